@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a scene, a camera and a pose to a picture with its exact depth."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthclip_ros.sim.camera import SimCamera
+from depthclip_ros.sim.render import shade, trace
+from depthclip_ros.sim.scene import Scene
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Camera effects; the defaults add none.
+
+    exposure: gain on the light. white_balance: gain of R, G, B.
+    noise: standard deviation of the pixel noise in units of full scale, drawn from `seed`.
+    """
+
+    exposure: float = 1.0
+    white_balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the simulated camera."""
+
+    rgb: np.ndarray  # (H, W, 3) uint8
+    depth: np.ndarray  # (H, W) float32, metres along the optical axis
+    camera: SimCamera
+    pose: np.ndarray = field(repr=False)  # (4, 4) float64, optical frame to world
+    kind: str = ''
+
+
+def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
+           options: RenderOptions = RenderOptions(),
+           blur_poses: Sequence[np.ndarray] = ()) -> Frame:
+    """The picture at `pose`; with `blur_poses` (poses during the exposure), motion-blurred.
+
+    Depth is always that of `pose`. The same arguments give the same bytes.
+    """
+    with torch.inference_mode():
+        hits = trace(scene, camera, pose)
+        planes = shade(scene, camera, hits)
+        if blur_poses:
+            planes = _average([planes] + [shade(scene, camera, trace(scene, camera, p))
+                                          for p in blur_poses])
+        rgb = _expose(planes, options)
+        return Frame(rgb, hits.depth.numpy(), camera, np.array(pose, np.float64), scene.kind)
+
+
+def _average(exposures: list[list[Tensor]]) -> list[Tensor]:
+    total = [plane.clone() for plane in exposures[0]]
+    for planes in exposures[1:]:
+        total = [a + b for a, b in zip(total, planes)]
+    return [plane / float(len(exposures)) for plane in total]
+
+
+def _expose(planes: list[Tensor], options: RenderOptions) -> np.ndarray:
+    height, width = planes[0].shape
+    image = torch.empty(height, width, 3)
+    for channel, plane in enumerate(planes):
+        gain = 255.0 * options.exposure * options.white_balance[channel]
+        image[:, :, channel] = plane * gain
+    if options.noise > 0:
+        rng = np.random.default_rng([options.seed, 11])
+        noise = rng.standard_normal((height, width, 3), dtype=np.float32)
+        image += torch.from_numpy(noise) * (255.0 * options.noise)
+    rgb: np.ndarray = (image + 0.5).clamp_(0.0, 255.0).to(torch.uint8).numpy()
+    return rgb

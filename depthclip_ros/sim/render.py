@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ray a pixel against the planes of a room and its boxes, cylinders and spheres.
+
+Only IEEE-exact operations touch pixels (+ - * / sqrt, floor, comparisons, integers), so the same
+input gives the same bytes whatever the number of threads.
+Rays have Z = 1 in the optical frame; hence the ray parameter of a hit is its Z-depth in metres.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthclip_ros.sim.camera import RayGrid, SimCamera, ray_grid
+from depthclip_ros.sim.scene import Box, Cylinder, Material, Primitive, Scene, Sphere
+
+NEAR = 0.02  # metres: hits closer than this are behind or inside the lens
+TINY = 1e-7
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """What each pixel's ray hit."""
+
+    depth: Tensor  # (H, W) float32, metres along the optical axis
+    surface: Tensor  # (H, W) int32: 0..5 the room's planes, 6 + i its i-th primitive
+    first: Tensor  # (H, W) texture coordinates in metres
+    second: Tensor
+    shade: Tensor  # (H, W) brightness by orientation
+    slant: Tensor  # (H, W) |normal . ray|, ray with Z = 1
+
+
+def trace(scene: Scene, camera: SimCamera, pose: np.ndarray) -> Surfaces:
+    """Intersect every pixel's ray; `pose` is (4, 4), optical frame (x right, y down) to world."""
+    grid = ray_grid(camera)
+    tracer = _Tracer(scene, grid, np.asarray(pose, dtype=np.float64))
+    tracer.hit_room()
+    for index, primitive in enumerate(scene.contents):
+        tracer.hit(primitive, 6 + index)
+    return tracer.result()
+
+
+def shade(scene: Scene, camera: SimCamera, hits: Surfaces) -> list[Tensor]:
+    """Colour of every pixel before any camera effect: three (H, W) planes, R G B, 0..1."""
+    materials = list(scene.walls) + [primitive.material for primitive in scene.contents]
+    table = torch.tensor([_row(material) for material in materials], dtype=torch.float32)
+    index = hits.surface.reshape(-1)
+    shape = hits.surface.shape
+
+    def look(column: int) -> Tensor:
+        return table[:, column].contiguous().index_select(0, index).view(shape)
+
+    # The footprint of a pixel on the surface, for an area average instead of aliasing. The mean
+    # colour of a texture is kept, so a distant surface does not fade into anything.
+    slant = (hits.slant / ray_grid(camera).length).clamp_min_(0.05).sqrt_()
+    footprint = hits.depth * (1.0 / camera.fx) / slant
+    per_first, per_second = look(0), look(1)
+    a, b = hits.first * per_first, hits.second * per_second
+    width_a, width_b = footprint * per_first, footprint * per_second
+    row = b.floor()
+    a = a + look(2) * (row - 2.0 * (row * 0.5).floor())
+    joints = 1.0 - (1.0 - _pulse(a, width_a, look(3))) * (1.0 - _pulse(b, width_b, look(4)))
+    second = 0.5 - 0.5 * _alternate(a, width_a) * torch.where(
+        look(6) > 0.5, _alternate(b, width_b), 1.0)
+    second = second * look(5)
+    fade = 1.0 / (1.0 + 4.0 * (width_a * width_a + width_b * width_b))
+    cell = 1.0 + look(7) * fade * _cell_noise(a, row, hits.surface)
+    light = hits.shade * cell
+    planes = []
+    for channel in range(3):
+        color = look(8 + channel) + second * look(11 + channel)
+        planes.append((color + joints * (look(14 + channel) - color)) * light)
+    return planes
+
+
+def _row(material: Material) -> list[float]:
+    """One row of the material table (see `shade` for the columns)."""
+    per_first, per_second = 1.0 / material.cell[0], 1.0 / material.cell[1]
+    return [
+        per_first, per_second, material.stagger,
+        material.joint * per_first, material.joint * per_second,
+        float(material.checks > 0), float(material.checks == 2), material.variation,
+        *material.color, *(b - a for a, b in zip(material.color, material.second_color)),
+        *material.joint_color]
+
+
+def _pulse(x: Tensor, width: Tensor, duty: Tensor) -> Tensor:
+    """Mean over [x - width/2, x + width/2] of a wave that is 1 on the first `duty` of each unit."""
+    width = width.clamp_min(1e-4)
+    low, high = x - 0.5 * width, x + 0.5 * width
+    whole_low, whole_high = low.floor(), high.floor()
+    low = torch.minimum(low - whole_low, duty)
+    high = torch.minimum(high - whole_high, duty)
+    return ((whole_high - whole_low) * duty + (high - low)) / width
+
+
+def _alternate(x: Tensor, width: Tensor) -> Tensor:
+    """Mean over [x - width/2, x + width/2] of a wave that is +1 and -1 on alternate units."""
+    width = width.clamp_min(1e-4)
+
+    def integral(t: Tensor) -> Tensor:
+        t = 0.5 * t
+        return 1.0 - (2.0 * (t - t.floor()) - 1.0).abs()
+
+    return (integral(x + 0.5 * width) - integral(x - 0.5 * width)) / width
+
+
+def _cell_noise(a: Tensor, row: Tensor, surface: Tensor) -> Tensor:
+    """A number in -1..1 for each cell, by integer hashing."""
+    h = a.floor().to(torch.int32) * 374761393 + row.to(torch.int32) * 668265263
+    h = h + surface * 97531
+    h = (h ^ (h >> 13)) * 1274126177
+    return ((h >> 8) & 0xFFFF).to(torch.float32) * (2.0 / 65535.0) - 1.0
+
+
+class _Tracer:
+    """The nearest hit so far; objects are tested only in the rectangle that can contain them."""
+
+    def __init__(self, scene: Scene, grid: RayGrid, pose: np.ndarray) -> None:
+        self.scene = scene
+        self.grid = grid
+        self.rotation = pose[:3, :3]
+        self.origin = [float(v) for v in pose[:3, 3]]
+        r = [[float(v) for v in row] for row in self.rotation]
+        self.direction = [_nonzero(grid.x * r[k][0] + grid.y * r[k][1] + r[k][2])
+                          for k in range(3)]
+        self.inverse = [1.0 / d for d in self.direction]
+
+    def hit_room(self) -> None:
+        o, size, light = self.origin, self.scene.size, self.scene.light
+        distances, shades, numbers = [], [], []
+        for k in range(3):
+            ahead = self.direction[k] > 0
+            bound = torch.where(ahead, size[k] - o[k], -o[k])
+            distances.append(bound * self.inverse[k])
+            normal = [0.0, 0.0, 0.0]
+            normal[k] = 1.0
+            low = light.shade((normal[0], normal[1], normal[2]))
+            high = light.shade((-normal[0], -normal[1], -normal[2]))
+            shades.append(torch.where(ahead, high, low))
+            numbers.append(ahead.to(torch.int32) + 2 * k)
+        x_first = distances[0] < distances[1]
+        depth = torch.minimum(distances[0], distances[1])
+        z_first = distances[2] < depth
+        self.depth = torch.minimum(depth, distances[2])
+        self.shade = _pick(z_first, x_first, *shades)
+        self.surface = _pick(z_first, x_first, *numbers)
+        self.slant = _pick(z_first, x_first, *[d.abs() for d in self.direction])
+        point = [self.direction[k] * self.depth + o[k] for k in range(3)]
+        self.first = torch.where(z_first | ~x_first, point[0], point[1])
+        self.second = torch.where(z_first, point[1], point[2])
+
+    def hit(self, primitive: Primitive, number: int) -> None:
+        rows, columns = self._rectangle(primitive)
+        if rows.stop <= rows.start or columns.stop <= columns.start:
+            return
+        window = (rows, columns)
+        direction = [d[window] for d in self.direction]
+        if isinstance(primitive, Box):
+            hit = self._box(primitive, direction, window)
+        elif isinstance(primitive, Cylinder):
+            hit = self._cylinder(primitive, direction, window)
+        else:
+            hit = self._sphere(primitive, direction, window)
+        distance, valid, first, second, brightness, slant = hit
+        nearer = valid & (distance < self.depth[window]) & (distance > NEAR)
+        for plane, value in ((self.depth, distance), (self.first, first), (self.second, second),
+                             (self.shade, brightness), (self.slant, slant)):
+            plane[window] = torch.where(nearer, value, plane[window])
+        self.surface[window].masked_fill_(nearer, number)
+
+    def result(self) -> Surfaces:
+        return Surfaces(self.depth, self.surface, self.first, self.second, self.shade, self.slant)
+
+    def _rectangle(self, primitive: Primitive) -> tuple[slice, slice]:
+        local = (np.array(primitive.corners()) - self.origin) @ self.rotation
+        depth = local[:, 2]
+        if depth.max() < NEAR:
+            return slice(0, 0), slice(0, 0)
+        if depth.min() < NEAR:  # reaches beside or behind the camera: no bound
+            height, width = self.grid.x.shape
+            return slice(0, height), slice(0, width)
+        x, y = local[:, 0] / depth, local[:, 1] / depth
+        return self.grid.rectangle(x.min(), x.max(), y.min(), y.max())
+
+    def _box(self, box: Box, direction: list[Tensor], window: tuple[slice, slice]) -> tuple[
+            Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        c, s = math.cos(box.yaw), math.sin(box.yaw)
+        ox, oy, oz = (self.origin[k] - box.center[k] for k in range(3))
+        origin = [c * ox + s * oy, c * oy - s * ox, oz]
+        if box.yaw:
+            direction = [_nonzero(direction[0] * c + direction[1] * s),
+                         _nonzero(direction[1] * c - direction[0] * s), direction[2]]
+            inverse = [1.0 / direction[0], 1.0 / direction[1], self.inverse[2][window]]
+        else:
+            inverse = [i[window] for i in self.inverse]
+        near, far, shades = [], [], []
+        for k in range(3):
+            half = 0.5 * box.size[k]
+            a, b = inverse[k] * (-half - origin[k]), inverse[k] * (half - origin[k])
+            near.append(torch.minimum(a, b))
+            far.append(torch.maximum(a, b))
+            sign = 1.0 if origin[k] > 0 else -1.0
+            normal = ((c * sign, s * sign, 0.0), (-s * sign, c * sign, 0.0), (0.0, 0.0, sign))[k]
+            shades.append(self.scene.light.shade(normal))
+        x_face = near[0] > near[1]
+        distance = torch.maximum(near[0], near[1])
+        z_face = near[2] > distance
+        distance = torch.maximum(distance, near[2])
+        valid = distance < torch.minimum(torch.minimum(far[0], far[1]), far[2])
+        brightness = torch.where(z_face, shades[2], torch.where(x_face, shades[0], shades[1]))
+        slant = _pick(z_face, x_face, *[d.abs() for d in direction])
+        point = [direction[k] * distance + origin[k] for k in range(3)]
+        first = torch.where(z_face | ~x_face, point[0], point[1])
+        return distance, valid, first, torch.where(z_face, point[1], point[2]), brightness, slant
+
+    def _cylinder(self, cylinder: Cylinder, direction: list[Tensor], window: tuple[slice, slice]
+                  ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        ox, oy, oz = (self.origin[k] - cylinder.center[k] for k in range(3))
+        dx, dy, dz = direction
+        radius, half, light = cylinder.radius, 0.5 * cylinder.height, self.scene.light
+        a = dx * dx + dy * dy
+        b = dx * ox + dy * oy
+        square = b * b - a * (ox * ox + oy * oy - radius * radius)
+        inverse = 1.0 / a
+        root = square.clamp_min(0.0).sqrt()
+        side = (-b - root) * inverse
+        out = (root - b) * inverse
+        bound = half if oz > 0 else -half  # the end that the camera can see
+        end = self.inverse[2][window] * (bound - oz)
+        # Seen from above or below, an end is hit where its plane is crossed inside the infinite
+        # cylinder; from between the ends, never.
+        on_end = (end > side) & (end < out) & (abs(oz) > half)
+        distance = torch.where(on_end, end, side)
+        z = dz * distance + oz
+        valid = (square > 0) & (on_end | (z.abs() <= half))
+        x, y = dx * distance + ox, dy * distance + oy
+        cosine = (x * light.direction[0] + y * light.direction[1]) * (1.0 / radius)
+        curved = light.ambient + light.diffuse * cosine.clamp_min(0.0)
+        flat = light.shade((0.0, 0.0, 1.0 if oz > 0 else -1.0))
+        slant = (x * dx + y * dy).abs() * (1.0 / radius)
+        return (distance, valid, x, torch.where(on_end, y, z), torch.where(on_end, flat, curved),
+                torch.where(on_end, dz.abs(), slant))
+
+    def _sphere(self, sphere: Sphere, direction: list[Tensor], window: tuple[slice, slice]
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        origin = [self.origin[k] - sphere.center[k] for k in range(3)]
+        light = self.scene.light
+        a = self.grid.length[window] * self.grid.length[window]
+        b = direction[0] * origin[0] + direction[1] * origin[1] + direction[2] * origin[2]
+        square = b * b - a * (sum(v * v for v in origin) - sphere.radius * sphere.radius)
+        distance = (-b - square.clamp_min(0.0).sqrt()) / a
+        point = [direction[k] * distance + origin[k] for k in range(3)]
+        cosine = (point[0] * light.direction[0] + point[1] * light.direction[1]
+                  + point[2] * light.direction[2]) * (1.0 / sphere.radius)
+        brightness = light.ambient + light.diffuse * cosine.clamp_min(0.0)
+        slant = (point[0] * direction[0] + point[1] * direction[1]
+                 + point[2] * direction[2]).abs() * (1.0 / sphere.radius)
+        return distance, square > 0, point[0], point[2], brightness, slant
+
+
+def _nonzero(direction: Tensor) -> Tensor:
+    """Directions with zeros replaced, so that one division serves all rays."""
+    return torch.where(direction.abs() < TINY, TINY, direction)
+
+
+def _pick(z_first: Tensor, x_first: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return torch.where(z_first, z, torch.where(x_first, x, y))

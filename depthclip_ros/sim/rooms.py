@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Furnished rooms of five kinds, each with its own range of sizes and so of depths.
+
+Sizes of rooms, doors, furniture, tiles and planks are those of real ones, within a spread: this
+is what tells scale in a picture. Colours are drawn independently of everything else.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from depthclip_ros.sim.scene import (Box, Color, Cylinder, Light, Material, Primitive, Scene,
+                                     Sphere)
+
+Generator = np.random.Generator
+Walls = tuple[Material, Material, Material, Material, Material, Material]
+
+
+def generate(kind: str, seed: int) -> Scene:
+    """See Scene.generate."""
+    if kind not in _ROOMS:
+        raise ValueError(f'unknown kind of room {kind!r}: use one of {", ".join(KINDS)}')
+    rng = np.random.default_rng([KINDS.index(kind), seed])
+    return _ROOMS[kind](rng, seed)
+
+
+def _bathroom(rng: Generator, seed: int) -> Scene:
+    size = (_between(rng, 1.7, 2.6), _between(rng, 2.0, 3.2), _between(rng, 2.3, 2.6))
+    tile = _tiles(rng, _choice(rng, (0.15, 0.2)), _light_color(rng))
+    walls = _walls(rng, tile, floor=_tiles(rng, 0.3), ceiling=_plain(rng, _light_color(rng)))
+    room = _Furniture(rng, size)
+    room.against_wall((0.75, 1.6, 0.55), _plain(rng, _light_color(rng)))  # tub
+    room.against_wall((0.45, 0.6, 0.85), _wood(rng))  # washstand
+    room.against_wall((0.4, 0.35, 1.8), _wood(rng))  # cupboard
+    room.round((0.19, 0.25), (0.4, 0.45), _plain(rng, _light_color(rng)))  # toilet
+    room.round((0.12, 0.18), (0.5, 0.6), _plain(rng))  # bin
+    room.hang((0.5, 0.7), 1.2, _plain(rng))  # mirror
+    room.door()
+    return room.scene('bathroom', seed, walls)
+
+
+def _bedroom(rng: Generator, seed: int) -> Scene:
+    size = (_between(rng, 3.0, 4.2), _between(rng, 3.2, 4.8), _between(rng, 2.4, 2.7))
+    paper = _choice(rng, (_striped(rng, 0.15), _plain(rng), _plain(rng)))
+    walls = _walls(rng, paper, floor=_planks(rng), ceiling=_plain(rng, _light_color(rng)))
+    room = _Furniture(rng, size)
+    room.against_wall((2.05, 1.5, 0.5), _checked(rng, 0.25))  # bed
+    room.against_wall((0.6, 1.5, 2.0), _wood(rng))  # wardrobe
+    room.against_wall((0.45, 0.45, 0.5), _wood(rng), sphere=0.14)  # bedside table and lamp
+    room.against_wall((0.5, 1.0, 0.8), _wood(rng))  # chest of drawers
+    room.round((0.18, 0.22), (0.45, 0.5), _striped(rng, 0.1))  # stool
+    room.hang((0.5, 0.7), 1.4, _checked(rng, 0.1))
+    room.window()
+    room.door()
+    return room.scene('bedroom', seed, walls)
+
+
+def _office(rng: Generator, seed: int) -> Scene:
+    size = (_between(rng, 4.2, 6.0), _between(rng, 4.5, 6.8), _between(rng, 2.6, 2.9))
+    walls = _walls(rng, _plain(rng), floor=_carpet(rng), ceiling=_panels(rng))
+    room = _Furniture(rng, size)
+    for _ in range(int(rng.integers(2, 4))):
+        room.standing((1.6, 0.8, 0.74), _wood(rng), on_top=(0.5, 0.15, 0.4), margin=0.1)
+    for _ in range(int(rng.integers(2, 4))):
+        room.round((0.22, 0.27), (0.45, 0.5), _plain(rng))  # chairs
+    room.against_wall((0.4, 0.9, 1.9), _shelf(rng))
+    room.against_wall((0.4, 0.9, 1.9), _shelf(rng))
+    room.against_wall((0.5, 0.45, 0.65), _plain(rng), sphere=0.12)
+    room.hang((1.2, 0.9), 1.0, _plain(rng, _light_color(rng)))
+    room.window()
+    room.door()
+    return room.scene('office', seed, walls)
+
+
+def _classroom(rng: Generator, seed: int) -> Scene:
+    size = (_between(rng, 6.5, 9.0), _between(rng, 7.0, 10.0), _between(rng, 2.9, 3.2))
+    walls = _walls(rng, _plain(rng), floor=_tiles(rng, 0.5), ceiling=_panels(rng))
+    room = _Furniture(rng, size)
+    desk, chair = _wood(rng), _plain(rng)
+    columns, rows = int(rng.integers(2, 4)), int(rng.integers(2, 4))
+    for i in range(columns):
+        for j in range(rows):
+            x = size[0] * (i + 0.75) / (columns + 0.5) + _between(rng, -0.15, 0.15)
+            y = size[1] * (j + 0.75) / (rows + 0.5) + _between(rng, -0.15, 0.15)
+            room.put_box((x, y), (1.3, 0.55, 0.74), desk, margin=0.05)
+            room.put_round((x, y - 0.6), 0.22, 0.45, chair)
+    room.hang((3.0, 1.2), 0.9, _plain(rng, (0.1, 0.25, 0.15)))  # board
+    room.against_wall((0.5, 1.2, 1.9), _shelf(rng))
+    room.window()
+    room.window()
+    room.door()
+    return room.scene('classroom', seed, walls)
+
+
+def _corridor(rng: Generator, seed: int) -> Scene:
+    size = (_between(rng, 1.7, 2.6), _between(rng, 7.5, 11.0), _between(rng, 2.4, 2.8))
+    brick = _bricks(rng)
+    side = _choice(rng, (brick, _plain(rng), _plain(rng)))
+    walls = _walls(rng, side, floor=_choice(rng, (_tiles(rng, 0.3), _tiles(rng, 0.5))),
+                   ceiling=_panels(rng))
+    room = _Furniture(rng, size)
+    for _ in range(int(rng.integers(3, 6))):
+        room.door(side=int(rng.integers(0, 2)))
+    room.against_wall((0.35, 0.9, 1.8), _wood(rng), side=int(rng.integers(0, 2)))  # lockers
+    room.against_wall((0.4, 1.2, 0.45), _wood(rng), side=int(rng.integers(0, 2)))  # bench
+    room.round((0.12, 0.18), (0.5, 0.8), _plain(rng))
+    room.round((0.15, 0.2), (0.6, 0.9), _striped(rng, 0.1))
+    room.door(side=int(rng.integers(2, 4)))
+    return room.scene('corridor', seed, walls)
+
+
+_ROOMS: dict[str, Callable[[Generator, int], Scene]] = {
+    'bathroom': _bathroom, 'bedroom': _bedroom, 'office': _office, 'classroom': _classroom,
+    'corridor': _corridor}
+#: The kinds of rooms, in the order of their numbers.
+KINDS: tuple[str, ...] = tuple(_ROOMS)
+
+
+class _Furniture:
+    """Puts things where there is room for them; what finds no place is left out."""
+
+    def __init__(self, rng: Generator, size: tuple[float, float, float]) -> None:
+        self.rng = rng
+        self.size = size
+        self.contents: list[Primitive] = []
+        self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
+
+    def scene(self, kind: str, seed: int, walls: Walls) -> Scene:
+        lamp = Material((1.0, 1.0, 0.95))
+        self.contents.append(Box((0.5 * self.size[0], 0.5 * self.size[1], self.size[2] - 0.03),
+                                 (0.3, 1.2, 0.06), lamp))
+        angle = _between(self.rng, 0.0, 2 * math.pi)
+        tilt = _between(self.rng, 0.3, 0.9)
+        direction = (math.cos(angle) * math.sin(tilt), math.sin(angle) * math.sin(tilt),
+                     math.cos(tilt))
+        ambient = _between(self.rng, 0.5, 0.7)
+        return Scene(kind, seed, self.size, walls, tuple(self.contents),
+                     Light(direction, ambient, 1.05 - ambient))
+
+    def against_wall(self, size: tuple[float, float, float], material: Material,
+                     sphere: float = 0.0, side: int = -1) -> None:
+        """A box with its back (first size: depth from the wall) to a wall."""
+        depth, width, height = (v * _between(self.rng, 0.92, 1.08) for v in size)
+        for _ in range(8):
+            wall = side if side >= 0 else int(self.rng.integers(0, 4))
+            extent = self.size[1] if wall < 2 else self.size[0]
+            if extent < width + 0.1:
+                continue
+            along = _between(self.rng, 0.5 * width, extent - 0.5 * width)
+            center = self._at_wall(wall, along, 0.5 * depth)
+            footprint = (depth, width) if wall < 2 else (width, depth)
+            if self._free(center, footprint):
+                self._add_box(center, footprint, height, material, 0.0)
+                if sphere:
+                    self.contents.append(Sphere((*center, height + sphere), sphere,
+                                                _plain(self.rng, _light_color(self.rng))))
+                return
+
+    def standing(self, size: tuple[float, float, float], material: Material,
+                 on_top: tuple[float, float, float], margin: float) -> None:
+        """A box anywhere, turned by a random angle, with a smaller one on it."""
+        for _ in range(8):
+            center = (_between(self.rng, 1.0, self.size[0] - 1.0),
+                      _between(self.rng, 1.0, self.size[1] - 1.0))
+            if self._free(center, (size[0] + margin, size[0] + margin)):
+                yaw = _between(self.rng, -0.4, 0.4) + 0.5 * math.pi * int(self.rng.integers(0, 2))
+                self._add_box(center, size[:2], size[2], material, yaw)
+                self.contents.append(Box((*center, size[2] + 0.5 * on_top[2]), on_top,
+                                         _plain(self.rng), yaw))
+                return
+
+    def put_box(self, center: tuple[float, float], size: tuple[float, float, float],
+                material: Material, margin: float) -> None:
+        """A box at a place, if that is free."""
+        if self._free(center, (size[0] + margin, size[1] + margin)):
+            self._add_box(center, size[:2], size[2], material, _between(self.rng, -0.1, 0.1))
+
+    def put_round(self, center: tuple[float, float], radius: float, height: float,
+                  material: Material) -> None:
+        """A cylinder at a place, if that is free."""
+        if self._free(center, (2 * radius, 2 * radius)):
+            self.taken.append((*center, radius))
+            self.contents.append(Cylinder((*center, 0.5 * height), radius, height, material))
+
+    def round(self, radii: tuple[float, float], heights: tuple[float, float],
+              material: Material) -> None:
+        """A cylinder on the floor, anywhere."""
+        for _ in range(8):
+            radius = _between(self.rng, *radii)
+            center = (_between(self.rng, radius, self.size[0] - radius),
+                      _between(self.rng, radius, self.size[1] - radius))
+            before = len(self.contents)
+            self.put_round(center, radius, _between(self.rng, *heights), material)
+            if len(self.contents) > before:
+                return
+
+    def hang(self, size: tuple[float, float], bottom: float, material: Material,
+             side: int = -1, thickness: float = 0.04) -> None:
+        """A flat thing on a wall: `size` is (width, height), `bottom` its lower edge."""
+        wall = side if side >= 0 else int(self.rng.integers(0, 4))
+        extent = self.size[1] if wall < 2 else self.size[0]
+        width = min(size[0], extent - 0.2)
+        along = _between(self.rng, 0.5 * width, extent - 0.5 * width)
+        center = self._at_wall(wall, along, 0.5 * thickness)
+        footprint = (thickness, width) if wall < 2 else (width, thickness)
+        self.contents.append(Box((*center, bottom + 0.5 * size[1]), (*footprint, size[1]),
+                                 material))
+
+    def door(self, side: int = -1) -> None:
+        """A door: 0.9 m by 2.0 m, as doors are."""
+        self.hang((_between(self.rng, 0.82, 0.92), 2.0), 0.0, _plain(self.rng), side)
+
+    def window(self) -> None:
+        """A bright window with panes of half a metre."""
+        glass = Material((0.85, 0.9, 1.0), (0.5, 0.6), joint=0.06,
+                         joint_color=_light_color(self.rng))
+        self.hang((1.5, 1.2), 0.9, glass)
+
+    def _at_wall(self, wall: int, along: float, off: float) -> tuple[float, float]:
+        if wall < 2:
+            return (off if wall == 0 else self.size[0] - off, along)
+        return (along, off if wall == 2 else self.size[1] - off)
+
+    def _free(self, center: tuple[float, float], footprint: tuple[float, float]) -> bool:
+        """True where a circle of the footprint's shorter half finds no other one."""
+        radius = 0.5 * min(footprint)
+        reach = 0.5 * max(footprint)
+        return all(math.hypot(center[0] - x, center[1] - y) > 0.5 * (radius + reach) + r
+                   for x, y, r in self.taken)
+
+    def _add_box(self, center: tuple[float, float], footprint: tuple[float, float], height: float,
+                 material: Material, yaw: float) -> None:
+        self.taken.append((*center, 0.25 * (footprint[0] + footprint[1])))
+        self.contents.append(Box((*center, 0.5 * height), (*footprint, height), material, yaw))
+
+
+def _between(rng: Generator, low: float, high: float) -> float:
+    return float(low + (high - low) * rng.random())
+
+
+def _choice(rng: Generator, options: tuple) -> object:  # type: ignore[type-arg]
+    return options[int(rng.integers(0, len(options)))]
+
+
+def _color(rng: Generator) -> Color:
+    """Any colour, not too dark."""
+    r, g, b = 0.15 + 0.75 * rng.random(3)
+    return float(r), float(g), float(b)
+
+
+def _light_color(rng: Generator) -> Color:
+    """Near white."""
+    r, g, b = 0.7 + 0.28 * rng.random(3)
+    return float(r), float(g), float(b)
+
+
+def _near(rng: Generator, color: Color, spread: float) -> Color:
+    r, g, b = (min(1.0, max(0.02, v + _between(rng, -spread, spread))) for v in color)
+    return r, g, b
+
+
+def _plain(rng: Generator, color: Color | None = None) -> Material:
+    """Paint with a faint grain of 5 cm."""
+    return Material(color or _color(rng), (0.05, 0.05), variation=_between(rng, 0.02, 0.08))
+
+
+def _tiles(rng: Generator, cell: float, color: Color | None = None) -> Material:
+    color = color or _color(rng)
+    cell *= _between(rng, 0.95, 1.05)
+    return Material(color, (cell, cell), joint=0.008 + 0.02 * cell,
+                    checks=2 if rng.random() < 0.3 else 0, variation=_between(rng, 0.02, 0.1),
+                    second_color=_near(rng, color, 0.35), joint_color=_color(rng))
+
+
+def _planks(rng: Generator) -> Material:
+    width = 0.14 * _between(rng, 0.9, 1.1)
+    return Material(_brown(rng), (8 * width, width), stagger=0.5, joint=0.008,
+                    variation=_between(rng, 0.08, 0.25), joint_color=(0.15, 0.1, 0.08))
+
+
+def _bricks(rng: Generator) -> Material:
+    return Material(_color(rng), (0.25, 0.08), stagger=0.5, joint=0.015,
+                    variation=_between(rng, 0.08, 0.2), joint_color=_light_color(rng))
+
+
+def _carpet(rng: Generator) -> Material:
+    cell = 0.5 * _between(rng, 0.95, 1.05)
+    color = _color(rng)
+    return Material(color, (cell, cell), checks=2, variation=_between(rng, 0.03, 0.1),
+                    second_color=_near(rng, color, 0.15))
+
+
+def _panels(rng: Generator) -> Material:
+    """A suspended ceiling: panels of 0.6 m."""
+    return Material(_light_color(rng), (0.6, 0.6), joint=0.03, variation=0.02,
+                    joint_color=_near(rng, (0.5, 0.5, 0.5), 0.15))
+
+
+def _striped(rng: Generator, width: float) -> Material:
+    color = _color(rng)
+    return Material(color, (width, 1.0), checks=1, second_color=_near(rng, color, 0.3))
+
+
+def _checked(rng: Generator, cell: float) -> Material:
+    color = _color(rng)
+    return Material(color, (cell, cell), checks=2, second_color=_near(rng, color, 0.4))
+
+
+def _shelf(rng: Generator) -> Material:
+    """Shelves 0.38 m apart, books 0.06 m wide."""
+    return Material(_color(rng), (0.06, 0.38), stagger=0.5, joint=0.012, variation=0.4,
+                    joint_color=_brown(rng))
+
+
+def _wood(rng: Generator) -> Material:
+    return Material(_brown(rng), (0.4, 0.05), stagger=0.5, variation=_between(rng, 0.05, 0.15))
+
+
+def _brown(rng: Generator) -> Color:
+    return _near(rng, (0.5, 0.36, 0.24), 0.15)
+
+
+def _walls(rng: Generator, wall: object, floor: object, ceiling: object) -> Walls:
+    """Four walls of one material, sometimes one of its own colour; floor and ceiling."""
+    assert isinstance(wall, Material) and isinstance(floor, Material)
+    assert isinstance(ceiling, Material)
+    other = _plain(rng) if rng.random() < 0.3 else wall
+    sides = [wall, wall, wall, wall]
+    sides[int(rng.integers(0, 4))] = other
+    return sides[0], sides[1], sides[2], sides[3], floor, ceiling
