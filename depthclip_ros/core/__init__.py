@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DepthCLIP without ROS: images in, depth out."""
+"""DepthCLIP without ROS: images in, depth out.
+
+The estimator needs torch; it is imported when first asked for, so that settings, errors and
+geometry can be used without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .config import DepthConfig, NodeConfig, describe, read_config
 from .errors import (
@@ -7,7 +15,19 @@ from .errors import (
     WeightsError,
 )
 
+if TYPE_CHECKING:
+    from .estimator import DepthEstimator, DepthPrediction
+
 __all__ = [
-    'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig', 'DeviceError',
-    'ImageError', 'NodeConfig', 'WeightsError', 'describe', 'read_config',
+    'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig',
+    'DepthEstimator', 'DepthPrediction', 'DeviceError', 'ImageError', 'NodeConfig',
+    'WeightsError', 'describe', 'read_config',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the estimator, and with it torch, on first use."""
+    if name in ('DepthEstimator', 'DepthPrediction'):
+        from . import estimator  # noqa: PLC0415
+        return getattr(estimator, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
