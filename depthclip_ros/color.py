@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth as pictures for people: colours with a scale in metres, captions, contact sheets.
+
+Every picture is uint8 (H, W, 3) in OpenCV's order, blue green red. A colour always means the same
+depth: the limits are given, never taken from the picture at hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Picture = NDArray[np.uint8]
+
+UNTRAINED = 'UNTRAINED WEIGHTS: depth is meaningless'
+
+BACKGROUND = (32, 32, 32)
+FOREGROUND = (235, 235, 235)
+WARNING = (40, 40, 200)
+GAP = 8
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Picture:
+    """Paint depth with the turbo map: near is red, far is blue, no depth (NaN) is black.
+
+    Args:
+        depth: (H, W) in metres.
+        low: depth of the warmest colour [m]; what is nearer has that colour too.
+        high: depth of the coldest colour [m]; what is farther has that colour too.
+
+    Returns:
+        uint8 (H, W, 3), BGR.
+
+    Raises:
+        ValueError: `low` is not less than `high`, or `depth` is not a plane.
+
+    """
+    if not low < high:
+        raise ValueError(f'The colour scale needs low < high; got {low} to {high} m.')
+    if depth.ndim != 2:
+        raise ValueError(f'Depth must be of shape (H, W); got {depth.shape}.')
+    # One pass in float32, in place: a live topic is painted with this.
+    level = np.multiply(depth, np.float32(-255.0 / (high - low)), dtype=np.float32)
+    level += np.float32(255.0 * high / (high - low))
+    np.clip(level, 0.0, 255.0, out=level)
+    holes = np.isnan(level)
+    level[holes] = 0.0
+    picture = np.asarray(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO), np.uint8)
+    picture[holes] = 0
+    return picture
+
+
+def color_bar(low: float, high: float, height: int, width: int = 72) -> Picture:
+    """Draw the scale of `colorize`: near at the bottom, with about five labels in metres."""
+    margin = min(12, height // 4)
+    bar = _canvas(height, width)
+    ramp = np.linspace(high, low, height - 2 * margin, dtype=np.float32)
+    strip = colorize(np.repeat(ramp[:, None], width // 4, axis=1), low, high)
+    bar[margin:height - margin, :width // 4] = strip
+    for metres in _ticks(low, high, max(2, min(6, height // 40))):
+        row = margin + (high - metres) / (high - low) * (height - 2 * margin - 1)
+        _put_text(bar, f'{metres:g} m', (width // 4 + 5, round(row) + 5), 0.4)
+    return bar
+
+
+def side_by_side(
+    rgb: Picture, depth: NDArray[np.floating[Any]], low: float, high: float, caption: str = '',
+    warning: str = '',
+) -> Picture:
+    """Put an image, its depth and the depth's scale beside each other.
+
+    Args:
+        rgb: uint8 (H, W, 3), BGR like every picture here.
+        depth: metres, of any size; shown at the image's.
+        low: see `colorize`.
+        high: see `colorize`.
+        caption: line under the picture.
+        warning: line across the depth, on red.
+
+    """
+    height, width = rgb.shape[:2]
+    return _framed(
+        [rgb, _resize_nearest(colorize(depth, low, high), width, height)], low, high, caption,
+        warning)
+
+
+def with_bar(
+    depth: NDArray[np.floating[Any]], low: float, high: float, caption: str = '',
+    warning: str = '',
+) -> Picture:
+    """Depth in colours beside its scale; the arguments are those of `side_by_side`."""
+    return _framed([colorize(depth, low, high)], low, high, caption, warning)
+
+
+def enlarge(depth: NDArray[np.floating[Any]], low: float, high: float, scale: int) -> Picture:
+    """Paint a coarse map with every patch a square of `scale` pixels."""
+    small = colorize(depth, low, high)
+    return np.repeat(np.repeat(small, scale, axis=0), scale, axis=1)
+
+
+def contact_sheet(pictures: Sequence[Picture], title: str = '', width: int = 1600) -> Picture:
+    """Lay pictures out in rows, all of one size.
+
+    Args:
+        pictures: at least one; wide ones go in two columns, the others in more.
+        title: line on top.
+        width: of the sheet, in pixels.
+
+    """
+    if not pictures:
+        raise ValueError('A contact sheet needs at least one picture.')
+    first = pictures[0]
+    columns = min(len(pictures), 2 if first.shape[1] > 1.6 * first.shape[0] else 4)
+    cell_width = (width - (columns + 1) * GAP) // columns
+    cell_height = max(1, round(max(
+        picture.shape[0] * cell_width / picture.shape[1] for picture in pictures)))
+    rows = -(-len(pictures) // columns)
+    top = 36 if title else 0
+    sheet = _canvas(top + rows * (cell_height + GAP) + GAP, width)
+    if title:
+        _put_text(sheet, title, (GAP, 25), 0.6)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        scale = min(cell_width / picture.shape[1], cell_height / picture.shape[0])
+        size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        y, x = top + GAP + row * (cell_height + GAP), GAP + column * (cell_width + GAP)
+        sheet[y:y + size[1], x:x + size[0]] = small
+    return sheet
+
+
+def write_warning(picture: Picture, text: str) -> None:
+    """Write `text` in white on a red stripe across the top of `picture`, in place."""
+    scale = 0.65
+    while scale > 0.25 and _text_width(text, scale, 2) > picture.shape[1] - 2 * GAP:
+        scale -= 0.05
+    height = round(14 + 26 * scale)
+    picture[:height] = WARNING
+    x = max(0, (picture.shape[1] - _text_width(text, scale, 2)) // 2)
+    _put_text(picture, text, (x, height - round(height * 0.32)), scale, thickness=2)
+
+
+def depth_millimetres(
+    depth: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.uint16], int]:
+    """Convert metres to the 16-bit millimetres of a depth PNG (REP-118: 0 is invalid).
+
+    Returns:
+        uint16 (H, W), and the number of pixels that had a depth which 16 bits cannot hold
+        (not positive, or above 65.535 m) and are therefore 0.
+
+    """
+    rounded = np.rint(depth * 1000.0)
+    with np.errstate(invalid='ignore'):
+        held = (rounded >= 1) & (rounded <= 65535)
+    millimetres = np.where(held, rounded, 0).astype(np.uint16)
+    return millimetres, int(np.count_nonzero(~held & ~np.isnan(depth)))
+
+
+def _framed(
+    pictures: Sequence[Picture], low: float, high: float, caption: str, warning: str,
+) -> Picture:
+    """Join the pictures and the scale; the warning goes over the last picture."""
+    pictures = [*pictures[:-1], pictures[-1].copy()]
+    if warning:
+        write_warning(pictures[-1], warning)
+    height = pictures[0].shape[0]
+    gap = _canvas(height, GAP)
+    parts = [part for picture in pictures for part in (picture, gap)]
+    joined = np.hstack([*parts, color_bar(low, high, height)])
+    if not caption:
+        return joined
+    line = _canvas(28, joined.shape[1])
+    scale = 0.5
+    while scale > 0.25 and _text_width(caption, scale, 1) > line.shape[1] - 2 * GAP:
+        scale -= 0.05
+    _put_text(line, caption, (GAP, 19), scale)
+    return np.vstack([joined, line])
+
+
+def _resize_nearest(picture: Picture, width: int, height: int) -> Picture:
+    """Resize without inventing colours between two depths."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(
+        cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round depths inside the scale, at most about `count` steps apart."""
+    raw = (high - low) / count
+    magnitude = 10.0 ** np.floor(np.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first = np.ceil(low / step - 1e-6)
+    last = np.floor(high / step + 1e-6)
+    return [round(float(k * step), 6) for k in np.arange(first, last + 1)]
+
+
+def _canvas(height: int, width: int) -> Picture:
+    return np.full((height, width, 3), BACKGROUND, np.uint8)
+
+
+def _text_width(text: str, scale: float, thickness: int) -> int:
+    return int(cv2.getTextSize(text, FONT, scale, thickness)[0][0])
+
+
+def _put_text(
+    picture: Picture, text: str, origin: tuple[int, int], scale: float, thickness: int = 1,
+) -> None:
+    cv2.putText(picture, text, origin, FONT, scale, FOREGROUND, thickness, cv2.LINE_AA)

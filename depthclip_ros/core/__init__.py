@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DepthCLIP without ROS: images in, depth out.
+
+The estimator needs torch; it is imported when first asked for, so that settings, errors and
+geometry can be used without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import DepthConfig, NodeConfig, describe, read_config
+from .errors import (
+    CameraInfoError, ConfigError, DataError, DepthClipError, DeviceError, ImageError,
+    WeightsError,
+)
+
+if TYPE_CHECKING:
+    from .estimator import DepthEstimator, DepthPrediction
+
+__all__ = [
+    'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig',
+    'DepthEstimator', 'DepthPrediction', 'DeviceError', 'ImageError', 'NodeConfig',
+    'WeightsError', 'describe', 'read_config',
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the estimator, and with it torch, on first use."""
+    if name in ('DepthEstimator', 'DepthPrediction'):
+        from . import estimator  # noqa: PLC0415
+        return getattr(estimator, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
+
+Each encoder is a `torch.nn.Module` from normalised images (B, 3, H, W) to features (B, C, h, w)
+in float32, where C is the dimension of the text features. What it does not need (attention pool,
+text encoder) is not in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, normalize
+
+from .clip_package import import_clip
+from .errors import ConfigError, WeightsError
+from .weights import Architecture, architecture
+
+
+class ReferenceFeatures(nn.Module):
+    """What the official code compares with the text.
+
+    The last layer's map, as unit vectors over all its channels, then every n-th channel so that
+    as many remain as the text has. These are not renormalised, and not in CLIP's joint space: the
+    attention pool's projection into it is left out.
+    """
+
+    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
+        """Take over the convolutional part of a CLIP ResNet."""
+        super().__init__()
+        channels = 32 * shape.width
+        if channels % shape.embed_dim:
+            raise ConfigError(
+                f'features: reference keeps every n-th of {channels} channels, which does not '
+                f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
+        self.trunk = resnet
+        self.trunk.attnpool = nn.Identity()
+        self.channel_step = channels // shape.embed_dim
+        self.stride = 32
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / 32, W / 32)."""
+        features = self.trunk(images).float()
+        features = features / features.norm(dim=1, keepdim=True)
+        return features[:, ::self.channel_step]
+
+
+class MaskClipFeatures(nn.Module):
+    """Every position through the attention pool's value and output projections (MaskCLIP).
+
+    Both are linear, so that they are one matrix here. The result lies in the joint space in which
+    the paper's equation 3 speaks of a cosine.
+    """
+
+    projection: Tensor
+    offset: Tensor
+
+    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
+        """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
+        super().__init__()
+        pool: Any = resnet.attnpool
+        output, value = pool.c_proj, pool.v_proj
+        self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
+        self.register_buffer('offset', output.weight @ value.bias + output.bias)
+        self.trunk = resnet
+        self.trunk.attnpool = nn.Identity()
+        self.stride = 32
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / 32, W / 32), unit vectors."""
+        features = self.trunk(images).float()
+        return normalize(conv2d(features, self.projection, self.offset), dim=1)
+
+
+class VitMaskClipFeatures(nn.Module):
+    """MaskCLIP on a vision transformer: the last block's values, projected, instead of its mixing.
+
+    The positional embedding is resized in two dimensions, bicubically.
+    """
+
+    def __init__(self, vit: Any, shape: Architecture) -> None:
+        """Take over a CLIP vision transformer."""
+        super().__init__()
+        self.vit = vit
+        self.stride = shape.patch or 0
+        self.native_grid = shape.resolution // self.stride
+        self.blocks = vit.transformer.resblocks[:-1]
+        self.last = vit.transformer.resblocks[-1]
+        self._positions: tuple[tuple[int, int], Tensor] | None = None
+
+    def positional_embedding(self, height: int, width: int) -> Tensor:
+        """(1 + height x width, C): the class token's and those of a grid of that size."""
+        if self._positions is None or self._positions[0] != (height, width):
+            learned = self.vit.positional_embedding.float()
+            side = self.native_grid
+            grid = learned[1:].T.reshape(1, -1, side, side)
+            if (height, width) != (side, side):
+                grid = interpolate(grid, (height, width), mode='bicubic', align_corners=False)
+            resized = torch.cat([learned[:1], grid.flatten(2)[0].T])
+            self._positions = (height, width), resized
+        return self._positions[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride), unit vectors."""
+        vit = self.vit
+        x = vit.conv1(images.to(vit.conv1.weight.dtype))
+        height, width = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([classes, x], dim=1) + self.positional_embedding(height, width).to(x)
+        x = self.blocks(vit.ln_pre(x).transpose(0, 1)).transpose(0, 1)
+        attention = self.last.attn
+        value_weight = attention.in_proj_weight.chunk(3)[2]
+        value_bias = attention.in_proj_bias.chunk(3)[2]
+        values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
+        features = (vit.ln_post(attention.out_proj(values)) @ vit.proj).float()
+        return normalize(features, dim=2).transpose(1, 2).unflatten(2, (height, width))
+
+
+ImageEncoder = ReferenceFeatures | MaskClipFeatures | VitMaskClipFeatures
+
+
+def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
+    """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
+
+    Args:
+        state_dict: the whole model's; only the visual part is copied.
+        features: 'reference' or 'maskclip'.
+
+    Raises:
+        WeightsError: tensors are missing or misshapen.
+        ConfigError: this architecture has no such features.
+
+    """
+    shape = architecture(state_dict)
+    if shape.patch is not None and features != 'maskclip':
+        raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
+                          'transformer use features: maskclip.')
+    visual = _load_visual(state_dict, shape)
+    with torch.no_grad():
+        encoder: ImageEncoder
+        if shape.patch is not None:
+            encoder = VitMaskClipFeatures(visual, shape)
+        elif features == 'maskclip':
+            encoder = MaskClipFeatures(visual, shape)
+        else:
+            encoder = ReferenceFeatures(visual, shape)
+    encoder.eval().requires_grad_(False)
+    return encoder
+
+
+def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> nn.Module:
+    """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does."""
+    model = import_clip().model
+    with torch.device('meta'):
+        visual: nn.Module
+        if shape.patch is not None:
+            visual = model.VisionTransformer(
+                shape.resolution, shape.patch, shape.width, shape.layers, shape.width // 64,
+                shape.embed_dim)
+        else:
+            visual = model.ModifiedResNet(
+                shape.layers, shape.embed_dim, shape.width * 32 // 64, shape.resolution,
+                shape.width)
+    own = {key[len('visual.'):]: value for key, value in state_dict.items()
+           if key.startswith('visual.')}
+    try:
+        visual.load_state_dict(own, assign=True)
+    except RuntimeError as error:
+        raise WeightsError('the weights do not fit their own architecture: '
+                           f'{" ".join(str(error).split())[:300]}') from error
+    model.convert_weights(visual)
+    return visual.float()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which processor, and which number format on it."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import ConfigError, DeviceError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda or cuda:N into a device that exists.
+
+    Raises:
+        DeviceError: a GPU is asked for and not there; nothing falls back in silence.
+
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == 'auto':
+        return torch.device('cuda:0' if count else 'cpu')
+    if name == 'cpu':
+        return torch.device('cpu')
+    if name != 'cuda' and not (name.startswith('cuda:') and name[5:].isdigit()):
+        raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
+    if not count:
+        why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
+               else f'torch {torch.__version__} sees no GPU; check the driver with nvidia-smi')
+        raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
+    index = int(name[5:]) if ':' in name else 0
+    if index >= count:
+        raise DeviceError(f"device: '{name}', but there are {count} GPUs, cuda:0 to "
+                          f'cuda:{count - 1}.')
+    return torch.device(f'cuda:{index}')
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
+
+    Raises:
+        ConfigError: float16 on a CPU, which has no arithmetic for it.
+
+    """
+    if name == 'auto':
+        name = 'float16' if device.type == 'cuda' else 'float32'
+    if name == 'float16' and device.type == 'cpu':
+        raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors whose message is all that a user needs: what is wrong, the value seen, what to do."""
+
+from __future__ import annotations
+
+
+class DepthClipError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(DepthClipError):
+    """A setting is unknown, of the wrong type, or out of its range."""
+
+
+class WeightsError(DepthClipError):
+    """CLIP weights are missing, corrupt, of another architecture, or fail their checksum."""
+
+
+class DeviceError(DepthClipError):
+    """The requested device does not exist on this machine."""
+
+
+class DataError(DepthClipError):
+    """One input message cannot be used.
+
+    Attributes:
+        condition: short stable key of what is wrong ('wrong step'), for counting and throttling.
+
+    """
+
+    def __init__(self, condition: str, message: str) -> None:
+        """Keep the condition beside the message."""
+        super().__init__(message)
+        self.condition = condition
+
+
+class ImageError(DataError):
+    """An image cannot be decoded or used."""
+
+
+class CameraInfoError(DataError):
+    """A camera_info cannot be used."""

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Camera geometry: from pixels to rays and back, as ``sensor_msgs/CameraInfo`` describes a camera.
+
+Everything is in the camera's optical frame of REP-103 (x right, y down, z forward). Pixel centres are
+at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the optical
+axis (REP-118).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .distortion import NO_DISTORTION, check_model, distort, undistort
+from .errors import CameraInfoError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CameraModel:
+    """A pinhole camera with lens distortion, for images of one size.
+
+    Attributes:
+        width: Image width in pixels.
+        height: Image height in pixels.
+        K: (3, 3) intrinsic matrix in pixels.
+        D: Distortion coefficients, empty where there is no distortion.
+        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none.
+        R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of the
+            camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified images).
+        P: (3, 4) projection matrix of the rectified image. Its fourth column (the baseline of a right
+            stereo camera) is not used: rays start at this camera's own centre.
+
+    """
+
+    width: int
+    height: int
+    K: Float64
+    D: Float64
+    distortion_model: str
+    R: Float64
+    P: Float64
+
+    @classmethod
+    def from_info(cls, msg: Any, rectified: bool = False) -> CameraModel:
+        """Read a ``sensor_msgs/CameraInfo``, or anything with its fields.
+
+        Binning and region of interest are applied as in ``image_geometry``: the result is the camera
+        of the images that the driver publishes, not of the whole sensor.
+
+        Args:
+            msg: The message. It is not changed, and nothing of it is kept.
+            rectified: The images are rectified: use P and no distortion. Otherwise use K and D.
+
+        Raises:
+            CameraInfoError: This is no calibrated camera. The condition is one of 'zero size',
+                'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model',
+                'wrong number of distortion coefficients', 'wrong roi', 'wrong binning'.
+
+        """
+        K = np.array(msg.k, dtype=np.float64).reshape(3, 3)
+        D = np.array(msg.d, dtype=np.float64).reshape(-1)
+        R = np.array(msg.r, dtype=np.float64).reshape(3, 3)
+        P = np.array(msg.p, dtype=np.float64).reshape(3, 4)
+        for name, values in {'k': K, 'd': D, 'r': R, 'p': P}.items():
+            _check_finite(name, values)
+        if rectified:
+            _check_intrinsics('p', P[:, :3])
+            model = NO_DISTORTION
+        else:
+            _check_intrinsics('k', K)
+            model = check_model(str(msg.distortion_model), D)
+        x_offset, y_offset, width, height = region_of_interest(msg, rectified=rectified)
+        binning_x, binning_y = binning(msg)
+        if binning_x > width or binning_y > height:
+            raise CameraInfoError(
+                'wrong binning',
+                f'camera_info has binning {binning_x}x{binning_y} for {width}x{height} pixels. '
+                'Correct binning_x and binning_y (0 or 1: none) in the camera driver.',
+            )
+        for matrix in (K, P):
+            matrix[:2, 2] -= (x_offset, y_offset)
+            matrix[:2] /= [[binning_x], [binning_y]]
+        return cls(
+            width=width // binning_x,
+            height=height // binning_y,
+            K=_read_only(P[:, :3] if rectified else K),
+            D=_read_only(D if model else D[:0]),
+            distortion_model=model,
+            R=_read_only(R),
+            P=_read_only(P),
+        )
+
+    def check_size(self, width: int, height: int) -> None:
+        """Check that images of this size are this camera's.
+
+        Raises:
+            CameraInfoError: They are not ('size mismatch').
+
+        """
+        if (width, height) != (self.width, self.height):
+            raise CameraInfoError(
+                'size mismatch',
+                f'camera_info is for images of {self.width}x{self.height} pixels (binning and roi '
+                f'applied), but the image has {width}x{height}. Remap camera_info to the topic that '
+                'belongs to the image topic, or resize both together (image_proc does).',
+            )
+
+    def scaled(self, width: int, height: int) -> CameraModel:
+        """Give the camera of the same view resized to `width` x `height` pixels.
+
+        K and P are multiplied by the ratio of the sizes, without a half-pixel term, and D and R stay,
+        as in image_proc's ResizeNode.
+        """
+        scale = np.array([[width / self.width], [height / self.height], [1.0]])
+        return CameraModel(
+            width=width,
+            height=height,
+            K=_read_only(self.K * scale),
+            D=self.D,
+            distortion_model=self.distortion_model,
+            R=self.R,
+            P=_read_only(self.P * scale),
+        )
+
+    def rays(self, u: ArrayLike, v: ArrayLike) -> Float64:
+        """Rays through pixels, distortion undone.
+
+        Args:
+            u: Columns in pixels, any shape.
+            v: Rows in pixels, of a shape that broadcasts with that of `u`.
+
+        Returns:
+            (..., 3) with z = 1. NaN where no ray in front of the camera ends in that pixel.
+
+        """
+        u, v = np.broadcast_arrays(np.asarray(u, np.float64), np.asarray(v, np.float64))
+        pixels = np.stack([u, v, np.ones(u.shape)], axis=-1)
+        distorted = (pixels @ np.linalg.inv(self.K).T)[..., :2].reshape(-1, 2)
+        rays = np.ones((len(distorted), 3))
+        rays[:, :2] = undistort(self.distortion_model, self.D, distorted)
+        rays[np.isnan(rays[:, 0])] = np.nan
+        return rays.reshape(pixels.shape)
+
+    def project(self, points: ArrayLike) -> Float64:
+        """Project points into the image, with distortion.
+
+        Args:
+            points: (..., 3) in the optical frame.
+
+        Returns:
+            (..., 2) columns and rows in pixels, which may lie outside the image. NaN for a point that
+            is not in front of the camera, or further aside than the distortion model reaches.
+
+        """
+        points = np.asarray(points, np.float64)
+        z = np.where(points[..., 2:] > 0.0, points[..., 2:], np.nan)
+        ideal = (points[..., :2] / z).reshape(-1, 2)
+        pixels = np.ones((len(ideal), 3))
+        pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
+        return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
+
+    def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
+        """Rays through the centres of `h` x `w` patches that tile the image.
+
+        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which is
+        half a pixel left of the first pixel's centre; so the patch's centre is at column
+        (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
+
+        Returns:
+            (h, w, 3) float32 with z = 1. NaN as in `rays`.
+
+        """
+        u = (np.arange(w) + 0.5) * self.width / w - 0.5
+        v = (np.arange(h) + 0.5) * self.height / h - 0.5
+        return self.rays(u[None, :], v[:, None]).astype(np.float32)
+
+
+def binning(msg: Any) -> tuple[int, int]:
+    """Binning in x and y; the message's 0 means the same as 1."""
+    return max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
+
+
+def region_of_interest(msg: Any, rectified: bool = False) -> tuple[int, int, int, int]:
+    """Window of the sensor that the images show, in unbinned pixels: x, y, width, height.
+
+    Raises:
+        CameraInfoError: 'zero size', or 'wrong roi' where it does not lie within the sensor or cannot
+            be known.
+
+    """
+    width, height = int(msg.width), int(msg.height)
+    if width < 1 or height < 1:
+        raise CameraInfoError(
+            'zero size',
+            f'camera_info has size {width}x{height}. Fill width and height in the camera driver, or '
+            'calibrate the camera (ros2 run camera_calibration cameracalibrator).',
+        )
+    roi = msg.roi
+    window = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
+    if window in ((0, 0, 0, 0), (0, 0, width, height)):
+        return 0, 0, width, height
+    x, y, roi_width, roi_height = window
+    if roi_width < 1 or roi_height < 1 or x + roi_width > width or y + roi_height > height:
+        raise CameraInfoError(
+            'wrong roi',
+            f'camera_info has a region of interest of {roi_width}x{roi_height} pixels at ({x}, {y}), '
+            f'which is no window of its {width}x{height} pixels. Correct roi in the camera driver '
+            '(all zeros: the whole image).',
+        )
+    if rectified and roi.do_rectify:
+        raise CameraInfoError(
+            'wrong roi',
+            'camera_info has a region of interest with do_rectify, so the window that the rectified '
+            'images show is not in the message. Use the raw images with rectified: false, or set '
+            'do_rectify to false in the camera driver.',
+        )
+    return window
+
+
+def _check_finite(name: str, values: Float64) -> None:
+    if not np.isfinite(values).all():
+        raise CameraInfoError(
+            'not finite',
+            f'camera_info has {name} = {values.reshape(-1).tolist()}, with values that are not '
+            'finite. Calibrate the camera again.',
+        )
+
+
+def _check_intrinsics(name: str, matrix: Float64) -> None:
+    if matrix[0, 0] == 0.0:
+        raise CameraInfoError(
+            'all zeros',
+            f'camera_info has {name}[0] = 0: the camera is not calibrated. Calibrate it '
+            '(ros2 run camera_calibration cameracalibrator) and give the driver the file.',
+        )
+    if matrix[0, 0] < 0.0 or matrix[1, 1] <= 0.0 or matrix[2].tolist() != [0.0, 0.0, 1.0]:
+        raise CameraInfoError(
+            'wrong matrix',
+            f'camera_info has {name} = {matrix.tolist()}, which is no camera matrix '
+            '[fx 0 cx; 0 fy cy; 0 0 1] with positive fx and fy. Correct the calibration file.',
+        )
+
+
+def _read_only(matrix: Float64) -> Float64:
+    matrix = np.array(matrix, dtype=np.float64)
+    matrix.flags.writeable = False
+    return matrix

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP weights: where they come from, what they are, and whether they are what they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNTRAINED = 'untrained'
+DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of a CLIP model; `patch` is None for a ResNet, whose `layers` are four numbers."""
+
+    embed_dim: int
+    resolution: int
+    layers: tuple[int, int, int, int] | int
+    width: int
+    patch: int | None
+    context: int
+    vocabulary: int
+    text_width: int
+    text_layers: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """One of OpenAI's released models."""
+
+    file: str
+    sha256: str
+    architecture: Architecture
+
+
+def _release(file: str, sha256: str, embed: int, resolution: int,
+             layers: tuple[int, int, int, int] | int, width: int, patch: int | None,
+             text_width: int) -> Release:
+    return Release(file, sha256, Architecture(
+        embed, resolution, layers, width, patch, 77, 49408, text_width, 12))
+
+
+RELEASES: Mapping[str, Release] = {
+    'RN50': _release(
+        'RN50.pt', 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
+        1024, 224, (3, 4, 6, 3), 64, None, 512),
+    'RN101': _release(
+        'RN101.pt', '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599',
+        512, 224, (3, 4, 23, 3), 64, None, 512),
+    'RN50x4': _release(
+        'RN50x4.pt', '7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd',
+        640, 288, (4, 6, 10, 6), 80, None, 640),
+    'RN50x16': _release(
+        'RN50x16.pt', '52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa',
+        768, 384, (6, 8, 18, 8), 96, None, 768),
+    'RN50x64': _release(
+        'RN50x64.pt', 'be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c',
+        1024, 448, (3, 15, 36, 10), 128, None, 1024),
+    'ViT-B/32': _release(
+        'ViT-B-32.pt', '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
+        512, 224, 12, 768, 32, 512),
+    'ViT-B/16': _release(
+        'ViT-B-16.pt', '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
+        512, 224, 12, 768, 16, 512),
+    'ViT-L/14': _release(
+        'ViT-L-14.pt', 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
+        768, 224, 24, 1024, 14, 768),
+    'ViT-L/14@336px': _release(
+        'ViT-L-14-336px.pt', '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
+        768, 336, 24, 1024, 14, 768),
+}
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What the estimator runs on.
+
+    Attributes:
+        name: official name, file name, 'untrained', or 'state dict'.
+        source: where it came from, in words.
+        digest: SHA-256 (hex) of the file, or of the tensors of a state dict.
+        trained: False when the numbers are random, and with them the depth.
+
+    """
+
+    name: str
+    source: str
+    digest: str
+    trained: bool = True
+
+
+def default_cache_dir() -> Path:
+    """$DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME, else in ~/.cache."""
+    chosen = os.environ.get('DEPTHCLIP_CACHE')
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'depthclip_ros'
+
+
+def find(name: str, cache_dir: Path) -> Path | None:
+    """Path of an official model on this machine: our cache, then that of OpenAI's own loader."""
+    file = RELEASES[name].file
+    for folder in (cache_dir / 'weights', Path('~/.cache/clip').expanduser()):
+        if (folder / file).is_file():
+            return folder / file
+    return None
+
+
+def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
+          server: str = DOWNLOAD_SERVER) -> Path:
+    """Make an official model available on this machine, downloading it once.
+
+    Args:
+        name: one of `RELEASES`.
+        cache_dir: the cache; None for the default.
+        log: told what happens, in sentences.
+        server: base address; the file lies at SERVER/SHA256/FILE.
+
+    Returns:
+        Path of the file, its SHA-256 verified.
+
+    Raises:
+        WeightsError: unknown name, no network, no space, or a wrong checksum.
+
+    """
+    if name not in RELEASES:
+        raise WeightsError(f"'{name}' is no CLIP model; there are {', '.join(RELEASES)}.")
+    cache_dir = cache_dir or default_cache_dir()
+    found = find(name, cache_dir)
+    if found is not None:
+        _verify(found, RELEASES[name])
+        log(f'{name} is at {found}, checksum verified.')
+        return found
+    release = RELEASES[name]
+    url = f'{server}/{release.sha256}/{release.file}'
+    target = cache_dir / 'weights' / release.file
+    log(f'Downloading {name} from {url}')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f'.{release.file}.')
+    except OSError as error:
+        raise WeightsError(f'{name}: cannot write to the cache {target.parent}: {error.strerror}. '
+                           'Set cache_dir or $DEPTHCLIP_CACHE to a folder that can be '
+                           'written.') from error
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            _download(url, file, name)
+        digest = file_digest(Path(part))
+        if digest != release.sha256:
+            raise WeightsError(f'{name}: what {url} sent has SHA-256 {digest}, expected '
+                               f'{release.sha256}; it was thrown away. Try again, or copy a '
+                               f'verified {release.file} to {target.parent}.')
+        os.replace(part, target)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    log(f'{name} is at {target}, checksum verified.')
+    return target
+
+
+def _download(url: str, file: Any, name: str) -> None:
+    """Stream a URL into an open file, with a progress bar on a terminal."""
+    from tqdm import tqdm  # noqa: PLC0415 (only needed here; comes with clip)
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            total = int(response.headers.get('Content-Length') or 0)
+            with tqdm(total=total or None, unit='B', unit_scale=True, desc=name,
+                      disable=None) as bar:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                done = bar.n if not bar.disable else file.tell()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, 'reason', None) or error
+        raise WeightsError(
+            f'{name}: download from {url} failed ({reason}). On a machine with a network run '
+            f"'depthclip fetch {name}' and copy the file to this machine's cache, or give "
+            'weights: PATH.') from error
+    if total and done != total:
+        raise WeightsError(f'{name}: download from {url} broke off after {done} of {total} '
+                           'bytes; try again.')
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _verify(path: Path, release: Release) -> None:
+    digest = file_digest(path)
+    if digest != release.sha256:
+        raise WeightsError(f'{path}: SHA-256 is {digest}, expected {release.sha256}; the file is '
+                           'damaged or not the official one. Delete it and fetch it again, or '
+                           'give it as weights: PATH if it is yours.')
+
+
+def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: Path,
+         log: Log = print, *, offline: bool = False) -> tuple[WeightsInfo, dict[str, Tensor]]:
+    """Load CLIP weights from wherever they are.
+
+    Args:
+        weights: official name, file (TorchScript archive or state dict), 'untrained', a state
+            dict, or '' for the backbone's official weights.
+        backbone: the architecture they must have; 'auto' takes any.
+        cache_dir: where official weights are looked up and kept.
+        log: told what happens, in sentences.
+        offline: forbid a download.
+
+    Returns:
+        What was loaded, and the state dict in OpenAI's layout, on the CPU.
+
+    Raises:
+        WeightsError: missing, corrupt, of another architecture, wrong checksum.
+
+    """
+    if isinstance(weights, Mapping):
+        info = WeightsInfo('state dict', 'given in memory', state_dict_digest(weights))
+        state_dict = dict(weights)
+    elif str(weights) == UNTRAINED:
+        info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
+    else:
+        info, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
+        state_dict = read_file(path)
+    _check_backbone(state_dict, backbone, info.source)
+    return info, state_dict
+
+
+def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[WeightsInfo, Path]:
+    """Path of named weights or of a file, with its checksum."""
+    if weights in RELEASES:
+        if offline and find(weights, cache_dir) is None:
+            raise WeightsError(
+                f'{weights}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
+                f"'depthclip fetch {weights}' while there is a network, or give weights: PATH.")
+        path = fetch(weights, cache_dir, log)
+        return WeightsInfo(weights, str(path), RELEASES[weights].sha256), path
+    path = Path(weights).expanduser()
+    if weights == 'auto' or not path.is_file():
+        raise WeightsError(
+            f"weights: '{weights}' is neither a file nor an official name "
+            f"({', '.join(RELEASES)}, or '{UNTRAINED}').")
+    return WeightsInfo(path.name, str(path), file_digest(path)), path
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """State dict of a file: OpenAI's TorchScript archive, or `torch.save` of a state dict.
+
+    A state dict is read with `weights_only`, so that a file from elsewhere cannot run code.
+
+    Raises:
+        WeightsError: the file is corrupt or holds something else.
+
+    """
+    import torch  # noqa: PLC0415 (this module must import without torch, for the doctor)
+    try:
+        if _is_torchscript(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', DeprecationWarning)
+                loaded = torch.jit.load(str(path), map_location='cpu').state_dict()
+        else:
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError,
+            AttributeError, zipfile.BadZipFile) as error:
+        first = str(error).strip().split('\n')[0][:200]
+        raise WeightsError(f'{path}: cannot be read as CLIP weights: truncated, corrupt, or not a '
+                           f'TorchScript archive or state dict ({first}).') from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
+        loaded = loaded['state_dict']
+    if not isinstance(loaded, Mapping) or not all(
+            isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsError(f'{path}: holds a {type(loaded).__name__}, not a state dict of '
+                           "tensors; save it with torch.save(model.state_dict(), PATH).")
+    return dict(loaded)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """TorchScript archives are zip files with a `constants.pkl` next to the data."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith('/constants.pkl') for name in archive.namelist())
+
+
+def state_dict_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.reshape(-1).view(_bytes_type()).numpy())
+    return digest.hexdigest()
+
+
+def _bytes_type() -> Any:
+    import torch  # noqa: PLC0415
+    return torch.uint8
+
+
+def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict') -> Architecture:
+    """Architecture of CLIP weights, read off their shapes.
+
+    Raises:
+        WeightsError: keys are missing, so it is no CLIP model in OpenAI's layout.
+
+    """
+    def shape(key: str) -> tuple[int, ...]:
+        if key not in state_dict:
+            raise WeightsError(f"{source}: has no '{key}', so it is not a CLIP model in OpenAI's "
+                               'key layout.')
+        return tuple(state_dict[key].shape)
+
+    def count(prefix: str, part: int) -> int:
+        return len({key.split('.')[part] for key in state_dict if key.startswith(prefix)})
+
+    layers: tuple[int, int, int, int] | int
+    if 'visual.proj' in state_dict:
+        width, _, _, patch_size = shape('visual.conv1.weight')
+        grid = round((shape('visual.positional_embedding')[0] - 1) ** 0.5)
+        patch: int | None = patch_size
+        resolution = patch_size * grid
+        layers = count('visual.transformer.resblocks.', 3)
+    else:
+        width = shape('visual.layer1.0.conv1.weight')[0]
+        grid = round((shape('visual.attnpool.positional_embedding')[0] - 1) ** 0.5)
+        patch = None
+        resolution = 32 * grid
+        layers = (count('visual.layer1.', 2), count('visual.layer2.', 2),
+                  count('visual.layer3.', 2), count('visual.layer4.', 2))
+    return Architecture(
+        shape('text_projection')[1], resolution, layers, width, patch,
+        shape('positional_embedding')[0], shape('token_embedding.weight')[0],
+        shape('ln_final.weight')[0], count('transformer.resblocks.', 2))
+
+
+def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
+    """The weights must be of the architecture that the configuration names."""
+    if backbone != 'auto' and backbone not in RELEASES:
+        raise WeightsError(f"backbone: '{backbone}' is unknown; use auto or one of "
+                           f'{", ".join(RELEASES)}.')
+    found = architecture(state_dict, source)
+    if backbone == 'auto' or found == RELEASES[backbone].architecture:
+        return
+    names = [name for name, release in RELEASES.items() if release.architecture == found]
+    seen = names[0] if names else f'unknown to OpenAI ({found})'
+    remedy = names[0] if names else 'auto'
+    raise WeightsError(f"{source}: the weights' architecture is {seen}, but backbone is "
+                       f"'{backbone}'; set backbone: {remedy}, or give other weights.")
+
+
+def _untrained(backbone: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
+    """Random weights of an official shape, to try the pipeline where no real ones can be had."""
+    import torch  # noqa: PLC0415
+
+    from .clip_package import import_clip  # noqa: PLC0415
+    if backbone not in RELEASES:
+        raise WeightsError(f"backbone: '{backbone}' is unknown; use one of {', '.join(RELEASES)}.")
+    shape = RELEASES[backbone].architecture
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = import_clip().model.CLIP(
+            shape.embed_dim, shape.resolution, shape.layers, shape.width, shape.patch,
+            shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
+            shape.text_layers)
+    name = f'{UNTRAINED} {backbone}'
+    digest = hashlib.sha256(f'{name} seed 0 torch {torch.__version__}'.encode()).hexdigest()
+    info = WeightsInfo(name, 'random numbers (seed 0)', digest, trained=False)
+    return info, model.state_dict()

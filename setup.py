@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build of the ament_python package `depthclip_ros`, by colcon and by pip."""
+
+from __future__ import annotations
+
+import sys
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'depthclip_ros'
+
+# One line per executable: `ros2 run depthclip_ros NAME`. Each also has a file in scripts/.
+EXECUTABLES = {
+    'depth_node': 'depthclip_ros.node.depth_node:main',
+    'depthclip': 'depthclip_ros.cli.main:main',
+    'image_source': 'depthclip_ros.sources.image_source:main',
+    'bag_player': 'depthclip_ros.sources.bag_player:main',
+}
+
+# pip always builds through pyproject.toml, and then runs this file with one of these commands.
+# colcon runs `egg_info`, `install` or `develop` instead.
+BUILT_BY_PIP = not {'dist_info', 'bdist_wheel', 'editable_wheel'}.isdisjoint(sys.argv)
+
+DATA_FILES = [
+    ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+    (f'share/{PACKAGE}', ['package.xml']),
+    (f'share/{PACKAGE}/config', sorted(glob('config/*.yaml'))),
+    (f'share/{PACKAGE}/launch', sorted(glob('launch/*.launch.py'))),
+    (f'share/{PACKAGE}/rviz', sorted(glob('rviz/*.rviz'))),
+]
+
+# Under colcon the system's packages (python3-opencv and others) carry no pip metadata, and a
+# requirement that is there but not under pip's name stops the executables as soon as anything
+# imports pkg_resources. package.xml lists the dependencies for that case.
+REQUIREMENTS = ['setuptools']
+
+if BUILT_BY_PIP:
+    # pip ignores `install_scripts` of setup.cfg and installs to bin/ only, where `ros2 run` and
+    # `ros2 launch` never look. These files in lib/<package> hand over to bin/.
+    DATA_FILES.append((f'lib/{PACKAGE}', [f'scripts/{name}' for name in EXECUTABLES]))
+    REQUIREMENTS = [
+        'numpy>=1.21',
+        'openai-clip>=1.0.1',
+        'opencv-python>=4.5',
+        'PyYAML>=5.4',
+        'rosbags>=0.10',
+        'rosbags-image>=0.10',
+        'torch>=2.0',
+        'torchvision>=0.15',
+    ]
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    description='Monocular depth from CLIP (DepthCLIP) as a ROS 2 node',
+    maintainer='depthclip_ros maintainers',
+    maintainer_email='maintainers@users.noreply.b-seed-7dfc3d7b.example',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
+    package_data={PACKAGE: ['py.typed'], 'offline_eval': ['py.typed']},
+    data_files=DATA_FILES,
+    install_requires=REQUIREMENTS,
+    extras_require={
+        # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
+        'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
+        'test': ['mypy', 'pytest>=7', 'ruff', 'types-PyYAML'],
+    },
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [f'{name} = {target}' for name, target in EXECUTABLES.items()],
+    },
+)

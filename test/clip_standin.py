@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deterministic stand-ins for CLIP weights and images: the same numbers on every platform.
+
+`numpy.random.RandomState` is a frozen generator, so that the values depend on the seed, the order
+of the keys and the shapes alone. The golden numbers in `test/data` belong to seed 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+TINY = {'layers': (1, 1, 1, 1), 'width': 8, 'embed_dim': 64, 'resolution': 64,
+        'text_width': 64, 'text_layers': 1}
+TINY_VIT = {'vit_layers': 2, 'width': 64, 'patch': 16, 'embed_dim': 64, 'resolution': 64,
+            'text_width': 64, 'text_layers': 1}
+
+
+def _text_shapes(embed_dim, text_width, text_layers, context, vocabulary):
+    shapes = {
+        'positional_embedding': (context, text_width),
+        'text_projection': (text_width, embed_dim),
+        'token_embedding.weight': (vocabulary, text_width),
+        'logit_scale': (),
+        'ln_final.weight': (text_width,), 'ln_final.bias': (text_width,),
+    }
+    for block in range(text_layers):
+        shapes.update(_transformer_block(f'transformer.resblocks.{block}', text_width))
+    return shapes
+
+
+def _transformer_block(name, width):
+    return {
+        f'{name}.attn.in_proj_weight': (3 * width, width),
+        f'{name}.attn.in_proj_bias': (3 * width,),
+        f'{name}.attn.out_proj.weight': (width, width), f'{name}.attn.out_proj.bias': (width,),
+        f'{name}.mlp.c_fc.weight': (4 * width, width), f'{name}.mlp.c_fc.bias': (4 * width,),
+        f'{name}.mlp.c_proj.weight': (width, 4 * width), f'{name}.mlp.c_proj.bias': (width,),
+        f'{name}.ln_1.weight': (width,), f'{name}.ln_1.bias': (width,),
+        f'{name}.ln_2.weight': (width,), f'{name}.ln_2.bias': (width,),
+    }
+
+
+def _resnet_shapes(layers, width, embed_dim, resolution):
+    shapes = {}
+
+    def convolution(name, outputs, inputs, kernel, norm):
+        shapes[f'{name}.weight'] = (outputs, inputs, kernel, kernel)
+        for part in ('weight', 'bias', 'running_mean', 'running_var'):
+            shapes[f'{norm}.{part}'] = (outputs,)
+        shapes[f'{norm}.num_batches_tracked'] = ()
+
+    half = width // 2
+    for index, (outputs, inputs) in enumerate(((half, 3), (half, half), (width, half)), 1):
+        convolution(f'visual.conv{index}', outputs, inputs, 3, f'visual.bn{index}')
+    inputs = width
+    for layer, blocks in enumerate(layers, 1):
+        planes = width * 2 ** (layer - 1)
+        for block in range(blocks):
+            name = f'visual.layer{layer}.{block}'
+            convolution(f'{name}.conv1', planes, inputs, 1, f'{name}.bn1')
+            convolution(f'{name}.conv2', planes, planes, 3, f'{name}.bn2')
+            convolution(f'{name}.conv3', planes * 4, planes, 1, f'{name}.bn3')
+            if block == 0:
+                convolution(
+                    f'{name}.downsample.0', planes * 4, inputs, 1, f'{name}.downsample.1')
+            inputs = planes * 4
+    channels = width * 32
+    shapes['visual.attnpool.positional_embedding'] = ((resolution // 32) ** 2 + 1, channels)
+    for name, outputs in (('q', channels), ('k', channels), ('v', channels), ('c', embed_dim)):
+        shapes[f'visual.attnpool.{name}_proj.weight'] = (outputs, channels)
+        shapes[f'visual.attnpool.{name}_proj.bias'] = (outputs,)
+    return shapes
+
+
+def _vit_shapes(layers, width, patch, embed_dim, resolution):
+    shapes = {
+        'visual.conv1.weight': (width, 3, patch, patch),
+        'visual.class_embedding': (width,),
+        'visual.positional_embedding': ((resolution // patch) ** 2 + 1, width),
+        'visual.proj': (width, embed_dim),
+    }
+    for name in ('ln_pre', 'ln_post'):
+        shapes[f'visual.{name}.weight'] = shapes[f'visual.{name}.bias'] = (width,)
+    for block in range(layers):
+        shapes.update(_transformer_block(f'visual.transformer.resblocks.{block}', width))
+    return shapes
+
+
+def _fill(name: str, shape: tuple[int, ...], random: np.random.RandomState):
+    z = random.standard_normal(shape).astype(np.float32) if shape else np.float32(0)
+    leaf = name.rsplit('.', 1)[-1]
+    is_norm = '.bn' in name or '.downsample.1' in name or '.ln_' in name \
+        or name.startswith('ln_final')
+    if leaf == 'num_batches_tracked':
+        return np.int64(0)
+    if name == 'logit_scale':
+        return np.float32(np.log(100.0))
+    if leaf == 'running_var':
+        return 1 + 0.1 * np.abs(z)
+    if leaf == 'running_mean':
+        return 0.1 * z
+    if is_norm and leaf == 'weight':
+        return (0.5 if '.bn3' in name or '.downsample.1' in name else 1.0) + 0.1 * z
+    if leaf in ('bias', 'in_proj_bias'):
+        return 0.02 * z
+    if len(shape) == 4:
+        return z * np.float32(np.sqrt(2.0 / (shape[1] * shape[2] * shape[3])))
+    if 'embedding' in name:
+        return 0.02 * z
+    return z * np.float32(shape[-1] ** -0.5)
+
+
+def state_dict(
+    seed: int = 0, *, layers=(3, 4, 6, 3), vit_layers: int | None = None, width: int = 64,
+    patch: int = 32, embed_dim: int = 1024, resolution: int = 224, text_width: int = 512,
+    text_layers: int = 12, context: int = 77, vocabulary: int = 49408,
+) -> dict[str, torch.Tensor]:
+    """Float32 weights in OpenAI's key layout; RN50's shape unless told otherwise."""
+    shapes = _text_shapes(embed_dim, text_width, text_layers, context, vocabulary)
+    if vit_layers is None:
+        shapes.update(_resnet_shapes(layers, width, embed_dim, resolution))
+    else:
+        shapes.update(_vit_shapes(vit_layers, width, patch, embed_dim, resolution))
+    filled = {}
+    for index, (name, shape) in enumerate(sorted(shapes.items())):
+        random = np.random.RandomState((seed * 1000003 + index) % 2 ** 32)
+        filled[name] = torch.from_numpy(np.array(_fill(name, shape, random)))
+    return filled
+
+
+def tiny_state_dict(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a ResNet small enough for a test a second (backbone: auto)."""
+    return state_dict(seed, **TINY)
+
+
+def write_tiny_weights(path, seed: int = 0) -> None:
+    """Save the tiny weights as a state-dict file."""
+    torch.save(tiny_state_dict(seed), path)
+
+
+def synthetic_rgb(seed: int, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
+    """(height, width, 3) RGB: a ramp, thirty flat rectangles and noise, from integer draws."""
+    random = np.random.RandomState(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    image = np.stack(
+        [x * 255 // (width - 1), y * 255 // (height - 1), (x + y) % 256], -1).astype(np.int64)
+    for _ in range(30):
+        top, left = random.randint(0, height - 40), random.randint(0, width - 40)
+        tall, wide = random.randint(20, 200), random.randint(20, 200)
+        image[top:top + tall, left:left + wide] = random.randint(0, 256, 3)
+    image = image + random.randint(-12, 13, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)

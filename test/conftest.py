@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'test'))
+
+# Nothing of a test leaves this machine or reads the user's caches.
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Give every test a cache of its own, and no home folder with weights in it."""
+    folder = tmp_path_factory.mktemp('cache')
+    monkeypatch.setenv('DEPTHCLIP_CACHE', str(folder))
+    monkeypatch.setenv('HOME', str(folder))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def shared_dir() -> Path:
+    """Folder of reference material beside the repository, where there is one."""
+    folder = ROOT.parent / 'shared'
+    if not (folder / 'goldens').is_dir():
+        pytest.skip('the reference material (../shared) is not on this machine')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_weights(tmp_path_factory) -> Path:
+    """File with the weights of a tiny CLIP (use with backbone: auto)."""
+    from clip_standin import write_tiny_weights
+    path = tmp_path_factory.mktemp('weights') / 'tiny.pt'
+    write_tiny_weights(path)
+    return path
