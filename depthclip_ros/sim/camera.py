@@ -30,7 +30,8 @@ class SimCamera:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise ValueError(f'width and height must be at least 1, not {self.width}x{self.height}')
+            raise ValueError(
+                f'width and height must be at least 1, not {self.width} x {self.height}')
         if self.fx <= 0 or self.fy <= 0:
             raise ValueError(f'fx and fy must be positive, not {self.fx} and {self.fy}')
         if len(self.distortion) != 5:

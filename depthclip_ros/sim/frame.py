@@ -59,7 +59,7 @@ def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
 def _average(exposures: list[list[Tensor]]) -> list[Tensor]:
     total = [plane.clone() for plane in exposures[0]]
     for planes in exposures[1:]:
-        total = [a + b for a, b in zip(total, planes)]
+        total = [a + b for a, b in zip(total, planes, strict=True)]
     return [plane / float(len(exposures)) for plane in total]
 
 

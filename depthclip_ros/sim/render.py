@@ -88,7 +88,7 @@ def _row(material: Material) -> list[float]:
 
 
 def _pulse(x: Tensor, width: Tensor, duty: Tensor) -> Tensor:
-    """Mean over [x - width/2, x + width/2] of a wave that is 1 on the first `duty` of each unit."""
+    """Mean over [x - width/2, x + width/2] of a wave: 1 on the first `duty` of each unit."""
     width = width.clamp_min(1e-4)
     low, high = x - 0.5 * width, x + 0.5 * width
     whole_low, whole_high = low.floor(), high.floor()

@@ -7,14 +7,15 @@ is what tells scale in a picture. Colours are drawn independently of everything 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from depthclip_ros.sim.scene import (Box, Color, Cylinder, Light, Material, Primitive, Scene,
-                                     Sphere)
+from depthclip_ros.sim.scene import Box, Color, Cylinder, Light, Material, Primitive, Scene, Sphere
 
 Generator = np.random.Generator
+T = TypeVar('T')
 Walls = tuple[Material, Material, Material, Material, Material, Material]
 
 
@@ -240,7 +241,7 @@ def _between(rng: Generator, low: float, high: float) -> float:
     return float(low + (high - low) * rng.random())
 
 
-def _choice(rng: Generator, options: tuple) -> object:  # type: ignore[type-arg]
+def _choice(rng: Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(0, len(options)))]
 
 
@@ -322,10 +323,8 @@ def _brown(rng: Generator) -> Color:
     return _near(rng, (0.5, 0.36, 0.24), 0.15)
 
 
-def _walls(rng: Generator, wall: object, floor: object, ceiling: object) -> Walls:
+def _walls(rng: Generator, wall: Material, floor: Material, ceiling: Material) -> Walls:
     """Four walls of one material, sometimes one of its own colour; floor and ceiling."""
-    assert isinstance(wall, Material) and isinstance(floor, Material)
-    assert isinstance(ceiling, Material)
     other = _plain(rng) if rng.random() < 0.3 else wall
     sides = [wall, wall, wall, wall]
     sides[int(rng.integers(0, 4))] = other

@@ -96,7 +96,7 @@ class Light:
 
     def shade(self, normal: Vector) -> float:
         """Brightness factor of a flat surface."""
-        cosine = sum(a * b for a, b in zip(normal, self.direction))
+        cosine = sum(a * b for a, b in zip(normal, self.direction, strict=True))
         return self.ambient + self.diffuse * max(0.0, cosine)
 
 

@@ -94,7 +94,7 @@ def _free_place(scene: Scene, rng: np.random.Generator) -> tuple[float, float, f
     for attempt in range(_TRIES):
         x = float(rng.uniform(CLEARANCE, scene.size[0] - CLEARANCE))
         y = float(rng.uniform(CLEARANCE, scene.size[1] - CLEARANCE))
-        room = scene.clearance(x, y) - CLEARANCE
+        room = scene.clearance(x, y, low=0.9) - CLEARANCE
         if room > best[2]:
             best = (x, y, room)
         if best[2] > 0.1 and attempt >= 2:

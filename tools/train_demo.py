@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the demo model: a small CLIP, in OpenAI's architecture, on rendered rooms.
+
+Stage 1 teaches the text encoder where sentences about distance, and about rooms, lie on the unit
+sphere. Stage 2 keeps it as it is and aligns the image encoder with it (locked-text tuning): the
+dense features `c_proj(v_proj(x))` of every patch with sentences of its depth, a fresh random set
+of sentences in every step, and the attention pool's output with the kind of room.
+
+    python tools/train_demo.py --out build/demo             # the real run; resumes if interrupted
+    python tools/train_demo.py --out /tmp/smoke --smoke     # two minutes, for CI
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import demo_sentences as language  # noqa: E402
+
+from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.sim import KINDS, Scene, SimCamera, render, trajectory  # noqa: E402
+
+HEIGHT, WIDTH = 224, 288
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+FIRST_TRAINING_SEED = 1_000_000  # rooms with lower seeds are for evaluation only
+TEXT_LENGTH = 20  # tokens that training looks at; the encoder is causal, so the rest is padding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What makes a run what it is."""
+
+    seed: int = 0
+    steps: int = 2400
+    fresh: int = 8  # frames rendered for each step
+    repeated: int = 8  # earlier frames, mirrored and in other colours
+    memory: int = 512  # how far back those are taken from
+    rate: float = 2.5e-3
+    decay: float = 0.02
+    average: float = 0.995  # of the exponential moving average of the weights
+    sentences: int = 12
+    text_steps: int = 1000
+    text_batch: int = 192
+    embed: int = 128
+    width: int = 20
+    layers: tuple[int, int, int, int] = (1, 2, 3, 2)
+    text_width: int = 64
+    text_layers: int = 4
+
+
+SMOKE = Plan(steps=24, fresh=4, repeated=4, text_steps=150, text_batch=128, width=16,
+             layers=(1, 1, 1, 1))
+
+
+def build(plan: Plan) -> nn.Module:
+    """An untrained CLIP of OpenAI's classes."""
+    clip = import_clip()
+    model: nn.Module = clip.model.CLIP(
+        plan.embed, 224, plan.layers, plan.width, None, 77, 49408, plan.text_width,
+        max(1, plan.text_width // 64), plan.text_layers)
+    return model
+
+
+# Stage 1: text ---------------------------------------------------------------------------------
+
+def tokenize(sentences: list[str]) -> Tensor:
+    """(N, TEXT_LENGTH) token numbers."""
+    tokens: Tensor = import_clip().tokenize(sentences)
+    if bool((tokens[:, TEXT_LENGTH:] != 0).any()):
+        raise ValueError(f'a training sentence is longer than {TEXT_LENGTH} tokens')
+    return tokens[:, :TEXT_LENGTH].long()
+
+
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """CLIP's encode_text on the first tokens only: the same numbers, as its mask is causal."""
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    mask = torch.full((length, length), float('-inf')).triu_(1)
+    for block in model.transformer.resblocks:
+        y = block.ln_1(x.transpose(0, 1))
+        y = block.attn(y, y, y, need_weights=False, attn_mask=mask)[0].transpose(0, 1)
+        x = x + y
+        x = x + block.mlp(block.ln_2(x))
+    x = model.ln_final(x)
+    x = x[torch.arange(len(x)), tokens.argmax(dim=1)] @ model.text_projection
+    return F.normalize(x, dim=1)
+
+
+def text_parameters(model: Any) -> list[nn.Parameter]:
+    return [*model.transformer.parameters(), *model.token_embedding.parameters(),
+            *model.ln_final.parameters(), model.positional_embedding, model.text_projection]
+
+
+def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) -> None:
+    """Regress sentences onto their directions; a few words are blanked, as unknown ones are."""
+    sentences = language.training_sentences()
+    tokens = tokenize([s.text for s in sentences])
+    goals = torch.from_numpy(targets.distance(np.array([s.metres for s in sentences])))
+    # Half of a batch talks in words, half in numbers, however many of each there are.
+    numeric = torch.tensor([any(c.isdigit() for c in s.text) or ' meter' in s.text
+                            for s in sentences])
+    weight = torch.where(numeric, 0.5 / numeric.sum(), 0.5 / (~numeric).sum())
+    room_tokens = tokenize([t for kind in KINDS for t in language.room_sentences(kind)])
+    each = len(room_tokens) // len(KINDS)
+    room_goals = torch.from_numpy(np.stack([targets.room(i) for i in range(len(KINDS))]))
+    known = torch.cat([tokens, room_tokens]).unique()
+    unknown = 49405  # any token that no sentence uses stands for all of those
+    optimizer = torch.optim.AdamW(text_parameters(model), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, plan.text_steps)
+    generator = torch.Generator().manual_seed(plan.seed + 1)
+    for step in range(plan.text_steps):
+        pick = torch.multinomial(weight, plan.text_batch, generator=generator)
+        rooms = torch.randint(len(room_tokens), (plan.text_batch // 8,), generator=generator)
+        batch = torch.cat([tokens[pick], room_tokens[rooms]])
+        goal = torch.cat([goals[pick], room_goals[rooms // each]])
+        blank = torch.rand(batch.shape, generator=generator) < 0.02
+        batch = torch.where(blank & (batch > 0) & (batch < 49406), unknown, batch)
+        features = encode_text(model, batch)
+        loss = (1 - (features * goal).sum(dim=1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(text_parameters(model), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 0 or step == plan.text_steps - 1:
+            log(stage='text', step=step, loss=round(float(loss), 5))
+    with torch.no_grad():
+        embedding = model.token_embedding.weight
+        row = embedding[unknown].clone()
+        keep = torch.zeros(len(embedding), dtype=torch.bool)
+        keep[known] = True
+        embedding[~keep] = row
+        log(stage='text', **check_text(model, targets))
+
+
+@torch.no_grad()
+def check_text(model: Any, targets: language.TextTargets) -> dict[str, float]:
+    """Error of sentences read back as a distance: |log| of the ratio, median and 90 %."""
+    grid = np.exp(np.linspace(math.log(0.35), math.log(11), 200))
+    curve = torch.from_numpy(targets.distance(grid))
+    result = {}
+    for name, sentences in (('seen', language.training_sentences()[::7]),
+                            ('held_out', language.held_out_sentences())):
+        features = torch.cat([encode_text(model, tokenize([s.text for s in sentences[i:i + 500]]))
+                              for i in range(0, len(sentences), 500)])
+        read = torch.from_numpy(grid)[(features @ curve.T).argmax(dim=1)]
+        error = (read.log() - torch.tensor([s.metres for s in sentences]).log()).abs()
+        result[f'{name}_median'] = round(float(error.median()), 4)
+        result[f'{name}_90'] = round(float(error.quantile(0.9)), 4)
+    return result
+
+
+# Stage 2: images -------------------------------------------------------------------------------
+
+class Frames:
+    """Rendered frames by number: any number can be asked for, recent ones are remembered."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.camera = SimCamera().scaled(WIDTH, HEIGHT)
+        self.full = SimCamera()
+        self.memory: dict[int, tuple[Tensor, Tensor, int]] = {}
+
+    def get(self, number: int) -> tuple[Tensor, Tensor, int]:
+        """(3, H, W) in 0..255, (H, W) metres, and the number of the room's kind."""
+        if number not in self.memory:
+            self.memory[number] = self._render(number)
+            self.memory.pop(number - self.plan.memory - self.plan.fresh, None)
+        return self.memory[number]
+
+    def _render(self, number: int) -> tuple[Tensor, Tensor, int]:
+        kind = number % len(KINDS)
+        seed = FIRST_TRAINING_SEED + 1_000_000_007 * self.plan.seed + number
+        scene = Scene.generate(KINDS[kind], seed)
+        pose = trajectory(scene, seed).pose(float(number % 97))
+        # One in sixteen comes as a full-size image that is resized, as in the node.
+        full = number % 16 == 0
+        frame = render(scene, self.full if full else self.camera, pose)
+        image = torch.from_numpy(frame.rgb).permute(2, 0, 1).float()
+        depth = torch.from_numpy(frame.depth)
+        if full:
+            image = F.interpolate(image[None], (HEIGHT, WIDTH), mode='bilinear', antialias=True)[0]
+            depth = F.interpolate(depth[None, None], (HEIGHT, WIDTH), mode='nearest-exact')[0, 0]
+        return image.to(torch.uint8), depth, kind
+
+
+def make_batch(frames: Frames, plan: Plan, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 3, H, W) normalised, depth (B, H, W), kinds (B,).
+
+    They depend on the seed and the step only.
+    """
+    rng = np.random.default_rng([plan.seed, step])
+    first = step * plan.fresh
+    numbers = list(range(first, first + plan.fresh))
+    oldest = max(0, first - plan.memory)
+    again = rng.integers(oldest, max(first, 1), plan.repeated)
+    chosen = [frames.get(n) for n in numbers] + [frames.get(int(n)) for n in again]
+    images = torch.stack([c[0] for c in chosen]).float() / 255
+    depth = torch.stack([c[1] for c in chosen])
+    old = slice(plan.fresh, None)
+    images[old] = images[old].flip(3)[:, torch.from_numpy(rng.permutation(3))]
+    depth[old] = depth[old].flip(2)
+    return augment(images, rng), depth, torch.tensor([c[2] for c in chosen])
+
+
+def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Exposure, white balance, contrast, blur and noise of other cameras; normalised."""
+    count = len(images)
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (count, channels, 1, 1)).astype(np.float32))
+
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode='replicate'), 3, 1)
+    images = images + draw(0.0, 0.7) * draw(0.0, 1.0) * (blurred - images)
+    images = images * draw(0.6, 1.4) * draw(0.85, 1.15, 3) + draw(-0.05, 0.05)
+    generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
+    noise = torch.randn(images.shape, generator=generator)
+    images = (images + noise * draw(0.0, 0.03)).clamp_(0, 1)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+def trunk(visual: Any, x: Tensor) -> Tensor:
+    """ModifiedResNet.forward without its last line."""
+    x = visual.relu1(visual.bn1(visual.conv1(x)))
+    x = visual.relu2(visual.bn2(visual.conv2(x)))
+    x = visual.relu3(visual.bn3(visual.conv3(x)))
+    x = visual.avgpool(x)
+    result: Tensor = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
+    return result
+
+
+def dense_features(visual: Any, x: Tensor) -> Tensor:
+    """(B, C, h, w) unit vectors: MaskCLIP's value path of the attention pool."""
+    pool = visual.attnpool
+    features = pool.c_proj(pool.v_proj(x.permute(0, 2, 3, 1)))
+    return F.normalize(features, dim=3).permute(0, 3, 1, 2)
+
+
+def pooled_features(visual: Any, x: Tensor) -> Tensor:
+    """(B, C) unit vectors: the attention pool, its positions resized to the map."""
+    pool = visual.attnpool
+    side = round((len(pool.positional_embedding) - 1) ** 0.5)
+    positions = pool.positional_embedding
+    if x.shape[2:] != (side, side):
+        grid = positions[1:].T.reshape(1, -1, side, side)
+        grid = F.interpolate(grid, x.shape[2:], mode='bicubic', align_corners=False)
+        positions = torch.cat([positions[:1], grid.flatten(2)[0].T])
+    tokens = x.flatten(2).permute(2, 0, 1)
+    tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens]) + positions[:, None]
+    out, _ = F.multi_head_attention_forward(
+        tokens[:1], tokens, tokens, tokens.shape[2], pool.num_heads, None,
+        torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]), None, None, False, 0.0,
+        pool.c_proj.weight, pool.c_proj.bias, training=True, need_weights=False,
+        use_separate_proj_weight=True, q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight)
+    return F.normalize(out[0], dim=1)
+
+
+class SentencePool:
+    """All training sentences with their features, to draw a set that spans the distances."""
+
+    def __init__(self, model: Any) -> None:
+        sentences = sorted(language.training_sentences(), key=lambda s: s.metres)
+        # Templates make many; a third of them is as varied and a third of the memory.
+        sentences = sentences[::3]
+        self.texts = [s.text for s in sentences]
+        self.log_metres = np.log([s.metres for s in sentences])
+        with torch.no_grad():
+            self.features = torch.cat([
+                encode_text(model, tokenize(self.texts[i:i + 500]))
+                for i in range(0, len(self.texts), 500)])
+            self.rooms = [encode_text(model, tokenize(language.room_sentences(kind)))
+                          for kind in KINDS]
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(K, C) features and (K,) log metres, ascending, one in each of K ranges of distance."""
+        edges = np.linspace(math.log(language.LEAST), math.log(language.GREATEST), count + 1)
+        wanted = edges[:-1] + (edges[1] - edges[0]) * rng.uniform(0.15, 0.85, count)
+        index = np.searchsorted(self.log_metres, wanted) + rng.integers(-15, 16, count)
+        index = np.sort(np.clip(index, 0, len(self.texts) - 1))
+        return self.features[index], torch.from_numpy(self.log_metres[index]).float()
+
+    def draw_rooms(self, rng: np.random.Generator) -> Tensor:
+        """(5, C): one sentence for each kind."""
+        return torch.stack([f[int(rng.integers(len(f)))] for f in self.rooms])
+
+
+def soft_target(log_depth: Tensor, log_bins: Tensor) -> Tensor:
+    """Share a log depth (B, h, w) between its two neighbouring bins (K,): (B, K, h, w)."""
+    upper = torch.bucketize(log_depth, log_bins).clamp(1, len(log_bins) - 1)
+    low, high = log_bins[upper - 1], log_bins[upper]
+    share = ((log_depth - low) / (high - low).clamp_min(1e-4)).clamp(0, 1)
+    target = torch.zeros(*log_depth.shape, len(log_bins))
+    target.scatter_(3, (upper - 1)[..., None], (1 - share)[..., None])
+    target.scatter_add_(3, upper[..., None], share[..., None])
+    return target.permute(0, 3, 1, 2)
+
+
+class Upsampling:
+    """Bilinear upsampling with aligned corners, and what each node of it stands for."""
+
+    def __init__(self, height: int, width: int) -> None:
+        count = height * width
+        basis = F.interpolate(torch.eye(count).view(count, 1, height, width), (HEIGHT, WIDTH),
+                              mode='bilinear', align_corners=True).view(count, -1)
+        self.shape = (height, width)
+        self.weights = (basis / basis.sum(dim=1, keepdim=True)).T.contiguous()
+
+    def node_means(self, log_depth: Tensor) -> Tensor:
+        """(B, H, W) -> (B, h, w): mean under each node's hat function."""
+        return (log_depth.flatten(1) @ self.weights).view(-1, *self.shape)
+
+
+def losses(model: Any, pool: SentencePool, plan: Plan, upsampling: Upsampling, step: int,
+           batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    """The three terms of the loss."""
+    images, depth, kinds = batch
+    rng = np.random.default_rng([plan.seed, step, 3])
+    count = int(rng.integers(7, plan.sentences + 1))
+    text, log_bins = pool.draw(count, rng)
+    feature_map = trunk(model.visual, images)
+    scale = model.logit_scale.exp().clamp(max=100)
+    logits = scale * torch.einsum('bchw,kc->bkhw', dense_features(model.visual, feature_map), text)
+    log_depth = depth.log()
+    target = soft_target(upsampling.node_means(log_depth), log_bins)
+    words = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    nodes = torch.einsum('bkhw,k->bhw', logits.softmax(dim=1), log_bins.exp())
+    full = F.interpolate(nodes[:, None], (HEIGHT, WIDTH), mode='bilinear', align_corners=True)
+    metres = (full[:, 0].log() - log_depth).abs().mean()
+    # The whole image, or the square of 7 x 7 that CLIP's own preprocessing would cut out.
+    window = feature_map if rng.random() < 0.5 else feature_map[:, :, :, 1:8]
+    room_logits = scale * pooled_features(model.visual, window) @ pool.draw_rooms(rng).T
+    rooms = F.cross_entropy(room_logits, kinds)
+    return {'words': words, 'metres': metres, 'rooms': rooms}
+
+
+def train_images(model: Any, plan: Plan, out: Path, log: Any) -> nn.Module:
+    """Train the image encoder; returns the averaged model."""
+    pool = SentencePool(model)
+    for parameter in text_parameters(model):
+        parameter.requires_grad_(False)
+    model.visual.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(20.0))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=plan.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, plan.rate, plan.steps, pct_start=0.15)
+    average: Any = copy.deepcopy(model)
+    frames, upsampling = Frames(plan), Upsampling(HEIGHT // 32, WIDTH // 32)
+    state, first, spent = out / 'checkpoint.pt', 0, 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved['model'])
+        average.load_state_dict(saved['average'])
+        optimizer.load_state_dict(saved['optimizer'])
+        schedule.load_state_dict(saved['schedule'])
+        first, spent = saved['step'], saved['seconds']
+        log(stage='resume', step=first)
+    start, sums = time.monotonic() - spent, {}
+    for step in range(first, plan.steps):
+        model.train()
+        terms = losses(model, pool, plan, upsampling, step, make_batch(frames, plan, step))
+        loss = terms['words'] + 2.0 * terms['metres'] + 0.1 * terms['rooms']
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 2.0)
+        optimizer.step()
+        schedule.step()
+        update_average(average, model, min(plan.average, (1 + step) / (10 + step)))
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(term.detach())
+        every = 50 if plan.steps > 200 else 4
+        if (step + 1) % every == 0:
+            log(stage='images', step=step + 1, seconds=round(time.monotonic() - start, 1),
+                scale=round(float(model.logit_scale.detach().exp()), 2),
+                **{name: round(value / every, 4) for name, value in sums.items()})
+            sums = {}
+        if (step + 1) % 250 == 0 or step + 1 == plan.steps:
+            partial = state.with_suffix('.part')
+            torch.save({'model': model.state_dict(), 'average': average.state_dict(),
+                        'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
+                        'step': step + 1, 'seconds': time.monotonic() - start}, partial)
+            partial.replace(state)
+            save_weights(average, out / 'demo.pt')
+    return average
+
+
+@torch.no_grad()
+def update_average(average: Any, model: Any, keep: float) -> None:
+    """Exponential moving average of weights and of batch statistics."""
+    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.dtype.is_floating_point:
+            old.lerp_(new, 1 - keep)
+        else:
+            old.copy_(new)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """A state dict in half precision that `torch.load(weights_only=True)` reads, deflated.
+
+    The vocabulary has 49408 rows, of which all but a few hundred are the same: deflate makes
+    nothing of them. torch writes uncompressed archives but reads compressed ones.
+    """
+    state = {name: (value.half() if value.dtype.is_floating_point else value).contiguous()
+             for name, value in model.state_dict().items()}
+    raw = path.with_suffix('.raw')
+    torch.save(state, raw)
+    partial = path.with_suffix('.part')
+    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(
+            partial, 'w', zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+        for entry in source.infolist():
+            info = zipfile.ZipInfo(entry.filename)  # no time stamp: the same bytes every time
+            info.compress_type = zipfile.ZIP_DEFLATED
+            target.writestr(info, source.read(entry))
+    raw.unlink()
+    partial.replace(path)
+
+
+def check_file(path: Path) -> None:
+    """The written file must build the model in OpenAI's own code."""
+    state = torch.load(path, weights_only=True)
+    model = import_clip().model.build_model(state).float()
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224), import_clip().tokenize(['This is 2 meters away']))
+
+
+def main() -> None:
+    """Train, and leave demo.pt, log.jsonl and plan.json in --out."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, required=True, help='folder for weights and log')
+    parser.add_argument('--smoke', action='store_true', help='a two-minute form that only has to '
+                        'learn something')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--steps', type=int, help='steps of the image stage')
+    parser.add_argument('--threads', type=int, default=2)
+    arguments = parser.parse_args()
+    changes = {'seed': arguments.seed}
+    if arguments.steps:
+        changes['steps'] = arguments.steps
+    plan = Plan(**{**asdict(SMOKE if arguments.smoke else Plan()), **changes})
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(plan.seed)
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'plan.json').write_text(json.dumps(asdict(plan), indent=2) + '\n')
+
+    def log(**values: object) -> None:
+        line = json.dumps(values)
+        print(line, flush=True)
+        with (out / 'log.jsonl').open('a') as file:
+            file.write(line + '\n')
+
+    model = build(plan)
+    with torch.no_grad():
+        model.visual.attnpool.positional_embedding.mul_(0.1)
+    text = out / 'text.pt'
+    if text.exists():
+        model.load_state_dict(torch.load(text, weights_only=True))
+    else:
+        train_text(model, plan, language.TextTargets(plan.embed), log)
+        torch.save(model.state_dict(), text)
+    average = train_images(model, plan, out, log)
+    save_weights(average, out / 'demo.pt')
+    check_file(out / 'demo.pt')
+    log(stage='done', bytes=(out / 'demo.pt').stat().st_size)
+
+
+if __name__ == '__main__':
+    main()
