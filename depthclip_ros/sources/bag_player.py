@@ -359,6 +359,23 @@ def _remapping(text: str) -> str:
     return text
 
 
+def split_ros_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate a command line into our arguments and those from `--ros-args` to `--`.
+
+    rclpy's own `remove_ros_args` also takes every OLD:=NEW away, and so the values of `--remap`.
+    """
+    own: list[str] = []
+    ros: list[str] = []
+    inside = False
+    for argument in arguments:
+        if argument == '--ros-args':
+            inside = True
+        (ros if inside else own).append(argument)
+        if argument == '--':
+            inside = False
+    return own, ros
+
+
 def parser() -> argparse.ArgumentParser:
     """Command line of `bag_player`."""
     parser = argparse.ArgumentParser(
@@ -412,7 +429,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import rclpy
         from rclpy.signals import SignalHandlerOptions
-        from rclpy.utilities import remove_ros_args
     except ImportError as error:
         print(
             f'bag_player: rclpy cannot be imported ({error}). Source a ROS 2 setup file, or '
@@ -420,17 +436,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    arguments = list(sys.argv if argv is None else ['bag_player', *argv])
-    given = parser().parse_args(remove_ros_args(arguments)[1:])
+    own, ros = split_ros_arguments(list(sys.argv[1:] if argv is None else argv))
+    given = parser().parse_args(own)
     for rule in given.remap:
-        arguments += ['--ros-args', '-r', rule, '--']
+        ros += ['--ros-args', '-r', rule, '--']
     # Signals are ours: they end the playing, and the summary still comes.
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
     try:
         return _play(given)
     except DepthClipError as error:
         print(f'bag_player: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before our own handler is there
+        return 130
     finally:
         rclpy.try_shutdown()
 
