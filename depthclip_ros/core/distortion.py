@@ -38,7 +38,7 @@ COEFFICIENTS = {
 }
 
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
-_ITERATIONS = 50
+_ITERATIONS = 20
 _TABLE_SIZE = 2048
 
 
