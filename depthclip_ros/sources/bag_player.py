@@ -426,6 +426,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the executable `bag_player`; returns the exit status."""
+    own, ros = split_ros_arguments(list(sys.argv[1:] if argv is None else argv))
+    given = parser().parse_args(own)
+    for rule in given.remap:
+        ros += ['--ros-args', '-r', rule, '--']
     try:
         import rclpy
         from rclpy.signals import SignalHandlerOptions
@@ -436,10 +440,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    own, ros = split_ros_arguments(list(sys.argv[1:] if argv is None else argv))
-    given = parser().parse_args(own)
-    for rule in given.remap:
-        ros += ['--ros-args', '-r', rule, '--']
     # Signals are ours: they end the playing, and the summary still comes.
     rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
     try:
