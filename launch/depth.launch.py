@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
-from launch import LaunchContext, LaunchDescription
+from launch import Event, LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
     DeclareLaunchArgument,
+    ExecuteProcess,
     LogInfo,
     OpaqueFunction,
     RegisterEventHandler,
@@ -128,11 +129,11 @@ def _actions(context: LaunchContext) -> list[Action]:
         remappings=remappings,
         ros_arguments=log_level,
         output='screen',
-        on_exit=[Shutdown(reason='depth_node has ended')],
     )
     actions: list[Action] = [LogInfo(msg=note) for note in notes]
+    # Handlers come first: what they wait for may happen before the next line runs.
+    actions.append(_shutdown_after(node, 'depth_node has ended'))
     if value['bag']:
-        # The handlers come first: the node may be active before the next line runs.
         actions += _replay(node, value['bag'])
     if value['rviz'] == 'true':
         actions.append(_rviz(value['namespace'], remappings, parameters))
@@ -171,19 +172,28 @@ def _remappings(image: str, camera_info: str) -> list[tuple[str, str]]:
     return remappings
 
 
+def _shutdown_after(action: Action, reason: str, delay: float = 0.0) -> Action:
+    """End everything when a process ends by itself."""
+
+    def on_exit(_: Event, context: LaunchContext) -> list[Action]:
+        if context.is_shutdown:  # it ends because everything does
+            return []
+        shutdown = TimerAction(period=delay, actions=[Shutdown(reason=reason)])
+        return [LogInfo(msg=f'{reason}: stopping'), shutdown]
+
+    return RegisterEventHandler(OnProcessExit(target_action=action, on_exit=on_exit))
+
+
 def _replay(node: LifecycleNode, bag: str) -> list[Action]:
     """Play the bag when the node is active, and end everything after it."""
     player = _player(bag)
     start = OnStateTransition(
         target_lifecycle_node=node, goal_state='active', entities=[player], handle_once=True
     )
-    end = OnProcessExit(
-        target_action=player,
-        on_exit=[
-            TimerAction(period=LAST_IMAGE, actions=[Shutdown(reason='the bag has ended')]),
-        ],
-    )
-    return [RegisterEventHandler(start), RegisterEventHandler(end)]
+    return [
+        RegisterEventHandler(start),
+        _shutdown_after(player, 'the bag has ended', delay=LAST_IMAGE),
+    ]
 
 
 def _player(bag: str) -> Action:
@@ -196,8 +206,6 @@ def _player(bag: str) -> Action:
             arguments=[bag, '--clock', '--wait-for-subscribers', '10'],
             output='screen',
         )
-    from launch.actions import ExecuteProcess
-
     options = ['--clock', '--delay', str(DISCOVERY), '--disable-keyboard-controls']
     return ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, *options], output='screen')
 
