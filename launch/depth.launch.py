@@ -26,7 +26,13 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.substitutions import FindPackageShare
 
-from depthclip_ros.sources.bag import CameraTopics, bag_topics, camera_topics, storage_of
+from depthclip_ros.sources.bag import (
+    CameraTopics,
+    bag_topics,
+    camera_info_beside,
+    camera_topics,
+    storage_of,
+)
 
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
@@ -56,7 +62,8 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'camera_info',
         default_value='',
-        description='camera_info topic to use instead of "camera_info"',
+        description='camera_info topic to use instead of "camera_info"; empty: the one beside '
+        'image, if that is given',
     ),
     DeclareLaunchArgument(
         'weights',
@@ -113,6 +120,9 @@ def _actions(context: LaunchContext) -> list[Action]:
         camera = camera_topics(bag_topics(value['bag']), value['image'])
         notes += _use_camera(camera, value)
         parameters['use_sim_time'] = True
+    elif value['image'] and not value['camera_info']:
+        value['camera_info'] = camera_info_beside(value['image'])
+        notes.append(f'camera_info from {value["camera_info"]}')
     if value['image'].endswith('/compressed'):
         parameters['image_transport'] = 'compressed'
     if value['use_sim_time']:
@@ -151,9 +161,8 @@ def _use_camera(camera: CameraTopics, value: dict[str, str]) -> list[str]:
     if value['camera_info']:
         return notes
     if camera.camera_info is None:
-        expected = f'{camera.image.rpartition("/")[0]}/camera_info'
         notes.append(
-            f'bag: it has no {expected}, so there will be no cloud; if the camera_info is on '
+            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if the camera_info is on '
             'another topic, say so with camera_info:=TOPIC'
         )
     else:

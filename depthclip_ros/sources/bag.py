@@ -184,13 +184,19 @@ def camera_topics(topics: list[BagTopic], image: str = '') -> CameraTopics:
             )
     else:
         base = _only_camera(everything)
-    info = f'{base.rpartition("/")[0]}/camera_info'
+    info = camera_info_beside(base)
     has_info = any(t.name == info and t.type == CAMERA_INFO for t in with_messages)
     return CameraTopics(
         image=base,
         camera_info=info if has_info else None,
         compressed=base not in raw or image.endswith('/compressed'),
     )
+
+
+def camera_info_beside(image: str) -> str:
+    """Topic of an image's camera_info by image_transport's rule: the image's sibling."""
+    namespace, slash, _ = image.removesuffix('/compressed').rpartition('/')
+    return f'{namespace}{slash}camera_info'
 
 
 def _only_camera(names: list[str]) -> str:
