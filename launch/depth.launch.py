@@ -162,8 +162,8 @@ def _use_camera(camera: CameraTopics, value: dict[str, str]) -> list[str]:
         return notes
     if camera.camera_info is None:
         notes.append(
-            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if the camera_info is on '
-            'another topic, say so with camera_info:=TOPIC'
+            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if '
+            'the camera_info is on another topic, say so with camera_info:=TOPIC'
         )
     else:
         value['camera_info'] = camera.camera_info

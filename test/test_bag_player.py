@@ -32,6 +32,7 @@ from depthclip_ros.sources.bag_player import (
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 rosbag2 = pytest.importorskip('rosbags.rosbag2', reason='rosbags is not installed')
+from ros_harness import own_domain  # noqa: E402
 from rosbags.interfaces import (  # noqa: E402
     Qos,
     QosDurability,
@@ -47,8 +48,14 @@ ROOT = Path(__file__).resolve().parents[1]
 START = 1_700_000_000_000_000_000
 PERIOD = 50_000_000  # 20 Hz
 COUNT = 12
-DOMAIN = 10 + os.getpid() % 80
 STORE = get_typestore(Stores.ROS2_JAZZY)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def domain():
+    with own_domain() as number, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(number))
+        yield
 
 
 # A small bag ---------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ class Listener:
         from rclpy.executors import SingleThreadedExecutor
 
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=DOMAIN)
+        rclpy.init(context=self.context)
         self.node = rclpy.create_node('listener', context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -179,7 +186,7 @@ class Listener:
 
 def start_player(*arguments):
     path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN), 'PYTHONPATH': path}
+    environment = {**os.environ, 'PYTHONPATH': path}
     return subprocess.Popen(
         [sys.executable, '-m', 'depthclip_ros.sources.bag_player', *map(str, arguments)],
         env=environment,
@@ -433,9 +440,8 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
         (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
     ],
 )
-def test_errors_of_playing(tmp_path, monkeypatch, capsys, arguments, words):
+def test_errors_of_playing(tmp_path, capsys, arguments, words):
     write_bag(tmp_path / 'bag')
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(DOMAIN))
     assert main([str(tmp_path / arguments[0]), *arguments[1:]]) == 1
     assert words in capsys.readouterr().err
 
