@@ -287,8 +287,7 @@ def _cvt_color(pixels: UInt8, code: int) -> UInt8:
 
 
 def _mosaic_to_rgb(pixels: NDArray[Any], encoding: str) -> UInt8:
-    native = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('='))
-    return _upper_bits(mosaic.to_rgb(native, encoding))
+    return mosaic.to_rgb(np.ascontiguousarray(_upper_bits(pixels)), encoding)
 
 
 def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
@@ -315,6 +314,7 @@ def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
     if full:
         # OpenCV has no code for it, but nv12 of twice the size with every pixel four times holds
         # the same picture, and gives the same arithmetic as for its siblings.
-        luma = luma.repeat(2, axis=0).repeat(2, axis=1)
+        double = (2 * width, 2 * height)
+        luma = np.asarray(cv2.resize(luma, double, interpolation=cv2.INTER_NEAREST), np.uint8)
     rgb = np.asarray(cv2.cvtColorTwoPlane(luma, chroma, code), np.uint8)
     return np.ascontiguousarray(rgb[::2, ::2]) if full else rgb
