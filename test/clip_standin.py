@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from depthclip_ros.core.clip_package import import_clip
+
 TINY = {'layers': (1, 1, 1, 1), 'width': 8, 'embed_dim': 64, 'resolution': 64,
         'text_width': 64, 'text_layers': 1}
 TINY_VIT = {'vit_layers': 2, 'width': 64, 'patch': 16, 'embed_dim': 64, 'resolution': 64,
@@ -131,8 +133,23 @@ def state_dict(
 
 
 def tiny_state_dict(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a ResNet small enough for a test a second (backbone: auto)."""
-    return state_dict(seed, **TINY)
+    """Weights of a ResNet small enough for a test a second (backbone: auto).
+
+    Its batch norms have seen images, so that depth depends on what is in an image.
+    """
+    filled = state_dict(seed, **TINY)
+    model = import_clip().model.build_model(dict(filled)).float()
+    for module in model.visual.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    images = np.stack([synthetic_rgb(i) for i in range(2)])
+    model.visual.attnpool = torch.nn.Identity()
+    model.visual.train()
+    with torch.no_grad():
+        model.visual(torch.from_numpy(images).permute(0, 3, 1, 2) / 128.0 - 1)
+    statistics = {f'visual.{name}': value for name, value in model.visual.state_dict().items()
+                  if 'running' in name}
+    return {**filled, **statistics}
 
 
 def write_tiny_weights(path, seed: int = 0) -> None:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .config import DepthConfig, NodeConfig, describe, read_config
 from .errors import (
-    CameraInfoError, ConfigError, DataError, DepthClipError, DeviceError, ImageError,
+    CameraInfoError,
+    ConfigError,
+    DataError,
+    DepthClipError,
+    DeviceError,
+    ImageError,
     WeightsError,
 )
 
@@ -28,6 +33,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the estimator, and with it torch, on first use."""
     if name in ('DepthEstimator', 'DepthPrediction'):
-        from . import estimator  # noqa: PLC0415
+        from . import estimator
         return getattr(estimator, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

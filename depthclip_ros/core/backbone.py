@@ -45,7 +45,8 @@ class ReferenceFeatures(nn.Module):
         """(B, 3, H, W) -> (B, C, H / 32, W / 32)."""
         features = self.trunk(images).float()
         features = features / features.norm(dim=1, keepdim=True)
-        return features[:, ::self.channel_step]
+        subset: Tensor = features[:, ::self.channel_step]
+        return subset
 
 
 class MaskClipFeatures(nn.Module):
@@ -58,7 +59,7 @@ class MaskClipFeatures(nn.Module):
     projection: Tensor
     offset: Tensor
 
-    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
+    def __init__(self, resnet: nn.Module) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
         super().__init__()
         pool: Any = resnet.attnpool
@@ -84,7 +85,7 @@ class VitMaskClipFeatures(nn.Module):
     def __init__(self, vit: Any, shape: Architecture) -> None:
         """Take over a CLIP vision transformer."""
         super().__init__()
-        self.vit = vit
+        self.trunk = vit
         self.stride = shape.patch or 0
         self.native_grid = shape.resolution // self.stride
         self.blocks = vit.transformer.resblocks[:-1]
@@ -94,7 +95,7 @@ class VitMaskClipFeatures(nn.Module):
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
         if self._positions is None or self._positions[0] != (height, width):
-            learned = self.vit.positional_embedding.float()
+            learned = self.trunk.positional_embedding.float()
             side = self.native_grid
             grid = learned[1:].T.reshape(1, -1, side, side)
             if (height, width) != (side, side):
@@ -105,7 +106,7 @@ class VitMaskClipFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride), unit vectors."""
-        vit = self.vit
+        vit = self.trunk
         x = vit.conv1(images.to(vit.conv1.weight.dtype))
         height, width = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
@@ -117,7 +118,8 @@ class VitMaskClipFeatures(nn.Module):
         value_bias = attention.in_proj_bias.chunk(3)[2]
         values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
         features = (vit.ln_post(attention.out_proj(values)) @ vit.proj).float()
-        return normalize(features, dim=2).transpose(1, 2).unflatten(2, (height, width))
+        unit = normalize(features, dim=2).transpose(1, 2)
+        return unit.reshape(len(unit), -1, height, width)
 
 
 ImageEncoder = ReferenceFeatures | MaskClipFeatures | VitMaskClipFeatures
@@ -145,7 +147,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
         if shape.patch is not None:
             encoder = VitMaskClipFeatures(visual, shape)
         elif features == 'maskclip':
-            encoder = MaskClipFeatures(visual, shape)
+            encoder = MaskClipFeatures(visual)
         else:
             encoder = ReferenceFeatures(visual, shape)
     encoder.eval().requires_grad_(False)

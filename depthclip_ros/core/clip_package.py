@@ -50,7 +50,7 @@ def _pkg_resources_packaging() -> Iterator[None]:
     itself. OpenAI's main branch imports that one and needs no help.
     """
     try:
-        import pkg_resources  # noqa: PLC0415
+        import pkg_resources
         has_packaging = hasattr(pkg_resources, 'packaging')
     except ImportError:
         has_packaging = False

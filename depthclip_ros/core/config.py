@@ -13,11 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
@@ -25,9 +28,8 @@ PAPER_TOKENS = (
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
 
 # Parameters that ROS itself, not this package, declares on a node.
-ROS_OWN = re.compile(r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
-
-_Config = TypeVar('_Config', bound='_Settings')
+ROS_OWN = re.compile(
+    r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
 
 
 def _setting(
@@ -81,7 +83,7 @@ class _Settings:
         return tuple(setting.name for setting in dataclasses.fields(cls))
 
     @classmethod
-    def from_dict(cls: type[_Config], values: Mapping[str, Any]) -> _Config:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from plain values; a missing key keeps its default.
 
         Raises:
@@ -100,7 +102,7 @@ class _Settings:
             for name, value in ((name, getattr(self, name)) for name in self.names())
         }
 
-    def replace(self: _Config, **changes: Any) -> _Config:
+    def replace(self, **changes: Any) -> Self:
         """Copy with some values changed; validated like any other."""
         return type(self).from_dict({**self.to_dict(), **changes})
 
@@ -158,7 +160,7 @@ class DepthConfig(_Settings):
                 f'({list(self.tokens)}; {list(self.bins)}); give one bin per token.')
         if any(not math.isfinite(b) or b <= 0 for b in self.bins):
             raise ConfigError(f'bins: {list(self.bins)} must all be positive metres.')
-        if any(later <= earlier for earlier, later in zip(self.bins, self.bins[1:])):
+        if any(later <= earlier for earlier, later in zip(self.bins, self.bins[1:], strict=False)):
             raise ConfigError(f'bins: {list(self.bins)} must ascend; sort the bins, and the '
                               'tokens with them.')
         if not self.templates:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lens distortion of ``sensor_msgs/CameraInfo``, forwards and backwards, in normalised coordinates.
+"""Lens distortion of ``sensor_msgs/CameraInfo``, both ways, in normalised coordinates.
 
 Forwards (ray to pixel) these are OpenCV's models: Brown-Conrady with its rational, thin-prism and
 tilted-sensor extensions (``plumb_bob``, ``rational_polynomial``), and Kannala-Brandt
-(``equidistant``). All are polynomials fitted inside the image: further out they fold back, and then
-one pixel has several rays, or none. Every model is therefore used only up to the first radius where
-it stops growing; beyond that the answer is NaN. OpenCV's ``undistortPoints`` does a fixed number of
-steps and returns whatever it has then; here the answer is checked by distorting it again.
+(``equidistant``). All are polynomials fitted inside the image: further out they fold back, and
+then one pixel has several rays, or none. Every model is therefore used only up to the first radius
+where it stops growing; beyond that the answer is NaN. OpenCV's ``undistortPoints`` does a fixed
+number of steps and returns whatever it has then; here the answer is checked by distorting it
+again.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import cv2
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
 NO_DISTORTION = ''
 
-# Numbers of coefficients that each model may have. OpenCV's longer forms (12: thin prism, 14: tilted
-# sensor) are published as rational_polynomial by some drivers.
+# Numbers of coefficients that each model may have. OpenCV's longer forms (12: thin prism, 14:
+# tilted sensor) are published as rational_polynomial by some drivers.
 COEFFICIENTS = {
     'plumb_bob': (4, 5),
     'rational_polynomial': (8, 12, 14),
@@ -36,7 +38,7 @@ COEFFICIENTS = {
 }
 
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
-_ITERATIONS = 50
+_ITERATIONS = 20
 _TABLE_SIZE = 2048
 
 
@@ -84,7 +86,7 @@ def distort(model: str, D: Float64, ideal: Float64) -> Float64:
 
 
 def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
-    """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where there is none."""
+    """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where is none."""
     if not model or not len(distorted):
         return distorted
     radius = np.hypot(*distorted.T)
@@ -106,7 +108,7 @@ def _kannala_brandt_slope(D: Float64) -> np.polynomial.Polynomial:
 
 def _kannala_brandt_limit(D: Float64) -> float:
     """Angle up to which the model grows; a ray with z = 1 ends at 90 degrees anyway."""
-    return min(np.pi / 2.0, _first_positive_root(_kannala_brandt_slope(D)) ** 0.5)
+    return min(np.pi / 2.0, math.sqrt(_first_positive_root(_kannala_brandt_slope(D))))
 
 
 def _undistort_angle(radius: Float64, D: Float64) -> Float64:
@@ -118,7 +120,7 @@ def _undistort_angle(radius: Float64, D: Float64) -> Float64:
         error = _kannala_brandt(angle, D) - radius
         if not (np.abs(error) > _TOLERANCE * 1e-3).any():
             break
-        angle = np.clip(angle - _ratio(error, slope(angle**2)), 0.0, limit)
+        angle = np.clip(angle - _ratio(error, slope(angle**2), 0.0), 0.0, limit)
     converged = np.abs(_kannala_brandt(angle, D) - radius) < _TOLERANCE
     return np.where(converged & (angle < limit), angle, np.nan)
 
@@ -129,7 +131,10 @@ def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
     pixels, jacobian = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), D)
     # Columns 3 and 4 are the derivatives by a shift of the point along x and y, which at z = 1 are
     # those by the normalised coordinates.
-    return pixels.reshape(-1, 2), jacobian[:, 3:5].reshape(-1, 2, 2)
+    shape = (len(ideal), 2)
+    return np.asarray(pixels, np.float64).reshape(shape), np.asarray(
+        jacobian[:, 3:5], np.float64
+    ).reshape(*shape, 2)
 
 
 def _radial_polynomials(D: Float64) -> tuple[np.polynomial.Polynomial, np.polynomial.Polynomial]:
@@ -146,7 +151,7 @@ def _brown_conrady_limit(D: Float64) -> float:
     slope = (
         numerator + 2.0 * s * numerator.deriv()
     ) * denominator - 2.0 * s * numerator * denominator.deriv()
-    return min(_first_positive_root(slope), _first_positive_root(denominator)) ** 0.5
+    return math.sqrt(min(_first_positive_root(slope), _first_positive_root(denominator)))
 
 
 def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) -> Float64:
@@ -174,15 +179,20 @@ def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) ->
     value, jacobian = _brown_conrady(ideal, D)
     valid = np.abs(value - distorted).max(axis=1) < _TOLERANCE
     valid &= np.hypot(*ideal.T) < limit
-    valid &= np.linalg.det(jacobian) > 0.0  # not mirrored: on the branch that holds the centre
+    valid &= _determinant(jacobian) > 0.0  # not mirrored: on the branch that holds the centre
     return np.where(valid[:, None], ideal, np.nan)
+
+
+def _determinant(matrix: Float64) -> Float64:
+    """Determinants of (N, 2, 2)."""
+    return matrix[:, 0, 0] * matrix[:, 1, 1] - matrix[:, 0, 1] * matrix[:, 1, 0]
 
 
 def _solve_2x2(matrix: Float64, vector: Float64) -> Float64:
     """Solve N systems of two equations; a singular one gives zero, so that Newton stands still."""
     (a, b), (c, d) = matrix[:, 0].T, matrix[:, 1].T
     x, y = vector.T
-    determinant = a * d - b * c
+    determinant = _determinant(matrix)
     return np.column_stack(
         [_ratio(d * x - b * y, determinant, 0.0), _ratio(a * y - c * x, determinant, 0.0)]
     )
@@ -200,7 +210,8 @@ def _ratio(
     """Divide, with the given value where the denominator is zero (1: the limit at the centre)."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     result = np.full(denominator.shape, at_zero)
-    return np.divide(numerator, denominator, out=result, where=denominator != 0.0)
+    np.divide(numerator, denominator, out=result, where=denominator != 0.0)
+    return result
 
 
 def _first_positive_root(polynomial: np.polynomial.Polynomial) -> float:

@@ -31,6 +31,9 @@ NORMALIZATIONS = {
 }
 
 
+_LOGGER = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class DepthPrediction:
     """Depth of one image, as NumPy arrays in float32.
@@ -72,7 +75,7 @@ class DepthEstimator:
     def __init__(
         self, config: DepthConfig, weights: str | Path | Mapping[str, Tensor] | None = None,
         device: str = 'auto', *, cache_dir: str | Path | None = None, offline: bool = False,
-        num_threads: int = 0, log: Log = logging.getLogger(__name__).info,
+        num_threads: int = 0, log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
@@ -105,10 +108,9 @@ class DepthEstimator:
         self.grid = _grid(config, encoder.stride)
         self.text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
             config, self.weights.digest, lambda: encode_tokens(config, state_dict))
-        del state_dict
         self._encoder = encoder.to(self.device)
         # Only the trunk runs in the backbone's format; the similarity head stays in float32.
-        (encoder.vit if hasattr(encoder, 'vit') else encoder.trunk).to(self._dtype)
+        encoder.trunk.to(self._dtype)
         self._text = torch.from_numpy(self.text_features).to(self.device)
         mean, deviation = NORMALIZATIONS[config.normalization]
         self._mean = torch.tensor(mean, device=self.device)[:, None, None]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Camera geometry: from pixels to rays and back, as ``sensor_msgs/CameraInfo`` describes a camera.
 
-Everything is in the camera's optical frame of REP-103 (x right, y down, z forward). Pixel centres are
-at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the optical
-axis (REP-118).
+Everything is in the camera's optical frame of REP-103 (x right, y down, z forward). Pixel centres
+are at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the
+optical axis (REP-118).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class CameraModel:
         K: (3, 3) intrinsic matrix in pixels.
         D: Distortion coefficients, empty where there is no distortion.
         distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none.
-        R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of the
-            camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified images).
-        P: (3, 4) projection matrix of the rectified image. Its fourth column (the baseline of a right
-            stereo camera) is not used: rays start at this camera's own centre.
+        R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of
+            the camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified
+        images). P: (3, 4) projection matrix of the rectified image. Its fourth column (the
+            baseline of a right stereo camera) is not used: rays start at this camera's own centre.
 
     """
 
@@ -51,8 +51,8 @@ class CameraModel:
     def from_info(cls, msg: Any, rectified: bool = False) -> CameraModel:
         """Read a ``sensor_msgs/CameraInfo``, or anything with its fields.
 
-        Binning and region of interest are applied as in ``image_geometry``: the result is the camera
-        of the images that the driver publishes, not of the whole sensor.
+        Binning and region of interest are applied as in ``image_geometry``: the result is the
+        camera of the images that the driver publishes, not of the whole sensor.
 
         Args:
             msg: The message. It is not changed, and nothing of it is kept.
@@ -107,16 +107,16 @@ class CameraModel:
         if (width, height) != (self.width, self.height):
             raise CameraInfoError(
                 'size mismatch',
-                f'camera_info is for images of {self.width}x{self.height} pixels (binning and roi '
-                f'applied), but the image has {width}x{height}. Remap camera_info to the topic that '
-                'belongs to the image topic, or resize both together (image_proc does).',
+                f'camera_info is for images of {self.width}x{self.height} pixels (binning and '
+                f'roi applied), but the image has {width}x{height}. Remap camera_info to the '
+                "image topic's own, or resize both together (image_proc does).",
             )
 
     def scaled(self, width: int, height: int) -> CameraModel:
         """Give the camera of the same view resized to `width` x `height` pixels.
 
-        K and P are multiplied by the ratio of the sizes, without a half-pixel term, and D and R stay,
-        as in image_proc's ResizeNode.
+        K and P are multiplied by the ratio of the sizes, without a half-pixel term, and D and R
+        stay, as in image_proc's ResizeNode.
         """
         scale = np.array([[width / self.width], [height / self.height], [1.0]])
         return CameraModel(
@@ -155,8 +155,8 @@ class CameraModel:
             points: (..., 3) in the optical frame.
 
         Returns:
-            (..., 2) columns and rows in pixels, which may lie outside the image. NaN for a point that
-            is not in front of the camera, or further aside than the distortion model reaches.
+            (..., 2) columns and rows in pixels, which may lie outside the image. NaN for a point
+            that is not in front of the camera, or further aside than the distortion model reaches.
 
         """
         points = np.asarray(points, np.float64)
@@ -169,8 +169,8 @@ class CameraModel:
     def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
         """Rays through the centres of `h` x `w` patches that tile the image.
 
-        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which is
-        half a pixel left of the first pixel's centre; so the patch's centre is at column
+        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which
+        is half a pixel left of the first pixel's centre; so the patch's centre is at column
         (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
 
         Returns:
@@ -191,16 +191,16 @@ def region_of_interest(msg: Any, rectified: bool = False) -> tuple[int, int, int
     """Window of the sensor that the images show, in unbinned pixels: x, y, width, height.
 
     Raises:
-        CameraInfoError: 'zero size', or 'wrong roi' where it does not lie within the sensor or cannot
-            be known.
+        CameraInfoError: 'zero size', or 'wrong roi' where it does not lie within the sensor or
+            cannot be known.
 
     """
     width, height = int(msg.width), int(msg.height)
     if width < 1 or height < 1:
         raise CameraInfoError(
             'zero size',
-            f'camera_info has size {width}x{height}. Fill width and height in the camera driver, or '
-            'calibrate the camera (ros2 run camera_calibration cameracalibrator).',
+            f'camera_info has size {width}x{height}. Fill width and height in the camera driver, '
+            'or calibrate the camera (ros2 run camera_calibration cameracalibrator).',
         )
     roi = msg.roi
     window = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
@@ -210,16 +210,16 @@ def region_of_interest(msg: Any, rectified: bool = False) -> tuple[int, int, int
     if roi_width < 1 or roi_height < 1 or x + roi_width > width or y + roi_height > height:
         raise CameraInfoError(
             'wrong roi',
-            f'camera_info has a region of interest of {roi_width}x{roi_height} pixels at ({x}, {y}), '
-            f'which is no window of its {width}x{height} pixels. Correct roi in the camera driver '
-            '(all zeros: the whole image).',
+            f'camera_info has a region of interest of {roi_width}x{roi_height} pixels at '
+            f'({x}, {y}), which is no window of its {width}x{height} pixels. Correct roi in the '
+            'camera driver (all zeros: the whole image).',
         )
     if rectified and roi.do_rectify:
         raise CameraInfoError(
             'wrong roi',
-            'camera_info has a region of interest with do_rectify, so the window that the rectified '
-            'images show is not in the message. Use the raw images with rectified: false, or set '
-            'do_rectify to false in the camera driver.',
+            'camera_info has a region of interest with do_rectify, so the window that the '
+            'rectified images show is not in the message. Use the raw images with '
+            'rectified: false, or set do_rectify to false in the camera driver.',
         )
     return window
 

@@ -127,7 +127,7 @@ class TextFeatureCache:
                 np.savez(file, features=features,
                          sha256=np.array(hashlib.sha256(features.tobytes()).hexdigest()),
                          tokens=np.array(config.tokens), templates=np.array(config.templates))
-            os.replace(part, path)
+            Path(part).replace(path)
         except OSError as error:
             self._log(f'WARNING: cannot keep the text features in {self.folder} '
                       f'({error.strerror}); they are encoded again at every start. Set cache_dir '

@@ -167,7 +167,7 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
             raise WeightsError(f'{name}: what {url} sent has SHA-256 {digest}, expected '
                                f'{release.sha256}; it was thrown away. Try again, or copy a '
                                f'verified {release.file} to {target.parent}.')
-        os.replace(part, target)
+        Path(part).replace(target)
     finally:
         Path(part).unlink(missing_ok=True)
     log(f'{name} is at {target}, checksum verified.')
@@ -176,9 +176,9 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
 
 def _download(url: str, file: Any, name: str) -> None:
     """Stream a URL into an open file, with a progress bar on a terminal."""
-    from tqdm import tqdm  # noqa: PLC0415 (only needed here; comes with clip)
+    from tqdm import tqdm  # only needed here; comes with clip
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 (user's server)
             total = int(response.headers.get('Content-Length') or 0)
             with tqdm(total=total or None, unit='B', unit_scale=True, desc=name,
                       disable=None) as bar:
@@ -271,12 +271,15 @@ def read_file(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is corrupt or holds something else.
 
     """
-    import torch  # noqa: PLC0415 (this module must import without torch, for the doctor)
+    import torch  # this module must import without torch, for the doctor
     try:
         if _is_torchscript(path):
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore', DeprecationWarning)
-                loaded = torch.jit.load(str(path), map_location='cpu').state_dict()
+                # OpenAI's archives are TorchScript, deprecated or not.
+                for category in (DeprecationWarning, FutureWarning):
+                    warnings.simplefilter('ignore', category)
+                loaded = torch.jit.load(  # type: ignore[no-untyped-call]
+                    str(path), map_location='cpu').state_dict()
         else:
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError,
@@ -289,7 +292,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(
             isinstance(value, torch.Tensor) for value in loaded.values()):
         raise WeightsError(f'{path}: holds a {type(loaded).__name__}, not a state dict of '
-                           "tensors; save it with torch.save(model.state_dict(), PATH).")
+                           'tensors; save it with torch.save(model.state_dict(), PATH).')
     return dict(loaded)
 
 
@@ -303,17 +306,13 @@ def _is_torchscript(path: Path) -> bool:
 
 def state_dict_digest(state_dict: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of the tensors, in order of names."""
+    import torch
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.reshape(-1).view(_bytes_type()).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _bytes_type() -> Any:
-    import torch  # noqa: PLC0415
-    return torch.uint8
 
 
 def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict') -> Architecture:
@@ -369,9 +368,9 @@ def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str
 
 def _untrained(backbone: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
     """Random weights of an official shape, to try the pipeline where no real ones can be had."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from .clip_package import import_clip  # noqa: PLC0415
+    from .clip_package import import_clip
     if backbone not in RELEASES:
         raise WeightsError(f"backbone: '{backbone}' is unknown; use one of {', '.join(RELEASES)}.")
     shape = RELEASES[backbone].architecture

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image messages to arrays and back: the only file that touches ``msg.data``.
+
+No message type is imported: rclpy's messages and those of ``rosbags`` are read alike.
+
+Nothing is ever assigned to ``msg.data``: its setter looks at every byte (Humble) or iterates over
+an array (Jazzy), some 50 ms for a 640x480 float image. The array that is already in the message is
+filled in place instead, 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import array
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from depthclip_ros.core.errors import ImageError
+
+from . import compressed, mosaic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sensor_msgs.msg import CompressedImage, Image
+    from std_msgs.msg import Header
+
+    UInt8 = NDArray[np.uint8]
+
+_BIG_ENDIAN = int(sys.byteorder == 'big')
+_MILLIMETRES = 1000.0
+_UINT16_MAX = 65535
+_BAYER_LEAST = 3  # OpenCV gives black below
+
+
+class _Layout(NamedTuple):
+    channels: int
+    to_rgb: int | None  # code of cv2.cvtColor, None: it is RGB
+    bits: int = 8
+
+
+# The generic types have OpenCV's order of colours. 16UC1 is read as a grey picture like mono16.
+_DIRECT = {
+    'rgb8': _Layout(3, None),
+    'bgr8': _Layout(3, cv2.COLOR_BGR2RGB),
+    'rgba8': _Layout(4, cv2.COLOR_RGBA2RGB),
+    'bgra8': _Layout(4, cv2.COLOR_BGRA2RGB),
+    'mono8': _Layout(1, cv2.COLOR_GRAY2RGB),
+    '8UC1': _Layout(1, cv2.COLOR_GRAY2RGB),
+    '8UC3': _Layout(3, cv2.COLOR_BGR2RGB),
+    '8UC4': _Layout(4, cv2.COLOR_BGRA2RGB),
+    'rgb16': _Layout(3, None, 16),
+    'bgr16': _Layout(3, cv2.COLOR_BGR2RGB, 16),
+    'rgba16': _Layout(4, cv2.COLOR_RGBA2RGB, 16),
+    'bgra16': _Layout(4, cv2.COLOR_BGRA2RGB, 16),
+    'mono16': _Layout(1, cv2.COLOR_GRAY2RGB, 16),
+    '16UC1': _Layout(1, cv2.COLOR_GRAY2RGB, 16),
+    '16UC3': _Layout(3, cv2.COLOR_BGR2RGB, 16),
+    '16UC4': _Layout(4, cv2.COLOR_BGRA2RGB, 16),
+}
+_PLANAR_YUV = ('nv12', 'nv21', 'nv24')
+ENCODINGS = (*_DIRECT, *mosaic.BAYER, *mosaic.PACKED_YUV, *_PLANAR_YUV)
+
+
+def to_rgb(msg: Image) -> UInt8:
+    """Give the picture in an image message, whatever its encoding.
+
+    rgb8 is not copied: the result looks into the message, and rows keep their padding between
+    them. Of 16-bit channels the upper 8 bits count, in every picture alike: a camera that uses
+    only 10 or 12 of the 16 bits gives dark pictures, but never flickering ones.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ImageError: 'empty image', 'zero size', 'unknown encoding', 'odd size', 'too small',
+            'wrong step', 'truncated data', 'excess data', 'no converter'.
+
+    """
+    encoding, data = str(msg.encoding), _bytes_of(msg)
+    _check_present(msg, data)
+    if encoding in _DIRECT:
+        layout = _DIRECT[encoding]
+        pixels = _upper_bits(_pixels(msg, data, layout.channels, layout.bits))
+        return pixels if layout.to_rgb is None else _cvt_color(pixels, layout.to_rgb)
+    if encoding in mosaic.BAYER:
+        pixels = _pixels(msg, data, 1, int(encoding[len('bayer_rggb') :]))
+        _check_bayer_size(msg)
+        return _mosaic_to_rgb(pixels, encoding)
+    if encoding in mosaic.PACKED_YUV:
+        _check_even(msg, 'width', msg.width)
+        return _mosaic_to_rgb(_pixels(msg, data, 2, 8), encoding)
+    if encoding in _PLANAR_YUV:
+        return _planar_to_rgb(msg, data)
+    raise ImageError(
+        'unknown encoding',
+        f'The image has encoding {encoding!r}; known are {", ".join(ENCODINGS)}. Set the camera '
+        'driver to one of these.',
+    )
+
+
+def compressed_to_rgb(msg: CompressedImage) -> UInt8:
+    """Give the picture in a compressed image message (JPEG, PNG and what else OpenCV reads).
+
+    What the data is, its own first bytes say. The message's format says what was compressed: a
+    Bayer mosaic is converted, and colours that were compressed in the order RGB are not swapped.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ImageError: 'empty image', 'compressed depth', 'truncated jpeg', 'truncated png',
+            'undecodable', 'no converter'.
+
+    """
+    described = str(msg.format)
+    data = _bytes_of(msg).tobytes()
+    if not data:
+        raise ImageError(
+            'empty image',
+            f'The compressed image (format {described!r}) has no data. Check the camera driver.',
+        )
+    if 'compresseddepth' in described.lower():
+        raise ImageError(
+            'compressed depth',
+            f'The compressed image has format {described!r}: it is a depth image, not a colour '
+            'picture. Remap image to a colour topic.',
+        )
+    pixels = compressed.decode(data, described)
+    original, _, compression = described.partition(';')
+    if pixels.ndim == 2:
+        pattern = f'{original.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
+        if pattern in mosaic.BAYER:
+            return _mosaic_to_rgb(pixels, pattern)
+        return _cvt_color(_upper_bits(pixels), cv2.COLOR_GRAY2RGB)
+    is_rgb = 'compressed rgb' in compression
+    if pixels.shape[2] == 4:
+        code = cv2.COLOR_RGBA2RGB if is_rgb else cv2.COLOR_BGRA2RGB
+        return _cvt_color(_upper_bits(pixels), code)
+    pixels = _upper_bits(pixels)
+    return pixels if is_rgb else _cvt_color(pixels, cv2.COLOR_BGR2RGB)
+
+
+def depth_image(
+    msg: Image, depth: NDArray[np.floating[Any]], encoding: str, header: Header
+) -> int:
+    """Fill an image message with depth (REP-118); the same message may be filled again.
+
+    Args:
+        msg: The message to fill.
+        depth: (H, W) metres, NaN where unknown.
+        encoding: '32FC1' (metres, as they are) or '16UC1' (millimetres, rounded, 0 where unknown).
+        header: Of the image that the depth belongs to.
+
+    Returns:
+        Number of pixels with a depth that 16UC1 cannot hold (below 0.5 mm, above 65.535 m,
+        infinite) and that are therefore 0 in it. Always 0 for 32FC1.
+
+    Raises:
+        ValueError: The encoding is neither of the two.
+
+    """
+    if encoding == '32FC1':
+        _fill(msg, np.asarray(depth, np.float32), encoding, header)
+        return 0
+    if encoding != '16UC1':
+        raise ValueError(f'depth encoding is {encoding!r}, but must be 32FC1 or 16UC1')
+    millimetres = np.rint(np.asarray(depth, np.float32) * np.float32(_MILLIMETRES))
+    valid = (millimetres >= 1) & (millimetres <= _UINT16_MAX)
+    values = np.where(valid, millimetres, 0).astype(np.uint16)
+    _fill(msg, values, encoding, header)
+    return int(np.count_nonzero(~valid) - np.count_nonzero(np.isnan(millimetres)))
+
+
+def color_image(msg: Image, bgr: UInt8, header: Header) -> None:
+    """Fill an image message with a (H, W, 3) BGR picture, encoding bgr8."""
+    _fill(msg, np.asarray(bgr, np.uint8), 'bgr8', header)
+
+
+def fill_data(msg: Any, values: NDArray[Any]) -> None:
+    """Put an array's bytes into ``msg.data``, in place; also used for point clouds."""
+    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    data = msg.data
+    if not isinstance(data, array.array):
+        # A message type that holds its bytes in something else; assigning an array.array is
+        # never slow.
+        msg.data = array.array('B', view.tobytes())
+    elif len(data) == len(view):
+        memoryview(data)[:] = view
+    else:
+        del data[:]
+        data.frombytes(view)
+
+
+def _fill(msg: Image, pixels: NDArray[Any], encoding: str, header: Header) -> None:
+    msg.header = header
+    msg.height, msg.width = pixels.shape[:2]
+    msg.encoding = encoding
+    msg.is_bigendian = _BIG_ENDIAN
+    msg.step = pixels[0].size * pixels.itemsize
+    fill_data(msg, pixels)
+
+
+def _bytes_of(msg: Any) -> UInt8:
+    """The message's data, without a copy where it is in memory."""
+    data = msg.data
+    if hasattr(data, 'to_bytes') and not isinstance(data, np.ndarray):
+        data = data.to_bytes()  # rosidl_buffer.Buffer, from Lyrical on
+    return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+
+
+def _pixels(msg: Image, data: UInt8, channels: int, bits: int) -> NDArray[Any]:
+    """(H, W) or (H, W, channels) view of the data in the message's byte order."""
+    width, height, step, size = int(msg.width), int(msg.height), int(msg.step), bits // 8
+    _check_layout(msg, data, width * channels * size, height * step)
+    order = '>' if msg.is_bigendian else '<'
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    strides = (step, channels * size) if channels == 1 else (step, channels * size, size)
+    return np.ndarray(shape, f'{order}u{size}', data.data, strides=strides)
+
+
+def _check_layout(msg: Image, data: UInt8, row: int, size: int) -> None:
+    if msg.step < row:
+        raise ImageError(
+            'wrong step',
+            f'The image has step {msg.step}, but a row of {msg.width} pixels in {msg.encoding} '
+            f'takes {row} bytes. Check the camera driver.',
+        )
+    if data.size == size:
+        return
+    described = (
+        f'The image has {data.size} bytes of data, but {msg.height} rows of {msg.step} bytes '
+        f'(step) in {msg.encoding} take {size}.'
+    )
+    if data.size < size:
+        raise ImageError(
+            'truncated data',
+            f'{described} Check the camera driver and the network (lost fragments, a size limit '
+            'of the middleware).',
+        )
+    raise ImageError('excess data', f'{described} Check height and step in the camera driver.')
+
+
+def _check_present(msg: Image, data: UInt8) -> None:
+    if not data.size:
+        raise ImageError(
+            'empty image',
+            f'The image ({msg.width}x{msg.height}, encoding {msg.encoding!r}) has no data. Check '
+            'the camera driver.',
+        )
+    if not msg.width or not msg.height:
+        raise ImageError(
+            'zero size',
+            f'The image has size {msg.width}x{msg.height} but {data.size} bytes of data. Check '
+            'the camera driver.',
+        )
+
+
+def _check_bayer_size(msg: Image) -> None:
+    if min(msg.width, msg.height) < _BAYER_LEAST:
+        raise ImageError(
+            'too small',
+            f'The image has size {msg.width}x{msg.height}, but the colours of {msg.encoding} are '
+            f'interpolated from at least {_BAYER_LEAST}x{_BAYER_LEAST}. Check the camera driver.',
+        )
+
+
+def _check_even(msg: Image, name: str, value: int) -> None:
+    if value % 2:
+        raise ImageError(
+            'odd size',
+            f'The image has {name} {value}, but {msg.encoding} needs an even {name}, because '
+            'neighbours share their colour. Check the camera driver.',
+        )
+
+
+def _upper_bits(pixels: NDArray[Any]) -> UInt8:
+    """Upper 8 bits of every channel; 8-bit pixels come back as they are."""
+    if pixels.itemsize == 1:
+        return pixels
+    return (pixels >> 8).astype(np.uint8)
+
+
+def _cvt_color(pixels: UInt8, code: int) -> UInt8:
+    return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
+
+
+def _mosaic_to_rgb(pixels: NDArray[Any], encoding: str) -> UInt8:
+    return mosaic.to_rgb(np.ascontiguousarray(_upper_bits(pixels)), encoding)
+
+
+def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
+    """Convert a plane of Y and a plane of interleaved U and V, as in V4L2 (`step` is that of Y).
+
+    Neither cv_bridge nor rosbags-image reads these in drivers' layout: height is the picture's,
+    and the planes lie one after the other. In nv12 (U first) and nv21 (V first) four pixels share
+    their colour; nv24 (U first) has one for each.
+    """
+    width, height, step = int(msg.width), int(msg.height), int(msg.step)
+    full = msg.encoding == 'nv24'
+    if not full:
+        _check_even(msg, 'width', width)
+        _check_even(msg, 'height', height)
+    _check_layout(msg, data, width, step * height * 3 if full else step * height * 3 // 2)
+    luma = np.ndarray((height, width), np.uint8, data.data, strides=(step, 1))
+    chroma_step, chroma_shape = (
+        (2 * step, (height, width, 2)) if full else (step, (height // 2, width // 2, 2))
+    )
+    chroma = np.ndarray(
+        chroma_shape, np.uint8, data.data, offset=step * height, strides=(chroma_step, 2, 1)
+    )
+    code = cv2.COLOR_YUV2RGB_NV21 if msg.encoding == 'nv21' else cv2.COLOR_YUV2RGB_NV12
+    if full:
+        # OpenCV has no code for it, but nv12 of twice the size with every pixel four times holds
+        # the same picture, and gives the same arithmetic as for its siblings.
+        double = (2 * width, 2 * height)
+        luma = np.asarray(cv2.resize(luma, double, interpolation=cv2.INTER_NEAREST), np.uint8)
+    rgb = np.asarray(cv2.cvtColorTwoPlane(luma, chroma, code), np.uint8)
+    return np.ascontiguousarray(rgb[::2, ::2]) if full else rgb

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start depth_node, and beside it, if asked for, the replay of a bag and RViz.
+
+An empty argument means: as params_file says. So every default stays in one place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch import Event, LaunchContext, LaunchDescription
+from launch.action import Action
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    Shutdown,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.substitutions import FindPackageShare
+
+from depthclip_ros.sources.bag import (
+    CameraTopics,
+    bag_topics,
+    camera_info_beside,
+    camera_topics,
+    storage_of,
+)
+
+PACKAGE = 'depthclip_ros'
+SHARE = FindPackageShare(PACKAGE)
+
+# Seconds between a player's start and its first message, in which subscribers find it.
+DISCOVERY = 1.0
+# Seconds for the last image of a bag to become depth.
+LAST_IMAGE = 2.0
+
+ARGUMENTS = [
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=PathJoinSubstitution([SHARE, 'config', 'depth.yaml']),
+        description='ROS parameter file with all settings of the node',
+    ),
+    DeclareLaunchArgument(
+        'namespace',
+        default_value='',
+        description='Namespace of the node and its topics, e.g. front',
+    ),
+    DeclareLaunchArgument(
+        'image',
+        default_value='',
+        description='Image topic to use instead of "image"; with /compressed at its end, the '
+        'node reads compressed images',
+    ),
+    DeclareLaunchArgument(
+        'camera_info',
+        default_value='',
+        description='camera_info topic to use instead of "camera_info"; empty: the one beside '
+        'image, if that is given',
+    ),
+    DeclareLaunchArgument(
+        'weights',
+        default_value='',
+        description='CLIP weights: an official name such as RN50, a file, or untrained; '
+        'empty: as in params_file',
+    ),
+    DeclareLaunchArgument(
+        'device',
+        default_value='',
+        description='auto, cpu, cuda or cuda:N; empty: as in params_file',
+    ),
+    DeclareLaunchArgument(
+        'bag',
+        default_value='',
+        description='rosbag2 bag to replay with simulated time, once the node is active; '
+        'everything ends with it. Its camera is found by itself, or given by image and '
+        'camera_info',
+    ),
+    DeclareLaunchArgument(
+        'rviz',
+        default_value='false',
+        choices=['true', 'false'],
+        description='Show image, depth and cloud in RViz',
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description='Take the time from /clock; empty: true with a bag, else as in params_file',
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='',
+        choices=['', 'debug', 'info', 'warn', 'error', 'fatal'],
+        description="Least severe messages to show; empty: ROS's default",
+    ),
+]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Arguments first, so that --show-args lists them; the rest depends on their values."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=_actions)])
+
+
+def _actions(context: LaunchContext) -> list[Action]:
+    """Node, then bag and RViz where they are asked for."""
+    value = {argument.name: _value(context, argument.name) for argument in ARGUMENTS}
+    parameters: dict[str, str | bool] = {
+        name: value[name] for name in ('weights', 'device') if value[name]
+    }
+    notes: list[str] = []
+    if value['bag']:
+        camera = camera_topics(bag_topics(value['bag']), value['image'])
+        notes += _use_camera(camera, value)
+        parameters['use_sim_time'] = True
+    elif value['image'] and not value['camera_info']:
+        value['camera_info'] = camera_info_beside(value['image'])
+        notes.append(f'camera_info from {value["camera_info"]}')
+    if value['image'].endswith('/compressed'):
+        parameters['image_transport'] = 'compressed'
+    if value['use_sim_time']:
+        parameters['use_sim_time'] = value['use_sim_time'] == 'true'
+    remappings = _remappings(value['image'], value['camera_info'])
+    log_level = ['--log-level', value['log_level']] if value['log_level'] else []
+
+    node = LifecycleNode(
+        package=PACKAGE,
+        executable='depth_node',
+        name='depth_node',
+        namespace=value['namespace'],
+        parameters=[value['params_file'], *([parameters] if parameters else [])],
+        remappings=remappings,
+        ros_arguments=log_level,
+        output='screen',
+    )
+    actions: list[Action] = [LogInfo(msg=note) for note in notes]
+    # Handlers come first: what they wait for may happen before the next line runs.
+    actions.append(_shutdown_after(node, 'depth_node has ended'))
+    if value['bag']:
+        actions += _replay(node, value['bag'])
+    if value['rviz'] == 'true':
+        actions.append(_rviz(value['namespace'], remappings, parameters))
+    return [*actions, node]
+
+
+def _value(context: LaunchContext, name: str) -> str:
+    return str(LaunchConfiguration(name).perform(context)).strip()
+
+
+def _use_camera(camera: CameraTopics, value: dict[str, str]) -> list[str]:
+    """Fill in the arguments image and camera_info from a bag; returns what to say about it."""
+    value['image'] = camera.image + ('/compressed' if camera.compressed else '')
+    notes = [f'bag: images from {value["image"]}']
+    if value['camera_info']:
+        return notes
+    if camera.camera_info is None:
+        notes.append(
+            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if '
+            'the camera_info is on another topic, say so with camera_info:=TOPIC'
+        )
+    else:
+        value['camera_info'] = camera.camera_info
+        notes.append(f'bag: camera_info from {camera.camera_info}')
+    return notes
+
+
+def _remappings(image: str, camera_info: str) -> list[tuple[str, str]]:
+    remappings = []
+    if image:
+        base = image.removesuffix('/compressed')
+        remappings += [('image', base), ('image/compressed', f'{base}/compressed')]
+    if camera_info:
+        remappings.append(('camera_info', camera_info))
+    return remappings
+
+
+def _shutdown_after(action: Action, reason: str, delay: float = 0.0) -> Action:
+    """End everything when a process ends by itself."""
+
+    def on_exit(_: Event, context: LaunchContext) -> list[Action]:
+        if context.is_shutdown:  # it ends because everything does
+            return []
+        shutdown = TimerAction(period=delay, actions=[Shutdown(reason=reason)])
+        return [LogInfo(msg=f'{reason}: stopping'), shutdown]
+
+    return RegisterEventHandler(OnProcessExit(target_action=action, on_exit=on_exit))
+
+
+def _replay(node: LifecycleNode, bag: str) -> list[Action]:
+    """Play the bag when the node is active, and end everything after it."""
+    player = _player(bag)
+    start = OnStateTransition(
+        target_lifecycle_node=node, goal_state='active', entities=[player], handle_once=True
+    )
+    return [
+        RegisterEventHandler(start),
+        _shutdown_after(player, 'the bag has ended', delay=LAST_IMAGE),
+    ]
+
+
+def _player(bag: str) -> Action:
+    """`ros2 bag play` where it can read the bag, else the player of this package."""
+    needed = ['ros2bag', {'mcap': 'rosbag2_storage_mcap'}.get(storage_of(bag), 'ros2bag')]
+    if not all(_installed(package) for package in needed):
+        return Node(
+            package=PACKAGE,
+            executable='bag_player',
+            arguments=[bag, '--clock', '--wait-for-subscribers', '10'],
+            output='screen',
+        )
+    options = ['--clock', '--delay', str(DISCOVERY), '--disable-keyboard-controls']
+    return ExecuteProcess(cmd=['ros2', 'bag', 'play', bag, *options], output='screen')
+
+
+def _rviz(
+    namespace: str, remappings: list[tuple[str, str]], parameters: dict[str, str | bool]
+) -> Action:
+    """RViz in the node's namespace, so that the relative topics of its configuration fit."""
+    if not _installed('rviz2'):
+        raise RuntimeError(
+            'rviz:=true, but rviz2 is not installed here. Install it '
+            '(sudo apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out and look at '
+            'depth/image_color with any viewer.'
+        )
+    sim_time = {name: parameters[name] for name in parameters if name == 'use_sim_time'}
+    return Node(
+        package='rviz2',
+        executable='rviz2',
+        name='rviz',
+        namespace=namespace,
+        arguments=['-d', PathJoinSubstitution([SHARE, 'rviz', 'depth.rviz'])],
+        parameters=[sim_time] if sim_time else [],
+        remappings=remappings,
+        output='screen',
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return Path(get_package_prefix(package)).is_dir()
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense features against what CLIP's own modules say."""
+
+from __future__ import annotations
+
+import clip_standin
+import pytest
+import torch
+
+from depthclip_ros.core import ConfigError, WeightsError
+from depthclip_ros.core.backbone import build_image_encoder
+from depthclip_ros.core.clip_package import import_clip
+from depthclip_ros.core.weights import RELEASES, architecture
+
+
+@pytest.fixture(scope='module')
+def resnet():
+    return clip_standin.tiny_state_dict()
+
+
+@pytest.fixture(scope='module')
+def vit():
+    return clip_standin.state_dict(0, **clip_standin.TINY_VIT)
+
+
+def clip_model(state_dict):
+    return import_clip().model.build_model(dict(state_dict)).float()
+
+
+def images(height=64, width=96):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def last_map(visual, batch):
+    visual.attnpool = torch.nn.Identity()
+    with torch.no_grad():
+        return visual(batch)
+
+
+def test_reference_features_are_every_nth_channel_of_the_unit_vector(resnet):
+    features = build_image_encoder(resnet, 'reference')(images())
+    full = last_map(clip_model(resnet).visual, images())
+    full = full / full.norm(dim=1, keepdim=True)
+    assert features.shape == (2, 64, 2, 3)
+    torch.testing.assert_close(features, full[:, ::4])
+
+
+def test_maskclip_fused_equals_unfused(resnet):
+    features = build_image_encoder(resnet, 'maskclip')(images())
+    model = clip_model(resnet)
+    pool = model.visual.attnpool
+    positions = last_map(model.visual, images()).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        unfused = pool.c_proj(pool.v_proj(positions)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(
+        features, unfused / unfused.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
+
+
+def test_vit_values_of_the_last_block(vit):
+    """At the native size, with the attention told to look at itself alone."""
+    features = build_image_encoder(vit, 'maskclip')(images(64, 64))
+    visual = clip_model(vit).visual
+    last = visual.transformer.resblocks[-1]
+    seen = []
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        visual(images(64, 64))
+        tokens = last.ln_1(seen[0])
+        self_only = torch.full((17, 17), float('-inf')).fill_diagonal_(0)
+        values = last.attn(tokens, tokens, tokens, attn_mask=self_only, need_weights=False)[0]
+        expected = visual.ln_post(values[1:].permute(1, 0, 2)) @ visual.proj
+    expected = (expected / expected.norm(dim=2, keepdim=True)).transpose(1, 2)
+    torch.testing.assert_close(features.flatten(2), expected, rtol=0, atol=1e-5)
+
+
+def test_vit_positions_are_resized_in_two_dimensions(vit):
+    encoder = build_image_encoder(vit, 'maskclip')
+    native = encoder.positional_embedding(4, 4)
+    torch.testing.assert_close(native, vit['visual.positional_embedding'])
+    resized = encoder.positional_embedding(8, 4)
+    assert resized.shape == (33, 64)
+    torch.testing.assert_close(resized[0], native[0])
+    # Resizing rows alone must leave what is constant along rows as it was.
+    constant = dict(vit)
+    grid = torch.randn(1, 4, 64).expand(4, 4, 64).reshape(16, 64)
+    constant['visual.positional_embedding'] = torch.cat([native[:1], grid])
+    rows = build_image_encoder(constant, 'maskclip').positional_embedding(8, 4)[1:]
+    torch.testing.assert_close(
+        rows.reshape(8, 4, 64), grid[:4].expand(8, 4, 64), rtol=0, atol=1e-5)
+
+
+def test_other_sizes_and_batches(vit, resnet):
+    assert build_image_encoder(vit, 'maskclip')(images(48, 80)).shape == (2, 64, 3, 5)
+    encoder = build_image_encoder(resnet, 'reference')
+    batch = images(96, 32)
+    torch.testing.assert_close(
+        encoder(batch), torch.cat([encoder(batch[:1]), encoder(batch[1:])]), rtol=0, atol=1e-5)
+
+
+def test_what_is_not_needed_is_not_kept(resnet):
+    names = [name for name, _ in build_image_encoder(resnet, 'maskclip').named_parameters()]
+    assert names
+    assert not [name for name in names if 'attnpool' in name or 'transformer' in name]
+
+
+def test_features_that_an_architecture_has_not(vit):
+    with pytest.raises(ConfigError, match='features: maskclip'):
+        build_image_encoder(vit, 'reference')
+    odd = clip_standin.state_dict(0, **{**clip_standin.TINY, 'embed_dim': 96})
+    with pytest.raises(ConfigError, match=r'256 channels.*96'):
+        build_image_encoder(odd, 'reference')
+
+
+def test_missing_and_misshapen_tensors(resnet):
+    without = {k: v for k, v in resnet.items() if k != 'visual.layer3.0.conv2.weight'}
+    with pytest.raises(WeightsError, match=r'layer3\.0\.conv2\.weight'):
+        build_image_encoder(without, 'reference')
+    misshapen = {**resnet, 'visual.conv2.weight': torch.zeros(4, 4, 5, 5)}
+    with pytest.raises(WeightsError, match=r'conv2\.weight'):
+        build_image_encoder(misshapen, 'reference')
+
+
+@pytest.mark.parametrize('name', RELEASES)
+def test_official_architectures_are_read_off_their_shapes(name):
+    """Shapes as OpenAI's own class makes them, without their memory."""
+    shape = RELEASES[name].architecture
+    with torch.device('meta'):
+        model = import_clip().model.CLIP(
+            shape.embed_dim, shape.resolution, shape.layers, shape.width, shape.patch,
+            shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
+            shape.text_layers)
+    assert architecture(model.state_dict()) == shape
+
+
+def test_release_table_is_openais():
+    table = import_clip().clip._MODELS
+    assert set(table) == set(RELEASES)
+    for name, url in table.items():
+        *_, sha256, file = url.split('/')
+        assert (RELEASES[name].sha256, RELEASES[name].file) == (sha256, file)

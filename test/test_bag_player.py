@@ -1,0 +1,580 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bag_player: a process that plays, and this one that listens, over DDS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depthclip_ros.sources.bag import (
+    BagError,
+    BagTopic,
+    CameraTopics,
+    bag_topics,
+    camera_topics,
+    open_bag,
+    storage_of,
+)
+from depthclip_ros.sources.bag_player import (
+    main,
+    message_type,
+    qos_profile,
+    split_ros_arguments,
+)
+
+rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+rosbag2 = pytest.importorskip('rosbags.rosbag2', reason='rosbags is not installed')
+from ros_harness import own_domain  # noqa: E402
+from rosbags.interfaces import (  # noqa: E402
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin  # noqa: E402
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+START = 1_700_000_000_000_000_000
+PERIOD = 50_000_000  # 20 Hz
+COUNT = 12
+STORE = get_typestore(Stores.ROS2_JAZZY)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def domain():
+    with own_domain() as number, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(number))
+        yield
+
+
+# A small bag ---------------------------------------------------------------------------------
+
+
+def recorded_qos(reliability=QosReliability.RELIABLE, durability=QosDurability.VOLATILE, depth=5):
+    zero = QosTime(0, 0)
+    return Qos(
+        QosHistory.KEEP_LAST,
+        depth,
+        reliability,
+        durability,
+        zero,
+        zero,
+        QosLiveliness.AUTOMATIC,
+        zero,
+        False,
+    )
+
+
+def header(index):
+    # Not the time of recording: the player must not touch it.
+    stamp = START + index * PERIOD - 7_654_321
+    time_type = STORE.types['builtin_interfaces/msg/Time']
+    return STORE.types['std_msgs/msg/Header'](
+        stamp=time_type(sec=stamp // 10**9, nanosec=stamp % 10**9), frame_id='camera_optical'
+    )
+
+
+def image(index, shift=0):
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8) + index + shift
+    return STORE.types['sensor_msgs/msg/Image'](
+        header=header(index),
+        height=6,
+        width=8,
+        encoding='rgb8',
+        is_bigendian=0,
+        step=24,
+        data=pixels,
+    )
+
+
+def temperature(index):
+    return STORE.types['sensor_msgs/msg/Temperature'](
+        header=header(index), temperature=float(index), variance=0.0
+    )
+
+
+def write_bag(path, storage=StoragePlugin.MCAP, compression=None, qos=(), unknown=False):
+    """Images and temperatures, alternating; returns the bytes by topic."""
+    writer = rosbag2.Writer(path, version=8, storage_plugin=storage)
+    if compression is not None:
+        writer.set_compression(compression, CompressionFormat.ZSTD)
+    written = {'/camera/image': [], '/temperature': []}
+    with writer:
+        images = writer.add_connection(
+            '/camera/image', 'sensor_msgs/msg/Image', typestore=STORE, offered_qos_profiles=qos
+        )
+        temperatures = writer.add_connection(
+            '/temperature', 'sensor_msgs/msg/Temperature', typestore=STORE
+        )
+        if unknown:
+            store = get_typestore(Stores.ROS2_JAZZY)
+            store.register(get_types_from_msg('uint8 value', 'nowhere_msgs/msg/Thing'))
+            things = writer.add_connection('/thing', 'nowhere_msgs/msg/Thing', typestore=store)
+        for index in range(COUNT):
+            stamp = START + index * PERIOD
+            for connection, message in (
+                (images, image(index)),
+                (temperatures, temperature(index)),
+            ):
+                data = bytes(STORE.serialize_cdr(message, connection.msgtype))
+                writer.write(connection, stamp, data)
+                written[connection.topic].append(data)
+            if unknown:
+                writer.write(things, stamp, b'\x00\x01\x00\x00\x05')
+    return written
+
+
+# Two processes -------------------------------------------------------------------------------
+
+
+class Listener:
+    """Collects the serialized messages of some topics, with their time of arrival."""
+
+    def __init__(self, topics):
+        from rclpy.context import Context
+        from rclpy.executors import SingleThreadedExecutor
+
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node('listener', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.received = {topic: [] for topic in topics}
+        self.order = []
+        self.arrivals = {topic: [] for topic in topics}
+        for topic, kind in topics.items():
+            self.node.create_subscription(
+                message_type(kind),
+                topic,
+                lambda data, topic=topic: self.take(topic, data),
+                100,
+                raw=True,
+            )
+
+    def take(self, topic, data):
+        self.received[topic].append(bytes(data))
+        self.arrivals[topic].append(time.monotonic())
+        self.order.append(topic)
+
+    def spin_until(self, condition, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            self.executor.spin_once(timeout_sec=0.02)
+        return False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+def start_player(*arguments):
+    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    environment = {**os.environ, 'PYTHONPATH': path}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'depthclip_ros.sources.bag_player', *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def play(topics, *arguments):
+    """Play a bag to its end; returns what came, and the output."""
+    with Listener(topics) as listener:
+        player = start_player(*arguments, '--wait-for-subscribers', 15)
+        try:
+            assert listener.spin_until(lambda: player.poll() is not None, 40), 'it never ended'
+            listener.spin_until(lambda: False, 0.3)
+        finally:
+            player.kill()
+        output = player.communicate()[0]
+    assert player.returncode == 0, output
+    return listener, output
+
+
+IMAGES = {'/camera/image': 'sensor_msgs/msg/Image'}
+BOTH = {**IMAGES, '/temperature': 'sensor_msgs/msg/Temperature'}
+
+
+@pytest.mark.parametrize(
+    ('storage', 'compression'),
+    [
+        (StoragePlugin.MCAP, None),
+        pytest.param(StoragePlugin.MCAP, CompressionMode.MESSAGE, marks=pytest.mark.slow),
+        pytest.param(StoragePlugin.SQLITE3, None, marks=pytest.mark.slow),
+        pytest.param(StoragePlugin.SQLITE3, CompressionMode.MESSAGE, marks=pytest.mark.slow),
+    ],
+)
+def test_plays_every_byte_in_order_at_the_recorded_rate(tmp_path, storage, compression):
+    written = write_bag(tmp_path / 'bag', storage, compression)
+    listener, output = play(BOTH, tmp_path / 'bag')
+    # Byte for byte: stamps, frames and content are those of the recording.
+    assert listener.received == written
+    assert listener.order[:6] == ['/camera/image', '/temperature'] * 3
+    arrivals = np.array(listener.arrivals['/camera/image'])
+    assert arrivals[-1] - arrivals[0] == pytest.approx((COUNT - 1) * PERIOD / 1e9, abs=0.1)
+    assert np.median(np.diff(arrivals)) == pytest.approx(PERIOD / 1e9, abs=0.015)
+    assert f'played {2 * COUNT} messages' in output
+    assert f'/camera/image: {COUNT}' in output
+
+
+@pytest.mark.slow
+def test_rate_topics_offset_and_remap(tmp_path):
+    written = write_bag(tmp_path / 'bag')
+    listener, output = play(
+        {'/other': 'sensor_msgs/msg/Image', '/temperature': 'sensor_msgs/msg/Temperature'},
+        tmp_path / 'bag',
+        '--rate',
+        2,
+        '--start-offset',
+        0.1,
+        '--topics',
+        '/camera/image',
+        '--remap',
+        '/camera/image:=/other',
+    )
+    assert listener.received == {'/other': written['/camera/image'][2:], '/temperature': []}
+    arrivals = listener.arrivals['/other']
+    assert arrivals[-1] - arrivals[0] == pytest.approx((COUNT - 3) * PERIOD / 2e9, abs=0.08)
+    assert f'played {COUNT - 2} messages' in output
+
+
+@pytest.mark.slow
+def test_remaps_and_namespaces_of_ros(tmp_path):
+    written = write_bag(tmp_path / 'bag')
+    listener, output = play(
+        {'/new': 'sensor_msgs/msg/Image'},
+        tmp_path / 'bag',
+        '--ros-args',
+        '-r',
+        '/camera/image:=/new',
+        '-r',
+        '__node:=replay',
+        '--',
+    )
+    assert listener.received['/new'] == written['/camera/image']
+    assert '[replay]' in output
+
+
+@pytest.mark.slow
+def test_loops_until_interrupted_and_keeps_the_rate_over_the_seam(tmp_path):
+    written = write_bag(tmp_path / 'bag')['/camera/image']
+    with Listener(IMAGES) as listener:
+        player = start_player(tmp_path / 'bag', '--loop', '--wait-for-subscribers', 15)
+        try:
+            count = 2 * COUNT + 3
+            got = listener.received['/camera/image']
+            assert listener.spin_until(lambda: len(got) >= count)
+            player.send_signal(signal.SIGINT)
+            assert listener.spin_until(lambda: player.poll() is not None, 10)
+        finally:
+            player.kill()
+        output = player.communicate()[0]
+    assert player.returncode == 0, output
+    assert 'Traceback' not in output
+    assert 'played' in output
+    assert got[: 2 * COUNT + 3] == [*written, *written, *written[:3]]
+    seam = listener.arrivals['/camera/image']
+    assert seam[COUNT] - seam[COUNT - 1] == pytest.approx(PERIOD / 1e9, abs=0.03)
+
+
+@pytest.mark.slow
+def test_clock_follows_the_bag(tmp_path):
+    write_bag(tmp_path / 'bag')
+    topics = {**IMAGES, '/clock': 'rosgraph_msgs/msg/Clock'}
+    listener, _ = play(topics, tmp_path / 'bag', '--clock', 100, '--rate', 0.5)
+    ticks = [
+        message.clock.sec * 10**9 + message.clock.nanosec
+        for message in (
+            STORE.deserialize_cdr(data, 'rosgraph_msgs/msg/Clock')
+            for data in listener.received['/clock']
+        )
+    ]
+    # 100 Hz of wall time at half speed: every 5 ms of the bag.
+    assert ticks[0] <= START + PERIOD
+    assert set(np.diff(ticks)) == {5_000_000}
+    assert ticks[-1] == pytest.approx(START + (COUNT - 1) * PERIOD, abs=5_000_000)
+    # Nothing is played before its time on /clock.
+    first_image = listener.arrivals['/camera/image'][-1]
+    tick = listener.arrivals['/clock'][-1]
+    assert first_image == pytest.approx(tick, abs=0.05)
+
+
+@pytest.mark.slow
+def test_unknown_types_are_skipped_counted_and_said_once(tmp_path):
+    written = write_bag(tmp_path / 'bag', unknown=True)
+    listener, output = play(IMAGES, tmp_path / 'bag')
+    assert listener.received['/camera/image'] == written['/camera/image']
+    assert output.count('nowhere_msgs/msg/Thing is not installed') == 1
+    assert f'/thing: {COUNT} skipped' in output
+
+
+@pytest.mark.slow
+def test_a_late_subscriber_gets_what_was_recorded_as_transient_local(tmp_path):
+    qos = recorded_qos(QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, depth=COUNT)
+    written = write_bag(tmp_path / 'bag', qos=[qos])
+    player = start_player(tmp_path / 'bag', '--loop', '--rate', 0.001)
+    try:
+        time.sleep(2.0)  # the first message is long out, the next is 50 s away
+        from rclpy.qos import DurabilityPolicy, QoSProfile
+
+        with Listener({}) as listener:
+            got = []
+            listener.node.create_subscription(
+                message_type('sensor_msgs/msg/Image'),
+                '/camera/image',
+                got.append,
+                QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+                raw=True,
+            )
+            assert listener.spin_until(lambda: got, 10)
+        assert bytes(got[0]) == written['/camera/image'][0]
+    finally:
+        player.send_signal(signal.SIGTERM)
+        assert player.wait(10) == 0
+        player.communicate()
+
+
+@pytest.mark.slow
+def test_real_raw_bag(shared_dir):
+    topic = '/camera/color/image_raw'
+    listener, _ = play({topic: 'sensor_msgs/msg/Image'}, shared_dir / 'bags' / 'rgbd_raw')
+    reader = open_bag(shared_dir / 'bags' / 'rgbd_raw')
+    try:
+        connections = [c for c in reader.connections if c.topic == topic]
+        expected = [bytes(data) for _, _, data in reader.messages(connections)]
+    finally:
+        reader.close()
+    assert listener.received[topic] == expected
+    arrivals = np.array(listener.arrivals[topic])
+    assert np.median(np.diff(arrivals)) == pytest.approx(0.1, abs=0.02)
+
+
+# Errors --------------------------------------------------------------------------------------
+
+
+def damaged(tmp_path, kind):
+    """A bag that cannot be played, and words of the message that says so."""
+    bag = tmp_path / 'bag'
+    if kind == 'missing':
+        return bag, 'There is no bag at'
+    if kind == 'not a bag':
+        bag.mkdir()
+        return bag, 'without metadata.yaml'
+    if kind == 'ros 1':
+        (tmp_path / 'old.bag').write_bytes(b'#ROSBAG V2.0\n' + bytes(64))
+        return tmp_path / 'old.bag', 'rosbags-convert --src'
+    if kind == 'another file':
+        (tmp_path / 'film.mp4').write_bytes(b'abc')
+        return tmp_path / 'film.mp4', 'is not a bag'
+    storage = StoragePlugin.SQLITE3 if 'sqlite3' in kind else StoragePlugin.MCAP
+    write_bag(bag, storage)
+    data = next(file for file in bag.iterdir() if file.suffix in ('.mcap', '.db3'))
+    if kind == 'no data':
+        data.unlink()
+    elif kind == 'metadata':
+        (bag / 'metadata.yaml').write_text('nothing: here')
+    elif kind.startswith('garbage'):
+        data.write_bytes(b'garbage' * 100)
+    elif kind == 'truncated mcap':
+        data.write_bytes(data.read_bytes()[:-100])
+    return bag, 'cannot be read as a rosbag2 bag'
+
+
+DAMAGES = [
+    'missing',
+    'not a bag',
+    'ros 1',
+    'another file',
+    'no data',
+    'metadata',
+    'garbage mcap',
+    'garbage sqlite3',
+    'truncated mcap',
+]
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_unreadable_bag(tmp_path, kind):
+    bag, words = damaged(tmp_path, kind)
+    with pytest.raises(BagError, match=words):
+        open_bag(bag)
+
+
+def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
+    write_bag(tmp_path / 'bag', StoragePlugin.SQLITE3, CompressionMode.MESSAGE)
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / 'bag' / 'bag.db3') as database:
+        database.execute('UPDATE messages SET data = ? WHERE id = 9', (b'not zstd',))
+    player = start_player(tmp_path / 'bag')
+    output = player.communicate(timeout=30)[0]
+    assert player.returncode == 1
+    assert 'played 8 messages' in output
+    assert 'cannot be read as a rosbag2 bag' in output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['missing'], 'There is no bag at'),
+        (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
+    ],
+)
+def test_errors_of_playing(tmp_path, capsys, arguments, words):
+    write_bag(tmp_path / 'bag')
+    assert main([str(tmp_path / arguments[0]), *arguments[1:]]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['bag', '--rate', '0'], '0 must be greater than 0'),
+        (['bag', '--remap', 'x'], "'x' is not OLD:=NEW"),
+        (['bag', '--start-offset', '-1'], '-1 must not be negative'),
+        ([], 'BAG'),
+    ],
+)
+def test_errors_of_the_command_line(capsys, arguments, words):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_nobody_subscribes(tmp_path):
+    write_bag(tmp_path / 'bag')
+    player = start_player(tmp_path / 'bag', '--wait-for-subscribers', 0.2, '--rate', 10)
+    output = player.communicate(timeout=30)[0]
+    assert player.returncode == 0
+    assert 'nobody subscribed within 0.2 s' in output
+
+
+# Without a second process --------------------------------------------------------------------
+
+
+def test_ros_arguments_are_set_apart():
+    own, ros = split_ros_arguments(
+        ['bag', '--remap', 'a:=b', '--ros-args', '-r', 'c:=d', '--', '--loop']
+    )
+    assert own == ['bag', '--remap', 'a:=b', '--loop']
+    assert ros == ['--ros-args', '-r', 'c:=d', '--']
+
+
+def test_quality_of_service_is_the_recorded_one_where_there_is_one():
+    from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+
+    best_effort = recorded_qos(QosReliability.BEST_EFFORT, depth=3)
+    latched = recorded_qos(QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, depth=1)
+    profile = qos_profile([best_effort])
+    assert (profile.reliability, profile.depth) == (ReliabilityPolicy.BEST_EFFORT, 3)
+    assert qos_profile([latched]).durability == DurabilityPolicy.TRANSIENT_LOCAL
+    for recorded in ([], [best_effort, latched]):
+        profile = qos_profile(recorded)
+        assert profile.reliability == ReliabilityPolicy.RELIABLE
+        assert profile.durability == DurabilityPolicy.VOLATILE
+
+
+@pytest.mark.parametrize('storage', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_topics_of_a_folder_and_of_a_lone_file(tmp_path, storage):
+    write_bag(tmp_path / 'bag', storage)
+    expected = [
+        BagTopic('/camera/image', 'sensor_msgs/msg/Image', COUNT),
+        BagTopic('/temperature', 'sensor_msgs/msg/Temperature', COUNT),
+    ]
+    assert bag_topics(tmp_path / 'bag') == expected
+    assert storage_of(tmp_path / 'bag') == storage.name.lower()
+    file = next(p for p in (tmp_path / 'bag').iterdir() if p.suffix in ('.mcap', '.db3'))
+    lone = Path(shutil.copy(file, tmp_path))
+    assert bag_topics(lone) == expected
+    assert storage_of(lone) == storage.name.lower()
+
+
+def image_topic(name, count=1):
+    return BagTopic(name, 'sensor_msgs/msg/Image', count)
+
+
+def info_topic(name):
+    return BagTopic(name, 'sensor_msgs/msg/CameraInfo', 1)
+
+
+def jpeg_topic(name):
+    return BagTopic(name, 'sensor_msgs/msg/CompressedImage', 1)
+
+
+@pytest.mark.parametrize(
+    ('topics', 'image', 'expected'),
+    [
+        (
+            [
+                image_topic('/c/depth/image'),
+                info_topic('/c/depth/camera_info'),
+                image_topic('/c/color/image_raw'),
+                info_topic('/c/color/camera_info'),
+            ],
+            '',
+            CameraTopics('/c/color/image_raw', '/c/color/camera_info', compressed=False),
+        ),
+        (
+            [jpeg_topic('/c/image_raw/compressed'), info_topic('/c/camera_info')],
+            '',
+            CameraTopics('/c/image_raw', '/c/camera_info', compressed=True),
+        ),
+        (
+            [image_topic('/c/image_raw'), jpeg_topic('/c/image_raw/compressed')],
+            '',
+            CameraTopics('/c/image_raw', None, compressed=False),
+        ),
+        (
+            [image_topic('/a/image'), image_topic('/b/image'), info_topic('/b/camera_info')],
+            'b/image',
+            CameraTopics('/b/image', '/b/camera_info', compressed=False),
+        ),
+        (
+            [image_topic('/a/image'), jpeg_topic('/a/image/compressed')],
+            '/a/image/compressed',
+            CameraTopics('/a/image', None, compressed=True),
+        ),
+        (
+            [image_topic('/a/image'), image_topic('/b/image', count=0)],
+            '',
+            CameraTopics('/a/image', None, compressed=False),
+        ),
+    ],
+)
+def test_camera_of_a_bag(topics, image, expected):
+    assert camera_topics(topics, image) == expected
+
+
+@pytest.mark.parametrize(
+    ('topics', 'image', 'words'),
+    [
+        ([image_topic('/a/image'), image_topic('/b/image')], '', 'several cameras: /a/image, /b'),
+        ([image_topic('/depth/image')], '', 'no camera image .* /depth/image'),
+        ([info_topic('/camera_info')], '', 'no camera image'),
+        ([image_topic('/a/image')], '/c/image', "no images on '/c/image'. .*: /a/image"),
+    ],
+)
+def test_no_camera_or_too_many(topics, image, words):
+    with pytest.raises(BagError, match=words):
+        camera_topics(topics, image)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cloud against bytes packed by hand, against sensor_msgs_py, and through the camera."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from depthclip_ros.core.geometry import CameraModel
+
+msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
+Header = pytest.importorskip('std_msgs.msg').Header
+cloud = pytest.importorskip('depthclip_ros.node.cloud')
+
+RNG = np.random.default_rng(0)
+
+
+def header():
+    message = Header(frame_id='camera_optical_frame')
+    message.stamp.sec, message.stamp.nanosec = 12, 34
+    return message
+
+
+def inputs(h, w, holes=0):
+    rays = RNG.normal(size=(h, w, 3)).astype(np.float32)
+    rays[..., 2] = 1.0
+    depth = RNG.uniform(0.5, 9.0, (h, w)).astype(np.float32)
+    depth.reshape(-1)[:holes] = np.nan
+    return rays, depth, RNG.integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def xyz_of(message):
+    values = np.frombuffer(message.data, np.float32)
+    return values.reshape(message.height, message.width, 4)[..., :3]
+
+
+@pytest.fixture(params=['own', 'sensor_msgs_py'][: 1 + (cloud.create_cloud is not None)])
+def implementation(request, monkeypatch):
+    """Run the test with every way to make the message."""
+    if request.param == 'own':
+        monkeypatch.setattr(cloud, 'create_cloud', None)
+
+
+@pytest.mark.usefixtures('implementation')
+def test_bytes_by_hand():
+    rays = np.float32([[[0.5, -0.25, 1.0], [0.1, 0.2, 1.0]]])
+    depth = np.float32([[2.0, np.nan]])
+    colors = np.uint8([[[255, 128, 1], [9, 8, 7]]])
+    message = cloud.patch_cloud(header(), rays, depth, colors)
+    nan = float('nan')
+    assert message.data.tobytes() == (
+        struct.pack('<fffI', 1.0, -0.5, 2.0, 0xFF8001)
+        + struct.pack('<fffI', nan, nan, nan, 0x090807)
+    )
+    assert message.header == header()
+    assert (message.height, message.width) == (1, 2)
+    assert (message.point_step, message.row_step) == (16, 32)
+    assert not message.is_bigendian
+    assert not message.is_dense
+    assert [(f.name, f.offset, f.datatype, f.count) for f in message.fields] == [
+        (name, 4 * i, msgs.PointField.FLOAT32, 1) for i, name in enumerate(['x', 'y', 'z', 'rgb'])
+    ]
+
+
+@pytest.mark.usefixtures('implementation')
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 17), (20, 15)])
+def test_every_point_by_hand(size):
+    """Organised: row by row, like the grid."""
+    h, w = size
+    rays, depth, colors = inputs(h, w)
+    message = cloud.patch_cloud(header(), rays, depth, colors)
+    assert (message.height, message.width, message.row_step) == (h, w, 16 * w)
+    assert len(message.data) == 16 * h * w
+    assert message.is_dense
+    for i in range(h):
+        for j in range(w):
+            start = i * message.row_step + j * message.point_step
+            x, y, z, b, g, r, zero = struct.unpack('<fffBBBB', message.data[start : start + 16])
+            np.testing.assert_allclose([x, y, z], rays[i, j] * depth[i, j], rtol=1e-6)
+            assert [r, g, b, zero] == [*colors[i, j].tolist(), 0]
+
+
+@pytest.mark.usefixtures('implementation')
+def test_holes():
+    rays, depth, colors = inputs(3, 4)
+    depth[0, :] = [np.nan, np.inf, 0.0, -1.0]
+    rays[1, 0] = np.nan
+    message = cloud.patch_cloud(header(), rays, depth, colors)
+    holes = np.isnan(xyz_of(message))
+    assert holes.any(axis=-1).tolist() == holes.all(axis=-1).tolist()
+    assert holes.all(axis=-1).tolist() == [[True] * 4, [True, False, False, False], [False] * 4]
+    assert not message.is_dense
+    assert np.isfinite(depth[1:]).all()  # the inputs are not changed
+
+
+def test_inputs_may_be_read_only():
+    arrays = inputs(3, 4, holes=2)
+    for values in arrays:
+        values.flags.writeable = False
+    cloud.patch_cloud(header(), *arrays)
+
+
+def test_same_message_with_and_without_sensor_msgs_py(monkeypatch):
+    point_cloud2 = pytest.importorskip(
+        'sensor_msgs_py.point_cloud2', reason='sensor_msgs_py is not installed'
+    )
+    for size in [(1, 1), (7, 7), (13, 17)]:
+        for holes in (0, 1):
+            arrays = inputs(*size, holes=holes)
+            monkeypatch.setattr(cloud, 'create_cloud', point_cloud2.create_cloud)
+            expected = cloud.patch_cloud(header(), *arrays)
+            monkeypatch.setattr(cloud, 'create_cloud', None)
+            message = cloud.patch_cloud(header(), *arrays)
+            assert message == expected
+            read = point_cloud2.read_points(message)
+            np.testing.assert_array_equal(
+                np.stack([read[name] for name in 'xyz'], axis=-1), xyz_of(message).reshape(-1, 3)
+            )
+
+
+@pytest.mark.parametrize(
+    ('model', 'd'),
+    [
+        ('plumb_bob', []),
+        ('plumb_bob', [-0.28, 0.07, 0.0008, -0.0004, 0.0]),
+        ('rational_polynomial', [0.52, -2.6, 0.0003, -0.0002, 1.5, 0.40, -2.4, 1.4]),
+        ('equidistant', [-0.04, 0.01, -0.008, 0.002]),
+    ],
+)
+@pytest.mark.parametrize('size', [(7, 7), (13, 17)])
+def test_points_project_to_their_patch_centres(model, d, size):
+    h, w = size
+    info = msgs.CameraInfo(width=640, height=480, distortion_model=model)
+    info.d = d
+    info.k = [500.0, 0.0, 322.5, 0.0, 510.0, 236.25, 0.0, 0.0, 1.0]
+    camera = CameraModel.from_info(info)
+    _, depth, colors = inputs(h, w)
+    message = cloud.patch_cloud(header(), camera.patch_rays(h, w), depth, colors)
+    assert message.is_dense
+    np.testing.assert_array_equal(xyz_of(message)[..., 2], depth)
+    u = (np.arange(w) + 0.5) * 640 / w - 0.5
+    v = (np.arange(h) + 0.5) * 480 / h - 0.5
+    expected = np.stack(np.meshgrid(u, v), axis=-1)
+    np.testing.assert_allclose(camera.project(xyz_of(message)), expected, atol=1e-3)
+
+
+def test_patch_colors_are_means():
+    rgb = RNG.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    colors = cloud.patch_colors(rgb, 15, 20)
+    means = rgb.reshape(15, 32, 20, 32, 3).mean(axis=(1, 3))
+    assert colors.shape == (15, 20, 3)
+    assert np.abs(colors - means).max() <= 0.51
+
+
+def test_patch_colors_of_fractional_patches():
+    """7 patches over 10 pixels: shares of pixels count."""
+    row = RNG.integers(0, 256, 10).astype(np.uint8)
+    rgb = np.broadcast_to(row[None, :, None], (10, 10, 3)).copy()
+    colors = cloud.patch_colors(rgb, 7, 7)
+    fine = np.repeat(row.astype(float), 7).reshape(7, 10).mean(axis=1)
+    assert np.abs(colors[0, :, 0] - fine).max() <= 1.0
+
+
+def test_a_cloud_can_be_serialised():
+    serialization = pytest.importorskip('rclpy.serialization')
+    message = cloud.patch_cloud(header(), *inputs(7, 7, holes=3))
+    raw = serialization.serialize_message(message)
+    assert serialization.deserialize_message(raw, msgs.PointCloud2) == message

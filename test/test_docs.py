@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from depthclip_ros.core import DepthConfig, NodeConfig, describe
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def section(title):
+    """Text under a heading, up to the next one."""
+    found = re.search(rf'^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)', README, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found[1]
+
+
+def rows(text):
+    """Cells of the table's body."""
+    lines = [line for line in text.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.strip('|').split(' | ')] for line in lines[2:]]
+
+
+def parameter_rows():
+    """Rows that the parameter table must have, in order."""
+    for settings in (DepthConfig(), NodeConfig()):
+        for setting in dataclasses.fields(settings):
+            default = settings.to_dict()[setting.name]
+            shown = yaml.safe_dump(default, default_flow_style=True, width=1000).strip()
+            shown = shown.removesuffix('\n...').strip()
+            text = describe(setting).replace('|', '/')
+            yield f'| `{setting.name}` | `{shown}` | {text} |'
+
+
+def test_parameter_table_is_the_dataclasses():
+    table = [line for line in section('Parameters').splitlines() if line.startswith('| `')]
+    assert table == list(parameter_rows())
+
+
+def test_topic_table_is_what_the_node_publishes():
+    pytest.importorskip('rclpy')
+    from depthclip_ros.node.outputs import OUTPUTS
+    table = {row[1].strip('`'): row for row in rows(section('Topics'))}
+    published = {name for name, row in table.items() if row[0] == 'out'}
+    assert published == {*OUTPUTS, '/diagnostics'}
+    for name, kind in OUTPUTS.items():
+        assert table[name][2] == kind.__name__
+    assert {name for name, row in table.items() if row[0] == 'in'} == {'image', 'camera_info'}
+
+
+def test_launch_table_is_the_launch_files():
+    source = (ROOT / 'launch/depth.launch.py').read_text(encoding='utf-8')
+    declared = re.findall(r"DeclareLaunchArgument\(\s*'(\w+)'", source)
+    documented = [name for row in rows(section('Launch arguments'))
+                  for name in re.findall(r'`(\w+)`', row[0])]
+    assert sorted(documented) == sorted(declared)
+    assert len(declared) > 5
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r'\]\(([^)#:]+)\)', README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r'\]\(#([^)]+)\)', README):
+        headings = [re.sub(r'[^a-z0-9 -]', '', line.lstrip('# ').lower()).replace(' ', '-')
+                    for line in README.splitlines() if line.startswith('#')]
+        assert target in headings
+
+
+def test_python_example_runs(tiny_weights, tmp_path):
+    """The README's own lines, on weights that are here."""
+    from clip_standin import synthetic_rgb
+    example = re.search(r'```python\n(.*?)```', README, re.DOTALL)[1]
+    example = example.replace('config/nyu_paper.yaml', str(ROOT / 'config/nyu_paper.yaml'))
+    example = example.replace("weights='RN50'", f'weights={str(tiny_weights)!r}')
+    example = example.replace('nyu_paper.yaml\')', "nyu_paper.yaml').replace(backbone='auto')")
+    names = {'rgb': synthetic_rgb(0)}
+    exec(example, names)  # noqa: S102
+    assert names['prediction'].depth.shape == (480, 640)
+
+
+def test_commands_that_the_readme_names_exist():
+    main = pytest.importorskip('depthclip_ros.cli.main')
+    help_text = main.build_parser().format_help()
+    for command in set(re.findall(r'`depthclip ([a-z-]+)', README)):
+        assert command in help_text

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The estimator as others use it."""
+
+from __future__ import annotations
+
+import clip_standin
+import numpy as np
+import pytest
+import torch
+
+from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, DeviceError, ImageError
+from depthclip_ros.core.device import resolve_device, resolve_precision
+
+# The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
+SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
+IMAGE = clip_standin.synthetic_rgb(0)[:96, :128]
+
+
+@pytest.fixture(scope='module')
+def state_dict():
+    return clip_standin.tiny_state_dict()
+
+
+@pytest.fixture(scope='module')
+def build(state_dict, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cache')
+
+    def make(**changes):
+        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder)
+    return make
+
+
+def test_shapes_and_types(build):
+    estimator = build()
+    prediction = estimator.predict(IMAGE)
+    assert estimator.grid == (3, 4)
+    shapes = {'depth': (96, 128), 'patch_depth': (3, 4), 'weights': (7, 3, 4),
+              'logits': (7, 3, 4), 'spread': (3, 4)}
+    for name, shape in shapes.items():
+        array = getattr(prediction, name)
+        assert array.shape == shape, name
+        assert array.dtype == np.float32, name
+        assert np.isfinite(array).all(), name
+    np.testing.assert_allclose(prediction.weights.sum(0), 1, atol=1e-6)
+    bins = np.array(estimator.config.bins)
+    np.testing.assert_allclose(
+        prediction.patch_depth, np.einsum('khw,k->hw', prediction.weights, bins), atol=1e-5)
+    assert prediction.depth.min() >= bins[0]
+    assert prediction.depth.max() <= bins[-1]
+
+
+def test_the_image_matters(build):
+    estimator = build()
+    other = clip_standin.synthetic_rgb(1)[:96, :128]
+    assert abs(estimator.predict(IMAGE).depth - estimator.predict(other).depth).max() > 1e-3
+
+
+def test_the_words_matter(build):
+    swapped = build(tokens=['unseen', *SMALL.tokens[1:-1], 'giant'])
+    plain, other = build().predict(IMAGE), swapped.predict(IMAGE)
+    np.testing.assert_allclose(plain.weights[0], other.weights[-1], atol=1e-5)
+    assert abs(plain.depth - other.depth).max() > 1e-3
+
+
+def test_batch_of_n_equals_n_singles(build):
+    estimator = build(flip_average=True)
+    images = [IMAGE, clip_standin.synthetic_rgb(1)[:96, :128], clip_standin.synthetic_rgb(2)]
+    batch = estimator.predict(images)
+    assert [p.depth.shape for p in batch] == [(96, 128), (96, 128), (480, 640)]
+    for image, prediction in zip(images, batch, strict=True):
+        single = estimator.predict(image)
+        np.testing.assert_allclose(prediction.depth, single.depth, atol=1e-4)
+        np.testing.assert_allclose(prediction.logits, single.logits, atol=2e-3)
+    assert estimator.predict([]) == []
+
+
+def test_flip_average_equals_the_explicit_two_passes(build):
+    plain = build()
+    first, mirrored = plain.predict(IMAGE), plain.predict(np.ascontiguousarray(IMAGE[:, ::-1]))
+    both = build(flip_average=True).predict(IMAGE)
+    np.testing.assert_allclose(
+        both.patch_depth, (first.patch_depth + mirrored.patch_depth[:, ::-1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(both.logits, first.logits, atol=2e-3)
+    np.testing.assert_allclose(both.weights, first.weights, atol=1e-4)
+
+
+def test_views_and_read_only_images_are_taken_as_they_are(build):
+    estimator = build()
+    wide = np.zeros((96, 256, 3), np.uint8)
+    wide[:, ::2] = IMAGE
+    view = wide[:, ::2]
+    view.flags.writeable = False
+    np.testing.assert_array_equal(estimator.predict(view).depth, estimator.predict(IMAGE).depth)
+
+
+def test_output_size_is_chosen(build):
+    estimator = build()
+    assert estimator.predict(IMAGE, (24, 32)).depth.shape == (24, 32)
+    full = estimator.predict(clip_standin.synthetic_rgb(0))
+    assert full.depth.shape == (480, 640)
+    assert full.patch_depth.shape == (3, 4)
+
+
+def test_resized_constant_image_stays_constant(build):
+    """Resizing must not bring in borders."""
+    estimator = build()
+    gray = np.full((96, 128, 3), 90, np.uint8)
+    large = np.full((333, 517, 3), 90, np.uint8)
+    np.testing.assert_allclose(
+        estimator.predict(large).logits, estimator.predict(gray).logits, atol=1e-3)
+
+
+def test_reconfigure_changes_what_it_may(build):
+    estimator = build()
+    estimator.reconfigure(SMALL.replace(temperature=0.7, upsampling='patch', flip_average=True))
+    np.testing.assert_array_equal(
+        estimator.predict(IMAGE).depth,
+        build(temperature=0.7, upsampling='patch', flip_average=True).predict(IMAGE).depth)
+    longer = [b + 1 for b in SMALL.bins]
+    before = estimator.predict(IMAGE).depth
+    estimator.reconfigure(estimator.config.replace(bins=longer))
+    np.testing.assert_allclose(estimator.predict(IMAGE).depth, before + 1, atol=1e-5)
+    with pytest.raises(ConfigError, match=r'^tokens: '):
+        estimator.reconfigure(SMALL.replace(tokens=list('abcdefg')))
+    assert estimator.config.tokens == SMALL.tokens
+
+
+@pytest.mark.parametrize('image', [
+    np.zeros((96, 128), np.uint8), np.zeros((96, 128, 4), np.uint8),
+    np.zeros((96, 128, 3), np.float32), np.zeros((0, 128, 3), np.uint8),
+])
+def test_not_an_image(build, image):
+    with pytest.raises(ImageError, match=r'expected uint8 \(height, width, 3\)'):
+        build().predict(image)
+
+
+@pytest.mark.parametrize(('key', 'value', 'remedy'), [
+    ('input_height', 100, '96 or 128'), ('input_width', 130, '128 or 160')])
+def test_input_must_be_a_multiple_of_the_stride(build, key, value, remedy):
+    with pytest.raises(ConfigError, match=rf'{key}: {value}.*stride 32.*{remedy}'):
+        build(**{key: value})
+
+
+def test_normalisation_is_applied(build):
+    """A CLIP-normalised image is an ImageNet-normalised one of other pixel values."""
+    a, b = build(), build(normalization='clip')
+    assert abs(a.predict(IMAGE).logits - b.predict(IMAGE).logits).max() > 1e-2
+
+
+def test_bfloat16_stays_near_float32(build):
+    exact, rough = build().predict(IMAGE), build(precision='bfloat16').predict(IMAGE)
+    assert build(precision='bfloat16').precision == 'bfloat16'
+    difference = abs(exact.patch_depth - rough.patch_depth)
+    assert 0 < np.median(difference) < 0.05
+
+
+def test_vision_transformer(tmp_path):
+    state_dict = clip_standin.state_dict(0, **clip_standin.TINY_VIT)
+    estimator = DepthEstimator(
+        SMALL.replace(features='maskclip'), state_dict, 'cpu', cache_dir=tmp_path)
+    assert estimator.grid == (6, 8)
+    assert np.isfinite(estimator.predict(IMAGE).depth).all()
+
+
+def test_devices():
+    assert resolve_device('cpu').type == 'cpu'
+    assert resolve_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
+    with pytest.raises(DeviceError, match="device: 'tpu'"):
+        resolve_device('tpu')
+    if not torch.cuda.is_available():
+        for name in ('cuda', 'cuda:1'):
+            with pytest.raises(DeviceError, match='device: auto'):
+                resolve_device(name)
+
+
+def test_precision_by_device():
+    cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
+    assert resolve_precision('auto', cpu) == torch.float32
+    assert resolve_precision('auto', gpu) == torch.float16
+    assert resolve_precision('float32', gpu) == torch.float32
+    with pytest.raises(ConfigError, match='bfloat16'):
+        resolve_precision('float16', cpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
+def test_gpu_agrees_with_cpu(state_dict, tmp_path):
+    exact = DepthEstimator(SMALL, state_dict, 'cpu', cache_dir=tmp_path).predict(IMAGE)
+    half = DepthEstimator(SMALL, state_dict, 'cuda', cache_dir=tmp_path)
+    full = DepthEstimator(
+        SMALL.replace(precision='float32'), state_dict, 'cuda', cache_dir=tmp_path)
+    assert (half.precision, full.precision) == ('float16', 'float32')
+    assert abs(full.predict(IMAGE).patch_depth - exact.patch_depth).max() < 1e-2
+    assert np.median(abs(half.predict(IMAGE).patch_depth - exact.patch_depth)) < 0.05

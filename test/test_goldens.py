@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official code's numbers, float32 on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clip_standin
+import numpy as np
+import pytest
+
+from depthclip_ros.core import DepthConfig, DepthEstimator
+
+ROOT = Path(__file__).resolve().parents[1]
+CROP = np.s_[56:472, 60:604]
+LOGITS, DEPTH = 2e-3, 1e-4  # metres for the depth: rounding of another machine's float32
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def estimator(tmp_path_factory):
+    return DepthEstimator(
+        DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml'), clip_standin.state_dict(0), 'cpu',
+        cache_dir=tmp_path_factory.mktemp('cache'))
+
+
+def check(golden, name, prediction, config):
+    np.testing.assert_allclose(prediction.logits, golden[f'{name}/logits'], rtol=0, atol=LOGITS)
+    plain = np.einsum('khw,k->hw', prediction.weights, np.array(config.bins))
+    np.testing.assert_allclose(plain, golden[f'{name}/patch_depth'], rtol=0, atol=DEPTH)
+    np.testing.assert_allclose(
+        prediction.patch_depth, golden[f'{name}/patch_depth_flip_averaged'], rtol=0, atol=DEPTH)
+    np.testing.assert_allclose(
+        prediction.depth[::4, ::4], golden[f'{name}/depth_416x544_every_4th'], rtol=0, atol=DEPTH)
+
+
+def test_text_features(estimator):
+    golden = np.load(ROOT / 'test/data/reference_synthetic.npz')
+    np.testing.assert_allclose(
+        estimator.text_features, golden['text_features'], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_synthetic_images(estimator, seed):
+    golden = np.load(ROOT / 'test/data/reference_synthetic.npz')
+    prediction = estimator.predict(clip_standin.synthetic_rgb(seed)[CROP])
+    assert prediction.depth.shape == (416, 544)
+    check(golden, f'synthetic_{seed}', prediction, estimator.config)
+
+
+def test_real_images(estimator, shared_dir):
+    cv2 = pytest.importorskip('cv2')
+    golden = np.load(shared_dir / 'goldens/reference_rgbd.npz')
+    names = sorted({key.split('/')[0] for key in golden if '/' in key})
+    assert len(names) == 3
+    for name in names:
+        path = next(p for p in (shared_dir / 'goldens/rgbd').glob(f'{name}.*'))
+        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        check(golden, name, estimator.predict(image[CROP]), estimator.config)
+
+
+def test_golden_files_agree_with_the_reference_material(shared_dir):
+    ours = np.load(ROOT / 'test/data/reference_synthetic.npz')
+    theirs = np.load(shared_dir / 'goldens/reference_synthetic.npz')
+    assert set(ours) == set(theirs)
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key], theirs[key])

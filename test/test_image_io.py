@@ -1,0 +1,664 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image messages against independent readers, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import array
+import sys
+import textwrap
+import time
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from depthclip_ros.core.errors import ImageError
+from depthclip_ros.node import image_io, mosaic
+
+msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
+Header = pytest.importorskip('std_msgs.msg').Header
+rosbags_image = pytest.importorskip('rosbags.image', reason='rosbags-image is not installed')
+
+RNG = np.random.default_rng(0)
+CHANNELS = {'rgb': 3, 'bgr': 3, 'rgba': 4, 'bgra': 4, 'mono': 1}
+
+
+def picture(height=48, width=64):
+    """A smooth random RGB picture, as cameras see them."""
+    small = RNG.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def image(pixels, encoding, padding=0, *, big_endian=False, height=None):
+    """Message of pixels (H, W[, C]), with junk after every row."""
+    pixels = np.asarray(pixels)
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('>' if big_endian else '<'))
+    rows = pixels.view(np.uint8).reshape(pixels.shape[0], -1)
+    rows = np.hstack([rows, RNG.integers(0, 256, (len(rows), padding), dtype=np.uint8)])
+    msg = msgs.Image(height=height or len(rows), width=pixels.shape[1], encoding=encoding)
+    msg.step, msg.is_bigendian = rows.shape[1], int(big_endian)
+    msg.data.frombytes(rows.tobytes())
+    return msg
+
+
+def compressed(pixels, extension, form, quality=95):
+    data = cv2.imencode(extension, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    msg = msgs.CompressedImage(format=form)
+    msg.data.frombytes(data)
+    return msg
+
+
+def condition_of(function, msg):
+    with pytest.raises(ImageError) as caught:
+        function(msg)
+    assert len(str(caught.value)) > 40  # says what to do
+    return caught.value.condition
+
+
+@pytest.fixture(autouse=True)
+def fresh_converter():
+    mosaic.converter.cache_clear()
+    yield
+    mosaic.converter.cache_clear()
+
+
+# Encodings that numpy reads directly ----------------------------------------------------------
+
+
+def direct_pixels(encoding, height=48, width=64):
+    """Random pixels in an encoding, and the RGB they show, indexed out by hand."""
+    generic = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8'}
+    generic |= {'16UC1': 'mono16', '16UC3': 'bgr16', '16UC4': 'bgra16'}
+    name = generic.get(encoding, encoding)
+    bits = 16 if name.endswith('16') else 8
+    order = name[: -len(str(bits))]
+    shape = (height, width, CHANNELS[order])[: 2 if order == 'mono' else 3]
+    pixels = RNG.integers(0, 2**bits, shape, dtype=f'u{bits // 8}')
+    upper = (pixels // 256 if bits == 16 else pixels).astype(np.uint8)
+    if order == 'mono':
+        return pixels, np.dstack([upper] * 3)
+    return pixels, np.dstack([upper[..., order.index(c)] for c in 'rgb'])
+
+
+@pytest.mark.parametrize('big_endian', [False, True])
+@pytest.mark.parametrize('padding', [0, 1, 7, 64])
+@pytest.mark.parametrize('encoding', list(image_io._DIRECT))
+def test_direct_encodings(encoding, padding, big_endian):
+    for height, width in [(48, 64), (1, 1), (2, 7), *RNG.integers(1, 100, (5, 2)).tolist()]:
+        pixels, expected = direct_pixels(encoding, height, width)
+        rgb = image_io.to_rgb(image(pixels, encoding, padding, big_endian=big_endian))
+        assert rgb.dtype == np.uint8
+        np.testing.assert_array_equal(rgb, expected)
+
+
+@pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8'])
+def test_direct_encodings_agree_with_rosbags(encoding):
+    pixels, _ = direct_pixels(encoding)
+    msg = image(pixels, encoding)
+    np.testing.assert_array_equal(
+        image_io.to_rgb(msg), rosbags_image.message_to_cvimage(msg, 'rgb8')
+    )
+
+
+def test_rgb8_is_not_copied():
+    for padding in (0, 5):
+        msg = image(picture(), 'rgb8', padding)
+        rgb = image_io.to_rgb(msg)
+        msg.data[3] = 255 - msg.data[3]
+        assert rgb[0, 1, 0] == msg.data[3]
+
+
+def test_16_bits_are_not_stretched():
+    """A dark picture stays dark: no normalisation of single frames."""
+    rgb = image_io.to_rgb(image(np.full((4, 4), 0x0AFF, np.uint16), 'mono16'))
+    assert (rgb == 0x0A).all()
+
+
+@pytest.mark.parametrize('kind', [bytes, bytearray, np.ndarray, memoryview])
+def test_data_of_other_message_classes(kind):
+    """Such as rosbags, which gives NumPy arrays."""
+    pixels = picture()
+    data = pixels.reshape(-1) if kind is np.ndarray else kind(pixels.tobytes())
+    msg = SimpleNamespace(
+        height=48, width=64, encoding='rgb8', is_bigendian=False, step=192, data=data
+    )
+    np.testing.assert_array_equal(image_io.to_rgb(msg), pixels)
+
+
+def test_data_in_a_foreign_buffer():
+    """rosidl_buffer.Buffer of newer distributions."""
+
+    class Buffer:
+        def __len__(self):
+            return 48 * 192
+
+        def to_bytes(self):
+            return pixels.tobytes()
+
+    pixels = picture()
+    msg = SimpleNamespace(
+        height=48, width=64, encoding='rgb8', is_bigendian=0, step=192, data=Buffer()
+    )
+    np.testing.assert_array_equal(image_io.to_rgb(msg), pixels)
+
+
+# Bayer ----------------------------------------------------------------------------------------
+
+# Position of the colours in the upper left 2x2 pixels, straight from the encoding's name.
+SITES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def bayer(rgb, pattern):
+    pixels = np.empty(rgb.shape[:2], rgb.dtype)
+    for (y, x), colour in zip(SITES, pattern, strict=True):
+        pixels[y::2, x::2] = rgb[y::2, x::2, 'rgb'.index(colour)]
+    return pixels
+
+
+@pytest.mark.parametrize('encoding', list(mosaic.BAYER))
+@pytest.mark.parametrize('padding', [0, 6])
+def test_bayer_keeps_the_measured_colours(encoding, padding):
+    """Whatever the interpolation: what was measured stays, where it was measured."""
+    pattern, bits = encoding[6:10], int(encoding[10:])
+    rgb = picture(40, 56)
+    pixels = bayer(rgb.astype(np.uint16) * 257 if bits == 16 else rgb, pattern)
+    result = image_io.to_rgb(image(pixels, encoding, padding))
+    for (y, x), colour in zip(SITES, pattern, strict=True):
+        channel = 'rgb'.index(colour)
+        measured = rgb[y::2, x::2, channel]
+        np.testing.assert_array_equal(
+            result[y::2, x::2, channel][1:-1, 1:-1], measured[1:-1, 1:-1]
+        )
+    assert np.abs(result[2:-2, 2:-2].astype(int) - rgb[2:-2, 2:-2]).mean() < 8.0
+
+
+@pytest.mark.parametrize('encoding', [e for e in mosaic.BAYER if e.endswith('8')])
+def test_bayer_agrees_with_rosbags(encoding):
+    msg = image(bayer(picture(), encoding[6:10]), encoding)
+    np.testing.assert_array_equal(
+        image_io.to_rgb(msg), rosbags_image.message_to_cvimage(msg, 'rgb8')
+    )
+
+
+@pytest.mark.parametrize('encoding', [e for e in mosaic.BAYER if e.endswith('16')])
+def test_bayer_of_16_bits_in_either_byte_order(encoding):
+    pixels = RNG.integers(0, 2**16, (20, 30), dtype=np.uint16)
+    little = image_io.to_rgb(image(pixels, encoding, 4))
+    np.testing.assert_array_equal(
+        little, image_io.to_rgb(image(pixels, encoding, 2, big_endian=True))
+    )
+    upper = image((pixels >> 8).astype(np.uint8), encoding[:10] + '8')
+    np.testing.assert_array_equal(little, rosbags_image.message_to_cvimage(upper, 'rgb8'))
+    deep = rosbags_image.message_to_cvimage(image(pixels, encoding), 'rgb16')
+    assert np.abs(little - deep / 256.0).max() < 2.0
+
+
+# YUV ------------------------------------------------------------------------------------------
+
+
+def yuv(rgb):
+    """Y, U, V planes of BT.601 video range, in floating point, by the standard's formula."""
+    r, g, b = np.moveaxis(rgb.astype(float), -1, 0)
+    y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
+    u = 128 + (-37.797 * r - 74.203 * g + 112.0 * b) / 255
+    v = 128 + (112.0 * r - 93.786 * g - 18.214 * b) / 255
+    return [np.rint(plane).astype(np.uint8) for plane in (y, u, v)]
+
+
+def flat_picture(height=16, width=24):
+    """Blocks of 4x4 pixels of one colour: shared colours are right ones."""
+    blocks = RNG.integers(20, 236, (height // 4, width // 4, 3), dtype=np.uint8)
+    return blocks.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def packed(rgb, encoding):
+    y, u, v = yuv(rgb)
+    chroma = u.copy()
+    chroma[:, 1::2] = v[:, 1::2]
+    first = encoding in ('yuv422', 'uyvy')
+    return np.dstack([chroma, y] if first else [y, chroma])
+
+
+def planar(rgb, encoding, padding=0):
+    """Message in V4L2's layout, every row padded."""
+    y, u, v = yuv(rgb)
+    every = 1 if encoding == 'nv24' else 2
+    pair = [v, u] if encoding == 'nv21' else [u, v]
+    chroma = np.dstack(pair)[::every, ::every]
+    height, width = y.shape
+    rows = [np.pad(y, ((0, 0), (0, padding)), constant_values=7)]
+    wide = np.pad(
+        chroma.reshape(len(chroma), -1),
+        ((0, 0), (0, padding * 2 // every)),
+        constant_values=9,
+    )
+    data = b''.join(part.tobytes() for part in (*rows, wide))
+    msg = msgs.Image(height=height, width=width, encoding=encoding, step=width + padding)
+    msg.data.frombytes(data)
+    return msg
+
+
+@pytest.mark.parametrize('padding', [0, 8])
+@pytest.mark.parametrize('encoding', list(mosaic.PACKED_YUV))
+def test_packed_yuv(encoding, padding):
+    rgb = flat_picture()
+    result = image_io.to_rgb(image(packed(rgb, encoding), encoding, padding))
+    assert np.abs(result.astype(int) - rgb).max() <= 4
+    if encoding in ('yuv422', 'yuv422_yuy2'):
+        msg = image(packed(rgb, encoding), encoding)
+        np.testing.assert_array_equal(result, rosbags_image.message_to_cvimage(msg, 'rgb8'))
+
+
+@pytest.mark.parametrize('padding', [0, 8])
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21', 'nv24'])
+def test_planar_yuv(encoding, padding):
+    rgb = flat_picture()
+    result = image_io.to_rgb(planar(rgb, encoding, padding))
+    assert np.abs(result.astype(int) - rgb).max() <= 4
+    if padding == 0 and encoding != 'nv24':
+        msg = planar(rgb, encoding)
+        tall = SimpleNamespace(
+            height=24, width=24, encoding=encoding, is_bigendian=False, data=msg.data
+        )
+        np.testing.assert_array_equal(result, rosbags_image.message_to_cvimage(tall, 'rgb8'))
+
+
+def test_nv24_has_a_colour_for_every_pixel():
+    rgb = np.zeros((3, 5, 3), np.uint8)
+    rgb[1, 3] = (200, 40, 90)
+    result = image_io.to_rgb(planar(rgb, 'nv24'))
+    assert np.abs(result.astype(int) - rgb).max() <= 4
+
+
+# The package that converts ----------------------------------------------------------------------
+
+FAKE_CV_BRIDGE = """
+    import cv2, numpy as np
+
+    CODES = {'bayer_rggb8': cv2.COLOR_BayerBG2RGB, 'yuv422': cv2.COLOR_YUV2RGB_UYVY}
+    seen = []
+
+    class CvBridge:
+        def imgmsg_to_cv2(self, msg, desired_encoding):
+            seen.append(msg.encoding)
+            channels = 2 if msg.encoding == 'yuv422' else 1
+            shape = (msg.height, msg.step // channels, channels)[:1 + channels]
+            pixels = np.ndarray(shape, np.uint8, msg.data)[:, :msg.width]
+            return cv2.cvtColor(pixels, CODES[msg.encoding])
+"""
+
+
+def install(folder, monkeypatch, source):
+    (folder / 'cv_bridge.py').write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(folder))
+    # Set first, so that whatever is imported in its place goes away with the test.
+    monkeypatch.setitem(sys.modules, 'cv_bridge', None)
+    del sys.modules['cv_bridge']
+
+
+def test_cv_bridge_is_used_where_it_works(tmp_path, monkeypatch):
+    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8', 4)
+    yuyv = image(packed(flat_picture(), 'uyvy'), 'uyvy')
+    monkeypatch.setattr(mosaic, '_why_not_cv_bridge', lambda: 'not tried')
+    expected = image_io.to_rgb(msg), image_io.to_rgb(yuyv)
+    assert mosaic.converter()[:2] == ('rosbags-image', 'not tried')
+    monkeypatch.undo()
+    mosaic.converter.cache_clear()
+    install(tmp_path, monkeypatch, FAKE_CV_BRIDGE)
+    assert mosaic.converter()[:2] == ('cv_bridge', '')
+    np.testing.assert_array_equal(image_io.to_rgb(msg), expected[0])
+    np.testing.assert_array_equal(image_io.to_rgb(yuyv), expected[1])
+    import cv_bridge
+
+    assert cv_bridge.seen == ['bayer_rggb8', 'yuv422']
+
+
+@pytest.mark.parametrize(
+    ('source', 'reason'),
+    [
+        ('import os; os.abort()', 'fails with numpy'),
+        ('raise AttributeError("_ARRAY_API not found")', '_ARRAY_API not found'),
+        ('class CvBridge:\n    def imgmsg_to_cv2(self, msg, encoding):\n        1 / 0', 'ZeroDiv'),
+    ],
+)
+def test_a_broken_cv_bridge_harms_nobody(tmp_path, monkeypatch, source, reason):
+    install(tmp_path, monkeypatch, source)
+    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8')
+    assert image_io.to_rgb(msg).shape == (48, 64, 3)
+    assert mosaic.converter().name == 'rosbags-image'
+    assert reason in mosaic.converter().reason
+
+
+def test_without_any_converter(monkeypatch):
+    monkeypatch.setattr(mosaic, '_why_not_cv_bridge', lambda: 'not installed')
+    monkeypatch.setitem(sys.modules, 'rosbags.image', None)
+    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8')
+    assert condition_of(image_io.to_rgb, msg) == 'no converter'
+    # The others do not need it.
+    assert image_io.to_rgb(image(picture(), 'bgr8')).shape == (48, 64, 3)
+
+
+def test_cv_bridge_as_installed():
+    """Where the real package is installed and works, it gives what rosbags-image gives."""
+    pytest.importorskip('cv_bridge', reason='cv_bridge is not installed')
+    if mosaic.converter().name != 'cv_bridge':
+        pytest.skip(f'cv_bridge is {mosaic.converter().reason}')
+    for encoding in ('bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8'):
+        msg = image(bayer(picture(), encoding[6:10]), encoding)
+        np.testing.assert_array_equal(
+            image_io.to_rgb(msg), rosbags_image.message_to_cvimage(msg, 'rgb8')
+        )
+
+
+# Compressed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'form', ['rgb8; jpeg compressed bgr8', 'bgr8; jpeg compressed bgr8', 'jpeg', 'jpg', '']
+)
+def test_jpeg(form):
+    rgb = picture()
+    msg = compressed(rgb[..., ::-1], '.jpg', form)
+    result = image_io.compressed_to_rgb(msg)
+    np.testing.assert_array_equal(result, rosbags_image.message_to_cvimage(msg)[..., ::-1])
+    assert np.abs(result.astype(int) - rgb).mean() < 8.0
+
+
+def test_jpeg_that_was_compressed_as_rgb():
+    rgb = picture()
+    msg = compressed(rgb, '.jpg', 'rgb8; jpeg compressed rgb8')
+    assert np.abs(image_io.compressed_to_rgb(msg).astype(int) - rgb).mean() < 8.0
+
+
+@pytest.mark.parametrize('form', ['rgb8; png compressed bgr8', 'png', ''])
+def test_png(form):
+    rgb = picture()
+    msg = compressed(rgb[..., ::-1], '.png', form)
+    np.testing.assert_array_equal(image_io.compressed_to_rgb(msg), rgb)
+
+
+def test_png_of_other_kinds():
+    grey = picture()[..., 0]
+    deep = RNG.integers(0, 2**16, (20, 30), dtype=np.uint16)
+    bgra = np.dstack([picture(), grey])
+    for pixels, form, expected in (
+        (grey, 'mono8; png compressed ', np.dstack([grey] * 3)),
+        (deep, 'mono16; png compressed ', np.dstack([deep >> 8] * 3)),
+        (bgra, 'bgra8; png compressed bgr8', bgra[..., 2::-1]),
+        (np.dstack([deep] * 3), 'bgr16; png compressed bgr16', np.dstack([deep >> 8] * 3)),
+    ):
+        result = image_io.compressed_to_rgb(compressed(pixels, '.png', form))
+        assert result.dtype == np.uint8
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_grey_jpeg_and_progressive_jpeg():
+    grey = picture()[..., 0]
+    result = image_io.compressed_to_rgb(compressed(grey, '.jpg', 'mono8; jpeg compressed '))
+    assert result.shape == (48, 64, 3)
+    assert np.abs(result[..., 0].astype(int) - grey).mean() < 8.0
+    msg = msgs.CompressedImage(format='jpeg')
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
+    msg.data.frombytes(cv2.imencode('.jpg', picture(), options)[1].tobytes())
+    assert image_io.compressed_to_rgb(msg).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(('extension', 'bits'), [('.jpg', 8), ('.png', 8), ('.png', 16)])
+def test_compressed_bayer(extension, bits):
+    """compressed_image_transport compresses a mosaic as if it was grey."""
+    pixels = bayer(picture(), 'grbg')
+    if bits == 16:
+        pixels = pixels.astype(np.uint16) * 257
+    form = f'bayer_grbg{bits}; {"png" if extension == ".png" else "jpeg"} compressed '
+    result = image_io.compressed_to_rgb(compressed(pixels, extension, form, quality=100))
+    expected = image_io.to_rgb(image(pixels, f'bayer_grbg{bits}'))
+    tolerance = 8 if extension == '.jpg' else 0
+    assert np.abs(result.astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize('fraction', [0.02, 0.3, 0.5, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize(
+    'options',
+    [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]],
+)
+def test_truncated_jpeg(fraction, options):
+    data = cv2.imencode('.jpg', picture(), options)[1].tobytes()
+    msg = msgs.CompressedImage(format='jpeg')
+    msg.data.frombytes(data[: min(int(len(data) * fraction), len(data) - 1)])
+    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated jpeg'
+
+
+def test_truncated_jpeg_with_a_whole_thumbnail():
+    """The end marker of an embedded thumbnail is not that of the image."""
+    thumbnail = cv2.imencode('.jpg', picture(16, 16))[1].tobytes()
+    data = cv2.imencode('.jpg', picture())[1].tobytes()
+    segment = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+    whole = data[:2] + segment + data[2:]
+    msg = msgs.CompressedImage(format='jpeg')
+    msg.data.frombytes(whole)
+    assert image_io.compressed_to_rgb(msg).shape == (48, 64, 3)
+    msg.data = array.array('B', whole[:-200])
+    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated jpeg'
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_not_matter():
+    """Cameras pad their buffers."""
+    msg = compressed(picture(), '.jpg', 'jpeg')
+    expected = image_io.compressed_to_rgb(msg)
+    msg.data.frombytes(bytes(100))
+    np.testing.assert_array_equal(image_io.compressed_to_rgb(msg), expected)
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.5, 0.9, 0.999])
+def test_truncated_png(fraction):
+    data = cv2.imencode('.png', picture())[1].tobytes()
+    msg = msgs.CompressedImage(format='png')
+    msg.data.frombytes(data[: min(int(len(data) * fraction), len(data) - 1)])
+    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated png'
+
+
+@pytest.mark.parametrize(
+    ('condition', 'form', 'data'),
+    [
+        ('empty image', 'jpeg', b''),
+        ('compressed depth', '16UC1; compressedDepth png', b'1234'),
+        ('compressed depth', '32FC1; compressedDepth', b'1234'),
+        ('undecodable', 'h264', b'\0\0\0\1\x67'),
+        ('undecodable', 'jpeg', b'\xff\xd8' + bytes(100)),
+        ('undecodable', 'png', b'\x89PNG\r\n\x1a\n' + bytes(4) + b'IEND' + bytes(4)),
+        ('undecodable', '', b'x'),
+        ('truncated jpeg', 'jpeg', b'\xff\xd8'),
+        ('truncated jpeg', 'jpeg', b'\xff\xd8\xff'),
+        ('truncated jpeg', 'jpeg', b'\xff\xd8\xff\xe0'),
+    ],
+)
+def test_bad_compressed_images(condition, form, data):
+    msg = msgs.CompressedImage(format=form)
+    msg.data.frombytes(data)
+    assert condition_of(image_io.compressed_to_rgb, msg) == condition
+
+
+def test_damaged_files_never_raise_anything_else():
+    """Flip bytes: the answer is a picture or an ImageError."""
+    outcomes = set()
+    for extension in ('.jpg', '.png'):
+        whole = cv2.imencode(extension, picture())[1].reshape(-1)
+        for _ in range(150):
+            data = whole.copy()
+            data[RNG.integers(0, len(data), 3)] = RNG.integers(0, 256, 3)
+            msg = SimpleNamespace(format='', data=data)
+            outcome = 'decoded'
+            try:
+                image_io.compressed_to_rgb(msg)
+            except ImageError as error:
+                outcome = error.condition
+            outcomes.add(outcome)
+    assert outcomes <= {'decoded', 'truncated jpeg', 'truncated png', 'undecodable'}
+
+
+# Bad images -------------------------------------------------------------------------------------
+
+
+def changed(msg, **changes):
+    for name, value in changes.items():
+        setattr(msg, name, value)
+    return msg
+
+
+@pytest.mark.parametrize(
+    ('condition', 'make'),
+    [
+        ('empty image', msgs.Image),
+        ('empty image', lambda: msgs.Image(height=4, width=4, encoding='rgb8', step=12)),
+        ('zero size', lambda: changed(image(picture(), 'rgb8'), width=0)),
+        ('zero size', lambda: changed(image(picture(), 'rgb8'), height=0)),
+        ('unknown encoding', lambda: image(picture(), 'RGB8')),
+        ('unknown encoding', lambda: image(picture(), '')),
+        ('unknown encoding', lambda: image(np.zeros((4, 4), np.float32), '32FC1')),
+        ('unknown encoding', lambda: image(picture(), 'bayer_rgb8')),
+        ('wrong step', lambda: changed(image(picture(), 'rgb8'), step=191)),
+        ('wrong step', lambda: changed(image(picture(), 'rgb8'), step=0)),
+        ('wrong step', lambda: changed(image(picture(), 'rgb8'), width=65)),
+        ('wrong step', lambda: changed(image(picture(), 'rgb8'), encoding='rgba8')),
+        ('wrong step', lambda: image(picture()[..., 0], 'mono16')),
+        ('wrong step', lambda: image(picture()[..., 0], 'bayer_rggb16')),
+        ('wrong step', lambda: image(picture()[..., 0], 'yuv422')),
+        ('wrong step', lambda: changed(planar(picture(), 'nv12'), step=63)),
+        ('wrong step', lambda: changed(image(picture(), 'rgb8'), width=2**32 - 1)),
+        ('truncated data', lambda: changed(image(picture(), 'rgb8'), height=49)),
+        ('truncated data', lambda: changed(image(picture(), 'rgb8'), height=2**32 - 1)),
+        ('truncated data', lambda: changed(image(picture(), 'bgr8', 5), step=200)),
+        ('truncated data', lambda: changed(planar(picture(), 'nv12'), encoding='nv24')),
+        ('truncated data', lambda: image(picture()[..., 0], 'nv12')),
+        ('excess data', lambda: changed(image(picture(), 'rgb8'), height=47)),
+        ('excess data', lambda: changed(planar(picture(), 'nv24'), encoding='nv12')),
+        ('odd size', lambda: image(packed(picture(8, 9), 'yuyv'), 'yuyv')),
+        ('odd size', lambda: planar(picture(8, 9), 'nv12')),
+        ('odd size', lambda: planar(picture(9, 8), 'nv21')),
+        ('too small', lambda: image(picture(2, 8)[..., 0], 'bayer_rggb8')),
+    ],
+)
+def test_bad_images(condition, make):
+    assert condition_of(image_io.to_rgb, make()) == condition
+
+
+def test_a_truncated_message_names_its_numbers():
+    msg = image(picture(), 'rgb8')
+    del msg.data[-1]
+    with pytest.raises(ImageError, match=r'9215 bytes.*48 rows of 192.*9216'):
+        image_io.to_rgb(msg)
+
+
+# Output -----------------------------------------------------------------------------------------
+
+
+def header():
+    message = Header(frame_id='camera_optical_frame')
+    message.stamp.sec, message.stamp.nanosec = 12, 34
+    return message
+
+
+def test_depth_in_metres():
+    depth = RNG.uniform(0.5, 9.0, (48, 64)).astype(np.float32)
+    depth[3, 4] = np.nan
+    msg = msgs.Image()
+    assert image_io.depth_image(msg, depth, '32FC1', header()) == 0
+    assert (msg.height, msg.width, msg.step, msg.encoding) == (48, 64, 256, '32FC1')
+    assert msg.header == header()
+    assert isinstance(msg.data, array.array)
+    np.testing.assert_array_equal(np.frombuffer(msg.data, np.float32).reshape(48, 64), depth)
+    np.testing.assert_array_equal(rosbags_image.message_to_cvimage(msg), depth)
+
+
+def test_depth_in_millimetres():
+    depth = [[0.0005001, 0.0004999, 1.2344, 1.2346], [65.535, 65.536, 100.0, 3.0]]
+    bad = [[np.nan, np.inf, -np.inf, -1.0], [0.0, 1e30, np.nan, 65.5355]]
+    msg = msgs.Image()
+    outside = image_io.depth_image(msg, np.float32([*depth, *bad]), '16UC1', header())
+    values = np.frombuffer(msg.data, np.uint16).reshape(4, 4).tolist()
+    assert values[:2] == [[1, 0, 1234, 1235], [65535, 0, 0, 3000]]
+    assert values[2:] == [[0, 0, 0, 0], [0, 0, 0, 0]]
+    assert outside == 3 + 6  # all but NaN
+    assert (msg.step, msg.encoding) == (8, '16UC1')
+
+
+def test_depth_of_other_types_and_strides():
+    depth = RNG.uniform(0.5, 9.0, (10, 20))[::2, ::-2]
+    msg = msgs.Image()
+    image_io.depth_image(msg, depth, '32FC1', header())
+    np.testing.assert_array_equal(
+        np.frombuffer(msg.data, np.float32).reshape(5, 10), depth.astype(np.float32)
+    )
+
+
+def test_unknown_depth_encoding():
+    with pytest.raises(ValueError, match='64FC1'):
+        image_io.depth_image(msgs.Image(), np.ones((2, 2)), '64FC1', header())
+
+
+def test_color_image():
+    bgr = picture()
+    msg = msgs.Image()
+    image_io.color_image(msg, bgr, header())
+    np.testing.assert_array_equal(rosbags_image.message_to_cvimage(msg, 'bgr8'), bgr)
+    np.testing.assert_array_equal(image_io.to_rgb(msg), bgr[..., ::-1])
+
+
+def test_a_message_is_used_again_in_place():
+    msg = msgs.Image()
+    for height, width in [(48, 64), (48, 64), (20, 30), (60, 80)]:
+        depth = RNG.uniform(0.5, 9.0, (height, width)).astype(np.float32)
+        before = msg.data
+        image_io.depth_image(msg, depth, '32FC1', header())
+        assert msg.data is before
+        np.testing.assert_array_equal(np.frombuffer(msg.data, np.float32), depth.reshape(-1))
+
+
+def test_a_message_whose_data_is_no_array():
+    msg = SimpleNamespace(data=b'')
+    image_io.fill_data(msg, np.arange(4, dtype=np.uint16))
+    assert msg.data == array.array('B', np.arange(4, dtype=np.uint16).tobytes())
+
+
+def test_a_filled_message_can_be_serialised():
+    """The middleware's own conversion accepts what is in the message."""
+    serialization = pytest.importorskip('rclpy.serialization')
+    msg = msgs.Image()
+    image_io.depth_image(msg, np.full((4, 5), 2.5), '32FC1', header())
+    again = serialization.deserialize_message(serialization.serialize_message(msg), msgs.Image)
+    assert again == msg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('new', [False, True])
+def test_filling_takes_less_than_5_ms(new):
+    """640x480 32FC1; assigning the array to msg.data would take ten times that."""
+    depth = RNG.uniform(0.5, 9.0, (480, 640)).astype(np.float32)
+    msg, durations = msgs.Image(), []
+    for _ in range(50):
+        start = time.perf_counter()
+        image_io.depth_image(msgs.Image() if new else msg, depth, '32FC1', header())
+        durations.append(time.perf_counter() - start)
+    assert np.median(durations) < 5e-3
+
+
+@pytest.mark.slow
+def test_frames_of_a_real_camera(shared_dir):
+    highlevel = pytest.importorskip('rosbags.highlevel')
+    shapes = []
+    for name, read in (
+        ('rgbd_raw', image_io.to_rgb),
+        ('rgb_compressed', image_io.compressed_to_rgb),
+    ):
+        with highlevel.AnyReader([shared_dir / 'bags' / name]) as reader:
+            connections = [c for c in reader.connections if 'color/image_raw' in c.topic]
+            for connection, _, raw in reader.messages(connections):
+                msg = reader.deserialize(raw, connection.msgtype)
+                rgb = read(msg)
+                expected = rosbags_image.message_to_cvimage(msg)
+                if hasattr(msg, 'format'):
+                    expected = expected[..., ::-1]
+                np.testing.assert_array_equal(rgb, expected)
+                shapes.append(rgb.shape)
+    assert shapes == [(480, 640, 3)] * 69
