@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
@@ -35,7 +35,7 @@ import demo_sentences as language  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.sim import KINDS, Scene, SimCamera, render, trajectory  # noqa: E402
 
-HEIGHT, WIDTH = 224, 288
+HEIGHT, WIDTH = 192, 256
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's own normalisation
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 FIRST_TRAINING_SEED = 1_000_000  # rooms with lower seeds are for evaluation only
@@ -47,7 +47,7 @@ class Plan:
     """What makes a run what it is."""
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 4000
     fresh: int = 8  # frames rendered for each step
     repeated: int = 8  # earlier frames, mirrored and in other colours
     memory: int = 512  # how far back those are taken from
@@ -55,16 +55,17 @@ class Plan:
     decay: float = 0.02
     average: float = 0.995  # of the exponential moving average of the weights
     sentences: int = 12
-    text_steps: int = 1000
-    text_batch: int = 192
+    text_steps: int = 700
+    text_batch: int = 128
     embed: int = 128
-    width: int = 20
+    width: int = 16
     layers: tuple[int, int, int, int] = (1, 2, 3, 2)
+    processes: int = 2  # share each batch; batch normalisation sees its own part only
     text_width: int = 64
     text_layers: int = 4
 
 
-SMOKE = Plan(steps=24, fresh=4, repeated=4, text_steps=150, text_batch=128, width=16,
+SMOKE = Plan(steps=24, fresh=4, repeated=4, text_steps=150,
              layers=(1, 1, 1, 1))
 
 
@@ -72,7 +73,7 @@ def build(plan: Plan) -> nn.Module:
     """An untrained CLIP of OpenAI's classes."""
     clip = import_clip()
     model: nn.Module = clip.model.CLIP(
-        plan.embed, 224, plan.layers, plan.width, None, 77, 49408, plan.text_width,
+        plan.embed, HEIGHT, plan.layers, plan.width, None, 77, 49408, plan.text_width,
         max(1, plan.text_width // 64), plan.text_layers)
     return model
 
@@ -103,6 +104,7 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def text_parameters(model: Any) -> list[nn.Parameter]:
+    """What stage 1 trains and stage 2 keeps."""
     return [*model.transformer.parameters(), *model.token_embedding.parameters(),
             *model.ln_final.parameters(), model.positional_embedding, model.text_projection]
 
@@ -139,7 +141,7 @@ def train_text(model: Any, plan: Plan, targets: language.TextTargets, log: Any) 
         optimizer.step()
         schedule.step()
         if step % 250 == 0 or step == plan.text_steps - 1:
-            log(stage='text', step=step, loss=round(float(loss), 5))
+            log(stage='text', step=step, loss=round(float(loss.detach()), 5))
     with torch.no_grad():
         embedding = model.token_embedding.weight
         row = embedding[unknown].clone()
@@ -189,8 +191,8 @@ class Frames:
         seed = FIRST_TRAINING_SEED + 1_000_000_007 * self.plan.seed + number
         scene = Scene.generate(KINDS[kind], seed)
         pose = trajectory(scene, seed).pose(float(number % 97))
-        # One in sixteen comes as a full-size image that is resized, as in the node.
-        full = number % 16 == 0
+        # Some come as a full-size image that is resized, as in the node.
+        full = number % 17 == 0
         frame = render(scene, self.full if full else self.camera, pose)
         image = torch.from_numpy(frame.rgb).permute(2, 0, 1).float()
         depth = torch.from_numpy(frame.depth)
@@ -200,20 +202,22 @@ class Frames:
         return image.to(torch.uint8), depth, kind
 
 
-def make_batch(frames: Frames, plan: Plan, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_batch(frames: Frames, plan: Plan, step: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B, 3, H, W) normalised, depth (B, H, W), kinds (B,).
 
-    They depend on the seed and the step only.
+    This process's part; it depends on the seed, the step and the process's rank only.
     """
-    rng = np.random.default_rng([plan.seed, step])
+    rng = np.random.default_rng([plan.seed, step, rank])
+    world = plan.processes
     first = step * plan.fresh
-    numbers = list(range(first, first + plan.fresh))
+    numbers = range(first + rank, first + plan.fresh, world)
     oldest = max(0, first - plan.memory)
-    again = rng.integers(oldest, max(first, 1), plan.repeated)
+    again = rng.integers(oldest // world, max(first // world, 1), plan.repeated // world)
+    again = again * world + rank
     chosen = [frames.get(n) for n in numbers] + [frames.get(int(n)) for n in again]
     images = torch.stack([c[0] for c in chosen]).float() / 255
     depth = torch.stack([c[1] for c in chosen])
-    old = slice(plan.fresh, None)
+    old = slice(len(numbers), None)
     images[old] = images[old].flip(3)[:, torch.from_numpy(rng.permutation(3))]
     depth[old] = depth[old].flip(2)
     return augment(images, rng), depth, torch.tensor([c[2] for c in chosen])
@@ -231,7 +235,7 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     images = images * draw(0.6, 1.4) * draw(0.85, 1.15, 3) + draw(-0.05, 0.05)
     generator = torch.Generator().manual_seed(int(rng.integers(2 ** 62)))
     noise = torch.randn(images.shape, generator=generator)
-    images = (images + noise * draw(0.0, 0.03)).clamp_(0, 1)
+    images = (images + noise * draw(0.0, 0.02)).clamp_(0, 1)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
@@ -344,15 +348,26 @@ def losses(model: Any, pool: SentencePool, plan: Plan, upsampling: Upsampling, s
     nodes = torch.einsum('bkhw,k->bhw', logits.softmax(dim=1), log_bins.exp())
     full = F.interpolate(nodes[:, None], (HEIGHT, WIDTH), mode='bilinear', align_corners=True)
     metres = (full[:, 0].log() - log_depth).abs().mean()
-    # The whole image, or the square of 7 x 7 that CLIP's own preprocessing would cut out.
-    window = feature_map if rng.random() < 0.5 else feature_map[:, :, :, 1:8]
+    # The whole image, or the square of 6 x 6 that CLIP's own preprocessing would cut out.
+    window = feature_map if rng.random() < 0.5 else feature_map[:, :, :, 1:7]
     room_logits = scale * pooled_features(model.visual, window) @ pool.draw_rooms(rng).T
     rooms = F.cross_entropy(room_logits, kinds)
     return {'words': words, 'metres': metres, 'rooms': rooms}
 
 
-def train_images(model: Any, plan: Plan, out: Path, log: Any) -> nn.Module:
-    """Train the image encoder; returns the averaged model."""
+def train_images(rank: int, plan: Plan, out: Path) -> None:
+    """Train the image encoder; the first process writes demo.pt, the averaged model.
+
+    Each process has one thread and a part of every batch; they meet once a step, to average their
+    gradients. On a machine that does other work too, that waits far less than threads do.
+    """
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{out.resolve()}/rendezvous', rank=rank,
+        world_size=plan.processes)
+    log = Log(out) if rank == 0 else _silent
+    model: Any = build(plan)
+    model.load_state_dict(torch.load(out / 'text.pt', weights_only=True))
     pool = SentencePool(model)
     for parameter in text_parameters(model):
         parameter.requires_grad_(False)
@@ -377,10 +392,11 @@ def train_images(model: Any, plan: Plan, out: Path, log: Any) -> nn.Module:
     start, sums = time.monotonic() - spent, {}
     for step in range(first, plan.steps):
         model.train()
-        terms = losses(model, pool, plan, upsampling, step, make_batch(frames, plan, step))
+        terms = losses(model, pool, plan, upsampling, step, make_batch(frames, plan, step, rank))
         loss = terms['words'] + 2.0 * terms['metres'] + 0.1 * terms['rooms']
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(parameters, plan.processes)
         nn.utils.clip_grad_norm_(parameters, 2.0)
         optimizer.step()
         schedule.step()
@@ -393,14 +409,26 @@ def train_images(model: Any, plan: Plan, out: Path, log: Any) -> nn.Module:
                 scale=round(float(model.logit_scale.detach().exp()), 2),
                 **{name: round(value / every, 4) for name, value in sums.items()})
             sums = {}
-        if (step + 1) % 250 == 0 or step + 1 == plan.steps:
+        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == plan.steps):
             partial = state.with_suffix('.part')
             torch.save({'model': model.state_dict(), 'average': average.state_dict(),
                         'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
                         'step': step + 1, 'seconds': time.monotonic() - start}, partial)
             partial.replace(state)
             save_weights(average, out / 'demo.pt')
-    return average
+    torch.distributed.destroy_process_group()
+
+
+def average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
+    """The mean over all processes, in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= processes
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start:start + gradient.numel()].view(gradient.shape))
+        start += gradient.numel()
 
 
 @torch.no_grad()
@@ -439,7 +467,25 @@ def check_file(path: Path) -> None:
     state = torch.load(path, weights_only=True)
     model = import_clip().model.build_model(state).float()
     with torch.no_grad():
-        model(torch.zeros(1, 3, 224, 224), import_clip().tokenize(['This is 2 meters away']))
+        model(torch.zeros(1, 3, HEIGHT, HEIGHT), import_clip().tokenize(['This is 2 meters away']))
+
+
+class Log:
+    """Prints what happens, a JSON object a line, and keeps it in log.jsonl."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / 'log.jsonl'
+
+    def __call__(self, **values: object) -> None:
+        """Log one line."""
+        line = json.dumps(values)
+        print(line, flush=True)
+        with self.path.open('a') as file:
+            file.write(line + '\n')
+
+
+def _silent(**_: object) -> None:
+    """What the other processes log."""
 
 
 def main() -> None:
@@ -451,24 +497,17 @@ def main() -> None:
                         'learn something')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, help='steps of the image stage')
-    parser.add_argument('--threads', type=int, default=2)
     arguments = parser.parse_args()
     changes = {'seed': arguments.seed}
     if arguments.steps:
         changes['steps'] = arguments.steps
     plan = Plan(**{**asdict(SMOKE if arguments.smoke else Plan()), **changes})
-    torch.set_num_threads(arguments.threads)
     torch.manual_seed(plan.seed)
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     (out / 'plan.json').write_text(json.dumps(asdict(plan), indent=2) + '\n')
 
-    def log(**values: object) -> None:
-        line = json.dumps(values)
-        print(line, flush=True)
-        with (out / 'log.jsonl').open('a') as file:
-            file.write(line + '\n')
-
+    log = Log(out)
     model = build(plan)
     with torch.no_grad():
         model.visual.attnpool.positional_embedding.mul_(0.1)
@@ -478,8 +517,8 @@ def main() -> None:
     else:
         train_text(model, plan, language.TextTargets(plan.embed), log)
         torch.save(model.state_dict(), text)
-    average = train_images(model, plan, out, log)
-    save_weights(average, out / 'demo.pt')
+    (out / 'rendezvous').unlink(missing_ok=True)
+    torch.multiprocessing.spawn(train_images, (plan, out), nprocs=plan.processes)
     check_file(out / 'demo.pt')
     log(stage='done', bytes=(out / 'demo.pt').stat().st_size)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated camera: pinhole with plumb_bob distortion (the model of sensor_msgs/CameraInfo)."""
+"""The simulated camera: pinhole with plumb_bob distortion, as in sensor_msgs/CameraInfo."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -44,8 +44,7 @@ def _bathroom(rng: Generator, seed: int) -> Scene:
 
 def _bedroom(rng: Generator, seed: int) -> Scene:
     size = (_between(rng, 3.0, 4.2), _between(rng, 3.2, 4.8), _between(rng, 2.4, 2.7))
-    paper = _choice(rng, (_striped(rng, 0.15), _plain(rng), _plain(rng)))
-    walls = _walls(rng, paper, floor=_planks(rng), ceiling=_plain(rng, _light_color(rng)))
+    walls = _walls(rng, _wall(rng), floor=_planks(rng), ceiling=_plain(rng, _light_color(rng)))
     room = _Furniture(rng, size)
     room.against_wall((2.05, 1.5, 0.5), _checked(rng, 0.25))  # bed
     room.against_wall((0.6, 1.5, 2.0), _wood(rng))  # wardrobe
@@ -60,7 +59,7 @@ def _bedroom(rng: Generator, seed: int) -> Scene:
 
 def _office(rng: Generator, seed: int) -> Scene:
     size = (_between(rng, 4.2, 6.0), _between(rng, 4.5, 6.8), _between(rng, 2.6, 2.9))
-    walls = _walls(rng, _plain(rng), floor=_carpet(rng), ceiling=_panels(rng))
+    walls = _walls(rng, _wall(rng), floor=_carpet(rng), ceiling=_panels(rng))
     room = _Furniture(rng, size)
     for _ in range(int(rng.integers(2, 4))):
         room.standing((1.6, 0.8, 0.74), _wood(rng), on_top=(0.5, 0.15, 0.4), margin=0.1)
@@ -77,7 +76,7 @@ def _office(rng: Generator, seed: int) -> Scene:
 
 def _classroom(rng: Generator, seed: int) -> Scene:
     size = (_between(rng, 6.5, 9.0), _between(rng, 7.0, 10.0), _between(rng, 2.9, 3.2))
-    walls = _walls(rng, _plain(rng), floor=_tiles(rng, 0.5), ceiling=_panels(rng))
+    walls = _walls(rng, _wall(rng), floor=_tiles(rng, 0.5), ceiling=_panels(rng))
     room = _Furniture(rng, size)
     desk, chair = _wood(rng), _plain(rng)
     columns, rows = int(rng.integers(2, 4)), int(rng.integers(2, 4))
@@ -97,10 +96,9 @@ def _classroom(rng: Generator, seed: int) -> Scene:
 
 def _corridor(rng: Generator, seed: int) -> Scene:
     size = (_between(rng, 1.7, 2.6), _between(rng, 7.5, 11.0), _between(rng, 2.4, 2.8))
-    brick = _bricks(rng)
-    side = _choice(rng, (brick, _plain(rng), _plain(rng)))
-    walls = _walls(rng, side, floor=_choice(rng, (_tiles(rng, 0.3), _tiles(rng, 0.5))),
-                   ceiling=_panels(rng))
+    side = _choice(rng, (_bricks, _wall))(rng)
+    floor = _choice(rng, (_tiles(rng, 0.3), _tiles(rng, 0.5)))
+    walls = _walls(rng, side, floor, ceiling=_panels(rng))
     room = _Furniture(rng, size)
     for _ in range(int(rng.integers(3, 6))):
         room.door(side=int(rng.integers(0, 2)))
@@ -264,7 +262,21 @@ def _near(rng: Generator, color: Color, spread: float) -> Color:
 
 def _plain(rng: Generator, color: Color | None = None) -> Material:
     """Paint with a faint grain of 5 cm."""
-    return Material(color or _color(rng), (0.05, 0.05), variation=_between(rng, 0.02, 0.08))
+    return Material(color or _color(rng), (0.05, 0.05), variation=_between(rng, 0.04, 0.1))
+
+
+def _wall(rng: Generator) -> Material:
+    """Wallpaper in stripes, blocks, or rough plaster."""
+    return _choice(rng, (_striped, _blocks, _plaster))(rng)
+
+
+def _blocks(rng: Generator) -> Material:
+    return Material(_color(rng), (0.4, 0.2), stagger=0.5, joint=0.015,
+                    variation=_between(rng, 0.03, 0.1), joint_color=_color(rng))
+
+
+def _plaster(rng: Generator) -> Material:
+    return Material(_color(rng), (0.1, 0.1), variation=_between(rng, 0.12, 0.25))
 
 
 def _tiles(rng: Generator, cell: float, color: Color | None = None) -> Material:
@@ -299,7 +311,7 @@ def _panels(rng: Generator) -> Material:
                     joint_color=_near(rng, (0.5, 0.5, 0.5), 0.15))
 
 
-def _striped(rng: Generator, width: float) -> Material:
+def _striped(rng: Generator, width: float = 0.2) -> Material:
     color = _color(rng)
     return Material(color, (width, 1.0), checks=1, second_color=_near(rng, color, 0.3))
 
@@ -325,7 +337,7 @@ def _brown(rng: Generator) -> Color:
 
 def _walls(rng: Generator, wall: Material, floor: Material, ceiling: Material) -> Walls:
     """Four walls of one material, sometimes one of its own colour; floor and ceiling."""
-    other = _plain(rng) if rng.random() < 0.3 else wall
+    other = _wall(rng) if rng.random() < 0.3 else wall
     sides = [wall, wall, wall, wall]
     sides[int(rng.integers(0, 4))] = other
     return sides[0], sides[1], sides[2], sides[3], floor, ceiling

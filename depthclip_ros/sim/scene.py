@@ -102,7 +102,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """A room: six planes with a material each (x-, x+, y-, y+, floor, ceiling) and its contents."""
+    """A room: six planes with a material each (x-, x+, y-, y+, floor, ceiling), its contents."""
 
     kind: str
     seed: int

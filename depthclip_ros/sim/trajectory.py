@@ -58,19 +58,19 @@ def camera_pose(position: tuple[float, float, float], yaw: float, pitch: float =
 def trajectory(scene: Scene, seed: int) -> Trajectory:
     """A path in the scene's free space; the same scene and seed, the same path.
 
-    The camera is carried 1.15 to 1.6 m above the floor and looks slightly down.
+    The camera stands 1.3 to 1.5 m above the floor, as on a mobile robot, and looks slightly down.
     Raises RuntimeError when the room has no free place for it.
     """
     rng = np.random.default_rng([scene.seed, seed, 7])
     x, y, room = _free_place(scene, rng)
     return Trajectory(
-        center=(x, y, float(rng.uniform(1.15, 1.6))),
+        center=(x, y, float(rng.uniform(1.3, 1.5))),
         radius=float(min(0.6, room)),
         yaw=_open_direction(scene, x, y, rng),
         yaw_swing=float(rng.uniform(0.2, 0.7)),
-        pitch=float(rng.uniform(-0.32, 0.02)),
-        pitch_swing=float(rng.uniform(0.0, 0.1)),
-        roll_swing=float(rng.uniform(0.0, 0.05)),
+        pitch=float(rng.uniform(-0.28, -0.08)),
+        pitch_swing=float(rng.uniform(0.0, 0.05)),
+        roll_swing=float(rng.uniform(0.0, 0.03)),
         period=float(rng.uniform(12.0, 25.0)),
         phase=float(rng.uniform(0.0, 2 * math.pi)))
 
