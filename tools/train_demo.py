@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
 import sys
@@ -47,7 +48,7 @@ class Plan:
     """What makes a run what it is."""
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 3000
     fresh: int = 8  # frames rendered for each step
     repeated: int = 8  # earlier frames, mirrored and in other colours
     memory: int = 512  # how far back those are taken from
@@ -449,7 +450,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """
     state = {name: (value.half() if value.dtype.is_floating_point else value).contiguous()
              for name, value in model.state_dict().items()}
-    raw = path.with_suffix('.raw')
+    raw = io.BytesIO()
     torch.save(state, raw)
     partial = path.with_suffix('.part')
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(
@@ -458,7 +459,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
             info = zipfile.ZipInfo(entry.filename)  # no time stamp: the same bytes every time
             info.compress_type = zipfile.ZIP_DEFLATED
             target.writestr(info, source.read(entry))
-    raw.unlink()
     partial.replace(path)
 
 

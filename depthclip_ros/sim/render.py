@@ -83,7 +83,8 @@ def _row(material: Material) -> list[float]:
         per_first, per_second, material.stagger,
         material.joint * per_first, material.joint * per_second,
         float(material.checks > 0), float(material.checks == 2), material.variation,
-        *material.color, *(b - a for a, b in zip(material.color, material.second_color, strict=True)),
+        *material.color,
+        *(b - a for a, b in zip(material.color, material.second_color, strict=True)),
         *material.joint_color]
 
 

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The committed demo model: what it promises on rooms and with words that it never saw."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import demo_sentences as language  # noqa: E402
+import evaluate_demo  # noqa: E402
+import train_demo  # noqa: E402
+
+from depthclip_ros.core import DepthEstimator  # noqa: E402
+from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.core.config import read_config  # noqa: E402
+
+WEIGHTS = ROOT / 'depthclip_ros' / 'data' / 'demo.pt'
+FIRST_SEED = 5000  # rooms that neither training nor the committed evaluation saw
+
+
+@pytest.fixture(scope='module')
+def config():
+    return read_config(ROOT / 'config' / 'demo.yaml')[0]
+
+
+@pytest.fixture(scope='module')
+def views():
+    return evaluate_demo.held_out_views(20, FIRST_SEED)
+
+
+@pytest.fixture
+def depths(config, views):
+    """Depth of all views with some settings changed: (N, 480, 640)."""
+    def predict(**changes):
+        estimator = DepthEstimator(config.replace(**changes), WEIGHTS, 'cpu')
+        return np.stack([estimator.predict(view.rgb).depth for view in views])
+    return predict
+
+
+def relative_error(depth, views):
+    truth = np.stack([view.depth for view in views])
+    return float((np.abs(depth - truth) / truth).mean())
+
+
+def test_file_is_small_and_openais_code_builds_it():
+    assert WEIGHTS.stat().st_size <= 8e6
+    state = torch.load(WEIGHTS, weights_only=True)
+    model = import_clip().model.build_model(state)  # rounds to half precision
+    image = torch.zeros(2, 3, model.visual.input_resolution, model.visual.input_resolution)
+    with torch.no_grad():
+        per_image, per_text = model.float()(image, import_clip().tokenize(['far', 'near', 'a']))
+    assert per_image.shape == (2, 3)
+    assert per_text.isfinite().all()
+
+
+def test_depth_of_unseen_rooms(depths, views):
+    depth = depths()
+    truth = np.stack([view.depth for view in views])
+    ratio = np.maximum(depth / truth, truth / depth)
+    assert (ratio < 1.25).mean() > 0.65  # few images: the committed evaluation has the number
+    assert relative_error(depth, views) < 0.21
+
+
+def test_controls_are_clearly_worse(config, views):
+    table = evaluate_demo.evaluate(config, WEIGHTS, views)['table']
+    for control in ('best constant, by metric', 'mean of the bins', 'shuffled images',
+                    'shuffled words', 'random words'):
+        assert table[control]['rel'] > 1.8 * table['model']['rel'], control
+
+
+def test_swapped_words_swap_the_depth(config, depths, views):
+    """What was far becomes near where the sentence says so."""
+    tokens = list(config.tokens)
+    near, far = tokens.index('quite close'), tokens.index('quite far')
+    tokens[near], tokens[far] = tokens[far], tokens[near]
+    before, after = depths(), depths(tokens=tokens)
+    truth = np.stack([view.depth for view in views])
+    close = (truth > 0.85) & (truth < 0.95)
+    distant = (truth > 4.9) & (truth < 5.5)
+    assert np.median(after[close]) > 1.5 * np.median(before[close])
+    assert np.median(after[distant]) < 0.75 * np.median(before[distant])
+
+
+@pytest.mark.parametrize('synonyms', [
+    {'very close': 'very near', 'very far': 'very distant'},
+    {'quite close': 'quite close by', 'quite far': 'pretty far'},
+    {'very close': 'really close', 'very far': 'really far away'},
+])
+def test_phrases_that_training_never_saw_mean_what_their_words_do(
+        config, depths, views, synonyms):
+    assert set(synonyms.values()) <= set(language.HELD_OUT_PHRASES)
+    said = depths()
+    also = depths(tokens=[synonyms.get(token, token) for token in config.tokens])
+    assert np.median(np.abs(np.log(also / said))) < 0.05
+    assert relative_error(also, views) < 1.15 * relative_error(said, views)
+
+
+def test_numbers_that_training_never_saw(depths, views):
+    """Other words, other bins, another number of them: the depth stays."""
+    tenths = (5, 7, 10, 13, 17, 23, 34, 47, 68, 90)
+    assert len(set(tenths) & set(language.HELD_OUT_TENTHS)) == 7
+    depth = depths(tokens=[f'{t / 10:g} meters away' for t in tenths],
+                   bins=[t / 10 for t in tenths], templates=['The thing is {}'])
+    assert relative_error(depth, views) < 0.24
+
+
+def test_an_unseen_number_lies_between_its_neighbours(config):
+    tokens = [f'{v} meters away' for v in (1.5, 1.7, 2, 2.3, 2.5, 3, 3.4, 4)]
+    features = DepthEstimator(config.replace(tokens=tokens, bins=[1, 2, 3, 4, 5, 6, 7, 8]),
+                              WEIGHTS, 'cpu').text_features
+    for unseen in (1, 3, 6):
+        similarity = features @ features[unseen]
+        nearest = set(np.argsort(-similarity)[1:3].tolist())
+        assert nearest == {unseen - 1, unseen + 1}
+
+
+def test_held_out_sentences_are_understood():
+    model = train_demo.build(train_demo.Plan())
+    model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+    plan = train_demo.Plan()
+    result = train_demo.check_text(model.float(), language.TextTargets(plan.embed))
+    assert result['held_out_median'] < 0.05
+    assert result['held_out_90'] < 0.2
+
+
+def test_held_out_wordings_are_not_in_training():
+    trained = {s.text for s in language.training_sentences()}
+    assert not trained & {s.text for s in language.held_out_sentences()}
+    assert len(trained) > 10000
+    assert all(sentence.metres > 0 for sentence in language.held_out_sentences())
