@@ -64,14 +64,21 @@ def _average(exposures: list[list[Tensor]]) -> list[Tensor]:
 
 
 def _expose(planes: list[Tensor], options: RenderOptions) -> np.ndarray:
-    height, width = planes[0].shape
-    image = torch.empty(height, width, 3)
+    noise = _noise(planes[0].shape, options)
+    channels = []
     for channel, plane in enumerate(planes):
-        gain = 255.0 * options.exposure * options.white_balance[channel]
-        image[:, :, channel] = plane * gain
-    if options.noise > 0:
-        rng = np.random.default_rng([options.seed, 11])
-        noise = rng.standard_normal((height, width, 3), dtype=np.float32)
-        image += torch.from_numpy(noise) * (255.0 * options.noise)
-    rgb: np.ndarray = (image + 0.5).clamp_(0.0, 255.0).to(torch.uint8).numpy()
+        bright = plane * (255.0 * options.exposure * options.white_balance[channel])
+        if noise is not None:
+            bright += noise[:, :, channel]
+        channels.append((bright + 0.5).clamp_(0.0, 255.0).to(torch.uint8))
+    rgb: np.ndarray = torch.stack(channels, dim=2).numpy()
     return rgb
+
+
+def _noise(shape: torch.Size, options: RenderOptions) -> Tensor | None:
+    """(H, W, 3) in units of 1/255, or None."""
+    if options.noise <= 0:
+        return None
+    rng = np.random.default_rng([options.seed, 11])
+    noise = rng.standard_normal((*shape, 3), dtype=np.float32)
+    return torch.from_numpy(noise) * (255.0 * options.noise)

@@ -63,9 +63,7 @@ def shade(scene: Scene, camera: SimCamera, hits: Surfaces) -> list[Tensor]:
     row = b.floor()
     a = a + look(2) * (row - 2.0 * (row * 0.5).floor())
     joints = 1.0 - (1.0 - _pulse(a, width_a, look(3))) * (1.0 - _pulse(b, width_b, look(4)))
-    second = 0.5 - 0.5 * _alternate(a, width_a) * torch.where(
-        look(6) > 0.5, _alternate(b, width_b), 1.0)
-    second = second * look(5)
+    second = _second_color_share(a, b, width_a, width_b, look(5), look(6))
     fade = 1.0 / (1.0 + 4.0 * (width_a * width_a + width_b * width_b))
     cell = 1.0 + look(7) * fade * _cell_noise(a, row, hits.surface)
     light = hits.shade * cell
@@ -86,6 +84,20 @@ def _row(material: Material) -> list[float]:
         *material.color,
         *(b - a for a, b in zip(material.color, material.second_color, strict=True)),
         *material.joint_color]
+
+
+def _second_color_share(a: Tensor, b: Tensor, width_a: Tensor, width_b: Tensor, checks: Tensor,
+                        both: Tensor) -> Tensor:
+    """0 where a material has no checks, else the share of the second colour in the pixel."""
+    share = torch.zeros_like(a)
+    where = checks.view(-1).nonzero().squeeze(1)  # most surfaces have none
+    if len(where) == 0:
+        return share
+    a, b, width_a, width_b, both = (
+        plane.reshape(-1).index_select(0, where) for plane in (a, b, width_a, width_b, both))
+    pattern = _alternate(a, width_a) * torch.where(both > 0.5, _alternate(b, width_b), 1.0)
+    share.view(-1).index_copy_(0, where, 0.5 - 0.5 * pattern)
+    return share
 
 
 def _pulse(x: Tensor, width: Tensor, duty: Tensor) -> Tensor:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write rendered rooms in the formats of real data: NYU Depth v2's files, and a rosbag2 bag.
+
+    python tools/write_demo_data.py --out build/data --images 40
+
+leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the list of test files, and room_bag/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from depthclip_ros.sim import KINDS, Scene  # noqa: E402
+from depthclip_ros.sim.bag import write_bag  # noqa: E402
+from depthclip_ros.sim.nyu import (  # noqa: E402
+    make_samples, write_labeled_mat, write_official_splits, write_splits,
+)
+
+
+def main() -> None:
+    """Write everything into --out."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--images', type=int, default=40)
+    parser.add_argument('--frames', type=int, default=30, help='of the bag')
+    parser.add_argument('--kind', choices=KINDS, default='office', help='room of the bag')
+    parser.add_argument('--seed', type=int, default=0)
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    samples = make_samples(arguments.images, arguments.seed)
+    write_labeled_mat(out / 'nyu_depth_v2_labeled.mat', samples)
+    write_splits(out / 'splits.mat', len(samples))
+    write_official_splits(out, samples)
+    write_bag(out / 'room_bag', Scene.generate(arguments.kind, arguments.seed),
+              frames=arguments.frames, seed=arguments.seed)
+    print(f'{out}: {len(samples)} images, a bag of {arguments.frames} frames')
+
+
+if __name__ == '__main__':
+    main()
