@@ -43,6 +43,7 @@ if BUILT_BY_PIP:
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',
+        'packaging',
         'PyYAML>=5.4',
         'rosbags>=0.10',
         'rosbags-image>=0.10',
