@@ -72,7 +72,7 @@ class ImageSource(Node):
         self._given = CameraCalibration.from_yaml(options.camera_info) \
             if options.camera_info else None
         if self._given is None and options.fov is None and not _is_builtin(options):
-            self.get_logger().warning(
+            self.get_logger().warning(  # type: ignore[no-untyped-call]
                 f'camera_info is a GUESS: {GUESSED_FOV:g} degrees horizontal field of view, no '
                 'distortion. Give --fov DEGREES or --camera-info FILE for a cloud of true shape.')
         overrides = QoSOverridingOptions.with_default_policies()
@@ -247,7 +247,7 @@ def _run(options: argparse.Namespace) -> int:
 def _publish(source: ImageSource, picture: Picture, *, answer: bool) -> None:
     source.publish(picture)
     while answer and not source.wait_for_answer(ANSWER_TIMEOUT):
-        source.get_logger().warning(
+        source.get_logger().warning(  # type: ignore[no-untyped-call]
             f'No answer in {ANSWER_TIMEOUT:g} s; sending the picture again.')
         source.publish(picture)
 
