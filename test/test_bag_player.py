@@ -231,7 +231,7 @@ def test_plays_every_byte_in_order_at_the_recorded_rate(tmp_path, storage, compr
     assert listener.order[:6] == ['/camera/image', '/temperature'] * 3
     arrivals = np.array(listener.arrivals['/camera/image'])
     assert arrivals[-1] - arrivals[0] == pytest.approx((COUNT - 1) * PERIOD / 1e9, abs=0.1)
-    assert np.median(np.diff(arrivals)) == pytest.approx(PERIOD / 1e9, abs=0.015)
+    assert np.median(np.diff(arrivals)) == pytest.approx(PERIOD / 1e9, abs=0.02)
     assert f'played {2 * COUNT} messages' in output
     assert f'/camera/image: {COUNT}' in output
 
@@ -293,7 +293,7 @@ def test_loops_until_interrupted_and_keeps_the_rate_over_the_seam(tmp_path):
     assert 'played' in output
     assert got[: 2 * COUNT + 3] == [*written, *written, *written[:3]]
     seam = listener.arrivals['/camera/image']
-    assert seam[COUNT] - seam[COUNT - 1] == pytest.approx(PERIOD / 1e9, abs=0.03)
+    assert seam[COUNT] - seam[COUNT - 1] == pytest.approx(PERIOD / 1e9, abs=0.04)
 
 
 @pytest.mark.slow
