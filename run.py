@@ -204,8 +204,7 @@ def install(python: Path, ros: str) -> None:
             for line in process.stdout:
                 log.write(line)
                 tail = [*tail[-29:], line]
-                if line.lstrip().startswith(('Downloading ', 'Building ', 'Installing ')):
-                    print('  ' + line.strip()[:110], flush=True)
+                show(line.strip())
         except BaseException:
             process.kill()
             raise
@@ -213,6 +212,14 @@ def install(python: Path, ros: str) -> None:
             process.wait()
     if process.returncode != 0:
         raise SetupError(explain(''.join(tail)))
+
+
+def show(line: str) -> None:
+    """Of pip's many lines, those that take long."""
+    if line.startswith('Downloading ') and 'MB)' in line:
+        print('  ' + line, flush=True)
+    elif line.startswith('Installing collected packages'):
+        print(f'  Installing {line.count(",") + 1} packages', flush=True)
 
 
 def system_numpy_major() -> str:

@@ -104,8 +104,9 @@ def run_probe(code: str) -> Probe:
     """Run Python code with this interpreter, in a process of its own."""
     try:
         done = subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, errors='replace',
-            timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL, check=False)
+            [sys.executable, *(['-S'] if sys.flags.no_site else []), '-c', code],
+            capture_output=True, text=True, errors='replace', timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
         return Probe(1, '', f'no answer within {PROBE_SECONDS} s')
     return Probe(done.returncode, done.stdout, done.stderr)
