@@ -44,6 +44,10 @@ DEFAULT_PICTURES = 10
 STEP = 0.1
 PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
+# A participant whose first announcements were lost is heard of 3 s later; the player must not have
+# begun, or even ended, by then.
+PLAYER = ('import sys\nfrom depthclip_ros.sources import bag_player\n'
+          'bag_player.SETTLE_SECONDS = 4.0\nsys.exit(bag_player.main())')
 
 
 class DemoError(DepthClipError):
@@ -154,7 +158,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
     return Plan(
         f'bag {options.bag}, {image}',
-        ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
+        ['-c', PLAYER, options.bag, '--clock',
          '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0), '--topics', *topics],
         image=camera.image, camera_info=camera.camera_info or 'camera_info',
         compressed=camera.compressed, replay=True, reliable=_is_reliable(options.bag, image),
