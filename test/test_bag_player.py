@@ -104,7 +104,9 @@ def temperature(index):
     )
 
 
-def write_bag(path, storage=StoragePlugin.MCAP, compression=None, qos=(), unknown=False, clock=False):
+def write_bag(
+    path, storage=StoragePlugin.MCAP, compression=None, qos=(), unknown=False, clock=False
+):
     """Images and temperatures, alternating; returns the bytes by topic."""
     writer = rosbag2.Writer(path, version=8, storage_plugin=storage)
     if compression is not None:
