@@ -60,7 +60,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
-    package_data={PACKAGE: ['py.typed'], 'offline_eval': ['py.typed']},
+    package_data={PACKAGE: ['py.typed', 'models/*'], 'offline_eval': ['py.typed']},
     data_files=DATA_FILES,
     install_requires=REQUIREMENTS,
     extras_require={

@@ -126,6 +126,15 @@ def test_every_folder_of_code_is_installed(monkeypatch):
         assert '.'.join(folder.relative_to(ROOT).parts) in packages
 
 
+def test_every_file_beside_the_code_is_installed(monkeypatch):
+    patterns = setup_arguments(monkeypatch, 'install')['package_data'][PACKAGE]
+    folder = ROOT / PACKAGE
+    matched = {file for pattern in patterns for file in folder.glob(pattern)}
+    beside = {file for file in folder.rglob('*')
+              if file.is_file() and file.suffix != '.py' and '__pycache__' not in file.parts}
+    assert beside <= matched
+
+
 def test_data_files_exist_and_none_is_forgotten(monkeypatch):
     arguments = setup_arguments(monkeypatch, 'install')
     files = [file for _, folder in arguments['data_files'] for file in folder]
