@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -241,6 +242,10 @@ def explain(output: str) -> str:
         return (f'{output}\npip cannot reach its package index. Check the network; behind a proxy '
                 'set https_proxy, with a mirror or a folder of wheels set index-url or find-links '
                 f'(pip config set …), then run this again. (log: {LOG})')
+    if 'from versions: none' in output:
+        return (f'{output}\npip found no such package: its index cannot be reached, or has no wheel '
+                f'for Python {platform.python_version()} on {platform.machine()}. Check the network '
+                f'and pip config list, or try Python 3.10 to 3.12. (log: {LOG})')
     return f'{output}\npip could not install the packages, see above. (log: {LOG})'
 
 
@@ -288,7 +293,13 @@ def say(text: str) -> None:
     print('run.py: ' + text, flush=True)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == '__main__':
+    # Ends pip, too, which would go on alone otherwise.
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -132,7 +132,8 @@ def test_a_python_without_venv_says_which_package_it_lacks(run, monkeypatch):
 @pytest.mark.parametrize(('output', 'message'), [
     ("NewConnectionError('...: Failed to establish a new connection')", 'Check the network'),
     ('[Errno 28] No space left on device', 'the disk is full'),
-    ('ERROR: No matching distribution found for torch', 'could not install'),
+    ('ERROR: Could not find a version that satisfies torch (from versions: none)', 'no wheel'),
+    ('ERROR: subprocess-exited-with-error', 'could not install'),
 ])
 def test_why_pip_failed(run, output, message):
     assert message in run.explain(output)

@@ -8,6 +8,7 @@ runs: `depthclip doctor` must work where nothing else does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('depthclip: interrupted', file=sys.stderr)
         return 130
+    except BrokenPipeError:  # such as: depthclip fetch | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ImportError as error:
         # What a fresh machine lacks. Errors inside this package are not the user's.
         if error.name is None or error.name.startswith('depthclip_ros'):
