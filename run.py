@@ -243,9 +243,9 @@ def explain(output: str) -> str:
                 'set https_proxy, with a mirror or a folder of wheels set index-url or find-links '
                 f'(pip config set …), then run this again. (log: {LOG})')
     if 'from versions: none' in output:
-        return (f'{output}\npip found no such package: its index cannot be reached, or has no wheel '
-                f'for Python {platform.python_version()} on {platform.machine()}. Check the network '
-                f'and pip config list, or try Python 3.10 to 3.12. (log: {LOG})')
+        return (f'{output}\npip found no such package: its index cannot be reached, or has no '
+                f'wheel for Python {platform.python_version()} on {platform.machine()}. Check the '
+                f'network and pip config list, or try another Python. (log: {LOG})')
     return f'{output}\npip could not install the packages, see above. (log: {LOG})'
 
 
