@@ -43,6 +43,7 @@ if BUILT_BY_PIP:
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',
+        'packaging',
         'PyYAML>=5.4',
         'rosbags>=0.10',
         'rosbags-image>=0.10',
@@ -59,7 +60,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
-    package_data={PACKAGE: ['py.typed'], 'offline_eval': ['py.typed']},
+    package_data={PACKAGE: ['py.typed', 'models/*'], 'offline_eval': ['py.typed']},
     data_files=DATA_FILES,
     install_requires=REQUIREMENTS,
     extras_require={

@@ -23,6 +23,7 @@ UNTRAINED = 'UNTRAINED WEIGHTS: depth is meaningless'
 BACKGROUND = (32, 32, 32)
 FOREGROUND = (235, 235, 235)
 WARNING = (40, 40, 200)
+WARNING_HEIGHT = 31
 GAP = 8
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -57,6 +58,11 @@ def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Pictu
     return picture
 
 
+def color_range(bins: Sequence[float]) -> tuple[float, float]:
+    """Limits of `colorize` for depth that is a mean of these ascending bins."""
+    return (bins[0] if len(bins) > 1 else 0.0), bins[-1]
+
+
 def color_bar(low: float, high: float, height: int, width: int = 72) -> Picture:
     """Draw the scale of `colorize`: near at the bottom, with about five labels in metres."""
     margin = min(12, height // 4)
@@ -82,7 +88,7 @@ def side_by_side(
         low: see `colorize`.
         high: see `colorize`.
         caption: line under the picture.
-        warning: line across the depth, on red.
+        warning: line above everything, on red.
 
     """
     height, width = rgb.shape[:2]
@@ -141,10 +147,10 @@ def write_warning(picture: Picture, text: str) -> None:
     scale = 0.65
     while scale > 0.25 and _text_width(text, scale, 2) > picture.shape[1] - 2 * GAP:
         scale -= 0.05
-    height = round(14 + 26 * scale)
-    picture[:height] = WARNING
+    stripe = picture[:round(WARNING_HEIGHT * scale / 0.65)]
+    stripe[:] = WARNING
     x = max(0, (picture.shape[1] - _text_width(text, scale, 2)) // 2)
-    _put_text(picture, text, (x, height - round(height * 0.32)), scale, thickness=2)
+    _put_text(picture, text, (x, round(len(stripe) * 0.7)), scale, thickness=2)
 
 
 def depth_millimetres(
@@ -167,14 +173,15 @@ def depth_millimetres(
 def _framed(
     pictures: Sequence[Picture], low: float, high: float, caption: str, warning: str,
 ) -> Picture:
-    """Join the pictures and the scale; the warning goes over the last picture."""
-    pictures = [*pictures[:-1], pictures[-1].copy()]
-    if warning:
-        write_warning(pictures[-1], warning)
+    """Join the pictures and the scale, with the warning above and the caption below."""
     height = pictures[0].shape[0]
     gap = _canvas(height, GAP)
     parts = [part for picture in pictures for part in (picture, gap)]
     joined = np.hstack([*parts, color_bar(low, high, height)])
+    if warning:
+        stripe = _canvas(WARNING_HEIGHT, joined.shape[1])
+        write_warning(stripe, warning)
+        joined = np.vstack([stripe, joined])
     if not caption:
         return joined
     line = _canvas(28, joined.shape[1])

@@ -87,14 +87,22 @@ def test_side_by_side_shows_image_then_depth():
     assert color.side_by_side(rgb, depth, 1.0, 3.0, 'frame 1').shape[0] > 120
 
 
-def test_the_warning_is_on_the_depth_and_not_on_the_image():
+def test_the_warning_is_above_and_hides_nothing():
     rgb = np.full((120, 160, 3), (10, 200, 30), np.uint8)
     depth = np.full((120, 160), 2.0, np.float32)
+    plain = color.side_by_side(rgb, depth, 1.0, 3.0)
     picture = color.side_by_side(rgb, depth, 1.0, 3.0, warning=color.UNTRAINED)
-    assert (picture[:, :160] == rgb).all()
-    assert (picture[0, 170] == color.WARNING).all()
-    stripe = picture[:20, 168:328]
+    assert (picture[-120:] == plain).all()
+    stripe = picture[:-120]
+    assert (stripe[0, 5] == color.WARNING).all()
     assert (stripe.min(axis=-1) > 150).any()  # letters
+
+
+def test_a_warning_in_place_covers_only_the_top():
+    picture = np.zeros((100, 300, 3), np.uint8)
+    color.write_warning(picture, color.UNTRAINED)
+    assert (picture[0, 5] == color.WARNING).all()
+    assert (picture[color.WARNING_HEIGHT:] == 0).all()
 
 
 def test_enlarge_makes_squares():

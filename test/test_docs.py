@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,10 @@ def test_python_example_runs(tiny_weights, tmp_path):
 
 
 def test_commands_that_the_readme_names_exist():
-    main = pytest.importorskip('depthclip_ros.cli.main')
-    help_text = main.build_parser().format_help()
-    for command in set(re.findall(r'`depthclip ([a-z-]+)', README)):
-        assert command in help_text
+    help_text = subprocess.run(
+        [sys.executable, '-m', 'depthclip_ros.cli.main', '--help'], cwd=ROOT, check=True,
+        capture_output=True, text=True).stdout
+    commands = set(re.findall(r'`depthclip ([a-z-]+)', README))
+    assert {'predict', 'doctor', 'fetch', 'encode-text'} <= commands
+    for command in commands:
+        assert re.search(rf'^ +{command} ', help_text, re.MULTILINE), command

@@ -158,6 +158,22 @@ def test_pixels_without_a_ray_are_nan():
     assert np.isfinite(camera.project([1.0, 0.0, 1.0])).all()
 
 
+def test_no_ray_is_on_a_mirrored_branch():
+    """With strong decentring the model folds back sideways, inside its radial limit."""
+    d = [-0.23111228, -0.23649051, 0.59735012, -0.07556693, 0.13970812]
+    info = camera_info(d=d, k=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    u, v = np.meshgrid(np.linspace(-0.8, 0.8, 33), np.linspace(-0.6, 0.6, 25))
+    rays = CameraModel.from_info(info).rays(u, v).reshape(-1, 3)
+    rays = rays[np.isfinite(rays[:, 0])]
+    assert len(rays) > 0.5 * u.size
+    step = 1e-6
+    by_x, by_y = (
+        (opencv_pixels(info, rays + shift) - opencv_pixels(info, rays - shift)) / (2 * step)
+        for shift in ([step, 0, 0], [0, step, 0])
+    )
+    assert (by_x[:, 0] * by_y[:, 1] - by_x[:, 1] * by_y[:, 0]).min() > 0.0
+
+
 def test_equidistant_ends_at_ninety_degrees():
     camera = CameraModel.from_info(camera_info('equidistant', [0.0] * 4))
     assert camera.rays(322.5 + 500 * 1.57, 236.25)[0] == pytest.approx(math.tan(1.57))

@@ -193,7 +193,7 @@ class NodeConfig(_Settings):
     """How the node is fed and what it publishes."""
 
     weights: str = _setting(
-        '', "CLIP weights: an official name, a file, or 'untrained' (random: depth is "
+        '', "CLIP weights: an official name, 'demo', a file, or 'untrained' (random: depth is "
             "meaningless); empty: the backbone's official weights")
     device: str = _setting('auto', 'auto, cpu, cuda, or cuda:N; cuda without a GPU is an error')
     offline: bool = _setting(False, 'Never download weights')

@@ -156,13 +156,12 @@ def _brown_conrady_limit(D: Float64) -> float:
 
 def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) -> Float64:
     """Newton's method in two dimensions, started from the radial part alone."""
-    limit = _brown_conrady_limit(D)
     numerator, denominator = _radial_polynomials(D)
 
     def radial(table: Float64) -> Float64:
         return table * _ratio(numerator(table**2), denominator(table**2))
 
-    end = limit
+    end = _brown_conrady_limit(D)
     if not np.isfinite(end):
         end = 1.0
         furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
@@ -178,7 +177,6 @@ def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) ->
         ideal = ideal * np.minimum(1.0, _ratio(end, np.hypot(*ideal.T)))[:, None]
     value, jacobian = _brown_conrady(ideal, D)
     valid = np.abs(value - distorted).max(axis=1) < _TOLERANCE
-    valid &= np.hypot(*ideal.T) < limit
     valid &= _determinant(jacobian) > 0.0  # not mirrored: on the branch that holds the centre
     return np.where(valid[:, None], ideal, np.nan)
 

@@ -81,8 +81,8 @@ class DepthEstimator:
 
         Args:
             config: what to compute.
-            weights: official name, file, 'untrained', or state dict; None or '' for the official
-                weights of `config.backbone`.
+            weights: official name, 'demo', file, 'untrained', or state dict; None or '' for the
+                official weights of `config.backbone`.
             device: auto, cpu, cuda, or cuda:N.
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNTRAINED = 'untrained'
+# The small CLIP that comes with this package (docs/demo_model.md).
+DEMO = 'demo'
+DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 Log = Callable[[str], None]
 
@@ -93,7 +96,7 @@ class WeightsInfo:
     """What the estimator runs on.
 
     Attributes:
-        name: official name, file name, 'untrained', or 'state dict'.
+        name: official name, 'demo', file name, 'untrained', or 'state dict'.
         source: where it came from, in words.
         digest: SHA-256 (hex) of the file, or of the tensors of a state dict.
         trained: False when the numbers are random, and with them the depth.
@@ -219,8 +222,8 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
     """Load CLIP weights from wherever they are.
 
     Args:
-        weights: official name, file (TorchScript archive or state dict), 'untrained', a state
-            dict, or '' for the backbone's official weights.
+        weights: official name, 'demo', file (TorchScript archive or state dict), 'untrained', a
+            state dict, or '' for the backbone's official weights.
         backbone: the architecture they must have; 'auto' takes any.
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
@@ -254,12 +257,12 @@ def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[
                 f"'depthclip fetch {weights}' while there is a network, or give weights: PATH.")
         path = fetch(weights, cache_dir, log)
         return WeightsInfo(weights, str(path), RELEASES[weights].sha256), path
-    path = Path(weights).expanduser()
+    path = DEMO_FILE if weights == DEMO else Path(weights).expanduser()
     if weights == 'auto' or not path.is_file():
         raise WeightsError(
             f"weights: '{weights}' is neither a file nor an official name "
-            f"({', '.join(RELEASES)}, or '{UNTRAINED}').")
-    return WeightsInfo(path.name, str(path), file_digest(path)), path
+            f"({', '.join(RELEASES)}, '{DEMO}', or '{UNTRAINED}').")
+    return WeightsInfo(DEMO if weights == DEMO else path.name, str(path), file_digest(path)), path
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

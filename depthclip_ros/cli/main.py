@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line `depthclip`: one function of the library per sub-command.
+
+This file imports the standard library only, and every sub-command imports what it needs when it
+runs: `depthclip doctor` must work where nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from depthclip_ros import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    _Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'  # noqa: SLF001
+
+DEFAULT_OUTPUT = 'demo_output'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `depthclip`; returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print('depthclip: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # such as: depthclip fetch | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ImportError as error:
+        # What a fresh machine lacks. Errors inside this package are not the user's.
+        if error.name is None or error.name.startswith('depthclip_ros'):
+            raise
+        print(f'depthclip {options.command}: the Python package {error.name!r} cannot be '
+              f"imported ({error}). 'depthclip doctor' says how to install it.", file=sys.stderr)
+        return 1
+    except _library_errors() as error:
+        print(f'depthclip {options.command}: {error}', file=sys.stderr)
+        return 1
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is complete; none occurs where the core cannot be imported."""
+    try:
+        from depthclip_ros.core.errors import DepthClipError
+    except ImportError:
+        return ()
+    return (DepthClipError,)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='depthclip', description='Depth from a plain camera by language (DepthCLIP).')
+    parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    _add_demo(commands)
+    _add_predict(commands)
+    _add_doctor(commands)
+    _add_fetch(commands)
+    _add_encode_text(commands)
+    return parser
+
+
+def _add_demo(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'demo', help='run the node on a real ROS graph and leave pictures to look at',
+        description='Start depth_node and a source of images as separate processes on a ROS graph '
+        'of this machine only, record what comes out, and leave depth, pictures and clouds.')
+    source = parser.add_argument_group('source of images (default: built-in pictures of a room)')
+    one = source.add_mutually_exclusive_group()
+    one.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
+                     help='each picture is answered once')
+    one.add_argument('--video', metavar='FILE')
+    one.add_argument('--webcam', type=int, metavar='N', help='/dev/videoN')
+    one.add_argument('--bag', metavar='PATH', help='rosbag2 bag, replayed once')
+    source.add_argument('--image-topic', default='', metavar='TOPIC',
+                        help='with --bag: which camera, where it has several')
+    source.add_argument('--rate', type=_positive, metavar='HZ',
+                        help='images a second (default 10; with --images: as fast as answered); '
+                        'with --bag: speed, 1 = as recorded')
+    source.add_argument('--fov', type=_positive, metavar='DEGREES',
+                        help='horizontal field of view of the camera')
+    source.add_argument('--camera-info', metavar='YAML', help='calibration of the camera')
+    _add_model_options(parser)
+    parser.add_argument('--frames', type=_count, metavar='N',
+                        help='stop after N depth images (default 50; --images and --bag: all)')
+    parser.add_argument('--seconds', type=_positive, metavar='S',
+                        help='stop S seconds after the first depth image (default 60; --images '
+                        'and --bag: no limit)')
+    parser.add_argument('--pictures', type=_count, metavar='N',
+                        help='how many frames to leave as pictures (default 10; --images: all)')
+    parser.add_argument('--timeout', type=_positive, default=120.0, metavar='SECONDS',
+                        help='fail when no depth arrives for this long (default %(default)g)')
+    parser.add_argument('-o', '--output', default=DEFAULT_OUTPUT, metavar='FOLDER',
+                        help='default %(default)s/')
+    parser.set_defaults(run=_demo)
+
+
+def _add_predict(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'predict', help='depth of image files, without ROS',
+        description='Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, '
+        'NAME_patches.npy (metres) and NAME_patches.png for every image.')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='files or folders')
+    _add_model_options(parser)
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
+    parser.set_defaults(run=_predict)
+
+
+def _add_doctor(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'doctor', help='check this machine, and say how to repair it',
+        description='Check interpreter, ROS, PyTorch, CLIP, weights and caches. Exit code 1 if '
+        'anything fails.')
+    parser.add_argument('--json', action='store_true', help='machine-readable')
+    parser.set_defaults(run=_doctor)
+
+
+def _add_fetch(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'fetch', help='download CLIP weights ahead of time',
+        description='Download official CLIP weights into the cache and verify their SHA-256. '
+        'Without a name: list the names, and which of them are here.')
+    parser.add_argument('name', nargs='?', help="such as RN50, or 'ViT-B/32'")
+    parser.add_argument('--cache-dir', metavar='FOLDER',
+                        help='default: $DEPTHCLIP_CACHE, else ~/.cache/depthclip_ros')
+    parser.set_defaults(run=_fetch)
+
+
+def _add_encode_text(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'encode-text', help='fill the cache of text features',
+        description='Encode the tokens of a parameter file and keep the result in the cache, so '
+        'that a robot never runs the text encoder.')
+    parser.add_argument('config', metavar='CONFIG', help='parameter file (YAML)')
+    parser.add_argument('--weights', default='', metavar='NAME_OR_FILE')
+    parser.set_defaults(run=_encode_text)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--config', metavar='YAML', help='ROS parameter file (default: built in)')
+    parser.add_argument('--weights', default='', metavar='NAME_OR_FILE',
+                        help="official name, file, or 'untrained' (meaningless depth)")
+    parser.add_argument('--device', default='', metavar='DEVICE',
+                        help='auto, cpu, cuda or cuda:N')
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+    return run_demo(options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .predict import predict_files
+    return predict_files(
+        options.images, options.output, config=options.config, weights=options.weights,
+        device=options.device)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine
+    return examine(as_json=options.json)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from .weights import fetch_weights
+    return fetch_weights(options.name, options.cache_dir)
+
+
+def _encode_text(options: argparse.Namespace) -> int:
+    from .weights import encode_text
+    return encode_text(options.config, options.weights)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive whole number')
+    return value
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several sub-commands need: settings from a file and the command line, and an estimator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..color import UNTRAINED
+from ..core.config import DepthConfig, NodeConfig, read_config
+from ..core.errors import ConfigError
+from ..core.estimator import DepthEstimator
+from ..core.weights import default_cache_dir
+
+
+def settings(
+    config: str | None, weights: str = '', device: str = '',
+) -> tuple[DepthConfig, NodeConfig]:
+    """Read a parameter file (None: the defaults); options that are given win over it.
+
+    Raises:
+        ConfigError: the file or an option is wrong.
+
+    """
+    depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
+    changes = {key: value for key, value in (('weights', weights), ('device', device)) if value}
+    return depth, node.replace(**changes)
+
+
+def load_estimator(depth: DepthConfig, node: NodeConfig) -> DepthEstimator:
+    """Build the estimator that the node would build, and say what it runs on.
+
+    Raises:
+        DepthClipError: as `DepthEstimator`.
+
+    """
+    estimator = DepthEstimator(
+        depth, node.weights, node.device, cache_dir=node.cache_dir or None, offline=node.offline,
+        num_threads=node.num_threads, log=to_stderr)
+    to_stderr(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
+              f'{depth.input_height} x {depth.input_width} pixels in '
+              f'{estimator.grid[0]} x {estimator.grid[1]} patches')
+    if not estimator.weights.trained:
+        print_untrained()
+    return estimator
+
+
+def print_untrained() -> None:
+    """Say loudly that nothing here may be believed."""
+    line = f'*** {UNTRAINED}. ***'
+    remedy = "    Trained weights: 'depthclip fetch RN50', or --weights FILE."
+    print('\n'.join(('', '*' * len(line), line, '*' * len(line), remedy, '')), file=sys.stderr,
+          flush=True)
+
+
+def to_stderr(message: str) -> None:
+    """Progress goes to stderr; stdout is for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def cache_folder(node: NodeConfig) -> Path:
+    """Folder of weights and text features."""
+    return Path(node.cache_dir).expanduser() if node.cache_dir else default_cache_dir()
+
+
+def output_folder(path: str) -> Path:
+    """Make the folder for results.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / '.depthclip-can-write'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f'{folder}: results cannot be written there: {error.strerror}. '
+                          'Choose another folder with -o.') from error
+    return folder

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip predict`: depth of image files, without ROS."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ..color import (
+    UNTRAINED,
+    color_range,
+    depth_millimetres,
+    enlarge,
+    with_bar,
+    write_warning,
+)
+from ..core.errors import ConfigError, DepthClipError, ImageError
+from ..sources.pictures import picture_files, read_picture
+from .model import load_estimator, output_folder, print_untrained, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from ..core.estimator import DepthEstimator, DepthPrediction
+
+
+def predict_files(
+    paths: Sequence[str], output: str, *, config: str | None = None, weights: str = '',
+    device: str = '',
+) -> int:
+    """Write depth, colours and patch map of every image.
+
+    Args:
+        paths: image files and folders.
+        output: folder for the results, made if it is not there.
+        config: ROS parameter file; None for the defaults.
+        weights: wins over the file's, where given.
+        device: wins over the file's, where given.
+
+    Returns:
+        Exit code: 1 if any image could not be read; the others are written all the same.
+
+    Raises:
+        DepthClipError: the settings, the weights or the output folder cannot be used.
+
+    """
+    depth_config, node_config = settings(config, weights, device)
+    files, failures = _expand(paths)
+    unread = 0
+    folder = output_folder(output)
+    estimator = load_estimator(depth_config, node_config)
+    estimator.warm_up()
+    start = time.perf_counter()
+    for path, name in zip(files, _distinct_names(files), strict=True):
+        failure = _failure_of(estimator, path, folder / name)
+        if failure is not None:
+            failures.append(failure)
+            unread += 1
+    seconds = time.perf_counter() - start
+    print(f'{len(files) - unread} of {len(files)} images in {1e3 * seconds:.0f} ms with reading '
+          f'and writing, in {folder}')
+    if not estimator.weights.trained:
+        print_untrained()
+    return _report(failures)
+
+
+def _expand(paths: Sequence[str]) -> tuple[list[Path], list[DepthClipError]]:
+    """Files of all paths; what is missing does not stop the others."""
+    files: list[Path] = []
+    failures: list[DepthClipError] = []
+    for path in paths:
+        found = _files_or_error(path)
+        if isinstance(found, ImageError):
+            failures.append(found)
+        else:
+            files.extend(found)
+    return files, failures
+
+
+def _files_or_error(path: str) -> list[Path] | ImageError:
+    try:
+        return picture_files([path])
+    except ImageError as error:
+        return error
+
+
+def _distinct_names(files: Sequence[Path]) -> list[str]:
+    """One name for every file: its stem, with a number where several have the same."""
+    taken: set[str] = set()
+    names = []
+    for path in files:
+        name, number = path.stem, 2
+        while name in taken:
+            name, number = f'{path.stem}_{number}', number + 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _failure_of(estimator: DepthEstimator, path: Path, target: Path) -> ImageError | None:
+    try:
+        _predict_file(estimator, path, target)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _predict_file(estimator: DepthEstimator, path: Path, target: Path) -> None:
+    picture = read_picture(path)
+    rgb = np.ascontiguousarray(picture[..., ::-1])
+    start = time.perf_counter()
+    prediction = estimator.predict(rgb)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    lost = _write(estimator, prediction, target)
+    low, middle, high = np.nanpercentile(prediction.depth, (0, 50, 100))
+    note = f'; {lost} pixels do not fit 16 bits' if lost else ''
+    print(f'{path} -> {target.name}_*: {milliseconds:.0f} ms, depth {low:.2f} to {high:.2f} m, '
+          f'median {middle:.2f} m{note}', flush=True)
+
+
+def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:
+    """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
+    low, high = color_range(estimator.config.bins)
+    warning = '' if estimator.weights.trained else UNTRAINED
+    millimetres, lost = depth_millimetres(prediction.depth)
+    patches = prediction.patch_depth
+    patch_picture = enlarge(patches, low, high, max(1, 640 // patches.shape[1]))
+    if warning:
+        write_warning(patch_picture, warning)
+    _save(target, '_depth.png', millimetres)
+    _save(target, '_color.png', with_bar(prediction.depth, low, high, warning=warning))
+    _save(target, '_patches.png', patch_picture)
+    np.save(f'{target}_patches.npy', patches)
+    return lost
+
+
+def _save(target: Path, ending: str, picture: NDArray[Any]) -> None:
+    path = f'{target}{ending}'
+    if not cv2.imwrite(path, picture):
+        raise ConfigError(f'{path}: cannot be written; is the disk full?')
+
+
+def _report(failures: Sequence[DepthClipError]) -> int:
+    if not failures:
+        return 0
+    print(f'{len(failures)} inputs could not be used:', file=sys.stderr)
+    for error in failures:
+        print(f'  {error}', file=sys.stderr)
+    return 1

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip fetch` and `depthclip encode-text`: what a robot without a network needs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..core import weights as core_weights
+from ..core.errors import WeightsError
+from .model import cache_folder, settings, to_stderr
+
+
+def fetch_weights(name: str | None, cache_dir: str | None = None) -> int:
+    """Download and verify official weights; without a name, list what there is.
+
+    Raises:
+        WeightsError: unknown name, no network, no space, or a wrong checksum.
+
+    """
+    folder = Path(cache_dir).expanduser() if cache_dir else core_weights.default_cache_dir()
+    if name is None:
+        print(f'Official CLIP weights (cache: {folder}):')
+        for known in core_weights.RELEASES:
+            print(f'  {known:16}{core_weights.find(known, folder) or "-"}')
+        return 0
+    print(core_weights.fetch(name, folder, to_stderr))
+    return 0
+
+
+def encode_text(config: str, weights: str = '') -> int:
+    """Fill the cache of text features for a parameter file; prints where they are.
+
+    Raises:
+        DepthClipError: the file is wrong, or weights cannot be had.
+
+    """
+    from ..core.prompts import TextFeatureCache, encode_tokens
+    depth, node = settings(config, weights)
+    folder = cache_folder(node)
+    info, state_dict = core_weights.load(
+        node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
+    cache = TextFeatureCache(folder / 'text', to_stderr)
+    start = time.perf_counter()
+    features, hit = cache.get(depth, info.digest, lambda: encode_tokens(depth, state_dict))
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    path = cache.path(depth, info.digest)
+    if not path.is_file():
+        raise WeightsError(f'{path} could not be written, see above: a robot would have to '
+                           'encode the words itself.')
+    print(f'key:      {path.stem}')
+    print(f'path:     {path}')
+    print(f'features: {len(features)} tokens x {features.shape[1]}, weights {info.name}')
+    print(f'{"hit" if hit else "encoded"} in {milliseconds:.1f} ms')
+    return 0

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The latest camera_info of one camera, and what follows from it, computed once per content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo
+
+from ..core.errors import CameraInfoError
+from ..core.geometry import CameraModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from std_msgs.msg import Header
+
+_NO_DISTORTION = ('plumb_bob', (0.0, 0.0, 0.0, 0.0, 0.0))
+
+
+class Calibration:
+    """Turns camera_info messages into a camera model, rays and a scaled camera_info."""
+
+    def __init__(self, *, rectified: bool) -> None:
+        """Start without a camera_info.
+
+        Args:
+            rectified: the images are rectified: P holds for them, without distortion.
+
+        """
+        self._rectified = rectified
+        self._message: CameraInfo | None = None
+        self._key: tuple[Any, ...] = ()
+        self._model: CameraModel | None = None
+        self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._scaled: dict[tuple[int, int], CameraInfo] = {}
+
+    def update(self, message: CameraInfo) -> None:
+        """Keep the latest message; nothing is computed before an image needs it."""
+        self._message = message
+
+    @property
+    def received(self) -> bool:
+        """Whether any camera_info ever arrived."""
+        return self._message is not None
+
+    def select(self, width: int, height: int) -> None:
+        """Prepare for an image of this size.
+
+        Raises:
+            CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
+
+        """
+        message = self._message
+        if message is None:
+            raise CameraInfoError(
+                'absent', 'no camera_info has arrived: points and depth/camera_info are not '
+                'published.')
+        key = _content(message)
+        if key != self._key or self._model is None:
+            self._model = None
+            self._rays.clear()
+            self._scaled.clear()
+            self._model = CameraModel.from_info(message, self._rectified)
+            self._key = key
+        self._model.check_size(width, height)
+
+    def rays(self, h: int, w: int) -> NDArray[np.float32]:
+        """(h, w, 3) rays through the patch centres, z = 1; needs `select`."""
+        if (h, w) not in self._rays:
+            self._rays[h, w] = self._selected().patch_rays(h, w)
+        return self._rays[h, w]
+
+    def scaled(self, width: int, height: int, header: Header) -> CameraInfo:
+        """The camera_info of the depth image: scaled, no binning, no region of interest.
+
+        For rectified input it describes the rectified camera: K is that of P, no distortion.
+        The same message is returned for the same size, with `header`; needs `select`.
+        """
+        if (width, height) not in self._scaled:
+            self._scaled[width, height] = self._message_of(self._selected().scaled(width, height))
+        message = self._scaled[width, height]
+        message.header = header
+        return message
+
+    def _selected(self) -> CameraModel:
+        if self._model is None:
+            raise RuntimeError('Calibration.select() comes first')
+        return self._model
+
+    def _message_of(self, model: CameraModel) -> CameraInfo:
+        name, coefficients = _NO_DISTORTION
+        if model.distortion_model:
+            name, coefficients = model.distortion_model, tuple(model.D.tolist())
+        rotation = np.eye(3) if self._rectified else model.R
+        return CameraInfo(
+            width=model.width, height=model.height, distortion_model=name, d=list(coefficients),
+            k=model.K.ravel().tolist(), r=rotation.ravel().tolist(), p=model.P.ravel().tolist())
+
+
+def _content(message: CameraInfo) -> tuple[Any, ...]:
+    """Everything but the header, comparable."""
+    roi = message.roi
+    return (
+        message.width, message.height, message.distortion_model,
+        *(np.asarray(values, np.float64).tobytes()
+          for values in (message.d, message.k, message.r, message.p)),
+        message.binning_x, message.binning_y,
+        roi.x_offset, roi.y_offset, roi.width, roi.height, roi.do_rectify,
+    )

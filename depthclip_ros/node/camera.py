@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera of the node: what comes in, what goes out, and the account of it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from . import image_io
+from .calibration import Calibration
+from .outputs import Outputs
+from .qos_events import UnsupportedEventTypeError, subscription_callbacks
+from .statistics import Counters, Throttle, Window
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from rclpy.lifecycle import LifecycleNode
+    from rclpy.node import Node
+    from rclpy.subscription import Subscription
+
+    from ..core.config import NodeConfig
+
+
+class Camera:
+    """Subscriptions, a slot that holds the newest image, publishers and counters.
+
+    The callbacks only store; decoding and everything after it is the worker's. `ready` guards
+    the slot and the counters, and wakes the worker.
+    """
+
+    def __init__(
+        self, node: LifecycleNode, config: NodeConfig, ready: threading.Condition,
+    ) -> None:
+        self._node = node
+        self._ready = ready
+        self._frame: Image | CompressedImage | None = None
+        self._counters = Counters()
+        self._subscriptions: list[Subscription] = []
+        self.config = config
+        self.image_topic, self.info_topic = self.input_topics(node, config)
+        self.image_type = CompressedImage if config.image_transport == 'compressed' else Image
+        self.calibration = Calibration(rectified=config.rectified)
+        self.outputs = Outputs(node, config.depth_encoding)
+        self.ages = Window()  # milliseconds from stamp to publication
+        self.foreign_stamps = 0
+        self.beyond_encoding = 0  # pixels
+        self.throttle = Throttle()
+        self.warned_frame_id = False
+        # Steady time, for the watchdogs: simulated time may stand still.
+        self.active_since = 0.0
+        self.last_image = 0.0
+
+    @staticmethod
+    def input_topics(node: Node, config: NodeConfig) -> tuple[str, str]:
+        """Resolved names of image and camera_info.
+
+        Compressed images are beside the raw ones, as image_transport has it: remapping `image`
+        moves `image/compressed` along.
+        """
+        image = node.resolve_topic_name('image')
+        if config.image_transport == 'compressed':
+            image += '/compressed'
+        return image, node.resolve_topic_name('camera_info')
+
+    def subscribe(self) -> None:
+        """Begin to listen."""
+        self.active_since = self.last_image = time.monotonic()
+        self.calibration = Calibration(rectified=self.config.rectified)
+        self.warned_frame_id = False
+        self._subscribe(self.image_type, self.image_topic, self._on_image)
+        self._subscribe(CameraInfo, self.info_topic, self._on_info)
+
+    def unsubscribe(self) -> None:
+        """Stop listening; an image that still waits counts as dropped."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        with self._ready:
+            if self._frame is not None:
+                self._frame = None
+                self._counters.dropped += 1
+                self._counters.pending -= 1
+
+    def destroy(self) -> None:
+        """Remove everything from the node."""
+        self.unsubscribe()
+        self.outputs.destroy()
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None]) -> None:
+        def create(on_lost: Callable[[int], None] | None) -> Subscription:
+            return self._node.create_subscription(
+                kind, topic, callback,
+                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
+                           reliability=QoSReliabilityPolicy.BEST_EFFORT),
+                event_callbacks=subscription_callbacks(self._node, topic, on_lost),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        try:
+            subscription = create(self._on_lost if callback == self._on_image else None)
+        except UnsupportedEventTypeError:  # not every middleware reports losses
+            subscription = create(None)
+        self._subscriptions.append(subscription)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        with self._ready:
+            self.last_image = time.monotonic()
+            self._counters.received += 1
+            if self._frame is None:
+                self._counters.pending += 1
+            else:
+                self._counters.dropped += 1
+            self._frame = message
+            self._ready.notify()
+
+    def _on_info(self, message: CameraInfo) -> None:
+        self.calibration.update(message)
+
+    def _on_lost(self, count: int) -> None:
+        with self._ready:
+            self._counters.lost += count
+
+    # What the worker calls -----------------------------------------------------------------
+
+    def waiting(self) -> bool:
+        """Whether an image waits; call with `ready` held."""
+        return self._frame is not None
+
+    def take(self) -> Image | CompressedImage:
+        """Take the waiting image; call with `ready` held, and one `count_...` afterwards."""
+        message, self._frame = self._frame, None
+        return message
+
+    def decode(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB of an image message.
+
+        Raises:
+            ImageError: the message cannot be used.
+
+        """
+        if isinstance(message, CompressedImage):
+            return image_io.compressed_to_rgb(message)
+        return image_io.to_rgb(message)
+
+    def count_published(self) -> None:
+        """Account for an answered image."""
+        with self._ready:
+            self._counters.published += 1
+            self._counters.pending -= 1
+
+    def count_idle(self) -> None:
+        """Account for an image that nobody wanted."""
+        with self._ready:
+            self._counters.idle += 1
+            self._counters.pending -= 1
+
+    def count_rejected(self, condition: str) -> None:
+        """Account for an unusable image."""
+        with self._ready:
+            self._counters.rejected[condition] += 1
+            self._counters.pending -= 1
+
+    def count_unprojected(self, condition: str) -> None:
+        """Account for an image that is answered, but without cloud and camera_info."""
+        with self._ready:
+            self._counters.unprojected[condition] += 1
+
+    def counters(self) -> Counters:
+        """Consistent snapshot of the account."""
+        with self._ready:
+            return self._counters.copy()

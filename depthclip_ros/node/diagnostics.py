@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's health on /diagnostics, and the same in one line for the log."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from ..color import UNTRAINED
+from .statistics import Counters, Rate, memory_mb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rclpy.node import Node
+
+    from ..core.estimator import DepthEstimator
+    from .camera import Camera
+    from .statistics import StageTimes
+
+SUMMARY_PERIOD = 10.0  # seconds
+
+
+class CameraReport:
+    """Rates and changes of one camera between two reports."""
+
+    def __init__(self, camera: Camera, times: StageTimes) -> None:
+        self.camera = camera
+        self._times = times
+        self._rate_in, self._rate_out = Rate(), Rate()
+        self._last = Counters()
+        self._summary = Counters()
+        self._summary_time = time.monotonic()
+
+    def status(self, name: str, missing: str) -> DiagnosticStatus:
+        """One DiagnosticStatus; call it at a fixed rate.
+
+        Args:
+            name: of the status.
+            missing: what the watchdog misses, '' for nothing.
+
+        """
+        times = self._times
+        camera, now, counters = self.camera, time.monotonic(), self.camera.counters()
+        rate_in = self._rate_in.update(now, counters.received)
+        rate_out = self._rate_out.update(now, counters.published)
+        new_conditions = sorted({
+            *(counters.rejected - self._last.rejected),
+            *(counters.unprojected - self._last.unprojected)})
+        idle = counters.idle > self._last.idle
+        self._last = counters
+        level, message = DiagnosticStatus.OK, f'{rate_out:.1f} Hz'
+        if missing or new_conditions:
+            level, message = DiagnosticStatus.WARN, ', '.join([missing] * bool(missing)
+                                                              + new_conditions)
+        elif idle:
+            message = 'idle: nobody subscribes to an output'
+        return _status(name, level, message, {
+            'rate in [Hz]': rate_in,
+            'rate out [Hz]': rate_out,
+            'age at publish p50 [ms]': self._age(50),
+            'age at publish p99 [ms]': self._age(99),
+            'network p50 [ms]': times.median('network'),
+            'node overhead p50 [ms]': times.median('overhead'),
+            **{f'{stage} p50 [ms]': times.median(stage)
+               for stage in sorted(times.windows) if stage not in ('network', 'overhead')},
+            'received': counters.received,
+            'published': counters.published,
+            'dropped': counters.dropped,
+            'rejected': counters.total_rejected(),
+            'idle': counters.idle,
+            'pending': counters.pending,
+            **{f'rejected: {k}': n for k, n in sorted(counters.rejected.items())},
+            **{f'no cloud: {k}': n for k, n in sorted(counters.unprojected.items())},
+            'pixels beyond 16UC1': camera.beyond_encoding,
+            'lost by the middleware': counters.lost,
+            'image topic': camera.image_topic,
+            'camera_info topic': camera.info_topic,
+        })
+
+    def summary(self) -> str:
+        """One line about the time since the last summary; '' before the period is over."""
+        now = time.monotonic()
+        seconds = now - self._summary_time
+        if seconds < SUMMARY_PERIOD:
+            return ''
+        counters, before = self.camera.counters(), self._summary
+        self._summary, self._summary_time = counters, now
+        received = counters.received - before.received
+        if not received:
+            return ''
+        published = counters.published - before.published
+        text = f'{received / seconds:.1f} Hz in, {published / seconds:.1f} Hz out'
+        if published:
+            text += (f'; age p50 {_text(self._age(50))}, p99 {_text(self._age(99))} ms; '
+                     f'network {_text(self._times.median("network"))} ms, '
+                     f'node {_text(self._times.median("overhead"))} ms')
+        return text + (
+            f'; {counters.dropped - before.dropped} dropped, '
+            f'{counters.total_rejected() - before.total_rejected()} rejected, '
+            f'{counters.idle - before.idle} idle')
+
+    def _age(self, percent: float) -> float | str:
+        """Age of an image when its depth is published, where the clocks allow to tell."""
+        age = self.camera.ages.percentile(percent)
+        if math.isnan(age) and self.camera.foreign_stamps:
+            return "unknown: the stamps are not of this node's clock (replay? set use_sim_time)"
+        return age
+
+
+def model_status(name: str, estimator: DepthEstimator | None, state: str) -> DiagnosticStatus:
+    """Device, precision, weights and memory; an ERROR while the weights are untrained."""
+    memory = {'lifecycle state': state, 'memory [MiB]': memory_mb()}
+    if estimator is None:
+        return _status(name, DiagnosticStatus.OK, f'no model loaded ({state})', memory)
+    device = estimator.device
+    if device.type == 'cuda':
+        import torch
+        memory['GPU memory [MiB]'] = torch.cuda.memory_allocated(device) / 2**20
+    trained = estimator.weights.trained
+    level, message = (DiagnosticStatus.OK, state) if trained \
+        else (DiagnosticStatus.ERROR, UNTRAINED)
+    return _status(name, level, message, {
+        **memory,
+        'device': str(device),
+        'precision': estimator.precision,
+        'weights': estimator.weights.name,
+        'weights sha256': estimator.weights.digest,
+        'trained': estimator.weights.trained,
+        'text cache hit': estimator.text_cache_hit,
+        'backbone': estimator.config.backbone,
+        'features': estimator.config.features,
+        'input': f'{estimator.config.input_width}x{estimator.config.input_height}',
+    }, hardware_id=str(device))
+
+
+def crash_status(name: str, error: BaseException) -> DiagnosticStatus:
+    """The worker has ended."""
+    return _status(name, DiagnosticStatus.ERROR, f'stopped by {type(error).__name__}: {error}', {})
+
+
+def diagnostic_array(node: Node, statuses: list[DiagnosticStatus]) -> DiagnosticArray:
+    """Stamp the statuses with the node's clock."""
+    message = DiagnosticArray(status=statuses)
+    message.header.stamp = node.get_clock().now().to_msg()
+    return message
+
+
+def _status(
+    name: str, level: bytes, message: str, values: Mapping[str, Any], hardware_id: str = '',
+) -> DiagnosticStatus:
+    return DiagnosticStatus(
+        name=name, level=level, message=message, hardware_id=hardware_id,
+        values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return '' if math.isnan(value) else f'{value:.2f}'
+    return str(value)

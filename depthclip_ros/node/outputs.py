@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that one camera's depth is published as."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+
+from ..color import UNTRAINED, colorize, write_warning
+from . import image_io
+from .cloud import patch_cloud, patch_colors
+from .qos_events import publisher_callbacks
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rclpy.lifecycle import LifecycleNode
+    from rclpy.lifecycle.publisher import LifecyclePublisher
+    from std_msgs.msg import Header
+
+    from ..core.estimator import DepthPrediction
+    from .calibration import Calibration
+
+# Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
+OUTPUT_DEPTH = 5
+
+OUTPUTS = {
+    'depth/image': Image,
+    'depth/camera_info': CameraInfo,
+    'points': PointCloud2,
+    'depth/image_color': Image,
+    'depth/spread': Image,
+}
+
+
+class Outputs:
+    """Publishers of one camera, with messages that are filled again for every frame.
+
+    Publishing copies a message before it returns, so the same one can be used again; only the
+    worker thread publishes.
+    """
+
+    def __init__(self, node: LifecycleNode, encoding: str) -> None:
+        """Create the publishers.
+
+        Args:
+            node: their owner; they are silent while it is not active.
+            encoding: of depth/image, 32FC1 or 16UC1.
+
+        """
+        self._node = node
+        self._encoding = encoding
+        self._publishers: dict[str, LifecyclePublisher] = {
+            topic: node.create_lifecycle_publisher(
+                kind, topic,
+                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
+                           reliability=QoSReliabilityPolicy.RELIABLE),
+                event_callbacks=publisher_callbacks(node, topic),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            for topic, kind in OUTPUTS.items()
+        }
+        self._depth = Image()
+        self._color = Image()
+        self._spread = Image()
+
+    def wanted(self, topic: str) -> bool:
+        """Whether anyone subscribes to one output."""
+        return bool(self._publishers[topic].get_subscription_count())
+
+    def any_wanted(self) -> bool:
+        """Whether anyone subscribes to any output."""
+        return any(map(self.wanted, self._publishers))
+
+    def publish_depth(self, header: Header, depth: NDArray[np.float32]) -> int:
+        """Publish depth/image, in metres or millimetres as configured.
+
+        Returns:
+            Number of pixels whose depth the encoding cannot hold; they are invalid in it.
+
+        """
+        beyond = image_io.depth_image(self._depth, depth, self._encoding, header)
+        self._publishers['depth/image'].publish(self._depth)
+        return beyond
+
+    def publish_projected(
+        self, header: Header, rgb: NDArray[np.uint8], prediction: DepthPrediction,
+        calibration: Calibration,
+    ) -> None:
+        """Publish what needs a camera_info: depth/camera_info, and points while wanted."""
+        height, width = prediction.depth.shape
+        self._publishers['depth/camera_info'].publish(calibration.scaled(width, height, header))
+        if self.wanted('points'):
+            h, w = prediction.patch_depth.shape
+            self._publishers['points'].publish(patch_cloud(
+                header, calibration.rays(h, w), prediction.patch_depth,
+                patch_colors(rgb, h, w)))
+
+    def publish_pictures(
+        self, header: Header, prediction: DepthPrediction, bins: tuple[float, ...], *,
+        trained: bool,
+    ) -> None:
+        """Publish depth/image_color and depth/spread while wanted."""
+        if self.wanted('depth/image_color'):
+            low, high = bins[0] if len(bins) > 1 else 0.0, bins[-1]
+            picture = colorize(prediction.depth, low, high)
+            if not trained:
+                write_warning(picture, UNTRAINED)
+            image_io.color_image(self._color, picture, header)
+            self._publishers['depth/image_color'].publish(self._color)
+        if self.wanted('depth/spread'):
+            image_io.depth_image(self._spread, prediction.spread, '32FC1', header)
+            self._publishers['depth/spread'].publish(self._spread)
+
+    def destroy(self) -> None:
+        """Remove the publishers from the node."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the node's process ends and how it fails to start."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import read_config
+from ..core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class StopSignals:
+    """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
+
+    Attributes:
+        interrupt: raise KeyboardInterrupt at a signal (while something long runs), or only take
+            note of it (while the main loop looks).
+        received: whether a signal came.
+
+    """
+
+    def __init__(self) -> None:
+        self.interrupt = True
+        self.received = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: Any) -> None:
+        self.received = True
+        if self.interrupt:
+            self.interrupt = False  # the clean-up is not to be interrupted again
+            raise KeyboardInterrupt
+
+
+def explain_arguments(arguments: Sequence[str], error: Exception) -> str:
+    """Say why rclpy refused the command line, in our words where our own reader knows better."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    for reason in filter(None, map(_wrong_with, _parameter_files(arguments))):
+        return reason
+    text = str(error).removeprefix('failed to initialize rcl: ').partition(', at /')[0]
+    if 'same type' in text:
+        text += '. ROS wants the numbers of a list all with or all without a point: [1.0, 2.5]'
+    return f'{text.rstrip(".")}.'
+
+
+def _wrong_with(path: str) -> str:
+    """What our reader finds wrong with a parameter file, '' for nothing."""
+    try:
+        read_config(path)
+    except ConfigError as error:
+        # A file for other nodes is no error to ROS.
+        return '' if 'no section' in str(error) else str(error)
+    return ''
+
+
+def _parameter_files(arguments: Sequence[str]) -> list[str]:
+    return [value for flag, value in itertools.pairwise(arguments) if flag == '--params-file']

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warnings about input that does not come, in words that say where to look."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+    from .camera import Camera
+
+MAX_LISTED = 6
+
+
+def check_inputs(node: Node, camera: Camera) -> str:
+    """Warn about a silent image or camera_info topic, each at most every 10 s.
+
+    Time is steady time: simulated time stands still when a replay ends.
+
+    Returns:
+        What is missing, in a few words for diagnostics; empty if all is well.
+
+    """
+    now, timeout = time.monotonic(), camera.config.input_timeout
+    if now - camera.last_image > timeout:
+        if camera.throttle.due('no image'):
+            node.get_logger().warning(_no_image(node, camera, now - camera.last_image))
+        return 'no image'
+    if not camera.calibration.received and now - camera.active_since > timeout:
+        if camera.throttle.due('no camera_info'):
+            node.get_logger().warning(_no_camera_info(node, camera))
+        return 'no camera_info'
+    return ''
+
+
+def _no_image(node: Node, camera: Camera, seconds: float) -> str:
+    topic, wanted = camera.image_topic, _type_name(camera.image_type)
+    found = node.get_publishers_info_by_topic(topic)
+    text = f'No image on {topic} for {seconds:.0f} s ({_publishers(len(found))}). '
+    others = sorted({info.topic_type for info in found} - {wanted})
+    if others:
+        return text + f'It is published as {", ".join(others)}, this node wants {wanted}.'
+    if found:
+        return text + ('Check that the camera or the bag still runs, and the QoS of both sides: '
+                       f'ros2 topic info -v {topic}.')
+    candidates = _topics_of(node, wanted)
+    hint = f'Topics of type {wanted}: {", ".join(candidates)}. ' if candidates else \
+        f'There is no topic of type {wanted} at all: start the camera. '
+    return text + hint + 'Remap with: --ros-args -r image:=/your/image_topic' \
+        + (' (without /compressed).' if camera.config.image_transport == 'compressed' else '.')
+
+
+def _no_camera_info(node: Node, camera: Camera) -> str:
+    count = node.count_publishers(camera.info_topic)
+    return (
+        f'Images arrive, but no camera_info on {camera.info_topic} ({_publishers(count)}): depth '
+        'is published, points and depth/camera_info are not. Publish the calibration there, or '
+        'remap with: --ros-args -r camera_info:=/your/camera_info.')
+
+
+def _publishers(count: int) -> str:
+    return f'{count or "no"} publisher{"" if count == 1 else "s"}'
+
+
+def _type_name(kind: type) -> str:
+    return f'sensor_msgs/msg/{kind.__name__}'
+
+
+def _topics_of(node: Node, wanted: str) -> list[str]:
+    """Topics of a type that some other node publishes."""
+    own = {publisher.topic_name for publisher in node.publishers}
+    names = [name for name, types in node.get_topic_names_and_types()
+             if wanted in types and name not in own and node.count_publishers(name)]
+    return [*names[:MAX_LISTED], '...'] if len(names) > MAX_LISTED else names

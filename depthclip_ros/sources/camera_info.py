@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A camera's calibration for pictures that come without one: from a file, or a stated guess."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..core.errors import CameraInfoError
+
+if TYPE_CHECKING:
+    from sensor_msgs.msg import CameraInfo
+
+
+@dataclass(frozen=True)
+class CameraCalibration:
+    """The numbers of a `sensor_msgs/CameraInfo`, row by row, in pixels."""
+
+    width: int
+    height: int
+    k: tuple[float, ...]
+    d: tuple[float, ...]
+    distortion_model: str
+    r: tuple[float, ...]
+    p: tuple[float, ...]
+
+    @classmethod
+    def from_fov(cls, width: int, height: int, hfov: float) -> CameraCalibration:
+        """Undistorted pinhole camera with the centre in the middle of the picture.
+
+        Args:
+            width: of the picture, in pixels.
+            height: of the picture, in pixels.
+            hfov: angle between the left and the right edge, in degrees, 0 to 180 exclusive.
+
+        """
+        if not 0 < hfov < 180:
+            raise CameraInfoError('field of view', f'A horizontal field of view of {hfov} degrees '
+                                  'is impossible for a pinhole camera; give 0 < FOV < 180.')
+        focal = width / 2 / math.tan(math.radians(hfov) / 2)
+        # Pixel centres are whole numbers: the picture spans -0.5 to width - 0.5.
+        cx, cy = (width - 1) / 2, (height - 1) / 2
+        return cls(
+            width, height, (focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0),
+            (0.0, 0.0, 0.0, 0.0, 0.0), 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+            (focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> CameraCalibration:
+        """Read a file as the ROS tools `camera_calibration` and `camera_info_manager` write it.
+
+        Raises:
+            CameraInfoError: missing or malformed file; says which entry.
+
+        """
+        try:
+            document = yaml.safe_load(Path(path).expanduser().read_text(encoding='utf-8'))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = ' '.join(str(error).split())
+            raise CameraInfoError('unreadable file', f'{path}: cannot be read as a camera '
+                                  f'calibration: {reason}') from error
+        if not isinstance(document, dict):
+            raise CameraInfoError('malformed file', f'{path}: is no camera calibration; expected '
+                                  'image_width, image_height, camera_matrix and so on.')
+
+        def number(key: str) -> int:
+            value = document.get(key)
+            if not isinstance(value, int) or value <= 0:
+                raise CameraInfoError('malformed file', f'{path}: {key} is {value!r}; expected a '
+                                      'positive whole number.')
+            return value
+
+        def matrix(key: str, size: int | None) -> tuple[float, ...]:
+            entry = document.get(key)
+            data = entry.get('data') if isinstance(entry, dict) else None
+            if not isinstance(data, list) or not all(_is_number(v) for v in data) \
+                    or (size is not None and len(data) != size):
+                wanted = 'a list of numbers' if size is None else f'{size} numbers'
+                raise CameraInfoError('malformed file', f'{path}: {key}.data is {data!r}; '
+                                      f'expected {wanted}.')
+            return tuple(float(value) for value in data)
+
+        return cls(
+            number('image_width'), number('image_height'), matrix('camera_matrix', 9),
+            matrix('distortion_coefficients', None), str(document.get('distortion_model', '')),
+            matrix('rectification_matrix', 9), matrix('projection_matrix', 12))
+
+    def fill(self, message: CameraInfo) -> None:
+        """Copy into a `sensor_msgs/CameraInfo`; its header is left alone."""
+        message.width, message.height = self.width, self.height
+        message.k, message.d = list(self.k), list(self.d)
+        message.r, message.p = list(self.r), list(self.p)
+        message.distortion_model = self.distortion_model
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

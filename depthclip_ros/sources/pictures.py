@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures from files, folders, videos, webcams, or built in. Needs no ROS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ..core.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ..color import Picture
+
+SUFFIXES = frozenset(
+    ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+
+
+def picture_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Expand folders (not their sub-folders) to the pictures in them, sorted by name.
+
+    Raises:
+        ImageError: a path does not exist, or a folder holds no picture.
+
+    """
+    files: list[Path] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if not path.exists():
+            raise ImageError('missing file', f'There is no image or folder at {path.absolute()}.')
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not found:
+                raise ImageError('empty folder', f'{path} holds no picture '
+                                 f'({", ".join(sorted(SUFFIXES))}).')
+            files.extend(found)
+        else:
+            files.append(path)
+    return files
+
+
+def read_picture(path: Path) -> Picture:
+    """Read one picture as uint8 (H, W, 3) BGR, turned upright as its EXIF says.
+
+    Raises:
+        ImageError: the file cannot be read or decoded.
+
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError('unreadable file', f'{path}: {error.strerror}.') from error
+    try:
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:  # some decoders throw where others return nothing
+        picture = None
+    if picture is None:
+        raise ImageError('not an image', f'{path}: {data.size} bytes that are no image OpenCV '
+                         'can decode; it may be truncated or of another format.')
+    return np.asarray(picture, np.uint8)
+
+
+def file_frames(
+    files: Sequence[Path], skip: Callable[[ImageError], None], *, loop: bool = False,
+) -> Iterator[Picture]:
+    """Pictures of the files in order, once or endlessly; each file is read when its turn comes.
+
+    Args:
+        files: what to read.
+        skip: called with the error of a file that cannot be read; it is left out from then on.
+        loop: begin again at the end.
+
+    Raises:
+        ImageError: none of the files can be read.
+
+    """
+    readable = list(files)
+    while readable:
+        for path in tuple(readable):
+            picture = _read_or_skip(path, skip)
+            if picture is None:
+                readable.remove(path)
+            else:
+                yield picture
+        if readable and not loop:
+            return
+    raise ImageError('not an image', f'None of the {len(files)} given files is a readable image.')
+
+
+def video_frames(path: str | Path, *, loop: bool = False) -> Iterator[Picture]:
+    """Frames of a video file in order, once or endlessly.
+
+    Raises:
+        ImageError: the file is missing, or holds no frame that OpenCV can decode.
+
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ImageError('missing file', f'There is no video at {path.absolute()}.')
+    while True:
+        count = 0
+        for frame in _captured(cv2.VideoCapture(str(path))):
+            count += 1
+            yield frame
+        if not count:
+            raise ImageError('not a video', f'{path}: OpenCV can decode no frame of it; it may be '
+                             'truncated or of a format this OpenCV lacks.')
+        if not loop:
+            return
+
+
+def webcam_frames(index: int) -> Iterator[Picture]:
+    """Live frames of a webcam, newest first: the driver's queue is kept at one.
+
+    Raises:
+        ImageError: there is no such camera, or it stops sending.
+
+    """
+    capture = cv2.VideoCapture(index)
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    opened = capture.isOpened()
+    yield from _captured(capture)
+    if not opened:
+        raise ImageError('no webcam', f'Webcam {index} cannot be opened: no such camera, in use, '
+                         f'or no permission for /dev/video{index} (group video).')
+    raise ImageError('webcam stopped', f'Webcam {index} stopped sending frames.')
+
+
+def builtin_frames() -> Iterator[Picture]:
+    """Pictures that need no file: the one place to change the default of every source."""
+    from .scenes import room_frames
+    return room_frames()
+
+
+def _read_or_skip(path: Path, skip: Callable[[ImageError], None]) -> Picture | None:
+    try:
+        return read_picture(path)
+    except ImageError as error:
+        skip(error)
+        return None
+
+
+def _captured(capture: cv2.VideoCapture) -> Iterator[Picture]:
+    """Frames until there is no more; the capture is released in any case."""
+    try:
+        while capture.isOpened():
+            there, frame = capture.read()
+            if not there:
+                return
+            yield np.asarray(frame, np.uint8)
+    finally:
+        capture.release()

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For tests with the node in a process of its own and the test as its peer on the ROS graph."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 60.0  # seconds; a loaded machine is slow to start processes and to discover them
+FRAME = 'camera_optical_frame'
+
+# The tiny network's setting: quick, and not a multiple of the images' size.
+INPUT_HEIGHT, INPUT_WIDTH = 96, 128
+TEMPERATURE = 3.0  # high enough that the depth of random weights follows the image
+
+OUTPUTS = {
+    'depth/image': Image, 'depth/camera_info': CameraInfo, 'points': PointCloud2,
+    'depth/image_color': Image, 'depth/spread': Image,
+}
+
+
+@contextlib.contextmanager
+def own_domain():
+    """Give a ROS domain that no other test run on this machine has."""
+    for domain in sorted(range(10, 100), key=lambda d: (d * 37 + os.getpid()) % 90):
+        with socket.socket() as lock:
+            try:
+                lock.bind(('127.0.0.1', 21000 + domain))
+            except OSError:
+                continue
+            yield domain
+            return
+    raise RuntimeError('all ROS domains are taken')
+
+
+def tiny_arguments(weights, **parameters):
+    """ROS arguments for a node with the tiny network."""
+    values = {'weights': weights, 'backbone': 'auto', 'device': 'cpu', 'num_threads': 1,
+              'input_height': INPUT_HEIGHT, 'input_width': INPUT_WIDTH,
+              'temperature': TEMPERATURE, **parameters}
+    arguments = ['--ros-args']
+    for name, value in values.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        arguments += ['-p', f'{name}:={text}']
+    return arguments
+
+
+class NodeProcess:
+    """The node, started as a user would start it."""
+
+    def __init__(self, arguments, *, domain, cache, environment=None):
+        self._lines = []
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'depthclip_ros.node.depth_node', *arguments], cwd=ROOT,
+            env={**os.environ, 'ROS_DOMAIN_ID': str(domain), 'DEPTHCLIP_CACHE': str(cache),
+                 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONUNBUFFERED': '1',
+                 'RCUTILS_COLORIZED_OUTPUT': '0', **(environment or {})},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._changed:
+                self._lines.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def output(self):
+        with self._changed:
+            return ''.join(self._lines)
+
+    def wait_for(self, pattern, timeout=PATIENCE):
+        """Wait until a line of the log matches; give the line."""
+        def found():
+            return next((line for line in self._lines if re.search(pattern, line)), None)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: found() or self.process.poll() is not None, timeout)
+            line = found()
+        assert line, f'{pattern!r} never came; the node said:\n{self.output}'
+        return line
+
+    def wait(self, timeout=PATIENCE):
+        """Wait for the end; give the exit status."""
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+    def stop(self, number=signal.SIGINT):
+        """Send a signal and give the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def memory_mb(self):
+        """Resident memory of the process in MiB."""
+        pages = int(Path(f'/proc/{self.process.pid}/statm').read_text().split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+
+
+@contextlib.contextmanager
+def running(arguments, *, domain, cache):
+    """Run a node until it is active; stop it afterwards, and let it have a good end."""
+    node = NodeProcess(arguments, domain=domain, cache=cache)
+    try:
+        node.wait_for(r'\]: Active: ')
+        yield node
+    finally:
+        status = node.stop()
+    assert status == 0, node.output
+    assert 'Traceback' not in node.output, node.output
+
+
+class Peer:
+    """A node in this process that publishes images and collects what comes back."""
+
+    def __init__(self, domain, listen=('depth/image',), node=None):
+        self.process = node
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=domain)
+        self.node = rclpy.create_node('test_peer', context=self.context)
+        self.messages = defaultdict(list)
+        self._publishers = {}
+        self._subscriptions = {}
+        self._changed = threading.Condition()
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+        self._seconds = 1000
+        for topic in listen:
+            self.listen(topic)
+        self.listen('/diagnostics', DiagnosticArray)
+
+    def _spin(self):
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def close(self):
+        rclpy.shutdown(context=self.context)
+        self._thread.join(PATIENCE)
+        self.node.destroy_node()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # Receiving -----------------------------------------------------------------------------
+
+    def listen(self, topic, kind=None, *, matched=False):
+        """Collect the messages of a topic; optionally wait until its publisher is known."""
+        def store(message):
+            with self._changed:
+                self.messages[topic].append(message)
+                self._changed.notify_all()
+        self._subscriptions[topic] = self.node.create_subscription(
+            kind or OUTPUTS[topic], topic, store,
+            QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=200,
+                       reliability=QoSReliabilityPolicy.RELIABLE))
+        if matched:
+            self.wait(lambda: self.node.count_publishers(topic), f'a publisher of {topic}')
+
+    def forget(self, topic):
+        """Stop listening to a topic."""
+        self.node.destroy_subscription(self._subscriptions.pop(topic))
+
+    def wait(self, condition, what, timeout=PATIENCE):
+        """Wait until `condition()` holds, looked at whenever a message comes; give its value."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                value = condition()
+                if value:
+                    return value
+                assert time.monotonic() < end, f'{what} never came'
+                assert self.process is None or self.process.process.poll() is None, \
+                    f'the node has ended:\n{self.process.output}'
+                self._changed.wait(0.05)
+
+    def find(self, topic, stamp):
+        """The messages of a topic that have this stamp."""
+        return [m for m in list(self.messages[topic]) if m.header.stamp == stamp]
+
+    def wait_stamp(self, topic, stamp, timeout=PATIENCE):
+        """Wait for the message of a topic with this stamp."""
+        return self.wait(lambda: self.find(topic, stamp), f'{topic} with stamp {stamp}',
+                         timeout)[0]
+
+    # Sending -------------------------------------------------------------------------------
+
+    def header(self, frame=FRAME):
+        """A header with a stamp of its own."""
+        self._seconds += 1
+        return Header(stamp=Time(sec=self._seconds, nanosec=123456789), frame_id=frame)
+
+    def publisher(self, topic, kind):
+        """A publisher that some subscriber has found."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(
+                kind, topic, QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE))
+        publisher = self._publishers[topic]
+        self.wait(publisher.get_subscription_count, f'a subscriber of {topic}')
+        return publisher
+
+    def send(self, message, topic=None):
+        """Publish an image or a camera_info on its usual topic."""
+        usual = {Image: 'image', CompressedImage: 'image/compressed', CameraInfo: 'camera_info'}
+        self.publisher(topic or usual[type(message)], type(message)).publish(message)
+
+    def ready(self, *topics):
+        """Wait until the node has found our subscriptions and we have found the node's."""
+        for topic in topics:
+            self.wait(lambda topic=topic: self.node.count_publishers(topic),
+                      f'a publisher of {topic}')
+
+    def ask(self, message, topic='depth/image'):
+        """Publish an image and wait for its answer.
+
+        The first image can be early for the node's side of the discovery (then it is idle): it
+        is sent again, with the same stamp, until it is answered.
+        """
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.send(message)
+            try:
+                return self.wait_stamp(topic, message.header.stamp, timeout=3.0)
+            except AssertionError:
+                continue
+        raise AssertionError(f'{topic}: no answer to {message.header.stamp}')
+
+    def call(self, kind, name, request, timeout=PATIENCE):
+        """Call a service of the node and give the response."""
+        client = self.node.create_client(kind, name)
+        try:
+            assert client.wait_for_service(timeout), f'{name} is not there'
+            future = client.call_async(request)
+            self.wait(future.done, f'the answer of {name}', timeout)
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    # Diagnostics ---------------------------------------------------------------------------
+
+    def diagnostics(self, name, condition=lambda _values: True, timeout=PATIENCE):
+        """Wait for a new status of this name whose values fulfil a condition.
+
+        Gives (status, values).
+        """
+        start = len(self.messages['/diagnostics'])
+        seen = {}
+
+        def look():
+            for array in self.messages['/diagnostics'][start:]:
+                for status in array.status:
+                    if status.name == name:
+                        values = {pair.key: pair.value for pair in status.values}
+                        seen.update(values)
+                        if condition(values):
+                            return status, values
+            return None
+        try:
+            return self.wait(look, f'diagnostics {name}', timeout)
+        except AssertionError as error:
+            raise AssertionError(f'{error}; last: {seen}') from None
+
+
+def counters(values):
+    """The account of images in diagnostics, as numbers."""
+    return {key: int(values[key]) for key in
+            ('received', 'published', 'dropped', 'rejected', 'idle', 'pending')}
+
+
+def adds_up(values):
+    """Whether every received image is accounted for."""
+    c = counters(values)
+    return c['received'] == sum(c.values()) - c['received']
+
+
+def image(header, pixels, encoding, *, step=None):
+    """Image message from (H, W[, C]) integers."""
+    pixels = np.ascontiguousarray(pixels)
+    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1],
+                    encoding=encoding, step=step or pixels.strides[0])
+    message.data.frombytes(pixels.tobytes())
+    return message
+
+
+def camera_info(header, width, height, *, k=None, d=(), model='plumb_bob'):
+    """camera_info of a plain camera."""
+    fx, fy, cx, cy = k or (0.8 * width, 0.82 * width, width / 2 - 3.25, height / 2 + 1.5)
+    return CameraInfo(
+        header=header, width=width, height=height, distortion_model=model,
+        d=[float(v) for v in (d or (0,) * 5)],
+        k=[fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
+        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        p=[fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0])
+
+
+def depth_array(message):
+    """(H, W) of a 32FC1 or 16UC1 image message."""
+    kind = {'32FC1': np.float32, '16UC1': np.uint16}[message.encoding]
+    return np.frombuffer(message.data, kind).reshape(message.height, message.width)
+
+
+def cloud_array(message):
+    """(h, w, 3) x y z of an organised cloud."""
+    assert [(f.name, f.offset) for f in message.fields][:3] == [('x', 0), ('y', 4), ('z', 8)]
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.row_step)
+    points = rows[:, :message.width * message.point_step].reshape(
+        message.height, message.width, message.point_step)
+    return np.ascontiguousarray(points[..., :12]).view(np.float32)

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip demo`: its parts, and the whole of it with a tiny network on a real graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from depthclip_ros.cli import processes
+from depthclip_ros.cli.album import Album, Cloud, Frame, write_ply
+from depthclip_ros.color import UNTRAINED
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = """
+/**:
+  ros__parameters:
+    backbone: auto
+    input_height: 96
+    input_width: 128
+    num_threads: 1
+"""
+
+
+def read_ply(path):
+    header, _, body = path.read_bytes().partition(b'end_header\n')
+    count = int(header.split(b'element vertex ')[1].split()[0])
+    table = np.frombuffer(body, [
+        ('x', '<f4'), ('y', '<f4'), ('z', '<f4'), ('r', 'u1'), ('g', 'u1'), ('b', 'u1')])
+    assert len(table) == count
+    return header.decode(), table
+
+
+# Parts -------------------------------------------------------------------------------------
+
+def frame(number):
+    return Frame(number, np.full((12, 16, 3), number, np.uint8),
+                 np.full((12, 16), 1 + number / 100, np.float32),
+                 Cloud(np.ones((2, 3), np.float32), np.ones((2, 3), np.uint8)), f'frame {number}')
+
+
+@pytest.mark.parametrize('count', [1, 4, 5, 8, 9, 37, 100])
+def test_an_album_keeps_few_frames_spread_over_the_whole_run(tmp_path, count):
+    album = Album(tmp_path, 4, (1.0, 3.0), trained=True)
+    for number in range(1, count + 1):
+        if album.wants(number):
+            album.add(frame(number))
+    album.close('title')
+    numbers = sorted(int(path.stem[-3:]) for path in tmp_path.glob('depth_*.png'))
+    assert len(numbers) == min(count, 4)
+    assert numbers[0] == 1
+    assert numbers[-1] > 0.6 * count
+    for number in numbers:
+        assert (cv2.imread(str(tmp_path / f'depth_{number:03d}.png'), -1)
+                == 1000 + 10 * number).all()
+    assert len(list(tmp_path.glob('color_*.png'))) == len(list(tmp_path.glob('cloud_*.ply'))) \
+        == len(numbers)
+    assert (tmp_path / 'overview.png').exists()
+
+
+def test_an_album_removes_the_last_runs_files_and_no_others(tmp_path):
+    for name in ('color_007.png', 'cloud_007.ply', 'summary.json', 'thesis.txt', 'mydepth.png'):
+        (tmp_path / name).touch()
+    Album(tmp_path, 4, (1.0, 3.0), trained=True).close('nothing came')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['mydepth.png', 'thesis.txt']
+
+
+def test_an_album_of_untrained_depth_says_so_in_picture_and_cloud(tmp_path):
+    for trained in (True, False):
+        folder = tmp_path / str(trained)
+        folder.mkdir()
+        album = Album(folder, 1, (1.0, 3.0), trained=trained)
+        album.add(frame(1))
+        album.close('')
+    plain, warned = (cv2.imread(str(tmp_path / name / 'color_001.png')) for name in
+                     ('True', 'False'))
+    assert warned.shape[0] > plain.shape[0]
+    assert UNTRAINED not in read_ply(tmp_path / 'True' / 'cloud_001.ply')[0]
+    assert UNTRAINED in read_ply(tmp_path / 'False' / 'cloud_001.ply')[0]
+
+
+def test_ply_holds_points_and_colours(tmp_path):
+    points = np.array([[1, 2, 3], [-1, 0.5, 2]], np.float32)
+    write_ply(tmp_path / 'a.ply', Cloud(points, np.array([[1, 2, 3], [250, 0, 9]], np.uint8)))
+    _, table = read_ply(tmp_path / 'a.ply')
+    assert np.stack([table['x'], table['y'], table['z']], -1).tolist() == points.tolist()
+    assert (table['r'].tolist(), table['b'].tolist()) == ([1, 250], [3, 9])
+
+
+def test_depth_and_cloud_messages_are_read_back():
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from depthclip_ros.cli.recorder import cloud_points, depth_metres
+    from depthclip_ros.node.cloud import patch_cloud
+    from depthclip_ros.node.image_io import depth_image
+    depth = np.array([[1.25, np.nan, 3.0]], np.float32)
+    for encoding in ('32FC1', '16UC1'):
+        message = Image()
+        depth_image(message, depth, encoding, Header())
+        np.testing.assert_allclose(depth_metres(message), depth)
+    rays = np.array([[[0, 0, 1], [1, 0, 1], [2, -1, 1]]], np.float32)
+    colors = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], np.uint8)
+    cloud = cloud_points(patch_cloud(Header(), rays, depth, colors))
+    assert cloud.points.tolist() == [[0, 0, 1.25], [6, -3, 3]]
+    assert cloud.colors.tolist() == [[1, 2, 3], [7, 8, 9]]
+
+
+def test_a_busy_domain_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(processes, 'DOMAINS', range(60, 62))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(('', 7400 + 250 * 60 + 10))
+        assert {processes.free_domain() for _ in range(8)} == {61}
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', '33')
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
+    assert 'ROS_DOMAIN_ID=33 (as set), ROS_AUTOMATIC_DISCOVERY_RANGE=SUBNET' in processes.isolate()
+    monkeypatch.delenv('ROS_DOMAIN_ID')
+    monkeypatch.delenv('ROS_AUTOMATIC_DISCOVERY_RANGE')
+    processes.isolate()
+    assert os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+    assert 1 <= int(os.environ['ROS_DOMAIN_ID']) <= 101
+
+
+def test_a_child_reports_each_complaint_once_and_is_stopped(tmp_path):
+    code = ('import time\n'
+            'for _ in range(2):\n'
+            '    print("[WARN] [1.5] [n]: too warm"); print("[INFO] [1.5] [n]: fine")\n'
+            'time.sleep(60)')
+    child = processes.Child('n', ['-c', code], tmp_path / 'n.log')
+    assert processes.wait_until(lambda: child.log.read_text().count('fine') == 2, 20,
+                                lambda: time.sleep(0.05))
+    assert child.new_complaints() == ['[WARN] [n]: too warm']
+    assert child.new_complaints() == []
+    assert child.exit_code is None
+    child.stop()
+    assert child.exit_code not in (None, 0)
+    assert 'too warm' in child.tail()
+
+
+# The whole ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def demo(tmp_path, tiny_weights):
+    """Start `depthclip demo` with the tiny network."""
+    (tmp_path / 'tiny.yaml').write_text(SETTINGS)
+
+    def start(*arguments, weights=tiny_weights, environment=None):
+        command = [sys.executable, '-m', 'depthclip_ros.cli.main', 'demo', '--device', 'cpu',
+                   '--config', str(tmp_path / 'tiny.yaml'), '-o', str(tmp_path / 'out'),
+                   *(['--weights', str(weights)] if weights else []), *map(str, arguments)]
+        inherited = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**inherited, **(environment or {})}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
+        try:
+            output, error = process.communicate(timeout=180)
+        finally:
+            process.kill()
+        assert 'Traceback' not in error, error
+        return process.returncode, output, error, tmp_path / 'out'
+
+    run.start = start
+    return run
+
+
+def children_of(folder):
+    """Command lines of processes that mention a folder."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            command = entry.read_bytes().replace(b'\0', b' ').decode(errors='replace')
+        except OSError:
+            continue
+        if str(folder) in command and 'depth_node' in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
+    code, output, error, out = demo('--frames', 12, '--pictures', 3, '--rate', 20)
+    assert code == 0, error
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['trained'] is True
+    assert summary['frames']['out'] >= 12
+    assert summary['frames']['clouds'] >= 11
+    assert summary['frames']['in'] == summary['frames']['answered'] \
+        + summary['frames']['dropped'] + summary['frames']['waiting at the end']
+    assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p99'] < 20000
+    assert summary['rate_hz'] > 0
+    assert summary['model']['weights'] == 'tiny.pt'
+    names = [path.name for path in sorted(out.iterdir())]
+    assert set(summary['files']) == {n for n in names if n.endswith(('.png', '.ply'))}
+    for ending in ('color_*.png', 'depth_*.png', 'cloud_*.ply'):
+        assert len(list(out.glob(ending))) == 3
+    depth = cv2.imread(str(out / 'depth_001.png'), cv2.IMREAD_UNCHANGED)
+    assert (depth.dtype, depth.shape) == (np.uint16, (480, 640))
+    assert 1000 <= depth.min() <= depth.max() <= 3000
+    header, points = read_ply(out / 'cloud_001.ply')
+    assert len(points) == 12  # 3 x 4 patches
+    assert 1 <= points['z'].min() <= points['z'].max() <= 3
+    assert UNTRAINED not in header + output + error
+    for text in ('rate:', 'latency:  p50', 'dropped', str(out)):
+        assert text in output
+    assert (out / 'depth_node.yaml').exists()
+    assert children_of(out) == []
+
+
+@pytest.mark.slow
+def test_every_given_picture_is_answered_and_bad_ones_make_the_exit_code_1(demo, tmp_path):
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for level in range(5):
+        cv2.imwrite(str(folder / f'{level}.png'), np.full((60, 80, 3), 50 * level, np.uint8))
+    (folder / 'bad.png').write_bytes(b'garbage')
+    code, _, error, out = demo('--images', folder)
+    assert code == 1
+    assert 'bad.png: 7 bytes' in error
+    summary = json.loads((out / 'summary.json').read_text())
+    assert (summary['frames']['out'], summary['frames']['dropped']) == (5, 0)
+    shown = [cv2.imread(str(path))[30, 40, 0] for path in sorted(out.glob('color_*.png'))]
+    assert shown == [0, 50, 100, 150, 200]
+
+
+@pytest.mark.slow
+def test_a_bag_is_replayed_and_every_image_answered(demo, shared_dir):
+    code, _, error, out = demo('--bag', shared_dir / 'bags' / 'rgbd_raw')
+    assert code == 0, error
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['frames']['in'] == 9
+    assert summary['frames']['answered'] + summary['frames']['dropped'] == 9
+    assert summary['frames']['answered'] >= 5
+    assert summary['latency_ms']['from'] == 'arrival of the image'
+
+
+@pytest.mark.slow
+def test_without_a_network_the_demo_goes_on_untrained_and_says_so(demo, tmp_path):
+    (tmp_path / 'tiny.yaml').write_text(SETTINGS.replace('auto', 'RN50'))
+    nowhere = dict.fromkeys(('https_proxy', 'HTTPS_PROXY'), 'http://127.0.0.1:9')
+    code, output, error, out = demo('--frames', 2, weights=None, environment=nowhere)
+    assert code == 0, error
+    assert 'no trained weights: RN50: download' in error
+    assert error.count(f'*** {UNTRAINED}') == 2  # at the beginning and at the end
+    assert 'untrained RN50' in output
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['trained'] is False
+    assert summary['statement'] == UNTRAINED
+    assert UNTRAINED in (out / 'depth_node.log').read_text()
+    picture = cv2.imread(str(out / 'color_001.png'))
+    assert picture[0, 5, 2] > 150 > picture[0, 5, 0]  # the red stripe
+
+
+@pytest.mark.slow
+def test_weights_that_are_named_never_fall_back(demo, tmp_path):
+    (tmp_path / 'broken.pt').write_bytes(b'no weights')
+    code, _, error, _ = demo(weights=tmp_path / 'broken.pt')
+    assert code == 1
+    assert 'depth_node ended' in error
+    assert 'broken.pt' in error
+    assert 'untrained' not in error.lower()
+
+
+@pytest.mark.slow
+def test_no_depth_is_an_error_that_shows_the_nodes_log(demo, tmp_path):
+    (tmp_path / 'film.avi').write_bytes(b'garbage')
+    code, _, error, out = demo('--video', tmp_path / 'film.avi', '--timeout', 40)
+    assert code == 1
+    assert 'no depth image' in error
+    assert 'can decode no frame' in error
+    assert 'Active: ' in error  # from the node's log
+    assert json.loads((out / 'summary.json').read_text())['frames']['out'] == 0
+    assert children_of(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_everything_and_keeps_what_came(demo, tmp_path, number):
+    process = demo.start('--frames', 100000)
+    for line in process.stderr:
+        if 'depth images:' in line:
+            break
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert 'Traceback' not in error
+    assert 'begin with' in output
+    assert (tmp_path / 'out' / 'overview.png').exists()
+    assert children_of(tmp_path / 'out') == []

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures from files, videos and the built-in room, and the process that publishes them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from depthclip_ros.core.errors import CameraInfoError, ImageError
+from depthclip_ros.sources import pictures, scenes
+from depthclip_ros.sources.camera_info import CameraCalibration
+
+CALIBRATION = {
+    'image_width': 64, 'image_height': 48, 'camera_name': 'head',
+    'camera_matrix': {'rows': 3, 'cols': 3, 'data': [60, 0, 31.5, 0, 61, 23.5, 0, 0, 1]},
+    'distortion_model': 'plumb_bob',
+    'distortion_coefficients': {'rows': 1, 'cols': 5, 'data': [0.1, -0.2, 0.0, 0.0, 0.05]},
+    'rectification_matrix': {'rows': 3, 'cols': 3, 'data': [1, 0, 0, 0, 1, 0, 0, 0, 1]},
+    'projection_matrix': {'rows': 3, 'cols': 4, 'data': [59, 0, 31, 0, 0, 60, 23, 0, 0, 0, 1, 0]},
+}
+
+
+def picture(seed, height=48, width=64):
+    return np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, one text file."""
+    for seed, name in enumerate(('b.png', 'a.png', 'c.PNG')):
+        (tmp_path / name).write_bytes(cv2.imencode('.png', picture(seed))[1].tobytes())
+    (tmp_path / 'notes.txt').write_text('no picture')
+    return tmp_path
+
+
+# Files -------------------------------------------------------------------------------------
+
+def test_folders_are_expanded_by_name_and_files_keep_their_order(folder):
+    files = pictures.picture_files([folder / 'b.png', folder])
+    assert [path.name for path in files] == ['b.png', 'a.png', 'b.png', 'c.PNG']
+
+
+def test_missing_and_empty_are_named(tmp_path):
+    with pytest.raises(ImageError, match='nowhere') as error:
+        pictures.picture_files([tmp_path / 'nowhere'])
+    assert error.value.condition == 'missing file'
+    with pytest.raises(ImageError, match='holds no picture'):
+        pictures.picture_files([tmp_path])
+
+
+@pytest.mark.parametrize('content', [b'', b'garbage', b'\xff\xd8\xff\xe0 cut'])
+def test_a_file_that_is_no_image_says_so(tmp_path, content):
+    path = tmp_path / 'bad.jpg'
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf'bad\.jpg: {len(content)} bytes'):
+        pictures.read_picture(path)
+
+
+def test_gray_and_alpha_become_three_channels(tmp_path):
+    alpha = np.dstack([picture(1), picture(1)[..., :1]])
+    for name, values in (('gray', picture(1)[..., 0]), ('alpha', alpha)):
+        cv2.imwrite(str(tmp_path / f'{name}.png'), values)
+        assert pictures.read_picture(tmp_path / f'{name}.png').shape == (48, 64, 3)
+
+
+def test_unreadable_files_are_reported_once_and_left_out(folder):
+    (folder / 'bad.png').write_bytes(b'garbage')
+    errors = []
+    frames = pictures.file_frames(pictures.picture_files([folder]), errors.append, loop=True)
+    seen = [next(frames) for _ in range(7)]
+    assert [str(e).startswith(str(folder / 'bad.png')) for e in errors] == [True]
+    assert (seen[0] == picture(1)).all()  # a.png
+    assert (seen[3] == seen[0]).all()
+    assert (seen[6] == seen[0]).all()
+
+
+def test_nothing_readable_is_an_error_also_when_looping(tmp_path):
+    (tmp_path / 'bad.png').write_bytes(b'garbage')
+    with pytest.raises(ImageError, match='None of the 1'):
+        list(pictures.file_frames([tmp_path / 'bad.png'], lambda _: None, loop=True))
+
+
+def test_video_frames_come_in_order_and_can_loop(tmp_path):
+    path = str(tmp_path / 'film.avi')
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
+    for level in (20, 120, 220):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    levels = [int(frame.mean()) for frame in pictures.video_frames(path)]
+    assert levels == pytest.approx([20, 120, 220], abs=6)
+    looping = pictures.video_frames(path, loop=True)
+    assert len([next(looping) for _ in range(5)]) == 5
+
+
+def test_a_broken_video_and_an_absent_webcam_are_errors(tmp_path):
+    (tmp_path / 'film.mp4').write_bytes(b'garbage' * 100)
+    with pytest.raises(ImageError, match='can decode no frame'):
+        next(pictures.video_frames(tmp_path / 'film.mp4', loop=True))
+    with pytest.raises(ImageError, match='no video at'):
+        next(pictures.video_frames(tmp_path / 'none.mp4'))
+    with pytest.raises(ImageError, match='Webcam 97 cannot be opened'):
+        next(pictures.webcam_frames(97))
+
+
+def test_the_room_is_the_same_every_time_and_moves():
+    first, again, later = (scenes.room(n, 60, 80) for n in (3, 3, 9))
+    assert first.shape == (60, 80, 3)
+    assert first.dtype == np.uint8
+    assert (first == again).all()
+    assert np.abs(first.astype(int) - later).mean() > 5
+    frames = scenes.room_frames(12, 16)
+    lap = [next(frames) for _ in range(scenes.FRAMES + 1)]
+    assert lap[0] is lap[-1]  # drawn once
+
+
+# Calibration -------------------------------------------------------------------------------
+
+def test_a_field_of_view_reaches_from_edge_to_edge():
+    camera = CameraCalibration.from_fov(640, 480, 60.0)
+    fx, cx, cy = camera.k[0], camera.k[2], camera.k[5]
+    left, right = ((u - cx) / fx for u in (-0.5, 639.5))
+    assert math.degrees(math.atan(right) - math.atan(left)) == pytest.approx(60.0)
+    assert (cx, cy) == (319.5, 239.5)
+    assert camera.k[4] == fx
+    assert camera.p[:3] == camera.k[:3]
+
+
+@pytest.mark.parametrize('fov', [0, -1, 180, float('nan')])
+def test_an_impossible_field_of_view_is_refused(fov):
+    with pytest.raises(CameraInfoError, match='field of view'):
+        CameraCalibration.from_fov(640, 480, fov)
+
+
+def test_a_calibration_file_is_read(tmp_path):
+    path = tmp_path / 'head.yaml'
+    path.write_text(yaml.safe_dump(CALIBRATION))
+    camera = CameraCalibration.from_yaml(path)
+    assert (camera.width, camera.height) == (64, 48)
+    assert camera.k[4] == 61.0
+    assert camera.d == (0.1, -0.2, 0.0, 0.0, 0.05)
+    assert camera.p[0] == 59.0
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), [
+    ('image_width', 0, 'image_width is 0'),
+    ('camera_matrix', {'data': [1, 2]}, 'expected 9 numbers'),
+    ('projection_matrix', None, r'projection_matrix\.data is None'),
+    ('distortion_coefficients', {'data': ['x']}, 'expected a list of numbers'),
+])
+def test_a_malformed_calibration_names_the_entry(tmp_path, key, value, message):
+    path = tmp_path / 'head.yaml'
+    path.write_text(yaml.safe_dump({**CALIBRATION, key: value}))
+    with pytest.raises(CameraInfoError, match=message):
+        CameraCalibration.from_yaml(path)
+
+
+@pytest.mark.parametrize('text', ['[1, 2]', 'a: [', '\xff'])
+def test_a_file_that_is_no_calibration_is_refused(tmp_path, text):
+    path = tmp_path / 'head.yaml'
+    path.write_text(text, encoding='latin-1')
+    with pytest.raises(CameraInfoError, match=r'head\.yaml'):
+        CameraCalibration.from_yaml(path)
+
+
+# The process -------------------------------------------------------------------------------
+
+class Listener:
+    """Collects what a source publishes, in a context of its own."""
+
+    def __init__(self, domain, *, compressed=False, best_effort=False):
+        import rclpy
+        from rclpy.qos import QoSProfile, ReliabilityPolicy
+        from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+        self.images, self.infos = [], []
+        self.context = rclpy.Context()
+        rclpy.init(args=[], context=self.context, domain_id=domain)
+        self.node = rclpy.create_node('listener', context=self.context)
+        self.executor = rclpy.executors.SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        qos = QoSProfile(depth=20, reliability=ReliabilityPolicy.BEST_EFFORT if best_effort
+                         else ReliabilityPolicy.RELIABLE)
+        self.node.create_subscription(CameraInfo, 'camera_info', self.infos.append, qos)
+        self.node.create_subscription(*(
+            (CompressedImage, 'image/compressed') if compressed else (Image, 'image')),
+            self.images.append, qos)
+
+    def listen_until(self, condition, seconds=40.0):
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.1)
+        assert condition(), 'waited in vain'
+
+    def close(self):
+        import rclpy
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@contextlib.contextmanager
+def publishing(*arguments, **options):
+    """Run image_source in a process and listen to it."""
+    from ros_harness import own_domain
+    with own_domain() as domain:
+        listener = Listener(domain, **options)
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'depthclip_ros.sources.image_source', *map(str, arguments)],
+            env={**os.environ, 'ROS_DOMAIN_ID': str(domain)}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+        try:
+            yield listener, process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            listener.close()
+
+
+@pytest.mark.slow
+def test_every_file_is_published_once_in_order_with_its_camera_info(folder):
+    (folder / 'bad.png').write_bytes(b'garbage')
+    with publishing(folder, '--wait', '--rate', 20, '--fov', 90, '--frame-id', 'cam') as (
+            listener, process):
+        listener.listen_until(lambda: process.poll() is not None)
+        output = process.stdout.read()
+    assert process.returncode == 1, output  # one file was no image
+    assert 'bad.png: 7 bytes' in output
+    assert 'published 3 pictures' in output
+    assert 'Traceback' not in output
+    assert 'GUESS' not in output
+    assert len(listener.images) == 3
+    for message, seed in zip(listener.images, (1, 0, 2), strict=True):
+        assert (message.encoding, message.height, message.width) == ('bgr8', 48, 64)
+        assert message.step == 192
+        assert bytes(message.data) == picture(seed).tobytes()
+    assert {m.header.frame_id for m in listener.images + listener.infos} == {'cam'}
+    stamps = [(m.header.stamp.sec, m.header.stamp.nanosec) for m in listener.images]
+    assert stamps == [(m.header.stamp.sec, m.header.stamp.nanosec) for m in listener.infos]
+    assert stamps == sorted(set(stamps))
+    assert abs(stamps[0][0] - time.time()) < 100
+    assert listener.infos[0].k[0] == pytest.approx(32.0)  # 90 degrees over 64 pixels
+
+
+@pytest.mark.slow
+def test_compressed_images_a_guess_that_is_called_one_and_a_clean_interrupt(folder):
+    arguments = (folder, '--loop', '--compressed', '--rate', 50, '--wait')
+    with publishing(*arguments, compressed=True, best_effort=True) as (listener, process):
+        listener.listen_until(lambda: len(listener.images) >= 5)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert 'GUESS' in output
+    assert 'Traceback' not in output
+    message = listener.images[0]
+    assert 'jpeg' in message.format
+    decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (48, 64, 3)
+
+
+def test_a_calibration_for_another_size_is_an_error(folder, tmp_path):
+    path = tmp_path / 'head.yaml'
+    path.write_text(yaml.safe_dump({**CALIBRATION, 'image_width': 640}))
+    with publishing(folder, '--camera-info', path) as (_, process):
+        output, _ = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert '640 x 48 pixels, but a picture has 64 x 48' in output
+    assert 'Traceback' not in output
+
+
+def test_two_sources_are_an_error(folder):
+    with publishing(folder, '--webcam', 0) as (_, process):
+        output, _ = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert 'Give one source' in output

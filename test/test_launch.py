@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""depth.launch.py, for real: launched, with the node and the replay as its processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('launch_ros', reason='launch_ros is not installed (the wheels lack it)')
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+rosbag2 = pytest.importorskip('rosbags.rosbag2', reason='rosbags is not installed')
+from ament_index_python.packages import (  # noqa: E402
+    PackageNotFoundError,
+    get_package_prefix,
+)
+
+try:
+    get_package_prefix('depthclip_ros')
+except PackageNotFoundError:
+    pytest.skip('depthclip_ros is not installed in this ROS', allow_module_level=True)
+
+import rclpy  # noqa: E402
+from rcl_interfaces.srv import GetParameters  # noqa: E402
+from rclpy.context import Context  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from ros_harness import own_domain  # noqa: E402
+from rosbags.typesys import Stores, get_typestore  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH_FILE = ROOT / 'launch' / 'depth.launch.py'
+START = 1_700_000_000
+PERIOD = 0.4  # seconds: every image is answered, also on a busy machine
+COUNT = 6
+PATIENCE = 90.0
+STORE = get_typestore(Stores.ROS2_JAZZY)
+
+# What `ros2 launch` does, without needing ros2launch.
+RUNNER = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import AnyLaunchDescriptionSource
+arguments = [tuple(text.split(':=', 1)) for text in sys.argv[2:]]
+service = LaunchService(argv=sys.argv[2:])
+source = AnyLaunchDescriptionSource(sys.argv[1])
+service.include_launch_description(LaunchDescription([
+    IncludeLaunchDescription(source, launch_arguments=arguments)]))
+sys.exit(service.run())
+"""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def domain():
+    with own_domain() as number, pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(number))
+        yield
+
+
+@pytest.fixture
+def settings(tmp_path, tiny_weights):
+    """Parameter file for a small, fast network; bound to the node's name, not to /**."""
+    path = tmp_path / 'settings.yaml'
+    path.write_text(
+        f'/**/depth_node:\n  ros__parameters:\n    weights: {tiny_weights}\n    backbone: auto\n'
+        '    device: cpu\n    num_threads: 1\n    input_height: 96\n    input_width: 128\n'
+    )
+    return path
+
+
+def ros(kind):
+    return STORE.types[kind]
+
+
+def header(index):
+    nanoseconds = round(index * PERIOD * 1e9)
+    stamp = ros('builtin_interfaces/msg/Time')(
+        sec=START + nanoseconds // 10**9, nanosec=nanoseconds % 10**9
+    )
+    return ros('std_msgs/msg/Header')(stamp=stamp, frame_id='camera_optical_frame')
+
+
+def image(index, encoding):
+    generator = np.random.default_rng(index)
+    pixels = generator.integers(0, 255, (48 * 64 * 3,), dtype=np.uint8)
+    return ros('sensor_msgs/msg/Image')(
+        header=header(index), height=48, width=64, encoding=encoding, is_bigendian=0,
+        step=64 * 3, data=pixels,
+    )
+
+
+def camera_info(index):
+    k = np.array([60.0, 0, 31.5, 0, 60.0, 23.5, 0, 0, 1])
+    p = np.array([60.0, 0, 31.5, 0, 0, 60.0, 23.5, 0, 0, 0, 1, 0])
+    region = ros('sensor_msgs/msg/RegionOfInterest')(
+        x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+    )
+    return ros('sensor_msgs/msg/CameraInfo')(
+        header=header(index), height=48, width=64, distortion_model='plumb_bob', d=np.zeros(5),
+        k=k, r=np.eye(3).ravel(), p=p, binning_x=0, binning_y=0, roi=region,
+    )
+
+
+def write_bag(path, cameras=('cam',)):
+    with rosbag2.Writer(path, version=8) as writer:
+        for camera in cameras:
+            images = writer.add_connection(
+                f'/{camera}/image_raw', 'sensor_msgs/msg/Image', typestore=STORE
+            )
+            infos = writer.add_connection(
+                f'/{camera}/camera_info', 'sensor_msgs/msg/CameraInfo', typestore=STORE
+            )
+            for index in range(COUNT):
+                stamp = round((START + index * PERIOD) * 1e9)
+                for connection, message in (
+                    (infos, camera_info(index)),
+                    (images, image(index, 'rgb8')),
+                ):
+                    data = STORE.serialize_cdr(message, connection.msgtype)
+                    writer.write(connection, stamp, bytes(data))
+    return path
+
+
+class Launched:
+    """The launch file in a process, its output, and a peer on the same ROS graph."""
+
+    def __init__(self, *arguments):
+        path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', RUNNER, LAUNCH_FILE, *map(str, arguments)],
+            env={**os.environ, 'PYTHONPATH': path}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.peer = rclpy.create_node('peer', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.peer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.executor.shutdown()
+        self.peer.destroy_node()
+        self.context.try_shutdown()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def listen(self, kind, topic):
+        got = []
+        self.peer.create_subscription(kind, topic, got.append, 20)
+        return got
+
+    def spin_until(self, condition, seconds=PATIENCE):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            self.executor.spin_once(timeout_sec=0.05)
+        return False
+
+    def parameters(self, node, *names):
+        client = self.peer.create_client(GetParameters, f'{node}/get_parameters')
+        assert self.spin_until(client.service_is_ready), 'the node never came'
+        future = client.call_async(GetParameters.Request(names=list(names)))
+        assert self.spin_until(future.done)
+        return future.result().values
+
+    def output_at_end(self):
+        assert self.spin_until(lambda: self.process.poll() is not None), 'it never ended'
+        return self.process.stdout.read()
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+        return self.output_at_end()
+
+
+@pytest.mark.slow
+def test_replays_a_bag_to_its_end(tmp_path, settings):
+    bag = write_bag(tmp_path / 'bag')
+    with Launched(f'params_file:={settings}', f'bag:={bag}') as launched:
+        depths = launched.listen(Image, '/depth/image')
+        calibrations = launched.listen(CameraInfo, '/depth/camera_info')
+        clouds = launched.listen(PointCloud2, '/points')
+        assert launched.spin_until(lambda: depths), 'no depth came'
+        use_sim_time = launched.parameters('/depth_node', 'use_sim_time')[0].bool_value
+        output = launched.output_at_end()
+        status = launched.process.returncode
+    assert status == 0, output
+    assert use_sim_time
+    # Every image of the bag is answered, once, with its own stamp.
+    stamps = [depth.header.stamp.sec + depth.header.stamp.nanosec / 1e9 for depth in depths]
+    assert stamps == pytest.approx([START + index * PERIOD for index in range(COUNT)])
+    assert {depth.header.frame_id for depth in depths} == {'camera_optical_frame'}
+    assert len(calibrations) == COUNT
+    assert len(clouds) == COUNT
+    assert 'bag: images from /cam/image_raw' in output
+    assert 'bag: camera_info from /cam/camera_info' in output
+    assert 'the bag has ended' in output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.slow
+def test_arguments_reach_the_node_in_its_namespace(settings, tmp_path, tiny_weights):
+    other = shutil.copy(tiny_weights, tmp_path / 'other.pt')
+    arguments = [
+        f'params_file:={settings}', 'namespace:=front', 'image:=/cam/image_raw',
+        f'weights:={other}', 'device:=auto', 'log_level:=warn', 'use_sim_time:=true',
+    ]
+    with Launched(*arguments) as launched:
+        weights, device, height, use_sim_time = launched.parameters(
+            '/front/depth_node', 'weights', 'device', 'input_height', 'use_sim_time'
+        )
+        # Also over a file that names the node, which is more specific than /**.
+        assert (weights.string_value, device.string_value) == (str(other), 'auto')
+        assert height.integer_value == 96
+        assert use_sim_time.bool_value
+        for topic in ('/cam/image_raw', '/cam/camera_info'):
+            assert launched.spin_until(
+                lambda topic=topic: launched.peer.count_subscribers(topic) == 1
+            ), topic
+        assert launched.peer.count_publishers('/front/depth/image') == 1
+        output = launched.interrupt()
+        assert launched.process.returncode == 0, output
+    assert 'Configured' not in output  # which is of level info
+
+
+@pytest.mark.slow
+def test_empty_arguments_leave_the_settings_alone(settings, tiny_weights):
+    with Launched(f'params_file:={settings}') as launched:
+        weights, use_sim_time = launched.parameters('/depth_node', 'weights', 'use_sim_time')
+        assert weights.string_value == str(tiny_weights)
+        assert not use_sim_time.bool_value
+        assert launched.spin_until(lambda: launched.peer.count_subscribers('/image') == 1)
+        launched.interrupt()
+
+
+@pytest.mark.slow
+def test_everything_ends_when_the_node_cannot_start(settings, tmp_path):
+    bag = write_bag(tmp_path / 'bag')
+    arguments = [f'params_file:={settings}', 'weights:=/nowhere/weights.pt', f'bag:={bag}']
+    with Launched(*arguments) as launched:
+        output = launched.output_at_end()
+    assert '/nowhere/weights.pt' in output
+    assert 'depth_node has ended' in output
+    assert 'playing' not in output
+
+
+def refused(*arguments):
+    with Launched(*arguments) as launched:
+        output = launched.output_at_end()
+        assert launched.process.returncode == 1
+    return output
+
+
+def test_missing_bag():
+    assert 'There is no bag at /nowhere' in refused('bag:=/nowhere')
+
+
+def test_several_cameras(tmp_path):
+    bag = write_bag(tmp_path / 'bag', ['left', 'right'])
+    output = refused(f'bag:={bag}')
+    assert 'several cameras: /left/image_raw, /right/image_raw' in output
+    assert 'image:=TOPIC' in output
+
+
+def test_rviz_that_is_not_installed():
+    try:
+        get_package_prefix('rviz2')
+    except PackageNotFoundError:
+        assert 'rviz2 is not installed' in refused('rviz:=true')
+    else:
+        pytest.skip('rviz2 is installed')
+
+
+@pytest.mark.parametrize('argument', ['rviz:=maybe', 'log_level:=loud', 'use_sim_time:=1'])
+def test_values_outside_the_choices(argument):
+    assert 'is not valid' in refused(argument)
+
+
+def player(monkeypatch, bag, *, installed):
+    """Action that replays a bag, in a ROS with some packages."""
+    specification = importlib.util.spec_from_file_location('depth_launch', LAUNCH_FILE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, '_installed', lambda package: package in installed)
+    return module._player(str(bag))
+
+
+def test_rosbag2_plays_where_it_can_read_the_bag(monkeypatch, tmp_path):
+    bag = write_bag(tmp_path / 'bag')
+    action = player(monkeypatch, bag, installed=['ros2bag'])
+    command = [''.join(part.text for part in argument) for argument in action.cmd]
+    assert command[:4] == ['ros2', 'bag', 'play', str(bag)]
+    assert '--clock' in command
+    assert player(monkeypatch, bag, installed=[]).node_executable == 'bag_player'
+
+
+def test_rosbag2_needs_its_plugin_for_mcap(monkeypatch, tmp_path):
+    (tmp_path / 'metadata.yaml').write_text(
+        'rosbag2_bagfile_information: {storage_identifier: mcap}'
+    )
+    action = player(monkeypatch, tmp_path, installed=['ros2bag'])
+    assert action.node_executable == 'bag_player'
+    action = player(monkeypatch, tmp_path, installed=['ros2bag', 'rosbag2_storage_mcap'])
+    assert type(action).__name__ == 'ExecuteProcess'

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images go in over DDS, depth comes out: two real processes."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import cv2
+import numpy as np
+from clip_standin import synthetic_rgb
+from ros_harness import (
+    FRAME,
+    INPUT_HEIGHT,
+    INPUT_WIDTH,
+    OUTPUTS,
+    TEMPERATURE,
+    Peer,
+    adds_up,
+    camera_info,
+    cloud_array,
+    counters,
+    depth_array,
+    image,
+    own_domain,
+    running,
+    tiny_arguments,
+)
+from sensor_msgs.msg import CompressedImage, Image
+
+from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.estimator import DepthEstimator
+from depthclip_ros.node.image_io import compressed_to_rgb, to_rgb
+
+HEIGHT, WIDTH = 120, 200
+RGB = synthetic_rgb(5, HEIGHT, WIDTH)
+GREY = RGB[..., 1]
+DISTORTIONS = {
+    'none': ((), 'plumb_bob'),
+    'plumb_bob': ((-0.28, 0.09, 0.001, -0.0007, 0.0), 'plumb_bob'),
+    'equidistant': ((0.05, -0.02, 0.004, -0.001), 'equidistant'),
+}
+
+
+@pytest.fixture(scope='module')
+def domain():
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def node(domain, cache, tiny_weights):
+    with running(tiny_arguments(tiny_weights), domain=domain, cache=cache) as node:
+        yield node
+
+
+@pytest.fixture(scope='module')
+def peer(node, domain):
+    with Peer(domain, listen=('depth/image', 'depth/camera_info', 'points'), node=node) as peer:
+        peer.ready('depth/image', 'depth/camera_info', 'points')
+        peer.ask(image(peer.header(), RGB, 'rgb8'))
+        yield peer
+
+
+@pytest.fixture(scope='module')
+def estimator(tiny_weights, cache):
+    config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
+                         temperature=TEMPERATURE)
+    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache)
+
+
+def yuv422(rgb):
+    """UYVY of an RGB image, with the chroma of every first pixel (BT.601, full range Y)."""
+    yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV)
+    packed = np.empty((*rgb.shape[:2], 2), np.uint8)
+    packed[:, :, 1] = yuv[..., 0]
+    packed[:, 0::2, 0] = yuv[:, 0::2, 1]
+    packed[:, 1::2, 0] = yuv[:, 0::2, 2]
+    return packed
+
+
+def bayer_rggb(rgb):
+    mosaic = GREY.copy()
+    mosaic[0::2, 0::2] = rgb[0::2, 0::2, 0]
+    mosaic[1::2, 1::2] = rgb[1::2, 1::2, 2]
+    return mosaic
+
+
+# Encoding: (pixels of the message, the RGB they stand for; None: image_io is asked).
+ENCODINGS = {
+    'rgb8': (RGB, RGB),
+    'bgr8': (RGB[..., ::-1], RGB),
+    'rgba8': (np.dstack([RGB, np.full((HEIGHT, WIDTH), 255, np.uint8)]), RGB),
+    'mono8': (GREY, np.dstack([GREY] * 3)),
+    'bayer_rggb8': (bayer_rggb(RGB), None),
+    'yuv422': (yuv422(RGB), None),
+}
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_one_depth_per_image_and_it_is_the_estimators(peer, estimator, encoding):
+    pixels, rgb = ENCODINGS[encoding]
+    message = image(peer.header(), pixels, encoding)
+    peer.send(message)
+    depth = peer.wait_stamp('depth/image', message.header.stamp)
+    assert depth.header == message.header
+    assert (depth.height, depth.width, depth.encoding) == (HEIGHT, WIDTH, '32FC1')
+    expected = estimator.predict(to_rgb(message) if rgb is None else rgb).depth
+    np.testing.assert_allclose(depth_array(depth), expected, atol=1e-5)
+    if rgb is None:  # it is the same picture, roughly: colours were subsampled
+        assert np.abs(depth_array(depth) - estimator.predict(RGB).depth).mean() < 0.1
+    assert expected.std() > 0.01, 'the test image has no depth to tell apart'
+
+
+def test_padded_rows_are_understood(peer, estimator):
+    padded = np.zeros((HEIGHT, WIDTH * 3 + 20), np.uint8)
+    padded[:, :WIDTH * 3] = RGB.reshape(HEIGHT, -1)
+    message = image(peer.header(), padded, 'rgb8')
+    message.width = WIDTH
+    peer.send(message)
+    depth = peer.wait_stamp('depth/image', message.header.stamp)
+    np.testing.assert_allclose(depth_array(depth), estimator.predict(RGB).depth, atol=1e-5)
+
+
+def test_exactly_one_answer_per_image_at_a_low_rate(peer):
+    _, before = peer.diagnostics('depth_node: frames')
+    headers = []
+    for _ in range(20):
+        message = image(peer.header(), RGB, 'rgb8')
+        peer.send(message)
+        peer.wait_stamp('depth/image', message.header.stamp)
+        headers.append(message.header)
+    _, values = peer.diagnostics(
+        'depth_node: frames',
+        lambda v: counters(v)['published'] == counters(before)['published'] + 20)
+    assert counters(values)['dropped'] == counters(before)['dropped']
+    assert adds_up(values)
+    for header in headers:
+        assert len(peer.find('depth/image', header.stamp)) == 1
+
+
+def test_another_size_is_followed_at_once(peer, estimator):
+    for height, width in ((96, 128), (240, 320), (61, 47)):
+        rgb = synthetic_rgb(height, 300, 400)[:height, :width]
+        message = image(peer.header(), rgb, 'rgb8')
+        peer.send(message)
+        depth = peer.wait_stamp('depth/image', message.header.stamp)
+        np.testing.assert_allclose(depth_array(depth), estimator.predict(rgb).depth, atol=1e-5)
+
+
+@pytest.mark.parametrize('distortion', DISTORTIONS)
+def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
+    d, model = DISTORTIONS[distortion]
+    header = peer.header()
+    info = camera_info(header, WIDTH, HEIGHT, d=d, model=model)
+    project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
+    k = np.array(info.k).reshape(3, 3)
+
+    def points_of_this_camera():
+        """The cloud, once the node has the camera_info (it may overtake the image)."""
+        header.stamp = peer.header().stamp
+        info.header = header
+        peer.send(info)
+        peer.send(image(header, RGB, 'rgb8'))
+        depth_info = peer.wait_stamp('depth/camera_info', header.stamp)
+        cloud = peer.wait_stamp('points', header.stamp)
+        return cloud if list(depth_info.d) == list(info.d) else None
+
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    cloud = points_of_this_camera() or points_of_this_camera()
+    assert cloud is not None, 'the node does not take up the new camera_info'
+    assert cloud.header == header
+    points = cloud_array(cloud)
+    h, w = estimator.grid
+    assert points.shape == (h, w, 3)
+    assert cloud.is_dense
+    np.testing.assert_allclose(points[..., 2], estimator.predict(RGB).patch_depth, atol=1e-5)
+    pixels, _ = project(points.reshape(-1, 1, 3).astype(float), np.zeros(3), np.zeros(3), k,
+                        np.array(info.d))
+    # Patch j of w covers the pixels from j*W/w to (j+1)*W/w; pixel centres are integers.
+    u, v = np.meshgrid((np.arange(w) + 0.5) * WIDTH / w - 0.5,
+                       (np.arange(h) + 0.5) * HEIGHT / h - 0.5)
+    error = np.linalg.norm(pixels.reshape(h, w, 2) - np.dstack([u, v]), axis=2)
+    assert error.max() < 0.5
+
+
+def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer):
+    header = peer.header()
+    info = camera_info(peer.header('another frame'), WIDTH, HEIGHT, d=(0.1, 0.01, 0, 0, 0))
+    peer.send(info)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.send(image(header, RGB, 'rgb8'))
+    out = peer.wait_stamp('depth/camera_info', header.stamp)
+    assert out.header == header
+    assert (out.width, out.height) == (WIDTH, HEIGHT)
+    for field in ('k', 'd', 'r', 'p'):
+        np.testing.assert_allclose(getattr(out, field), getattr(info, field), rtol=1e-12)
+    assert (out.distortion_model, out.binning_x, out.roi.width) == ('plumb_bob', 0, 0)
+
+
+def test_pictures_come_while_someone_listens(peer):
+    info = camera_info(peer.header(), WIDTH, HEIGHT)
+    peer.send(info)
+    for topic in ('depth/image_color', 'depth/spread'):
+        peer.listen(topic, matched=True)
+    header = image(peer.header(), RGB, 'rgb8')
+    color = peer.ask(header, 'depth/image_color')
+    spread = peer.wait_stamp('depth/spread', color.header.stamp)
+    assert (color.height, color.width, color.encoding) == (HEIGHT, WIDTH, 'bgr8')
+    assert color.header.frame_id == FRAME
+    picture = np.frombuffer(color.data, np.uint8).reshape(HEIGHT, WIDTH, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+    assert spread.encoding == '32FC1'
+    assert (spread.height, spread.width) == (INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
+    assert (depth_array(spread) >= 0).all()
+    for topic in ('depth/image_color', 'depth/spread'):
+        peer.forget(topic)
+
+
+def test_nobody_listens_so_the_network_rests(node, domain, peer):
+    """Without any subscriber images are counted as idle, and not as anything else."""
+    for topic in list(peer._subscriptions):
+        if topic in OUTPUTS:
+            peer.forget(topic)
+    message = image(peer.header(), RGB, 'rgb8')
+    for _ in range(100):  # until the node has noticed that we left
+        peer.send(message)
+        _, values = peer.diagnostics('depth_node: frames')
+        if counters(values)['idle']:
+            break
+    before = counters(values)
+    peer.send(message)
+    status, values = peer.diagnostics(
+        'depth_node: frames', lambda v: counters(v)['idle'] == before['idle'] + 1)
+    assert counters(values)['published'] == before['published']
+    assert adds_up(values)
+    assert 'idle' in status.message
+
+
+@pytest.mark.slow
+def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weights, estimator):
+    """The other choice of every option; and with simulated time that stands still."""
+    arguments = tiny_arguments(
+        tiny_weights, image_transport='compressed', depth_encoding='16UC1',
+        depth_resolution='network', rectified=True, use_sim_time=True,
+        **{'qos_overrides./cam/image/compressed.subscription.reliability': 'reliable',
+           'qos_overrides./cam/depth/image.publisher.reliability': 'best_effort',
+           'qos_overrides./cam/depth/image.publisher.depth': 1})
+    arguments += ['-r', '__ns:=/cam', '-r', '__node:=eye']
+    with running(arguments, domain=domain, cache=cache) as node, \
+            Peer(domain, listen=(), node=node) as peer:
+        peer.listen('/cam/depth/camera_info', OUTPUTS['depth/camera_info'], matched=True)
+        depths = peer.messages['depths']
+        peer.node.create_subscription(Image, '/cam/depth/image', depths.append, qos_best_effort())
+        peer.send(camera_info(peer.header(), WIDTH, HEIGHT, d=(0.5, 0.1, 0, 0, 0)),
+                  '/cam/camera_info')
+        ok, data = cv2.imencode('.jpg', RGB[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        assert ok
+        message = CompressedImage(header=peer.header(), format='rgb8; jpeg compressed bgr8')
+        message.data.frombytes(data.tobytes())
+
+        def answered():
+            peer.send(message, '/cam/image/compressed')
+            end = peer.node.get_clock().now().nanoseconds + 1e9
+            while peer.node.get_clock().now().nanoseconds < end:
+                if depths and peer.find('/cam/depth/camera_info', message.header.stamp):
+                    return True
+            return False
+
+        peer.wait(answered, 'depth of the JPEG')
+        depth = depths[-1]
+        assert depth.header == message.header
+        assert (depth.encoding, depth.height, depth.width) == ('16UC1', INPUT_HEIGHT, INPUT_WIDTH)
+        size = (INPUT_HEIGHT, INPUT_WIDTH)
+        expected = estimator.predict(compressed_to_rgb(message), size).depth
+        np.testing.assert_allclose(depth_array(depth), 1000 * expected, atol=0.51)
+
+        info = peer.messages['/cam/depth/camera_info'][-1]
+        sx, sy = INPUT_WIDTH / WIDTH, INPUT_HEIGHT / HEIGHT
+        assert (info.width, info.height) == (INPUT_WIDTH, INPUT_HEIGHT)
+        np.testing.assert_allclose(
+            [info.k[0], info.k[2], info.k[4], info.k[5]],
+            [0.8 * WIDTH * sx, (WIDTH / 2 - 3.25) * sx, 0.82 * WIDTH * sy,
+             (HEIGHT / 2 + 1.5) * sy])
+        assert not any(info.d), 'a rectified image has no distortion'
+
+        qos = {end.node_name: end.qos_profile.reliability.name
+               for end in peer.node.get_subscriptions_info_by_topic('/cam/image/compressed')}
+        assert qos['eye'] == 'RELIABLE'
+        qos = [end.qos_profile.reliability.name
+               for end in peer.node.get_publishers_info_by_topic('/cam/depth/image')]
+        assert qos == ['BEST_EFFORT']
+
+
+def qos_best_effort():
+    from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+    return QoSProfile(depth=10, reliability=QoSReliabilityPolicy.BEST_EFFORT)

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package: package.xml, setup.py, data files, RViz and documents agree with one another."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import runpy
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+from depthclip_ros import resources
+from depthclip_ros.core.errors import DepthClipError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = 'depthclip_ros'
+
+# Import name of what apt provides, by rosdep key.
+ROSDEP_KEYS = {
+    'cv2': 'python3-opencv',
+    'numpy': 'python3-numpy',
+    'packaging': 'python3-packaging',
+    'yaml': 'python3-yaml',
+}
+# What only pip provides (docs/install.md), or comes with that; pkg_resources is tried only.
+PIP_ONLY = {'clip', 'ftfy', 'pkg_resources', 'regex', 'rosbags', 'torch', 'torchvision', 'tqdm'}
+
+
+def setup_arguments(monkeypatch, command):
+    """Arguments that setup.py gives to setup() when run with a command."""
+    setuptools = pytest.importorskip('setuptools', reason='setuptools is not installed')
+    given = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, 'setup', lambda **arguments: given.update(arguments))
+    monkeypatch.setattr(sys, 'argv', ['setup.py', command])
+    runpy.run_path(str(ROOT / 'setup.py'), run_name='__main__')
+    return given
+
+
+def executables(arguments):
+    """Name to 'module:function'."""
+    return dict(entry.split(' = ') for entry in arguments['entry_points']['console_scripts'])
+
+
+@pytest.fixture
+def manifest():
+    return ET.parse(ROOT / 'package.xml').getroot()
+
+
+def sources():
+    folders = [ROOT / folder for folder in (PACKAGE, 'offline_eval', 'launch')]
+    return [file for folder in folders for file in sorted(folder.rglob('*.py'))]
+
+
+# package.xml and setup.py --------------------------------------------------------------------
+
+
+def test_manifest_and_setup_say_the_same(manifest, monkeypatch):
+    arguments = setup_arguments(monkeypatch, 'install')
+    maintainer = manifest.find('maintainer')
+    assert manifest.get('format') == '3'
+    assert manifest.findtext('name') == arguments['name'] == PACKAGE
+    assert manifest.findtext('version') == arguments['version']
+    assert manifest.findtext('license') == arguments['license'] == 'Apache-2.0'
+    assert maintainer.text == arguments['maintainer']
+    assert maintainer.get('email') == arguments['maintainer_email']
+    assert manifest.findtext('export/build_type') == 'ament_python'
+    # It is no rosdep key: `rosdep install` would stop there.
+    assert manifest.find('buildtool_depend') is None
+
+
+def test_manifest_is_what_colcon_accepts(manifest):
+    # colcon takes a package with an invalid manifest for plain Python, and says nothing.
+    email = manifest.find('maintainer').get('email')
+    assert re.fullmatch(
+        r'[-a-zA-Z0-9_%+]+(\.[-a-zA-Z0-9_%+]+)*@[-a-zA-Z0-9%]+(\.[-a-zA-Z0-9%]+)*'
+        r'\.[a-zA-Z]{2,}',
+        email,
+    )
+    assert (ROOT / manifest.find('license').get('file')).is_file()
+    catkin_pkg = pytest.importorskip('catkin_pkg.package', reason='catkin_pkg is not installed')
+    package = catkin_pkg.parse_package(str(ROOT / 'package.xml'), warnings=(warnings := []))
+    assert package.get_build_type() == 'ament_python'
+    assert not warnings
+
+
+def imports(file):
+    """Top-level names of what a file imports at run time."""
+    nodes = [ast.parse(file.read_text(encoding='utf-8'))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING':
+            nodes += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition('.')[0]
+        nodes += ast.iter_child_nodes(node)
+
+
+def test_manifest_lists_every_import(manifest):
+    depends = {element.text for element in manifest.findall('exec_depend')}
+    elsewhere = sys.stdlib_module_names | PIP_ONLY | {PACKAGE, 'offline_eval'}
+    missing = {}
+    for file in sources():
+        for name in set(imports(file)) - elsewhere:
+            if ROSDEP_KEYS.get(name, name) not in depends:
+                missing.setdefault(name, []).append(str(file.relative_to(ROOT)))
+    assert not missing, 'add <exec_depend> to package.xml'
+
+
+def test_every_folder_of_code_is_installed(monkeypatch):
+    packages = setup_arguments(monkeypatch, 'install')['packages']
+    for folder in {file.parent for file in sources()} - {ROOT / 'launch'}:
+        assert '.'.join(folder.relative_to(ROOT).parts) in packages
+
+
+def test_every_file_beside_the_code_is_installed(monkeypatch):
+    patterns = setup_arguments(monkeypatch, 'install')['package_data'][PACKAGE]
+    folder = ROOT / PACKAGE
+    matched = {file for pattern in patterns for file in folder.glob(pattern)}
+    beside = {file for file in folder.rglob('*')
+              if file.is_file() and file.suffix != '.py' and '__pycache__' not in file.parts}
+    assert beside <= matched
+
+
+def test_data_files_exist_and_none_is_forgotten(monkeypatch):
+    arguments = setup_arguments(monkeypatch, 'install')
+    files = [file for _, folder in arguments['data_files'] for file in folder]
+    assert all((ROOT / file).is_file() for file in files)
+    assert {
+        'package.xml',
+        f'resource/{PACKAGE}',
+        'launch/depth.launch.py',
+        'rviz/depth.rviz',
+        'config/depth.yaml',
+        'config/nyu_paper.yaml',
+    } <= set(files)
+    for folder in ('config', 'launch', 'rviz'):
+        on_disk = {
+            str(file.relative_to(ROOT))
+            for file in (ROOT / folder).rglob('*')
+            if file.is_file() and '__pycache__' not in file.parts
+        }
+        assert on_disk <= set(files)
+
+
+def test_executables_are_importable(monkeypatch):
+    found = executables(setup_arguments(monkeypatch, 'install'))
+    assert {'depth_node', 'depthclip', 'image_source', 'bag_player'} <= set(found)
+    for target in found.values():
+        module, _, function = target.partition(':')
+        if importlib.util.find_spec('rclpy') is None and '.node.' in module:
+            continue
+        assert callable(getattr(importlib.import_module(module), function)), target
+
+
+def test_ros2_run_finds_the_executables_of_a_pip_installation(monkeypatch):
+    by_pip = setup_arguments(monkeypatch, 'bdist_wheel')
+    by_colcon = setup_arguments(monkeypatch, 'install')
+    folder = f'lib/{PACKAGE}'
+    scripts = dict(by_pip['data_files'])[folder]
+    assert scripts == [f'scripts/{name}' for name in executables(by_pip)]
+    for script in scripts:
+        assert (ROOT / script).stat().st_mode & stat.S_IXUSR, script
+    # colcon makes its own there, and must not get them twice.
+    assert folder not in dict(by_colcon['data_files'])
+
+
+def test_colcon_gets_no_requirement_that_apt_cannot_meet(monkeypatch):
+    assert setup_arguments(monkeypatch, 'install')['install_requires'] == ['setuptools']
+    required = setup_arguments(monkeypatch, 'dist_info')['install_requires']
+    assert any(requirement.startswith('torch>') for requirement in required)
+
+
+@pytest.mark.slow
+def test_wheel_holds_everything(tmp_path, monkeypatch):
+    pytest.importorskip('setuptools', minversion='70.1', reason='setuptools has no bdist_wheel')
+    names = executables(setup_arguments(monkeypatch, 'bdist_wheel'))
+    ignore = shutil.ignore_patterns('.*', '__pycache__', 'build', 'install', 'log', '*.egg-info')
+    shutil.copytree(ROOT, tmp_path / 'tree', ignore=ignore)
+    command = [sys.executable, 'setup.py', '--quiet', 'bdist_wheel', '--dist-dir', tmp_path]
+    subprocess.run(command, cwd=tmp_path / 'tree', check=True, capture_output=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl')))
+    data = f'{PACKAGE}-0.1.0.data/data'
+    for name in names:
+        entry = wheel.getinfo(f'{data}/lib/{PACKAGE}/{name}')
+        assert (entry.external_attr >> 16) & stat.S_IXUSR, f'{name} is not executable'
+    for file in ('package.xml', 'config/depth.yaml', 'launch/depth.launch.py', 'rviz/depth.rviz'):
+        assert f'{data}/share/{PACKAGE}/{file}' in wheel.namelist()
+    assert f'{data}/share/ament_index/resource_index/packages/{PACKAGE}' in wheel.namelist()
+    assert f'{PACKAGE}/py.typed' in wheel.namelist()
+
+
+@pytest.mark.parametrize('name', ['depth_node', 'bag_player'])
+def test_script_hands_over_arguments_and_status(tmp_path, name):
+    prefix = tmp_path / 'a prefix'
+    for folder in ('bin', f'lib/{PACKAGE}'):
+        (prefix / folder).mkdir(parents=True)
+    (prefix / 'bin' / name).write_text('#!/bin/sh\necho "$#: $2"\nexit 3\n')
+    (prefix / 'bin' / name).chmod(0o755)
+    script = shutil.copy(ROOT / 'scripts' / name, prefix / 'lib' / PACKAGE)
+    run = subprocess.run(
+        [script, '--ros-args', 'b c'], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (3, '2: b c\n')
+
+
+# Files of the package, at run time -----------------------------------------------------------
+
+
+def test_share_folder_of_a_source_tree():
+    assert resources.share_dir() == ROOT
+    assert resources.config_path() == ROOT / 'config' / 'depth.yaml'
+    assert resources.config_path('nyu_paper') == ROOT / 'config' / 'nyu_paper.yaml'
+    with pytest.raises(DepthClipError, match=r'there are: .*depth\.yaml'):
+        resources.config_path('nothing')
+    with pytest.raises(DepthClipError, match='No settings'):
+        resources.config_path('../package')
+
+
+@pytest.mark.parametrize('layout', ['lib/python3.12/site-packages', 'lib/python3/dist-packages'])
+def test_share_folder_of_an_installation(tmp_path, monkeypatch, layout):
+    share = tmp_path / 'share' / PACKAGE
+    (share / 'config').mkdir(parents=True)
+    shutil.copy(ROOT / 'package.xml', share)
+    code = tmp_path / layout / PACKAGE
+    code.mkdir(parents=True)
+    monkeypatch.setattr(resources, '__file__', str(code / 'resources.py'))
+    assert resources.share_dir() == share
+
+
+def test_share_folder_is_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, '__file__', str(tmp_path / 'resources.py'))
+    monkeypatch.setattr(resources, '_from_ament_index', lambda: None)
+    with pytest.raises(DepthClipError, match='Install the package again'):
+        resources.share_dir()
+
+
+# RViz, launch and documents ------------------------------------------------------------------
+
+
+def displays():
+    config = yaml.safe_load((ROOT / 'rviz' / 'depth.rviz').read_text(encoding='utf-8'))
+    return config['Visualization Manager']
+
+
+def test_rviz_shows_what_the_node_publishes():
+    outputs = pytest.importorskip('depthclip_ros.node.outputs', reason='rclpy is not installed')
+    kinds = {
+        'rviz_default_plugins/Image': 'Image',
+        'rviz_default_plugins/PointCloud2': 'PointCloud2',
+    }
+    shown = set()
+    for display in displays()['Displays']:
+        if 'Topic' not in display:
+            continue
+        topic = display['Topic']['Value']
+        shown.add(topic)
+        if topic == 'image':
+            # A camera may be best effort; a reliable reader would get nothing from it.
+            assert display['Topic']['Reliability Policy'] == 'Best Effort'
+            continue
+        assert outputs.OUTPUTS[topic].__name__ == kinds[display['Class']]
+        assert display['Topic']['Reliability Policy'] == 'Reliable'
+    assert shown == {'image', 'depth/image_color', 'points'}
+
+
+def test_rviz_fixes_the_optical_frame():
+    frame = displays()['Global Options']['Fixed Frame']
+    assert frame.endswith('optical_frame')
+
+
+def launch_arguments():
+    """Names and literal defaults of the arguments that depth.launch.py declares."""
+    tree = ast.parse((ROOT / 'launch' / 'depth.launch.py').read_text(encoding='utf-8'))
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'DeclareLaunchArgument':
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            assert 'description' in given
+            default = given['default_value']
+            found[node.args[0].value] = getattr(default, 'value', None)
+    return found
+
+
+def test_launch_arguments_are_those_of_the_readme():
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    section = text.partition('### Launch arguments')[2].partition('\n### ')[0]
+    cells = re.findall(r'^\|([^|]+)\|', section, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r'`(\w+)`', cell)]
+    assert named == list(launch_arguments())
+
+
+def test_launch_repeats_no_default_of_the_settings():
+    core = pytest.importorskip('depthclip_ros.core.config')
+    settings = {*core.DepthConfig.names(), *core.NodeConfig.names()}
+    for name, default in launch_arguments().items():
+        if name in settings:
+            assert default == '', f'{name}: empty means: as params_file says'
+
+
+def test_citation_is_of_this_version(manifest):
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert citation['version'] == manifest.findtext('version')
+    assert citation['license'] == 'Apache-2.0'
+    paper = citation['preferred-citation']
+    assert paper['doi'] == '10.1145/3503161.3549201'
+    assert [author['family-names'] for author in paper['authors']] == [
+        'Zhang',
+        'Zeng',
+        'Guo',
+        'Li',
+    ]
+
+
+def test_every_python_file_names_its_licence():
+    files = [*sources(), *(ROOT / 'test').glob('*.py'), ROOT / 'setup.py']
+    without = [
+        str(file)
+        for file in files
+        if not file.read_text(encoding='utf-8').startswith(
+            '# SPDX-License-Identifier: Apache-2.0\n'
+        )
+    ]
+    assert not without
+
+
+def test_workflow_is_yaml_and_names_the_distributions():
+    text = (ROOT / '.github' / 'workflows' / 'ci.yml').read_text(encoding='utf-8')
+    workflow = yaml.safe_load(text)
+    matrix = workflow['jobs']['colcon']['strategy']['matrix']['distribution']
+    assert matrix == ['humble', 'jazzy', 'lyrical']

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bootstrap of both README commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run.py as a module that believes to be in an empty folder, with nothing really installed."""
+    spec = importlib.util.spec_from_file_location('bootstrap', ROOT / 'run.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    venv = tmp_path / '.venv'
+    for name, value in (('ROOT', tmp_path), ('VENV', venv), ('LOG', venv / 'pip.log'),
+                        ('STAMP', venv / module.STAMP.name)):
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / 'setup.py').write_text('first')
+    monkeypatch.delenv('ROS_DISTRO', raising=False)
+    module.calls = []
+
+    def make_venv(python, ros, version):
+        module.calls.append('venv')
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+
+    module.real_make_venv = module.make_venv
+    monkeypatch.setattr(module, 'make_venv', make_venv)
+    monkeypatch.setattr(module, 'install', lambda python, ros: module.calls.append('install'))
+    return module
+
+
+def test_old_interpreters_get_as_far_as_the_message(run, monkeypatch, capsys):
+    ast.parse((ROOT / 'run.py').read_text(), feature_version=(3, 6))
+    monkeypatch.setattr(run, 'MINIMUM', (99, 0))
+    assert run.main(['demo']) == 1
+    assert 'too old; 3.10 or newer' in capsys.readouterr().err
+
+
+def test_it_needs_the_standard_library_only():
+    code = 'import sys; sys.argv = ["run.py", "--help"]; import runpy; runpy.run_path("run.py")'
+    done = subprocess.run([sys.executable, '-I', '-S', '-c', code], cwd=ROOT, check=False,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_command_it_says_what_there_is(run, capsys):
+    assert run.main([]) == 2
+    assert 'run.py demo' in capsys.readouterr().out
+
+
+def test_the_second_run_begins_at_once(run):
+    assert run.set_up() == run.set_up() == run.VENV / 'bin' / 'python'
+    assert run.calls == ['venv', 'install']
+
+
+@pytest.mark.parametrize('change', ['setup', 'folder', 'interpreter', 'python gone'])
+def test_what_makes_another_set_up_necessary(run, change):
+    python = run.set_up()
+    if change == 'setup':
+        (run.ROOT / 'setup.py').write_text('second')
+    elif change == 'python gone':
+        python.unlink()
+    else:
+        stamp = json.loads(run.STAMP.read_text())
+        stamp['folder' if change == 'folder' else 'python'] = 'another'
+        run.STAMP.write_text(json.dumps(stamp))
+    run.set_up()
+    assert run.calls.count('install') == 2
+
+
+def test_an_interrupted_set_up_is_not_taken_for_complete(run, monkeypatch):
+    def interrupted(python, ros):
+        raise KeyboardInterrupt
+    run.set_up()
+    (run.ROOT / 'setup.py').write_text('second')
+    with monkeypatch.context() as patch:
+        patch.setattr(run, 'install', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.set_up()
+    assert not run.STAMP.exists()
+    run.set_up()
+    assert run.calls.count('install') == 2
+
+
+def test_a_damaged_stamp_is_no_stamp(run):
+    run.set_up()
+    run.STAMP.write_text('{"files": ')
+    run.set_up()
+    assert run.calls.count('install') == 2
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(run):
+    run.VENV.mkdir()
+    (run.VENV / 'thesis.txt').write_text('precious')
+    with pytest.raises(run.SetupError, match='no virtual environment'):
+        run.real_make_venv(run.VENV / 'bin' / 'python', '', '3')
+    assert (run.VENV / 'thesis.txt').exists()
+
+
+@pytest.mark.slow
+def test_half_an_environment_is_made_anew(run):
+    run.VENV.mkdir()
+    (run.VENV / 'pyvenv.cfg').write_text('home = /nowhere\n')
+    python = run.VENV / 'bin' / 'python'
+    run.real_make_venv(python, '', '3')
+    assert run.is_usable(python, '')
+    assert not run.is_usable(python, 'jazzy')  # that one must see the system's packages
+
+
+def test_a_python_without_venv_says_which_package_it_lacks(run, monkeypatch):
+    monkeypatch.setattr(
+        run.subprocess, 'run', lambda command, **_: subprocess.CompletedProcess(
+            command, 1, 'ensurepip is not available', ''))
+    with pytest.raises(run.SetupError, match=r'apt install python3\.\d+-venv'):
+        run.real_make_venv(run.VENV / 'bin' / 'python', '', '3')
+    assert not run.VENV.exists()
+
+
+@pytest.mark.parametrize(('output', 'message'), [
+    ("NewConnectionError('...: Failed to establish a new connection')", 'Check the network'),
+    ('[Errno 28] No space left on device', 'the disk is full'),
+    ('ERROR: Could not find a version that satisfies torch (from versions: none)', 'no wheel'),
+    ('ERROR: subprocess-exited-with-error', 'could not install'),
+])
+def test_why_pip_failed(run, output, message):
+    assert message in run.explain(output)
+
+
+def test_a_failing_pip_is_an_error_with_its_reason(run, monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location('again', ROOT / 'run.py')
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    fake = tmp_path / 'python'
+    fake.write_text('#!/bin/sh\necho "Max retries exceeded with url"; exit 1\n')
+    fake.chmod(0o755)
+    fresh.LOG = tmp_path / 'pip.log'
+    with pytest.raises(fresh.SetupError, match='Check the network'):
+        fresh.install(fake, '')
+    assert 'Max retries' in fresh.LOG.read_text()
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(run, monkeypatch):
+    usage = types.SimpleNamespace(total=9e9, used=8e9, free=1e9)
+    monkeypatch.setattr(run.shutil, 'disk_usage', lambda _: usage)
+    with pytest.raises(run.SetupError, match=r'1\.0 GB'):
+        run.set_up()
+    assert run.calls == []
+
+
+def test_a_sourced_ros_is_used(run, monkeypatch, tmp_path):
+    for name in ('rclpy', 'sensor_msgs'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').touch()
+    (tmp_path / 'sensor_msgs' / 'msg.py').touch()
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    assert run.sourced_ros() == 'jazzy'
+    (tmp_path / 'rclpy' / '__init__.py').write_text('raise ImportError("built for another")')
+    with pytest.raises(run.SetupError, match='built for another'):
+        run.sourced_ros()
+
+
+def test_all_checks_run_and_any_failure_counts(run, monkeypatch, capsys):
+    (run.ROOT / 'depthclip_ros').mkdir()
+    commands = []
+
+    def record(command, **_):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 1 if command[2] == 'mypy' else 0)
+    monkeypatch.setattr(run.subprocess, 'run', record)
+    assert run.run_tests(Path('python'), ['-k', 'x']) == 1
+    assert commands == [['ruff', 'check', '.'], ['mypy', '--strict', 'depthclip_ros'],
+                        ['pytest', '-k', 'x']]
+    assert 'mypy (exit code 1)' in capsys.readouterr().err
+
+
+def test_other_commands_are_those_of_depthclip(run, monkeypatch):
+    executed = []
+    monkeypatch.setattr(run.os, 'execv', lambda path, command: executed.append(command))
+    monkeypatch.setattr(run, 'set_up', lambda: Path('/x/python'))
+    run.main(['predict', 'a.png', '-o', 'out'])
+    assert executed == [['/x/python', '-m', 'depthclip_ros.cli.main', 'predict', 'a.png', '-o',
+                         'out']]
+
+
+def test_the_ci_command_is_the_readmes():
+    script = ROOT / '.ci' / 'run'
+    assert os.access(script, os.X_OK)
+    assert 'python3 run.py test' in script.read_text()
