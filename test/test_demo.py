@@ -67,6 +67,14 @@ def test_an_album_keeps_few_frames_spread_over_the_whole_run(tmp_path, count):
     assert (tmp_path / 'overview.png').exists()
 
 
+def test_an_album_puts_a_late_frame_in_its_place(tmp_path):
+    album = Album(tmp_path, 2, (1.0, 3.0), trained=True)
+    for number in (2, 3, 1):
+        album.add(frame(number))
+    album.close('')
+    assert sorted(path.stem for path in tmp_path.glob('depth_*.png')) == ['depth_001', 'depth_003']
+
+
 def test_an_album_removes_the_last_runs_files_and_no_others(tmp_path):
     for name in ('color_007.png', 'cloud_007.ply', 'summary.json', 'thesis.txt', 'mydepth.png'):
         (tmp_path / name).touch()
