@@ -95,8 +95,10 @@ class CameraReport:
         published = counters.published - before.published
         text = f'{received / seconds:.1f} Hz in, {published / seconds:.1f} Hz out'
         if published:
-            text += (f'; age p50 {_text(self._age(50))}, p99 {_text(self._age(99))} ms; '
-                     f'network {_text(self._times.median("network"))} ms, '
+            p50, p99 = (self.camera.ages.percentile(percent) for percent in (50, 99))
+            text += '; age unknown (stamps of another clock)' if math.isnan(p50) \
+                else f'; age p50 {p50:.1f}, p99 {p99:.1f} ms'
+            text += (f'; network {_text(self._times.median("network"))} ms, '
                      f'node {_text(self._times.median("overhead"))} ms')
         return text + (
             f'; {counters.dropped - before.dropped} dropped, '
