@@ -133,7 +133,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             frames=options.frames, seconds=options.seconds,
             pictures=options.pictures or len(files))
     arguments += ['--rate', str(options.rate or DEFAULT_RATE)]
-    description = 'built-in pictures of a room'
+    description = 'rendered rooms'
     for name in ('video', 'webcam'):
         value = getattr(options, name)
         if value is not None:
