@@ -16,6 +16,7 @@ EXECUTABLES = {
     'depthclip': 'depthclip_ros.cli.main:main',
     'image_source': 'depthclip_ros.sources.image_source:main',
     'bag_player': 'depthclip_ros.sources.bag_player:main',
+    'sim_camera': 'depthclip_ros.sources.sim_camera:main',
 }
 
 # pip always builds through pyproject.toml, and then runs this file with one of these commands.
