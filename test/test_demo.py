@@ -124,10 +124,12 @@ def test_depth_and_cloud_messages_are_read_back():
 
 
 def test_a_busy_domain_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(processes, 'DOMAINS', range(60, 62))
+    monkeypatch.setattr(processes, 'DOMAINS', range(60, 80))  # other tests may be on some
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(('', 7400 + 250 * 60 + 10))
-        assert {processes.free_domain() for _ in range(8)} == {61}
+        chosen = {processes.free_domain() for _ in range(50)}
+    assert 60 not in chosen
+    assert chosen <= set(range(61, 80))
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
