@@ -8,7 +8,7 @@ declared here are passed on to it all the same.
 from __future__ import annotations
 
 from ament_index_python.packages import get_packages_with_prefixes
-from launch import LaunchContext, LaunchDescription
+from launch import Event, LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
     DeclareLaunchArgument,
@@ -108,6 +108,11 @@ def _sim_camera(context: LaunchContext) -> list[Action]:
             namespace=LaunchConfiguration('namespace'),
             parameters=[parameters] if parameters else [],
             output='screen',
-            on_exit=Shutdown(reason='sim_camera has ended'),
+            on_exit=_end,
         )
     ]
+
+
+def _end(_: Event, context: LaunchContext) -> list[Action]:
+    """Nothing is left to see without the camera, unless everything ends already."""
+    return [] if context.is_shutdown else [Shutdown(reason='sim_camera has ended')]
