@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.config import _setting, _Settings
+from ..core.config import Settings, define
 from ..core.errors import ConfigError
 from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from .camera_info import CameraCalibration
@@ -37,50 +37,50 @@ EXPOSURE_PERIOD = 4.0  # seconds from one darkest picture to the next
 
 
 @dataclass(frozen=True)
-class SimConfig(_Settings):
+class SimConfig(Settings):
     """Settings of `sim_camera`, which are its ROS parameters."""
 
-    kind: str = _setting(
+    kind: str = define(
         ALL_KINDS, 'Kind of room; all: one after the other', choices=(ALL_KINDS, *KINDS),
         reload=False)
-    seed: int = _setting(
+    seed: int = define(
         0, 'First room; the same number, the same rooms. The demo weights have not seen those '
            'below 1000000', minimum=0, maximum=2**31 - 1, reload=False)
-    scene_seconds: float = _setting(
+    scene_seconds: float = define(
         10.0, 'Move on to the next room after this time; 0: stay', unit='s', minimum=0.0,
         maximum=86400.0, reload=False)
-    cameras: tuple[str, ...] = _setting(
+    cameras: tuple[str, ...] = define(
         ('',), "Names of the cameras, each the namespace of its topics; '': the node's own",
         reload=False)
-    rig: bool = _setting(
+    rig: bool = define(
         True, 'Several cameras are on one body and look around evenly; false: each has a room '
               'of its own', reload=False)
-    rate: float = _setting(
+    rate: float = define(
         10.0, 'Pictures of each camera a second', unit='Hz', minimum=0.01, maximum=120.0,
         reload=False)
-    width: int = _setting(
+    width: int = define(
         640, 'Width of the pictures', unit='px', minimum=16, maximum=4096, reload=False)
-    height: int = _setting(
+    height: int = define(
         480, 'Height of the pictures', unit='px', minimum=16, maximum=4096, reload=False)
-    fov: float = _setting(
+    fov: float = define(
         BUILTIN_HFOV, 'Horizontal field of view, of a lens without distortion', unit='degrees',
         minimum=5.0, maximum=150.0, reload=False)
-    distortion: bool = _setting(
+    distortion: bool = define(
         False, f'A lens with plumb_bob distortion {list(LENS)}', reload=False)
-    noise: float = _setting(
+    noise: float = define(
         0.0, 'Standard deviation of the pixel noise, of full scale', minimum=0.0, maximum=1.0,
         reload=False)
-    motion_blur: float = _setting(
+    motion_blur: float = define(
         0.0, f'Exposure time; above 0, rendering takes {BLUR_POSES + 1} times as long', unit='s',
         minimum=0.0, maximum=1.0, reload=False)
-    exposure: float = _setting(
+    exposure: float = define(
         1.0, 'Gain on the light', minimum=0.01, maximum=100.0, reload=False)
-    exposure_swing: float = _setting(
+    exposure_swing: float = define(
         0.0, f'The gain goes up and down every {EXPOSURE_PERIOD:g} s by a factor of 1 + this',
         minimum=0.0, maximum=10.0, reload=False)
-    white_balance: tuple[float, ...] = _setting(
+    white_balance: tuple[float, ...] = define(
         (1.0, 1.0, 1.0), 'Gains of red, green and blue', reload=False)
-    num_threads: int = _setting(
+    num_threads: int = define(
         1, "CPU threads of the renderer; 0: torch's choice", minimum=0, maximum=1024,
         reload=False)
 
