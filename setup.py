@@ -16,6 +16,7 @@ EXECUTABLES = {
     'depthclip': 'depthclip_ros.cli.main:main',
     'image_source': 'depthclip_ros.sources.image_source:main',
     'bag_player': 'depthclip_ros.sources.bag_player:main',
+    'sim_camera': 'depthclip_ros.sources.sim_camera:main',
 }
 
 # pip always builds through pyproject.toml, and then runs this file with one of these commands.
@@ -25,7 +26,7 @@ BUILT_BY_PIP = not {'dist_info', 'bdist_wheel', 'editable_wheel'}.isdisjoint(sys
 DATA_FILES = [
     ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
     (f'share/{PACKAGE}', ['package.xml']),
-    (f'share/{PACKAGE}/config', sorted(glob('config/*.yaml'))),
+    (f'share/{PACKAGE}/config', sorted(glob('config/*.yaml') + glob('config/*.xml'))),
     (f'share/{PACKAGE}/launch', sorted(glob('launch/*.launch.py'))),
     (f'share/{PACKAGE}/rviz', sorted(glob('rviz/*.rviz'))),
 ]
@@ -40,6 +41,7 @@ if BUILT_BY_PIP:
     # `ros2 launch` never look. These files in lib/<package> hand over to bin/.
     DATA_FILES.append((f'lib/{PACKAGE}', [f'scripts/{name}' for name in EXECUTABLES]))
     REQUIREMENTS = [
+        'h5py',
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',
@@ -47,6 +49,7 @@ if BUILT_BY_PIP:
         'PyYAML>=5.4',
         'rosbags>=0.10',
         'rosbags-image>=0.10',
+        'scipy',
         'torch>=2.0',
         'torchvision>=0.15',
     ]

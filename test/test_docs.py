@@ -82,9 +82,9 @@ def test_python_example_runs(tiny_weights, tmp_path):
     example = re.search(r'```python\n(.*?)```', README, re.DOTALL)[1]
     example = example.replace('config/nyu_paper.yaml', str(ROOT / 'config/nyu_paper.yaml'))
     example = example.replace("weights='RN50'", f'weights={str(tiny_weights)!r}')
-    example = example.replace('nyu_paper.yaml\')', "nyu_paper.yaml').replace(backbone='auto')")
+    example = example.replace("nyu_paper.yaml')", "nyu_paper.yaml').replace(backbone='auto')")
     names = {'rgb': synthetic_rgb(0)}
-    exec(example, names)  # noqa: S102
+    exec(example, names)
     assert names['prediction'].depth.shape == (480, 640)
 
 
@@ -95,4 +95,4 @@ def test_commands_that_the_readme_names_exist():
     commands = set(re.findall(r'`depthclip ([a-z-]+)', README))
     assert {'predict', 'doctor', 'fetch', 'encode-text'} <= commands
     for command in commands:
-        assert re.search(rf'^ +{command} ', help_text, re.MULTILINE), command
+        assert re.search(rf'^ +{command}\b', help_text, re.MULTILINE), command

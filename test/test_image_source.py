@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from files, videos and the built-in room, and the process that publishes them."""
+"""Pictures from files, videos and the built-in rooms, and the process that publishes them."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.sources import pictures, scenes
+from depthclip_ros.sources import pictures
 from depthclip_ros.sources.camera_info import CameraCalibration
 
 CALIBRATION = {
@@ -112,15 +113,36 @@ def test_a_broken_video_and_an_absent_webcam_are_errors(tmp_path):
         next(pictures.webcam_frames(97))
 
 
-def test_the_room_is_the_same_every_time_and_moves():
-    first, again, later = (scenes.room(n, 60, 80) for n in (3, 3, 9))
-    assert first.shape == (60, 80, 3)
-    assert first.dtype == np.uint8
-    assert (first == again).all()
-    assert np.abs(first.astype(int) - later).mean() > 5
-    frames = scenes.room_frames(12, 16)
-    lap = [next(frames) for _ in range(scenes.FRAMES + 1)]
-    assert lap[0] is lap[-1]  # drawn once
+@pytest.mark.slow
+def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
+    from depthclip_ros.sim import KINDS, SimCamera
+    from depthclip_ros.sources import sim_world
+    monkeypatch.setattr(sim_world, 'TOUR_FRAMES', 2)
+    rooms = []
+    camera = SimCamera().scaled(80, 60)
+    frames, again = (sim_world.tour(camera, say) for say in (rooms.append, lambda _: None))
+    seen = [next(frames) for _ in range(2 * len(KINDS) + 1)]
+    assert seen[0].shape == (60, 80, 3)
+    assert all((next(again) == rgb).all() for rgb in seen)
+    assert all(np.abs(a.astype(int) - b).mean() > 1 for a, b in itertools.pairwise(seen))
+    assert rooms == [f'{kind}, seed {seed}' for seed, kind in enumerate([*KINDS, KINDS[0]])]
+
+
+@pytest.mark.slow
+def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_info():
+    from depthclip_ros.core.geometry import CameraModel
+    from depthclip_ros.sources.sim_world import SimConfig
+    with publishing('--rate', 50, '--wait') as (listener, process):
+        listener.listen_until(lambda: len(listener.images) >= 12)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert 'image_source: bathroom, seed 0\nimage_source: bedroom, seed 1' in output
+    assert 'GUESS' not in output
+    camera = SimConfig().camera()
+    np.testing.assert_allclose(CameraModel.from_info(listener.infos[0]).K, camera.matrix)
+    expected = next(pictures.builtin_frames(lambda _: None))
+    assert bytes(listener.images[0].data) == expected.tobytes()
 
 
 # Calibration -------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""depth.launch.py, for real: launched, with the node and the replay as its processes."""
+"""The launch files, for real: launched, with the nodes and the replay as their processes."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +40,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / 'launch' / 'depth.launch.py'
+DEMO_FILE = ROOT / 'launch' / 'demo.launch.py'
 START = 1_700_000_000
 PERIOD = 0.4  # seconds: every image is answered, also on a busy machine
 COUNT = 6
@@ -133,10 +136,10 @@ def write_bag(path, cameras=('cam',)):
 class Launched:
     """The launch file in a process, its output, and a peer on the same ROS graph."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, file=LAUNCH_FILE):
         path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
         self.process = subprocess.Popen(
-            [sys.executable, '-c', RUNNER, LAUNCH_FILE, *map(str, arguments)],
+            [sys.executable, '-c', RUNNER, file, *map(str, arguments)],
             env={**os.environ, 'PYTHONPATH': path}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )
@@ -275,13 +278,15 @@ def test_several_cameras(tmp_path):
     assert 'image:=TOPIC' in output
 
 
-def test_rviz_that_is_not_installed():
-    try:
+@pytest.fixture
+def without_rviz():
+    with contextlib.suppress(PackageNotFoundError):
         get_package_prefix('rviz2')
-    except PackageNotFoundError:
-        assert 'rviz2 is not installed' in refused('rviz:=true')
-    else:
         pytest.skip('rviz2 is installed')
+
+
+def test_rviz_that_is_not_installed(without_rviz):
+    assert 'rviz2 is not installed' in refused('rviz:=true')
 
 
 @pytest.mark.parametrize('argument', ['rviz:=maybe', 'log_level:=loud', 'use_sim_time:=1'])
@@ -315,3 +320,55 @@ def test_rosbag2_needs_its_plugin_for_mcap(monkeypatch, tmp_path):
     assert action.node_executable == 'bag_player'
     action = player(monkeypatch, tmp_path, installed=['ros2bag', 'rosbag2_storage_mcap'])
     assert type(action).__name__ == 'ExecuteProcess'
+
+
+# demo.launch.py ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demo_shows_rooms_to_the_node(settings, without_rviz):
+    arguments = [
+        f'params_file:={settings}', 'namespace:=show', 'kind:=office', 'seed:=3', 'rate:=4',
+        'scene_seconds:=0', 'noise:=0.01', 'distortion:=true',
+    ]
+    with Launched(*arguments, file=DEMO_FILE) as launched:
+        depths = launched.listen(Image, '/show/depth/image')
+        truths = launched.listen(Image, '/show/depth/ground_truth')
+        clouds = launched.listen(PointCloud2, '/show/points')
+        values = launched.parameters(
+            '/show/sim_camera', 'seed', 'rate', 'noise', 'distortion', 'width'
+        )
+        assert values[0].integer_value == 3
+        assert (values[1].double_value, values[2].double_value) == (4.0, 0.01)
+        assert values[3].bool_value
+        assert values[4].integer_value == 640  # its own default
+
+        def both():
+            stamps = {(m.header.stamp.sec, m.header.stamp.nanosec) for m in truths}
+            return [
+                m for m in depths if (m.header.stamp.sec, m.header.stamp.nanosec) in stamps
+            ]
+
+        assert launched.spin_until(lambda: clouds and both()), 'no depth came'
+        answer = both()[0]
+        assert (answer.width, answer.height) == (640, 480)
+        output = launched.interrupt()
+        assert launched.process.returncode == 0, output
+    assert 'rviz2 is not installed here: look at depth/image_color' in output
+    assert re.search(r'camera: office, seed 3, from stamp \d+', output)
+    assert 'Traceback' not in output
+
+
+@pytest.mark.slow
+def test_the_demo_ends_when_the_camera_cannot_start(settings):
+    arguments = [f'params_file:={settings}', 'kind:=kitchen', 'rviz:=false']
+    with Launched(*arguments, file=DEMO_FILE) as launched:
+        output = launched.output_at_end()
+    assert "kind: 'kitchen' is none of" in output
+    assert 'rviz2' not in output
+
+
+def test_the_demo_passes_other_arguments_on_to_depth_launch():
+    with Launched('device:=none', 'rviz:=false', file=DEMO_FILE) as launched:
+        output = launched.output_at_end()
+    assert "device: 'none' is none of auto" in output

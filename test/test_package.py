@@ -27,6 +27,8 @@ PACKAGE = 'depthclip_ros'
 
 # Import name of what apt provides, by rosdep key.
 ROSDEP_KEYS = {
+    'h5py': 'python3-h5py',
+    'scipy': 'python3-scipy',
     'cv2': 'python3-opencv',
     'numpy': 'python3-numpy',
     'packaging': 'python3-packaging',

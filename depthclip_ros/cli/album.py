@@ -106,6 +106,7 @@ class Album:
             ConfigError: something could not be written.
 
         """
+        self._numbers.sort()  # a frame whose cloud was late came after its successors
         if len(self._numbers) > self._limit:
             places = np.linspace(0, len(self._numbers) - 1, self._limit).round().astype(int)
             self._keep([self._numbers[place] for place in places])

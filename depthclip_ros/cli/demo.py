@@ -22,6 +22,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
+from ..resources import config_path
 from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
 from ..sources.pictures import picture_files
@@ -46,8 +47,7 @@ PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
 # A participant whose first announcements were lost is heard of 3 s later; the player must not have
 # begun, or even ended, by then.
-PLAYER = ('import sys\nfrom depthclip_ros.sources import bag_player\n'
-          'bag_player.SETTLE_SECONDS = 4.0\nsys.exit(bag_player.main())')
+SETTLE_SECONDS = 4.0
 
 
 class DemoError(DepthClipError):
@@ -65,6 +65,7 @@ class Plan:
     compressed: bool = False
     replay: bool = False
     reliable: bool = True
+    built_in: bool = False
     frames: int | None = None
     seconds: float | None = None
     pictures: int = DEFAULT_PICTURES
@@ -89,10 +90,15 @@ def run_demo(options: argparse.Namespace) -> int:
         DepthClipError: wrong settings, no depth, or a process died; what came is written.
 
     """
-    depth, node = settings(options.config, options.weights, options.device)
     plan = _plan(options)
+    if plan.built_in and not (options.config or options.weights):
+        options.config = str(config_path('demo'))
+    depth, node = settings(options.config, options.weights, options.device)
     folder = output_folder(options.output)
     node = _with_weights(depth, node)
+    if node.weights == core_weights.DEMO:
+        to_stderr('Weights: the small demo model, which knows rendered rooms and nothing else '
+                  '(docs/demo_model.md).')
     trained = node.weights != core_weights.UNTRAINED
     if not trained:
         print_untrained()
@@ -133,7 +139,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             frames=options.frames, seconds=options.seconds,
             pictures=options.pictures or len(files))
     arguments += ['--rate', str(options.rate or DEFAULT_RATE)]
-    description = 'built-in pictures of a room'
+    description = 'rendered rooms'
     for name in ('video', 'webcam'):
         value = getattr(options, name)
         if value is not None:
@@ -143,7 +149,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     if not frames and not seconds:
         frames, seconds = DEFAULT_FRAMES, DEFAULT_SECONDS
     return Plan(description, arguments, frames=frames, seconds=seconds,
-                pictures=options.pictures or DEFAULT_PICTURES)
+                pictures=options.pictures or DEFAULT_PICTURES,
+                built_in=options.video is None and options.webcam is None)
 
 
 def _bag_plan(options: argparse.Namespace) -> Plan:
@@ -158,8 +165,9 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
     return Plan(
         f'bag {options.bag}, {image}',
-        ['-c', PLAYER, options.bag, '--clock',
-         '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0), '--topics', *topics],
+        ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
+         '--wait-for-subscribers', '30', '--settle', str(SETTLE_SECONDS),
+         '--rate', str(options.rate or 1.0), '--topics', *topics],
         image=camera.image, camera_info=camera.camera_info or 'camera_info',
         compressed=camera.compressed, replay=True, reliable=_is_reliable(options.bag, image),
         frames=options.frames, seconds=options.seconds,

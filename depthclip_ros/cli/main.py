@@ -73,7 +73,7 @@ def _add_demo(commands: _Commands) -> None:
         'demo', help='run the node on a real ROS graph and leave pictures to look at',
         description='Start depth_node and a source of images as separate processes on a ROS graph '
         'of this machine only, record what comes out, and leave depth, pictures and clouds.')
-    source = parser.add_argument_group('source of images (default: built-in pictures of a room)')
+    source = parser.add_argument_group('source of images (default: rendered rooms)')
     one = source.add_mutually_exclusive_group()
     one.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
                      help='each picture is answered once')

@@ -32,7 +32,7 @@ ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
 
 
-def _setting(
+def define(
     default: Any,
     description: str,
     *,
@@ -63,7 +63,7 @@ def describe(setting: dataclasses.Field[Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """What both configurations share: conversion, validation, replacement."""
 
     def __post_init__(self) -> None:
@@ -108,42 +108,42 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class DepthConfig(_Settings):
+class DepthConfig(Settings):
     """What DepthCLIP computes. The defaults are the node's; see `config/nyu_paper.yaml` for NYU.
 
     Tokens, bins, template and temperature are the paper's (§4.2).
     """
 
-    tokens: tuple[str, ...] = _setting(
+    tokens: tuple[str, ...] = define(
         PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)')
-    bins: tuple[float, ...] = _setting(
+    bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
         reload=False)
-    templates: tuple[str, ...] = _setting(
+    templates: tuple[str, ...] = define(
         ('This object is {}',),
         'Sentences around a token, {} marks its place; their text features are averaged')
-    temperature: float = _setting(
+    temperature: float = define(
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
         reload=False)
-    backbone: str = _setting(
+    backbone: str = define(
         'RN50', 'CLIP architecture by its OpenAI name, or auto: whatever the weights hold')
-    features: str = _setting(
+    features: str = define(
         'reference', 'Dense image features', choices=('reference', 'maskclip'))
-    input_height: int = _setting(
+    input_height: int = define(
         480, "Height of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
-    input_width: int = _setting(
+    input_width: int = define(
         640, "Width of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
-    flip_average: bool = _setting(
+    flip_average: bool = define(
         False, 'Average with the pass over the mirrored image: twice the work', reload=False)
-    upsampling: str = _setting(
+    upsampling: str = define(
         'bilinear', 'From patches to pixels: bilinear as the official code, patch as the paper',
         choices=('bilinear', 'patch'), reload=False)
-    normalization: str = _setting(
+    normalization: str = define(
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's",
         choices=('imagenet', 'clip'))
-    precision: str = _setting(
+    precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA",
         choices=('auto', 'float32', 'float16', 'bfloat16'))
 
@@ -189,32 +189,32 @@ class DepthConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class NodeConfig(_Settings):
+class NodeConfig(Settings):
     """How the node is fed and what it publishes."""
 
-    weights: str = _setting(
+    weights: str = define(
         '', "CLIP weights: an official name, 'demo', a file, or 'untrained' (random: depth is "
             "meaningless); empty: the backbone's official weights")
-    device: str = _setting('auto', 'auto, cpu, cuda, or cuda:N; cuda without a GPU is an error')
-    offline: bool = _setting(False, 'Never download weights')
-    cache_dir: str = _setting(
+    device: str = define('auto', 'auto, cpu, cuda, or cuda:N; cuda without a GPU is an error')
+    offline: bool = define(False, 'Never download weights')
+    cache_dir: str = define(
         '', 'Folder of weights and text features; empty: $DEPTHCLIP_CACHE, '
             'else ~/.cache/depthclip_ros')
-    image_transport: str = _setting(
+    image_transport: str = define(
         'raw', 'Subscribe to image, or to image/compressed', choices=('raw', 'compressed'))
-    depth_encoding: str = _setting(
+    depth_encoding: str = define(
         '32FC1', 'Encoding of depth/image: metres with NaN, or millimetres with 0 (REP-118)',
         choices=('32FC1', '16UC1'))
-    depth_resolution: str = _setting(
+    depth_resolution: str = define(
         'input', "Size of depth/image: the image's or the network's",
         choices=('input', 'network'))
-    rectified: bool = _setting(
+    rectified: bool = define(
         False, 'The image is rectified: its rays follow P without distortion, not K and D')
-    input_timeout: float = _setting(
+    input_timeout: float = define(
         5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
         maximum=3600.0)
-    autostart: bool = _setting(True, 'Configure and activate at start, without a manager')
-    num_threads: int = _setting(
+    autostart: bool = define(True, 'Configure and activate at start, without a manager')
+    num_threads: int = define(
         0, "CPU threads of the network; 0: torch's choice", minimum=0, maximum=1024)
 
     def _check(self) -> None:

@@ -4,27 +4,23 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from . import image_io
 from .calibration import Calibration
+from .inputs import Input
 from .outputs import Outputs
-from .qos_events import UnsupportedEventTypeError, subscription_callbacks
 from .statistics import Counters, Throttle, Window
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
     from rclpy.lifecycle import LifecycleNode
     from rclpy.node import Node
-    from rclpy.subscription import Subscription
 
     from ..core.config import NodeConfig
 
@@ -43,7 +39,7 @@ class Camera:
         self._ready = ready
         self._frame: Image | CompressedImage | None = None
         self._counters = Counters()
-        self._subscriptions: list[Subscription] = []
+        self._inputs: list[Input] = []
         self.config = config
         self.image_topic, self.info_topic = self.input_topics(node, config)
         self.image_type = CompressedImage if config.image_transport == 'compressed' else Image
@@ -54,6 +50,7 @@ class Camera:
         self.beyond_encoding = 0  # pixels
         self.throttle = Throttle()
         self.warned_frame_id = False
+        self.reported_lost = 0
         # Steady time, for the watchdogs: simulated time may stand still.
         self.active_since = 0.0
         self.last_image = 0.0
@@ -75,14 +72,21 @@ class Camera:
         self.active_since = self.last_image = time.monotonic()
         self.calibration = Calibration(rectified=self.config.rectified)
         self.warned_frame_id = False
-        self._subscribe(self.image_type, self.image_topic, self._on_image)
-        self._subscribe(CameraInfo, self.info_topic, self._on_info)
+        self._inputs = [
+            Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),
+            Input(self._node, CameraInfo, self.info_topic, self._on_info),
+        ]
+
+    def follow_publishers(self) -> None:
+        """Listen with the reliability that the publishers offer now."""
+        for source in self._inputs:
+            source.follow_publishers()
 
     def unsubscribe(self) -> None:
         """Stop listening; an image that still waits counts as dropped."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions.clear()
+        for source in self._inputs:
+            source.destroy()
+        self._inputs.clear()
         with self._ready:
             if self._frame is not None:
                 self._frame = None
@@ -93,20 +97,6 @@ class Camera:
         """Remove everything from the node."""
         self.unsubscribe()
         self.outputs.destroy()
-
-    def _subscribe(self, kind: type, topic: str, callback: Callable[[Any], None]) -> None:
-        def create(on_lost: Callable[[int], None] | None) -> Subscription:
-            return self._node.create_subscription(
-                kind, topic, callback,
-                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
-                           reliability=QoSReliabilityPolicy.BEST_EFFORT),
-                event_callbacks=subscription_callbacks(self._node, topic, on_lost),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies())
-        try:
-            subscription = create(self._on_lost if callback == self._on_image else None)
-        except UnsupportedEventTypeError:  # not every middleware reports losses
-            subscription = create(None)
-        self._subscriptions.append(subscription)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         with self._ready:

@@ -3,7 +3,7 @@
 # (rclpy's Node, of which this is one, is typed in part only)
 """The lifecycle node: images in, depth out.
 
-Subscribers (sensor data: best effort, depth 1):
+Subscribers (depth 1; reliable if every publisher of the topic is, else best effort):
     image (sensor_msgs/Image): any common encoding; with `image_transport: compressed` instead
         image/compressed (sensor_msgs/CompressedImage).
     camera_info (sensor_msgs/CameraInfo): the latest one counts; it must be of the image's size.
@@ -25,7 +25,7 @@ Parameters:
     name, with unit, range and choices in its descriptor. temperature, bins (metres), flip_average
     and upsampling take effect from the next image on; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
-    /diagnostics.
+    /diagnostics; TOPIC is the resolved name (/image).
 
 The newest image wins: while the network is busy an image waits, and a newer one replaces it. While
 nobody subscribes to any output, images are counted as idle and the network rests.
@@ -245,7 +245,10 @@ class DepthNode(LifecycleNode):
         active = self._worker is not None
         statuses = [model_status(f'{name}: model', self._estimator, self._state_label())]
         for report in self._reports:
-            missing = check_inputs(self, report.camera) if active else ''
+            missing = ''
+            if active:
+                report.camera.follow_publishers()
+                missing = check_inputs(self, report.camera)
             statuses.append(report.status(f'{name}: frames', missing))
             summary = report.summary()
             if summary:

@@ -63,9 +63,11 @@ class CameraReport:
             'rate out [Hz]': rate_out,
             'age at publish p50 [ms]': self._age(50),
             'age at publish p99 [ms]': self._age(99),
-            'network p50 [ms]': times.median('network'),
-            'node overhead p50 [ms]': times.median('overhead'),
-            **{f'{stage} p50 [ms]': times.median(stage)
+            'network p50 [ms]': times.percentile('network', 50),
+            'network p99 [ms]': times.percentile('network', 99),
+            'node overhead p50 [ms]': times.percentile('overhead', 50),
+            'node overhead p99 [ms]': times.percentile('overhead', 99),
+            **{f'{stage} p50 [ms]': times.percentile(stage, 50)
                for stage in sorted(times.windows) if stage not in ('network', 'overhead')},
             'received': counters.received,
             'published': counters.published,
@@ -95,9 +97,11 @@ class CameraReport:
         published = counters.published - before.published
         text = f'{received / seconds:.1f} Hz in, {published / seconds:.1f} Hz out'
         if published:
-            text += (f'; age p50 {_text(self._age(50))}, p99 {_text(self._age(99))} ms; '
-                     f'network {_text(self._times.median("network"))} ms, '
-                     f'node {_text(self._times.median("overhead"))} ms')
+            p50, p99 = (self.camera.ages.percentile(percent) for percent in (50, 99))
+            text += '; age unknown (stamps of another clock)' if math.isnan(p50) \
+                else f'; age p50 {p50:.1f}, p99 {p99:.1f} ms'
+            text += (f'; network {self._times.percentile("network", 50):.1f} ms, '
+                     f'node {self._times.percentile("overhead", 50):.1f} ms')
         return text + (
             f'; {counters.dropped - before.dropped} dropped, '
             f'{counters.total_rejected() - before.total_rejected()} rejected, '

@@ -173,9 +173,9 @@ def depth_image(
     return int(np.count_nonzero(~valid) - np.count_nonzero(np.isnan(millimetres)))
 
 
-def color_image(msg: Image, bgr: UInt8, header: Header) -> None:
-    """Fill an image message with a (H, W, 3) BGR picture, encoding bgr8."""
-    _fill(msg, np.asarray(bgr, np.uint8), 'bgr8', header)
+def color_image(msg: Image, pixels: UInt8, header: Header, encoding: str = 'bgr8') -> None:
+    """Fill an image message with a (H, W, 3) picture; bgr8 or rgb8 says which order it has."""
+    _fill(msg, np.asarray(pixels, np.uint8), encoding, header)
 
 
 def fill_data(msg: Any, values: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSHistoryPolicy, QoSReliabilityPolicy
+from rclpy.qos import QoSHistoryPolicy
 
 from ..core.config import ROS_OWN, DepthConfig, NodeConfig, describe
 from ..core.errors import ConfigError
@@ -36,7 +36,8 @@ SETTINGS: dict[str, dataclasses.Field[Any]] = {
 QOS_POLICIES: dict[str, tuple[str, ...]] = {
     'history': tuple(p.name.lower() for p in QoSHistoryPolicy if p.name != 'UNKNOWN'),
     'depth': (),
-    'reliability': tuple(p.name.lower() for p in QoSReliabilityPolicy if p.name != 'UNKNOWN'),
+    # best_available is newer than Humble; on subscriptions it is this package's own doing.
+    'reliability': ('reliable', 'best_effort', 'system_default', 'best_available'),
 }
 
 

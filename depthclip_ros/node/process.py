@@ -44,6 +44,9 @@ def explain_arguments(arguments: Sequence[str], error: Exception) -> str:
     for reason in filter(None, map(_wrong_with, _parameter_files(arguments))):
         return reason
     text = str(error).removeprefix('failed to initialize rcl: ').partition(', at /')[0]
+    empty = [a.partition(':=')[0] for a in arguments if a.endswith(':=[]')]
+    if 'PARAMETER_NOT_SET' in text and empty:
+        return f'{", ".join(empty)}: the list is empty; give it at least one element.'
     if 'same type' in text:
         text += '. ROS wants the numbers of a list all with or all without a point: [1.0, 2.5]'
     return f'{text.rstrip(".")}.'

@@ -42,7 +42,8 @@ def publisher_callbacks(node: Node, topic: str) -> PublisherEventCallbacks:
 
 
 def subscription_callbacks(
-    node: Node, topic: str, on_lost: Callable[[int], None] | None = None,
+    node: Node, topic: str, on_lost: Callable[[int], None] | None = None, *,
+    explain_reliability: bool = True,
 ) -> SubscriptionEventCallbacks:
     """Log when a publisher offers less than `node` asks for on `topic`.
 
@@ -50,15 +51,17 @@ def subscription_callbacks(
         node: the subscribing node.
         topic: name of the topic.
         on_lost: called with the number of messages that the middleware has just lost.
+        explain_reliability: False where the subscription will follow the publisher by itself.
 
     """
     name = node.resolve_topic_name(topic)
 
     def incompatible(event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-        node.get_logger().warning(
-            f'{name}: a publisher offers another {policy}; nothing will arrive from it. '
-            + _remedy(name, 'subscription', policy))
+        if policy != 'reliability' or explain_reliability:
+            node.get_logger().warning(
+                f'{name}: a publisher offers another {policy}; nothing will arrive from it. '
+                + _remedy(name, 'subscription', policy))
 
     callbacks: dict[str, Any] = {'incompatible_qos': incompatible}
     if on_lost is not None:

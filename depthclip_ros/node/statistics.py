@@ -103,9 +103,9 @@ class StageTimes:
             self.windows[stage] = Window()
         self.windows[stage].add(1e3 * seconds)
 
-    def median(self, stage: str) -> float:
-        """Median of a stage in milliseconds; NaN if it never ran."""
-        return self.windows[stage].percentile(50) if stage in self.windows else math.nan
+    def percentile(self, stage: str, percent: float) -> float:
+        """Percentile of a stage in milliseconds; NaN if it never ran."""
+        return self.windows[stage].percentile(percent) if stage in self.windows else math.nan
 
 
 class Rate:

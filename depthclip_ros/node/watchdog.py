@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .camera import Camera
 
 MAX_LISTED = 6
+MAX_LOST_PART = 0.05  # of all images
 
 
 def check_inputs(node: Node, camera: Camera) -> str:
@@ -23,6 +24,7 @@ def check_inputs(node: Node, camera: Camera) -> str:
         What is missing, in a few words for diagnostics; empty if all is well.
 
     """
+    _check_losses(node, camera)
     now, timeout = time.monotonic(), camera.config.input_timeout
     if now - camera.last_image > timeout:
         if camera.throttle.due('no image'):
@@ -33,6 +35,18 @@ def check_inputs(node: Node, camera: Camera) -> str:
             node.get_logger().warning(_no_camera_info(node, camera))
         return 'no camera_info'
     return ''
+
+
+def _check_losses(node: Node, camera: Camera) -> None:
+    """Warn when the middleware loses a noticeable part of the images."""
+    counters = camera.counters()
+    lost, received = counters.lost - camera.reported_lost, counters.received
+    if lost > MAX_LOST_PART * received and camera.throttle.due('lost'):
+        camera.reported_lost = counters.lost
+        node.get_logger().warning(
+            f'{camera.image_topic}: the middleware lost {lost} images before they arrived. '
+            "Make the publisher's reliability reliable, or enlarge its middleware's buffers: "
+            'config/fastdds_large_images.xml of this package says how for Fast DDS.')
 
 
 def _no_image(node: Node, camera: Camera, seconds: float) -> str:

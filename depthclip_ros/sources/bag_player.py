@@ -51,6 +51,7 @@ class Options:
         topics: Topics to play; empty: all.
         start_offset: Seconds of the bag to skip.
         wait_for_subscribers: Seconds to wait for a first subscriber; 0: do not wait.
+        settle: Seconds without a further subscriber after which the waiting ends.
 
     """
 
@@ -60,6 +61,7 @@ class Options:
     topics: tuple[str, ...] = ()
     start_offset: float = 0.0
     wait_for_subscribers: float = 0.0
+    settle: float = SETTLE_SECONDS
 
 
 @dataclass
@@ -201,7 +203,7 @@ class BagPlayer:
             count = sum(p.get_subscription_count() for p in self._publishers.values())
             if count != before:
                 before, changed = count, now
-            if count and now - changed >= SETTLE_SECONDS:
+            if count and now - changed >= self._options.settle:
                 return
             if now >= deadline:
                 if not count:
@@ -421,6 +423,13 @@ def parser() -> argparse.ArgumentParser:
         metavar='SECONDS',
         help='wait so long for a first subscriber before playing',
     )
+    parser.add_argument(
+        '--settle',
+        type=_not_negative,
+        default=SETTLE_SECONDS,
+        metavar='SECONDS',
+        help='begin when no further subscriber has come for so long (%(default)s)',
+    )
     return parser
 
 
@@ -463,6 +472,7 @@ def _play(given: argparse.Namespace) -> int:
         topics=tuple(given.topics),
         start_offset=given.start_offset,
         wait_for_subscribers=given.wait_for_subscribers,
+        settle=given.settle,
     )
     reader = open_bag(given.bag)
     try:

@@ -31,13 +31,13 @@ from ..core.errors import CameraInfoError, DepthClipError, ImageError
 from ..node import image_io
 from .camera_info import CameraCalibration
 from .pictures import (
+    BUILTIN_HFOV,
     builtin_frames,
     file_frames,
     picture_files,
     video_frames,
     webcam_frames,
 )
-from .scenes import HFOV_DEGREES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line of the executable."""
     parser = argparse.ArgumentParser(
         prog='image_source', description='Publish pictures as a camera would, on image and '
-        'camera_info. Without a source: built-in pictures of a room, endlessly.')
+        'camera_info. Without a source: rendered rooms, endlessly.')
     parser.add_argument('images', nargs='*', metavar='FILE_OR_FOLDER',
                         help='pictures, in this order; folders by name')
     parser.add_argument('--video', metavar='FILE', help='frames of a video')
@@ -214,7 +214,7 @@ def open_source(
         return video_frames(options.video, loop=options.loop)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
-    return builtin_frames()
+    return builtin_frames(lambda room: print(f'image_source: {room}', flush=True))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -259,7 +259,7 @@ def _is_builtin(options: argparse.Namespace) -> bool:
 def _field_of_view(options: argparse.Namespace) -> float:
     if options.fov is not None:
         return float(options.fov)
-    return HFOV_DEGREES if _is_builtin(options) else GUESSED_FOV
+    return BUILTIN_HFOV if _is_builtin(options) else GUESSED_FOV
 
 
 def _positive(text: str) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..color import Picture
 
+BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 
@@ -130,10 +131,22 @@ def webcam_frames(index: int) -> Iterator[Picture]:
     raise ImageError('webcam stopped', f'Webcam {index} stopped sending frames.')
 
 
-def builtin_frames() -> Iterator[Picture]:
-    """Pictures that need no file: the one place to change the default of every source."""
-    from .scenes import room_frames
-    return room_frames()
+def builtin_frames(announce: Callable[[str], None]) -> Iterator[Picture]:
+    """Pictures that need no file, endlessly, always the same: rendered rooms.
+
+    They are 640 x 480 with a horizontal field of view of BUILTIN_HFOV degrees. From the first
+    one on, torch has one thread in this process, so that the other cores are left to the network.
+
+    Args:
+        announce: told of every new room: its kind and seed.
+
+    """
+    import torch  # late: it takes seconds
+
+    from .sim_world import SimConfig, tour
+    torch.set_num_threads(1)
+    for rgb in tour(SimConfig(fov=BUILTIN_HFOV).camera(), announce):
+        yield np.ascontiguousarray(rgb[:, :, ::-1])
 
 
 def _read_or_skip(path: Path, skip: Callable[[ImageError], None]) -> Picture | None:

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a simulated camera sees: settings, the order of rooms, poses, frames. No ROS in here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.config import Settings, define
+from ..core.errors import ConfigError
+from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
+from .camera_info import CameraCalibration
+from .pictures import BUILTIN_HFOV
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from ..sim import Frame, Trajectory
+
+    Pose = NDArray[np.float64]
+
+ALL_KINDS = 'all'
+NANOSECONDS = 1_000_000_000
+# plumb_bob numbers of an inexpensive wide-angle lens: straight lines bend outwards visibly.
+LENS = (-0.28, 0.08, 0.0005, -0.0003, 0.0)
+LENS_TOLERANCE = 0.1  # pixels between a ray and where the renderer's inverse puts it
+BLUR_POSES = 4  # beside the middle of the exposure
+TOUR_FRAMES, TOUR_STEP = 10, 0.2  # pictures of each room, seconds between them
+EXPOSURE_PERIOD = 4.0  # seconds from one darkest picture to the next
+
+
+@dataclass(frozen=True)
+class SimConfig(Settings):
+    """Settings of `sim_camera`, which are its ROS parameters."""
+
+    kind: str = define(
+        ALL_KINDS, 'Kind of room; all: one after the other', choices=(ALL_KINDS, *KINDS),
+        reload=False)
+    seed: int = define(
+        0, 'First room; the same number, the same rooms. The demo weights have not seen those '
+           'below 1000000', minimum=0, maximum=2**31 - 1, reload=False)
+    scene_seconds: float = define(
+        10.0, 'Move on to the next room after this time; 0: stay', unit='s', minimum=0.0,
+        maximum=86400.0, reload=False)
+    cameras: tuple[str, ...] = define(
+        ('',), "Names of the cameras, each the namespace of its topics; '': the node's own",
+        reload=False)
+    rig: bool = define(
+        True, 'Several cameras are on one body and look around evenly; false: each has a room '
+              'of its own', reload=False)
+    rate: float = define(
+        10.0, 'Pictures of each camera a second', unit='Hz', minimum=0.01, maximum=120.0,
+        reload=False)
+    width: int = define(
+        640, 'Width of the pictures', unit='px', minimum=16, maximum=4096, reload=False)
+    height: int = define(
+        480, 'Height of the pictures', unit='px', minimum=16, maximum=4096, reload=False)
+    fov: float = define(
+        BUILTIN_HFOV, 'Horizontal field of view, of a lens without distortion', unit='degrees',
+        minimum=5.0, maximum=150.0, reload=False)
+    distortion: bool = define(
+        False, f'A lens with plumb_bob distortion {list(LENS)}', reload=False)
+    noise: float = define(
+        0.0, 'Standard deviation of the pixel noise, of full scale', minimum=0.0, maximum=1.0,
+        reload=False)
+    motion_blur: float = define(
+        0.0, f'Exposure time; above 0, rendering takes {BLUR_POSES + 1} times as long', unit='s',
+        minimum=0.0, maximum=1.0, reload=False)
+    exposure: float = define(
+        1.0, 'Gain on the light', minimum=0.01, maximum=100.0, reload=False)
+    exposure_swing: float = define(
+        0.0, f'The gain goes up and down every {EXPOSURE_PERIOD:g} s by a factor of 1 + this',
+        minimum=0.0, maximum=10.0, reload=False)
+    white_balance: tuple[float, ...] = define(
+        (1.0, 1.0, 1.0), 'Gains of red, green and blue', reload=False)
+    num_threads: int = define(
+        1, "CPU threads of the renderer; 0: torch's choice", minimum=0, maximum=1024,
+        reload=False)
+
+    def _check(self) -> None:
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise ConfigError(f'cameras: {list(self.cameras)} holds no name or one twice; give '
+                              'every camera a name of its own.')
+        for name in self.cameras:
+            if name and not re.fullmatch(r'[A-Za-z](_?[A-Za-z0-9])*', name):
+                raise ConfigError(f"cameras: '{name}' cannot be a ROS namespace; use letters, "
+                                  'digits and single underscores.')
+        if len(self.white_balance) != 3 or not all(0 < gain <= 100 for gain in self.white_balance):
+            raise ConfigError(f'white_balance: {list(self.white_balance)} must be three gains '
+                              'above 0, at most 100.')
+        _check_lens(self.camera())
+
+    def camera(self) -> SimCamera:
+        """The camera; all cameras are alike."""
+        pinhole = CameraCalibration.from_fov(self.width, self.height, self.fov)
+        return SimCamera(self.width, self.height, pinhole.k[0], pinhole.k[4], pinhole.k[2],
+                         pinhole.k[5], LENS if self.distortion else (0.0,) * 5)
+
+    def options(self, elapsed: float, seed: int) -> RenderOptions:
+        """Effects in a picture taken `elapsed` seconds after the start; `seed` is the noise's."""
+        swing = math.sin(2 * math.pi * elapsed / EXPOSURE_PERIOD)
+        red, green, blue = self.white_balance
+        return RenderOptions(self.exposure * (1 + self.exposure_swing) ** swing,
+                             (red, green, blue), self.noise, seed)
+
+
+def calibration(camera: SimCamera) -> CameraCalibration:
+    """What `sensor_msgs/CameraInfo` says about a simulated camera."""
+    k = tuple(float(value) for value in camera.matrix.ravel())
+    return CameraCalibration(
+        camera.width, camera.height, k, camera.distortion, 'plumb_bob',
+        (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room and the path of the camera in it."""
+
+    scene: Scene
+    path: Trajectory
+
+    def __str__(self) -> str:
+        return f'{self.scene.kind}, seed {self.scene.seed}'
+
+
+def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
+    """One room; where it has no place for a camera, the next that has.
+
+    Args:
+        kind: of the room; 'all': the seed tells which.
+        seed: of the room.
+        warn: told of a room that is left out.
+
+    """
+    while True:
+        scene = Scene.generate(KINDS[seed % len(KINDS)] if kind == ALL_KINDS else kind, seed)
+        try:
+            return Room(scene, trajectory(scene, seed=0))
+        except RuntimeError as error:
+            warn(f'{error}: taking the next one')
+            seed += len(KINDS) if kind == ALL_KINDS else 1
+
+
+class View:
+    """What one camera of several sees.
+
+    Frames depend on the settings and on the time since the start only.
+    """
+
+    def __init__(
+        self, config: SimConfig, index: int, announce: Callable[[float, Room], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Look through one camera.
+
+        Args:
+            config: of all cameras.
+            index: of this camera.
+            announce: told when, in seconds since the start, it comes to which room.
+            warn: told of rooms that are left out.
+
+        """
+        self._config = config
+        self._index = index
+        self._announce = announce
+        self._warn = warn
+        self._camera = config.camera()
+        self._number = -1
+        self._room: Room
+
+    def restart(self) -> None:
+        """Announce the next picture's room also when it is the last one's."""
+        self._number = -1
+
+    def frame(self, elapsed: float, number: int) -> Frame:
+        """Render what the camera sees `elapsed` seconds after the start, as picture `number`."""
+        config = self._config
+        period = config.scene_seconds
+        room_number = int(elapsed // period) if period else 0
+        self._enter(room_number)
+        time = elapsed - room_number * period
+        options = config.options(elapsed, number * len(config.cameras) + self._index)
+        return render(self._room.scene, self._camera, self._pose(time), options, [
+            self._pose(time + offset * config.motion_blur) for offset in _blur_offsets()
+        ] if config.motion_blur else [])
+
+    def _enter(self, number: int) -> None:
+        if number == self._number:
+            return
+        config = self._config
+        # Without a rig, the rooms go round the cameras.
+        place = number if config.rig else number * len(config.cameras) + self._index
+        self._number = number
+        self._room = room(config.kind, config.seed + place, self._warn)
+        self._announce(number * config.scene_seconds, self._room)
+
+    def _pose(self, time: float) -> Pose:
+        pose = self._room.path.pose(time)
+        if self._config.rig:
+            # All centres in one point: turned about the vertical, no wall comes nearer.
+            angle = 2 * math.pi * self._index / len(self._config.cameras)
+            cosine, sine = math.cos(angle), math.sin(angle)
+            turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+            pose[:3, :3] = turn @ pose[:3, :3]
+        return pose
+
+
+class Schedule:
+    """Which picture is due: number n at n / rate seconds after the start, or never.
+
+    Attributes:
+        start: time of picture 0, in nanoseconds.
+        skipped: pictures that came too late to be taken.
+
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.start = 0
+        self.skipped = 0
+        self._rate = rate
+        self._last = -1
+
+    def due(self, now: int) -> int | None:
+        """Number of the picture to take now, in nanoseconds; None when it is taken already.
+
+        The first call, and one at an earlier time than the last picture's, starts at 0 again.
+        """
+        if self._last < 0 or now < self.stamp(self._last):
+            self.start, self._last = now, 0
+            return 0
+        number = int((now - self.start) * self._rate / NANOSECONDS)
+        if number <= self._last:
+            return None
+        self.skipped += number - self._last - 1
+        self._last = number
+        return number
+
+    def stamp(self, number: int) -> int:
+        """Time of a picture in nanoseconds."""
+        return self.start + round(number * NANOSECONDS / self._rate)
+
+
+def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray[np.uint8]]:
+    """A short look into one room of each kind after the other, endlessly, always the same.
+
+    Args:
+        camera: that looks.
+        announce: told of every room: its kind and seed.
+
+    Yields:
+        uint8 (H, W, 3), RGB.
+
+    """
+    for seed in itertools.count():
+        place = room(ALL_KINDS, seed, announce)
+        announce(str(place))
+        for number in range(TOUR_FRAMES):
+            yield render(place.scene, camera, place.path.pose(number * TOUR_STEP)).rgb
+
+
+def _blur_offsets() -> Sequence[float]:
+    """Times during an exposure of 1 s around its middle, without the middle."""
+    half = BLUR_POSES // 2
+    return [n / BLUR_POSES for n in range(-half, half + 1) if n]
+
+
+def _check_lens(camera: SimCamera) -> None:
+    """Refuse a field of view in which the renderer cannot undo the distortion."""
+    corners: Any = np.array([[-0.5, -0.5], [camera.width - 0.5, camera.height - 0.5]])
+    x, y = (corners - (camera.cx, camera.cy)).T / camera.fx
+    error = np.hypot(*(a - b for a, b in zip(
+        camera.distort(*camera.undistort(x, y)), (x, y), strict=True))).max() * camera.fx
+    if not error < LENS_TOLERANCE:
+        raise ConfigError('distortion: this lens cannot cover the whole picture; give a smaller '
+                          'fov, at most 90 degrees at 640 x 480, or distortion: false.')

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start sim_camera, depth_node on the demo weights, and RViz: no camera, no network is needed.
+
+An empty argument means: sim_camera's own default. The arguments of depth.launch.py that are not
+declared here are passed on to it all the same.
+"""
+
+from __future__ import annotations
+
+from ament_index_python.packages import get_packages_with_prefixes
+from launch import Event, LaunchContext, LaunchDescription
+from launch.action import Action
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    SetLaunchConfiguration,
+    Shutdown,
+)
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = 'depthclip_ros'
+SHARE = FindPackageShare(PACKAGE)
+
+# Parameters of sim_camera.
+SIM_ARGUMENTS = [
+    DeclareLaunchArgument(
+        'kind',
+        default_value='',
+        description='Kind of room, e.g. office; all: one kind after the other',
+    ),
+    DeclareLaunchArgument(
+        'seed', default_value='', description='Number of the first room, 0 or above'
+    ),
+    DeclareLaunchArgument(
+        'scene_seconds',
+        default_value='',
+        description='Move on to the next room after this time in seconds; 0: stay',
+    ),
+    DeclareLaunchArgument('rate', default_value='', description='Images a second'),
+    DeclareLaunchArgument(
+        'distortion',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description='A lens with distortion',
+    ),
+    DeclareLaunchArgument(
+        'noise', default_value='', description='Noise of the images, 0.01 is 1 % of full scale'
+    ),
+]
+
+ARGUMENTS = [
+    *SIM_ARGUMENTS,
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=PathJoinSubstitution([SHARE, 'config', 'demo.yaml']),
+        description='ROS parameter file with all settings of depth_node',
+    ),
+    DeclareLaunchArgument(
+        'namespace', default_value='', description='Namespace of both nodes and their topics'
+    ),
+    DeclareLaunchArgument(
+        'rviz',
+        default_value='true',
+        choices=['true', 'false'],
+        description='Show image, depth and cloud in RViz, where it is installed',
+    ),
+]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The same arguments again for depth.launch.py, which has other defaults for them."""
+    passed_on = {
+        name: LaunchConfiguration(name) for name in ('params_file', 'namespace', 'rviz')
+    }
+    return LaunchDescription([
+        *ARGUMENTS,
+        OpaqueFunction(function=_without_missing_rviz),
+        OpaqueFunction(function=_sim_camera),
+        IncludeLaunchDescription(
+            PathJoinSubstitution([SHARE, 'launch', 'depth.launch.py']),
+            launch_arguments=passed_on.items(),
+        ),
+    ])
+
+
+def _without_missing_rviz(context: LaunchContext) -> list[Action]:
+    """A demo without RViz is better than none."""
+    wanted = LaunchConfiguration('rviz').perform(context) == 'true'
+    if not wanted or 'rviz2' in get_packages_with_prefixes():
+        return []
+    note = 'rviz2 is not installed here: look at depth/image_color with any other viewer'
+    return [LogInfo(msg=note), SetLaunchConfiguration('rviz', 'false')]
+
+
+def _sim_camera(context: LaunchContext) -> list[Action]:
+    values = {argument.name: LaunchConfiguration(argument.name) for argument in SIM_ARGUMENTS}
+    # Substitutions, not their texts: launch_ros gives these a number's type.
+    parameters = {name: value for name, value in values.items() if value.perform(context)}
+    return [
+        Node(
+            package=PACKAGE,
+            executable='sim_camera',
+            name='sim_camera',
+            namespace=LaunchConfiguration('namespace'),
+            parameters=[parameters] if parameters else [],
+            output='screen',
+            on_exit=_end,
+        )
+    ]
+
+
+def _end(_: Event, context: LaunchContext) -> list[Action]:
+    """Nothing is left to see without the camera, unless everything ends already."""
+    return [] if context.is_shutdown else [Shutdown(reason='sim_camera has ended')]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: every fault is counted and named once, and the next good image is answered."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from clip_standin import synthetic_rgb
+from ros_harness import (
+    Peer,
+    adds_up,
+    camera_info,
+    counters,
+    image,
+    own_domain,
+    running,
+    tiny_arguments,
+)
+from sensor_msgs.msg import Image
+
+HEIGHT, WIDTH = 60, 80
+RGB = synthetic_rgb(3, HEIGHT, WIDTH)
+STATUS = 'depth_node: frames'
+
+
+@pytest.fixture(scope='module')
+def domain():
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def node(domain, tmp_path_factory, tiny_weights):
+    # Deeper than usual, so that no image is replaced before it reaches the node.
+    arguments = tiny_arguments(tiny_weights, input_timeout=0.5,
+                               **{'qos_overrides./image.subscription.depth': 10})
+    with running(arguments, domain=domain, cache=tmp_path_factory.mktemp('cache')) as node:
+        yield node
+
+
+@pytest.fixture(scope='module')
+def peer(node, domain):
+    with Peer(domain, listen=('depth/image', 'depth/camera_info', 'points'), node=node) as peer:
+        yield peer
+
+
+def changed(message, **changes):
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def shortened(message, size):
+    del message.data[size:]
+    return message
+
+
+# What an image is, by the condition that it is counted under.
+BAD_IMAGES = {
+    'empty image': lambda good: Image(header=good.header),
+    'wrong step': lambda good: changed(good, step=WIDTH),
+    'unknown encoding': lambda good: changed(good, encoding='rgb9'),
+    'zero size': lambda good: changed(good, width=0, step=0),
+    'truncated data': lambda good: shortened(good, len(good.data) // 2),
+}
+
+
+def test_silence_is_reported_with_topic_and_remedy(node):
+    """Runs first: before any image."""
+    line = node.wait_for('No image on /image')
+    assert 'no publishers' in line
+    assert '-r image:=' in line
+
+
+def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer):
+    peer.wait(lambda: peer.ask(image(peer.header(), RGB, 'rgb8'))
+              and 'no camera_info on' in node.output, 'the warning')
+    line = node.wait_for('no camera_info on /camera_info')
+    assert 'depth is published, points and depth/camera_info are not' in line
+    status, values = peer.diagnostics(STATUS, lambda v: int(v.get('no cloud: absent', 0)) >= 3)
+    assert status.level == status.WARN
+    assert not peer.messages['depth/camera_info']
+    assert not peer.messages['points']
+    assert adds_up(values)
+
+
+def test_bad_images_are_counted_named_once_and_survived(node, peer):
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    _, before = peer.diagnostics(STATUS)
+    for attempt in range(2):
+        for condition, spoil in BAD_IMAGES.items():
+            bad = spoil(image(peer.header(), RGB, 'rgb8'))
+            peer.send(bad)
+            if attempt == 0:
+                node.wait_for(rf'Image rejected \({condition}\): ')
+            good = image(peer.header(), RGB, 'rgb8')
+            peer.send(good)
+            assert peer.wait_stamp('depth/image', good.header.stamp)
+            assert not peer.find('depth/image', bad.header.stamp)
+    total = counters(before)['received'] + 4 * len(BAD_IMAGES)
+    _, values = peer.diagnostics(STATUS, lambda v: counters(v)['received'] == total)
+    assert adds_up(values)
+    # A good image may overtake the bad one before it, on a busy machine; then that is dropped.
+    gone = {key: counters(values)[key] - counters(before)[key] for key in ('rejected', 'dropped')}
+    assert gone['rejected'] + gone['dropped'] == 2 * len(BAD_IMAGES)
+    for condition in BAD_IMAGES:
+        assert int(values[f'rejected: {condition}']) >= 1
+        assert node.output.count(f'Image rejected ({condition})') == 1
+
+
+def test_bad_camera_info_costs_the_cloud_alone(node, peer):
+    good = camera_info(peer.header(), WIDTH, HEIGHT)
+    bad = {
+        'all zeros': camera_info(peer.header(), WIDTH, HEIGHT, k=(0.0, 0.0, 0.0, 0.0)),
+        'not finite': camera_info(peer.header(), WIDTH, HEIGHT, k=(math.nan, 70.0, 40.0, 30.0)),
+        'size mismatch': camera_info(peer.header(), 2 * WIDTH, HEIGHT),
+    }
+    for condition, info in bad.items():
+        def counted(condition=condition, info=info):
+            """Sent until it has overtaken an image; then that has no cloud."""
+            header = peer.header()
+            peer.send(info)
+            peer.ask(image(header, RGB, 'rgb8'))
+            _, values = peer.diagnostics(STATUS)
+            return int(values.get(f'no cloud: {condition}', 0)) and header, values
+        peer.wait(lambda: counted()[0], condition)
+        header, values = counted()
+        assert not peer.find('points', header.stamp)
+        assert not peer.find('depth/camera_info', header.stamp)
+        assert adds_up(values)
+        node.wait_for(rf'No points and no depth/camera_info \({condition}\): ')
+
+    def recovered():
+        header = peer.header()
+        peer.send(good)
+        peer.ask(image(header, RGB, 'rgb8'))
+        return peer.find('points', header.stamp)
+    peer.wait(recovered, 'points after a good camera_info')
+
+
+def test_stamps_may_go_back_and_frames_may_be_nameless(node, peer):
+    late, early = peer.header(), peer.header(frame='')
+    late.stamp.sec, early.stamp.sec = 5000, 10
+    for header in (late, early):
+        depth = peer.ask(image(header, RGB, 'rgb8'))
+        assert depth.header == header
+    assert 'frame_id is empty' in node.wait_for('frame_id')
+    peer.ask(image(peer.header(frame=''), RGB, 'rgb8'))
+    assert node.output.count('frame_id is empty') == 1
+
+
+def test_incompatible_qos_is_explained(node, peer):
+    """A subscriber that wants old messages kept (transient local) will get nothing."""
+    from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+    subscription = peer.node.create_subscription(
+        Image, 'depth/image', print,
+        QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL))
+    line = node.wait_for('/depth/image: a subscriber asks for another durability')
+    assert 'ros2 topic info -v /depth/image' in line
+    peer.node.destroy_subscription(subscription)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node under load, on a replayed bag, and for a long time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from clip_standin import synthetic_rgb
+from rclpy.qos import QoSProfile
+from ros_harness import (
+    Peer,
+    adds_up,
+    camera_info,
+    counters,
+    image,
+    own_domain,
+    running,
+    tiny_arguments,
+)
+from sensor_msgs.msg import CameraInfo, Image
+
+STATUS = 'depth_node: frames'
+
+
+@pytest.fixture(scope='module')
+def domain():
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.mark.slow
+def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weights):
+    """Images come much faster than the network can go."""
+    arguments = tiny_arguments(tiny_weights, input_height=480, input_width=640, flip_average=True)
+    rgb = synthetic_rgb(2, 60, 80)
+    with running(arguments, domain=domain, cache=cache) as node, \
+            Peer(domain, node=node) as peer:
+        peer.ask(image(peer.header(), rgb, 'rgb8'))
+        for _ in range(300):
+            last = image(peer.header(), rgb, 'rgb8')
+            peer.send(last)
+            time.sleep(0.002)  # the source's rate, not a wait
+        newest = peer.wait_stamp('depth/image', last.header.stamp)
+        assert newest
+        _, values = peer.diagnostics(STATUS, lambda v: counters(v)['pending'] == 0
+                                     and counters(v)['received'] > 250)
+        account = counters(values)
+        assert account['dropped'] > 50, 'the node was not overloaded'
+        assert adds_up(values), account
+        peer.wait(lambda: len(peer.messages['depth/image']) == account['published'],
+                  'as many depth images as were counted')
+        stamps = [m.header.stamp.sec for m in peer.messages['depth/image']]
+        assert stamps == sorted(set(stamps)), 'old images were answered after newer ones'
+        assert float(values['network p50 [ms]']) > 0
+    # The last line, after the end, tells the same.
+    assert f'{account["published"]} published + {account["dropped"]} dropped' in node.output
+
+
+@pytest.mark.slow
+def test_every_frame_of_a_bag_is_answered_with_its_own_stamp(
+        shared_dir, domain, cache, tiny_weights):
+    rosbags = pytest.importorskip('rosbags.highlevel')
+    topics = {'/camera/color/image_raw': Image, '/camera/color/camera_info': CameraInfo}
+    arguments = [*tiny_arguments(tiny_weights), '-r', 'image:=/camera/color/image_raw',
+                 '-r', 'camera_info:=/camera/color/camera_info']
+    with running(arguments, domain=domain, cache=cache) as node, \
+            Peer(domain, listen=('depth/image', 'depth/camera_info', 'points'),
+                 node=node) as peer, \
+            rosbags.AnyReader([shared_dir / 'bags' / 'rgbd_raw']) as reader:
+        publishers = {topic: peer.node.create_publisher(kind, topic, QoSProfile(depth=10))
+                      for topic, kind in topics.items()}
+        for publisher in publishers.values():
+            peer.wait(publisher.get_subscription_count, 'a subscriber')
+        peer.ready('depth/image', 'depth/camera_info', 'points')
+        connections = [c for c in reader.connections if c.topic in topics]
+        # Once to let both sides find each other, then at the bag's pace.
+        first = next(raw for c, _, raw in reader.messages(connections)
+                     if c.topic.endswith('image_raw'))
+        stamps, previous = [], None
+        peer.wait(lambda: publishers['/camera/color/image_raw'].publish(first)
+                  or time.sleep(0.2) or peer.messages['depth/image'], 'a first depth')
+        peer.wait(lambda: peer.diagnostics(STATUS, lambda v: counters(v)['pending'] == 0),
+                  'a quiet node')
+        peer.messages['depth/image'].clear()
+        for connection, recorded, raw in reader.messages(connections):
+            if previous is not None:
+                time.sleep(max(0, recorded - previous) / 1e9)
+            previous = recorded
+            if connection.topic.endswith('image_raw'):
+                stamps.append(reader.deserialize(raw, connection.msgtype).header.stamp)
+            publishers[connection.topic].publish(raw)
+        stamps = [(s.sec, s.nanosec) for s in stamps]
+        assert len(stamps) == 9
+
+        def answered():
+            return [(m.header.stamp.sec, m.header.stamp.nanosec)
+                    for m in peer.messages['depth/image']]
+        peer.wait(lambda: len(answered()) >= len(stamps), 'every answer')
+        assert answered() == stamps
+        depth = peer.messages['depth/image'][-1]
+        assert depth.header.frame_id == 'camera_color_optical_frame'
+        assert (depth.width, depth.height) == (640, 480)
+        _, values = peer.diagnostics(STATUS)
+        assert values['age at publish p50 [ms]'].startswith('unknown')
+        assert 'replay' in values['age at publish p50 [ms]']
+        assert adds_up(values)
+        assert peer.messages['points']
+
+
+@pytest.mark.slow
+def test_a_thousand_frames_do_not_grow_the_process(domain, cache, tiny_weights):
+    rgb = synthetic_rgb(4, 480, 640)
+    with running(tiny_arguments(tiny_weights), domain=domain, cache=cache) as node, \
+            Peer(domain, listen=(), node=node) as peer:
+        counts = dict.fromkeys(
+            ('depth/image', 'depth/camera_info', 'points', 'depth/image_color', 'depth/spread'), 0)
+
+        def counter(topic):
+            def count(_message):
+                counts[topic] += 1
+            return count
+        from ros_harness import OUTPUTS
+        for topic, kind in OUTPUTS.items():
+            peer.node.create_subscription(kind, topic, counter(topic), 10)
+        message, info = image(peer.header(), rgb, 'rgb8'), camera_info(peer.header(), 640, 480)
+
+        def answer(number):
+            """Send images until so many are answered; at this rate few are lost."""
+            while counts['depth/image'] < number:
+                before = counts['depth/image']
+                message.header = info.header = peer.header()
+                peer.send(info)
+                peer.send(message)
+                end = time.monotonic() + 2
+                while counts['depth/image'] == before and time.monotonic() < end:
+                    time.sleep(0.001)
+        answer(600)
+        before = node.memory_mb()
+        answer(1600)
+        growth = node.memory_mb() - before
+        assert all(counts.values()), counts
+        assert growth < 5, f'{growth:.1f} MiB more after 1000 frames'

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's process: it ends cleanly, and says in one line why it cannot start."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from ros_harness import NodeProcess, Peer, own_domain, running, tiny_arguments
+
+YAML = '/**:\n  ros__parameters:\n    '
+
+# Parameter file, and what the message must hold: what is wrong, the value seen, what to do.
+BAD_FILES = {
+    'unknown key': (YAML + 'tempature: 1.0', ['tempature', "did you mean 'temperature'?"]),
+    'wrong value': (YAML + 'temperature: -1.0', ['temperature', '-1.0', 'greater than 0']),
+    'wrong type': (YAML + 'weights: 42', ['weights', '42', 'text']),
+    'wrong choice': (YAML + 'upsampling: cubic', ['upsampling', 'cubic', 'bilinear']),
+    'out of range': (YAML + 'input_height: 5000', ['input_height', '5000', '4096']),
+    'lengths': (YAML + 'bins: [1.0, 2.0]', ['7 tokens', '2 bins']),
+    'not YAML': (YAML + "weights: 'unclosed", ['not valid YAML']),
+    'mixed numbers': (YAML + 'bins: [1, 1.5, 2, 2.5, 3, 3.5, 4]', ['same type', '1.0']),
+    'empty list': (YAML + 'tokens: []', ['tokens', 'no token']),
+    'misspelt topic': (YAML + 'qos_overrides:\n      /imge:\n        subscription:\n'
+                              '          depth: 2', ['/imge', '/image.subscription']),
+    'wrong policy': (YAML + 'qos_overrides:\n      /image:\n        subscription:\n'
+                            '          reliability: sometimes', ['sometimes', 'best_effort']),
+}
+
+
+@pytest.fixture(scope='module')
+def domain():
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+def refused(arguments, domain, cache):
+    """Start a node that must fail; give its only message."""
+    node = NodeProcess(arguments, domain=domain, cache=cache)
+    try:
+        status = node.wait()
+    finally:
+        node.process.kill()
+    assert status == 1, node.output
+    assert 'Traceback' not in node.output, node.output
+    lines = [line for line in node.output.splitlines()
+             if line.strip() and '[rcl]: Failed to parse global arguments' not in line]
+    assert len(lines) == 1, node.output
+    return lines[0]
+
+
+@pytest.mark.parametrize('fault', BAD_FILES)
+def test_bad_parameter_file(fault, tmp_path, domain, cache):
+    text, words = BAD_FILES[fault]
+    path = tmp_path / 'bad.yaml'
+    path.write_text(text + '\n')
+    message = refused(['--ros-args', '--params-file', str(path)], domain, cache)
+    for word in words:
+        assert word in message
+
+
+def test_missing_parameter_file(domain, cache):
+    assert 'nowhere.yaml' in refused(
+        ['--ros-args', '--params-file', 'nowhere.yaml'], domain, cache)
+
+
+def test_empty_list_on_the_command_line(domain, cache):
+    assert 'tokens' in refused(['--ros-args', '-p', 'tokens:=[]'], domain, cache)
+
+
+@pytest.mark.slow
+def test_missing_weights_end_the_process(domain, cache, tmp_path):
+    message = refused(tiny_arguments(tmp_path / 'none.pt'), domain, cache)
+    assert 'Cannot configure' in message
+    assert str(tmp_path / 'none.pt') in message
+
+
+@pytest.mark.slow
+def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):
+    """The cache saves time; the node works without it, and says so."""
+    blocked = tmp_path / 'file'
+    blocked.write_text('a file where the folder should be')
+    with running(tiny_arguments(tiny_weights), domain=domain, cache=blocked / 'cache') as node:
+        assert 'WARN' in node.wait_for(str(blocked))
+
+
+@pytest.mark.slow
+def test_configure_fails_with_the_reason_and_can_be_tried_again(
+        domain, cache, tmp_path, tiny_weights):
+    from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+    from rcl_interfaces.srv import SetParameters
+    corrupt, wrong = tmp_path / 'corrupt.pt', tmp_path / 'wrong.pt'
+    corrupt.write_bytes(tiny_weights.read_bytes()[:1000])
+    import torch
+    torch.save({'layer.weight': torch.zeros(3)}, wrong)
+    arguments = tiny_arguments(tmp_path / 'none.pt', autostart=False)
+    node = NodeProcess(arguments, domain=domain, cache=cache)
+    try:
+        with Peer(domain, listen=(), node=node) as peer:
+            def transition(number):
+                request = ChangeState.Request(transition=Transition(id=number))
+                return peer.call(ChangeState, 'depth_node/change_state', request).success
+
+            for path in (tmp_path / 'none.pt', corrupt, wrong):
+                value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(path))
+                request = SetParameters.Request(
+                    parameters=[Parameter(name='weights', value=value)])
+                answer = peer.call(SetParameters, 'depth_node/set_parameters', request)
+                assert answer.results[0].successful, answer.results[0].reason
+                assert not transition(Transition.TRANSITION_CONFIGURE)
+                assert 'ERROR' in node.wait_for(f'Cannot configure: .*{path.name}')
+            request.parameters[0].value.string_value = str(tiny_weights)
+            peer.call(SetParameters, 'depth_node/set_parameters', request)
+            assert transition(Transition.TRANSITION_CONFIGURE), node.output
+            assert transition(Transition.TRANSITION_ACTIVATE), node.output
+    finally:
+        status = node.stop(signal.SIGTERM)
+    assert status == 0
+    assert 'Traceback' not in node.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_loading_ends_it_cleanly(number, domain, cache, tiny_weights):
+    node = NodeProcess(tiny_arguments(tiny_weights), domain=domain, cache=cache)
+    with Peer(domain, listen=(), node=node) as peer:
+        peer.wait(lambda: 'depth_node' in peer.node.get_node_names(), 'the node')
+    assert node.stop(number) == 0, node.output
+    assert 'Traceback' not in node.output, node.output
+
+
+@pytest.mark.slow
+def test_untrained_weights_are_announced_everywhere(domain, cache):
+    import numpy as np
+    from clip_standin import synthetic_rgb
+    from ros_harness import image
+    arguments = tiny_arguments('untrained', backbone='RN50', input_height=64, input_width=64)
+    with running(arguments, domain=domain, cache=cache) as node, \
+            Peer(domain, listen=('depth/image_color',), node=node) as peer:
+        assert 'WARN' in node.wait_for('UNTRAINED WEIGHTS: depth is meaningless')
+        rgb = synthetic_rgb(1, 240, 320)
+        color = peer.ask(image(peer.header(), rgb, 'rgb8'), 'depth/image_color')
+        picture = np.frombuffer(color.data, np.uint8).reshape(240, 320, 3)
+        stripe = picture[2:10].reshape(-1, 3).astype(int)
+        assert (stripe[:, 2] - stripe[:, 0] > 100).mean() > 0.5, 'no red stripe in the picture'
+        status, values = peer.diagnostics('depth_node: model')
+        assert status.level == status.ERROR
+        assert 'meaningless' in status.message
+        assert values['trained'] == 'False'

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's parts that need no graph: counters, windows, calibration, the worker."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import numpy as np
+from ros_harness import camera_info
+from std_msgs.msg import Header
+
+from depthclip_ros.core.errors import CameraInfoError
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.process import explain_arguments
+from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
+from depthclip_ros.node.worker import Worker
+
+
+def test_percentiles_are_nearest_rank_over_a_bounded_window():
+    window = Window(size=100)
+    assert math.isnan(window.percentile(50))
+    for value in range(1, 1001):
+        window.add(value)
+    assert [window.percentile(p) for p in (1, 50, 99, 100)] == [901, 950, 999, 1000]
+
+
+def test_rate_looks_back_on_a_few_readings_only():
+    rate = Rate(readings=3)
+    assert rate.update(0.0, 0) == 0.0
+    assert rate.update(1.0, 10) == 10.0
+    assert rate.update(2.0, 20) == 10.0
+    assert rate.update(3.0, 20) == 5.0
+    assert rate.update(4.0, 20) == 0.0
+
+
+def test_throttle_is_per_condition():
+    throttle = Throttle(period=1000.0)
+    assert [throttle.due(c) for c in ('a', 'b', 'a', 'b')] == [True, True, False, False]
+    assert all(Throttle(period=0.0).due('a') for _ in range(2))
+
+
+def test_counters_tell_the_whole_account():
+    counters = Counters(received=10, published=4, dropped=2, idle=1, pending=1)
+    counters.rejected['wrong step'] += 2
+    copy = counters.copy()
+    counters.rejected['wrong step'] += 1
+    assert copy.total_rejected() == 2
+    assert str(copy) == ('10 received = 4 published + 2 dropped + 2 rejected + 1 idle + '
+                         '1 pending; rejected: wrong step: 2')
+
+
+def test_stages_are_timed():
+    times = StageTimes()
+    assert math.isnan(times.percentile('decode', 50))
+    with times.measure('decode'):
+        pass
+    assert 0 <= times.percentile('decode', 50) < 1000
+
+
+def test_calibration_is_computed_once_per_content(monkeypatch):
+    made = []
+    original = CameraModel.from_info
+    monkeypatch.setattr(CameraModel, 'from_info', classmethod(
+        lambda _cls, *a, **k: made.append(1) or original(*a, **k)))
+    calibration = Calibration(rectified=False)
+    for second in range(5):
+        info = camera_info(Header(), 64, 48)
+        info.header.stamp.sec = second
+        calibration.update(info)
+        calibration.select(64, 48)
+        rays = calibration.rays(3, 4)
+        assert calibration.rays(3, 4) is rays
+    assert len(made) == 1
+    changed = camera_info(Header(), 64, 48, k=(60.0, 60.0, 31.5, 23.5))
+    calibration.update(changed)
+    calibration.select(64, 48)
+    assert len(made) == 2
+    assert not np.array_equal(calibration.rays(3, 4), rays)
+
+
+def test_calibration_without_and_with_bad_camera_info():
+    calibration = Calibration(rectified=False)
+    assert not calibration.received
+    with pytest.raises(CameraInfoError) as error:
+        calibration.select(64, 48)
+    assert error.value.condition == 'absent'
+    calibration.update(camera_info(Header(), 64, 48))
+    calibration.select(64, 48)
+    calibration.update(camera_info(Header(), 64, 48, k=(0.0, 0.0, 0.0, 0.0)))
+    for _ in range(2):  # an error is not cached away
+        with pytest.raises(CameraInfoError) as error:
+            calibration.select(64, 48)
+        assert error.value.condition == 'all zeros'
+
+
+def test_scaled_camera_info_projects_to_the_scaled_image():
+    info = camera_info(Header(), 64, 48, d=(-0.2, 0.05, 0.001, 0.002, 0.0))
+    info.binning_x = info.binning_y = 2
+    calibration = Calibration(rectified=False)
+    calibration.update(info)
+    calibration.select(32, 24)
+    header = Header(frame_id='eye')
+    scaled = calibration.scaled(96, 48, header)
+    assert (scaled.width, scaled.height, scaled.header) == (96, 48, header)
+    assert (scaled.binning_x, scaled.binning_y, scaled.roi.width) == (0, 0, 0)
+    point = np.array([[0.3, -0.2, 2.0]])
+    expected = CameraModel.from_info(info).project(point) * [96 / 32, 48 / 24]
+    np.testing.assert_allclose(CameraModel.from_info(scaled).project(point), expected)
+
+
+class Slot:
+    """Stands for a camera: numbers instead of images."""
+
+    def __init__(self):
+        self.frame = None
+
+    def waiting(self):
+        return self.frame is not None
+
+    def take(self):
+        frame, self.frame = self.frame, None
+        return frame
+
+
+def test_worker_serves_all_cameras_in_turn_and_stops_clean():
+    ready, slots, seen = threading.Condition(), [Slot(), Slot()], []
+    enough = threading.Event()
+
+    def answer(slot, frame):
+        seen.append((slots.index(slot), frame))
+        if len(seen) < 20:
+            with ready:
+                slot.frame = frame + 1
+        else:
+            enough.set()
+    with ready:
+        for slot in slots:
+            slot.frame = 0
+    worker = Worker(slots, ready, answer, on_crash=lambda error: pytest.fail(str(error)))
+    assert enough.wait(10)
+    worker.stop()
+    assert [camera for camera, _ in seen[:20]] == [0, 1] * 10
+
+
+def test_worker_hands_over_what_it_dies_of():
+    ready, slot, crashes, crashed = threading.Condition(), Slot(), [], threading.Event()
+    slot.frame = 1
+
+    def answer(_slot, _frame):
+        raise ZeroDivisionError('on purpose')
+
+    def on_crash(error):
+        crashes.append(error)
+        crashed.set()
+    worker = Worker([slot], ready, answer, on_crash)
+    assert crashed.wait(10)
+    worker.stop()
+    assert isinstance(crashes[0], ZeroDivisionError)
+
+
+def test_reasons_of_rcl_are_shortened():
+    error = RuntimeError("failed to initialize rcl: Couldn't parse params file: 'x'. Error: Bad "
+                         'at line 3, at /project/src/parse.c:258')
+    assert explain_arguments(['node'], error) == \
+        "Couldn't parse params file: 'x'. Error: Bad at line 3."
