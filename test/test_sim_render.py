@@ -2,6 +2,7 @@
 """The renderer against first principles: scalar geometry, OpenCV's camera, arithmetic."""
 
 import math
+import os
 import time
 from itertools import pairwise
 
@@ -350,11 +351,13 @@ def test_paths_are_smooth_and_free(kind):
 @pytest.mark.slow
 def test_rate():
     """At least 30 frames a second at 640 x 480 on two cores, with nothing else running."""
+    if os.getloadavg()[0] > 0.7:
+        pytest.skip('the machine does other work, which this would measure')
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     times = []
     try:
-        for seed in range(40):
+        for seed in range(30):
             scene = Scene.generate(KINDS[seed % 5], seed)
             path = trajectory(scene, 0)
             render(scene, SimCamera(), path.pose(0.0))
@@ -363,7 +366,4 @@ def test_rate():
             times.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-    # The fast half: other work on the machine must not fail this test.
-    rate = 1 / np.mean(sorted(times)[:20])
-    print(f'{rate:.1f} frames/s')
-    assert rate >= 30
+    assert 1 / np.median(times) >= 30
