@@ -10,6 +10,9 @@ import torch
 
 #: Iterations of the fixed-point inversion; 20 reach float32 rounding for |D| of usual lenses.
 UNDISTORT_ITERATIONS = 20
+#: Pixels in a band of rows that is rendered at once: its arrays stay small enough for the memory
+#: allocator to keep, where those of whole images go back to the system and cost page faults.
+BAND_PIXELS = 40_000
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class SimCamera:
 
 @dataclass(frozen=True)
 class RayGrid:
-    """Rays (x, y, 1) of every pixel, and per column and row the range of x and y they cover."""
+    """Rays (x, y, 1) of some rows of pixels, and the range of x and y in each column and row."""
 
+    pixel: float  # angle of a pixel at the image's centre, radians
     x: torch.Tensor  # (H, W) float32
     y: torch.Tensor
     length: torch.Tensor  # (H, W), |(x, y, 1)|
@@ -89,14 +93,21 @@ class RayGrid:
 
 
 @lru_cache(maxsize=32)
-def ray_grid(camera: SimCamera) -> RayGrid:
-    """The camera's rays, computed once (they depend on the camera alone)."""
+def ray_bands(camera: SimCamera) -> tuple[RayGrid, ...]:
+    """The camera's rays in bands of rows, computed once (they depend on the camera alone)."""
     u, v = np.meshgrid(np.arange(camera.width, dtype=np.float64),
                        np.arange(camera.height, dtype=np.float64))
     x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
     if any(camera.distortion):
         x, y = camera.undistort(x, y)
+    rows = max(1, BAND_PIXELS // camera.width)
+    return tuple(_band(camera, x[top:top + rows], y[top:top + rows])
+                 for top in range(0, camera.height, rows))
+
+
+def _band(camera: SimCamera, x: np.ndarray, y: np.ndarray) -> RayGrid:
     return RayGrid(
+        1.0 / camera.fx,
         torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.float32)),
         torch.from_numpy(np.sqrt(x * x + y * y + 1).astype(np.float32)),
         np.stack([x.min(axis=0), x.max(axis=0)]), np.stack([y.min(axis=1), y.max(axis=1)]))

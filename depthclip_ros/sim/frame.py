@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthclip_ros.sim.camera import SimCamera
+from depthclip_ros.sim.camera import SimCamera, ray_bands
 from depthclip_ros.sim.render import shade, trace
 from depthclip_ros.sim.scene import Scene
 
@@ -47,13 +47,20 @@ def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
     Depth is always that of `pose`. The same arguments give the same bytes.
     """
     with torch.inference_mode():
-        hits = trace(scene, camera, pose)
-        planes = shade(scene, camera, hits)
-        if blur_poses:
-            planes = _average([planes] + [shade(scene, camera, trace(scene, camera, p))
-                                          for p in blur_poses])
-        rgb = _expose(planes, options)
-        return Frame(rgb, hits.depth.numpy(), camera, np.array(pose, np.float64), scene.kind)
+        noise = _noise(camera, options)
+        rgb, depth, top = [], [], 0
+        for grid in ray_bands(camera):
+            hits = trace(scene, grid, pose)
+            planes = shade(scene, grid, hits)
+            if blur_poses:
+                planes = _average([planes] + [shade(scene, grid, trace(scene, grid, p))
+                                              for p in blur_poses])
+            bottom = top + len(hits.depth)
+            rgb.append(_expose(planes, options, None if noise is None else noise[top:bottom]))
+            depth.append(hits.depth)
+            top = bottom
+        return Frame(torch.cat(rgb).numpy(), torch.cat(depth).numpy(), camera,
+                     np.array(pose, np.float64), scene.kind)
 
 
 def _average(exposures: list[list[Tensor]]) -> list[Tensor]:
@@ -63,22 +70,21 @@ def _average(exposures: list[list[Tensor]]) -> list[Tensor]:
     return [plane / float(len(exposures)) for plane in total]
 
 
-def _expose(planes: list[Tensor], options: RenderOptions) -> np.ndarray:
-    noise = _noise(planes[0].shape, options)
+def _expose(planes: list[Tensor], options: RenderOptions, noise: Tensor | None) -> Tensor:
+    """(H, W, 3) uint8."""
     channels = []
     for channel, plane in enumerate(planes):
         bright = plane * (255.0 * options.exposure * options.white_balance[channel])
         if noise is not None:
             bright += noise[:, :, channel]
         channels.append((bright + 0.5).clamp_(0.0, 255.0).to(torch.uint8))
-    rgb: np.ndarray = torch.stack(channels, dim=2).numpy()
-    return rgb
+    return torch.stack(channels, dim=2)
 
 
-def _noise(shape: torch.Size, options: RenderOptions) -> Tensor | None:
+def _noise(camera: SimCamera, options: RenderOptions) -> Tensor | None:
     """(H, W, 3) in units of 1/255, or None."""
     if options.noise <= 0:
         return None
     rng = np.random.default_rng([options.seed, 11])
-    noise = rng.standard_normal((*shape, 3), dtype=np.float32)
+    noise = rng.standard_normal((camera.height, camera.width, 3), dtype=np.float32)
     return torch.from_numpy(noise) * (255.0 * options.noise)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthclip_ros.sim.camera import RayGrid, SimCamera, ray_grid
+from depthclip_ros.sim.camera import RayGrid
 from depthclip_ros.sim.scene import Box, Cylinder, Material, Primitive, Scene, Sphere
 
 NEAR = 0.02  # metres: hits closer than this are behind or inside the lens
@@ -33,9 +33,8 @@ class Surfaces:
     slant: Tensor  # (H, W) |normal . ray|, ray with Z = 1
 
 
-def trace(scene: Scene, camera: SimCamera, pose: np.ndarray) -> Surfaces:
-    """Intersect every pixel's ray; `pose` is (4, 4), optical frame (x right, y down) to world."""
-    grid = ray_grid(camera)
+def trace(scene: Scene, grid: RayGrid, pose: np.ndarray) -> Surfaces:
+    """Intersect every ray; `pose` is (4, 4), optical frame (x right, y down) to world."""
     tracer = _Tracer(scene, grid, np.asarray(pose, dtype=np.float64))
     tracer.hit_room()
     for index, primitive in enumerate(scene.contents):
@@ -43,7 +42,7 @@ def trace(scene: Scene, camera: SimCamera, pose: np.ndarray) -> Surfaces:
     return tracer.result()
 
 
-def shade(scene: Scene, camera: SimCamera, hits: Surfaces) -> list[Tensor]:
+def shade(scene: Scene, grid: RayGrid, hits: Surfaces) -> list[Tensor]:
     """Colour of every pixel before any camera effect: three (H, W) planes, R G B, 0..1."""
     materials = list(scene.walls) + [primitive.material for primitive in scene.contents]
     table = torch.tensor([_row(material) for material in materials], dtype=torch.float32)
@@ -55,8 +54,8 @@ def shade(scene: Scene, camera: SimCamera, hits: Surfaces) -> list[Tensor]:
 
     # The footprint of a pixel on the surface, for an area average instead of aliasing. The mean
     # colour of a texture is kept, so a distant surface does not fade into anything.
-    slant = (hits.slant / ray_grid(camera).length).clamp_min_(0.05).sqrt_()
-    footprint = hits.depth * (1.0 / camera.fx) / slant
+    slant = (hits.slant / grid.length).clamp_min_(0.05).sqrt_()
+    footprint = hits.depth * grid.pixel / slant
     per_first, per_second = look(0), look(1)
     a, b = hits.first * per_first, hits.second * per_second
     width_a, width_b = footprint * per_first, footprint * per_second
