@@ -37,8 +37,10 @@ def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> F
     with plot.new_figure(rows * 1.12 + 0.42) as figure:
         for place, scene in enumerate(scenes):
             row, column = divmod(place, _COLUMNS)
-            axes = plot.panel(figure, 0.45 + column * (width + 0.12), 0.2 + row * 1.12, width, 0.88)
-            _panel(axes, edges, densities[scene], densities.get(ALL), bins)
+            left, top = 0.45 + column * (width + 0.12), 0.2 + row * 1.12
+            axes = plot.panel(figure, left, top, width, 0.88)
+            _panel(axes, edges, densities[scene], densities.get(ALL))
+            axes.vlines(bins, -0.075 * high, 0, color=plot.PREDICTION, lw=0.9)
             count = images.get(scene)
             label = scene.replace('_', ' ') or 'no class'
             axes.set_title(f'{label} ({count})' if count else label, loc='left')
@@ -67,11 +69,10 @@ def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: flo
 
 def _panel(
     axes: Axes, edges: NDArray[np.float64], values: NDArray[np.float64],
-    everything: NDArray[np.float64] | None, bins: list[float],
+    everything: NDArray[np.float64] | None,
 ) -> None:
     axes.stairs(values, edges, fill=True, color=plot.GROUND_TRUTH, alpha=0.55, lw=0)
     if everything is not None:
         axes.stairs(everything, edges, color='#555555', lw=0.7)
     axes.axhline(0, color='black', lw=0.5)
     axes.axvline(quantile(edges, values, 0.5), color=plot.GROUND_TRUTH, lw=0.9, ls='--')
-    axes.vlines(bins, -0.07 * 1.0 * axes.get_ylim()[1], 0, color=plot.PREDICTION, lw=0.9)

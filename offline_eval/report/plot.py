@@ -138,7 +138,9 @@ def beyond(values: NDArray[np.float32], low: float, high: float) -> str:
             (False, True): 'max', (True, True): 'both'}[under, over]
 
 
-def color_bar(axes: Axes, color_map: str, low: float, high: float, label: str, arrows: str) -> None:
+def color_bar(
+    axes: Axes, color_map: str, low: float, high: float, label: str, arrows: str,
+) -> None:
     """Draw a scale with its unit."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offline_eval.report import plot
+from offline_eval.report.names import SYMBOLS, number, unit
 from offline_eval.results import PAPER_METRICS, Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-from offline_eval.report.names import SYMBOLS, number, unit
 
 CAPTION = (
     'RGB, prediction, ground truth, and error (prediction minus ground truth) of the best, the '
@@ -33,8 +32,8 @@ def draw(samples: list[Sample]) -> Figure:
     heights = [width * s.rgb.shape[0] / s.rgb.shape[1] for s in samples]
     with plot.new_figure(sum(heights) + _LABEL * len(samples) + 0.2) as figure:
         top = 0.2
-        for number_, (sample, height) in enumerate(zip(samples, heights, strict=True)):
-            _row(figure, sample, top, width, height, titled=number_ == 0)
+        for place, (sample, height) in enumerate(zip(samples, heights, strict=True)):
+            _row(figure, sample, top, width, height, titled=place == 0)
             top += height + _LABEL
     return figure
 
@@ -55,7 +54,7 @@ def _row(
         if titled:
             axes.set_title(title)
         left += width + _GAP
-        if column < 2:  # noqa: PLR2004 - a scale stands right of the last two pictures
+        if column < 2:  # a scale stands to the right of the last two pictures
             continue
         bar = plot.panel(figure, left, top, _BAR, height)
         if column == 2:

@@ -67,7 +67,7 @@ def patch_ground_truth(sample: Sample) -> NDArray[np.float64]:
 def averaged_with_mirror(sample: Sample) -> bool:
     """Whether the patches' depth is more than the bars' mean (flip averaging)."""
     plain = np.tensordot(np.asarray(sample.bins), sample.weights, 1)
-    return bool(np.abs(plain - sample.patch_depth).max() > 1e-3)  # noqa: PLR2004 - a millimetre
+    return bool(np.abs(plain - sample.patch_depth).max() > 1e-3)
 
 
 def caption(sample: Sample) -> str:

@@ -49,7 +49,7 @@ def _panel(axes: Axes, rows: list[Row], metric: str) -> None:
             axes.axvline(value, color=color, lw=0.5, ls=':')
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_weight('bold' if row.group == 'method' else 'normal')
+        label.set_fontweight('bold' if row.group == 'method' else 'normal')
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis='y', lw=0.4, color='#dddddd')
     axes.set_axisbelow(True)
