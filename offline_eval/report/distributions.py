@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 CAPTION = (
     'True depth of all counted pixels, per scene class, from the nearest class to the farthest. '
-    'Grey outline: all classes. Dashed: the class’s median. Orange marks below: the {bins} depth '
-    'bins; nothing is ever predicted outside of them.')
+    'In brackets: number of images. Grey outline: all classes. Dashed: the class’s median. Orange '
+    'marks below: the {bins} depth bins; no prediction is nearer than the first or farther than '
+    'the last.')
 _COLUMNS = 4
 
 
 def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> Figure:
     """Draw one panel per class on common axes; `images` per class go into the titles."""
+    from matplotlib.ticker import MultipleLocator
     edges = np.asarray(histograms.edges, float)
     densities = {scene: density(edges, counts) for scene, counts in histograms.counts.items()
                  if sum(counts)}
@@ -34,7 +36,7 @@ def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> F
     rows = -(-len(scenes) // _COLUMNS)
     columns = min(len(scenes), _COLUMNS)
     width = (plot.WIDTH - 0.5 - 0.1) / columns - 0.12
-    with plot.new_figure(rows * 1.12 + 0.42) as figure:
+    with plot.new_figure(rows * 1.12 + 0.24) as figure:
         for place, scene in enumerate(scenes):
             row, column = divmod(place, _COLUMNS)
             left, top = 0.45 + column * (width + 0.12), 0.2 + row * 1.12
@@ -44,6 +46,7 @@ def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> F
             count = images.get(scene)
             label = scene.replace('_', ' ') or 'no class'
             axes.set_title(f'{label} ({count})' if count else label, loc='left')
+            axes.xaxis.set_major_locator(MultipleLocator(2))
             axes.set_xlim(0, last)
             axes.set_ylim(-0.09 * high, 1.05 * high)
             axes.tick_params(labelleft=column == 0, labelbottom=place + _COLUMNS >= len(scenes))

@@ -55,10 +55,10 @@ th, td { padding: .3rem .75rem; text-align: left; vertical-align: baseline;
 thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink);
   background: var(--wash); white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 1.5px solid var(--ink); }
-tbody th { font-weight: inherit; }
+tbody th { font-weight: inherit; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 .strong { font-weight: 700; }
-.quiet { color: var(--quiet); font-weight: 400; }
+.quiet { color: var(--quiet); font-weight: 400; font-style: italic; }
 .note { font-size: .88rem; color: var(--quiet); margin-top: -.4rem; }
 figure { margin: 1.6rem 0 2.2rem; break-inside: avoid; }
 figure img { display: block; width: 100%; height: auto; }
@@ -165,7 +165,7 @@ def _picture(picture: Picture) -> str:
 
 @_block.register
 def _table(table: Table) -> str:
-    head = ''.join(f'<th scope="col"{_kind(i in table.numbers, Cell(""))}>{escape(text)}</th>'
+    head = '' if not any(table.header) else ''.join(f'<th scope="col"{_kind(i in table.numbers, Cell(""))}>{escape(text)}</th>'
                    for i, text in enumerate(table.header))
     body = '\n'.join(
         f'<tr>{"".join(_cell(cell, i, table) for i, cell in enumerate(row))}</tr>'

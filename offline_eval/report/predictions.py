@@ -22,7 +22,7 @@ CAPTION = (
     'its sizes, red is too far. An arrow on a scale: there are values beyond it. Grey: no ground '
     'truth, not counted.')
 
-_LABEL, _BAR, _BAR_TEXT, _GAP = 0.24, 0.09, 0.38, 0.06
+_LABEL, _BAR, _BAR_TEXT, _GAP = 0.25, 0.09, 0.38, 0.06
 _TITLES = ('RGB', 'Prediction', 'Ground truth', 'Error')
 
 
@@ -66,7 +66,7 @@ def _row(
         left += _BAR + _BAR_TEXT + _GAP
     plot.write_text(figure, _GAP / 2, top + height + 0.035,
                     f'{sample.role.capitalize()}: {plot.image_label(sample)}', weight='bold')
-    plot.write_text(figure, _GAP / 2 + width + _GAP, top + height + 0.035, _numbers(sample))
+    plot.write_text(figure, plot.WIDTH - 0.05, top + height + 0.035, _numbers(sample), ha='right')
 
 
 def _error_limit(error: np.ndarray) -> float:
@@ -76,5 +76,5 @@ def _error_limit(error: np.ndarray) -> float:
 
 
 def _numbers(sample: Sample) -> str:
-    return '    '.join(f'{SYMBOLS[name]} {number(sample.metrics[name])}{unit(name)}'
+    return '   '.join(f'{SYMBOLS[name]} {number(sample.metrics[name])}{unit(name)}'
                        for name in PAPER_METRICS if name in sample.metrics)

@@ -26,7 +26,7 @@ FLIPPED = ', mean of the plain and the mirrored pass; the bars are those of the 
 
 QUANTILES = (0.05, 0.35, 0.65, 0.95)
 LETTERS = 'ABCD'
-_IMAGE = 2.75  # inches
+_IMAGE, _WORDS, _CHART = 2.65, 1.27, 1.36  # inches
 
 
 @dataclass(frozen=True)
@@ -79,62 +79,57 @@ def caption(sample: Sample) -> str:
 def draw(sample: Sample) -> Figure:
     """Image with marked patches on the left, a bar chart for each on the right."""
     patches = choose_patches(sample)
-    height = _IMAGE * sample.rgb.shape[0] / sample.rgb.shape[1]
-    with plot.new_figure(3.15) as figure:
-        axes = plot.panel(figure, 0.03, 0.24, _IMAGE, height)
+    height = max(0.85, 0.13 * len(sample.bins))
+    image_height = _IMAGE * sample.rgb.shape[0] / sample.rgb.shape[1]
+    with plot.new_figure(max(2 * height + 0.86, image_height + 0.3)) as figure:
+        axes = plot.panel(figure, 0.03, 0.22, _IMAGE, image_height)
         plot.picture(axes, sample.rgb, _IMAGE)
         _mark(axes, sample, patches)
-        axes.set_title(f'{plot.image_label(sample)}', loc='left')
-        plot.write_text(figure, 0.03, 0.24 + height + 0.08,
-                        'near                    A → D                    far',
-                        color='#444444') if len(patches) > 1 else None
-        _bars(figure, sample, patches)
+        axes.set_title(plot.image_label(sample), loc='left')
+        for place, patch in enumerate(patches):
+            row, column = divmod(place, 2)
+            chart = plot.panel(figure, _IMAGE + _WORDS + column * (_CHART + 0.16),
+                               0.22 + row * (height + 0.3), _CHART, height)
+            _bars(chart, sample, patch, place)
+            chart.tick_params(labelleft=column == 0, labelbottom=place + 2 >= len(patches))
+            if place + 2 >= len(patches):
+                chart.set_xlabel('weight (–)', labelpad=1)
+            chart.set_xlim(0, _largest_weight(sample, patches) * 1.06)
     return figure
 
 
 def _mark(axes: Axes, sample: Sample, patches: list[Patch]) -> None:
-    """Frame the patches, each with its letter."""
+    """Frame the patches, each with its letter beside it."""
     from matplotlib.patches import Rectangle
     height = sample.rgb.shape[0] / sample.patch_depth.shape[0]
     width = sample.rgb.shape[1] / sample.patch_depth.shape[1]
     for patch, letter, color in zip(patches, LETTERS, plot.PATCHES, strict=False):
         x, y = patch.column * width - 0.5, patch.row * height - 0.5
-        for edge, line in (('white', 2.6), (color, 1.4)):
+        for edge, line in (('white', 3.0), (color, 1.6)):
             axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=edge, lw=line))
-        axes.text(x + width / 2, y + height / 2, letter, color='white', weight='bold',
-                  ha='center', va='center', size=7,
-                  bbox={'boxstyle': 'round,pad=0.15', 'fc': color, 'ec': 'white', 'lw': 0.6})
+        fits = patch.column + 1 < sample.patch_depth.shape[1]
+        axes.text(x + 1.25 * width if fits else x - 0.25 * width, y + height / 2, letter,
+                  color='white', weight='bold', ha='left' if fits else 'right', va='center',
+                  size=6.5, bbox={'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white',
+                                  'lw': 0.6})
 
 
-def _bars(figure: Figure, sample: Sample, patches: list[Patch]) -> None:
-    """Two by two charts on one vertical scale."""
-    left, width, height = _IMAGE + 0.5, 1.67, 0.88
-    top = 1.08 * max((sample.weights[:, p.row, p.column].max() for p in patches), default=1.0)
-    for place, patch in enumerate(patches):
-        row, column = divmod(place, 2)
-        axes = plot.panel(figure, left + column * (width + 0.2), 0.24 + row * (height + 0.28),
-                          width, height)
-        _chart(axes, sample, patch, place)
-        axes.set_ylim(0, top)
-        if column:
-            axes.tick_params(labelleft=False)
-        else:
-            axes.set_ylabel('weight (–)')
-        if place + 2 < len(patches):
-            axes.tick_params(labelbottom=False)
-
-
-def _chart(axes: Axes, sample: Sample, patch: Patch, place: int) -> None:
-    """Bars of one patch, with GT and Pred above."""
+def _bars(axes: Axes, sample: Sample, patch: Patch, place: int) -> None:
+    """Draw the responses of one patch, near above far, under its GT and Pred."""
     count = len(sample.bins)
     color = plot.PATCHES[place]
-    axes.bar(range(count), sample.weights[:, patch.row, patch.column], color=color, width=0.75)
-    axes.axhline(1 / count, color='#444444', lw=0.7, ls=':')
-    axes.set_xlim(-0.6, count - 0.4)
-    labels = [f'{word}  {depth:.2f} m'
-              for word, depth in zip(sample.tokens, sample.bins, strict=True)]
-    axes.set_xticks(range(count), labels, rotation=55, ha='right', rotation_mode='anchor')
-    axes.tick_params(axis='x', length=1.5, pad=1)
+    axes.barh(range(count), sample.weights[:, patch.row, patch.column], color=color, height=0.72)
+    axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.set_yticks(range(count), [f'{word}   {depth:.2f} m' for word, depth in zip(
+        sample.tokens, sample.bins, strict=True)])
+    axes.tick_params(axis='y', length=0)
     predicted = sample.patch_depth[patch.row, patch.column]
-    axes.set_title(LETTERS[place], loc='left', color=color, weight='bold')
-    axes.set_title(f'GT {patch.ground_truth:.2f} m    Pred {predicted:.2f} m', loc='right')
+    axes.text(-0.03, 1.035, LETTERS[place], transform=axes.transAxes, ha='right', va='bottom',
+              color='white', weight='bold', size=6.5,
+              bbox={'boxstyle': 'round,pad=0.2', 'fc': color, 'lw': 0})
+    axes.set_title(f'GT {patch.ground_truth:.2f} m   Pred {predicted:.2f} m', loc='right')
+
+
+def _largest_weight(sample: Sample, patches: list[Patch]) -> float:
+    return max(float(sample.weights[:, p.row, p.column].max()) for p in patches)

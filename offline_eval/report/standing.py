@@ -26,9 +26,10 @@ def draw(summary: Summary) -> Figure:
     """Three panels with the same rows, sorted by δ1."""
     rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline')
                    and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
-    left, height = 2.05, 0.165 * len(rows)
+    left = 0.25 + 0.055 * max((len(row.name) for row in rows), default=0)
+    height = 0.165 * len(rows)
     width = (plot.WIDTH - left - 0.1) / len(METRICS) - 0.12
-    with plot.new_figure(height + 0.62) as figure:
+    with plot.new_figure(height + 0.5) as figure:
         for place, metric in enumerate(METRICS):
             axes = plot.panel(figure, left + place * (width + 0.12), 0.1, width, height)
             _panel(axes, rows, metric)

@@ -20,7 +20,7 @@ from offline_eval.results import (
     Summary,
 )
 
-PUBLISHED = 'Grey italics: published numbers, not measured in this run.'
+PUBLISHED = 'Italics: published numbers, not measured in this run.'
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Line:
     quiet: bool = False
     note: str = ''
     images: int | None = None
+    signed: bool = False
 
 
 def headline_row(summary: Summary) -> Row:
@@ -127,7 +128,7 @@ def classes(summary: Summary) -> Table | None:
     lines = [Line(r.scene or 'no class', r.metrics, images=r.images, note=r.note) for r in rows]
     total = headline_row(summary)
     lines.append(Line('all', total.metrics, images=total.images))
-    return _lines('Per scene class', 'class', lines, best=True)
+    return _lines('Per scene class', 'class', lines)
 
 
 def other_metrics(summary: Summary) -> Table:
@@ -176,7 +177,7 @@ def _ablation(
             lines.append(Line(name, row.metrics, note=row.note))
         if (paper := reported.get(name)) is not None:
             own = name if name not in measured else ''
-            lines.append(Line(f'{own} (paper)'.strip(), paper.metrics, quiet=True,
+            lines.append(Line(f'{own}, paper' if own else 'paper', paper.metrics, quiet=True,
                               note=paper.note))
     if table == '2' and scene != ALL:
         lines += _gains(measured, reported)
@@ -188,7 +189,7 @@ def _ablation(
 
 def _gains(measured: dict[str, Row], reported: dict[str, PaperRow]) -> list[Line]:
     """Line "Best partition's gain" of the paper's Table 2: best by rmse, minus the original."""
-    lines = []
+    lines: list[Line] = []
     for rows, quiet in ((measured, False), (reported, True)):
         metrics = {name: row.metrics for name, row in rows.items() if 'rmse' in row.metrics}
         original = next((n for n in metrics if n.lower().startswith('original')), None)
@@ -198,8 +199,8 @@ def _gains(measured: dict[str, Row], reported: dict[str, PaperRow]) -> list[Line
         best = min(others, key=lambda n: metrics[n]['rmse'])
         gain = {m: metrics[best][m] - metrics[original][m] for m in PAPER_METRICS
                 if m in metrics[best] and m in metrics[original]}
-        name = f'gain of {best}, best by rmse'
-        lines.append(Line(f'{name} (paper)' if quiet else name, gain, quiet=quiet, note='signed'))
+        lines.append(Line('the same, paper' if quiet and lines else 'best partition’s gain', gain,
+                          quiet=quiet, note=f'{best} − original; best by rmse', signed=True))
     return lines
 
 
@@ -209,7 +210,7 @@ def _lines(
 ) -> Table:
     """Build a table of metric lines, with image counts and notes where there are some."""
     counted = any(line.images is not None for line in lines)
-    noted = any(line.note not in ('', 'signed') for line in lines)
+    noted = any(line.note for line in lines)
     leaders = _leaders(lines) if best else {}
     cells = []
     for place, line in enumerate(lines):
@@ -217,11 +218,11 @@ def _lines(
         if bold_first and place == 0:
             strong = set(PAPER_METRICS)
         row = _numbers(line.name, line.metrics, quiet=line.quiet, strong=strong,
-                       signed=line.note == 'signed')
+                       signed=line.signed)
         if counted:
             row.insert(1, Cell('' if line.images is None else str(line.images)))
         if noted:
-            row.append(Cell('' if line.note == 'signed' else line.note, quiet=line.quiet))
+            row.append(Cell(line.note, quiet=line.quiet))
         cells.append(row)
     return _table(title, [first, 'images'] if counted else [first], cells, note,
                   ['note'] if noted else [])
@@ -232,7 +233,7 @@ def _leaders(lines: Sequence[Line]) -> dict[str, int]:
     found = {}
     for metric in PAPER_METRICS:
         values = [(line.metrics[metric], place) for place, line in enumerate(lines)
-                  if not line.quiet and line.note != 'signed' and line.name != ALL
+                  if not line.quiet and not line.signed and line.name != ALL
                   and math.isfinite(line.metrics.get(metric, math.nan))]
         if len(values) > 1:
             choose = max if metric in HIGHER_IS_BETTER else min
