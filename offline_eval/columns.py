@@ -100,7 +100,7 @@ def _controls(config: DepthConfig, max_depth: float) -> list[Column]:
         chosen += [Column('shuffled words', 'baseline', READ_OUT,
                           tuple(config.tokens[i] for i in order), config.bins,
                           note=f'the same words given to other bins; mean of {SHUFFLES} orders')
-                   for order in _derangements(rng, count, SHUFFLES)]
+                   for order in _other_orders(rng, count, SHUFFLES)]
     if count <= len(NEUTRAL_WORDS):
         chosen += [Column('random words', 'baseline', READ_OUT,
                           tuple(str(w) for w in rng.choice(NEUTRAL_WORDS, count, replace=False)),
@@ -111,7 +111,7 @@ def _controls(config: DepthConfig, max_depth: float) -> list[Column]:
         "the method's depth of one image scored on another: does the image matter at all?"))]
 
 
-def _derangements(rng: np.random.Generator, count: int, wanted: int) -> list[list[int]]:
+def _other_orders(rng: np.random.Generator, count: int, wanted: int) -> list[list[int]]:
     """Orders that are not the original one."""
     orders: list[list[int]] = []
     while len(orders) < wanted:

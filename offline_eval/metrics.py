@@ -25,6 +25,7 @@ SUMS = ('pixels', 'd1', 'd2', 'd3',  # numbers of pixels
         'log', 'signed_log', 'square_log',  # of |l|, l and l^2, where l = ln p - ln y
         'absolute', 'square', 'sq_rel')  # of |p - y|, (p - y)^2, (p - y)^2 / y
 MIN_DEPTH = 1e-3  # metres; what is below does not count as measured
+_PIECE = 1 << 15  # pixels
 _THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)
 
 Sums = NDArray[np.float64]
@@ -59,17 +60,34 @@ class Truth:
             (B, 11) float64 in the order of SUMS.
 
         """
-        p = torch.where(self.valid, depth.flatten(1).clamp(MIN_DEPTH, max_depth), self.depth)
-        y = self.depth
-        ratio = torch.maximum(p / y, y / p)
-        invalid = p.shape[1] - self.pixels
-        deltas = [(ratio < t).sum(1).double() - invalid for t in _THRESHOLDS]
-        difference = p - y
-        absolute, square = difference.abs(), difference.square()
-        log = p.log() - self._log
+        p = depth.flatten(1)
+        if p.is_cuda:
+            return _score(p, self.depth, self._log, self.valid, max_depth)
+        # On a CPU in pieces that stay in the cache, which is several times faster.
         return torch.stack([
-            self.pixels, *deltas, _sum(absolute / y), _sum(log.abs()), _sum(log),
-            _sum(log.square()), _sum(absolute), _sum(square), _sum(square / y)], dim=1)
+            sum((_score(p[i:i + 1, s], self.depth[i:i + 1, s], self._log[i:i + 1, s],
+                        self.valid[i:i + 1, s], max_depth)[0]
+                 for s in _pieces(p.shape[1])), torch.zeros(len(SUMS), dtype=torch.float64))
+            for i in range(len(p))])
+
+
+def _pieces(size: int) -> list[slice]:
+    return [slice(start, start + _PIECE) for start in range(0, size, _PIECE)]
+
+
+def _score(p: Tensor, y: Tensor, log_y: Tensor, valid: Tensor, max_depth: float) -> Tensor:
+    """(B, 11) sums; an invalid pixel predicts its (made-up) truth, and adds to the counts only."""
+    p = torch.where(valid, p.clamp(MIN_DEPTH, max_depth), y)
+    pixels = valid.sum(1).double()
+    invalid = p.shape[1] - pixels
+    ratio = torch.maximum(p / y, y / p)
+    deltas = [(ratio < t).sum(1).double() - invalid for t in _THRESHOLDS]
+    difference = p - y
+    absolute, square = difference.abs(), difference.square()
+    log = p.log() - log_y
+    return torch.stack([
+        pixels, *deltas, _sum(absolute / y), _sum(log.abs()), _sum(log), _sum(log.square()),
+        _sum(absolute), _sum(square), _sum(square / y)], dim=1)
 
 
 def _sum(values: Tensor) -> Tensor:

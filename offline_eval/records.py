@@ -28,7 +28,8 @@ HISTOGRAM = 100  # bins from 0 to max_depth
 
 def constants(max_depth: float) -> NDArray[np.float64]:
     """(200,) metres."""
-    return np.arange(1, CONSTANTS + 1) * (max_depth / CONSTANTS)
+    metres: NDArray[np.float64] = np.linspace(max_depth / CONSTANTS, max_depth, CONSTANTS)
+    return metres
 
 
 def layout(columns: int) -> np.dtype[Any]:
@@ -69,9 +70,11 @@ class Records:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 name = self._folder / f'{rank:03d}-{os.getpid()}-{os.urandom(4).hex()}.bin'
-                self._file = name.open('xb')
-            self._file.write(records.tobytes())
-            self._file.flush()
+                # Unbuffered: what could not be written is not tried again on closing.
+                self._file = name.open('xb', buffering=0)
+            rest = memoryview(records.tobytes())
+            while rest:
+                rest = rest[self._file.write(rest):]
         except OSError as error:
             raise ResultsError(f'{self._folder}: cannot be written ({error.strerror}). Free space '
                                'and continue with --resume; finished images are kept.') from error
@@ -88,14 +91,14 @@ class Records:
         for path in sorted(self._folder.glob('*.bin')):
             count = path.stat().st_size // self._type.itemsize
             if count:
-                stored = np.memmap(path, self._type, 'r', shape=(count,))
+                stored: NDArray[Any] = np.memmap(path, self._type, 'r', shape=(count,))
                 for i in range(count):
                     if _checksum(stored[i]) == stored['checksum'][i]:
                         found[int(stored['position'][i])] = stored, i
         records = self.empty(len(found))
         for place, position in enumerate(sorted(found)):
-            stored, i = found[position]
-            records[place] = stored[i]
+            source, i = found[position]
+            records[place] = source[i]
         return records
 
 

@@ -81,6 +81,12 @@ class Dataset(ABC):
         """The training split, where it lies beside; for the mean map."""
         return None
 
+    def keep(self, positions: list[int]) -> None:
+        """Leave out all but these."""
+        self.split += f', {len(positions)} of {len(self)} images'
+        self.entries = [self.entries[p] for p in positions]
+        self.official = False
+
     def check_unit(self) -> None:
         """Look at a few ground truths: are they metres once read?
 
@@ -133,6 +139,11 @@ class FileDataset(Dataset):
             raise DatasetError(
                 f'{path}: {len(missing)} files of {2 * len(files)} are missing; complete the '
                 f'data or correct the list:{listing(missing)}')
+
+    def keep(self, positions: list[int]) -> None:
+        """Leave out all but these."""
+        super().keep(positions)
+        self.files = [self.files[p] for p in positions]
 
     def read(self, position: int) -> Pair:
         """Decode both files."""

@@ -95,8 +95,8 @@ class NyuMat(Dataset):
 
     def read_truth(self, position: int) -> NDArray[np.float32]:
         """Read the depth only."""
-        depth: NDArray[np.float32] = self._plane(self._key, position).astype(np.float32, copy=False)
-        return depth
+        depth: NDArray[np.float32] = self._plane(self._key, position)
+        return depth.astype(np.float32, copy=False)
 
     def both_depths(self, position: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Raw and in-painted depth (480, 640) in metres, for the extraction."""
