@@ -60,7 +60,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: an SVG text, and a file with the same for a paper; only HTML shows it."""
+    """A figure: an SVG text, and a file with the same for a paper, or ''; only HTML shows it."""
 
     title: str
     caption: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's figures, each also as a PDF in `figures/`."""
+"""The report's figures; what a paper would take also as a PDF in `figures/`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from offline_eval.report import distributions, plot, predictions, responses, standing
 from offline_eval.report.document import Picture
-from offline_eval.results import ALL, Sample
+from offline_eval.results import ALL, Sample, atomic
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from offline_eval.report.contents import Source
 
 ROLES = ('best', 'median', 'worst')
@@ -35,7 +37,7 @@ class Figures:
             caption = predictions.CAPTION.format(images=self._source.summary.data.evaluated)
             ordinal = f', continued ({rank + 1})' if rank else ''
             pictures.append(self._picture(
-                f'figure_5{"abcdefgh"[rank:rank + 1] if rank else ""}',
+                '' if rank else 'figure_5',
                 f'Figure 5. Predictions beside the ground truth{ordinal}', caption,
                 predictions.draw(samples)))
         return pictures
@@ -45,9 +47,9 @@ class Figures:
         first = next(iter(self._ranked()), [])
         order = {'median': 0, 'best': 1, 'worst': 2}
         return [self._picture(
-            f'figure_4_{sample.role}', f'Figure 4. Responses of the words, {sample.role} image',
+            '' if place else 'figure_4', f'Figure 4. Responses of the words, {sample.role} image',
             responses.caption(sample), responses.draw(sample))
-            for sample in sorted(first, key=lambda s: order.get(s.role, 3))]
+            for place, sample in enumerate(sorted(first, key=lambda s: order[s.role]))]
 
     def distributions(self) -> Picture | None:
         """Figure 3."""
@@ -72,6 +74,10 @@ class Figures:
         return [[samples[rank] for samples in by_role if rank < len(samples)]
                 for rank in range(depth)]
 
-    def _picture(self, file: str, title: str, caption: str, figure: object) -> Picture:
-        svg = plot.output(figure, self._folder, file)  # type: ignore[arg-type]
-        return Picture(title, caption, svg, f'figures/{file}.pdf')
+    def _picture(self, name: str, title: str, caption: str, figure: Figure) -> Picture:
+        """Write the PDF, where it has a name, and make the block."""
+        file = f'figures/{name}.pdf' if name else ''
+        if file:
+            with atomic(self._folder / file) as stream:
+                stream.write(plot.to_pdf(figure))
+        return Picture(title, caption, plot.to_svg(figure), file)

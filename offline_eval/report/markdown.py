@@ -73,7 +73,7 @@ def _code(block: Code) -> str:
 
 @_block.register
 def _picture(block: Picture) -> str:
-    return f'{escape(block.title)}: `{block.file}`'
+    return f'{escape(block.title)}: `{block.file}`' if block.file else ''
 
 
 @_block.register

@@ -154,19 +154,20 @@ def _code(block: Code) -> str:
 @_block.register
 def _picture(picture: Picture) -> str:
     """As an image of its own: names inside one SVG never meet those of another."""
+    paper = f'For a paper: {escape(picture.file)}.' if picture.file else ''
     data = base64.b64encode(picture.svg.encode()).decode()
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture.svg)
     shape = f' width="{float(size[1]):.0f}" height="{float(size[2]):.0f}"' if size else ''
     return (f'<figure><img src="data:image/svg+xml;base64,{data}"{shape} '
             f'alt="{escape(picture.title)}">\n'
             f'<figcaption><strong>{escape(picture.title)}.</strong> {escape(picture.caption)} '
-            f'For a paper: {escape(picture.file)}.</figcaption></figure>')
+            f'{paper}</figcaption></figure>')
 
 
 @_block.register
 def _table(table: Table) -> str:
-    head = '' if not any(table.header) else ''.join(f'<th scope="col"{_kind(i in table.numbers, Cell(""))}>{escape(text)}</th>'
-                   for i, text in enumerate(table.header))
+    head = ''.join(f'<th scope="col"{_kind(i in table.numbers, Cell(""))}>{escape(text)}</th>'
+                   for i, text in enumerate(table.header) if any(table.header))
     body = '\n'.join(
         f'<tr>{"".join(_cell(cell, i, table) for i, cell in enumerate(row))}</tr>'
         for row in table.rows)

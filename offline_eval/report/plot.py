@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -64,11 +63,18 @@ def require() -> None:
 
 
 @contextmanager
+def _style() -> Iterator[None]:
+    """For drawing, and again for writing: each reads settings of its own."""
+    from matplotlib import style
+    with style.context(['default', _STYLE], after_reset=True):
+        yield
+
+
+@contextmanager
 def new_figure(height: float, width: float = WIDTH) -> Iterator[Figure]:
     """Make a figure of a size in inches, in the common style whatever the user's settings are."""
-    from matplotlib import style
     from matplotlib.figure import Figure
-    with style.context(['default', _STYLE], after_reset=True):
+    with _style():
         yield Figure(figsize=(width, height))
 
 
@@ -155,16 +161,18 @@ def color_bar(
 def to_svg(figure: Figure) -> str:
     """SVG text; the same figure gives the same text."""
     stream = io.BytesIO()
-    figure.savefig(stream, format='svg', dpi=PICTURE_DPI,
-                   metadata={'Date': None, 'Creator': 'depthclip_ros'})
+    with _style():
+        figure.savefig(stream, format='svg', dpi=PICTURE_DPI,
+                       metadata={'Date': None, 'Creator': 'depthclip_ros'})
     return stream.getvalue().decode()
 
 
 def to_pdf(figure: Figure) -> bytes:
     """PDF for a paper."""
     stream = io.BytesIO()
-    figure.savefig(stream, format='pdf', dpi=PICTURE_DPI, metadata={
-        'CreationDate': None, 'Creator': 'depthclip_ros'})
+    with _style():
+        figure.savefig(stream, format='pdf', dpi=PICTURE_DPI, metadata={
+            'CreationDate': None, 'Creator': 'depthclip_ros'})
     return stream.getvalue()
 
 
@@ -172,10 +180,3 @@ def image_label(sample: Sample) -> str:
     """Name an image: index, and scene class where it is known."""
     return f'image {sample.index}' + (f', {sample.scene}' if sample.scene else '')
 
-
-def output(figure: Figure, folder: Path, name: str) -> str:
-    """Write `figures/NAME.pdf` of a results folder, and return the SVG text."""
-    from offline_eval.results import atomic
-    with atomic(folder / 'figures' / f'{name}.pdf') as file:
-        file.write(to_pdf(figure))
-    return to_svg(figure)

@@ -108,8 +108,9 @@ def verdict(summary: Summary) -> Table:
 
 def bin_partitions(summary: Summary) -> list[Table]:
     """Table 2: one table per scene."""
-    scenes = dict.fromkeys([r.scene for r in summary.rows if r.group == 'bins']
-                           + [p.scene for p in summary.paper if p.table == '2'])
+    found = dict.fromkeys([p.scene for p in summary.paper if p.table == '2']
+                          + [r.scene for r in summary.rows if r.group == 'bins'])
+    scenes = sorted(found, key=lambda scene: scene == ALL)
     return [_ablation(summary, 'bins', '2', scene, f'Table 2. Depth bins, {_class(scene)}',
                       'bin partition') for scene in scenes]
 
