@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from .columns import CONSTANT, MEDIAN, RANDOM_PIXEL, Column
 from .datasets import Dataset
 from .errors import DatasetError, EvaluationError
+from .metrics import SortedTruth, random_pixel_sums
 from .protocol import Protocol
+from .records import CONSTANTS, HISTOGRAM, constants, layout
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Batch:
         positions: in the data set's entries.
         rgb: (B, H, W, 3) uint8.
         truth: (B, H, W) float32 metres, NaN where it is not scored.
-        digests: (B, 32) uint8, SHA-256 of image and depth as read.
+        records: of these images, filled with what follows from the true depth alone.
 
     """
 
     positions: list[int]
     rgb: NDArray[np.uint8]
     truth: NDArray[np.float32]
-    digests: NDArray[np.uint8]
+    records: NDArray[Any]
 
 
 def plan(count: int, size: int) -> list[list[int]]:
@@ -51,9 +54,17 @@ def plan(count: int, size: int) -> list[list[int]]:
 
 
 def load(
-    dataset: Dataset, protocol: Protocol, batches: list[list[int]], workers: int,
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], batches: list[list[int]],
+    workers: int,
 ) -> Iterator[Batch]:
     """Read batches in order.
+
+    Args:
+        dataset: what to read.
+        protocol: how to crop.
+        chosen: the columns; the constants among them are scored by the workers.
+        batches: positions.
+        workers: number of processes; 0 reads in this one.
 
     Raises:
         EvaluationError: an image is damaged.
@@ -61,7 +72,7 @@ def load(
     """
     dataset.close()
     loader: DataLoader[Any] = DataLoader(
-        _Reader(dataset, protocol, batches), batch_size=None, num_workers=workers,
+        _Reader(dataset, protocol, chosen, batches), batch_size=None, num_workers=workers,
         worker_init_fn=_start_worker, prefetch_factor=2 if workers else None)
     for batch in loader:
         if isinstance(batch, EvaluationError):
@@ -72,28 +83,33 @@ def load(
 class _Reader(TorchDataset[Any]):
     """One item per batch. An error is an item: raised over there, it loses its type and form."""
 
-    def __init__(self, dataset: Dataset, protocol: Protocol, batches: list[list[int]]) -> None:
-        self._dataset, self._protocol, self._batches = dataset, protocol, batches
+    def __init__(self, dataset: Dataset, protocol: Protocol, chosen: Sequence[Column],
+                 batches: list[list[int]]) -> None:
+        self._what = dataset, protocol, chosen
+        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Batch | EvaluationError:
         try:
-            return read_batch(self._dataset, self._protocol, self._batches[index])
+            return read_batch(*self._what, self._batches[index])
         except EvaluationError as error:
             return error
 
 
-def read_batch(dataset: Dataset, protocol: Protocol, positions: list[int]) -> Batch:
-    """Read and crop the images at some positions.
+def read_batch(
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], positions: list[int],
+) -> Batch:
+    """Read and crop the images at some positions, and score the constants on them.
 
     Raises:
         DatasetError: one is damaged or of another size.
 
     """
-    rgbs, truths, digests = [], [], []
-    for position in positions:
+    rgbs, truths = [], []
+    records = np.zeros(len(positions), layout(len(chosen)))
+    for record, position in zip(records, positions, strict=True):
         pair = dataset.read(position)
         try:
             rgb, truth = protocol.prepare(pair)
@@ -102,10 +118,32 @@ def read_batch(dataset: Dataset, protocol: Protocol, positions: list[int]) -> Ba
                                ) from error
         digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
         digest.update(np.ascontiguousarray(pair.depth).data)
+        record['position'] = position
+        record['digest'] = np.frombuffer(digest.digest(), np.uint8)
+        _score_constants(truth[~np.isnan(truth)], chosen, protocol.max_depth, record)
         rgbs.append(rgb)
         truths.append(truth)
-        digests.append(np.frombuffer(digest.digest(), np.uint8))
-    return Batch(positions, np.stack(rgbs), np.stack(truths), np.stack(digests))
+    return Batch(positions, np.stack(rgbs), np.stack(truths), records)
+
+
+def _score_constants(
+    valid: NDArray[np.float32], chosen: Sequence[Column], max_depth: float, record: Any,
+) -> None:
+    """Fill in what follows from the distribution of one image's true depth alone."""
+    record['pixels'] = len(valid)
+    if not len(valid):
+        return
+    ordered = SortedTruth(valid)
+    record['median'] = median = ordered.median()
+    record['histogram'] = np.diff(ordered.below(np.linspace(0, max_depth, HISTOGRAM + 1)))
+    # NaN where the column is no constant.
+    values = np.array([{CONSTANT: c.value, MEDIAN: median}.get(c.kind, np.nan) for c in chosen])
+    places = np.flatnonzero(~np.isnan(values))
+    sums = ordered.score(np.concatenate([constants(max_depth), values[places]]))
+    record['curve'], record['columns'][places] = np.split(sums, [CONSTANTS])
+    for place, column in enumerate(chosen):
+        if column.kind == RANDOM_PIXEL:
+            record['columns'][place] = random_pixel_sums(ordered.depth, max_depth)
 
 
 def _start_worker(_: int) -> None:

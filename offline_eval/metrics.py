@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ SUMS = ('pixels', 'd1', 'd2', 'd3',  # numbers of pixels
         'log', 'signed_log', 'square_log',  # of |l|, l and l^2, where l = ln p - ln y
         'absolute', 'square', 'sq_rel')  # of |p - y|, (p - y)^2, (p - y)^2 / y
 MIN_DEPTH = 1e-3  # metres; what is below does not count as measured
-_PIECE = 1 << 15  # pixels
+_PIECE = 1 << 14  # pixels
 _THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)
 
 Sums = NDArray[np.float64]
@@ -37,7 +36,6 @@ class Truth:
     Attributes:
         depth: (B, P) float32 metres, 1 where invalid.
         valid: (B, P) bool.
-        pixels: (B,) float64, number of valid ones.
 
     """
 
@@ -46,7 +44,6 @@ class Truth:
         flat = depth.flatten(1)
         self.valid = ~flat.isnan()
         self.depth = torch.where(self.valid, flat, torch.ones_like(flat))
-        self.pixels = self.valid.sum(1).double()
         self._log = self.depth.log()
 
     def score(self, depth: Tensor, max_depth: float) -> Tensor:
@@ -64,24 +61,22 @@ class Truth:
         if p.is_cuda:
             return _score(p, self.depth, self._log, self.valid, max_depth)
         # On a CPU in pieces that stay in the cache, which is several times faster.
-        return torch.stack([
-            sum((_score(p[i:i + 1, s], self.depth[i:i + 1, s], self._log[i:i + 1, s],
-                        self.valid[i:i + 1, s], max_depth)[0]
-                 for s in _pieces(p.shape[1])), torch.zeros(len(SUMS), dtype=torch.float64))
-            for i in range(len(p))])
-
-
-def _pieces(size: int) -> list[slice]:
-    return [slice(start, start + _PIECE) for start in range(0, size, _PIECE)]
+        total = torch.zeros(len(p), len(SUMS), dtype=torch.float64)
+        for i in range(len(p)):
+            for start in range(0, p.shape[1], _PIECE):
+                part = slice(i, i + 1), slice(start, start + _PIECE)
+                total[part[0]] += _score(
+                    p[part], self.depth[part], self._log[part], self.valid[part], max_depth)
+        return total
 
 
 def _score(p: Tensor, y: Tensor, log_y: Tensor, valid: Tensor, max_depth: float) -> Tensor:
     """(B, 11) sums; an invalid pixel predicts its (made-up) truth, and adds to the counts only."""
     p = torch.where(valid, p.clamp(MIN_DEPTH, max_depth), y)
-    pixels = valid.sum(1).double()
+    pixels = valid.count_nonzero(1).double()
     invalid = p.shape[1] - pixels
     ratio = torch.maximum(p / y, y / p)
-    deltas = [(ratio < t).sum(1).double() - invalid for t in _THRESHOLDS]
+    deltas = [(ratio < t).count_nonzero(1).double() - invalid for t in _THRESHOLDS]
     difference = p - y
     absolute, square = difference.abs(), difference.square()
     log = p.log() - log_y
@@ -102,109 +97,104 @@ class SortedTruth:
 
     """
 
-    def __init__(self, depth: NDArray[np.float32] | Tensor) -> None:
+    def __init__(self, depth: NDArray[np.float32]) -> None:
         """Take valid depths in any order."""
-        tensor = torch.as_tensor(depth)
-        # NumPy's sort of float32 is several times faster than torch's on a CPU.
-        self.depth = (tensor.sort().values if tensor.is_cuda
-                      else torch.from_numpy(np.sort(tensor.numpy())))
-        y = self.depth.double()
-        zero = y.new_zeros(1)
-        log = y.log()
-        self._sums = {name: torch.cat([zero, values.cumsum(0)])
+        self.depth = np.sort(depth)
+        y = self.depth.astype(np.float64)
+        log = np.log(y)
+        self._sums = {name: np.concatenate([[0], np.cumsum(values)])
                       for name, values in (('y', y), ('inverse', 1 / y), ('log', log))}
-        self._squares = y.square().sum()
-        self._square_logs = log.square().sum()
+        self._squares = np.square(y).sum()
+        self._square_logs = np.square(log).sum()
 
     def median(self) -> float:
         """Median; the mean of the middle two where there are two."""
         n = len(self.depth)
-        middle = self.depth[[(n - 1) // 2, n // 2]]
-        return float(middle.double().mean())
+        return float(self.depth[[(n - 1) // 2, n // 2]].astype(np.float64).mean())
 
-    def score(self, constants: Sequence[float] | NDArray[np.float64]) -> Tensor:
+    def below(self, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+        """How many depths are below each edge."""
+        return np.searchsorted(self.depth, edges.astype(np.float32))
+
+    def score(self, constants: Sequence[float] | NDArray[np.float64]) -> Sums:
         """Sums of constant predictions.
 
         Args:
             constants: (C,) metres.
 
         Returns:
-            (C, 11) float64 in the order of SUMS.
+            (C, 11) in the order of SUMS.
 
         """
-        y, n = self.depth, len(self.depth)
-        c32 = torch.as_tensor(np.asarray(constants, np.float32), device=y.device)
-        c = c32.double()
-        log_c = c.log()
-        # Sorted, "factor below the threshold" is a range; its ends are found with the very
-        # divisions of the pixel-wise score.
-        deltas = []
-        for t in _THRESHOLDS:
-            below = _first(n, c32, partial(_near_below, y, c32, t))
-            above = _first(n, c32, partial(_far_above, y, c32, t))
-            deltas.append((above - below).double())
-        k = torch.searchsorted(y, c32, right=True)
+        n = len(self.depth)
+        c32 = np.asarray(constants, np.float32)
+        c = c32.astype(np.float64)
+        log_c = np.log(c)
+        k = np.searchsorted(self.depth, c32, side='right')
         left = {name: sums[k] for name, sums in self._sums.items()}
-        right = {name: sums[n] - left[name] for name, sums in self._sums.items()}
         total = {name: sums[n] for name, sums in self._sums.items()}
-        kd, nd = k.double(), float(n)
-        rel = c * left['inverse'] - kd + (nd - kd) - c * right['inverse']
-        log = kd * log_c - left['log'] + right['log'] - (nd - kd) * log_c
-        signed_log = nd * log_c - total['log']
-        square_log = self._square_logs - 2 * log_c * total['log'] + nd * log_c.square()
-        absolute = c * kd - left['y'] + right['y'] - c * (nd - kd)
-        square = self._squares - 2 * c * total['y'] + nd * c.square()
-        sq_rel = total['y'] - 2 * c * nd + c.square() * total['inverse']
-        pixels = torch.full_like(c, nd)
-        return torch.stack([pixels, *deltas, rel, log, signed_log, square_log, absolute, square,
-                            sq_rel], dim=1)
+        right = {name: total[name] - left[name] for name in total}
+        # Of the truths, k are not above the constant and n - k are.
+        return np.stack([
+            np.full_like(c, n), *self._deltas(c32),
+            c * left['inverse'] - k + (n - k) - c * right['inverse'],
+            k * log_c - left['log'] + right['log'] - (n - k) * log_c,
+            n * log_c - total['log'],
+            self._square_logs - 2 * log_c * total['log'] + n * np.square(log_c),
+            c * k - left['y'] + right['y'] - c * (n - k),
+            self._squares - 2 * c * total['y'] + n * np.square(c),
+            total['y'] - 2 * c * n + np.square(c) * total['inverse']], axis=1)
+
+    def _deltas(self, c: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+        """Numbers of pixels within each factor: in order, they are a range.
+
+        Its ends are found with the very divisions of the pixel-wise score.
+        """
+        return [self._within(c, threshold) for threshold in _THRESHOLDS]
+
+    def _within(self, c: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+        y = self.depth
+        first = _first(len(y), c, lambda i: c / y[i] < threshold)
+        end = _first(len(y), c, lambda i: ~(y[i] / c < threshold))
+        return np.subtract(end, first, dtype=np.int64)
 
 
-def _near_below(y: Tensor, c: Tensor, threshold: float, i: Tensor) -> Tensor:
-    return c / y[i] < threshold
-
-
-def _far_above(y: Tensor, c: Tensor, threshold: float, i: Tensor) -> Tensor:
-    return ~(y[i] / c < threshold)
-
-
-def _first(size: int, like: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+def _first(
+    size: int, like: NDArray[np.float32], holds: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.int64]:
     """Per constant, the first index for which a monotone condition holds; `size` for none."""
-    low = torch.zeros_like(like, dtype=torch.long)
-    high = torch.full_like(low, size)
+    low = np.zeros(len(like), np.int64)
+    high = np.full_like(low, size)
     for _ in range(size.bit_length()):
         middle = (low + high) // 2
-        inside = middle < size
-        found = holds(middle.clamp(max=size - 1)) | ~inside
-        high = torch.where(found, middle, high)
-        low = torch.where(found, low, middle + 1)
-        low = torch.minimum(low, high)
+        found = (middle >= high) | holds(np.minimum(middle, size - 1))
+        high = np.where(found, middle, high)
+        low = np.where(found, low, middle + 1)
     return high
 
 
-def random_pixel_sums(truth: Tensor, max_depth: float) -> Tensor:
+def random_pixel_sums(truth: NDArray[np.float32], max_depth: float) -> Sums:
     """Expected sums of a prediction drawn per pixel, uniformly from 0 to `max_depth`.
 
     Args:
-        truth: (n,) float32, valid metres.
+        truth: (n,) valid metres.
         max_depth: M.
 
     Returns:
-        (11,) float64. With a = y / M: P(factor < T) = min(1, T a) - a / T;
+        (11,). With a = y / M: P(factor < T) = min(1, T a) - a / T;
         E|p - y| = M (a^2 + (1 - a)^2) / 2; E(p - y)^2 = M^2 / 12 + (M / 2 - y)^2;
         E|ln p - ln y| = 2 a - ln a - 1; ln p has mean ln M - 1 and E ln^2(p / M) = 2.
 
     """
-    y = truth.double()
+    y = truth.astype(np.float64)
     a = y / max_depth
-    inverse_log = -a.log()  # ln(M / y)
-    absolute = max_depth * (a.square() + (1 - a).square()) / 2
-    square = max_depth ** 2 / 12 + (max_depth / 2 - y).square()
-    values = [
-        torch.ones_like(y), *((t * a).clamp(max=1) - a / t for t in _THRESHOLDS),
+    inverse_log = -np.log(a)  # ln(M / y)
+    absolute = max_depth * (np.square(a) + np.square(1 - a)) / 2
+    square = max_depth ** 2 / 12 + np.square(max_depth / 2 - y)
+    return np.array([values.sum() for values in (
+        np.ones_like(y), *(np.minimum(t * a, 1) - a / t for t in _THRESHOLDS),
         absolute / y, 2 * a + inverse_log - 1, inverse_log - 1,
-        inverse_log.square() - 2 * inverse_log + 2, absolute, square, square / y]
-    return torch.stack([v.sum() for v in values])
+        np.square(inverse_log) - 2 * inverse_log + 2, absolute, square, square / y)])
 
 
 def metrics_of(sums: Sums) -> Sums:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +21,11 @@ from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, default_cache_dir, load
 
-from .columns import (
-    CONSTANT,
-    MEAN_MAP,
-    MEDIAN,
-    PARTNER,
-    RANDOM_PATCH,
-    RANDOM_PIXEL,
-    READ_OUT,
-    Column,
-)
+from .columns import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Column
 from .errors import PredictionError
 from .loader import Batch
-from .metrics import MIN_DEPTH, SortedTruth, Truth, random_pixel_sums
+from .metrics import MIN_DEPTH, Truth
 from .protocol import Protocol
-from .records import HISTOGRAM, Records, constants
 
 TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
 
@@ -85,39 +77,50 @@ class Scorer:
         self._text = {words: torch.from_numpy(np.ascontiguousarray(features)).to(device)
                       for words, features in text.items()}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
-        self._constants = constants(protocol.max_depth)
+        self._pool = single_threads(torch.get_num_threads()) if device.type == 'cpu' else None
         self.network_seconds = 0.0
 
-    @torch.inference_mode()
-    def score(self, batch: Batch, records: Records) -> NDArray[Any]:
-        """Records of a batch, the same digits whatever ran before.
+    def score(self, batch: Batch) -> NDArray[Any]:
+        """Complete the records of a batch: the same digits whatever ran before.
 
         Raises:
             PredictionError: a depth cannot be scored.
 
         """
         features = self._features(batch)
-        truth = torch.from_numpy(batch.truth).to(self._estimator.device)
-        box = _bounding_box(batch.truth)
-        scored = Truth(truth[:, box[0], box[1]])
-        result = records.empty(len(batch.positions))
-        result['position'], result['digest'] = batch.positions, batch.digests
-        method: Tensor | None = None
+        patches = self._all_patches(features, batch)
+        rows, columns = _bounding_box(batch.truth)
+        truth = torch.from_numpy(batch.truth[:, rows, columns])
+
+        def score_images(part: slice) -> None:
+            inside = Truth(truth[part].to(self._estimator.device))
+            for place, depth in patches.items():
+                maps = self._pixels(depth[part])[:, rows, columns]
+                sums = inside.score(maps, self._protocol.max_depth)
+                batch.records['columns'][part, place] = sums.cpu().numpy()
+
+        if self._pool is None:
+            score_images(slice(None))
+        else:
+            list(self._pool.map(score_images, [slice(i, i + 1) for i in range(len(truth))]))
+        return batch.records
+
+    def _all_patches(self, features: Tensor, batch: Batch) -> dict[int, Tensor]:
+        """Depth of every column that is not a constant, by its place: patches, or whole maps."""
+        found: dict[int, Tensor] = {}
         for place, column in enumerate(self._columns):
-            patches = self._patches(column, features, batch, method)
-            method = patches if method is None else method
-            if column.kind == MEAN_MAP and self._mean_map is not None:
-                depth = self._mean_map.expand(len(truth), -1, -1)
-            elif patches is not None:
+            patches = self._patches(column, features, batch, found.get(0))
+            if patches is not None:
                 self._check(patches, column, batch)
-                depth = upsample(patches, self._protocol.size, self._estimator.config.upsampling)
-            else:
-                continue
-            sums = scored.score(depth[:, box[0], box[1]], self._protocol.max_depth)
-            result['columns'][:, place] = sums.cpu().numpy()
-        for i in range(len(batch.positions)):
-            self._score_constants(truth[i], result[i])
-        return result
+                found[place] = patches
+        return found
+
+    @torch.inference_mode()
+    def _pixels(self, depth: Tensor) -> Tensor:
+        """(B, H, W) of patches; what is that large already stays."""
+        if depth.shape[1:] == self._protocol.size:
+            return depth
+        return upsample(depth, self._protocol.size, self._estimator.config.upsampling)
 
     def _features(self, batch: Batch) -> Tensor:
         start = time.perf_counter()
@@ -138,6 +141,8 @@ class Scorer:
             return method[partners(len(method))]
         if column.kind == RANDOM_PATCH:
             return self._random_patches(features, batch)
+        if column.kind == MEAN_MAP and self._mean_map is not None:
+            return self._mean_map.expand(features.shape[1], -1, -1)
         return None
 
     def _random_patches(self, features: Tensor, batch: Batch) -> Tensor:
@@ -148,25 +153,6 @@ class Scorer:
                 2 * MIN_DEPTH, self._protocol.max_depth, (passes, *grid)).mean(0)
             for index in batch.positions])
         return torch.from_numpy(drawn.astype(np.float32)).to(features.device)
-
-    def _score_constants(self, truth: Tensor, record: Any) -> None:
-        """What follows from the distribution of one image's true depth alone."""
-        valid = truth[~truth.isnan()]
-        record['pixels'] = len(valid)
-        if not len(valid):
-            return
-        ordered = SortedTruth(valid)
-        record['median'] = ordered.median()
-        record['curve'] = ordered.score(self._constants).cpu().numpy()
-        edges = torch.linspace(0, self._protocol.max_depth, HISTOGRAM + 1).to(ordered.depth)
-        record['histogram'] = torch.searchsorted(ordered.depth, edges).diff().cpu().numpy()
-        for place, column in enumerate(self._columns):
-            if column.kind in (CONSTANT, MEDIAN):
-                value = column.value if column.kind == CONSTANT else float(record['median'])
-                record['columns'][place] = ordered.score([value])[0].cpu().numpy()
-            elif column.kind == RANDOM_PIXEL:
-                record['columns'][place] = random_pixel_sums(
-                    valid, self._protocol.max_depth).cpu().numpy()
 
     def _check(self, patches: Tensor, column: Column, batch: Batch) -> None:
         """Upsampling takes means, so that what holds for the patches holds for the pixels."""
@@ -179,6 +165,26 @@ class Scorer:
                 f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
                 f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
                 'out of the score in silence.')
+
+
+def single_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses no further threads: each scores an image of its own.
+
+    Pieces that fit into a core's cache are too small to be shared out among cores, and the result
+    must not depend on their number.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count)
+    together = threading.Barrier(count)
+
+    def start(_: int) -> None:
+        together.wait()  # So that every thread of the pool comes by.
+        torch.set_num_threads(1)
+        together.wait()
+
+    list(pool.map(start, range(count)))
+    torch.set_num_threads(before)  # The setting of this thread, and of those yet to come.
+    return pool
 
 
 def partners(count: int) -> list[int]:

@@ -53,10 +53,6 @@ class Records:
         self._type = layout(columns)
         self._file: Any = None
 
-    def empty(self, count: int) -> NDArray[Any]:
-        """Records to be filled."""
-        return np.zeros(count, self._type)
-
     def append(self, records: NDArray[Any], rank: int) -> None:
         """Append to this process's file.
 
@@ -95,7 +91,7 @@ class Records:
                 for i in range(count):
                     if _checksum(stored[i]) == stored['checksum'][i]:
                         found[int(stored['position'][i])] = stored, i
-        records = self.empty(len(found))
+        records = np.zeros(len(found), self._type)
         for place, position in enumerate(sorted(found)):
             source, i = found[position]
             records[place] = source[i]

@@ -103,7 +103,7 @@ class Evaluation:
         chosen = self._columns(training)
         records = self._open_records(chosen)
         scorer = self._scorer(chosen, training)
-        done = self._score(scorer, records)
+        done = self._score(scorer, chosen, records)
         slowest = self._group.largest(scorer.network_seconds)
         self._group.wait()
         if self._group.first:
@@ -213,7 +213,7 @@ class Evaluation:
         return Scorer(self._estimator, self._protocol, chosen, text,
                       training.mean_map if training else None)
 
-    def _score(self, scorer: Scorer, records: Records) -> int:
+    def _score(self, scorer: Scorer, chosen: Sequence[Column], records: Records) -> int:
         """Score what is not yet recorded; returns the number of images done here and now."""
         done = {int(p) for p in records.read()['position']}
         self._group.wait()  # All have looked before anyone writes.
@@ -223,8 +223,9 @@ class Evaluation:
         mine = batches[self._group.rank::self._group.size]
         # The bar is the first process's; the others keep step with it.
         with progress(sum(map(len, mine)), 'evaluation', show=self._group.first) as bar:
-            for batch in load(self._dataset, self._protocol, mine, self._options.workers):
-                records.append(scorer.score(batch, records), self._group.rank)
+            for batch in load(self._dataset, self._protocol, chosen, mine,
+                              self._options.workers):
+                records.append(scorer.score(batch), self._group.rank)
                 bar.update(len(batch.positions))
         records.close()
         return sum(map(len, batches))
@@ -297,7 +298,7 @@ class Evaluation:
                 self._sample(position, role, metrics[place]).write(self._folder)
 
     def _sample(self, position: int, role: str, metrics: NDArray[np.float64]) -> Sample:
-        batch = read_batch(self._dataset, self._protocol, [position])
+        batch = read_batch(self._dataset, self._protocol, (), [position])
         config, entry = self._estimator.config, self._dataset.entries[position]
         read_out = self._estimator.read_out(self._estimator.features([batch.rgb[0]]))
         depth = upsample(read_out.patch_depth, self._protocol.size, config.upsampling)[0]
