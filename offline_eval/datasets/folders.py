@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DatasetError, listing
 from .base import OUTDOORS, Dataset, Entry, FileDataset
-from .splits import test_scenes
+from .splits import scene_classes
 
 NYU_LIST = 'nyudepthv2_test_files_with_gt_dense.txt'
 KITTI_LIST = 'eigen_test_files_with_gt.txt'
@@ -55,7 +55,7 @@ class NyuFolder(FileDataset):
         entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name)
                    for i, (rgb, _) in enumerate(names)]
         super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth in names])
-        self.official = {e.index: e.scene for e in entries} == test_scenes()
+        self.official = {e.index: e.scene for e in entries} == scene_classes()
 
     def training(self) -> Dataset | None:
         """The folder `train` beside."""
@@ -104,7 +104,7 @@ class KaggleNyu(FileDataset):
         if bare:
             raise DatasetError(f'{path}: {len(bare)} images are without ground truth '
                                f'(NNNNN_depth.png):{listing(bare)}')
-        scenes = test_scenes()
+        scenes = scene_classes()
         entries = [Entry(n, image.name, scenes.get(n, ''))
                    for i, image in enumerate(images) for n in [_number(image.name[:5], i)]]
         super().__init__(path, entries, files)

@@ -16,7 +16,7 @@ _FILE = Path(__file__).with_name('nyu_test.json')
 
 
 @cache
-def test_scenes() -> dict[int, str]:
+def scene_classes() -> dict[int, str]:
     """Scene class of each test image, by its number."""
     numbers = json.loads(_FILE.read_text(encoding='utf-8'))
     return {n: scene for scene, members in numbers.items() for n in members}
@@ -24,7 +24,7 @@ def test_scenes() -> dict[int, str]:
 
 def official_split() -> tuple[list[int], list[int]]:
     """Numbers of the training and of the test images."""
-    test = test_scenes()
+    test = scene_classes()
     return [n for n in range(LABELED) if n not in test], sorted(test)
 
 
@@ -41,6 +41,7 @@ def read_splits(path: Path, count: int) -> tuple[list[int], list[int]]:
     """
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise DatasetError(f'{path}: reading a splits.mat needs SciPy: pip install scipy. The '
                            'official split is built in and needs none.') from error
@@ -50,7 +51,7 @@ def read_splits(path: Path, count: int) -> tuple[list[int], list[int]]:
                        for k in ('trainNdxs', 'testNdxs'))
     except OSError as error:
         raise DatasetError(f'{path}: cannot be read: {error}.') from error
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (MatReadError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise DatasetError(f'{path}: not a splits.mat with trainNdxs and testNdxs ({error}); the '
                            'file is damaged or another one.') from error
     wrong = [n + 1 for n in train + test if not 0 <= n < count]
