@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
+import select
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -174,6 +178,7 @@ def test_pictures_are_images_with_alternative_text(written):
         assert f'figures/{path.name}' in text
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_report(written, tmp_path):
     again = tmp_path / 'again'
     shutil.copytree(written, again)
@@ -426,3 +431,108 @@ def test_unknown_blocks_are_an_error():
     with pytest.raises(TypeError):
         markdown.to_markdown([object()])
     assert 'figures/x.pdf' in markdown.to_markdown([Picture('t', 'c', '<svg/>', 'figures/x.pdf')])
+
+
+# In a browser --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+def test_page_in_a_browser(written, tmp_path, width):
+    program = next(filter(None, map(shutil.which, (
+        'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    if program is None:
+        pytest.skip('no Chromium on this machine')
+    with Browser(program, tmp_path / 'profile') as browser:
+        browser.open((written / report.HTML).as_uri(), width)
+        pictures = browser.value(
+            '[...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])')
+        shown = browser.value('document.querySelectorAll("table").length')
+        overflow = browser.value('document.documentElement.scrollWidth - window.innerWidth')
+        anchors = browser.value('[...document.querySelectorAll("nav a")].every('
+                                'a => document.getElementById(a.hash.slice(1)))')
+    assert len(pictures) == 7
+    assert all(complete and w > 300 and h > 100 for complete, w, h in pictures)
+    assert shown > 10
+    assert overflow <= 0
+    assert anchors
+    assert browser.complaints == []
+    # The page itself, and what it carries within.
+    assert [url for url in browser.requests if not url.startswith('data:')] == [
+        (written / report.HTML).as_uri()]
+
+
+class Browser:
+    """Chromium without a window, spoken to through a pipe (Chrome DevTools Protocol)."""
+
+    FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+             '--disable-background-networking', '--disable-component-update', '--disable-sync',
+             '--remote-debugging-pipe')
+
+    def __init__(self, program, profile):
+        self.complaints, self.requests = [], []
+        self._buffer, self._number, self._session = b'', 0, None
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
+        line = f'exec "$@" 3<&{commands} 4>&{answers}'
+        self._process = subprocess.Popen(
+            ['/bin/bash', '-c', line, 'bash', program, *self.FLAGS, f'--user-data-dir={profile}'],
+            pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(commands)
+        os.close(answers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self.call('Browser.close')
+            self._process.wait(20)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._read)
+            os.close(self._write)
+
+    def open(self, url, width):
+        target = self.call('Target.createTarget', url='about:blank')['targetId']
+        self._session = self.call('Target.attachToTarget', targetId=target,
+                                  flatten=True)['sessionId']
+        for domain in ('Page', 'Network', 'Log', 'Runtime'):
+            self.call(f'{domain}.enable')
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=900,
+                  deviceScaleFactor=1, mobile=False)
+        self.call('Page.navigate', url=url)
+        while self._receive().get('method') != 'Page.loadEventFired':
+            pass
+
+    def value(self, expression):
+        result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)
+        assert 'exceptionDetails' not in result, result
+        return result['result']['value']
+
+    def call(self, method, **parameters):
+        self._number += 1
+        message = {'id': self._number, 'method': method, 'params': parameters}
+        if self._session and method != 'Browser.close':
+            message['sessionId'] = self._session
+        os.write(self._write, json.dumps(message).encode() + b'\0')
+        while (answer := self._receive()).get('id') != self._number:
+            pass
+        assert 'error' not in answer, answer
+        return answer['result']
+
+    def _receive(self):
+        while b'\0' not in self._buffer:
+            assert select.select([self._read], [], [], 60)[0], 'the browser does not answer'
+            part = os.read(self._read, 1 << 16)
+            assert part, 'the browser has ended'
+            self._buffer += part
+        text, _, self._buffer = self._buffer.partition(b'\0')
+        message = json.loads(text)
+        method, parameters = message.get('method'), message.get('params', {})
+        if method in ('Log.entryAdded', 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled'):
+            self.complaints.append(parameters)
+        if method == 'Network.requestWillBeSent':
+            self.requests.append(parameters['request']['url'])
+        return message

@@ -29,7 +29,7 @@ _STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --quiet: #646b75; --line: #d5d9df; --wash: #f5f6f8;
   --accent: #b34700; --blue: #005a8c; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 66rem; background: #fff;
+body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 70rem; background: #fff;
   color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans",
   "Liberation Sans", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }

@@ -22,7 +22,7 @@ CAPTION = (
     'its sizes, red is too far. An arrow on a scale: there are values beyond it. Grey: no ground '
     'truth, not counted.')
 
-_LABEL, _BAR, _BAR_TEXT, _GAP = 0.25, 0.09, 0.38, 0.06
+_LABEL, _BAR, _BAR_TEXT, _GAP = 0.25, 0.09, 0.44, 0.06
 _TITLES = ('RGB', 'Prediction', 'Ground truth', 'Error')
 
 

@@ -20,6 +20,7 @@ from offline_eval.results import (
     Summary,
 )
 
+BEST_CONSTANT = 'best constant'
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
 
 
@@ -77,10 +78,11 @@ def published(summary: Summary) -> Table | None:
 
 def baselines(summary: Summary) -> Table:
     """Whatever needs no network, and controls of the network, on the same pixels."""
-    lines = [Line(r.name, r.metrics, note=r.note) for r in summary.rows
-             if r.scene == ALL and r.group == 'baseline']
+    lines = [Line(r.name, r.metrics, note=r.note) for r in sorted(
+        summary.rows, key=lambda r: r.name != BEST_CONSTANT)
+        if r.scene == ALL and r.group == 'baseline']
     method = headline_row(summary)
-    return _lines('Honest baselines', 'baseline',
+    return _lines('Baselines on the same pixels', 'baseline',
                   [Line(method.name, method.metrics, note=method.note), *lines], bold_first=True,
                   note='Bold: the method. An oracle is chosen with the ground truth in hand.')
 
@@ -126,10 +128,15 @@ def classes(summary: Summary) -> Table | None:
                   key=lambda r: (-r.images, r.scene))
     if not rows:
         return None
-    lines = [Line(r.scene or 'no class', r.metrics, images=r.images, note=r.note) for r in rows]
-    total = headline_row(summary)
-    lines.append(Line('all', total.metrics, images=total.images))
-    return _lines('Per scene class', 'class', lines)
+    lines = []
+    for row in [*rows, headline_row(summary)]:
+        lines.append(Line(_class(row.scene), row.metrics, images=row.images))
+        lines += [Line('its best constant', other.metrics) for other in summary.rows
+                  if (other.group, other.name, other.scene) == (
+                      'baseline', BEST_CONSTANT, row.scene)]
+    return _lines('The method per scene class', 'class', lines, note=(
+        'Its best constant: an oracle, for every metric the constant that is best on this '
+        'class’s ground truth.'))
 
 
 def other_metrics(summary: Summary) -> Table:
