@@ -71,7 +71,7 @@ def _extract(given: list[str]) -> int:
     parser.add_argument('mat', type=Path, help='nyu_depth_v2_labeled.mat')
     parser.add_argument('folder', type=Path, help='where official_splits/ is made')
     parser.add_argument('--splits', type=Path, metavar='FILE',
-                        help='splits.mat (default: the one beside, else the built-in split)')
+                        help='splits.mat (default: the built-in official split)')
     options = parser.parse_args(given)
     from .extract import extract
     extract(options.mat, options.folder, options.splits)
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument('--list', type=Path, metavar='FILE',
                       help='list of the pairs (default: the one beside, else all)')
     data.add_argument('--splits', type=Path, metavar='FILE',
-                      help='splits.mat (default: the one beside, else the official split)')
+                      help='splits.mat (default: the built-in official split)')
     data.add_argument('--ground-truth', type=Path, metavar='FOLDER',
                       help='KITTI: folder of the annotated depth')
     data.add_argument('--inpainted', action='store_true',

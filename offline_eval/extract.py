@@ -28,7 +28,7 @@ def extract(mat: Path, folder: Path, splits: Path | None = None) -> Path:
     Args:
         mat: nyu_depth_v2_labeled.mat.
         folder: where `official_splits` and the list go.
-        splits: splits.mat, else the one beside, else the built-in split.
+        splits: splits.mat; else the built-in split.
 
     Returns:
         The folder of the test split.

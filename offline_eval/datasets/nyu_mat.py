@@ -33,7 +33,8 @@ class NyuMat(Dataset):
         Args:
             path: the .mat.
             part: 'test', 'train', or 'all'.
-            splits: a `splits.mat`; else the one beside, else the built-in official split.
+            splits: a `splits.mat`; else the built-in official split if the file has as many
+                images as the original, else the `splits.mat` beside.
             inpainted: take the in-painted depth instead of the sensor's.
 
         Raises:
@@ -77,13 +78,13 @@ class NyuMat(Dataset):
         if self.part == 'all':
             self.split = 'all images'
             return list(range(count))
-        if self.splits is not None or beside.is_file():
+        if self.splits is None and count == LABELED:
+            train, test = official_split()
+            self.split = f'official {self.part} split'
+        elif self.splits is not None or beside.is_file():
             file = self.splits or beside
             train, test = read_splits(file, count)
             self.split = f'{self.part} split of {file.name}'
-        elif count == LABELED:
-            train, test = official_split()
-            self.split = f'official {self.part} split'
         else:
             raise DatasetError(f'{self.path}: holds {count} images, not the original {LABELED}, '
                                'so the built-in split does not fit; give --splits splits.mat.')
