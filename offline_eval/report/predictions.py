@@ -22,7 +22,7 @@ CAPTION = (
     'its sizes, red is too far. An arrow on a scale: there are values beyond it. Grey: no ground '
     'truth, not counted.')
 
-_LABEL, _BAR, _BAR_TEXT, _GAP = 0.25, 0.09, 0.44, 0.06
+_LABEL, _BAR, _BAR_TEXT, _GAP = 0.31, 0.09, 0.44, 0.06
 _TITLES = ('RGB', 'Prediction', 'Ground truth', 'Error')
 
 
@@ -64,9 +64,9 @@ def _row(
             plot.color_bar(bar, plot.ERROR_MAP, -limit, limit, 'error (m)',
                            plot.beyond(error, -limit, limit))
         left += _BAR + _BAR_TEXT + _GAP
-    plot.write_text(figure, _GAP / 2, top + height + 0.035,
+    plot.write_text(figure, _GAP / 2, top + height + 0.075,
                     f'{sample.role.capitalize()}: {plot.image_label(sample)}', weight='bold')
-    plot.write_text(figure, plot.WIDTH - 0.05, top + height + 0.035, _numbers(sample), ha='right')
+    plot.write_text(figure, plot.WIDTH - 0.05, top + height + 0.075, _numbers(sample), ha='right')
 
 
 def _error_limit(error: np.ndarray) -> float:

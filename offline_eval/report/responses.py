@@ -26,7 +26,7 @@ FLIPPED = ', mean of the plain and the mirrored pass; the bars are those of the 
 
 QUANTILES = (0.05, 0.35, 0.65, 0.95)
 LETTERS = 'ABCD'
-_IMAGE, _WORDS, _CHART = 2.65, 1.27, 1.36  # inches
+_IMAGE, _WORDS, _CHART = 2.65, 1.27, 1.32  # inches
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def draw(sample: Sample) -> Figure:
         axes.set_title(plot.image_label(sample), loc='left')
         for place, patch in enumerate(patches):
             row, column = divmod(place, 2)
-            chart = plot.panel(figure, _IMAGE + _WORDS + column * (_CHART + 0.16),
+            chart = plot.panel(figure, _IMAGE + _WORDS + column * (_CHART + 0.24),
                                0.22 + row * (height + 0.3), _CHART, height)
             _bars(chart, sample, patch, place)
             chart.tick_params(labelleft=column == 0, labelbottom=place + 2 >= len(patches))
