@@ -12,21 +12,27 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from eval_results import HOSTILE, make_sample, write_results
 
 from depthclip_ros.color import colorize
+from depthclip_ros.core import DepthConfig
 from offline_eval import report
-from offline_eval.paper import PAPER_ROWS
+from offline_eval.columns import columns
+from offline_eval.paper import GATE_LIMITS, PAPER_ROWS
+from offline_eval.protocol import PROTOCOLS
 from offline_eval.report import __main__ as command
 from offline_eval.report import contents, distributions, markdown, page, responses, tables, writer
 from offline_eval.report.document import Cell, Code, Details, Headline, Picture, Table, Text
 from offline_eval.report.names import heading, number
 from offline_eval.results import (
     ALL,
+    CONFIG,
     PAPER_METRICS,
+    PER_IMAGE,
     SUMMARY,
     Interval,
     ResultsError,
@@ -412,6 +418,17 @@ def test_folder_without_results(tmp_path, capsys):
     assert 'error: ' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('file', ['samples/00000.npz', 'depth_histograms.json'])
+def test_damaged_file_is_named(folder, tmp_path, file):
+    shutil.copytree(folder, tmp_path / 'r')
+    victim = tmp_path / 'r' / file
+    if not victim.exists():
+        victim = next(victim.parent.glob('*.npz'))
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(ResultsError, match=victim.name):
+        report.write(tmp_path / 'r')
+
+
 def test_command_writes_the_report(folder, tmp_path, capsys):
     pytest.importorskip('matplotlib', reason='matplotlib is missing')
     (tmp_path / SUMMARY).write_text((folder / SUMMARY).read_text(encoding='utf-8'),
@@ -431,6 +448,41 @@ def test_unknown_blocks_are_an_error():
     with pytest.raises(TypeError):
         markdown.to_markdown([object()])
     assert 'figures/x.pdf' in markdown.to_markdown([Picture('t', 'c', '<svg/>', 'figures/x.pdf')])
+
+
+# The document --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = (ROOT / 'docs/evaluation.md').read_text(encoding='utf-8')
+
+
+def test_document_quotes_the_published_numbers():
+    for table, name in (('1', 'DepthCLIP'), ('AdaDepthCLIP', 'DepthCLIP, independent re-run')):
+        metrics = next(p.metrics for p in PAPER_ROWS if (p.table, p.name) == (table, name))
+        assert ' | '.join(number(metrics[m]) for m in PAPER_METRICS) in DOCUMENT
+    for name in ('DepthCLIP', 'Make3D', 'Lower Bound'):
+        metrics = next(p.metrics for p in PAPER_ROWS if (p.table, p.name) == ('1', name))
+        row = ' | '.join(number(metrics[m]) for m in ('d1', 'rel', 'rmse'))
+        assert f' | {row} | the paper, Table 1 |' in DOCUMENT
+    gate = ' | '.join(f'± {number(GATE_LIMITS[m])}' for m in PAPER_METRICS)
+    assert f'| counts as reproduced | {gate} |' in DOCUMENT
+
+
+def test_document_names_options_baselines_and_files_that_there_are():
+    shown = subprocess.run([sys.executable, '-m', 'offline_eval', '--help'], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout
+    options = set(re.findall(r'(?<![-\w])--[a-z][a-z-]+', DOCUMENT)) - {'--nproc-per-node'}
+    assert {'--data', '--table', '--resume', '--protocol', '--average'} <= options
+    for option in options:
+        assert option in shown, option
+    for protocol in PROTOCOLS:
+        assert protocol in DOCUMENT.lower()
+    names = {c.name for c in columns(DepthConfig(), ('1',), 2.5, 10.0) if c.group == 'baseline'}
+    section = DOCUMENT.partition('**Baselines**')[2].partition('**Verdict')[0]
+    for name in names | {tables.BEST_CONSTANT}:
+        assert name in section, name
+    for file in (report.HTML, report.MARKDOWN, SUMMARY, PER_IMAGE, CONFIG):
+        assert f'`{file}`' in DOCUMENT
 
 
 # In a browser --------------------------------------------------------------------------------

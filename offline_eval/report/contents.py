@@ -96,8 +96,8 @@ def _baselines(summary: Summary, figures: Figures | None) -> list[Block]:
     blocks: list[Block] = [
         Heading('Honest baselines'),
         Text('A depth estimate is worth something when it beats what can be said without looking '
-             'at the image. The paper compares only with random depth; a constant is the harder '
-             'test.'),
+             'at the image. Of such answers the paper has only random depth; a constant is the '
+             'harder test.'),
         tables.verdict(summary),
     ]
     if figures is not None:

@@ -25,7 +25,7 @@ _COLUMNS = 4
 
 def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> Figure:
     """Draw one panel per class on common axes; `images` per class go into the titles."""
-    from matplotlib.ticker import MultipleLocator
+    from matplotlib.ticker import MaxNLocator
     edges = np.asarray(histograms.edges, float)
     densities = {scene: density(edges, counts) for scene, counts in histograms.counts.items()
                  if sum(counts)}
@@ -46,7 +46,7 @@ def draw(histograms: Histograms, bins: list[float], images: dict[str, int]) -> F
             count = images.get(scene)
             label = scene.replace('_', ' ') or 'no class'
             axes.set_title(f'{label} ({count})' if count else label, loc='left')
-            axes.xaxis.set_major_locator(MultipleLocator(2))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.set_xlim(0, last)
             axes.set_ylim(-0.09 * high, 1.05 * high)
             axes.tick_params(labelleft=column == 0, labelbottom=place + _COLUMNS >= len(scenes))

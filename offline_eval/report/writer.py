@@ -6,6 +6,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from offline_eval import results
@@ -58,11 +61,25 @@ def read(folder: Path) -> Source:
 
     """
     summary = results.Summary.read(folder)
-    per_image, samples, histograms = [], [], None
+    per_image, histograms = [], None
     if (folder / results.PER_IMAGE).exists():
         text = results.read_text(folder / results.PER_IMAGE)
         per_image = list(csv.DictReader(io.StringIO(text)))
     if (folder / results.HISTOGRAMS).exists():
-        histograms = results.Histograms.read(folder)
-    samples = results.Sample.read_all(folder)
+        with _naming(folder / results.HISTOGRAMS):
+            histograms = results.Histograms.read(folder)
+    samples = []
+    for path in sorted((folder / results.SAMPLES).glob('*.npz')):
+        with _naming(path):
+            samples.append(results.Sample.read(path))
     return Source(summary, per_image, samples, histograms)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise results.ResultsError(f'{path}: damaged ({error}). Remove it to have the report '
+                                   'without it, or evaluate again.') from error
