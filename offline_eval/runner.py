@@ -155,6 +155,7 @@ class Evaluation:
             self._folder = options.output / stamp
             if self._group.first:
                 self._folder = _make_folder(self._folder)
+                self._link_latest()
             self._folder = Path(self._group.share(str(self._folder)))
             return
         self._folder = Path(options.resume) if options.resume else options.output / LATEST
@@ -184,7 +185,6 @@ class Evaluation:
                 recording.check_header(self._folder, header)
             else:
                 recording.write_header(self._folder, header)
-                self._link_latest()
             self._say(f'results: {self._folder}')
         self._group.wait()
         return Records(self._folder, len(chosen))
@@ -345,6 +345,7 @@ def _make_folder(folder: Path) -> Path:
         candidate = folder.with_name(folder.name + suffix)
         try:
             candidate.mkdir(parents=True)
+            (candidate / recording.FOLDER).mkdir()  # From here on it can be resumed.
         except FileExistsError:
             continue
         except OSError as error:
