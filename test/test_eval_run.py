@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from depthclip_ros.sim.nyu import (
 )
 from offline_eval import cli, distributed, loader, readout
 from offline_eval.columns import columns
+from offline_eval.datasets.folders import KITTI_LIST
 from offline_eval.metrics import Truth, metrics_of
 from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.protocol import PROTOCOLS
@@ -287,6 +289,38 @@ def test_shuffled_images_do_not_depend_on_the_batch_size(world, plain, tmp_path)
     for metric in METRICS:
         assert larger.row('shuffled images').metrics[metric] == pytest.approx(
             plain.row('shuffled images').metrics[metric], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_all_tables_and_the_report(world, tmp_path):
+    given = arguments(world, tmp_path, '--table', 1, '--table', 2, '--table', 3)
+    given.remove('--no-report')
+    assert cli.main(given) == 0
+    page = (tmp_path / 'latest/report.html').read_text()
+    assert 'not reproduced' in page
+    assert all(name in page for name in (*BIN_PARTITIONS, 'shuffled words', 'best constant'))
+    assert (tmp_path / 'latest/tables.md').is_file()
+
+
+@pytest.mark.slow
+def test_kitti_through_the_same_pipeline(world, tmp_path):
+    random = np.random.default_rng(0)
+    lines = []
+    for i, size in enumerate(((375, 1242), (370, 1226), (376, 1241), (375, 1242))):
+        names = (f'2011_09_26/drive/image_02/data/{i}.png', f'drive/image_02/{i}.png')
+        sparse = np.where(random.random(size) < 0.05, random.uniform(4, 60, size), 0)
+        for name, image in zip(names, (random.integers(0, 255, (*size, 3), np.uint8),
+                                       (sparse * 256).astype(np.uint16)), strict=True):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / name), image)
+        lines.append(' '.join((*names, '721.5377')))
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
+    found = evaluate(world, tmp_path / 'out', data=tmp_path)
+    assert found.protocol.name == 'kitti'
+    assert found.data.depth == 'sparse lidar'
+    assert found.data.evaluated == 4
+    assert found.row('constant 2.4 m') is None
+    assert found.verdict.constants['rmse'] == pytest.approx(32, abs=2)  # of 4 to 60 m
 
 
 @pytest.mark.slow
