@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from .loader import Batch
 from .metrics import MIN_DEPTH, Truth
 from .protocol import Protocol
 
+_Result = TypeVar('_Result')
 TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
 
 
@@ -77,7 +77,13 @@ class Scorer:
         self._text = {words: torch.from_numpy(np.ascontiguousarray(features)).to(device)
                       for words, features in text.items()}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
-        self._pool = single_threads(torch.get_num_threads()) if device.type == 'cpu' else None
+        self._threads = torch.get_num_threads()
+        self._pool: ThreadPoolExecutor | None = None
+        if device.type == 'cpu':
+            # An image to a thread, instead of all threads to an operation: less waiting, and
+            # rounding does not depend on how many there are.
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(self._threads)
         self.network_seconds = 0.0
 
     def score(self, batch: Batch) -> NDArray[Any]:
@@ -89,6 +95,8 @@ class Scorer:
         """
         features = self._features(batch)
         patches = self._all_patches(features, batch)
+        for place, depth in patches.items():
+            self._check(depth, self._columns[place], batch)
         rows, columns = _bounding_box(batch.truth)
         truth = torch.from_numpy(batch.truth[:, rows, columns])
 
@@ -99,21 +107,42 @@ class Scorer:
                 sums = inside.score(maps, self._protocol.max_depth)
                 batch.records['columns'][part, place] = sums.cpu().numpy()
 
-        if self._pool is None:
-            score_images(slice(None))
-        else:
-            list(self._pool.map(score_images, [slice(i, i + 1) for i in range(len(truth))]))
+        self._each(score_images, len(truth))
         return batch.records
+
+    def close(self) -> None:
+        """End the threads, and let torch use as many as before."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
+
+    def _each(self, work: Callable[[slice], _Result], count: int) -> list[_Result]:
+        """Do something with every image: one by one in the threads, or at once on a GPU."""
+        if self._pool is None:
+            return [work(slice(None))]
+        return list(self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
 
     def _all_patches(self, features: Tensor, batch: Batch) -> dict[int, Tensor]:
         """Depth of every column that is not a constant, by its place: patches, or whole maps."""
-        found: dict[int, Tensor] = {}
+        count = features.shape[1]
+        parts = self._each(lambda part: self._read_outs(features[:, part]), count)
+        found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
         for place, column in enumerate(self._columns):
-            patches = self._patches(column, features, batch, found.get(0))
-            if patches is not None:
-                self._check(patches, column, batch)
-                found[place] = patches
+            if column.kind == PARTNER:
+                found[place] = found[0][partners(count)]
+            elif column.kind == RANDOM_PATCH:
+                found[place] = self._random_patches(features, batch)
+            elif column.kind == MEAN_MAP and self._mean_map is not None:
+                found[place] = self._mean_map.expand(count, -1, -1)
         return found
+
+    def _read_outs(self, features: Tensor) -> dict[int, Tensor]:
+        """(B, h, w) metres of every read-out, the method's first."""
+        return {
+            place: self._estimator.read_out(
+                features, self._text[column.tokens],
+                torch.tensor(column.bins, device=features.device)).patch_depth
+            for place, column in enumerate(self._columns) if column.kind == READ_OUT}
 
     @torch.inference_mode()
     def _pixels(self, depth: Tensor) -> Tensor:
@@ -124,26 +153,12 @@ class Scorer:
 
     def _features(self, batch: Batch) -> Tensor:
         start = time.perf_counter()
-        features = self._estimator.features(list(batch.rgb))
+        features = torch.cat(self._each(
+            lambda part: self._estimator.features(list(batch.rgb[part])), len(batch.rgb)), dim=1)
         if features.is_cuda:
             torch.cuda.synchronize()
         self.network_seconds += time.perf_counter() - start
         return features
-
-    def _patches(
-        self, column: Column, features: Tensor, batch: Batch, method: Tensor | None,
-    ) -> Tensor | None:
-        """(B, h, w) metres; None for what does not come in patches."""
-        if column.kind == READ_OUT:
-            bins = torch.tensor(column.bins, device=features.device)
-            return self._estimator.read_out(features, self._text[column.tokens], bins).patch_depth
-        if column.kind == PARTNER and method is not None:
-            return method[partners(len(method))]
-        if column.kind == RANDOM_PATCH:
-            return self._random_patches(features, batch)
-        if column.kind == MEAN_MAP and self._mean_map is not None:
-            return self._mean_map.expand(features.shape[1], -1, -1)
-        return None
 
     def _random_patches(self, features: Tensor, batch: Batch) -> Tensor:
         """Depth drawn per patch and pass, by a generator of the image's own."""
@@ -165,26 +180,6 @@ class Scorer:
                 f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
                 f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
                 'out of the score in silence.')
-
-
-def single_threads(count: int) -> ThreadPoolExecutor:
-    """Threads in which torch uses no further threads: each scores an image of its own.
-
-    Pieces that fit into a core's cache are too small to be shared out among cores, and the result
-    must not depend on their number.
-    """
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count)
-    together = threading.Barrier(count)
-
-    def start(_: int) -> None:
-        together.wait()  # So that every thread of the pool comes by.
-        torch.set_num_threads(1)
-        together.wait()
-
-    list(pool.map(start, range(count)))
-    torch.set_num_threads(before)  # The setting of this thread, and of those yet to come.
-    return pool
 
 
 def partners(count: int) -> list[int]:

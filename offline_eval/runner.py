@@ -103,7 +103,10 @@ class Evaluation:
         chosen = self._columns(training)
         records = self._open_records(chosen)
         scorer = self._scorer(chosen, training)
-        done = self._score(scorer, chosen, records)
+        try:
+            done = self._score(scorer, chosen, records)
+        finally:
+            scorer.close()
         slowest = self._group.largest(scorer.network_seconds)
         self._group.wait()
         if self._group.first:
@@ -126,6 +129,9 @@ class Evaluation:
 
     def _load(self) -> DepthEstimator:
         node, config = self._options.node, self._options.config
+        # float32 means float32 on a GPU too, and the same sums in every run.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         if self._options.fit_input:
             height, width = self._protocol.size
             config = config.replace(input_height=height, input_width=width)

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import clip_standin
 import cv2
 import numpy as np
 import pytest
@@ -289,6 +290,21 @@ def test_shuffled_images_do_not_depend_on_the_batch_size(world, plain, tmp_path)
     for metric in METRICS:
         assert larger.row('shuffled images').metrics[metric] == pytest.approx(
             plain.row('shuffled images').metrics[metric], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_number_of_threads_makes_no_difference(world, tmp_path):
+    """With a network of the real size, in which convolutions are cut up by threads."""
+    torch.save(clip_standin.state_dict(0), tmp_path / 'large.pt')
+    found = []
+    for threads in (1, 2):
+        config = tmp_path / f'{threads}.yaml'
+        text = (ROOT / 'config/nyu_paper.yaml').read_text() + f'    num_threads: {threads}\n'
+        config.write_text(text)
+        found.append(digits(evaluate(
+            world, tmp_path / str(threads), '--config', config, '--no-mean-map', '--limit', 2,
+            '--weights', tmp_path / 'large.pt')))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
