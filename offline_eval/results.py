@@ -121,8 +121,7 @@ class Data:
         images: number of images of the split.
         evaluated: of these, with at least one valid pixel.
         depth: 'raw', 'in-painted' or 'sparse lidar'.
-        digest: SHA-256 (hex) over the names and files' sizes, or of the whole file with
-            `--hash-data`; says which.
+        digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
         skipped: images left out.
         warnings: what makes the numbers incomparable.
 
