@@ -27,8 +27,6 @@ PACKAGE = 'depthclip_ros'
 
 # Import name of what apt provides, by rosdep key.
 ROSDEP_KEYS = {
-    'h5py': 'python3-h5py',
-    'scipy': 'python3-scipy',
     'cv2': 'python3-opencv',
     'h5py': 'python3-h5py',
     'matplotlib': 'python3-matplotlib',

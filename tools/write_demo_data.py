@@ -3,7 +3,7 @@
 
     python tools/write_demo_data.py --out build/data --images 40
 
-leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the list of test files, and room_bag/.
+leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the list of test files, room_bag/.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from depthclip_ros.sim import KINDS, Scene  # noqa: E402
-from depthclip_ros.sim.bag import write_bag  # noqa: E402
-from depthclip_ros.sim.nyu import (  # noqa: E402
-    make_samples, write_labeled_mat, write_official_splits, write_splits,
+from depthclip_ros.sim import KINDS, Scene
+from depthclip_ros.sim.bag import write_bag
+from depthclip_ros.sim.nyu import (
+    make_samples,
+    write_labeled_mat,
+    write_official_splits,
+    write_splits,
 )
 
 
