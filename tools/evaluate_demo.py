@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parents[1]
-    parser.add_argument('--weights', type=Path, default=root / 'depthclip_ros/data/demo.pt')
+    parser.add_argument('--weights', type=Path, default=root / 'depthclip_ros/models/demo.pt')
     parser.add_argument('--config', type=Path, default=root / 'config/demo.yaml')
     parser.add_argument('--images', type=int, default=500)
     parser.add_argument('--first-seed', type=int, default=0)

@@ -3,7 +3,7 @@
 
     python tools/write_demo_data.py --out build/data --images 40
 
-leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the list of test files, room_bag/.
+leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the test list, and room_bag/.
 """
 
 from __future__ import annotations
