@@ -52,6 +52,7 @@ class Plan:
     fresh: int = 8  # frames rendered for each step
     repeated: int = 8  # earlier frames, mirrored and in other colours
     memory: int = 512  # how far back those are taken from
+    pictures: int = 0  # 0: every frame is of a new room; else so many frames, again and again
     rate: float = 2.5e-3
     decay: float = 0.02
     average: float = 0.995  # of the exponential moving average of the weights
@@ -66,7 +67,7 @@ class Plan:
     text_layers: int = 4
 
 
-SMOKE = Plan(steps=24, fresh=4, repeated=4, text_steps=150,
+SMOKE = Plan(steps=60, fresh=4, repeated=4, pictures=10, text_steps=150,
              layers=(1, 1, 1, 1))
 
 
@@ -182,6 +183,8 @@ class Frames:
 
     def get(self, number: int) -> tuple[Tensor, Tensor, int]:
         """(3, H, W) in 0..255, (H, W) metres, and the number of the room's kind."""
+        if self.plan.pictures:
+            number %= self.plan.pictures
         if number not in self.memory:
             self.memory[number] = self._render(number)
             self.memory.pop(number - self.plan.memory - self.plan.fresh, None)
