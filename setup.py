@@ -16,6 +16,7 @@ EXECUTABLES = {
     'depthclip': 'depthclip_ros.cli.main:main',
     'image_source': 'depthclip_ros.sources.image_source:main',
     'bag_player': 'depthclip_ros.sources.bag_player:main',
+    'offline_eval': 'offline_eval.cli:main',
     'sim_camera': 'depthclip_ros.sources.sim_camera:main',
 }
 
@@ -41,7 +42,8 @@ if BUILT_BY_PIP:
     # `ros2 launch` never look. These files in lib/<package> hand over to bin/.
     DATA_FILES.append((f'lib/{PACKAGE}', [f'scripts/{name}' for name in EXECUTABLES]))
     REQUIREMENTS = [
-        'h5py',
+        'h5py>=3.0',
+        'matplotlib>=3.5',
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',
@@ -49,9 +51,10 @@ if BUILT_BY_PIP:
         'PyYAML>=5.4',
         'rosbags>=0.10',
         'rosbags-image>=0.10',
-        'scipy',
+        'scipy>=1.8',
         'torch>=2.0',
         'torchvision>=0.15',
+        'tqdm>=4.60',
     ]
 
 setup(
@@ -63,7 +66,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
-    package_data={PACKAGE: ['py.typed', 'models/*'], 'offline_eval': ['py.typed']},
+    package_data={PACKAGE: ['py.typed', 'models/*'],
+                  'offline_eval': ['py.typed', 'datasets/*.json']},
     data_files=DATA_FILES,
     install_requires=REQUIREMENTS,
     extras_require={

@@ -37,8 +37,9 @@ from depthclip_ros.sources.bag import (
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
 
-# Seconds between a player's start and its first message, in which subscribers find it.
-DISCOVERY = 1.0
+# Seconds before a player's first message, in which subscribers and it find each other. Fast DDS
+# repeats an announcement that was lost after 3 s.
+DISCOVERY = 3.5
 # Seconds for the last image of a bag to become depth.
 LAST_IMAGE = 2.0
 
@@ -144,7 +145,7 @@ def _actions(context: LaunchContext) -> list[Action]:
     # Handlers come first: what they wait for may happen before the next line runs.
     actions.append(_shutdown_after(node, 'depth_node has ended'))
     if value['bag']:
-        actions += _replay(node, value['bag'])
+        actions += _replay(node, value['bag'], [value['image'], value['camera_info']])
     if value['rviz'] == 'true':
         actions.append(_rviz(value['namespace'], remappings, parameters))
     return [*actions, node]
@@ -193,9 +194,9 @@ def _shutdown_after(action: Action, reason: str, delay: float = 0.0) -> Action:
     return RegisterEventHandler(OnProcessExit(target_action=action, on_exit=on_exit))
 
 
-def _replay(node: LifecycleNode, bag: str) -> list[Action]:
+def _replay(node: LifecycleNode, bag: str, topics: list[str]) -> list[Action]:
     """Play the bag when the node is active, and end everything after it."""
-    player = _player(bag)
+    player = _player(bag, [topic for topic in topics if topic])
     start = OnStateTransition(
         target_lifecycle_node=node, goal_state='active', entities=[player], handle_once=True
     )
@@ -205,14 +206,17 @@ def _replay(node: LifecycleNode, bag: str) -> list[Action]:
     ]
 
 
-def _player(bag: str) -> Action:
-    """`ros2 bag play` where it can read the bag, else the player of this package."""
+def _player(bag: str, topics: list[str]) -> Action:
+    """`ros2 bag play` where it can read the bag, else our player, which waits for the node."""
     needed = ['ros2bag', {'mcap': 'rosbag2_storage_mcap'}.get(storage_of(bag), 'ros2bag')]
     if not all(_installed(package) for package in needed):
         return Node(
             package=PACKAGE,
             executable='bag_player',
-            arguments=[bag, '--clock', '--wait-for-subscribers', '10'],
+            arguments=[
+                bag, '--clock', '--wait-for-subscribers', '10', '--settle', str(DISCOVERY),
+                '--wait-for', *topics,
+            ],
             output='screen',
         )
     options = ['--clock', '--delay', str(DISCOVERY), '--disable-keyboard-controls']

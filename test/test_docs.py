@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from depthclip_ros.core import DepthConfig, NodeConfig, describe
+from depthclip_ros.sources.sim_world import SimConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -31,9 +32,9 @@ def rows(text):
     return [[cell.strip() for cell in line.strip('|').split(' | ')] for line in lines[2:]]
 
 
-def parameter_rows():
-    """Rows that the parameter table must have, in order."""
-    for settings in (DepthConfig(), NodeConfig()):
+def parameter_rows(*all_settings):
+    """Rows that a parameter table must have, in order."""
+    for settings in all_settings:
         for setting in dataclasses.fields(settings):
             default = settings.to_dict()[setting.name]
             shown = yaml.safe_dump(default, default_flow_style=True, width=1000).strip()
@@ -44,7 +45,14 @@ def parameter_rows():
 
 def test_parameter_table_is_the_dataclasses():
     table = [line for line in section('Parameters').splitlines() if line.startswith('| `')]
-    assert table == list(parameter_rows())
+    assert table == list(parameter_rows(DepthConfig(), NodeConfig()))
+
+
+def test_simulator_table_is_its_settings():
+    page = (ROOT / 'docs/simulation.md').read_text(encoding='utf-8')
+    parameters = page[page.index('## Parameters'):]
+    table = [line for line in parameters.splitlines() if line.startswith('| `')]
+    assert table == list(parameter_rows(SimConfig()))
 
 
 def test_topic_table_is_what_the_node_publishes():

@@ -300,7 +300,7 @@ def player(monkeypatch, bag, *, installed):
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.setattr(module, '_installed', lambda package: package in installed)
-    return module._player(str(bag))
+    return module._player(str(bag), ['/image', '/camera_info'])
 
 
 def test_rosbag2_plays_where_it_can_read_the_bag(monkeypatch, tmp_path):

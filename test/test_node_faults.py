@@ -162,3 +162,22 @@ def test_incompatible_qos_is_explained(node, peer):
     line = node.wait_for('/depth/image: a subscriber asks for another durability')
     assert 'ros2 topic info -v /depth/image' in line
     peer.node.destroy_subscription(subscription)
+
+
+def test_best_effort_cameras_are_followed(node, peer):
+    """The node listens reliably, which gets nothing from such a publisher, until it sees it."""
+    from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+    camera = peer.node.create_publisher(
+        Image, 'image', QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT))
+    node.wait_for('/image: listening best effort')
+    message = image(peer.header(), RGB, 'rgb8')
+
+    def answered():
+        camera.publish(message)
+        return peer.find('depth/image', message.header.stamp)
+    peer.wait(answered, 'depth of a best-effort image')
+    peer.node.destroy_publisher(camera)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    node.wait_for('/image: listening reliable')
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    assert 'offers another reliability' not in node.output

@@ -163,18 +163,18 @@ def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
     k = np.array(info.k).reshape(3, 3)
 
     def points_of_this_camera():
-        """The cloud, once the node has the camera_info (it may overtake the image)."""
-        header.stamp = peer.header().stamp
-        info.header = header
+        """The cloud, once the node has this camera_info; the image may overtake it."""
+        nonlocal header
+        header = info.header = peer.header()
         peer.send(info)
-        peer.send(image(header, RGB, 'rgb8'))
-        depth_info = peer.wait_stamp('depth/camera_info', header.stamp)
-        cloud = peer.wait_stamp('points', header.stamp)
-        return cloud if list(depth_info.d) == list(info.d) else None
+        peer.ask(image(header, RGB, 'rgb8'))
+        try:
+            depth_info = peer.wait_stamp('depth/camera_info', header.stamp, timeout=2)
+        except AssertionError:
+            return None
+        return list(depth_info.d) == list(info.d) and peer.wait_stamp('points', header.stamp)
 
-    peer.ask(image(peer.header(), RGB, 'rgb8'))
-    cloud = points_of_this_camera() or points_of_this_camera()
-    assert cloud is not None, 'the node does not take up the new camera_info'
+    cloud = peer.wait(points_of_this_camera, 'points with the new camera_info')
     assert cloud.header == header
     points = cloud_array(cloud)
     h, w = estimator.grid

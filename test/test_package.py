@@ -27,11 +27,12 @@ PACKAGE = 'depthclip_ros'
 
 # Import name of what apt provides, by rosdep key.
 ROSDEP_KEYS = {
-    'h5py': 'python3-h5py',
-    'scipy': 'python3-scipy',
     'cv2': 'python3-opencv',
+    'h5py': 'python3-h5py',
+    'matplotlib': 'python3-matplotlib',
     'numpy': 'python3-numpy',
     'packaging': 'python3-packaging',
+    'scipy': 'python3-scipy',
     'yaml': 'python3-yaml',
 }
 # What only pip provides (docs/install.md), or comes with that; pkg_resources is tried only.
@@ -129,12 +130,12 @@ def test_every_folder_of_code_is_installed(monkeypatch):
 
 
 def test_every_file_beside_the_code_is_installed(monkeypatch):
-    patterns = setup_arguments(monkeypatch, 'install')['package_data'][PACKAGE]
-    folder = ROOT / PACKAGE
-    matched = {file for pattern in patterns for file in folder.glob(pattern)}
-    beside = {file for file in folder.rglob('*')
-              if file.is_file() and file.suffix != '.py' and '__pycache__' not in file.parts}
-    assert beside <= matched
+    for package, patterns in setup_arguments(monkeypatch, 'install')['package_data'].items():
+        folder = ROOT / package
+        matched = {file for pattern in patterns for file in folder.glob(pattern)}
+        beside = {file for file in folder.rglob('*')
+                  if file.is_file() and file.suffix != '.py' and '__pycache__' not in file.parts}
+        assert beside <= matched
 
 
 def test_data_files_exist_and_none_is_forgotten(monkeypatch):
@@ -160,7 +161,7 @@ def test_data_files_exist_and_none_is_forgotten(monkeypatch):
 
 def test_executables_are_importable(monkeypatch):
     found = executables(setup_arguments(monkeypatch, 'install'))
-    assert {'depth_node', 'depthclip', 'image_source', 'bag_player'} <= set(found)
+    assert {'depth_node', 'depthclip', 'image_source', 'bag_player', 'offline_eval'} <= set(found)
     for target in found.values():
         module, _, function = target.partition(':')
         if importlib.util.find_spec('rclpy') is None and '.node.' in module:

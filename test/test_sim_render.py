@@ -2,8 +2,6 @@
 """The renderer against first principles: scalar geometry, OpenCV's camera, arithmetic."""
 
 import math
-import os
-import time
 from itertools import pairwise
 
 import cv2
@@ -346,24 +344,3 @@ def test_paths_are_smooth_and_free(kind):
         assert max(steps) < 0.02
         assert math.degrees(max(turns)) < 2.0
         np.testing.assert_allclose(path.pose(path.period), path.pose(0.0), atol=1e-9)
-
-
-@pytest.mark.slow
-def test_rate():
-    """At least 30 frames a second at 640 x 480 on two cores, with nothing else running."""
-    if os.getloadavg()[0] > 0.7:
-        pytest.skip('the machine does other work, which this would measure')
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    times = []
-    try:
-        for seed in range(30):
-            scene = Scene.generate(KINDS[seed % 5], seed)
-            path = trajectory(scene, 0)
-            render(scene, SimCamera(), path.pose(0.0))
-            start = time.perf_counter()
-            render(scene, SimCamera(), path.pose(1.0))
-            times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    assert 1 / np.median(times) >= 30

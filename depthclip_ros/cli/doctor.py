@@ -39,6 +39,13 @@ def _pip() -> str:
 
 
 PIP = _pip()
+# What is lost without them.
+OPTIONAL = {
+    'rosbags': 'bags are replayed by `ros2 bag` only',
+    'h5py': 'offline_eval cannot read .mat files',
+    'scipy': 'offline_eval cannot read splits.mat',
+    'matplotlib': 'reports of offline_eval have no figures',
+}
 
 
 @dataclass(frozen=True)
@@ -291,13 +298,16 @@ def check_clip() -> list[Check]:
     return [Check('clip', OK, f'{version} at {Path(probe.values()["file"]).parent}')]
 
 
-def check_bags() -> list[Check]:
-    """The pure-Python bag reader."""
-    version = _version('rosbags')
-    if version == '?':
-        return [Check('rosbags', WARN, 'not installed: bags are replayed by `ros2 bag` only',
-                      f'{PIP} rosbags')]
-    return [Check('rosbags', OK, version)]
+def check_optional() -> list[Check]:
+    """Packages without which only a part of this one works."""
+    checks = []
+    for package, loss in OPTIONAL.items():
+        version = _version(package)
+        if version == '?':
+            checks.append(Check(package, WARN, f'not installed: {loss}', f'{PIP} {package}'))
+        else:
+            checks.append(Check(package, OK, version))
+    return checks
 
 
 def check_caches() -> list[Check]:
@@ -359,7 +369,7 @@ def check_tools() -> list[Check]:
 
 CHECKS: tuple[Callable[[], list[Check]], ...] = (
     check_interpreter, check_ros, check_discovery, check_tools, check_torch, check_numpy,
-    check_opencv, check_clip, check_bags, check_caches)
+    check_opencv, check_clip, check_optional, check_caches)
 
 
 def _version(*distributions: str) -> str:

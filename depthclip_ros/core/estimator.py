@@ -57,6 +57,16 @@ class DepthPrediction:
     spread: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class ReadOut:
+    """Depth of a batch in patches, as tensors on the device; see `DepthPrediction`."""
+
+    patch_depth: Tensor  # (B, h, w) metres
+    weights: Tensor  # (B, K, h, w)
+    logits: Tensor  # (B, K, h, w)
+    spread: Tensor  # (B, h, w) metres
+
+
 class DepthEstimator:
     """DepthCLIP as configured, ready to predict.
 
@@ -175,30 +185,65 @@ class DepthEstimator:
     def _predict_batch(
         self, images: list[NDArray[np.uint8]], size: tuple[int, int] | None,
     ) -> list[DepthPrediction]:
-        """Section 3 of the paper, step by step."""
-        batch = torch.cat([self._network_input(image) for image in images])
-        # 3.1 Image encoding; the mirrored pass rides in the same batch.
-        if self.config.flip_average:
-            batch = torch.cat([batch, batch.flip(3)])
-        image_features = self._encoder(batch)
-        # 3.2 Text encoding was done at start: self._text.
-        # 3.3 Depth projection and combination.
-        logits = similarity_logits(image_features, self._text, self.config.temperature)
-        weights = bin_weights(logits)
-        patch_depth = combine_bins(weights, self._bins)
-        spread = bin_spread(weights, self._bins)
-        count = len(images)
-        if self.config.flip_average:
-            # Averaged before upsampling, as the official code does.
-            patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
+        read_out = self.read_out(self.features(images))
         return [
             DepthPrediction(
                 depth=_numpy(upsample(
-                    patch_depth[i:i + 1], size or image.shape[:2], self.config.upsampling)[0]),
-                patch_depth=_numpy(patch_depth[i]), weights=_numpy(weights[i]),
-                logits=_numpy(logits[i]), spread=_numpy(spread[i]))
+                    read_out.patch_depth[i:i + 1], size or image.shape[:2],
+                    self.config.upsampling)[0]),
+                patch_depth=_numpy(read_out.patch_depth[i]), weights=_numpy(read_out.weights[i]),
+                logits=_numpy(read_out.logits[i]), spread=_numpy(read_out.spread[i]))
             for i, image in enumerate(images)
         ]
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Run the image encoder (section 3.1 of the paper).
+
+        Args:
+            images: each (H, W, 3) uint8 RGB, at least one.
+
+        Returns:
+            (passes, B, C, h, w) on the device. With `flip_average` there are two passes, the
+            second over the mirrored images and itself mirrored, else one.
+
+        Raises:
+            ImageError: an image has another shape or type.
+
+        """
+        batch = torch.cat([self._network_input(image) for image in images])
+        # The mirrored pass rides in the same batch.
+        passes = [batch, batch.flip(3)] if self.config.flip_average else [batch]
+        features: Tensor = self._encoder(torch.cat(passes))
+        return features.reshape(len(passes), len(batch), *features.shape[1:])
+
+    @torch.inference_mode()
+    def read_out(
+        self, features: Tensor, text_features: Tensor | None = None, bins: Tensor | None = None,
+        temperature: float | None = None,
+    ) -> ReadOut:
+        """Turn features into depth (section 3.3 of the paper).
+
+        Args:
+            features: (passes, B, C, h, w), from `features`.
+            text_features: (K, C) unit vectors; None for the configured tokens (section 3.2).
+            bins: (K,) metres; None for the configured ones.
+            temperature: None for the configured one.
+
+        """
+        text = self._text if text_features is None else text_features
+        bins = self._bins if bins is None else bins
+        logits = similarity_logits(
+            features.flatten(0, 1), text,
+            self.config.temperature if temperature is None else temperature)
+        weights = bin_weights(logits)
+        patch_depth = combine_bins(weights, bins)
+        spread = bin_spread(weights, bins)
+        count = features.shape[1]
+        if len(features) == 2:
+            # Averaged before upsampling, as the official code does.
+            patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
+        return ReadOut(patch_depth, weights[:count], logits[:count], spread[:count])
 
     def _network_input(self, image: NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) uint8 -> (1, 3, input_height, input_width), normalised, on the device."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ class Camera:
         self.warned_frame_id = False
         self.reported_lost = 0
         # Steady time, for the watchdogs: simulated time may stand still.
-        self.active_since = 0.0
+        self.first_image = math.inf
         self.last_image = 0.0
 
     @staticmethod
@@ -69,7 +70,7 @@ class Camera:
 
     def subscribe(self) -> None:
         """Begin to listen."""
-        self.active_since = self.last_image = time.monotonic()
+        self.first_image, self.last_image = math.inf, time.monotonic()
         self.calibration = Calibration(rectified=self.config.rectified)
         self.warned_frame_id = False
         self._inputs = [
@@ -101,6 +102,7 @@ class Camera:
     def _on_image(self, message: Image | CompressedImage) -> None:
         with self._ready:
             self.last_image = time.monotonic()
+            self.first_image = min(self.first_image, self.last_image)
             self._counters.received += 1
             if self._frame is None:
                 self._counters.pending += 1

@@ -55,7 +55,7 @@ from .diagnostics import CameraReport, crash_status, diagnostic_array, model_sta
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides
 from .pipeline import Pipeline
-from .process import StopSignals, explain_arguments
+from .process import Stopped, StopSignals, explain_arguments
 from .statistics import Throttle
 from .watchdog import check_inputs
 from .worker import Worker
@@ -307,7 +307,7 @@ def main(args: Sequence[str] | None = None) -> int:
         executor.add_node(node)
         while not signals.received and node.crash is None:
             executor.spin_once(timeout_sec=0.2)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except (Stopped, ExternalShutdownException):
         pass
     except (DepthClipError, RuntimeError, ValueError) as error:
         if node is not None:

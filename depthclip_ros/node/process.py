@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class Stopped(BaseException):
+    """A signal asks the process to end.
+
+    Not KeyboardInterrupt: if that passes through an `exec` of a string (dataclasses use it, and
+    importing torch makes many), CPython ends with the status of a killed process although it was
+    caught.
+    """
+
+
 class StopSignals:
     """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
 
     Attributes:
-        interrupt: raise KeyboardInterrupt at a signal (while something long runs), or only take
-            note of it (while the main loop looks).
+        interrupt: raise `Stopped` at a signal (while something long runs), or only take note of
+            it (while the main loop looks).
         received: whether a signal came.
 
     """
@@ -34,7 +43,7 @@ class StopSignals:
         self.received = True
         if self.interrupt:
             self.interrupt = False  # the clean-up is not to be interrupted again
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 def explain_arguments(arguments: Sequence[str], error: Exception) -> str:

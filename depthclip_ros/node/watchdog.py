@@ -30,7 +30,7 @@ def check_inputs(node: Node, camera: Camera) -> str:
         if camera.throttle.due('no image'):
             node.get_logger().warning(_no_image(node, camera, now - camera.last_image))
         return 'no image'
-    if not camera.calibration.received and now - camera.active_since > timeout:
+    if not camera.calibration.received and now - camera.first_image > timeout:
         if camera.throttle.due('no camera_info'):
             node.get_logger().warning(_no_camera_info(node, camera))
         return 'no camera_info'

@@ -52,6 +52,7 @@ class Options:
         start_offset: Seconds of the bag to skip.
         wait_for_subscribers: Seconds to wait for a first subscriber; 0: do not wait.
         settle: Seconds without a further subscriber after which the waiting ends.
+        wait_for: Topics, as in the bag, each of which must have a subscriber before.
 
     """
 
@@ -62,6 +63,7 @@ class Options:
     start_offset: float = 0.0
     wait_for_subscribers: float = 0.0
     settle: float = SETTLE_SECONDS
+    wait_for: tuple[str, ...] = ()
 
 
 @dataclass
@@ -200,16 +202,18 @@ class BagPlayer:
         before, changed = 0, 0.0
         while not self._stop.is_set():
             now = time.monotonic()
-            count = sum(p.get_subscription_count() for p in self._publishers.values())
-            if count != before:
-                before, changed = count, now
-            if count and now - changed >= self._options.settle:
+            counts = {t: p.get_subscription_count() for t, p in self._publishers.items()}
+            total = sum(counts.values())
+            lacking = [t for t in self._options.wait_for if not counts.get(t, 1)]
+            if total != before:
+                before, changed = total, now
+            if total and not lacking and now - changed >= self._options.settle:
                 return
             if now >= deadline:
-                if not count:
+                if lacking or not total:
                     self._log.warning(
-                        f'nobody subscribed within {limit:g} s (--wait-for-subscribers); '
-                        'playing all the same'
+                        f'nobody subscribed{" to " * bool(lacking)}{", ".join(lacking)} within '
+                        f'{limit:g} s (--wait-for-subscribers); playing all the same'
                     )
                 return
             self._stop.wait(0.02)
@@ -424,6 +428,13 @@ def parser() -> argparse.ArgumentParser:
         help='wait so long for a first subscriber before playing',
     )
     parser.add_argument(
+        '--wait-for',
+        nargs='+',
+        default=[],
+        metavar='TOPIC',
+        help='with --wait-for-subscribers: these topics must each have one',
+    )
+    parser.add_argument(
         '--settle',
         type=_not_negative,
         default=SETTLE_SECONDS,
@@ -473,6 +484,7 @@ def _play(given: argparse.Namespace) -> int:
         start_offset=given.start_offset,
         wait_for_subscribers=given.wait_for_subscribers,
         settle=given.settle,
+        wait_for=tuple(given.wait_for),
     )
     reader = open_bag(given.bag)
     try:

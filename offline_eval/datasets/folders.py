@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets that are folders of files: NYU's official splits, Kaggle's nyu2_test, KITTI Eigen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import DatasetError, listing
+from .base import OUTDOORS, Dataset, Entry, FileDataset
+from .splits import scene_classes
+
+NYU_LIST = 'nyudepthv2_test_files_with_gt_dense.txt'
+KITTI_LIST = 'eigen_test_files_with_gt.txt'
+_KAGGLE_DEPTH = ("Kaggle's nyu2_test holds in-painted depth, not the sensor's: its numbers are "
+                 "not comparable with the paper's.")
+
+
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Two names of files per line; further columns (focal length, dense depth) are ignored.
+
+    Raises:
+        DatasetError: it cannot be read, is empty, or lines have fewer columns.
+
+    """
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f'{path}: the list cannot be read: {error}.') from error
+    rows = [line.split() for line in lines if line.strip()]
+    short = [f'line {i + 1}: {line!r}' for i, line in enumerate(lines)
+             if line.strip() and len(line.split()) < 2]
+    if short or not rows:
+        raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
+                           f'space; found{listing(short) or " no line"}')
+    return [(row[0].lstrip('/'), row[1].lstrip('/')) for row in sorted(rows)]
+
+
+class NyuFolder(FileDataset):
+    """`official_splits/test`: JPEG images and raw depth in millimetres."""
+
+    format = 'NYU Depth v2 official_splits folder (JPEG)'
+    depth = 'raw'
+
+    def __init__(self, path: Path, list_file: Path | None = None, part: str = 'test') -> None:
+        """Find the images by the list, else by name.
+
+        Raises:
+            DatasetError: files are missing, or images are without depth.
+
+        """
+        self.part = part
+        self.split = f'{part} folder' + (f' by {list_file.name}' if list_file else '')
+        names = read_list(list_file) if list_file else _pairs(path)
+        entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name)
+                   for i, (rgb, _) in enumerate(names)]
+        super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth in names])
+        self.official = {e.index: e.scene for e in entries} == scene_classes()
+
+    def training(self) -> Dataset | None:
+        """The folder `train` beside."""
+        beside = self.path.parent / 'train'
+        if self.part != 'test' or not any(beside.glob('*/rgb_*.jpg')):
+            return None
+        return NyuFolder(beside, part='train')
+
+
+def _pairs(folder: Path) -> list[tuple[str, str]]:
+    images = sorted(folder.glob('*/rgb_*.jpg'))
+    pairs = [(str(image.relative_to(folder)),
+              str(image.relative_to(folder).with_name(
+                  f'sync_depth_{image.stem.removeprefix("rgb_")}.png'))) for image in images]
+    bare = [rgb for rgb, depth in pairs if not (folder / depth).is_file()]
+    if bare:
+        raise DatasetError(f'{folder}: {len(bare)} images are without ground truth '
+                           f'(sync_depth_NNNNN.png); remove them or extract again:{listing(bare)}')
+    return pairs
+
+
+def _number(name: str, fallback: int) -> int:
+    found = re.search(r'(\d+)\D*$', Path(name).stem)
+    return int(found[1]) if found else fallback
+
+
+class KaggleNyu(FileDataset):
+    """`nyu2_test`: PNG images and depth in millimetres."""
+
+    format = "Kaggle's nyu2_test"
+    split = 'test folder'
+    depth = 'in-painted'
+    warnings = (_KAGGLE_DEPTH,)
+
+    def __init__(self, path: Path) -> None:
+        """Find NNNNN_colors.png and NNNNN_depth.png.
+
+        Raises:
+            DatasetError: images are without depth.
+
+        """
+        images = sorted(path.glob('*_colors.png'))
+        files = [(image, image.with_name(image.name.replace('_colors', '_depth')))
+                 for image in images]
+        bare = [image.name for image, depth in files if not depth.is_file()]
+        if bare:
+            raise DatasetError(f'{path}: {len(bare)} images are without ground truth '
+                               f'(NNNNN_depth.png):{listing(bare)}')
+        scenes = scene_classes()
+        entries = [Entry(n, image.name, scenes.get(n, ''))
+                   for i, image in enumerate(images) for n in [_number(image.name[:5], i)]]
+        super().__init__(path, entries, files)
+
+
+class KittiEigen(FileDataset):
+    """KITTI's Eigen test split: images of the raw data and the annotated sparse depth.
+
+    The list has the official form: image, depth (or `None`: skipped), focal length.
+    """
+
+    format = 'KITTI Eigen'
+    split = 'Eigen test list'
+    depth = 'sparse lidar'
+    scale = 256.0
+    unit = '1/256 metres'
+    plausible = OUTDOORS
+
+    def __init__(self, path: Path, list_file: Path, truth: Path | None = None) -> None:
+        """Find the files of the list.
+
+        Args:
+            path: folder of the raw data, with 2011_09_26 and others below.
+            list_file: names of the pairs.
+            truth: folder of the annotated depth; else looked for beside.
+
+        Raises:
+            DatasetError: files of the list are missing.
+
+        """
+        every = read_list(list_file)
+        names = [(rgb, depth) for rgb, depth in every if depth != 'None']
+        if len(names) < len(every):
+            left_out = (f'{len(every) - len(names)} of {len(every)} images of {list_file.name} '
+                        'have no annotated depth and are left out, as in the official evaluation.')
+            self.warnings = (left_out,)
+        roots = [truth] if truth else [
+            path / folder for folder in ('', 'data_depth_annotated', 'data_depth_annotated/train',
+                                         'data_depth_annotated/val', 'train', 'val', 'gt_depth')]
+        files = [(path / rgb, next((r / depth for r in roots if (r / depth).is_file()),
+                                   roots[0] / depth)) for rgb, depth in names]
+        super().__init__(path, [Entry(i, rgb) for i, (rgb, _) in enumerate(names)], files)

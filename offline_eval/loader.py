@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of cropped images and truths, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from .columns import CONSTANT, MEDIAN, RANDOM_PIXEL, Column
+from .datasets import Dataset
+from .errors import DatasetError, EvaluationError
+from .metrics import SortedTruth, random_pixel_sums
+from .protocol import Protocol
+from .records import CONSTANTS, HISTOGRAM, constants, layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size.
+
+    Attributes:
+        positions: in the data set's entries.
+        rgb: (B, H, W, 3) uint8.
+        truth: (B, H, W) float32 metres, NaN where it is not scored.
+        records: of these images, filled with what follows from the true depth alone.
+
+    """
+
+    positions: list[int]
+    rgb: NDArray[np.uint8]
+    truth: NDArray[np.float32]
+    records: NDArray[Any]
+
+
+def plan(count: int, size: int) -> list[list[int]]:
+    """Batches of positions in a fixed random order.
+
+    Images are scored in pairs on one another's truth, so that the order must not be that of the
+    scenes, and no batch may hold one image only. It depends on nothing but the two numbers: any
+    number of processes does the same batches.
+    """
+    order = [int(i) for i in np.random.default_rng(0).permutation(count)]
+    batches = [order[start:start + size] for start in range(0, count, size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def load(
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], batches: list[list[int]],
+    workers: int,
+) -> Iterator[Batch]:
+    """Read batches in order.
+
+    Args:
+        dataset: what to read.
+        protocol: how to crop.
+        chosen: the columns; the constants among them are scored by the workers.
+        batches: positions.
+        workers: number of processes; 0 reads in this one.
+
+    Raises:
+        EvaluationError: an image is damaged.
+
+    """
+    dataset.close()
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(dataset, protocol, chosen, batches), batch_size=None, num_workers=workers,
+        worker_init_fn=_start_worker, prefetch_factor=2 if workers else None)
+    for batch in loader:
+        if isinstance(batch, EvaluationError):
+            raise batch
+        yield batch
+
+
+class _Reader(TorchDataset[Any]):
+    """One item per batch. An error is an item: raised over there, it loses its type and form."""
+
+    def __init__(self, dataset: Dataset, protocol: Protocol, chosen: Sequence[Column],
+                 batches: list[list[int]]) -> None:
+        self._what = dataset, protocol, chosen
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Batch | EvaluationError:
+        try:
+            return read_batch(*self._what, self._batches[index])
+        except EvaluationError as error:
+            return error
+
+
+def read_batch(
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], positions: list[int],
+) -> Batch:
+    """Read and crop the images at some positions, and score the constants on them.
+
+    Raises:
+        DatasetError: one is damaged or of another size.
+
+    """
+    rgbs, truths = [], []
+    records = np.zeros(len(positions), layout(len(chosen)))
+    for record, position in zip(records, positions, strict=True):
+        pair = dataset.read(position)
+        try:
+            rgb, truth = protocol.prepare(pair)
+        except DatasetError as error:
+            raise DatasetError(f'{dataset.path}: {dataset.entries[position].name}: {error}'
+                               ) from error
+        digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
+        digest.update(np.ascontiguousarray(pair.depth).data)
+        record['position'] = position
+        record['digest'] = np.frombuffer(digest.digest(), np.uint8)
+        _score_constants(truth[~np.isnan(truth)], chosen, protocol.max_depth, record)
+        rgbs.append(rgb)
+        truths.append(truth)
+    return Batch(positions, np.stack(rgbs), np.stack(truths), records)
+
+
+def _score_constants(
+    valid: NDArray[np.float32], chosen: Sequence[Column], max_depth: float, record: Any,
+) -> None:
+    """Fill in what follows from the distribution of one image's true depth alone."""
+    record['pixels'] = len(valid)
+    if not len(valid):
+        return
+    ordered = SortedTruth(valid)
+    record['median'] = median = ordered.median()
+    record['histogram'] = np.diff(ordered.below(np.linspace(0, max_depth, HISTOGRAM + 1)))
+    # NaN where the column is no constant.
+    values = np.array([{CONSTANT: c.value, MEDIAN: median}.get(c.kind, np.nan) for c in chosen])
+    places = np.flatnonzero(~np.isnan(values))
+    sums = ordered.score(np.concatenate([constants(max_depth), values[places]]))
+    record['curve'], record['columns'][places] = np.split(sums, [CONSTANTS])
+    for place, column in enumerate(chosen):
+        if column.kind == RANDOM_PIXEL:
+            record['columns'][place] = random_pixel_sums(ordered.depth, max_depth)
+
+
+def _start_worker(_: int) -> None:
+    import cv2
+    cv2.setNumThreads(0)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of depth, kept as sums per image.
+
+Everything is a function of a few sums over the valid pixels, so that one record of an image
+serves both averages (per image, over all pixels), any selection of images, and the bootstrap.
+Ratios and differences are float32 as in the official code, the sums float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .results import METRICS
+
+# The sums of one image, in this order. Let y be the truth and p the prediction.
+SUMS = ('pixels', 'd1', 'd2', 'd3',  # numbers of pixels
+        'rel',  # of |p - y| / y
+        'log', 'signed_log', 'square_log',  # of |l|, l and l^2, where l = ln p - ln y
+        'absolute', 'square', 'sq_rel')  # of |p - y|, (p - y)^2, (p - y)^2 / y
+MIN_DEPTH = 1e-3  # metres; what is below does not count as measured
+_PIECE = 1 << 14  # pixels
+_THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)
+
+Sums = NDArray[np.float64]
+
+
+class Truth:
+    """True depth of a batch of images.
+
+    Attributes:
+        depth: (B, P) float32 metres, 1 where invalid.
+        valid: (B, P) bool.
+
+    """
+
+    def __init__(self, depth: Tensor) -> None:
+        """Take (B, H, W) metres, NaN where invalid."""
+        flat = depth.flatten(1)
+        self.valid = ~flat.isnan()
+        self.depth = torch.where(self.valid, flat, torch.ones_like(flat))
+        self._log = self.depth.log()
+
+    def score(self, depth: Tensor, max_depth: float) -> Tensor:
+        """Sums over the valid pixels.
+
+        Args:
+            depth: (B, H, W) metres, predicted, finite and positive.
+            max_depth: larger predictions count as this.
+
+        Returns:
+            (B, 11) float64 in the order of SUMS.
+
+        """
+        p = depth.flatten(1)
+        if p.is_cuda:
+            return _score(p, self.depth, self._log, self.valid, max_depth)
+        # On a CPU in pieces that stay in the cache, which is several times faster.
+        total = torch.zeros(len(p), len(SUMS), dtype=torch.float64)
+        for i in range(len(p)):
+            for start in range(0, p.shape[1], _PIECE):
+                part = slice(i, i + 1), slice(start, start + _PIECE)
+                total[part[0]] += _score(
+                    p[part], self.depth[part], self._log[part], self.valid[part], max_depth)
+        return total
+
+
+def _score(p: Tensor, y: Tensor, log_y: Tensor, valid: Tensor, max_depth: float) -> Tensor:
+    """(B, 11) sums; an invalid pixel predicts its (made-up) truth, and adds to the counts only."""
+    p = torch.where(valid, p.clamp(MIN_DEPTH, max_depth), y)
+    pixels = valid.count_nonzero(1).double()
+    invalid = p.shape[1] - pixels
+    ratio = torch.maximum(p / y, y / p)
+    deltas = [(ratio < t).count_nonzero(1).double() - invalid for t in _THRESHOLDS]
+    difference = p - y
+    absolute, square = difference.abs(), difference.square()
+    log = p.log() - log_y
+    return torch.stack([
+        pixels, *deltas, _sum(absolute / y), _sum(log.abs()), _sum(log), _sum(log.square()),
+        _sum(absolute), _sum(square), _sum(square / y)], dim=1)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(1, dtype=torch.float64)
+
+
+class SortedTruth:
+    """True depth of one image in order: the score of any constant in a few look-ups.
+
+    Attributes:
+        depth: (n,) float32 metres, ascending.
+
+    """
+
+    def __init__(self, depth: NDArray[np.float32]) -> None:
+        """Take valid depths in any order."""
+        self.depth = np.sort(depth)
+        y = self.depth.astype(np.float64)
+        log = np.log(y)
+        self._sums = {name: np.concatenate([[0], np.cumsum(values)])
+                      for name, values in (('y', y), ('inverse', 1 / y), ('log', log))}
+        self._squares = np.square(y).sum()
+        self._square_logs = np.square(log).sum()
+
+    def median(self) -> float:
+        """Median; the mean of the middle two where there are two."""
+        n = len(self.depth)
+        return float(self.depth[[(n - 1) // 2, n // 2]].astype(np.float64).mean())
+
+    def below(self, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+        """How many depths are below each edge."""
+        return np.searchsorted(self.depth, edges.astype(np.float32))
+
+    def score(self, constants: Sequence[float] | NDArray[np.float64]) -> Sums:
+        """Sums of constant predictions.
+
+        Args:
+            constants: (C,) metres.
+
+        Returns:
+            (C, 11) in the order of SUMS.
+
+        """
+        n = len(self.depth)
+        c32 = np.asarray(constants, np.float32)
+        c = c32.astype(np.float64)
+        log_c = np.log(c)
+        k = np.searchsorted(self.depth, c32, side='right')
+        left = {name: sums[k] for name, sums in self._sums.items()}
+        total = {name: sums[n] for name, sums in self._sums.items()}
+        right = {name: total[name] - left[name] for name in total}
+        # Of the truths, k are not above the constant and n - k are.
+        return np.stack([
+            np.full_like(c, n), *self._deltas(c32),
+            c * left['inverse'] - k + (n - k) - c * right['inverse'],
+            k * log_c - left['log'] + right['log'] - (n - k) * log_c,
+            n * log_c - total['log'],
+            self._square_logs - 2 * log_c * total['log'] + n * np.square(log_c),
+            c * k - left['y'] + right['y'] - c * (n - k),
+            self._squares - 2 * c * total['y'] + n * np.square(c),
+            total['y'] - 2 * c * n + np.square(c) * total['inverse']], axis=1)
+
+    def _deltas(self, c: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+        """Numbers of pixels within each factor: in order, they are a range.
+
+        Its ends are found with the very divisions of the pixel-wise score.
+        """
+        return [self._within(c, threshold) for threshold in _THRESHOLDS]
+
+    def _within(self, c: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+        y = self.depth
+        first = _first(len(y), c, lambda i: c / y[i] < threshold)
+        end = _first(len(y), c, lambda i: ~(y[i] / c < threshold))
+        return np.subtract(end, first, dtype=np.int64)
+
+
+def _first(
+    size: int, like: NDArray[np.float32], holds: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.int64]:
+    """Per constant, the first index for which a monotone condition holds; `size` for none."""
+    low = np.zeros(len(like), np.int64)
+    high = np.full_like(low, size)
+    for _ in range(size.bit_length()):
+        middle = (low + high) // 2
+        found = (middle >= high) | holds(np.minimum(middle, size - 1))
+        high = np.where(found, middle, high)
+        low = np.where(found, low, middle + 1)
+    return high
+
+
+def random_pixel_sums(truth: NDArray[np.float32], max_depth: float) -> Sums:
+    """Expected sums of a prediction drawn per pixel, uniformly from 0 to `max_depth`.
+
+    Args:
+        truth: (n,) valid metres.
+        max_depth: M.
+
+    Returns:
+        (11,). With a = y / M: P(factor < T) = min(1, T a) - a / T;
+        E|p - y| = M (a^2 + (1 - a)^2) / 2; E(p - y)^2 = M^2 / 12 + (M / 2 - y)^2;
+        E|ln p - ln y| = 2 a - ln a - 1; ln p has mean ln M - 1 and E ln^2(p / M) = 2.
+
+    """
+    y = truth.astype(np.float64)
+    a = y / max_depth
+    inverse_log = -np.log(a)  # ln(M / y)
+    absolute = max_depth * (np.square(a) + np.square(1 - a)) / 2
+    square = max_depth ** 2 / 12 + np.square(max_depth / 2 - y)
+    return np.array([values.sum() for values in (
+        np.ones_like(y), *(np.minimum(t * a, 1) - a / t for t in _THRESHOLDS),
+        absolute / y, 2 * a + inverse_log - 1, inverse_log - 1,
+        np.square(inverse_log) - 2 * inverse_log + 2, absolute, square, square / y)])
+
+
+def metrics_of(sums: Sums) -> Sums:
+    """(..., 11) sums to (..., 10) metrics in the order of METRICS.
+
+    rmse = sqrt(mean (p - y)^2); log10 = mean |log10 p - log10 y|; silog = 100 sqrt(var(ln p -
+    ln y)), as KITTI's benchmark has it.
+    """
+    s = dict(zip(SUMS, np.moveaxis(sums / sums[..., :1], -1, 0), strict=True))
+    variance = np.maximum(s['square_log'] - s['signed_log'] ** 2, 0)
+    values = {
+        'd1': s['d1'], 'd2': s['d2'], 'd3': s['d3'], 'rel': s['rel'],
+        'log10': s['log'] / math.log(10), 'rmse': np.sqrt(s['square']),
+        'abs_diff': s['absolute'], 'sq_rel': s['sq_rel'], 'rmse_log': np.sqrt(s['square_log']),
+        'silog': 100 * np.sqrt(variance)}
+    return np.stack([values[name] for name in METRICS], axis=-1)
+
+
+def average(sums: Sums, how: str) -> Sums:
+    """(N, ..., 11) sums of N images to (..., 10) metrics.
+
+    Args:
+        sums: of every image.
+        how: 'image': mean over images of each one's metrics (the paper's); 'pixel': metrics over
+            all pixels together.
+
+    """
+    if how == 'image':
+        mean: Sums = metrics_of(sums).mean(axis=0)
+        return mean
+    return metrics_of(sums.sum(axis=0))
+
+
+def resampled(sums: Sums, counts: NDArray[np.float64], how: str) -> Sums:
+    """`average` of bootstrap samples.
+
+    Args:
+        sums: (N, ..., 11).
+        counts: (S, N), how often each image is drawn.
+        how: as in `average`.
+
+    Returns:
+        (S, ..., 10).
+
+    """
+    values = metrics_of(sums) if how == 'image' else sums
+    totals = np.tensordot(counts, values, 1)
+    return totals / counts.sum(1).reshape(-1, *[1] * (totals.ndim - 1)) if how == 'image' \
+        else metrics_of(totals)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one batch of images to its records: features once, then every column."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
+from depthclip_ros.core.weights import Log, default_cache_dir, load
+
+from .columns import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Column
+from .errors import PredictionError
+from .loader import Batch
+from .metrics import MIN_DEPTH, Truth
+from .protocol import Protocol
+
+_Result = TypeVar('_Result')
+TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
+
+
+def encode_all(
+    chosen: Sequence[Column], estimator: DepthEstimator, weights: str, cache_dir: str, log: Log,
+) -> TextFeatures:
+    """Text features of every column's words, from the cache where they are in it."""
+    config = estimator.config
+    folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    cache = TextFeatureCache(folder / 'text', log)
+    loaded: list[dict[str, Tensor]] = []
+
+    def encode(words: DepthConfig) -> NDArray[np.float32]:
+        # Only now and only once: with a filled cache the text encoder's weights are not needed.
+        if not loaded:
+            loaded.append(load(weights, config.backbone, folder, log)[1])
+        return encode_tokens(words, loaded[0])
+
+    found = {config.tokens: estimator.text_features}
+    for column in chosen:
+        if column.kind == READ_OUT and column.tokens not in found:
+            same = sorted(column.tokens) == sorted(config.tokens)
+            if same:  # The same words in another order.
+                order = [config.tokens.index(token) for token in column.tokens]
+                found[column.tokens] = estimator.text_features[order]
+                continue
+            words = config.replace(tokens=column.tokens, bins=column.bins)
+            found[column.tokens] = cache.get(
+                words, estimator.weights.digest, partial(encode, words))[0]
+    return found
+
+
+class Scorer:
+    """Scores batches.
+
+    Attributes:
+        network_seconds: time spent in the image encoder so far.
+
+    """
+
+    def __init__(
+        self, estimator: DepthEstimator, protocol: Protocol, chosen: Sequence[Column],
+        text: TextFeatures, mean_map: NDArray[np.float32] | None,
+    ) -> None:
+        """Move what all batches need to the device."""
+        self._estimator, self._protocol, self._columns = estimator, protocol, chosen
+        device = estimator.device
+        self._text = {words: torch.from_numpy(np.ascontiguousarray(features)).to(device)
+                      for words, features in text.items()}
+        self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
+        self._threads = torch.get_num_threads()
+        self._pool: ThreadPoolExecutor | None = None
+        if device.type == 'cpu':
+            # An image to a thread, instead of all threads to an operation: less waiting, and
+            # rounding does not depend on how many there are.
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(self._threads)
+        self.network_seconds = 0.0
+
+    def score(self, batch: Batch) -> NDArray[Any]:
+        """Complete the records of a batch: the same digits whatever ran before.
+
+        Raises:
+            PredictionError: a depth cannot be scored.
+
+        """
+        features = self._features(batch)
+        patches = self._all_patches(features, batch)
+        for place, depth in patches.items():
+            self._check(depth, self._columns[place], batch)
+        rows, columns = _bounding_box(batch.truth)
+        truth = torch.from_numpy(batch.truth[:, rows, columns])
+
+        def score_images(part: slice) -> None:
+            inside = Truth(truth[part].to(self._estimator.device))
+            for place, depth in patches.items():
+                maps = self._pixels(depth[part])[:, rows, columns]
+                sums = inside.score(maps, self._protocol.max_depth)
+                batch.records['columns'][part, place] = sums.cpu().numpy()
+
+        self._each(score_images, len(truth))
+        return batch.records
+
+    def close(self) -> None:
+        """End the threads, and let torch use as many as before."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
+
+    def _each(self, work: Callable[[slice], _Result], count: int) -> list[_Result]:
+        """Do something with every image: one by one in the threads, or at once on a GPU."""
+        if self._pool is None:
+            return [work(slice(None))]
+        return list(self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
+
+    def _all_patches(self, features: Tensor, batch: Batch) -> dict[int, Tensor]:
+        """Depth of every column that is not a constant, by its place: patches, or whole maps."""
+        count = features.shape[1]
+        parts = self._each(lambda part: self._read_outs(features[:, part]), count)
+        found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
+        for place, column in enumerate(self._columns):
+            if column.kind == PARTNER:
+                found[place] = found[0][partners(count)]
+            elif column.kind == RANDOM_PATCH:
+                found[place] = self._random_patches(features, batch)
+            elif column.kind == MEAN_MAP and self._mean_map is not None:
+                found[place] = self._mean_map.expand(count, -1, -1)
+        return found
+
+    def _read_outs(self, features: Tensor) -> dict[int, Tensor]:
+        """(B, h, w) metres of every read-out, the method's first."""
+        return {
+            place: self._estimator.read_out(
+                features, self._text[column.tokens],
+                torch.tensor(column.bins, device=features.device)).patch_depth
+            for place, column in enumerate(self._columns) if column.kind == READ_OUT}
+
+    @torch.inference_mode()
+    def _pixels(self, depth: Tensor) -> Tensor:
+        """(B, H, W) of patches; what is that large already stays."""
+        if depth.shape[1:] == self._protocol.size:
+            return depth
+        return upsample(depth, self._protocol.size, self._estimator.config.upsampling)
+
+    def _features(self, batch: Batch) -> Tensor:
+        start = time.perf_counter()
+        features = torch.cat(self._each(
+            lambda part: self._estimator.features(list(batch.rgb[part])), len(batch.rgb)), dim=1)
+        if features.is_cuda:
+            torch.cuda.synchronize()
+        self.network_seconds += time.perf_counter() - start
+        return features
+
+    def _random_patches(self, features: Tensor, batch: Batch) -> Tensor:
+        """Depth drawn per patch and pass, by a generator of the image's own."""
+        passes, _, _, *grid = features.shape
+        drawn = np.stack([
+            np.random.default_rng([7, index]).uniform(
+                2 * MIN_DEPTH, self._protocol.max_depth, (passes, *grid)).mean(0)
+            for index in batch.positions])
+        return torch.from_numpy(drawn.astype(np.float32)).to(features.device)
+
+    def _check(self, patches: Tensor, column: Column, batch: Batch) -> None:
+        """Upsampling takes means, so that what holds for the patches holds for the pixels."""
+        good = (patches.isfinite() & (patches > MIN_DEPTH)).flatten(1).all(1)
+        if not bool(good.all()):
+            i = int((~good).nonzero()[0])
+            values = patches[i][~(patches[i].isfinite() & (patches[i] > MIN_DEPTH))]
+            raise PredictionError(
+                f'{column.name}: the predicted depth of image {batch.positions[i]} is '
+                f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
+                f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
+                'out of the score in silence.')
+
+
+def partners(count: int) -> list[int]:
+    """Whose depth is scored on each image of a batch: pairs change places, a last three rotate."""
+    order = [i ^ 1 for i in range(count)]
+    if count % 2:
+        order[-3:] = [count - 2, count - 1, count - 3] if count > 1 else [0]
+    return order
+
+
+def _bounding_box(truth: NDArray[np.float32]) -> tuple[slice, slice]:
+    """Rows and columns outside of which nothing is scored in the whole batch."""
+    rows, columns = (np.flatnonzero(~np.isnan(truth).all(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python3 -m offline_eval.report FOLDER`: write the report of a results folder again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from depthclip_ros.core.errors import DepthClipError
+from offline_eval.report import HTML, MARKDOWN, write
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0, or 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(
+        prog='python3 -m offline_eval.report', description='Write the report of a finished '
+        'evaluation again, from its results folder alone.')
+    parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
+    folder = parser.parse_args(arguments).folder
+    try:
+        write(folder)
+    except DepthClipError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    print(f'{folder / HTML}\n{folder / MARKDOWN}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

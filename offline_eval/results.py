@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves behind: the results folder, and the types of its `summary.json`.
+
+| file | what |
+|---|---|
+| `summary.json` | `Summary`: everything but pixels |
+| `config.yaml` | the effective configuration, a ROS parameter file |
+| `per_image.csv` | one line per image: metrics of the method and of the best constant |
+| `samples/NNNNN.npz` | `Sample`: images for the figures |
+| `depth_histograms.json` | `Histograms`: distribution of the true depth per scene class |
+| `records/` | raw sums of every image, from which an interrupted run continues |
+
+The folder is written under temporary names; what has its final name is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthclip_ros.core.errors import DepthClipError
+
+FORMAT = 1
+SUMMARY, CONFIG, PER_IMAGE = 'summary.json', 'config.yaml', 'per_image.csv'
+SAMPLES, HISTOGRAMS = 'samples', 'depth_histograms.json'
+
+# Names of the metrics, in the paper's order, then the others.
+METRICS = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse', 'abs_diff', 'sq_rel', 'rmse_log', 'silog')
+PAPER_METRICS = METRICS[:6]
+# Of these, larger is better.
+HIGHER_IS_BETTER = frozenset({'d1', 'd2', 'd3'})
+UNITS = {'rmse': 'm', 'abs_diff': 'm', 'sq_rel': 'm', 'silog': '%'}
+# Row.scene of a row over all images.
+ALL = 'all'
+
+
+class ResultsError(DepthClipError):
+    """A results folder cannot be read or written."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bootstrap interval over images, e.g. of 95 %."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """Metrics of one configuration or baseline.
+
+    Attributes:
+        name: e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'.
+        group: 'method', 'bins' (Table 2), 'prompts' (Table 3), or 'baseline'.
+        scene: 'all' or a scene class.
+        metrics: by name, see METRICS.
+        images: how many images it is a mean of.
+        interval: per metric, where computed.
+        note: what the reader must know, e.g. 'oracle: chosen on this ground truth'.
+
+    """
+
+    name: str
+    group: str
+    scene: str
+    metrics: dict[str, float]
+    images: int
+    interval: dict[str, Interval] | None = None
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A published row: `table` is '1', '2', '3', or the source's name."""
+
+    table: str
+    name: str
+    scene: str
+    metrics: dict[str, float]
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the numbers were computed with; `trained` False: random weights, meaningless depth."""
+
+    name: str
+    source: str
+    digest: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was left out, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was evaluated.
+
+    Attributes:
+        path: as given.
+        format: e.g. 'NYU Depth v2 labelled .mat'.
+        split: e.g. 'official test split'.
+        images: number of images of the split.
+        evaluated: of these, with at least one valid pixel.
+        depth: 'raw', 'in-painted' or 'sparse lidar'.
+        digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
+        skipped: images left out.
+        warnings: what makes the numbers incomparable.
+
+    """
+
+    path: str
+    format: str
+    split: str
+    images: int
+    evaluated: int
+    depth: str
+    digest: str
+    skipped: list[Skipped] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ProtocolInfo:
+    """How it was measured; `average` is 'image' or 'pixel'."""
+
+    name: str
+    average: str
+    min_depth: float
+    max_depth: float
+    description: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether the paper's row was reproduced.
+
+    Attributes:
+        status: 'reproduced' or 'not reproduced'; never anything else.
+        differences: measured minus paper, per metric of the paper.
+        limits: largest absolute difference that counts as reproduced.
+        reasons: why not, in sentences: metrics beyond their limit, other data, other weights.
+
+    """
+
+    status: str
+    differences: dict[str, float]
+    limits: dict[str, float]
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far the method is above the best constant.
+
+    Attributes:
+        text: one sentence.
+        constants: the best constant depth in metres, per metric.
+        gains: per metric: method minus best constant, positive is better for the method.
+        intervals: bootstrap 95 % interval of the gain, per metric.
+
+    """
+
+    text: str
+    constants: dict[str, float]
+    gains: dict[str, float]
+    intervals: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of this run in seconds, and of the network alone on one rank."""
+
+    images: int
+    seconds: float
+    network_seconds: float
+    ranks: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of `summary.json`.
+
+    Attributes:
+        config: settings of `DepthConfig`, as in a parameter file.
+        versions: of this package and what it builds on.
+        rows: every result; the tables are selections of it.
+        paper: the published rows beside which they stand.
+        tables: which of the paper's tables this run holds ('1', '2', '3').
+        best, median, worst: indices of images by δ1 (best first, worst first).
+
+    """
+
+    created: str
+    command: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    weights: Weights
+    data: Data
+    protocol: ProtocolInfo
+    rows: list[Row]
+    paper: list[PaperRow]
+    gate: Gate
+    verdict: Verdict
+    tables: list[str]
+    best: list[int]
+    median: list[int]
+    worst: list[int]
+    timing: Timing
+    format: int = FORMAT
+
+    def row(self, name: str, scene: str = ALL) -> Row | None:
+        """First row of that name and scene."""
+        return next((r for r in self.rows if (r.name, r.scene) == (name, scene)), None)
+
+    def to_json(self) -> str:
+        """JSON text; NaN and infinities are null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False,
+                          allow_nan=False) + '\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Summary:
+        """Inverse of `to_json`.
+
+        Raises:
+            ResultsError: not JSON, of another format, or incomplete.
+
+        """
+        try:
+            v = json.loads(text)
+            if v['format'] != FORMAT:
+                raise ResultsError(f'{SUMMARY}: format {v["format"]}, this version reads '
+                                   f'{FORMAT}; evaluate again.')
+            return cls(
+                **{k: v[k] for k in ('created', 'command', 'config', 'versions', 'tables', 'best',
+                                     'median', 'worst', 'format')},
+                weights=Weights(**v['weights']),
+                data=Data(**{**v['data'],
+                             'skipped': [Skipped(**s) for s in v['data']['skipped']]}),
+                protocol=ProtocolInfo(**v['protocol']),
+                rows=[_row(r) for r in v['rows']],
+                paper=[PaperRow(**{**p, 'metrics': _numbers(p['metrics'])}) for p in v['paper']],
+                gate=Gate(**{**v['gate'], 'differences': _numbers(v['gate']['differences'])}),
+                verdict=Verdict(**{
+                    **v['verdict'], 'gains': _numbers(v['verdict']['gains']),
+                    'intervals': _intervals(v['verdict']['intervals'])}),
+                timing=Timing(**v['timing']))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f'{SUMMARY}: not a summary of this program ({error!r}); evaluate '
+                               'again.') from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary:
+        """Read `summary.json` of a results folder."""
+        return cls.from_json(read_text(folder / SUMMARY))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image for the figures, everything cropped to the network's input.
+
+    Attributes:
+        index: the image's index in the data set.
+        name, scene: its name, and class ('' where unknown).
+        role: 'best', 'median' or 'worst'.
+        rgb: (H, W, 3) uint8.
+        depth: (H, W) float32 metres, predicted.
+        ground_truth: (H, W) float32 metres, NaN where it does not count.
+        weights: (K, h, w) float32, response of every bin in every patch; patch (i, j) covers
+            pixels [i H/h, (i+1) H/h) x [j W/w, (j+1) W/w).
+        patch_depth: (h, w) float32 metres.
+        tokens, bins: (K,) the words and their depth in metres.
+        metrics: by name, of this image.
+
+    """
+
+    index: int
+    name: str
+    scene: str
+    role: str
+    rgb: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    ground_truth: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    patch_depth: NDArray[np.float32]
+    tokens: list[str]
+    bins: list[float]
+    metrics: dict[str, float]
+
+    def path(self, folder: Path) -> Path:
+        """Where it lies in a results folder."""
+        return folder / SAMPLES / f'{self.index:05d}.npz'
+
+    def write(self, folder: Path) -> None:
+        """Write to `samples/NNNNN.npz` of a results folder."""
+        arrays = {k: getattr(self, k) for k in (
+            'rgb', 'depth', 'ground_truth', 'weights', 'patch_depth')}
+        about = {k: getattr(self, k) for k in (
+            'index', 'name', 'scene', 'role', 'tokens', 'bins', 'metrics')}
+        with atomic(self.path(folder)) as file:
+            np.savez_compressed(file, about=np.array(json.dumps(_plain(about))), **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> Sample:
+        """Inverse of `write`."""
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {k: stored[k] for k in stored.files if k != 'about'}
+            about = json.loads(str(stored['about']))
+        about['metrics'] = _numbers(about['metrics'])
+        return cls(**arrays, **about)
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Sample]:
+        """All samples of a results folder, in order of index."""
+        return [cls.read(path) for path in sorted((folder / SAMPLES).glob('*.npz'))]
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Distribution of the valid true depth.
+
+    Attributes:
+        edges: n + 1 bin edges in metres.
+        counts: n numbers of pixels, per scene class; 'all' for all images.
+
+    """
+
+    edges: list[float]
+    counts: dict[str, list[int]]
+
+    def write(self, folder: Path) -> None:
+        """Write to a results folder."""
+        write_text(folder / HISTOGRAMS, json.dumps(dataclasses.asdict(self)) + '\n')
+
+    @classmethod
+    def read(cls, folder: Path) -> Histograms:
+        """Read from a results folder."""
+        return cls(**json.loads(read_text(folder / HISTOGRAMS)))
+
+
+class atomic:  # noqa: N801 - used like a function
+    """A binary file that gets its name when it is complete, or not at all.
+
+        with atomic(path) as file:
+            file.write(...)
+
+    Raises:
+        ResultsError: the file cannot be written, e.g. the disk is full.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`; its folder is made."""
+        self._path = path
+
+    def __enter__(self) -> Any:
+        """Open the temporary file."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, self._part = tempfile.mkstemp(
+                dir=self._path.parent, prefix=f'.{self._path.name}.', suffix='.part')
+        except OSError as error:
+            raise self._failed(error) from error
+        self._file = os.fdopen(handle, 'wb')
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Flush to the disk and rename; on any error, remove."""
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if error is None:
+                Path(self._part).chmod(0o644)
+                Path(self._part).replace(self._path)
+        except OSError as failure:
+            error = failure
+        if error is not None:
+            Path(self._part).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> ResultsError:
+        return ResultsError(f'{self._path}: cannot be written ({error.strerror or error}). Free '
+                            'space or choose another --output; finished images are kept, '
+                            '--resume goes on from there.')
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, complete or not at all."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def read_text(path: Path) -> str:
+    """Read a file of a results folder.
+
+    Raises:
+        ResultsError: it is not there.
+
+    """
+    try:
+        return path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f'{path}: cannot be read ({error}); is this the folder of a finished '
+                           'evaluation?') from error
+
+
+def _row(values: dict[str, Any]) -> Row:
+    return Row(**{**values, 'metrics': _numbers(values['metrics']),
+                  'interval': values['interval'] and _intervals(values['interval'])})
+
+
+def _intervals(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
+    return {k: Interval(**_numbers(v)) for k, v in values.items()}
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {k: float('nan') if v is None else v for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: NaN and infinities become None."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation from the data to the results folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+import depthclip_ros
+from depthclip_ros.core import DepthConfig, DepthEstimator, NodeConfig
+from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.weights import RELEASES
+
+from . import records as recording
+from . import summarize
+from .baselines import TrainingMean
+from .columns import Column, columns
+from .datasets import Dataset, Where, open_dataset
+from .distributed import Group
+from .errors import EvaluationError
+from .loader import load, plan, read_batch
+from .metrics import metrics_of
+from .paper import METHOD, PAPER_ROWS
+from .progress import progress
+from .protocol import PROTOCOLS, Protocol
+from .readout import Scorer, encode_all
+from .records import Records
+from .results import (
+    CONFIG,
+    METRICS,
+    PER_IMAGE,
+    SUMMARY,
+    Data,
+    ResultsError,
+    Sample,
+    Skipped,
+    Summary,
+    Timing,
+    Weights,
+    write_text,
+)
+
+LATEST = 'latest'
+SAMPLES_PER_ROLE = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see the command line."""
+
+    where: Where
+    config: DepthConfig
+    node: NodeConfig
+    fit_input: bool = False  # the network's input has the size that the protocol crops
+    protocol: str = ''
+    average: str = 'image'
+    tables: tuple[str, ...] = ('1',)
+    output: Path = Path('results')
+    resume: str | None = None
+    batch_size: int = 8
+    workers: int = 0
+    limit: int = 0
+    mean_map: bool = True
+    report: bool = True
+    command: str = ''
+
+
+class Evaluation:
+    """One run. `run` reads as its table of contents."""
+
+    def __init__(self, options: Options, group: Group) -> None:
+        """Open data and model; nothing is written yet.
+
+        Raises:
+            DepthClipError: anything is not as it must be.
+
+        """
+        self._options, self._group = options, group
+        self._dataset = _limited(open_dataset(options.where), options.limit)
+        self._protocol = _protocol(options.protocol, self._dataset)
+        self._dataset.check_unit()
+        self._say_data()
+        self._estimator = self._load()
+
+    def run(self) -> Path:
+        """Evaluate; returns the results folder."""
+        started = time.perf_counter()
+        self._open_folder()
+        training = self._training_mean()
+        chosen = self._columns(training)
+        records = self._open_records(chosen)
+        scorer = self._scorer(chosen, training)
+        try:
+            done = self._score(scorer, chosen, records)
+        finally:
+            scorer.close()
+        slowest = self._group.largest(scorer.network_seconds)
+        self._group.wait()
+        if self._group.first:
+            timing = Timing(done, time.perf_counter() - started, slowest, self._group.size)
+            self._summarize(records, chosen, timing)
+            self._report()
+            self._link_latest()
+        self._group.wait()
+        return self._folder
+
+    # Data and model ---------------------------------------------------------------------------
+
+    def _say_data(self) -> None:
+        dataset = self._dataset
+        self._say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
+                  f'{dataset.depth} depth; protocol {self._protocol.name}: '
+                  f'{self._protocol.description}')
+        for warning in dataset.warnings:
+            self._say(f'WARNING: {warning}')
+
+    def _load(self) -> DepthEstimator:
+        node, config = self._options.node, self._options.config
+        # float32 means float32 on a GPU too, and the same sums in every run.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        if self._options.fit_input:
+            height, width = self._protocol.size
+            config = config.replace(input_height=height, input_width=width)
+        arguments: dict[str, Any] = {
+            'weights': node.weights, 'device': self._group.device(node.device),
+            'cache_dir': node.cache_dir or None, 'offline': node.offline,
+            'num_threads': node.num_threads}
+        if self._group.first:  # Fills the caches, which the others then read.
+            estimator = DepthEstimator(config, log=self._say, **arguments)
+        self._group.wait()
+        if not self._group.first:
+            estimator = DepthEstimator(config, log=_silent, **arguments)
+        self._say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
+                  f'{estimator.grid[0]} x {estimator.grid[1]} patches')
+        if not estimator.weights.trained:
+            self._say('WARNING: the weights are random numbers; every depth is meaningless.')
+        return estimator
+
+    # Folder and records -----------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        """A new dated folder, or the one to be continued."""
+        options = self._options
+        if options.resume is None:
+            # One name for all processes.
+            stamp = self._group.share(datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
+            self._folder = options.output / stamp
+            if self._group.first:
+                self._folder = _make_folder(self._folder)
+                self._link_latest()
+            self._folder = Path(self._group.share(str(self._folder)))
+            return
+        self._folder = Path(options.resume) if options.resume else options.output / LATEST
+        if not (self._folder / recording.FOLDER).is_dir():
+            raise EvaluationError(f'--resume: {self._folder} is no folder of an interrupted '
+                                  'evaluation; name one, or start anew without --resume.')
+        self._folder = self._folder.resolve()
+
+    def _training_mean(self) -> TrainingMean | None:
+        """Computed once by one process, kept in the folder for the others and for resuming."""
+        if self._group.first and self._options.mean_map:
+            stored = TrainingMean.read(self._folder)
+            training = self._dataset.training() if stored is None else None
+            if training is not None:
+                TrainingMean.compute(training, self._protocol, show=True).write(self._folder)
+        self._group.wait()
+        return TrainingMean.read(self._folder)
+
+    def _columns(self, training: TrainingMean | None) -> list[Column]:
+        return columns(self._estimator.config, self._options.tables,
+                       training.mean if training else None, self._protocol.max_depth)
+
+    def _open_records(self, chosen: Sequence[Column]) -> Records:
+        header = self._header(chosen)
+        if self._group.first:
+            if (self._folder / recording.FOLDER / recording.HEADER).is_file():
+                recording.check_header(self._folder, header)
+            else:
+                recording.write_header(self._folder, header)
+            self._say(f'results: {self._folder}')
+        self._group.wait()
+        return Records(self._folder, len(chosen))
+
+    def _header(self, chosen: Sequence[Column]) -> dict[str, Any]:
+        """Everything that the digits of a record depend on."""
+        dataset, estimator = self._dataset, self._estimator
+        names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
+        return {
+            'version': depthclip_ros.__version__, 'data': dataset.format, 'depth': dataset.depth,
+            'images': len(dataset), 'names': hashlib.sha256(names.encode()).hexdigest(),
+            'protocol': self._protocol.name, 'config': estimator.config.to_dict(),
+            'weights': estimator.weights.digest, 'precision': estimator.precision,
+            'device': estimator.device.type, 'batch_size': self._options.batch_size,
+            'columns': [dataclasses.asdict(c) for c in chosen]}
+
+    # The pass over the images -----------------------------------------------------------------
+
+    def _scorer(self, chosen: Sequence[Column], training: TrainingMean | None) -> Scorer:
+        node = self._options.node
+        if self._group.first:  # Fills the cache of text features for the others.
+            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, self._say)
+        self._group.wait()
+        if not self._group.first:
+            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _silent)
+        return Scorer(self._estimator, self._protocol, chosen, text,
+                      training.mean_map if training else None)
+
+    def _score(self, scorer: Scorer, chosen: Sequence[Column], records: Records) -> int:
+        """Score what is not yet recorded; returns the number of images done here and now."""
+        done = {int(p) for p in records.read()['position']}
+        self._group.wait()  # All have looked before anyone writes.
+        batches = recording.missing(plan(len(self._dataset), self._options.batch_size), done)
+        if done:
+            self._say(f'{len(done)} images are done, {sum(map(len, batches))} remain')
+        mine = batches[self._group.rank::self._group.size]
+        # The bar is the first process's; the others keep step with it.
+        with progress(sum(map(len, mine)), 'evaluation', show=self._group.first) as bar:
+            for batch in load(self._dataset, self._protocol, chosen, mine,
+                              self._options.workers):
+                records.append(scorer.score(batch), self._group.rank)
+                bar.update(len(batch.positions))
+        records.close()
+        return sum(map(len, batches))
+
+    # Results ----------------------------------------------------------------------------------
+
+    def _summarize(self, records: Records, chosen: Sequence[Column], timing: Timing) -> None:
+        every = records.read()
+        if len(every) != len(self._dataset):
+            raise ResultsError(f'{self._folder}: {len(every)} of {len(self._dataset)} images are '
+                               'recorded; run again with --resume.')
+        measured = summarize.Measured(every[every['pixels'] > 0], chosen, self._dataset.entries,
+                                      self._options.average, self._protocol.max_depth)
+        if not len(measured.records):
+            raise EvaluationError(f'{self._dataset.path}: no image has a valid true depth within '
+                                  f'{self._protocol.max_depth:g} m; is the depth right?')
+        rows = summarize.rows(measured)
+        ranks = summarize.ranking(measured, SAMPLES_PER_ROLE)
+        self._write_samples(measured, ranks)
+        summarize.histograms(measured).write(self._folder)
+        write_text(self._folder / PER_IMAGE, summarize.per_image_csv(measured))
+        write_text(self._folder / CONFIG, self._config_text())
+        numbers = {role: [self._dataset.entries[measured.records['position'][i]].index
+                          for i in places] for role, places in ranks.items()}
+        headline = rows[0]
+        summary = Summary(
+            created=datetime.now().astimezone().isoformat(timespec='seconds'),
+            command=self._options.command, config=self._estimator.config.to_dict(),
+            versions=_versions(), weights=Weights(**dataclasses.asdict(self._estimator.weights)),
+            data=self._data(every), protocol=self._protocol.info(self._options.average),
+            rows=rows, paper=list(PAPER_ROWS),
+            gate=summarize.gate(headline, self._conditions(every)),
+            verdict=summarize.verdict(measured), tables=list(self._options.tables),
+            best=numbers['best'], median=numbers['median'], worst=numbers['worst'],
+            timing=timing)
+        # Last: a folder with a summary is complete.
+        write_text(self._folder / SUMMARY, summary.to_json())
+
+    def _data(self, every: NDArray[Any]) -> Data:
+        dataset = self._dataset
+        skipped = [Skipped(dataset.entries[p].index, dataset.entries[p].name,
+                           'no valid true depth where it is scored')
+                   for p in every['position'][every['pixels'] == 0]]
+        digest = hashlib.sha256(every['digest'].tobytes()).hexdigest()
+        for image in skipped:
+            self._say(f'WARNING: image {image.name} is left out: {image.reason}')
+        return Data(str(dataset.path), dataset.format, dataset.split, len(dataset),
+                    len(dataset) - len(skipped), dataset.depth, digest, skipped,
+                    list(dataset.warnings))
+
+    def _conditions(self, every: NDArray[Any]) -> list[str]:
+        """Why this run is not the paper's experiment, whatever its numbers."""
+        estimator, options = self._estimator, self._options
+        conditions = []
+        if not self._dataset.official or (every['pixels'] == 0).any():
+            conditions.append("the data are not NYU Depth v2's 654 test images with raw depth")
+        if estimator.weights.digest != RELEASES['RN50'].sha256:
+            conditions.append(f"the weights are {estimator.weights.name}, not OpenAI's RN50")
+        if (self._protocol.name, options.average) != ('depthclip', 'image'):
+            conditions.append(f'the protocol is {self._protocol.name}, averaged per '
+                              f"{options.average}, not the official code's")
+        return conditions
+
+    def _write_samples(self, measured: summarize.Measured, ranks: dict[str, list[int]]) -> None:
+        """Do the images for the figures again: they are few, and were not kept."""
+        metrics = metrics_of(measured.sums(METHOD)[0])
+        for role, places in ranks.items():
+            for place in places:
+                position = int(measured.records['position'][place])
+                self._sample(position, role, metrics[place]).write(self._folder)
+
+    def _sample(self, position: int, role: str, metrics: NDArray[np.float64]) -> Sample:
+        batch = read_batch(self._dataset, self._protocol, (), [position])
+        config, entry = self._estimator.config, self._dataset.entries[position]
+        read_out = self._estimator.read_out(self._estimator.features([batch.rgb[0]]))
+        depth = upsample(read_out.patch_depth, self._protocol.size, config.upsampling)[0]
+        return Sample(
+            entry.index, entry.name, entry.scene, role, batch.rgb[0], depth.cpu().numpy(),
+            batch.truth[0], read_out.weights[0].cpu().numpy(),
+            read_out.patch_depth[0].cpu().numpy(), list(config.tokens), list(config.bins),
+            dict(zip(METRICS, (float(m) for m in metrics), strict=True)))
+
+    def _config_text(self) -> str:
+        values = {**self._estimator.config.to_dict(), **self._options.node.to_dict()}
+        return yaml.safe_dump({'/**': {'ros__parameters': values}}, sort_keys=False,
+                              default_flow_style=None, width=99)
+
+    def _report(self) -> None:
+        if not self._options.report:
+            return
+        from . import report
+        report.write(self._folder)
+
+    def _link_latest(self) -> None:
+        """`latest` points at this folder."""
+        link = self._folder.parent / LATEST
+        part = link.with_name(f'.{LATEST}.{self._folder.name}')
+        try:
+            part.unlink(missing_ok=True)
+            part.symlink_to(self._folder.name, target_is_directory=True)
+            part.replace(link)
+        except OSError as error:
+            self._say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
+
+    def _say(self, message: str) -> None:
+        if self._group.first:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _silent(_: str) -> None:
+    """Every process would say the same."""
+
+
+def _make_folder(folder: Path) -> Path:
+    """Make a folder that does not exist yet."""
+    for suffix in ('', *(f'_{n}' for n in range(2, 100))):
+        candidate = folder.with_name(folder.name + suffix)
+        try:
+            candidate.mkdir(parents=True)
+            (candidate / recording.FOLDER).mkdir()  # From here on it can be resumed.
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ResultsError(f'--output {folder.parent}: the folder cannot be made '
+                               f'({error.strerror}); choose another.') from error
+        return candidate
+    raise ResultsError(f'{folder}: exists a hundred times; wait a second.')
+
+
+def _limited(dataset: Dataset, limit: int) -> Dataset:
+    """Only so many images, evenly from the whole."""
+    if limit and limit < len(dataset):
+        keep = np.unique(np.linspace(0, len(dataset) - 1, limit).astype(int)).tolist()
+        dataset.keep(keep)
+    return dataset
+
+
+def _protocol(name: str, dataset: Dataset) -> Protocol:
+    """The protocol asked for, or the data set's own."""
+    driving = dataset.format.startswith('KITTI')
+    chosen = name or ('kitti' if driving else 'depthclip')
+    if driving != (chosen == 'kitti'):
+        raise EvaluationError(f'--protocol {chosen}: not defined for {dataset.format}; use '
+                              f'{"kitti" if driving else "depthclip or bts"}.')
+    return PROTOCOLS[chosen]
+
+
+def _versions() -> dict[str, str]:
+    import cv2
+    return {'depthclip_ros': depthclip_ros.__version__, 'python': platform.python_version(),
+            'torch': str(torch.__version__), 'numpy': np.__version__,
+            'opencv': cv2.__version__, 'platform': platform.platform()}

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics against the official code's numbers, and against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from depthclip_ros.core.projection import upsample
+from offline_eval.datasets import Pair
+from offline_eval.datasets.base import read_depth, read_rgb
+from offline_eval.errors import DatasetError
+from offline_eval.metrics import (
+    SUMS,
+    SortedTruth,
+    Truth,
+    average,
+    metrics_of,
+    random_pixel_sums,
+    resampled,
+)
+from offline_eval.protocol import PROTOCOLS
+from offline_eval.results import METRICS
+
+
+def score(depth, truth, max_depth=10.0):
+    """Metrics by name of one image."""
+    sums = Truth(torch.tensor(truth, dtype=torch.float32)[None]).score(
+        torch.tensor(depth, dtype=torch.float32)[None], max_depth)
+    return dict(zip(METRICS, metrics_of(sums.numpy())[0], strict=True))
+
+
+def nyu_like(rng, size=20000):
+    """Truth with the published statistics: mean 2.65 m, median 2.4 m."""
+    return np.clip(rng.lognormal(np.log(2.41), 0.43, size), 0.3, 9.99).astype(np.float32)
+
+
+def test_equals_the_official_code(shared_dir):
+    golden = np.load(shared_dir / 'goldens/reference_rgbd.npz')
+    names = sorted({key.split('/')[0] for key in golden if '/' in key})
+    assert len(names) == 3
+    protocol = PROTOCOLS['depthclip']
+    order = ('abs_diff', 'd1', 'd2', 'd3', 'rel', 'log10', 'rmse')
+    rows = []
+    for name in names:
+        rgb_file = next((shared_dir / 'goldens/rgbd').glob(f'{name}.*'))
+        depth = read_depth(shared_dir / 'goldens/rgbd' / f'{name}_depth_mm.png', 1000.0)
+        _, truth = protocol.prepare(Pair(read_rgb(rgb_file), depth))
+        patches = torch.from_numpy(golden[f'{name}/patch_depth_flip_averaged'])[None]
+        pixels = upsample(patches, protocol.size, 'bilinear')
+        sums = Truth(torch.from_numpy(truth)[None]).score(pixels, protocol.max_depth)
+        found = dict(zip(METRICS, metrics_of(sums.numpy())[0], strict=True))
+        rows.append([found[m] for m in order])
+        np.testing.assert_allclose(rows[-1], golden[f'{name}/metrics'], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.mean(rows, axis=0), golden['mean_metrics'], rtol=0, atol=1e-5)
+
+
+def test_by_hand():
+    found = score([[2.0, 3.0, 4.0]], [[1.0, 3.0, 5.0]])
+    assert found['d1'] == pytest.approx(1 / 3)  # 5 / 4 is not below 1.25
+    assert found['d2'] == pytest.approx(2 / 3)
+    assert found['d3'] == pytest.approx(2 / 3)
+    assert found['rel'] == pytest.approx((1 + 0 + 0.2) / 3)
+    assert found['rmse'] == pytest.approx(math.sqrt(2 / 3))
+    assert found['abs_diff'] == pytest.approx(2 / 3)
+    assert found['sq_rel'] == pytest.approx((1 + 0 + 0.2) / 3)
+    logs = np.log([2.0, 1.0, 0.8])
+    assert found['log10'] == pytest.approx(np.abs(logs).mean() / math.log(10))
+    assert found['rmse_log'] == pytest.approx(np.sqrt((logs ** 2).mean()))
+    assert found['silog'] == pytest.approx(100 * logs.std())
+
+
+def test_perfect_prediction():
+    found = score([[1.5, 2.5]], [[1.5, 2.5]])
+    assert all(found[m] == (1 if m in ('d1', 'd2', 'd3') else 0) for m in METRICS)
+
+
+def test_invalid_pixels_do_not_count():
+    nan = float('nan')
+    assert score([[2.0, 9.0, 4.0]], [[1.0, nan, 5.0]]) == score([[2.0, 4.0]], [[1.0, 5.0]])
+
+
+def test_predictions_are_clipped_to_the_range():
+    assert score([[30.0]], [[8.0]])['rmse'] == pytest.approx(2)
+    assert score([[30.0]], [[8.0]], 80.0)['rmse'] == pytest.approx(22)
+
+
+def test_pieces_make_no_difference():
+    rng = np.random.default_rng(0)
+    truth, depth = nyu_like(rng, 70000), nyu_like(rng, 70000)
+    sums = Truth(torch.from_numpy(truth)[None, None]).score(
+        torch.from_numpy(depth)[None, None], 10)
+    y, p = truth.astype(np.float64), depth.astype(np.float64)
+    expected = {'pixels': 70000, 'rel': (abs(p - y) / y).sum(), 'square': ((p - y) ** 2).sum(),
+                'log': abs(np.log(p / y)).sum(), 'd1': (np.maximum(p / y, y / p) < 1.25).sum()}
+    for name, value in expected.items():
+        assert float(sums[0, SUMS.index(name)]) == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize('constant', [0.4, 1.0, 2.4, 2.5, 9.9])
+def test_a_constant_is_scored_like_any_prediction(constant):
+    # Millimetres: ratios of exactly 1.25 occur.
+    truth = np.round(nyu_like(np.random.default_rng(1)), 3).astype(np.float32)
+    quick = SortedTruth(truth).score([constant])
+    slow = Truth(torch.from_numpy(truth)[None, None]).score(
+        torch.full((1, 1, len(truth)), constant), 10.0).numpy()
+    np.testing.assert_array_equal(quick[:, :4], slow[:, :4])
+    # The sum of signed logarithms nearly cancels.
+    np.testing.assert_allclose(quick, slow, rtol=1e-6, atol=1e-7 * len(truth))
+
+
+def test_best_constants_are_the_known_ones():
+    truth = np.sort(nyu_like(np.random.default_rng(2)))
+    ordered = SortedTruth(truth)
+    constants = np.arange(0.5, 6, 0.01)
+    metrics = metrics_of(ordered.score(constants))
+    assert constants[metrics[:, METRICS.index('rmse')].argmin()] == pytest.approx(
+        truth.mean(), abs=0.01)
+    assert constants[metrics[:, METRICS.index('abs_diff')].argmin()] == pytest.approx(
+        ordered.median(), abs=0.011)
+    assert constants[metrics[:, METRICS.index('log10')].argmin()] == pytest.approx(
+        ordered.median(), abs=0.011)
+
+
+def test_median_of_even_and_odd():
+    assert SortedTruth(np.array([4, 1, 2], np.float32)).median() == 2
+    assert SortedTruth(np.array([4, 1, 2, 3], np.float32)).median() == 2.5
+
+
+def test_random_pixels_in_closed_form_agree_with_sampling():
+    rng = np.random.default_rng(3)
+    truth = nyu_like(rng, 200000)
+    closed = metrics_of(random_pixel_sums(truth, 10.0))
+    drawn = rng.uniform(1e-3, 10, truth.shape).astype(np.float32)
+    sampled = metrics_of(Truth(torch.from_numpy(truth)[None, None]).score(
+        torch.from_numpy(drawn)[None, None], 10.0).numpy())[0]
+    np.testing.assert_allclose(closed, sampled, rtol=0.02)
+
+
+def test_random_patches_come_out_near_the_papers_lower_bound():
+    """On ground truth with NYU's statistics; per pixel, by contrast, does not."""
+    rng = np.random.default_rng(4)
+    patch_sums, pixel_sums = [], []
+    for _ in range(60):
+        # Images differ in their scale, pixels within them.
+        scale = rng.lognormal(np.log(2.41), 0.25)
+        truth = np.clip(scale * rng.lognormal(0, 0.33, (104, 136)), 0.3, 9.99).astype(np.float32)
+        patches = torch.from_numpy(
+            rng.uniform(2e-3, 10, (1, 2, 13, 17)).mean(1).astype(np.float32))
+        depth = upsample(patches, (104, 136), 'bilinear')
+        patch_sums.append(Truth(torch.from_numpy(truth)[None]).score(depth, 10.0).numpy()[0])
+        pixel_sums.append(random_pixel_sums(truth.ravel(), 10.0))
+    paper = [0.140, 0.297, 0.471, 1.327, 0.323, 2.934]
+    found = average(np.stack(patch_sums), 'image')[:6]
+    np.testing.assert_allclose(found, paper, rtol=0.12)
+    assert average(np.stack(pixel_sums), 'image')[5] > 3.5
+
+
+def test_averages_per_image_and_per_pixel():
+    small = SortedTruth(np.array([1.0], np.float32)).score([2.0])[0]
+    large = SortedTruth(np.array([4.0, 4, 4], np.float32)).score([2.0])[0]
+    sums = np.stack([small, large])
+    rmse = METRICS.index('rmse')
+    assert average(sums, 'image')[rmse] == pytest.approx((1 + 2) / 2)
+    assert average(sums, 'pixel')[rmse] == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
+    for how in ('image', 'pixel'):
+        twice = resampled(sums, np.array([[1.0, 1.0], [0.0, 2.0]]), how)
+        np.testing.assert_allclose(twice[0], average(sums, how))
+        np.testing.assert_allclose(twice[1], average(sums[1:], how))
+
+
+# Protocols -----------------------------------------------------------------------------------
+
+
+def pair(value=2.0, shape=(480, 640)):
+    return Pair(np.zeros((*shape, 3), np.uint8), np.full(shape, value, np.float32))
+
+
+def test_official_window():
+    rgb, truth = PROTOCOLS['depthclip'].prepare(pair())
+    assert rgb.shape == (416, 544, 3)
+    assert truth.shape == (416, 544)
+    # The official masks, written out as they stand there.
+    mask = np.zeros((480, 640), bool)
+    mask[45:471, 46:601] = True
+    pasted = np.zeros((480, 640), bool)
+    pasted[42 + 14:474 - 2, 40 + 20:616 - 12] = True
+    np.testing.assert_array_equal(~np.isnan(truth), (mask & pasted)[56:472, 60:604])
+    assert (~np.isnan(truth)).sum() == 415 * 541
+
+
+def test_crop_is_the_official_box():
+    image = pair()
+    image.rgb[56, 60], image.rgb[471, 603] = 7, 9
+    rgb, _ = PROTOCOLS['depthclip'].prepare(image)
+    assert (rgb[0, 0] == 7).all()
+    assert (rgb[-1, -1] == 9).all()
+
+
+def test_bts_window():
+    rgb, truth = PROTOCOLS['bts'].prepare(pair())
+    assert rgb.shape == (480, 640, 3)
+    expected = np.zeros((480, 640), bool)
+    expected[45:471, 41:601] = True
+    np.testing.assert_array_equal(~np.isnan(truth), expected)
+
+
+@pytest.mark.parametrize(('depth', 'counts'), [
+    (0.0, False), (1e-3, False), (1.1e-3, True), (9.999, True), (10.0, False), (12.0, False)])
+def test_range_is_open(depth, counts):
+    _, truth = PROTOCOLS['depthclip'].prepare(pair(depth))
+    assert (~np.isnan(truth)).any() == counts
+
+
+@pytest.mark.parametrize('size', [(375, 1242), (370, 1226), (352, 1216)])
+def test_kitti_window(size):
+    rgb, truth = PROTOCOLS['kitti'].prepare(pair(20.0, size))
+    assert rgb.shape == (352, 1216, 3)
+    height, width = size
+    whole = np.zeros(size, bool)
+    whole[int(0.40810811 * height):int(0.99189189 * height),
+          int(0.03594771 * width):int(0.96405229 * width)] = True
+    top, left = height - 352, int((width - 1216) / 2)
+    np.testing.assert_array_equal(
+        ~np.isnan(truth), whole[top:top + 352, left:left + 1216])
+    assert np.isnan(PROTOCOLS['kitti'].prepare(pair(80.0, size))[1]).all()
+
+
+def test_other_sizes_are_refused():
+    with pytest.raises(DatasetError, match=r'240 x 320.*480 x 640 only'):
+        PROTOCOLS['depthclip'].prepare(pair(shape=(240, 320)))
+    with pytest.raises(DatasetError, match='one size'):
+        PROTOCOLS['bts'].prepare(Pair(np.zeros((480, 640, 3), np.uint8),
+                                      np.ones((240, 320), np.float32)))

@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of an evaluation: tables, figures, and a page that needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eval_results import HOSTILE, make_sample, write_results
+
+from depthclip_ros.color import colorize
+from depthclip_ros.core import DepthConfig
+from offline_eval import report
+from offline_eval.columns import columns
+from offline_eval.paper import GATE_LIMITS, PAPER_ROWS
+from offline_eval.protocol import PROTOCOLS
+from offline_eval.report import __main__ as command
+from offline_eval.report import contents, distributions, markdown, page, responses, tables, writer
+from offline_eval.report.document import Cell, Code, Details, Headline, Picture, Table, Text
+from offline_eval.report.names import heading, number
+from offline_eval.results import (
+    ALL,
+    CONFIG,
+    PAPER_METRICS,
+    PER_IMAGE,
+    SUMMARY,
+    Interval,
+    ResultsError,
+    Row,
+    Summary,
+    write_text,
+)
+
+SIZE = (104, 136)  # a fourth of the paper's, for speed
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A results folder, without a report."""
+    path = tmp_path_factory.mktemp('results')
+    write_results(path, 6, SIZE)
+    return path
+
+
+@pytest.fixture(scope='module')
+def written(folder, tmp_path_factory):
+    """The same with its report."""
+    pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, is missing')
+    path = tmp_path_factory.mktemp('written') / 'results'
+    shutil.copytree(folder, path)
+    report.write(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def source(folder):
+    return writer.read(folder)
+
+
+@pytest.fixture
+def summary(source):
+    return source.summary
+
+
+class Page(HTMLParser):
+    """What is in a page: tables as lists of texts, links, balanced tags."""
+
+    VOID = frozenset({'meta', 'link', 'img', 'br'})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.tables, self.texts = [], [], [], []
+        self.seen = set()
+        self._open = []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.add(tag)
+        attributes = dict(attributes)
+        assert not any(name.startswith('on') for name in attributes), attributes
+        self.links += [attributes[k] for k in ('src', 'href', 'action', 'srcset', 'data')
+                       if k in attributes]
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == 'table':
+            self.tables.append([])
+        if tag == 'tr':
+            self.tables[-1].append([])
+        if tag in ('td', 'th'):
+            self.tables[-1][-1].append('')
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self._open and self._open[-1] in ('td', 'th'):
+            self.tables[-1][-1][-1] += data
+
+
+def all_tables(blocks):
+    for block in blocks:
+        if isinstance(block, Table):
+            yield block
+        if isinstance(block, Details):
+            yield from all_tables(block.blocks)
+
+
+def cells(table, name):
+    """Texts of the row of that name."""
+    return next([c.text for c in row[1:]] for row in table.rows if row[0].text == name)
+
+
+# The page ------------------------------------------------------------------------------------
+
+
+def test_page_has_every_row_of_every_table(written, source):
+    shown = Page((written / report.HTML).read_text(encoding='utf-8')).tables
+    expected = list(all_tables(contents.contents(source, None, '')))
+    assert len(shown) == len(expected) > 10
+    for table, found in zip(expected, shown, strict=True):
+        body = [[cell.text for cell in row] for row in table.rows]
+        assert [row for row in found if row][-len(body):] == body
+        if any(table.header):
+            assert found[0] == table.header
+
+
+def test_every_result_is_in_the_tables(source, summary):
+    """No row of the summary is left out."""
+    rows = [row for table in all_tables(contents.contents(source, None, ''))
+            for row in table.rows]
+    for row in summary.rows:
+        digits = [number(row.metrics[m]) for m in PAPER_METRICS]
+        assert any([c.text for c in cells if c.text in digits] == digits for cells in rows), row
+    for paper in PAPER_ROWS:
+        digits = [number(paper.metrics[m]) for m in PAPER_METRICS]
+        assert any([c.text for c in cells if c.quiet][1:7] == digits for cells in rows), paper
+
+
+def test_page_needs_nothing_from_elsewhere(written):
+    text = (written / report.HTML).read_text(encoding='utf-8')
+    parsed = Page(text)
+    for link in parsed.links:
+        assert link.startswith(('#', 'data:')), link[:80]
+    assert "default-src 'none'" in text
+    assert not parsed.seen & {'script', 'iframe', 'object', 'embed', 'form', 'base', 'video'}
+    style = text.partition('<style>')[2].partition('</style>')[0]
+    assert 'url(' not in style
+    assert '@import' not in style
+    anchors = re.findall(r'href="#([^"]+)"', text)
+    assert anchors
+    assert all(f'id="{anchor}"' in text for anchor in anchors)
+
+
+def test_hostile_names_stay_text(written):
+    text = (written / report.HTML).read_text(encoding='utf-8')
+    assert '<script' not in text
+    assert HOSTILE in ''.join(Page(text).texts)
+    svg_free = markdown.to_markdown([Text(HOSTILE)])
+    assert '<script' not in svg_free.replace('\\<', '')
+
+
+def test_pictures_are_images_with_alternative_text(written):
+    text = (written / report.HTML).read_text(encoding='utf-8')
+    pictures = re.findall(r'<img src="data:image/svg\+xml;base64,[^"]+" width="(\d+)" '
+                          r'height="(\d+)" alt="([^"]+)"', text)
+    assert len(pictures) == text.count('<img') == 7
+    assert all(int(width) > 300 and int(height) > 100 for width, height, _ in pictures)
+    files = {path.name for path in (written / 'figures').glob('*.pdf')}
+    assert files == {'standing.pdf', 'figure_3.pdf', 'figure_4.pdf', 'figure_5.pdf'}
+    for path in (written / 'figures').iterdir():
+        assert path.read_bytes().startswith(b'%PDF')
+        assert f'figures/{path.name}' in text
+
+
+@pytest.mark.slow
+def test_the_same_results_give_the_same_report(written, tmp_path):
+    again = tmp_path / 'again'
+    shutil.copytree(written, again)
+    (again / report.HTML).unlink()
+    report.write(again)
+    for file in (report.HTML, report.MARKDOWN, 'figures/figure_3.pdf'):
+        assert (again / file).read_bytes() == (written / file).read_bytes()
+
+
+# Markdown ------------------------------------------------------------------------------------
+
+
+def test_markdown_tables_are_tables(written):
+    lines = (written / report.MARKDOWN).read_text(encoding='utf-8').splitlines()
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r'\|( -+:? \|)+', line)]
+    assert len(rules) > 10
+    for rule in rules:
+        columns = lines[rule].count('|')
+        start = rule - 1
+        while start < len(lines) and lines[start].startswith('|'):
+            assert len(re.findall(r'(?<!\\)\|', lines[start])) == columns, lines[start]
+            start += 1
+        assert start > rule + 1
+
+
+def test_markdown_shows_text_as_it_is():
+    assert markdown.escape('a|b *c* _d_ <e>\nf') == r'a\|b \*c\* \_d\_ \<e\> f'
+    assert markdown.to_markdown([Code('a ```` b')]).startswith('`````\n')
+    text = markdown.to_markdown([Table('t', ['', 'x'], [[Cell('a', strong=True),
+                                                         Cell('1', quiet=True)]], frozenset({1}))])
+    assert text == '**t**\n\n|  | x |\n| --- | ---: |\n| **a** | *1* |\n'
+
+
+# Tables --------------------------------------------------------------------------------------
+
+
+def test_gate_is_shown_metric_by_metric(summary):
+    paper = next(p for p in PAPER_ROWS if (p.table, p.name) == ('1', 'DepthCLIP'))
+    row = tables.headline_row(summary)
+    near = dict(zip(PAPER_METRICS, (0.005, -0.0051, 0.0, -0.006, 0.0021, 0.01), strict=True))
+    close = dataclasses.replace(
+        summary, rows=[dataclasses.replace(row, metrics=paper.metrics)],
+        gate=dataclasses.replace(summary.gate, differences=near))
+    table = tables.reproduction(close)
+    assert cells(table, 'within') == ['yes', 'no', 'yes', 'yes', 'no', 'yes']
+    assert cells(table, 'difference') == ['+0.005', '−0.005', '±0.000', '−0.006', '+0.002',
+                                          '+0.010']
+    assert cells(table, 'DepthCLIP, the paper') == ['0.394', '0.683', '0.851', '0.388', '0.156',
+                                                    '1.167']
+    assert table.header == ['', 'δ1 ↑', 'δ2 ↑', 'δ3 ↑', 'rel ↓', 'log10 ↓', 'rmse (m) ↓']
+
+
+@pytest.mark.parametrize('status', ['reproduced', 'not reproduced'])
+def test_gate_is_never_silent(source, summary, status):
+    judged = dataclasses.replace(summary, gate=dataclasses.replace(summary.gate, status=status))
+    blocks = contents.contents(dataclasses.replace(source, summary=judged), None, '')
+    headline = next(b for b in blocks if isinstance(b, Headline))
+    assert headline.numbers[-1][1] == status
+    assert any(isinstance(b, Text) and f'is {status} in this run' in b.text for b in blocks)
+
+
+def test_partition_gain_is_the_papers(summary):
+    """The paper's own rows give the paper's last row of Table 2."""
+    bathroom, classroom, everything = tables.bin_partitions(summary)
+    assert cells(bathroom, 'the same, paper')[:6] == ['+0.092', '+0.092', '+0.079', '−0.176',
+                                                      '−0.034', '−0.177']
+    assert 'Class-dependent 3' in cells(bathroom, 'the same, paper')[6]
+    # Only the paper's rows: there is no classroom in this run.
+    assert 'Class-dependent 4' in cells(classroom, 'best partition’s gain')[-1]
+    assert classroom.note.startswith('No image of this run is of the class classroom.')
+    assert not any('gain' in row[0].text for row in everything.rows)
+    assert 'bathroom (6 images)' in bathroom.title
+
+
+def test_bold_is_the_best_of_this_run(summary):
+    table = tables.prompt_sets(summary)
+    best = {column: row[0].text for row in table.rows for column, cell in enumerate(row)
+            if cell.strong}
+    # Every prompt after the first is a little lower in everything.
+    assert best == {1: 'Original prompt', 2: 'Original prompt', 3: 'Original prompt',
+                    4: 'Prompt 3', 5: 'Prompt 3', 6: 'Prompt 3'}
+
+
+def test_verdict_says_only_what_the_interval_allows(summary):
+    intervals = {'d1': Interval(0.001, 0.03), 'd2': Interval(-0.01, 0.01),
+                 'rel': Interval(-0.03, -0.01), 'rmse': Interval(float('nan'), float('nan'))}
+    gains = {'d1': 0.02, 'd2': 0.0, 'rel': -0.02, 'rmse': 0.1}
+    row = Row('DepthCLIP', 'method', ALL, {'d1': 0.4, 'd2': 0.7, 'rel': 0.4, 'rmse': 1.0}, 3)
+    table = tables.verdict(dataclasses.replace(summary, rows=[row], verdict=dataclasses.replace(
+        summary.verdict, gains=gains, intervals=intervals)))
+    assert [[c.text for c in row] for row in table.rows] == [
+        ['δ1 ↑', '0.400', '0.380', '2.400', '+0.020', '+0.001 … +0.030', 'better'],
+        ['δ2 ↑', '0.700', '0.700', '2.400', '±0.000', '−0.010 … +0.010', 'not distinguishable'],
+        ['rel ↓', '0.400', '0.380', '2.400', '−0.020', '−0.030 … −0.010', 'worse'],
+        ['rmse (m) ↓', '1.000', '1.100', '2.400', '+0.100', '–', '–']]
+
+
+def test_numbers():
+    assert [number(v) for v in (0.3944, -0.0001, None, float('nan'), float('inf'))] == [
+        '0.394', '0.000', '–', '–', '–']
+    assert [number(v, signed=True) for v in (0.1, -0.1, 0.0002)] == ['+0.100', '−0.100', '±0.000']
+    assert heading('silog') == 'SILog (%) ↓'
+
+
+# Figures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def sample():
+    return make_sample(1, 'median', SIZE)
+
+
+def with_truth(sample, truth):
+    return dataclasses.replace(sample, ground_truth=np.asarray(truth, np.float32))
+
+
+def test_patches_are_at_quantiles_of_the_true_depth(sample):
+    ranks = np.arange(221.0).reshape(13, 17)
+    truth = np.repeat(np.repeat(1 + ranks / 100, 8, 0), 8, 1)
+    patches = responses.choose_patches(with_truth(sample, truth))
+    assert [p.row * 17 + p.column for p in patches] == [11, 77, 143, 209]
+    assert [p.ground_truth for p in patches] == pytest.approx([1.11, 1.77, 2.43, 3.09])
+
+
+def test_patches_without_truth_are_not_chosen(sample):
+    truth = np.full(SIZE, np.nan)
+    assert responses.choose_patches(with_truth(sample, truth)) == []
+    truth[:8, :3] = 2.0  # less than half of the first patch
+    truth[8:16, 8:16] = np.linspace(3, 4, 64).reshape(8, 8)
+    truth[8:11, 8:16] = np.nan
+    only = responses.choose_patches(with_truth(sample, truth))
+    assert [(p.row, p.column) for p in only] == [(1, 1)]
+    assert only[0].ground_truth == pytest.approx(np.nanmedian(truth[8:16, 8:16]), abs=1e-6)
+
+
+def test_bars_of_a_flip_average_are_said_to_be_the_plain_pass(sample):
+    assert responses.FLIPPED in responses.caption(sample)
+    plain = np.tensordot(np.array(sample.bins), sample.weights, 1).astype(np.float32)
+    assert responses.FLIPPED not in responses.caption(dataclasses.replace(
+        sample, patch_depth=plain))
+
+
+def test_colours_are_the_nodes_and_grey_without_truth():
+    plot = pytest.importorskip('offline_eval.report.plot')
+    depth = np.array([[1.0, 2.0, np.nan]], np.float32)
+    painted = plot.paint_depth(depth, 1.0, 3.0)
+    assert (painted[:, :2] == colorize(depth[:, :2], 1.0, 3.0)[:, :, ::-1]).all()
+    assert tuple(painted[0, 2]) == plot.NO_TRUTH
+
+
+def test_error_is_red_where_too_far():
+    pytest.importorskip('matplotlib', reason='matplotlib is missing')
+    from offline_eval.report import plot
+    red, white, blue, grey = plot.paint_error(
+        np.array([[1.0, 0.0, -1.0, np.nan]], np.float32), 1.0)[0].astype(int)
+    assert red[0] > red[2] + 50
+    assert blue[2] > blue[0] + 50
+    assert white.min() > 240
+    assert tuple(grey) == plot.NO_TRUTH
+
+
+def test_nothing_is_cut_off_a_colour_scale_without_an_arrow(sample):
+    from offline_eval.report import plot
+    truth = np.full(SIZE, 2.0, np.float32)
+    truth[0, 0] = 9.0  # an outlier
+    low, high = plot.depth_limits(with_truth(sample, truth))
+    assert low <= sample.depth.min()
+    assert high >= sample.depth.max()
+    assert high < 9.0
+    assert plot.beyond(truth, low, high) == 'max'
+    assert plot.beyond(sample.depth, low, high) == 'neither'
+    nothing = dataclasses.replace(sample, ground_truth=np.full(SIZE, np.nan, np.float32))
+    assert plot.depth_limits(nothing)[0] <= sample.depth.min()
+
+
+def test_density_is_per_metre():
+    edges = np.array([0.0, 0.5, 1.0, 3.0])
+    values = distributions.density(edges, [10, 30, 60])
+    assert (values * np.diff(edges)).sum() == pytest.approx(1)
+    assert values.tolist() == pytest.approx([0.2, 0.6, 0.3])
+    assert distributions.quantile(edges, values, 0.4) == pytest.approx(1.0)
+    assert distributions.quantile(edges, values, 0.7) == pytest.approx(2.0)
+
+
+# What may be missing -------------------------------------------------------------------------
+
+
+def test_without_matplotlib_the_tables_are_there_and_the_remedy_too(folder, tmp_path, monkeypatch,
+                                                                   caplog):
+    for name in [n for n in sys.modules if n.partition('.')[0] == 'matplotlib']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    shutil.copytree(folder, tmp_path / 'r')
+    report.write(tmp_path / 'r')
+    for file in (report.HTML, report.MARKDOWN):
+        text = (tmp_path / 'r' / file).read_text(encoding='utf-8')
+        assert 'pip install matplotlib' in text
+        assert 'Class-dependent 4' in text
+    assert '<img' not in (tmp_path / 'r' / report.HTML).read_text(encoding='utf-8')
+    assert not (tmp_path / 'r' / 'figures').exists()
+    assert 'matplotlib' in caplog.text
+
+
+def test_report_of_a_summary_alone(folder, summary, tmp_path):
+    """Neither samples nor histograms, no classes, no tables 2 and 3."""
+    pytest.importorskip('matplotlib', reason='matplotlib is missing')
+    few = [r for r in summary.rows if r.group in ('method', 'baseline') and r.scene == ALL]
+    write_text(tmp_path / SUMMARY, dataclasses.replace(
+        summary, rows=few, tables=['1'], best=[], median=[], worst=[]).to_json())
+    report.write(tmp_path)
+    text = (tmp_path / report.HTML).read_text(encoding='utf-8')
+    assert text.count('<img') == 1
+    assert 'Table 2' not in text
+
+
+def test_random_weights_are_called_meaningless(source, summary):
+    texts = [b.text for b in contents.contents(source, None, '') if isinstance(b, Text)]
+    assert any('meaningless' in text for text in texts)
+    trained = dataclasses.replace(
+        summary, weights=dataclasses.replace(summary.weights, trained=True))
+    texts = [b.text for b in contents.contents(dataclasses.replace(source, summary=trained), None,
+                                               '') if isinstance(b, Text)]
+    assert not any('meaningless' in text for text in texts)
+    assert summary.data.warnings[0] in texts
+
+
+def test_folder_without_results(tmp_path, capsys):
+    with pytest.raises(ResultsError, match='finished evaluation'):
+        report.write(tmp_path)
+    assert command.main([str(tmp_path)]) == 1
+    assert 'error: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('file', ['samples/00000.npz', 'depth_histograms.json'])
+def test_damaged_file_is_named(folder, tmp_path, file):
+    shutil.copytree(folder, tmp_path / 'r')
+    victim = tmp_path / 'r' / file
+    if not victim.exists():
+        victim = next(victim.parent.glob('*.npz'))
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(ResultsError, match=victim.name):
+        report.write(tmp_path / 'r')
+
+
+def test_command_writes_the_report(folder, tmp_path, capsys):
+    pytest.importorskip('matplotlib', reason='matplotlib is missing')
+    (tmp_path / SUMMARY).write_text((folder / SUMMARY).read_text(encoding='utf-8'),
+                                    encoding='utf-8')
+    assert command.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / report.HTML),
+                                               str(tmp_path / report.MARKDOWN)]
+
+
+def test_summary_survives_its_file(folder, summary):
+    assert Summary.read(folder).to_json() == summary.to_json()
+
+
+def test_unknown_blocks_are_an_error():
+    with pytest.raises(TypeError):
+        page.to_html([object()])
+    with pytest.raises(TypeError):
+        markdown.to_markdown([object()])
+    assert 'figures/x.pdf' in markdown.to_markdown([Picture('t', 'c', '<svg/>', 'figures/x.pdf')])
+
+
+# The document --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = (ROOT / 'docs/evaluation.md').read_text(encoding='utf-8')
+
+
+def test_document_quotes_the_published_numbers():
+    for table, name in (('1', 'DepthCLIP'), ('AdaDepthCLIP', 'DepthCLIP, independent re-run')):
+        metrics = next(p.metrics for p in PAPER_ROWS if (p.table, p.name) == (table, name))
+        assert ' | '.join(number(metrics[m]) for m in PAPER_METRICS) in DOCUMENT
+    for name in ('DepthCLIP', 'Make3D', 'Lower Bound'):
+        metrics = next(p.metrics for p in PAPER_ROWS if (p.table, p.name) == ('1', name))
+        row = ' | '.join(number(metrics[m]) for m in ('d1', 'rel', 'rmse'))
+        assert f' | {row} | the paper, Table 1 |' in DOCUMENT
+    gate = ' | '.join(f'± {number(GATE_LIMITS[m])}' for m in PAPER_METRICS)
+    assert f'| counts as reproduced | {gate} |' in DOCUMENT
+
+
+def test_document_names_options_baselines_and_files_that_there_are():
+    shown = subprocess.run([sys.executable, '-m', 'offline_eval', '--help'], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout
+    options = set(re.findall(r'(?<![-\w])--[a-z][a-z-]+', DOCUMENT)) - {'--nproc-per-node'}
+    assert {'--data', '--table', '--resume', '--protocol', '--average'} <= options
+    for option in options:
+        assert option in shown, option
+    for protocol in PROTOCOLS:
+        assert protocol in DOCUMENT.lower()
+    names = {c.name for c in columns(DepthConfig(), ('1',), 2.5, 10.0) if c.group == 'baseline'}
+    section = DOCUMENT.partition('**Baselines**')[2].partition('**Verdict')[0]
+    for name in names | {tables.BEST_CONSTANT}:
+        assert name in section, name
+    for file in (report.HTML, report.MARKDOWN, SUMMARY, PER_IMAGE, CONFIG):
+        assert f'`{file}`' in DOCUMENT
+
+
+# In a browser --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+def test_page_in_a_browser(written, tmp_path, width):
+    program = next(filter(None, map(shutil.which, (
+        'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    if program is None:
+        pytest.skip('no Chromium on this machine')
+    with Browser(program, tmp_path / 'profile') as browser:
+        browser.open((written / report.HTML).as_uri(), width)
+        pictures = browser.value(
+            '[...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])')
+        shown = browser.value('document.querySelectorAll("table").length')
+        overflow = browser.value('document.documentElement.scrollWidth - window.innerWidth')
+        anchors = browser.value('[...document.querySelectorAll("nav a")].every('
+                                'a => document.getElementById(a.hash.slice(1)))')
+    assert len(pictures) == 7
+    assert all(complete and w > 300 and h > 100 for complete, w, h in pictures)
+    assert shown > 10
+    assert overflow <= 0
+    assert anchors
+    assert browser.complaints == []
+    # The page itself, and what it carries within.
+    assert [url for url in browser.requests if not url.startswith('data:')] == [
+        (written / report.HTML).as_uri()]
+
+
+class Browser:
+    """Chromium without a window, spoken to through a pipe (Chrome DevTools Protocol)."""
+
+    FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+             '--disable-background-networking', '--disable-component-update', '--disable-sync',
+             '--remote-debugging-pipe')
+
+    def __init__(self, program, profile):
+        self.complaints, self.requests = [], []
+        self._buffer, self._number, self._session = b'', 0, None
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
+        line = f'exec "$@" 3<&{commands} 4>&{answers}'
+        self._process = subprocess.Popen(
+            ['/bin/bash', '-c', line, 'bash', program, *self.FLAGS, f'--user-data-dir={profile}'],
+            pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(commands)
+        os.close(answers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self.call('Browser.close')
+            self._process.wait(20)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._read)
+            os.close(self._write)
+
+    def open(self, url, width):
+        target = self.call('Target.createTarget', url='about:blank')['targetId']
+        self._session = self.call('Target.attachToTarget', targetId=target,
+                                  flatten=True)['sessionId']
+        for domain in ('Page', 'Network', 'Log', 'Runtime'):
+            self.call(f'{domain}.enable')
+        self.call('Emulation.setDeviceMetricsOverride', width=width, height=900,
+                  deviceScaleFactor=1, mobile=False)
+        self.call('Page.navigate', url=url)
+        while self._receive().get('method') != 'Page.loadEventFired':
+            pass
+
+    def value(self, expression):
+        result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)
+        assert 'exceptionDetails' not in result, result
+        return result['result']['value']
+
+    def call(self, method, **parameters):
+        self._number += 1
+        message = {'id': self._number, 'method': method, 'params': parameters}
+        if self._session and method != 'Browser.close':
+            message['sessionId'] = self._session
+        os.write(self._write, json.dumps(message).encode() + b'\0')
+        while (answer := self._receive()).get('id') != self._number:
+            pass
+        assert 'error' not in answer, answer
+        return answer['result']
+
+    def _receive(self):
+        while b'\0' not in self._buffer:
+            assert select.select([self._read], [], [], 60)[0], 'the browser does not answer'
+            part = os.read(self._read, 1 << 16)
+            assert part, 'the browser has ended'
+            self._buffer += part
+        text, _, self._buffer = self._buffer.partition(b'\0')
+        message = json.loads(text)
+        method, parameters = message.get('method'), message.get('params', {})
+        if method in ('Log.entryAdded', 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled'):
+            self.complaints.append(parameters)
+        if method == 'Network.requestWillBeSent':
+            self.requests.append(parameters['request']['url'])
+        return message

@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole evaluations of the miniature world with a tiny network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import clip_standin
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.config import read_config
+from depthclip_ros.sim.nyu import (
+    make_samples,
+    split,
+    write_labeled_mat,
+    write_official_splits,
+    write_splits,
+)
+from offline_eval import cli, distributed, loader, readout
+from offline_eval.columns import columns
+from offline_eval.datasets.folders import KITTI_LIST
+from offline_eval.metrics import Truth, metrics_of
+from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
+from offline_eval.results import METRICS, Histograms, Sample, Summary
+
+pytest.importorskip('h5py')
+ROOT = Path(__file__).resolve().parents[1]
+COUNT = 22
+BLIND = 3  # Position in the .mat of a test image without any depth.
+
+
+@pytest.fixture(scope='module')
+def samples():
+    made = make_samples(COUNT, seed=5)
+    made[BLIND].raw_depth[...] = 0
+    return made
+
+
+@pytest.fixture(scope='module')
+def world(samples, tmp_path_factory, tiny_weights):
+    folder = tmp_path_factory.mktemp('world')
+    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
+    write_splits(folder / 'splits.mat', COUNT)
+    write_official_splits(folder / 'official', samples)
+    text = (ROOT / 'config/nyu_paper.yaml').read_text()
+    for old, new in (("'RN50'", "'auto'"), ('temperature: 0.1', 'temperature: 2.0'),
+                     ('input_height: 416', 'input_height: 96'),
+                     ('input_width: 544', 'input_width: 128')):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / 'tiny.yaml').write_text(text)
+    (folder / 'tiny.pt').write_bytes(tiny_weights.read_bytes())
+    return folder
+
+
+def arguments(world, output, *more, data=None):
+    return [str(a) for a in (
+        '--data', data or world, '--config', world / 'tiny.yaml', '--weights', world / 'tiny.pt',
+        '--device', 'cpu', '--output', output, '--batch-size', 4, '--workers', 0, '--no-report',
+        *more)]
+
+
+def evaluate(world, output, *more, data=None):
+    assert cli.main(arguments(world, output, *more, data=data)) == 0
+    return Summary.read(output / 'latest')
+
+
+@pytest.fixture(scope='module')
+def finished(world, tmp_path_factory):
+    """Results folder of a run with all tables."""
+    output = tmp_path_factory.mktemp('results')
+    evaluate(world, output, '--table', 1, '--table', 2, '--table', 3)
+    return (output / 'latest').resolve()
+
+
+@pytest.fixture(scope='module')
+def summary(finished):
+    return Summary.read(finished)
+
+
+@pytest.fixture(scope='module')
+def plain(world, tmp_path_factory):
+    """Summary of an undisturbed run, Table 1 only."""
+    return evaluate(world, tmp_path_factory.mktemp('plain'))
+
+
+def digits(summary):
+    """Everything that must not depend on how the work was cut up."""
+    return summary.rows, summary.verdict, summary.data.digest, summary.gate
+
+
+def start(command, **options):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, **options)
+
+
+# What comes out ------------------------------------------------------------------------------
+
+
+def test_the_headline_is_the_node_s_own_prediction(world, samples, summary):
+    """Worked out here once more, by `predict` and plain NumPy."""
+    config = DepthConfig.from_yaml(world / 'tiny.yaml')
+    estimator = DepthEstimator(config, world / 'tiny.pt', 'cpu')
+    rows = []
+    for number in split(COUNT)[1]:
+        if number == BLIND:
+            continue
+        rgb = np.ascontiguousarray(samples[number].frame.rgb[56:472, 60:604])
+        p = estimator.predict(rgb).depth[:415, :541].astype(np.float64)
+        y = samples[number].raw_depth[56:471, 60:601].astype(np.float64)
+        valid = (y > 1e-3) & (y < 10)
+        p, y = p[valid], y[valid]
+        ratio = np.maximum(p / y, y / p)
+        rows.append([*((ratio < 1.25 ** k).mean() for k in (1, 2, 3)), (abs(p - y) / y).mean(),
+                     abs(np.log10(p / y)).mean(), np.sqrt(((p - y) ** 2).mean())])
+    found = [summary.rows[0].metrics[m] for m in METRICS[:6]]
+    np.testing.assert_allclose(found, np.mean(rows, axis=0), atol=2e-5)
+
+
+def test_every_row_is_there(summary):
+    names = {row.name for row in summary.rows}
+    assert {METHOD, *BIN_PARTITIONS, *PROMPTS, 'mean of the bins', 'constant 2.4 m',
+            'mean of the training split', 'mean map', 'median of each image', 'random per pixel',
+            'random per patch', 'shuffled words', 'random words', 'shuffled images',
+            'best constant'} <= names
+    for row in summary.rows:
+        assert set(row.metrics) == set(METRICS)
+        assert np.isfinite(list(row.metrics.values())).all(), row.name
+    for name in BIN_PARTITIONS:
+        assert {r.scene for r in summary.rows if r.name == name} == {
+            'all', 'bathroom', 'classroom'}
+    scenes = {r.scene for r in summary.rows if r.name == METHOD}
+    assert scenes == {'all', 'bathroom', 'bedroom', 'office', 'classroom', 'corridor'}
+    per_class = [r for r in summary.rows if r.name == METHOD and r.scene != 'all']
+    assert sum(r.images for r in per_class) == summary.row(METHOD).images
+    assert len(summary.paper) == len(PAPER_ROWS)
+
+
+@pytest.mark.slow
+def test_read_outs_of_one_pass_equal_runs_of_their_own(world, summary, tmp_path):
+    """Table 2's second partition and Table 3's first prompt, configured by themselves."""
+    text = (world / 'tiny.yaml').read_text()
+    old_bins = '[1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0]'
+    old_tokens = text[text.index('tokens: [') + 8:text.index(']') + 1]
+    for name, old, new in (
+            ('Class-dependent 1', old_bins, list(BIN_PARTITIONS['Class-dependent 1'])),
+            ('Prompt 1', old_tokens, list(PROMPTS['Prompt 1']))):
+        assert old in text
+        (tmp_path / 'own.yaml').write_text(text.replace(old, str(new)))
+        own = evaluate(world, tmp_path / name, '--config', tmp_path / 'own.yaml', '--no-mean-map')
+        for metric in METRICS:
+            assert own.row(METHOD).metrics[metric] == pytest.approx(
+                summary.row(name).metrics[metric], abs=1e-5), (name, metric)
+
+
+def test_baselines_are_ordered_as_they_must_be(summary):
+    value = {row.name: row.metrics for row in summary.rows if row.scene == 'all'}
+    for constant in ('mean of the bins', 'constant 2.4 m', 'mean of the training split'):
+        assert value['best constant']['d1'] >= value[constant]['d1'] - 0.02  # grid of 5 cm
+        assert value['best constant']['rmse'] <= value[constant]['rmse'] + 0.01
+    assert value['median of each image']['rel'] < value['best constant']['rel'] + 0.02
+    assert value['random per pixel']['rmse'] > value['random per patch']['rmse'] > 2
+
+
+def test_gate_says_why_not(summary):
+    assert summary.gate.status == 'not reproduced'
+    reasons = ' '.join(summary.gate.reasons)
+    assert '654 test images' in reasons
+    assert "not OpenAI's RN50" in reasons
+    assert 'limit 0.005' in reasons
+
+
+def test_verdict_has_an_interval(summary):
+    for metric in METRICS:
+        interval = summary.verdict.intervals[metric]
+        assert interval.low <= interval.high
+        best = summary.row('best constant').metrics[metric]
+        sign = 1 if metric in ('d1', 'd2', 'd3') else -1
+        assert summary.verdict.gains[metric] == pytest.approx(
+            sign * (summary.row(METHOD).metrics[metric] - best), abs=1e-12)
+    assert 'than the best constant' in summary.verdict.text
+
+
+def test_blind_image_is_counted(summary):
+    assert [(s.index, s.reason) for s in summary.data.skipped] == [
+        (BLIND, 'no valid true depth where it is scored')]
+    assert summary.data.evaluated == summary.data.images - 1 == summary.row(METHOD).images
+
+
+def test_files_of_the_folder(finished, summary):
+    assert finished.parent.joinpath('latest').is_symlink()
+    config, node = read_config(finished / 'config.yaml')
+    assert config.to_dict() == summary.config
+    assert node.weights.endswith('tiny.pt')
+    lines = list(csv.DictReader((finished / 'per_image.csv').open()))
+    assert len(lines) == summary.data.evaluated
+    for metric in METRICS:
+        assert np.mean([float(line[metric]) for line in lines]) == pytest.approx(
+            summary.row(METHOD).metrics[metric], abs=2e-6)
+    histograms = Histograms.read(finished)
+    assert sum(histograms.counts['all']) == sum(int(line['pixels']) for line in lines)
+    assert not list(finished.rglob('*.part'))
+    assert len(summary.weights.digest) == len(summary.data.digest) == 64
+    assert 'torch' in summary.versions
+
+
+def test_samples_are_the_best_median_and_worst(finished, summary):
+    d1 = {int(line['index']): float(line['d1'])
+          for line in csv.DictReader((finished / 'per_image.csv').open())}
+    order = sorted(d1, key=lambda i: -d1[i])
+    assert summary.best == order[:3]
+    assert summary.worst == order[::-1][:3]
+    samples = {s.index: s for s in Sample.read_all(finished)}
+    assert set(samples) == {*summary.best, *summary.median, *summary.worst}
+    for sample in samples.values():
+        sums = Truth(torch.from_numpy(sample.ground_truth)[None]).score(
+            torch.from_numpy(sample.depth)[None], 10.0)
+        assert metrics_of(sums.numpy())[0, 0] == pytest.approx(d1[sample.index], abs=1e-3)
+        assert sample.rgb.shape == (416, 544, 3)
+        assert sample.weights.shape == (7, 3, 4)
+
+
+def test_summary_survives_json(summary):
+    again = Summary.from_json(summary.to_json())
+    assert again.rows == summary.rows
+    assert again.verdict == summary.verdict
+    json.loads(summary.to_json(), parse_constant=pytest.fail)
+
+
+# Ways of running -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_workers_make_no_difference(world, plain, tmp_path):
+    assert digits(evaluate(world, tmp_path, '--workers', 2)) == digits(plain)
+
+
+@pytest.mark.slow
+def test_folder_gives_the_same_numbers_but_for_jpeg(world, plain, tmp_path):
+    folder = evaluate(world, tmp_path, data=world / 'official')
+    assert folder.data.evaluated == plain.data.evaluated
+    for name in ('median of each image', 'best constant', 'mean of the training split'):
+        for metric in METRICS[:6]:  # Depth alone: truncated to millimetres.
+            assert folder.row(name).metrics[metric] == pytest.approx(
+                plain.row(name).metrics[metric], abs=5e-3), (name, metric)
+    for metric in METRICS[:6]:
+        assert folder.row(METHOD).metrics[metric] == pytest.approx(
+            plain.row(METHOD).metrics[metric], abs=0.03)
+
+
+@pytest.mark.slow
+def test_bts_protocol_and_pixel_average(world, plain, tmp_path):
+    other = evaluate(world, tmp_path, '--protocol', 'bts', '--average', 'pixel', '--limit', 6)
+    assert other.protocol.name == 'bts'
+    assert other.protocol.average == 'pixel'
+    assert other.data.images == 6
+    assert other.row(METHOD).metrics != plain.row(METHOD).metrics
+    assert 'protocol is bts, averaged per pixel' in ' '.join(other.gate.reasons)
+
+
+def test_plan_is_of_pairs():
+    for count in range(2, 40):
+        batches = loader.plan(count, 4)
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+        for batch in batches:
+            order = readout.partners(len(batch))
+            assert sorted(order) == list(range(len(batch)))
+            assert all(i != j for i, j in enumerate(order))
+    assert readout.partners(1) == [0]
+
+
+@pytest.mark.slow
+def test_shuffled_images_do_not_depend_on_the_batch_size(world, plain, tmp_path):
+    larger = evaluate(world, tmp_path, '--batch-size', 8)
+    for metric in METRICS:
+        assert larger.row('shuffled images').metrics[metric] == pytest.approx(
+            plain.row('shuffled images').metrics[metric], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_number_of_threads_makes_no_difference(world, tmp_path):
+    """With a network of the real size, in which convolutions are cut up by threads."""
+    torch.save(clip_standin.state_dict(0), tmp_path / 'large.pt')
+    found = []
+    for threads in (1, 2):
+        config = tmp_path / f'{threads}.yaml'
+        text = (ROOT / 'config/nyu_paper.yaml').read_text() + f'    num_threads: {threads}\n'
+        config.write_text(text)
+        found.append(digits(evaluate(
+            world, tmp_path / str(threads), '--config', config, '--no-mean-map', '--limit', 2,
+            '--weights', tmp_path / 'large.pt')))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_all_tables_and_the_report(world, tmp_path):
+    given = arguments(world, tmp_path, '--table', 1, '--table', 2, '--table', 3)
+    given.remove('--no-report')
+    assert cli.main(given) == 0
+    page = (tmp_path / 'latest/report.html').read_text()
+    assert 'not reproduced' in page
+    assert all(name in page for name in (*BIN_PARTITIONS, 'shuffled words', 'best constant'))
+    assert (tmp_path / 'latest/tables.md').is_file()
+
+
+@pytest.mark.slow
+def test_kitti_through_the_same_pipeline(world, tmp_path):
+    random = np.random.default_rng(0)
+    lines = []
+    for i, size in enumerate(((375, 1242), (370, 1226), (376, 1241), (375, 1242))):
+        names = (f'2011_09_26/drive/image_02/data/{i}.png', f'drive/image_02/{i}.png')
+        sparse = np.where(random.random(size) < 0.05, random.uniform(4, 60, size), 0)
+        for name, image in zip(names, (random.integers(0, 255, (*size, 3), np.uint8),
+                                       (sparse * 256).astype(np.uint16)), strict=True):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / name), image)
+        lines.append(' '.join((*names, '721.5377')))
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
+    found = evaluate(world, tmp_path / 'out', data=tmp_path)
+    assert found.protocol.name == 'kitti'
+    assert found.data.depth == 'sparse lidar'
+    assert found.data.evaluated == 4
+    assert found.row('constant 2.4 m') is None
+    assert found.verdict.constants['rmse'] == pytest.approx(32, abs=2)  # of 4 to 60 m
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_digits(world, plain, tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+               '--nproc-per-node', '2', '-m', 'offline_eval', *arguments(world, tmp_path)]
+    process = start(command)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    both = Summary.read(tmp_path / 'latest')
+    assert both.timing.ranks == 2
+    assert len(list((tmp_path / 'latest/records').glob('*.bin'))) == 2
+    assert digits(both) == digits(plain)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_digits(world, plain, tmp_path):
+    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path)])
+    deadline = time.monotonic() + 200
+    while not any(f.stat().st_size for f in tmp_path.glob('*/records/*.bin')):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    assert not list(tmp_path.glob('*/summary.json'))
+    record = next(tmp_path.resolve().glob('2*/records/*.bin'))
+    with record.open('ab') as file:
+        file.write(b'half a record')
+    done = record.stat().st_size
+    resumed = evaluate(world, tmp_path, '--resume')
+    assert record.stat().st_size == done
+    assert 0 < resumed.timing.images < resumed.data.images
+    assert digits(resumed) == digits(plain)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()] == [
+        record.parents[1].name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('more', [[], ['--no-mean-map']], ids=['at the mean map', 'at a record'])
+def test_full_disk_loses_nothing(world, plain, tmp_path, more):
+    """A limit on the size of files stands for the full disk: writing fails half-way."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path, *more)],
+                    preexec_fn=limit)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    assert '--resume' in output
+    assert 'Traceback' not in output
+    folder = (tmp_path / 'latest').resolve()
+    assert not (folder / 'summary.json').exists()
+    assert not list(folder.rglob('*.part'))
+    resumed = evaluate(world, tmp_path, '--resume', *more)
+    assert (resumed.timing.images < resumed.data.images) == bool(more)
+    assert resumed.verdict == plain.verdict
+    assert resumed.row(METHOD) == plain.row(METHOD)
+
+
+# What may be wrong ---------------------------------------------------------------------------
+
+
+def fails(capsys, *given):
+    assert cli.main([str(a) for a in given]) == 1
+    message = capsys.readouterr().err
+    assert 'Traceback' not in message
+    return message
+
+
+def test_missing_data(world, tmp_path, capsys):
+    message = fails(capsys, *arguments(world, tmp_path, data=tmp_path / 'no.mat'))
+    assert 'no.mat: does not exist' in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_of_another_run(world, finished, tmp_path, capsys):
+    message = fails(capsys, *arguments(world, tmp_path, '--resume', finished, '--protocol', 'bts'))
+    assert 'protocol: depthclip then, bts now' in message
+    message = fails(capsys, *arguments(world, tmp_path, '--resume'))
+    assert 'no folder of an interrupted evaluation' in message
+
+
+@pytest.mark.slow
+def test_resume_of_a_finished_run_changes_nothing(world, plain, tmp_path):
+    evaluate(world, tmp_path)
+    again = evaluate(world, tmp_path, '--resume')
+    assert again.timing.images == 0
+    assert digits(again) == digits(plain)
+
+
+def test_no_valid_depth_at_all(world, tmp_path, capsys):
+    import h5py
+    with h5py.File(world / 'nyu_depth_v2_labeled.mat') as source, \
+            h5py.File(tmp_path / 'blind.mat', 'w') as blind:
+        for key in ('images', 'sceneTypes', '#refs#'):
+            source.copy(key, blind, expand_refs=False)
+        blind['rawDepths'] = np.zeros_like(source['rawDepths'])
+        scenes = blind['sceneTypes']
+        for i in range(COUNT):
+            scenes[0, i] = blind[source[source['sceneTypes'][0, i]].name].ref
+    message = fails(capsys, *arguments(
+        world, tmp_path / 'out', '--splits', world / 'splits.mat', '--no-mean-map', '--limit', 4,
+        data=tmp_path / 'blind.mat'))
+    assert 'no image has a valid true depth' in message
+
+
+def test_nan_predictions_stop_the_run(world, tmp_path, capsys):
+    weights = torch.load(world / 'tiny.pt')
+    weights['visual.layer4.0.conv3.weight'][:] = float('nan')
+    torch.save(weights, tmp_path / 'nan.pt')
+    message = fails(capsys, *arguments(world, tmp_path, '--weights', tmp_path / 'nan.pt'))
+    assert 'DepthCLIP: the predicted depth of image' in message
+    assert 'is nan m' in message
+
+
+@pytest.mark.parametrize('given', [['--batch-size', '3'], ['--table', '4'], ['--protocol', 'x']])
+def test_wrong_usage(world, tmp_path, given):
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments(world, tmp_path, *given))
+    assert error.value.code == 2
+
+
+def test_protocol_of_another_data_set(world, tmp_path, capsys):
+    message = fails(capsys, *arguments(world, tmp_path, '--protocol', 'kitti'))
+    assert 'use depthclip or bts' in message
+
+
+def test_group_of_one():
+    group = distributed.Group()
+    assert (group.rank, group.size, group.first) == (0, 1, True)
+    assert group.share('x') == 'x'
+    assert group.largest(2.0) == 2.0
+    group.wait()
+    group.leave()
+
+
+def test_shuffled_words_are_the_same_words_in_other_orders():
+    config = DepthConfig()
+    shuffled = [c.tokens for c in columns(config, ['1'], None, 10.0) if c.name == 'shuffled words']
+    assert len(set(shuffled)) == 5
+    assert all(sorted(tokens) == sorted(config.tokens) for tokens in shuffled)
+    assert config.tokens not in shuffled
