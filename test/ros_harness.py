@@ -19,7 +19,11 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import (
+    ExternalShutdownException,
+    ShutdownException,
+    SingleThreadedExecutor,
+)
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
@@ -161,12 +165,18 @@ class Peer:
         self.listen('/diagnostics', DiagnosticArray)
 
     def _spin(self):
-        with contextlib.suppress(ExternalShutdownException):
+        with contextlib.suppress(ExternalShutdownException, ShutdownException):
             self._executor.spin()
 
+    def on_executor(self, function, *arguments):
+        """Run on the spinning thread: nothing is destroyed while that waits for it."""
+        task = self._executor.create_task(function, *arguments)
+        self.wait(task.done, function.__name__)
+
     def close(self):
-        rclpy.shutdown(context=self.context)
+        self._executor.shutdown()
         self._thread.join(PATIENCE)
+        rclpy.shutdown(context=self.context)
         self.node.destroy_node()
 
     def __enter__(self):
@@ -192,7 +202,7 @@ class Peer:
 
     def forget(self, topic):
         """Stop listening to a topic."""
-        self.node.destroy_subscription(self._subscriptions.pop(topic))
+        self.on_executor(self.node.destroy_subscription, self._subscriptions.pop(topic))
 
     def wait(self, condition, what, timeout=PATIENCE):
         """Wait until `condition()` holds, looked at whenever a message comes; give its value."""
@@ -267,7 +277,7 @@ class Peer:
             self.wait(future.done, f'the answer of {name}', timeout)
             return future.result()
         finally:
-            self.node.destroy_client(client)
+            self.on_executor(self.node.destroy_client, client)
 
     # Diagnostics ---------------------------------------------------------------------------
 

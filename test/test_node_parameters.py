@@ -142,6 +142,7 @@ def test_wrong_values_are_refused_with_the_reason(peer):
         TEMPERATURE, 'bilinear', INPUT_HEIGHT]
 
 
+@pytest.mark.slow
 def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, tiny_weights):
     """unconfigured, inactive, active, and back; new words take effect at configure."""
     bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
@@ -163,6 +164,7 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, ti
     assert put(peer, together=True, tokens=default['tokens'], bins=default['bins']) == ''
 
 
+@pytest.mark.slow
 def test_a_loaded_model_takes_new_temperature_and_bins_but_no_new_words(
         graph, cache, tiny_weights):
     node, peer = graph
