@@ -176,11 +176,6 @@ class DepthNode(LifecycleNode):
         self._release()
         return super().on_error(state)
 
-    def start(self) -> bool:
-        """Configure and activate without a manager; False if that failed (it is logged)."""
-        return bool(
-            self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS)
-
     def close(self) -> None:
         """Shut down and release everything, whatever the state."""
         try:
@@ -300,9 +295,11 @@ def main(args: Sequence[str] | None = None) -> int:
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode()
-        if node.autostart and not node.start():
-            return 1
+        configured = node.autostart and node.trigger_configure() == SUCCESS
+        # Only loading may be cut short. From here on threads are started, and must be ended.
         signals.interrupt = False
+        if node.autostart and not (configured and node.trigger_activate() == SUCCESS):
+            return 1
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not signals.received and node.crash is None:
