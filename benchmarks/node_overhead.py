@@ -62,6 +62,7 @@ def main() -> int:
     }
     text = json.dumps(result, indent=2) + '\n'
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(text, encoding='utf-8')
     else:
         sys.stdout.write(text)
