@@ -19,6 +19,8 @@ from depthclip_ros.core import DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.core.config import read_config  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = ROOT / 'depthclip_ros' / 'models' / 'demo.pt'
 FIRST_SEED = 5000  # rooms that neither training nor the committed evaluation saw
 

@@ -36,6 +36,8 @@ from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import METRICS, Histograms, Sample, Summary
 
 pytest.importorskip('h5py')
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 22
 BLIND = 3  # Position in the .mat of a test image without any depth.
