@@ -114,7 +114,6 @@ class DepthEstimator:
         self.weights, state_dict = load(
             '' if weights is None else weights, config.backbone, folder, log, offline=offline)
         encoder = build_image_encoder(state_dict, config.features)
-        self._stride = encoder.stride
         self.grid = _grid(config, encoder.stride)
         self.text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
             config, self.weights.digest, lambda: encode_tokens(config, state_dict))
