@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from offline_eval.results import Sample
 
 WIDTH = 6.9  # inches, the text width of a two-column paper
-GROUND_TRUTH, PREDICTION, NEUTRAL = '#0072b2', '#d55e00', '#8a8a8a'  # told apart by everyone
+GROUND_TRUTH, PREDICTION = '#0072b2', '#d55e00'  # told apart by everyone
 # One colour per patch of Figure 4; all of them stand out from wood, walls and floors.
 PATCHES = ('#d55e00', '#cc3fa0', '#0072b2', '#009e73')
 NO_TRUTH = (0xd0, 0xd0, 0xd0)
