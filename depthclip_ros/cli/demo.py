@@ -242,9 +242,6 @@ def _node_arguments(options: argparse.Namespace, plan: Plan, folder: Path) -> li
     arguments += ['--params-file', str(folder / 'depth_node.yaml')]
     if plan.replay:
         arguments += ['-p', 'use_sim_time:=true']
-    if plan.reliable:
-        # The node's default, best effort, loses fragments of large images on a busy machine.
-        arguments += ['-p', f'qos_overrides.{plan.images}.subscription.reliability:=reliable']
     for name, topic in (('image', plan.image), ('camera_info', plan.camera_info)):
         if topic != name:
             arguments += ['-r', f'{name}:={topic}']
