@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark's JSON says about where it ran, and how it is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ('torch', 'numpy', 'opencv-python', 'opencv-python-headless', 'openvino', 'rclpy')
+# What decides how fast a network is on a CPU.
+CPU_FEATURES = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8')
+DIGITS = 5  # significant ones, in a result
+
+
+def describe() -> dict[str, Any]:
+    """Give machine, versions, load, date and command; call it before anything is measured.
+
+    Nothing heavy is imported for it: neither torch nor a CUDA context.
+    """
+    return {
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'command': _command(),
+        'machine': _cpu_model(),
+        'cores': os.cpu_count(),
+        'cpu features': _cpu_features(),
+        'memory [GiB]': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30,
+        'gpu': _gpus(),
+        'system': platform.platform(),
+        'versions': {'python': platform.python_version(), **_packages(),
+                     'middleware': _middleware()},
+        'load before': os.getloadavg()[0],
+    }
+
+
+def write(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a result as JSON to a file, whose folder is made, or to standard output.
+
+    Floats get five significant digits, NaN and infinity become null (JSON has no such numbers),
+    and `load after` is added at the end.
+    """
+    plain = _plain({**result, 'load after': os.getloadavg()[0]})
+    text = json.dumps(plain, indent=2, ensure_ascii=False) + '\n'
+    if path is None:
+        sys.stdout.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')
+    print(f'Wrote {path}', file=sys.stderr)
+
+
+def _command() -> str:
+    """Give the command line as it is typed in the repository's root."""
+    script = Path(sys.argv[0]).resolve()
+    if script.is_relative_to(ROOT):
+        script = script.relative_to(ROOT)
+    return shlex.join(['python', str(script), *sys.argv[1:]])
+
+
+def _cpu_model() -> str:
+    for key in ('model name', 'Model', 'Hardware'):
+        if found := _cpuinfo(key):
+            return found
+    return platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    flags = set(_cpuinfo('flags').split())
+    return [name for name in CPU_FEATURES if name in flags]
+
+
+def _cpuinfo(key: str) -> str:
+    """Give the first value of a key in /proc/cpuinfo, '' where there is none."""
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    pairs = (line.partition(':') for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), '')
+
+
+def _gpus() -> list[str]:
+    """Give name, memory and driver of every NVIDIA GPU, as its own tool tells them."""
+    tool = shutil.which('nvidia-smi')
+    if tool is None:
+        return []
+    answer = subprocess.run(
+        [tool, '--query-gpu=name,memory.total,driver_version', '--format=csv,noheader'],
+        capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+def _packages() -> dict[str, str]:
+    installed = {package.name: package.version for package in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def _middleware() -> str | None:
+    """Give the ROS middleware in use; None without ROS."""
+    try:
+        from rclpy.utilities import get_rmw_implementation_identifier
+    except ImportError:
+        return None
+    return str(get_rmw_implementation_identifier())
+
+
+def _plain(value: Any) -> Any:
+    """Give the same with nothing in it that JSON lacks."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f'{value:.{DIGITS}g}') if math.isfinite(value) else None
+    return value
