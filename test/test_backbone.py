@@ -75,16 +75,16 @@ def test_vit_values_of_the_last_block(vit):
 
 def test_vit_positions_are_resized_in_two_dimensions(vit):
     encoder = build_image_encoder(vit, 'maskclip')
-    native = encoder.positional_embedding(4, 4)
+    native = encoder.trunk.positional_embedding(4, 4)
     torch.testing.assert_close(native, vit['visual.positional_embedding'])
-    resized = encoder.positional_embedding(8, 4)
+    resized = encoder.trunk.positional_embedding(8, 4)
     assert resized.shape == (33, 64)
     torch.testing.assert_close(resized[0], native[0])
     # Resizing rows alone must leave what is constant along rows as it was.
     constant = dict(vit)
     grid = torch.randn(1, 4, 64).expand(4, 4, 64).reshape(16, 64)
     constant['visual.positional_embedding'] = torch.cat([native[:1], grid])
-    rows = build_image_encoder(constant, 'maskclip').positional_embedding(8, 4)[1:]
+    rows = build_image_encoder(constant, 'maskclip').trunk.positional_embedding(8, 4)[1:]
     torch.testing.assert_close(
         rows.reshape(8, 4, 64), grid[:4].expand(8, 4, 64), rtol=0, atol=1e-5)
 

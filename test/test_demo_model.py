@@ -68,6 +68,18 @@ def test_depth_of_unseen_rooms(depths, views):
     assert relative_error(depth, views) < 0.18
 
 
+def test_bfloat16_costs_no_accuracy(depths, views, capsys):
+    truth = np.stack([view.depth for view in views])
+    exact, rough = depths(), depths(precision='bfloat16')
+    difference = np.abs(rough - exact)
+    d1 = [(np.maximum(depth / truth, truth / depth) < 1.25).mean() for depth in (exact, rough)]
+    shown = ', '.join(f'p{p} {np.percentile(difference, p):.4f}' for p in (50, 90, 99, 100))
+    with capsys.disabled():
+        print(f'\nbfloat16 differs by {shown} m; d1 {d1[0]:.4f}, in bfloat16 {d1[1]:.4f}')
+    assert 0 < np.median(difference) <= 0.01
+    assert abs(d1[1] - d1[0]) <= 0.002
+
+
 def test_controls_are_clearly_worse(config, views):
     table = evaluate_demo.evaluate(config, WEIGHTS, views)['table']
     for control in ('best constant, by metric', 'mean of the bins', 'shuffled images',

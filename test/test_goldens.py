@@ -60,6 +60,27 @@ def test_real_images(estimator, shared_dir):
         check(golden, name, estimator.predict(image[CROP]), estimator.config)
 
 
+def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path, shared_dir, capsys):
+    """Without flip averaging, as the node runs."""
+    cv2 = pytest.importorskip('cv2')
+    images = {f'synthetic_{seed}': clip_standin.synthetic_rgb(seed) for seed in range(3)}
+    images.update({path.stem: cv2.imread(str(path))[..., ::-1]
+                   for path in (shared_dir / 'goldens/rgbd').glob('*')
+                   if not path.stem.endswith('_depth_mm')})
+    golden = {**np.load(ROOT / 'test/data/reference_synthetic.npz'),
+              **np.load(shared_dir / 'goldens/reference_rgbd.npz')}
+    rough = DepthEstimator(
+        estimator.config.replace(precision='bfloat16', flip_average=False),
+        clip_standin.state_dict(0), 'cpu', cache_dir=tmp_path)
+    for name, image in images.items():
+        difference = abs(rough.predict(image[CROP]).patch_depth - golden[f'{name}/patch_depth'])
+        shown = ', '.join(f'p{p} {np.percentile(difference, p):.4f}' for p in (50, 90, 100))
+        with capsys.disabled():
+            print(f'\n{name}: bfloat16 differs by {shown} m', end='')
+        assert 0 < np.median(difference) <= 0.01
+    assert len(images) == 6
+
+
 def test_golden_files_agree_with_the_reference_material(shared_dir):
     ours = np.load(ROOT / 'test/data/reference_synthetic.npz')
     theirs = np.load(shared_dir / 'goldens/reference_synthetic.npz')

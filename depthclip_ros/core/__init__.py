@@ -16,6 +16,7 @@ from .errors import (
     DataError,
     DepthClipError,
     DeviceError,
+    EngineError,
     ImageError,
     WeightsError,
 )
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig',
-    'DepthEstimator', 'DepthPrediction', 'DeviceError', 'ImageError', 'NodeConfig',
-    'WeightsError', 'describe', 'read_config',
+    'DepthEstimator', 'DepthPrediction', 'DeviceError', 'EngineError', 'ImageError',
+    'NodeConfig', 'WeightsError', 'describe', 'read_config',
 ]
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
 
-Each encoder is a `torch.nn.Module` from normalised images (B, 3, H, W) to features (B, C, h, w)
-in float32, where C is the dimension of the text features. What it does not need (attention pool,
-text encoder) is not in memory.
+C is the dimension of the text features. What is not needed (attention pool, text encoder) is not
+in memory. The trunks here are CLIP's own modules, step by step: `engines` makes them fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +19,36 @@ from .clip_package import import_clip
 from .errors import ConfigError, WeightsError
 from .weights import Architecture, architecture
 
+RESNET_STRIDE = 32
 
-class ReferenceFeatures(nn.Module):
+
+class ImageEncoder(nn.Module):
+    """A trunk in any number format, and a head in float32 that makes its map comparable to text.
+
+    Attributes:
+        trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
+        dtype: number format of the trunk's input.
+        stride: pixels a patch is wide and high.
+
+    """
+
+    def __init__(self, trunk: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.dtype = torch.float32
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
+        with _whole_float32(images):
+            return self.head(self.trunk(images.to(self.dtype)).float())
+
+    def head(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C, h, w): unit vectors, all there is to do for most trunks."""
+        return normalize(features, dim=1)
+
+
+class ReferenceFeatures(ImageEncoder):
     """What the official code compares with the text.
 
     The last layer's map, as unit vectors over all its channels, then every n-th channel so that
@@ -30,26 +58,22 @@ class ReferenceFeatures(nn.Module):
 
     def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
         """Take over the convolutional part of a CLIP ResNet."""
-        super().__init__()
         channels = 32 * shape.width
         if channels % shape.embed_dim:
             raise ConfigError(
                 f'features: reference keeps every n-th of {channels} channels, which does not '
                 f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
-        self.trunk = resnet
-        self.trunk.attnpool = nn.Identity()
+        super().__init__(_without_pool(resnet), RESNET_STRIDE)
         self.channel_step = channels // shape.embed_dim
-        self.stride = 32
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / 32, W / 32)."""
-        features = self.trunk(images).float()
+    def head(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C, h, w): every n-th channel of the unit vectors."""
         features = features / features.norm(dim=1, keepdim=True)
         subset: Tensor = features[:, ::self.channel_step]
         return subset
 
 
-class MaskClipFeatures(nn.Module):
+class MaskClipFeatures(ImageEncoder):
     """Every position through the attention pool's value and output projections (MaskCLIP).
 
     Both are linear, so that they are one matrix here. The result lies in the joint space in which
@@ -61,22 +85,18 @@ class MaskClipFeatures(nn.Module):
 
     def __init__(self, resnet: nn.Module) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
-        super().__init__()
         pool: Any = resnet.attnpool
+        super().__init__(_without_pool(resnet), RESNET_STRIDE)
         output, value = pool.c_proj, pool.v_proj
         self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
         self.register_buffer('offset', output.weight @ value.bias + output.bias)
-        self.trunk = resnet
-        self.trunk.attnpool = nn.Identity()
-        self.stride = 32
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / 32, W / 32), unit vectors."""
-        features = self.trunk(images).float()
-        return normalize(conv2d(features, self.projection, self.offset), dim=1)
+    def head(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
+        return super().head(conv2d(features, self.projection, self.offset))
 
 
-class VitMaskClipFeatures(nn.Module):
+class VitMaskClip(nn.Module):
     """MaskCLIP on a vision transformer: the last block's values, projected, instead of its mixing.
 
     The positional embedding is resized in two dimensions, bicubically.
@@ -85,9 +105,8 @@ class VitMaskClipFeatures(nn.Module):
     def __init__(self, vit: Any, shape: Architecture) -> None:
         """Take over a CLIP vision transformer."""
         super().__init__()
-        self.trunk = vit
-        self.stride = shape.patch or 0
-        self.native_grid = shape.resolution // self.stride
+        self.vit = vit
+        self.native_grid = shape.resolution // (shape.patch or 1)
         self.blocks = vit.transformer.resblocks[:-1]
         self.last = vit.transformer.resblocks[-1]
         self._positions: tuple[tuple[int, int], Tensor] | None = None
@@ -95,7 +114,7 @@ class VitMaskClipFeatures(nn.Module):
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
         if self._positions is None or self._positions[0] != (height, width):
-            learned = self.trunk.positional_embedding.float()
+            learned = self.vit.positional_embedding.float()
             side = self.native_grid
             grid = learned[1:].T.reshape(1, -1, side, side)
             if (height, width) != (side, side):
@@ -105,9 +124,9 @@ class VitMaskClipFeatures(nn.Module):
         return self._positions[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / stride, W / stride), unit vectors."""
-        vit = self.trunk
-        x = vit.conv1(images.to(vit.conv1.weight.dtype))
+        """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
+        vit = self.vit
+        x = vit.conv1(images)
         height, width = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
         classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
@@ -117,12 +136,8 @@ class VitMaskClipFeatures(nn.Module):
         value_weight = attention.in_proj_weight.chunk(3)[2]
         value_bias = attention.in_proj_bias.chunk(3)[2]
         values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
-        features = (vit.ln_post(attention.out_proj(values)) @ vit.proj).float()
-        unit = normalize(features, dim=2).transpose(1, 2)
-        return unit.reshape(len(unit), -1, height, width)
-
-
-ImageEncoder = ReferenceFeatures | MaskClipFeatures | VitMaskClipFeatures
+        features: Tensor = vit.ln_post(attention.out_proj(values)) @ vit.proj
+        return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
 def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
@@ -145,13 +160,25 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
     with torch.no_grad():
         encoder: ImageEncoder
         if shape.patch is not None:
-            encoder = VitMaskClipFeatures(visual, shape)
+            encoder = ImageEncoder(VitMaskClip(visual, shape), shape.patch)
         elif features == 'maskclip':
             encoder = MaskClipFeatures(visual)
         else:
             encoder = ReferenceFeatures(visual, shape)
     encoder.eval().requires_grad_(False)
     return encoder
+
+
+def _whole_float32(images: Tensor) -> AbstractContextManager[None]:
+    """On a GPU, no TF32: it rounds the factors of float32 convolutions to 10 bits."""
+    if not images.is_cuda:
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+
+
+def _without_pool(resnet: nn.Module) -> nn.Module:
+    resnet.attnpool = nn.Identity()
+    return resnet
 
 
 def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> nn.Module:

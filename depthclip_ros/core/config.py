@@ -146,6 +146,10 @@ class DepthConfig(Settings):
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA",
         choices=('auto', 'float32', 'float16', 'bfloat16'))
+    engine: str = define(
+        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused); eager: '
+                "CLIP's own modules",
+        choices=('auto', 'eager', 'torch', 'compile', 'openvino'))
 
     def _check(self) -> None:
         if not self.tokens or any(not token.strip() for token in self.tokens):

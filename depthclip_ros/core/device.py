@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import torch
 
 from .errors import ConfigError, DeviceError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -33,8 +38,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(f'cuda:{index}')
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+def resolve_precision(
+    name: str, device: torch.device, log: Callable[[str], None] = _LOGGER.info,
+) -> torch.dtype:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
+
+    Args:
+        name: auto, float32, float16 or bfloat16.
+        device: where it will run.
+        log: warned of a format that is slow there.
 
     Raises:
         ConfigError: float16 on a CPU, which has no arithmetic for it.
@@ -44,5 +56,15 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         name = 'float16' if device.type == 'cuda' else 'float32'
     if name == 'float16' and device.type == 'cpu':
         raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
+    if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
+        log('WARNING: precision: bfloat16, but this processor has no arithmetic for it (such as '
+            'AVX-512 BF16 or AMX); float32 is faster here.')
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; False where torch cannot tell."""
+    return any(
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))

@@ -20,6 +20,10 @@ class DeviceError(DepthClipError):
     """The requested device does not exist on this machine."""
 
 
+class EngineError(DepthClipError):
+    """An engine does not run here, or its features differ from the reference."""
+
+
 class DataError(DepthClipError):
     """One input message cannot be used.
 

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from . import engines
 from .backbone import build_image_encoder
 from .config import DepthConfig
 from .device import resolve_device, resolve_precision
 from .errors import ConfigError, ImageError
 from .projection import bin_spread, bin_weights, combine_bins, similarity_logits, upsample
 from .prompts import TextFeatureCache, encode_tokens
+from .replay import Replayer
 from .weights import Log, default_cache_dir, load
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
@@ -76,6 +78,7 @@ class DepthEstimator:
             whose depth is meaningless.
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
+        engine: what the backbone runs on, e.g. 'torch'.
         grid: (h, w), number of patches.
         text_features: (K, C) unit vectors, one per token.
         text_cache_hit: whether they came from the cache.
@@ -103,27 +106,33 @@ class DepthEstimator:
             ConfigError: the configuration does not fit the architecture.
             WeightsError: weights are missing, corrupt, or of another architecture.
             DeviceError: the device does not exist.
+            EngineError: the engine does not run here, or computes something else.
 
         """
         if num_threads:
             torch.set_num_threads(num_threads)
         self.device = resolve_device(device)
-        self._dtype = resolve_precision(config.precision, self.device)
-        self.precision = str(self._dtype).removeprefix('torch.')
+        dtype = resolve_precision(config.precision, self.device, log)
+        self.precision = str(dtype).removeprefix('torch.')
         folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.weights, state_dict = load(
             '' if weights is None else weights, config.backbone, folder, log, offline=offline)
-        encoder = build_image_encoder(state_dict, config.features)
-        self.grid = _grid(config, encoder.stride)
+        self._encoder = build_image_encoder(state_dict, config.features)
+        self.grid = _grid(config, self._encoder.stride)
         self.text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
             config, self.weights.digest, lambda: encode_tokens(config, state_dict))
-        self._encoder = encoder.to(self.device)
-        # Only the trunk runs in the backbone's format; the similarity head stays in float32.
-        encoder.trunk.to(self._dtype)
+        self.engine = engines.install(
+            self._encoder, config.engine, dtype, self.device,
+            (config.input_height, config.input_width), log)
+        self._replayer = Replayer(self.device)
         self._text = torch.from_numpy(self.text_features).to(self.device)
-        mean, deviation = NORMALIZATIONS[config.normalization]
-        self._mean = torch.tensor(mean, device=self.device)[:, None, None]
-        self._deviation = torch.tensor(deviation, device=self.device)[:, None, None]
+        mean, deviation = (np.array(values) for values in NORMALIZATIONS[config.normalization])
+        self._scale, self._shift = (
+            torch.tensor(np.tile(values, config.input_width), dtype=torch.float32).to(self.device)
+            for values in (1 / (255 * deviation), -mean / deviation))
+        # In tensors, whose place stays the same: a recorded computation reads them anew.
+        self._bins = torch.empty(len(config.bins), device=self.device)
+        self._temperature = torch.empty((), device=self.device)
         self._apply(config)
 
     def reconfigure(self, config: DepthConfig) -> None:
@@ -142,7 +151,9 @@ class DepthEstimator:
 
     def _apply(self, config: DepthConfig) -> None:
         self.config = config
-        self._bins = torch.tensor(config.bins, device=self.device)
+        self._bins.copy_(torch.tensor(config.bins))
+        self._temperature.fill_(config.temperature)
+        self._replayer.synchronize()
 
     def warm_up(self) -> None:
         """Run once on a black image, so that the first real one is not the slow one."""
@@ -184,16 +195,23 @@ class DepthEstimator:
     def _predict_batch(
         self, images: list[NDArray[np.uint8]], size: tuple[int, int] | None,
     ) -> list[DepthPrediction]:
-        read_out = self.read_out(self.features(images))
-        return [
-            DepthPrediction(
-                depth=_numpy(upsample(
-                    read_out.patch_depth[i:i + 1], size or image.shape[:2],
-                    self.config.upsampling)[0]),
-                patch_depth=_numpy(read_out.patch_depth[i]), weights=_numpy(read_out.weights[i]),
-                logits=_numpy(read_out.logits[i]), spread=_numpy(read_out.spread[i]))
-            for i, image in enumerate(images)
-        ]
+        for image in images:
+            _check_image(image)
+        shapes = tuple(image.shape for image in images)
+        sizes = [size or shape[:2] for shape in shapes]
+        flip, upsampling = self.config.flip_average, self.config.upsampling
+
+        def compute(pixels: Sequence[Tensor]) -> list[Tensor]:
+            read_out = self.read_out(self._encode(pixels, flip))
+            return [
+                read_out.patch_depth, read_out.weights, read_out.logits, read_out.spread,
+                *(upsample(depth[None], wanted, upsampling)[0]
+                  for depth, wanted in zip(read_out.patch_depth, sizes, strict=True))]
+
+        outputs = self._replayer.run((shapes, size, flip, upsampling), compute, images)
+        patch_depth, weights, logits, spread, *depth = (output.numpy() for output in outputs)
+        return [DepthPrediction(*arrays) for arrays in zip(
+            depth, patch_depth, weights, logits, spread, strict=True)]
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -210,9 +228,18 @@ class DepthEstimator:
             ImageError: an image has another shape or type.
 
         """
-        batch = torch.cat([self._network_input(image) for image in images])
+        for image in images:
+            _check_image(image)
+        pixels = [torch.tensor(image).to(self.device) for image in images]
+        return self._encode(pixels, self.config.flip_average)
+
+    def _encode(self, pixels: Sequence[Tensor], flip: bool) -> Tensor:
+        """(H, W, 3) uint8 images on the device -> (passes, B, C, h, w)."""
+        height, width = self.config.input_height, self.config.input_width
+        rows = torch.stack([self._normalized_rows(image) for image in pixels])
+        batch = rows.view(len(pixels), height, width, 3).permute(0, 3, 1, 2)
         # The mirrored pass rides in the same batch.
-        passes = [batch, batch.flip(3)] if self.config.flip_average else [batch]
+        passes = [batch, batch.flip(3)] if flip else [batch]
         features: Tensor = self._encoder(torch.cat(passes))
         return features.reshape(len(passes), len(batch), *features.shape[1:])
 
@@ -234,7 +261,7 @@ class DepthEstimator:
         bins = self._bins if bins is None else bins
         logits = similarity_logits(
             features.flatten(0, 1), text,
-            self.config.temperature if temperature is None else temperature)
+            self._temperature if temperature is None else temperature)
         weights = bin_weights(logits)
         patch_depth = combine_bins(weights, bins)
         spread = bin_spread(weights, bins)
@@ -244,17 +271,24 @@ class DepthEstimator:
             patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
         return ReadOut(patch_depth, weights[:count], logits[:count], spread[:count])
 
-    def _network_input(self, image: NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) uint8 -> (1, 3, input_height, input_width), normalised, on the device."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
-                             'expected uint8 (height, width, 3), not empty.')
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
-        scaled = pixels.permute(2, 0, 1)[None].float()
+    def _normalized_rows(self, pixels: Tensor) -> Tensor:
+        """(H, W, 3) uint8 -> (input_height, input_width x 3) normalised.
+
+        Whole rows at a time: their length suits a processor's vectors, three channels do not.
+        """
         wanted = (self.config.input_height, self.config.input_width)
-        if scaled.shape[2:] != wanted:
-            scaled = interpolate(scaled, wanted, mode='bilinear', antialias=True)
-        return (scaled / 255.0 - self._mean) / self._deviation
+        values = pixels.float()
+        if values.shape[:2] != wanted:
+            values = interpolate(
+                values.permute(2, 0, 1)[None], wanted, mode='bilinear', antialias=True,
+            )[0].permute(1, 2, 0)
+        return torch.addcmul(self._shift, values.reshape(wanted[0], -1), self._scale)
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
+                         'expected uint8 (height, width, 3), not empty.')
 
 
 def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:
@@ -266,8 +300,3 @@ def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:
             raise ConfigError(f"{name}: {value} is not a multiple of {config.backbone}'s stride "
                               f'{stride}; use {below} or {below + stride}.')
     return config.input_height // stride, config.input_width // stride
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.cpu().numpy()
-    return array

@@ -12,7 +12,9 @@ from torch.nn.functional import interpolate
 LOGIT_SCALE = 100.0
 
 
-def similarity_logits(image_features: Tensor, text_features: Tensor, temperature: float) -> Tensor:
+def similarity_logits(
+    image_features: Tensor, text_features: Tensor, temperature: float | Tensor,
+) -> Tensor:
     """Similarity of every patch with every token, scaled (eq. 3).
 
     Args:

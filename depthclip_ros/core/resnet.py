@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's ResNet for inference: the same map from images to features in fewer, larger steps.
+
+Batch norm is folded into the convolutions, activations lie channels-last, and on a CPU each
+convolution, its bias, the addition of the shortcut and the ReLU are one call of oneDNN, with
+weights packed once for the input's size. That is as fast as what `torch.compile` and OpenVINO
+make of the same graph (docs/benchmarks.md), and needs neither a compiler nor a warm-up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d
+
+CHANNELS_LAST = torch.channels_last
+_ONEDNN: Any = torch.ops.mkldnn
+
+
+class Convolution(nn.Module):
+    """Convolution with bias, in plain operations that every device and compiler knows."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int) -> None:
+        """Keep (out, in, k, k) weights, and a bias for every output channel."""
+        super().__init__()
+        self.register_buffer('weight', weight.contiguous(memory_format=CHANNELS_LAST))
+        self.register_buffer('bias', bias)
+        self.stride, self.padding = [stride, stride], [padding, padding]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Convolve, then set what is negative to 0."""
+        return self.forward(x).relu_()
+
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Convolve, add, then set what is negative to 0; `shortcut` may be overwritten."""
+        return self.forward(x).add_(shortcut).relu_()
+
+
+class OneDnnConvolution(nn.Module):
+    """The same in one call of oneDNN each: the operators into which torch.compile lowers it."""
+
+    def __init__(self, convolution: Convolution) -> None:
+        """Take over a convolution, in its number format."""
+        super().__init__()
+        self._weight, self._bias = convolution.weight, convolution.bias
+        self._place: tuple[Any, ...] = (convolution.padding, convolution.stride, [1, 1], 1)
+        self._packed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        return self._pointwise(x, 'none')
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Convolve, then set what is negative to 0."""
+        return self._pointwise(x, 'relu')
+
+    def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """Convolve, add, then set what is negative to 0, in the memory of `shortcut`."""
+        self._pack(x)
+        result: Tensor = _ONEDNN._convolution_pointwise_.binary(
+            shortcut, x, self._weight, self._bias, *self._place, 'add', 1.0, 'relu', [], None)
+        return result
+
+    def _pointwise(self, x: Tensor, then: str) -> Tensor:
+        self._pack(x)
+        result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001
+            x, self._weight, self._bias, *self._place, then, [], None)
+        return result
+
+    def _pack(self, x: Tensor) -> None:
+        """Put the weights into the layout that is best for an input of this size.
+
+        They work for every other size too, only slower; the number of images does not matter.
+        """
+        if not self._packed:
+            self._weight = _ONEDNN._reorder_convolution_weight(  # noqa: SLF001
+                self._weight, *self._place, list(x.shape))
+            self._packed = True
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution around a shortcut; pools by averaging where it strides."""
+
+    def __init__(self, block: Any) -> None:
+        """Fold one of CLIP's blocks."""
+        super().__init__()
+        self.reduce = fold(block.conv1, block.bn1)
+        self.spatial = fold(block.conv2, block.bn2)
+        self.expand = fold(block.conv3, block.bn3)
+        self.stride = int(block.stride)
+        self.shortcut: Any = None
+        if block.downsample is not None:
+            _, convolution, norm = block.downsample
+            self.shortcut = fold(convolution, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride); `x` may be overwritten."""
+        y = self.spatial.relu(self.reduce.relu(x))
+        if self.stride > 1:
+            y, x = avg_pool2d(y, self.stride), avg_pool2d(x, self.stride)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return self.expand.add_relu(y, x)
+
+
+class FoldedResNet(nn.Module):
+    """The convolutional part of CLIP's `ModifiedResNet`."""
+
+    def __init__(self, resnet: Any) -> None:
+        """Fold a network, which is left as it is."""
+        super().__init__()
+        self.stem: Any = nn.ModuleList(
+            fold(getattr(resnet, f'conv{i}'), getattr(resnet, f'bn{i}')) for i in (1, 2, 3))
+        self.blocks: Any = nn.ModuleList(
+            Bottleneck(block)
+            for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
+            for block in layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
+        x = images
+        for convolution in self.stem:
+            x = convolution.relu(x)
+        x = avg_pool2d(x, 2)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def fuse(self) -> FoldedResNet:
+        """Let oneDNN do every convolution with what follows it; for CPUs, and not to undo."""
+        for holder in (self.stem, *self.blocks):
+            for name, module in list(holder.named_children()):
+                setattr(holder, name, OneDnnConvolution(module))
+        return self
+
+
+def fold(convolution: Any, norm: Any) -> Convolution:
+    """Make one convolution of a convolution without bias and the batch norm after it."""
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    weight = convolution.weight.double() * scale[:, None, None, None]
+    bias = norm.bias.double() - norm.running_mean.double() * scale
+    return Convolution(weight.float(), bias.float(), convolution.stride[0],
+                       convolution.padding[0])

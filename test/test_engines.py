@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every engine gives the reference's features, and one that does not is refused."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import clip_standin
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, EngineError, engines
+from depthclip_ros.core.backbone import build_image_encoder
+from depthclip_ros.core.device import resolve_precision
+from depthclip_ros.core.replay import CAPACITY, Replayer
+from depthclip_ros.core.resnet import FoldedResNet
+
+SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
+IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
+CPU = torch.device('cpu')
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which('c++') is None and shutil.which('g++') is None,
+    reason='torch.compile needs a C++ compiler, and there is none')
+ENGINES = ['torch', pytest.param('compile', marks=[needs_compiler, pytest.mark.slow]), 'openvino']
+
+
+@pytest.fixture(scope='module')
+def state_dict():
+    return clip_standin.tiny_state_dict()
+
+
+@pytest.fixture
+def build(state_dict, tmp_path):
+    def make(log=lambda text: None, **changes):
+        return DepthEstimator(
+            SMALL.replace(**changes), state_dict, 'cpu', cache_dir=tmp_path, log=log)
+    return make
+
+
+def need(engine):
+    if engine == 'openvino':
+        pytest.importorskip('openvino')
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('engine', ENGINES)
+def test_float32_engines_equal_the_reference(build, engine, flip):
+    need(engine)
+    reference = build(engine='eager', flip_average=flip)
+    estimator = build(engine=engine, flip_average=flip)
+    assert (reference.engine, estimator.engine) == ('eager', engine)
+    for images in (IMAGES[:1], IMAGES):
+        for found, expected in zip(
+                estimator.predict(images), reference.predict(images), strict=True):
+            np.testing.assert_allclose(found.depth, expected.depth, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize('engine', ['eager', *ENGINES])
+def test_bfloat16_engines_stay_near_it(build, engine):
+    need(engine)
+    expected = build(engine='eager').predict(IMAGES[0]).depth
+    difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
+                     - expected)
+    assert 0 < np.median(difference) < 0.05
+
+
+def test_auto_is_torch(build):
+    assert build().engine == 'torch'
+
+
+@pytest.mark.parametrize('onednn', [True, False])
+def test_folded_network_equals_clips_own(state_dict, monkeypatch, onednn):
+    monkeypatch.setattr(engines, 'has_onednn', lambda: onednn)
+    encoder = build_image_encoder(state_dict, 'reference')
+    images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = encoder.trunk(images)
+        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), pytest.fail)
+        found = encoder.trunk(images)
+    assert isinstance(encoder.trunk, FoldedResNet)
+    fused = type(encoder.trunk.stem[0]).__name__ == 'OneDnnConvolution'
+    assert fused == onednn
+    torch.testing.assert_close(found.contiguous(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_weights_serve_every_size_and_number(state_dict):
+    encoder = build_image_encoder(state_dict, 'reference')
+    sizes = [(1, 3, 64, 96), (3, 3, 160, 32)]
+    images = [torch.randn(size, generator=torch.Generator().manual_seed(1)) for size in sizes]
+    with torch.inference_mode():
+        expected = [encoder(image) for image in images]
+        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), pytest.fail)
+        for image, features in zip(images, expected, strict=True):
+            torch.testing.assert_close(encoder(image), features, rtol=0, atol=1e-5)
+
+
+class Liar(nn.Module):
+    """The reference's features, but for what `change` does to them."""
+
+    def __init__(self, trunk, change):
+        super().__init__()
+        self.trunk, self.change = trunk, change
+
+    def forward(self, images):
+        return self.change(self.trunk(images))
+
+
+LIES = {
+    'mirrored': lambda x: x.flip(3),
+    'channels in another order': lambda x: x.roll(1, 1),
+    'not a number': lambda x: x * float('nan'),
+    'one patch off': lambda x: x.index_fill(2, torch.tensor([0]), 0.0),
+    'slightly noisy': lambda x: x + 0.05 * x.std() * torch.randn(
+        x.shape, generator=torch.Generator().manual_seed(2)),
+}
+
+
+@pytest.mark.parametrize('lie', LIES)
+def test_an_engine_that_lies_is_refused(build, monkeypatch, lie):
+    monkeypatch.setitem(engines._BUILDERS, 'torch', lambda trunk, *_: Liar(trunk, LIES[lie]))
+    with pytest.raises(EngineError, match=r'engine: torch gives wrong features.*another engine'):
+        build(engine='torch')
+
+
+def test_auto_passes_over_a_liar_and_says_so(build, monkeypatch):
+    expected = build(engine='eager').predict(IMAGES[0]).depth
+    monkeypatch.setitem(
+        engines._BUILDERS, 'torch', lambda trunk, *_: Liar(trunk, LIES['mirrored']))
+    said = []
+    estimator = build(log=said.append)
+    assert estimator.engine == 'eager'
+    assert any(text.startswith('WARNING: engine: torch gives wrong features') for text in said)
+    np.testing.assert_array_equal(estimator.predict(IMAGES[0]).depth, expected)
+
+
+def test_an_engine_that_breaks_says_what_broke(build, monkeypatch):
+    def broken(*_):
+        raise RuntimeError('no such\ninstruction')
+    monkeypatch.setitem(engines._BUILDERS, 'compile', broken)
+    with pytest.raises(EngineError, match=r'compile does not run here \(RuntimeError: no such i'):
+        build(engine='compile')
+
+
+def test_openvino_missing(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(ConfigError, match='pip install openvino; or use engine: torch'):
+        build(engine='openvino')
+
+
+def test_slow_bfloat16_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: False)
+    assert resolve_precision('bfloat16', CPU, said.append) == torch.bfloat16
+    assert said[0].startswith('WARNING: precision: bfloat16')
+    monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
+    resolve_precision('bfloat16', CPU, pytest.fail)
+
+
+# Recorded computations: on a GPU graphs, here their twin ----------------------------------
+
+
+class Counting:
+    """A computation that tells on what memory it ran."""
+
+    def __init__(self):
+        self.places = []
+
+    def __call__(self, pixels):
+        self.places.append([image.data_ptr() for image in pixels])
+        return [image.float().mean() for image in pixels]
+
+
+def test_recorded_from_the_second_run_on(state_dict):
+    replayer, compute = Replayer(CPU), Counting()
+    for value in (1, 2, 3):
+        images = [np.full((2, 3, 3), value, np.uint8), np.full((4, 3, 3), 10 * value, np.uint8)]
+        means = replayer.run('key', compute, images)
+        assert [float(mean) for mean in means] == [value, 10 * value]
+    assert compute.places[1] == compute.places[2]  # the recording's own memory
+
+
+def test_old_recordings_make_room():
+    replayer, compute = Replayer(CPU), Counting()
+    image = [np.zeros((2, 3, 3), np.uint8)]
+    for _ in range(2):
+        for key in range(CAPACITY + 1):
+            replayer.run(key, compute, image)
+    assert len(replayer._recordings) == CAPACITY
+
+
+def test_recorded_predictions_equal_the_first_and_keep_their_memory(build):
+    estimator = build(flip_average=True)
+    first = estimator.predict(IMAGES)
+    again = estimator.predict(IMAGES)
+    kept = [prediction.depth.copy() for prediction in again]
+    estimator.predict(IMAGES[::-1])
+    for a, b, copy in zip(first, again, kept, strict=True):
+        np.testing.assert_array_equal(a.depth, b.depth)
+        np.testing.assert_array_equal(b.depth, copy)
+
+
+def test_new_settings_reach_recorded_computations(build):
+    estimator = build()
+    for _ in range(3):
+        estimator.predict(IMAGES[0])
+    changed = {'temperature': 0.5, 'bins': [b + 1 for b in SMALL.bins]}
+    estimator.reconfigure(estimator.config.replace(**changed))
+    np.testing.assert_array_equal(
+        estimator.predict(IMAGES[0]).depth, build(**changed).predict(IMAGES[0]).depth)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
+@pytest.mark.parametrize('precision', ['float32', 'float16'])
+def test_graph_equals_the_uncaptured_run(state_dict, tmp_path, precision):
+    estimator = DepthEstimator(
+        SMALL.replace(precision=precision), state_dict, 'cuda', cache_dir=tmp_path)
+    reference = DepthEstimator(SMALL, state_dict, 'cpu', cache_dir=tmp_path)
+    uncaptured = estimator.predict(IMAGES)
+    for _ in range(2):
+        for a, b in zip(estimator.predict(IMAGES), uncaptured, strict=True):
+            np.testing.assert_allclose(a.depth, b.depth, rtol=0, atol=1e-3)
+    tolerance = 1e-4 if precision == 'float32' else 0.05
+    for image in IMAGES:
+        np.testing.assert_allclose(estimator.predict(image).depth,
+                                   reference.predict(image).depth, rtol=0, atol=tolerance)
