@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The estimator beside the naive way to run DepthCLIP: milliseconds from RGB to depth.
+
+All that is compared runs on the same weights in one process, in turns, so that a machine which
+gets slower or faster in between does so for all. RN50, random weights: the time is the same.
+
+    python benchmarks/estimator.py                    # writes benchmarks/results/estimator-*.json
+    python benchmarks/estimator.py --quick            # two rounds, small input: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test'), str(ROOT / 'benchmarks')]
+
+import machine  # noqa: E402
+from clip_standin import state_dict, synthetic_rgb, tiny_state_dict  # noqa: E402
+from naive import NaiveDepthClip  # noqa: E402
+
+from depthclip_ros.core import (  # noqa: E402
+    DepthClipError,
+    DepthConfig,
+    DepthEstimator,
+    engines,
+)
+from depthclip_ros.core.backbone import ImageEncoder, build_image_encoder  # noqa: E402
+from depthclip_ros.core.device import resolve_device  # noqa: E402
+from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
+
+_LOG = logging.getLogger(__name__)
+
+RESULTS = ROOT / 'benchmarks' / 'results'
+ENGINES = ('eager', 'torch', 'compile', 'openvino')
+OTHER_SIZES = ((352, 640), (416, 544))
+
+
+@dataclass
+class Contender:
+    """One thing that is timed."""
+
+    name: str
+    run: Callable[[], Any]
+    images: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Median, percentiles and rate."""
+        p50, p99 = (1e3 * float(np.percentile(self.seconds, p)) for p in (50, 99))
+        return {'name': self.name, 'images': self.images, 'p50 [ms]': p50, 'p99 [ms]': p99,
+                'min [ms]': 1e3 * min(self.seconds), 'images/s': 1e3 * self.images / p50}
+
+
+def race(contenders: list[Contender], rounds: int) -> list[dict[str, Any]]:
+    """Time every contender once a round, after two runs that do not count."""
+    for _ in range(2):
+        for contender in contenders:
+            contender.run()
+    for _ in range(rounds):
+        for contender in contenders:
+            start = time.perf_counter()
+            contender.run()
+            contender.seconds.append(time.perf_counter() - start)
+    return [contender.row() for contender in contenders]
+
+
+class Bench:
+    """Builds what is compared, all on the same weights."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rounds = options.rounds
+        self.device = resolve_device(options.device)
+        self.weights = tiny_state_dict() if options.quick else state_dict(0)
+        self.size = (96, 128) if options.quick else (480, 640)
+        self.batches = options.batches
+        self.engines = options.engines
+        self.skipped: dict[str, str] = {}
+        self._cache = tempfile.TemporaryDirectory()
+        self.half = 'float16' if self.device.type == 'cuda' else 'bfloat16'
+        # Every difference from the reference is compared at a temperature where depth varies.
+        self._config = DepthConfig(
+            backbone='auto', input_height=self.size[0], input_width=self.size[1])
+
+    def estimator(self, **changes: Any) -> DepthEstimator:
+        """Build one, with some settings changed."""
+        return DepthEstimator(self._config.replace(**changes), self.weights, str(self.device),
+                              cache_dir=self._cache.name, log=_LOG.debug)
+
+    def naive(self) -> NaiveDepthClip:
+        """The official code's way."""
+        return NaiveDepthClip(
+            self.weights, self.estimator(engine='eager').text_features, self._config, self.device)
+
+    def images(self, count: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
+        """Different ones."""
+        return [synthetic_rgb(seed, *(size or self.size)) for seed in range(count)]
+
+    def against_naive(self) -> dict[str, Any]:
+        """Engines, precisions and flip averaging, one image at a time."""
+        naive, image = self.naive(), self.images(1)
+        contenders = [
+            Contender('naive, two passes', partial(naive, image, flip=True)),
+            Contender('naive, one pass', partial(naive, image, flip=False))]
+        errors = {}
+        exact = {flip: naive(image, flip=flip)[0] for flip in (True, False)}
+        for engine in self.engines:
+            for precision in ('float32', self.half):
+                for flip in (True, False):
+                    name = f'{engine}, {precision}, {"flip" if flip else "plain"}'
+                    try:
+                        estimator = self.estimator(
+                            engine=engine, precision=precision, flip_average=flip)
+                    except DepthClipError as error:
+                        self.skipped[name] = str(error)
+                        continue
+                    difference = abs(estimator.predict(image)[0].depth - exact[flip])
+                    errors[name] = {'median [m]': float(np.median(difference)),
+                                    'max [m]': float(difference.max())}
+                    contenders.append(
+                        Contender(name, partial(estimator.predict, image)))
+        rows = race(contenders, self.rounds)
+        # Of each round, in which both ran next to each other; the median of these ratios.
+        two, one = contenders[0].seconds, contenders[1].seconds
+        for contender, row in zip(contenders, rows, strict=True):
+            row['times faster than two naive passes'] = _ratio(two, contender.seconds)
+            row['times faster than one naive pass'] = _ratio(one, contender.seconds)
+            row['difference from naive'] = errors.get(contender.name)
+        return {'input': _named(self.size), 'rows': rows}
+
+    def trunks(self) -> list[dict[str, Any]]:
+        """The convolutional part alone, every engine and ONNX Runtime on the same graph."""
+        contenders = []
+        images = torch.randn(1, 3, *self.size)
+        for precision in ('float32', self.half):
+            for engine in self.engines:
+                try:
+                    encoder = self._encoder(engine, precision)
+                except DepthClipError as error:
+                    self.skipped[f'trunk, {engine}, {precision}'] = str(error)
+                    continue
+                ready = images.to(self.device, encoder.dtype).contiguous(
+                    memory_format=torch.channels_last)
+                contenders.append(Contender(
+                    f'{engine}, {precision}',
+                    self._finished(partial(encoder.trunk, ready))))
+        try:
+            contenders.append(Contender(
+                'ONNX Runtime, float32', self._onnx_runtime(images)))
+        except Exception as error:  # noqa: BLE001 (optional packages of others)
+            self.skipped['trunk, ONNX Runtime'] = f'{type(error).__name__}: {error}'[:300]
+        with torch.inference_mode():
+            return race(contenders, self.rounds)
+
+    def _encoder(self, engine: str, precision: str) -> ImageEncoder:
+        encoder = build_image_encoder(self.weights, 'reference')
+        engines.install(encoder, engine, getattr(torch, precision), self.device, self.size,
+                        _LOG.warning)
+        return encoder
+
+    def _onnx_runtime(self, images: torch.Tensor) -> Callable[[], Any]:
+        if self.device.type != 'cpu':
+            raise NotImplementedError('compared on CPUs only')
+        import onnxruntime
+        path = Path(self._cache.name) / 'trunk.onnx'
+        torch.onnx.export(self._folded(), (images,), str(path), dynamo=True, verbose=False)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        # Else its threads would keep the cores busy during the others' turns.
+        settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=['CPUExecutionProvider'])
+        inputs = {session.get_inputs()[0].name: images.numpy()}
+        return partial(session.run, None, inputs)
+
+    def _folded(self) -> nn.Module:
+        return FoldedResNet(build_image_encoder(self.weights, 'reference').trunk).eval()
+
+    def _finished(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """The same, but over only when the device has finished."""
+        if self.device.type == 'cpu':
+            return run
+
+        def finished() -> None:
+            run()
+            torch.cuda.synchronize(self.device)
+        return finished
+
+    def batching(self) -> list[dict[str, Any]]:
+        """Throughput of the node's way (engine auto, no flip) over batch sizes."""
+        estimator = self.estimator(precision=self.half)
+        return race([
+            Contender(f'batch of {count}', partial(estimator.predict, self.images(count)), count)
+            for count in self.batches], self.rounds)
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """Other inputs of the network, and a larger image that must be resized."""
+        contenders = []
+        for height, width in OTHER_SIZES:
+            estimator = self.estimator(
+                precision=self.half, input_height=height, input_width=width)
+            contenders.append(Contender(
+                f'input {_named((height, width))}',
+                partial(estimator.predict, self.images(1, (height, width)))))
+        usual = self.estimator(precision=self.half)
+        contenders.extend(
+            Contender(f'image {_named(size)}, input {_named(self.size)}',
+                      partial(usual.predict, self.images(1, size)))
+            for size in (self.size, (720, 1280)))
+        return race(contenders, self.rounds)
+
+    def roofline(self, trunks: list[dict[str, Any]]) -> dict[str, Any]:
+        """How near the forward pass comes to what matrix products and copies reach here."""
+        from torch.utils.flop_counter import FlopCounterMode
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            self._folded()(torch.zeros(1, 3, *self.size))
+        flop = counter.get_total_flops()
+        result: dict[str, Any] = {'GFLOP a pass': flop / 1e9, 'copy [GB/s]': self._copy_rate()}
+        for precision in ('float32', self.half):
+            peak = self._matmul_rate(getattr(torch, precision))
+            result[f'{precision} matmul [GFLOP/s]'] = peak / 1e9
+            for row in trunks:
+                if row['name'] == f'torch, {precision}':
+                    reached = flop / (1e-3 * row['p50 [ms]'])
+                    result[f'{precision} forward [GFLOP/s]'] = reached / 1e9
+                    result[f'{precision} forward, fraction of matmul'] = reached / peak
+        return result
+
+    def _matmul_rate(self, dtype: torch.dtype, n: int = 2048) -> float:
+        a, b = (torch.randn(n, n).to(self.device, dtype) for _ in range(2))
+        row, = race([Contender('matmul', self._finished(lambda: a @ b))], 20)
+        return 2 * n**3 / (1e-3 * row['p50 [ms]'])
+
+    def _copy_rate(self, mebibytes: int = 256) -> float:
+        a = torch.zeros(mebibytes * 2**18, device=self.device)
+        b = torch.empty_like(a)
+        row, = race([Contender('copy', self._finished(lambda: b.copy_(a)))], 20)
+        return 2 * mebibytes * 2**20 / (1e-3 * row['p50 [ms]']) / 1e9
+
+
+def _ratio(slow: list[float], fast: list[float]) -> float:
+    return median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def _named(size: tuple[int, int]) -> str:
+    return f'{size[1]}x{size[0]}'
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables that docs/benchmarks.md shows."""
+    lines = [f'| {result["against naive"]["input"]}, one image | p50 ms | x faster than two naive passes | median, max m |',
+             '|---|---|---|---|']
+    for row in result['against naive']['rows']:
+        error = row['difference from naive']
+        shown = f'{error["median [m]"]:.1g}, {error["max [m]"]:.1g}' if error else ''
+        lines.append(f'| {row["name"]} | {row["p50 [ms]"]:.1f} | '
+                     f'{row["times faster than two naive passes"]:.2f} | {shown} |')
+    for title, key in (('trunk alone', 'trunk alone'), ('batches', 'batches'),
+                       ('sizes', 'sizes')):
+        lines += ['', f'| {title} | p50 ms | images/s |', '|---|---|---|']
+        lines += [f'| {row["name"]} | {row["p50 [ms]"]:.1f} | {row["images/s"]:.1f} |'
+                  for row in result[key]]
+    lines += ['', '| roofline | |', '|---|---|']
+    lines += [f'| {key} | {value:.3g} |' for key, value in result['roofline'].items()]
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> int:
+    """Measure everything and write JSON and tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--engines', nargs='+', default=ENGINES, choices=ENGINES)
+    parser.add_argument('--batches', nargs='+', type=int, default=[1, 2, 4, 8])
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--quick', action='store_true', help='a tiny network: does it run?')
+    parser.add_argument('--output', type=Path, help='JSON file; default: by the device')
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.batches = 2, [1, 2]
+    about = machine.describe()
+    bench = Bench(options)
+    trunks = bench.trunks()
+    result = {
+        'what': 'RGB (uint8, host) to depth (float32, host), RN50, random weights',
+        **about, 'device': str(bench.device), 'threads': torch.get_num_threads(),
+        'rounds': bench.rounds, 'against naive': bench.against_naive(), 'trunk alone': trunks,
+        'batches': bench.batching(), 'sizes': bench.sizes(),
+        'roofline': bench.roofline(trunks), 'skipped': bench.skipped,
+    }
+    output = options.output or RESULTS / f'estimator-{bench.device.type}.json'
+    machine.write(output, result)
+    output.with_suffix('.md').write_text(markdown(result), encoding='utf-8')
+    sys.stdout.write(markdown(result))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
