@@ -262,7 +262,8 @@ def _named(size: tuple[int, int]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables that docs/benchmarks.md shows."""
-    lines = [f'| {result["against naive"]["input"]}, one image | p50 ms | x faster than two naive passes | median, max m |',
+    size = result['against naive']['input']
+    lines = [f'| {size}, one image | p50 ms | x faster than two naive passes | median, max m |',
              '|---|---|---|---|']
     for row in result['against naive']['rows']:
         error = row['difference from naive']
