@@ -40,6 +40,11 @@ SIM_ARGUMENTS = [
         default_value='',
         description='Move on to the next room after this time in seconds; 0: stay',
     ),
+    DeclareLaunchArgument(
+        'cameras',
+        default_value='',
+        description='Names of several cameras, separated by commas, e.g. front,left,rear,right',
+    ),
     DeclareLaunchArgument('rate', default_value='', description='Images a second'),
     DeclareLaunchArgument(
         'distortion',
@@ -99,7 +104,12 @@ def _without_missing_rviz(context: LaunchContext) -> list[Action]:
 def _sim_camera(context: LaunchContext) -> list[Action]:
     values = {argument.name: LaunchConfiguration(argument.name) for argument in SIM_ARGUMENTS}
     # Substitutions, not their texts: launch_ros gives these a number's type.
-    parameters = {name: value for name, value in values.items() if value.perform(context)}
+    parameters: dict[str, LaunchConfiguration | list[str]] = {
+        name: value for name, value in values.items() if value.perform(context)
+    }
+    if 'cameras' in parameters:
+        names = values['cameras'].perform(context).split(',')
+        parameters['cameras'] = [name.strip() for name in names]
     return [
         Node(
             package=PACKAGE,

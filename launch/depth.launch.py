@@ -7,6 +7,7 @@ An empty argument means: as params_file says. So every default stays in one plac
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import Event, LaunchContext, LaunchDescription
@@ -27,7 +28,7 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.substitutions import FindPackageShare
 
 from depthclip_ros.sources.bag import (
-    CameraTopics,
+    BagTopic,
     bag_topics,
     camera_info_beside,
     camera_topics,
@@ -55,16 +56,22 @@ ARGUMENTS = [
         description='Namespace of the node and its topics, e.g. front',
     ),
     DeclareLaunchArgument(
+        'cameras',
+        default_value='',
+        description='Names of several cameras, separated by commas, each the namespace of its '
+        'topics, e.g. front,rear; empty: as in params_file',
+    ),
+    DeclareLaunchArgument(
         'image',
         default_value='',
         description='Image topic to use instead of "image"; with /compressed at its end, the '
-        'node reads compressed images',
+        'node reads compressed images. With cameras: one for each, separated by commas',
     ),
     DeclareLaunchArgument(
         'camera_info',
         default_value='',
         description='camera_info topic to use instead of "camera_info"; empty: the one beside '
-        'image, if that is given',
+        'image, if that is given. With cameras: one for each, separated by commas',
     ),
     DeclareLaunchArgument(
         'weights',
@@ -81,14 +88,14 @@ ARGUMENTS = [
         'bag',
         default_value='',
         description='rosbag2 bag to replay with simulated time, once the node is active; '
-        'everything ends with it. Its camera is found by itself, or given by image and '
-        'camera_info',
+        'everything ends with it. Its camera is found by itself (those of cameras: under their '
+        'names), or given by image and camera_info',
     ),
     DeclareLaunchArgument(
         'rviz',
         default_value='false',
         choices=['true', 'false'],
-        description='Show image, depth and cloud in RViz',
+        description='Show image, depth and cloud in RViz, of the first of several cameras',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -105,6 +112,24 @@ ARGUMENTS = [
 ]
 
 
+class Camera(NamedTuple):
+    """A camera of the node, and the topics it uses instead of its own ('': its own)."""
+
+    name: str
+    image: str
+    camera_info: str
+
+    def remappings(self) -> list[tuple[str, str]]:
+        """Of the relative topics in the camera's namespace."""
+        result = []
+        if self.image:
+            base = self.image.removesuffix('/compressed')
+            result += [('image', base), ('image/compressed', f'{base}/compressed')]
+        if self.camera_info:
+            result.append(('camera_info', self.camera_info))
+        return result
+
+
 def generate_launch_description() -> LaunchDescription:
     """Arguments first, so that --show-args lists them; the rest depends on their values."""
     return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=_actions)])
@@ -113,22 +138,22 @@ def generate_launch_description() -> LaunchDescription:
 def _actions(context: LaunchContext) -> list[Action]:
     """Node, then bag and RViz where they are asked for."""
     value = {argument.name: _value(context, argument.name) for argument in ARGUMENTS}
-    parameters: dict[str, str | bool] = {
+    parameters: dict[str, str | bool | list[str]] = {
         name: value[name] for name in ('weights', 'device') if value[name]
     }
-    notes: list[str] = []
+    cameras, notes = _cameras(value)
+    if value['cameras']:
+        parameters['cameras'] = [camera.name for camera in cameras]
     if value['bag']:
-        camera = camera_topics(bag_topics(value['bag']), value['image'])
-        notes += _use_camera(camera, value)
         parameters['use_sim_time'] = True
-    elif value['image'] and not value['camera_info']:
-        value['camera_info'] = camera_info_beside(value['image'])
-        notes.append(f'camera_info from {value["camera_info"]}')
-    if value['image'].endswith('/compressed'):
+    if _all_compressed([camera.image for camera in cameras]):
         parameters['image_transport'] = 'compressed'
     if value['use_sim_time']:
         parameters['use_sim_time'] = value['use_sim_time'] == 'true'
-    remappings = _remappings(value['image'], value['camera_info'])
+    remappings = [
+        (f'{camera.name}/{topic}'.removeprefix('/'), target)
+        for camera in cameras for topic, target in camera.remappings()
+    ]
     log_level = ['--log-level', value['log_level']] if value['log_level'] else []
 
     node = LifecycleNode(
@@ -145,9 +170,11 @@ def _actions(context: LaunchContext) -> list[Action]:
     # Handlers come first: what they wait for may happen before the next line runs.
     actions.append(_shutdown_after(node, 'depth_node has ended'))
     if value['bag']:
-        actions += _replay(node, value['bag'], [value['image'], value['camera_info']])
+        topics = [topic for camera in cameras for topic in camera[1:] if topic]
+        actions += _replay(node, value['bag'], topics)
     if value['rviz'] == 'true':
-        actions.append(_rviz(value['namespace'], remappings, parameters))
+        namespace = '/'.join(filter(None, [value['namespace'], cameras[0].name]))
+        actions.append(_rviz(namespace, cameras[0].remappings(), parameters))
     return [*actions, node]
 
 
@@ -155,31 +182,73 @@ def _value(context: LaunchContext, name: str) -> str:
     return str(LaunchConfiguration(name).perform(context)).strip()
 
 
-def _use_camera(camera: CameraTopics, value: dict[str, str]) -> list[str]:
-    """Fill in the arguments image and camera_info from a bag; returns what to say about it."""
-    value['image'] = camera.image + ('/compressed' if camera.compressed else '')
-    notes = [f'bag: images from {value["image"]}']
-    if value['camera_info']:
-        return notes
-    if camera.camera_info is None:
+def _cameras(value: dict[str, str]) -> tuple[list[Camera], list[str]]:
+    """The cameras with the topics of the arguments or of the bag, and what to say about them."""
+    names = _split(value['cameras'])
+    cameras, notes = [], []
+    topics = bag_topics(value['bag']) if value['bag'] else None
+    images = _for_each(names, 'image', value['image'])
+    camera_infos = _for_each(names, 'camera_info', value['camera_info'])
+    for camera in map(Camera, names, images, camera_infos):
+        if topics is not None:
+            found, said = _from_bag(camera, topics)
+        elif camera.image and not camera.camera_info:
+            found = camera._replace(camera_info=camera_info_beside(camera.image))
+            said = [f'camera_info from {found.camera_info}']
+        else:
+            found, said = camera, []
+        cameras.append(found)
+        notes += said
+    return cameras, notes
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(',')]
+
+
+def _for_each(names: list[str], argument: str, text: str) -> list[str]:
+    """One topic for every camera; all empty if the argument is."""
+    topics = _split(text) if text else [''] * len(names)
+    if len(topics) != len(names):
+        raise RuntimeError(
+            f'{argument}:={text} and cameras:={",".join(names)} are {len(topics)} topics for '
+            f'{len(names)} cameras: give one for each, in the same order, separated by commas.'
+        )
+    return topics
+
+
+def _all_compressed(images: list[str]) -> bool:
+    compressed = {image.endswith('/compressed') for image in images}
+    if len(compressed) > 1:
+        raise RuntimeError(
+            f'image:={",".join(images)}: some are compressed and some are not. The node reads '
+            'one kind: give raw topics only, or compressed ones only.'
+        )
+    return compressed == {True}
+
+
+def _from_bag(camera: Camera, topics: list[BagTopic]) -> tuple[Camera, list[str]]:
+    """Fill in the topics of a camera from a bag; also gives what to say about it."""
+    if camera.name and not camera.image:
+        topics = [topic for topic in topics if topic.name.startswith(f'/{camera.name}/')]
+        if not topics:
+            raise RuntimeError(
+                f'cameras:={camera.name}: the bag has no topic under /{camera.name}/; say with '
+                'image:=TOPIC,TOPIC which topics are the cameras.'
+            )
+    found = camera_topics(topics, camera.image)
+    image = found.image + ('/compressed' if found.compressed else '')
+    notes = [f'bag: images from {image}']
+    if camera.camera_info:
+        return camera._replace(image=image), notes
+    if found.camera_info is None:
         notes.append(
-            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if '
+            f'bag: it has no {camera_info_beside(found.image)}, so there will be no cloud; if '
             'the camera_info is on another topic, say so with camera_info:=TOPIC'
         )
     else:
-        value['camera_info'] = camera.camera_info
-        notes.append(f'bag: camera_info from {camera.camera_info}')
-    return notes
-
-
-def _remappings(image: str, camera_info: str) -> list[tuple[str, str]]:
-    remappings = []
-    if image:
-        base = image.removesuffix('/compressed')
-        remappings += [('image', base), ('image/compressed', f'{base}/compressed')]
-    if camera_info:
-        remappings.append(('camera_info', camera_info))
-    return remappings
+        notes.append(f'bag: camera_info from {found.camera_info}')
+    return camera._replace(image=image, camera_info=found.camera_info or ''), notes
 
 
 def _shutdown_after(action: Action, reason: str, delay: float = 0.0) -> Action:
@@ -196,7 +265,7 @@ def _shutdown_after(action: Action, reason: str, delay: float = 0.0) -> Action:
 
 def _replay(node: LifecycleNode, bag: str, topics: list[str]) -> list[Action]:
     """Play the bag when the node is active, and end everything after it."""
-    player = _player(bag, [topic for topic in topics if topic])
+    player = _player(bag, topics)
     start = OnStateTransition(
         target_lifecycle_node=node, goal_state='active', entities=[player], handle_once=True
     )
@@ -224,9 +293,11 @@ def _player(bag: str, topics: list[str]) -> Action:
 
 
 def _rviz(
-    namespace: str, remappings: list[tuple[str, str]], parameters: dict[str, str | bool]
+    namespace: str,
+    remappings: list[tuple[str, str]],
+    parameters: dict[str, str | bool | list[str]],
 ) -> Action:
-    """RViz in the node's namespace, so that the relative topics of its configuration fit."""
+    """RViz in the camera's namespace, so that the relative topics of its configuration fit."""
     if not _installed('rviz2'):
         raise RuntimeError(
             'rviz:=true, but rviz2 is not installed here. Install it '

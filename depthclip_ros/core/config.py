@@ -206,6 +206,8 @@ class NodeConfig(Settings):
             'else ~/.cache/depthclip_ros')
     image_transport: str = define(
         'raw', 'Subscribe to image, or to image/compressed', choices=('raw', 'compressed'))
+    cameras: tuple[str, ...] = define(
+        ('',), "Names of the cameras, each the namespace of its topics; '': the node's own")
     depth_encoding: str = define(
         '32FC1', 'Encoding of depth/image: metres with NaN, or millimetres with 0 (REP-118)',
         choices=('32FC1', '16UC1'))
@@ -224,6 +226,19 @@ class NodeConfig(Settings):
     def _check(self) -> None:
         if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device):
             raise ConfigError(f"device: '{self.device}' is none of auto, cpu, cuda, cuda:N.")
+        check_camera_names(self.cameras)
+
+
+def check_camera_names(names: Sequence[str]) -> None:
+    """Refuse names that cannot be namespaces of topics, none at all, and one given twice."""
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f'cameras: {list(names)} holds no name or one twice; give every camera '
+                          "a name of its own, or a single one ''.")
+    part = '[A-Za-z](_?[A-Za-z0-9])*'
+    for name in names:
+        if name and not re.fullmatch(f'{part}(/{part})*', name):
+            raise ConfigError(f"cameras: '{name}' cannot be a ROS namespace; use letters, digits "
+                              'and single underscores, with slashes only in between.')
 
 
 def read_config(

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from . import image_io
 from .calibration import Calibration
 from .inputs import Input
-from .outputs import Outputs
+from .outputs import OUTPUTS, Outputs
 from .statistics import Counters, Throttle, Window
 
 if TYPE_CHECKING:
@@ -26,6 +26,28 @@ if TYPE_CHECKING:
     from ..core.config import NodeConfig
 
 
+def topic_prefix(name: str) -> str:
+    """What a camera's name puts before the relative names of its topics."""
+    return f'{name}/' if name else ''
+
+
+def input_topics(node: Node, config: NodeConfig, name: str) -> tuple[str, str]:
+    """Resolved names of a camera's image and camera_info.
+
+    Compressed images are beside the raw ones, as image_transport has it: remapping `image` moves
+    `image/compressed` along.
+    """
+    image = node.resolve_topic_name(topic_prefix(name) + 'image')
+    if config.image_transport == 'compressed':
+        image += '/compressed'
+    return image, node.resolve_topic_name(topic_prefix(name) + 'camera_info')
+
+
+def output_topics(node: Node, name: str) -> list[str]:
+    """Resolved names of everything that is published of a camera."""
+    return [node.resolve_topic_name(topic_prefix(name) + topic) for topic in OUTPUTS]
+
+
 class Camera:
     """Subscriptions, a slot that holds the newest image, publishers and counters.
 
@@ -34,18 +56,29 @@ class Camera:
     """
 
     def __init__(
-        self, node: LifecycleNode, config: NodeConfig, ready: threading.Condition,
+        self, node: LifecycleNode, config: NodeConfig, name: str, ready: threading.Condition,
     ) -> None:
+        """Create the publishers; `subscribe` begins to listen.
+
+        Args:
+            node: owner of the topics.
+            config: how to listen and what to publish.
+            name: namespace of the topics, '' for the node's own.
+            ready: guards the slot and the counters, notified when an image arrives.
+
+        """
         self._node = node
         self._ready = ready
         self._frame: Image | CompressedImage | None = None
         self._counters = Counters()
         self._inputs: list[Input] = []
         self.config = config
-        self.image_topic, self.info_topic = self.input_topics(node, config)
+        self.name = name
+        self.label = f'{name}: ' if name else ''  # begins a line in the log
+        self.image_topic, self.info_topic = input_topics(node, config, name)
         self.image_type = CompressedImage if config.image_transport == 'compressed' else Image
         self.calibration = Calibration(rectified=config.rectified)
-        self.outputs = Outputs(node, config.depth_encoding)
+        self.outputs = Outputs(node, config.depth_encoding, topic_prefix(name))
         self.ages = Window()  # milliseconds from stamp to publication
         self.foreign_stamps = 0
         self.beyond_encoding = 0  # pixels
@@ -55,18 +88,6 @@ class Camera:
         # Steady time, for the watchdogs: simulated time may stand still.
         self.first_image = math.inf
         self.last_image = 0.0
-
-    @staticmethod
-    def input_topics(node: Node, config: NodeConfig) -> tuple[str, str]:
-        """Resolved names of image and camera_info.
-
-        Compressed images are beside the raw ones, as image_transport has it: remapping `image`
-        moves `image/compressed` along.
-        """
-        image = node.resolve_topic_name('image')
-        if config.image_transport == 'compressed':
-            image += '/compressed'
-        return image, node.resolve_topic_name('camera_info')
 
     def subscribe(self) -> None:
         """Begin to listen."""

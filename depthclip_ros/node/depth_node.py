@@ -3,6 +3,8 @@
 # (rclpy's Node, of which this is one, is typed in part only)
 """The lifecycle node: images in, depth out.
 
+For each name in `cameras` once, under that name if it is not '' (front/image, front/depth/image):
+
 Subscribers (depth 1; reliable if every publisher of the topic is, else best effort):
     image (sensor_msgs/Image): any common encoding; with `image_transport: compressed` instead
         image/compressed (sensor_msgs/CompressedImage).
@@ -18,6 +20,8 @@ Publishers (reliable, keep last 5), each with the image's header:
         while subscribed.
     depth/spread (sensor_msgs/Image): 32FC1, standard deviation of the bins in metres, one pixel a
         patch; only while subscribed.
+
+And for all cameras together:
     /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.
 
 Parameters:
@@ -25,10 +29,11 @@ Parameters:
     name, with unit, range and choices in its descriptor. temperature, bins (metres), flip_average
     and upsampling take effect from the next image on; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
-    /diagnostics; TOPIC is the resolved name (/image).
+    /diagnostics; TOPIC is the resolved name (/image, /front/image).
 
-The newest image wins: while the network is busy an image waits, and a newer one replaces it. While
-nobody subscribes to any output, images are counted as idle and the network rests.
+The newest image wins: while the network is busy an image of each camera waits, and a newer one
+replaces it. When the network is free, all that wait go through it as one batch. While nobody
+subscribes to any output of a camera, its images are counted as idle and never reach the network.
 """
 
 from __future__ import annotations
@@ -50,13 +55,13 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError
-from .camera import Camera
+from .camera import Camera, input_topics, output_topics, topic_prefix
 from .diagnostics import CameraReport, crash_status, diagnostic_array, model_status
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides
 from .pipeline import Pipeline
 from .process import Stopped, StopSignals, explain_arguments
-from .statistics import Throttle
+from .statistics import Throttle, Window
 from .watchdog import check_inputs
 from .worker import Worker
 
@@ -120,7 +125,7 @@ class DepthNode(LifecycleNode):
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
         config, node_config = self._settings.read()
         try:
-            self._check_qos(node_config)
+            self._check_topics(node_config)
             estimator = self._load(config, node_config)
         except DepthClipError as error:
             self.get_logger().error(f'Cannot configure: {error}')
@@ -133,7 +138,8 @@ class DepthNode(LifecycleNode):
             f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
             f'{time.perf_counter() - start:.2f} s.')
         self._estimator = estimator
-        self._cameras = [Camera(self, node_config, self._ready)]
+        self._cameras = [
+            Camera(self, node_config, name, self._ready) for name in node_config.cameras]
         self._warn_if_untrained()
         return super().on_configure(state)
 
@@ -145,8 +151,9 @@ class DepthNode(LifecycleNode):
         self._use(self._settings.read()[0])
         for camera in self._cameras:
             camera.subscribe()
+            depth_topic = self.resolve_topic_name(topic_prefix(camera.name) + 'depth/image')
             self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                                   f'{self.resolve_topic_name("depth/image")} out.')
+                                   f'{depth_topic} out.')
         self._reports = [CameraReport(camera, self._pipeline.times) for camera in self._cameras]
         self._worker = Worker(
             self._cameras, self._ready, self._pipeline.answer, self._on_crash)
@@ -154,7 +161,7 @@ class DepthNode(LifecycleNode):
 
     @_reporting_bugs
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop listening; the image in work is still answered."""
+        """Stop listening; the images in work are still answered."""
         self._stop()
         return super().on_deactivate(state)
 
@@ -183,10 +190,28 @@ class DepthNode(LifecycleNode):
         except RuntimeError:  # shut down already, or interrupted in a transition
             self._release()
 
-    def _check_qos(self, config: NodeConfig) -> None:
-        camera_topics = Camera.input_topics(self, config)
-        check_qos_overrides(
-            self, publishers=map(self.resolve_topic_name, OUTPUTS), subscriptions=camera_topics)
+    def _check_topics(self, config: NodeConfig) -> None:
+        """Refuse names, remappings and overrides that cannot be meant."""
+        inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
+        outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
+        for topic in outputs:
+            if topic in inputs or outputs.count(topic) > 1:
+                raise ConfigError(
+                    f'cameras: {list(config.cameras)} and the remappings make {topic} an output '
+                    f'and {"an input" if topic in inputs else "another output"} at once; choose '
+                    'other names.')
+        if '' not in config.cameras:
+            self._check_remappings(config.cameras)
+        check_qos_overrides(self, publishers=outputs, subscriptions=inputs)
+
+    def _check_remappings(self, cameras: Sequence[str]) -> None:
+        """Refuse to remap topics that only a camera without a name would have."""
+        for topic in ('image', 'camera_info', *OUTPUTS):
+            resolved = self.resolve_topic_name(topic)
+            if resolved != self.resolve_topic_name(topic, only_expand=True):
+                raise ConfigError(
+                    f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
+                    f'{list(cameras)}); remap {cameras[0]}/{topic} instead.')
 
     def _load(self, config: DepthConfig, node_config: NodeConfig) -> DepthEstimator:
         try:  # late: torch takes seconds to import, and may be missing
@@ -211,7 +236,7 @@ class DepthNode(LifecycleNode):
             self._worker.stop()
             self._worker = None
             for camera in self._cameras:
-                self.get_logger().info(f'Stopped: {camera.counters()}.')
+                self.get_logger().info(f'Stopped: {camera.label}{camera.counters()}.')
 
     def _release(self) -> None:
         self._stop()
@@ -238,13 +263,15 @@ class DepthNode(LifecycleNode):
         """Watch the inputs, publish diagnostics, log a summary now and then."""
         name = self.get_fully_qualified_name().lstrip('/')
         active = self._worker is not None
-        statuses = [model_status(f'{name}: model', self._estimator, self._state_label())]
+        batch_sizes = Window() if self._pipeline is None else self._pipeline.batch_sizes
+        statuses = [model_status(
+            f'{name}: model', self._estimator, self._state_label(), batch_sizes)]
         for report in self._reports:
             missing = ''
             if active:
                 report.camera.follow_publishers()
                 missing = check_inputs(self, report.camera)
-            statuses.append(report.status(f'{name}: frames', missing))
+            statuses.append(report.status(name, missing))
             summary = report.summary()
             if summary:
                 self.get_logger().info(summary)
@@ -269,7 +296,7 @@ class DepthNode(LifecycleNode):
     # What others call ----------------------------------------------------------------------
 
     def _use(self, config: DepthConfig) -> None:
-        """Take over settings that need no reload; the worker does it between two images."""
+        """Take over settings that need no reload; the worker does it between two batches."""
         if self._pipeline is not None:
             self._pipeline.config = config
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..core.estimator import DepthEstimator
     from .camera import Camera
-    from .statistics import StageTimes
+    from .statistics import StageTimes, Window
 
 SUMMARY_PERIOD = 10.0  # seconds
 
@@ -39,7 +39,7 @@ class CameraReport:
         """One DiagnosticStatus; call it at a fixed rate.
 
         Args:
-            name: of the status.
+            name: of the node.
             missing: what the watchdog misses, '' for nothing.
 
         """
@@ -58,7 +58,8 @@ class CameraReport:
                                                               + new_conditions)
         elif idle:
             message = 'idle: nobody subscribes to an output'
-        return _status(name, level, message, {
+        of = f' of {camera.name}' if camera.name else ''
+        return _status(f'{name}: frames{of}', level, message, {
             'rate in [Hz]': rate_in,
             'rate out [Hz]': rate_out,
             'age at publish p50 [ms]': self._age(50),
@@ -95,7 +96,8 @@ class CameraReport:
         if not received:
             return ''
         published = counters.published - before.published
-        text = f'{received / seconds:.1f} Hz in, {published / seconds:.1f} Hz out'
+        text = (f'{self.camera.label}{received / seconds:.1f} Hz in, '
+                f'{published / seconds:.1f} Hz out')
         if published:
             p50, p99 = (self.camera.ages.percentile(percent) for percent in (50, 99))
             text += '; age unknown (stamps of another clock)' if math.isnan(p50) \
@@ -115,8 +117,10 @@ class CameraReport:
         return age
 
 
-def model_status(name: str, estimator: DepthEstimator | None, state: str) -> DiagnosticStatus:
-    """Device, precision, weights and memory; an ERROR while the weights are untrained."""
+def model_status(
+    name: str, estimator: DepthEstimator | None, state: str, batch_sizes: Window,
+) -> DiagnosticStatus:
+    """Device, precision, weights, memory, batches; an ERROR while the weights are untrained."""
     memory = {'lifecycle state': state, 'memory [MiB]': memory_mb()}
     if estimator is None:
         return _status(name, DiagnosticStatus.OK, f'no model loaded ({state})', memory)
@@ -137,6 +141,8 @@ def model_status(name: str, estimator: DepthEstimator | None, state: str) -> Dia
         'text cache hit': estimator.text_cache_hit,
         'backbone': estimator.config.backbone,
         'features': estimator.config.features,
+        'batch size p50': batch_sizes.percentile(50),
+        'batch size max': batch_sizes.percentile(100),
         'input': f'{estimator.config.input_width}x{estimator.config.input_height}',
     }, hardware_id=str(device))
 

@@ -43,22 +43,23 @@ class Outputs:
     worker thread publishes.
     """
 
-    def __init__(self, node: LifecycleNode, encoding: str) -> None:
+    def __init__(self, node: LifecycleNode, encoding: str, prefix: str = '') -> None:
         """Create the publishers.
 
         Args:
             node: their owner; they are silent while it is not active.
             encoding: of depth/image, 32FC1 or 16UC1.
+            prefix: of the topics' names, '' or 'front/'.
 
         """
         self._node = node
         self._encoding = encoding
         self._publishers: dict[str, LifecyclePublisher] = {
             topic: node.create_lifecycle_publisher(
-                kind, topic,
+                kind, prefix + topic,
                 QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
                            reliability=QoSReliabilityPolicy.RELIABLE),
-                event_callbacks=publisher_callbacks(node, topic),
+                event_callbacks=publisher_callbacks(node, prefix + topic),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
             for topic, kind in OUTPUTS.items()
         }

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to one image, from the message that came to the messages that go."""
+"""What happens to images, from the messages that came to the messages that go."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rclpy.time import Time
 
 from ..core.errors import CameraInfoError, DataError, ImageError
-from .statistics import StageTimes
+from .statistics import StageTimes, Window
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
     from rclpy.node import Node
@@ -21,17 +23,29 @@ if TYPE_CHECKING:
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
     from .camera import Camera
+    from .worker import Waiting
 
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
+
+
+class Frame(NamedTuple):
+    """A usable image on its way through."""
+
+    camera: Camera
+    header: Header
+    rgb: NDArray[np.uint8]
 
 
 class Pipeline:
     """Answers images with the loaded model; used by the worker thread alone.
 
     Attributes:
-        config: settings for the next image; any thread may replace it.
-        times: milliseconds per stage; 'network' is the estimator's call, 'overhead' all the rest.
+        config: settings for the next batch; any thread may replace it.
+        times: milliseconds per stage. 'network' is the estimator's call, once per batch;
+            'overhead' is all the rest of a batch divided by its images; every other stage is
+            that of one image.
+        batch_sizes: images per call of the estimator.
 
     """
 
@@ -40,54 +54,70 @@ class Pipeline:
         self._estimator = estimator
         self.config: DepthConfig = estimator.config
         self.times = StageTimes()
+        self.batch_sizes = Window()
 
-    def answer(self, camera: Camera, message: Image | CompressedImage) -> None:
-        """Decode, predict, publish; count what became of the image."""
+    def answer(self, batch: Sequence[Waiting]) -> None:
+        """Decode, predict, publish; count what became of every image."""
+        start = time.perf_counter()
+        decoded = [self._decode(camera, message) for camera, message in batch]
+        frames = [frame for frame in decoded if frame is not None]
+        if not frames:
+            return
+        predicting = time.perf_counter()
+        predictions = self._predict(frames)
+        network = time.perf_counter() - predicting
+        answers = list(zip(frames, predictions, strict=True))
+        # All depth first: no camera's depth grows older for the extras of another.
+        for frame, prediction in answers:
+            self._publish_depth(frame, prediction)
+        for frame, prediction in answers:
+            self._publish_extras(frame, prediction)
+            frame.camera.count_published()
+        self.batch_sizes.add(len(frames))
+        self.times.add('network', network)
+        self.times.add('overhead', (time.perf_counter() - start - network) / len(frames))
+
+    def _decode(self, camera: Camera, message: Image | CompressedImage) -> Frame | None:
+        """The image as a frame; None, and counted, if nobody wants it or it is unusable."""
         if not camera.outputs.any_wanted():
             camera.count_idle()
-            return
-        start = time.perf_counter()
+            return None
         try:
             with self.times.measure('decode'):
                 rgb = camera.decode(message)
-            predicting = time.perf_counter()
-            prediction = self._predict(camera, rgb)
-            network = time.perf_counter() - predicting
         except ImageError as error:
             camera.count_rejected(error.condition)
             self._report(camera, 'Image rejected', error)
-            return
+            return None
         self._check_frame_id(camera, message.header)
-        self._publish(camera, message.header, rgb, prediction)
-        camera.count_published()
-        self.times.add('network', network)
-        self.times.add('overhead', time.perf_counter() - start - network)
+        return Frame(camera, message.header, rgb)
 
-    def _predict(self, camera: Camera, rgb: NDArray[np.uint8]) -> DepthPrediction:
+    def _predict(self, frames: Sequence[Frame]) -> list[DepthPrediction]:
         config = self.config
         if config != self._estimator.config:
             self._estimator.reconfigure(config)
         size = None
-        if camera.config.depth_resolution == 'network':
+        if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
-        return self._estimator.predict(rgb, size)
+        return self._estimator.predict([frame.rgb for frame in frames], size)
 
-    def _publish(
-        self, camera: Camera, header: Header, rgb: NDArray[np.uint8],
-        prediction: DepthPrediction,
-    ) -> None:
-        """Publish every output that applies, the depth first."""
+    def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> None:
+        camera = frame.camera
         with self.times.measure('publish depth'):
-            beyond = camera.outputs.publish_depth(header, prediction.depth)
+            beyond = camera.outputs.publish_depth(frame.header, prediction.depth)
+        self._note_age(camera, frame.header)
         if beyond:
             camera.beyond_encoding += beyond
             if camera.throttle.due('beyond encoding'):
                 self._node.get_logger().warning(
-                    f'{beyond} pixels have a depth beyond 65.535 m, which 16UC1 cannot hold; they '
-                    'are published as invalid. Use depth_encoding: 32FC1.')
-        self._note_age(camera, header)
+                    f'{camera.label}{beyond} pixels have a depth beyond 65.535 m, which 16UC1 '
+                    'cannot hold; they are published as invalid. Use depth_encoding: 32FC1.')
+
+    def _publish_extras(self, frame: Frame, prediction: DepthPrediction) -> None:
+        """Publish every other output that applies."""
+        camera, header = frame.camera, frame.header
         try:
-            height, width = rgb.shape[:2]
+            height, width = frame.rgb.shape[:2]
             camera.calibration.select(width, height)
         except CameraInfoError as error:
             camera.count_unprojected(error.condition)
@@ -95,7 +125,8 @@ class Pipeline:
                 self._report(camera, 'No points and no depth/camera_info', error)
         else:
             with self.times.measure('publish points'):
-                camera.outputs.publish_projected(header, rgb, prediction, camera.calibration)
+                camera.outputs.publish_projected(
+                    header, frame.rgb, prediction, camera.calibration)
         with self.times.measure('publish pictures'):
             camera.outputs.publish_pictures(
                 header, prediction, self._estimator.config.bins,
@@ -118,4 +149,5 @@ class Pipeline:
 
     def _report(self, camera: Camera, what: str, error: DataError) -> None:
         if camera.throttle.due(f'{what}: {error.condition}'):
-            self._node.get_logger().warning(f'{what} ({error.condition}): {error}')
+            self._node.get_logger().warning(
+                f'{camera.label}{what} ({error.condition}): {error}')

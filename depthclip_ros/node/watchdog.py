@@ -6,6 +6,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from .camera import topic_prefix
+
 if TYPE_CHECKING:
     from rclpy.node import Node
 
@@ -62,7 +64,8 @@ def _no_image(node: Node, camera: Camera, seconds: float) -> str:
     candidates = _topics_of(node, wanted)
     hint = f'Topics of type {wanted}: {", ".join(candidates)}. ' if candidates else \
         f'There is no topic of type {wanted} at all: start the camera. '
-    return text + hint + 'Remap with: --ros-args -r image:=/your/image_topic' \
+    name = topic_prefix(camera.name) + 'image'
+    return text + hint + f'Remap with: --ros-args -r {name}:=/your/image_topic' \
         + (' (without /compressed).' if camera.config.image_transport == 'compressed' else '.')
 
 
@@ -71,7 +74,7 @@ def _no_camera_info(node: Node, camera: Camera) -> str:
     return (
         f'Images arrive, but no camera_info on {camera.info_topic} ({_publishers(count)}): depth '
         'is published, points and depth/camera_info are not. Publish the calibration there, or '
-        'remap with: --ros-args -r camera_info:=/your/camera_info.')
+        f'remap with: --ros-args -r {topic_prefix(camera.name)}camera_info:=/your/camera_info.')
 
 
 def _publishers(count: int) -> str:

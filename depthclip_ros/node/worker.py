@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
     from .camera import Camera
 
+    Waiting = tuple[Camera, Image | CompressedImage]
+
 
 class Worker:
-    """Hands the newest image of every camera, in turn, to one function on one thread."""
+    """Hands the newest images of all cameras together to one function on one thread.
+
+    It never waits for the images of a batch to be complete: whatever waits when the thread is
+    free goes. A camera that is faster than the thread is so in every batch, and none can be
+    overtaken by another.
+    """
 
     def __init__(
         self,
         cameras: Sequence[Camera],
         ready: threading.Condition,
-        answer: Callable[[Camera, Image | CompressedImage], None],
+        answer: Callable[[list[Waiting]], None],
         on_crash: Callable[[BaseException], None],
     ) -> None:
         """Start the thread.
@@ -30,7 +37,7 @@ class Worker:
         Args:
             cameras: whose images to take.
             ready: guards the cameras' slots; notified when an image arrives.
-            answer: called with a camera and its image.
+            answer: called with the cameras that had an image, and their images.
             on_crash: called, on the thread, with what `answer` raised; the thread then ends.
 
         """
@@ -43,7 +50,7 @@ class Worker:
         self._pool.submit(self._run).add_done_callback(self._on_end)
 
     def stop(self) -> None:
-        """Finish the image in work and join the thread."""
+        """Finish the images in work and join the thread."""
         with self._ready:
             self._stopping = True
             self._ready.notify_all()
@@ -54,13 +61,10 @@ class Worker:
             with self._ready:
                 self._ready.wait_for(
                     lambda: self._stopping or any(c.waiting() for c in self._cameras))
-            for camera in self._cameras:
-                with self._ready:
-                    if self._stopping:
-                        return
-                    message = camera.take() if camera.waiting() else None
-                if message is not None:
-                    self._answer(camera, message)
+                if self._stopping:
+                    return
+                batch = [(camera, camera.take()) for camera in self._cameras if camera.waiting()]
+            self._answer(batch)
 
     def _on_end(self, future: Future[None]) -> None:
         error = future.exception()

@@ -210,7 +210,8 @@ def _only_camera(names: list[str]) -> str:
             'if it is one of them, say so with image:=TOPIC.'
         )
     raise BagError(
-        f'The bag has several cameras: {_listed(cameras)}. Choose one with image:=TOPIC.'
+        f'The bag has several cameras: {_listed(cameras)}. Choose one with image:=TOPIC, '
+        'or several with cameras:=NAME,NAME.'
     )
 
 

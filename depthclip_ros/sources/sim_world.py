@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.config import Settings, define
+from ..core.config import Settings, check_camera_names, define
 from ..core.errors import ConfigError
 from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from .camera_info import CameraCalibration
@@ -85,13 +84,7 @@ class SimConfig(Settings):
         reload=False)
 
     def _check(self) -> None:
-        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ConfigError(f'cameras: {list(self.cameras)} holds no name or one twice; give '
-                              'every camera a name of its own.')
-        for name in self.cameras:
-            if name and not re.fullmatch(r'[A-Za-z](_?[A-Za-z0-9])*', name):
-                raise ConfigError(f"cameras: '{name}' cannot be a ROS namespace; use letters, "
-                                  'digits and single underscores.')
+        check_camera_names(self.cameras)
         if len(self.white_balance) != 3 or not all(0 < gain <= 100 for gain in self.white_balance):
             raise ConfigError(f'white_balance: {list(self.white_balance)} must be three gains '
                               'above 0, at most 100.')
