@@ -41,3 +41,29 @@ def tiny_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('weights') / 'tiny.pt'
     write_tiny_weights(path)
     return path
+
+
+@pytest.fixture(scope='module')
+def domain():
+    """A ROS domain that no other test run on this machine has."""
+    from ros_harness import own_domain
+    with own_domain() as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory) -> Path:
+    """Cache that the nodes of a test file share."""
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def estimator(tiny_weights, cache):
+    """What a node with `tiny_arguments` computes, in this process."""
+    from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, TEMPERATURE
+
+    from depthclip_ros.core import DepthConfig
+    from depthclip_ros.core.estimator import DepthEstimator
+    config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
+                         temperature=TEMPERATURE)
+    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache)

@@ -193,8 +193,10 @@ class Peer:
             with self._changed:
                 self.messages[topic].append(message)
                 self._changed.notify_all()
+        if kind is None:  # one of the node's outputs, maybe of a named camera
+            kind = next(kind for name, kind in OUTPUTS.items() if topic.endswith(name))
         self._subscriptions[topic] = self.node.create_subscription(
-            kind or OUTPUTS[topic], topic, store,
+            kind, topic, store,
             QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=200,
                        reliability=QoSReliabilityPolicy.RELIABLE))
         if matched:
@@ -242,10 +244,10 @@ class Peer:
         self.wait(publisher.get_subscription_count, f'a subscriber of {topic}')
         return publisher
 
-    def send(self, message, topic=None):
-        """Publish an image or a camera_info on its usual topic."""
+    def send(self, message, topic=None, *, prefix=''):
+        """Publish an image or a camera_info on its usual topic, maybe of a camera."""
         usual = {Image: 'image', CompressedImage: 'image/compressed', CameraInfo: 'camera_info'}
-        self.publisher(topic or usual[type(message)], type(message)).publish(message)
+        self.publisher(topic or prefix + usual[type(message)], type(message)).publish(message)
 
     def ready(self, *topics):
         """Wait until the node has found our subscriptions and we have found the node's."""

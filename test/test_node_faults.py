@@ -16,7 +16,6 @@ from ros_harness import (
     camera_info,
     counters,
     image,
-    own_domain,
     running,
     tiny_arguments,
 )
@@ -30,17 +29,11 @@ STATUS = 'depth_node: frames'
 
 
 @pytest.fixture(scope='module')
-def domain():
-    with own_domain() as domain:
-        yield domain
-
-
-@pytest.fixture(scope='module')
-def node(domain, tmp_path_factory, tiny_weights):
+def node(domain, cache, tiny_weights):
     # Deeper than usual, so that no image is replaced before it reaches the node.
     arguments = tiny_arguments(tiny_weights, input_timeout=0.5,
                                **{'qos_overrides./image.subscription.depth': 10})
-    with running(arguments, domain=domain, cache=tmp_path_factory.mktemp('cache')) as node:
+    with running(arguments, domain=domain, cache=cache) as node:
         yield node
 
 

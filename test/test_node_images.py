@@ -15,7 +15,6 @@ from ros_harness import (
     INPUT_HEIGHT,
     INPUT_WIDTH,
     OUTPUTS,
-    TEMPERATURE,
     Peer,
     adds_up,
     camera_info,
@@ -23,14 +22,11 @@ from ros_harness import (
     counters,
     depth_array,
     image,
-    own_domain,
     running,
     tiny_arguments,
 )
 from sensor_msgs.msg import CompressedImage, Image
 
-from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.image_io import compressed_to_rgb, to_rgb
 
 HEIGHT, WIDTH = 120, 200
@@ -41,17 +37,6 @@ DISTORTIONS = {
     'plumb_bob': ((-0.28, 0.09, 0.001, -0.0007, 0.0), 'plumb_bob'),
     'equidistant': ((0.05, -0.02, 0.004, -0.001), 'equidistant'),
 }
-
-
-@pytest.fixture(scope='module')
-def domain():
-    with own_domain() as domain:
-        yield domain
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp('cache')
 
 
 @pytest.fixture(scope='module')
@@ -66,13 +51,6 @@ def peer(node, domain):
         peer.ready('depth/image', 'depth/camera_info', 'points')
         peer.ask(image(peer.header(), RGB, 'rgb8'))
         yield peer
-
-
-@pytest.fixture(scope='module')
-def estimator(tiny_weights, cache):
-    config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
-                         temperature=TEMPERATURE)
-    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache)
 
 
 def yuv422(rgb):

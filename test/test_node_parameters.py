@@ -29,7 +29,6 @@ from ros_harness import (
     counters,
     depth_array,
     image,
-    own_domain,
     tiny_arguments,
 )
 
@@ -42,23 +41,16 @@ SETTINGS = {s.name: s for c in (DepthConfig, NodeConfig) for s in dataclasses.fi
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
-def graph(cache, tiny_weights):
+def graph(domain, cache, tiny_weights):
     """A node that nobody has configured yet, and a peer."""
-    with own_domain() as domain:
-        node = NodeProcess(tiny_arguments(tiny_weights, autostart=False), domain=domain,
-                           cache=cache)
-        try:
-            with Peer(domain, node=node) as peer:
-                yield node, peer
-        finally:
-            status = node.stop()
-        assert status == 0, node.output
-        assert 'Traceback' not in node.output, node.output
+    node = NodeProcess(tiny_arguments(tiny_weights, autostart=False), domain=domain, cache=cache)
+    try:
+        with Peer(domain, node=node) as peer:
+            yield node, peer
+    finally:
+        status = node.stop()
+    assert status == 0, node.output
+    assert 'Traceback' not in node.output, node.output
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ pytest.importorskip('rclpy')
 
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from ros_harness import NodeProcess, Peer, own_domain, running, tiny_arguments
+from ros_harness import NodeProcess, Peer, running, tiny_arguments
 
 YAML = '/**:\n  ros__parameters:\n    '
 
@@ -31,17 +31,6 @@ BAD_FILES = {
     'wrong policy': (YAML + 'qos_overrides:\n      /image:\n        subscription:\n'
                             '          reliability: sometimes', ['sometimes', 'best_effort']),
 }
-
-
-@pytest.fixture(scope='module')
-def domain():
-    with own_domain() as domain:
-        yield domain
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp('cache')
 
 
 def refused(arguments, domain, cache):

@@ -128,31 +128,34 @@ class Slot:
         return frame
 
 
-def test_worker_serves_all_cameras_in_turn_and_stops_clean():
-    ready, slots, seen = threading.Condition(), [Slot(), Slot()], []
+def test_worker_takes_every_waiting_image_at_once_and_stops_clean():
+    """None waits for a camera that has nothing, and none is overtaken by one that always has."""
+    ready, slots, seen = threading.Condition(), [Slot(), Slot(), Slot()], []
     enough = threading.Event()
 
-    def answer(slot, frame):
-        seen.append((slots.index(slot), frame))
-        if len(seen) < 20:
-            with ready:
-                slot.frame = frame + 1
-        else:
+    def answer(batch):
+        seen.append([(slots.index(slot), frame) for slot, frame in batch])
+        if len(seen) == 10:
             enough.set()
+        else:
+            with ready:
+                slots[0].frame = len(seen)
+                slots[2].frame = len(seen) if len(seen) % 2 else None
     with ready:
         for slot in slots:
             slot.frame = 0
     worker = Worker(slots, ready, answer, on_crash=lambda error: pytest.fail(str(error)))
     assert enough.wait(10)
     worker.stop()
-    assert [camera for camera, _ in seen[:20]] == [0, 1] * 10
+    assert seen[0] == [(0, 0), (1, 0), (2, 0)]
+    assert seen[1:5] == [[(0, 1), (2, 1)], [(0, 2)], [(0, 3), (2, 3)], [(0, 4)]]
 
 
 def test_worker_hands_over_what_it_dies_of():
     ready, slot, crashes, crashed = threading.Condition(), Slot(), [], threading.Event()
     slot.frame = 1
 
-    def answer(_slot, _frame):
+    def answer(_batch):
         raise ZeroDivisionError('on purpose')
 
     def on_crash(error):

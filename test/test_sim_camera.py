@@ -16,7 +16,7 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import TransformStamped
 from rclpy.parameter import Parameter
-from ros_harness import NodeProcess, Peer, depth_array, own_domain, running, tiny_arguments
+from ros_harness import NodeProcess, Peer, depth_array, running, tiny_arguments
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
@@ -31,12 +31,6 @@ from depthclip_ros.sources.sim_world import SimConfig, View
 SECOND = 1_000_000_000
 TOPICS = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
 HAS_TF = importlib.util.find_spec('tf2_msgs') is not None
-
-
-@pytest.fixture(scope='module')
-def domain():
-    with own_domain() as domain:
-        yield domain
 
 
 def arguments(**parameters):

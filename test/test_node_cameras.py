@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several cameras, one model: four images a batch, and none disturbs another."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import cv2
+import numpy as np
+import rclpy
+from clip_standin import synthetic_rgb
+from rclpy.lifecycle import LifecycleNode
+from ros_harness import (
+    PATIENCE,
+    TEMPERATURE,
+    NodeProcess,
+    Peer,
+    adds_up,
+    camera_info,
+    counters,
+    depth_array,
+    image,
+    running,
+    tiny_arguments,
+)
+from std_msgs.msg import Header
+
+from depthclip_ros.core import DepthConfig, NodeConfig
+from depthclip_ros.core.estimator import DepthEstimator
+from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.node.pipeline import Pipeline
+
+CAMERAS = ('', 'left/front', 'rear', 'side')
+ANSWERS = 30
+# A batch of four takes some 0.1 s: the pictures below come much faster.
+SIZE = {'input_height': 480, 'input_width': 640}
+PICTURES = {
+    '': (synthetic_rgb(1, 60, 80), 'rgb8'),
+    'left/front': (np.ascontiguousarray(synthetic_rgb(2, 120, 200)[..., ::-1]), 'bgr8'),
+    'rear': (cv2.cvtColor(synthetic_rgb(3, 61, 47), cv2.COLOR_RGB2GRAY), 'mono8'),
+    'side': (cv2.cvtColor(synthetic_rgb(4, 90, 90), cv2.COLOR_RGB2GRAY), 'bayer_rggb8'),
+}
+
+
+def prefix(camera):
+    return f'{camera}/' if camera else ''
+
+
+def status(camera):
+    return f'depth_node: frames of {camera}' if camera else 'depth_node: frames'
+
+
+def stamp(message):
+    return message.header.stamp.sec, message.header.stamp.nanosec
+
+
+def frame(camera):
+    return f'{camera or "plain"}_optical_frame'
+
+
+def picture(peer, camera):
+    """The camera's picture with a stamp of its own; only those of 'rear' are of now."""
+    message = image(peer.header(frame(camera)), *PICTURES[camera])
+    if camera == 'rear':
+        message.header.stamp = peer.node.get_clock().now().to_msg()
+    return message
+
+
+def depths(peer, camera):
+    return peer.messages[f'{prefix(camera)}depth/image']
+
+
+def overload(peer, answers, waited_for, sending=CAMERAS, make=picture):
+    """Send pictures, three times as many of the first camera, until all have so many answers.
+
+    Gives the stamps that were sent, by camera.
+    """
+    first, *others = sending
+    turns = [turn for other in others for turn in (first, other)] * 2 + [first] * len(others)
+    before = {camera: len(depths(peer, camera)) for camera in waited_for}
+    sent = {camera: [] for camera in sending}
+    end = time.monotonic() + PATIENCE
+    while any(len(depths(peer, camera)) < before[camera] + answers for camera in waited_for):
+        assert time.monotonic() < end, {c: len(depths(peer, c)) for c in waited_for}
+        for camera in turns:
+            message = make(peer, camera)
+            sent[camera].append(stamp(message))
+            peer.send(message, prefix=prefix(camera))
+            time.sleep(0.001)  # the source's rate, not a wait
+    return sent
+
+
+def accounts(array):
+    """What the node tells about each camera."""
+    told = {entry.name: {pair.key: pair.value for pair in entry.values}
+            for entry in array.status}
+    return {camera: told[status(camera)] for camera in CAMERAS}
+
+
+def quiet(peer):
+    """The accounts of all cameras when no image is on its way."""
+    seen = len(peer.messages['/diagnostics'])
+    return peer.wait(lambda: next(
+        (told for told in map(accounts, peer.messages['/diagnostics'][seen:])
+         if not any(int(values['pending']) for values in told.values())), None), 'a quiet node')
+
+
+def all_accounts(peer):
+    """Every account of a camera since the node was configured."""
+    return [values for array in list(peer.messages['/diagnostics'])
+            for values in accounts(array).values()]
+
+
+def gain(before, after):
+    """How the counters of every camera have changed."""
+    return {camera: {key: value - counters(before[camera])[key]
+                     for key, value in counters(after[camera]).items()} for camera in CAMERAS}
+
+
+@pytest.fixture(scope='module')
+def node(domain, cache, tiny_weights):
+    arguments = tiny_arguments(
+        tiny_weights, **SIZE, cameras=list(CAMERAS), input_timeout=1.0,
+        **{'qos_overrides./side/depth/spread.publisher.reliability': 'best_effort',
+           'qos_overrides./side/camera_info.subscription.reliability': 'best_effort'})
+    arguments += ['-r', 'rear/image:=/rear/image_raw']
+    with running(arguments, domain=domain, cache=cache) as node:
+        yield node
+
+
+@pytest.fixture(scope='module')
+def peer(node, domain):
+    outputs = [prefix(camera) + topic for camera in CAMERAS
+               for topic in ('depth/image', 'depth/camera_info', 'points')]
+    with Peer(domain, listen=outputs, node=node) as peer:
+        # As a driver: what is remapped is published under its own name.
+        peer.send_image, peer.send = peer.send, lambda message, prefix='': peer.send_image(
+            message, '/rear/image_raw' if prefix == 'rear/' and hasattr(message, 'encoding')
+            else None, prefix=prefix)
+        yield peer
+
+
+@pytest.fixture(scope='module')
+def load(node, peer):
+    """A run beyond capacity: stamps sent and accounts before and after, by camera."""
+    for camera in CAMERAS:
+        message = picture(peer, camera)
+        info = camera_info(message.header, message.width, message.height)
+        peer.wait(lambda camera=camera, info=info: peer.send(info, prefix=prefix(camera))
+                  or peer.send(picture(peer, camera), prefix=prefix(camera))
+                  or time.sleep(0.1) or peer.messages[f'{prefix(camera)}points'],
+                  f'points of {camera!r}')
+    before = quiet(peer)
+    for topic in peer.messages:
+        if topic != '/diagnostics':
+            peer.messages[topic].clear()
+    sent = overload(peer, ANSWERS, CAMERAS)
+    after = quiet(peer)
+    return sent, gain(before, after), after
+
+
+@pytest.mark.slow
+def test_silence_names_the_camera_and_its_remedy(node):
+    """Runs first: before any image."""
+    line = node.wait_for('No image on /left/front/image')
+    assert '-r left/front/image:=' in line
+    assert '-r rear/image:=' in node.wait_for('No image on /rear/image_raw')
+    for topics in ('/image and /camera_info in, /depth/image out',
+                   '/rear/image_raw and /rear/camera_info in, /rear/depth/image out'):
+        node.wait_for(f'Active: {topics}')
+
+
+@pytest.mark.slow
+def test_cameras_are_served_alike(peer, load):
+    """One sends more pictures than the others, and all more than can be answered."""
+    _, gained, _ = load
+    published = [gained[camera]['published'] for camera in CAMERAS]
+    assert min(published) >= ANSWERS
+    assert max(published) <= 1.1 * min(published), published
+    for camera in CAMERAS:
+        account = gained[camera]
+        assert account['dropped'] > account['published'], 'the node was not overloaded'
+        assert account['received'] == account['published'] + account['dropped'], account
+        peer.wait(lambda camera=camera, account=account:
+                  len(depths(peer, camera)) == account['published'], 'every counted depth')
+
+
+@pytest.mark.slow
+def test_accounts_are_exact_at_any_moment(peer, load):
+    told = all_accounts(peer)
+    assert len(told) > 4 * len(CAMERAS)
+    assert all(map(adds_up, told))
+    assert any(int(account['pending']) for account in told), 'no moment under load was seen'
+
+
+@pytest.mark.slow
+def test_outputs_are_of_their_camera(peer, load):
+    sent, gained, after = load
+    for camera in CAMERAS:
+        pixels, _ = PICTURES[camera]
+        height, width = pixels.shape[:2]
+        answered = [stamp(message) for message in depths(peer, camera)]
+        assert answered == sorted(set(answered)), 'old images were answered after newer ones'
+        assert set(answered) <= set(sent[camera])
+        assert sent[camera][-1] in answered, 'the newest image'
+        for topic in ('depth/image', 'depth/camera_info', 'points'):
+            name = prefix(camera) + topic
+            peer.wait(lambda name=name, camera=camera:
+                      len(peer.messages[name]) >= gained[camera]['published'], name)
+            assert [stamp(message) for message in peer.messages[name]] == answered, name
+            assert {m.header.frame_id for m in peer.messages[name]} == {frame(camera)}
+        assert all((m.height, m.width) == (height, width) for m in depths(peer, camera))
+        expected = camera_info(None, width, height)
+        info = peer.messages[f'{prefix(camera)}depth/camera_info'][-1]
+        np.testing.assert_allclose(info.k, expected.k)
+        age = after[camera]['age at publish p50 [ms]']
+        assert age.startswith('unknown') != (camera == 'rear'), age
+
+
+@pytest.mark.slow
+def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, tiny_weights, cache):
+    _, values = peer.diagnostics('depth_node: model')
+    assert (values['batch size p50'], values['batch size max']) == ('4', '4')
+    estimator = DepthEstimator(
+        DepthConfig(backbone='auto', temperature=TEMPERATURE, **SIZE), tiny_weights, 'cpu',
+        cache_dir=cache)
+    for camera in CAMERAS:
+        expected = estimator.predict(to_rgb(picture(peer, camera))).depth
+        assert expected.std() > 0.01, 'the picture has no depth to tell apart'
+        for message in depths(peer, camera):
+            np.testing.assert_allclose(depth_array(message), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_quality_of_service_is_set_by_resolved_topic(peer, load):
+    ends = {camera: [*peer.node.get_publishers_info_by_topic(f'/{camera}/depth/spread'),
+                     *peer.node.get_subscriptions_info_by_topic(f'/{camera}/camera_info')]
+            for camera in ('side', 'rear')}
+    chosen = {camera: [end.qos_profile.reliability.name for end in ends[camera]]
+              for camera in ends}
+    assert chosen == {'side': ['BEST_EFFORT'] * 2, 'rear': ['RELIABLE'] * 2}
+
+
+@pytest.mark.slow
+def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
+    def spoiled(peer, camera):
+        message = picture(peer, camera)
+        if camera == 'rear':
+            message.step = 1
+        return message
+    before = quiet(peer)
+    good = [camera for camera in CAMERAS if camera != 'rear']
+    overload(peer, 5, good, make=spoiled)
+    assert 'WARN' in node.wait_for(r'rear: Image rejected \(wrong step\): ')
+    after = quiet(peer)
+    gained = gain(before, after)
+    assert gained['rear']['published'] == 0
+    assert gained['rear']['rejected'] == int(after['rear']['rejected: wrong step']) >= 4, \
+        'it was not in every batch'
+    assert [gained[camera]['rejected'] for camera in good] == [0, 0, 0]
+    assert all(map(adds_up, after.values()))
+    overload(peer, 1, CAMERAS)
+
+
+@pytest.mark.slow
+def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load):
+    """Runs last: it unsubscribes."""
+    for topic in ('depth/image', 'depth/camera_info', 'points'):
+        peer.forget(f'side/{topic}')
+    before = quiet(peer)
+    while not int(before['side']['idle']):  # until the node has noticed that we left
+        overload(peer, 1, ['rear'], ['side', 'rear'])
+        before = quiet(peer)
+    overload(peer, 5, ['left/front', 'rear'], ['side', 'left/front', 'rear'])
+    gained = gain(before, quiet(peer))
+    assert not any(gained[''].values()), 'the silent one'
+    assert gained['side']['published'] == 0
+    assert gained['side']['idle'] >= 4
+    for camera in ('left/front', 'rear'):
+        assert gained[camera]['idle'] == 0
+        assert gained[camera]['published'] >= 5
+    assert all(map(adds_up, all_accounts(peer)))
+
+
+def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monkeypatch):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = LifecycleNode('order', context=context)
+    calls = []
+    try:
+        cameras = [Camera(node, NodeConfig(), name, threading.Condition()) for name in 'ab']
+        for camera in cameras:
+            monkeypatch.setattr(camera.outputs, 'any_wanted', lambda: True)
+            for method in ('publish_depth', 'publish_pictures'):
+                monkeypatch.setattr(
+                    camera.outputs, method, lambda *_, method=method, camera=camera, **__:
+                    calls.append((method, camera.name)))
+        pipeline = Pipeline(node, estimator)
+        message = image(Header(), *PICTURES['rear'])
+        pipeline.answer([(camera, message) for camera in cameras])
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    assert calls == [('publish_depth', 'a'), ('publish_depth', 'b'),
+                     ('publish_pictures', 'a'), ('publish_pictures', 'b')]
+    assert pipeline.batch_sizes.percentile(100) == 2
+
+
+# Cameras and remappings that cannot be, and what the message must hold.
+CONFLICTS = {
+    'own output': (['front', 'front/depth'], [],
+                   ['/front/depth/image an output and an input', 'other names']),
+    'one output twice': (['front', 'rear'], ['rear/points:=/front/points'],
+                         ['/front/points an output and another output']),
+    'nobody has it': (['front', 'rear'], ['image:=/cam/image_raw'],
+                      ['image is remapped to /cam/image_raw', 'remap front/image']),
+    'override of nothing': (['front'], ['qos_overrides./image.subscription.depth:=2'],
+                            ['/image.subscription', '/front/image.subscription']),
+}
+
+
+@pytest.mark.parametrize('conflict', CONFLICTS)
+def test_conflicts_of_topics_are_refused(conflict, domain, cache):
+    names, rules, words = CONFLICTS[conflict]
+    arguments = ['--ros-args', '-p', f'cameras:={names}']
+    for rule in rules:
+        arguments += ['-p' if rule.startswith('qos') else '-r', rule]
+    node = NodeProcess(arguments, domain=domain, cache=cache)
+    assert node.wait() == 1
+    assert 'Cannot configure' in node.output
+    for word in words:
+        assert word in node.output
+    assert 'Traceback' not in node.output
