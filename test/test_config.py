@@ -77,6 +77,30 @@ def test_wrong_device_is_named():
         NodeConfig(device='gpu')
 
 
+@pytest.mark.parametrize(('names', 'words'), [
+    ([], ['[]', 'holds no name', "''"]),
+    (['front', 'rear', 'front'], ["['front', 'rear', 'front']", 'one twice', 'name of its own']),
+    (['/front'], ["'/front'", 'slashes only in between']),
+    (['front/'], ["'front/'", 'ROS namespace']),
+    (['left//front'], ["'left//front'", 'ROS namespace']),
+    (['1st'], ["'1st'", 'letters, digits']),
+    (['left-front'], ["'left-front'", 'letters, digits']),
+    (['ok', ' '], ["' '", 'ROS namespace']),
+    ('front', ["'front'", 'list of texts']),
+])
+def test_wrong_camera_names_are_named(names, words):
+    with pytest.raises(ConfigError) as error:
+        NodeConfig(cameras=names)
+    for word in ['cameras', *words]:
+        assert word in str(error.value)
+
+
+def test_camera_names():
+    assert NodeConfig().cameras == ('',)
+    names = ['', 'front', 'left/front_2', 'Rear']
+    assert NodeConfig(cameras=names).cameras == tuple(names)
+
+
 def test_replace_validates_and_keeps_the_rest():
     config = DepthConfig().replace(temperature=1)
     assert config.temperature == 1.0

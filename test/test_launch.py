@@ -276,6 +276,36 @@ def test_several_cameras(tmp_path):
     output = refused(f'bag:={bag}')
     assert 'several cameras: /left/image_raw, /right/image_raw' in output
     assert 'image:=TOPIC' in output
+    assert 'cameras:=' in output
+
+
+@pytest.mark.slow
+def test_several_cameras_of_a_bag_in_one_node(tmp_path, settings):
+    """Found under their names; every image of both is answered under its camera's name."""
+    bag = write_bag(tmp_path / 'bag', ['left', 'right', 'other'])
+    arguments = [f'params_file:={settings}', f'bag:={bag}', 'cameras:=left, right']
+    with Launched(*arguments) as launched:
+        depths = {name: launched.listen(Image, f'/{name}/depth/image')
+                  for name in ('left', 'right')}
+        clouds = launched.listen(PointCloud2, '/right/points')
+        output = launched.output_at_end()
+        assert launched.process.returncode == 0, output
+    for name, answers in depths.items():
+        assert len(answers) == COUNT, name
+        assert f'bag: images from /{name}/image_raw' in output
+    assert len(clouds) == COUNT
+    assert '/other' not in output.replace(str(bag), '')
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['cameras:=left,right', 'image:=/left/image_raw'], '1 topics for 2 cameras'),
+    (['image:=/a/image,/b/image'], '2 topics for 1 cameras'),
+    (['cameras:=left,right', 'image:=/a,/b/compressed'], 'some are compressed and some are not'),
+    (['cameras:=left,up', 'bag:=BAG'], 'the bag has no topic under /up/'),
+])
+def test_topics_that_do_not_fit_the_cameras(tmp_path, arguments, words):
+    bag = str(write_bag(tmp_path / 'bag', ['left', 'right']))
+    assert words in refused(*(argument.replace('BAG', bag) for argument in arguments))
 
 
 @pytest.fixture
@@ -357,6 +387,20 @@ def test_the_demo_shows_rooms_to_the_node(settings, without_rviz):
     assert 'rviz2 is not installed here: look at depth/image_color' in output
     assert re.search(r'camera: office, seed 3, from stamp \d+', output)
     assert 'Traceback' not in output
+
+
+@pytest.mark.slow
+def test_the_demo_shows_several_cameras_to_one_node(settings):
+    names = ('front', 'left', 'rear', 'right')
+    arguments = [f'params_file:={settings}', f'cameras:={",".join(names)}', 'rate:=1.0',
+                 'rviz:=false', 'namespace:=show']
+    with Launched(*arguments, file=DEMO_FILE) as launched:
+        depths = {name: launched.listen(Image, f'/show/{name}/depth/image') for name in names}
+        assert launched.spin_until(lambda: all(depths.values())), depths.keys()
+        output = launched.interrupt()
+        assert launched.process.returncode == 0, output
+    for name, answers in depths.items():
+        assert {answer.header.frame_id for answer in answers} == {f'{name}_optical_frame'}
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ BAD_FILES = {
     'not YAML': (YAML + "weights: 'unclosed", ['not valid YAML']),
     'mixed numbers': (YAML + 'bins: [1, 1.5, 2, 2.5, 3, 3.5, 4]', ['same type', '1.0']),
     'empty list': (YAML + 'tokens: []', ['tokens', 'no token']),
+    'no camera': (YAML + 'cameras: []', ['cameras: []', 'no name', "a single one ''"]),
     'misspelt topic': (YAML + 'qos_overrides:\n      /imge:\n        subscription:\n'
                               '          depth: 2', ['/imge', '/image.subscription']),
     'wrong policy': (YAML + 'qos_overrides:\n      /image:\n        subscription:\n'
