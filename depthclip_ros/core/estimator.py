@@ -155,9 +155,14 @@ class DepthEstimator:
         self._temperature.fill_(config.temperature)
         self._replayer.synchronize()
 
-    def warm_up(self) -> None:
-        """Run once on a black image, so that the first real one is not the slow one."""
-        self.predict(np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8))
+    def warm_up(self, largest_batch: int = 1) -> None:
+        """Run black images in batches of every size, so that no real batch is the slow one.
+
+        Most engines prepare themselves anew for each size.
+        """
+        black = np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8)
+        for count in range(1, largest_batch + 1):
+            self.predict([black] * count)
 
     @overload
     def predict(

@@ -131,7 +131,7 @@ class DepthNode(LifecycleNode):
             self.get_logger().error(f'Cannot configure: {error}')
             return FAILURE
         start = time.perf_counter()
-        estimator.warm_up()
+        estimator.warm_up(largest_batch=len(node_config.cameras))
         self.get_logger().info(
             f'Configured: weights {estimator.weights.name} on {estimator.device} in '
             f'{estimator.precision}, input {config.input_width}x{config.input_height}, text '
