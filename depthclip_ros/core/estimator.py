@@ -156,12 +156,16 @@ class DepthEstimator:
         self._replayer.synchronize()
 
     def warm_up(self, largest_batch: int = 1) -> None:
-        """Run black images in batches of every size, so that no real batch is the slow one.
+        """Run black images, so that no real batch is the slow one.
 
-        Most engines prepare themselves anew for each size.
+        Args:
+            largest_batch: up to which every size is tried, where the engine or a GPU's libraries
+                prepare themselves anew for each.
+
         """
         black = np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8)
-        for count in range(1, largest_batch + 1):
+        alike = self.device.type == 'cpu' and self.engine in ('eager', 'torch')
+        for count in range(1, 2 if alike else largest_batch + 1):
             self.predict([black] * count)
 
     @overload

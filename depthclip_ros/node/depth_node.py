@@ -134,7 +134,8 @@ class DepthNode(LifecycleNode):
         estimator.warm_up(largest_batch=len(node_config.cameras))
         self.get_logger().info(
             f'Configured: weights {estimator.weights.name} on {estimator.device} in '
-            f'{estimator.precision}, input {config.input_width}x{config.input_height}, text '
+            f'{estimator.precision}, engine {estimator.engine}, input '
+            f'{config.input_width}x{config.input_height}, text '
             f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
             f'{time.perf_counter() - start:.2f} s.')
         self._estimator = estimator

@@ -135,6 +135,7 @@ def model_status(
         **memory,
         'device': str(device),
         'precision': estimator.precision,
+        'engine': estimator.engine,
         'weights': estimator.weights.name,
         'weights sha256': estimator.weights.digest,
         'trained': estimator.weights.trained,
