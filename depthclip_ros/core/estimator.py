@@ -244,13 +244,16 @@ class DepthEstimator:
 
     def _encode(self, pixels: Sequence[Tensor], flip: bool) -> Tensor:
         """(H, W, 3) uint8 images on the device -> (passes, B, C, h, w)."""
+        count, passes = len(pixels), 1 + flip
         height, width = self.config.input_height, self.config.input_width
-        rows = torch.stack([self._normalized_rows(image) for image in pixels])
-        batch = rows.view(len(pixels), height, width, 3).permute(0, 3, 1, 2)
-        # The mirrored pass rides in the same batch.
-        passes = [batch, batch.flip(3)] if flip else [batch]
-        features: Tensor = self._encoder(torch.cat(passes))
-        return features.reshape(len(passes), len(batch), *features.shape[1:])
+        rows = torch.empty(passes * count, height, 3 * width, device=self.device)
+        for image, target in zip(pixels, rows, strict=False):
+            self._normalize(image, target)
+        batch = rows.view(-1, height, width, 3)
+        if flip:  # the mirrored pass rides in the same batch
+            batch[count:] = batch[:count].flip(2)
+        features: Tensor = self._encoder(batch.permute(0, 3, 1, 2))
+        return features.reshape(passes, count, *features.shape[1:])
 
     @torch.inference_mode()
     def read_out(
@@ -280,18 +283,26 @@ class DepthEstimator:
             patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
         return ReadOut(patch_depth, weights[:count], logits[:count], spread[:count])
 
-    def _normalized_rows(self, pixels: Tensor) -> Tensor:
-        """(H, W, 3) uint8 -> (input_height, input_width x 3) normalised.
+    def _normalize(self, pixels: Tensor, target: Tensor) -> None:
+        """(H, W, 3) uint8 -> `target`, (input_height, 3 x input_width) in float32.
 
         Whole rows at a time: their length suits a processor's vectors, three channels do not.
         """
         wanted = (self.config.input_height, self.config.input_width)
-        values = pixels.float()
-        if values.shape[:2] != wanted:
-            values = interpolate(
-                values.permute(2, 0, 1)[None], wanted, mode='bilinear', antialias=True,
-            )[0].permute(1, 2, 0)
-        return torch.addcmul(self._shift, values.reshape(wanted[0], -1), self._scale)
+        if pixels.shape[:2] != wanted:
+            pixels = _resize(pixels, wanted)
+        torch.addcmul(
+            self._shift, pixels.reshape(wanted[0], -1).float(), self._scale, out=target)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W, 3) -> (height, width, 3), in 8 bits as CLIP's own preprocessing does it."""
+    image = pixels.permute(2, 0, 1)[None]
+    if image.is_cuda:  # where torch resizes in floating point only
+        image = interpolate(image.float(), size, mode='bilinear', antialias=True).round_()
+    else:
+        image = interpolate(image, size, mode='bilinear', antialias=True)
+    return image[0].permute(1, 2, 0)
 
 
 def _check_image(image: NDArray[np.uint8]) -> None:
