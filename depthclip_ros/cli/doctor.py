@@ -285,8 +285,8 @@ def check_clip() -> list[Check]:
     probe = run_probe(
         'import json\n'
         'from depthclip_ros.core.clip_package import import_clip, tokenizer_digest\n'
-        'clip = import_clip(); tokenizer_digest()\n'
-        'print(json.dumps({"file": clip.__file__}))')
+        'clip = import_clip(); clip.model, clip.clip, tokenizer_digest()\n'
+        'print(json.dumps({"folder": str(clip.folder)}))')
     if probe.code != 0:
         reason = probe.reason.partition(': ')[2] or probe.reason
         owner = metadata.packages_distributions().get('clip', [])
@@ -295,7 +295,7 @@ def check_clip() -> list[Check]:
                           f'{sys.executable} -m pip uninstall -y clip && {PIP} openai-clip')]
         return [Check('clip', FAIL, reason, f'{PIP} openai-clip')]
     version = _version('openai-clip', 'clip')
-    return [Check('clip', OK, f'{version} at {Path(probe.values()["file"]).parent}')]
+    return [Check('clip', OK, f'{version} at {probe.values()["folder"]}')]
 
 
 def check_optional() -> list[Check]:

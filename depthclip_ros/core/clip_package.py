@@ -10,35 +10,98 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import WeightsError
 
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+
 INSTALL_HINT = "install OpenAI's package: pip install openai-clip"
 VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
+MODEL_NAME = f'{__package__}.openai_clip_model'
+
+
+class ClipPackage:
+    """The parts of OpenAI's package, each imported when it is first used."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder of the package."""
+        self.folder = folder
+
+    @cached_property
+    def model(self) -> Any:
+        """`clip.model` without the package around it.
+
+        The package imports torchvision, and with it sympy and torch's compiler: two seconds and
+        200 MiB that the networks do not need.
+
+        Raises:
+            WeightsError: it cannot be imported.
+
+        """
+        with _import_errors():
+            spec = cast('ModuleSpec', importlib.util.spec_from_file_location(
+                MODEL_NAME, self.folder / 'model.py'))
+            model = importlib.util.module_from_spec(spec)
+            sys.modules[MODEL_NAME] = model  # what looks classes up by their module finds them
+            cast('Loader', spec.loader).exec_module(model)
+        return model
+
+    @cached_property
+    def clip(self) -> Any:
+        """`clip.clip`: the tokenizer and the table of releases.
+
+        Raises:
+            WeightsError: it cannot be imported.
+
+        """
+        with _import_errors(), _pkg_resources_packaging():
+            return importlib.import_module('clip.clip')
+
+    def tokenize(self, texts: list[str], context_length: int = 77) -> Any:
+        """Tokens of sentences: (N, context_length) integers, as `clip.tokenize` gives them.
+
+        Raises:
+            RuntimeError: a sentence is too long.
+            WeightsError: the tokenizer cannot be imported.
+
+        """
+        return self.clip.tokenize(texts, context_length)
 
 
 @cache
-def import_clip() -> Any:
-    """Import OpenAI's `clip`.
+def import_clip() -> ClipPackage:
+    """Find OpenAI's `clip`.
 
     Raises:
         WeightsError: the package is missing, or another package of the same name is installed.
 
     """
+    spec = importlib.util.find_spec('clip')
+    if spec is None:
+        raise WeightsError(
+            f"the Python package 'clip' is missing (in {sys.prefix}); {INSTALL_HINT}.")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / 'model.py').is_file() and (folder / VOCABULARY).is_file():
+            return ClipPackage(folder)
+    where = spec.origin or ', '.join(map(str, folders))
+    raise WeightsError(f"the package 'clip' at {where} has no {VOCABULARY}, so it is not "
+                       f"OpenAI's; remove it (pip uninstall clip), then {INSTALL_HINT}.")
+
+
+@contextmanager
+def _import_errors() -> Iterator[None]:
+    """Say what to do where a part of the package cannot be imported."""
     try:
-        with _pkg_resources_packaging():
-            clip = importlib.import_module('clip')
-            model = importlib.import_module('clip.model')
+        yield
     except ImportError as error:
         raise WeightsError(
             f"the Python package 'clip' cannot be imported ({error}); {INSTALL_HINT}.") from error
-    if not (hasattr(clip, 'tokenize') and hasattr(model, 'build_model')):
-        raise WeightsError(f"the package 'clip' at {clip.__file__} is not OpenAI's; remove it "
-                           f'(pip uninstall clip), then {INSTALL_HINT}.')
-    return clip
 
 
 @contextmanager
@@ -73,13 +136,10 @@ def _pkg_resources_packaging() -> Iterator[None]:
 
 @cache
 def tokenizer_digest() -> str:
-    """SHA-256 of the tokenizer's vocabulary, found without importing the package (or torch)."""
-    spec = importlib.util.find_spec('clip')
-    if spec is None or spec.origin is None:
-        raise WeightsError(f"the Python package 'clip' is missing; {INSTALL_HINT}.")
-    path = Path(spec.origin).with_name(VOCABULARY)
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise WeightsError(f"the package 'clip' at {path.parent} has no {VOCABULARY}, so it is "
-                           f"not OpenAI's; {INSTALL_HINT}.") from error
+    """SHA-256 of the tokenizer's vocabulary, found without importing the package (or torch).
+
+    Raises:
+        WeightsError: as `import_clip`.
+
+    """
+    return hashlib.sha256((import_clip().folder / VOCABULARY).read_bytes()).hexdigest()
