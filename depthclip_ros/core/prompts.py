@@ -23,6 +23,7 @@ from torch import Tensor
 from .clip_package import import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError
+from .uninitialized import Uninitialized
 from .weights import Log
 
 CACHE_FORMAT = 1
@@ -45,7 +46,8 @@ def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDAr
     """
     clip = import_clip()
     try:
-        model = clip.model.build_model(dict(state_dict)).float()
+        with Uninitialized():
+            model = clip.model.build_model(dict(state_dict)).float()
     except (RuntimeError, KeyError) as error:
         raise WeightsError('the weights do not fit their own architecture: '
                            f'{" ".join(str(error).split())[:300]}') from error
