@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import pickle
 import tempfile
@@ -12,6 +13,7 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,20 +203,27 @@ def _download(url: str, file: Any, name: str) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """SHA-256 of a file, in hex; other threads run meanwhile."""
+    if path.stat().st_size == 0:  # nothing to map
+        return hashlib.sha256().hexdigest()
+    # In one piece: a loop over chunks would wait for the interpreter after each.
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
-def _verify(path: Path, release: Release) -> None:
+def _verify(path: Path, release: Release) -> str:
+    """SHA-256 of an official file.
+
+    Raises:
+        WeightsError: it is not the one that OpenAI published.
+
+    """
     digest = file_digest(path)
     if digest != release.sha256:
         raise WeightsError(f'{path}: SHA-256 is {digest}, expected {release.sha256}; the file is '
                            'damaged or not the official one. Delete it and fetch it again, or '
                            'give it as weights: PATH if it is yours.')
+    return digest
 
 
 def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: Path,
@@ -242,27 +251,44 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
     elif str(weights) == UNTRAINED:
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
-        info, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
-        state_dict = read_file(path)
+        name, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
+        digest, state_dict = _read_and_hash(name, path)
+        if name in RELEASES:
+            log(f'{name} is read from {path}, checksum verified.')
+        info = WeightsInfo(name, str(path), digest)
     _check_backbone(state_dict, backbone, info.source)
     return info, state_dict
 
 
-def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[WeightsInfo, Path]:
-    """Path of named weights or of a file, with its checksum."""
+def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[str, Path]:
+    """Name and path of named weights or of a file; downloaded ones are verified, others not."""
     if weights in RELEASES:
-        if offline and find(weights, cache_dir) is None:
+        path = find(weights, cache_dir)
+        if path is None and offline:
             raise WeightsError(
                 f'{weights}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
                 f"'depthclip fetch {weights}' while there is a network, or give weights: PATH.")
-        path = fetch(weights, cache_dir, log)
-        return WeightsInfo(weights, str(path), RELEASES[weights].sha256), path
+        return weights, path or fetch(weights, cache_dir, log)
     path = DEMO_FILE if weights == DEMO else Path(weights).expanduser()
     if weights == 'auto' or not path.is_file():
         raise WeightsError(
             f"weights: '{weights}' is neither a file nor an official name "
             f"({', '.join(RELEASES)}, '{DEMO}', or '{UNTRAINED}').")
-    return WeightsInfo(DEMO if weights == DEMO else path.name, str(path), file_digest(path)), path
+    return (DEMO if weights == DEMO else path.name), path
+
+
+def _read_and_hash(name: str, path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Read a file and, meanwhile, work out its SHA-256, which for named weights must be right."""
+    release = RELEASES.get(name)
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(_verify, path, release) if release else \
+            pool.submit(file_digest, path)
+        try:
+            state_dict = read_file(path)
+        finally:
+            # First that a file is damaged, then that it cannot be read.
+            digest = hashed.result()
+    return digest, state_dict
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
