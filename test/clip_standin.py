@@ -157,6 +157,28 @@ def write_tiny_weights(path, seed: int = 0) -> None:
     torch.save(tiny_state_dict(seed), path)
 
 
+def write_release(path, numbers: dict[str, torch.Tensor]) -> None:
+    """Save weights as OpenAI releases them: TorchScript, half precision, three extra scalars."""
+    class Archive(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Archive()
+    model = import_clip().model.build_model(dict(numbers))
+    extra = {'input_resolution': model.visual.input_resolution,
+             'context_length': model.context_length, 'vocab_size': model.vocab_size}
+    for name, value in {**model.state_dict(),
+                        **{key: torch.tensor(number) for key, number in extra.items()}}.items():
+        *parents, leaf = name.split('.')
+        module = root
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, Archive())
+            module = getattr(module, parent)
+        module.register_buffer(leaf, value)
+    torch.jit.save(torch.jit.trace(root.eval(), torch.zeros(1)), str(path))
+
+
 def synthetic_rgb(seed: int, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
     """(height, width, 3) RGB: a ramp, thirty flat rectangles and noise, from integer draws."""
     random = np.random.RandomState(seed)

@@ -15,7 +15,6 @@ import torch
 
 from depthclip_ros.core import WeightsError
 from depthclip_ros.core import weights as weights_module
-from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, fetch, file_digest, load, read_file
 
 
@@ -26,24 +25,9 @@ def tiny():
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory, tiny):
-    """Write a TorchScript archive as OpenAI's are: half precision, three extra scalars."""
-    class Archive(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
-    root = Archive()
-    half = import_clip().model.build_model(dict(tiny)).state_dict()
-    extra = {'input_resolution': 64, 'context_length': 77, 'vocab_size': 49408}
-    for name, value in {**half, **{k: torch.tensor(v) for k, v in extra.items()}}.items():
-        *parents, leaf = name.split('.')
-        module = root
-        for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, Archive())
-            module = getattr(module, parent)
-        module.register_buffer(leaf, value)
+    """Write an archive as OpenAI's are."""
     path = tmp_path_factory.mktemp('archive') / 'tiny.pt'
-    torch.jit.save(torch.jit.trace(root.eval(), torch.zeros(1)), str(path))
+    clip_standin.write_release(path, tiny)
     return path
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting from filled caches imports only what is used: it decides how long a start takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.clip_package import import_clip
+from depthclip_ros.core.uninitialized import Uninitialized
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = {'backbone': 'auto', 'input_height': 64, 'input_width': 64}
+
+START = f"""
+import json, sys
+import depthclip_ros.node.depth_node
+before = list(sys.modules)
+from depthclip_ros.core import DepthConfig, DepthEstimator
+estimator = DepthEstimator(DepthConfig().replace(**{CONFIG}), sys.argv[1], 'cpu')
+estimator.warm_up()
+assert estimator.text_cache_hit
+print(json.dumps([before, list(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope='module')
+def imported(tiny_weights, tmp_path_factory):
+    """Modules that the node's modules import, and those that there are when it can predict."""
+    pytest.importorskip('rclpy')
+    cache = tmp_path_factory.mktemp('cache')
+    filled = DepthEstimator(
+        DepthConfig().replace(**CONFIG), tiny_weights, 'cpu', cache_dir=cache)
+    assert not filled.text_cache_hit
+    done = subprocess.run(
+        [sys.executable, '-c', START, str(tiny_weights)], cwd=ROOT, check=True, text=True,
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'DEPTHCLIP_CACHE': str(cache)})
+    return [set(names) for names in json.loads(done.stdout.splitlines()[-1])]
+
+
+def test_parameters_are_checked_before_torch_is_imported(imported):
+    assert 'depthclip_ros.node.depth_node' in imported[0]
+    assert 'torch' not in imported[0]
+
+
+@pytest.mark.parametrize('unused', [
+    ('clip', 'torchvision', 'ftfy', 'regex', 'PIL'),  # tokenizer
+    ('scipy', 'h5py', 'matplotlib', 'offline_eval', 'depthclip_ros.sim', 'rosbags'),
+    pytest.param(  # torch's compiler
+        ('sympy', 'torch._dynamo', 'torch._inductor', 'triton'),
+        marks=pytest.mark.xfail(reason="backbone.py draws on the 'meta' device", strict=True)),
+])
+def test_a_start_from_the_cache_imports_only_what_it_uses(imported, unused):
+    assert 'torch' in imported[1]
+    assert imported[1].isdisjoint(unused), imported[1].intersection(unused)
+
+
+def test_uninitialized_networks_draw_no_random_numbers():
+    model = import_clip().model
+    before = torch.random.get_rng_state()
+    with Uninitialized():
+        made = model.ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
+    assert torch.equal(before, torch.random.get_rng_state())
+    plain = model.ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
+    assert not torch.equal(before, torch.random.get_rng_state())
+    assert [(name, value.shape, value.device) for name, value in made.state_dict().items()] == \
+        [(name, value.shape, value.device) for name, value in plain.state_dict().items()]
