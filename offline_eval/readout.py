@@ -99,13 +99,16 @@ class Scorer:
             self._check(depth, self._columns[place], batch)
         rows, columns = _bounding_box(batch.truth)
         truth = torch.from_numpy(batch.truth[:, rows, columns])
+        places = list(patches)
 
         def score_images(part: slice) -> None:
-            inside = Truth(truth[part].to(self._estimator.device))
-            for place, depth in patches.items():
-                maps = self._pixels(depth[part])[:, rows, columns]
-                sums = inside.score(maps, self._protocol.max_depth)
-                batch.records['columns'][part, place] = sums.cpu().numpy()
+            for i in range(len(truth))[part]:
+                inside = truth[i].to(self._estimator.device)
+                maps = torch.empty((len(places), *inside.shape), device=inside.device)
+                for row, place in enumerate(places):
+                    maps[row] = self._pixels(patches[place][i:i + 1])[0, rows, columns]
+                sums = Truth(inside).score(maps, self._protocol.max_depth)
+                batch.records['columns'][i, places] = sums.cpu().numpy()
 
         self._each(score_images, len(truth))
         return batch.records
