@@ -57,7 +57,6 @@ def predict_files(
     unread = 0
     folder = output_folder(output)
     estimator = load_estimator(depth_config, node_config)
-    estimator.warm_up()
     start = time.perf_counter()
     for path, name in zip(files, _distinct_names(files), strict=True):
         failure = _failure_of(estimator, path, folder / name)
