@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 GOAL_RATIO, GOAL_GPU = 1.1, 200.0  # wall time per image, of the network's alone; images a second
+BATCH, REPEATS = 4, 5  # of the network alone
 ROOMS = 80  # rendered images; more are repetitions of these
 # What a run consists of, by the methods of `Evaluation`.
 STAGES = {'open data and load the model': '__init__', 'training split': '_training_mean',
@@ -199,7 +200,7 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
     weights = arguments[arguments.index('--weights') + 1]
     estimator = DepthEstimator(config, weights, arguments[3])
     images = list(np.random.default_rng(0).integers(
-        0, 256, (8, config.input_height, config.input_width, 3), np.uint8))
+        0, 256, (BATCH, config.input_height, config.input_width, 3), np.uint8))
     threads = torch.get_num_threads()
 
     def as_batch() -> None:
@@ -207,7 +208,7 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
         if estimator.device.type == 'cuda':
             torch.cuda.synchronize()
 
-    ways = {'batch of 8, all threads': median(timings(as_batch))}
+    ways = {f'batch of {BATCH}, all threads': median(timings(as_batch))}
     if estimator.device.type == 'cpu':
         torch.set_num_threads(1)
         with ThreadPoolExecutor(threads) as pool:
@@ -219,10 +220,10 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
 
 
 def timings(work: Callable[[], None]) -> list[float]:
-    """Seconds of seven runs after a first one."""
+    """Seconds of a few runs after a first one."""
     work()
     result = []
-    for _ in range(7):
+    for _ in range(REPEATS):
         begin = time.perf_counter()
         work()
         result.append(time.perf_counter() - begin)
