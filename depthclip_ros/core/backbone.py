@@ -17,6 +17,7 @@ from torch.nn.functional import conv2d, interpolate, normalize
 
 from .clip_package import import_clip
 from .errors import ConfigError, WeightsError
+from .uninitialized import Uninitialized
 from .weights import Architecture, architecture
 
 RESNET_STRIDE = 32
@@ -184,7 +185,7 @@ def _without_pool(resnet: nn.Module) -> nn.Module:
 def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> nn.Module:
     """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does."""
     model = import_clip().model
-    with torch.device('meta'):
+    with Uninitialized():
         visual: nn.Module
         if shape.patch is not None:
             visual = model.VisionTransformer(

@@ -12,13 +12,15 @@ Whatever runs is first compared with the reference on a known image, and refused
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, VitMaskClip
-from .errors import ConfigError, EngineError
+from .errors import ConfigError, DepthClipError, EngineError
 from .resnet import FoldedResNet
 
 if TYPE_CHECKING:
@@ -51,39 +53,42 @@ def install(
         EngineError: it does not run here, or its features are wrong.
 
     """
-    image = known_image(size)
+    # A small image is enough, but what is compiled for one size is checked at that.
+    generic = name in ('auto', 'eager', 'torch')
+    image = known_image((3 * encoder.stride, 4 * encoder.stride) if generic else size)
     with torch.inference_mode():
         expected = encoder(image)
     reference = encoder.trunk
     encoder.to(device)
     encoder.dtype = dtype
+
+    def run_on(engine: str) -> str:
+        with _explained(engine), torch.inference_mode():
+            encoder.trunk = _BUILDERS[engine](reference, dtype, device, size)
+            features = encoder(image.to(device))
+        check_features(engine, dtype, features, expected)
+        return engine
+
     if name != 'auto':
-        _install_one(encoder, name, reference, image.to(device), expected)
-        return name
+        return run_on(name)
     try:
-        _install_one(encoder, 'torch', reference, image.to(device), expected)
+        return run_on('torch')
     except EngineError as error:
         log(f'WARNING: {error} Going on with engine: eager.')
-        _install_one(encoder, 'eager', reference, image.to(device), expected)
-        return 'eager'
-    return 'torch'
+        return run_on('eager')
 
 
-def _install_one(
-    encoder: ImageEncoder, name: str, reference: nn.Module, image: Tensor, expected: Tensor,
-) -> None:
-    """Build one engine and compare it with the reference."""
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Engines are other people's code, and raise anything."""
     try:
-        with torch.inference_mode():
-            encoder.trunk = _BUILDERS[name](reference, encoder.dtype, image.device)
-            features = encoder(image)
-    except ConfigError:
+        yield
+    except DepthClipError:
         raise
-    except Exception as error:  # engines are other people's code, and raise anything
+    except Exception as error:
         reason = ' '.join(str(error).split())[:300]
         raise EngineError(
             f'engine: {name} does not run here ({type(error).__name__}: {reason}).') from error
-    check_features(name, encoder.dtype, features, expected)
 
 
 def known_image(size: tuple[int, int]) -> Tensor:
@@ -114,38 +119,49 @@ def check_features(
             'report it.')
 
 
-def _eager(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _eager(
+    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+) -> nn.Module:
+    del size
     return trunk.to(device, dtype)
 
 
-def _folded(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _folded(
+    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+) -> nn.Module:
     """Plain operations, for every device and compiler; a vision transformer stays as it is."""
     if isinstance(trunk, VitMaskClip):
-        return _eager(trunk, dtype, device)
+        return _eager(trunk, dtype, device, size)
     return FoldedResNet(trunk).to(device, dtype)
 
 
-def _torch(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    network = _folded(trunk, dtype, device)
+def _torch(
+    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+) -> nn.Module:
+    network = _folded(trunk, dtype, device, size)
     if isinstance(network, FoldedResNet) and device.type == 'cpu' and has_onednn():
-        network.fuse()
+        network.fuse(size)
     return network
 
 
-def _compile(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    network = _folded(trunk, dtype, device)
+def _compile(
+    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+) -> nn.Module:
+    network = _folded(trunk, dtype, device, size)
     # Freezing packs the weights, which only the CPU's code generation does.
     options: dict[str, Any] = {'freezing': True} if device.type == 'cpu' else {}
     network.compile(options=options)
     return network
 
 
-def _openvino(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _openvino(
+    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+) -> nn.Module:
     if device.type != 'cpu':
         raise ConfigError(f'engine: openvino runs on CPUs, and the device is {device}; use '
                           'engine: torch, or device: cpu.')
     from .openvino_trunk import OpenVinoTrunk
-    return OpenVinoTrunk(_folded(trunk, torch.float32, device), dtype)
+    return OpenVinoTrunk(_folded(trunk, torch.float32, device, size), dtype)
 
 
 _BUILDERS = {

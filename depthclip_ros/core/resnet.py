@@ -48,12 +48,18 @@ class Convolution(nn.Module):
 class OneDnnConvolution(nn.Module):
     """The same in one call of oneDNN each: the operators into which torch.compile lowers it."""
 
-    def __init__(self, convolution: Convolution) -> None:
-        """Take over a convolution, in its number format."""
+    def __init__(self, convolution: Convolution, size: tuple[int, int]) -> None:
+        """Take over a convolution in its number format.
+
+        The weights are packed in the layout that is best for inputs of `size` (height, width).
+        They work for every other size too, only slower; the number of images does not matter.
+        """
         super().__init__()
-        self._weight, self._bias = convolution.weight, convolution.bias
+        self._bias = convolution.bias
         self._place: tuple[Any, ...] = (convolution.padding, convolution.stride, [1, 1], 1)
-        self._packed = False
+        weight = convolution.weight
+        self._weight = _ONEDNN._reorder_convolution_weight(  # noqa: SLF001
+            weight, *self._place, [1, weight.shape[1], *size])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
@@ -65,26 +71,14 @@ class OneDnnConvolution(nn.Module):
 
     def add_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """Convolve, add, then set what is negative to 0, in the memory of `shortcut`."""
-        self._pack(x)
         result: Tensor = _ONEDNN._convolution_pointwise_.binary(
             shortcut, x, self._weight, self._bias, *self._place, 'add', 1.0, 'relu', [], None)
         return result
 
     def _pointwise(self, x: Tensor, then: str) -> Tensor:
-        self._pack(x)
         result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001
             x, self._weight, self._bias, *self._place, then, [], None)
         return result
-
-    def _pack(self, x: Tensor) -> None:
-        """Put the weights into the layout that is best for an input of this size.
-
-        They work for every other size too, only slower; the number of images does not matter.
-        """
-        if not self._packed:
-            self._weight = _ONEDNN._reorder_convolution_weight(  # noqa: SLF001
-                self._weight, *self._place, list(x.shape))
-            self._packed = True
 
 
 class Bottleneck(nn.Module):
@@ -135,12 +129,25 @@ class FoldedResNet(nn.Module):
             x = block(x)
         return x
 
-    def fuse(self) -> FoldedResNet:
-        """Let oneDNN do every convolution with what follows it; for CPUs, and not to undo."""
-        for holder in (self.stem, *self.blocks):
-            for name, module in list(holder.named_children()):
-                setattr(holder, name, OneDnnConvolution(module))
-        return self
+    def fuse(self, size: tuple[int, int]) -> None:
+        """Let oneDNN do every convolution with what follows it; for CPUs, and not to undo.
+
+        Args:
+            size: (height, width) of the images for which it is to be fast.
+
+        """
+        height, width = size
+        for i, convolution in enumerate(self.stem):
+            self.stem[i] = OneDnnConvolution(convolution, (height, width))
+            height, width = height // convolution.stride[0], width // convolution.stride[1]
+        height, width = height // 2, width // 2
+        for block in self.blocks:
+            block.reduce = OneDnnConvolution(block.reduce, (height, width))
+            block.spatial = OneDnnConvolution(block.spatial, (height, width))
+            height, width = height // block.stride, width // block.stride
+            block.expand = OneDnnConvolution(block.expand, (height, width))
+            if block.shortcut is not None:
+                block.shortcut = OneDnnConvolution(block.shortcut, (height, width))
 
 
 def fold(convolution: Any, norm: Any) -> Convolution:
