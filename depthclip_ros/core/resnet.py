@@ -152,8 +152,7 @@ class FoldedResNet(nn.Module):
 
 def fold(convolution: Any, norm: Any) -> Convolution:
     """Make one convolution of a convolution without bias and the batch norm after it."""
-    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    weight = convolution.weight.double() * scale[:, None, None, None]
-    bias = norm.bias.double() - norm.running_mean.double() * scale
-    return Convolution(weight.float(), bias.float(), convolution.stride[0],
-                       convolution.padding[0])
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return Convolution(
+        convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale,
+        convolution.stride[0], convolution.padding[0])
