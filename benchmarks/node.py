@@ -27,9 +27,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
-os.environ['PYTHONPATH'] = os.pathsep.join([*sys.path[:2], os.environ.get('PYTHONPATH', '')])
-for _variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
-    os.environ.setdefault(_variable, str(ROOT / 'config' / 'fastdds_large_images.xml'))
 
 from benchmarks import machine  # noqa: E402
 from benchmarks.node_graph import Session, Trial, session  # noqa: E402
@@ -37,7 +34,9 @@ from benchmarks.node_graph import Session, Trial, session  # noqa: E402
 RATE = 30.0  # Hz
 MOST_DROPS = 0.05
 PRECISION = 1.12  # between a rate that passes and one that does not
-TRIALS = 7
+STEP = 1.8  # up or down, until both are known
+TRIALS = 8
+FEWEST_IMAGES = 40  # of one run
 HEIGHT, WIDTH = 480, 640
 NODES = {'depth_node': 'depthclip_ros.node.depth_node', 'plain_node': 'benchmarks.plain_node'}
 OURS, PLAIN = NODES
@@ -49,6 +48,7 @@ GOALS = {'overhead [ms]': 2.0, 'overhead, part of the plain one': 0.25,
 def main() -> None:
     """Measure everything and write it."""
     options = _options()
+    _set_environment()
     result = {**machine.describe(), 'what': f'{WIDTH}x{HEIGHT} rgb8 images, network '
               f'{options.network} on {options.device}', 'results': []}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,6 +56,7 @@ def main() -> None:
         for count in options.cameras:
             for node in NODES:
                 result['results'].append(_measure(node, count, parameters, options, folder))
+                machine.write(options.output, result)  # what there is, should the rest fail
         if not options.quick:
             # The cloud that the other node has, so that nobody takes the dense one for the cause.
             coarse = {**parameters, 'dense_cloud': False}
@@ -83,7 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument('--device', default='auto')
     parser.add_argument('--quick', action='store_true', help='shortest run, to see that it works')
     parser.add_argument('--output', type=Path,
-                        help='JSON file; default: benchmarks/results/node_NETWORK_DEVICE.json')
+                        help='JSON file; default: benchmarks/results/node-NETWORK-DEVICE.json')
     options = parser.parse_args()
     if options.quick:
         options.cameras, options.seconds, options.overload_seconds = [1], 1.0, 2.0
@@ -93,8 +94,17 @@ def _options() -> argparse.Namespace:
         import torch
         options.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     options.output = options.output or (
-        ROOT / 'benchmarks' / 'results' / f'node_{options.network}_{options.device}.json')
+        ROOT / 'benchmarks' / 'results' / f'node-{options.network}-{options.device}.json')
     return options
+
+
+def _set_environment() -> None:
+    """For this process and those that it starts."""
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ['PYTHONPATH'] = os.pathsep.join(
+        [str(ROOT), str(ROOT / 'test'), os.environ.get('PYTHONPATH', '')])
+    for variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
+        os.environ.setdefault(variable, str(ROOT / 'config' / 'fastdds_large_images.xml'))
 
 
 def _parameters(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -142,10 +152,10 @@ def _measure(
 
 
 def _trial(running: Session, rate: float, options: argparse.Namespace) -> Trial:
-    """Run at a rate, long enough for some forty images but not forever."""
+    """Run at a rate, for longer than usual where that gives too few images."""
     seconds = options.seconds
     if not options.quick:
-        seconds = max(seconds, min(40.0 / rate, 4 * seconds))
+        seconds = max(seconds, min(FEWEST_IMAGES / (rate * len(running.names)), 2.0 * seconds))
     # Queues fill in the lead: what they swallow is not taken for answered in time.
     lead = min(1.0, options.seconds) if rate >= RATE else 2.0 / rate
     return running.send(rate, seconds, lead)
@@ -170,9 +180,9 @@ def _highest_rate(running: Session, options: argparse.Namespace) -> tuple[float,
         if failed / max(passed, 1e-9) < PRECISION:
             break
         if not passed:
-            rate = failed / 1.4
+            rate = failed / STEP
         elif math.isinf(failed):
-            rate = 1.4 * passed
+            rate = STEP * passed
         else:
             rate = math.sqrt(passed * failed)
     return passed, 'node' if math.isfinite(failed) else 'number of trials'

@@ -3,8 +3,7 @@
 
 It computes the same depth, and takes none of the trouble: one callback does everything, behind
 queues of 10; every image is converted by way of OpenCV's order, every array and message made
-anew; the network is `clip`'s own module in float32 with the normalisation in front of it; all
-outputs are made whether or not anybody wants them.
+anew; the network is `NaiveDepthClip`; all outputs are made whether or not anybody wants them.
 
     python -m benchmarks.plain_node --ros-args -p weights:=untrained -p cameras:="['front']"
 """
@@ -29,15 +28,14 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
-from torch.nn.functional import interpolate
 
-from depthclip_ros.core.clip_package import import_clip
+from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.prompts import encode_tokens
 from depthclip_ros.core.weights import load
 
 QUEUE = 10
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STRIDE = 32  # pixels between points of the coarse cloud
 
 
 class PlainNode(Node):
@@ -51,19 +49,14 @@ class PlainNode(Node):
         device = get('device', 'auto')
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self.device = torch.device(device)
-        self.times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
-        self.frames = 0
-
-        self.config = DepthConfig(temperature=get('temperature', DepthConfig().temperature))
+        config = DepthConfig(temperature=get('temperature', DepthConfig().temperature))
         _, weights = load(get('weights', 'untrained'), get('backbone', 'RN50'), Path.home(),
                           self.get_logger().info)
-        text = torch.from_numpy(encode_tokens(self.config, weights)).to(self.device)
-        visual = import_clip().model.build_model(dict(weights)).float().visual.to(self.device)
-        visual.attnpool = torch.nn.Identity()
-        self.text, self.visual = text, visual
-        with torch.no_grad():
-            self.predict(np.zeros((480, 640, 3), np.uint8))
+        self.network = NaiveDepthClip(
+            weights, encode_tokens(config, weights), config, torch.device(device))
+        self.predict(np.zeros((480, 640, 3), np.uint8))
+        self.times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
+        self.frames = 0
 
         self.infos: dict[str, CameraInfo] = {}
         self.outputs = {}
@@ -79,7 +72,7 @@ class PlainNode(Node):
             self.create_subscription(
                 Image, prefix + 'image', functools.partial(self.on_image, name), QUEUE)
         self.create_timer(1.0, self.report)
-        self.get_logger().info(f'Active: on {self.device}')
+        self.get_logger().info(f'Active: on {device}')
 
     def _parameter(self, name: str, default: Any) -> Any:
         return self.declare_parameter(name, default).value
@@ -90,8 +83,7 @@ class PlainNode(Node):
         bgr = imgmsg_to_cv2(message, 'bgr8')
         rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
         predicting = time.perf_counter()
-        with torch.no_grad():
-            depth, patch_depth = self.predict(rgb)
+        depth = self.predict(rgb)
         network = time.perf_counter() - predicting
         depth_publisher, info_publisher, cloud_publisher = self.outputs[name]
         depth_publisher.publish(cv2_to_imgmsg(depth, '32FC1', message.header))
@@ -102,30 +94,19 @@ class PlainNode(Node):
                 d=info.d, r=info.r, distortion_model=info.distortion_model)
             info_publisher.publish(scaled)
             cloud = dense_cloud(message.header, depth, rgb, info) if self.dense_cloud else \
-                coarse_cloud(message.header, patch_depth, rgb, info)
+                coarse_cloud(message.header, depth, rgb, info)
             cloud_publisher.publish(cloud)
         self.frames += 1
         self.times['network'].append(network)
         self.times['overhead'].append(time.perf_counter() - start - network)
 
-    def predict(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Depth in pixels and in patches, one pass as `flip_average: false` has it."""
-        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1).float() / 255.0
-        mean = torch.tensor(MEAN, device=self.device).view(3, 1, 1)
-        deviation = torch.tensor(DEVIATION, device=self.device).view(3, 1, 1)
-        batch = image.unsqueeze(0)
-        if batch.shape[2:] != self.size:
-            batch = interpolate(batch, self.size, mode='bilinear', antialias=True)
-        features = self.visual((batch - mean) / deviation)
-        features = features / features.norm(dim=1, keepdim=True)
-        features = features[:, ::features.shape[1] // self.text.shape[1]]
-        _, channels, h, w = features.shape
-        rows = features.reshape(channels, h * w).permute(1, 0)
-        logits = 100.0 * rows @ self.text.t() / self.config.temperature
-        bins = torch.tensor(self.config.bins, device=self.device)
-        patch_depth = (torch.softmax(logits, dim=1) * bins).sum(dim=1).view(1, 1, h, w)
-        depth = interpolate(patch_depth, rgb.shape[:2], mode='bilinear', align_corners=True)
-        return depth[0, 0].cpu().numpy(), patch_depth[0, 0].cpu().numpy()
+    def predict(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Depth of the image's size, one pass as `flip_average: false` has it."""
+        height, width = rgb.shape[:2]
+        if (height, width) != self.size:
+            rgb = cv2.resize(rgb, self.size[::-1], interpolation=cv2.INTER_AREA)
+        depth = self.network([rgb], flip=False)[0]
+        return cv2.resize(depth, (width, height)) if depth.shape != (height, width) else depth
 
     def report(self) -> None:
         """Print the medians of the last frames, for the benchmark."""
@@ -168,22 +149,20 @@ def dense_cloud(
 
 
 def coarse_cloud(
-    header: Header, patch_depth: NDArray[np.float32], rgb: NDArray[np.uint8], info: CameraInfo,
+    header: Header, depth: NDArray[np.float32], rgb: NDArray[np.uint8], info: CameraInfo,
 ) -> PointCloud2:
     """One point a patch, point by point."""
-    h, w = patch_depth.shape
-    colors = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA)
+    rows = range(STRIDE // 2, depth.shape[0], STRIDE)
+    columns = range(STRIDE // 2, depth.shape[1], STRIDE)
     data = b''
-    for i in range(h):
-        for j in range(w):
-            u = (j + 0.5) * info.width / w - 0.5
-            v = (i + 0.5) * info.height / h - 0.5
-            z = float(patch_depth[i, j])
-            red, green, blue = colors[i, j].tolist()
+    for v in rows:
+        for u in columns:
+            z = float(depth[v, u])
+            red, green, blue = rgb[v, u].tolist()
             data += struct.pack(
                 'fffI', (u - info.k[2]) * z / info.k[0], (v - info.k[5]) * z / info.k[4], z,
                 (red << 16) | (green << 8) | blue)
-    return cloud_message(header, h, w, data)
+    return cloud_message(header, len(rows), len(columns), data)
 
 
 def cloud_message(header: Header, height: int, width: int, data: bytes) -> PointCloud2:
