@@ -109,7 +109,7 @@ def test_depth_and_cloud_messages_are_read_back():
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points, depth_metres
-    from depthclip_ros.node.cloud import patch_cloud
+    from depthclip_ros.node.cloud import PatchCloud
     from depthclip_ros.node.image_io import depth_image
     depth = np.array([[1.25, np.nan, 3.0]], np.float32)
     for encoding in ('32FC1', '16UC1'):
@@ -118,7 +118,7 @@ def test_depth_and_cloud_messages_are_read_back():
         np.testing.assert_allclose(depth_metres(message), depth)
     rays = np.array([[[0, 0, 1], [1, 0, 1], [2, -1, 1]]], np.float32)
     colors = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], np.uint8)
-    cloud = cloud_points(patch_cloud(Header(), rays, depth, colors))
+    cloud = cloud_points(PatchCloud().fill(Header(), rays, depth, colors))
     assert cloud.points.tolist() == [[0, 0, 1.25], [6, -3, 3]]
     assert cloud.colors.tolist() == [[1, 2, 3], [7, 8, 9]]
 

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,7 +15,7 @@ import pytest
 pytest.importorskip('rclpy')
 
 import numpy as np
-from ros_harness import camera_info
+from ros_harness import ROOT, camera_info
 from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import CameraInfoError
@@ -172,3 +176,31 @@ def test_reasons_of_rcl_are_shortened():
                          'at line 3, at /project/src/parse.c:258')
     assert explain_arguments(['node'], error) == \
         "Couldn't parse params file: 'x'. Error: Bad at line 3."
+
+
+FAULTS_OF_TEN_IMAGES = """
+import platform, resource, sys
+from depthclip_ros.node.process import keep_freed_memory
+
+def pass_images():
+    [bytearray(900_000) for _ in range(8)]
+
+if 'keep' in sys.argv:
+    keep_freed_memory()
+pass_images()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    pass_images()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
+def test_memory_of_images_is_used_again():
+    def faults(*arguments):
+        run = subprocess.run(
+            [sys.executable, '-c', FAULTS_OF_TEN_IMAGES, *arguments], cwd=ROOT, check=True,
+            env={k: v for k, v in os.environ.items() if 'MALLOC' not in k and 'GLIBC' not in k},
+            capture_output=True, text=True)
+        return int(run.stdout)
+    assert faults('keep') < 0.1 * faults()

@@ -60,7 +60,7 @@ from .diagnostics import CameraReport, crash_status, diagnostic_array, model_sta
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides
 from .pipeline import Pipeline
-from .process import Stopped, StopSignals, explain_arguments
+from .process import Stopped, StopSignals, explain_arguments, keep_freed_memory
 from .statistics import Throttle, Window
 from .watchdog import check_inputs
 from .worker import Worker
@@ -318,6 +318,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv if args is None else args)
     signals = StopSignals()
+    keep_freed_memory()
     node: DepthNode | None = None
     try:
         # Our own signal handlers: rclpy's would close the context under the last messages.

@@ -11,7 +11,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from ..color import UNTRAINED, colorize, write_warning
 from . import image_io
-from .cloud import patch_cloud, patch_colors
+from .cloud import PatchCloud, patch_colors
 from .qos_events import publisher_callbacks
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Outputs:
         self._depth = Image()
         self._color = Image()
         self._spread = Image()
+        self._cloud = PatchCloud()
 
     def wanted(self, topic: str) -> bool:
         """Whether anyone subscribes to one output."""
@@ -95,7 +96,7 @@ class Outputs:
         self._publishers['depth/camera_info'].publish(calibration.scaled(width, height, header))
         if self.wanted('points'):
             h, w = prediction.patch_depth.shape
-            self._publishers['points'].publish(patch_cloud(
+            self._publishers['points'].publish(self._cloud.fill(
                 header, calibration.rays(h, w), prediction.patch_depth,
                 patch_colors(rgb, h, w)))
 

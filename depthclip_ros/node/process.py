@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the node's process ends and how it fails to start."""
+"""How the node's process keeps its memory, how it ends, and how it fails to start."""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import signal
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,24 @@ from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# glibc's mallopt(3), with its numbers from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK = 32 * 2**20  # bytes; the most that glibc before 2.35 accepts
+_KEPT = 256 * 2**20  # bytes of free memory
+
+
+def keep_freed_memory() -> None:
+    """Let glibc use freed memory again instead of giving it back to the system.
+
+    By its defaults every 1 MB image, and every copy on its way, is fresh memory whose pages the
+    system maps one fault at a time: 640 faults, 1.2 ms, for taking one 640x480 image from the
+    middleware, beside 0.5 ms of work. Elsewhere than on glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 class Stopped(BaseException):

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node beside a deliberately plain one (`plain_node.py`), on a real ROS graph.
+
+For 1, 2, 4, 8 cameras: the highest rate with less than 5 % drops, and the latency at 30 Hz from
+the image's stamp to the arrival of its depth in another process. For one camera also: what the
+node costs beside the network, and how old its depth gets when images come faster than it can go.
+Both nodes get the same images from the same process, in the same run.
+
+    python benchmarks/node.py --network RN50        # real size; random weights unless --weights
+    python benchmarks/node.py --network tiny        # the node and not the network is the limit
+    python benchmarks/node.py --quick               # does it run?
+
+Writes JSON, a table (Markdown) and a plot (PNG) side by side. The middleware is configured for
+large images, as config/fastdds_large_images.xml has it, unless the environment says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
+
+from benchmarks import machine  # noqa: E402
+from benchmarks.node_graph import Session, Trial, session  # noqa: E402
+
+RATE = 30.0  # Hz
+MOST_DROPS = 0.05
+PRECISION = 1.12  # between a rate that passes and one that does not
+STEP = 1.8  # up or down, until both are known
+TRIALS = 8
+FEWEST_IMAGES = 40  # of one run
+HEIGHT, WIDTH = 480, 640
+NODES = {'depth_node': 'depthclip_ros.node.depth_node', 'plain_node': 'benchmarks.plain_node'}
+OURS, PLAIN = NODES
+COARSE = 'plain_node with a coarse cloud'
+GOALS = {'overhead [ms]': 2.0, 'overhead, part of the plain one': 0.25,
+         'age p99 / network, beyond capacity': 2.2}
+
+
+def main() -> None:
+    """Measure everything and write it."""
+    options = _options()
+    _set_environment()
+    result = {**machine.describe(), 'what': f'{WIDTH}x{HEIGHT} rgb8 images, network '
+              f'{options.network} on {options.device}', 'results': []}
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = _parameters(options, Path(folder))
+        for count in options.cameras:
+            for node in NODES:
+                result['results'].append(_measure(node, count, parameters, options, folder))
+                machine.write(options.output, result)  # what there is, should the rest fail
+        if not options.quick:
+            # The cloud that the other node has, so that nobody takes the dense one for the cause.
+            coarse = {**parameters, 'dense_cloud': False}
+            with _session(PLAIN, 1, coarse, folder) as running:
+                result[COARSE] = _overhead(running, options)
+    result['summary'] = _summary(result)
+    path = options.output
+    machine.write(path, result)
+    path.with_suffix('.md').write_text(_table(result), encoding='utf-8')
+    _plot(result, path.with_suffix('.png'))
+    print(_table(result))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8],
+                        help='numbers of cameras; one is always measured')
+    parser.add_argument('--seconds', type=float, default=8.0, help='of one run at one rate')
+    parser.add_argument('--overload-seconds', type=float, default=180.0,
+                        help='of the run beyond capacity')
+    parser.add_argument('--frames', type=int, default=60, help='to time the overhead of')
+    parser.add_argument('--network', choices=('tiny', 'RN50'), default='RN50')
+    parser.add_argument('--weights', default='untrained',
+                        help='of RN50: as the parameter of that name')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--quick', action='store_true', help='shortest run, to see that it works')
+    parser.add_argument('--output', type=Path,
+                        help='JSON file; default: benchmarks/results/node-NETWORK-DEVICE.json')
+    options = parser.parse_args()
+    if options.quick:
+        options.cameras, options.seconds, options.overload_seconds = [1], 1.0, 2.0
+        options.frames, options.network = 5, 'tiny'
+    options.cameras = sorted({1, *options.cameras})
+    if options.device == 'auto':
+        import torch
+        options.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    options.output = options.output or (
+        ROOT / 'benchmarks' / 'results' / f'node-{options.network}-{options.device}.json')
+    return options
+
+
+def _set_environment() -> None:
+    """For this process and those that it starts."""
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ['PYTHONPATH'] = os.pathsep.join(
+        [str(ROOT), str(ROOT / 'test'), os.environ.get('PYTHONPATH', '')])
+    for variable in ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE'):
+        os.environ.setdefault(variable, str(ROOT / 'config' / 'fastdds_large_images.xml'))
+
+
+def _parameters(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Parameters that both nodes have."""
+    if options.network == 'RN50':
+        return {'backbone': 'RN50', 'weights': options.weights, 'device': options.device}
+    from clip_standin import write_tiny_weights
+    write_tiny_weights(folder / 'tiny.pt')
+    return {'backbone': 'auto', 'weights': folder / 'tiny.pt', 'device': options.device,
+            'input_height': 96, 'input_width': 128, 'temperature': 3.0}
+
+
+def _session(node: str, count: int, parameters: dict[str, Any], folder: str) -> Any:
+    from clip_standin import synthetic_rgb
+    names = [f'camera{i}' for i in range(count)]
+    return session(NODES[node], parameters, names, synthetic_rgb(1, HEIGHT, WIDTH), folder)
+
+
+# Rates and latencies -----------------------------------------------------------------------------
+
+
+def _measure(
+    node: str, count: int, parameters: dict[str, Any], options: argparse.Namespace, folder: str,
+) -> dict[str, Any]:
+    """One node with a number of cameras: at 30 Hz, and at its highest rate."""
+    with _session(node, count, parameters, folder) as running:
+        one = {}
+        if count == 1:
+            _say(f'{node}: overhead')
+            one['overhead'] = _overhead(running, options)
+        _say(f'{node}, {count} cameras: {RATE:g} Hz')
+        fixed = _trial(running, RATE, options)
+        _say(f'{node}, {count} cameras: highest rate')
+        rate, limit = _highest_rate(running, options)
+        if count == 1:
+            _say(f'{node}: beyond capacity')
+            one['beyond capacity'] = _overload(running, options)
+    return {
+        'node': node, 'cameras': count,
+        'at 30 Hz': {
+            'drops': fixed.drops, 'latency p50 [ms]': fixed.percentile(50),
+            'latency p99 [ms]': fixed.percentile(99), 'images': fixed.sent,
+            'sent [Hz]': fixed.rate, 'CPU per image [ms]': fixed.cpu},
+        'highest rate [Hz]': rate, 'limited by': limit, **one}
+
+
+def _trial(running: Session, rate: float, options: argparse.Namespace) -> Trial:
+    """Run at a rate, for longer than usual where that gives too few images."""
+    seconds = options.seconds
+    if not options.quick:
+        seconds = max(seconds, min(FEWEST_IMAGES / (rate * len(running.names)), 2.0 * seconds))
+    # Queues fill in the lead: what they swallow is not taken for answered in time.
+    lead = min(1.0, options.seconds) if rate >= RATE else 2.0 / rate
+    return running.send(rate, seconds, lead)
+
+
+def _highest_rate(running: Session, options: argparse.Namespace) -> tuple[float, str]:
+    """Highest rate for each camera with few drops, and what set the limit.
+
+    Geometric bisection. Where even the process of cameras cannot go faster, its rate is a lower
+    bound.
+    """
+    passed, failed = 0.0, math.inf
+    rate = 0.8 / (running.seconds_per_frame * len(running.names))
+    for _ in range(2 if options.quick else TRIALS):
+        trial = _trial(running, rate, options)
+        if trial.drops < MOST_DROPS:
+            passed = max(passed, trial.rate)
+            if trial.rate < rate / PRECISION:
+                return passed, 'cameras'
+        else:
+            failed = min(failed, trial.rate)
+        if failed / max(passed, 1e-9) < PRECISION:
+            break
+        if not passed:
+            rate = failed / STEP
+        elif math.isinf(failed):
+            rate = STEP * passed
+        else:
+            rate = math.sqrt(passed * failed)
+    return passed, 'node' if math.isfinite(failed) else 'number of trials'
+
+
+# One camera: overhead, and beyond capacity -------------------------------------------------------
+
+
+def _overhead(running: Session, options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of one image after another, all but the network."""
+    receive = running.receiver.take_milliseconds(running.cameras, f'{running.names[0]}/image')
+    before = running.own_times()['frames']
+    for _ in range(options.frames):
+        running.ask()
+    times = running.own_times(int(before) + options.frames)
+    return {
+        'overhead p50 [ms]': times['overhead'] + receive,
+        'network p50 [ms]': times['network'],
+        'parts p50 [ms]': {'receive': receive, **{
+            key: value for key, value in times.items()
+            if key not in ('frames', 'network', 'overhead')}}}
+
+
+def _overload(running: Session, options: argparse.Namespace) -> dict[str, Any]:
+    """Age of the depth while images come at 30 Hz, or at twice what the node can."""
+    rate = max(RATE, 2.0 / running.seconds_per_frame)
+    trial = running.send(rate, options.overload_seconds, lead=0.0)
+    ages, quarter = trial.latencies, max(1, len(trial.latencies) // 4)
+    network = running.own_times()['network']
+    thinned = slice(None, None, max(1, len(ages) // 300))
+    return {
+        'sent [Hz]': trial.rate, 'images': trial.sent, 'answered': trial.received,
+        'network p50 [ms]': network,
+        'age p50 [ms]': trial.percentile(50), 'age p99 [ms]': trial.percentile(99),
+        'age p99 / network': trial.percentile(99) / network,
+        'age, median of first quarter [ms]': median(ages[:quarter]) if ages else math.nan,
+        'age, median of last quarter [ms]': median(ages[-quarter:]) if ages else math.nan,
+        'series': {'seconds': trial.seconds[thinned], 'age [ms]': ages[thinned]}}
+
+
+# Tables and plots --------------------------------------------------------------------------------
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of the two nodes, and the goals."""
+    pairs = _pairs(result)
+    ours, plain = pairs[1]
+    mine, other = (row['overhead']['overhead p50 [ms]'] for row in (ours, plain))
+    values = {'overhead [ms]': mine, 'overhead, part of the plain one': mine / other}
+    beyond = ours['beyond capacity']
+    if beyond['network p50 [ms]'] > 1e3 / RATE:  # else the graph, not the network, is overrun
+        values['age p99 / network, beyond capacity'] = beyond['age p99 / network']
+    return {
+        'goals': {name: {'value': value, 'goal': GOALS[name], 'reached': value <= GOALS[name]}
+                  for name, value in values.items()},
+        'ours to plain': {f'{count} cameras': _ratios(*pair) for count, pair in pairs.items()}}
+
+
+def _ratios(ours: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
+    highest = plain['highest rate [Hz]']
+    return {
+        'highest rate, times': ours['highest rate [Hz]'] / highest if highest else math.nan,
+        'latency p99 at 30 Hz, part':
+            ours['at 30 Hz']['latency p99 [ms]'] / plain['at 30 Hz']['latency p99 [ms]']}
+
+
+def _pairs(result: dict[str, Any]) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+    """Results of both nodes by the number of cameras."""
+    by_node = {node: {row['cameras']: row for row in result['results'] if row['node'] == node}
+               for node in NODES}
+    return {count: (by_node[OURS][count], by_node[PLAIN][count]) for count in by_node[OURS]}
+
+
+def _table(result: dict[str, Any]) -> str:
+    """Everything for reading, as Markdown."""
+    versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
+    gpu = ', '.join(result['gpu']) or 'no GPU'
+    head = (f'`{result["command"]}`, {result["date"]}: {result["machine"]}, {result["cores"]} '
+            f'cores, {gpu}; {versions}; load before: {result["load before"]:.1f}. Camera, node '
+            'and receiver are three processes on this machine.')
+    rows = [_rate_row(row) for row in result['results']]
+    ones = [_one_camera_row(row['node'], row['overhead'], row['beyond capacity'])
+            for row in result['results'] if row['cameras'] == 1]
+    if COARSE in result:
+        ones.append(_one_camera_row(COARSE, result[COARSE], None))
+    goals = [[f'{name} ≤ {goal["goal"]:g}', f'{goal["value"]:.3g}',
+              'yes' if goal['reached'] else 'no']
+             for name, goal in result['summary']['goals'].items()]
+    ratios = [[count, f'{ratio["highest rate, times"]:.3g}',
+               f'{ratio["latency p99 at 30 Hz, part"]:.3g}']
+              for count, ratio in result['summary']['ours to plain'].items()]
+    return '\n\n'.join([
+        f'# Node: {result["what"]}', head,
+        _markdown(['cameras', 'node', 'highest rate with < 5 % drops', 'at 30 Hz: drops',
+                   'latency p50', 'p99', 'CPU per image'], rows),
+        _markdown(['depth_node to plain_node', 'highest rate, times', 'p99 at 30 Hz, part'],
+                  ratios),
+        _markdown(['one camera', 'all but the network, median', 'network', 'sent, beyond capacity',
+                   'age p99', 'age p99 / network', 'age, first and last quarter'], ones),
+        _markdown(['goal', 'value', 'reached'], goals)]) + '\n'
+
+
+def _rate_row(row: dict[str, Any]) -> list[str]:
+    fixed = row['at 30 Hz']
+    at_least = '' if row['limited by'] == 'node' else '≥ '
+    return [str(row['cameras']), row['node'], f'{at_least}{row["highest rate [Hz]"]:.3g} Hz',
+            f'{100 * fixed["drops"]:.1f} %', f'{fixed["latency p50 [ms]"]:.3g} ms',
+            f'{fixed["latency p99 [ms]"]:.3g} ms', f'{fixed["CPU per image [ms]"]:.3g} ms']
+
+
+def _one_camera_row(
+    name: str, overhead: dict[str, Any], beyond: dict[str, Any] | None,
+) -> list[str]:
+    cells = [name, f'{overhead["overhead p50 [ms]"]:.3g} ms',
+             f'{overhead["network p50 [ms]"]:.4g} ms']
+    if beyond is None:
+        return [*cells, '', '', '', '']
+    first, last = (beyond[f'age, median of {part} quarter [ms]'] for part in ('first', 'last'))
+    return [*cells, f'{beyond["sent [Hz]"]:.3g} Hz', f'{beyond["age p99 [ms]"]:.4g} ms',
+            f'{beyond["age p99 / network"]:.2f}', f'{first:.4g}, {last:.4g} ms']
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in [head, ['---'] * len(head), *rows])
+
+
+def _plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib as mpl
+    mpl.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, (rates, latencies, ages) = plt.subplots(1, 3, figsize=(13, 4))
+    for node, color in zip(NODES, ('tab:blue', 'tab:gray'), strict=True):
+        rows = [row for row in result['results'] if row['node'] == node]
+        counts = [row['cameras'] for row in rows]
+        rates.plot(counts, [row['highest rate [Hz]'] for row in rows], 'o-', color=color,
+                   label=node)
+        for part, style in (('p50', 'o-'), ('p99', 'o--')):
+            latencies.plot(counts, [row['at 30 Hz'][f'latency {part} [ms]'] for row in rows],
+                           style, color=color, label=f'{node}, {part}')
+        series = rows[0]['beyond capacity']['series']
+        ages.plot(series['seconds'], series['age [ms]'], '.', markersize=3, color=color,
+                  label=node)
+    rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
+    latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
+    ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
+    for axes in (rates, latencies, ages):
+        axes.grid(visible=True, which='both', alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(result['what'])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    main()

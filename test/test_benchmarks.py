@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks compute from what they measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from benchmarks import machine, node
+from benchmarks.node_graph import Trial
+
+SECOND = 10**9
+
+
+def trial(rate, answered, *, seconds=10, latency=0.02, lead=1.0):
+    """Two cameras at `rate`; `answered` says which images of each came back."""
+    sent = {name: [round((100 + shift + i / rate) * SECOND) for i in range(int(rate * seconds))]
+            for name, shift in (('a', 0.0), ('b', 0.5 / rate))}
+    arrivals = {(name, stamp): stamp + round(latency * SECOND)
+                for name, stamps in sent.items() for i, stamp in enumerate(stamps) if answered(i)}
+    return Trial(sent, arrivals, lead, cpu=0.1 * len(arrivals))
+
+
+def test_a_trial_counts_what_comes_back_after_the_lead():
+    half = trial(10.0, lambda i: i >= 10 and i % 2)
+    assert half.rate == pytest.approx(10.0, rel=0.01)
+    assert (half.sent, half.received, half.drops) == (180, 90, 0.5)
+    assert half.percentile(50) == half.percentile(99) == pytest.approx(20.0)
+    assert half.cpu == pytest.approx(100.0)
+    nothing = trial(10.0, lambda _: False)
+    assert nothing.drops == 1.0
+    assert math.isnan(nothing.percentile(50))
+
+
+@pytest.mark.parametrize(('capacity', 'source', 'limit'),
+                         [(40.0, 1e3, 'node'), (400.0, 1e3, 'node'), (400.0, 90.0, 'cameras')])
+def test_the_highest_rate_is_found_from_any_guess(capacity, source, limit):
+    """A node that answers so many images a second and camera, and a source with a limit."""
+    class Running:
+        names = ('a', 'b')
+        seconds_per_frame = 1 / 160.0
+
+        def send(self, rate, _seconds, _lead):
+            rate = min(rate, source)
+            return trial(rate, lambda i: int(i * capacity / rate) > int((i - 1) * capacity / rate)
+                         or rate <= capacity)
+
+    options = argparse.Namespace(quick=False, seconds=5.0)
+    rate, found = node._highest_rate(Running(), options)
+    assert found == limit
+    assert min(capacity, source) / 1.15 <= rate <= min(capacity, source) * 1.08
+
+
+def test_a_result_has_only_what_json_has(tmp_path):
+    machine.write(tmp_path / 'new' / 'x.json', {
+        **machine.describe(), 'values': (1.23456789, math.nan, math.inf), 'file': tmp_path})
+    result = json.loads((tmp_path / 'new' / 'x.json').read_text())
+    assert result['values'] == [1.2346, None, None]
+    assert result['versions']['python'] == '.'.join(map(str, sys.version_info[:3]))
+    assert result['machine']
+    assert result['load after'] >= 0
