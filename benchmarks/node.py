@@ -139,8 +139,10 @@ def _measure(
         fixed = _trial(running, RATE, options)
         _say(f'{node}, {count} cameras: highest rate')
         rate, limit = _highest_rate(running, options)
-        if count == 1:
-            _say(f'{node}: beyond capacity')
+    if count == 1:
+        _say(f'{node}: beyond capacity')
+        # Started anew: the node's own times are then those of this run alone.
+        with _session(node, count, parameters, folder) as running:
             one['beyond capacity'] = _overload(running, options)
     return {
         'node': node, 'cameras': count,
@@ -155,7 +157,7 @@ def _trial(running: Session, rate: float, options: argparse.Namespace) -> Trial:
     """Run at a rate, for longer than usual where that gives too few images."""
     seconds = options.seconds
     if not options.quick:
-        seconds = max(seconds, min(FEWEST_IMAGES / (rate * len(running.names)), 2.0 * seconds))
+        seconds = max(seconds, min(FEWEST_IMAGES / (rate * len(running.names)), 4.0 * seconds))
     # Queues fill in the lead: what they swallow is not taken for answered in time.
     lead = min(1.0, options.seconds) if rate >= RATE else 2.0 / rate
     return running.send(rate, seconds, lead)
@@ -328,6 +330,8 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
     latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
     ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
+    for axes in (rates, latencies):
+        axes.set_xticks(counts, [str(count) for count in counts])
     for axes in (rates, latencies, ages):
         axes.grid(visible=True, which='both', alpha=0.3)
         axes.legend(fontsize=8)

@@ -227,7 +227,7 @@ class Session:
         return Trial(sent, dict(self.receiver.arrivals), lead, cpu)
 
     def _wait_until_quiet(self) -> None:
-        patience = max(1.0, 4.0 * self.seconds_per_frame)
+        patience = 1.5 + 4.0 * self.seconds_per_frame
         count, since = -1, time.monotonic()
         while time.monotonic() - since < patience:
             if len(self.receiver.arrivals) != count:
