@@ -5,7 +5,7 @@
     torch      batch norm folded, channels-last; on a CPU oneDNN's fused convolutions
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
     openvino   the folded network through OpenVINO (an optional package; CPUs only)
-    auto       torch: nothing else is faster (docs/benchmarks.md)
+    auto       torch: nothing else is faster (benchmarks/README.md)
 
 Whatever runs is first compared with the reference on a known image, and refused if it lies.
 """
