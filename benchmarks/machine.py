@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ('torch', 'numpy', 'opencv-python', 'opencv-python-headless', 'openvino', 'rclpy')
+PACKAGES = ('torch', 'numpy', 'opencv-python', 'opencv-python-headless', 'openvino',
+            'onnxruntime', 'rclpy')
 # What decides how fast a network is on a CPU.
 CPU_FEATURES = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8')
 DIGITS = 5  # significant ones, in a result

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -104,3 +105,19 @@ def test_commands_that_the_readme_names_exist():
     assert {'predict', 'doctor', 'fetch', 'encode-text'} <= commands
     for command in commands:
         assert re.search(rf'^ +{command}\b', help_text, re.MULTILINE), command
+
+
+def test_speeds_are_the_committed_measurement():
+    result = json.loads((ROOT / 'benchmarks/results/estimator-cpu.json').read_text())
+    measured = {row['name']: row for row in result['against naive']['rows']}
+    lines = [line for line in section('Speed').splitlines() if line.startswith('| t')]
+    naive, float32, bfloat16 = ([cell.strip() for cell in line.split('|')[2:4]] for line in lines)
+    assert naive[0] == f'{measured["naive, two passes"]["p50 [ms]"]:.0f} ms'
+    for cells, precision in ((float32, 'float32'), (bfloat16, 'bfloat16')):
+        for cell, way in zip(cells, ('flip', 'plain'), strict=True):
+            row = measured[f'torch, {precision}, {way}']
+            ratio = row['times faster than two naive passes']
+            assert cell == f'{row["p50 [ms]"]:.0f} ms, {ratio:.2f} x'
+    start = json.loads((ROOT / 'benchmarks/results/startup.json').read_text())
+    first = start['node, text features cached']['first depth [s]']
+    assert f'First depth comes {first:.1f} s after' in section('Speed')
