@@ -324,9 +324,9 @@ def _plot(result: dict[str, Any], path: Path) -> None:
         for part, style in (('p50', 'o-'), ('p99', 'o--')):
             latencies.plot(counts, [row['at 30 Hz'][f'latency {part} [ms]'] for row in rows],
                            style, color=color, label=f'{node}, {part}')
-        series = rows[0]['beyond capacity']['series']
-        ages.plot(series['seconds'], series['age [ms]'], '.', markersize=3, color=color,
-                  label=node)
+        beyond = rows[0]['beyond capacity']
+        ages.plot(beyond['series']['seconds'], beyond['series']['age [ms]'], '.', markersize=3,
+                  color=color, label=f'{node}, sent {beyond["sent [Hz]"]:.0f} Hz')
     rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
     latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
     ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
