@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to run the trunk of an image encoder: one choice, the same features within a tolerance.
 
-    eager      CLIP's own modules, step by step in float32: the reference
+    eager      CLIP's own modules, step by step; in float32 the reference
     torch      batch norm folded, channels-last; on a CPU oneDNN's fused convolutions
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
     openvino   the folded network through OpenVINO (an optional package; CPUs only)
