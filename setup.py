@@ -73,9 +73,7 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
-        # Another engine for CPUs.
-        'openvino': ['openvino>=2024.0'],
-        'test': ['mypy', 'openvino>=2024.0', 'pytest>=7', 'ruff', 'types-PyYAML'],
+        'test': ['mypy', 'pytest>=7', 'ruff', 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={

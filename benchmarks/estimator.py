@@ -37,6 +37,7 @@ from depthclip_ros.core import (  # noqa: E402
     DepthClipError,
     DepthConfig,
     DepthEstimator,
+    EngineError,
     engines,
 )
 from depthclip_ros.core.backbone import ImageEncoder, build_image_encoder  # noqa: E402
@@ -96,10 +97,14 @@ class Bench:
         self._config = DepthConfig(
             backbone='auto', input_height=self.size[0], input_width=self.size[1])
 
-    def estimator(self, **changes: Any) -> DepthEstimator:
+    def estimator(self, engine: str = 'auto', **changes: Any) -> DepthEstimator:
         """Build one, with some settings changed."""
-        return DepthEstimator(self._config.replace(**changes), self.weights, str(self.device),
-                              cache_dir=self._cache.name, log=_LOG.debug)
+        estimator = DepthEstimator(
+            self._config.replace(engine='auto' if engine == 'openvino' else engine, **changes),
+            self.weights, str(self.device), cache_dir=self._cache.name, log=_LOG.debug)
+        if engine == 'openvino':
+            estimator._encoder = self._encoder(engine, estimator.precision)  # noqa: SLF001
+        return estimator
 
     def naive(self) -> NaiveDepthClip:
         """The official code's way."""
@@ -168,6 +173,13 @@ class Bench:
 
     def _encoder(self, engine: str, precision: str) -> ImageEncoder:
         encoder = build_image_encoder(self.weights, 'reference')
+        if engine == 'openvino':
+            if self.device.type != 'cpu':
+                raise EngineError('OpenVINO is compared on CPUs only')
+            from openvino_trunk import OpenVinoTrunk
+            encoder.trunk = OpenVinoTrunk(
+                FoldedResNet(encoder.trunk), getattr(torch, precision))
+            return encoder
         engines.install(encoder, engine, getattr(torch, precision), self.device, self.size,
                         _LOG.warning)
         return encoder

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 
 import clip_standin
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, EngineError, engines
+from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, engines
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.device import resolve_precision
 from depthclip_ros.core.replay import CAPACITY, Replayer
@@ -25,7 +24,7 @@ CPU = torch.device('cpu')
 needs_compiler = pytest.mark.skipif(
     shutil.which('c++') is None and shutil.which('g++') is None,
     reason='torch.compile needs a C++ compiler, and there is none')
-ENGINES = ['torch', pytest.param('compile', marks=[needs_compiler, pytest.mark.slow]), 'openvino']
+ENGINES = ['torch', pytest.param('compile', marks=[needs_compiler, pytest.mark.slow])]
 
 
 @pytest.fixture(scope='module')
@@ -41,15 +40,9 @@ def build(state_dict, tmp_path):
     return make
 
 
-def need(engine):
-    if engine == 'openvino':
-        pytest.importorskip('openvino')
-
-
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('engine', ENGINES)
 def test_float32_engines_equal_the_reference(build, engine, flip):
-    need(engine)
     reference = build(engine='eager', flip_average=flip)
     estimator = build(engine=engine, flip_average=flip)
     assert (reference.engine, estimator.engine) == ('eager', engine)
@@ -62,7 +55,6 @@ def test_float32_engines_equal_the_reference(build, engine, flip):
 
 @pytest.mark.parametrize('engine', ['eager', *ENGINES])
 def test_bfloat16_engines_stay_near_it(build, engine):
-    need(engine)
     expected = build(engine='eager').predict(IMAGES[0]).depth
     difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
                      - expected)
@@ -144,12 +136,6 @@ def test_an_engine_that_breaks_says_what_broke(build, monkeypatch):
     monkeypatch.setitem(engines._BUILDERS, 'compile', broken)
     with pytest.raises(EngineError, match=r'compile does not run here \(RuntimeError: no such i'):
         build(engine='compile')
-
-
-def test_openvino_missing(build, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'openvino', None)
-    with pytest.raises(ConfigError, match='pip install openvino; or use engine: torch'):
-        build(engine='openvino')
 
 
 def test_slow_bfloat16_is_said(monkeypatch):

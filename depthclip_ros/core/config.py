@@ -149,7 +149,7 @@ class DepthConfig(Settings):
     engine: str = define(
         'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused); eager: '
                 "CLIP's own modules",
-        choices=('auto', 'eager', 'torch', 'compile', 'openvino'))
+        choices=('auto', 'eager', 'torch', 'compile'))
 
     def _check(self) -> None:
         if not self.tokens or any(not token.strip() for token in self.tokens):

@@ -4,7 +4,6 @@
     eager      CLIP's own modules, step by step; in float32 the reference
     torch      batch norm folded, channels-last; on a CPU oneDNN's fused convolutions
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
-    openvino   the folded network through OpenVINO (an optional package; CPUs only)
     auto       torch: nothing else is faster (benchmarks/README.md)
 
 Whatever runs is first compared with the reference on a known image, and refused if it lies.
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, VitMaskClip
-from .errors import ConfigError, DepthClipError, EngineError
+from .errors import EngineError
 from .resnet import FoldedResNet
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def install(
 
     Args:
         encoder: in float32 on the CPU; its trunk is replaced.
-        name: auto, eager, torch, compile or openvino.
+        name: auto, eager, torch or compile.
         dtype: of the trunk; the head stays in float32.
         device: where both run.
         size: (height, width) of the network's input.
@@ -49,7 +48,6 @@ def install(
         Name of the engine that runs.
 
     Raises:
-        ConfigError: the engine cannot run this network, or not on this device.
         EngineError: it does not run here, or its features are wrong.
 
     """
@@ -83,8 +81,6 @@ def _explained(name: str) -> Iterator[None]:
     """Engines are other people's code, and raise anything."""
     try:
         yield
-    except DepthClipError:
-        raise
     except Exception as error:
         reason = ' '.join(str(error).split())[:300]
         raise EngineError(
@@ -154,19 +150,7 @@ def _compile(
     return network
 
 
-def _openvino(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-) -> nn.Module:
-    if device.type != 'cpu':
-        raise ConfigError(f'engine: openvino runs on CPUs, and the device is {device}; use '
-                          'engine: torch, or device: cpu.')
-    from .openvino_trunk import OpenVinoTrunk
-    return OpenVinoTrunk(_folded(trunk, torch.float32, device, size), dtype)
-
-
-_BUILDERS = {
-    'eager': _eager, 'torch': _torch, 'compile': _compile, 'openvino': _openvino,
-}
+_BUILDERS = {'eager': _eager, 'torch': _torch, 'compile': _compile}
 
 
 def has_onednn() -> bool:

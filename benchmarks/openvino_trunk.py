@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trunk that runs in OpenVINO (https://docs.openvino.ai), an optional package."""
+"""A trunk that runs in OpenVINO (https://docs.openvino.ai), to compare with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .errors import ConfigError
 
 _HINTS = {torch.float32: 'f32', torch.bfloat16: 'bf16'}
 
@@ -24,16 +22,9 @@ class OpenVinoTrunk(nn.Module):
             network: in float32 on the CPU.
             dtype: in which OpenVINO shall compute.
 
-        Raises:
-            ConfigError: the package is missing.
-
         """
         super().__init__()
-        try:
-            import openvino
-        except ImportError as error:
-            raise ConfigError(f'engine: openvino needs the package of that name ({error}): '
-                              'pip install openvino; or use engine: torch.') from error
+        import openvino
         self._openvino = openvino
         self._network: nn.Module | None = network
         self._model: Any = None
