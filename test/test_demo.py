@@ -216,12 +216,16 @@ def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
     assert summary['model']['weights'] == 'tiny.pt'
     names = [path.name for path in sorted(out.iterdir())]
     assert set(summary['files']) == {n for n in names if n.endswith(('.png', '.ply'))}
-    for ending in ('color_*.png', 'depth_*.png', 'cloud_*.ply'):
+    for ending in ('color_*.png', 'depth_*.png'):
         assert len(list(out.glob(ending))) == 3
+    # The very first image may overtake its camera_info, which comes on another topic.
+    without_cloud = summary['frames']['answered'] - summary['frames']['clouds']
+    clouds = sorted(out.glob('cloud_*.ply'))
+    assert 3 - min(without_cloud, 1) <= len(clouds) <= 3
     depth = cv2.imread(str(out / 'depth_001.png'), cv2.IMREAD_UNCHANGED)
     assert (depth.dtype, depth.shape) == (np.uint16, (480, 640))
     assert 1000 <= depth.min() <= depth.max() <= 3000
-    header, points = read_ply(out / 'cloud_001.ply')
+    header, points = read_ply(clouds[0])
     assert len(points) == 12  # 3 x 4 patches
     assert 1 <= points['z'].min() <= points['z'].max() <= 3
     assert UNTRAINED not in header + output + error
