@@ -18,7 +18,6 @@ from torch.nn.functional import avg_pool2d, conv2d
 
 from .winograd import WinogradConvolution, pays
 
-CHANNELS_LAST = torch.channels_last
 _ONEDNN: Any = torch.ops.mkldnn
 
 
@@ -31,7 +30,7 @@ class Convolution(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int) -> None:
         """Keep (out, in, k, k) weights, and a bias for every output channel."""
         super().__init__()
-        self.register_buffer('weight', weight.contiguous(memory_format=CHANNELS_LAST))
+        self.register_buffer('weight', weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer('bias', bias)
         self.stride, self.padding = [stride, stride], [padding, padding]
 

@@ -55,7 +55,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError
-from .camera import Camera, input_topics, output_topics, topic_prefix
+from .camera import Camera, input_topics, output_topics
 from .diagnostics import CameraReport, crash_status, diagnostic_array, model_status
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides
@@ -152,7 +152,7 @@ class DepthNode(LifecycleNode):
         self._use(self._settings.read()[0])
         for camera in self._cameras:
             camera.subscribe()
-            depth_topic = self.resolve_topic_name(topic_prefix(camera.name) + 'depth/image')
+            depth_topic, *_ = output_topics(self, camera.name)
             self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                                    f'{depth_topic} out.')
         self._reports = [CameraReport(camera, self._pipeline.times) for camera in self._cameras]
