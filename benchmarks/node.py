@@ -50,7 +50,8 @@ def main() -> None:
     options = _options()
     _set_environment()
     result = {**machine.describe(), 'what': f'{WIDTH}x{HEIGHT} rgb8 images, network '
-              f'{options.network} on {options.device}', 'results': []}
+              f'{options.network} on {options.device}, precision {options.precision}',
+              'results': []}
     with tempfile.TemporaryDirectory() as folder:
         parameters = _parameters(options, Path(folder))
         for count in options.cameras:
@@ -82,9 +83,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument('--weights', default='untrained',
                         help='of RN50: as the parameter of that name')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--precision', default='auto',
+                        help='of the node; the plain one has float32 on a CPU, float16 on a GPU')
     parser.add_argument('--quick', action='store_true', help='shortest run, to see that it works')
     parser.add_argument('--output', type=Path,
-                        help='JSON file; default: benchmarks/results/node-NETWORK-DEVICE.json')
+                        help='JSON file; default: in benchmarks/results, named by what is measured')
     options = parser.parse_args()
     if options.quick:
         options.cameras, options.seconds, options.overload_seconds = [1], 1.0, 2.0
@@ -93,8 +96,11 @@ def _options() -> argparse.Namespace:
     if options.device == 'auto':
         import torch
         options.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    names = ['node', options.network, options.device]
+    if options.precision != 'auto':
+        names.append(options.precision)
     options.output = options.output or (
-        ROOT / 'benchmarks' / 'results' / f'node-{options.network}-{options.device}.json')
+        ROOT / 'benchmarks' / 'results' / f'{"-".join(names)}.json')
     return options
 
 
@@ -130,6 +136,8 @@ def _measure(
     node: str, count: int, parameters: dict[str, Any], options: argparse.Namespace, folder: str,
 ) -> dict[str, Any]:
     """One node with a number of cameras: at 30 Hz, and at its highest rate."""
+    if node == OURS:
+        parameters = {**parameters, 'precision': options.precision}
     with _session(node, count, parameters, folder) as running:
         one = {}
         if count == 1:

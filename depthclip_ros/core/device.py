@@ -65,6 +65,14 @@ def resolve_precision(
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16; False where torch cannot tell."""
-    return any(
-        getattr(torch.cpu, name, lambda: False)()
-        for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return cpu_has_amx() or _cpu_has('_is_avx512_bf16_supported')
+
+
+def cpu_has_amx() -> bool:
+    """Whether this processor multiplies matrices of bfloat16; False where torch cannot tell."""
+    return _cpu_has('_is_amx_tile_supported')
+
+
+def _cpu_has(check: str) -> bool:
+    # Not every torch has these checks.
+    return bool(getattr(torch.cpu, check, lambda: False)())
