@@ -62,7 +62,7 @@ def main() -> None:
             # The cloud that the other node has, so that nobody takes the dense one for the cause.
             coarse = {**parameters, 'dense_cloud': False}
             with _session(PLAIN, 1, coarse, folder) as running:
-                result[COARSE] = _overhead(running, options)
+                result[COARSE] = _overhead(running, options, raw=False)
     result['summary'] = _summary(result)
     path = options.output
     machine.write(path, result)
@@ -87,7 +87,7 @@ def _options() -> argparse.Namespace:
                         help='of the node; the plain one has float32 on a CPU, float16 on a GPU')
     parser.add_argument('--quick', action='store_true', help='shortest run, to see that it works')
     parser.add_argument('--output', type=Path,
-                        help='JSON file; default: in benchmarks/results, named by what is measured')
+                        help='JSON file; default: in benchmarks/results, by what is measured')
     options = parser.parse_args()
     if options.quick:
         options.cameras, options.seconds, options.overload_seconds = [1], 1.0, 2.0
@@ -142,7 +142,7 @@ def _measure(
         one = {}
         if count == 1:
             _say(f'{node}: overhead')
-            one['overhead'] = _overhead(running, options)
+            one['overhead'] = _overhead(running, options, raw=node == OURS)
         _say(f'{node}, {count} cameras: {RATE:g} Hz')
         fixed = _trial(running, RATE, options)
         _say(f'{node}, {count} cameras: highest rate')
@@ -201,9 +201,12 @@ def _highest_rate(running: Session, options: argparse.Namespace) -> tuple[float,
 # One camera: overhead, and beyond capacity -------------------------------------------------------
 
 
-def _overhead(running: Session, options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of one image after another, all but the network."""
-    receive = running.receiver.take_milliseconds(running.cameras, f'{running.names[0]}/image')
+def _overhead(
+    running: Session, options: argparse.Namespace, *, raw: bool,
+) -> dict[str, Any]:
+    """Milliseconds of one image after another, all but the network; raw as the node takes it."""
+    receive = running.receiver.take_milliseconds(
+        running.cameras, f'{running.names[0]}/image', raw=raw)
     before = running.own_times()['frames']
     for _ in range(options.frames):
         running.ask()

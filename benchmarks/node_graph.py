@@ -168,7 +168,7 @@ class Receiver:
         self._node.destroy_node()
         self._idle.destroy_node()
 
-    def take_milliseconds(self, cameras: Cameras, topic: str) -> float:
+    def take_milliseconds(self, cameras: Cameras, topic: str, *, raw: bool) -> float:
         """Median time of taking one image from the middleware: what precedes any callback."""
         subscription = self._idle.create_subscription(Image, topic, lambda _: None, 1)
         times = []
@@ -177,7 +177,7 @@ class Receiver:
             time.sleep(0.02)
             with subscription.handle:
                 start = time.perf_counter()
-                taken = subscription.handle.take_message(Image, False)
+                taken = subscription.handle.take_message(Image, raw)
                 duration = time.perf_counter() - start
             if taken is not None:
                 times.append(1e3 * duration)

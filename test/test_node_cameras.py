@@ -15,6 +15,7 @@ import numpy as np
 import rclpy
 from clip_standin import synthetic_rgb
 from rclpy.lifecycle import LifecycleNode
+from rclpy.serialization import serialize_message
 from ros_harness import (
     PATIENCE,
     TEMPERATURE,
@@ -302,8 +303,8 @@ def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monk
                     camera.outputs, method, lambda *_, method=method, camera=camera, **__:
                     calls.append((method, camera.name)))
         pipeline = Pipeline(node, estimator)
-        message = image(Header(), *PICTURES['rear'])
-        pipeline.answer([(camera, message) for camera in cameras])
+        raw = serialize_message(image(Header(), *PICTURES['rear']))
+        pipeline.answer([(camera, raw) for camera in cameras])
     finally:
         node.destroy_node()
         rclpy.shutdown(context=context)

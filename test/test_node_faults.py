@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip('rclpy')
 
 from clip_standin import synthetic_rgb
+from rclpy.serialization import serialize_message
 from ros_harness import (
     Peer,
     adds_up,
@@ -19,7 +20,7 @@ from ros_harness import (
     running,
     tiny_arguments,
 )
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 
 HEIGHT, WIDTH = 60, 80
 pytestmark = pytest.mark.slow
@@ -41,6 +42,10 @@ def node(domain, cache, tiny_weights):
 def peer(node, domain):
     with Peer(domain, listen=('depth/image', 'depth/camera_info', 'points'), node=node) as peer:
         yield peer
+
+
+def good_image(peer):
+    return image(peer.header(), RGB, 'rgb8')
 
 
 def changed(message, **changes):
@@ -72,7 +77,7 @@ def test_silence_is_reported_with_topic_and_remedy(node):
 
 
 def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer):
-    peer.wait(lambda: peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.wait(lambda: peer.ask(good_image(peer))
               and 'no camera_info on' in node.output, 'the warning')
     line = node.wait_for('no camera_info on /camera_info')
     assert 'depth is published, points and depth/camera_info are not' in line
@@ -84,15 +89,15 @@ def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer
 
 
 def test_bad_images_are_counted_named_once_and_survived(node, peer):
-    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.ask(good_image(peer))
     _, before = peer.diagnostics(STATUS)
     for attempt in range(2):
         for condition, spoil in BAD_IMAGES.items():
-            bad = spoil(image(peer.header(), RGB, 'rgb8'))
+            bad = spoil(good_image(peer))
             peer.send(bad)
             if attempt == 0:
                 node.wait_for(rf'Image rejected \({condition}\): ')
-            good = image(peer.header(), RGB, 'rgb8')
+            good = good_image(peer)
             peer.send(good)
             assert peer.wait_stamp('depth/image', good.header.stamp)
             assert not peer.find('depth/image', bad.header.stamp)
@@ -107,6 +112,22 @@ def test_bad_images_are_counted_named_once_and_survived(node, peer):
         assert node.output.count(f'Image rejected ({condition})') == 1
 
 
+def test_messages_that_are_cut_off_are_counted_and_survived(node, peer):
+    def cut(message):
+        return serialize_message(message)[:-100]
+
+    peer.wait(lambda: peer.publisher('image', Image).publish(cut(good_image(peer)))
+              or 'Image rejected (unreadable message): ' in node.output, 'the rejection')
+    assert 'bytes are no Image' in node.output
+    peer.publisher('camera_info', CameraInfo).publish(
+        cut(camera_info(peer.header(), WIDTH, HEIGHT)))
+    peer.wait(lambda: peer.ask(good_image(peer)) and 'bytes are no CameraInfo' in node.output,
+              'the rejection of the camera_info')
+    _, values = peer.diagnostics(STATUS, lambda v: 'no cloud: unreadable message' in v)
+    assert int(values['rejected: unreadable message']) >= 1
+    assert adds_up(values)
+
+
 def test_bad_camera_info_costs_the_cloud_alone(node, peer):
     good = camera_info(peer.header(), WIDTH, HEIGHT)
     bad = {
@@ -118,7 +139,7 @@ def test_bad_camera_info_costs_the_cloud_alone(node, peer):
         def named(condition=condition, info=info):
             """Sent until it has overtaken an image; then that has no cloud."""
             peer.send(info)
-            peer.ask(image(peer.header(), RGB, 'rgb8'))
+            peer.ask(good_image(peer))
             return f'No points and no depth/camera_info ({condition}): ' in node.output
         peer.wait(named, condition)
         header = peer.header()
@@ -165,14 +186,14 @@ def test_best_effort_cameras_are_followed(node, peer):
     camera = peer.node.create_publisher(
         Image, 'image', QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT))
     node.wait_for('/image: listening best effort')
-    message = image(peer.header(), RGB, 'rgb8')
+    message = good_image(peer)
 
     def answered():
         camera.publish(message)
         return peer.find('depth/image', message.header.stamp)
     peer.wait(answered, 'depth of a best-effort image')
     peer.on_executor(peer.node.destroy_publisher, camera)
-    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.ask(good_image(peer))
     node.wait_for('/image: listening reliable')
-    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.ask(good_image(peer))
     assert 'offers another reliability' not in node.output

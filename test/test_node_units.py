@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip('rclpy')
 
 import numpy as np
+from rclpy.serialization import serialize_message
 from ros_harness import ROOT, camera_info
 from std_msgs.msg import Header
 
@@ -76,13 +77,13 @@ def test_calibration_is_computed_once_per_content(monkeypatch):
     for second in range(5):
         info = camera_info(Header(), 64, 48)
         info.header.stamp.sec = second
-        calibration.update(info)
+        calibration.update(serialize_message(info))
         calibration.select(64, 48)
         rays = calibration.rays(3, 4)
         assert calibration.rays(3, 4) is rays
     assert len(made) == 1
     changed = camera_info(Header(), 64, 48, k=(60.0, 60.0, 31.5, 23.5))
-    calibration.update(changed)
+    calibration.update(serialize_message(changed))
     calibration.select(64, 48)
     assert len(made) == 2
     assert not np.array_equal(calibration.rays(3, 4), rays)
@@ -94,9 +95,10 @@ def test_calibration_without_and_with_bad_camera_info():
     with pytest.raises(CameraInfoError) as error:
         calibration.select(64, 48)
     assert error.value.condition == 'absent'
-    calibration.update(camera_info(Header(), 64, 48))
+    calibration.update(serialize_message(camera_info(Header(), 64, 48)))
     calibration.select(64, 48)
-    calibration.update(camera_info(Header(), 64, 48, k=(0.0, 0.0, 0.0, 0.0)))
+    no_focal_length = camera_info(Header(), 64, 48, k=(0.0, 0.0, 0.0, 0.0))
+    calibration.update(serialize_message(no_focal_length))
     for _ in range(2):  # an error is not cached away
         with pytest.raises(CameraInfoError) as error:
             calibration.select(64, 48)
@@ -107,7 +109,7 @@ def test_scaled_camera_info_projects_to_the_scaled_image():
     info = camera_info(Header(), 64, 48, d=(-0.2, 0.05, 0.001, 0.002, 0.0))
     info.binning_x = info.binning_y = 2
     calibration = Calibration(rectified=False)
-    calibration.update(info)
+    calibration.update(serialize_message(info))
     calibration.select(32, 24)
     header = Header(frame_id='eye')
     scaled = calibration.scaled(96, 48, header)

@@ -135,7 +135,7 @@ class FoldedResNet(nn.Module):
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
         if self._at_once is None:
             return self._features(images)
-        return torch.cat([self._features(part) for part in images.split(self._at_once)])
+        return torch.cat([self._features(part) for part in torch.split(images, self._at_once)])
 
     def _features(self, x: Tensor) -> Tensor:
         for convolution in self.stem:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sensor_msgs.msg import CameraInfo
 
 from ..core.errors import CameraInfoError
 from ..core.geometry import CameraModel
+from . import serialized
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,20 +30,20 @@ class Calibration:
 
         """
         self._rectified = rectified
-        self._message: CameraInfo | None = None
-        self._key: tuple[Any, ...] = ()
+        self._raw: bytes | None = None
+        self._content = b''
         self._model: CameraModel | None = None
         self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
         self._scaled: dict[tuple[int, int], CameraInfo] = {}
 
-    def update(self, message: CameraInfo) -> None:
-        """Keep the latest message; nothing is computed before an image needs it."""
-        self._message = message
+    def update(self, raw: bytes) -> None:
+        """Keep the latest message, serialised; nothing is read before an image needs it."""
+        self._raw = raw
 
     @property
     def received(self) -> bool:
         """Whether any camera_info ever arrived."""
-        return self._message is not None
+        return self._raw is not None
 
     def select(self, width: int, height: int) -> None:
         """Prepare for an image of this size.
@@ -51,18 +52,19 @@ class Calibration:
             CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
 
         """
-        message = self._message
-        if message is None:
+        raw = self._raw
+        if raw is None:
             raise CameraInfoError(
                 'absent', 'no camera_info has arrived: points and depth/camera_info are not '
                 'published.')
-        key = _content(message)
-        if key != self._key or self._model is None:
+        content = serialized.content(raw)
+        if content != self._content or self._model is None:
             self._model = None
             self._rays.clear()
             self._scaled.clear()
+            message = serialized.read(raw, CameraInfo, CameraInfoError)
             self._model = CameraModel.from_info(message, self._rectified)
-            self._key = key
+            self._content = content
         self._model.check_size(width, height)
 
     def rays(self, h: int, w: int) -> NDArray[np.float32]:
@@ -96,15 +98,3 @@ class Calibration:
         return CameraInfo(
             width=model.width, height=model.height, distortion_model=name, d=list(coefficients),
             k=model.K.ravel().tolist(), r=rotation.ravel().tolist(), p=model.P.ravel().tolist())
-
-
-def _content(message: CameraInfo) -> tuple[Any, ...]:
-    """Everything but the header, comparable."""
-    roi = message.roi
-    return (
-        message.width, message.height, message.distortion_model,
-        *(np.asarray(values, np.float64).tobytes()
-          for values in (message.d, message.k, message.r, message.p)),
-        message.binning_x, message.binning_y,
-        roi.x_offset, roi.y_offset, roi.width, roi.height, roi.do_rectify,
-    )

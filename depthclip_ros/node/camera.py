@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from . import image_io
+from ..core.errors import ImageError
+from . import image_io, serialized
 from .calibration import Calibration
 from .inputs import Input
 from .outputs import OUTPUTS, Outputs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rclpy.lifecycle import LifecycleNode
     from rclpy.node import Node
+    from std_msgs.msg import Header
 
     from ..core.config import NodeConfig
 
@@ -69,7 +71,7 @@ class Camera:
         """
         self._node = node
         self._ready = ready
-        self._frame: Image | CompressedImage | None = None
+        self._frame: bytes | None = None
         self._counters = Counters()
         self._inputs: list[Input] = []
         self.config = config
@@ -120,7 +122,7 @@ class Camera:
         self.unsubscribe()
         self.outputs.destroy()
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, raw: bytes) -> None:
         with self._ready:
             self.last_image = time.monotonic()
             self.first_image = min(self.first_image, self.last_image)
@@ -129,11 +131,11 @@ class Camera:
                 self._counters.pending += 1
             else:
                 self._counters.dropped += 1
-            self._frame = message
+            self._frame = raw
             self._ready.notify()
 
-    def _on_info(self, message: CameraInfo) -> None:
-        self.calibration.update(message)
+    def _on_info(self, raw: bytes) -> None:
+        self.calibration.update(raw)
 
     def _on_lost(self, count: int) -> None:
         with self._ready:
@@ -145,21 +147,25 @@ class Camera:
         """Whether an image waits; call with `ready` held."""
         return self._frame is not None
 
-    def take(self) -> Image | CompressedImage:
+    def take(self) -> bytes:
         """Take the waiting image; call with `ready` held, and one `count_...` afterwards."""
-        message, self._frame = self._frame, None
-        return message
+        if self._frame is None:
+            raise RuntimeError('no image waits')
+        raw, self._frame = self._frame, None
+        return raw
 
-    def decode(self, message: Image | CompressedImage) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB of an image message.
+    def decode(self, raw: bytes) -> tuple[Header, NDArray[np.uint8]]:
+        """Header and (H, W, 3) RGB of a serialised image message.
 
         Raises:
             ImageError: the message cannot be used.
 
         """
-        if isinstance(message, CompressedImage):
-            return image_io.compressed_to_rgb(message)
-        return image_io.to_rgb(message)
+        if self.image_type is CompressedImage:
+            compressed = serialized.read(raw, CompressedImage, ImageError)
+            return compressed.header, image_io.compressed_to_rgb(compressed)
+        image = serialized.read_image(raw)
+        return image.header, image_io.to_rgb(image)
 
     def count_published(self) -> None:
         """Account for an answered image."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions that take what their publishers offer."""
+"""Subscriptions that take what their publishers offer, serialised."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.qos import QoSHistoryPolicy, QoSPolicyKind, QoSProfile, QoSReliabilityPolicy
@@ -31,7 +31,7 @@ class Input:
     """
 
     def __init__(
-        self, node: Node, kind: type, topic: str, callback: Callable[[Any], None],
+        self, node: Node, kind: type, topic: str, callback: Callable[[bytes], None],
         on_lost: Callable[[int], None] | None = None,
     ) -> None:
         """Subscribe.
@@ -40,7 +40,7 @@ class Input:
             node: the subscribing node.
             kind: message type.
             topic: resolved name.
-            callback: takes the messages.
+            callback: takes the messages, serialised.
             on_lost: told how many more messages the middleware has lost.
 
         """
@@ -87,6 +87,7 @@ class Input:
                 self._kind, self._topic, self._callback,
                 QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
                            reliability=self._reliability),
+                raw=True,
                 event_callbacks=subscription_callbacks(
                     self._node, self._topic, on_lost, explain_reliability=not self._adaptive),
                 qos_overriding_options=QoSOverridingOptions(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from rclpy.node import Node
-    from sensor_msgs.msg import CompressedImage, Image
     from std_msgs.msg import Header
 
     from ..core.config import DepthConfig
@@ -59,7 +58,7 @@ class Pipeline:
     def answer(self, batch: Sequence[Waiting]) -> None:
         """Decode, predict, publish; count what became of every image."""
         start = time.perf_counter()
-        decoded = [self._decode(camera, message) for camera, message in batch]
+        decoded = [self._decode(camera, raw) for camera, raw in batch]
         frames = [frame for frame in decoded if frame is not None]
         if not frames:
             return
@@ -77,20 +76,20 @@ class Pipeline:
         self.times.add('network', network)
         self.times.add('overhead', (time.perf_counter() - start - network) / len(frames))
 
-    def _decode(self, camera: Camera, message: Image | CompressedImage) -> Frame | None:
+    def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
         """The image as a frame; None, and counted, if nobody wants it or it is unusable."""
         if not camera.outputs.any_wanted():
             camera.count_idle()
             return None
         try:
             with self.times.measure('decode'):
-                rgb = camera.decode(message)
+                header, rgb = camera.decode(raw)
         except ImageError as error:
             camera.count_rejected(error.condition)
             self._report(camera, 'Image rejected', error)
             return None
-        self._check_frame_id(camera, message.header)
-        return Frame(camera, message.header, rgb)
+        self._check_frame_id(camera, header)
+        return Frame(camera, header, rgb)
 
     def _predict(self, frames: Sequence[Frame]) -> list[DepthPrediction]:
         config = self.config

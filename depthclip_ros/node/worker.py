@@ -10,11 +10,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from sensor_msgs.msg import CompressedImage, Image
-
     from .camera import Camera
 
-    Waiting = tuple[Camera, Image | CompressedImage]
+    Waiting = tuple[Camera, bytes]
 
 
 class Worker:
@@ -37,7 +35,7 @@ class Worker:
         Args:
             cameras: whose images to take.
             ready: guards the cameras' slots; notified when an image arrives.
-            answer: called with the cameras that had an image, and their images.
+            answer: called with the cameras that had an image, and their images, serialised.
             on_crash: called, on the thread, with what `answer` raised; the thread then ends.
 
         """

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages as they come from the middleware: serialised, and read only when they are needed.
+
+So an image that is dropped is never converted, and the pixels of one that is answered are used
+where they lie; rclpy would copy them twice more into a message.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from builtin_interfaces.msg import Time
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from ..core.errors import DataError, ImageError
+
+# Plain CDR (OMG DDSI-RTPS 10.2) in little endian, as every ROS middleware writes it on usual
+# processors: these four bytes, then the fields in order, each number at a multiple of its size.
+_PLAIN_CDR = b'\x00\x01\x00\x00'
+_STAMP = slice(4, 12)
+_STAMP_AND_LENGTH, _SIZE_AND_LENGTH, _STEP_AND_LENGTH = map(
+    struct.Struct, ('<iII', '<III', '<II'))
+
+
+class SerializedImage(NamedTuple):
+    """The fields of sensor_msgs/Image; `data` is a view of the serialised bytes."""
+
+    header: Header
+    height: int
+    width: int
+    encoding: str
+    is_bigendian: int
+    step: int
+    data: memoryview
+
+
+def read_image(raw: bytes) -> SerializedImage | Image:
+    """Read a sensor_msgs/Image; one in another form than plain CDR is left to the middleware.
+
+    Raises:
+        ImageError: neither can read it.
+
+    """
+    try:
+        return _read_plain(raw)
+    except (IndexError, ValueError, struct.error):
+        image: Image = read(raw, Image, ImageError)
+        return image
+
+
+def read(raw: bytes, kind: type, error: type[DataError]) -> Any:
+    """Read a message of any type, by way of the middleware.
+
+    Raises:
+        DataError: it is none of that type; of the type `error`.
+
+    """
+    try:
+        return deserialize_message(raw, kind)
+    except Exception as reason:  # every middleware raises its own
+        raise error(
+            'unreadable message', f'{len(raw)} bytes are no {kind.__name__} ({reason}). Check '
+            'what publishes on the topic.') from reason
+
+
+def content(raw: bytes) -> bytes:
+    """All of a message that begins with a header but its stamp, for comparing."""
+    return raw[:_STAMP.start] + raw[_STAMP.stop:]
+
+
+def _read_plain(raw: bytes) -> SerializedImage:
+    if raw[:4] != _PLAIN_CDR:
+        raise ValueError('not plain CDR in little endian')
+    seconds, nanoseconds, length = _STAMP_AND_LENGTH.unpack_from(raw, 4)
+    frame_id, place = _text(raw, 16, length)
+    height, width, length = _SIZE_AND_LENGTH.unpack_from(raw, _aligned(place))
+    encoding, place = _text(raw, _aligned(place) + _SIZE_AND_LENGTH.size, length)
+    is_bigendian = raw[place]
+    place = _aligned(place + 1)
+    step, length = _STEP_AND_LENGTH.unpack_from(raw, place)
+    place += _STEP_AND_LENGTH.size
+    if not place + length <= len(raw) < place + length + 4:  # it may be filled up to 4 bytes
+        raise ValueError('its length is not that of its fields')
+    header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame_id)
+    return SerializedImage(header, height, width, encoding, is_bigendian, step,
+                           memoryview(raw)[place:place + length])
+
+
+def _text(raw: bytes, place: int, length: int) -> tuple[str, int]:
+    """Text of that length with its closing 0, and the place behind it."""
+    end = place + length
+    if length < 1 or raw[end - 1] != 0:
+        raise ValueError('a text without its end')
+    return raw[place:end - 1].decode(), end
+
+
+def _aligned(place: int) -> int:
+    return -(-place // 4) * 4
