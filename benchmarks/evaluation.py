@@ -200,7 +200,8 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
     from depthclip_ros.core import DepthConfig, DepthEstimator
     config = DepthConfig().replace(**summary.config)
     weights = arguments[arguments.index('--weights') + 1]
-    estimator = DepthEstimator(config, weights, arguments[3])
+    device = arguments[3]
+    estimator = DepthEstimator(config, weights, device)
     images = list(np.random.default_rng(0).integers(
         0, 256, (BATCH, config.input_height, config.input_width, 3), np.uint8))
     threads = torch.get_num_threads()
@@ -212,10 +213,11 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
 
     ways = {f'batch of {BATCH}, all threads': median(timings(as_batch))}
     if estimator.device.type == 'cpu':
-        torch.set_num_threads(1)
+        # Made anew: the engine prepares itself for the number of threads.
+        single = DepthEstimator(config, weights, device, num_threads=1)
         with ThreadPoolExecutor(threads) as pool:
             ways['an image to a thread'] = median(timings(
-                lambda: list(pool.map(lambda image: estimator.features([image]), images))))
+                lambda: list(pool.map(lambda image: single.features([image]), images))))
         torch.set_num_threads(threads)
     best = min(ways, key=ways.__getitem__)
     return ways[best] / len(images), best

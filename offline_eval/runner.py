@@ -137,13 +137,18 @@ class Evaluation:
             config = config.replace(input_height=height, input_width=width)
         arguments: dict[str, Any] = {
             'weights': node.weights, 'device': self._group.device(node.device),
-            'cache_dir': node.cache_dir or None, 'offline': node.offline,
-            'num_threads': node.num_threads}
-        if self._group.first:  # Fills the caches, which the others then read.
-            estimator = DepthEstimator(config, log=self._say, **arguments)
-        self._group.wait()
-        if not self._group.first:
-            estimator = DepthEstimator(config, log=_silent, **arguments)
+            'cache_dir': node.cache_dir or None, 'offline': node.offline}
+        threads = node.num_threads or torch.get_num_threads()
+        # On a CPU an image goes to a thread: prepared for several, the network is far slower.
+        torch.set_num_threads(1)
+        try:
+            if self._group.first:  # Fills the caches, which the others then read.
+                estimator = DepthEstimator(config, log=self._say, **arguments)
+            self._group.wait()
+            if not self._group.first:
+                estimator = DepthEstimator(config, log=_silent, **arguments)
+        finally:
+            torch.set_num_threads(threads)
         self._say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
                   f'{estimator.grid[0]} x {estimator.grid[1]} patches')
         if not estimator.weights.trained:
