@@ -3,7 +3,8 @@
 
 Everything is a function of a few sums over the valid pixels, so that one record of an image
 serves both averages (per image, over all pixels), any selection of images, and the bootstrap.
-Ratios and differences are float32 as in the official code, the sums float64.
+Ratios and differences are float32 as in the official code. Sums are float64, on a CPU those of
+float32 sums over pieces: 5e-8 of the sum apart, in half the time.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def _score(
 
 
 def _sum(values: Tensor) -> Tensor:
-    return values.sum(1, dtype=torch.float64)
+    if values.is_cuda:
+        return values.sum(1, dtype=torch.float64)
+    return values.sum(1).double()  # a piece of the image; torch adds it up pairwise
 
 
 class SortedTruth:

@@ -74,8 +74,13 @@ class Scorer:
         """Move what all batches need to the device."""
         self._estimator, self._protocol, self._columns = estimator, protocol, chosen
         device = estimator.device
-        self._text = {words: torch.from_numpy(np.ascontiguousarray(features)).to(device)
-                      for words, features in text.items()}
+        # Each word set's rows in one matrix: the features are compared with all at once.
+        ends = np.cumsum([len(features) for features in text.values()]).tolist()
+        self._rows = {words: slice(end - len(features), end)
+                      for end, (words, features) in zip(ends, text.items(), strict=True)}
+        self._text = torch.from_numpy(np.concatenate(list(text.values()))).to(device)
+        self._bins = {column.bins: torch.tensor(column.bins, device=device)
+                      for column in chosen if column.kind == READ_OUT}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
         self._threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
@@ -141,10 +146,10 @@ class Scorer:
 
     def _read_outs(self, features: Tensor) -> dict[int, Tensor]:
         """(B, h, w) metres of every read-out, the method's first."""
+        logits = self._estimator.logits(features, self._text)
         return {
             place: self._estimator.read_out(
-                features, self._text[column.tokens],
-                torch.tensor(column.bins, device=features.device)).patch_depth
+                logits[:, :, self._rows[column.tokens]], self._bins[column.bins]).patch_depth
             for place, column in enumerate(self._columns) if column.kind == READ_OUT}
 
     @torch.inference_mode()

@@ -311,7 +311,8 @@ class Evaluation:
     def _sample(self, position: int, role: str, metrics: NDArray[np.float64]) -> Sample:
         batch = read_batch(self._dataset, self._protocol, (), [position])
         config, entry = self._estimator.config, self._dataset.entries[position]
-        read_out = self._estimator.read_out(self._estimator.features([batch.rgb[0]]))
+        features = self._estimator.features([batch.rgb[0]])
+        read_out = self._estimator.read_out(self._estimator.logits(features))
         depth = upsample(read_out.patch_depth, self._protocol.size, config.upsampling)[0]
         return Sample(
             entry.index, entry.name, entry.scene, role, batch.rgb[0], depth.cpu().numpy(),

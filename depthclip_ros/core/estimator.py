@@ -211,7 +211,7 @@ class DepthEstimator:
         flip, upsampling = self.config.flip_average, self.config.upsampling
 
         def compute(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = self.read_out(self._encode(pixels, flip))
+            read_out = self.read_out(self.logits(self._encode(pixels, flip)))
             return [
                 read_out.patch_depth, read_out.weights, read_out.logits, read_out.spread,
                 *(upsample(depth[None], wanted, upsampling)[0]
@@ -256,32 +256,40 @@ class DepthEstimator:
         return features.reshape(passes, count, *features.shape[1:])
 
     @torch.inference_mode()
-    def read_out(
-        self, features: Tensor, text_features: Tensor | None = None, bins: Tensor | None = None,
-        temperature: float | None = None,
-    ) -> ReadOut:
-        """Turn features into depth (section 3.3 of the paper).
+    def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
+        """Compare features with words (section 3.2 of the paper).
 
         Args:
             features: (passes, B, C, h, w), from `features`.
-            text_features: (K, C) unit vectors; None for the configured tokens (section 3.2).
-            bins: (K,) metres; None for the configured ones.
-            temperature: None for the configured one.
+            text_features: (K, C) unit vectors on the device; None for the configured tokens.
+
+        Returns:
+            (passes, B, K, h, w) at the configured temperature.
 
         """
         text = self._text if text_features is None else text_features
+        logits = similarity_logits(features.flatten(0, 1), text, self._temperature)
+        return logits.view(*features.shape[:2], *logits.shape[1:])
+
+    @torch.inference_mode()
+    def read_out(self, logits: Tensor, bins: Tensor | None = None) -> ReadOut:
+        """Turn logits into depth (section 3.3 of the paper).
+
+        Args:
+            logits: (passes, B, K, h, w), from `logits`.
+            bins: (K,) metres on the device; None for the configured ones.
+
+        """
         bins = self._bins if bins is None else bins
-        logits = similarity_logits(
-            features.flatten(0, 1), text,
-            self._temperature if temperature is None else temperature)
-        weights = bin_weights(logits)
+        passes, count = logits.shape[:2]
+        flat = logits.flatten(0, 1)
+        weights = bin_weights(flat)
         patch_depth = combine_bins(weights, bins)
-        spread = bin_spread(weights, bins)
-        count = features.shape[1]
-        if len(features) == 2:
+        if passes == 2:
             # Averaged before upsampling, as the official code does.
             patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
-        return ReadOut(patch_depth, weights[:count], logits[:count], spread[:count])
+        weights = weights[:count]
+        return ReadOut(patch_depth, weights, flat[:count], bin_spread(weights, bins))
 
     def _normalize(self, pixels: Tensor, target: Tensor) -> None:
         """(H, W, 3) uint8 -> `target`, (input_height, 3 x input_width) in float32.
