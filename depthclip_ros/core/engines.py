@@ -62,7 +62,7 @@ def install(
 
     def run_on(engine: str) -> str:
         with _explained(engine), torch.inference_mode():
-            encoder.trunk = _BUILDERS[engine](reference, dtype, device, size)
+            encoder.trunk = build_trunk(engine, reference, dtype, device, size)
             features = encoder(image.to(device))
         check_features(engine, dtype, features, expected)
         return engine
@@ -115,42 +115,21 @@ def check_features(
             'report it.')
 
 
-def _eager(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
+def build_trunk(
+    engine: str, trunk: nn.Module, dtype: torch.dtype, device: torch.device,
+    size: tuple[int, int],
 ) -> nn.Module:
-    del size
-    return trunk.to(device, dtype)
-
-
-def _folded(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-) -> nn.Module:
-    """Plain operations, for every device and compiler; a vision transformer stays as it is."""
-    if isinstance(trunk, VitMaskClip):
-        return _eager(trunk, dtype, device, size)
-    return FoldedResNet(trunk).to(device, dtype)
-
-
-def _torch(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-) -> nn.Module:
-    network = _folded(trunk, dtype, device, size)
-    if isinstance(network, FoldedResNet) and device.type == 'cpu' and has_onednn():
+    """Make of CLIP's own trunk the one that an engine runs; a vision transformer stays whole."""
+    folded = engine != 'eager' and not isinstance(trunk, VitMaskClip)
+    network = (FoldedResNet(trunk) if folded else trunk).to(device, dtype)
+    if engine == 'torch' and isinstance(network, FoldedResNet) and device.type == 'cpu' \
+            and has_onednn():
         network.fuse(size)
+    if engine == 'compile':
+        # Freezing packs the weights, which only the CPU's code generation does.
+        options: dict[str, Any] = {'freezing': True} if device.type == 'cpu' else {}
+        network.compile(options=options)
     return network
-
-
-def _compile(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-) -> nn.Module:
-    network = _folded(trunk, dtype, device, size)
-    # Freezing packs the weights, which only the CPU's code generation does.
-    options: dict[str, Any] = {'freezing': True} if device.type == 'cpu' else {}
-    network.compile(options=options)
-    return network
-
-
-_BUILDERS = {'eager': _eager, 'torch': _torch, 'compile': _compile}
 
 
 def has_onednn() -> bool:

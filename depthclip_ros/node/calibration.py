@@ -45,6 +45,11 @@ class Calibration:
         """Whether any camera_info ever arrived."""
         return self._raw is not None
 
+    @property
+    def content(self) -> bytes:
+        """What the camera model follows from, for comparing; needs `select`."""
+        return self._content
+
     def select(self, width: int, height: int) -> None:
         """Prepare for an image of this size.
 

@@ -161,26 +161,34 @@ def depth_image(
         ValueError: The encoding is neither of the two.
 
     """
+    values, beyond = depth_values(depth, encoding)
+    fill_image(msg, values, encoding, header)
+    return beyond
+
+
+def depth_values(
+    depth: NDArray[np.floating[Any]], encoding: str,
+) -> tuple[NDArray[np.float32] | NDArray[np.uint16], int]:
+    """Pixels of a depth image, and how many the encoding cannot hold; see `depth_image`."""
+    metres = np.asarray(depth, np.float32)
     if encoding == '32FC1':
-        _fill(msg, np.asarray(depth, np.float32), encoding, header)
-        return 0
+        return metres, 0
     if encoding != '16UC1':
         raise ValueError(f'depth encoding is {encoding!r}, but must be 32FC1 or 16UC1')
-    millimetres = np.rint(np.asarray(depth, np.float32) * np.float32(_MILLIMETRES))
+    millimetres = np.rint(metres * np.float32(_MILLIMETRES))
     valid = (millimetres >= 1) & (millimetres <= _UINT16_MAX)
-    values = np.where(valid, millimetres, 0).astype(np.uint16)
-    _fill(msg, values, encoding, header)
-    return int(np.count_nonzero(~valid) - np.count_nonzero(np.isnan(millimetres)))
+    beyond = np.count_nonzero(~valid) - np.count_nonzero(np.isnan(millimetres))
+    return np.where(valid, millimetres, 0).astype(np.uint16), int(beyond)
 
 
 def color_image(msg: Image, pixels: UInt8, header: Header, encoding: str = 'bgr8') -> None:
     """Fill an image message with a (H, W, 3) picture; bgr8 or rgb8 says which order it has."""
-    _fill(msg, np.asarray(pixels, np.uint8), encoding, header)
+    fill_image(msg, np.asarray(pixels, np.uint8), encoding, header)
 
 
 def fill_data(msg: Any, values: NDArray[Any]) -> None:
     """Put an array's bytes into ``msg.data``, in place; also used for point clouds."""
-    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    view = bytes_of(values)
     data = msg.data
     if not isinstance(data, array.array):
         # A message type that holds its bytes in something else; assigning an array.array is
@@ -193,7 +201,13 @@ def fill_data(msg: Any, values: NDArray[Any]) -> None:
         data.frombytes(view)
 
 
-def _fill(msg: Image, pixels: NDArray[Any], encoding: str, header: Header) -> None:
+def bytes_of(values: NDArray[Any]) -> memoryview:
+    """View an array's bytes, row by row; a copy of them if it has gaps."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def fill_image(msg: Image, pixels: NDArray[Any], encoding: str, header: Header) -> None:
+    """Fill an image message with pixels that have its encoding's type already."""
     msg.header = header
     msg.height, msg.width = pixels.shape[:2]
     msg.encoding = encoding

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that one camera's depth is published as."""
+"""Everything that one camera's depth is published as.
+
+Messages are published serialised: rclpy would copy their data twice more, and look at every field.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -13,8 +16,11 @@ from ..color import UNTRAINED, colorize, write_warning
 from . import image_io
 from .cloud import PatchCloud, patch_colors
 from .qos_events import publisher_callbacks
+from .serialized import Template
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     import numpy as np
     from numpy.typing import NDArray
     from rclpy.lifecycle import LifecycleNode
@@ -37,11 +43,7 @@ OUTPUTS = {
 
 
 class Outputs:
-    """Publishers of one camera, with messages that are filled again for every frame.
-
-    Publishing copies a message before it returns, so the same one can be used again; only the
-    worker thread publishes.
-    """
+    """Publishers of one camera; only the worker thread publishes."""
 
     def __init__(self, node: LifecycleNode, encoding: str, prefix: str = '') -> None:
         """Create the publishers.
@@ -63,9 +65,7 @@ class Outputs:
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
             for topic, kind in OUTPUTS.items()
         }
-        self._depth = Image()
-        self._color = Image()
-        self._spread = Image()
+        self._templates: dict[str, tuple[Hashable, Template]] = {}
         self._cloud = PatchCloud()
 
     def wanted(self, topic: str) -> bool:
@@ -83,8 +83,8 @@ class Outputs:
             Number of pixels whose depth the encoding cannot hold; they are invalid in it.
 
         """
-        beyond = image_io.depth_image(self._depth, depth, self._encoding, header)
-        self._publishers['depth/image'].publish(self._depth)
+        values, beyond = image_io.depth_values(depth, self._encoding)
+        self._publish_image('depth/image', header, values, self._encoding)
         return beyond
 
     def publish_projected(
@@ -93,12 +93,14 @@ class Outputs:
     ) -> None:
         """Publish what needs a camera_info: depth/camera_info, and points while wanted."""
         height, width = prediction.depth.shape
-        self._publishers['depth/camera_info'].publish(calibration.scaled(width, height, header))
+        self._publish('depth/camera_info', header, (width, height, calibration.content),
+                      lambda: Template(calibration.scaled(width, height, header)))
         if self.wanted('points'):
             h, w = prediction.patch_depth.shape
-            self._publishers['points'].publish(self._cloud.fill(
-                header, calibration.rays(h, w), prediction.patch_depth,
-                patch_colors(rgb, h, w)))
+            cloud = self._cloud.fill(header, calibration.rays(h, w), prediction.patch_depth,
+                                     patch_colors(rgb, h, w))
+            self._publish('points', header, (h, w, cloud.is_dense),
+                          lambda: Template(cloud, behind=1), cloud.data)  # before is_dense
 
     def publish_pictures(
         self, header: Header, prediction: DepthPrediction, bins: tuple[float, ...], *,
@@ -110,11 +112,30 @@ class Outputs:
             picture = colorize(prediction.depth, low, high)
             if not trained:
                 write_warning(picture, UNTRAINED)
-            image_io.color_image(self._color, picture, header)
-            self._publishers['depth/image_color'].publish(self._color)
+            self._publish_image('depth/image_color', header, picture, 'bgr8')
         if self.wanted('depth/spread'):
-            image_io.depth_image(self._spread, prediction.spread, '32FC1', header)
-            self._publishers['depth/spread'].publish(self._spread)
+            self._publish_image('depth/spread', header, prediction.spread, '32FC1')
+
+    def _publish_image(
+        self, topic: str, header: Header, pixels: NDArray[Any], encoding: str,
+    ) -> None:
+        def template() -> Template:
+            message = Image()
+            image_io.fill_image(message, pixels, encoding, header)
+            return Template(message)
+        self._publish(topic, header, (pixels.shape, encoding), template,
+                      image_io.bytes_of(pixels))
+
+    def _publish(
+        self, topic: str, header: Header, form: Hashable, make: Callable[[], Template],
+        data: Any = b'',
+    ) -> None:
+        """Publish; the template is made anew when the frame or the form is another."""
+        form = header.frame_id, form
+        known = self._templates.get(topic)
+        if known is None or known[0] != form:
+            known = self._templates[topic] = form, make()
+        self._publishers[topic].publish(known[1].filled(header.stamp, data))
 
     def destroy(self) -> None:
         """Remove the publishers from the node."""

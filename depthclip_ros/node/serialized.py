@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages as they come from the middleware: serialised, and read only when they are needed.
+"""Messages as the middleware carries them: serialised.
 
-So an image that is dropped is never converted, and the pixels of one that is answered are used
-where they lie; rclpy would copy them twice more into a message.
+Those that come are read only when they are needed: an image that is dropped is never converted,
+and the pixels of one that is answered are used where they lie. Of those that go, little changes
+from one to the next: the rest is serialised once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from typing import Any, NamedTuple
 
 from builtin_interfaces.msg import Time
-from rclpy.serialization import deserialize_message
+from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -20,7 +21,7 @@ from ..core.errors import DataError, ImageError
 # Plain CDR (OMG DDSI-RTPS 10.2) in little endian, as every ROS middleware writes it on usual
 # processors: these four bytes, then the fields in order, each number at a multiple of its size.
 _PLAIN_CDR = b'\x00\x01\x00\x00'
-_STAMP = slice(4, 12)
+_STAMP = slice(4, 12)  # of a message that begins with a header
 _STAMP_AND_LENGTH, _SIZE_AND_LENGTH, _STEP_AND_LENGTH = map(
     struct.Struct, ('<iII', '<III', '<II'))
 
@@ -69,6 +70,37 @@ def read(raw: bytes, kind: type, error: type[DataError]) -> Any:
 def content(raw: bytes) -> bytes:
     """All of a message that begins with a header but its stamp, for comparing."""
     return raw[:_STAMP.start] + raw[_STAMP.stop:]
+
+
+class Template:
+    """A message that is serialised once, and gets another stamp and other data every time."""
+
+    def __init__(self, message: Any, behind: int = 0) -> None:
+        """Serialise.
+
+        Args:
+            message: it begins with a header; its `data`, if it has any, is an array of bytes.
+            behind: bytes that the fields behind the data take.
+
+        Raises:
+            RuntimeError: the middleware serialises otherwise than in CDR.
+
+        """
+        raw = serialize_message(message)
+        data = getattr(message, 'data', b'')
+        end = len(raw) - behind
+        self._encapsulation = raw[:_STAMP.start]
+        self._stamp = struct.Struct('<iI' if raw[1] & 1 else '>iI')
+        self._between, self._behind = raw[_STAMP.stop:end - len(data)], raw[end:]
+        if self.filled(message.header.stamp, data) != raw:
+            raise RuntimeError(
+                f'{type(message).__name__} has another form than CDR in this middleware '
+                f'({raw[:16].hex(" ")}...); use another one: RMW_IMPLEMENTATION.')
+
+    def filled(self, stamp: Time, data: Any = b'') -> bytes:
+        """Give the message with that stamp and data, a buffer as long as the first."""
+        return b''.join((self._encapsulation, self._stamp.pack(stamp.sec, stamp.nanosec),
+                         self._between, data, self._behind))
 
 
 def _read_plain(raw: bytes) -> SerializedImage:
