@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, engines
+from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, engines, resnet
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.device import resolve_precision
 from depthclip_ros.core.replay import CAPACITY, Replayer
@@ -59,6 +59,23 @@ def test_bfloat16_engines_stay_near_it(build, engine):
     difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
                      - expected)
     assert 0 < np.median(difference) < 0.05
+
+
+@pytest.mark.parametrize(('amx', 'precision', 'calls'),
+                         [(True, 'bfloat16', [2, 1]), (True, 'float32', [1, 1, 1]),
+                          (False, 'bfloat16', [1, 1, 1])])
+def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, precision, calls):
+    monkeypatch.setattr(resnet, 'cpu_has_amx', lambda: amx)
+    estimator = build(precision=precision, flip_average=False)
+    alone = [estimator.predict(image).depth for image in IMAGES]
+    sizes, features = [], FoldedResNet._features
+    monkeypatch.setattr(FoldedResNet, '_features',
+                        lambda self, x: sizes.append(len(x)) or features(self, x))
+    together = estimator.predict(IMAGES)
+    assert sizes == calls
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(
+            found.depth, expected, rtol=0, atol=1e-4 if precision == 'float32' else 0.02)
 
 
 def test_auto_is_torch(build):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serialised images, read without a message: the same fields as rclpy gives."""
+"""Serialised messages, read and made without rclpy's: the same fields and bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ pytest.importorskip('rclpy')
 from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message, serialize_message
 from ros_harness import camera_info, image
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.node import serialized
+from depthclip_ros.node.cloud import PatchCloud
 from depthclip_ros.node.image_io import to_rgb
 
 FIELDS = ('header', 'height', 'width', 'encoding', 'is_bigendian', 'step')
@@ -116,3 +117,36 @@ def test_errors_are_of_the_wanted_type():
     with pytest.raises(CameraInfoError, match='4 bytes are no CameraInfo') as error:
         serialized.read(b'\0\1\0\0', CameraInfo, CameraInfoError)
     assert error.value.condition == 'unreadable message'
+
+
+def test_a_template_gives_what_the_middleware_gives():
+    first, later = message(), message()
+    template = serialized.Template(first)
+    later.header.stamp = Time(sec=17, nanosec=4)
+    later.data[:] = type(later.data)('B', bytes(reversed(later.data)))
+    assert template.filled(later.header.stamp, later.data) == serialize_message(later)
+    assert template.filled(first.header.stamp, first.data) == serialize_message(first)
+
+
+def test_a_template_keeps_what_is_behind_the_data():
+    cloud = PatchCloud().fill(
+        Header(frame_id='eye'), np.ones((2, 3, 3), np.float32), np.ones((2, 3), np.float32),
+        np.zeros((2, 3, 3), np.uint8))
+    template = serialized.Template(cloud, behind=1)
+    raw = template.filled(Time(sec=1), bytes(len(cloud.data)))
+    found = deserialize_message(raw, PointCloud2)
+    assert (found.is_dense, found.header.stamp.sec, found.fields) == (True, 1, cloud.fields)
+    assert bytes(found.data) == bytes(len(cloud.data))
+
+
+def test_a_message_without_data_has_a_template_too():
+    info = camera_info(Header(frame_id='eye'), 64, 48)
+    raw = serialized.Template(info).filled(Time(sec=-2, nanosec=5))
+    info.header.stamp = Time(sec=-2, nanosec=5)
+    assert deserialize_message(raw, CameraInfo) == info
+
+
+def test_a_message_that_does_not_fit_is_refused():
+    cloud = PointCloud2(data=b'1234', is_dense=True)
+    with pytest.raises(RuntimeError, match='PointCloud2 has another form than CDR'):
+        serialized.Template(cloud)
