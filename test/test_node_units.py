@@ -82,6 +82,11 @@ def test_calibration_is_computed_once_per_content(monkeypatch):
         rays = calibration.rays(3, 4)
         assert calibration.rays(3, 4) is rays
     assert len(made) == 1
+    # Nobody sets the three bytes that fill up an empty frame_id.
+    raw = serialize_message(info)
+    calibration.update(raw[:17] + b'any' + raw[20:])
+    calibration.select(64, 48)
+    assert calibration.rays(3, 4) is rays
     changed = camera_info(Header(), 64, 48, k=(60.0, 60.0, 31.5, 23.5))
     calibration.update(serialize_message(changed))
     calibration.select(64, 48)

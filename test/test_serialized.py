@@ -105,10 +105,9 @@ def test_lengths_that_do_not_fit_are_never_believed():
 
 
 def test_content_is_all_but_the_stamp():
-    one, other = camera_info(Header(), 64, 48), camera_info(Header(), 64, 48)
-    other.header.stamp.nanosec = 5
-    same = serialized.content(serialize_message(one))
-    assert serialized.content(serialize_message(other)) == same
+    raw = serialize_message(camera_info(Header(), 64, 48))
+    same = serialized.content(raw)
+    assert serialized.content(raw[:4] + b'12345678' + raw[12:]) == same
     for changed in (camera_info(Header(frame_id='a'), 64, 48), camera_info(Header(), 64, 49)):
         assert serialized.content(serialize_message(changed)) != same
 
@@ -124,8 +123,9 @@ def test_a_template_gives_what_the_middleware_gives():
     template = serialized.Template(first)
     later.header.stamp = Time(sec=17, nanosec=4)
     later.data[:] = type(later.data)('B', bytes(reversed(later.data)))
-    assert template.filled(later.header.stamp, later.data) == serialize_message(later)
-    assert template.filled(first.header.stamp, first.data) == serialize_message(first)
+    for expected in (later, first):
+        raw = template.filled(expected.header.stamp, expected.data)
+        assert deserialize_message(raw, Image) == expected
 
 
 def test_a_template_keeps_what_is_behind_the_data():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sensor_msgs.msg import CameraInfo
@@ -32,6 +32,7 @@ class Calibration:
         self._rectified = rectified
         self._raw: bytes | None = None
         self._content = b''
+        self._key: tuple[Any, ...] = ()
         self._model: CameraModel | None = None
         self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
         self._scaled: dict[tuple[int, int], CameraInfo] = {}
@@ -46,9 +47,9 @@ class Calibration:
         return self._raw is not None
 
     @property
-    def content(self) -> bytes:
+    def key(self) -> tuple[Any, ...]:
         """What the camera model follows from, for comparing; needs `select`."""
-        return self._content
+        return self._key
 
     def select(self, width: int, height: int) -> None:
         """Prepare for an image of this size.
@@ -64,12 +65,14 @@ class Calibration:
                 'published.')
         content = serialized.content(raw)
         if content != self._content or self._model is None:
-            self._model = None
-            self._rays.clear()
-            self._scaled.clear()
+            model, self._model = self._model, None
             message = serialized.read(raw, CameraInfo, CameraInfoError)
-            self._model = CameraModel.from_info(message, self._rectified)
-            self._content = content
+            key = _key(message)
+            if model is None or key != self._key:
+                self._rays.clear()
+                self._scaled.clear()
+                model = CameraModel.from_info(message, self._rectified)
+            self._model, self._content, self._key = model, content, key
         self._model.check_size(width, height)
 
     def rays(self, h: int, w: int) -> NDArray[np.float32]:
@@ -103,3 +106,15 @@ class Calibration:
         return CameraInfo(
             width=model.width, height=model.height, distortion_model=name, d=list(coefficients),
             k=model.K.ravel().tolist(), r=rotation.ravel().tolist(), p=model.P.ravel().tolist())
+
+
+def _key(message: CameraInfo) -> tuple[Any, ...]:
+    """Everything but the header, comparable."""
+    roi = message.roi
+    return (
+        message.width, message.height, message.distortion_model,
+        *(np.asarray(values, np.float64).tobytes()
+          for values in (message.d, message.k, message.r, message.p)),
+        message.binning_x, message.binning_y,
+        roi.x_offset, roi.y_offset, roi.width, roi.height, roi.do_rectify,
+    )

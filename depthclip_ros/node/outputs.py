@@ -93,7 +93,7 @@ class Outputs:
     ) -> None:
         """Publish what needs a camera_info: depth/camera_info, and points while wanted."""
         height, width = prediction.depth.shape
-        self._publish('depth/camera_info', header, (width, height, calibration.content),
+        self._publish('depth/camera_info', header, (width, height, calibration.key),
                       lambda: Template(calibration.scaled(width, height, header)))
         if self.wanted('points'):
             h, w = prediction.patch_depth.shape

@@ -68,7 +68,10 @@ def read(raw: bytes, kind: type, error: type[DataError]) -> Any:
 
 
 def content(raw: bytes) -> bytes:
-    """All of a message that begins with a header but its stamp, for comparing."""
+    """All of a message that begins with a header but its stamp, for a first comparison.
+
+    What is equal here is equal; equal messages can differ in the bytes that fill gaps.
+    """
     return raw[:_STAMP.start] + raw[_STAMP.stop:]
 
 
