@@ -301,6 +301,19 @@ def test_no_depth_is_an_error_that_shows_the_nodes_log(demo, tmp_path):
     assert children_of(out) == []
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_that_rclpy_turns_into_another_error_is_still_one(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), processes.stopping([]):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise RuntimeError('Unable to convert call argument') from None
+    assert signal.getsignal(number) == before
+    with pytest.raises(RuntimeError, match='of its own'), processes.stopping([]):
+        raise RuntimeError('of its own')
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_everything_and_keeps_what_came(demo, tmp_path, number):

@@ -130,15 +130,25 @@ class Child:
 def stopping(children: list[Child]) -> Iterator[None]:
     """Stop the children at the end of the block, however it ends, last started first.
 
-    SIGTERM and SIGHUP count as an interrupt, so that no child is left behind.
+    SIGTERM and SIGHUP count as an interrupt like SIGINT, so that no child is left behind; one that
+    is ignored, as under nohup, stays ignored.
     """
+    interrupted = False
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+               if signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
+    except RuntimeError as error:
+        if interrupted:  # in the midst of taking a message, of which rclpy makes another error
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for child in reversed(children):
             child.stop()
