@@ -303,12 +303,15 @@ def test_no_depth_is_an_error_that_shows_the_nodes_log(demo, tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_that_rclpy_turns_into_another_error_is_still_one(number):
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), processes.stopping([]):
+    def take_message():
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:
             raise RuntimeError('Unable to convert call argument') from None
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), processes.stopping([]):
+        take_message()
     assert signal.getsignal(number) == before
     with pytest.raises(RuntimeError, match='of its own'), processes.stopping([]):
         raise RuntimeError('of its own')
