@@ -35,7 +35,6 @@ class Calibration:
         self._key: tuple[Any, ...] = ()
         self._model: CameraModel | None = None
         self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
-        self._scaled: dict[tuple[int, int], CameraInfo] = {}
 
     def update(self, raw: bytes) -> None:
         """Keep the latest message, serialised; nothing is read before an image needs it."""
@@ -70,7 +69,6 @@ class Calibration:
             key = _key(message)
             if model is None or key != self._key:
                 self._rays.clear()
-                self._scaled.clear()
                 model = CameraModel.from_info(message, self._rectified)
             self._model, self._content, self._key = model, content, key
         self._model.check_size(width, height)
@@ -85,27 +83,22 @@ class Calibration:
         """The camera_info of the depth image: scaled, no binning, no region of interest.
 
         For rectified input it describes the rectified camera: K is that of P, no distortion.
-        The same message is returned for the same size, with `header`; needs `select`.
+        Needs `select`.
         """
-        if (width, height) not in self._scaled:
-            self._scaled[width, height] = self._message_of(self._selected().scaled(width, height))
-        message = self._scaled[width, height]
-        message.header = header
-        return message
-
-    def _selected(self) -> CameraModel:
-        if self._model is None:
-            raise RuntimeError('Calibration.select() comes first')
-        return self._model
-
-    def _message_of(self, model: CameraModel) -> CameraInfo:
+        model = self._selected().scaled(width, height)
         name, coefficients = _NO_DISTORTION
         if model.distortion_model:
             name, coefficients = model.distortion_model, tuple(model.D.tolist())
         rotation = np.eye(3) if self._rectified else model.R
         return CameraInfo(
-            width=model.width, height=model.height, distortion_model=name, d=list(coefficients),
-            k=model.K.ravel().tolist(), r=rotation.ravel().tolist(), p=model.P.ravel().tolist())
+            header=header, width=model.width, height=model.height, distortion_model=name,
+            d=list(coefficients), k=model.K.ravel().tolist(), r=rotation.ravel().tolist(),
+            p=model.P.ravel().tolist())
+
+    def _selected(self) -> CameraModel:
+        if self._model is None:
+            raise RuntimeError('Calibration.select() comes first')
+        return self._model
 
 
 def _key(message: CameraInfo) -> tuple[Any, ...]:

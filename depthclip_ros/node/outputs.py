@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that one camera's depth is published as.
 
-Messages are published serialised: rclpy would copy their data twice more, and look at every field.
+Messages are published serialised: rclpy would copy their data once more, and look at every field.
 """
 
 from __future__ import annotations
