@@ -152,6 +152,7 @@ class Peer:
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node('test_peer', context=self.context)
         self.messages = defaultdict(list)
+        self._received = 0
         self._publishers = {}
         self._subscriptions = {}
         self._changed = threading.Condition()
@@ -192,6 +193,7 @@ class Peer:
         def store(message):
             with self._changed:
                 self.messages[topic].append(message)
+                self._received += 1
                 self._changed.notify_all()
         if kind is None:  # one of the node's outputs, maybe of a named camera
             kind = next(kind for name, kind in OUTPUTS.items() if topic.endswith(name))
@@ -207,17 +209,21 @@ class Peer:
         self.on_executor(self.node.destroy_subscription, self._subscriptions.pop(topic))
 
     def wait(self, condition, what, timeout=PATIENCE):
-        """Wait until `condition()` holds, looked at whenever a message comes; give its value."""
+        """Wait until `condition()` holds, looked at whenever a message comes; give its value.
+
+        Messages go on coming in while the condition is looked at.
+        """
         end = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                value = condition()
-                if value:
-                    return value
-                assert time.monotonic() < end, f'{what} never came'
-                assert self.process is None or self.process.process.poll() is None, \
-                    f'the node has ended:\n{self.process.output}'
-                self._changed.wait(0.05)
+        while True:
+            seen = self._received
+            value = condition()
+            if value:
+                return value
+            assert time.monotonic() < end, f'{what} never came'
+            assert self.process is None or self.process.process.poll() is None, \
+                f'the node has ended:\n{self.process.output}'
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._received != seen, 0.05)
 
     def find(self, topic, stamp):
         """The messages of a topic that have this stamp."""
@@ -255,17 +261,19 @@ class Peer:
             self.wait(lambda topic=topic: self.node.count_publishers(topic),
                       f'a publisher of {topic}')
 
-    def ask(self, message, topic='depth/image'):
-        """Publish an image and wait for its answer.
+    def ask(self, message, topic='depth/image', *, info=None, prefix=''):
+        """Publish an image, maybe after its camera_info, and wait for its answer.
 
         The first image can be early for the node's side of the discovery (then it is idle): it
         is sent again, with the same stamp, until it is answered.
         """
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            self.send(message)
+            if info is not None:
+                self.send(info, prefix=prefix)
+            self.send(message, prefix=prefix)
             try:
-                return self.wait_stamp(topic, message.header.stamp, timeout=3.0)
+                return self.wait_stamp(prefix + topic, message.header.stamp, timeout=3.0)
             except AssertionError:
                 continue
         raise AssertionError(f'{topic}: no answer to {message.header.stamp}')
@@ -304,6 +312,25 @@ class Peer:
             return self.wait(look, f'diagnostics {name}', timeout)
         except AssertionError as error:
             raise AssertionError(f'{error}; last: {seen}') from None
+
+    def quiet(self, *names):
+        """Wait until no image is on its way; give the values of each of these statuses.
+
+        An image may have been sent but not yet received when the node tells that none is
+        pending, and what it told may be old when it comes: it must tell the same twice running.
+        """
+        start = len(self.messages['/diagnostics'])
+
+        def look():
+            told = [{status.name: {pair.key: pair.value for pair in status.values}
+                     for status in array.status}
+                    for array in self.messages['/diagnostics'][start:][-2:]]
+            accounts = [[counters(values[name]) for name in names] for values in told]
+            if len(told) == 2 and accounts[0] == accounts[1] \
+                    and not any(account['pending'] for account in accounts[1]):
+                return {name: told[1][name] for name in names}
+            return None
+        return self.wait(look, 'a quiet node')
 
 
 def counters(values):

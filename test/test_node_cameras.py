@@ -97,25 +97,18 @@ def overload(peer, answers, waited_for, sending=CAMERAS, make=picture):
     return sent
 
 
-def accounts(array):
-    """What the node tells about each camera."""
-    told = {entry.name: {pair.key: pair.value for pair in entry.values}
-            for entry in array.status}
-    return {camera: told[status(camera)] for camera in CAMERAS}
-
-
 def quiet(peer):
     """The accounts of all cameras when no image is on its way."""
-    seen = len(peer.messages['/diagnostics'])
-    return peer.wait(lambda: next(
-        (told for told in map(accounts, peer.messages['/diagnostics'][seen:])
-         if not any(int(values['pending']) for values in told.values())), None), 'a quiet node')
+    told = peer.quiet(*map(status, CAMERAS))
+    return {camera: told[status(camera)] for camera in CAMERAS}
 
 
 def all_accounts(peer):
     """Every account of a camera since the node was configured."""
-    return [values for array in list(peer.messages['/diagnostics'])
-            for values in accounts(array).values()]
+    names = [status(camera) for camera in CAMERAS]
+    return [{pair.key: pair.value for pair in entry.values}
+            for array in list(peer.messages['/diagnostics'])
+            for entry in array.status if entry.name in names]
 
 
 def gain(before, after):
@@ -153,10 +146,9 @@ def load(node, peer):
     for camera in CAMERAS:
         message = picture(peer, camera)
         info = camera_info(message.header, message.width, message.height)
-        peer.wait(lambda camera=camera, info=info: peer.send(info, prefix=prefix(camera))
-                  or peer.send(picture(peer, camera), prefix=prefix(camera))
-                  or time.sleep(0.1) or peer.messages[f'{prefix(camera)}points'],
-                  f'points of {camera!r}')
+        peer.ask(message, 'points', info=info, prefix=prefix(camera))
+        for topic in ('depth/image', 'depth/camera_info'):
+            peer.wait_stamp(prefix(camera) + topic, message.header.stamp)
     before = quiet(peer)
     for topic in peer.messages:
         if topic != '/diagnostics':

@@ -38,7 +38,7 @@ def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weig
         # An old stamp, which says nothing about an age: this image may be sent again.
         message.header = peer.header()
         peer.ask(message)
-        _, before = peer.diagnostics(STATUS, lambda v: counters(v)['pending'] == 0)
+        before = peer.quiet(STATUS)[STATUS]
         first, end = len(peer.messages['depth/image']), time.monotonic() + 2 * PATIENCE
         while len(peer.messages['depth/image']) < first + 12:
             assert time.monotonic() < end, node.output
@@ -46,7 +46,7 @@ def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weig
             peer.send(message)
             time.sleep(1 / 30)  # the source's rate, not a wait
         assert peer.wait_stamp('depth/image', message.header.stamp), 'the newest one'
-        _, values = peer.diagnostics(STATUS, lambda v: counters(v)['pending'] == 0)
+        values = peer.quiet(STATUS)[STATUS]
         account = counters(values)
         gained = {key: account[key] - counters(before)[key] for key in account}
         assert gained['dropped'] > gained['published'], 'the node was not overloaded'
@@ -88,8 +88,7 @@ def test_every_frame_of_a_bag_is_answered_with_its_own_stamp(
         stamps, previous = [], None
         peer.wait(lambda: publishers['/camera/color/image_raw'].publish(first)
                   or time.sleep(0.2) or peer.messages['depth/image'], 'a first depth')
-        peer.wait(lambda: peer.diagnostics(STATUS, lambda v: counters(v)['pending'] == 0),
-                  'a quiet node')
+        peer.quiet(STATUS)
         peer.messages['depth/image'].clear()
         for connection, recorded, raw in reader.messages(connections):
             if previous is not None:
