@@ -215,6 +215,12 @@ def play(topics, *arguments):
     return listener, output
 
 
+def period(arrivals):
+    """Seconds from message to message over half of them: no single one that is late decides."""
+    half = len(arrivals) // 2
+    return np.median(np.subtract(arrivals[half:], arrivals[:len(arrivals) - half])) / half
+
+
 IMAGES = {'/camera/image': 'sensor_msgs/msg/Image'}
 BOTH = {**IMAGES, '/temperature': 'sensor_msgs/msg/Temperature'}
 
@@ -234,9 +240,7 @@ def test_plays_every_byte_in_order_at_the_recorded_rate(tmp_path, storage, compr
     # Byte for byte: stamps, frames and content are those of the recording.
     assert listener.received == written
     assert listener.order[:6] == ['/camera/image', '/temperature'] * 3
-    arrivals = np.array(listener.arrivals['/camera/image'])
-    assert arrivals[-1] - arrivals[0] == pytest.approx((COUNT - 1) * PERIOD / 1e9, abs=0.1)
-    assert np.median(np.diff(arrivals)) == pytest.approx(PERIOD / 1e9, abs=0.02)
+    assert period(listener.arrivals['/camera/image']) == pytest.approx(PERIOD / 1e9, rel=0.1)
     assert f'played {2 * COUNT} messages' in output
     assert f'/camera/image: {COUNT}' in output
 
@@ -257,8 +261,7 @@ def test_rate_topics_offset_and_remap(tmp_path):
         '/camera/image:=/other',
     )
     assert listener.received == {'/other': written['/camera/image'][2:], '/temperature': []}
-    arrivals = listener.arrivals['/other']
-    assert arrivals[-1] - arrivals[0] == pytest.approx((COUNT - 3) * PERIOD / 2e9, abs=0.08)
+    assert period(listener.arrivals['/other']) == pytest.approx(PERIOD / 2e9, rel=0.1)
     assert f'played {COUNT - 2} messages' in output
 
 
@@ -297,8 +300,9 @@ def test_loops_until_interrupted_and_keeps_the_rate_over_the_seam(tmp_path):
     assert 'Traceback' not in output
     assert 'played' in output
     assert got[: 2 * COUNT + 3] == [*written, *written, *written[:3]]
-    seam = listener.arrivals['/camera/image']
-    assert seam[COUNT] - seam[COUNT - 1] == pytest.approx(PERIOD / 1e9, abs=0.04)
+    # Half of these messages: every one from the second time to the same one of the first.
+    twice = listener.arrivals['/camera/image'][:2 * COUNT]
+    assert period(twice) == pytest.approx(PERIOD / 1e9, rel=0.05)
 
 
 @pytest.mark.slow
@@ -318,10 +322,12 @@ def test_clock_follows_the_bag(tmp_path):
     assert set(np.diff(ticks)) == {5_000_000}
     assert ticks[-1] == pytest.approx(START + (COUNT - 1) * PERIOD, abs=5_000_000)
     assert 'the recorded /clock is left out' in output
-    # Nothing is played before its time on /clock.
-    first_image = listener.arrivals['/camera/image'][-1]
-    tick = listener.arrivals['/clock'][-1]
-    assert first_image == pytest.approx(tick, abs=0.05)
+    # Every image is played at its time on /clock.
+    late = [arrival - listener.arrivals['/clock'][ticks.index(START + number * PERIOD)]
+            for number, arrival in enumerate(listener.arrivals['/camera/image'])
+            if START + number * PERIOD in ticks]
+    assert len(late) >= COUNT - 1
+    assert np.median(late) == pytest.approx(0, abs=0.02)
 
 
 @pytest.mark.slow
@@ -370,8 +376,7 @@ def test_real_raw_bag(shared_dir):
     finally:
         reader.close()
     assert listener.received[topic] == expected
-    arrivals = np.array(listener.arrivals[topic])
-    assert np.median(np.diff(arrivals)) == pytest.approx(0.1, abs=0.02)
+    assert period(listener.arrivals[topic]) == pytest.approx(0.1, rel=0.1)
 
 
 # Errors --------------------------------------------------------------------------------------
