@@ -53,7 +53,7 @@ from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 _LOG = logging.getLogger(__name__)
 
 RESULTS = ROOT / 'benchmarks' / 'results'
-ENGINES = ('eager', 'torch', 'compile', 'openvino')
+ENGINES = ('eager', 'torch', 'onednn', 'compile', 'openvino')
 OTHER_SIZES = ((352, 640), (416, 544))
 
 
@@ -165,6 +165,8 @@ class Bench:
         # Every difference from the reference is compared at a temperature where depth varies.
         self._config = DepthConfig(
             backbone='auto', input_height=self.size[0], input_width=self.size[1])
+        self.automatic = {precision: self.estimator(precision=precision).engine
+                          for precision in ('float32', self.half)}
 
     def estimator(self, **changes: Any) -> DepthEstimator:
         """Build one, with some settings changed."""
@@ -346,7 +348,7 @@ class Bench:
             peak = self._matmul_rate(getattr(torch, precision))
             result[f'{precision} matmul [GFLOP/s]'] = peak / 1e9
             for row in trunks:
-                if row['name'] == f'torch, {precision}':
+                if row['name'] == f'{self.automatic[precision]}, {precision}':
                     reached = flop / (1e-3 * row['p50 [ms]'])
                     result[f'{precision} forward [GFLOP/s]'] = reached / 1e9
                     result[f'{precision} forward, fraction of matmul'] = reached / peak
@@ -411,7 +413,8 @@ def main() -> int:
     result = {
         'what': 'RGB (uint8, host) to depth (float32, host), RN50, random weights',
         **about, 'device': str(bench.device), 'threads': torch.get_num_threads(),
-        'rounds': bench.rounds, 'against naive': bench.against_naive(), 'trunk alone': trunks,
+        'rounds': bench.rounds, 'engine auto': bench.automatic,
+        'against naive': bench.against_naive(), 'trunk alone': trunks,
         'batches': bench.batching(), 'sizes': bench.sizes(),
         'roofline': bench.roofline(trunks), 'skipped': bench.skipped,
     }

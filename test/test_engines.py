@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import clip_standin
 import numpy as np
@@ -11,9 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, engines, resnet
+from depthclip_ros.core import (
+    DepthConfig,
+    DepthEstimator,
+    EngineError,
+    engines,
+    onednn_graph,
+    resnet,
+)
 from depthclip_ros.core.backbone import build_image_encoder
-from depthclip_ros.core.device import resolve_precision
+from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision
 from depthclip_ros.core.replay import CAPACITY, Replayer
 from depthclip_ros.core.resnet import FoldedResNet
 
@@ -24,7 +32,11 @@ CPU = torch.device('cpu')
 needs_compiler = pytest.mark.skipif(
     shutil.which('c++') is None and shutil.which('g++') is None,
     reason='torch.compile needs a C++ compiler, and there is none')
-ENGINES = ['torch', pytest.param('compile', marks=[needs_compiler, pytest.mark.slow])]
+needs_onednn = pytest.mark.skipif(not engines.has_onednn(), reason='torch without oneDNN')
+needs_bfloat16 = pytest.mark.skipif(
+    not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
+ENGINES = ['torch', pytest.param('onednn', marks=needs_onednn),
+           pytest.param('compile', marks=[needs_compiler, pytest.mark.slow])]
 
 
 @pytest.fixture(scope='module')
@@ -55,6 +67,8 @@ def test_float32_engines_equal_the_reference(build, engine, flip):
 
 @pytest.mark.parametrize('engine', ['eager', *ENGINES])
 def test_bfloat16_engines_stay_near_it(build, engine):
+    if engine == 'onednn' and not cpu_has_bfloat16():
+        pytest.skip('this processor has no arithmetic for bfloat16, and oneDNN no graph')
     expected = build(engine='eager').predict(IMAGES[0]).depth
     difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
                      - expected)
@@ -66,7 +80,7 @@ def test_bfloat16_engines_stay_near_it(build, engine):
                           (False, 'bfloat16', [1, 1, 1])])
 def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, precision, calls):
     monkeypatch.setattr(resnet, 'cpu_has_amx', lambda: amx)
-    estimator = build(precision=precision, flip_average=False)
+    estimator = build(engine='torch', precision=precision, flip_average=False)
     alone = [estimator.predict(image).depth for image in IMAGES]
     sizes, features = [], FoldedResNet._features
     monkeypatch.setattr(FoldedResNet, '_features',
@@ -80,6 +94,47 @@ def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, pre
 
 def test_auto_is_torch(build):
     assert build().engine == 'torch'
+
+
+@needs_onednn
+@needs_bfloat16
+@pytest.mark.parametrize(('amx', 'engine'), [(True, 'onednn'), (False, 'torch')])
+def test_auto_is_onednn_for_bfloat16_with_amx(build, monkeypatch, amx, engine):
+    monkeypatch.setattr(engines, 'cpu_has_amx', lambda: amx)
+    assert build().engine == 'torch', 'float32'
+    assert build(precision='bfloat16', log=pytest.fail).engine == engine
+
+
+@needs_onednn
+def test_onednn_that_compiles_nothing_is_passed_over(build, monkeypatch):
+    monkeypatch.setattr(engines, 'automatic', lambda *_: ['onednn', 'torch', 'eager'])
+    monkeypatch.setattr(onednn_graph, '_FUSED', 'what no torch says')
+    said = []
+    assert build(log=said.append).engine == 'torch'
+    assert any(text.startswith('WARNING: engine: onednn does not run here (RuntimeError: Torch')
+               and text.endswith('Going on with engine: torch.') for text in said)
+    with pytest.raises(EngineError, match='made no oneDNN graph'):
+        build(engine='onednn')
+
+
+@needs_onednn
+def test_onednn_leaves_torchscript_as_it_was(build):
+    for before in (True, False):
+        torch.jit.enable_onednn_fusion(before)
+        build(engine='onednn')
+        assert torch._C._jit_llga_enabled() == before
+
+
+@needs_onednn
+def test_onednn_serves_threads_that_come_at_once(build):
+    estimator = build(engine='onednn')
+    expected = [build(engine='torch').features(IMAGES[:count]) for count in (1, 2, 3)]
+    with ThreadPoolExecutor(4) as pool:  # none of these numbers of images is prepared but one
+        for _ in range(3):
+            found = list(pool.map(lambda count: estimator.features(IMAGES[:count]),
+                                  [1, 2, 3, 3, 2, 1]))
+            for features, like in zip(found, [*expected, *expected[::-1]], strict=True):
+                torch.testing.assert_close(features, like, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('onednn', [True, False])

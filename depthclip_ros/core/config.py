@@ -147,9 +147,9 @@ class DepthConfig(Settings):
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA",
         choices=('auto', 'float32', 'float16', 'bfloat16'))
     engine: str = define(
-        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused); eager: '
-                "CLIP's own modules",
-        choices=('auto', 'eager', 'torch', 'compile'))
+        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), or '
+                "onednn for bfloat16 on a CPU with AMX; eager: CLIP's own modules",
+        choices=('auto', 'eager', 'torch', 'onednn', 'compile'))
 
     def _check(self) -> None:
         if not self.tokens or any(not token.strip() for token in self.tokens):

@@ -3,8 +3,10 @@
 
     eager      CLIP's own modules, step by step; in float32 the reference
     torch      batch norm folded, channels-last; on a CPU oneDNN's fused convolutions
+    onednn     the folded network through oneDNN's graph compiler, on a CPU
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
-    auto       torch: nothing else is faster (benchmarks/README.md)
+    auto       onednn for bfloat16 on a CPU with AMX, else torch: what is fastest
+               (benchmarks/README.md)
 
 Whatever runs is first compared with the reference on a known image, and refused if it lies.
 """
@@ -19,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, VitMaskClip
+from .device import cpu_has_amx
 from .errors import EngineError
+from .onednn_graph import GraphedResNet
 from .resnet import FoldedResNet
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ def install(
 
     Args:
         encoder: in float32 on the CPU; its trunk is replaced.
-        name: auto, eager, torch or compile.
+        name: auto, eager, torch, onednn or compile.
         dtype: of the trunk; the head stays in float32.
         device: where both run.
         size: (height, width) of the network's input.
@@ -51,12 +55,13 @@ def install(
         EngineError: it does not run here, or its features are wrong.
 
     """
+    reference = encoder.trunk
+    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
     # A small image is enough, but what is compiled for one size is checked at that.
-    generic = name in ('auto', 'eager', 'torch')
+    generic = serves_every_size(candidates[0])
     image = known_image((3 * encoder.stride, 4 * encoder.stride) if generic else size)
     with torch.inference_mode():
         expected = encoder(image)
-    reference = encoder.trunk
     encoder.to(device)
     encoder.dtype = dtype
 
@@ -67,13 +72,28 @@ def install(
         check_features(engine, dtype, features, expected)
         return engine
 
-    if name != 'auto':
-        return run_on(name)
-    try:
-        return run_on('torch')
-    except EngineError as error:
-        log(f'WARNING: {error} Going on with engine: eager.')
-        return run_on('eager')
+    def run_first(engine: str, *others: str) -> str:
+        try:
+            return run_on(engine)
+        except EngineError as error:
+            if not others:
+                raise
+            log(f'WARNING: {error} Going on with engine: {others[0]}.')
+            return run_first(*others)
+
+    return run_first(*candidates)
+
+
+def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Engines to try, the fastest first."""
+    graph = device.type == 'cpu' and dtype == torch.bfloat16 and cpu_has_amx() \
+        and not isinstance(trunk, VitMaskClip)
+    return ['onednn', 'torch', 'eager'] if graph else ['torch', 'eager']
+
+
+def serves_every_size(engine: str) -> bool:
+    """Whether an engine prepares nothing for the sizes and numbers of images."""
+    return engine in ('eager', 'torch')
 
 
 @contextmanager
@@ -125,6 +145,10 @@ def build_trunk(
     if engine == 'torch' and isinstance(network, FoldedResNet) and device.type == 'cpu' \
             and has_onednn():
         network.fuse(size)
+    if engine == 'onednn':
+        if not isinstance(network, FoldedResNet) or device.type != 'cpu':
+            raise NotImplementedError('it is for ResNets on a CPU')
+        return GraphedResNet(network)
     if engine == 'compile':
         # Freezing packs the weights, which only the CPU's code generation does.
         options: dict[str, Any] = {'freezing': True} if device.type == 'cpu' else {}

@@ -164,7 +164,7 @@ class DepthEstimator:
 
         """
         black = np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8)
-        alike = self.device.type == 'cpu' and self.engine in ('eager', 'torch')
+        alike = self.device.type == 'cpu' and engines.serves_every_size(self.engine)
         for count in range(1, 2 if alike else largest_batch + 1):
             self.predict([black] * count)
 

@@ -111,7 +111,7 @@ class Bottleneck(nn.Module):
         """(B, C, H, W) -> (B, C', H / stride, W / stride); `x` may be overwritten."""
         y = self.spatial.relu(self.reduce.relu(x))
         if self.stride > 1:
-            y, x = avg_pool2d(y, self.stride), avg_pool2d(x, self.stride)
+            y, x = _pool(y, self.stride), _pool(x, self.stride)
         if self.shortcut is not None:
             x = self.shortcut(x)
         return self.expand.add_relu(y, x)
@@ -140,7 +140,7 @@ class FoldedResNet(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         for convolution in self.stem:
             x = convolution.relu(x)
-        x = avg_pool2d(x, 2)
+        x = _pool(x, 2)
         for block in self.blocks:
             x = block(x)
         return x
@@ -152,7 +152,7 @@ class FoldedResNet(nn.Module):
             size: (height, width) of the images for which it is to be fast.
 
         """
-        self._at_once = _images_at_once(self.stem[0].weight.dtype)
+        self._at_once = images_at_once(self.stem[0].weight.dtype)
         height, width = size
         for i, convolution in enumerate(self.stem):
             self.stem[i] = OneDnnConvolution(convolution, (height, width))
@@ -167,13 +167,17 @@ class FoldedResNet(nn.Module):
                 block.shortcut = OneDnnConvolution(block.shortcut, (height, width))
 
 
-def _images_at_once(dtype: torch.dtype) -> int:
+def images_at_once(dtype: torch.dtype) -> int:
     """Part of a batch that is fastest together on a CPU.
 
     More images push each other's maps out of the caches: 2 to 7 % slower. But with AMX an image
     takes so little time that the calls' fixed cost counts, and a pair is 7 to 9 % faster.
     """
     return 2 if dtype == torch.bfloat16 and cpu_has_amx() else 1
+
+
+def _pool(x: Tensor, size: int) -> Tensor:
+    return avg_pool2d(x, size, size)  # the second one explicit: `onednn_graph` needs it
 
 
 def fold(convolution: Any, norm: Any) -> Convolution:
