@@ -59,7 +59,7 @@ class GraphedResNet(nn.Module):
             RuntimeError: this PyTorch does not.
 
         """
-        before = torch._C._jit_llga_enabled()  # type: ignore[attr-defined]  # noqa: SLF001
+        before = torch._C._jit_llga_enabled()  # noqa: SLF001
         _JIT.enable_onednn_fusion(True)
         try:
             with torch.inference_mode(), warnings.catch_warnings():
