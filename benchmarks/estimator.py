@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -165,14 +165,18 @@ class Bench:
         # Every difference from the reference is compared at a temperature where depth varies.
         self._config = DepthConfig(
             backbone='auto', input_height=self.size[0], input_width=self.size[1])
-        self.automatic = {precision: self.estimator(precision=precision).engine
-                          for precision in ('float32', self.half)}
 
     def estimator(self, **changes: Any) -> DepthEstimator:
         """Build one, with some settings changed."""
         return DepthEstimator(
             self._config.replace(**changes), self.weights, str(self.device),
             cache_dir=self._cache.name, log=_LOG.debug)
+
+    @cached_property
+    def automatic(self) -> dict[str, str]:
+        """The engine that auto takes, by precision."""
+        return {precision: self.estimator(precision=precision).engine
+                for precision in ('float32', self.half)}
 
     def elsewhere(self, package: str) -> Elsewhere:
         """The process of a package."""
@@ -225,16 +229,19 @@ class Bench:
         """Clock and depth of an estimator on an engine."""
         if engine == 'openvino':
             return self.elsewhere(engine).prepare('openvino_estimator', precision, flip)
-        estimator = self.estimator(engine=engine, precision=precision, flip_average=flip)
-        image = self.images(1)
-        return timed(partial(estimator.predict, image)), estimator.predict(image)[0].depth
+        return self._enter(
+            self.estimator(engine=engine, precision=precision, flip_average=flip))
 
     def openvino_estimator(
         self, precision: str, flip: bool,
     ) -> tuple[Callable[[], float], np.ndarray]:
         """The same on OpenVINO."""
-        estimator, image = self.estimator(precision=precision, flip_average=flip), self.images(1)
+        estimator = self.estimator(precision=precision, flip_average=flip)
         estimator._encoder.trunk = self._openvino(precision)  # noqa: SLF001
+        return self._enter(estimator)
+
+    def _enter(self, estimator: DepthEstimator) -> tuple[Callable[[], float], np.ndarray]:
+        image = self.images(1)
         return timed(partial(estimator.predict, image)), estimator.predict(image)[0].depth
 
     def trunks(self) -> list[dict[str, Any]]:

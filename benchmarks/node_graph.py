@@ -158,7 +158,7 @@ class Receiver:
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         for status in array.status:
-            self.diagnostics[status.name] = {pair.key: pair.value for pair in status.values}
+            self.diagnostics[status.name] = ros.values_of(status)
 
     def close(self) -> None:
         """Leave the graph."""

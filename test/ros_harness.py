@@ -303,7 +303,7 @@ class Peer:
             for array in self.messages['/diagnostics'][start:]:
                 for status in array.status:
                     if status.name == name:
-                        values = {pair.key: pair.value for pair in status.values}
+                        values = values_of(status)
                         seen.update(values)
                         if condition(values):
                             return status, values
@@ -322,8 +322,7 @@ class Peer:
         start = len(self.messages['/diagnostics'])
 
         def look():
-            told = [{status.name: {pair.key: pair.value for pair in status.values}
-                     for status in array.status}
+            told = [{status.name: values_of(status) for status in array.status}
                     for array in self.messages['/diagnostics'][start:][-2:]]
             accounts = [[counters(values[name]) for name in names] for values in told]
             if len(told) == 2 and accounts[0] == accounts[1] \
@@ -331,6 +330,11 @@ class Peer:
                 return {name: told[1][name] for name in names}
             return None
         return self.wait(look, 'a quiet node')
+
+
+def values_of(status):
+    """The values of a status in diagnostics by their keys."""
+    return {pair.key: pair.value for pair in status.values}
 
 
 def counters(values):

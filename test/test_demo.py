@@ -208,7 +208,7 @@ def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
     summary = json.loads((out / 'summary.json').read_text())
     assert summary['trained'] is True
     assert summary['frames']['out'] >= 12
-    assert summary['frames']['clouds'] >= 10
+    assert summary['frames']['clouds'] >= 11
     assert summary['frames']['in'] == summary['frames']['answered'] \
         + summary['frames']['dropped'] + summary['frames']['waiting at the end']
     assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p99'] < 20000
@@ -220,8 +220,8 @@ def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
         assert len(list(out.glob(ending))) == 3
     # The very first image may overtake its camera_info, which comes on another topic.
     clouds = sorted(out.glob('cloud_*.ply'))
-    later = [path.stem.removeprefix('depth') for path in sorted(out.glob('depth_*.png'))[1:]]
-    assert [path.stem.removeprefix('cloud') for path in clouds][-2:] == later
+    numbers = [path.stem.removeprefix('depth') for path in sorted(out.glob('depth_*.png'))]
+    assert [path.stem.removeprefix('cloud') for path in clouds] in (numbers, numbers[1:])
     depth = cv2.imread(str(out / 'depth_001.png'), cv2.IMREAD_UNCHANGED)
     assert (depth.dtype, depth.shape) == (np.uint16, (480, 640))
     assert 1000 <= depth.min() <= depth.max() <= 3000

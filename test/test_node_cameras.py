@@ -28,6 +28,7 @@ from ros_harness import (
     image,
     running,
     tiny_arguments,
+    values_of,
 )
 from std_msgs.msg import Header
 
@@ -106,8 +107,7 @@ def quiet(peer):
 def all_accounts(peer):
     """Every account of a camera since the node was configured."""
     names = [status(camera) for camera in CAMERAS]
-    return [{pair.key: pair.value for pair in entry.values}
-            for array in list(peer.messages['/diagnostics'])
+    return [values_of(entry) for array in list(peer.messages['/diagnostics'])
             for entry in array.status if entry.name in names]
 
 
