@@ -123,6 +123,52 @@ def test_depth_and_cloud_messages_are_read_back():
     assert cloud.colors.tolist() == [[1, 2, 3], [7, 8, 9]]
 
 
+@pytest.mark.slow
+def test_the_last_frames_wait_for_what_they_lack(tmp_path):
+    import rclpy
+    from ros_harness import own_domain
+    from sensor_msgs.msg import Image, PointCloud2
+    from std_msgs.msg import Header
+
+    from depthclip_ros.cli.recorder import Recorder
+    from depthclip_ros.node.cloud import PatchCloud
+    from depthclip_ros.node.image_io import depth_image
+    header = Header(frame_id='camera')
+    image, depth = Image(header=header, height=2, width=3, encoding='rgb8', step=9), Image()
+    image.data.frombytes(bytes(18))
+    depth_image(depth, np.full((2, 3), 2, np.float32), '32FC1', header)
+    cloud = PatchCloud().fill(header, np.ones((1, 1, 3), np.float32), np.ones((1, 1), np.float32),
+                              np.zeros((1, 1, 3), np.uint8))
+    with own_domain() as domain:
+        rclpy.init(domain_id=domain)
+        try:
+            album = Album(tmp_path, 3, (1.0, 3.0), trained=True)
+            recorder = Recorder(album, 'image', compressed=False, reliable=True, replay=True)
+            send = {topic: recorder.create_publisher(kind, topic, 10) for topic, kind in
+                    (('image', Image), ('depth/image', Image), ('points', PointCloud2))}
+            assert processes.wait_until(
+                lambda: all(p.get_subscription_count() for p in send.values()), 60,
+                lambda: recorder.spin_for(0.05))
+            send['image'].publish(image)
+            send['depth/image'].publish(depth)
+            assert processes.wait_until(
+                lambda: recorder.account.depths, 60, lambda: recorder.spin_for(0.05))
+
+            def step():
+                send['points'].publish(cloud)
+                recorder.spin_for(0.2)
+                depth.header.stamp.sec += 1
+                send['depth/image'].publish(depth)  # too late to begin anew
+
+            recorder.finish(step)
+            recorder.destroy_node()
+        finally:
+            rclpy.try_shutdown()
+    album.close('')
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [
+        'cloud_001', 'color_001', 'depth_001', 'overview']
+
+
 def test_a_busy_domain_is_not_chosen(monkeypatch):
     monkeypatch.setattr(processes, 'DOMAINS', range(60, 80))  # other tests may be on some
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
@@ -218,10 +264,12 @@ def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
     assert set(summary['files']) == {n for n in names if n.endswith(('.png', '.ply'))}
     for ending in ('color_*.png', 'depth_*.png'):
         assert len(list(out.glob(ending))) == 3
-    # The very first image may overtake its camera_info, which comes on another topic.
+    # The very first image may overtake its camera_info, which comes on another topic; on a busy
+    # machine a cloud may be later than the demo waits.
     clouds = sorted(out.glob('cloud_*.ply'))
-    numbers = [path.stem.removeprefix('depth') for path in sorted(out.glob('depth_*.png'))]
-    assert [path.stem.removeprefix('cloud') for path in clouds] in (numbers, numbers[1:])
+    numbers = {path.stem.removeprefix('depth') for path in out.glob('depth_*.png')}
+    assert {path.stem.removeprefix('cloud') for path in clouds} <= numbers
+    assert len(clouds) >= 2
     depth = cv2.imread(str(out / 'depth_001.png'), cv2.IMREAD_UNCHANGED)
     assert (depth.dtype, depth.shape) == (np.uint16, (480, 640))
     assert 1000 <= depth.min() <= depth.max() <= 3000

@@ -233,7 +233,8 @@ def test_arguments_reach_the_node_in_its_namespace(settings, tmp_path, tiny_weig
             assert launched.spin_until(
                 lambda topic=topic: launched.peer.count_subscribers(topic) == 1
             ), topic
-        assert launched.peer.count_publishers('/front/depth/image') == 1
+        assert launched.spin_until(
+            lambda: launched.peer.count_publishers('/front/depth/image') == 1)
         output = launched.interrupt()
         assert launched.process.returncode == 0, output
     assert 'Configured' not in output  # which is of level info

@@ -232,12 +232,13 @@ def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, tiny
 
 @pytest.mark.slow
 def test_quality_of_service_is_set_by_resolved_topic(peer, load):
-    ends = {camera: [*peer.node.get_publishers_info_by_topic(f'/{camera}/depth/spread'),
-                     *peer.node.get_subscriptions_info_by_topic(f'/{camera}/camera_info')]
-            for camera in ('side', 'rear')}
-    chosen = {camera: [end.qos_profile.reliability.name for end in ends[camera]]
-              for camera in ends}
-    assert chosen == {'side': ['BEST_EFFORT'] * 2, 'rear': ['RELIABLE'] * 2}
+    def ends(camera):
+        found = [*peer.node.get_publishers_info_by_topic(f'/{camera}/depth/spread'),
+                 *peer.node.get_subscriptions_info_by_topic(f'/{camera}/camera_info')]
+        return len(found) == 2 and [end.qos_profile.reliability.name for end in found]
+
+    for camera, expected in (('side', 'BEST_EFFORT'), ('rear', 'RELIABLE')):
+        assert peer.wait(lambda camera=camera: ends(camera), 'both ends') == [expected] * 2
 
 
 @pytest.mark.slow

@@ -148,7 +148,7 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, ti
     assert depth.min() < 4 < depth.max() + 4
 
     bring(peer, State.PRIMARY_STATE_INACTIVE)
-    assert not peer.node.get_subscriptions_info_by_topic('/image')
+    peer.wait(lambda: not peer.node.count_subscribers('/image'), 'the end of the subscription')
     bring(peer, State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
     bring(peer, State.PRIMARY_STATE_UNCONFIGURED)

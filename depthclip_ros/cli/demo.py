@@ -226,6 +226,7 @@ def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Rec
         children.append(source)
         to_stderr(f'Feeding {plan.description} (log: {source.log}) …')
         watch.until_enough(plan, source, options.timeout)
+        recorder.finish(watch.step)
     for child in children:
         for line in child.new_complaints():
             to_stderr(f'{child.name}: {line}')
@@ -259,7 +260,6 @@ class _Watch:
     def step(self) -> None:
         """Listen for a moment; show complaints; fail when the node has died."""
         self.recorder.spin_for(STEP)
-        self.recorder.hand_over(time.monotonic() - 1.0)
         for child in self.children:
             for line in child.new_complaints():
                 to_stderr(f'{child.name}: {line}')

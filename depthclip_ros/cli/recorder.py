@@ -112,6 +112,7 @@ class Recorder(Node):
         self._unseen: set[int] = set()
         self._clouds: dict[int, PointCloud2] = {}
         self._answers: dict[int, _Answer] = {}
+        self._closing = False
         self._subscribe(CompressedImage if compressed else Image, image_topic, self._on_image,
                         reliable=reliable)
         self._subscribe(Image, 'depth/image', self._on_depth)
@@ -124,6 +125,12 @@ class Recorder(Node):
         while (left := end - time.monotonic()) > 0:
             rclpy.spin_once(self, timeout_sec=left)
         self.hand_over(time.monotonic() - CLOUD_SECONDS)
+
+    def finish(self, step: Callable[[], None]) -> None:
+        """Begin no new frames, and receive by `step` what those that have begun still lack."""
+        self._closing = True
+        while self._answers:  # each leaves when it is complete or CLOUD_SECONDS old
+            step()
 
     def is_node_listening(self) -> bool:
         """Whether someone else subscribes to the images, and someone publishes depth."""
@@ -179,7 +186,7 @@ class Recorder(Node):
             latency = now - arrived
         if not np.isnan(latency):
             account.latencies.append(latency)
-        if self._album.wants(account.depths):
+        if not self._closing and self._album.wants(account.depths):
             self._answers[stamp] = _Answer(account.depths, message, image, latency, now)
 
     def _take_image(self, stamp: int) -> tuple[float, Image | CompressedImage | None]:
