@@ -172,7 +172,7 @@ class Listener:
         self.arrivals[topic].append(time.monotonic())
         self.order.append(topic)
 
-    def spin_until(self, condition, seconds=20.0):
+    def spin_until(self, condition, seconds=60.0):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if condition():
@@ -206,7 +206,7 @@ def play(topics, *arguments):
     with Listener(topics) as listener:
         player = start_player(*arguments, '--wait-for-subscribers', 15)
         try:
-            assert listener.spin_until(lambda: player.poll() is not None, 40), 'it never ended'
+            assert listener.spin_until(lambda: player.poll() is not None), 'it never ended'
             listener.spin_until(lambda: False, 0.3)
         finally:
             player.kill()
@@ -215,10 +215,19 @@ def play(topics, *arguments):
     return listener, output
 
 
-def period(arrivals):
-    """Seconds from message to message over half of them: no single one that is late decides."""
-    half = len(arrivals) // 2
-    return np.median(np.subtract(arrivals[half:], arrivals[:len(arrivals) - half])) / half
+def at_the_rate(seconds, topic, run, rel=0.1):
+    """Run, anew if the time from message to message is another; give what the last run gave.
+
+    A wrong rate is wrong every time; a machine that halts for a moment is not.
+    """
+    for _ in range(5):
+        listener, output = run()
+        arrivals = listener.arrivals[topic]
+        half = len(arrivals) // 2  # over half of them: no single one that is late decides
+        period = np.median(np.subtract(arrivals[half:], arrivals[:len(arrivals) - half])) / half
+        if period == pytest.approx(seconds, rel=rel):
+            return listener, output
+    raise AssertionError(f'{topic}: {period} s from message to message instead of {seconds} s')
 
 
 IMAGES = {'/camera/image': 'sensor_msgs/msg/Image'}
@@ -236,11 +245,11 @@ BOTH = {**IMAGES, '/temperature': 'sensor_msgs/msg/Temperature'}
 )
 def test_plays_every_byte_in_order_at_the_recorded_rate(tmp_path, storage, compression):
     written = write_bag(tmp_path / 'bag', storage, compression)
-    listener, output = play(BOTH, tmp_path / 'bag')
+    listener, output = at_the_rate(
+        PERIOD / 1e9, '/camera/image', lambda: play(BOTH, tmp_path / 'bag'))
     # Byte for byte: stamps, frames and content are those of the recording.
     assert listener.received == written
     assert listener.order[:6] == ['/camera/image', '/temperature'] * 3
-    assert period(listener.arrivals['/camera/image']) == pytest.approx(PERIOD / 1e9, rel=0.1)
     assert f'played {2 * COUNT} messages' in output
     assert f'/camera/image: {COUNT}' in output
 
@@ -248,20 +257,11 @@ def test_plays_every_byte_in_order_at_the_recorded_rate(tmp_path, storage, compr
 @pytest.mark.slow
 def test_rate_topics_offset_and_remap(tmp_path):
     written = write_bag(tmp_path / 'bag')
-    listener, output = play(
-        {'/other': 'sensor_msgs/msg/Image', '/temperature': 'sensor_msgs/msg/Temperature'},
-        tmp_path / 'bag',
-        '--rate',
-        2,
-        '--start-offset',
-        0.1,
-        '--topics',
-        '/camera/image',
-        '--remap',
-        '/camera/image:=/other',
-    )
+    topics = {'/other': 'sensor_msgs/msg/Image', '/temperature': 'sensor_msgs/msg/Temperature'}
+    listener, output = at_the_rate(PERIOD / 2e9, '/other', lambda: play(
+        topics, tmp_path / 'bag', '--rate', 2, '--start-offset', 0.1,
+        '--topics', '/camera/image', '--remap', '/camera/image:=/other'))
     assert listener.received == {'/other': written['/camera/image'][2:], '/temperature': []}
-    assert period(listener.arrivals['/other']) == pytest.approx(PERIOD / 2e9, rel=0.1)
     assert f'played {COUNT - 2} messages' in output
 
 
@@ -285,24 +285,27 @@ def test_remaps_and_namespaces_of_ros(tmp_path):
 @pytest.mark.slow
 def test_loops_until_interrupted_and_keeps_the_rate_over_the_seam(tmp_path):
     written = write_bag(tmp_path / 'bag')['/camera/image']
-    with Listener(IMAGES) as listener:
-        player = start_player(tmp_path / 'bag', '--loop', '--wait-for-subscribers', 15)
-        try:
-            count = 2 * COUNT + 3
-            got = listener.received['/camera/image']
-            assert listener.spin_until(lambda: len(got) >= count)
-            player.send_signal(signal.SIGINT)
-            assert listener.spin_until(lambda: player.poll() is not None, 10)
-        finally:
-            player.kill()
-        output = player.communicate()[0]
-    assert player.returncode == 0, output
-    assert 'Traceback' not in output
-    assert 'played' in output
-    assert got[: 2 * COUNT + 3] == [*written, *written, *written[:3]]
-    # Half of these messages: every one from the second time to the same one of the first.
-    twice = listener.arrivals['/camera/image'][:2 * COUNT]
-    assert period(twice) == pytest.approx(PERIOD / 1e9, rel=0.05)
+
+    def loop():
+        with Listener(IMAGES) as listener:
+            player = start_player(tmp_path / 'bag', '--loop', '--wait-for-subscribers', 15)
+            try:
+                got = listener.received['/camera/image']
+                assert listener.spin_until(lambda: len(got) >= 2 * COUNT + 3)
+                player.send_signal(signal.SIGINT)
+                assert listener.spin_until(lambda: player.poll() is not None)
+            finally:
+                player.kill()
+            output = player.communicate()[0]
+        assert player.returncode == 0, output
+        assert 'Traceback' not in output
+        assert 'played' in output
+        assert got[: 2 * COUNT + 3] == [*written, *written, *written[:3]]
+        # Half of these messages: every one from the second time to the same one of the first.
+        del listener.arrivals['/camera/image'][2 * COUNT:]
+        return listener, output
+
+    at_the_rate(PERIOD / 1e9, '/camera/image', loop, rel=0.05)
 
 
 @pytest.mark.slow
@@ -357,26 +360,26 @@ def test_a_late_subscriber_gets_what_was_recorded_as_transient_local(tmp_path):
                 QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL),
                 raw=True,
             )
-            assert listener.spin_until(lambda: got, 10)
+            assert listener.spin_until(lambda: got)
         assert bytes(got[0]) == written['/camera/image'][0]
     finally:
         player.send_signal(signal.SIGTERM)
-        assert player.wait(10) == 0
+        assert player.wait(60) == 0
         player.communicate()
 
 
 @pytest.mark.slow
 def test_real_raw_bag(shared_dir):
     topic = '/camera/color/image_raw'
-    listener, _ = play({topic: 'sensor_msgs/msg/Image'}, shared_dir / 'bags' / 'rgbd_raw')
-    reader = open_bag(shared_dir / 'bags' / 'rgbd_raw')
+    bag = shared_dir / 'bags' / 'rgbd_raw'
+    listener, _ = at_the_rate(0.1, topic, lambda: play({topic: 'sensor_msgs/msg/Image'}, bag))
+    reader = open_bag(bag)
     try:
         connections = [c for c in reader.connections if c.topic == topic]
         expected = [bytes(data) for _, _, data in reader.messages(connections)]
     finally:
         reader.close()
     assert listener.received[topic] == expected
-    assert period(listener.arrivals[topic]) == pytest.approx(0.1, rel=0.1)
 
 
 # Errors --------------------------------------------------------------------------------------
@@ -437,7 +440,7 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
     with sqlite3.connect(tmp_path / 'bag' / 'bag.db3') as database:
         database.execute('UPDATE messages SET data = ? WHERE id = 9', (b'not zstd',))
     player = start_player(tmp_path / 'bag')
-    output = player.communicate(timeout=30)[0]
+    output = player.communicate(timeout=60)[0]
     assert player.returncode == 1
     assert 'played 8 messages' in output
     assert 'cannot be read as a rosbag2 bag' in output
@@ -476,7 +479,7 @@ def test_errors_of_the_command_line(capsys, arguments, words):
 def test_nobody_subscribes(tmp_path):
     write_bag(tmp_path / 'bag')
     player = start_player(tmp_path / 'bag', '--wait-for-subscribers', 0.2, '--rate', 10)
-    output = player.communicate(timeout=30)[0]
+    output = player.communicate(timeout=60)[0]
     assert player.returncode == 0
     assert 'nobody subscribed within 0.2 s' in output
 

@@ -135,7 +135,7 @@ def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_inf
     with publishing('--rate', 50, '--wait') as (listener, process):
         listener.listen_until(lambda: len(listener.images) >= 12)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert 'image_source: bathroom, seed 0\nimage_source: bedroom, seed 1' in output
     assert 'GUESS' not in output
@@ -278,7 +278,7 @@ def test_compressed_images_a_guess_that_is_called_one_and_a_clean_interrupt(fold
     with publishing(*arguments, compressed=True, best_effort=True) as (listener, process):
         listener.listen_until(lambda: len(listener.images) >= 5)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert 'GUESS' in output
     assert 'Traceback' not in output
@@ -292,7 +292,7 @@ def test_a_calibration_for_another_size_is_an_error(folder, tmp_path):
     path = tmp_path / 'head.yaml'
     path.write_text(yaml.safe_dump({**CALIBRATION, 'image_width': 640}))
     with publishing(folder, '--camera-info', path) as (_, process):
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert '640 x 48 pixels, but a picture has 64 x 48' in output
     assert 'Traceback' not in output
@@ -300,6 +300,6 @@ def test_a_calibration_for_another_size_is_an_error(folder, tmp_path):
 
 def test_two_sources_are_an_error(folder):
     with publishing(folder, '--webcam', 0) as (_, process):
-        output, _ = process.communicate(timeout=40)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 'Give one source' in output

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .resnet import images_at_once
+from .resnet import by_parts, images_at_once
 
 if TYPE_CHECKING:
     from .resnet import FoldedResNet
@@ -41,7 +41,7 @@ class GraphedResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
-        return torch.cat([self._features(part) for part in torch.split(images, self._at_once)])
+        return by_parts(self._features, images, self._at_once)
 
     def _features(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)

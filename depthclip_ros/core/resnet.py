@@ -10,7 +10,7 @@ float32 most 3x3 convolutions take `winograd` instead, which is faster than all 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.nn.functional import avg_pool2d, conv2d
 
 from .device import cpu_has_amx
 from .winograd import WinogradConvolution, pays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ONEDNN: Any = torch.ops.mkldnn
 
@@ -135,7 +138,7 @@ class FoldedResNet(nn.Module):
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
         if self._at_once is None:
             return self._features(images)
-        return torch.cat([self._features(part) for part in torch.split(images, self._at_once)])
+        return by_parts(self._features, images, self._at_once)
 
     def _features(self, x: Tensor) -> Tensor:
         for convolution in self.stem:
@@ -165,6 +168,11 @@ class FoldedResNet(nn.Module):
             block.expand = OneDnnConvolution(block.expand, (height, width))
             if block.shortcut is not None:
                 block.shortcut = OneDnnConvolution(block.shortcut, (height, width))
+
+
+def by_parts(features: Callable[[Tensor], Tensor], images: Tensor, at_once: int) -> Tensor:
+    """Features of (B, ...) images, so many at a time."""
+    return torch.cat([features(part) for part in torch.split(images, at_once)])
 
 
 def images_at_once(dtype: torch.dtype) -> int:
