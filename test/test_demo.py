@@ -48,11 +48,12 @@ def frame(number):
                  Cloud(np.ones((2, 3), np.float32), np.ones((2, 3), np.uint8)), f'frame {number}')
 
 
+@pytest.mark.parametrize('late', [False, True])
 @pytest.mark.parametrize('count', [1, 4, 5, 8, 9, 37, 100])
-def test_an_album_keeps_few_frames_spread_over_the_whole_run(tmp_path, count):
+def test_an_album_keeps_few_frames_spread_over_the_whole_run(tmp_path, count, late):
     album = Album(tmp_path, 4, (1.0, 3.0), trained=True)
     for number in range(1, count + 1):
-        if album.wants(number):
+        if late or album.wants(number):  # late: it was wanted when its cloud was still to come
             album.add(frame(number))
     album.close('title')
     numbers = sorted(int(path.stem[-3:]) for path in tmp_path.glob('depth_*.png'))

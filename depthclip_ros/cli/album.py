@@ -89,7 +89,9 @@ class Album:
         return (number - 1) % self._stride == 0
 
     def add(self, frame: Frame) -> None:
-        """Write a frame in the background."""
+        """Write a frame in the background, unless it has become one too many meanwhile."""
+        if not self.wants(frame.number):
+            return
         self._writes.append(self._writer.submit(self._write, frame))
         self._numbers.append(frame.number)
         if len(self._numbers) == 2 * self._limit:
