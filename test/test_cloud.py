@@ -137,21 +137,17 @@ def test_points_project_to_their_patch_centres(model, d, size):
     np.testing.assert_allclose(camera.project(xyz_of(message)), expected, atol=1e-3)
 
 
-def test_patch_colors_are_means():
-    rgb = RNG.integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    colors = cloud.patch_colors(rgb, 15, 20)
-    means = rgb.reshape(15, 32, 20, 32, 3).mean(axis=(1, 3))
-    assert colors.shape == (15, 20, 3)
-    assert np.abs(colors - means).max() <= 0.51
-
-
-def test_patch_colors_of_fractional_patches():
-    """7 patches over 10 pixels: shares of pixels count."""
-    row = RNG.integers(0, 256, 10).astype(np.uint8)
-    rgb = np.broadcast_to(row[None, :, None], (10, 10, 3)).copy()
-    colors = cloud.patch_colors(rgb, 7, 7)
-    fine = np.repeat(row.astype(float), 7).reshape(7, 10).mean(axis=1)
-    assert np.abs(colors[0, :, 0] - fine).max() <= 1.0
+@pytest.mark.parametrize(('height', 'width', 'h', 'w'), [
+    (480, 640, 15, 20), (480, 640, 13, 17), (720, 1280, 13, 17), (27, 35, 13, 17), (5, 6, 3, 2),
+    (26, 9, 13, 1), (257, 4, 1, 2), (300, 4, 1, 2)])
+def test_patch_colors_are_means(height, width, h, w):
+    for rgb in (RNG.integers(0, 256, (height, width, 3), dtype=np.uint8),
+                np.full((height, width, 3), 255, np.uint8)):
+        # Every pixel h times high and w times wide: whole pixels to every patch.
+        fine = rgb.repeat(h, axis=0).repeat(w, axis=1).reshape(h, height, w, width, 3)
+        colors = cloud.patch_colors(rgb, h, w)
+        assert colors.shape == (h, w, 3)
+        assert np.abs(colors - fine.mean(axis=(1, 3))).max() <= 0.51
 
 
 def test_a_cloud_can_be_serialised():
