@@ -155,6 +155,7 @@ class Peer:
         self._received = 0
         self._publishers = {}
         self._subscriptions = {}
+        self._clients = {}
         self._changed = threading.Condition()
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
@@ -280,14 +281,14 @@ class Peer:
 
     def call(self, kind, name, request, timeout=PATIENCE):
         """Call a service of the node and give the response."""
-        client = self.node.create_client(kind, name)
-        try:
-            assert client.wait_for_service(timeout), f'{name} is not there'
-            future = client.call_async(request)
-            self.wait(future.done, f'the answer of {name}', timeout)
-            return future.result()
-        finally:
-            self.on_executor(self.node.destroy_client, client)
+        # One client for all calls: an answer is lost if the node has not found the client yet.
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        assert client.wait_for_service(timeout), f'{name} is not there'
+        future = client.call_async(request)
+        self.wait(future.done, f'the answer of {name}', timeout)
+        return future.result()
 
     # Diagnostics ---------------------------------------------------------------------------
 
