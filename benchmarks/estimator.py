@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test'), str(ROOT / 'benchmarks')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
-import machine  # noqa: E402
 from clip_standin import state_dict, synthetic_rgb, tiny_state_dict  # noqa: E402
-from naive import NaiveDepthClip  # noqa: E402
 
+from benchmarks import machine, report  # noqa: E402
+from benchmarks.naive import NaiveDepthClip  # noqa: E402
 from depthclip_ros.core import (  # noqa: E402
     DepthClipError,
     DepthConfig,
@@ -282,7 +282,7 @@ class Bench:
     def _openvino(self, precision: str) -> nn.Module:
         if self.device.type != 'cpu':
             raise EngineError('OpenVINO is compared on CPUs only')
-        from openvino_trunk import OpenVinoTrunk
+        from benchmarks.openvino_trunk import OpenVinoTrunk
         return OpenVinoTrunk(self._folded(), getattr(torch, precision))
 
     def onnx_runtime_trunk(self) -> tuple[Callable[[], float], None]:
@@ -381,26 +381,6 @@ def _named(size: tuple[int, int]) -> str:
     return f'{size[1]}x{size[0]}'
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The tables that docs/benchmarks.md shows."""
-    size = result['against naive']['input']
-    lines = [f'| {size}, one image | p50 ms | x faster than two naive passes | median, max m |',
-             '|---|---|---|---|']
-    for row in result['against naive']['rows']:
-        error = row['difference from naive']
-        shown = f'{error["median [m]"]:.1g}, {error["max [m]"]:.1g}' if error else ''
-        lines.append(f'| {row["name"]} | {row["p50 [ms]"]:.1f} | '
-                     f'{row["times faster than two naive passes"]:.2f} | {shown} |')
-    for title, key in (('trunk alone', 'trunk alone'), ('batches', 'batches'),
-                       ('sizes', 'sizes')):
-        lines += ['', f'| {title} | p50 ms | images/s |', '|---|---|---|']
-        lines += [f'| {row["name"]} | {row["p50 [ms]"]:.1f} | {row["images/s"]:.1f} |'
-                  for row in result[key]]
-    lines += ['', '| roofline | |', '|---|---|']
-    lines += [f'| {key} | {value:.3g} |' for key, value in result['roofline'].items()]
-    return '\n'.join(lines) + '\n'
-
-
 def main() -> int:
     """Measure everything and write JSON and tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
@@ -426,9 +406,8 @@ def main() -> int:
         'roofline': bench.roofline(trunks), 'skipped': bench.skipped,
     }
     output = options.output or RESULTS / f'estimator-{bench.device.type}.json'
-    machine.write(output, result)
-    output.with_suffix('.md').write_text(markdown(result), encoding='utf-8')
-    sys.stdout.write(markdown(result))
+    report.write(output, result)
+    sys.stdout.write(output.with_suffix('.md').read_text(encoding='utf-8'))
     return 0
 
 

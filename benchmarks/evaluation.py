@@ -51,8 +51,8 @@ def main() -> int:
     if options.inside:
         print(json.dumps(evaluate(json.loads(options.inside))))
         return 0
-    import machine
-    from startup import write_release
+    from benchmarks import machine, report
+    from benchmarks.startup import write_release
     description = machine.describe()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,7 +63,7 @@ def main() -> int:
             'demo': run(folder, ['--weights', 'demo', '--config', str(ROOT / 'config/demo.yaml')],
                         options)}
     gpu = bool(description['gpu']) and options.device != 'cpu'
-    machine.write(options.output, {
+    report.write(options.output, {
         **description, 'what': 'offline_eval of rendered rooms in a .mat file, tables 1 to 3',
         'test images': options.images, 'goal': {
             'all images, of the network alone': GOAL_RATIO, 'images a second, GPU': GOAL_GPU},

@@ -28,8 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
-from benchmarks import machine  # noqa: E402
+from benchmarks import machine, report  # noqa: E402
 from benchmarks.node_graph import Session, Trial, session  # noqa: E402
+from benchmarks.report import COARSE, OURS, PLAIN  # noqa: E402
 
 RATE = 30.0  # Hz
 MOST_DROPS = 0.05
@@ -38,9 +39,7 @@ STEP = 1.8  # up or down, until both are known
 TRIALS = 8
 FEWEST_IMAGES = 40  # of one run
 HEIGHT, WIDTH = 480, 640
-NODES = {'depth_node': 'depthclip_ros.node.depth_node', 'plain_node': 'benchmarks.plain_node'}
-OURS, PLAIN = NODES
-COARSE = 'plain_node with a coarse cloud'
+NODES = {OURS: 'depthclip_ros.node.depth_node', PLAIN: 'benchmarks.plain_node'}
 GOALS = {'overhead [ms]': 2.0, 'overhead, part of the plain one': 0.25,
          'age p99 / network, beyond capacity': 2.2}
 
@@ -64,11 +63,8 @@ def main() -> None:
             with _session(PLAIN, 1, coarse, folder) as running:
                 result[COARSE] = _overhead(running, options, raw=False)
     result['summary'] = _summary(result)
-    path = options.output
-    machine.write(path, result)
-    path.with_suffix('.md').write_text(_table(result), encoding='utf-8')
-    _plot(result, path.with_suffix('.png'))
-    print(_table(result))
+    report.write(options.output, result)
+    print(options.output.with_suffix('.md').read_text(encoding='utf-8'))
 
 
 def _options() -> argparse.Namespace:
@@ -236,7 +232,7 @@ def _overload(running: Session, options: argparse.Namespace) -> dict[str, Any]:
         'series': {'seconds': trial.seconds[thinned], 'age [ms]': ages[thinned]}}
 
 
-# Tables and plots --------------------------------------------------------------------------------
+# Goals -------------------------------------------------------------------------------------------
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -267,88 +263,6 @@ def _pairs(result: dict[str, Any]) -> dict[int, tuple[dict[str, Any], dict[str, 
     by_node = {node: {row['cameras']: row for row in result['results'] if row['node'] == node}
                for node in NODES}
     return {count: (by_node[OURS][count], by_node[PLAIN][count]) for count in by_node[OURS]}
-
-
-def _table(result: dict[str, Any]) -> str:
-    """Everything for reading, as Markdown."""
-    versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
-    gpu = ', '.join(result['gpu']) or 'no GPU'
-    head = (f'`{result["command"]}`, {result["date"]}: {result["machine"]}, {result["cores"]} '
-            f'cores, {gpu}; {versions}; load before: {result["load before"]:.1f}. Camera, node '
-            'and receiver are three processes on this machine.')
-    rows = [_rate_row(row) for row in result['results']]
-    ones = [_one_camera_row(row['node'], row['overhead'], row['beyond capacity'])
-            for row in result['results'] if row['cameras'] == 1]
-    if COARSE in result:
-        ones.append(_one_camera_row(COARSE, result[COARSE], None))
-    goals = [[f'{name} ≤ {goal["goal"]:g}', f'{goal["value"]:.3g}',
-              'yes' if goal['reached'] else 'no']
-             for name, goal in result['summary']['goals'].items()]
-    ratios = [[count, f'{ratio["highest rate, times"]:.3g}',
-               f'{ratio["latency p99 at 30 Hz, part"]:.3g}']
-              for count, ratio in result['summary']['ours to plain'].items()]
-    return '\n\n'.join([
-        f'# Node: {result["what"]}', head,
-        _markdown(['cameras', 'node', 'highest rate with < 5 % drops', 'at 30 Hz: drops',
-                   'latency p50', 'p99', 'CPU per image'], rows),
-        _markdown(['depth_node to plain_node', 'highest rate, times', 'p99 at 30 Hz, part'],
-                  ratios),
-        _markdown(['one camera', 'all but the network, median', 'network', 'sent, beyond capacity',
-                   'age p99', 'age p99 / network', 'age, first and last quarter'], ones),
-        _markdown(['goal', 'value', 'reached'], goals)]) + '\n'
-
-
-def _rate_row(row: dict[str, Any]) -> list[str]:
-    fixed = row['at 30 Hz']
-    at_least = '' if row['limited by'] == 'node' else '≥ '
-    return [str(row['cameras']), row['node'], f'{at_least}{row["highest rate [Hz]"]:.3g} Hz',
-            f'{100 * fixed["drops"]:.1f} %', f'{fixed["latency p50 [ms]"]:.3g} ms',
-            f'{fixed["latency p99 [ms]"]:.3g} ms', f'{fixed["CPU per image [ms]"]:.3g} ms']
-
-
-def _one_camera_row(
-    name: str, overhead: dict[str, Any], beyond: dict[str, Any] | None,
-) -> list[str]:
-    cells = [name, f'{overhead["overhead p50 [ms]"]:.3g} ms',
-             f'{overhead["network p50 [ms]"]:.4g} ms']
-    if beyond is None:
-        return [*cells, '', '', '', '']
-    first, last = (beyond[f'age, median of {part} quarter [ms]'] for part in ('first', 'last'))
-    return [*cells, f'{beyond["sent [Hz]"]:.3g} Hz', f'{beyond["age p99 [ms]"]:.4g} ms',
-            f'{beyond["age p99 / network"]:.2f}', f'{first:.4g}, {last:.4g} ms']
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in [head, ['---'] * len(head), *rows])
-
-
-def _plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib as mpl
-    mpl.use('Agg')
-    from matplotlib import pyplot as plt
-    figure, (rates, latencies, ages) = plt.subplots(1, 3, figsize=(13, 4))
-    for node, color in zip(NODES, ('tab:blue', 'tab:gray'), strict=True):
-        rows = [row for row in result['results'] if row['node'] == node]
-        counts = [row['cameras'] for row in rows]
-        rates.plot(counts, [row['highest rate [Hz]'] for row in rows], 'o-', color=color,
-                   label=node)
-        for part, style in (('p50', 'o-'), ('p99', 'o--')):
-            latencies.plot(counts, [row['at 30 Hz'][f'latency {part} [ms]'] for row in rows],
-                           style, color=color, label=f'{node}, {part}')
-        beyond = rows[0]['beyond capacity']
-        ages.plot(beyond['series']['seconds'], beyond['series']['age [ms]'], '.', markersize=3,
-                  color=color, label=f'{node}, sent {beyond["sent [Hz]"]:.0f} Hz')
-    rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
-    latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
-    ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
-    for axes in (rates, latencies):
-        axes.set_xticks(counts, [str(count) for count in counts])
-    for axes in (rates, latencies, ages):
-        axes.grid(visible=True, which='both', alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.suptitle(result['what'])
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def _say(text: str) -> None:

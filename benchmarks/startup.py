@@ -50,13 +50,13 @@ def main() -> int:
     if options.stages:
         print_stages(*options.stages, options.device)
         return 0
-    import machine
+    from benchmarks import machine, report
     description = machine.describe()
     with tempfile.TemporaryDirectory() as folder:
         weights = options.weights or write_release(Path(folder) / 'RN50.pt')
         result = measure(weights, Path(folder), options)
     goal = GOAL_GPU if description['gpu'] and options.device != 'cpu' else GOAL
-    machine.write(options.output, {**description, **result, 'goal [s]': goal})
+    report.write(options.output, {**description, **result, 'goal [s]': goal})
     return int(result['node, text features cached']['first depth [s]'] > goal)
 
 

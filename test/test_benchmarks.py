@@ -6,15 +6,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rclpy')
 
-from benchmarks import machine, node
+from benchmarks import machine, node, report
 from benchmarks.node_graph import Trial
 
+RESULTS = Path(node.__file__).parent / 'results'
 SECOND = 10**9
 
 
@@ -65,3 +68,24 @@ def test_a_result_has_only_what_json_has(tmp_path):
     assert result['versions']['python'] == '.'.join(map(str, sys.version_info[:3]))
     assert result['machine']
     assert result['load after'] >= 0
+
+
+@pytest.mark.parametrize('path', [pytest.param(path, id=f'{path.parent.name}/{path.stem}')
+                                  for path in sorted(RESULTS.glob('*/*.json'))])
+def test_committed_tables_are_those_of_the_committed_results(path):
+    assert path.with_suffix('.md').read_text() == report.markdown(json.loads(path.read_text()))
+    assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('kind', ['estimator-cpu', 'node-tiny-cpu', 'startup', 'evaluation'])
+def test_table_and_plot_come_beside_the_result(tmp_path, kind):
+    path = tmp_path / 'any_name.json'
+    shutil.copy(RESULTS / 'xeon-amx' / f'{kind}.json', path)
+    assert report.beside(path) == path.with_suffix('.md').read_text()
+    assert path.with_suffix('.png').stat().st_size > 10000
+
+
+def test_what_could_not_be_measured_is_shown_as_such():
+    result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
+    result['results'][0]['at 30 Hz'].update({'latency p50 [ms]': None, 'latency p99 [ms]': None})
+    assert '| 0.0 % | - | - |' in report.markdown(result)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table (Markdown) and plot (PNG) of a result, beside its JSON.
+
+Every benchmark writes them; to write those of a committed result anew:
+
+    python benchmarks/report.py benchmarks/results/*/*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import machine  # noqa: E402
+
+Result = dict[str, Any]
+OURS, PLAIN = 'depth_node', 'plain_node'
+COARSE = 'plain_node with a coarse cloud'
+COLORS = {'float32': 'tab:blue', 'float16': 'tab:green', 'bfloat16': 'tab:orange'}
+OTHER_COLOR = 'tab:gray'
+
+
+def write(path: Path | None, result: Result) -> None:
+    """Write JSON, table and plot; without a path the JSON to standard output."""
+    machine.write(path, result)
+    if path is not None:
+        beside(path)
+
+
+def beside(path: Path) -> str:
+    """Write table and plot beside a JSON file, from what it holds; gives the table."""
+    result = json.loads(path.read_text(encoding='utf-8'))
+    text = markdown(result)
+    path.with_suffix('.md').write_text(text, encoding='utf-8')
+    import matplotlib as mpl
+    mpl.use('Agg')
+    from matplotlib import pyplot as plt
+    figure = _kind(result)[1](plt, result)
+    figure.suptitle(f'{result["what"]}\n{_place(result)}', fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path.with_suffix('.png'), dpi=110)
+    plt.close(figure)
+    return text
+
+
+def markdown(result: Result) -> str:
+    """Where and what was measured, and the tables."""
+    versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items())
+    head = (f'`{result["command"]}`, {result["date"]}: {_place(result)}; {versions}; '
+            f'load before: {result["load before"]:.1f}.')
+    return '\n\n'.join([f'# {result["what"]}', head, *_kind(result)[0](result)]) + '\n'
+
+
+def _place(result: Result) -> str:
+    gpu = ', '.join(result['gpu']) or 'no GPU'
+    return f'{result["machine"]}, {result["cores"]} cores, {gpu}'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+def _cell(value: Any, unit: str = '') -> str:
+    """A value of the JSON; a number that was not one is null there."""
+    if value is None:
+        return '-'
+    if isinstance(value, list):
+        return ' x '.join(map(str, value))
+    return f'{value:.4g} {unit}'.rstrip() if isinstance(value, float) else str(value)
+
+
+# Estimator ---------------------------------------------------------------------------------------
+
+
+def _estimator_tables(result: Result) -> list[str]:
+    against = result['against naive']
+
+    def naive_row(row: Result) -> list[str]:
+        error = row['difference from naive']
+        return [row['name'], f'{row["p50 [ms]"]:.1f}', f'{row["p99 [ms]"]:.1f}',
+                f'{row["times faster than two naive passes"]:.2f}',
+                f'{error["median [m]"]:.1g}, {error["max [m]"]:.1g}' if error else '']
+
+    return [
+        _table([f'{against["input"]}, one image', 'p50 ms', 'p99 ms',
+                'x faster than two naive passes', 'depth differs by median, max m'],
+               map(naive_row, against['rows'])),
+        *(_table([key, 'p50 ms', 'p99 ms', 'images/s'],
+                 [[row['name'], f'{row["p50 [ms]"]:.1f}', f'{row["p99 [ms]"]:.1f}',
+                   f'{row["images/s"]:.1f}'] for row in result[key]])
+          for key in ('trunk alone', 'batches', 'sizes')),
+        _table(['roofline', ''],
+               [[key, f'{value:.3g}'] for key, value in result['roofline'].items()])]
+
+
+def _estimator_plot(plt: Any, result: Result) -> Any:
+    figure, (ways, batches, roofline) = plt.subplots(
+        1, 3, figsize=(13, 6), width_ratios=(3, 1.3, 1.3))
+    rows = result['against naive']['rows'][::-1]
+    precisions = [next((p for p in COLORS if f', {p},' in row['name']), '') for row in rows]
+    bars = ways.barh([row['name'] for row in rows], [row['p50 [ms]'] for row in rows],
+                     color=[COLORS.get(p, OTHER_COLOR) for p in precisions])
+    ways.bar_label(bars, [f'{row["times faster than two naive passes"]:.2f} x' for row in rows],
+                   padding=3, fontsize=8)
+    ways.set(xlabel='one image, RGB to depth [ms]; times faster than two naive passes')
+    ways.margins(x=0.12)
+    batches.plot([row['images'] for row in result['batches']],
+                 [row['images/s'] for row in result['batches']], 'o-')
+    batches.set(xlabel='images in a batch', ylabel='images/s',
+                ylim=(0, 1.1 * max(row['images/s'] for row in result['batches'])))
+    found = [p for p in COLORS if f'{p} matmul [GFLOP/s]' in result['roofline']]
+    for shift, what, alpha in ((-0.2, 'matmul', 0.4), (0.2, 'forward', 1.0)):
+        roofline.bar([place + shift for place in range(len(found))],
+                     [result['roofline'][f'{p} {what} [GFLOP/s]'] for p in found], 0.4,
+                     color=[COLORS[p] for p in found], alpha=alpha, label=what)
+    roofline.set_xticks(range(len(found)), found)
+    roofline.set(ylabel='GFLOP/s; pale: matrix product, full: forward pass')
+    return figure
+
+
+# Node --------------------------------------------------------------------------------------------
+
+
+def _node_tables(result: Result) -> list[str]:
+    ones = [_one_camera_row(row['node'], row['overhead'], row['beyond capacity'])
+            for row in result['results'] if row['cameras'] == 1]
+    if COARSE in result:
+        ones.append(_one_camera_row(COARSE, result[COARSE], None))
+    goals = [[f'{name} ≤ {goal["goal"]:g}', _cell(goal['value']),
+              'yes' if goal['reached'] else 'no']
+             for name, goal in result['summary']['goals'].items()]
+    ratios = [[count, *map(_cell, ratio.values())]
+              for count, ratio in result['summary']['ours to plain'].items()]
+    return [
+        _table(['cameras', 'node', 'highest rate with < 5 % drops', 'at 30 Hz: drops',
+                'latency p50', 'p99', 'CPU per image'], map(_rate_row, result['results'])),
+        _table(['depth_node to plain_node', 'highest rate, times', 'p99 at 30 Hz, part'], ratios),
+        _table(['one camera', 'all but the network, median', 'network', 'sent, beyond capacity',
+                'age p99', 'age p99 / network', 'age, first and last quarter'], ones),
+        _table(['goal', 'value', 'reached'], goals)]
+
+
+def _rate_row(row: Result) -> list[str]:
+    fixed = row['at 30 Hz']
+    at_least = '' if row['limited by'] == 'node' else '≥ '
+    return [str(row['cameras']), row['node'], f'{at_least}{row["highest rate [Hz]"]:.3g} Hz',
+            f'{100 * fixed["drops"]:.1f} %', _cell(fixed['latency p50 [ms]'], 'ms'),
+            _cell(fixed['latency p99 [ms]'], 'ms'), _cell(fixed['CPU per image [ms]'], 'ms')]
+
+
+def _one_camera_row(name: str, overhead: Result, beyond: Result | None) -> list[str]:
+    cells = [name, _cell(overhead['overhead p50 [ms]'], 'ms'),
+             _cell(overhead['network p50 [ms]'], 'ms')]
+    if beyond is None:
+        return [*cells, '', '', '', '']
+    first, last = (_cell(beyond[f'age, median of {part} quarter [ms]'], 'ms')
+                   for part in ('first', 'last'))
+    return [*cells, _cell(beyond['sent [Hz]'], 'Hz'), _cell(beyond['age p99 [ms]'], 'ms'),
+            _cell(beyond['age p99 / network']), f'{first}, {last}']
+
+
+def _node_plot(plt: Any, result: Result) -> Any:
+    figure, (rates, latencies, ages) = plt.subplots(1, 3, figsize=(13, 4))
+    for node, color in ((OURS, 'tab:blue'), (PLAIN, OTHER_COLOR)):
+        rows = [row for row in result['results'] if row['node'] == node]
+        counts = [row['cameras'] for row in rows]
+        rates.plot(counts, [row['highest rate [Hz]'] for row in rows], 'o-', color=color,
+                   label=node)
+        for part, style in (('p50', 'o-'), ('p99', 'o--')):
+            latencies.plot(counts, [row['at 30 Hz'][f'latency {part} [ms]'] for row in rows],
+                           style, color=color, label=f'{node}, {part}')
+        beyond = rows[0]['beyond capacity']
+        ages.plot(beyond['series']['seconds'], beyond['series']['age [ms]'], '.', markersize=3,
+                  color=color, label=f'{node}, sent {beyond["sent [Hz]"]:.0f} Hz')
+    rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
+    latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
+    ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
+    for axes in (rates, latencies):
+        axes.set_xticks(counts, [str(count) for count in counts])
+    for axes in (rates, latencies, ages):
+        axes.grid(visible=True, which='both', alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+# Start-up ----------------------------------------------------------------------------------------
+
+STARTS = ('node, text features cached', 'node, text features not cached')
+STAGES = 'stages, one after another'
+PREDICT = 'depthclip predict, one image'
+
+
+def _startup_tables(result: Result) -> list[str]:
+    return [
+        _table([f'goal: first depth within {result["goal [s]"]:g} s', *STARTS],
+               [[key, *(f'{result[start][key]:.4g}' for start in STARTS)]
+                for key in result[STARTS[0]]]),
+        _table([STAGES, 's', 'resident MiB after it'],
+               [[name, f'{stage["seconds"]:.3f}', f'{stage["resident [MiB]"]:.0f}']
+                for name, stage in result[STAGES].items()]),
+        _table([PREDICT, ''],
+               [[key, f'{value:.4g}'] for key, value in result[PREDICT].items()])]
+
+
+def _startup_plot(plt: Any, result: Result) -> Any:
+    figure, axes = plt.subplots(figsize=(10, 4))
+    moments = ('configured [s]', 'active [s]', 'first depth [s]')
+    for row, start in enumerate(STARTS, 1):
+        times = [result[start][moment] for moment in moments]
+        axes.barh(row, times[-1], color='tab:blue', alpha=0.25)
+        for moment, seconds, mark in zip(moments, times, '|xo', strict=True):
+            axes.plot(seconds, row, mark, color='tab:blue',
+                      label=moment.removesuffix(' [s]') if row == 1 else None)
+    seconds = 0.0
+    for i, (name, stage) in enumerate(result[STAGES].items()):
+        axes.barh(0, stage['seconds'], left=seconds, color=plt.get_cmap('tab20')(i), label=name)
+        seconds += stage['seconds']
+    axes.axvline(result['goal [s]'], color='tab:red', linestyle='--', label='goal')
+    axes.set_yticks([0, 1, 2], [STAGES, *STARTS])
+    axes.set(xlabel="seconds since the start of the node's process")
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+# Offline evaluation ------------------------------------------------------------------------------
+
+
+def _evaluations(result: Result) -> dict[str, Result]:
+    """What was measured by the name of the model."""
+    return {name: value for name, value in result.items()
+            if isinstance(value, dict) and 'stages [s]' in value}
+
+
+def _evaluation_tables(result: Result) -> list[str]:
+    models = _evaluations(result)
+    first = next(iter(models.values()))
+
+    def rows(pick: Callable[[Result], Result]) -> list[list[str]]:
+        return [[key, *(_cell(pick(model).get(key)) for model in models.values())]
+                for key in pick(first) if key != 'stages [s]']
+
+    goal = result['goal']['all images, of the network alone']
+    return [
+        _table([f'goal: all images at most {goal:g} of the network alone', *models],
+               rows(lambda model: model)),
+        _table(['stages [s]', *models], rows(lambda model: model['stages [s]']))]
+
+
+def _evaluation_plot(plt: Any, result: Result) -> Any:
+    figure, axes = plt.subplots(figsize=(10, 3))
+    models = _evaluations(result)
+    for row, (name, model) in enumerate(models.items()):
+        alone = model['network alone, seconds an image'] * result['test images']
+        axes.barh([f'{name}, network alone'], alone, color=OTHER_COLOR)
+        seconds = 0.0
+        for i, (stage, duration) in enumerate(model['stages [s]'].items()):
+            axes.barh([name], duration, left=seconds, color=plt.get_cmap('tab10')(i),
+                      label=stage if row == 0 else None)
+            seconds += duration
+    axes.set(xlabel=f'seconds for {result["test images"]} images')
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+Kind = tuple[Callable[[Result], list[str]], Callable[[Any, Result], Any]]
+# Tables and plot by what only results of a kind have.
+KINDS: dict[str, Kind] = {
+    'against naive': (_estimator_tables, _estimator_plot),
+    'summary': (_node_tables, _node_plot),
+    STAGES: (_startup_tables, _startup_plot),
+    'test images': (_evaluation_tables, _evaluation_plot),
+}
+
+
+def _kind(result: Result) -> Kind:
+    return next(kind for key, kind in KINDS.items() if key in result)
+
+
+if __name__ == '__main__':
+    for name in sys.argv[1:]:
+        beside(Path(name))
