@@ -406,8 +406,7 @@ def main() -> int:
         'roofline': bench.roofline(trunks), 'skipped': bench.skipped,
     }
     output = options.output or RESULTS / f'estimator-{bench.device.type}.json'
-    report.write(output, result)
-    sys.stdout.write(output.with_suffix('.md').read_text(encoding='utf-8'))
+    sys.stdout.write(report.write(output, result))
     return 0
 
 

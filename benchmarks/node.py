@@ -63,8 +63,7 @@ def main() -> None:
             with _session(PLAIN, 1, coarse, folder) as running:
                 result[COARSE] = _overhead(running, options, raw=False)
     result['summary'] = _summary(result)
-    report.write(options.output, result)
-    print(options.output.with_suffix('.md').read_text(encoding='utf-8'))
+    print(report.write(options.output, result))
 
 
 def _options() -> argparse.Namespace:

@@ -26,11 +26,10 @@ COLORS = {'float32': 'tab:blue', 'float16': 'tab:green', 'bfloat16': 'tab:orange
 OTHER_COLOR = 'tab:gray'
 
 
-def write(path: Path | None, result: Result) -> None:
-    """Write JSON, table and plot; without a path the JSON to standard output."""
+def write(path: Path | None, result: Result) -> str:
+    """Write JSON, table and plot, and give the table; without a path only JSON, to the output."""
     machine.write(path, result)
-    if path is not None:
-        beside(path)
+    return '' if path is None else beside(path)
 
 
 def beside(path: Path) -> str:
@@ -76,6 +75,22 @@ def _cell(value: Any, unit: str = '') -> str:
     return f'{value:.4g} {unit}'.rstrip() if isinstance(value, float) else str(value)
 
 
+def _by_key(*results: Result) -> list[list[str]]:
+    """A row for every key of the first result, with what each of them has there."""
+    return [[key, *(_cell(result.get(key)) for result in results)]
+            for key, value in results[0].items() if not isinstance(value, dict)]
+
+
+def _stack(plt: Any, axes: Any, row: Any, stages: dict[str, float], *, label: bool) -> None:
+    """Draw a row of stages that follow each other, in seconds; their names beside the plot."""
+    colors = plt.get_cmap('tab10' if len(stages) <= 10 else 'tab20').colors
+    begin = 0.0
+    for (name, seconds), color in zip(stages.items(), colors[:len(stages)], strict=True):
+        axes.barh(row, seconds, left=begin, color=color, label=name if label else None)
+        begin += seconds
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
+
+
 # Estimator ---------------------------------------------------------------------------------------
 
 
@@ -119,7 +134,7 @@ def _estimator_plot(plt: Any, result: Result) -> Any:
     for shift, what, alpha in ((-0.2, 'matmul', 0.4), (0.2, 'forward', 1.0)):
         roofline.bar([place + shift for place in range(len(found))],
                      [result['roofline'][f'{p} {what} [GFLOP/s]'] for p in found], 0.4,
-                     color=[COLORS[p] for p in found], alpha=alpha, label=what)
+                     color=[COLORS[p] for p in found], alpha=alpha)
     roofline.set_xticks(range(len(found)), found)
     roofline.set(ylabel='GFLOP/s; pale: matrix product, full: forward pass')
     return figure
@@ -200,13 +215,11 @@ PREDICT = 'depthclip predict, one image'
 def _startup_tables(result: Result) -> list[str]:
     return [
         _table([f'goal: first depth within {result["goal [s]"]:g} s', *STARTS],
-               [[key, *(f'{result[start][key]:.4g}' for start in STARTS)]
-                for key in result[STARTS[0]]]),
+               _by_key(*(result[start] for start in STARTS))),
         _table([STAGES, 's', 'resident MiB after it'],
                [[name, f'{stage["seconds"]:.3f}', f'{stage["resident [MiB]"]:.0f}']
                 for name, stage in result[STAGES].items()]),
-        _table([PREDICT, ''],
-               [[key, f'{value:.4g}'] for key, value in result[PREDICT].items()])]
+        _table([PREDICT, ''], _by_key(result[PREDICT]))]
 
 
 def _startup_plot(plt: Any, result: Result) -> Any:
@@ -218,14 +231,11 @@ def _startup_plot(plt: Any, result: Result) -> Any:
         for moment, seconds, mark in zip(moments, times, '|xo', strict=True):
             axes.plot(seconds, row, mark, color='tab:blue',
                       label=moment.removesuffix(' [s]') if row == 1 else None)
-    seconds = 0.0
-    for i, (name, stage) in enumerate(result[STAGES].items()):
-        axes.barh(0, stage['seconds'], left=seconds, color=plt.get_cmap('tab20')(i), label=name)
-        seconds += stage['seconds']
     axes.axvline(result['goal [s]'], color='tab:red', linestyle='--', label='goal')
+    _stack(plt, axes, 0, {name: stage['seconds'] for name, stage in result[STAGES].items()},
+           label=True)
     axes.set_yticks([0, 1, 2], [STAGES, *STARTS])
     axes.set(xlabel="seconds since the start of the node's process")
-    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -240,17 +250,12 @@ def _evaluations(result: Result) -> dict[str, Result]:
 
 def _evaluation_tables(result: Result) -> list[str]:
     models = _evaluations(result)
-    first = next(iter(models.values()))
-
-    def rows(pick: Callable[[Result], Result]) -> list[list[str]]:
-        return [[key, *(_cell(pick(model).get(key)) for model in models.values())]
-                for key in pick(first) if key != 'stages [s]']
-
     goal = result['goal']['all images, of the network alone']
     return [
         _table([f'goal: all images at most {goal:g} of the network alone', *models],
-               rows(lambda model: model)),
-        _table(['stages [s]', *models], rows(lambda model: model['stages [s]']))]
+               _by_key(*models.values())),
+        _table(['stages [s]', *models],
+               _by_key(*(model['stages [s]'] for model in models.values())))]
 
 
 def _evaluation_plot(plt: Any, result: Result) -> Any:
@@ -259,13 +264,8 @@ def _evaluation_plot(plt: Any, result: Result) -> Any:
     for row, (name, model) in enumerate(models.items()):
         alone = model['network alone, seconds an image'] * result['test images']
         axes.barh([f'{name}, network alone'], alone, color=OTHER_COLOR)
-        seconds = 0.0
-        for i, (stage, duration) in enumerate(model['stages [s]'].items()):
-            axes.barh([name], duration, left=seconds, color=plt.get_cmap('tab10')(i),
-                      label=stage if row == 0 else None)
-            seconds += duration
+        _stack(plt, axes, [name], model['stages [s]'], label=row == 0)
     axes.set(xlabel=f'seconds for {result["test images"]} images')
-    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

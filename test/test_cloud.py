@@ -138,8 +138,8 @@ def test_points_project_to_their_patch_centres(model, d, size):
 
 
 @pytest.mark.parametrize(('height', 'width', 'h', 'w'), [
-    (480, 640, 15, 20), (480, 640, 13, 17), (720, 1280, 13, 17), (27, 35, 13, 17), (5, 6, 3, 2),
-    (26, 9, 13, 1), (257, 4, 1, 2), (300, 4, 1, 2)])
+    (480, 640, 15, 20), (480, 640, 13, 17), (720, 1280, 13, 17), (27, 35, 13, 17),
+    (10, 10, 7, 7), (5, 6, 3, 2), (26, 9, 13, 1), (257, 4, 1, 2), (300, 4, 1, 2)])
 def test_patch_colors_are_means(height, width, h, w):
     for rgb in (RNG.integers(0, 256, (height, width, 3), dtype=np.uint8),
                 np.full((height, width, 3), 255, np.uint8)):
