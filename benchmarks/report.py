@@ -130,7 +130,7 @@ def _estimator_plot(plt: Any, result: Result) -> Any:
                  [row['images/s'] for row in result['batches']], 'o-')
     batches.set(xlabel='images in a batch', ylabel='images/s',
                 ylim=(0, 1.1 * max(row['images/s'] for row in result['batches'])))
-    found = [p for p in COLORS if f'{p} matmul [GFLOP/s]' in result['roofline']]
+    found = [p for p in COLORS if f'{p} forward [GFLOP/s]' in result['roofline']]
     for shift, what, alpha in ((-0.2, 'matmul', 0.4), (0.2, 'forward', 1.0)):
         roofline.bar([place + shift for place in range(len(found))],
                      [result['roofline'][f'{p} {what} [GFLOP/s]'] for p in found], 0.4,

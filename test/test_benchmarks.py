@@ -85,6 +85,15 @@ def test_table_and_plot_come_beside_the_result(tmp_path, kind):
     assert path.with_suffix('.png').stat().st_size > 10000
 
 
+def test_a_forward_pass_that_did_not_run_is_left_out(tmp_path):
+    """As with `estimator.py --engines torch`, where auto is another one."""
+    result = json.loads((RESULTS / 'xeon-amx' / 'estimator-cpu.json').read_text())
+    for key in ('forward [GFLOP/s]', 'forward, fraction of matmul'):
+        del result['roofline'][f'bfloat16 {key}']
+    report.write(tmp_path / 'part.json', result)
+    assert (tmp_path / 'part.png').exists()
+
+
 def test_what_could_not_be_measured_is_shown_as_such():
     result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
     result['results'][0]['at 30 Hz'].update({'latency p50 [ms]': None, 'latency p99 [ms]': None})
