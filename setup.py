@@ -73,7 +73,8 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
-        'test': ['mypy', 'pytest>=7', 'ruff', 'types-PyYAML'],
+        'test': ['hypothesis', 'mypy', 'pytest>=7', 'pytest-cov', 'pytest-xdist', 'ruff',
+                 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from depthclip_ros import resources
-from depthclip_ros.core.config import DepthConfig, NodeConfig, read_config
+from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.node.config import NodeConfig, read_config
 
 PROGRAM = 'offline_eval'
 TABLES = ('1', '2', '3')

@@ -20,9 +20,10 @@ import yaml
 from numpy.typing import NDArray
 
 import depthclip_ros
-from depthclip_ros.core import DepthConfig, DepthEstimator, NodeConfig
+from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.weights import RELEASES
+from depthclip_ros.node.config import NodeConfig
 
 from . import records as recording
 from . import summarize

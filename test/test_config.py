@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from depthclip_ros.core import ConfigError, DepthConfig, NodeConfig, describe, read_config
+from depthclip_ros.core import ConfigError, DepthConfig, describe
+from depthclip_ros.node.config import NodeConfig, read_config
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 

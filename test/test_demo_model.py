@@ -17,7 +17,7 @@ import train_demo  # noqa: E402
 
 from depthclip_ros.core import DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
-from depthclip_ros.core.config import read_config  # noqa: E402
+from depthclip_ros.node.config import read_config  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from depthclip_ros.core import DepthConfig, NodeConfig, describe
+from depthclip_ros.core import DepthConfig, describe
+from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.sources.sim_world import SimConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.config import read_config
+from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.nyu import (
     make_samples,
     split,

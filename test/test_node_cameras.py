@@ -32,9 +32,10 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
-from depthclip_ros.core import DepthConfig, NodeConfig
+from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.node.pipeline import Pipeline
 

@@ -32,9 +32,10 @@ from ros_harness import (
     tiny_arguments,
 )
 
-from depthclip_ros.core import DepthConfig, NodeConfig
+from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.config import describe
 from depthclip_ros.core.estimator import DepthEstimator
+from depthclip_ros.node.config import NodeConfig
 
 RGB = synthetic_rgb(7, 90, 120)
 SETTINGS = {s.name: s for c in (DepthConfig, NodeConfig) for s in dataclasses.fields(c)}

@@ -307,8 +307,8 @@ def test_launch_arguments_are_those_of_the_readme():
 
 
 def test_launch_repeats_no_default_of_the_settings():
-    core = pytest.importorskip('depthclip_ros.core.config')
-    settings = {*core.DepthConfig.names(), *core.NodeConfig.names()}
+    config = pytest.importorskip('depthclip_ros.node.config')
+    settings = {*config.DepthConfig.names(), *config.NodeConfig.names()}
     for name, default in launch_arguments().items():
         if name in settings:
             assert default == '', f'{name}: empty means: as params_file says'

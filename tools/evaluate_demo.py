@@ -26,9 +26,9 @@ import demo_sentences as language  # noqa: E402
 
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
-from depthclip_ros.core.config import read_config  # noqa: E402
 from depthclip_ros.core.projection import bin_weights, combine_bins, upsample  # noqa: E402
 from depthclip_ros.core.weights import read_file  # noqa: E402
+from depthclip_ros.node.config import read_config  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,
     RenderOptions,

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from ..core.config import DepthConfig, NodeConfig
+    from ..core.config import DepthConfig
+    from ..node.config import NodeConfig
 
 # Where the source never ends by itself.
 DEFAULT_FRAMES = 50

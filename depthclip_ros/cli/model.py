@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from ..color import UNTRAINED
-from ..core.config import DepthConfig, NodeConfig, read_config
+from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.weights import default_cache_dir
+from ..node.config import NodeConfig, read_config
 
 
 def settings(

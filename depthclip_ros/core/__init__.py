@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import DepthConfig, NodeConfig, describe, read_config
+from .config import DepthConfig, describe
 from .errors import (
     CameraInfoError,
     ConfigError,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig',
     'DepthEstimator', 'DepthPrediction', 'DeviceError', 'EngineError', 'ImageError',
-    'NodeConfig', 'WeightsError', 'describe', 'read_config',
+    'WeightsError', 'describe',
 ]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting and its default, once.
+"""What DepthCLIP computes: every setting and its default, once.
 
-`DepthConfig` is what DepthCLIP computes; `NodeConfig` is how the node is fed and what it sends.
-Both are read from one ROS parameter file, by the node and by the offline tools alike.
+How the node is fed and what it sends is `depthclip_ros.node.config`; both are read from one ROS
+parameter file, by the node and by the offline tools alike.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-
-# Parameters that ROS itself, not this package, declares on a node.
-ROS_OWN = re.compile(
-    r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
 
 
 def define(
@@ -92,7 +88,7 @@ class Settings:
         """
         unknown = sorted(set(values) - set(cls.names()))
         if unknown:
-            raise ConfigError(_unknown_message(unknown, cls.names()))
+            raise ConfigError(unknown_message(unknown, cls.names()))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,97 +178,16 @@ class DepthConfig(Settings):
         """Read the core's settings from a ROS parameter file.
 
         Args:
-            path: the file; see `read_config` for its form.
+            path: the file; see `depthclip_ros.node.config.read_config` for its form.
             node_name: fully qualified or bare name of the node whose sections apply.
 
         Raises:
             ConfigError: the file is missing or malformed, or any setting in it is wrong.
 
         """
+        # The file holds the node's settings too, and what is neither's is an error.
+        from ..node.config import read_config
         return read_config(path, node_name)[0]
-
-
-@dataclass(frozen=True)
-class NodeConfig(Settings):
-    """How the node is fed and what it publishes."""
-
-    weights: str = define(
-        '', "CLIP weights: an official name, 'demo', a file, or 'untrained' (random: depth is "
-            "meaningless); empty: the backbone's official weights")
-    device: str = define('auto', 'auto, cpu, cuda, or cuda:N; cuda without a GPU is an error')
-    offline: bool = define(False, 'Never download weights')
-    cache_dir: str = define(
-        '', 'Folder of weights and text features; empty: $DEPTHCLIP_CACHE, '
-            'else ~/.cache/depthclip_ros')
-    image_transport: str = define(
-        'raw', 'Subscribe to image, or to image/compressed', choices=('raw', 'compressed'))
-    cameras: tuple[str, ...] = define(
-        ('',), "Names of the cameras, each the namespace of its topics; '': the node's own")
-    depth_encoding: str = define(
-        '32FC1', 'Encoding of depth/image: metres with NaN, or millimetres with 0 (REP-118)',
-        choices=('32FC1', '16UC1'))
-    depth_resolution: str = define(
-        'input', "Size of depth/image: the image's or the network's",
-        choices=('input', 'network'))
-    rectified: bool = define(
-        False, 'The image is rectified: its rays follow P without distortion, not K and D')
-    input_timeout: float = define(
-        5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
-        maximum=3600.0)
-    autostart: bool = define(True, 'Configure and activate at start, without a manager')
-    num_threads: int = define(
-        0, "CPU threads of the network; 0: torch's choice", minimum=0, maximum=1024)
-
-    def _check(self) -> None:
-        if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device):
-            raise ConfigError(f"device: '{self.device}' is none of auto, cpu, cuda, cuda:N.")
-        check_camera_names(self.cameras)
-
-
-def check_camera_names(names: Sequence[str]) -> None:
-    """Refuse names that cannot be namespaces of topics, none at all, and one given twice."""
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f'cameras: {list(names)} holds no name or one twice; give every camera '
-                          "a name of its own, or a single one ''.")
-    part = '[A-Za-z](_?[A-Za-z0-9])*'
-    for name in names:
-        if name and not re.fullmatch(f'{part}(/{part})*', name):
-            raise ConfigError(f"cameras: '{name}' cannot be a ROS namespace; use letters, digits "
-                              'and single underscores, with slashes only in between.')
-
-
-def read_config(
-    path: str | Path, node_name: str = 'depth_node',
-) -> tuple[DepthConfig, NodeConfig]:
-    """Read one ROS parameter file.
-
-    The file has the usual form: node name or wildcard (`/**`, `/*`, `/front/depth_node`), then
-    `ros__parameters`. Every section that matches the node applies, in file order; sections of
-    other nodes are left alone.
-
-    Args:
-        path: the YAML file.
-        node_name: fully qualified or bare name of the node.
-
-    Returns:
-        The core's and the node's settings; what the file leaves out keeps its default.
-
-    Raises:
-        ConfigError: missing or malformed file, no section for the node, unknown or wrong setting.
-
-    """
-    values = read_parameters(path, node_name)
-    known = DepthConfig.names() + NodeConfig.names()
-    unknown = sorted(key for key in values if key not in known and not ROS_OWN.match(key))
-    try:
-        if unknown:
-            raise ConfigError(_unknown_message(unknown, known))
-        return (
-            DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
-            NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
-        )
-    except ConfigError as error:
-        raise ConfigError(f'{path}: {error}') from error
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
@@ -342,7 +257,8 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def _unknown_message(unknown: Sequence[str], known: Sequence[str]) -> str:
+def unknown_message(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Say that settings do not exist, and which do."""
     return (f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
             f"known are: {', '.join(known)}.")
 

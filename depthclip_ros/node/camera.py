@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from std_msgs.msg import Header
 
-    from ..core.config import NodeConfig
+    from .config import NodeConfig
 
 
 def topic_prefix(name: str) -> str:

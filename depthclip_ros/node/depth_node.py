@@ -68,8 +68,9 @@ from .worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..core.config import DepthConfig, NodeConfig
+    from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
+    from .config import NodeConfig
 
     Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 

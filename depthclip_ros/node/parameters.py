@@ -16,8 +16,9 @@ from rcl_interfaces.msg import (
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSHistoryPolicy
 
-from ..core.config import ROS_OWN, DepthConfig, NodeConfig, describe
+from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError
+from .config import ROS_OWN, NodeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -8,8 +8,8 @@ import itertools
 import signal
 from typing import TYPE_CHECKING, Any
 
-from ..core.config import read_config
 from ..core.errors import ConfigError
+from .config import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -36,9 +36,9 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ..core.config import ROS_OWN
 from ..core.errors import ConfigError
 from ..node import image_io
+from ..node.config import ROS_OWN
 from ..node.parameters import check_qos_overrides, descriptor
 from ..node.process import StopSignals
 from ..node.qos_events import publisher_callbacks

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.config import Settings, check_camera_names, define
+from ..core.config import Settings, define
 from ..core.errors import ConfigError
+from ..node.config import check_camera_names
 from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from .camera_info import CameraCalibration
 from .pictures import BUILTIN_HFOV
