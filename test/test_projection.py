@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import grid_sample, interpolate
 
 from depthclip_ros.core.projection import (
     bin_spread,
     bin_weights,
     combine_bins,
+    limit_range,
     similarity_logits,
     upsample,
 )
+from depthclip_ros.core.window import Window
 
 
 def test_logits_are_scaled_dot_products():
@@ -61,3 +67,156 @@ def test_patch_mode_gives_every_pixel_the_depth_of_its_patch(size):
         for column in range(size[1]):
             patch = (int((row + 0.5) * 3 / size[0]), int((column + 0.5) * 4 / size[1]))
             assert full[0, row, column] == depth[0][patch]
+
+
+def test_centered_is_linear_between_the_patches_centres():
+    depth = torch.tensor([[[1.0, 3.0], [2.0, 4.0]]])
+    full = upsample(depth, (6, 4), 'centered')
+    # Centres are at rows 1 and 4 and columns 0.5 and 2.5; beyond them nothing is extrapolated.
+    rows = torch.tensor([0.0, 0.0, 1 / 3, 2 / 3, 1.0, 1.0])[:, None]
+    columns = torch.tensor([0.0, 0.25, 0.75, 1.0])[None]
+    torch.testing.assert_close(full[0], 1 + rows + 2 * columns)
+
+
+@pytest.mark.parametrize('size', [(480, 640), (487, 653), (61, 47), (720, 1280), (31, 33)])
+def test_centered_puts_depth_where_its_patch_is(size):
+    """At the patches' centres, which need not be pixels', the picture has the patches' depth."""
+    h, w = 15, 20
+    v, u = ((torch.arange(n) + 0.5) * pixels / n - 0.5 for n, pixels in zip((h, w), size,
+                                                                          strict=True))
+    # A plane, so that reading between two pixels is exact.
+    plane = 1 + 0.1 * torch.arange(h)[:, None] + 0.03 * torch.arange(w)
+    read = grid_sample(
+        upsample(plane[None], size, 'centered')[None],
+        torch.stack(torch.meshgrid((2 * u + 1) / size[1] - 1, (2 * v + 1) / size[0] - 1,
+                                   indexing='xy'), dim=-1)[None], align_corners=False)
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(read[inner], plane[None, None][inner], rtol=0, atol=1e-4)
+    # And any depth at all, where the centres are pixels'.
+    depth = torch.rand(1, h, w, generator=torch.Generator().manual_seed(0)) + 1
+    full = upsample(depth, (3 * h, 5 * w), 'centered')
+    torch.testing.assert_close(full[:, 1::3, 2::5], depth, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('width', [640, 653, 1280])
+def test_an_edge_is_where_it_belongs(width):
+    """In the official code's mode it is as far off as half a patch, which `centered` mends."""
+    worst = {}
+    for mode in ('centered', 'bilinear'):
+        errors = []
+        for edge in range(1, 20):
+            depth = torch.ones(1, 1, 20)
+            depth[..., edge:] = 3.0
+            row = upsample(depth, (1, width), mode)[0, 0]
+            crossing = int((row < 2.0).sum()) - 0.5  # between two pixels
+            errors.append(abs(crossing - (edge * width / 20 - 0.5)))
+        worst[mode] = max(errors)
+    assert worst['centered'] <= 1
+    assert worst['bilinear'] > 10 * width / 640
+
+
+def test_a_patch_without_depth_is_a_hole_of_its_own_size():
+    depth = torch.full((1, 3, 4), 2.0)
+    depth[0, 1, 1], depth[0, 0, 3], depth[0, 2, 3] = math.nan, math.inf, -math.inf
+    full = upsample(depth, (30, 40), 'centered')[0]
+    expected = torch.full((30, 40), 2.0)
+    expected[10:20, 10:20], expected[:10, 30:], expected[20:, 30:] = math.nan, math.inf, -math.inf
+    torch.testing.assert_close(full, expected, equal_nan=True, rtol=0, atol=1e-6)
+
+
+def test_out_of_range():
+    depth = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5, math.nan])
+    nan, inf = math.nan, math.inf
+    for low, high, out_of_range, expected in (
+            (1.0, 3.0, 'clamp', [1.0, 1.0, 2.0, 3.0, 3.0, nan]),
+            (1.0, 3.0, 'nan', [nan, 1.0, 2.0, 3.0, nan, nan]),
+            (1.0, 3.0, 'inf', [-inf, 1.0, 2.0, 3.0, inf, nan]),
+            (0.0, 2.5, 'inf', [0.5, 1.0, 2.0, inf, inf, nan]),
+            (1.5, 0.0, 'nan', [nan, nan, 2.0, 3.0, 3.5, nan]),
+            (1.5, 0.0, 'clamp', [1.5, 1.5, 2.0, 3.0, 3.5, nan])):
+        limited = limit_range(depth, low, high, out_of_range)
+        torch.testing.assert_close(limited, torch.tensor(expected), equal_nan=True)
+    assert limit_range(depth, 0.0, 0.0, 'nan') is depth
+    assert depth[0] == 0.5, 'the input is left alone'
+
+
+def axis_reference(patches, pixels, start, length, mode):
+    """(nearest patch or None outside, whether it is a tie) of every pixel, in exact numbers."""
+    for pixel in range(pixels):
+        inside = Fraction(2 * pixel + 1, 2) - start
+        if not 0 <= inside <= length:
+            yield None, False
+            continue
+        place = inside * patches / length
+        if mode == 'bilinear':
+            place = (inside - Fraction(1, 2)) * (patches - 1) / max(length - 1, 1) + Fraction(1, 2)
+        place = min(max(place, 0), patches - Fraction(1, 2))
+        yield math.floor(place), place.denominator == 1 and 0 < place < patches
+
+
+sides = st.integers(1, 6), st.integers(1, 6), st.integers(1, 25), st.integers(1, 25)
+depths = st.floats(0.125, 100.0, width=32)
+modes = st.sampled_from(['centered', 'bilinear', 'patch'])
+
+
+@settings(deadline=None, max_examples=150)
+@given(*sides, modes, st.data())
+def test_holes_stay_within_their_patches(h, w, height, width, mode, data):
+    """Any patches, any window: a pixel has its nearest patch's hole, or depth from around it."""
+    values = data.draw(st.lists(
+        st.one_of(depths, st.sampled_from([math.nan, math.inf, -math.inf])),
+        min_size=h * w, max_size=h * w))
+    patches = torch.tensor(values).reshape(1, h, w)
+    starts, lengths = st.integers(-20, 20), st.integers(1, 40)
+    window = data.draw(st.none() | st.builds(Window, starts, starts, lengths, lengths))
+    x, y, length, depth = window or (0, 0, width, height)
+    full = upsample(patches, (height, width), mode, window)[0]
+    assert full.shape == (height, width)
+    finite = patches[patches.isfinite()]
+    rows = list(axis_reference(h, height, y, depth, mode))
+    columns = list(axis_reference(w, width, x, length, mode))
+    for (i, tie_row), line in zip(rows, full.tolist(), strict=True):
+        for (j, tie_column), pixel in zip(columns, line, strict=True):
+            if tie_row or tie_column:
+                continue
+            nearest = math.nan if i is None or j is None else patches[0, i, j].item()
+            if math.isfinite(nearest):
+                assert finite.min() * (1 - 1e-5) <= pixel <= finite.max() * (1 + 1e-5)
+                assert mode != 'patch' or pixel == nearest
+            else:
+                assert pixel == nearest or (math.isnan(pixel) and math.isnan(nearest))
+
+
+@settings(deadline=None, max_examples=50)
+@given(*sides, st.sampled_from(['centered', 'bilinear']), st.data())
+def test_without_holes_it_is_torchs_interpolation(h, w, height, width, mode, data):
+    values = data.draw(st.lists(depths, min_size=2 * h * w, max_size=2 * h * w))
+    patches = torch.tensor(values).reshape(2, h, w)
+    expected = interpolate(
+        patches[:, None], (height, width), mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
+    assert torch.equal(upsample(patches, (height, width), mode), expected)
+    # And the way for holes and windows computes the same.
+    everywhere = upsample(patches, (height, width), mode, Window(0, 0, width, height))
+    torch.testing.assert_close(everywhere, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20),
+       st.floats(0.0, 50.0, width=32), st.floats(0.0, 50.0, width=32),
+       st.sampled_from(['clamp', 'nan', 'inf']))
+def test_nothing_finite_is_out_of_range(values, low, high, out_of_range):
+    if low and high:
+        low, high = sorted((low, high))
+    depth = torch.tensor(values)
+    limited = limit_range(depth, low, high, out_of_range)
+    within = (depth >= low) & (depth <= (high or math.inf)) | (torch.tensor(not (low or high)))
+    torch.testing.assert_close(limited[within], depth[within], equal_nan=True, rtol=0, atol=0)
+    assert limited[depth.isnan()].isnan().all()
+    outside = limited[~within & ~depth.isnan()]
+    if out_of_range == 'clamp':
+        assert ((outside == low) | (outside == high)).all()
+    elif out_of_range == 'nan':
+        assert outside.isnan().all()
+    else:
+        too_far = depth[~within & ~depth.isnan()] > (high or math.inf)
+        assert (outside == torch.where(too_far, math.inf, -math.inf)).all()

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
+
+from .window import Window
 
 # CLIP's own logit scale, exp(logit_scale) of every released model; the official code has it as a
 # literal before the temperature.
@@ -50,19 +55,106 @@ def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
     return (weights * offsets.square()).sum(dim=1).sqrt()
 
 
-def upsample(patch_depth: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:
+    """Depth beyond what may be relied on, replaced as REP-117 says.
+
+    Args:
+        patch_depth: metres, of any shape; NaN stays.
+        low: least depth [m]; 0: no limit.
+        high: greatest depth [m]; 0: no limit.
+        out_of_range: 'clamp': limited to the range; 'nan': NaN, unknown; 'inf': -Inf where it is
+            too near, +Inf where it is too far.
+
+    """
+    if not (low or high):
+        return patch_depth
+    high = high or math.inf
+    if out_of_range == 'clamp':
+        return patch_depth.clamp(low, high)
+    near, far = (-math.inf, math.inf) if out_of_range == 'inf' else (math.nan, math.nan)
+    limited = patch_depth.masked_fill(patch_depth < low, near)
+    return limited.masked_fill_(patch_depth > high, far)
+
+
+def upsample(
+    patch_depth: Tensor, size: tuple[int, int], mode: str, window: Window | None = None,
+) -> Tensor:
     """From patches to pixels.
+
+    A pixel whose nearest patch has no depth, or an infinite one, has that patch's NaN or
+    infinity; in all others such patches take no part.
 
     Args:
         patch_depth: (B, h, w) metres.
         size: (height, width) wanted.
-        mode: 'bilinear' with aligned corners, as the official code; 'patch': every pixel has the
-            depth of the patch it lies in, as the paper says below eq. 5.
+        mode: 'centered': the depth of a patch stands at its centre, where it was seen, and is
+            linear in between: pixel u has that of place (u + 0.5) w / width - 0.5 among the
+            patches, and beyond the outermost centres their depth; 'bilinear': linear with
+            aligned corners, as the official code, so that the outermost patches' depth stands at
+            the border, and all others' up to nearly half a patch off their centres; 'patch':
+            every pixel has the depth of the patch it lies in, as the paper says below eq. 5.
+        window: which part of the pixels the patches tile, in pixels; None for all. Pixels outside
+            of it are NaN.
 
     Returns:
         (B, height, width) metres.
 
     """
+    if window is not None:
+        return _sample(patch_depth, size, mode, window)
+    if mode == 'patch':
+        return interpolate(patch_depth[:, None], size, mode='nearest-exact')[:, 0]
+    finite = patch_depth.isfinite().all()
+    everything = Window(0, 0, size[1], size[0])
+    if not (patch_depth.is_cuda or bool(finite)):
+        return _sample(patch_depth, size, mode, everything)
+    plain = interpolate(
+        patch_depth[:, None], size, mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
+    if patch_depth.is_cuda:  # which is not to be waited for, even to ask what is finite
+        return torch.where(finite, plain, _sample(patch_depth, size, mode, everything))
+    return plain
+
+
+def _sample(
+    patch_depth: Tensor, size: tuple[int, int], mode: str, window: Window,
+) -> Tensor:
+    """`upsample` for any window, with patches that have no depth."""
+    h, w = patch_depth.shape[1:]
+    device = patch_depth.device
+    rows, row = _shares(h, size[0], window.y, window.height, mode, device)
+    columns, column = _shares(w, size[1], window.x, window.width, mode, device)
+    nearest = _pick(patch_depth, row, column, math.nan)
+    if mode == 'patch':
+        return nearest
+    known = patch_depth.isfinite()
+    total = rows @ patch_depth.where(known, 0.0) @ columns.T
+    share = rows @ known.float() @ columns.T
+    return torch.where(_pick(known, row, column, 0), total / share, nearest)
+
+
+def _pick(patches: Tensor, row: Tensor, column: Tensor, outside: float) -> Tensor:
+    """The patch of every pixel; a ring around them stands for what is outside of the window."""
+    ringed = pad(patches, (1, 1, 1, 1), value=outside)
+    return ringed.index_select(2, column).index_select(1, row)
+
+
+@lru_cache(maxsize=64)
+def _shares(
+    patches: int, pixels: int, start: float, length: float, mode: str, device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Along one axis: every patch's share in every pixel, and the nearest patch counted from 1.
+
+    Returns:
+        (pixels, patches) float32, and (pixels,) with 0 outside of the window.
+
+    """
+    inside = torch.arange(pixels, dtype=torch.float64, device=device) + 0.5 - start
     if mode == 'bilinear':
-        return interpolate(patch_depth[:, None], size, mode='bilinear', align_corners=True)[:, 0]
-    return interpolate(patch_depth[:, None], size, mode='nearest-exact')[:, 0]
+        place = (inside - 0.5) * ((patches - 1) / max(length - 1, 1))
+    else:
+        place = inside * (patches / length) - 0.5
+    place = place.clamp(0, patches - 1)
+    nearest = (place + 0.5).floor().clamp(max=patches - 1).long() + 1
+    nearest = nearest.where((inside >= 0) & (inside <= length), 0)
+    shares = (1 - (place[:, None] - torch.arange(patches, device=device)).abs()).clamp(min=0)
+    return shares.float(), nearest
