@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depthclip_ros.core import files
 from depthclip_ros.core.errors import DepthClipError
 
 FORMAT = 1
@@ -356,53 +356,21 @@ class Histograms:
         return cls(**json.loads(read_text(folder / HISTOGRAMS)))
 
 
-class atomic:  # noqa: N801 - used like a function
-    """A binary file that gets its name when it is complete, or not at all.
-
-        with atomic(path) as file:
-            file.write(...)
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that gets its name when it is complete, or not at all.
 
     Raises:
         ResultsError: the file cannot be written, e.g. the disk is full.
 
     """
-
-    def __init__(self, path: Path) -> None:
-        """Write to `path`; its folder is made."""
-        self._path = path
-
-    def __enter__(self) -> Any:
-        """Open the temporary file."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self._part = tempfile.mkstemp(
-                dir=self._path.parent, prefix=f'.{self._path.name}.', suffix='.part')
-        except OSError as error:
-            raise self._failed(error) from error
-        self._file = os.fdopen(handle, 'wb')
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Flush to the disk and rename; on any error, remove."""
-        try:
-            if error is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
-            if error is None:
-                Path(self._part).chmod(0o644)
-                Path(self._part).replace(self._path)
-        except OSError as failure:
-            error = failure
-        if error is not None:
-            Path(self._part).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> ResultsError:
-        return ResultsError(f'{self._path}: cannot be written ({error.strerror or error}). Free '
-                            'space or choose another --output; finished images are kept, '
-                            '--resume goes on from there.')
+    try:
+        with files.atomic(path) as file:
+            yield file
+    except OSError as error:
+        raise ResultsError(
+            f'{path}: cannot be written ({error.strerror or error}). Free space or choose '
+            'another --output; finished images are kept, --resume goes on from there.') from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,6 +34,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import demo_sentences as language  # noqa: E402
 
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.core.files import atomic  # noqa: E402
 from depthclip_ros.sim import KINDS, Scene, SimCamera, render, trajectory  # noqa: E402
 
 HEIGHT, WIDTH = 192, 256
@@ -414,11 +415,11 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
                 **{name: round(value / every, 4) for name, value in sums.items()})
             sums = {}
         if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == plan.steps):
-            partial = state.with_suffix('.part')
-            torch.save({'model': model.state_dict(), 'average': average.state_dict(),
-                        'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
-                        'step': step + 1, 'seconds': time.monotonic() - start}, partial)
-            partial.replace(state)
+            with atomic(state) as file:
+                torch.save({
+                    'model': model.state_dict(), 'average': average.state_dict(),
+                    'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
+                    'step': step + 1, 'seconds': time.monotonic() - start}, file)
             save_weights(average, out / 'demo.pt')
     torch.distributed.destroy_process_group()
 
@@ -455,14 +456,12 @@ def save_weights(model: nn.Module, path: Path) -> None:
              for name, value in model.state_dict().items()}
     raw = io.BytesIO()
     torch.save(state, raw)
-    partial = path.with_suffix('.part')
-    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(
-            partial, 'w', zipfile.ZIP_DEFLATED, compresslevel=9) as target:
+    with atomic(path) as file, zipfile.ZipFile(raw) as source, zipfile.ZipFile(
+            file, 'w', zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         for entry in source.infolist():
             info = zipfile.ZipInfo(entry.filename)  # no time stamp: the same bytes every time
             info.compress_type = zipfile.ZIP_DEFLATED
             target.writestr(info, source.read(entry))
-    partial.replace(path)
 
 
 def check_file(path: Path) -> None:

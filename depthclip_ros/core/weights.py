@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import mmap
 import os
 import pickle
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from . import files
 from .errors import WeightsError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ UNTRAINED = 'untrained'
 DEMO = 'demo'
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
+# Bytes that no CLIP of these architectures has: the largest, RN50x64, has 2.5 GB in float32.
+LARGEST = 8 << 30
 Log = Callable[[str], None]
 
 
@@ -157,41 +160,41 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
     url = f'{server}/{release.sha256}/{release.file}'
     target = cache_dir / 'weights' / release.file
     log(f'Downloading {name} from {url}')
+    digest = hashlib.sha256()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f'.{release.file}.')
+        with files.atomic(target) as file:
+            for chunk in _download(url, name):
+                digest.update(chunk)
+                file.write(chunk)
+            if digest.hexdigest() != release.sha256:
+                raise WeightsError(
+                    f'{name}: what {url} sent has SHA-256 {digest.hexdigest()}, expected '
+                    f'{release.sha256}; it was thrown away. Try again, or copy a verified '
+                    f'{release.file} to {target.parent}.')
     except OSError as error:
-        raise WeightsError(f'{name}: cannot write to the cache {target.parent}: {error.strerror}. '
-                           'Set cache_dir or $DEPTHCLIP_CACHE to a folder that can be '
-                           'written.') from error
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            _download(url, file, name)
-        digest = file_digest(Path(part))
-        if digest != release.sha256:
-            raise WeightsError(f'{name}: what {url} sent has SHA-256 {digest}, expected '
-                               f'{release.sha256}; it was thrown away. Try again, or copy a '
-                               f'verified {release.file} to {target.parent}.')
-        Path(part).replace(target)
-    finally:
-        Path(part).unlink(missing_ok=True)
+        raise WeightsError(f'{name}: cannot write to the cache {target.parent}: '
+                           f'{error.strerror or error}. Set cache_dir or $DEPTHCLIP_CACHE to a '
+                           'folder that can be written and has room.') from error
     log(f'{name} is at {target}, checksum verified.')
     return target
 
 
-def _download(url: str, file: Any, name: str) -> None:
-    """Stream a URL into an open file, with a progress bar on a terminal."""
+def _download(url: str, name: str) -> Iterator[bytes]:
+    """Content of a URL in pieces, with a progress bar on a terminal."""
     from tqdm import tqdm  # only needed here; comes with clip
+    done = 0
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 (user's server)
             total = int(response.headers.get('Content-Length') or 0)
             with tqdm(total=total or None, unit='B', unit_scale=True, desc=name,
                       disable=None) as bar:
                 while chunk := response.read(1 << 20):
-                    file.write(chunk)
+                    done += len(chunk)
                     bar.update(len(chunk))
-                done = bar.n if not bar.disable else file.tell()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+                    if done > LARGEST:
+                        raise ValueError(f'it sends more than {LARGEST >> 30} GiB')
+                    yield chunk
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or error
         raise WeightsError(
             f'{name}: download from {url} failed ({reason}). On a machine with a network run '

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are whole or not there, whoever may read them, and whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from depthclip_ros.core.errors import quoted
+from depthclip_ros.core.files import atomic, open_regular, user_path
+
+
+def test_complete_or_not_at_all(tmp_path):
+    target = tmp_path / 'folder' / 'file'
+    with atomic(target) as file:
+        file.write(b'first')
+        assert not target.exists()
+    with pytest.raises(ZeroDivisionError), atomic(target) as file:
+        file.write(b'second' * (1 // 0))
+    assert target.read_bytes() == b'first'
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_failure_to_rename_leaves_nothing(tmp_path):
+    (tmp_path / 'taken' / 'by a folder').mkdir(parents=True)
+    with pytest.raises(OSError, match='taken'), atomic(tmp_path / 'taken') as file:
+        file.write(b'x')
+    assert [path.name for path in tmp_path.iterdir()] == ['taken']
+
+
+@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_readable_as_far_as_the_umask_allows(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic(tmp_path / 'file'):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / 'file').stat().st_mode & 0o777 == mode
+
+
+def test_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    synchronize, rename = os.fsync, type(tmp_path).replace
+    monkeypatch.setattr(os, 'fsync', lambda fd: (
+        order.append(str(Path(f'/proc/self/fd/{fd}').readlink()).removeprefix(str(tmp_path))),
+        synchronize(fd)))
+    monkeypatch.setattr(type(tmp_path), 'replace', lambda *paths: (
+        order.append('rename'), rename(*paths)))
+    with atomic(tmp_path / 'file') as file:
+        file.write(b'x' * 10)
+    assert order[0].endswith('.part')
+    assert order[1:] == ['rename', '']
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path):
+    target = tmp_path / 'file'
+    writer = subprocess.Popen([sys.executable, '-c', (
+        'import sys, time\n'
+        'from pathlib import Path\n'
+        'from depthclip_ros.core.files import atomic\n'
+        'with atomic(Path(sys.argv[1])) as file:\n'
+        '    file.write(b"half"); file.flush(); print(flush=True); time.sleep(60)\n'),
+        str(target)], stdout=subprocess.PIPE)
+    writer.stdout.readline()
+    with atomic(target) as file:
+        file.write(b'other')
+    part, = tmp_path.glob('.file.*.part')  # of one that lives nothing is taken
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    with atomic(target) as file:
+        file.write(b'whole')
+    assert not part.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    assert target.read_bytes() == b'whole'
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'dangling link', 'missing'])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / 'path'
+    if kind == 'folder':
+        path.mkdir()
+    elif kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'device':
+        path.symlink_to('/dev/zero')
+    elif kind == 'dangling link':
+        path.symlink_to(tmp_path / 'nowhere')
+    open_before = len(list(Path('/proc/self/fd').iterdir()))
+    start = time.monotonic()
+    with pytest.raises(OSError, match='No such file' if kind in ('dangling link', 'missing')
+                       else 'not a file'):
+        open_regular(path)
+    assert time.monotonic() - start < 1
+    assert len(list(Path('/proc/self/fd').iterdir())) == open_before
+
+
+def test_a_user_s_path(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/robot')
+    assert str(user_path('~/weights.pt')) == '/home/robot/weights.pt'
+    for text, reason in (('~nobody-of-that-name/x', 'no home folder'), ('a\0b', 'NUL')):
+        with pytest.raises(OSError, match=reason):
+            user_path(text)
+
+
+def test_a_long_value_is_quoted_in_part():
+    assert quoted('near') == "'near'"
+    assert quoted([1, 2]) == '[1, 2]'
+    text = quoted('x' * 1_000_000)
+    assert text.startswith("'xxx")
+    assert text.endswith('x… (1000000 characters)')
+    assert len(text) < 110
+    assert quoted(list(range(5000))).endswith('… (5000 items)')
+    assert quoted(b'\0' * 100).endswith('… (100 bytes)')
+    assert '\n' not in quoted('a\nb')
