@@ -209,7 +209,7 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
     def as_batch() -> None:
         estimator.features(images)
         if estimator.device.type == 'cuda':
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(estimator.device)
 
     ways = {f'batch of {BATCH}, all threads': median(timings(as_batch))}
     if estimator.device.type == 'cpu':

@@ -164,7 +164,7 @@ class Scorer:
         features = torch.cat(self._each(
             lambda part: self._estimator.features(list(batch.rgb[part])), len(batch.rgb)), dim=1)
         if features.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(features.device)
         self.network_seconds += time.perf_counter() - start
         return features
 

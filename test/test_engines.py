@@ -22,7 +22,6 @@ from depthclip_ros.core import (
 )
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision
-from depthclip_ros.core.replay import CAPACITY, Replayer
 from depthclip_ros.core.resnet import FoldedResNet
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -223,59 +222,6 @@ def test_slow_bfloat16_is_said(monkeypatch):
     assert said[0].startswith('WARNING: precision: bfloat16')
     monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
     resolve_precision('bfloat16', CPU, pytest.fail)
-
-
-# Recorded computations: on a GPU graphs, here their twin ----------------------------------
-
-
-class Counting:
-    """A computation that tells on what memory it ran."""
-
-    def __init__(self):
-        self.places = []
-
-    def __call__(self, pixels):
-        self.places.append([image.data_ptr() for image in pixels])
-        return [image.float().mean() for image in pixels]
-
-
-def test_recorded_from_the_second_run_on(state_dict):
-    replayer, compute = Replayer(CPU), Counting()
-    for value in (1, 2, 3):
-        images = [np.full((2, 3, 3), value, np.uint8), np.full((4, 3, 3), 10 * value, np.uint8)]
-        means = replayer.run('key', compute, images)
-        assert [float(mean) for mean in means] == [value, 10 * value]
-    assert compute.places[1] == compute.places[2]  # the recording's own memory
-
-
-def test_old_recordings_make_room():
-    replayer, compute = Replayer(CPU), Counting()
-    image = [np.zeros((2, 3, 3), np.uint8)]
-    for _ in range(2):
-        for key in range(CAPACITY + 1):
-            replayer.run(key, compute, image)
-    assert len(replayer._recordings) == CAPACITY
-
-
-def test_recorded_predictions_equal_the_first_and_keep_their_memory(build):
-    estimator = build(flip_average=True)
-    first = estimator.predict(IMAGES)
-    again = estimator.predict(IMAGES)
-    kept = [prediction.depth.copy() for prediction in again]
-    estimator.predict(IMAGES[::-1])
-    for a, b, copy in zip(first, again, kept, strict=True):
-        np.testing.assert_array_equal(a.depth, b.depth)
-        np.testing.assert_array_equal(b.depth, copy)
-
-
-def test_new_settings_reach_recorded_computations(build):
-    estimator = build()
-    for _ in range(3):
-        estimator.predict(IMAGES[0])
-    changed = {'temperature': 0.5, 'bins': [b + 1 for b in SMALL.bins]}
-    estimator.reconfigure(estimator.config.replace(**changed))
-    np.testing.assert_array_equal(
-        estimator.predict(IMAGES[0]).depth, build(**changed).predict(IMAGES[0]).depth)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')

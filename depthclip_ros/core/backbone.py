@@ -8,7 +8,6 @@ in memory. The trunks here are CLIP's own modules, step by step: `engines` makes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize
 
 from .clip_package import import_clip
+from .device import exact_float32
 from .errors import ConfigError, WeightsError
 from .uninitialized import Uninitialized
 from .weights import Architecture, architecture
@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
-        with _whole_float32(images):
+        with exact_float32(images.device):
             return self.head(self.trunk(images.to(self.dtype)).float())
 
     def head(self, features: Tensor) -> Tensor:
@@ -168,13 +168,6 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
             encoder = ReferenceFeatures(visual, shape)
     encoder.eval().requires_grad_(False)
     return encoder
-
-
-def _whole_float32(images: Tensor) -> AbstractContextManager[None]:
-    """On a GPU, no TF32: it rounds the factors of float32 convolutions to 10 bits."""
-    if not images.is_cuda:
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
 
 
 def _without_pool(resnet: nn.Module) -> nn.Module:

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from .errors import ConfigError, DeviceError
 
 _LOGGER = logging.getLogger(__name__)
+# TF32 is switched on and off for the whole process.
+_SWITCH = threading.RLock()
+# What torch itself chose, while it is overridden.
+_own_threads: int | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,6 +42,49 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError(f"device: '{name}', but there are {count} GPUs, cuda:0 to "
                           f'cuda:{count - 1}.')
     return torch.device(f'cuda:{index}')
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Let a GPU be the current one meanwhile, so that nothing is allocated on another."""
+    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """On a GPU no TF32 meanwhile, which rounds the factors of float32 products to 10 bits.
+
+    What the process has set for its own work comes back afterwards.
+    """
+    if device.type != 'cuda':
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    # Since 2.9 there are two interfaces; once the user has taken the new one, the old one raises.
+    new = hasattr(cudnn, 'conv') and hasattr(matmul, 'fp32_precision')
+    name, exact = ('fp32_precision', 'ieee') if new else ('allow_tf32', False)
+    switches = [(getattr(cudnn, 'conv', cudnn) if new else cudnn, name, exact),
+                (matmul, name, exact), (cudnn, 'benchmark', True)]
+    with _SWITCH:
+        before = [getattr(where, what) for where, what, _ in switches]
+        try:
+            for where, what, value in switches:
+                setattr(where, what, value)
+            yield
+        finally:
+            for (where, what, _), value in zip(switches, before, strict=True):
+                setattr(where, what, value)
+
+
+def use_threads(count: int) -> None:
+    """Let torch use so many CPU threads, in the whole process; 0: as many as it chose itself."""
+    global _own_threads  # noqa: PLW0603 (torch has it for the process, too)
+    if count and _own_threads is None:
+        _own_threads = torch.get_num_threads()
+    wanted = count or _own_threads
+    if wanted:
+        torch.set_num_threads(wanted)
+    if not count:
+        _own_threads = None
 
 
 def resolve_precision(

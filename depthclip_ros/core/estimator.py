@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from . import engines
 from .backbone import build_image_encoder
 from .config import DepthConfig
-from .device import resolve_device, resolve_precision
+from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
 from .errors import ConfigError, ImageError
 from .projection import bin_spread, bin_weights, combine_bins, similarity_logits, upsample
 from .prompts import TextFeatureCache, encode_tokens
@@ -59,8 +59,7 @@ class DepthPrediction:
     spread: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ReadOut:
+class ReadOut(NamedTuple):
     """Depth of a batch in patches, as tensors on the device; see `DepthPrediction`."""
 
     patch_depth: Tensor  # (B, h, w) metres
@@ -69,19 +68,27 @@ class ReadOut:
     spread: Tensor  # (B, h, w) metres
 
 
+class Settings(NamedTuple):
+    """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
+
+    config: DepthConfig
+    text_features: NDArray[np.float32]  # (K, C) unit vectors
+    text: Tensor  # the same on the device
+    bins: Tensor  # (K,) metres
+    temperature: Tensor  # ()
+
+
 class DepthEstimator:
-    """DepthCLIP as configured, ready to predict.
+    """DepthCLIP as configured, ready to predict; from several threads, too.
 
     Attributes:
-        config: the configuration in force.
         weights: what it runs on (`WeightsInfo`); `weights.trained` is False for random weights,
             whose depth is meaningless.
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
         engine: what the backbone runs on, e.g. 'torch'.
         grid: (h, w), number of patches.
-        text_features: (K, C) unit vectors, one per token.
-        text_cache_hit: whether they came from the cache.
+        text_cache_hit: whether the text features came from the cache.
 
     """
 
@@ -99,7 +106,7 @@ class DepthEstimator:
             device: auto, cpu, cuda, or cuda:N.
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
-            num_threads: CPU threads of torch, for the whole process; 0 leaves its choice.
+            num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
             log: told what happens, in sentences; those that begin with 'WARNING' matter.
 
         Raises:
@@ -109,8 +116,7 @@ class DepthEstimator:
             EngineError: the engine does not run here, or computes something else.
 
         """
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        use_threads(num_threads)
         self.device = resolve_device(device)
         dtype = resolve_precision(config.precision, self.device, log)
         self.precision = str(dtype).removeprefix('torch.')
@@ -119,24 +125,34 @@ class DepthEstimator:
             '' if weights is None else weights, config.backbone, folder, log, offline=offline)
         self._encoder = build_image_encoder(state_dict, config.features)
         self.grid = _grid(config, self._encoder.stride)
-        self.text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
+        text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
             config, self.weights.digest, lambda: encode_tokens(config, state_dict))
-        self.engine = engines.install(
-            self._encoder, config.engine, dtype, self.device,
-            (config.input_height, config.input_width), log)
-        self._replayer = Replayer(self.device)
-        self._text = torch.from_numpy(self.text_features).to(self.device)
-        mean, deviation = (np.array(values) for values in NORMALIZATIONS[config.normalization])
-        self._scale, self._shift = (
-            torch.tensor(np.tile(values, config.input_width), dtype=torch.float32).to(self.device)
-            for values in (1 / (255 * deviation), -mean / deviation))
-        # In tensors, whose place stays the same: a recorded computation reads them anew.
-        self._bins = torch.empty(len(config.bins), device=self.device)
-        self._temperature = torch.empty((), device=self.device)
-        self._apply(config)
+        with current(self.device):
+            self.engine = engines.install(
+                self._encoder, config.engine, dtype, self.device,
+                (config.input_height, config.input_width), log)
+            mean, deviation = (
+                np.array(values) for values in NORMALIZATIONS[config.normalization])
+            self._scale, self._shift = (
+                torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
+                .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
+            self._replayer = Replayer(self.device) if self.device.type == 'cuda' else None
+        self._settings = self._prepare(config, text_features)
+
+    @property
+    def config(self) -> DepthConfig:
+        """The configuration in force."""
+        return self._settings.config
+
+    @property
+    def text_features(self) -> NDArray[np.float32]:
+        """(K, C) unit vectors, one per token."""
+        return self._settings.text_features
 
     def reconfigure(self, config: DepthConfig) -> None:
         """Change bins, temperature, flip averaging or upsampling without loading anything.
+
+        What is being predicted meanwhile, on another thread, keeps the settings it began with.
 
         Raises:
             ConfigError: a setting differs that needs a new estimator.
@@ -147,16 +163,22 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        self._apply(config)
+        self._settings = self._prepare(config, self.text_features)
 
-    def _apply(self, config: DepthConfig) -> None:
-        self.config = config
-        self._bins.copy_(torch.tensor(config.bins))
-        self._temperature.fill_(config.temperature)
-        self._replayer.synchronize()
+    def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
+        with current(self.device):
+            settings = Settings(config, text_features, *(
+                torch.tensor(values, dtype=torch.float32).to(self.device)
+                for values in (text_features, config.bins, config.temperature)))
+            if self.device.type == 'cuda':  # they are used on another stream
+                torch.cuda.current_stream().synchronize()
+        return settings
 
     def warm_up(self, largest_batch: int = 1) -> None:
         """Run black images, so that no real batch is the slow one.
+
+        Call it on the thread that will predict: libraries prepare themselves for each thread.
+        On a GPU every size of batch is captured here.
 
         Args:
             largest_batch: up to which every size is tried, where the engine or a GPU's libraries
@@ -164,7 +186,7 @@ class DepthEstimator:
 
         """
         black = np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8)
-        alike = self.device.type == 'cpu' and engines.serves_every_size(self.engine)
+        alike = self._replayer is None and engines.serves_every_size(self.engine)
         for count in range(1, 2 if alike else largest_batch + 1):
             self.predict([black] * count)
 
@@ -206,21 +228,36 @@ class DepthEstimator:
     ) -> list[DepthPrediction]:
         for image in images:
             _check_image(image)
-        shapes = tuple(image.shape for image in images)
-        sizes = [size or shape[:2] for shape in shapes]
-        flip, upsampling = self.config.flip_average, self.config.upsampling
+        settings = self._settings
+        sizes = [size or image.shape[:2] for image in images]
 
-        def compute(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = self.read_out(self.logits(self._encode(pixels, flip)))
-            return [
-                read_out.patch_depth, read_out.weights, read_out.logits, read_out.spread,
-                *(upsample(depth[None], wanted, upsampling)[0]
-                  for depth, wanted in zip(read_out.patch_depth, sizes, strict=True))]
+        def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
+            read_out = self._read(settings, [self._fit(image) for image in pixels])
+            return [*read_out, *(
+                upsample(patches[None], wanted, settings.config.upsampling)[0]
+                for patches, wanted in zip(read_out.patch_depth, sizes, strict=True))]
 
-        outputs = self._replayer.run((shapes, size, flip, upsampling), compute, images)
-        patch_depth, weights, logits, spread, *depth = (output.numpy() for output in outputs)
+        if self._replayer is None:
+            outputs = [output.numpy() for output in estimate(self._upload(images))]
+        else:
+            outputs = self._replayer.call(estimate, images)
+        patch_depth, weights, logits, spread, *depth = outputs
         return [DepthPrediction(*arrays) for arrays in zip(
             depth, patch_depth, weights, logits, spread, strict=True)]
+
+    def _read(self, settings: Settings, images: Sequence[Tensor]) -> ReadOut:
+        """Run the network on images of its size: all that does not depend on the images' own."""
+        flip = settings.config.flip_average
+
+        def compute(text: Tensor, bins: Tensor, temperature: Tensor, *images: Tensor) -> ReadOut:
+            with exact_float32(self.device):
+                logits = _compare(self._encode(images, flip), text, temperature)
+                return _read_out(logits, bins)
+
+        inputs = (settings.text, settings.bins, settings.temperature, *images)
+        if self._replayer is None:
+            return compute(*inputs)
+        return ReadOut(*self._replayer.replay(flip, compute, inputs))
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -239,16 +276,29 @@ class DepthEstimator:
         """
         for image in images:
             _check_image(image)
-        pixels = [torch.tensor(image).to(self.device) for image in images]
-        return self._encode(pixels, self.config.flip_average)
+        with current(self.device):
+            pixels = [self._fit(image) for image in self._upload(images)]
+            return self._encode(pixels, self.config.flip_average)
 
-    def _encode(self, pixels: Sequence[Tensor], flip: bool) -> Tensor:
-        """(H, W, 3) uint8 images on the device -> (passes, B, C, h, w)."""
-        count, passes = len(pixels), 1 + flip
-        height, width = self.config.input_height, self.config.input_width
+    def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Copy images to the device; on a CPU they are used where they lie."""
+        return [_as_tensor(image).to(self.device) for image in images]
+
+    def _fit(self, image: Tensor) -> Tensor:
+        """(H, W, 3) uint8 -> the same of the network's size."""
+        wanted = (self.config.input_height, self.config.input_width)
+        return image if image.shape[:2] == wanted else _resize(image, wanted)
+
+    def _encode(self, images: Sequence[Tensor], flip: bool) -> Tensor:
+        """Images of the network's size, on the device -> (passes, B, C, h, w)."""
+        count, passes = len(images), 1 + flip
+        height, width, _ = images[0].shape
         rows = torch.empty(passes * count, height, 3 * width, device=self.device)
-        for image, target in zip(pixels, rows, strict=False):
-            self._normalize(image, target)
+        for image, target in zip(images, rows, strict=False):
+            # Whole rows at a time: their length suits a processor's vectors, three channels do
+            # not.
+            torch.addcmul(
+                self._shift, image.reshape(height, -1).float(), self._scale, out=target)
         batch = rows.view(-1, height, width, 3)
         if flip:  # the mirrored pass rides in the same batch
             batch[count:] = batch[:count].flip(2)
@@ -267,9 +317,10 @@ class DepthEstimator:
             (passes, B, K, h, w) at the configured temperature.
 
         """
-        text = self._text if text_features is None else text_features
-        logits = similarity_logits(features.flatten(0, 1), text, self._temperature)
-        return logits.view(*features.shape[:2], *logits.shape[1:])
+        settings = self._settings
+        text = settings.text if text_features is None else text_features
+        with current(self.device), exact_float32(self.device):
+            return _compare(features, text, settings.temperature)
 
     @torch.inference_mode()
     def read_out(self, logits: Tensor, bins: Tensor | None = None) -> ReadOut:
@@ -280,27 +331,44 @@ class DepthEstimator:
             bins: (K,) metres on the device; None for the configured ones.
 
         """
-        bins = self._bins if bins is None else bins
-        passes, count = logits.shape[:2]
-        flat = logits.flatten(0, 1)
-        weights = bin_weights(flat)
-        patch_depth = combine_bins(weights, bins)
-        if passes == 2:
-            # Averaged before upsampling, as the official code does.
-            patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
-        weights = weights[:count]
-        return ReadOut(patch_depth, weights, flat[:count], bin_spread(weights, bins))
+        with current(self.device), exact_float32(self.device):
+            return _read_out(logits, self._settings.bins if bins is None else bins)
 
-    def _normalize(self, pixels: Tensor, target: Tensor) -> None:
-        """(H, W, 3) uint8 -> `target`, (input_height, 3 x input_width) in float32.
 
-        Whole rows at a time: their length suits a processor's vectors, three channels do not.
-        """
-        wanted = (self.config.input_height, self.config.input_width)
-        if pixels.shape[:2] != wanted:
-            pixels = _resize(pixels, wanted)
-        torch.addcmul(
-            self._shift, pixels.reshape(wanted[0], -1).float(), self._scale, out=target)
+def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
+    """(passes, B, C, h, w) features and (K, C) words -> (passes, B, K, h, w) logits."""
+    logits = similarity_logits(features.flatten(0, 1), text, temperature)
+    return logits.view(*features.shape[:2], *logits.shape[1:])
+
+
+def _read_out(logits: Tensor, bins: Tensor) -> ReadOut:
+    passes, count = logits.shape[:2]
+    flat = logits.flatten(0, 1)
+    weights = bin_weights(flat)
+    patch_depth = combine_bins(weights, bins)
+    if passes == 2:
+        # Averaged before upsampling, as the official code does.
+        patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
+    weights = weights[:count]
+    return ReadOut(patch_depth, weights, flat[:count], bin_spread(weights, bins))
+
+
+def _as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) on the host, in the image's own memory if it is contiguous. Only read it."""
+    image = np.ascontiguousarray(image)
+    if not image.flags.writeable:
+        # torch knows no memory that cannot be written, and warns.
+        image = np.asarray(_Writable(image))
+    return torch.from_numpy(image)
+
+
+class _Writable:
+    """The same memory without its mark."""
+
+    def __init__(self, image: NDArray[np.uint8]) -> None:
+        self._image = image  # which must live as long
+        self.__array_interface__ = {
+            **image.__array_interface__, 'data': (image.ctypes.data, False)}
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
