@@ -34,6 +34,8 @@ MINIMUM = (3, 10)
 # What a full set-up on Linux takes, most of it PyTorch's CUDA libraries; a CPU build takes less.
 FULL_GIGABYTES = 10
 LEAST_GIGABYTES = 2
+# Test files run beside each other; what measures time runs alone (see test/conftest.py).
+WORKERS = ('-n', '2', '--dist', 'loadfile', '--no-loadscope-reorder')
 TYPED = ('depthclip_ros', 'offline_eval', 'launch')
 SETUP_FILES = ('setup.py', 'setup.cfg', 'pyproject.toml', 'run.py')
 
@@ -255,7 +257,7 @@ def run_tests(python: Path, arguments: list) -> int:
     steps = (
         ('ruff', ['ruff', 'check', '.']),
         ('mypy', ['mypy', '--strict', *typed]),
-        ('pytest', ['pytest', *arguments]),
+        ('pytest', ['pytest', *WORKERS, *arguments]),
     )
     failed = []
     for name, command in steps:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,41 @@ sys.path.insert(0, str(ROOT / 'test'))
 
 # Nothing of a test leaves this machine or reads the user's caches.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+
+# Workers beside each other (pytest -n), and the processes that they start, share the cores.
+PARALLEL = 'PYTEST_XDIST_WORKER' in os.environ
+if PARALLEL:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first, so that no worker ends with a long one alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
+    items.sort(key=lambda item: -slow[item.path])  # stable: within a file nothing changes
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """Let a test that is marked `alone` wait until no other worker's test runs, and hold those."""
+    with contextlib.ExitStack() as held:
+        if PARALLEL:
+            alone = bool(item.get_closest_marker('alone'))
+            door = held.enter_context(_flock(ROOT / 'test' / 'conftest.py', exclusive=alone))
+            held.enter_context(_flock(ROOT / 'test', exclusive=alone))
+            if not alone:  # else whoever comes next waits here, and cannot overtake
+                fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+@contextlib.contextmanager
+def _flock(path, *, exclusive):
+    """Lock a file or folder between processes; only the lock counts, nothing is written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 @pytest.fixture(autouse=True)

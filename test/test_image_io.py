@@ -630,6 +630,7 @@ def test_a_filled_message_can_be_serialised():
     assert again == msg
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize('new', [False, True])
 def test_filling_takes_less_than_5_ms(new):

@@ -28,6 +28,7 @@ STATUS = 'depth_node: frames'
 ALLOWANCE_MS = 50.0  # beside the network, from an image's stamp to its depth
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weights):
     """Images come at 30 Hz, which is much faster than the network can go."""

@@ -136,6 +136,7 @@ def test_nothing_half_written_stays(state_dict, tmp_path, monkeypatch):
     assert any('No space left' in line for line in lines)
 
 
+@pytest.mark.alone
 def test_hit_within_20_ms(state_dict, tmp_path):
     digest = build(state_dict, tmp_path).weights.digest
     times = []

@@ -183,7 +183,7 @@ def test_all_checks_run_and_any_failure_counts(run, monkeypatch, capsys):
     monkeypatch.setattr(run.subprocess, 'run', record)
     assert run.run_tests(Path('python'), ['-k', 'x']) == 1
     assert commands == [['ruff', 'check', '.'], ['mypy', '--strict', 'depthclip_ros'],
-                        ['pytest', '-k', 'x']]
+                        ['pytest', *run.WORKERS, '-k', 'x']]
     assert 'mypy (exit code 1)' in capsys.readouterr().err
 
 
