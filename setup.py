@@ -12,7 +12,7 @@ PACKAGE = 'depthclip_ros'
 
 # One line per executable: `ros2 run depthclip_ros NAME`. Each also has a file in scripts/.
 EXECUTABLES = {
-    'depth_node': 'depthclip_ros.node.depth_node:main',
+    'depth_node': 'depthclip_ros.node.depth_node:run',
     'depthclip': 'depthclip_ros.cli.main:main',
     'image_source': 'depthclip_ros.sources.image_source:main',
     'bag_player': 'depthclip_ros.sources.bag_player:main',

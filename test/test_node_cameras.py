@@ -37,6 +37,7 @@ from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.node.model import Model
 from depthclip_ros.node.pipeline import Pipeline
 
 CAMERAS = ('', 'left/front', 'rear', 'side')
@@ -296,7 +297,9 @@ def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monk
                 monkeypatch.setattr(
                     camera.outputs, method, lambda *_, method=method, camera=camera, **__:
                     calls.append((method, camera.name)))
-        pipeline = Pipeline(node, estimator)
+        model = Model(lambda _config: estimator, print)
+        model.load(estimator.config)
+        pipeline = Pipeline(node, model, estimator.config, lambda _seconds: True)
         raw = serialize_message(image(Header(), *PICTURES['rear']))
         pipeline.answer([(camera, raw) for camera in cameras])
     finally:

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -24,7 +25,7 @@ from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.calibration import Calibration
 from depthclip_ros.node.process import explain_arguments
 from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
-from depthclip_ros.node.worker import Worker
+from depthclip_ros.node.worker import Interrupted, Ticker, Worker
 
 
 def test_percentiles_are_nearest_rank_over_a_bounded_window():
@@ -57,7 +58,8 @@ def test_counters_tell_the_whole_account():
     counters.rejected['wrong step'] += 1
     assert copy.total_rejected() == 2
     assert str(copy) == ('10 received = 4 published + 2 dropped + 2 rejected + 1 idle + '
-                         '1 pending; rejected: wrong step: 2')
+                         '1 pending; idle: nobody subscribed to an output; '
+                         'rejected: wrong step: 2')
 
 
 def test_stages_are_timed():
@@ -155,9 +157,10 @@ def test_worker_takes_every_waiting_image_at_once_and_stops_clean():
     with ready:
         for slot in slots:
             slot.frame = 0
-    worker = Worker(slots, ready, answer, on_crash=lambda error: pytest.fail(str(error)))
+    worker = Worker(ready, on_crash=lambda error: pytest.fail(str(error)))
+    worker.begin(slots, answer)
     assert enough.wait(10)
-    worker.stop()
+    assert worker.stop(10)
     assert seen[0] == [(0, 0), (1, 0), (2, 0)]
     assert seen[1:5] == [[(0, 1), (2, 1)], [(0, 2)], [(0, 3), (2, 3)], [(0, 4)]]
 
@@ -172,10 +175,91 @@ def test_worker_hands_over_what_it_dies_of():
     def on_crash(error):
         crashes.append(error)
         crashed.set()
-    worker = Worker([slot], ready, answer, on_crash)
+    worker = Worker(ready, on_crash)
+    worker.begin([slot], answer)
     assert crashed.wait(10)
-    worker.stop()
+    assert worker.stop(10)
     assert isinstance(crashes[0], ZeroDivisionError)
+
+
+@pytest.fixture
+def worker():
+    """A worker whose thread must not crash, and that must end in time."""
+    worker = Worker(threading.Condition(), on_crash=lambda error: pytest.fail(str(error)))
+    yield worker
+    assert worker.stop(10)
+
+
+def test_worker_does_jobs_and_answers_on_one_thread(worker):
+    threads, slot, answered = [], Slot(), threading.Event()
+    slot.frame = 1
+
+    def answer(_batch):
+        threads.append(threading.get_ident())
+        answered.set()
+    assert worker.submit(threading.get_ident).result(10) not in threads
+    with pytest.raises(ZeroDivisionError):
+        worker.submit(lambda: 1 / 0).result(10)
+    worker.begin([slot], answer)
+    assert answered.wait(10)
+    assert threads == [worker.submit(threading.get_ident).result(10)]
+    assert worker.pause(10)
+    assert worker.busy_seconds() == 0.0
+
+
+def test_worker_that_does_not_come_back_is_waited_for_within_bounds(worker):
+    slot, begun, end = Slot(), threading.Event(), threading.Event()
+    slot.frame = 1
+
+    def answer(_batch):
+        begun.set()
+        end.wait(10)
+    worker.begin([slot], answer)
+    assert begun.wait(10)
+    assert not worker.pause(0.05)
+    assert worker.busy_seconds() >= 0.05
+    assert not worker.stop(0.05)
+    end.set()
+
+
+def test_a_job_of_the_worker_can_be_interrupted(worker):
+    begun = threading.Event()
+
+    def endless():
+        begun.set()
+        while True:
+            pass
+    job = worker.submit(endless)
+    assert begun.wait(10)
+    worker.interrupt()
+    with pytest.raises(Interrupted):
+        job.result(10)
+
+
+def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
+    slot, slept = Slot(), []
+    slot.frame = 1
+    worker.begin([slot], lambda _batch: slept.extend([worker.sleep(0.0), worker.sleep(60.0)]))
+    while worker.busy_seconds() == 0.0:
+        pass
+    assert worker.pause(10)
+    assert slept == [True, False]
+
+
+def test_the_ticker_keeps_its_period_of_steady_time():
+    ticks, enough = [], threading.Event()
+
+    def tick():
+        ticks.append(time.monotonic())
+        if len(ticks) == 5:
+            enough.set()
+    ticker = Ticker(0.05, tick)
+    assert enough.wait(10)
+    ticker.stop()
+    count = len(ticks)
+    assert ticks[4] - ticks[0] >= 0.19
+    time.sleep(0.1)  # in which it must not tick
+    assert len(ticks) == count
 
 
 def test_reasons_of_rcl_are_shortened():

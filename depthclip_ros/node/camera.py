@@ -87,6 +87,7 @@ class Camera:
         self.throttle = Throttle()
         self.warned_frame_id = False
         self.reported_lost = 0
+        self.last_error = ''  # what an image failed of last
         # Steady time, for the watchdogs: simulated time may stand still.
         self.first_image = math.inf
         self.last_image = 0.0
@@ -98,11 +99,11 @@ class Camera:
         self.warned_frame_id = False
         self._inputs = [
             Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),
-            Input(self._node, CameraInfo, self.info_topic, self._on_info),
+            Input(self._node, CameraInfo, self.info_topic, self._on_info, latched=True),
         ]
 
     def follow_publishers(self) -> None:
-        """Listen with the reliability that the publishers offer now."""
+        """Listen as the publishers offer it now."""
         for source in self._inputs:
             source.follow_publishers()
 
@@ -132,7 +133,7 @@ class Camera:
             else:
                 self._counters.dropped += 1
             self._frame = raw
-            self._ready.notify()
+            self._ready.notify_all()
 
     def _on_info(self, raw: bytes) -> None:
         self.calibration.update(raw)
@@ -185,10 +186,21 @@ class Camera:
             self._counters.rejected[condition] += 1
             self._counters.pending -= 1
 
+    def count_dropped(self) -> None:
+        """Account for an image that was taken and left."""
+        with self._ready:
+            self._counters.dropped += 1
+            self._counters.pending -= 1
+
     def count_unprojected(self, condition: str) -> None:
         """Account for an image that is answered, but without cloud and camera_info."""
         with self._ready:
             self._counters.unprojected[condition] += 1
+
+    def count_unpictured(self, condition: str) -> None:
+        """Account for an image that is answered, but without colours and spread."""
+        with self._ready:
+            self._counters.unpictured[condition] += 1
 
     def counters(self) -> Counters:
         """Consistent snapshot of the account."""

@@ -5,10 +5,11 @@
 
 For each name in `cameras` once, under that name if it is not '' (front/image, front/depth/image):
 
-Subscribers (depth 1; reliable if every publisher of the topic is, else best effort):
+Subscribers (keep last 10; reliable if every publisher of the topic is, else best effort):
     image (sensor_msgs/Image): any common encoding; with `image_transport: compressed` instead
         image/compressed (sensor_msgs/CompressedImage).
     camera_info (sensor_msgs/CameraInfo): the latest one counts; it must be of the image's size.
+        Transient local if every publisher is: then one that was sent before counts too.
 
 Publishers (reliable, keep last 5), each with the image's header:
     depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
@@ -38,13 +39,13 @@ subscribes to any output of a camera, its images are counted as idle and never r
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
-import gc
 import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -57,13 +58,14 @@ from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError
 from .camera import Camera, input_topics, output_topics
 from .diagnostics import CameraReport, crash_status, diagnostic_array, model_status
+from .model import Model
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides
 from .pipeline import Pipeline
-from .process import Stopped, StopSignals, explain_arguments, keep_freed_memory
+from .process import StopSignals, end_process, explain_arguments, keep_freed_memory
 from .statistics import Throttle, Window
 from .watchdog import check_inputs
-from .worker import Worker
+from .worker import Ticker, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +77,11 @@ if TYPE_CHECKING:
     Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
+LAST_PATIENCE = 0.8  # likewise, when the process is to end
+MOST_FAILURES = 100  # of callbacks in a row, after which the process ends
+
 
 def _reporting_bugs(transition: Transition) -> Transition:
     """Log what a transition raises: rclpy only turns it into ERROR, and says nothing."""
@@ -91,10 +98,11 @@ def _reporting_bugs(transition: Transition) -> Transition:
 class DepthNode(LifecycleNode):
     """DepthCLIP as a managed node."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, ending: threading.Event | None = None, **kwargs: Any) -> None:
         """Declare the parameters.
 
         Args:
+            ending: set when the process is to end; loading is then given up.
             kwargs: for `rclpy.node.Node`.
 
         Raises:
@@ -104,20 +112,31 @@ class DepthNode(LifecycleNode):
         super().__init__(
             'depth_node', automatically_declare_parameters_from_overrides=True, **kwargs)
         self.crash: BaseException | None = None
-        self._estimator: DepthEstimator | None = None
+        self._ending = ending or threading.Event()
+        self._patience = PATIENCE
+        self._model: Model | None = None
         self._pipeline: Pipeline | None = None
         self._worker: Worker | None = None
+        self._active = False
+        self._left_behind = False
         self._cameras: list[Camera] = []
         self._reports: list[CameraReport] = []
         self._ready = threading.Condition()
         self._throttle = Throttle()
         self._settings = Parameters(
-            self, is_configured=lambda: self._estimator is not None, apply=self._use)
+            self, is_configured=lambda: self._model is not None, apply=self._use)
         self.autostart = self._settings.read()[1].autostart
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        # Steady time: the watchdog must run when simulated time stands still.
-        self._tick_timer = self.create_timer(
-            1.0, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # Subscriptions change where callbacks run. Steady time: simulated time may stand still.
+        self._follow_timer = self.create_timer(
+            1.0, self._follow_publishers, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # Not where callbacks run: it tells of the node also while one of them takes long.
+        self._ticker = Ticker(1.0, self._tick)
+
+    def destroy_node(self) -> None:
+        """Destroy the node, and end the thread that reports."""
+        self._ticker.stop()
+        super().destroy_node()
 
     # Lifecycle -----------------------------------------------------------------------------
 
@@ -127,19 +146,11 @@ class DepthNode(LifecycleNode):
         config, node_config = self._settings.read()
         try:
             self._check_topics(node_config)
-            estimator = self._load(config, node_config)
+            self._start(config, node_config)
         except DepthClipError as error:
             self.get_logger().error(f'Cannot configure: {error}')
+            self._release()
             return FAILURE
-        start = time.perf_counter()
-        estimator.warm_up(largest_batch=len(node_config.cameras))
-        self.get_logger().info(
-            f'Configured: weights {estimator.weights.name} on {estimator.device} in '
-            f'{estimator.precision}, engine {estimator.engine}, input '
-            f'{config.input_width}x{config.input_height}, text '
-            f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
-            f'{time.perf_counter() - start:.2f} s.')
-        self._estimator = estimator
         self._cameras = [
             Camera(self, node_config, name, self._ready) for name in node_config.cameras]
         self._warn_if_untrained()
@@ -149,16 +160,16 @@ class DepthNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to listen and to answer."""
         result = super().on_activate(state)
-        self._pipeline = Pipeline(self, self._loaded())
-        self._use(self._settings.read()[0])
+        if self._worker is None or self._pipeline is None:
+            raise RuntimeError('no model is loaded')
         for camera in self._cameras:
             camera.subscribe()
             depth_topic, *_ = output_topics(self, camera.name)
             self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                                    f'{depth_topic} out.')
         self._reports = [CameraReport(camera, self._pipeline.times) for camera in self._cameras]
-        self._worker = Worker(
-            self._cameras, self._ready, self._pipeline.answer, self._on_crash)
+        self._worker.begin(self._cameras, self._pipeline.answer)
+        self._active = True
         return result
 
     @_reporting_bugs
@@ -186,11 +197,16 @@ class DepthNode(LifecycleNode):
         return super().on_error(state)
 
     def close(self) -> None:
-        """Shut down and release everything, whatever the state."""
+        """Shut down and release everything, whatever the state, in little more than a second."""
+        self._patience = LAST_PATIENCE
         try:
             self.trigger_shutdown()
-        except RuntimeError:  # shut down already, or interrupted in a transition
+        except RuntimeError:  # shut down already, or in the middle of a transition
             self._release()
+
+    def status(self) -> int:
+        """Exit status of the process: 0 if the node is well, else 1."""
+        return int(self.crash is not None or self._left_behind)
 
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names, remappings and overrides that cannot be meant."""
@@ -204,7 +220,7 @@ class DepthNode(LifecycleNode):
                     'other names.')
         if '' not in config.cameras:
             self._check_remappings(config.cameras)
-        check_qos_overrides(self, publishers=outputs, subscriptions=inputs)
+        check_qos_overrides(self._settings.overrides, publishers=outputs, subscriptions=inputs)
 
     def _check_remappings(self, cameras: Sequence[str]) -> None:
         """Refuse to remap topics that only a camera without a name would have."""
@@ -215,44 +231,64 @@ class DepthNode(LifecycleNode):
                     f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
                     f'{list(cameras)}); remap {cameras[0]}/{topic} instead.')
 
-    def _load(self, config: DepthConfig, node_config: NodeConfig) -> DepthEstimator:
+    def _start(self, config: DepthConfig, node_config: NodeConfig) -> None:
+        """Load the model on the thread that will run it."""
+        self._worker = Worker(self._ready, self._on_crash)
+        model = self._model = Model(functools.partial(self._load, node_config), self._log)
+        self._pipeline = Pipeline(self, model, config, self._worker.sleep)
+        loaded = self._worker.submit(functools.partial(model.load, config))
+        while not concurrent.futures.wait([loaded], timeout=0.1).done:
+            if self._ending.is_set():
+                self._worker.interrupt()
+                raise ConfigError('the process is to end.')
+        loaded.result()
+
+    def _load(self, node_config: NodeConfig, config: DepthConfig) -> DepthEstimator:
+        """Give an estimator that has run once for every size of a batch."""
         try:  # late: torch takes seconds to import, and may be missing
             from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
                 f'{error}, in the Python of {sys.executable}. Run `depthclip doctor` with it for '
                 'the fix.') from error
-        return DepthEstimator(
+        estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
             offline=node_config.offline, num_threads=node_config.num_threads, log=self._log)
-
-    def _loaded(self) -> DepthEstimator:
-        if self._estimator is None:
-            raise RuntimeError('no model is loaded')
-        return self._estimator
+        start = time.perf_counter()
+        estimator.warm_up(largest_batch=len(node_config.cameras))
+        self.get_logger().info(
+            f'Configured: weights {estimator.weights.name} on {estimator.device} in '
+            f'{estimator.precision}, engine {estimator.engine}, input '
+            f'{config.input_width}x{config.input_height}, text '
+            f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
+            f'{time.perf_counter() - start:.2f} s.')
+        return estimator
 
     def _stop(self) -> None:
         for camera in self._cameras:
             camera.unsubscribe()
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
-            for camera in self._cameras:
-                self.get_logger().info(f'Stopped: {camera.label}{camera.counters()}.')
+        if not self._active or self._worker is None:
+            return
+        self._active = False
+        if not self._worker.pause(self._patience):
+            self.get_logger().error(
+                f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
+        for camera in self._cameras:
+            self.get_logger().info(f'Stopped: {camera.label}{camera.counters()}.')
 
     def _release(self) -> None:
         self._stop()
+        worker, pipeline, model = self._worker, self._pipeline, self._model
+        self._worker = self._pipeline = self._model = None
+        if worker is not None and not worker.stop(self._patience) and pipeline is not None:
+            # What never comes back keeps its thread and its model; the node goes on without.
+            pipeline.abandoned = True
+            self._left_behind |= not self._ending.is_set()
+        elif model is not None:
+            model.release()
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._reports, self._pipeline = [], [], None
-        if self._estimator is None:
-            return
-        on_gpu = self._estimator.device.type == 'cuda'
-        self._estimator = None
-        gc.collect()
-        if on_gpu:
-            import torch
-            torch.cuda.empty_cache()
+        self._cameras, self._reports = [], []
 
     def _on_crash(self, error: BaseException) -> None:
         """Take note that the worker has ended; `main` ends the process."""
@@ -262,34 +298,48 @@ class DepthNode(LifecycleNode):
     # Once a second -------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        """Report; nothing that fails here may end it."""
+        try:
+            self._report()
+        except Exception:  # noqa: BLE001 (a topic may be destroyed while it is looked at)
+            if self._throttle.due('report') and self.context.ok():
+                self.get_logger().debug(traceback.format_exc())
+
+    def _report(self) -> None:
         """Watch the inputs, publish diagnostics, log a summary now and then."""
         name = self.get_fully_qualified_name().lstrip('/')
-        active = self._worker is not None
-        batch_sizes = Window() if self._pipeline is None else self._pipeline.batch_sizes
-        statuses = [model_status(
-            f'{name}: model', self._estimator, self._state_label(), batch_sizes)]
+        pipeline, model = self._pipeline, self._model
+        batch_sizes = Window() if pipeline is None else pipeline.batch_sizes
+        statuses = [model_status(f'{name}: model', model, self._state_label(), batch_sizes)]
         for report in self._reports:
-            missing = ''
-            if active:
-                report.camera.follow_publishers()
-                missing = check_inputs(self, report.camera)
+            missing = check_inputs(self, report.camera) if self._active else ''
             statuses.append(report.status(name, missing))
             summary = report.summary()
             if summary:
                 self.get_logger().info(summary)
-        if active:
+        if self._active:
             self._warn_if_untrained()
         if self.crash is not None:
             statuses.append(crash_status(f'{name}: worker', self.crash))
         self._diagnostics.publish(diagnostic_array(self, statuses))
 
     def _state_label(self) -> str:
-        if self._worker is not None:
+        model = self._model
+        if model is None:
+            return 'unconfigured'
+        if model.reloading:
+            return 'reloading'
+        if self._active:
             return 'active'
-        return 'unconfigured' if self._estimator is None else 'inactive'
+        return 'inactive' if self._cameras else 'loading'
+
+    def _follow_publishers(self) -> None:
+        if self._active:
+            for camera in self._cameras:
+                camera.follow_publishers()
 
     def _warn_if_untrained(self) -> None:
-        estimator = self._estimator
+        estimator = None if self._model is None else self._model.estimator
         if estimator is not None and not estimator.weights.trained \
                 and self._throttle.due('untrained'):
             self.get_logger().warning(
@@ -314,41 +364,66 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the node could not start or its worker crashed.
+        Exit status: 0 after a signal, 1 if the node could not start or was not well at the end.
 
     """
-    arguments = list(sys.argv if args is None else args)
     signals = StopSignals()
+    try:
+        return _run(list(sys.argv if args is None else args), signals)
+    finally:
+        signals.close()
+
+
+def run() -> NoReturn:
+    """Run the node as the process's program, which ends with it."""
+    end_process(_run(sys.argv, StopSignals()))
+
+
+def _run(arguments: Sequence[str], signals: StopSignals) -> int:
     keep_freed_memory()
     node: DepthNode | None = None
     try:
         # Our own signal handlers: rclpy's would close the context under the last messages.
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = DepthNode()
-        configured = node.autostart and node.trigger_configure() == SUCCESS
-        # Only loading may be cut short. From here on threads are started, and must be ended.
-        signals.interrupt = False
-        if node.autostart and not (configured and node.trigger_activate() == SUCCESS):
-            return 1
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        while not signals.received and node.crash is None:
-            executor.spin_once(timeout_sec=0.2)
-    except (Stopped, ExternalShutdownException):
-        pass
+        rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+        node = DepthNode(signals.received)
+        started = not node.autostart or (
+            node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
+        if started:
+            _spin(node, signals.received)
+        signals.status = node.status  # the main thread is here, and not stuck
+    except ExternalShutdownException:
+        started = True
     except (DepthClipError, RuntimeError, ValueError) as error:
         if node is not None:
             raise
         sys.stderr.write(f'depth_node: {explain_arguments(arguments, error)}\n')
         return 1
     finally:
-        signals.interrupt = False
         if node is not None:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0 if node is None or node.crash is None else 1
+    return node.status() if node is not None and (started or signals.received.is_set()) else 1
+
+
+def _spin(node: DepthNode, ending: threading.Event) -> None:
+    """Run callbacks until the process is to end; one that raises ends nothing."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    failures = 0
+    while not ending.is_set() and node.crash is None:
+        try:
+            executor.spin_once(timeout_sec=0.2)
+        except ExternalShutdownException:  # noqa: PERF203
+            raise
+        except Exception:
+            failures += 1
+            node.get_logger().error(f'A callback failed: {traceback.format_exc()}')
+            if failures == MOST_FAILURES:
+                raise
+        else:
+            failures = 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run()

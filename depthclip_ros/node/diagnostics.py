@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from rclpy.node import Node
 
-    from ..core.estimator import DepthEstimator
     from .camera import Camera
+    from .model import Model
     from .statistics import StageTimes, Window
 
 SUMMARY_PERIOD = 10.0  # seconds
@@ -49,7 +49,8 @@ class CameraReport:
         rate_out = self._rate_out.update(now, counters.published)
         new_conditions = sorted({
             *(counters.rejected - self._last.rejected),
-            *(counters.unprojected - self._last.unprojected)})
+            *(counters.unprojected - self._last.unprojected),
+            *(counters.unpictured - self._last.unpictured)})
         idle = counters.idle > self._last.idle
         self._last = counters
         level, message = DiagnosticStatus.OK, f'{rate_out:.1f} Hz'
@@ -78,6 +79,8 @@ class CameraReport:
             'pending': counters.pending,
             **{f'rejected: {k}': n for k, n in sorted(counters.rejected.items())},
             **{f'no cloud: {k}': n for k, n in sorted(counters.unprojected.items())},
+            **{f'no pictures: {k}': n for k, n in sorted(counters.unpictured.items())},
+            'last error': camera.last_error,
             'pixels beyond 16UC1': camera.beyond_encoding,
             'lost by the middleware': counters.lost,
             'image topic': camera.image_topic,
@@ -118,10 +121,19 @@ class CameraReport:
 
 
 def model_status(
-    name: str, estimator: DepthEstimator | None, state: str, batch_sizes: Window,
+    name: str, model: Model | None, state: str, batch_sizes: Window,
 ) -> DiagnosticStatus:
-    """Device, precision, weights, memory, batches; an ERROR while the weights are untrained."""
-    memory = {'lifecycle state': state, 'memory [MiB]': memory_mb()}
+    """Device, precision, weights, memory, batches, reloads.
+
+    An ERROR while the weights are untrained, or while the model is loaded anew.
+    """
+    memory: dict[str, Any] = {'lifecycle state': state, 'memory [MiB]': memory_mb()}
+    if model is not None:
+        memory['reloads'] = model.reloads
+        memory['last error'] = model.last_error
+    estimator = None if model is None else model.estimator
+    if model is not None and model.reloading:
+        return _status(name, DiagnosticStatus.ERROR, f'reloading: {model.last_error}', memory)
     if estimator is None:
         return _status(name, DiagnosticStatus.OK, f'no model loaded ({state})', memory)
     device = estimator.device

@@ -87,6 +87,8 @@ class Parameters:
     ) -> None:
         """Declare all settings.
 
+        Attribute `overrides`: the given `qos_overrides.*`, without that prefix.
+
         Args:
             node: whose parameters to declare.
             is_configured: tells whether the model is loaded; then `reload` settings are fixed.
@@ -99,6 +101,8 @@ class Parameters:
         self._node = node
         self._is_configured = is_configured
         self._apply = apply
+        # Before the node's own topics declare what they were made with.
+        self.overrides = given_overrides(node)
         self._declare(_given(node))
         node.add_on_set_parameters_callback(self._on_set)
         if hasattr(node, 'add_pre_set_parameters_callback'):  # Iron and later
@@ -153,13 +157,18 @@ class Parameters:
             self._apply(self.read()[0])
 
 
+def given_overrides(node: Node) -> dict[str, Any]:
+    """The `qos_overrides.*` of a node that has no topics of its own yet, without that prefix."""
+    return _declared(node, 'qos_overrides')
+
+
 def check_qos_overrides(
-    node: Node, publishers: Iterable[str], subscriptions: Iterable[str],
+    overrides: Mapping[str, Any], publishers: Iterable[str], subscriptions: Iterable[str],
 ) -> None:
     """Refuse `qos_overrides.*` parameters that no topic of the node would take up.
 
     Args:
-        node: whose parameters to look at.
+        overrides: those that files and the command line give, without that prefix.
         publishers: resolved topics that the node publishes.
         subscriptions: resolved topics that it subscribes to.
 
@@ -169,7 +178,7 @@ def check_qos_overrides(
     """
     known = {f'{topic}.publisher' for topic in publishers}
     known |= {f'{topic}.subscription' for topic in subscriptions}
-    for suffix, value in _declared(node, 'qos_overrides').items():
+    for suffix, value in overrides.items():
         name = f'qos_overrides.{suffix}'
         entity, _, policy = suffix.rpartition('.')
         if entity not in known or policy not in QOS_POLICIES:

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
-from rclpy.time import Time
-
-from ..core.errors import CameraInfoError, DataError, ImageError
+from ..core.errors import CameraInfoError, DataError
+from .model import describe
 from .statistics import StageTimes, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from std_msgs.msg import Header
 
     from ..core.config import DepthConfig
-    from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..core.estimator import DepthPrediction
     from .camera import Camera
+    from .model import Model
     from .worker import Waiting
 
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
+SECOND = 10 ** 9  # nanoseconds
+LONGEST_LINE = 1000  # characters of a traceback's line; a message may quote its input
 
 
 class Frame(NamedTuple):
@@ -39,71 +42,120 @@ class Frame(NamedTuple):
 class Pipeline:
     """Answers images with the loaded model; used by the worker thread alone.
 
+    The unit of failure is the image: whatever its decoding, prediction or publication raises is
+    counted as a rejection of that image, and reported with its cause.
+
     Attributes:
         config: settings for the next batch; any thread may replace it.
         times: milliseconds per stage. 'network' is the estimator's call, once per batch;
             'overhead' is all the rest of a batch divided by its images; every other stage is
             that of one image.
         batch_sizes: images per call of the estimator.
+        abandoned: nobody waits for the images in work any more; what fails is not reported.
 
     """
 
-    def __init__(self, node: Node, estimator: DepthEstimator) -> None:
+    def __init__(
+        self, node: Node, model: Model, config: DepthConfig, sleep: Callable[[float], bool],
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            node: whose clock and log to use.
+            model: what predicts.
+            config: settings for the first batch.
+            sleep: waits so many seconds between two reloads; gives False to give up for now.
+
+        """
         self._node = node
-        self._estimator = estimator
-        self.config: DepthConfig = estimator.config
+        self._model = model
+        self._sleep = sleep
+        self._explained: set[str] = set()
+        self.config = config
         self.times = StageTimes()
         self.batch_sizes = Window()
+        self.abandoned = False
 
     def answer(self, batch: Sequence[Waiting]) -> None:
-        """Decode, predict, publish; count what became of every image."""
+        """Decode, predict, publish; count what became of every image.
+
+        Raises:
+            HopelessError: the model fails, and loading it anew does not help.
+
+        """
+        if not self._model.recover(self.config, self._sleep):
+            for camera, _ in batch:
+                camera.count_dropped()
+            return
         start = time.perf_counter()
         decoded = [self._decode(camera, raw) for camera, raw in batch]
         frames = [frame for frame in decoded if frame is not None]
         if not frames:
             return
         predicting = time.perf_counter()
-        predictions = self._predict(frames)
+        answers = self._predict(frames)
         network = time.perf_counter() - predicting
-        answers = list(zip(frames, predictions, strict=True))
         # All depth first: no camera's depth grows older for the extras of another.
-        for frame, prediction in answers:
-            self._publish_depth(frame, prediction)
+        answers = [answer for answer in answers if self._publish_depth(*answer)]
         for frame, prediction in answers:
             self._publish_extras(frame, prediction)
             frame.camera.count_published()
-        self.batch_sizes.add(len(frames))
-        self.times.add('network', network)
-        self.times.add('overhead', (time.perf_counter() - start - network) / len(frames))
+        if answers:
+            self.batch_sizes.add(len(frames))
+            self.times.add('network', network)
+            self.times.add('overhead', (time.perf_counter() - start - network) / len(frames))
+        self._model.recover(self.config, self._sleep)
 
     def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
         """The image as a frame; None, and counted, if nobody wants it or it is unusable."""
-        if not camera.outputs.any_wanted():
-            camera.count_idle()
-            return None
         try:
+            if not camera.outputs.any_wanted():
+                camera.count_idle()
+                return None
             with self.times.measure('decode'):
                 header, rgb = camera.decode(raw)
-        except ImageError as error:
-            camera.count_rejected(error.condition)
-            self._report(camera, 'Image rejected', error)
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            self._reject(camera, 'decoding', error)
             return None
         self._check_frame_id(camera, header)
         return Frame(camera, header, rgb)
 
-    def _predict(self, frames: Sequence[Frame]) -> list[DepthPrediction]:
-        config = self.config
-        if config != self._estimator.config:
-            self._estimator.reconfigure(config)
+    def _predict(self, frames: Sequence[Frame]) -> list[tuple[Frame, DepthPrediction]]:
+        """The frames that can be answered; if a batch fails, each of its images alone."""
+        try:
+            answers = list(zip(frames, self._estimate(frames), strict=True))
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            if len(frames) > 1:
+                self._explain(f'{len(frames)} images failed as one batch and go one by one',
+                              _condition('prediction', error), error)
+                return [answer for frame in frames for answer in self._predict([frame])]
+            self._reject(frames[0].camera, 'prediction', error)
+            if not isinstance(error, DataError):
+                self._model.note_failure(error)
+            return []
+        self._model.note_success()
+        return answers
+
+    def _estimate(self, frames: Sequence[Frame]) -> list[DepthPrediction]:
+        config, estimator = self.config, self._model.estimator
+        if estimator is None:
+            raise RuntimeError('no model is loaded')
+        if config != estimator.config:
+            estimator.reconfigure(config)
         size = None
         if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
-        return self._estimator.predict([frame.rgb for frame in frames], size)
+        return estimator.predict([frame.rgb for frame in frames], size)
 
-    def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> None:
+    def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> bool:
+        """Publish depth/image; False, and counted, if that fails."""
         camera = frame.camera
-        with self.times.measure('publish depth'):
-            beyond = camera.outputs.publish_depth(frame.header, prediction.depth)
+        try:
+            with self.times.measure('publish depth'):
+                beyond = camera.outputs.publish_depth(frame.header, prediction.depth)
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            self._reject(camera, 'publication', error)
+            return False
         self._note_age(camera, frame.header)
         if beyond:
             camera.beyond_encoding += beyond
@@ -111,30 +163,43 @@ class Pipeline:
                 self._node.get_logger().warning(
                     f'{camera.label}{beyond} pixels have a depth beyond 65.535 m, which 16UC1 '
                     'cannot hold; they are published as invalid. Use depth_encoding: 32FC1.')
+        return True
 
     def _publish_extras(self, frame: Frame, prediction: DepthPrediction) -> None:
-        """Publish every other output that applies."""
+        """Publish every other output that applies; its depth is published, whatever fails here."""
         camera, header = frame.camera, frame.header
         try:
             height, width = frame.rgb.shape[:2]
             camera.calibration.select(width, height)
-        except CameraInfoError as error:
-            camera.count_unprojected(error.condition)
-            if error.condition != 'absent':  # the watchdog reports that, after input_timeout
-                self._report(camera, 'No points and no depth/camera_info', error)
-        else:
             with self.times.measure('publish points'):
                 camera.outputs.publish_projected(
                     header, frame.rgb, prediction, camera.calibration)
-        with self.times.measure('publish pictures'):
-            camera.outputs.publish_pictures(
-                header, prediction, self._estimator.config.bins,
-                trained=self._estimator.weights.trained)
+        except CameraInfoError as error:
+            camera.count_unprojected(error.condition)
+            if error.condition != 'absent':  # the watchdog reports that, after input_timeout
+                self._report(camera, 'No points and no depth/camera_info', error.condition, error)
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            condition = _condition('projection', error)
+            camera.count_unprojected(condition)
+            self._report(camera, 'No points and no depth/camera_info', condition, error)
+        try:
+            estimator = self._model.estimator
+            if estimator is not None:
+                with self.times.measure('publish pictures'):
+                    camera.outputs.publish_pictures(
+                        header, prediction, estimator.config.bins,
+                        trained=estimator.weights.trained)
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            condition = _condition('publication', error)
+            camera.count_unpictured(condition)
+            self._report(camera, 'No depth/image_color and no depth/spread', condition, error)
 
     def _note_age(self, camera: Camera, header: Header) -> None:
+        """Note how old the image is, if its stamp can be of this node's clock at all."""
+        stamp = header.stamp
         now = self._node.get_clock().now().nanoseconds
-        age = (now - Time.from_msg(header.stamp).nanoseconds) / 1e9
-        if abs(age) < MAX_AGE:
+        age = (now - stamp.sec * SECOND - stamp.nanosec) / SECOND
+        if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < SECOND:
             camera.ages.add(1e3 * age)
         else:
             camera.foreign_stamps += 1
@@ -146,7 +211,45 @@ class Pipeline:
                 f'{camera.image_topic}: header.frame_id is empty, and so it is in every output; '
                 'RViz and tf cannot place them. Set it in the camera driver, to an optical frame.')
 
-    def _report(self, camera: Camera, what: str, error: DataError) -> None:
-        if camera.throttle.due(f'{what}: {error.condition}'):
-            self._node.get_logger().warning(
-                f'{camera.label}{what} ({error.condition}): {error}')
+    def _reject(self, camera: Camera, stage: str, error: Exception) -> None:
+        condition = _condition(stage, error)
+        camera.count_rejected(condition)
+        self._report(camera, 'Image rejected', condition, error)
+
+    def _report(self, camera: Camera, what: str, condition: str, error: Exception) -> None:
+        """Say in the log what one image lacks, at most every 10 s for each condition."""
+        camera.last_error = f'{what} ({condition}): {describe(error)}'
+        if isinstance(error, DataError):
+            if camera.throttle.due(f'{what}: {condition}'):
+                self._node.get_logger().warning(f'{camera.label}{what} ({condition}): {error}')
+        elif not self._explain(f'{camera.label}{what}', condition, error) \
+                and camera.throttle.due(f'{what}: {condition}'):
+            self._node.get_logger().warning(f'{camera.label}{what} ({condition}): '
+                                            f'{describe(error)}')
+
+    def _explain(self, what: str, condition: str, error: Exception) -> bool:
+        """Log a traceback: the first of a cause as an error, every later one for debugging only.
+
+        Returns:
+            Whether it was the first.
+
+        """
+        if self.abandoned:
+            return True
+        first = condition not in self._explained
+        self._explained.add(condition)
+        log = self._node.get_logger()
+        lines = traceback.format_exception(error)
+        text = f'{what} ({condition}): {"".join(line[:LONGEST_LINE] for line in lines)}'
+        if first:
+            log.error(text)
+        else:
+            log.debug(text)
+        return first
+
+
+def _condition(stage: str, error: Exception) -> str:
+    """Short stable key of what went wrong, for counting."""
+    if isinstance(error, DataError):
+        return error.condition
+    return f'{type(error).__name__} in {stage}'

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import signal
-from typing import TYPE_CHECKING, Any
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..core.errors import ConfigError
 from .config import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+GRACE = 1.6  # seconds from a signal to the end of the process, at most
 # glibc's mallopt(3), with its numbers from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BLOCK = 32 * 2**20  # bytes; the most that glibc before 2.35 accepts
@@ -33,36 +37,60 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-class Stopped(BaseException):
-    """A signal asks the process to end.
-
-    Not KeyboardInterrupt: if that passes through an `exec` of a string (dataclasses use it, and
-    importing torch makes many), CPython ends with the status of a killed process although it was
-    caught.
-    """
-
-
 class StopSignals:
     """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
 
+    The main loop looks at `received`. Where it does not come to that, because something in the
+    main thread or in the clean-up never returns, a thread of its own ends the process when
+    `GRACE` is over.
+
     Attributes:
-        interrupt: raise `Stopped` at a signal (while something long runs), or only take note of
-            it (while the main loop looks).
-        received: whether a signal came.
+        received: set as soon as a signal comes.
+        status: tells the exit status of a process that must be ended so.
 
     """
 
     def __init__(self) -> None:
-        self.interrupt = True
-        self.received = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        """Install the handlers; this must be done in the main thread."""
+        self.received = threading.Event()
+        self.status: Callable[[], int] = lambda: 1
+        self._closed = threading.Event()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._handlers = {number: signal.signal(number, self._handle)
+                          for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python runs handlers in the main thread only, and not while that is in a library; the
+        # byte in this pipe comes all the same.
+        self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name='signals', daemon=True).start()
+
+    def close(self) -> None:
+        """Give the signals back to who had them before."""
+        self._closed.set()
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._write)
 
     def _handle(self, _number: int, _frame: Any) -> None:
-        self.received = True
-        if self.interrupt:
-            self.interrupt = False  # the clean-up is not to be interrupted again
-            raise Stopped
+        self.received.set()
+
+    def _watch(self) -> None:
+        number = os.read(self._read, 1)
+        while number and number[0] not in self._handlers:
+            number = os.read(self._read, 1)
+        if number:
+            self.received.set()
+            if not self._closed.wait(GRACE):
+                os._exit(self.status())  # nothing is flushed: that, too, may never return
+        os.close(self._read)
+
+
+def end_process(status: int) -> NoReturn:
+    """End at once: the teardown of what torch has loaded takes longer than all the rest."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def explain_arguments(arguments: Sequence[str], error: Exception) -> str:

@@ -43,7 +43,7 @@ def publisher_callbacks(node: Node, topic: str) -> PublisherEventCallbacks:
 
 def subscription_callbacks(
     node: Node, topic: str, on_lost: Callable[[int], None] | None = None, *,
-    explain_reliability: bool = True,
+    explain_reliability: bool = True, explain_durability: bool = True,
 ) -> SubscriptionEventCallbacks:
     """Log when a publisher offers less than `node` asks for on `topic`.
 
@@ -52,13 +52,15 @@ def subscription_callbacks(
         topic: name of the topic.
         on_lost: called with the number of messages that the middleware has just lost.
         explain_reliability: False where the subscription will follow the publisher by itself.
+        explain_durability: likewise.
 
     """
     name = node.resolve_topic_name(topic)
+    explained = {'reliability': explain_reliability, 'durability': explain_durability}
 
     def incompatible(event: Any) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-        if policy != 'reliability' or explain_reliability:
+        if explained.get(policy, True):
             node.get_logger().warning(
                 f'{name}: a publisher offers another {policy}; nothing will arrive from it. '
                 + _remedy(name, 'subscription', policy))

@@ -34,6 +34,7 @@ class Counters:
         rejected: unusable images, by condition ('wrong step').
         unprojected: answered images without cloud and camera_info, by condition ('all zeros');
             these are counted in `published` too.
+        unpictured: likewise those without depth/image_color and depth/spread.
         lost: images that the middleware reports as lost before they arrived.
 
     """
@@ -45,12 +46,14 @@ class Counters:
     pending: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     unprojected: Counter[str] = field(default_factory=Counter)
+    unpictured: Counter[str] = field(default_factory=Counter)
     lost: int = 0
 
     def copy(self) -> Counters:
         """Snapshot for reading outside the lock."""
         return Counters(self.received, self.published, self.dropped, self.idle, self.pending,
-                        self.rejected.copy(), self.unprojected.copy(), self.lost)
+                        self.rejected.copy(), self.unprojected.copy(), self.unpictured.copy(),
+                        self.lost)
 
     def total_rejected(self) -> int:
         """Rejected images of all conditions."""
@@ -59,7 +62,10 @@ class Counters:
     def __str__(self) -> str:
         text = (f'{self.received} received = {self.published} published + {self.dropped} dropped '
                 f'+ {self.total_rejected()} rejected + {self.idle} idle + {self.pending} pending')
-        for name, conditions in (('rejected', self.rejected), ('no cloud', self.unprojected)):
+        if self.idle:
+            text += '; idle: nobody subscribed to an output'
+        for name, conditions in (('rejected', self.rejected), ('no cloud', self.unprojected),
+                                 ('no pictures', self.unpictured)):
             if conditions:
                 counts = ', '.join(f'{key}: {n}' for key, n in sorted(conditions.items()))
                 text += f'; {name}: {counts}'

@@ -39,7 +39,7 @@ from std_msgs.msg import Header
 from ..core.errors import ConfigError
 from ..node import image_io
 from ..node.config import ROS_OWN
-from ..node.parameters import check_qos_overrides, descriptor
+from ..node.parameters import check_qos_overrides, descriptor, given_overrides
 from ..node.process import StopSignals
 from ..node.qos_events import publisher_callbacks
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
@@ -116,9 +116,10 @@ class SimCameraNode(Node):
         self.config = declare_parameters(self)
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
+        overrides = given_overrides(self)
         self._topics = [CameraTopics(self, name, self.config) for name in self.config.cameras]
         check_qos_overrides(
-            self, [name for topics in self._topics for name in topics.names.values()], [])
+            overrides, [name for topics in self._topics for name in topics.names.values()], [])
         self._views = [self._view(index) for index in range(len(self._topics))]
         self._schedule = Schedule(self.config.rate)
         self._lateness = Lateness(self.config.rate)
@@ -262,13 +263,13 @@ def main(args: Sequence[str] | None = None) -> int:
         rclpy.init(args=list(sys.argv if args is None else ['sim_camera', *args]),
                    signal_handler_options=SignalHandlerOptions.NO)
         node = SimCameraNode()
-        signals.interrupt = False
+        signals.status = lambda: 0
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not signals.received:
+        while not signals.received.is_set():
             executor.spin_once(timeout_sec=0.2)
         node.get_logger().info(node.summary())
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except ExternalShutdownException:
         pass
     except (ConfigError, RuntimeError, ValueError) as error:
         if node is not None:
@@ -276,10 +277,10 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.write(f'sim_camera: {error}\n')
         return 1
     finally:
-        signals.interrupt = False
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        signals.close()
     return 0
 
 

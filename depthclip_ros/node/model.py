@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loaded model, and loading it anew when it fails."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..core.config import DepthConfig
+    from ..core.estimator import DepthEstimator
+
+FAILURES = 5  # in a row, after which the model is loaded anew
+RELOADS = 5  # without an answer in between, after which there is no hope
+LONGEST_BREAK = 30.0  # seconds between two reloads
+
+
+class HopelessError(RuntimeError):
+    """The model keeps failing although it was loaded anew again and again."""
+
+
+class Model:
+    """The estimator in use, for the worker's thread alone; other threads may look at it.
+
+    Attributes:
+        estimator: None while there is none, as during a reload.
+        last_error: what it failed of last; '' for never.
+        reloads: how often it was loaded anew, or that was tried.
+        reloading: whether that goes on now.
+
+    """
+
+    def __init__(
+        self, load: Callable[[DepthConfig], DepthEstimator], log: Callable[[str], None],
+    ) -> None:
+        """Keep how to load; nothing is loaded yet.
+
+        Args:
+            load: gives an estimator that is warmed up, or raises.
+            log: told about every reload, in sentences.
+
+        """
+        self._load = load
+        self._log = log
+        self._failures = 0  # since the last success
+        self._attempts = 0  # reloads since the last success
+        self._broken = False
+        self.estimator: DepthEstimator | None = None
+        self.last_error = ''
+        self.reloads = 0
+        self.reloading = False
+
+    def load(self, config: DepthConfig) -> DepthEstimator:
+        """Load, in place of what may be loaded now; what goes wrong is raised."""
+        self.release()
+        self.estimator = self._load(config)
+        return self.estimator
+
+    def release(self) -> None:
+        """Give the model's memory back."""
+        if self.estimator is None:
+            return
+        self.estimator = None
+        gc.collect()
+        torch = sys.modules['torch']  # which the estimator has imported
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def note_success(self) -> None:
+        """An image was answered."""
+        self._failures = self._attempts = 0
+
+    def note_failure(self, error: Exception) -> None:
+        """An image failed in the model."""
+        self._failures += 1
+        self.last_error = describe(error)
+        self._broken |= self._failures >= FAILURES or is_of_device(error)
+
+    def recover(self, config: DepthConfig, sleep: Callable[[float], bool]) -> bool:
+        """Load anew if the model fails, with longer and longer breaks, until it is there.
+
+        Args:
+            config: what to load.
+            sleep: waits so many seconds; gives False to give up for now.
+
+        Returns:
+            Whether there is a model.
+
+        Raises:
+            HopelessError: it failed again after the last of `RELOADS` reloads.
+
+        """
+        while self._broken or self.estimator is None:
+            self.reloading = True
+            if self._attempts == RELOADS:
+                raise HopelessError(
+                    f'the model was loaded anew {RELOADS} times and failed every time, last with '
+                    f'{self.last_error}.')
+            pause = min(LONGEST_BREAK, 2.0 ** (self._attempts - 1)) if self._attempts else 0.0
+            self._log(f'WARNING: loading the model anew{f" in {pause:g} s" * bool(pause)}: '
+                      f'{self.last_error}')
+            try:
+                self.release()
+                if not sleep(pause):
+                    self.reloading = False
+                    return False
+                self._attempts += 1
+                self.reloads += 1
+                self.load(config)
+            except Exception as error:  # noqa: BLE001 (whatever a broken device raises)
+                self.last_error = describe(error)
+            else:
+                self._broken, self._failures = False, 0
+                self._log('The model is loaded anew.')
+        self.reloading = False
+        return True
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether an error leaves the device or its memory in doubt: CUDA's, or out of memory."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f'{type(error).__name__}: {error}'
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError', 'OutOfMemory',
+                                  'out of memory', "can't allocate memory"))
+
+
+def describe(error: BaseException) -> str:
+    """Type and first line of an error, of bounded length."""
+    lines = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0][:200]}'

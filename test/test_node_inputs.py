@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subscriptions follow their publishers and lose nothing uncounted: real ones in this process."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.serialization import deserialize_message
+from ros_harness import PATIENCE, camera_info
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from depthclip_ros.node.inputs import INPUT_DEPTH, Input
+
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture
+def node(domain):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node('inputs', context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def spin_until(node, condition, follow=None):
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    end = time.monotonic() + PATIENCE
+    try:
+        while not condition():
+            assert time.monotonic() < end
+            if follow is not None:
+                follow.follow_publishers()
+            executor.spin_once(timeout_sec=0.05)
+    finally:
+        executor.shutdown()  # it would keep what is destroyed
+
+
+def widths(messages):
+    return [deserialize_message(raw, CameraInfo).width for raw in messages]
+
+
+def test_what_a_latched_publisher_sent_before_arrives(node):
+    publisher = node.create_publisher(CameraInfo, 'latched', LATCHED)
+    publisher.publish(camera_info(Header(), 11, 48))
+    received = []
+    source = Input(node, CameraInfo, '/latched', received.append, latched=True)
+    spin_until(node, lambda: received, source)
+    assert widths(received) == [11]
+    assert source.is_latched
+    # One that keeps nothing joins: both must be heard.
+    other = node.create_publisher(CameraInfo, 'latched', 1)
+    spin_until(node, lambda: not source.is_latched, source)
+    spin_until(node, lambda: other.publish(camera_info(Header(), 22, 48))
+               or 22 in widths(received))
+    spin_until(node, lambda: publisher.publish(camera_info(Header(), 33, 48))
+               or 33 in widths(received))
+    node.destroy_publisher(other)
+    spin_until(node, lambda: source.is_latched, source)
+
+
+def test_old_images_are_not_asked_for(node):
+    publisher = node.create_publisher(CameraInfo, 'unlatched', LATCHED)
+    publisher.publish(camera_info(Header(), 11, 48))
+    received = []
+    source = Input(node, CameraInfo, '/unlatched', received.append)
+    spin_until(node, publisher.get_subscription_count, source)
+    spin_until(node, lambda: publisher.publish(camera_info(Header(), 22, 48)) or received)
+    assert widths(received)[0] == 22
+
+
+def test_a_burst_arrives_whole(node):
+    """What is overwritten before it is taken would be counted by nobody."""
+    publisher = node.create_publisher(CameraInfo, 'burst', INPUT_DEPTH)
+    received = []
+    Input(node, CameraInfo, '/burst', received.append)
+    spin_until(node, publisher.get_subscription_count)
+    for width in range(INPUT_DEPTH):
+        publisher.publish(camera_info(Header(), width, 48))
+    spin_until(node, lambda: widths(received)[-1:] == [INPUT_DEPTH - 1])
+    assert widths(received) == list(range(INPUT_DEPTH))
