@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
-from depthclip_ros.core.weights import Log, default_cache_dir, load
+from depthclip_ros.core.weights import Log, cache_folder, load
 
 from .columns import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Column
 from .errors import PredictionError
@@ -35,7 +34,7 @@ def encode_all(
 ) -> TextFeatures:
     """Text features of every column's words, from the cache where they are in it."""
     config = estimator.config
-    folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+    folder = cache_folder(cache_dir)
     cache = TextFeatureCache(folder / 'text', log)
     loaded: list[dict[str, Tensor]] = []
 
@@ -55,7 +54,8 @@ def encode_all(
                 continue
             words = config.replace(tokens=column.tokens, bins=column.bins)
             found[column.tokens] = cache.get(
-                words, estimator.weights.digest, partial(encode, words))[0]
+                words, estimator.weights.digest, estimator.text_features.shape[1],
+                partial(encode, words))[0]
     return found
 
 

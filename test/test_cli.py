@@ -274,6 +274,13 @@ def test_doctor_judges_the_discovery_settings(monkeypatch, name, value, status):
     assert all(check.fix for check in checks if check.status != 'OK')
 
 
+def test_doctor_finds_a_cache_that_can_be_none(monkeypatch):
+    monkeypatch.setenv('DEPTHCLIP_CACHE', 'relative/folder')
+    check, = doctor.check_caches()
+    assert (check.name, check.status) == ('cache', 'FAIL')
+    assert 'relative' in check.detail
+
+
 def test_doctor_finds_damaged_weights(own_cache):
     (own_cache / 'weights').mkdir()
     (own_cache / 'weights' / 'RN50.pt').write_bytes(b'cut off')

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -11,9 +12,12 @@ import clip_standin
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator
+from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, WeightsError
 from depthclip_ros.core import estimator as estimator_module
+from depthclip_ros.core import prompts as prompts_module
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 
@@ -81,18 +85,34 @@ def test_what_does_not_change_the_words_hits(state_dict, tmp_path):
     assert build(state_dict, tmp_path, same).text_cache_hit
 
 
-@pytest.mark.parametrize('damage', ['truncate', 'flip', 'empty', 'text', 'pickle'])
+def damage_npz(path, method, encrypted=0):
+    """A zip file whose content claims a method of compression, or to be encrypted."""
+    np.savez(path.with_suffix(''), features=np.ones((2, 64), np.float32))
+    data = bytearray(path.with_suffix('.npz').read_bytes())
+    path.with_suffix('.npz').unlink()
+    for signature, flags in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
+        place = data.index(signature)
+        data[place + flags] |= encrypted
+        data[place + flags + 2] = method
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', [
+    'truncate', 'flip', 'longer', 'empty', 'text', 'npy', 'zip', 'compressed', 'encrypted'])
 def test_corrupt_file_is_rebuilt_with_a_warning(state_dict, tmp_path, damage):
     right = build(state_dict, tmp_path).text_features
     path, = (tmp_path / 'text').iterdir()
     data = bytearray(path.read_bytes())
     if damage == 'flip':
         data[len(data) // 2] ^= 0xFF
-    if damage == 'pickle':
-        np.savez(path.with_suffix(''), features=np.array([{}], dtype=object), sha256='')
+    if damage in ('zip', 'compressed', 'encrypted'):
+        damage_npz(path, 99 if damage == 'compressed' else 0, damage == 'encrypted')
+    elif damage == 'npy':
+        with path.open('wb') as file:
+            np.save(file, right)
     else:
         path.write_bytes({'truncate': bytes(data[:-100]), 'flip': bytes(data), 'empty': b'',
-                          'text': b'hello'}[damage])
+                          'text': b'hello', 'longer': bytes(data) + b'x'}[damage])
     lines = []
     again = build(state_dict, tmp_path, log=lines.append)
     assert not again.text_cache_hit
@@ -101,15 +121,113 @@ def test_corrupt_file_is_rebuilt_with_a_warning(state_dict, tmp_path, damage):
     assert build(state_dict, tmp_path).text_cache_hit
 
 
-def test_consistent_file_with_other_numbers_is_noticed(state_dict, tmp_path):
-    """The checksum is over the numbers, not only over the container."""
+def store(path, features):
+    """Write a file as the cache does, with any numbers."""
+    numbers = features.astype('<f4').tobytes()
+    path.write_bytes(hashlib.sha256(path.name.encode() + numbers).digest() + numbers)
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (lambda f: f, ''),
+    (lambda f: np.where(np.arange(64) == 3, np.nan, f), 'not finite'),
+    (lambda f: np.where(np.arange(64) == 3, np.inf, f), 'not finite'),
+    (lambda f: 2 * f, 'long instead of 1'),
+    (np.zeros_like, 'long instead of 1'),
+    (lambda f: f[:, :32], 'damaged'),
+    (lambda f: np.vstack([f, f[:1]]), 'damaged'),
+])
+def test_a_file_as_it_should_be_with_other_numbers_is_noticed(
+        state_dict, tmp_path, change, words):
+    right = build(state_dict, tmp_path).text_features
+    path, = (tmp_path / 'text').iterdir()
+    store(path, change(right))
+    lines = []
+    again = build(state_dict, tmp_path, log=lines.append)
+    assert again.text_cache_hit == (not words)
+    assert any(line.startswith('WARNING') and words in line for line in lines) == bool(words)
+    np.testing.assert_array_equal(again.text_features, right)
+
+
+def test_a_file_under_another_s_name_is_noticed(state_dict, tmp_path):
     build(state_dict, tmp_path)
     path, = (tmp_path / 'text').iterdir()
-    with np.load(path) as stored:
-        content = dict(stored)
-    content['features'] = content['features'] + 1
-    np.savez(path, **content)
-    assert not build(state_dict, tmp_path).text_cache_hit
+    content = path.read_bytes()
+    right = build(state_dict, tmp_path, WORDS.replace(tokens=['far', 'near'])).text_features
+    other, = (p for p in (tmp_path / 'text').iterdir() if p != path)
+    other.write_bytes(content)
+    again = build(state_dict, tmp_path, WORDS.replace(tokens=['far', 'near']))
+    assert not again.text_cache_hit
+    np.testing.assert_array_equal(again.text_features, right)
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'dangling link', 'unreadable'])
+def test_what_is_no_file_is_encoded_anew(state_dict, tmp_path, monkeypatch, kind):
+    right = build(state_dict, tmp_path).text_features
+    path, = (tmp_path / 'text').iterdir()
+    path.unlink()
+    if kind == 'folder':
+        path.mkdir()
+    elif kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'device':
+        path.symlink_to('/dev/zero')
+    elif kind == 'dangling link':
+        path.symlink_to(tmp_path / 'nowhere')
+    else:
+        monkeypatch.setattr(prompts_module.files, 'open_regular', lambda _: (
+            _ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    lines = []
+    again = build(state_dict, tmp_path, log=lines.append)
+    assert not again.text_cache_hit
+    np.testing.assert_array_equal(again.text_features, right)
+    assert any(line.startswith('WARNING') for line in lines) == (kind != 'dangling link')
+    monkeypatch.undo()
+    assert build(state_dict, tmp_path).text_cache_hit == (kind != 'folder')
+
+
+def test_random_damage_never_gives_wrong_features(tmp_path):
+    """Whatever bytes change: the right features or None, and nothing is raised."""
+    cache = TextFeatureCache(tmp_path, lambda _: None)
+    right = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
+    cache.get(WORDS, 'digest', 8, lambda: right)
+    path, = tmp_path.iterdir()
+    whole = path.read_bytes()
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=5),
+           st.integers(0, len(whole)), st.binary(max_size=20))
+    def check(changes, length, tail):
+        content = bytearray(whole)
+        for place, value in changes:
+            content[place] = value
+        content = bytes(content[:length]) + tail
+        path.write_bytes(content)
+        found = cache._read(path, (2, 8))
+        assert (found is not None) == (content == whole)
+        if found is not None:
+            np.testing.assert_array_equal(found, right)
+
+    check()
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(cache._read(path, (2, 8)), right)
+
+
+def test_features_that_are_not_finite_are_refused(state_dict, tmp_path):
+    cache = TextFeatureCache(tmp_path, print)
+    with pytest.raises(WeightsError, match='not finite'):
+        cache.get(WORDS, 'digest', 8, lambda: np.full((2, 8), np.nan, np.float32))
+    assert list(tmp_path.iterdir()) == []
+    large = {**state_dict, 'text_projection': torch.full((64, 64), 60000.0)}
+    large['ln_final.weight'] = torch.full((64,), 60000.0)
+    large['ln_final.bias'] = torch.zeros(64)
+    large['token_embedding.weight'] = torch.zeros_like(state_dict['token_embedding.weight'])
+    large['positional_embedding'] = torch.zeros(77, 64)
+    for name in state_dict:
+        if name.startswith('transformer'):
+            large[name] = torch.zeros_like(state_dict[name])
+    with pytest.raises(WeightsError, match='not finite'):
+        build(large, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root writes everywhere')
@@ -128,7 +246,7 @@ def test_folder_in_the_way_only_warns(state_dict, tmp_path):
 
 
 def test_nothing_half_written_stays(state_dict, tmp_path, monkeypatch):
-    monkeypatch.setattr(np, 'savez', lambda *_, **__: (_ for _ in ()).throw(
+    monkeypatch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(
         OSError(28, 'No space left on device')))
     lines = []
     build(state_dict, tmp_path, log=lines.append)
@@ -142,7 +260,8 @@ def test_hit_within_20_ms(state_dict, tmp_path):
     times = []
     for _ in range(20):
         start = time.perf_counter()
-        _, hit = TextFeatureCache(tmp_path / 'text', print).get(WORDS, digest, lambda: None)
+        _, hit = TextFeatureCache(tmp_path / 'text', print).get(
+            WORDS, digest, 64, lambda: None)
         times.append(time.perf_counter() - start)
         assert hit
     assert sorted(times)[10] < 0.020

@@ -27,7 +27,7 @@ from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
 from ..sources.pictures import picture_files
 from .album import Album
-from .model import cache_folder, output_folder, print_untrained, settings, to_stderr
+from .model import output_folder, print_untrained, settings, to_stderr
 from .processes import Child, isolate, stopping, wait_until
 from .recorder import Recorder
 
@@ -191,7 +191,7 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
     if node.weights:
         return node
     name = 'RN50' if depth.backbone == 'auto' else depth.backbone
-    folder = cache_folder(node)
+    folder = core_weights.cache_folder(node.cache_dir)
     try:
         if node.offline and core_weights.find(name, folder) is None:
             raise WeightsError(f'{name} is not in the cache, and offline is set.')

@@ -319,31 +319,43 @@ def check_caches() -> list[Check]:
     probe = run_probe(
         'import json\n'
         'from depthclip_ros.core import weights\n'
-        'folder = weights.default_cache_dir()\n'
-        'found = {"folder": str(folder), "here": [], "damaged": ""}\n'
-        'for name in weights.RELEASES:\n'
-        '    path = weights.find(name, folder)\n'
-        '    if path is None: continue\n'
-        '    found["here"].append(name)\n'
-        '    if weights.file_digest(path) != weights.RELEASES[name].sha256:\n'
-        '        found["damaged"] = str(path)\n'
-        'print(json.dumps({**found, "here": ", ".join(found["here"])}))')
+        'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
+        'found = {"folder": "", "here": "", "fault": "", "path": ""}\n'
+        'try:\n'
+        '    found["folder"] = str(weights.default_cache_dir())\n'
+        '    for name in weights.RELEASES:\n'
+        '        path = weights.find(name, weights.default_cache_dir())\n'
+        '        if path is None: continue\n'
+        '        found["path"] = str(path)\n'
+        '        found["here"] += f", {name}"\n'
+        '        if weights.file_digest(path) != weights.RELEASES[name].sha256:\n'
+        '            found["fault"] = f"{path}: wrong SHA-256"\n'
+        '            break\n'
+        'except (ConfigError, WeightsError) as error:\n'
+        '    found["fault"] = str(error)\n'
+        'print(json.dumps(found))')
     if probe.code != 0:
         return [Check('weights', FAIL, f'the core cannot be imported: {probe.reason}',
                       f'{PIP} PyYAML typing_extensions')]
     values = probe.values()
+    if not values['folder']:
+        return [Check('cache', FAIL, values['fault'], 'export DEPTHCLIP_CACHE=/FOLDER')]
     folder = Path(values['folder'])
     checks = []
-    if values['damaged']:
-        checks.append(Check('weights', FAIL, f'{values["damaged"]}: wrong SHA-256',
-                            f'rm {values["damaged"]}; depthclip fetch RN50'))
+    if 'wrong SHA-256' in values['fault']:
+        checks.append(Check('weights', FAIL, values['fault'],
+                            f'rm {values["path"]}; depthclip fetch RN50'))
+    elif values['fault']:
+        checks.append(Check('weights', FAIL, values['fault'],
+                            f'sudo chmod -R a+rX {folder}   (or DEPTHCLIP_CACHE=/FOLDER)'))
     elif values['here']:
-        checks.append(Check('weights', OK, f'{values["here"]}, checksums verified'))
+        checks.append(Check('weights', OK, f'{values["here"][2:]}, checksums verified'))
     else:
         checks.append(Check('weights', WARN, f'none in {folder}: they are downloaded at the first '
                             'start', 'depthclip fetch RN50'))
-    texts = len(list((folder / 'text').glob('*.npz')))
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    texts = len(list((folder / 'text').glob('*.features')))
+    # Unlike Path.exists, this takes what may not be looked into for absent.
+    existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
     if not os.access(existing, os.W_OK | os.X_OK):
         checks.append(Check('cache', WARN, f'{folder} cannot be written: nothing is kept there',
                             'export DEPTHCLIP_CACHE=FOLDER   (one that can be written)'))

@@ -10,7 +10,6 @@ from ..color import UNTRAINED
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
-from ..core.weights import default_cache_dir
 from ..node.config import NodeConfig, read_config
 
 
@@ -57,11 +56,6 @@ def print_untrained() -> None:
 def to_stderr(message: str) -> None:
     """Progress goes to stderr; stdout is for results."""
     print(message, file=sys.stderr, flush=True)
-
-
-def cache_folder(node: NodeConfig) -> Path:
-    """Folder of weights and text features."""
-    return Path(node.cache_dir).expanduser() if node.cache_dir else default_cache_dir()
 
 
 def output_folder(path: str) -> Path:

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from ..core import weights as core_weights
 from ..core.errors import WeightsError
-from .model import cache_folder, settings, to_stderr
+from .model import settings, to_stderr
 
 
 def fetch_weights(name: str | None, cache_dir: str | None = None) -> int:
     """Download and verify official weights; without a name, list what there is.
 
     Raises:
-        WeightsError: unknown name, no network, no space, or a wrong checksum.
+        DepthClipError: unknown name, no network, no space, a wrong checksum, or no cache.
 
     """
-    folder = Path(cache_dir).expanduser() if cache_dir else core_weights.default_cache_dir()
+    folder = core_weights.cache_folder(cache_dir)
     if name is None:
         print(f'Official CLIP weights (cache: {folder}):')
         for known in core_weights.RELEASES:
@@ -37,12 +36,14 @@ def encode_text(config: str, weights: str = '') -> int:
     """
     from ..core.prompts import TextFeatureCache, encode_tokens
     depth, node = settings(config, weights)
-    folder = cache_folder(node)
+    folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
     cache = TextFeatureCache(folder / 'text', to_stderr)
     start = time.perf_counter()
-    features, hit = cache.get(depth, info.digest, lambda: encode_tokens(depth, state_dict))
+    features, hit = cache.get(
+        depth, info.digest, core_weights.architecture(state_dict).embed_dim,
+        lambda: encode_tokens(depth, state_dict))
     milliseconds = 1e3 * (time.perf_counter() - start)
     path = cache.path(depth, info.digest)
     if not path.is_file():

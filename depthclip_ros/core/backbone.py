@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize
 
-from .clip_package import import_clip
+from .clip_package import fitting_weights, import_clip
 from .device import exact_float32
-from .errors import ConfigError, WeightsError
+from .errors import ConfigError
 from .uninitialized import Uninitialized
 from .weights import Architecture, architecture
 
@@ -178,22 +178,19 @@ def _without_pool(resnet: nn.Module) -> nn.Module:
 def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> nn.Module:
     """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does."""
     model = import_clip().model
-    with Uninitialized():
-        visual: nn.Module
-        if shape.patch is not None:
-            visual = model.VisionTransformer(
-                shape.resolution, shape.patch, shape.width, shape.layers, shape.width // 64,
-                shape.embed_dim)
-        else:
-            visual = model.ModifiedResNet(
-                shape.layers, shape.embed_dim, shape.width * 32 // 64, shape.resolution,
-                shape.width)
     own = {key[len('visual.'):]: value for key, value in state_dict.items()
            if key.startswith('visual.')}
-    try:
+    with fitting_weights():
+        with Uninitialized():
+            visual: nn.Module
+            if shape.patch is not None:
+                visual = model.VisionTransformer(
+                    shape.resolution, shape.patch, shape.width, shape.layers, shape.width // 64,
+                    shape.embed_dim)
+            else:
+                visual = model.ModifiedResNet(
+                    shape.layers, shape.embed_dim, shape.width * 32 // 64, shape.resolution,
+                    shape.width)
         visual.load_state_dict(own, assign=True)
-    except RuntimeError as error:
-        raise WeightsError('the weights do not fit their own architecture: '
-                           f'{" ".join(str(error).split())[:300]}') from error
     model.convert_weights(visual)
     return visual.float()

@@ -95,6 +95,23 @@ def import_clip() -> ClipPackage:
 
 
 @contextmanager
+def fitting_weights() -> Iterator[None]:
+    """Say so where a network of OpenAI's cannot be built from weights.
+
+    Raises:
+        WeightsError: it cannot.
+
+    """
+    try:
+        yield
+    except (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError,
+            ValueError) as error:
+        raise WeightsError(
+            'the weights do not fit their own architecture: '
+            f'{" ".join(str(error).split())[:300]}. Give other weights.') from error
+
+
+@contextmanager
 def _import_errors() -> Iterator[None]:
     """Say what to do where a part of the package cannot be imported."""
     try:

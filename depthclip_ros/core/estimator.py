@@ -23,7 +23,7 @@ from .errors import ConfigError, ImageError
 from .projection import bin_spread, bin_weights, combine_bins, similarity_logits, upsample
 from .prompts import TextFeatureCache, encode_tokens
 from .replay import Replayer
-from .weights import Log, default_cache_dir, load
+from .weights import Log, architecture, cache_folder, load
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
 # trained with its own.
@@ -120,13 +120,14 @@ class DepthEstimator:
         self.device = resolve_device(device)
         dtype = resolve_precision(config.precision, self.device, log)
         self.precision = str(dtype).removeprefix('torch.')
-        folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        folder = cache_folder(cache_dir)
         self.weights, state_dict = load(
             '' if weights is None else weights, config.backbone, folder, log, offline=offline)
         self._encoder = build_image_encoder(state_dict, config.features)
         self.grid = _grid(config, self._encoder.stride)
         text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
-            config, self.weights.digest, lambda: encode_tokens(config, state_dict))
+            config, self.weights.digest, architecture(state_dict).embed_dim,
+            lambda: encode_tokens(config, state_dict))
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,13 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .clip_package import import_clip, tokenizer_digest
+from . import files
+from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
-from .errors import ConfigError, WeightsError
+from .errors import ConfigError, WeightsError, quoted
 from .uninitialized import Uninitialized
 from .weights import Log
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+SUFFIX = '.features'
+_DIGEST_BYTES = 32
+_TOLERANCE = 1e-3  # of the length of a unit vector in float32
 
 
 def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDArray[np.float32]:
@@ -45,22 +46,19 @@ def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDAr
 
     """
     clip = import_clip()
-    try:
-        with Uninitialized():
-            model = clip.model.build_model(dict(state_dict)).float()
-    except (RuntimeError, KeyError) as error:
-        raise WeightsError('the weights do not fit their own architecture: '
-                           f'{" ".join(str(error).split())[:300]}') from error
+    with fitting_weights(), Uninitialized():
+        model = clip.model.build_model(dict(state_dict)).float()
     rows = []
     with torch.inference_mode():
         for token in config.tokens:
-            sentences = [template.format(token) for template in config.templates]
+            sentences = [template.replace('{}', token) for template in config.templates]
             try:
                 tokenized = clip.tokenize(sentences, context_length=model.context_length)
             except RuntimeError as error:
-                raise ConfigError(f"tokens: '{token}' with templates {list(config.templates)} is "
-                                  f"longer than the model's {model.context_length} text tokens; "
-                                  'shorten it.') from error
+                raise ConfigError(
+                    f'tokens: {quoted(token)} with templates {quoted(list(config.templates))} is '
+                    f"longer than the model's {model.context_length} text tokens; shorten "
+                    'it.') from error
             features = model.encode_text(tokenized)
             features = features / features.norm(dim=-1, keepdim=True)
             mean = features.mean(dim=0)
@@ -70,7 +68,11 @@ def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDAr
 
 
 class TextFeatureCache:
-    """Text features on disk: one file per combination of words, weights and tokenizer."""
+    """Text features on disk: one file per combination of words, weights and tokenizer.
+
+    A file holds the SHA-256 of its name and of the features, then these: K x C float32 numbers,
+    least significant byte first. So its length is known before it is read.
+    """
 
     def __init__(self, folder: Path, log: Log) -> None:
         """Use a folder; it is made when something is stored."""
@@ -81,60 +83,83 @@ class TextFeatureCache:
         """File for this configuration: its name is a hash of all that changes the features."""
         key = json.dumps([CACHE_FORMAT, weights_digest, tokenizer_digest(), config.tokens,
                           config.templates])
-        return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
+        return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
     def get(
-        self, config: DepthConfig, weights_digest: str,
+        self, config: DepthConfig, weights_digest: str, width: int,
         encode: Callable[[], NDArray[np.float32]],
     ) -> tuple[NDArray[np.float32], bool]:
         """Features from the cache, else from `encode`, then kept.
 
+        Args:
+            config: `tokens` and `templates`.
+            weights_digest: of the weights that `encode` uses.
+            width: C, the dimension of the model's text features.
+            encode: gives (K, C) unit vectors.
+
         Returns:
             (K, C) unit vectors, and whether they came from the cache.
 
+        Raises:
+            WeightsError: `encode` gave something else.
+
         """
-        path = self.path(config, weights_digest)
-        features = self._read(path, len(config.tokens))
+        path, shape = self.path(config, weights_digest), (len(config.tokens), width)
+        features = self._read(path, shape)
         if features is not None:
             return features, True
         features = encode()
-        self._write(path, features, config)
+        fault = _fault(features, shape)
+        if fault:
+            raise WeightsError(f"the text features of these weights {fault}; the text encoder's "
+                               'weights are damaged. Give other weights.')
+        self._write(path, features)
         return features, False
 
-    def _read(self, path: Path, rows: int) -> NDArray[np.float32] | None:
-        """Read and check a file; None when it is absent or, with a warning, corrupt."""
-        if not path.exists():
-            return None
+    def _read(self, path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+        """Read and check a file; None when it is absent or, with a warning, cannot be used."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                features: NDArray[np.float32] = stored['features']
-                digest = str(stored['sha256'])
-            if features.dtype != np.float32 or features.ndim != 2 or len(features) != rows:
-                raise ValueError(f'{features.dtype} {features.shape} instead of {rows} rows')
-            if digest != hashlib.sha256(features.tobytes()).hexdigest():
-                raise ValueError('checksum differs')
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            self._log(f'WARNING: the text-feature cache {path} is corrupt ({error}); encoding '
-                      'the words again.')
+            with files.open_regular(path) as file:
+                content = file.read(_DIGEST_BYTES + 4 * shape[0] * shape[1] + 1)
+            digest, numbers = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            if len(numbers) != 4 * shape[0] * shape[1] or digest != _digest(path, numbers):
+                raise ValueError('it is damaged')
+            features = np.frombuffer(numbers, '<f4').reshape(shape).astype(np.float32)
+            fault = _fault(features, shape)
+            if fault:
+                raise ValueError(f'its features {fault}')
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._log(f'WARNING: the text-feature cache {path} cannot be used ({reason}); '
+                      'encoding the words again.')
             return None
         return features
 
-    def _write(self, path: Path, features: NDArray[np.float32], config: DepthConfig) -> None:
-        """Write under a temporary name, then rename: no reader sees half a file."""
-        part = None
+    def _write(self, path: Path, features: NDArray[np.float32]) -> None:
+        numbers = features.astype('<f4').tobytes()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.folder, suffix='.part')
-            with os.fdopen(handle, 'wb') as file:
-                np.savez(file, features=features,
-                         sha256=np.array(hashlib.sha256(features.tobytes()).hexdigest()),
-                         tokens=np.array(config.tokens), templates=np.array(config.templates))
-            Path(part).replace(path)
+            with files.atomic(path) as file:
+                file.write(_digest(path, numbers) + numbers)
         except OSError as error:
             self._log(f'WARNING: cannot keep the text features in {self.folder} '
                       f'({error.strerror}); they are encoded again at every start. Set cache_dir '
                       'or $DEPTHCLIP_CACHE to a folder that can be written.')
-            if part is not None:
-                Path(part).unlink(missing_ok=True)
 
 
+def _digest(path: Path, numbers: bytes) -> bytes:
+    """SHA-256 of features and of the words they stand for, which are in the file's name."""
+    return hashlib.sha256(path.name.encode() + numbers).digest()
+
+
+def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:
+    """Say why these cannot be text features; '' if they can."""
+    if features.dtype != np.float32 or features.shape != shape:
+        return f'are {features.dtype} {features.shape} instead of float32 {shape}'
+    if not np.isfinite(features).all():
+        return 'are not finite'
+    lengths = np.linalg.norm(features, axis=1)
+    if (abs(lengths - 1) > _TOLERANCE).any():
+        return f'are {lengths.min():.4g} to {lengths.max():.4g} long instead of 1'
+    return ''

@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import mmap
 import os
 import pickle
+import re
+import stat
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import files
-from .errors import WeightsError
+from .errors import ConfigError, WeightsError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,21 +118,77 @@ class WeightsInfo:
     trained: bool = True
 
 
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Folder of weights and text features: the one given, else the default.
+
+    Raises:
+        ConfigError: it can be no folder.
+
+    """
+    return _folder('cache_dir', cache_dir) if cache_dir else default_cache_dir()
+
+
 def default_cache_dir() -> Path:
-    """$DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME, else in ~/.cache."""
-    chosen = os.environ.get('DEPTHCLIP_CACHE')
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'depthclip_ros'
+    """$DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        ConfigError: it can be no folder.
+
+    """
+    for variable, below in (('DEPTHCLIP_CACHE', ''), ('XDG_CACHE_HOME', 'depthclip_ros')):
+        chosen = os.environ.get(variable)
+        if chosen:
+            if not chosen.startswith(('/', '~')):
+                raise ConfigError(f'${variable}: {quoted(chosen)} is relative to wherever the '
+                                  'process was started; give the whole path.')
+            return _folder(f'${variable}', chosen) / below
+    return _folder('the home folder', '~/.cache') / 'depthclip_ros'
+
+
+def _folder(name: str, text: str | Path) -> Path:
+    """Path of a folder, which need not be there yet."""
+    try:
+        path = files.user_path(text).absolute()
+        with suppress(FileNotFoundError, PermissionError):  # it may be made, or never needed
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, 'it is a file, not a folder')
+    except OSError as error:
+        raise ConfigError(f'{name}: {quoted(str(text))} cannot be the folder of the cache: '
+                          f'{error.strerror}. Set cache_dir or $DEPTHCLIP_CACHE to a folder that '
+                          'can be read.') from error
+    return path
 
 
 def find(name: str, cache_dir: Path) -> Path | None:
-    """Path of an official model on this machine: our cache, then that of OpenAI's own loader."""
+    """Path of an official model on this machine: our cache, then that of OpenAI's own loader.
+
+    Raises:
+        WeightsError: the cache may not be looked into.
+
+    """
     file = RELEASES[name].file
-    for folder in (cache_dir / 'weights', Path('~/.cache/clip').expanduser()):
-        if (folder / file).is_file():
-            return folder / file
+    ours = cache_dir / 'weights' / file
+    try:
+        if stat.S_ISREG(ours.stat().st_mode):
+            return ours
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise WeightsError(_unreadable(ours, error)) from error
+    with suppress(OSError):  # without a home, or where it is another user's
+        theirs = files.user_path('~/.cache/clip') / file
+        if stat.S_ISREG(theirs.stat().st_mode):
+            return theirs
     return None
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Say why a file cannot be read, and what helps."""
+    remedy = 'Give a file.'
+    if isinstance(error, PermissionError):
+        remedy = (f'Let user {os.geteuid()} read it: chmod a+r on the file, a+rx on its folders; '
+                  'or set cache_dir to another folder.')
+    return f'{quoted(str(path), 200)}: cannot be read: {error.strerror or error}. {remedy}'
 
 
 def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
@@ -146,10 +206,11 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
 
     Raises:
         WeightsError: unknown name, no network, no space, or a wrong checksum.
+        ConfigError: the default cache can be no folder.
 
     """
     if name not in RELEASES:
-        raise WeightsError(f"'{name}' is no CLIP model; there are {', '.join(RELEASES)}.")
+        raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
     cache_dir = cache_dir or default_cache_dir()
     found = find(name, cache_dir)
     if found is not None:
@@ -206,12 +267,25 @@ def _download(url: str, name: str) -> Iterator[bytes]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex; other threads run meanwhile."""
-    if path.stat().st_size == 0:  # nothing to map
-        return hashlib.sha256().hexdigest()
-    # In one piece: a loop over chunks would wait for the interpreter after each.
-    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
+    """SHA-256 of a file, in hex; other threads run meanwhile.
+
+    Raises:
+        WeightsError: it is no file, may not be read, or is larger than any CLIP.
+
+    """
+    try:
+        with files.open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST:
+                raise WeightsError(f'{path}: has {size} bytes, more than any CLIP of these '
+                                   f'architectures ({LARGEST >> 30} GiB). Give another file.')
+            if size == 0:  # nothing to map
+                return hashlib.sha256().hexdigest()
+            # In one piece: a loop over chunks would wait for the interpreter after each.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return hashlib.sha256(content).hexdigest()
+    except OSError as error:
+        raise WeightsError(_unreadable(path, error)) from error
 
 
 def _verify(path: Path, release: Release) -> str:
@@ -242,15 +316,19 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
         offline: forbid a download.
 
     Returns:
-        What was loaded, and the state dict in OpenAI's layout, on the CPU.
+        What was loaded, and the state dict in OpenAI's layout, on the CPU. A state dict that was
+        given is copied: nothing that is done to the result reaches the caller's tensors.
 
     Raises:
-        WeightsError: missing, corrupt, of another architecture, wrong checksum.
+        WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
 
     """
     if isinstance(weights, Mapping):
-        info = WeightsInfo('state dict', 'given in memory', state_dict_digest(weights))
-        state_dict = dict(weights)
+        import torch
+        check_tensors(weights, 'the state dict')
+        state_dict = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                      for name, tensor in weights.items()}
+        info = WeightsInfo('state dict', 'given in memory', state_dict_digest(state_dict))
     elif str(weights) == UNTRAINED:
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
@@ -272,12 +350,22 @@ def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[
                 f'{weights}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
                 f"'depthclip fetch {weights}' while there is a network, or give weights: PATH.")
         return weights, path or fetch(weights, cache_dir, log)
-    path = DEMO_FILE if weights == DEMO else Path(weights).expanduser()
-    if weights == 'auto' or not path.is_file():
+    if weights == DEMO:
+        return DEMO, DEMO_FILE
+    if weights == 'auto':
+        raise WeightsError("backbone: 'auto' takes what the weights hold, but weights: '' names "
+                           f'none; give a file, or one of {", ".join(RELEASES)}.')
+    try:
+        file = files.user_path(weights).absolute()
+        with files.open_regular(file):
+            return file.name, file
+    except PermissionError as error:
+        raise WeightsError(_unreadable(file, error)) from error
+    except OSError as error:
         raise WeightsError(
-            f"weights: '{weights}' is neither a file nor an official name "
-            f"({', '.join(RELEASES)}, '{DEMO}', or '{UNTRAINED}').")
-    return (DEMO if weights == DEMO else path.name), path
+            f'weights: {quoted(weights, 200)} is neither a file that can be read '
+            f'({error.strerror}) nor an official name ({", ".join(RELEASES)}, {DEMO!r}, or '
+            f'{UNTRAINED!r}).') from error
 
 
 def _read_and_hash(name: str, path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -287,25 +375,35 @@ def _read_and_hash(name: str, path: Path) -> tuple[str, dict[str, Tensor]]:
         hashed = pool.submit(_verify, path, release) if release else \
             pool.submit(file_digest, path)
         try:
-            state_dict = read_file(path)
+            state_dict = read_file(path, hashed.result)
         finally:
             # First that a file is damaged, then that it cannot be read.
             digest = hashed.result()
     return digest, state_dict
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """State dict of a file: OpenAI's TorchScript archive, or `torch.save` of a state dict.
+def read_file(path: Path, digest: Callable[[], str] | None = None) -> dict[str, Tensor]:
+    """State dict of a file: a TorchScript archive, or `torch.save` of a state dict.
 
-    A state dict is read with `weights_only`, so that a file from elsewhere cannot run code.
+    Nothing in a file can run code: a state dict is read with `weights_only`, an archive by its
+    tensors alone. OpenAI's archives, known by their SHA-256, are loaded as their own loader does.
+
+    Args:
+        path: the file.
+        digest: gives its SHA-256, where that is being worked out; None to do it here.
 
     Raises:
         WeightsError: the file is corrupt or holds something else.
 
     """
     import torch  # this module must import without torch, for the doctor
+
+    from .torchscript import is_torchscript, read_tensors
     try:
-        if _is_torchscript(path):
+        _check_size(path)
+        if not is_torchscript(path):
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+        elif (digest() if digest else file_digest(path)) in {r.sha256 for r in RELEASES.values()}:
             with warnings.catch_warnings():
                 # OpenAI's archives are TorchScript, deprecated or not.
                 for category in (DeprecationWarning, FutureWarning):
@@ -313,27 +411,94 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 loaded = torch.jit.load(  # type: ignore[no-untyped-call]
                     str(path), map_location='cpu').state_dict()
         else:
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError,
-            AttributeError, zipfile.BadZipFile) as error:
-        first = str(error).strip().split('\n')[0][:200]
+            loaded = read_tensors(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
         raise WeightsError(f'{path}: cannot be read as CLIP weights: truncated, corrupt, or not a '
-                           f'TorchScript archive or state dict ({first}).') from error
+                           f'TorchScript archive or state dict ({_reason(error)}). Get it anew, '
+                           'or where you trust it save its tensors with '
+                           'torch.save(model.state_dict(), PATH).') from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
         loaded = loaded['state_dict']
-    if not isinstance(loaded, Mapping) or not all(
-            isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping):
         raise WeightsError(f'{path}: holds a {type(loaded).__name__}, not a state dict of '
                            'tensors; save it with torch.save(model.state_dict(), PATH).')
-    return dict(loaded)
+    check_tensors(loaded, str(path))
+    return {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    """TorchScript archives are zip files with a `constants.pkl` next to the data."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith('/constants.pkl') for name in archive.namelist())
+def _check_size(path: Path) -> None:
+    """Refuse what is no file, and one whose content, unpacked, is larger than any CLIP."""
+    with files.open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(record.file_size for record in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f'it holds {size} bytes, more than any CLIP')
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice to read it unsafely."""
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r'GLOBAL (\S+) was not|whose module (\S+) is|^([\w.]+)$', text)
+        culprit = next(filter(None, found.groups())) if found else ''
+        return f'it holds {culprit}, and only tensors are read' if culprit else \
+            'its pickle is broken, or holds more than tensors'
+    first = text.partition('\n')[0]
+    if not first or 'weights_only' in first:
+        return type(error).__name__
+    return first if len(first) <= 200 else f'{first[:199]}…'
+
+
+def check_tensors(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what cannot be the weights of a CLIP, whatever the architecture.
+
+    Raises:
+        WeightsError: names the tensor that is none, or that is not of finite numbers.
+
+    """
+    import torch
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    size = 0
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WeightsError(
+                f'{source}: {quoted(name)} is a {type(tensor).__name__}, but a state dict has '
+                'tensors by their names; save it with torch.save(model.state_dict(), PATH).')
+        size += tensor.numel() * tensor.element_size()
+        wrong = ''
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            wrong = 'is sparse, quantized or without numbers; convert it to a plain tensor'
+        elif tensor.dtype not in floats and (
+                tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1):
+            wrong = f'is of {tensor.dtype}, not of floating point; convert it'
+        elif tensor.numel() == 0:
+            wrong = f'is empty ({list(tensor.shape)}); the file is not a whole model'
+        elif size > LARGEST:
+            wrong = f'makes it larger than any CLIP ({list(tensor.shape)}); give other weights'
+        elif tensor.dtype in floats:
+            wrong = _wrong_numbers(name, tensor)
+        if wrong:
+            raise WeightsError(f'{source}: {quoted(name)} {wrong}.')
+
+
+def _wrong_numbers(name: str, tensor: Tensor) -> str:
+    """Say what is wrong with the numbers of a tensor; '' if nothing is."""
+    import torch
+    # One pass over the memory, which NaN survives: 20 ms for RN50 where isfinite takes 200.
+    low, high = (float(number) for number in torch.aminmax(tensor.detach()))
+    # Batch norm's statistics stay in float32; all else OpenAI's loader rounds to half precision.
+    largest = torch.finfo(
+        torch.float32 if '.running_' in name else torch.float16).max
+    if not (-largest <= low and high <= largest):
+        return (f'holds NaN, infinite numbers or ones beyond {largest:.6g} ({low:g} to {high:g}), '
+                'from which no depth can come; the training diverged or the file is damaged')
+    if name.endswith('.running_var') and low < 0:
+        return f'holds a negative variance ({low:g}); the file is damaged'
+    return ''
 
 
 def state_dict_digest(state_dict: Mapping[str, Tensor]) -> str:
@@ -363,8 +528,19 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
     def count(prefix: str, part: int) -> int:
         return len({key.split('.')[part] for key in state_dict if key.startswith(prefix)})
 
+    try:
+        return _read_off(shape, count, transformer='visual.proj' in state_dict)
+    except (ValueError, IndexError) as error:
+        raise WeightsError(f"{source}: its tensors have other shapes than a CLIP model's in "
+                           f"OpenAI's key layout ({error}).") from error
+
+
+def _read_off(
+    shape: Callable[[str], tuple[int, ...]], count: Callable[[str, int], int], *,
+    transformer: bool,
+) -> Architecture:
     layers: tuple[int, int, int, int] | int
-    if 'visual.proj' in state_dict:
+    if transformer:
         width, _, _, patch_size = shape('visual.conv1.weight')
         grid = round((shape('visual.positional_embedding')[0] - 1) ** 0.5)
         patch: int | None = patch_size
@@ -386,7 +562,7 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
 def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
     """The weights must be of the architecture that the configuration names."""
     if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f"backbone: '{backbone}' is unknown; use auto or one of "
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto or one of '
                            f'{", ".join(RELEASES)}.')
     found = architecture(state_dict, source)
     if backbone == 'auto' or found == RELEASES[backbone].architecture:
@@ -404,7 +580,8 @@ def _untrained(backbone: str) -> tuple[WeightsInfo, dict[str, Tensor]]:
 
     from .clip_package import import_clip
     if backbone not in RELEASES:
-        raise WeightsError(f"backbone: '{backbone}' is unknown; use one of {', '.join(RELEASES)}.")
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use one of '
+                           f'{", ".join(RELEASES)}.')
     shape = RELEASES[backbone].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
