@@ -50,7 +50,6 @@ if BUILT_BY_PIP:
         'packaging',
         'PyYAML>=5.4',
         'rosbags>=0.10',
-        'rosbags-image>=0.10',
         'scipy>=1.8',
         'torch>=2.0',
         'torchvision>=0.15',
@@ -73,8 +72,8 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
-        'test': ['hypothesis', 'mypy', 'pytest>=7', 'pytest-cov', 'pytest-xdist', 'ruff',
-                 'types-PyYAML'],
+        'test': ['hypothesis', 'mypy', 'pytest>=7', 'pytest-cov', 'pytest-xdist', 'rosbags-image',
+                 'ruff', 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={

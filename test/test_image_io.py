@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import array
-import sys
-import textwrap
+import importlib.util
+import io
+import re
+import struct
 import time
+import tracemalloc
+import zlib
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from depthclip_ros.cli import doctor
 from depthclip_ros.core.errors import ImageError
-from depthclip_ros.node import image_io, mosaic
+from depthclip_ros.node import image_io
 
 msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
 Header = pytest.importorskip('std_msgs.msg').Header
@@ -54,13 +59,6 @@ def condition_of(function, msg):
         function(msg)
     assert len(str(caught.value)) > 40  # says what to do
     return caught.value.condition
-
-
-@pytest.fixture(autouse=True)
-def fresh_converter():
-    mosaic.converter.cache_clear()
-    yield
-    mosaic.converter.cache_clear()
 
 
 # Encodings that numpy reads directly ----------------------------------------------------------
@@ -156,7 +154,7 @@ def bayer(rgb, pattern):
     return pixels
 
 
-@pytest.mark.parametrize('encoding', list(mosaic.BAYER))
+@pytest.mark.parametrize('encoding', list(image_io.BAYER))
 @pytest.mark.parametrize('padding', [0, 6])
 def test_bayer_keeps_the_measured_colours(encoding, padding):
     """Whatever the interpolation: what was measured stays, where it was measured."""
@@ -173,7 +171,7 @@ def test_bayer_keeps_the_measured_colours(encoding, padding):
     assert np.abs(result[2:-2, 2:-2].astype(int) - rgb[2:-2, 2:-2]).mean() < 8.0
 
 
-@pytest.mark.parametrize('encoding', [e for e in mosaic.BAYER if e.endswith('8')])
+@pytest.mark.parametrize('encoding', [e for e in image_io.BAYER if e.endswith('8')])
 def test_bayer_agrees_with_rosbags(encoding):
     msg = image(bayer(picture(), encoding[6:10]), encoding)
     np.testing.assert_array_equal(
@@ -181,7 +179,7 @@ def test_bayer_agrees_with_rosbags(encoding):
     )
 
 
-@pytest.mark.parametrize('encoding', [e for e in mosaic.BAYER if e.endswith('16')])
+@pytest.mark.parametrize('encoding', [e for e in image_io.BAYER if e.endswith('16')])
 def test_bayer_of_16_bits_in_either_byte_order(encoding):
     pixels = RNG.integers(0, 2**16, (20, 30), dtype=np.uint16)
     little = image_io.to_rgb(image(pixels, encoding, 4))
@@ -240,7 +238,7 @@ def planar(rgb, encoding, padding=0):
 
 
 @pytest.mark.parametrize('padding', [0, 8])
-@pytest.mark.parametrize('encoding', list(mosaic.PACKED_YUV))
+@pytest.mark.parametrize('encoding', list(image_io.PACKED_YUV))
 def test_packed_yuv(encoding, padding):
     rgb = flat_picture()
     result = image_io.to_rgb(image(packed(rgb, encoding), encoding, padding))
@@ -271,84 +269,21 @@ def test_nv24_has_a_colour_for_every_pixel():
     assert np.abs(result.astype(int) - rgb).max() <= 4
 
 
-# The package that converts ----------------------------------------------------------------------
-
-FAKE_CV_BRIDGE = """
-    import cv2, numpy as np
-
-    CODES = {'bayer_rggb8': cv2.COLOR_BayerBG2RGB, 'yuv422': cv2.COLOR_YUV2RGB_UYVY}
-    seen = []
-
-    class CvBridge:
-        def imgmsg_to_cv2(self, msg, desired_encoding):
-            seen.append(msg.encoding)
-            channels = 2 if msg.encoding == 'yuv422' else 1
-            shape = (msg.height, msg.step // channels, channels)[:1 + channels]
-            pixels = np.ndarray(shape, np.uint8, msg.data)[:, :msg.width]
-            return cv2.cvtColor(pixels, CODES[msg.encoding])
-"""
-
-
-def install(folder, monkeypatch, source):
-    (folder / 'cv_bridge.py').write_text(textwrap.dedent(source))
-    monkeypatch.syspath_prepend(str(folder))
-    # Set first, so that whatever is imported in its place goes away with the test.
-    monkeypatch.setitem(sys.modules, 'cv_bridge', None)
-    del sys.modules['cv_bridge']
-
-
-def test_cv_bridge_is_used_where_it_works(tmp_path, monkeypatch):
-    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8', 4)
-    yuyv = image(packed(flat_picture(), 'uyvy'), 'uyvy')
-    monkeypatch.setattr(mosaic, '_why_not_cv_bridge', lambda: 'not tried')
-    expected = image_io.to_rgb(msg), image_io.to_rgb(yuyv)
-    assert mosaic.converter()[:2] == ('rosbags-image', 'not tried')
-    monkeypatch.undo()
-    mosaic.converter.cache_clear()
-    install(tmp_path, monkeypatch, FAKE_CV_BRIDGE)
-    assert mosaic.converter()[:2] == ('cv_bridge', '')
-    np.testing.assert_array_equal(image_io.to_rgb(msg), expected[0])
-    np.testing.assert_array_equal(image_io.to_rgb(yuyv), expected[1])
-    import cv_bridge
-
-    assert cv_bridge.seen == ['bayer_rggb8', 'yuv422']
-
-
-@pytest.mark.parametrize(
-    ('source', 'reason'),
-    [
-        ('import os; os.abort()', 'fails with numpy'),
-        ('raise AttributeError("_ARRAY_API not found")', '_ARRAY_API not found'),
-        ('class CvBridge:\n    def imgmsg_to_cv2(self, msg, encoding):\n        1 / 0', 'ZeroDiv'),
-    ],
-)
-def test_a_broken_cv_bridge_harms_nobody(tmp_path, monkeypatch, source, reason):
-    install(tmp_path, monkeypatch, source)
-    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8')
-    assert image_io.to_rgb(msg).shape == (48, 64, 3)
-    assert mosaic.converter().name == 'rosbags-image'
-    assert reason in mosaic.converter().reason
-
-
-def test_without_any_converter(monkeypatch):
-    monkeypatch.setattr(mosaic, '_why_not_cv_bridge', lambda: 'not installed')
-    monkeypatch.setitem(sys.modules, 'rosbags.image', None)
-    msg = image(bayer(picture(), 'rggb'), 'bayer_rggb8')
-    assert condition_of(image_io.to_rgb, msg) == 'no converter'
-    # The others do not need it.
-    assert image_io.to_rgb(image(picture(), 'bgr8')).shape == (48, 64, 3)
-
-
-def test_cv_bridge_as_installed():
-    """Where the real package is installed and works, it gives what rosbags-image gives."""
-    pytest.importorskip('cv_bridge', reason='cv_bridge is not installed')
-    if mosaic.converter().name != 'cv_bridge':
-        pytest.skip(f'cv_bridge is {mosaic.converter().reason}')
-    for encoding in ('bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8'):
-        msg = image(bayer(picture(), encoding[6:10]), encoding)
+def test_colours_are_those_of_cv_bridge():
+    """Where cv_bridge is installed and works."""
+    if importlib.util.find_spec('cv_bridge') is None:
+        pytest.skip('cv_bridge is not installed')
+    (check,) = (check for check in doctor.check_numpy() if check.name == 'cv_bridge')
+    if check.status != doctor.OK:
+        pytest.skip(f'cv_bridge is {check.detail}')
+    from cv_bridge import CvBridge
+    pictures = {f'bayer_{pattern}8': bayer(picture(), pattern)
+                for pattern in ('rggb', 'bggr', 'gbrg', 'grbg')}
+    pictures |= {name: packed(flat_picture(), name) for name in ('yuv422', 'yuv422_yuy2')}
+    for encoding, pixels in pictures.items():
+        msg = image(pixels, encoding)
         np.testing.assert_array_equal(
-            image_io.to_rgb(msg), rosbags_image.message_to_cvimage(msg, 'rgb8')
-        )
+            image_io.to_rgb(msg), CvBridge().imgmsg_to_cv2(msg, 'rgb8'))
 
 
 # Compressed -------------------------------------------------------------------------------------
@@ -495,6 +430,224 @@ def test_damaged_files_never_raise_anything_else():
                 outcome = error.condition
             outcomes.add(outcome)
     assert outcomes <= {'decoded', 'truncated jpeg', 'truncated png', 'undecodable'}
+
+
+# Compressed pictures that are meant to harm ---------------------------------------------------
+
+
+def jpeg(pixels=None, size=None, options=()):
+    """Bytes of a JPEG; its header can be made to claim another (width, height)."""
+    data = cv2.imencode('.jpg', picture() if pixels is None else pixels, list(options))[1]
+    data = data.tobytes()
+    if size is None:
+        return data
+    frame = re.search(rb'\xff[\xc0-\xc2]..\x08', data, re.DOTALL).end()
+    return data[:frame] + struct.pack('>HH', *reversed(size)) + data[frame + 4 :]
+
+
+def chunk(kind, data, *, crc=0):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack(
+        '>I', zlib.crc32(kind + data) ^ crc)
+
+
+def png(width, height, rows=b'', *, depth=8, colour=2, interlace=0, before=b'', crc=0):
+    """A PNG from the bytes of its rows, each with its filter's number before it."""
+    head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, interlace)
+    return b''.join((
+        b'\x89PNG\r\n\x1a\n', chunk(b'IHDR', head), before,
+        chunk(b'IDAT', zlib.compress(rows, 9), crc=crc), chunk(b'IEND', b'')))
+
+
+def decoded(data, form='', **options):
+    return image_io.compressed_to_rgb(
+        SimpleNamespace(format=form, data=np.frombuffer(data, np.uint8)), **options)
+
+
+def condition_of_file(data, form='', **options):
+    return condition_of(lambda _: decoded(data, form, **options), None)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: jpeg(size=(60000, 17000)),
+    lambda: jpeg(size=(7681, 4320)),
+    lambda: png(20000, 20000, bytes(1000)),
+    lambda: png(6000, 6000, b'\0' * 751 * 6000, depth=1, colour=0),
+    lambda: png(2**31 - 1, 2**31 - 1),
+])
+def test_files_that_claim_too_many_pixels_take_no_memory(make):
+    data = make()
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        assert condition_of_file(data) == 'too many pixels'
+        assert time.perf_counter() - start < 0.5
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(data) + 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_bound_on_pixels_is_the_callers():
+    for data in (jpeg(), png(64, 48, b'\0' * 193 * 48)):
+        assert decoded(data, max_pixels=64 * 48).shape == (48, 64, 3)
+        assert condition_of_file(data, max_pixels=64 * 48 - 1) == 'too many pixels'
+    msg = image(picture(), 'bgr8')
+    assert image_io.to_rgb(msg, 64 * 48).shape == (48, 64, 3)
+    for encoding in ('bgr8', 'mono8', 'bayer_rggb8', 'yuyv', 'nv12', 'nv24'):
+        msg = planar(picture(), encoding) if encoding in image_io._PLANAR_YUV else image(
+            picture()[..., : {'bgr8': 3, 'yuyv': 2}.get(encoding, 1)], encoding)
+        condition = condition_of(lambda msg: image_io.to_rgb(msg, 64 * 48 - 1), msg)
+        assert condition == 'too many pixels'
+
+
+def test_sides_that_are_too_long():
+    assert condition_of_file(png(65536, 1, bytes(65537), colour=0)) == 'side too long'
+    assert decoded(png(65535, 1, bytes(65536), colour=0)).shape == (1, 65535, 3)
+    for shape in ((70000, 1), (1, 70000)):
+        assert condition_of(
+            image_io.to_rgb, image(np.zeros(shape, np.uint8), 'mono8')) == 'side too long'
+
+
+def test_a_jpeg_of_many_scans():
+    """Each scan of 50 bytes makes the decoder go through the whole picture once more."""
+    data = jpeg(options=[cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    assert decoded(data).shape == (48, 64, 3)
+    last = data[data.rindex(b'\xff\xda') : -2]
+    assert condition_of_file(data[:-2] + 100 * last + data[-2:]) == 'too many scans'
+    assert condition_of_file(data[:2] + 5000 * b'\xff\xfe\0\2' + data[2:]) == 'undecodable'
+    assert condition_of_file(data[:2] + 5000 * b'\xff' + data[2:]) == 'undecodable'
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:2] + b'\xff\0' + data[2:],  # decoders skip it, and what follows
+    lambda data: data[:2] + b'\xff\xfe\0\1' + data[2:],
+    lambda data: data[:-2] + data[2:],  # two frames
+    lambda data: data.replace(b'\xff\xc0', b'\xff\xc3'),  # lossless
+    lambda data: data.replace(b'\xff\xc0', b'\xff\xe5'),  # no frame
+    lambda data: data.replace(b'\x00\x30\x00\x40', b'\0\0\x00\x40'),  # height 0
+    lambda data: data.replace(b'\xff\xc0\0\x11\x08', b'\xff\xc0\0\x11\x0c'),  # 12 bits
+    lambda data: b'\xff\xd8\xff\xd9',
+])
+def test_jpegs_of_other_structure(damage):
+    data = damage(jpeg())
+    assert data != jpeg()
+    assert condition_of_file(data) == 'undecodable'
+
+
+def test_jpegs_with_notes_and_garbage():
+    expected = decoded(jpeg(GREY_STEPS))
+    turned = struct.pack('<2sHIHHHIHHI', b'II', 42, 8, 1, 0x112, 3, 1, 6, 0, 0)
+    exif = b'Exif\0\0' + turned
+    exif = b'\xff\xe1' + struct.pack('>H', 2 + len(exif)) + exif
+    data = jpeg(GREY_STEPS)
+    for changed in (
+        data[:2] + exif + data[2:],  # an orientation is not followed
+        data[:2] + exif[:14] + b'\xff' * (len(exif) - 14) + data[2:],
+        data + b'garbage after the end' * 100,
+        data[:2] + b'\xff\xff\xff' + data[2:],
+    ):
+        np.testing.assert_array_equal(decoded(changed), expected)
+
+
+GREY_STEPS = np.arange(0, 240, 5, np.uint8).reshape(6, 8).repeat(8, axis=0).repeat(8, axis=1)
+
+
+def test_jpeg_with_four_inks():
+    pil = pytest.importorskip('PIL.Image', reason='Pillow is not installed')
+    buffer = io.BytesIO()
+    pil.fromarray(picture()).convert('CMYK').save(buffer, 'JPEG', quality=95)
+    expected = np.asarray(pil.open(buffer).convert('RGB'))
+    assert np.abs(decoded(buffer.getvalue()).astype(int) - expected).mean() < 3.0
+
+
+def test_every_kind_of_png():
+    """All colour types and depths, written by hand, with what else such files carry."""
+    before = b''.join((
+        chunk(b'tEXt', b'Title\0' + b'x' * 1000), chunk(b'zTXt', b'broken'),
+        chunk(b'iCCP', b'name\0\0broken'), chunk(b'gAMA', struct.pack('>I', 10000)),
+        chunk(b'acTL', struct.pack('>II', 2**31 - 1, 0)),  # an animation of many, huge pictures
+        chunk(b'fcTL', struct.pack('>IIIIIHHBB', 0, 10**5, 10**5, 0, 0, 1, 10, 0, 0)),
+        chunk(b'tRNS', b'much too long'), chunk(b'eXIf', b'II*\0broken')))
+    height, width = 5, 13
+    for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16),
+                           6: (8, 16)}.items():
+        for depth in depths:
+            channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+            values = RNG.integers(0, 2**depth, (height, width, channels))
+            bits = (values[..., None] >> np.arange(depth)[::-1]) & 1
+            rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+            rows = b''.join(b'\0' + row.tobytes() for row in rows)
+            palette = RNG.integers(0, 256, (2 ** min(depth, 8), 3), dtype=np.uint8)
+            if colour == 3:
+                expected = palette[values[..., 0]]
+            else:
+                levels = values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
+                expected = levels[..., :3] if channels > 2 else levels[..., :1].repeat(3, axis=2)
+            data = png(width, height, rows, depth=depth, colour=colour, before=before + (
+                chunk(b'PLTE', palette.tobytes()) if colour == 3 else b''))
+            np.testing.assert_array_equal(decoded(data), expected, f'{colour}, {depth} bits')
+
+
+def test_an_interlaced_png():
+    """Seven passes of Adam7, one pixel each or none in a picture of 1x1."""
+    assert decoded(png(1, 1, b'\0\1\2\3', interlace=1)).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.parametrize('data', [
+    png(2, 2, bytes(14), crc=1),
+    png(2, 2, bytes(14), before=chunk(b'tEXt', b'a', crc=1)),
+    png(2, 2, bytes(14), before=chunk(b'ABCD', b'a')),  # an unknown one that matters
+    png(2, 2, bytes(14), before=chunk(b'IHDR', bytes(13))),
+    png(2, 2, bytes(14), before=chunk(b'tEXt', b'') * 100_000),
+    png(2, 2, bytes(14), depth=3),
+    png(2, 2, bytes(6), colour=3),  # without its palette
+    png(2, 2, bytes(13)),
+    png(0, 2, bytes(14)),
+    b'\x89PNG\r\n\x1a\n' + chunk(b'IEND', b''),
+    b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', b'') + chunk(b'IDAT', b'') + chunk(b'IEND', b''),
+], ids=range(11))
+def test_pngs_of_other_structure(data):
+    assert condition_of_file(data) == 'undecodable'
+
+
+@pytest.mark.parametrize('data', [
+    b'P7\nWIDTH 2\nHEIGHT 2\nDEPTH 2\nMAXVAL 255\nTUPLTYPE GRAYSCALE_ALPHA\nENDHDR\n' + bytes(8),
+    b'P5 60000 60000 255\n',
+    b'P6 2 2 255\n' + bytes(12),
+    b'BM' + bytes(100),
+    b'GIF89a' + bytes(100),
+    b'II*\0' + bytes(100),
+    b'RIFF\x20\0\0\0WEBPVP8 ' + bytes(100),
+])
+@pytest.mark.parametrize('form', ['rgb8; jpeg compressed rgb8', 'png', ''])
+def test_other_formats_are_refused(data, form):
+    with pytest.raises(ImageError, match='neither JPEG nor PNG') as caught:
+        decoded(data, form)
+    assert caught.value.condition == 'undecodable'
+
+
+def test_the_format_may_say_anything():
+    """What it says of the colours is only followed where the picture has such."""
+    for data in (jpeg(), jpeg(GREY_STEPS), png(64, 48, b'\0' * 64 * 8 * 48 + b'\0' * 48, depth=16,
+                                               colour=6)):
+        for form in ('rgb8; jpeg compressed rgb8', 'bayer_rggb8; png', 'x' * 10**6, '\0;\0', ';'):
+            assert decoded(data, form).shape == (48, 64, 3)
+    assert condition_of_file(jpeg(np.zeros((2, 9), np.uint8)), 'bayer_rggb8') == 'too small'
+
+
+def test_messages_stay_short_whatever_is_quoted():
+    long = 'no such encoding \0\n' * 50_000
+    for function, msg in (
+        (image_io.to_rgb, changed(image(picture(), 'rgb8'), encoding=long)),
+        (image_io.to_rgb, msgs.Image(encoding=long)),
+        (image_io.compressed_to_rgb, SimpleNamespace(format=long, data=b'')),
+        (image_io.compressed_to_rgb, SimpleNamespace(format=long, data=b'nothing')),
+        (image_io.compressed_to_rgb, SimpleNamespace(format=long + 'compresseddepth', data=b'x')),
+    ):
+        with pytest.raises(ImageError) as caught:
+            function(msg)
+        assert len(str(caught.value)) < 500
+        assert '\n' not in str(caught.value)
+        assert 'no such encoding' in str(caught.value)
 
 
 # Bad images -------------------------------------------------------------------------------------

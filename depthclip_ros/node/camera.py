@@ -164,9 +164,10 @@ class Camera:
         """
         if self.image_type is CompressedImage:
             compressed = serialized.read(raw, CompressedImage, ImageError)
-            return compressed.header, image_io.compressed_to_rgb(compressed)
+            return compressed.header, image_io.compressed_to_rgb(
+                compressed, self.config.max_pixels)
         image = serialized.read_image(raw)
-        return image.header, image_io.to_rgb(image)
+        return image.header, image_io.to_rgb(image, self.config.max_pixels)
 
     def count_published(self) -> None:
         """Account for an answered image."""

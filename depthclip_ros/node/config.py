@@ -30,6 +30,10 @@ class NodeConfig(Settings):
             'else ~/.cache/depthclip_ros')
     image_transport: str = define(
         'raw', 'Subscribe to image, or to image/compressed', choices=('raw', 'compressed'))
+    max_pixels: int = define(
+        7680 * 4320, 'Largest width x height of an image that is decoded, 8K by default; a larger '
+                     'one is rejected before memory is taken for it', unit='px',
+        minimum=1, maximum=2**30)
     cameras: tuple[str, ...] = define(
         ('',), "Names of the cameras, each the namespace of its topics; '': the node's own")
     depth_encoding: str = define(

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cv2
 import numpy as np
 
-from depthclip_ros.core.errors import ImageError
+from depthclip_ros.core.errors import ImageError, quoted
 
-from . import compressed, mosaic
+from . import compressed
+from .config import NodeConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +33,9 @@ _BIG_ENDIAN = int(sys.byteorder == 'big')
 _MILLIMETRES = 1000.0
 _UINT16_MAX = 65535
 _BAYER_LEAST = 3  # OpenCV gives black below
+# The longest that a JPEG can have. Resizing goes by one side after the other: with 64 million
+# pixels in one row or column, what is in between takes tens of gigabytes.
+_LONGEST_SIDE = 65535
 
 
 class _Layout(NamedTuple):
@@ -59,59 +63,88 @@ _DIRECT = {
     '16UC3': _Layout(3, cv2.COLOR_BGR2RGB, 16),
     '16UC4': _Layout(4, cv2.COLOR_BGRA2RGB, 16),
 }
+# OpenCV names a mosaic by the four pixels one further down and right. Of 16-bit mosaics the upper
+# 8 bits are taken first: OpenCV interpolates those twenty times faster, within one step of 255.
+BAYER = {
+    f'bayer_{pattern}{bits}': _Layout(1, code, bits)
+    for pattern, code in (
+        ('rggb', cv2.COLOR_BayerBG2RGB),
+        ('bggr', cv2.COLOR_BayerRG2RGB),
+        ('gbrg', cv2.COLOR_BayerGR2RGB),
+        ('grbg', cv2.COLOR_BayerGB2RGB),
+    )
+    for bits in (8, 16)
+}
+PACKED_YUV = {
+    'yuv422': _Layout(2, cv2.COLOR_YUV2RGB_UYVY),
+    'uyvy': _Layout(2, cv2.COLOR_YUV2RGB_UYVY),
+    'yuv422_yuy2': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
+    'yuyv': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
+}
+_INTERLEAVED = {**_DIRECT, **BAYER, **PACKED_YUV}
 _PLANAR_YUV = ('nv12', 'nv21', 'nv24')
-ENCODINGS = (*_DIRECT, *mosaic.BAYER, *mosaic.PACKED_YUV, *_PLANAR_YUV)
+ENCODINGS = (*_INTERLEAVED, *_PLANAR_YUV)
+_NV24_ROWS = 64  # that are converted at once
 
 
-def to_rgb(msg: Image) -> UInt8:
+def to_rgb(msg: Image, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
     """Give the picture in an image message, whatever its encoding.
 
     rgb8 is not copied: the result looks into the message, and rows keep their padding between
     them. Of 16-bit channels the upper 8 bits count, in every picture alike: a camera that uses
     only 10 or 12 of the 16 bits gives dark pictures, but never flickering ones.
 
+    Args:
+        msg: The message.
+        max_pixels: Largest product of width and height that is converted.
+
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
         ImageError: 'empty image', 'zero size', 'unknown encoding', 'odd size', 'too small',
-            'wrong step', 'truncated data', 'excess data', 'no converter'.
+            'wrong step', 'truncated data', 'excess data', 'too many pixels', 'side too long'.
 
     """
     encoding, data = str(msg.encoding), _bytes_of(msg)
     _check_present(msg, data)
-    if encoding in _DIRECT:
-        layout = _DIRECT[encoding]
-        pixels = _upper_bits(_pixels(msg, data, layout.channels, layout.bits))
-        return pixels if layout.to_rgb is None else _cvt_color(pixels, layout.to_rgb)
-    if encoding in mosaic.BAYER:
-        pixels = _pixels(msg, data, 1, int(encoding[len('bayer_rggb') :]))
-        _check_bayer_size(msg)
-        return _mosaic_to_rgb(pixels, encoding)
-    if encoding in mosaic.PACKED_YUV:
-        _check_even(msg, 'width', msg.width)
-        return _mosaic_to_rgb(_pixels(msg, data, 2, 8), encoding)
     if encoding in _PLANAR_YUV:
-        return _planar_to_rgb(msg, data)
-    raise ImageError(
-        'unknown encoding',
-        f'The image has encoding {encoding!r}; known are {", ".join(ENCODINGS)}. Set the camera '
-        'driver to one of these.',
-    )
+        return _planar_to_rgb(msg, data, max_pixels)
+    layout = _INTERLEAVED.get(encoding)
+    if layout is None:
+        raise ImageError(
+            'unknown encoding',
+            f'The image has encoding {quoted(encoding)}; known are {", ".join(ENCODINGS)}. Set '
+            'the camera driver to one of these.',
+        )
+    if encoding in PACKED_YUV:
+        _check_even(msg, 'width', msg.width)
+    pixels = _pixels(msg, data, layout, max_pixels)
+    if encoding in BAYER:
+        _check_bayer_size(pixels, encoding)
+    return _converted(pixels, layout.to_rgb)
 
 
-def compressed_to_rgb(msg: CompressedImage) -> UInt8:
-    """Give the picture in a compressed image message (JPEG, PNG and what else OpenCV reads).
+def compressed_to_rgb(
+    msg: CompressedImage, max_pixels: int = NodeConfig.max_pixels,
+) -> UInt8:
+    """Give the picture in a compressed image message, which is a JPEG or a PNG.
 
-    What the data is, its own first bytes say. The message's format says what was compressed: a
-    Bayer mosaic is converted, and colours that were compressed in the order RGB are not swapped.
+    Which of them the data is, its own first bytes say. The message's format says what was
+    compressed: a Bayer mosaic is converted, and colours that were compressed in the order RGB are
+    not swapped. An orientation in the file's own notes is not followed: it would be another
+    picture than the one that camera_info belongs to.
+
+    Args:
+        msg: The message.
+        max_pixels: Largest product of width and height that is decoded.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
         ImageError: 'empty image', 'compressed depth', 'truncated jpeg', 'truncated png',
-            'undecodable', 'no converter'.
+            'undecodable', 'too many scans', 'too small', 'too many pixels', 'side too long'.
 
     """
     described = str(msg.format)
@@ -119,27 +152,29 @@ def compressed_to_rgb(msg: CompressedImage) -> UInt8:
     if not data:
         raise ImageError(
             'empty image',
-            f'The compressed image (format {described!r}) has no data. Check the camera driver.',
+            f'The compressed image (format {quoted(described)}) has no data. Check the camera '
+            'driver.',
         )
     if 'compresseddepth' in described.lower():
         raise ImageError(
             'compressed depth',
-            f'The compressed image has format {described!r}: it is a depth image, not a colour '
-            'picture. Remap image to a colour topic.',
+            f'The compressed image has format {quoted(described)}: it is a depth image, not a '
+            'colour picture. Remap image to a colour topic.',
         )
-    pixels = compressed.decode(data, described)
+    file = compressed.read(data, described)
+    _check_pixel_count(file.width, file.height, max_pixels)
+    pixels = compressed.decode(file)
     original, _, compression = described.partition(';')
     if pixels.ndim == 2:
         pattern = f'{original.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
-        if pattern in mosaic.BAYER:
-            return _mosaic_to_rgb(pixels, pattern)
-        return _cvt_color(_upper_bits(pixels), cv2.COLOR_GRAY2RGB)
+        if pattern not in BAYER:
+            return _converted(pixels, cv2.COLOR_GRAY2RGB)
+        _check_bayer_size(pixels, pattern)
+        return _converted(pixels, BAYER[pattern].to_rgb)
     is_rgb = 'compressed rgb' in compression
     if pixels.shape[2] == 4:
-        code = cv2.COLOR_RGBA2RGB if is_rgb else cv2.COLOR_BGRA2RGB
-        return _cvt_color(_upper_bits(pixels), code)
-    pixels = _upper_bits(pixels)
-    return pixels if is_rgb else _cvt_color(pixels, cv2.COLOR_BGR2RGB)
+        return _converted(pixels, cv2.COLOR_RGBA2RGB if is_rgb else cv2.COLOR_BGRA2RGB)
+    return _converted(pixels, None if is_rgb else cv2.COLOR_BGR2RGB)
 
 
 def depth_image(
@@ -224,10 +259,12 @@ def _bytes_of(msg: Any) -> UInt8:
     return np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
 
 
-def _pixels(msg: Image, data: UInt8, channels: int, bits: int) -> NDArray[Any]:
+def _pixels(msg: Image, data: UInt8, layout: _Layout, max_pixels: int) -> NDArray[Any]:
     """(H, W) or (H, W, channels) view of the data in the message's byte order."""
-    width, height, step, size = int(msg.width), int(msg.height), int(msg.step), bits // 8
+    width, height, step = int(msg.width), int(msg.height), int(msg.step)
+    channels, size = layout.channels, layout.bits // 8
     _check_layout(msg, data, width * channels * size, height * step)
+    _check_pixel_count(width, height, max_pixels)
     order = '>' if msg.is_bigendian else '<'
     shape = (height, width) if channels == 1 else (height, width, channels)
     strides = (step, channels * size) if channels == 1 else (step, channels * size, size)
@@ -260,8 +297,8 @@ def _check_present(msg: Image, data: UInt8) -> None:
     if not data.size:
         raise ImageError(
             'empty image',
-            f'The image ({msg.width}x{msg.height}, encoding {msg.encoding!r}) has no data. Check '
-            'the camera driver.',
+            f'The image ({msg.width}x{msg.height}, encoding {quoted(str(msg.encoding))}) has no '
+            'data. Check the camera driver.',
         )
     if not msg.width or not msg.height:
         raise ImageError(
@@ -271,11 +308,27 @@ def _check_present(msg: Image, data: UInt8) -> None:
         )
 
 
-def _check_bayer_size(msg: Image) -> None:
-    if min(msg.width, msg.height) < _BAYER_LEAST:
+def _check_pixel_count(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise ImageError(
+            'too many pixels',
+            f'The image has {width}x{height} = {width * height} pixels, but max_pixels is {most}. '
+            'Let the camera publish smaller images, or raise that parameter.',
+        )
+    if max(width, height) > _LONGEST_SIDE:
+        raise ImageError(
+            'side too long',
+            f'The image has size {width}x{height}, but neither side may be longer than '
+            f'{_LONGEST_SIDE}. Check the camera driver.',
+        )
+
+
+def _check_bayer_size(pixels: NDArray[Any], encoding: str) -> None:
+    height, width = pixels.shape
+    if min(width, height) < _BAYER_LEAST:
         raise ImageError(
             'too small',
-            f'The image has size {msg.width}x{msg.height}, but the colours of {msg.encoding} are '
+            f'The image has size {width}x{height}, but the colours of {encoding} are '
             f'interpolated from at least {_BAYER_LEAST}x{_BAYER_LEAST}. Check the camera driver.',
         )
 
@@ -289,22 +342,14 @@ def _check_even(msg: Image, name: str, value: int) -> None:
         )
 
 
-def _upper_bits(pixels: NDArray[Any]) -> UInt8:
-    """Upper 8 bits of every channel; 8-bit pixels come back as they are."""
-    if pixels.itemsize == 1:
-        return pixels
-    return (pixels >> 8).astype(np.uint8)
+def _converted(pixels: NDArray[Any], code: int | None) -> UInt8:
+    """RGB of pixels with 8 or 16 bits a channel; None: they are RGB already."""
+    if pixels.itemsize > 1:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return pixels if code is None else np.asarray(cv2.cvtColor(pixels, code), np.uint8)
 
 
-def _cvt_color(pixels: UInt8, code: int) -> UInt8:
-    return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
-
-
-def _mosaic_to_rgb(pixels: NDArray[Any], encoding: str) -> UInt8:
-    return mosaic.to_rgb(np.ascontiguousarray(_upper_bits(pixels)), encoding)
-
-
-def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
+def _planar_to_rgb(msg: Image, data: UInt8, max_pixels: int) -> UInt8:
     """Convert a plane of Y and a plane of interleaved U and V, as in V4L2 (`step` is that of Y).
 
     Neither cv_bridge nor rosbags-image reads these in drivers' layout: height is the picture's,
@@ -317,6 +362,7 @@ def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
         _check_even(msg, 'width', width)
         _check_even(msg, 'height', height)
     _check_layout(msg, data, width, step * height * 3 if full else step * height * 3 // 2)
+    _check_pixel_count(width, height, max_pixels)
     luma = np.ndarray((height, width), np.uint8, data.data, strides=(step, 1))
     chroma_step, chroma_shape = (
         (2 * step, (height, width, 2)) if full else (step, (height // 2, width // 2, 2))
@@ -324,11 +370,22 @@ def _planar_to_rgb(msg: Image, data: UInt8) -> UInt8:
     chroma = np.ndarray(
         chroma_shape, np.uint8, data.data, offset=step * height, strides=(chroma_step, 2, 1)
     )
-    code = cv2.COLOR_YUV2RGB_NV21 if msg.encoding == 'nv21' else cv2.COLOR_YUV2RGB_NV12
     if full:
-        # OpenCV has no code for it, but nv12 of twice the size with every pixel four times holds
-        # the same picture, and gives the same arithmetic as for its siblings.
-        double = (2 * width, 2 * height)
-        luma = np.asarray(cv2.resize(luma, double, interpolation=cv2.INTER_NEAREST), np.uint8)
-    rgb = np.asarray(cv2.cvtColorTwoPlane(luma, chroma, code), np.uint8)
-    return np.ascontiguousarray(rgb[::2, ::2]) if full else rgb
+        return _nv24_to_rgb(luma, chroma)
+    code = cv2.COLOR_YUV2RGB_NV21 if msg.encoding == 'nv21' else cv2.COLOR_YUV2RGB_NV12
+    return np.asarray(cv2.cvtColorTwoPlane(luma, chroma, code), np.uint8)
+
+
+def _nv24_to_rgb(luma: UInt8, chroma: UInt8) -> UInt8:
+    """Convert a few rows at a time as nv12 of twice the size, with every pixel four times.
+
+    OpenCV has no code for nv24; this holds the same picture, and is the same arithmetic as for
+    its siblings.
+    """
+    height, width = luma.shape
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _NV24_ROWS):
+        rows = slice(top, top + _NV24_ROWS)
+        double = luma[rows].repeat(2, axis=0).repeat(2, axis=1)
+        rgb[rows] = cv2.cvtColorTwoPlane(double, chroma[rows], cv2.COLOR_YUV2RGB_NV12)[::2, ::2]
+    return rgb
