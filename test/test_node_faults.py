@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import numpy as np
 from clip_standin import synthetic_rgb
 from rclpy.serialization import serialize_message
 from ros_harness import (
@@ -32,7 +33,7 @@ STATUS = 'depth_node: frames'
 @pytest.fixture(scope='module')
 def node(domain, cache, tiny_weights):
     # Deeper than usual, so that no image is replaced before it reaches the node.
-    arguments = tiny_arguments(tiny_weights, input_timeout=0.5,
+    arguments = tiny_arguments(tiny_weights, input_timeout=0.5, max_pixels=100_000,
                                **{'qos_overrides./image.subscription.depth': 10})
     with running(arguments, domain=domain, cache=cache) as node:
         yield node
@@ -65,6 +66,7 @@ BAD_IMAGES = {
     'wrong step': lambda good: changed(good, step=WIDTH),
     'unknown encoding': lambda good: changed(good, encoding='rgb9'),
     'zero size': lambda good: changed(good, width=0, step=0),
+    'too many pixels': lambda good: image(good.header, np.zeros((300, 400), np.uint8), 'mono8'),
     'truncated data': lambda good: shortened(good, len(good.data) // 2),
 }
 
