@@ -23,18 +23,6 @@ def quoted(value: object, limit: int = 80) -> str:
     return f'{text[:limit - 1]}… ({length} {unit})'
 
 
-def quoted(value: object, limit: int = 80) -> str:
-    """Quote a value that came from outside, in one line of a message.
-
-    Args:
-        value: as Python writes it: a text with its quotation marks and without line breaks.
-        limit: characters of it to keep; where it has more, their whole number is given.
-
-    """
-    text = repr(value)
-    return text if len(text) <= limit else f'{text[:limit]}... ({len(text)} characters)'
-
-
 class DepthClipError(Exception):
     """Base of every error this package raises on purpose."""
 
