@@ -12,12 +12,12 @@ PACKAGE = 'depthclip_ros'
 
 # One line per executable: `ros2 run depthclip_ros NAME`. Each also has a file in scripts/.
 EXECUTABLES = {
-    'depth_node': 'depthclip_ros.node.depth_node:run',
+    'depth_node': 'depthclip_ros.executables:depth_node',
     'depthclip': 'depthclip_ros.cli.main:main',
-    'image_source': 'depthclip_ros.sources.image_source:main',
-    'bag_player': 'depthclip_ros.sources.bag_player:main',
+    'image_source': 'depthclip_ros.executables:image_source',
+    'bag_player': 'depthclip_ros.executables:bag_player',
     'offline_eval': 'offline_eval.cli:main',
-    'sim_camera': 'depthclip_ros.sources.sim_camera:main',
+    'sim_camera': 'depthclip_ros.executables:sim_camera',
 }
 
 # pip always builds through pyproject.toml, and then runs this file with one of these commands.
@@ -55,6 +55,9 @@ if BUILT_BY_PIP:
         'torchvision>=0.15',
         'tqdm>=4.60',
     ]
+else:
+    # colcon installs every executable to lib/<package>. All remedies say `depthclip …`.
+    DATA_FILES.append(('bin', ['scripts/colcon/depthclip']))
 
 setup(
     name=PACKAGE,

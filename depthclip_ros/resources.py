@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .core.errors import DepthClipError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 PACKAGE = 'depthclip_ros'
+
+# Where Fast DDS looks for a profile, by its older and its newer name, ...
+PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+# ... and what else tells that the user has chosen its transports.
+OTHER_CHOICES = ('FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
+SHARED_MEMORY = Path('/dev/shm')  # noqa: S108 (Fast DDS's, not a file of ours)
+# Bytes of shared memory for four processes with it. Containers often have 64 MiB in all.
+ROOM_FOR_PROFILE = 128 * 2**20
 
 
 def share_dir() -> Path:
@@ -50,6 +63,34 @@ def config_path(name: str = 'depth.yaml') -> Path:
         known = ', '.join(sorted(file.name for file in folder.glob('*.yaml'))) or 'none'
         raise DepthClipError(f"No settings '{name}' in {folder}; there are: {known}.")
     return path
+
+
+def large_images_profile(environ: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables by which Fast DDS takes config/fastdds_large_images.xml.
+
+    With its defaults, a camera_info sent just before a large image is lost behind it, and comes
+    only 3 s later: images without clouds.
+
+    Args:
+        environ: the process's environment.
+
+    Returns:
+        Nothing where the user has chosen a profile, the middleware is another one, or the
+        machine (a container, usually) has too little shared memory for it.
+
+    """
+    chosen = any(name in environ for name in (*PROFILE_VARIABLES, *OTHER_CHOICES))
+    middleware = environ.get('RMW_IMPLEMENTATION') or 'rmw_fastrtps_cpp'
+    if chosen or not middleware.startswith('rmw_fastrtps'):
+        return {}
+    try:
+        room = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return {}
+    if room < ROOM_FOR_PROFILE:
+        return {}
+    return dict.fromkeys(
+        PROFILE_VARIABLES, str(share_dir() / 'config' / 'fastdds_large_images.xml'))
 
 
 def _from_ament_index() -> Path | None:

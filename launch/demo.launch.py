@@ -8,7 +8,7 @@ declared here are passed on to it all the same.
 from __future__ import annotations
 
 from ament_index_python.packages import get_packages_with_prefixes
-from launch import Event, LaunchContext, LaunchDescription
+from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
     DeclareLaunchArgument,
@@ -18,9 +18,12 @@ from launch.actions import (
     SetLaunchConfiguration,
     Shutdown,
 )
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from depthclip_ros.launching import report_failure
 
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
@@ -73,16 +76,24 @@ ARGUMENTS = [
         choices=['true', 'false'],
         description='Show image, depth and cloud in RViz, where it is installed',
     ),
+    DeclareLaunchArgument(
+        'required',
+        default_value='true',
+        choices=['true', 'false'],
+        description='Stop everything when depth_node ends',
+    ),
 ]
 
 
 def generate_launch_description() -> LaunchDescription:
     """The same arguments again for depth.launch.py, which has other defaults for them."""
     passed_on = {
-        name: LaunchConfiguration(name) for name in ('params_file', 'namespace', 'rviz')
+        name: LaunchConfiguration(name)
+        for name in ('params_file', 'namespace', 'rviz', 'required')
     }
     return LaunchDescription([
         *ARGUMENTS,
+        OpaqueFunction(function=_refuse_other_cameras),
         OpaqueFunction(function=_without_missing_rviz),
         OpaqueFunction(function=_sim_camera),
         IncludeLaunchDescription(
@@ -90,6 +101,18 @@ def generate_launch_description() -> LaunchDescription:
             launch_arguments=passed_on.items(),
         ),
     ])
+
+
+def _refuse_other_cameras(context: LaunchContext) -> list[Action]:
+    """Pictures from elsewhere and from sim_camera would be mixed, or only one of them be seen."""
+    for name in ('bag', 'image', 'camera_info'):
+        value = LaunchConfiguration(name, default='').perform(context)
+        if value:
+            raise RuntimeError(
+                f'{name}:={value}: the demo shows the rooms of its own camera. For others: '
+                f'ros2 launch {PACKAGE} depth.launch.py {name}:={value}'
+            )
+    return []
 
 
 def _without_missing_rviz(context: LaunchContext) -> list[Action]:
@@ -123,6 +146,9 @@ def _sim_camera(context: LaunchContext) -> list[Action]:
     ]
 
 
-def _end(_: Event, context: LaunchContext) -> list[Action]:
+def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:
     """Nothing is left to see without the camera, unless everything ends already."""
-    return [] if context.is_shutdown else [Shutdown(reason='sim_camera has ended')]
+    if context.is_shutdown:
+        return []
+    report_failure('sim_camera', event.returncode, context.asyncio_loop)
+    return [Shutdown(reason='sim_camera has ended')]

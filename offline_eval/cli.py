@@ -13,6 +13,7 @@ from pathlib import Path
 from depthclip_ros import resources
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.executables import missing_package
 from depthclip_ros.node.config import NodeConfig, read_config
 
 PROGRAM = 'offline_eval'
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'{PROGRAM}: interrupted; --resume continues.', file=sys.stderr)
         return 130
     except ImportError as error:
-        if error.name is None or error.name.startswith(('depthclip_ros', PROGRAM)):
+        reason = missing_package(error)
+        if not reason:
             raise
-        print(f'{PROGRAM}: the Python package {error.name!r} cannot be imported ({error}); '
-              "'depthclip doctor' says how to install it.", file=sys.stderr)
+        print(f'{PROGRAM}: {reason}', file=sys.stderr)
         return 1
     except DepthClipError as error:
         print(f'{PROGRAM}: {error}', file=sys.stderr)

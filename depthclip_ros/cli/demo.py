@@ -8,6 +8,7 @@ overview.png, summary.json, the effective settings (depth_node.yaml) and the log
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..resources import config_path
+from ..resources import config_path, large_images_profile
 from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
 from ..sources.pictures import picture_files
@@ -106,6 +107,7 @@ def run_demo(options: argparse.Namespace) -> int:
     node = node.replace(image_transport='compressed' if plan.compressed else 'raw', autostart=True)
     album = Album(folder, plan.pictures, depth.bins, trained=trained)
     to_stderr(f'Graph: {isolate()}')
+    os.environ.update(large_images_profile(os.environ))
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         recorder = Recorder(

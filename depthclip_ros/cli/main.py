@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from depthclip_ros import __version__
+from depthclip_ros.executables import missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ImportError as error:
-        # What a fresh machine lacks. Errors inside this package are not the user's.
-        if error.name is None or error.name.startswith('depthclip_ros'):
+        reason = missing_package(error)
+        if not reason:
             raise
-        print(f'depthclip {options.command}: the Python package {error.name!r} cannot be '
-              f"imported ({error}). 'depthclip doctor' says how to install it.", file=sys.stderr)
+        print(f'depthclip {options.command}: {reason}', file=sys.stderr)
         return 1
     except _library_errors() as error:
         print(f'depthclip {options.command}: {error}', file=sys.stderr)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a rosbag2 bag into ROS, in pure Python: `bag_player BAG [--clock] [--loop] …`.
 
+Where the Python package rosbags is missing, or with --rosbag2, `ros2 bag play` takes over once
+the subscribers that are waited for are there.
+
 Every message goes out as the bytes that were recorded: content and header stamps are unchanged,
 and the times between messages are the recorded ones, divided by `--rate`.
 
@@ -11,7 +14,10 @@ Publishers: one per topic of the bag, with the recorded reliability, durability 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
+import json
+import os
 import signal
 import sys
 import threading
@@ -21,7 +27,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DepthClipError
-from .bag import BagError, bag_messages, open_bag
+from ..resources import large_images_profile
+from . import rosbag2
+from .bag import BagError, bag_messages, bag_topics, open_bag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +46,7 @@ CLOCK_TOPIC = '/clock'
 DEFAULT_DEPTH = 10
 SETTLE_SECONDS = 0.5  # after the first subscriber, the others of a node follow within this
 ACKNOWLEDGE_SECONDS = 2.0
+REMIND_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,16 @@ class Summary:
 class BagPlayer:
     """Publishes the messages of one bag through one node."""
 
-    def __init__(self, node: Node, reader: Reader, options: Options) -> None:
+    def __init__(
+        self, node: Node, reader: Reader, options: Options, stop: threading.Event,
+    ) -> None:
         """Create the publishers.
 
         Args:
             node: Node that publishes.
             reader: Open bag.
             options: What to play.
+            stop: Ends `play` soon when it is set, by a signal handler or another thread.
 
         Raises:
             BagError: the bag lacks a topic that is asked for, or holds nothing to play.
@@ -118,19 +130,15 @@ class BagPlayer:
         self._log = node.get_logger()
         self._reader = reader
         self._options = options
-        self._stop = threading.Event()
+        self._stop = stop
         self._connections = self._selected()
         self._publishers = self._make_publishers()
         self._clock: Callable[[int], None] | None = None
         if options.clock:
             self._clock = _clock_publisher(node)
 
-    def stop(self) -> None:
-        """End `play` soon; may be called from a signal handler or another thread."""
-        self._stop.set()
-
     def play(self) -> Summary:
-        """Play to the end, or until `stop`."""
+        """Play to the end, or until told to stop."""
         self._wait_for_subscribers()
         first = self._reader.start_time + int(self._options.start_offset * NANOSECONDS)
         started = time.monotonic()
@@ -195,28 +203,9 @@ class BagPlayer:
 
     def _wait_for_subscribers(self) -> None:
         """Wait for the first subscriber, and until no more come."""
-        limit = self._options.wait_for_subscribers
-        if not limit:
-            return
-        deadline = time.monotonic() + limit
-        before, changed = 0, 0.0
-        while not self._stop.is_set():
-            now = time.monotonic()
-            counts = {t: p.get_subscription_count() for t, p in self._publishers.items()}
-            total = sum(counts.values())
-            lacking = [t for t in self._options.wait_for if not counts.get(t, 1)]
-            if total != before:
-                before, changed = total, now
-            if total and not lacking and now - changed >= self._options.settle:
-                return
-            if now >= deadline:
-                if lacking or not total:
-                    self._log.warning(
-                        f'nobody subscribed{" to " * bool(lacking)}{", ".join(lacking)} within '
-                        f'{limit:g} s (--wait-for-subscribers); playing all the same'
-                    )
-                return
-            self._stop.wait(0.02)
+        wait_for_subscribers(
+            lambda: {t: p.get_subscription_count() for t, p in self._publishers.items()},
+            self._options, self._log, self._stop)
 
     def _play_once(self, first: int) -> None:
         """Play from bag time `first` (ns) to the end."""
@@ -289,6 +278,42 @@ class _Timeline:
         if ahead > 0:
             self._stop.wait(ahead)
         return max(0.0, -ahead)
+
+
+def wait_for_subscribers(
+    counts: Callable[[], dict[str, int]], options: Options, log: Any, stop: threading.Event,
+) -> None:
+    """Wait as the options say, and tell what for.
+
+    Args:
+        counts: gives the number of subscribers by topic, as in the bag.
+        options: how long, and for which topics.
+        log: of the node.
+        stop: ends the waiting.
+
+    """
+    start = time.monotonic()
+    reminded, before, changed = 0.0, 0, start
+    while options.wait_for_subscribers and not stop.is_set():
+        found, now = counts(), time.monotonic()
+        total = sum(found.values())
+        lacking = [topic for topic in options.wait_for if not found.get(topic, 1)]
+        if total != before:
+            before, changed = total, now
+        if total and not lacking and now - changed >= options.settle:
+            return
+        missing = f'of {", ".join(lacking)}' if lacking else 'of any topic'
+        if now - start >= options.wait_for_subscribers:
+            if lacking or not total:
+                text = (f'no subscriber {missing} within {options.wait_for_subscribers:g} s '
+                        '(--wait-for-subscribers); playing all the same')
+                log.warning(text)
+            return
+        if (lacking or not total) and now >= reminded + REMIND_SECONDS:
+            reminded, left = now, options.wait_for_subscribers - (now - start)
+            text = f'waiting for a subscriber {missing}, at most {left:.0f} s'
+            log.info(text)
+        stop.wait(0.02)
 
 
 def message_type(name: str) -> Any | None:
@@ -435,6 +460,16 @@ def parser() -> argparse.ArgumentParser:
         help='with --wait-for-subscribers: these topics must each have one',
     )
     parser.add_argument(
+        '--rosbag2',
+        action='store_true',
+        help='wait, then let `ros2 bag play` play; so it is also where rosbags is not installed',
+    )
+    parser.add_argument(
+        '--list',
+        action='store_true',
+        help='print the topics as JSON, each a name, a type and a number of messages, and end',
+    )
+    parser.add_argument(
         '--settle',
         type=_not_negative,
         default=SETTLE_SECONDS,
@@ -451,31 +486,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     for rule in given.remap:
         ros += ['--ros-args', '-r', rule, '--']
     try:
-        import rclpy
-        from rclpy.signals import SignalHandlerOptions
-    except ImportError as error:
-        print(
-            f'bag_player: rclpy cannot be imported ({error}). Source a ROS 2 setup file, or '
-            "install the wheels: pip install '.[ros]'",
-            file=sys.stderr,
-        )
-        return 1
-    # Signals are ours: they end the playing, and the summary still comes.
-    rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
-    try:
-        return _play(given)
+        if given.list:
+            print(json.dumps([dataclasses.astuple(topic) for topic in bag_topics(given.bag)]))
+            return 0
+        return _play(given, ros)
     except DepthClipError as error:
         print(f'bag_player: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before our own handler is there
         return 130
-    finally:
-        rclpy.try_shutdown()
 
 
-def _play(given: argparse.Namespace) -> int:
-    import rclpy
-
+def _play(given: argparse.Namespace, ros: list[str]) -> int:
+    try:
+        import rclpy
+        from rclpy.signals import SignalHandlerOptions
+    except ImportError as error:
+        raise BagError(f'rclpy cannot be imported ({error}). Source a ROS 2 setup file, or '
+                       "install the wheels: pip install '.[ros]'.") from error
     options = Options(
         rate=given.rate,
         loop=given.loop,
@@ -486,13 +514,33 @@ def _play(given: argparse.Namespace) -> int:
         settle=given.settle,
         wait_for=tuple(given.wait_for),
     )
-    reader = open_bag(given.bag)
+    stop = threading.Event()
+    os.environ.update(large_images_profile(os.environ))
+    # Signals are ours: they end the playing, and the summary still comes.
+    rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        if not (given.rosbag2 or rosbag2.is_needed(given.bag)):
+            return _play_ourselves(given.bag, options, stop)
+        command = rosbag2.command(given)
+        _wait_for_listeners(given, options, stop)
+    finally:
+        rclpy.try_shutdown()
+    if not stop.is_set():
+        # One process from here on: signals and the exit code are the player's own.
+        os.execvp(command[0], command)  # noqa: S606
+    return 0
+
+
+def _play_ourselves(bag: str, options: Options, stop: threading.Event) -> int:
+    import rclpy
+
+    reader = open_bag(bag)
     try:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
-        player = BagPlayer(node, reader, options)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: player.stop())
-        node.get_logger().info(f'playing {given.bag}')
+        player = BagPlayer(node, reader, options, stop)
+        node.get_logger().info(f'playing {bag}')
         try:
             player.play()
         finally:
@@ -501,6 +549,22 @@ def _play(given: argparse.Namespace) -> int:
     finally:
         reader.close()
     return 0
+
+
+def _wait_for_listeners(
+    given: argparse.Namespace, options: Options, stop: threading.Event,
+) -> None:
+    """Wait for those to whom `ros2 bag play` is going to play."""
+    import rclpy
+
+    node = rclpy.create_node('bag_player', start_parameter_services=False)
+    names = dict(rule.split(':=', 1) for rule in given.remap)
+    topics = options.topics or options.wait_for or [t.name for t in bag_topics(given.bag)]
+    wait_for_subscribers(
+        lambda: {topic: node.count_subscribers(names.get(topic, topic)) for topic in topics},
+        options, node.get_logger(), stop)
+    node.get_logger().info(f'playing {given.bag} by ros2 bag play')
+    node.destroy_node()
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ sensor-data subscribers match; `qos_overrides` apply.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from contextlib import suppress
@@ -29,6 +30,7 @@ from std_msgs.msg import Header
 
 from ..core.errors import CameraInfoError, DepthClipError, ImageError
 from ..node import image_io
+from ..resources import large_images_profile
 from .camera_info import CameraCalibration
 from .pictures import (
     BUILTIN_HFOV,
@@ -153,6 +155,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `image_source`; returns its exit code."""
     arguments = list(sys.argv if args is None else ['image_source', *args])
     options = parser().parse_args(remove_ros_args(arguments)[1:])
+    os.environ.update(large_images_profile(os.environ))
     rclpy.init(args=arguments)
     try:
         return _run(options)

@@ -21,6 +21,7 @@ Parameters:
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from ..node.config import ROS_OWN
 from ..node.parameters import check_qos_overrides, descriptor, given_overrides
 from ..node.process import StopSignals
 from ..node.qos_events import publisher_callbacks
+from ..resources import large_images_profile
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from .bag_player import message_type
 from .image_source import QOS
@@ -259,6 +261,7 @@ def main(args: Sequence[str] | None = None) -> int:
     signals = StopSignals()
     node: SimCameraNode | None = None
     try:
+        os.environ.update(large_images_profile(os.environ))
         # As in depth_node: rclpy's own handlers would close the context under the last messages.
         rclpy.init(args=list(sys.argv if args is None else ['sim_camera', *args]),
                    signal_handler_options=SignalHandlerOptions.NO)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry points of the executables, which say in a sentence what this Python lacks.
+
+The modules behind them import rclpy, torch or cv2, so that a fresh machine would answer with a
+traceback. This file imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+PACKAGE = __package__ or 'depthclip_ros'
+
+
+def missing_package(error: ImportError) -> str:
+    """What to tell the user of a package that cannot be imported; '' for a fault of our own."""
+    if error.name is None or error.name.partition('.')[0] in (PACKAGE, 'offline_eval'):
+        return ''
+    return (f'the Python package {error.name!r} cannot be imported ({error}), in the Python of '
+            f"{sys.executable}. 'depthclip doctor' says how to install it.")
+
+
+def run(name: str, module: str, function: str = 'main') -> int:
+    """Run a function of a module of this package; gives the exit code of the executable.
+
+    Args:
+        name: of the executable.
+        module: within the package.
+        function: without arguments, gives the exit code or ends the process.
+
+    """
+    try:
+        return int(getattr(importlib.import_module(f'{PACKAGE}.{module}'), function)())
+    except ImportError as error:
+        reason = missing_package(error)
+        if not reason:
+            raise
+        sys.stderr.write(f'{name}: {reason}\n')
+        return 1
+
+
+def depth_node() -> int:
+    """Run the lifecycle node."""
+    return run('depth_node', 'node.depth_node', 'run')
+
+
+def image_source() -> int:
+    """Run the camera without a camera."""
+    return run('image_source', 'sources.image_source')
+
+
+def bag_player() -> int:
+    """Run the player of bags."""
+    return run('bag_player', 'sources.bag_player')
+
+
+def sim_camera() -> int:
+    """Run the camera in rendered rooms."""
+    return run('sim_camera', 'sources.sim_camera')

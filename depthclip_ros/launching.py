@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What depth.launch.py starts, as plain data. Needs neither ROS nor launch.
+
+`ros2 launch` runs in the system's Python, which may lack everything that this package gets from
+pip: nothing here imports more than the standard library and yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .core.errors import ConfigError
+from .node.config import read_config
+from .resources import large_images_profile
+from .sources.bag import (
+    BagError,
+    BagTopic,
+    bag_topics,
+    camera_info_beside,
+    camera_topics,
+    checked_path,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
+
+    Parameters: TypeAlias = 'dict[str, str | bool | list[str]]'
+
+NODE = 'depth_node'
+# Seconds for which the player waits for the node, which may have to download its weights first.
+PATIENCE = 1800
+# Seconds from the node's subscriptions to the first message: listeners of the node, such as RViz,
+# and the node are still to find each other, while its processor is busy.
+SETTLE = 2
+
+
+class Camera(NamedTuple):
+    """A camera of the node, and the topics it uses instead of its own ('': its own)."""
+
+    name: str
+    image: str
+    camera_info: str
+
+    def remappings(self) -> list[tuple[str, str]]:
+        """Of the relative topics in the camera's namespace."""
+        result = []
+        if self.image:
+            base = self.image.removesuffix('/compressed')
+            result += [('image', base), ('image/compressed', f'{base}/compressed')]
+        if self.camera_info:
+            result.append(('camera_info', self.camera_info))
+        return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to start.
+
+    Attributes:
+        params_file: of the node; it has been read and fits.
+        parameters: of the node, over those of the file.
+        cameras: at least one.
+        remappings: of the node.
+        environment: variables to set for all that send images.
+        player: arguments of bag_player; None: no replay.
+        respawn: whether the node is started again when it ends.
+        required: whether everything ends with the node.
+        notes: what to say at the start.
+
+    """
+
+    params_file: str
+    parameters: Parameters
+    cameras: list[Camera]
+    remappings: list[tuple[str, str]]
+    environment: dict[str, str]
+    player: list[str] | None
+    respawn: bool
+    required: bool
+    notes: list[str]
+
+
+def full_namespace(around: str, namespace: str) -> str:
+    """Absolute namespace of the node, with '/' at its beginning only."""
+    joined = namespace if namespace.startswith('/') else f'{around}/{namespace}'
+    return '/' + joined.strip('/')
+
+
+def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) -> Plan:
+    """Work out what the launch arguments mean.
+
+    Args:
+        value: of every argument of depth.launch.py, by its name.
+        namespace: of the node, fully resolved.
+        bag_lister: command `bag_player`, as it is started for the replay.
+
+    Raises:
+        DepthClipError: arguments that do not fit one another, the bag, or the parameter file.
+
+    """
+    params_file = str(Path(value['params_file']).expanduser())
+    read_config(params_file, f'{namespace.rstrip("/")}/{NODE}')
+    respawn, required = _ending(value)
+    cameras, notes = _cameras(value, bag_lister)
+    parameters: Parameters = {
+        name: value[name] for name in ('weights', 'device') if value[name]
+    }
+    if value['cameras']:
+        parameters['cameras'] = [camera.name for camera in cameras]
+    if value['bag']:
+        parameters['use_sim_time'] = True
+    if _all_compressed([camera.image for camera in cameras]):
+        parameters['image_transport'] = 'compressed'
+    if value['use_sim_time']:
+        parameters['use_sim_time'] = value['use_sim_time'] == 'true'
+    return Plan(
+        params_file=params_file,
+        parameters=parameters,
+        cameras=cameras,
+        remappings=[
+            (f'{camera.name}/{topic}'.removeprefix('/'), target)
+            for camera in cameras for topic, target in camera.remappings()
+        ],
+        environment=large_images_profile(os.environ),
+        player=_player(value, cameras) if value['bag'] else None,
+        respawn=respawn,
+        required=required,
+        notes=notes,
+    )
+
+
+def report_failure(name: str, code: int, loop: asyncio.AbstractEventLoop) -> None:
+    """Let `ros2 launch` return 1 when it ends, without ending anything now.
+
+    An exception in a launch file would do so too, but stops everything at once, and other launch
+    files' handlers of the same event with it. What the loop is told of sets the exit code only.
+
+    Args:
+        name: of the process that has ended.
+        code: its exit code; 0 is no failure.
+        loop: of the launch.
+
+    """
+    if code:
+        loop.call_exception_handler({'message': f'{name} has died (exit code {code})'})
+
+
+def _ending(value: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether the node is respawned, and whether everything ends with it."""
+    respawn = value['respawn'] == 'true'
+    if respawn and value['required'] == 'true':
+        raise ConfigError('respawn:=true and required:=true: a node that is started again does '
+                          'not end anything; give one of them.')
+    default = bool(value['bag']) and not respawn
+    return respawn, value['required'] == 'true' if value['required'] else default
+
+
+def _player(value: Mapping[str, str], cameras: Sequence[Camera]) -> list[str]:
+    """Arguments of bag_player, which is started at once and waits for the node by itself."""
+    topics = [topic for camera in cameras for topic in camera[1:] if topic]
+    by_rosbag2 = ['--rosbag2'] if value['player'] == 'rosbag2' else []
+    return [str(Path(value['bag']).expanduser()), '--clock', *by_rosbag2,
+            '--wait-for-subscribers', str(PATIENCE), '--settle', str(SETTLE),
+            '--wait-for', *topics]
+
+
+def _cameras(
+    value: Mapping[str, str], bag_lister: Sequence[str],
+) -> tuple[list[Camera], list[str]]:
+    """The cameras with the topics of the arguments or of the bag, and what to say about them."""
+    names = _split(value['cameras'])
+    cameras, notes = [], []
+    topics = _topics_of(value['bag'], bag_lister) if value['bag'] else None
+    images = _for_each(names, 'image', value['image'])
+    camera_infos = _for_each(names, 'camera_info', value['camera_info'])
+    for camera in map(Camera, names, images, camera_infos):
+        if topics is not None:
+            found, said = _from_bag(camera, topics)
+        elif camera.image and not camera.camera_info:
+            found = camera._replace(camera_info=camera_info_beside(camera.image))
+            said = [f'camera_info from {found.camera_info}']
+        else:
+            found, said = camera, []
+        cameras.append(found)
+        notes += said
+    return cameras, notes
+
+
+def _topics_of(bag: str, bag_lister: Sequence[str]) -> list[BagTopic]:
+    """Topics of a bag, asked of the player's Python where this one cannot read it."""
+    if checked_path(bag).is_dir():
+        return bag_topics(bag)
+    listed = subprocess.run([*bag_lister, bag, '--list'], capture_output=True, text=True,
+                            check=False)
+    if listed.returncode:
+        said = listed.stderr.strip().splitlines() or [f'exit code {listed.returncode}']
+        raise BagError(said[-1].removeprefix('bag_player: '))
+    return [BagTopic(*topic) for topic in json.loads(listed.stdout)]
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(',')]
+
+
+def _for_each(names: list[str], argument: str, text: str) -> list[str]:
+    """One topic for every camera; all empty if the argument is."""
+    topics = _split(text) if text else [''] * len(names)
+    if len(topics) != len(names):
+        raise ConfigError(
+            f'{argument}:={text} and cameras:={",".join(names)} are {len(topics)} topics for '
+            f'{len(names)} cameras: give one for each, in the same order, separated by commas.'
+        )
+    return topics
+
+
+def _all_compressed(images: list[str]) -> bool:
+    compressed = {image.endswith('/compressed') for image in images}
+    if len(compressed) > 1:
+        raise ConfigError(
+            f'image:={",".join(images)}: some are compressed and some are not. The node reads '
+            'one kind: give raw topics only, or compressed ones only.'
+        )
+    return compressed == {True}
+
+
+def _from_bag(camera: Camera, topics: list[BagTopic]) -> tuple[Camera, list[str]]:
+    """Fill in the topics of a camera from a bag; also gives what to say about it."""
+    if camera.name and not camera.image:
+        topics = [topic for topic in topics if topic.name.startswith(f'/{camera.name}/')]
+        if not topics:
+            raise BagError(
+                f'cameras:={camera.name}: the bag has no topic under /{camera.name}/; say with '
+                'image:=TOPIC,TOPIC which topics are the cameras.'
+            )
+    found = camera_topics(topics, camera.image)
+    image = found.image + ('/compressed' if found.compressed else '')
+    notes = [f'bag: images from {image}']
+    if camera.camera_info:
+        return camera._replace(image=image), notes
+    if found.camera_info is None:
+        notes.append(
+            f'bag: it has no {camera_info_beside(found.image)}, so there will be no cloud; if '
+            'the camera_info is on another topic, say so with camera_info:=TOPIC'
+        )
+    else:
+        notes.append(f'bag: camera_info from {found.camera_info}')
+    return camera._replace(image=image, camera_info=found.camera_info or ''), notes

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files start, where launch itself is not installed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+
+from depthclip_ros import launching, resources
+from depthclip_ros.core.errors import ConfigError, DepthClipError
+from depthclip_ros.sources.bag import BagError
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+INFO = 'sensor_msgs/msg/CameraInfo'
+ARGUMENTS = {
+    'params_file': str(ROOT / 'config/demo.yaml'), 'namespace': '', 'cameras': '', 'image': '',
+    'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '', 'rviz': 'false',
+    'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
+}
+NO_LISTER = ['/nowhere/bag_player']
+
+
+def make_plan(namespace='/', lister=NO_LISTER, **arguments):
+    return launching.plan({**ARGUMENTS, **arguments}, namespace, lister)
+
+
+@pytest.fixture
+def bag(tmp_path):
+    """Make a bag folder, which is judged by its metadata alone."""
+    def write(*topics):
+        entries = [{'topic_metadata': {'name': name, 'type': kind}, 'message_count': 3}
+                   for name, kind in topics]
+        (tmp_path / 'metadata.yaml').write_text(yaml.safe_dump({'rosbag2_bagfile_information': {
+            'storage_identifier': 'mcap', 'topics_with_message_count': entries}}))
+        return str(tmp_path)
+    return write
+
+
+def camera(name, kind=RAW):
+    return [(f'/{name}/image' + '/compressed' * (kind == COMPRESSED), kind),
+            (f'/{name}/camera_info', INFO)]
+
+
+# The node ------------------------------------------------------------------------------------
+
+
+def test_empty_arguments_leave_the_settings_alone():
+    plan = make_plan()
+    assert (plan.parameters, plan.remappings, plan.player, plan.notes) == ({}, [], None, [])
+    assert (plan.respawn, plan.required) == (False, False)
+
+
+def test_arguments_become_parameters_and_remappings():
+    plan = make_plan(image='/cam/image_raw', weights='demo', device='cpu', use_sim_time='true')
+    assert plan.parameters == {'weights': 'demo', 'device': 'cpu', 'use_sim_time': True}
+    assert dict(plan.remappings) == {
+        'image': '/cam/image_raw', 'image/compressed': '/cam/image_raw/compressed',
+        'camera_info': '/cam/camera_info'}
+    assert plan.notes == ['camera_info from /cam/camera_info']
+
+
+def test_compressed_images_of_several_cameras():
+    plan = make_plan(cameras='left, right', image='/l/image/compressed,/r/image/compressed',
+                     camera_info='/l/info,/r/info')
+    assert plan.parameters == {'cameras': ['left', 'right'], 'image_transport': 'compressed'}
+    assert dict(plan.remappings)['right/camera_info'] == '/r/info'
+    assert dict(plan.remappings)['left/image/compressed'] == '/l/image/compressed'
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    ({'cameras': 'left,right', 'image': '/left/image_raw'}, '1 topics for 2 cameras'),
+    ({'image': '/a/image,/b/image'}, '2 topics for 1 cameras'),
+    ({'cameras': 'left,right', 'image': '/a,/b/compressed'}, 'some are compressed'),
+    ({'respawn': 'true', 'required': 'true'}, 'give one of them'),
+    ({'params_file': '/nowhere.yaml'}, 'cannot read the parameter file'),
+    ({'bag': '/nowhere'}, 'There is no bag at /nowhere'),
+])
+def test_arguments_that_do_not_fit(arguments, words):
+    with pytest.raises(DepthClipError, match=words):
+        make_plan(**arguments)
+
+
+def test_a_parameter_file_must_be_for_the_node_where_it_will_be(tmp_path):
+    path = tmp_path / 'settings.yaml'
+    path.write_text('/front/depth_node:\n  ros__parameters:\n    offline: true\n')
+    assert make_plan('/front', params_file=str(path)).params_file == str(path)
+    with pytest.raises(ConfigError, match='no section for /depth_node; found'):
+        make_plan(params_file=str(path))
+    path.write_text('/**:\n  ros__parameters:\n    ofline: true\n')
+    with pytest.raises(ConfigError, match='unknown setting ofline'):
+        make_plan(params_file=str(path))
+
+
+@pytest.mark.parametrize(('around', 'given', 'full'), [
+    ('', '', '/'), ('', 'front', '/front'), ('/robot', '', '/robot'),
+    ('/robot', 'front', '/robot/front'), ('/robot', '/front/', '/front')])
+def test_namespaces(around, given, full):
+    assert launching.full_namespace(around, given) == full
+
+
+# How it ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('arguments', 'ending'), [
+    ({}, (False, False)), ({'required': 'true'}, (False, True)),
+    ({'respawn': 'true'}, (True, False))])
+def test_the_node_ends_its_neighbours_only_when_asked(arguments, ending):
+    plan = make_plan(**arguments)
+    assert (plan.respawn, plan.required) == ending
+
+
+def test_a_replay_ends_with_the_node_unless_told_otherwise(bag):
+    path = bag(*camera('cam'))
+    assert make_plan(bag=path).required
+    assert not make_plan(bag=path, required='false').required
+    assert not make_plan(bag=path, respawn='true').required
+
+
+def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
+    loop, told = asyncio.new_event_loop(), []
+    loop.set_exception_handler(lambda _, context: told.append(context['message']))
+    launching.report_failure('depth_node', 0, loop)
+    launching.report_failure('depth_node', -9, loop)
+    loop.close()
+    assert told == ['depth_node has died (exit code -9)']
+
+
+# Replay --------------------------------------------------------------------------------------
+
+
+def test_the_camera_of_a_bag_is_found_and_the_player_waits_for_the_node(bag):
+    path = bag(*camera('cam', COMPRESSED), *camera('depth'))
+    plan = make_plan(bag=path)
+    assert plan.parameters == {'use_sim_time': True, 'image_transport': 'compressed'}
+    assert plan.player[:2] == [path, '--clock']
+    assert plan.player[plan.player.index('--wait-for') + 1:] == [
+        '/cam/image/compressed', '/cam/camera_info']
+    assert '--rosbag2' not in plan.player
+    assert '--rosbag2' in make_plan(bag=path, player='rosbag2').player
+    assert plan.notes == ['bag: images from /cam/image/compressed',
+                          'bag: camera_info from /cam/camera_info']
+
+
+def test_the_player_accepts_its_arguments(bag):
+    from depthclip_ros.sources.bag_player import parser
+    given = parser().parse_args(make_plan(bag=bag(*camera('cam')), player='rosbag2').player)
+    assert (given.rosbag2, given.clock, given.settle) == (True, 40.0, launching.SETTLE)
+    assert given.wait_for == ['/cam/image', '/cam/camera_info']
+
+
+def test_a_bag_without_calibration_says_that_there_will_be_no_cloud(bag):
+    plan = make_plan(bag=bag(('/cam/image', RAW)))
+    assert 'no cloud' in plan.notes[1]
+    assert plan.player[-2:] == ['--wait-for', '/cam/image']
+
+
+def test_several_cameras_of_a_bag(bag):
+    path = bag(*camera('left'), *camera('right'))
+    assert dict(make_plan(bag=path, cameras='left,right').remappings)['right/image'] \
+        == '/right/image'
+    with pytest.raises(BagError, match='several cameras: /left/image, /right/image'):
+        make_plan(bag=path)
+    with pytest.raises(BagError, match='the bag has no topic under /up/'):
+        make_plan(bag=path, cameras='left,up')
+
+
+def test_a_lone_file_is_read_by_the_players_python(tmp_path):
+    path = tmp_path / 'a.mcap'
+    path.write_bytes(b'mcap')
+    listed = json.dumps([['/cam/image', RAW, 3], ['/cam/camera_info', INFO, 3]])
+    lister = [sys.executable, '-c',
+              f'import sys; assert sys.argv[2] == "--list"; print({listed!r})']
+    assert dict(make_plan(bag=str(path), lister=lister).remappings)['image'] == '/cam/image'
+    lister = [sys.executable, '-c', 'raise SystemExit("bag_player: needs the package rosbags")']
+    with pytest.raises(BagError, match=r'^needs the package rosbags$'):
+        make_plan(bag=str(path), lister=lister)
+
+
+def test_nothing_of_pip_is_needed(bag):
+    """`ros2 launch` runs in the system's Python."""
+    path = bag(*camera('cam'))
+    code = ('import sys\n'
+            'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
+            '    sys.modules[name] = None\n'
+            'from depthclip_ros.launching import plan\n'
+            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/", []).player)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
+                          capture_output=True, text=True)
+    assert '/cam/image' in done.stdout, done.stderr
+
+
+# Shared memory -------------------------------------------------------------------------------
+
+
+def test_large_images_get_a_profile_where_the_user_has_none(monkeypatch):
+    room = SimpleNamespace(free=2**30)
+    monkeypatch.setattr(resources.shutil, 'disk_usage', lambda _: room)
+    profile = resources.large_images_profile({})
+    assert set(profile) == set(resources.PROFILE_VARIABLES)
+    assert set(map(Path, profile.values())) == {ROOT / 'config' / 'fastdds_large_images.xml'}
+    for name in (*resources.PROFILE_VARIABLES, 'FASTDDS_BUILTIN_TRANSPORTS'):
+        assert resources.large_images_profile({name: 'mine'}) == {}
+    assert resources.large_images_profile({'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}) == {}
+    assert resources.large_images_profile({'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp'})
+    room.free = 64 * 2**20
+    assert resources.large_images_profile({}) == {}
+
+
+# The launch files themselves, with a stand-in for launch ---------------------------------------
+
+
+@pytest.fixture
+def launch_file(monkeypatch):
+    """Load a launch file where launch is missing; every action becomes a record."""
+    if importlib.util.find_spec('launch_ros') is not None:
+        pytest.skip('launch_ros is here: test_launch.py launches for real')
+
+    def action(kind):
+        return lambda *values, **named: SimpleNamespace(kind=kind, values=values, **named)
+
+    fake = MagicMock()
+    fake.LaunchDescription = list
+    for name in ('DeclareLaunchArgument', 'IncludeLaunchDescription', 'LogInfo', 'OpaqueFunction',
+                 'SetLaunchConfiguration', 'Shutdown', 'TimerAction', 'Node'):
+        setattr(fake, name, action(name))
+    fake.DeclareLaunchArgument = lambda name, **named: SimpleNamespace(name=name, **named)
+    fake.LaunchConfiguration = lambda name, default=None: SimpleNamespace(
+        perform=lambda context: context.launch_configurations.get(name, default))
+    fake.get_package_prefix = lambda package: str(ROOT)
+    for name in ('launch', 'launch.action', 'launch.actions', 'launch.events',
+                 'launch.events.process', 'launch.substitutions', 'launch_ros',
+                 'launch_ros.actions', 'launch_ros.substitutions', 'ament_index_python.packages'):
+        monkeypatch.setitem(sys.modules, name, fake)
+    return lambda name: runpy.run_path(str(ROOT / 'launch' / name))
+
+
+def context(**arguments):
+    return SimpleNamespace(launch_configurations={**ARGUMENTS, **arguments}, is_shutdown=False,
+                           asyncio_loop=MagicMock())
+
+
+def test_the_launch_file_declares_what_the_plan_reads(launch_file):
+    assert [a.name for a in launch_file('depth.launch.py')['ARGUMENTS']] == list(ARGUMENTS)
+
+
+def test_node_and_player_are_started_at_once(launch_file, bag):
+    actions = launch_file('depth.launch.py')['_actions'](
+        context(bag=bag(*camera('cam')), namespace='front', log_level='warn'))
+    node, player = (action for action in actions if action.kind == 'Node')
+    assert (node.executable, node.namespace, node.respawn) == ('depth_node', '/front', False)
+    assert node.parameters == [ARGUMENTS['params_file'], {'use_sim_time': True}]
+    assert ('image', '/cam/image') in node.remappings
+    assert node.ros_arguments == ['--log-level', 'warn']
+    assert player.executable == 'bag_player'
+    assert player.arguments[-2:] == ['/cam/image', '/cam/camera_info']
+    assert node.additional_env == player.additional_env
+
+
+@pytest.mark.parametrize(('arguments', 'code', 'kinds', 'failures'), [
+    ({}, 1, ['LogInfo'], 1),
+    ({}, 0, ['LogInfo'], 0),
+    ({'required': 'true'}, -11, ['LogInfo', 'Shutdown'], 1),
+    ({'respawn': 'true'}, -11, ['LogInfo'], 0),
+])
+def test_what_happens_when_the_node_ends(launch_file, arguments, code, kinds, failures):
+    around = context(**arguments)
+    node = launch_file('depth.launch.py')['_actions'](around)[-1]
+    event = SimpleNamespace(returncode=code)
+    assert [action.kind for action in node.on_exit(event, around)] == kinds
+    assert around.asyncio_loop.call_exception_handler.call_count == failures
+    around.is_shutdown = True  # it ends because everything does
+    assert node.on_exit(event, around) == []
+
+
+def test_everything_ends_with_the_bag_and_a_failing_player_is_a_failure(launch_file, bag):
+    around = context(bag=bag(*camera('cam')))
+    player = launch_file('depth.launch.py')['_actions'](around)[-1]
+    *_, timer = player.on_exit(SimpleNamespace(returncode=1), around)
+    assert [action.kind for action in timer.actions] == ['Shutdown']
+    assert around.asyncio_loop.call_exception_handler.call_count == 1
+
+
+def test_the_demo_refuses_other_cameras(launch_file):
+    demo = launch_file('demo.launch.py')
+    assert demo['_refuse_other_cameras'](context()) == []
+    for name in ('bag', 'image', 'camera_info'):
+        with pytest.raises(RuntimeError, match=f'depth.launch.py {name}:=/there'):
+            demo['_refuse_other_cameras'](context(**{name: '/there'}))
+
+
+def test_the_demo_ends_with_its_node_and_its_camera(launch_file):
+    demo = launch_file('demo.launch.py')
+    assert {a.name: a.default_value for a in demo['ARGUMENTS']}['required'] == 'true'
+    around = context(kind='office', seed='', scene_seconds='', rate='4', distortion='', noise='')
+    camera, = demo['_sim_camera'](around)
+    assert set(camera.parameters[0]) == {'kind', 'rate'}
+    assert [a.kind for a in camera.on_exit(SimpleNamespace(returncode=1), around)] == ['Shutdown']
+    assert around.asyncio_loop.call_exception_handler.call_count == 1
