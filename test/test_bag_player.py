@@ -481,7 +481,7 @@ def test_nobody_subscribes(tmp_path):
     player = start_player(tmp_path / 'bag', '--wait-for-subscribers', 0.2, '--rate', 10)
     output = player.communicate(timeout=60)[0]
     assert player.returncode == 0
-    assert 'nobody subscribed within 0.2 s' in output
+    assert 'no subscriber of any topic within 0.2 s' in output
 
 
 # Without a second process --------------------------------------------------------------------
