@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -279,6 +280,11 @@ def test_scaled_follows_image_proc():
         ('wrong matrix', {'k': [-5.0, 0, 3, 0, 5, 3, 0, 0, 1]}),
         ('wrong matrix', {'k': [5.0, 0, 3, 0, 0, 3, 0, 0, 1]}),
         ('wrong matrix', {'k': [5.0, 0, 3, 0, 5, 3, 0, 0, 0]}),
+        ('wrong matrix', {'k': [5.0, 5, 3, 5, 5, 3, 0, 0, 1]}),  # singular
+        ('wrong matrix', {'k': [5.0, 0, 3, 1, 5, 3, 0, 0, 1]}),
+        ('wrong matrix', {'k': [5e-324, 0, 3, 0, 5e-324, 3, 0, 0, 1]}),
+        ('wrong matrix', {'k': [1e300, 0, 3, 0, 1e300, 3, 0, 0, 1]}),
+        ('wrong matrix', {'p': [5.0, 0, 3, 1e300, 0, 5, 3, 0, 0, 0, 1, 0]}),
         ('unknown distortion model', {'distortion_model': 'double_sphere'}),
         ('unknown distortion model', {'distortion_model': ''}),
         ('wrong number of distortion coefficients', {'d': [0.1] * 3}),
@@ -301,14 +307,71 @@ def test_scaled_follows_image_proc():
             'wrong roi',
             {'roi': SimpleNamespace(x_offset=6, y_offset=0, width=0, height=0, do_rectify=0)},
         ),
+        (
+            'wrong roi',
+            {'roi': SimpleNamespace(x_offset=2**32 - 1, y_offset=0, width=2**32 - 1, height=9,
+                                    do_rectify=0)},
+        ),
+        ('no rays', {'d': [1e300] * 5}),
+        ('no rays', {'k': [1e-3, 0, 1e9, 0, 1e-3, 1e9, 0, 0, 1], 'd': []}),
         ('wrong binning', {'binning_x': 1000}),
+        ('wrong binning', {'binning_y': 2**32 - 1}),
     ],
 )
 def test_bad_camera_info(condition, changes):
     with pytest.raises(CameraInfoError) as caught:
         CameraModel.from_info(camera_info(**changes))
     assert caught.value.condition == condition
-    assert len(str(caught.value)) > 40  # says what to do
+    assert 40 < len(str(caught.value)) < 500  # says what to do
+
+
+@pytest.mark.parametrize('name', ['distortion_model', 'd', 'k'])
+def test_long_values_are_quoted_in_part(name):
+    info = camera_info()
+    setattr(info, name, 'x' * 10**6 if name == 'distortion_model' else
+            [0.123456789e-8] * (9 if name == 'k' else 10**5))
+    with pytest.raises(CameraInfoError) as caught:
+        CameraModel.from_info(info)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_skewed_camera():
+    camera = CameraModel.from_info(camera_info('', [], k=[
+        500.0, 40.0, 322.5, 0.0, 510.0, 236.25, 0.0, 0.0, 1.0]))
+    pixel = [500 * 0.2 + 40 * -0.1 + 322.5, 510 * -0.1 + 236.25]
+    np.testing.assert_allclose(camera.project([0.2, -0.1, 1.0]), pixel, atol=1e-9)
+    np.testing.assert_allclose(camera.rays(*pixel), [0.2, -0.1, 1.0], atol=1e-12)
+
+
+def test_a_ray_that_the_tangential_part_pulls_inwards():
+    """Its pixel is nearer to the centre than a power of two, the ray itself further away."""
+    camera = CameraModel.from_info(camera_info(
+        d=[0.0, 0.0, 0.005, 0.005, 0.0], k=[1.0, 0, 0, 0, 1, 0, 0, 0, 1]))
+    ray = [-0.7126, -0.7126, 1.0]
+    pixel = camera.project(ray)
+    assert np.hypot(*pixel) < 1.0 < np.hypot(*ray[:2])
+    np.testing.assert_allclose(camera.rays(*pixel), ray, atol=1e-9)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('d', [
+    [1e300] * 5, [-1e300] * 5, [1e-320] * 5, [1e155, -1e300, 0.0, 0.0, 1e-300],
+    [1e300] * 8, [0.0] * 7 + [1e300], [1e200] * 14, [1e-5] * 12 + [1e300] * 2,
+    [1e300, -1e300, 1e155, -1e155]])
+def test_extreme_coefficients_give_rays_or_nan(d):
+    model = {4: 'equidistant', 5: 'plumb_bob'}.get(len(d), 'rational_polynomial')
+    camera = dataclasses.replace(
+        CameraModel.from_info(camera_info()), distortion_model=model, D=np.array(d))
+    rays = camera.patch_rays(15, 20)
+    valid = np.isfinite(rays).all(axis=-1)
+    assert np.isnan(rays[~valid]).all()
+    np.testing.assert_allclose(camera.project(rays[valid]).shape, (valid.sum(), 2))
+    camera.project(np.ones((5, 3)))
+    try:
+        CameraModel.from_info(camera_info(model, d))
+    except CameraInfoError as error:
+        assert error.condition == 'no rays'  # noqa: PT017 (some have rays)
+        assert not valid.any()
 
 
 def test_rectified_needs_p_only():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .errors import CameraInfoError
+from .errors import CameraInfoError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +40,7 @@ COEFFICIENTS = {
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
 _ITERATIONS = 20
 _TABLE_SIZE = 2048
+_NEGLIGIBLE = 1e-150  # coefficient, even of the sixth power of the largest radius squared
 
 
 def check_model(model: str, D: Float64) -> str:
@@ -57,8 +58,9 @@ def check_model(model: str, D: Float64) -> str:
     if model not in COEFFICIENTS:
         raise CameraInfoError(
             'unknown distortion model',
-            f'camera_info has distortion_model {model!r}; known are {", ".join(COEFFICIENTS)}. '
-            'Calibrate with one of these, or rectify the images and set rectified: true.',
+            f'camera_info has distortion_model {quoted(model)}; known are '
+            f'{", ".join(COEFFICIENTS)}. Calibrate with one of these, or rectify the images and '
+            'set rectified: true.',
         )
     if model != 'equidistant' and D.size == 0:
         return NO_DISTORTION
@@ -72,6 +74,7 @@ def check_model(model: str, D: Float64) -> str:
     return model
 
 
+@np.errstate(all='ignore')  # coefficients may be any number; what overflows is no ray
 def distort(model: str, D: Float64, ideal: Float64) -> Float64:
     """(N, 2) x/z, y/z of rays -> normalised coordinates of their pixels, NaN beyond the model."""
     if not model or not len(ideal):
@@ -85,6 +88,7 @@ def distort(model: str, D: Float64, ideal: Float64) -> Float64:
     return np.where(inside[:, None], _brown_conrady(ideal, D)[0], np.nan)
 
 
+@np.errstate(all='ignore')
 def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
     """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where is none."""
     if not model or not len(distorted):
@@ -92,7 +96,8 @@ def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
     radius = np.hypot(*distorted.T)
     if model == 'equidistant':
         angle = _undistort_angle(radius, D)
-        return distorted * _ratio(np.tan(angle), radius)[:, None]
+        scale = np.where(np.isnan(angle), np.nan, _ratio(np.tan(angle), radius))
+        return distorted * scale[:, None]
     return _undistort_brown_conrady(distorted, radius, D)
 
 
@@ -163,9 +168,9 @@ def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) ->
 
     end = _brown_conrady_limit(D)
     if not np.isfinite(end):
-        end = 1.0
+        end = 2.0  # twice what the radial part needs: the others may push it outwards
         furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
-        while radial(np.array([end]))[0] < furthest and end < 1e6:
+        while radial(np.array([end / 2.0]))[0] < furthest and end < 1e6:
             end *= 2.0
     ideal = distorted * _ratio(_look_up(radial, radius, end), radius)[:, None]
     for _ in range(_ITERATIONS):
@@ -177,6 +182,7 @@ def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) ->
         ideal = ideal * np.minimum(1.0, _ratio(end, np.hypot(*ideal.T)))[:, None]
     value, jacobian = _brown_conrady(ideal, D)
     valid = np.abs(value - distorted).max(axis=1) < _TOLERANCE
+    valid &= np.hypot(*ideal.T) < end
     valid &= _determinant(jacobian) > 0.0  # not mirrored: on the branch that holds the centre
     return np.where(valid[:, None], ideal, np.nan)
 
@@ -213,7 +219,10 @@ def _ratio(
 
 
 def _first_positive_root(polynomial: np.polynomial.Polynomial) -> float:
-    """Smallest real root above zero, infinity where there is none."""
-    roots = polynomial.trim().roots()
+    """Smallest real root above zero, infinity where there is none; 0 where numbers overflow."""
+    try:
+        roots = polynomial.trim(_NEGLIGIBLE).roots()
+    except np.linalg.LinAlgError:
+        return 0.0
     real = roots.real[np.abs(roots.imag) <= 1e-9 * np.abs(roots)]
     return float(np.min(real[real > 0.0], initial=np.inf))

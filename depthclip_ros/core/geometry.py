@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .distortion import NO_DISTORTION, check_model, distort, undistort
-from .errors import CameraInfoError
+from .errors import CameraInfoError, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Float64 = NDArray[np.float64]
+
+_LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no camera
+# Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
+# still is a number in float32.
+_FURTHEST_ASIDE = 1e8
+_TRIED = 5  # pixels a side that are looked at, whether any has a ray
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,8 @@ class CameraModel:
         Raises:
             CameraInfoError: This is no calibrated camera. The condition is one of 'zero size',
                 'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model',
-                'wrong number of distortion coefficients', 'wrong roi', 'wrong binning'.
+                'wrong number of distortion coefficients', 'wrong roi', 'wrong binning',
+                'no rays'.
 
         """
         K = np.array(msg.k, dtype=np.float64).reshape(3, 3)
@@ -70,6 +77,8 @@ class CameraModel:
         P = np.array(msg.p, dtype=np.float64).reshape(3, 4)
         for name, values in {'k': K, 'd': D, 'r': R, 'p': P}.items():
             _check_finite(name, values)
+        for name, values in {'k': K, 'p': P}.items():
+            _check_range(name, values)
         if rectified:
             _check_intrinsics('p', P[:, :3])
             model = NO_DISTORTION
@@ -87,7 +96,7 @@ class CameraModel:
         for matrix in (K, P):
             matrix[:2, 2] -= (x_offset, y_offset)
             matrix[:2] /= [[binning_x], [binning_y]]
-        return cls(
+        camera = cls(
             width=width // binning_x,
             height=height // binning_y,
             K=_read_only(P[:, :3] if rectified else K),
@@ -96,6 +105,13 @@ class CameraModel:
             R=_read_only(R),
             P=_read_only(P),
         )
+        if np.isnan(camera.patch_rays(_TRIED, _TRIED)).all():
+            raise CameraInfoError(
+                'no rays',
+                f'camera_info has k = {quoted(K.tolist())} and d = {quoted(D.tolist())}, with '
+                'which no pixel of the image shows anything. Calibrate the camera again.',
+            )
+        return camera
 
     def check_size(self, width: int, height: int) -> None:
         """Check that images of this size are this camera's.
@@ -141,12 +157,14 @@ class CameraModel:
 
         """
         u, v = np.broadcast_arrays(np.asarray(u, np.float64), np.asarray(v, np.float64))
-        pixels = np.stack([u, v, np.ones(u.shape)], axis=-1)
-        distorted = (pixels @ np.linalg.inv(self.K).T)[..., :2].reshape(-1, 2)
-        rays = np.ones((len(distorted), 3))
-        rays[:, :2] = undistort(self.distortion_model, self.D, distorted)
-        rays[np.isnan(rays[:, 0])] = np.nan
-        return rays.reshape(pixels.shape)
+        (fx, skew, cx), (_, fy, cy), _ = self.K
+        y = (v - cy) / fy
+        x = (u - cx - skew * y) / fx
+        rays = np.ones((u.size, 3))
+        rays[:, :2] = undistort(
+            self.distortion_model, self.D, np.stack([x, y], axis=-1).reshape(-1, 2))
+        rays[~(np.abs(rays).max(axis=1) < _FURTHEST_ASIDE)] = np.nan
+        return rays.reshape(*u.shape, 3)
 
     def project(self, points: ArrayLike) -> Float64:
         """Project points into the image, with distortion.
@@ -228,8 +246,17 @@ def _check_finite(name: str, values: Float64) -> None:
     if not np.isfinite(values).all():
         raise CameraInfoError(
             'not finite',
-            f'camera_info has {name} = {values.reshape(-1).tolist()}, with values that are not '
-            'finite. Calibrate the camera again.',
+            f'camera_info has {name} = {quoted(values.reshape(-1).tolist())}, with values that '
+            'are not finite. Calibrate the camera again.',
+        )
+
+
+def _check_range(name: str, matrix: Float64) -> None:
+    if np.abs(matrix).max() > _LARGEST_ENTRY:
+        raise CameraInfoError(
+            'wrong matrix',
+            f'camera_info has {name} = {quoted(matrix.tolist())}, with values beyond '
+            f'{_LARGEST_ENTRY:g} pixels. Calibrate the camera again.',
         )
 
 
@@ -240,11 +267,13 @@ def _check_intrinsics(name: str, matrix: Float64) -> None:
             f'camera_info has {name}[0] = 0: the camera is not calibrated. Calibrate it '
             '(ros2 run camera_calibration cameracalibrator) and give the driver the file.',
         )
-    if matrix[0, 0] < 0.0 or matrix[1, 1] <= 0.0 or matrix[2].tolist() != [0.0, 0.0, 1.0]:
+    if min(matrix[0, 0], matrix[1, 1]) < _LEAST_FOCAL_LENGTH or [
+            matrix[1, 0], *matrix[2]] != [0.0, 0.0, 0.0, 1.0]:
         raise CameraInfoError(
             'wrong matrix',
-            f'camera_info has {name} = {matrix.tolist()}, which is no camera matrix '
-            '[fx 0 cx; 0 fy cy; 0 0 1] with positive fx and fy. Correct the calibration file.',
+            f'camera_info has {name} = {quoted(matrix.tolist())}, which is no camera matrix '
+            f'[fx 0 cx; 0 fy cy; 0 0 1] with fx and fy of at least {_LEAST_FOCAL_LENGTH:g} '
+            'pixels. Correct the calibration file.',
         )
 
 
