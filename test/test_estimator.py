@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import clip_standin
 import numpy as np
 import pytest
@@ -25,8 +30,9 @@ def state_dict():
 def build(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')
 
-    def make(**changes):
-        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder)
+    def make(num_threads=0, **changes):
+        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder,
+                              num_threads=num_threads)
     return make
 
 
@@ -84,13 +90,94 @@ def test_flip_average_equals_the_explicit_two_passes(build):
     np.testing.assert_allclose(both.weights, first.weights, atol=1e-4)
 
 
-def test_views_and_read_only_images_are_taken_as_they_are(build):
+def many(work, inputs, threads=8):
+    """Results of some work in many threads, which all begin at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, inputs))
+
+
+def test_predict_from_many_threads(build):
     estimator = build()
-    wide = np.zeros((96, 256, 3), np.uint8)
-    wide[:, ::2] = IMAGE
-    view = wide[:, ::2]
-    view.flags.writeable = False
-    np.testing.assert_array_equal(estimator.predict(view).depth, estimator.predict(IMAGE).depth)
+    images = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(8)]
+    expected = [estimator.predict(image).depth for image in images]
+    order = [i % 8 for i in range(160)]
+    for i, found in zip(order, many(lambda i: estimator.predict(images[i]).depth, order),
+                        strict=True):
+        np.testing.assert_array_equal(found, expected[i])
+
+
+def test_reconfigure_while_others_predict(build):
+    """A prediction is that of one configuration as a whole, whichever."""
+    configs = [SMALL, SMALL.replace(flip_average=True, temperature=0.5, upsampling='patch',
+                                    bins=[b + 1 for b in SMALL.bins])]
+    estimator = build()
+    expected = []
+    for config in configs:
+        estimator.reconfigure(config)
+        expected.append(estimator.predict(IMAGE))
+    stop = threading.Event()
+
+    def change():
+        for i in itertools.count():
+            estimator.reconfigure(configs[i % 2])
+            if stop.wait(1e-4):
+                return
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        found = many(lambda _: estimator.predict(IMAGE), range(80))
+    finally:
+        stop.set()
+        changing.join()
+    seen = [next(i for i in range(2) if np.array_equal(prediction.depth, expected[i].depth)
+                 and np.array_equal(prediction.weights, expected[i].weights)
+                 and np.array_equal(prediction.spread, expected[i].spread))
+            for prediction in found]
+    assert set(seen) == {0, 1}
+
+
+IMAGES_ELSEWHERE = {
+    'read only': lambda image: np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape),
+    'upside down': lambda image: np.ascontiguousarray(image[::-1])[::-1],
+    'mirrored': lambda image: np.ascontiguousarray(image[:, ::-1])[:, ::-1],
+    'blue first': lambda image: np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+    'columns first': np.asfortranarray,
+    'every second': lambda image: np.repeat(image, 2, axis=1)[:, ::2],
+    'in padded rows': lambda image: np.pad(image, ((0, 0), (0, 5), (0, 0)))[:, :-5],
+}
+
+
+@pytest.mark.parametrize('size', [(96, 128), (64, 80)])
+@pytest.mark.parametrize('where', IMAGES_ELSEWHERE)
+def test_images_lie_anywhere(build, where, size):
+    image = np.ascontiguousarray(IMAGE[:size[0], :size[1]])
+    elsewhere = IMAGES_ELSEWHERE[where](image)
+    assert np.array_equal(elsewhere, image)
+    estimator = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = estimator.predict(elsewhere)
+    np.testing.assert_array_equal(found.depth, estimator.predict(image).depth)
+    for array in (found.depth, found.logits):
+        assert array.flags.writeable
+        assert not np.shares_memory(array, elsewhere)
+    np.testing.assert_array_equal(elsewhere, image)
+
+
+def test_threads_of_torch_come_back(build):
+    before = torch.get_num_threads()
+    try:
+        build(num_threads=1)
+        assert torch.get_num_threads() == 1
+        build(num_threads=3)
+        build(num_threads=0)
+        assert torch.get_num_threads() == before
+        torch.set_num_threads(before + 1)
+        build(num_threads=0)
+        assert torch.get_num_threads() == before + 1, "another's choice"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_output_size_is_chosen(build):
