@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'test'))
+sys.path[:0] = [str(ROOT / 'test'), str(ROOT / 'test/lesser_cpu')]
+
+import lesser_cpu  # noqa: E402
 
 # Nothing of a test leaves this machine or reads the user's caches.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
@@ -22,6 +24,17 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 PARALLEL = 'PYTEST_XDIST_WORKER' in os.environ
 if PARALLEL:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+def pytest_addoption(parser):
+    """Let the whole suite run as on a lesser processor."""
+    parser.addoption('--cpu', choices=lesser_cpu.KINDS, help='pretend to run on such a CPU')
+
+
+def pytest_configure(config):
+    """Before anything imports torch."""
+    if config.getoption('--cpu'):
+        lesser_cpu.pretend_everywhere(config.getoption('--cpu'))
 
 
 def pytest_collection_modifyitems(items):

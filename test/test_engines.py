@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import clip_standin
+import lesser_cpu
 import numpy as np
 import pytest
 import torch
@@ -16,14 +21,17 @@ from depthclip_ros.core import (
     DepthConfig,
     DepthEstimator,
     EngineError,
+    WeightsError,
     engines,
     onednn_graph,
     resnet,
 )
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision
-from depthclip_ros.core.resnet import FoldedResNet
+from depthclip_ros.core.onednn_graph import can_compile
+from depthclip_ros.core.resnet import FoldedResNet, can_fuse
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 CPU = torch.device('cpu')
@@ -31,10 +39,12 @@ CPU = torch.device('cpu')
 needs_compiler = pytest.mark.skipif(
     shutil.which('c++') is None and shutil.which('g++') is None,
     reason='torch.compile needs a C++ compiler, and there is none')
-needs_onednn = pytest.mark.skipif(not engines.has_onednn(), reason='torch without oneDNN')
+needs_fused, needs_graphs, needs_bfloat16_graphs = (
+    pytest.mark.skipif(not able, reason=able.why_not) for able in (
+        can_fuse(torch.float32), can_compile(torch.float32), can_compile(torch.bfloat16)))
 needs_bfloat16 = pytest.mark.skipif(
     not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
-ENGINES = ['torch', pytest.param('onednn', marks=needs_onednn),
+ENGINES = ['torch', pytest.param('onednn', marks=needs_graphs),
            pytest.param('compile', marks=[needs_compiler, pytest.mark.slow])]
 
 
@@ -43,11 +53,13 @@ def state_dict():
     return clip_standin.tiny_state_dict()
 
 
-@pytest.fixture
-def build(state_dict, tmp_path):
+@pytest.fixture(scope='module')
+def build(state_dict, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cache')  # the words are the same in all tests
+
     def make(log=lambda text: None, **changes):
         return DepthEstimator(
-            SMALL.replace(**changes), state_dict, 'cpu', cache_dir=tmp_path, log=log)
+            SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder, log=log)
     return make
 
 
@@ -66,8 +78,8 @@ def test_float32_engines_equal_the_reference(build, engine, flip):
 
 @pytest.mark.parametrize('engine', ['eager', *ENGINES])
 def test_bfloat16_engines_stay_near_it(build, engine):
-    if engine == 'onednn' and not cpu_has_bfloat16():
-        pytest.skip('this processor has no arithmetic for bfloat16, and oneDNN no graph')
+    if engine == 'onednn' and not can_compile(torch.bfloat16):
+        pytest.skip(can_compile(torch.bfloat16).why_not)
     expected = build(engine='eager').predict(IMAGES[0]).depth
     difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
                      - expected)
@@ -78,6 +90,8 @@ def test_bfloat16_engines_stay_near_it(build, engine):
                          [(True, 'bfloat16', [2, 1]), (True, 'float32', [1, 1, 1]),
                           (False, 'bfloat16', [1, 1, 1])])
 def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, precision, calls):
+    if not can_fuse(getattr(torch, precision)):
+        pytest.skip(can_fuse(getattr(torch, precision)).why_not)
     monkeypatch.setattr(resnet, 'cpu_has_amx', lambda: amx)
     estimator = build(engine='torch', precision=precision, flip_average=False)
     alone = [estimator.predict(image).depth for image in IMAGES]
@@ -91,11 +105,46 @@ def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, pre
             found.depth, expected, rtol=0, atol=1e-4 if precision == 'float32' else 0.02)
 
 
+ARCHITECTURES = {
+    'ResNet': (clip_standin.TINY, 'reference'),
+    'deeper ResNet': ({**clip_standin.TINY, 'layers': (2, 1, 2, 1)}, 'maskclip'),
+    'wider ResNet': ({**clip_standin.TINY, 'width': 12, 'embed_dim': 96}, 'reference'),
+    'ViT, patches of 32': ({**clip_standin.TINY_VIT, 'patch': 32}, 'maskclip'),
+    'ViT, patches of 16': (clip_standin.TINY_VIT, 'maskclip'),
+    'ViT, patches of 14': ({**clip_standin.TINY_VIT, 'patch': 14, 'resolution': 56,
+                            'width': 128}, 'maskclip'),
+}
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize(('architecture', 'engine'), [
+    *((name, 'auto') for name in ARCHITECTURES), ('ResNet', 'eager')])
+def test_every_architecture_in_every_precision(architecture, precision, engine):
+    """In half on a CPU, too: there it is slow, but the numbers are those of a GPU."""
+    shape, features = ARCHITECTURES[architecture]
+    encoder = build_image_encoder(clip_standin.state_dict(0, **shape), features)
+    dtype, size = getattr(torch, precision), (3 * encoder.stride, 4 * encoder.stride)
+    images = engines.known_image(size).expand(2, -1, -1, -1)
+    with torch.inference_mode():
+        expected = encoder(images)
+        engines.install(encoder, engine, dtype, CPU, size, lambda _: None)
+        assert encoder.trunk(images.to(dtype)).dtype == dtype
+        found = encoder(images)
+    assert found.dtype == torch.float32
+    difference = (found - expected).norm() / expected.norm()
+    assert difference <= engines.TOLERANCES[dtype]
+    same = precision == 'float32' and (engine == 'eager' or 'ViT' in architecture)
+    assert (difference == 0) == same
+    norms = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    assert {norm.weight.dtype for norm in norms} <= {torch.float32}
+    assert bool(norms) == ('ViT' in architecture)
+
+
 def test_auto_is_torch(build):
     assert build().engine == 'torch'
 
 
-@needs_onednn
+@needs_bfloat16_graphs
 @needs_bfloat16
 @pytest.mark.parametrize(('amx', 'engine'), [(True, 'onednn'), (False, 'torch')])
 def test_auto_is_onednn_for_bfloat16_with_amx(build, monkeypatch, amx, engine):
@@ -104,19 +153,22 @@ def test_auto_is_onednn_for_bfloat16_with_amx(build, monkeypatch, amx, engine):
     assert build(precision='bfloat16', log=pytest.fail).engine == engine
 
 
-@needs_onednn
 def test_onednn_that_compiles_nothing_is_passed_over(build, monkeypatch):
     monkeypatch.setattr(engines, 'automatic', lambda *_: ['onednn', 'torch', 'eager'])
     monkeypatch.setattr(onednn_graph, '_FUSED', 'what no torch says')
+    can_compile.cache_clear()
     said = []
-    assert build(log=said.append).engine == 'torch'
-    assert any(text.startswith('WARNING: engine: onednn does not run here (RuntimeError: Torch')
+    try:
+        assert build(log=said.append).engine == 'torch'
+        with pytest.raises(EngineError, match='does not run here'):
+            build(engine='onednn')
+    finally:
+        can_compile.cache_clear()
+    assert any(text.startswith('WARNING: engine: onednn does not run here (')
                and text.endswith('Going on with engine: torch.') for text in said)
-    with pytest.raises(EngineError, match='made no oneDNN graph'):
-        build(engine='onednn')
 
 
-@needs_onednn
+@needs_graphs
 def test_onednn_leaves_torchscript_as_it_was(build):
     for before in (True, False):
         torch.jit.enable_onednn_fusion(before)
@@ -124,7 +176,7 @@ def test_onednn_leaves_torchscript_as_it_was(build):
         assert torch._C._jit_llga_enabled() == before
 
 
-@needs_onednn
+@needs_graphs
 def test_onednn_serves_threads_that_come_at_once(build):
     estimator = build(engine='onednn')
     expected = [build(engine='torch').features(IMAGES[:count]) for count in (1, 2, 3)]
@@ -136,18 +188,16 @@ def test_onednn_serves_threads_that_come_at_once(build):
                 torch.testing.assert_close(features, like, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('onednn', [True, False])
-def test_folded_network_equals_clips_own(state_dict, monkeypatch, onednn):
-    monkeypatch.setattr(engines, 'has_onednn', lambda: onednn)
+def test_folded_network_equals_clips_own(state_dict):
     encoder = build_image_encoder(state_dict, 'reference')
     images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = encoder.trunk(images)
-        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), pytest.fail)
+        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), lambda _: None)
         found = encoder.trunk(images)
     assert isinstance(encoder.trunk, FoldedResNet)
     fused = type(encoder.trunk.stem[0]).__name__ == 'OneDnnConvolution'
-    assert fused == onednn
+    assert fused == bool(can_fuse(torch.float32))
     torch.testing.assert_close(found.contiguous(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -157,7 +207,7 @@ def test_packed_weights_serve_every_size_and_number(state_dict):
     images = [torch.randn(size, generator=torch.Generator().manual_seed(1)) for size in sizes]
     with torch.inference_mode():
         expected = [encoder(image) for image in images]
-        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), pytest.fail)
+        engines.install(encoder, 'torch', torch.float32, CPU, (96, 128), lambda _: None)
         for image, features in zip(images, expected, strict=True):
             torch.testing.assert_close(encoder(image), features, rtol=0, atol=1e-5)
 
@@ -176,8 +226,7 @@ class Liar(nn.Module):
 LIES = {
     'mirrored': lambda x: x.flip(3),
     'channels in another order': lambda x: x.roll(1, 1),
-    'not a number': lambda x: x * float('nan'),
-    'one patch off': lambda x: x.index_fill(2, torch.tensor([0]), 0.0),
+    'one patch off': lambda x: x.index_fill(2, torch.tensor([0]), 0.5),
     'slightly noisy': lambda x: x + 0.05 * x.std() * torch.randn(
         x.shape, generator=torch.Generator().manual_seed(2)),
 }
@@ -195,6 +244,32 @@ def test_an_engine_that_lies_is_refused(build, monkeypatch, lie):
     replace(monkeypatch, 'torch', lambda trunk: Liar(trunk, LIES[lie]))
     with pytest.raises(EngineError, match=r'engine: torch gives wrong features.*another engine'):
         build(engine='torch')
+
+
+OVERFLOWS = {
+    'not a number': lambda x: x * float('nan'),
+    'infinite': lambda x: x.index_fill(1, torch.tensor([4]), float('inf')),
+    'one patch': lambda x: x.index_fill(2, torch.tensor([1]), float('nan')),
+}
+
+
+@pytest.mark.parametrize('overflow', OVERFLOWS)
+def test_an_engine_that_overflows_is_refused(build, monkeypatch, overflow):
+    replace(monkeypatch, 'torch', lambda trunk: Liar(trunk, OVERFLOWS[overflow]))
+    with pytest.raises(EngineError, match=r'engine: torch gives features .*% are NaN or inf.*Use'):
+        build(engine='torch')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('engine', ['auto', 'eager'])
+def test_weights_that_give_no_finite_features_are_named(state_dict, engine, value):
+    """Even if every engine agrees with the reference."""
+    broken = build_image_encoder(
+        {**state_dict, 'visual.layer4.0.conv3.weight':
+         torch.full_like(state_dict['visual.layer4.0.conv3.weight'], value)}, 'reference')
+    with pytest.raises(WeightsError, match=r'^my\.pt: .*100\.00% of the features'):
+        engines.install(
+            broken, engine, torch.float32, CPU, (96, 128), lambda _: None, 'my.pt')
 
 
 def test_auto_passes_over_a_liar_and_says_so(build, monkeypatch):
@@ -222,6 +297,92 @@ def test_slow_bfloat16_is_said(monkeypatch):
     assert said[0].startswith('WARNING: precision: bfloat16')
     monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
     resolve_precision('bfloat16', CPU, pytest.fail)
+
+
+# Processors and builds of torch that can do less --------------------------------------------
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Let torch be one of the lesser kinds until the test ends."""
+    probes = (can_fuse, can_compile)
+
+    def forget():
+        for probe in probes:
+            probe.cache_clear()
+
+    def become(kind):
+        if os.environ.get(lesser_cpu.VARIABLE):
+            pytest.skip('the whole suite runs so')
+        forget()
+        lesser_cpu.pretend(kind, monkeypatch.setattr, monkeypatch.delattr)
+    yield become
+    monkeypatch.undo()
+    forget()
+
+
+# What is said of a precision, and which convolutions run.
+LESSER = [('plain', 'float32', 'has no attribute', 'Convolution'),
+          ('plain', 'bfloat16', 'has no attribute', 'Convolution'),
+          ('no-bf16-reorder', 'float32', None, 'OneDnnConvolution'),
+          ('no-bf16-reorder', 'bfloat16', 'avx_ne_convert', 'Convolution')]
+
+
+@pytest.mark.parametrize('engine', ['auto', 'torch'])
+@pytest.mark.parametrize(('kind', 'precision', 'why', 'convolution'), LESSER)
+def test_the_same_depth_where_operators_are_missing(
+        build, pretend, engine, kind, precision, why, convolution):
+    expected = [build(engine='eager', precision=precision).predict(image).depth
+                for image in IMAGES]
+    pretend(kind)
+    said = []
+    estimator = build(said.append, engine=engine, precision=precision)
+    assert estimator.engine == 'torch'
+    assert type(estimator._encoder.trunk.stem[0]).__name__ == convolution
+    slower = [text for text in said if 'plain, slower steps' in text]
+    assert len(slower) == (why is not None)
+    for text in slower:
+        assert text.startswith('WARNING: engine: torch')
+        assert why in text
+        assert ('float32 is faster' in text) == (precision == 'bfloat16')
+    tolerance = 1e-4 if precision == 'float32' else 0.05
+    for found, depth in zip(estimator.predict(IMAGES), expected, strict=True):
+        assert np.median(abs(found.depth - depth)) < tolerance
+
+
+def test_onednn_where_torchscript_has_no_fusion(build, pretend):
+    pretend('plain')
+    with pytest.raises(EngineError, match=r'onednn does not run here \(AttributeError: .*llga'):
+        build(engine='onednn')
+
+
+def test_auto_with_amx_goes_on_where_nothing_private_is_left(build, pretend, monkeypatch):
+    pretend('plain')
+    monkeypatch.setattr(engines, 'cpu_has_amx', lambda: True)
+    said = []
+    assert build(said.append, precision='bfloat16').engine == 'torch'
+    assert any(text.endswith('Going on with engine: torch.') for text in said)
+
+
+def test_slow_bfloat16_is_said_of_such_a_processor(build, pretend):
+    pretend('no-bf16-reorder')
+    said = []
+    build(said.append, precision='bfloat16')
+    assert any('has no arithmetic for it' in text for text in said)
+
+
+@pytest.mark.parametrize('kind', lesser_cpu.KINDS)
+def test_other_processes_pretend_too(kind):
+    """As `pytest --cpu` starts them: torch is not imported before somebody does."""
+    code = ('import sys; assert "torch" not in sys.modules; import torch\n'
+            'from depthclip_ros.core.resnet import can_fuse\n'
+            'print(*map(bool, map(can_fuse, (torch.float32, torch.bfloat16))))')
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT,
+        env={**os.environ, lesser_cpu.VARIABLE: kind,
+             'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'test/lesser_cpu')])})
+    expected = kind == 'no-bf16-reorder' and bool(can_fuse(torch.float32))
+    assert done.stdout.split() == [str(expected), 'False']
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError
 from depthclip_ros.core.replay import CAPACITY, Replayer
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -116,10 +116,12 @@ def state_dict():
     return clip_standin.tiny_state_dict()
 
 
-@pytest.fixture
-def build(state_dict, tmp_path):
+@pytest.fixture(scope='module')
+def build(state_dict, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cache')
+
     def make(**changes):
-        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=tmp_path)
+        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder)
     return make
 
 
@@ -159,6 +161,16 @@ def test_warm_up_captures_every_batch_on_its_own_thread(with_graphs):
     for count in (1, 2, 3):
         estimator.predict(IMAGES[:count])
     assert cuda.counts['capture'] == 3
+
+
+def test_warm_up_refuses_a_graph_that_lies(with_graphs, monkeypatch):
+    """Its results are compared with those of the same work without a graph."""
+    estimator, _ = with_graphs()
+    monkeypatch.setattr(Graph, 'replay', lambda self: [
+        place.zero_() for *_, result in self.operations for place in several(result)
+        if place.is_floating_point()])
+    with pytest.raises(EngineError, match='eager with 1 images at once gives'):
+        estimator.warm_up()
 
 
 def test_sizes_of_images_capture_nothing_new(build, with_graphs):

@@ -42,7 +42,8 @@ def imported(tiny_weights, tmp_path_factory):
     done = subprocess.run(
         [sys.executable, '-c', START, str(tiny_weights)], cwd=ROOT, check=True, text=True,
         capture_output=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'DEPTHCLIP_CACHE': str(cache)})
+        env={**os.environ, 'DEPTHCLIP_CACHE': str(cache), 'PYTHONPATH': os.pathsep.join(
+            [str(ROOT), os.environ.get('PYTHONPATH', '')])})
     return [set(names) for names in json.loads(done.stdout.splitlines()[-1])]
 
 

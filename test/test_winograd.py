@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from depthclip_ros.core import engines
+from depthclip_ros.core.resnet import can_fuse
 from depthclip_ros.core.winograd import WinogradConvolution, pays
 
-pytestmark = pytest.mark.skipif(not engines.has_onednn(), reason='torch without oneDNN')
+pytestmark = pytest.mark.skipif(
+    not can_fuse(torch.float32), reason=can_fuse(torch.float32).why_not)
 
 
 def random(*shape, seed=0):

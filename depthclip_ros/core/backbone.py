@@ -110,19 +110,20 @@ class VitMaskClip(nn.Module):
         self.native_grid = shape.resolution // (shape.patch or 1)
         self.blocks = vit.transformer.resblocks[:-1]
         self.last = vit.transformer.resblocks[-1]
-        self._positions: tuple[tuple[int, int], Tensor] | None = None
+        self._positions: tuple[tuple[Any, ...], Tensor] | None = None
 
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
-        if self._positions is None or self._positions[0] != (height, width):
-            learned = self.vit.positional_embedding.float()
+        learned = self.vit.positional_embedding
+        key = (height, width, learned.device, learned.dtype)
+        known = self._positions  # once: other threads may come with another size
+        if known is None or known[0] != key:
             side = self.native_grid
-            grid = learned[1:].T.reshape(1, -1, side, side)
+            grid = learned[1:].float().T.reshape(1, -1, side, side)
             if (height, width) != (side, side):
                 grid = interpolate(grid, (height, width), mode='bicubic', align_corners=False)
-            resized = torch.cat([learned[:1], grid.flatten(2)[0].T])
-            self._positions = (height, width), resized
-        return self._positions[1]
+            known = self._positions = key, torch.cat([learned[:1].float(), grid.flatten(2)[0].T])
+        return known[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which processor, and which number format on it."""
+"""Which processor, which number format on it, and what it can do: found out by trying."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,44 @@ _LOGGER = logging.getLogger(__name__)
 _SWITCH = threading.RLock()
 # What torch itself chose, while it is overridden.
 _own_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether something works here; it is false if not, and knows what was raised."""
+
+    error: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return self.error is None
+
+    @property
+    def why_not(self) -> str:
+        """The reason in one line; '' if it works."""
+        return '' if self.error is None else reason(self.error)
+
+    def require(self) -> None:
+        """Raise what was raised when it was tried."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+
+def try_out(operation: Callable[[], object]) -> Ability:
+    """Find out whether an operation works with this torch on this processor: by doing it.
+
+    Names of processors and versions tell less: builds of torch differ in what they bring.
+    """
+    try:
+        with torch.inference_mode():
+            operation()
+    except Exception as error:  # noqa: BLE001 (other people's code raises anything)
+        return Ability(error.with_traceback(None))
+    return Ability()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong in other people's code, in one line."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
 
 
 def resolve_device(name: str) -> torch.device:

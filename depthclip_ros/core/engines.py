@@ -8,7 +8,8 @@
     auto       onednn for bfloat16 on a CPU with AMX, else torch: what is fastest
                (benchmarks/README.md)
 
-Whatever runs is first compared with the reference on a known image, and refused if it lies.
+Whatever runs is first compared with the reference on a known image of the real size, and refused
+if it lies.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, VitMaskClip
-from .device import cpu_has_amx
-from .errors import EngineError
-from .onednn_graph import GraphedResNet
-from .resnet import FoldedResNet
+from .device import cpu_has_amx, reason
+from .errors import EngineError, WeightsError
+from .onednn_graph import GraphedResNet, can_compile
+from .resnet import FoldedResNet, can_fuse
 
 if TYPE_CHECKING:
     from .weights import Log
@@ -36,7 +37,7 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 
 def install(
     encoder: ImageEncoder, name: str, dtype: torch.dtype, device: torch.device,
-    size: tuple[int, int], log: Log,
+    size: tuple[int, int], log: Log, source: str = 'the state dict',
 ) -> str:
     """Let an encoder's trunk run on an engine, on a device and in a number format.
 
@@ -46,28 +47,32 @@ def install(
         dtype: of the trunk; the head stays in float32.
         device: where both run.
         size: (height, width) of the network's input.
-        log: told what is wrong with an engine that auto passes over.
+        log: told what is wrong with an engine that auto passes over, and what is slow.
+        source: of the weights, for errors.
 
     Returns:
         Name of the engine that runs.
 
     Raises:
         EngineError: it does not run here, or its features are wrong.
+        WeightsError: the reference itself gives no finite features.
 
     """
     reference = encoder.trunk
-    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
-    # A small image is enough, but what is compiled for one size is checked at that.
-    generic = serves_every_size(candidates[0])
-    image = known_image((3 * encoder.stride, 4 * encoder.stride) if generic else size)
+    image = known_image(size)
     with torch.inference_mode():
         expected = encoder(image)
+    if not expected.isfinite().all():
+        raise WeightsError(
+            f'{source}: with these weights {_share_not_finite(expected)} of the features of a '
+            'known image are NaN or infinite, and so would be the depth; the weights are damaged. '
+            'Fetch, export or convert them again.')
     encoder.to(device)
     encoder.dtype = dtype
 
     def run_on(engine: str) -> str:
         with _explained(engine), torch.inference_mode():
-            encoder.trunk = build_trunk(engine, reference, dtype, device, size)
+            encoder.trunk = build_trunk(engine, reference, dtype, device, size, log)
             features = encoder(image.to(device))
         check_features(engine, dtype, features, expected)
         return engine
@@ -81,6 +86,7 @@ def install(
             log(f'WARNING: {error} Going on with engine: {others[0]}.')
             return run_first(*others)
 
+    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
     return run_first(*candidates)
 
 
@@ -102,9 +108,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = ' '.join(str(error).split())[:300]
-        raise EngineError(
-            f'engine: {name} does not run here ({type(error).__name__}: {reason}).') from error
+        raise EngineError(f'engine: {name} does not run here ({reason(error)}).') from error
 
 
 def known_image(size: tuple[int, int]) -> Tensor:
@@ -124,8 +128,12 @@ def check_features(
         EngineError: they do.
 
     """
-    expected = expected.nan_to_num()
-    found = features.to(expected).nan_to_num()
+    found = features.to(expected)
+    if not found.isfinite().all():
+        raise EngineError(
+            f'engine: {name} gives features of a known image of which {_share_not_finite(found)} '
+            f'are NaN or infinite in {str(dtype)[6:]}, where the reference has none. Use another '
+            'engine, or a precision of a wider range (bfloat16, float32).')
     difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
     if not difference <= TOLERANCES[dtype]:
         raise EngineError(
@@ -135,19 +143,26 @@ def check_features(
             'report it.')
 
 
+def _share_not_finite(features: Tensor) -> str:
+    return f'{1 - float(features.isfinite().float().mean()):.2%}'
+
+
 def build_trunk(
     engine: str, trunk: nn.Module, dtype: torch.dtype, device: torch.device,
-    size: tuple[int, int],
+    size: tuple[int, int], log: Log,
 ) -> nn.Module:
     """Make of CLIP's own trunk the one that an engine runs; a vision transformer stays whole."""
     folded = engine != 'eager' and not isinstance(trunk, VitMaskClip)
     network = (FoldedResNet(trunk) if folded else trunk).to(device, dtype)
-    if engine == 'torch' and isinstance(network, FoldedResNet) and device.type == 'cpu' \
-            and has_onednn():
-        network.fuse(size)
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()  # CLIP's own gives it float32 in every precision
+    if engine == 'torch' and isinstance(network, FoldedResNet) and device.type == 'cpu':
+        _fuse(network, dtype, size, log)
     if engine == 'onednn':
         if not isinstance(network, FoldedResNet) or device.type != 'cpu':
             raise NotImplementedError('it is for ResNets on a CPU')
+        can_compile(dtype).require()
         return GraphedResNet(network)
     if engine == 'compile':
         # Freezing packs the weights, which only the CPU's code generation does.
@@ -156,8 +171,12 @@ def build_trunk(
     return network
 
 
-def has_onednn() -> bool:
-    """Whether this torch has oneDNN and its fused convolutions (x86 builds from 2.0 on)."""
-    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
-        hasattr(torch.ops.mkldnn, name) for name in (
-            '_convolution_pointwise', '_convolution_pointwise_', '_reorder_convolution_weight'))
+def _fuse(network: FoldedResNet, dtype: torch.dtype, size: tuple[int, int], log: Log) -> None:
+    """Use oneDNN's fused convolutions where they work; else say that it is slower."""
+    able = can_fuse(dtype)
+    if able:
+        network.fuse(size)
+        return
+    remedy = ' precision: float32 is faster here.' if dtype != torch.float32 else ''
+    log(f"WARNING: engine: torch runs in plain, slower steps, since oneDNN's fused convolutions "
+        f'do not work here in {str(dtype)[6:]} ({able.why_not}).{remedy}')

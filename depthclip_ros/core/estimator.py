@@ -111,7 +111,8 @@ class DepthEstimator:
 
         Raises:
             ConfigError: the configuration does not fit the architecture.
-            WeightsError: weights are missing, corrupt, or of another architecture.
+            WeightsError: weights are missing, corrupt, of another architecture, or give features
+                that are not finite.
             DeviceError: the device does not exist.
             EngineError: the engine does not run here, or computes something else.
 
@@ -131,7 +132,7 @@ class DepthEstimator:
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,
-                (config.input_height, config.input_width), log)
+                (config.input_height, config.input_width), log, self.weights.source)
             mean, deviation = (
                 np.array(values) for values in NORMALIZATIONS[config.normalization])
             self._scale, self._shift = (
@@ -176,20 +177,31 @@ class DepthEstimator:
         return settings
 
     def warm_up(self, largest_batch: int = 1) -> None:
-        """Run black images, so that no real batch is the slow one.
+        """Run a known image, so that no real batch is the slow one.
 
         Call it on the thread that will predict: libraries prepare themselves for each thread.
-        On a GPU every size of batch is captured here.
+        Where something is prepared for every number of images (a graph on a GPU, a compiler's
+        code), its results are compared with those of one image without it.
 
         Args:
-            largest_batch: up to which every size is tried, where the engine or a GPU's libraries
-                prepare themselves anew for each.
+            largest_batch: up to which every number of images is tried, where that matters.
+
+        Raises:
+            EngineError: a batch gives other results than one image.
 
         """
-        black = np.zeros((self.config.input_height, self.config.input_width, 3), np.uint8)
-        alike = self._replayer is None and engines.serves_every_size(self.engine)
-        for count in range(1, 2 if alike else largest_batch + 1):
-            self.predict([black] * count)
+        size = (self.config.input_height, self.config.input_width)
+        image = (50 * engines.known_image(size)[0] + 128).clamp_(0, 255).byte()
+        known = image.permute(1, 2, 0).numpy()
+        if self._replayer is None and engines.serves_every_size(self.engine):
+            self.predict(known)
+            return
+        expected = self.logits(self.features([known]))[0, 0].cpu()
+        for count in range(1, largest_batch + 1):
+            for prediction in self.predict([known] * count):
+                engines.check_features(
+                    f'{self.engine} with {count} images at once', self._encoder.dtype,
+                    torch.from_numpy(prediction.logits), expected)
 
     @overload
     def predict(

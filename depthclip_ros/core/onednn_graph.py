@@ -9,6 +9,7 @@ does not do it, `engines` goes on with the operators, whose features are the sam
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .resnet import by_parts, images_at_once
+from .device import Ability, try_out
+from .resnet import Convolution, by_parts, images_at_once
 
 if TYPE_CHECKING:
     from .resnet import FoldedResNet
@@ -48,27 +50,40 @@ class GraphedResNet(nn.Module):
         if images.shape not in self._compiled:
             with _SWITCH:
                 if images.shape not in self._compiled:
-                    self._compiled[images.shape] = self._compile(images)
+                    self._compiled[images.shape] = _compile(self._network, images)
         features: Tensor = self._compiled[images.shape](images)
         return features
 
-    def _compile(self, images: Tensor) -> Any:
-        """Compile for images of this shape.
 
-        Raises:
-            RuntimeError: this PyTorch does not.
+def _compile(network: nn.Module, images: Tensor) -> Any:
+    """Compile for images of this shape.
 
-        """
-        before = torch._C._jit_llga_enabled()  # noqa: SLF001
-        _JIT.enable_onednn_fusion(True)
-        try:
-            with torch.inference_mode(), warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # that TorchScript is deprecated
-                compiled = _JIT.freeze(_JIT.trace(self._network, images, check_trace=False))
-                for _ in range(_RUNS_UNTIL_COMPILED):
-                    compiled(images)
-        finally:
-            _JIT.enable_onednn_fusion(before)
-        if _FUSED not in str(_JIT.last_executed_optimized_graph()):
-            raise RuntimeError('TorchScript made no oneDNN graph of the network')
-        return compiled
+    Raises:
+        RuntimeError: this PyTorch does not.
+
+    """
+    before = torch._C._jit_llga_enabled()  # noqa: SLF001
+    _JIT.enable_onednn_fusion(True)
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that TorchScript is deprecated
+            compiled = _JIT.freeze(_JIT.trace(network, images, check_trace=False))
+            for _ in range(_RUNS_UNTIL_COMPILED):
+                compiled(images)
+    finally:
+        _JIT.enable_onednn_fusion(before)
+    if _FUSED not in str(_JIT.last_executed_optimized_graph()):
+        raise RuntimeError('TorchScript made no oneDNN graph of the network')
+    return compiled
+
+
+@functools.cache
+def can_compile(dtype: torch.dtype) -> Ability:
+    """Whether TorchScript makes oneDNN graphs here in a number format."""
+    def compile_one() -> None:
+        weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
+        network = nn.Sequential(Convolution(weight, weight[0, :, 0, 0], 1, 0), nn.ReLU()).eval()
+        images = torch.zeros(1, 8, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
+        with _SWITCH:
+            _compile(network, images)
+    return try_out(compile_one)

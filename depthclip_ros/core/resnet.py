@@ -4,19 +4,21 @@
 Batch norm is folded into the convolutions, activations lie channels-last, and on a CPU each
 convolution, its bias, the addition of the shortcut and the ReLU are one call of oneDNN, with
 weights packed once for the input's size. That is as fast as what `torch.compile` and OpenVINO
-make of the same graph (benchmarks/README.md), and needs neither a compiler nor a warm-up. In
-float32 most 3x3 convolutions take `winograd` instead, which is faster than all of them.
+make of the same graph (benchmarks/README.md), and needs neither a compiler nor a warm-up. Where
+these operators do not work, the same steps are torch's plain ones. In float32 most 3x3
+convolutions take `winograd` instead, which is faster than all of them.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from .device import cpu_has_amx
+from .device import Ability, cpu_has_amx, try_out
 from .winograd import WinogradConvolution, pays
 
 if TYPE_CHECKING:
@@ -85,6 +87,21 @@ class OneDnnConvolution(nn.Module):
         result: Tensor = _ONEDNN._convolution_pointwise(  # noqa: SLF001
             x, self._weight, self._bias, *self._place, then, [], None)
         return result
+
+
+@functools.cache
+def can_fuse(dtype: torch.dtype) -> Ability:
+    """Whether oneDNN's fused convolutions work here in a number format.
+
+    They are private to torch: a build may lack them, and they refuse bfloat16 where the processor
+    has no instructions for it.
+    """
+    def fuse() -> None:
+        weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
+        convolution = OneDnnConvolution(Convolution(weight, weight[0, :, 0, 0], 1, 0), (4, 4))
+        images = torch.zeros(1, 8, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
+        convolution.add_relu(convolution.relu(images), images)
+    return try_out(fuse)
 
 
 def _fastest(convolution: Convolution, size: tuple[int, int]) -> nn.Module:

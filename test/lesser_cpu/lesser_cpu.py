@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processors and builds of torch that can do less than this machine: what they refuse, refused.
+
+    plain               a torch without oneDNN's private operators and TorchScript's fusion
+    no-bf16-reorder     x86-64 without AVX-512 and AVX-NE-CONVERT, as most laptops are
+
+`pytest --cpu KIND` runs the suite so; this folder is then on the path of every process that it
+starts, and `sitecustomize` does there what `pretend` does here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+KINDS = ('plain', 'no-bf16-reorder')
+VARIABLE = 'DEPTHCLIP_TEST_CPU'
+# The whole of what this package uses of torch that is private, or may be built without.
+FUSED = ('_convolution_pointwise', '_convolution_pointwise_', '_reorder_convolution_weight')
+REFUSAL = ('mkldnn_reorder_conv2d_weight: bf16 path needs the cpu support avx_ne_convert or '
+           'avx512bw, avx512vl and avx512dq')
+
+
+def pretend(kind, setattr=setattr, delattr=delattr):  # noqa: A002 (monkeypatch's, for a test)
+    """Let this process's torch be one of the kinds."""
+    import torch
+    operators = torch.ops.mkldnn
+
+    class Plain(type(operators)):
+        def __getattribute__(self, name):
+            if name in FUSED:
+                raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+            return super().__getattribute__(name)
+
+        __getattr__ = __getattribute__
+
+    class WithoutBfloat16(type(operators)):
+        def __getattribute__(self, name):
+            found = super().__getattribute__(name)
+            if name != '_reorder_convolution_weight':
+                return found
+
+            def reorder(weight, *rest):
+                if weight.dtype == torch.bfloat16:
+                    raise RuntimeError(REFUSAL)
+                return found(weight, *rest)
+            return reorder
+
+    for name in FUSED:  # looked up once, they are the namespace's own attributes
+        getattr(operators, name)
+    if kind == 'plain':
+        setattr(operators, '__class__', Plain)
+        delattr(torch._C, '_jit_llga_enabled')
+        delattr(torch.jit, 'enable_onednn_fusion')
+    else:
+        setattr(operators, '__class__', WithoutBfloat16)
+        for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+            setattr(torch.cpu, name, lambda: False)
+
+
+def pretend_everywhere(kind):
+    """Let this process, which has no torch yet, and all that it starts be one of the kinds."""
+    if os.environ.get(VARIABLE) == kind:
+        return  # started by one that does
+    os.environ[VARIABLE] = kind
+    os.environ['PYTHONPATH'] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+    assert 'torch' not in sys.modules
+    sys.meta_path.insert(0, AfterTorch(kind))
+
+
+class AfterTorch(MetaPathFinder):
+    """Pretends as soon as torch has been imported, and not before somebody wants it."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'torch':
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec('torch')
+        if spec is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module):
+                run(module)
+                pretend(self.kind)
+            spec.loader.exec_module = exec_module
+        return spec
