@@ -69,14 +69,18 @@ def tiny_arguments(weights, **parameters):
 
 
 class NodeProcess:
-    """The node, or another executable of the package, started as a user would start it."""
+    """The node, or another executable of the package, started as a user would start it.
+
+    `module` may be the path of a script instead.
+    """
 
     def __init__(self, arguments, *, domain, cache, environment=None,
                  module='depthclip_ros.node.depth_node'):
         self._lines = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, '-m', module, *arguments], cwd=ROOT,
+            [sys.executable, *(['-m', module] if '.py' not in str(module) else [str(module)]),
+             *arguments], cwd=ROOT,
             env={**os.environ, 'ROS_DOMAIN_ID': str(domain), 'DEPTHCLIP_CACHE': str(cache),
                  'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONUNBUFFERED': '1',
                  'RCUTILS_COLORIZED_OUTPUT': '0', **(environment or {})},

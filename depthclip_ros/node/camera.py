@@ -14,7 +14,8 @@ from . import image_io, serialized
 from .calibration import Calibration
 from .inputs import Input
 from .outputs import OUTPUTS, Outputs
-from .statistics import Counters, Throttle, Window
+from .stamps import Stamps
+from .statistics import Counters, Recent, Throttle, Window
 
 if TYPE_CHECKING:
     import threading
@@ -82,19 +83,25 @@ class Camera:
         self.calibration = Calibration(rectified=config.rectified)
         self.outputs = Outputs(node, config.depth_encoding, topic_prefix(name))
         self.ages = Window()  # milliseconds from stamp to publication
+        self.recent_ages = Recent()  # seconds
+        self.nan_shares = Recent()  # of every depth image
         self.foreign_stamps = 0
         self.beyond_encoding = 0  # pixels
         self.throttle = Throttle()
         self.warned_frame_id = False
         self.reported_lost = 0
         self.last_error = ''  # what an image failed of last
+        self.stamps = Stamps()
+        self.newest = b''  # image, whatever becomes of it
         # Steady time, for the watchdogs: simulated time may stand still.
         self.first_image = math.inf
-        self.last_image = 0.0
+        self.last_image = self.last_info = 0.0
 
     def subscribe(self) -> None:
         """Begin to listen."""
-        self.first_image, self.last_image = math.inf, time.monotonic()
+        self.first_image = math.inf
+        self.last_image = self.last_info = time.monotonic()
+        self.stamps, self.newest = Stamps(), b''
         self.calibration = Calibration(rectified=self.config.rectified)
         self.warned_frame_id = False
         self._inputs = [
@@ -112,6 +119,7 @@ class Camera:
         for source in self._inputs:
             source.destroy()
         self._inputs.clear()
+        self.newest = b''
         with self._ready:
             if self._frame is not None:
                 self._frame = None
@@ -127,6 +135,8 @@ class Camera:
         with self._ready:
             self.last_image = time.monotonic()
             self.first_image = min(self.first_image, self.last_image)
+            self.stamps.observe(raw, self.last_image)
+            self.newest = raw
             self._counters.received += 1
             if self._frame is None:
                 self._counters.pending += 1
@@ -136,7 +146,13 @@ class Camera:
             self._ready.notify_all()
 
     def _on_info(self, raw: bytes) -> None:
+        self.last_info = time.monotonic()
         self.calibration.update(raw)
+
+    @property
+    def info_is_latched(self) -> bool:
+        """Whether camera_info is published once for all."""
+        return bool(self._inputs) and self._inputs[-1].is_latched
 
     def _on_lost(self, count: int) -> None:
         with self._ready:

@@ -47,6 +47,21 @@ class NodeConfig(Settings):
     input_timeout: float = define(
         5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
         maximum=3600.0)
+    frozen_timeout: float = define(
+        10.0, 'Warn when the pictures are the same to the bit for this long; 0: never', unit='s',
+        minimum=0.0, maximum=3600.0)
+    worker_timeout: float = define(
+        10.0, 'Report the worker as stuck when one batch takes this long', unit='s', minimum=0.5,
+        maximum=3600.0)
+    max_age: float = define(
+        2.0, 'Warn when depth is older than this, an error beyond twice; 0: never', unit='s',
+        minimum=0.0, maximum=3600.0)
+    max_drop_share: float = define(
+        0.9, 'Warn when a larger part of the images is dropped, an error when all are; 0: never',
+        minimum=0.0, maximum=1.0)
+    max_nan_share: float = define(
+        0.5, 'Warn when a larger part of the depth is NaN, an error beyond twice or when all is; '
+             '0: never', minimum=0.0, maximum=1.0)
     autostart: bool = define(True, 'Configure and activate at start, without a manager')
     num_threads: int = define(
         0, "CPU threads of the network; 0: torch's choice", minimum=0, maximum=1024)

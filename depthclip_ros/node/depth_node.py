@@ -48,6 +48,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rclpy
+import rclpy.utilities
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -55,16 +56,17 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
-from ..core.errors import ConfigError, DepthClipError
+from ..core.errors import ConfigError, DepthClipError, quoted
 from .camera import Camera, input_topics, output_topics
-from .diagnostics import CameraReport, crash_status, diagnostic_array, model_status
-from .model import Model
+from .diagnostics import CameraReport, diagnostic_array, model_status
+from .model import Model, describe
 from .outputs import OUTPUTS
-from .parameters import Parameters, check_qos_overrides
+from .parameters import Parameters, check_qos_overrides, help_text
 from .pipeline import Pipeline
 from .process import StopSignals, end_process, explain_arguments, keep_freed_memory
+from .stamps import ClockWatch
 from .statistics import Throttle, Window
-from .watchdog import check_inputs
+from .watchdog import ERROR, WARN, Finding, Watchdog, tell
 from .worker import Ticker, Worker
 
 if TYPE_CHECKING:
@@ -113,19 +115,20 @@ class DepthNode(LifecycleNode):
             'depth_node', automatically_declare_parameters_from_overrides=True, **kwargs)
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
-        self._patience = PATIENCE
         self._model: Model | None = None
         self._pipeline: Pipeline | None = None
         self._worker: Worker | None = None
         self._active = False
         self._left_behind = False
         self._cameras: list[Camera] = []
-        self._reports: list[CameraReport] = []
+        self._reports: list[tuple[CameraReport, Watchdog]] = []
         self._ready = threading.Condition()
         self._throttle = Throttle()
         self._settings = Parameters(
             self, is_configured=lambda: self._model is not None, apply=self._use)
-        self.autostart = self._settings.read()[1].autostart
+        self._node_config = self._settings.read()[1]
+        self.autostart = self._node_config.autostart
+        self._clock_watch = ClockWatch(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Subscriptions change where callbacks run. Steady time: simulated time may stand still.
         self._follow_timer = self.create_timer(
@@ -144,11 +147,15 @@ class DepthNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
         config, node_config = self._settings.read()
+        self._node_config = node_config
         try:
             self._check_topics(node_config)
             self._start(config, node_config)
         except DepthClipError as error:
-            self.get_logger().error(f'Cannot configure: {error}')
+            if self._ending.is_set():
+                self.get_logger().info(f'Not configured: {error}')
+            else:
+                self.get_logger().error(f'Cannot configure: {error}')
             self._release()
             return FAILURE
         self._cameras = [
@@ -167,7 +174,8 @@ class DepthNode(LifecycleNode):
             depth_topic, *_ = output_topics(self, camera.name)
             self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                                    f'{depth_topic} out.')
-        self._reports = [CameraReport(camera, self._pipeline.times) for camera in self._cameras]
+        self._reports = [(CameraReport(camera, self._pipeline.times), Watchdog(self, camera))
+                         for camera in self._cameras]
         self._worker.begin(self._cameras, self._pipeline.answer)
         self._active = True
         return result
@@ -198,7 +206,7 @@ class DepthNode(LifecycleNode):
 
     def close(self) -> None:
         """Shut down and release everything, whatever the state, in little more than a second."""
-        self._patience = LAST_PATIENCE
+        self._ending.set()
         try:
             self.trigger_shutdown()
         except RuntimeError:  # shut down already, or in the middle of a transition
@@ -206,7 +214,7 @@ class DepthNode(LifecycleNode):
 
     def status(self) -> int:
         """Exit status of the process: 0 if the node is well, else 1."""
-        return int(self.crash is not None or self._left_behind)
+        return int(self.crash is not None or self._left_behind or self._stuck_seconds() > 0)
 
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names, remappings and overrides that cannot be meant."""
@@ -264,31 +272,45 @@ class DepthNode(LifecycleNode):
             f'{time.perf_counter() - start:.2f} s.')
         return estimator
 
-    def _stop(self) -> None:
+    def _stop(self) -> bool:
+        """Answer no more images; give whether those in work are done."""
         for camera in self._cameras:
             camera.unsubscribe()
         if not self._active or self._worker is None:
-            return
+            return True
         self._active = False
-        if not self._worker.pause(self._patience):
+        done = self._patiently(self._worker.pause)
+        if not done:
             self.get_logger().error(
                 f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
         for camera in self._cameras:
             self.get_logger().info(f'Stopped: {camera.label}{camera.counters()}.')
+        return done
 
     def _release(self) -> None:
-        self._stop()
+        stuck = self._stuck_seconds() > 0
+        done = self._stop()
         worker, pipeline, model = self._worker, self._pipeline, self._model
         self._worker = self._pipeline = self._model = None
-        if worker is not None and not worker.stop(self._patience) and pipeline is not None:
+        if worker is not None and pipeline is not None and not (
+                self._patiently(worker.stop) if done else worker.stop(0.0)):
             # What never comes back keeps its thread and its model; the node goes on without.
             pipeline.abandoned = True
-            self._left_behind |= not self._ending.is_set()
+            self._left_behind |= stuck or not self._ending.is_set()
         elif model is not None:
             model.release()
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._reports = [], []
+
+    def _patiently(self, wait: Callable[[float], bool]) -> bool:
+        """Wait for the worker; give whether it was done before patience ended."""
+        start = time.monotonic()
+        while not wait(0.1):
+            patience = LAST_PATIENCE if self._ending.is_set() else PATIENCE
+            if time.monotonic() - start > patience:
+                return False
+        return True
 
     def _on_crash(self, error: BaseException) -> None:
         """Take note that the worker has ended; `main` ends the process."""
@@ -301,27 +323,63 @@ class DepthNode(LifecycleNode):
         """Report; nothing that fails here may end it."""
         try:
             self._report()
-        except Exception:  # noqa: BLE001 (a topic may be destroyed while it is looked at)
-            if self._throttle.due('report') and self.context.ok():
-                self.get_logger().debug(traceback.format_exc())
+        except Exception as error:  # noqa: BLE001
+            # InvalidHandle: a topic was destroyed while it was looked at.
+            if type(error).__name__ != 'InvalidHandle' and self.context.ok() \
+                    and self._throttle.due('report'):
+                self.get_logger().error(f'Diagnostics failed: {traceback.format_exc()}')
 
     def _report(self) -> None:
         """Watch the inputs, publish diagnostics, log a summary now and then."""
         name = self.get_fully_qualified_name().lstrip('/')
         pipeline, model = self._pipeline, self._model
         batch_sizes = Window() if pipeline is None else pipeline.batch_sizes
-        statuses = [model_status(f'{name}: model', model, self._state_label(), batch_sizes)]
-        for report in self._reports:
-            missing = check_inputs(self, report.camera) if self._active else ''
-            statuses.append(report.status(name, missing))
+        config = self._settings.read()[0] if pipeline is None else pipeline.config
+        worker, clock = self._worker_findings(), self._clock_findings()
+        for finding in (*worker, *clock):
+            tell(self, self._throttle, finding)
+        statuses = [model_status(f'{name}: model', model, self._state_label(), batch_sizes,
+                                 (config, self._node_config), [*worker, *clock])]
+        for report, watchdog in self._reports:
+            findings = watchdog.look() if self._active else []
+            statuses.append(report.status(name, [*worker, *findings]))
             summary = report.summary()
             if summary:
                 self.get_logger().info(summary)
         if self._active:
             self._warn_if_untrained()
-        if self.crash is not None:
-            statuses.append(crash_status(f'{name}: worker', self.crash))
         self._diagnostics.publish(diagnostic_array(self, statuses))
+
+    def _stuck_seconds(self) -> float:
+        """For how long the worker has been at one batch, if that is too long; else 0."""
+        worker, model = self._worker, self._model
+        if worker is None or model is None or model.reloading or model.estimator is None:
+            return 0.0
+        seconds = worker.busy_seconds()
+        return seconds if seconds > self._node_config.worker_timeout else 0.0
+
+    def _worker_findings(self) -> list[Finding]:
+        if self.crash is not None:
+            words = f'stopped by {describe(self.crash)}'
+            return [Finding('worker crash', ERROR, words, f'The worker is {words}.')]
+        seconds = self._stuck_seconds()
+        if not seconds:
+            return []
+        words = f'worker stuck for {seconds:.0f} s'
+        return [Finding('worker stuck', ERROR, words, (
+            f'{words}: one batch takes longer than worker_timeout '
+            f'({self._node_config.worker_timeout:g} s). If it does not come back, end the process '
+            'and start it anew; if the network is that slow here, make its input smaller.'))]
+
+    def _clock_findings(self) -> list[Finding]:
+        words = self._clock_watch.look(self._node_config.input_timeout)
+        if not words or not self._active:
+            return []
+        publishers = self.count_publishers('/clock')
+        advice = '/clock has no publisher: play a bag with --clock, or set use_sim_time: false.' \
+            if 'simulated' in words and not publishers else \
+            'Ages of images, and transforms looked up by their stamps, may be wrong meanwhile.'
+        return [Finding('clock', WARN, words, f'{words[:1].upper()}{words[1:]}. {advice}')]
 
     def _state_label(self) -> str:
         model = self._model
@@ -364,7 +422,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the node could not start or was not well at the end.
+        Exit status: 0 after a signal and after --help, 1 if the node could not start or was not
+        well at the end, 2 if it does not know an argument.
 
     """
     signals = StopSignals()
@@ -383,6 +442,14 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
     keep_freed_memory()
     node: DepthNode | None = None
     try:
+        others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
+        if not {'-h', '--help'}.isdisjoint(others):
+            sys.stdout.write(help_text())
+            return 0
+        if others:
+            sys.stderr.write(f'depth_node: {quoted(" ".join(others))} is no argument of it; '
+                             'settings follow after --ros-args, see --help.\n')
+            return 2
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(signals.received)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,13 +15,15 @@ from ..color import UNTRAINED
 from .statistics import Counters, Rate, memory_mb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rclpy.node import Node
 
+    from ..core.config import Settings
     from .camera import Camera
     from .model import Model
     from .statistics import StageTimes, Window
+    from .watchdog import Finding
 
 SUMMARY_PERIOD = 10.0  # seconds
 
@@ -35,12 +39,12 @@ class CameraReport:
         self._summary = Counters()
         self._summary_time = time.monotonic()
 
-    def status(self, name: str, missing: str) -> DiagnosticStatus:
+    def status(self, name: str, findings: Sequence[Finding]) -> DiagnosticStatus:
         """One DiagnosticStatus; call it at a fixed rate.
 
         Args:
             name: of the node.
-            missing: what the watchdog misses, '' for nothing.
+            findings: what is wrong with the camera or its depth.
 
         """
         times = self._times
@@ -54,9 +58,9 @@ class CameraReport:
         idle = counters.idle > self._last.idle
         self._last = counters
         level, message = DiagnosticStatus.OK, f'{rate_out:.1f} Hz'
-        if missing or new_conditions:
-            level, message = DiagnosticStatus.WARN, ', '.join([missing] * bool(missing)
-                                                              + new_conditions)
+        if findings or new_conditions:
+            level = max([DiagnosticStatus.WARN, *(finding.level for finding in findings)])
+            message = ', '.join([*(finding.words for finding in findings), *new_conditions])
         elif idle:
             message = 'idle: nobody subscribes to an output'
         of = f' of {camera.name}' if camera.name else ''
@@ -81,7 +85,10 @@ class CameraReport:
             **{f'no cloud: {k}': n for k, n in sorted(counters.unprojected.items())},
             **{f'no pictures: {k}': n for k, n in sorted(counters.unpictured.items())},
             'last error': camera.last_error,
+            'NaN share [%]': 100 * camera.nan_shares.mean(),
             'pixels beyond 16UC1': camera.beyond_encoding,
+            'stamps that went back': camera.stamps.back,
+            'stamps that jumped ahead': camera.stamps.ahead,
             'lost by the middleware': counters.lost,
             'image topic': camera.image_topic,
             'camera_info topic': camera.info_topic,
@@ -110,7 +117,8 @@ class CameraReport:
         return text + (
             f'; {counters.dropped - before.dropped} dropped, '
             f'{counters.total_rejected() - before.total_rejected()} rejected, '
-            f'{counters.idle - before.idle} idle')
+            f'{counters.idle - before.idle} idle'
+            + ' (nobody subscribes to an output)' * (counters.idle > before.idle))
 
     def _age(self, percent: float) -> float | str:
         """Age of an image when its depth is published, where the clocks allow to tell."""
@@ -122,47 +130,59 @@ class CameraReport:
 
 def model_status(
     name: str, model: Model | None, state: str, batch_sizes: Window,
+    configs: Sequence[Settings], findings: Sequence[Finding],
 ) -> DiagnosticStatus:
-    """Device, precision, weights, memory, batches, reloads.
+    """State, device, precision, weights, memory, batches, reloads.
 
-    An ERROR while the weights are untrained, or while the model is loaded anew.
+    An ERROR while the weights are untrained, while the model is loaded anew, and when the worker
+    is stuck or has ended.
+
+    Args:
+        name: of the status.
+        model: None if nothing is loaded.
+        state: 'unconfigured', 'loading', 'inactive', 'active' or 'reloading'.
+        batch_sizes: images per call of the estimator.
+        configs: in force, for their hash.
+        findings: what is wrong with the worker or the clock.
+
     """
-    memory: dict[str, Any] = {'lifecycle state': state, 'memory [MiB]': memory_mb()}
-    if model is not None:
-        memory['reloads'] = model.reloads
-        memory['last error'] = model.last_error
+    values: dict[str, Any] = {
+        'lifecycle state': state, 'memory [MiB]': memory_mb(),
+        'configuration sha256': configuration_digest(configs)}
     estimator = None if model is None else model.estimator
-    if model is not None and model.reloading:
-        return _status(name, DiagnosticStatus.ERROR, f'reloading: {model.last_error}', memory)
-    if estimator is None:
-        return _status(name, DiagnosticStatus.OK, f'no model loaded ({state})', memory)
-    device = estimator.device
-    if device.type == 'cuda':
-        import torch
-        memory['GPU memory [MiB]'] = torch.cuda.memory_allocated(device) / 2**20
-    trained = estimator.weights.trained
-    level, message = (DiagnosticStatus.OK, state) if trained \
-        else (DiagnosticStatus.ERROR, UNTRAINED)
-    return _status(name, level, message, {
-        **memory,
-        'device': str(device),
-        'precision': estimator.precision,
-        'engine': estimator.engine,
-        'weights': estimator.weights.name,
-        'weights sha256': estimator.weights.digest,
-        'trained': estimator.weights.trained,
-        'text cache hit': estimator.text_cache_hit,
-        'backbone': estimator.config.backbone,
-        'features': estimator.config.features,
-        'batch size p50': batch_sizes.percentile(50),
-        'batch size max': batch_sizes.percentile(100),
-        'input': f'{estimator.config.input_width}x{estimator.config.input_height}',
-    }, hardware_id=str(device))
+    wrong = [(finding.level, finding.words) for finding in findings]
+    if model is not None:
+        values.update({'reloads': model.reloads, 'last error': model.last_error})
+        if model.reloading:
+            wrong.append((DiagnosticStatus.ERROR, f'reloading: {model.last_error}'))
+    if estimator is not None:
+        if not estimator.weights.trained:
+            wrong.append((DiagnosticStatus.ERROR, UNTRAINED))
+        values.update({
+            'device': str(estimator.device),
+            **({} if model is None else model.device_memory),
+            'precision': estimator.precision,
+            'engine': estimator.engine,
+            'weights': estimator.weights.name,
+            'weights sha256': estimator.weights.digest,
+            'trained': estimator.weights.trained,
+            'text cache hit': estimator.text_cache_hit,
+            'backbone': estimator.config.backbone,
+            'features': estimator.config.features,
+            'batch size p50': batch_sizes.percentile(50),
+            'batch size max': batch_sizes.percentile(100),
+            'input': f'{estimator.config.input_width}x{estimator.config.input_height}',
+        })
+    message = ', '.join(words for _, words in wrong) or (
+        f'no model loaded ({state})' if estimator is None else state)
+    return _status(name, max([DiagnosticStatus.OK, *(level for level, _ in wrong)]), message,
+                   values, hardware_id=values.get('device', ''))
 
 
-def crash_status(name: str, error: BaseException) -> DiagnosticStatus:
-    """The worker has ended."""
-    return _status(name, DiagnosticStatus.ERROR, f'stopped by {type(error).__name__}: {error}', {})
+def configuration_digest(configs: Sequence[Settings]) -> str:
+    """SHA-256 of all settings: two nodes with the same one compute and publish the same."""
+    values = [config.to_dict() for config in configs]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def diagnostic_array(node: Node, statuses: list[DiagnosticStatus]) -> DiagnosticArray:

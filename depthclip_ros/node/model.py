@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Model:
         last_error: what it failed of last; '' for never.
         reloads: how often it was loaded anew, or that was tried.
         reloading: whether that goes on now.
+        device_memory: of a GPU, for diagnostics, which must not wait for the device.
 
     """
 
@@ -52,6 +54,8 @@ class Model:
         self.last_error = ''
         self.reloads = 0
         self.reloading = False
+        self.device_memory: dict[str, float] = {}
+        self._memory_time = 0.0
 
     def load(self, config: DepthConfig) -> DepthEstimator:
         """Load, in place of what may be loaded now; what goes wrong is raised."""
@@ -78,6 +82,19 @@ class Model:
         self._failures += 1
         self.last_error = describe(error)
         self._broken |= self._failures >= FAILURES or is_of_device(error)
+
+    def look_at_memory(self) -> None:
+        """Take note of the GPU's memory, once a second."""
+        estimator, now = self.estimator, time.monotonic()
+        if estimator is None or estimator.device.type != 'cuda' or now < self._memory_time + 1.0:
+            return
+        cuda = sys.modules['torch'].cuda
+        free, total = cuda.mem_get_info(estimator.device)
+        self._memory_time = now
+        self.device_memory = {
+            'GPU memory [MiB]': cuda.memory_allocated(estimator.device) / 2**20,
+            'GPU memory reserved [MiB]': cuda.memory_reserved(estimator.device) / 2**20,
+            'GPU memory free [MiB]': free / 2**20, 'GPU memory total [MiB]': total / 2**20}
 
     def recover(self, config: DepthConfig, sleep: Callable[[float], bool]) -> bool:
         """Load anew if the model fails, with longer and longer breaks, until it is there.

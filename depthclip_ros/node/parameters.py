@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 # Read once, when the process starts; setting them later could have no effect.
 READ_ONLY = ('autostart',)
 
+HELP = """\
+usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
+
+Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node: image and camera_info in;
+depth/image, depth/camera_info, points, depth/image_color and depth/spread out. What it does is
+told on /diagnostics (in a terminal: depthclip stats). On first use it downloads the weights of
+the backbone (RN50: 244 MB), unless `weights` names a file or `offline` is true.
+
+Parameters, with their defaults:
+"""
+
 SETTINGS: dict[str, dataclasses.Field[Any]] = {
     setting.name: setting
     for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)
@@ -56,6 +67,15 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         result.floating_point_range = [FloatingPointRange(
             from_value=float(about['minimum']), to_value=float(about['maximum']))]
     return result
+
+
+def help_text() -> str:
+    """What `depth_node --help` says: usage, and every parameter with its default."""
+    lines = [HELP]
+    for name, setting in SETTINGS.items():
+        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        lines += [f'  {name}: {default!r}', f'      {describe(setting)}']
+    return '\n'.join(lines) + '\n'
 
 
 def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:

@@ -7,6 +7,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ..core.errors import CameraInfoError, DataError
 from .model import describe
 from .statistics import StageTimes, Window
@@ -14,7 +16,6 @@ from .statistics import StageTimes, Window
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from rclpy.node import Node
     from std_msgs.msg import Header
@@ -104,7 +105,8 @@ class Pipeline:
             self.batch_sizes.add(len(frames))
             self.times.add('network', network)
             self.times.add('overhead', (time.perf_counter() - start - network) / len(frames))
-        self._model.recover(self.config, self._sleep)
+        if self._model.recover(self.config, self._sleep):
+            self._model.look_at_memory()
 
     def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
         """The image as a frame; None, and counted, if nobody wants it or it is unusable."""
@@ -157,6 +159,7 @@ class Pipeline:
             self._reject(camera, 'publication', error)
             return False
         self._note_age(camera, frame.header)
+        camera.nan_shares.add(np.count_nonzero(np.isnan(prediction.depth)) / prediction.depth.size)
         if beyond:
             camera.beyond_encoding += beyond
             if camera.throttle.due('beyond encoding'):
@@ -201,6 +204,7 @@ class Pipeline:
         age = (now - stamp.sec * SECOND - stamp.nanosec) / SECOND
         if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < SECOND:
             camera.ages.add(1e3 * age)
+            camera.recent_ages.add(age)
         else:
             camera.foreign_stamps += 1
 

@@ -127,6 +127,24 @@ class Rate:
         return (after - before) / (last - first) if last > first else 0.0
 
 
+class Recent:
+    """The mean of what was measured in the last seconds."""
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self._seconds = seconds
+        self._values: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def add(self, value: float) -> None:
+        """Add a measurement."""
+        self._values.append((time.monotonic(), value))
+
+    def mean(self) -> float:
+        """NaN if there was none."""
+        oldest = time.monotonic() - self._seconds
+        values = [value for when, value in self._values.copy() if when >= oldest]
+        return sum(values) / len(values) if values else math.nan
+
+
 class Throttle:
     """Lets every condition through once per period.
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node with faults in its way, for processes of tests: `python test/faulty_node.py ...`.
+
+An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
+others are answered as usual. A fault while loading is named by the environment: FAULT_AT_LOAD.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from depthclip_ros.core import estimator
+from depthclip_ros.node import depth_node, parameters
+
+RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN = 7, 8, 9, 10, 11
+
+
+def _endless_loop():
+    while True:
+        pass
+
+
+def _nan(predictions):
+    for prediction in predictions:
+        prediction.depth[:] = float('nan')
+    return predictions
+
+
+def _mark(picture):
+    value = int(picture.flat[0])
+    return value if (picture == value).all() else 0
+
+
+class FaultyEstimator(estimator.DepthEstimator):
+    """Fails on marked images."""
+
+    lost = False  # whether the device is, for every estimator of this process
+
+    def __init__(self, *args, **kwargs):
+        {'sleep': lambda: time.sleep(3600), 'loop': _endless_loop, '': lambda: None}[
+            os.environ.get('FAULT_AT_LOAD', '')]()
+        if FaultyEstimator.lost and os.environ.get('FAULT_STAYS'):
+            raise RuntimeError('CUDA error: device lost, on purpose')
+        super().__init__(*args, **kwargs)
+
+    def predict(self, rgb, *args, **kwargs):
+        marks = {_mark(picture) for picture in rgb} if isinstance(rgb, list) else set()
+        if RAISES in marks:
+            raise ZeroDivisionError('on purpose')
+        if DEVICE_FAILS in marks:
+            FaultyEstimator.lost = True
+            raise RuntimeError('CUDA error: an illegal memory access, on purpose')
+        if LOOPS in marks:
+            _endless_loop()
+        if SLEEPS in marks:
+            time.sleep(3600)  # in C code
+        predictions = super().predict(rgb, *args, **kwargs)
+        return _nan(predictions) if GIVES_NAN in marks else predictions
+
+
+def _hang_at_a_parameter(self, parameters_, on_set=parameters.Parameters._on_set):
+    if any(p.name == 'temperature' and p.value == 7.0 for p in parameters_):
+        time.sleep(3600)
+    return on_set(self, parameters_)
+
+
+if __name__ == '__main__':
+    estimator.DepthEstimator = FaultyEstimator
+    parameters.Parameters._on_set = _hang_at_a_parameter
+    depth_node.run()

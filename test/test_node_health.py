@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node in trouble, as a process: what it tells, that it recovers, and that it always ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+
+import faulty_node
+from clip_standin import synthetic_rgb
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from ros_harness import (
+    ROOT,
+    NodeProcess,
+    Peer,
+    adds_up,
+    camera_info,
+    image,
+    tiny_arguments,
+)
+
+pytestmark = pytest.mark.slow
+
+FAULTY = ROOT / 'test' / 'faulty_node.py'
+ENDS_WITHIN = 2.0  # seconds after a signal
+RGB = synthetic_rgb(3, 60, 80)
+FRAMES, MODEL = 'depth_node: frames', 'depth_node: model'
+
+
+def faulty(weights, domain, cache, environment=None, **parameters):
+    arguments = tiny_arguments(weights, worker_timeout=1.0, **parameters)
+    return NodeProcess(arguments, domain=domain, cache=cache, module=FAULTY,
+                       environment=environment)
+
+
+def end(node, number=signal.SIGTERM):
+    """Exit status after a signal; the process must end in time, whatever it is in."""
+    start = time.monotonic()
+    status = node.stop(number)
+    seconds = time.monotonic() - start
+    assert seconds < ENDS_WITHIN, f'{seconds:.2f} s, {node.output}'
+    return status
+
+
+def marked(peer, mark):
+    return image(peer.header(), np.full((60, 80, 3), mark, np.uint8), 'rgb8')
+
+
+def good(peer):
+    return image(peer.header(), RGB, 'rgb8')
+
+
+@pytest.fixture(scope='module')
+def node(domain, cache, tiny_weights):
+    node = faulty(tiny_weights, domain, cache, input_timeout=1.0, frozen_timeout=1.0)
+    yield node
+    if node.process.poll() is None:
+        node.process.kill()
+
+
+@pytest.fixture(scope='module')
+def peer(node, domain):
+    with Peer(domain, node=node) as peer:
+        node.wait_for(r'\]: Active: ')
+        yield peer
+
+
+def status_of(peer, name, condition):
+    """Wait for a status that fulfils a condition; give it."""
+    start = len(peer.messages['/diagnostics'])
+    return peer.wait(lambda: next(
+        (status for array in peer.messages['/diagnostics'][start:] for status in array.status
+         if status.name == name and condition(status)), None), f'the status of {name}')
+
+
+def test_an_image_that_breaks_the_model_is_rejected_with_its_cause(node, peer):
+    peer.ask(good(peer))
+    peer.wait(lambda: peer.send(marked(peer, faulty_node.RAISES))
+              or 'Image rejected (ZeroDivisionError in prediction)' in node.output,
+              'the rejection')
+    assert 'on purpose' in node.output
+    peer.ask(good(peer))
+    _, values = peer.diagnostics(
+        FRAMES, lambda v: int(v.get('rejected: ZeroDivisionError in prediction', 0)))
+    assert adds_up(values)
+    assert 'ZeroDivisionError: on purpose' in values['last error']
+
+
+def test_a_lost_device_is_found_again(node, peer):
+    peer.wait(lambda: peer.send(marked(peer, faulty_node.DEVICE_FAILS))
+              or 'loading the model anew' in node.output, 'the reload')
+    node.wait_for('The model is loaded anew')
+    peer.ask(good(peer))
+    status, values = peer.diagnostics(MODEL)
+    assert int(values['reloads']) >= 1
+    assert 'CUDA error: an illegal memory access' in values['last error']
+    assert (status.level, values['lifecycle state']) == (status.OK, 'active')
+
+
+def test_depth_that_is_nan_is_an_error(node, peer):
+    status = peer.wait(lambda: peer.send(marked(peer, faulty_node.GIVES_NAN)) or next(
+        (status for array in peer.messages['/diagnostics'] for status in array.status
+         if status.level == status.ERROR and 'NaN' in status.message), None), 'the status')
+    assert '100 % of the depth is NaN' in status.message
+    assert 'precision: float32' in node.wait_for('of the depth is NaN')
+
+
+def test_a_silent_camera_info_is_noticed(node, peer):
+    info = camera_info(peer.header(), 80, 60)
+    peer.ask(good(peer), info=info)
+    status_of(peer, FRAMES, lambda s: peer.send(good(peer)) or 'camera_info silent' in s.message)
+    assert 'go on with the last one' in node.wait_for('No camera_info on /camera_info for')
+
+
+def test_a_frozen_picture_and_silence_are_noticed(node, peer):
+    status_of(peer, FRAMES, lambda s: peer.send(good(peer)) or 'the same picture' in s.message)
+    assert 'frozen_timeout' in node.wait_for('the picture is the same to the bit')
+    status_of(peer, FRAMES, lambda s: 'no image' in s.message)
+    assert 'test_peer: reliable' in node.wait_for(r'No image on /image .*1 publisher: ')
+
+
+def test_stamps_that_go_wrong_are_noticed(node, peer):
+    message = good(peer)
+    message.header.stamp.sec += 100_000
+    peer.ask(message)
+    peer.ask(good(peer))
+    status_of(peer, FRAMES, lambda s: 'stamps went back by 1e+05 s' in s.message)
+    assert 'begins anew' in node.wait_for('stamps went back')
+    message = good(peer)
+    status_of(peer, FRAMES,
+              lambda s: peer.send(message) or 'stamps stand still' in s.message)
+
+
+def test_old_images_make_old_depth(node, peer):
+    def send(seconds):
+        message = good(peer)
+        stamp = peer.node.get_clock().now().nanoseconds - int(seconds * 1e9)
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10 ** 9)
+        peer.send(message)
+    warning = status_of(peer, FRAMES, lambda s: send(3.0) or 's old' in s.message)
+    assert warning.level == warning.WARN
+    error = status_of(
+        peer, FRAMES, lambda s: send(60.0) or (s.level == s.ERROR and 's old' in s.message))
+    assert 'NaN' not in error.message
+    assert 'max_age: 2' in node.wait_for('depth is .* s old')
+
+
+def test_a_stuck_worker_is_told_and_ends_with_the_process(node, peer):
+    """Runs last: nothing brings this worker back."""
+    peer.wait(lambda: peer.send(marked(peer, faulty_node.LOOPS)) or next(
+        (True for array in peer.messages['/diagnostics'][-3:] for status in array.status
+         if 'worker stuck for' in status.message), None), 'the status')
+    for name in (FRAMES, MODEL):
+        status = status_of(peer, name, lambda s: 'worker stuck for' in s.message)
+        assert status.level == status.ERROR
+    assert 'worker_timeout' in node.wait_for('worker stuck')
+    peer.process = None
+    assert end(node) == 1
+
+
+def test_diagnostics_go_on_while_the_model_is_loaded(domain, cache, tiny_weights):
+    """And a signal ends that, although the library never returns."""
+    node = faulty(tiny_weights, domain, cache, {'FAULT_AT_LOAD': 'sleep'})
+    with Peer(domain, listen=(), node=node) as peer:
+        status_of(peer, MODEL, lambda s: s.message == 'no model loaded (loading)')
+        count = len(peer.messages['/diagnostics'])
+        start = time.monotonic()
+        peer.wait(lambda: len(peer.messages['/diagnostics']) >= count + 3, 'diagnostics')
+        assert time.monotonic() - start < 5
+        peer.process = None
+        assert end(node) == 0, node.output
+    assert 'Traceback' not in node.output
+
+
+def test_a_device_that_stays_lost_ends_the_process(domain, cache, tiny_weights):
+    node = faulty(tiny_weights, domain, cache, {'FAULT_STAYS': '1'})
+    with Peer(domain, node=node) as peer:
+        node.wait_for(r'\]: Active: ')
+        peer.wait(lambda: peer.send(marked(peer, faulty_node.DEVICE_FAILS))
+                  or 'loading the model anew' in node.output, 'the reload')
+        status = status_of(peer, MODEL, lambda s: 'reloading' in s.message)
+        assert status.level == status.ERROR
+        assert 'device lost' in status.message or 'illegal memory' in status.message
+        assert {p.key: p.value for p in status.values}['lifecycle state'] == 'reloading'
+        assert end(node, signal.SIGINT) == 0, 'in a break between two reloads'
+
+
+@pytest.mark.parametrize(('state', 'status'), [
+    ('unconfigured', 0), ('loading in Python', 0), ('active', 0), ('under load', 0),
+    ('stuck in C', 1), ('in a parameter callback', 1)])
+def test_a_signal_ends_the_process_in_any_state(state, status, domain, cache, tiny_weights):
+    environment = {'FAULT_AT_LOAD': 'loop'} if state == 'loading in Python' else None
+    node = faulty(tiny_weights, domain, cache, environment, autostart=state != 'unconfigured')
+    try:
+        with Peer(domain, node=node) as peer:
+            if state in ('unconfigured', 'loading in Python'):
+                label = state.split()[0]
+                status_of(peer, MODEL, lambda s: label in s.message)
+            else:
+                node.wait_for(r'\]: Active: ')
+            if state == 'under load':
+                peer.ask(good(peer))
+                for _ in range(30):
+                    peer.send(good(peer))
+            if state == 'stuck in C':
+                peer.wait(lambda: peer.send(marked(peer, faulty_node.SLEEPS)) or next(
+                    (True for array in peer.messages['/diagnostics'] for s in array.status
+                     if 'worker stuck for' in s.message), None), 'the status')
+            if state == 'in a parameter callback':
+                client = peer.node.create_client(SetParameters, 'depth_node/set_parameters')
+                assert client.wait_for_service(60)
+                request = SetParameters.Request(
+                    parameters=[Parameter('temperature', value=7.0).to_parameter_msg()])
+                client.call_async(request)
+                time.sleep(1.0)  # it is to be there, and says nothing
+            peer.process = None
+            assert end(node) == status, node.output
+        assert 'Traceback' not in node.output, node.output
+    finally:
+        node.process.kill()
+
+
+def test_help_starts_nothing(domain, cache):
+    node = NodeProcess(['--help'], domain=domain, cache=cache)
+    assert node.wait() == 0
+    assert node.output.startswith('usage: depth_node')
+    assert 'temperature: 0.1' in node.output
+    assert 'max_age' in node.output
+
+
+def test_unknown_arguments_are_refused(domain, cache):
+    node = NodeProcess(['--wieghts', 'x', '--ros-args', '-p', 'weights:=demo'], domain=domain,
+                       cache=cache)
+    assert node.wait() == 2
+    assert "'--wieghts x'" in node.output
+    assert '--help' in node.output
