@@ -441,6 +441,7 @@ def run() -> NoReturn:
 def _run(arguments: Sequence[str], signals: StopSignals) -> int:
     keep_freed_memory()
     node: DepthNode | None = None
+    started = stopped = False
     try:
         others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
         if not {'-h', '--help'}.isdisjoint(others):
@@ -457,6 +458,7 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:
             _spin(node, signals.received)
+        stopped = signals.received.is_set()
         signals.status = node.status  # the main thread is here, and not stuck
     except ExternalShutdownException:
         started = True
@@ -470,7 +472,7 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    return node.status() if node is not None and (started or signals.received.is_set()) else 1
+    return node.status() if node is not None and (started or stopped) else 1
 
 
 def _spin(node: DepthNode, ending: threading.Event) -> None:

@@ -57,12 +57,13 @@ class CameraReport:
             *(counters.unpictured - self._last.unpictured)})
         idle = counters.idle > self._last.idle
         self._last = counters
-        level, message = DiagnosticStatus.OK, f'{rate_out:.1f} Hz'
+        level, words = DiagnosticStatus.OK, [finding.words for finding in findings]
         if findings or new_conditions:
             level = max([DiagnosticStatus.WARN, *(finding.level for finding in findings)])
-            message = ', '.join([*(finding.words for finding in findings), *new_conditions])
-        elif idle:
-            message = 'idle: nobody subscribes to an output'
+        words += new_conditions
+        if idle:
+            words.append('idle: nobody subscribes to an output')
+        message = ', '.join(words) or f'{rate_out:.1f} Hz'
         of = f' of {camera.name}' if camera.name else ''
         return _status(f'{name}: frames{of}', level, message, {
             'rate in [Hz]': rate_in,
