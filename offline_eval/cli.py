@@ -13,8 +13,9 @@ from pathlib import Path
 from depthclip_ros import resources
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package
-from depthclip_ros.node.config import NodeConfig, read_config
+from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 
 PROGRAM = 'offline_eval'
 TABLES = ('1', '2', '3')
@@ -52,7 +53,7 @@ def _evaluate(given: list[str]) -> int:
         folder = Evaluation(Options(
             where=Where(options.data, options.list, options.splits, options.ground_truth,
                         options.inpainted),
-            config=config, node=node, fit_input=options.config is None,
+            config=config, node=node, fit_input=options.config is None and node.weights != DEMO,
             protocol=options.protocol or '', average=options.average,
             tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
             batch_size=options.batch_size, workers=options.workers, limit=options.limit,
@@ -134,10 +135,15 @@ def _parser() -> argparse.ArgumentParser:
 def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
     """Settings of the file and the command line; the precision is float32 unless chosen."""
     config, node = read_config(options.config or resources.config_path('nyu_paper'))
+    changes = {k: v for k, v in (('weights', options.weights), ('device', options.device)) if v}
+    node = node.replace(**changes)
+    config, note = with_demo_settings(
+        config, node.weights, default=None if options.config else config)
+    if note:
+        print(note)
     precision = options.precision or (
         'float32' if config.precision == 'auto' else config.precision)
-    changes = {k: v for k, v in (('weights', options.weights), ('device', options.device)) if v}
-    return config.replace(precision=precision), node.replace(**changes)
+    return config.replace(precision=precision), node
 
 
 def _natural(text: str) -> int:

@@ -55,6 +55,26 @@ def predict(config, tiny_weights, tmp_path):
 
 # predict -----------------------------------------------------------------------------------
 
+def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
+    from depthclip_ros.core.config import DepthConfig
+    from depthclip_ros.core.estimator import DepthEstimator
+    from depthclip_ros.resources import config_path
+    out = tmp_path / 'out'
+    assert main(['predict', str(photo), '-o', str(out), '--weights', 'demo',
+                 '--device', 'cpu']) == 0
+    assert capsys.readouterr().err.count('weights: demo bring their own tokens, bins, ') == 1
+    expected = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu').predict(
+        cv2.imread(str(photo))[..., ::-1].copy())
+    np.testing.assert_allclose(
+        np.load(out / 'photo_patches.npy'), expected.patch_depth, atol=1e-5)
+
+
+def test_demo_weights_without_their_settings_say_where_these_are():
+    from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError
+    with pytest.raises(WeightsError, match=r'backbone: RN50.*config/demo\.yaml'):
+        DepthEstimator(DepthConfig(), 'demo', 'cpu')
+
+
 def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights, capsys):
     from depthclip_ros.core.config import DepthConfig
     from depthclip_ros.core.estimator import DepthEstimator

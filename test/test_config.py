@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig, describe
-from depthclip_ros.node.config import NodeConfig, read_config
+from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
@@ -43,15 +45,22 @@ def test_paper_file_is_the_paper():
     ({'tokens': ['near', 'far']}, ['tokens and bins', '2 tokens', '7 bins']),
     ({'tokens': ['near', 'far'], 'bins': [2.0, 1.0]}, ['bins', '[2.0, 1.0]', 'ascend']),
     ({'tokens': ['near', 'far'], 'bins': [1.0, 1.0]}, ['bins', 'ascend']),
-    ({'tokens': ['near', 'far'], 'bins': [0.0, 1.0]}, ['bins', '[0.0, 1.0]', 'positive']),
-    ({'tokens': ['near', 'far'], 'bins': [1.0, float('nan')]}, ['bins', 'nan', 'positive']),
+    ({'tokens': ['near', 'far'], 'bins': [0.0, 1.0]}, ['bins', '[0.0, 1.0] m', '0.001 to 10000']),
+    ({'tokens': ['near', 'far'], 'bins': [1.0, float('nan')]}, ['bins', 'nan', '10000.0 m']),
+    ({'tokens': ['near', 'far'], 'bins': [1.0, 1e39]}, ['bins', '1e+39', '10000.0 m']),
+    ({'tokens': ['near', 'far'], 'bins': [1.0, 10 ** 400]}, ['bins', 'list of numbers']),
+    ({'bins': [1.0] * 1001}, ['bins', 'more than 1000']),
     ({'tokens': ['far', 'far'], 'bins': [1.0, 2.0]}, ['tokens', "['far']", 'twice']),
     ({'tokens': [], 'bins': []}, ['tokens', 'no token']),
     ({'tokens': ['near', ' '], 'bins': [1.0, 2.0]}, ['tokens', 'empty']),
     ({'tokens': 'near'}, ['tokens', "'near'", 'list of texts']),
     ({'tokens': ['near', 3]}, ['tokens', 'list of texts']),
     ({'bins': ['1', '2']}, ['bins', 'list of numbers']),
-    ({'temperature': 0}, ['temperature', '0.0', 'greater than 0']),
+    ({'temperature': 0}, ['temperature', '0.0', '0.001 to 1000.0']),
+    ({'temperature': 1e-45}, ['temperature', '1e-45', '0.001 to 1000.0']),
+    ({'temperature': 1e39}, ['temperature', '1e+39']),
+    ({'temperature': float('nan')}, ['temperature', 'nan']),
+    ({'temperature': 10 ** 400}, ['temperature', 'a number', '401 characters']),
     ({'temperature': -1.5}, ['temperature', '-1.5']),
     ({'temperature': float('inf')}, ['temperature', 'inf']),
     ({'temperature': True}, ['temperature', 'True', 'a number']),
@@ -59,18 +68,27 @@ def test_paper_file_is_the_paper():
     ({'templates': ['This object']}, ['templates', "'This object'", '{}']),
     ({'templates': ['{} is {}']}, ['templates', 'exactly once']),
     ({'templates': ['{} {x}']}, ['templates', 'exactly once']),
+    ({'templates': ['a {} }']}, ['templates', "'a {} }'", 'no other brace']),
+    ({'templates': ['{{}}']}, ['templates', 'exactly once']),
+    ({'templates': ['{}' + 'x' * 1_000_000]}, ['templates', 'longer than 4096', '1000002 char']),
+    ({'tokens': ['near', 'far' * 400_000], 'bins': [1.0, 2.0]}, ['tokens', '1200000 characters']),
+    ({'tokens': ['near', 'far\0'], 'bins': [1.0, 2.0]}, ['tokens', r"'far\x00'", 'control']),
+    ({'tokens': ['near', '\ud800'], 'bins': [1.0, 2.0]}, ['tokens', 'surrogate']),
+    ({'tokens': ['near', 'a\nb'], 'bins': [1.0, 2.0]}, ['tokens', 'control character']),
     ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip']),
     ({'upsampling': 'bicubic'}, ['upsampling', 'bilinear, patch']),
     ({'input_height': 16}, ['input_height', '16 px', '32 to 4096']),
     ({'input_height': 480.0}, ['input_height', '480.0', 'a whole number']),
     ({'flip_average': 'yes'}, ['flip_average', "'yes'", 'true or false']),
-    ({'temprature': 0.1}, ['unknown setting temprature', 'temperature']),
+    ({'temprature': 0.1}, ["unknown setting 'temprature'", 'temperature']),
+    ({'x' * 100_000: 1, 7: 2}, ['unknown settings', '… (100003 characters)']),
 ])
 def test_wrong_setting_is_named(values, words):
     with pytest.raises(ConfigError) as error:
         DepthConfig.from_dict(values)
     for word in words:
         assert word in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_wrong_device_is_named():
@@ -87,6 +105,7 @@ def test_wrong_device_is_named():
     (['1st'], ["'1st'", 'letters, digits']),
     (['left-front'], ["'left-front'", 'letters, digits']),
     (['ok', ' '], ["' '", 'ROS namespace']),
+    (['x' * 1000], ['longer than 100', '1000 characters']),
     ('front', ["'front'", 'list of texts']),
 ])
 def test_wrong_camera_names_are_named(names, words):
@@ -154,7 +173,11 @@ front:
     ('', ["'/**:'", 'NoneType']),
     ('/**: 3', ['/**', '3', 'ros__parameters']),
     ('/**: {ros__parameters: 3}', ['ros__parameters', '3']),
-    ('/**: {ros__parameters: {colour: red}}', ['unknown setting colour']),
+    ('/**: {ros__parameters: {colour: red}}', ["unknown setting 'colour'"]),
+    ('/**: {ros__parameters: {temperature: 2001-13-99}}', ['not valid YAML', 'month']),
+    ('/**: &a {x: *a}', ['without end']),
+    ('/**: {ros__parameters: &a {x: *a}}', ['without end']),
+    ('x' * (1 << 21), ['larger than 1024 KiB']),
     ('/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['7 tokens', '3 bins']),
 ])
 def test_wrong_file_is_explained(tmp_path, text, words):
@@ -173,9 +196,116 @@ def test_missing_and_binary_file(tmp_path):
         read_config(tmp_path / 'binary.yaml')
 
 
-@pytest.mark.parametrize('settings', [DepthConfig, NodeConfig])
-def test_every_setting_describes_itself(settings):
-    for setting in dataclasses.fields(settings):
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+    | st.dates() | st.sampled_from(['{}', 'cpu', 'RN50', 'clip', '', '\0', 'x' * 5000]),
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=9)
+TEXTS = st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=9, unique=True)
+
+
+@st.composite
+def likely(draw, cls):
+    """Values that are right or nearly so, and now and then one that is anything."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.type == 'float':
+            values[field.name] = draw(st.floats(1e-3, 1e3) | st.integers(1, 9))
+        elif field.metadata['choices']:
+            values[field.name] = draw(st.sampled_from(field.metadata['choices']))
+    if cls is DepthConfig:
+        values['tokens'] = draw(TEXTS)
+        count = len(values['tokens'])
+        values['bins'] = sorted(draw(st.lists(
+            st.floats(1e-3, 1e4), min_size=count, max_size=count, unique=True)))
+        values['templates'] = [f'{before}{{}}{after}' for before, after in draw(
+            st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1))]
+    if draw(st.booleans()):
+        values[draw(st.sampled_from(cls.names()))] = draw(ANYTHING)
+    return values
+
+
+@pytest.mark.parametrize('cls', [DepthConfig, NodeConfig])
+def test_any_value_is_valid_or_a_reason(cls, tmp_path):
+    """What is accepted survives dictionary and file; what is not is refused in one short line."""
+    valid, refused = [], []
+
+    @settings(max_examples=100, deadline=None)
+    @given(likely(cls))
+    def check(values):
+        try:
+            config = cls.from_dict(values)
+        except ConfigError as error:
+            refused.append(str(error))
+            assert len(refused[-1]) < 1000
+            assert refused[-1].isprintable()
+            return
+        valid.append(config)
+        assert cls.from_dict(config.to_dict()) == config
+        text = yaml.safe_dump({'/**': {'ros__parameters': config.to_dict()}})
+        again = read_config(write(tmp_path / 'again.yaml', text))
+        assert config in again
+
+    check()
+    assert min(len(valid), len(refused)) > 10
+
+
+def test_any_file_is_valid_or_a_reason(tmp_path):
+    path, refused = tmp_path / 'p.yaml', []
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.binary(max_size=50)
+           | ANYTHING.map(lambda v: yaml.safe_dump(v).encode('utf-8', 'replace'))
+           | ANYTHING.map(lambda v: yaml.safe_dump({'/**': {'ros__parameters': {'bins': v}}})
+                          .encode('utf-8', 'replace')))
+    def check(content):
+        path.write_bytes(content)
+        try:
+            read_config(path)
+        except ConfigError as error:
+            refused.append(str(error))
+            assert len(refused[-1]) < 1000 + len(str(path))
+
+    check()
+
+
+def test_the_demo_model_brings_its_own_settings():
+    own = DepthConfig.from_yaml(CONFIG / 'demo.yaml')
+    assert with_demo_settings(DepthConfig(), '') == (DepthConfig(), '')
+    result, said = with_demo_settings(DepthConfig(), 'demo')
+    assert result == own
+    for name in ('tokens', 'bins', 'temperature', 'backbone', 'features', 'input_height',
+                 'input_width', 'normalization'):
+        assert name in said
+    assert 'kept' not in said
+    assert with_demo_settings(own, 'demo') == (own, '')
+
+
+def test_what_the_user_set_stays():
+    given = DepthConfig(input_width=320, flip_average=True)
+    result, said = with_demo_settings(given, 'demo')
+    assert (result.input_width, result.flip_average, result.input_height) == (320, True, 192)
+    assert 'kept as given: input_width, flip_average.' in said
+    words = DepthConfig(tokens=['near', 'far'], bins=[1.0, 9.0])
+    result, said = with_demo_settings(words, 'demo')
+    assert (result.tokens, result.bins, result.temperature) == (('near', 'far'), (1.0, 9.0), 6.0)
+    assert 'kept as given: tokens, bins.' in said
+    # A command with other defaults says which.
+    paper = DepthConfig.from_yaml(CONFIG / 'nyu_paper.yaml')
+    assert with_demo_settings(paper, 'demo', paper)[0] \
+        == DepthConfig.from_yaml(CONFIG / 'demo.yaml')
+    assert with_demo_settings(paper, 'demo')[0].flip_average
+
+
+def test_a_relative_cache_is_refused():
+    with pytest.raises(ConfigError, match=r"cache_dir: 'my/cache' is relative"):
+        NodeConfig(cache_dir='my/cache')
+    assert NodeConfig(cache_dir='~/cache').cache_dir == '~/cache'
+
+
+@pytest.mark.parametrize('cls', [DepthConfig, NodeConfig])
+def test_every_setting_describes_itself(cls):
+    for setting in dataclasses.fields(cls):
         text = describe(setting)
         assert len(text) > 10
         for choice in setting.metadata['choices'] or ():

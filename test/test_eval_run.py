@@ -409,6 +409,16 @@ def fails(capsys, *given):
     return message
 
 
+def test_demo_weights_bring_their_own_settings(capsys):
+    own = DepthConfig.from_yaml(ROOT / 'config/demo.yaml')
+    given = ['--data', 'x', '--weights', 'demo']
+    config, node = cli._settings(cli._parser().parse_args(given))
+    assert (config, node.weights) == (own.replace(precision='float32'), 'demo')
+    assert 'bring their own' in capsys.readouterr().out
+    paper = ['--config', str(ROOT / 'config/nyu_paper.yaml')]
+    assert cli._settings(cli._parser().parse_args([*given, *paper]))[0].flip_average
+
+
 def test_missing_data(world, tmp_path, capsys):
     message = fails(capsys, *arguments(world, tmp_path, data=tmp_path / 'no.mat'))
     assert 'no.mat: does not exist' in message
@@ -448,7 +458,11 @@ def test_no_valid_depth_at_all(world, tmp_path, capsys):
 
 def test_nan_predictions_stop_the_run(world, tmp_path, capsys):
     weights = torch.load(world / 'tiny.pt')
-    weights['visual.layer4.0.conv3.weight'][:] = float('nan')
+    for name in weights:  # every number is finite, but not what comes of them
+        if '.bn' in name and name.endswith('.weight'):
+            weights[name][:] = 60000.0
+        if name.endswith('.running_var'):
+            weights[name][:] = 0.0
     torch.save(weights, tmp_path / 'nan.pt')
     message = fails(capsys, *arguments(world, tmp_path, '--weights', tmp_path / 'nan.pt'))
     assert 'DepthCLIP: the predicted depth of image' in message

@@ -122,7 +122,9 @@ def test_every_setting_is_described(peer):
 
 
 def test_wrong_values_are_refused_with_the_reason(peer):
-    assert 'greater than 0' in put(peer, temperature=-1.0)
+    for temperature in (-1.0, 1e-45, 1e39, float('nan')):
+        assert '0.001' in put(peer, temperature=temperature)
+    assert '0.001 to 10000.0 m' in put(peer, bins=[1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 1e39])
     assert 'ascend' in put(peer, bins=[1.0, 2.0, 1.5, 3.0, 4.0, 5.0, 6.0])
     assert 'bilinear' in put(peer, upsampling='cubic')
     assert '4096' in put(peer, input_height=5000)

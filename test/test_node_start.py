@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import signal
+from array import array
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +13,20 @@ pytest.importorskip('rclpy')
 
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
 from ros_harness import NodeProcess, Peer, running, tiny_arguments
+
+from depthclip_ros.core import DepthConfig
+
+CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
 YAML = '/**:\n  ros__parameters:\n    '
 
 # Parameter file, and what the message must hold: what is wrong, the value seen, what to do.
 BAD_FILES = {
     'unknown key': (YAML + 'tempature: 1.0', ['tempature', "did you mean 'temperature'?"]),
-    'wrong value': (YAML + 'temperature: -1.0', ['temperature', '-1.0', 'greater than 0']),
+    'wrong value': (YAML + 'temperature: -1.0', ['temperature', '-1.0', '0.001 to 1000.0']),
     'wrong type': (YAML + 'weights: 42', ['weights', '42', 'text']),
     'wrong choice': (YAML + 'upsampling: cubic', ['upsampling', 'cubic', 'bilinear']),
     'out of range': (YAML + 'input_height: 5000', ['input_height', '5000', '4096']),
@@ -66,6 +74,30 @@ def test_missing_parameter_file(domain, cache):
 
 def test_empty_list_on_the_command_line(domain, cache):
     assert 'tokens' in refused(['--ros-args', '-p', 'tokens:=[]'], domain, cache)
+
+
+@pytest.mark.slow
+def test_demo_weights_bring_their_own_settings(domain, cache):
+    """Beside a file that states every default; the parameters tell what is in force."""
+    own = DepthConfig.from_yaml(CONFIG / 'demo.yaml')
+    node = NodeProcess(
+        ['--ros-args', '--params-file', str(CONFIG / 'depth.yaml'), '-p', 'weights:=demo',
+         '-p', 'input_width:=320', '-p', 'device:=cpu'], domain=domain, cache=cache)
+    try:
+        with Peer(domain, node=node) as peer:
+            node.wait_for('Active: ')
+            names = ['tokens', 'bins', 'temperature', 'backbone', 'input_height', 'input_width']
+            values = peer.call(GetParameters, 'depth_node/get_parameters',
+                               GetParameters.Request(names=names)).values
+    finally:
+        status = node.stop()
+    assert status == 0, node.output
+    assert [list(v) if isinstance(v, (array, list)) else v
+            for v in map(parameter_value_to_python, values)] == [
+        list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320]
+    lines = [line for line in node.output.splitlines() if 'bring their own' in line]
+    assert len(lines) == 1
+    assert 'kept as given: input_width.' in lines[0]
 
 
 @pytest.mark.slow

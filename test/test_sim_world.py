@@ -40,7 +40,7 @@ def view(index=0, **settings):
     ({'white_balance': (1.0, 2.0)}, 'white_balance: .* must be three gains'),
     ({'white_balance': (1.0, 0.0, 1.0)}, 'white_balance: .* must be three gains'),
     ({'fov': 100.0, 'distortion': True}, 'distortion: this lens cannot cover'),
-    ({'sede': 1}, 'unknown setting sede; known are: kind, seed'),
+    ({'sede': 1}, "unknown setting 'sede'; known are: kind, seed"),
 ])
 def test_wrong_settings_are_refused_with_the_reason(settings, message):
     with pytest.raises(ConfigError, match=message):

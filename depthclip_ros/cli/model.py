@@ -10,7 +10,7 @@ from ..color import UNTRAINED
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
-from ..node.config import NodeConfig, read_config
+from ..node.config import NodeConfig, read_config, with_demo_settings
 
 
 def settings(
@@ -19,12 +19,16 @@ def settings(
     """Read a parameter file (None: the defaults); options that are given win over it.
 
     Raises:
-        ConfigError: the file or an option is wrong.
+        DepthClipError: the file or an option is wrong.
 
     """
     depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
     changes = {key: value for key, value in (('weights', weights), ('device', device)) if value}
-    return depth, node.replace(**changes)
+    node = node.replace(**changes)
+    depth, note = with_demo_settings(depth, node.weights)
+    if note:
+        to_stderr(note)
+    return depth, node
 
 
 def load_estimator(depth: DepthConfig, node: NodeConfig) -> DepthEstimator:

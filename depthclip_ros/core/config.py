@@ -8,16 +8,18 @@ parameter file, by the node and by the offline tools alike.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,6 +28,11 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
+
+# Longer texts, and more of them, are no settings but mistakes; Linux's longest path is as long.
+LONGEST_TEXT = 4096
+MOST_ITEMS = 1000
+LARGEST_FILE = 1 << 20  # bytes of a parameter file
 
 
 def define(
@@ -86,7 +93,7 @@ class Settings:
             ConfigError: unknown key, wrong type, or a value out of range.
 
         """
-        unknown = sorted(set(values) - set(cls.names()))
+        unknown = [name for name in values if name not in cls.names()]
         if unknown:
             raise ConfigError(unknown_message(unknown, cls.names()))
         return cls(**values)
@@ -114,13 +121,13 @@ class DepthConfig(Settings):
         PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)')
     bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
-        reload=False)
+        minimum=1e-3, maximum=1e4, reload=False)
     templates: tuple[str, ...] = define(
         ('This object is {}',),
         'Sentences around a token, {} marks its place; their text features are averaged')
     temperature: float = define(
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
-        reload=False)
+        minimum=1e-3, maximum=1e3, reload=False)
     backbone: str = define(
         'RN50', 'CLIP architecture by its OpenAI name, or auto: whatever the weights hold')
     features: str = define(
@@ -148,30 +155,26 @@ class DepthConfig(Settings):
         choices=('auto', 'eager', 'torch', 'onednn', 'compile'))
 
     def _check(self) -> None:
-        if not self.tokens or any(not token.strip() for token in self.tokens):
-            raise ConfigError(f'tokens: {list(self.tokens)} holds no token or an empty one; '
+        tokens, bins = list(self.tokens), list(self.bins)
+        if not tokens or any(not token.strip() for token in tokens):
+            raise ConfigError(f'tokens: {quoted(tokens)} holds no token or an empty one; '
                               'give at least one word or phrase for every bin.')
-        repeated = sorted({token for token in self.tokens if self.tokens.count(token) > 1})
+        repeated = sorted({token for token in tokens if tokens.count(token) > 1})
         if repeated:
-            raise ConfigError(f'tokens: {repeated} stand twice; every token once.')
-        if len(self.tokens) != len(self.bins):
+            raise ConfigError(f'tokens: {quoted(repeated)} stand twice; every token once.')
+        if len(tokens) != len(bins):
             raise ConfigError(
-                f'tokens and bins: {len(self.tokens)} tokens but {len(self.bins)} bins '
-                f'({list(self.tokens)}; {list(self.bins)}); give one bin per token.')
-        if any(not math.isfinite(b) or b <= 0 for b in self.bins):
-            raise ConfigError(f'bins: {list(self.bins)} must all be positive metres.')
-        if any(later <= earlier for earlier, later in zip(self.bins, self.bins[1:], strict=False)):
-            raise ConfigError(f'bins: {list(self.bins)} must ascend; sort the bins, and the '
+                f'tokens and bins: {len(tokens)} tokens but {len(bins)} bins '
+                f'({quoted(tokens, 200)}; {quoted(bins, 200)}); give one bin per token.')
+        if any(later <= earlier for earlier, later in pairwise(bins)):
+            raise ConfigError(f'bins: {quoted(bins, 200)} must ascend; sort the bins, and the '
                               'tokens with them.')
         if not self.templates:
             raise ConfigError("templates: the list is empty; give at least '{}'.")
         for template in self.templates:
-            if template.count('{}') != 1 or re.sub(r'\{\}', '', template).count('{'):
-                raise ConfigError(f"templates: '{template}' must hold {{}} exactly once: the "
-                                  "token's place.")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f'temperature: {self.temperature} must be greater than 0; '
-                              "the paper's is 0.1.")
+            if '{}' not in template or template.count('{') + template.count('}') != 2:
+                raise ConfigError(f'templates: {quoted(template)} must hold {{}} exactly once, '
+                                  "the token's place, and no other brace.")
 
     @classmethod
     def from_yaml(cls, path: str | Path, node_name: str = 'depth_node') -> DepthConfig:
@@ -192,27 +195,43 @@ class DepthConfig(Settings):
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
     """Merge the sections of a ROS parameter file that match a node; nested keys joined by dots."""
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'
-        raise ConfigError(f'{path}: cannot read the parameter file: {reason}.') from error
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from error
+    document = _read_yaml(path)
     full_name = node_name if node_name.startswith('/') else f'/{node_name}'
     values: dict[str, Any] = {}
     found: list[str] = []
-    for name, parameters in _sections(document, str(path)):
-        found.append(name)
-        if _matches(name, full_name):
-            values.update(_flatten(parameters))
+    try:
+        for name, parameters in _sections(document, str(path)):
+            found.append(name)
+            if _matches(name, full_name):
+                values.update(_flatten(parameters))
+    except RecursionError as error:  # an alias within what it stands for
+        raise ConfigError(f'{path}: its sections are nested without end.') from error
     if not any(_matches(name, full_name) for name in found):
         raise ConfigError(
-            f'{path}: no section for {full_name}; found {found or "none"}. Write the settings '
-            "under '/**:' and 'ros__parameters:'.")
+            f'{path}: no section for {full_name}; found {quoted(found, 200) if found else "none"}.'
+            " Write the settings under '/**:' and 'ros__parameters:'.")
     return values
+
+
+def _read_yaml(path: str | Path) -> Any:
+    try:
+        with Path(path).open('rb') as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f'{path}: larger than {LARGEST_FILE >> 10} KiB, so it is no '
+                              'parameter file.')
+        text = content.decode()
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError, too
+        reason = error.strerror if isinstance(error, OSError) else \
+            'it is not UTF-8 text' if isinstance(error, UnicodeDecodeError) else error
+        raise ConfigError(
+            f'{quoted(str(path), 200)}: cannot read the parameter file: {reason}.') from error
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ArithmeticError, LookupError, RecursionError, TypeError,
+            ValueError) as error:  # such as a date in the 13th month
+        reason = ' '.join(str(error).split())
+        raise ConfigError(f'{path}: not valid YAML: {reason[:300]}') from error
 
 
 def _sections(document: Any, where: str, prefix: str = '') -> list[tuple[str, dict[str, Any]]]:
@@ -224,13 +243,13 @@ def _sections(document: Any, where: str, prefix: str = '') -> list[tuple[str, di
     for key, value in document.items():
         name = f'{prefix}/{str(key).lstrip("/")}'
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: '{name}' holds {value!r}; expected 'ros__parameters:' "
-                              'below it.')
+            raise ConfigError(f'{where}: {quoted(name)} holds {quoted(value)}; expected '
+                              "'ros__parameters:' below it.")
         if 'ros__parameters' in value:
             parameters = value['ros__parameters']
             if not isinstance(parameters, dict):
-                raise ConfigError(f"{where}: 'ros__parameters' of '{name}' is {parameters!r}; "
-                                  'expected keys and values.')
+                raise ConfigError(f"{where}: 'ros__parameters' of {quoted(name)} is "
+                                  f'{quoted(parameters)}; expected keys and values.')
             pairs.append((name, parameters))
         else:
             pairs.extend(_sections(value, where, name))
@@ -257,39 +276,64 @@ def _flatten(parameters: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def unknown_message(unknown: Sequence[str], known: Sequence[str]) -> str:
+def unknown_message(unknown: Iterable[object], known: Iterable[str]) -> str:
     """Say that settings do not exist, and which do."""
-    return (f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
-            f"known are: {', '.join(known)}.")
+    names = sorted(map(str, unknown))
+    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; '
+            f'known are: {", ".join(known)}.')
 
 
 def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:
     """Give a value its field's type; refuse what would have to be guessed."""
     kind = str(setting.type)
-    if kind == 'float' and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if kind == 'float' and _is_number(value):
         return float(value)
     if kind == 'int' and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind == 'bool' and isinstance(value, bool):
         return value
     if kind == 'str' and isinstance(value, str):
+        _check_text(setting.name, value)
         return value
     if kind.startswith('tuple') and isinstance(value, (list, tuple)):
-        if 'float' in kind and all(
-                isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-            return tuple(float(v) for v in value)
+        if len(value) > MOST_ITEMS:
+            raise ConfigError(f'{setting.name}: {quoted(value)} are more than {MOST_ITEMS}.')
+        if 'float' in kind and all(map(_is_number, value)):
+            return tuple(map(float, value))
         if 'str' in kind and all(isinstance(v, str) for v in value):
+            for text in value:
+                _check_text(setting.name, text)
             return tuple(value)
     wanted = {'float': 'a number', 'int': 'a whole number', 'bool': 'true or false',
               'str': 'a text (quote it)', 'tuple[str, ...]': 'a list of texts (quote them)',
               'tuple[float, ...]': 'a list of numbers'}[kind]
-    raise ConfigError(f'{setting.name}: {value!r} is not {wanted}.')
+    raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.')
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max)
+
+
+def _check_text(name: str, text: str) -> None:
+    """Refuse what no one writes on purpose: endless texts, control characters, half characters."""
+    if len(text) > LONGEST_TEXT:
+        raise ConfigError(f'{name}: {quoted(text)} is longer than {LONGEST_TEXT} characters.')
+    if any(unicodedata.category(character) in ('Cc', 'Cs') for character in text):
+        raise ConfigError(f'{name}: {quoted(text)} holds a control character (or NUL, or half of '
+                          'a surrogate pair); write it without.')
 
 
 def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
     choices, low, high = (setting.metadata[k] for k in ('choices', 'minimum', 'maximum'))
     if choices and value not in choices:
-        raise ConfigError(f"{setting.name}: '{value}' is none of {', '.join(choices)}.")
-    if low is not None and not low <= value <= high:
-        unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
-        raise ConfigError(f'{setting.name}: {value}{unit} is outside {low} to {high}{unit}.')
+        raise ConfigError(f'{setting.name}: {quoted(value)} is none of {", ".join(choices)}.')
+    if low is None:
+        return
+    unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
+    for number in value if isinstance(value, tuple) else (value,):
+        if not low <= number <= high:  # so is NaN
+            seen = quoted(list(value)) if isinstance(value, tuple) else quoted(value)
+            raise ConfigError(f'{setting.name}: {seen}{unit} is outside {low} to {high}{unit}.')

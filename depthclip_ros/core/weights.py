@@ -567,6 +567,9 @@ def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str
     found = architecture(state_dict, source)
     if backbone == 'auto' or found == RELEASES[backbone].architecture:
         return
+    if source == str(DEMO_FILE):
+        raise WeightsError(f"weights: '{DEMO}' do not fit backbone: {backbone}; they have "
+                           'settings of their own, in config/demo.yaml: start with these.')
     names = [name for name, release in RELEASES.items() if release.architecture == found]
     seen = names[0] if names else f'unknown to OpenAI ({found})'
     remedy = names[0] if names else 'auto'

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.config import DepthConfig, Settings, define, read_parameters, unknown_message
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, quoted
+from ..core.weights import DEMO
+from ..resources import config_path
 
 # Parameters that ROS itself, not this package, declares on a node.
 ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
+LONGEST_CAMERA_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class NodeConfig(Settings):
     """How the node is fed and what it publishes."""
 
     weights: str = define(
-        '', "CLIP weights: an official name, 'demo', a file, or 'untrained' (random: depth is "
-            "meaningless); empty: the backbone's official weights")
+        '', "CLIP weights: an official name, 'demo' (with its own settings), a file, or "
+            "'untrained' (random: depth is meaningless); empty: the backbone's official weights")
     device: str = define('auto', 'auto, cpu, cuda, or cuda:N; cuda without a GPU is an error')
     offline: bool = define(False, 'Never download weights')
     cache_dir: str = define(
@@ -68,20 +71,27 @@ class NodeConfig(Settings):
 
     def _check(self) -> None:
         if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device):
-            raise ConfigError(f"device: '{self.device}' is none of auto, cpu, cuda, cuda:N.")
+            raise ConfigError(
+                f'device: {quoted(self.device)} is none of auto, cpu, cuda, cuda:N.')
+        if self.cache_dir and not self.cache_dir.startswith(('/', '~')):
+            raise ConfigError(f'cache_dir: {quoted(self.cache_dir)} is relative to wherever the '
+                              'node was started; give the whole path.')
         check_camera_names(self.cameras)
 
 
 def check_camera_names(names: Sequence[str]) -> None:
     """Refuse names that cannot be namespaces of topics, none at all, and one given twice."""
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f'cameras: {list(names)} holds no name or one twice; give every camera '
-                          "a name of its own, or a single one ''.")
+        raise ConfigError(f'cameras: {quoted(list(names))} holds no name or one twice; give '
+                          "every camera a name of its own, or a single one ''.")
     part = '[A-Za-z](_?[A-Za-z0-9])*'
     for name in names:
+        if len(name) > LONGEST_CAMERA_NAME:
+            raise ConfigError(f'cameras: {quoted(name)} is longer than {LONGEST_CAMERA_NAME} '
+                              "characters: with it, topics' names would be longer than DDS takes.")
         if name and not re.fullmatch(f'{part}(/{part})*', name):
-            raise ConfigError(f"cameras: '{name}' cannot be a ROS namespace; use letters, digits "
-                              'and single underscores, with slashes only in between.')
+            raise ConfigError(f'cameras: {quoted(name)} cannot be a ROS namespace; use letters, '
+                              'digits and single underscores, with slashes only in between.')
 
 
 def read_config(
@@ -106,7 +116,7 @@ def read_config(
     """
     values = read_parameters(path, node_name)
     known = DepthConfig.names() + NodeConfig.names()
-    unknown = sorted(key for key in values if key not in known and not ROS_OWN.match(key))
+    unknown = [key for key in values if key not in known and not ROS_OWN.match(key)]
     try:
         if unknown:
             raise ConfigError(unknown_message(unknown, known))
@@ -116,3 +126,40 @@ def read_config(
         )
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
+
+
+def with_demo_settings(
+    depth: DepthConfig, weights: str, default: DepthConfig | None = None,
+) -> tuple[DepthConfig, str]:
+    """Give the demo model its own settings (config/demo.yaml), without which it cannot work.
+
+    A setting that differs from the default stays as the user gave it; tokens and bins count as
+    one. A file that repeats a default cannot be told from one that leaves it out.
+
+    Args:
+        depth: settings as given.
+        weights: of the node; nothing changes unless they are 'demo'.
+        default: what `depth` was before the user changed it; None for the built-in defaults.
+
+    Returns:
+        The settings to use, and a sentence to log; '' if nothing changed.
+
+    Raises:
+        DepthClipError: config/demo.yaml is missing, or does not fit what was given.
+
+    """
+    if weights != DEMO:
+        return depth, ''
+    default = default or DepthConfig()
+    own = DepthConfig.from_yaml(config_path(DEMO))
+    given = {name for name in depth.names() if getattr(depth, name) != getattr(default, name)}
+    if given & {'tokens', 'bins'}:
+        given |= {'tokens', 'bins'}
+    result = own.replace(**{name: getattr(depth, name) for name in given})
+    taken = [name for name in depth.names() if getattr(result, name) != getattr(depth, name)]
+    kept = [name for name in depth.names() if getattr(result, name) != getattr(own, name)]
+    if not taken:
+        return depth, ''
+    return result, (
+        f'weights: {DEMO} bring their own {", ".join(taken)} (config/demo.yaml)'
+        + (f'; kept as given: {", ".join(kept)}.' if kept else '.'))

@@ -18,7 +18,7 @@ from rclpy.qos import QoSHistoryPolicy
 
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError
-from .config import ROS_OWN, NodeConfig
+from .config import ROS_OWN, NodeConfig, with_demo_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,6 +135,9 @@ class Parameters:
 
     def _declare(self, given: Mapping[str, Any]) -> None:
         depth, node = split(given)
+        depth, note = with_demo_settings(depth, node.weights)
+        if note:
+            self._node.get_logger().info(note)
         for name, value in {**depth.to_dict(), **node.to_dict()}.items():
             # Declared automatically, with the type of the given value and without a description.
             if self._node.has_parameter(name):
