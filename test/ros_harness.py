@@ -291,8 +291,14 @@ class Peer:
         client = self._clients[name]
         assert client.wait_for_service(timeout), f'{name} is not there'
         future = client.call_async(request)
+        future.add_done_callback(self._notify)
         self.wait(future.done, f'the answer of {name}', timeout)
         return future.result()
+
+    def _notify(self, _future):
+        with self._changed:
+            self._received += 1
+            self._changed.notify_all()
 
     # Diagnostics ---------------------------------------------------------------------------
 

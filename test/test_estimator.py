@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, DeviceError, ImageError
+from depthclip_ros.core import (
+    ConfigError,
+    DepthConfig,
+    DepthEstimator,
+    DeviceError,
+    ImageError,
+    WeightsError,
+)
+from depthclip_ros.core import estimator as estimator_module
 from depthclip_ros.core.device import resolve_device, resolve_precision
 
 # The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
@@ -207,9 +215,57 @@ def test_reconfigure_changes_what_it_may(build):
     before = estimator.predict(IMAGE).depth
     estimator.reconfigure(estimator.config.replace(bins=longer))
     np.testing.assert_allclose(estimator.predict(IMAGE).depth, before + 1, atol=1e-5)
-    with pytest.raises(ConfigError, match=r'^tokens: '):
-        estimator.reconfigure(SMALL.replace(tokens=list('abcdefg')))
-    assert estimator.config.tokens == SMALL.tokens
+    with pytest.raises(ConfigError, match=r'^input_width: '):
+        estimator.reconfigure(SMALL.replace(input_width=64))
+    assert estimator.config.input_width == SMALL.input_width
+
+
+@pytest.mark.parametrize('words', [
+    {'tokens': ['near', 'middling', 'far'], 'bins': [1.0, 4.0, 9.0]},
+    {'tokens': list('abcdefghij'), 'bins': [float(b) for b in range(1, 11)]},
+    {'templates': ['{}', 'a {} thing']},
+])
+def test_reconfigure_takes_other_words_and_another_number_of_them(build, words):
+    estimator, fresh = build(), build(**words)
+    plain = estimator.predict(IMAGE)
+    estimator.reconfigure(SMALL.replace(**words))
+    np.testing.assert_array_equal(estimator.text_features, fresh.text_features)
+    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, fresh.predict(IMAGE).depth)
+    estimator.reconfigure(SMALL)
+    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, plain.depth)
+
+
+def test_encode_changes_nothing_and_is_done_once(build, monkeypatch):
+    estimator = build()
+    words = SMALL.replace(tokens=['here', 'there'], bins=[1.0, 2.0])
+    assert not estimator.is_encoded(words)
+    features = estimator.encode(words)
+    assert estimator.config == SMALL
+    monkeypatch.setattr(estimator_module, 'encode_tokens', None)
+    monkeypatch.setattr(estimator, '_text_cache', None)
+    assert estimator.is_encoded(words)
+    estimator.reconfigure(words)
+    np.testing.assert_array_equal(estimator.text_features, features)
+    with pytest.raises(ConfigError, match=r'text_features: .*\(7, 64\)'):
+        estimator.reconfigure(SMALL, features)
+    assert estimator.config == words
+
+
+def test_encode_notices_other_weights(tmp_path):
+    path = tmp_path / 'weights.pt'
+    clip_standin.write_tiny_weights(path)
+    estimator = DepthEstimator(SMALL, path, 'cpu', cache_dir=tmp_path)
+    words = SMALL.replace(tokens=['here', 'there'], bins=[1.0, 2.0])
+    clip_standin.write_tiny_weights(path, seed=1)
+    with pytest.raises(WeightsError, match='have changed since they were loaded'):
+        estimator.encode(words)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r'weights\.pt'):
+        estimator.reconfigure(words)
+    assert estimator.config == SMALL
+    clip_standin.write_tiny_weights(path)
+    estimator.reconfigure(words)
+    assert estimator.predict(IMAGE).weights.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize('image', [

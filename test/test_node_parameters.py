@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
+import re
+import threading
 
 import pytest
+import yaml
 
 pytest.importorskip('rclpy')
 
@@ -13,9 +18,13 @@ import numpy as np
 from clip_standin import synthetic_rgb
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import (
     DescribeParameters,
     GetParameters,
+    GetParameterTypes,
+    ListParameters,
     SetParameters,
     SetParametersAtomically,
 )
@@ -29,11 +38,11 @@ from ros_harness import (
     counters,
     depth_array,
     image,
+    own_domain,
     tiny_arguments,
 )
 
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.config import describe
 from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.config import NodeConfig
 
@@ -78,18 +87,27 @@ def bring(peer, wanted):
         assert transition(peer, (up if now < wanted else down)[now])
 
 
-def put(peer, *, together=False, **values):
-    """Set parameters; give the reason of the first refusal, '' for none."""
-    parameters = [Parameter(name, value=value).to_parameter_msg()
-                  for name, value in values.items()]
+def message(name, value):
+    """One parameter of a request; a `ParameterValue` goes as it is."""
+    if not isinstance(value, ParameterValue):
+        value = Parameter(name, value=value).get_parameter_value()
+    return ParameterMessage(name=name, value=value)
+
+
+def results(peer, parameters, *, together):
+    """Set parameters; give the result of each, or the one of all."""
     if together:
         request = SetParametersAtomically.Request(parameters=parameters)
-        results = [peer.call(SetParametersAtomically, 'depth_node/set_parameters_atomically',
-                             request).result]
-    else:
-        request = SetParameters.Request(parameters=parameters)
-        results = peer.call(SetParameters, 'depth_node/set_parameters', request).results
-    return next((r.reason for r in results if not r.successful), '')
+        return [peer.call(SetParametersAtomically, 'depth_node/set_parameters_atomically',
+                          request).result]
+    request = SetParameters.Request(parameters=parameters)
+    return peer.call(SetParameters, 'depth_node/set_parameters', request).results
+
+
+def put(peer, *, together=False, **values):
+    """Set parameters; give the reason of the first refusal, '' for none."""
+    found = results(peer, [message(*pair) for pair in values.items()], together=together)
+    return next((r.reason for r in found if not r.successful), '')
 
 
 def get(peer, *names):
@@ -102,23 +120,6 @@ def predict(cache, tiny_weights, **changes):
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE).replace(**changes)
     return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache).predict(RGB).depth
-
-
-def test_every_setting_is_described(peer):
-    request = DescribeParameters.Request(names=list(SETTINGS))
-    answer = peer.call(DescribeParameters, 'depth_node/describe_parameters', request)
-    for described in answer.descriptors:
-        setting = SETTINGS[described.name]
-        assert described.description == describe(setting)
-        assert described.read_only == (described.name == 'autostart')
-        ranges = [*described.integer_range, *described.floating_point_range]
-        limits = [(r.from_value, r.to_value) for r in ranges]
-        low, high = setting.metadata['minimum'], setting.metadata['maximum']
-        assert limits == ([] if low is None else [(low, high)])
-        assert ('unconfigured' in described.additional_constraints) == \
-            (setting.metadata['reload'] and not described.read_only)
-    assert get(peer, 'bins', 'upsampling', 'temperature') == [
-        list(DepthConfig().bins), 'bilinear', TEMPERATURE]
 
 
 def test_wrong_values_are_refused_with_the_reason(peer):
@@ -160,12 +161,12 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, ti
 
 
 @pytest.mark.slow
-def test_a_loaded_model_takes_new_temperature_and_bins_but_no_new_words(
-        graph, cache, tiny_weights):
+def test_a_loaded_model_takes_what_needs_no_reload(graph, cache, tiny_weights):
     node, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
     for change in ({'temperature': 8.0}, {'upsampling': 'patch'}, {'flip_average': True},
-                   {'bins': [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}):
+                   {'bins': [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}, {'tokens': list('abcdefg')},
+                   {'templates': ['{}', 'not {}']}):
         before = dict(zip(change, get(peer, *change), strict=True))
         assert put(peer, **change) == ''
         depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
@@ -178,13 +179,261 @@ def test_a_loaded_model_takes_new_temperature_and_bins_but_no_new_words(
     assert get(peer, 'temperature') == [8.0]
     assert put(peer, temperature=TEMPERATURE) == ''
 
-    for fixed in ({'tokens': list('abcdefg')}, {'weights': 'RN101'}, {'input_width': 64}):
+    for fixed in ({'weights': 'RN101'}, {'input_width': 64}):
         reason = put(peer, **fixed)
         assert next(iter(fixed)) in reason
         assert 'ros2 lifecycle set /depth_node' in reason
         assert 'cleanup' in reason
     assert put(peer, input_width=INPUT_WIDTH) == '', 'no change is no offence'
     bring(peer, State.PRIMARY_STATE_INACTIVE)
-    assert 'cleanup' in put(peer, tokens=list('abcdefg'))
     assert counters(peer.diagnostics('depth_node: frames')[1])['pending'] == 0
     node.wait_for('Stopped: .* received = .* published')
+
+    # What is set while the node rests is there when it wakes.
+    words = {'tokens': ['low', 'high'], 'bins': [2.0, 7.0]}
+    assert put(peer, together=True, **words) == ''
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
+    np.testing.assert_allclose(depth, predict(cache, tiny_weights, **words), atol=1e-4)
+    restore(peer)
+
+
+def restore(peer):
+    """Set back what the tests set."""
+    default = DepthConfig(temperature=TEMPERATURE).to_dict()
+    live = [name for name in DepthConfig.names() if not SETTINGS[name].metadata['reload']]
+    assert put(peer, together=True, **{name: default[name] for name in live}) == ''
+
+
+@pytest.mark.slow
+def test_words_and_bins_change_in_the_middle_of_a_stream(graph, cache, tiny_weights):
+    """Every image is answered with all of the old setting or all of the new one, in order."""
+    node, peer = graph
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    old = get(peer, 'tokens', 'bins', 'templates')
+    settings = [
+        {'tokens': ['near', 'middling', 'far'], 'bins': [1.0, 4.0, 20.0]},
+        {'tokens': list('qrstuvwxyz'), 'bins': [float(b) for b in range(1, 11)],
+         'templates': ['{}', 'a {}']},
+    ]
+    sent, stop = [], threading.Event()
+
+    def stream():
+        while not stop.wait(0.02):
+            sent.append(peer.header())
+            peer.send(image(sent[-1], RGB, 'rgb8'))
+
+    depths = [predict(cache, tiny_weights)]
+    sender = threading.Thread(target=stream)
+    sender.start()
+    try:
+        for setting in settings:
+            # Not all in one: the way of `ros2 param load`, whose order is the file's.
+            before = len(peer.messages['depth/image'])
+            parameters = [message(*pair) for pair in sorted(setting.items())]
+            assert all(r.successful for r in results(peer, parameters, together=False))
+            assert get(peer, *setting) == list(setting.values())
+            depths.append(predict(cache, tiny_weights, **setting))
+            line = node.wait_for(f'New settings, first in .* tokens: .{setting["tokens"][0]!r}')
+            first = int(re.search(r'stamp (\d+)\.', line)[1])
+            peer.wait(lambda first=first: any(
+                m.header.stamp.sec > first for m in list(peer.messages['depth/image'])), 'more')
+            for reply in peer.messages['depth/image'][before:]:
+                expected = depths[-1] if reply.header.stamp.sec >= first else depths[-2]
+                np.testing.assert_allclose(depth_array(reply), expected, atol=1e-4)
+    finally:
+        stop.set()
+        sender.join()
+    peer.quiet('depth_node: frames')
+    assert put(peer, together=True, tokens=old[0], bins=old[1], templates=old[2]) == ''
+
+
+@pytest.mark.slow
+def test_words_that_cannot_be_encoded_change_nothing(graph, cache, tiny_weights, tmp_path):
+    _, peer = graph
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    before = get(peer, *SETTINGS)
+    reason = put(peer, together=True, tokens=['near', 'far ' * 100], bins=[1.0, 2.0])
+    assert '77 text tokens' in reason
+    away = tmp_path / 'away.pt'
+    tiny_weights.rename(away)
+    try:
+        reason = put(peer, together=True, tokens=['here', 'there'], bins=[1.0, 2.0])
+        assert str(tiny_weights) in reason
+        tiny_weights.write_bytes(b'other weights')
+        assert 'cannot be read' in put(peer, together=True, tokens=['in', 'out'], bins=[1.0, 2.0])
+        tiny_weights.unlink()
+    finally:
+        away.rename(tiny_weights)
+    assert get(peer, *SETTINGS) == before
+    depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
+    np.testing.assert_allclose(depth, predict(cache, tiny_weights), atol=1e-4)
+    assert put(peer, together=True, tokens=['here', 'there'], bins=[1.0, 2.0]) == ''
+    restore(peer)
+
+
+def dump(peer):
+    """All parameters, in the way of `ros2 param dump`."""
+    names = sorted(peer.call(ListParameters, 'depth_node/list_parameters',
+                             ListParameters.Request()).result.names)
+    return dict(zip(names, get(peer, *names), strict=True))
+
+
+@pytest.mark.slow
+def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
+    _, peer = graph
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    assert put(peer, use_sim_time=True, flip_average=True) == ''
+    here = dump(peer)
+    assert put(peer, use_sim_time=False, flip_average=False) == ''
+    nested = {}
+    for name, value in here.items():
+        *parents, leaf = name.split('.')
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = value
+    file = tmp_path / 'dump.yaml'
+    file.write_text(yaml.dump({'/depth_node': {'ros__parameters': nested}}))
+    with own_domain() as domain:
+        node = NodeProcess(['--ros-args', '--params-file', str(file)], domain=domain, cache=cache)
+        try:
+            with Peer(domain, listen=(), node=node) as other:
+                there = dump(other)
+                bring(other, State.PRIMARY_STATE_ACTIVE)
+                assert dump(other) == there == here
+        finally:
+            status = node.stop()
+    assert status == 0, node.output
+    assert {'use_sim_time', 'start_type_description_service',
+            'qos_overrides./image.subscription.reliability'} <= there.keys()
+
+
+def test_topics_that_are_gone_leave_no_overrides(peer):
+    """Or the node would refuse them at the next configure, and its dump at the next start."""
+    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    assert not [name for name in dump(peer) if name.startswith('qos_overrides.')]
+    assert put(peer, cameras=['front'], image_transport='compressed') == ''
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    assert 'qos_overrides./front/image/compressed.subscription.depth' in dump(peer)
+    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    assert put(peer, cameras=[''], image_transport='raw') == ''
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+
+
+# Attacks -------------------------------------------------------------------------------------
+
+MEGABYTE = 'x' * 2**20
+VALUES = [
+    *(ParameterValue(type=kind) for kind in (*range(11), 77, 255)),
+    *(ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=number) for number in (
+        math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-45, 1e39, 1e308, 0.5, 3.0)),
+    *(ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=number) for number in (
+        -2**63, 2**63 - 1, -1, 0, 1, 96, 4096, 5000)),
+    *(ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=text) for text in (
+        '', 'a', 'clip', 'patch', 'auto', '/nowhere', '{}', '\N{SNOWMAN}', 'new\nline', MEGABYTE)),
+    *(ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value)
+      for value in (False, True)),
+    *(ParameterValue(type=ParameterType.PARAMETER_DOUBLE_ARRAY, double_array_value=numbers)
+      for numbers in ([1.0], [1.0, 2.0], [2.0, 1.0], [math.nan] * 7, [math.inf] * 7,
+                      [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e39], [1e-45] * 7,
+                      [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], list(map(float, range(1, 2000))))),
+    *(ParameterValue(type=ParameterType.PARAMETER_INTEGER_ARRAY, integer_array_value=numbers)
+      for numbers in ([1, 2, 3, 4, 5, 6, 7], [0], [-2**63])),
+    *(ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=texts)
+      for texts in ([], [''], ['a'], ['{}'], ['{} {'], ['a', 'a'], list('abcdefg'), [MEGABYTE],
+                    ['far ' * 100, *'abcdef'], ['front', 'rear'])),
+    ParameterValue(type=ParameterType.PARAMETER_BOOL_ARRAY, bool_array_value=[True]),
+    ParameterValue(type=ParameterType.PARAMETER_BYTE_ARRAY, byte_array_value=[b'a']),
+]
+NAMES = [
+    *SETTINGS, 'use_sim_time', 'start_type_description_service',
+    'qos_overrides./image.subscription.depth', 'qos_overrides./depth/image.publisher.reliability',
+    'qos_overrides./nowhere.subscription.depth', '', '.', '/', 'tokens.', 'token', 'Tokens',
+    '\N{SNOWMAN}', "'", '%s{}', MEGABYTE,
+]
+OTHER_SERVICES = {
+    'describe_parameters': DescribeParameters, 'get_parameters': GetParameters,
+    'get_parameter_types': GetParameterTypes, 'list_parameters': ListParameters,
+}
+
+
+def check_whole(peer):
+    """The parameters are valid as a whole: both configurations can be made of them."""
+    values = dict(zip(SETTINGS, get(peer, *SETTINGS), strict=True))
+    DepthConfig.from_dict({name: values[name] for name in DepthConfig.names()})
+    NodeConfig.from_dict({name: values[name] for name in NodeConfig.names()})
+
+
+def attack(peer, parameters, *, together):
+    """Set what may be nonsense; every refusal must say why, in bounded words."""
+    found = results(peer, parameters, together=together)
+    assert len(found) == 1 if together else len(found) == len(parameters)
+    for result in found:
+        assert result.successful or 0 < len(result.reason) <= 500, result
+    return found
+
+
+@pytest.mark.parametrize('together', [False, True])
+def test_an_unknown_type_is_refused(peer, together):
+    """What rclpy's own service answers with an exception that ends the process."""
+    for name in ('temperature', 'use_sim_time', 'no_such_parameter'):
+        result, = attack(peer, [message(name, ParameterValue(type=77))], together=together)
+        assert not result.successful
+        assert name in result.reason
+    assert 'type 77' in attack(
+        peer, [message('bins', ParameterValue(type=77))], together=together)[0].reason
+
+
+def test_hostile_requests_are_answered(peer):
+    for name in NAMES:
+        for service, kind in OTHER_SERVICES.items():
+            names = {'prefixes': [name]} if kind is ListParameters else {'names': [name]}
+            peer.call(kind, f'depth_node/{service}', kind.Request(**names))
+    for parameters in ([], [message('temperature', 3.0)] * 5000,
+                       [message(f'parameter {i}', i) for i in range(5000)]):
+        for together in (False, True):
+            attack(peer, parameters, together=together)
+    for kind in (DescribeParameters, GetParameters, GetParameterTypes):
+        request = kind.Request(names=['temperature'] * 50000)
+        service = next(name for name, other in OTHER_SERVICES.items() if other is kind)
+        peer.call(kind, f'depth_node/{service}', request)
+    reason = attack(peer, [message('weights', MEGABYTE)], together=False)[0].reason
+    assert len(reason) < 300
+    reason = attack(peer, [message(MEGABYTE, 1)], together=False)[0].reason
+    assert 'unknown parameter' in reason
+    check_whole(peer)
+
+
+def test_a_refused_set_changes_nothing_at_all(peer):
+    """Not even what rclpy itself listens to."""
+    before = dump(peer)
+    for wrong in (message('temperature', -1.0), message('input_width', 7),
+                  message('nonsense', 1), message('bins', ParameterValue(type=77)),
+                  message('autostart', True), message('tokens', ['a'])):
+        for parameters in ([message('use_sim_time', True), wrong],
+                           [wrong, message('use_sim_time', True), message('flip_average', True)]):
+            assert not attack(peer, parameters, together=True)[0].successful
+            assert dump(peer) == before
+    assert not peer.node.count_subscribers('/clock')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('wanted', [State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_ACTIVE])
+def test_random_attacks(peer, wanted):
+    bring(peer, wanted)
+    settings = dict(zip(SETTINGS, get(peer, *SETTINGS), strict=True))
+    draw = random.Random(wanted)
+    for _ in range(250):
+        parameters = [message(draw.choice(NAMES), draw.choice(VALUES))
+                      for _ in range(draw.choice((1, 1, 1, 2, 3)))]
+        attack(peer, parameters, together=draw.random() < 0.5)
+        if draw.random() < 0.1:
+            check_whole(peer)
+    check_whole(peer)
+    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    changeable = {name: value for name, value in settings.items() if name != 'autostart'}
+    assert put(peer, together=True, use_sim_time=False, **changeable) == ''
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))

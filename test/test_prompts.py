@@ -44,6 +44,13 @@ def test_average_over_templates_by_hand(state_dict):
         np.testing.assert_allclose(row, (mean / mean.norm()).numpy(), atol=1e-6)
 
 
+def test_tokens_are_those_of_the_whole_package():
+    clip = import_clip()
+    texts = ['', 'This object is far', "Caf\N{LATIN SMALL LETTER E WITH ACUTE} isn't  &amp;\n17!",
+             'far ' * 75, '\N{SNOWMAN}']
+    assert torch.equal(clip.tokenize(texts), clip.clip.tokenize(texts))
+
+
 def test_too_long_a_sentence(state_dict):
     with pytest.raises(ConfigError, match=r"tokens: 'far far.*77 text tokens"):
         encode_tokens(WORDS.replace(tokens=['near', 'far ' * 80]), state_dict)

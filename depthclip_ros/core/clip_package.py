@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 INSTALL_HINT = "install OpenAI's package: pip install openai-clip"
 VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
-MODEL_NAME = f'{__package__}.openai_clip_model'
 
 
 class ClipPackage:
@@ -37,23 +36,27 @@ class ClipPackage:
         """`clip.model` without the package around it.
 
         The package imports torchvision, and with it sympy and torch's compiler: two seconds and
-        200 MiB that the networks do not need.
+        200 MiB that the networks do not need, and in which no other thread gets on.
 
         Raises:
             WeightsError: it cannot be imported.
 
         """
-        with _import_errors():
-            spec = cast('ModuleSpec', importlib.util.spec_from_file_location(
-                MODEL_NAME, self.folder / 'model.py'))
-            model = importlib.util.module_from_spec(spec)
-            sys.modules[MODEL_NAME] = model  # what looks classes up by their module finds them
-            cast('Loader', spec.loader).exec_module(model)
-        return model
+        return self._import('model')
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """`clip.simple_tokenizer.SimpleTokenizer`, without the package around it.
+
+        Raises:
+            WeightsError: it cannot be imported.
+
+        """
+        return self._import('simple_tokenizer').SimpleTokenizer(str(self.folder / VOCABULARY))
 
     @cached_property
     def clip(self) -> Any:
-        """`clip.clip`: the tokenizer and the table of releases.
+        """`clip.clip`: the table of releases.
 
         Raises:
             WeightsError: it cannot be imported.
@@ -70,7 +73,26 @@ class ClipPackage:
             WeightsError: the tokenizer cannot be imported.
 
         """
-        return self.clip.tokenize(texts, context_length)
+        import torch  # the doctor looks at this package without it
+        first, last = (self.tokenizer.encoder[f'<|{name}oftext|>'] for name in ('start', 'end'))
+        rows = torch.zeros(len(texts), context_length, dtype=torch.int)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [first, *self.tokenizer.encode(text), last]
+            if len(tokens) > context_length:
+                raise RuntimeError(f'{len(tokens)} tokens do not fit into {context_length}')
+            row[:len(tokens)] = torch.tensor(tokens)
+        return rows
+
+    def _import(self, name: str) -> Any:
+        """Import a single file of the package, under a name of our own."""
+        own_name = f'{__package__}.openai_clip_{name}'
+        with _import_errors():
+            spec = cast('ModuleSpec', importlib.util.spec_from_file_location(
+                own_name, self.folder / f'{name}.py'))
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[own_name] = module  # what looks classes up by their module finds them
+            cast('Loader', spec.loader).exec_module(module)
+        return module
 
 
 @cache

@@ -32,6 +32,7 @@ PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
 # Longer texts, and more of them, are no settings but mistakes; Linux's longest path is as long.
 LONGEST_TEXT = 4096
 MOST_ITEMS = 1000
+MOST_SENTENCES = 10000  # a token in a template; the text encoder needs 10 to 100 ms for each
 LARGEST_FILE = 1 << 20  # bytes of a parameter file
 
 
@@ -118,13 +119,14 @@ class DepthConfig(Settings):
     """
 
     tokens: tuple[str, ...] = define(
-        PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)')
+        PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)', reload=False)
     bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
         minimum=1e-3, maximum=1e4, reload=False)
     templates: tuple[str, ...] = define(
         ('This object is {}',),
-        'Sentences around a token, {} marks its place; their text features are averaged')
+        'Sentences around a token, {} marks its place; their text features are averaged',
+        reload=False)
     temperature: float = define(
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
         minimum=1e-3, maximum=1e3, reload=False)
@@ -175,6 +177,10 @@ class DepthConfig(Settings):
             if '{}' not in template or template.count('{') + template.count('}') != 2:
                 raise ConfigError(f'templates: {quoted(template)} must hold {{}} exactly once, '
                                   "the token's place, and no other brace.")
+        sentences = len(tokens) * len(self.templates)
+        if sentences > MOST_SENTENCES:
+            raise ConfigError(f'tokens and templates: make {sentences} sentences; at most '
+                              f'{MOST_SENTENCES} are accepted.')
 
     @classmethod
     def from_yaml(cls, path: str | Path, node_name: str = 'depth_node') -> DepthConfig:

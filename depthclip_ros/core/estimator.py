@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +21,7 @@ from . import engines
 from .backbone import build_image_encoder
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
-from .errors import ConfigError, ImageError
+from .errors import ConfigError, ImageError, WeightsError
 from .projection import bin_spread, bin_weights, combine_bins, similarity_logits, upsample
 from .prompts import TextFeatureCache, encode_tokens
 from .replay import Replayer
@@ -31,7 +33,8 @@ NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-
+# Text features that an estimator keeps, so that changing to and fro costs nothing.
+KEPT_WORDS = 8
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -122,13 +125,19 @@ class DepthEstimator:
         dtype = resolve_precision(config.precision, self.device, log)
         self.precision = str(dtype).removeprefix('torch.')
         folder = cache_folder(cache_dir)
-        self.weights, state_dict = load(
-            '' if weights is None else weights, config.backbone, folder, log, offline=offline)
+        self._load = functools.partial(
+            load, '' if weights is None else weights, config.backbone, folder, log,
+            offline=offline)
+        self.weights, state_dict = self._load()
         self._encoder = build_image_encoder(state_dict, config.features)
         self.grid = _grid(config, self._encoder.stride)
-        text_features, self.text_cache_hit = TextFeatureCache(folder / 'text', log).get(
-            config, self.weights.digest, architecture(state_dict).embed_dim,
-            lambda: encode_tokens(config, state_dict))
+        self._text_cache = functools.partial(
+            TextFeatureCache(folder / 'text', log).get, weights_digest=self.weights.digest,
+            width=architecture(state_dict).embed_dim)
+        text_features, self.text_cache_hit = self._text_cache(
+            config, encode=lambda: encode_tokens(config, state_dict))
+        self._encoded = {(config.tokens, config.templates): text_features}
+        self._encoding = threading.Lock()
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,
@@ -151,13 +160,65 @@ class DepthEstimator:
         """(K, C) unit vectors, one per token."""
         return self._settings.text_features
 
-    def reconfigure(self, config: DepthConfig) -> None:
-        """Change bins, temperature, flip averaging or upsampling without loading anything.
+    def encode(self, config: DepthConfig) -> NDArray[np.float32]:
+        """Text features of other words, for `reconfigure`; nothing changes by it.
+
+        Any thread may call it, also while another one predicts. The last few are kept. For words
+        that are not in the cache on disk either, the weights are read once more from where they
+        came: to keep the text encoder would cost more memory than all the rest.
+
+        Args:
+            config: `tokens` and `templates`.
+
+        Returns:
+            (K, C) unit vectors, one per token.
+
+        Raises:
+            ConfigError: a sentence is longer than the model's context.
+            WeightsError: the weights are no longer where they were, or they are others now.
+
+        """
+        words, now = (config.tokens, config.templates), self._settings
+        features = now.text_features if words == (now.config.tokens, now.config.templates) \
+            else self._encoded.get(words)
+        if features is not None:
+            return features
+        with self._encoding:
+            features, _ = self._text_cache(
+                config, encode=lambda: encode_tokens(config, self._load_again()))
+            self._encoded[words] = features
+            while len(self._encoded) > KEPT_WORDS:
+                del self._encoded[next(iter(self._encoded))]
+        return features
+
+    def is_encoded(self, config: DepthConfig) -> bool:
+        """Whether `encode` has these words at hand."""
+        return (config.tokens, config.templates) in self._encoded
+
+    def _load_again(self) -> dict[str, Tensor]:
+        info, state_dict = self._load()
+        if info.digest != self.weights.digest:
+            raise WeightsError(
+                f'{info.source}: the weights have changed since they were loaded (SHA-256 '
+                f'{info.digest[:12]}… instead of {self.weights.digest[:12]}…), and new words '
+                'would not fit the loaded network; put the file back, or load it as a whole.')
+        return state_dict
+
+    def reconfigure(
+        self, config: DepthConfig, text_features: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Change words, bins, temperature, flip averaging or upsampling without loading anything.
 
         What is being predicted meanwhile, on another thread, keeps the settings it began with.
 
+        Args:
+            config: the new settings.
+            text_features: (K, C) unit vectors of the words; None for what `encode` gives, at
+                once if it was called before.
+
         Raises:
-            ConfigError: a setting differs that needs a new estimator.
+            ConfigError: a setting differs that needs a new estimator, or a sentence is too long.
+            WeightsError: as `encode`.
 
         """
         changed = [f.name for f in fields(config) if f.metadata['reload']
@@ -165,7 +226,13 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        self._settings = self._prepare(config, self.text_features)
+        if text_features is None:
+            text_features = self.encode(config)
+        expected = len(config.tokens), self.text_features.shape[1]
+        if text_features.shape != expected:
+            raise ConfigError(f'text_features: of shape {text_features.shape} instead of '
+                              f'{expected}, one row per token.')
+        self._settings = self._prepare(config, text_features)
 
     def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
         with current(self.device):

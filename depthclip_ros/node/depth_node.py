@@ -27,8 +27,9 @@ And for all cameras together:
 
 Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
-    name, with unit, range and choices in its descriptor. temperature, bins (metres), flip_average
-    and upsampling take effect from the next image on; all others need cleanup and configure.
+    name, with unit, range and choices in its descriptor. tokens, templates, bins (metres),
+    temperature, flip_average and upsampling take effect from the next image on, together or not
+    at all; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
     /diagnostics; TOPIC is the resolved name (/image, /front/image).
 
@@ -112,7 +113,8 @@ class DepthNode(LifecycleNode):
 
         """
         super().__init__(
-            'depth_node', automatically_declare_parameters_from_overrides=True, **kwargs)
+            'depth_node', automatically_declare_parameters_from_overrides=True,
+            start_parameter_services=False, **kwargs)  # `Parameters` has its own
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
         self._model: Model | None = None
@@ -125,7 +127,9 @@ class DepthNode(LifecycleNode):
         self._ready = threading.Condition()
         self._throttle = Throttle()
         self._settings = Parameters(
-            self, is_configured=lambda: self._model is not None, apply=self._use)
+            self, is_configured=lambda: self._model is not None,
+            estimator=lambda: None if self._model is None else self._model.estimator,
+            apply=self._use)
         self._node_config = self._settings.read()[1]
         self.autostart = self._node_config.autostart
         self._clock_watch = ClockWatch(self)
@@ -302,6 +306,7 @@ class DepthNode(LifecycleNode):
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._reports = [], []
+        self._settings.forget_overrides()
 
     def _patiently(self, wait: Callable[[float], bool]) -> bool:
         """Wait for the worker; give whether it was done before patience ended."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..core.errors import CameraInfoError, DataError
+from ..core.errors import CameraInfoError, DataError, quoted
 from .model import describe
 from .statistics import StageTimes, Window
 
@@ -142,12 +142,18 @@ class Pipeline:
         config, estimator = self.config, self._model.estimator
         if estimator is None:
             raise RuntimeError('no model is loaded')
-        if config != estimator.config:
+        before = estimator.config
+        if config != before:
             estimator.reconfigure(config)
         size = None
         if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
-        return estimator.predict([frame.rgb for frame in frames], size)
+        predictions = estimator.predict([frame.rgb for frame in frames], size)
+        if config != before:
+            self._node.get_logger().info(
+                f'{frames[0].camera.label}New settings, first in the image with stamp '
+                f'{_seconds(frames[0].header)}: {_difference(before, config)}.')
+        return predictions
 
     def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> bool:
         """Publish depth/image; False, and counted, if that fails."""
@@ -257,3 +263,14 @@ def _condition(stage: str, error: Exception) -> str:
     if isinstance(error, DataError):
         return error.condition
     return f'{type(error).__name__} in {stage}'
+
+
+def _seconds(header: Header) -> str:
+    return f'{header.stamp.sec}.{header.stamp.nanosec:09}'
+
+
+def _difference(before: DepthConfig, after: DepthConfig) -> str:
+    """What is new in a configuration."""
+    old = before.to_dict()
+    return '; '.join(f'{name}: {quoted(value)}' for name, value in after.to_dict().items()
+                     if value != old[name])
