@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
+    _add_stats(commands)
     return parser
 
 
@@ -144,6 +145,20 @@ def _add_encode_text(commands: _Commands) -> None:
     parser.set_defaults(run=_encode_text)
 
 
+def _add_stats(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'stats', help='health of running nodes, live',
+        description='Show what depth nodes tell on /diagnostics, as a table that is refreshed in '
+        'place; as plain lines where the output is no terminal. Exit code 1 if nothing is told.')
+    parser.add_argument('node', nargs='?', default='', metavar='NODE',
+                        help='such as /front/depth_node (default: all)')
+    parser.add_argument('--once', action='store_true', help='print once and end')
+    parser.add_argument('--json', action='store_true', help='one JSON object a line')
+    parser.add_argument('--timeout', type=_positive, default=5.0, metavar='SECONDS',
+                        help='give up when nothing is told for this long (default %(default)g)')
+    parser.set_defaults(run=_stats)
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', metavar='YAML', help='ROS parameter file (default: built in)')
     parser.add_argument('--weights', default='', metavar='NAME_OR_FILE',
@@ -177,6 +192,12 @@ def _fetch(options: argparse.Namespace) -> int:
 def _encode_text(options: argparse.Namespace) -> int:
     from .weights import encode_text
     return encode_text(options.config, options.weights)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from .stats import show_stats
+    return show_stats(options.node, once=options.once, as_json=options.json,
+                      timeout=options.timeout)
 
 
 def _positive(text: str) -> float:

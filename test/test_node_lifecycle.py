@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Round trips through the lifecycle, in this process: nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import rclpy
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros_harness import INPUT_HEIGHT, INPUT_WIDTH
+
+from depthclip_ros.node.depth_node import DepthNode
+
+TRIPS = 12
+SUCCESS = TransitionCallbackReturn.SUCCESS
+
+
+@pytest.fixture
+def node(domain, cache, tiny_weights):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    values = {'weights': str(tiny_weights), 'backbone': 'auto', 'device': 'cpu',
+              'num_threads': 2, 'input_height': INPUT_HEIGHT, 'input_width': INPUT_WIDTH,
+              'cache_dir': str(cache)}
+    node = DepthNode(context=context, parameter_overrides=[
+        Parameter(name, value=value) for name, value in values.items()])
+    yield node
+    node.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def round_trip(node, **changes):
+    for name, value in changes.items():
+        result = node.set_parameters([Parameter(name, value=value)])[0]
+        assert result.successful, result.reason
+    for transition in ('configure', 'activate', 'deactivate', 'cleanup'):
+        assert getattr(node, f'trigger_{transition}')() == SUCCESS, transition
+
+
+def possessions(node):
+    """Everything that could pile up."""
+    return {
+        'threads of Python': threading.active_count(),
+        'threads': len(list(Path('/proc/self/task').iterdir())),
+        'descriptors': len(list(Path('/proc/self/fd').iterdir())),
+        'subscriptions': len(list(node.subscriptions)),
+        'publishers': len(list(node.publishers)),
+        'timers': len(list(node.timers)),
+        'waitables': len(list(node.waitables)),
+    }
+
+
+def test_what_was_configured_before_is_no_obstacle(node):
+    round_trip(node)
+    round_trip(node, image_transport='compressed')
+    round_trip(node, cameras=['front', 'rear'])
+    round_trip(node, cameras=[''], image_transport='raw')
+
+
+def test_round_trips_leave_nothing_behind(node):
+    for _ in range(3):
+        round_trip(node)
+    before = possessions(node)
+    for _ in range(TRIPS):
+        round_trip(node)
+    after = possessions(node)
+    assert all(after[key] <= before[key] for key in before), (before, after)
+
+
+def test_a_node_that_failed_to_configure_leaves_nothing_behind(node, tmp_path):
+    def fail():
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    weights = node.get_parameter('weights').value
+    node.set_parameters([Parameter('weights', value=str(tmp_path / 'none.pt'))])
+    fail()
+    before = possessions(node)
+    for _ in range(TRIPS):
+        fail()
+    after = possessions(node)
+    assert all(after[key] <= before[key] for key in before), (before, after)
+    round_trip(node, weights=weights)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip stats`: what nodes tell on /diagnostics, in a terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from depthclip_ros.cli.main import main
+from depthclip_ros.cli.stats import collect, summary, table
+
+
+def status(name, level, message, **values):
+    return DiagnosticStatus(name=name, level=bytes([level]), message=message, values=[
+        KeyValue(key=key.replace('_', ' '), value=str(value)) for key, value in values.items()])
+
+
+MODEL = status('front/depth_node: model', 0, 'active', **{
+    'configuration sha256': 'c0ffee' * 10, 'device': 'cpu', 'precision': 'float32',
+    'engine': 'torch', 'weights': 'RN50', 'weights sha256': 'abcdef' * 10, 'memory [MiB]': '812.4',
+    'reloads': 1, 'last error': 'RuntimeError: CUDA error'})
+LEFT = status('front/depth_node: frames of left', 1, 'wrong step', **{
+    'rate in [Hz]': '30.00', 'rate out [Hz]': '9.80', 'age at publish p50 [ms]': '95.10',
+    'age at publish p99 [ms]': '120.00', 'network p50 [ms]': '90.00', 'network p99 [ms]': '95.00',
+    'received': 300, 'published': 98, 'dropped': 199, 'rejected': 3, 'idle': 0,
+    'NaN share [%]': '0.00', 'rejected: wrong step': 2, 'rejected: truncated data': 1,
+    'last error': 'Image rejected (wrong step)'})
+RIGHT = status('front/depth_node: frames of right', 0, '0.0 Hz', **{
+    'rate in [Hz]': '0.00', 'age at publish p50 [ms]': 'unknown: the stamps are of another clock'})
+FOREIGN = status('lidar: model', 0, 'spinning', rate='10')
+
+
+def test_the_table_shows_everything_of_a_node():
+    known = {}
+    assert collect([MODEL, LEFT, RIGHT, FOREIGN], '', known) == {'front/depth_node'}
+    lines = table(known)
+    text = '\n'.join(lines)
+    assert lines[0] == 'front/depth_node: OK active'
+    for part in ('cpu float32 torch', 'RN50 (abcdefabcdef)', 'configuration c0ffeec0ffee',
+                 'memory 812 MiB', 'reloads 1', 'last error: RuntimeError: CUDA error',
+                 '95.10 / 120.00', '90.00 / 95.00', 'rejected: wrong step 2, truncated data 1',
+                 'last error: Image rejected (wrong step)', 'unknown: the stamps are of another'):
+        assert part in text, text
+    heading, left = (line for line in lines if line.split()[:1] in (['camera'], ['left']))
+    assert len(heading) == len(left), 'columns'
+    assert left.split()[:4] == ['left', 'WARN', '30.00', '9.80']
+    assert '\x1b[33mWARN' in '\n'.join(table(known, colored=True))
+    assert summary('front/depth_node', known['front/depth_node'])[1].startswith(
+        'front/depth_node left WARN wrong step; in Hz 30.00, ')
+
+
+def test_one_node_of_several_and_cameras_that_are_gone():
+    known = {}
+    assert collect([MODEL, LEFT], 'rear/depth_node', known) == set()
+    collect([MODEL, LEFT, RIGHT], 'front/depth_node', known)
+    collect([MODEL, RIGHT], 'front/depth_node', known)
+    assert list(known['front/depth_node'].cameras) == ['right']
+
+
+@pytest.fixture
+def publishing(domain, monkeypatch):
+    """A node that tells the statuses from above, ten times a second, on its own domain."""
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node('teller', context=context)
+    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    from depthclip_ros.node.worker import Ticker
+    ticker = Ticker(0.1, lambda: publisher.publish(
+        DiagnosticArray(status=[MODEL, LEFT, RIGHT, FOREIGN])))
+    yield ticker
+    ticker.stop()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_once_and_as_json(publishing, capsys):
+    assert main(['stats', '--once']) == 0
+    assert 'front/depth_node: OK active' in capsys.readouterr().out
+    assert main(['stats', '--once', '--json', '/front/depth_node']) == 0
+    told = json.loads(capsys.readouterr().out)['front/depth_node']
+    assert told['cameras']['left']['level'] == 'WARN'
+    assert told['model']['values']['reloads'] == '1'
+
+
+def test_lines_come_until_the_node_is_gone(publishing, capsys):
+    import threading
+    threading.Timer(0.7, publishing.stop).start()
+    assert main(['stats', '--timeout', '0.6']) == 1
+    seen = capsys.readouterr()
+    assert seen.out.count('front/depth_node model OK active') >= 2
+    assert 'has told nothing for 0.6 s' in seen.err
+
+
+def test_silence_is_a_sentence(publishing, domain, capsys):
+    assert main(['stats', 'nobody', '--timeout', '0.5']) == 1
+    error = capsys.readouterr().err
+    assert 'nobody told nothing on /diagnostics in 0.5 s' in error
+    assert f'ROS_DOMAIN_ID {domain}' in error
+    assert '/teller' in error
