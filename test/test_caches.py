@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Caches under attack: processes killed while they write, and several that write at once.
+
+The processes are forked from one (this file, run as a script), so that torch is imported once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from depthclip_ros.core import DepthConfig
+from depthclip_ros.core import weights as weights_module
+from depthclip_ros.core.prompts import TextFeatureCache
+from depthclip_ros.core.weights import RELEASES, fetch, file_digest
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = 20
+PROCESSES = 2
+ROUNDS = 20
+WIDTH = 50_000  # so that writing takes long enough to be hit
+WORDS = DepthConfig(tokens=['near', 'far'], bins=[1.0, 3.0])
+CONTENT = random.Random(0).randbytes(2_000_000)
+
+
+def features(seed):
+    numbers = np.random.default_rng(seed).standard_normal((2, WIDTH)).astype(np.float32)
+    return numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
+
+
+def encode(folder, seed, log):
+    """Features from a cache in which they may be missing."""
+    return TextFeatureCache(folder, log).get(
+        WORDS, f'weights {seed}', WIDTH, lambda: features(seed))[0]
+
+
+def in_a_process(action):
+    """Run in a forked process; gives its number. It exits with 1 where `action` raises."""
+    number = os.fork()
+    if number == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return number
+
+
+def kill_after(number, seconds):
+    """Kill -9 a process after a while, if it still runs."""
+    time.sleep(seconds)
+    os.kill(number, signal.SIGKILL)
+    return os.waitpid(number, 0)[1] == signal.SIGKILL
+
+
+def kill_while_encoding(folder):
+    """Print how many processes were killed; raise if one left what is not complete."""
+    lines = []
+    chance = random.Random(1)
+
+    def write():
+        cache = TextFeatureCache(folder, lambda _: None)
+        for seed in [0, 1, 2] * 10_000:
+            cache.path(WORDS, f'weights {seed}').unlink(missing_ok=True)
+            encode(folder, seed, lambda _: None)
+
+    killed, found = 0, 0
+    for _ in range(KILLS):
+        killed += kill_after(in_a_process(write), chance.uniform(0, 0.06))
+        cache = TextFeatureCache(folder, lines.append)
+        for seed in range(3):
+            stored = cache._read(cache.path(WORDS, f'weights {seed}'), (2, WIDTH))
+            if stored is not None:
+                found += 1
+                np.testing.assert_array_equal(stored, features(seed))
+    for seed in range(3):  # and the next start writes them, and tidies up
+        encode(folder, seed, lines.append)
+    assert lines == []
+    assert len(list(folder.iterdir())) == 3, list(folder.iterdir())
+    print(f'{killed} killed, {found} complete')
+
+
+def kill_while_fetching(folder, server):
+    release = dataclasses.replace(RELEASES['RN50'], sha256=hashlib.sha256(CONTENT).hexdigest())
+    weights_module.RELEASES = {'RN50': release}
+    importlib.import_module('tqdm')  # not in each process
+    chance = random.Random(2)
+    killed, found, left = 0, 0, 0
+    for _ in range(KILLS):
+        killed += kill_after(in_a_process(
+            lambda: fetch('RN50', folder, lambda _: None, server)), chance.uniform(0, 0.15))
+        left += len(list(folder.rglob('*.part')))
+        path = folder / 'weights/RN50.pt'
+        if path.exists():
+            found += 1
+            assert file_digest(path) == release.sha256
+            path.unlink()
+    fetch('RN50', folder, lambda _: None, server)
+    assert [path.name for path in (folder / 'weights').iterdir()] == ['RN50.pt']
+    assert left > 0
+    print(f'{killed} killed, {found} complete')
+
+
+def write_at_once(folder, server):
+    """Several processes want the same at the same time; all get it, and none complains."""
+    release = dataclasses.replace(RELEASES['RN50'], sha256=hashlib.sha256(CONTENT).hexdigest())
+    weights_module.RELEASES = {'RN50': release}
+    start = time.monotonic() + 0.2
+
+    def work():
+        lines = []
+        time.sleep(max(0.0, start - time.monotonic()))
+        for seed in range(ROUNDS):
+            np.testing.assert_array_equal(encode(folder / 'text', seed, lines.append),
+                                          features(seed))
+        assert file_digest(fetch('RN50', folder, lambda _: None, server)) == release.sha256
+        assert lines == []
+
+    numbers = [in_a_process(work) for _ in range(PROCESSES)]
+    assert [os.waitpid(number, 0)[1] for number in numbers] == [0] * PROCESSES
+    names = sorted(path.suffix for path in folder.rglob('*') if path.is_file())
+    assert names == ['.features'] * ROUNDS + ['.pt']
+    print('all complete')
+
+
+@pytest.fixture
+def server():
+    """Send the weights in pieces, so that a download takes a tenth of a second."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(CONTENT)))
+            self.end_headers()
+            for begin in range(0, len(CONTENT), 200_000):
+                self.wfile.write(CONTENT[begin:begin + 200_000])
+                time.sleep(0.01)
+
+        def log_message(self, *arguments):
+            pass
+
+    http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    http.handle_error = lambda *_: None  # receivers are killed
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{http.server_port}'
+    http.shutdown()
+
+
+def script(action, *arguments):
+    done = subprocess.run(
+        [sys.executable, __file__, action, *map(str, arguments)], cwd=ROOT, check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_killed_while_text_features_are_written(tmp_path):
+    said = script('kill_while_encoding', tmp_path)
+    killed, complete = map(int, re.findall(r'\d+', said))
+    assert killed == KILLS
+    assert complete > 0
+
+
+@pytest.mark.slow
+def test_killed_while_weights_are_fetched(tmp_path, server):
+    said = script('kill_while_fetching', tmp_path, server)
+    assert int(said.split()[0]) > KILLS // 2, said
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_cache(tmp_path, server):
+    assert 'all complete' in script('write_at_once', tmp_path, server)
+
+
+if __name__ == '__main__':
+    {action.__name__: action for action in (
+        kill_while_encoding, kill_while_fetching, write_at_once)}[sys.argv[1]](
+            Path(sys.argv[2]), *sys.argv[3:])
