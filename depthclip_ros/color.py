@@ -33,8 +33,8 @@ def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Pictu
 
     Args:
         depth: (H, W) in metres.
-        low: depth of the warmest colour [m]; what is nearer has that colour too.
-        high: depth of the coldest colour [m]; what is farther has that colour too.
+        low: depth of the warmest colour [m]; what is nearer has that colour too, so has -Inf.
+        high: depth of the coldest colour [m]; what is farther has that colour too, so has +Inf.
 
     Returns:
         uint8 (H, W, 3), BGR.
@@ -160,14 +160,15 @@ def depth_millimetres(
 
     Returns:
         uint16 (H, W), and the number of pixels that had a depth which 16 bits cannot hold
-        (not positive, or above 65.535 m) and are therefore 0.
+        (not positive, or above 65.535 m) and are therefore 0. Those with no depth or an infinite
+        one are 0 too.
 
     """
     rounded = np.rint(depth * 1000.0)
     with np.errstate(invalid='ignore'):
         held = (rounded >= 1) & (rounded <= 65535)
     millimetres = np.where(held, rounded, 0).astype(np.uint16)
-    return millimetres, int(np.count_nonzero(~held & ~np.isnan(depth)))
+    return millimetres, int(np.count_nonzero(~held & np.isfinite(depth)))
 
 
 def _framed(

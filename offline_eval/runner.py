@@ -136,6 +136,7 @@ class Evaluation:
         if self._options.fit_input:
             height, width = self._protocol.size
             config = config.replace(input_height=height, input_width=width)
+        config = self._scored(config)
         arguments: dict[str, Any] = {
             'weights': node.weights, 'device': self._group.device(node.device),
             'cache_dir': node.cache_dir or None, 'offline': node.offline}
@@ -155,6 +156,18 @@ class Evaluation:
         if not estimator.weights.trained:
             self._say('WARNING: the weights are random numbers; every depth is meaningless.')
         return estimator
+
+    def _scored(self, config: DepthConfig) -> DepthConfig:
+        """The settings that are the protocol's: depth for every pixel that it scores."""
+        every_pixel = {'input_fit': 'stretch', 'range_min': 0.0, 'range_max': 0.0,
+                       'out_of_range': 'clamp'}
+        scored = config.replace(**every_pixel)
+        ignored = [f'{name}: {getattr(config, name)}' for name in ('input_fit', 'range_min',
+                   'range_max') if getattr(config, name) != getattr(scored, name)]
+        if ignored:
+            self._say(f'WARNING: {", ".join(ignored)} does not count here: every pixel is scored, '
+                      'of the whole crop.')
+        return scored
 
     # Folder and records -----------------------------------------------------------------------
 

@@ -29,9 +29,11 @@ def test_no_depth_is_black_and_nothing_else_is():
 
 
 def test_beyond_the_scale_has_the_colour_of_its_end():
-    picture = color.colorize(np.array([[0.2, 1.0, 3.0, 90.0]], np.float32), 1.0, 3.0)
-    assert (picture[0, 0] == picture[0, 1]).all()
-    assert (picture[0, 2] == picture[0, 3]).all()
+    picture = color.colorize(
+        np.array([[-np.inf, 0.2, 1.0, 3.0, 90.0, np.inf]], np.float32), 1.0, 3.0)
+    assert (picture[0, :3] == picture[0, 0]).all()
+    assert (picture[0, 3:] == picture[0, 3]).all()
+    assert (picture[0, 0] != picture[0, 3]).any()
 
 
 def test_the_same_depth_has_the_same_colour_in_every_picture():
@@ -130,4 +132,4 @@ def test_millimetres_count_what_does_not_fit():
     millimetres, lost = color.depth_millimetres(depth)
     assert millimetres.dtype == np.uint16
     assert millimetres.tolist() == [[0, 1234, 65535, 0, 0, 0, 0]]
-    assert lost == 4  # not the NaN: it has no depth to lose
+    assert lost == 3  # not NaN and infinity: they have no depth to lose

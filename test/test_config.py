@@ -39,6 +39,8 @@ def test_paper_file_is_the_paper():
     assert config.flip_average
     assert config.normalization == 'imagenet'
     assert config.upsampling == 'bilinear'
+    assert (config.input_fit, config.out_of_range) == ('stretch', 'clamp')
+    assert config.range_min == config.range_max == 0
 
 
 @pytest.mark.parametrize(('values', 'words'), [
@@ -76,7 +78,14 @@ def test_paper_file_is_the_paper():
     ({'tokens': ['near', '\ud800'], 'bins': [1.0, 2.0]}, ['tokens', 'surrogate']),
     ({'tokens': ['near', 'a\nb'], 'bins': [1.0, 2.0]}, ['tokens', 'control character']),
     ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip']),
-    ({'upsampling': 'bicubic'}, ['upsampling', 'bilinear, patch']),
+    ({'upsampling': 'bicubic'}, ['upsampling', 'centered, bilinear, patch']),
+    ({'input_fit': 'pad'}, ['input_fit', "'pad'", 'stretch, crop, letterbox']),
+    ({'out_of_range': 'zero'}, ['out_of_range', 'clamp, nan, inf']),
+    ({'range_min': -0.5}, ['range_min', '-0.5 m', '0.0 to 1000.0 m']),
+    ({'range_max': float('nan')}, ['range_max', 'nan m']),
+    ({'range_min': 2.0, 'range_max': 2.0}, ['range_min: 2.0 m', 'below range_max: 2.0 m']),
+    ({'range_min': 3.5}, ['range_min', '3.5', 'no depth', '1.0 to 3.0 m']),
+    ({'range_max': 0.9}, ['range_max', '0.9', 'no depth', '1.0 to 3.0 m']),
     ({'input_height': 16}, ['input_height', '16 px', '32 to 4096']),
     ({'input_height': 480.0}, ['input_height', '480.0', 'a whole number']),
     ({'flip_average': 'yes'}, ['flip_average', "'yes'", 'true or false']),
@@ -119,6 +128,13 @@ def test_camera_names():
     assert NodeConfig().cameras == ('',)
     names = ['', 'front', 'left/front_2', 'Rear']
     assert NodeConfig(cameras=names).cameras == tuple(names)
+
+
+@pytest.mark.parametrize('choice', ['nan', 'inf'])
+def test_a_choice_that_ros_takes_for_a_number_is_the_choice(choice):
+    assert DepthConfig.from_dict({'out_of_range': float(choice)}).out_of_range == choice
+    with pytest.raises(ConfigError, match='a text'):
+        DepthConfig(upsampling=float(choice))
 
 
 def test_replace_validates_and_keeps_the_rest():
@@ -210,7 +226,10 @@ def likely(draw, cls):
     values = {}
     for field in dataclasses.fields(cls):
         if field.type == 'float':
-            values[field.name] = draw(st.floats(1e-3, 1e3) | st.integers(1, 9))
+            low, high = field.metadata['minimum'], field.metadata['maximum']
+            values[field.name] = draw(st.floats(max(low, 1e-3), min(high, 1e3)))
+            if draw(st.booleans()):
+                values[field.name] = int(values[field.name]) or 1
         elif field.metadata['choices']:
             values[field.name] = draw(st.sampled_from(field.metadata['choices']))
     if cls is DepthConfig:
@@ -218,6 +237,8 @@ def likely(draw, cls):
         count = len(values['tokens'])
         values['bins'] = sorted(draw(st.lists(
             st.floats(1e-3, 1e4), min_size=count, max_size=count, unique=True)))
+        values['range_min'] = draw(st.sampled_from([0.0, values['bins'][0]]))
+        values['range_max'] = draw(st.sampled_from([0.0, 1000.0]))
         values['templates'] = [f'{before}{{}}{after}' for before, after in draw(
             st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1))]
     if draw(st.booleans()):

@@ -15,6 +15,7 @@ from ros_harness import (
     INPUT_HEIGHT,
     INPUT_WIDTH,
     OUTPUTS,
+    TEMPERATURE,
     Peer,
     adds_up,
     camera_info,
@@ -27,6 +28,7 @@ from ros_harness import (
 )
 from sensor_msgs.msg import CompressedImage, Image
 
+from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.image_io import compressed_to_rgb, to_rgb
 
 HEIGHT, WIDTH = 120, 200
@@ -168,6 +170,56 @@ def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
     assert error.max() < 0.5
 
 
+@pytest.mark.parametrize(('fit', 'height'), [('crop', HEIGHT), ('letterbox', 40)])
+def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
+        peer, tiny_weights, cache, fit, height):
+    """With all that makes holes: they are the same in the image and in the cloud."""
+    config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
+                         temperature=TEMPERATURE)
+    rgb = RGB[:height]
+    changes = {'input_fit': fit}
+    estimator = DepthEstimator(config.replace(**changes), tiny_weights, 'cpu', cache_dir=cache)
+    low, high = np.nanquantile(estimator.predict(rgb).patch_depth, (0.3, 0.7)).tolist()
+    changes.update(range_min=low, range_max=high, out_of_range='inf')
+    estimator.reconfigure(config.replace(**changes))
+    expected = estimator.predict(rgb)
+    values = [expected.depth, expected.patch_depth]
+    assert all(np.isposinf(v).any() and np.isneginf(v).any() for v in values)
+    assert np.isnan(expected.depth if fit == 'crop' else expected.patch_depth).any()
+
+    set_parameters(peer, changes)
+    info = camera_info(peer.header(), WIDTH, height)
+    message = image(peer.header(), rgb, 'rgb8')
+    depth = depth_array(peer.ask(message, info=info))
+    points = cloud_array(peer.wait_stamp('points', message.header.stamp))
+    scaled = peer.wait_stamp('depth/camera_info', message.header.stamp)
+    set_parameters(peer, {name: getattr(config, name) for name in changes})
+    np.testing.assert_allclose(depth, expected.depth, atol=1e-5)
+    assert (scaled.width, scaled.height) == (WIDTH, height)
+    np.testing.assert_allclose(scaled.k, info.k)
+    holes = ~np.isfinite(expected.patch_depth)
+    np.testing.assert_array_equal(np.isnan(points).any(axis=2), holes)
+    np.testing.assert_allclose(points[..., 2][~holes], expected.patch_depth[~holes], atol=1e-5)
+    # Every point lies behind its patch's centre, and the picture has its depth there.
+    pixels = (points / points[..., 2:]) @ np.array(info.k).reshape(3, 3).T
+    x, y, across, down = expected.window
+    h, w = holes.shape
+    v, u = np.mgrid[:h, :w]
+    centres = np.dstack([x + (u + 0.5) * across / w - 0.5, y + (v + 0.5) * down / h - 0.5])
+    np.testing.assert_allclose(pixels[~holes][:, :2], centres[~holes], atol=1e-2)
+    column, row = centres[~holes].round().astype(int).T
+    np.testing.assert_allclose(depth[row, column], expected.patch_depth[~holes], atol=0.01)
+
+
+def set_parameters(peer, values):
+    from rcl_interfaces.srv import SetParametersAtomically
+    from rclpy.parameter import Parameter
+    request = SetParametersAtomically.Request(parameters=[
+        Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
+    result = peer.call(SetParametersAtomically, 'depth_node/set_parameters_atomically', request)
+    assert result.result.successful, result.result.reason
+
+
 def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer):
     header = peer.header()
     info = camera_info(peer.header('another frame'), WIDTH, HEIGHT, d=(0.1, 0.01, 0, 0, 0))
@@ -226,7 +278,8 @@ def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weig
     """The other choice of every option; and with simulated time that stands still."""
     arguments = tiny_arguments(
         tiny_weights, image_transport='compressed', depth_encoding='16UC1',
-        depth_resolution='network', rectified=True, use_sim_time=True,
+        depth_resolution='network', rectified=True, use_sim_time=True, range_max=2.2,
+        out_of_range='inf',
         **{'qos_overrides./cam/image/compressed.subscription.reliability': 'reliable',
            'qos_overrides./cam/depth/image.publisher.reliability': 'best_effort',
            'qos_overrides./cam/depth/image.publisher.depth': 1})
@@ -249,8 +302,13 @@ def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weig
         assert depth.header == message.header
         assert (depth.encoding, depth.height, depth.width) == ('16UC1', INPUT_HEIGHT, INPUT_WIDTH)
         size = (INPUT_HEIGHT, INPUT_WIDTH)
+        unlimited = estimator.config
+        estimator.reconfigure(unlimited.replace(range_max=2.2))
         expected = estimator.predict(compressed_to_rgb(message), size).depth
-        np.testing.assert_allclose(depth_array(depth), 1000 * expected, atol=0.51)
+        estimator.reconfigure(unlimited)
+        assert 0.1 < np.isnan(expected).mean() < 0.9
+        np.testing.assert_allclose(
+            depth_array(depth), np.nan_to_num(1000 * expected), atol=0.51)
 
         info = peer.messages['/cam/depth/camera_info'][-1]
         sx, sy = INPUT_WIDTH / WIDTH, INPUT_HEIGHT / HEIGHT

@@ -22,10 +22,14 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.window import fit_window
 from depthclip_ros.node.calibration import Calibration
 from depthclip_ros.node.process import explain_arguments
 from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
 from depthclip_ros.node.worker import Interrupted, Ticker, Worker
+
+WHOLE = fit_window('stretch', (48, 64), (96, 96))
+MIDDLE = fit_window('crop', (48, 64), (96, 96))
 
 
 def test_percentiles_are_nearest_rank_over_a_bounded_window():
@@ -81,19 +85,20 @@ def test_calibration_is_computed_once_per_content(monkeypatch):
         info.header.stamp.sec = second
         calibration.update(serialize_message(info))
         calibration.select(64, 48)
-        rays = calibration.rays(3, 4)
-        assert calibration.rays(3, 4) is rays
+        rays = calibration.rays(3, 4, WHOLE)
+        assert calibration.rays(3, 4, WHOLE) is rays
     assert len(made) == 1
     # Nobody sets the three bytes that fill up an empty frame_id.
     raw = serialize_message(info)
     calibration.update(raw[:17] + b'any' + raw[20:])
     calibration.select(64, 48)
-    assert calibration.rays(3, 4) is rays
+    assert calibration.rays(3, 4, WHOLE) is rays
+    assert not np.array_equal(calibration.rays(3, 4, MIDDLE), rays)
     changed = camera_info(Header(), 64, 48, k=(60.0, 60.0, 31.5, 23.5))
     calibration.update(serialize_message(changed))
     calibration.select(64, 48)
     assert len(made) == 2
-    assert not np.array_equal(calibration.rays(3, 4), rays)
+    assert not np.array_equal(calibration.rays(3, 4, WHOLE), rays)
 
 
 def test_calibration_without_and_with_bad_camera_info():

@@ -119,10 +119,19 @@ def _predict_file(estimator: DepthEstimator, path: Path, target: Path) -> None:
     prediction = estimator.predict(rgb)
     milliseconds = 1e3 * (time.perf_counter() - start)
     lost = _write(estimator, prediction, target)
-    low, middle, high = np.nanpercentile(prediction.depth, (0, 50, 100))
     note = f'; {lost} pixels do not fit 16 bits' if lost else ''
-    print(f'{path} -> {target.name}_*: {milliseconds:.0f} ms, depth {low:.2f} to {high:.2f} m, '
-          f'median {middle:.2f} m{note}', flush=True)
+    print(f'{path} -> {target.name}_*: {milliseconds:.0f} ms, {_in_words(prediction.depth)}{note}',
+          flush=True)
+
+
+def _in_words(depth: NDArray[np.float32]) -> str:
+    known = depth[np.isfinite(depth)]
+    if not known.size:
+        return 'no depth'
+    low, middle, high = np.percentile(known, (0, 50, 100))
+    text = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m'
+    missing = 100 * (1 - known.size / depth.size)
+    return f'{text}, none in {missing:.0f} % of the picture' if missing else text
 
 
 def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:

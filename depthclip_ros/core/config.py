@@ -140,11 +140,25 @@ class DepthConfig(Settings):
     input_width: int = define(
         640, "Width of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
+    input_fit: str = define(
+        'stretch', "What becomes of an image of another aspect ratio than the network's input: "
+                   'stretched to it, cropped to its middle (no depth outside), or padded',
+        choices=('stretch', 'crop', 'letterbox'), reload=False)
     flip_average: bool = define(
         False, 'Average with the pass over the mirrored image: twice the work', reload=False)
     upsampling: str = define(
-        'bilinear', 'From patches to pixels: bilinear as the official code, patch as the paper',
-        choices=('bilinear', 'patch'), reload=False)
+        'centered', "From patches to pixels: linear between the patches' true centres, bilinear "
+                    'with aligned corners as the official code, or patch as the paper',
+        choices=('centered', 'bilinear', 'patch'), reload=False)
+    range_min: float = define(
+        0.0, 'Depth below this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        minimum=0.0, maximum=1000.0, reload=False)
+    range_max: float = define(
+        0.0, 'Depth above this is not to be relied on, see out_of_range; 0: no limit', unit='m',
+        minimum=0.0, maximum=1000.0, reload=False)
+    out_of_range: str = define(
+        'nan', 'What stands for depth beyond range_min or range_max: that limit, NaN, or -Inf and '
+               '+Inf (REP-117)', choices=('clamp', 'nan', 'inf'), reload=False)
     normalization: str = define(
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's",
         choices=('imagenet', 'clip'))
@@ -181,6 +195,17 @@ class DepthConfig(Settings):
         if sentences > MOST_SENTENCES:
             raise ConfigError(f'tokens and templates: make {sentences} sentences; at most '
                               f'{MOST_SENTENCES} are accepted.')
+        self._check_depth_range()
+
+    def _check_depth_range(self) -> None:
+        if self.range_max and self.range_min >= self.range_max:
+            raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
+                              f'{self.range_max} m.')
+        nearest, farthest = self.bins[0], self.bins[-1]
+        if self.range_min > farthest or 0 < self.range_max < nearest:
+            raise ConfigError(
+                f'range_min, range_max: {self.range_min}, {self.range_max} m leave no depth, '
+                f'which is a mean of bins from {nearest} to {farthest} m.')
 
     @classmethod
     def from_yaml(cls, path: str | Path, node_name: str = 'depth_node') -> DepthConfig:
@@ -298,9 +323,12 @@ def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:
         return value
     if kind == 'bool' and isinstance(value, bool):
         return value
-    if kind == 'str' and isinstance(value, str):
-        _check_text(setting.name, value)
-        return value
+    # ROS takes a nan or inf without quotes for a number.
+    choice = isinstance(value, float) and str(value) in (setting.metadata['choices'] or ())
+    if kind == 'str' and (isinstance(value, str) or choice):
+        text = str(value)
+        _check_text(setting.name, text)
+        return text
     if kind.startswith('tuple') and isinstance(value, (list, tuple)):
         if len(value) > MOST_ITEMS:
             raise ConfigError(f'{setting.name}: {quoted(value)} are more than {MOST_ITEMS}.')

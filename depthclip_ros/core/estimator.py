@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,10 +23,18 @@ from .backbone import build_image_encoder
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
 from .errors import ConfigError, ImageError, WeightsError
-from .projection import bin_spread, bin_weights, combine_bins, similarity_logits, upsample
+from .projection import (
+    bin_spread,
+    bin_weights,
+    combine_bins,
+    limit_range,
+    similarity_logits,
+    upsample,
+)
 from .prompts import TextFeatureCache, encode_tokens
 from .replay import Replayer
 from .weights import Log, architecture, cache_folder, load
+from .window import Size, Window, fit_window
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
 # trained with its own.
@@ -44,15 +53,22 @@ class DepthPrediction:
     """Depth of one image, as NumPy arrays in float32.
 
     Attributes:
-        depth: (H, W) metres along the optical axis. NaN where the network's features vanish.
-        patch_depth: (h, w) metres, one per patch (eq. 5), before upsampling.
+        depth: (H, W) metres along the optical axis, for the whole image. NaN where the network's
+            features vanish, where it did not see the image (`input_fit`), and where its answer is
+            beyond `range_min` or `range_max`; there also -Inf and +Inf, as `out_of_range` says.
+            `upsampling` says where a patch's depth stands.
+        patch_depth: (h, w) metres, one per patch (eq. 5), before upsampling; NaN and infinite as
+            `depth`. The patches tile `window`; their depth is that at their centres.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
         spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
-            of how undecided a patch is, not an error bar.
+            of how undecided a patch is, not an error bar. NaN where a patch shows padding.
+        window: the part of the image that the patches tile, in its pixels: all of it, unless
+            `input_fit` crops or pads.
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
-    those of the plain pass.
+    those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
+    range, and in patches that show padding, too.
     """
 
     depth: NDArray[np.float32]
@@ -60,6 +76,7 @@ class DepthPrediction:
     weights: NDArray[np.float32]
     logits: NDArray[np.float32]
     spread: NDArray[np.float32]
+    window: Window
 
 
 class ReadOut(NamedTuple):
@@ -130,6 +147,7 @@ class DepthEstimator:
             offline=offline)
         self.weights, state_dict = self._load()
         self._encoder = build_image_encoder(state_dict, config.features)
+        self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
         self._text_cache = functools.partial(
             TextFeatureCache(folder / 'text', log).get, weights_digest=self.weights.digest,
@@ -141,9 +159,11 @@ class DepthEstimator:
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,
-                (config.input_height, config.input_width), log, self.weights.source)
+                self._size, log, self.weights.source)
             mean, deviation = (
                 np.array(values) for values in NORMALIZATIONS[config.normalization])
+            # What becomes zeros, but for less than half a level.
+            self._padding = torch.tensor(np.rint(255 * mean), dtype=torch.uint8).to(self.device)
             self._scale, self._shift = (
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
@@ -207,7 +227,7 @@ class DepthEstimator:
     def reconfigure(
         self, config: DepthConfig, text_features: NDArray[np.float32] | None = None,
     ) -> None:
-        """Change words, bins, temperature, flip averaging or upsampling without loading anything.
+        """Change what needs no loading: all settings without `reload` in their metadata.
 
         What is being predicted meanwhile, on another thread, keeps the settings it began with.
 
@@ -257,8 +277,7 @@ class DepthEstimator:
             EngineError: a batch gives other results than one image.
 
         """
-        size = (self.config.input_height, self.config.input_width)
-        image = (50 * engines.known_image(size)[0] + 128).clamp_(0, 255).byte()
+        image = (50 * engines.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
         known = image.permute(1, 2, 0).numpy()
         if self._replayer is None and engines.serves_every_size(self.engine):
             self.predict(known)
@@ -288,7 +307,8 @@ class DepthEstimator:
 
         Args:
             rgb: (H, W, 3) uint8, or several of any sizes, which go through the network as one
-                batch. An image that is not of the network's size is resized to it.
+                batch. An image that is not of the network's size is resized to it, as
+                `input_fit` says if its aspect ratio is another.
             size: (height, width) of `depth`; None for each image's own.
 
         Returns:
@@ -309,21 +329,26 @@ class DepthEstimator:
         for image in images:
             _check_image(image)
         settings = self._settings
-        sizes = [size or image.shape[:2] for image in images]
+        config = settings.config
+        sizes = [image.shape[:2] for image in images]
+        windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
 
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = self._read(settings, [self._fit(image) for image in pixels])
+            read_out = _valid(
+                self._read(settings, list(map(self._fit, pixels, windows))),
+                config, windows, sizes)
             return [*read_out, *(
-                upsample(patches[None], wanted, settings.config.upsampling)[0]
-                for patches, wanted in zip(read_out.patch_depth, sizes, strict=True))]
+                _fill(patches, image, size or image, config.upsampling, window)
+                for patches, image, window in zip(
+                    read_out.patch_depth, sizes, windows, strict=True))]
 
         if self._replayer is None:
             outputs = [output.numpy() for output in estimate(self._upload(images))]
         else:
             outputs = self._replayer.call(estimate, images)
         patch_depth, weights, logits, spread, *depth = outputs
-        return [DepthPrediction(*arrays) for arrays in zip(
-            depth, patch_depth, weights, logits, spread, strict=True)]
+        return [DepthPrediction(*of_one) for of_one in zip(
+            depth, patch_depth, weights, logits, spread, windows, strict=True)]
 
     def _read(self, settings: Settings, images: Sequence[Tensor]) -> ReadOut:
         """Run the network on images of its size: all that does not depend on the images' own."""
@@ -357,17 +382,29 @@ class DepthEstimator:
         for image in images:
             _check_image(image)
         with current(self.device):
-            pixels = [self._fit(image) for image in self._upload(images)]
-            return self._encode(pixels, self.config.flip_average)
+            config = self.config
+            windows = [fit_window(config.input_fit, image.shape[:2], self._size)
+                       for image in images]
+            pixels = list(map(self._fit, self._upload(images), windows))
+            return self._encode(pixels, config.flip_average)
 
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Copy images to the device; on a CPU they are used where they lie."""
         return [_as_tensor(image).to(self.device) for image in images]
 
-    def _fit(self, image: Tensor) -> Tensor:
-        """(H, W, 3) uint8 -> the same of the network's size."""
-        wanted = (self.config.input_height, self.config.input_width)
-        return image if image.shape[:2] == wanted else _resize(image, wanted)
+    def _fit(self, image: Tensor, window: Window) -> Tensor:
+        """(H, W, 3) uint8 -> the window of it, in the network's size."""
+        size = image.shape[0], image.shape[1]
+        if size == self._size:
+            return image
+        rows, columns = window.cells(self._size, size)
+        inner = rows.stop - rows.start, columns.stop - columns.start
+        image = _resize(image[window.pixels(size)], inner)
+        if inner == self._size:
+            return image
+        padded = self._padding.repeat(*self._size, 1)
+        padded[rows, columns] = image
+        return padded
 
     def _encode(self, images: Sequence[Tensor], flip: bool) -> Tensor:
         """Images of the network's size, on the device -> (passes, B, C, h, w)."""
@@ -413,6 +450,36 @@ class DepthEstimator:
         """
         with current(self.device), exact_float32(self.device):
             return _read_out(logits, self._settings.bins if bins is None else bins)
+
+
+def _valid(
+    read_out: ReadOut, config: DepthConfig, windows: Sequence[Window], sizes: Sequence[Size],
+) -> ReadOut:
+    """The same without depth that is out of range, and without patches that show padding."""
+    patch_depth = limit_range(
+        read_out.patch_depth, config.range_min, config.range_max, config.out_of_range)
+    spread = read_out.spread
+    if config.input_fit == 'letterbox':
+        h, w = spread.shape[1:]
+        seen = [window.cells((h, w), size) for window, size in zip(windows, sizes, strict=True)]
+        patch_depth, spread = (_only(seen, values) for values in (patch_depth, spread))
+    return read_out._replace(patch_depth=patch_depth, spread=spread)
+
+
+def _only(cells: Sequence[tuple[slice, slice]], patches: Tensor) -> Tensor:
+    """(B, h, w) with NaN outside of each one's cells."""
+    kept = torch.full_like(patches, math.nan)
+    for where, source, target in zip(cells, patches, kept, strict=True):
+        target[where] = source[where]
+    return kept
+
+
+def _fill(
+    patches: Tensor, image: Size, size: Size, mode: str, window: Window,
+) -> Tensor:
+    """(h, w) patches in a window of an image -> (height, width) pixels of the whole image."""
+    part = None if window.is_whole(image) else window.resized(image, size)
+    return upsample(patches[None], size, mode, part)[0]
 
 
 def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:

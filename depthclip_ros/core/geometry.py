@@ -19,6 +19,8 @@ from .errors import CameraInfoError, quoted
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from .window import Window
+
     Float64 = NDArray[np.float64]
 
 _LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no camera
@@ -184,19 +186,20 @@ class CameraModel:
         pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
-    def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
-        """Rays through the centres of `h` x `w` patches that tile the image.
+    def patch_rays(self, h: int, w: int, window: Window | None = None) -> NDArray[np.float32]:
+        """Rays through the centres of `h` x `w` patches that tile the image, or a window of it.
 
-        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which
-        is half a pixel left of the first pixel's centre; so the patch's centre is at column
-        (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
+        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the window's left border; that
+        of the image is half a pixel left of the first pixel's centre. So the patch's centre is at
+        column (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
 
         Returns:
             (h, w, 3) float32 with z = 1. NaN as in `rays`.
 
         """
-        u = (np.arange(w) + 0.5) * self.width / w - 0.5
-        v = (np.arange(h) + 0.5) * self.height / h - 0.5
+        x, y, width, height = window or (0, 0, self.width, self.height)
+        u = x + (np.arange(w) + 0.5) * width / w - 0.5
+        v = y + (np.arange(h) + 0.5) * height / h - 0.5
         return self.rays(u[None, :], v[:, None]).astype(np.float32)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from std_msgs.msg import Header
 
+    from ..core.window import Window
+
 _NO_DISTORTION = ('plumb_bob', (0.0, 0.0, 0.0, 0.0, 0.0))
 
 
@@ -34,7 +36,7 @@ class Calibration:
         self._content = b''
         self._key: tuple[Any, ...] = ()
         self._model: CameraModel | None = None
-        self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._rays: dict[tuple[int, int, Window], NDArray[np.float32]] = {}
 
     def update(self, raw: bytes) -> None:
         """Keep the latest message, serialised; nothing is read before an image needs it."""
@@ -73,11 +75,12 @@ class Calibration:
             self._model, self._content, self._key = model, content, key
         self._model.check_size(width, height)
 
-    def rays(self, h: int, w: int) -> NDArray[np.float32]:
-        """(h, w, 3) rays through the patch centres, z = 1; needs `select`."""
-        if (h, w) not in self._rays:
-            self._rays[h, w] = self._selected().patch_rays(h, w)
-        return self._rays[h, w]
+    def rays(self, h: int, w: int, window: Window) -> NDArray[np.float32]:
+        """(h, w, 3) rays through the centres of a window's patches, z = 1; needs `select`."""
+        key = h, w, window
+        if key not in self._rays:
+            self._rays[key] = self._selected().patch_rays(*key)
+        return self._rays[key]
 
     def scaled(self, width: int, height: int, header: Header) -> CameraInfo:
         """The camera_info of the depth image: scaled, no binning, no region of interest.

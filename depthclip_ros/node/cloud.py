@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from std_msgs.msg import Header
 
+    from ..core.window import Window
+
 # As PCL's PointXYZRGB and RViz want it: the colour is 0x00RRGGBB in the bits of a float32.
 _FIELDS = ('x', 'y', 'z', 'rgb')
 _POINT_STEP = 4 * len(_FIELDS)
@@ -22,9 +24,25 @@ _PLACES = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and blue
 _MOST_ROWS = 257  # of bytes whose sum 16 bits hold
 
 
-def patch_colors(rgb: NDArray[np.uint8], h: int, w: int) -> NDArray[np.uint8]:
-    """Mean colour of every patch of an `h` x `w` grid: (H, W, 3) -> (h, w, 3)."""
+def patch_colors(rgb: NDArray[np.uint8], h: int, w: int, window: Window) -> NDArray[np.uint8]:
+    """Mean colour of the image in every patch: (H, W, 3) -> (h, w, 3).
+
+    Args:
+        rgb: the image.
+        h: number of patches from top to bottom of the window.
+        w: number of patches from its left to its right.
+        window: what they tile. It is cut out of the image in whole pixels, or reaches beyond it;
+            patches without any image are black.
+
+    """
+    rows, columns = window.pixels(rgb.shape[:2])
+    rgb = rgb[rows, columns]
     height, width = rgb.shape[:2]
+    if (height, width) != (window.height, window.width):
+        down, across = (_shares(*axis) for axis in (
+            (h, window.y, window.height, height), (w, window.x, window.width, width)))
+        lines = (down @ rgb.reshape(height, -1)).reshape(h, width, 3)
+        return np.asarray(np.rint(across @ lines), np.uint8)
     tall, wide = height // h, width // w
     if (tall * h, wide * w) != (height, width) or tall > _MOST_ROWS:
         return np.asarray(cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
@@ -34,6 +52,18 @@ def patch_colors(rgb: NDArray[np.uint8], h: int, w: int) -> NDArray[np.uint8]:
     count = tall * wide
     means: NDArray[np.uint8] = ((sums + count // 2) // count).astype(np.uint8)
     return means
+
+
+def _shares(
+    patches: int, start: float, length: float, pixels: int,
+) -> NDArray[np.float32]:
+    """Share of every pixel in the mean of every patch, along one axis: (patches, pixels)."""
+    edges = start + np.arange(patches + 1)[:, None] * (length / patches)
+    pixel = np.arange(pixels)
+    overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
+    overlap = np.maximum(overlap, 0.0)
+    total = overlap.sum(axis=1, keepdims=True)
+    return np.asarray(overlap / np.where(total > 0.0, total, 1.0), np.float32)
 
 
 class PatchCloud:

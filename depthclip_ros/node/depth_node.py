@@ -13,7 +13,8 @@ Subscribers (keep last 10; reliable if every publisher of the topic is, else bes
 
 Publishers (reliable, keep last 5), each with the image's header:
     depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
-        there is none, or 16UC1 in millimetres with 0 (REP-118).
+        there is none (and -Inf or +Inf out of range, if `out_of_range` says so: REP-117), or
+        16UC1 in millimetres with 0 for all of these (REP-118).
     depth/camera_info (sensor_msgs/CameraInfo): of depth/image, whenever camera_info is usable.
     points (sensor_msgs/PointCloud2): organised x y z rgb in metres, one point a patch; only while
         subscribed and camera_info is usable.
@@ -28,8 +29,9 @@ And for all cameras together:
 Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
     name, with unit, range and choices in its descriptor. tokens, templates, bins (metres),
-    temperature, flip_average and upsampling take effect from the next image on, together or not
-    at all; all others need cleanup and configure.
+    temperature, input_fit, flip_average, upsampling, range_min, range_max (metres) and
+    out_of_range take effect from the next image on, together or not at all; all others need
+    cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
     /diagnostics; TOPIC is the resolved name (/image, /front/image).
 

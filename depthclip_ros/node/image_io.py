@@ -184,13 +184,14 @@ def depth_image(
 
     Args:
         msg: The message to fill.
-        depth: (H, W) metres, NaN where unknown.
-        encoding: '32FC1' (metres, as they are) or '16UC1' (millimetres, rounded, 0 where unknown).
+        depth: (H, W) metres, NaN where unknown, -Inf or +Inf where too near or too far (REP-117).
+        encoding: '32FC1' (metres, as they are) or '16UC1' (millimetres, rounded, 0 for all else).
         header: Of the image that the depth belongs to.
 
     Returns:
-        Number of pixels with a depth that 16UC1 cannot hold (below 0.5 mm, above 65.535 m,
-        infinite) and that are therefore 0 in it. Always 0 for 32FC1.
+        Number of pixels with a depth that 16UC1 cannot hold (below 0.5 mm, above 65.535 m) and
+        that are therefore 0 in it. Infinite depth is 0 too, and not counted: it says that the
+        depth is out of the range asked for, not how large it is. Always 0 for 32FC1.
 
     Raises:
         ValueError: The encoding is neither of the two.
@@ -212,7 +213,7 @@ def depth_values(
         raise ValueError(f'depth encoding is {encoding!r}, but must be 32FC1 or 16UC1')
     millimetres = np.rint(metres * np.float32(_MILLIMETRES))
     valid = (millimetres >= 1) & (millimetres <= _UINT16_MAX)
-    beyond = np.count_nonzero(~valid) - np.count_nonzero(np.isnan(millimetres))
+    beyond = np.count_nonzero(~valid & np.isfinite(metres))
     return np.where(valid, millimetres, 0).astype(np.uint16), int(beyond)
 
 

@@ -97,8 +97,9 @@ class Outputs:
                       lambda: Template(calibration.scaled(width, height, header)))
         if self.wanted('points'):
             h, w = prediction.patch_depth.shape
-            cloud = self._cloud.fill(header, calibration.rays(h, w), prediction.patch_depth,
-                                     patch_colors(rgb, h, w))
+            rays = calibration.rays(h, w, prediction.window)
+            cloud = self._cloud.fill(header, rays, prediction.patch_depth,
+                                     patch_colors(rgb, h, w, prediction.window))
             self._publish('points', header, (h, w, cloud.is_dense),
                           lambda: Template(cloud, behind=1), cloud.data)  # before is_dense
 
