@@ -27,8 +27,10 @@ if PARALLEL:
 
 
 def pytest_addoption(parser):
-    """Let the whole suite run as on a lesser processor."""
+    """Let the suite run as on a lesser processor, and keep what it measures."""
     parser.addoption('--cpu', choices=lesser_cpu.KINDS, help='pretend to run on such a CPU')
+    parser.addoption('--record', action='store_true',
+                     help='keep what the tests measure in docs/reliability.json')
 
 
 def pytest_configure(config):
@@ -118,3 +120,29 @@ def estimator(tiny_weights, cache):
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE)
     return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache)
+
+
+@pytest.fixture
+def measured(record_property):
+    """Keep figures of a test for the table at the end: measured('soak', frames=20000)."""
+    def keep(subject, **figures):
+        record_property('measured', [subject, figures])
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what the tests have measured, and keep it if asked to."""
+    measured = dict(value for report in terminalreporter.stats.get('passed', ())
+                    for name, value in report.user_properties if name == 'measured')
+    kinds = measured.pop('kinds', None)
+    for subject, figures in sorted(measured.items()):
+        terminalreporter.section(subject)
+        for key, value in figures.items():
+            terminalreporter.write_line(f'{key:40} {value}')
+    if config.getoption('--record'):
+        sys.path.insert(0, str(ROOT / 'tools'))
+        from reliability import record
+        for subject, figures in measured.items():
+            record(f'{subject}, in every test run', figures)
+        if kinds:
+            record('kinds', kinds)

@@ -100,6 +100,26 @@ def _reporting_bugs(transition: Transition) -> Transition:
     return wrapper
 
 
+def _answer_refusals(node: LifecycleNode) -> None:
+    """Answer requests for transitions that the state does not allow, or that there are not.
+
+    rclpy raises where it should answer, and whoever asked waits for ever.
+    """
+    service = node._service_change_state  # noqa: SLF001 (nothing public leads to it)
+    change = service.callback
+
+    def answer(request: Any, response: Any) -> Any:
+        try:
+            return change(request, response)
+        except RuntimeError:
+            node.get_logger().warning(
+                f'change_state: transition {request.transition.id} is not possible now. '
+                f'ros2 lifecycle list {node.get_fully_qualified_name()} shows which are.')
+            response.success = False
+            return response
+    service.callback = answer
+
+
 class DepthNode(LifecycleNode):
     """DepthCLIP as a managed node."""
 
@@ -141,6 +161,7 @@ class DepthNode(LifecycleNode):
             1.0, self._follow_publishers, clock=Clock(clock_type=ClockType.STEADY_TIME))
         # Not where callbacks run: it tells of the node also while one of them takes long.
         self._ticker = Ticker(1.0, self._tick)
+        _answer_refusals(self)
 
     def destroy_node(self) -> None:
         """Destroy the node, and end the thread that reports."""

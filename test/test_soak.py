@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A short soak; tools/soak.py runs the same for long."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from soaking import soak
+
+LIMIT = 5.0  # MiB
+
+
+@pytest.mark.slow
+def test_nothing_grows_and_nothing_is_lost(domain, cache, tiny_weights, measured):
+    figures = soak(1000, 6, 12, domain, cache, tiny_weights)
+    measured('soak', **figures)
+    assert max(value for key, value in figures.items() if 'growth' in key) < LIMIT, figures
