@@ -22,12 +22,6 @@ def write(path, text):
     return path
 
 
-def test_default_file_holds_exactly_the_defaults():
-    assert read_config(CONFIG / 'depth.yaml') == (DepthConfig(), NodeConfig())
-    section = yaml.safe_load((CONFIG / 'depth.yaml').read_text())['/**']['ros__parameters']
-    assert set(section) == {*DepthConfig.names(), *NodeConfig.names()}
-
-
 def test_paper_file_is_the_paper():
     config = DepthConfig.from_yaml(CONFIG / 'nyu_paper.yaml')
     assert config.tokens == ('giant', 'extremely close', 'close', 'not in distance',

@@ -1,80 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README says what the code does."""
+"""The README's examples run, its links lead somewhere, its speeds were measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import yaml
-
-from depthclip_ros.core import DepthConfig, describe
-from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.sources.sim_world import SimConfig
+from test_agreement import README, section
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-
-
-def section(title):
-    """Text under a heading, up to the next one."""
-    found = re.search(rf'^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)', README, re.DOTALL | re.MULTILINE)
-    assert found, title
-    return found[1]
-
-
-def rows(text):
-    """Cells of the table's body."""
-    lines = [line for line in text.splitlines() if line.startswith('|')]
-    return [[cell.strip() for cell in line.strip('|').split(' | ')] for line in lines[2:]]
-
-
-def parameter_rows(*all_settings):
-    """Rows that a parameter table must have, in order."""
-    for settings in all_settings:
-        for setting in dataclasses.fields(settings):
-            default = settings.to_dict()[setting.name]
-            shown = yaml.safe_dump(default, default_flow_style=True, width=1000).strip()
-            shown = shown.removesuffix('\n...').strip()
-            text = describe(setting).replace('|', '/')
-            yield f'| `{setting.name}` | `{shown}` | {text} |'
-
-
-def test_parameter_table_is_the_dataclasses():
-    table = [line for line in section('Parameters').splitlines() if line.startswith('| `')]
-    assert table == list(parameter_rows(DepthConfig(), NodeConfig()))
-
-
-def test_simulator_table_is_its_settings():
-    page = (ROOT / 'docs/simulation.md').read_text(encoding='utf-8')
-    parameters = page[page.index('## Parameters'):]
-    table = [line for line in parameters.splitlines() if line.startswith('| `')]
-    assert table == list(parameter_rows(SimConfig()))
-
-
-def test_topic_table_is_what_the_node_publishes():
-    pytest.importorskip('rclpy')
-    from depthclip_ros.node.outputs import OUTPUTS
-    table = {row[1].strip('`'): row for row in rows(section('Topics'))}
-    published = {name for name, row in table.items() if row[0] == 'out'}
-    assert published == {*OUTPUTS, '/diagnostics'}
-    for name, kind in OUTPUTS.items():
-        assert table[name][2] == kind.__name__
-    assert {name for name, row in table.items() if row[0] == 'in'} == {'image', 'camera_info'}
-
-
-def test_launch_table_is_the_launch_files():
-    source = (ROOT / 'launch/depth.launch.py').read_text(encoding='utf-8')
-    declared = re.findall(r"DeclareLaunchArgument\(\s*'(\w+)'", source)
-    documented = [name for row in rows(section('Launch arguments'))
-                  for name in re.findall(r'`(\w+)`', row[0])]
-    assert sorted(documented) == sorted(declared)
-    assert len(declared) > 5
 
 
 def test_every_linked_file_exists():
@@ -114,7 +51,7 @@ def first_depth(machine):
 
 
 def test_speeds_are_the_committed_measurement():
-    lines = [line for line in section('Speed').splitlines() if line.startswith('| t')]
+    lines = [line for line in section(README, 'Speed').splitlines() if line.startswith('| t')]
     naive, float32, bfloat16 = ([cell.strip() for cell in line.split('|')[2:6]] for line in lines)
     for i, name in enumerate(('epyc-zen4', 'xeon-amx')):
         folder = ROOT / 'benchmarks/results' / name
@@ -128,4 +65,4 @@ def test_speeds_are_the_committed_measurement():
                 ratio = row['times faster than two naive passes']
                 assert cell == f'{row["p50 [ms]"]:.0f} ms, {ratio:.2f} x'
     assert f'First depth comes {first_depth("epyc-zen4")} s or {first_depth("xeon-amx")} s after' \
-        in ' '.join(section('Speed').split())
+        in ' '.join(section(README, 'Speed').split())

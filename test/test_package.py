@@ -285,35 +285,6 @@ def test_rviz_fixes_the_optical_frame():
     assert frame.endswith('optical_frame')
 
 
-def launch_arguments():
-    """Names and literal defaults of the arguments that depth.launch.py declares."""
-    tree = ast.parse((ROOT / 'launch' / 'depth.launch.py').read_text(encoding='utf-8'))
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'DeclareLaunchArgument':
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            assert 'description' in given
-            default = given['default_value']
-            found[node.args[0].value] = getattr(default, 'value', None)
-    return found
-
-
-def test_launch_arguments_are_those_of_the_readme():
-    text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    section = text.partition('### Launch arguments')[2].partition('\n### ')[0]
-    cells = re.findall(r'^\|([^|]+)\|', section, re.MULTILINE)
-    named = [name for cell in cells for name in re.findall(r'`(\w+)`', cell)]
-    assert named == list(launch_arguments())
-
-
-def test_launch_repeats_no_default_of_the_settings():
-    config = pytest.importorskip('depthclip_ros.node.config')
-    settings = {*config.DepthConfig.names(), *config.NodeConfig.names()}
-    for name, default in launch_arguments().items():
-        if name in settings:
-            assert default == '', f'{name}: empty means: as params_file says'
-
-
 def test_citation_is_of_this_version(manifest):
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
     assert citation['version'] == manifest.findtext('version')
