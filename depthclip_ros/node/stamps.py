@@ -85,10 +85,12 @@ class ClockWatch:
         simulated = bool(getattr(clock, 'ros_time_is_active', False))
         if self._last is not None:
             gained, passed = now - self._last[0], steady - self._last[1]
-            if gained < -CLOCK_JUMP or (not simulated and gained - passed < -CLOCK_JUMP):
-                self._note(f'went back by {max(-gained, passed - gained):.3g} s', steady)
-            elif gained - passed > CLOCK_JUMP and not simulated:
-                self._note(f'jumped ahead by {gained - passed:.3g} s', steady)
+            # Simulated time has a pace of its own, but goes on.
+            jump = min(0.0, gained) if simulated else gained - passed
+            if jump < -CLOCK_JUMP:
+                self._note(f'went back by {-jump:.3g} s', steady)
+            elif jump > CLOCK_JUMP:
+                self._note(f'jumped ahead by {jump:.3g} s', steady)
             if gained:
                 self._changed = steady
         self._last = now, steady
