@@ -241,3 +241,24 @@ def test_a_reload_that_is_given_up_is_made_up_for(make):
     setup.pipeline._sleep = setup._sleep
     setup.send(RGB)
     assert setup.cameras[0].counters().published == 1
+
+
+@pytest.mark.parametrize(('shape', 'words'), [
+    ((60, 80, 3), ''), ((60, 81, 3), ''), ((45, 80, 3), '25 % narrower'),
+    ((80, 60, 3), '44 % lower')])
+def test_images_of_another_aspect_ratio_are_counted_and_said_once(shape, words, make):
+    setup = make('')
+    picture = synthetic_rgb(3, 100, 100)[:shape[0], :shape[1]]
+    for _ in range(2):
+        setup.send(picture)
+    said = [text for _, text in setup.log_of_node if 'stretched' in text]
+    assert setup.cameras[0].stretched == (2 if words else 0)
+    assert len(said) == bool(words)
+    assert all(words in text and 'input_fit' in text for text in said)
+
+
+def test_cropped_images_are_not_stretched(make):
+    setup = make('')
+    setup.pipeline.config = setup.pipeline.config.replace(input_fit='crop')
+    setup.send(synthetic_rgb(3, 100, 100)[:45, :80])
+    assert setup.cameras[0].stretched == 0

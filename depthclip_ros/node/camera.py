@@ -88,7 +88,8 @@ class Camera:
         self.foreign_stamps = 0
         self.beyond_encoding = 0  # pixels
         self.throttle = Throttle()
-        self.warned_frame_id = False
+        self.stretched = 0  # images of another aspect ratio than the network's input
+        self.warned_frame_id = self.warned_aspect = False
         self.reported_lost = 0
         self.last_error = ''  # what an image failed of last
         self.stamps = Stamps()
@@ -103,7 +104,7 @@ class Camera:
         self.last_image = self.last_info = time.monotonic()
         self.stamps, self.newest = Stamps(), b''
         self.calibration = Calibration(rectified=self.config.rectified)
-        self.warned_frame_id = False
+        self.warned_frame_id = self.warned_aspect = False
         self._inputs = [
             Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),
             Input(self._node, CameraInfo, self.info_topic, self._on_info, latched=True),

@@ -88,6 +88,7 @@ class CameraReport:
             'last error': camera.last_error,
             'NaN share [%]': 100 * camera.nan_shares.mean(),
             'pixels beyond 16UC1': camera.beyond_encoding,
+            'stretched to another aspect ratio': camera.stretched,
             'stamps that went back': camera.stamps.back,
             'stamps that jumped ahead': camera.stamps.ahead,
             'lost by the middleware': counters.lost,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
+MAX_STRETCH = 0.02  # by which an image may be stretched without a word
 SECOND = 10 ** 9  # nanoseconds
 LONGEST_LINE = 1000  # characters of a traceback's line; a message may quote its input
 
@@ -120,6 +121,7 @@ class Pipeline:
             self._reject(camera, 'decoding', error)
             return None
         self._check_frame_id(camera, header)
+        self._check_aspect(camera, rgb)
         return Frame(camera, header, rgb)
 
     def _predict(self, frames: Sequence[Frame]) -> list[tuple[Frame, DepthPrediction]]:
@@ -220,6 +222,23 @@ class Pipeline:
             self._node.get_logger().warning(
                 f'{camera.image_topic}: header.frame_id is empty, and so it is in every output; '
                 'RViz and tf cannot place them. Set it in the camera driver, to an optical frame.')
+
+    def _check_aspect(self, camera: Camera, rgb: NDArray[np.uint8]) -> None:
+        """Count images whose shapes the network sees distorted; say so once a camera."""
+        config, (height, width) = self.config, rgb.shape[:2]
+        ratio = width * config.input_height / (height * config.input_width)
+        change = 1 - min(ratio, 1 / ratio)
+        if config.input_fit != 'stretch' or change <= MAX_STRETCH:
+            return
+        camera.stretched += 1
+        if not camera.warned_aspect:
+            camera.warned_aspect = True
+            self._node.get_logger().warning(
+                f'{camera.image_topic}: images of {width}x{height} are stretched to the '
+                f"network's {config.input_width}x{config.input_height}, which makes everything "
+                f'{100 * change:.0f} % {"narrower" if ratio > 1 else "lower"}'
+                ' than it is. Set input_fit: crop or letterbox, or give the input the shape of the'
+                ' image.')
 
     def _reject(self, camera: Camera, stage: str, error: Exception) -> None:
         condition = _condition(stage, error)
