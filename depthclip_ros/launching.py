@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .core.errors import ConfigError
 from .node.config import read_config
-from .resources import large_images_profile
+from .resources import config_path, large_images_profile
 from .sources.bag import (
     BagError,
     BagTopic,
@@ -105,7 +105,9 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
         DepthClipError: arguments that do not fit one another, the bag, or the parameter file.
 
     """
-    params_file = str(Path(value['params_file']).expanduser())
+    # The demo weights know other words and another camera than OpenAI's.
+    usual = config_path('demo' if value['weights'] == 'demo' else 'depth')
+    params_file = str(Path(value['params_file'] or usual).expanduser())
     read_config(params_file, f'{namespace.rstrip("/")}/{NODE}')
     respawn, required = _ending(value)
     cameras, notes = _cameras(value, bag_lister)

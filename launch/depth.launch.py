@@ -37,8 +37,9 @@ LAST_IMAGE = 2.0
 ARGUMENTS = [
     DeclareLaunchArgument(
         'params_file',
-        default_value=PathJoinSubstitution([SHARE, 'config', 'depth.yaml']),
-        description='ROS parameter file with all settings of the node',
+        default_value='',
+        description='ROS parameter file with all settings of the node; empty: config/depth.yaml '
+        'of this package, with weights:=demo its config/demo.yaml',
     ),
     DeclareLaunchArgument(
         'namespace',

@@ -102,6 +102,12 @@ def test_a_parameter_file_must_be_for_the_node_where_it_will_be(tmp_path):
         make_plan(params_file=str(path))
 
 
+@pytest.mark.parametrize(('weights', 'name'), [('', 'depth'), ('demo', 'demo')])
+def test_without_a_parameter_file_the_weights_have_their_own(weights, name):
+    path = make_plan(params_file='', weights=weights).params_file
+    assert Path(path) == ROOT / 'config' / f'{name}.yaml'
+
+
 @pytest.mark.parametrize(('around', 'given', 'full'), [
     ('', '', '/'), ('', 'front', '/front'), ('/robot', '', '/robot'),
     ('/robot', 'front', '/robot/front'), ('/robot', '/front/', '/front')])
