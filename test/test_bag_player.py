@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from depthclip_ros.sources import rosbag2 as handover
 from depthclip_ros.sources.bag import (
     BagError,
     BagTopic,
@@ -26,6 +28,7 @@ from depthclip_ros.sources.bag import (
 from depthclip_ros.sources.bag_player import (
     main,
     message_type,
+    parser,
     qos_profile,
     split_ros_arguments,
 )
@@ -396,6 +399,13 @@ def damaged(tmp_path, kind):
     if kind == 'ros 1':
         (tmp_path / 'old.bag').write_bytes(b'#ROSBAG V2.0\n' + bytes(64))
         return tmp_path / 'old.bag', 'rosbags-convert --src'
+    if kind == 'pipe':
+        os.mkfifo(bag)
+        return bag, 'a folder, a pipe or a device'
+    if kind == 'pipe as metadata':
+        bag.mkdir()
+        os.mkfifo(bag / 'metadata.yaml')
+        return bag, 'without metadata.yaml'
     if kind == 'another file':
         (tmp_path / 'film.mp4').write_bytes(b'abc')
         return tmp_path / 'film.mp4', 'is not a bag'
@@ -417,6 +427,8 @@ DAMAGES = [
     'missing',
     'not a bag',
     'ros 1',
+    'pipe',
+    'pipe as metadata',
     'another file',
     'no data',
     'metadata',
@@ -482,6 +494,51 @@ def test_nobody_subscribes(tmp_path):
     output = player.communicate(timeout=60)[0]
     assert player.returncode == 0
     assert 'no subscriber of any topic within 0.2 s' in output
+
+
+def test_topics_as_json(tmp_path, capsys):
+    write_bag(tmp_path / 'bag')
+    assert main([str(next((tmp_path / 'bag').glob('*.mcap'))), '--list']) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        ['/camera/image', 'sensor_msgs/msg/Image', COUNT],
+        ['/temperature', 'sensor_msgs/msg/Temperature', COUNT]]
+
+
+@pytest.mark.slow
+def test_rosbag2_takes_over_when_its_listeners_are_there(tmp_path, monkeypatch):
+    """A stand-in for `ros2`, which says how it was called."""
+    write_bag(tmp_path / 'bag')
+    (tmp_path / 'ros2').write_text('#!/bin/sh\necho "as pid $$: $*"; exit 3\n')
+    (tmp_path / 'ros2').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    arguments = [tmp_path / 'bag', '--rosbag2', '--clock', 50, '--topics', '/camera/image',
+                 '--remap', '/camera/image:=/new', '--wait-for-subscribers', 60,
+                 '--wait-for', '/camera/image', '--settle', 0.1]
+    player = start_player(*arguments)
+    assert 'waiting for a subscriber of /camera/image' in player.stdout.readline()
+    with Listener({'/new': 'sensor_msgs/msg/Image'}) as listener:
+        assert listener.spin_until(lambda: player.poll() is not None)
+    output = player.communicate()[0]
+    assert player.returncode == 3
+    assert (f'as pid {player.pid}: bag play {tmp_path}/bag --disable-keyboard-controls --delay 3.5'
+            ' --rate 1.0 --clock 50.0 --topics /camera/image --remap /camera/image:=/new'
+            ) in output
+
+
+def test_rosbag2_is_needed_where_only_it_can_read_the_bag(tmp_path, monkeypatch):
+    write_bag(tmp_path / 'bag')
+    assert not handover.is_needed(str(tmp_path / 'bag'))
+    monkeypatch.setattr(handover.importlib.util, 'find_spec', lambda _: None)
+    for there, needed in ((['ros2bag', 'rosbag2_storage_mcap'], True), (['ros2bag'], False)):
+        monkeypatch.setattr(handover, '_is_installed', there.__contains__)
+        assert handover.is_needed(str(tmp_path / 'bag')) == needed
+
+
+def test_without_ros2_there_is_no_handover(tmp_path, monkeypatch):
+    monkeypatch.setattr(handover.shutil, 'which', lambda _: None)
+    write_bag(tmp_path / 'bag')
+    with pytest.raises(BagError, match="no command 'ros2'"):
+        handover.command(parser().parse_args([str(tmp_path / 'bag'), '--rosbag2']))
 
 
 # Without a second process --------------------------------------------------------------------

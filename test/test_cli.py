@@ -119,6 +119,40 @@ def test_predict_overwrites_no_picture_with_another_of_the_same_name(predict, ph
     assert shapes == [(50, 70), (20, 30)]
 
 
+def test_predict_leaves_depth_maps_and_its_own_results_in_a_folder_alone(
+        predict, photo, tmp_path, capsys):
+    folder = tmp_path / 'room'
+    folder.mkdir()
+    photo.rename(folder / 'photo.png')
+    depth = np.full((50, 70), 1500, np.uint16)
+    cv2.imwrite(str(folder / 'scan.png'), depth)
+    cv2.imwrite(str(folder / 'frame_color.png'), np.full((20, 30, 3), 99, np.uint8))  # a photo
+    code, out = predict(folder)
+    assert code == 0
+    assert '1 of 3 pictures left out' in capsys.readouterr().err
+    first = sorted(path.name for path in out.iterdir())
+    assert len(first) == 8
+    for path in out.iterdir():
+        path.rename(folder / path.name)
+    assert predict(folder)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == first
+    assert '7 of 9 pictures left out: ' in capsys.readouterr().err
+    assert predict(folder / 'scan.png')[0] == 0  # named itself
+    assert (out / 'scan_depth.png').exists()
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(predict, config, tmp_path, capsys):
+    os.mkfifo(tmp_path / 'pipe')
+    code, _ = predict(tmp_path / 'pipe', 'a\0b', 'x' * 5000, '~nobody-at-all/x.png')
+    assert code == 1
+    error = capsys.readouterr().err
+    assert '4 inputs could not be used' in error
+    assert 'a folder, a pipe or a device' in error
+    assert len(error) < 1500
+    assert main(['demo', '--bag', str(tmp_path / 'pipe'), '-o', str(tmp_path / 'o')]) == 1
+    assert 'pipe or a device' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_predict_is_loud_when_untrained(photo, tmp_path, capsys):
     (tmp_path / 'rn50.yaml').write_text(SETTINGS.replace('auto', 'RN50'))

@@ -134,7 +134,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         if value is not None:
             arguments += [f'--{name.replace("_", "-")}', str(value)]
     if options.images:
-        files = picture_files(options.images)
+        files = picture_files(options.images, to_stderr)
         # One by one: every picture is answered, none is dropped for a newer one.
         arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image']
         return Plan(

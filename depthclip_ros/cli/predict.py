@@ -20,7 +20,7 @@ from ..color import (
 )
 from ..core.errors import ConfigError, DepthClipError, ImageError
 from ..sources.pictures import picture_files, read_picture
-from .model import load_estimator, output_folder, print_untrained, settings
+from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _expand(paths: Sequence[str]) -> tuple[list[Path], list[DepthClipError]]:
 
 def _files_or_error(path: str) -> list[Path] | ImageError:
     try:
-        return picture_files([path])
+        return picture_files([path], to_stderr)
     except ImageError as error:
         return error
 

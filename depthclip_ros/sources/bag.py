@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..core.errors import DepthClipError
+from ..core.errors import DepthClipError, quoted
+from ..core.files import open_regular, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -136,9 +137,13 @@ def checked_path(path: str | Path) -> Path:
         BagError: it does not.
 
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise BagError(f'There is no bag at {path.absolute()}.')
+    try:
+        path = user_path(path)
+        path.stat()
+    except FileNotFoundError as error:
+        raise BagError(f'There is no bag at {quoted(str(Path(path).absolute()))}.') from error
+    except OSError as error:
+        raise BagError(f'{quoted(str(path))} cannot be a bag: {error.strerror}.') from error
     if path.is_dir():
         if not (path / 'metadata.yaml').is_file():
             raise BagError(
@@ -231,10 +236,12 @@ def _topics_from_metadata(path: Path) -> list[BagTopic]:
 
 def _metadata(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        with open_regular(path) as file:
+            document = yaml.safe_load(file.read().decode())
         information: dict[str, Any] = document['rosbag2_bagfile_information']
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise BagError(f'{path} is not the metadata of a rosbag2 bag: {error!r}.') from error
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise BagError(f'{path} is not the metadata of a rosbag2 bag: {reason}.') from error
     return information
 
 
@@ -248,10 +255,10 @@ def _corrupt(path: object, error: Exception) -> BagError:
 
 def _starts_with(path: Path, magic: bytes) -> bool:
     try:
-        with path.open('rb') as file:
+        with open_regular(path) as file:
             return file.read(len(magic)) == magic
     except OSError as error:
-        raise BagError(f'{path} cannot be read: {error}.') from error
+        raise BagError(f'{quoted(str(path))} cannot be read: {error.strerror}.') from error
 
 
 def _absolute(topic: str) -> str:

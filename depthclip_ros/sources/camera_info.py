@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..core.errors import CameraInfoError
+from ..core.files import open_regular, user_path
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
@@ -58,8 +59,9 @@ class CameraCalibration:
 
         """
         try:
-            document = yaml.safe_load(Path(path).expanduser().read_text(encoding='utf-8'))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            with open_regular(user_path(path)) as file:
+                document = yaml.safe_load(file.read().decode())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             reason = ' '.join(str(error).split())
             raise CameraInfoError('unreadable file', f'{path}: cannot be read as a camera '
                                   f'calibration: {reason}') from error

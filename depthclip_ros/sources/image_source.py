@@ -212,12 +212,16 @@ def open_source(
     if len(chosen) > 1:
         raise ImageError('several sources', f'Give one source, not {" and ".join(chosen)}.')
     if options.images:
-        return file_frames(picture_files(options.images), skip, loop=options.loop)
+        return file_frames(picture_files(options.images, _say), skip, loop=options.loop)
     if options.video:
         return video_frames(options.video, loop=options.loop)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
-    return builtin_frames(lambda room: print(f'image_source: {room}', flush=True))
+    return builtin_frames(_say)
+
+
+def _say(text: str) -> None:
+    print(f'image_source: {text}', flush=True)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..core.errors import ImageError
+from ..core.errors import ImageError, quoted
+from ..core.files import open_regular, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,17 @@ SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 
 
-def picture_files(paths: Sequence[str | Path]) -> list[Path]:
+def picture_files(
+    paths: Sequence[str | Path], say: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Expand folders (not their sub-folders) to the pictures in them, sorted by name.
+
+    Depth maps (PNG of one channel of 16 bits) and what `depthclip predict` has written are left
+    out of folders; a file that is named itself is always taken.
+
+    Args:
+        paths: files and folders.
+        say: told how many files of a folder were left out.
 
     Raises:
         ImageError: a path does not exist, or a folder holds no picture.
@@ -30,18 +40,52 @@ def picture_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for given in paths:
-        path = Path(given).expanduser()
-        if not path.exists():
-            raise ImageError('missing file', f'There is no image or folder at {path.absolute()}.')
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise ImageError('empty folder', f'{path} holds no picture '
-                                 f'({", ".join(sorted(SUFFIXES))}).')
-            files.extend(found)
-        else:
-            files.append(path)
+        try:
+            path = user_path(given)
+            is_folder = path.is_dir()
+            path.stat()
+        except FileNotFoundError as error:
+            raise ImageError('missing file', 'There is no image or folder at '
+                             f'{quoted(str(Path(given).absolute()))}.') from error
+        except OSError as error:
+            raise ImageError(
+                'unreadable file', f'{quoted(str(given))}: {error.strerror}.') from error
+        files.extend(_pictures_in(path, say) if is_folder else [path])
     return files
+
+
+def _pictures_in(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    try:
+        named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise ImageError('unreadable file', f'{folder}: {error.strerror}.') from error
+    left_out = [path for path in named if _is_result(path) or _is_depth_map(path)]
+    if left_out:
+        say(f'{folder}: {len(left_out)} of {len(named)} pictures left out: depth maps (16 bits, '
+            f'one channel) or results of depthclip predict, such as {left_out[0].name}. Name such '
+            'a file itself to have it taken.')
+    found = [path for path in named if path not in left_out]
+    if not found:
+        raise ImageError('empty folder', f'{folder} holds no picture '
+                         f'({", ".join(sorted(SUFFIXES))}).')
+    return found
+
+
+def _is_result(path: Path) -> bool:
+    """Whether `depthclip predict` has written a picture: its patches are beside it."""
+    name, _, ending = path.stem.rpartition('_')
+    return f'{ending}{path.suffix}' in ('color.png', 'patches.png', 'depth.png') \
+        and path.with_name(f'{name}_patches.npy').is_file()
+
+
+def _is_depth_map(path: Path) -> bool:
+    """Whether a PNG's header says: grey, 16 bits."""
+    try:
+        with open_regular(path) as file:
+            header = file.read(26)
+    except OSError:
+        return False
+    return header[:8] == b'\x89PNG\r\n\x1a\n' and header[24:26] == b'\x10\x00'
 
 
 def read_picture(path: Path) -> Picture:
@@ -52,7 +96,8 @@ def read_picture(path: Path) -> Picture:
 
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        with open_regular(path) as file:
+            data = np.frombuffer(file.read(), np.uint8)
     except OSError as error:
         raise ImageError('unreadable file', f'{path}: {error.strerror}.') from error
     try:
@@ -99,7 +144,10 @@ def video_frames(path: str | Path, *, loop: bool = False) -> Iterator[Picture]:
         ImageError: the file is missing, or holds no frame that OpenCV can decode.
 
     """
-    path = Path(path).expanduser()
+    try:
+        path = user_path(path)
+    except OSError as error:
+        raise ImageError('missing file', f'{quoted(str(path))}: {error.strerror}.') from error
     if not path.is_file():
         raise ImageError('missing file', f'There is no video at {path.absolute()}.')
     while True:
