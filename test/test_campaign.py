@@ -48,6 +48,7 @@ from sensor_msgs.msg import CompressedImage
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
+from depthclip_ros.core.window import Window
 from depthclip_ros.node import image_io, serialized
 from depthclip_ros.node.calibration import Calibration
 
@@ -109,7 +110,8 @@ def decoded(topic, message):
         calibration = Calibration(rectified=False)
         calibration.update(raw)
         calibration.select(hostile.WIDTH, hostile.HEIGHT)
-        return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
+        window = Window(0, 0, hostile.WIDTH, hostile.HEIGHT)
+        return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32, window)
     if topic == JPEG:
         read = serialized.read(raw, CompressedImage, ImageError)
         return stamp_of(read), image_io.compressed_to_rgb(read)

@@ -6,9 +6,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
+import mutants  # noqa: E402
 import reliability  # noqa: E402
 
 
@@ -30,3 +33,18 @@ def test_figures_reach_the_page(tmp_path, monkeypatch):
     assert r'| a \| b | rejected | wrong step |' in text
     assert 'old' not in text
     assert reliability.filled(text, reliability.read()) == text
+
+
+@pytest.mark.parametrize('mutant', mutants.MUTANTS, ids=lambda mutant: mutant.old[:40])
+def test_every_mutant_still_applies(mutant):
+    text = (ROOT / mutant.file).read_text(encoding='utf-8')
+    compile(mutants.planted(mutant, text), mutant.file, 'exec')
+    assert all((ROOT / name).is_file() for name in mutant.tests.split())
+
+
+def test_a_mutant_that_no_longer_applies_says_so():
+    mutant = mutants.Mutant('a.py', 'old', 'new', 'test/test_a.py')
+    with pytest.raises(ValueError, match='correct this entry of tools/mutants.py'):
+        mutants.planted(mutant, 'other')
+    with pytest.raises(ValueError, match='is there 2 times'):
+        mutants.planted(mutant, 'old old')
