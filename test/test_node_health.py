@@ -188,6 +188,7 @@ def test_a_device_that_stays_lost_ends_the_process(domain, cache, tiny_weights):
         assert status.level == status.ERROR
         assert 'device lost' in status.message or 'illegal memory' in status.message
         assert {p.key: p.value for p in status.values}['lifecycle state'] == 'reloading'
+        assert status_of(peer, FRAMES, lambda s: 'reloading' in s.message).level == status.ERROR
         assert end(node, signal.SIGINT) == 0, 'in a break between two reloads'
 
 

@@ -387,10 +387,14 @@ class DepthNode(LifecycleNode):
         return seconds if seconds > self._node_config.worker_timeout else 0.0
 
     def _worker_findings(self) -> list[Finding]:
+        """Why no camera is answered at all."""
         if self.crash is not None:
             words = f'stopped by {describe(self.crash)}'
             return [Finding('worker crash', ERROR, words, f'The worker is {words}.')]
-        seconds = self._stuck_seconds()
+        model, seconds = self._model, self._stuck_seconds()
+        if model is not None and model.reloading:
+            words = f'reloading: {model.last_error}'
+            return [Finding('reloading', ERROR, words, f'No depth while the model is {words}')]
         if not seconds:
             return []
         words = f'worker stuck for {seconds:.0f} s'
@@ -507,7 +511,7 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
     """Run callbacks until the process is to end; one that raises ends nothing."""
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    failures = 0
+    failures, throttle = 0, Throttle()
     while not ending.is_set() and node.crash is None:
         try:
             executor.spin_once(timeout_sec=0.2)
@@ -515,7 +519,8 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
             raise
         except Exception:
             failures += 1
-            node.get_logger().error(f'A callback failed: {traceback.format_exc()}')
+            if throttle.due('callback'):
+                node.get_logger().error(f'A callback failed: {traceback.format_exc()}')
             if failures == MOST_FAILURES:
                 raise
         else:

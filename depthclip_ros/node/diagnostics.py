@@ -136,8 +136,7 @@ def model_status(
 ) -> DiagnosticStatus:
     """State, device, precision, weights, memory, batches, reloads.
 
-    An ERROR while the weights are untrained, while the model is loaded anew, and when the worker
-    is stuck or has ended.
+    An ERROR while the weights are untrained, and what the findings are.
 
     Args:
         name: of the status.
@@ -155,8 +154,6 @@ def model_status(
     wrong = [(finding.level, finding.words) for finding in findings]
     if model is not None:
         values.update({'reloads': model.reloads, 'last error': model.last_error})
-        if model.reloading:
-            wrong.append((DiagnosticStatus.ERROR, f'reloading: {model.last_error}'))
     if estimator is not None:
         if not estimator.weights.trained:
             wrong.append((DiagnosticStatus.ERROR, UNTRAINED))

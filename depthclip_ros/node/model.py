@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import time
@@ -71,7 +72,8 @@ class Model:
         gc.collect()
         torch = sys.modules['torch']  # which the estimator has imported
         if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+            with contextlib.suppress(RuntimeError):  # of a device that is lost
+                torch.cuda.empty_cache()
 
     def note_success(self) -> None:
         """An image was answered."""

@@ -167,7 +167,7 @@ class Pipeline:
             self._reject(camera, 'publication', error)
             return False
         self._note_age(camera, frame.header)
-        camera.nan_shares.add(np.count_nonzero(np.isnan(prediction.depth)) / prediction.depth.size)
+        camera.nan_shares.add(_nan_share(prediction.depth))
         if beyond:
             camera.beyond_encoding += beyond
             if camera.throttle.due('beyond encoding'):
@@ -275,6 +275,12 @@ class Pipeline:
         else:
             log.debug(text)
         return first
+
+
+def _nan_share(depth: NDArray[np.float32]) -> float:
+    if not np.isnan(depth.max()):  # much quicker than to look for them
+        return 0.0
+    return np.count_nonzero(np.isnan(depth)) / depth.size
 
 
 def _condition(stage: str, error: Exception) -> str:
