@@ -43,7 +43,6 @@ from ros_harness import (
 )
 
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.config import NodeConfig
 
 RGB = synthetic_rgb(7, 90, 120)
@@ -116,10 +115,12 @@ def get(peer, *names):
     return [parameter_value_to_python(value) for value in values]
 
 
-def predict(cache, tiny_weights, **changes):
+def predict(estimator, **changes):
+    """Depth of our image, as it must be with other settings."""
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
-                         temperature=TEMPERATURE).replace(**changes)
-    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache).predict(RGB).depth
+                         temperature=TEMPERATURE)
+    estimator.reconfigure(config.replace(**changes))
+    return estimator.predict(RGB).depth
 
 
 def test_wrong_values_are_refused_with_the_reason(peer):
@@ -139,7 +140,7 @@ def test_wrong_values_are_refused_with_the_reason(peer):
 
 
 @pytest.mark.slow
-def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, tiny_weights):
+def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, estimator):
     """unconfigured, inactive, active, and back; new words take effect at configure."""
     bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
     words = {'tokens': ['near', 'halfway', 'far'], 'bins': [1.0, 4.0, 9.0]}
@@ -148,7 +149,7 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, ti
     _, values = peer.diagnostics('depth_node: model')
     assert values['lifecycle state'] == 'active'
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
-    np.testing.assert_allclose(depth, predict(cache, tiny_weights, **words), atol=1e-4)
+    np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
     assert depth.min() < 4 < depth.max() + 4
 
     bring(peer, State.PRIMARY_STATE_INACTIVE)
@@ -161,7 +162,7 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, cache, ti
 
 
 @pytest.mark.slow
-def test_a_loaded_model_takes_what_needs_no_reload(graph, cache, tiny_weights):
+def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
     node, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
     for change in ({'temperature': 8.0}, {'upsampling': 'patch'}, {'flip_average': True},
@@ -172,9 +173,9 @@ def test_a_loaded_model_takes_what_needs_no_reload(graph, cache, tiny_weights):
         before = dict(zip(change, get(peer, *change), strict=True))
         assert put(peer, **change) == ''
         depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
-        expected = predict(cache, tiny_weights, **change)
+        expected = predict(estimator, **change)
         np.testing.assert_allclose(depth, expected, atol=1e-4)
-        alike = np.abs(expected - predict(cache, tiny_weights)) <= 1e-3
+        alike = np.abs(expected - predict(estimator)) <= 1e-3
         assert not alike.all(), 'no visible change'
         assert put(peer, **before) == ''
 
@@ -197,7 +198,7 @@ def test_a_loaded_model_takes_what_needs_no_reload(graph, cache, tiny_weights):
     assert put(peer, together=True, **words) == ''
     bring(peer, State.PRIMARY_STATE_ACTIVE)
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
-    np.testing.assert_allclose(depth, predict(cache, tiny_weights, **words), atol=1e-4)
+    np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
     restore(peer)
 
 
@@ -209,7 +210,7 @@ def restore(peer):
 
 
 @pytest.mark.slow
-def test_words_and_bins_change_in_the_middle_of_a_stream(graph, cache, tiny_weights):
+def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
     """Every image is answered with all of the old setting or all of the new one, in order."""
     node, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
@@ -227,7 +228,7 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, cache, tiny_weig
             sent.append(peer.header())
             peer.send(image(sent[-1], RGB, 'rgb8'))
 
-    depths = [predict(cache, tiny_weights)]
+    depths = [predict(estimator)]
     sender = threading.Thread(target=stream)
     sender.start()
     try:
@@ -237,7 +238,7 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, cache, tiny_weig
             parameters = [message(*pair) for pair in sorted(setting.items())]
             assert all(r.successful for r in results(peer, parameters, together=False))
             assert get(peer, *setting) == list(setting.values())
-            depths.append(predict(cache, tiny_weights, **setting))
+            depths.append(predict(estimator, **setting))
             line = node.wait_for(f'New settings, first in .* tokens: .{setting["tokens"][0]!r}')
             first = int(re.search(r'stamp (\d+)\.', line)[1])
             peer.wait(lambda first=first: any(
@@ -253,7 +254,7 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, cache, tiny_weig
 
 
 @pytest.mark.slow
-def test_words_that_cannot_be_encoded_change_nothing(graph, cache, tiny_weights, tmp_path):
+def test_words_that_cannot_be_encoded_change_nothing(graph, estimator, tiny_weights, tmp_path):
     _, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
     before = get(peer, *SETTINGS)
@@ -271,7 +272,7 @@ def test_words_that_cannot_be_encoded_change_nothing(graph, cache, tiny_weights,
         away.rename(tiny_weights)
     assert get(peer, *SETTINGS) == before
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
-    np.testing.assert_allclose(depth, predict(cache, tiny_weights), atol=1e-4)
+    np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
     assert put(peer, together=True, tokens=['here', 'there'], bins=[1.0, 2.0]) == ''
     restore(peer)
 
@@ -420,6 +421,34 @@ def test_a_refused_set_changes_nothing_at_all(peer):
             assert not attack(peer, parameters, together=True)[0].successful
             assert dump(peer) == before
     assert not peer.node.count_subscribers('/clock')
+
+
+@pytest.mark.slow
+def test_requests_during_a_transition_are_answered(peer):
+    """Each is decided by the state that it meets, and the whole stays valid."""
+    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    words = [{'tokens': [f'word {i}', 'other'], 'bins': [1.0, 2.0]} for i in range(20)]
+    change, change_state = (
+        peer.node.create_client(kind, f'depth_node/{name}') for kind, name in (
+            (SetParametersAtomically, 'set_parameters_atomically'),
+            (ChangeState, 'change_state')))
+    assert change.wait_for_service()
+    assert change_state.wait_for_service()
+    for number in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE,
+                   Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        def ask():
+            return change.call_async(SetParametersAtomically.Request(
+                parameters=[message(*pair) for pair in words.pop().items()]))
+        futures = [ask(), ask()]
+        moved = change_state.call_async(ChangeState.Request(transition=Transition(id=number)))
+        futures += [ask(), ask()]
+        peer.wait(lambda futures=(*futures, moved): all(f.done() for f in futures), 'all answers')
+        assert moved.result().success
+        assert all(future.result().result.successful for future in futures)
+        check_whole(peer)
+    restore(peer)
+    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
 
 
 @pytest.mark.slow

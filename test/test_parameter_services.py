@@ -10,8 +10,14 @@ import pytest
 pytest.importorskip('rclpy')
 
 import rclpy
-from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
+from rcl_interfaces.srv import (
+    GetParameters,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_harness import PATIENCE, Peer
 
@@ -175,3 +181,17 @@ def test_set_by_the_process_itself_does_the_same(graph):
     assert result.successful
     assert node.encoder.asked == [('x', 'y', 'z')]
     assert parameters.read()[0].bins == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.skipif(not hasattr(Node, 'list_parameters'), reason='rclpy is too old to ask')
+def test_lists_are_those_of_rclpy(graph):
+    node, peer, _ = graph
+    for name in ('a.b.c', 'a.b.d', 'a.e', 'ab.c'):
+        node.declare_parameter(name, 1)
+    for prefixes in ([], ['a'], ['a.b'], ['a', 'ab'], ['a.b.c'], ['tokens'], ['no'], ['']):
+        for depth in (0, 1, 2, 3):
+            answer = peer.call(ListParameters, 'depth_node/list_parameters',
+                               ListParameters.Request(prefixes=prefixes, depth=depth))
+            expected = node.list_parameters(prefixes, depth)
+            assert list(answer.result.names) == list(expected.names), (prefixes, depth)
+            assert list(answer.result.prefixes) == list(expected.prefixes), (prefixes, depth)

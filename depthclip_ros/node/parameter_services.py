@@ -93,8 +93,21 @@ class ParameterServices:
         return response
 
     def _list(self, request: Any, response: Any) -> Any:
-        if len(request.prefixes) <= LARGEST_REQUEST:
-            response.result = self._node.list_parameters(list(request.prefixes), request.depth)
+        """List the names below the prefixes, as many levels as asked for (0: all)."""
+        prefixes, depth = request.prefixes, request.depth
+        if len(prefixes) > LARGEST_REQUEST:
+            return response
+
+        def chosen(name: str) -> bool:
+            below = [name[len(prefix) + 1:] for prefix in prefixes
+                     if name.startswith(f'{prefix}.')] if prefixes else [name]
+            return name in prefixes or any(
+                not depth or part.count('.') < depth for part in below)
+
+        names = list(filter(chosen, self._node.get_parameters_by_prefix('')))
+        response.result.names = names
+        response.result.prefixes = list(dict.fromkeys(
+            name.rpartition('.')[0] for name in names if '.' in name))
         return response
 
     def _read(self, look: Callable[[str], Any], names: Sequence[str]) -> list[Any]:
