@@ -127,6 +127,8 @@ def test_wrong_values_are_refused_with_the_reason(peer):
     for temperature in (-1.0, 1e-45, 1e39, float('nan')):
         assert '0.001' in put(peer, temperature=temperature)
     assert '0.001 to 10000.0 m' in put(peer, bins=[1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 1e39])
+    assert 'out of range' in put(peer, temperature=1e-45)
+    assert '10000.0 m' in put(peer, bins=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e39])
     assert 'ascend' in put(peer, bins=[1.0, 2.0, 1.5, 3.0, 4.0, 5.0, 6.0])
     assert 'bilinear' in put(peer, upsampling='cubic')
     assert '4096' in put(peer, input_height=5000)
@@ -316,14 +318,16 @@ def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
 
 def test_topics_that_are_gone_leave_no_overrides(peer):
     """Or the node would refuse them at the next configure, and its dump at the next start."""
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
-    assert not [name for name in dump(peer) if name.startswith('qos_overrides.')]
-    assert put(peer, cameras=['front'], image_transport='compressed') == ''
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
-    assert 'qos_overrides./front/image/compressed.subscription.depth' in dump(peer)
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
-    assert put(peer, cameras=[''], image_transport='raw') == ''
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    def overrides():
+        return [name for name in dump(peer) if name.startswith('qos_overrides.')]
+
+    for cameras, transport, name in ((['front'], 'compressed', '/front/image/compressed'),
+                                     ([''], 'raw', '/image')):
+        bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+        assert not overrides()
+        assert put(peer, cameras=cameras, image_transport=transport) == ''
+        bring(peer, State.PRIMARY_STATE_ACTIVE)
+        assert f'qos_overrides.{name}.subscription.depth' in overrides()
 
 
 # Attacks -------------------------------------------------------------------------------------
