@@ -246,6 +246,15 @@ def test_rectified_and_raw_see_the_same_point():
     np.testing.assert_allclose(rectified.rays(pixels[..., 0], pixels[..., 1]), rays, atol=1e-9)
 
 
+def test_a_fisheye_model_is_used_as_far_as_it_grows():
+    """r = a - 0.2 a^3 turns back at a = (5 / 3)^0.5 = 1.29 from the axis."""
+    camera = CameraModel.from_info(
+        camera_info(d=[-0.2, 0.0, 0.0, 0.0], distortion_model='equidistant'))
+    angles = np.array([1.0, 1.28, 1.30, 1.5])
+    points = np.stack([np.tan(angles), 0 * angles, 1 + 0 * angles], axis=-1)
+    assert np.isnan(camera.project(points)[:, 0]).tolist() == [False, False, True, True]
+
+
 def test_binning_and_roi_are_applied():
     full = CameraModel.from_info(camera_info())
     roi = SimpleNamespace(x_offset=100, y_offset=60, width=400, height=300, do_rectify=False)
@@ -254,6 +263,8 @@ def test_binning_and_roi_are_applied():
     u, v = all_pixels(step=20, width=200, height=100)
     np.testing.assert_allclose(reduced.rays(u, v), full.rays(u * 2 + 100, v * 3 + 60), atol=1e-9)
     assert CameraModel.from_info(camera_info(binning_x=1, binning_y=1)).width == 640
+    corner = SimpleNamespace(x_offset=240, y_offset=180, width=400, height=300, do_rectify=False)
+    assert CameraModel.from_info(camera_info(roi=corner)).width == 400  # up to the last pixel
 
 
 def test_scaled_follows_image_proc():

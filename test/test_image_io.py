@@ -625,6 +625,15 @@ def test_other_formats_are_refused(data, form):
     assert caught.value.condition == 'undecodable'
 
 
+@pytest.mark.parametrize('pixels', [
+    np.zeros((48, 63, 3), np.uint8), np.zeros((48, 64, 2), np.uint8),
+    np.zeros((48, 64, 3), np.float32)], ids=['size', 'channels', 'type'])
+def test_a_decoder_that_gives_something_else_is_not_believed(monkeypatch, pixels):
+    data = jpeg(np.zeros((48, 64, 3), np.uint8))
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pixels)
+    assert condition_of_file(data) == 'undecodable'
+
+
 def test_the_format_may_say_anything():
     """What it says of the colours is only followed where the picture has such."""
     for data in (jpeg(), jpeg(GREY_STEPS), png(64, 48, b'\0' * 64 * 8 * 48 + b'\0' * 48, depth=16,

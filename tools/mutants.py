@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(f'{NODE}/compressed.py', 'pixels.shape[:2] != (file.height, file.width) or ', '',
            IMAGES),
     Mutant(f'{NODE}/serialized.py', 'if not place + length <= len(raw) < place + length + 4:',
-           'if not place + length <= len(raw):', 'test/test_serialized.py'),
+           'if not len(raw) < place + length + 4:', 'test/test_serialized.py'),
     Mutant(f'{NODE}/serialized.py', 'return -(-place // 4) * 4', 'return place // 4 * 4 + 4',
            'test/test_serialized.py'),
     Mutant(f'{NODE}/serialized.py', 'return raw[:_STAMP.start] + raw[_STAMP.stop:]',
