@@ -136,7 +136,11 @@ def test_wrong_values_are_refused_with_the_reason(peer):
     assert 'read-only' in put(peer, autostart=True)
     reason = put(peer, tokens=['near', 'far'])
     assert '2 tokens but 7 bins' in reason
-    assert 'set_parameters_atomically' in reason
+    for tokens in (['near', 'far'], [f'{i} {"far " * 9}' for i in range(99)]):
+        reason = put(peer, tokens=tokens)
+        assert 'ros2 param load /depth_node FILE' in reason
+        assert 'set_parameters_atomically' in reason
+        assert len(reason) < 500
     assert get(peer, 'temperature', 'upsampling', 'input_height') == [
         TEMPERATURE, 'centered', INPUT_HEIGHT]
 

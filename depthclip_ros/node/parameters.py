@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 READ_ONLY = ('autostart',)
 # Of unknown parameters in a message, and the characters of one that are compared.
 MOST_NAMED, LONGEST_NAME = 3, 80
+# Characters of a reason that are kept where advice follows.
+LONGEST_QUOTE = 200
 # Must stay equally long.
 PAIRED = ('tokens', 'bins')
 # What text features are made of.
@@ -269,6 +271,8 @@ class Parameters:
         """Say how to change the number of tokens and bins, to who set one of the two."""
         if len({*PAIRED} & {*changes}) == 1 and reason.startswith('tokens and bins'):
             node = self._node.get_fully_qualified_name()
+            if len(reason) > LONGEST_QUOTE:  # room for what to do
+                reason = f'{reason[:LONGEST_QUOTE - 1]}…'
             reason += (f' Set both in one request: `ros2 param load {node} FILE` with both in the '
                        f'file, or the service {node}/set_parameters_atomically; `ros2 param set` '
                        'cannot.')
