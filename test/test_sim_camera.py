@@ -228,7 +228,7 @@ def make_node(domain):
 
 
 @pytest.mark.parametrize(('parameters', 'message'), [
-    ({'sede': 1}, 'unknown setting sede'),
+    ({'sede': 1}, "unknown setting 'sede'"),
     ({'seed': 'x'}, "seed: 'x' is not a whole number"),
     ({'rate': -1.0}, 'rate: -1.0 Hz is outside'),
     ({'cameras': '[front, front]'}, 'cameras: .* one twice'),

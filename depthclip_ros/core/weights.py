@@ -149,9 +149,12 @@ def _folder(name: str, text: str | Path) -> Path:
     """Path of a folder, which need not be there yet."""
     try:
         path = files.user_path(text).absolute()
-        with suppress(FileNotFoundError, PermissionError):  # it may be made, or never needed
-            if not stat.S_ISDIR(path.stat().st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, 'it is a file, not a folder')
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return path  # it may be made, or never needed
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, 'it is a file, not a folder')
     except OSError as error:
         raise ConfigError(f'{name}: {quoted(str(text))} cannot be the folder of the cache: '
                           f'{error.strerror}. Set cache_dir or $DEPTHCLIP_CACHE to a folder that '
