@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import types
 
 import pytest
@@ -122,7 +123,8 @@ def test_what_a_message_quotes_does_not_fill_the_log(make):
     assert len(setup.cameras[0].last_error) < 1000
 
 
-@pytest.mark.parametrize('stamp', [(-1, 0), (-2 ** 31, 0), (1, 2 ** 32 - 1), (2 ** 31 - 1, 0)])
+@pytest.mark.parametrize('stamp', [
+    (-1, 0), (-2 ** 31, 0), (1, 2 ** 32 - 1), (2 ** 31 - 1, 0), (int(time.time()), 10 ** 9)])
 def test_impossible_stamps_are_foreign_stamps(stamp, make):
     setup = make('')
     setup.send(RGB, stamp=stamp)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -11,14 +12,18 @@ pytest.importorskip('rclpy')
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from ros_harness import PATIENCE, camera_info
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from depthclip_ros.node.inputs import INPUT_DEPTH, Input
+from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.node.inputs import Input
 
+BURST = 10  # messages that a player begins with
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -81,11 +86,28 @@ def test_old_images_are_not_asked_for(node):
 
 def test_a_burst_arrives_whole(node):
     """What is overwritten before it is taken would be counted by nobody."""
-    publisher = node.create_publisher(CameraInfo, 'burst', INPUT_DEPTH)
+    publisher = node.create_publisher(CameraInfo, 'burst', BURST)
     received = []
     Input(node, CameraInfo, '/burst', received.append)
     spin_until(node, publisher.get_subscription_count)
-    for width in range(INPUT_DEPTH):
+    for width in range(BURST):
         publisher.publish(camera_info(Header(), width, 48))
-    spin_until(node, lambda: widths(received)[-1:] == [INPUT_DEPTH - 1])
-    assert widths(received) == list(range(INPUT_DEPTH))
+    spin_until(node, lambda: widths(received)[-1:] == [BURST - 1])
+    assert widths(received) == list(range(BURST))
+
+
+def test_a_camera_takes_the_latched_camera_info(domain):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = LifecycleNode('camera', context=context)
+    try:
+        publisher = node.create_publisher(CameraInfo, 'late/camera_info', LATCHED)
+        publisher.publish(camera_info(Header(), 11, 48))
+        camera = Camera(node, NodeConfig(), 'late', threading.Condition())
+        camera.subscribe()
+        spin_until(node, lambda: camera.calibration.received, camera)
+        assert camera.info_is_latched
+        camera.destroy()
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
