@@ -47,6 +47,7 @@ def test_a_device_that_stays_lost_ends_the_process(domain, cache, tiny_weights):
         assert end(node, signal.SIGINT) == 0, 'in a break between two reloads'
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(('state', 'status'), [
     ('unconfigured', 0), ('loading in Python', 0), ('active', 0), ('under load', 0),
     ('stuck in C', 1), ('in a parameter callback', 1)])

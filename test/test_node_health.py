@@ -149,6 +149,7 @@ def test_old_images_make_old_depth(node, peer):
     assert 'max_age: 2' in node.wait_for('depth is .* s old')
 
 
+@pytest.mark.alone
 def test_a_stuck_worker_is_told_and_ends_with_the_process(node, peer):
     """Runs last: nothing brings this worker back."""
     peer.wait(lambda: peer.send(marked(peer, faulty_node.LOOPS)) or next(
