@@ -7,11 +7,13 @@ import contextlib
 import fcntl
 import os
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / 'test'), str(ROOT / 'test/lesser_cpu')]
 
@@ -48,6 +50,9 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     """Let a test that is marked `alone` wait until no other worker's test runs, and hold those."""
+    if getattr(getattr(item, 'obj', None), 'is_hypothesis_test', False):
+        count = item.obj._hypothesis_internal_use_settings.max_examples
+        item.user_properties.append(('measured', ['property', {'examples': count}]))
     with contextlib.ExitStack() as held:
         if PARALLEL:
             alone = bool(item.get_closest_marker('alone'))
@@ -131,18 +136,32 @@ def measured(record_property):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print what the tests have measured, and keep it if asked to."""
-    measured = dict(value for report in terminalreporter.stats.get('passed', ())
-                    for name, value in report.user_properties if name == 'measured')
+    """Print what the tests have measured as one table, and keep it if asked to."""
+    sys.path.insert(0, str(ROOT / 'tools'))
+    import reliability
+    passed = terminalreporter.stats.get('passed', ())
+    found = [value for report in passed for name, value in report.user_properties
+             if name == 'measured']
+    examples = [figures['examples'] for subject, figures in found if subject == 'property']
+    measured = {subject: figures for subject, figures in found if subject != 'property'}
     kinds = measured.pop('kinds', None)
-    for subject, figures in sorted(measured.items()):
-        terminalreporter.section(subject)
-        for key, value in figures.items():
-            terminalreporter.write_line(f'{key:40} {value}')
+    if not measured:
+        return
+    if examples:
+        measured['property tests'] = {'properties': len(examples), 'examples': sum(examples)}
+    measured['suite'] = {'passed': len(passed), 'seconds': round(time.monotonic() - START),
+                         'workers': config.getoption('numprocesses', None) or 1}
+    coverage = getattr(config.pluginmanager.getplugin('_cov'), 'cov_total', None)
+    if coverage:
+        measured['coverage'] = {'lines and branches [%]': round(coverage, 1)}
     if config.getoption('--record'):
-        sys.path.insert(0, str(ROOT / 'tools'))
-        from reliability import record
         for subject, figures in measured.items():
-            record(f'{subject}, in every test run', figures)
-        if kinds:
-            record('kinds', kinds)
+            reliability.record(subject + reliability.EVERY_RUN, figures)
+        reliability.record('kinds', kinds or reliability.read().get('kinds', {}))
+    by_hand = {subject: figures for subject, figures in reliability.read().items()
+               if not subject.endswith(reliability.EVERY_RUN) and subject != 'kinds'}
+    terminalreporter.section('reliability')
+    for subject, figures in measured.items():
+        terminalreporter.write_line(f'{subject:16} {reliability.shown(figures)}')
+    for subject, figures in by_hand.items():
+        terminalreporter.write_line(f'{subject:16} {reliability.shown(figures)} (kept in docs/)')

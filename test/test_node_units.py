@@ -251,6 +251,35 @@ def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
     assert slept == [True, False]
 
 
+def test_jobs_that_still_wait_when_the_worker_ends_are_left(worker):
+    release, done = threading.Event(), []
+    worker.submit(release.wait)
+    worker.submit(lambda: done.append(1))
+    stopping = threading.Thread(target=worker.stop, args=(10,))
+    stopping.start()
+    while not worker._ending:
+        time.sleep(0.001)
+    release.set()
+    stopping.join(10)
+    assert not stopping.is_alive()
+    assert not done
+
+
+@pytest.mark.alone
+def test_the_ticker_does_not_wait_longer_for_what_takes_long():
+    ticks, enough, start = [], threading.Event(), time.monotonic()
+
+    def tick():
+        ticks.append(time.monotonic() - start)
+        if len(ticks) == 5:
+            enough.set()
+        time.sleep(0.1)
+    ticker = Ticker(0.2, tick)
+    assert enough.wait(10)
+    ticker.stop()
+    assert ticks[4] < 1.3  # and 1.4 if every period began at the end of the last call
+
+
 def test_the_ticker_keeps_its_period_of_steady_time():
     ticks, enough = [], threading.Event()
 

@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(f'{NODE}/worker.py', 'if self._ending:\n                return None',
            'if self._ending and not self._jobs:\n                return None', UNITS),
     Mutant(f'{NODE}/worker.py', 'due = max(due + self._period, time.monotonic())',
-           'due = time.monotonic() + self._period + 0.05', UNITS),
+           'due = time.monotonic() + self._period', UNITS),
     Mutant(f'{NODE}/statistics.py', 'math.ceil(percent / 100 * len(values)) - 1)',
            'math.ceil(percent / 100 * len(values)))', UNITS),
     Mutant(f'{NODE}/statistics.py', '        self._last[condition] = now\n', '', UNITS),

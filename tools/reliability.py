@@ -20,6 +20,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 FIGURES = DOCS / 'reliability.json'
 PAGE = DOCS / 'reliability.md'
+EVERY_RUN = ', in every test run'  # behind the subjects that the test suite measures
 LONGEST = 200  # characters of an answer
 
 
