@@ -140,6 +140,8 @@ class BagPlayer:
     def play(self) -> Summary:
         """Play to the end, or until told to stop."""
         self._wait_for_subscribers()
+        if not self._stop.is_set():
+            self._log.info(f'playing {self._reader.path}')
         first = self._reader.start_time + int(self._options.start_offset * NANOSECONDS)
         started = time.monotonic()
         while not self._stop.is_set():
@@ -540,7 +542,6 @@ def _play_ourselves(bag: str, options: Options, stop: threading.Event) -> int:
     try:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
         player = BagPlayer(node, reader, options, stop)
-        node.get_logger().info(f'playing {bag}')
         try:
             player.play()
         finally:
