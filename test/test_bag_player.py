@@ -464,9 +464,11 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
     [
         (['missing'], 'There is no bag at'),
         (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
+        (['bag', '--remap', '/temperature:=no name'], "Couldn't parse remap rule"),
     ],
 )
-def test_errors_of_playing(tmp_path, capsys, arguments, words):
+def test_errors_of_playing(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')  # no profile for later tests
     write_bag(tmp_path / 'bag')
     assert main([str(tmp_path / arguments[0]), *arguments[1:]]) == 1
     assert words in capsys.readouterr().err
@@ -478,6 +480,8 @@ def test_errors_of_playing(tmp_path, capsys, arguments, words):
         (['bag', '--rate', '0'], '0 must be greater than 0'),
         (['bag', '--remap', 'x'], "'x' is not OLD:=NEW"),
         (['bag', '--start-offset', '-1'], '-1 must not be negative'),
+        (['bag', '--start-offset', '1e300'], 'nor above a billion'),
+        (['bag', '--clock', '1e300'], 'at most a million'),
         ([], 'BAG'),
     ],
 )

@@ -304,3 +304,17 @@ def test_two_sources_are_an_error(folder):
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 'Give one source' in output
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--ros-args', '-p', 'x:=['], "Couldn't parse parameter override rule"),
+    (['--answer', 'no name'], 'Invalid topic name'),
+])
+def test_what_ros_refuses_is_a_sentence(folder, capsys, monkeypatch, arguments, words):
+    from depthclip_ros.sources import image_source
+
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')  # no profile for later tests
+    assert image_source.main([str(folder), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('image_source: ')
+    assert words in error

@@ -27,6 +27,7 @@ from ..launching import SETTLE
 from ..resources import config_path, large_images_profile
 from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
+from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import picture_files
 from .album import Album
 from .model import output_folder, print_untrained, settings, to_stderr
@@ -126,6 +127,11 @@ def run_demo(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     if options.bag:
         return _bag_plan(options)
+    # What the source would refuse is refused before anything is downloaded or started.
+    if options.fov is not None:
+        CameraCalibration.from_fov(640, 480, options.fov)
+    if options.camera_info is not None:
+        CameraCalibration.from_yaml(options.camera_info)
     arguments = ['-m', 'depthclip_ros.sources.image_source', '--wait', '2']
     for name in ('fov', 'camera_info'):
         value = getattr(options, name)

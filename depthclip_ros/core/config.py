@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .errors import ConfigError, quoted
+from .files import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -246,7 +247,7 @@ def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
 
 def _read_yaml(path: str | Path) -> Any:
     try:
-        with Path(path).open('rb') as file:
+        with open_regular(Path(path)) as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise ConfigError(f'{path}: larger than {LARGEST_FILE >> 10} KiB, so it is no '

@@ -26,7 +26,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DepthClipError
+from ..core.errors import ConfigError, DepthClipError
+from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from . import rosbag2
 from .bag import BagError, bag_messages, bag_topics, open_bag
@@ -262,7 +263,8 @@ class _Timeline:
         self._rate = options.rate
         self._stop = stop
         self._publish_clock = publish_clock
-        self._tick = int(NANOSECONDS * options.rate / options.clock) if options.clock else 0
+        ticks = NANOSECONDS * options.rate / options.clock if options.clock else 0
+        self._tick = max(1, int(ticks))
         self._next_tick = first
         self._start = time.monotonic()
 
@@ -373,15 +375,15 @@ def _clock_publisher(node: Node) -> Callable[[int], None]:
 
 def _positive(text: str) -> float:
     value = float(text)
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} must be greater than 0')
+    if not 1e-6 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f'{text} must be greater than 0, and at most a million')
     return value
 
 
 def _not_negative(text: str) -> float:
     value = float(text)
-    if not 0 <= value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text} must not be negative')
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f'{text} must not be negative, nor above a billion')
     return value
 
 
@@ -519,7 +521,10 @@ def _play(given: argparse.Namespace, ros: list[str]) -> int:
     stop = threading.Event()
     os.environ.update(large_images_profile(os.environ))
     # Signals are ours: they end the playing, and the summary still comes.
-    rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=['bag_player', *ros], signal_handler_options=SignalHandlerOptions.NO)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(explain_arguments(ros, error)) from error
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import rclpy
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
@@ -30,6 +31,7 @@ from std_msgs.msg import Header
 
 from ..core.errors import CameraInfoError, DepthClipError, ImageError
 from ..node import image_io
+from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from .camera_info import CameraCalibration
 from .pictures import (
@@ -154,12 +156,16 @@ class ImageSource(Node):
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `image_source`; returns its exit code."""
     arguments = list(sys.argv if args is None else ['image_source', *args])
-    options = parser().parse_args(remove_ros_args(arguments)[1:])
     os.environ.update(large_images_profile(os.environ))
-    rclpy.init(args=arguments)
+    try:
+        options = parser().parse_args(remove_ros_args(arguments)[1:])
+        rclpy.init(args=arguments)
+    except (RuntimeError, ValueError) as error:
+        print(f'image_source: {explain_arguments(arguments, error)}', file=sys.stderr)
+        return 1
     try:
         return _run(options)
-    except DepthClipError as error:
+    except (DepthClipError, NameValidationException) as error:
         print(f'image_source: {error}', file=sys.stderr)
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
