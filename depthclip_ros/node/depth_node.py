@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
-LAST_PATIENCE = 0.8  # likewise, when the process is to end
+LAST_PATIENCE = 0.6  # likewise, when the process is to end
 MOST_FAILURES = 100  # of callbacks in a row, after which the process ends
 
 

@@ -17,7 +17,7 @@ from .config import read_config
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-GRACE = 1.6  # seconds from a signal to the end of the process, at most
+GRACE = 1.4  # seconds from a signal to the end of the process, at most
 # glibc's mallopt(3), with its numbers from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_BLOCK = 32 * 2**20  # bytes; the most that glibc before 2.35 accepts
