@@ -563,7 +563,10 @@ def test_quality_of_service_is_the_recorded_one_where_there_is_one():
     latched = recorded_qos(QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, depth=1)
     profile = qos_profile([best_effort])
     assert (profile.reliability, profile.depth) == (ReliabilityPolicy.BEST_EFFORT, 3)
-    assert qos_profile([latched]).durability == DurabilityPolicy.TRANSIENT_LOCAL
+    profile = qos_profile([latched])
+    assert (profile.durability, profile.depth) == (DurabilityPolicy.TRANSIENT_LOCAL, 1)
+    # Nothing but loss is seen of the depth of what is reliable and not latched.
+    assert qos_profile([recorded_qos(QosReliability.RELIABLE, depth=1)]).depth == 100
     for recorded in ([], [best_effort, latched]):
         profile = qos_profile(recorded)
         assert profile.reliability == ReliabilityPolicy.RELIABLE

@@ -7,7 +7,7 @@ the subscribers that are waited for are there.
 Every message goes out as the bytes that were recorded: content and header stamps are unchanged,
 and the times between messages are the recorded ones, divided by `--rate`.
 
-Publishers: one per topic of the bag, with the recorded reliability, durability and depth; and
+Publishers: one per topic of the bag, with the recorded reliability and durability; and
 /clock (rosgraph_msgs/Clock) with `--clock`.
 """
 
@@ -45,6 +45,7 @@ NANOSECONDS = 1_000_000_000
 CLOCK_HZ = 40.0  # that of `ros2 bag play --clock`
 CLOCK_TOPIC = '/clock'
 DEFAULT_DEPTH = 10
+LEAST_DEPTH = 100  # of what is reliable and not latched
 SETTLE_SECONDS = 0.5  # after the first subscriber, the others of a node follow within this
 ACKNOWLEDGE_SECONDS = 2.0
 REMIND_SECONDS = 10.0
@@ -333,13 +334,14 @@ def message_type(name: str) -> Any | None:
 def qos_profile(recorded: Sequence[Qos]) -> QoSProfile:
     """Quality of service to publish with.
 
-    The recorded one where the bag knows a single one; else reliable and volatile, which every
-    subscriber with the usual settings can receive.
+    The recorded one where the bag knows a single one, not shallower than `LEAST_DEPTH` where it
+    is reliable; else reliable and volatile, which every subscriber with the usual settings can
+    receive.
     """
     from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
     profile = QoSProfile(
-        depth=DEFAULT_DEPTH,
+        depth=LEAST_DEPTH,
         reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.VOLATILE,
     )
@@ -355,6 +357,9 @@ def qos_profile(recorded: Sequence[Qos]) -> QoSProfile:
         profile.history = HistoryPolicy.KEEP_ALL
     elif history == 'KEEP_LAST':
         profile.depth = max(qos.depth for qos in recorded) or DEFAULT_DEPTH
+    if (reliability, durability, history) == ('RELIABLE', 'VOLATILE', 'KEEP_LAST'):
+        # To subscribers the depth is nothing but what a busy one of them may lose.
+        profile.depth = max(profile.depth, LEAST_DEPTH)
     return profile
 
 
