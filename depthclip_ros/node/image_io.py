@@ -81,9 +81,9 @@ PACKED_YUV = {
     'yuv422_yuy2': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
     'yuyv': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
 }
-_INTERLEAVED = {**_DIRECT, **BAYER, **PACKED_YUV}
+INTERLEAVED = {**_DIRECT, **BAYER, **PACKED_YUV}
 _PLANAR_YUV = ('nv12', 'nv21', 'nv24')
-ENCODINGS = (*_INTERLEAVED, *_PLANAR_YUV)
+ENCODINGS = (*INTERLEAVED, *_PLANAR_YUV)
 _NV24_ROWS = 64  # that are converted at once
 
 
@@ -110,7 +110,7 @@ def to_rgb(msg: Image, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
     _check_present(msg, data)
     if encoding in _PLANAR_YUV:
         return _planar_to_rgb(msg, data, max_pixels)
-    layout = _INTERLEAVED.get(encoding)
+    layout = INTERLEAVED.get(encoding)
     if layout is None:
         raise ImageError(
             'unknown encoding',

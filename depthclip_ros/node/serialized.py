@@ -16,7 +16,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ..core.errors import DataError, ImageError
+from ..core.errors import DataError, ImageError, quoted
 
 # Plain CDR (OMG DDSI-RTPS 10.2) in little endian, as every ROS middleware writes it on usual
 # processors: these four bytes, then the fields in order, each number at a multiple of its size.
@@ -63,8 +63,8 @@ def read(raw: bytes, kind: type, error: type[DataError]) -> Any:
         return deserialize_message(raw, kind)
     except Exception as reason:  # every middleware raises its own
         raise error(
-            'unreadable message', f'{len(raw)} bytes are no {kind.__name__} ({reason}). Check '
-            'what publishes on the topic.') from reason
+            'unreadable message', f'{len(raw)} bytes are no {kind.__name__} '
+            f'({quoted(str(reason))}). Check what publishes on the topic.') from reason
 
 
 def content(raw: bytes) -> bytes:
@@ -127,8 +127,8 @@ def _read_plain(raw: bytes) -> SerializedImage:
 def _text(raw: bytes, place: int, length: int) -> tuple[str, int]:
     """Text of that length with its closing 0, and the place behind it."""
     end = place + length
-    if length < 1 or raw[end - 1] != 0:
-        raise ValueError('a text without its end')
+    if length < 1 or raw.find(0, place, end) != end - 1:  # the middleware's ends at the first 0
+        raise ValueError('a text without its end, or with several')
     return raw[place:end - 1].decode(), end
 
 
