@@ -40,7 +40,7 @@ COEFFICIENTS = {
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
 _ITERATIONS = 20
 _TABLE_SIZE = 2048
-_NEGLIGIBLE = 1e-150  # coefficient, even of the sixth power of the largest radius squared
+_NEGLIGIBLE = 1e-36  # coefficient: even of the twelfth power of a radius of 100
 
 
 def check_model(model: str, D: Float64) -> str:
@@ -219,10 +219,18 @@ def _ratio(
 
 
 def _first_positive_root(polynomial: np.polynomial.Polynomial) -> float:
-    """Smallest real root above zero, infinity where there is none; 0 where numbers overflow."""
+    """Smallest real root above zero, infinity where there is none; 0 where numbers overflow.
+
+    It is found as the largest root of the reversed polynomial, whose leading coefficient is 1: a
+    tiny one would drown the small roots in rounding errors.
+    """
+    if not np.isfinite(polynomial.coef).all():
+        return 0.0
+    coefficients = polynomial.trim(_NEGLIGIBLE).coef
     try:
-        roots = polynomial.trim(_NEGLIGIBLE).roots()
+        inverse = np.polynomial.Polynomial(coefficients[::-1]).roots()
     except np.linalg.LinAlgError:
         return 0.0
-    real = roots.real[np.abs(roots.imag) <= 1e-9 * np.abs(roots)]
-    return float(np.min(real[real > 0.0], initial=np.inf))
+    real = inverse.real[np.abs(inverse.imag) <= 1e-9 * np.abs(inverse)]
+    largest = float(np.max(real, initial=0.0))
+    return 1.0 / largest if largest > 0.0 else math.inf

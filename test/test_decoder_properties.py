@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever a message holds: a picture or rays as an independent reading has them, or a reason."""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+
+import cv2
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sensor_msgs.msg import CameraInfo
+from test_geometry import camera_info
+from test_image_io import chunk, image, jpeg, planar, png
+
+from depthclip_ros.core import distortion
+from depthclip_ros.core.errors import CameraInfoError, ImageError
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.node import image_io
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import fuzz_decoder  # noqa: E402
+
+SOME = settings(derandomize=True, deadline=None, max_examples=60)
+MANY = settings(derandomize=True, deadline=None, max_examples=200)
+MAX_PIXELS = 1 << 16
+
+small = st.integers(0, 9)
+hostile = st.sampled_from([0, 1, 2, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1])
+texts = st.text(max_size=12) | st.sampled_from(['x' * 10**5, 'rgb8\0', 'RGB8', '\n', '32FC1'])
+
+
+def picture_or_reason(read, msg):
+    """The picture; None where there is a reason for none, which is short."""
+    try:
+        return read(msg, MAX_PIXELS)
+    except ImageError as error:
+        refusal = error
+    assert 0 < len(refusal.condition) < 40
+    assert 0 < len(str(refusal)) < 500
+    return None
+
+
+# Raw images -----------------------------------------------------------------------------------
+
+
+@MANY
+@given(width=small | hostile, height=small | hostile, step=small | st.integers(0, 80) | hostile,
+       encoding=st.sampled_from(image_io.ENCODINGS) | texts, big=st.integers(0, 255),
+       size=st.integers(0, 700) | st.none())
+def test_any_fields_give_a_picture_or_a_reason(width, height, step, encoding, big, size):
+    if size is None:  # what the other fields say
+        size = min(step * height, 1000)
+    msg = SimpleNamespace(width=width, height=height, step=step, encoding=encoding,
+                          is_bigendian=big, data=bytes(range(250)) * 4)
+    msg.data = msg.data[:size]
+    rgb = picture_or_reason(image_io.to_rgb, msg)
+    if rgb is not None:
+        assert rgb.shape == (height, width, 3)
+        assert rgb.dtype == np.uint8
+        rgb.sum()
+
+
+def demosaiced(pixels, pattern):
+    """Bilinear, in whole numbers; the border repeats what is beside it."""
+    result = np.empty((*pixels.shape, 3), np.uint8)
+    inner = slice(1, -1), slice(1, -1)
+    p = pixels.astype(int)
+    up, down, left, right = p[:-2, 1:-1], p[2:, 1:-1], p[1:-1, :-2], p[1:-1, 2:]
+    diagonal = (p[:-2, :-2] + p[:-2, 2:] + p[2:, :-2] + p[2:, 2:] + 2) // 4
+    cross = (up + down + left + right + 2) // 4
+    y, x = np.mgrid[1 : len(p) - 1, 1 : p.shape[1] - 1] % 2
+    for channel, colour in enumerate('rgb'):
+        places = [divmod(i, 2) for i, c in enumerate(pattern) if c == colour]
+        here = np.any([(y == a) & (x == b) for a, b in places], axis=0)
+        if colour == 'g':
+            values = np.where(here, p[inner], cross)
+        else:
+            (a, b), = places
+            aside = np.where(y == a, (left + right + 1) // 2, (up + down + 1) // 2)
+            values = np.where(here, p[inner], np.where((y != a) & (x != b), diagonal, aside))
+        result[..., channel] = np.pad(values, 1, mode='edge')
+    return result
+
+
+def from_yuv(y, u, v):
+    """BT.601 in video range, by the standard's formula."""
+    y, u, v = (plane.astype(float) for plane in (y, u, v))
+    y = 1.164383 * np.maximum(y - 16, 0)
+    u, v = u - 128, v - 128
+    rgb = np.dstack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u])
+    return np.clip(np.rint(rgb), 0, 255)
+
+
+def reference(encoding, pixels):
+    """RGB of pixels in an encoding, by NumPy alone."""
+    if pixels.dtype == np.uint16:
+        pixels = pixels // 256
+    generic = {'8UC1': 'mono8', '8UC3': 'bgr8', '8UC4': 'bgra8', '16UC1': 'mono16',
+               '16UC3': 'bgr16', '16UC4': 'bgra16'}
+    order = generic.get(encoding, encoding).rstrip('0123456789')
+    if order == 'mono':
+        return np.dstack([pixels] * 3)
+    if order.startswith('bayer'):
+        return demosaiced(pixels, order[6:])
+    return np.dstack([pixels[..., order.index(c)] for c in 'rgb'])
+
+
+@MANY
+@given(encoding=st.sampled_from([*image_io._DIRECT, *image_io.BAYER]), seed=st.integers(0, 99),
+       height=st.integers(3, 40), width=st.integers(3, 40), padding=st.integers(0, 9),
+       big_endian=st.booleans())
+def test_interleaved_encodings_are_what_numpy_makes_of_them(
+        encoding, seed, height, width, padding, big_endian):
+    layout = image_io.INTERLEAVED[encoding]
+    shape = (height, width, layout.channels)[: 2 if layout.channels == 1 else 3]
+    pixels = np.random.default_rng(seed).integers(0, 2**layout.bits, shape, f'u{layout.bits // 8}')
+    rgb = image_io.to_rgb(image(pixels, encoding, padding, big_endian=big_endian))
+    np.testing.assert_array_equal(rgb, reference(encoding, pixels))
+
+
+@SOME
+@given(encoding=st.sampled_from([*image_io.PACKED_YUV, *image_io._PLANAR_YUV]),
+       seed=st.integers(0, 99), height=st.integers(1, 80), width=st.integers(1, 20),
+       padding=st.integers(0, 3))
+def test_yuv_encodings_are_what_numpy_makes_of_them(encoding, seed, height, width, padding):
+    height, width, padding = 2 * height, 2 * width, 2 * padding
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 256, (height, width), np.uint8)
+    if encoding in image_io.PACKED_YUV:
+        u, v = (rng.integers(0, 256, (height, width // 2), np.uint8) for _ in range(2))
+        chroma = np.stack([u, v], axis=-1).reshape(height, width)
+        first = encoding in ('yuv422', 'uyvy')
+        msg = image(np.dstack([chroma, y] if first else [y, chroma]), encoding, padding)
+        u, v = u.repeat(2, axis=1), v.repeat(2, axis=1)
+    else:
+        every = 1 if encoding == 'nv24' else 2
+        u, v = (rng.integers(0, 256, (height // every, width // every), np.uint8)
+                for _ in range(2))
+        pair = np.stack([v, u] if encoding == 'nv21' else [u, v], axis=-1)
+        msg = planar(np.zeros((height, width, 3)), encoding, padding)
+        rows = [np.pad(y, ((0, 0), (0, padding))).tobytes(),
+                np.pad(pair.reshape(len(pair), -1),
+                       ((0, 0), (0, padding * 2 // every))).tobytes()]
+        msg.data[:] = type(msg.data)('B', b''.join(rows))
+        u, v = (plane.repeat(every, axis=0).repeat(every, axis=1) for plane in (u, v))
+    difference = image_io.to_rgb(msg).astype(float) - from_yuv(y, u, v)
+    assert np.abs(difference).max() <= 2.0
+
+
+# Compressed images ----------------------------------------------------------------------------
+
+FILES = [data for _, data in fuzz_decoder.files()]
+changes = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6)
+
+
+@MANY
+@given(data=st.binary(max_size=80) | st.sampled_from(FILES), form=texts, changes=changes,
+       cut=st.none() | st.integers(0, 2000), repaired=st.booleans())
+def test_any_file_gives_a_picture_or_a_reason(data, form, changes, cut, repaired):
+    damaged = bytearray(data[:cut])
+    for place, value in changes:
+        if damaged:
+            damaged[place % len(damaged)] = value
+    data = fuzz_decoder.with_checksums(bytes(damaged)) if repaired else bytes(damaged)
+    rgb = picture_or_reason(
+        image_io.compressed_to_rgb, SimpleNamespace(format=form, data=data))
+    if rgb is not None:
+        assert rgb.dtype == np.uint8
+        assert rgb.shape[2:] == (3,)
+        assert rgb.shape[0] * rgb.shape[1] <= MAX_PIXELS
+
+
+@MANY
+@given(width=small | hostile, height=small | hostile, depth=st.sampled_from([1, 2, 4, 8, 16, 3]),
+       colour=st.integers(0, 6), interlace=st.integers(0, 2), rows=st.binary(max_size=300),
+       palette=st.binary(max_size=800))
+def test_any_png_header_gives_a_picture_or_a_reason(
+        width, height, depth, colour, interlace, rows, palette):
+    data = png(width, height, rows, depth=depth, colour=colour, interlace=interlace,
+               before=chunk(b'PLTE', palette) if palette else b'')
+    rgb = picture_or_reason(image_io.compressed_to_rgb, SimpleNamespace(format='', data=data))
+    assert rgb is None or rgb.shape == (height, width, 3)
+
+
+@SOME
+@given(width=small | hostile, height=small | hostile)
+@example(width=64, height=48)
+@example(width=65, height=48)
+def test_any_jpeg_header_gives_a_picture_or_a_reason(width, height):
+    data = jpeg(size=(width % 65536, height % 65536))
+    rgb = picture_or_reason(image_io.compressed_to_rgb, SimpleNamespace(format='', data=data))
+    assert rgb is None or rgb.shape == (height % 65536, width % 65536, 3)
+
+
+@SOME
+@given(seed=st.integers(0, 99), height=st.integers(1, 30), width=st.integers(1, 30),
+       channels=st.sampled_from([1, 3, 4]), bits=st.sampled_from([8, 16]))
+def test_pngs_come_back_as_they_were(seed, height, width, channels, bits):
+    shape = (height, width, channels)[: 2 if channels == 1 else 3]
+    pixels = np.random.default_rng(seed).integers(0, 2**bits, shape, f'u{bits // 8}')
+    data = cv2.imencode('.png', pixels)[1].tobytes()
+    encoding = {1: 'mono', 3: 'bgr', 4: 'bgra'}[channels]
+    np.testing.assert_array_equal(
+        image_io.compressed_to_rgb(SimpleNamespace(format='png', data=data)),
+        reference(f'{encoding}{bits}', pixels))
+
+
+BOUNDED = """
+import resource, sys
+sys.path[:0] = ['test', '.']
+from types import SimpleNamespace
+import numpy as np
+from test_image_io import image, jpeg, picture, png
+from depthclip_ros.core.errors import ImageError
+from depthclip_ros.node import image_io
+read = image_io.compressed_to_rgb
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))
+for data in (jpeg(size=(60000, 17000)), png(20000, 20000, bytes(1000)),
+             png(6000, 6000, bytes(1000), depth=1, colour=0)):
+    try:
+        read(SimpleNamespace(format='', data=data))
+    except ImageError as error:
+        print(error.condition)
+print(read(SimpleNamespace(format='', data=jpeg())).shape)
+# At most 24 bytes a pixel, at any encoding.
+for encoding in image_io.ENCODINGS:
+    layout = image_io.INTERLEAVED.get(encoding)
+    row = 2000 * (layout.channels * layout.bits // 8 if layout else 1)
+    rows = {'nv24': 3000, 'nv12': 1500, 'nv21': 1500}.get(encoding, 1000)
+    image_io.to_rgb(SimpleNamespace(width=2000, height=1000, step=row, encoding=encoding,
+                                    is_bigendian=0, data=bytes(row * rows)))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded():
+    """By the system: what OpenCV takes, Python does not see."""
+    done = subprocess.run([sys.executable, '-c', BOUNDED], cwd=ROOT, check=False,
+                          capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ['too many pixels'] * 3 + ['(48, 64, 3)'], done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+# Serialised messages --------------------------------------------------------------------------
+
+SEEDS = fuzz_decoder.seeds()
+
+
+@MANY
+@given(data=st.sampled_from(SEEDS), changes=changes, cut=st.none() | st.integers(2, 600),
+       more=st.binary(max_size=9))
+def test_damaged_bytes_are_read_as_the_middleware_does_or_refused(data, changes, cut, more):
+    damaged = bytearray(data[:cut] + more)
+    for place, value in changes:
+        damaged[1 + place % (len(damaged) - 1)] = value
+    fuzz_decoder.check(bytes(damaged))
+
+
+@MANY
+@given(kind=st.integers(0, 3), data=st.binary(max_size=120),
+       head=st.sampled_from([b'', b'\0\1\0\0', b'\0\0\0\0', b'\0\1\0\0' + bytes(12)]))
+def test_any_bytes_are_read_as_the_middleware_does_or_refused(kind, data, head):
+    fuzz_decoder.check(bytes([kind]) + head + data)
+
+
+# Cameras --------------------------------------------------------------------------------------
+
+numbers = (st.floats(-1e4, 1e4) | st.sampled_from([0.0, 1.0, 1e-320, 1e155, 1e300, -1e300])
+           | st.floats(allow_nan=True, allow_infinity=True))
+models = st.sampled_from([*distortion.COEFFICIENTS, '', 'none']) | texts
+
+
+@pytest.mark.filterwarnings('error::RuntimeWarning')
+@MANY
+@given(model=models, d=st.lists(numbers, max_size=14), k=st.lists(numbers, min_size=5, max_size=5),
+       row=st.sampled_from([(0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 1.0)]),
+       p=st.lists(numbers, min_size=12, max_size=12), width=small | hostile | st.just(640),
+       height=small | hostile | st.just(480), binning=small | hostile,
+       window=st.lists(small | hostile, min_size=4, max_size=4), rectified=st.booleans())
+def test_any_camera_info_gives_rays_or_a_reason(
+        model, d, k, row, p, width, height, binning, window, rectified):
+    fx, skew, cx, fy, cy = k
+    x, y, roi_width, roi_height = window
+    info = camera_info(
+        model, d, k=[fx, skew, cx, row[0], fy, cy, *row[1:]], p=p, width=width, height=height,
+        binning_x=binning, binning_y=binning,
+        roi=SimpleNamespace(x_offset=x, y_offset=y, width=roi_width, height=roi_height,
+                            do_rectify=False))
+    try:
+        camera = CameraModel.from_info(info, rectified)
+    except CameraInfoError as error:
+        refusal = error
+        assert 0 < len(refusal.condition) < 50
+        assert 0 < len(str(refusal)) < 500
+        return
+    check_rays(camera)
+
+
+def check_rays(camera):
+    rays = camera.patch_rays(4, 5)
+    valid = np.isfinite(rays).all(axis=-1)
+    assert np.isnan(rays[~valid]).all()
+    assert (rays[valid][:, 2] == 1.0).all()
+    assert np.isfinite(1e6 * rays[valid]).all()
+    scaled = camera.scaled(640, 480)
+    assert np.isfinite(scaled.K).all()
+    assert np.isfinite(scaled.P).all()
+
+
+@st.composite
+def lenses(draw, values):
+    model = draw(st.sampled_from(sorted(distortion.COEFFICIENTS)))
+    count = draw(st.sampled_from(distortion.COEFFICIENTS[model]))
+    return model, np.array(draw(st.lists(values, min_size=count, max_size=count)))
+
+
+POINTS = np.stack(np.meshgrid(*2 * [np.linspace(-1.5, 1.5, 9)]), axis=-1).reshape(-1, 2)
+EXTREME = np.array([[0.0, 0.0], [1e-300, 0.0], [1e300, -1e300], [np.inf, 0.0], [np.nan, 1.0]])
+anything = (st.floats(-1e300, 1e300) | st.floats(-2.0, 2.0)
+            | st.sampled_from([0.0, 1e-320, -1e-150, 1e150, 1e300, -1e300]))
+
+
+@pytest.mark.filterwarnings('error::RuntimeWarning')
+@MANY
+@given(lens=lenses(anything))
+def test_any_lens_gives_rays_that_end_in_their_pixels_or_nan(lens):
+    model, D = lens
+    pixels = np.vstack([POINTS, EXTREME])
+    start = time.perf_counter()
+    rays = distortion.undistort(model, D, pixels)
+    assert time.perf_counter() - start < 1.0
+    valid = np.isfinite(rays).all(axis=1)
+    again = distortion.distort(model, D, rays[valid])
+    np.testing.assert_allclose(again, pixels[valid], rtol=1e-9, atol=1e-9)  # 1e-6 of 1000 pixels
+    distortion.distort(model, D, pixels)
+
+
+@MANY
+@given(lens=lenses(st.floats(-0.4, 0.4)))
+@example(lens=('equidistant', np.array([0.0, 0.0, -0.25, 1e-57])))
+@example(lens=('equidistant', np.array([0.0, -0.1, 1e-15, 1e-15])))
+def test_rays_come_back_well_inside_of_the_valid_radius(lens):
+    model, D = lens
+    if model == 'equidistant':
+        limit = math.tan(min(1.4, 0.7 * distortion._kannala_brandt_limit(D)))
+    else:
+        D[2:4] *= 0.01  # decentring, prism and tilt are small
+        D[8:] *= 0.01
+        limit = 0.7 * distortion._brown_conrady_limit(D)
+    rays = POINTS[np.hypot(*POINTS.T) < limit]
+    pixels = distortion.distort(model, D, rays)
+    found = distortion.undistort(model, D, pixels)
+    np.testing.assert_allclose(distortion.distort(model, D, found), pixels, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, rays, rtol=0, atol=1e-6)
+
+
+def test_a_message_of_floats_of_every_bit_pattern():
+    """Numbers as they come off the wire, through the message type itself."""
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        info = CameraInfo(width=64, height=48, distortion_model='plumb_bob')
+        info.k = [5.0, 0.0, 32.0, 0.0, 5.0, 24.0, 0.0, 0.0, 1.0]
+        info.d = struct.unpack('<5d', rng.bytes(40))
+        try:
+            camera = CameraModel.from_info(info)
+        except CameraInfoError as error:
+            assert error.condition in ('not finite', 'no rays')  # noqa: PT017 (some are good)
+        else:
+            check_rays(camera)
