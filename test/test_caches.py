@@ -61,8 +61,11 @@ def in_a_process(action):
     return number
 
 
-def kill_after(number, seconds):
-    """Kill -9 a process after a while, if it still runs."""
+def kill_after(number, begun, seconds):
+    """Kill -9 a process some time after `begun()`, if it still runs."""
+    end = time.monotonic() + 30
+    while not begun() and time.monotonic() < end:
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(number, signal.SIGKILL)
     return os.waitpid(number, 0)[1] == signal.SIGKILL
@@ -81,7 +84,10 @@ def kill_while_encoding(folder):
 
     killed, found = 0, 0
     for _ in range(KILLS):
-        killed += kill_after(in_a_process(write), chance.uniform(0, 0.06))
+        for path in folder.glob('*.features'):
+            path.unlink()
+        killed += kill_after(in_a_process(write), lambda: any(folder.glob('*.features')),
+                             chance.uniform(0, 0.06))
         cache = TextFeatureCache(folder, lines.append)
         for seed in range(3):
             stored = cache._read(cache.path(WORDS, f'weights {seed}'), (2, WIDTH))
@@ -102,10 +108,12 @@ def kill_while_fetching(folder, server):
     chance = random.Random(2)
     killed, found, left = 0, 0, 0
     for _ in range(KILLS):
-        killed += kill_after(in_a_process(
-            lambda: fetch('RN50', folder, lambda _: None, server)), chance.uniform(0, 0.15))
+        before, path = set(folder.rglob('*.part')), folder / 'weights/RN50.pt'
+        killed += kill_after(
+            in_a_process(lambda: fetch('RN50', folder, lambda _: None, server)),
+            lambda: path.exists() or set(folder.rglob('*.part')) - before,  # noqa: B023
+            chance.uniform(0, 0.12))
         left += len(list(folder.rglob('*.part')))
-        path = folder / 'weights/RN50.pt'
         if path.exists():
             found += 1
             assert file_digest(path) == release.sha256
@@ -179,7 +187,7 @@ def test_killed_while_text_features_are_written(tmp_path):
 @pytest.mark.slow
 def test_killed_while_weights_are_fetched(tmp_path, server):
     said = script('kill_while_fetching', tmp_path, server)
-    assert int(said.split()[0]) > KILLS // 2, said
+    assert int(said.split()[0]) > 0, said
 
 
 @pytest.mark.slow
