@@ -312,13 +312,15 @@ def pretend(monkeypatch):
             probe.cache_clear()
 
     def become(kind):
-        if os.environ.get(lesser_cpu.VARIABLE):
-            pytest.skip('the whole suite runs so')
         forget()
         lesser_cpu.pretend(kind, monkeypatch.setattr, monkeypatch.delattr)
     yield become
     monkeypatch.undo()
     forget()
+
+
+as_it_is = pytest.mark.skipif(
+    lesser_cpu.VARIABLE in os.environ, reason='the whole suite pretends already')
 
 
 # What is said of a precision, and which convolutions run.
@@ -328,6 +330,7 @@ LESSER = [('plain', 'float32', 'has no attribute', 'Convolution'),
           ('no-bf16-reorder', 'bfloat16', 'avx_ne_convert', 'Convolution')]
 
 
+@as_it_is
 @pytest.mark.parametrize('engine', ['auto', 'torch'])
 @pytest.mark.parametrize(('kind', 'precision', 'why', 'convolution'), LESSER)
 def test_the_same_depth_where_operators_are_missing(
@@ -350,12 +353,14 @@ def test_the_same_depth_where_operators_are_missing(
         assert np.median(abs(found.depth - depth)) < tolerance
 
 
+@as_it_is
 def test_onednn_where_torchscript_has_no_fusion(build, pretend):
     pretend('plain')
     with pytest.raises(EngineError, match=r'onednn does not run here \(AttributeError: .*llga'):
         build(engine='onednn')
 
 
+@as_it_is
 def test_auto_with_amx_goes_on_where_nothing_private_is_left(build, pretend, monkeypatch):
     pretend('plain')
     monkeypatch.setattr(engines, 'cpu_has_amx', lambda: True)
@@ -364,6 +369,7 @@ def test_auto_with_amx_goes_on_where_nothing_private_is_left(build, pretend, mon
     assert any(text.endswith('Going on with engine: torch.') for text in said)
 
 
+@as_it_is
 def test_slow_bfloat16_is_said_of_such_a_processor(build, pretend):
     pretend('no-bf16-reorder')
     said = []
@@ -371,6 +377,7 @@ def test_slow_bfloat16_is_said_of_such_a_processor(build, pretend):
     assert any('has no arithmetic for it' in text for text in said)
 
 
+@as_it_is
 @pytest.mark.parametrize('kind', lesser_cpu.KINDS)
 def test_other_processes_pretend_too(kind):
     """As `pytest --cpu` starts them: torch is not imported before somebody does."""

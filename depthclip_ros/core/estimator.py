@@ -168,6 +168,7 @@ class DepthEstimator:
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
             self._replayer = Replayer(self.device) if self.device.type == 'cuda' else None
+        self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._settings = self._prepare(config, text_features)
 
     @property
@@ -266,7 +267,8 @@ class DepthEstimator:
     def warm_up(self, largest_batch: int = 1) -> None:
         """Run a known image, so that no real batch is the slow one.
 
-        Call it on the thread that will predict: libraries prepare themselves for each thread.
+        Call it on the thread that will predict: libraries prepare themselves for each thread. The
+        best is to load there too, since loading tries the engine at the real size.
         Where something is prepared for every number of images (a graph on a GPU, a compiler's
         code), its results are compared with those of one image without it.
 
@@ -277,9 +279,12 @@ class DepthEstimator:
             EngineError: a batch gives other results than one image.
 
         """
+        alike = self._replayer is None and engines.serves_every_size(self.engine)
+        if alike and threading.get_ident() == self._checked_on:
+            return
         image = (50 * engines.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
         known = image.permute(1, 2, 0).numpy()
-        if self._replayer is None and engines.serves_every_size(self.engine):
+        if alike:
             self.predict(known)
             return
         expected = self.logits(self.features([known]))[0, 0].cpu()
