@@ -24,23 +24,31 @@ REFUSAL = ('mkldnn_reorder_conv2d_weight: bf16 path needs the cpu support avx_ne
            'avx512bw, avx512vl and avx512dq')
 
 
+def asked_by_us():
+    """Whether who asks for an operator is this package: torch's own compiler may go on."""
+    return sys._getframe(2).f_globals.get('__name__', '').startswith('depthclip_ros.')
+
+
 def pretend(kind, setattr=setattr, delattr=delattr):  # noqa: A002 (monkeypatch's, for a test)
     """Let this process's torch be one of the kinds."""
     import torch
     operators = torch.ops.mkldnn
 
     class Plain(type(operators)):
-        def __getattribute__(self, name):
-            if name in FUSED:
-                raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+        def __getattribute__(self, name):  # what has been looked up before
+            if name in FUSED and asked_by_us():
+                raise AttributeError(name)
             return super().__getattribute__(name)
 
-        __getattr__ = __getattribute__
+        def __getattr__(self, name):
+            if name in FUSED and asked_by_us():
+                raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+            return super().__getattr__(name)
 
     class WithoutBfloat16(type(operators)):
         def __getattribute__(self, name):
             found = super().__getattribute__(name)
-            if name != '_reorder_convolution_weight':
+            if name != '_reorder_convolution_weight' or not asked_by_us():
                 return found
 
             def reorder(weight, *rest):
@@ -49,8 +57,6 @@ def pretend(kind, setattr=setattr, delattr=delattr):  # noqa: A002 (monkeypatch'
                 return found(weight, *rest)
             return reorder
 
-    for name in FUSED:  # looked up once, they are the namespace's own attributes
-        getattr(operators, name)
     if kind == 'plain':
         setattr(operators, '__class__', Plain)
         delattr(torch._C, '_jit_llga_enabled')
