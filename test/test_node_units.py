@@ -24,7 +24,7 @@ from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.window import fit_window
 from depthclip_ros.node.calibration import Calibration
-from depthclip_ros.node.process import explain_arguments
+from depthclip_ros.node.process import explain_arguments, ignored_files
 from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
 from depthclip_ros.node.worker import Interrupted, Ticker, Worker
 
@@ -330,3 +330,14 @@ def test_memory_of_images_is_used_again():
             capture_output=True, text=True)
         return int(run.stdout)
     assert faults('keep') < 0.1 * faults()
+
+
+def test_parameter_files_for_other_nodes_are_named(tmp_path):
+    for name, section in (('ours', '/front/depth_node'), ('other', '/other'), ('all', '/**')):
+        (tmp_path / name).write_text(f'{section}:\n  ros__parameters:\n    offline: true\n')
+    arguments = ['depth_node', '--ros-args']
+    for name in ('ours', 'other', 'all'):
+        arguments += ['--params-file', str(tmp_path / name)]
+    reason, = ignored_files(arguments, '/front/depth_node')
+    assert f'{tmp_path}/other: no section for /front/depth_node' in reason
+    assert len(ignored_files(arguments, '/depth_node')) == 2

@@ -66,7 +66,13 @@ from .model import Model, describe
 from .outputs import OUTPUTS
 from .parameters import Parameters, check_qos_overrides, help_text
 from .pipeline import Pipeline
-from .process import StopSignals, end_process, explain_arguments, keep_freed_memory
+from .process import (
+    StopSignals,
+    end_process,
+    explain_arguments,
+    ignored_files,
+    keep_freed_memory,
+)
 from .stamps import ClockWatch
 from .statistics import Throttle, Window
 from .watchdog import ERROR, WARN, Finding, Watchdog, tell
@@ -486,6 +492,8 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(signals.received)
+        for reason in ignored_files(arguments, node.get_fully_qualified_name()):
+            node.get_logger().warning(f'A parameter file has no effect: {reason}')
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:

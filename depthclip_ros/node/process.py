@@ -108,13 +108,31 @@ def explain_arguments(arguments: Sequence[str], error: Exception) -> str:
     return f'{text.rstrip(".")}.'
 
 
+def ignored_files(arguments: Sequence[str], node_name: str) -> list[str]:
+    """Parameter files of the command line that hold nothing for the node, each with the reason.
+
+    ROS takes them without a word, and the node runs with other settings than its user believes.
+
+    Args:
+        arguments: the command line.
+        node_name: fully qualified name of the node.
+
+    """
+    return [reason for path in _parameter_files(arguments)
+            if 'no section' in (reason := _refusal(path, node_name))]
+
+
 def _wrong_with(path: str) -> str:
     """What our reader finds wrong with a parameter file, '' for nothing."""
+    reason = _refusal(path, 'depth_node')
+    return '' if 'no section' in reason else reason  # a file for other nodes is no error to ROS
+
+
+def _refusal(path: str, node_name: str) -> str:
     try:
-        read_config(path)
+        read_config(path, node_name)
     except ConfigError as error:
-        # A file for other nodes is no error to ROS.
-        return '' if 'no section' in str(error) else str(error)
+        return str(error)
     return ''
 
 
