@@ -136,7 +136,10 @@ class Evaluation:
         if self._options.fit_input:
             height, width = self._protocol.size
             config = config.replace(input_height=height, input_width=width)
-        config = self._scored(config)
+        config, ignored = scored(config)
+        if ignored:
+            self._say(f'WARNING: {", ".join(ignored)} does not count here: every pixel is scored, '
+                      'of the whole crop.')
         arguments: dict[str, Any] = {
             'weights': node.weights, 'device': self._group.device(node.device),
             'cache_dir': node.cache_dir or None, 'offline': node.offline}
@@ -156,18 +159,6 @@ class Evaluation:
         if not estimator.weights.trained:
             self._say('WARNING: the weights are random numbers; every depth is meaningless.')
         return estimator
-
-    def _scored(self, config: DepthConfig) -> DepthConfig:
-        """The settings that are the protocol's: depth for every pixel that it scores."""
-        every_pixel = {'input_fit': 'stretch', 'range_min': 0.0, 'range_max': 0.0,
-                       'out_of_range': 'clamp'}
-        scored = config.replace(**every_pixel)
-        ignored = [f'{name}: {getattr(config, name)}' for name in ('input_fit', 'range_min',
-                   'range_max') if getattr(config, name) != getattr(scored, name)]
-        if ignored:
-            self._say(f'WARNING: {", ".join(ignored)} does not count here: every pixel is scored, '
-                      'of the whole crop.')
-        return scored
 
     # Folder and records -----------------------------------------------------------------------
 
@@ -359,6 +350,15 @@ class Evaluation:
     def _say(self, message: str) -> None:
         if self._group.first:
             print(message, file=sys.stderr, flush=True)
+
+
+def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:
+    """The settings with which every pixel has a depth to score, and which of them were others."""
+    every_pixel = config.replace(
+        input_fit='stretch', range_min=0.0, range_max=0.0, out_of_range='clamp')
+    ignored = [f'{name}: {getattr(config, name)}' for name in ('input_fit', 'range_min',
+               'range_max') if getattr(config, name) != getattr(every_pixel, name)]
+    return every_pixel, ignored
 
 
 def _silent(_: str) -> None:

@@ -34,6 +34,7 @@ from offline_eval.datasets.folders import KITTI_LIST
 from offline_eval.metrics import Truth, metrics_of
 from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import METRICS, Histograms, Sample, Summary
+from offline_eval.runner import scored
 
 pytest.importorskip('h5py')
 pytestmark = pytest.mark.slow
@@ -454,6 +455,14 @@ def test_no_valid_depth_at_all(world, tmp_path, capsys):
         world, tmp_path / 'out', '--splits', world / 'splits.mat', '--no-mean-map', '--limit', 4,
         data=tmp_path / 'blind.mat'))
     assert 'no image has a valid true depth' in message
+
+
+def test_every_pixel_is_scored_whatever_the_node_would_leave_out():
+    paper = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml')
+    assert scored(paper) == (paper, [])
+    robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', input_fit='crop')
+    assert scored(robot) == (
+        paper, ['input_fit: crop', 'range_min: 1.5', 'range_max: 2.5'])
 
 
 def test_nan_predictions_stop_the_run(world, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthclip_ros.core.window import Window, aspect_differs, fit_window
+from depthclip_ros.core.window import Window, fit_window
 
 NETWORK = (480, 640)
 
@@ -33,7 +33,6 @@ def test_the_networks_own_aspect_is_the_whole_image_in_every_mode(image):
         window = fit_window(fit, image, NETWORK)
         assert window == (0, 0, image[1], image[0])
         assert window.is_whole(image)
-    assert not aspect_differs(image, NETWORK)
 
 
 def test_pixels_and_cells():
@@ -46,13 +45,6 @@ def test_pixels_and_cells():
     # Row 1 of the patches reaches from 32 to 64: it shows more padding than image.
     assert box.cells((15, 20), (720, 1280)) == (slice(2, 13), slice(0, 20))
     assert box.resized((720, 1280), (90, 80)) == (0, -15, 80, 120)
-
-
-@pytest.mark.parametrize(('image', 'differs'), [
-    ((480, 640), False), ((416, 544), False), ((720, 1280), True), ((1280, 720), True),
-    ((480, 652), False), ((480, 654), True), ((1, 1000), True)])
-def test_another_aspect_is_told_from_rounding(image, differs):
-    assert aspect_differs(image, NETWORK) is differs
 
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))

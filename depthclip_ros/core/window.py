@@ -9,9 +9,6 @@ from typing import NamedTuple
 # Sizes are (height, width), as everywhere.
 Size = tuple[int, int]
 
-# Ratio of two aspect ratios up to which the difference is that of rounding and cropped borders.
-SAME_ASPECT = 1.02
-
 
 class Window(NamedTuple):
     """The rectangle of an image that the network's input shows, and so the grid of its patches.
@@ -74,12 +71,6 @@ def fit_window(fit: str, image: Size, network: Size) -> Window:
         return Window(-left * width / wide, -top * height / tall,
                       network[1] * width / wide, network[0] * height / tall)
     return Window(0, 0, width, height)
-
-
-def aspect_differs(image: Size, network: Size) -> bool:
-    """Whether stretching an image to the network's size changes its aspect ratio noticeably."""
-    ratio = image[1] * network[0] / (image[0] * network[1])
-    return max(ratio, 1 / ratio) > SAME_ASPECT
 
 
 def _bounded(length: float, longest: int) -> int:
