@@ -60,6 +60,8 @@ def shortened(message, size):
     return message
 
 
+ATTEMPTS = 5  # with each of them: on a busy machine some are dropped before anyone looks at them
+
 # What an image is, by the condition that it is counted under.
 BAD_IMAGES = {
     'empty image': lambda good: Image(header=good.header),
@@ -95,7 +97,7 @@ def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer
 def test_bad_images_are_counted_named_once_and_survived(node, peer):
     peer.ask(good_image(peer))
     _, before = peer.diagnostics(STATUS)
-    for attempt in range(2):
+    for attempt in range(ATTEMPTS):
         for condition, spoil in BAD_IMAGES.items():
             bad = spoil(good_image(peer))
             peer.send(bad)
@@ -105,12 +107,12 @@ def test_bad_images_are_counted_named_once_and_survived(node, peer):
             peer.send(good)
             assert peer.wait_stamp('depth/image', good.header.stamp)
             assert not peer.find('depth/image', bad.header.stamp)
-    total = counters(before)['received'] + 4 * len(BAD_IMAGES)
+    total = counters(before)['received'] + 2 * ATTEMPTS * len(BAD_IMAGES)
     _, values = peer.diagnostics(STATUS, lambda v: counters(v)['received'] == total)
     assert adds_up(values)
     # A good image may overtake the bad one before it, on a busy machine; then that is dropped.
     gone = {key: counters(values)[key] - counters(before)[key] for key in ('rejected', 'dropped')}
-    assert gone['rejected'] + gone['dropped'] == 2 * len(BAD_IMAGES)
+    assert gone['rejected'] + gone['dropped'] == ATTEMPTS * len(BAD_IMAGES)
     for condition in BAD_IMAGES:
         assert int(values[f'rejected: {condition}']) >= 1
         assert node.output.count(f'Image rejected ({condition})') == 1
