@@ -209,6 +209,8 @@ class DepthNode(LifecycleNode):
                                    f'{depth_topic} out.')
         self._reports = [(CameraReport(camera, self._pipeline.times), Watchdog(self, camera))
                          for camera in self._cameras]
+        # A player begins when it finds the subscriptions: until now time had no reason to go on.
+        self._clock_watch = ClockWatch(self)
         self._worker.begin(self._cameras, self._pipeline.answer)
         self._active = True
         return result
