@@ -105,7 +105,8 @@ def digits(summary):
 
 
 def start(command, **options):
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(
+    # Coverage, if it is measured, could not write its own files under the limit of some tests.
+    environment = {**os.environ, 'COVERAGE_PROCESS_CONFIG': '', 'PYTHONPATH': os.pathsep.join(
         [str(ROOT), os.environ.get('PYTHONPATH', '')])}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, **options)

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 def test_diagnostics_go_on_while_the_model_is_loaded(domain, cache, tiny_weights):
     """And a signal ends that, although the library never returns."""
-    node = faulty(tiny_weights, domain, cache, {'FAULT_AT_LOAD': 'sleep'})
+    # Coverage, if it is measured, waits at the end for the thread that sleeps.
+    node = faulty(tiny_weights, domain, cache,
+                  {'FAULT_AT_LOAD': 'sleep', 'COVERAGE_PROCESS_CONFIG': ''})
     with Peer(domain, listen=(), node=node) as peer:
         status_of(peer, MODEL, lambda s: s.message == 'no model loaded (loading)')
         count = len(peer.messages['/diagnostics'])

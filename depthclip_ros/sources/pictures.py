@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+LONGEST_PATH = 300  # characters that a message repeats: what is missing is at its end
 
 
 def picture_files(
@@ -46,10 +47,11 @@ def picture_files(
             path.stat()
         except FileNotFoundError as error:
             raise ImageError('missing file', 'There is no image or folder at '
-                             f'{quoted(str(Path(given).absolute()))}.') from error
+                             f'{quoted(str(Path(given).absolute()), LONGEST_PATH)}.') from error
         except OSError as error:
             raise ImageError(
-                'unreadable file', f'{quoted(str(given))}: {error.strerror}.') from error
+                'unreadable file',
+                f'{quoted(str(given), LONGEST_PATH)}: {error.strerror}.') from error
         files.extend(_pictures_in(path, say) if is_folder else [path])
     return files
 
