@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 NODE = 'depth_node'
 # Seconds for which the player waits for the node, which may have to download its weights first.
 PATIENCE = 1800
-# Seconds from the node's subscriptions to the first message: listeners of the node, such as RViz,
-# and the node are still to find each other, while its processor is busy.
-SETTLE = 2
+# Seconds from the node's subscriptions to the first message. The player has found the node, but
+# the node, and what listens to it, may not have found the player: Fast DDS repeats an announcement
+# that was lost after 3 s, and what was published until then is gone.
+SETTLE = 4
 
 
 class Camera(NamedTuple):

@@ -85,6 +85,26 @@ def test_a_signal_ends_the_process_in_any_state(state, status, domain, cache, ti
         node.process.kill()
 
 
+@pytest.mark.alone
+def test_a_stuck_worker_is_told_and_ends_with_the_process(domain, cache, tiny_weights):
+    # Coverage, if it is measured, waits at the end for the thread that runs for ever.
+    node = faulty(tiny_weights, domain, cache, {'COVERAGE_PROCESS_CONFIG': ''})
+    try:
+        with Peer(domain, node=node) as peer:
+            node.wait_for(r'\]: Active: ')
+            peer.wait(lambda: peer.send(marked(peer, faulty_node.LOOPS)) or next(
+                (True for array in peer.messages['/diagnostics'][-3:] for status in array.status
+                 if 'worker stuck for' in status.message), None), 'the status')
+            for name in (FRAMES, MODEL):
+                status = status_of(peer, name, lambda s: 'worker stuck for' in s.message)
+                assert status.level == status.ERROR
+            assert 'worker_timeout' in node.wait_for('worker stuck')
+            peer.process = None
+            assert end(node) == 1
+    finally:
+        node.process.kill()
+
+
 def test_help_starts_nothing(domain, cache):
     node = NodeProcess(['--help'], domain=domain, cache=cache)
     assert node.wait() == 0

@@ -57,8 +57,10 @@ def good(peer):
 @pytest.fixture(scope='module')
 def node(domain, cache, tiny_weights):
     node = faulty(tiny_weights, domain, cache, input_timeout=1.0, frozen_timeout=1.0)
-    yield node
-    if node.process.poll() is None:
+    try:
+        yield node
+        assert node.stop() == 0, node.output
+    finally:
         node.process.kill()
 
 
@@ -147,17 +149,3 @@ def test_old_images_make_old_depth(node, peer):
         peer, FRAMES, lambda s: send(60.0) or (s.level == s.ERROR and 's old' in s.message))
     assert 'NaN' not in error.message
     assert 'max_age: 2' in node.wait_for('depth is .* s old')
-
-
-@pytest.mark.alone
-def test_a_stuck_worker_is_told_and_ends_with_the_process(node, peer):
-    """Runs last: nothing brings this worker back."""
-    peer.wait(lambda: peer.send(marked(peer, faulty_node.LOOPS)) or next(
-        (True for array in peer.messages['/diagnostics'][-3:] for status in array.status
-         if 'worker stuck for' in status.message), None), 'the status')
-    for name in (FRAMES, MODEL):
-        status = status_of(peer, name, lambda s: 'worker stuck for' in s.message)
-        assert status.level == status.ERROR
-    assert 'worker_timeout' in node.wait_for('worker stuck')
-    peer.process = None
-    assert end(node) == 1
