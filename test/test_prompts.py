@@ -128,6 +128,11 @@ def test_corrupt_file_is_rebuilt_with_a_warning(state_dict, tmp_path, damage):
     assert build(state_dict, tmp_path).text_cache_hit
 
 
+def cache_warnings(lines):
+    """Those that are about the cache; a processor or torch can have its own."""
+    return [line for line in lines if line.startswith('WARNING') and 'text-feature cache' in line]
+
+
 def store(path, features):
     """Write a file as the cache does, with any numbers."""
     numbers = features.astype('<f4').tobytes()
@@ -151,7 +156,9 @@ def test_a_file_as_it_should_be_with_other_numbers_is_noticed(
     lines = []
     again = build(state_dict, tmp_path, log=lines.append)
     assert again.text_cache_hit == (not words)
-    assert any(line.startswith('WARNING') and words in line for line in lines) == bool(words)
+    warnings = cache_warnings(lines)
+    assert any(words in line for line in warnings) == bool(words)
+    assert bool(warnings) == bool(words)
     np.testing.assert_array_equal(again.text_features, right)
 
 
@@ -187,7 +194,7 @@ def test_what_is_no_file_is_encoded_anew(state_dict, tmp_path, monkeypatch, kind
     again = build(state_dict, tmp_path, log=lines.append)
     assert not again.text_cache_hit
     np.testing.assert_array_equal(again.text_features, right)
-    assert any(line.startswith('WARNING') for line in lines) == (kind != 'dangling link')
+    assert bool(cache_warnings(lines)) == (kind != 'dangling link')
     monkeypatch.undo()
     assert build(state_dict, tmp_path).text_cache_hit == (kind != 'folder')
 
