@@ -159,7 +159,9 @@ def look(camera, clock):
                 pixels = np.full((4, 4, 3), number % 251 if picture is None else picture, np.uint8)
                 message = image(Header(), pixels, 'rgb8')
                 message.header.stamp.sec = 1000 + number
-                camera._on_image(serialize_message(message))
+                raw = bytearray(serialize_message(message))
+                raw[17:20] = [number % 256] * 3  # behind the empty frame_id: a gap holds anything
+                camera._on_image(bytes(raw))
                 camera.last_image = clock.now
                 camera.stamps._arrived = clock.now
                 camera.stamps._event = ''

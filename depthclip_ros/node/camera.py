@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -179,12 +179,22 @@ class Camera:
             ImageError: the message cannot be used.
 
         """
+        message = self._read(raw)
+        to_rgb = image_io.compressed_to_rgb if self.image_type is CompressedImage \
+            else image_io.to_rgb
+        return message.header, to_rgb(message, self.config.max_pixels)
+
+    def picture(self, raw: bytes) -> memoryview | bytes:
+        """Bytes of the picture in a serialised image message; all of an unreadable one."""
+        try:
+            return image_io.data_of(self._read(raw)).data
+        except ImageError:
+            return raw
+
+    def _read(self, raw: bytes) -> Any:
         if self.image_type is CompressedImage:
-            compressed = serialized.read(raw, CompressedImage, ImageError)
-            return compressed.header, image_io.compressed_to_rgb(
-                compressed, self.config.max_pixels)
-        image = serialized.read_image(raw)
-        return image.header, image_io.to_rgb(image, self.config.max_pixels)
+            return serialized.read(raw, CompressedImage, ImageError)
+        return serialized.read_image(raw)
 
     def count_published(self) -> None:
         """Account for an answered image."""

@@ -106,7 +106,7 @@ def to_rgb(msg: Image, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
             'wrong step', 'truncated data', 'excess data', 'too many pixels', 'side too long'.
 
     """
-    encoding, data = str(msg.encoding), _bytes_of(msg)
+    encoding, data = str(msg.encoding), data_of(msg)
     _check_present(msg, data)
     if encoding in _PLANAR_YUV:
         return _planar_to_rgb(msg, data, max_pixels)
@@ -148,7 +148,7 @@ def compressed_to_rgb(
 
     """
     described = str(msg.format)
-    data = _bytes_of(msg).tobytes()
+    data = data_of(msg).tobytes()
     if not data:
         raise ImageError(
             'empty image',
@@ -252,7 +252,7 @@ def fill_image(msg: Image, pixels: NDArray[Any], encoding: str, header: Header) 
     fill_data(msg, pixels)
 
 
-def _bytes_of(msg: Any) -> UInt8:
+def data_of(msg: Any) -> UInt8:
     """The message's data, without a copy where it is in memory."""
     data = msg.data
     if hasattr(data, 'to_bytes') and not isinstance(data, np.ndarray):
