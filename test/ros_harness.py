@@ -93,6 +93,7 @@ class NodeProcess:
             with self._changed:
                 self._lines.append(line)
                 self._changed.notify_all()
+        self.process.stdout.close()
         with self._changed:
             self._changed.notify_all()
 

@@ -73,7 +73,7 @@ def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path):
         file.write(b'other')
     part, = tmp_path.glob('.file.*.part')  # of one that lives nothing is taken
     writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    writer.communicate()
     with atomic(target) as file:
         file.write(b'whole')
     assert not part.exists()

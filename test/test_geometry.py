@@ -364,7 +364,7 @@ def test_a_ray_that_the_tangential_part_pulls_inwards():
     np.testing.assert_allclose(camera.rays(*pixel), ray, atol=1e-9)
 
 
-@pytest.mark.filterwarnings('error')
+@pytest.mark.filterwarnings('error::RuntimeWarning')
 @pytest.mark.parametrize('d', [
     [1e300] * 5, [-1e300] * 5, [1e-320] * 5, [1e155, -1e300, 0.0, 0.0, 1e-300],
     [1e300] * 8, [0.0] * 7 + [1e300], [1e200] * 14, [1e-5] * 12 + [1e300] * 2,

@@ -244,6 +244,7 @@ def publishing(*arguments, **options):
             if process.poll() is None:
                 process.kill()
             process.wait()
+            process.stdout.close()
             listener.close()
 
 

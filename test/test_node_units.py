@@ -244,9 +244,14 @@ def test_a_job_of_the_worker_can_be_interrupted(worker):
 def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
     slot, slept = Slot(), []
     slot.frame = 1
-    worker.begin([slot], lambda _batch: slept.extend([worker.sleep(0.0), worker.sleep(60.0)]))
-    while worker.busy_seconds() == 0.0:
-        pass
+    first = threading.Event()
+
+    def sleep(_batch):
+        slept.append(worker.sleep(0.0))
+        first.set()
+        slept.append(worker.sleep(60.0))
+    worker.begin([slot], sleep)
+    assert first.wait(10)
     assert worker.pause(10)
     assert slept == [True, False]
 

@@ -136,7 +136,7 @@ def test_the_networks_own_aspect_gives_the_same_bits_in_every_mode(estimator, si
 @pytest.mark.parametrize('fit', FITS)
 @pytest.mark.parametrize('upsampling', ['centered', 'bilinear', 'patch'])
 @pytest.mark.parametrize('size', [(1, 1), (1, 500), (500, 1), (2, 3), (3, 4000)])
-@pytest.mark.filterwarnings('error')
+@pytest.mark.filterwarnings('error::RuntimeWarning', 'error::UserWarning')
 def test_the_thinnest_images(estimator, fit, upsampling, size):
     reconfigure(estimator, input_fit=fit, upsampling=upsampling)
     image = np.full((*size, 3), 99, np.uint8)
