@@ -63,3 +63,7 @@ class ImageError(DataError):
 
 class CameraInfoError(DataError):
     """A camera_info cannot be used."""
+
+
+class RangeError(DataError):
+    """A message of a depth camera, lidar or scanner cannot be used."""

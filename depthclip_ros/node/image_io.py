@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _BIG_ENDIAN = int(sys.byteorder == 'big')
 _MILLIMETRES = 1000.0
 _UINT16_MAX = 65535
+_COMPRESSED_DEPTH = 'compresseddepth'  # in a message's format, whatever its capitals
+# Before the PNG of compressed_depth_image_transport: format (int32), two numbers (float32).
+_DEPTH_HEADER = 12
 _BAYER_LEAST = 3  # OpenCV gives black below
 # The longest that a JPEG can have. Resizing goes by one side after the other: with 64 million
 # pixels in one row or column, what is in between takes tens of gigabytes.
@@ -155,7 +158,7 @@ def compressed_to_rgb(
             f'The compressed image (format {quoted(described)}) has no data. Check the camera '
             'driver.',
         )
-    if 'compresseddepth' in described.lower():
+    if _COMPRESSED_DEPTH in described.lower():
         raise ImageError(
             'compressed depth',
             f'The compressed image has format {quoted(described)}: it is a depth image, not a '
@@ -175,6 +178,96 @@ def compressed_to_rgb(
     if pixels.shape[2] == 4:
         return _converted(pixels, cv2.COLOR_RGBA2RGB if is_rgb else cv2.COLOR_BGRA2RGB)
     return _converted(pixels, None if is_rgb else cv2.COLOR_BGR2RGB)
+
+
+def to_depth(
+    msg: Image, max_pixels: int = NodeConfig.max_pixels,
+) -> NDArray[np.float32]:
+    """Give the depth in a depth image message (REP-118).
+
+    Args:
+        msg: 32FC1 in metres, or 16UC1 (also mono16) in millimetres.
+        max_pixels: Largest product of width and height that is converted.
+
+    Returns:
+        float32 (H, W) metres; NaN where there is none: 0, negative, NaN or infinite.
+
+    Raises:
+        ImageError: As `to_rgb`.
+
+    """
+    encoding, data = str(msg.encoding), data_of(msg)
+    _check_present(msg, data)
+    if encoding in ('16UC1', 'mono16'):
+        return _from_millimetres(_pixels(msg, data, _Layout(1, None, 16), max_pixels))
+    if encoding != '32FC1':
+        raise ImageError(
+            'unknown encoding',
+            f'The depth image has encoding {quoted(encoding)}; known are 32FC1 (metres) and '
+            '16UC1 (millimetres). Use the topic of the depth image itself, not a picture of it.',
+        )
+    pixels = _pixels(msg, data, _Layout(1, None, 32), max_pixels)
+    return _known(pixels.view(f'{pixels.dtype.byteorder}f4').astype(np.float32))
+
+
+def compressed_to_depth(
+    msg: CompressedImage, max_pixels: int = NodeConfig.max_pixels,
+) -> NDArray[np.float32]:
+    """Give the depth in a compressed message.
+
+    Known are the PNG of compressed_depth_image_transport, of 16UC1 and of 32FC1 (whose 16 bits
+    hold quantised inverse depth), and a bare PNG of 16 bits in millimetres, as
+    compressed_image_transport makes it of 16UC1.
+
+    Args:
+        msg: The message.
+        max_pixels: Largest product of width and height that is decoded.
+
+    Returns:
+        As `to_depth`.
+
+    Raises:
+        ImageError: As `compressed_to_rgb`, and 'no depth'.
+
+    """
+    described, data = str(msg.format), data_of(msg).tobytes()
+    inverse = None
+    if _COMPRESSED_DEPTH in described.lower():
+        header, data = data[:_DEPTH_HEADER], data[_DEPTH_HEADER:]
+        if described.startswith('32FC1') and len(header) == _DEPTH_HEADER:
+            inverse = np.frombuffer(header, '<f4', offset=4)
+    if not data:
+        raise ImageError(
+            'empty image', f'The compressed depth image (format {quoted(described)}) has no data. '
+                           'Check the camera driver.')
+    if 'rvl' in described.lower():
+        raise ImageError(
+            'undecodable', f'The compressed depth image has format {quoted(described)}; known is '
+                           'PNG. Record with compressedDepth format png, or the raw depth image.')
+    file = compressed.read(data, described)
+    _check_pixel_count(file.width, file.height, max_pixels)
+    pixels = compressed.decode(file)
+    if pixels.ndim != 2 or pixels.dtype != np.uint16:
+        raise ImageError(
+            'no depth',
+            f'The compressed depth image (format {quoted(described)}) holds {pixels.dtype} pixels '
+            f'of shape {pixels.shape}, but depth is one channel of 16 bits. Use the topic of the '
+            'depth image itself, not a picture of it.')
+    if inverse is None:
+        return _from_millimetres(pixels)
+    with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+        metres = inverse[0] / (pixels.astype(np.float32) - inverse[1])
+    return _known(np.where(pixels > 0, metres, np.float32(np.nan)))
+
+
+def _from_millimetres(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    return _known(pixels.astype(np.float32) / np.float32(_MILLIMETRES))
+
+
+def _known(metres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """In place: NaN for what is no depth."""
+    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
+    return metres
 
 
 def depth_image(
