@@ -41,8 +41,13 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
+        return self.maps(images)[0]
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the trunk's own map (B, C', H / stride, W / stride) in float32."""
         with exact_float32(images.device):
-            return self.head(self.trunk(images.to(self.dtype)).float())
+            trunk = self.trunk(images.to(self.dtype)).float()
+            return self.head(trunk), trunk
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors, all there is to do for most trunks."""

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -22,7 +22,8 @@ from . import engines
 from .backbone import build_image_encoder
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
-from .errors import ConfigError, ImageError, WeightsError
+from .errors import CameraInfoError, ConfigError, ImageError, WeightsError
+from .geometry import CameraModel
 from .projection import (
     bin_spread,
     bin_weights,
@@ -48,6 +49,20 @@ KEPT_WORDS = 8
 _LOGGER = logging.getLogger(__name__)
 
 
+class Adjustment(NamedTuple):
+    """What an anchor makes of the depth of one image."""
+
+    scale: float = 1.0  # depth is multiplied by it, and its standard deviation
+    inflation: float = 1.0  # the standard deviation once more
+
+
+NOT_ADJUSTED = Adjustment()
+# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, what the
+# patches tile, and (H, W) of the image -> what becomes of it. Called once an image, before limits.
+Anchor = Callable[
+    [NDArray[np.float32], 'NDArray[np.float32] | None', Window, Size], Adjustment]
+
+
 @dataclass(frozen=True)
 class DepthPrediction:
     """Depth of one image, as NumPy arrays in float32.
@@ -65,6 +80,13 @@ class DepthPrediction:
             of how undecided a patch is, not an error bar. NaN where a patch shows padding.
         window: the part of the image that the patches tile, in its pixels: all of it, unless
             `input_fit` crops or pads.
+        image_size: (H, W) of the image.
+        upsampling: from patches to pixels.
+        focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
+            are multiplied; 1 where the camera is unknown.
+        adjustment: what the anchor made of depth; 1 and 1 without one.
+        patch_stddev: (h, w) metres, standard deviation of `patch_depth`: the truth is within 1.645
+            of it for 90 % of the patches. None without a calibration.
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
     those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
@@ -77,6 +99,31 @@ class DepthPrediction:
     logits: NDArray[np.float32]
     spread: NDArray[np.float32]
     window: Window
+    image_size: Size
+    upsampling: str
+    focal_ratio: float = 1.0
+    adjustment: Adjustment = NOT_ADJUSTED
+    patch_stddev: NDArray[np.float32] | None = None
+
+    def stddev(self) -> NDArray[np.float32] | None:
+        """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
+        if self.patch_stddev is None:
+            return None
+        height, width = self.depth.shape
+        pixels = _fill(torch.from_numpy(self.patch_stddev), self.image_size, (height, width),
+                       self.upsampling, self.window).numpy()
+        return np.where(np.isfinite(self.depth), pixels, np.float32(np.nan))
+
+
+class Maps(NamedTuple):
+    """What the image encoder sees of a batch, on the device.
+
+    With `flip_average` there are two passes, the second over the mirrored images and itself
+    mirrored, else one.
+    """
+
+    features: Tensor  # (passes, B, C, h, w), what is compared with the text
+    trunk: Tensor  # (passes, B, C', h, w), what they are made of
 
 
 class ReadOut(NamedTuple):
@@ -297,16 +344,21 @@ class DepthEstimator:
     @overload
     def predict(
         self, rgb: NDArray[np.uint8], size: tuple[int, int] | None = None,
+        intrinsics: CameraModel | None = None, anchors: Anchor | None = None,
     ) -> DepthPrediction: ...
 
     @overload
     def predict(
         self, rgb: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None = None,
+        intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
+        anchors: Sequence[Anchor | None] | None = None,
     ) -> list[DepthPrediction]: ...
 
     def predict(
         self, rgb: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
         size: tuple[int, int] | None = None,
+        intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
+        anchors: Sequence[Anchor | None] | Anchor | None = None,
     ) -> DepthPrediction | list[DepthPrediction]:
         """Estimate depth.
 
@@ -315,21 +367,31 @@ class DepthEstimator:
                 batch. An image that is not of the network's size is resized to it, as
                 `input_fit` says if its aspect ratio is another.
             size: (height, width) of `depth`; None for each image's own.
+            intrinsics: the camera that took the image, or one or None for every image: its focal
+                length counts as `reference_focal` says.
+            anchors: what knows the scale of the image, or one or None for every image.
 
         Returns:
             One prediction, or a list in the order of the images.
 
         Raises:
             ImageError: an image has another shape or type.
+            CameraInfoError: a camera is not for images of that size, or shows nothing.
 
         """
         if isinstance(rgb, np.ndarray):
-            return self._predict_batch([rgb], size)[0]
-        return self._predict_batch(list(rgb), size) if len(rgb) else []
+            return self._predict_batch([rgb], size, [intrinsics], [anchors])[0]  # type: ignore[list-item]
+        images = list(rgb)
+        if intrinsics is None or isinstance(intrinsics, CameraModel):
+            intrinsics = [intrinsics] * len(images)
+        if anchors is None or callable(anchors):
+            anchors = [anchors] * len(images)
+        return self._predict_batch(images, size, intrinsics, anchors) if images else []
 
     @torch.inference_mode()
     def _predict_batch(
         self, images: list[NDArray[np.uint8]], size: tuple[int, int] | None,
+        cameras: Sequence[CameraModel | None], anchors: Sequence[Anchor | None],
     ) -> list[DepthPrediction]:
         for image in images:
             _check_image(image)
@@ -337,11 +399,20 @@ class DepthEstimator:
         config = settings.config
         sizes = [image.shape[:2] for image in images]
         windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
+        ratios = [focal_ratio(config.reference_focal, *of_one)
+                  for of_one in zip(cameras, windows, sizes, strict=True)]
+        adjustments: list[Adjustment] = []
 
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = _valid(
-                self._read(settings, list(map(self._fit, pixels, windows))),
-                config, windows, sizes)
+            read_out = self._read(settings, list(map(self._fit, pixels, windows)))
+            read_out = _times(read_out, ratios)
+            adjustments[:] = [
+                NOT_ADJUSTED if anchor is None else
+                anchor(patches.cpu().numpy(), None, window, image)
+                for anchor, patches, window, image in zip(
+                    anchors, read_out.patch_depth, windows, sizes, strict=True)]
+            read_out = _times(read_out, [adjustment.scale for adjustment in adjustments])
+            read_out = _valid(read_out, config, windows, sizes)
             return [*read_out, *(
                 _fill(patches, image, size or image, config.upsampling, window)
                 for patches, image, window in zip(
@@ -352,8 +423,9 @@ class DepthEstimator:
         else:
             outputs = self._replayer.call(estimate, images)
         patch_depth, weights, logits, spread, *depth = outputs
-        return [DepthPrediction(*of_one) for of_one in zip(
-            depth, patch_depth, weights, logits, spread, windows, strict=True)]
+        return [DepthPrediction(
+            depth[i], patch_depth[i], weights[i], logits[i], spread[i], windows[i], sizes[i],
+            config.upsampling, ratios[i], adjustments[i]) for i in range(len(images))]
 
     def _read(self, settings: Settings, images: Sequence[Tensor]) -> ReadOut:
         """Run the network on images of its size: all that does not depend on the images' own."""
@@ -361,7 +433,7 @@ class DepthEstimator:
 
         def compute(text: Tensor, bins: Tensor, temperature: Tensor, *images: Tensor) -> ReadOut:
             with exact_float32(self.device):
-                logits = _compare(self._encode(images, flip), text, temperature)
+                logits = _compare(self._encode(images, flip).features, text, temperature)
                 return _read_out(logits, bins)
 
         inputs = (settings.text, settings.bins, settings.temperature, *images)
@@ -384,6 +456,11 @@ class DepthEstimator:
             ImageError: an image has another shape or type.
 
         """
+        return self.maps(images).features
+
+    @torch.inference_mode()
+    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Maps:
+        """The same with the trunk's own map, as `features` otherwise."""
         for image in images:
             _check_image(image)
         with current(self.device):
@@ -411,8 +488,8 @@ class DepthEstimator:
         padded[rows, columns] = image
         return padded
 
-    def _encode(self, images: Sequence[Tensor], flip: bool) -> Tensor:
-        """Images of the network's size, on the device -> (passes, B, C, h, w)."""
+    def _encode(self, images: Sequence[Tensor], flip: bool) -> Maps:
+        """Images of the network's size, on the device."""
         count, passes = len(images), 1 + flip
         height, width, _ = images[0].shape
         rows = torch.empty(passes * count, height, 3 * width, device=self.device)
@@ -424,8 +501,8 @@ class DepthEstimator:
         batch = rows.view(-1, height, width, 3)
         if flip:  # the mirrored pass rides in the same batch
             batch[count:] = batch[:count].flip(2)
-        features: Tensor = self._encoder(batch.permute(0, 3, 1, 2))
-        return features.reshape(passes, count, *features.shape[1:])
+        return Maps(*(values.reshape(passes, count, *values.shape[1:])
+                      for values in self._encoder.maps(batch.permute(0, 3, 1, 2))))
 
     @torch.inference_mode()
     def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
@@ -455,6 +532,47 @@ class DepthEstimator:
         """
         with current(self.device), exact_float32(self.device):
             return _read_out(logits, self._settings.bins if bins is None else bins)
+
+
+def focal_ratio(
+    reference: float, camera: CameraModel | None, window: Window, size: Size,
+) -> float:
+    """By what a camera's focal length makes depth larger than words alone say.
+
+    An image tells angles: what a lens of twice the focal length shows as large is twice as far.
+
+    Args:
+        reference: focal length that belongs to the words, in widths of the network's input; 0:
+            it does not count.
+        camera: None if it is unknown.
+        window: what the network sees of the image.
+        size: (H, W) of the image.
+
+    Returns:
+        The camera's focal length over the reference; 1 where one of them is missing.
+
+    Raises:
+        CameraInfoError: the camera is not for images of that size, or shows nothing.
+
+    """
+    if camera is None or not reference:
+        return 1.0
+    camera.check_size(size[1], size[0])
+    ratio = camera.focal_length(window) / reference
+    if not 0.0 < ratio < math.inf:
+        raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
+                              'the image. Calibrate the camera again.')
+    return ratio
+
+
+def _times(read_out: ReadOut, factors: Sequence[float]) -> ReadOut:
+    """Depth and spread of every image times a factor of its own."""
+    if all(factor == 1.0 for factor in factors):
+        return read_out
+    return read_out._replace(**{
+        name: torch.stack([patches * factor for patches, factor in zip(
+            getattr(read_out, name), factors, strict=True)])
+        for name in ('patch_depth', 'spread')})
 
 
 def _valid(

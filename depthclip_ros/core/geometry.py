@@ -27,6 +27,7 @@ _LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no 
 # Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
 # still is a number in float32.
 _FURTHEST_ASIDE = 1e8
+_COLUMNS, _ROWS = 33, 9  # at which the focal length is looked at
 _TRIED = 5  # pixels a side that are looked at, whether any has a ray
 
 
@@ -115,6 +116,34 @@ class CameraModel:
             )
         return camera
 
+    @classmethod
+    def pinhole(
+        cls, width: int, height: int, fx: float, fy: float | None = None,
+        cx: float | None = None, cy: float | None = None,
+    ) -> CameraModel:
+        """Give a camera without distortion.
+
+        Args:
+            width: of the image in pixels.
+            height: of the image in pixels.
+            fx: focal length in pixels, horizontally.
+            fy: vertically; None: as `fx`.
+            cx: column of the principal point; None: the middle.
+            cy: row of the principal point; None: the middle.
+
+        Raises:
+            CameraInfoError: a focal length is not positive, or a number is not finite.
+
+        """
+        cx = (width - 1) / 2 if cx is None else cx
+        cy = (height - 1) / 2 if cy is None else cy
+        K = np.array([[fx, 0.0, cx], [0.0, fx if fy is None else fy, cy], [0.0, 0.0, 1.0]])
+        _check_finite('k', K)
+        _check_range('k', K)
+        _check_intrinsics('k', K)
+        return cls(width, height, _read_only(K), _read_only(np.empty(0)), NO_DISTORTION,
+                   _read_only(np.eye(3)), _read_only(np.column_stack([K, np.zeros(3)])))
+
     def check_size(self, width: int, height: int) -> None:
         """Check that images of this size are this camera's.
 
@@ -185,6 +214,30 @@ class CameraModel:
         pixels = np.ones((len(ideal), 3))
         pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
+
+    def focal_length(self, window: Window | None = None) -> float:
+        """Horizontal focal length of the image, or a window of it, in widths of that.
+
+        With distortion an image has another one at every place: this is their mean, which is how
+        large things at a distance appear on average.
+
+        Args:
+            window: what the network sees; None for the whole image.
+
+        Returns:
+            fx / width for a camera without distortion; NaN where the window shows nothing.
+
+        """
+        x, y, width, height = window or (0, 0, self.width, self.height)
+        left, right = (min(max(u, 0.0), self.width) for u in (x, x + width))
+        top, bottom = (min(max(v, 0.0), self.height) for v in (y, y + height))
+        u = np.linspace(left, right, _COLUMNS) - 0.5
+        v = np.linspace(top, bottom, _ROWS) - 0.5
+        steps = np.diff(self.rays(u[None, :], v[:, None])[..., 0], axis=1)
+        steps = steps[steps > 0.0]  # so no NaN either
+        if not steps.size:
+            return float('nan')
+        return float((right - left) / (_COLUMNS - 1) / width * np.mean(1.0 / steps))
 
     def patch_rays(self, h: int, w: int, window: Window | None = None) -> NDArray[np.float32]:
         """Rays through the centres of `h` x `w` patches that tile the image, or a window of it.
