@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
 
-C is the dimension of the text features. What is not needed (attention pool, text encoder) is not
-in memory. The trunks here are CLIP's own modules, step by step: `engines` makes them fast.
+C is the dimension of the text features. What is not needed (text encoder, unasked-for attention
+pool) is not in memory. The trunks here are CLIP's own modules, step by step: `engines` makes them
+fast.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, normalize
+from torch.nn.functional import (
+    conv2d,
+    interpolate,
+    normalize,
+    scaled_dot_product_attention,
+)
 
 from .clip_package import fitting_weights, import_clip
 from .device import exact_float32
@@ -30,12 +37,16 @@ class ImageEncoder(nn.Module):
         trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
         dtype: number format of the trunk's input.
         stride: pixels a patch is wide and high.
+        pool: the attention pool, for a ResNet whose pool was asked for.
 
     """
 
-    def __init__(self, trunk: nn.Module, stride: int) -> None:
+    def __init__(
+        self, trunk: nn.Module, stride: int, pool: AttentionPool | None = None,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
+        self.pool = pool
         self.dtype = torch.float32
         self.stride = stride
 
@@ -54,6 +65,70 @@ class ImageEncoder(nn.Module):
         return normalize(features, dim=1)
 
 
+class _Positions:
+    """Resizes a learned positional embedding to any grid, and keeps the last one."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def resized(self, learned: Tensor, height: int, width: int) -> Tensor:
+        """(1 + side^2, C) -> (1 + height x width, C) in float32, bicubically in two dimensions."""
+        key = (height, width, learned.device, learned.dtype)
+        known = self._known  # once: other threads may come with another size
+        if known is None or known[0] != key:
+            side = math.isqrt(len(learned) - 1)
+            grid = learned[1:].float().T.reshape(1, -1, side, side)
+            if (height, width) != (side, side):
+                grid = interpolate(grid, (height, width), mode='bicubic', align_corners=False)
+            known = self._known = key, torch.cat([learned[:1].float(), grid.flatten(2)[0].T])
+        return known[1]
+
+
+class AttentionPool(nn.Module):
+    """The attention pool at the end of a CLIP ResNet, in float32, for maps of any size.
+
+    One token for the map's mean and one for every position look at each other. CLIP takes what
+    the mean's token gets, `whole`, for the image; the other tokens' answers, `dense`, lie in the
+    same joint space (DenseCLIP, arXiv 2112.01518, section 3.2, calls them the language-compatible
+    map). The positional embedding is resized to the map.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        """Take over CLIP's own `AttentionPool2d`."""
+        super().__init__()
+        self.query, self.key, self.value = pool.q_proj, pool.k_proj, pool.v_proj
+        self.output = pool.c_proj
+        self.learned = pool.positional_embedding
+        self.heads = pool.num_heads
+        self._positions = _Positions()
+
+    def whole(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C): CLIP's own output for these maps, of any length."""
+        tokens = self._tokens(features)
+        return self._ask(tokens[:, :1], tokens)[:, 0]
+
+    def dense(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C, h, w): the same with every position as the query."""
+        tokens = self._tokens(features)
+        answers = self._ask(tokens[:, 1:], tokens).transpose(1, 2)
+        return answers.reshape(*answers.shape[:2], *features.shape[2:])
+
+    def _tokens(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, 1 + h x w, C'): the mean first."""
+        x = features.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        return x + self._positions.resized(self.learned, *features.shape[2:])
+
+    def _ask(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """(B, Q, C') and (B, T, C') -> (B, Q, C)."""
+        query, key, value = (
+            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for project, x in (
+                (self.query, queries), (self.key, tokens), (self.value, tokens)))
+        mixed = scaled_dot_product_attention(query, key, value)
+        answers: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return answers
+
+
 class ReferenceFeatures(ImageEncoder):
     """What the official code compares with the text.
 
@@ -62,14 +137,16 @@ class ReferenceFeatures(ImageEncoder):
     attention pool's projection into it is left out.
     """
 
-    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
+    def __init__(
+        self, resnet: nn.Module, shape: Architecture, pool: AttentionPool | None = None,
+    ) -> None:
         """Take over the convolutional part of a CLIP ResNet."""
         channels = 32 * shape.width
         if channels % shape.embed_dim:
             raise ConfigError(
                 f'features: reference keeps every n-th of {channels} channels, which does not '
                 f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
-        super().__init__(_without_pool(resnet), RESNET_STRIDE)
+        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
         self.channel_step = channels // shape.embed_dim
 
     def head(self, features: Tensor) -> Tensor:
@@ -89,11 +166,10 @@ class MaskClipFeatures(ImageEncoder):
     projection: Tensor
     offset: Tensor
 
-    def __init__(self, resnet: nn.Module) -> None:
+    def __init__(self, resnet: Any, pool: AttentionPool | None = None) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
-        pool: Any = resnet.attnpool
-        super().__init__(_without_pool(resnet), RESNET_STRIDE)
-        output, value = pool.c_proj, pool.v_proj
+        output, value = resnet.attnpool.c_proj, resnet.attnpool.v_proj
+        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
         self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
         self.register_buffer('offset', output.weight @ value.bias + output.bias)
 
@@ -108,27 +184,17 @@ class VitMaskClip(nn.Module):
     The positional embedding is resized in two dimensions, bicubically.
     """
 
-    def __init__(self, vit: Any, shape: Architecture) -> None:
+    def __init__(self, vit: Any) -> None:
         """Take over a CLIP vision transformer."""
         super().__init__()
         self.vit = vit
-        self.native_grid = shape.resolution // (shape.patch or 1)
         self.blocks = vit.transformer.resblocks[:-1]
         self.last = vit.transformer.resblocks[-1]
-        self._positions: tuple[tuple[Any, ...], Tensor] | None = None
+        self._positions = _Positions()
 
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
-        learned = self.vit.positional_embedding
-        key = (height, width, learned.device, learned.dtype)
-        known = self._positions  # once: other threads may come with another size
-        if known is None or known[0] != key:
-            side = self.native_grid
-            grid = learned[1:].float().T.reshape(1, -1, side, side)
-            if (height, width) != (side, side):
-                grid = interpolate(grid, (height, width), mode='bicubic', align_corners=False)
-            known = self._positions = key, torch.cat([learned[:1].float(), grid.flatten(2)[0].T])
-        return known[1]
+        return self._positions.resized(self.vit.positional_embedding, height, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
@@ -147,12 +213,15 @@ class VitMaskClip(nn.Module):
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
-def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
+def build_image_encoder(
+    state_dict: Mapping[str, Tensor], features: str, *, keep_pool: bool = False,
+) -> ImageEncoder:
     """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
 
     Args:
         state_dict: the whole model's; only the visual part is copied.
         features: 'reference' or 'maskclip'.
+        keep_pool: keep a ResNet's attention pool, too, as the encoder's `pool`.
 
     Raises:
         WeightsError: tensors are missing or misshapen.
@@ -164,14 +233,15 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
         raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
                           'transformer use features: maskclip.')
     visual = _load_visual(state_dict, shape)
+    pool = AttentionPool(visual.attnpool) if keep_pool and shape.patch is None else None
     with torch.no_grad():
         encoder: ImageEncoder
         if shape.patch is not None:
-            encoder = ImageEncoder(VitMaskClip(visual, shape), shape.patch)
+            encoder = ImageEncoder(VitMaskClip(visual), shape.patch)
         elif features == 'maskclip':
-            encoder = MaskClipFeatures(visual)
+            encoder = MaskClipFeatures(visual, pool)
         else:
-            encoder = ReferenceFeatures(visual, shape)
+            encoder = ReferenceFeatures(visual, shape, pool)
     encoder.eval().requires_grad_(False)
     return encoder
 
@@ -181,7 +251,7 @@ def _without_pool(resnet: nn.Module) -> nn.Module:
     return resnet
 
 
-def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> nn.Module:
+def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
     """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does."""
     model = import_clip().model
     own = {key[len('visual.'):]: value for key, value in state_dict.items()
