@@ -15,6 +15,7 @@ from depthclip_ros.sim import (
     Cylinder,
     Light,
     Material,
+    Mount,
     RenderOptions,
     Scene,
     SimCamera,
@@ -237,6 +238,20 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
         assert frame.depth.tobytes() == frames[0].depth.tobytes()
 
 
+@pytest.mark.parametrize('wrong', [
+    {'height': (0.0, 0.0)}, {'height': (1.5, 1.3)}, {'height': (1.0, 9.0)}, {'pitch': (0.2, 0.1)},
+    {'pitch': (-2.0, 0.0)}, {'pitch': (math.nan, 0.0)}])
+def test_impossible_mounts_are_refused(wrong):
+    with pytest.raises(ValueError, match='must be a lowest and a highest'):
+        Mount(**wrong)
+
+
+def test_the_usual_paths_are_those_that_the_demo_model_was_trained_on():
+    path = trajectory(Scene.generate('office', 3), 0)
+    assert path.center == pytest.approx((3.66002670, 4.82352071, 1.32690891))
+    assert path == trajectory(Scene.generate('office', 3), 0, Mount())
+
+
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"'kitchen'.*bathroom"):
         Scene.generate('kitchen', 0)
@@ -337,6 +352,9 @@ def test_paths_are_smooth_and_free(kind):
             x, y, z = pose[:3, 3]
             assert 1.25 < z < 1.55
             assert scene.clearance(x, y, z - 0.05, z + 0.05) > 0.1
+        low = trajectory(scene, seed, Mount((0.35, 0.35))).pose(0.0)[:3, 3]
+        assert low[2] == pytest.approx(0.35, abs=0.03)
+        assert scene.clearance(*low[:2], 0.0, 0.5) > 0.1
         steps = [np.linalg.norm(b[:3, 3] - a[:3, 3])
                  for a, b in pairwise(poses)]
         turns = [math.acos(min(1.0, (np.trace(a[:3, :3].T @ b[:3, :3]) - 1) / 2))

@@ -10,7 +10,7 @@ import pytest
 
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.sim import KINDS, RenderOptions, Scene, render, trajectory
+from depthclip_ros.sim import KINDS, Mount, RenderOptions, Scene, render, trajectory
 from depthclip_ros.sources import sim_world
 from depthclip_ros.sources.sim_world import Schedule, SimConfig, View, calibration, room
 
@@ -39,6 +39,8 @@ def view(index=0, **settings):
     ({'cameras': ('a__b',)}, 'cannot be a ROS namespace'),
     ({'white_balance': (1.0, 2.0)}, 'white_balance: .* must be three gains'),
     ({'white_balance': (1.0, 0.0, 1.0)}, 'white_balance: .* must be three gains'),
+    ({'mount_height': 0.05}, 'mount_height: 0.05 m must be 0, for the usual, or at least 0.1 m'),
+    ({'mount_height': 3.0}, 'mount_height: 3.0 m is outside 0.0 to 2.0'),
     ({'fov': 100.0, 'distortion': True}, 'distortion: this lens cannot cover'),
     ({'sede': 1}, "unknown setting 'sede'; known are: kind, seed"),
 ])
@@ -112,6 +114,17 @@ def test_a_view_is_the_renderers_picture_of_the_room_with_that_seed():
     assert announced == [(0.0, 'office, seed 3')]
 
 
+def test_a_camera_stands_and_looks_as_it_is_mounted():
+    config = SimConfig(**SMALL, mount_height=0.35, mount_pitch=20.0)
+    look, _ = view(mount_height=0.35, mount_pitch=20.0)
+    frame, path = look.frame(0.0, 0), room('office', 3, pytest.fail, config.mount()).path
+    assert path.center[2] == 0.35
+    usual = room('office', 3, pytest.fail).path
+    assert math.degrees(path.pitch - usual.pitch) == pytest.approx(20.0)
+    np.testing.assert_array_equal(frame.pose, path.pose(0.0))
+    assert SimConfig().mount() == Mount()
+
+
 def test_rooms_follow_one_another():
     look, announced = view(scene_seconds=2.0)
     for tenth in range(0, 61, 5):
@@ -183,10 +196,10 @@ def test_motion_blur_looks_around_the_middle_of_the_exposure():
 
 
 def test_a_room_without_a_place_for_the_camera_is_said_and_left_out(monkeypatch):
-    def full(scene, seed):
+    def full(scene, seed, mount):
         if scene.seed < 6:
             raise RuntimeError(f'no free place for a camera in {scene.kind} {scene.seed}')
-        return trajectory(scene, seed)
+        return trajectory(scene, seed, mount)
     monkeypatch.setattr(sim_world, 'trajectory', full)
     warnings = []
     assert str(room('office', 4, warnings.append)) == 'office, seed 6'

@@ -11,8 +11,8 @@ from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.frame import Frame, RenderOptions, render
 from depthclip_ros.sim.rooms import KINDS
 from depthclip_ros.sim.scene import Box, Cylinder, Light, Material, Scene, Sphere
-from depthclip_ros.sim.trajectory import Trajectory, camera_pose, trajectory
+from depthclip_ros.sim.trajectory import Mount, Trajectory, camera_pose, trajectory
 
 __all__ = [
-    'KINDS', 'Box', 'Cylinder', 'Frame', 'Light', 'Material', 'RenderOptions', 'Scene',
+    'KINDS', 'Box', 'Cylinder', 'Frame', 'Light', 'Material', 'Mount', 'RenderOptions', 'Scene',
     'SimCamera', 'Sphere', 'Trajectory', 'camera_pose', 'render', 'trajectory']

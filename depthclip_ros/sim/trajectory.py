@@ -12,6 +12,29 @@ from depthclip_ros.sim.scene import Scene
 #: Metres that the camera keeps from walls and furniture.
 CLEARANCE = 0.3
 _TRIES = 200
+#: Metres below the camera down to which things count as in its way.
+_REACH = 0.4
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a robot carries its camera; each trajectory draws from the ranges.
+
+    height: lowest and highest, metres above the floor.
+    pitch: lowest and highest mean pitch, radians, positive looks up.
+    The default is a camera on a mast that looks slightly down, the one of the demo model.
+    """
+
+    height: tuple[float, float] = (1.3, 1.5)
+    pitch: tuple[float, float] = (-0.28, -0.08)
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.height[0] <= self.height[1] <= 2.0:
+            raise ValueError(
+                f'height must be a lowest and a highest from 0.1 to 2.0 m, not {self.height}')
+        if not -0.5 * math.pi < self.pitch[0] <= self.pitch[1] < 0.5 * math.pi:
+            raise ValueError('pitch must be a lowest and a highest in radians between straight '
+                             f'down and straight up, not {self.pitch}')
 
 
 @dataclass(frozen=True)
@@ -55,20 +78,21 @@ def camera_pose(position: tuple[float, float, float], yaw: float, pitch: float =
     return pose
 
 
-def trajectory(scene: Scene, seed: int) -> Trajectory:
-    """A path in the scene's free space; the same scene and seed, the same path.
+def trajectory(scene: Scene, seed: int, mount: Mount = Mount()) -> Trajectory:
+    """A path in the scene's free space; the same scene, seed and mount, the same path.
 
-    The camera stands 1.3 to 1.5 m above the floor, as on a mobile robot, and looks slightly down.
+    By default the camera stands 1.3 to 1.5 m above the floor, as on a mobile robot with a mast,
+    and looks slightly down. A lower one keeps clear of what stands on the floor, too.
     Raises RuntimeError when the room has no free place for it.
     """
     rng = np.random.default_rng([scene.seed, seed, 7])
-    x, y, room = _free_place(scene, rng)
+    x, y, room = _free_place(scene, rng, mount.height[0] - _REACH)
     return Trajectory(
-        center=(x, y, float(rng.uniform(1.3, 1.5))),
+        center=(x, y, float(rng.uniform(*mount.height))),
         radius=float(min(0.6, room)),
         yaw=_open_direction(scene, x, y, rng),
         yaw_swing=float(rng.uniform(0.2, 0.7)),
-        pitch=float(rng.uniform(-0.28, -0.08)),
+        pitch=float(rng.uniform(*mount.pitch)),
         pitch_swing=float(rng.uniform(0.0, 0.05)),
         roll_swing=float(rng.uniform(0.0, 0.03)),
         period=float(rng.uniform(12.0, 25.0)),
@@ -88,13 +112,15 @@ def _wall_distance(scene: Scene, x: float, y: float, yaw: float) -> float:
     return min(along_x, along_y)
 
 
-def _free_place(scene: Scene, rng: np.random.Generator) -> tuple[float, float, float]:
-    """A place and the radius of the loop that fits there."""
+def _free_place(
+    scene: Scene, rng: np.random.Generator, low: float,
+) -> tuple[float, float, float]:
+    """A place and the radius of the loop that fits there, among what reaches above `low`."""
     best = (0.0, 0.0, -1.0)
     for attempt in range(_TRIES):
         x = float(rng.uniform(CLEARANCE, scene.size[0] - CLEARANCE))
         y = float(rng.uniform(CLEARANCE, scene.size[1] - CLEARANCE))
-        room = scene.clearance(x, y, low=0.9) - CLEARANCE
+        room = scene.clearance(x, y, low) - CLEARANCE
         if room > best[2]:
             best = (x, y, room)
         if best[2] > 0.1 and attempt >= 2:

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.config import Settings, define
 from ..core.errors import ConfigError
 from ..node.config import check_camera_names
-from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
+from ..sim import KINDS, Mount, RenderOptions, Scene, SimCamera, render, trajectory
 from .camera_info import CameraCalibration
 from .pictures import BUILTIN_HFOV
 
@@ -30,6 +30,8 @@ ALL_KINDS = 'all'
 NANOSECONDS = 1_000_000_000
 # plumb_bob numbers of an inexpensive wide-angle lens: straight lines bend outwards visibly.
 LENS = (-0.28, 0.08, 0.0005, -0.0003, 0.0)
+LEAST_HEIGHT = 0.1  # metres above the floor
+USUAL = Mount()
 LENS_TOLERANCE = 0.1  # pixels between a ray and where the renderer's inverse puts it
 BLUR_POSES = 4  # beside the middle of the exposure
 TOUR_FRAMES, TOUR_STEP = 10, 0.2  # pictures of each room, seconds between them
@@ -67,6 +69,12 @@ class SimConfig(Settings):
         minimum=5.0, maximum=150.0, reload=False)
     distortion: bool = define(
         False, f'A lens with plumb_bob distortion {list(LENS)}', reload=False)
+    mount_height: float = define(
+        0.0, f'Height of the camera above the floor, at least {LEAST_HEIGHT}; 0: 1.3 to 1.5, '
+             'by room', unit='m', minimum=0.0, maximum=2.0, reload=False)
+    mount_pitch: float = define(
+        0.0, 'How much further up than usual the camera looks; by room, it looks 4.6 to 16 '
+             'degrees down', unit='degrees', minimum=-60.0, maximum=60.0, reload=False)
     noise: float = define(
         0.0, 'Standard deviation of the pixel noise, of full scale', minimum=0.0, maximum=1.0,
         reload=False)
@@ -90,12 +98,21 @@ class SimConfig(Settings):
             raise ConfigError(f'white_balance: {list(self.white_balance)} must be three gains '
                               'above 0, at most 100.')
         _check_lens(self.camera())
+        if 0 < self.mount_height < LEAST_HEIGHT:
+            raise ConfigError(f'mount_height: {self.mount_height:g} m must be 0, for the usual, '
+                              f'or at least {LEAST_HEIGHT} m.')
 
     def camera(self) -> SimCamera:
         """The camera; all cameras are alike."""
         pinhole = CameraCalibration.from_fov(self.width, self.height, self.fov)
         return SimCamera(self.width, self.height, pinhole.k[0], pinhole.k[4], pinhole.k[2],
                          pinhole.k[5], LENS if self.distortion else (0.0,) * 5)
+
+    def mount(self) -> Mount:
+        """Where the camera stands and looks."""
+        low, high = (pitch + math.radians(self.mount_pitch) for pitch in USUAL.pitch)
+        height = (self.mount_height, self.mount_height) if self.mount_height else USUAL.height
+        return Mount(height, (low, high))
 
     def options(self, elapsed: float, seed: int) -> RenderOptions:
         """Effects in a picture taken `elapsed` seconds after the start; `seed` is the noise's."""
@@ -124,19 +141,22 @@ class Room:
         return f'{self.scene.kind}, seed {self.scene.seed}'
 
 
-def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
+def room(
+    kind: str, seed: int, warn: Callable[[str], None], mount: Mount = USUAL,
+) -> Room:
     """One room; where it has no place for a camera, the next that has.
 
     Args:
         kind: of the room; 'all': the seed tells which.
         seed: of the room.
         warn: told of a room that is left out.
+        mount: of the camera.
 
     """
     while True:
         scene = Scene.generate(KINDS[seed % len(KINDS)] if kind == ALL_KINDS else kind, seed)
         try:
-            return Room(scene, trajectory(scene, seed=0))
+            return Room(scene, trajectory(scene, seed=0, mount=mount))
         except RuntimeError as error:
             warn(f'{error}: taking the next one')
             seed += len(KINDS) if kind == ALL_KINDS else 1
@@ -192,7 +212,7 @@ class View:
         # Without a rig, the rooms go round the cameras.
         place = number if config.rig else number * len(config.cameras) + self._index
         self._number = number
-        self._room = room(config.kind, config.seed + place, self._warn)
+        self._room = room(config.kind, config.seed + place, self._warn, config.mount())
         self._announce(number * config.scene_seconds, self._room)
 
     def _pose(self, time: float) -> Pose:
