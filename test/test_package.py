@@ -277,7 +277,7 @@ def test_rviz_shows_what_the_node_publishes():
             continue
         assert outputs.OUTPUTS[topic].__name__ == kinds[display['Class']]
         assert display['Topic']['Reliability Policy'] == 'Reliable'
-    assert shown == {'image', 'depth/image_color', 'points'}
+    assert shown == {'image', 'depth/image_color', 'depth/stddev', 'points'}
 
 
 def test_rviz_fixes_the_optical_frame():

@@ -89,7 +89,7 @@ class Camera:
         self.beyond_encoding = 0  # pixels
         self.throttle = Throttle()
         self.stretched = 0  # images of another aspect ratio than the network's input
-        self.warned_frame_id = self.warned_aspect = False
+        self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self.reported_lost = 0
         self.last_error = ''  # what an image failed of last
         self.stamps = Stamps()
@@ -104,7 +104,7 @@ class Camera:
         self.last_image = self.last_info = time.monotonic()
         self.stamps, self.newest = Stamps(), b''
         self.calibration = Calibration(rectified=self.config.rectified)
-        self.warned_frame_id = self.warned_aspect = False
+        self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self._inputs = [
             Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),
             Input(self._node, CameraInfo, self.info_topic, self._on_info, latched=True),
@@ -226,7 +226,7 @@ class Camera:
             self._counters.unprojected[condition] += 1
 
     def count_unpictured(self, condition: str) -> None:
-        """Account for an image that is answered, but without colours and spread."""
+        """Account for an image that is answered, but without colours, spread and stddev."""
         with self._ready:
             self._counters.unpictured[condition] += 1
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from ..core.window import Window
 
-# As PCL's PointXYZRGB and RViz want it: the colour is 0x00RRGGBB in the bits of a float32.
+# As PCL's PointXYZRGB and RViz want it: the colour is 0x00RRGGBB in the bits of a float32. What is
+# behind these four is left alone by who does not know it.
 _FIELDS = ('x', 'y', 'z', 'rgb')
-_POINT_STEP = 4 * len(_FIELDS)
+_STDDEV = 'stddev'
 _PLACES = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and blue
 _MOST_ROWS = 257  # of bytes whose sum 16 bits hold
 
@@ -70,11 +71,8 @@ class PatchCloud:
     """An organised cloud of one point a patch, in a message that is filled again and again."""
 
     def __init__(self) -> None:
-        self._message = PointCloud2(
-            fields=[PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
-                    for i, name in enumerate(_FIELDS)],
-            is_bigendian=sys.byteorder == 'big', point_step=_POINT_STEP)
-        self._points = np.empty((0, 0, len(_FIELDS)), np.float32)
+        self._message = PointCloud2(is_bigendian=sys.byteorder == 'big')
+        self._points = np.empty((0, 0, 0), np.float32)
 
     def fill(
         self,
@@ -82,6 +80,7 @@ class PatchCloud:
         rays: NDArray[np.float32],
         patch_depth: NDArray[np.float32],
         colors: NDArray[np.uint8],
+        patch_stddev: NDArray[np.float32] | None = None,
     ) -> PointCloud2:
         """Put points at `patch_depth` along `rays`.
 
@@ -90,15 +89,19 @@ class PatchCloud:
             rays: (h, w, 3) with z = 1, NaN where a patch has none.
             patch_depth: (h, w) metres along the optical axis.
             colors: (h, w, 3) RGB.
+            patch_stddev: (h, w) metres, standard deviation of `patch_depth`: that of z, not of
+                the distance. None if it is unknown: there is no such field then, since a field of
+                NaN would be filtered as if every point were unsure.
 
         Returns:
-            h x w points with the fields x, y, z, rgb; the same message every time. A patch
-            without a ray, or whose depth is not a positive number, is a hole: its x, y, z are
-            NaN, and the cloud is not dense.
+            h x w points with the fields x, y, z, rgb and maybe stddev; the same message every
+            time. A patch without a ray, or whose depth is not a positive number, is a hole: its
+            x, y, z and stddev are NaN, and the cloud is not dense.
 
         """
         h, w = patch_depth.shape
-        cloud, points = self._message, self._points_of(h, w)
+        fields = _FIELDS if patch_stddev is None else (*_FIELDS, _STDDEV)
+        cloud, points = self._message, self._points_of(h, w, fields)
         xyz = points[..., :3]
         np.multiply(rays, patch_depth[..., None], out=xyz)
         known = np.isfinite(xyz).all(axis=-1) & (patch_depth > 0.0)
@@ -106,16 +109,21 @@ class PatchCloud:
         if not dense:
             xyz[~known] = np.nan
         points.view(np.uint32)[..., 3] = colors @ _PLACES
+        if patch_stddev is not None:
+            points[..., 4] = np.where(known, patch_stddev, np.float32(np.nan))
         cloud.header = header
         cloud.is_dense = dense
         return cloud
 
-    def _points_of(self, h: int, w: int) -> NDArray[np.float32]:
-        """(h, w, 4) view of the message's data."""
-        if self._points.shape[:2] != (h, w):
-            cloud = self._message
-            cloud.height, cloud.width, cloud.row_step = h, w, w * _POINT_STEP
+    def _points_of(self, h: int, w: int, fields: tuple[str, ...]) -> NDArray[np.float32]:
+        """(h, w, fields) view of the message's data."""
+        if self._points.shape != (h, w, len(fields)):
+            cloud, step = self._message, 4 * len(fields)
+            cloud.fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32,
+                                       count=1) for i, name in enumerate(fields)]
+            cloud.height, cloud.width = h, w
+            cloud.point_step, cloud.row_step = step, w * step
             # Assigning an array.array is quick, unlike anything else.
-            cloud.data = array.array('B', bytes(h * w * _POINT_STEP))
-            self._points = np.frombuffer(cloud.data, np.float32).reshape(h, w, len(_FIELDS))
+            cloud.data = array.array('B', bytes(h * w * step))
+            self._points = np.frombuffer(cloud.data, np.float32).reshape(h, w, len(fields))
         return self._points

@@ -16,12 +16,16 @@ Publishers (reliable, keep last 5), each with the image's header:
         there is none (and -Inf or +Inf out of range, if `out_of_range` says so: REP-117), or
         16UC1 in millimetres with 0 for all of these (REP-118).
     depth/camera_info (sensor_msgs/CameraInfo): of depth/image, whenever camera_info is usable.
-    points (sensor_msgs/PointCloud2): organised x y z rgb in metres, one point a patch; only while
-        subscribed and camera_info is usable.
+    points (sensor_msgs/PointCloud2): organised x y z rgb in metres, one point a patch; with a
+        calibration also stddev, the standard deviation of z in metres; only while subscribed and
+        camera_info is usable.
     depth/image_color (sensor_msgs/Image): bgr8, red at the first bin to blue at the last; only
         while subscribed.
     depth/spread (sensor_msgs/Image): 32FC1, standard deviation of the bins in metres, one pixel a
-        patch; only while subscribed.
+        patch: how undecided the words are, no error bar; only while subscribed.
+    depth/stddev (sensor_msgs/Image): 32FC1, standard deviation of depth in metres, whatever the
+        encoding of depth/image, and of its size; large = unsure, NaN where depth is not finite;
+        only with a calibration and while subscribed.
 
 And for all cameras together:
     /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.

@@ -39,6 +39,7 @@ OUTPUTS = {
     'points': PointCloud2,
     'depth/image_color': Image,
     'depth/spread': Image,
+    'depth/stddev': Image,
 }
 
 
@@ -99,8 +100,9 @@ class Outputs:
             h, w = prediction.patch_depth.shape
             rays = calibration.rays(h, w, prediction.window)
             cloud = self._cloud.fill(header, rays, prediction.patch_depth,
-                                     patch_colors(rgb, h, w, prediction.window))
-            self._publish('points', header, (h, w, cloud.is_dense),
+                                     patch_colors(rgb, h, w, prediction.window),
+                                     prediction.patch_stddev)
+            self._publish('points', header, (h, w, cloud.point_step, cloud.is_dense),
                           lambda: Template(cloud, behind=1), cloud.data)  # before is_dense
 
     def publish_pictures(
@@ -116,6 +118,21 @@ class Outputs:
             self._publish_image('depth/image_color', header, picture, 'bgr8')
         if self.wanted('depth/spread'):
             self._publish_image('depth/spread', header, prediction.spread, '32FC1')
+
+    def publish_stddev(self, header: Header, prediction: DepthPrediction) -> bool:
+        """Publish depth/stddev while wanted, in metres whatever the encoding of depth/image.
+
+        Returns:
+            False if it is wanted, and nothing is known: there is no calibration.
+
+        """
+        if not self.wanted('depth/stddev'):
+            return True
+        stddev = prediction.stddev()
+        if stddev is None:
+            return False
+        self._publish_image('depth/stddev', header, stddev, '32FC1')
+        return True
 
     def _publish_image(
         self, topic: str, header: Header, pixels: NDArray[Any], encoding: str,

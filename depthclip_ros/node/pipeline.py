@@ -200,10 +200,23 @@ class Pipeline:
                     camera.outputs.publish_pictures(
                         header, prediction, estimator.config.bins,
                         trained=estimator.weights.trained)
+                    if not camera.outputs.publish_stddev(header, prediction):
+                        self._warn_no_stddev(camera)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             condition = _condition('publication', error)
             camera.count_unpictured(condition)
-            self._report(camera, 'No depth/image_color and no depth/spread', condition, error)
+            self._report(camera, 'No depth/image_color, depth/spread and depth/stddev',
+                         condition, error)
+
+    def _warn_no_stddev(self, camera: Camera) -> None:
+        """Say once why nothing comes on depth/stddev."""
+        if not camera.warned_stddev:
+            camera.warned_stddev = True
+            self._node.get_logger().warning(
+                f'{camera.label}depth/stddev is subscribed to, but nothing is published on it: '
+                'without a calibration nobody knows how wrong depth is. Make one with '
+                '`depthclip calibrate`, and set the parameter calibration to its file. '
+                '(depth/spread is no substitute: it tells how undecided the words are.)')
 
     def _note_age(self, camera: Camera, header: Header) -> None:
         """Note how old the image is, if its stamp can be of this node's clock at all."""
