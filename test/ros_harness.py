@@ -25,7 +25,7 @@ from rclpy.executors import (
     SingleThreadedExecutor,
 )
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -385,6 +385,21 @@ def depth_array(message):
     """(H, W) of a 32FC1 or 16UC1 image message."""
     kind = {'32FC1': np.float32, '16UC1': np.uint16}[message.encoding]
     return np.frombuffer(message.data, kind).reshape(message.height, message.width)
+
+
+def cloud_fields(message):
+    """(h, w) values of every field of a cloud, found by name and offset as any consumer does."""
+    kinds = {PointField.INT8: 'i1', PointField.UINT8: 'u1', PointField.INT16: 'i2',
+             PointField.UINT16: 'u2', PointField.INT32: 'i4', PointField.UINT32: 'u4',
+             PointField.FLOAT32: 'f4', PointField.FLOAT64: 'f8'}
+    order = '>' if message.is_bigendian else '<'
+    layout = np.dtype({
+        'names': [field.name for field in message.fields],
+        'formats': [order + kinds[field.datatype] for field in message.fields],
+        'offsets': [field.offset for field in message.fields], 'itemsize': message.point_step})
+    points = np.ndarray((message.height, message.width), layout, bytes(message.data),
+                        strides=(message.row_step, message.point_step))
+    return {name: points[name] for name in layout.names}
 
 
 def cloud_array(message):

@@ -74,6 +74,43 @@ def test_every_point_by_hand(size):
             assert [r, g, b, zero] == [*colors[i, j].tolist(), 0]
 
 
+def test_standard_deviation_is_one_field_more_and_moves_no_other():
+    rays, depth, colors = inputs(2, 3)
+    depth[0, 1] = np.nan
+    stddev = RNG.uniform(0.1, 0.5, depth.shape).astype(np.float32)
+    maker = cloud.PatchCloud()
+    plain = maker.fill(header(), rays, depth, colors)
+    before = np.frombuffer(plain.data, np.uint8).reshape(6, 16).copy()
+    message = maker.fill(header(), rays, depth, colors, stddev)
+    assert [(f.name, f.offset, f.datatype, f.count) for f in message.fields] == [
+        (name, 4 * i, msgs.PointField.FLOAT32, 1)
+        for i, name in enumerate(['x', 'y', 'z', 'rgb', 'stddev'])]
+    assert (message.point_step, message.row_step, len(message.data)) == (20, 60, 120)
+    points = np.frombuffer(message.data, np.uint8).reshape(6, 20)
+    np.testing.assert_array_equal(points[:, :16], before)
+    found = points[:, 16:].copy().view(np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(found, np.where(np.isnan(depth), np.nan, stddev))
+    again = maker.fill(header(), rays, depth, colors)  # a calibration that was taken away
+    assert (again.point_step, len(again.fields), len(again.data)) == (16, 4, 96)
+    assert again.data.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize('known', [False, True])
+def test_fields_are_where_the_message_says(known):
+    from ros_harness import cloud_fields
+    rays, depth, colors = inputs(3, 4, holes=2)
+    stddev = RNG.uniform(0.1, 0.5, depth.shape).astype(np.float32)
+    message = cloud.PatchCloud().fill(header(), rays, depth, colors, stddev if known else None)
+    points = cloud_fields(message)
+    assert list(points) == ['x', 'y', 'z', 'rgb', *['stddev'] * known]
+    np.testing.assert_array_equal(points['z'], depth)
+    if known:
+        np.testing.assert_array_equal(points['stddev'], np.where(np.isnan(depth), np.nan, stddev))
+    packed = points['rgb'].copy().view(np.uint32)
+    np.testing.assert_array_equal(
+        np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 2), colors)
+
+
 def test_holes():
     rays, depth, colors = inputs(3, 4)
     depth[0, :] = [np.nan, np.inf, 0.0, -1.0]

@@ -85,6 +85,8 @@ class Camera:
         self.ages = Window()  # milliseconds from stamp to publication
         self.recent_ages = Recent()  # seconds
         self.nan_shares = Recent()  # of every depth image
+        self.stddevs = Recent()  # metres, the median of every image
+        self.gated_shares = Recent()  # of every image, by max_stddev
         self.foreign_stamps = 0
         self.beyond_encoding = 0  # pixels
         self.throttle = Throttle()

@@ -87,6 +87,8 @@ class CameraReport:
             **{f'no pictures: {k}': n for k, n in sorted(counters.unpictured.items())},
             'last error': camera.last_error,
             'NaN share [%]': 100 * camera.nan_shares.mean(),
+            'stddev median [m]': camera.stddevs.mean(),
+            'beyond max_stddev [%]': 100 * camera.gated_shares.mean(),
             'pixels beyond 16UC1': camera.beyond_encoding,
             'stretched to another aspect ratio': camera.stretched,
             'stamps that went back': camera.stamps.back,

@@ -168,6 +168,7 @@ class Pipeline:
             return False
         self._note_age(camera, frame.header)
         camera.nan_shares.add(_nan_share(prediction.depth))
+        self._note_stddev(camera, prediction)
         if beyond:
             camera.beyond_encoding += beyond
             if camera.throttle.due('beyond encoding'):
@@ -217,6 +218,17 @@ class Pipeline:
                 'without a calibration nobody knows how wrong depth is. Make one with '
                 '`depthclip calibrate`, and set the parameter calibration to its file. '
                 '(depth/spread is no substitute: it tells how undecided the words are.)')
+
+    def _note_stddev(self, camera: Camera, prediction: DepthPrediction) -> None:
+        """Note how sure depth is, and how much of it was not sure enough."""
+        stddev = prediction.patch_stddev
+        if stddev is None:
+            return
+        known = stddev[np.isfinite(stddev)]
+        if known.size:
+            camera.stddevs.add(float(np.median(known)))
+            if self.config.max_stddev:
+                camera.gated_shares.add(float((known > self.config.max_stddev).mean()))
 
     def _note_age(self, camera: Camera, header: Header) -> None:
         """Note how old the image is, if its stamp can be of this node's clock at all."""

@@ -195,7 +195,7 @@ class Watchdog:
             'NaN', level, f'{100 * share:.3g} % of the depth is NaN',
             f'{camera.label}{100 * share:.3g} % of the depth is NaN (max_nan_share: {limit:g}). '
             'Either the network overflows (set precision: float32) or its weights are damaged, '
-            'or input_fit and out_of_range leave out much of it.')
+            'or input_fit, out_of_range and max_stddev leave out much of it.')
 
     def _losses(self) -> None:
         """Warn when the middleware loses a noticeable part of the images."""
