@@ -67,3 +67,7 @@ class CameraInfoError(DataError):
 
 class RangeError(DataError):
     """A message of a depth camera, lidar or scanner cannot be used."""
+
+
+class CalibrationError(DepthClipError):
+    """A calibration is missing, damaged, or belongs to another model or configuration."""

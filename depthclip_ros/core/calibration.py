@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A correction of the language depth that was fitted to one camera, and its error bars.
+
+Depth of a patch is what the words say (eq. 5) x the focal ratio x exp(correction). The correction
+is linear in what the network computes anyway, so that it costs a few matrix products:
+
+    correction = bias + trunk . t + mean of the trunk's map . m + features . f
+                 + (log d, log^2 d, logits, rays) . s + mean of log d . l
+
+with d the depth by words (metres), t the vector of a patch in the trunk's last map, and rays
+those of `ray_terms`. The logarithm of the relative standard deviation is linear in the terms of
+`spread_terms`; a factor by depth is what conformal prediction found to be missing in each decile.
+`depthclip_ros.calibrate` fits both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from . import tensor_file
+from .config import DepthConfig
+from .errors import CalibrationError, quoted
+from .files import user_path
+from .geometry import CameraModel
+from .window import Window
+
+FORMAT = 'depthclip_ros calibration 1'
+SUFFIX = '.safetensors'
+# Digits of the SHA-256 that stand in the file's name, before the suffix.
+HASH_DIGITS = 16
+_LONGEST_TEXT = 200
+
+# The settings that the correction belongs to: with others the network's answers mean other things.
+BOUND = (
+    'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
+    'input_fit', 'flip_average', 'upsampling', 'normalization', 'reference_focal',
+)
+RAY_TERMS = 10
+SPREAD_TERMS = 9
+# Corrections of log depth beyond it are none; relative standard deviations end at these.
+LARGEST_CORRECTION = 3.0
+SPREADS = 0.01, 2.0
+
+
+class Terms(NamedTuple):
+    """The numbers of a calibration, as tensors on the device of the network (all float32)."""
+
+    bias: Tensor  # ()
+    trunk: Tensor  # (2, C'): of the patch, and of the image's mean
+    features: Tensor  # (C,)
+    small: Tensor  # (2 + K + RAY_TERMS,)
+    language: Tensor  # (): of the image's mean of log d
+    bins: Tensor  # (K,) metres, instead of the configured ones
+    spread: Tensor  # (SPREAD_TERMS,)
+    knots: Tensor  # (2, Q): log depth, and the factor there (its logarithm)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a calibration was fitted to and how.
+
+    Attributes:
+        source: what it was calibrated on, in words.
+        variant: 'full', 'monotone' (bins), or 'scale'.
+        frames: how many.
+        blocks: sequences or blocks of time among them.
+        weights: SHA-256 of the network's weights.
+        weights_name: as `WeightsInfo.name`.
+        focal_ratio: of its camera, by which depth was multiplied before.
+        config: the settings in `BOUND`, as plain values.
+
+    """
+
+    source: str
+    variant: str
+    frames: int
+    blocks: int
+    weights: str
+    weights_name: str
+    focal_ratio: float
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A correction and error bars for one camera, checked, on the host.
+
+    Attributes:
+        about: where it comes from.
+        arrays: by the names of `Terms`, and 'rays': (h, w, 2) of its camera at the patches'
+            centres, z = 1.
+        digest: SHA-256 of the file in hex; of one that is not saved, of what would be in it.
+
+    """
+
+    about: About
+    arrays: tensor_file.Arrays
+    digest: str
+
+    @classmethod
+    def make(cls, about: About, arrays: tensor_file.Arrays) -> Calibration:
+        """Put together what was fitted.
+
+        Raises:
+            CalibrationError: an array is missing, of a wrong shape, or not finite.
+
+        """
+        content = tensor_file.encode(arrays, _metadata(about))
+        return cls._decoded('what was fitted', content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a file that `save` wrote.
+
+        Raises:
+            CalibrationError: it is missing, damaged, or something else.
+
+        """
+        try:
+            place = user_path(path)
+            content = tensor_file.read_bytes(place)
+        except OSError as error:
+            raise CalibrationError(
+                f'calibration: {quoted(str(path), 200)} cannot be read: '
+                f'{error.strerror or error}. Give the .safetensors file that `depthclip '
+                "calibrate` wrote, or '' for none.") from error
+        except tensor_file.TensorFileError as error:
+            raise _damaged(str(path), error) from error
+        calibration = cls._decoded(str(path), content)
+        named = place.name.removesuffix(SUFFIX).rpartition('.')[2]
+        if len(named) == HASH_DIGITS and not set(named) - set('0123456789abcdef') \
+                and not calibration.digest.startswith(named):
+            raise _damaged(str(path), f'its SHA-256 begins with {calibration.digest[:16]}, not '
+                                      'with what its name says')
+        return calibration
+
+    def save(self, folder: Path, stem: str) -> Path:
+        """Write it as `stem.HASH.safetensors`, and give that path.
+
+        Raises:
+            OSError: it cannot be written.
+
+        """
+        path = folder / f'{stem}.{self.digest[:HASH_DIGITS]}{SUFFIX}'
+        tensor_file.write(path, self.arrays, _metadata(self.about))
+        return path
+
+    @classmethod
+    def _decoded(cls, name: str, content: bytes) -> Calibration:
+        try:
+            arrays, metadata = tensor_file.decode(content)
+            about = _about(metadata)
+            _check_arrays(arrays, len(about.config['tokens']))
+        except (tensor_file.TensorFileError, ValueError, TypeError, KeyError,
+                RecursionError) as error:
+            raise _damaged(name, error) from error
+        return cls(about, arrays, tensor_file.digest(content))
+
+    @property
+    def label(self) -> str:
+        """What everything that shows its depth has to say."""
+        return f'calibrated on {self.about.source}, no longer zero-shot'
+
+    def check(
+        self, config: DepthConfig, weights: str, grid: tuple[int, int], channels: int, width: int,
+    ) -> None:
+        """Check that it belongs to a model and a configuration.
+
+        Args:
+            config: in force.
+            weights: SHA-256 of the weights.
+            grid: (h, w), number of patches.
+            channels: C of the features.
+            width: C' of the trunk's map.
+
+        Raises:
+            CalibrationError: it does not; every difference is named.
+
+        """
+        seen = config.to_dict()
+        differences = [
+            f'{name} is {quoted(seen[name])}, it was {quoted(self.about.config[name])}'
+            for name in BOUND if not _same(seen[name], self.about.config[name])]
+        if weights != self.about.weights:
+            differences.insert(0, f'the weights have SHA-256 {weights[:12]}…, they were '
+                                  f'{quoted(self.about.weights_name)} with '
+                                  f'{self.about.weights[:12]}…')
+        shapes = {'grid of patches': (grid, self.arrays['rays'].shape[:2]),
+                  'channels of the features': (channels, len(self.arrays['features'])),
+                  'channels of the trunk': (width, self.arrays['trunk'].shape[1])}
+        differences += [f'the {name}: {found}, it was {fitted}'
+                        for name, (found, fitted) in shapes.items() if found != fitted]
+        if differences:
+            raise CalibrationError(
+                f'calibration: it was fitted to another model or configuration: '
+                f'{"; ".join(differences)}. Set these back, calibrate again, or give '
+                "calibration: ''.")
+
+    def terms(self, device: torch.device) -> Terms:
+        """Its numbers on a device."""
+        return Terms(*(torch.from_numpy(self.arrays[name]).to(device) for name in Terms._fields))
+
+    def rays(
+        self, camera: CameraModel | None, window: Window, focal_ratio: float,
+        mirrored: bool = False,
+    ) -> NDArray[np.float32]:
+        """What `correct` needs to know of a camera, from a store of the last ones.
+
+        Args:
+            camera: None if it is unknown: it counts as the one that was calibrated. Rays beyond
+                those that were calibrated count as the outermost of these.
+            window: what the network sees of its image.
+            focal_ratio: by which depth is multiplied.
+            mirrored: for the mirrored image, which is one of the mirrored camera.
+
+        Returns:
+            (RAY_TERMS + 1, h, w) float32: `ray_terms`, and the logarithm of the focal ratio.
+
+        """
+        own = self.arrays['rays']
+        rays = _rays(camera, *own.shape[:2], window) if camera is not None else own
+        if rays is not own:
+            rays = np.where(np.isfinite(rays), rays, own)
+            rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
+        if mirrored:
+            rays = rays[:, ::-1] * np.array([-1, 1], np.float32)
+        ratio = np.full((1, *own.shape[:2]), math.log(focal_ratio), np.float32)
+        return np.concatenate([ray_terms(rays), ratio])
+
+
+@lru_cache(maxsize=64)
+def _rays(camera: CameraModel, h: int, w: int, window: Window) -> NDArray[np.float32]:
+    return camera.patch_rays(h, w, window)[..., :2]
+
+
+def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Terms of (h, w, 2) rays: where in the view a patch is, and how near a floor would be there.
+
+    Returns:
+        (RAY_TERMS, h, w) float32: x, y, their squares and product, |x|, what is below and above
+        the axis, and the depth of a floor under a level camera and one that looks up (clamped
+        at the horizon).
+
+    """
+    x, y = rays[..., 0], rays[..., 1]
+    return np.stack([
+        x, y, x * x, y * y, x * y, np.abs(x), np.maximum(y, 0), np.maximum(-y, 0),
+        1 / np.maximum(y, 0.15), 1 / np.maximum(y + 0.35, 0.15)]).astype(np.float32)
+
+
+
+
+def small_terms(language: Tensor, logits: Tensor, rays: Tensor) -> Tensor:
+    """(N, 2 + K + RAY_TERMS, h, w): log depth by words, its square, the logits, and ray terms."""
+    return torch.cat([language[:, None], language[:, None].square(), logits, rays[:, :-1]], dim=1)
+
+
+def spread_terms(
+    log_depth: Tensor, correction: Tensor, weights: Tensor, spread: Tensor, rays: Tensor,
+) -> Tensor:
+    """(N, SPREAD_TERMS, h, w): what tells how wrong the depth of a patch may be.
+
+    One; log depth, and its square; the spread of the bins over their mean; the entropy of their
+    weights; the range of log depth among the neighbours (at edges, a pixel's depth may be that of
+    either side); how much was corrected; the ray's y, and its distance from the axis, squared.
+    """
+    entropy = torch.special.entr(weights).sum(dim=1)
+    depths = log_depth[:, None]
+    edges = max_pool2d(depths, 3, 1, 1) + max_pool2d(-depths, 3, 1, 1)
+    x, y = rays[:, 0], rays[:, 1]
+    return torch.stack([
+        torch.ones_like(log_depth), log_depth, log_depth.square(), spread, entropy, edges[:, 0],
+        correction.abs(), y, x.square() + y.square()], dim=1)
+
+
+def correct(
+    terms: Terms, logits: Tensor, weights: Tensor, depth: Tensor, spread: Tensor,
+    features: Tensor, trunk: Tensor, rays: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Correct the depth of patches; nothing here waits for a GPU, or asks it anything.
+
+    Args:
+        terms: of the calibration.
+        logits: (N, K, h, w), eq. 3.
+        weights: (N, K, h, w), eq. 4.
+        depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
+        spread: (N, h, w) metres, standard deviation of the bins.
+        features: (N, C, h, w), compared with the words.
+        trunk: (N, C', h, w), what they are made of.
+        rays: (N, RAY_TERMS + 1, h, w), from `Calibration.rays`.
+
+    Returns:
+        The correction of the logarithm of depth, (N, h, w), and the standard deviation in shares
+        of the corrected depth.
+
+    """
+    count, h, w = depth.shape
+    language = depth.log()
+    seen = torch.matmul(terms.trunk, trunk.flatten(2))
+    correction = (
+        terms.bias + seen[:, 0] + seen[:, 1].mean(dim=1, keepdim=True)
+        + torch.matmul(terms.features, features.flatten(2))
+        + torch.matmul(terms.small, small_terms(language, logits, rays).flatten(2))
+        + terms.language * language.flatten(1).mean(dim=1, keepdim=True)).view(count, h, w)
+    rebinned = torch.tensordot(weights, terms.bins, dims=([1], [0])).log()
+    correction = (correction + rebinned - language).clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+    log_depth = language + correction + rays[:, -1]
+    observed = spread_terms(log_depth, correction, weights, spread / depth, rays)
+    stddev = torch.matmul(terms.spread, observed.flatten(2)).view(count, h, w)
+    return correction, stddev.add_(factor(terms.knots, log_depth)).exp().clamp(*SPREADS)
+
+
+def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
+    """Linear between knots (2, Q), and constant beyond the outermost."""
+    places, values = knots
+    widths = places.diff()
+    slopes = values.diff() / widths
+    inside = torch.minimum((log_depth[..., None] - places[:-1]).clamp_min(0), widths)
+    interpolated: Tensor = values[0] + torch.matmul(inside, slopes)
+    return interpolated
+
+
+def _same(seen: Any, fitted: Any) -> bool:
+    if isinstance(seen, float) and isinstance(fitted, (int, float)):
+        return math.isclose(seen, fitted, rel_tol=1e-6)  # of ROS's doubles nothing is lost
+    if isinstance(seen, list) and isinstance(fitted, list):
+        return len(seen) == len(fitted) and all(map(_same, seen, fitted))
+    return bool(seen == fitted)
+
+
+def _damaged(name: str, reason: object) -> CalibrationError:
+    return CalibrationError(
+        f'calibration: {quoted(name, 200)} is damaged or no calibration: {reason}. Copy it once '
+        'more, or calibrate again.')
+
+
+def _metadata(about: About) -> dict[str, str]:
+    values = {name: getattr(about, name) for name in About.__dataclass_fields__}
+    return {'format': FORMAT, 'about': json.dumps(values, sort_keys=True)}
+
+
+def _about(metadata: Mapping[str, str]) -> About:
+    """Read what `_metadata` wrote; whatever is wrong raises ValueError, TypeError or KeyError."""
+    if metadata.get('format') != FORMAT:
+        raise ValueError(f"its format is {quoted(metadata.get('format'))}, not {FORMAT!r}")
+    values = json.loads(metadata['about'])
+    if not isinstance(values, dict):
+        raise TypeError('what it says of itself is no table')
+    about = About(**{name: values[name] for name in About.__dataclass_fields__})
+    for name in ('source', 'variant', 'weights', 'weights_name'):
+        text = values[name]
+        if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not text.isprintable():
+            raise ValueError(f'its {name} is {quoted(text)}')
+    if not all(isinstance(values[name], int) and values[name] >= 0
+               for name in ('frames', 'blocks')):
+        raise ValueError('its numbers of frames and blocks are no counts')
+    if not (isinstance(about.focal_ratio, float) and 0 < about.focal_ratio < math.inf):
+        raise ValueError(f'its focal ratio is {quoted(about.focal_ratio)}')
+    if not isinstance(about.config, dict) or set(about.config) != set(BOUND):
+        raise ValueError('its settings are not those that it needs')
+    DepthConfig.from_dict(about.config)
+    return about
+
+
+def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
+    """Check the shapes that follow from each other; whatever is wrong raises ValueError."""
+    names = {*Terms._fields, 'rays'}
+    if set(arrays) != names:
+        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(names)}')
+    knots = arrays['knots'].shape
+    rays = arrays['rays'].shape
+    shapes = {
+        'bias': (), 'trunk': (2, arrays['trunk'].shape[-1] if arrays['trunk'].ndim else 0),
+        'features': (arrays['features'].size,), 'small': (2 + tokens + RAY_TERMS,),
+        'language': (), 'bins': (tokens,), 'spread': (SPREAD_TERMS,),
+        'knots': (2, max(2, knots[-1] if knots else 0)),
+        'rays': (*(max(1, side) for side in rays[:2]), 2),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f'its array {name!r} is {arrays[name].shape}, not {shape}')
+    if not (arrays['bins'] > 0).all():
+        raise ValueError('its bins are not positive')
+    if not (np.diff(arrays['knots'][0]) > 0).all():
+        raise ValueError('its knots do not ascend')
