@@ -32,6 +32,7 @@ from .recordings import (
     RecordedFrame,
     Recording,
     RecordingError,
+    in_metres,
     rasterize,
     resample,
     sequences,
@@ -62,6 +63,7 @@ class BagOptions:
         tolerance: largest difference of stamps of an image and its depth [s].
         rectified: the images are rectified.
         camera: of the images, instead of their camera_info.
+        unit: what a depth image's stored unit is, in metres; 0: as its encoding says.
 
     """
 
@@ -70,6 +72,7 @@ class BagOptions:
     tolerance: float = 0.05
     rectified: bool = False
     camera: CameraModel | None = None
+    unit: float = 0.0
 
 
 class _Stamp(NamedTuple):
@@ -206,7 +209,7 @@ class BagRecording(Recording):
             if stamps else 'at no time' for stamps in (images, depths))
         return (f'{self.source}: no image of {self._image} ({first}) has depth of '
                 f'{self._depth.name} ({second}) within {self._options.tolerance:g} s of its '
-                'stamp. Give both drivers the same clock and record again; where the stamps differ '
+                'stamp. Give both drivers the same clock and record again; where stamps differ '
                 'by little, --tolerance allows more.')
 
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, RecordedFrame]]:
@@ -272,6 +275,8 @@ class BagRecording(Recording):
         if self._depth.type in (IMAGE, COMPRESSED_IMAGE):
             depth = compressed_to_depth(message) if self._depth.type == COMPRESSED_IMAGE \
                 else to_depth(message)
+            stored = str(getattr(message, 'encoding', getattr(message, 'format', '')))
+            depth = in_metres(depth, self._options.unit, integer='32FC1' not in stored)
             own = self._cameras.get('depth')
             if _registered(own, camera, frame, target):
                 return resample(depth, *rgb.shape[:2])

@@ -18,11 +18,13 @@ from ..node.config import NodeConfig
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import SUFFIXES, read_picture
 from .recordings import (
+    MILLIMETRES,
     Moment,
     RecordedFrame,
     Recording,
     RecordingError,
     camera_of,
+    in_metres,
     resample,
     sequences,
 )
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 COLOR_FOLDERS = ('rgb', 'color', 'image', 'images')
 DEPTH_FOLDER = 'depth'
 CAMERA_FILE = 'camera.yaml'
-MILLIMETRES = 1000.0
 _DEPTH_SUFFIXES = ('.png', '.npy')
 _LARGEST_FILE = 1 << 28  # bytes of one depth map
 _CLOCK = 1e6  # names that are numbers above this are seconds since 1970, not counts
@@ -92,7 +93,7 @@ class FolderRecording(Recording):
 
     def __init__(
         self, path: Path, camera: CameraModel | None = None, tolerance: float = 0.05,
-        *, rectified: bool = False,
+        *, rectified: bool = False, unit: float = 0.0,
     ) -> None:
         """Find the pairs; files are read when their turn comes.
 
@@ -101,13 +102,14 @@ class FolderRecording(Recording):
             camera: instead of `camera.yaml`.
             tolerance: largest difference of names that are times [s].
             rectified: the images are rectified.
+            unit: what a stored unit of depth is, in metres; 0: millimetres in PNG, metres in .npy.
 
         Raises:
             DepthClipError: no pairs, or a wrong camera.yaml.
 
         """
         super().__init__()
-        self.source = str(path)
+        self.source, self._unit = str(path), unit
         color = next((path / name for name in COLOR_FOLDERS if (path / name).is_dir()), None)
         if color is None or not (path / DEPTH_FOLDER).is_dir():
             raise RecordingError(
@@ -142,7 +144,8 @@ class FolderRecording(Recording):
             image, measured = self._files[position]
             try:
                 rgb = np.ascontiguousarray(read_picture(image)[..., ::-1])
-                depth = read_depth(measured)
+                depth = in_metres(read_depth(measured), self._unit,
+                                  integer=measured.suffix.lower() == '.png')
                 if self._camera is not None:
                     self._camera.check_size(rgb.shape[1], rgb.shape[0])
             except (ImageError, CameraInfoError) as error:

@@ -27,6 +27,7 @@ USUAL_STEPS = 10
 #: So many sequences are blocks themselves; fewer are cut in time.
 FEW_SEQUENCES = 5
 BLOCKS = 10
+MILLIMETRES = 1000.0
 
 
 class RecordingError(DepthClipError):
@@ -158,7 +159,24 @@ def resample(depth: NDArray[np.float32], height: int, width: int) -> NDArray[np.
         return depth
     rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    return depth[rows[:, None], columns[None, :]]
+    coarser: NDArray[np.float32] = depth[rows[:, None], columns[None, :]]
+    return coarser
+
+
+def in_metres(
+    depth: NDArray[np.float32], unit: float, *, integer: bool,
+) -> NDArray[np.float32]:
+    """Correct depth that was read as millimetres (integers) or metres.
+
+    Args:
+        depth: as it was read.
+        unit: what one stored unit is, in metres; 0: it was read as it should be.
+        integer: whether whole numbers were stored.
+
+    """
+    if not unit:
+        return depth
+    return depth * np.float32(unit * (MILLIMETRES if integer else 1.0))
 
 
 def rasterize(points: NDArray[np.float64], camera: CameraModel) -> NDArray[np.float32]:

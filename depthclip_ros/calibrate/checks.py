@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a recording fit to calibrate from? What is wrong is refused with its cause and its remedy.
+
+All but the unit is judged without the network: edges of depth lie on edges of the image, at the
+same time and in the same place, whatever the weights. Of every image and every depth map the
+strength of edges is taken in 80 x 60 cells, and what the same cell shows on average is taken off,
+so that only what moves counts. The correlation of every image with every depth map then says
+whether they belong together, and that of shifted maps whether they lie on each other.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+
+from .recordings import resample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from .recordings import RecordedFrame
+
+    Float32 = NDArray[np.float32]
+
+#: Fewest frames that a calibration is made of: three in each of ten blocks.
+LEAST_FRAMES = 30
+_COLUMNS, _ROWS = 80, 60  # cells
+_FINE = 2  # pixels a cell, each way
+_STEP = 0.3  # logarithm of depth; a larger step is no stronger edge
+_GREY = 8.0  # levels below which edges are noise
+_VIEW = 20, 15  # pixels in which views are compared
+_SAME_VIEW = 0.95  # correlation
+LEAST_VIEWS = 4
+_BLANK = 3.0  # levels of standard deviation
+_LEAST_CELLS = 24  # with depth in a frame, of 4800; a scanner's line has up to 80
+_FLAT = 0.01  # standard deviation of log depth
+_ONE_VALUE = 0.9  # share of pixels with the same depth
+_PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
+_UNIT = math.log(3.0)
+_INVERSE = -0.3  # correlation of log depth with what language says
+_CERTAIN = 5.0  # standard deviations above what pairs that do not belong together have
+_CLAIM = 10.0  # the same, before a certain fault is named
+_LARGE = 6.0  # times the median deviation of pairs that do not belong together
+_OFFSET = 0.08  # seconds; a robot at 0.5 m/s goes 4 cm
+_SHIFT = 3  # cells; 4 % of the image
+_BETTER = 1.3  # times, that another place must fit better than the right one
+# What depth is enlarged by to see whether it fits better; 6 % are as good as none.
+_ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
+#: Usual scales of stored depth, as what one stored millimetre would be in truth.
+_UNITS = {
+    1e3: 'metres, read as millimetres', 1e2: 'decimetres, read as millimetres',
+    10.0: 'centimetres, read as millimetres',
+    0.1: 'tenths of a millimetre, read as millimetres (a D405)',
+    1e-3: 'millimetres, read as metres', 1e-2: 'centimetres, read as metres',
+    0.2: "fifths of a millimetre, read as millimetres (TUM's files)",
+    1000 / 256: "1/256 metres, read as millimetres (KITTI's files)",
+}
+
+
+class Refusal(NamedTuple):
+    """Why a recording is not used.
+
+    Attributes:
+        cause: a short key.
+        message: what was seen, the cause, and what to do.
+
+    """
+
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """What the checks keep of a frame.
+
+    Attributes:
+        time: seconds.
+        edges: (60, 80) strength of the image's edges.
+        steps: (60, 80) strength of depth's, NaN where no neighbours have depth.
+        view: (15, 20) grey, mean 0 and length 1.
+        contrast: standard deviation of grey levels.
+        depth: (120, 160) logarithm of depth, NaN where there is none.
+
+    """
+
+    time: float
+    edges: Float32
+    steps: Float32
+    view: Float32
+    contrast: float
+    depth: Float32
+
+    @classmethod
+    def of(cls, frame: RecordedFrame) -> Thumbnail:
+        """Reduce a frame."""
+        grey = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
+        fine = cv2.resize(grey, (_FINE * _COLUMNS, _FINE * _ROWS), interpolation=cv2.INTER_AREA)
+        depth = np.log(_gather(frame.depth))
+        view = cv2.resize(fine, _VIEW, interpolation=cv2.INTER_AREA).astype(np.float32)
+        contrast = float(view.std())
+        view -= view.mean()
+        return cls(
+            frame.moment.time, np.log1p(_largest_step(fine.astype(np.float32)) / _GREY),
+            np.minimum(_largest_step(depth), _STEP), view / max(float(np.linalg.norm(view)), 1e-6),
+            contrast, depth)
+
+
+def _gather(depth: Float32) -> Float32:
+    """Depth in the fine grid: the nearest pixel's; of sparse depth the nearest point in each."""
+    height, width = _FINE * _ROWS, _FINE * _COLUMNS
+    known = np.isfinite(depth)
+    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
+        return resample(depth, height, width)
+    rows, columns = np.nonzero(known)
+    gathered = np.full(height * width, np.inf, np.float32)
+    places = rows * height // depth.shape[0] * width + columns * width // depth.shape[1]
+    np.minimum.at(gathered, places, depth[rows, columns])
+    gathered[np.isinf(gathered)] = np.nan
+    return gathered.reshape(height, width)
+
+
+def _largest_step(values: Float32) -> Float32:
+    """Of each cell, the largest difference of neighbours to the right and below."""
+    across, down = (np.abs(np.diff(values, axis=axis)) for axis in (1, 0))
+    steps = np.fmax(
+        np.pad(across, ((0, 0), (0, 1)), 'edge'), np.pad(down, ((0, 1), (0, 0)), 'edge'))
+    cells = steps.reshape(_ROWS, _FINE, _COLUMNS, _FINE).transpose(0, 2, 1, 3)
+    largest: Float32 = np.fmax.reduce(cells.reshape(_ROWS, _COLUMNS, -1), axis=-1)
+    return largest
+
+
+class Comparison(NamedTuple):
+    """Measured depth beside what language says, in all patches of the frames looked at.
+
+    Attributes:
+        ratio: median of measured depth over language depth.
+        correlation: of the logarithms; NaN where one of them does not vary.
+        trained: whether the weights are.
+
+    """
+
+    ratio: float
+    correlation: float
+    trained: bool
+
+    @classmethod
+    def of(
+        cls, measured: NDArray[np.floating], language: NDArray[np.floating], *, trained: bool,
+    ) -> Comparison:
+        """Compare depths of the same patches, metres; NaN counts for nothing."""
+        first, second = (np.asarray(v, np.float64).ravel() for v in (measured, language))
+        known = np.isfinite(first) & np.isfinite(second) & (first > 0) & (second > 0)
+        if not known.any():
+            return cls(math.nan, math.nan, trained)
+        first, second = np.log(first[known]), np.log(second[known])
+        varies = min(first.std(), second.std()) > 1e-6
+        return cls(float(np.exp(np.median(first - second))),
+                   float(np.corrcoef(first, second)[0, 1]) if varies else math.nan, trained)
+
+
+def check(
+    thumbnails: Sequence[Thumbnail], comparison: Comparison | None = None, *, timed: bool = True,
+    unit_given: bool = False, least_frames: int = LEAST_FRAMES,
+) -> list[Refusal]:
+    """Judge a recording.
+
+    Args:
+        thumbnails: of its frames in the order of time, at least those that are calibrated from.
+        comparison: with language's depth; None: not looked at.
+        timed: whether times are a clock's.
+        unit_given: the user says what unit depth has, so that only the impossible is refused.
+        least_frames: fewer are too few.
+
+    Returns:
+        What is wrong, the most likely cause first; nothing if the recording may be used.
+
+    """
+    if len(thumbnails) < least_frames:
+        return [Refusal('too few frames', (
+            f'{len(thumbnails)} frames have depth, and at least {least_frames} are needed. Record '
+            'a minute of driving, through several rooms if you can.')), *_standing(thumbnails)]
+    refused = [*_depth(thumbnails), *_images(thumbnails)]
+    if refused:
+        return refused
+    refused = [*_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
+    if any(refusal.cause == 'one standing view' for refusal in refused):
+        return refused  # where nothing moves, nothing can be said of times and places
+    return refused + _together(thumbnails, timed=timed)
+
+
+def _depth(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
+    """Empty, constant and frozen depth."""
+    cells = [np.count_nonzero(np.isfinite(t.steps)) for t in thumbnails]
+    if np.median(cells) < _LEAST_CELLS:
+        return [Refusal('empty depth', (
+            f'{np.mean(np.array(cells) < _LEAST_CELLS):.0%} of the frames have (almost) no depth '
+            'in the image. Is it the right topic, is the sensor within its range, and does it '
+            'look where the camera looks (tf)?'))]
+    flat = [_is_flat(t.depth[np.isfinite(t.depth)]) for t in thumbnails]
+    if np.mean(flat) > 0.5:
+        value = math.exp(float(np.nanmedian([np.nanmedian(t.depth) for t in thumbnails])))
+        return [Refusal('constant depth', (
+            f'Depth is the same everywhere in {np.mean(flat):.0%} of the frames ({value:.4g} m): '
+            'the sensor reports no measurement. Check its driver and its range.'))]
+    same = [_equal(a.depth, b.depth) and float((a.view * b.view).sum()) < 1 - 1e-4
+            for a, b in pairwise(thumbnails)]
+    if np.mean(same) > 0.5:
+        return [Refusal('frozen depth', (
+            f'In {np.mean(same):.0%} of the steps depth stays the same to the bit while the image '
+            'changes: the depth sensor or its driver has stopped. Restart it and record again.'))]
+    return []
+
+
+def _is_flat(depth: Float32) -> bool:
+    if not depth.size:
+        return False
+    middle = np.median(depth)
+    return bool(depth.std() < _FLAT or np.mean(np.abs(depth - middle) < 1e-3) > _ONE_VALUE)
+
+
+def _equal(first: Float32, second: Float32) -> bool:
+    return np.array_equal(first, second, equal_nan=True)
+
+
+def _images(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
+    blank = float(np.mean([t.contrast < _BLANK for t in thumbnails]))
+    if blank <= 0.5:
+        return []
+    return [Refusal('blank images', (
+        f'{blank:.0%} of the images show nothing: they are of one grey. Is the lens covered, or '
+        'the exposure wrong?'))]
+
+
+def _unit(
+    thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool,
+) -> list[Refusal]:
+    """Depth that is impossible in metres, or of another size than language says."""
+    median = math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
+    ratio = 1.0 if comparison is None or given else comparison.ratio
+    impossible = not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]
+    remedy = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
+              '1 for metres); bags do not keep it.')
+    if impossible or (math.isfinite(ratio) and abs(math.log(ratio)) > _UNIT):
+        said = f'{ratio:.3g} times what language says' if math.isfinite(ratio) and ratio != 1 \
+            else f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m'
+        factor = ratio if math.isfinite(ratio) and ratio != 1 else median / 2
+        return [Refusal('wrong unit', (
+            f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
+            f'{remedy} Where it is right as it is, say so with the same option.'))]
+    if comparison is not None and comparison.trained and comparison.correlation < _INVERSE:
+        return [Refusal('inverse depth', (
+            'The larger the recorded depth, the nearer it is by the words (correlation '
+            f'{comparison.correlation:.2f}): it is a disparity or an inverse depth. Record '
+            'depth in metres or millimetres (REP-118).'))]
+    return []
+
+
+def _likely_unit(factor: float) -> str:
+    """The usual mistake that makes depth so many times too large."""
+    mistaken = min(_UNITS, key=lambda unit: abs(math.log(factor * unit)))
+    return _UNITS[mistaken]
+
+
+def views(thumbnails: Sequence[Thumbnail]) -> int:
+    """Number of clearly different views."""
+    kept: list[Float32] = []
+    for thumbnail in thumbnails:
+        if all(float((thumbnail.view * other).sum()) < _SAME_VIEW for other in kept):
+            kept.append(thumbnail.view)
+    return len(kept)
+
+
+def _standing(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
+    different = views(thumbnails)
+    if different >= LEAST_VIEWS:
+        return []
+    return [Refusal('one standing view', (
+        f'{len(thumbnails)} frames show {different} clearly different view'
+        f'{"" if different == 1 else "s"}: the camera stands still. Drive while you record, '
+        'through several rooms if you can.'))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    """Edges of all frames, what moves of them, each frame of length 1."""
+
+    image: Float32  # (N, 60, 80)
+    depth: Float32  # (N, 60, 80), 0 where there is none
+
+    @classmethod
+    def of(cls, thumbnails: Sequence[Thumbnail]) -> _Edges:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)  # cells that never have depth
+            image, depth = (
+                values - np.nanmean(values, axis=0) for values in (
+                    np.stack([t.edges for t in thumbnails]),
+                    np.stack([t.steps for t in thumbnails])))
+            image -= image.mean(axis=(1, 2), keepdims=True)
+            depth -= np.nanmean(depth, axis=(1, 2), keepdims=True)
+        return cls(_unit_length(image), _unit_length(np.nan_to_num(depth)))
+
+    def pairs(self, depth: Float32 | None = None) -> NDArray[np.float64]:
+        """(N, N): how well every image fits every depth map."""
+        depth = self.depth if depth is None else depth
+        count = len(depth)
+        fit: NDArray[np.float64] = (
+            self.image.reshape(count, -1) @ depth.reshape(count, -1).T).astype(np.float64)
+        return fit
+
+    def shifts(self, rows: slice, columns: slice) -> NDArray[np.float64]:
+        """How well images fit their own depth map in a part of them, by shift of depth.
+
+        Returns:
+            (2h, 2w) mean over frames; place (i, j) is depth shifted by i - h down, j - w right.
+
+        """
+        image, depth = self.image[:, rows, columns], self.depth[:, rows, columns]
+        height, width = image.shape[1:]
+        size = 2 * height, 2 * width
+        spectrum = (np.fft.rfft2(image, size) * np.conj(np.fft.rfft2(depth, size))).mean(axis=0)
+        return np.fft.fftshift(np.fft.irfft2(spectrum, size))
+
+
+def _unit_length(values: Float32) -> Float32:
+    length = np.sqrt((values * values).sum(axis=(1, 2), keepdims=True))
+    unit: Float32 = values / np.maximum(length, 1e-9)
+    return unit
+
+
+def _by_lag(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over frames by lag: entry k is image i with depth i + k, round the end."""
+    count = len(pairs)
+    places = np.arange(count)
+    return np.array([pairs[places, (places + lag) % count].mean() for lag in range(count)])
+
+
+def _certainty(by_lag: NDArray[np.float64], lag: int) -> float:
+    """Standard deviations by which a lag stands out from those that are far from it."""
+    count = len(by_lag)
+    away = np.abs((np.arange(count) - lag + count // 2) % count - count // 2)
+    far = by_lag[away > max(2, count // 6)]
+    return float((by_lag[lag] - far.mean()) / max(far.std(), 1e-9))
+
+
+def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
+    """Do images and depth belong together in time, and lie on each other?"""
+    edges = _Edges.of(thumbnails)
+    pairs = edges.pairs()
+    by_lag = _by_lag(pairs)
+    count, lag = len(by_lag), int(by_lag.argmax())
+    places = lag if lag <= count // 2 else lag - count
+    apart = abs(places) * float(np.median(np.diff([t.time for t in thumbnails])))
+    if places and (not timed or apart > _OFFSET) and _certainty(by_lag, lag) > _CLAIM \
+            and by_lag[lag] > _BETTER * by_lag[0]:
+        said = f'{apart:.2g} s' if timed else f'{abs(places)} places'
+        return [Refusal('offset stamps', (
+            f'Images fit the depth that comes {said} {"later" if places > 0 else "earlier"} by '
+            'its stamp: the clocks of camera and depth sensor differ, or one driver stamps late. '
+            'Synchronise them (chrony, hardware trigger) and record again.'))]
+    refused = _place(edges)
+    if refused or _certainty(by_lag, 0 if abs(places) > 1 else lag) > _CERTAIN:
+        return refused
+    return [_not_together(pairs)]
+
+
+def _place(edges: _Edges) -> list[Refusal]:
+    """Does depth fit better when it is turned, of another size, or moved?"""
+    usual = float(np.trace(edges.pairs())) / len(edges.depth)
+    for turned, said in ((edges.depth[:, :, ::-1], 'mirrored'),
+                         (edges.depth[:, ::-1, ::-1], 'upside down'),
+                         (edges.depth[:, ::-1], 'mirrored top to bottom')):
+        if _fits_better(edges, turned, usual):
+            return [Refusal('wrong extrinsics', (
+                f'Depth is {said} against the image. Correct the mounting of the sensor in tf, '
+                'or its image in the driver.'))]
+    for factor in _ZOOMS:
+        if _fits_better(edges, _zoomed(edges.depth, factor), usual):
+            return [Refusal('wrong extrinsics', (
+                f'Depth fits the image when it is enlarged {factor:.2g} times: it is of another '
+                'lens. Record depth that is registered to the image (aligned_depth_to_color), or '
+                "give the image's own camera_info."))]
+    return _moved(edges)
+
+
+def _fits_better(edges: _Edges, depth: Float32, usual: float) -> bool:
+    by_lag = _by_lag(edges.pairs(depth))
+    return bool(int(by_lag.argmax()) == 0 and by_lag[0] > _BETTER * usual
+                and _certainty(by_lag, 0) > _CLAIM)
+
+
+def _zoomed(depth: Float32, factor: float) -> Float32:
+    """Edges enlarged about the middle."""
+    rows, columns = (
+        np.rint((np.arange(size) + 0.5 - size / 2) / factor + size / 2 - 0.5).astype(int)
+        for size in (_ROWS, _COLUMNS))
+    inside = ((rows >= 0) & (rows < _ROWS))[:, None] & ((columns >= 0) & (columns < _COLUMNS))
+    zoomed = depth[:, rows.clip(0, _ROWS - 1)[:, None], columns.clip(0, _COLUMNS - 1)] * inside
+    return _unit_length(zoomed)
+
+
+def _not_together(pairs: NDArray[np.float64]) -> Refusal:
+    """Why images and depth at the same time have nothing in common."""
+    backwards = _by_lag(pairs[:, ::-1])
+    if _certainty(backwards, int(backwards.argmax())) > _CLAIM:
+        return Refusal('shuffled stamps', (
+            'Depth runs backwards against the images. Correct the names or stamps of one of '
+            'them.'))
+    usual = np.median(np.abs(pairs - np.median(pairs)))
+    fitting = pairs.max(axis=1) - np.median(pairs) > _LARGE * usual
+    if fitting.mean() > 0.5:
+        return Refusal('shuffled stamps', (
+            f'{fitting.mean():.0%} of the images fit the depth of another time, in no order: the '
+            'stamps or names of one of them are shuffled. Record again, or correct the names.'))
+    return Refusal('nothing in common', (
+        'Edges of depth lie nowhere near edges of the image, at any offset in time and at any '
+        'shift: it is the depth of another drive, of a sensor that looks elsewhere, or noise. '
+        'Look at both in RViz, and record again.'))
+
+
+def _peak(shifts: NDArray[np.float64]) -> tuple[int, int]:
+    """Shift down and right, in cells, that fits best."""
+    row, column = np.unravel_index(int(shifts.argmax()), shifts.shape)
+    return int(row) - shifts.shape[0] // 2, int(column) - shifts.shape[1] // 2
+
+
+def _stands_out(shifts: NDArray[np.float64]) -> float:
+    """Standard deviations of the best shift above all."""
+    return float((shifts.max() - shifts.mean()) / max(shifts.std(), 1e-12))
+
+
+def _moved(edges: _Edges) -> list[Refusal]:
+    """Shifts of the whole and of its quarters: a wrong rotation, about the optical axis too."""
+    parts = [('the image', slice(None), slice(None))]
+    for v, rows in (('upper', slice(0, _ROWS // 2)), ('lower', slice(_ROWS // 2, None))):
+        for h, columns in (('left', slice(0, _COLUMNS // 2)),
+                           ('right', slice(_COLUMNS // 2, None))):
+            parts.append((f'the {v} {h} quarter', rows, columns))
+    for name, rows, columns in parts:
+        shifts = edges.shifts(rows, columns)
+        down, right = _peak(shifts)
+        i, j = (size // 2 for size in shifts.shape)
+        near = shifts[i - _SHIFT + 1:i + _SHIFT, j - _SHIFT + 1:j + _SHIFT].max()
+        if max(abs(down), abs(right)) >= _SHIFT and shifts.max() > _BETTER * near \
+                and _stands_out(shifts) > _CLAIM:
+            return [_shifted(right, down, name)]
+    return []
+
+
+def _shifted(right: int, down: int, where: str) -> Refusal:
+    across, along = 100 * right / _COLUMNS, 100 * down / _ROWS
+    return Refusal('wrong extrinsics', (
+        f'In {where}, depth fits best when it is moved by {across:+.0f} % of the width to the '
+        f'right and {along:+.0f} % of the height down: the mounting in tf, the camera_info, or '
+        'the registration of the depth camera is wrong. Calibrate the mounting, or record depth '
+        'that is registered to the image (aligned_depth_to_color).'))

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings to calibrate from: what is read of bags and folders, and what is wrong with them."""
+
+import contextlib
+import dataclasses
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('rosbags')
+
+from drives import (
+    IMAGE_TOPIC,
+    INFO_TOPIC,
+    Frames,
+    camera_of_width,
+    drive,
+    scan_of,
+    write_drive,
+    write_folder,
+)
+
+from depthclip_ros.calibrate.bags import BagOptions, BagRecording, depth_topic
+from depthclip_ros.calibrate.folders import FolderRecording, read_depth
+from depthclip_ros.calibrate.recordings import (
+    Moment,
+    RecordingError,
+    blocks,
+    resample,
+    sequences,
+    spread_evenly,
+)
+from depthclip_ros.core.errors import DepthClipError, ImageError
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.sim import SimCamera
+from depthclip_ros.sources.bag import BagTopic
+
+RGBD = Path(__file__).parents[1] / '..' / 'shared' / 'bags' / 'rgbd_raw'
+
+
+@pytest.fixture(scope='module')
+def frames():
+    return drive(rooms=2, frames=8, camera=camera_of_width(96), seed=3)
+
+
+def read(recording):
+    try:
+        return [frame for _, frame in recording.read(range(len(recording)))]
+    finally:
+        recording.close()
+
+
+@pytest.mark.parametrize(('depth', 'tolerance'), [
+    ('32FC1', 0), ('16UC1', 1e-3), ('compressedDepth', 1e-3)])
+@pytest.mark.parametrize('compressed', [False, True])
+def test_a_bag_of_depth_images(frames, tmp_path, depth, tolerance, compressed):
+    recording = BagRecording(
+        write_drive(tmp_path / 'bag', frames, depth, compressed=compressed), BagOptions())
+    assert [moment.sequence for moment in recording.moments] == [0] * 4 + [1] * 4
+    found = read(recording)
+    assert not recording.left_out
+    for frame, expected in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=tolerance)
+        np.testing.assert_allclose(frame.camera.K, expected.camera.K)
+        assert frame.moment.time == pytest.approx(expected.moment.time)
+
+
+def test_chosen_frames_only(frames, tmp_path):
+    recording = BagRecording(write_drive(tmp_path / 'bag', frames), BagOptions())
+    found = list(recording.read([6, 1]))
+    assert [position for position, _ in found] == [1, 6]
+    np.testing.assert_array_equal(found[1][1].rgb, frames[6].rgb)
+
+
+def test_a_cloud_is_projected_through_tf(frames, tmp_path):
+    found = read(BagRecording(write_drive(tmp_path / 'bag', frames, 'cloud'), BagOptions()))
+    for frame, expected in zip(found, frames, strict=True):
+        known = np.isfinite(frame.depth)
+        assert 0.15 < known.mean() <= 0.25  # a quarter of the rows
+        np.testing.assert_allclose(frame.depth[known], expected.depth[known], rtol=1e-4)
+
+
+def test_a_wrong_mounting_gives_other_pixels(frames, tmp_path):
+    found = read(BagRecording(
+        write_drive(tmp_path / 'bag', frames, 'cloud', turned=10), BagOptions()))
+    errors = [np.nanmax(np.abs(f.depth / e.depth - 1)) for f, e in zip(found, frames, strict=True)]
+    assert max(errors) > 0.1
+
+
+def test_a_scan_lies_in_the_middle_row(frames, tmp_path):
+    found = read(BagRecording(write_drive(tmp_path / 'bag', frames, 'scan'), BagOptions()))
+    ratios = []
+    for frame, expected in zip(found, frames, strict=True):
+        rows, _ = np.nonzero(np.isfinite(frame.depth))
+        assert len(rows) > 40
+        # The scanner is 5 cm above the camera, what it sees at 1 m, 4 of 75 pixels higher.
+        assert rows.min() > 15
+        assert rows.max() < 40
+        row = round(expected.camera.K[1, 2])
+        known = np.isfinite(frame.depth)
+        columns = np.nonzero(known)[1]
+        ratios.extend(frame.depth[known] / expected.depth[row, columns])
+    assert np.median(np.abs(np.log(ratios))) < 0.02
+    assert len(scan_of(frames[0])[0]) == 150
+
+
+def test_a_depth_camera_of_its_own_is_registered(tmp_path):
+    """It stands 10 cm to the right of the colour camera: a post at 2 m is at another column."""
+    frame = drive(rooms=1, frames=1, camera=camera_of_width(96))[0]
+    post = np.full((48, 64), 20.0, np.float32)
+    post[:, 30:34] = 2.0  # through the optical axis of the depth camera
+    own = SimCamera(64, 48, 50, 50, 31.5, 23.5)
+    bag = write_drive(tmp_path / 'bag', [dataclasses.replace(frame, depth=post)], own_info=own)
+    found, = read(BagRecording(bag, BagOptions()))
+    columns = np.nonzero(found.depth < 3)[1]
+    K = found.camera.K
+    assert columns.mean() == pytest.approx(K[0, 2] + K[0, 0] * 0.1 / 2, abs=0.6)
+    assert np.nanmax(found.depth) == 20
+
+
+def test_unregistered_depth_without_its_camera_is_refused(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames, own_info=camera_of_width(96), info=False)
+    with pytest.raises(RecordingError, match='Record both camera_info topics'):
+        read(BagRecording(bag, BagOptions()))
+
+
+def test_a_cloud_without_tf_says_which_frame_is_missing(frames, tmp_path):
+    recording = BagRecording(
+        write_drive(tmp_path / 'bag', frames, 'cloud', tf=False), BagOptions())
+    assert read(recording) == []
+    (reason, count), = recording.left_out.items()
+    assert "no frame 'lidar'" in reason
+    assert count == len(frames)
+
+
+def test_a_cloud_without_a_camera_is_refused(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames, 'cloud', info=False)
+    with pytest.raises(RecordingError, match='--camera-info'):
+        read(BagRecording(bag, BagOptions()))
+    found = read(BagRecording(bag, BagOptions(camera=frames[0].camera)))
+    assert np.isfinite(found[0].depth).any()
+
+
+def test_stamps_beyond_the_tolerance(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames, late=0.06)
+    with pytest.raises(RecordingError, match=r'within 0\.05 s.*--tolerance'):
+        BagRecording(bag, BagOptions())
+    assert len(BagRecording(bag, BagOptions(tolerance=0.1))) == len(frames)
+
+
+def test_late_depth_goes_to_the_nearest_image(frames, tmp_path):
+    found = read(BagRecording(
+        write_drive(tmp_path / 'bag', frames, late=0.19), BagOptions(tolerance=0.05)))
+    np.testing.assert_array_equal(found[0].rgb, frames[1].rgb)
+    np.testing.assert_array_equal(found[0].depth, frames[0].depth)
+
+
+def test_without_stamps_the_time_of_recording_counts(frames, tmp_path):
+    recording = BagRecording(write_drive(tmp_path / 'bag', frames, stamped=False), BagOptions())
+    assert len(recording) == len(frames)
+    assert any('stamp 0' in reason for reason in recording.left_out)
+
+
+def test_the_unit_can_be_given(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames, '16UC1')
+    found = read(BagRecording(bag, BagOptions(unit=0.0001)))
+    np.testing.assert_allclose(found[0].depth, frames[0].depth / 10, atol=1e-3)
+
+
+def test_which_topic_measures_depth():
+    def found(*names, wanted=''):
+        kinds = {'points': 'sensor_msgs/msg/PointCloud2', 'scan': 'sensor_msgs/msg/LaserScan'}
+        return depth_topic([
+            BagTopic(name, kinds.get(name.rpartition('/')[2], 'sensor_msgs/msg/Image'), 5)
+            for name in ('/color/image', *names)], '/color/image', wanted).name
+    assert found('/depth/image', '/scan', '/points') == '/depth/image'
+    assert found('/scan', '/points') == '/points'
+    assert found('/depth/image', '/aligned_depth/image') == '/aligned_depth/image'
+    assert found('/depth/image', '/scan', wanted='scan') == '/scan'
+    with pytest.raises(RecordingError, match='several sources of depth: /a/depth, /b/depth'):
+        found('/a/depth', '/b/depth')
+    with pytest.raises(RecordingError, match='no depth'):
+        found('/infra')
+    with pytest.raises(RecordingError, match=r"no depth on '/depth'.*/scan"):
+        found('/scan', wanted='depth')
+
+
+@pytest.mark.parametrize('damage', ['half', 'zeros', 'ones', 'empty'])
+def test_damaged_bags_end_with_a_message(frames, tmp_path, damage):
+    bag = write_drive(tmp_path / 'bag', frames)
+    file = next(bag.glob('*.mcap'))
+    data = bytearray(file.read_bytes())
+    if damage == 'half':
+        data = data[:len(data) // 2]
+    elif damage == 'empty':
+        data = bytearray()
+    else:
+        middle = len(data) // 2
+        data[middle:middle + 5000] = (b'\0' if damage == 'zeros' else b'\xff') * 5000
+    file.write_bytes(data)
+    message = str(bag)
+    try:
+        read(BagRecording(bag, BagOptions()))
+    except DepthClipError as error:
+        message = str(error)
+    assert str(bag) in message
+
+
+def test_random_damage_ends_with_a_message(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames[:3], 'cloud')
+    file = next(bag.glob('*.mcap'))
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 30):
+            data[place] = int(rng.integers(0, 256))
+        file.write_bytes(data)
+        with contextlib.suppress(DepthClipError):
+            read(BagRecording(bag, BagOptions()))
+
+
+@pytest.mark.parametrize('npy', [False, True])
+@pytest.mark.parametrize('nested', [False, True])
+def test_a_folder(frames, tmp_path, npy, nested):
+    recording = FolderRecording(write_folder(tmp_path, frames, npy=npy, nested=nested))
+    found = read(recording)
+    assert not recording.timed
+    assert not recording.left_out
+    assert [f.moment.sequence for f in found] == [
+        f.moment.sequence if nested else 0 for f in frames]
+    for frame, expected in zip(found, frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+        np.testing.assert_allclose(frame.camera.K, expected.camera.K)
+
+
+def test_a_folder_of_times(frames, tmp_path):
+    """As TUM's: names are seconds, image and depth at other times."""
+    write_folder(tmp_path, frames)
+    for part, late in (('rgb', 0.0), ('depth', 0.013)):
+        for number, frame in enumerate(frames):
+            file = tmp_path / part / f'{number}.png'
+            file.rename(file.with_stem(f'{1305031102.1 + frame.moment.time + late:.6f}'))
+    recording = FolderRecording(tmp_path)
+    assert recording.timed
+    assert [m.sequence for m in recording.moments] == [0] * 4 + [1] * 4
+    for frame, expected in zip(read(recording), frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+    with pytest.raises(RecordingError, match='none of 8 images'):
+        FolderRecording(tmp_path, tolerance=0.01)
+
+
+def test_numbers_in_names_sort_as_numbers(frames, tmp_path):
+    write_folder(tmp_path, [frames[0]] * 11)
+    assert [m.name for m in FolderRecording(tmp_path).moments] == [str(n) for n in range(11)]
+
+
+def test_what_is_wrong_with_files_is_counted(frames, tmp_path):
+    write_folder(tmp_path, frames)
+    (tmp_path / 'rgb' / '0.png').write_bytes(b'\x89PNG and no more')
+    (tmp_path / 'depth' / '1.png').write_bytes(b'')
+    cv2.imwrite(str(tmp_path / 'depth' / '2.png'), np.zeros((5, 5, 3), np.uint8))
+    (tmp_path / 'depth' / '3.png').unlink()
+    cv2.imwrite(str(tmp_path / 'rgb' / '4.png'), np.zeros((5, 5, 3), np.uint8))
+    recording = FolderRecording(tmp_path)
+    assert len(read(recording)) == 3
+    assert sum(recording.left_out.values()) == 5
+    assert recording.left_out['images without depth'] == 1
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(RecordingError, match='expected a folder rgb/'):
+        FolderRecording(tmp_path)
+    (tmp_path / 'rgb').mkdir()
+    (tmp_path / 'depth').mkdir()
+    with pytest.raises(RecordingError, match='none of 0 images'):
+        FolderRecording(tmp_path)
+    (tmp_path / 'camera.yaml').write_text('image_width: many')
+    with pytest.raises(DepthClipError, match='image_width'):
+        FolderRecording(tmp_path)
+
+
+@pytest.mark.parametrize('array', [
+    np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), int), np.array([{}], object),
+    np.zeros((0, 4), np.float32)])
+def test_arrays_that_are_no_depth(tmp_path, array):
+    np.save(tmp_path / 'depth.npy', array, allow_pickle=True)
+    with pytest.raises(ImageError):
+        read_depth(tmp_path / 'depth.npy')
+
+
+def test_blocks_are_rooms_or_pieces_of_time():
+    many = [Moment(float(i), i // 12, '') for i in range(60)]
+    np.testing.assert_array_equal(blocks(many), np.arange(60) // 12)
+    one = [Moment(float(i), 0, '') for i in range(60)]
+    np.testing.assert_array_equal(blocks(one), np.arange(60) // 6)
+    two = [Moment(float(i), int(i >= 45), '') for i in range(60)]
+    found = blocks(two)
+    assert len(set(found)) == 10
+    assert not set(found[:45]) & set(found[45:])
+    assert len(set(blocks(many[:1]))) == 1
+
+
+def test_sequences_end_at_pauses():
+    assert sequences([]) == []
+    assert sequences([0.0]) == [0]
+    assert sequences([0, 0.1, 0.2, 5, 5.1, 5.2, 20]) == [0, 0, 0, 1, 1, 1, 2]
+    assert sequences([0, 1.9, 3.8, 5.7, 7.6]) == [0] * 5
+
+
+def test_even_choice_and_resampling():
+    assert spread_evenly(5, 10) == [0, 1, 2, 3, 4]
+    assert spread_evenly(101, 5) == [0, 25, 50, 75, 100]
+    depth = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(resample(depth, 6, 8)[::2, ::2], depth)
+    assert len(Frames(drive(rooms=1, frames=1, camera=camera_of_width(32)))) == 1
+
+
+@pytest.mark.skipif(not RGBD.is_dir(), reason='shared/bags is not here')
+def test_a_real_bag():
+    recording = BagRecording(RGBD, BagOptions())
+    found = read(recording)
+    assert len(found) == 9
+    assert not recording.left_out
+    for frame in found:
+        assert frame.rgb.shape == (480, 640, 3)
+        assert 1.8 < np.nanmedian(frame.depth) < 1.9
+        assert isinstance(frame.camera, CameraModel)
+        assert frame.camera.focal_length() == pytest.approx(525 / 640)
+
+
+def test_topics_are_named(frames, tmp_path):
+    bag = write_drive(tmp_path / 'bag', frames, '')
+    with pytest.raises(RecordingError, match='no depth'):
+        BagRecording(bag, BagOptions())
+    with pytest.raises(DepthClipError, match="no images on '/x'"):
+        BagRecording(bag, BagOptions(image='/x'))
+    assert IMAGE_TOPIC.rpartition('/')[0] == INFO_TOPIC.rpartition('/')[0]
+    shutil.rmtree(bag)
+    with pytest.raises(DepthClipError, match='no bag'):
+        BagRecording(bag, BagOptions())
