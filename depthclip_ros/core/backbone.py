@@ -89,8 +89,8 @@ class AttentionPool(nn.Module):
 
     One token for the map's mean and one for every position look at each other. CLIP takes what
     the mean's token gets, `whole`, for the image; the other tokens' answers, `dense`, lie in the
-    same joint space (DenseCLIP, arXiv 2112.01518, section 3.2, calls them the language-compatible
-    map). The positional embedding is resized to the map.
+    same joint space (they are what DenseCLIP, arXiv 2112.01518, compares with the text). The
+    positional embedding is resized to the map.
     """
 
     def __init__(self, pool: Any) -> None:
