@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, cache_folder, load
 
@@ -148,8 +148,9 @@ class Scorer:
         """(B, h, w) metres of every read-out, the method's first."""
         logits = self._estimator.logits(features, self._text)
         return {
-            place: self._estimator.read_out(
-                logits[:, :, self._rows[column.tokens]], self._bins[column.bins]).patch_depth
+            place: smooth(self._estimator.read_out(
+                logits[:, :, self._rows[column.tokens]], self._bins[column.bins]).patch_depth,
+                self._estimator.config.smoothing)
             for place, column in enumerate(self._columns) if column.kind == READ_OUT}
 
     @torch.inference_mode()

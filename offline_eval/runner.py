@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.node.config import NodeConfig
 
@@ -318,11 +318,12 @@ class Evaluation:
         config, entry = self._estimator.config, self._dataset.entries[position]
         features = self._estimator.features([batch.rgb[0]])
         read_out = self._estimator.read_out(self._estimator.logits(features))
-        depth = upsample(read_out.patch_depth, self._protocol.size, config.upsampling)[0]
+        patches = smooth(read_out.patch_depth, config.smoothing)
+        depth = upsample(patches, self._protocol.size, config.upsampling)[0]
         return Sample(
             entry.index, entry.name, entry.scene, role, batch.rgb[0], depth.cpu().numpy(),
             batch.truth[0], read_out.weights[0].cpu().numpy(),
-            read_out.patch_depth[0].cpu().numpy(), list(config.tokens), list(config.bins),
+            patches[0].cpu().numpy(), list(config.tokens), list(config.bins),
             dict(zip(METRICS, (float(m) for m in metrics), strict=True)))
 
     def _config_text(self) -> str:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import clip_standin
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from depthclip_ros.core import ConfigError, WeightsError
+from depthclip_ros.core import ConfigError, WeightsError, backbone
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
@@ -106,6 +108,58 @@ def test_the_pool_takes_maps_of_any_size(resnet):
     torch.testing.assert_close(tokens[0], tokens[2])
     assert (tokens[:, :2] > 0).all()
     assert (tokens[:, 2:] < 0).all()
+
+
+def test_attnpool_is_the_pools_answer_to_every_position(resnet):
+    encoder = build_image_encoder(resnet, 'attnpool')
+    features = encoder(images())
+    with torch.no_grad():
+        answers = encoder.pool.dense(last_map(clip_model(resnet).visual, images()))
+    torch.testing.assert_close(
+        features, answers / answers.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
+    assert abs(features - build_image_encoder(resnet, 'maskclip')(images())).max() > 0.01
+
+
+@pytest.mark.parametrize('shape', ['resnet', 'vit'])
+def test_crops_are_what_clip_says_of_every_cell_alone(request, shape):
+    state_dict = request.getfixturevalue(shape)
+    encoder = build_image_encoder(state_dict, 'crops')
+    model, cell, batch = clip_model(state_dict), encoder.stride, images()
+    assert cell == {'resnet': 32, 'vit': 16}[shape]
+    found = encoder(batch)
+    assert found.shape == (2, 64, 64 // cell, 96 // cell)
+    for i, row, column in np.ndindex(2, *found.shape[2:]):
+        crop = batch[i, :, row * cell:(row + 1) * cell, column * cell:(column + 1) * cell]
+        resized = np.stack([
+            Image.fromarray(channel.numpy()).resize((64, 64), Image.Resampling.BILINEAR)
+            for channel in crop])
+        with torch.no_grad():
+            alone = model.encode_image(torch.from_numpy(resized)[None])[0]
+        torch.testing.assert_close(found[i, :, row, column], alone / alone.norm(), rtol=0,
+                                   atol=2e-5)
+
+
+def test_many_crops_go_in_parts(resnet, monkeypatch):
+    encoder = build_image_encoder(resnet, 'crops')
+    expected = encoder(images())
+    monkeypatch.setattr(backbone, 'CROPS_AT_ONCE', 5)
+    sizes, trunk = [], encoder.trunk.forward
+    encoder.trunk.forward = lambda x: sizes.append(tuple(x.shape)) or trunk(x)
+    torch.testing.assert_close(encoder(images()), expected, rtol=0, atol=1e-5)
+    assert sizes == [(5, 3, 64, 64), (5, 3, 64, 64), (2, 3, 64, 64)]
+
+
+def test_vit_tokens_after_the_last_block(vit):
+    """Where CLIP itself takes the class token."""
+    features = build_image_encoder(vit, 'attnpool')(images(64, 64))
+    visual = clip_model(vit).visual
+    seen = []
+    visual.transformer.register_forward_hook(lambda *given: seen.append(given[2]))
+    with torch.no_grad():
+        visual(images(64, 64))
+        expected = visual.ln_post(seen[0][1:].permute(1, 0, 2)) @ visual.proj
+    expected = (expected / expected.norm(dim=2, keepdim=True)).transpose(1, 2)
+    torch.testing.assert_close(features.flatten(2), expected, rtol=0, atol=1e-5)
 
 
 def test_vit_values_of_the_last_block(vit):

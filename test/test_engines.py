@@ -105,6 +105,23 @@ def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, pre
             found.depth, expected, rtol=0, atol=1e-4 if precision == 'float32' else 0.02)
 
 
+@pytest.mark.parametrize('features', ['attnpool', 'crops'])
+@pytest.mark.parametrize('engine', ['torch', pytest.param('onednn', marks=needs_graphs)])
+def test_engines_serve_all_features(build, engine, features):
+    reference = build(engine='eager', features=features, flip_average=True)
+    estimator = build(engine=engine, features=features, flip_average=True)
+    for found, expected in zip(
+            estimator.predict(IMAGES), reference.predict(IMAGES), strict=True):
+        np.testing.assert_allclose(found.depth, expected.depth, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=2e-3)
+
+
+def test_an_engine_that_lies_of_crops_is_refused(build, monkeypatch):
+    replace(monkeypatch, 'torch', lambda trunk: Liar(trunk, LIES['channels in another order']))
+    with pytest.raises(EngineError, match='engine: torch gives wrong features'):
+        build(engine='torch', features='crops')
+
+
 ARCHITECTURES = {
     'ResNet': (clip_standin.TINY, 'reference'),
     'deeper ResNet': ({**clip_standin.TINY, 'layers': (2, 1, 2, 1)}, 'maskclip'),
@@ -113,6 +130,10 @@ ARCHITECTURES = {
     'ViT, patches of 16': (clip_standin.TINY_VIT, 'maskclip'),
     'ViT, patches of 14': ({**clip_standin.TINY_VIT, 'patch': 14, 'resolution': 56,
                             'width': 128}, 'maskclip'),
+    'attention pool': (clip_standin.TINY, 'attnpool'),
+    'crops': (clip_standin.TINY, 'crops'),
+    'ViT, mixing': (clip_standin.TINY_VIT, 'attnpool'),
+    'ViT, crops': (clip_standin.TINY_VIT, 'crops'),
 }
 
 
@@ -128,7 +149,8 @@ def test_every_architecture_in_every_precision(architecture, precision, engine):
     with torch.inference_mode():
         expected = encoder(images)
         engines.install(encoder, engine, dtype, CPU, size, lambda _: None)
-        assert encoder.trunk(images.to(dtype)).dtype == dtype
+        seen = nn.functional.interpolate(images, encoder.trunk_size or size).to(dtype)
+        assert encoder.trunk(seen).dtype == dtype
         found = encoder(images)
     assert found.dtype == torch.float32
     difference = (found - expected).norm() / expected.norm()

@@ -98,6 +98,52 @@ def test_flip_average_equals_the_explicit_two_passes(build):
     np.testing.assert_allclose(both.weights, first.weights, atol=1e-4)
 
 
+def test_the_best_bin_and_smoothing_on_a_loaded_model(build):
+    estimator = build()
+    plain = estimator.predict(IMAGE)
+    bins = np.float32(SMALL.bins)
+    estimator.reconfigure(SMALL.replace(read_out='argmax'))
+    best = estimator.predict(IMAGE)
+    np.testing.assert_array_equal(best.patch_depth, bins[plain.logits.argmax(0)])
+    np.testing.assert_array_equal(estimator.read_out(torch.from_numpy(
+        plain.logits)[None, None]).patch_depth[0], best.patch_depth)
+    for name in ('weights', 'logits', 'spread'):
+        np.testing.assert_array_equal(getattr(best, name), getattr(plain, name))
+    estimator.reconfigure(SMALL.replace(read_out='argmax', flip_average=True))
+    mirrored = build(read_out='argmax').predict(np.ascontiguousarray(IMAGE[:, ::-1]))
+    np.testing.assert_array_equal(
+        estimator.predict(IMAGE).patch_depth,
+        (best.patch_depth + mirrored.patch_depth[:, ::-1]) / 2)
+    estimator.reconfigure(SMALL.replace(smoothing=0.8))
+    smoothed = estimator.predict(IMAGE)
+    apart = np.add.outer(*(np.square(np.subtract.outer(np.arange(n), np.arange(n)))
+                           for n in (3, 4)))
+    weights = np.exp(-0.5 * apart / 0.8 ** 2)  # (row, row, column, column)
+    np.testing.assert_allclose(
+        smoothed.patch_depth,
+        np.einsum('ijkl,jl->ik', weights, plain.patch_depth) / weights.sum((1, 3)), atol=1e-5)
+    assert np.ptp(smoothed.depth) < np.ptp(plain.depth)
+    estimator.reconfigure(SMALL)
+    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, plain.depth)
+
+
+def test_smoothing_keeps_out_what_is_not_depth(build):
+    """Limits come first, and padding is no neighbour."""
+    middle = float(np.median(build().predict(IMAGE).patch_depth))
+    limits = {'range_max': middle, 'out_of_range': 'inf'}
+    plain = build(**limits).predict(IMAGE).patch_depth
+    smoothed = build(**limits, smoothing=1.0).predict(IMAGE).patch_depth
+    np.testing.assert_array_equal(np.isposinf(smoothed), np.isposinf(plain))
+    assert 0 < np.isfinite(smoothed).sum() < smoothed.size
+    assert smoothed[np.isfinite(smoothed)].max() <= middle
+    wide = build(input_fit='letterbox', smoothing=1.0).predict(IMAGE[:32])
+    assert np.isnan(wide.patch_depth[[0, 2]]).all()
+    alone = build(input_fit='letterbox').predict(IMAGE[:32]).patch_depth[1]
+    weights = np.exp(-0.5 * np.square(np.subtract.outer(np.arange(4), np.arange(4))))
+    np.testing.assert_allclose(
+        wide.patch_depth[1], weights @ alone / weights.sum(1), atol=1e-5)
+
+
 def many(work, inputs, threads=8):
     """Results of some work in many threads, which all begin at once."""
     with ThreadPoolExecutor(threads) as pool:

@@ -115,9 +115,8 @@ def start(command, **options):
 # What comes out ------------------------------------------------------------------------------
 
 
-def test_the_headline_is_the_node_s_own_prediction(world, samples, summary):
-    """Worked out here once more, by `predict` and plain NumPy."""
-    config = DepthConfig.from_yaml(world / 'tiny.yaml')
+def headline(config, world, samples):
+    """The method's row, worked out here once more, by `predict` and plain NumPy."""
     estimator = DepthEstimator(config, world / 'tiny.pt', 'cpu')
     rows = []
     for number in split(COUNT)[1]:
@@ -131,8 +130,28 @@ def test_the_headline_is_the_node_s_own_prediction(world, samples, summary):
         ratio = np.maximum(p / y, y / p)
         rows.append([*((ratio < 1.25 ** k).mean() for k in (1, 2, 3)), (abs(p - y) / y).mean(),
                      abs(np.log10(p / y)).mean(), np.sqrt(((p - y) ** 2).mean())])
+    return np.mean(rows, axis=0)
+
+
+def test_the_headline_is_the_node_s_own_prediction(world, samples, summary):
     found = [summary.rows[0].metrics[m] for m in METRICS[:6]]
-    np.testing.assert_allclose(found, np.mean(rows, axis=0), atol=2e-5)
+    expected = headline(DepthConfig.from_yaml(world / 'tiny.yaml'), world, samples)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_read_out_and_smoothing_are_the_node_s_own(world, samples, tmp_path):
+    text = (world / 'tiny.yaml').read_text()
+    other = tmp_path / 'other.yaml'
+    other.write_text(text.replace(
+        'flip_average:', "read_out: 'argmax'\n    smoothing: 0.7\n    flip_average:"))
+    config = DepthConfig.from_yaml(other)
+    assert (config.read_out, config.smoothing) == ('argmax', 0.7)
+    summary = evaluate(world, tmp_path / 'results', '--config', other, '--no-mean-map')
+    found = [summary.rows[0].metrics[m] for m in METRICS[:6]]
+    np.testing.assert_allclose(found, headline(config, world, samples), atol=2e-5)
+    for changed in ({'read_out': 'mean'}, {'smoothing': 0.0}):
+        other_depth = headline(config.replace(**changed), world, samples)
+        assert abs(other_depth - found).max() > 1e-3, changed
 
 
 def test_every_row_is_there(summary):

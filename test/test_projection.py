@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import grid_sample, interpolate
 
 from depthclip_ros.core.projection import (
+    best_bins,
     bin_spread,
     bin_weights,
     combine_bins,
     limit_range,
     similarity_logits,
+    smooth,
     upsample,
 )
 from depthclip_ros.core.window import Window
@@ -50,6 +53,61 @@ def test_temperature_limits():
     torch.testing.assert_close(cold, nearest)
     hot = combine_bins(bin_weights(similarity_logits(image, text, 1e9)), bins)
     torch.testing.assert_close(hot, torch.full_like(hot, bins.mean().item()))
+
+
+def test_the_best_bin_by_hand():
+    nan = math.nan
+    logits = torch.tensor([[[0.0, 5.0, -1.0, 1.0]], [[2.0, -1.0, -2.0, nan]],
+                           [[1.0, 4.0, -0.5, 0.0]]])[None]
+    bins = torch.tensor([1.0, 2.0, 4.0])
+    torch.testing.assert_close(
+        best_bins(logits, bins), torch.tensor([[[2.0, 1.0, 4.0, nan]]]), equal_nan=True)
+
+
+def test_the_best_bin_is_the_mean_without_temperature():
+    logits = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    bins = torch.tensor([1.0, 2.0, 4.0, 5.0, 9.0])
+    torch.testing.assert_close(
+        best_bins(logits, bins), combine_bins(bin_weights(1e6 * logits), bins))
+
+
+def test_smoothing_by_hand():
+    """Three patches in a row and sigma such that a neighbour counts half, and the next 1/16."""
+    sigma = 1 / math.sqrt(2 * math.log(2))
+    row = torch.tensor([[[1.0, 4.0, 10.0]]])
+    expected = torch.tensor([[[(1 + 2 + 10 / 16) / (1 + 1 / 2 + 1 / 16),
+                               (0.5 + 4 + 5) / 2,
+                               (1 / 16 + 2 + 10) / (1 + 1 / 2 + 1 / 16)]]])
+    torch.testing.assert_close(smooth(row, sigma), expected)
+    torch.testing.assert_close(smooth(row.mT, sigma), expected.mT)
+    # A patch without depth stays without, and is none of its neighbours' business.
+    nan, inf = math.nan, math.inf
+    holes = torch.tensor([[[1.0, nan, 10.0, inf, -inf, 2.0]]])
+    (known,) = [[0, 2, 5]]
+    weights = torch.tensor([[2.0 ** -(i - j) ** 2 for j in known] for i in known])
+    means = (weights @ holes[0, 0, known]) / weights.sum(1)
+    expected = holes.clone()
+    expected[0, 0, known] = means
+    torch.testing.assert_close(smooth(holes, sigma), expected, equal_nan=True)
+    assert torch.isnan(smooth(torch.full((1, 2, 2), nan), 1.0)).all()
+
+
+def test_smoothing_as_scipy_does_it():
+    gaussian_filter = pytest.importorskip('scipy.ndimage').gaussian_filter
+    depth = 1 + torch.rand(2, 9, 12, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.5, 1.3):
+        blurred, share = (
+            np.stack([gaussian_filter(image, sigma, mode='constant', truncate=20)
+                      for image in images.numpy()]) for images in (depth, torch.ones_like(depth)))
+        torch.testing.assert_close(smooth(depth, sigma), torch.from_numpy(blurred / share))
+
+
+@pytest.mark.parametrize('sigma', [5e-324, 1e-6, 100.0])
+def test_extreme_smoothing(sigma):
+    depth = 1 + torch.rand(1, 6, 8, generator=torch.Generator().manual_seed(0))
+    expected = depth.mean().expand(1, 6, 8) if sigma > 1 else depth
+    torch.testing.assert_close(smooth(depth, sigma), expected, rtol=1e-3, atol=0)
+    assert smooth(depth, 0.0) is depth
 
 
 def test_bilinear_is_linear_between_corner_patches():

@@ -151,6 +151,17 @@ def test_graphs_give_what_the_same_work_gives_without(build, with_graphs, flip):
     assert cuda.counts['replay'] == 4
 
 
+@pytest.mark.parametrize('features', ['attnpool', 'crops'])
+def test_graphs_of_all_features_and_read_outs(build, with_graphs, features):
+    changes = {'features': features, 'smoothing': 0.5}
+    estimator, cuda = with_graphs(**changes)
+    for read_out in ('mean', 'argmax', 'mean'):
+        estimator.reconfigure(estimator.config.replace(read_out=read_out))
+        plain = build(engine='eager', read_out=read_out, **changes)
+        assert_same(estimator.predict(IMAGES), plain.predict(IMAGES))
+    assert cuda.counts['capture'] == 2
+
+
 def test_warm_up_captures_every_batch_on_its_own_thread(with_graphs):
     estimator, cuda = with_graphs()
     worker = threading.Thread(target=estimator.warm_up, args=(3,))

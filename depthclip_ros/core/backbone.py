@@ -28,6 +28,8 @@ from .uninitialized import Uninitialized
 from .weights import Architecture, architecture
 
 RESNET_STRIDE = 32
+# Of one image; a CPU's fused trunk takes them one by one anyway, and a GPU is full with these.
+CROPS_AT_ONCE = 32
 
 
 class ImageEncoder(nn.Module):
@@ -38,8 +40,11 @@ class ImageEncoder(nn.Module):
         dtype: number format of the trunk's input.
         stride: pixels a patch is wide and high.
         pool: the attention pool, for a ResNet whose pool was asked for.
+        trunk_size: (height, width) of what the trunk sees, if it is not the whole image.
 
     """
+
+    trunk_size: tuple[int, int] | None = None
 
     def __init__(
         self, trunk: nn.Module, stride: int, pool: AttentionPool | None = None,
@@ -57,8 +62,13 @@ class ImageEncoder(nn.Module):
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the trunk's own map (B, C', H / stride, W / stride) in float32."""
         with exact_float32(images.device):
-            trunk = self.trunk(images.to(self.dtype)).float()
+            trunk = self.see(images)
             return self.head(trunk), trunk
+
+    def see(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C', H / stride, W / stride) in float32, what the head takes."""
+        features: Tensor = self.trunk(images.to(self.dtype)).float()
+        return features
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors, all there is to do for most trunks."""
@@ -178,16 +188,72 @@ class MaskClipFeatures(ImageEncoder):
         return super().head(conv2d(features, self.projection, self.offset))
 
 
-class VitMaskClip(nn.Module):
-    """MaskCLIP on a vision transformer: the last block's values, projected, instead of its mixing.
+class AttentionPoolFeatures(ImageEncoder):
+    """What the attention pool answers to every position: CLIP's own mixing, unlike MaskCLIP."""
 
-    The positional embedding is resized in two dimensions, bicubically.
+    pool: AttentionPool
+
+    def __init__(self, resnet: Any) -> None:
+        """Take over the convolutional part and the pool."""
+        pool = AttentionPool(resnet.attnpool)
+        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
+
+    def head(self, features: Tensor) -> Tensor:
+        """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
+        return super().head(self.pool.dense(features))
+
+
+class CropFeatures(ImageEncoder):
+    """Every cell of the image cut out and encoded alone, by the whole of CLIP's image encoder.
+
+    A yardstick, after the usual pseudo-code of the paper: what the cell's surroundings tell is
+    lost, and there are as many passes as cells. A cell is as large as a patch of the other
+    features, and resized bilinearly to the size for which CLIP was trained.
     """
 
-    def __init__(self, vit: Any) -> None:
-        """Take over a CLIP vision transformer."""
+    def __init__(
+        self, trunk: nn.Module, cell: int, resolution: int, pool: AttentionPool | None = None,
+    ) -> None:
+        """Take over an encoder.
+
+        Args:
+            trunk: of a ResNet, to be followed by the pool; or a vision transformer's all.
+            cell: pixels that a cell is wide and high.
+            resolution: pixels that the encoder's images are wide and high.
+            pool: of a ResNet.
+
+        """
+        super().__init__(trunk, cell, pool)
+        self.trunk_size = resolution, resolution
+
+    def see(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / cell, W / cell): CLIP's own answers, of any length."""
+        cell, (count, channels, height, width) = self.stride, images.shape
+        h, w = height // cell, width // cell
+        cells = images.reshape(count, channels, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5)
+        answers = torch.cat([
+            self._answer(part) for part in torch.split(cells.flatten(0, 2), CROPS_AT_ONCE)])
+        return answers.view(count, h, w, -1).permute(0, 3, 1, 2)
+
+    def _answer(self, cells: Tensor) -> Tensor:
+        """(N, 3, cell, cell) -> (N, C)."""
+        answers = super().see(interpolate(cells, self.trunk_size, mode='bilinear'))
+        return answers if self.pool is None else self.pool.whole(answers)
+
+
+class DenseVit(nn.Module):
+    """What a vision transformer says of every patch, in the joint space.
+
+    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
+    every patch's token where CLIP itself takes the class token. The positional embedding is
+    resized in two dimensions, bicubically.
+    """
+
+    def __init__(self, vit: Any, *, mixing: bool) -> None:
+        """Take over a CLIP vision transformer; `mixing`: the last block stays whole."""
         super().__init__()
         self.vit = vit
+        self.mixing = mixing
         self.blocks = vit.transformer.resblocks[:-1]
         self.last = vit.transformer.resblocks[-1]
         self._positions = _Positions()
@@ -205,11 +271,15 @@ class VitMaskClip(nn.Module):
         classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding(height, width).to(x)
         x = self.blocks(vit.ln_pre(x).transpose(0, 1)).transpose(0, 1)
-        attention = self.last.attn
-        value_weight = attention.in_proj_weight.chunk(3)[2]
-        value_bias = attention.in_proj_bias.chunk(3)[2]
-        values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
-        features: Tensor = vit.ln_post(attention.out_proj(values)) @ vit.proj
+        if self.mixing:
+            tokens = self.last(x.transpose(0, 1)).transpose(0, 1)[:, 1:]
+        else:
+            attention = self.last.attn
+            value_weight = attention.in_proj_weight.chunk(3)[2]
+            value_bias = attention.in_proj_bias.chunk(3)[2]
+            values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
+            tokens = attention.out_proj(values)
+        features: Tensor = vit.ln_post(tokens) @ vit.proj
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
@@ -220,7 +290,7 @@ def build_image_encoder(
 
     Args:
         state_dict: the whole model's; only the visual part is copied.
-        features: 'reference' or 'maskclip'.
+        features: 'reference', 'maskclip', 'attnpool' or 'crops'.
         keep_pool: keep a ResNet's attention pool, too, as the encoder's `pool`.
 
     Raises:
@@ -229,21 +299,36 @@ def build_image_encoder(
 
     """
     shape = architecture(state_dict)
-    if shape.patch is not None and features != 'maskclip':
+    if shape.patch is not None and features == 'reference':
         raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
                           'transformer use features: maskclip.')
     visual = _load_visual(state_dict, shape)
-    pool = AttentionPool(visual.attnpool) if keep_pool and shape.patch is None else None
     with torch.no_grad():
-        encoder: ImageEncoder
-        if shape.patch is not None:
-            encoder = ImageEncoder(VitMaskClip(visual), shape.patch)
-        elif features == 'maskclip':
-            encoder = MaskClipFeatures(visual, pool)
-        else:
-            encoder = ReferenceFeatures(visual, shape, pool)
+        encoder = _dense_encoder(visual, shape, features, keep_pool=keep_pool)
     encoder.eval().requires_grad_(False)
     return encoder
+
+
+def _dense_encoder(
+    visual: Any, shape: Architecture, features: str, *, keep_pool: bool,
+) -> ImageEncoder:
+    if shape.patch is not None:
+        if features == 'crops':
+            return CropFeatures(visual, shape.patch, shape.resolution)
+        return ImageEncoder(DenseVit(visual, mixing=features == 'attnpool'), shape.patch)
+    if features == 'attnpool':
+        return AttentionPoolFeatures(visual)
+    pool = AttentionPool(visual.attnpool) if keep_pool or features == 'crops' else None
+    if features == 'crops':
+        return CropFeatures(_without_pool(visual), RESNET_STRIDE, shape.resolution, pool)
+    if features == 'maskclip':
+        return MaskClipFeatures(visual, pool)
+    return ReferenceFeatures(visual, shape, pool)
+
+
+def is_resnet(trunk: nn.Module) -> bool:
+    """Whether it is the convolutional part of CLIP's ResNet, or else a vision transformer."""
+    return hasattr(trunk, 'layer4')
 
 
 def _without_pool(resnet: nn.Module) -> nn.Module:

@@ -134,7 +134,10 @@ class DepthConfig(Settings):
     backbone: str = define(
         'RN50', 'CLIP architecture by its OpenAI name, or auto: whatever the weights hold')
     features: str = define(
-        'reference', 'Dense image features', choices=('reference', 'maskclip'))
+        'reference', "Dense image features: the official code's, MaskCLIP's, the attention pool's "
+                     'own, or every cell cut out and encoded alone, which is very slow '
+                     '(docs/readouts.md)',
+        choices=('reference', 'maskclip', 'attnpool', 'crops'))
     input_height: int = define(
         480, "Height of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
@@ -147,6 +150,12 @@ class DepthConfig(Settings):
         choices=('stretch', 'crop', 'letterbox'), reload=False)
     flip_average: bool = define(
         False, 'Average with the pass over the mirrored image: twice the work', reload=False)
+    read_out: str = define(
+        'mean', "Depth of a patch: the bins' mean under the softmax (paper eq. 5), or the bin of "
+                'the token that it resembles most', choices=('mean', 'argmax'), reload=False)
+    smoothing: float = define(
+        0.0, 'Gaussian smoothing of the depth of the patches, its sigma in patches; 0: none',
+        minimum=0.0, maximum=100.0, reload=False)
     upsampling: str = define(
         'centered', "From patches to pixels: linear between the patches' true centres, bilinear "
                     'with aligned corners as the official code, or patch as the paper',

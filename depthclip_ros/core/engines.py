@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageEncoder, VitMaskClip
+from .backbone import ImageEncoder, is_resnet
 from .device import cpu_has_amx, reason
 from .errors import EngineError, WeightsError
 from .onednn_graph import GraphedResNet, can_compile
@@ -60,6 +60,9 @@ def install(
     """
     reference = encoder.trunk
     image = known_image(size)
+    if encoder.trunk_size is not None:  # two pieces of it go the way of all
+        size = encoder.trunk_size
+        image = image[:, :, :encoder.stride, :2 * encoder.stride]
     with torch.inference_mode():
         expected = encoder(image)
     if not expected.isfinite().all():
@@ -93,7 +96,7 @@ def install(
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:
     """Engines to try, the fastest first."""
     graph = device.type == 'cpu' and dtype == torch.bfloat16 and cpu_has_amx() \
-        and not isinstance(trunk, VitMaskClip)
+        and is_resnet(trunk)
     return ['onednn', 'torch', 'eager'] if graph else ['torch', 'eager']
 
 
@@ -152,7 +155,7 @@ def build_trunk(
     size: tuple[int, int], log: Log,
 ) -> nn.Module:
     """Make of CLIP's own trunk the one that an engine runs; a vision transformer stays whole."""
-    folded = engine != 'eager' and not isinstance(trunk, VitMaskClip)
+    folded = engine != 'eager' and is_resnet(trunk)
     network = (FoldedResNet(trunk) if folded else trunk).to(device, dtype)
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):

@@ -25,11 +25,13 @@ from .device import current, exact_float32, resolve_device, resolve_precision, u
 from .errors import CameraInfoError, ConfigError, ImageError, WeightsError
 from .geometry import CameraModel
 from .projection import (
+    best_bins,
     bin_spread,
     bin_weights,
     combine_bins,
     limit_range,
     similarity_logits,
+    smooth,
     upsample,
 )
 from .prompts import TextFeatureCache, encode_tokens
@@ -72,8 +74,9 @@ class DepthPrediction:
             features vanish, where it did not see the image (`input_fit`), and where its answer is
             beyond `range_min` or `range_max`; there also -Inf and +Inf, as `out_of_range` says.
             `upsampling` says where a patch's depth stands.
-        patch_depth: (h, w) metres, one per patch (eq. 5), before upsampling; NaN and infinite as
-            `depth`. The patches tile `window`; their depth is that at their centres.
+        patch_depth: (h, w) metres, one per patch (eq. 5, or as `read_out` says), smoothed if
+            `smoothing` says so, before upsampling; NaN and infinite as `depth`. The patches tile
+            `window`; their depth is that at their centres.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
         spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
@@ -413,6 +416,8 @@ class DepthEstimator:
                     anchors, read_out.patch_depth, windows, sizes, strict=True)]
             read_out = _times(read_out, [adjustment.scale for adjustment in adjustments])
             read_out = _valid(read_out, config, windows, sizes)
+            read_out = read_out._replace(
+                patch_depth=smooth(read_out.patch_depth, config.smoothing))
             return [*read_out, *(
                 _fill(patches, image, size or image, config.upsampling, window)
                 for patches, image, window in zip(
@@ -429,17 +434,17 @@ class DepthEstimator:
 
     def _read(self, settings: Settings, images: Sequence[Tensor]) -> ReadOut:
         """Run the network on images of its size: all that does not depend on the images' own."""
-        flip = settings.config.flip_average
+        flip, mode = settings.config.flip_average, settings.config.read_out
 
         def compute(text: Tensor, bins: Tensor, temperature: Tensor, *images: Tensor) -> ReadOut:
             with exact_float32(self.device):
                 logits = _compare(self._encode(images, flip).features, text, temperature)
-                return _read_out(logits, bins)
+                return _read_out(logits, bins, mode)
 
         inputs = (settings.text, settings.bins, settings.temperature, *images)
         if self._replayer is None:
             return compute(*inputs)
-        return ReadOut(*self._replayer.replay(flip, compute, inputs))
+        return ReadOut(*self._replayer.replay((flip, mode), compute, inputs))
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -523,7 +528,7 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def read_out(self, logits: Tensor, bins: Tensor | None = None) -> ReadOut:
-        """Turn logits into depth (section 3.3 of the paper).
+        """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
 
         Args:
             logits: (passes, B, K, h, w), from `logits`.
@@ -531,7 +536,9 @@ class DepthEstimator:
 
         """
         with current(self.device), exact_float32(self.device):
-            return _read_out(logits, self._settings.bins if bins is None else bins)
+            settings = self._settings
+            return _read_out(
+                logits, settings.bins if bins is None else bins, settings.config.read_out)
 
 
 def focal_ratio(
@@ -611,11 +618,11 @@ def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
     return logits.view(*features.shape[:2], *logits.shape[1:])
 
 
-def _read_out(logits: Tensor, bins: Tensor) -> ReadOut:
+def _read_out(logits: Tensor, bins: Tensor, mode: str) -> ReadOut:
     passes, count = logits.shape[:2]
     flat = logits.flatten(0, 1)
     weights = bin_weights(flat)
-    patch_depth = combine_bins(weights, bins)
+    patch_depth = best_bins(flat, bins) if mode == 'argmax' else combine_bins(weights, bins)
     if passes == 2:
         # Averaged before upsampling, as the official code does.
         patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))

@@ -45,6 +45,43 @@ def combine_bins(weights: Tensor, bins: Tensor) -> Tensor:
     return torch.einsum('bkhw,k->bhw', weights, bins)
 
 
+def best_bins(logits: Tensor, bins: Tensor) -> Tensor:
+    """Depth of every patch as the bin of the token that it resembles most: (B, h, w) metres.
+
+    Where the logits are NaN so is the depth, as it is with `combine_bins`.
+    """
+    depth = bins[logits.argmax(dim=1)]
+    return depth.masked_fill(logits.isnan().any(dim=1), math.nan)
+
+
+def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
+    """Gaussian mean over the patches around each (a normalised convolution).
+
+    Patches without depth, or with an infinite one, stay as they are, and take no part in the
+    others' means; neither does what is beyond the border.
+
+    Args:
+        patch_depth: (B, h, w) metres.
+        sigma: of the Gaussian, in patches; 0: nothing changes.
+
+    """
+    if not sigma:
+        return patch_depth
+    rows, columns = (
+        _gaussian(count, sigma, patch_depth.device) for count in patch_depth.shape[1:])
+    known = patch_depth.isfinite()
+    total = rows @ patch_depth.where(known, 0.0) @ columns
+    share = rows @ known.float() @ columns
+    return torch.where(known, total / share, patch_depth)
+
+
+@lru_cache(maxsize=64)
+def _gaussian(count: int, sigma: float, device: torch.device) -> Tensor:
+    """(count, count) float32: weight of one patch in another's mean, along one axis."""
+    places = torch.arange(count, dtype=torch.float64, device=device)
+    return (-0.5 * ((places[:, None] - places) / sigma).square()).exp().float()
+
+
 def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
     """Standard deviation of the bins under the weights: (B, h, w) metres.
 

@@ -33,9 +33,9 @@ And for all cameras together:
 Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
     name, with unit, range and choices in its descriptor. tokens, bins (metres), templates,
-    temperature, input_fit, flip_average, upsampling, range_min, range_max (metres),
-    out_of_range, reference_focal and max_stddev (metres) take effect from the next image on,
-    together or not at all; all others need cleanup and configure.
+    temperature, input_fit, flip_average, read_out, smoothing, upsampling, range_min, range_max
+    (metres), out_of_range, reference_focal and max_stddev (metres) take effect from the next
+    image on, together or not at all; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
     /diagnostics; TOPIC is the resolved name (/image, /front/image).
 
