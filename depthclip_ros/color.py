@@ -153,6 +153,16 @@ def write_warning(picture: Picture, text: str) -> None:
     _put_text(picture, text, (x, round(len(stripe) * 0.7)), scale, thickness=2)
 
 
+def write_note(picture: Picture, text: str) -> None:
+    """Write `text` small on a dark stripe along the bottom of `picture`, in place."""
+    scale = 0.45
+    while scale > 0.25 and _text_width(text, scale, 1) > picture.shape[1] - 2 * GAP:
+        scale -= 0.05
+    stripe = picture[-max(8, round(40 * scale)):]
+    stripe[:] = BACKGROUND
+    _put_text(stripe, text, (GAP, round(len(stripe) * 0.7)), scale)
+
+
 def depth_millimetres(
     depth: NDArray[np.floating[Any]],
 ) -> tuple[NDArray[np.uint16], int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import DepthConfig, describe
 from .errors import (
+    CalibrationError,
     CameraInfoError,
     ConfigError,
     DataError,
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from .estimator import DepthEstimator, DepthPrediction
 
 __all__ = [
-    'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError', 'DepthConfig',
-    'DepthEstimator', 'DepthPrediction', 'DeviceError', 'EngineError', 'ImageError',
-    'WeightsError', 'describe',
+    'CalibrationError', 'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError',
+    'DepthConfig', 'DepthEstimator', 'DepthPrediction', 'DeviceError', 'EngineError',
+    'ImageError', 'WeightsError', 'describe',
 ]
 
 

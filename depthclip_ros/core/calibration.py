@@ -45,7 +45,8 @@ _LONGEST_TEXT = 200
 # The settings that the correction belongs to: with others the network's answers mean other things.
 BOUND = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
-    'input_fit', 'flip_average', 'upsampling', 'normalization', 'reference_focal',
+    'input_fit', 'flip_average', 'read_out', 'smoothing', 'upsampling', 'normalization',
+    'reference_focal',
 )
 RAY_TERMS = 10
 SPREAD_TERMS = 9

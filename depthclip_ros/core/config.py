@@ -173,6 +173,9 @@ class DepthConfig(Settings):
         0.811, "Focal length to which the words' metres belong, in image widths (NYU's camera: "
                '0.811): depth is multiplied by the own one over it where camera_info tells it; '
                '0: never, as the paper', minimum=0.0, maximum=100.0, reload=False)
+    calibration: str = define(
+        '', 'File that `depthclip calibrate` wrote (.safetensors): depth is corrected to that '
+            "recording's, and gets error bars; no longer zero-shot; empty: none", reload=False)
     max_stddev: float = define(
         0.0, 'Depth with a larger standard deviation becomes NaN, where a calibration tells it; '
              '0: no limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
@@ -219,8 +222,8 @@ class DepthConfig(Settings):
             raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
                               f'{self.range_max} m.')
         nearest, farthest = self.bins[0], self.bins[-1]
-        if self.reference_focal:  # depth is a mean of bins, times what the camera says
-            return
+        if self.reference_focal or self.calibration:
+            return  # depth is a mean of bins, times what the camera and the calibration say
         if self.range_min > farthest or 0 < self.range_max < nearest:
             raise ConfigError(
                 f'range_min, range_max: {self.range_min}, {self.range_max} m leave no depth, '

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from . import engines
 from .backbone import build_image_encoder
+from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
 from .errors import CameraInfoError, ConfigError, ImageError, WeightsError
@@ -45,8 +46,9 @@ NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-# Text features that an estimator keeps, so that changing to and fro costs nothing.
+# Text features that an estimator keeps, so that changing to and fro costs nothing; calibrations.
 KEPT_WORDS = 8
+KEPT_CALIBRATIONS = 4
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -86,10 +88,11 @@ class DepthPrediction:
         image_size: (H, W) of the image.
         upsampling: from patches to pixels.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
-            are multiplied; 1 where the camera is unknown.
+            are multiplied. Where the camera is unknown, that of the calibration; 1 without one.
         adjustment: what the anchor made of depth; 1 and 1 without one.
-        patch_stddev: (h, w) metres, standard deviation of `patch_depth`: the truth is within 1.645
-            of it for 90 % of the patches. None without a calibration.
+        patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
+            `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
+            90 % of the pixels. None without a calibration.
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
     those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
@@ -136,6 +139,19 @@ class ReadOut(NamedTuple):
     weights: Tensor  # (B, K, h, w)
     logits: Tensor  # (B, K, h, w)
     spread: Tensor  # (B, h, w) metres
+    stddev: Tensor | None = None  # (B, h, w) metres; None without a calibration
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [values for values in self if values is not None]
+
+
+class Correction(NamedTuple):
+    """What a calibration corrects depth with, on the device."""
+
+    terms: Terms
+    rays: Tensor  # (passes B, RAY_TERMS + 1, h, w)
+    maps: Maps
 
 
 class Settings(NamedTuple):
@@ -146,6 +162,8 @@ class Settings(NamedTuple):
     text: Tensor  # the same on the device
     bins: Tensor  # (K,) metres
     temperature: Tensor  # ()
+    calibration: Calibration | None
+    terms: Terms | None  # the calibration's, on the device
 
 
 class DepthEstimator:
@@ -185,6 +203,7 @@ class DepthEstimator:
                 that are not finite.
             DeviceError: the device does not exist.
             EngineError: the engine does not run here, or computes something else.
+            CalibrationError: the calibration is unusable, or belongs to something else.
 
         """
         use_threads(num_threads)
@@ -199,9 +218,13 @@ class DepthEstimator:
         self._encoder = build_image_encoder(state_dict, config.features)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
+        shape = architecture(state_dict)
+        # C of the features, and C' of the trunk's map.
+        whole = shape.patch is not None or config.features == 'crops'
+        self._channels = shape.embed_dim, shape.embed_dim if whole else 32 * shape.width
         self._text_cache = functools.partial(
             TextFeatureCache(folder / 'text', log).get, weights_digest=self.weights.digest,
-            width=architecture(state_dict).embed_dim)
+            width=shape.embed_dim)
         text_features, self.text_cache_hit = self._text_cache(
             config, encode=lambda: encode_tokens(config, state_dict))
         self._encoded = {(config.tokens, config.templates): text_features}
@@ -219,12 +242,18 @@ class DepthEstimator:
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
             self._replayer = Replayer(self.device) if self.device.type == 'cuda' else None
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
+        self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
 
     @property
     def config(self) -> DepthConfig:
         """The configuration in force."""
         return self._settings.config
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration in force: its `label` belongs to all depth that is shown."""
+        return self._settings.calibration
 
     @property
     def text_features(self) -> NDArray[np.float32]:
@@ -275,6 +304,33 @@ class DepthEstimator:
                 'would not fit the loaded network; put the file back, or load it as a whole.')
         return state_dict
 
+    def read_calibration(self, config: DepthConfig, again: bool = False) -> Calibration | None:
+        """Calibration of a configuration, for `reconfigure`; nothing changes by it.
+
+        Any thread may call it, also while another one predicts. The last few are kept.
+
+        Args:
+            config: its `calibration`, and what that must belong to.
+            again: read the file even if it was read before.
+
+        Returns:
+            The calibration, checked; None where there is to be none.
+
+        Raises:
+            CalibrationError: it is unusable, or belongs to another model or configuration.
+
+        """
+        path = config.calibration
+        if not path:
+            return None
+        calibration = None if again else self._calibrations.get(path)
+        if calibration is None:
+            calibration = Calibration.load(path)
+        calibration.check(config, self.weights.digest, self.grid, *self._channels)
+        kept = {name: value for name, value in self._calibrations.items() if name != path}
+        self._calibrations = dict([*kept.items(), (path, calibration)][-KEPT_CALIBRATIONS:])
+        return calibration
+
     def reconfigure(
         self, config: DepthConfig, text_features: NDArray[np.float32] | None = None,
     ) -> None:
@@ -290,6 +346,7 @@ class DepthEstimator:
         Raises:
             ConfigError: a setting differs that needs a new estimator, or a sentence is too long.
             WeightsError: as `encode`.
+            CalibrationError: as `read_calibration`.
 
         """
         changed = [f.name for f in fields(config) if f.metadata['reload']
@@ -306,10 +363,14 @@ class DepthEstimator:
         self._settings = self._prepare(config, text_features)
 
     def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
+        calibration = self.read_calibration(config)
         with current(self.device):
-            settings = Settings(config, text_features, *(
+            text, bins, temperature = (
                 torch.tensor(values, dtype=torch.float32).to(self.device)
-                for values in (text_features, config.bins, config.temperature)))
+                for values in (text_features, config.bins, config.temperature))
+            terms = None if calibration is None else calibration.terms(self.device)
+            settings = Settings(
+                config, text_features, text, bins, temperature, calibration, terms)
             if self.device.type == 'cuda':  # they are used on another stream
                 torch.cuda.current_stream().synchronize()
         return settings
@@ -404,21 +465,32 @@ class DepthEstimator:
         windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
         ratios = [focal_ratio(config.reference_focal, *of_one)
                   for of_one in zip(cameras, windows, sizes, strict=True)]
+        rays = None
+        if settings.calibration is not None:
+            ratios = [settings.calibration.about.focal_ratio if camera is None else ratio
+                      for camera, ratio in zip(cameras, ratios, strict=True)]
+            rays = np.stack([
+                settings.calibration.rays(*of_one, mirrored)
+                for mirrored in (False, True)[:1 + config.flip_average]
+                for of_one in zip(cameras, windows, ratios, strict=True)])
         adjustments: list[Adjustment] = []
 
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = self._read(settings, list(map(self._fit, pixels, windows)))
+            read_out = self._read(settings, list(map(self._fit, pixels, windows)), rays)
             read_out = _times(read_out, ratios)
+            stddevs = [None] * len(sizes) if read_out.stddev is None else read_out.stddev
             adjustments[:] = [
                 NOT_ADJUSTED if anchor is None else
-                anchor(patches.cpu().numpy(), None, window, image)
-                for anchor, patches, window, image in zip(
-                    anchors, read_out.patch_depth, windows, sizes, strict=True)]
-            read_out = _times(read_out, [adjustment.scale for adjustment in adjustments])
+                anchor(patches.cpu().numpy(), None if stddev is None else stddev.cpu().numpy(),
+                       window, image)
+                for anchor, patches, stddev, window, image in zip(
+                    anchors, read_out.patch_depth, stddevs, windows, sizes, strict=True)]
+            read_out = _times(read_out, [adjustment.scale for adjustment in adjustments],
+                              [adjustment.inflation for adjustment in adjustments])
             read_out = _valid(read_out, config, windows, sizes)
             read_out = read_out._replace(
                 patch_depth=smooth(read_out.patch_depth, config.smoothing))
-            return [*read_out, *(
+            return [*read_out.tensors(), *(
                 _fill(patches, image, size or image, config.upsampling, window)
                 for patches, image, window in zip(
                     read_out.patch_depth, sizes, windows, strict=True))]
@@ -427,24 +499,34 @@ class DepthEstimator:
             outputs = [output.numpy() for output in estimate(self._upload(images))]
         else:
             outputs = self._replayer.call(estimate, images)
-        patch_depth, weights, logits, spread, *depth = outputs
+        patches, depth = outputs[:-len(images)], outputs[-len(images):]
+        patch_depth, weights, logits, spread, *stddev = patches
         return [DepthPrediction(
             depth[i], patch_depth[i], weights[i], logits[i], spread[i], windows[i], sizes[i],
-            config.upsampling, ratios[i], adjustments[i]) for i in range(len(images))]
+            config.upsampling, ratios[i], adjustments[i], *(values[i] for values in stddev))
+            for i in range(len(images))]
 
-    def _read(self, settings: Settings, images: Sequence[Tensor]) -> ReadOut:
+    def _read(
+        self, settings: Settings, images: Sequence[Tensor], rays: NDArray[np.float32] | None,
+    ) -> ReadOut:
         """Run the network on images of its size: all that does not depend on the images' own."""
         flip, mode = settings.config.flip_average, settings.config.read_out
+        calibrated = () if settings.terms is None or rays is None else (
+            torch.from_numpy(rays).to(self.device), *settings.terms)
 
-        def compute(text: Tensor, bins: Tensor, temperature: Tensor, *images: Tensor) -> ReadOut:
+        def compute(text: Tensor, bins: Tensor, temperature: Tensor, *others: Tensor,
+                    ) -> list[Tensor]:
+            given, images = others[:len(calibrated)], others[len(calibrated):]
             with exact_float32(self.device):
-                logits = _compare(self._encode(images, flip).features, text, temperature)
-                return _read_out(logits, bins, mode)
+                maps = self._encode(images, flip)
+                logits = _compare(maps.features, text, temperature)
+                correction = Correction(Terms(*given[1:]), given[0], maps) if given else None
+                return _read_out(logits, bins, mode, correction).tensors()
 
-        inputs = (settings.text, settings.bins, settings.temperature, *images)
+        inputs = (settings.text, settings.bins, settings.temperature, *calibrated, *images)
         if self._replayer is None:
-            return compute(*inputs)
-        return ReadOut(*self._replayer.replay((flip, mode), compute, inputs))
+            return ReadOut(*compute(*inputs))
+        return ReadOut(*self._replayer.replay((flip, mode, bool(calibrated)), compute, inputs))
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -572,28 +654,40 @@ def focal_ratio(
     return ratio
 
 
-def _times(read_out: ReadOut, factors: Sequence[float]) -> ReadOut:
-    """Depth and spread of every image times a factor of its own."""
-    if all(factor == 1.0 for factor in factors):
-        return read_out
-    return read_out._replace(**{
-        name: torch.stack([patches * factor for patches, factor in zip(
-            getattr(read_out, name), factors, strict=True)])
-        for name in ('patch_depth', 'spread')})
+def _times(
+    read_out: ReadOut, factors: Sequence[float], inflations: Sequence[float] | None = None,
+) -> ReadOut:
+    """What is in metres times a factor of each image; its standard deviation times one more."""
+    def scaled(values: Tensor, factors: Sequence[float]) -> Tensor:
+        if all(factor == 1.0 for factor in factors):
+            return values
+        return torch.stack([of_one * factor for of_one, factor in zip(
+            values, factors, strict=True)])
+
+    stddev = read_out.stddev
+    if stddev is not None:
+        stddev = scaled(stddev, factors if inflations is None else [
+            factor * inflation for factor, inflation in zip(factors, inflations, strict=True)])
+    return read_out._replace(
+        patch_depth=scaled(read_out.patch_depth, factors),
+        spread=scaled(read_out.spread, factors), stddev=stddev)
 
 
 def _valid(
     read_out: ReadOut, config: DepthConfig, windows: Sequence[Window], sizes: Sequence[Size],
 ) -> ReadOut:
-    """The same without depth that is out of range, and without patches that show padding."""
+    """The same without depth that is out of range or too unsure, and without what is padding."""
+    patch_depth, spread, stddev = read_out.patch_depth, read_out.spread, read_out.stddev
     patch_depth = limit_range(
-        read_out.patch_depth, config.range_min, config.range_max, config.out_of_range)
-    spread = read_out.spread
+        patch_depth, config.range_min, config.range_max, config.out_of_range)
+    if stddev is not None and config.max_stddev:
+        patch_depth = patch_depth.masked_fill(stddev > config.max_stddev, math.nan)
     if config.input_fit == 'letterbox':
         h, w = spread.shape[1:]
         seen = [window.cells((h, w), size) for window, size in zip(windows, sizes, strict=True)]
         patch_depth, spread = (_only(seen, values) for values in (patch_depth, spread))
-    return read_out._replace(patch_depth=patch_depth, spread=spread)
+        stddev = None if stddev is None else _only(seen, stddev)
+    return read_out._replace(patch_depth=patch_depth, spread=spread, stddev=stddev)
 
 
 def _only(cells: Sequence[tuple[slice, slice]], patches: Tensor) -> Tensor:
@@ -618,16 +712,27 @@ def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
     return logits.view(*features.shape[:2], *logits.shape[1:])
 
 
-def _read_out(logits: Tensor, bins: Tensor, mode: str) -> ReadOut:
+def _read_out(
+    logits: Tensor, bins: Tensor, mode: str, correction: Correction | None = None,
+) -> ReadOut:
     passes, count = logits.shape[:2]
     flat = logits.flatten(0, 1)
     weights = bin_weights(flat)
     patch_depth = best_bins(flat, bins) if mode == 'argmax' else combine_bins(weights, bins)
+    spread, stddev = bin_spread(weights, bins), None
+    if correction is not None:
+        log_factor, stddev = correct(
+            correction.terms, flat, weights, patch_depth, spread,
+            correction.maps.features.flatten(0, 1), correction.maps.trunk.flatten(0, 1),
+            correction.rays)
+        factor = log_factor.exp_()
+        patch_depth, spread = patch_depth * factor, spread * factor
     if passes == 2:
         # Averaged before upsampling, as the official code does.
         patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
-    weights = weights[:count]
-    return ReadOut(patch_depth, weights, flat[:count], bin_spread(weights, bins))
+    if stddev is not None:
+        stddev = stddev[:count] * patch_depth
+    return ReadOut(patch_depth, weights[:count], flat[:count], spread[:count], stddev)
 
 
 def _as_tensor(image: NDArray[np.uint8]) -> Tensor:

@@ -34,8 +34,8 @@ Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
     name, with unit, range and choices in its descriptor. tokens, bins (metres), templates,
     temperature, input_fit, flip_average, read_out, smoothing, upsampling, range_min, range_max
-    (metres), out_of_range, reference_focal and max_stddev (metres) take effect from the next
-    image on, together or not at all; all others need cleanup and configure.
+    (metres), out_of_range, reference_focal, calibration and max_stddev (metres) take effect from
+    the next image on, together or not at all; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
     /diagnostics; TOPIC is the resolved name (/image, /front/image).
 
@@ -198,6 +198,8 @@ class DepthNode(LifecycleNode):
         self._cameras = [
             Camera(self, node_config, name, self._ready) for name in node_config.cameras]
         self._warn_if_untrained()
+        if self._model is not None and self._model.estimator is not None:
+            self._tell_calibration(self._model.estimator)
         return super().on_configure(state)
 
     @_reporting_bugs
@@ -446,6 +448,12 @@ class DepthNode(LifecycleNode):
                 and self._throttle.due('untrained'):
             self.get_logger().warning(
                 f'{UNTRAINED}. The network holds random numbers; set the parameter weights.')
+
+    def _tell_calibration(self, estimator: DepthEstimator) -> None:
+        calibration = estimator.calibration
+        if calibration is not None:
+            self.get_logger().info(
+                f'Depth is {calibration.label} ({estimator.config.calibration}).')
 
     # What others call ----------------------------------------------------------------------
 

@@ -159,6 +159,7 @@ def model_status(
     if estimator is not None:
         if not estimator.weights.trained:
             wrong.append((DiagnosticStatus.ERROR, UNTRAINED))
+        calibration = estimator.calibration
         values.update({
             'device': str(estimator.device),
             **({} if model is None else model.device_memory),
@@ -167,6 +168,8 @@ def model_status(
             'weights': estimator.weights.name,
             'weights sha256': estimator.weights.digest,
             'trained': estimator.weights.trained,
+            'calibration': '' if calibration is None else calibration.label,
+            'calibration sha256': '' if calibration is None else calibration.digest,
             'text cache hit': estimator.text_cache_hit,
             'backbone': estimator.config.backbone,
             'features': estimator.config.features,

@@ -12,7 +12,7 @@ from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from ..color import UNTRAINED, colorize, write_warning
+from ..color import UNTRAINED, colorize, write_note, write_warning
 from . import image_io
 from .cloud import PatchCloud, patch_colors
 from .qos_events import publisher_callbacks
@@ -107,14 +107,16 @@ class Outputs:
 
     def publish_pictures(
         self, header: Header, prediction: DepthPrediction, bins: tuple[float, ...], *,
-        trained: bool,
+        trained: bool, note: str = '',
     ) -> None:
-        """Publish depth/image_color and depth/spread while wanted."""
+        """Publish depth/image_color, with a note in it, and depth/spread while wanted."""
         if self.wanted('depth/image_color'):
             low, high = bins[0] if len(bins) > 1 else 0.0, bins[-1]
             picture = colorize(prediction.depth, low, high)
             if not trained:
                 write_warning(picture, UNTRAINED)
+            if note:
+                write_note(picture, note)
             self._publish_image('depth/image_color', header, picture, 'bgr8')
         if self.wanted('depth/spread'):
             self._publish_image('depth/spread', header, prediction.spread, '32FC1')

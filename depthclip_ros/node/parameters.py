@@ -219,6 +219,8 @@ class Parameters:
                 raise ConfigError(self._only_unconfigured(', '.join(fixed)))
             if self._is_configured() and WORDS & changes.keys():
                 self._encode(depth)
+            if self._is_configured() and changes:
+                self._check_calibration(depth, read='calibration' in changes)
         except DepthClipError as error:
             return SetParametersResult(
                 successful=False, reason=self._with_hint(str(error), changes))
@@ -237,6 +239,15 @@ class Parameters:
             raise ConfigError(f'{" and ".join(sorted(WORDS))}: cannot change while the model is '
                               'being loaded; try again in a while.')
         estimator.encode(config)
+
+    def _check_calibration(self, config: DepthConfig, *, read: bool) -> None:
+        """Refuse a calibration that is unusable, or does not belong to the other settings."""
+        estimator = self._estimator()
+        if estimator is not None:
+            estimator.read_calibration(config, again=read)
+        elif read:
+            raise ConfigError('calibration: cannot change while the model is being loaded; try '
+                              'again in a while.')
 
     def _fixed(self, wanted: Mapping[str, Any], changes: Iterable[str]) -> list[str]:
         """Names of changed settings that a loaded model cannot follow."""

@@ -155,6 +155,9 @@ class Pipeline:
             self._node.get_logger().info(
                 f'{frames[0].camera.label}New settings, first in the image with stamp '
                 f'{_seconds(frames[0].header)}: {_difference(before, config)}.')
+            calibration = estimator.calibration
+            if calibration is not None and config.calibration != before.calibration:
+                self._node.get_logger().info(f'Depth is {calibration.label}.')
         return predictions
 
     def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> bool:
@@ -197,10 +200,12 @@ class Pipeline:
         try:
             estimator = self._model.estimator
             if estimator is not None:
+                calibration = estimator.calibration
                 with self.times.measure('publish pictures'):
                     camera.outputs.publish_pictures(
                         header, prediction, estimator.config.bins,
-                        trained=estimator.weights.trained)
+                        trained=estimator.weights.trained,
+                        note='' if calibration is None else calibration.label)
                     if not camera.outputs.publish_stddev(header, prediction):
                         self._warn_no_stddev(camera)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
