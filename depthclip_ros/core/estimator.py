@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import engines
+from .anchor import Adjustment
 from .backbone import build_image_encoder
 from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
@@ -51,14 +52,6 @@ KEPT_WORDS = 8
 KEPT_CALIBRATIONS = 4
 
 _LOGGER = logging.getLogger(__name__)
-
-
-class Adjustment(NamedTuple):
-    """What an anchor makes of the depth of one image."""
-
-    scale: float = 1.0  # depth is multiplied by it, and its standard deviation
-    inflation: float = 1.0  # the standard deviation once more
-
 
 NOT_ADJUSTED = Adjustment()
 # (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, what the

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scale of depth at run time, from a few points whose true depth is known.
+
+What a network gets wrong about a place it gets wrong mostly by one factor. A laser scanner, a
+sonar or the floor say what it is: the middle of log(true depth / depth by language) over the
+points that agree. A Kalman filter follows its logarithm, so that it neither follows every image's
+noise nor jumps. It is a factor alone: points that span little depth, as those of one laser scan,
+could not tell a shift from it.
+
+The same points tell whether the standard deviation that goes along is right. Its inflation is
+raised when more of them miss than should, and lowered when fewer do (quantile tracking, that is
+adaptive conformal inference, Gibbs and Candès 2021; rolling risk control): in the long run the
+share is right whatever the errors' distribution, and whenever it changes. Of the points that is:
+elsewhere in the image it is as right as they stand for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .window import Window
+
+    Float64 = NDArray[np.float64]
+
+NO_POINTS = 'no points'
+FEW_POINTS = 'too few points'
+CONTRADICTORY = 'contradictory points'
+JUMP = 'scale jumped'
+
+LEAST_POINTS = 5
+MOST_POINTS = 2000  # looked at in an image, evenly taken
+LEAST_SHARE = 0.5  # of the points that must agree
+GATE = 3.0  # standard deviations, for points and for what an image says
+# Likewise for the points that tell how large errors are: large errors must not be taken for
+# outliers, or the error bars come out too short.
+ERROR_GATE = 4.0
+# Of the logarithm of depth: what is assumed of a single point, and weighs as much as
+# `LEAST_POINTS` points beside what their scatter says; and the least error of what an image says.
+POINT_DEVIATION, LEAST_DEVIATION = 0.25, 0.02
+PRIOR_DEVIATION = 0.5  # of the logarithm of a scale of which nothing is known
+DRIFT = 0.05  # by which the logarithm of the scale wanders in one second
+MOST_STEP = 1.05  # between the scales of two images
+# Depth +- 1.645 standard deviations is to hold 90 % of the truth.
+MISSES, QUANTILE = 0.1, 1.645
+# Images that say the same of another scale than before, after which it is believed at the latest.
+PATIENCE = 10
+INFLATION_RATE = 0.1  # of the logarithm of the inflation, for each image's share of misses
+MOST_INFLATION = 20.0
+_ROUNDS = 3
+
+
+class Adjustment(NamedTuple):
+    """What an anchor makes of the depth of one image."""
+
+    scale: float = 1.0  # depth is multiplied by it, and its standard deviation
+    inflation: float = 1.0  # the standard deviation once more
+
+
+class Points(NamedTuple):
+    """Places in an image whose depth is known: float64 arrays of one length.
+
+    Others than numbers are left out, and so is what lies outside of the image or not before the
+    camera.
+    """
+
+    u: Float64  # columns in pixels, whose centres are at integers
+    v: Float64  # rows
+    z: Float64  # metres along the optical axis
+
+
+class Evidence(NamedTuple):
+    """What the points of one image say."""
+
+    log_scale: float
+    variance: float  # of log_scale
+    share: float  # of the points that agree
+    distances: Float64  # (N,) how far each point is from it, in standard deviations
+    condition: str  # why it is none; '' if it is
+
+
+@dataclass(frozen=True)
+class State:
+    """What a `ScaleFilter` knows after an image; replaced as a whole, so that any thread may look.
+
+    Attributes:
+        scale: by which depth was multiplied.
+        inflation: of the standard deviation.
+        variance: of the scale's logarithm.
+        share: of the points that agree, in the last image that had enough; NaN before.
+        points: in the image.
+        condition: why that image's points are not followed; '' if they are.
+        silent: seconds since points were last followed; infinite if they never were.
+        anchored: whether the scale rests on points, that is they were followed not longer ago
+            than the filter's timeout.
+
+    """
+
+    scale: float = 1.0
+    inflation: float = 1.0
+    variance: float = PRIOR_DEVIATION ** 2
+    share: float = math.nan
+    points: int = 0
+    condition: str = NO_POINTS
+    silent: float = math.inf
+    anchored: bool = False
+
+
+def sample(patches: NDArray[np.float32], window: Window, u: Float64, v: Float64) -> Float64:
+    """Values of patches at places of the image, linear between the patches' centres.
+
+    Args:
+        patches: (h, w), which tile the window.
+        window: the part of the image, in its pixels.
+        u: (N,) columns in pixels, whose centres are at integers.
+        v: (N,) rows.
+
+    Returns:
+        (N,) NaN outside of the window, and where a patch that counts is NaN.
+
+    """
+    h, w = patches.shape
+    x, y = u + 0.5 - window.x, v + 0.5 - window.y  # NaN is outside, too
+    inside = (x >= 0.0) & (x <= window.width) & (y >= 0.0) & (y <= window.height)
+    x = np.clip(np.where(inside, x, 0.0) * (w / window.width) - 0.5, 0.0, w - 1.0)
+    y = np.clip(np.where(inside, y, 0.0) * (h / window.height) - 0.5, 0.0, h - 1.0)
+    left, top = x.astype(np.intp), y.astype(np.intp)
+    right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
+    x, y = x - left, y - top
+    upper = patches[top, left] * (1.0 - x) + patches[top, right] * x
+    lower = patches[below, left] * (1.0 - x) + patches[below, right] * x
+    return np.where(inside, upper * (1.0 - y) + lower * y, np.nan)
+
+
+class Comparison(NamedTuple):
+    """Points beside the depth of the patches that show them: arrays of one length."""
+
+    log_ratios: Float64  # log(true depth / depth)
+    depth: Float64  # metres
+    deviations: Float64 | None  # standard deviation of the logarithm of depth, if it is known
+    patches: NDArray[np.intp]  # which patch each lies in
+
+
+def compare(
+    points: Points | None, patch_depth: NDArray[np.float32],
+    patch_stddev: NDArray[np.float32] | None, window: Window,
+) -> Comparison:
+    """Find the depth of points; those without one are left out, and of many some, evenly.
+
+    Args:
+        points: None for none.
+        patch_depth: (h, w) metres.
+        patch_stddev: (h, w) metres, or None.
+        window: what the patches tile.
+
+    """
+    u, v, z = (np.empty(0), ) * 3 if points is None else (
+        np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
+        for values in points)
+    depth = sample(patch_depth, window, u, v)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        ratios = np.log(z / depth)
+    known = np.isfinite(ratios)
+    u, v, depth = u[known], v[known], depth[known]
+    deviations = None if patch_stddev is None else sample(patch_stddev, window, u, v) / depth
+    h, w = patch_depth.shape
+    rows, columns = (v + 0.5 - window.y) * (h / window.height), \
+        (u + 0.5 - window.x) * (w / window.width)
+    return Comparison(ratios[known], depth, deviations,
+                      rows.astype(np.intp) * w + columns.astype(np.intp))
+
+
+def weigh(compared: Comparison, least: int = LEAST_POINTS) -> Evidence:
+    """The scale that most of the points agree on.
+
+    The search begins in the middle of the shortest interval that holds half of the points, where
+    outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
+    the median of those that agree by the median absolute deviation, and at last to their weighted
+    mean, where they count the less the nearer to the gate they are (Tukey's biweight), and the
+    more the deeper they are: what the scale is for are errors in metres.
+
+    Args:
+        compared: the points.
+        least: so many must agree.
+
+    """
+    log_ratios = compared.log_ratios
+    count = len(log_ratios)
+    if count < max(1, least):
+        return Evidence(0.0, math.inf, math.nan, np.zeros(count),
+                        FEW_POINTS if count else NO_POINTS)
+    ordered = np.sort(log_ratios)
+    half = count // 2 + 1
+    start = int(np.argmin(ordered[half - 1:] - ordered[:count - half + 1]))
+    near, patches = ordered[start:start + half], len(np.unique(compared.patches))
+    for _ in range(_ROUNDS):
+        center, deviation = _spread(near, min(patches, len(near)))
+        distances = np.abs(log_ratios - center) / deviation
+        agree = distances <= GATE
+        near = log_ratios[agree]
+    share = len(near) / count
+    if len(near) < least or share < LEAST_SHARE:
+        return Evidence(center, math.inf, share, distances,
+                        CONTRADICTORY if share < LEAST_SHARE else FEW_POINTS)
+    shares = compared.depth[agree] * (1.0 - (distances[agree] / GATE) ** 2) ** 2
+    shares /= shares.sum()
+    # What errs in a patch errs for all of its points.
+    alike = len(near) / len(np.unique(compared.patches[agree]))
+    variance = float(shares @ shares) * alike * deviation ** 2 + LEAST_DEVIATION ** 2
+    return Evidence(float(shares @ near), variance, share, distances, '')
+
+
+def _spread(values: Float64, independent: int) -> tuple[float, float]:
+    """Median, and standard deviation by the median absolute deviation and what is assumed."""
+    center = float(np.median(values))
+    deviation = 1.4826 * float(np.median(np.abs(values - center)))
+    return center, math.sqrt(
+        (independent * deviation ** 2 + LEAST_POINTS * POINT_DEVIATION ** 2)
+        / (independent + LEAST_POINTS))
+
+
+class ScaleFilter:
+    """Follows the scale of one camera's depth from image to image, and the size of its errors.
+
+    Where points fail, the scale is held for `timeout`, ever less sure; after that the anchor is
+    let go: the scale returns to 1, with the timeout as its time constant, until points can be
+    followed again. The inflation stays. The first image may take any scale; from then on none
+    has more than `MOST_STEP` times that of the image before, or less than 1 / `MOST_STEP` of it.
+
+    Attributes:
+        state: after the last image.
+
+    """
+
+    def __init__(self, timeout: float = 5.0, least: int = LEAST_POINTS) -> None:
+        """Begin with a scale of 1, of which nothing is known.
+
+        Args:
+            timeout: seconds without points that can be followed, until the anchor is let go.
+            least: so many points of an image must agree; 1 for a sensor of one beam.
+
+        """
+        self._timeout, self._least = timeout, least
+        self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
+        self._published = 0.0  # logarithm of the last image's scale
+        self._time: float | None = None  # of the last image
+        self._silent = math.inf
+        self.state = State()
+
+    def adjust(
+        self, time: float, points: Points | None, patch_depth: NDArray[np.float32],
+        patch_stddev: NDArray[np.float32] | None, window: Window,
+    ) -> Adjustment:
+        """Take in one image with its points.
+
+        Args:
+            time: of the image, in seconds; one before the last image's counts as that.
+            points: None where there are none, or were given with an image before.
+            patch_depth: (h, w) metres, without the anchor's scale.
+            patch_stddev: (h, w) metres, likewise; None where it is not known.
+            window: what the patches tile, in the image's pixels.
+
+        Returns:
+            What to multiply with. These points have their part in the scale; of the inflation,
+            they have it in the next image's.
+
+        """
+        most = math.inf if self._time is None else math.log(MOST_STEP)
+        passed = 0.0 if self._time is None else max(0.0, time - self._time)
+        self._time = time
+        self._silent += passed
+        self._variance = PRIOR_DEVIATION ** 2 if self._silent > self._timeout else \
+            min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
+        compared = compare(points, patch_depth, patch_stddev, window)
+        evidence = weigh(compared, self._least)
+        condition = evidence.condition or self._follow(evidence)
+        if self._silent > self._timeout:
+            self._log_scale *= math.exp(-passed / self._timeout)
+        self._published += min(max(self._log_scale - self._published, -most), most)
+        adjustment = Adjustment(math.exp(self._published), math.exp(self._log_inflation))
+        if not evidence.condition and compared.deviations is not None:
+            counted = evidence.distances <= ERROR_GATE
+            self._score(np.abs(compared.log_ratios - self._published)[counted],
+                        compared.deviations[counted])
+        self.state = State(
+            *adjustment, self._variance,
+            self.state.share if math.isnan(evidence.share) else evidence.share,
+            len(evidence.distances), condition, self._silent, self._silent <= self._timeout)
+        return adjustment
+
+    def _follow(self, evidence: Evidence) -> str:
+        """One step of the Kalman filter; why it is not made, '' if it is."""
+        surprise = evidence.log_scale - self._log_scale
+        variance = self._variance + evidence.variance
+        if surprise ** 2 > GATE ** 2 * variance:
+            self._variance = min(self._variance + (surprise / GATE) ** 2 / PATIENCE,
+                                 PRIOR_DEVIATION ** 2)
+            return JUMP
+        gain = self._variance / variance
+        self._log_scale += gain * surprise
+        self._variance *= 1.0 - gain
+        self._silent = 0.0
+        return ''
+
+    def _score(self, errors: Float64, deviations: Float64) -> None:
+        """Follow the share of errors beyond what the standard deviations say."""
+        known = deviations > 0.0
+        if known.any():
+            limit = QUANTILE * math.exp(self._log_inflation) * deviations[known]
+            missed = float(np.mean(errors[known] > limit))
+            most = math.log(MOST_INFLATION)
+            self._log_inflation = min(max(
+                self._log_inflation + INFLATION_RATE * (missed - MISSES), -most), most)
