@@ -5,12 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS
+from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 
 from .results import ALL, PAPER_METRICS, PaperRow
 
 METHOD = 'DepthCLIP'
 ORIGINAL_BINS, ORIGINAL_PROMPT = 'Original bin', 'Original prompt'
+
+# What the paper's row is computed with (section 4.2 and the official code), every setting of it.
+PAPER_CONFIG = DepthConfig(
+    tokens=PAPER_TOKENS, bins=PAPER_BINS, templates=('This object is {}',), temperature=0.1,
+    backbone='RN50', features='reference', input_height=416, input_width=544, flip_average=True,
+    upsampling='bilinear', out_of_range='clamp', reference_focal=0.0, normalization='imagenet',
+    precision='float32')
+PAPER_IMAGES = 654
 
 # Table 2: depth of the seven tokens in metres.
 BIN_PARTITIONS: Mapping[str, tuple[float, ...]] = {

@@ -32,6 +32,7 @@ from .columns import Column, columns
 from .datasets import Dataset, Where, open_dataset
 from .distributed import Group
 from .errors import EvaluationError
+from .gate import Experiment, judge
 from .loader import load, plan, read_batch
 from .metrics import metrics_of
 from .paper import METHOD, PAPER_ROWS
@@ -273,7 +274,7 @@ class Evaluation:
             versions=_versions(), weights=Weights(**dataclasses.asdict(self._estimator.weights)),
             data=self._data(every), protocol=self._protocol.info(self._options.average),
             rows=rows, paper=list(PAPER_ROWS),
-            gate=summarize.gate(headline, self._conditions(every)),
+            gate=judge(headline.metrics, self._experiment(headline.images)),
             verdict=summarize.verdict(measured), tables=list(self._options.tables),
             best=numbers['best'], median=numbers['median'], worst=numbers['worst'],
             timing=timing)
@@ -292,18 +293,14 @@ class Evaluation:
                     len(dataset) - len(skipped), dataset.depth, digest, skipped,
                     list(dataset.warnings))
 
-    def _conditions(self, every: NDArray[Any]) -> list[str]:
-        """Why this run is not the paper's experiment, whatever its numbers."""
+    def _experiment(self, images: int) -> Experiment:
         estimator, options = self._estimator, self._options
-        conditions = []
-        if not self._dataset.official or (every['pixels'] == 0).any():
-            conditions.append("the data are not NYU Depth v2's 654 test images with raw depth")
-        if estimator.weights.digest != RELEASES['RN50'].sha256:
-            conditions.append(f"the weights are {estimator.weights.name}, not OpenAI's RN50")
-        if (self._protocol.name, options.average) != ('depthclip', 'image'):
-            conditions.append(f'the protocol is {self._protocol.name}, averaged per '
-                              f"{options.average}, not the official code's")
-        return conditions
+        config, weights = estimator.config, estimator.weights
+        return Experiment(
+            config, next((name for name, release in RELEASES.items()
+                          if release.sha256 == weights.digest), config.backbone),
+            estimator.precision, weights.name, weights.digest, self._dataset.official, images,
+            self._protocol.name, options.average)
 
     def _write_samples(self, measured: summarize.Measured, ranks: dict[str, list[int]]) -> None:
         """Do the images for the figures again: they are few, and were not kept."""

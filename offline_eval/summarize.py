@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from .columns import Column
 from .datasets import Entry
 from .metrics import Sums, average, metrics_of, resampled
-from .paper import GATE_LIMITS, METHOD, PAPER_METHOD, TABLE_2_SCENES
+from .paper import METHOD, TABLE_2_SCENES
 from .records import HISTOGRAM, constants
 from .results import (
     ALL,
     HIGHER_IS_BETTER,
     METRICS,
     PAPER_METRICS,
-    Gate,
     Histograms,
     Interval,
     Row,
@@ -155,26 +154,6 @@ def _sentence(gains: dict[str, float], intervals: dict[str, Interval], d1_consta
                 f'{verdict}')
     return (f'{METHOD} over {images} images is {part("d1", "δ1", "", d1_constant)}; '
             f'{part("rmse", "rmse", " m", rmse_constant)}.')
-
-
-def gate(row: Row, conditions: Sequence[str]) -> Gate:
-    """Whether the paper's headline row was reproduced.
-
-    Args:
-        row: the method's, over all images.
-        conditions: why this run cannot reproduce it at all, in sentences.
-
-    """
-    differences = {m: row.metrics[m] - PAPER_METHOD.metrics[m] for m in PAPER_METRICS}
-    reasons = [*conditions]
-    for metric, difference in differences.items():
-        # Written so that NaN is beyond the limit.
-        if not abs(difference) <= GATE_LIMITS[metric]:
-            reasons.append(f'{metric} is {row.metrics[metric]:.3f}, in the paper '
-                           f'{PAPER_METHOD.metrics[metric]:.3f}: {difference:+.3f}, limit '
-                           f'{GATE_LIMITS[metric]:g}')
-    return Gate('not reproduced' if reasons else 'reproduced', differences, dict(GATE_LIMITS),
-                reasons)
 
 
 def histograms(measured: Measured) -> Histograms:
