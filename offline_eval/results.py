@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from depthclip_ros.core import files
 from depthclip_ros.core.errors import DepthClipError
 
-FORMAT = 1
+FORMAT = 2
 SUMMARY, CONFIG, PER_IMAGE = 'summary.json', 'config.yaml', 'per_image.csv'
 SAMPLES, HISTOGRAMS = 'samples', 'depth_histograms.json'
 
@@ -49,7 +49,7 @@ class ResultsError(DepthClipError):
 
 @dataclass(frozen=True)
 class Interval:
-    """Bootstrap interval over images, e.g. of 95 %."""
+    """Bootstrap interval over scenes, e.g. of 95 %."""
 
     low: float
     high: float
@@ -168,21 +168,40 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How far the method is above the best constant.
+class Comparison:
+    """How far the method is above one control, on the same images.
 
     Attributes:
-        text: one sentence.
+        name: of the control's row.
+        gains: per metric: method minus control, positive is better for the method.
+        intervals: bootstrap 95 % interval of the gain, per metric; empty with too few scenes.
+
+    """
+
+    name: str
+    gains: dict[str, float]
+    intervals: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far the method is above the controls.
+
+    Attributes:
+        text: in sentences.
         constants: the best constant depth in metres, per metric.
-        gains: per metric: method minus best constant, positive is better for the method.
-        intervals: bootstrap 95 % interval of the gain, per metric.
+        comparisons: the family of comparisons, the best constant first.
+        units: number of scenes (or images, where the data do not say which scene) that are taken
+            for independent.
+        unit: 'scenes' or 'images'.
 
     """
 
     text: str
     constants: dict[str, float]
-    gains: dict[str, float]
-    intervals: dict[str, Interval]
+    comparisons: list[Comparison]
+    units: int
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -260,8 +279,9 @@ class Summary:
                 paper=[PaperRow(**{**p, 'metrics': _numbers(p['metrics'])}) for p in v['paper']],
                 gate=Gate(**{**v['gate'], 'differences': _numbers(v['gate']['differences'])}),
                 verdict=Verdict(**{
-                    **v['verdict'], 'gains': _numbers(v['verdict']['gains']),
-                    'intervals': _intervals(v['verdict']['intervals'])}),
+                    **v['verdict'], 'comparisons': [
+                        Comparison(c['name'], _numbers(c['gains']), _intervals(c['intervals']))
+                        for c in v['verdict']['comparisons']]}),
                 timing=Timing(**v['timing']))
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f'{SUMMARY}: not a summary of this program ({error!r}); evaluate '

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .bootstrap import LEAST_GROUPS, draw, groups_of, interval
 from .columns import Column
 from .datasets import Entry
 from .metrics import Sums, average, metrics_of, resampled
@@ -22,6 +23,7 @@ from .results import (
     HIGHER_IS_BETTER,
     METRICS,
     PAPER_METRICS,
+    Comparison,
     Histograms,
     Interval,
     Row,
@@ -29,7 +31,9 @@ from .results import (
 )
 
 BEST_CONSTANT = 'best constant'
-RESAMPLES, LEVEL = 2000, 0.95
+# What the sentences are about.
+_SIGNS = np.array([1.0 if m in HIGHER_IS_BETTER else -1.0 for m in METRICS])
+_SAID = {'d1': ('δ1', ''), 'rmse': ('rmse', ' m')}
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,10 @@ class Measured:
         return [self.records['columns'][:, i] for i, c in enumerate(self.columns)
                 if c.name == name]
 
-    def counts(self) -> NDArray[np.float64]:
-        """(S, N) how often each image is in each bootstrap sample."""
-        n = len(self.records)
-        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        return drawn.astype(np.float64)
+    @property
+    def groups(self) -> NDArray[np.intp]:
+        """(N,) which images are of one scene, and so not independent."""
+        return groups_of([self.entries[p].sequence for p in self.records['position']])
 
 
 def rows(measured: Measured) -> list[Row]:
@@ -90,12 +93,13 @@ def rows(measured: Measured) -> list[Row]:
 def _row(measured: Measured, column: Column, scene: str) -> Row:
     sums = measured.sums(column.name)
     values = np.mean([average(s, measured.how) for s in sums], axis=0)
-    interval = None
+    found = None
     if scene == ALL:
-        counts = measured.counts()
+        groups = measured.groups
+        counts = draw(groups)
         samples = np.mean([resampled(s, counts, measured.how) for s in sums], axis=0)
-        interval = _intervals(samples)
-    return Row(column.name, column.group, scene, _named(values), len(measured.records), interval,
+        found = _intervals(samples, groups) or None
+    return Row(column.name, column.group, scene, _named(values), len(measured.records), found,
                column.note)
 
 
@@ -110,25 +114,38 @@ def _best_constant_row(measured: Measured, scene: str) -> Row:
 
 
 def verdict(measured: Measured) -> Verdict:
-    """How far the method is above the best constant, in every metric.
+    """How far the method is above the best constant and every other control, in every metric.
 
-    The constant is chosen anew in every bootstrap sample, as the oracle that it is.
+    All are compared on the same images of the same bootstrap samples. The best constant is chosen
+    anew in every sample, as the oracle that it is.
     """
-    counts = measured.counts()
-    method = resampled(measured.sums(METHOD)[0], counts, measured.how)
+    groups = measured.groups
+    counts = draw(groups)
+    sums = measured.sums(METHOD)[0]
+    value = average(sums, measured.how)
+    samples = resampled(sums, counts, measured.how)
     curve = average(measured.records['curve'], measured.how)
-    value = average(measured.sums(METHOD)[0], measured.how)
     best = _best(curve)
-    metres = constants(measured.max_depth)
-    gains, intervals = {}, {}
-    for i, metric in enumerate(METRICS):
-        sign = 1 if metric in HIGHER_IS_BETTER else -1
-        gains[metric] = float(sign * (value[i] - curve[best[metric], i]))
-        oracle = (sign * _curve_samples(measured, counts, i)).max(axis=1)
-        intervals[metric] = _interval(sign * method[:, i] - oracle)
-    return Verdict(_sentence(gains, intervals, metres[best['d1']], metres[best['rmse']],
-                             len(measured.records)),
-                   {m: float(metres[b]) for m, b in best.items()}, gains, intervals)
+    constant = np.array([curve[best[m], i] for i, m in enumerate(METRICS)])
+    oracle = np.stack([
+        _SIGNS[i] * (_SIGNS[i] * _curve_samples(measured, counts, i)).max(axis=1)
+        for i in range(len(METRICS))], axis=1)
+    comparisons = [_comparison(BEST_CONSTANT, value - constant, samples - oracle, groups)]
+    for name in dict.fromkeys(c.name for c in measured.columns if c.group == 'baseline'):
+        others = measured.sums(name)
+        comparisons.append(_comparison(
+            name, value - np.mean([average(s, measured.how) for s in others], axis=0),
+            samples - np.mean([resampled(s, counts, measured.how) for s in others], axis=0),
+            groups))
+    metres = {m: float(constants(measured.max_depth)[b]) for m, b in best.items()}
+    named = any(measured.entries[p].sequence for p in measured.records['position'])
+    units, unit = int(groups.max()) + 1, 'scenes' if named else 'images'
+    text = _text(comparisons, metres, len(measured.records), units, unit)
+    return Verdict(text, metres, comparisons, units, unit)
+
+
+def _comparison(name: str, gain: Sums, samples: Sums, groups: NDArray[np.intp]) -> Comparison:
+    return Comparison(name, _named(_SIGNS * gain), _intervals(_SIGNS * samples, groups))
 
 
 def _curve_samples(measured: Measured, counts: NDArray[np.float64], metric: int) -> Sums:
@@ -142,18 +159,42 @@ def _curve_samples(measured: Measured, counts: NDArray[np.float64], metric: int)
     return np.stack(pooled)
 
 
-def _sentence(gains: dict[str, float], intervals: dict[str, Interval], d1_constant: float,
-              rmse_constant: float, images: int) -> str:
-    def part(metric: str, what: str, unit: str, constant: float) -> str:
-        gain, interval = gains[metric], intervals[metric]
+def _text(
+    comparisons: Sequence[Comparison], metres: Mapping[str, float], images: int, units: int,
+    unit: str,
+) -> str:
+    of = f' of {units} scenes' if unit == 'scenes' else ''
+    note = '' if unit == 'scenes' else (
+        ' The data do not say which images are of one scene; they are taken for independent, and '
+        'if they are not, the intervals are too narrow.')
+    if units < LEAST_GROUPS:
+        return (f'{METHOD} over {images} images{of}: too few for a verdict; intervals need at '
+                f'least {LEAST_GROUPS} {unit}.{note}')
+
+    def part(metric: str) -> str:
+        what, unit_of = _SAID[metric]
+        gain, found = comparisons[0].gains[metric], comparisons[0].intervals[metric]
         word = 'better' if gain >= 0 else 'worse'
-        verdict = ('clearly better' if interval.low > 0 else 'clearly worse'
-                   if interval.high < 0 else 'not distinguishable')
-        return (f'in {what} {abs(gain):.3f}{unit} {word} than the best constant ({constant:.2f} m;'
-                f' 95 % interval of the gain {interval.low:+.3f} to {interval.high:+.3f}{unit}): '
-                f'{verdict}')
-    return (f'{METHOD} over {images} images is {part("d1", "δ1", "", d1_constant)}; '
-            f'{part("rmse", "rmse", " m", rmse_constant)}.')
+        return (f'in {what} {abs(gain):.3f}{unit_of} {word} than the best constant ('
+                f'{metres[metric]:.2f} m; 95 % interval of the gain '
+                f'{found.low:+.3f} to {found.high:+.3f}{unit_of}): {reading(found)}')
+    outcomes: dict[str, list[str]] = {}
+    for comparison in comparisons[1:]:
+        words = {reading(comparison.intervals[m]) for m in _SAID}
+        outcomes.setdefault(words.pop() if len(words) == 1 else 'of mixed result', []).append(
+            comparison.name)
+    others = '; '.join(f'{outcome} against {", ".join(names)}'
+                       for outcome, names in outcomes.items())
+    return (f'{METHOD} over {images} images{of} is {"; ".join(map(part, _SAID))}.'
+            + (f' In δ1 and rmse it is {others}.' if others else '')
+            + f' These are {len(comparisons)} comparisons of one family, each interval holds by '
+              f'itself.{note}')
+
+
+def reading(found: Interval) -> str:
+    """What an interval of the gain allows to say."""
+    return ('clearly better' if found.low > 0 else 'clearly worse' if found.high < 0
+            else 'not distinguishable')
 
 
 def histograms(measured: Measured) -> Histograms:
@@ -210,10 +251,8 @@ def _named(values: Sums) -> dict[str, float]:
     return dict(zip(METRICS, (float(v) for v in values), strict=True))
 
 
-def _intervals(samples: Sums) -> dict[str, Interval]:
-    return {m: _interval(samples[:, i]) for i, m in enumerate(METRICS)}
-
-
-def _interval(samples: Sums) -> Interval:
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high), LEVEL)
+def _intervals(samples: Sums, groups: NDArray[np.intp]) -> dict[str, Interval]:
+    count = int(groups.max()) + 1
+    if count < LEAST_GROUPS:
+        return {}
+    return {m: interval(samples[:, i], count) for i, m in enumerate(METRICS)}

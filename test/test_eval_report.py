@@ -34,6 +34,7 @@ from offline_eval.results import (
     PAPER_METRICS,
     PER_IMAGE,
     SUMMARY,
+    Comparison,
     Interval,
     ResultsError,
     Row,
@@ -274,7 +275,7 @@ def test_verdict_says_only_what_the_interval_allows(summary):
     gains = {'d1': 0.02, 'd2': 0.0, 'rel': -0.02, 'rmse': 0.1}
     row = Row('DepthCLIP', 'method', ALL, {'d1': 0.4, 'd2': 0.7, 'rel': 0.4, 'rmse': 1.0}, 3)
     table = tables.verdict(dataclasses.replace(summary, rows=[row], verdict=dataclasses.replace(
-        summary.verdict, gains=gains, intervals=intervals)))
+        summary.verdict, comparisons=[Comparison('best constant', gains, intervals)])))
     assert [[c.text for c in row] for row in table.rows] == [
         ['δ1 ↑', '0.400', '0.380', '2.400', '+0.020', '+0.001 … +0.030', 'better'],
         ['δ2 ↑', '0.700', '0.700', '2.400', '±0.000', '−0.010 … +0.010', 'not distinguishable'],

@@ -28,11 +28,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a pair without reading it; `scene` is '' where the data do not say."""
+    """What is known of a pair without reading it; '' where the data do not say.
+
+    Attributes:
+        index: its number in the data set.
+        name: of the image.
+        scene: its class, as 'kitchen'.
+        sequence: the very scene or drive, of which there are several images.
+
+    """
 
     index: int
     name: str
     scene: str = ''
+    sequence: str = ''
 
 
 class Dataset(ABC):

@@ -82,6 +82,11 @@ def _number(name: str, fallback: int) -> int:
     return int(found[1]) if found else fallback
 
 
+def _drive(name: str) -> str:
+    """KITTI's drive of DATE/DRIVE/image_02/data/NUMBER.png."""
+    return next((part for part in Path(name).parts if '_drive_' in part), '')
+
+
 class KaggleNyu(FileDataset):
     """`nyu2_test`: PNG images and depth in millimetres."""
 
@@ -146,4 +151,5 @@ class KittiEigen(FileDataset):
                                          'data_depth_annotated/val', 'train', 'val', 'gt_depth')]
         files = [(path / rgb, next((r / depth for r in roots if (r / depth).is_file()),
                                    roots[0] / depth)) for rgb, depth in names]
-        super().__init__(path, [Entry(i, rgb) for i, (rgb, _) in enumerate(names)], files)
+        super().__init__(path, [Entry(i, rgb, sequence=_drive(rgb))
+                                for i, (rgb, _) in enumerate(names)], files)

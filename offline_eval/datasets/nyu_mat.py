@@ -48,7 +48,8 @@ class NyuMat(Dataset):
         count = self._check()
         numbers = self._split(count)
         scenes = self._texts('sceneTypes', count)
-        self.entries = [Entry(n, f'{n:05d}', scenes[n]) for n in numbers]
+        sequences = self._texts('scenes', count) if 'scenes' in self._open() else [''] * count
+        self.entries = [Entry(n, f'{n:05d}', scenes[n], sequences[n]) for n in numbers]
         if not self.entries:
             raise DatasetError(f'{path}: the {part} split is empty; give another splits.mat.')
         self.official = (part == 'test' and not inpainted and count == LABELED

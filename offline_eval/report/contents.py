@@ -99,6 +99,7 @@ def _baselines(summary: Summary, figures: Figures | None) -> list[Block]:
              'at the image. Of such answers the paper has only random depth; a constant is the '
              'harder test.'),
         tables.verdict(summary),
+        tables.controls(summary),
     ]
     if figures is not None:
         blocks.append(figures.standing())

@@ -90,9 +90,10 @@ def baselines(summary: Summary) -> Table:
 def verdict(summary: Summary) -> Table:
     """How far the method is above the best constant, metric by metric."""
     row, result = headline_row(summary), summary.verdict
+    first = result.comparisons[0]
     cells = []
-    for metric in (m for m in METRICS if m in result.gains):
-        gain, interval = result.gains[metric], result.intervals.get(metric)
+    for metric in (m for m in METRICS if m in first.gains):
+        gain, interval = first.gains[metric], first.intervals.get(metric)
         constant = (row.metrics.get(metric, math.nan)
                     - (gain if metric in HIGHER_IS_BETTER else -gain))
         cells.append([
@@ -105,7 +106,24 @@ def verdict(summary: Summary) -> Table:
          'the method is'],
         cells, frozenset(range(1, 6)),
         'Gain: positive is better for the method. The constant is an oracle: the best for each '
-        'metric on this very ground truth. Interval: bootstrap over images.')
+        f'metric on this very ground truth. Interval: bootstrap over {result.units} '
+        f'{result.unit}.')
+
+
+def controls(summary: Summary) -> Table:
+    """How far the method is above every control, on the same images."""
+    result = summary.verdict
+    cells = [[Cell(comparison.name), *(
+        Cell(text) for metric in ('d1', 'rmse') for text in (
+            number(comparison.gains.get(metric), signed=True),
+            _interval(comparison.intervals.get(metric), signed=True),
+            _reading(comparison.intervals.get(metric))))] for comparison in result.comparisons]
+    return Table(
+        'The method against every control',
+        ['control', 'gain in δ1', '95 % interval', 'the method is', 'gain in rmse (m)',
+         '95 % interval', 'the method is'],
+        cells, frozenset({1, 2, 4, 5}),
+        f'{len(cells)} paired comparisons of one family; each interval holds by itself.')
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
