@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a costmap makes of `points`: false and missed obstacles, with and without max_stddev.
+
+    python tools/occupancy.py                       measure; write docs/navigation.json and .md
+    python tools/occupancy.py --tables              write the table of docs/navigation.md anew
+
+A robot drives through rendered rooms that neither the demo model nor the calibration has seen. Its
+points go into a grid as into Nav2's obstacle layer: those within a band of heights mark their
+cell, and the cells between them and the camera are free. What is there is known exactly: every
+pixel of the renderer's depth marks a grid of its own. A mark is false where no obstacle is within
+`TOLERANCE` of it; an obstacle that the camera saw is missed where no mark is within `TOLERANCE` of
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from depthclip_ros.core.geometry import CameraModel  # noqa: E402
+from depthclip_ros.sim import (  # noqa: E402
+    KINDS,
+    Frame,
+    Mount,
+    RenderOptions,
+    Scene,
+    SimCamera,
+    render,
+    trajectory,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from depthclip_ros.core import DepthPrediction
+
+    Float = NDArray[np.floating[Any]]
+    Ask = Callable[[list[NDArray[np.uint8]]], Mapping[str, Sequence[DepthPrediction]]]
+
+FIGURES, PAGE = ROOT / 'docs/navigation.json', ROOT / 'docs/navigation.md'
+
+WIDTH, HEIGHT = 320, 240
+FRAMES, SECONDS = 12, 1.9  # of a drive, and between two of them
+FIRST_ROOM, FIRST_CALIBRATION_ROOM = 60000, 61000
+CALIBRATION_ROOMS, CALIBRATION_FRAMES = 10, 6  # 60 pictures
+TOLERANCE = 0.25  # metres; what a costmap's inflation forgives
+DISTANCES = (0.5, 1.0, 2.0, 3.0, 4.0)  # metres from the camera; the costmap ends at the last
+GATES = (0.5, 0.3, 0.2)  # metres of standard deviation
+UNKNOWN, FREE, OCCUPIED = range(3)
+EXACT, PLAIN, CALIBRATED = "exact depth at the patches' centres", 'zero-shot', 'calibrated'
+
+
+class Robot(NamedTuple):
+    """Where its camera is, and what it takes for an obstacle."""
+
+    title: str
+    fov: float  # horizontal, degrees
+    mount: Mount
+    heights: tuple[float, float]  # least and greatest of an obstacle, metres above the floor
+
+
+ROBOTS = {
+    'A': Robot('camera 63° wide, 1.4 m high, looking down a little', 63.33, Mount(), (0.4, 2.0)),
+    'D': Robot('camera 90° wide, 0.35 m high, looking up a little', 90.0,
+               Mount(height=(0.35, 0.35), pitch=(0.07, 0.27)), (0.2, 2.0)),
+}
+
+
+class Costmap:
+    """A grid of cells as that of Nav2's ObstacleLayer: each is unknown, free or occupied.
+
+    Attributes:
+        cells: (rows, columns) of UNKNOWN, FREE and OCCUPIED; rows along y.
+
+    """
+
+    def __init__(
+        self, size: tuple[float, float], resolution: float, heights: tuple[float, float],
+        max_range: float,
+    ) -> None:
+        """Begin with nothing known of a room, and of as much around it as can be marked.
+
+        Args:
+            size: of the room along x and y, metres; it begins at 0, 0.
+            resolution: side of a cell, metres.
+            heights: least and greatest z of an obstacle; other points count for nothing.
+            max_range: points further from the camera count for nothing, metres.
+
+        """
+        self.resolution = resolution
+        self._low, self._heights, self._max_range = -max_range, heights, max_range
+        columns, rows = (math.ceil((side + 2 * max_range) / resolution) for side in size)
+        self.cells = np.full((rows, columns), UNKNOWN, np.uint8)
+
+    def blank(self) -> Costmap:
+        """Another one of the same cells, of which nothing is known."""
+        other = copy.copy(self)
+        other.cells = np.full_like(self.cells, UNKNOWN)
+        return other
+
+    def observe(self, camera: Float, points: Float) -> None:
+        """Clear the way to every point, then mark the points.
+
+        Args:
+            camera: (3,) where it is, metres.
+            points: (n, 3) in the same frame; NaN counts for nothing.
+
+        """
+        points = self._counting(camera, points)
+        if len(points):
+            reach = np.linalg.norm(points[:, :2] - camera[:2], axis=1).max()
+            way = np.arange(0.0, 1.0, self.resolution / 2 / max(reach, self.resolution))
+            self._set(camera[:2] + way[:, None, None] * (points[:, :2] - camera[:2]), FREE)
+            self._set(points[:, :2], OCCUPIED)
+
+    def mark(self, camera: Float, points: Float) -> None:
+        """Mark the points, and clear nothing."""
+        self._set(self._counting(camera, points)[:, :2], OCCUPIED)
+
+    def distances(self, camera: Float) -> Float:
+        """(rows, columns) metres on the floor from a camera to the cells' centres."""
+        y, x = (self._low + (np.arange(count) + 0.5) * self.resolution
+                for count in self.cells.shape)
+        return np.hypot(x - camera[0], (y - camera[1])[:, None])
+
+    def _counting(self, camera: Float, points: Float) -> Float:
+        low, high = self._heights
+        near = np.linalg.norm(points - camera, axis=1) < self._max_range  # NaN is not
+        return points[near & (points[:, 2] >= low) & (points[:, 2] <= high)]
+
+    def _set(self, places: Float, value: int) -> None:
+        places = np.floor((places.reshape(-1, 2) - self._low) / self.resolution)
+        columns, rows = places.astype(int).T
+        inside = (rows >= 0) & (rows < len(self.cells)) & (columns >= 0) & \
+            (columns < self.cells.shape[1])
+        self.cells[rows[inside], columns[inside]] = value
+
+
+def metres_to(cells: NDArray[np.bool_], resolution: float) -> Float:
+    """Metres from every cell to the nearest of `cells`, between their centres."""
+    if not cells.any():
+        return np.full(cells.shape, np.inf)
+    return resolution * np.asarray(cv2.distanceTransform(
+        (~cells).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+
+
+def compare(seen: Costmap, truth: Costmap, camera: Float | None = None) -> Counter[str]:
+    """Count marks, false ones, obstacles, missed ones, and missed ones that are called free.
+
+    Args:
+        seen: by one way to measure depth.
+        truth: what the camera really saw.
+        camera: where it is: everything is counted by the distance from it, too.
+
+    """
+    marks, obstacles = seen.cells == OCCUPIED, truth.cells == OCCUPIED
+    missed = obstacles & (metres_to(marks, seen.resolution) > TOLERANCE)
+    found = {
+        'marks': marks,
+        'false': marks & (metres_to(obstacles, seen.resolution) > TOLERANCE),
+        'obstacles': obstacles, 'missed': missed, 'called free': missed & (seen.cells == FREE)}
+    counts = Counter({name: int(cells.sum()) for name, cells in found.items()})
+    if camera is not None:
+        distances = seen.distances(camera)
+        for name, cells in found.items():
+            for band, count in zip(bands(), np.histogram(distances[cells], DISTANCES)[0],
+                                   strict=True):
+                counts[f'{name}, {band}'] += int(count)
+    return counts
+
+
+def bands() -> list[str]:
+    """Names of the distances that are told apart."""
+    return [f'{low:g} to {high:g} m' for low, high in itertools.pairwise(DISTANCES)]
+
+
+def shares(counts: Mapping[str, int], suffix: str = '') -> dict[str, float | int]:
+    """Shares of what was counted: false ones of the marks, missed ones of the obstacles."""
+    marks, obstacles = (counts[name + suffix] for name in ('marks', 'obstacles'))
+    return {
+        'marks': marks, 'false': round(counts['false' + suffix] / max(marks, 1), 4),
+        'obstacles': obstacles, 'missed': round(counts['missed' + suffix] / max(obstacles, 1), 4),
+        'called free': round(counts['called free' + suffix] / max(obstacles, 1), 4)}
+
+
+# Drives ----------------------------------------------------------------------------------------
+
+
+def camera_of(robot: Robot) -> tuple[SimCamera, CameraModel]:
+    """The camera for the renderer, and for the estimator."""
+    focal = WIDTH / 2 / math.tan(math.radians(robot.fov / 2))
+    return (SimCamera(WIDTH, HEIGHT, focal, focal, (WIDTH - 1) / 2, (HEIGHT - 1) / 2),
+            CameraModel.pinhole(WIDTH, HEIGHT, focal))
+
+
+def drives(robot: Robot, first: int, rooms: int, count: int,
+           ) -> Iterator[tuple[Scene, list[Frame]]]:
+    """Rooms in which the robot finds a place, and pictures of a drive through each."""
+    camera, found = camera_of(robot)[0], 0
+    for seed in itertools.count(first):
+        if found == rooms:
+            return
+        scene = Scene.generate(KINDS[seed % len(KINDS)], seed)
+        with contextlib.suppress(RuntimeError):
+            path = trajectory(scene, seed, robot.mount)
+            found += 1
+            yield scene, [render(scene, camera, path.pose(SECONDS * i),
+                                 RenderOptions(noise=0.01, seed=seed)) for i in range(count)]
+
+
+def in_world(pose: Float, rays: Float, depth: Float) -> Float:
+    """(n, 3) points of the world at `depth` along the camera's rays."""
+    points = (rays * depth[..., None]).reshape(-1, 3).astype(np.float64)
+    return points @ pose[:3, :3].T + pose[:3, 3]
+
+
+class Picture(NamedTuple):
+    """What is kept of one picture of a drive."""
+
+    pose: Float
+    truth: Costmap  # of this picture alone
+    depth: dict[str, Float]  # (h, w) metres by every way to measure it
+
+
+def measure(robot: Robot, ask: Ask, rooms: int, resolution: float) -> dict[str, Any]:
+    """Drive through rooms; make a costmap of them by every way to measure depth.
+
+    Args:
+        robot: whose camera.
+        ask: predictions for some pictures, by the name of the way; one is `CALIBRATED`.
+        rooms: how many.
+        resolution: side of a cell, metres.
+
+    """
+    camera = camera_of(robot)[1]
+    columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    rays = camera.rays(columns, rows)
+    driven: list[list[Picture]] = []
+    for scene, frames in drives(robot, FIRST_ROOM, rooms, FRAMES):
+        answers = ask([frame.rgb for frame in frames])
+        driven.append([])
+        for i, frame in enumerate(frames):
+            truth = Costmap(scene.size[:2], resolution, robot.heights, DISTANCES[-1])
+            truth.mark(frame.pose[:3, 3], in_world(frame.pose, rays, frame.depth))
+            driven[-1].append(Picture(frame.pose, truth, ways(
+                frame.depth, {name: of_all[i] for name, of_all in answers.items()})))
+    pictures = [picture for of_room in driven for picture in of_room]
+    limit_ranges(pictures)
+    h, w = pictures[0].depth[EXACT].shape
+    return {name: score(driven, name, camera.patch_rays(h, w)) for name in pictures[0].depth}
+
+
+def ways(exact: Float, answers: Mapping[str, DepthPrediction]) -> dict[str, Float]:
+    """Depth of the patches by every way to measure it."""
+    h, w = answers[CALIBRATED].patch_depth.shape
+    rows, columns = (((np.arange(count) + 0.5) * size / count).astype(int)
+                     for count, size in ((h, HEIGHT), (w, WIDTH)))
+    depth: dict[str, Float] = {EXACT: exact[np.ix_(rows, columns)]}
+    for name, answer in answers.items():
+        depth[name] = answer.patch_depth
+    stddev = answers[CALIBRATED].patch_stddev
+    for gate in GATES if stddev is not None else ():
+        depth[gated(gate)] = np.where(stddev > gate, np.nan, depth[CALIBRATED])
+    return depth
+
+
+def gated(gate: float) -> str:
+    """Name of the way with max_stddev."""
+    return f'{CALIBRATED}, `max_stddev: {gate:g}`'
+
+
+def limit_ranges(pictures: Sequence[Picture]) -> None:
+    """Add a control to every gate: the range_max that keeps as many points."""
+    everything = np.concatenate([p.depth[CALIBRATED].reshape(-1) for p in pictures])
+    for gate in GATES:
+        kept = np.mean([np.isfinite(p.depth[gated(gate)]) for p in pictures])
+        limit = float(np.nanquantile(everything, kept))
+        for picture in pictures:
+            depth = picture.depth[CALIBRATED]
+            picture.depth[f'its control, `range_max: {limit:.2f}`'] = \
+                np.where(depth > limit, np.nan, depth)
+
+
+def score(driven: Sequence[Sequence[Picture]], name: str, rays: Float) -> dict[str, Any]:
+    """Shares for single pictures, by distance, and for the costmaps at the end of the drives."""
+    single: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    for pictures in driven:
+        seen, truth = (pictures[0].truth.blank() for _ in range(2))
+        for picture in pictures:
+            camera = picture.pose[:3, 3]
+            points = in_world(picture.pose, rays, picture.depth[name])
+            alone = picture.truth.blank()
+            alone.observe(camera, points)
+            single += compare(alone, picture.truth, camera)
+            seen.observe(camera, points)
+            truth.cells = np.maximum(truth.cells, picture.truth.cells)
+        whole += compare(seen, truth)
+    kept = np.mean([np.isfinite(p.depth[name]).mean() for pictures in driven for p in pictures])
+    return {'points kept': round(float(kept), 4),
+            'one picture': {**shares(single), **{
+                band: shares(single, f', {band}') for band in bands()}},
+            'end of the drive': shares(whole)}
+
+
+# The page --------------------------------------------------------------------------------------
+
+
+def table(figures: Mapping[str, Any]) -> list[str]:
+    """Rows of one robot, in percent."""
+    near, far = bands()[1], bands()[2]
+    columns = ['depth', 'points', f'false, {near}', f'false, {far}', f'missed, {near}',
+               f'missed, {far}', 'false at the end', 'missed at the end', 'called free']
+    rows = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
+    for name, measured in figures.items():
+        one, end = measured['one picture'], measured['end of the drive']
+        cells = [measured['points kept'], one[near]['false'], one[far]['false'],
+                 one[near]['missed'], one[far]['missed'], end['false'], end['missed'],
+                 end['called free']]
+        rows.append(' | '.join([f'| {name}', *(f'{100 * cell:.0f} %' for cell in cells)]) + ' |')
+    return rows
+
+
+def filled(page: str, figures: Mapping[str, Any]) -> str:
+    """The page with its tables made anew, between their marks."""
+    for name, of_robot in figures['robots'].items():
+        begin, end = f'<!-- occupancy {name} -->', f'<!-- end of occupancy {name} -->'
+        before, rest = page.split(begin)
+        page = '\n'.join((before + begin, *table(of_robot['ways']), end)) + rest.split(end)[1]
+    return page
+
+
+def main() -> None:
+    """Measure, or write the tables anew."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--tables', action='store_true', help='only write the tables anew')
+    parser.add_argument('--rooms', type=int, default=100)
+    parser.add_argument('--resolution', type=float, default=0.1, help='side of a cell, metres')
+    given = parser.parse_args()
+    if not given.tables:
+        figures = {
+            'rooms': given.rooms, 'pictures a room': FRAMES, 'cells [m]': given.resolution,
+            'tolerance [m]': TOLERANCE, 'range [m]': DISTANCES[-1],
+            'robots': {name: {
+                'title': robot.title, 'heights of an obstacle [m]': robot.heights,
+                **measured(robot, given.rooms, given.resolution),
+            } for name, robot in ROBOTS.items()}}
+        FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + '\n',
+                           encoding='utf-8')
+    figures = json.loads(FIGURES.read_text(encoding='utf-8'))
+    PAGE.write_text(filled(PAGE.read_text(encoding='utf-8'), figures), encoding='utf-8')
+
+
+def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
+    """Calibrate to a robot's camera, then measure what its costmaps are worth."""
+    from depthclip_ros.calibrate.fit import Options, Sample, fit
+    from depthclip_ros.core import DepthConfig, DepthEstimator
+    camera = camera_of(robot)[1]
+    config = DepthConfig.from_yaml(ROOT / 'config/demo.yaml')
+    plain = DepthEstimator(config, 'demo', 'cpu')
+    fitted = fit(plain, (
+        Sample(frame.rgb, frame.depth, camera, room)
+        for room, (_, frames) in enumerate(
+            drives(robot, FIRST_CALIBRATION_ROOM, CALIBRATION_ROOMS, CALIBRATION_FRAMES))
+        for frame in frames), Options(source='ten rendered rooms'))
+    if fitted.calibration is None:
+        sys.exit(f'{robot.title}: {fitted.verdict}')
+    with tempfile.TemporaryDirectory() as folder:
+        path = fitted.calibration.save(Path(folder), 'robot')
+        calibrated = DepthEstimator(config.replace(calibration=str(path)), 'demo', 'cpu')
+    return {
+        'calibration': fitted.verdict,
+        'ways': measure(robot, lambda images: {
+            PLAIN: plain.predict(images, intrinsics=camera),
+            CALIBRATED: calibrated.predict(images, intrinsics=camera)}, rooms, resolution)}
+
+
+if __name__ == '__main__':
+    main()
