@@ -3,12 +3,10 @@
 
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
 others are answered as usual. A fault while loading is named by the environment: FAULT_AT_LOAD.
-One whose first row has the mark KNOWN_STDDEV is answered as with a calibration.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import time
@@ -16,12 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from depthclip_ros.core import estimator
 from depthclip_ros.node import depth_node, parameters
 
-RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN, KNOWN_STDDEV = 7, 8, 9, 10, 11, 12
+RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN = 7, 8, 9, 10, 11
 
 
 def _endless_loop():
@@ -38,13 +34,6 @@ def _nan(predictions):
 def _mark(picture):
     value = int(picture.flat[0])
     return value if (picture == value).all() else 0
-
-
-def with_stddev(prediction):
-    """The prediction with a standard deviation from 0.1 m, top left, to 0.5 m, bottom right."""
-    shape = prediction.patch_depth.shape
-    stddev = np.linspace(0.1, 0.5, np.prod(shape), dtype=np.float32).reshape(shape)
-    return dataclasses.replace(prediction, patch_stddev=stddev)
 
 
 class FaultyEstimator(estimator.DepthEstimator):
@@ -71,10 +60,6 @@ class FaultyEstimator(estimator.DepthEstimator):
         if SLEEPS in marks:
             time.sleep(3600)  # in C code
         predictions = super().predict(rgb, *args, **kwargs)
-        predictions = [
-            with_stddev(prediction) if (picture[0] == KNOWN_STDDEV).all() else prediction
-            for picture, prediction in zip(rgb, predictions, strict=True)
-        ] if isinstance(rgb, list) else predictions
         return _nan(predictions) if GIVES_NAN in marks else predictions
 
 

@@ -233,6 +233,7 @@ def likely(draw, cls):
             st.floats(1e-3, 1e4), min_size=count, max_size=count, unique=True)))
         values['range_min'] = draw(st.sampled_from([0.0, values['bins'][0]]))
         values['range_max'] = draw(st.sampled_from([0.0, 1000.0]))
+        values['calibration'] = draw(st.sampled_from(['a.safetensors'] * 3 + ['']))
         values['templates'] = [f'{before}{{}}{after}' for before, after in draw(
             st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1))]
     if draw(st.booleans()):

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error bars as others see them: depth/stddev, the cloud's field, diagnostics; real processes."""
+"""Error bars as others see them: depth/stddev, the cloud's field, the gate; two real processes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import pytest
 
 pytest.importorskip('rclpy')
 
-import faulty_node
 import numpy as np
 from clip_standin import synthetic_rgb
 from rcl_interfaces.srv import SetParameters
@@ -18,60 +17,90 @@ from ros_harness import (
     INPUT_HEIGHT,
     INPUT_WIDTH,
     TEMPERATURE,
-    NodeProcess,
     Peer,
     camera_info,
     cloud_fields,
     depth_array,
     image,
+    running,
     tiny_arguments,
 )
+from std_msgs.msg import Header
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import (
+    BOUND,
+    RAY_TERMS,
+    SPREAD_TERMS,
+    About,
+    Calibration,
+)
+from depthclip_ros.core.geometry import CameraModel
 
 pytestmark = pytest.mark.slow
 
 HEIGHT, WIDTH = 120, 200
-PLAIN = synthetic_rgb(5, HEIGHT, WIDTH)
-CALIBRATED = PLAIN.copy()
-CALIBRATED[0] = faulty_node.KNOWN_STDDEV
-LIMITS = {'range_max': 2.2, 'out_of_range': 'inf', 'reference_focal': 0.0}
-TOPICS = ('depth/image', 'depth/stddev', 'points')
+RGB = synthetic_rgb(5, HEIGHT, WIDTH)
+CAMERA = CameraModel.from_info(camera_info(Header(), WIDTH, HEIGHT))
+TOPICS = ('depth/image', 'depth/stddev', 'depth/image_color', 'points')
+LIMITS = {'range_max': 2.27, 'out_of_range': 'inf', 'reference_focal': 0.0}
 
 
 @pytest.fixture(scope='module')
-def predict(tiny_weights):
+def estimator(tiny_weights):
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE, **LIMITS)
-    estimator = DepthEstimator(config, tiny_weights, 'cpu')
-    return lambda rgb: faulty_node.with_stddev(estimator.predict(rgb))
+    return DepthEstimator(config, tiny_weights, 'cpu')
+
+
+@pytest.fixture(scope='module')
+def calibrated(estimator, tmp_path_factory):
+    """Configuration with a calibration that makes depth 5 % larger, surer at the image's top."""
+    config = estimator.config
+    features = estimator.maps([RGB])
+    spread = np.zeros(SPREAD_TERMS, np.float32)
+    spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
+    arrays = {
+        'bias': np.float32(math.log(1.05)), 'language': np.float32(0.0),
+        'trunk': np.zeros((2, features.trunk.shape[2]), np.float32),
+        'features': np.zeros(features.features.shape[2], np.float32),
+        'small': np.zeros(2 + len(config.tokens) + RAY_TERMS, np.float32),
+        'bins': np.float32(config.bins), 'spread': spread,
+        'knots': np.float32([[0, 1], [0, 0]]),
+        'rays': CAMERA.patch_rays(*estimator.grid)[..., :2]}
+    about = About('a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,
+                  {name: config.to_dict()[name] for name in BOUND})
+    arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+    path = Calibration.make(about, arrays).save(tmp_path_factory.mktemp('calibration'), 'test')
+    return config.replace(calibration=str(path))
 
 
 @pytest.fixture(scope='module')
 def peer(domain, cache, tiny_weights):
-    node = NodeProcess(
-        tiny_arguments(tiny_weights, **LIMITS), domain=domain,
-        cache=cache, module=Path(__file__).with_name('faulty_node.py'))
-    try:
-        node.wait_for(r'\]: Active: ')
-        with Peer(domain, listen=TOPICS, node=node) as peer:
-            peer.ready(*TOPICS)
-            yield peer
-    finally:
-        status = node.stop()
-    assert status == 0, node.output
+    with running(tiny_arguments(tiny_weights, **LIMITS), domain=domain, cache=cache) as node, \
+            Peer(domain, listen=TOPICS, node=node) as peer:
+        peer.ready(*TOPICS)
+        yield peer
 
 
-def ask(peer, rgb):
+def ask(peer):
     """One image with its camera_info; its depth and its cloud."""
     info = camera_info(peer.header(), WIDTH, HEIGHT)
-    cloud = peer.ask(image(peer.header(), rgb, 'rgb8'), 'points', info=info)
+    cloud = peer.ask(image(peer.header(), RGB, 'rgb8'), 'points', info=info)
     return peer.wait_stamp('depth/image', cloud.header.stamp), cloud
+
+
+def put(peer, **values):
+    """Set parameters of the running node."""
+    request = SetParameters.Request(parameters=[
+        Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
+    answer = peer.call(SetParameters, 'depth_node/set_parameters', request)
+    return [result.reason for result in answer.results if not result.successful]
 
 
 def test_without_a_calibration_nothing_is_published_and_that_is_said_once(peer):
     for _ in range(3):
-        _, cloud = ask(peer, PLAIN)
+        _, cloud = ask(peer)
     assert list(cloud_fields(cloud)) == ['x', 'y', 'z', 'rgb']
     assert not peer.messages['depth/stddev']
     said = [line for line in peer.process.output.splitlines() if 'depth/stddev is subscr' in line]
@@ -79,21 +108,25 @@ def test_without_a_calibration_nothing_is_published_and_that_is_said_once(peer):
     assert '`depthclip calibrate`' in said[0]
     _, values = peer.diagnostics('depth_node: frames')
     assert values['stddev median [m]'] == values['beyond max_stddev [%]'] == ''
+    reason, = put(peer, max_stddev=0.3)
+    assert 'without a calibration' in reason
 
 
-def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, predict):
-    depth, cloud = ask(peer, CALIBRATED)
+def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, estimator, calibrated):
+    assert not put(peer, calibration=calibrated.calibration)
+    depth, cloud = ask(peer)
     stddev = peer.wait_stamp('depth/stddev', depth.header.stamp)
     assert (stddev.header, stddev.encoding) == (depth.header, '32FC1')
     found, metres = depth_array(stddev), depth_array(depth)
-    expected = predict(CALIBRATED)
+    estimator.reconfigure(calibrated)
+    expected = estimator.predict(RGB, intrinsics=CAMERA)
     np.testing.assert_array_equal(found, expected.stddev())
     known = np.isfinite(metres)
-    assert 0.05 < known.mean() < 0.95
+    assert 0.2 < known.mean() < 0.8
     np.testing.assert_array_equal(np.isfinite(found), known)
     assert np.isnan(found[~known]).all()
-    assert found[known].min() >= 0.1
-    assert found[known].max() <= 0.5
+    shares = found[known] / metres[known]
+    assert 0.09 < shares.min() <= shares.max() < 0.25  # 0.15 x exp(y of the ray)
 
     points = cloud_fields(cloud)
     assert list(points) == ['x', 'y', 'z', 'rgb', 'stddev']
@@ -104,23 +137,33 @@ def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, predict)
     np.testing.assert_array_equal(points['z'][~holes], expected.patch_depth[~holes])
 
 
-def test_diagnostics_tell_how_sure_depth_is_and_how_much_is_not(peer):
-    put(peer, max_stddev=0.4)
-    ask(peer, CALIBRATED)
+def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer, estimator, calibrated):
+    stddev = estimator.predict(RGB, intrinsics=CAMERA).patch_stddev
+    limit = round(float(np.median(stddev)), 3)
+    assert not put(peer, max_stddev=limit)
+    depth, cloud = ask(peer)
+    found = depth_array(peer.wait_stamp('depth/stddev', depth.header.stamp))
+    metres = depth_array(depth)
+    assert 0.2 < np.isnan(metres).mean() < 0.8
+    assert np.nanmax(found) <= limit
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(metres))
+    points = cloud_fields(cloud)
+    assert (np.isnan(points['z']) >= (stddev > limit)).all()
+    assert (np.isnan(points['stddev']) == np.isnan(points['z'])).all()
+    color = peer.wait_stamp('depth/image_color', depth.header.stamp)
+    painted = np.frombuffer(color.data, np.uint8).reshape(HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(painted[:100].any(axis=2), ~np.isnan(metres)[:100])
+
     _, values = peer.diagnostics(
         'depth_node: frames', lambda values: values['beyond max_stddev [%]'])
-    assert values['stddev median [m]'] == '0.30'
-    assert values['beyond max_stddev [%]'] == '25.00'
+    assert float(values['stddev median [m]']) == pytest.approx(float(np.median(stddev)), abs=0.006)
+    assert float(values['beyond max_stddev [%]']) == \
+        pytest.approx(100 * (stddev > limit).mean(), abs=0.01)
 
 
 def test_the_cloud_loses_the_field_with_the_calibration(peer):
-    _, cloud = ask(peer, PLAIN)
+    reason, = put(peer, calibration='')
+    assert 'max_stddev' in reason  # which would gate nothing any more
+    assert not [*put(peer, max_stddev=0.0), *put(peer, calibration='')]
+    _, cloud = ask(peer)
     assert list(cloud_fields(cloud)) == ['x', 'y', 'z', 'rgb']
-
-
-def put(peer, **values):
-    """Set parameters of the running node."""
-    request = SetParameters.Request(parameters=[
-        Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
-    answer = peer.call(SetParameters, 'depth_node/set_parameters', request)
-    assert all(result.successful for result in answer.results), answer

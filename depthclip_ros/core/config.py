@@ -215,6 +215,11 @@ class DepthConfig(Settings):
         if sentences > MOST_SENTENCES:
             raise ConfigError(f'tokens and templates: make {sentences} sentences; at most '
                               f'{MOST_SENTENCES} are accepted.')
+        if self.max_stddev and not self.calibration:
+            raise ConfigError(
+                f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
+                'wrong depth is, and nothing would be left out; set calibration to the file that '
+                '`depthclip calibrate` wrote, or max_stddev: 0.')
         self._check_depth_range()
 
     def _check_depth_range(self) -> None:

@@ -109,9 +109,12 @@ class DepthPrediction:
         if self.patch_stddev is None:
             return None
         height, width = self.depth.shape
-        pixels = _fill(torch.from_numpy(self.patch_stddev), self.image_size, (height, width),
+        # The patches that take part in a pixel's depth take part in this, with the same shares.
+        known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
+        pixels = _fill(torch.from_numpy(known), self.image_size, (height, width),
                        self.upsampling, self.window).numpy()
-        return np.where(np.isfinite(self.depth), pixels, np.float32(np.nan))
+        np.copyto(pixels, np.nan, where=~np.isfinite(self.depth))
+        return pixels
 
 
 class Maps(NamedTuple):
