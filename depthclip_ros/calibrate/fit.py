@@ -1,20 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A closed-form correction of the language depth, from frames whose depth is known."""
+"""A closed-form correction of the language depth, from frames whose depth is known.
+
+The residual of the logarithm of depth to the language depth is fitted by ridge regression on
+blocks of terms, each group of blocks with a ridge parameter of its own. So strong regularisation
+falls back to "language x one scale", then to nothing. Everything that is chosen is chosen by
+cross-validation over sequences, never over single frames, which look alike; and every number that
+is reported is of sequences that neither the fit nor its choices have seen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.optimize import nnls
 
-from ..core.calibration import Calibration
+from ..core.calibration import BOUND, RAY_TERMS, About, Calibration
+from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from ..core.geometry import CameraModel
+from .errorbars import ErrorBars
+from .frames import Frames, geometric_mean
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 VARIANTS = ('auto', 'full', 'monotone', 'scale', 'none')
+# What each is without: its row among the held-out ones.
+_ROWS = {'none': 'language'}
+
+MOST_FOLDS = 10
+# Less held-out rmse than everything simpler has: to be taken, and to be called an improvement.
+WORTH, IMPROVED = 0.97, 0.95
+# Standard errors over folds that the difference must have besides.
+SURE = 1.0
+# Dimensions that are kept of a block of terms, and patches from which they are found.
+DIMENSIONS, MOST_PATCHES = 32, 8192
+# Blocks that share a ridge parameter; one parameter for each would be chosen by chance.
+GROUPS = (('',), ('language', 'logits', 'rays'), ('features', 'trunk'), ('image',))
+# The image as a whole is one observation a sequence: with fewer sequences it is left out.
+BLOCKS_FOR_IMAGE = 30
+PENALTIES = tuple(10.0 ** power for power in range(-2, 7))
+ROUNDS = 3
+CAUTION = 0.5  # standard errors by which the least error may be exceeded for a stronger ridge
+INDEPENDENT = 48.0  # patches of a frame that count as independent
+# How strongly bins are drawn to the configured ones, in squared shares of them.
+BINS_DRAWN = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,14 +84,12 @@ class Options:
         variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (blocks
             of features), 'monotone' (the bins only), 'scale' (one factor), 'none'.
         source: what it was calibrated on, in words, for its label.
-        mirror: every frame counts a second time mirrored.
         learning_curve: numbers of frames at which held-out errors are reported.
 
     """
 
     variant: str = 'auto'
     source: str = 'a recording'
-    mirror: bool = True
     learning_curve: tuple[int, ...] = (10, 30, 60, 200)
 
 
@@ -114,6 +148,497 @@ class Fitted:
     blocks: int = 0
 
 
+class Problem:
+    """Everything that was seen, as one linear regression whose folds are groups of sequences.
+
+    Frames are F, passes beside each other (the second mirrored), patches P, terms D.
+
+    Attributes:
+        count: number of frames.
+        blocks: number of sequences.
+        folds: number of folds.
+        fold: (F,) of every frame.
+        base: (F, passes, P) log depth by words, with the focal ratio.
+        wish: (F, passes, P) log depth that is wanted.
+        weight: (F, passes, P) of it.
+        shares: (F, passes, P, K) of the bins.
+        logits: (F, passes, P, K).
+        bins: (K,) metres.
+        design: (F, passes, P, D) terms, standardised; the first is one.
+
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        """Standardise the terms, and sum up what the normal equations need, by fold."""
+        self.frames = frames
+        self.count, self.blocks = len(frames.targets), len(set(frames.sequence))
+        self.folds = min(MOST_FOLDS, self.blocks)
+        self.fold = _folds(frames.sequence, self.folds)
+        depth = np.stack(frames.depth).astype(np.float64)
+        self.passes, self.grid = depth.shape[1], depth.shape[2:]
+        ratio = np.log(frames.ratio)[:, None, None]
+        self.language = np.log(depth).reshape(*depth.shape[:2], -1)
+        self.base = self.language + ratio
+        patches = np.stack([target.patches for target in frames.targets]).astype(np.float64)
+        support = np.stack([target.support for target in frames.targets]).astype(np.float64)
+        support[~np.isfinite(patches)] = 0.0
+        scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
+        patches = np.where(support > 0, patches, scale)
+        # Squared errors of log depth times squared depth are those of depth. Half of that, in
+        # the logarithm, is the compromise between the metrics; and no image counts for more.
+        weight = support * patches / scale
+        weight *= patches.shape[1] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
+        self.wish, self.weight = (
+            self._both(values) for values in (np.log(patches), weight))
+        usable = np.isfinite(self.base)
+        self.weight[~usable] = 0.0
+        self.base[~usable] = self.language[~usable] = 0.0
+        index, share, truth = (np.stack([getattr(target, name) for target in frames.targets])
+                               for name in ('index', 'share', 'truth'))
+        self.index, self.share, self.truth = index, share, truth
+        self.logits, self.shares = (
+            np.stack(values).reshape(*depth.shape[:2], values[0].shape[1], -1).swapaxes(2, 3)
+            for values in (frames.logits, frames.weights))
+        self.bins = np.array(frames.estimator.config.bins)
+        self.terms = _terms(frames, self.language)
+        self.design = np.concatenate(
+            [np.ones((*self.base.shape, 1), np.float32),
+             *(block.values for block in self.terms)], axis=-1)
+        self.block = np.repeat(np.arange(1 + len(self.terms)), [
+            1, *(block.values.shape[-1] for block in self.terms)])
+        self.normal, self.right = self.sums(self.wish - self.base, self.weight)
+
+    def _both(self, values: Float64) -> Float64:
+        """(F, P) of the image -> (F, passes, P), the second of the mirrored one."""
+        h, w = self.grid
+        mirrored = values.reshape(-1, h, w)[:, :, ::-1].reshape(values.shape)
+        return np.stack([values, mirrored][:self.passes], axis=1)
+
+    def sums(self, residual: Float64, weight: Float64, kept: Any = slice(None),
+              ) -> tuple[Float64, Float64]:
+        """Normal equations by fold: (folds, D, D) and (folds, D)."""
+        size = self.design.shape[-1]
+        normal, right = np.zeros((self.folds, size, size)), np.zeros((self.folds, size))
+        # As if there were as many patches as in the smallest grid: neighbours say the same.
+        unit = INDEPENDENT / (self.passes * residual.shape[-1])
+        for fold in range(self.folds):
+            inside = np.flatnonzero(self.fold[kept] == fold)
+            inside = np.arange(self.count)[kept][inside]
+            terms = self.design[inside].reshape(-1, size).astype(np.float64)
+            weighted = terms * (unit * weight[inside].reshape(-1, 1))
+            normal[fold] = weighted.T @ terms
+            right[fold] = weighted.T @ residual[inside].ravel()
+        return normal, right
+
+    # Solving ------------------------------------------------------------------------------
+
+    def corrections(
+        self, penalties: Float64, normal: Float64, right: Float64, without: int | None = None,
+    ) -> Float64:
+        """Correction of every frame, fitted to the other folds (and not to `without`)."""
+        rest = np.ones(self.folds, bool)
+        if without is not None:
+            rest[without] = False
+        penalty = np.diag(penalties[self.block])
+        whole, wanted = normal[rest].sum(axis=0), right[rest].sum(axis=0)
+        own = rest[:, None, None]
+        solved = np.linalg.solve(
+            whole - normal * own + penalty, (wanted - right * own[..., 0])[..., None])[..., 0]
+        result = np.empty(self.base.shape)
+        for fold in range(self.folds):
+            inside = self.fold == fold
+            result[inside] = self.design[inside] @ solved[fold].astype(np.float32)
+        return result
+
+    def choose(
+        self, normal: Float64 | None = None, right: Float64 | None = None,
+        without: int | None = None,
+    ) -> Float64:
+        """Ridge parameters by block with the least rmse on held-out folds, on the safe side.
+
+        Of those within half a standard error of the best, the strongest are taken.
+        """
+        normal = self.normal if normal is None else normal
+        right = self.right if right is None else right
+        names = ['', *(block.name for block in self.terms)]
+        groups = [[names.index(name) for name in group if name in names] for group in GROUPS]
+        everything = list(range(1, len(names)))
+
+        def errors(penalties: Float64) -> Float64:
+            return self.fold_errors(
+                self.base + self.corrections(penalties, normal, right, without), without)
+
+        penalties = np.full(len(names), 1e3)
+        penalties[0] = 1e-3
+        best = errors(penalties).mean()
+        for _ in range(ROUNDS):
+            before = best
+            trials = [(group, value) for group in groups if group for value in PENALTIES]
+            trials += [(everything, factor) for factor in (-0.1, -10.0)]
+            for group, value in trials:
+                trial = penalties.copy()
+                trial[group] = value if value > 0 else -value * trial[group]
+                error = errors(trial).mean()
+                if error < best * (1 - 2e-4):
+                    best, penalties = error, trial
+            if best == before:
+                break
+        least = errors(penalties)
+        chosen = penalties
+        for step in np.arange(0.5, 6.0, 0.5):
+            trial = penalties * 10 ** step
+            difference = errors(trial) - least
+            margin = CAUTION * difference.std(ddof=1) / math.sqrt(len(difference))
+            if difference.mean() > margin:
+                break
+            chosen = trial
+        return chosen
+
+    def full(self) -> Float64:
+        """Log depth of the full correction, for every fold chosen and fitted on the others."""
+        result = np.empty(self.base.shape)
+        for fold in range(self.folds):
+            penalties = self.choose(without=fold)
+            inside = self.fold == fold
+            solved = self.solved(penalties, self.fold != fold)
+            result[inside] = self.base[inside] + self.design[inside] @ solved
+        return result
+
+    def solved(self, penalties: Float64, frames: NDArray[np.bool_]) -> Float64:
+        """(D,) weights of the terms, fitted to all folds of these frames."""
+        folds = np.unique(self.fold[frames])
+        weights: Float64 = np.linalg.solve(
+            self.normal[folds].sum(axis=0) + np.diag(penalties[self.block]),
+            self.right[folds].sum(axis=0))
+        return weights
+
+    # Errors -------------------------------------------------------------------------------
+
+    def pixels(self, log_depth: Float64) -> Float64:
+        """(F, passes, P) log depth -> (F, S) metres at the pixels that are measured."""
+        depth = np.exp(log_depth.clip(-10, 10))
+        patches = self.merged(depth)
+        upsampled: Float64 = (np.take_along_axis(
+            patches, self.index.reshape(self.count, -1), axis=1,
+        ).reshape(self.share.shape) * self.share).sum(axis=-1)
+        return upsampled
+
+    def merged(self, values: Float64) -> Float64:
+        """(F, passes, P) -> (F, P): the mean of the passes, the second mirrored back."""
+        if self.passes == 1:
+            return values[:, 0]
+        h, w = self.grid
+        second = values[:, 1].reshape(-1, h, w)[:, :, ::-1].reshape(values[:, 1].shape)
+        return 0.5 * (values[:, 0] + second)
+
+    def frame_errors(self, log_depth: Float64) -> Float64:
+        """(F,) rmse in metres."""
+        errors: Float64 = np.sqrt(((self.pixels(log_depth) - self.truth) ** 2).mean(axis=1))
+        return errors
+
+    def fold_errors(self, log_depth: Float64, without: int | None = None) -> Float64:
+        """Rmse in metres of every fold, mean over its frames."""
+        errors = self.frame_errors(log_depth)
+        return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)
+                         if fold != without])
+
+    def metrics(self, log_depth: Float64) -> Metrics:
+        """Means over frames."""
+        depth = self.pixels(log_depth)
+        ratio = np.maximum(depth / self.truth, self.truth / depth)
+        return Metrics(
+            float(self.frame_errors(log_depth).mean()), float((ratio < 1.25).mean()),
+            float((np.abs(depth - self.truth) / self.truth).mean()))
+
+
+class Block(NamedTuple):
+    """Terms of one kind: standardised, reduced to their main directions, of length one."""
+
+    name: str
+    values: Float32  # (F, passes, P, D)
+    mean: Float64  # (N,) of the raw terms
+    directions: Float64  # (N, D): values = (raw - mean) @ directions
+
+    def raw(self, solution: Float64) -> tuple[Float64, float]:
+        """Weights of the raw terms, and what they add to the bias."""
+        weights = self.directions @ solution
+        return weights, -float(self.mean @ weights)
+
+
+def _block(name: str, raw: Callable[[int], Float64], count: int) -> Block:
+    """Standardise and reduce.
+
+    Args:
+        name: of the block.
+        raw: gives the (passes, P, N) terms of a frame.
+        count: number of frames.
+
+    """
+    rng = np.random.default_rng(0)
+    first = raw(0)
+    a_frame = max(1, MOST_PATCHES // count)
+    rows = np.concatenate([
+        terms[rng.choice(len(terms), min(a_frame, len(terms)), replace=False)]
+        for terms in (raw(i).reshape(-1, first.shape[-1]) for i in range(count))])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    mean = rows.mean(axis=0)
+    deviation = rows.std(axis=0)
+    deviation = np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
+    rows = (rows - mean) / deviation
+    size = rows.shape[1]
+    if size > DIMENSIONS:
+        _, directions = eigh(rows.T @ rows, subset_by_index=(size - DIMENSIONS, size - 1))
+        directions /= max(1e-12, math.sqrt(float(((rows @ directions) ** 2).mean())))
+    else:
+        directions = np.eye(size)
+    directions = directions / (deviation[:, None] * math.sqrt(directions.shape[1]))
+    values = np.stack([
+        np.nan_to_num((raw(i) - mean) @ directions).astype(np.float32) for i in range(count)])
+    return Block(name, values, mean, directions)
+
+
+def _terms(frames: Frames, language: Float64) -> list[Block]:
+    def flat(maps: NDArray[Any]) -> Float64:
+        """(passes, N, h, w) -> (passes, P, N)."""
+        return maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).astype(np.float64)
+
+    def words(i: int) -> Float64:
+        log_depth = language[i]
+        mean = np.broadcast_to(log_depth.mean(axis=1, keepdims=True), log_depth.shape)
+        return np.stack([log_depth, log_depth ** 2, mean], axis=-1)
+
+    def image(i: int) -> Float64:
+        terms = flat(frames.trunk[i])
+        return np.broadcast_to(terms.mean(axis=1, keepdims=True), terms.shape)
+
+    kinds: dict[str, Callable[[int], Float64]] = {
+        'language': words,
+        'logits': lambda i: flat(frames.logits[i]),
+        'rays': lambda i: flat(frames.rays[i]),
+        'features': lambda i: flat(frames.features[i]),
+        'trunk': lambda i: flat(frames.trunk[i]),
+    }
+    if len(set(frames.sequence)) >= BLOCKS_FOR_IMAGE:
+        kinds['image'] = image
+    return [_block(name, raw, len(frames.trunk)) for name, raw in kinds.items()]
+
+
+def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
+    """Deal the sequences out to folds of about as many frames."""
+    names, counts = np.unique(sequence, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(-counts[order], kind='stable')]
+    load = np.zeros(folds)
+    of_name = {}
+    for position in order:
+        fold = int(load.argmin())
+        of_name[int(names[position])] = fold
+        load[fold] += counts[position]
+    return np.array([of_name[int(name)] for name in sequence])
+
+
+# Simpler corrections, and controls ---------------------------------------------------------
+
+
+def _scale(problem: Problem, frames: NDArray[np.bool_]) -> float:
+    """The one factor, as a logarithm."""
+    weight = problem.weight[frames]
+    return float((weight * (problem.wish - problem.base)[frames]).sum() / weight.sum())
+
+
+def _mean_map(problem: Problem, frames: NDArray[np.bool_]) -> Float64:
+    """(passes, P): mean log depth of every patch, whatever the image."""
+    weight, wish = problem.weight[frames], problem.wish[frames]
+    total = float((weight * wish).sum() / weight.sum())
+    weighted: Float64 = ((weight * wish).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3)
+    return weighted
+
+
+def _bins(problem: Problem, frames: NDArray[np.bool_], bins: Float64) -> Float64:
+    """Ascending bins with the least squared error of depth, drawn to the scaled configured ones.
+
+    Their increments are not negative, so that words keep their order.
+    """
+    weights = problem.shares[frames].reshape(-1, len(bins))
+    ratio = np.exp((problem.base - problem.language)[frames]).reshape(-1, 1)
+    wish = np.exp(problem.wish[frames]).reshape(-1, 1)
+    # Squared errors of depth over squared depth, times the weight: those of log depth.
+    root = np.sqrt(problem.weight[frames].reshape(-1, 1)) / wish
+    rises = np.tril(np.ones((len(bins), len(bins))))
+    terms = (weights * ratio * root) @ rises
+    drawn = math.sqrt(BINS_DRAWN * len(terms) / len(bins))
+    usual = np.diff(bins * math.exp(_scale(problem, frames)), prepend=0.0)
+    terms = np.concatenate([terms, drawn * np.diag(1 / usual)])
+    target = np.concatenate([(wish * root)[:, 0], np.full(len(bins), drawn)])
+    orthogonal, triangle = np.linalg.qr(terms)
+    increments, _ = nnls(triangle, orthogonal.T @ target)
+    ascending: Float64 = np.maximum.accumulate(np.maximum(np.cumsum(increments), 1e-2))
+    return ascending
+
+
+def _log_mean(problem: Problem, bins: Float64) -> Float64:
+    """(F, passes, P) log depth with other bins."""
+    log_depth: Float64 = np.log(problem.shares @ bins) + problem.base - problem.language
+    return log_depth
+
+
+def _held_out(problem: Problem) -> dict[str, Float64]:
+    """(F, passes, P) log depth of every variant and control, each fold fitted on the others."""
+    results = {'language': problem.base}
+    for name in ('mean map', 'scale', 'monotone'):
+        results[name] = np.empty(problem.base.shape)
+    for fold in range(problem.folds):
+        inside, rest = problem.fold == fold, problem.fold != fold
+        results['mean map'][inside] = _mean_map(problem, rest)
+        results['scale'][inside] = problem.base[inside] + _scale(problem, rest)
+        results['monotone'][inside] = _log_mean(
+            problem, _bins(problem, rest, problem.bins))[inside]
+    results['full'] = problem.full()
+    results['shuffled'] = _shuffled(problem)
+    return results
+
+
+def _shuffled(problem: Problem) -> Float64:
+    """What is learned from the depth of other frames: no more than their mean, if all is well."""
+    order = np.argsort(problem.fold, kind='stable')
+    other = np.empty(problem.count, np.int64)
+    other[order] = np.roll(order, problem.count // 2)
+    normal, right = problem.sums(
+        problem.wish[other] - problem.base, problem.weight[other])
+    penalties = problem.choose(normal, right)
+    return problem.base + problem.corrections(penalties, normal, right)
+
+
+def judge(errors: Mapping[str, Float64]) -> tuple[str, bool, str]:
+    """Which variant is worth having.
+
+    Args:
+        errors: rmse in metres of every fold, by variant.
+
+    Returns:
+        The variant, whether it may be called an improvement, and why, in words.
+
+    """
+    means = {name: float(values.mean()) for name, values in errors.items()}
+
+    def worth(name: str, *simpler: str) -> bool:
+        best = min(simpler, key=lambda other: means[other])
+        gain = errors[best] - errors[name]
+        error = gain.std(ddof=1) / math.sqrt(len(gain))
+        return means[name] <= WORTH * means[best] and gain.mean() >= SURE * error
+
+    variant = 'none'
+    if worth('scale', 'language'):
+        variant = 'scale'
+    if worth('monotone', 'language', 'scale', 'mean map'):
+        variant = 'monotone'
+    if worth('full', 'language', 'scale', 'mean map', 'monotone'):
+        variant = 'full'
+    rmse = means[_ROWS.get(variant, variant)]
+    controls = means['scale'], means['mean map'], means['language']
+    improved = variant in ('full', 'monotone') and rmse <= IMPROVED * min(controls)
+    numbers = (f'held-out rmse {rmse:.3f} m, of words alone {means["language"]:.3f} m, with one '
+               f'scale {means["scale"]:.3f} m, of the mean map {means["mean map"]:.3f} m')
+    if improved:
+        return variant, True, (
+            f'The correction ({variant}) helps: {numbers}: '
+            f'{1 - rmse / min(controls):.0%} less than the best of these.')
+    if means['mean map'] < min(rmse, means['language']):
+        return variant, False, (
+            f'No improvement is claimed: a picture that is always the same is better than this '
+            f'model here ({numbers}).')
+    chosen = {'none': 'depth is left as the words say it', 'scale': 'one scale is taken',
+              'monotone': 'other bins are taken', 'full': 'the full correction is taken'}[variant]
+    return variant, False, (
+        f'No improvement by {1 - IMPROVED:.0%} over both one scale and the mean map is seen; '
+        f'{chosen} ({numbers}).')
+
+
+# Numbers for the report --------------------------------------------------------------------
+
+
+def _r2(problem: Problem, log_depth: Float64) -> float:
+    """Share of the residual's variance that is explained in held-out folds."""
+    residual = problem.wish - problem.base
+    left = problem.wish - log_depth
+    mean = (problem.weight * residual).sum() / problem.weight.sum()
+    return 1.0 - float((problem.weight * left ** 2).sum()
+                       / max(1e-12, (problem.weight * (residual - mean) ** 2).sum()))
+
+
+def _learning_curve(problem: Problem, counts: Sequence[int]) -> list[tuple[int, float]]:
+    """Held-out rmse of the full correction, fitted to some frames and tested on all others."""
+    curve = []
+    for count in [*(count for count in counts if count < problem.count), problem.count]:
+        kept = np.unique(np.linspace(0, problem.count - 1, count).round().astype(int))
+        if len(np.unique(problem.fold[kept])) < problem.folds:
+            continue
+        normal, right = problem.sums(problem.wish - problem.base, problem.weight, kept)
+        penalties = problem.choose(normal, right)
+        errors = problem.fold_errors(
+            problem.base + problem.corrections(penalties, normal, right))
+        curve.append((count, float(errors.mean())))
+    return curve
+
+
+def _temperature(problem: Problem, bins: Float64, now: float) -> float:
+    """Temperature under which the measured depth is likeliest, over all frames.
+
+    Depth between two bins counts as both of them, as near as it is; one scale is taken out. It is
+    one number from all patches, so that held-out and fitted likelihood have the same greatest.
+    """
+    logits = problem.logits.reshape(-1, len(bins))
+    scale = _scale(problem, np.ones(problem.count, bool))
+    wish = (problem.wish - (problem.base - problem.language) - scale).reshape(-1)
+    weight = problem.weight.reshape(-1)
+    places = np.log(bins)
+    above = np.searchsorted(places, wish).clip(1, max(1, len(bins) - 1))
+    if len(bins) == 1:
+        return now
+    share = ((wish - places[above - 1]) / (places[above] - places[above - 1])).clip(0, 1)
+
+    def likelihood(temperature: float) -> float:
+        scaled = logits * (now / temperature)
+        peak = scaled.max(axis=1, keepdims=True)
+        log_weights = scaled - peak - np.log(np.exp(scaled - peak).sum(axis=1, keepdims=True))
+        rows = np.arange(len(logits))
+        return float((weight * (share * log_weights[rows, above]
+                                + (1 - share) * log_weights[rows, above - 1])).sum())
+
+    candidates = now * np.logspace(-1, 1, 41)
+    return float(max(candidates, key=likelihood))
+
+
+# Putting it together -----------------------------------------------------------------------
+
+
+def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
+            ) -> dict[str, Float32]:
+    """The numbers of a calibration, but for the error bars, fitted to all frames."""
+    everything = np.ones(problem.count, bool)
+    sizes = {block.name: len(block.mean) for block in problem.terms}
+    count = len(problem.bins)
+    bias, trunk = 0.0, np.zeros((2, sizes['trunk']))
+    features, small, language = np.zeros(sizes['features']), np.zeros(2 + count + RAY_TERMS), 0.0
+    if variant == 'scale':
+        bias = _scale(problem, everything)
+    if variant == 'full':
+        solution = problem.solved(penalties, everything)
+        raw = {}
+        bias = float(solution[0])
+        for number, block in enumerate(problem.terms, 1):
+            raw[block.name], more = block.raw(solution[problem.block == number])
+            bias += more
+        trunk[0] = raw['trunk']
+        trunk[1] = raw.get('image', 0.0)
+        features = raw['features']
+        small = np.concatenate([raw['language'][:2], raw['logits'], raw['rays']])
+        language = float(raw['language'][2])
+    return {name: np.asarray(values, np.float32) for name, values in {
+        'bias': bias, 'trunk': trunk, 'features': features, 'small': small,
+        'language': language, 'bins': bins if variant == 'monotone' else problem.bins}.items()}
+
+
 def fit(
     estimator: DepthEstimator, samples: Iterable[Sample], options: Options = Options(),
     log: Callable[[str], None] = print,
@@ -122,12 +647,62 @@ def fit(
 
     Args:
         estimator: as configured without a calibration.
-        samples: at least two blocks of frames; read once, in order.
+        samples: of several sequences; read once, in order.
         options: what to fit.
         log: told what happens.
 
+    Returns:
+        The calibration, and what is known of it from frames that it was not fitted to.
+
     Raises:
-        CalibrationError: no depth can be compared, or there are too few frames or blocks.
+        CalibrationError: no depth can be compared, or there are too few frames or sequences.
 
     """
-    raise NotImplementedError
+    if options.variant not in VARIANTS:
+        raise CalibrationError(f'variant: {options.variant!r} is none of {", ".join(VARIANTS)}.')
+    if estimator.calibration is not None:
+        raise CalibrationError("calibration: is set already; fit without one (calibration: '').")
+    frames = Frames(estimator)
+    for sample in samples:
+        frames.add(sample)
+    frames.check()
+    problem = Problem(frames)
+    log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
+        f'{problem.folds} folds of sequences.')
+    predictions = _held_out(problem)
+    errors = {name: problem.fold_errors(values) for name, values in predictions.items()}
+    variant, improved, verdict = judge(errors)
+    if options.variant not in ('auto', variant):
+        verdict = f'Variant {options.variant} was asked for. {verdict}'
+        variant, improved = options.variant, False
+    log(verdict)
+    everything = np.ones(problem.count, bool)
+    penalties = problem.choose()
+    bins = _bins(problem, everything, problem.bins)
+    own = predictions[_ROWS.get(variant, variant)]
+    bars = ErrorBars.fit(problem, own)
+    if frames.own_rays is None:
+        raise CalibrationError('no frame has any depth.')
+    about = About(
+        source=options.source, variant=variant, frames=problem.count, blocks=problem.blocks,
+        weights=estimator.weights.digest, weights_name=estimator.weights.name,
+        focal_ratio=geometric_mean(frames.ratio), config={
+            name: value for name, value in estimator.config.to_dict().items() if name in BOUND})
+    calibration = Calibration.make(about, {
+        **_arrays(problem, variant, penalties, bins), 'rays': frames.own_rays,
+        'spread': bars.weights, 'knots': bars.knots})
+    penalized = problem.normal.sum(axis=0) + np.diag(penalties[problem.block])
+    return Fitted(
+        calibration=calibration, variant=variant, improved=improved, verdict=verdict,
+        held_out={name: problem.metrics(values) for name, values in predictions.items()},
+        folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
+            ('language', 'mean map', 'scale', _ROWS.get(variant, variant)))}
+            for fold in range(problem.folds)],
+        learning_curve=_learning_curve(problem, options.learning_curve),
+        r2=_r2(problem, predictions['full']), condition=float(np.linalg.cond(penalized)),
+        temperature=_temperature(problem, problem.bins, estimator.config.temperature),
+        monotone_bins=tuple(bins.tolist()), coverage=bars.coverage,
+        sensor_model=bars.sensor_model,
+        choices={f'ridge of {block.name}': float(penalties[number])
+                 for number, block in enumerate(problem.terms, 1)},
+        frames=problem.count, blocks=problem.blocks)

@@ -142,6 +142,14 @@ class ReadOut(NamedTuple):
         return [values for values in self if values is not None]
 
 
+class Words(NamedTuple):
+    """What the words say of one pass over a batch, on the device."""
+
+    weights: Tensor  # (N, K, h, w)
+    depth: Tensor  # (N, h, w) metres
+    spread: Tensor  # (N, h, w) metres, standard deviation of the bins
+
+
 class Correction(NamedTuple):
     """What a calibration corrects depth with, on the device."""
 
@@ -245,6 +253,11 @@ class DepthEstimator:
     def config(self) -> DepthConfig:
         """The configuration in force."""
         return self._settings.config
+
+    @property
+    def bins(self) -> Tensor:
+        """(K,) metres, on the device."""
+        return self._settings.bins
 
     @property
     def calibration(self) -> Calibration | None:
@@ -708,14 +721,20 @@ def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
     return logits.view(*features.shape[:2], *logits.shape[1:])
 
 
+def words(logits: Tensor, bins: Tensor, mode: str) -> Words:
+    """Turn (N, K, h, w) logits into depth, as `read_out` in the settings says."""
+    weights = bin_weights(logits)
+    depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
+    return Words(weights, depth, bin_spread(weights, bins))
+
+
 def _read_out(
     logits: Tensor, bins: Tensor, mode: str, correction: Correction | None = None,
 ) -> ReadOut:
     passes, count = logits.shape[:2]
     flat = logits.flatten(0, 1)
-    weights = bin_weights(flat)
-    patch_depth = best_bins(flat, bins) if mode == 'argmax' else combine_bins(weights, bins)
-    spread, stddev = bin_spread(weights, bins), None
+    weights, patch_depth, spread = words(flat, bins, mode)
+    stddev = None
     if correction is not None:
         log_factor, stddev = correct(
             correction.terms, flat, weights, patch_depth, spread,

@@ -158,8 +158,8 @@ def _sample(
     """`upsample` for any window, with patches that have no depth."""
     h, w = patch_depth.shape[1:]
     device = patch_depth.device
-    rows, row = _shares(h, size[0], window.y, window.height, mode, device)
-    columns, column = _shares(w, size[1], window.x, window.width, mode, device)
+    rows, row = shares(h, size[0], window.y, window.height, mode, device)
+    columns, column = shares(w, size[1], window.x, window.width, mode, device)
     nearest = _pick(patch_depth, row, column, math.nan)
     if mode == 'patch':
         return nearest
@@ -176,7 +176,7 @@ def _pick(patches: Tensor, row: Tensor, column: Tensor, outside: float) -> Tenso
 
 
 @lru_cache(maxsize=64)
-def _shares(
+def shares(
     patches: int, pixels: int, start: float, length: float, mode: str, device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Along one axis: every patch's share in every pixel, and the nearest patch counted from 1.

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fit needs to know of every frame: the network's answer, and the depth to be reached."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from ..core.calibration import ray_terms
+from ..core.errors import CalibrationError, ImageError
+from ..core.estimator import DepthEstimator, focal_ratio, words
+from ..core.geometry import CameraModel
+from ..core.projection import shares
+from ..core.window import Size, Window, fit_window
+
+if TYPE_CHECKING:
+    from .fit import Sample
+
+Float32 = NDArray[np.float32]
+
+FEWEST_FRAMES, FEWEST_BLOCKS = 10, 3
+MOST_BYTES = 2 << 30  # of the maps of all frames
+# Pixels a patch that its depth is found from, and pixels a frame that errors are measured at.
+PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400
+# How strongly a patch's depth is drawn to the mean of its own pixels, against what the upsampled
+# picture wants: next to nothing where pixels are dense, enough where they are sparse.
+DRAWN = 0.03
+FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the picture's sake
+LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
+# Of a camera that is unknown, in image widths.
+USUAL_FOCAL = 0.811
+
+
+@dataclass(frozen=True)
+class Target:
+    """Depth of one frame, as it is wanted.
+
+    Attributes:
+        patches: (P,) metres that, upsampled as configured, come nearest to the measured depth in
+            the sense of least squares; NaN where nothing was measured.
+        support: (P,) from 0 to 1, how much was measured there.
+        index: (S, 4) patches from which a pixel's depth is upsampled.
+        share: (S, 4) their shares.
+        truth: (S,) measured there, metres.
+
+    """
+
+    patches: Float32
+    support: Float32
+    index: NDArray[np.int32]
+    share: Float32
+    truth: Float32
+
+
+@dataclass
+class Frames:
+    """All frames of a fit.
+
+    Every list has one entry a frame; the passes of `flip_average` are beside each other in it.
+
+    Attributes:
+        estimator: without a calibration.
+        logits: (passes, K, h, w).
+        weights: (passes, K, h, w).
+        depth: (passes, h, w) metres by words, without the focal ratio.
+        spread: (passes, h, w) metres.
+        features: (passes, C, h, w) float16.
+        trunk: (passes, C', h, w) float16.
+        rays: (passes, RAY_TERMS, h, w).
+        ratio: focal ratio.
+        targets: what is wanted.
+        sequence: as the samples'.
+
+    """
+
+    estimator: DepthEstimator
+    logits: list[Float32] = field(default_factory=list)
+    weights: list[Float32] = field(default_factory=list)
+    depth: list[Float32] = field(default_factory=list)
+    spread: list[Float32] = field(default_factory=list)
+    features: list[NDArray[np.float16]] = field(default_factory=list)
+    trunk: list[NDArray[np.float16]] = field(default_factory=list)
+    rays: list[Float32] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    sequence: list[int] = field(default_factory=list)
+    own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
+    empty: int = 0  # frames without any depth, which are left out
+
+    def add(self, sample: Sample) -> None:
+        """See a frame; nothing of its pixels is kept.
+
+        Raises:
+            CalibrationError: its depth has no usable shape, or there are too many frames.
+            ImageError: its image has another shape or type.
+            CameraInfoError: its camera is not for images of that size.
+
+        """
+        estimator, config = self.estimator, self.estimator.config
+        if sample.rgb.ndim != 3:
+            raise ImageError('not an RGB image', f'the image is {sample.rgb.shape}.')
+        if sample.depth.ndim != 2 or 0 in sample.depth.shape:
+            raise CalibrationError(f'depth: of shape {sample.depth.shape}, not (height, width).')
+        size = sample.rgb.shape[0], sample.rgb.shape[1]
+        window = fit_window(config.input_fit, size, (config.input_height, config.input_width))
+        camera = sample.camera
+        ratio = focal_ratio(config.reference_focal, camera, window, size)
+        target = wanted(sample.depth, window.resized(size, _size(sample.depth)), estimator.grid,
+                        config.upsampling, len(self.targets))
+        if target is None:
+            self.empty += 1
+            return
+        maps = estimator.maps([sample.rgb])
+        with torch.inference_mode():
+            logits = estimator.logits(maps.features)[:, 0]
+            answer = words(logits, estimator.bins, config.read_out)
+        height, width = size
+        seen = (camera or CameraModel.pinhole(width, height, USUAL_FOCAL * width)).patch_rays(
+            *estimator.grid, window)[..., :2]
+        if self.own_rays is None:
+            self.own_rays = np.where(np.isfinite(seen), seen, np.float32(0))
+        rays = np.where(np.isfinite(seen), seen, self.own_rays)
+        mirrored = rays[:, ::-1] * np.array([-1, 1], np.float32)
+        self.logits.append(logits.cpu().numpy())
+        self.weights.append(answer.weights.cpu().numpy())
+        self.depth.append(answer.depth.cpu().numpy())
+        self.spread.append(answer.spread.cpu().numpy())
+        self.features.append(maps.features[:, 0].half().cpu().numpy())
+        self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
+        self.rays.append(np.stack([ray_terms(rays), ray_terms(mirrored)][:len(logits)]))
+        self.ratio.append(ratio)
+        self.targets.append(target)
+        self.sequence.append(sample.sequence)
+        of_one = self.features[0].nbytes + self.trunk[0].nbytes
+        if len(self.trunk) * of_one > MOST_BYTES:
+            raise CalibrationError(
+                f'{len(self.trunk)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '
+                'the network; take fewer, spread over the recording: 200 are plenty.')
+
+    def check(self) -> None:
+        """Check that there is enough.
+
+        Raises:
+            CalibrationError: there is not.
+
+        """
+        count, blocks = len(self.targets), len(set(self.sequence))
+        left_out = f' ({self.empty} without any depth are left out)' if self.empty else ''
+        if count < FEWEST_FRAMES:
+            raise CalibrationError(
+                f'{count} frames with depth{left_out} are too few: at least {FEWEST_FRAMES} are '
+                'needed, 60 from different places are good. Record longer.')
+        if blocks < FEWEST_BLOCKS:
+            raise CalibrationError(
+                f'{blocks} sequences are too few to test on others than were fitted to: at least '
+                f'{FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into blocks.')
+
+
+def wanted(
+    depth: Float32, window: Window, grid: Size, mode: str, seed: int,
+) -> Target | None:
+    """Find the depth of patches that is best after upsampling.
+
+    Args:
+        depth: (H, W) metres, NaN where unknown.
+        window: what the patches tile, in its pixels.
+        grid: (h, w) of the patches.
+        mode: of upsampling.
+        seed: of the choice of pixels, where there are more than are needed.
+
+    Returns:
+        None where nothing was measured within the window.
+
+    """
+    (h, w), device = grid, torch.device('cpu')
+    height, width = depth.shape
+    row_shares, row = _axis(h, height, window.y, window.height, mode, device)
+    column_shares, column = _axis(w, width, window.x, window.width, mode, device)
+    known = (depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH)
+    known &= (row > 0)[:, None] & (column > 0)[None, :]
+    places = np.flatnonzero(known)
+    if not len(places):
+        return None
+    rng = np.random.default_rng(seed)
+    most = PIXELS_A_PATCH * h * w
+    if len(places) > most:
+        places = np.sort(rng.choice(places, most, replace=False))
+    r, c = np.divmod(places, width)
+    truth = depth.reshape(-1)[places].astype(np.float64)
+    index, share = _corners(row_shares[r], column_shares[c], w)
+    count = len(places)
+    matrix = csr_matrix((share.ravel(), index.ravel(), np.arange(0, 4 * count + 1, 4)),
+                        shape=(count, h * w))
+    own = (row[r] - 1) * w + column[c] - 1
+    counts = np.bincount(own, minlength=h * w)
+    means = np.bincount(own, np.log(truth), h * w) / np.maximum(counts, 1)
+    measured = counts > 0
+    means = np.exp(np.where(measured, means, np.median(means[measured])))
+    normal = (matrix.T @ matrix).toarray()
+    drawn = DRAWN * count / measured.sum()
+    patches = np.linalg.solve(normal + drawn * np.eye(h * w), matrix.T @ truth + drawn * means)
+    patches = patches.clip(means / FARTHEST, means * FARTHEST)
+    support = np.minimum(1.0, counts / (0.25 * np.median(counts[measured])))
+    chosen = rng.choice(count, PIXELS_A_FRAME, replace=count < PIXELS_A_FRAME)
+    return Target(
+        np.where(measured, patches, np.nan).astype(np.float32), support.astype(np.float32),
+        index[chosen].astype(np.int32), share[chosen].astype(np.float32),
+        truth[chosen].astype(np.float32))
+
+
+def _axis(
+    patches: int, pixels: int, start: float, length: float, mode: str, device: torch.device,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Every patch's share in every pixel, as the configured upsampling has it, and the nearest."""
+    share, nearest = (part.numpy() for part in shares(
+        patches, pixels, start, length, mode, device))
+    if mode == 'patch':
+        share = (nearest[:, None] == np.arange(1, patches + 1)).astype(np.float64)
+    return share.astype(np.float64), nearest
+
+
+def _corners(
+    rows: NDArray[np.float64], columns: NDArray[np.float64], w: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The four patches around every pixel, and their shares, from those of rows and columns."""
+    i, j = (_first(part) for part in (rows, columns))
+    n = np.arange(len(rows))
+    index, share = [], []
+    for a in (0, 1):
+        for b in (0, 1):
+            p, q = np.minimum(i + a, rows.shape[1] - 1), np.minimum(j + b, columns.shape[1] - 1)
+            index.append(p * w + q)
+            twice = (p == i) & (a == 1) | (q == j) & (b == 1)
+            share.append(np.where(twice, 0.0, rows[n, p] * columns[n, q]))
+    return np.stack(index, axis=1), np.stack(share, axis=1)
+
+
+def _first(part: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The first patch that has a share, of at most two neighbours."""
+    return np.asarray((part > 0).argmax(axis=1))
+
+
+def _size(depth: Float32) -> Size:
+    return depth.shape[0], depth.shape[1]
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Mean of what is a factor."""
+    return math.exp(sum(map(math.log, values)) / len(values))
