@@ -124,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
                      help='a dated folder and the link latest are made in it (default: results)')
     run.add_argument('--resume', nargs='?', const='', metavar='FOLDER',
                      help='continue an interrupted run (default: the latest)')
-    run.add_argument('--batch-size', type=_even, default=8, metavar='N',
-                     help='images in the network at once; even (default: 8)')
+    run.add_argument('--batch-size', type=_fours, default=8, metavar='N',
+                     help='images in the network at once, a multiple of 4 (default: 8)')
     run.add_argument('--workers', type=_natural, default=_workers(), metavar='N',
                      help='processes that read images (default here: %(default)s)')
     run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
@@ -153,11 +153,12 @@ def _natural(text: str) -> int:
     return value
 
 
-def _even(text: str) -> int:
+def _fours(text: str) -> int:
     value = int(text)
-    if value < 2 or value % 2:
+    if value < 4 or value % 4:
         raise argparse.ArgumentTypeError(
-            f"{value}: must be even, since images are scored on one another's truth in pairs")
+            f"{value}: must be a multiple of 4, since images are scored on one another's truth in "
+            'groups of four')
     return value
 
 

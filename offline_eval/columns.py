@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 
@@ -22,6 +23,9 @@ RANDOM_PATCH, RANDOM_PIXEL = 'random patch', 'random pixel'
 CONSTANT, MEDIAN, MEAN_MAP = 'constant', 'median', 'mean map'
 
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
+PARTNERS = 3  # other images whose depth is scored on each; readout.partners has them
+RANDOM_WORDS = 'random words'
+ALIKE = 0.999  # cosine
 NYU_CONSTANT = 2.4  # metres, the constant that explains the paper's numbers best
 
 # Words that have nothing to do with distance or size.
@@ -42,7 +46,9 @@ class Column:
         kind: how the prediction is made.
         tokens, bins: of a read-out; the tokens in the order in which they get the bins.
         value: of a constant, metres.
+        shift: which of its partners an image gets the depth of.
         note: for the reader.
+        is_test: whether the method must beat it; not where a control cannot work.
 
     """
 
@@ -52,11 +58,14 @@ class Column:
     tokens: tuple[str, ...] = ()
     bins: tuple[float, ...] = ()
     value: float = 0.0
+    shift: int = 0
     note: str = ''
+    is_test: bool = True
 
 
 def columns(
     config: DepthConfig, tables: Sequence[str], training_mean: float | None, max_depth: float,
+    images: int,
 ) -> list[Column]:
     """All columns of a run; the method's is the first."""
     chosen = [Column(METHOD, 'method', READ_OUT, config.tokens, config.bins,
@@ -67,7 +76,8 @@ def columns(
     if '3' in tables:
         chosen += [Column(name, 'prompts', READ_OUT, tokens, PAPER_BINS,
                           note=', '.join(tokens)) for name, tokens in PROMPTS.items()]
-    return chosen + _constants(config, training_mean, max_depth) + _controls(config, max_depth)
+    return [*chosen, *_constants(config, training_mean, max_depth),
+            *_controls(config, max_depth), *_partners(images)]
 
 
 def _constants(config: DepthConfig, training_mean: float | None, max_depth: float) -> list[Column]:
@@ -76,7 +86,8 @@ def _constants(config: DepthConfig, training_mean: float | None, max_depth: floa
                      note=f'{bins:.3f} m everywhere: all words equally likely')]
     if max_depth <= 10:
         chosen.append(Column(f'constant {NYU_CONSTANT:g} m', 'baseline', CONSTANT,
-                             value=NYU_CONSTANT))
+                             value=NYU_CONSTANT,
+                             note='the constant that explains the numbers of the paper best'))
     if training_mean is not None:
         chosen.append(Column('mean of the training split', 'baseline', CONSTANT,
                              value=training_mean, note=f'{training_mean:.3f} m everywhere'))
@@ -102,13 +113,29 @@ def _controls(config: DepthConfig, max_depth: float) -> list[Column]:
                           note=f'the same words given to other bins; mean of {SHUFFLES} orders')
                    for order in _other_orders(rng, count, SHUFFLES)]
     if count <= len(NEUTRAL_WORDS):
-        chosen += [Column('random words', 'baseline', READ_OUT,
+        chosen += [Column(RANDOM_WORDS, 'baseline', READ_OUT,
                           tuple(str(w) for w in rng.choice(NEUTRAL_WORDS, count, replace=False)),
                           config.bins, note='words that have nothing to do with distance; mean of '
                                             f'{RANDOM_WORD_SETS} sets')
                    for _ in range(RANDOM_WORD_SETS)]
-    return [*chosen, Column('shuffled images', 'baseline', PARTNER, note=(
-        "the method's depth of one image scored on another: does the image matter at all?"))]
+    return chosen
+
+
+def _partners(images: int) -> list[Column]:
+    count = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
+    return [Column('shuffled images', 'baseline', PARTNER, shift=shift, note=(
+        "the method's depth of one image scored on another: does the image matter at all? Mean of "
+        f'{count} ways')) for shift in range(1, count + 1)]
+
+
+def are_alike(features: NDArray[np.float32]) -> bool:
+    """Whether a model takes all these words for the same, as words that it does not know.
+
+    Args:
+        features: (K, C) unit vectors of the words.
+
+    """
+    return bool((features @ features.T).min() > ALIKE)
 
 
 def _other_orders(rng: np.random.Generator, count: int, wanted: int) -> list[list[int]]:

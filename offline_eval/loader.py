@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from .columns import CONSTANT, MEDIAN, RANDOM_PIXEL, Column
-from .datasets import Dataset
+from .datasets import Dataset, Pair
 from .errors import DatasetError, EvaluationError
 from .metrics import SortedTruth, random_pixel_sums
 from .protocol import Protocol
@@ -42,13 +42,13 @@ class Batch:
 def plan(count: int, size: int) -> list[list[int]]:
     """Batches of positions in a fixed random order.
 
-    Images are scored in pairs on one another's truth, so that the order must not be that of the
-    scenes, and no batch may hold one image only. It depends on nothing but the two numbers: any
-    number of processes does the same batches.
+    Images are scored in groups of four on one another's truth, so that the order must not be that
+    of the scenes, and no batch may hold fewer if it can be helped. It depends on nothing but the
+    two numbers: any number of processes does the same batches.
     """
     order = [int(i) for i in np.random.default_rng(0).permutation(count)]
     batches = [order[start:start + size] for start in range(0, count, size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < 4:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
 
@@ -116,14 +116,19 @@ def read_batch(
         except DatasetError as error:
             raise DatasetError(f'{dataset.path}: {dataset.entries[position].name}: {error}'
                                ) from error
-        digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
-        digest.update(np.ascontiguousarray(pair.depth).data)
         record['position'] = position
-        record['digest'] = np.frombuffer(digest.digest(), np.uint8)
+        record['digest'] = np.frombuffer(digest_of(pair), np.uint8)
         _score_constants(truth[~np.isnan(truth)], chosen, protocol.max_depth, record)
         rgbs.append(rgb)
         truths.append(truth)
     return Batch(positions, np.stack(rgbs), np.stack(truths), records)
+
+
+def digest_of(pair: Pair) -> bytes:
+    """SHA-256 of an image and its depth."""
+    digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
+    digest.update(np.ascontiguousarray(pair.depth).data)
+    return digest.digest()
 
 
 def _score_constants(

@@ -137,7 +137,7 @@ class Scorer:
         found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
         for place, column in enumerate(self._columns):
             if column.kind == PARTNER:
-                found[place] = found[0][partners(count)]
+                found[place] = found[0][partners(count, column.shift)]
             elif column.kind == RANDOM_PATCH:
                 found[place] = self._random_patches(features, batch)
             elif column.kind == MEAN_MAP and self._mean_map is not None:
@@ -191,11 +191,18 @@ class Scorer:
                 'out of the score in silence.')
 
 
-def partners(count: int) -> list[int]:
-    """Whose depth is scored on each image of a batch: pairs change places, a last three rotate."""
-    order = [i ^ 1 for i in range(count)]
-    if count % 2:
-        order[-3:] = [count - 2, count - 1, count - 3] if count > 1 else [0]
+def partners(count: int, shift: int) -> list[int]:
+    """Whose depth is scored on each image of a batch: of its own group of four, another one.
+
+    What remains beyond whole groups belongs to the last one, so that nobody is his own partner
+    and the groups do not depend on the size of the batches.
+    """
+    order: list[int] = []
+    for start in range(0, max(1, count - 3), 4):
+        size = 4 if start + 8 <= count else count - start
+        order += [start + (i + shift) % size for i in range(size)]
+        if len(order) == count:
+            break
     return order
 
 

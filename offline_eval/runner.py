@@ -28,17 +28,17 @@ from depthclip_ros.node.config import NodeConfig
 from . import records as recording
 from . import summarize
 from .baselines import TrainingMean
-from .columns import Column, columns
+from .columns import RANDOM_WORDS, Column, are_alike, columns
 from .datasets import Dataset, Where, open_dataset
 from .distributed import Group
 from .errors import EvaluationError
 from .gate import Experiment, judge
-from .loader import load, plan, read_batch
+from .loader import digest_of, load, plan, read_batch
 from .metrics import metrics_of
 from .paper import METHOD, PAPER_ROWS
 from .progress import progress
 from .protocol import PROTOCOLS, Protocol
-from .readout import Scorer, encode_all
+from .readout import Scorer, TextFeatures, encode_all
 from .records import Records
 from .results import (
     CONFIG,
@@ -192,8 +192,23 @@ class Evaluation:
         return TrainingMean.read(self._folder)
 
     def _columns(self, training: TrainingMean | None) -> list[Column]:
-        return columns(self._estimator.config, self._options.tables,
-                       training.mean if training else None, self._protocol.max_depth)
+        chosen = columns(self._estimator.config, self._options.tables,
+                         training.mean if training else None, self._protocol.max_depth,
+                         len(self._dataset))
+        self._text = self._encode(chosen)
+        return [dataclasses.replace(column, is_test=False, note=(
+            'no test: this model takes all these words for the same, and so gives the mean of '
+            'the bins')) if column.name == RANDOM_WORDS and are_alike(self._text[column.tokens])
+            else column for column in chosen]
+
+    def _encode(self, chosen: Sequence[Column]) -> TextFeatures:
+        node = self._options.node
+        if self._group.first:  # Fills the cache of text features for the others.
+            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, self._say)
+        self._group.wait()
+        if not self._group.first:
+            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _silent)
+        return text
 
     def _open_records(self, chosen: Sequence[Column]) -> Records:
         header = self._header(chosen)
@@ -221,13 +236,7 @@ class Evaluation:
     # The pass over the images -----------------------------------------------------------------
 
     def _scorer(self, chosen: Sequence[Column], training: TrainingMean | None) -> Scorer:
-        node = self._options.node
-        if self._group.first:  # Fills the cache of text features for the others.
-            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, self._say)
-        self._group.wait()
-        if not self._group.first:
-            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _silent)
-        return Scorer(self._estimator, self._protocol, chosen, text,
+        return Scorer(self._estimator, self._protocol, chosen, self._text,
                       training.mean_map if training else None)
 
     def _score(self, scorer: Scorer, chosen: Sequence[Column], records: Records) -> int:
@@ -237,6 +246,9 @@ class Evaluation:
         batches = recording.missing(plan(len(self._dataset), self._options.batch_size), done)
         if done:
             self._say(f'{len(done)} images are done, {sum(map(len, batches))} remain')
+            if self._group.first:
+                self._check_contents(records)
+            self._group.wait()
         mine = batches[self._group.rank::self._group.size]
         # The bar is the first process's; the others keep step with it.
         with progress(sum(map(len, mine)), 'evaluation', show=self._group.first) as bar:
@@ -246,6 +258,20 @@ class Evaluation:
                 bar.update(len(batch.positions))
         records.close()
         return sum(map(len, batches))
+
+    def _check_contents(self, records: Records) -> None:
+        """Refuse to go on from records of other images, whatever their names."""
+        every = records.read()
+        with progress(len(every), 'comparing with what is done', show=True) as bar:
+            for record in every:
+                position = int(record['position'])
+                if digest_of(self._dataset.read(position)) != record['digest'].tobytes():
+                    raise EvaluationError(
+                        f'--resume {self._folder}: {self._dataset.entries[position].name} is not '
+                        'the image that was scored then: the data have changed. Evaluate anew, '
+                        'without --resume.')
+                bar.update()
+        self._dataset.close()
 
     # Results ----------------------------------------------------------------------------------
 

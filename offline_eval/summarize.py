@@ -131,7 +131,8 @@ def verdict(measured: Measured) -> Verdict:
         _SIGNS[i] * (_SIGNS[i] * _curve_samples(measured, counts, i)).max(axis=1)
         for i in range(len(METRICS))], axis=1)
     comparisons = [_comparison(BEST_CONSTANT, value - constant, samples - oracle, groups)]
-    for name in dict.fromkeys(c.name for c in measured.columns if c.group == 'baseline'):
+    for name in dict.fromkeys(
+            c.name for c in measured.columns if c.group == 'baseline' and c.is_test):
         others = measured.sums(name)
         comparisons.append(_comparison(
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),

@@ -29,7 +29,7 @@ from depthclip_ros.sim.nyu import (
     write_splits,
 )
 from offline_eval import cli, distributed, loader, readout
-from offline_eval.columns import columns
+from offline_eval.columns import are_alike, columns
 from offline_eval.datasets.folders import KITTI_LIST
 from offline_eval.metrics import Truth, metrics_of
 from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
@@ -297,15 +297,37 @@ def test_bts_protocol_and_pixel_average(world, plain, tmp_path):
     assert 'protocol is bts, averaged per pixel' in ' '.join(other.gate.reasons)
 
 
-def test_plan_is_of_pairs():
-    for count in range(2, 40):
-        batches = loader.plan(count, 4)
-        assert sorted(i for batch in batches for i in batch) == list(range(count))
-        for batch in batches:
-            order = readout.partners(len(batch))
-            assert sorted(order) == list(range(len(batch)))
-            assert all(i != j for i, j in enumerate(order))
-    assert readout.partners(1) == [0]
+def test_nobody_is_scored_on_his_own_truth():
+    groups = {}
+    for size in (4, 8, 12):
+        for count in range(2, 40):
+            batches = loader.plan(count, size)
+            assert sorted(i for batch in batches for i in batch) == list(range(count))
+            found = []
+            for shift in range(1, min(3, count - 1) + 1):
+                partner = {}
+                for batch in batches:
+                    order = readout.partners(len(batch), shift)
+                    assert sorted(order) == list(range(len(batch)))
+                    partner.update(zip(batch, (batch[i] for i in order), strict=True))
+                assert all(i != j for i, j in partner.items())
+                found.append(partner)
+            for i in range(count):  # another one every time
+                assert len({partner[i] for partner in found}) == len(found)
+            assert groups.setdefault(count, found) == found  # whatever the size of the batches
+
+
+def test_one_image_has_no_partner_and_three_have_two():
+    names = [[c.name for c in columns(DepthConfig(), ('1',), None, 10.0, images)]
+             .count('shuffled images') for images in (1, 2, 3, 4, 100)]
+    assert names == [0, 1, 2, 3, 3]
+
+
+def test_words_that_a_model_does_not_know_are_no_test():
+    features = np.eye(3, 8, dtype=np.float32)
+    assert not are_alike(features)
+    assert not are_alike(features[[0, 0, 1]])
+    assert are_alike(features[[1, 1, 1]])
 
 
 @pytest.mark.slow
@@ -456,6 +478,19 @@ def test_resume_of_another_run(world, finished, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_resume_with_other_images_of_the_same_names(world, tmp_path, capsys):
+    import h5py
+    mat = tmp_path / 'nyu_depth_v2_labeled.mat'
+    mat.write_bytes((world / mat.name).read_bytes())
+    (tmp_path / 'splits.mat').write_bytes((world / 'splits.mat').read_bytes())
+    evaluate(world, tmp_path / 'out', data=world / mat.name)
+    with h5py.File(mat, 'r+') as file:
+        file['rawDepths'][split(COUNT)[1][4], 300, 200] = 1.2345
+    message = fails(capsys, *arguments(world, tmp_path / 'out', '--resume', data=mat))
+    assert f'{split(COUNT)[1][4]:05d} is not the image that was scored then' in message
+
+
+@pytest.mark.slow
 def test_resume_of_a_finished_run_changes_nothing(world, plain, tmp_path):
     evaluate(world, tmp_path)
     again = evaluate(world, tmp_path, '--resume')
@@ -522,7 +557,8 @@ def test_group_of_one():
 
 def test_shuffled_words_are_the_same_words_in_other_orders():
     config = DepthConfig()
-    shuffled = [c.tokens for c in columns(config, ['1'], None, 10.0) if c.name == 'shuffled words']
+    shuffled = [c.tokens for c in columns(config, ['1'], None, 10.0, 9)
+                if c.name == 'shuffled words']
     assert len(set(shuffled)) == 5
     assert all(sorted(tokens) == sorted(config.tokens) for tokens in shuffled)
     assert config.tokens not in shuffled

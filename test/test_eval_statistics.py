@@ -84,7 +84,7 @@ def test_what_an_interval_says(low, high, words):
 
 # Verdict -------------------------------------------------------------------------------------
 
-CHOSEN = columns(PAPER_CONFIG, ('1',), None, MAX_DEPTH)
+CHOSEN = columns(PAPER_CONFIG, ('1',), None, MAX_DEPTH, 100)
 NAMES = [column.name for column in CHOSEN]
 
 
