@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrations made up for tests."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from depthclip_ros.core.calibration import BOUND, RAY_TERMS, SPREAD_TERMS, About, Calibration
+from depthclip_ros.core.geometry import CameraModel
+
+
+def arrays_for(estimator, **changes):
+    """A correction that corrects nothing, with a relative standard deviation of 0.1."""
+    config = estimator.config
+    channels, width = estimator._channels
+    spread = np.zeros(SPREAD_TERMS)
+    spread[0] = math.log(0.1)
+    camera = CameraModel.pinhole(config.input_width, config.input_height, config.input_width)
+    arrays = {
+        'bias': 0.0, 'language': 0.0, 'trunk': np.zeros((2, width)),
+        'features': np.zeros(channels), 'small': np.zeros(2 + len(config.tokens) + RAY_TERMS),
+        'bins': config.bins, 'spread': spread, 'knots': [[0, 1], [0, 0]],
+        'rays': camera.patch_rays(*estimator.grid)[..., :2], **changes}
+    return {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+
+
+def about(estimator, **changes):
+    """What belongs to an estimator."""
+    config = estimator.config.to_dict()
+    return About(**{
+        'source': 'a test', 'variant': 'full', 'frames': 60, 'blocks': 10,
+        'weights': estimator.weights.digest, 'weights_name': estimator.weights.name,
+        'focal_ratio': 1.0, 'config': {name: config[name] for name in BOUND}, **changes})
+
+
+def calibration_for(estimator, about_changes=None, **changes):
+    """A calibration that belongs to an estimator."""
+    return Calibration.make(about(estimator, **(about_changes or {})),
+                            arrays_for(estimator, **changes))
+
+
+def random_arrays(estimator, seed=0):
+    """A correction that uses all of its terms."""
+    rng = np.random.default_rng(seed)
+    arrays = arrays_for(estimator)
+    small = {name: rng.normal(0, 0.1 / max(1, array.size) ** 0.5, array.shape)
+             for name, array in arrays.items()
+             if name in ('bias', 'language', 'trunk', 'features', 'small')}
+    spread = rng.normal(0, 0.05, SPREAD_TERMS)
+    spread[0] = math.log(0.15)
+    return {**arrays, **{name: values.astype(np.float32) for name, values in small.items()},
+            'spread': spread.astype(np.float32),
+            'knots': np.float32([[0.2, 0.6, 0.9], [0.1, -0.1, 0.3]]),
+            'bins': arrays['bins'] * np.float32(1.1)}

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration: its file, what it belongs to, and what it does to depth."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tracemalloc
+
+import calibrations
+import clip_standin
+import numpy as np
+import pytest
+import torch
+
+from depthclip_ros.core import (
+    CalibrationError,
+    ConfigError,
+    DepthConfig,
+    DepthEstimator,
+    tensor_file,
+)
+from depthclip_ros.core.calibration import (
+    SPREADS,
+    Calibration,
+    correct,
+    factor,
+    ray_terms,
+)
+from depthclip_ros.core.estimator import Adjustment, words
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.window import fit_window
+
+SIZE = 96, 128
+CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
+IMAGES = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(3)]
+
+
+@pytest.fixture(scope='module')
+def state_dict():
+    return clip_standin.tiny_state_dict()
+
+
+@pytest.fixture(scope='module')
+def shared(state_dict):
+    return DepthEstimator(CONFIG, state_dict, 'cpu')
+
+
+@pytest.fixture
+def estimator(shared):
+    yield shared
+    shared.reconfigure(CONFIG)
+
+
+@pytest.fixture
+def use(estimator, tmp_path):
+    """Calibrate the estimator with arrays; gives the calibration."""
+    def put(arrays=None, *, config=CONFIG, **about):
+        estimator.reconfigure(config)
+        calibration = Calibration.make(
+            calibrations.about(estimator, **about), arrays or calibrations.arrays_for(estimator))
+        estimator.reconfigure(config.replace(calibration=str(calibration.save(tmp_path, 'own'))))
+        return calibration
+    return put
+
+
+def camera(scale=1.0, size=SIZE):
+    return CameraModel.pinhole(size[1], size[0], 0.811 * scale * size[1])
+
+
+# The file -----------------------------------------------------------------------------------
+
+ARRAYS = {'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.float32(2.5),
+          'c': np.zeros((0, 4), np.float32)}
+
+
+def packed(header, data=b''):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack('<Q', len(text)) + text + data
+
+
+def entry(shape, start, end, dtype='F32'):
+    return {'dtype': dtype, 'shape': shape, 'data_offsets': [start, end]}
+
+
+def test_arrays_come_back_to_the_bit():
+    content = tensor_file.encode(ARRAYS, {'who': 'é'})
+    arrays, metadata = tensor_file.decode(content)
+    assert metadata == {'who': 'é'}
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].shape == np.shape(array)
+    length, = struct.unpack_from('<Q', content)
+    assert length % 8 == 0  # the format wants its arrays aligned
+    assert json.loads(content[8:8 + length])['a'] == entry([2, 3], 0, 24)
+
+
+@pytest.mark.parametrize(('content', 'reason'), [
+    (b'', 'too few'),
+    (struct.pack('<Q', 2 ** 63), 'claims 9223372036854775808'),
+    (struct.pack('<Q', 100) + b'{}', 'claims 100'),
+    (packed(b'\xff\xfe'), 'not JSON'),
+    (packed(b'[' * 100_000), 'not JSON'),
+    (packed(b'9' * 5000), 'not JSON'),
+    (packed([1]), 'no table'),
+    (packed({'__metadata__': {'a': 1}}), 'not texts'),
+    (packed({'__metadata__': []}), 'not texts'),
+    (packed({'a': None}), 'not of float32'),
+    (packed({'a': entry([1], 0, 4, 'F64')}, bytes(4)), 'not of float32'),
+    (packed({'a': entry([2], 0, 4)}, bytes(4)), 'another size'),
+    (packed({'a': entry([2 ** 25, 2 ** 25], 0, 4)}, bytes(4)), 'another size'),
+    (packed({'a': entry([1] * 5, 0, 4)}, bytes(4)), 'no shape'),
+    (packed({'a': entry([-1], 0, 4)}, bytes(4)), 'no shape'),
+    (packed({'a': entry([True], 0, 4)}, bytes(4)), 'no shape'),
+    (packed({'a': entry([1.0], 0, 4)}, bytes(4)), 'no shape'),
+    (packed({'a': entry([1], 0, 10 ** 30)}, bytes(4)), 'outside'),
+    (packed({'a': entry([1], 4, 0)}, bytes(4)), 'outside'),
+    (packed({'a': entry([1], 0, 4), 'b': entry([1], 0, 4)}, bytes(4)), 'overlap'),
+    (packed({'a': entry([1], 4, 8)}, bytes(8)), 'gaps'),
+    (packed({'a': entry([1], 0, 4)}, bytes(8)), 'added'),
+    (packed({'a': entry([1], 0, 4)}, struct.pack('<f', math.nan)), 'not finite'),
+    (packed({'a': entry([1], 0, 4)}, struct.pack('<f', math.inf)), 'not finite'),
+    (packed({str(i): entry([0], 0, 0) for i in range(101)}), '101 arrays'),
+])
+def test_files_that_are_none_are_refused_with_the_reason(content, reason):
+    tracemalloc.start()
+    try:
+        with pytest.raises(tensor_file.TensorFileError, match=reason):
+            tensor_file.decode(content)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content) + (4 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_whatever_is_cut_off_or_changed_is_seen(estimator, tmp_path):
+    path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    other = tmp_path / 'other.safetensors'  # whose name says nothing of its content
+    for _ in range(300):
+        damaged = bytearray(content[:rng.integers(len(content))] if rng.random() < 0.3
+                            else content)
+        for _ in range(rng.integers(1, 4) if damaged else 0):
+            damaged[rng.integers(min(len(damaged), 1500))] = rng.integers(256)
+        path.write_bytes(damaged)
+        if bytes(damaged) != content:
+            with pytest.raises(CalibrationError, match='damaged or no calibration'):
+                Calibration.load(path)
+        other.write_bytes(damaged)
+        try:
+            calibration = Calibration.load(other)
+        except CalibrationError:
+            continue
+        assert calibration.label
+
+
+def test_a_larger_file_than_any_calibration_is_not_read(tmp_path):
+    path = tmp_path / 'sparse.safetensors'
+    with path.open('wb') as file:
+        file.truncate(10 << 30)
+    with pytest.raises(CalibrationError, match='larger than 64 MiB'):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize('path', ['/nowhere/x.safetensors', '/', 'a\0b', '~nobody-here/x'])
+def test_files_that_cannot_be_read_are_named(path):
+    with pytest.raises(CalibrationError, match='cannot be read'):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize('changes', [
+    {'trunk': np.zeros((3, 256))}, {'trunk': np.zeros(4)}, {'features': np.zeros((2, 32))},
+    {'small': np.zeros(5)}, {'bins': np.zeros(3)}, {'bins': -np.ones(7)},
+    {'knots': [[1, 0], [0, 0]]}, {'knots': np.zeros((2, 1))}, {'rays': np.zeros((3, 4))},
+    {'spread': np.zeros(3)}, {'bias': np.zeros(2)}, {'more': np.zeros(1)},
+    {'bias': np.float32(np.inf)},
+])
+def test_arrays_that_do_not_fit_each_other_are_refused(estimator, changes):
+    with pytest.raises(CalibrationError, match='no calibration'):
+        calibrations.calibration_for(estimator, **changes)
+
+
+@pytest.mark.parametrize('changes', [
+    {'source': 'x' * 1000}, {'source': 'two\nlines'}, {'frames': -1}, {'blocks': 1.5},
+    {'focal_ratio': 0.0}, {'focal_ratio': math.nan}, {'config': {}}, {'config': None},
+    {'weights': 3},
+])
+def test_what_a_file_says_of_itself_is_checked(estimator, changes):
+    with pytest.raises(CalibrationError, match='no calibration'):
+        calibrations.calibration_for(estimator, changes)
+
+
+# What it belongs to -------------------------------------------------------------------------
+
+
+def test_every_difference_is_named(estimator, tmp_path):
+    calibration = calibrations.calibration_for(
+        estimator, {'weights': 'f' * 64, 'weights_name': 'RN50'}, rays=np.zeros((4, 5, 2)),
+        trunk=np.zeros((2, 9)))
+    path = str(calibration.save(tmp_path, 'x'))
+    other = estimator.config.replace(
+        tokens=['near', 'far'], bins=[1.0, 2.0], temperature=0.5, normalization='clip',
+        flip_average=True, reference_focal=0.5, upsampling='patch', calibration=path)
+    with pytest.raises(CalibrationError) as caught:
+        calibration.check(other, estimator.weights.digest, estimator.grid, *estimator._channels)
+    for name in ('tokens', 'bins', 'temperature', 'normalization', 'flip_average', 'upsampling',
+                 'reference_focal', 'weights', 'RN50', 'grid of patches', 'channels of the trunk'):
+        assert name in str(caught.value), name
+    assert 'templates is' not in str(caught.value)
+
+
+def test_numbers_as_ros_sends_them_are_no_difference(estimator):
+    calibration = calibrations.calibration_for(estimator)
+    config = estimator.config.replace(reference_focal=float(np.float32(0.811)))
+    calibration.check(config, estimator.weights.digest, estimator.grid, *estimator._channels)
+
+
+def test_a_bad_file_changes_nothing(estimator, use, tmp_path):
+    use(calibrations.arrays_for(estimator, bias=0.3))
+    before, config = estimator.predict(IMAGES[0]), estimator.config
+    foreign = calibrations.calibration_for(estimator, {'weights': 'f' * 64})
+    for path, reason in ((tmp_path / 'none.safetensors', 'cannot be read'),
+                         (foreign.save(tmp_path, 'foreign'), 'weights')):
+        with pytest.raises(CalibrationError, match=reason):
+            estimator.reconfigure(config.replace(calibration=str(path), range_max=2.0))
+        assert estimator.config is config
+        np.testing.assert_array_equal(estimator.predict(IMAGES[0]).depth, before.depth)
+    with pytest.raises(CalibrationError, match='temperature is'):
+        estimator.reconfigure(config.replace(temperature=1.0))
+    assert estimator.config is config
+    with pytest.raises(ConfigError, match='backbone'):
+        estimator.reconfigure(config.replace(backbone='RN101', calibration=''))
+    assert estimator.calibration is not None
+
+
+def test_a_file_in_use_may_go_and_is_read_again_when_asked(estimator, use, tmp_path):
+    calibration = use()
+    path, = tmp_path.glob('*.safetensors')
+    path.unlink()
+    estimator.reconfigure(estimator.config.replace(range_max=2.0))
+    assert estimator.calibration.digest == calibration.digest
+    with pytest.raises(CalibrationError, match='cannot be read'):
+        estimator.read_calibration(estimator.config, again=True)
+
+
+def test_the_constructor_takes_a_calibration_and_refuses_a_foreign_one(state_dict, tmp_path, use):
+    use()
+    path, = tmp_path.glob('*.safetensors')
+    config = CONFIG.replace(calibration=str(path))
+    assert 'no longer zero-shot' in DepthEstimator(config, state_dict, 'cpu').calibration.label
+    with pytest.raises(CalibrationError, match='grid of patches'):
+        DepthEstimator(config.replace(input_height=64), state_dict, 'cpu')
+
+
+# What it does -------------------------------------------------------------------------------
+
+
+def test_nothing_corrected_is_nothing_changed_but_error_bars(estimator, use):
+    before = estimator.predict(IMAGES)
+    use()
+    for plain, found in zip(before, estimator.predict(IMAGES), strict=True):
+        np.testing.assert_allclose(found.depth, plain.depth, rtol=1e-5)
+        np.testing.assert_array_equal(found.logits, plain.logits)
+        np.testing.assert_allclose(found.patch_stddev, 0.1 * found.patch_depth, rtol=1e-5)
+        np.testing.assert_allclose(found.stddev(), 0.1 * found.depth, rtol=1e-4)
+        assert plain.patch_stddev is plain.stddev() is None
+
+
+def test_one_factor_and_other_bins(estimator, use):
+    plain = estimator.predict(IMAGES[0])
+    use(calibrations.arrays_for(estimator, bias=math.log(1.5)))
+    found = estimator.predict(IMAGES[0])
+    np.testing.assert_allclose(found.depth, 1.5 * plain.depth, rtol=1e-5)
+    np.testing.assert_allclose(found.spread, 1.5 * plain.spread, rtol=1e-5)
+    bins = np.float32([0.5, 1, 3, 4, 6, 7, 9])
+    use(calibrations.arrays_for(estimator, bins=bins))
+    np.testing.assert_allclose(estimator.predict(IMAGES[0]).patch_depth,
+                               np.tensordot(bins, plain.weights, 1), rtol=1e-5)
+
+
+def by_hand(estimator, arrays, image, camera_model):
+    """Depth and relative standard deviation of patches, in float64 NumPy."""
+    a = {name: values.astype(np.float64) for name, values in arrays.items()}
+    maps = estimator.maps([image])
+    logits = estimator.logits(maps.features)[0, 0].double().numpy()
+    weights = np.exp(logits - logits.max(axis=0))
+    weights /= weights.sum(axis=0)
+    bins = np.float64(estimator.config.bins)
+    depth = np.tensordot(bins, weights, 1)
+    spread = np.sqrt(np.tensordot(bins ** 2, weights, 1) - depth ** 2)
+    trunk, features = maps.trunk[0, 0].double().numpy(), maps.features[0, 0].double().numpy()
+    rays = ray_terms(camera_model.patch_rays(*estimator.grid)[..., :2].clip(
+        arrays['rays'].min((0, 1)), arrays['rays'].max((0, 1))))
+    own, mean = (np.tensordot(row, trunk, 1) for row in a['trunk'])
+    small = np.concatenate([[np.log(depth), np.log(depth) ** 2], logits, rays])
+    correction = a['bias'] + own + mean.mean() + np.tensordot(a['features'], features, 1) \
+        + np.tensordot(a['small'], small, 1) + a['language'] * np.log(depth).mean() \
+        + np.log(np.tensordot(a['bins'], weights, 1)) - np.log(depth)
+    ratio = camera_model.focal_length() / estimator.config.reference_focal
+    log_depth = np.log(depth) + correction + math.log(ratio)
+    padded = np.pad(log_depth, 1, mode='edge')
+    h, w = log_depth.shape
+    around = np.stack([padded[i:i + h, j:j + w] for i in range(3) for j in range(3)])
+    entropy = -(weights * np.log(weights)).sum(axis=0)
+    terms = np.stack([np.ones_like(depth), log_depth, log_depth ** 2, spread / depth, entropy,
+                      np.ptp(around, axis=0), np.abs(correction), rays[1],
+                      rays[0] ** 2 + rays[1] ** 2])
+    logarithm = np.tensordot(a['spread'], terms, 1) + np.interp(log_depth, *a['knots'])
+    return np.exp(log_depth), np.exp(logarithm).clip(*SPREADS)
+
+
+def test_a_correction_is_what_its_formula_says(estimator, use):
+    arrays = calibrations.random_arrays(estimator)
+    use(arrays)
+    for image, own in zip(IMAGES, (camera(), camera(0.7), camera(1.6)), strict=True):
+        found = estimator.predict(image, intrinsics=own)
+        depth, spread = by_hand(estimator, arrays, image, own)
+        np.testing.assert_allclose(found.patch_depth, depth, rtol=2e-4)
+        np.testing.assert_allclose(found.patch_stddev, depth * spread, rtol=2e-4)
+        assert np.ptp(found.patch_stddev / found.patch_depth) > 1e-3
+
+
+def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
+    calibration = use(calibrations.random_arrays(estimator))
+    found = estimator.predict(IMAGES[0], intrinsics=camera())
+    maps = estimator.maps(IMAGES[:1])
+    logits = estimator.logits(maps.features)[0]
+    answer = words(logits, estimator.bins, 'mean')
+    rays = calibration.rays(camera(), fit_window('stretch', SIZE, SIZE), 1.0)
+    with torch.inference_mode():
+        correction, _ = correct(
+            calibration.terms(estimator.device), logits, *answer, maps.features[0],
+            maps.trunk[0], torch.from_numpy(rays)[None])
+        np.testing.assert_array_equal(
+            found.patch_depth, (answer.depth * correction.exp_())[0].numpy())
+
+
+@pytest.mark.parametrize('fit', ['crop', 'letterbox', 'stretch'])
+def test_cameras_and_windows_of_a_batch_are_each_its_own(estimator, use, fit):
+    config = CONFIG.replace(input_fit=fit)
+    use(calibrations.random_arrays(estimator), config=config)
+    sizes = SIZE, (90, 200), (120, 100)
+    images = [clip_standin.synthetic_rgb(i, *size) for i, size in enumerate(sizes)]
+    cameras = [camera(scale, size) for scale, size in zip((1, 0.6, 1.3), sizes, strict=True)]
+    batch = estimator.predict(images, intrinsics=cameras)
+    for image, own, found in zip(images, cameras, batch, strict=True):
+        alone = estimator.predict(image, intrinsics=own)
+        for name in ('depth', 'patch_depth', 'patch_stddev'):
+            np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-4)
+        np.testing.assert_array_equal(np.isfinite(found.patch_stddev),
+                                      np.isfinite(found.patch_depth))
+        assert np.isfinite(found.depth).any()
+    assert not np.allclose(batch[0].patch_stddev / batch[0].patch_depth,
+                           estimator.predict(images[0], intrinsics=cameras[0].scaled(
+                               128, 96)).patch_depth)
+
+
+def test_without_a_camera_it_is_the_one_that_was_calibrated(estimator, use):
+    own = camera(0.6)
+    arrays = calibrations.random_arrays(estimator)
+    arrays['rays'] = own.patch_rays(*estimator.grid)[..., :2].astype(np.float32)
+    use(arrays, focal_ratio=0.6)
+    known, unknown = estimator.predict(IMAGES[:2], intrinsics=[own, None])
+    assert unknown.focal_ratio == pytest.approx(known.focal_ratio)
+    np.testing.assert_allclose(
+        estimator.predict(IMAGES[0]).depth, known.depth, rtol=1e-5)
+
+
+def test_flip_average_is_the_mean_of_both_views(estimator, use):
+    arrays = calibrations.random_arrays(estimator)
+    use(arrays, config=CONFIG.replace(flip_average=True))
+    both = estimator.predict(IMAGES[0], intrinsics=camera()).patch_depth
+    use(arrays)
+    views = [estimator.predict(np.ascontiguousarray(image), intrinsics=camera()).patch_depth
+             for image in (IMAGES[0], IMAGES[0][:, ::-1])]
+    np.testing.assert_allclose(both, 0.5 * (views[0] + views[1][:, ::-1]), rtol=1e-4)
+
+
+def test_a_view_mirrored_off_its_axis_is_that_of_the_mirrored_camera(estimator):
+    arrays = calibrations.random_arrays(estimator)
+    arrays['rays'] = np.stack(np.meshgrid(
+        np.linspace(-2, 2, estimator.grid[1]), np.linspace(-1, 1, estimator.grid[0])), axis=-1)
+    calibration = calibrations.calibration_for(estimator, **arrays)
+    window = fit_window('stretch', SIZE, SIZE)
+    left, right = (CameraModel.pinhole(128, 96, 100, cx=cx) for cx in (53.5, 73.5))
+    np.testing.assert_allclose(calibration.rays(left, window, 1.0, mirrored=True),
+                               calibration.rays(right, window, 1.0), atol=1e-6)
+
+
+def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, use):
+    use(calibrations.random_arrays(estimator))
+    plain = estimator.predict(IMAGES[0])
+    limit = float(np.median(plain.patch_stddev))
+    estimator.reconfigure(estimator.config.replace(max_stddev=limit))
+    gated = estimator.predict(IMAGES[0])
+    np.testing.assert_array_equal(np.isnan(gated.patch_depth), plain.patch_stddev > limit)
+    np.testing.assert_array_equal(gated.patch_stddev, plain.patch_stddev)
+    assert np.isnan(gated.stddev()[np.isnan(gated.depth)]).all()
+    seen = []
+
+    def anchor(depth, stddev, window, size):
+        seen.append((depth, stddev))
+        return Adjustment(0.5, 3.0)
+
+    estimator.reconfigure(estimator.config.replace(max_stddev=0.0))
+    found = estimator.predict(IMAGES[0], anchors=anchor)
+    np.testing.assert_array_equal(seen[0][1], plain.patch_stddev)
+    np.testing.assert_allclose(found.patch_depth, 0.5 * plain.patch_depth)
+    np.testing.assert_allclose(found.patch_stddev, 1.5 * plain.patch_stddev)
+
+
+def test_no_correction_is_beyond_all_measure(estimator, use):
+    use(calibrations.arrays_for(estimator, bias=200.0))
+    assert np.isfinite(estimator.predict(IMAGES[0]).depth).all()
+
+
+def test_factors_are_linear_between_knots_and_constant_beyond():
+    knots = torch.tensor([[0.0, 1.0, 3.0], [0.5, -0.5, 1.5]])
+    places = torch.linspace(-2, 5, 50)
+    np.testing.assert_allclose(factor(knots, places), np.interp(places, *knots.numpy()), atol=1e-6)
