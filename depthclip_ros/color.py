@@ -60,7 +60,7 @@ def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Pictu
 
 def color_range(bins: Sequence[float]) -> tuple[float, float]:
     """Limits of `colorize` for depth that is a mean of these ascending bins."""
-    return (bins[0] if len(bins) > 1 else 0.0), bins[-1]
+    return (bins[0] if bins[0] < bins[-1] else 0.0), bins[-1]
 
 
 def color_bar(low: float, high: float, height: int, width: int = 72) -> Picture:

@@ -104,7 +104,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if not trained:
         print_untrained()
     node = node.replace(image_transport='compressed' if plan.compressed else 'raw', autostart=True)
-    album = Album(folder, plan.pictures, depth.bins, trained=trained)
+    album = Album(folder, plan.pictures, depth.depth_span, trained=trained)
     to_stderr(f'Graph: {isolate()}')
     os.environ.update(large_images_profile(os.environ))
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)

@@ -136,7 +136,7 @@ def _in_words(depth: NDArray[np.float32]) -> str:
 
 def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:
     """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
-    low, high = color_range(estimator.config.bins)
+    low, high = color_range(estimator.config.depth_span)
     warning = '' if estimator.weights.trained else UNTRAINED
     millimetres, lost = depth_millimetres(prediction.depth)
     patches = prediction.patch_depth

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 from ..core import weights as core_weights
@@ -28,29 +29,31 @@ def fetch_weights(name: str | None, cache_dir: str | None = None) -> int:
 
 
 def encode_text(config: str, weights: str = '') -> int:
-    """Fill the cache of text features for a parameter file; prints where they are.
+    """Fill the cache of text features for a parameter file, of scenes too; prints where they are.
 
     Raises:
         DepthClipError: the file is wrong, or weights cannot be had.
 
     """
-    from ..core.prompts import TextFeatureCache, encode_tokens
+    from ..core.prompts import TextFeatureCache, encode_tokens, scene_words
     depth, node = settings(config, weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
     cache = TextFeatureCache(folder / 'text', to_stderr)
-    start = time.perf_counter()
-    features, hit = cache.get(
-        depth, info.digest, core_weights.architecture(state_dict).embed_dim,
-        lambda: encode_tokens(depth, state_dict))
-    milliseconds = 1e3 * (time.perf_counter() - start)
-    path = cache.path(depth, info.digest)
-    if not path.is_file():
-        raise WeightsError(f'{path} could not be written, see above: a robot would have to '
-                           'encode the words itself.')
-    print(f'key:      {path.stem}')
-    print(f'path:     {path}')
-    print(f'features: {len(features)} tokens x {features.shape[1]}, weights {info.name}')
-    print(f'{"hit" if hit else "encoded"} in {milliseconds:.1f} ms')
+    width = core_weights.architecture(state_dict).embed_dim
+    for words in (depth, scene_words(depth))[:1 + depth.has_scenes]:
+        start = time.perf_counter()
+        features, hit = cache.get(
+            words, info.digest, width, functools.partial(encode_tokens, words, state_dict))
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        path = cache.path(words, info.digest)
+        if not path.is_file():
+            raise WeightsError(f'{path} could not be written, see above: a robot would have to '
+                               'encode the words itself.')
+        kind = 'tokens' if words is depth else 'scenes'
+        print(f'key:      {path.stem}')
+        print(f'path:     {path}')
+        print(f'features: {len(features)} {kind} x {features.shape[1]}, weights {info.name}')
+        print(f'{"hit" if hit else "encoded"} in {milliseconds:.1f} ms')
     return 0

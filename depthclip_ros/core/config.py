@@ -11,7 +11,7 @@ import dataclasses
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -179,6 +179,26 @@ class DepthConfig(Settings):
     max_stddev: float = define(
         0.0, 'Depth with a larger standard deviation becomes NaN, where a calibration tells it; '
              '0: no limit', unit='m', minimum=0.0, maximum=1000.0, reload=False)
+    scenes: tuple[str, ...] = define(
+        ('',), "Kinds of scene that an image is sorted into by words, each with bins of its own "
+               "(paper §5); '': none", reload=False)
+    scene_templates: tuple[str, ...] = define(
+        ('a photo of a {}',),
+        'Sentences around a scene, {} marks its place; their text features are averaged',
+        reload=False)
+    scene_temperature: float = define(
+        1.0, 'Softmax temperature of the scenes: logits = 100 / scene_temperature x cosine',
+        minimum=1e-3, maximum=1e3, reload=False)
+    scene_bins: tuple[float, ...] = define(
+        (0.0,), 'Depth of each token in each scene, one scene after the other; 0 alone: bins in '
+                'all', unit='m', minimum=0.0, maximum=1e4, reload=False)
+    scene_entropy: float = define(
+        0.9, 'Entropy of the probabilities of the scenes, as a part of the largest possible, '
+             'beyond which bins count more and more, and at 1 alone', minimum=0.0, maximum=1.0,
+        reload=False)
+    scene_memory: float = define(
+        0.8, "Part that the camera's images before have in the probabilities of the scenes; 0: "
+             'none', minimum=0.0, maximum=0.99, reload=False)
     normalization: str = define(
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's",
         choices=('imagenet', 'clip'))
@@ -205,28 +225,69 @@ class DepthConfig(Settings):
         if any(later <= earlier for earlier, later in pairwise(bins)):
             raise ConfigError(f'bins: {quoted(bins, 200)} must ascend; sort the bins, and the '
                               'tokens with them.')
-        if not self.templates:
-            raise ConfigError("templates: the list is empty; give at least '{}'.")
-        for template in self.templates:
-            if '{}' not in template or template.count('{') + template.count('}') != 2:
-                raise ConfigError(f'templates: {quoted(template)} must hold {{}} exactly once, '
-                                  "the token's place, and no other brace.")
-        sentences = len(tokens) * len(self.templates)
-        if sentences > MOST_SENTENCES:
-            raise ConfigError(f'tokens and templates: make {sentences} sentences; at most '
-                              f'{MOST_SENTENCES} are accepted.')
+        _check_sentences('tokens', tokens, 'templates', self.templates)
         if self.max_stddev and not self.calibration:
             raise ConfigError(
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
                 'wrong depth is, and nothing would be left out; set calibration to the file that '
                 '`depthclip calibrate` wrote, or max_stddev: 0.')
+        self._check_scenes()
         self._check_depth_range()
+
+    def _check_scenes(self) -> None:
+        scenes, numbers = list(self.scenes), list(self.scene_bins)
+        _check_sentences('scenes', scenes, 'scene_templates', self.scene_templates)
+        if not self.has_scenes:  # what belongs to them may stay for the next time
+            return
+        if not scenes or any(not scene.strip() for scene in scenes):
+            raise ConfigError(f"scenes: {quoted(scenes)} holds no scene or an empty one; give a "
+                              "word or phrase for each, or [''] for none.")
+        repeated = sorted({scene for scene in scenes if scenes.count(scene) > 1})
+        if repeated:
+            raise ConfigError(f'scenes: {quoted(repeated)} stand twice; every scene once.')
+        if self.features == 'crops':
+            raise ConfigError("scenes: are told from a map of the whole image, which features: "
+                              "crops has not; use other features, or scenes: [''].")
+        count = len(self.tokens)
+        if numbers == [0.0]:
+            return
+        if self.calibration:
+            raise ConfigError('calibration and scene_bins: a calibration corrects what bins say, '
+                              'not what those of scenes do; set scene_bins: [0.0] or no '
+                              'calibration.')
+        if len(numbers) != len(scenes) * count:
+            raise ConfigError(
+                f'scene_bins: {len(numbers)} numbers, but {len(scenes)} scenes of {count} tokens '
+                f'need {len(scenes) * count}; give the bins of each scene one after the other, or '
+                '[0.0] for bins in all.')
+        for scene, bins in zip(scenes, self.bins_of_scenes(), strict=True):
+            if bins[0] < 1e-3 or any(later <= earlier for earlier, later in pairwise(bins)):
+                raise ConfigError(f'scene_bins: {quoted(list(bins), 200)} of {quoted(scene)} must '
+                                  'ascend, from 0.001 m on; sort them.')
+
+    @property
+    def has_scenes(self) -> bool:
+        """Whether images are sorted into scenes."""
+        return self.scenes != ('',)
+
+    def bins_of_scenes(self) -> tuple[tuple[float, ...], ...]:
+        """Bins of each scene, in metres."""
+        if self.scene_bins == (0.0,):
+            return (self.bins,) * len(self.scenes)
+        count = len(self.tokens)
+        return tuple(self.scene_bins[i:i + count] for i in range(0, len(self.scene_bins), count))
+
+    @property
+    def depth_span(self) -> tuple[float, float]:
+        """Least and greatest bin that depth can be a mean of, in metres."""
+        partitions = (self.bins, *(self.bins_of_scenes() if self.has_scenes else ()))
+        return min(bins[0] for bins in partitions), max(bins[-1] for bins in partitions)
 
     def _check_depth_range(self) -> None:
         if self.range_max and self.range_min >= self.range_max:
             raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
                               f'{self.range_max} m.')
-        nearest, farthest = self.bins[0], self.bins[-1]
+        nearest, farthest = self.depth_span
         if self.reference_focal or self.calibration:
             return  # depth is a mean of bins, times what the camera and the calibration say
         if self.range_min > farthest or 0 < self.range_max < nearest:
@@ -339,6 +400,22 @@ def unknown_message(unknown: Iterable[object], known: Iterable[str]) -> str:
     names = sorted(map(str, unknown))
     return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; '
             f'known are: {", ".join(known)}.')
+
+
+def _check_sentences(
+    name: str, words: Collection[str], around: str, templates: Collection[str],
+) -> None:
+    """Refuse templates without a place for a word, and more sentences than anyone encodes."""
+    if not templates:
+        raise ConfigError(f"{around}: the list is empty; give at least '{{}}'.")
+    for template in templates:
+        if '{}' not in template or template.count('{') + template.count('}') != 2:
+            raise ConfigError(f'{around}: {quoted(template)} must hold {{}} exactly once, '
+                              f"the {name.removesuffix('s')}'s place, and no other brace.")
+    sentences = len(words) * len(templates)
+    if sentences > MOST_SENTENCES:
+        raise ConfigError(f'{name} and {around}: make {sentences} sentences; at most '
+                          f'{MOST_SENTENCES} are accepted.')
 
 
 def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from . import engines
 from .anchor import Adjustment
-from .backbone import build_image_encoder
+from .backbone import AttentionPool, build_attention_pool, build_image_encoder
 from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
@@ -36,8 +36,9 @@ from .projection import (
     smooth,
     upsample,
 )
-from .prompts import TextFeatureCache, encode_tokens
+from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .replay import Replayer
+from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
 from .weights import Log, architecture, cache_folder, load
 from .window import Size, Window, fit_window
 
@@ -86,6 +87,7 @@ class DepthPrediction:
         patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
             `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
             90 % of the pixels. None without a calibration.
+        scene: what kind of scene it is, on which the bins depend; None without `scenes`.
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
     those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
@@ -103,6 +105,7 @@ class DepthPrediction:
     focal_ratio: float = 1.0
     adjustment: Adjustment = NOT_ADJUSTED
     patch_stddev: NDArray[np.float32] | None = None
+    scene: Scene | None = None
 
     def stddev(self) -> NDArray[np.float32] | None:
         """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
@@ -158,6 +161,16 @@ class Correction(NamedTuple):
     maps: Maps
 
 
+class SceneSettings(NamedTuple):
+    """What `scenes` need, on the device."""
+
+    pool: AttentionPool
+    text: Tensor  # (S, C) unit vectors
+    bins: Tensor  # (S, K) metres
+    temperature: Tensor  # ()
+    entropy: Tensor  # ()
+
+
 class Settings(NamedTuple):
     """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
 
@@ -168,6 +181,7 @@ class Settings(NamedTuple):
     temperature: Tensor  # ()
     calibration: Calibration | None
     terms: Terms | None  # the calibration's, on the device
+    scenes: SceneSettings | None = None
 
 
 class DepthEstimator:
@@ -233,6 +247,8 @@ class DepthEstimator:
             config, encode=lambda: encode_tokens(config, state_dict))
         self._encoded = {(config.tokens, config.templates): text_features}
         self._encoding = threading.Lock()
+        self._pool: AttentionPool | None = None
+        self._encode_scenes(config, lambda: state_dict)
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,
@@ -288,21 +304,46 @@ class DepthEstimator:
 
         """
         words, now = (config.tokens, config.templates), self._settings
-        features = now.text_features if words == (now.config.tokens, now.config.templates) \
-            else self._encoded.get(words)
+        self._encode_scenes(config, self._load_again)
+        if words == (now.config.tokens, now.config.templates):
+            return now.text_features
+        return self._features_of(Phrases(*words), self._load_again)
+
+    def _features_of(
+        self, words: Phrases, weights: Callable[[], Mapping[str, Tensor]],
+    ) -> NDArray[np.float32]:
+        """(K, C) unit vectors: from memory, from the cache on disk, or encoded."""
+        features = self._encoded.get(words[:2])
         if features is not None:
             return features
         with self._encoding:
-            features, _ = self._text_cache(
-                config, encode=lambda: encode_tokens(config, self._load_again()))
-            self._encoded[words] = features
+            features, _ = self._text_cache(words, encode=lambda: encode_tokens(words, weights()))
+            self._encoded[words[:2]] = features
             while len(self._encoded) > KEPT_WORDS:
                 del self._encoded[next(iter(self._encoded))]
         return features
 
+    def _encode_scenes(
+        self, config: DepthConfig, weights: Callable[[], Mapping[str, Tensor]],
+    ) -> tuple[AttentionPool, NDArray[np.float32]] | None:
+        """(S, C) text features of the scenes, and the pool that gives what they are compared to.
+
+        The pool is kept only while there are scenes: of RN50 it is 59 MB.
+        """
+        if not config.has_scenes:
+            return None
+        pool = self._pool or self._encoder.pool
+        if pool is None:
+            with current(self.device):
+                pool = build_attention_pool(weights()).to(self.device)
+        self._pool = pool
+        return pool, self._features_of(scene_words(config), weights)
+
     def is_encoded(self, config: DepthConfig) -> bool:
         """Whether `encode` has these words at hand."""
-        return (config.tokens, config.templates) in self._encoded
+        return (config.tokens, config.templates) in self._encoded and (
+            not config.has_scenes or (
+                self._pool is not None and scene_words(config)[:2] in self._encoded))
 
     def _load_again(self) -> dict[str, Tensor]:
         info, state_dict = self._load()
@@ -370,16 +411,23 @@ class DepthEstimator:
             raise ConfigError(f'text_features: of shape {text_features.shape} instead of '
                               f'{expected}, one row per token.')
         self._settings = self._prepare(config, text_features)
+        if not config.has_scenes and self._replayer is None:  # a recording on a GPU still has it
+            self._pool = None
 
     def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
+        def on_device(*values: object) -> Iterator[Tensor]:
+            return (torch.tensor(value, dtype=torch.float32).to(self.device) for value in values)
+
         calibration = self.read_calibration(config)
+        encoded = self._encode_scenes(config, self._load_again)
         with current(self.device):
-            text, bins, temperature = (
-                torch.tensor(values, dtype=torch.float32).to(self.device)
-                for values in (text_features, config.bins, config.temperature))
+            scenes = None if encoded is None else SceneSettings(encoded[0], *on_device(
+                encoded[1], config.bins_of_scenes(), config.scene_temperature,
+                config.scene_entropy))
+            text, bins, temperature = on_device(text_features, config.bins, config.temperature)
             terms = None if calibration is None else calibration.terms(self.device)
             settings = Settings(
-                config, text_features, text, bins, temperature, calibration, terms)
+                config, text_features, text, bins, temperature, calibration, terms, scenes)
             if self.device.type == 'cuda':  # they are used on another stream
                 torch.cuda.current_stream().synchronize()
         return settings
@@ -418,6 +466,7 @@ class DepthEstimator:
     def predict(
         self, rgb: NDArray[np.uint8], size: tuple[int, int] | None = None,
         intrinsics: CameraModel | None = None, anchors: Anchor | None = None,
+        scenes: Scene | None = None,
     ) -> DepthPrediction: ...
 
     @overload
@@ -425,6 +474,7 @@ class DepthEstimator:
         self, rgb: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | None = None,
+        scenes: Sequence[Scene | None] | None = None,
     ) -> list[DepthPrediction]: ...
 
     def predict(
@@ -432,6 +482,7 @@ class DepthEstimator:
         size: tuple[int, int] | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | Anchor | None = None,
+        scenes: Sequence[Scene | None] | Scene | None = None,
     ) -> DepthPrediction | list[DepthPrediction]:
         """Estimate depth.
 
@@ -443,6 +494,8 @@ class DepthEstimator:
             intrinsics: the camera that took the image, or one or None for every image: its focal
                 length counts as `reference_focal` says.
             anchors: what knows the scale of the image, or one or None for every image.
+            scenes: the scene of the same camera's image before, of which `scene_memory` keeps a
+                part, or one or None for every image. None: the image by itself.
 
         Returns:
             One prediction, or a list in the order of the images.
@@ -453,18 +506,21 @@ class DepthEstimator:
 
         """
         if isinstance(rgb, np.ndarray):
-            return self._predict_batch([rgb], size, [intrinsics], [anchors])[0]  # type: ignore[list-item]
+            return self._predict_batch([rgb], size, [intrinsics], [anchors], [scenes])[0]  # type: ignore[list-item]
         images = list(rgb)
         if intrinsics is None or isinstance(intrinsics, CameraModel):
             intrinsics = [intrinsics] * len(images)
         if anchors is None or callable(anchors):
             anchors = [anchors] * len(images)
-        return self._predict_batch(images, size, intrinsics, anchors) if images else []
+        if scenes is None or isinstance(scenes, Scene):
+            scenes = [scenes] * len(images)
+        return self._predict_batch(images, size, intrinsics, anchors, scenes) if images else []
 
     @torch.inference_mode()
     def _predict_batch(
         self, images: list[NDArray[np.uint8]], size: tuple[int, int] | None,
         cameras: Sequence[CameraModel | None], anchors: Sequence[Anchor | None],
+        before: Sequence[Scene | None],
     ) -> list[DepthPrediction]:
         for image in images:
             _check_image(image)
@@ -485,7 +541,8 @@ class DepthEstimator:
         adjustments: list[Adjustment] = []
 
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out = self._read(settings, list(map(self._fit, pixels, windows)), rays)
+            read_out, scenes = self._read(
+                settings, list(map(self._fit, pixels, windows)), rays, before)
             read_out = _times(read_out, ratios)
             stddevs = [None] * len(sizes) if read_out.stddev is None else read_out.stddev
             adjustments[:] = [
@@ -499,7 +556,7 @@ class DepthEstimator:
             read_out = _valid(read_out, config, windows, sizes)
             read_out = read_out._replace(
                 patch_depth=smooth(read_out.patch_depth, config.smoothing))
-            return [*read_out.tensors(), *(
+            return [*read_out.tensors(), *scenes, *(
                 _fill(patches, image, size or image, config.upsampling, window)
                 for patches, image, window in zip(
                     read_out.patch_depth, sizes, windows, strict=True))]
@@ -509,33 +566,65 @@ class DepthEstimator:
         else:
             outputs = self._replayer.call(estimate, images)
         patches, depth = outputs[:-len(images)], outputs[-len(images):]
+        scenes: list[Scene | None] = [None] * len(images)
+        if settings.scenes is not None:
+            *patches, probabilities, plain = patches
+            scenes = [Scene.of(config.scenes, *of_one) for of_one in zip(
+                probabilities, map(float, plain), before, strict=True)]
         patch_depth, weights, logits, spread, *stddev = patches
         return [DepthPrediction(
             depth[i], patch_depth[i], weights[i], logits[i], spread[i], windows[i], sizes[i],
-            config.upsampling, ratios[i], adjustments[i], *(values[i] for values in stddev))
-            for i in range(len(images))]
+            config.upsampling, ratios[i], adjustments[i], stddev[0][i] if stddev else None,
+            scenes[i]) for i in range(len(images))]
 
     def _read(
         self, settings: Settings, images: Sequence[Tensor], rays: NDArray[np.float32] | None,
-    ) -> ReadOut:
-        """Run the network on images of its size: all that does not depend on the images' own."""
-        flip, mode = settings.config.flip_average, settings.config.read_out
+        before: Sequence[Scene | None],
+    ) -> tuple[ReadOut, Sequence[Tensor]]:
+        """Run the network on images of its size: all that does not depend on the images' own.
+
+        Returns:
+            What it read, and with scenes their probabilities (B, S) and the plain bins' part (B,).
+
+        """
+        config, scenes = settings.config, settings.scenes
+        flip, mode = config.flip_average, config.read_out
         calibrated = () if settings.terms is None or rays is None else (
             torch.from_numpy(rays).to(self.device), *settings.terms)
+        sorted_by = () if scenes is None else (*self._remembered(config, before), *scenes[1:])
 
         def compute(text: Tensor, bins: Tensor, temperature: Tensor, *others: Tensor,
                     ) -> list[Tensor]:
-            given, images = others[:len(calibrated)], others[len(calibrated):]
+            given, images = others[:len(calibrated)], others[len(calibrated) + len(sorted_by):]
             with exact_float32(self.device):
                 maps = self._encode(images, flip)
                 logits = _compare(maps.features, text, temperature)
                 correction = Correction(Terms(*given[1:]), given[0], maps) if given else None
-                return _read_out(logits, bins, mode, correction).tensors()
+                told: list[Tensor] = []
+                if scenes is not None:
+                    past, memory, *values = others[len(given):len(given) + len(sorted_by)]
+                    *told, bins = _scenes(
+                        SceneSettings(scenes.pool, *values), maps, bins, past, memory)
+                return [*_read_out(logits, bins, mode, correction).tensors(), *told]
 
-        inputs = (settings.text, settings.bins, settings.temperature, *calibrated, *images)
-        if self._replayer is None:
-            return ReadOut(*compute(*inputs))
-        return ReadOut(*self._replayer.replay((flip, mode, bool(calibrated)), compute, inputs))
+        inputs = (settings.text, settings.bins, settings.temperature, *calibrated, *sorted_by,
+                  *images)
+        outputs = compute(*inputs) if self._replayer is None else self._replayer.replay(
+            (flip, mode, bool(calibrated), scenes is None), compute, inputs)
+        count = len(outputs) - (0 if scenes is None else 2)
+        return ReadOut(*outputs[:count]), outputs[count:]
+
+    def _remembered(
+        self, config: DepthConfig, before: Sequence[Scene | None],
+    ) -> tuple[Tensor, Tensor]:
+        """(B, S) probabilities of the images before, and (B,) the part they have in the new."""
+        known = [scene if scene is not None and scene.names == config.scenes else None
+                 for scene in before]
+        past = np.stack([np.zeros(len(config.scenes), np.float32) if scene is None
+                         else scene.probabilities for scene in known])
+        share = np.array([0.0 if scene is None else config.scene_memory for scene in known],
+                         np.float32)
+        return torch.from_numpy(past).to(self.device), torch.from_numpy(share).to(self.device)
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -618,12 +707,33 @@ class DepthEstimator:
             return _compare(features, text, settings.temperature)
 
     @torch.inference_mode()
+    def scenes(self, trunk: Tensor) -> Tensor:
+        """Sort images into the configured scenes, each image by itself.
+
+        Args:
+            trunk: (passes, B, C', h, w), from `maps`.
+
+        Returns:
+            (B, S) probabilities.
+
+        Raises:
+            ConfigError: there are no `scenes`.
+
+        """
+        scenes = self._settings.scenes
+        if scenes is None:
+            raise ConfigError("scenes: [''] leaves nothing to sort images into; name some.")
+        with current(self.device), exact_float32(self.device):
+            return _classify(scenes, trunk)
+
+    @torch.inference_mode()
     def read_out(self, logits: Tensor, bins: Tensor | None = None) -> ReadOut:
         """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
 
         Args:
             logits: (passes, B, K, h, w), from `logits`.
-            bins: (K,) metres on the device; None for the configured ones.
+            bins: (K,) metres on the device, or (B, K) for each image's own; None for the
+                configured ones, which know no scene.
 
         """
         with current(self.device), exact_float32(self.device):
@@ -721,8 +831,23 @@ def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
     return logits.view(*features.shape[:2], *logits.shape[1:])
 
 
+def _classify(scenes: SceneSettings, trunk: Tensor) -> Tensor:
+    """(passes, B, C', h, w) -> (B, S) probabilities."""
+    images = scenes.pool.whole(trunk.flatten(0, 1)).view(*trunk.shape[:2], -1)
+    return scene_probabilities(images, scenes.text, scenes.temperature)
+
+
+def _scenes(
+    scenes: SceneSettings, maps: Maps, bins: Tensor, before: Tensor, memory: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (B, S), the plain bins' part (B,), and the bins (B, K) of every image."""
+    probabilities = remember(_classify(scenes, maps.trunk), before, memory)
+    plain = plain_share(probabilities, scenes.entropy)
+    return probabilities, plain, mixed_bins(probabilities, plain, scenes.bins, bins)
+
+
 def words(logits: Tensor, bins: Tensor, mode: str) -> Words:
-    """Turn (N, K, h, w) logits into depth, as `read_out` in the settings says."""
+    """Turn (N, K, h, w) logits into depth, by (K,) or (N, K) bins, as `read_out` says."""
     weights = bin_weights(logits)
     depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
     return Words(weights, depth, bin_spread(weights, bins))
@@ -733,7 +858,8 @@ def _read_out(
 ) -> ReadOut:
     passes, count = logits.shape[:2]
     flat = logits.flatten(0, 1)
-    weights, patch_depth, spread = words(flat, bins, mode)
+    weights, patch_depth, spread = words(
+        flat, bins if bins.dim() == 1 else bins.repeat(passes, 1), mode)
     stddev = None
     if correction is not None:
         log_factor, stddev = correct(

@@ -41,16 +41,24 @@ def bin_weights(logits: Tensor) -> Tensor:
 
 
 def combine_bins(weights: Tensor, bins: Tensor) -> Tensor:
-    """Depth of every patch as the weighted mean of the bins (eq. 5): (B, h, w) metres."""
-    return torch.einsum('bkhw,k->bhw', weights, bins)
+    """Depth of every patch as the weighted mean of the bins (eq. 5): (B, h, w) metres.
+
+    Args:
+        weights: (B, K, h, w), each patch sums to 1.
+        bins: (K,) metres, or (B, K) for each image's own.
+
+    """
+    return torch.einsum('bkhw,k->bhw' if bins.dim() == 1 else 'bkhw,bk->bhw', weights, bins)
 
 
 def best_bins(logits: Tensor, bins: Tensor) -> Tensor:
     """Depth of every patch as the bin of the token that it resembles most: (B, h, w) metres.
 
-    Where the logits are NaN so is the depth, as it is with `combine_bins`.
+    Where the logits are NaN so is the depth, as it is with `combine_bins`, which has the same
+    bins.
     """
-    depth = bins[logits.argmax(dim=1)]
+    best = logits.argmax(dim=1)
+    depth = bins.expand(len(best), -1).gather(1, best.flatten(1)).view_as(best)
     return depth.masked_fill(logits.isnan().any(dim=1), math.nan)
 
 
@@ -88,7 +96,7 @@ def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
     Relative only: it cannot exceed half the range of the bins, whatever the true error.
     """
     mean = combine_bins(weights, bins)
-    offsets = bins[None, :, None, None] - mean[:, None]
+    offsets = bins.view(-1, weights.shape[1], 1, 1) - mean[:, None]
     return (weights * offsets.square()).sum(dim=1).sqrt()
 
 

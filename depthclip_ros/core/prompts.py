@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text features of the distance tokens (paper §3.2), and their cache on disk.
+"""Text features of the distance tokens (paper §3.2) and of scenes, and their cache on disk.
 
 The words never change between images, so the text encoder runs once; with a filled cache it is
 not even built.
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +31,22 @@ _DIGEST_BYTES = 32
 _TOLERANCE = 1e-3  # of the length of a unit vector in float32
 
 
-def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDArray[np.float32]:
+class Phrases(NamedTuple):
+    """What has text features of its own; `DepthConfig` has the same two attributes."""
+
+    tokens: tuple[str, ...]
+    templates: tuple[str, ...]
+    setting: str = 'tokens'  # which gives them, for errors
+
+
+def scene_words(config: DepthConfig) -> Phrases:
+    """Scenes in their templates, as words to encode."""
+    return Phrases(config.scenes, config.scene_templates, 'scenes')
+
+
+def encode_tokens(
+    config: DepthConfig | Phrases, state_dict: Mapping[str, Tensor],
+) -> NDArray[np.float32]:
     """Encode every token in every template, average over templates, renormalise.
 
     Args:
@@ -48,7 +64,7 @@ def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDAr
     clip = import_clip()
     with fitting_weights(), Uninitialized():
         model = clip.model.build_model(dict(state_dict)).float()
-    rows = []
+    rows, setting = [], config.setting if isinstance(config, Phrases) else 'tokens'
     with torch.inference_mode():
         for token in config.tokens:
             sentences = [template.replace('{}', token) for template in config.templates]
@@ -56,8 +72,8 @@ def encode_tokens(config: DepthConfig, state_dict: Mapping[str, Tensor]) -> NDAr
                 tokenized = clip.tokenize(sentences, context_length=model.context_length)
             except RuntimeError as error:
                 raise ConfigError(
-                    f'tokens: {quoted(token)} with templates {quoted(list(config.templates))} is '
-                    f"longer than the model's {model.context_length} text tokens; shorten "
+                    f'{setting}: {quoted(token)} with templates {quoted(list(config.templates))} '
+                    f"is longer than the model's {model.context_length} text tokens; shorten "
                     'it.') from error
             features = model.encode_text(tokenized)
             features = features / features.norm(dim=-1, keepdim=True)
@@ -79,14 +95,14 @@ class TextFeatureCache:
         self.folder = folder
         self._log = log
 
-    def path(self, config: DepthConfig, weights_digest: str) -> Path:
+    def path(self, config: DepthConfig | Phrases, weights_digest: str) -> Path:
         """File for this configuration: its name is a hash of all that changes the features."""
         key = json.dumps([CACHE_FORMAT, weights_digest, tokenizer_digest(), config.tokens,
                           config.templates])
         return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
     def get(
-        self, config: DepthConfig, weights_digest: str, width: int,
+        self, config: DepthConfig | Phrases, weights_digest: str, width: int,
         encode: Callable[[], NDArray[np.float32]],
     ) -> tuple[NDArray[np.float32], bool]:
         """Features from the cache, else from `encode`, then kept.

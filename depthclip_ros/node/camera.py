@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from std_msgs.msg import Header
 
+    from ..core.scenes import Scene
     from .config import NodeConfig
 
 
@@ -94,6 +95,7 @@ class Camera:
         self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self.reported_lost = 0
         self.last_error = ''  # what an image failed of last
+        self.scene: Scene | None = None  # of the image that was answered last
         self.stamps = Stamps()
         self.newest = b''  # image, whatever becomes of it
         # Steady time, for the watchdogs: simulated time may stand still.
@@ -103,6 +105,7 @@ class Camera:
     def subscribe(self) -> None:
         """Begin to listen."""
         self.first_image = math.inf
+        self.scene = None
         self.last_image = self.last_info = time.monotonic()
         self.stamps, self.newest = Stamps(), b''
         self.calibration = Calibration(rectified=self.config.rectified)

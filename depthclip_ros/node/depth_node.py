@@ -26,6 +26,9 @@ Publishers (reliable, keep last 5), each with the image's header:
     depth/stddev (sensor_msgs/Image): 32FC1, standard deviation of depth in metres, whatever the
         encoding of depth/image, and of its size; large = unsure, NaN where depth is not finite;
         only with a calibration and while subscribed.
+    scene (diagnostic_msgs/DiagnosticArray): one status, whose message is the scene ('' while it
+        is uncertain) and whose values are the probabilities of all; only with `scenes` and while
+        subscribed.
 
 And for all cameras together:
     /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.
@@ -34,8 +37,9 @@ Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
     name, with unit, range and choices in its descriptor. tokens, bins (metres), templates,
     temperature, input_fit, flip_average, read_out, smoothing, upsampling, range_min, range_max
-    (metres), out_of_range, reference_focal, calibration and max_stddev (metres) take effect from
-    the next image on, together or not at all; all others need cleanup and configure.
+    (metres), out_of_range, reference_focal, calibration, max_stddev (metres), scenes,
+    scene_templates, scene_temperature, scene_bins (metres), scene_entropy and scene_memory take
+    effect from the next image on, together or not at all; all others need cleanup and configure.
     qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
     /diagnostics; TOPIC is the resolved name (/image, /front/image).
 

@@ -89,6 +89,7 @@ class CameraReport:
             'NaN share [%]': 100 * camera.nan_shares.mean(),
             'stddev median [m]': camera.stddevs.mean(),
             'beyond max_stddev [%]': 100 * camera.gated_shares.mean(),
+            **_scene(camera),
             'pixels beyond 16UC1': camera.beyond_encoding,
             'stretched to another aspect ratio': camera.stretched,
             'stamps that went back': camera.stamps.back,
@@ -130,6 +131,16 @@ class CameraReport:
         if math.isnan(age) and self.camera.foreign_stamps:
             return "unknown: the stamps are not of this node's clock (replay? set use_sim_time)"
         return age
+
+
+def _scene(camera: Camera) -> dict[str, Any]:
+    """What kind of scene the camera shows, and how sure that is; nothing without scenes."""
+    scene = camera.scene
+    if scene is None:
+        return {}
+    return {'scene': scene.name or 'uncertain', 'scene: plain bins [%]': 100 * scene.plain,
+            **{f'scene: {name} [%]': 100 * float(probability)
+               for name, probability in zip(scene.names, scene.probabilities, strict=True)}}
 
 
 def model_status(

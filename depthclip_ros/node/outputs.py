@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from std_msgs.msg import Header
 
     from ..core.estimator import DepthPrediction
+    from ..core.scenes import Scene
     from .calibration import Calibration
 
 # Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
@@ -40,6 +42,8 @@ OUTPUTS = {
     'depth/image_color': Image,
     'depth/spread': Image,
     'depth/stddev': Image,
+    # With a header and a number for every name, and, unlike vision_msgs, everywhere.
+    'scene': DiagnosticArray,
 }
 
 
@@ -106,13 +110,12 @@ class Outputs:
                           lambda: Template(cloud, behind=1), cloud.data)  # before is_dense
 
     def publish_pictures(
-        self, header: Header, prediction: DepthPrediction, bins: tuple[float, ...], *,
+        self, header: Header, prediction: DepthPrediction, span: tuple[float, float], *,
         trained: bool, note: str = '',
     ) -> None:
         """Publish depth/image_color, with a note in it, and depth/spread while wanted."""
         if self.wanted('depth/image_color'):
-            low, high = bins[0] if len(bins) > 1 else 0.0, bins[-1]
-            picture = colorize(prediction.depth, low, high)
+            picture = colorize(prediction.depth, *span)
             if not trained:
                 write_warning(picture, UNTRAINED)
             if note:
@@ -135,6 +138,14 @@ class Outputs:
             return False
         self._publish_image('depth/stddev', header, stddev, '32FC1')
         return True
+
+    def publish_scene(self, header: Header, scene: Scene | None) -> None:
+        """Publish scene while wanted, and there are scenes to tell."""
+        if scene is not None and self.wanted('scene'):
+            self._publishers['scene'].publish(DiagnosticArray(header=header, status=[
+                DiagnosticStatus(name='scene', message=scene.name, values=[
+                    KeyValue(key=name, value=f'{probability:.3f}') for name, probability in zip(
+                        scene.names, scene.probabilities, strict=True)])]))
 
     def _publish_image(
         self, topic: str, header: Header, pixels: NDArray[Any], encoding: str,

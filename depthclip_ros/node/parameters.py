@@ -36,18 +36,20 @@ READ_ONLY = ('autostart',)
 MOST_NAMED, LONGEST_NAME = 3, 80
 # Characters of a reason that are kept where advice follows.
 LONGEST_QUOTE = 200
-# Must stay equally long.
-PAIRED = ('tokens', 'bins')
+# Must fit together in length, and how a reason begins that says they do not.
+FITTING = {'tokens and bins': ('tokens', 'bins'),
+           'scene_bins': ('tokens', 'bins', 'scenes', 'scene_bins')}
 # What text features are made of.
-WORDS = {'tokens', 'templates'}
+WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}
 
 HELP = """\
 usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
 
 Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node: image and camera_info in;
-depth/image, depth/camera_info, points, depth/image_color, depth/spread and depth/stddev out. What
-it does is told on /diagnostics (in a terminal: depthclip stats). On first use it downloads the
-weights of the backbone (RN50: 244 MB), unless `weights` names a file or `offline` is true.
+depth/image, depth/camera_info, points, depth/image_color, depth/spread, depth/stddev and scene
+out. What it does is told on /diagnostics (in a terminal: depthclip stats). On first use it
+downloads the weights of the backbone (RN50: 244 MB), unless `weights` names a file or `offline`
+is true.
 
 Parameters, with their defaults:
 """
@@ -73,10 +75,11 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         name=setting.name, description=describe(setting), read_only=setting.name in READ_ONLY)
     if about['reload'] and not result.read_only:
         result.additional_constraints = 'Can only change while the node is unconfigured.'
-    elif setting.name in PAIRED:
+    elif setting.name in FITTING['scene_bins']:
         result.additional_constraints = (
-            f'{" and ".join(PAIRED)} must be equally long; to change their number set both in one '
-            'request: `ros2 param load`, or the service set_parameters_atomically.')
+            'tokens and bins must be equally long, and scene_bins as long as scenes x tokens; to '
+            'change their number set them in one request: `ros2 param load`, or the service '
+            'set_parameters_atomically.')
     if about['minimum'] is not None and setting.type == 'int':
         result.integer_range = [
             IntegerRange(from_value=int(about['minimum']), to_value=int(about['maximum']))]
@@ -279,14 +282,16 @@ class Parameters:
                 f'{node} deactivate (if active) and cleanup; set it; then configure and activate.')
 
     def _with_hint(self, reason: str, changes: Mapping[str, Any]) -> str:
-        """Say how to change the number of tokens and bins, to who set one of the two."""
-        if len({*PAIRED} & {*changes}) == 1 and reason.startswith('tokens and bins'):
+        """Say how to change the number of tokens, bins or scenes, to who did not set all."""
+        together: tuple[str, ...] = next(
+            (names for start, names in FITTING.items() if reason.startswith(start)), ())
+        if 0 < len({*together} & {*changes}) < len(together):
             node = self._node.get_fully_qualified_name()
             if len(reason) > LONGEST_QUOTE:  # room for what to do
                 reason = f'{reason[:LONGEST_QUOTE - 1]}…'
-            reason += (f' Set both in one request: `ros2 param load {node} FILE` with both in the '
-                       f'file, or the service {node}/set_parameters_atomically; `ros2 param set` '
-                       'cannot.')
+            reason += (f' Set {", ".join(together)} in one request: `ros2 param load {node} FILE` '
+                       f'with all in the file, or the service {node}/set_parameters_atomically; '
+                       '`ros2 param set` cannot.')
         return reason
 
     def forget_overrides(self) -> None:

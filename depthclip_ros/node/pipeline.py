@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..color import color_range
 from ..core.errors import CameraInfoError, DataError, quoted
 from .model import describe
 from .statistics import StageTimes, Window
@@ -150,7 +151,11 @@ class Pipeline:
         size = None
         if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
-        predictions = estimator.predict([frame.rgb for frame in frames], size)
+        predictions = estimator.predict(
+            [frame.rgb for frame in frames], size,
+            scenes=[frame.camera.scene for frame in frames])
+        for frame, prediction in zip(frames, predictions, strict=True):
+            frame.camera.scene = prediction.scene
         if config != before:
             self._node.get_logger().info(
                 f'{frames[0].camera.label}New settings, first in the image with stamp '
@@ -203,9 +208,10 @@ class Pipeline:
                 calibration = estimator.calibration
                 with self.times.measure('publish pictures'):
                     camera.outputs.publish_pictures(
-                        header, prediction, estimator.config.bins,
+                        header, prediction, color_range(estimator.config.depth_span),
                         trained=estimator.weights.trained,
                         note='' if calibration is None else calibration.label)
+                    camera.outputs.publish_scene(header, prediction.scene)
                     if not camera.outputs.publish_stddev(header, prediction):
                         self._warn_no_stddev(camera)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
