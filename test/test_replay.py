@@ -162,6 +162,28 @@ def test_graphs_of_all_features_and_read_outs(build, with_graphs, features):
     assert cuda.counts['capture'] == 2
 
 
+def test_scenes_are_in_the_graph(build, with_graphs):
+    """Probabilities, memory and bins, on and off; the pool of a recording is not let go."""
+    bins = [b * factor for factor in (0.5, 4.0) for b in SMALL.bins]
+    scenes = {'scenes': ['bathroom', 'hall'], 'scene_bins': bins, 'scene_temperature': 0.2,
+              'scene_entropy': 1.0}
+    plain = build(engine='eager', **scenes)
+    estimator, cuda = with_graphs()
+    without = estimator.predict(IMAGES)
+    for _ in range(2):
+        estimator.reconfigure(estimator.config.replace(**scenes))
+        before = [None] * 3
+        for _ in range(2):
+            found, expected = (e.predict(IMAGES, scenes=before) for e in (estimator, plain))
+            assert_same(found, expected)
+            before = [prediction.scene for prediction in found]
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one.scene.probabilities, other.scene.probabilities)
+        estimator.reconfigure(estimator.config.replace(scenes=['']))
+        assert_same(estimator.predict(IMAGES), without)
+    assert cuda.counts['capture'] == 2
+
+
 def test_warm_up_captures_every_batch_on_its_own_thread(with_graphs):
     estimator, cuda = with_graphs()
     worker = threading.Thread(target=estimator.warm_up, args=(3,))
