@@ -34,7 +34,7 @@ BATCH, REPEATS = 4, 5  # of the network alone
 ROOMS = 80  # rendered images; more are repetitions of these
 # What a run consists of, by the methods of `Evaluation`.
 STAGES = {'open data and load the model': '__init__', 'training split': '_training_mean',
-          'text features': '_scorer', 'all images': '_score', 'averages, intervals': '_summarize',
+          'text features': '_columns', 'all images': '_score', 'averages, intervals': '_summarize',
           'report': '_report'}
 
 
@@ -60,8 +60,7 @@ def main() -> int:
         weights = write_release(folder / 'RN50.pt')
         models = {
             'RN50, random numbers': run(folder, ['--weights', str(weights)], options),
-            'demo': run(folder, ['--weights', 'demo', '--config', str(ROOT / 'config/demo.yaml')],
-                        options)}
+            'demo': run(folder, ['--weights', 'demo'], options)}
     gpu = bool(description['gpu']) and options.device != 'cpu'
     report.write(options.output, {
         **description, 'what': 'offline_eval of rendered rooms in a .mat file, tables 1 to 3',

@@ -53,7 +53,8 @@ def _evaluate(given: list[str]) -> int:
         folder = Evaluation(Options(
             where=Where(options.data, options.list, options.splits, options.ground_truth,
                         options.inpainted),
-            config=config, node=node, fit_input=options.config is None and node.weights != DEMO,
+            config=config, node=node,
+            own_input=options.own_input or (options.config is None and node.weights == DEMO),
             protocol=options.protocol or '', average=options.average,
             tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
             batch_size=options.batch_size, workers=options.workers, limit=options.limit,
@@ -114,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group('model')
     model.add_argument('--config', metavar='YAML',
                        help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
+    model.add_argument('--own-input', action='store_true',
+                       help="resize the crop to the configuration's own input (default: the "
+                       'network sees what the protocol crops, pixel by pixel)')
     model.add_argument('--weights', default='', metavar='W',
                        help="official name, file, 'demo', or 'untrained'")
     model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')

@@ -64,9 +64,10 @@ class Protocol:
         """What is cropped, and what is scored, of an image of this size."""
         raise NotImplementedError
 
-    def info(self, average: str) -> ProtocolInfo:
-        """For the summary."""
-        return ProtocolInfo(self.name, average, MIN_DEPTH, self.max_depth, self.description)
+    def info(self, average: str, change: str = '') -> ProtocolInfo:
+        """For the summary; `change` says what happens to the crop before the network sees it."""
+        description = '; '.join(filter(None, (self.description, change)))
+        return ProtocolInfo(self.name, average, MIN_DEPTH, self.max_depth, description)
 
 
 class _Nyu(Protocol):

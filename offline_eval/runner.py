@@ -66,7 +66,7 @@ class Options:
     where: Where
     config: DepthConfig
     node: NodeConfig
-    fit_input: bool = False  # the network's input has the size that the protocol crops
+    own_input: bool = False  # the crop is resized to the configuration's input
     protocol: str = ''
     average: str = 'image'
     tables: tuple[str, ...] = ('1',)
@@ -134,9 +134,9 @@ class Evaluation:
         # float32 means float32 on a GPU too, and the same sums in every run.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
-        if self._options.fit_input:
-            height, width = self._protocol.size
-            config = config.replace(input_height=height, input_width=width)
+        config, note = fit_input(config, self._protocol, own=self._options.own_input)
+        if note:
+            self._say(note)
         config, ignored = scored(config)
         if ignored:
             self._say(f'WARNING: {", ".join(ignored)} does not count here: every pixel is scored, '
@@ -298,7 +298,8 @@ class Evaluation:
             created=datetime.now().astimezone().isoformat(timespec='seconds'),
             command=self._options.command, config=self._estimator.config.to_dict(),
             versions=_versions(), weights=Weights(**dataclasses.asdict(self._estimator.weights)),
-            data=self._data(every), protocol=self._protocol.info(self._options.average),
+            data=self._data(every), protocol=self._protocol.info(
+                self._options.average, resized(self._protocol, self._estimator.config)),
             rows=rows, paper=list(PAPER_ROWS),
             gate=judge(headline.metrics, self._experiment(headline.images)),
             verdict=summarize.verdict(measured), tables=list(self._options.tables),
@@ -374,6 +375,33 @@ class Evaluation:
     def _say(self, message: str) -> None:
         if self._group.first:
             print(message, file=sys.stderr, flush=True)
+
+
+def fit_input(
+    config: DepthConfig, protocol: Protocol, *, own: bool,
+) -> tuple[DepthConfig, str]:
+    """Let the network see what the protocol crops, unless its own input is asked for.
+
+    Returns:
+        The settings, and a sentence to log where the configuration wants another size.
+
+    """
+    height, width = protocol.size
+    size = config.input_height, config.input_width
+    if size == protocol.size:
+        return config, ''
+    if own:
+        return config, f'The crop is {resized(protocol, config)}.'
+    return config.replace(input_height=height, input_width=width), (
+        f"The network's input is {height} x {width}, what protocol {protocol.name} crops; the "
+        f'configuration has {size[0]} x {size[1]}, which --own-input keeps.')
+
+
+def resized(protocol: Protocol, config: DepthConfig) -> str:
+    """Say what becomes of the crop before the network sees it."""
+    if (config.input_height, config.input_width) == protocol.size:
+        return ''
+    return f"resized to the network's own input of {config.input_height} x {config.input_width}"
 
 
 def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:

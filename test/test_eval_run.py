@@ -33,8 +33,9 @@ from offline_eval.columns import are_alike, columns
 from offline_eval.datasets.folders import KITTI_LIST
 from offline_eval.metrics import Truth, metrics_of
 from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
+from offline_eval.protocol import PROTOCOLS
 from offline_eval.results import METRICS, Histograms, Sample, Summary
-from offline_eval.runner import scored
+from offline_eval.runner import fit_input, resized, scored
 
 pytest.importorskip('h5py')
 pytestmark = pytest.mark.slow
@@ -71,8 +72,8 @@ def world(samples, tmp_path_factory, tiny_weights):
 def arguments(world, output, *more, data=None):
     return [str(a) for a in (
         '--data', data or world, '--config', world / 'tiny.yaml', '--weights', world / 'tiny.pt',
-        '--device', 'cpu', '--output', output, '--batch-size', 4, '--workers', 0, '--no-report',
-        *more)]
+        '--own-input', '--device', 'cpu', '--output', output, '--batch-size', 4, '--workers', 0,
+        '--no-report', *more)]
 
 
 def evaluate(world, output, *more, data=None):
@@ -315,6 +316,30 @@ def test_nobody_is_scored_on_his_own_truth():
             for i in range(count):  # another one every time
                 assert len({partner[i] for partner in found}) == len(found)
             assert groups.setdefault(count, found) == found  # whatever the size of the batches
+
+
+def test_the_protocol_decides_what_the_network_sees():
+    paper = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml')
+    node = DepthConfig.from_yaml(ROOT / 'config/depth.yaml')
+    for name, protocol in PROTOCOLS.items():
+        for config in (paper, node):
+            found, note = fit_input(config, protocol, own=False)
+            assert (found.input_height, found.input_width) == protocol.size
+            differs = (config.input_height, config.input_width) != protocol.size
+            assert bool(note) == differs
+            assert resized(protocol, found) == ''
+            if differs:
+                assert name in note
+                kept, note = fit_input(config, protocol, own=True)
+                assert kept == config
+                size = f'{config.input_height} x {config.input_width}'
+                assert size in note
+                assert protocol.info('image', resized(protocol, kept)).description.endswith(
+                    f"; resized to the network's own input of {size}")
+
+
+def test_what_the_network_sees_stands_in_the_summary(summary):
+    assert summary.protocol.description.endswith("resized to the network's own input of 96 x 128")
 
 
 def test_one_image_has_no_partner_and_three_have_two():
