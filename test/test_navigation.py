@@ -225,5 +225,5 @@ def test_a_drive_with_exact_depth_marks_nothing_false(monkeypatch):
     assert exact['end of the drive']['missed'] < 0.5
     kept = {name: of_way['points kept'] for name, of_way in found.items()}
     assert kept[occupancy.gated(0.5)] == kept[occupancy.CALIBRATED] == 1.0
-    assert kept[occupancy.gated(0.3)] == kept['its control, `range_max: 2.00`'] == 0.5
+    assert kept[occupancy.gated(0.3)] == kept['control: `range_max: 2.00`'] == 0.5
     assert found[occupancy.CALIBRATED]['one picture']['false'] > 0.0

@@ -31,6 +31,7 @@ GEOMETRY = 'test/test_geometry.py'
 UNITS = 'test/test_node_units.py'
 FAULTS = 'test/test_node_faults.py'
 CLOUD = 'test/test_cloud.py'
+ERROR_BARS = 'test/test_node_stddev.py'
 
 
 class Mutant(NamedTuple):
@@ -153,6 +154,20 @@ MUTANTS = (
            '        if not parameters:\n            self._apply', 'test/test_node_parameters.py'),
     Mutant(f'{CORE}/config.py', 'if any(later <= earlier for', 'if any(later < earlier for',
            'test/test_config.py'),
+    # Error bars
+    Mutant(f'{NODE}/outputs.py', "header, stddev, '32FC1')", "header, 1000 * stddev, '32FC1')",
+           ERROR_BARS),
+    Mutant(f'{NODE}/cloud.py', 'offset=4 * i, datatype', 'offset=4 * i + 4 * (i > 3), datatype',
+           CLOUD),
+    Mutant(f'{NODE}/cloud.py', 'np.where(known, patch_stddev, np.float32(np.nan))',
+           'patch_stddev', CLOUD),
+    Mutant(f'{NODE}/pipeline.py', '(known > self.config.max_stddev)',
+           '(known < self.config.max_stddev)', ERROR_BARS),
+    Mutant(f'{CORE}/estimator.py',
+           'known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, '
+           'np.float32(np.nan))', 'known = self.patch_stddev', ERROR_BARS),
+    Mutant(f'{CORE}/estimator.py', 'stddev > config.max_stddev', 'stddev < config.max_stddev',
+           ERROR_BARS),
 )
 
 

@@ -62,7 +62,7 @@ FIRST_ROOM, FIRST_CALIBRATION_ROOM = 60000, 61000
 CALIBRATION_ROOMS, CALIBRATION_FRAMES = 10, 6  # 60 pictures
 TOLERANCE = 0.25  # metres; what a costmap's inflation forgives
 DISTANCES = (0.5, 1.0, 2.0, 3.0, 4.0)  # metres from the camera; the costmap ends at the last
-GATES = (0.5, 0.3, 0.2)  # metres of standard deviation
+GATES = (0.5, 0.3)  # metres of standard deviation
 UNKNOWN, FREE, OCCUPIED = range(3)
 EXACT, PLAIN, CALIBRATED = "exact depth at the patches' centres", 'zero-shot', 'calibrated'
 
@@ -115,20 +115,21 @@ class Costmap:
         other.cells = np.full_like(self.cells, UNKNOWN)
         return other
 
-    def observe(self, camera: Float, points: Float) -> None:
+    def observe(self, camera: Float, points: Float, clearing: Float | None = None) -> None:
         """Clear the way to every point, then mark the points.
 
         Args:
             camera: (3,) where it is, metres.
             points: (n, 3) in the same frame; NaN counts for nothing.
+            clearing: the points to which the way is cleared; None for the same.
 
         """
-        points = self._counting(camera, points)
-        if len(points):
-            reach = np.linalg.norm(points[:, :2] - camera[:2], axis=1).max()
+        ends = self._counting(camera, points if clearing is None else clearing)
+        if len(ends):
+            reach = np.linalg.norm(ends[:, :2] - camera[:2], axis=1).max()
             way = np.arange(0.0, 1.0, self.resolution / 2 / max(reach, self.resolution))
-            self._set(camera[:2] + way[:, None, None] * (points[:, :2] - camera[:2]), FREE)
-            self._set(points[:, :2], OCCUPIED)
+            self._set(camera[:2] + way[:, None, None] * (ends[:, :2] - camera[:2]), FREE)
+        self.mark(camera, points)
 
     def mark(self, camera: Float, points: Float) -> None:
         """Mark the points, and clear nothing."""
@@ -236,7 +237,9 @@ class Picture(NamedTuple):
 
     pose: Float
     truth: Costmap  # of this picture alone
-    depth: dict[str, Float]  # (h, w) metres by every way to measure it
+    stddev: Float  # (h, w) metres
+    depth: dict[str, Float]  # (h, w) metres by every way to use it
+    clearing: dict[str, Float]  # the same, where the points that clear are not those that mark
 
 
 def measure(robot: Robot, ask: Ask, rooms: int, resolution: float) -> dict[str, Any]:
@@ -259,43 +262,48 @@ def measure(robot: Robot, ask: Ask, rooms: int, resolution: float) -> dict[str, 
         for i, frame in enumerate(frames):
             truth = Costmap(scene.size[:2], resolution, robot.heights, DISTANCES[-1])
             truth.mark(frame.pose[:3, 3], in_world(frame.pose, rays, frame.depth))
-            driven[-1].append(Picture(frame.pose, truth, ways(
-                frame.depth, {name: of_all[i] for name, of_all in answers.items()})))
+            driven[-1].append(taken(
+                frame, truth, {name: of_all[i] for name, of_all in answers.items()}))
     pictures = [picture for of_room in driven for picture in of_room]
-    limit_ranges(pictures)
+    for gate in GATES:
+        add_gate(pictures, gate)
     h, w = pictures[0].depth[EXACT].shape
     return {name: score(driven, name, camera.patch_rays(h, w)) for name in pictures[0].depth}
 
 
-def ways(exact: Float, answers: Mapping[str, DepthPrediction]) -> dict[str, Float]:
-    """Depth of the patches by every way to measure it."""
-    h, w = answers[CALIBRATED].patch_depth.shape
-    rows, columns = (((np.arange(count) + 0.5) * size / count).astype(int)
-                     for count, size in ((h, HEIGHT), (w, WIDTH)))
-    depth: dict[str, Float] = {EXACT: exact[np.ix_(rows, columns)]}
-    for name, answer in answers.items():
-        depth[name] = answer.patch_depth
+def taken(frame: Frame, truth: Costmap, answers: Mapping[str, DepthPrediction]) -> Picture:
+    """What is kept of a frame and of what was predicted of it."""
     stddev = answers[CALIBRATED].patch_stddev
-    for gate in GATES if stddev is not None else ():
-        depth[gated(gate)] = np.where(stddev > gate, np.nan, depth[CALIBRATED])
-    return depth
+    if stddev is None:
+        raise ValueError('the calibration tells no standard deviation')
+    rows, columns = (((np.arange(count) + 0.5) * size / count).astype(int)
+                     for count, size in zip(stddev.shape, frame.depth.shape, strict=True))
+    return Picture(frame.pose, truth, stddev, {
+        EXACT: frame.depth[np.ix_(rows, columns)],
+        **{name: answer.patch_depth for name, answer in answers.items()}}, {})
 
 
 def gated(gate: float) -> str:
     """Name of the way with max_stddev."""
-    return f'{CALIBRATED}, `max_stddev: {gate:g}`'
+    return f'`max_stddev: {gate:g}`'
 
 
-def limit_ranges(pictures: Sequence[Picture]) -> None:
-    """Add a control to every gate: the range_max that keeps as many points."""
-    everything = np.concatenate([p.depth[CALIBRATED].reshape(-1) for p in pictures])
-    for gate in GATES:
-        kept = np.mean([np.isfinite(p.depth[gated(gate)]) for p in pictures])
-        limit = float(np.nanquantile(everything, kept))
-        for picture in pictures:
-            depth = picture.depth[CALIBRATED]
-            picture.depth[f'its control, `range_max: {limit:.2f}`'] = \
-                np.where(depth > limit, np.nan, depth)
+def add_gate(pictures: Sequence[Picture], gate: float) -> None:
+    """Leave out what is unsure: altogether, or only where the way to it would be cleared.
+
+    Beside each stands its control: the range_max that keeps as many points.
+    """
+    kept = np.mean([np.isfinite(p.depth[CALIBRATED]) & (p.stddev <= gate) for p in pictures])
+    limit = float(np.nanquantile([p.depth[CALIBRATED] for p in pictures], kept))
+    for picture in pictures:
+        depth = picture.depth[CALIBRATED]
+        surer = np.where(picture.stddev > gate, np.nan, depth)
+        nearer = np.where(depth > limit, np.nan, depth)
+        picture.depth[gated(gate)] = surer
+        picture.depth[f'control: `range_max: {limit:.2f}`'] = nearer
+        for name, clearing in ((f'all mark, `stddev` up to {gate:g} clears', surer),
+                               (f'control: all mark, depth up to {limit:.2f} clears', nearer)):
+            picture.depth[name], picture.clearing[name] = depth, clearing
 
 
 def score(driven: Sequence[Sequence[Picture]], name: str, rays: Float) -> dict[str, Any]:
@@ -308,9 +316,11 @@ def score(driven: Sequence[Sequence[Picture]], name: str, rays: Float) -> dict[s
             camera = picture.pose[:3, 3]
             points = in_world(picture.pose, rays, picture.depth[name])
             alone = picture.truth.blank()
-            alone.observe(camera, points)
+            clearing = in_world(picture.pose, rays, picture.clearing[name]) \
+                if name in picture.clearing else points
+            alone.observe(camera, points, clearing)
             single += compare(alone, picture.truth, camera)
-            seen.observe(camera, points)
+            seen.observe(camera, points, clearing)
             truth.cells = np.maximum(truth.cells, picture.truth.cells)
         whole += compare(seen, truth)
     kept = np.mean([np.isfinite(p.depth[name]).mean() for pictures in driven for p in pictures])

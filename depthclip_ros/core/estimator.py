@@ -114,10 +114,8 @@ class DepthPrediction:
         height, width = self.depth.shape
         # The patches that take part in a pixel's depth take part in this, with the same shares.
         known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
-        pixels = _fill(torch.from_numpy(known), self.image_size, (height, width),
-                       self.upsampling, self.window).numpy()
-        np.copyto(pixels, np.nan, where=~np.isfinite(self.depth))
-        return pixels
+        return _fill(torch.from_numpy(known), self.image_size, (height, width),
+                     self.upsampling, self.window).numpy()
 
 
 class Maps(NamedTuple):
