@@ -63,6 +63,7 @@ CALIBRATION_ROOMS, CALIBRATION_FRAMES = 10, 6  # 60 pictures
 TOLERANCE = 0.25  # metres; what a costmap's inflation forgives
 DISTANCES = (0.5, 1.0, 2.0, 3.0, 4.0)  # metres from the camera; the costmap ends at the last
 GATES = (0.5, 0.3)  # metres of standard deviation
+LEAST_HEIGHTS = (0.1, 0.2, 0.4, 0.6)  # of an obstacle, metres
 UNKNOWN, FREE, OCCUPIED = range(3)
 EXACT, PLAIN, CALIBRATED = "exact depth at the patches' centres", 'zero-shot', 'calibrated'
 
@@ -348,12 +349,27 @@ def table(figures: Mapping[str, Any]) -> list[str]:
     return rows
 
 
+def heights(robots: Mapping[str, Any]) -> list[str]:
+    """Rows of the least heights, a column a robot."""
+    columns = ['least height of an obstacle', *(f'{name}: false, missed' for name in robots)]
+    rows = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
+    for low in (f'{low:g}' for low in LEAST_HEIGHTS):
+        cells = [of_robot['least heights [m]'][low] for of_robot in robots.values()]
+        rows.append(f'| {low} m | ' + ' | '.join(
+            f'{100 * cell["false"]:.0f} %, {100 * cell["missed"]:.0f} %' for cell in cells) + ' |')
+    return rows
+
+
 def filled(page: str, figures: Mapping[str, Any]) -> str:
     """The page with its tables made anew, between their marks."""
-    for name, of_robot in figures['robots'].items():
-        begin, end = f'<!-- occupancy {name} -->', f'<!-- end of occupancy {name} -->'
+    robots = figures['robots']
+    tables = {f'occupancy {name}': table(of_robot['ways']) for name, of_robot in robots.items()}
+    if robots:
+        tables['heights'] = heights(robots)
+    for name, rows in tables.items():
+        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
         before, rest = page.split(begin)
-        page = '\n'.join((before + begin, *table(of_robot['ways']), end)) + rest.split(end)[1]
+        page = '\n'.join((before + begin, *rows, end)) + rest.split(end)[1]
     return page
 
 
@@ -395,11 +411,18 @@ def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = fitted.calibration.save(Path(folder), 'robot')
         calibrated = DepthEstimator(config.replace(calibration=str(path)), 'demo', 'cpu')
+
+    def ask(images: list[NDArray[np.uint8]]) -> Mapping[str, Sequence[DepthPrediction]]:
+        return {PLAIN: plain.predict(images, intrinsics=camera),
+                CALIBRATED: calibrated.predict(images, intrinsics=camera)}
+
     return {
         'calibration': fitted.verdict,
-        'ways': measure(robot, lambda images: {
-            PLAIN: plain.predict(images, intrinsics=camera),
-            CALIBRATED: calibrated.predict(images, intrinsics=camera)}, rooms, resolution)}
+        'ways': measure(robot, ask, rooms, resolution),
+        'least heights [m]': {
+            f'{low:g}': measure(robot._replace(heights=(low, robot.heights[1])), ask,
+                                max(1, rooms // 6), resolution)[CALIBRATED]['one picture']
+            for low in LEAST_HEIGHTS}}
 
 
 if __name__ == '__main__':
