@@ -2,6 +2,7 @@
 """Rendered drives as recordings: in memory, as folders and as bags; and what can be wrong."""
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,7 +10,13 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from depthclip_ros.calibrate.recordings import Moment, RecordedFrame, Recording, unproject
+from depthclip_ros.calibrate.recordings import (
+    Moment,
+    RecordedFrame,
+    Recording,
+    resample,
+    unproject,
+)
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.sim import (
     KINDS,
@@ -74,6 +81,112 @@ class Frames(Recording):
     def read(self, positions):
         for position in sorted(set(positions)):
             yield position, self.frames[position]
+
+
+# What the 20 good recordings of tools/sabotage.py are, as arguments of `drive`, and a sensor.
+WIDE = camera_of_width(160, 90)
+GOOD = {
+    'three rooms': ({'seed': 100}, 'dense'),
+    'one room, 10 Hz': ({'rooms': 1, 'step': 0.1, 'seed': 101}, 'dense'),
+    'one room, 30 Hz': ({'rooms': 1, 'frames': 120, 'step': 1 / 30, 'seed': 102}, 'dense'),
+    'five rooms, 12 frames each': ({'rooms': 5, 'step': 1.9, 'seed': 103}, 'dense'),
+    'ten rooms, 6 frames each': ({'rooms': 10, 'step': 3.1, 'seed': 104}, 'dense'),
+    '90 degrees wide': ({'camera': WIDE, 'seed': 105}, 'dense'),
+    '50 degrees wide': ({'camera': camera_of_width(160, 50), 'seed': 106}, 'dense'),
+    'low, looking up': ({'mount': LOW, 'seed': 107}, 'dense'),
+    'low and wide': ({'mount': LOW, 'camera': WIDE, 'seed': 108}, 'dense'),
+    'dark': ({'exposure': 0.4, 'seed': 109}, 'dense'),
+    'overexposed': ({'exposure': 1.6, 'seed': 110}, 'dense'),
+    'noisy': ({'noise': 0.05, 'seed': 111}, 'dense'),
+    'fewest frames': ({'frames': 30, 'rooms': 2, 'seed': 112}, 'dense'),
+    'with holes and noise, as Kinect': ({'camera': camera_of_width(320), 'seed': 113}, 'kinect'),
+    'range to 3.5 m': ({'seed': 114}, 'short'),
+    'lidar, 16 lines': ({'seed': 115}, 'lidar 16'),
+    'lidar, 8 lines, wide': ({'camera': WIDE, 'seed': 116}, 'lidar 8'),
+    'scanner': ({'seed': 117}, 'lidar 1'),
+    'coarse depth': ({'seed': 118}, 'coarse'),
+    'slightly misplaced': ({'seed': 119}, 'misplaced'),
+}
+
+
+def sensed(frames, sensor, seed=0):
+    """The same drive as another sensor measures it."""
+    rng = np.random.default_rng(seed)
+    return [replace(frame, depth=_sensed(frame.depth, sensor, rng)) for frame in frames]
+
+
+def _sensed(depth, sensor, rng):
+    height = len(depth)
+    kind, _, lines = sensor.partition(' ')
+    if kind == 'lidar':
+        rows = np.linspace(0.3 * height, 0.8 * height, int(lines)).astype(int)
+        sparse = np.full_like(depth, np.nan)
+        sparse[rows] = depth[rows] * rng.normal(1, 0.01, depth[rows].shape).astype(np.float32)
+        return sparse
+    if kind == 'kinect':
+        holes = punch_holes(depth, int(rng.integers(1000)))
+        noisy = holes * rng.normal(1, 0.01, depth.shape).astype(np.float32)
+        return np.where(holes > 0, noisy, np.float32(np.nan))
+    if kind == 'short':
+        return np.where(depth < 3.5, depth, np.float32(np.nan))
+    if kind == 'coarse':
+        return resample(depth, height // 3, depth.shape[1] // 3)
+    if kind == 'misplaced':
+        return shifted(depth, 1, 1)
+    return depth
+
+
+def shifted(depth, right, down):
+    """Depth moved by pixels; none where nothing comes from."""
+    moved = np.full_like(depth, np.nan)
+    height, width = depth.shape
+    moved[max(0, down):height + min(0, down), max(0, right):width + min(0, right)] = \
+        depth[max(0, -down):height - max(0, down), max(0, -right):width - max(0, right)]
+    return moved
+
+
+def _each(change):
+    return lambda frames, rng: [replace(f, depth=np.ascontiguousarray(change(f.depth, rng)))
+                                for f in frames]
+
+
+def _order(places):
+    return lambda frames, rng: [replace(f, depth=frames[p].depth) for f, p in zip(
+        frames, places(len(frames), rng), strict=True)]
+
+
+def _enlarged(depth, factor):
+    height, width = depth.shape
+    y, x = round(height * (1 - 1 / factor) / 2), round(width * (1 - 1 / factor) / 2)
+    return resample(depth[y:height - y, x:width - x], height, width)
+
+
+UNIT, STAMPS, PLACE = {'wrong unit'}, {'shuffled stamps', 'offset stamps'}, {'wrong extrinsics'}
+# What is done to a recording, and the causes that may be named for it.
+SABOTAGE = {
+    'centimetres, read as millimetres': (_each(lambda d, _: 0.1 * d), UNIT),
+    'metres, read as millimetres': (_each(lambda d, _: 0.001 * d), UNIT),
+    'millimetres, read as metres': (_each(lambda d, _: 1000 * d), UNIT),
+    'tenths of a millimetre (D405)': (_each(lambda d, _: 10 * d), UNIT),
+    "fifths of a millimetre (TUM's files)": (_each(lambda d, _: 5 * d), UNIT),
+    'disparity': (_each(lambda d, _: 6 / d), {'inverse depth'}),
+    'shuffled': (_order(lambda n, rng: rng.permutation(n)), {'shuffled stamps'}),
+    'backwards': (_order(lambda n, _: range(n)[::-1]), {'shuffled stamps'}),
+    '0.4 s late': (_order(lambda n, _: (np.arange(n) - 2).clip(0)), {'offset stamps'}),
+    '1 s early': (_order(lambda n, _: (np.arange(n) + 5).clip(0, n - 1)), {'offset stamps'}),
+    'turned by 5 degrees to the side': (_each(lambda d, _: shifted(d, 13, 0)), PLACE),
+    'turned by 5 degrees down': (_each(lambda d, _: shifted(d, 0, 13)), PLACE),
+    'mirrored': (_each(lambda d, _: d[:, ::-1]), PLACE),
+    'upside down': (_each(lambda d, _: d[::-1, ::-1]), PLACE),
+    'of a wider lens': (_each(lambda d, _: _enlarged(d, 1.25)), PLACE),
+    'constant': (_each(lambda d, _: np.full_like(d, 2.5)), {'constant depth'}),
+    'empty': (_each(lambda d, _: np.full_like(d, np.nan)), {'empty depth'}),
+    'frozen': (_order(lambda n, _: [0] * n), {'frozen depth'}),
+    'too few frames': (lambda frames, _: frames[:12], {'too few frames'}),
+    'one standing view': (lambda frames, rng: [replace(
+        frames[0], rgb=np.clip(frames[0].rgb + rng.normal(0, 3, frames[0].rgb.shape), 0, 255)
+        .astype(np.uint8), moment=f.moment) for f in frames], {'one standing view'}),
+}
 
 
 def write_folder(path, frames, *, npy=False, camera=True, factor=1000.0, nested=False):

@@ -191,7 +191,7 @@ def check(
     refused = [*_depth(thumbnails), *_images(thumbnails)]
     if refused:
         return refused
-    refused = [*_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
+    refused = [*check_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
     if any(refusal.cause == 'one standing view' for refusal in refused):
         return refused  # where nothing moves, nothing can be said of times and places
     return refused + _together(thumbnails, timed=timed)
@@ -240,10 +240,17 @@ def _images(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
         'the exposure wrong?'))]
 
 
-def _unit(
-    thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool,
+def check_unit(
+    thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool = False,
 ) -> list[Refusal]:
-    """Depth that is impossible in metres, or of another size than language says."""
+    """Depth that is impossible in metres, or of another size than language says.
+
+    Args:
+        thumbnails: as in `check`.
+        comparison: as in `check`.
+        given: the user says what unit depth has.
+
+    """
     median = math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
     ratio = 1.0 if comparison is None or given else comparison.ratio
     impossible = not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]

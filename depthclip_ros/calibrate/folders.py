@@ -160,8 +160,8 @@ class DatasetRecording(Recording):
 
     timed = False
 
-    def __init__(self, dataset: Pairs, camera: CameraModel | None) -> None:
-        """Take over the pairs; nothing is read yet."""
+    def __init__(self, dataset: Pairs, camera: CameraModel | None = None) -> None:
+        """Take over the pairs; nothing is read yet. Without a camera, the data set's counts."""
         super().__init__()
         self._dataset, self._camera = dataset, camera
         self.source = str(dataset.path)
@@ -176,13 +176,20 @@ class DatasetRecording(Recording):
         for position in sorted(set(positions)):
             try:
                 pair = self._dataset.read(position)
-                if self._camera is not None:
-                    self._camera.check_size(pair.rgb.shape[1], pair.rgb.shape[0])
+                camera = self._camera_of(position, pair)
             except Exception as error:  # noqa: BLE001 - whatever a damaged file raises
                 self.left_out[str(error)] += 1
                 continue
             depth = np.where(pair.depth > 0, pair.depth, np.float32(np.nan))
-            yield position, RecordedFrame(pair.rgb, depth, self._camera, self.moments[position])
+            yield position, RecordedFrame(pair.rgb, depth, camera, self.moments[position])
+
+    def _camera_of(self, position: int, pair: Pair) -> CameraModel | None:
+        height, width = pair.rgb.shape[:2]
+        if self._camera is not None:
+            self._camera.check_size(width, height)
+            return self._camera
+        focal = float(getattr(self._dataset.entries[position], 'focal', 0.0))  # pixels
+        return CameraModel.pinhole(width, height, focal) if focal else None
 
     def close(self) -> None:
         """Close the data set."""

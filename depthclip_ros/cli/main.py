@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     _add_demo(commands)
     _add_predict(commands)
+    _add_calibrate(commands)
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
@@ -113,6 +114,42 @@ def _add_predict(commands: _Commands) -> None:
     _add_model_options(parser)
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
     parser.set_defaults(run=_predict)
+
+
+def _add_calibrate(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'calibrate', help="settings for one's own robot from a minute of its own recording",
+        description='Correct depth by words for one camera, from a rosbag2 bag (image, '
+        'camera_info and a depth image, a cloud or a scan), a folder with rgb/, depth/ and '
+        "camera.yaml, or a data set's training split. Writes a parameter file, the calibration "
+        'it names, and a report (.html, .md) beside it. Exit code 1 if the recording is refused, '
+        'or if nothing helps.')
+    parser.add_argument('source', metavar='SOURCE', help='bag, folder, or data set')
+    parser.add_argument('-o', '--output', required=True, metavar='YAML',
+                        help='parameter file to write; nothing is overwritten')
+    _add_model_options(parser)
+    recording = parser.add_argument_group('recording')
+    recording.add_argument('--image', default='', metavar='TOPIC',
+                           help='of a bag with several cameras')
+    recording.add_argument('--depth', default='', metavar='TOPIC',
+                           help='depth image, PointCloud2 or LaserScan (default: what is there)')
+    recording.add_argument('--camera-info', metavar='YAML',
+                           help="calibration of the camera, instead of the recording's own")
+    recording.add_argument('--depth-unit', type=_positive, default=0.0, metavar='METRES',
+                           help='what a stored unit of depth is (default: millimetres in 16 bits, '
+                           'metres in 32)')
+    recording.add_argument('--tolerance', type=_positive, default=0.05, metavar='SECONDS',
+                           help="between an image's and its depth's stamp (default %(default)g)")
+    recording.add_argument('--every', type=_count, default=1, metavar='N',
+                           help='use every Nth frame (default %(default)d)')
+    recording.add_argument('--min-frames', type=_count, default=30, metavar='N',
+                           help='refuse a recording with fewer (default %(default)d)')
+    recording.add_argument('--max-frames', type=_count, default=200, metavar='N',
+                           help='calibrate from at most N, evenly spread (default %(default)d)')
+    parser.add_argument('--variant', default='auto',
+                        choices=('auto', 'full', 'monotone', 'scale', 'none'),
+                        help='what to fit (default: what held-out blocks show to be worth it)')
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -177,6 +214,11 @@ def _predict(options: argparse.Namespace) -> int:
     return predict_files(
         options.images, options.output, config=options.config, weights=options.weights,
         device=options.device)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from .calibrate import calibrate
+    return calibrate(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip calibrate`: settings for one's own robot from a minute of its own recording."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from ..calibrate.checks import Comparison, Thumbnail, check, check_unit, views
+from ..calibrate.fit import Options, Sample, fit
+from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
+from ..calibrate.recordings import RecordingError, blocks, camera_of, resample, spread_evenly
+from ..calibrate.report import Context, Example, Image, contents, to_html, to_markdown
+from ..core.errors import ConfigError, quoted
+from ..core.files import atomic, user_path
+from ..sources.camera_info import CameraCalibration
+from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from ..calibrate.checks import Refusal
+    from ..calibrate.fit import Fitted
+    from ..calibrate.recordings import RecordedFrame, Recording
+    from ..core.config import DepthConfig
+    from ..core.estimator import DepthEstimator
+    from ..core.geometry import CameraModel
+    from ..node.config import NodeConfig
+
+MOST_LOOKED_AT = 600  # frames, for the checks; they need no network
+MOST_COMPARED = 20  # frames, of which words and measured depth are compared for the unit
+EXAMPLES = 3
+_GRID = 60, 80  # in which these are compared
+_EVERY_SECONDS = 2.0  # a line of progress
+
+# Settings of the node that are this machine's, not the robot's.
+_NOT_THE_ROBOTS = ('device', 'cache_dir', 'offline', 'num_threads')
+
+
+class Target(NamedTuple):
+    """Files to write."""
+
+    settings: Path
+    html: Path
+    markdown: Path
+    picture: Path
+
+    @classmethod
+    def of(cls, output: str) -> Target:
+        """Find the names, and refuse to overwrite.
+
+        Raises:
+            ConfigError: a file is there already, or cannot be written.
+
+        """
+        try:
+            path = user_path(output)
+        except OSError as error:
+            raise ConfigError(f'{quoted(output)}: {error.strerror}.') from error
+        if path.suffix not in ('.yaml', '.yml'):
+            raise ConfigError(f'-o {path}: name a parameter file, such as robot.yaml.')
+        output_folder(str(path.parent))
+        target = cls(path, *(path.with_suffix(ending) for ending in ('.html', '.md', '.png')))
+        there = [str(file) for file in target if file.exists() or file.is_symlink()]
+        if there:
+            raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove '
+                              'what is no longer needed, or choose another name with -o.')
+        return target
+
+
+class Survey(NamedTuple):
+    """What a first look at a recording leaves."""
+
+    thumbnails: list[Thumbnail]
+    kept: list[RecordedFrame]  # a few, for comparison and pictures
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Calibrate from a recording, and write settings and a report.
+
+    Args:
+        options: of the command line, see `depthclip_ros.cli.main`.
+
+    Returns:
+        Exit code: 0 if settings are written; 1 if the recording is refused, or nothing helps.
+
+    Raises:
+        DepthClipError: settings, weights, recording or output cannot be used.
+
+    """
+    target = Target.of(options.output)
+    depth, node = settings(options.config, options.weights, options.device)
+    if getattr(depth, 'calibration', ''):
+        raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
+                          "calibration starts from words alone. Set calibration: '' in the "
+                          'file, or leave it out.')
+    with closing(open_recording(options, node)) as recording:
+        positions = range(0, len(recording), options.every)
+        to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
+        survey = _look(recording, [positions[i] for i in spread_evenly(
+            len(positions), MOST_LOOKED_AT)])
+        refused = check(survey.thumbnails, timed=recording.timed, least_frames=options.min_frames,
+                        unit_given=options.depth_unit > 0)
+        if refused:
+            return _refuse(recording, refused)
+        estimator = load_estimator(depth, node)
+        refused = check_unit(survey.thumbnails, compare(estimator, survey.kept),
+                             given=options.depth_unit > 0)
+        if refused:
+            return _refuse(recording, refused)
+        chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
+        fitted = fit(estimator, _samples(recording, chosen),
+                     Options(variant=options.variant, source=Path(recording.source).name),
+                     log=to_stderr)
+        return _write(target, fitted, recording, survey, estimator, depth, node)
+
+
+def open_recording(options: argparse.Namespace, node: NodeConfig) -> Recording:
+    """Open a bag, a folder of images and depth, or a data set's training split.
+
+    Raises:
+        DepthClipError: there is none, or it holds nothing to calibrate from.
+
+    """
+    try:
+        path = user_path(options.source)
+        path.stat()
+    except OSError as error:
+        raise RecordingError(f'{quoted(options.source, 200)}: there is no recording: '
+                             f'{error.strerror}.') from error
+    camera = _given_camera(options, node)
+    if path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists():
+        from ..calibrate.bags import BagOptions, BagRecording
+        return BagRecording(path, BagOptions(
+            image=options.image, depth=options.depth, tolerance=options.tolerance,
+            rectified=node.rectified, camera=camera, unit=options.depth_unit))
+    if any((path / name).is_dir() for name in COLOR_FOLDERS):
+        return FolderRecording(path, camera, options.tolerance, rectified=node.rectified,
+                               unit=options.depth_unit)
+    return _training_split(path, camera)
+
+
+def _given_camera(options: argparse.Namespace, node: NodeConfig) -> CameraModel | None:
+    if not options.camera_info:
+        return None
+    return camera_of(CameraCalibration.from_yaml(options.camera_info), rectified=node.rectified)
+
+
+def _training_split(path: Path, camera: CameraModel | None) -> Recording:
+    """Of a data set that `offline_eval` knows; that package may be missing."""
+    none = (f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
+            f'.db3), a folder with {COLOR_FOLDERS[0]}/ and depth/')
+    try:
+        from offline_eval.datasets import Where, open_dataset
+        from offline_eval.errors import EvaluationError
+    except ImportError as error:
+        raise RecordingError(f'{none}; data sets need the package offline_eval, which is not '
+                             'installed.') from error
+    try:
+        training = open_dataset(Where(path)).training()
+    except EvaluationError as error:
+        raise RecordingError(f'{none}, or a data set: {error}') from error
+    if training is None:
+        raise RecordingError(f'{path}: this data set has no training split here, and the test '
+                             'split must not be calibrated on.')
+    return DatasetRecording(training, camera)
+
+
+def _look(recording: Recording, positions: Sequence[int]) -> Survey:
+    """Reduce frames to thumbnails, and keep a few of them."""
+    keep = {positions[i] for i in spread_evenly(len(positions), MOST_COMPARED)}
+    survey = Survey([], [])
+    for position, frame in _with_progress('looking at', recording.read(positions), len(positions)):
+        survey.thumbnails.append(Thumbnail.of(frame))
+        if position in keep:
+            survey.kept.append(frame)
+    return survey
+
+
+def _with_progress(
+    doing: str, frames: Iterator[tuple[int, RecordedFrame]], count: int,
+) -> Iterator[tuple[int, RecordedFrame]]:
+    said = time.monotonic()
+    for number, frame in enumerate(frames, 1):
+        yield frame
+        if time.monotonic() - said > _EVERY_SECONDS:
+            said = time.monotonic()
+            to_stderr(f'{doing} {number} of {count} frames')
+
+
+def compare(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> Comparison:
+    """Measured depth beside what words say (with the focal length), on a coarse grid."""
+    measured, said = [], []
+    for frame in frames:
+        measured.append(resample(frame.depth, *_GRID))
+        said.append(estimator.predict(frame.rgb, _GRID, frame.camera).depth)
+    return Comparison.of(np.array(measured), np.array(said), trained=estimator.weights.trained)
+
+
+def _samples(recording: Recording, positions: Sequence[int]) -> Iterator[Sample]:
+    owner = blocks([recording.moments[p] for p in positions])
+    block = dict(zip(positions, owner.tolist(), strict=True))
+    for position, frame in _with_progress(
+            'calibrating from', recording.read(positions), len(positions)):
+        yield Sample(frame.rgb, frame.depth, frame.camera, block[position], frame.moment.time)
+
+
+def _refuse(recording: Recording, refused: Sequence[Refusal]) -> int:
+    """Say why; nothing is written."""
+    _print_left_out(recording)
+    print(f'{recording.source} is not calibrated from:', file=sys.stderr)
+    for cause, message in refused:
+        print(f'  {cause}: {message}', file=sys.stderr)
+    return 1
+
+
+def _print_left_out(recording: Recording) -> None:
+    for cause, count in sorted(recording.left_out.items()):
+        to_stderr(f'left out, {count} times: {cause}')
+
+
+def _write(
+    target: Target, fitted: Fitted, recording: Recording, survey: Survey,
+    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig,
+) -> int:
+    """Write settings, calibration and report; say what came out."""
+    _print_left_out(recording)
+    frames = [survey.kept[i] for i in spread_evenly(len(survey.kept), EXAMPLES)]
+    before = _depths(estimator, frames)
+    after: list[Any] = [None] * len(frames)
+    try:
+        if fitted.calibration is not None:
+            stem = target.settings.stem
+            file = fitted.calibration.save(target.settings.parent, stem).absolute()
+            depth = depth.replace(calibration=str(file))
+            estimator.reconfigure(depth)
+            after = _depths(estimator, frames)
+            _save(target.settings, _as_yaml(fitted, recording, depth, node))
+            print(f'{target.settings} and {file.name}')
+        context = Context(
+            recording.source, recording.described,
+            f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
+            estimator.weights.trained, len(recording), views(survey.thumbnails),
+            recording.left_out, str(target.settings) if fitted.calibration else '')
+        parts = contents(fitted, context, [
+            Example(frame.moment.name, frame.rgb, frame.depth, *depths)
+            for frame, *depths in zip(frames, before, after, strict=True)], target.picture.name)
+        _save(target.html, to_html(parts))
+        _save(target.markdown, to_markdown(parts))
+        for part in parts:
+            if isinstance(part, Image):
+                _save(target.picture, part.data)
+    except OSError as error:
+        raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
+                          'the disk full?') from error
+    print(f'report: {target.html}, {target.markdown}')
+    print(fitted.verdict)
+    numbers = ' '.join(f'{value:.5g}' for value in fitted.sensor_model)
+    print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
+    if not estimator.weights.trained:
+        print_untrained()
+    return 0 if fitted.calibration is not None else 1
+
+
+def _depths(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> list[Any]:
+    return [estimator.predict(frame.rgb, (120, 160), frame.camera).depth for frame in frames]
+
+
+def _as_yaml(
+    fitted: Fitted, recording: Recording, depth: DepthConfig, node: NodeConfig,
+) -> str:
+    """A parameter file with all settings that are the robot's."""
+    robot = {name: value for name, value in node.to_dict().items()
+             if name not in _NOT_THE_ROBOTS}
+    values = {**depth.to_dict(), **robot}
+    document = yaml.safe_dump({'/**': {'ros__parameters': values}}, sort_keys=False,
+                              allow_unicode=True)
+    said = [f'Calibrated on {recording.source}: no longer zero-shot.', *fitted.verdict.splitlines(),
+            'The file that calibration names belongs to this one: move both, correct the path.']
+    return ''.join(f'# {" ".join(line.split())}\n' for line in said) + document
+
+
+def _save(path: Path, content: str | bytes) -> None:
+    with atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
