@@ -282,7 +282,7 @@ def _as_yaml(
     values = {**depth.to_dict(), **robot}
     document = yaml.safe_dump({'/**': {'ros__parameters': values}}, sort_keys=False,
                               allow_unicode=True)
-    said = [f'Calibrated on {recording.source}: no longer zero-shot.', *fitted.verdict.splitlines(),
+    said = [f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.']
     return ''.join(f'# {" ".join(line.split())}\n' for line in said) + document
 
