@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
 from drives import GOOD, SABOTAGE, drive, sensed  # noqa: E402
 
-from depthclip_ros.calibrate.checks import Thumbnail, check, check_unit, views  # noqa: E402
+from depthclip_ros.calibrate.checks import Thumbnail, check, views  # noqa: E402
 from depthclip_ros.calibrate.recordings import spread_evenly  # noqa: E402
 from depthclip_ros.cli.calibrate import MOST_COMPARED, compare  # noqa: E402
 from depthclip_ros.cli.model import settings  # noqa: E402
@@ -63,18 +63,19 @@ def judge(estimator: DepthEstimator, frames: list) -> dict[str, object]:
     """Causes of refusal, and what else there is to see."""
     thumbnails = [Thumbnail.of(frame) for frame in frames]
     comparison = compare(estimator, [frames[i] for i in spread_evenly(len(frames), MOST_COMPARED)])
-    refused = check(thumbnails) or check_unit(thumbnails, comparison)
+    refused = check(thumbnails, comparison)
     return {'refused': [refusal.cause for refusal in refused],
             'messages': [refusal.message for refusal in refused],
             'views': views(thumbnails), 'measured over words': round(comparison.ratio, 3),
-            'correlation with words': round(comparison.correlation, 3)}
+            'correlation with words': round(comparison.correlation, 3),
+            'certainty by words': round(comparison.certainty, 1)}
 
 
 def show(row: dict[str, object]) -> None:
     """One line."""
     print(f'{row["recording"]:38} {", ".join(row["refused"]) or "accepted":20} '
           f'views {row["views"]:3}, ratio {row["measured over words"]}, '
-          f'correlation {row["correlation with words"]}', flush=True)
+          f'correlation {row["correlation with words"]}, {row["certainty by words"]}', flush=True)
 
 
 if __name__ == '__main__':

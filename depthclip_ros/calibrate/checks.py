@@ -2,10 +2,12 @@
 """Is a recording fit to calibrate from? What is wrong is refused with its cause and its remedy.
 
 All but the unit is judged without the network: edges of depth lie on edges of the image, at the
-same time and in the same place, whatever the weights. Of every image and every depth map the
-strength of edges is taken in 80 x 60 cells, and what the same cell shows on average is taken off,
-so that only what moves counts. The correlation of every image with every depth map then says
-whether they belong together, and that of shifted maps whether they lie on each other.
+same time and in the same place, whatever the weights. Of every image the strength of edges across
+and down is taken in 80 x 60 cells, of every depth map whether there is a step, and what the same
+cell shows on average is taken off, so that only what moves counts. The correlation of every image
+with every depth map then says whether they belong together, and that of shifted maps whether they
+lie on each other. A scanner's line has too few edges for that: there the words' depth must fit
+that of its own time better than that of others.
 """
 
 from __future__ import annotations
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
 LEAST_FRAMES = 30
 _COLUMNS, _ROWS = 80, 60  # cells
 _FINE = 2  # pixels a cell, each way
-_STEP = 0.3  # logarithm of depth; a larger step is no stronger edge
+_STEP = 0.06  # logarithm of depth, from which it is an edge
 _GREY = 8.0  # levels below which edges are noise
 _VIEW = 20, 15  # pixels in which views are compared
 _SAME_VIEW = 0.95  # correlation
 LEAST_VIEWS = 4
 _BLANK = 3.0  # levels of standard deviation
 _LEAST_CELLS = 24  # with depth in a frame, of 4800; a scanner's line has up to 80
+_SPARSE = 0.05  # share of the cells below which edges of depth say nothing
 _FLAT = 0.01  # standard deviation of log depth
 _ONE_VALUE = 0.9  # share of pixels with the same depth
 _PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
@@ -84,8 +87,8 @@ class Thumbnail:
 
     Attributes:
         time: seconds.
-        edges: (60, 80) strength of the image's edges.
-        steps: (60, 80) strength of depth's, NaN where no neighbours have depth.
+        edges: (2, 60, 80) strength of the image's edges from left to right, and downwards.
+        steps: (2, 60, 80) whether depth has one, 0 or 1; NaN where no neighbours have depth.
         view: (15, 20) grey, mean 0 and length 1.
         contrast: standard deviation of grey levels.
         depth: (120, 160) logarithm of depth, NaN where there is none.
@@ -104,19 +107,19 @@ class Thumbnail:
         """Reduce a frame."""
         grey = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
         fine = cv2.resize(grey, (_FINE * _COLUMNS, _FINE * _ROWS), interpolation=cv2.INTER_AREA)
-        depth = np.log(_gather(frame.depth))
+        depth = np.log(gather(frame.depth, _FINE * _ROWS, _FINE * _COLUMNS))
+        steps = _largest_steps(depth)
         view = cv2.resize(fine, _VIEW, interpolation=cv2.INTER_AREA).astype(np.float32)
         contrast = float(view.std())
         view -= view.mean()
         return cls(
-            frame.moment.time, np.log1p(_largest_step(fine.astype(np.float32)) / _GREY),
-            np.minimum(_largest_step(depth), _STEP), view / max(float(np.linalg.norm(view)), 1e-6),
-            contrast, depth)
+            frame.moment.time, np.log1p(_largest_steps(fine.astype(np.float32)) / _GREY),
+            np.where(np.isnan(steps), steps, steps > _STEP).astype(np.float32),
+            view / max(float(np.linalg.norm(view)), 1e-6), contrast, depth)
 
 
-def _gather(depth: Float32) -> Float32:
-    """Depth in the fine grid: the nearest pixel's; of sparse depth the nearest point in each."""
-    height, width = _FINE * _ROWS, _FINE * _COLUMNS
+def gather(depth: Float32, height: int, width: int) -> Float32:
+    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
     known = np.isfinite(depth)
     if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
         return resample(depth, height, width)
@@ -128,13 +131,13 @@ def _gather(depth: Float32) -> Float32:
     return gathered.reshape(height, width)
 
 
-def _largest_step(values: Float32) -> Float32:
-    """Of each cell, the largest difference of neighbours to the right and below."""
+def _largest_steps(values: Float32) -> Float32:
+    """Of each cell, the largest difference of neighbours: (2, 60, 80), across and down."""
     across, down = (np.abs(np.diff(values, axis=axis)) for axis in (1, 0))
-    steps = np.fmax(
-        np.pad(across, ((0, 0), (0, 1)), 'edge'), np.pad(down, ((0, 1), (0, 0)), 'edge'))
-    cells = steps.reshape(_ROWS, _FINE, _COLUMNS, _FINE).transpose(0, 2, 1, 3)
-    largest: Float32 = np.fmax.reduce(cells.reshape(_ROWS, _COLUMNS, -1), axis=-1)
+    steps = np.stack([
+        np.pad(across, ((0, 0), (0, 1)), 'edge'), np.pad(down, ((0, 1), (0, 0)), 'edge')])
+    cells = steps.reshape(2, _ROWS, _FINE, _COLUMNS, _FINE).transpose(0, 1, 3, 2, 4)
+    largest: Float32 = np.fmax.reduce(cells.reshape(2, _ROWS, _COLUMNS, -1), axis=-1)
     return largest
 
 
@@ -144,27 +147,43 @@ class Comparison(NamedTuple):
     Attributes:
         ratio: median of measured depth over language depth.
         correlation: of the logarithms; NaN where one of them does not vary.
+        certainty: standard deviations by which words fit the depth of their own frame better
+            than that of others; NaN where that cannot be told.
         trained: whether the weights are.
 
     """
 
     ratio: float
     correlation: float
+    certainty: float
     trained: bool
 
     @classmethod
     def of(
         cls, measured: NDArray[np.floating], language: NDArray[np.floating], *, trained: bool,
     ) -> Comparison:
-        """Compare depths of the same patches, metres; NaN counts for nothing."""
-        first, second = (np.asarray(v, np.float64).ravel() for v in (measured, language))
-        known = np.isfinite(first) & np.isfinite(second) & (first > 0) & (second > 0)
+        """Compare depths in metres, (N, h, w) of N frames; NaN counts for nothing."""
+        with np.errstate(divide='ignore', invalid='ignore'):
+            true, said = (np.log(np.asarray(v, np.float64)).reshape(len(v), -1)
+                          for v in (measured, language))
+        known = np.isfinite(true) & np.isfinite(said)
         if not known.any():
-            return cls(math.nan, math.nan, trained)
-        first, second = np.log(first[known]), np.log(second[known])
+            return cls(math.nan, math.nan, math.nan, trained)
+        first, second = true[known], said[known]
         varies = min(first.std(), second.std()) > 1e-6
         return cls(float(np.exp(np.median(first - second))),
-                   float(np.corrcoef(first, second)[0, 1]) if varies else math.nan, trained)
+                   float(np.corrcoef(first, second)[0, 1]) if varies else math.nan,
+                   _fits_its_own(true, said) if varies else math.nan, trained)
+
+
+def _fits_its_own(true: NDArray[np.float64], said: NDArray[np.float64]) -> float:
+    """Certainty that (N, P) depths belong together pairwise, by their mean square difference."""
+    known, filled = np.isfinite(true), np.nan_to_num(true)
+    shared = known.astype(np.float64) @ np.isfinite(said).T
+    words = np.nan_to_num(said)
+    difference = (np.square(filled) @ np.isfinite(said).T - 2 * filled @ words.T
+                  + known @ np.square(words).T) / np.maximum(shared, 1)
+    return _certainty(_by_lag(-difference), 0)
 
 
 def check(
@@ -175,7 +194,7 @@ def check(
 
     Args:
         thumbnails: of its frames in the order of time, at least those that are calibrated from.
-        comparison: with language's depth; None: not looked at.
+        comparison: with language's depth; None: what needs it is not judged.
         timed: whether times are a clock's.
         unit_given: the user says what unit depth has, so that only the impossible is refused.
         least_frames: fewer are too few.
@@ -191,15 +210,22 @@ def check(
     refused = [*_depth(thumbnails), *_images(thumbnails)]
     if refused:
         return refused
-    refused = [*check_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
+    refused = [*_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
     if any(refusal.cause == 'one standing view' for refusal in refused):
         return refused  # where nothing moves, nothing can be said of times and places
+    if np.median(_cells(thumbnails)) < _SPARSE * _ROWS * _COLUMNS:
+        return refused + _by_words(comparison)
     return refused + _together(thumbnails, timed=timed)
+
+
+def _cells(thumbnails: Sequence[Thumbnail]) -> list[int]:
+    """Number of cells with depth beside each other, by frame."""
+    return [int(np.isfinite(t.steps).any(axis=0).sum()) for t in thumbnails]
 
 
 def _depth(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
     """Empty, constant and frozen depth."""
-    cells = [np.count_nonzero(np.isfinite(t.steps)) for t in thumbnails]
+    cells = _cells(thumbnails)
     if np.median(cells) < _LEAST_CELLS:
         return [Refusal('empty depth', (
             f'{np.mean(np.array(cells) < _LEAST_CELLS):.0%} of the frames have (almost) no depth '
@@ -211,6 +237,8 @@ def _depth(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
         return [Refusal('constant depth', (
             f'Depth is the same everywhere in {np.mean(flat):.0%} of the frames ({value:.4g} m): '
             'the sensor reports no measurement. Check its driver and its range.'))]
+    if views(thumbnails) < LEAST_VIEWS:
+        return []
     same = [_equal(a.depth, b.depth) and float((a.view * b.view).sum()) < 1 - 1e-4
             for a, b in pairwise(thumbnails)]
     if np.mean(same) > 0.5:
@@ -240,7 +268,7 @@ def _images(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
         'the exposure wrong?'))]
 
 
-def check_unit(
+def _unit(
     thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool = False,
 ) -> list[Refusal]:
     """Depth that is impossible in metres, or of another size than language says.
@@ -300,8 +328,8 @@ def _standing(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
 class _Edges:
     """Edges of all frames, what moves of them, each frame of length 1."""
 
-    image: Float32  # (N, 60, 80)
-    depth: Float32  # (N, 60, 80), 0 where there is none
+    image: Float32  # (N, 2, 60, 80): edges across, and edges down
+    depth: Float32  # the same, 0 where there is none
 
     @classmethod
     def of(cls, thumbnails: Sequence[Thumbnail]) -> _Edges:
@@ -311,8 +339,8 @@ class _Edges:
                 values - np.nanmean(values, axis=0) for values in (
                     np.stack([t.edges for t in thumbnails]),
                     np.stack([t.steps for t in thumbnails])))
-            image -= image.mean(axis=(1, 2), keepdims=True)
-            depth -= np.nanmean(depth, axis=(1, 2), keepdims=True)
+            image -= image.mean(axis=(2, 3), keepdims=True)
+            depth -= np.nanmean(depth, axis=(2, 3), keepdims=True)
         return cls(_unit_length(image), _unit_length(np.nan_to_num(depth)))
 
     def pairs(self, depth: Float32 | None = None) -> NDArray[np.float64]:
@@ -330,15 +358,14 @@ class _Edges:
             (2h, 2w) mean over frames; place (i, j) is depth shifted by i - h down, j - w right.
 
         """
-        image, depth = self.image[:, rows, columns], self.depth[:, rows, columns]
-        height, width = image.shape[1:]
-        size = 2 * height, 2 * width
-        spectrum = (np.fft.rfft2(image, size) * np.conj(np.fft.rfft2(depth, size))).mean(axis=0)
+        image, depth = (v[:, :, rows, columns] for v in (self.image, self.depth))
+        size = 2 * image.shape[2], 2 * image.shape[3]
+        spectrum = (np.fft.rfft2(image, size) * np.conj(np.fft.rfft2(depth, size))).mean((0, 1))
         return np.fft.fftshift(np.fft.irfft2(spectrum, size))
 
 
 def _unit_length(values: Float32) -> Float32:
-    length = np.sqrt((values * values).sum(axis=(1, 2), keepdims=True))
+    length = np.sqrt((values * values).sum(axis=(1, 2, 3), keepdims=True))
     unit: Float32 = values / np.maximum(length, 1e-9)
     return unit
 
@@ -374,17 +401,29 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
             'its stamp: the clocks of camera and depth sensor differ, or one driver stamps late. '
             'Synchronise them (chrony, hardware trigger) and record again.'))]
     refused = _place(edges)
-    if refused or _certainty(by_lag, 0 if abs(places) > 1 else lag) > _CERTAIN:
+    if refused or _certainty(by_lag, 0 if abs(places) > 1 else lag) > _CERTAIN \
+            or _stands_out(edges.shifts(slice(None), slice(None))) > _CLAIM:
         return refused
     return [_not_together(pairs)]
+
+
+def _by_words(comparison: Comparison | None) -> list[Refusal]:
+    """Of a sensor that shows no edges: does it fit the words, and better at its own time?"""
+    if comparison is None or comparison.certainty > _CERTAIN:
+        return []
+    return [Refusal('nothing in common', (
+        'Depth is sparse, and does not fit the words at its own time better than at others '
+        f'(certainty {comparison.certainty:.1f} of {_CERTAIN:g} standard deviations): the stamps '
+        'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
+        'Record a denser sensor, or several rooms.'))]
 
 
 def _place(edges: _Edges) -> list[Refusal]:
     """Does depth fit better when it is turned, of another size, or moved?"""
     usual = float(np.trace(edges.pairs())) / len(edges.depth)
-    for turned, said in ((edges.depth[:, :, ::-1], 'mirrored'),
-                         (edges.depth[:, ::-1, ::-1], 'upside down'),
-                         (edges.depth[:, ::-1], 'mirrored top to bottom')):
+    for turned, said in ((edges.depth[..., ::-1], 'mirrored'),
+                         (edges.depth[..., ::-1, ::-1], 'upside down'),
+                         (edges.depth[..., ::-1, :], 'mirrored top to bottom')):
         if _fits_better(edges, turned, usual):
             return [Refusal('wrong extrinsics', (
                 f'Depth is {said} against the image. Correct the mounting of the sensor in tf, '
@@ -410,7 +449,7 @@ def _zoomed(depth: Float32, factor: float) -> Float32:
         np.rint((np.arange(size) + 0.5 - size / 2) / factor + size / 2 - 0.5).astype(int)
         for size in (_ROWS, _COLUMNS))
     inside = ((rows >= 0) & (rows < _ROWS))[:, None] & ((columns >= 0) & (columns < _COLUMNS))
-    zoomed = depth[:, rows.clip(0, _ROWS - 1)[:, None], columns.clip(0, _COLUMNS - 1)] * inside
+    zoomed = depth[..., rows.clip(0, _ROWS - 1)[:, None], columns.clip(0, _COLUMNS - 1)] * inside
     return _unit_length(zoomed)
 
 

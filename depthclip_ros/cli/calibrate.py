@@ -6,16 +6,17 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from ..calibrate.checks import Comparison, Thumbnail, check, check_unit, views
+from ..calibrate.checks import Comparison, Thumbnail, check, gather, views
 from ..calibrate.fit import Options, Sample, fit
 from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
-from ..calibrate.recordings import RecordingError, blocks, camera_of, resample, spread_evenly
+from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_evenly
 from ..calibrate.report import Context, Example, Image, contents, to_html, to_markdown
 from ..core.errors import ConfigError, quoted
 from ..core.files import atomic, user_path
@@ -106,14 +107,12 @@ def calibrate(options: argparse.Namespace) -> int:
         to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
         survey = _look(recording, [positions[i] for i in spread_evenly(
             len(positions), MOST_LOOKED_AT)])
-        refused = check(survey.thumbnails, timed=recording.timed, least_frames=options.min_frames,
-                        unit_given=options.depth_unit > 0)
-        if refused:
+        judge = partial(check, survey.thumbnails, timed=recording.timed,
+                        least_frames=options.min_frames, unit_given=options.depth_unit > 0)
+        if refused := judge():  # before the weights are loaded
             return _refuse(recording, refused)
         estimator = load_estimator(depth, node)
-        refused = check_unit(survey.thumbnails, compare(estimator, survey.kept),
-                             given=options.depth_unit > 0)
-        if refused:
+        if refused := judge(compare(estimator, survey.kept)):
             return _refuse(recording, refused)
         chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
         fitted = fit(estimator, _samples(recording, chosen),
@@ -199,7 +198,7 @@ def compare(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> Compa
     """Measured depth beside what words say (with the focal length), on a coarse grid."""
     measured, said = [], []
     for frame in frames:
-        measured.append(resample(frame.depth, *_GRID))
+        measured.append(gather(frame.depth, *_GRID))
         said.append(estimator.predict(frame.rgb, _GRID, frame.camera).depth)
     return Comparison.of(np.array(measured), np.array(said), trained=estimator.weights.trained)
 
