@@ -34,16 +34,17 @@ def main() -> int:
     """Judge all; exit code 1 if one is judged wrongly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--seed', type=int, default=0, help='other rooms: added to all seeds')
     options = parser.parse_args()
     torch.set_num_threads(1)
     estimator = DepthEstimator(settings(None, 'demo')[0], 'demo')
     rows = []
     for name, (arguments, sensor) in GOOD.items():
-        frames = sensed(drive(**arguments), sensor)
+        frames = sensed(drive(**{**arguments, 'seed': arguments['seed'] + options.seed}), sensor)
         rows.append({'recording': name, 'expected': [], **judge(estimator, frames)})
         show(rows[-1])
     for number, (name, (change, causes)) in enumerate(SABOTAGE.items()):
-        frames = change(drive(seed=200 + number), np.random.default_rng(number))
+        frames = change(drive(seed=200 + number + options.seed), np.random.default_rng(number))
         rows.append({'recording': name, 'expected': sorted(causes), **judge(estimator, frames)})
         show(rows[-1])
     good, bad = rows[:len(GOOD)], rows[len(GOOD):]
@@ -54,7 +55,7 @@ def main() -> int:
           'with their cause')
     if options.json:
         options.json.write_text(json.dumps({
-            'accepted': accepted, 'good': len(good), 'refused with their cause': right,
+            'seed': options.seed, 'accepted': accepted, 'good': len(good), 'refused with their cause': right,
             'sabotaged': len(bad), 'recordings': rows}, indent=1) + '\n')
     return int(accepted < len(good) or right < len(bad))
 

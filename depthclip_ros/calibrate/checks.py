@@ -50,6 +50,7 @@ _PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
 _UNIT = math.log(3.0)
 _INVERSE = -0.3  # correlation of log depth with what language says
 _CERTAIN = 5.0  # standard deviations above what pairs that do not belong together have
+_BY_WORDS = 3.0  # the same, of words with the depth of a sparse sensor
 _CLAIM = 10.0  # the same, before a certain fault is named
 _LARGE = 6.0  # times the median deviation of pairs that do not belong together
 _OFFSET = 0.08  # seconds; a robot at 0.5 m/s goes 4 cm
@@ -188,7 +189,7 @@ def _fits_its_own(true: NDArray[np.float64], said: NDArray[np.float64]) -> float
 
 def check(
     thumbnails: Sequence[Thumbnail], comparison: Comparison | None = None, *, timed: bool = True,
-    unit_given: bool = False, least_frames: int = LEAST_FRAMES,
+    unit_given: bool = False,
 ) -> list[Refusal]:
     """Judge a recording.
 
@@ -197,15 +198,14 @@ def check(
         comparison: with language's depth; None: what needs it is not judged.
         timed: whether times are a clock's.
         unit_given: the user says what unit depth has, so that only the impossible is refused.
-        least_frames: fewer are too few.
 
     Returns:
         What is wrong, the most likely cause first; nothing if the recording may be used.
 
     """
-    if len(thumbnails) < least_frames:
+    if len(thumbnails) < LEAST_FRAMES:
         return [Refusal('too few frames', (
-            f'{len(thumbnails)} frames have depth, and at least {least_frames} are needed. Record '
+            f'{len(thumbnails)} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
             'a minute of driving, through several rooms if you can.')), *_standing(thumbnails)]
     refused = [*_depth(thumbnails), *_images(thumbnails)]
     if refused:
@@ -409,11 +409,11 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
 
 def _by_words(comparison: Comparison | None) -> list[Refusal]:
     """Of a sensor that shows no edges: does it fit the words, and better at its own time?"""
-    if comparison is None or comparison.certainty > _CERTAIN:
+    if comparison is None or comparison.certainty > _BY_WORDS:
         return []
     return [Refusal('nothing in common', (
         'Depth is sparse, and does not fit the words at its own time better than at others '
-        f'(certainty {comparison.certainty:.1f} of {_CERTAIN:g} standard deviations): the stamps '
+        f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
         'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
         'Record a denser sensor, or several rooms.'))]
 

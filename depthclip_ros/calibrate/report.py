@@ -95,6 +95,7 @@ class Context:
         recorded: frames in the recording.
         views: clearly different ones.
         left_out: what could not be used, by cause.
+        refused: why the recording should have been refused, where it was used all the same.
         written: the parameter file; '' if none is written.
 
     """
@@ -106,6 +107,7 @@ class Context:
     recorded: int
     views: int
     left_out: Mapping[str, int]
+    refused: Sequence[str]
     written: str
 
 
@@ -125,6 +127,8 @@ def contents(
         Heading(f'Calibration on {context.source}')]
     if not context.trained:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
+    parts += [Text(f'The recording should have been refused. {message}', warning=True)
+              for message in context.refused]
     parts += [
         Text(fitted.verdict, warning=not fitted.improved),
         Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'

@@ -98,7 +98,7 @@ def calibrate(options: argparse.Namespace) -> int:
     """
     target = Target.of(options.output)
     depth, node = settings(options.config, options.weights, options.device)
-    if getattr(depth, 'calibration', ''):
+    if depth.calibration:
         raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
                           "calibration starts from words alone. Set calibration: '' in the "
                           'file, or leave it out.')
@@ -108,17 +108,20 @@ def calibrate(options: argparse.Namespace) -> int:
         survey = _look(recording, [positions[i] for i in spread_evenly(
             len(positions), MOST_LOOKED_AT)])
         judge = partial(check, survey.thumbnails, timed=recording.timed,
-                        least_frames=options.min_frames, unit_given=options.depth_unit > 0)
-        if refused := judge():  # before the weights are loaded
+                        unit_given=options.depth_unit > 0)
+        if (refused := judge()) and not options.anyway:  # before the weights are loaded
             return _refuse(recording, refused)
         estimator = load_estimator(depth, node)
-        if refused := judge(compare(estimator, survey.kept)):
+        refused = refused or judge(compare(estimator, survey.kept))
+        if refused and not options.anyway:
             return _refuse(recording, refused)
+        for cause, message in refused:
+            to_stderr(f'WARNING: {cause}: {message} Calibrated from all the same (--anyway).')
         chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
         fitted = fit(estimator, _samples(recording, chosen),
                      Options(variant=options.variant, source=Path(recording.source).name),
                      log=to_stderr)
-        return _write(target, fitted, recording, survey, estimator, depth, node)
+        return _write(target, fitted, recording, survey, estimator, depth, node, refused)
 
 
 def open_recording(options: argparse.Namespace, node: NodeConfig) -> Recording:
@@ -217,6 +220,7 @@ def _refuse(recording: Recording, refused: Sequence[Refusal]) -> int:
     print(f'{recording.source} is not calibrated from:', file=sys.stderr)
     for cause, message in refused:
         print(f'  {cause}: {message}', file=sys.stderr)
+    print('(--anyway calibrates from it all the same.)', file=sys.stderr)
     return 1
 
 
@@ -227,7 +231,7 @@ def _print_left_out(recording: Recording) -> None:
 
 def _write(
     target: Target, fitted: Fitted, recording: Recording, survey: Survey,
-    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig,
+    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig, refused: Sequence[Refusal],
 ) -> int:
     """Write settings, calibration and report; say what came out."""
     _print_left_out(recording)
@@ -247,7 +251,8 @@ def _write(
             recording.source, recording.described,
             f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
             estimator.weights.trained, len(recording), views(survey.thumbnails),
-            recording.left_out, str(target.settings) if fitted.calibration else '')
+            recording.left_out, [refusal.message for refusal in refused],
+            str(target.settings) if fitted.calibration else '')
         parts = contents(fitted, context, [
             Example(frame.moment.name, frame.rgb, frame.depth, *depths)
             for frame, *depths in zip(frames, before, after, strict=True)], target.picture.name)

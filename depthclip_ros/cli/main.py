@@ -142,10 +142,11 @@ def _add_calibrate(commands: _Commands) -> None:
                            help="between an image's and its depth's stamp (default %(default)g)")
     recording.add_argument('--every', type=_count, default=1, metavar='N',
                            help='use every Nth frame (default %(default)d)')
-    recording.add_argument('--min-frames', type=_count, default=30, metavar='N',
-                           help='refuse a recording with fewer (default %(default)d)')
     recording.add_argument('--max-frames', type=_count, default=200, metavar='N',
                            help='calibrate from at most N, evenly spread (default %(default)d)')
+    parser.add_argument('--anyway', action='store_true',
+                        help='calibrate from a recording that should be refused; the report says '
+                        'why it should')
     parser.add_argument('--variant', default='auto',
                         choices=('auto', 'full', 'monotone', 'scale', 'none'),
                         help='what to fit (default: what held-out blocks show to be worth it)')
