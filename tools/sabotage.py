@@ -40,7 +40,8 @@ def main() -> int:
     estimator = DepthEstimator(settings(None, 'demo')[0], 'demo')
     rows = []
     for name, (arguments, sensor) in GOOD.items():
-        frames = sensed(drive(**{**arguments, 'seed': arguments['seed'] + options.seed}), sensor)
+        seed = arguments['seed'] + options.seed
+        frames = sensed(drive(**{**arguments, 'seed': seed}), sensor)
         rows.append({'recording': name, 'expected': [], **judge(estimator, frames)})
         show(rows[-1])
     for number, (name, (change, causes)) in enumerate(SABOTAGE.items()):
