@@ -34,7 +34,7 @@ def main() -> int:
     """Judge all; exit code 1 if one is judged wrongly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--json', type=Path)
-    parser.add_argument('--seed', type=int, default=0, help='other rooms: added to all seeds')
+    parser.add_argument('--seed', type=int, default=0, help='added to all: other rooms')
     options = parser.parse_args()
     torch.set_num_threads(1)
     estimator = DepthEstimator(settings(None, 'demo')[0], 'demo')
@@ -56,8 +56,8 @@ def main() -> int:
           'with their cause')
     if options.json:
         options.json.write_text(json.dumps({
-            'seed': options.seed, 'accepted': accepted, 'good': len(good), 'refused with their cause': right,
-            'sabotaged': len(bad), 'recordings': rows}, indent=1) + '\n')
+            'seed': options.seed, 'accepted': accepted, 'good': len(good),
+            'refused with their cause': right, 'sabotaged': len(bad), 'recordings': rows}, indent=1) + '\n')
     return int(accepted < len(good) or right < len(bad))
 
 
