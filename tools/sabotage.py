@@ -57,7 +57,8 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps({
             'seed': options.seed, 'accepted': accepted, 'good': len(good),
-            'refused with their cause': right, 'sabotaged': len(bad), 'recordings': rows}, indent=1) + '\n')
+            'refused with their cause': right, 'sabotaged': len(bad),
+            'recordings': rows}, indent=1) + '\n')
     return int(accepted < len(good) or right < len(bad))
 
 
@@ -77,7 +78,8 @@ def show(row: dict[str, object]) -> None:
     """One line."""
     print(f'{row["recording"]:38} {", ".join(row["refused"]) or "accepted":20} '
           f'views {row["views"]:3}, ratio {row["measured over words"]}, '
-          f'correlation {row["correlation with words"]}, {row["certainty by words"]}', flush=True)
+          f'correlation {row["correlation with words"]}, '
+          f'certainty {row["certainty by words"]}', flush=True)
 
 
 if __name__ == '__main__':
