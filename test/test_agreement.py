@@ -230,6 +230,10 @@ class Graph:
                 for name in self.types(verb)}
 
 
+ANCHORS = {'scan': '/scan', 'points': '/anchor/points', 'range': '/range',
+           'depth': '/anchor/depth'}
+# Nobody can listen to them without tf2_msgs, as on a machine without ROS.
+TF_TOPICS = {'/tf': 'TFMessage', '/tf_static': 'TFMessage'}
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 
 
@@ -270,15 +274,25 @@ def test_running_node_has_the_topics_of_the_readme_and_of_the_policy(node):
     node.peer.wait(complete, 'all topics')
     assert {name: kind for name, kind in seen['publish'].items() if name not in own} == \
         {f'/{name.lstrip("/")}': kind for name, kind in table['out'].items()}
-    assert seen['subscribe'] == {f'/{name}': kind for name, kind in table['in'].items()}
-
-    found = node.permissions()
+    listened, found = dict(seen['subscribe']), node.permissions()
+    assert {*listened} == {'/image', '/camera_info'}
+    for name, topic in ANCHORS.items():
+        node.transition(DEACTIVATE, CLEANUP)
+        node.put(anchor=name)
+        node.transition(CONFIGURE, ACTIVATE)
+        node.peer.wait(lambda topic=topic: topic in node.types('subscribe'), name)
+        listened |= node.types('subscribe')
+        found |= node.permissions()
+    expected = {f'/{name.lstrip("/")}': kind for name, kind in table['in'].items()}
+    assert listened | TF_TOPICS == expected | TF_TOPICS
     node.transition(DEACTIVATE, CLEANUP)
+    node.put(anchor='')
     node.put(image_transport='compressed', use_sim_time=True)
     node.transition(CONFIGURE, ACTIVATE)
     node.peer.wait(lambda: '/image/compressed' in node.types('subscribe'), 'compressed images')
     allowed = policy('/depthclip/depth_node')
-    assert found | node.permissions() == allowed
+    tf = {('subscribe', topic) for topic in TF_TOPICS}
+    assert found | node.permissions() | tf == allowed
     assert allowed < policy('/depthclip/demo')
     node.transition(DEACTIVATE, CLEANUP)
     node.put(image_transport='raw', use_sim_time=False)
@@ -296,7 +310,8 @@ def test_policy_of_named_cameras_is_that_of_one_in_each_namespace(node):
     node.put(cameras=[''])
     folder = ROOT / 'config/sros2'
     without = {*permissions(ET.parse(folder / 'depth_node.xml').getroot(), 'depth_node', '/',
-                            folder)} - {('subscribe', '/clock')}
+                            folder)}
+    without -= {('subscribe', topic) for topic in ('/clock', *ANCHORS.values(), *TF_TOPICS)}
     camera = ET.parse(folder / 'camera.xml').getroot()
     each = {permission for name in ('/front', '/left/rear')
             for permission in permissions(camera, 'depth_node', name, folder)

@@ -146,6 +146,12 @@ class Comparison(NamedTuple):
     deviations: Float64 | None  # standard deviation of the logarithm of depth, if it is known
     patches: NDArray[np.intp]  # which patch each lies in
 
+    def only(self, which: NDArray[np.bool_]) -> Comparison:
+        """Some of the points."""
+        return Comparison(
+            self.log_ratios[which], self.depth[which],
+            None if self.deviations is None else self.deviations[which], self.patches[which])
+
 
 def compare(
     points: Points | None, patch_depth: NDArray[np.float32],
@@ -238,15 +244,19 @@ class ScaleFilter:
 
     """
 
-    def __init__(self, timeout: float = 5.0, least: int = LEAST_POINTS) -> None:
+    def __init__(
+        self, timeout: float = 5.0, least: int = LEAST_POINTS, lowest: float = 1.0,
+    ) -> None:
         """Begin with a scale of 1, of which nothing is known.
 
         Args:
             timeout: seconds without points that can be followed, until the anchor is let go.
             least: so many points of an image must agree; 1 for a sensor of one beam.
+            lowest: part of the points that counts, those by which depth is largest: less than 1
+                for the floor, which things stand on, and nothing is below.
 
         """
-        self._timeout, self._least = timeout, least
+        self._timeout, self._least, self._lowest = timeout, least, lowest
         self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
         self._published = 0.0  # logarithm of the last image's scale
         self._time: float | None = None  # of the last image
@@ -278,6 +288,9 @@ class ScaleFilter:
         self._variance = PRIOR_DEVIATION ** 2 if self._silent > self._timeout else \
             min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
         compared = compare(points, patch_depth, patch_stddev, window)
+        if self._lowest < 1.0 and len(compared.log_ratios):
+            compared = compared.only(
+                compared.log_ratios <= np.quantile(compared.log_ratios, self._lowest))
         evidence = weigh(compared, self._least)
         condition = evidence.condition or self._follow(evidence)
         if self._silent > self._timeout:

@@ -52,8 +52,8 @@ class Calibration:
         """What the camera model follows from, for comparing; needs `select`."""
         return self._key
 
-    def select(self, width: int, height: int) -> None:
-        """Prepare for an image of this size.
+    def select(self, width: int, height: int) -> CameraModel:
+        """Prepare for an image of this size, and give the camera that took it.
 
         Raises:
             CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
@@ -74,6 +74,7 @@ class Calibration:
                 model = CameraModel.from_info(message, self._rectified)
             self._model, self._content, self._key = model, content, key
         self._model.check_size(width, height)
+        return self._model
 
     def rays(self, h: int, w: int, window: Window) -> NDArray[np.float32]:
         """(h, w, 3) rays through the centres of a window's patches, z = 1; needs `select`."""

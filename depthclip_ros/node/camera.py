@@ -11,6 +11,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ..core.errors import ImageError
 from . import image_io, serialized
+from .anchors import Anchor, Shared
 from .calibration import Calibration
 from .inputs import Input
 from .outputs import OUTPUTS, Outputs
@@ -61,6 +62,7 @@ class Camera:
 
     def __init__(
         self, node: LifecycleNode, config: NodeConfig, name: str, ready: threading.Condition,
+        shared: Shared | None = None,
     ) -> None:
         """Create the publishers; `subscribe` begins to listen.
 
@@ -69,6 +71,7 @@ class Camera:
             config: how to listen and what to publish.
             name: namespace of the topics, '' for the node's own.
             ready: guards the slot and the counters, notified when an image arrives.
+            shared: what anchors the scale of all cameras; None for nothing.
 
         """
         self._node = node
@@ -83,6 +86,7 @@ class Camera:
         self.image_type = CompressedImage if config.image_transport == 'compressed' else Image
         self.calibration = Calibration(rectified=config.rectified)
         self.outputs = Outputs(node, config.depth_encoding, topic_prefix(name))
+        self.anchor = None if shared is None else Anchor(shared, config)
         self.ages = Window()  # milliseconds from stamp to publication
         self.recent_ages = Recent()  # seconds
         self.nan_shares = Recent()  # of every depth image
@@ -109,6 +113,8 @@ class Camera:
         self.last_image = self.last_info = time.monotonic()
         self.stamps, self.newest = Stamps(), b''
         self.calibration = Calibration(rectified=self.config.rectified)
+        if self.anchor is not None:
+            self.anchor.begin()
         self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self._inputs = [
             Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),

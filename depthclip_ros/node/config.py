@@ -17,6 +17,9 @@ from ..resources import config_path
 ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
 LONGEST_CAMERA_NAME = 100
+FURTHEST_POSE = 1000.0  # metres, radians
+GROUND = 'ground'
+ANCHORS = ('scan', 'points', 'range', 'depth', GROUND)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,24 @@ class NodeConfig(Settings):
         choices=('input', 'network'))
     rectified: bool = define(
         False, 'The image is rectified: its rays follow P without distortion, not K and D')
+    anchor: str = define(
+        '', f'What fixes the scale of depth: {", ".join(ANCHORS[:-1])} (of another sensor) or '
+            f'{GROUND} (the floor below the camera); empty: nothing (docs/anchor.md)')
+    anchor_timeout: float = define(
+        5.0, 'Let the anchor go, and report it, when it could not be followed for this long',
+        unit='s', minimum=0.1, maximum=3600.0)
+    anchor_pose: str = define(
+        '', "Where the anchor's sensor is in the camera's body (x forward, y left, z up): six "
+            "numbers, 'x y z roll pitch yaw' in metres and radians; empty: tf tells")
+    camera_height: float = define(
+        0.0, f'Height of the camera above the floor, for anchor: {GROUND}; 0: tf tells', unit='m',
+        minimum=0.0, maximum=100.0)
+    camera_pitch: float = define(
+        0.0, 'How far the camera looks up, with camera_height; negative: down', unit='rad',
+        minimum=-1.6, maximum=1.6)
+    base_frame: str = define(
+        'base_footprint', f'Frame on the floor with z up, for anchor: {GROUND} without '
+                          'camera_height')
     input_timeout: float = define(
         5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
         maximum=3600.0)
@@ -77,6 +98,37 @@ class NodeConfig(Settings):
             raise ConfigError(f'cache_dir: {quoted(self.cache_dir)} is relative to wherever the '
                               'node was started; give the whole path.')
         check_camera_names(self.cameras)
+        self._check_anchor()
+
+    def _check_anchor(self) -> None:
+        if self.anchor and self.anchor not in ANCHORS:
+            raise ConfigError(f'anchor: {quoted(self.anchor)} is none of {", ".join(ANCHORS)}; '
+                              "'' for none.")
+        if self.anchor_pose:
+            parse_pose(self.anchor_pose)
+        if self.anchor_pose and len(self.cameras) > 1:
+            raise ConfigError(f'anchor_pose: cannot hold for {len(self.cameras)} cameras at once; '
+                              'leave it empty, and publish tf.')
+        if self.anchor == GROUND and not self.camera_height and not self.base_frame:
+            raise ConfigError(f'base_frame: is empty; anchor: {GROUND} needs it, or camera_height '
+                              'and camera_pitch.')
+
+
+def parse_pose(text: str) -> tuple[float, ...]:
+    """Read x, y, z in metres and roll, pitch, yaw in radians.
+
+    Raises:
+        ConfigError: it is something else than six finite numbers.
+
+    """
+    try:
+        numbers = tuple(map(float, text.split()))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 6 or not all(abs(number) < FURTHEST_POSE for number in numbers):
+        raise ConfigError(f"anchor_pose: {quoted(text)} must be six numbers, 'x y z roll pitch "
+                          "yaw' in metres and radians, or empty.")
+    return numbers
 
 
 def check_camera_names(names: Sequence[str]) -> None:

@@ -11,6 +11,14 @@ Subscribers (keep last 10; reliable if every publisher of the topic is, else bes
     camera_info (sensor_msgs/CameraInfo): the latest one counts; it must be of the image's size.
         Transient local if every publisher is: then one that was sent before counts too.
 
+And for all cameras together, the parameter `anchor` decides which, if any:
+    scan (sensor_msgs/LaserScan): points that fix the scale of depth.
+    anchor/points (sensor_msgs/PointCloud2): likewise, x y z in metres.
+    range (sensor_msgs/Range): likewise, one point in the middle of the beam.
+    anchor/depth (sensor_msgs/Image): likewise, a sparse depth image on the image's pixels.
+    /tf (tf2_msgs/TFMessage): where the sensor is; with `anchor: ground` where the floor is.
+    /tf_static (tf2_msgs/TFMessage): likewise, what never moves.
+
 Publishers (reliable, keep last 5), each with the image's header:
     depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
         there is none (and -Inf or +Inf out of range, if `out_of_range` says so: REP-117), or
@@ -29,6 +37,9 @@ Publishers (reliable, keep last 5), each with the image's header:
     scene (diagnostic_msgs/DiagnosticArray): one status, whose message is the scene ('' while it
         is uncertain) and whose values are the probabilities of all; only with `scenes` and while
         subscribed.
+    depth/scale (geometry_msgs/Vector3Stamped): x the anchor's scale, by which depth is multiplied,
+        y the variance of its logarithm, z the share of the anchor's points that agree (NaN before
+        there were any); only with an anchor and while subscribed.
 
 And for all cameras together:
     /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.
@@ -68,6 +79,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
+from .anchors import Shared, anchor_topics
 from .camera import Camera, input_topics, output_topics
 from .diagnostics import CameraReport, diagnostic_array, model_status
 from .model import Model, describe
@@ -159,6 +171,7 @@ class DepthNode(LifecycleNode):
         self._active = False
         self._left_behind = False
         self._cameras: list[Camera] = []
+        self._shared: Shared | None = None
         self._reports: list[tuple[CameraReport, Watchdog]] = []
         self._ready = threading.Condition()
         self._throttle = Throttle()
@@ -199,8 +212,9 @@ class DepthNode(LifecycleNode):
                 self.get_logger().error(f'Cannot configure: {error}')
             self._release()
             return FAILURE
-        self._cameras = [
-            Camera(self, node_config, name, self._ready) for name in node_config.cameras]
+        self._shared = Shared(self, node_config) if node_config.anchor else None
+        self._cameras = [Camera(self, node_config, name, self._ready, self._shared)
+                         for name in node_config.cameras]
         self._warn_if_untrained()
         if self._model is not None and self._model.estimator is not None:
             self._tell_calibration(self._model.estimator)
@@ -212,6 +226,8 @@ class DepthNode(LifecycleNode):
         result = super().on_activate(state)
         if self._worker is None or self._pipeline is None:
             raise RuntimeError('no model is loaded')
+        if self._shared is not None:
+            self._shared.subscribe()
         for camera in self._cameras:
             camera.subscribe()
             depth_topic, *_ = output_topics(self, camera.name)
@@ -264,6 +280,7 @@ class DepthNode(LifecycleNode):
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names, remappings and overrides that cannot be meant."""
         inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
+        inputs += anchor_topics(self, config)
         outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
         for topic in outputs:
             if topic in inputs or outputs.count(topic) > 1:
@@ -321,6 +338,8 @@ class DepthNode(LifecycleNode):
         """Answer no more images; give whether those in work are done."""
         for camera in self._cameras:
             camera.unsubscribe()
+        if self._shared is not None:
+            self._shared.unsubscribe()
         if not self._active or self._worker is None:
             return True
         self._active = False
@@ -346,7 +365,7 @@ class DepthNode(LifecycleNode):
             model.release()
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._reports = [], []
+        self._cameras, self._reports, self._shared = [], [], None
         self._settings.forget_overrides()
 
     def _patiently(self, wait: Callable[[float], bool]) -> bool:
@@ -445,6 +464,8 @@ class DepthNode(LifecycleNode):
         if self._active:
             for camera in self._cameras:
                 camera.follow_publishers()
+            if self._shared is not None:
+                self._shared.follow_publishers()
 
     def _warn_if_untrained(self) -> None:
         estimator = None if self._model is None else self._model.estimator

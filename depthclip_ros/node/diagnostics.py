@@ -86,6 +86,7 @@ class CameraReport:
             **{f'no cloud: {k}': n for k, n in sorted(counters.unprojected.items())},
             **{f'no pictures: {k}': n for k, n in sorted(counters.unpictured.items())},
             'last error': camera.last_error,
+            **({} if camera.anchor is None else camera.anchor.values()),
             'NaN share [%]': 100 * camera.nan_shares.mean(),
             'stddev median [m]': camera.stddevs.mean(),
             'beyond max_stddev [%]': 100 * camera.gated_shares.mean(),

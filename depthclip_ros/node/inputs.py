@@ -45,6 +45,7 @@ class Input:
     def __init__(
         self, node: Node, kind: type, topic: str, callback: Callable[[bytes], None],
         on_lost: Callable[[int], None] | None = None, *, latched: bool = False,
+        depth: int = INPUT_DEPTH,
     ) -> None:
         """Subscribe.
 
@@ -55,10 +56,12 @@ class Input:
             callback: takes the messages, serialised.
             on_lost: told how many more messages the middleware has lost.
             latched: take what transient-local publishers sent last, too.
+            depth: of the queue.
 
         """
         self._node, self._kind, self._topic = node, kind, topic
         self._callback, self._on_lost, self._latched = callback, on_lost, latched
+        self._depth = depth
         chosen = self._chosen_reliability()
         self._fixed = None if chosen == BEST_AVAILABLE \
             else getattr(QoSReliabilityPolicy, chosen.upper())
@@ -115,7 +118,7 @@ class Input:
         def create(on_lost: Callable[[int], None] | None) -> Subscription:
             return self._node.create_subscription(
                 self._kind, self._topic, self._callback,
-                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=INPUT_DEPTH,
+                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=self._depth,
                            reliability=reliability, durability=durability),
                 raw=True,
                 event_callbacks=subscription_callbacks(

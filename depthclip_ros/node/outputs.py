@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Vector3, Vector3Stamped
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rclpy.lifecycle.publisher import LifecyclePublisher
     from std_msgs.msg import Header
 
+    from ..core.anchor import State
     from ..core.estimator import DepthPrediction
     from ..core.scenes import Scene
     from .calibration import Calibration
@@ -44,6 +46,7 @@ OUTPUTS = {
     'depth/stddev': Image,
     # With a header and a number for every name, and, unlike vision_msgs, everywhere.
     'scene': DiagnosticArray,
+    'depth/scale': Vector3Stamped,
 }
 
 
@@ -146,6 +149,12 @@ class Outputs:
                 DiagnosticStatus(name='scene', message=scene.name, values=[
                     KeyValue(key=name, value=f'{probability:.3f}') for name, probability in zip(
                         scene.names, scene.probabilities, strict=True)])]))
+
+    def publish_scale(self, header: Header, state: State) -> None:
+        """Publish depth/scale: the anchor's scale, variance of its logarithm, inlier share."""
+        if self.wanted('depth/scale'):
+            self._publishers['depth/scale'].publish(Vector3Stamped(
+                header=header, vector=Vector3(x=state.scale, y=state.variance, z=state.share)))
 
     def _publish_image(
         self, topic: str, header: Header, pixels: NDArray[Any], encoding: str,

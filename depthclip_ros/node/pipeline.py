@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from std_msgs.msg import Header
 
+    from ..core.anchor import Adjustment
     from ..core.config import DepthConfig
-    from ..core.estimator import DepthPrediction
+    from ..core.estimator import Anchor, DepthPrediction
     from .camera import Camera
     from .model import Model
     from .worker import Waiting
@@ -153,6 +154,7 @@ class Pipeline:
             size = (config.input_height, config.input_width)
         predictions = estimator.predict(
             [frame.rgb for frame in frames], size,
+            anchors=list(map(self._adjuster, frames)),
             scenes=[frame.camera.scene for frame in frames])
         for frame, prediction in zip(frames, predictions, strict=True):
             frame.camera.scene = prediction.scene
@@ -164,6 +166,46 @@ class Pipeline:
             if calibration is not None and config.calibration != before.calibration:
                 self._node.get_logger().info(f'Depth is {calibration.label}.')
         return predictions
+
+    def _adjuster(self, frame: Frame) -> Anchor | None:
+        """What knows the scale of an image's depth; whatever fails here, there is depth."""
+        anchor = frame.camera.anchor
+        if anchor is None:
+            return None
+        height, width = frame.rgb.shape[:2]
+        try:
+            with self.times.measure('anchor'):
+                model = frame.camera.calibration.select(width, height)
+                ask = anchor.adjuster(frame.header, model, (height, width))
+        except CameraInfoError as error:
+            ask = anchor.without(frame.header, f'camera_info: {error.condition}', str(error))
+        except DataError as error:
+            ask = anchor.without(frame.header, error.condition, str(error))
+        except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
+            condition = _condition('anchor', error)
+            self._explain(f'{frame.camera.label}No anchor', condition, error)
+            ask = anchor.without(frame.header, condition, describe(error))
+
+        def timed(*image: Any) -> Adjustment:
+            with self.times.measure('anchor filter'):
+                return ask(*image)
+        return timed
+
+    def _tell_anchor(self, camera: Camera) -> None:
+        """Say when an anchor is taken up, and what is wrong with it."""
+        anchor = camera.anchor
+        if anchor is None:
+            return
+        state = anchor.filter.state
+        if state.anchored and not anchor.told:
+            self._node.get_logger().info(
+                f'{camera.label}Anchored by {camera.config.anchor}: scale {state.scale:.3g}, '
+                f'{100 * state.share:.0f} % of {state.points} points agree.')
+        anchor.told = state.anchored
+        if anchor.condition and camera.throttle.due(f'anchor: {anchor.condition}'):
+            self._node.get_logger().warning(
+                f'{camera.label}anchor: {camera.config.anchor} is not followed '
+                f'({anchor.condition}): {anchor.reason}')
 
     def _publish_depth(self, frame: Frame, prediction: DepthPrediction) -> bool:
         """Publish depth/image; False, and counted, if that fails."""
@@ -188,7 +230,10 @@ class Pipeline:
     def _publish_extras(self, frame: Frame, prediction: DepthPrediction) -> None:
         """Publish every other output that applies; its depth is published, whatever fails here."""
         camera, header = frame.camera, frame.header
+        self._tell_anchor(camera)
         try:
+            if camera.anchor is not None:
+                camera.outputs.publish_scale(header, camera.anchor.filter.state)
             height, width = frame.rgb.shape[:2]
             camera.calibration.select(width, height)
             with self.times.measure('publish points'):

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 # Of sensor_msgs/PointField, those that a coordinate can have.
 _FLOATS = {7: 'f4', 8: 'f8'}
 _FURTHEST = 1e6  # metres
+WIDEST_BEAM = 0.5  # radians
 
 
-def cloud_points(msg: Any) -> Float64:
+def cloud_points(msg: Any, most: int = 0) -> Float64:
     """Give the points of a `sensor_msgs/PointCloud2`.
+
+    Args:
+        msg: The message.
+        most: Of more points every second, third, … is looked at; 0 for all.
 
     Returns:
         (N, 3) metres in the cloud's frame; those that are not finite are left out.
@@ -56,6 +61,9 @@ def cloud_points(msg: Any) -> Float64:
         'names': list('xyz'), 'formats': [offsets[name][0] for name in 'xyz'],
         'offsets': [offsets[name][1] for name in 'xyz'], 'itemsize': step})
     cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
+    if most and width * height > most:
+        every = -(-width * height // most)
+        cloud = cloud[np.divmod(np.arange(0, width * height, every), width)]
     return _finite(np.stack([cloud[name].ravel().astype(np.float64) for name in 'xyz'], axis=-1))
 
 
@@ -83,6 +91,29 @@ def scan_points(msg: Any) -> Float64:
     angles, ranges = angles[seen], ranges[seen]
     return _finite(np.stack(
         [ranges * np.cos(angles), ranges * np.sin(angles), np.zeros(ranges.size)], axis=-1))
+
+
+def range_points(msg: Any) -> Float64:
+    """Give the point that a `sensor_msgs/Range` measures, in the middle of its beam.
+
+    Returns:
+        (1, 3) metres in the sensor's frame, which looks along x; (0, 3) where it sees nothing
+        within min_range and max_range.
+
+    Raises:
+        RangeError: 'wide beam'.
+
+    """
+    if not 0.0 <= msg.field_of_view <= WIDEST_BEAM:
+        raise RangeError(
+            'wide beam', f'The range has field_of_view {msg.field_of_view:.3g} radians; of a beam '
+                         f'wider than {WIDEST_BEAM:g} nobody knows where the echo comes from. Use '
+                         'a narrower sensor, or correct its driver.')
+    distance = float(msg.range)
+    if not (0.0 < distance < _FURTHEST and distance >= msg.min_range
+            and (msg.max_range <= 0 or distance <= msg.max_range)):
+        return np.empty((0, 3))
+    return np.array([[distance, 0.0, 0.0]])
 
 
 def _finite(points: Float64) -> Float64:

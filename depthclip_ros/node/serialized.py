@@ -22,6 +22,7 @@ from ..core.errors import DataError, ImageError, quoted
 # processors: these four bytes, then the fields in order, each number at a multiple of its size.
 _PLAIN_CDR = b'\x00\x01\x00\x00'
 _STAMP = slice(4, 12)  # of a message that begins with a header
+_STAMPS = {0: struct.Struct('>iI'), 1: struct.Struct('<iI')}  # CDR's second byte: byte order
 _STAMP_AND_LENGTH, _SIZE_AND_LENGTH, _STEP_AND_LENGTH = map(
     struct.Struct, ('<iII', '<III', '<II'))
 
@@ -73,6 +74,14 @@ def content(raw: bytes) -> bytes:
     What is equal here is equal; equal messages can differ in the bytes that fill gaps.
     """
     return raw[:_STAMP.start] + raw[_STAMP.stop:]
+
+
+def stamp_of(raw: bytes) -> int | None:
+    """Stamp in nanoseconds of a message that begins with a header; None if it is too short."""
+    if len(raw) < _STAMP.stop:
+        return None
+    seconds, nanoseconds = _STAMPS[raw[1] & 1].unpack_from(raw, _STAMP.start)
+    return int(seconds * 10 ** 9 + nanoseconds)
 
 
 class Template:

@@ -76,7 +76,7 @@ class Watchdog:
         findings = [
             finding for finding in (
                 self._images(), self._camera_info(), self._stamps(), self._frozen(),
-                self._age(), self._dropped(), self._nan())
+                self._age(), self._dropped(), self._nan(), self._anchor())
             if finding is not None]
         for finding in findings:
             tell(self._node, self._camera.throttle, finding)
@@ -196,6 +196,16 @@ class Watchdog:
             f'{camera.label}{100 * share:.3g} % of the depth is NaN (max_nan_share: {limit:g}). '
             'Either the network overflows (set precision: float32) or its weights are damaged, '
             'or input_fit, out_of_range and max_stddev leave out much of it.')
+
+    def _anchor(self) -> Finding | None:
+        camera, anchor = self._camera, self._camera.anchor
+        if anchor is None or not anchor.is_lost:
+            return None
+        return Finding(
+            'anchor', WARN, f'no anchor: {anchor.condition}',
+            f'{camera.label}depth has no anchor (anchor: {camera.config.anchor}) since more than '
+            f'{camera.config.anchor_timeout:g} s ({anchor.condition}): its scale goes back to 1, '
+            f'that of the words. {anchor.reason}')
 
     def _losses(self) -> None:
         """Warn when the middleware loses a noticeable part of the images."""

@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fixes the scale of depth: other sensors' messages, or the floor, as points in an image.
+
+The callbacks only store. Messages are read by the worker, and only those whose stamps are nearest
+to an image that is to be answered. Sensors are shared; each camera has a scale of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
+
+from ..core.anchor import (
+    CONTRADICTORY,
+    FEW_POINTS,
+    JUMP,
+    LEAST_POINTS,
+    MOST_POINTS,
+    NO_POINTS,
+    Adjustment,
+    Points,
+    ScaleFilter,
+)
+from ..core.errors import RangeError, quoted
+from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
+from . import image_io, range_io, serialized
+from .config import GROUND, parse_pose
+from .inputs import Input
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from rclpy.node import Node
+    from std_msgs.msg import Header
+
+    from ..core.geometry import CameraModel
+    from ..core.window import Size, Window
+    from .config import NodeConfig
+
+    Float64 = NDArray[np.float64]
+
+# Of each kind of anchor: type and topic, relative to the node.
+SENSORS: dict[str, tuple[type, str]] = {
+    'scan': (LaserScan, 'scan'), 'points': (PointCloud2, 'anchor/points'),
+    'range': (Range, 'range'), 'depth': (Image, 'anchor/depth')}
+TF, TF_STATIC = '/tf', '/tf_static'
+# Bodies have x forward, y left, z up; cameras z forward, x right, y down (REP-103).
+BODY_TO_CAMERA = Transform(
+    np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]), np.zeros(3))
+
+MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
+# What waits until an image is to be answered: bounded, whatever comes.
+MOST_MESSAGES, MOST_BYTES, MOST_TRANSFORMS = 16, 32 * 2**20, 200
+MOST_SEEN = 20 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
+STATIC_DEPTH = 100  # publishers of /tf_static that are heard, each with its last message
+NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away is the floor seen
+FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
+FLOOR_GRID = 24, 32  # places in an image that may show floor
+_NANOSECONDS = 10 ** 9
+
+
+def anchor_topics(node: Node, config: NodeConfig) -> list[str]:
+    """Resolved names of what the anchor listens to."""
+    topics = [node.resolve_topic_name(SENSORS[config.anchor][1])] if config.anchor in SENSORS \
+        else []
+    return [*topics, TF, TF_STATIC] if needs_transforms(config) else topics
+
+
+def needs_transforms(config: NodeConfig) -> bool:
+    """Whether the anchor asks tf where things are."""
+    return (config.anchor in ('scan', 'points', 'range') and not config.anchor_pose) or (
+        config.anchor == GROUND and not config.camera_height)
+
+
+def tf_type() -> Any:
+    """The type of tf's messages; None where tf2_msgs is not installed."""
+    try:
+        return importlib.import_module('tf2_msgs.msg').TFMessage
+    except ImportError:
+        return None
+
+
+def fixed_pose(config: NodeConfig) -> Transform | None:
+    """From the sensor's frame to the camera's, if the configuration tells."""
+    if not config.anchor_pose:
+        return None
+    x, y, z, roll, pitch, yaw = parse_pose(config.anchor_pose)
+    turns = [rotation_matrix((*(math.sin(angle / 2) * np.eye(3)[axis]), math.cos(angle / 2)))
+             for axis, angle in ((2, yaw), (1, pitch), (0, roll))]
+    return BODY_TO_CAMERA @ Transform(turns[0] @ turns[1] @ turns[2], np.array([x, y, z]))
+
+
+class Message(NamedTuple):
+    """A sensor's message as it came."""
+
+    stamp: int  # nanoseconds
+    raw: bytes
+
+
+class Shared:
+    """What all cameras have in common: the sensor's messages, and tf."""
+
+    def __init__(self, node: Node, config: NodeConfig) -> None:
+        """Listen to nothing yet.
+
+        Args:
+            node: the subscribing node.
+            config: which anchor.
+
+        """
+        self._node, self._config = node, config
+        self._inputs: list[Input] = []
+        self._lock = threading.Lock()
+        self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
+        self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
+        self._static: deque[bytes] = deque(maxlen=STATIC_DEPTH)
+        self._read: tuple[Message | None, Any] = None, None
+        self._tree = TransformTree()
+        self._pose, self._tf_type = fixed_pose(config), tf_type()
+        self.topic = node.resolve_topic_name(SENSORS[config.anchor][1]) \
+            if config.anchor in SENSORS else ''
+        self.received = 0
+        self._refused: Counter[str] = Counter()  # messages that are not even kept
+
+    def subscribe(self) -> None:
+        """Begin to listen, without a memory."""
+        with self._lock:
+            self._messages.clear()
+            self._transforms.clear()
+            self._static.clear()
+        self._read, self._tree = (None, None), TransformTree()
+        if self.topic:
+            kind = SENSORS[self._config.anchor][0]
+            self._inputs.append(Input(self._node, kind, self.topic, self._on_message))
+        if needs_transforms(self._config) and self._tf_type is not None:
+            self._inputs += [
+                Input(self._node, self._tf_type, TF, self._on_transforms),
+                Input(self._node, self._tf_type, TF_STATIC, self._on_static, latched=True,
+                      depth=STATIC_DEPTH)]
+
+    def follow_publishers(self) -> None:
+        """Listen as the publishers offer it now."""
+        for source in self._inputs:
+            source.follow_publishers()
+
+    def unsubscribe(self) -> None:
+        """Stop listening."""
+        for source in self._inputs:
+            source.destroy()
+        self._inputs.clear()
+
+    def _on_message(self, raw: bytes) -> None:
+        stamp = serialized.stamp_of(raw)
+        with self._lock:
+            self.received += 1
+            if stamp is None or len(raw) > MOST_BYTES:
+                self._refused['unreadable message' if stamp is None else 'too large'] += 1
+                return
+            self._messages.append(Message(stamp, raw))
+            total = sum(len(message.raw) for message in self._messages)
+            while total > MOST_BYTES:
+                total -= len(self._messages.popleft().raw)
+
+    def _on_transforms(self, raw: bytes) -> None:
+        with self._lock:
+            self._transforms.append(raw)
+
+    def _on_static(self, raw: bytes) -> None:
+        with self._lock:
+            self._static.append(raw)
+
+    def refusals(self) -> dict[str, int]:
+        """Messages that could not be kept or read, by what was wrong."""
+        with self._lock:
+            return dict(self._refused)
+
+    # What the worker calls -----------------------------------------------------------------
+
+    def nearest(self, stamp: int) -> Message:
+        """The message whose stamp is nearest to an image's.
+
+        Raises:
+            RangeError: 'no message', 'stamps apart', or why messages were refused.
+
+        """
+        with self._lock:
+            messages = list(self._messages)
+            refused = dict(self._refused)
+        if not messages:
+            if refused:
+                raise RangeError(next(iter(refused)), (
+                    f'of {self.received} messages on {self.topic} none can be kept: '
+                    f'{quoted(refused)} (larger than {MOST_BYTES >> 20} MiB, or cut off). Make '
+                    'them smaller, or check what publishes there.'))
+            raise RangeError('no message', (
+                f'nothing has come on {self.topic}. Check its publisher, or remap it.'))
+        found = min(messages, key=lambda message: abs(message.stamp - stamp))
+        apart = (found.stamp - stamp) / _NANOSECONDS
+        if abs(apart) > MOST_APART:
+            raise RangeError('stamps apart', (
+                f'the nearest message on {self.topic} is {abs(apart):.3g} s '
+                f'{"newer" if apart > 0 else "older"} than the image, by their stamps; at most '
+                f'{MOST_APART:g} s are bridged. Does its publisher still run, and on the same '
+                'clock?'))
+        return found
+
+    def points_of(self, message: Message) -> tuple[Header, Any]:
+        """Header and content of a message: (N, 3) metres in its frame; of 'depth' (h, w) metres.
+
+        Raises:
+            DataError: it cannot be read or used.
+
+        """
+        if self._read[0] is not message:
+            kind, _ = SENSORS[self._config.anchor]
+            parsed = serialized.read(message.raw, kind, RangeError)
+            read: dict[type, Callable[[Any], Any]] = {
+                LaserScan: range_io.scan_points, Range: range_io.range_points,
+                PointCloud2: lambda cloud: range_io.cloud_points(cloud, MOST_SEEN),
+                Image: lambda image: image_io.to_depth(image, self._config.max_pixels)}
+            self._read = message, (parsed.header, read[kind](parsed))
+        header, content = self._read[1]
+        return header, content
+
+    def transform(self, target: str, source: str, stamp: int) -> Transform:
+        """From frame to frame at a time.
+
+        Raises:
+            RangeError: 'no transform'.
+
+        """
+        if self._pose is not None:
+            return self._pose
+        if target == source:
+            return IDENTITY
+        if self._tf_type is None:
+            raise RangeError('no transform', (
+                f'where {quoted(source)} is in {quoted(target)} is asked of tf, but tf2_msgs is '
+                'not installed here. Install it (ros-$ROS_DISTRO-tf2-msgs), or set anchor_pose.'))
+        self._take(self._static, static=True)
+        try:
+            try:  # of a lidar and a camera on one body, tf_static knows all
+                return self._tree.lookup(target, source, stamp)
+            except TransformError:
+                self._take(self._transforms, static=False)
+                return self._tree.lookup(target, source, stamp, tolerance=MOST_APART)
+        except TransformError as error:
+            raise RangeError('no transform', str(error)) from error
+
+    def _take(self, waiting: deque[bytes], *, static: bool) -> None:
+        """Read the messages of tf that came since."""
+        with self._lock:
+            messages = list(waiting)
+            waiting.clear()
+        for raw in messages:
+            try:
+                problems = self._tree.add_message(
+                    serialized.read(raw, self._tf_type, RangeError), static=static)
+            except RangeError as error:
+                problems = [str(error)]
+            if problems:
+                with self._lock:
+                    self._refused['transform'] += len(problems)
+
+
+class Anchor:
+    """The scale of one camera's depth, which rests on points of known depth.
+
+    Attributes:
+        filter: what follows it.
+        conditions: images whose points could not be followed, by what was wrong.
+        condition: of the last image that had points or should have; '' if they were followed.
+        reason: the same in a sentence.
+        told: whether the log says that depth is anchored.
+
+    """
+
+    def __init__(self, shared: Shared, config: NodeConfig) -> None:
+        """Begin with a scale of 1.
+
+        Args:
+            shared: messages and tf.
+            config: which anchor, and how long it may be silent.
+
+        """
+        self._shared, self._config = shared, config
+        self._used: Message | None = None
+        self._rays: tuple[CameraModel | None, Size, Float64] = None, (0, 0), np.empty((0, 3))
+        self.conditions: Counter[str] = Counter()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget everything, as when images begin to come."""
+        kind = self._config.anchor
+        self.filter = ScaleFilter(
+            self._config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
+            lowest=FLOOR_SHARE if kind == GROUND else 1.0)
+        self._used = None
+        self._first, self._last = math.inf, -math.inf  # steady time of images
+        self.reason = self.condition = ''
+        self.told = False
+
+    def adjuster(
+        self, header: Header, model: CameraModel, size: Size,
+    ) -> Callable[..., Adjustment]:
+        """What the estimator asks about one image; its points are gathered now.
+
+        Args:
+            header: of the image.
+            model: the camera that took it.
+            size: (height, width) of the image.
+
+        Raises:
+            DataError: there are no points; `without` gives what to ask then.
+
+        """
+        stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
+        if self._config.anchor == GROUND:
+            return self._asked(stamp, self._floor(header, stamp, model, size))
+        message = self._shared.nearest(stamp)
+        if message is self._used:  # it has had its say: between two messages the scale is held
+            return self._asked(stamp, None, is_due=False)
+        self._used = message
+        other, content = self._shared.points_of(message)
+        if self._config.anchor == 'depth':
+            return self._asked(stamp, _pixels(other, header, content, size))
+        there = self._shared.transform(header.frame_id, other.frame_id, stamp)
+        return self._asked(stamp, _project(there.apply(content), model, size))
+
+    def without(self, header: Header, condition: str, reason: str) -> Callable[..., Adjustment]:
+        """What the estimator asks about an image that has no points, for a reason."""
+        self._note(condition, reason)
+        stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
+        return self._asked(stamp, None, is_due=False)
+
+    def _asked(
+        self, stamp: int, points: Points | None, *, is_due: bool = True,
+    ) -> Callable[..., Adjustment]:
+        def adjust(
+            patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
+            window: Window, _size: Size,
+        ) -> Adjustment:
+            self._last = time.monotonic()
+            self._first = min(self._first, self._last)
+            try:
+                adjustment = self.filter.adjust(
+                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window)
+            except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
+                state = self.filter.state
+                self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
+                return Adjustment(state.scale, state.inflation)
+            if is_due:
+                self._judge()
+            return adjustment
+        return adjust
+
+    def _judge(self) -> None:
+        """Note whether the last image's points were followed."""
+        state = self.filter.state
+        sentences = {
+            NO_POINTS: 'none of its points lies in the image.',
+            FEW_POINTS: f'of its {state.points} points in the image too few agree.',
+            CONTRADICTORY: f'its {state.points} points in the image contradict each other: only '
+                           f'{100 * state.share:.0f} % agree.',
+            JUMP: f'its {state.points} points in the image say another scale than before.'}
+        if state.condition:
+            self._note(state.condition, (
+                f'{sentences[state.condition]} Check where the sensor is (tf, anchor_pose), '
+                'and that it sees what the camera sees.'))
+        else:
+            self.reason = self.condition = ''
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether images are answered without an anchor, and for too long."""
+        now = time.monotonic()
+        return not self.filter.state.anchored and now - self._last < self._config.input_timeout \
+            and now - self._first > self._config.anchor_timeout
+
+    def values(self) -> dict[str, Any]:
+        """For diagnostics."""
+        state = self.filter.state
+        return {
+            'anchor': self._config.anchor, 'anchored': state.anchored,
+            'anchor scale': f'{state.scale:.4f}',
+            'anchor log variance': f'{state.variance:.5f}',
+            'anchor inlier share [%]': 100 * state.share,
+            'anchor points': state.points,
+            'anchor inflation of stddev': state.inflation,
+            **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
+            **{f'anchor refused: {k}': n for k, n in sorted(self._shared.refusals().items())},
+        }
+
+    def _note(self, condition: str, reason: str) -> None:
+        self.conditions[condition] += 1
+        self.condition, self.reason = condition, reason
+
+    def _floor(self, header: Header, stamp: int, model: CameraModel, size: Size) -> Points:
+        """Points of the floor as the camera would see it if nothing stood on it."""
+        if self._config.camera_height:
+            tilt = self._config.camera_pitch
+            up, height = np.array([0.0, -math.cos(tilt), math.sin(tilt)]), \
+                self._config.camera_height
+        else:
+            there = self._shared.transform(header.frame_id, self._config.base_frame, stamp)
+            up = there.rotation[:, 2]
+            height = -float(up @ there.translation)
+            if height < NEAREST:
+                raise RangeError('below the floor', (
+                    f'by tf the camera {quoted(header.frame_id)} is {height:.3g} m above '
+                    f'{quoted(self._config.base_frame)}: base_frame must lie on the floor, with '
+                    'z up; or set camera_height and camera_pitch.'))
+        if self._rays[:2] != (model, size):
+            rows, columns = FLOOR_GRID
+            v, u = ((np.arange(count) + 0.5) * length / count - 0.5
+                    for count, length in zip(FLOOR_GRID, size, strict=True))
+            places = np.stack(np.broadcast_arrays(u[None, :], v[:, None]), axis=-1)
+            rays = np.concatenate([places, model.rays(u[None, :], v[:, None])], axis=-1)
+            self._rays = model, size, rays.reshape(rows * columns, 5)
+        _, _, rays = self._rays
+        down = -(rays[:, 2:] @ up)
+        with np.errstate(divide='ignore'):
+            z = np.where(down > 0.0, height / down, np.inf)
+        seen = z < FLOOR_HEIGHTS * height  # farther away, the pitch would have to be exact
+        return Points(rays[seen, 0], rays[seen, 1], z[seen])
+
+
+def _project(points: Float64, model: CameraModel, size: Size) -> Points:
+    """Points in the camera's frame as places in its image."""
+    height, width = size
+    # Quickly: what may be seen at all. Then exactly, with the lens.
+    x, y, z = points.T
+    ahead = points[(z > NEAREST) & (np.abs(x) < 10 * z) & (np.abs(y) < 10 * z)]
+    u, v = model.project(ahead).T
+    with np.errstate(invalid='ignore'):
+        inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+    return Points(u[inside], v[inside], ahead[inside, 2])
+
+
+def _pixels(
+    header: Header, image: Header, depth: NDArray[np.float32], size: Size,
+) -> Points:
+    """A depth image's pixels as places in the image that it is registered to."""
+    if header.frame_id != image.frame_id:
+        raise RangeError('wrong frame', (
+            f'the depth image is in frame {quoted(header.frame_id)}, the image in '
+            f'{quoted(image.frame_id)}: it must be registered to the camera '
+            '(depth_image_proc/register), and carry its frame_id.'))
+    rows, columns = np.divmod(np.flatnonzero(depth > NEAREST), depth.shape[1])
+    step = max(1, -(-len(rows) // MOST_POINTS))
+    rows, columns = rows[::step], columns[::step]
+    v, u = ((place + 0.5) * (length / count) - 0.5 for place, length, count in zip(
+        (rows, columns), size, depth.shape, strict=True))
+    return Points(u, v, depth[rows, columns].astype(np.float64))

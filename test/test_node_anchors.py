@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anchors in the node: messages of other sensors become points in the image, whatever comes."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Vector3Stamped
+from rclpy.serialization import serialize_message
+from ros_harness import FRAME, NodeProcess, Peer, camera_info, depth_array, image
+from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField, Range
+from std_msgs.msg import Header
+
+from depthclip_ros.core.errors import ConfigError, DataError
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor, Shared
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
+
+WIDTH, HEIGHT = 320, 240
+CAMERA = SimCamera().scaled(WIDTH, HEIGHT)
+MODEL = CameraModel.pinhole(WIDTH, HEIGHT, CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy)
+# The lidar is 0.1 m above the camera and 0.05 m before it, level with it.
+POSE = '0.05 0.0 0.1 0.0 0.0 0.0'
+
+
+def header(seconds, frame=FRAME):
+    whole = math.floor(seconds)
+    return Header(stamp=Time(sec=whole, nanosec=round((seconds - whole) * 1e9)), frame_id=frame)
+
+
+def scan(at, depth, factor=1.0, frame='laser', **changes):
+    """What the lidar of POSE measures, by the picture's depth: seen from the camera.
+
+    A beam is so long that it ends where the camera sees something in its plane.
+    """
+    angles = np.linspace(-0.5, 0.5, 101)
+    ranges = []
+    for angle in angles:
+        along = np.linspace(0.3, 12.0, 600)
+        x, y, z = 0.05 + along * np.cos(angle), along * np.sin(angle), 0.1
+        u = np.rint(CAMERA.cx - CAMERA.fx * y / x).astype(int)
+        v = np.rint(CAMERA.cy - CAMERA.fy * z / x).astype(int)
+        seen = (u >= 0) & (u < WIDTH) & (v >= 0)
+        hit = np.flatnonzero(seen & (x >= depth[np.where(seen, v, 0), np.where(seen, u, 0)]))
+        ranges.append(float(along[hit[0]] * factor) if len(hit) else math.inf)
+    return LaserScan(**{
+        'header': header(at, frame), 'angle_min': float(angles[0]),
+        'angle_max': float(angles[-1]), 'angle_increment': float(angles[1] - angles[0]),
+        'range_min': 0.1, 'range_max': 30.0, 'ranges': ranges, **changes})
+
+
+def cloud(at, points, frame=FRAME, **changes):
+    message = PointCloud2(**{
+        'header': header(at, frame), 'height': 1, 'width': len(points), 'point_step': 12,
+        'row_step': 12 * len(points),
+        'fields': [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
+                   for i, name in enumerate('xyz')], **changes})
+    message.data.frombytes(np.asarray(points, np.float32).tobytes())
+    return message
+
+
+def seen_points(depth, count=40, factor=1.0):
+    """Points of a picture's depth in the camera's frame, anywhere in it."""
+    rng = np.random.default_rng(0)
+    u, v = rng.integers(0, WIDTH, count), rng.integers(0, HEIGHT, count)
+    return MODEL.rays(u, v) * depth[v, u][:, None] * factor
+
+
+def range_message(at, depth, factor=1.0, **changes):
+    """The distance straight ahead."""
+    return Range(**{
+        'header': header(at, FRAME), 'field_of_view': 0.1, 'min_range': 0.1, 'max_range': 30.0,
+        'range': float(depth[round(CAMERA.cy), round(CAMERA.cx)] * factor), **changes})
+
+
+def sparse(at, depth, factor=1.0, encoding='32FC1', frame=FRAME):
+    """One pixel in a hundred, in half the picture's size."""
+    kept = np.full((HEIGHT // 2, WIDTH // 2), np.nan, np.float32)
+    kept[::10, ::10] = depth[::20, ::20] * factor
+    if encoding == '16UC1':
+        kept = np.nan_to_num(1000 * kept).astype(np.uint16)
+    return image(header(at, frame), kept, encoding)
+
+
+# Points of messages -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def node(domain):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node('anchors', context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def listening(node, **settings):
+    config = NodeConfig(**settings)
+    shared = Shared(node, config)
+    return shared, Anchor(shared, config)
+
+
+def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
+    """Adjustment of an image whose patches are all 2 m deep, or as given."""
+    patches = np.full((6, 8), 2.0, np.float32) if patches is None else patches
+    head = header(at, frame)
+    try:
+        hook = anchor.adjuster(head, model, (HEIGHT, WIDTH))
+    except DataError as error:
+        hook = anchor.without(head, error.condition, str(error))
+    from depthclip_ros.core.window import Window
+    return hook(patches, deviation, Window(0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH))
+
+
+WALL = np.full((HEIGHT, WIDTH), 3.0, np.float32)
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'anchor': 'scan', 'anchor_pose': POSE}, scan(5.0, WALL)),
+    ({'anchor': 'points'}, cloud(5.0, seen_points(WALL))),
+    ({'anchor': 'points', 'anchor_pose': '0 0 0 0 0 0'},
+     cloud(5.0, seen_points(WALL)[:, [2, 0, 1]] * [1, -1, -1], 'lidar')),
+    ({'anchor': 'range', 'anchor_pose': '0.0 0 0 0 0 0'}, range_message(5.0, WALL)),
+    ({'anchor': 'depth'}, sparse(5.0, WALL)),
+    ({'anchor': 'depth'}, sparse(5.0, WALL, encoding='16UC1')),
+])
+def test_every_sensor_says_how_far_a_wall_is(node, settings, message):
+    shared, anchor = listening(node, **settings)
+    shared._on_message(serialize_message(message))
+    one_beam = isinstance(message, Range)  # which is believed half at first
+    assert ask(anchor, 5.1).scale == pytest.approx(1.5, rel=0.1 if one_beam else 0.02)
+    assert anchor.condition == ''
+    assert anchor.filter.state.points == {Range: 1, PointCloud2: 40}.get(
+        type(message), anchor.filter.state.points)
+    assert anchor.values()['anchored']
+
+
+def test_a_mounted_sensor_is_where_its_pose_says(node):
+    """A lidar that looks to the left and down, given as static_transform_publisher would."""
+    shared, anchor = listening(node, anchor='points', anchor_pose='0.1 0.2 -0.3 0.0 0.4 1.2')
+    yaw, pitch = 1.2, 0.4
+    rotation = np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0],
+                         [0, 0, 1]]) @ np.array([
+                             [math.cos(pitch), 0, math.sin(pitch)], [0, 1, 0],
+                             [-math.sin(pitch), 0, math.cos(pitch)]])
+    body = seen_points(WALL)[:, [2, 0, 1]] * [1, -1, -1]
+    shared._on_message(serialize_message(cloud(5.0, (body - [0.1, 0.2, -0.3]) @ rotation, 'l')))
+    assert ask(anchor, 5.0).scale == pytest.approx(1.5, rel=0.01)
+
+
+def test_tf_says_where_the_sensor_is(node):
+    shared, anchor = listening(node, anchor='scan')
+    shared._tf_type = shared._tf_type or object  # nothing waits to be read as that
+    shared._on_message(serialize_message(scan(5.0, WALL)))
+    ask(anchor, 5.0)
+    assert anchor.condition == 'no transform'
+    assert 'laser' in anchor.reason
+    shared._tree.add('base', 'laser', (0.25, 0.0, 0.6), (0, 0, 0, 1), None)
+    shared._tree.add('base', FRAME, (0.2, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5), None)
+    shared._on_message(serialize_message(scan(5.2, WALL)))
+    ask(anchor, 5.2)
+    assert anchor.condition == ''
+    assert anchor.filter._log_scale == pytest.approx(math.log(1.5), abs=0.02)
+
+
+@pytest.mark.parametrize('by_tf', [False, True])
+def test_the_floor_fixes_the_scale(node, by_tf):
+    settings = {} if by_tf else {'camera_height': 0.5, 'camera_pitch': -0.3}
+    shared, anchor = listening(node, anchor='ground', **settings)
+    if by_tf:
+        shared._tf_type = shared._tf_type or object
+        half = 0.15
+        shared._tree.add('base_footprint', 'body', (0, 0, 0.5),
+                         (0, math.sin(half), 0, math.cos(half)), None)
+        shared._tree.add('body', FRAME, (0, 0, 0), (-0.5, 0.5, -0.5, 0.5), None)
+    rays = MODEL.patch_rays(6, 8)
+    down = rays[..., 1] * math.cos(0.3) + rays[..., 2] * math.sin(0.3)
+    floor = np.where(down > 0.12, 0.5 / np.maximum(down, 0.12), 4.0).astype(np.float32)
+    floor[4:, 2:4] *= 0.6  # something stands on it
+    # Between the centres of patches depth is linear, and the floor is not: a bit too near.
+    assert ask(anchor, 1.0, floor / 1.5).scale == pytest.approx(1.5, rel=0.08)
+
+
+def test_a_base_above_the_camera_is_no_floor(node):
+    shared, anchor = listening(node, anchor='ground')
+    shared._tf_type = shared._tf_type or object
+    shared._tree.add('base_footprint', FRAME, (0, 0, -0.5), (-0.5, 0.5, -0.5, 0.5), None)
+    assert ask(anchor, 1.0).scale == 1.0
+    assert anchor.condition == 'below the floor'
+
+
+def test_each_camera_has_its_own_scale_of_the_same_message(node):
+    shared, front = listening(node, anchor='points')
+    rear = Anchor(shared, NodeConfig(anchor='points'))
+    shared._on_message(serialize_message(cloud(5.0, seen_points(WALL))))
+    assert ask(front, 5.0).scale == pytest.approx(1.5, rel=0.02)
+    assert ask(rear, 5.0, np.full((6, 8), 4.0, np.float32)).scale == pytest.approx(0.75, rel=0.02)
+    assert ask(front, 5.1).scale == pytest.approx(1.5, rel=0.02)
+
+
+def test_a_message_counts_once_and_between_messages_the_scale_is_held(node):
+    shared, anchor = listening(node, anchor='points')
+    shared._on_message(serialize_message(cloud(5.0, seen_points(WALL))))
+    first = ask(anchor, 5.0).scale
+    variance = anchor.filter.state.variance
+    for image_time in (5.03, 5.06):
+        assert ask(anchor, image_time).scale == first
+        assert anchor.filter.state.variance > variance
+    assert not anchor.conditions
+
+
+def test_of_several_messages_the_nearest_counts(node):
+    shared, anchor = listening(node, anchor='points')
+    for at, factor in ((4.8, 2.0), (5.0, 1.0), (5.4, 3.0)):
+        shared._on_message(serialize_message(cloud(at, seen_points(WALL, factor=factor))))
+    assert ask(anchor, 5.1).scale == pytest.approx(1.5, rel=0.02)
+
+
+# What cannot be used ----------------------------------------------------------------------------
+
+
+def raw(message):
+    return serialize_message(message)
+
+
+GOOD = cloud(5.0, seen_points(WALL))
+HOSTILE = {
+    'cut off': ('points', raw(GOOD)[:40], 'unreadable message'),
+    'a few bytes': ('points', b'\x00\x01', 'unreadable message'),
+    'another type': ('points', raw(Range(header=header(5.0))), 'unreadable message'),
+    'wrong fields': ('points', raw(cloud(5.0, seen_points(WALL), fields=[])), 'wrong fields'),
+    'giant cloud': ('points', raw(cloud(5.0, seen_points(WALL), width=2**31, height=2**31,
+                                        row_step=2**32 - 1)), 'truncated data'),
+    'wrong frame': ('points', raw(cloud(5.0, seen_points(WALL), frame='nowhere')),
+                    'no transform'),
+    'NaN cloud': ('points', raw(cloud(5.0, np.full((50, 3), np.nan))), 'no points'),
+    'behind': ('points', raw(cloud(5.0, -seen_points(WALL))), 'no points'),
+    'too few': ('points', raw(cloud(5.0, seen_points(WALL, 3))), 'too few points'),
+    'stamp of another clock': ('points', raw(cloud(500.0, seen_points(WALL))), 'stamps apart'),
+    'too large': ('points', raw(GOOD)[:20] + bytes(MOST_BYTES), 'too large'),
+    'NaN ranges': ('scan', raw(scan(5.0, WALL, ranges=[math.nan] * 100)), 'no points'),
+    'no increment': ('scan', raw(scan(5.0, WALL, angle_increment=0.0)), 'wrong angles'),
+    'NaN angles': ('scan', raw(scan(5.0, WALL, angle_min=math.nan)), 'wrong angles'),
+    'a million ranges': ('scan', raw(scan(5.0, WALL, ranges=[1e30] * 10**6)), 'no points'),
+    'NaN range': ('range', raw(range_message(5.0, WALL, range=math.nan)), 'no points'),
+    'sonar': ('range', raw(range_message(5.0, WALL, field_of_view=1.0)), 'wide beam'),
+    'NaN beam': ('range', raw(range_message(5.0, WALL, field_of_view=math.nan)), 'wide beam'),
+    'colours': ('depth', raw(image(header(5.0), np.zeros((24, 32, 3), np.uint8), 'rgb8')),
+                'unknown encoding'),
+    'depth of another frame': ('depth', raw(sparse(5.0, WALL, frame='other')), 'wrong frame'),
+    'empty depth': ('depth', raw(sparse(5.0, np.zeros_like(WALL))), 'no points'),
+    'no depth at all': ('depth', raw(Image(header=header(5.0))), 'empty image'),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_what_cannot_be_used_is_counted_and_named(node, name):
+    kind, message, condition = HOSTILE[name]
+    shared, anchor = listening(node, anchor=kind, anchor_pose=POSE if kind != 'points' else '')
+    shared._tf_type = shared._tf_type or object
+    shared._on_message(message)
+    adjustment = ask(anchor, 5.0)
+    assert adjustment == (1.0, 1.0)
+    assert dict(anchor.conditions) == {condition: 1}
+    assert anchor.reason
+    assert len(anchor.reason) < 1000
+    assert not anchor.filter.state.anchored
+
+
+def test_nothing_has_come(node):
+    _, anchor = listening(node, anchor='scan', anchor_pose=POSE)
+    assert ask(anchor, 5.0) == (1.0, 1.0)
+    assert anchor.condition == 'no message'
+    assert '/scan' in anchor.reason
+
+
+def test_what_waits_is_bounded(node):
+    shared, _ = listening(node, anchor='points')
+    for second in range(10 * MOST_MESSAGES):
+        shared._on_message(serialize_message(cloud(second, seen_points(WALL))))
+    assert len(shared._messages) == MOST_MESSAGES
+    large = serialize_message(GOOD) + bytes(MOST_BYTES // 3)
+    for _ in range(10):
+        shared._on_message(large)
+    assert sum(len(message.raw) for message in shared._messages) <= MOST_BYTES
+    for _ in range(10_000):
+        shared._on_transforms(b'any')
+    assert len(shared._transforms) < 1000
+
+
+def test_whatever_fails_inside_depth_goes_on_with_the_last_scale(node, monkeypatch):
+    shared, anchor = listening(node, anchor='points')
+    shared._on_message(serialize_message(GOOD))
+    scale = ask(anchor, 5.0).scale
+    monkeypatch.setattr(anchor.filter, 'adjust', lambda *_: 1 / 0)
+    assert ask(anchor, 5.1) == (scale, 1.0)
+    assert dict(anchor.conditions) == {'ZeroDivisionError in anchor': 1}
+
+
+@pytest.mark.parametrize(('settings', 'words'), [
+    ({'anchor': 'sonar'}, 'scan, points, range, depth, ground'),
+    ({'anchor_pose': '1 2 3'}, 'six numbers'),
+    ({'anchor_pose': '1 2 3 4 5 nan'}, 'six numbers'),
+    ({'anchor_pose': '1 2 3 4 5 1e300'}, 'six numbers'),
+    ({'anchor_pose': POSE, 'cameras': ['a', 'b']}, 'tf'),
+    ({'anchor': 'ground', 'base_frame': ''}, 'camera_height'),
+])
+def test_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        NodeConfig(**settings)
+
+
+# The running node -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def drive():
+    """Pictures and depth of a room, and what the demo model makes of them alone."""
+    from depthclip_ros.core import DepthConfig, DepthEstimator
+    from depthclip_ros.resources import config_path
+    scene = Scene.generate('office', 60002)
+    path = trajectory(scene, 60002)
+    frames = [render(scene, CAMERA, path.pose(i / 10), RenderOptions(seed=i)) for i in range(6)]
+    estimator = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu')
+    alone = [estimator.predict(frame.rgb, intrinsics=MODEL).depth for frame in frames]
+    return [(frame.rgb, frame.depth, depth) for frame, depth in zip(frames, alone, strict=True)]
+
+
+class Robot:
+    """A camera and a sensor at 10 Hz, and the node that hears them."""
+
+    def __init__(self, peer, drive):
+        self.peer, self.drive, self.time, self.count = peer, drive, 100.0, 0
+
+    def step(self, make=None, topic='', kind=LaserScan, factor=1.0):
+        """One picture with its message; gives the published scale and depth."""
+        rgb, depth, alone = self.drive[self.count % len(self.drive)]
+        self.time, self.count = self.time + 0.1, self.count + 1
+        head = header(self.time)
+        if make is not None:
+            message = make(self.time, depth, factor) if callable(make) else make
+            self.peer.publisher(topic, kind).publish(message)
+        answer = self.peer.ask(image(head, rgb, 'rgb8'),
+                               info=camera_info(head, WIDTH, HEIGHT, k=(
+                                   CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy)))
+        scale = self.peer.wait_stamp('depth/scale', head.stamp)
+        return scale.vector, depth_array(answer), alone, depth
+
+    def configure(self, **values):
+        """Other parameters, for which the node is configured anew."""
+        from lifecycle_msgs.msg import Transition
+        from lifecycle_msgs.srv import ChangeState
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        def change(number):
+            request = ChangeState.Request(transition=Transition(id=number))
+            assert self.peer.call(ChangeState, 'depth_node/change_state', request).success
+        change(Transition.TRANSITION_DEACTIVATE)
+        change(Transition.TRANSITION_CLEANUP)
+        answer = self.peer.call(SetParameters, 'depth_node/set_parameters', SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()
+                        for name, value in values.items()]))
+        assert all(result.successful for result in answer.results), answer
+        change(Transition.TRANSITION_CONFIGURE)
+        change(Transition.TRANSITION_ACTIVATE)
+
+    def status(self, condition):
+        return self.peer.diagnostics('depth_node: frames', condition)
+
+
+@pytest.fixture(scope='module')
+def robot(domain, cache, drive):
+    arguments = ['--ros-args']
+    for setting in ('weights:=demo', 'device:=cpu', 'num_threads:=1', 'anchor:=scan',
+                    f'anchor_pose:="{POSE}"', 'anchor_timeout:=1.0'):
+        arguments += ['-p', setting]
+    process = NodeProcess(arguments, domain=domain, cache=cache)
+    try:
+        process.wait_for(r'\]: Active: ')
+        with Peer(domain, listen=('depth/image',), node=process) as peer:
+            peer.listen('depth/scale', Vector3Stamped, matched=True)
+            yield Robot(peer, drive)
+    finally:
+        status = process.stop()
+    assert status == 0, process.output
+    assert 'Traceback' not in process.output, process.output
+
+
+@pytest.mark.slow
+def test_a_scan_scales_the_depth_that_is_published(robot):
+    vector, *_ = robot.step(scan, 'scan')
+    for _ in range(5):
+        vector, published, alone, depth = robot.step(scan, 'scan')
+    np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
+    row = slice(80, 120)  # what the lidar sees
+    assert vector.x == pytest.approx(
+        math.exp(np.median(np.log(depth[row] / alone[row]))), rel=0.12)
+    assert 0.0 < vector.y < 0.05
+    assert 0.5 < vector.z <= 1.0
+    _, values = robot.status(lambda values: values['anchored'] == 'True')
+    assert values['anchor'] == 'scan'
+    assert float(values['anchor scale']) == pytest.approx(vector.x, rel=0.1)
+    assert float(values['anchor p50 [ms]']) + float(values['anchor filter p50 [ms]']) < 5.0
+    robot.peer.process.wait_for('Anchored by scan: scale')
+
+
+@pytest.mark.slow
+def test_a_scale_that_changes_is_followed_without_jumps(robot):
+    before = robot.step(scan, 'scan')[0].x
+    scales = [before, *(robot.step(scan, 'scan', factor=1.6)[0].x for _ in range(30))]
+    assert np.exp(np.abs(np.diff(np.log(scales)))).max() <= 1.05 + 1e-9
+    assert scales[-1] / before == pytest.approx(1.6, rel=0.12)
+
+
+@pytest.mark.slow
+def test_hostile_messages_end_nothing_and_are_named(robot):
+    def lie(place, number):
+        """A length in the message that is not true."""
+        return lambda at, *_: (good := raw(scan(at, WALL)))[:place] + struct.pack(
+            '<I', number) + good[place + 4:]
+    hostile = {
+        'unreadable message': [lambda *_: bytes(4), lambda *_: bytes(11),
+                               *(lambda at, *_, cut=cut: raw(scan(at, WALL))[:cut]
+                                 for cut in (13, 30, 200)),
+                               lie(12, 2**31), lie(52, 2**31), lie(52, 2**20)],
+        'wrong angles': [lambda at, *_: scan(at, WALL, angle_increment=0.0)],
+        'no points': [lambda at, *_: scan(at, WALL, ranges=[math.nan] * 50),
+                      lambda at, *_: scan(at, WALL, ranges=[1e30] * 10**5)],
+    }
+    for messages in hostile.values():
+        for message in messages:
+            robot.step(message, 'scan')
+    _, values = robot.status(lambda values: all(
+        f'not anchored: {condition}' in values for condition in hostile))
+    assert int(values['anchor refused: unreadable message']) >= 1
+    assert robot.step(scan, 'scan')[0].x > 0.1
+    assert robot.peer.process.process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_silent_anchor_is_said_and_let_go(robot):
+    for _ in range(25):
+        anchored = robot.step(scan, 'scan', factor=1.6)[0].x
+    robot.time += 0.9
+    assert robot.step()[0].x == pytest.approx(anchored, rel=0.02)
+    for _ in range(60):
+        last = robot.step()[0].x
+    assert abs(math.log(last)) < abs(math.log(anchored)) / 10
+    status, values = robot.status(lambda values: values['anchored'] == 'False')
+    assert 'no anchor: stamps apart' in status.message
+    assert int(values['not anchored: stamps apart']) > 10
+    robot.peer.process.wait_for(r'depth has no anchor \(anchor: scan\)')
+    robot.step(scan, 'scan')
+    robot.status(lambda values: values['anchored'] == 'True')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('kind', 'topic', 'make'), [
+    (PointCloud2, 'anchor/points',
+     lambda at, depth, _factor: cloud(at, seen_points(depth))),
+    (Image, 'anchor/depth', sparse),
+    (None, '', None),
+])
+def test_other_anchors_in_the_running_node(robot, kind, topic, make):
+    name = topic.rpartition('/')[2] or 'ground'
+    robot.configure(anchor=name, anchor_pose='', camera_height=1.4, camera_pitch=-0.2)
+    robot.step(make, topic, kind)
+    for _ in range(4):
+        vector, published, alone, depth = robot.step(make, topic, kind)
+    np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
+    if kind is not None:
+        assert vector.x == pytest.approx(
+            math.exp(np.median(np.log(depth / alone))), rel=0.08)
+        robot.status(lambda values: values['anchored'] == 'True')
+
+
+@pytest.mark.slow
+def test_an_anchor_that_needs_tf_says_what_is_missing(robot):
+    robot.configure(anchor='scan', anchor_pose='')
+    assert robot.step(scan, 'scan')[0].x == 1.0
+    _, values = robot.status(lambda values: 'not anchored: no transform' in values)
+    assert values['anchored'] == 'False'
