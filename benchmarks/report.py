@@ -269,6 +269,111 @@ def _evaluation_plot(plt: Any, result: Result) -> Any:
     return figure
 
 
+# Rendered rooms ----------------------------------------------------------------------------------
+
+
+def _error(row: Result, *, beside: bool = True) -> str:
+    """Rmse, and how much more than that of the first row it is, with a 95 % interval."""
+    text = f'{row["rmse [m]"]:.3f}'
+    if not beside or row['± [m]'] in (None, 0.0):
+        return text
+    return f'{text} ({row["rmse more than the first [m]"]:+.3f} ± {row["± [m]"]:.3f})'
+
+
+def _readout_tables(result: Result) -> list[str]:
+    ways = result['read-outs']
+    sigmas = list(dict.fromkeys(way['smoothing'] for way in ways))
+    upsampling = list(dict.fromkeys(way['upsampling'] for way in ways))
+
+    def pick(**values: Any) -> Result:
+        return next(way for way in ways if all(way[key] == value
+                                               for key, value in values.items()))
+
+    plain = {'smoothing': 0.0, 'upsampling': upsampling[0]}
+    features = []
+    for model in result['features']:
+        for read_out in ('mean', 'argmax'):
+            way = pick(features=model['features'], read_out=read_out, **plain)
+            features.append([
+                f'`{model["features"]}`', read_out, _error(way), f'{way["delta1"]:.3f}',
+                f'{way["correlation"]:.2f}', f'{model["temperature"]:g}',
+                f'{model["p50 [ms]"]:.1f}', f'{model["times the first"]:.1f}'])
+    best = [min((way for way in ways if way['features'] == model['features']),
+                key=lambda way: float(way['rmse [m]'])) for model in result['features']]
+    controls = [[row['control'], '', _error(row), f'{row["delta1"]:.3f}',
+                 f'{row["correlation"]:.2f}', '', '', ''] for row in result['controls']]
+    first = result['features'][0]['features']
+    return [
+        _table(['features', 'read_out', 'rmse m (beside the first)', 'δ1', 'correlation',
+                'temperature', 'ms', 'times the first'], [*features, *controls]),
+        _table([f'`{first}`: rmse m', 'smoothing', *(f'`{mode}`' for mode in upsampling)],
+               [[read_out, f'{sigma:g}', *(_error(pick(
+                   features=first, read_out=read_out, smoothing=sigma, upsampling=mode))
+                   for mode in upsampling)] for read_out in ('mean', 'argmax')
+                for sigma in sigmas]),
+        _table(['best of all for', 'read_out', 'smoothing', 'upsampling', 'rmse m', 'δ1'],
+               [[f'`{way["features"]}`', way['read_out'], f'{way["smoothing"]:g}',
+                 f'`{way["upsampling"]}`', _error(way), f'{way["delta1"]:.3f}']
+                for way in best])]
+
+
+def _readout_plot(plt: Any, result: Result) -> Any:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    ways = result['read-outs']
+    first, upsampling = ways[0]['features'], ways[0]['upsampling']
+    names = [model['features'] for model in result['features']]
+    for shift, read_out in ((-0.2, 'mean'), (0.2, 'argmax')):
+        left.bar([place + shift for place in range(len(names))], [
+            way['rmse [m]'] for way in ways if way['read_out'] == read_out
+            and way['smoothing'] == 0 and way['upsampling'] == upsampling], 0.4, label=read_out)
+    for row, style in zip(result['controls'], (':', '--'), strict=True):
+        left.axhline(row['rmse [m]'], color=OTHER_COLOR, linestyle=style, label=row['control'])
+    left.set_xticks(range(len(names)), names)
+    for read_out, style in (('mean', 'o-'), ('argmax', 'o--')):
+        for mode in dict.fromkeys(way['upsampling'] for way in ways):
+            line = [way for way in ways if way['features'] == first
+                    and way['read_out'] == read_out and way['upsampling'] == mode]
+            right.plot([way['smoothing'] for way in line], [way['rmse [m]'] for way in line],
+                       style, label=f'{read_out}, {mode}')
+    left.set(ylabel='rmse [m]')
+    right.set(xlabel=f'{first}: smoothing [patches]', ylabel='rmse [m]')
+    for axes in (left, right):
+        axes.legend(fontsize=7)
+    return figure
+
+
+SIZE_WAYS = ('zero-shot', 'one scale fitted', 'calibrated')
+
+
+def _size_tables(result: Result) -> list[str]:
+    rows = sorted(result['input sizes'], key=lambda row: -row['demo p50 [ms]'])
+    return [_table(
+        ['input', *(f'{way}: rmse m' for way in SIZE_WAYS), 'δ1', 'scale', 'demo model ms',
+         'of 480 x 640', 'RN50 ms', 'of 480 x 640'],
+        [[_cell(row['input']), *(_error(row[way], beside=False) if way in row else '-'
+                                 for way in SIZE_WAYS),
+          ', '.join(f'{row[way]["delta1"]:.3f}' for way in SIZE_WAYS if way in row),
+          f'{row["scale"]:.2f}', f'{row["demo p50 [ms]"]:.1f}',
+          f'{row["demo part of the largest"]:.2f}', f'{row["RN50 p50 [ms]"]:.0f}',
+          f'{row["RN50 part of the largest"]:.2f}'] for row in rows])]
+
+
+def _size_plot(plt: Any, result: Result) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    rows = sorted(result['input sizes'], key=lambda row: row['demo p50 [ms]'])
+    for way in SIZE_WAYS:
+        if way in rows[0]:
+            axes.plot([row['demo p50 [ms]'] for row in rows],
+                      [row[way]['rmse [m]'] for row in rows], 'o-', label=way)
+    for row in rows:
+        axes.annotate(_cell(row['input']), (row['demo p50 [ms]'], row[SIZE_WAYS[0]]['rmse [m]']),
+                      fontsize=7, textcoords='offset points', xytext=(3, 4))
+    axes.set(xscale='log', xlabel='demo model, one image [ms]', ylabel='rmse [m]')
+    axes.grid(visible=True, which='both', alpha=0.3)
+    axes.legend()
+    return figure
+
+
 Kind = tuple[Callable[[Result], list[str]], Callable[[Any, Result], Any]]
 # Tables and plot by what only results of a kind have.
 KINDS: dict[str, Kind] = {
@@ -276,6 +381,8 @@ KINDS: dict[str, Kind] = {
     'summary': (_node_tables, _node_plot),
     STAGES: (_startup_tables, _startup_plot),
     'test images': (_evaluation_tables, _evaluation_plot),
+    'read-outs': (_readout_tables, _readout_plot),
+    'input sizes': (_size_tables, _size_plot),
 }
 
 

@@ -14,8 +14,12 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-from benchmarks import machine, node, report
+import numpy as np
+import torch
+
+from benchmarks import machine, node, readouts, report, rooms
 from benchmarks.node_graph import Trial
+from depthclip_ros.core import DepthConfig
 
 RESULTS = Path(node.__file__).parent / 'results'
 SECOND = 10**9
@@ -98,3 +102,39 @@ def test_what_could_not_be_measured_is_shown_as_such():
     result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
     result['results'][0]['at 30 Hz'].update({'latency p50 [ms]': None, 'latency p99 [ms]': None})
     assert '| 0.0 % | - | - |' in report.markdown(result)
+
+
+# Rendered rooms --------------------------------------------------------------------------------
+
+
+def test_scores_by_hand():
+    truth = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    rmse, delta1, rel, correlation = rooms.scores(2 * truth, truth)
+    assert (rmse, delta1, rel) == (pytest.approx(math.sqrt(85 / 4)), 0.0, 1.0)
+    assert correlation == pytest.approx(1.0)
+    assert rooms.scores(truth.flip(0, 1), truth)[3] == pytest.approx(-1.0)
+    flat = rooms.scores(torch.full((2, 2), 2.2), truth)
+    assert flat[1:] == pytest.approx([0.25, (1.2 + 0.1 + 0.45 + 0.725) / 4, 0.0])
+
+
+def test_a_row_is_compared_on_the_same_images():
+    first, second = [[1.0, 0, 0, 0], [3.0, 0, 0, 0]], [[1.5, 1, 0, 0], [3.7, 0, 0, 0]]
+    row = rooms.row(second, first)
+    assert row['rmse [m]'] == pytest.approx(2.6)
+    assert row['delta1'] == 0.5
+    assert row['rmse more than the first [m]'] == pytest.approx(0.6)
+    assert row['± [m]'] == pytest.approx(1.96 * np.std([0.5, 0.7], ddof=1) / math.sqrt(2))
+
+
+@pytest.mark.parametrize(('features', 'read_out', 'smoothing', 'upsampling'), [
+    ('maskclip', 'mean', 0.0, 'bilinear'), ('attnpool', 'argmax', 1.0, 'centered')])
+def test_what_is_read_out_is_the_estimators_own(features, read_out, smoothing, upsampling):
+    config = DepthConfig.from_yaml(report.ROOT / 'config/demo.yaml')
+    model = readouts.Model(config, features)
+    seen = rooms.view(rooms.TEST, 0.0)
+    model.temperature = 6.0
+    found = model.depth(model.see(seen), read_out, smoothing, upsampling, seen)
+    estimator = model.estimator
+    estimator.reconfigure(estimator.config.replace(
+        temperature=6.0, read_out=read_out, smoothing=smoothing, upsampling=upsampling))
+    np.testing.assert_allclose(found, estimator.predict(seen.rgb).depth, atol=1e-4)
