@@ -234,6 +234,9 @@ class DepthEstimator:
         self._encoder = build_image_encoder(state_dict, config.features)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
+        if config.features == 'crops':
+            log(f'WARNING: features: crops encodes each of the {math.prod(self.grid)} cells of an '
+                'image alone: it is a yardstick, and too slow for a camera.')
         shape = architecture(state_dict)
         # C of the features, and C' of the trunk's map.
         whole = shape.patch is not None or config.features == 'crops'
