@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine, report, rooms  # noqa: E402
-from benchmarks.estimator import Contender, race, timed  # noqa: E402
+from benchmarks.estimator import Contender, race  # noqa: E402
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.projection import (  # noqa: E402
     best_bins,
@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     best = int(np.mean(of_constants, axis=0)[:, 0].argmin())
     controls['best constant'] = [values[best] for values in of_constants]
     first = found[ways[0]]
-    contenders = [Contender(model.features, timed(partial(
+    contenders = [Contender(model.features, rooms.busy(partial(
         model.estimator.predict, chosen_on[0].rgb))) for model in models]
     times = race(contenders, options.rounds)
     return {
