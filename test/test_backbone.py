@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from depthclip_ros.core import ConfigError, WeightsError, backbone
-from depthclip_ros.core.backbone import build_image_encoder
+from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
 
@@ -58,14 +58,15 @@ def test_maskclip_fused_equals_unfused(resnet):
         features, unfused / unfused.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('features', ['reference', 'maskclip'])
+@pytest.mark.parametrize('features', ['reference', 'maskclip', 'attnpool'])
 def test_the_pool_is_clips_own(resnet, features):
     """At the native size, and of the map that `trunk` gives."""
-    encoder = build_image_encoder(resnet, features, keep_pool=True)
+    encoder = build_image_encoder(resnet, features)
+    pool = encoder.pool or build_attention_pool(resnet)
     visual = clip_model(resnet).visual
     with torch.no_grad():
         expected = visual(images(64, 64))
-        found = encoder.pool.whole(encoder.trunk(images(64, 64)))
+        found = pool.whole(encoder.trunk(images(64, 64)))
     assert found.shape == (2, 64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -74,7 +75,7 @@ def test_every_position_asks_as_the_mean_does(resnet):
     """CLIP's pool computes all answers, and throws away all but the mean's."""
     pool = clip_model(resnet).visual.attnpool
     maps = torch.randn(2, 256, 2, 2, generator=torch.Generator().manual_seed(1))
-    ours = build_image_encoder(resnet, 'maskclip', keep_pool=True).pool
+    ours = build_attention_pool(resnet)
     tokens = maps.flatten(2).permute(2, 0, 1)
     tokens = torch.cat([tokens.mean(0, keepdim=True), tokens]) + pool.positional_embedding[:, None]
     attention = torch.nn.MultiheadAttention(256, pool.num_heads)
@@ -94,7 +95,7 @@ def test_every_position_asks_as_the_mean_does(resnet):
 def test_the_pool_takes_maps_of_any_size(resnet):
     """Of a uniform map every answer is its value, whatever the grid, but for the positions."""
     without = {**resnet, 'visual.attnpool.positional_embedding': torch.zeros(5, 256)}
-    pool = build_image_encoder(without, 'maskclip', keep_pool=True).pool
+    pool = build_attention_pool(without)
     values = torch.randn(1, 256, 1, 1, generator=torch.Generator().manual_seed(2))
     dense = pool.dense(values.expand(1, 256, 3, 5))
     torch.testing.assert_close(
@@ -103,7 +104,7 @@ def test_the_pool_takes_maps_of_any_size(resnet):
     columns = torch.stack([torch.full((256,), 9.0), torch.full((256,), -9.0)])
     without['visual.attnpool.positional_embedding'] = torch.cat(
         [torch.zeros(1, 256), columns, columns])
-    tokens = build_image_encoder(without, 'maskclip', keep_pool=True).pool._tokens(
+    tokens = build_attention_pool(without)._tokens(
         torch.zeros(1, 256, 3, 4))[0, 1:, 0].reshape(3, 4)
     torch.testing.assert_close(tokens[0], tokens[2])
     assert (tokens[:, :2] > 0).all()
@@ -207,12 +208,11 @@ def test_what_is_not_needed_is_not_kept(resnet):
     names = [name for name, _ in build_image_encoder(resnet, 'maskclip').named_parameters()]
     assert names
     assert not [name for name in names if 'pool' in name or 'transformer' in name]
-    kept = build_image_encoder(resnet, 'maskclip', keep_pool=True)
+    kept = build_image_encoder(resnet, 'attnpool')
     assert [name for name, _ in kept.named_parameters() if name.startswith('pool.')]
 
 
 def test_features_that_an_architecture_has_not(vit):
-    assert build_image_encoder(vit, 'maskclip', keep_pool=True).pool is None
     with pytest.raises(ConfigError, match='features: maskclip'):
         build_image_encoder(vit, 'reference')
     odd = clip_standin.state_dict(0, **{**clip_standin.TINY, 'embed_dim': 96})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_agreement import README, section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,18 @@ def test_commands_that_the_readme_names_exist():
     assert {'predict', 'doctor', 'fetch', 'encode-text'} <= commands
     for command in commands:
         assert re.search(rf'^ +{command}\b', help_text, re.MULTILINE), command
+
+
+@pytest.mark.parametrize('result', ['readouts'])
+def test_read_outs_are_the_committed_measurement(result):
+    """Every table of the benchmark, row by row, and its plot."""
+    page = (ROOT / 'docs/readouts.md').read_text(encoding='utf-8')
+    tables = (ROOT / f'benchmarks/results/rooms/{result}.md').read_text(encoding='utf-8')
+    measured = [line for line in tables.splitlines() if line.startswith('| ')]
+    assert len(measured) > 10
+    for line in measured:
+        assert line in page.splitlines()
+    assert f'](../benchmarks/results/rooms/{result}.png)' in page
 
 
 def first_depth(machine):

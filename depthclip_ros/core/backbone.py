@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module):
         trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
         dtype: number format of the trunk's input.
         stride: pixels a patch is wide and high.
-        pool: the attention pool, for a ResNet whose pool was asked for.
+        pool: a ResNet's attention pool, for features that need it.
         trunk_size: (height, width) of what the trunk sees, if it is not the whole image.
 
     """
@@ -160,16 +160,14 @@ class ReferenceFeatures(ImageEncoder):
     attention pool's projection into it is left out.
     """
 
-    def __init__(
-        self, resnet: nn.Module, shape: Architecture, pool: AttentionPool | None = None,
-    ) -> None:
+    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
         """Take over the convolutional part of a CLIP ResNet."""
         channels = 32 * shape.width
         if channels % shape.embed_dim:
             raise ConfigError(
                 f'features: reference keeps every n-th of {channels} channels, which does not '
                 f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
-        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
+        super().__init__(_without_pool(resnet), RESNET_STRIDE)
         self.channel_step = channels // shape.embed_dim
 
     def head(self, features: Tensor) -> Tensor:
@@ -189,10 +187,10 @@ class MaskClipFeatures(ImageEncoder):
     projection: Tensor
     offset: Tensor
 
-    def __init__(self, resnet: Any, pool: AttentionPool | None = None) -> None:
+    def __init__(self, resnet: Any) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
         output, value = resnet.attnpool.c_proj, resnet.attnpool.v_proj
-        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
+        super().__init__(_without_pool(resnet), RESNET_STRIDE)
         self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
         self.register_buffer('offset', output.weight @ value.bias + output.bias)
 
@@ -296,15 +294,12 @@ class DenseVit(nn.Module):
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
-def build_image_encoder(
-    state_dict: Mapping[str, Tensor], features: str, *, keep_pool: bool = False,
-) -> ImageEncoder:
+def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
     """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
 
     Args:
         state_dict: the whole model's; only the visual part is copied.
         features: 'reference', 'maskclip', 'attnpool' or 'crops'.
-        keep_pool: keep a ResNet's attention pool, too, as the encoder's `pool`.
 
     Raises:
         WeightsError: tensors are missing or misshapen.
@@ -317,26 +312,24 @@ def build_image_encoder(
                           'transformer use features: maskclip.')
     visual = _load_visual(state_dict, shape)
     with torch.no_grad():
-        encoder = _dense_encoder(visual, shape, features, keep_pool=keep_pool)
+        encoder = _dense_encoder(visual, shape, features)
     encoder.eval().requires_grad_(False)
     return encoder
 
 
-def _dense_encoder(
-    visual: Any, shape: Architecture, features: str, *, keep_pool: bool,
-) -> ImageEncoder:
+def _dense_encoder(visual: Any, shape: Architecture, features: str) -> ImageEncoder:
     if shape.patch is not None:
         if features == 'crops':
             return CropFeatures(visual, shape.patch, shape.resolution)
         return ImageEncoder(DenseVit(visual, mixing=features == 'attnpool'), shape.patch)
     if features == 'attnpool':
         return AttentionPoolFeatures(visual)
-    pool = AttentionPool(visual.attnpool) if keep_pool or features == 'crops' else None
     if features == 'crops':
+        pool = AttentionPool(visual.attnpool)
         return CropFeatures(_without_pool(visual), RESNET_STRIDE, shape.resolution, pool)
     if features == 'maskclip':
-        return MaskClipFeatures(visual, pool)
-    return ReferenceFeatures(visual, shape, pool)
+        return MaskClipFeatures(visual)
+    return ReferenceFeatures(visual, shape)
 
 
 def is_resnet(trunk: nn.Module) -> bool:
