@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fit: what was planted is found, what is not there is not, and error bars cover."""
+
+from __future__ import annotations
+
+import math
+
+import clip_standin
+import numpy as np
+import pytest
+
+from depthclip_ros.calibrate import fit as fitting
+from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
+from depthclip_ros.calibrate.frames import wanted
+from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.projection import upsample
+from depthclip_ros.core.window import Window
+
+SIZE = 96, 128
+CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0,
+                     upsampling='patch', reference_focal=0.8)
+CAMERA = CameraModel.pinhole(128, 96, 1.6 * 128)
+OPTIONS = Options(source='a test', learning_curve=())
+
+
+@pytest.fixture(scope='module')
+def shared():
+    return DepthEstimator(CONFIG, clip_standin.tiny_state_dict(), 'cpu')
+
+
+@pytest.fixture
+def estimator(shared):
+    yield shared
+    shared.reconfigure(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    rng = np.random.default_rng(0)
+    return [np.clip(clip_standin.synthetic_rgb(i, *SIZE) * rng.uniform(0.3, 1.2, 3)
+                    + rng.uniform(-60, 60, 3), 0, 255).astype(np.uint8) for i in range(40)]
+
+
+def samples(estimator, pictures, truth, sequences=8, camera=CAMERA):
+    """Frames whose depth is what `truth` makes of the language depth (h, w) and its number."""
+    found = []
+    for i, rgb in enumerate(pictures):
+        depth = truth(i, estimator.predict(rgb, intrinsics=camera))
+        pixels = np.repeat(np.repeat(depth, 32, axis=0), 32, axis=1).astype(np.float32)
+        found.append(Sample(rgb, pixels, camera, i * sequences // len(pictures), float(i)))
+    return found
+
+
+def use(estimator, fitted, tmp_path):
+    path = fitted.calibration.save(tmp_path, 'fitted')
+    estimator.reconfigure(CONFIG.replace(calibration=str(path)))
+
+
+def quiet(text):
+    """Log nothing."""
+
+
+def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pictures, tmp_path):
+    direction = np.random.default_rng(1).normal(0, 1, len(CONFIG.tokens))
+    logits = np.stack([estimator.predict(rgb).logits for rgb in pictures])
+    mean, deviation = logits.mean(axis=(0, 2, 3)), logits.std(axis=(0, 2, 3))
+    across = np.linspace(-1, 1, 4)
+
+    def truth(i, prediction):
+        scaled = (prediction.logits - mean[:, None, None]) / deviation[:, None, None]
+        return prediction.patch_depth * np.exp(
+            0.4 + 0.1 * np.tensordot(direction, scaled, 1) + 0.2 * across)
+
+    every = samples(estimator, pictures, truth)
+    fitted = fit(estimator, every[:32], OPTIONS, quiet)
+    assert (fitted.variant, fitted.improved) == ('full', True)
+    assert 'The correction (full) helps' in fitted.verdict
+    assert fitted.r2 > 0.9
+    assert fitted.held_out['full'].rmse < 0.3 * fitted.held_out['scale'].rmse
+    # Of other frames' depth nothing is learned but where in the picture it is larger.
+    assert fitted.held_out['shuffled'].rmse > 3 * fitted.held_out['full'].rmse
+    use(estimator, fitted, tmp_path)
+    for sample in every[32:]:
+        found = estimator.predict(sample.rgb, intrinsics=CAMERA)
+        assert found.focal_ratio == pytest.approx(2.0)
+        np.testing.assert_allclose(found.depth, sample.depth, rtol=0.1)
+        # Without a camera it counts as the one that was calibrated.
+        np.testing.assert_allclose(estimator.predict(sample.rgb).depth, found.depth, rtol=1e-5)
+
+
+def test_a_planted_scale_is_found_and_no_more(estimator, pictures, tmp_path):
+    rng = np.random.default_rng(2)
+    every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
+        math.log(1.7) + rng.normal(0, 0.05, prediction.patch_depth.shape)))
+    fitted = fit(estimator, every, OPTIONS, quiet)
+    assert (fitted.variant, fitted.improved) == ('scale', False)
+    assert 'No improvement' in fitted.verdict
+    use(estimator, fitted, tmp_path)
+    ratio = [estimator.predict(s.rgb, intrinsics=CAMERA).depth / s.depth for s in every]
+    assert np.median(ratio) == pytest.approx(1.0, abs=0.01)
+    # Error bars: relative, as large as the noise, and they cover what they promise.
+    found = [estimator.predict(s.rgb, intrinsics=CAMERA) for s in every]
+    spread = np.median([p.patch_stddev / p.patch_depth for p in found])
+    assert spread == pytest.approx(0.05, rel=0.25)
+    covered = [np.abs(p.depth - s.depth) <= 1.645 * p.stddev()
+               for p, s in zip(found, every, strict=True)]
+    assert 0.87 < np.mean(covered) < 0.97  # of frames that it was fitted to
+    assert fitted.coverage == pytest.approx(0.9, abs=0.03)
+
+
+def test_planted_bins_are_found(estimator, pictures, tmp_path):
+    bins = np.array([0.5, 0.6, 0.7, 3.0, 5.0, 5.1, 9.0])
+    every = samples(estimator, pictures, lambda i, prediction: prediction.focal_ratio
+                    * np.tensordot(bins, prediction.weights, 1))
+    fitted = fit(estimator, every, Options(variant='monotone', learning_curve=()), quiet)
+    assert fitted.variant == 'monotone'
+    assert all(np.diff(fitted.monotone_bins) >= 0)
+    use(estimator, fitted, tmp_path)
+    found = np.concatenate([
+        estimator.predict(s.rgb, intrinsics=CAMERA).depth / s.depth for s in every])
+    assert np.abs(np.log(found)).mean() < 0.1
+
+
+def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures, tmp_path):
+    rng = np.random.default_rng(3)
+    every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
+        rng.normal(0, 0.1, prediction.patch_depth.shape)))
+    before = estimator.predict(pictures[0], intrinsics=CAMERA)
+    fitted = fit(estimator, every, OPTIONS, quiet)
+    assert (fitted.variant, fitted.improved) == ('none', False)
+    use(estimator, fitted, tmp_path)
+    after = estimator.predict(pictures[0], intrinsics=CAMERA)
+    np.testing.assert_allclose(after.depth, before.depth, rtol=1e-5)
+    assert after.patch_stddev is not None
+
+
+def test_sparse_and_coarse_depth_will_do(estimator, pictures, tmp_path):
+    rng = np.random.default_rng(4)
+    every = [Sample(s.rgb, np.where(rng.random((24, 32)) < 0.2, s.depth[2::4, 2::4], np.nan),
+                    s.camera, s.sequence) for s in samples(
+        estimator, pictures, lambda i, prediction: 0.6 * prediction.patch_depth)]
+    fitted = fit(estimator, every, OPTIONS, quiet)
+    use(estimator, fitted, tmp_path)
+    assert fitted.variant == 'scale'
+    assert math.exp(fitted.calibration.arrays['bias']) == pytest.approx(0.6, rel=0.01)
+
+
+def test_what_is_not_enough_is_refused(estimator, pictures):
+    good = samples(estimator, pictures[:12], lambda i, prediction: prediction.patch_depth)
+    empty = [Sample(s.rgb, np.full(SIZE, np.nan, np.float32), CAMERA, s.sequence) for s in good]
+    for given, reason in ((good[:9], '9 frames .* too few'),
+                          ([*good[:5], *empty[5:]], r'5 frames .*\(7 without any depth'),
+                          ([Sample(s.rgb, s.depth, CAMERA, 0) for s in good], '1 sequences')):
+        with pytest.raises(CalibrationError, match=reason):
+            fit(estimator, given, OPTIONS, quiet)
+    with pytest.raises(CalibrationError, match='best'):
+        fit(estimator, good, Options(variant='best'), quiet)
+    with pytest.raises(CalibrationError, match='shape'):
+        fit(estimator, [Sample(good[0].rgb, np.ones(3, np.float32))], OPTIONS, quiet)
+
+
+def test_frames_without_room_for_them_are_refused(estimator, pictures, monkeypatch):
+    monkeypatch.setattr('depthclip_ros.calibrate.frames.MOST_BYTES', 1000)
+    with pytest.raises(CalibrationError, match='take fewer'):
+        fit(estimator, samples(estimator, pictures[:2], lambda i, p: p.patch_depth), OPTIONS)
+
+
+@pytest.mark.parametrize('mode', ['centered', 'bilinear', 'patch'])
+def test_the_wanted_depth_is_that_of_the_upsampled_picture(mode):
+    import torch
+    rng = np.random.default_rng(0)
+    patches = 2 + rng.random((1, 3, 4)).astype(np.float32)
+    depth = upsample(torch.from_numpy(patches), (96, 128), mode)[0].numpy()
+    target = wanted(depth, Window(0, 0, 128, 96), (3, 4), mode, 0)
+    np.testing.assert_allclose(target.patches, patches.ravel(), rtol=0.05)
+    found = (patches.ravel()[target.index] * target.share).sum(axis=1)
+    np.testing.assert_allclose(found, target.truth, rtol=1e-4)
+    assert wanted(np.full_like(depth, np.nan), Window(0, 0, 128, 96), (3, 4), mode, 0) is None
+
+
+def test_frames_of_a_sequence_are_never_in_two_folds():
+    rng = np.random.default_rng(0)
+    sequence = rng.integers(0, 23, 200).tolist()
+    fold = fitting._folds(sequence, 10)
+    for name in set(sequence):
+        assert len({int(f) for f, s in zip(fold, sequence, strict=True) if s == name}) == 1
+    assert np.bincount(fold, minlength=10).min() >= 10
+
+
+def errors(**rmse):
+    """Of ten folds, with some noise that all variants share."""
+    noise = np.random.default_rng(0).normal(0, 0.02, 10)
+    values = {'language': 0.5, 'scale': 0.5, 'monotone': 0.5, 'full': 0.5, 'mean_map': 1.0, **rmse}
+    values[fitting.CHOSEN] = values.pop('choices_seen', values['full'])
+    own = np.random.default_rng(1).normal(0, 0.005, (len(values), 10))
+    return {name.replace('_', ' '): value + noise + extra
+            for (name, value), extra in zip(values.items(), own, strict=True)}
+
+
+@pytest.mark.parametrize(('rmse', 'variant', 'improved'), [
+    ({}, 'none', False),
+    ({'full': 0.4}, 'full', True),
+    ({'full': 0.5, 'choices_seen': 0.47}, 'full', False),  # only where its choices were made
+    ({'full': 0.49}, 'none', False),
+    ({'full': 0.4, 'scale': 0.41}, 'scale', False),
+    ({'full': 0.395, 'scale': 0.41}, 'full', False),  # worth it, but not to be claimed
+    ({'monotone': 0.4}, 'monotone', True),
+    ({'full': 0.4, 'mean_map': 0.41}, 'none', False),
+])
+def test_the_verdict(rmse, variant, improved):
+    found = judge(errors(**rmse))
+    assert found[:2] == (variant, improved), found[2]
+    assert ('helps' in found[2]) == improved
+
+
+def test_a_gain_in_one_fold_alone_is_none():
+    given = errors()
+    given['full'] = given[fitting.CHOSEN] = given['language'] + np.array([-0.3] + [0.015] * 9)
+    assert judge(given)[0] == 'none'
