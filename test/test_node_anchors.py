@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 
 import pytest
 
@@ -13,9 +14,18 @@ pytest.importorskip('rclpy')
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Vector3Stamped
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3, Vector3Stamped
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import serialize_message
-from ros_harness import FRAME, NodeProcess, Peer, camera_info, depth_array, image
+from ros_harness import (
+    FRAME,
+    PATIENCE,
+    NodeProcess,
+    Peer,
+    camera_info,
+    depth_array,
+    image,
+)
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField, Range
 from std_msgs.msg import Header
 
@@ -491,3 +501,45 @@ def test_an_anchor_that_needs_tf_says_what_is_missing(robot):
     assert robot.step(scan, 'scan')[0].x == 1.0
     _, values = robot.status(lambda values: 'not anchored: no transform' in values)
     assert values['anchored'] == 'False'
+
+
+@pytest.mark.slow
+def test_tf_says_where_the_lidar_is_as_soon_as_it_is_there(robot):
+    tf2_msgs = pytest.importorskip('tf2_msgs.msg')
+    robot.configure(anchor='scan', anchor_pose='')
+    assert robot.step(scan, 'scan')[0].x == 1.0
+    camera = link('base', FRAME, (0.2, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5))
+    latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    publisher = robot.peer.node.create_publisher(tf2_msgs.TFMessage, '/tf_static', latched)
+    publisher.publish(tf2_msgs.TFMessage(transforms=[
+        camera, link('base', 'laser', (0.25, 0.0, 0.6)),
+        link('base', 'broken', (math.nan, 0.0, 0.0))]))
+    until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
+    _, values = robot.status(lambda values: values['anchored'] == 'True')
+    assert int(values['anchor refused: transform']) == 1
+
+    # A lidar on a mast that goes up and down: where it was at the image's time.
+    robot.configure(anchor='scan')
+    tf = robot.peer.publisher('/tf', tf2_msgs.TFMessage)
+
+    def moving(at, depth, factor):
+        for when, height in ((at - 0.05, 0.3), (at, 0.6), (at + 0.05, 0.9)):
+            tf.publish(tf2_msgs.TFMessage(transforms=[
+                link('base', 'mast', (0.25, 0.0, height), at=when)]))
+        return scan(at, depth, factor, 'mast')
+    vector = until_anchored(robot, lambda: robot.step(moving, 'scan')[0])
+    assert vector.z > 0.5
+
+
+def link(parent, child, place, turn=(0.0, 0.0, 0.0, 1.0), at=0.0):
+    transform = Transform(translation=Vector3(**dict(zip('xyz', place, strict=True))),
+                          rotation=Quaternion(**dict(zip('xyzw', turn, strict=True))))
+    return TransformStamped(header=header(at, parent), child_frame_id=child, transform=transform)
+
+
+def until_anchored(robot, step):
+    """Steps until the transforms have come; the second scale that is not 1."""
+    end = time.monotonic() + PATIENCE
+    while step().x == 1.0:
+        assert time.monotonic() < end, robot.peer.process.output
+    return step()
