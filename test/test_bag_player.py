@@ -465,6 +465,8 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
         (['missing'], 'There is no bag at'),
         (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
         (['bag', '--remap', '/temperature:=no name'], "Couldn't parse remap rule"),
+        (['bag', '--start-offset', '1000', '--loop', '--wait-for-subscribers', '0'],
+         'Nothing is recorded 1000 s after'),
     ],
 )
 def test_errors_of_playing(tmp_path, capsys, monkeypatch, arguments, words):

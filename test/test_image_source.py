@@ -229,15 +229,15 @@ class Listener:
 
 
 @contextlib.contextmanager
-def publishing(*arguments, **options):
+def publishing(*arguments, command=('-m', 'depthclip_ros.sources.image_source'), **options):
     """Run image_source in a process and listen to it."""
     from ros_harness import own_domain
     with own_domain() as domain:
         listener = Listener(domain, **options)
         process = subprocess.Popen(
-            [sys.executable, '-m', 'depthclip_ros.sources.image_source', *map(str, arguments)],
+            [sys.executable, *command, *map(str, arguments)], text=True,
             env={**os.environ, 'ROS_DOMAIN_ID': str(domain)}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True)
+            stderr=subprocess.STDOUT)
         try:
             yield listener, process
         finally:
@@ -319,3 +319,28 @@ def test_what_ros_refuses_is_a_sentence(folder, capsys, monkeypatch, arguments, 
     error = capsys.readouterr().err
     assert error.startswith('image_source: ')
     assert words in error
+
+
+IMPATIENT = ('import sys, depthclip_ros.sources.image_source as source; '
+             'source.ANSWER_TIMEOUT = 0.5; sys.exit(source.main())')
+
+
+@pytest.mark.slow
+def test_a_late_answer_counts(folder):
+    """To what was sent first, although the picture has been sent again meanwhile."""
+    from sensor_msgs.msg import Image
+    with publishing(folder, '--wait', '--answer', 'answer', command=('-c', IMPATIENT)) as (
+            listener, process):
+        answers = listener.node.create_publisher(Image, 'answer', 5)
+        answered = 0
+        while process.poll() is None and answered < 3:
+            seen = len(listener.images)
+            listener.listen_until(
+                lambda seen=seen: len(listener.images) >= seen + 2 or process.poll() is not None)
+            if process.poll() is None:
+                answers.publish(Image(header=listener.images[seen].header))
+                answered += 1
+        listener.listen_until(lambda: process.poll() is not None)
+        output = process.stdout.read()
+    assert process.returncode == 0, output
+    assert len({bytes(m.data) for m in listener.images}) == 3, output

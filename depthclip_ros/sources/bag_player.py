@@ -212,9 +212,14 @@ class BagPlayer:
             self._options, self._log, self._stop)
 
     def _play_once(self, first: int) -> None:
-        """Play from bag time `first` (ns) to the end."""
+        """Play from bag time `first` (ns) to the end.
+
+        Raises:
+            BagError: nothing is recorded from there on.
+
+        """
         timeline = _Timeline(first, self._options, self._stop, self._clock)
-        last = first
+        last = 0
         for connection, stamp, data in bag_messages(self._reader, self._connections, first):
             late = timeline.advance(stamp)
             if self._stop.is_set():
@@ -227,6 +232,10 @@ class BagPlayer:
             publisher.publish(data)
             self.summary.messages[connection.topic] += 1
             self.summary.latest = max(self.summary.latest, late)
+        if not last:
+            raise BagError(
+                f'Nothing is recorded {self._options.start_offset:g} s after the beginning of '
+                f'{self._reader.path} or later. Give a smaller --start-offset.')
         if self._options.loop:
             # The last message, too, lasts one period, so that the rate holds over the seam.
             timeline.advance(last + self._period(last - first))

@@ -46,6 +46,8 @@ from .pictures import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from builtin_interfaces.msg import Time
+
     from ..color import Picture
 
 GUESSED_FOV = 60.0
@@ -89,12 +91,17 @@ class ImageSource(Node):
         # Filled again for every picture; publishing copies.
         self._image, self._info, self._header = kind(), CameraInfo(), Header()
         self._answered = False
+        self._awaited: list[Time] = []  # stamps under which the picture was sent
         if options.answer:
             self.create_subscription(Image, options.answer, self._on_answer, QOS)
         self.published = 0
 
-    def publish(self, picture: Picture) -> None:
+    def publish(self, picture: Picture, *, again: bool = False) -> None:
         """Send one picture and its camera_info, stamped now.
+
+        Args:
+            picture: (H, W, 3) BGR.
+            again: it is the same as before: an answer to what was sent then counts, too.
 
         Raises:
             CameraInfoError: the calibration file is for pictures of another size.
@@ -112,7 +119,8 @@ class ImageSource(Node):
             image_io.fill_data(self._image, data)
         else:
             image_io.color_image(self._image, picture, self._header)
-        self._answered = False
+        self._answered &= again
+        self._awaited = [*(self._awaited if again else ()), self._header.stamp]
         self._info_publisher.publish(self._info)
         self._image_publisher.publish(self._image)
         self.published += 1
@@ -136,7 +144,7 @@ class ImageSource(Node):
             rclpy.spin_once(self, timeout_sec=min(left, 0.1))
 
     def _on_answer(self, message: Image) -> None:
-        self._answered |= message.header.stamp == self._header.stamp
+        self._answered |= message.header.stamp in self._awaited
 
     def _calibrate(self, width: int, height: int) -> None:
         """Make the camera_info fit pictures of this size."""
@@ -262,7 +270,7 @@ def _publish(source: ImageSource, picture: Picture, *, answer: bool) -> None:
     while answer and not source.wait_for_answer(ANSWER_TIMEOUT):
         source.get_logger().warning(  # type: ignore[no-untyped-call]
             f'No answer in {ANSWER_TIMEOUT:g} s; sending the picture again.')
-        source.publish(picture)
+        source.publish(picture, again=True)
 
 
 def _is_builtin(options: argparse.Namespace) -> bool:
