@@ -46,7 +46,7 @@ def test_commands_that_the_readme_names_exist():
         assert re.search(rf'^ +{command}\b', help_text, re.MULTILINE), command
 
 
-@pytest.mark.parametrize('result', ['readouts'])
+@pytest.mark.parametrize('result', ['readouts', 'input_size'])
 def test_read_outs_are_the_committed_measurement(result):
     """Every table of the benchmark, row by row, and its plot."""
     page = (ROOT / 'docs/readouts.md').read_text(encoding='utf-8')
