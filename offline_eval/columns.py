@@ -22,6 +22,7 @@ PARTNER = 'partner'  # the method's, of another image
 RANDOM_PATCH, RANDOM_PIXEL = 'random patch', 'random pixel'
 CONSTANT, MEDIAN, MEAN_MAP = 'constant', 'median', 'mean map'
 
+FOCAL = f'{METHOD} x focal length'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
 PARTNERS = 3  # other images whose depth is scored on each; readout.partners has them
 RANDOM_WORDS = 'random words'
@@ -42,11 +43,13 @@ class Column:
 
     Attributes:
         name: of the row it belongs to; several columns of one name are averaged (repetitions).
-        group: 'method', 'bins', 'prompts' or 'baseline'.
+        group: 'method', 'camera', 'bins', 'prompts' or 'baseline'.
         kind: how the prediction is made.
         tokens, bins: of a read-out; the tokens in the order in which they get the bins.
         value: of a constant, metres.
         shift: which of its partners an image gets the depth of.
+        focal: of a read-out: depth is multiplied by the focal length of what the network sees,
+            in its widths, and divided by this one; 0: it is not.
         note: for the reader.
         is_test: whether the method must beat it; not where a control cannot work.
 
@@ -59,6 +62,7 @@ class Column:
     bins: tuple[float, ...] = ()
     value: float = 0.0
     shift: int = 0
+    focal: float = 0.0
     note: str = ''
     is_test: bool = True
 
@@ -66,10 +70,26 @@ class Column:
 def columns(
     config: DepthConfig, tables: Sequence[str], training_mean: float | None, max_depth: float,
     images: int,
+    focal: float = 0.0,
 ) -> list[Column]:
-    """All columns of a run; the method's is the first."""
+    """All columns of a run; the method's is the first.
+
+    Args:
+        config: the method's words and bins.
+        tables: of the paper.
+        training_mean: metres; None where there is no training split.
+        max_depth: metres.
+        images: how many the data set has.
+        focal: the focal length, in widths of the network's input, to which the words belong; 0:
+            no row with that of each image's camera.
+
+    """
     chosen = [Column(METHOD, 'method', READ_OUT, config.tokens, config.bins,
                      note='as configured')]
+    if focal:
+        chosen.append(Column(
+            FOCAL, 'camera', READ_OUT, config.tokens, config.bins, focal=focal,
+            note=f'depth x focal length of what the network sees, in its widths / {focal:g}'))
     if '2' in tables:
         chosen += [Column(name, 'bins', READ_OUT, PAPER_TOKENS, bins,
                           note=f'bins {_metres(bins)}') for name, bins in BIN_PARTITIONS.items()]

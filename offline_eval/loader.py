@@ -29,6 +29,7 @@ class Batch:
         positions: in the data set's entries.
         rgb: (B, H, W, 3) uint8.
         truth: (B, H, W) float32 metres, NaN where it is not scored.
+        focal: (B,) float32, focal length in pixels of `rgb`; 0 if not known.
         records: of these images, filled with what follows from the true depth alone.
 
     """
@@ -36,6 +37,7 @@ class Batch:
     positions: list[int]
     rgb: NDArray[np.uint8]
     truth: NDArray[np.float32]
+    focal: NDArray[np.float32]
     records: NDArray[Any]
 
 
@@ -121,7 +123,8 @@ def read_batch(
         _score_constants(truth[~np.isnan(truth)], chosen, protocol.max_depth, record)
         rgbs.append(rgb)
         truths.append(truth)
-    return Batch(positions, np.stack(rgbs), np.stack(truths), records)
+    focal = np.array([dataset.entries[p].focal for p in positions], np.float32)
+    return Batch(positions, np.stack(rgbs), np.stack(truths), focal, records)
 
 
 def digest_of(pair: Pair) -> bytes:

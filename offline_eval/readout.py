@@ -136,13 +136,22 @@ class Scorer:
         parts = self._each(lambda part: self._read_outs(features[:, part]), count)
         found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
         for place, column in enumerate(self._columns):
-            if column.kind == PARTNER:
+            if column.focal:
+                ratio = torch.from_numpy(self._focal_lengths(batch) / np.float32(column.focal))
+                found[place] = found[place] * ratio.to(found[place].device)[:, None, None]
+            elif column.kind == PARTNER:
                 found[place] = found[0][partners(count, column.shift)]
             elif column.kind == RANDOM_PATCH:
                 found[place] = self._random_patches(features, batch)
             elif column.kind == MEAN_MAP and self._mean_map is not None:
                 found[place] = self._mean_map.expand(count, -1, -1)
         return found
+
+    def _focal_lengths(self, batch: Batch) -> NDArray[np.float32]:
+        """(B,) in widths of the network's input, as `CameraModel.focal_length` gives it."""
+        config = self._estimator.config
+        return batch.focal * np.float32(
+            config.input_height / (batch.rgb.shape[1] * config.input_width))
 
     def _read_outs(self, features: Tensor) -> dict[int, Tensor]:
         """(B, h, w) metres of every read-out, the method's first."""

@@ -62,7 +62,7 @@ class Row:
 
     Attributes:
         name: e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'.
-        group: 'method', 'bins' (Table 2), 'prompts' (Table 3), or 'baseline'.
+        group: 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), or 'baseline'.
         scene: 'all' or a scene class.
         metrics: by name, see METRICS.
         images: how many images it is a mean of.

@@ -28,7 +28,7 @@ from depthclip_ros.node.config import NodeConfig
 from . import records as recording
 from . import summarize
 from .baselines import TrainingMean
-from .columns import RANDOM_WORDS, Column, are_alike, columns
+from .columns import FOCAL, RANDOM_WORDS, Column, are_alike, columns
 from .datasets import Dataset, Where, open_dataset
 from .distributed import Group
 from .errors import EvaluationError
@@ -137,10 +137,11 @@ class Evaluation:
         config, note = fit_input(config, self._protocol, own=self._options.own_input)
         if note:
             self._say(note)
+        self._reference_focal = config.reference_focal or DepthConfig().reference_focal
         config, ignored = scored(config)
         if ignored:
-            self._say(f'WARNING: {", ".join(ignored)} does not count here: every pixel is scored, '
-                      'of the whole crop.')
+            self._say(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
+                      'pixel is scored, of the whole crop, and nothing is known but the image.')
         arguments: dict[str, Any] = {
             'weights': node.weights, 'device': self._group.device(node.device),
             'cache_dir': node.cache_dir or None, 'offline': node.offline}
@@ -194,7 +195,7 @@ class Evaluation:
     def _columns(self, training: TrainingMean | None) -> list[Column]:
         chosen = columns(self._estimator.config, self._options.tables,
                          training.mean if training else None, self._protocol.max_depth,
-                         len(self._dataset))
+                         len(self._dataset), self._focal())
         self._text = self._encode(chosen)
         return [dataclasses.replace(column, is_test=False, note=(
             'no test: this model takes all these words for the same, and so gives the mean of '
@@ -209,6 +210,16 @@ class Evaluation:
         if not self._group.first:
             text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _silent)
         return text
+
+    def _focal(self) -> float:
+        """To which focal length the words belong; 0 if that of any image is not known."""
+        unknown = [entry.name for entry in self._dataset.entries if not entry.focal]
+        if not unknown:
+            return self._reference_focal
+        self._say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of '
+                  f'{len(self._dataset)} images is not known (such as {unknown[0]}). Give a list '
+                  'whose third column holds it, in pixels.')
+        return 0.0
 
     def _open_records(self, chosen: Sequence[Column]) -> Records:
         header = self._header(chosen)
@@ -405,11 +416,13 @@ def resized(protocol: Protocol, config: DepthConfig) -> str:
 
 
 def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:
-    """The settings with which every pixel has a depth to score, and which of them were others."""
+    """The paper's method on every pixel: settings for it, and which of them were others."""
     every_pixel = config.replace(
-        input_fit='stretch', range_min=0.0, range_max=0.0, out_of_range='clamp')
-    ignored = [f'{name}: {getattr(config, name)}' for name in ('input_fit', 'range_min',
-               'range_max') if getattr(config, name) != getattr(every_pixel, name)]
+        input_fit='stretch', range_min=0.0, range_max=0.0, out_of_range='clamp',
+        reference_focal=0.0)
+    ignored = [f'{name}: {getattr(config, name)}' for name in (
+        'input_fit', 'range_min', 'range_max', 'reference_focal')
+        if getattr(config, name) != getattr(every_pixel, name)]
     return every_pixel, ignored
 
 

@@ -372,8 +372,10 @@ def image(header, pixels, encoding, *, step=None):
 
 
 def camera_info(header, width, height, *, k=None, d=(), model='plumb_bob'):
-    """camera_info of a plain camera."""
-    fx, fy, cx, cy = k or (0.8 * width, 0.82 * width, width / 2 - 3.25, height / 2 + 1.5)
+    """camera_info of a camera whose focal length, as the tiny node sees it, is the reference."""
+    fx, fy, cx, cy = k or (
+        0.8 * width, 0.811 * height * INPUT_WIDTH / INPUT_HEIGHT, width / 2 - 3.25,
+        height / 2 + 1.5)
     return CameraInfo(
         header=header, width=width, height=height, distortion_model=model,
         d=[float(v) for v in (d or (0,) * 5)],

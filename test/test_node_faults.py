@@ -85,6 +85,7 @@ def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer
               and 'no camera_info on' in node.output, 'the warning')
     line = node.wait_for('no camera_info on /camera_info')
     assert 'depth is published, points and depth/camera_info are not' in line
+    assert 'focal length does not count' in line
     for _ in range(3):
         peer.ask(good_image(peer))
     status, values = peer.diagnostics(STATUS, lambda v: int(v.get('no cloud: absent', 0)) >= 3)

@@ -29,6 +29,7 @@ from ros_harness import (
 from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.image_io import compressed_to_rgb, to_rgb
 
 HEIGHT, WIDTH = 120, 200
@@ -139,6 +140,7 @@ def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
     d, model = DISTORTIONS[distortion]
     header = peer.header()
     info = camera_info(header, WIDTH, HEIGHT, d=d, model=model)
+    expected = estimator.predict(RGB, intrinsics=CameraModel.from_info(info)).patch_depth
     project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
     k = np.array(info.k).reshape(3, 3)
 
@@ -154,13 +156,15 @@ def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
             return None
         return list(depth_info.d) == list(info.d) and peer.wait_stamp('points', header.stamp)
 
-    cloud = peer.wait(points_of_this_camera, 'points with the new camera_info')
+    # The first may have been predicted before the camera_info came, if there was none at all.
+    for _ in range(2):
+        cloud = peer.wait(points_of_this_camera, 'points with the new camera_info')
     assert cloud.header == header
     points = cloud_array(cloud)
     h, w = estimator.grid
     assert points.shape == (h, w, 3)
     assert cloud.is_dense
-    np.testing.assert_allclose(points[..., 2], estimator.predict(RGB).patch_depth, atol=1e-5)
+    np.testing.assert_allclose(points[..., 2], expected, atol=1e-5)
     pixels, _ = project(points.reshape(-1, 1, 3).astype(float), np.zeros(3), np.zeros(3), k,
                         np.array(info.d))
     # Patch j of w covers the pixels from j*W/w to (j+1)*W/w; pixel centres are integers.
@@ -179,18 +183,24 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
     rgb = RGB[:height]
     changes = {'input_fit': fit}
     estimator = DepthEstimator(config.replace(**changes), tiny_weights, 'cpu', cache_dir=cache)
-    low, high = np.nanquantile(estimator.predict(rgb).patch_depth, (0.3, 0.7)).tolist()
+    info = camera_info(peer.header(), WIDTH, height, k=(150.0, 145.0, 0.5 * WIDTH, 20.0))
+    seen = CameraModel.from_info(info)  # its focal length in widths of the window counts
+    low, high = np.nanquantile(
+        estimator.predict(rgb, intrinsics=seen).patch_depth, (0.3, 0.7)).tolist()
     changes.update(range_min=low, range_max=high, out_of_range='inf')
     estimator.reconfigure(config.replace(**changes))
-    expected = estimator.predict(rgb)
+    expected = estimator.predict(rgb, intrinsics=seen)
+    assert abs(expected.focal_ratio - 1) > 0.05
     values = [expected.depth, expected.patch_depth]
     assert all(np.isposinf(v).any() and np.isneginf(v).any() for v in values)
     assert np.isnan(expected.depth if fit == 'crop' else expected.patch_depth).any()
 
     set_parameters(peer, changes)
-    info = camera_info(peer.header(), WIDTH, height)
+    peer.send(info)
+    peer.wait(lambda: peer.ask(image(peer.header(), rgb, 'rgb8'), 'depth/camera_info').height
+              == height, 'camera_info of this size')
     message = image(peer.header(), rgb, 'rgb8')
-    depth = depth_array(peer.ask(message, info=info))
+    depth = depth_array(peer.ask(message))
     points = cloud_array(peer.wait_stamp('points', message.header.stamp))
     scaled = peer.wait_stamp('depth/camera_info', message.header.stamp)
     set_parameters(peer, {name: getattr(config, name) for name in changes})
@@ -315,7 +325,7 @@ def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weig
         assert (info.width, info.height) == (INPUT_WIDTH, INPUT_HEIGHT)
         np.testing.assert_allclose(
             [info.k[0], info.k[2], info.k[4], info.k[5]],
-            [0.8 * WIDTH * sx, (WIDTH / 2 - 3.25) * sx, 0.82 * WIDTH * sy,
+            [0.8 * WIDTH * sx, (WIDTH / 2 - 3.25) * sx, 0.811 * INPUT_WIDTH,
              (HEIGHT / 2 + 1.5) * sy])
         assert not any(info.d), 'a rectified image has no distortion'
 

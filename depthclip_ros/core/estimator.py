@@ -24,8 +24,8 @@ from .backbone import AttentionPool, build_attention_pool, build_image_encoder
 from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
-from .errors import CameraInfoError, ConfigError, ImageError, WeightsError
-from .geometry import CameraModel
+from .errors import ConfigError, ImageError, WeightsError
+from .geometry import CameraModel, focal_ratio
 from .projection import (
     best_bins,
     bin_spread,
@@ -529,7 +529,7 @@ class DepthEstimator:
         config = settings.config
         sizes = [image.shape[:2] for image in images]
         windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
-        ratios = [focal_ratio(config.reference_focal, *of_one)
+        ratios = [focal_ratio(config.reference_focal, *of_one, self._size)
                   for of_one in zip(cameras, windows, sizes, strict=True)]
         rays = None
         if settings.calibration is not None:
@@ -741,37 +741,6 @@ class DepthEstimator:
             settings = self._settings
             return _read_out(
                 logits, settings.bins if bins is None else bins, settings.config.read_out)
-
-
-def focal_ratio(
-    reference: float, camera: CameraModel | None, window: Window, size: Size,
-) -> float:
-    """By what a camera's focal length makes depth larger than words alone say.
-
-    An image tells angles: what a lens of twice the focal length shows as large is twice as far.
-
-    Args:
-        reference: focal length that belongs to the words, in widths of the network's input; 0:
-            it does not count.
-        camera: None if it is unknown.
-        window: what the network sees of the image.
-        size: (H, W) of the image.
-
-    Returns:
-        The camera's focal length over the reference; 1 where one of them is missing.
-
-    Raises:
-        CameraInfoError: the camera is not for images of that size, or shows nothing.
-
-    """
-    if camera is None or not reference:
-        return 1.0
-    camera.check_size(size[1], size[0])
-    ratio = camera.focal_length(window) / reference
-    if not 0.0 < ratio < math.inf:
-        raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
-                              'the image. Calibrate the camera again.')
-    return ratio
 
 
 def _times(

@@ -8,7 +8,9 @@ optical axis (REP-118).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,7 @@ _LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no 
 # Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
 # still is a number in float32.
 _FURTHEST_ASIDE = 1e8
-_COLUMNS, _ROWS = 33, 9  # at which the focal length is looked at
+_COLUMNS, _ROWS = 16, 12  # at which a lens is looked at
 _TRIED = 5  # pixels a side that are looked at, whether any has a ray
 
 
@@ -215,29 +217,40 @@ class CameraModel:
         pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
-    def focal_length(self, window: Window | None = None) -> float:
-        """Horizontal focal length of the image, or a window of it, in widths of that.
+    def focal_length(self, window: Window | None = None, aspect: float | None = None) -> float:
+        """Focal length of the image, or of a window of it, in widths of that.
 
-        With distortion an image has another one at every place: this is their mean, which is how
-        large things at a distance appear on average.
+        A lens with distortion has another one at every place. This is their mean in the sense in
+        which a thing is shown at the right distance from the middle: fy times the mean, over the
+        window, of that distance over the one without distortion.
 
         Args:
             window: what the network sees; None for the whole image.
+            aspect: width over height to which the window is stretched; None: it is not. Stretched,
+                things have one focal length across and one down; it is the one down that counts.
 
         Returns:
-            fx / width for a camera without distortion; NaN where the window shows nothing.
+            fy / width for a camera without distortion; NaN where the window shows nothing.
 
         """
         x, y, width, height = window or (0, 0, self.width, self.height)
         left, right = (min(max(u, 0.0), self.width) for u in (x, x + width))
         top, bottom = (min(max(v, 0.0), self.height) for v in (y, y + height))
-        u = np.linspace(left, right, _COLUMNS) - 0.5
-        v = np.linspace(top, bottom, _ROWS) - 0.5
-        steps = np.diff(self.rays(u[None, :], v[:, None])[..., 0], axis=1)
-        steps = steps[steps > 0.0]  # so no NaN either
-        if not steps.size:
-            return float('nan')
-        return float((right - left) / (_COLUMNS - 1) / width * np.mean(1.0 / steps))
+        if left == right or top == bottom:
+            return math.nan
+        focal = self.K[1, 1] / (height * (aspect or width / height))
+        if not self.distortion_model:
+            return float(focal)
+        columns = left + (np.arange(_COLUMNS) + 0.5) * (right - left) / _COLUMNS - 0.5
+        rows = top + (np.arange(_ROWS) + 0.5) * (bottom - top) / _ROWS - 0.5
+        ideal = self.rays(columns[None, :], rows[:, None])[..., :2]
+        plain = replace(self, D=self.D[:0], distortion_model=NO_DISTORTION)
+        seen = plain.rays(columns[None, :], rows[:, None])[..., :2]
+        distances = np.linalg.norm(ideal, axis=-1)
+        known = distances > 0.0  # so no NaN either
+        if not known.any():
+            return math.nan
+        return float(focal * np.mean(np.linalg.norm(seen, axis=-1)[known] / distances[known]))
 
     def patch_rays(self, h: int, w: int, window: Window | None = None) -> NDArray[np.float32]:
         """Rays through the centres of `h` x `w` patches that tile the image, or a window of it.
@@ -254,6 +267,44 @@ class CameraModel:
         u = x + (np.arange(w) + 0.5) * width / w - 0.5
         v = y + (np.arange(h) + 0.5) * height / h - 0.5
         return self.rays(u[None, :], v[:, None]).astype(np.float32)
+
+
+def focal_ratio(
+    reference: float, camera: CameraModel | None, window: Window, size: tuple[int, int],
+    network: tuple[int, int],
+) -> float:
+    """By what a camera's focal length makes depth larger than words alone say.
+
+    An image tells angles: what a lens of twice the focal length shows as large is twice as far.
+
+    Args:
+        reference: focal length that belongs to the words, in widths of the network's input; 0:
+            it does not count.
+        camera: None if it is unknown.
+        window: what the network sees of the image.
+        size: (H, W) of the image.
+        network: (height, width) of the network's input, to which the window is stretched.
+
+    Returns:
+        The camera's focal length over the reference; 1 where one of them is missing.
+
+    Raises:
+        CameraInfoError: the camera is not for images of that size, or shows nothing.
+
+    """
+    if camera is None or not reference:
+        return 1.0
+    camera.check_size(size[1], size[0])
+    ratio = _focal_length(camera, window, network[1] / network[0]) / reference
+    if not 0.0 < ratio < math.inf:
+        raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
+                              'the image. Calibrate the camera again.')
+    return ratio
+
+
+@lru_cache(maxsize=32)  # with distortion it takes milliseconds, and is wanted for every image
+def _focal_length(camera: CameraModel, window: Window, aspect: float) -> float:
+    return camera.focal_length(window, aspect)
 
 
 def binning(msg: Any) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class Calibration:
         if raw is None:
             raise CameraInfoError(
                 'absent', 'no camera_info has arrived: points and depth/camera_info are not '
-                'published.')
+                'published, and the focal length does not count.')
         content = serialized.content(raw)
         if content != self._content or self._model is None:
             model, self._model = self._model, None

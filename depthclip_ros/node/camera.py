@@ -13,6 +13,7 @@ from ..core.errors import ImageError
 from . import image_io, serialized
 from .anchors import Anchor, Shared
 from .calibration import Calibration
+from .focal import FocalRatio
 from .inputs import Input
 from .outputs import OUTPUTS, Outputs
 from .stamps import Stamps
@@ -87,6 +88,7 @@ class Camera:
         self.calibration = Calibration(rectified=config.rectified)
         self.outputs = Outputs(node, config.depth_encoding, topic_prefix(name))
         self.anchor = None if shared is None else Anchor(shared, config)
+        self.focal = FocalRatio()
         self.ages = Window()  # milliseconds from stamp to publication
         self.recent_ages = Recent()  # seconds
         self.nan_shares = Recent()  # of every depth image

@@ -36,6 +36,7 @@ class CameraReport:
         self._times = times
         self._rate_in, self._rate_out = Rate(), Rate()
         self._last = Counters()
+        self._jumps = camera.focal.jumps
         self._summary = Counters()
         self._summary_time = time.monotonic()
 
@@ -61,6 +62,10 @@ class CameraReport:
         if findings or new_conditions:
             level = max([DiagnosticStatus.WARN, *(finding.level for finding in findings)])
         words += new_conditions
+        if camera.focal.jumps > self._jumps:
+            level = max(level, DiagnosticStatus.WARN)
+            words.append('the focal length has changed the scale')
+        self._jumps = camera.focal.jumps
         if idle:
             words.append('idle: nobody subscribes to an output')
         message = ', '.join(words) or f'{rate_out:.1f} Hz'
@@ -86,6 +91,8 @@ class CameraReport:
             **{f'no cloud: {k}': n for k, n in sorted(counters.unprojected.items())},
             **{f'no pictures: {k}': n for k, n in sorted(counters.unpictured.items())},
             'last error': camera.last_error,
+            'focal ratio': str(camera.focal),
+            'jumps of the focal ratio': camera.focal.jumps,
             **({} if camera.anchor is None else camera.anchor.values()),
             'NaN share [%]': 100 * camera.nan_shares.mean(),
             'stddev median [m]': camera.stddevs.mean(),

@@ -11,6 +11,9 @@ import numpy as np
 
 from ..color import color_range
 from ..core.errors import CameraInfoError, DataError, quoted
+from ..core.geometry import focal_ratio
+from ..core.window import fit_window
+from .focal import OFF
 from .model import describe
 from .statistics import StageTimes, Window
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from ..core.anchor import Adjustment
     from ..core.config import DepthConfig
     from ..core.estimator import Anchor, DepthPrediction
+    from ..core.geometry import CameraModel
     from .camera import Camera
     from .model import Model
     from .worker import Waiting
@@ -36,11 +40,16 @@ LONGEST_LINE = 1000  # characters of a traceback's line; a message may quote its
 
 
 class Frame(NamedTuple):
-    """A usable image on its way through."""
+    """A usable image on its way through.
+
+    `intrinsics` is what took it, as far as is known now: None for the reason in `unknown`.
+    """
 
     camera: Camera
     header: Header
     rgb: NDArray[np.uint8]
+    intrinsics: CameraModel | None
+    unknown: str
 
 
 class Pipeline:
@@ -124,7 +133,25 @@ class Pipeline:
             return None
         self._check_frame_id(camera, header)
         self._check_aspect(camera, rgb)
-        return Frame(camera, header, rgb)
+        return Frame(camera, header, rgb, *self._intrinsics(camera, rgb))
+
+    def _intrinsics(
+        self, camera: Camera, rgb: NDArray[np.uint8],
+    ) -> tuple[CameraModel | None, str]:
+        """The camera that took an image, or why it is not known: such an image gets depth, too."""
+        config, size = self.config, (rgb.shape[0], rgb.shape[1])
+        try:
+            model = camera.calibration.select(size[1], size[0])
+            network = config.input_height, config.input_width
+            window = fit_window(config.input_fit, size, network)
+            focal_ratio(config.reference_focal, model, window, size, network)
+        except CameraInfoError as error:
+            return None, f'camera_info: {error.condition}'
+        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+            condition = _condition('projection', error)
+            self._report(camera, 'The focal length does not count', condition, error)
+            return None, condition
+        return model, ''
 
     def _predict(self, frames: Sequence[Frame]) -> list[tuple[Frame, DepthPrediction]]:
         """The frames that can be answered; if a batch fails, each of its images alone."""
@@ -153,7 +180,7 @@ class Pipeline:
         if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
         predictions = estimator.predict(
-            [frame.rgb for frame in frames], size,
+            [frame.rgb for frame in frames], size, [frame.intrinsics for frame in frames],
             anchors=list(map(self._adjuster, frames)),
             scenes=[frame.camera.scene for frame in frames])
         for frame, prediction in zip(frames, predictions, strict=True):
@@ -217,6 +244,7 @@ class Pipeline:
             self._reject(camera, 'publication', error)
             return False
         self._note_age(camera, frame.header)
+        self._note_focal(frame, prediction.focal_ratio)
         camera.nan_shares.add(_nan_share(prediction.depth))
         self._note_stddev(camera, prediction)
         if beyond:
@@ -235,7 +263,8 @@ class Pipeline:
             if camera.anchor is not None:
                 camera.outputs.publish_scale(header, camera.anchor.filter.state)
             height, width = frame.rgb.shape[:2]
-            camera.calibration.select(width, height)
+            if frame.intrinsics is None:  # it may have come since
+                camera.calibration.select(width, height)
             with self.times.measure('publish points'):
                 camera.outputs.publish_projected(
                     header, frame.rgb, prediction, camera.calibration)
@@ -296,6 +325,17 @@ class Pipeline:
             camera.recent_ages.add(age)
         else:
             camera.foreign_stamps += 1
+
+    def _note_focal(self, frame: Frame, ratio: float) -> None:
+        """Say when the focal length begins or ceases to count, and when it changes."""
+        camera = frame.camera
+        reason = frame.unknown if self.config.reference_focal else OFF
+        warn, text = camera.focal.note(ratio, reason, _seconds(frame.header))
+        # On lines of their own: rclpy allows one severity a line.
+        if warn:
+            self._node.get_logger().warning(camera.label + text)
+        elif text:
+            self._node.get_logger().info(camera.label + text)
 
     def _check_frame_id(self, camera: Camera, header: Header) -> None:
         if not header.frame_id and not camera.warned_frame_id:

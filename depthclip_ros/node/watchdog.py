@@ -25,6 +25,7 @@ WARN: bytes = DiagnosticStatus.WARN
 ERROR: bytes = DiagnosticStatus.ERROR
 
 MAX_LISTED = 6
+UNLIKELY_RATIO = 10.0  # of focal lengths, or its inverse: a view of 7 degrees, or of almost 180
 MAX_LOST_PART = 0.05  # of all images
 LEAST_SAME = 3  # looks at the same picture, for it to be called frozen
 LEAST_IMAGES = 10  # of which a share says something
@@ -76,7 +77,8 @@ class Watchdog:
         findings = [
             finding for finding in (
                 self._images(), self._camera_info(), self._stamps(), self._frozen(),
-                self._age(), self._dropped(), self._nan(), self._anchor())
+                self._age(), self._dropped(), self._nan(), self._anchor(),
+                self._focal())
             if finding is not None]
         for finding in findings:
             tell(self._node, self._camera.throttle, finding)
@@ -207,6 +209,16 @@ class Watchdog:
             f'{camera.config.anchor_timeout:g} s ({anchor.condition}): its scale goes back to 1, '
             f'that of the words. {anchor.reason}')
 
+    def _focal(self) -> Finding | None:
+        ratio = self._camera.focal.ratio
+        if 1 / UNLIKELY_RATIO <= ratio <= UNLIKELY_RATIO:
+            return None
+        return Finding(
+            'focal ratio', WARN, f'focal ratio {ratio:.3g}',
+            f"{self._camera.label}Depth is multiplied by {ratio:.3g} for the camera's focal "
+            f'length. Hardly any lens is like that: check k of {self._camera.info_topic}, in '
+            'pixels, and reference_focal, in image widths.')
+
     def _losses(self) -> None:
         """Warn when the middleware loses a noticeable part of the images."""
         camera, counters = self._camera, self._camera.counters()
@@ -252,7 +264,8 @@ def _no_camera_info(node: Node, camera: Camera) -> str:
     return (
         f'Images arrive, but no camera_info on {camera.info_topic} '
         f'({_publishers(node, camera.info_topic)}): depth is published, points and '
-        'depth/camera_info are not. Publish the calibration there, or '
+        "depth/camera_info are not, and the camera's focal length does not count. Publish the "
+        'calibration there, or '
         f'remap with: --ros-args -r {topic_prefix(camera.name)}camera_info:=/your/camera_info.')
 
 

@@ -16,6 +16,8 @@ from ..errors import DatasetError, listing
 # Medians of true depth that are possible, in metres: indoors, and on the road.
 INDOORS, OUTDOORS = (0.3, 9.9), (1.5, 80.0)
 _PROBES = 8
+# Pixels: fx of the colour camera, camera_params.m of the data set's toolbox.
+NYU_FOCAL = 518.8579
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Entry:
         name: of the image.
         scene: its class, as 'kitchen'.
         sequence: the very scene or drive, of which there are several images.
+        focal: the camera's focal length in pixels; 0 where the data do not say.
 
     """
 
@@ -42,6 +45,7 @@ class Entry:
     name: str
     scene: str = ''
     sequence: str = ''
+    focal: float = 0.0
 
 
 class Dataset(ABC):

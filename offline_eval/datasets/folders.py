@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 from ..errors import DatasetError, listing
-from .base import OUTDOORS, Dataset, Entry, FileDataset
+from .base import NYU_FOCAL, OUTDOORS, Dataset, Entry, FileDataset
 from .splits import scene_classes
 
 NYU_LIST = 'nyudepthv2_test_files_with_gt_dense.txt'
@@ -16,8 +17,10 @@ _KAGGLE_DEPTH = ("Kaggle's nyu2_test holds in-painted depth, not the sensor's: i
                  "not comparable with the paper's.")
 
 
-def read_list(path: Path) -> list[tuple[str, str]]:
-    """Two names of files per line; further columns (focal length, dense depth) are ignored.
+def read_list(path: Path) -> list[tuple[str, str, float]]:
+    """Two names of files per line, and the focal length in pixels; 0 where no number is third.
+
+    Further columns (dense depth) are ignored.
 
     Raises:
         DatasetError: it cannot be read, is empty, or lines have fewer columns.
@@ -33,7 +36,15 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     if short or not rows:
         raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
                            f'space; found{listing(short) or " no line"}')
-    return [(row[0].lstrip('/'), row[1].lstrip('/')) for row in sorted(rows)]
+    return [(row[0].lstrip('/'), row[1].lstrip('/'), _focal(row[2:])) for row in sorted(rows)]
+
+
+def _focal(columns: list[str]) -> float:
+    try:
+        focal = float(columns[0])
+    except (IndexError, ValueError):
+        return 0.0
+    return focal if 0.0 < focal < math.inf else 0.0
 
 
 class NyuFolder(FileDataset):
@@ -52,9 +63,9 @@ class NyuFolder(FileDataset):
         self.part = part
         self.split = f'{part} folder' + (f' by {list_file.name}' if list_file else '')
         names = read_list(list_file) if list_file else _pairs(path)
-        entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name)
-                   for i, (rgb, _) in enumerate(names)]
-        super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth in names])
+        entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name, focal=focal or NYU_FOCAL)
+                   for i, (rgb, _, focal) in enumerate(names)]
+        super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth, _ in names])
         self.official = {e.index: e.scene for e in entries} == scene_classes()
 
     def training(self) -> Dataset | None:
@@ -65,12 +76,13 @@ class NyuFolder(FileDataset):
         return NyuFolder(beside, part='train')
 
 
-def _pairs(folder: Path) -> list[tuple[str, str]]:
+def _pairs(folder: Path) -> list[tuple[str, str, float]]:
     images = sorted(folder.glob('*/rgb_*.jpg'))
     pairs = [(str(image.relative_to(folder)),
               str(image.relative_to(folder).with_name(
-                  f'sync_depth_{image.stem.removeprefix("rgb_")}.png'))) for image in images]
-    bare = [rgb for rgb, depth in pairs if not (folder / depth).is_file()]
+                  f'sync_depth_{image.stem.removeprefix("rgb_")}.png')), 0.0)
+             for image in images]
+    bare = [rgb for rgb, depth, _ in pairs if not (folder / depth).is_file()]
     if bare:
         raise DatasetError(f'{folder}: {len(bare)} images are without ground truth '
                            f'(sync_depth_NNNNN.png); remove them or extract again:{listing(bare)}')
@@ -110,7 +122,7 @@ class KaggleNyu(FileDataset):
             raise DatasetError(f'{path}: {len(bare)} images are without ground truth '
                                f'(NNNNN_depth.png):{listing(bare)}')
         scenes = scene_classes()
-        entries = [Entry(n, image.name, scenes.get(n, ''))
+        entries = [Entry(n, image.name, scenes.get(n, ''), focal=NYU_FOCAL)
                    for i, image in enumerate(images) for n in [_number(image.name[:5], i)]]
         super().__init__(path, entries, files)
 
@@ -141,7 +153,7 @@ class KittiEigen(FileDataset):
 
         """
         every = read_list(list_file)
-        names = [(rgb, depth) for rgb, depth in every if depth != 'None']
+        names = [row for row in every if row[1] != 'None']
         if len(names) < len(every):
             left_out = (f'{len(every) - len(names)} of {len(every)} images of {list_file.name} '
                         'have no annotated depth and are left out, as in the official evaluation.')
@@ -150,6 +162,7 @@ class KittiEigen(FileDataset):
             path / folder for folder in ('', 'data_depth_annotated', 'data_depth_annotated/train',
                                          'data_depth_annotated/val', 'train', 'val', 'gt_depth')]
         files = [(path / rgb, next((r / depth for r in roots if (r / depth).is_file()),
-                                   roots[0] / depth)) for rgb, depth in names]
-        super().__init__(path, [Entry(i, rgb, sequence=_drive(rgb))
-                                for i, (rgb, _) in enumerate(names)], files)
+                                   roots[0] / depth)) for rgb, depth, _ in names]
+        entries = [Entry(i, rgb, sequence=_drive(rgb), focal=focal)
+                   for i, (rgb, _, focal) in enumerate(names)]
+        super().__init__(path, entries, files)

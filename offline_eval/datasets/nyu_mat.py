@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DatasetError
-from .base import Dataset, Entry, Pair
+from .base import NYU_FOCAL, Dataset, Entry, Pair
 from .splits import LABELED, official_split, read_splits
 
 _SHAPES = {'images': (3, 640, 480), 'rawDepths': (640, 480), 'depths': (640, 480)}
@@ -49,7 +49,7 @@ class NyuMat(Dataset):
         numbers = self._split(count)
         scenes = self._texts('sceneTypes', count)
         sequences = self._texts('scenes', count) if 'scenes' in self._open() else [''] * count
-        self.entries = [Entry(n, f'{n:05d}', scenes[n], sequences[n]) for n in numbers]
+        self.entries = [Entry(n, f'{n:05d}', scenes[n], sequences[n], NYU_FOCAL) for n in numbers]
         if not self.entries:
             raise DatasetError(f'{path}: the {part} split is empty; give another splits.mat.')
         self.official = (part == 'test' and not inpainted and count == LABELED

@@ -52,6 +52,7 @@ def contents(source: Source, figures: Figures | None, missing: str) -> list[Bloc
         blocks.append(Text(f'This report has no figures. {missing}', warning=True))
     blocks += _reproduction(summary)
     blocks += _baselines(summary, figures)
+    blocks += _camera(summary)
     blocks += _ablations(summary)
     blocks += _classes(source, figures)
     blocks += _images(source, figures)
@@ -105,6 +106,11 @@ def _baselines(summary: Summary, figures: Figures | None) -> list[Block]:
         blocks.append(figures.standing())
     return [*blocks, tables.baselines(summary),
             Details('Other metrics', [tables.other_metrics(summary)])]
+
+
+def _camera(summary: Summary) -> list[Block]:
+    table = tables.with_camera(summary)
+    return [] if table is None else [Heading('The camera'), table]
 
 
 def _ablations(summary: Summary) -> list[Block]:

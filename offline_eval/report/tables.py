@@ -87,6 +87,18 @@ def baselines(summary: Summary) -> Table:
                   note='Bold: the method. An oracle is chosen with the ground truth in hand.')
 
 
+def with_camera(summary: Summary) -> Table | None:
+    """Build the method's rows that know more of the camera than its images."""
+    lines = [Line(r.name, r.metrics, note=r.note) for r in summary.rows
+             if r.scene == ALL and r.group == 'camera']
+    if not lines:
+        return None
+    method = headline_row(summary)
+    return _lines('The method with what is known of the camera', 'method',
+                  [Line(method.name, method.metrics, note=method.note), *lines], bold_first=True,
+                  note='Bold: the method as published, which knows the image alone.')
+
+
 def verdict(summary: Summary) -> Table:
     """How far the method is above the best constant, metric by metric."""
     row, result = headline_row(summary), summary.verdict
