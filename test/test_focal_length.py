@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import clip_standin
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.estimator import Adjustment
-from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.core.window import Window
+from depthclip_ros.core.geometry import CameraModel, focal_ratio
+from depthclip_ros.core.window import Window, fit_window
 from depthclip_ros.sim import SimCamera
 
 SIZE = 96, 128
@@ -30,22 +33,117 @@ def camera(ratio, size=SIZE):
 
 
 def test_the_focal_length_is_in_widths_of_the_window():
-    own = CameraModel.pinhole(640, 480, 518.86, 519.47, 325.6, 253.7)
-    assert own.focal_length() == pytest.approx(518.86 / 640, rel=1e-9)
-    assert own.focal_length(Window(80, 0, 480, 480)) == pytest.approx(518.86 / 480, rel=1e-9)
-    assert own.focal_length(Window(-80, 0, 800, 480)) == pytest.approx(518.86 / 800, rel=1e-9)
-    assert own.scaled(320, 240).focal_length() == pytest.approx(518.86 / 640, rel=1e-9)
+    own = CameraModel.pinhole(640, 480, 510.0, 519.0, 325.6, 253.7)
+    assert own.focal_length() == pytest.approx(519 / 640, rel=1e-9)
+    assert own.focal_length(Window(80, 0, 480, 480)) == pytest.approx(519 / 480, rel=1e-9)
+    assert own.focal_length(Window(-80, 0, 800, 480)) == pytest.approx(519 / 800, rel=1e-9)
+    assert own.scaled(320, 240).focal_length() == pytest.approx(519 / 640, rel=1e-9)
     assert math.isnan(own.focal_length(Window(700, 0, 100, 100)))
 
 
-def test_distortion_counts_as_it_enlarges_on_average():
-    sim = SimCamera(distortion=(-0.25, 0.06, 0.001, -0.001, 0.0))
+def lens(*distortion):
+    sim = SimCamera(distortion=distortion)
     plain = CameraModel.pinhole(640, 480, sim.fx, sim.fy, sim.cx, sim.cy)
-    model = CameraModel(640, 480, plain.K, np.array(sim.distortion), 'plumb_bob', plain.R, plain.P)
-    u, v = np.meshgrid(np.arange(-0.5, 640.0), np.linspace(-0.5, 479.5, 9))
-    x, _ = sim.undistort((u - sim.cx) / sim.fx, (v - sim.cy) / sim.fy)
-    assert model.focal_length() == pytest.approx((1 / np.diff(x, axis=1)).mean() / 640, rel=2e-3)
-    assert 0.7 < model.focal_length() / plain.focal_length() < 0.99
+    return sim, dataclasses.replace(
+        plain, D=np.array(distortion), distortion_model='plumb_bob')
+
+
+@pytest.mark.parametrize('distortion', [
+    (-0.25, 0.06, 0.001, -0.001, 0.0), (0.2, -0.03, 0.0, 0.0, 0.0)])
+def test_distortion_counts_as_it_moves_things_on_average(distortion):
+    sim, model = lens(*distortion)
+    u, v = np.meshgrid(np.arange(640.0), np.arange(480.0))
+    seen = (u - sim.cx) / sim.fx, (v - sim.cy) / sim.fy
+    moved = np.mean(np.hypot(*seen) / np.hypot(*sim.undistort(*seen)))
+    assert model.focal_length() == pytest.approx(moved * sim.fy / 640, rel=2e-3)
+    assert abs(moved - 1) > 0.03
+    middle = Window(240, 180, 160, 120)  # where a lens has none
+    assert model.focal_length(middle) == pytest.approx(sim.fy / 160, rel=6e-3)
+
+
+# What the network sees of a camera of (width, height) with a focal length of 100 pixels, and what
+# that is in widths of its input of 128 x 96.
+@pytest.mark.parametrize(('fit', 'size', 'expected'), [
+    ('stretch', (160, 120), 100 / 160),
+    ('stretch', (320, 120), 100 / 160),  # squeezed across, as it is down
+    ('stretch', (160, 240), 50 / 160),
+    ('crop', (320, 120), 100 / 160), ('crop', (160, 240), 100 / 160),
+    ('letterbox', (320, 120), 100 / 320), ('letterbox', (160, 240), 100 / 320),
+])
+def test_the_ratio_is_that_of_what_the_network_sees(fit, size, expected):
+    width, height = size
+    window = fit_window(fit, (height, width), SIZE)
+    seen = CameraModel.pinhole(width, height, 100.0)
+    assert focal_ratio(0.5, seen, window, (height, width), SIZE) \
+        == pytest.approx(expected / 0.5, rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    focal=st.floats(100, 2000), scale=st.sampled_from([0.25, 0.5, 2.0]),
+    reference=st.floats(0.1, 10), fit=st.sampled_from(['stretch', 'crop', 'letterbox']),
+    size=st.tuples(st.integers(24, 200), st.integers(24, 200)),
+    k1=st.sampled_from([0.0, -0.2, 0.1]))
+def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
+        focal, scale, reference, fit, size, k1):
+    """Twice the focal length shows things twice as large; of the image's size nothing depends."""
+    width, height = 8 * size[0], 8 * size[1]
+    plain = CameraModel.pinhole(width, height, focal)
+    model = dataclasses.replace(
+        plain, D=np.array([k1, 0, 0, 0, 0]) if k1 else plain.D,
+        distortion_model='plumb_bob' if k1 else '')
+
+    def ratio(camera, reference):
+        image = camera.height, camera.width
+        return focal_ratio(reference, camera, fit_window(fit, image, SIZE), image, SIZE)
+
+    try:
+        found = ratio(model, reference)
+    except CameraInfoError:  # a lens of no ray
+        assume(False)
+    small = model.scaled(round(width * scale), round(height * scale))
+    assert ratio(small, reference) == pytest.approx(found, rel=0.03)
+    assert ratio(model, 2 * reference) == pytest.approx(found / 2, rel=1e-9)
+    if not k1:
+        twice = CameraModel.pinhole(width, height, 2 * focal)
+        assert ratio(twice, reference) == pytest.approx(2 * found, rel=1e-9)
+
+
+def test_binning_and_region_of_interest_are_of_the_camera_that_drivers_publish():
+    """Half the pixels are half the focal length, and a third of the width is three times of it."""
+    def info(**changes):
+        return camera_info(Header(), 640, 480, k=(500.0, 500.0, 320.0, 240.0), **changes)
+
+    def ratio(message, rectified=False):
+        seen = CameraModel.from_info(message, rectified)
+        image = seen.height, seen.width
+        return focal_ratio(1.0, seen, Window(0, 0, *image[::-1]), image, (480, 640))
+
+    Header = pytest.importorskip('std_msgs.msg').Header
+    from ros_harness import camera_info
+    message = info()
+    assert ratio(message) == pytest.approx(500 / 640)
+    message.binning_x = message.binning_y = 2
+    assert ratio(message) == pytest.approx(500 / 640)
+    message.roi.x_offset, message.roi.y_offset = 160, 120
+    message.roi.width, message.roi.height = 320, 240
+    assert ratio(message) == pytest.approx(2 * 500 / 640)
+    rectified = info()
+    rectified.p[0] = rectified.p[5] = 400.0
+    assert ratio(rectified, rectified=True) == pytest.approx(400 / 640)
+    assert ratio(rectified) == pytest.approx(500 / 640)
+
+
+def test_a_lens_is_looked_at_once(monkeypatch):
+    """It takes milliseconds, and is wanted for every image."""
+    _, model = lens(-0.25, 0.06, 0.001, -0.001, 0.0)
+    looked = []
+    original = CameraModel.focal_length
+    monkeypatch.setattr(CameraModel, 'focal_length',
+                        lambda *a: looked.append(1) or original(*a))
+    for _ in range(3):
+        focal_ratio(0.8, model, Window(0, 0, 640, 480), (480, 640), SIZE)
+    assert len(looked) == 1
 
 
 def test_depth_is_in_proportion_to_the_focal_length(estimator):

@@ -221,6 +221,39 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
     np.testing.assert_allclose(depth[row, column], expected.patch_depth[~holes], atol=0.01)
 
 
+def test_the_focal_length_counts_as_soon_as_camera_info_fits(node, peer, estimator):
+    """It begins, changes and ends in the log and in the diagnostics, and depth always comes."""
+    height, width = 72, 96
+    rgb = synthetic_rgb(9, height, width)
+    plain = estimator.predict(rgb).depth
+    peer.send(camera_info(peer.header(), WIDTH, HEIGHT))  # of another size
+
+    def becomes(ratio, said, told):
+        peer.wait(lambda: np.allclose(
+            depth_array(peer.ask(image(peer.header(), rgb, 'rgb8'))), ratio * plain, atol=1e-5),
+            f'depth times {ratio}')
+        node.wait_for(said)
+        _, values = peer.diagnostics(
+            'depth_node: frames', lambda values: values['focal ratio'] == told)
+        return int(values['jumps of the focal ratio'])
+
+    jumps = [becomes(1.0, r'not multiplied .*\(camera_info: size mismatch\)',
+                     'none: camera_info: size mismatch')]
+    for focal in (0.5, 0.25):
+        f = focal * 0.811 * width
+        peer.send(camera_info(peer.header(), width, height, k=(f, f, 47.5, 35.5)))
+        jumps.append(becomes(
+            focal, r'WARN.* depth is multiplied by 0\.500 .*; its scale is 0\.5 times',
+            f'{focal:.3f}'))
+    set_parameters(peer, {'reference_focal': 0.0})
+    jumps.append(becomes(1.0, r'not multiplied .*\(reference_focal is 0\); its scale is 4 times',
+                         'none: reference_focal is 0'))
+    set_parameters(peer, {'reference_focal': 0.811})
+    assert np.diff(jumps).tolist() == [1, 1, 1]
+    assert any('the focal length has changed the scale' in status.message
+               for array in peer.messages['/diagnostics'] for status in array.status)
+
+
 def set_parameters(peer, values):
     from rcl_interfaces.srv import SetParametersAtomically
     from rclpy.parameter import Parameter

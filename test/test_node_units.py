@@ -24,6 +24,7 @@ from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.window import fit_window
 from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.focal import OFF, FocalRatio
 from depthclip_ros.node.process import explain_arguments, ignored_files
 from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
 from depthclip_ros.node.worker import Interrupted, Ticker, Worker
@@ -130,6 +131,34 @@ def test_scaled_camera_info_projects_to_the_scaled_image():
     point = np.array([[0.3, -0.2, 2.0]])
     expected = CameraModel.from_info(info).project(point) * [96 / 32, 48 / 24]
     np.testing.assert_allclose(CameraModel.from_info(scaled).project(point), expected)
+
+
+def test_changes_of_the_focal_ratio_are_counted_and_told_but_not_for_every_image(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr('depthclip_ros.node.focal.time.monotonic', lambda: now[0])
+    focal = FocalRatio()
+    assert focal.note(1.0, OFF, '1.0') == (False, '')  # as is expected
+    assert focal.note(0.5, '', '2.0') == (True, (
+        "From the image with stamp 2.0 on, depth is multiplied by 0.500 for the camera's focal "
+        'length; its scale is 0.5 times that of before.'))
+    assert focal.note(0.504, '', '3.0') == (False, '')  # less than can matter
+    warn, told = focal.note(1.0, 'camera_info: all zeros', '4.0')
+    assert warn
+    assert 'not multiplied' in told
+    assert told.endswith('; its scale is 2 times that of before.')
+    assert str(focal) == 'none: camera_info: all zeros'
+    assert 'by 0.700 for that of the calibration' in focal.note(0.7, 'camera_info: x', '5.0')[1]
+    told = []
+    for i in range(1000):  # a zoom lens
+        now[0] += 0.1
+        told.append(focal.note(1.0 + 0.1 * (i % 50), '', f'{6 + i}.0')[1])
+    assert 30 <= sum(map(bool, told)) <= 40  # in 100 s
+    now[0] += 60.0
+    assert 'multiplied by 5.900' in focal.note(5.9, '', '2000.0')[1]  # told late, but told
+    assert focal.jumps == 1003
+    first = FocalRatio()
+    assert first.note(0.5, '', '1.0')[0] is False  # nothing came before, so nothing has jumped
+    assert (first.jumps, str(first)) == (0, '0.500')
 
 
 class Slot:

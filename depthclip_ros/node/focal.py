@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass, field
 
-from .statistics import Throttle
-
 JUMP = 0.01  # part by which the ratio may change without a word
+MOST_TOLD, PERIOD = 20, 60.0  # sentences in so many seconds: enough for all but a zoom lens
 OFF = 'reference_focal is 0'
 
 
@@ -28,7 +29,7 @@ class FocalRatio:
     jumps: int = 0
     _answered: bool = False
     _said: tuple[float, str] = (1.0, OFF)
-    _throttle: Throttle = field(default_factory=Throttle)
+    _told: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_TOLD))
 
     def note(self, ratio: float, reason: str, stamp: str) -> tuple[bool, str]:
         """Take note of an answered image.
@@ -40,7 +41,7 @@ class FocalRatio:
 
         Returns:
             Whether the scale of depth has changed, and what to say; '' for nothing. A ratio that
-            goes on changing, as with a zoom lens, is told every 10 s.
+            goes on changing, as with a zoom lens, is told now and then.
 
         """
         first, self._answered = not self._answered, True
@@ -49,19 +50,32 @@ class FocalRatio:
         before, reason_before = self._said
         changed = _differ(ratio, before)
         if (reason == reason_before and not changed) \
-                or not self._throttle.due('without' if reason else 'with'):
+                or not self._may_tell():
             return False, ''
         self._said = ratio, reason
         jumped = changed and not first
-        text = f'From the image with stamp {stamp} on, depth is ' + (
-            f"not multiplied for the camera's focal length ({reason})" if reason else
-            f"multiplied by {ratio:.3f} for the camera's focal length")
+        text = f'From the image with stamp {stamp} on, depth is '
+        if not reason:
+            text += f"multiplied by {ratio:.3f} for the camera's focal length"
+        elif ratio == 1.0:
+            text += f"not multiplied for the camera's focal length ({reason})"
+        else:
+            text += f"multiplied by {ratio:.3f} for that of the calibration's camera ({reason})"
         if jumped:
             text += f'; its scale is {ratio / before:.3g} times that of before'
         return jumped, f'{text}.'
 
+    def _may_tell(self) -> bool:
+        now = time.monotonic()
+        if len(self._told) == MOST_TOLD and now - self._told[0] < PERIOD:
+            return False
+        self._told.append(now)
+        return True
+
     def __str__(self) -> str:
-        return f'none: {self.reason}' if self.reason else f'{self.ratio:.3f}'
+        if not self.reason:
+            return f'{self.ratio:.3f}'
+        return f'{"none" if self.ratio == 1.0 else format(self.ratio, ".3f")}: {self.reason}'
 
 
 def _differ(ratio: float, before: float) -> bool:
