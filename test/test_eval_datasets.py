@@ -18,6 +18,7 @@ from depthclip_ros.sim.nyu import (
     write_splits,
 )
 from offline_eval.datasets import Where, open_dataset
+from offline_eval.datasets.base import NYU_FOCAL
 from offline_eval.datasets.folders import KITTI_LIST, NYU_LIST
 from offline_eval.datasets.splits import official_split, scene_classes
 from offline_eval.errors import DatasetError
@@ -132,8 +133,12 @@ def test_folder_without_list(official):
 def test_list_with_a_third_column_gives_the_same(official):
     plain = [e.name for e in opened(official).entries]
     text = (official / NYU_LIST).read_text()
-    (official / 'focal.txt').write_text(text.replace('.png', '.png 518.8579'))
-    assert [e.name for e in opened(official, list_file=official / 'focal.txt').entries] == plain
+    for third, focal in (('518.8579', NYU_FOCAL), ('600.5', 600.5), ('dense.png', NYU_FOCAL),
+                         ('nan', NYU_FOCAL), ('-1', NYU_FOCAL)):
+        (official / 'focal.txt').write_text(text.replace('.png', f'.png {third}'))
+        entries = opened(official, list_file=official / 'focal.txt').entries
+        assert [e.name for e in entries] == plain
+        assert {e.focal for e in entries} == {focal}
 
 
 def test_kaggle(samples, tmp_path):

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.nyu import (
     make_samples,
@@ -29,7 +30,8 @@ from depthclip_ros.sim.nyu import (
     write_splits,
 )
 from offline_eval import cli, distributed, loader, readout
-from offline_eval.columns import are_alike, columns
+from offline_eval.columns import FOCAL, are_alike, columns
+from offline_eval.datasets.base import NYU_FOCAL
 from offline_eval.datasets.folders import KITTI_LIST
 from offline_eval.metrics import Truth, metrics_of
 from offline_eval.paper import BIN_PARTITIONS, METHOD, PAPER_ROWS, PROMPTS
@@ -155,9 +157,34 @@ def test_read_out_and_smoothing_are_the_node_s_own(world, samples, tmp_path):
         assert abs(other_depth - found).max() > 1e-3, changed
 
 
+def test_the_focal_length_has_a_row_of_its_own(world, samples, summary):
+    """Worked out here once more, by `predict` with the data set's own camera."""
+    estimator = DepthEstimator(DepthConfig.from_dict(summary.config), world / 'tiny.pt', 'cpu')
+    assert estimator.config.reference_focal == 0.0  # the method's row knows no camera
+    estimator.reconfigure(estimator.config.replace(reference_focal=0.811))
+    camera = CameraModel.pinhole(544, 416, NYU_FOCAL)
+    errors, ratios = [], []
+    for number in split(COUNT)[1]:
+        if number == BLIND:
+            continue
+        rgb = np.ascontiguousarray(samples[number].frame.rgb[56:472, 60:604])
+        prediction = estimator.predict(rgb, intrinsics=camera)
+        ratios.append(prediction.focal_ratio)
+        p = prediction.depth[:415, :541].astype(np.float64)
+        y = samples[number].raw_depth[56:471, 60:601].astype(np.float64)
+        valid = (y > 1e-3) & (y < 10)
+        errors.append(np.sqrt(((p - y)[valid] ** 2).mean()))
+    row = summary.row(FOCAL)
+    seen = NYU_FOCAL * 96 / 416 / 128  # in widths of the network's input, as it is down
+    assert ratios == pytest.approx([seen / 0.811] * len(ratios))
+    assert row.metrics['rmse'] == pytest.approx(np.mean(errors), abs=2e-5)
+    assert row.metrics['rmse'] != pytest.approx(summary.row(METHOD).metrics['rmse'], abs=0.01)
+    assert (row.group, row.images) == ('camera', summary.row(METHOD).images)
+
+
 def test_every_row_is_there(summary):
     names = {row.name for row in summary.rows}
-    assert {METHOD, *BIN_PARTITIONS, *PROMPTS, 'mean of the bins', 'constant 2.4 m',
+    assert {METHOD, FOCAL, *BIN_PARTITIONS, *PROMPTS, 'mean of the bins', 'constant 2.4 m',
             'mean of the training split', 'mean map', 'median of each image', 'random per pixel',
             'random per patch', 'shuffled words', 'random words', 'shuffled images',
             'best constant'} <= names
@@ -405,6 +432,8 @@ def test_kitti_through_the_same_pipeline(world, tmp_path):
         lines.append(' '.join((*names, '721.5377')))
     (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
     found = evaluate(world, tmp_path / 'out', data=tmp_path)
+    # Depth of 1 to 3 m is nearer to 4 to 60 m when multiplied by 1.9, of an input of 128 x 96.
+    assert found.row(FOCAL).metrics['rmse'] < found.row(METHOD).metrics['rmse'] - 1.0
     assert found.protocol.name == 'kitti'
     assert found.data.depth == 'sparse lidar'
     assert found.data.evaluated == 4
@@ -542,9 +571,10 @@ def test_no_valid_depth_at_all(world, tmp_path, capsys):
 def test_every_pixel_is_scored_whatever_the_node_would_leave_out():
     paper = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml')
     assert scored(paper) == (paper, [])
-    robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', input_fit='crop')
-    assert scored(robot) == (
-        paper, ['input_fit: crop', 'range_min: 1.5', 'range_max: 2.5'])
+    robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', input_fit='crop',
+                          reference_focal=0.811)
+    assert scored(robot) == (paper, [
+        'input_fit: crop', 'range_min: 1.5', 'range_max: 2.5', 'reference_focal: 0.811'])
 
 
 def test_nan_predictions_stop_the_run(world, tmp_path, capsys):

@@ -88,6 +88,7 @@ def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
         focal, scale, reference, fit, size, k1):
     """Twice the focal length shows things twice as large; of the image's size nothing depends."""
     width, height = 8 * size[0], 8 * size[1]
+    assume(not k1 or focal > 0.7 * max(width, height))  # wider, its polynomial folds back
     plain = CameraModel.pinhole(width, height, focal)
     model = dataclasses.replace(
         plain, D=np.array([k1, 0, 0, 0, 0]) if k1 else plain.D,

@@ -14,8 +14,8 @@ from scipy.sparse import csr_matrix
 
 from ..core.calibration import ray_terms
 from ..core.errors import CalibrationError, ImageError
-from ..core.estimator import DepthEstimator, focal_ratio, words
-from ..core.geometry import CameraModel
+from ..core.estimator import DepthEstimator, words
+from ..core.geometry import CameraModel, focal_ratio
 from ..core.projection import shares
 from ..core.window import Size, Window, fit_window
 
@@ -108,9 +108,10 @@ class Frames:
         if sample.depth.ndim != 2 or 0 in sample.depth.shape:
             raise CalibrationError(f'depth: of shape {sample.depth.shape}, not (height, width).')
         size = sample.rgb.shape[0], sample.rgb.shape[1]
-        window = fit_window(config.input_fit, size, (config.input_height, config.input_width))
+        network = config.input_height, config.input_width
+        window = fit_window(config.input_fit, size, network)
         camera = sample.camera
-        ratio = focal_ratio(config.reference_focal, camera, window, size)
+        ratio = focal_ratio(config.reference_focal, camera, window, size, network)
         target = wanted(sample.depth, window.resized(size, _size(sample.depth)), estimator.grid,
                         config.upsampling, len(self.targets))
         if target is None:
