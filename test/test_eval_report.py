@@ -478,7 +478,7 @@ def test_document_names_options_baselines_and_files_that_there_are():
         assert option in shown, option
     for protocol in PROTOCOLS:
         assert protocol in DOCUMENT.lower()
-    names = {c.name for c in columns(DepthConfig(), ('1',), 2.5, 10.0) if c.group == 'baseline'}
+    names = {c.name for c in columns(DepthConfig(), ('1',), 2.5, 10.0, 9) if c.group == 'baseline'}
     section = DOCUMENT.partition('**Baselines**')[2].partition('**Verdict')[0]
     for name in names | {tables.BEST_CONSTANT}:
         assert name in section, name
