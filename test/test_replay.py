@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 
+import calibrations
 import clip_standin
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError
+from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.replay import CAPACITY, Replayer
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -182,6 +184,27 @@ def test_scenes_are_in_the_graph(build, with_graphs):
         estimator.reconfigure(estimator.config.replace(scenes=['']))
         assert_same(estimator.predict(IMAGES), without)
     assert cuda.counts['capture'] == 2
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_calibrations_reach_graphs_and_are_exchanged_without_a_new_one(
+        build, with_graphs, tmp_path, flip):
+    plain = build(engine='eager', flip_average=flip)
+    graphed, cuda = with_graphs(flip_average=flip)
+    images = [clip_standin.synthetic_rgb(i, 64, 96) for i in range(2)]
+    cameras = [CameraModel.pinhole(96, 64, focal) for focal in (60, 100)]
+    for seed in (0, 1, 2):
+        calibration = calibrations.calibration_for(
+            plain, **calibrations.random_arrays(plain, seed))
+        path = str(calibration.save(tmp_path, 'random'))
+        for estimator in (plain, graphed):
+            estimator.reconfigure(estimator.config.replace(calibration=path))
+        found, expected = (estimator.predict(images, intrinsics=cameras)
+                           for estimator in (graphed, plain))
+        assert_same(found, expected)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.patch_stddev, b.patch_stddev, rtol=1e-5)
+    assert cuda.counts['capture'] == 1
 
 
 def test_warm_up_captures_every_batch_on_its_own_thread(with_graphs):

@@ -44,7 +44,7 @@ SURE = 1.0
 # Dimensions that are kept of a block of terms, and patches from which they are found.
 DIMENSIONS, MOST_PATCHES = 32, 8192
 # Blocks that share a ridge parameter; one parameter for each would be chosen by chance.
-GROUPS = (('',), ('language', 'logits', 'rays'), ('features', 'trunk'), ('image',))
+GROUPS = (('',), ('language', 'logits', 'rays'), ('trunk',), ('image',))
 # The image as a whole is one observation a sequence: with fewer sequences it is left out.
 BLOCKS_FOR_IMAGE = 30
 PENALTIES = tuple(10.0 ** power for power in range(-2, 7))
@@ -168,6 +168,7 @@ class Problem:
         shares: (F, passes, P, K) of the bins.
         logits: (F, passes, P, K).
         bins: (K,) metres.
+        channels: C of the features.
         design: (F, passes, P, D) terms, standardised; the first is one.
 
     """
@@ -203,6 +204,7 @@ class Problem:
         self.logits, self.shares = (
             np.stack(values).reshape(*depth.shape[:2], values[0].shape[1], -1).swapaxes(2, 3)
             for values in (frames.logits, frames.weights))
+        self.channels = frames.channels
         self.bins = np.array(frames.estimator.config.bins)
         self.terms = _terms(frames, self.language)
         self.design = np.concatenate(
@@ -419,7 +421,6 @@ def _terms(frames: Frames, language: Float64) -> list[Block]:
         'language': words,
         'logits': lambda i: flat(frames.logits[i]),
         'rays': lambda i: flat(frames.rays[i]),
-        'features': lambda i: flat(frames.features[i]),
         'trunk': lambda i: flat(frames.trunk[i]),
     }
     if len(set(frames.sequence)) >= BLOCKS_FOR_IMAGE:
@@ -627,7 +628,7 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
     sizes = {block.name: len(block.mean) for block in problem.terms}
     count = len(problem.bins)
     bias, trunk = 0.0, np.zeros((2, sizes['trunk']))
-    features, small, language = np.zeros(sizes['features']), np.zeros(2 + count + RAY_TERMS), 0.0
+    small, language = np.zeros(2 + count + RAY_TERMS), 0.0
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':
@@ -639,11 +640,11 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
             bias += more
         trunk[0] = raw['trunk']
         trunk[1] = raw.get('image', 0.0)
-        features = raw['features']
         small = np.concatenate([raw['language'][:2], raw['logits'], raw['rays']])
         language = float(raw['language'][2])
     return {name: np.asarray(values, np.float32) for name, values in {
-        'bias': bias, 'trunk': trunk, 'features': features, 'small': small,
+        # Features are made of the trunk's map, and add nothing beside it (measured).
+        'bias': bias, 'trunk': trunk, 'features': np.zeros(problem.channels), 'small': small,
         'language': language, 'bins': bins if variant == 'monotone' else problem.bins}.items()}
 
 

@@ -70,7 +70,6 @@ class Frames:
         weights: (passes, K, h, w).
         depth: (passes, h, w) metres by words, without the focal ratio.
         spread: (passes, h, w) metres.
-        features: (passes, C, h, w) float16.
         trunk: (passes, C', h, w) float16.
         rays: (passes, RAY_TERMS, h, w).
         ratio: focal ratio.
@@ -84,13 +83,13 @@ class Frames:
     weights: list[Float32] = field(default_factory=list)
     depth: list[Float32] = field(default_factory=list)
     spread: list[Float32] = field(default_factory=list)
-    features: list[NDArray[np.float16]] = field(default_factory=list)
     trunk: list[NDArray[np.float16]] = field(default_factory=list)
     rays: list[Float32] = field(default_factory=list)
     ratio: list[float] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     sequence: list[int] = field(default_factory=list)
     own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
+    channels: int = 0  # C of the features
     empty: int = 0  # frames without any depth, which are left out
 
     def add(self, sample: Sample) -> None:
@@ -132,14 +131,13 @@ class Frames:
         self.weights.append(answer.weights.cpu().numpy())
         self.depth.append(answer.depth.cpu().numpy())
         self.spread.append(answer.spread.cpu().numpy())
-        self.features.append(maps.features[:, 0].half().cpu().numpy())
+        self.channels = maps.features.shape[2]
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
         self.rays.append(np.stack([ray_terms(rays), ray_terms(mirrored)][:len(logits)]))
         self.ratio.append(ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)
-        of_one = self.features[0].nbytes + self.trunk[0].nbytes
-        if len(self.trunk) * of_one > MOST_BYTES:
+        if len(self.trunk) * self.trunk[0].nbytes > MOST_BYTES:
             raise CalibrationError(
                 f'{len(self.trunk)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '
                 'the network; take fewer, spread over the recording: 200 are plenty.')

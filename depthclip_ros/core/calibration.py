@@ -59,8 +59,8 @@ class Terms(NamedTuple):
     """The numbers of a calibration, as tensors on the device of the network (all float32)."""
 
     bias: Tensor  # ()
-    trunk: Tensor  # (2, C'): of the patch, and of the image's mean
-    features: Tensor  # (C,)
+    trunk: Tensor  # (2, C'): of the patch, and of the image's mean; (2, 0) if all are zero
+    features: Tensor  # (C,); (0,) if all are zero
     small: Tensor  # (2 + K + RAY_TERMS,)
     language: Tensor  # (): of the image's mean of log d
     bins: Tensor  # (K,) metres, instead of the configured ones
@@ -210,8 +210,10 @@ class Calibration:
                 "calibration: ''.")
 
     def terms(self, device: torch.device) -> Terms:
-        """Its numbers on a device."""
-        return Terms(*(torch.from_numpy(self.arrays[name]).to(device) for name in Terms._fields))
+        """Its numbers on a device, without those that would be multiplied by zero."""
+        arrays = {name: array[..., :0] if name in ('trunk', 'features') and not array.any()
+                  else array for name, array in self.arrays.items()}
+        return Terms(*(torch.from_numpy(arrays[name]).to(device) for name in Terms._fields))
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -309,12 +311,14 @@ def correct(
     """
     count, h, w = depth.shape
     language = depth.log()
-    seen = torch.matmul(terms.trunk, trunk.flatten(2))
-    correction = (
-        terms.bias + seen[:, 0] + seen[:, 1].mean(dim=1, keepdim=True)
-        + torch.matmul(terms.features, features.flatten(2))
-        + torch.matmul(terms.small, small_terms(language, logits, rays).flatten(2))
-        + terms.language * language.flatten(1).mean(dim=1, keepdim=True)).view(count, h, w)
+    linear = torch.matmul(terms.small, small_terms(language, logits, rays).flatten(2))
+    linear += terms.bias + terms.language * language.flatten(1).mean(dim=1, keepdim=True)
+    if terms.trunk.shape[1]:
+        seen = torch.matmul(terms.trunk, trunk.flatten(2))
+        linear += seen[:, 0] + seen[:, 1].mean(dim=1, keepdim=True)
+    if len(terms.features):
+        linear += torch.matmul(terms.features, features.flatten(2))
+    correction = linear.view(count, h, w)
     rebinned = torch.tensordot(weights, terms.bins, dims=([1], [0])).log()
     correction = (correction + rebinned - language).clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
     log_depth = language + correction + rays[:, -1]
