@@ -211,6 +211,15 @@ def test_every_difference_is_named(estimator, tmp_path):
     assert 'templates is' not in str(caught.value)
 
 
+def test_bins_by_scene_and_a_calibration_exclude_each_other(estimator):
+    calibration = calibrations.calibration_for(estimator)
+    scenes = estimator.config.replace(
+        scenes=['hall', 'closet'], scene_bins=[*CONFIG.bins, *CONFIG.bins])
+    assert scenes.has_scenes
+    with pytest.raises(CalibrationError, match='scenes is'):
+        calibration.check(scenes, estimator.weights.digest, estimator.grid, *estimator._channels)
+
+
 def test_numbers_as_ros_sends_them_are_no_difference(estimator):
     calibration = calibrations.calibration_for(estimator)
     config = estimator.config.replace(reference_focal=float(np.float32(0.811)))

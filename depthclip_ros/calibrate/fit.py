@@ -671,6 +671,9 @@ def fit(
         raise CalibrationError(f'variant: {options.variant!r} is none of {", ".join(VARIANTS)}.')
     if estimator.calibration is not None:
         raise CalibrationError("calibration: is set already; fit without one (calibration: '').")
+    if estimator.config.has_scenes:
+        raise CalibrationError('scenes: bins that depend on the scene and a calibration, which '
+                               "has bins of its own, exclude each other; set scenes: [''].")
     frames = Frames(estimator)
     for sample in samples:
         frames.add(sample)

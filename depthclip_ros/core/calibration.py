@@ -203,6 +203,9 @@ class Calibration:
                   'channels of the trunk': (width, self.arrays['trunk'].shape[1])}
         differences += [f'the {name}: {found}, it was {fitted}'
                         for name, (found, fitted) in shapes.items() if found != fitted]
+        if config.has_scenes:
+            differences.append(f'scenes is {quoted(seen["scenes"])}, it was without: a '
+                               'calibration has bins of its own')
         if differences:
             raise CalibrationError(
                 f'calibration: it was fitted to another model or configuration: '
