@@ -12,7 +12,7 @@ from pathlib import Path
 
 from depthclip_ros import resources
 from depthclip_ros.core.config import DepthConfig
-from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
@@ -145,6 +145,9 @@ def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
         config, node.weights, default=None if options.config else config)
     if note:
         print(note)
+    if config.has_scenes:
+        raise ConfigError("scenes: only plain bins are evaluated here, and scenes would count for "
+                          "nothing; set scenes: [''].")
     precision = options.precision or (
         'float32' if config.precision == 'auto' else config.precision)
     return config.replace(precision=precision), node

@@ -256,6 +256,19 @@ def test_encode_text_encodes_once_and_hits_afterwards(config, tiny_weights, own_
     assert first.splitlines()[:3] == second.splitlines()[:3]
 
 
+def test_encode_text_encodes_scenes_too(config, tiny_weights, tmp_path, capsys):
+    """After it, an estimator finds both in the cache."""
+    file = tmp_path / 'scenes.yaml'
+    file.write_text(Path(config).read_text() + "    scenes: ['hall', 'attic', 'cellar']\n")
+    assert main(['encode-text', str(file), '--weights', str(tiny_weights)]) == 0
+    tokens, scenes = (line for line in capsys.readouterr().out.splitlines()
+                      if line.startswith('features'))
+    assert 'tokens x' in tokens
+    assert '3 scenes x' in scenes
+    assert main(['encode-text', str(file), '--weights', str(tiny_weights)]) == 0
+    assert capsys.readouterr().out.count('hit in') == 2
+
+
 def test_encode_text_fails_when_nothing_can_be_kept(config, tiny_weights, own_cache, capsys):
     (own_cache / 'text').touch()  # a file where the folder should be
     assert main(['encode-text', config, '--weights', str(tiny_weights)]) == 1

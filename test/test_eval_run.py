@@ -524,6 +524,13 @@ def test_missing_data(world, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_scenes_would_count_for_nothing(world, tmp_path, capsys):
+    config = tmp_path / 'scenes.yaml'
+    config.write_text((world / 'tiny.yaml').read_text() + "    scenes: ['hall']\n")
+    assert 'scenes: only plain bins' in fails(
+        capsys, *arguments(world, tmp_path, '--config', config))
+
+
 def test_resume_of_another_run(world, finished, tmp_path, capsys):
     message = fails(capsys, *arguments(world, tmp_path, '--resume', finished, '--protocol', 'bts'))
     assert 'protocol: depthclip then, bts now' in message

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from depthclip_ros.core.scenes import LEAD, Scene, mixed_bins, plain_share, scen
 from depthclip_ros.node.config import read_config
 from depthclip_ros.resources import config_path
 
+ROOT = Path(__file__).resolve().parents[1]
 RGB = [synthetic_rgb(seed, 64, 64) for seed in range(3)]
 NAMES = ('bathroom', 'classroom', 'corridor')
 NEAR, MIDDLE, FAR = (tuple(factor * bins for bins in PAPER_BINS) for factor in (0.5, 1.5, 4.0))
@@ -35,6 +38,14 @@ def weights():
 @pytest.fixture(scope='module')
 def scenic(weights, tmp_path_factory):
     return DepthEstimator(SCENIC, weights, 'cpu', cache_dir=tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture
+def scene_bins(monkeypatch):
+    """The script that measures."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    import scene_bins
+    return scene_bins
 
 
 @pytest.fixture
@@ -236,6 +247,29 @@ def test_too_long_a_scene_is_refused_by_its_name(weights):
     words = scene_words(SCENIC.replace(scenes=['hall ' * 90], scene_bins=[0.0]))
     with pytest.raises(ConfigError, match="scenes: 'hall hall"):
         encode_tokens(words, weights)
+
+
+def test_the_page_has_the_measured_numbers(scene_bins):
+    result = json.loads((ROOT / 'docs/scenes.json').read_text(encoding='utf-8'))['words']
+    assert scene_bins.table(result) in (ROOT / 'docs/scenes.md').read_text(encoding='utf-8')
+    coarse, fine = (result[name]['rows'] for name in (scene_bins.COARSE, scene_bins.FINE))
+    assert coarse['bins by scene']['of one partition'] <= 0.88
+    assert fine['bins by scene']['of one partition'] <= 1.01
+    assert coarse["another room's scene"]['of one partition'] > 1
+
+
+def test_fitted_bins_are_the_scenes_own(scene_bins):
+    """Found again from depth that they made; drawn together where the penalty is large."""
+    random = np.random.default_rng(0)
+    true = np.array([[0.5, 1.0, 2.0], [1.0, 3.0, 8.0]])
+    weights = random.dirichlet(np.ones(3), size=(40, 6, 8)).transpose(0, 3, 1, 2)
+    scenes = random.dirichlet(np.ones(2), size=40)
+    depth = np.einsum('nkhw,nk->nhw', weights, scenes @ true)
+    one, found = scene_bins.fit_bins(weights, scenes, depth, 1e-6)
+    np.testing.assert_allclose(found, true, atol=0.01)
+    assert (np.diff(one) > 0).all()
+    np.testing.assert_allclose(
+        scene_bins.fit_bins(weights, scenes, depth, 1e6)[1], [one, one], atol=1e-3)
 
 
 # Settings ---------------------------------------------------------------------------------------

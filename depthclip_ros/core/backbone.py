@@ -117,7 +117,7 @@ class AttentionPool(nn.Module):
 
         With one query, keys and values of the positions need not be computed: what a head looks
         for is taken through its key matrix, and what it has seen through its value matrix. That
-        is a hundredth of the work for a map of RN50.
+        is a fiftieth of the products for a map of RN50.
         """
         tokens = self._tokens(features)
         heads = (self.heads, -1)
