@@ -35,7 +35,7 @@ CONTRADICTORY = 'contradictory points'
 JUMP = 'scale jumped'
 
 LEAST_POINTS = 5
-MOST_POINTS = 2000  # looked at in an image, evenly taken
+MOST_POINTS = 1000  # looked at in an image, evenly taken
 LEAST_SHARE = 0.5  # of the points that must agree
 GATE = 3.0  # standard deviations, for points and for what an image says
 # Likewise for the points that tell how large errors are: large errors must not be taken for

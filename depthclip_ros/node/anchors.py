@@ -59,7 +59,7 @@ BODY_TO_CAMERA = Transform(
 MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 # What waits until an image is to be answered: bounded, whatever comes.
 MOST_MESSAGES, MOST_BYTES, MOST_TRANSFORMS = 16, 32 * 2**20, 200
-MOST_SEEN = 20 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
+MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
 STATIC_DEPTH = 100  # publishers of /tf_static that are heard, each with its last message
 NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away is the floor seen
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
@@ -439,6 +439,7 @@ def _project(points: Float64, model: CameraModel, size: Size) -> Points:
     # Quickly: what may be seen at all. Then exactly, with the lens.
     x, y, z = points.T
     ahead = points[(z > NEAREST) & (np.abs(x) < 10 * z) & (np.abs(y) < 10 * z)]
+    ahead = ahead[::max(1, -(-len(ahead) // (2 * MOST_POINTS)))]
     u, v = model.project(ahead).T
     with np.errstate(invalid='ignore'):
         inside = (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
