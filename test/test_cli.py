@@ -45,10 +45,10 @@ def photo(tmp_path):
 @pytest.fixture
 def predict(config, tiny_weights, tmp_path):
     """Run `depthclip predict` with the tiny network; gives exit code and output folder."""
-    def run(*images, config=config):
+    def run(*images, config=config, camera=()):
         out = tmp_path / 'out'
         code = main(['predict', *map(str, images), '-o', str(out), '--config', config,
-                     '--weights', str(tiny_weights), '--device', 'cpu'])
+                     '--weights', str(tiny_weights), '--device', 'cpu', *map(str, camera)])
         return code, out
     return run
 
@@ -94,6 +94,41 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
     text = capsys.readouterr()
     assert ' ms' in text.out
     assert 'UNTRAINED' not in text.err
+
+
+def test_predict_counts_the_focal_length_where_it_is_told(predict, photo, tmp_path, capsys):
+    """The photo has 70 x 50 pixels, the network's input 96 x 64."""
+    plain = np.load(predict(photo)[1] / 'photo_patches.npy')
+    assert 'focal length' not in capsys.readouterr().out
+    focal = 70 / 2 / np.tan(np.radians(45))
+    ratio = focal * 64 / 50 / 96 / 0.811
+    for camera in (('--fov', 90), ('--camera-info', tmp_path / 'head.yaml')):
+        (tmp_path / 'head.yaml').write_text(
+            'image_width: 70\nimage_height: 50\ndistortion_model: plumb_bob\n'
+            f'camera_matrix: {{data: [{focal}, 0, 34.5, 0, {focal}, 24.5, 0, 0, 1]}}\n'
+            'distortion_coefficients: {data: [0, 0, 0, 0, 0]}\n'
+            'rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n'
+            'projection_matrix: {data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}\n')
+        code, out = predict(photo, camera=camera)
+        assert code == 0
+        assert f', x {ratio:.3f} for the focal length' in capsys.readouterr().out
+        np.testing.assert_allclose(
+            np.load(out / 'photo_patches.npy'), ratio * plain, rtol=1e-5)
+
+
+def test_predict_refuses_a_camera_that_cannot_be_the_images(predict, photo, tmp_path, capsys):
+    for camera, words in ((('--fov', 180), '180'), (('--camera-info', '/no.yaml'), '/no.yaml')):
+        assert predict(photo, camera=camera)[0] == 1
+        assert words in capsys.readouterr().err
+    (tmp_path / 'head.yaml').write_text(
+        'image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n'
+        'camera_matrix: {data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n'
+        'distortion_coefficients: {data: []}\n'
+        'rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n'
+        'projection_matrix: {data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}\n')
+    assert predict(photo, camera=('--camera-info', tmp_path / 'head.yaml'))[0] == 1
+    assert 'photo.png: The calibration is for 640 x 480 pixels, but a picture has 70 x 50' \
+        in capsys.readouterr().err
 
 
 def test_predict_does_the_others_and_lists_every_unreadable_input(

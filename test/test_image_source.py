@@ -143,6 +143,8 @@ def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_inf
     np.testing.assert_allclose(CameraModel.from_info(listener.infos[0]).K, camera.matrix)
     expected = next(pictures.builtin_frames(lambda _: None))
     assert bytes(listener.images[0].data) == expected.tobytes()
+    wide = next(pictures.builtin_frames(lambda _: None, 90.0))  # as --fov 90, which is published
+    assert (wide != expected).any()
 
 
 # Calibration -------------------------------------------------------------------------------
@@ -298,6 +300,19 @@ def test_a_calibration_for_another_size_is_an_error(folder, tmp_path):
     assert process.returncode == 1
     assert '640 x 48 pixels, but a picture has 64 x 48' in output
     assert 'Traceback' not in output
+
+
+def test_the_rooms_own_camera_cannot_be_another(tmp_path):
+    from depthclip_ros.sources import image_source
+    options = image_source.parser().parse_args(['--camera-info', str(tmp_path / 'head.yaml')])
+    with pytest.raises(ImageError, match='a camera of their own'):
+        image_source.open_source(options, lambda _: None)
+
+
+def test_a_guessed_camera_leaves_depth_as_it_is():
+    from depthclip_ros.core import DepthConfig
+    guess = CameraCalibration.from_fov(640, 480, pictures.BUILTIN_HFOV).model()
+    assert guess.focal_length() / DepthConfig().reference_focal == pytest.approx(1, abs=1e-3)
 
 
 def test_two_sources_are_an_error(folder):

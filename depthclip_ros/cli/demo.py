@@ -127,11 +127,7 @@ def run_demo(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     if options.bag:
         return _bag_plan(options)
-    # What the source would refuse is refused before anything is downloaded or started.
-    if options.fov is not None:
-        CameraCalibration.from_fov(640, 480, options.fov)
-    if options.camera_info is not None:
-        CameraCalibration.from_yaml(options.camera_info)
+    _check_camera(options)
     arguments = ['-m', 'depthclip_ros.sources.image_source', '--wait', '2']
     for name in ('fov', 'camera_info'):
         value = getattr(options, name)
@@ -158,6 +154,17 @@ def _plan(options: argparse.Namespace) -> Plan:
     return Plan(description, arguments, frames=frames, seconds=seconds,
                 pictures=options.pictures or DEFAULT_PICTURES,
                 built_in=options.video is None and options.webcam is None)
+
+
+def _check_camera(options: argparse.Namespace) -> None:
+    """Refuse what the source would refuse, before anything is downloaded or started."""
+    if options.fov is not None:
+        CameraCalibration.from_fov(640, 480, options.fov)
+    if options.camera_info is None:
+        return
+    if not options.images and options.video is None and options.webcam is None:
+        raise ConfigError('--camera-info does not apply to rendered rooms: give them --fov.')
+    CameraCalibration.from_yaml(options.camera_info)
 
 
 def _bag_plan(options: argparse.Namespace) -> Plan:

@@ -111,6 +111,13 @@ def _add_predict(commands: _Commands) -> None:
         description='Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, '
         'NAME_patches.npy (metres) and NAME_patches.png for every image.')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='files or folders')
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument('--fov', type=_positive, metavar='DEGREES',
+                        help='horizontal field of view of the camera: depth counts it as '
+                        'reference_focal says (without it and --camera-info: it does not)')
+    camera.add_argument('--camera-info', metavar='YAML',
+                        help='calibration of the camera, as the ROS tool camera_calibration '
+                        'writes it')
     _add_model_options(parser)
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
     parser.set_defaults(run=_predict)
@@ -214,7 +221,7 @@ def _predict(options: argparse.Namespace) -> int:
     from .predict import predict_files
     return predict_files(
         options.images, options.output, config=options.config, weights=options.weights,
-        device=options.device)
+        device=options.device, fov=options.fov, camera_info=options.camera_info)
 
 
 def _calibrate(options: argparse.Namespace) -> int:

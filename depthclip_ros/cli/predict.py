@@ -18,7 +18,8 @@ from ..color import (
     with_bar,
     write_warning,
 )
-from ..core.errors import ConfigError, DepthClipError, ImageError
+from ..core.errors import ConfigError, DataError, DepthClipError, ImageError
+from ..sources.camera_info import CameraCalibration, calibration_of
 from ..sources.pictures import picture_files, read_picture
 from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def predict_files(
     paths: Sequence[str], output: str, *, config: str | None = None, weights: str = '',
-    device: str = '',
+    device: str = '', fov: float | None = None, camera_info: str | None = None,
 ) -> int:
     """Write depth, colours and patch map of every image.
 
@@ -44,6 +45,8 @@ def predict_files(
         config: ROS parameter file; None for the defaults.
         weights: wins over the file's, where given.
         device: wins over the file's, where given.
+        fov: horizontal field of view of the camera in degrees; None if it is not known.
+        camera_info: calibration of the camera, a file; None if there is none.
 
     Returns:
         Exit code: 1 if any image could not be read; the others are written all the same.
@@ -53,13 +56,19 @@ def predict_files(
 
     """
     depth_config, node_config = settings(config, weights, device)
+    camera = CameraCalibration.from_yaml(camera_info) if camera_info else fov
+    if isinstance(camera, float):  # what cannot be is refused before anything is loaded
+        CameraCalibration.from_fov(640, 480, camera)
+    elif camera is not None:
+        camera.model(rectified=node_config.rectified)
     files, failures = _expand(paths)
     unread = 0
     folder = output_folder(output)
     estimator = load_estimator(depth_config, node_config)
     start = time.perf_counter()
     for path, name in zip(files, _distinct_names(files), strict=True):
-        failure = _failure_of(estimator, path, folder / name)
+        failure = _failure_of(
+            estimator, path, folder / name, camera, rectified=node_config.rectified)
         if failure is not None:
             failures.append(failure)
             unread += 1
@@ -104,22 +113,34 @@ def _distinct_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _failure_of(estimator: DepthEstimator, path: Path, target: Path) -> ImageError | None:
+def _failure_of(
+    estimator: DepthEstimator, path: Path, target: Path,
+    camera: CameraCalibration | float | None, *, rectified: bool,
+) -> DataError | None:
     try:
-        _predict_file(estimator, path, target)
+        _predict_file(estimator, path, target, camera, rectified=rectified)
     except ImageError as error:
         return error
+    except DataError as error:
+        return type(error)(error.condition, f'{path}: {error}')
     return None
 
 
-def _predict_file(estimator: DepthEstimator, path: Path, target: Path) -> None:
+def _predict_file(
+    estimator: DepthEstimator, path: Path, target: Path,
+    camera: CameraCalibration | float | None, *, rectified: bool,
+) -> None:
     picture = read_picture(path)
     rgb = np.ascontiguousarray(picture[..., ::-1])
     start = time.perf_counter()
-    prediction = estimator.predict(rgb)
+    height, width = rgb.shape[:2]
+    intrinsics = None if camera is None else \
+        calibration_of(camera, width, height).model(rectified=rectified)
+    prediction = estimator.predict(rgb, intrinsics=intrinsics)
     milliseconds = 1e3 * (time.perf_counter() - start)
     lost = _write(estimator, prediction, target)
-    note = f'; {lost} pixels do not fit 16 bits' if lost else ''
+    note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
+    note += f'; {lost} pixels do not fit 16 bits' if lost else ''
     print(f'{path} -> {target.name}_*: {milliseconds:.0f} ms, {_in_words(prediction.depth)}{note}',
           flush=True)
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..core.errors import CameraInfoError
 from ..core.files import open_regular, user_path
+from ..core.geometry import CameraModel
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
@@ -91,12 +93,47 @@ class CameraCalibration:
             matrix('distortion_coefficients', None), str(document.get('distortion_model', '')),
             matrix('rectification_matrix', 9), matrix('projection_matrix', 12))
 
+    def model(self, *, rectified: bool = False) -> CameraModel:
+        """Give the camera, as the node reads it from a camera_info with these numbers.
+
+        Raises:
+            CameraInfoError: the numbers are no calibrated camera's.
+
+        """
+        roi = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0, do_rectify=False)
+        return CameraModel.from_info(
+            SimpleNamespace(**vars(self), binning_x=0, binning_y=0, roi=roi), rectified)
+
     def fill(self, message: CameraInfo) -> None:
         """Copy into a `sensor_msgs/CameraInfo`; its header is left alone."""
         message.width, message.height = self.width, self.height
         message.k, message.d = list(self.k), list(self.d)
         message.r, message.p = list(self.r), list(self.p)
         message.distortion_model = self.distortion_model
+
+
+def calibration_of(
+    given: CameraCalibration | float, width: int, height: int,
+) -> CameraCalibration:
+    """Give the calibration of pictures of one size.
+
+    Args:
+        given: of a file; or the horizontal field of view in degrees.
+        width: of the pictures, in pixels.
+        height: of the pictures, in pixels.
+
+    Raises:
+        CameraInfoError: the file is for pictures of another size ('another size'), or there is no
+            such field of view.
+
+    """
+    if not isinstance(given, CameraCalibration):
+        return CameraCalibration.from_fov(width, height, given)
+    if (given.width, given.height) != (width, height):
+        raise CameraInfoError(
+            'another size', f'The calibration is for {given.width} x {given.height} pixels, but a '
+            f'picture has {width} x {height}; resize the pictures or leave --camera-info away.')
+    return given
 
 
 def _is_number(value: Any) -> bool:

@@ -29,11 +29,11 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from ..core.errors import CameraInfoError, DepthClipError, ImageError
+from ..core.errors import DepthClipError, ImageError
 from ..node import image_io
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
-from .camera_info import CameraCalibration
+from .camera_info import CameraCalibration, calibration_of
 from .pictures import (
     BUILTIN_HFOV,
     builtin_frames,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
     from ..color import Picture
 
-GUESSED_FOV = 60.0
 JPEG_QUALITY = 90
 # An image can be lost while discovery is still going on: it is sent again after this time.
 ANSWER_TIMEOUT = 5.0
@@ -74,13 +73,13 @@ class ImageSource(Node):
         super().__init__('image_source')
         self._frame_id: str = options.frame_id
         self._compressed: bool = options.compressed
-        self._fov: float = _field_of_view(options)
         self._given = CameraCalibration.from_yaml(options.camera_info) \
-            if options.camera_info else None
-        if self._given is None and options.fov is None and not _is_builtin(options):
+            if options.camera_info else _field_of_view(options)
+        if not options.camera_info and options.fov is None and not _is_builtin(options):
             self.get_logger().warning(  # type: ignore[no-untyped-call]
-                f'camera_info is a GUESS: {GUESSED_FOV:g} degrees horizontal field of view, no '
-                'distortion. Give --fov DEGREES or --camera-info FILE for a cloud of true shape.')
+                f'camera_info is a GUESS: {BUILTIN_HFOV:g} degrees horizontal field of view, no '
+                'distortion. Give --fov DEGREES or --camera-info FILE for depth of true scale and '
+                'a cloud of true shape.')
         overrides = QoSOverridingOptions.with_default_policies()
         kind, topic = (CompressedImage, 'image/compressed') if self._compressed \
             else (Image, 'image')
@@ -150,15 +149,7 @@ class ImageSource(Node):
         """Make the camera_info fit pictures of this size."""
         if (self._info.width, self._info.height) == (width, height):
             return
-        if self._given is None:
-            CameraCalibration.from_fov(width, height, self._fov).fill(self._info)
-        elif (self._given.width, self._given.height) == (width, height):
-            self._given.fill(self._info)
-        else:
-            raise CameraInfoError(
-                'another size', f'The calibration is for {self._given.width} x '
-                f'{self._given.height} pixels, but a picture has {width} x {height}; resize the '
-                'pictures or leave --camera-info away.')
+        calibration_of(self._given, width, height).fill(self._info)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -200,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     calibration = parser.add_mutually_exclusive_group()
     calibration.add_argument(
         '--fov', type=float, metavar='DEGREES', help='horizontal field of view; without it and '
-        f'without --camera-info {GUESSED_FOV:g} is guessed')
+        f'without --camera-info {BUILTIN_HFOV:g} is guessed, which leaves depth as it is')
     calibration.add_argument('--camera-info', metavar='YAML',
                              help='calibration as the ROS tool camera_calibration writes it')
     parser.add_argument('--frame-id', default='camera_color_optical_frame', metavar='FRAME',
@@ -231,7 +222,10 @@ def open_source(
         return video_frames(options.video, loop=options.loop)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
-    return builtin_frames(_say)
+    if options.camera_info:
+        raise ImageError('several sources', 'The built-in rooms have a camera of their own: leave '
+                         '--camera-info away, or give pictures.')
+    return builtin_frames(_say, _field_of_view(options))
 
 
 def _say(text: str) -> None:
@@ -278,9 +272,8 @@ def _is_builtin(options: argparse.Namespace) -> bool:
 
 
 def _field_of_view(options: argparse.Namespace) -> float:
-    if options.fov is not None:
-        return float(options.fov)
-    return BUILTIN_HFOV if _is_builtin(options) else GUESSED_FOV
+    # NYU's where nobody says: a guess that changes the scale of depth would be worse than none.
+    return BUILTIN_HFOV if options.fov is None else float(options.fov)
 
 
 def _positive(text: str) -> float:

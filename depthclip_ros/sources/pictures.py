@@ -181,21 +181,24 @@ def webcam_frames(index: int) -> Iterator[Picture]:
     raise ImageError('webcam stopped', f'Webcam {index} stopped sending frames.')
 
 
-def builtin_frames(announce: Callable[[str], None]) -> Iterator[Picture]:
+def builtin_frames(
+    announce: Callable[[str], None], fov: float = BUILTIN_HFOV,
+) -> Iterator[Picture]:
     """Pictures that need no file, endlessly, always the same: rendered rooms.
 
-    They are 640 x 480 with a horizontal field of view of BUILTIN_HFOV degrees. From the first
-    one on, torch has one thread in this process, so that the other cores are left to the network.
+    They are 640 x 480. From the first one on, torch has one thread in this process, so that the
+    other cores are left to the network.
 
     Args:
         announce: told of every new room: its kind and seed.
+        fov: horizontal field of view in degrees.
 
     """
     import torch  # late: it takes seconds
 
     from .sim_world import SimConfig, tour
     torch.set_num_threads(1)
-    for rgb in tour(SimConfig(fov=BUILTIN_HFOV).camera(), announce):
+    for rgb in tour(SimConfig(fov=fov).camera(), announce):
         yield np.ascontiguousarray(rgb[:, :, ::-1])
 
 
