@@ -390,21 +390,33 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
     edges = _Edges.of(thumbnails)
     pairs = edges.pairs()
     by_lag = _by_lag(pairs)
-    count, lag = len(by_lag), int(by_lag.argmax())
-    places = lag if lag <= count // 2 else lag - count
-    apart = abs(places) * float(np.median(np.diff([t.time for t in thumbnails])))
-    if places and (not timed or apart > _OFFSET) and _certainty(by_lag, lag) > _CLAIM \
-            and by_lag[lag] > _BETTER * by_lag[0]:
-        said = f'{apart:.2g} s' if timed else f'{abs(places)} places'
-        return [Refusal('offset stamps', (
-            f'Images fit the depth that comes {said} {"later" if places > 0 else "earlier"} by '
-            'its stamp: the clocks of camera and depth sensor differ, or one driver stamps late. '
-            'Synchronise them (chrony, hardware trigger) and record again.'))]
-    refused = _place(edges)
-    if refused or _certainty(by_lag, 0 if abs(places) > 1 else lag) > _CERTAIN \
+    step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
+    refused = _offset(by_lag, step, _CLAIM) or _place(edges, _CLAIM)
+    near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
+    if refused or _certainty(by_lag, near) > _CERTAIN \
             or _stands_out(edges.shifts(slice(None), slice(None))) > _CLAIM:
         return refused
-    return [_not_together(pairs)]
+    # They do not: now a cause is named on less.
+    return _shuffled(pairs) or _offset(by_lag, step, _CERTAIN) or _place(edges, _CERTAIN) or [
+        Refusal('nothing in common', (
+            'Edges of depth lie nowhere near edges of the image, at any offset in time and at '
+            'any shift: it is the depth of another drive, of a sensor that looks elsewhere, or '
+            'noise. Look at both in RViz, and record again.'))]
+
+
+def _offset(by_lag: NDArray[np.float64], step: float, claim: float) -> list[Refusal]:
+    """Do images fit depth of another time? `step` is that between frames [s]; 0: not known."""
+    count, lag = len(by_lag), int(by_lag.argmax())
+    places = lag if lag <= count // 2 else lag - count
+    apart = abs(places) * step
+    if not places or 0 < apart <= _OFFSET or _certainty(by_lag, lag) <= claim \
+            or by_lag[lag] <= _BETTER * by_lag[0]:
+        return []
+    said = f'{apart:.2g} s' if step else f'{abs(places)} places'
+    return [Refusal('offset stamps', (
+        f'Images fit the depth that comes {said} {"later" if places > 0 else "earlier"} by its '
+        'stamp: the clocks of camera and depth sensor differ, or one driver stamps late. '
+        'Synchronise them (chrony, hardware trigger) and record again.'))]
 
 
 def _by_words(comparison: Comparison | None) -> list[Refusal]:
@@ -418,18 +430,18 @@ def _by_words(comparison: Comparison | None) -> list[Refusal]:
         'Record a denser sensor, or several rooms.'))]
 
 
-def _place(edges: _Edges) -> list[Refusal]:
+def _place(edges: _Edges, claim: float) -> list[Refusal]:
     """Does depth fit better when it is turned, of another size, or moved?"""
     usual = float(np.trace(edges.pairs())) / len(edges.depth)
     for turned, said in ((edges.depth[..., ::-1], 'mirrored'),
                          (edges.depth[..., ::-1, ::-1], 'upside down'),
                          (edges.depth[..., ::-1, :], 'mirrored top to bottom')):
-        if _fits_better(edges, turned, usual):
+        if _fits_better(edges, turned, usual, claim):
             return [Refusal('wrong extrinsics', (
                 f'Depth is {said} against the image. Correct the mounting of the sensor in tf, '
                 'or its image in the driver.'))]
     for factor in _ZOOMS:
-        if _fits_better(edges, _zoomed(edges.depth, factor), usual):
+        if _fits_better(edges, _zoomed(edges.depth, factor), usual, claim):
             return [Refusal('wrong extrinsics', (
                 f'Depth fits the image when it is enlarged {factor:.2g} times: it is of another '
                 'lens. Record depth that is registered to the image (aligned_depth_to_color), or '
@@ -437,10 +449,10 @@ def _place(edges: _Edges) -> list[Refusal]:
     return _moved(edges)
 
 
-def _fits_better(edges: _Edges, depth: Float32, usual: float) -> bool:
+def _fits_better(edges: _Edges, depth: Float32, usual: float, claim: float) -> bool:
     by_lag = _by_lag(edges.pairs(depth))
     return bool(int(by_lag.argmax()) == 0 and by_lag[0] > _BETTER * usual
-                and _certainty(by_lag, 0) > _CLAIM)
+                and _certainty(by_lag, 0) > claim)
 
 
 def _zoomed(depth: Float32, factor: float) -> Float32:
@@ -453,23 +465,20 @@ def _zoomed(depth: Float32, factor: float) -> Float32:
     return _unit_length(zoomed)
 
 
-def _not_together(pairs: NDArray[np.float64]) -> Refusal:
-    """Why images and depth at the same time have nothing in common."""
+def _shuffled(pairs: NDArray[np.float64]) -> list[Refusal]:
+    """Do images fit depth of other times, backwards or in no order?"""
     backwards = _by_lag(pairs[:, ::-1])
     if _certainty(backwards, int(backwards.argmax())) > _CLAIM:
-        return Refusal('shuffled stamps', (
+        return [Refusal('shuffled stamps', (
             'Depth runs backwards against the images. Correct the names or stamps of one of '
-            'them.'))
+            'them.'))]
     usual = np.median(np.abs(pairs - np.median(pairs)))
     fitting = pairs.max(axis=1) - np.median(pairs) > _LARGE * usual
     if fitting.mean() > 0.5:
-        return Refusal('shuffled stamps', (
+        return [Refusal('shuffled stamps', (
             f'{fitting.mean():.0%} of the images fit the depth of another time, in no order: the '
-            'stamps or names of one of them are shuffled. Record again, or correct the names.'))
-    return Refusal('nothing in common', (
-        'Edges of depth lie nowhere near edges of the image, at any offset in time and at any '
-        'shift: it is the depth of another drive, of a sensor that looks elsewhere, or noise. '
-        'Look at both in RViz, and record again.'))
+            'stamps or names of one of them are shuffled. Record again, or correct the names.'))]
+    return []
 
 
 def _peak(shifts: NDArray[np.float64]) -> tuple[int, int]:

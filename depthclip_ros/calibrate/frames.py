@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-FEWEST_FRAMES, FEWEST_BLOCKS = 10, 3
+FEWEST_FRAMES, FEWEST_BLOCKS = 8, 3
 MOST_BYTES = 2 << 30  # of the maps of all frames
 # Pixels a patch that its depth is found from, and pixels a frame that errors are measured at.
 PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip calibrate` from recordings to files, with the demo model, and what it refuses."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip('rosbags')
+
+from drives import camera_of_width, drive, write_drive, write_folder
+from test_recordings import RGBD
+
+from depthclip_ros.cli.main import main
+from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.calibration import Calibration
+from depthclip_ros.node.config import read_config
+
+DOCUMENT = Path(__file__).parents[1] / 'docs' / 'calibration.md'
+
+
+@pytest.fixture(scope='module')
+def frames():
+    """A wide camera's drive through rooms: what the demo model was not trained for."""
+    return drive(rooms=5, frames=40, step=0.8, seed=8, camera=camera_of_width(160, 90))
+
+
+@pytest.fixture(scope='module')
+def folder(frames, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp('recording'), frames)
+
+
+@pytest.fixture(scope='module')
+def calibrated(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp('output') / 'robot.yaml'
+    assert run(folder, output) == 0
+    return output
+
+
+def run(source, output, *more):
+    return main(['calibrate', str(source), '-o', str(output), '--weights', 'demo', *more])
+
+
+def test_the_parameter_file_is_whole_and_names_the_calibration(calibrated):
+    depth, node = read_config(calibrated)
+    assert node.weights == 'demo'
+    file = Path(depth.calibration)
+    calibration = Calibration.load(file)
+    assert re.fullmatch(r'robot\.[0-9a-f]{16}\.safetensors', file.name)
+    assert calibration.digest.startswith(file.name.split('.')[1])
+    assert set(depth.names()) <= set(yaml.safe_load(calibrated.read_text())['/**']
+                                     ['ros__parameters'])
+    assert 'no longer zero-shot' in calibrated.read_text()
+    assert calibration.about.frames == 40
+    assert calibration.about.blocks == 10
+
+
+def test_depth_with_the_file_is_better(calibrated, frames):
+    """On the recording itself; held-out frames are the fit's own tests."""
+    depth, node = read_config(calibrated)
+    estimator = DepthEstimator(depth, node.weights)
+    plain = DepthEstimator(depth.replace(calibration=''), node.weights)
+
+    def rmse(model):
+        return np.mean([np.sqrt(np.nanmean((
+            model.predict(f.rgb, intrinsics=f.camera).depth - f.depth) ** 2))
+            for f in frames[::4]])
+    assert rmse(estimator) < 0.9 * rmse(plain)
+
+
+def test_the_report(calibrated, folder):
+    markdown = calibrated.with_suffix('.md').read_text()
+    for text in (str(folder), 'mean depth of every pixel', 'depth of other frames', 'condition',
+                 'R²', 'sigma = a + b', '| 10 |', 'within 1.645 standard deviations',
+                 'ridge of trunk', '![Examples](robot.png)'):
+        assert text in markdown
+    html = calibrated.with_suffix('.html').read_text()
+    assert "default-src 'none'" in html
+    assert 'src="data:image/png;base64,' in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    picture = cv2.imread(str(calibrated.with_suffix('.png')))
+    assert picture.shape[0] == 3 * 180  # three examples
+
+
+def test_nothing_is_overwritten(calibrated, folder, capsys):
+    before = calibrated.read_bytes()
+    assert run(folder, calibrated) == 1
+    assert 'not overwritten' in capsys.readouterr().err
+    assert calibrated.read_bytes() == before
+    assert run(folder, calibrated.with_suffix('.yml')) == 1  # the report is there
+
+
+@pytest.mark.parametrize(('output', 'message'), [
+    ('robot.txt', 'such as robot.yaml'), ('file/robot.yaml', 'cannot be written')])
+def test_where_nothing_can_be_written(folder, tmp_path, capsys, output, message):
+    (tmp_path / 'file').touch()
+    assert run(folder, tmp_path / output) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_unit_is_refused_and_its_remedy_works(frames, tmp_path, capsys):
+    """Depth in centimetres, as a bag of millimetres."""
+    bag = write_drive(tmp_path / 'bag', [
+        type(f)(f.rgb, f.depth / 10, f.camera, f.moment) for f in frames], '16UC1')
+    assert run(bag, tmp_path / 'robot.yaml') == 1
+    said = capsys.readouterr().err
+    assert 'wrong unit' in said
+    assert 'centimetres, read as millimetres' in said
+    assert list(tmp_path.glob('robot*')) == []
+    assert run(bag, tmp_path / 'robot.yaml', '--depth-unit', '0.01', '--variant', 'scale',
+               '--max-frames', '20') == 0
+    assert Calibration.load(read_config(tmp_path / 'robot.yaml')[0].calibration).about.frames == 20
+
+
+def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys):
+    bag = write_drive(tmp_path / 'bag', frames, 'cloud')
+    assert run(bag, tmp_path / 'robot.yaml', '--every', '2') == 1
+    assert '20 frames have depth, and at least 30' in capsys.readouterr().err
+    assert run(bag, tmp_path / 'robot.yaml', '--every', '2', '--anyway', '--variant', 'scale') == 0
+    assert 'WARNING: too few frames' in capsys.readouterr().err
+    assert 'should have been refused' in (tmp_path / 'robot.md').read_text()
+
+
+@pytest.mark.parametrize(('source', 'message'), [
+    ('nothing', 'there is no recording'), ('empty', 'no recording. Expected a rosbag2 bag'),
+    ('file.mcap', 'file.mcap'), ('a\0b', 'NUL'), ('text.txt', 'no recording')])
+def test_what_is_no_recording(tmp_path, capsys, source, message):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'file.mcap').write_bytes(b'\x89MCAP0\r\n' + bytes(100))
+    (tmp_path / 'text.txt').write_text('no recording at all')
+    assert run(tmp_path / source, tmp_path / 'robot.yaml') == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_calibration_is_not_begun_from_another(calibrated, folder, tmp_path, capsys):
+    assert main(['calibrate', str(folder), '-o', str(tmp_path / 'robot.yaml'),
+                 '--config', str(calibrated)]) == 1
+    assert 'starts from words alone' in capsys.readouterr().err
+
+
+def test_the_training_split_of_a_data_set(tmp_path, capsys):
+    """NYU's labelled file: its 654 test images are never calibrated on."""
+    pytest.importorskip('h5py')
+    from depthclip_ros.sim.nyu import make_samples, write_labeled_mat, write_splits
+    file = tmp_path / 'nyu_depth_v2_labeled.mat'
+    write_labeled_mat(file, make_samples(20, seed=40))
+    write_splits(tmp_path / 'splits.mat', 20)
+    assert run(file, tmp_path / 'robot.yaml', '--anyway', '--variant', 'scale') == 0
+    said = capsys.readouterr().err
+    assert 'train split' in said
+    assert '10 frames' in said
+
+
+@pytest.mark.skipif(not RGBD.is_dir(), reason='shared/bags is not here')
+def test_a_real_bag_of_one_view_is_refused_and_nothing_is_claimed(tmp_path, capsys):
+    assert run(RGBD, tmp_path / 'robot.yaml') == 1
+    said = capsys.readouterr().err
+    assert 'too few frames: 9' in said
+    assert 'one standing view: 9 frames show 1' in said
+    assert run(RGBD, tmp_path / 'robot.yaml', '--anyway') == 0
+    assert 'No improvement is claimed' in capsys.readouterr().out
+
+
+def test_every_command_of_the_document_runs(folder, frames, tmp_path, monkeypatch, capsys):
+    """Commands of docs/calibration.md that need no ROS graph, with its names for the files."""
+    write_drive(tmp_path / 'my_bag', frames, '16UC1')
+    (tmp_path / 'my_folder').symlink_to(folder)
+    (tmp_path / 'image.png').write_bytes((folder / 'rgb' / '0.png').read_bytes())
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r'```bash\n(.*?)```', DOCUMENT.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    known = ('depthclip ', 'ros2 ')
+    assert [line for line in lines if not line.startswith(known)] == []
+    ran = 0
+    for line in lines:
+        words = line.partition('#')[0].split()
+        if words[0] != 'depthclip':
+            continue
+        if words[1] == 'calibrate':
+            words += ['--weights', 'demo', '--variant', 'scale']
+        assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+        ran += 1
+    assert ran >= 4
