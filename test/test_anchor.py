@@ -201,7 +201,9 @@ def test_one_wild_image_is_not_followed_but_many_that_agree_are():
     assert scales.state.condition == anchor.JUMP
     assert wild.scale == before
     assert scales.state.anchored
-    after = world.drive(scales, 100, start=10.1, factor=4.0)
+    after = world.drive(scales, anchor.PATIENCE + 1, start=10.1, factor=4.0)
+    assert scales.state.condition == ''
+    after += world.drive(scales, 100, start=11.2, factor=4.0)
     assert steps(after).max() <= anchor.MOST_STEP + 1e-9
     assert after[-1].scale == pytest.approx(4.0, rel=0.05)
     assert scales.state.condition == ''
