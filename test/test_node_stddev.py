@@ -137,6 +137,21 @@ def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, estimato
     np.testing.assert_array_equal(points['z'][~holes], expected.patch_depth[~holes])
 
 
+def test_a_calibration_is_said_and_a_bad_one_refused_with_nothing_changed(peer, calibrated):
+    label = 'calibrated on a test, no longer zero-shot'
+    assert f'Depth is {label}' in peer.process.output
+    _, values = peer.diagnostics('depth_node: model', lambda values: values['calibration'])
+    assert values['calibration'] == label
+    assert values['calibration sha256'][:16] in calibrated.calibration
+    before, _ = ask(peer)
+    reason, = put(peer, calibration='/nowhere/x.safetensors')
+    assert 'cannot be read' in reason
+    reason, = put(peer, temperature=2 * TEMPERATURE)
+    assert 'temperature is' in reason
+    after, _ = ask(peer)
+    np.testing.assert_array_equal(depth_array(after), depth_array(before))
+
+
 def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer, estimator, calibrated):
     stddev = estimator.predict(RGB, intrinsics=CAMERA).patch_stddev
     limit = round(float(np.quantile(stddev, 0.6)), 3)
