@@ -18,6 +18,8 @@ from depthclip_ros.core.estimator import Adjustment
 from depthclip_ros.core.geometry import CameraModel, focal_ratio
 from depthclip_ros.core.window import Window, fit_window
 from depthclip_ros.sim import SimCamera
+from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sources.sim_world import calibration
 
 SIZE = 96, 128
 
@@ -193,3 +195,37 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     np.testing.assert_allclose(found[1].depth, 3 * plain[1].depth, rtol=1e-6)
     assert found[1].adjustment == (3.0, 2.0)
     assert found[1].stddev() is None
+
+
+# Views of a room from one place, and by how much less their depth errs with the focal length.
+VIEWS = {
+    '90 degrees': ((320, 240), 90.0, (0.0,) * 5, 0.6),
+    '50 degrees': ((320, 240), 50.0, (0.0,) * 5, 0.75),
+    'barrel': ((320, 240), 63.33, (-0.35, 0.12, 0.0, 0.0, -0.018), 0.97),
+    'stretched': ((320, 180), 90.0, (0.0,) * 5, 0.9),
+}
+
+
+@pytest.fixture(scope='module')
+def demo():
+    from depthclip_ros.resources import config_path
+    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('view', VIEWS)
+def test_depth_of_rendered_views_is_nearer_to_the_truth(demo, view):
+    from depthclip_ros.sim import KINDS, Scene, render, trajectory
+    (width, height), fov, distortion, at_most = VIEWS[view]
+    pinhole = CameraCalibration.from_fov(width, height, fov)
+    lens = SimCamera(width, height, *(pinhole.k[i] for i in (0, 4, 2, 5)), distortion)
+    model = calibration(lens).model()
+    errors = []
+    for seed in range(30000, 30010):
+        scene = Scene.generate(KINDS[seed % 5], seed)
+        frame = render(scene, lens, trajectory(scene, seed).pose(float(seed % 23)))
+        found = demo.predict(frame.rgb, intrinsics=model)
+        errors.append([np.sqrt(((found.depth / ratio - frame.depth) ** 2).mean())
+                       for ratio in (found.focal_ratio, 1.0)])
+    without, counted = np.mean(errors, axis=0)
+    assert counted < at_most * without, (without, counted)
