@@ -169,6 +169,7 @@ def test_dropouts_are_held_and_a_silent_anchor_is_let_go():
     assert not scales.state.anchored
     assert steps(after).max() <= anchor.MOST_STEP + 1e-9
     assert after[-1].scale == pytest.approx(1.0, abs=0.01)
+    assert scales.state.variance == anchor.PRIOR_DEVIATION ** 2  # nothing is known any more
     assert scales.state.condition == anchor.NO_POINTS
     again = world.drive(scales, 30, start=40.0)
     assert scales.state.anchored
