@@ -52,8 +52,8 @@ def write(path: Path | None, result: dict[str, Any]) -> None:
     Floats get five significant digits, NaN and infinity become null (JSON has no such numbers),
     and `load after` is added at the end.
     """
-    plain = _plain({**result, 'load after': os.getloadavg()[0]})
-    text = json.dumps(plain, indent=2, ensure_ascii=False) + '\n'
+    result = plain({**result, 'load after': os.getloadavg()[0]})
+    text = json.dumps(result, indent=2, ensure_ascii=False) + '\n'
     if path is None:
         sys.stdout.write(text)
         return
@@ -115,12 +115,12 @@ def _middleware() -> str | None:
     return str(get_rmw_implementation_identifier())
 
 
-def _plain(value: Any) -> Any:
-    """Give the same with nothing in it that JSON lacks."""
+def plain(value: Any) -> Any:
+    """Give the same with nothing in it that JSON lacks, floats in five significant digits."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, np.generic):
