@@ -6,7 +6,8 @@
     python tools/foreign_robots.py --tables                           tables and plots alone
 
 Results go to docs/robots.json, docs/robots.md and docs/robots/*.png, part by part, each with the
-machine that measured it: about 13 minutes of processor time, and 7 to render. The goals that they are held against are in tools/foreign_report.py.
+machine that measured it. All of them take about 13 minutes of processor time, and rendering 7.
+The goals that they are held against are in tools/foreign_report.py.
 """
 
 from __future__ import annotations
