@@ -409,8 +409,8 @@ def robot(domain, cache, drive):
 
 @pytest.mark.slow
 def test_a_scan_scales_the_depth_that_is_published(robot):
-    vector, *_ = robot.step(scan, 'scan')
-    for _ in range(5):
+    until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
+    for _ in range(10):  # images that came before the first scan had a scale of 1
         vector, published, alone, depth = robot.step(scan, 'scan')
     np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
     row = slice(80, 120)  # what the lidar sees
@@ -485,8 +485,8 @@ def test_a_silent_anchor_is_said_and_let_go(robot):
 def test_other_anchors_in_the_running_node(robot, kind, topic, make):
     name = topic.rpartition('/')[2] or 'ground'
     robot.configure(anchor=name, anchor_pose='', camera_height=1.4, camera_pitch=-0.2)
-    robot.step(make, topic, kind)
-    for _ in range(4):
+    until_anchored(robot, lambda: robot.step(make, topic, kind)[0])
+    for _ in range(10):
         vector, published, alone, depth = robot.step(make, topic, kind)
     np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
     if kind is not None:
