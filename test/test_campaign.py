@@ -72,6 +72,7 @@ def nodes(domain, cache, tiny_weights):
         transport = 'raw' if topic == RAW else 'compressed'
         started[topic] = NodeProcess(
             [*tiny_arguments(tiny_weights, image_transport=transport, input_timeout=60.0,
+                             reference_focal=0.0,  # depth is judged without camera_info
                              **{f'qos_overrides./{name}/{topic}.subscription.depth': 20}),
              '-r', f'__ns:=/{name}'], domain=domain, cache=cache)
     try:
