@@ -54,16 +54,17 @@ def steps(adjustments):
 # Points beside patches --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('upsampling', ['centered', 'bilinear', 'patch'])
 @pytest.mark.parametrize('window', [
     WHOLE, Window(40, 0, 240, 240), Window(-40, -30, 400, 300)])
-def test_points_see_the_depth_that_the_image_shows(window):
+def test_points_see_the_depth_that_the_image_shows(window, upsampling):
     import torch
     rng = np.random.default_rng(3)
     patches = rng.uniform(1, 3, (6, 8)).astype(np.float32)
     u, v = np.meshgrid(np.arange(320.0), np.arange(240.0))
-    shown = upsample(torch.from_numpy(patches)[None], (240, 320), 'centered', window)[0].numpy()
-    np.testing.assert_allclose(
-        sample(patches, window, u.ravel(), v.ravel()).reshape(240, 320), shown, rtol=1e-4)
+    shown = upsample(torch.from_numpy(patches)[None], (240, 320), upsampling, window)[0].numpy()
+    found = sample(patches, window, u.ravel(), v.ravel(), upsampling)
+    np.testing.assert_allclose(found.reshape(240, 320), shown, rtol=1e-4)
 
 
 def test_what_is_no_depth_or_outside_is_left_out():

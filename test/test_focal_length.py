@@ -188,9 +188,9 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     images = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(2)]
     plain = estimator.predict(images, intrinsics=camera(0.5))
     found = estimator.predict(images, intrinsics=camera(0.5), anchors=[None, anchor])
-    (patches, stddev, window, size), = seen
+    (patches, stddev, window, upsampling), = seen
     np.testing.assert_array_equal(patches, plain[1].patch_depth)
-    assert (stddev, window, size) == (None, (0, 0, 128, 96), SIZE)
+    assert (stddev, window, upsampling) == (None, (0, 0, 128, 96), 'centered')
     np.testing.assert_array_equal(found[0].depth, plain[0].depth)
     np.testing.assert_allclose(found[1].depth, 3 * plain[1].depth, rtol=1e-6)
     assert found[1].adjustment == (3.0, 2.0)

@@ -206,8 +206,8 @@ def one_image(frames: Frames, outliers: float = OUTLIERS) -> Callable[[int], Any
     def anchor(number: int) -> Any:
         points = range_points(frames.depth[number], number, outliers)
         scale = ScaleFilter()
-        return lambda depth, stddev, window, _size: scale.adjust(
-            0.0, points, depth, stddev, window)
+        return lambda depth, stddev, window, upsampling: scale.adjust(
+            0.0, points, depth, stddev, window, upsampling)
     return anchor
 
 
@@ -229,6 +229,6 @@ def following(
     def anchor(number: int) -> Any:
         points = None if silent(number) else range_points(
             frames.depth[number], begin + number, outliers)
-        return lambda depth, stddev, window, _size: scale.adjust(
-            (begin + number) * step, points, depth, stddev, window)
+        return lambda depth, stddev, window, upsampling: scale.adjust(
+            (begin + number) * step, points, depth, stddev, window, upsampling)
     return anchor

@@ -112,14 +112,18 @@ class State:
     anchored: bool = False
 
 
-def sample(patches: NDArray[np.float32], window: Window, u: Float64, v: Float64) -> Float64:
-    """Values of patches at places of the image, linear between the patches' centres.
+def sample(
+    patches: NDArray[np.float32], window: Window, u: Float64, v: Float64,
+    upsampling: str = 'centered',
+) -> Float64:
+    """Values of patches at places of the image, as `projection.upsample` gives its pixels.
 
     Args:
         patches: (h, w), which tile the window.
         window: the part of the image, in its pixels.
         u: (N,) columns in pixels, whose centres are at integers.
         v: (N,) rows.
+        upsampling: 'centered', 'bilinear' or 'patch'.
 
     Returns:
         (N,) NaN outside of the window, and where a patch that counts is NaN.
@@ -128,14 +132,22 @@ def sample(patches: NDArray[np.float32], window: Window, u: Float64, v: Float64)
     h, w = patches.shape
     x, y = u + 0.5 - window.x, v + 0.5 - window.y  # NaN is outside, too
     inside = (x >= 0.0) & (x <= window.width) & (y >= 0.0) & (y <= window.height)
-    x = np.clip(np.where(inside, x, 0.0) * (w / window.width) - 0.5, 0.0, w - 1.0)
-    y = np.clip(np.where(inside, y, 0.0) * (h / window.height) - 0.5, 0.0, h - 1.0)
+    x = _place(np.where(inside, x, 0.0), window.width, w, upsampling)
+    y = _place(np.where(inside, y, 0.0), window.height, h, upsampling)
     left, top = x.astype(np.intp), y.astype(np.intp)
     right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
     x, y = x - left, y - top
     upper = patches[top, left] * (1.0 - x) + patches[top, right] * x
     lower = patches[below, left] * (1.0 - x) + patches[below, right] * x
     return np.where(inside, upper * (1.0 - y) + lower * y, np.nan)
+
+
+def _place(inside: Float64, length: float, count: int, upsampling: str) -> Float64:
+    """Where in a row of patches a place in the window is; patch 0 is at 0."""
+    place = (inside - 0.5) * ((count - 1) / max(length - 1.0, 1.0)) \
+        if upsampling == 'bilinear' else inside * (count / length) - 0.5
+    place = np.clip(place, 0.0, count - 1.0)
+    return np.floor(place + 0.5) if upsampling == 'patch' else place
 
 
 class Comparison(NamedTuple):
@@ -155,7 +167,7 @@ class Comparison(NamedTuple):
 
 def compare(
     points: Points | None, patch_depth: NDArray[np.float32],
-    patch_stddev: NDArray[np.float32] | None, window: Window,
+    patch_stddev: NDArray[np.float32] | None, window: Window, upsampling: str = 'centered',
 ) -> Comparison:
     """Find the depth of points; those without one are left out, and of many some, evenly.
 
@@ -164,17 +176,19 @@ def compare(
         patch_depth: (h, w) metres.
         patch_stddev: (h, w) metres, or None.
         window: what the patches tile.
+        upsampling: how pixels get their depth from the patches.
 
     """
     u, v, z = (np.empty(0), ) * 3 if points is None else (
         np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
         for values in points)
-    depth = sample(patch_depth, window, u, v)
+    depth = sample(patch_depth, window, u, v, upsampling)
     with np.errstate(invalid='ignore', divide='ignore'):
         ratios = np.log(z / depth)
     known = np.isfinite(ratios)
     u, v, depth = u[known], v[known], depth[known]
-    deviations = None if patch_stddev is None else sample(patch_stddev, window, u, v) / depth
+    deviations = None if patch_stddev is None else \
+        sample(patch_stddev, window, u, v, upsampling) / depth
     h, w = patch_depth.shape
     rows, columns = (v + 0.5 - window.y) * (h / window.height), \
         (u + 0.5 - window.x) * (w / window.width)
@@ -265,7 +279,7 @@ class ScaleFilter:
 
     def adjust(
         self, time: float, points: Points | None, patch_depth: NDArray[np.float32],
-        patch_stddev: NDArray[np.float32] | None, window: Window,
+        patch_stddev: NDArray[np.float32] | None, window: Window, upsampling: str = 'centered',
     ) -> Adjustment:
         """Take in one image with its points.
 
@@ -275,6 +289,7 @@ class ScaleFilter:
             patch_depth: (h, w) metres, without the anchor's scale.
             patch_stddev: (h, w) metres, likewise; None where it is not known.
             window: what the patches tile, in the image's pixels.
+            upsampling: how pixels get their depth from the patches.
 
         Returns:
             What to multiply with. These points have their part in the scale; of the inflation,
@@ -287,7 +302,7 @@ class ScaleFilter:
         self._silent += passed
         self._variance = PRIOR_DEVIATION ** 2 if self._silent > self._timeout else \
             min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
-        compared = compare(points, patch_depth, patch_stddev, window)
+        compared = compare(points, patch_depth, patch_stddev, window, upsampling)
         if self._lowest < 1.0 and len(compared.log_ratios):
             compared = compared.only(
                 compared.log_ratios <= np.quantile(compared.log_ratios, self._lowest))

@@ -56,9 +56,9 @@ _LOGGER = logging.getLogger(__name__)
 
 NOT_ADJUSTED = Adjustment()
 # (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, what the
-# patches tile, and (H, W) of the image -> what becomes of it. Called once an image, before limits.
+# patches tile, and `upsampling` -> what becomes of it. Called once an image, before limits.
 Anchor = Callable[
-    [NDArray[np.float32], 'NDArray[np.float32] | None', Window, Size], Adjustment]
+    [NDArray[np.float32], 'NDArray[np.float32] | None', Window, str], Adjustment]
 
 
 @dataclass(frozen=True)
@@ -549,9 +549,9 @@ class DepthEstimator:
             adjustments[:] = [
                 NOT_ADJUSTED if anchor is None else
                 anchor(patches.cpu().numpy(), None if stddev is None else stddev.cpu().numpy(),
-                       window, image)
-                for anchor, patches, stddev, window, image in zip(
-                    anchors, read_out.patch_depth, stddevs, windows, sizes, strict=True)]
+                       window, config.upsampling)
+                for anchor, patches, stddev, window in zip(
+                    anchors, read_out.patch_depth, stddevs, windows, strict=True)]
             read_out = _times(read_out, [adjustment.scale for adjustment in adjustments],
                               [adjustment.inflation for adjustment in adjustments])
             read_out = _valid(read_out, config, windows, sizes)

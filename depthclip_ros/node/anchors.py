@@ -346,13 +346,13 @@ class Anchor:
     ) -> Callable[..., Adjustment]:
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
-            window: Window, _size: Size,
+            window: Window, upsampling: str,
         ) -> Adjustment:
             self._last = time.monotonic()
             self._first = min(self._first, self._last)
             try:
                 adjustment = self.filter.adjust(
-                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window)
+                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling)
             except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
                 state = self.filter.state
                 self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
