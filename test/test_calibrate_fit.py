@@ -149,7 +149,7 @@ def test_sparse_and_coarse_depth_will_do(estimator, pictures, tmp_path):
 def test_what_is_not_enough_is_refused(estimator, pictures):
     good = samples(estimator, pictures[:12], lambda i, prediction: prediction.patch_depth)
     empty = [Sample(s.rgb, np.full(SIZE, np.nan, np.float32), CAMERA, s.sequence) for s in good]
-    for given, reason in ((good[:9], '9 frames .* too few'),
+    for given, reason in ((good[:7], '7 frames .* too few'),
                           ([*good[:5], *empty[5:]], r'5 frames .*\(7 without any depth'),
                           ([Sample(s.rgb, s.depth, CAMERA, 0) for s in good], '1 sequences')):
         with pytest.raises(CalibrationError, match=reason):
@@ -158,6 +158,13 @@ def test_what_is_not_enough_is_refused(estimator, pictures):
         fit(estimator, good, Options(variant='best'), quiet)
     with pytest.raises(CalibrationError, match='shape'):
         fit(estimator, [Sample(good[0].rgb, np.ones(3, np.float32))], OPTIONS, quiet)
+
+
+def test_depth_without_any_error_has_finite_error_bars(estimator, pictures):
+    exact = samples(estimator, pictures[:12], lambda i, prediction: prediction.patch_depth)
+    fitted = fit(estimator, exact, OPTIONS, quiet)
+    assert np.isfinite(fitted.sensor_model).all()
+    assert fitted.variant == 'none'
 
 
 def test_frames_without_room_for_them_are_refused(estimator, pictures, monkeypatch):

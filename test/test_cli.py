@@ -223,7 +223,8 @@ def test_errors_are_one_line_and_exit_code_1(photo, config, tmp_path, capsys):
     expect_one_line(['demo', '--fov', '500', *out], capsys, '0 < FOV < 180')
     os.mkfifo(tmp_path / 'pipe')
     for option in ('--camera-info', '--config'):
-        expect_one_line(['demo', option, str(tmp_path / 'pipe'), *out], capsys, 'a pipe or a')
+        expect_one_line(['demo', '--images', str(photo), option, str(tmp_path / 'pipe'), *out],
+                        capsys, 'a pipe or a')
 
 
 def test_an_output_folder_that_cannot_be_written_says_so(photo, config, tmp_path, capsys):

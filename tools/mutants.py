@@ -65,8 +65,10 @@ MUTANTS = (
            'offset=width * height, strides=(chroma_step, 2, 1)', IMAGES),
     Mutant(f'{NODE}/image_io.py', "if msg.encoding == 'nv21' else cv2.COLOR_YUV2RGB_NV12",
            "if msg.encoding != 'nv21' else cv2.COLOR_YUV2RGB_NV12", IMAGES),
-    Mutant(f'{NODE}/image_io.py', '_check_pixel_count(file.width, file.height, max_pixels)',
-           'del max_pixels', IMAGES),
+    Mutant(f'{NODE}/image_io.py',
+           '_check_pixel_count(file.width, file.height, max_pixels)\n'
+           '    pixels = compressed.decode(file)\n    original',
+           'pixels = compressed.decode(file)\n    original', IMAGES),
     Mutant(f'{NODE}/compressed.py', 'if data[position] != 0xFF or marker == 0:',
            'if data[position] != 0xFF and marker == 0:', IMAGES),
     Mutant(f'{NODE}/compressed.py', 'position += 2 + length\n', 'position += 1 + length\n',

@@ -153,7 +153,8 @@ class _Errors:
         part = np.searchsorted(edges, seen)
         parts = [part == i for i in range(2 * DECILES) if (part == i).any()]
         z = np.array([np.median(seen[inside]) for inside in parts])
-        sigma = np.array([np.quantile(error[inside], COVERAGE) / REACH for inside in parts])
+        sigma = np.array([max(1e-6, np.quantile(error[inside], COVERAGE) / REACH)
+                          for inside in parts])
 
         def model(p: Float64) -> Float64:
             a, b, c, d, e = p
