@@ -235,20 +235,27 @@ class Calibration:
             (RAY_TERMS + 1, h, w) float32: `ray_terms`, and the logarithm of the focal ratio.
 
         """
-        own = self.arrays['rays']
-        rays = _rays(camera, *own.shape[:2], window) if camera is not None else own
-        if rays is not own:
-            rays = np.where(np.isfinite(rays), rays, own)
-            rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
-        if mirrored:
-            rays = rays[:, ::-1] * np.array([-1, 1], np.float32)
-        ratio = np.full((1, *own.shape[:2]), math.log(focal_ratio), np.float32)
-        return np.concatenate([ray_terms(rays), ratio])
+        return _camera_terms(self, camera, window, focal_ratio, mirrored)
 
 
 @lru_cache(maxsize=64)
-def _rays(camera: CameraModel, h: int, w: int, window: Window) -> NDArray[np.float32]:
-    return camera.patch_rays(h, w, window)[..., :2]
+def _camera_terms(
+    calibration: Calibration, camera: CameraModel | None, window: Window, focal_ratio: float,
+    mirrored: bool,
+) -> NDArray[np.float32]:
+    """See `Calibration.rays`."""
+    own = calibration.arrays['rays']
+    h, w = own.shape[:2]
+    rays = own if camera is None else camera.patch_rays(h, w, window)[..., :2]
+    if camera is not None:
+        rays = np.where(np.isfinite(rays), rays, own)
+        rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
+    if mirrored:
+        rays = rays[:, ::-1] * np.array([-1, 1], np.float32)
+    ratio = np.full((1, h, w), math.log(focal_ratio), np.float32)
+    terms = np.concatenate([ray_terms(rays), ratio])
+    terms.flags.writeable = False
+    return terms
 
 
 def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -264,8 +271,6 @@ def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([
         x, y, x * x, y * y, x * y, np.abs(x), np.maximum(y, 0), np.maximum(-y, 0),
         1 / np.maximum(y, 0.15), 1 / np.maximum(y + 0.35, 0.15)]).astype(np.float32)
-
-
 
 
 def small_terms(language: Tensor, logits: Tensor, rays: Tensor) -> Tensor:
