@@ -55,6 +55,12 @@ class Interval:
     high: float
     level: float = 0.95
 
+    def reading(self) -> str:
+        """What it allows to say, if it is of a gain, and no more."""
+        if self.low > 0:
+            return 'better'
+        return 'worse' if self.high < 0 else 'not distinguishable'
+
 
 @dataclass(frozen=True)
 class Row:

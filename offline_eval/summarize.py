@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ class Measured:
 
     def of_scene(self, scene: str) -> Measured:
         """Only the images of a class."""
-        chosen = self.records if scene == ALL else self.records[self.scenes == scene]
+        if scene == ALL:
+            return self
+        chosen = self.records[self.scenes == scene]
         return Measured(chosen, self.columns, self.entries, self.how, self.max_depth)
 
     def sums(self, name: str) -> list[Sums]:
@@ -70,10 +73,15 @@ class Measured:
         return [self.records['columns'][:, i] for i, c in enumerate(self.columns)
                 if c.name == name]
 
-    @property
+    @cached_property
     def groups(self) -> NDArray[np.intp]:
         """(N,) which images are of one scene, and so not independent."""
         return groups_of([self.entries[p].sequence for p in self.records['position']])
+
+    @cached_property
+    def counts(self) -> NDArray[np.float64]:
+        """(S, N) how often each image is in each bootstrap sample, the same for all rows."""
+        return draw(self.groups)
 
 
 def rows(measured: Measured) -> list[Row]:
@@ -95,10 +103,8 @@ def _row(measured: Measured, column: Column, scene: str) -> Row:
     values = np.mean([average(s, measured.how) for s in sums], axis=0)
     found = None
     if scene == ALL:
-        groups = measured.groups
-        counts = draw(groups)
-        samples = np.mean([resampled(s, counts, measured.how) for s in sums], axis=0)
-        found = _intervals(samples, groups) or None
+        samples = np.mean([resampled(s, measured.counts, measured.how) for s in sums], axis=0)
+        found = _intervals(samples, measured.groups) or None
     return Row(column.name, column.group, scene, _named(values), len(measured.records), found,
                column.note)
 
@@ -119,8 +125,7 @@ def verdict(measured: Measured) -> Verdict:
     All are compared on the same images of the same bootstrap samples. The best constant is chosen
     anew in every sample, as the oracle that it is.
     """
-    groups = measured.groups
-    counts = draw(groups)
+    groups, counts = measured.groups, measured.counts
     sums = measured.sums(METHOD)[0]
     value = average(sums, measured.how)
     samples = resampled(sums, counts, measured.how)
@@ -194,8 +199,8 @@ def _text(
 
 def reading(found: Interval) -> str:
     """What an interval of the gain allows to say."""
-    return ('clearly better' if found.low > 0 else 'clearly worse' if found.high < 0
-            else 'not distinguishable')
+    word = found.reading()
+    return word if word == 'not distinguishable' else f'clearly {word}'
 
 
 def histograms(measured: Measured) -> Histograms:

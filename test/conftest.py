@@ -74,6 +74,21 @@ def _flock(path, *, exclusive):
         os.close(handle)
 
 
+@pytest.fixture
+def make_no_file():
+    """Put something at a path that is no regular file; of other kinds there is nothing."""
+    def make(path, kind):
+        if kind == 'folder':
+            path.mkdir()
+        elif kind == 'pipe':
+            os.mkfifo(path)
+        elif kind == 'device':
+            path.symlink_to('/dev/zero')
+        elif kind == 'dangling link':
+            path.symlink_to(path.parent / 'nowhere')
+    return make
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Give every test a cache of its own, and no home folder with weights in it."""

@@ -82,16 +82,9 @@ def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'dangling link', 'missing'])
-def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+def test_what_is_no_file_is_not_waited_for(tmp_path, make_no_file, kind):
     path = tmp_path / 'path'
-    if kind == 'folder':
-        path.mkdir()
-    elif kind == 'pipe':
-        os.mkfifo(path)
-    elif kind == 'device':
-        path.symlink_to('/dev/zero')
-    elif kind == 'dangling link':
-        path.symlink_to(tmp_path / 'nowhere')
+    make_no_file(path, kind)
     open_before = len(list(Path('/proc/self/fd').iterdir()))
     start = time.monotonic()
     with pytest.raises(OSError, match='No such file' if kind in ('dangling link', 'missing')

@@ -175,19 +175,13 @@ def test_a_file_under_another_s_name_is_noticed(state_dict, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'dangling link', 'unreadable'])
-def test_what_is_no_file_is_encoded_anew(state_dict, tmp_path, monkeypatch, kind):
+def test_what_is_no_file_is_encoded_anew(
+        state_dict, tmp_path, monkeypatch, make_no_file, kind):
     right = build(state_dict, tmp_path).text_features
     path, = (tmp_path / 'text').iterdir()
     path.unlink()
-    if kind == 'folder':
-        path.mkdir()
-    elif kind == 'pipe':
-        os.mkfifo(path)
-    elif kind == 'device':
-        path.symlink_to('/dev/zero')
-    elif kind == 'dangling link':
-        path.symlink_to(tmp_path / 'nowhere')
-    else:
+    make_no_file(path, kind)
+    if kind == 'unreadable':
         monkeypatch.setattr(prompts_module.files, 'open_regular', lambda _: (
             _ for _ in ()).throw(PermissionError(13, 'Permission denied')))
     lines = []

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..core.calibration import ray_terms
+from ..core.calibration import mirrored_rays, ray_terms
 from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
 from ..core.geometry import CameraModel, focal_ratio
@@ -126,14 +126,13 @@ class Frames:
         if self.own_rays is None:
             self.own_rays = np.where(np.isfinite(seen), seen, np.float32(0))
         rays = np.where(np.isfinite(seen), seen, self.own_rays)
-        mirrored = rays[:, ::-1] * np.array([-1, 1], np.float32)
         self.logits.append(logits.cpu().numpy())
         self.weights.append(answer.weights.cpu().numpy())
         self.depth.append(answer.depth.cpu().numpy())
         self.spread.append(answer.spread.cpu().numpy())
         self.channels = maps.features.shape[2]
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
-        self.rays.append(np.stack([ray_terms(rays), ray_terms(mirrored)][:len(logits)]))
+        self.rays.append(np.stack([ray_terms(rays), ray_terms(mirrored_rays(rays))][:len(logits)]))
         self.ratio.append(ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .window import place_among
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -144,9 +146,7 @@ def sample(
 
 def _place(inside: Float64, length: float, count: int, upsampling: str) -> Float64:
     """Where in a row of patches a place in the window is; patch 0 is at 0."""
-    place = (inside - 0.5) * ((count - 1) / max(length - 1.0, 1.0)) \
-        if upsampling == 'bilinear' else inside * (count / length) - 0.5
-    place = np.clip(place, 0.0, count - 1.0)
+    place: Float64 = np.clip(place_among(inside, length, count, upsampling), 0.0, count - 1.0)
     return np.floor(place + 0.5) if upsampling == 'patch' else place
 
 

@@ -251,11 +251,16 @@ def _camera_terms(
         rays = np.where(np.isfinite(rays), rays, own)
         rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
     if mirrored:
-        rays = rays[:, ::-1] * np.array([-1, 1], np.float32)
+        rays = mirrored_rays(rays)
     ratio = np.full((1, h, w), math.log(focal_ratio), np.float32)
     terms = np.concatenate([ray_terms(rays), ratio])
     terms.flags.writeable = False
     return terms
+
+
+def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
+    return rays[:, ::-1] * np.array([-1, 1], np.float32)
 
 
 def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from .window import Window
+from .window import Window, place_among
 
 # CLIP's own logit scale, exp(logit_scale) of every released model; the official code has it as a
 # literal before the temperature.
@@ -194,11 +194,7 @@ def shares(
 
     """
     inside = torch.arange(pixels, dtype=torch.float64, device=device) + 0.5 - start
-    if mode == 'bilinear':
-        place = (inside - 0.5) * ((patches - 1) / max(length - 1, 1))
-    else:
-        place = inside * (patches / length) - 0.5
-    place = place.clamp(0, patches - 1)
+    place = place_among(inside, length, patches, mode).clamp(0, patches - 1)
     nearest = (place + 0.5).floor().clamp(max=patches - 1).long() + 1
     nearest = nearest.where((inside >= 0) & (inside <= length), 0)
     shares = (1 - (place[:, None] - torch.arange(patches, device=device)).abs()).clamp(min=0)

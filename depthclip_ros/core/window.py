@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Sizes are (height, width), as everywhere.
 Size = tuple[int, int]
@@ -71,6 +71,21 @@ def fit_window(fit: str, image: Size, network: Size) -> Window:
         return Window(-left * width / wide, -top * height / tall,
                       network[1] * width / wide, network[0] * height / tall)
     return Window(0, 0, width, height)
+
+
+def place_among(inside: Any, length: float, patches: int, upsampling: str) -> Any:
+    """Where pixels are in a row of patches that tile a window; that of patch i's centre is i.
+
+    Args:
+        inside: from the window's border to the pixel's centre; an array or a tensor.
+        length: of the window, in pixels.
+        patches: in the row.
+        upsampling: 'bilinear': with aligned corners; else as the patches truly lie.
+
+    """
+    if upsampling == 'bilinear':
+        return (inside - 0.5) * ((patches - 1) / max(length - 1, 1))
+    return inside * (patches / length) - 0.5
 
 
 def _bounded(length: float, longest: int) -> int:

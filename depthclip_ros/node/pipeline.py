@@ -202,7 +202,8 @@ class Pipeline:
         height, width = frame.rgb.shape[:2]
         try:
             with self.times.measure('anchor'):
-                model = frame.camera.calibration.select(width, height)
+                # Where depth knows none, it may have come since, or says here why it is unusable.
+                model = frame.intrinsics or frame.camera.calibration.select(width, height)
                 ask = anchor.adjuster(frame.header, model, (height, width))
         except CameraInfoError as error:
             ask = anchor.without(frame.header, f'camera_info: {error.condition}', str(error))

@@ -318,9 +318,7 @@ def _reading(interval: Interval | None) -> str:
     """What the interval allows to say, and no more."""
     if interval is None or not math.isfinite(interval.low + interval.high):
         return '–'
-    if interval.low > 0:
-        return 'better'
-    return 'worse' if interval.high < 0 else 'not distinguishable'
+    return interval.reading()
 
 
 def _within(differences: dict[str, float], limits: dict[str, float], metric: str) -> str:
