@@ -64,6 +64,7 @@ class BagOptions:
         rectified: the images are rectified.
         camera: of the images, instead of their camera_info.
         unit: what a depth image's stored unit is, in metres; 0: as its encoding says.
+        said: topic of depth that was not measured, which is passed over.
 
     """
 
@@ -73,6 +74,7 @@ class BagOptions:
     rectified: bool = False
     camera: CameraModel | None = None
     unit: float = 0.0
+    said: str = ''
 
 
 class _Stamp(NamedTuple):
@@ -89,7 +91,12 @@ class _Header:
 
 
 class BagRecording(Recording):
-    """Images of a bag and the depth nearest to them in time."""
+    """Images of a bag and the depth nearest to them in time.
+
+    Attributes:
+        topics: of the images, and of their depth.
+
+    """
 
     def __init__(self, path: str | Path, options: BagOptions) -> None:
         """Choose topics, and pair the messages by their headers' stamps.
@@ -100,10 +107,11 @@ class BagRecording(Recording):
         """
         super().__init__()
         self.source, self._options = str(path), options
-        topics = bag_topics(path)
+        topics = [topic for topic in bag_topics(path) if topic.name != options.said]
         images = camera_topics(topics, options.image)
         self._image = images.image + ('/compressed' if images.compressed else '')
         self._depth = depth_topic(topics, images.image, options.depth)
+        self.topics = self._image, self._depth.name
         self._infos = {
             'image': images.camera_info, 'depth': _info_of(topics, self._depth.name)}
         self._reader = open_bag(path)
@@ -349,6 +357,21 @@ def depth_topic(topics: list[BagTopic], image: str, wanted: str = '') -> BagTopi
     raise RecordingError(
         'The bag has no depth: no depth image (its topic named depth), PointCloud2 or LaserScan. '
         f'Record one beside the camera, or name it with --depth TOPIC. It has: {listed}.')
+
+
+def written_depth(path: str | Path) -> str:
+    """Topic of depth that `depthclip bag` has put into a bag of one camera; '' if there is none.
+
+    It is depth/image without a namespace, with camera_info beside it, as the node has them.
+
+    Raises:
+        BagError: the bag cannot be read.
+
+    """
+    kinds = {topic.name: topic.type for topic in bag_topics(path) if topic.count}
+    image = '/depth/image'
+    return image if kinds.get(image) == IMAGE \
+        and kinds.get(camera_info_beside(image)) == CAMERA_INFO else ''
 
 
 def _info_of(topics: list[BagTopic], depth: str) -> str | None:

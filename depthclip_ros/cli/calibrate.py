@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
@@ -40,6 +40,7 @@ MOST_COMPARED = 20  # frames, of which words and measured depth are compared for
 EXAMPLES = 3
 _GRID = 60, 80  # in which these are compared
 _EVERY_SECONDS = 2.0  # a line of progress
+_T = TypeVar('_T')
 
 # Settings of the node that are this machine's, not the robot's.
 _NOT_THE_ROBOTS = ('device', 'cache_dir', 'offline', 'num_threads')
@@ -102,7 +103,7 @@ def calibrate(options: argparse.Namespace) -> int:
         raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
                           "calibration starts from words alone. Set calibration: '' in the "
                           'file, or leave it out.')
-    with closing(open_recording(options, node)) as recording:
+    with closing(open_recording(options.source, options, node)) as recording:
         positions = range(0, len(recording), options.every)
         to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
         survey = _look(recording, [positions[i] for i in spread_evenly(
@@ -124,29 +125,42 @@ def calibrate(options: argparse.Namespace) -> int:
         return _write(target, fitted, recording, survey, estimator, depth, node, refused)
 
 
-def open_recording(options: argparse.Namespace, node: NodeConfig) -> Recording:
+def open_recording(
+    source: str, options: argparse.Namespace, node: NodeConfig, said: str = '',
+) -> Recording:
     """Open a bag, a folder of images and depth, or a data set's training split.
 
+    Args:
+        source: its path.
+        options: `image`, `depth`, `camera_info`, `depth_unit` and `tolerance`.
+        node: for `rectified`.
+        said: topic of depth that was not measured.
+
     Raises:
-        DepthClipError: there is none, or it holds nothing to calibrate from.
+        DepthClipError: there is none, or it holds no images with depth.
 
     """
     try:
-        path = user_path(options.source)
+        path = user_path(source)
         path.stat()
     except OSError as error:
-        raise RecordingError(f'{quoted(options.source, 200)}: there is no recording: '
+        raise RecordingError(f'{quoted(source, 200)}: there is no recording: '
                              f'{error.strerror}.') from error
     camera = _given_camera(options, node)
-    if path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists():
+    if is_bag(path):
         from ..calibrate.bags import BagOptions, BagRecording
         return BagRecording(path, BagOptions(
             image=options.image, depth=options.depth, tolerance=options.tolerance,
-            rectified=node.rectified, camera=camera, unit=options.depth_unit))
+            rectified=node.rectified, camera=camera, unit=options.depth_unit, said=said))
     if any((path / name).is_dir() for name in COLOR_FOLDERS):
         return FolderRecording(path, camera, options.tolerance, rectified=node.rectified,
                                unit=options.depth_unit)
     return _training_split(path, camera)
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path is to be read as a bag."""
+    return path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists()
 
 
 def _given_camera(options: argparse.Namespace, node: NodeConfig) -> CameraModel | None:
@@ -179,16 +193,15 @@ def _look(recording: Recording, positions: Sequence[int]) -> Survey:
     """Reduce frames to thumbnails, and keep a few of them."""
     keep = {positions[i] for i in spread_evenly(len(positions), MOST_COMPARED)}
     survey = Survey([], [])
-    for position, frame in _with_progress('looking at', recording.read(positions), len(positions)):
+    for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
         survey.thumbnails.append(Thumbnail.of(frame))
         if position in keep:
             survey.kept.append(frame)
     return survey
 
 
-def _with_progress(
-    doing: str, frames: Iterator[tuple[int, RecordedFrame]], count: int,
-) -> Iterator[tuple[int, RecordedFrame]]:
+def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
+    """Hand on frames, and say now and then how many there were."""
     said = time.monotonic()
     for number, frame in enumerate(frames, 1):
         yield frame
@@ -209,7 +222,7 @@ def compare(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> Compa
 def _samples(recording: Recording, positions: Sequence[int]) -> Iterator[Sample]:
     owner = blocks([recording.moments[p] for p in positions])
     block = dict(zip(positions, owner.tolist(), strict=True))
-    for position, frame in _with_progress(
+    for position, frame in with_progress(
             'calibrating from', recording.read(positions), len(positions)):
         yield Sample(frame.rgb, frame.depth, frame.camera, block[position], frame.moment.time)
 

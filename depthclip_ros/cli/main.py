@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_predict(commands)
     _add_calibrate(commands)
+    _add_compare(commands)
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
@@ -135,22 +136,7 @@ def _add_calibrate(commands: _Commands) -> None:
     parser.add_argument('-o', '--output', required=True, metavar='YAML',
                         help='parameter file to write; nothing is overwritten')
     _add_model_options(parser)
-    recording = parser.add_argument_group('recording')
-    recording.add_argument('--image', default='', metavar='TOPIC',
-                           help='of a bag with several cameras')
-    recording.add_argument('--depth', default='', metavar='TOPIC',
-                           help='depth image, PointCloud2 or LaserScan (default: what is there)')
-    recording.add_argument('--camera-info', metavar='YAML',
-                           help="calibration of the camera, instead of the recording's own")
-    recording.add_argument('--depth-unit', type=_positive, default=0.0, metavar='METRES',
-                           help='what a stored unit of depth is (default: millimetres in 16 bits, '
-                           'metres in 32)')
-    recording.add_argument('--tolerance', type=_positive, default=0.05, metavar='SECONDS',
-                           help="between an image's and its depth's stamp (default %(default)g)")
-    recording.add_argument('--every', type=_count, default=1, metavar='N',
-                           help='use every Nth frame (default %(default)d)')
-    recording.add_argument('--max-frames', type=_count, default=200, metavar='N',
-                           help='calibrate from at most N, evenly spread (default %(default)d)')
+    _add_recording_options(parser, 200)
     parser.add_argument('--anyway', action='store_true',
                         help='calibrate from a recording that should be refused; the report says '
                         'why it should')
@@ -158,6 +144,29 @@ def _add_calibrate(commands: _Commands) -> None:
                         choices=('auto', 'full', 'monotone', 'scale', 'none'),
                         help='what to fit (default: what held-out blocks show to be worth it)')
     parser.set_defaults(run=_calibrate)
+
+
+def _add_compare(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'compare', help="how good depth is on one's own robot",
+        description='Compare depth with what a sensor measured beside it: in a rosbag2 bag with '
+        'image, camera_info and a depth image, a cloud or a scan (projected through tf), or a '
+        'folder with rgb/, depth/ and camera.yaml. A bag that `depthclip bag` has written is '
+        'compared as it is, without a network. Prints metrics, with the best constant and the '
+        'best scale beside them, and the error by distance.')
+    parser.add_argument('sources', nargs='+', metavar='RECORDING',
+                        help='bags or folders; several are pooled, too')
+    parser.add_argument('-o', '--output', default='', metavar='FOLDER',
+                        help='write comparison.json, .md, .html and .png there; nothing is '
+                        'overwritten')
+    parser.add_argument('--said', default='', metavar='TOPIC',
+                        help="depth image in the bag to compare, instead of the network's answer "
+                        '(default: what `depthclip bag` has written, where there is such)')
+    _add_model_options(parser)
+    _add_recording_options(parser, 300)
+    parser.add_argument('--max-depth', type=_positive, default=0.0, metavar='METRES',
+                        help='what is measured from here on does not count (default: 200)')
+    parser.set_defaults(run=_compare)
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -204,6 +213,25 @@ def _add_stats(commands: _Commands) -> None:
     parser.set_defaults(run=_stats)
 
 
+def _add_recording_options(parser: argparse.ArgumentParser, most: int) -> None:
+    recording = parser.add_argument_group('recording')
+    recording.add_argument('--image', default='', metavar='TOPIC',
+                           help='of a bag with several cameras')
+    recording.add_argument('--depth', default='', metavar='TOPIC',
+                           help='depth image, PointCloud2 or LaserScan (default: what is there)')
+    recording.add_argument('--camera-info', metavar='YAML',
+                           help="calibration of the camera, instead of the recording's own")
+    recording.add_argument('--depth-unit', type=_positive, default=0.0, metavar='METRES',
+                           help='what a stored unit of depth is (default: millimetres in 16 bits, '
+                           'metres in 32)')
+    recording.add_argument('--tolerance', type=_positive, default=0.05, metavar='SECONDS',
+                           help="between an image's and its depth's stamp (default %(default)g)")
+    recording.add_argument('--every', type=_count, default=1, metavar='N',
+                           help='use every Nth frame (default %(default)d)')
+    recording.add_argument('--max-frames', type=_count, default=most, metavar='N',
+                           help='use at most N, evenly spread (default %(default)d)')
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config', metavar='YAML', help='ROS parameter file (default: built in)')
     parser.add_argument('--weights', default='', metavar='NAME_OR_FILE',
@@ -227,6 +255,11 @@ def _predict(options: argparse.Namespace) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     from .calibrate import calibrate
     return calibrate(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import compare
+    return compare(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

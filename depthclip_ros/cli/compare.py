@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip compare`: depth against what a sensor measured beside it: how good on my robot?"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from ..calibrate.checks import gather
+from ..calibrate.recordings import RecordingError, resample, spread_evenly
+from ..calibrate.report import Heading, Image, Table, Text, to_html, to_markdown
+from ..color import UNTRAINED, color_bar, colorize, write_note
+from ..core.errors import ConfigError, DepthClipError, quoted
+from ..core.files import atomic, user_path
+from ..sources.bag import BagError
+from .calibrate import is_bag, open_recording, with_progress
+from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from offline_eval.recorded import Comparison, Scores
+
+    from ..calibrate.bags import BagRecording
+    from ..calibrate.recordings import RecordedFrame, Recording
+    from ..core.estimator import DepthEstimator
+    from ..node.config import NodeConfig
+
+    Float32 = NDArray[np.float32]
+    Answers = Iterator[tuple[int, RecordedFrame, Float32]]
+
+EXAMPLES = 6  # pictures of one recording, fewer where several are compared
+FORMAT = 1
+_ROWS, _COLUMNS = 120, 160  # of the pictures
+_SHOWN = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse')
+_SIGNS = {'d1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rmse': 'rmse [m]'}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image for the pictures: (120, 160) depths in metres."""
+
+    name: str
+    rgb: NDArray[np.uint8]
+    depth: Float32
+    measured: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One recording."""
+
+    scores: Scores
+    examples: list[Example]
+    refused: dict[str, int]  # of the recording's messages, by cause
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files to write."""
+
+    folder: Path
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """By their endings."""
+        return {ending: self.folder / f'comparison.{ending}'
+                for ending in ('json', 'md', 'html', 'png')}
+
+    @classmethod
+    def of(cls, output: str) -> Target:
+        """Make the folder, and refuse to overwrite.
+
+        Raises:
+            ConfigError: a comparison is there already, or nothing can be written.
+
+        """
+        target = cls(output_folder(output))
+        there = [str(p) for p in target.files.values() if p.exists() or p.is_symlink()]
+        if there:
+            raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove '
+                              'what is no longer needed, or choose another folder with -o.')
+        return target
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare depth with recordings, and write or print what came out.
+
+    Args:
+        options: of the command line, see `depthclip_ros.cli.main`.
+
+    Returns:
+        Exit code: 1 if a recording could not be compared; the others are all the same.
+
+    Raises:
+        DepthClipError: settings, weights or output cannot be used, or no recording can.
+
+    """
+    target = Target.of(options.output) if options.output else None
+    model = Model(options)
+    done, failed = [], []
+    share = max(1, EXAMPLES // len(options.sources))
+    for source in options.sources:
+        try:
+            done.append(compare_one(source, options, model, share))
+        except DepthClipError as error:  # noqa: PERF203 - one must not stop the others
+            if len(options.sources) == 1:
+                raise
+            failed.append((source, error))
+            to_stderr(f'{source}: not compared: {error}')
+    finish(done, {source: str(error) for source, error in failed}, model.about, target)
+    return 1 if failed else 0
+
+
+class Model:
+    """The estimator, loaded when the first recording needs it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Read the settings.
+
+        Raises:
+            DepthClipError: they are wrong.
+
+        """
+        self._depth, self.node = settings(options.config, options.weights, options.device)
+        self._estimator: DepthEstimator | None = None
+
+    @property
+    def estimator(self) -> DepthEstimator:
+        """Load it.
+
+        Raises:
+            DepthClipError: as `DepthEstimator`; or the settings have an anchor.
+
+        """
+        if self._estimator is None:
+            if self.node.anchor:
+                raise ConfigError(
+                    f'anchor: {quoted(self.node.anchor)} follows a recording from its beginning, '
+                    "which this command does not. Convert the bag with 'depthclip bag', and "
+                    "compare what that wrote; or set anchor: ''.")
+            self._estimator = load_estimator(self._depth, self.node)
+        return self._estimator
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What depth was made with; empty where the recordings held it already."""
+        if self._estimator is None:
+            return {}
+        weights = self._estimator.weights
+        return {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
+                'device': str(self._estimator.device), 'precision': self._estimator.precision,
+                'settings': self._depth.to_dict()}
+
+
+def compare_one(
+    source: str, options: argparse.Namespace, model: Model, pictures: int,
+) -> Compared:
+    """Score one recording.
+
+    Raises:
+        DepthClipError: it cannot be read, or nothing of it can be scored.
+
+    """
+    from offline_eval.recorded import MAX_DEPTH, Scores
+    with ExitStack() as opened:
+        recording, answered = _open(source, options, model.node, opened)
+        every = range(0, len(recording), options.every)
+        positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
+        shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
+        described = recording.described + (
+            f'; {answered.topics[1]} is compared with it' if answered is not None else '')
+        scores = Scores(recording.source, described)
+        to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
+        examples = []
+        answers = _held(recording, answered, positions) if answered is not None else \
+            _predicted(recording, positions, model.estimator)
+        for position, frame, depth in with_progress('comparing', answers, len(positions)):
+            scores.add(frame.moment.name, depth, frame.depth, options.max_depth or MAX_DEPTH)
+            if position in shown:
+                examples.append(_example(frame, depth))
+        if answered is not None:
+            recording.left_out.update(answered.left_out)
+    refused = dict(sorted(recording.left_out.items()))
+    if not scores.names:
+        causes = {**refused, **scores.left_out}
+        raise RecordingError(
+            f'{source}: no image could be compared. Left out: '
+            + ('; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none') + '.')
+    return Compared(scores, examples, refused)
+
+
+def _open(
+    source: str, options: argparse.Namespace, node: NodeConfig, opened: ExitStack,
+) -> tuple[Recording, BagRecording | None]:
+    """Open a recording, and again for the depth that it holds already, if it does."""
+    from ..calibrate.bags import BagOptions, BagRecording
+    said = _said(source, options)
+    recording = opened.enter_context(closing(open_recording(source, options, node, said)))
+    if not said:
+        return recording, None
+    if not isinstance(recording, BagRecording):
+        raise RecordingError(f'{source}: --said {quoted(said)} is a topic, and this is no bag.')
+    return recording, opened.enter_context(closing(BagRecording(source, BagOptions(
+        image=recording.topics[0], depth=said, tolerance=options.tolerance,
+        rectified=node.rectified))))
+
+
+def _said(source: str, options: argparse.Namespace) -> str:
+    """Topic of depth to compare that is in the recording; '' for the network's."""
+    if options.said:
+        return f'/{options.said.lstrip("/")}'
+    from ..calibrate.bags import written_depth
+    try:
+        path = user_path(source)
+        return written_depth(path) if is_bag(path) else ''
+    except (OSError, BagError):
+        return ''  # who opens it says what is wrong
+
+
+def _predicted(
+    recording: Recording, positions: Sequence[int], estimator: DepthEstimator,
+) -> Answers:
+    """Depth by the network, every image by itself."""
+    for position, frame in recording.read(positions):
+        yield position, frame, estimator.predict(frame.rgb, intrinsics=frame.camera).depth
+
+
+def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -> Answers:
+    """Depth that the bag holds, at the same images."""
+    places = {moment.name: p for p, moment in enumerate(answered.moments)}
+    wanted = [p for p in positions if recording.moments[p].name in places]
+    missing = len(positions) - len(wanted)
+    if missing:
+        recording.left_out['images that the depth to be compared is missing at'] += missing
+    others = answered.read([places[recording.moments[p].name] for p in wanted])
+    other = next(others, None)
+    for position, frame in recording.read(wanted):
+        place = places[frame.moment.name]
+        while other is not None and other[0] < place:  # what was measured there is unreadable
+            other = next(others, None)
+        if other is not None and other[0] == place:
+            yield position, frame, other[1].depth
+
+
+def _example(frame: RecordedFrame, depth: Float32) -> Example:
+    rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
+    answer = np.where(np.isfinite(depth), depth, np.float32(np.nan))
+    return Example(frame.moment.name, np.asarray(rgb, np.uint8),
+                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS))
+
+
+def finish(
+    done: Sequence[Compared], failed: Mapping[str, str], about: Mapping[str, Any],
+    target: Target | None,
+) -> None:
+    """Pool what was compared, print it, and write the files.
+
+    Args:
+        done: at least one, else there is nothing to pool.
+        failed: recordings that could not be compared, and why.
+        about: of the model.
+        target: None to print only.
+
+    Raises:
+        DepthClipError: all recordings failed, or the files cannot be written.
+
+    """
+    from offline_eval.recorded import compare as pool
+    if not done:
+        raise RecordingError(f'none of {len(failed)} recordings could be compared.')
+    each = [pool([one.scores]) for one in done]
+    pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
+    parts = contents(done, each, pooled, failed, about)
+    print(to_markdown([part for part in parts if not isinstance(part, Image)]), end='')
+    if target is not None:
+        _write(target, parts, {
+            'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
+            'recordings': [
+                {'source': one.scores.source, 'described': one.scores.described,
+                 'unreadable': one.refused, **comparison.to_dict()}
+                for one, comparison in zip(done, each, strict=True)],
+            'failed': dict(failed)})
+    if about and not about['trained']:
+        print_untrained()
+
+
+def contents(
+    done: Sequence[Compared], each: Sequence[Comparison], pooled: Comparison,
+    failed: Mapping[str, str], about: Mapping[str, Any],
+) -> list[Heading | Text | Table | Image]:
+    """Put the report together; see `finish`."""
+    first = done[0].scores
+    title = first.source if len(done) == 1 else f'{len(done)} recordings'
+    parts: list[Heading | Text | Table | Image] = [
+        Heading(f'Depth against measured depth: {title}')]
+    if about and not about['trained']:
+        parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
+    parts += [Text(f'{source} could not be compared: {reason}', warning=True)
+              for source, reason in failed.items()]
+    parts += [Text(pooled.verdict), _table_of_lines(pooled), Text(
+        f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is known '
+        f'for {pooled.answered:.1%}; only these count. Metrics are means over images. The two '
+        'oracles see the measured depth, and choose anew for every metric.'),
+        Heading('Error by distance'),
+        Text('Over all pixels together. Depth over measured depth is a geometric mean: below 1, '
+             'things are said to be nearer than they are.'),
+        _table_of_distances(pooled)]
+    if len(done) > 1:
+        parts += [Heading('Every recording'), Table(
+            ('recording', 'images', *_headers(), 'best constant δ1', 'best constant rmse [m]'),
+            [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0].metrics),
+              *(f'{comparison.lines[2].metrics[m]:.3f}' for m in ('d1', 'rmse')))
+             for one, comparison in zip(done, each, strict=True)])]
+    parts += _table_of_sources(done, about)
+    examples = [example for one in done for example in one.examples][:4 * EXAMPLES]
+    if examples:
+        parts += [Heading('Pictures'), Text(
+            'From left to right: image, depth, measured depth (near is red, far is blue), and '
+            'where depth is farther than measured (red) or nearer (blue), full colour from twice '
+            'as far or half on; black is unknown.'),
+            Image('Examples', 'comparison.png', _pictures(examples))]
+    return parts
+
+
+def _headers() -> tuple[str, ...]:
+    return tuple(_SIGNS.get(m, m) for m in _SHOWN)
+
+
+def _numbers(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(f'{metrics[m]:.3f}' for m in _SHOWN)
+
+
+def _table_of_lines(comparison: Comparison) -> Table:
+    depth, scaled, constant = comparison.lines
+    chosen = f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)'
+    return Table(('what', *_headers()), [
+        (f'**{depth.name}**', *_numbers(depth.metrics)),
+        (chosen, *_numbers(scaled.metrics)),
+        (f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)',
+         *_numbers(constant.metrics))])
+
+
+def _table_of_distances(comparison: Comparison) -> Table:
+    return Table(
+        ('measured [m]', 'of the pixels', 'depth over measured', 'δ1', 'rel', 'rmse [m]'),
+        [(f'{d.low:g} to {d.high:g}', f'{d.share:.1%}', f'{d.ratio:.2f}',
+          *(f'{d.metrics[m]:.3f}' for m in ('d1', 'rel', 'rmse')))
+         for d in comparison.distances])
+
+
+def _table_of_sources(
+    done: Sequence[Compared], about: Mapping[str, Any],
+) -> list[Heading | Text | Table | Image]:
+    network = (f'{about["weights"]} on {about["device"]}, {about["precision"]}' if about else
+               'none: depth was in the recording')
+    left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
+                for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
+    parts: list[Heading | Text | Table | Image] = [
+        Heading('What was compared'),
+        Table(('what', 'value'), [
+            ('network', network), *((one.scores.source, one.scores.described) for one in done)])]
+    return [*parts, Table(('left out', 'times'), left_out)] if left_out else parts
+
+
+def _pictures(examples: Sequence[Example]) -> bytes:
+    """One row an example, each with its own scale."""
+    rows = []
+    for example in examples:
+        known = example.measured[np.isfinite(example.measured)]
+        low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (0, 1)
+        high = max(high, low + 0.1)
+        image = np.ascontiguousarray(example.rgb[..., ::-1])
+        write_note(image, example.name)
+        rows.append(np.hstack([
+            image, colorize(example.depth, low, high), colorize(example.measured, low, high),
+            color_bar(low, high, _ROWS), _error_picture(example)]))
+    done, data = cv2.imencode('.png', np.vstack(rows))
+    if not done:
+        raise ConfigError('the pictures of the comparison cannot be encoded')
+    return bytes(data.tobytes())
+
+
+def _error_picture(example: Example) -> NDArray[np.uint8]:
+    """White is right, red twice as far, blue half as far; BGR."""
+    with np.errstate(divide='ignore', invalid='ignore'):
+        octaves = np.log2(example.depth / example.measured)
+    fade = 255 * (1 - np.abs(octaves).clip(0, 1))
+    full = np.full_like(fade, 255)
+    farther = octaves > 0
+    picture = np.stack([np.where(farther, fade, full), fade, np.where(farther, full, fade)], -1)
+    return np.where(np.isfinite(octaves)[..., None], picture, 0).astype(np.uint8)
+
+
+def _write(
+    target: Target, parts: Sequence[Heading | Text | Table | Image], figures: Mapping[str, Any],
+) -> None:
+    data = {'json': json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
+            'md': to_markdown(parts), 'html': to_html(parts)}
+    files = target.files
+    try:
+        for ending, text in data.items():
+            with atomic(files[ending]) as file:
+                file.write(text.encode())
+        for part in parts:
+            if isinstance(part, Image):
+                with atomic(files['png']) as file:
+                    file.write(part.data)
+    except OSError as error:
+        raise ConfigError(f'{target.folder}: cannot be written: {error.strerror}; is the disk '
+                          'full?') from error
+    print(f'\nreport: {files["html"]}, {files["md"]}, {files["json"]}')

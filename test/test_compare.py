@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip compare`: planted errors are found, and what is no comparison is said."""
+
+import dataclasses
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('rosbags')
+
+from drives import IMAGE_TOPIC, START, BagWriter, camera_of_width, drive, write_drive, write_folder
+from test_recordings import RGBD
+
+from depthclip_ros.cli.main import main
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.node.config import NodeConfig, with_demo_settings
+from depthclip_ros.sim.bag import NANOSECONDS
+from depthclip_ros.sim.camera import SimCamera
+from offline_eval.bootstrap import LEAST_GROUPS
+from offline_eval.metrics import SUMS, SortedRatio, Truth, metrics_of
+from offline_eval.recorded import CONSTANTS, EDGES, Scores, compare
+from offline_eval.results import METRICS
+
+SAID = '/depth/image'
+
+
+@pytest.fixture(scope='module')
+def frames():
+    return drive(rooms=2, frames=6, camera=camera_of_width(64), seed=5)
+
+
+def with_depth(path, frames, said, *, missing=()):
+    """A bag that holds `said(depth)` beside the measured depth, as `depthclip bag` writes it."""
+    bag = BagWriter(path)
+    with bag.writer:
+        for number, frame in enumerate(frames):
+            time = START * NANOSECONDS + round(frame.moment.time * NANOSECONDS)
+            header = bag.messages.header(time, 'optical')
+            K = frame.camera.K
+            info = bag.messages.camera_info(header, SimCamera(
+                frame.camera.width, frame.camera.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+            bag.write('/camera/color/camera_info', info, time)
+            bag.write(IMAGE_TOPIC, bag.messages.image(header, 'rgb8', frame.rgb), time)
+            bag.write('/camera/depth/image_raw',
+                      bag.messages.image(header, '32FC1', frame.depth), time)
+            if number not in missing:
+                bag.write('/depth/camera_info', info, time)
+                bag.write(SAID, bag.messages.image(
+                    header, '32FC1', said(frame.depth).astype(np.float32)), time)
+    return path
+
+
+def run(*arguments):
+    return main(['compare', *map(str, arguments)])
+
+
+def compared(output):
+    return json.loads((output / 'comparison.json').read_text())
+
+
+def lines(comparison):
+    return {line['name']: line for line in comparison['lines']}
+
+
+def test_a_planted_factor_is_found_and_the_one_scale_repairs_it(frames, tmp_path, capsys):
+    """No network is asked: the bag holds depth already."""
+    bag = with_depth(tmp_path / 'bag', frames, lambda depth: 1.5 * depth)
+    assert run(bag, '-o', tmp_path / 'out') == 0
+    found = compared(tmp_path / 'out')
+    assert found['model'] == {}
+    depth, scaled, constant = lines(found['pooled']).values()
+    assert depth['metrics']['d1'] == 0
+    assert depth['metrics']['d2'] == 1
+    assert depth['metrics']['rel'] == pytest.approx(0.5, rel=1e-5)
+    rmse = np.mean([np.sqrt(np.mean((0.5 * f.depth) ** 2)) for f in frames])
+    assert depth['metrics']['rmse'] == pytest.approx(rmse, rel=1e-5)
+    assert scaled['metrics']['d1'] == 1
+    assert scaled['chosen']['rmse'] == pytest.approx(1 / 1.5, rel=0.01)
+    assert scaled['metrics']['rel'] < 0.01
+    everything = np.concatenate([f.depth.ravel() for f in frames])
+    assert everything.min() < constant['chosen']['rmse'] < everything.max()
+    assert all(d['ratio'] == pytest.approx(1.5) for d in found['pooled']['distances'])
+    assert sum(d['share'] for d in found['pooled']['distances']) == pytest.approx(1)
+    assert f'{SAID} is compared with it' in capsys.readouterr().err
+
+
+def test_an_error_far_away_is_shown_there_only(frames, tmp_path):
+    bag = with_depth(tmp_path / 'bag', frames, lambda d: np.where(d < 3, d, 1.1 * d))
+    assert run(bag, '-o', tmp_path / 'out') == 0
+    distances = compared(tmp_path / 'out')['pooled']['distances']
+    assert {d['low'] < 3 for d in distances} == {True, False}
+    for d in distances:
+        assert d['metrics']['rel'] == pytest.approx(0 if d['low'] < 3 else 0.1, abs=1e-6)
+
+
+def test_a_constant_is_seen_to_be_none_better(frames, tmp_path, capsys):
+    """What has not looked at the image is not said to be good."""
+    bag = with_depth(tmp_path / 'bag', frames, lambda depth: np.full_like(depth, 2.0))
+    assert run(bag) == 0
+    assert 'worse than the best constant' in capsys.readouterr().out
+
+
+def test_holes_are_counted_and_not_scored(frames, tmp_path):
+    def half(depth):
+        holes = depth.copy()
+        holes[:, ::2] = np.nan
+        holes[:, 1::4] = -np.inf
+        return holes
+    bag = with_depth(tmp_path / 'bag', frames, half, missing=[2])
+    assert run(bag, '-o', tmp_path / 'out') == 0
+    pooled, (recording,) = (compared(tmp_path / 'out')[k] for k in ('pooled', 'recordings'))
+    assert pooled['answered'] == 0.25
+    assert lines(pooled)['depth']['metrics']['d1'] == 1
+    assert pooled['images'] == len(frames) - 1
+    assert recording['unreadable']['images without depth at their time'] == 1
+    assert recording['unreadable'][
+        'images that the depth to be compared is missing at'] == 1
+
+
+def test_the_network_is_scored_as_the_evaluation_scores_it(frames, tmp_path):
+    assert run(write_drive(tmp_path / 'bag', frames), '-o', tmp_path / 'out', '--weights', 'demo',
+               '--max-depth', '4') == 0
+    depth, _ = with_demo_settings(DepthConfig(), 'demo')
+    estimator = DepthEstimator(depth, 'demo', 'cpu')
+    each = []
+    for frame in frames:
+        truth = np.where(frame.depth < 4, frame.depth, np.nan).astype(np.float32)
+        said = estimator.predict(frame.rgb, intrinsics=frame.camera).depth
+        each.append(metrics_of(Truth(torch.from_numpy(truth)).score(
+            torch.from_numpy(said)[None], 4.0)[0].numpy()))
+    found = compared(tmp_path / 'out')
+    np.testing.assert_allclose(
+        [lines(found['pooled'])['depth']['metrics'][m] for m in METRICS], np.mean(each, axis=0),
+        rtol=1e-5)
+    assert found['model']['trained']
+    assert found['model']['settings']['bins'] == list(depth.bins)
+
+
+@pytest.mark.parametrize('depth', ['cloud', 'scan'])
+def test_what_is_projected_through_tf(frames, tmp_path, depth):
+    bag = write_drive(tmp_path / 'bag', frames, depth)
+    assert run(bag, '-o', tmp_path / 'out', '--weights', 'demo') == 0
+    pooled = compared(tmp_path / 'out')['pooled']
+    assert pooled['images'] == len(frames)
+    assert 0 < pooled['pixels'] < 0.3 * len(frames) * frames[0].depth.size
+
+
+def test_several_are_pooled_and_a_damaged_one_stops_none(frames, tmp_path, capsys):
+    first = with_depth(tmp_path / 'first', frames[:2], lambda depth: 1.1 * depth)
+    second = with_depth(tmp_path / 'second', frames[2:], lambda depth: 1.4 * depth)
+    (tmp_path / 'bad.mcap').write_bytes(b'\x89MCAP0\r\n' + bytes(100))
+    assert run(first, tmp_path / 'bad.mcap', second, '-o', tmp_path / 'out') == 1
+    found = compared(tmp_path / 'out')
+    assert lines(found['pooled'])['depth']['metrics']['d1'] == pytest.approx(2 / 6)
+    assert [lines(r)['depth']['metrics']['d1'] for r in found['recordings']] == [1, 0]
+    (source, reason), = found['failed'].items()
+    assert source.endswith('bad.mcap')
+    assert 'cannot be read' in reason
+    assert 'bad.mcap could not be compared' in (tmp_path / 'out' / 'comparison.md').read_text()
+    capsys.readouterr()
+    assert run(tmp_path / 'bad.mcap', tmp_path / 'none') == 1
+    assert 'none of 2 recordings' in capsys.readouterr().err
+
+
+def test_files(frames, tmp_path, capsys):
+    folder = write_folder(tmp_path / 'recording', frames)
+    assert run(folder, '-o', tmp_path / 'out', '--weights', 'demo', '--max-frames', '3') == 0
+    html = (tmp_path / 'out' / 'comparison.html').read_text()
+    assert "default-src 'none'" in html
+    assert 'src="data:image/png;base64,' in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    picture = cv2.imread(str(tmp_path / 'out' / 'comparison.png'))
+    assert picture.shape[0] == 3 * 120
+    before = html.encode()
+    capsys.readouterr()
+    assert run(folder, '-o', tmp_path / 'out', '--weights', 'demo') == 1
+    assert 'not overwritten' in capsys.readouterr().err
+    assert (tmp_path / 'out' / 'comparison.html').read_bytes() == before
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (['--said', 'x'], 'is a topic, and this is no bag'), (['-o', 'recording/rgb/0.png'], 'cannot'),
+    (['--config', 'anchor.yaml'], "Convert the bag with 'depthclip bag'")])
+def test_what_cannot_be_compared(frames, tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
+    folder = write_folder(tmp_path / 'recording', frames)
+    (tmp_path / 'anchor.yaml').write_text('/**: {ros__parameters: {anchor: ground}}')
+    assert NodeConfig().anchor == ''
+    assert run(folder, *more) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_depth_far_from_what_is_measured_is_named(frames, tmp_path, capsys):
+    bag = with_depth(tmp_path / 'bag', [dataclasses.replace(
+        f, depth=np.full_like(f.depth, np.nan)) for f in frames], lambda depth: depth)
+    assert run(bag) == 1
+    assert f'{len(frames)} times: no measured depth' in capsys.readouterr().err
+
+
+def test_any_scale_is_scored_as_the_pixels_are():
+    rng = np.random.default_rng(0)
+    y, p = (rng.lognormal(1, s, 5000).astype(np.float32) for s in (0.5, 0.7))
+    scales = np.geomspace(0.2, 5, 17)
+    scaled = torch.from_numpy(scales[:, None] * p.astype(np.float64)).float()
+    expected = Truth(torch.from_numpy(y)).score(scaled, 1e6).numpy()
+    found = SortedRatio(p, y).score(scales)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1.5)
+    floats = [SUMS.index(name) for name in ('rel', 'log', 'absolute', 'square', 'sq_rel')]
+    np.testing.assert_allclose(found[:, floats], expected[:, floats], rtol=1e-5)
+
+
+def test_intervals_are_of_recordings(tmp_path):
+    """From 20 of them on, and where depth is good, its gain over the constant is certain."""
+    rng = np.random.default_rng(1)
+    several = []
+    for number in range(LEAST_GROUPS):
+        scores = Scores(f'{number}', '')
+        for image in range(2):
+            truth = rng.lognormal(0.8, 0.4, (8, 8)).astype(np.float32)
+            scores.add(str(image), truth * 1.05, truth)
+        several.append(scores)
+    assert compare(several[1:]).intervals == {}
+    found = compare(several)
+    assert {metric: i.reading() for metric, i in found.intervals.items()} == {
+        'd1': 'better', 'rmse': 'better'}
+    assert 'interval of the gain' in found.verdict
+    assert len(EDGES) - 1 == len(several[0].sums[0])
+    assert CONSTANTS[0] < 0.1
+
+
+def test_a_real_camera(tmp_path):
+    if not RGBD.is_dir():
+        pytest.skip('the recorded RGB-D bag (../shared) is not on this machine')
+    assert run(RGBD, '-o', tmp_path / 'out', '--weights', 'demo') == 0
+    found = compared(tmp_path / 'out')
+    assert found['pooled']['images'] == 9
+    assert 0.5 < lines(found['pooled'])['depth']['metrics']['rmse'] < 1.5
