@@ -45,6 +45,7 @@ if BUILT_BY_PIP:
     REQUIREMENTS = [
         'h5py>=3.0',
         'matplotlib>=3.5',
+        'msgspec>=0.18.5',
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',

@@ -46,24 +46,17 @@ def _evaluate(given: list[str]) -> int:
     options = _parser().parse_args(given)
     config, node = _settings(options)
     from .datasets import Where
-    from .distributed import Group
     from .runner import Evaluation, Options
-    group = Group()
-    try:
-        folder = Evaluation(Options(
-            where=Where(options.data, options.list, options.splits, options.ground_truth,
-                        options.inpainted),
-            config=config, node=node,
-            own_input=options.own_input or (options.config is None and node.weights == DEMO),
-            protocol=options.protocol or '', average=options.average,
-            tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-            batch_size=options.batch_size, workers=options.workers, limit=options.limit,
-            mean_map=not options.no_mean_map, report=not options.no_report,
-            command=shlex.join([PROGRAM, *given])), group).run()
-        if group.first:
-            _print(folder)
-    finally:
-        group.leave()
+    _print(Evaluation(Options(
+        where=Where(options.data, options.list, options.splits, options.ground_truth,
+                    options.inpainted),
+        config=config, node=node,
+        own_input=options.own_input or (options.config is None and node.weights == DEMO),
+        protocol=options.protocol or '', average=options.average,
+        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
+        batch_size=options.batch_size, workers=options.workers, limit=options.limit,
+        mean_map=not options.no_mean_map, report=not options.no_report,
+        command=shlex.join([PROGRAM, *given]))).run())
     return 0
 
 
@@ -87,8 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM, formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Evaluate DepthCLIP on NYU Depth v2 or KITTI: the metrics of the paper, '
         'beside\nhonest baselines.',
-        epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
-        f"Several GPUs: 'torchrun --nproc-per-node N -m {PROGRAM} ...'.")
+        epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.")
     data = parser.add_argument_group('data')
     data.add_argument('--data', type=Path, required=True, metavar='PATH',
                       help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .columns import CONSTANT, MEDIAN, RANDOM_PIXEL, Column
+from .contenders import CONSTANT, MEDIAN, RANDOM_PIXEL, Contender
 from .datasets import Dataset, Pair
 from .errors import DatasetError, EvaluationError
 from .metrics import SortedTruth, random_pixel_sums
@@ -56,7 +56,7 @@ def plan(count: int, size: int) -> list[list[int]]:
 
 
 def load(
-    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], batches: list[list[int]],
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Contender], batches: list[list[int]],
     workers: int,
 ) -> Iterator[Batch]:
     """Read batches in order.
@@ -64,7 +64,7 @@ def load(
     Args:
         dataset: what to read.
         protocol: how to crop.
-        chosen: the columns; the constants among them are scored by the workers.
+        chosen: the contenders; the constants among them are scored by the workers.
         batches: positions.
         workers: number of processes; 0 reads in this one.
 
@@ -85,7 +85,7 @@ def load(
 class _Reader(TorchDataset[Any]):
     """One item per batch. An error is an item: raised over there, it loses its type and form."""
 
-    def __init__(self, dataset: Dataset, protocol: Protocol, chosen: Sequence[Column],
+    def __init__(self, dataset: Dataset, protocol: Protocol, chosen: Sequence[Contender],
                  batches: list[list[int]]) -> None:
         self._what = dataset, protocol, chosen
         self._batches = batches
@@ -101,7 +101,7 @@ class _Reader(TorchDataset[Any]):
 
 
 def read_batch(
-    dataset: Dataset, protocol: Protocol, chosen: Sequence[Column], positions: list[int],
+    dataset: Dataset, protocol: Protocol, chosen: Sequence[Contender], positions: list[int],
 ) -> Batch:
     """Read and crop the images at some positions, and score the constants on them.
 
@@ -135,7 +135,7 @@ def digest_of(pair: Pair) -> bytes:
 
 
 def _score_constants(
-    valid: NDArray[np.float32], chosen: Sequence[Column], max_depth: float, record: Any,
+    valid: NDArray[np.float32], chosen: Sequence[Contender], max_depth: float, record: Any,
 ) -> None:
     """Fill in what follows from the distribution of one image's true depth alone."""
     record['pixels'] = len(valid)
@@ -144,14 +144,14 @@ def _score_constants(
     ordered = SortedTruth(valid)
     record['median'] = median = ordered.median()
     record['histogram'] = np.diff(ordered.below(np.linspace(0, max_depth, HISTOGRAM + 1)))
-    # NaN where the column is no constant.
+    # NaN where it is no constant.
     values = np.array([{CONSTANT: c.value, MEDIAN: median}.get(c.kind, np.nan) for c in chosen])
     places = np.flatnonzero(~np.isnan(values))
     sums = ordered.score(np.concatenate([constants(max_depth), values[places]]))
-    record['curve'], record['columns'][places] = np.split(sums, [CONSTANTS])
-    for place, column in enumerate(chosen):
-        if column.kind == RANDOM_PIXEL:
-            record['columns'][place] = random_pixel_sums(ordered.depth, max_depth)
+    record['curve'], record['sums'][places] = np.split(sums, [CONSTANTS])
+    for place, contender in enumerate(chosen):
+        if contender.kind == RANDOM_PIXEL:
+            record['sums'][place] = random_pixel_sums(ordered.depth, max_depth)
 
 
 def _start_worker(_: int) -> None:

@@ -41,21 +41,22 @@ PROMPTS: Mapping[str, tuple[str, ...]] = {
                  'unseen'),
 }
 
-_NAN = float('nan')
-
-
-def _row(table: str, name: str, scene: str, *values: float, note: str = '') -> PaperRow:
-    return PaperRow(table, name, scene, dict(zip(PAPER_METRICS, values, strict=True)), note)
+def _row(
+    table: str, name: str, scene: str, *values: float | None, note: str = '',
+) -> PaperRow:
+    return PaperRow(table, name, scene, {
+        metric: value for metric, value in zip(PAPER_METRICS, values, strict=True)
+        if value is not None}, note)
 
 
 _TABLE_1 = (
-    _row('1', 'Make3D', ALL, .447, .745, .897, .349, _NAN, 1.214, note='supervised'),
+    _row('1', 'Make3D', ALL, .447, .745, .897, .349, None, 1.214, note='supervised'),
     _row('1', 'DORN', ALL, .828, .965, .992, .115, .051, .509, note='supervised'),
     _row('1', 'ASTransformer', ALL, .902, .985, .997, .103, .044, .374, note='supervised'),
     _row('1', 'DepthFormer', ALL, .921, .989, .998, .096, .041, .339, note='supervised'),
     _row('1', 'RPSF', ALL, .952, .989, .997, .072, .029, .267, note='supervised'),
     _row('1', 'Lower Bound', ALL, .140, .297, .471, 1.327, .323, 2.934, note='random'),
-    _row('1', 'vid2depth', ALL, .268, .507, .695, .572, _NAN, 1.637,
+    _row('1', 'vid2depth', ALL, .268, .507, .695, .572, None, 1.637,
          note='zero-shot from KITTI video'),
     _row('1', 'Zhang et al.', ALL, .350, .617, .799, .513, .529, 1.457,
          note='zero-shot from KITTI video'),

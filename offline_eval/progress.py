@@ -8,7 +8,6 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(total: int, what: str, *, initial: int = 0, show: bool = True) -> Any:
+def progress(total: int, what: str) -> Any:
     """Make a bar on stderr, in images; without a terminal a line now and then."""
-    return tqdm(total=total, desc=what, initial=initial, unit='image', disable=not show,
-                mininterval=0.5, dynamic_ncols=True)
+    return tqdm(total=total, desc=what, unit='image', mininterval=0.5, dynamic_ncols=True)

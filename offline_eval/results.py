@@ -15,21 +15,22 @@ The folder is written under temporary names; what has its final name is complete
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from depthclip_ros.core import files
 from depthclip_ros.core.errors import DepthClipError
 
-FORMAT = 2
+_Type = TypeVar('_Type')
+
+FORMAT = 3
 SUMMARY, CONFIG, PER_IMAGE = 'summary.json', 'config.yaml', 'per_image.csv'
 SAMPLES, HISTOGRAMS = 'samples', 'depth_histograms.json'
 
@@ -70,7 +71,7 @@ class Row:
         name: e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'.
         group: 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), or 'baseline'.
         scene: 'all' or a scene class.
-        metrics: by name, see METRICS.
+        metrics: by name, see METRICS; what is not known is absent.
         images: how many images it is a mean of.
         interval: per metric, where computed.
         note: what the reader must know, e.g. 'oracle: chosen on this ground truth'.
@@ -212,12 +213,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of this run in seconds, and of the network alone on one rank."""
+    """Wall time of this run in seconds, and of the network within it."""
 
     images: int
     seconds: float
     network_seconds: float
-    ranks: int
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,8 @@ class Summary:
         return next((r for r in self.rows if (r.name, r.scene) == (name, scene)), None)
 
     def to_json(self) -> str:
-        """JSON text; NaN and infinities are null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, ensure_ascii=False,
-                          allow_nan=False) + '\n'
+        """JSON text."""
+        return to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Summary:
@@ -269,34 +268,21 @@ class Summary:
             ResultsError: not JSON, of another format, or incomplete.
 
         """
-        try:
-            v = json.loads(text)
-            if v['format'] != FORMAT:
-                raise ResultsError(f'{SUMMARY}: format {v["format"]}, this version reads '
-                                   f'{FORMAT}; evaluate again.')
-            return cls(
-                **{k: v[k] for k in ('created', 'command', 'config', 'versions', 'tables', 'best',
-                                     'median', 'worst', 'format')},
-                weights=Weights(**v['weights']),
-                data=Data(**{**v['data'],
-                             'skipped': [Skipped(**s) for s in v['data']['skipped']]}),
-                protocol=ProtocolInfo(**v['protocol']),
-                rows=[_row(r) for r in v['rows']],
-                paper=[PaperRow(**{**p, 'metrics': _numbers(p['metrics'])}) for p in v['paper']],
-                gate=Gate(**{**v['gate'], 'differences': _numbers(v['gate']['differences'])}),
-                verdict=Verdict(**{
-                    **v['verdict'], 'comparisons': [
-                        Comparison(c['name'], _numbers(c['gains']), _intervals(c['intervals']))
-                        for c in v['verdict']['comparisons']]}),
-                timing=Timing(**v['timing']))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f'{SUMMARY}: not a summary of this program ({error!r}); evaluate '
-                               'again.') from error
+        found = from_json(text, _Versioned, SUMMARY).format
+        if found != FORMAT:
+            raise ResultsError(f'{SUMMARY}: format {found}, this version reads {FORMAT}; evaluate '
+                               'again.')
+        return from_json(text, cls, SUMMARY)
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
         """Read `summary.json` of a results folder."""
         return cls.from_json(read_text(folder / SUMMARY))
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    format: int
 
 
 @dataclass(frozen=True)
@@ -342,15 +328,14 @@ class Sample:
         about = {k: getattr(self, k) for k in (
             'index', 'name', 'scene', 'role', 'tokens', 'bins', 'metrics')}
         with atomic(self.path(folder)) as file:
-            np.savez_compressed(file, about=np.array(json.dumps(_plain(about))), **arrays)
+            np.savez_compressed(file, about=np.array(to_json(about)), **arrays)
 
     @classmethod
     def read(cls, path: Path) -> Sample:
         """Inverse of `write`."""
         with np.load(path, allow_pickle=False) as stored:
             arrays = {k: stored[k] for k in stored.files if k != 'about'}
-            about = json.loads(str(stored['about']))
-        about['metrics'] = _numbers(about['metrics'])
+            about = msgspec.json.decode(str(stored['about']))
         return cls(**arrays, **about)
 
     @classmethod
@@ -374,12 +359,12 @@ class Histograms:
 
     def write(self, folder: Path) -> None:
         """Write to a results folder."""
-        write_text(folder / HISTOGRAMS, json.dumps(dataclasses.asdict(self)) + '\n')
+        write_text(folder / HISTOGRAMS, to_json(self))
 
     @classmethod
     def read(cls, folder: Path) -> Histograms:
         """Read from a results folder."""
-        return cls(**json.loads(read_text(folder / HISTOGRAMS)))
+        return from_json(read_text(folder / HISTOGRAMS), cls, HISTOGRAMS)
 
 
 @contextmanager
@@ -419,27 +404,20 @@ def read_text(path: Path) -> str:
                            'evaluation?') from error
 
 
-def _row(values: dict[str, Any]) -> Row:
-    return Row(**{**values, 'metrics': _numbers(values['metrics']),
-                  'interval': values['interval'] and _intervals(values['interval'])})
+def to_json(value: object) -> str:
+    """JSON text of dataclasses, containers, and NumPy's numbers."""
+    text = msgspec.json.encode(value, enc_hook=lambda number: number.item())
+    return msgspec.json.format(text, indent=1).decode() + '\n'
 
 
-def _intervals(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
-    return {k: Interval(**_numbers(v)) for k, v in values.items()}
+def from_json(text: str, kind: type[_Type], name: str) -> _Type:
+    """Inverse of `to_json`; `name` is the file's.
 
+    Raises:
+        ResultsError: not JSON, or not of that kind; says where.
 
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {k: float('nan') if v is None else v for k, v in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: NaN and infinities become None."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise ResultsError(f'{name}: not of this program ({error}); evaluate again.') from error

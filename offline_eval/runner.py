@@ -27,10 +27,9 @@ from depthclip_ros.node.config import NodeConfig
 
 from . import records as recording
 from . import summarize
-from .baselines import TrainingMean
-from .columns import FOCAL, RANDOM_WORDS, Column, are_alike, columns
+from .baselines import RANDOM_WORDS, TrainingMean, are_alike, baselines
+from .contenders import FOCAL, Contender, method_and_variants
 from .datasets import Dataset, Where, open_dataset
-from .distributed import Group
 from .errors import EvaluationError
 from .gate import Experiment, judge
 from .loader import digest_of, load, plan, read_batch
@@ -38,7 +37,6 @@ from .metrics import metrics_of
 from .paper import METHOD, PAPER_ROWS
 from .progress import progress
 from .protocol import PROTOCOLS, Protocol
-from .readout import Scorer, TextFeatures, encode_all
 from .records import Records
 from .results import (
     CONFIG,
@@ -54,6 +52,7 @@ from .results import (
     Weights,
     write_text,
 )
+from .scorer import Scorer, encode_all
 
 LATEST = 'latest'
 SAMPLES_PER_ROLE = 3
@@ -83,14 +82,14 @@ class Options:
 class Evaluation:
     """One run. `run` reads as its table of contents."""
 
-    def __init__(self, options: Options, group: Group) -> None:
+    def __init__(self, options: Options) -> None:
         """Open data and model; nothing is written yet.
 
         Raises:
             DepthClipError: anything is not as it must be.
 
         """
-        self._options, self._group = options, group
+        self._options = options
         self._dataset = _limited(open_dataset(options.where), options.limit)
         self._protocol = _protocol(options.protocol, self._dataset)
         self._dataset.check_unit()
@@ -102,32 +101,28 @@ class Evaluation:
         started = time.perf_counter()
         self._open_folder()
         training = self._training_mean()
-        chosen = self._columns(training)
+        chosen = self._contenders(training)
         records = self._open_records(chosen)
         scorer = self._scorer(chosen, training)
         try:
             done = self._score(scorer, chosen, records)
         finally:
             scorer.close()
-        slowest = self._group.largest(scorer.network_seconds)
-        self._group.wait()
-        if self._group.first:
-            timing = Timing(done, time.perf_counter() - started, slowest, self._group.size)
-            self._summarize(records, chosen, timing)
-            self._report()
-            self._link_latest()
-        self._group.wait()
+        timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
+        self._summarize(records, chosen, timing)
+        self._report()
+        self._link_latest()
         return self._folder
 
     # Data and model ---------------------------------------------------------------------------
 
     def _say_data(self) -> None:
         dataset = self._dataset
-        self._say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
+        _say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
                   f'{dataset.depth} depth; protocol {self._protocol.name}: '
                   f'{self._protocol.description}')
         for warning in dataset.warnings:
-            self._say(f'WARNING: {warning}')
+            _say(f'WARNING: {warning}')
 
     def _load(self) -> DepthEstimator:
         node, config = self._options.node, self._options.config
@@ -136,30 +131,25 @@ class Evaluation:
         torch.backends.cudnn.deterministic = True
         config, note = fit_input(config, self._protocol, own=self._options.own_input)
         if note:
-            self._say(note)
+            _say(note)
         self._reference_focal = config.reference_focal or DepthConfig().reference_focal
         config, ignored = scored(config)
         if ignored:
-            self._say(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
+            _say(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
                       'pixel is scored, of the whole crop, and nothing is known but the image.')
-        arguments: dict[str, Any] = {
-            'weights': node.weights, 'device': self._group.device(node.device),
-            'cache_dir': node.cache_dir or None, 'offline': node.offline}
         threads = node.num_threads or torch.get_num_threads()
         # On a CPU an image goes to a thread: prepared for several, the network is far slower.
         torch.set_num_threads(1)
         try:
-            if self._group.first:  # Fills the caches, which the others then read.
-                estimator = DepthEstimator(config, log=self._say, **arguments)
-            self._group.wait()
-            if not self._group.first:
-                estimator = DepthEstimator(config, log=_silent, **arguments)
+            estimator = DepthEstimator(
+                config, node.weights, node.device, cache_dir=node.cache_dir or None,
+                offline=node.offline, log=_say)
         finally:
             torch.set_num_threads(threads)
-        self._say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
+        _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
                   f'{estimator.grid[0]} x {estimator.grid[1]} patches')
         if not estimator.weights.trained:
-            self._say('WARNING: the weights are random numbers; every depth is meaningless.')
+            _say('WARNING: the weights are random numbers; every depth is meaningless.')
         return estimator
 
     # Folder and records -----------------------------------------------------------------------
@@ -168,13 +158,9 @@ class Evaluation:
         """A new dated folder, or the one to be continued."""
         options = self._options
         if options.resume is None:
-            # One name for all processes.
-            stamp = self._group.share(datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
-            self._folder = options.output / stamp
-            if self._group.first:
-                self._folder = _make_folder(self._folder)
-                self._link_latest()
-            self._folder = Path(self._group.share(str(self._folder)))
+            stamp = datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S')
+            self._folder = _make_folder(options.output / stamp)
+            self._link_latest()
             return
         self._folder = Path(options.resume) if options.resume else options.output / LATEST
         if not (self._folder / recording.FOLDER).is_dir():
@@ -183,56 +169,48 @@ class Evaluation:
         self._folder = self._folder.resolve()
 
     def _training_mean(self) -> TrainingMean | None:
-        """Computed once by one process, kept in the folder for the others and for resuming."""
-        if self._group.first and self._options.mean_map:
-            stored = TrainingMean.read(self._folder)
-            training = self._dataset.training() if stored is None else None
-            if training is not None:
-                TrainingMean.compute(training, self._protocol, show=True).write(self._folder)
-        self._group.wait()
-        return TrainingMean.read(self._folder)
+        """Computed once, and kept in the folder for resuming."""
+        if not self._options.mean_map:
+            return None
+        stored = TrainingMean.read(self._folder)
+        training = self._dataset.training() if stored is None else None
+        if training is None:
+            return stored
+        computed = TrainingMean.compute(training, self._protocol)
+        computed.write(self._folder)
+        return computed
 
-    def _columns(self, training: TrainingMean | None) -> list[Column]:
-        chosen = columns(self._estimator.config, self._options.tables,
-                         training.mean if training else None, self._protocol.max_depth,
-                         len(self._dataset), self._focal())
-        self._text = self._encode(chosen)
-        return [dataclasses.replace(column, is_test=False, note=(
+    def _contenders(self, training: TrainingMean | None) -> list[Contender]:
+        config, node = self._estimator.config, self._options.node
+        chosen = [*method_and_variants(config, self._options.tables, self._focal()),
+                  *baselines(config, training.mean if training else None,
+                             self._protocol.max_depth, len(self._dataset))]
+        self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
+        return [dataclasses.replace(contender, is_test=False, note=(
             'no test: this model takes all these words for the same, and so gives the mean of '
-            'the bins')) if column.name == RANDOM_WORDS and are_alike(self._text[column.tokens])
-            else column for column in chosen]
-
-    def _encode(self, chosen: Sequence[Column]) -> TextFeatures:
-        node = self._options.node
-        if self._group.first:  # Fills the cache of text features for the others.
-            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, self._say)
-        self._group.wait()
-        if not self._group.first:
-            text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _silent)
-        return text
+            'the bins')) if contender.name == RANDOM_WORDS
+            and are_alike(self._text[contender.tokens]) else contender for contender in chosen]
 
     def _focal(self) -> float:
         """To which focal length the words belong; 0 if that of any image is not known."""
         unknown = [entry.name for entry in self._dataset.entries if not entry.focal]
         if not unknown:
             return self._reference_focal
-        self._say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of '
+        _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of '
                   f'{len(self._dataset)} images is not known (such as {unknown[0]}). Give a list '
                   'whose third column holds it, in pixels.')
         return 0.0
 
-    def _open_records(self, chosen: Sequence[Column]) -> Records:
+    def _open_records(self, chosen: Sequence[Contender]) -> Records:
         header = self._header(chosen)
-        if self._group.first:
-            if (self._folder / recording.FOLDER / recording.HEADER).is_file():
-                recording.check_header(self._folder, header)
-            else:
-                recording.write_header(self._folder, header)
-            self._say(f'results: {self._folder}')
-        self._group.wait()
+        if (self._folder / recording.FOLDER / recording.HEADER).is_file():
+            recording.check_header(self._folder, header)
+        else:
+            recording.write_header(self._folder, header)
+        _say(f'results: {self._folder}')
         return Records(self._folder, len(chosen))
 
-    def _header(self, chosen: Sequence[Column]) -> dict[str, Any]:
+    def _header(self, chosen: Sequence[Contender]) -> dict[str, Any]:
         """Everything that the digits of a record depend on."""
         dataset, estimator = self._dataset, self._estimator
         names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
@@ -242,38 +220,33 @@ class Evaluation:
             'protocol': self._protocol.name, 'config': estimator.config.to_dict(),
             'weights': estimator.weights.digest, 'precision': estimator.precision,
             'device': estimator.device.type, 'batch_size': self._options.batch_size,
-            'columns': [dataclasses.asdict(c) for c in chosen]}
+            'contenders': chosen}
 
     # The pass over the images -----------------------------------------------------------------
 
-    def _scorer(self, chosen: Sequence[Column], training: TrainingMean | None) -> Scorer:
+    def _scorer(self, chosen: Sequence[Contender], training: TrainingMean | None) -> Scorer:
         return Scorer(self._estimator, self._protocol, chosen, self._text,
                       training.mean_map if training else None)
 
-    def _score(self, scorer: Scorer, chosen: Sequence[Column], records: Records) -> int:
+    def _score(self, scorer: Scorer, chosen: Sequence[Contender], records: Records) -> int:
         """Score what is not yet recorded; returns the number of images done here and now."""
         done = {int(p) for p in records.read()['position']}
-        self._group.wait()  # All have looked before anyone writes.
         batches = recording.missing(plan(len(self._dataset), self._options.batch_size), done)
+        remaining = sum(map(len, batches))
         if done:
-            self._say(f'{len(done)} images are done, {sum(map(len, batches))} remain')
-            if self._group.first:
-                self._check_contents(records)
-            self._group.wait()
-        mine = batches[self._group.rank::self._group.size]
-        # The bar is the first process's; the others keep step with it.
-        with progress(sum(map(len, mine)), 'evaluation', show=self._group.first) as bar:
-            for batch in load(self._dataset, self._protocol, chosen, mine,
+            _say(f'{len(done)} images are done, {remaining} remain')
+            self._check_contents(records)
+        with progress(remaining, 'evaluation') as bar:
+            for batch in load(self._dataset, self._protocol, chosen, batches,
                               self._options.workers):
-                records.append(scorer.score(batch), self._group.rank)
+                records.write(scorer.score(batch))
                 bar.update(len(batch.positions))
-        records.close()
-        return sum(map(len, batches))
+        return remaining
 
     def _check_contents(self, records: Records) -> None:
         """Refuse to go on from records of other images, whatever their names."""
         every = records.read()
-        with progress(len(every), 'comparing with what is done', show=True) as bar:
+        with progress(len(every), 'comparing with what is done') as bar:
             for record in every:
                 position = int(record['position'])
                 if digest_of(self._dataset.read(position)) != record['digest'].tobytes():
@@ -286,7 +259,7 @@ class Evaluation:
 
     # Results ----------------------------------------------------------------------------------
 
-    def _summarize(self, records: Records, chosen: Sequence[Column], timing: Timing) -> None:
+    def _summarize(self, records: Records, chosen: Sequence[Contender], timing: Timing) -> None:
         every = records.read()
         if len(every) != len(self._dataset):
             raise ResultsError(f'{self._folder}: {len(every)} of {len(self._dataset)} images are '
@@ -326,7 +299,7 @@ class Evaluation:
                    for p in every['position'][every['pixels'] == 0]]
         digest = hashlib.sha256(every['digest'].tobytes()).hexdigest()
         for image in skipped:
-            self._say(f'WARNING: image {image.name} is left out: {image.reason}')
+            _say(f'WARNING: image {image.name} is left out: {image.reason}')
         return Data(str(dataset.path), dataset.format, dataset.split, len(dataset),
                     len(dataset) - len(skipped), dataset.depth, digest, skipped,
                     list(dataset.warnings))
@@ -381,11 +354,7 @@ class Evaluation:
             part.symlink_to(self._folder.name, target_is_directory=True)
             part.replace(link)
         except OSError as error:
-            self._say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
-
-    def _say(self, message: str) -> None:
-        if self._group.first:
-            print(message, file=sys.stderr, flush=True)
+            _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
 
 
 def fit_input(
@@ -426,8 +395,8 @@ def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:
     return every_pixel, ignored
 
 
-def _silent(_: str) -> None:
-    """Every process would say the same."""
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _make_folder(folder: Path) -> Path:

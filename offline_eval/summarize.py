@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import LEAST_GROUPS, draw, groups_of, interval
-from .columns import Column
+from .contenders import Contender
 from .datasets import Entry
 from .metrics import Sums, average, metrics_of, resampled
 from .paper import METHOD, TABLE_2_SCENES
@@ -43,7 +43,7 @@ class Measured:
 
     Attributes:
         records: in order of position.
-        columns: what their columns are.
+        contenders: whose sums they hold.
         entries: of the data set.
         how: averaging, 'image' or 'pixel'.
         max_depth: metres.
@@ -51,7 +51,7 @@ class Measured:
     """
 
     records: NDArray[Any]
-    columns: Sequence[Column]
+    contenders: Sequence[Contender]
     entries: Sequence[Entry]
     how: str
     max_depth: float
@@ -66,11 +66,11 @@ class Measured:
         if scene == ALL:
             return self
         chosen = self.records[self.scenes == scene]
-        return Measured(chosen, self.columns, self.entries, self.how, self.max_depth)
+        return Measured(chosen, self.contenders, self.entries, self.how, self.max_depth)
 
     def sums(self, name: str) -> list[Sums]:
-        """(N, 11) of every column of that name."""
-        return [self.records['columns'][:, i] for i, c in enumerate(self.columns)
+        """(N, 11) of every contender of that name."""
+        return [self.records['sums'][:, i] for i, c in enumerate(self.contenders)
                 if c.name == name]
 
     @cached_property
@@ -85,28 +85,28 @@ class Measured:
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Every row: all columns over all images, and what the tables want per class."""
+    """Every row: all contenders over all images, and what the tables want per class."""
     classes = sorted({str(s) for s in measured.scenes} - {''})
     result = []
-    for name in dict.fromkeys(c.name for c in measured.columns):
-        column = next(c for c in measured.columns if c.name == name)
+    for name in dict.fromkeys(c.name for c in measured.contenders):
+        contender = next(c for c in measured.contenders if c.name == name)
         scenes = {'method': [ALL, *classes],
                   'bins': [s for s in TABLE_2_SCENES if s in (ALL, *classes)]}
-        result += [_row(measured.of_scene(scene), column, scene)
-                   for scene in scenes.get(column.group, [ALL])]
+        result += [_row(measured.of_scene(scene), contender, scene)
+                   for scene in scenes.get(contender.group, [ALL])]
     return result + [_best_constant_row(measured.of_scene(scene), scene)
                      for scene in (ALL, *classes)]
 
 
-def _row(measured: Measured, column: Column, scene: str) -> Row:
-    sums = measured.sums(column.name)
+def _row(measured: Measured, contender: Contender, scene: str) -> Row:
+    sums = measured.sums(contender.name)
     values = np.mean([average(s, measured.how) for s in sums], axis=0)
     found = None
     if scene == ALL:
         samples = np.mean([resampled(s, measured.counts, measured.how) for s in sums], axis=0)
         found = _intervals(samples, measured.groups) or None
-    return Row(column.name, column.group, scene, _named(values), len(measured.records), found,
-               column.note)
+    return Row(contender.name, contender.group, scene, _named(values), len(measured.records),
+               found, contender.note)
 
 
 def _best_constant_row(measured: Measured, scene: str) -> Row:
@@ -137,7 +137,7 @@ def verdict(measured: Measured) -> Verdict:
         for i in range(len(METRICS))], axis=1)
     comparisons = [_comparison(BEST_CONSTANT, value - constant, samples - oracle, groups)]
     for name in dict.fromkeys(
-            c.name for c in measured.columns if c.group == 'baseline' and c.is_test):
+            c.name for c in measured.contenders if c.group == 'baseline' and c.is_test):
         others = measured.sums(name)
         comparisons.append(_comparison(
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),

@@ -147,7 +147,7 @@ def make_summary(samples, chosen):
                                           for m, g in gains.items()})
                             for name in ('best constant', 'shuffled images')], 12, 'scenes'),
         tables=['1', '2', '3'], **chosen,
-        timing=Timing(len(samples), 12.5, 10.0, 1))
+        timing=Timing(len(samples), 12.5, 10.0))
 
 
 def _mean(samples):

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from offline_eval.baselines import baselines
 from offline_eval.bootstrap import LEAST_GROUPS, draw, groups_of, interval
-from offline_eval.columns import columns
+from offline_eval.contenders import method_and_variants
 from offline_eval.datasets import Entry
 from offline_eval.metrics import SUMS, SortedTruth
 from offline_eval.paper import METHOD, PAPER_CONFIG
@@ -84,8 +85,9 @@ def test_what_an_interval_says(low, high, words):
 
 # Verdict -------------------------------------------------------------------------------------
 
-CHOSEN = columns(PAPER_CONFIG, ('1',), None, MAX_DEPTH, 100)
-NAMES = [column.name for column in CHOSEN]
+CHOSEN = [*method_and_variants(PAPER_CONFIG, ('1',)),
+          *baselines(PAPER_CONFIG, None, MAX_DEPTH, 100)]
+NAMES = [contender.name for contender in CHOSEN]
 
 
 def measured(truths, errors, sequences, how='image'):
@@ -98,7 +100,7 @@ def measured(truths, errors, sequences, how='image'):
         record['curve'] = ordered.score(constants(MAX_DEPTH))
         for place, name in enumerate(NAMES):
             depth = truth * np.exp(errors(name, position))
-            record['columns'][place] = score(depth, truth)
+            record['sums'][place] = score(depth, truth)
     entries = [Entry(i, str(i), 'office', s) for i, s in enumerate(sequences)]
     return Measured(records, CHOSEN, entries, how, MAX_DEPTH)
 
@@ -195,7 +197,7 @@ def test_repetitions_of_a_control_are_averaged():
     data = measured(truths, lambda *_: 0.1, sequences)
     for k, place in enumerate(places):
         for record, truth in zip(data.records, truths, strict=True):
-            record['columns'][place] = score(truth * np.exp(0.1 * (k + 1)), truth)
+            record['sums'][place] = score(truth * np.exp(0.1 * (k + 1)), truth)
     expected = np.mean([np.mean([np.sqrt(((np.exp(0.1 * (k + 1)) - 1) ** 2 * y ** 2).mean())
                                  for y in truths]) for k in range(len(places))])
     row = next(r for r in rows(data) if r.name == 'shuffled words')

@@ -42,6 +42,7 @@ PIP = _pip()
 # What is lost without them.
 OPTIONAL = {
     'rosbags': 'bags are replayed by `ros2 bag` only',
+    'msgspec': 'offline_eval does not run',
     'h5py': 'offline_eval cannot read .mat files',
     'scipy': 'offline_eval cannot read splits.mat',
     'matplotlib': 'reports of offline_eval have no figures',

@@ -160,9 +160,8 @@ def _method(summary: Summary) -> list[Block]:
         'protocol': f'{protocol.name}: {protocol.description}',
         'average': f'per {protocol.average}',
         'command': summary.command,
-        'time': f'{timing.seconds:.1f} s for {timing.images} images ({rate}), {timing.ranks} '
-                f'process{"es" if timing.ranks > 1 else ""}; network {timing.network_seconds:.1f} '
-                's',
+        'time': f'{timing.seconds:.1f} s for {timing.images} images ({rate}); '
+                f'network {timing.network_seconds:.1f} s',
         'versions': ', '.join(f'{k} {v}' for k, v in summary.versions.items()),
     }
     blocks: list[Block] = [

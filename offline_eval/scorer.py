@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one batch of images to its records: features once, then every column."""
+"""From one batch of images to its records: features once, then every contender."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, cache_folder, load
 
-from .columns import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Column
+from .contenders import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Contender
 from .errors import PredictionError
 from .loader import Batch
 from .metrics import MIN_DEPTH, Truth
@@ -30,9 +30,9 @@ TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
 
 
 def encode_all(
-    chosen: Sequence[Column], estimator: DepthEstimator, weights: str, cache_dir: str, log: Log,
+    chosen: Sequence[Contender], estimator: DepthEstimator, weights: str, cache_dir: str, log: Log,
 ) -> TextFeatures:
-    """Text features of every column's words, from the cache where they are in it."""
+    """Text features of every contender's words, from the cache where they are in it."""
     config = estimator.config
     folder = cache_folder(cache_dir)
     cache = TextFeatureCache(folder / 'text', log)
@@ -45,15 +45,15 @@ def encode_all(
         return encode_tokens(words, loaded[0])
 
     found = {config.tokens: estimator.text_features}
-    for column in chosen:
-        if column.kind == READ_OUT and column.tokens not in found:
-            same = sorted(column.tokens) == sorted(config.tokens)
+    for contender in chosen:
+        if contender.kind == READ_OUT and contender.tokens not in found:
+            same = sorted(contender.tokens) == sorted(config.tokens)
             if same:  # The same words in another order.
-                order = [config.tokens.index(token) for token in column.tokens]
-                found[column.tokens] = estimator.text_features[order]
+                order = [config.tokens.index(token) for token in contender.tokens]
+                found[contender.tokens] = estimator.text_features[order]
                 continue
-            words = config.replace(tokens=column.tokens, bins=column.bins)
-            found[column.tokens] = cache.get(
+            words = config.replace(tokens=contender.tokens, bins=contender.bins)
+            found[contender.tokens] = cache.get(
                 words, estimator.weights.digest, estimator.text_features.shape[1],
                 partial(encode, words))[0]
     return found
@@ -68,19 +68,19 @@ class Scorer:
     """
 
     def __init__(
-        self, estimator: DepthEstimator, protocol: Protocol, chosen: Sequence[Column],
+        self, estimator: DepthEstimator, protocol: Protocol, chosen: Sequence[Contender],
         text: TextFeatures, mean_map: NDArray[np.float32] | None,
     ) -> None:
         """Move what all batches need to the device."""
-        self._estimator, self._protocol, self._columns = estimator, protocol, chosen
+        self._estimator, self._protocol, self._contenders = estimator, protocol, chosen
         device = estimator.device
         # Each word set's rows in one matrix: the features are compared with all at once.
         ends = np.cumsum([len(features) for features in text.values()]).tolist()
         self._rows = {words: slice(end - len(features), end)
                       for end, (words, features) in zip(ends, text.items(), strict=True)}
         self._text = torch.from_numpy(np.concatenate(list(text.values()))).to(device)
-        self._bins = {column.bins: torch.tensor(column.bins, device=device)
-                      for column in chosen if column.kind == READ_OUT}
+        self._bins = {contender.bins: torch.tensor(contender.bins, device=device)
+                      for contender in chosen if contender.kind == READ_OUT}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
         self._threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
@@ -101,7 +101,7 @@ class Scorer:
         features = self._features(batch)
         patches = self._all_patches(features, batch)
         for place, depth in patches.items():
-            self._check(depth, self._columns[place], batch)
+            self._check(depth, self._contenders[place], batch)
         rows, columns = _bounding_box(batch.truth)
         truth = torch.from_numpy(batch.truth[:, rows, columns])
         places = list(patches)
@@ -113,7 +113,7 @@ class Scorer:
                 for row, place in enumerate(places):
                     maps[row] = self._pixels(patches[place][i:i + 1])[0, rows, columns]
                 sums = Truth(inside).score(maps, self._protocol.max_depth)
-                batch.records['columns'][i, places] = sums.cpu().numpy()
+                batch.records['sums'][i, places] = sums.cpu().numpy()
 
         self._each(score_images, len(truth))
         return batch.records
@@ -131,19 +131,19 @@ class Scorer:
         return list(self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
 
     def _all_patches(self, features: Tensor, batch: Batch) -> dict[int, Tensor]:
-        """Depth of every column that is not a constant, by its place: patches, or whole maps."""
+        """Depth of all but the constants, by their places: patches, or whole maps."""
         count = features.shape[1]
         parts = self._each(lambda part: self._read_outs(features[:, part]), count)
         found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
-        for place, column in enumerate(self._columns):
-            if column.focal:
-                ratio = torch.from_numpy(self._focal_lengths(batch) / np.float32(column.focal))
+        for place, contender in enumerate(self._contenders):
+            if contender.focal:
+                ratio = torch.from_numpy(self._focal_lengths(batch) / np.float32(contender.focal))
                 found[place] = found[place] * ratio.to(found[place].device)[:, None, None]
-            elif column.kind == PARTNER:
-                found[place] = found[0][partners(count, column.shift)]
-            elif column.kind == RANDOM_PATCH:
+            elif contender.kind == PARTNER:
+                found[place] = found[0][partners(count, contender.shift)]
+            elif contender.kind == RANDOM_PATCH:
                 found[place] = self._random_patches(features, batch)
-            elif column.kind == MEAN_MAP and self._mean_map is not None:
+            elif contender.kind == MEAN_MAP and self._mean_map is not None:
                 found[place] = self._mean_map.expand(count, -1, -1)
         return found
 
@@ -158,9 +158,9 @@ class Scorer:
         logits = self._estimator.logits(features, self._text)
         return {
             place: smooth(self._estimator.read_out(
-                logits[:, :, self._rows[column.tokens]], self._bins[column.bins]).patch_depth,
+                logits[:, :, self._rows[each.tokens]], self._bins[each.bins]).patch_depth,
                 self._estimator.config.smoothing)
-            for place, column in enumerate(self._columns) if column.kind == READ_OUT}
+            for place, each in enumerate(self._contenders) if each.kind == READ_OUT}
 
     @torch.inference_mode()
     def _pixels(self, depth: Tensor) -> Tensor:
@@ -187,14 +187,14 @@ class Scorer:
             for index in batch.positions])
         return torch.from_numpy(drawn.astype(np.float32)).to(features.device)
 
-    def _check(self, patches: Tensor, column: Column, batch: Batch) -> None:
+    def _check(self, patches: Tensor, contender: Contender, batch: Batch) -> None:
         """Upsampling takes means, so that what holds for the patches holds for the pixels."""
         good = (patches.isfinite() & (patches > MIN_DEPTH)).flatten(1).all(1)
         if not bool(good.all()):
             i = int((~good).nonzero()[0])
             values = patches[i][~(patches[i].isfinite() & (patches[i] > MIN_DEPTH))]
             raise PredictionError(
-                f'{column.name}: the predicted depth of image {batch.positions[i]} is '
+                f'{contender.name}: the predicted depth of image {batch.positions[i]} is '
                 f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
                 f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
                 'out of the score in silence.')
