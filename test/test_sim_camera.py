@@ -146,13 +146,14 @@ def test_the_rate_holds_and_rooms_change_while_pictures_come(domain, tmp_path):
 @pytest.mark.slow
 def test_too_high_a_rate_is_said_once_and_pictures_do_not_queue(domain, tmp_path):
     with filming(domain, tmp_path, rate=120.0, width=1280, height=960) as (process, peer):
-        process.wait_for('Rendering cannot keep up with 120 Hz')
+        complaint = process.wait_for('Rendering cannot keep up with 120 Hz')
         before = len(peer.messages['image'])
         peer.wait(lambda: len(peer.messages['image']) > before + 3, 'more pictures')
         age = peer.node.get_clock().now().nanoseconds - stamp_of(peer.messages['image'][-1])
     assert age < 5 * SECOND
     assert process.output.count('cannot keep up') == 1
-    assert int(re.search(r'skipped (\d+)', process.output)[1]) > 0
+    # Not the summary: a process that is late to its end, on a busy machine, has none.
+    assert int(re.search(r'(\d+) pictures skipped', complaint)[1]) > 0
 
 
 @pytest.mark.slow
