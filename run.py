@@ -5,10 +5,12 @@
     python3 run.py demo [OPTIONS]       run the node on images and leave pictures to look at
     python3 run.py test [PYTEST ARGS]   check style and types, and run all tests
     python3 run.py doctor | predict …   any other command of `depthclip`
+    python3 run.py depth_node | offline_eval | …   any other executable: one file each in scripts/
 
 The packages go into the folder .venv beside this file; nothing else on the machine is changed.
 Where a ROS 2 environment is sourced, its rclpy is used, and its NumPy stays (the virtual
-environment sees the system's packages); elsewhere ROS 2 comes as wheels. pip's own settings
+environment sees the system's packages); elsewhere ROS 2 comes as wheels, which are for x86-64 and
+Python 3.10 to 3.13 only. pip's own settings
 (mirror, proxy, find-links, constraints) apply. A second run begins at once: .venv is set up again
 only when setup.py, setup.cfg, this file, the interpreter, or the folder's place has changed.
 """
@@ -19,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,7 +34,11 @@ VENV = ROOT / '.venv'
 STAMP = VENV / 'depthclip_ros-setup.json'
 LOG = VENV / 'pip.log'
 MINIMUM = (3, 10)
-# What a full set-up on Linux takes, most of it PyTorch's CUDA libraries; a CPU build takes less.
+# For what the wheels of ROS 2 are built, which a machine without ROS needs.
+WHEELS_MACHINES = ('x86_64', 'AMD64')
+WHEELS_NEWEST = (3, 13)
+# What a full set-up on Linux takes: 6.5 for .venv, most of it PyTorch's CUDA libraries, and 3 for
+# what pip downloads; a CPU build takes less.
 FULL_GIGABYTES = 10
 LEAST_GIGABYTES = 2
 # Test files run beside each other; what measures time runs alone (see test/conftest.py).
@@ -56,11 +63,29 @@ def main(arguments: list) -> int:
         return 1
     if arguments[0] == 'test':
         return run_tests(python, arguments[1:])
-    command = [str(python), '-m', 'depthclip_ros.cli.main', *arguments]
+    command = command_of(python, arguments)
+    # `depthclip` is not on PATH: what it suggests begins as the user began.
+    os.environ['DEPTHCLIP_COMMAND'] = own_command()
     # One process from here on, so that signals and the exit code are the command's own.
     sys.stdout.flush()
     os.execv(str(python), command)
     return 0
+
+
+def command_of(python: Path, arguments: list) -> list:
+    """An executable of this package by its name, else a command of `depthclip`."""
+    name = arguments[0]
+    if '/' not in name and (ROOT / 'scripts' / name).is_file():
+        return [str(python), str(python.parent / name), *arguments[1:]]
+    return [str(python), '-m', 'depthclip_ros.cli.main', *arguments]
+
+
+def own_command() -> str:
+    """How this file was called, for a shell in the same folder."""
+    name = Path(sys.executable).name
+    found = shutil.which(name)
+    same = found and Path(found).samefile(sys.executable)
+    return shlex.join([name if same else sys.executable, sys.argv[0]])
 
 
 def check_python() -> None:
@@ -80,6 +105,7 @@ def set_up() -> Path:
             return python
         say(f'setting up {VENV}' + (f' on ROS {ros}' if ros else ', with ROS 2 as wheels')
             + ' (a few minutes the first time)')
+        check_wheels(ros)
         check_disk()
         if STAMP.exists():
             STAMP.unlink()
@@ -87,7 +113,34 @@ def set_up() -> Path:
         install(python, ros)
         STAMP.write_text(json.dumps(wanted, indent=2), encoding='utf-8')
         say('set-up complete')
+        say(how_to_go_on())
     return python
+
+
+def how_to_go_on() -> str:
+    """What to type after the set-up, with and without activating .venv."""
+    names = sorted(path.name for path in (ROOT / 'scripts').glob('*') if path.is_file())
+    activate = shlex.quote(os.path.relpath(str(VENV / 'bin' / 'activate')))
+    return (f'from now on: {own_command()} COMMAND …, or once in a shell\n'
+            f'      source {activate}\n  and then by name: {", ".join(names)}')
+
+
+def check_wheels(ros: str) -> None:
+    """Refuse early what pip would refuse late: ROS's wheels are not for every machine."""
+    if ros:
+        return
+    reason = ''
+    if platform.machine() not in WHEELS_MACHINES:
+        reason = f'for x86-64 only, and this machine is {platform.machine()}'
+    elif sys.version_info[:2] > WHEELS_NEWEST:
+        reason = 'for Python 3.10 to {}.{} only, and this is {}'.format(
+            *WHEELS_NEWEST, platform.python_version())
+    if reason:
+        raise SetupError(
+            'no ROS 2 is sourced, and the wheels of ROS 2 that would stand in for it are '
+            f'{reason}. Install ROS 2 (Humble, Jazzy or Lyrical), source its setup.bash, and run '
+            "this file with the system's /usr/bin/python3. More, also of Jetson and Raspberry Pi: "
+            'docs/install.md')
 
 
 def sourced_ros() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from depthclip_ros.cli import main as cli
 from depthclip_ros.cli import processes
 from depthclip_ros.cli.album import Album, Cloud, Frame, write_ply
 from depthclip_ros.color import UNTRAINED
@@ -167,7 +169,7 @@ def test_the_last_frames_wait_for_what_they_lack(tmp_path):
             rclpy.try_shutdown()
     album.close('')
     assert sorted(path.stem for path in tmp_path.iterdir()) == [
-        'cloud_001', 'color_001', 'depth_001', 'overview']
+        'cloud_001', 'color_001', 'depth_001', 'input', 'overview']
 
 
 def test_a_busy_domain_is_not_chosen(monkeypatch):
@@ -282,6 +284,27 @@ def test_the_demo_leaves_depth_pictures_clouds_and_a_summary(demo):
         assert text in output
     assert (out / 'depth_node.yaml').exists()
     assert children_of(out) == []
+    suggestions_work(output, out)
+
+
+def suggestions_work(output, out):
+    """Three commands at the end: the first is run, the others are understood as printed.
+
+    The second is this very demo through another lens, the third `depthclip doctor` or a webcam.
+    """
+    lines = output.partition('Try next:\n')[2].splitlines()
+    commands = [shlex.split(line) for line in lines[::2]]
+    assert [command[:2] for command in commands] in (
+        [['depthclip', name] for name in ('predict', 'demo', third)] for third in
+        ('doctor', 'demo'))
+    assert all(line.startswith('    # ') for line in lines[1::2])
+    for command in commands:
+        cli._parser().parse_args(command[1:])
+    assert cli.main(commands[0][1:]) == 0
+    assert (out / 'predicted' / 'input_depth.png').exists()
+    # The first image is as the camera took it: the left half of the first picture shows it.
+    shown, taken = cv2.imread(str(out / 'color_001.png')), cv2.imread(str(out / 'input.png'))
+    assert (shown[40:440, 20:600] == taken[40:440, 20:600]).mean() > 0.95
 
 
 @pytest.mark.slow

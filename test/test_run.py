@@ -7,6 +7,8 @@ import ast
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -29,6 +31,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, value)
     (tmp_path / 'setup.py').write_text('first')
     monkeypatch.delenv('ROS_DISTRO', raising=False)
+    monkeypatch.setattr(module.platform, 'machine', lambda: 'x86_64')
     module.calls = []
 
     def make_venv(python, ros, version):
@@ -187,13 +190,60 @@ def test_all_checks_run_and_any_failure_counts(run, monkeypatch, capsys):
     assert 'mypy (exit code 1)' in capsys.readouterr().err
 
 
-def test_other_commands_are_those_of_depthclip(run, monkeypatch):
+@pytest.mark.parametrize(('arguments', 'command'), [
+    (['predict', 'a.png', '-o', 'out'],
+     ['-m', 'depthclip_ros.cli.main', 'predict', 'a.png', '-o', 'out']),
+    *(([name, '--help'], [f'/x/{name}', '--help'])
+      for name in ('depth_node', 'depthclip', 'image_source', 'bag_player', 'offline_eval',
+                   'sim_camera')),
+    (['../scripts/depthclip'], ['-m', 'depthclip_ros.cli.main', '../scripts/depthclip']),
+])
+def test_every_executable_is_forwarded_and_other_commands_are_those_of_depthclip(
+        run, monkeypatch, arguments, command):
     executed = []
     monkeypatch.setattr(run.os, 'execv', lambda path, command: executed.append(command))
     monkeypatch.setattr(run, 'set_up', lambda: Path('/x/python'))
-    run.main(['predict', 'a.png', '-o', 'out'])
-    assert executed == [['/x/python', '-m', 'depthclip_ros.cli.main', 'predict', 'a.png', '-o',
-                         'out']]
+    monkeypatch.setattr(run, 'ROOT', ROOT)
+    monkeypatch.setattr(run.sys, 'argv', ['a folder/run.py'])
+    run.main(arguments)
+    assert executed == [['/x/python', *command]]
+    assert shlex.split(os.environ.pop('DEPTHCLIP_COMMAND'))[1:] == ['a folder/run.py']
+
+
+def test_all_executables_can_be_forwarded():
+    """What setup.py installs is what run.py finds in scripts/."""
+    listed = ast.parse((ROOT / 'setup.py').read_text(encoding='utf-8')).body
+    executables = next(ast.literal_eval(node.value) for node in listed
+                       if isinstance(node, ast.Assign) and node.targets[0].id == 'EXECUTABLES')
+    assert {path.name for path in (ROOT / 'scripts').glob('*') if path.is_file()} == {*executables}
+
+
+def test_after_the_set_up_it_says_how_to_go_on(run, capsys):
+    (run.ROOT / 'scripts').mkdir()
+    (run.ROOT / 'scripts' / 'depth_node').touch()
+    run.set_up()
+    said = capsys.readouterr().out
+    activate = re.search(r'source (\S+)', said)[1]
+    assert Path(activate).resolve() == (run.VENV / 'bin' / 'activate').resolve()
+    assert 'by name: depth_node' in said
+    run.set_up()
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(('machine', 'newest', 'words'), [
+    ('aarch64', (3, 99), 'for x86-64 only, and this machine is aarch64'),
+    ('x86_64', (3, 9), r'for Python 3\.10 to 3\.9 only')])
+def test_a_machine_without_wheels_is_told_before_anything_is_made(
+        run, monkeypatch, machine, newest, words):
+    monkeypatch.setattr(run.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(run, 'WHEELS_NEWEST', newest)
+    with pytest.raises(run.SetupError, match=words) as refused:
+        run.set_up()
+    assert 'docs/install.md' in str(refused.value)
+    assert run.calls == []
+    monkeypatch.setattr(run, 'sourced_ros', lambda: 'humble')
+    run.set_up()  # a ROS that is sourced needs no wheels
+    assert run.calls == ['venv', 'install']
 
 
 def test_the_ci_command_is_the_readmes():

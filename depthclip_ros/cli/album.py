@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', 'summary.json')
+# The first image that was answered, as it came.
+INPUT = 'input.png'
+PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', INPUT,
+            'summary.json')
 OVERVIEW_PICTURES = 12
 
 
@@ -136,6 +139,8 @@ class Album:
         self.lost_pixels += lost
         _save(self._path('depth', frame.number, 'png'), millimetres)
         picture = frame.picture
+        if picture is not None and not (self._folder / INPUT).exists():
+            _save(self._folder / INPUT, picture)
         if picture is None:
             picture = np.zeros((*frame.depth.shape, 3), np.uint8)
         _save(self._path('color', frame.number, 'png'), side_by_side(

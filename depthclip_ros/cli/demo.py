@@ -2,16 +2,18 @@
 """`depthclip demo`: node and image source as processes on a real ROS graph, and what came out.
 
 Everything is left in one folder: depth_NNN.png (16-bit millimetres), color_NNN.png, cloud_NNN.ply,
-overview.png, summary.json, the effective settings (depth_node.yaml) and the logs.
+overview.png, input.png, summary.json, the effective settings (depth_node.yaml) and the logs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rclpy
@@ -29,14 +31,13 @@ from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import picture_files
-from .album import Album
+from .album import INPUT, Album
 from .model import output_folder, print_untrained, settings, to_stderr
 from .processes import Child, isolate, stopping, wait_until
 from .recorder import Recorder
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from ..core.config import DepthConfig
     from ..node.config import NodeConfig
@@ -362,6 +363,29 @@ def _finish(folder: Path, plan: Plan, recorder: Recorder, album: Album) -> None:
     if not album.trained:
         sys.stdout.flush()
         print_untrained()
+    if (folder / INPUT).exists():
+        print('Try next:', *suggestions(folder, plan), sep='\n  ', flush=True)
+
+
+def suggestions(folder: Path, plan: Plan) -> list[str]:
+    """Three commands that work as they are printed, with the reason behind each.
+
+    They begin as the demo was called: run.py says how in $DEPTHCLIP_COMMAND.
+    """
+    name = os.environ.get('DEPTHCLIP_COMMAND', 'depthclip')
+    again = shlex.join(['predict', str(folder / INPUT), '--config',
+                        str(folder / 'depth_node.yaml'), '-o', str(folder / 'predicted')])
+    rooms = shlex.join(['demo', *(['--fov', '90'] if plan.built_in else []), '-o',
+                        f'{folder}_rooms'])
+    webcam = shlex.join(['demo', '--webcam', '0', '-o', f'{folder}_webcam'])
+    why = 'the same rooms through a wider lens' if plan.built_in else 'rooms that words can tell'
+    last, wherefore = (webcam, 'your own surroundings') if Path('/dev/video0').exists() else (
+        'doctor', 'what this machine has, and how to mend what it lacks')
+    return [
+        f'{name} {command}\n    # {reason}' for command, reason in (
+            (again, 'the first image again, or one of yours; first change a word in that file'),
+            (rooms, why), (last, wherefore))
+    ]
 
 
 def _milliseconds(value: float | None) -> str:
