@@ -7,15 +7,19 @@ pip: nothing here imports more than the standard library and yaml.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.errors import ConfigError
-from .node.config import read_config
+import yaml
+
+from .core.config import DepthConfig, describe
+from .core.errors import ConfigError, quoted
+from .node.config import NodeConfig, read_config, read_values
 from .resources import config_path, large_images_profile
 from .sources.bag import (
     BagError,
@@ -31,9 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeAlias
 
-    Parameters: TypeAlias = 'dict[str, str | bool | list[str]]'
+    Parameters: TypeAlias = 'dict[str, str | bool | int | float | list[str] | list[float]]'
 
 NODE = 'depth_node'
+# Every setting is a launch argument of its name.
+SETTINGS = {setting.name: setting for settings in (DepthConfig, NodeConfig)
+            for setting in dataclasses.fields(settings)}
 # Seconds for which the player waits for the node, which may have to download its weights first.
 PATIENCE = 1800
 # Seconds from the node's subscriptions to the first message. The player has found the node, but
@@ -65,8 +72,8 @@ class Plan:
     """What to start.
 
     Attributes:
-        params_file: of the node; it has been read and fits.
-        parameters: of the node, over those of the file.
+        params_files: of the node; each has been read, and together they fit.
+        parameters: of the node, over those of the files.
         cameras: at least one.
         remappings: of the node.
         environment: variables to set for all that send images.
@@ -77,7 +84,7 @@ class Plan:
 
     """
 
-    params_file: str
+    params_files: list[str]
     parameters: Parameters
     cameras: list[Camera]
     remappings: list[tuple[str, str]]
@@ -108,23 +115,19 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
     """
     # The demo weights know other words and another camera than OpenAI's.
     usual = config_path('demo' if value['weights'] == 'demo' else 'depth')
-    params_file = str(Path(value['params_file'] or usual).expanduser())
-    read_config(params_file, f'{namespace.rstrip("/")}/{NODE}')
+    files = [str(Path(path).expanduser())
+             for path in [value['params_file'] or str(usual), *_list(value['overlay'])]]
+    parameters = _parameters(value, files, f'{namespace.rstrip("/")}/{NODE}')
     respawn, required = _ending(value)
     cameras, notes = _cameras(value, bag_lister)
-    parameters: Parameters = {
-        name: value[name] for name in ('weights', 'device') if value[name]
-    }
-    if value['cameras']:
-        parameters['cameras'] = [camera.name for camera in cameras]
     if value['bag']:
         parameters['use_sim_time'] = True
-    if _all_compressed([camera.image for camera in cameras]):
+    if _all_compressed([camera.image for camera in cameras]) and not value['image_transport']:
         parameters['image_transport'] = 'compressed'
     if value['use_sim_time']:
         parameters['use_sim_time'] = value['use_sim_time'] == 'true'
     return Plan(
-        params_file=params_file,
+        params_files=files,
         parameters=parameters,
         cameras=cameras,
         remappings=[
@@ -137,6 +140,17 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
         required=required,
         notes=notes,
     )
+
+
+def description_of(setting: dataclasses.Field[Any]) -> str:
+    """What --show-args says of the argument that is named like a setting."""
+    return f'{describe(setting)}; empty: as in params_file'
+
+
+def choices_of(setting: dataclasses.Field[Any]) -> list[str] | None:
+    """What the argument that is named like a setting may be, '' among them; None: anything."""
+    choices = ('true', 'false') if setting.type == 'bool' else setting.metadata['choices']
+    return ['', *choices] if choices else None
 
 
 def report_failure(name: str, code: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -153,6 +167,48 @@ def report_failure(name: str, code: int, loop: asyncio.AbstractEventLoop) -> Non
     """
     if code:
         loop.call_exception_handler({'message': f'{name} has died (exit code {code})'})
+
+
+def _parameters(value: Mapping[str, str], files: Sequence[str], node: str) -> Parameters:
+    """Settings of overlays and arguments; all files together with them are what a node accepts.
+
+    They are given to the node one by one, although it reads the files, too: to ROS, a section
+    with the node's name in params_file outweighs a `/**:` in an overlay.
+    """
+    depth, rest = read_config(files[0], node)
+    changes: dict[str, Any] = {}
+    for path in files[1:]:
+        changes.update(read_values(path, node))
+    changes.update({name: _from_text(setting, value[name])
+                    for name, setting in SETTINGS.items() if value[name]})
+    accepted: Parameters = {}
+    for settings in (depth, rest):
+        given = {name: changes[name] for name in settings.names() if name in changes}
+        try:
+            result = settings.replace(**given).to_dict()
+        except ConfigError as error:
+            raise ConfigError(f'{", ".join(files)} and the arguments of the launch: '
+                              f'{error}') from error
+        accepted.update({name: result[name] for name in given})
+    return accepted
+
+
+def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
+    """The value that a launch argument means; its type is checked by the settings."""
+    kind = str(setting.type)
+    if kind == 'str':
+        return text
+    try:
+        if not kind.startswith('tuple') or text.startswith('['):
+            return yaml.safe_load(text)
+        return [part if 'str' in kind else yaml.safe_load(part) for part in _split(text)]
+    except yaml.YAMLError as error:
+        raise ConfigError(f'{setting.name}:={text}: {quoted(text)} is no value: write a list as '
+                          "'[a, b]' or a,b") from error
+
+
+def _list(text: str) -> list[str]:
+    return _split(text) if text else []
 
 
 def _ending(value: Mapping[str, str]) -> tuple[bool, bool]:

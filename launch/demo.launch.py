@@ -15,6 +15,8 @@ from launch.actions import (
     IncludeLaunchDescription,
     LogInfo,
     OpaqueFunction,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
     SetLaunchConfiguration,
     Shutdown,
 )
@@ -92,6 +94,7 @@ def generate_launch_description() -> LaunchDescription:
         for name in ('params_file', 'namespace', 'rviz', 'required')
     }
     return LaunchDescription([
+        PushLaunchConfigurations(),
         *ARGUMENTS,
         OpaqueFunction(function=_refuse_other_cameras),
         OpaqueFunction(function=_without_missing_rviz),
@@ -100,6 +103,7 @@ def generate_launch_description() -> LaunchDescription:
             PathJoinSubstitution([SHARE, 'launch', 'depth.launch.py']),
             launch_arguments=passed_on.items(),
         ),
+        PopLaunchConfigurations(),
     ])
 
 

@@ -2,12 +2,14 @@
 """Start depth_node, and beside it, if asked for, the replay of a bag and RViz.
 
 An empty argument means: as params_file says. So every default stays in one place. What the
-arguments mean is worked out in depthclip_ros/launching.py.
+arguments mean is worked out in depthclip_ros/launching.py. Defaults of the arguments do not
+outlive this file: what is launched after it sees none of them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import List  # noqa: UP035 (launch_ros does not know list[str])
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
@@ -16,15 +18,27 @@ from launch.actions import (
     DeclareLaunchArgument,
     LogInfo,
     OpaqueFunction,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
     Shutdown,
     TimerAction,
 )
 from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from depthclip_ros.launching import NODE, Plan, full_namespace, plan, report_failure
+from depthclip_ros.launching import (
+    NODE,
+    SETTINGS,
+    Plan,
+    choices_of,
+    description_of,
+    full_namespace,
+    plan,
+    report_failure,
+)
 
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
@@ -40,6 +54,12 @@ ARGUMENTS = [
         default_value='',
         description='ROS parameter file with all settings of the node; empty: config/depth.yaml '
         'of this package, with weights:=demo its config/demo.yaml',
+    ),
+    DeclareLaunchArgument(
+        'overlay',
+        default_value='',
+        description='Parameter files over params_file, separated by commas: the last one that '
+        'has a setting counts, and an argument of its name more than all files',
     ),
     DeclareLaunchArgument(
         'namespace',
@@ -122,10 +142,31 @@ ARGUMENTS = [
     ),
 ]
 
+# Those above have a meaning of their own.
+NAMED = {argument.name for argument in ARGUMENTS}
+ARGUMENTS += [
+    DeclareLaunchArgument(
+        name,
+        default_value='',
+        choices=choices_of(setting),
+        description=description_of(setting),
+    )
+    for name, setting in SETTINGS.items() if name not in NAMED
+]
+
 
 def generate_launch_description() -> LaunchDescription:
-    """Arguments first, so that --show-args lists them; the rest depends on their values."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=_actions)])
+    """Arguments first, so that --show-args lists them; the rest depends on their values.
+
+    A launch file that includes this one, and then others, gets its configurations back as they
+    were: else a camera's own `log_level` would be set to this file's default of it.
+    """
+    return LaunchDescription([
+        PushLaunchConfigurations(),
+        *ARGUMENTS,
+        OpaqueFunction(function=_actions),
+        PopLaunchConfigurations(),
+    ])
 
 
 def _actions(context: LaunchContext) -> list[Action]:
@@ -136,13 +177,14 @@ def _actions(context: LaunchContext) -> list[Action]:
     player = Path(get_package_prefix(PACKAGE), 'lib', PACKAGE, 'bag_player')
     todo = plan(value, namespace, [str(player)])
     log_level = ['--log-level', value['log_level']] if value['log_level'] else []
+    parameters = {name: _typed(given) for name, given in todo.parameters.items()}
     actions: list[Action] = [LogInfo(msg=note) for note in todo.notes]
     actions.append(Node(
         package=PACKAGE,
         executable=NODE,
         name=NODE,
         namespace=namespace,
-        parameters=[todo.params_file, *([todo.parameters] if todo.parameters else [])],
+        parameters=[*todo.params_files, *([parameters] if parameters else [])],
         remappings=todo.remappings,
         ros_arguments=log_level,
         additional_env=todo.environment,
@@ -163,6 +205,15 @@ def _actions(context: LaunchContext) -> list[Action]:
     if value['rviz'] == 'true':
         actions.append(_rviz(todo, namespace))
     return actions
+
+
+def _typed(value: object) -> object:
+    """A text stays one: launch would read `no` and `1` as YAML."""
+    if isinstance(value, str):
+        return ParameterValue(value, value_type=str)
+    if isinstance(value, list) and isinstance(value[0], str):
+        return ParameterValue(value, value_type=List[str])  # noqa: UP006
+    return value
 
 
 def _value(context: LaunchContext, name: str) -> str:

@@ -92,6 +92,8 @@ def launch_arguments(name):
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'DeclareLaunchArgument':
+            if not isinstance(node.args[0], ast.Constant):  # those that are made of the settings
+                continue
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             assert 'description' in given, node.args[0].value
             found[node.args[0].value] = getattr(given['default_value'], 'value', None)

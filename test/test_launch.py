@@ -250,6 +250,48 @@ def test_empty_arguments_leave_the_settings_alone(settings, tiny_weights):
 
 
 @pytest.mark.slow
+def test_settings_are_arguments_over_overlays_over_the_file(settings, tmp_path):
+    overlay = tmp_path / 'overlay.yaml'
+    overlay.write_text('/**:\n  ros__parameters: {max_age: 4.0, input_timeout: 7.0}\n')
+    words = ['no', '1', 'a b']
+    arguments = [f'params_file:={settings}', f'overlay:={overlay}', 'max_age:=6',
+                 f'tokens:={",".join(words)}', 'bins:=1,2,3', 'flip_average:=true']
+    with Launched(*arguments) as launched:
+        age, timeout, tokens, bins, flip, height = launched.parameters(
+            '/depth_node', 'max_age', 'input_timeout', 'tokens', 'bins', 'flip_average',
+            'input_height')
+        assert (age.double_value, timeout.double_value) == (6.0, 7.0)
+        assert list(tokens.string_array_value) == words
+        assert list(bins.double_array_value) == [1.0, 2.0, 3.0]
+        assert flip.bool_value
+        assert height.integer_value == 96
+        launched.interrupt()
+
+
+INCLUDING = """
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription, LogInfo, OpaqueFunction
+def told(context):
+    return [LogInfo(msg=f'left behind: {sorted(context.launch_configurations)}')]
+def generate_launch_description():
+    include = IncludeLaunchDescription(DEPTH, launch_arguments=[('weights', '/nowhere.pt')])
+    return LaunchDescription([include, OpaqueFunction(function=told)])
+"""
+
+
+@pytest.mark.parametrize('file', [LAUNCH_FILE, DEMO_FILE])
+def test_an_include_leaves_no_defaults_behind(tmp_path, file):
+    outer = tmp_path / 'outer.launch.py'
+    outer.write_text(INCLUDING.replace('DEPTH', repr(str(file))))
+    with Launched('rviz:=false', file=outer) as launched:
+        output = launched.output_at_end() if file == DEMO_FILE else None
+        if output is None:  # all else goes on without the node
+            launched.spin_until(lambda: False, 3)
+            output = launched.interrupt()
+    assert re.search(r"left behind: \['rviz', 'weights'\]", output), output
+
+
+@pytest.mark.slow
 def test_everything_ends_when_the_node_cannot_start(settings, tmp_path):
     bag = write_bag(tmp_path / 'bag')
     arguments = [f'params_file:={settings}', 'weights:=/nowhere/weights.pt', f'bag:={bag}']

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import List  # noqa: UP035 (as launch_ros wants it)
 from unittest.mock import MagicMock
 
 import pytest
@@ -24,10 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 INFO = 'sensor_msgs/msg/CameraInfo'
 ARGUMENTS = {
-    'params_file': str(ROOT / 'config/demo.yaml'), 'namespace': '', 'cameras': '', 'image': '',
-    'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '', 'rviz': 'false',
-    'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
+    'params_file': str(ROOT / 'config/demo.yaml'), 'overlay': '', 'namespace': '', 'cameras': '',
+    'image': '', 'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '',
+    'rviz': 'false', 'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
 }
+ARGUMENTS.update((name, '') for name in launching.SETTINGS if name not in ARGUMENTS)
 NO_LISTER = ['/nowhere/bag_player']
 
 
@@ -94,7 +96,7 @@ def test_arguments_that_do_not_fit(arguments, words):
 def test_a_parameter_file_must_be_for_the_node_where_it_will_be(tmp_path):
     path = tmp_path / 'settings.yaml'
     path.write_text('/front/depth_node:\n  ros__parameters:\n    offline: true\n')
-    assert make_plan('/front', params_file=str(path)).params_file == str(path)
+    assert make_plan('/front', params_file=str(path)).params_files == [str(path)]
     with pytest.raises(ConfigError, match='no section for /depth_node; found'):
         make_plan(params_file=str(path))
     path.write_text('/**:\n  ros__parameters:\n    ofline: true\n')
@@ -104,8 +106,60 @@ def test_a_parameter_file_must_be_for_the_node_where_it_will_be(tmp_path):
 
 @pytest.mark.parametrize(('weights', 'name'), [('', 'depth'), ('demo', 'demo')])
 def test_without_a_parameter_file_the_weights_have_their_own(weights, name):
-    path = make_plan(params_file='', weights=weights).params_file
+    path, = make_plan(params_file='', weights=weights).params_files
     assert Path(path) == ROOT / 'config' / f'{name}.yaml'
+
+
+@pytest.mark.parametrize(('name', 'text', 'value'), [
+    ('temperature', '2', 2.0), ('input_height', '96', 96), ('flip_average', 'true', True),
+    ('tokens', '[no, yes, far, a, b, 1, c, d, e, f]', None),
+    ('tokens', 'no,yes,1,a b,c,d,e,f,g,h', ['no', 'yes', '1', 'a b', *'cdefgh']),
+    ('tokens', '["no", "yes", "1", a, b, c, d, e, f, g]', ['no', 'yes', '1', *'abcdefg']),
+    ('bins', '1,2,3,4,5,6,7,8,9,10', [*map(float, range(1, 11))]),
+    ('cameras', 'front, rear', ['front', 'rear']), ('anchor_pose', '1 0 0 0 0 0', '1 0 0 0 0 0'),
+    ('image_transport', 'compressed', 'compressed'),
+])
+def test_every_setting_is_an_argument(name, text, value):
+    if value is None:
+        with pytest.raises(ConfigError, match='not a list of texts'):
+            make_plan(**{name: text})
+    else:
+        parameters = make_plan(**{name: text}).parameters
+        assert parameters == {name: value}
+        kinds = {type(item) for item in value} if isinstance(value, list) else {type(value)}
+        got = parameters[name]
+        assert {type(item) for item in (got if isinstance(got, list) else [got])} == kinds
+
+
+@pytest.mark.parametrize(('name', 'text', 'words'), [
+    ('temperature', 'hot', "temperature: 'hot' is not a number"),
+    ('temperature', '-1', 'is outside'), ('flip_average', '1', 'not true or false'),
+    ('bins', '[1, 2', 'is no value'), ('tokens', 'near,far', 'and the arguments of the launch'),
+])
+def test_arguments_that_the_node_would_refuse_are_refused_before_it_starts(name, text, words):
+    with pytest.raises(ConfigError, match=words):
+        make_plan(**{name: text})
+
+
+def test_overlays_count_in_their_order_and_arguments_before_them(tmp_path):
+    first, second = tmp_path / 'first.yaml', tmp_path / 'second.yaml'
+    first.write_text('/**:\n  ros__parameters: {temperature: 3.0, max_age: 4.0, anchor: scan}\n')
+    second.write_text('/depth_node:\n  ros__parameters: {temperature: 5, use_sim_time: true}\n')
+    overlay = f'{first}, {second}'
+    plan = make_plan(overlay=overlay, max_age='6.5')
+    assert plan.parameters == {'temperature': 5.0, 'max_age': 6.5, 'anchor': 'scan'}
+    # The files go along for what is ROS's own, such as use_sim_time and qos_overrides.
+    assert plan.params_files == [ARGUMENTS['params_file'], str(first), str(second)]
+    with pytest.raises(ConfigError, match='no section for /front/depth_node'):
+        make_plan('/front', overlay=overlay)
+    second.write_text('/**:\n  ros__parameters: {temprature: 5}\n')
+    with pytest.raises(ConfigError, match=r"second\.yaml: unknown setting 'temprature'"):
+        make_plan(overlay=overlay)
+    # Settings that only fit together may come from several places.
+    second.write_text('/**:\n  ros__parameters: {bins: [1, 2]}\n')
+    assert make_plan(overlay=overlay, tokens='near,far').parameters['bins'] == [1.0, 2.0]
+    with pytest.raises(ConfigError, match=r'and the arguments of the launch: .*bins'):
+        make_plan(overlay=overlay)
 
 
 @pytest.mark.parametrize(('around', 'given', 'full'), [
@@ -237,16 +291,19 @@ def launch_file(monkeypatch):
 
     fake = MagicMock()
     fake.LaunchDescription = list
-    for name in ('DeclareLaunchArgument', 'IncludeLaunchDescription', 'LogInfo', 'OpaqueFunction',
-                 'SetLaunchConfiguration', 'Shutdown', 'TimerAction', 'Node'):
+    for name in ('IncludeLaunchDescription', 'LogInfo', 'OpaqueFunction',
+                 'PopLaunchConfigurations', 'PushLaunchConfigurations', 'SetLaunchConfiguration',
+                 'Shutdown', 'TimerAction', 'Node'):
         setattr(fake, name, action(name))
     fake.DeclareLaunchArgument = lambda name, **named: SimpleNamespace(name=name, **named)
     fake.LaunchConfiguration = lambda name, default=None: SimpleNamespace(
         perform=lambda context: context.launch_configurations.get(name, default))
+    fake.ParameterValue = lambda value, value_type: (value, value_type)
     fake.get_package_prefix = lambda package: str(ROOT)
     for name in ('launch', 'launch.action', 'launch.actions', 'launch.events',
                  'launch.events.process', 'launch.substitutions', 'launch_ros',
-                 'launch_ros.actions', 'launch_ros.substitutions', 'ament_index_python.packages'):
+                 'launch_ros.actions', 'launch_ros.parameter_descriptions',
+                 'launch_ros.substitutions', 'ament_index_python.packages'):
         monkeypatch.setitem(sys.modules, name, fake)
     return lambda name: runpy.run_path(str(ROOT / 'launch' / name))
 
@@ -257,20 +314,31 @@ def context(**arguments):
 
 
 def test_the_launch_file_declares_what_the_plan_reads(launch_file):
-    assert [a.name for a in launch_file('depth.launch.py')['ARGUMENTS']] == list(ARGUMENTS)
+    declared = launch_file('depth.launch.py')['ARGUMENTS']
+    assert [a.name for a in declared] == list(ARGUMENTS)
+    assert {a.name: a.choices for a in declared if a.name in ('offline', 'features', 'tokens')} \
+        == {'offline': ['', 'true', 'false'], 'tokens': None, 'features': [
+            '', 'reference', 'maskclip', 'attnpool', 'crops']}
+    assert all(a.default_value == '' for a in declared if a.name in launching.SETTINGS)
 
 
-def test_node_and_player_are_started_at_once(launch_file, bag):
-    actions = launch_file('depth.launch.py')['_actions'](
-        context(bag=bag(*camera('cam')), namespace='front', log_level='warn'))
-    node, player = (action for action in actions if action.kind == 'Node')
-    assert (node.executable, node.namespace, node.respawn) == ('depth_node', '/front', False)
-    assert node.parameters == [ARGUMENTS['params_file'], {'use_sim_time': True}]
-    assert ('image', '/cam/image') in node.remappings
-    assert node.ros_arguments == ['--log-level', 'warn']
-    assert player.executable == 'bag_player'
-    assert player.arguments[-2:] == ['/cam/image', '/cam/camera_info']
-    assert node.additional_env == player.additional_env
+@pytest.mark.parametrize('name', ['depth.launch.py', 'demo.launch.py'])
+def test_no_default_of_an_argument_outlives_the_file(launch_file, name):
+    """Else a camera's launch file after it would take them for what its user gave it."""
+    kinds = [getattr(action, 'kind', 'DeclareLaunchArgument')
+             for action in launch_file(name)['generate_launch_description']()]
+    assert kinds[0] == 'PushLaunchConfigurations'
+    assert kinds[-1] == 'PopLaunchConfigurations'
+    assert kinds.count('PushLaunchConfigurations') == 1
+
+
+def test_texts_reach_the_node_as_texts(launch_file):
+    """launch reads the values of parameters as YAML."""
+    node = launch_file('depth.launch.py')['_actions'](context(
+        tokens='no,yes,1,a b,c,d,e,f,g,h', temperature='3', weights='1'))[-1]
+    assert node.parameters[1] == {
+        'tokens': (['no', 'yes', '1', 'a b', *'cdefgh'], List[str]),  # noqa: UP006
+        'temperature': 3.0, 'weights': ('1', str)}
 
 
 @pytest.mark.parametrize(('arguments', 'code', 'kinds', 'failures'), [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.config import DepthConfig, Settings, define, read_parameters, unknown_message
 from ..core.errors import ConfigError, quoted
@@ -166,18 +167,33 @@ def read_config(
         ConfigError: missing or malformed file, no section for the node, unknown or wrong setting.
 
     """
-    values = read_parameters(path, node_name)
-    known = DepthConfig.names() + NodeConfig.names()
-    unknown = [key for key in values if key not in known and not ROS_OWN.match(key)]
+    values = read_values(path, node_name)
     try:
-        if unknown:
-            raise ConfigError(unknown_message(unknown, known))
         return (
             DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
             NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
         )
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
+
+
+def read_values(path: str | Path, node_name: str = 'depth_node') -> dict[str, Any]:
+    """Read what a ROS parameter file sets, and nothing else; values are not checked.
+
+    Args:
+        path: the YAML file; see `read_config`.
+        node_name: fully qualified or bare name of the node.
+
+    Raises:
+        ConfigError: missing or malformed file, no section for the node, unknown setting.
+
+    """
+    values = read_parameters(path, node_name)
+    known = DepthConfig.names() + NodeConfig.names()
+    unknown = [key for key in values if key not in known and not ROS_OWN.match(key)]
+    if unknown:
+        raise ConfigError(f'{path}: {unknown_message(unknown, known)}')
+    return {key: value for key, value in values.items() if key in known}
 
 
 def with_demo_settings(
