@@ -312,13 +312,24 @@ def test_an_engine_that_breaks_says_what_broke(build, monkeypatch):
         build(engine='compile')
 
 
-def test_slow_bfloat16_is_said(monkeypatch):
+def test_bfloat16_is_taken_only_where_it_is_fast(monkeypatch):
     said = []
     monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: False)
-    assert resolve_precision('bfloat16', CPU, said.append) == torch.bfloat16
+    assert resolve_precision('bfloat16', CPU, said.append) == torch.float32
     assert said[0].startswith('WARNING: precision: bfloat16')
+    assert 'float32 runs instead' in said[0]
     monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
-    resolve_precision('bfloat16', CPU, pytest.fail)
+    assert resolve_precision('bfloat16', CPU, pytest.fail) == torch.bfloat16
+
+
+@pytest.mark.parametrize('able', [True, False])
+@pytest.mark.parametrize(('machine', 'torch_knows'), [('x86_64', False), ('aarch64', True)])
+def test_where_torch_cannot_tell_a_convolution_is_tried(monkeypatch, machine, torch_knows, able):
+    monkeypatch.setattr('platform.machine', lambda: machine)
+    if not torch_knows:
+        monkeypatch.delattr(torch.cpu, '_is_avx512_bf16_supported', raising=False)
+    monkeypatch.setattr(resnet, 'can_fuse', lambda dtype: dtype == torch.bfloat16 and able)
+    assert cpu_has_bfloat16() == able
 
 
 # Processors and builds of torch that can do less --------------------------------------------
@@ -347,9 +358,10 @@ as_it_is = pytest.mark.skipif(
 
 # What is said of a precision, and which convolutions run.
 LESSER = [('plain', 'float32', 'has no attribute', 'Convolution'),
-          ('plain', 'bfloat16', 'has no attribute', 'Convolution'),
+          pytest.param('plain', 'bfloat16', 'has no attribute', 'Convolution',
+                       marks=needs_bfloat16),
           ('no-bf16-reorder', 'float32', None, 'OneDnnConvolution'),
-          ('no-bf16-reorder', 'bfloat16', 'avx_ne_convert', 'Convolution')]
+          ('no-bf16-reorder', 'bfloat16', None, 'OneDnnConvolution')]
 
 
 @as_it_is
@@ -392,11 +404,17 @@ def test_auto_with_amx_goes_on_where_nothing_private_is_left(build, pretend, mon
 
 
 @as_it_is
-def test_slow_bfloat16_is_said_of_such_a_processor(build, pretend):
+@pytest.mark.parametrize('engine', ['auto', 'eager', 'torch'])
+def test_without_instructions_for_it_bfloat16_is_float32_and_that_is_said(build, pretend, engine):
+    """And so never slower than what was not asked for."""
+    expected = build(engine=engine).predict(IMAGES[0]).depth
     pretend('no-bf16-reorder')
     said = []
-    build(said.append, precision='bfloat16')
-    assert any('has no arithmetic for it' in text for text in said)
+    estimator = build(said.append, engine=engine, precision='bfloat16')
+    assert estimator.precision == 'float32'
+    assert [text for text in said if text.startswith('WARNING')] == [
+        text for text in said if 'has no fast arithmetic for it' in text] != []
+    np.testing.assert_array_equal(estimator.predict(IMAGES[0]).depth, expected)
 
 
 @as_it_is

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -131,10 +132,13 @@ def resolve_precision(
 ) -> torch.dtype:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
+    Where a CPU has no fast arithmetic for bfloat16, that is float32, too: what was asked for is
+    speed, at the price of exactness, and it would cost both.
+
     Args:
         name: auto, float32, float16 or bfloat16.
         device: where it will run.
-        log: warned of a format that is slow there.
+        log: warned of a format that would be slow there, and is not taken.
 
     Raises:
         ConfigError: float16 on a CPU, which has no arithmetic for it.
@@ -145,15 +149,24 @@ def resolve_precision(
     if name == 'float16' and device.type == 'cpu':
         raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
     if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
-        log('WARNING: precision: bfloat16, but this processor has no arithmetic for it (such as '
-            'AVX-512 BF16 or AMX); float32 is faster here.')
+        log('WARNING: precision: bfloat16, but this processor has no fast arithmetic for it (such '
+            'as AVX-512 BF16 or AMX): float32 runs instead, which is faster here, and more exact.')
+        name = 'float32'
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; False where torch cannot tell."""
-    return cpu_has_amx() or _cpu_has('_is_avx512_bf16_supported')
+    """Whether this processor multiplies in bfloat16, and so faster than in float32.
+
+    torch's own checks know x86-64 only, and not in every version. Elsewhere a convolution is
+    tried: oneDNN refuses those for which it has no instructions.
+    """
+    check = '_is_avx512_bf16_supported'
+    if platform.machine().lower() in ('x86_64', 'amd64') and hasattr(torch.cpu, check):
+        return cpu_has_amx() or _cpu_has(check)
+    from .resnet import can_fuse  # which is made of what is here
+    return bool(can_fuse(torch.bfloat16))
 
 
 def cpu_has_amx() -> bool:
