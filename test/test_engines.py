@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -27,14 +28,26 @@ from depthclip_ros.core import (
     resnet,
 )
 from depthclip_ros.core.backbone import build_image_encoder
-from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision
-from depthclip_ros.core.onednn_graph import can_compile
+from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision, try_out
 from depthclip_ros.core.resnet import FoldedResNet, can_fuse
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 CPU = torch.device('cpu')
+
+
+@functools.cache
+def can_compile(dtype):
+    """Whether TorchScript makes oneDNN graphs here in a number format."""
+    def compile_one():
+        weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
+        network = nn.Sequential(
+            resnet.Convolution(weight, weight[0, :, 0, 0], 1, 0), nn.ReLU()).eval()
+        onednn_graph._compile(network, torch.zeros(1, 8, 4, 4, dtype=dtype).to(
+            memory_format=torch.channels_last))
+    return try_out(compile_one)
+
 
 needs_compiler = pytest.mark.skipif(
     shutil.which('c++') is None and shutil.which('g++') is None,
@@ -76,6 +89,7 @@ def test_float32_engines_equal_the_reference(build, engine, flip):
             np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=2e-3)
 
 
+@needs_bfloat16
 @pytest.mark.parametrize('engine', ['eager', *ENGINES])
 def test_bfloat16_engines_stay_near_it(build, engine):
     if engine == 'onednn' and not can_compile(torch.bfloat16):
@@ -92,6 +106,7 @@ def test_bfloat16_engines_stay_near_it(build, engine):
 def test_a_batch_goes_in_the_parts_that_are_fastest(build, monkeypatch, amx, precision, calls):
     if not can_fuse(getattr(torch, precision)):
         pytest.skip(can_fuse(getattr(torch, precision)).why_not)
+    monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
     monkeypatch.setattr(resnet, 'cpu_has_amx', lambda: amx)
     estimator = build(engine='torch', precision=precision, flip_average=False)
     alone = [estimator.predict(image).depth for image in IMAGES]
@@ -178,14 +193,10 @@ def test_auto_is_onednn_for_bfloat16_with_amx(build, monkeypatch, amx, engine):
 def test_onednn_that_compiles_nothing_is_passed_over(build, monkeypatch):
     monkeypatch.setattr(engines, 'automatic', lambda *_: ['onednn', 'torch', 'eager'])
     monkeypatch.setattr(onednn_graph, '_FUSED', 'what no torch says')
-    can_compile.cache_clear()
     said = []
-    try:
-        assert build(log=said.append).engine == 'torch'
-        with pytest.raises(EngineError, match='does not run here'):
-            build(engine='onednn')
-    finally:
-        can_compile.cache_clear()
+    assert build(log=said.append).engine == 'torch'
+    with pytest.raises(EngineError, match='does not run here'):
+        build(engine='onednn')
     assert any(text.startswith('WARNING: engine: onednn does not run here (')
                and text.endswith('Going on with engine: torch.') for text in said)
 
@@ -257,8 +268,8 @@ LIES = {
 def replace(monkeypatch, name, build):
     """Let an engine run what `build` makes of CLIP's own trunk; the others stay."""
     original = engines.build_trunk
-    monkeypatch.setattr(engines, 'build_trunk', lambda engine, trunk, *rest: (
-        build(trunk) if engine == name else original(engine, trunk, *rest)))
+    monkeypatch.setattr(engines, 'build_trunk', lambda engine, trunk, *rest, **fused: (
+        build(trunk) if engine == name else original(engine, trunk, *rest, **fused)))
 
 
 @pytest.mark.parametrize('lie', LIES)
@@ -338,18 +349,12 @@ def test_where_torch_cannot_tell_a_convolution_is_tried(monkeypatch, machine, to
 @pytest.fixture
 def pretend(monkeypatch):
     """Let torch be one of the lesser kinds until the test ends."""
-    probes = (can_fuse, can_compile)
-
-    def forget():
-        for probe in probes:
-            probe.cache_clear()
-
-    def become(kind):
-        forget()
-        lesser_cpu.pretend(kind, monkeypatch.setattr, monkeypatch.delattr)
+    def become(kind, **missing):
+        can_fuse.cache_clear()
+        lesser_cpu.pretend(kind, monkeypatch.setattr, monkeypatch.delattr, **missing)
     yield become
     monkeypatch.undo()
-    forget()
+    can_fuse.cache_clear()
 
 
 as_it_is = pytest.mark.skipif(
@@ -401,6 +406,59 @@ def test_auto_with_amx_goes_on_where_nothing_private_is_left(build, pretend, mon
     said = []
     assert build(said.append, precision='bfloat16').engine == 'torch'
     assert any(text.endswith('Going on with engine: torch.') for text in said)
+
+
+@as_it_is
+@needs_fused
+@pytest.mark.parametrize('operator', lesser_cpu.FUSED)
+def test_each_operator_that_is_missing_leaves_the_plain_steps(build, pretend, operator):
+    """Even one that is not asked for before the first image goes through."""
+    expected = build(engine='eager').predict(IMAGES[0]).depth
+    pretend('plain', missing=[operator])
+    said = []
+    estimator = build(said.append)
+    assert estimator.engine == 'torch'
+    assert type(estimator._encoder.trunk.stem[0]).__name__ == 'Convolution'
+    assert any('plain, slower steps' in text and operator in text for text in said)
+    np.testing.assert_allclose(estimator.predict(IMAGES[0]).depth, expected, rtol=0, atol=1e-4)
+
+
+@needs_fused
+@pytest.mark.parametrize('fails', [lambda x: x.shape[2] > 4, lambda x: len(x) > 1],
+                         ids=['of that size', 'of that number'])
+def test_an_operator_that_breaks_on_real_images_is_passed_over(build, monkeypatch, fails):
+    """A probe of four pixels would have let it pass."""
+    relu = resnet.OneDnnConvolution.relu
+
+    def breaks(self, x):
+        if fails(x):
+            raise RuntimeError('could not create a primitive')
+        return relu(self, x)
+    assert can_fuse(torch.float32)
+    monkeypatch.setattr(resnet.OneDnnConvolution, 'relu', breaks)
+    monkeypatch.setattr(resnet, 'images_at_once', lambda dtype: 2)
+    said = []
+    estimator = build(said.append, flip_average=True)
+    assert estimator.engine == 'torch'
+    assert any('could not create a primitive' in text for text in said)
+    assert np.isfinite(estimator.predict(IMAGES[0]).depth).all()
+
+
+@as_it_is
+@needs_graphs
+@pytest.mark.parametrize('name', lesser_cpu.TORCHSCRIPT)
+def test_each_piece_of_torchscript_that_is_missing_leaves_the_operators(
+        build, pretend, monkeypatch, name):
+    pretend('plain', missing=[], torchscript=[name])
+    with pytest.raises(EngineError, match='onednn does not run here'):
+        build(engine='onednn')
+    monkeypatch.setattr(engines, 'automatic', lambda *_: ['onednn', 'torch', 'eager'])
+    said = []
+    estimator = build(said.append)
+    assert estimator.engine == 'torch'
+    assert type(estimator._encoder.trunk.stem[0]).__name__ == 'OneDnnConvolution'
+    assert any(text.startswith('WARNING: engine: onednn does not run here (')
+               and name.rpartition('.')[2] in text for text in said)
 
 
 @as_it_is

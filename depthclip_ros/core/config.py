@@ -203,7 +203,8 @@ class DepthConfig(Settings):
         'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's",
         choices=('imagenet', 'clip'))
     precision: str = define(
-        'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA",
+        'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
+                'float32 on a CPU without arithmetic for it',
         choices=('auto', 'float32', 'float16', 'bfloat16'))
     engine: str = define(
         'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), or '

@@ -253,7 +253,7 @@ class DepthEstimator:
         with current(self.device):
             self.engine = engines.install(
                 self._encoder, config.engine, dtype, self.device,
-                self._size, log, self.weights.source)
+                self._size, log, self.weights.source, 1 + config.flip_average)
             mean, deviation = (
                 np.array(values) for values in NORMALIZATIONS[config.normalization])
             # What becomes zeros, but for less than half a level.

@@ -9,7 +9,6 @@ does not do it, `engines` goes on with the operators, whose features are the sam
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .device import Ability, try_out
-from .resnet import Convolution, by_parts, images_at_once
+from .resnet import by_parts, images_at_once
 
 if TYPE_CHECKING:
     from .resnet import FoldedResNet
@@ -59,7 +57,7 @@ def _compile(network: nn.Module, images: Tensor) -> Any:
     """Compile for images of this shape.
 
     Raises:
-        RuntimeError: this PyTorch does not.
+        Exception: of any type, where this PyTorch does not.
 
     """
     before = torch._C._jit_llga_enabled()  # noqa: SLF001
@@ -75,15 +73,3 @@ def _compile(network: nn.Module, images: Tensor) -> Any:
     if _FUSED not in str(_JIT.last_executed_optimized_graph()):
         raise RuntimeError('TorchScript made no oneDNN graph of the network')
     return compiled
-
-
-@functools.cache
-def can_compile(dtype: torch.dtype) -> Ability:
-    """Whether TorchScript makes oneDNN graphs here in a number format."""
-    def compile_one() -> None:
-        weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
-        network = nn.Sequential(Convolution(weight, weight[0, :, 0, 0], 1, 0), nn.ReLU()).eval()
-        images = torch.zeros(1, 8, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
-        with _SWITCH:
-            _compile(network, images)
-    return try_out(compile_one)

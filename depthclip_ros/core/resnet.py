@@ -91,10 +91,10 @@ class OneDnnConvolution(nn.Module):
 
 @functools.cache
 def can_fuse(dtype: torch.dtype) -> Ability:
-    """Whether oneDNN's fused convolutions work here in a number format.
+    """Whether oneDNN's fused convolutions are here in a number format.
 
     They are private to torch: a build may lack them, and they refuse bfloat16 where the processor
-    has no instructions for it.
+    has no instructions for it. Whether they work at the real size `engines` finds out.
     """
     def fuse() -> None:
         weight = torch.zeros(8, 8, 1, 1, dtype=dtype)

@@ -20,6 +20,8 @@ KINDS = ('plain', 'no-bf16-reorder')
 VARIABLE = 'DEPTHCLIP_TEST_CPU'
 # The whole of what this package uses of torch that is private, or may be built without.
 FUSED = ('_convolution_pointwise', '_convolution_pointwise_', '_reorder_convolution_weight')
+TORCHSCRIPT = ('torch._C._jit_llga_enabled', 'torch.jit.enable_onednn_fusion', 'torch.jit.trace',
+               'torch.jit.freeze', 'torch.jit.last_executed_optimized_graph')
 REFUSAL = ('mkldnn_reorder_conv2d_weight: bf16 path needs the cpu support avx_ne_convert or '
            'avx512bw, avx512vl and avx512dq')
 
@@ -29,19 +31,20 @@ def asked_by_us():
     return sys._getframe(2).f_globals.get('__name__', '').startswith('depthclip_ros.')
 
 
-def pretend(kind, setattr=setattr, delattr=delattr):  # noqa: A002 (monkeypatch's, for a test)
-    """Let this process's torch be one of the kinds."""
+def pretend(kind, setattr=setattr, delattr=delattr,  # noqa: A002 (monkeypatch's, for a test)
+            missing=FUSED, torchscript=TORCHSCRIPT[:2]):
+    """Let this process's torch be one of the kinds; 'plain' without these names."""
     import torch
     operators = torch.ops.mkldnn
 
     class Plain(type(operators)):
         def __getattribute__(self, name):  # what has been looked up before
-            if name in FUSED and asked_by_us():
+            if name in missing and asked_by_us():
                 raise AttributeError(name)
             return super().__getattribute__(name)
 
         def __getattr__(self, name):
-            if name in FUSED and asked_by_us():
+            if name in missing and asked_by_us():
                 raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
             return super().__getattr__(name)
 
@@ -59,8 +62,9 @@ def pretend(kind, setattr=setattr, delattr=delattr):  # noqa: A002 (monkeypatch'
 
     if kind == 'plain':
         setattr(operators, '__class__', Plain)
-        delattr(torch._C, '_jit_llga_enabled')
-        delattr(torch.jit, 'enable_onednn_fusion')
+        for name in torchscript:
+            where, _, what = name.removeprefix('torch.').partition('.')
+            delattr(getattr(torch, where), what)
     else:
         setattr(operators, '__class__', WithoutBfloat16)
         for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
