@@ -17,7 +17,7 @@ import yaml
 
 from depthclip_ros.core import DepthConfig, describe
 from depthclip_ros.node.config import NodeConfig, read_config
-from depthclip_ros.sources.sim_world import SimConfig
+from depthclip_ros.sim.world import SimConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

@@ -18,8 +18,8 @@ from depthclip_ros.core.estimator import Adjustment
 from depthclip_ros.core.geometry import CameraModel, focal_ratio
 from depthclip_ros.core.window import Window, fit_window
 from depthclip_ros.sim import SimCamera
+from depthclip_ros.sim.world import calibration
 from depthclip_ros.sources.camera_info import CameraCalibration
-from depthclip_ros.sources.sim_world import calibration
 
 SIZE = 96, 128
 

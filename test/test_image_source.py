@@ -19,7 +19,7 @@ import yaml
 
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.sources import pictures
-from depthclip_ros.sources.camera_info import CameraCalibration
+from depthclip_ros.sources.camera_info import BUILTIN_HFOV, CameraCalibration
 
 CALIBRATION = {
     'image_width': 64, 'image_height': 48, 'camera_name': 'head',
@@ -115,12 +115,11 @@ def test_a_broken_video_and_an_absent_webcam_are_errors(tmp_path):
 
 @pytest.mark.slow
 def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
-    from depthclip_ros.sim import KINDS, SimCamera
-    from depthclip_ros.sources import sim_world
-    monkeypatch.setattr(sim_world, 'TOUR_FRAMES', 2)
+    from depthclip_ros.sim import KINDS, SimCamera, world
+    monkeypatch.setattr(world, 'TOUR_FRAMES', 2)
     rooms = []
     camera = SimCamera().scaled(80, 60)
-    frames, again = (sim_world.tour(camera, say) for say in (rooms.append, lambda _: None))
+    frames, again = (world.tour(camera, say) for say in (rooms.append, lambda _: None))
     seen = [next(frames) for _ in range(2 * len(KINDS) + 1)]
     assert seen[0].shape == (60, 80, 3)
     assert all((next(again) == rgb).all() for rgb in seen)
@@ -131,7 +130,7 @@ def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
 @pytest.mark.slow
 def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_info():
     from depthclip_ros.core.geometry import CameraModel
-    from depthclip_ros.sources.sim_world import SimConfig
+    from depthclip_ros.sim.world import SimConfig
     with publishing('--rate', 50, '--wait') as (listener, process):
         listener.listen_until(lambda: len(listener.images) >= 12)
         process.send_signal(signal.SIGINT)
@@ -311,7 +310,7 @@ def test_the_rooms_own_camera_cannot_be_another(tmp_path):
 
 def test_a_guessed_camera_leaves_depth_as_it_is():
     from depthclip_ros.core import DepthConfig
-    guess = CameraCalibration.from_fov(640, 480, pictures.BUILTIN_HFOV).model()
+    guess = CameraCalibration.from_fov(640, 480, BUILTIN_HFOV).model()
     assert guess.focal_length() / DepthConfig().reference_focal == pytest.approx(1, abs=1e-3)
 
 

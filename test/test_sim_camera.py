@@ -25,8 +25,8 @@ from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.sim import RenderOptions, Scene, camera_pose, render, trajectory
+from depthclip_ros.sim.world import SimConfig, View
 from depthclip_ros.sources.sim_camera import Lateness, SimCameraNode, transform
-from depthclip_ros.sources.sim_world import SimConfig, View
 
 SECOND = 1_000_000_000
 TOPICS = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}

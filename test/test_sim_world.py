@@ -10,9 +10,8 @@ import pytest
 
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.sim import KINDS, Mount, RenderOptions, Scene, render, trajectory
-from depthclip_ros.sources import sim_world
-from depthclip_ros.sources.sim_world import Schedule, SimConfig, View, calibration, room
+from depthclip_ros.sim import KINDS, Mount, RenderOptions, Scene, render, trajectory, world
+from depthclip_ros.sim.world import Schedule, SimConfig, View, calibration, room
 
 SMALL = {'width': 64, 'height': 48}
 SECOND = 1_000_000_000
@@ -183,14 +182,14 @@ def test_effects_change_the_picture_and_never_the_depth():
 
 def test_the_exposure_swings_around_the_gain():
     look = view(exposure=0.4, exposure_swing=0.5)[0]._config
-    period = sim_world.EXPOSURE_PERIOD
+    period = world.EXPOSURE_PERIOD
     gains = [look.options(period * part, 0).exposure for part in (0, 0.25, 0.5, 0.75)]
     assert gains == pytest.approx([0.4, 0.6, 0.4, 0.4 / 1.5])
 
 
 def test_motion_blur_looks_around_the_middle_of_the_exposure():
-    offsets = sim_world._blur_offsets()
-    assert len(offsets) == sim_world.BLUR_POSES
+    offsets = world._blur_offsets()
+    assert len(offsets) == world.BLUR_POSES
     assert sum(offsets) == 0
     assert (min(offsets), max(offsets)) == (-0.5, 0.5)
 
@@ -200,7 +199,7 @@ def test_a_room_without_a_place_for_the_camera_is_said_and_left_out(monkeypatch)
         if scene.seed < 6:
             raise RuntimeError(f'no free place for a camera in {scene.kind} {scene.seed}')
         return trajectory(scene, seed, mount)
-    monkeypatch.setattr(sim_world, 'trajectory', full)
+    monkeypatch.setattr(world, 'trajectory', full)
     warnings = []
     assert str(room('office', 4, warnings.append)) == 'office, seed 6'
     assert [w.partition(':')[0] for w in warnings] == [

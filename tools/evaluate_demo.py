@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,12 @@ from depthclip_ros.sim import (  # noqa: E402
     render,
     trajectory,
 )
+from offline_eval.baselines import NEUTRAL_WORDS  # noqa: E402
+from offline_eval.metrics import SortedTruth, Truth, metrics_of  # noqa: E402
+from offline_eval.results import METRICS as EVERY_METRIC  # noqa: E402
 
-# Words that have nothing to do with distance.
-RANDOM_WORDS = ('apple', 'guitar', 'purple', 'senate', 'whisper', 'velvet', 'october', 'seven',
-                'justice', 'pepper', 'sailing', 'copper')
 METRICS = ('d1', 'rel', 'rmse')
+CHOSEN = [EVERY_METRIC.index(name) for name in METRICS]
 CONSTANTS = np.arange(0.5, 6.01, 0.1)
 
 
@@ -68,15 +70,13 @@ def held_out_views(count: int, first_seed: int = 0) -> list[View]:
 
 def scores(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """d1, rel, rmse of one image; every pixel of a rendered image counts."""
-    ratio = np.maximum(depth / truth, truth / depth)
-    error = depth - truth
-    return np.array([(ratio < 1.25).mean(), (np.abs(error) / truth).mean(),
-                     np.sqrt((error ** 2).mean())])
+    sums = Truth(torch.from_numpy(truth)).score(torch.from_numpy(depth)[None], math.inf)
+    return metrics_of(sums.numpy())[0, CHOSEN]
 
 
-def constant_scores(truth: np.ndarray) -> np.ndarray:
+def constant_scores(truth: np.ndarray, constants: np.ndarray) -> np.ndarray:
     """(constants, 3): the scores of each constant depth."""
-    return np.stack([scores(np.float32(c), truth) for c in CONSTANTS])
+    return metrics_of(SortedTruth(truth.ravel()).score(constants))[:, CHOSEN]
 
 
 def depth_of(logits: np.ndarray, bins: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
@@ -89,7 +89,7 @@ def depth_of(logits: np.ndarray, bins: tuple[float, ...], size: tuple[int, int])
 def evaluate(config: DepthConfig, weights: Path, views: list[View]) -> dict[str, object]:
     """Every row of the table, the model's by kind of room, and its zero-shot rooms."""
     estimator = DepthEstimator(config, weights, 'cpu')
-    words = RANDOM_WORDS[:len(config.tokens)]
+    words = NEUTRAL_WORDS[:len(config.tokens)]
     random = DepthEstimator(config.replace(tokens=words), weights, 'cpu')
     rng = np.random.default_rng(0)
     orders = [rng.permutation(len(config.tokens)) for _ in range(10)]
@@ -100,14 +100,14 @@ def evaluate(config: DepthConfig, weights: Path, views: list[View]) -> dict[str,
         predictions.append(prediction.depth)
         size = view.depth.shape
         rows.setdefault('model', []).append(scores(prediction.depth, view.depth))
-        mean_bin = np.float32(np.mean(config.bins))
-        rows.setdefault('mean of the bins', []).append(scores(mean_bin, view.depth))
+        rows.setdefault('mean of the bins', []).append(
+            constant_scores(view.depth, np.array([np.mean(config.bins)]))[0])
         shuffled = [scores(depth_of(prediction.logits[order], config.bins, size), view.depth)
                     for order in orders]
         rows.setdefault('shuffled words', []).append(np.mean(shuffled, axis=0))
         rows.setdefault('random words', []).append(
             scores(random.predict(view.rgb).depth, view.depth))
-        constants.append(constant_scores(view.depth))
+        constants.append(constant_scores(view.depth, CONSTANTS))
     other = np.roll(np.arange(len(views)), len(views) // 2 + 1)
     rows['shuffled images'] = [scores(predictions[j], views[i].depth)
                                for i, j in enumerate(other)]

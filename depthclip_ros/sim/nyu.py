@@ -7,7 +7,7 @@ makes of both. Needs h5py and scipy.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from depthclip_ros.core.files import atomic
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.frame import Frame, RenderOptions, render
 from depthclip_ros.sim.rooms import KINDS
@@ -141,34 +142,69 @@ def write_splits(path: str | Path, count: int) -> None:
                    for name, numbers in (('trainNdxs', train), ('testNdxs', test))})
 
 
-def write_official_splits(folder: str | Path, samples: Sequence[Sample]) -> list[str]:
-    """Write `official_splits/{train,test}/KIND/` and the list of the test pairs.
+@dataclass(frozen=True)
+class OfficialPair:
+    """One entry of the official folders.
 
-    JPEG images with the black frame, depth as 16-bit PNG in millimetres (raw, truncated, 0 where
-    missing), the in-painted depth in `dense/`. Returns the lines of the list, which also goes to
-    `FOLDER/nyudepthv2_test_files_with_gt_dense.txt`.
+    Attributes:
+        part: 'train' or 'test'.
+        scene: its class, as 'bathroom'.
+        number: in the data set, from 0.
+        rgb: (480, 640, 3) uint8.
+        raw, inpainted: (480, 640) float32 metres, 0 where missing.
+
+    """
+
+    part: str
+    scene: str
+    number: int
+    rgb: np.ndarray
+    raw: np.ndarray
+    inpainted: np.ndarray
+
+
+def write_official_splits(folder: str | Path, samples: Sequence[Sample]) -> list[str]:
+    """Write samples as `write_official_pairs` does; returns the lines of the list."""
+    def pairs() -> Iterator[OfficialPair]:
+        for part, numbers in zip(('train', 'test'), split(len(samples)), strict=True):
+            for n in numbers:
+                frame = samples[n].frame
+                yield OfficialPair(part, frame.kind, n, frame.rgb, samples[n].raw_depth,
+                                   frame.depth)
+    return write_official_pairs(folder, pairs())
+
+
+def write_official_pairs(folder: str | Path, pairs: Iterable[OfficialPair]) -> list[str]:
+    """Write `official_splits/{train,test}/SCENE/` and the list of the test pairs.
+
+    JPEG images (OpenCV's default quality) with a black frame; depth as 16-bit PNG in millimetres,
+    truncated, 0 where missing: raw beside the image, in-painted in `dense/`.
+
+    Returns:
+        The lines of the list, which also goes to
+        `FOLDER/nyudepthv2_test_files_with_gt_dense.txt`.
+
+    Raises:
+        OSError: a file cannot be written.
+
     """
     folder = Path(folder)
-    train, test = split(len(samples))
-    for part, numbers in (('train', train), ('test', test)):
-        for number in numbers:
-            _write_pair(folder / 'official_splits' / part, number, samples[number])
-    lines = sorted(
-        f'{samples[n].frame.kind}/rgb_{n:05d}.jpg {samples[n].frame.kind}/sync_depth_{n:05d}.png'
-        for n in test)
-    (folder / 'nyudepthv2_test_files_with_gt_dense.txt').write_text('\n'.join(lines) + '\n')
+    lines = []
+    for pair in pairs:
+        scene = folder / 'official_splits' / pair.part / pair.scene
+        rgb, depth = f'rgb_{pair.number:05d}.jpg', f'sync_depth_{pair.number:05d}.png'
+        framed = np.zeros_like(pair.rgb)
+        framed[KEPT] = pair.rgb[KEPT]
+        _write_image(scene / rgb, framed[:, :, ::-1])
+        _write_image(scene / depth, _millimetres(pair.raw))
+        _write_image(scene / 'dense' / f'sync_depth_dense_{pair.number:05d}.png',
+                     _millimetres(pair.inpainted))
+        if pair.part == 'test':
+            lines.append(f'{pair.scene}/{rgb} {pair.scene}/{depth}')
+    lines.sort()
+    with atomic(folder / 'nyudepthv2_test_files_with_gt_dense.txt') as file:
+        file.write(('\n'.join(lines) + '\n').encode())
     return lines
-
-
-def _write_pair(folder: Path, number: int, sample: Sample) -> None:
-    kind = folder / sample.frame.kind
-    (kind / 'dense').mkdir(parents=True, exist_ok=True)
-    framed = np.zeros_like(sample.frame.rgb)
-    framed[KEPT] = sample.frame.rgb[KEPT]
-    _write_image(kind / f'rgb_{number:05d}.jpg', framed[:, :, ::-1])
-    _write_image(kind / f'sync_depth_{number:05d}.png', _millimetres(sample.raw_depth))
-    _write_image(kind / 'dense' / f'sync_depth_dense_{number:05d}.png',
-                 _millimetres(sample.frame.depth))
 
 
 def _millimetres(depth: np.ndarray) -> np.ndarray:
@@ -177,5 +213,8 @@ def _millimetres(depth: np.ndarray) -> np.ndarray:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), np.ascontiguousarray(image)):
-        raise OSError(f'{path}: the image could not be written; check the folder and free space.')
+    done, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image))
+    if not done:
+        raise OSError(f'{path}: the image cannot be encoded.')
+    with atomic(path) as file:
+        file.write(encoded.tobytes())

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from depthclip_ros.sim.camera import RayGrid
-from depthclip_ros.sim.scene import Box, Cylinder, Material, Primitive, Scene, Sphere
+from depthclip_ros.sim.scene import Scene
+from depthclip_ros.sim.solids import Box, Cylinder, Material, Primitive, Sphere
 
 NEAR = 0.02  # metres: hits closer than this are behind or inside the lens
 TINY = 1e-7

@@ -12,22 +12,33 @@ from typing import TypeVar
 
 import numpy as np
 
-from depthclip_ros.sim.scene import Box, Color, Cylinder, Light, Material, Primitive, Scene, Sphere
+from depthclip_ros.sim.solids import (
+    Box,
+    Color,
+    Cylinder,
+    Light,
+    Material,
+    Primitive,
+    Sphere,
+    Vector,
+)
 
 Generator = np.random.Generator
 T = TypeVar('T')
 Walls = tuple[Material, Material, Material, Material, Material, Material]
+#: Size of a room, its walls, what stands and hangs in it, and its light.
+Room = tuple[Vector, Walls, tuple[Primitive, ...], Light]
 
 
-def generate(kind: str, seed: int) -> Scene:
-    """See Scene.generate."""
+def furnish(kind: str, seed: int) -> Room:
+    """See `Scene.generate`."""
     if kind not in _ROOMS:
         raise ValueError(f'unknown kind of room {kind!r}: use one of {", ".join(KINDS)}')
     rng = np.random.default_rng([KINDS.index(kind), seed])
-    return _ROOMS[kind](rng, seed)
+    return _ROOMS[kind](rng)
 
 
-def _bathroom(rng: Generator, seed: int) -> Scene:
+def _bathroom(rng: Generator) -> Room:
     size = (_between(rng, 1.7, 2.6), _between(rng, 2.0, 3.2), _between(rng, 2.3, 2.6))
     tile = _tiles(rng, _choice(rng, (0.15, 0.2)), _light_color(rng))
     walls = _walls(rng, tile, floor=_tiles(rng, 0.3), ceiling=_plain(rng, _light_color(rng)))
@@ -39,10 +50,10 @@ def _bathroom(rng: Generator, seed: int) -> Scene:
     room.round((0.12, 0.18), (0.5, 0.6), _plain(rng))  # bin
     room.hang((0.5, 0.7), 1.2, _plain(rng))  # mirror
     room.door()
-    return room.scene('bathroom', seed, walls)
+    return room.finished(walls)
 
 
-def _bedroom(rng: Generator, seed: int) -> Scene:
+def _bedroom(rng: Generator) -> Room:
     size = (_between(rng, 3.0, 4.2), _between(rng, 3.2, 4.8), _between(rng, 2.4, 2.7))
     walls = _walls(rng, _wall(rng), floor=_planks(rng), ceiling=_plain(rng, _light_color(rng)))
     room = _Furniture(rng, size)
@@ -54,10 +65,10 @@ def _bedroom(rng: Generator, seed: int) -> Scene:
     room.hang((0.5, 0.7), 1.4, _checked(rng, 0.1))
     room.window()
     room.door()
-    return room.scene('bedroom', seed, walls)
+    return room.finished(walls)
 
 
-def _office(rng: Generator, seed: int) -> Scene:
+def _office(rng: Generator) -> Room:
     size = (_between(rng, 4.2, 6.0), _between(rng, 4.5, 6.8), _between(rng, 2.6, 2.9))
     walls = _walls(rng, _wall(rng), floor=_carpet(rng), ceiling=_panels(rng))
     room = _Furniture(rng, size)
@@ -71,10 +82,10 @@ def _office(rng: Generator, seed: int) -> Scene:
     room.hang((1.2, 0.9), 1.0, _plain(rng, _light_color(rng)))
     room.window()
     room.door()
-    return room.scene('office', seed, walls)
+    return room.finished(walls)
 
 
-def _classroom(rng: Generator, seed: int) -> Scene:
+def _classroom(rng: Generator) -> Room:
     size = (_between(rng, 6.5, 9.0), _between(rng, 7.0, 10.0), _between(rng, 2.9, 3.2))
     walls = _walls(rng, _wall(rng), floor=_tiles(rng, 0.5), ceiling=_panels(rng))
     room = _Furniture(rng, size)
@@ -91,10 +102,10 @@ def _classroom(rng: Generator, seed: int) -> Scene:
     room.window()
     room.window()
     room.door()
-    return room.scene('classroom', seed, walls)
+    return room.finished(walls)
 
 
-def _corridor(rng: Generator, seed: int) -> Scene:
+def _corridor(rng: Generator) -> Room:
     size = (_between(rng, 1.7, 2.6), _between(rng, 7.5, 11.0), _between(rng, 2.4, 2.8))
     side = _choice(rng, (_bricks, _wall))(rng)
     floor = _choice(rng, (_tiles(rng, 0.3), _tiles(rng, 0.5)))
@@ -107,10 +118,10 @@ def _corridor(rng: Generator, seed: int) -> Scene:
     room.round((0.12, 0.18), (0.5, 0.8), _plain(rng))
     room.round((0.15, 0.2), (0.6, 0.9), _striped(rng, 0.1))
     room.door(side=int(rng.integers(2, 4)))
-    return room.scene('corridor', seed, walls)
+    return room.finished(walls)
 
 
-_ROOMS: dict[str, Callable[[Generator, int], Scene]] = {
+_ROOMS: dict[str, Callable[[Generator], Room]] = {
     'bathroom': _bathroom, 'bedroom': _bedroom, 'office': _office, 'classroom': _classroom,
     'corridor': _corridor}
 #: The kinds of rooms, in the order of their numbers.
@@ -126,7 +137,8 @@ class _Furniture:
         self.contents: list[Primitive] = []
         self.taken: list[tuple[float, float, float]] = []  # x, y, radius on the floor
 
-    def scene(self, kind: str, seed: int, walls: Walls) -> Scene:
+    def finished(self, walls: Walls) -> Room:
+        """The room with its lamp and light."""
         lamp = Material((1.0, 1.0, 0.95))
         self.contents.append(Box((0.5 * self.size[0], 0.5 * self.size[1], self.size[2] - 0.03),
                                  (0.3, 1.2, 0.06), lamp))
@@ -135,8 +147,8 @@ class _Furniture:
         direction = (math.cos(angle) * math.sin(tilt), math.sin(angle) * math.sin(tilt),
                      math.cos(tilt))
         ambient = _between(self.rng, 0.5, 0.7)
-        return Scene(kind, seed, self.size, walls, tuple(self.contents),
-                     Light(direction, ambient, 1.05 - ambient))
+        return (self.size, walls, tuple(self.contents),
+                Light(direction, ambient, 1.05 - ambient))
 
     def against_wall(self, size: tuple[float, float, float], material: Material,
                      sphere: float = 0.0, side: int = -1) -> None:

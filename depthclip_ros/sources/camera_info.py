@@ -18,6 +18,7 @@ from ..core.geometry import CameraModel
 if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
 
+BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 
 @dataclass(frozen=True)
 class CameraCalibration:

@@ -33,9 +33,8 @@ from ..core.errors import DepthClipError, ImageError
 from ..node import image_io
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
-from .camera_info import CameraCalibration, calibration_of
+from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
 from .pictures import (
-    BUILTIN_HFOV,
     builtin_frames,
     file_frames,
     picture_files,

@@ -11,13 +11,13 @@ import numpy as np
 
 from ..core.errors import ImageError, quoted
 from ..core.files import open_regular, user_path
+from .camera_info import BUILTIN_HFOV
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..color import Picture
 
-BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 LONGEST_PATH = 300  # characters that a message repeats: what is missing is at its end
@@ -196,7 +196,7 @@ def builtin_frames(
     """
     import torch  # late: it takes seconds
 
-    from .sim_world import SimConfig, tour
+    from ..sim.world import SimConfig, tour
     torch.set_num_threads(1)
     for rgb in tour(SimConfig(fov=fov).camera(), announce):
         yield np.ascontiguousarray(rgb[:, :, ::-1])

@@ -14,7 +14,7 @@ All four have the same stamp, the time at which the picture was taken: picture n
 seconds after the first. While nobody subscribes to a camera, it renders nothing.
 
 Parameters:
-    Every field of `SimConfig` (`depthclip_ros/sources/sim_world.py`), read at the start.
+    Every field of `SimConfig` (`depthclip_ros/sim/world.py`), read at the start.
     qos_overrides.TOPIC.publisher.{history,depth,reliability} on the first three topics.
 """
 
@@ -45,9 +45,9 @@ from ..node.process import StopSignals
 from ..node.qos_events import publisher_callbacks
 from ..resources import large_images_profile
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
+from ..sim.world import NANOSECONDS, Schedule, SimConfig, View, calibration
 from .bag_player import message_type
 from .image_source import QOS
-from .sim_world import NANOSECONDS, Schedule, SimConfig, View, calibration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..sim import Frame
-    from .sim_world import Room
+    from ..sim.world import Room
 
 TOPICS: dict[str, Any] = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
 REPORT_SECONDS = 5.0  # how long rendering may be late before it is said

@@ -13,16 +13,20 @@ import numpy as np
 from ..core.config import Settings, define
 from ..core.errors import ConfigError
 from ..node.config import check_camera_names
-from ..sim import KINDS, Mount, RenderOptions, Scene, SimCamera, render, trajectory
-from .camera_info import CameraCalibration
-from .pictures import BUILTIN_HFOV
+from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
+from .camera import SimCamera
+from .frame import RenderOptions, render
+from .rooms import KINDS
+from .scene import Scene
+from .trajectory import Mount, trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ..sim import Frame, Trajectory
+    from .frame import Frame
+    from .trajectory import Trajectory
 
     Pose = NDArray[np.float64]
 
