@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
 from depthclip_ros.core.config import DepthConfig
@@ -17,8 +20,14 @@ from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 
+if TYPE_CHECKING:
+    from .runner import Options
+
 PROGRAM = 'offline_eval'
 TABLES = ('1', '2', '3')
+PROTOCOLS = ('depthclip', 'bts', 'kitti')
+ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see witness.ALIGNMENTS
+_PROTOCOL = 'crops (default: depthclip, the official code; KITTI: kitti)'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ['extract']:
             return _extract(given[1:])
+        if given[:1] == ['witness']:
+            return _witness(given[1:])
         return _evaluate(given)
     except KeyboardInterrupt:
         print(f'{PROGRAM}: interrupted; --resume continues.', file=sys.stderr)
@@ -43,20 +54,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(given: list[str]) -> int:
-    options = _parser().parse_args(given)
+    parser = _parser()
+    options = parser.parse_args(given)
+    foreign = _foreign(parser, options)
+    from .runner import Evaluation, Foreign
+    _print(Evaluation(dataclasses.replace(
+        _options(options, given), average=options.average,
+        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
+        batch_size=options.batch_size, workers=options.workers,
+        mean_map=not options.no_mean_map, report=not options.no_report,
+        predictions=tuple(Foreign(*one) for one in foreign),
+        calibrations=tuple(options.calibration))).run())
+    return 0
+
+
+def _options(options: argparse.Namespace, given: list[str]) -> Options:
+    """Data and model."""
     config, node = _settings(options)
     from .datasets import Where
-    from .runner import Evaluation, Options
-    _print(Evaluation(Options(
+    from .runner import Options
+    return Options(
         where=Where(options.data, options.list, options.splits, options.ground_truth,
                     options.inpainted),
         config=config, node=node,
         own_input=options.own_input or (options.config is None and node.weights == DEMO),
-        protocol=options.protocol or '', average=options.average,
-        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-        batch_size=options.batch_size, workers=options.workers, limit=options.limit,
-        mean_map=not options.no_mean_map, report=not options.no_report,
-        command=shlex.join([PROGRAM, *given]))).run())
+        protocol=options.protocol or '', limit=options.limit,
+        command=shlex.join([PROGRAM, *given]))
+
+
+def _foreign(parser: argparse.ArgumentParser, options: argparse.Namespace,
+             ) -> list[tuple[str, Path, float, str]]:
+    """Other programs' predictions, each with its scale and alignment."""
+    names = [name for name, _ in options.predictions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        parser.error(f'--predictions: {", ".join(twice)} is given twice')
+    for flag, given in (('--prediction-scale', options.prediction_scale),
+                        ('--align', options.align)):
+        for name, _ in given:
+            if name and name not in names:
+                parser.error(f'{flag}: {name!r} is none of --predictions')
+
+    def of(given: list[tuple[str, Any]], name: str, default: Any) -> Any:
+        return {**dict.fromkeys(names, dict(given).get('', default)), **dict(given)}[name]
+    return [(name, folder, of(options.prediction_scale, name, 0.0),
+             of(options.align, name, 'none')) for name, folder in options.predictions]
+
+
+def _witness(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f'{PROGRAM} witness',
+        description="Write the method's depth as 16-bit PNG, as the evaluation scripts of BTS and "
+        'of what came after it read it: 1000 a metre for NYU (whole images), 256 for KITTI '
+        '(benchmark crop), in FOLDER/raw.')
+    _add_data(parser)
+    parser.add_argument('--protocol', choices=PROTOCOLS, help=_PROTOCOL)
+    _add_model(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
+                        help='to write to; nothing is overwritten')
+    options = parser.parse_args(given)
+    from .runner import Evaluation
+    raw = Evaluation(_options(options, ['witness', *given])).write(options.output)
+    print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
     return 0
 
 
@@ -80,7 +139,17 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM, formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Evaluate DepthCLIP on NYU Depth v2 or KITTI: the metrics of the paper, '
         'beside\nhonest baselines.',
-        epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.")
+        epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
+        f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
+    _add_data(parser)
+    _add_how(parser)
+    _add_model(parser)
+    _add_others(parser)
+    _add_run(parser)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group('data')
     data.add_argument('--data', type=Path, required=True, metavar='PATH',
                       help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's "
@@ -95,15 +164,20 @@ def _parser() -> argparse.ArgumentParser:
                       help='score on the in-painted depth of the .mat (default: raw)')
     data.add_argument('--limit', type=_natural, default=0, metavar='N',
                       help='only N images, evenly from all')
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group('how it is measured')
-    how.add_argument('--protocol', choices=('depthclip', 'bts', 'kitti'),
-                     help='crops (default: depthclip, the official code; KITTI: kitti)')
+    how.add_argument('--protocol', choices=PROTOCOLS, help=_PROTOCOL)
     how.add_argument('--average', choices=('image', 'pixel'), default='image',
                      help='mean over images of their metrics (default), or over all pixels')
     how.add_argument('--table', action='append', choices=TABLES,
                      help="the paper's table to make; may be repeated (default: 1)")
     how.add_argument('--no-mean-map', action='store_true',
                      help='leave out the baseline that reads the training split')
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group('model')
     model.add_argument('--config', metavar='YAML',
                        help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
@@ -115,6 +189,27 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')
     model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16'),
                        help="network's number format (default: the file's; auto means float32)")
+
+
+def _add_others(parser: argparse.ArgumentParser) -> None:
+    others = parser.add_argument_group('beside it')
+    others.add_argument('--predictions', action='append', default=[], type=_named_folder,
+                        metavar='NAME=FOLDER',
+                        help="another program's depth of the same images, as PNG of 16 bits or "
+                        '.npy; may be repeated')
+    others.add_argument('--prediction-scale', action='append', default=[], type=_named_scale,
+                        metavar='[NAME=]N',
+                        help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
+    others.add_argument('--align', action='append', default=[], type=_named_alignment,
+                        metavar='[NAME=]HOW',
+                        help="fit a prediction to each image's true depth before it is scored: "
+                        f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
+    others.add_argument('--calibration', action='append', default=[], type=Path, metavar='FILE',
+                        help="row of the method as 'depthclip calibrate' corrects it; may be "
+                        'repeated')
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group('run')
     run.add_argument('--output', type=Path, default=Path('results'), metavar='FOLDER',
                      help='a dated folder and the link latest are made in it (default: results)')
@@ -125,7 +220,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--workers', type=_natural, default=_workers(), metavar='N',
                      help='processes that read images (default here: %(default)s)')
     run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
-    return parser
 
 
 def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
@@ -143,6 +237,28 @@ def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
     precision = options.precision or (
         'float32' if config.precision == 'auto' else config.precision)
     return config.replace(precision=precision), node
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, sign, folder = text.partition('=')
+    if not (name.strip() and sign and folder):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected NAME=FOLDER')
+    return name.strip(), Path(folder).expanduser()
+
+
+def _named_scale(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition('=')
+    scale = float(value)
+    if not 0.0 < scale < math.inf:
+        raise argparse.ArgumentTypeError(f'{value}: expected a positive number')
+    return name, scale
+
+
+def _named_alignment(text: str) -> tuple[str, str]:
+    name, _, how = text.rpartition('=')
+    if how not in ALIGNMENTS:
+        raise argparse.ArgumentTypeError(f'{how!r}: expected one of {", ".join(ALIGNMENTS)}')
+    return name, how
 
 
 def _natural(text: str) -> int:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 
 from .paper import BIN_PARTITIONS, METHOD, PROMPTS
+from .witness import Predictions
 
 # How a contender's prediction is made.
 READ_OUT = 'read-out'  # from the image's features
 PARTNER = 'partner'  # the method's, of another image
 RANDOM_PATCH, RANDOM_PIXEL = 'random patch', 'random pixel'
 CONSTANT, MEDIAN, MEAN_MAP = 'constant', 'median', 'mean map'
+FOREIGN = 'foreign'  # read from another program's files
+CALIBRATED = 'calibrated'  # from the image's features, corrected by a calibration
 
 FOCAL = f'{METHOD} x focal length'
 
@@ -28,7 +31,7 @@ class Contender:
 
     Attributes:
         name: of the row it belongs to; several contenders of one name are averaged (repetitions).
-        group: 'method', 'camera', 'bins', 'prompts' or 'baseline'.
+        group: 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'.
         kind: how the prediction is made.
         tokens, bins: of a read-out; the tokens in the order in which they get the bins.
         value: of a constant, metres.
@@ -36,7 +39,10 @@ class Contender:
         focal: of a read-out: depth is multiplied by the focal length of what the network sees,
             in its widths, and divided by this one; 0: it is not.
         note: for the reader.
-        is_test: whether the method must beat it; not where a control cannot work.
+        is_test: whether the method is compared with it; not where a control cannot work, or where
+            another program's depth has been fitted to the truth.
+        predictions: another program's.
+        calibration: SHA-256 of the calibration's file.
 
     """
 
@@ -50,6 +56,8 @@ class Contender:
     focal: float = 0.0
     note: str = ''
     is_test: bool = True
+    predictions: Predictions | None = None
+    calibration: str = ''
 
 
 def method_and_variants(

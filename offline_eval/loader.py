@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .contenders import CONSTANT, MEDIAN, RANDOM_PIXEL, Contender
+from depthclip_ros.core.calibration import image_digest
+
+from .contenders import CALIBRATED, CONSTANT, MEDIAN, RANDOM_PIXEL, Contender
 from .datasets import Dataset, Pair
 from .errors import DatasetError, EvaluationError
 from .metrics import SortedTruth, random_pixel_sums
@@ -31,6 +33,8 @@ class Batch:
         truth: (B, H, W) float32 metres, NaN where it is not scored.
         focal: (B,) float32, focal length in pixels of `rgb`; 0 if not known.
         records: of these images, filled with what follows from the true depth alone.
+        foreign: (B, H, W) float32 metres that other programs predicted, by the contender's place.
+        images: `image_digest` of each, where there is a calibration; else empty.
 
     """
 
@@ -39,6 +43,8 @@ class Batch:
     truth: NDArray[np.float32]
     focal: NDArray[np.float32]
     records: NDArray[Any]
+    foreign: Mapping[int, NDArray[np.float32]]
+    images: Sequence[str]
 
 
 def plan(count: int, size: int) -> list[list[int]]:
@@ -107,9 +113,12 @@ def read_batch(
 
     Raises:
         DatasetError: one is damaged or of another size.
+        PredictionError: another program's depth cannot be scored.
 
     """
-    rgbs, truths = [], []
+    rgbs, truths, images = [], [], []
+    foreign: dict[int, list[NDArray[np.float32]]] = {}
+    calibrated = any(contender.kind == CALIBRATED for contender in chosen)
     records = np.zeros(len(positions), layout(len(chosen)))
     for record, position in zip(records, positions, strict=True):
         pair = dataset.read(position)
@@ -121,10 +130,17 @@ def read_batch(
         record['position'] = position
         record['digest'] = np.frombuffer(digest_of(pair), np.uint8)
         _score_constants(truth[~np.isnan(truth)], chosen, protocol.max_depth, record)
+        for place, contender in enumerate(chosen):
+            if contender.predictions is not None:
+                foreign.setdefault(place, []).append(contender.predictions.read(
+                    dataset.entries[position], pair.depth.shape, truth, protocol))
         rgbs.append(rgb)
         truths.append(truth)
+        if calibrated:
+            images.append(image_digest(pair.rgb))
     focal = np.array([dataset.entries[p].focal for p in positions], np.float32)
-    return Batch(positions, np.stack(rgbs), np.stack(truths), focal, records)
+    return Batch(positions, np.stack(rgbs), np.stack(truths), focal, records,
+                 {place: np.stack(depths) for place, depths in foreign.items()}, images)
 
 
 def digest_of(pair: Pair) -> bytes:

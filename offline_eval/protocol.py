@@ -60,6 +60,15 @@ class Protocol:
         truth[scored] = np.where(valid, inside, np.float32(np.nan))
         return np.ascontiguousarray(truth[crop])
 
+    def crop_of(self, height: int, width: int) -> _Box:
+        """Rows and columns that go into the network, of an image of this size.
+
+        Raises:
+            DatasetError: the protocol is not made for it.
+
+        """
+        return self._boxes(height, width)[0]
+
     def _boxes(self, height: int, width: int) -> tuple[_Box, _Box]:
         """What is cropped, and what is scored, of an image of this size."""
         raise NotImplementedError

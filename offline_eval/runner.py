@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.node.config import NodeConfig
 
 from . import records as recording
-from . import summarize
+from . import summarize, witness
 from .baselines import RANDOM_WORDS, TrainingMean, are_alike, baselines
-from .contenders import FOCAL, Contender, method_and_variants
+from .calibrated import Calibrated
+from .contenders import CALIBRATED, FOCAL, FOREIGN, Contender, method_and_variants
 from .datasets import Dataset, Where, open_dataset
 from .errors import EvaluationError
 from .gate import Experiment, judge
@@ -58,6 +59,15 @@ LATEST = 'latest'
 SAMPLES_PER_ROLE = 3
 
 
+class Foreign(NamedTuple):
+    """Another program's predictions; `scale` 0: as the data set's tools have it."""
+
+    name: str
+    folder: Path
+    scale: float = 0.0
+    align: str = 'none'
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user asked for; see the command line."""
@@ -77,6 +87,8 @@ class Options:
     mean_map: bool = True
     report: bool = True
     command: str = ''
+    predictions: tuple[Foreign, ...] = ()
+    calibrations: tuple[Path, ...] = ()
 
 
 class Evaluation:
@@ -94,7 +106,18 @@ class Evaluation:
         self._protocol = _protocol(options.protocol, self._dataset)
         self._dataset.check_unit()
         self._say_data()
+        self._foreign = [self._predictions(foreign) for foreign in options.predictions]
         self._estimator = self._load()
+        self._calibrated = [Calibrated.open(path, self._estimator, self._view())
+                            for path in options.calibrations]
+
+    def write(self, folder: Path) -> Path:
+        """Write the method's depth for other programs; see `witness.write`."""
+        return witness.write(self._dataset, self._protocol, self._estimator, folder, {
+            'command': self._options.command, 'versions': _versions(),
+            'data': f'{self._dataset.format}, {self._dataset.split}',
+            'protocol': self._protocol.name, 'weights': self._estimator.weights.digest,
+            'config': self._estimator.config.to_dict()})
 
     def run(self) -> Path:
         """Evaluate; returns the results folder."""
@@ -123,6 +146,18 @@ class Evaluation:
                   f'{self._protocol.description}')
         for warning in dataset.warnings:
             _say(f'WARNING: {warning}')
+
+    def _predictions(self, foreign: Foreign) -> witness.Predictions:
+        found = witness.open_predictions(foreign.name, foreign.folder, self._dataset,
+                                         foreign.scale, foreign.align)
+        warning = witness.check_unit(found, self._dataset)
+        if warning:
+            _say(f'WARNING: {warning}')
+        return found
+
+    def _view(self) -> float:
+        """Focal length of what the network sees, in its widths; 0 if not known."""
+        return self._dataset.entries[0].focal / self._protocol.size[1]
 
     def _load(self) -> DepthEstimator:
         node, config = self._options.node, self._options.config
@@ -183,8 +218,13 @@ class Evaluation:
     def _contenders(self, training: TrainingMean | None) -> list[Contender]:
         config, node = self._estimator.config, self._options.node
         chosen = [*method_and_variants(config, self._options.tables, self._focal()),
+                  *(Contender(c.row, 'calibrated', CALIBRATED, note=c.note,
+                              calibration=c.calibration.digest) for c in self._calibrated),
                   *baselines(config, training.mean if training else None,
-                             self._protocol.max_depth, len(self._dataset))]
+                             self._protocol.max_depth, len(self._dataset)),
+                  *(Contender(p.row, 'foreign', FOREIGN, note=p.note, predictions=p,
+                              is_test=p.align == 'none') for p in self._foreign)]
+        _check_names(chosen)
         self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
         return [dataclasses.replace(contender, is_test=False, note=(
             'no test: this model takes all these words for the same, and so gives the mean of '
@@ -226,7 +266,8 @@ class Evaluation:
 
     def _scorer(self, chosen: Sequence[Contender], training: TrainingMean | None) -> Scorer:
         return Scorer(self._estimator, self._protocol, chosen, self._text,
-                      training.mean_map if training else None)
+                      training.mean_map if training else None,
+                      {c.calibration.digest: c for c in self._calibrated})
 
     def _score(self, scorer: Scorer, chosen: Sequence[Contender], records: Records) -> int:
         """Score what is not yet recorded; returns the number of images done here and now."""
@@ -397,6 +438,17 @@ def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def _check_names(chosen: Sequence[Contender]) -> None:
+    """Rows of other programs and of calibrations have names of their own."""
+    names = [contender.name for contender in chosen] + [summarize.BEST_CONSTANT]
+    taken = sorted({contender.name for contender in chosen
+                    if contender.group in ('foreign', 'calibrated')
+                    and names.count(contender.name) > 1})
+    if taken:
+        raise EvaluationError(f'{", ".join(taken)}: two rows would have that name; give '
+                              '--predictions another name, or one --calibration at a time.')
 
 
 def _make_folder(folder: Path) -> Path:

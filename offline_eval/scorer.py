@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, cache_folder, load
 
-from .contenders import MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Contender
+from .calibrated import Calibrated
+from .contenders import CALIBRATED, FOREIGN, MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Contender
 from .errors import PredictionError
 from .loader import Batch
 from .metrics import MIN_DEPTH, Truth
@@ -70,8 +72,9 @@ class Scorer:
     def __init__(
         self, estimator: DepthEstimator, protocol: Protocol, chosen: Sequence[Contender],
         text: TextFeatures, mean_map: NDArray[np.float32] | None,
+        calibrated: Mapping[str, Calibrated],
     ) -> None:
-        """Move what all batches need to the device."""
+        """Move what all batches need to the device; `calibrated` by its contender's hash."""
         self._estimator, self._protocol, self._contenders = estimator, protocol, chosen
         device = estimator.device
         # Each word set's rows in one matrix: the features are compared with all at once.
@@ -82,6 +85,7 @@ class Scorer:
         self._bins = {contender.bins: torch.tensor(contender.bins, device=device)
                       for contender in chosen if contender.kind == READ_OUT}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
+        self._calibrated = calibrated
         self._threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
         if device.type == 'cpu':
@@ -96,10 +100,12 @@ class Scorer:
 
         Raises:
             PredictionError: a depth cannot be scored.
+            EvaluationError: a calibration was fitted to an image of the batch.
 
         """
-        features = self._features(batch)
-        patches = self._all_patches(features, batch)
+        for calibrated in self._calibrated.values():
+            calibrated.check_unseen(batch.positions, batch.images)
+        patches = self._all_patches(self._maps(batch), batch)
         for place, depth in patches.items():
             self._check(depth, self._contenders[place], batch)
         rows, columns = _bounding_box(batch.truth)
@@ -130,14 +136,16 @@ class Scorer:
             return [work(slice(None))]
         return list(self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
 
-    def _all_patches(self, features: Tensor, batch: Batch) -> dict[int, Tensor]:
+    def _all_patches(self, maps: Maps, batch: Batch) -> dict[int, Tensor]:
         """Depth of all but the constants, by their places: patches, or whole maps."""
+        features, focal = maps.features, self._focal_lengths(batch)
         count = features.shape[1]
-        parts = self._each(lambda part: self._read_outs(features[:, part]), count)
+        parts = self._each(lambda part: self._read_outs(
+            Maps(*(values[:, part] for values in maps)), focal[part]), count)
         found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
         for place, contender in enumerate(self._contenders):
             if contender.focal:
-                ratio = torch.from_numpy(self._focal_lengths(batch) / np.float32(contender.focal))
+                ratio = torch.from_numpy(focal / np.float32(contender.focal))
                 found[place] = found[place] * ratio.to(found[place].device)[:, None, None]
             elif contender.kind == PARTNER:
                 found[place] = found[0][partners(count, contender.shift)]
@@ -145,6 +153,8 @@ class Scorer:
                 found[place] = self._random_patches(features, batch)
             elif contender.kind == MEAN_MAP and self._mean_map is not None:
                 found[place] = self._mean_map.expand(count, -1, -1)
+            elif contender.kind == FOREIGN:
+                found[place] = torch.from_numpy(batch.foreign[place]).to(features.device)
         return found
 
     def _focal_lengths(self, batch: Batch) -> NDArray[np.float32]:
@@ -153,14 +163,20 @@ class Scorer:
         return batch.focal * np.float32(
             config.input_height / (batch.rgb.shape[1] * config.input_width))
 
-    def _read_outs(self, features: Tensor) -> dict[int, Tensor]:
-        """(B, h, w) metres of every read-out, the method's first."""
-        logits = self._estimator.logits(features, self._text)
-        return {
-            place: smooth(self._estimator.read_out(
-                logits[:, :, self._rows[each.tokens]], self._bins[each.bins]).patch_depth,
-                self._estimator.config.smoothing)
-            for place, each in enumerate(self._contenders) if each.kind == READ_OUT}
+    def _read_outs(self, maps: Maps, focal: NDArray[np.float32]) -> dict[int, Tensor]:
+        """(B, h, w) metres of every read-out, the method's first, and of every calibration."""
+        estimator, found = self._estimator, {}
+        logits = estimator.logits(maps.features, self._text)
+        for place, each in enumerate(self._contenders):
+            if each.kind == READ_OUT:
+                found[place] = estimator.read_out(
+                    logits[:, :, self._rows[each.tokens]], self._bins[each.bins]).patch_depth
+            elif each.kind == CALIBRATED:
+                own = logits[:, :, self._rows[estimator.config.tokens]]
+                found[place] = self._calibrated[each.calibration].depth(
+                    estimator, own, maps, focal)
+        return {place: smooth(depth, estimator.config.smoothing)
+                for place, depth in found.items()}
 
     @torch.inference_mode()
     def _pixels(self, depth: Tensor) -> Tensor:
@@ -169,14 +185,17 @@ class Scorer:
             return depth
         return upsample(depth, self._protocol.size, self._estimator.config.upsampling)
 
-    def _features(self, batch: Batch) -> Tensor:
+    def _maps(self, batch: Batch) -> Maps:
         start = time.perf_counter()
-        features = torch.cat(self._each(
-            lambda part: self._estimator.features(list(batch.rgb[part])), len(batch.rgb)), dim=1)
+        parts = self._each(
+            lambda part: self._estimator.maps(list(batch.rgb[part])), len(batch.rgb))
+        features = torch.cat([part.features for part in parts], dim=1)
+        # Only a calibration looks at what the features are made of.
+        trunk = torch.cat([part.trunk for part in parts], dim=1) if self._calibrated else features
         if features.is_cuda:
             torch.cuda.synchronize(features.device)
         self.network_seconds += time.perf_counter() - start
-        return features
+        return Maps(features, trunk)
 
     def _random_patches(self, features: Tensor, batch: Batch) -> Tensor:
         """Depth drawn per patch and pass, by a generator of the image's own."""

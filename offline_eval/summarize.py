@@ -137,7 +137,8 @@ def verdict(measured: Measured) -> Verdict:
         for i in range(len(METRICS))], axis=1)
     comparisons = [_comparison(BEST_CONSTANT, value - constant, samples - oracle, groups)]
     for name in dict.fromkeys(
-            c.name for c in measured.contenders if c.group == 'baseline' and c.is_test):
+            c.name for c in measured.contenders
+            if c.group in ('baseline', 'foreign') and c.is_test):
         others = measured.sums(name)
         comparisons.append(_comparison(
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),

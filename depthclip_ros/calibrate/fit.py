@@ -68,6 +68,7 @@ class Sample:
             of them are in the part that is fitted to or in the part that is tested on, never
             some here and some there.
         time: seconds, for the report only.
+        digest: `image_digest` of the image that `rgb` is a part of; '' where it is the whole.
 
     """
 
@@ -76,6 +77,7 @@ class Sample:
     camera: CameraModel | None = None
     sequence: int = 0
     time: float = 0.0
+    digest: str = ''
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class Options:
         variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (blocks
             of features), 'monotone' (the bins only), 'scale' (one factor), 'none'.
         source: what it was calibrated on, in words, for its label.
+        split: the training split of a data set that it is, in words; '' for anything else.
         learning_curve: numbers of frames at which held-out errors are reported.
 
     """
 
     variant: str = 'auto'
     source: str = 'a recording'
+    split: str = ''
     learning_curve: tuple[int, ...] = (10, 30, 60, 200)
 
 
@@ -699,7 +703,8 @@ def fit(
         source=options.source, variant=variant, frames=problem.count, blocks=problem.blocks,
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
         focal_ratio=geometric_mean(frames.ratio), config={
-            name: value for name, value in estimator.config.to_dict().items() if name in BOUND})
+            name: value for name, value in estimator.config.to_dict().items() if name in BOUND},
+        split=options.split, images=frames.digests)
     calibration = Calibration.make(about, {
         **_arrays(problem, variant, penalties, bins), 'rays': frames.own_rays,
         'spread': bars.weights, 'knots': bars.knots})

@@ -6,11 +6,12 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
 
+from ..core.calibration import image_digest
 from ..core.errors import CameraInfoError, ImageError, quoted
 from ..core.files import open_regular
 from ..core.geometry import CameraModel
@@ -82,6 +83,17 @@ class Pair(Protocol):
     @property
     def depth(self) -> NDArray[np.float32]:
         """(H, W) metres."""
+
+
+class Crop(Protocol):
+    """A protocol of `offline_eval`: what of an image the network sees, and what is scored."""
+
+    @property
+    def name(self) -> str:
+        """For the command line."""
+
+    def prepare(self, pair: Any) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """(H, W, 3) of an image, and (H, W) metres, NaN where it is not scored."""
 
 
 class FolderRecording(Recording):
@@ -160,12 +172,24 @@ class DatasetRecording(Recording):
 
     timed = False
 
-    def __init__(self, dataset: Pairs, camera: CameraModel | None = None) -> None:
-        """Take over the pairs; nothing is read yet. Without a camera, the data set's counts."""
+    def __init__(
+        self, dataset: Pairs, camera: CameraModel | None = None, crop: Crop | None = None,
+    ) -> None:
+        """Take over the pairs; nothing is read yet.
+
+        Args:
+            dataset: the training split.
+            camera: of what is seen; None for the data set's own.
+            crop: what of the images is seen; None for all.
+
+        """
         super().__init__()
-        self._dataset, self._camera = dataset, camera
+        self._dataset, self._camera, self._crop = dataset, camera, crop
         self.source = str(dataset.path)
         self.described = f'{dataset.format}, {dataset.split}'
+        if crop is not None:
+            self.described += f', cropped as by protocol {crop.name}'
+        self.split = self.described
         scenes = {entry.scene: number for number, entry in enumerate(dataset.entries)}
         self.moments = [
             Moment(float(number), scenes[entry.scene], entry.name)
@@ -176,15 +200,19 @@ class DatasetRecording(Recording):
         for position in sorted(set(positions)):
             try:
                 pair = self._dataset.read(position)
-                camera = self._camera_of(position, pair)
+                rgb = pair.rgb
+                depth = np.where(pair.depth > 0, pair.depth, np.float32(np.nan))
+                if self._crop is not None:
+                    rgb, depth = self._crop.prepare(pair)
+                camera = self._camera_of(position, rgb)
             except Exception as error:  # noqa: BLE001 - whatever a damaged file raises
                 self.left_out[str(error)] += 1
                 continue
-            depth = np.where(pair.depth > 0, pair.depth, np.float32(np.nan))
-            yield position, RecordedFrame(pair.rgb, depth, camera, self.moments[position])
+            yield position, RecordedFrame(rgb, depth, camera, self.moments[position],
+                                          image_digest(pair.rgb))
 
-    def _camera_of(self, position: int, pair: Pair) -> CameraModel | None:
-        height, width = pair.rgb.shape[:2]
+    def _camera_of(self, position: int, rgb: NDArray[np.uint8]) -> CameraModel | None:
+        height, width = rgb.shape[:2]
         if self._camera is not None:
             self._camera.check_size(width, height)
             return self._camera

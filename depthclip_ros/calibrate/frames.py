@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..core.calibration import mirrored_rays, ray_terms
+from ..core.calibration import image_digest, mirrored_rays, ray_terms
 from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
 from ..core.geometry import CameraModel, focal_ratio
@@ -75,6 +75,7 @@ class Frames:
         ratio: focal ratio.
         targets: what is wanted.
         sequence: as the samples'.
+        digests: of the images.
 
     """
 
@@ -88,6 +89,7 @@ class Frames:
     ratio: list[float] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     sequence: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
     channels: int = 0  # C of the features
     empty: int = 0  # frames without any depth, which are left out
@@ -136,6 +138,7 @@ class Frames:
         self.ratio.append(ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)
+        self.digests.append(sample.digest or image_digest(sample.rgb))
         if len(self.trunk) * self.trunk[0].nbytes > MOST_BYTES:
             raise CalibrationError(
                 f'{len(self.trunk)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '

@@ -51,6 +51,7 @@ class RecordedFrame:
         depth: (H, W) float32 metres along the optical axis, NaN where there is none.
         camera: that of the image; None where nothing is known of it.
         moment: when and where.
+        digest: `image_digest` of the image that `rgb` is a part of; '' where it is the whole.
 
     """
 
@@ -58,6 +59,7 @@ class RecordedFrame:
     depth: NDArray[np.float32]
     camera: CameraModel | None
     moment: Moment
+    digest: str = ''
 
 
 class Recording(ABC):
@@ -68,6 +70,7 @@ class Recording(ABC):
         described: what image and depth are, in words.
         moments: one a frame.
         timed: whether the moments' times are a clock's.
+        split: the training split of a data set that this is, in words; '' for anything else.
         left_out: how many images or measurements could not be used, by cause; complete when all
             frames are read.
 
@@ -77,6 +80,7 @@ class Recording(ABC):
     described: str
     moments: list[Moment]
     timed: bool = True
+    split: str = ''
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()

@@ -120,7 +120,8 @@ def calibrate(options: argparse.Namespace) -> int:
             to_stderr(f'WARNING: {cause}: {message} Calibrated from all the same (--anyway).')
         chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
         fitted = fit(estimator, _samples(recording, chosen),
-                     Options(variant=options.variant, source=Path(recording.source).name),
+                     Options(variant=options.variant, source=Path(recording.source).name,
+                             split=recording.split),
                      log=to_stderr)
         return _write(target, fitted, recording, survey, estimator, depth, node, refused)
 
@@ -155,7 +156,7 @@ def open_recording(
     if any((path / name).is_dir() for name in COLOR_FOLDERS):
         return FolderRecording(path, camera, options.tolerance, rectified=node.rectified,
                                unit=options.depth_unit)
-    return _training_split(path, camera)
+    return _training_split(path, camera, options.protocol)
 
 
 def is_bag(path: Path) -> bool:
@@ -169,13 +170,14 @@ def _given_camera(options: argparse.Namespace, node: NodeConfig) -> CameraModel 
     return camera_of(CameraCalibration.from_yaml(options.camera_info), rectified=node.rectified)
 
 
-def _training_split(path: Path, camera: CameraModel | None) -> Recording:
+def _training_split(path: Path, camera: CameraModel | None, protocol: str) -> Recording:
     """Of a data set that `offline_eval` knows; that package may be missing."""
     none = (f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
             f'.db3), a folder with {COLOR_FOLDERS[0]}/ and depth/')
     try:
         from offline_eval.datasets import Where, open_dataset
         from offline_eval.errors import EvaluationError
+        from offline_eval.protocol import PROTOCOLS
     except ImportError as error:
         raise RecordingError(f'{none}; data sets need the package offline_eval, which is not '
                              'installed.') from error
@@ -186,7 +188,7 @@ def _training_split(path: Path, camera: CameraModel | None) -> Recording:
     if training is None:
         raise RecordingError(f'{path}: this data set has no training split here, and the test '
                              'split must not be calibrated on.')
-    return DatasetRecording(training, camera)
+    return DatasetRecording(training, camera, PROTOCOLS[protocol] if protocol else None)
 
 
 def _look(recording: Recording, positions: Sequence[int]) -> Survey:
@@ -224,7 +226,8 @@ def _samples(recording: Recording, positions: Sequence[int]) -> Iterator[Sample]
     block = dict(zip(positions, owner.tolist(), strict=True))
     for position, frame in with_progress(
             'calibrating from', recording.read(positions), len(positions)):
-        yield Sample(frame.rgb, frame.depth, frame.camera, block[position], frame.moment.time)
+        yield Sample(frame.rgb, frame.depth, frame.camera, block[position], frame.moment.time,
+                     frame.digest)
 
 
 def _refuse(recording: Recording, refused: Sequence[Refusal]) -> int:

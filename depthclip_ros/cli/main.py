@@ -226,6 +226,9 @@ def _add_recording_options(parser: argparse.ArgumentParser, most: int) -> None:
                            'metres in 32)')
     recording.add_argument('--tolerance', type=_positive, default=0.05, metavar='SECONDS',
                            help="between an image's and its depth's stamp (default %(default)g)")
+    recording.add_argument('--protocol', default='', choices=('depthclip', 'bts', 'kitti'),
+                           help="of a data set: see what offline_eval's protocol crops (default: "
+                           'the whole image)')
     recording.add_argument('--every', type=_count, default=1, metavar='N',
                            help='use every Nth frame (default %(default)d)')
     recording.add_argument('--max-frames', type=_count, default=most, metavar='N',

@@ -15,9 +15,10 @@ those of `ray_terms`. The logarithm of the relative standard deviation is linear
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +82,10 @@ class About:
         weights_name: as `WeightsInfo.name`.
         focal_ratio: of its camera, by which depth was multiplied before.
         config: the settings in `BOUND`, as plain values.
+        split: the training split of a data set that it was fitted to, in words; '' for any other
+            recording.
+        images: `image_digest` of every image that it was fitted to; empty where the file does
+            not say.
 
     """
 
@@ -92,6 +97,8 @@ class About:
     weights_name: str
     focal_ratio: float
     config: Mapping[str, Any]
+    split: str = ''
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,6 +265,11 @@ def _camera_terms(
     return terms
 
 
+def image_digest(rgb: NDArray[np.uint8]) -> str:
+    """By what an image of a recording is known again: the beginning of its SHA-256, in hex."""
+    return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()[:HASH_DIGITS]
+
+
 def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     """(h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
     return rays[:, ::-1] * np.array([-1, 1], np.float32)
@@ -376,8 +388,9 @@ def _about(metadata: Mapping[str, str]) -> About:
     values = json.loads(metadata['about'])
     if not isinstance(values, dict):
         raise TypeError('what it says of itself is no table')
+    values = {'split': '', 'images': [], **values}
     about = About(**{name: values[name] for name in About.__dataclass_fields__})
-    for name in ('source', 'variant', 'weights', 'weights_name'):
+    for name in ('source', 'variant', 'weights', 'weights_name', 'split'):
         text = values[name]
         if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not text.isprintable():
             raise ValueError(f'its {name} is {quoted(text)}')
@@ -386,6 +399,9 @@ def _about(metadata: Mapping[str, str]) -> About:
         raise ValueError('its numbers of frames and blocks are no counts')
     if not (isinstance(about.focal_ratio, float) and 0 < about.focal_ratio < math.inf):
         raise ValueError(f'its focal ratio is {quoted(about.focal_ratio)}')
+    if not isinstance(about.images, list) or not all(
+            isinstance(image, str) and len(image) == HASH_DIGITS for image in about.images):
+        raise ValueError('its images are no list of digests')
     if not isinstance(about.config, dict) or set(about.config) != set(BOUND):
         raise ValueError('its settings are not those that it needs')
     DepthConfig.from_dict(about.config)

@@ -728,19 +728,22 @@ class DepthEstimator:
             return _classify(scenes, trunk)
 
     @torch.inference_mode()
-    def read_out(self, logits: Tensor, bins: Tensor | None = None) -> ReadOut:
+    def read_out(
+        self, logits: Tensor, bins: Tensor | None = None, correction: Correction | None = None,
+    ) -> ReadOut:
         """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
 
         Args:
             logits: (passes, B, K, h, w), from `logits`.
             bins: (K,) metres on the device, or (B, K) for each image's own; None for the
                 configured ones, which know no scene.
+            correction: of a calibration that belongs to these settings; None for words alone.
 
         """
         with current(self.device), exact_float32(self.device):
             settings = self._settings
-            return _read_out(
-                logits, settings.bins if bins is None else bins, settings.config.read_out)
+            return _read_out(logits, settings.bins if bins is None else bins,
+                             settings.config.read_out, correction)
 
 
 def _times(

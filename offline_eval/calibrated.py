@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of calibrated depth, from the same pass over the images: no longer zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.calibration import Calibration, Terms
+from depthclip_ros.core.estimator import Correction, Maps
+from depthclip_ros.core.window import Window
+
+from .errors import EvaluationError
+
+# Focal lengths, in widths of what the network sees, that differ by less are one.
+_SAME_VIEW = 0.01
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Depth as a calibration file corrects it.
+
+    Attributes:
+        path: of the file.
+        calibration: its content, which belongs to the model and the settings.
+        terms: its numbers, on the device.
+
+    """
+
+    path: str
+    calibration: Calibration
+    terms: Terms
+
+    @classmethod
+    def open(cls, path: Path, estimator: DepthEstimator, focal: float) -> Calibrated:
+        """Read a file, and check that it belongs to what is evaluated.
+
+        Args:
+            path: of the calibration.
+            estimator: as it is evaluated, which knows no focal length.
+            focal: focal length of what the network sees, in its widths; 0 if not known.
+
+        Raises:
+            CalibrationError: it is damaged, or of another model or other settings.
+            EvaluationError: it was fitted to another view.
+
+        """
+        calibration = Calibration.load(path)
+        # Here its own focal ratio counts, and an input of the crop's size fits in every way.
+        bound = {name: calibration.about.config[name] for name in ('reference_focal', 'input_fit')}
+        checked = estimator.read_calibration(
+            estimator.config.replace(calibration=str(path), **bound))
+        assert checked is not None  # noqa: S101 - a path was given
+        own = _focal_of(checked)
+        if focal and abs(own / focal - 1) > _SAME_VIEW:
+            raise EvaluationError(
+                f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '
+                f'widths, and the network sees one of {focal:.3f} here. Calibrate with the '
+                '--protocol that is evaluated.')
+        return cls(str(path), checked, checked.terms(estimator.device))
+
+    @property
+    def row(self) -> str:
+        """Name of its row."""
+        about = self.calibration.about
+        what = 'training images' if about.split else f'images of {about.source}'
+        return f'calibrated on {about.frames} {what}'
+
+    @property
+    def note(self) -> str:
+        """What the reader of its row must know."""
+        about = self.calibration.about
+        seen = 'none of them is evaluated, compared bit by bit' if about.images else (
+            'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
+        return (f'no longer zero-shot: {Path(self.path).name} ({about.variant} correction), '
+                f'fitted to {about.split or about.source}; {seen}')
+
+    def check_unseen(self, positions: Sequence[int], images: Sequence[str]) -> None:
+        """Check that it was not fitted to what is evaluated.
+
+        Args:
+            positions: of the images in their data set.
+            images: `image_digest` of each.
+
+        Raises:
+            EvaluationError: it was.
+
+        """
+        known = set(self.calibration.about.images)
+        seen = [p for p, image in zip(positions, images, strict=True) if image in known]
+        if seen:
+            raise EvaluationError(
+                f'--calibration {self.path}: it was fitted to image {seen[0]} of the data set (of '
+                'those that are evaluated, counted from 0). Calibrate on a training split.')
+
+    def depth(
+        self, estimator: DepthEstimator, logits: Tensor, maps: Maps,
+        focal: NDArray[np.float32],
+    ) -> Tensor:
+        """Correct the depth of patches.
+
+        Args:
+            estimator: that made them.
+            logits: (passes, B, K, h, w).
+            maps: of the same images.
+            focal: (B,) focal length of what the network sees, in its widths; 0 if not known.
+
+        Returns:
+            (B, h, w) metres.
+
+        """
+        about, passes = self.calibration.about, len(logits)
+        reference = float(about.config['reference_focal'])
+        ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
+        rays = np.stack([
+            self.calibration.rays(None, Window(0.0, 0.0, 1.0, 1.0), ratio, mirrored)
+            for mirrored in (False, True)[:passes] for ratio in ratios])
+        device = estimator.device
+        corrected = estimator.read_out(logits, None, Correction(
+            self.terms, torch.from_numpy(rays).to(device), maps))
+        factors = torch.tensor(ratios, device=device)
+        return corrected.patch_depth * factors[:, None, None]
+
+
+def _focal_of(calibration: Calibration) -> float:
+    """Focal length of its camera, in widths of what the network saw."""
+    x = calibration.arrays['rays'][..., 0]
+    count = x.shape[1]
+    return float((count - 1) / count / np.median(x[:, -1] - x[:, 0]))

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth as files, to and from other programs, and calibrated depth, in the same table."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from calibrations import calibration_for, random_arrays
+
+from depthclip_ros.cli.main import main as depthclip
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import Calibration, image_digest
+from depthclip_ros.node.config import read_config
+from depthclip_ros.sim.nyu import (
+    make_samples,
+    split,
+    write_labeled_mat,
+    write_official_splits,
+    write_splits,
+)
+from offline_eval import cli, witness
+from offline_eval.datasets import Where, open_dataset
+from offline_eval.datasets.folders import KITTI_LIST
+from offline_eval.errors import PredictionError
+from offline_eval.paper import METHOD
+from offline_eval.protocol import PROTOCOLS
+from offline_eval.results import METRICS, Summary
+
+pytest.importorskip('h5py')
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNT = 20  # ten test images, ten training images
+
+
+@pytest.fixture(scope='module')
+def samples():
+    return make_samples(COUNT, seed=3)
+
+
+@pytest.fixture(scope='module')
+def world(samples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('world')
+    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
+    write_splits(folder / 'splits.mat', COUNT)
+    write_official_splits(folder / 'official', samples)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def dataset(world):
+    return open_dataset(Where(world))
+
+
+def given(world, *more, data=None):
+    return [str(a) for a in ('--data', data or world, '--weights', 'demo', '--device', 'cpu',
+                             *more)]
+
+
+def evaluate(world, output, *more, data=None):
+    assert cli.main(given(world, '--output', output, '--batch-size', 4, '--workers', 0,
+                          '--no-report', '--no-mean-map', *more, data=data)) == 0
+    return Summary.read(output / 'latest')
+
+
+def fails(capsys, arguments):
+    capsys.readouterr()
+    assert cli.main([str(a) for a in arguments]) == 1
+    message = capsys.readouterr().err
+    assert 'Traceback' not in message
+    return message
+
+
+@pytest.fixture(scope='module')
+def written(world, tmp_path_factory):
+    """The method's predictions by each protocol of NYU."""
+    folders = {}
+    for protocol in ('depthclip', 'bts'):
+        folders[protocol] = tmp_path_factory.mktemp(protocol) / 'witness'
+        assert cli.main(['witness', *given(world, '-o', folders[protocol], '--protocol',
+                                           protocol)]) == 0
+    return folders
+
+
+def write_png(path, depth, scale=1000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.rint(depth * scale).astype(np.uint16))
+
+
+@pytest.fixture(scope='module')
+def rivals(samples, tmp_path_factory):
+    """Other programs' predictions, made of the truth, each in another layout."""
+    folder = tmp_path_factory.mktemp('rivals')
+    for number in split(COUNT)[1]:
+        true, scene = samples[number].frame.depth, samples[number].frame.kind
+        write_png(folder / 'oracle' / 'raw' / f'{scene}_rgb_{number:05d}.png', true)
+        write_png(folder / 'thrice' / scene / f'rgb_{number:05d}.png', 3 * true, 500)
+        half = cv2.resize(true, (320, 240), interpolation=cv2.INTER_AREA)
+        write_png(folder / 'half' / f'{number:05d}.png', half)
+        (folder / 'affine').mkdir(exist_ok=True)
+        np.save(folder / 'affine' / f'rgb_{number:05d}.npy', 0.3 * true - 2)
+        (folder / 'inverse').mkdir(exist_ok=True)
+        np.save(folder / 'inverse' / f'{number:05d}.npy', 7 / true + 1)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def calibrated(world, tmp_path_factory):
+    """A calibration that uses all of its terms, in a file, as if fitted to the training split."""
+    config, _ = read_config(ROOT / 'config/demo.yaml')
+    estimator = DepthEstimator(config, 'demo', 'cpu')
+    focal = 518.8579 / 544  # of what protocol depthclip crops
+    arrays = random_arrays(estimator)
+    rays = arrays['rays']
+    rays[...] *= 1 / (focal * (rays[0, -1, 0] - rays[0, 0, 0]) * rays.shape[1]
+                      / (rays.shape[1] - 1))
+    train = split(COUNT)[0]
+    files = {}
+    for name, images in (('train', train), ('test', [*train, split(COUNT)[1][3]]), ('old', [])):
+        seen = open_dataset(Where(world)).training()
+        digests = {e.index: image_digest(seen.read(i).rgb) for i, e in enumerate(seen.entries)}
+        test = open_dataset(Where(world))
+        digests |= {e.index: image_digest(test.read(i).rgb) for i, e in enumerate(test.entries)}
+        calibration = calibration_for(estimator, {
+            'images': [digests[n] for n in images], 'frames': 10, 'split': 'a training split',
+            'focal_ratio': 1.1}, **arrays)
+        files[name] = calibration.save(tmp_path_factory.mktemp('calibrations'), name)
+    return files
+
+
+@pytest.fixture(scope='module')
+def summary(world, written, rivals, calibrated, tmp_path_factory):
+    """One run with every kind of row."""
+    return evaluate(
+        world, tmp_path_factory.mktemp('results'),
+        *(a for name, folder in (('again', written['depthclip']), ('oracle', rivals / 'oracle'),
+                                 ('half', rivals / 'half'), ('thrice', rivals / 'thrice'),
+                                 ('thrice as one', rivals / 'thrice'),
+                                 ('affine', rivals / 'affine'), ('inverse', rivals / 'inverse'))
+          for a in ('--predictions', f'{name}={folder}')),
+        '--prediction-scale', 'thrice=500', '--prediction-scale', 'thrice as one=500',
+        '--align', 'thrice as one=median', '--align', 'affine=lstsq', '--align',
+        'inverse=disparity', '--calibration', calibrated['train'])
+
+
+def metrics(summary, name):
+    return np.array([summary.row(name).metrics[m] for m in METRICS])
+
+
+# The method's own, and back --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('protocol', ['depthclip', 'bts'])
+def test_what_is_written_is_what_the_scripts_of_bts_read(world, samples, written, protocol):
+    raw = written[protocol] / 'raw'
+    names = {f'{samples[n].frame.kind}_rgb_{n:05d}.png' for n in split(COUNT)[1]}
+    assert {path.name for path in raw.iterdir()} == names
+    crop = PROTOCOLS[protocol].crop_of(480, 640)
+    for path in raw.iterdir():
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert (stored.dtype, stored.shape) == (np.uint16, (480, 640))
+        assert stored[crop].min() > 0
+        stored[crop] = 0
+        assert not stored.any()
+    about = json.loads((written[protocol] / 'witness.json').read_text())
+    assert (about['scale'], about['images'], about['protocol']) == (1000, 10, protocol)
+    assert len(about['weights']) == 64
+    assert about['config']['tokens']
+
+
+def test_the_round_trip_changes_nothing_but_half_a_millimetre(summary):
+    np.testing.assert_allclose(metrics(summary, 'again'), metrics(summary, METHOD), rtol=1e-3)
+    assert (metrics(summary, 'again') != metrics(summary, METHOD)).any()  # it was read
+    assert summary.row('again').group == 'foreign'
+
+
+def as_bts_scores(raw, truths):
+    """δ1, δ2, δ3, AbsRel, log10, rmse of a folder, as BTS's script for PNG files defines them."""
+    every = []
+    for file in sorted(raw.glob('*.png')):
+        scene, number = re.fullmatch(r'(.*)_rgb_(\d{5})', file.stem).groups()
+        p = cv2.imread(str(file), -1).astype(np.float32) / 1000
+        y = cv2.imread(str(truths / scene / f'sync_depth_{number}.png'), -1) \
+            .astype(np.float32) / 1000
+        p = np.clip(p, 1e-3, 10)[45:471, 41:601]
+        y = y[45:471, 41:601]
+        p, y = p[(y > 1e-3) & (y < 10)], y[(y > 1e-3) & (y < 10)]
+        factor = np.maximum(p / y, y / p)
+        every.append([*((factor < 1.25 ** k).mean() for k in (1, 2, 3)), (abs(p - y) / y).mean(),
+                      abs(np.log10(p) - np.log10(y)).mean(), np.sqrt(((p - y) ** 2).mean())])
+    return np.mean(every, axis=0)
+
+
+def test_a_script_of_its_own_scores_the_same(world, written, tmp_path):
+    found = evaluate(world, tmp_path, '--protocol', 'bts', '--predictions',
+                     f'bts={written["bts"]}', data=world / 'official')
+    expected = as_bts_scores(written['bts'] / 'raw', world / 'official/official_splits/test')
+    np.testing.assert_allclose(metrics(found, 'bts')[:6], expected, atol=2e-5)
+    # Predictions of the .mat's images, truth of the folder: not what the method says of JPEG.
+    assert abs(metrics(found, METHOD)[:6] - expected).max() > 1e-4
+
+
+def test_kitti_is_written_as_its_tools_read_it(tmp_path):
+    drive = '2011_09_26_drive_0002_sync'
+    lines = []
+    for number in (5, 69):
+        rgb = tmp_path / '2011_09_26' / drive / 'image_02/data' / f'{number:010d}.png'
+        truth = tmp_path / drive / 'proj_depth/groundtruth/image_02' / f'{number:010d}.png'
+        for path in (rgb, truth):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(rgb), np.full((375, 1242, 3), number, np.uint8))
+        write_png(truth, np.full((375, 1242), 9.0), 256)
+        lines.append(f'{rgb.relative_to(tmp_path)} {truth.relative_to(tmp_path)} 721.5')
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
+    given = ['--data', tmp_path, '--weights', 'demo', '--device', 'cpu']
+    assert cli.main(['witness', *map(str, given), '-o', str(tmp_path / 'out')]) == 0
+    dataset, protocol = open_dataset(Where(tmp_path)), PROTOCOLS['kitti']
+    found = witness.open_predictions('a', tmp_path / 'out', dataset)
+    assert found.path(dataset.entries[1]) == tmp_path / 'out' / 'raw' / f'{drive}_0000000069.png'
+    assert (found.layout, found.scale, found.size) == ('DRIVE_FRAME', 256, (352, 1216))
+    stored = cv2.imread(str(found.path(dataset.entries[0])), -1)
+    truth = np.full((352, 1216), 9, np.float32)
+    read = found.read(dataset.entries[0], (375, 1242), truth, protocol)
+    np.testing.assert_array_equal(read, (stored / 256).astype(np.float32))
+
+
+def test_nothing_is_overwritten(world, written, capsys):
+    message = fails(capsys, ['witness', *given(world, '-o', written['bts'])])
+    assert 'nothing is overwritten' in message
+
+
+def test_depth_that_does_not_fit_into_the_files():
+    depth = np.full((2, 2), 3.0, np.float32)
+    assert (witness._stored(depth, depth, 1000.0, 'a') == 3000).all()
+    for wrong in (65.6, 0.0005, np.nan, np.inf):
+        with pytest.raises(PredictionError, match='does not fit into 16 bits'):
+            witness._stored(depth, np.array([[3, wrong]], np.float32), 1000.0, 'a')
+
+
+# Other programs' -------------------------------------------------------------------------------
+
+
+def test_the_truth_itself_scores_as_such(summary):
+    """Its files are of rendered depth without holes, in millimetres."""
+    assert summary.row('oracle').metrics['d1'] == pytest.approx(1, abs=1e-4)
+    assert summary.row('oracle').metrics['rmse'] < 0.001
+    assert summary.row('half').metrics['d1'] > 0.98  # blurred at edges
+    assert 0.001 < summary.row('half').metrics['rmse'] < 0.3
+    thrice = summary.row('thrice')
+    assert thrice.metrics['d1'] == 0
+    assert 1.5 < thrice.metrics['rel'] < 2  # 2, but depth beyond 10 m counts as 10 m
+
+
+def test_alignment_is_said_in_the_row_s_name(summary):
+    for name, limit in (('thrice as one, median-aligned', 0.02), ('affine, lstsq-aligned', 0.02),
+                        ('inverse, disparity-aligned', 0.02)):
+        row = summary.row(name)
+        assert row.metrics['d1'] > 0.999
+        assert row.metrics['rmse'] < limit
+        assert 'no metric depth' in row.note
+    assert summary.row('thrice as one') is None
+    assert 'as predicted, in metres' in summary.row('oracle').note
+    assert '(240 x 320, 1000 a metre)' in summary.row('half').note
+
+
+def test_others_stand_beside_the_verdict_and_never_in_the_gate(world, summary, tmp_path):
+    alone = evaluate(world, tmp_path)
+    assert summary.gate == alone.gate
+    assert summary.row(METHOD) == alone.row(METHOD)
+    added = [c.name for c in summary.verdict.comparisons if c not in alone.verdict.comparisons]
+    assert added == ['again', 'oracle', 'half', 'thrice']  # what is aligned knows the truth
+    gain = {c.name: c.gains['d1'] for c in summary.verdict.comparisons}
+    assert gain['again'] == pytest.approx(0, abs=1e-3)
+    assert gain['oracle'] < 0 < gain['thrice']
+
+
+def test_missing_files_are_named(dataset, rivals, tmp_path):
+    gone = f'{dataset.entries[4].index:05d}.png'
+    for path in (rivals / 'half').iterdir():
+        if path.name != gone:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(PredictionError, match=rf'1 of 10 files are missing(.|\n)*  {gone}'):
+        witness.open_predictions('a', tmp_path, dataset)
+    with pytest.raises(PredictionError, match='no file there is of this data set'):
+        witness.open_predictions('a', tmp_path / 'nowhere', dataset)
+
+
+def test_a_wrong_unit_is_refused_and_an_odd_one_said(dataset, rivals):
+    of = witness.open_predictions
+    with pytest.raises(PredictionError, match=r'outside 0.3 to 9.9 m. Give --prediction-scale'):
+        witness.check_unit(of('a', rivals / 'oracle', dataset, 1.0), dataset)
+    assert 'the true one' in witness.check_unit(of('a', rivals / 'oracle', dataset, 256.0),
+                                                dataset)
+    assert witness.check_unit(of('a', rivals / 'oracle', dataset), dataset) == ''
+    assert witness.check_unit(of('a', rivals / 'affine', dataset, align='lstsq'), dataset) == ''
+
+
+@pytest.fixture
+def one(dataset, rivals, tmp_path):
+    """A method's file of one image, to be spoilt; how to read it."""
+    dataset = open_dataset(Where(dataset.path))
+    dataset.keep([2])
+    entry, pair = dataset.entries[0], dataset.read(0)
+    path = tmp_path / f'{entry.index:05d}.png'
+    write_png(path, np.full((480, 640), 2.0))
+
+    def read(protocol='bts', align='none', suffix='.png'):
+        found = replace(witness.open_predictions('a', tmp_path, dataset, align=align),
+                        suffix=suffix)
+        truth = PROTOCOLS[protocol].truth(pair.depth)
+        return found.read(entry, (480, 640), truth, PROTOCOLS[protocol])
+    return path, read
+
+
+def test_every_scored_pixel_must_have_depth(one):
+    path, read = one
+    holes = np.full((480, 640), 2.0)
+    holes[:44] = 0  # above the crop that is scored
+    write_png(path, holes)
+    assert (read() > 0).all()
+    holes[100:120, 200:220] = 0
+    write_png(path, holes)
+    with pytest.raises(PredictionError, match=r'pixels that are scored have no depth'):
+        read()
+    with pytest.raises(PredictionError, match='no depth'):
+        read(align='median')
+    read(align='disparity')  # there 0 is infinitely far
+
+
+@pytest.mark.parametrize(('size', 'protocol', 'good'), [
+    ((480, 640), 'depthclip', True), ((416, 544), 'depthclip', True), ((240, 320), 'bts', True),
+    ((416, 544), 'bts', False), ((480, 480), 'bts', False), ((352, 1216), 'depthclip', False)])
+def test_sizes(one, size, protocol, good):
+    path, read = one
+    depth = np.full(size, 2.0)
+    depth[:, size[1] // 2:] = 4.0
+    write_png(path, depth)
+    if not good:
+        with pytest.raises(PredictionError, match=f'is {size[0]} x {size[1]}; the image is'):
+            read(protocol)
+        return
+    found = read(protocol)
+    assert found.shape == PROTOCOLS[protocol].size
+    middle = 544 // 2 if size == (416, 544) else 320 - 60 * (protocol == 'depthclip')
+    assert set(np.unique(found[200:220, :middle - 2])) <= {1.0, 2.0}  # 1 where nothing is scored
+    assert set(np.unique(found[200:220, middle + 2:500])) <= {1.0, 4.0}
+
+
+def test_what_is_no_prediction(one):
+    path, read = one
+    cv2.imwrite(str(path), np.full((480, 640), 200, np.uint8))
+    with pytest.raises(PredictionError, match='expected 16 bits'):
+        read()
+    path.write_bytes(b'no picture')
+    with pytest.raises(PredictionError, match='damaged'):
+        read()
+    path.unlink()
+    np.save(path.with_suffix('.npy'), np.ones((480, 640), int))
+    with pytest.raises(PredictionError, match='expected floating point'):
+        read(suffix='.npy')
+    path.with_suffix('.npy').write_bytes(b'\x93NUMPY')
+    with pytest.raises(PredictionError, match='no array of NumPy'):
+        read(suffix='.npy')
+
+
+def test_resuming_with_other_predictions(world, rivals, tmp_path, capsys):
+    folder = tmp_path / 'half'
+    folder.mkdir()
+    for path in (rivals / 'half').iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    limited = ['--limit', 4, '--predictions', f'a={folder}']
+    evaluate(world, tmp_path / 'out', *limited)
+    write_png(min(folder.iterdir()), np.full((240, 320), 2.5))
+    message = fails(capsys, given(
+        world, '--output', tmp_path / 'out', '--batch-size', 4, '--no-report', '--no-mean-map',
+        *limited, '--resume'))
+    assert 'that run was another one' in message
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    (['--predictions', 'nowhere'], 'NAME=FOLDER'),
+    (['--predictions', 'a=x', '--align', 'b=median'], "'b' is none of --predictions"),
+    (['--predictions', 'a=x', '--align', 'most'], 'none, median'),
+    (['--predictions', 'a=x', '--prediction-scale', '-1'], 'positive'),
+    (['--predictions', 'a=x', '--predictions', 'a=y'], 'twice')])
+def test_wrong_usage(world, capsys, more, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(given(world, *more))
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken(world, rivals, tmp_path, capsys):
+    message = fails(capsys, given(world, '--output', tmp_path, '--no-mean-map', '--predictions',
+                                  f'{METHOD}={rivals / "half"}'))
+    assert 'another name' in message
+
+
+# Calibrated ------------------------------------------------------------------------------------
+
+
+def test_the_calibrated_row_is_what_the_node_would_say(world, samples, summary, calibrated):
+    """Worked out here once more, by `predict` with the calibration in force."""
+    config = DepthConfig.from_dict(summary.config)
+    about = Calibration.load(calibrated['train']).about
+    estimator = DepthEstimator(
+        config.replace(calibration=str(calibrated['train']),
+                       **{k: about.config[k] for k in ('reference_focal', 'input_fit')}),
+        'demo', 'cpu')
+    ratio = 518.8579 / 544 * estimator.config.input_height * 544 / (
+        416 * estimator.config.input_width) / estimator.config.reference_focal
+    errors = []
+    for number in split(COUNT)[1]:
+        rgb = np.ascontiguousarray(samples[number].frame.rgb[56:472, 60:604])
+        prediction = estimator.predict(rgb)
+        p = prediction.depth[:415, :541].astype(np.float64) * ratio / prediction.focal_ratio
+        y = samples[number].raw_depth[56:471, 60:601].astype(np.float64)
+        valid = (y > 1e-3) & (y < 10)
+        errors.append(np.sqrt(((p - y)[valid] ** 2).mean()))
+    row = summary.row('calibrated on 10 training images')
+    assert row.metrics['rmse'] == pytest.approx(np.mean(errors), abs=5e-4)
+    assert row.metrics['rmse'] != pytest.approx(summary.row(METHOD).metrics['rmse'], abs=0.01)
+    assert row.group == 'calibrated'
+    assert 'no longer zero-shot' in row.note
+    assert 'a training split; none of them is evaluated' in row.note
+
+
+def test_published_calibrations_stand_beside(summary):
+    rows = {row.name: row for row in summary.paper if row.table == 'calibrated'}
+    found = [(row.metrics['d1'], row.metrics['rmse']) for row in rows.values()]
+    assert found == [(0.428, 1.049), (0.465, 0.970), (0.745, 0.520)]
+
+
+def test_a_file_that_does_not_say_its_images(world, calibrated, tmp_path):
+    found = evaluate(world, tmp_path, '--calibration', calibrated['old'], '--limit', 4)
+    assert 'MAY BE AMONG THEM' in found.row('calibrated on 10 training images').note
+
+
+@pytest.mark.parametrize(('file', 'more', 'message'), [
+    ('test', (), 'it was fitted to image 3 of the data set'),
+    ('train', ('--protocol', 'bts'), 'Calibrate with the --protocol'),
+    ('train', ('--config', ROOT / 'config/depth.yaml'), 'another model or configuration')])
+def test_calibrations_that_do_not_belong(world, calibrated, tmp_path, capsys, file, more, message):
+    assert message in fails(capsys, given(
+        world, '--output', tmp_path, '--no-mean-map', '--no-report', '--workers', 0,
+        '--calibration', calibrated[file], *more))
+
+
+def test_the_two_commands_of_the_document(world, tmp_path, capsys):
+    """A calibration of the training split is read, as it was fitted to the same view."""
+    config = str(ROOT / 'config/demo.yaml')
+    assert depthclip(['calibrate', str(world), '-o', str(tmp_path / 'nyu.yaml'), '--config',
+                      config, '--weights', 'demo', '--protocol', 'depthclip', '--variant',
+                      'scale', '--anyway']) == 0
+    assert 'cropped as by protocol depthclip' in capsys.readouterr().err
+    file = next(tmp_path.glob('nyu.*.safetensors'))
+    about = Calibration.load(file).about
+    assert (about.frames, len(set(about.images))) == (10, 10)
+    assert 'train split of splits.mat' in about.split
+    found = evaluate(world, tmp_path / 'out', '--calibration', file)
+    assert found.row('calibrated on 10 training images').images == 10
+
+
+def test_digests_know_images_and_only_them(samples):
+    images = [sample.frame.rgb for sample in samples]
+    assert len({image_digest(image) for image in images}) == COUNT
+    changed = images[0].copy()
+    changed[0, 0, 0] ^= 1
+    assert image_digest(changed) != image_digest(images[0])
