@@ -44,13 +44,13 @@ from ros_harness import (
     tiny_arguments,
     values_of,
 )
-from sensor_msgs.msg import CompressedImage
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.core.window import Window
 from depthclip_ros.node import image_io, serialized
 from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.messages import COMPRESSED_IMAGE
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def decoded(topic, message):
         window = Window(0, 0, hostile.WIDTH, hostile.HEIGHT)
         return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32, window)
     if topic == JPEG:
-        read = serialized.read(raw, CompressedImage, ImageError)
+        read = serialized.read(raw, COMPRESSED_IMAGE, ImageError)
         return stamp_of(read), image_io.compressed_to_rgb(read)
     read = serialized.read_image(raw)
     return stamp_of(read), image_io.to_rgb(read)

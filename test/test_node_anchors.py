@@ -31,7 +31,8 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import ConfigError, DataError
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor, Shared
+from depthclip_ros.node.anchor_inputs import Shared
+from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
@@ -146,7 +147,7 @@ WALL = np.full((HEIGHT, WIDTH), 3.0, np.float32)
 ])
 def test_every_sensor_says_how_far_a_wall_is(node, settings, message):
     shared, anchor = listening(node, **settings)
-    shared._on_message(serialize_message(message))
+    shared.on_message(serialize_message(message))
     one_beam = isinstance(message, Range)  # which is believed half at first
     assert ask(anchor, 5.1).scale == pytest.approx(1.5, rel=0.1 if one_beam else 0.02)
     assert anchor.condition == ''
@@ -164,20 +165,20 @@ def test_a_mounted_sensor_is_where_its_pose_says(node):
                              [math.cos(pitch), 0, math.sin(pitch)], [0, 1, 0],
                              [-math.sin(pitch), 0, math.cos(pitch)]])
     body = seen_points(WALL)[:, [2, 0, 1]] * [1, -1, -1]
-    shared._on_message(serialize_message(cloud(5.0, (body - [0.1, 0.2, -0.3]) @ rotation, 'l')))
+    shared.on_message(serialize_message(cloud(5.0, (body - [0.1, 0.2, -0.3]) @ rotation, 'l')))
     assert ask(anchor, 5.0).scale == pytest.approx(1.5, rel=0.01)
 
 
 def test_tf_says_where_the_sensor_is(node):
     shared, anchor = listening(node, anchor='scan')
-    shared._tf_type = shared._tf_type or object  # nothing waits to be read as that
-    shared._on_message(serialize_message(scan(5.0, WALL)))
+    shared._knows_tf = True  # nothing waits to be read as that
+    shared.on_message(serialize_message(scan(5.0, WALL)))
     ask(anchor, 5.0)
     assert anchor.condition == 'no transform'
     assert 'laser' in anchor.reason
     shared._tree.add('base', 'laser', (0.25, 0.0, 0.6), (0, 0, 0, 1), None)
     shared._tree.add('base', FRAME, (0.2, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5), None)
-    shared._on_message(serialize_message(scan(5.2, WALL)))
+    shared.on_message(serialize_message(scan(5.2, WALL)))
     ask(anchor, 5.2)
     assert anchor.condition == ''
     assert anchor.filter._log_scale == pytest.approx(math.log(1.5), abs=0.02)
@@ -188,7 +189,7 @@ def test_the_floor_fixes_the_scale(node, by_tf):
     settings = {} if by_tf else {'camera_height': 0.5, 'camera_pitch': -0.3}
     shared, anchor = listening(node, anchor='ground', **settings)
     if by_tf:
-        shared._tf_type = shared._tf_type or object
+        shared._knows_tf = True
         half = 0.15
         shared._tree.add('base_footprint', 'body', (0, 0, 0.5),
                          (0, math.sin(half), 0, math.cos(half)), None)
@@ -203,7 +204,7 @@ def test_the_floor_fixes_the_scale(node, by_tf):
 
 def test_a_base_above_the_camera_is_no_floor(node):
     shared, anchor = listening(node, anchor='ground')
-    shared._tf_type = shared._tf_type or object
+    shared._knows_tf = True
     shared._tree.add('base_footprint', FRAME, (0, 0, -0.5), (-0.5, 0.5, -0.5, 0.5), None)
     assert ask(anchor, 1.0).scale == 1.0
     assert anchor.condition == 'below the floor'
@@ -212,7 +213,7 @@ def test_a_base_above_the_camera_is_no_floor(node):
 def test_each_camera_has_its_own_scale_of_the_same_message(node):
     shared, front = listening(node, anchor='points')
     rear = Anchor(shared, NodeConfig(anchor='points'))
-    shared._on_message(serialize_message(cloud(5.0, seen_points(WALL))))
+    shared.on_message(serialize_message(cloud(5.0, seen_points(WALL))))
     assert ask(front, 5.0).scale == pytest.approx(1.5, rel=0.02)
     assert ask(rear, 5.0, np.full((6, 8), 4.0, np.float32)).scale == pytest.approx(0.75, rel=0.02)
     assert ask(front, 5.1).scale == pytest.approx(1.5, rel=0.02)
@@ -220,7 +221,7 @@ def test_each_camera_has_its_own_scale_of_the_same_message(node):
 
 def test_a_message_counts_once_and_between_messages_the_scale_is_held(node):
     shared, anchor = listening(node, anchor='points')
-    shared._on_message(serialize_message(cloud(5.0, seen_points(WALL))))
+    shared.on_message(serialize_message(cloud(5.0, seen_points(WALL))))
     first = ask(anchor, 5.0).scale
     variance = anchor.filter.state.variance
     for image_time in (5.03, 5.06):
@@ -232,7 +233,7 @@ def test_a_message_counts_once_and_between_messages_the_scale_is_held(node):
 def test_of_several_messages_the_nearest_counts(node):
     shared, anchor = listening(node, anchor='points')
     for at, factor in ((4.8, 2.0), (5.0, 1.0), (5.4, 3.0)):
-        shared._on_message(serialize_message(cloud(at, seen_points(WALL, factor=factor))))
+        shared.on_message(serialize_message(cloud(at, seen_points(WALL, factor=factor))))
     assert ask(anchor, 5.1).scale == pytest.approx(1.5, rel=0.02)
 
 
@@ -277,8 +278,8 @@ HOSTILE = {
 def test_what_cannot_be_used_is_counted_and_named(node, name):
     kind, message, condition = HOSTILE[name]
     shared, anchor = listening(node, anchor=kind, anchor_pose=POSE if kind != 'points' else '')
-    shared._tf_type = shared._tf_type or object
-    shared._on_message(message)
+    shared._knows_tf = True
+    shared.on_message(message)
     adjustment = ask(anchor, 5.0)
     assert adjustment == (1.0, 1.0)
     assert dict(anchor.conditions) == {condition: 1}
@@ -297,20 +298,20 @@ def test_nothing_has_come(node):
 def test_what_waits_is_bounded(node):
     shared, _ = listening(node, anchor='points')
     for second in range(10 * MOST_MESSAGES):
-        shared._on_message(serialize_message(cloud(second, seen_points(WALL))))
+        shared.on_message(serialize_message(cloud(second, seen_points(WALL))))
     assert len(shared._messages) == MOST_MESSAGES
     large = serialize_message(GOOD) + bytes(MOST_BYTES // 3)
     for _ in range(10):
-        shared._on_message(large)
+        shared.on_message(large)
     assert sum(len(message.raw) for message in shared._messages) <= MOST_BYTES
     for _ in range(10_000):
-        shared._on_transforms(b'any')
+        shared.on_transforms(b'any')
     assert len(shared._transforms) < 1000
 
 
 def test_whatever_fails_inside_depth_goes_on_with_the_last_scale(node, monkeypatch):
     shared, anchor = listening(node, anchor='points')
-    shared._on_message(serialize_message(GOOD))
+    shared.on_message(serialize_message(GOOD))
     scale = ask(anchor, 5.0).scale
     monkeypatch.setattr(anchor.filter, 'adjust', lambda *_: 1 / 0)
     assert ask(anchor, 5.1) == (scale, 1.0)

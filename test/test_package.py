@@ -302,7 +302,7 @@ def test_rviz_shows_what_the_node_publishes():
             # A camera may be best effort; a reliable reader would get nothing from it.
             assert display['Topic']['Reliability Policy'] == 'Best Effort'
             continue
-        assert outputs.OUTPUTS[topic].__name__ == kinds[display['Class']]
+        assert outputs.OUTPUTS[topic].rpartition('/')[2] == kinds[display['Class']]
         assert display['Topic']['Reliability Policy'] == 'Reliable'
     assert shown == {'image', 'depth/image_color', 'depth/stddev', 'points'}
 

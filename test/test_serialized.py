@@ -21,6 +21,7 @@ from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.node import serialized
 from depthclip_ros.node.cloud import PatchCloud
 from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.node.messages import CAMERA_INFO
 
 FIELDS = ('header', 'height', 'width', 'encoding', 'is_bigendian', 'step')
 
@@ -114,7 +115,7 @@ def test_content_is_all_but_the_stamp():
 
 def test_errors_are_of_the_wanted_type():
     with pytest.raises(CameraInfoError, match='4 bytes are no CameraInfo') as error:
-        serialized.read(b'\0\1\0\0', CameraInfo, CameraInfoError)
+        serialized.read(b'\0\1\0\0', CAMERA_INFO, CameraInfoError)
     assert error.value.condition == 'unreadable message'
 
 

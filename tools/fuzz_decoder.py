@@ -53,6 +53,7 @@ with atheris.instrument_imports(include=['depthclip_ros']) if atheris else nullc
     from depthclip_ros.core.window import Window
     from depthclip_ros.node import image_io, serialized
     from depthclip_ros.node.calibration import Calibration
+    from depthclip_ros.node.messages import CAMERA_INFO, COMPRESSED_IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -108,7 +109,7 @@ def check_image(raw: bytes) -> str:
 
 def check_compressed(raw: bytes) -> str:
     """Check a compressed image: a picture or a reason."""
-    condition, message = attempt(serialized.read, raw, CompressedImage, ImageError)
+    condition, message = attempt(serialized.read, raw, COMPRESSED_IMAGE, ImageError)
     if message is None:
         return condition
     condition, rgb = attempt(image_io.compressed_to_rgb, message, MAX_PIXELS)
@@ -124,7 +125,7 @@ def check_repaired(raw: bytes) -> str:
 
 def check_camera_info(raw: bytes) -> str:
     """Check a camera_info: rays that end in their pixels and finite numbers, or a reason."""
-    condition, message = attempt(serialized.read, raw, CameraInfo, CameraInfoError)
+    condition, message = attempt(serialized.read, raw, CAMERA_INFO, CameraInfoError)
     if message is None:
         return condition
     outcomes = []

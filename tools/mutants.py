@@ -130,7 +130,7 @@ MUTANTS = (
     Mutant(f'{NODE}/statistics.py', '        self._last[condition] = now\n', '', UNITS),
     Mutant(f'{NODE}/statistics.py', 'deque(maxlen=size)', 'deque()', UNITS),
     # Camera and pipeline, in a running node
-    Mutant(f'{NODE}/camera.py', 'self._counters.rejected[condition] += 1\n'
+    Mutant(f'{NODE}/image_stream.py', 'self._counters.rejected[condition] += 1\n'
            '            self._counters.pending -= 1',
            'self._counters.rejected[condition] += 1', FAULTS),
     Mutant(f'{NODE}/camera.py', 'raw, self._frame = self._frame, None', 'raw = self._frame',

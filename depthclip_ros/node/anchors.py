@@ -7,7 +7,6 @@ to an image that is to be answered. Sensors are shared; each camera has a scale 
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
 import time
@@ -15,7 +14,6 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sensor_msgs.msg import Image, LaserScan, PointCloud2, Range
 
 from ..core.anchor import (
     CONTRADICTORY,
@@ -32,26 +30,24 @@ from ..core.errors import RangeError, quoted
 from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
 from . import image_io, range_io, serialized
 from .config import GROUND, parse_pose
-from .inputs import Input
+from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, TF
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from rclpy.node import Node
-    from std_msgs.msg import Header
 
     from ..core.geometry import CameraModel
     from ..core.window import Size, Window
     from .config import NodeConfig
+    from .messages import Messages
 
     Float64 = NDArray[np.float64]
 
 # Of each kind of anchor: type and topic, relative to the node.
-SENSORS: dict[str, tuple[type, str]] = {
-    'scan': (LaserScan, 'scan'), 'points': (PointCloud2, 'anchor/points'),
-    'range': (Range, 'range'), 'depth': (Image, 'anchor/depth')}
-TF, TF_STATIC = '/tf', '/tf_static'
+SENSORS = {
+    'scan': (SCAN, 'scan'), 'points': (POINT_CLOUD, 'anchor/points'),
+    'range': (RANGE, 'range'), 'depth': (IMAGE, 'anchor/depth')}
 # Bodies have x forward, y left, z up; cameras z forward, x right, y down (REP-103).
 BODY_TO_CAMERA = Transform(
     np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]), np.zeros(3))
@@ -67,25 +63,10 @@ FLOOR_GRID = 24, 32  # places in an image that may show floor
 _NANOSECONDS = 10 ** 9
 
 
-def anchor_topics(node: Node, config: NodeConfig) -> list[str]:
-    """Resolved names of what the anchor listens to."""
-    topics = [node.resolve_topic_name(SENSORS[config.anchor][1])] if config.anchor in SENSORS \
-        else []
-    return [*topics, TF, TF_STATIC] if needs_transforms(config) else topics
-
-
 def needs_transforms(config: NodeConfig) -> bool:
     """Whether the anchor asks tf where things are."""
     return (config.anchor in ('scan', 'points', 'range') and not config.anchor_pose) or (
         config.anchor == GROUND and not config.camera_height)
-
-
-def tf_type() -> Any:
-    """The type of tf's messages; None where tf2_msgs is not installed."""
-    try:
-        return importlib.import_module('tf2_msgs.msg').TFMessage
-    except ImportError:
-        return None
 
 
 def fixed_pose(config: NodeConfig) -> Transform | None:
@@ -105,59 +86,46 @@ class Message(NamedTuple):
     raw: bytes
 
 
-class Shared:
-    """What all cameras have in common: the sensor's messages, and tf."""
+class Sensors:
+    """What all cameras have in common: the sensor's messages, and tf.
 
-    def __init__(self, node: Node, config: NodeConfig) -> None:
-        """Listen to nothing yet.
+    They come over ROS (`anchor_inputs.Shared`), or out of a bag.
+    """
+
+    def __init__(
+        self, config: NodeConfig, messages: Messages, topic: str, *, knows_tf: bool = True,
+    ) -> None:
+        """Begin without a message.
 
         Args:
-            node: the subscribing node.
             config: which anchor.
+            messages: what reads them.
+            topic: where the sensor's come from; '' where there is no sensor.
+            knows_tf: whether messages of tf can be read.
 
         """
-        self._node, self._config = node, config
-        self._inputs: list[Input] = []
+        self._config, self._source = config, messages
         self._lock = threading.Lock()
         self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
         self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
         self._static: deque[bytes] = deque(maxlen=STATIC_DEPTH)
         self._read: tuple[Message | None, Any] = None, None
         self._tree = TransformTree()
-        self._pose, self._tf_type = fixed_pose(config), tf_type()
-        self.topic = node.resolve_topic_name(SENSORS[config.anchor][1]) \
-            if config.anchor in SENSORS else ''
+        self._pose, self._knows_tf = fixed_pose(config), knows_tf
+        self.topic = topic
         self.received = 0
         self._refused: Counter[str] = Counter()  # messages that are not even kept
 
-    def subscribe(self) -> None:
-        """Begin to listen, without a memory."""
+    def begin(self) -> None:
+        """Forget everything, as when messages begin to come."""
         with self._lock:
             self._messages.clear()
             self._transforms.clear()
             self._static.clear()
         self._read, self._tree = (None, None), TransformTree()
-        if self.topic:
-            kind = SENSORS[self._config.anchor][0]
-            self._inputs.append(Input(self._node, kind, self.topic, self._on_message))
-        if needs_transforms(self._config) and self._tf_type is not None:
-            self._inputs += [
-                Input(self._node, self._tf_type, TF, self._on_transforms),
-                Input(self._node, self._tf_type, TF_STATIC, self._on_static, latched=True,
-                      depth=STATIC_DEPTH)]
 
-    def follow_publishers(self) -> None:
-        """Listen as the publishers offer it now."""
-        for source in self._inputs:
-            source.follow_publishers()
-
-    def unsubscribe(self) -> None:
-        """Stop listening."""
-        for source in self._inputs:
-            source.destroy()
-        self._inputs.clear()
-
-    def _on_message(self, raw: bytes) -> None:
+    def on_message(self, raw: bytes) -> None:
+        """Keep a message of the sensor."""
         stamp = serialized.stamp_of(raw)
         with self._lock:
             self.received += 1
@@ -169,11 +137,13 @@ class Shared:
             while total > MOST_BYTES:
                 total -= len(self._messages.popleft().raw)
 
-    def _on_transforms(self, raw: bytes) -> None:
+    def on_transforms(self, raw: bytes) -> None:
+        """Keep a message of /tf."""
         with self._lock:
             self._transforms.append(raw)
 
-    def _on_static(self, raw: bytes) -> None:
+    def on_static(self, raw: bytes) -> None:
+        """Keep a message of /tf_static."""
         with self._lock:
             self._static.append(raw)
 
@@ -212,7 +182,7 @@ class Shared:
                 'clock?'))
         return found
 
-    def points_of(self, message: Message) -> tuple[Header, Any]:
+    def points_of(self, message: Message) -> tuple[Any, Any]:
         """Header and content of a message: (N, 3) metres in its frame; of 'depth' (h, w) metres.
 
         Raises:
@@ -221,11 +191,11 @@ class Shared:
         """
         if self._read[0] is not message:
             kind, _ = SENSORS[self._config.anchor]
-            parsed = serialized.read(message.raw, kind, RangeError)
-            read: dict[type, Callable[[Any], Any]] = {
-                LaserScan: range_io.scan_points, Range: range_io.range_points,
-                PointCloud2: lambda cloud: range_io.cloud_points(cloud, MOST_SEEN),
-                Image: lambda image: image_io.to_depth(image, self._config.max_pixels)}
+            parsed = serialized.read(message.raw, kind, RangeError, self._source)
+            read: dict[str, Callable[[Any], Any]] = {
+                SCAN: range_io.scan_points, RANGE: range_io.range_points,
+                POINT_CLOUD: lambda cloud: range_io.cloud_points(cloud, MOST_SEEN),
+                IMAGE: lambda image: image_io.to_depth(image, self._config.max_pixels)}
             self._read = message, (parsed.header, read[kind](parsed))
         header, content = self._read[1]
         return header, content
@@ -241,7 +211,7 @@ class Shared:
             return self._pose
         if target == source:
             return IDENTITY
-        if self._tf_type is None:
+        if not self._knows_tf:
             raise RangeError('no transform', (
                 f'where {quoted(source)} is in {quoted(target)} is asked of tf, but tf2_msgs is '
                 'not installed here. Install it (ros-$ROS_DISTRO-tf2-msgs), or set anchor_pose.'))
@@ -263,7 +233,7 @@ class Shared:
         for raw in messages:
             try:
                 problems = self._tree.add_message(
-                    serialized.read(raw, self._tf_type, RangeError), static=static)
+                    serialized.read(raw, TF, RangeError, self._source), static=static)
             except RangeError as error:
                 problems = [str(error)]
             if problems:
@@ -283,7 +253,7 @@ class Anchor:
 
     """
 
-    def __init__(self, shared: Shared, config: NodeConfig) -> None:
+    def __init__(self, shared: Sensors, config: NodeConfig) -> None:
         """Begin with a scale of 1.
 
         Args:
@@ -309,7 +279,7 @@ class Anchor:
         self.told = False
 
     def adjuster(
-        self, header: Header, model: CameraModel, size: Size,
+        self, header: Any, model: CameraModel, size: Size,
     ) -> Callable[..., Adjustment]:
         """What the estimator asks about one image; its points are gathered now.
 
@@ -335,7 +305,7 @@ class Anchor:
         there = self._shared.transform(header.frame_id, other.frame_id, stamp)
         return self._asked(stamp, _project(there.apply(content), model, size))
 
-    def without(self, header: Header, condition: str, reason: str) -> Callable[..., Adjustment]:
+    def without(self, header: Any, condition: str, reason: str) -> Callable[..., Adjustment]:
         """What the estimator asks about an image that has no points, for a reason."""
         self._note(condition, reason)
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
@@ -403,7 +373,7 @@ class Anchor:
         self.conditions[condition] += 1
         self.condition, self.reason = condition, reason
 
-    def _floor(self, header: Header, stamp: int, model: CameraModel, size: Size) -> Points:
+    def _floor(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
         """Points of the floor as the camera would see it if nothing stood on it."""
         if self._config.camera_height:
             tilt = self._config.camera_pitch
@@ -447,7 +417,7 @@ def _project(points: Float64, model: CameraModel, size: Size) -> Points:
 
 
 def _pixels(
-    header: Header, image: Header, depth: NDArray[np.float32], size: Size,
+    header: Any, image: Any, depth: NDArray[np.float32], size: Size,
 ) -> Points:
     """A depth image's pixels as places in the image that it is registered to."""
     if header.frame_id != image.frame_id:

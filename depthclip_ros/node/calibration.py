@@ -6,15 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo
 
 from ..core.errors import CameraInfoError
 from ..core.geometry import CameraModel
 from . import serialized
+from .messages import CAMERA_INFO, REGION, Messages, of_rclpy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from std_msgs.msg import Header
 
     from ..core.window import Window
 
@@ -24,14 +23,16 @@ _NO_DISTORTION = ('plumb_bob', (0.0, 0.0, 0.0, 0.0, 0.0))
 class Calibration:
     """Turns camera_info messages into a camera model, rays and a scaled camera_info."""
 
-    def __init__(self, *, rectified: bool) -> None:
+    def __init__(self, *, rectified: bool, messages: Messages | None = None) -> None:
         """Start without a camera_info.
 
         Args:
             rectified: the images are rectified: P holds for them, without distortion.
+            messages: what reads and makes camera_info; None for rclpy.
 
         """
         self._rectified = rectified
+        self._messages = messages or of_rclpy()
         self._raw: bytes | None = None
         self._content = b''
         self._key: tuple[Any, ...] = ()
@@ -67,7 +68,7 @@ class Calibration:
         content = serialized.content(raw)
         if content != self._content or self._model is None:
             model, self._model = self._model, None
-            message = serialized.read(raw, CameraInfo, CameraInfoError)
+            message = serialized.read(raw, CAMERA_INFO, CameraInfoError, self._messages)
             key = _key(message)
             if model is None or key != self._key:
                 self._rays.clear()
@@ -83,7 +84,7 @@ class Calibration:
             self._rays[key] = self._selected().patch_rays(*key)
         return self._rays[key]
 
-    def scaled(self, width: int, height: int, header: Header) -> CameraInfo:
+    def scaled(self, width: int, height: int, header: Any) -> Any:
         """The camera_info of the depth image: scaled, no binning, no region of interest.
 
         For rectified input it describes the rectified camera: K is that of P, no distortion.
@@ -94,10 +95,13 @@ class Calibration:
         if model.distortion_model:
             name, coefficients = model.distortion_model, tuple(model.D.tolist())
         rotation = np.eye(3) if self._rectified else model.R
-        return CameraInfo(
-            header=header, width=model.width, height=model.height, distortion_model=name,
-            d=list(coefficients), k=model.K.ravel().tolist(), r=rotation.ravel().tolist(),
-            p=model.P.ravel().tolist())
+        region = self._messages.make(
+            REGION, x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+        return self._messages.make(
+            CAMERA_INFO, header=header, width=model.width, height=model.height,
+            distortion_model=name, d=list(coefficients), k=model.K.ravel().tolist(),
+            r=rotation.ravel().tolist(), p=model.P.ravel().tolist(), binning_x=0, binning_y=0,
+            roi=region)
 
     def _selected(self) -> CameraModel:
         if self._model is None:
@@ -105,7 +109,7 @@ class Calibration:
         return self._model
 
 
-def _key(message: CameraInfo) -> tuple[Any, ...]:
+def _key(message: Any) -> tuple[Any, ...]:
     """Everything but the header, comparable."""
     roi = message.roi
     return (

@@ -5,30 +5,24 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-
-from ..core.errors import ImageError
-from . import image_io, serialized
-from .anchors import Anchor, Shared
+from .anchors import Anchor
 from .calibration import Calibration
-from .focal import FocalRatio
+from .image_stream import ImageStream
 from .inputs import Input
+from .messages import CAMERA_INFO, of_rclpy
 from .outputs import OUTPUTS, Outputs
+from .publishers import Publishers
 from .stamps import Stamps
-from .statistics import Counters, Recent, Throttle, Window
 
 if TYPE_CHECKING:
     import threading
 
-    import numpy as np
-    from numpy.typing import NDArray
     from rclpy.lifecycle import LifecycleNode
     from rclpy.node import Node
-    from std_msgs.msg import Header
 
-    from ..core.scenes import Scene
+    from .anchors import Sensors
     from .config import NodeConfig
 
 
@@ -54,7 +48,7 @@ def output_topics(node: Node, name: str) -> list[str]:
     return [node.resolve_topic_name(topic_prefix(name) + topic) for topic in OUTPUTS]
 
 
-class Camera:
+class Camera(ImageStream):
     """Subscriptions, a slot that holds the newest image, publishers and counters.
 
     The callbacks only store; decoding and everything after it is the worker's. `ready` guards
@@ -63,7 +57,7 @@ class Camera:
 
     def __init__(
         self, node: LifecycleNode, config: NodeConfig, name: str, ready: threading.Condition,
-        shared: Shared | None = None,
+        shared: Sensors | None = None,
     ) -> None:
         """Create the publishers; `subscribe` begins to listen.
 
@@ -75,33 +69,15 @@ class Camera:
             shared: what anchors the scale of all cameras; None for nothing.
 
         """
+        image_topic, self.info_topic = input_topics(node, config, name)
+        outputs = Outputs(
+            Publishers(node, topic_prefix(name)), of_rclpy(), config.depth_encoding)
+        super().__init__(config, name, image_topic, outputs, of_rclpy(), ready,
+                         None if shared is None else Anchor(shared, config))
         self._node = node
-        self._ready = ready
         self._frame: bytes | None = None
-        self._counters = Counters()
         self._inputs: list[Input] = []
-        self.config = config
-        self.name = name
-        self.label = f'{name}: ' if name else ''  # begins a line in the log
-        self.image_topic, self.info_topic = input_topics(node, config, name)
-        self.image_type = CompressedImage if config.image_transport == 'compressed' else Image
-        self.calibration = Calibration(rectified=config.rectified)
-        self.outputs = Outputs(node, config.depth_encoding, topic_prefix(name))
-        self.anchor = None if shared is None else Anchor(shared, config)
-        self.focal = FocalRatio()
-        self.ages = Window()  # milliseconds from stamp to publication
-        self.recent_ages = Recent()  # seconds
-        self.nan_shares = Recent()  # of every depth image
-        self.stddevs = Recent()  # metres, the median of every image
-        self.gated_shares = Recent()  # of every image, by max_stddev
-        self.foreign_stamps = 0
-        self.beyond_encoding = 0  # pixels
-        self.throttle = Throttle()
-        self.stretched = 0  # images of another aspect ratio than the network's input
-        self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self.reported_lost = 0
-        self.last_error = ''  # what an image failed of last
-        self.scene: Scene | None = None  # of the image that was answered last
         self.stamps = Stamps()
         self.newest = b''  # image, whatever becomes of it
         # Steady time, for the watchdogs: simulated time may stand still.
@@ -119,8 +95,10 @@ class Camera:
             self.anchor.begin()
         self.warned_frame_id = self.warned_aspect = self.warned_stddev = False
         self._inputs = [
-            Input(self._node, self.image_type, self.image_topic, self._on_image, self._on_lost),
-            Input(self._node, CameraInfo, self.info_topic, self._on_info, latched=True),
+            Input(self._node, of_rclpy().type(self.image_type), self.image_topic, self._on_image,
+                  self._on_lost),
+            Input(self._node, of_rclpy().type(CAMERA_INFO), self.info_topic, self._on_info,
+                  latched=True),
         ]
 
     def follow_publishers(self) -> None:
@@ -184,66 +162,3 @@ class Camera:
             raise RuntimeError('no image waits')
         raw, self._frame = self._frame, None
         return raw
-
-    def decode(self, raw: bytes) -> tuple[Header, NDArray[np.uint8]]:
-        """Header and (H, W, 3) RGB of a serialised image message.
-
-        Raises:
-            ImageError: the message cannot be used.
-
-        """
-        message = self._read(raw)
-        to_rgb = image_io.compressed_to_rgb if self.image_type is CompressedImage \
-            else image_io.to_rgb
-        return message.header, to_rgb(message, self.config.max_pixels)
-
-    def picture(self, raw: bytes) -> memoryview | bytes:
-        """Bytes of the picture in a serialised image message; all of an unreadable one."""
-        try:
-            return image_io.data_of(self._read(raw)).data
-        except ImageError:
-            return raw
-
-    def _read(self, raw: bytes) -> Any:
-        if self.image_type is CompressedImage:
-            return serialized.read(raw, CompressedImage, ImageError)
-        return serialized.read_image(raw)
-
-    def count_published(self) -> None:
-        """Account for an answered image."""
-        with self._ready:
-            self._counters.published += 1
-            self._counters.pending -= 1
-
-    def count_idle(self) -> None:
-        """Account for an image that nobody wanted."""
-        with self._ready:
-            self._counters.idle += 1
-            self._counters.pending -= 1
-
-    def count_rejected(self, condition: str) -> None:
-        """Account for an unusable image."""
-        with self._ready:
-            self._counters.rejected[condition] += 1
-            self._counters.pending -= 1
-
-    def count_dropped(self) -> None:
-        """Account for an image that was taken and left."""
-        with self._ready:
-            self._counters.dropped += 1
-            self._counters.pending -= 1
-
-    def count_unprojected(self, condition: str) -> None:
-        """Account for an image that is answered, but without cloud and camera_info."""
-        with self._ready:
-            self._counters.unprojected[condition] += 1
-
-    def count_unpictured(self, condition: str) -> None:
-        """Account for an image that is answered, but without colours, spread and stddev."""
-        with self._ready:
-            self._counters.unpictured[condition] += 1
-
-    def counters(self) -> Counters:
-        """Consistent snapshot of the account."""
-        with self._ready:
-            return self._counters.copy()

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import array
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import PointCloud2, PointField
+
+from .messages import POINT_CLOUD, POINT_FIELD, Messages, of_rclpy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from std_msgs.msg import Header
 
     from ..core.window import Window
 
@@ -23,6 +23,7 @@ _FIELDS = ('x', 'y', 'z', 'rgb')
 _STDDEV = 'stddev'
 _PLACES = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and blue
 _MOST_ROWS = 257  # of bytes whose sum 16 bits hold
+_FLOAT32 = 7  # sensor_msgs/PointField
 
 
 def patch_colors(rgb: NDArray[np.uint8], h: int, w: int, window: Window) -> NDArray[np.uint8]:
@@ -70,18 +71,25 @@ def _shares(
 class PatchCloud:
     """An organised cloud of one point a patch, in a message that is filled again and again."""
 
-    def __init__(self) -> None:
-        self._message = PointCloud2(is_bigendian=sys.byteorder == 'big')
+    def __init__(self, messages: Messages | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            messages: what makes the message; None for rclpy.
+
+        """
+        self._messages = messages or of_rclpy()
+        self._message: Any = None
         self._points = np.empty((0, 0, 0), np.float32)
 
     def fill(
         self,
-        header: Header,
+        header: Any,
         rays: NDArray[np.float32],
         patch_depth: NDArray[np.float32],
         colors: NDArray[np.uint8],
         patch_stddev: NDArray[np.float32] | None = None,
-    ) -> PointCloud2:
+    ) -> Any:
         """Put points at `patch_depth` along `rays`.
 
         Args:
@@ -101,7 +109,8 @@ class PatchCloud:
         """
         h, w = patch_depth.shape
         fields = _FIELDS if patch_stddev is None else (*_FIELDS, _STDDEV)
-        cloud, points = self._message, self._points_of(h, w, fields)
+        points = self._points_of(header, h, w, fields)
+        cloud = self._message
         xyz = points[..., :3]
         np.multiply(rays, patch_depth[..., None], out=xyz)
         known = np.isfinite(xyz).all(axis=-1) & (patch_depth > 0.0)
@@ -115,15 +124,18 @@ class PatchCloud:
         cloud.is_dense = dense
         return cloud
 
-    def _points_of(self, h: int, w: int, fields: tuple[str, ...]) -> NDArray[np.float32]:
+    def _points_of(
+        self, header: Any, h: int, w: int, fields: tuple[str, ...],
+    ) -> NDArray[np.float32]:
         """(h, w, fields) view of the message's data."""
         if self._points.shape != (h, w, len(fields)):
-            cloud, step = self._message, 4 * len(fields)
-            cloud.fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32,
-                                       count=1) for i, name in enumerate(fields)]
-            cloud.height, cloud.width = h, w
-            cloud.point_step, cloud.row_step = step, w * step
-            # Assigning an array.array is quick, unlike anything else.
-            cloud.data = array.array('B', bytes(h * w * step))
-            self._points = np.frombuffer(cloud.data, np.float32).reshape(h, w, len(fields))
+            step = 4 * len(fields)
+            self._message = self._messages.make(
+                POINT_CLOUD, header=header, height=h, width=w,
+                fields=[self._messages.make(
+                    POINT_FIELD, name=name, offset=4 * i, datatype=_FLOAT32, count=1)
+                    for i, name in enumerate(fields)],
+                is_bigendian=sys.byteorder == 'big', point_step=step, row_step=w * step,
+                data=array.array('B', bytes(h * w * step)), is_dense=True)
+            self._points = np.frombuffer(self._message.data, np.float32).reshape(h, w, len(fields))
         return self._points

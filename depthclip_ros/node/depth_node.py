@@ -79,7 +79,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
-from .anchors import Shared, anchor_topics
+from .anchor_inputs import Shared, anchor_topics
 from .camera import Camera, input_topics, output_topics
 from .diagnostics import CameraReport, diagnostic_array, model_status
 from .model import Model, describe

@@ -21,11 +21,14 @@ from depthclip_ros.core.errors import ImageError, quoted
 
 from . import compressed
 from .config import NodeConfig
+from .messages import IMAGE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sensor_msgs.msg import CompressedImage, Image
     from std_msgs.msg import Header
+
+    from .messages import Messages
 
     UInt8 = NDArray[np.uint8]
 
@@ -333,6 +336,16 @@ def fill_data(msg: Any, values: NDArray[Any]) -> None:
 def bytes_of(values: NDArray[Any]) -> memoryview:
     """View an array's bytes, row by row; a copy of them if it has gaps."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def image_message(
+    messages: Messages, pixels: NDArray[Any], encoding: str, header: Any,
+) -> Any:
+    """Make an image message of pixels that have its encoding's type already."""
+    return messages.make(
+        IMAGE, header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
+        is_bigendian=_BIG_ENDIAN, step=pixels[0].size * pixels.itemsize,
+        data=array.array('B', bytes_of(pixels).tobytes()))
 
 
 def fill_image(msg: Image, pixels: NDArray[Any], encoding: str, header: Header) -> None:

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from rclpy.node import Node
-    from std_msgs.msg import Header
 
     from ..core.anchor import Adjustment
     from ..core.config import DepthConfig
     from ..core.estimator import Anchor, DepthPrediction
     from ..core.geometry import CameraModel
-    from .camera import Camera
+    from .image_stream import ImageStream
     from .model import Model
     from .worker import Waiting
 
@@ -45,8 +44,8 @@ class Frame(NamedTuple):
     `intrinsics` is what took it, as far as is known now: None for the reason in `unknown`.
     """
 
-    camera: Camera
-    header: Header
+    camera: ImageStream
+    header: Any
     rgb: NDArray[np.uint8]
     intrinsics: CameraModel | None
     unknown: str
@@ -120,7 +119,7 @@ class Pipeline:
         if self._model.recover(self.config, self._sleep):
             self._model.look_at_memory()
 
-    def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
+    def _decode(self, camera: ImageStream, raw: bytes) -> Frame | None:
         """The image as a frame; None, and counted, if nobody wants it or it is unusable."""
         try:
             if not camera.outputs.any_wanted():
@@ -136,7 +135,7 @@ class Pipeline:
         return Frame(camera, header, rgb, *self._intrinsics(camera, rgb))
 
     def _intrinsics(
-        self, camera: Camera, rgb: NDArray[np.uint8],
+        self, camera: ImageStream, rgb: NDArray[np.uint8],
     ) -> tuple[CameraModel | None, str]:
         """The camera that took an image, or why it is not known: such an image gets depth, too."""
         config, size = self.config, (rgb.shape[0], rgb.shape[1])
@@ -219,7 +218,7 @@ class Pipeline:
                 return ask(*image)
         return timed
 
-    def _tell_anchor(self, camera: Camera) -> None:
+    def _tell_anchor(self, camera: ImageStream) -> None:
         """Say when an anchor is taken up, and what is wrong with it."""
         anchor = camera.anchor
         if anchor is None:
@@ -295,7 +294,7 @@ class Pipeline:
             self._report(camera, 'No depth/image_color, depth/spread and depth/stddev',
                          condition, error)
 
-    def _warn_no_stddev(self, camera: Camera) -> None:
+    def _warn_no_stddev(self, camera: ImageStream) -> None:
         """Say once why nothing comes on depth/stddev."""
         if not camera.warned_stddev:
             camera.warned_stddev = True
@@ -305,7 +304,7 @@ class Pipeline:
                 '`depthclip calibrate`, and set the parameter calibration to its file. '
                 '(depth/spread is no substitute: it tells how undecided the words are.)')
 
-    def _note_stddev(self, camera: Camera, prediction: DepthPrediction) -> None:
+    def _note_stddev(self, camera: ImageStream, prediction: DepthPrediction) -> None:
         """Note how sure depth is, and how much of it was not sure enough."""
         stddev = prediction.patch_stddev
         if stddev is None:
@@ -316,7 +315,7 @@ class Pipeline:
             if self.config.max_stddev:
                 camera.gated_shares.add(float((known > self.config.max_stddev).mean()))
 
-    def _note_age(self, camera: Camera, header: Header) -> None:
+    def _note_age(self, camera: ImageStream, header: Any) -> None:
         """Note how old the image is, if its stamp can be of this node's clock at all."""
         stamp = header.stamp
         now = self._node.get_clock().now().nanoseconds
@@ -338,14 +337,14 @@ class Pipeline:
         elif text:
             self._node.get_logger().info(camera.label + text)
 
-    def _check_frame_id(self, camera: Camera, header: Header) -> None:
+    def _check_frame_id(self, camera: ImageStream, header: Any) -> None:
         if not header.frame_id and not camera.warned_frame_id:
             camera.warned_frame_id = True
             self._node.get_logger().warning(
                 f'{camera.image_topic}: header.frame_id is empty, and so it is in every output; '
                 'RViz and tf cannot place them. Set it in the camera driver, to an optical frame.')
 
-    def _check_aspect(self, camera: Camera, rgb: NDArray[np.uint8]) -> None:
+    def _check_aspect(self, camera: ImageStream, rgb: NDArray[np.uint8]) -> None:
         """Count images whose shapes the network sees distorted; say so once a camera."""
         config, (height, width) = self.config, rgb.shape[:2]
         ratio = width * config.input_height / (height * config.input_width)
@@ -362,12 +361,12 @@ class Pipeline:
                 ' than it is. Set input_fit: crop or letterbox, or give the input the shape of the'
                 ' image.')
 
-    def _reject(self, camera: Camera, stage: str, error: Exception) -> None:
+    def _reject(self, camera: ImageStream, stage: str, error: Exception) -> None:
         condition = _condition(stage, error)
         camera.count_rejected(condition)
         self._report(camera, 'Image rejected', condition, error)
 
-    def _report(self, camera: Camera, what: str, condition: str, error: Exception) -> None:
+    def _report(self, camera: ImageStream, what: str, condition: str, error: Exception) -> None:
         """Say in the log what one image lacks, at most every 10 s for each condition."""
         camera.last_error = f'{what} ({condition}): {describe(error)}'
         if isinstance(error, DataError):
@@ -412,7 +411,7 @@ def _condition(stage: str, error: Exception) -> str:
     return f'{type(error).__name__} in {stage}'
 
 
-def _seconds(header: Header) -> str:
+def _seconds(header: Any) -> str:
     return f'{header.stamp.sec}.{header.stamp.nanosec:09}'
 
 

@@ -11,12 +11,8 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-from builtin_interfaces.msg import Time
-from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
-
 from ..core.errors import DataError, ImageError, quoted
+from .messages import HEADER, IMAGE, TIME, Messages, of_rclpy
 
 # Plain CDR (OMG DDSI-RTPS 10.2) in little endian, as every ROS middleware writes it on usual
 # processors: these four bytes, then the fields in order, each number at a multiple of its size.
@@ -30,7 +26,7 @@ _STAMP_AND_LENGTH, _SIZE_AND_LENGTH, _STEP_AND_LENGTH = map(
 class SerializedImage(NamedTuple):
     """The fields of sensor_msgs/Image; `data` is a view of the serialised bytes."""
 
-    header: Header
+    header: Any
     height: int
     width: int
     encoding: str
@@ -39,32 +35,40 @@ class SerializedImage(NamedTuple):
     data: memoryview
 
 
-def read_image(raw: bytes) -> SerializedImage | Image:
+def read_image(raw: bytes, messages: Messages | None = None) -> Any:
     """Read a sensor_msgs/Image; one in another form than plain CDR is left to the middleware.
+
+    Args:
+        raw: the message, serialised.
+        messages: whose the header is to be; None for rclpy.
+
+    Returns:
+        A `SerializedImage`, or a message.
 
     Raises:
         ImageError: neither can read it.
 
     """
     try:
-        return _read_plain(raw)
+        return _read_plain(raw, messages or of_rclpy())
     except (IndexError, ValueError, struct.error):
-        image: Image = read(raw, Image, ImageError)
-        return image
+        return read(raw, IMAGE, ImageError, messages)
 
 
-def read(raw: bytes, kind: type, error: type[DataError]) -> Any:
-    """Read a message of any type, by way of the middleware.
+def read(
+    raw: bytes, kind: str, error: type[DataError], messages: Messages | None = None,
+) -> Any:
+    """Read a message of any type, by way of the middleware, or of what is given instead of it.
 
     Raises:
         DataError: it is none of that type; of the type `error`.
 
     """
     try:
-        return deserialize_message(raw, kind)
+        return (messages or of_rclpy()).read(raw, kind)
     except Exception as reason:  # every middleware raises its own
         raise error(
-            'unreadable message', f'{len(raw)} bytes are no {kind.__name__} '
+            'unreadable message', f'{len(raw)} bytes are no {kind.rpartition("/")[2]} '
             f'({quoted(str(reason))}). Check what publishes on the topic.') from reason
 
 
@@ -87,18 +91,21 @@ def stamp_of(raw: bytes) -> int | None:
 class Template:
     """A message that is serialised once, and gets another stamp and other data every time."""
 
-    def __init__(self, message: Any, behind: int = 0) -> None:
+    def __init__(
+        self, message: Any, behind: int = 0, messages: Messages | None = None,
+    ) -> None:
         """Serialise.
 
         Args:
             message: it begins with a header; its `data`, if it has any, is an array of bytes.
             behind: bytes that the fields behind the data take.
+            messages: what serialises it; None for rclpy.
 
         Raises:
             RuntimeError: the middleware serialises otherwise than in CDR.
 
         """
-        raw = serialize_message(message)
+        raw = (messages or of_rclpy()).write(message)
         data = getattr(message, 'data', b'')
         end = len(raw) - behind
         self._encapsulation = raw[:_STAMP.start]
@@ -109,13 +116,13 @@ class Template:
                 f'{type(message).__name__} has another form than CDR in this middleware '
                 f'({raw[:16].hex(" ")}...); use another one: RMW_IMPLEMENTATION.')
 
-    def filled(self, stamp: Time, data: Any = b'') -> bytes:
+    def filled(self, stamp: Any, data: Any = b'') -> bytes:
         """Give the message with that stamp and data, a buffer as long as the first."""
         return b''.join((self._encapsulation, self._stamp.pack(stamp.sec, stamp.nanosec),
                          self._between, data, self._behind))
 
 
-def _read_plain(raw: bytes) -> SerializedImage:
+def _read_plain(raw: bytes, messages: Messages) -> SerializedImage:
     if raw[:4] != _PLAIN_CDR:
         raise ValueError('not plain CDR in little endian')
     seconds, nanoseconds, length = _STAMP_AND_LENGTH.unpack_from(raw, 4)
@@ -128,7 +135,8 @@ def _read_plain(raw: bytes) -> SerializedImage:
     place += _STEP_AND_LENGTH.size
     if not place + length <= len(raw) < place + length + 4:  # it may be filled up to 4 bytes
         raise ValueError('its length is not that of its fields')
-    header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds), frame_id=frame_id)
+    header = messages.make(
+        HEADER, stamp=messages.make(TIME, sec=seconds, nanosec=nanoseconds), frame_id=frame_id)
     return SerializedImage(header, height, width, encoding, is_bigendian, step,
                            memoryview(raw)[place:place + length])
 

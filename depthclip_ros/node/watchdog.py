@@ -243,7 +243,7 @@ def tell(node: Node, throttle: Throttle, finding: Finding) -> None:
 
 
 def _no_image(node: Node, camera: Camera, seconds: float) -> str:
-    topic, wanted = camera.image_topic, _type_name(camera.image_type)
+    topic, wanted = camera.image_topic, camera.image_type
     found = node.get_publishers_info_by_topic(topic)
     text = f'No image on {topic} for {seconds:.0f} s ({_publishers(node, topic)}). '
     others = sorted({info.topic_type for info in found} - {wanted})
@@ -283,10 +283,6 @@ def _qos_words(qos: QoSProfile) -> str:
     reliable = qos.reliability == QoSReliabilityPolicy.RELIABLE
     latched = qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
     return f'{"reliable" if reliable else "best effort"}{", transient local" * latched}'
-
-
-def _type_name(kind: type) -> str:
-    return f'sensor_msgs/msg/{kind.__name__}'
 
 
 def _topics_of(node: Node, wanted: str) -> list[str]:
