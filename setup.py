@@ -44,8 +44,10 @@ if BUILT_BY_PIP:
     DATA_FILES.append((f'lib/{PACKAGE}', [f'scripts/{name}' for name in EXECUTABLES]))
     REQUIREMENTS = [
         'h5py>=3.0',
+        'lz4>=4.0',
         'matplotlib>=3.5',
         'msgspec>=0.18.5',
+        'mcap>=1.1',
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',
@@ -56,6 +58,7 @@ if BUILT_BY_PIP:
         'torch>=2.0',
         'torchvision>=0.15',
         'tqdm>=4.60',
+        'zstandard>=0.19',
     ]
 else:
     # colcon installs every executable to lib/<package>. All remedies say `depthclip …`.

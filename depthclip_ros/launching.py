@@ -241,7 +241,7 @@ def _cameras(
     camera_infos = _for_each(names, 'camera_info', value['camera_info'])
     for camera in map(Camera, names, images, camera_infos):
         if topics is not None:
-            found, said = _from_bag(camera, topics)
+            found, said = camera_of_bag(camera, topics)
         elif camera.image and not camera.camera_info:
             found = camera._replace(camera_info=camera_info_beside(camera.image))
             said = [f'camera_info from {found.camera_info}']
@@ -289,8 +289,13 @@ def _all_compressed(images: list[str]) -> bool:
     return compressed == {True}
 
 
-def _from_bag(camera: Camera, topics: list[BagTopic]) -> tuple[Camera, list[str]]:
-    """Fill in the topics of a camera from a bag; also gives what to say about it."""
+def camera_of_bag(camera: Camera, topics: list[BagTopic]) -> tuple[Camera, list[str]]:
+    """Fill in the topics of a camera from a bag; also gives what to say about it.
+
+    Raises:
+        BagError: the bag has no such camera, or several.
+
+    """
     if camera.name and not camera.image:
         topics = [topic for topic in topics if topic.name.startswith(f'/{camera.name}/')]
         if not topics:

@@ -86,14 +86,15 @@ class TopicCount:
         type: its messages' type.
         copied: bit for bit from the source.
         written: new.
-        outside: of the source, before the start, after the end.
+        lost: that the source announces, but that could not be read; 0 where only a part of the
+            source was asked for.
 
     """
 
     type: str
     copied: int = 0
     written: int = 0
-    outside: int = 0
+    lost: int = 0
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Report:
         left_out: images that were not to have any, by `rate` and `every`.
         rejected: images without depth, by camera and cause.
         unprojected: images with depth but without camera_info and points, likewise.
+        beyond: pixels whose depth 16UC1 cannot hold; 0 in it.
         lost: sentences about what could not be read of the source.
         notes: sentences about what the output is.
         files: SHA-256 of every file of the output, by name.
@@ -129,6 +131,7 @@ class Report:
     left_out: int = 0
     rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     unprojected: dict[str, dict[str, int]] = field(default_factory=dict)
+    beyond: int = 0
     lost: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)

@@ -43,6 +43,7 @@ PIP = _pip()
 OPTIONAL = {
     'rosbags': 'bags are replayed by `ros2 bag` only',
     'msgspec': 'offline_eval does not run',
+    'mcap': '`depthclip bag` cannot read and write bags',
     'h5py': 'offline_eval cannot read .mat files',
     'scipy': 'offline_eval cannot read splits.mat',
     'matplotlib': 'reports of offline_eval have no figures',

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_calibrate(commands)
     _add_compare(commands)
+    _add_bag(commands)
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
@@ -169,6 +170,61 @@ def _add_compare(commands: _Commands) -> None:
     parser.set_defaults(run=_compare)
 
 
+def _add_bag(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'bag', help='depth of all images of a bag, in a new bag, without ROS',
+        description='Write a bag that holds all of a rosbag2 bag and, for every image of its '
+        'camera, depth/image, depth/camera_info and points, the same as the node publishes. '
+        'Damaged bags are read as far as they can be, and what is lost is said. Exit code 1 if '
+        'no image has depth.')
+    parser.add_argument('bag', metavar='BAG', help='folder, or a lone .mcap or .db3 file')
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER',
+                        help='new bag; nothing is overwritten')
+    parser.add_argument('--resume', action='store_true',
+                        help='go on where the same command was stopped')
+    _add_model_options(parser)
+    add_bag_options(parser)
+    parser.set_defaults(run=_bag)
+
+
+def add_bag_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how bags are converted."""
+    cameras = parser.add_argument_group('topics (default: found as depth.launch.py does)')
+    cameras.add_argument('--image', default='', metavar='TOPIC[,TOPIC]',
+                         help='of the images, with or without /compressed')
+    cameras.add_argument('--camera-info', default='', metavar='TOPIC[,TOPIC]')
+    cameras.add_argument('--cameras', default='', metavar='NAME,NAME',
+                         help='names of several cameras, each the namespace of its new topics')
+    cameras.add_argument('--anchor-topic', default='', metavar='TOPIC',
+                         help='what the anchor of the parameter file listens to')
+    cameras.add_argument('--namespace', default='', metavar='NAME', help='of the new topics')
+    outputs = parser.add_argument_group('what is written')
+    outputs.add_argument('--image-color', action='store_true', help='depth/image_color, too')
+    outputs.add_argument('--spread', action='store_true', help='depth/spread, too')
+    outputs.add_argument('--stddev', action='store_true',
+                         help='depth/stddev, too; needs a calibration')
+    outputs.add_argument('--depth-encoding', default='', choices=('32FC1', '16UC1', '16UC1-png'),
+                         help="of depth (default: the parameter file's); 16UC1 are whole "
+                         'millimetres up to 65.535 m, -png compressed on '
+                         'depth/image/compressedDepth')
+    outputs.add_argument('--rate', type=_positive, default=0.0, metavar='HZ',
+                         help='depth of at most so many images a second')
+    outputs.add_argument('--every', type=_count, default=1, metavar='N',
+                         help='depth of every Nth image')
+    outputs.add_argument('--start', type=_seconds, default=0.0, metavar='SECONDS',
+                         help='leave out so much of the bag')
+    outputs.add_argument('--end', type=_positive, metavar='SECONDS', help='and all from there on')
+    outputs.add_argument('--storage', default='', choices=('mcap', 'sqlite3'),
+                         help='default: as the bag')
+    outputs.add_argument('--compression', default='',
+                         choices=('none', 'zstd', 'lz4', 'message', 'file'),
+                         help="of an mcap's chunks (zstd, lz4), or zstd of messages or files "
+                         '(default: as the bag)')
+    outputs.add_argument('--split', type=_positive, default=30.0, metavar='SECONDS',
+                         help='length of bag in each file; what --resume finds done are whole '
+                         'files (default %(default)g)')
+
+
 def _add_doctor(commands: _Commands) -> None:
     parser = commands.add_parser(
         'doctor', help='check this machine, and say how to repair it',
@@ -265,6 +321,11 @@ def _compare(options: argparse.Namespace) -> int:
     return compare(options)
 
 
+def _bag(options: argparse.Namespace) -> int:
+    from .bag import convert_bag
+    return convert_bag(options)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from .doctor import examine
     return examine(as_json=options.json)
@@ -290,6 +351,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f'{text} is not a number of seconds')
     return value
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .camera import Camera
+    from .image_stream import ImageStream
 
-    Waiting = tuple[Camera, bytes]
+    Waiting = tuple[ImageStream, bytes]
 
 Result = TypeVar('Result')
 
@@ -50,7 +51,7 @@ class Worker:
         self._on_crash = on_crash
         self._jobs: deque[Callable[[], None]] = deque()
         self._cameras: Sequence[Camera] = ()
-        self._answer: Callable[[list[Waiting]], None] | None = None
+        self._answer: Callable[[Sequence[Waiting]], None] | None = None
         self._ending = False
         self._busy_since: float | None = None
         # A daemon: the process can end although a library never returns.
@@ -75,7 +76,7 @@ class Worker:
         return future
 
     def begin(
-        self, cameras: Sequence[Camera], answer: Callable[[list[Waiting]], None],
+        self, cameras: Sequence[Camera], answer: Callable[[Sequence[Waiting]], None],
     ) -> None:
         """Answer images from now on.
 
