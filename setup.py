@@ -80,7 +80,10 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
-        'test': ['hypothesis', 'mypy', 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7',
+        # precision: int8, and engine: onnxruntime.
+        'int8': ['onnx>=1.14', 'onnxruntime>=1.16'],
+        'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'pytest>=7',
+                 'pytest-cov>=7', 'pytest-xdist>=3.7',
                  'rosbags-image', 'ruff', 'types-PyYAML'],
     },
     zip_safe=False,

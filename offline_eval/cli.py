@@ -187,7 +187,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument('--weights', default='', metavar='W',
                        help="official name, file, 'demo', or 'untrained'")
     model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')
-    model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16'),
+    model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
                        help="network's number format (default: the file's; auto means float32)")
 
 

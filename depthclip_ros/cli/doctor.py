@@ -50,6 +50,10 @@ OPTIONAL = {
 }
 
 
+# Only precision: int8 and engine: onnxruntime need them.
+INT8 = ('onnxruntime', 'onnx')
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the report: what, how it is, and how to repair it where it is not OK."""
@@ -313,6 +317,12 @@ def check_optional() -> list[Check]:
             checks.append(Check(package, WARN, f'not installed: {loss}', f'{PIP} {package}'))
         else:
             checks.append(Check(package, OK, version))
+    versions = {package: _version(package) for package in INT8}
+    missing = [package for package, version in versions.items() if version == '?']
+    checks.append(Check('int8', OK, (
+        f'precision: int8 is not possible without {" and ".join(missing)}: '
+        f'{PIP} {" ".join(missing)}' if missing else
+        ', '.join(f'{package} {version}' for package, version in versions.items()))))
     return checks
 
 
@@ -356,6 +366,7 @@ def check_caches() -> list[Check]:
         checks.append(Check('weights', WARN, f'none in {folder}: they are downloaded at the first '
                             'start', 'depthclip fetch RN50'))
     texts = len(list((folder / 'text').glob('*.features')))
+    quantized = len(list((folder / 'int8').glob('*.int8')))
     # Unlike Path.exists, this takes what may not be looked into for absent.
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -365,7 +376,8 @@ def check_caches() -> list[Check]:
         checks.append(Check('cache', WARN, f'{folder}: less than 1 GB free', 'Make room, or '
                             'export DEPTHCLIP_CACHE=FOLDER on another disk.'))
     else:
-        checks.append(Check('cache', OK, f'{folder}, text features for {texts} settings'))
+        checks.append(Check('cache', OK, f'{folder}, text features for {texts} settings, '
+                            f'{quantized} networks in 8 bits'))
     return checks
 
 

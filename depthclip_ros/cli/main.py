@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
+    _add_quantize(commands)
     _add_stats(commands)
     return parser
 
@@ -255,6 +256,19 @@ def _add_encode_text(commands: _Commands) -> None:
     parser.set_defaults(run=_encode_text)
 
 
+def _add_quantize(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'quantize', help='make the network in 8 bits for precision: int8',
+        description='Quantise the network of a parameter file once and keep the result in the '
+        'cache, as the first start with precision: int8 would do; says how far depth is then from '
+        "float32's. Needs the extra [int8].")
+    parser.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
+                        help="the camera's own pictures to calibrate on, at least 8, of more than "
+                        '64 evenly chosen ones (default: rendered rooms)')
+    _add_model_options(parser)
+    parser.set_defaults(run=_quantize)
+
+
 def _add_stats(commands: _Commands) -> None:
     parser = commands.add_parser(
         'stats', help='health of running nodes, live',
@@ -339,6 +353,11 @@ def _fetch(options: argparse.Namespace) -> int:
 def _encode_text(options: argparse.Namespace) -> int:
     from .weights import encode_text
     return encode_text(options.config, options.weights)
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from .quantize import quantize
+    return quantize(options.images, options.config, options.weights, options.device)
 
 
 def _stats(options: argparse.Namespace) -> int:

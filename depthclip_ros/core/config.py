@@ -204,12 +204,14 @@ class DepthConfig(Settings):
         choices=('imagenet', 'clip'))
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
-                'float32 on a CPU without arithmetic for it',
-        choices=('auto', 'float32', 'float16', 'bfloat16'))
+                'float32 on a CPU without arithmetic for it; int8: a ResNet on a CPU, quantised '
+                'once (docs/int8.md)',
+        choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
     engine: str = define(
-        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), or '
-                "onednn for bfloat16 on a CPU with AMX; eager: CLIP's own modules",
-        choices=('auto', 'eager', 'torch', 'onednn', 'compile'))
+        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), '
+                "onednn for bfloat16 on a CPU with AMX, or onnxruntime for int8; eager: CLIP's "
+                'own modules',
+        choices=('auto', 'eager', 'torch', 'onednn', 'compile', 'onnxruntime'))
 
     def _check(self) -> None:
         tokens, bins = list(self.tokens), list(self.bins)
@@ -232,8 +234,20 @@ class DepthConfig(Settings):
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
                 'wrong depth is, and nothing would be left out; set calibration to the file that '
                 '`depthclip calibrate` wrote, or max_stddev: 0.')
+        self._check_precision()
         self._check_scenes()
         self._check_depth_range()
+
+    def _check_precision(self) -> None:
+        if self.precision == 'int8' and self.engine not in ('auto', 'onnxruntime'):
+            raise ConfigError(f'engine: {self.engine} has no arithmetic in 8 bits; with '
+                              'precision: int8 leave engine: auto.')
+        if self.precision == 'int8' and self.features == 'crops':
+            raise ConfigError('precision: int8 is for features of the whole image, and features: '
+                              'crops a yardstick; use float32 for it.')
+        if self.engine == 'onnxruntime' and self.precision in ('float16', 'bfloat16'):
+            raise ConfigError('engine: onnxruntime computes in float32 or int8, not in '
+                              f'{self.precision}; set precision, or engine: auto.')
 
     def _check_scenes(self) -> None:
         scenes, numbers = list(self.scenes), list(self.scene_bins)

@@ -136,18 +136,21 @@ def resolve_precision(
     speed, at the price of exactness, and it would cost both.
 
     Args:
-        name: auto, float32, float16 or bfloat16.
+        name: auto, float32, float16, bfloat16 or int8.
         device: where it will run.
         log: warned of a format that would be slow there, and is not taken.
 
     Raises:
-        ConfigError: float16 on a CPU, which has no arithmetic for it.
+        ConfigError: float16 on a CPU, which has no arithmetic for it, or int8 on a GPU.
 
     """
     if name == 'auto':
         name = 'float16' if device.type == 'cuda' else 'float32'
     if name == 'float16' and device.type == 'cpu':
         raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
+    if name == 'int8' and device.type != 'cpu':
+        raise ConfigError(f'precision: int8 is for a CPU, and the device is {device}; use float16 '
+                          'there, or device: cpu.')
     if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
         log('WARNING: precision: bfloat16, but this processor has no fast arithmetic for it (such '
             'as AVX-512 BF16 or AMX): float32 runs instead, which is faster here, and more exact.')

@@ -5,8 +5,9 @@
     torch      batch norm folded, channels-last; on a CPU oneDNN's fused convolutions
     onednn     the folded network through oneDNN's graph compiler, on a CPU
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
-    auto       onednn for bfloat16 on a CPU with AMX, else torch: what is fastest
-               (benchmarks/README.md)
+    onnxruntime    the folded network on ONNX Runtime, on a CPU, in float32 or int8 (see `int8`)
+    auto       onednn for bfloat16 on a CPU with AMX, onnxruntime for int8, else torch: what is
+               fastest (benchmarks/README.md)
 
 Whatever runs is first compared with the reference on known images of the real size and number, and
 refused if it lies. That is also the only probe of what is private to torch: where an operator is
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import int8
 from .backbone import ImageEncoder, is_resnet
 from .device import cpu_has_amx, reason
 from .errors import EngineError, WeightsError
@@ -32,25 +34,29 @@ if TYPE_CHECKING:
     from .weights import Log
 
 # Largest ||features - reference|| / ||reference|| that passes for rounding. Measured: 1e-6 in
-# float32, 0.001 in float16, 0.006 in bfloat16. An engine that lies is off by about 1.
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+# float32, 0.001 in float16, 0.006 in bfloat16; in int8 0.02 to 0.05, 0.3 with a tiny network. An
+# engine that lies is off by about 1.
+TOLERANCES = {
+    torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05, torch.int8: 0.3}
 
 
-def install(
+def install(  # noqa: PLR0913, PLR0917
     encoder: ImageEncoder, name: str, dtype: torch.dtype, device: torch.device,
     size: tuple[int, int], log: Log, source: str = 'the state dict', images: int = 1,
+    quantized: bytes = b'',
 ) -> str:
     """Let an encoder's trunk run on an engine, on a device and in a number format.
 
     Args:
         encoder: in float32 on the CPU; its trunk is replaced.
-        name: auto, eager, torch, onednn or compile.
-        dtype: of the trunk; the head stays in float32.
+        name: auto, eager, torch, onednn, compile or onnxruntime.
+        dtype: of the trunk; the head stays in float32, and so does what goes into a trunk in int8.
         device: where both run.
         size: (height, width) of the network's input.
         log: told what is wrong with an engine that auto passes over, and what is slow.
         source: of the weights, for errors.
         images: that usually go through it together.
+        quantized: the trunk as an ONNX model in 8 bits (`int8.write`), for int8.
 
     Returns:
         Name of the engine that runs.
@@ -73,12 +79,14 @@ def install(
             'known image are NaN or infinite, and so would be the depth; the weights are damaged. '
             'Fetch, export or convert them again.')
     encoder.to(device)
-    encoder.dtype = dtype
+    encoder.dtype = torch.float32 if dtype == torch.int8 else dtype
 
     image = image.to(device).expand(images, -1, -1, -1)
 
     def features_on(engine: str, *, fused: bool) -> Tensor:
-        encoder.trunk = build_trunk(engine, reference, dtype, device, size, fused=fused)
+        encoder.trunk = build_onnx_trunk(reference, device, quantized) \
+            if engine == 'onnxruntime' else \
+            build_trunk(engine, reference, dtype, device, size, fused=fused)
         features: Tensor = encoder(image)
         return features
 
@@ -110,6 +118,8 @@ def install(
 
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:
     """Engines to try, the fastest first."""
+    if dtype == torch.int8:
+        return ['onnxruntime']
     graph = device.type == 'cpu' and dtype == torch.bfloat16 and cpu_has_amx() \
         and is_resnet(trunk)
     return ['onednn', 'torch', 'eager'] if graph else ['torch', 'eager']
@@ -117,7 +127,7 @@ def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> lis
 
 def serves_every_size(engine: str) -> bool:
     """Whether an engine prepares nothing for the sizes and numbers of images."""
-    return engine in ('eager', 'torch')
+    return engine in ('eager', 'torch', 'onnxruntime')
 
 
 @contextmanager
@@ -192,6 +202,13 @@ def build_trunk(
         options: dict[str, Any] = {'freezing': True} if device.type == 'cpu' else {}
         network.compile(options=options)
     return network
+
+
+def build_onnx_trunk(trunk: nn.Module, device: torch.device, quantized: bytes) -> nn.Module:
+    """Give the trunk on ONNX Runtime: the one in 8 bits, or b'' for CLIP's own in float32."""
+    if not is_resnet(trunk) or device.type != 'cpu':
+        raise NotImplementedError('it is for ResNets on a CPU')
+    return int8.OnnxTrunk(quantized or int8.write(int8.steps_of(FoldedResNet(trunk))))
 
 
 def _slower(dtype: torch.dtype, error: Exception) -> str:

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,16 +16,16 @@ from typing import NamedTuple, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from . import engines
+from . import engines, int8
 from .anchor import Adjustment
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder
 from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
 from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
-from .errors import ConfigError, ImageError, WeightsError
+from .errors import ConfigError, EngineError, ImageError, WeightsError
 from .geometry import CameraModel, focal_ratio
 from .projection import (
     best_bins,
@@ -38,6 +39,7 @@ from .projection import (
 )
 from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .replay import Replayer
+from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
 from .weights import Log, architecture, cache_folder, load
 from .window import Size, Window, fit_window
@@ -191,6 +193,8 @@ class DepthEstimator:
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
         engine: what the backbone runs on, e.g. 'torch'.
+        quantized_on: what the calibration of `precision: int8` was made with; '' while another
+            precision runs.
         grid: (h, w), number of patches.
         text_cache_hit: whether the text features came from the cache.
 
@@ -199,7 +203,7 @@ class DepthEstimator:
     def __init__(
         self, config: DepthConfig, weights: str | Path | Mapping[str, Tensor] | None = None,
         device: str = 'auto', *, cache_dir: str | Path | None = None, offline: bool = False,
-        num_threads: int = 0, log: Log = _LOGGER.info,
+        num_threads: int = 0, quantize: bool = True, log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
@@ -211,6 +215,8 @@ class DepthEstimator:
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
             num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
+            quantize: with `precision: int8`, where the cache has no network in 8 bits: make it
+                now; else float32 runs, and `is_provisional` is true, until `quantize` and `use`.
             log: told what happens, in sentences; those that begin with 'WARNING' matter.
 
         Raises:
@@ -225,12 +231,15 @@ class DepthEstimator:
         use_threads(num_threads)
         self.device = resolve_device(device)
         dtype = resolve_precision(config.precision, self.device, log)
-        self.precision = str(dtype).removeprefix('torch.')
+        if 'int8' in config.precision or config.engine == 'onnxruntime':
+            int8.require()
+        self._log = log
         folder = cache_folder(cache_dir)
         self._load = functools.partial(
             load, '' if weights is None else weights, config.backbone, folder, log,
             offline=offline)
         self.weights, state_dict = self._load()
+        self._folder = folder
         self._encoder = build_image_encoder(state_dict, config.features)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
@@ -250,10 +259,18 @@ class DepthEstimator:
         self._encoding = threading.Lock()
         self._pool: AttentionPool | None = None
         self._encode_scenes(config, lambda: state_dict)
+        if dtype == torch.int8 and shape.patch is not None:
+            raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
+                              'softmax stay in floating point, and what it would gain nobody has '
+                              'measured; use float32 or bfloat16.')
+        self.quantized_on = ''
         with current(self.device):
-            self.engine = engines.install(
-                self._encoder, config.engine, dtype, self.device,
-                self._size, log, self.weights.source, 1 + config.flip_average)
+            if dtype != torch.int8 or not self._install_quantized(config, state_dict):
+                dtype = torch.float32 if dtype == torch.int8 else dtype
+                self.engine = engines.install(
+                    self._encoder, config.engine, dtype, self.device,
+                    self._size, log, self.weights.source, 1 + config.flip_average)
+                self.precision = str(dtype).removeprefix('torch.')
             mean, deviation = (
                 np.array(values) for values in NORMALIZATIONS[config.normalization])
             # What becomes zeros, but for less than half a level.
@@ -265,6 +282,13 @@ class DepthEstimator:
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
+        if quantize and self.is_provisional:
+            self.use(self.quantize())
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether float32 runs only because nothing in 8 bits is there yet."""
+        return self.config.precision == 'int8' and self.precision != 'int8'
 
     @property
     def config(self) -> DepthConfig:
@@ -432,6 +456,95 @@ class DepthEstimator:
             if self.device.type == 'cuda':  # they are used on another stream
                 torch.cuda.current_stream().synchronize()
         return settings
+
+    def quantized_cache(self, config: DepthConfig | None = None) -> int8.QuantizedCache:
+        """Where the network in 8 bits is kept.
+
+        Raises:
+            EngineError: ONNX Runtime is missing.
+
+        """
+        int8.require()
+        return int8.QuantizedCache(
+            self._folder / 'int8', self.weights.digest, self._size,
+            (config or self.config).normalization, self._log)
+
+    def _install_quantized(self, config: DepthConfig, state_dict: Mapping[str, Tensor]) -> bool:
+        """Install the network in 8 bits from the cache; give whether it is there, and right."""
+        cache = self.quantized_cache(config)
+        model = cache.read()
+        if model is None:
+            return False
+        try:
+            self.engine = engines.install(
+                self._encoder, 'onnxruntime', torch.int8, self.device, self._size, self._log,
+                self.weights.source, 1 + config.flip_average, model)
+        except EngineError as error:
+            self._log(f'WARNING: {cache.path}: {error} It is made anew.')
+            self._encoder = build_image_encoder(state_dict, config.features)
+            return False
+        self.precision, self.quantized_on = 'int8', int8.calibrated_on(self._encoder.trunk)
+        self._log(f'precision: int8, calibrated on {self.quantized_on}, from {cache.path}.')
+        return True
+
+    @torch.inference_mode()
+    def quantize(
+        self, pictures: Sequence[NDArray[np.uint8]] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> nn.Module:
+        """Make the network in 8 bits and keep it in the cache; nothing changes before `use`.
+
+        Any thread may call it, also while another one predicts. The weights are read once more.
+
+        Args:
+            pictures: what to calibrate on, each (H, W, 3) uint8 RGB, as the camera gives them;
+                None for rendered rooms.
+            stop: asked now and then whether to give up.
+
+        Returns:
+            What `use` takes.
+
+        Raises:
+            EngineError: its features are wrong, ONNX Runtime is missing, or it was to stop.
+            ImageError: a picture has another shape or type.
+            WeightsError: the weights are no longer where they were, or they are others now.
+
+        """
+        cache, start = self.quantized_cache(), time.perf_counter()
+        encoder = build_image_encoder(self._load_again(), self.config.features)
+        count = int8.ROOMS if pictures is None else len(pictures)
+        on = int8.label(pictures)
+
+        def images() -> Iterator[Tensor]:
+            for number, rgb in enumerate(int8.rooms() if pictures is None else pictures):
+                if stop():
+                    raise EngineError('precision: int8: the calibration was stopped.')
+                if number == 1:  # for the first one, libraries prepare themselves
+                    begin = time.perf_counter()
+                elif number == 2:
+                    seconds = int8.work(count) * (time.perf_counter() - begin)
+                    self._log(f'precision: int8: the network is quantised once, on {on}: about '
+                              f'{seconds:.0f} s. It is kept in {cache.path.parent}.')
+                _check_image(rgb)
+                window = fit_window(self.config.input_fit, rgb.shape[:2], self._size)
+                yield self._normalized([self._fit(self._upload([rgb])[0], window)], flip=False)
+
+        top = int8.greatest_weight()
+        steps, ranges = int8.quantize(
+            int8.steps_of(FoldedResNet(encoder.trunk)), images(), top)
+        model = int8.write(steps, ranges, top, on)
+        engines.install(
+            encoder, 'onnxruntime', torch.int8, self.device, self._size, self._log,
+            self.weights.source, 1 + self.config.flip_average, model)
+        cache.write(model)
+        self._log(f'precision: int8: quantised on {on} in {time.perf_counter() - start:.0f} s.')
+        return encoder.trunk
+
+    def use(self, trunk: nn.Module) -> None:
+        """Run what `quantize` made from now on; call it between two predictions."""
+        self._encoder.trunk, self._encoder.dtype = trunk, torch.float32
+        self.engine, self.precision = 'onnxruntime', 'int8'
+        self.quantized_on = int8.calibrated_on(trunk)
 
     def warm_up(self, largest_batch: int = 1) -> None:
         """Run a known image, so that no real batch is the slow one.
@@ -674,8 +787,8 @@ class DepthEstimator:
         padded[rows, columns] = image
         return padded
 
-    def _encode(self, images: Sequence[Tensor], flip: bool) -> Maps:
-        """Images of the network's size, on the device."""
+    def _normalized(self, images: Sequence[Tensor], *, flip: bool) -> Tensor:
+        """Images of the network's size, on the device -> (passes B, 3, height, width)."""
         count, passes = len(images), 1 + flip
         height, width, _ = images[0].shape
         rows = torch.empty(passes * count, height, 3 * width, device=self.device)
@@ -687,8 +800,13 @@ class DepthEstimator:
         batch = rows.view(-1, height, width, 3)
         if flip:  # the mirrored pass rides in the same batch
             batch[count:] = batch[:count].flip(2)
-        return Maps(*(values.reshape(passes, count, *values.shape[1:])
-                      for values in self._encoder.maps(batch.permute(0, 3, 1, 2))))
+        return batch.permute(0, 3, 1, 2)
+
+    def _encode(self, images: Sequence[Tensor], flip: bool) -> Maps:
+        """Images of the network's size, on the device."""
+        batch = self._normalized(images, flip=flip)
+        return Maps(*(values.reshape(1 + flip, len(images), *values.shape[1:])
+                      for values in self._encoder.maps(batch)))
 
     @torch.inference_mode()
     def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:

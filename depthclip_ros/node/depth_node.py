@@ -323,7 +323,8 @@ class DepthNode(LifecycleNode):
                 'the fix.') from error
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
-            offline=node_config.offline, num_threads=node_config.num_threads, log=self._log)
+            offline=node_config.offline, num_threads=node_config.num_threads, quantize=False,
+            log=self._log)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
         self.get_logger().info(

@@ -184,6 +184,7 @@ def model_status(
             **({} if model is None else model.device_memory),
             'precision': estimator.precision,
             'engine': estimator.engine,
+            'quantised on': estimator.quantized_on,
             'weights': estimator.weights.name,
             'weights sha256': estimator.weights.digest,
             'trained': estimator.weights.trained,

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
@@ -51,6 +54,8 @@ class Model:
         self._failures = 0  # since the last success
         self._attempts = 0  # reloads since the last success
         self._broken = False
+        self._quantizing = threading.Event()  # set to stop it
+        self._quantized: Any = None
         self.estimator: DepthEstimator | None = None
         self.last_error = ''
         self.reloads = 0
@@ -62,10 +67,41 @@ class Model:
         """Load, in place of what may be loaded now; what goes wrong is raised."""
         self.release()
         self.estimator = self._load(config)
+        if self.estimator.is_provisional:
+            self._quantize_aside(self.estimator)
         return self.estimator
+
+    def _quantize_aside(self, estimator: DepthEstimator) -> None:
+        """Make the network in 8 bits on a thread of the lowest priority."""
+        stop = self._quantizing = threading.Event()
+
+        def work() -> None:
+            with contextlib.suppress(OSError, AttributeError):  # on Linux it is this thread's
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            try:
+                trunk = estimator.quantize(stop=stop.is_set)
+            except Exception as error:  # noqa: BLE001 (float32 goes on, whatever it is)
+                if not stop.is_set():
+                    self._log(f'WARNING: float32 runs on, since {describe(error)}')
+                return
+            if not stop.is_set():
+                self._quantized = trunk
+
+        self._log('precision: int8: float32 runs until the network in 8 bits is made.')
+        threading.Thread(target=work, name='quantize', daemon=True).start()
+
+    def take_up(self) -> bool:
+        """Run the network in 8 bits from now on if it was made meanwhile; give whether."""
+        trunk, self._quantized = self._quantized, None
+        if trunk is None or self.estimator is None:
+            return False
+        self.estimator.use(trunk)
+        return True
 
     def release(self) -> None:
         """Give the model's memory back."""
+        self._quantizing.set()
+        self._quantized = None
         if self.estimator is None:
             return
         self.estimator = None

@@ -175,6 +175,7 @@ class Pipeline:
         before = estimator.config
         if config != before:
             estimator.reconfigure(config)
+        quantized = self._model.take_up()
         size = None
         if frames[0].camera.config.depth_resolution == 'network':  # which all cameras share
             size = (config.input_height, config.input_width)
@@ -184,6 +185,10 @@ class Pipeline:
             scenes=[frame.camera.scene for frame in frames])
         for frame, prediction in zip(frames, predictions, strict=True):
             frame.camera.scene = prediction.scene
+        if quantized:
+            self._node.get_logger().info(
+                f'{frames[0].camera.label}Depth in int8, calibrated on {estimator.quantized_on}, '
+                f'first in the image with stamp {_seconds(frames[0].header)}.')
         if config != before:
             self._node.get_logger().info(
                 f'{frames[0].camera.label}New settings, first in the image with stamp '
