@@ -374,6 +374,28 @@ def _size_plot(plt: Any, result: Result) -> Any:
     return figure
 
 
+def _busy_tables(result: Result) -> list[str]:
+    return [_table(
+        ['load', 'way to wait', 'p50 ms', 'p90 ms', 'processor time ms', 'x faster than default'],
+        [[row['load'], row['way'], f'{row["p50 [ms]"]:.0f}', f'{row["p90 [ms]"]:.0f}',
+          f'{row["processor time p50 [ms]"]:.0f}', f'{row["times faster than the default"]:.2f}']
+         for row in result['ways to wait']])]
+
+
+def _busy_plot(plt: Any, result: Result) -> Any:
+    figure, axes = plt.subplots(figsize=(10, 4.5))
+    rows = result['ways to wait']
+    loads, ways = (list(dict.fromkeys(row[key] for row in rows)) for key in ('load', 'way'))
+    width = 0.8 / len(ways)
+    for i, way in enumerate(ways):
+        axes.bar([place + (i - len(ways) / 2 + 0.5) * width for place in range(len(loads))],
+                 [row['p50 [ms]'] for row in rows if row['way'] == way], width, label=way)
+    axes.set_xticks(range(len(loads)), loads)
+    axes.set(ylabel='one image, RGB to depth [ms]')
+    axes.legend(fontsize=8)
+    return figure
+
+
 Kind = tuple[Callable[[Result], list[str]], Callable[[Any, Result], Any]]
 # Tables and plot by what only results of a kind have.
 KINDS: dict[str, Kind] = {
@@ -383,6 +405,7 @@ KINDS: dict[str, Kind] = {
     'test images': (_evaluation_tables, _evaluation_plot),
     'read-outs': (_readout_tables, _readout_plot),
     'input sizes': (_size_tables, _size_plot),
+    'ways to wait': (_busy_tables, _busy_plot),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from depthclip_ros import executables
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.uninitialized import Uninitialized
@@ -23,6 +24,7 @@ START = f"""
 import json, sys
 import depthclip_ros.node.depth_node
 before = list(sys.modules)
+from depthclip_ros import executables
 from depthclip_ros.core import DepthConfig, DepthEstimator
 estimator = DepthEstimator(DepthConfig().replace(**{CONFIG}), sys.argv[1], 'cpu')
 estimator.warm_up()
@@ -72,3 +74,39 @@ def test_uninitialized_networks_draw_no_random_numbers():
     assert not torch.equal(before, torch.random.get_rng_state())
     assert [(name, value.shape, value.device) for name, value in made.state_dict().items()] == \
         [(name, value.shape, value.device) for name, value in plain.state_dict().items()]
+
+
+# How threads wait -------------------------------------------------------------------------------
+
+
+AS_AN_EXECUTABLE = """
+import os, sys
+from depthclip_ros import executables
+import depthclip_ros.core
+assert 'torch' not in sys.modules
+before = executables.waiting()
+executables.said = lambda: print(f'{before!r} {executables.waiting()!r}') or 0
+executables.run('test', 'executables', 'said')
+"""
+
+
+@pytest.mark.parametrize(('chosen', 'expected'), [
+    ({}, "'' '{}={}'".format(*next(iter(executables.WAITING.items())))),
+    *(({name: value}, f"'{name}={value}' '{name}={value}'") for name, value in [
+        ('OMP_WAIT_POLICY', 'active'), ('GOMP_SPINCOUNT', '7'), ('KMP_BLOCKTIME', '3')])])
+def test_executables_let_threads_wait_at_rest_unless_the_user_chose(chosen, expected):
+    """And whoever imports the package as a library finds the environment as it was."""
+    plain = {name: value for name, value in os.environ.items()
+             if name not in executables.WAITING_BY_USER}
+    done = subprocess.run(
+        [sys.executable, '-c', AS_AN_EXECUTABLE], cwd=ROOT, check=True, text=True,
+        capture_output=True, env={**plain, **chosen, 'PYTHONPATH': str(ROOT)})
+    assert done.stdout.strip() == expected
+
+
+def test_where_torch_is_imported_already_it_would_be_too_late(monkeypatch):
+    for name in executables.WAITING_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    assert 'torch' in sys.modules
+    executables.wait_at_rest()
+    assert executables.waiting() == ''

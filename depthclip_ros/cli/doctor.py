@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthclip_ros import __version__
+from depthclip_ros.executables import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -259,7 +260,8 @@ def check_torch() -> list[Check]:
         'from depthclip_ros.core.device import cpu_has_bfloat16\n'
         'found = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
         '         "cuda": torch.version.cuda or "", "hip": torch.version.hip or "",\n'
-        '         "devices": "", "why": "", "bfloat16": str(cpu_has_bfloat16())}\n'
+        '         "devices": "", "why": "", "bfloat16": str(cpu_has_bfloat16()),\n'
+        '         "threads": str(torch.get_num_threads())}\n'
         'try:\n'
         '    torch.cuda.init()\n'
         '    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]\n'
@@ -272,7 +274,10 @@ def check_torch() -> list[Check]:
     if probe.code != 0:
         return [Check('torch', FAIL, probe.reason, f'{PIP} torch torchvision')]
     values = probe.values()
-    checks = [Check('torch', OK, f'{values["torch"]}, torchvision {values["torchvision"]}')]
+    checks = [
+        Check('torch', OK, f'{values["torch"]}, torchvision {values["torchvision"]}'),
+        Check('threads', OK, f'{values["threads"]} for the network on a CPU; how they wait for '
+              f"work: {waiting() or 'as their library does by default'}")]
     if values['devices']:
         checks.append(Check('gpu', OK, f'{values["devices"]} (CUDA {values["cuda"]})'))
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from ..color import UNTRAINED
+from ..executables import waiting
 from .statistics import Counters, Rate, memory_mb
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def model_status(
             'device': str(estimator.device),
             **({} if model is None else model.device_memory),
             'precision': estimator.precision,
+            'threads wait by': waiting(),
             'engine': estimator.engine,
             'quantised on': estimator.quantized_on,
             'weights': estimator.weights.name,
