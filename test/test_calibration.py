@@ -341,7 +341,7 @@ def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     with torch.inference_mode():
         correction, _ = correct(
             calibration.terms(estimator.device), logits, *answer, maps.features[0],
-            maps.trunk[0], torch.from_numpy(rays)[None])
+            maps.trunk[0], torch.tensor(rays)[None])
         np.testing.assert_array_equal(
             found.patch_depth, (answer.depth * correction.exp_())[0].numpy())
 

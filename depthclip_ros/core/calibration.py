@@ -56,17 +56,39 @@ LARGEST_CORRECTION = 3.0
 SPREADS = 0.01, 2.0
 
 
-class Terms(NamedTuple):
-    """The numbers of a calibration, as tensors on the device of the network (all float32)."""
+# Numbers of a calibration, by their names in its file (all float32).
+ARRAYS = (
+    'bias',  # ()
+    'trunk',  # (2, C'): of the patch, and of the image's mean
+    'features',  # (C,)
+    'small',  # (2 + K + RAY_TERMS,): log depth by words, its square, the logits, the rays
+    'language',  # (): of the image's mean of log d
+    'bins',  # (K,) metres, instead of the configured ones
+    'spread',  # (SPREAD_TERMS,)
+    'knots',  # (2, Q): log depth, and the factor there (its logarithm)
+    'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1
+)
+# Rows of `Calibration.rays`: what is always added to the correction, what is always added to the
+# logarithm of the standard deviation, and the logarithm of the focal ratio.
+CAMERA_ROWS = 3
 
-    bias: Tensor  # ()
+
+class Terms(NamedTuple):
+    """The numbers of a calibration, as tensors on the device of the network (all float32).
+
+    Behind the network every operation on them costs 5 to 10 us, however few patches there are.
+    So what is linear is one matrix, and what is the same in every image is in `Calibration.rays`.
+    """
+
     trunk: Tensor  # (2, C'): of the patch, and of the image's mean; (2, 0) if all are zero
-    features: Tensor  # (C,); (0,) if all are zero
-    small: Tensor  # (2 + K + RAY_TERMS,)
+    features: Tensor  # (1, C); (1, 0) if all are zero
+    # (2, 2 K + 2): of logits, weights of the bins, log d and log^2 d; what of them is in the
+    # correction, and the mean of the calibration's own bins.
+    told: Tensor
     language: Tensor  # (): of the image's mean of log d
-    bins: Tensor  # (K,) metres, instead of the configured ones
-    spread: Tensor  # (SPREAD_TERMS,)
-    knots: Tensor  # (2, Q): log depth, and the factor there (its logarithm)
+    # (1, 6 + Q - 1): of what `correct` observes, and of log depth between each pair of knots.
+    observed: Tensor
+    knots: Tensor  # (2, Q - 1, 1): log depth where each of these pairs begins and ends
 
 
 @dataclass(frozen=True)
@@ -107,8 +129,7 @@ class Calibration:
 
     Attributes:
         about: where it comes from.
-        arrays: by the names of `Terms`, and 'rays': (h, w, 2) of its camera at the patches'
-            centres, z = 1.
+        arrays: those of `ARRAYS`.
         digest: SHA-256 of the file in hex; of one that is not saved, of what would be in it.
 
     """
@@ -221,9 +242,19 @@ class Calibration:
 
     def terms(self, device: torch.device) -> Terms:
         """Its numbers on a device, without those that would be multiplied by zero."""
-        arrays = {name: array[..., :0] if name in ('trunk', 'features') and not array.any()
-                  else array for name, array in self.arrays.items()}
-        return Terms(*(torch.from_numpy(arrays[name]).to(device) for name in Terms._fields))
+        a = self.arrays
+        trunk, features = (array[..., :0] if not array.any() else array
+                           for array in (a['trunk'], a['features'][None]))
+        tokens = len(a['bins'])
+        told = np.zeros((2, 2 * tokens + 2), np.float32)
+        told[0, :tokens] = a['small'][2:2 + tokens]
+        told[0, -2:] = a['small'][:2] - (1, 0)  # log d gives way to that of its own bins
+        told[1, tokens:-2] = a['bins']
+        places, slopes = a['knots'][0], _slopes(a['knots'])
+        return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
+                       for array in (
+            trunk, features, told, a['language'], np.concatenate([a['spread'][1:7], slopes])[None],
+            np.stack([places[:-1], places[1:]])[..., None])))
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -239,7 +270,7 @@ class Calibration:
             mirrored: for the mirrored image, which is one of the mirrored camera.
 
         Returns:
-            (RAY_TERMS + 1, h, w) float32: `ray_terms`, and the logarithm of the focal ratio.
+            (CAMERA_ROWS, h, w) float32.
 
         """
         return _camera_terms(self, camera, window, focal_ratio, mirrored)
@@ -259,10 +290,23 @@ def _camera_terms(
         rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
     if mirrored:
         rays = mirrored_rays(rays)
-    ratio = np.full((1, h, w), math.log(focal_ratio), np.float32)
-    terms = np.concatenate([ray_terms(rays), ratio])
-    terms.flags.writeable = False
-    return terms
+    a = calibration.arrays
+    seen = ray_terms(rays)
+    _, y, xx, yy = seen[:4]
+    places, values = a['knots']
+    rows = np.stack([
+        a['bias'] + np.tensordot(a['small'][-RAY_TERMS:], seen, 1),
+        a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (xx + yy)
+        + values[0] - places[:-1] @ _slopes(a['knots']),
+        np.full((h, w), math.log(focal_ratio))]).astype(np.float32)
+    rows.flags.writeable = False
+    return rows
+
+
+def _slopes(knots: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(Q - 1,) between (2, Q) knots."""
+    slopes: NDArray[np.float32] = np.diff(knots[1]) / np.diff(knots[0])
+    return slopes
 
 
 def image_digest(rgb: NDArray[np.uint8]) -> str:
@@ -288,11 +332,6 @@ def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([
         x, y, x * x, y * y, x * y, np.abs(x), np.maximum(y, 0), np.maximum(-y, 0),
         1 / np.maximum(y, 0.15), 1 / np.maximum(y + 0.35, 0.15)]).astype(np.float32)
-
-
-def small_terms(language: Tensor, logits: Tensor, rays: Tensor) -> Tensor:
-    """(N, 2 + K + RAY_TERMS, h, w): log depth by words, its square, the logits, and ray terms."""
-    return torch.cat([language[:, None], language[:, None].square(), logits, rays[:, :-1]], dim=1)
 
 
 def spread_terms(
@@ -327,7 +366,7 @@ def correct(
         spread: (N, h, w) metres, standard deviation of the bins.
         features: (N, C, h, w), compared with the words.
         trunk: (N, C', h, w), what they are made of.
-        rays: (N, RAY_TERMS + 1, h, w), from `Calibration.rays`.
+        rays: (N, CAMERA_ROWS, h, w), from `Calibration.rays`.
 
     Returns:
         The correction of the logarithm of depth, (N, h, w), and the standard deviation in shares
@@ -335,21 +374,30 @@ def correct(
 
     """
     count, h, w = depth.shape
-    language = depth.log()
-    linear = torch.matmul(terms.small, small_terms(language, logits, rays).flatten(2))
-    linear += terms.bias + terms.language * language.flatten(1).mean(dim=1, keepdim=True)
+    weights, plain = weights.flatten(2), depth.view(count, 1, -1)
+    always, always_unsure, ratio = rays.flatten(2).chunk(CAMERA_ROWS, dim=1)
+    language = plain.log()
+    linear, rebinned = torch.matmul(terms.told, torch.cat(
+        [logits.flatten(2), weights, language, language * language], dim=1)).chunk(2, dim=1)
+    of_image = terms.language * language
     if terms.trunk.shape[1]:
-        seen = torch.matmul(terms.trunk, trunk.flatten(2))
-        linear += seen[:, 0] + seen[:, 1].mean(dim=1, keepdim=True)
-    if len(terms.features):
-        linear += torch.matmul(terms.features, features.flatten(2))
-    correction = linear.view(count, h, w)
-    rebinned = torch.tensordot(weights, terms.bins, dims=([1], [0])).log()
-    correction = (correction + rebinned - language).clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
-    log_depth = language + correction + rays[:, -1]
-    observed = spread_terms(log_depth, correction, weights, spread / depth, rays)
-    stddev = torch.matmul(terms.spread, observed.flatten(2)).view(count, h, w)
-    return correction, stddev.add_(factor(terms.knots, log_depth)).exp().clamp(*SPREADS)
+        own, everywhere = torch.matmul(terms.trunk, trunk.flatten(2)).chunk(2, dim=1)
+        of_image += everywhere
+        always = always + own
+    if terms.features.shape[1]:
+        always = always + torch.matmul(terms.features, features.flatten(2))
+    correction = rebinned.log().add_(linear).add_(always).add_(of_image.mean(2, keepdim=True))
+    correction.clamp_(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+    log_depth = language.add_(correction).add_(ratio)
+    # As `spread_terms`, but for what is the same in every image.
+    both = torch.cat([log_depth, -log_depth], dim=1)
+    edges = max_pool2d(both.view(count, 2, h, w), 3, 1, 1).sum(dim=1)
+    observed = torch.cat([
+        log_depth, log_depth * log_depth, spread.view_as(plain) / plain,
+        torch.special.entr(weights).sum(dim=1, keepdim=True), edges.view_as(plain),
+        correction.abs(), torch.clamp(log_depth, *terms.knots)], dim=1)
+    stddev = torch.matmul(terms.observed, observed).add_(always_unsure).exp_().clamp_(*SPREADS)
+    return correction.view_as(depth), stddev.view_as(depth)
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
@@ -410,7 +458,7 @@ def _about(metadata: Mapping[str, str]) -> About:
 
 def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
     """Check the shapes that follow from each other; whatever is wrong raises ValueError."""
-    names = {*Terms._fields, 'rays'}
+    names = set(ARRAYS)
     if set(arrays) != names:
         raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(names)}')
     knots = arrays['knots'].shape

@@ -157,7 +157,7 @@ class Correction(NamedTuple):
     """What a calibration corrects depth with, on the device."""
 
     terms: Terms
-    rays: Tensor  # (passes B, RAY_TERMS + 1, h, w)
+    rays: Tensor  # (passes B, CAMERA_ROWS, h, w)
     maps: Maps
 
 
@@ -871,6 +871,8 @@ def _times(
     def scaled(values: Tensor, factors: Sequence[float]) -> Tensor:
         if all(factor == 1.0 for factor in factors):
             return values
+        if len(factors) == 1:
+            return values * factors[0]
         return torch.stack([of_one * factor for of_one, factor in zip(
             values, factors, strict=True)])
 
