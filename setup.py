@@ -44,6 +44,7 @@ if BUILT_BY_PIP:
     DATA_FILES.append((f'lib/{PACKAGE}', [f'scripts/{name}' for name in EXECUTABLES]))
     REQUIREMENTS = [
         'h5py>=3.0',
+        'jinja2>=3.0',
         'lz4>=4.0',
         'matplotlib>=3.5',
         'msgspec>=0.18.5',
@@ -73,7 +74,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),
-    package_data={PACKAGE: ['py.typed', 'models/*'],
+    package_data={PACKAGE: ['py.typed', 'models/*', 'templates/*'],
                   'offline_eval': ['py.typed', 'datasets/*.json']},
     data_files=DATA_FILES,
     install_requires=REQUIREMENTS,
@@ -82,9 +83,9 @@ setup(
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
         # precision: int8, and engine: onnxruntime.
         'int8': ['onnx>=1.14', 'onnxruntime>=1.16'],
-        'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'pytest>=7',
-                 'pytest-cov>=7', 'pytest-xdist>=3.7',
-                 'rosbags-image', 'ruff', 'types-PyYAML'],
+        'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'pylatexenc',
+                 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
+                 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={

@@ -284,17 +284,24 @@ def _workers() -> int:
 
 def _print(folder: Path) -> None:
     """The short answer; the long one is in the folder."""
+    from .datasets.base import NYU
+    from .names import SYMBOLS
     from .results import ALL, PAPER_METRICS, Summary
     summary = Summary.read(folder)
-    print(f'{"":40}' + ''.join(f'{m:>9}' for m in PAPER_METRICS))
+    data = summary.data
+    print(f'{summary.rows[0].name} with the weights {summary.weights.name} on '
+          f'{data.origin or "images of unknown origin"}, {data.split}')
+    print(f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS))
     lines = [(row.name, row.metrics) for row in summary.rows if row.scene == ALL]
-    lines += [(f'{row.name} (published)', row.metrics) for row in summary.paper
-              if row.name.startswith('DepthCLIP')]
+    if data.official:  # else no published number is of these images
+        lines += [(f'{row.name} (published)', row.metrics) for row in summary.paper
+                  if row.table not in ('2', '3') and row.name.startswith('DepthCLIP')]
     for name, metrics in lines:
         print(f'{name:40}' + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS))
     print(f'\n{summary.verdict.text}\n')
-    print(f"The paper's row: {summary.gate.status}."
-          + ''.join(f'\n  - {reason}' for reason in summary.gate.reasons))
-    if summary.data.skipped:
-        print(f'{len(summary.data.skipped)} images without valid true depth were left out.')
+    if data.origin in (NYU, ''):
+        print(f"The paper's row: {summary.gate.status}."
+              + ''.join(f'\n  - {reason}' for reason in summary.gate.reasons))
+    if data.skipped:
+        print(f'{len(data.skipped)} images without valid true depth were left out.')
     print(f'Results: {folder}')

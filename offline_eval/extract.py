@@ -8,6 +8,7 @@ from pathlib import Path
 
 from depthclip_ros.sim.nyu import OfficialPair, write_official_pairs
 
+from .datasets.base import RENDERED
 from .datasets.nyu_mat import NyuMat
 from .errors import DatasetError
 from .progress import progress
@@ -47,7 +48,7 @@ def extract(mat: Path, folder: Path, splits: Path | None = None) -> Path:
                                        part.read(position).rgb, *part.both_depths(position))
                     bar.update()
     try:
-        write_official_pairs(folder, pairs())
+        write_official_pairs(folder, pairs(), rendered=parts[0].origin == RENDERED)
     except OSError as error:
         raise ResultsError(f'{folder}: cannot be written ({error.strerror or error}). Free space '
                            'or choose another folder.') from error

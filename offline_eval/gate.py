@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import quoted
 from depthclip_ros.core.weights import RELEASES
 
+from .names import SYMBOLS, number
 from .paper import GATE_LIMITS, PAPER_CONFIG, PAPER_IMAGES, PAPER_METHOD
 from .results import PAPER_METRICS, Gate
 
 # Whatever these are, the same is computed, within rounding.
-_ALIKE = frozenset({'engine', 'out_of_range'})
+_ALIKE = frozenset({'engine', 'out_of_range', 'scene_temperature'})
 _RN50 = RELEASES['RN50'].sha256
 
 
@@ -55,11 +58,17 @@ def differences(run: Experiment) -> list[str]:
         found.append(f'the protocol is {run.protocol}, averaged per {run.average}, not the '
                      "official code's")
     values = {**run.config.to_dict(), 'backbone': run.backbone, 'precision': run.precision}
-    for name, wanted in PAPER_CONFIG.to_dict().items():
-        if name not in _ALIKE and values[name] != wanted:
-            found.append(f'{name} is {quoted(values[name], 200)}, in the paper '
-                         f'{quoted(wanted, 200)}')
-    return found
+    return found + [f'{name} is {quoted(value, 200)}, in the paper {quoted(wanted, 200)}'
+                    for name, value, wanted in other_settings(values)]
+
+
+def other_settings(
+    values: Mapping[str, Any], without: Sequence[str] = (),
+) -> list[tuple[str, Any, Any]]:
+    """Settings that are not the paper's: name, value, and the paper's value."""
+    return [(name, values[name], wanted) for name, wanted in PAPER_CONFIG.to_dict().items()
+            if name not in _ALIKE and name not in without and name in values
+            and values[name] != wanted]
 
 
 def judge(metrics: dict[str, float], run: Experiment) -> Gate:
@@ -75,7 +84,7 @@ def judge(metrics: dict[str, float], run: Experiment) -> Gate:
     for metric, offset in offsets.items():
         # Written so that NaN is beyond the limit.
         if not abs(offset) <= GATE_LIMITS[metric]:
-            reasons.append(f'{metric} is {metrics[metric]:.3f}, in the paper '
-                           f'{PAPER_METHOD.metrics[metric]:.3f}: {offset:+.3f}, limit '
-                           f'{GATE_LIMITS[metric]:g}')
+            reasons.append(f'{SYMBOLS[metric]} is {number(metrics[metric])}, in the paper '
+                           f'{number(PAPER_METHOD.metrics[metric])}: '
+                           f'{number(offset, signed=True)}, limit {GATE_LIMITS[metric]:g}')
     return Gate('not reproduced' if reasons else 'reproduced', offsets, dict(GATE_LIMITS), reasons)

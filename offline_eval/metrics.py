@@ -69,6 +69,29 @@ class Truth:
         return total
 
 
+def joint_histogram(
+    truth: Tensor, depth: Tensor, max_depth: float, bins: int,
+) -> NDArray[np.int64]:
+    """Count the valid pixels by true depth and by predicted depth, in even bins up to a maximum.
+
+    Args:
+        truth: (H, W) metres, NaN where invalid.
+        depth: (H, W) metres; larger than the maximum counts as that.
+        max_depth: metres.
+        bins: of either depth.
+
+    Returns:
+        (bins, bins), rows by true depth.
+
+    """
+    valid = ~truth.isnan()
+    rows, columns = ((d[valid] * (bins / max_depth)).clamp_(0, bins - 1).long()
+                     for d in (truth, depth))
+    counts: NDArray[np.int64] = torch.bincount(rows.mul_(bins).add_(columns), minlength=bins ** 2
+                                               ).reshape(bins, bins).cpu().numpy()
+    return counts
+
+
 def _score(
     depth: Tensor, y: Tensor, log_y: Tensor, valid: Tensor, invalid: Tensor, max_depth: float,
 ) -> Tensor:

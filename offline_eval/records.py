@@ -23,6 +23,7 @@ from .results import atomic, read_text, to_json, write_text
 FOLDER, HEADER = 'records', 'run.json'
 CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one
 HISTOGRAM = 100  # bins from 0 to max_depth
+JOINT = 50  # the same, of true depth and again of the method's
 
 
 def constants(max_depth: float) -> NDArray[np.float64]:
@@ -35,12 +36,12 @@ def layout(contenders: int) -> np.dtype[Any]:
     """Type of a record; `position` is the place in the data set's entries.
 
     `sums` are those of every contender, `curve` those of every constant, `digest` is the SHA-256
-    of image and depth.
+    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's.
     """
     return np.dtype([
         ('position', '<i8'), ('pixels', '<i8'), ('median', '<f8'), ('digest', 'u1', 32),
         ('sums', '<f8', (contenders, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
-        ('histogram', '<i8', HISTOGRAM)])
+        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT))])
 
 
 class Records:

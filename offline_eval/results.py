@@ -131,6 +131,8 @@ class Data:
         digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
         skipped: images left out.
         warnings: what makes the numbers incomparable.
+        origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '': unknown.
+        official: whether they are NYU's official test split with raw depth, as the paper's.
 
     """
 
@@ -143,6 +145,8 @@ class Data:
     digest: str
     skipped: list[Skipped] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    origin: str = ''
+    official: bool = False
 
 
 @dataclass(frozen=True)
@@ -351,11 +355,14 @@ class Histograms:
     Attributes:
         edges: n + 1 bin edges in metres.
         counts: n numbers of pixels, per scene class; 'all' for all images.
+        joint: numbers of pixels, a row per bin of true depth, in it one per bin of predicted
+            depth; both of even width from the first edge to the last.
 
     """
 
     edges: list[float]
     counts: dict[str, list[int]]
+    joint: list[list[int]] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write to a results folder."""

@@ -343,7 +343,7 @@ class Evaluation:
             _say(f'WARNING: image {image.name} is left out: {image.reason}')
         return Data(str(dataset.path), dataset.format, dataset.split, len(dataset),
                     len(dataset) - len(skipped), dataset.depth, digest, skipped,
-                    list(dataset.warnings))
+                    list(dataset.warnings), dataset.origin, dataset.official)
 
     def _experiment(self, images: int) -> Experiment:
         estimator, options = self._estimator, self._options

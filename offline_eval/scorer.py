@@ -24,8 +24,9 @@ from .calibrated import Calibrated
 from .contenders import CALIBRATED, FOREIGN, MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Contender
 from .errors import PredictionError
 from .loader import Batch
-from .metrics import MIN_DEPTH, Truth
+from .metrics import MIN_DEPTH, Truth, joint_histogram
 from .protocol import Protocol
+from .records import JOINT
 
 _Result = TypeVar('_Result')
 TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
@@ -119,6 +120,8 @@ class Scorer:
                 for row, place in enumerate(places):
                     maps[row] = self._pixels(patches[place][i:i + 1])[0, rows, columns]
                 sums = Truth(inside).score(maps, self._protocol.max_depth)
+                batch.records['joint'][i] = joint_histogram(
+                    inside, maps[places.index(0)], self._protocol.max_depth, JOINT)
                 batch.records['sums'][i, places] = sums.cpu().numpy()
 
         self._each(score_images, len(truth))

@@ -17,6 +17,8 @@ from .bootstrap import LEAST_GROUPS, draw, groups_of, interval
 from .contenders import Contender
 from .datasets import Entry
 from .metrics import Sums, average, metrics_of, resampled
+from .names import SYMBOLS, number
+from .names import unit as unit_of
 from .paper import METHOD, TABLE_2_SCENES
 from .records import HISTOGRAM, constants
 from .results import (
@@ -34,7 +36,9 @@ from .results import (
 BEST_CONSTANT = 'best constant'
 # What the sentences are about.
 _SIGNS = np.array([1.0 if m in HIGHER_IS_BETTER else -1.0 for m in METRICS])
-_SAID = {'d1': ('δ1', ''), 'rmse': ('rmse', ' m')}
+_SAID = ('d1', 'rmse')
+# A constant's is the same whatever the constant is: none is the best.
+_OF_NO_SCALE = frozenset({'silog'})
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,8 @@ def rows(measured: Measured) -> list[Row]:
 def _row(measured: Measured, contender: Contender, scene: str) -> Row:
     sums = measured.sums(contender.name)
     values = np.mean([average(s, measured.how) for s in sums], axis=0)
-    found = None
-    if scene == ALL:
-        samples = np.mean([resampled(s, measured.counts, measured.how) for s in sums], axis=0)
-        found = _intervals(samples, measured.groups) or None
+    samples = np.mean([resampled(s, measured.counts, measured.how) for s in sums], axis=0)
+    found = _intervals(samples, measured.groups) or None
     return Row(contender.name, contender.group, scene, _named(values), len(measured.records),
                found, contender.note)
 
@@ -113,7 +115,7 @@ def _best_constant_row(measured: Measured, scene: str) -> Row:
     curve = average(measured.records['curve'], measured.how)
     best = _best(curve)
     metres = constants(measured.max_depth)
-    chosen = ', '.join(f'{m} {metres[best[m]]:.2f} m' for m in PAPER_METRICS)
+    chosen = ', '.join(f'{SYMBOLS[m]} {metres[best[m]]:.2f} m' for m in PAPER_METRICS)
     note = f'oracle: for every metric the constant that is best on this ground truth ({chosen})'
     return Row(BEST_CONSTANT, 'baseline', scene, _at_best(curve, best), len(measured.records),
                None, note)
@@ -144,7 +146,8 @@ def verdict(measured: Measured) -> Verdict:
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),
             samples - np.mean([resampled(s, counts, measured.how) for s in others], axis=0),
             groups))
-    metres = {m: float(constants(measured.max_depth)[b]) for m, b in best.items()}
+    metres = {m: float(constants(measured.max_depth)[b]) for m, b in best.items()
+              if m not in _OF_NO_SCALE}
     named = any(measured.entries[p].sequence for p in measured.records['position'])
     units, unit = int(groups.max()) + 1, 'scenes' if named else 'images'
     text = _text(comparisons, metres, len(measured.records), units, unit)
@@ -179,12 +182,12 @@ def _text(
                 f'least {LEAST_GROUPS} {unit}.{note}')
 
     def part(metric: str) -> str:
-        what, unit_of = _SAID[metric]
         gain, found = comparisons[0].gains[metric], comparisons[0].intervals[metric]
         word = 'better' if gain >= 0 else 'worse'
-        return (f'in {what} {abs(gain):.3f}{unit_of} {word} than the best constant ('
-                f'{metres[metric]:.2f} m; 95 % interval of the gain '
-                f'{found.low:+.3f} to {found.high:+.3f}{unit_of}): {reading(found)}')
+        return (f'in {SYMBOLS[metric]} {number(abs(gain))}{unit_of(metric)} {word} than the best '
+                f'constant ({metres[metric]:.2f} m; 95 % interval of the gain '
+                f'{number(found.low, signed=True)} to {number(found.high, signed=True)}'
+                f'{unit_of(metric)}): {reading(found)}')
     outcomes: dict[str, list[str]] = {}
     for comparison in comparisons[1:]:
         words = {reading(comparison.intervals[m]) for m in _SAID}
@@ -205,12 +208,12 @@ def reading(found: Interval) -> str:
 
 
 def histograms(measured: Measured) -> Histograms:
-    """Distribution of the true depth, per class and in all."""
+    """Distribution of the true depth, per class and in all, and with that of the method's."""
     edges = np.linspace(0, measured.max_depth, HISTOGRAM + 1)
     classes = [ALL, *sorted({str(s) for s in measured.scenes} - {''})]
     return Histograms(edges.tolist(), {
         scene: measured.of_scene(scene).records['histogram'].sum(0).tolist()
-        for scene in classes})
+        for scene in classes}, measured.records['joint'].sum(0, dtype=np.int64).tolist())
 
 
 def ranking(measured: Measured, count: int) -> dict[str, list[int]]:

@@ -116,7 +116,7 @@ def make_summary(samples, chosen):
         rows.append(Row('best constant', 'baseline', scene, constant, len(some), note='oracle'))
     for number, (name, bins) in enumerate(BIN_PARTITIONS.items()):
         metrics = {m: v * (1 + 0.05 * number) for m, v in mean.items()}
-        rows += [Row(name, 'bins', scene, metrics, len(samples), note=f'bins {bins} m')
+        rows += [Row(name, 'bins', scene, metrics, len(samples), interval, note=f'bins {bins} m')
                  for scene in ('bathroom', ALL)]  # and no classroom
     for number, (name, words) in enumerate(PROMPTS.items()):
         metrics = {m: v * (1 - 0.01 * number) for m, v in mean.items()}
@@ -135,7 +135,8 @@ def make_summary(samples, chosen):
         config=CONFIG.to_dict(), versions={'depthclip_ros': '0.1.0', 'torch': '2.5'},
         weights=Weights('invented', 'test', '0' * 64, trained=False),
         data=Data(HOSTILE, 'rendered rooms', 'test', len(samples) + 1, len(samples), 'raw',
-                  'f' * 64, [Skipped(99, 'a', 'no valid pixel')], ['Not NYU Depth v2.']),
+                  'f' * 64, [Skipped(99, 'a', 'no valid pixel')], ['Not NYU Depth v2.'],
+                  origin='', official=False),
         protocol=ProtocolInfo('depthclip', 'image', 0.001, 10.0, 'the official code'),
         rows=rows, paper=list(PAPER_ROWS),
         gate=Gate('not reproduced', {
@@ -165,9 +166,12 @@ def _write_per_image(folder, samples):
 
 def _write_histograms(folder, samples):
     edges = np.linspace(0, 10, 101)
+    coarse = np.linspace(0, 10, 51)
+    joint = sum(np.histogram2d(s.ground_truth[known], s.depth[known], (coarse, coarse))[0]
+                for s in samples for known in [np.isfinite(s.ground_truth)])
     counts = {}
     for scene in {s.scene for s in samples} | {ALL}:
         some = [s.ground_truth[np.isfinite(s.ground_truth)] for s in samples
                 if scene in (s.scene, ALL)]
         counts[scene] = np.histogram(np.concatenate(some), edges)[0].tolist()
-    Histograms(edges.tolist(), counts).write(folder)
+    Histograms(edges.tolist(), counts, joint.astype(int).tolist()).write(folder)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from depthclip_ros.sim.nyu import (
+    MARK_FILE,
     make_samples,
     split,
     write_labeled_mat,
     write_official_splits,
     write_splits,
 )
-from offline_eval.datasets import Where, open_dataset
-from offline_eval.datasets.base import NYU_FOCAL
+from offline_eval.datasets import Where, nyu_mat, open_dataset
+from offline_eval.datasets.base import NYU, NYU_FOCAL, RENDERED
 from offline_eval.datasets.folders import KITTI_LIST, NYU_LIST
 from offline_eval.datasets.splits import official_split, scene_classes
 from offline_eval.errors import DatasetError
@@ -95,6 +96,34 @@ def test_mat_is_read_directly(world, samples):
         np.testing.assert_array_equal(pair.depth, sample.raw_depth)
         assert dataset.entries[position].scene == sample.frame.kind
     assert [e.index for e in dataset.training().entries] == split(COUNT)[0]
+
+
+def test_rendered_rooms_say_that_they_are(world, tmp_path):
+    """As a file, as a folder, and as a folder extracted from the file."""
+    assert opened(world).origin == RENDERED
+    assert opened(world / 'official').origin == RENDERED
+    assert opened(extract(world / 'nyu_depth_v2_labeled.mat', tmp_path)).origin == RENDERED
+
+
+def test_what_does_not_say_whose_it_is_has_no_origin(mat, official):
+    with mat.open('r+b') as file:
+        file.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(116))
+    (official / 'official_splits' / MARK_FILE).unlink()
+    for path in (mat, official):
+        dataset = opened(path)
+        assert (dataset.origin, dataset.official) == ('', False)
+
+
+def test_as_many_rendered_images_are_not_the_data_set(mat, monkeypatch):
+    """Nor are others, of other classes."""
+    monkeypatch.setattr(nyu_mat, 'LABELED', COUNT)
+    monkeypatch.setattr(nyu_mat, 'official_split', lambda: ([0, 1], [2, 3]))
+    for classes, origin in (({}, NYU), ({2: 'bookstore'}, '')):
+        monkeypatch.setattr(nyu_mat, 'scene_classes', lambda classes=classes: classes)
+        assert (opened(mat).origin, opened(mat).official) == (RENDERED, False)
+        other = mat.with_name('other.mat')
+        other.write_bytes(b' ' * 116 + mat.read_bytes()[116:])
+        assert (opened(other).origin, opened(other).official) == (origin, origin == NYU)
 
 
 def test_inpainted_depth(world, samples):

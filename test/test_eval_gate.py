@@ -11,6 +11,7 @@ import pytest
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import RELEASES
 from offline_eval.gate import Experiment, judge
+from offline_eval.names import SYMBOLS
 from offline_eval.paper import GATE_LIMITS, PAPER_CONFIG, PAPER_METHOD
 from offline_eval.runner import scored
 
@@ -38,7 +39,7 @@ def test_a_number_beyond_its_limit_is_not(metric, offset):
     gate = judge(numbers, PAPER)
     assert gate.status == 'not reproduced'
     reason, = gate.reasons
-    assert reason.startswith(f'{metric} is ')
+    assert reason.startswith(f'{SYMBOLS[metric]} is ')
 
 
 OTHER = {

@@ -18,6 +18,7 @@ from offline_eval.metrics import (
     SortedTruth,
     Truth,
     average,
+    joint_histogram,
     metrics_of,
     random_pixel_sums,
     resampled,
@@ -235,3 +236,16 @@ def test_other_sizes_are_refused():
     with pytest.raises(DatasetError, match='one size'):
         PROTOCOLS['bts'].prepare(Pair(np.zeros((480, 640, 3), np.uint8),
                                       np.ones((240, 320), np.float32)))
+
+
+def test_joint_histogram_counts_valid_pixels_by_both_depths():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.01, 10, (40, 50)).astype(np.float32)
+    depth = rng.uniform(0.01, 12, (40, 50)).astype(np.float32)
+    truth[:5] = np.nan
+    found = joint_histogram(torch.from_numpy(truth), torch.from_numpy(depth), 10.0, 20)
+    edges = np.linspace(0, 10, 21)
+    expected = np.histogram2d(truth[5:].ravel(), depth[5:].clip(max=10).ravel(), (edges, edges))[0]
+    assert found.sum() == 35 * 50
+    np.testing.assert_array_equal(found, expected)
+    assert found[:, -1].sum() > found[:, 0].sum()  # what is farther is counted in the last

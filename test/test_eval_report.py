@@ -17,17 +17,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eval_results import HOSTILE, make_sample, write_results
+from jinja2 import UndefinedError
 
+from depthclip_ros import document
 from depthclip_ros.color import colorize
 from depthclip_ros.core import DepthConfig
-from offline_eval import report
+from depthclip_ros.core.weights import RELEASES
+from depthclip_ros.document import Cell, Code, Details, Headline, Picture, Table, Text
+from offline_eval import cli, report
 from offline_eval.baselines import baselines
-from offline_eval.paper import GATE_LIMITS, PAPER_ROWS
+from offline_eval.datasets.base import KITTI, NYU, RENDERED
+from offline_eval.gate import Experiment, judge
+from offline_eval.names import heading, number
+from offline_eval.paper import GATE_LIMITS, PAPER_CONFIG, PAPER_ROWS
 from offline_eval.protocol import PROTOCOLS
 from offline_eval.report import __main__ as command
-from offline_eval.report import contents, distributions, markdown, page, responses, tables, writer
-from offline_eval.report.document import Cell, Code, Details, Headline, Picture, Table, Text
-from offline_eval.report.names import heading, number
+from offline_eval.report import figures, tables
+from offline_eval.report.contents import contents
+from offline_eval.report.source import Source
 from offline_eval.results import (
     ALL,
     CONFIG,
@@ -42,6 +49,7 @@ from offline_eval.results import (
     write_text,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZE = (104, 136)  # a fourth of the paper's, for speed
 
 
@@ -65,12 +73,24 @@ def written(folder, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def source(folder):
-    return writer.read(folder)
+    return Source.read(folder)
 
 
 @pytest.fixture
 def summary(source):
     return source.summary
+
+
+def of(source, origin, *, official=False):
+    """The same, as if its images were others."""
+    data = dataclasses.replace(source.summary.data, origin=origin, official=official)
+    return dataclasses.replace(source, summary=dataclasses.replace(source.summary, data=data))
+
+
+@pytest.fixture
+def nyu(source):
+    """The same, as if it were of the paper's images."""
+    return of(source, NYU, official=True)
 
 
 class Page(HTMLParser):
@@ -128,8 +148,8 @@ def cells(table, name):
 
 def test_page_has_every_row_of_every_table(written, source):
     shown = Page((written / report.HTML).read_text(encoding='utf-8')).tables
-    expected = list(all_tables(contents.contents(source, None, '')))
-    assert len(shown) == len(expected) > 10
+    expected = list(all_tables(contents(source, {}, '')))
+    assert len(shown) == len(expected) >= 10
     for table, found in zip(expected, shown, strict=True):
         body = [[cell.text for cell in row] for row in table.rows]
         assert [row for row in found if row][-len(body):] == body
@@ -137,23 +157,24 @@ def test_page_has_every_row_of_every_table(written, source):
             assert found[0] == table.header
 
 
-def test_every_result_is_in_the_tables(source, summary):
+def test_every_result_is_in_the_tables(source, summary, nyu):
     """No row of the summary is left out."""
-    rows = [row for table in all_tables(contents.contents(source, None, ''))
+    rows = [row for table in all_tables(contents(source, {}, ''))
             for row in table.rows]
     for row in summary.rows:
         digits = [number(row.metrics[m]) for m in PAPER_METRICS]
         assert any([c.text for c in cells if c.text in digits] == digits for cells in rows), row
+    rows = [row for table in all_tables(contents(nyu, {}, '')) for row in table.rows]
     for paper in PAPER_ROWS:
         digits = [number(paper.metrics.get(m)) for m in PAPER_METRICS]
         assert any([c.text for c in cells if c.quiet][1:7] == digits for cells in rows), paper
 
 
-def test_page_needs_nothing_from_elsewhere(written):
+def test_page_needs_nothing_but_its_folder(written):
     text = (written / report.HTML).read_text(encoding='utf-8')
     parsed = Page(text)
     for link in parsed.links:
-        assert link.startswith(('#', 'data:')), link[:80]
+        assert link.startswith(('#', 'data:', 'figures/')), link[:80]
     assert "default-src 'none'" in text
     assert not parsed.seen & {'script', 'iframe', 'object', 'embed', 'form', 'base', 'video'}
     style = text.partition('<style>')[2].partition('</style>')[0]
@@ -168,21 +189,62 @@ def test_hostile_names_stay_text(written):
     text = (written / report.HTML).read_text(encoding='utf-8')
     assert '<script' not in text
     assert HOSTILE in ''.join(Page(text).texts)
-    svg_free = markdown.to_markdown([Text(HOSTILE)])
+    svg_free = document.to_markdown([Text(HOSTILE)])
     assert '<script' not in svg_free.replace('\\<', '')
 
 
-def test_pictures_are_images_with_alternative_text(written):
+CHARTS = {'standing', 'depths', 'distributions'}
+PHOTOGRAPHS = {'predictions_1', 'predictions_2', 'responses_best', 'responses_median',
+               'responses_worst'}
+
+
+def test_pictures_are_files_beside_with_alternative_text(written):
     text = (written / report.HTML).read_text(encoding='utf-8')
-    pictures = re.findall(r'<img src="data:image/svg\+xml;base64,[^"]+" width="(\d+)" '
-                          r'height="(\d+)" alt="([^"]+)"', text)
-    assert len(pictures) == text.count('<img') == 7
-    assert all(int(width) > 300 and int(height) > 100 for width, height, _ in pictures)
-    files = {path.name for path in (written / 'figures').glob('*.pdf')}
-    assert files == {'standing.pdf', 'figure_3.pdf', 'figure_4.pdf', 'figure_5.pdf'}
-    for path in (written / 'figures').iterdir():
-        assert path.read_bytes().startswith(b'%PDF')
-        assert f'figures/{path.name}' in text
+    pictures = re.findall(r'<img src="(figures/\w+\.(?:svg|png))" width="(\d+)" height="(\d+)" '
+                          r'alt="([^"]+)"', text)
+    assert len(pictures) == text.count('<img') == 8
+    assert all(int(width) > 300 and int(height) > 100 for _, width, height, _ in pictures)
+    found = {path.name for path in (written / report.FOLDER / 'figures').iterdir()}
+    assert found == {f'{name}.{suffix}' for name in CHARTS for suffix in ('svg', 'pdf')} | {
+        f'{name}.png' for name in PHOTOGRAPHS}
+    for name in CHARTS:
+        file = written / report.FOLDER / f'figures/{name}.pdf'
+        assert file.read_bytes().startswith(b'%PDF')
+        assert f'figures/{name}.pdf' in text
+    markdown = (written / report.MARKDOWN).read_text(encoding='utf-8')
+    for file, *_ in pictures:
+        assert f']({file})' in markdown
+
+
+def test_tables_and_figures_are_numbered(written):
+    page = (written / report.HTML).read_text(encoding='utf-8')
+    for what in ('Table', 'Figure'):
+        numbers = [int(n) for n in re.findall(rf'(?:<caption>|<strong>){what} (\d+)\. ', page)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) >= 8
+        markdown = (written / report.MARKDOWN).read_text(encoding='utf-8')
+        assert [int(n) for n in re.findall(rf'\*\*{what} (\d+)\. ', markdown)] == numbers
+
+
+@pytest.mark.slow
+def test_a_report_of_photographs_is_small(tmp_path):
+    """Three ranks at the paper's size, with noise in every pixel, which no format can pack."""
+    pytest.importorskip('matplotlib', reason='matplotlib is missing')
+    source = write_results(tmp_path, 3)
+    rng = np.random.default_rng(0)
+    samples = []
+    for index in range(9):
+        sample = make_sample(index, ('best', 'median', 'worst')[index % 3])
+        noise = rng.integers(-12, 13, sample.rgb.shape)
+        samples.append(dataclasses.replace(
+            sample, rgb=(sample.rgb + noise).clip(0, 255).astype(np.uint8)))
+        samples[-1].write(tmp_path)
+    write_text(tmp_path / SUMMARY, dataclasses.replace(
+        source, best=[0, 3, 6], median=[1, 4, 7], worst=[2, 5, 8]).to_json())
+    report.write(tmp_path)
+    files = [path for path in (tmp_path / report.FOLDER).rglob('*') if path.is_file()]
+    assert len([path for path in files if path.suffix == '.png']) == 6
+    assert sum(path.stat().st_size for path in files) < 3e6
 
 
 @pytest.mark.slow
@@ -191,7 +253,8 @@ def test_the_same_results_give_the_same_report(written, tmp_path):
     shutil.copytree(written, again)
     (again / report.HTML).unlink()
     report.write(again)
-    for file in (report.HTML, report.MARKDOWN, 'figures/figure_3.pdf'):
+    for file in (report.HTML, report.MARKDOWN, report.LATEX, 'report/figures/distributions.pdf',
+                 'report/figures/distributions.svg', 'report/figures/predictions_1.png'):
         assert (again / file).read_bytes() == (written / file).read_bytes()
 
 
@@ -201,7 +264,7 @@ def test_the_same_results_give_the_same_report(written, tmp_path):
 def test_markdown_tables_are_tables(written):
     lines = (written / report.MARKDOWN).read_text(encoding='utf-8').splitlines()
     rules = [i for i, line in enumerate(lines) if re.fullmatch(r'\|( -+:? \|)+', line)]
-    assert len(rules) > 10
+    assert len(rules) >= 10
     for rule in rules:
         columns = lines[rule].count('|')
         start = rule - 1
@@ -212,11 +275,11 @@ def test_markdown_tables_are_tables(written):
 
 
 def test_markdown_shows_text_as_it_is():
-    assert markdown.escape('a|b *c* _d_ <e>\nf') == r'a\|b \*c\* \_d\_ \<e\> f'
-    assert markdown.to_markdown([Code('a ```` b')]).startswith('`````\n')
-    text = markdown.to_markdown([Table('t', ['', 'x'], [[Cell('a', strong=True),
+    assert document._escape_markdown('a|b *c* _d_ <e>\nf') == r'a\|b \*c\* \_d\_ \<e\> f'
+    assert document.to_markdown([Code('a ```` *b*\nc')]) == '    a ```` *b*\n    c\n'
+    text = document.to_markdown([Table('t', ['', 'x'], [[Cell('a', strong=True),
                                                          Cell('1', quiet=True)]], frozenset({1}))])
-    assert text == '**t**\n\n|  | x |\n| --- | ---: |\n| **a** | *1* |\n'
+    assert text == '**Table 0. t**\n\n|  | x |\n| --- | ---: |\n| **a** | *1* |\n'
 
 
 # Tables --------------------------------------------------------------------------------------
@@ -233,7 +296,7 @@ def test_gate_is_shown_metric_by_metric(summary):
     assert cells(table, 'within') == ['yes', 'no', 'yes', 'yes', 'no', 'yes']
     assert cells(table, 'difference') == ['+0.005', '−0.005', '±0.000', '−0.006', '+0.002',
                                           '+0.010']
-    assert cells(table, 'DepthCLIP, the paper') == ['0.394', '0.683', '0.851', '0.388', '0.156',
+    assert cells(table, 'the paper') == ['0.394', '0.683', '0.851', '0.388', '0.156',
                                                     '1.167']
     assert table.header == ['', 'δ1 ↑', 'δ2 ↑', 'δ3 ↑', 'rel ↓', 'log10 ↓', 'rmse (m) ↓']
 
@@ -241,15 +304,15 @@ def test_gate_is_shown_metric_by_metric(summary):
 @pytest.mark.parametrize('status', ['reproduced', 'not reproduced'])
 def test_gate_is_never_silent(source, summary, status):
     judged = dataclasses.replace(summary, gate=dataclasses.replace(summary.gate, status=status))
-    blocks = contents.contents(dataclasses.replace(source, summary=judged), None, '')
+    blocks = contents(dataclasses.replace(source, summary=judged), {}, '')
     headline = next(b for b in blocks if isinstance(b, Headline))
     assert headline.numbers[-1][1] == status
     assert any(isinstance(b, Text) and f'is {status} in this run' in b.text for b in blocks)
 
 
-def test_partition_gain_is_the_papers(summary):
+def test_partition_gain_is_the_papers(nyu):
     """The paper's own rows give the paper's last row of Table 2."""
-    bathroom, classroom, everything = tables.bin_partitions(summary)
+    bathroom, classroom, everything = tables.bin_partitions(nyu.summary)
     assert cells(bathroom, 'the same, paper')[:6] == ['+0.092', '+0.092', '+0.079', '−0.176',
                                                       '−0.034', '−0.177']
     assert 'Class-dependent 3' in cells(bathroom, 'the same, paper')[6]
@@ -257,7 +320,7 @@ def test_partition_gain_is_the_papers(summary):
     assert 'Class-dependent 4' in cells(classroom, 'best partition’s gain')[-1]
     assert classroom.note.startswith('No image of this run is of the class classroom.')
     assert not any('gain' in row[0].text for row in everything.rows)
-    assert 'bathroom (6 images)' in bathroom.title
+    assert 'bathroom (6 images, ' in bathroom.title
 
 
 def test_bold_is_the_best_of_this_run(summary):
@@ -283,6 +346,135 @@ def test_verdict_says_only_what_the_interval_allows(summary):
         ['rmse (m) ↓', '1.000', '1.100', '2.400', '+0.100', '–', '–']]
 
 
+def test_intervals_are_in_the_tables_of_bins_and_prompts(summary):
+    for table, found in ((t, True) for t in tables.bin_partitions(summary)):
+        assert ('95 % interval' in [row[0].text for row in table.rows]) == found
+    bathroom = tables.bin_partitions(summary)[0]
+    row = next(r for r in summary.rows if (r.group, r.scene) == ('bins', 'bathroom'))
+    low, high = row.interval['d1'].low, row.interval['d1'].high
+    assert cells(bathroom, '95 % interval')[0] == f'{number(low)} … {number(high)}'
+    assert 'bootstrap 95 % intervals' in bathroom.note
+
+
+# What the numbers are of ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('origin', [RENDERED, KITTI, '', NYU])
+def test_no_published_number_stands_beside_other_images(source, nyu, origin):
+    """Not even NYU's own, where they are not the official split."""
+    def published(blocks):
+        quiet = [c for table in all_tables(blocks) for row in table.rows for c in row if c.quiet]
+        remarks = [b.numbers[0][2] for b in blocks if isinstance(b, Headline)]
+        return [*quiet, *filter(None, remarks)]
+    assert published(contents(nyu, {}, ''))
+    blocks = contents(of(source, origin), {}, '')
+    assert not published(blocks)
+    for write in (document.to_html, document.to_markdown, document.to_latex):
+        text = write(document.numbered(blocks))
+        assert 'DORN' not in text
+        assert 'no published number is comparable' in text
+
+
+@pytest.mark.parametrize('origin', [RENDERED, KITTI, '', NYU])
+def test_the_title_names_weights_and_world(source, origin):
+    title = contents(of(source, origin), {}, '')[0].text
+    world = origin or 'images of unknown origin'
+    assert title == f'DepthCLIP with the weights invented on {world}'
+
+
+@pytest.mark.parametrize(('origin', 'judged'), [(RENDERED, False), (KITTI, False), (NYU, True),
+                                                ('', True)])
+def test_the_paper_s_row_is_judged_where_the_images_may_be_its_own(source, tmp_path, capsys,
+                                                                   origin, judged):
+    changed = of(source, origin)
+    text = document.to_markdown(document.numbered(contents(changed, {}, '')))
+    assert ('reproduced' in text) == judged
+    write_text(tmp_path / SUMMARY, changed.summary.to_json())
+    cli._print(tmp_path)
+    shown = capsys.readouterr().out
+    assert ("The paper's row: not reproduced" in shown) == judged
+    assert 'published' not in shown
+    assert (origin or 'unknown origin') in shown
+
+
+def test_the_command_line_shows_published_rows_beside_the_paper_s_images(nyu, tmp_path, capsys):
+    write_text(tmp_path / SUMMARY, nyu.summary.to_json())
+    cli._print(tmp_path)
+    assert 'DepthCLIP (published)                       0.394' in capsys.readouterr().out
+
+
+def test_the_paper_s_words_with_other_settings_are_said_to_be_that(summary):
+    changed = dataclasses.replace(summary, config=PAPER_CONFIG.replace(
+        temperature=6.0, tokens=['near', 'far'], bins=[1.0, 2.0]).to_dict())
+    for table in (*tables.bin_partitions(changed), tables.prompt_sets(changed)):
+        assert table.note.endswith('Words and bins are the paper’s, all other settings are this '
+                                   'run’s: temperature 6.0, in the paper 0.1.')
+    paper = dataclasses.replace(summary, config=PAPER_CONFIG.to_dict())
+    assert 'settings' not in tables.prompt_sets(paper).note
+
+
+def test_symbols_are_the_same_everywhere():
+    reasons = judge(dict.fromkeys(PAPER_METRICS, 0.25), Experiment(
+        PAPER_CONFIG, 'RN50', 'float32', 'RN50', RELEASES['RN50'].sha256, True, 654, 'depthclip',
+        'image')).reasons
+    assert reasons[0] == 'δ1 is 0.250, in the paper 0.394: −0.144, limit 0.005'
+
+
+# LaTeX ---------------------------------------------------------------------------------------
+
+
+def test_latex_parses_and_its_tables_are_whole(written):
+    """By a parser: it knows which braces and environments are open, and needs no TeX."""
+    walker = pytest.importorskip('pylatexenc.latexwalker', reason='pylatexenc is missing')
+    text = (written / report.LATEX).read_text(encoding='utf-8')
+    assert not set(text) - {chr(c) for c in range(0x20, 0x180)} - {'\n'}
+    nodes, *_ = walker.LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
+
+    def environments(nodes):
+        for node in nodes or ():
+            if node.isNodeType(walker.LatexEnvironmentNode):
+                yield node
+            yield from environments(getattr(node, 'nodelist', None))
+    found = list(environments(nodes))
+    names = [node.environmentname for node in found]
+    assert names.count('figure') == 8
+    assert names.count('table') >= 10
+    for node in found:
+        if node.environmentname not in ('tabular', 'tabularx'):
+            continue
+        body = node.latex_verbatim()
+        columns = len(re.search(r'\{([lrX]+)\}\n', body)[1])
+        lines = [line for line in body.splitlines()
+                 if not re.match(r' *\\(toprule|midrule|bottomrule|begin|end)', line)]
+        assert len(lines) > 1
+        for line in lines:
+            assert line.endswith(r' \\'), line
+            assert len(re.findall(r'(?<!\\)&', line)) == columns - 1, line
+        assert body.count(r'\toprule') == body.count(r'\bottomrule') == 1
+    for file in re.findall(r'\\includegraphics\[.*\]\{(.*)\}', text):
+        assert (written / report.FOLDER / file).is_file()
+
+
+def test_latex_shows_text_as_it_is():
+    assert document._escape_latex('50 % of a_b & {c} #1 $2 ~^\\') == (
+        r'50 \% of a\_b \& \{c\} \#1 \$2 \textasciitilde{}\textasciicircum{}'
+        r'\textbackslash{}')
+    assert document._escape_latex('δ1 − ± 远') == r'$\delta_1$ $-$ $\pm$ [U+8FDC]'
+
+
+@pytest.mark.slow
+def test_latex_is_built(written, tmp_path):
+    program = next(filter(None, map(shutil.which, ('pdflatex', 'tectonic'))), None)
+    if program is None:
+        pytest.skip('neither pdflatex nor tectonic on this machine; the parser has looked at it')
+    shutil.copytree(written / report.FOLDER, tmp_path / 'r')
+    options = ['-interaction=nonstopmode', '-halt-on-error'] if 'pdflatex' in program else []
+    built = subprocess.run([program, *options, Path(report.LATEX).name], cwd=tmp_path / 'r',
+                           capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stdout[-2000:]
+    assert (tmp_path / 'r/report.pdf').read_bytes().startswith(b'%PDF')
+
+
 def test_numbers():
     assert [number(v) for v in (0.3944, -0.0001, None, float('nan'), float('inf'))] == [
         '0.394', '0.000', '–', '–', '–']
@@ -305,69 +497,89 @@ def with_truth(sample, truth):
 def test_patches_are_at_quantiles_of_the_true_depth(sample):
     ranks = np.arange(221.0).reshape(13, 17)
     truth = np.repeat(np.repeat(1 + ranks / 100, 8, 0), 8, 1)
-    patches = responses.choose_patches(with_truth(sample, truth))
+    patches = figures.choose_patches(with_truth(sample, truth))
     assert [p.row * 17 + p.column for p in patches] == [11, 77, 143, 209]
     assert [p.ground_truth for p in patches] == pytest.approx([1.11, 1.77, 2.43, 3.09])
 
 
 def test_patches_without_truth_are_not_chosen(sample):
     truth = np.full(SIZE, np.nan)
-    assert responses.choose_patches(with_truth(sample, truth)) == []
+    assert figures.choose_patches(with_truth(sample, truth)) == []
     truth[:8, :3] = 2.0  # less than half of the first patch
     truth[8:16, 8:16] = np.linspace(3, 4, 64).reshape(8, 8)
     truth[8:11, 8:16] = np.nan
-    only = responses.choose_patches(with_truth(sample, truth))
+    only = figures.choose_patches(with_truth(sample, truth))
     assert [(p.row, p.column) for p in only] == [(1, 1)]
     assert only[0].ground_truth == pytest.approx(np.nanmedian(truth[8:16, 8:16]), abs=1e-6)
 
 
+@pytest.mark.parametrize('words', ['demo', 33, 'long'])
+def test_labels_lie_beside_the_photograph(sample, words):
+    """The demo's own ten, many, and long ones."""
+    pytest.importorskip('matplotlib', reason='matplotlib is missing')
+    tokens = {'demo': DepthConfig.from_yaml(ROOT / 'config/demo.yaml').tokens,
+              33: [f'about {n} metres from here' for n in range(33)],
+              'long': ['a very long description of how far away something may be ' * 2] * 7}[words]
+    count = len(tokens)
+    weights = np.full((count, 13, 17), 1 / count, np.float32)
+    with figures._style():
+        figure = figures.responses(dataclasses.replace(
+            sample, tokens=list(tokens), bins=[1.0] * count, weights=weights))
+        figure.draw_without_rendering()
+        photograph, *charts = [axes.get_tightbbox() for axes in figure.axes]
+    assert len(charts) == 4
+    for left, right in zip([photograph, *charts], charts, strict=False):
+        assert left.x1 <= right.x0 + 1
+    assert photograph.x0 >= 0
+    assert charts[-1].x1 <= figure.bbox.x1
+    assert all(0 <= box.y0 < box.y1 <= figure.bbox.y1 + 1 for box in [photograph, *charts])
+    assert all(axes.get_window_extent().width > 40 for axes in figure.axes)
+
+
 def test_bars_of_a_flip_average_are_said_to_be_the_plain_pass(sample):
-    assert responses.FLIPPED in responses.caption(sample)
+    assert 'mirrored pass' in figures.responses_caption(sample)
     plain = np.tensordot(np.array(sample.bins), sample.weights, 1).astype(np.float32)
-    assert responses.FLIPPED not in responses.caption(dataclasses.replace(
+    assert 'mirrored pass' not in figures.responses_caption(dataclasses.replace(
         sample, patch_depth=plain))
 
 
 def test_colours_are_the_nodes_and_grey_without_truth():
-    plot = pytest.importorskip('offline_eval.report.plot')
     depth = np.array([[1.0, 2.0, np.nan]], np.float32)
-    painted = plot.paint_depth(depth, 1.0, 3.0)
+    painted = figures.paint_depth(depth, 1.0, 3.0)
     assert (painted[:, :2] == colorize(depth[:, :2], 1.0, 3.0)[:, :, ::-1]).all()
-    assert tuple(painted[0, 2]) == plot.NO_TRUTH
+    assert tuple(painted[0, 2]) == figures.NO_TRUTH
 
 
 def test_error_is_red_where_too_far():
     pytest.importorskip('matplotlib', reason='matplotlib is missing')
-    from offline_eval.report import plot
-    red, white, blue, grey = plot.paint_error(
+    red, white, blue, grey = figures.paint_error(
         np.array([[1.0, 0.0, -1.0, np.nan]], np.float32), 1.0)[0].astype(int)
     assert red[0] > red[2] + 50
     assert blue[2] > blue[0] + 50
     assert white.min() > 240
-    assert tuple(grey) == plot.NO_TRUTH
+    assert tuple(grey) == figures.NO_TRUTH
 
 
 def test_nothing_is_cut_off_a_colour_scale_without_an_arrow(sample):
-    from offline_eval.report import plot
     truth = np.full(SIZE, 2.0, np.float32)
     truth[0, 0] = 9.0  # an outlier
-    low, high = plot.depth_limits(with_truth(sample, truth))
+    low, high = figures.depth_limits(with_truth(sample, truth))
     assert low <= sample.depth.min()
     assert high >= sample.depth.max()
     assert high < 9.0
-    assert plot.beyond(truth, low, high) == 'max'
-    assert plot.beyond(sample.depth, low, high) == 'neither'
+    assert figures.beyond(truth, low, high) == 'max'
+    assert figures.beyond(sample.depth, low, high) == 'neither'
     nothing = dataclasses.replace(sample, ground_truth=np.full(SIZE, np.nan, np.float32))
-    assert plot.depth_limits(nothing)[0] <= sample.depth.min()
+    assert figures.depth_limits(nothing)[0] <= sample.depth.min()
 
 
 def test_density_is_per_metre():
     edges = np.array([0.0, 0.5, 1.0, 3.0])
-    values = distributions.density(edges, [10, 30, 60])
+    values = figures.density(edges, [10, 30, 60])
     assert (values * np.diff(edges)).sum() == pytest.approx(1)
     assert values.tolist() == pytest.approx([0.2, 0.6, 0.3])
-    assert distributions.quantile(edges, values, 0.4) == pytest.approx(1.0)
-    assert distributions.quantile(edges, values, 0.7) == pytest.approx(2.0)
+    assert figures.quantile(edges, values, 0.4) == pytest.approx(1.0)
+    assert figures.quantile(edges, values, 0.7) == pytest.approx(2.0)
 
 
 # What may be missing -------------------------------------------------------------------------
@@ -385,7 +597,7 @@ def test_without_matplotlib_the_tables_are_there_and_the_remedy_too(folder, tmp_
         assert 'pip install matplotlib' in text
         assert 'Class-dependent 4' in text
     assert '<img' not in (tmp_path / 'r' / report.HTML).read_text(encoding='utf-8')
-    assert not (tmp_path / 'r' / 'figures').exists()
+    assert not (tmp_path / 'r' / report.FOLDER / 'figures').exists()
     assert 'matplotlib' in caplog.text
 
 
@@ -398,15 +610,15 @@ def test_report_of_a_summary_alone(folder, summary, tmp_path):
     report.write(tmp_path)
     text = (tmp_path / report.HTML).read_text(encoding='utf-8')
     assert text.count('<img') == 1
-    assert 'Table 2' not in text
+    assert 'Depth bins' not in text
 
 
 def test_random_weights_are_called_meaningless(source, summary):
-    texts = [b.text for b in contents.contents(source, None, '') if isinstance(b, Text)]
+    texts = [b.text for b in contents(source, {}, '') if isinstance(b, Text)]
     assert any('meaningless' in text for text in texts)
     trained = dataclasses.replace(
         summary, weights=dataclasses.replace(summary.weights, trained=True))
-    texts = [b.text for b in contents.contents(dataclasses.replace(source, summary=trained), None,
+    texts = [b.text for b in contents(dataclasses.replace(source, summary=trained), {},
                                                '') if isinstance(b, Text)]
     assert not any('meaningless' in text for text in texts)
     assert summary.data.warnings[0] in texts
@@ -435,8 +647,8 @@ def test_command_writes_the_report(folder, tmp_path, capsys):
     (tmp_path / SUMMARY).write_text((folder / SUMMARY).read_text(encoding='utf-8'),
                                     encoding='utf-8')
     assert command.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / report.HTML),
-                                               str(tmp_path / report.MARKDOWN)]
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / file) for file in (report.HTML, report.MARKDOWN, report.LATEX)]
 
 
 def test_summary_survives_its_file(folder, summary):
@@ -444,16 +656,16 @@ def test_summary_survives_its_file(folder, summary):
 
 
 def test_unknown_blocks_are_an_error():
-    with pytest.raises(TypeError):
-        page.to_html([object()])
-    with pytest.raises(TypeError):
-        markdown.to_markdown([object()])
-    assert 'figures/x.pdf' in markdown.to_markdown([Picture('t', 'c', '<svg/>', 'figures/x.pdf')])
+    for write in (document.to_html, document.to_markdown, document.to_latex):
+        with pytest.raises(UndefinedError, match='unknown'):
+            write([object()])
+    picture = Picture('t', 'c', 'figures/x.svg', 'figures/x.pdf', (6.9, 2.0))
+    assert '![t](figures/x.svg)' in document.to_markdown([picture])
+    assert r'{figures/x.pdf}' in document.to_latex([picture])
 
 
 # The document --------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / 'docs/evaluation.md').read_text(encoding='utf-8')
 
 
@@ -504,15 +716,15 @@ def test_page_in_a_browser(written, tmp_path, width):
         overflow = browser.value('document.documentElement.scrollWidth - window.innerWidth')
         anchors = browser.value('[...document.querySelectorAll("nav a")].every('
                                 'a => document.getElementById(a.hash.slice(1)))')
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     assert all(complete and w > 300 and h > 100 for complete, w, h in pictures)
-    assert shown > 10
+    assert shown >= 10
     assert overflow <= 0
     assert anchors
     assert browser.complaints == []
-    # The page itself, and what it carries within.
-    assert [url for url in browser.requests if not url.startswith('data:')] == [
-        (written / report.HTML).as_uri()]
+    # The page itself, and what lies beside it.
+    assert {url.rpartition('/')[0] for url in browser.requests if not url.startswith('data:')} == {
+        f'{(written / report.FOLDER).as_uri()}{part}' for part in ('', '/figures')}
 
 
 class Browser:

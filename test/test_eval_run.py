@@ -414,10 +414,13 @@ def test_all_tables_and_the_report(world, tmp_path):
     given = arguments(world, tmp_path, '--table', 1, '--table', 2, '--table', 3)
     given.remove('--no-report')
     assert cli.main(given) == 0
-    page = (tmp_path / 'latest/report.html').read_text()
-    assert 'not reproduced' in page
+    page = (tmp_path / 'latest/report/report.html').read_text()
+    assert 'on rendered rooms' in page
+    assert 'reproduced' not in page
     assert all(name in page for name in (*BIN_PARTITIONS, 'shuffled words', 'best constant'))
-    assert (tmp_path / 'latest/tables.md').is_file()
+    assert (tmp_path / 'latest/report/report.md').is_file()
+    assert (tmp_path / 'latest/report/report.tex').is_file()
+    assert sum(p.stat().st_size for p in (tmp_path / 'latest/report').rglob('*')) < 3e6
 
 
 @pytest.mark.slow

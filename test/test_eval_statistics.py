@@ -145,6 +145,24 @@ def test_the_gain_is_against_the_best_of_all_constants():
         assert first.intervals[metric].low < first.gains[metric] - 0.002
 
 
+def test_no_constant_is_the_best_for_silog():
+    """They all have the same, so that the depth of the least would be rounding."""
+    _, truths, sequences = world(0)
+    result = verdict(measured(truths, lambda *_: 0.1, sequences))
+    assert set(result.constants) == set(METRICS) - {'silog'}
+    assert 'silog' in result.comparisons[0].gains
+
+
+def test_every_row_of_enough_scenes_has_intervals():
+    _, truths, sequences = world(0)
+    data = measured(truths, lambda *_: 0.1, sequences)
+    found = rows(data)
+    classes = [r for r in found if (r.group, r.scene) == ('method', 'office')]
+    assert classes
+    for row in [r for r in found if r.name != 'best constant']:
+        assert set(row.interval) == set(METRICS)
+
+
 def test_every_control_is_compared_on_the_same_images():
     rng, truths, sequences = world(1)
     shared = rng.normal(0, 0.3, len(truths))

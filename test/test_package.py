@@ -29,6 +29,8 @@ PACKAGE = 'depthclip_ros'
 ROSDEP_KEYS = {
     'cv2': 'python3-opencv',
     'h5py': 'python3-h5py',
+    'jinja2': 'python3-jinja2',
+    'markupsafe': 'python3-jinja2',
     'matplotlib': 'python3-matplotlib',
     'numpy': 'python3-numpy',
     'packaging': 'python3-packaging',

@@ -48,6 +48,7 @@ OPTIONAL = {
     'h5py': 'offline_eval cannot read .mat files',
     'scipy': 'offline_eval cannot read splits.mat',
     'matplotlib': 'reports of offline_eval have no figures',
+    'jinja2': 'offline_eval writes no reports, numbers only',
 }
 
 

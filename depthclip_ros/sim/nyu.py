@@ -27,7 +27,10 @@ NYU_CAMERA = SimCamera(640, 480, 518.8579, 519.4696, 325.5824, 253.7362)
 #: What of an image the official extraction keeps; the rest is a black frame. Rows, columns.
 KEPT = (slice(7, 474), slice(7, 632))
 SENSOR_RANGE = 9.99  # metres
-_HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
+HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
+#: By this a file says that it is not the data set: in the header of a .mat, or in a folder's file.
+MARK = 'depthclip_ros, rendered rooms'
+MARK_FILE = 'ORIGIN.txt'
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def write_labeled_mat(path: str | Path, samples: Sequence[Sample]) -> None:
     """
     import h5py
     path = Path(path)
-    with h5py.File(path, 'w', userblock_size=_HEADER_SIZE) as file:
+    with h5py.File(path, 'w', userblock_size=HEADER_SIZE) as file:
         references = file.create_group('#refs#')
 
         def dataset(name: str, value: np.ndarray, matlab: str) -> None:
@@ -128,10 +131,10 @@ def _characters(group: Any, name: str, text: str) -> Any:
 
 
 def _write_header(path: Path) -> None:
-    text = b'MATLAB 7.3 MAT-file, Platform: depthclip_ros, rendered rooms in the layout of NYUv2'
-    header = text.ljust(116) + bytes(8) + b'\x00\x02IM'
+    text = f'MATLAB 7.3 MAT-file, Platform: {MARK} in the layout of NYUv2'
+    header = text.encode().ljust(116) + bytes(8) + b'\x00\x02IM'
     with path.open('r+b') as file:
-        file.write(header.ljust(_HEADER_SIZE, b'\x00'))
+        file.write(header.ljust(HEADER_SIZE, b'\x00'))
 
 
 def write_splits(path: str | Path, count: int) -> None:
@@ -171,14 +174,17 @@ def write_official_splits(folder: str | Path, samples: Sequence[Sample]) -> list
                 frame = samples[n].frame
                 yield OfficialPair(part, frame.kind, n, frame.rgb, samples[n].raw_depth,
                                    frame.depth)
-    return write_official_pairs(folder, pairs())
+    return write_official_pairs(folder, pairs(), rendered=True)
 
 
-def write_official_pairs(folder: str | Path, pairs: Iterable[OfficialPair]) -> list[str]:
+def write_official_pairs(
+    folder: str | Path, pairs: Iterable[OfficialPair], *, rendered: bool,
+) -> list[str]:
     """Write `official_splits/{train,test}/SCENE/` and the list of the test pairs.
 
     JPEG images (OpenCV's default quality) with a black frame; depth as 16-bit PNG in millimetres,
-    truncated, 0 where missing: raw beside the image, in-painted in `dense/`.
+    truncated, 0 where missing: raw beside the image, in-painted in `dense/`. What is `rendered`
+    gets a file that says so.
 
     Returns:
         The lines of the list, which also goes to
@@ -202,6 +208,9 @@ def write_official_pairs(folder: str | Path, pairs: Iterable[OfficialPair]) -> l
         if pair.part == 'test':
             lines.append(f'{pair.scene}/{rgb} {pair.scene}/{depth}')
     lines.sort()
+    if rendered:
+        with atomic(folder / 'official_splits' / MARK_FILE) as file:
+            file.write(f'{MARK}\n'.encode())
     with atomic(folder / 'nyudepthv2_test_files_with_gt_dense.txt') as file:
         file.write(('\n'.join(lines) + '\n').encode())
     return lines

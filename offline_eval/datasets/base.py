@@ -18,6 +18,8 @@ INDOORS, OUTDOORS = (0.3, 9.9), (1.5, 80.0)
 _PROBES = 8
 # Pixels: fx of the colour camera, camera_params.m of the data set's toolbox.
 NYU_FOCAL = 518.8579
+# Worlds that images are of.
+NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Dataset(ABC):
         path: where it was found.
         format, split, depth: in words, for the report; depth is 'raw', 'in-painted' or
             'sparse lidar'.
+        origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '' where
+            nothing says so.
         entries: one per pair, in the data set's order.
         official: whether these are the 654 images of NYU's test split with raw depth.
         plausible: medians of the true depth that are possible, in metres.
@@ -66,6 +70,7 @@ class Dataset(ABC):
     format: str
     split: str
     depth: str
+    origin = ''
     entries: list[Entry]
     official = False
     plausible = INDOORS

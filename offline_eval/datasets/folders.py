@@ -7,8 +7,10 @@ import math
 import re
 from pathlib import Path
 
+from depthclip_ros.sim.nyu import MARK, MARK_FILE
+
 from ..errors import DatasetError, listing
-from .base import NYU_FOCAL, OUTDOORS, Dataset, Entry, FileDataset
+from .base import KITTI, NYU, NYU_FOCAL, OUTDOORS, RENDERED, Dataset, Entry, FileDataset
 from .splits import scene_classes
 
 NYU_LIST = 'nyudepthv2_test_files_with_gt_dense.txt'
@@ -50,7 +52,7 @@ def _focal(columns: list[str]) -> float:
 class NyuFolder(FileDataset):
     """`official_splits/test`: JPEG images and raw depth in millimetres."""
 
-    format = 'NYU Depth v2 official_splits folder (JPEG)'
+    format = "folder in the layout of NYU Depth v2's official_splits (JPEG)"
     depth = 'raw'
 
     def __init__(self, path: Path, list_file: Path | None = None, part: str = 'test') -> None:
@@ -67,6 +69,10 @@ class NyuFolder(FileDataset):
                    for i, (rgb, _, focal) in enumerate(names)]
         super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth, _ in names])
         self.official = {e.index: e.scene for e in entries} == scene_classes()
+        self.origin = NYU if self.official else ''
+        if any(MARK in f.read_text(encoding='utf-8', errors='replace') for f in (
+                path / MARK_FILE, path.parent / MARK_FILE) if f.is_file()):
+            self.origin, self.official = RENDERED, False
 
     def training(self) -> Dataset | None:
         """The folder `train` beside."""
@@ -125,6 +131,7 @@ class KaggleNyu(FileDataset):
         entries = [Entry(n, image.name, scenes.get(n, ''), focal=NYU_FOCAL)
                    for i, image in enumerate(images) for n in [_number(image.name[:5], i)]]
         super().__init__(path, entries, files)
+        self.origin = NYU if {e.index for e in entries} == set(scenes) else ''
 
 
 class KittiEigen(FileDataset):
@@ -134,6 +141,7 @@ class KittiEigen(FileDataset):
     """
 
     format = 'KITTI Eigen'
+    origin = KITTI
     split = 'Eigen test list'
     depth = 'sparse lidar'
     scale = 256.0

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depthclip_ros.sim.nyu import HEADER_SIZE, MARK
+
 from ..errors import DatasetError
-from .base import NYU_FOCAL, Dataset, Entry, Pair
-from .splits import LABELED, official_split, read_splits
+from .base import NYU, NYU_FOCAL, RENDERED, Dataset, Entry, Pair
+from .splits import LABELED, official_split, read_splits, scene_classes
 
 _SHAPES = {'images': (3, 640, 480), 'rawDepths': (640, 480), 'depths': (640, 480)}
 _DAMAGED = ('the file is truncated or damaged. Compare its size with the original '
@@ -21,7 +23,7 @@ _DAMAGED = ('the file is truncated or damaged. Compare its size with the origina
 class NyuMat(Dataset):
     """One split of the labelled .mat; one image in memory at a time."""
 
-    format = 'NYU Depth v2 labelled .mat'
+    format = ".mat in NYU Depth v2's labelled layout"
     unit = 'metres'
 
     def __init__(
@@ -52,7 +54,8 @@ class NyuMat(Dataset):
         self.entries = [Entry(n, f'{n:05d}', scenes[n], sequences[n], NYU_FOCAL) for n in numbers]
         if not self.entries:
             raise DatasetError(f'{path}: the {part} split is empty; give another splits.mat.')
-        self.official = (part == 'test' and not inpainted and count == LABELED
+        self.origin = self._origin(count, scenes)
+        self.official = (part == 'test' and not inpainted and self.origin == NYU
                          and numbers == official_split()[1])
         self.close()
 
@@ -73,6 +76,14 @@ class NyuMat(Dataset):
         if file['images'].dtype != np.uint8:
             raise DatasetError(f"{self.path}: images are {file['images'].dtype}, expected uint8.")
         return count
+
+    def _origin(self, count: int, scenes: list[str]) -> str:
+        """Whose images these are: a rendered file says so in MATLAB's header."""
+        with self.path.open('rb') as file:
+            if MARK.encode() in file.read(HEADER_SIZE):
+                return RENDERED
+        official = scene_classes().items()
+        return NYU if count == LABELED and all(scenes[n] == c for n, c in official) else ''
 
     def _split(self, count: int) -> list[int]:
         beside = self.path.with_name('splits.mat')

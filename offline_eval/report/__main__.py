@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
-from offline_eval.report import HTML, MARKDOWN, write
+from offline_eval.report import HTML, LATEX, MARKDOWN, write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DepthClipError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(f'{folder / HTML}\n{folder / MARKDOWN}')
+    print(*(folder / name for name in (HTML, MARKDOWN, LATEX)), sep='\n')
     return 0
 
 

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from offline_eval.report import tables
-from offline_eval.report.document import (
+from depthclip_ros.document import (
     Block,
     Bullets,
     Cell,
@@ -15,136 +14,115 @@ from offline_eval.report.document import (
     Details,
     Heading,
     Headline,
+    Picture,
     Table,
     Text,
 )
-from offline_eval.report.figures import Figures
-from offline_eval.report.names import SYMBOLS, number, unit
-from offline_eval.results import Histograms, Sample, Summary
+from offline_eval.datasets.base import NYU
+from offline_eval.names import SYMBOLS, number, unit
+from offline_eval.report import tables
+from offline_eval.report.source import Source
+from offline_eval.results import Summary
 
 UNTRAINED = (
     'The weights are random: every depth in this report is meaningless. It shows only that the '
     'evaluation runs.')
+# Where the data may be NYU Depth v2, the reader wants to know whether they are.
+_MAYBE_NYU = (NYU, '')
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a results folder holds; lists may be empty."""
+def contents(
+    source: Source, pictures: Mapping[str, Sequence[Picture]], missing: str,
+) -> list[Block]:
+    """All blocks of the report.
 
-    summary: Summary
-    per_image: list[dict[str, str]]
-    samples: list[Sample]
-    histograms: Histograms | None
+    Args:
+        source: what was measured.
+        pictures: by name; those that are not there are left out.
+        missing: why there are none.
 
-
-def contents(source: Source, figures: Figures | None, missing: str) -> list[Block]:
-    """All blocks of the report; `missing` says why there are no figures."""
+    """
     summary = source.summary
+    data = summary.data
     blocks: list[Block] = [
-        Heading(f'DepthCLIP on {summary.data.format}', 1),
-        Text(f'{summary.data.evaluated} images, {summary.data.split}; weights '
-             f'{summary.weights.name}; {summary.created}.'),
+        Heading(title(summary), 1),
+        Text(f'{data.evaluated} images, {data.split} ({data.format}); {summary.created}.'),
         *_warnings(summary),
         _headline(summary),
         Text(summary.verdict.text),
     ]
     if missing:
         blocks.append(Text(f'This report has no figures. {missing}', warning=True))
-    blocks += _reproduction(summary)
-    blocks += _baselines(summary, figures)
-    blocks += _camera(summary)
-    blocks += _ablations(summary)
-    blocks += _classes(source, figures)
-    blocks += _images(source, figures)
-    blocks += _method(summary)
-    return blocks
+    blocks += [
+        *_reproduction(summary),
+        Heading('Honest baselines'),
+        Text('A depth estimate is worth something when it beats what can be said without looking '
+             'at the image. Of such answers the paper has only random depth; a constant is the '
+             'harder test.'),
+        tables.verdict(summary), tables.controls(summary), *pictures.get('standing', ()),
+        tables.baselines(summary), Details('Other metrics', [tables.other_metrics(summary)])]
+    first: list[Block] = []
+    more: list[Block] = []
+    for name in ('predictions', 'responses'):
+        found = pictures.get(name, ())
+        first += found[:1]
+        more += found[1:]
+    for heading, inner in (
+            ('Predicted against true depth', pictures.get('depths', ())),
+            ('The camera', [tables.with_camera(summary)]),
+            ('Depth bins', tables.bin_partitions(summary) if '2' in summary.tables else ()),
+            ('Prompts', [tables.prompt_sets(summary)] if '3' in summary.tables else ()),
+            ('Scene classes', [*pictures.get('distributions', ()), tables.classes(summary)]),
+            ('Images', [*first, Details('More images', more) if more else None,
+                        tables.images(summary, source.per_image)])):
+        there = [block for block in inner if block is not None]
+        blocks += [Heading(heading), *there] if there else []
+    return blocks + _method(summary)
+
+
+def title(summary: Summary) -> str:
+    """Method, weights and world, for what they are."""
+    name = tables.headline_row(summary).name
+    return (f'{name} with the weights {summary.weights.name} on '
+            f'{summary.data.origin or "images of unknown origin"}')
 
 
 def _warnings(summary: Summary) -> list[Block]:
-    texts = []
-    if not summary.weights.trained:
-        texts.append(UNTRAINED)
-    texts += summary.data.warnings
-    if summary.data.skipped:
-        texts.append(f'{len(summary.data.skipped)} of {summary.data.images} images were left out '
+    data = summary.data
+    texts = [] if summary.weights.trained else [UNTRAINED]
+    texts += data.warnings
+    if data.skipped:
+        texts.append(f'{len(data.skipped)} of {data.images} images were left out '
                      '(listed under Data and settings).')
     return [Text(text, warning=True) for text in texts]
 
 
 def _headline(summary: Summary) -> Headline:
-    row = tables.headline_row(summary)
-    paper = {p.name: p.metrics for p in summary.paper if p.table == '1'}.get('DepthCLIP', {})
-    numbers = [(SYMBOLS[m], f'{number(row.metrics.get(m))}{unit(m)}',
+    metrics = tables.headline_row(summary).metrics
+    paper = next((p.metrics for p in summary.paper if p.table == '1' and summary.data.official
+                  and p.name == tables.headline_row(summary).name), {})
+    numbers = [(SYMBOLS[m], f'{number(metrics.get(m))}{unit(m)}',
                 f'paper {number(paper.get(m))}{unit(m)}' if m in paper else '')
                for m in ('d1', 'rel', 'rmse')]
-    return Headline([*numbers, ('The paper’s row', summary.gate.status, '')])
+    if summary.data.origin in _MAYBE_NYU:
+        numbers.append(('The paper’s row', summary.gate.status, ''))
+    return Headline(numbers)
 
 
 def _reproduction(summary: Summary) -> list[Block]:
-    gate = summary.gate
-    blocks: list[Block] = [
-        Heading('Reproduction'),
-        Text(f'The paper’s row is {gate.status} in this run.'),
-    ]
-    if gate.reasons:
-        blocks.append(Bullets(gate.reasons))
-    blocks.append(tables.reproduction(summary))
-    published = tables.published(summary)
-    return blocks if published is None else [*blocks, published]
-
-
-def _baselines(summary: Summary, figures: Figures | None) -> list[Block]:
-    blocks: list[Block] = [
-        Heading('Honest baselines'),
-        Text('A depth estimate is worth something when it beats what can be said without looking '
-             'at the image. Of such answers the paper has only random depth; a constant is the '
-             'harder test.'),
-        tables.verdict(summary),
-        tables.controls(summary),
-    ]
-    if figures is not None:
-        blocks.append(figures.standing())
-    return [*blocks, tables.baselines(summary),
-            Details('Other metrics', [tables.other_metrics(summary)])]
-
-
-def _camera(summary: Summary) -> list[Block]:
-    table = tables.with_camera(summary)
-    return [] if table is None else [Heading('The camera'), table]
-
-
-def _ablations(summary: Summary) -> list[Block]:
+    """The gate; published rows only beside a run on the very images that they are of."""
+    gate, data = summary.gate, summary.data
     blocks: list[Block] = []
-    if '2' in summary.tables:
-        blocks += [Heading('Depth bins'), *tables.bin_partitions(summary)]
-    if '3' in summary.tables:
-        blocks += [Heading('Prompts'), tables.prompt_sets(summary)]
-    return blocks
-
-
-def _classes(source: Source, figures: Figures | None) -> list[Block]:
-    blocks: list[Block] = []
-    picture = figures.distributions() if figures is not None else None
-    if picture is not None:
-        blocks.append(picture)
-    table = tables.classes(source.summary)
-    if table is not None:
-        blocks.append(table)
-    return [Heading('Scene classes'), *blocks] if blocks else []
-
-
-def _images(source: Source, figures: Figures | None) -> list[Block]:
-    blocks: list[Block] = []
-    if figures is not None:
-        predictions, responses = figures.predictions(), figures.responses()
-        blocks += [*predictions[:1], *responses[:1]]
-        more: list[Block] = [*predictions[1:], *responses[1:]]
-        if more:
-            blocks.append(Details('More images', more))
-    table = tables.images(source.summary, source.per_image)
-    if table is not None:
-        blocks.append(table)
-    return [Heading('Images'), *blocks] if blocks else []
+    if data.origin in _MAYBE_NYU:
+        blocks += [Heading('Reproduction'),
+                   Text(f'The paper’s row is {gate.status} in this run.')]
+        blocks += [Bullets(gate.reasons)] if gate.reasons else []
+    if data.official:
+        return [*blocks, tables.reproduction(summary), tables.published(summary)]
+    return [*blocks, Text(
+        'The paper’s numbers are of NYU Depth v2’s official test split with raw depth. These '
+        f'are {data.origin or "other images"}{f", {data.split}" if data.origin == NYU else ""}: '
+        'no published number is comparable, and none is shown.')]
 
 
 def _method(summary: Summary) -> list[Block]:
@@ -152,6 +130,7 @@ def _method(summary: Summary) -> list[Block]:
     rate = f'{timing.images / timing.seconds:.1f} images/s' if timing.seconds > 0 else ''
     facts = {
         'data': f'{data.path}: {data.format}, {data.split}',
+        'images of': data.origin or 'unknown origin',
         'images': f'{data.evaluated} evaluated of {data.images}',
         'ground truth': f'{data.depth}, {protocol.min_depth:g} to {protocol.max_depth:g} m',
         'data digest': data.digest,

@@ -1,83 +1,452 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's figures; what a paper would take also as a PDF in `figures/`."""
+"""The report's figures, in one style: charts as SVG and PDF, photographs as PNG.
+
+Nothing is placed by hand but the order of the panels: matplotlib's constrained layout finds the
+room that labels need.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from offline_eval.report import distributions, plot, predictions, responses, standing
-from offline_eval.report.document import Picture
-from offline_eval.results import ALL, Sample, atomic
+import numpy as np
+from numpy.typing import NDArray
+
+from depthclip_ros.color import colorize
+from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.document import Picture
+from offline_eval.names import SYMBOLS, heading, number, unit
+from offline_eval.report.source import Source
+from offline_eval.results import ALL, PAPER_METRICS, Histograms, Sample, Summary, atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from offline_eval.report.contents import Source
+FOLDER = 'figures'
+WIDTH = 6.9  # inches, the text width of a two-column paper
+PHOTO_DPI = 170  # of photographs: a report's folder stays small, and print shows them well
+TRUTH, PREDICTED = '#0072b2', '#d55e00'  # told apart by everyone
+# One colour per patch; all of them stand out from wood, walls and floors.
+PATCHES = ('#d55e00', '#cc3fa0', '#0072b2', '#009e73')
+NO_TRUTH = (0xd0, 0xd0, 0xd0)
+ERROR_MAP = 'RdBu_r'
+QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the true depth, where patches are taken
+LONGEST_WORD = 30  # letters of a label
+_LEAST_SHARE = 1e-3  # of the pixels, for a bin of true depth to have its error drawn
+_STYLE = {
+    'font.family': 'DejaVu Sans', 'font.size': 7.5, 'axes.titlesize': 7.5, 'axes.labelsize': 7.5,
+    'axes.linewidth': 0.6, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5,
+    'xtick.major.width': 0.6, 'ytick.major.width': 0.6, 'xtick.major.size': 2.5,
+    'ytick.major.size': 2.5, 'axes.spines.top': False, 'axes.spines.right': False,
+    'axes.titlepad': 3, 'legend.frameon': False, 'lines.linewidth': 1.2,
+    # Outlines on the page look alike everywhere; letters in the PDF can be searched.
+    'svg.fonttype': 'path', 'pdf.fonttype': 42, 'svg.hashsalt': 'depthclip_ros'}
 
-ROLES = ('best', 'median', 'worst')
+
+class FiguresMissingError(DepthClipError):
+    """Matplotlib is not there."""
 
 
-class Figures:
-    """Draws what a results folder has the data for."""
+def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
+    """Draw what there is the data for.
 
-    def __init__(self, folder: Path, source: Source) -> None:
-        self._folder = folder
-        self._source = source
+    Args:
+        folder: of the report; the files go into `figures/` there.
+        source: what was measured.
 
-    def standing(self) -> Picture:
-        """Method and baselines."""
-        figure = standing.draw(self._source.summary)
-        return self._picture('standing', 'Where the method stands', standing.CAPTION, figure)
+    Raises:
+        FiguresMissingError: with the remedy.
 
-    def predictions(self) -> list[Picture]:
-        """Figure 5; the first of best, median and worst, then the second of each, and so on."""
-        pictures = []
-        for rank, samples in enumerate(self._ranked()):
-            caption = predictions.CAPTION.format(images=self._source.summary.data.evaluated)
-            ordinal = f', continued ({rank + 1})' if rank else ''
-            pictures.append(self._picture(
-                '' if rank else 'figure_5',
-                f'Figure 5. Predictions beside the ground truth{ordinal}', caption,
-                predictions.draw(samples)))
-        return pictures
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise FiguresMissingError(
+            f'The figures need matplotlib 3.5 or newer ({error}): '
+            '`python3 -m pip install matplotlib`, or `apt install python3-matplotlib`; then '
+            '`python3 -m offline_eval.report FOLDER` writes the report again.') from error
+    summary, histograms, ranked = source.summary, source.histograms, source.ranked()
+    found: dict[str, list[Picture]] = {}
 
-    def responses(self) -> list[Picture]:
-        """Figure 4; the median image first, for it is the typical one."""
-        first = next(iter(self._ranked()), [])
-        order = {'median': 0, 'best': 1, 'worst': 2}
-        return [self._picture(
-            '' if place else 'figure_4', f'Figure 4. Responses of the words, {sample.role} image',
-            responses.caption(sample), responses.draw(sample))
-            for place, sample in enumerate(sorted(first, key=lambda s: order[s.role]))]
+    def add(section: str, name: str, drawn: Figure, title: str, caption: str) -> None:
+        found.setdefault(section, []).append(
+            _save(folder, name, drawn, title, caption, photo=section in (
+                'predictions', 'responses')))
+    with _style():
+        add('standing', 'standing', standing(summary), 'Where the method stands',
+            'The method (filled) among the baselines (hollow), all measured in this run on the '
+            'same pixels. The line through the method: bootstrap 95 % interval. An oracle is '
+            'chosen with the ground truth in hand, and cannot be had in practice.')
+        if histograms is not None and any(map(sum, histograms.joint)):
+            add('depths', 'depths', depths(histograms, summary), 'Predicted against true depth',
+                'All counted pixels. Left: how many there are of every pair of true and predicted '
+                'depth; the dashed line is the truth, the dotted ones are the first and the last '
+                'depth bin, beyond which no word can say anything. Right: prediction minus truth, '
+                'its median and the middle 80 % at every true depth; grey: what the one constant '
+                'of the best rmse errs by.')
+        if histograms is not None and any(map(sum, histograms.counts.values())):
+            bins = [float(b) for b in summary.config.get('bins', [])]
+            add('distributions', 'distributions', distributions(histograms, bins, {
+                r.scene: r.images for r in summary.rows
+                if r.group == 'method' and r.scene != ALL}),
+                'Depth distributions of the scene classes',
+                'True depth of all counted pixels, per scene class, from the nearest class to the '
+                'farthest, as in the paper’s Figure 3. In brackets: number of images. Grey '
+                'outline: all classes. Dashed: the class’s median. Orange marks below: the '
+                f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
+                'the last.')
+        for rank, samples in enumerate(ranked):
+            add('predictions', f'predictions_{rank + 1}', predictions(samples),
+                'Predictions beside the ground truth' + (f', continued ({rank + 1})' if rank
+                                                         else ''),
+                'RGB, prediction, ground truth, and error (prediction minus ground truth) of the '
+                f'best, the median and the worst of {summary.data.evaluated} images by δ1, as in '
+                'the paper’s Figure 5, cropped to what the network sees. Prediction and ground '
+                'truth of a row share one colour scale, near is red; it spans the whole '
+                'prediction and 98 % of the ground truth. The error’s scale is symmetric and '
+                'spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
+                'beyond it. Grey: no ground truth, not counted.')
+        order = {'median': 0, 'best': 1, 'worst': 2}  # The median image is the typical one.
+        for sample in sorted(ranked[0] if ranked else (), key=lambda s: order[s.role]):
+            add('responses', f'responses_{sample.role}', responses(sample),
+                f'Responses of the words, {sample.role} image', responses_caption(sample))
+    return found
 
-    def distributions(self) -> Picture | None:
-        """Figure 3."""
-        histograms, summary = self._source.histograms, self._source.summary
-        if histograms is None or not any(sum(c) for c in histograms.counts.values()):
-            return None
-        bins = [float(b) for b in summary.config.get('bins', [])]
-        images = {r.scene: r.images for r in summary.rows
-                  if r.group == 'method' and r.scene != ALL}
-        return self._picture(
-            'figure_3', 'Figure 3. Depth distributions of the scene classes',
-            distributions.CAPTION.format(bins=len(bins)),
-            distributions.draw(histograms, bins, images))
 
-    def _ranked(self) -> list[list[Sample]]:
-        """Samples as [[best, median, worst], [second best, ...], ...], in the summary's order."""
-        summary = self._source.summary
-        known = {(s.role, s.index): s for s in self._source.samples}
-        by_role = [[known[role, index] for index in getattr(summary, role)
-                    if (role, index) in known] for role in ROLES]
-        depth = max(len(samples) for samples in by_role)
-        return [[samples[rank] for samples in by_role if rank < len(samples)]
-                for rank in range(depth)]
+@contextmanager
+def _style() -> Iterator[None]:
+    """One look, whatever the user's settings are; drawing and writing both read them."""
+    from matplotlib import style
+    with style.context(['default', _STYLE], after_reset=True):
+        yield
 
-    def _picture(self, name: str, title: str, caption: str, figure: Figure) -> Picture:
-        """Write the PDF, where it has a name, and make the block."""
-        file = f'figures/{name}.pdf' if name else ''
-        if file:
-            with atomic(self._folder / file) as stream:
-                stream.write(plot.to_pdf(figure))
-        return Picture(title, caption, plot.to_svg(figure), file)
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+    return Figure(figsize=(WIDTH, height), layout='constrained')
+
+
+def _save(
+    folder: Path, name: str, figure: Figure, title: str, caption: str, *, photo: bool,
+) -> Picture:
+    """Write a figure; the same figure gives the same file."""
+    metadata = {'svg': {'Date': None, 'Creator': 'depthclip_ros'},
+                'pdf': {'CreationDate': None, 'Creator': 'depthclip_ros'},
+                'png': {'Software': 'depthclip_ros'}}
+    files = [f'{FOLDER}/{name}.{suffix}' for suffix in (('png',) if photo else ('svg', 'pdf'))]
+    for file in files:
+        kind, stream = file[-3:], io.BytesIO()
+        figure.savefig(stream, format=kind, dpi=PHOTO_DPI, metadata=metadata[kind])
+        with atomic(folder / file) as written:
+            written.write(stream.getvalue())
+    width, height = figure.get_size_inches()
+    return Picture(title, caption, files[0], files[-1], (float(width), float(height)))
+
+
+# Charts ---------------------------------------------------------------------------------------
+
+
+def standing(summary: Summary) -> Figure:
+    """Method and baselines: three panels with the same rows, sorted by δ1."""
+    rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline')
+                   and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
+    figure = _figure(0.165 * len(rows) + 0.5)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, metric in zip(panels, ('d1', 'rel', 'rmse'), strict=True):
+        for place, row in enumerate(rows):
+            method = row.group == 'method'
+            color = PREDICTED if method else TRUTH
+            value = row.metrics.get(metric, float('nan'))
+            axes.plot(value, place, 'o', ms=4.5, mec=color, mfc=color if method else 'white',
+                      mew=1)
+            interval = (row.interval or {}).get(metric)
+            if method and interval is not None:
+                axes.hlines(place, interval.low, interval.high, color=color, lw=1.2)
+            if method:
+                axes.axvline(value, color=color, lw=0.5, ls=':')
+        axes.set_xlabel(heading(metric))
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.grid(axis='y', lw=0.4, color='#dddddd')
+        axes.set_axisbelow(True)
+        axes.tick_params(axis='y', length=0)
+        axes.margins(x=0.08)
+    panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight('bold' if row.group == 'method' else 'normal')
+    return figure
+
+
+def depths(histograms: Histograms, summary: Summary) -> Figure:
+    """Density of true and predicted depth, and the error at every true depth."""
+    from matplotlib.colors import LogNorm
+    joint = np.asarray(histograms.joint, float)
+    edges = np.linspace(histograms.edges[0], histograms.edges[-1], len(joint) + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    bins = [float(b) for b in summary.config.get('bins', [])]
+    last = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
+    figure = _figure(2.7)
+    left, right = figure.subplots(1, 2)
+    picture = left.imshow(
+        np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='viridis_r',
+        norm=LogNorm(vmin=1e-6), extent=(edges[0], edges[-1], edges[0], edges[-1]),
+        interpolation='none')
+    left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8)
+    for end in ([bins[0], bins[-1]] if bins else []):
+        left.axhline(end, color='black', lw=0.8, ls=':')
+    left.set(xlim=(0, last), ylim=(0, last), xlabel='true depth (m)',
+             ylabel='predicted depth (m)')
+    figure.colorbar(picture, ax=left, label='share of the pixels')
+    known = np.flatnonzero(joint.sum(1) >= _LEAST_SHARE * joint.sum())
+    low, middle, high = (np.array([quantile(edges, density(edges, joint[k]), q) - middles[k]
+                                   for k in known]) for q in (0.1, 0.5, 0.9))
+    right.fill_between(middles[known], low, high, color=PREDICTED, alpha=0.25, lw=0)
+    right.plot(middles[known], middle, color=PREDICTED, label='method')
+    constant = summary.verdict.constants.get('rmse')
+    if constant is not None:
+        right.plot(middles[known], constant - middles[known], color='#777777', ls='--', lw=0.9,
+                   label=f'constant {constant:.2f} m')
+    right.axhline(0, color='black', lw=0.6)
+    right.set(xlim=(0, last), xlabel='true depth (m)', ylabel='prediction − truth (m)')
+    right.legend()
+    return figure
+
+
+def distributions(histograms: Histograms, bins: list[float], images: dict[str, int]) -> Figure:
+    """One panel per class on common axes; `images` per class go into the titles."""
+    edges = np.asarray(histograms.edges, float)
+    densities = {scene: density(edges, counts) for scene, counts in histograms.counts.items()
+                 if sum(counts)}
+    scenes = sorted((s for s in densities if s != ALL),
+                    key=lambda s: quantile(edges, densities[s], 0.5)) or [ALL]
+    high = max(float(d.max()) for d in densities.values())
+    columns = min(len(scenes), 4)
+    rows = -(-len(scenes) // columns)
+    figure = _figure(1.15 * rows + 0.3)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, scene in zip(panels.flat, scenes, strict=False):
+        axes.stairs(densities[scene], edges, fill=True, color=TRUTH, alpha=0.55, lw=0)
+        axes.stairs(densities.get(ALL, densities[scene]), edges, color='#555555', lw=0.7)
+        axes.axhline(0, color='black', lw=0.5)
+        axes.axvline(quantile(edges, densities[scene], 0.5), color=TRUTH, lw=0.9, ls='--')
+        axes.vlines(bins, -0.075 * high, 0, color=PREDICTED, lw=0.9)
+        label = scene.replace('_', ' ') or 'no class'
+        axes.set_title(f'{label} ({images[scene]})' if scene in images else label, loc='left')
+    panels[0, 0].set(xlim=(0, max(quantile(edges, d, 0.995) for d in densities.values())),
+                     ylim=(-0.09 * high, 1.05 * high))
+    for axes in panels.flat[len(scenes):]:
+        axes.set_visible(False)
+        panels[-2, list(panels[-1]).index(axes)].tick_params(labelbottom=True)
+    figure.supxlabel('true depth (m)', size=7.5)
+    figure.supylabel('density (1/m)', size=7.5)
+    return figure
+
+
+def density(edges: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
+    """Share of the pixels per metre."""
+    numbers = np.asarray(counts, float)
+    result: NDArray[np.float64] = numbers / (numbers.sum() * np.diff(edges))
+    return result
+
+
+def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: float) -> float:
+    """Depth below which a share of the pixels lies [m]."""
+    below = np.concatenate([[0.0], np.cumsum(values * np.diff(edges))])
+    return float(np.interp(share, below, edges))
+
+
+# Photographs ----------------------------------------------------------------------------------
+
+
+def predictions(samples: Sequence[Sample]) -> Figure:
+    """One row per image: RGB, prediction, ground truth, error, and its numbers above."""
+    height = sum(1.32 * s.rgb.shape[0] / s.rgb.shape[1] + 0.42 for s in samples)
+    figure = _figure(height)
+    parts: Any = figure.subfigures(len(samples), 1, squeeze=False)
+    for part, sample in zip(parts[:, 0], samples, strict=True):
+        error = sample.depth - sample.ground_truth
+        low, high = depth_limits(sample)
+        limit = _error_limit(error)
+        panels = part.subplots(1, 4)
+        for axes, title, rgb in zip(panels, ('RGB', 'Prediction', 'Ground truth', 'Error'), (
+                sample.rgb, paint_depth(sample.depth, low, high),
+                paint_depth(sample.ground_truth, low, high), paint_error(error, limit)),
+                strict=True):
+            _show(axes, rgb)
+            axes.set_title(title)
+        both = np.concatenate([sample.depth.ravel(), sample.ground_truth.ravel()])
+        _color_bar(part, panels[:3], 'turbo_r', (low, high), 'depth (m)', both)
+        _color_bar(part, panels[3:], ERROR_MAP, (-limit, limit), 'error (m)', error)
+        numbers = '   '.join(f'{SYMBOLS[m]} {number(sample.metrics[m])}{unit(m)}'
+                             for m in PAPER_METRICS if m in sample.metrics)
+        part.suptitle(f'{sample.role.capitalize()}: {image_label(sample)}    {numbers}', x=0.01,
+                      ha='left', size=7.5, weight='bold')
+    return figure
+
+
+def _show(axes: Axes, rgb: NDArray[np.uint8]) -> None:
+    axes.imshow(rgb, interpolation='antialiased')
+    axes.set_axis_off()
+
+
+def _color_bar(
+    figure: Any, panels: Any, color_map: str, limits: tuple[float, float], label: str,
+    values: NDArray[np.float32],
+) -> None:
+    """Draw a scale with its unit."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(*limits), color_map), ax=list(panels), aspect=12, pad=0.02,
+        extend=beyond(values, *limits), extendfrac=0.05, ticks=MaxNLocator(5), label=label)
+    bar.outline.set_linewidth(0.5)
+
+
+def image_label(sample: Sample) -> str:
+    """Name an image: index, and scene class where it is known."""
+    return f'image {sample.index}' + (f', {sample.scene}' if sample.scene else '')
+
+
+def paint_depth(depth: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Depth in the node's own colours, RGB; grey where there is none."""
+    painted = colorize(depth, low, high)[:, :, ::-1].copy()
+    painted[np.isnan(depth)] = NO_TRUTH
+    return painted
+
+
+def paint_error(error: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
+    """Signed error: red where the prediction is too far, blue too near, grey without truth."""
+    from matplotlib import colormaps
+    level = np.clip(np.nan_to_num(error) / (2 * limit) + 0.5, 0, 1)
+    painted: NDArray[np.uint8] = colormaps[ERROR_MAP](level, bytes=True)[:, :, :3].copy()
+    painted[np.isnan(error)] = NO_TRUTH
+    return painted
+
+
+def depth_limits(sample: Sample) -> tuple[float, float]:
+    """Colour scale of one image: all of the prediction and 98 % of the ground truth [m]."""
+    truth = sample.ground_truth[np.isfinite(sample.ground_truth)]
+    predicted = sample.depth[np.isfinite(sample.depth)]
+    ends = [*np.percentile(truth, [1, 99])] if truth.size else []
+    ends += [predicted.min(), predicted.max()] if predicted.size else []
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    low, high = np.floor(float(low) * 10) / 10, np.ceil(float(high) * 10) / 10
+    return float(low), float(max(high, low + 0.1))
+
+
+def _error_limit(error: NDArray[np.float32]) -> float:
+    """Error that 98 % of the pixels stay below [m], rounded up."""
+    sizes = np.abs(error[np.isfinite(error)])
+    return max(float(np.ceil(np.percentile(sizes, 98) * 10) / 10), 0.1) if sizes.size else 1.0
+
+
+def beyond(values: NDArray[np.float32], low: float, high: float) -> str:
+    """Ends of a colour bar that get an arrow, because values lie beyond them."""
+    under, over = bool(np.nanmin(values) < low), bool(np.nanmax(values) > high)
+    return {(False, False): 'neither', (True, False): 'min',
+            (False, True): 'max', (True, True): 'both'}[under, over]
+
+
+# Responses of the words -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch: where it is, and the median of its valid true depth in metres."""
+
+    row: int
+    column: int
+    ground_truth: float
+
+
+def choose_patches(sample: Sample) -> list[Patch]:
+    """Choose up to four patches, near to far, at fixed quantiles of the true depth."""
+    truths = patch_ground_truth(sample)
+    known = np.argwhere(np.isfinite(truths))
+    if not len(known):
+        return []
+    ranked = known[np.argsort(truths[known[:, 0], known[:, 1]], kind='stable')]
+    places = dict.fromkeys(round(q * (len(ranked) - 1)) for q in QUANTILES)
+    return [Patch(int(i), int(j), float(truths[i, j])) for i, j in ranked[list(places)]]
+
+
+def patch_ground_truth(sample: Sample) -> NDArray[np.float64]:
+    """Median true depth per patch [m], (h, w); NaN where less than half of it is known."""
+    height, width = sample.ground_truth.shape
+    rows, columns = sample.patch_depth.shape
+    truths = np.full((rows, columns), np.nan)
+    for i, j in np.ndindex(rows, columns):
+        block = sample.ground_truth[i * height // rows:(i + 1) * height // rows,
+                                    j * width // columns:(j + 1) * width // columns]
+        valid = block[np.isfinite(block)]
+        if valid.size and 2 * valid.size >= block.size:
+            truths[i, j] = np.median(valid)
+    return truths
+
+
+def responses_caption(sample: Sample) -> str:
+    """Sentences under the figure; with a mirrored pass the bars are not all of the depth."""
+    plain = np.tensordot(np.asarray(sample.bins), sample.weights, 1)
+    flipped = '' if np.abs(plain - sample.patch_depth).max() <= 1e-3 else (
+        ', mean of the plain and the mirrored pass; the bars are those of the plain pass')
+    return (
+        f'Responses of the {len(sample.bins)} words in four patches of the {sample.role} image '
+        f'({image_label(sample)}), as in the paper’s Figure 4. The patches are not picked by '
+        'hand: of those with ground truth in at least half of their pixels, they are the ones at '
+        '5, 35, 65 and 95 % of the true depth. Bars: weight of each word, they sum to 1; dotted: '
+        'the weight of a network that knows nothing. GT: median true depth of the patch. Pred: '
+        f'depth of the patch{flipped}.')
+
+
+def responses(sample: Sample) -> Figure:
+    """Image with marked patches, and beside it the words' weights in each."""
+    patches, count = choose_patches(sample), len(sample.bins)
+    photo = 2.3 * sample.rgb.shape[0] / sample.rgb.shape[1]
+    figure = _figure(max(photo + 0.3, 0.13 * count + 0.6))
+    left, *charts = figure.subplots(1, 1 + len(patches), squeeze=False, gridspec_kw={
+        'width_ratios': [3.2, *[1] * len(patches)]})[0]
+    _show(left, sample.rgb)
+    left.set_anchor('N')
+    left.set_title(image_label(sample), loc='left')
+    for axes, patch, color, letter in zip(charts, patches, PATCHES, 'ABCD', strict=False):
+        badge = {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}
+        _mark(left, sample, patch, color, letter, badge)
+        axes.barh(range(count), sample.weights[:, patch.row, patch.column], color=color,
+                  height=0.72)
+        axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
+        axes.set(ylim=(count - 0.4, -0.6), yticks=[], xlabel='weight')
+        axes.set_title(f'GT {patch.ground_truth:.2f} m\n'
+                       f'Pred {sample.patch_depth[patch.row, patch.column]:.2f} m', loc='left')
+        axes.annotate(letter, (0, 1), xytext=(3, 26), textcoords='offset points', color='white',
+                      xycoords='axes fraction', weight='bold', size=6.5, bbox=badge)
+    largest = max((float(sample.weights[:, p.row, p.column].max()) for p in patches), default=1)
+    for axes in charts:
+        axes.set_xlim(0, largest * 1.06)
+    if charts:
+        charts[0].set_yticks(range(count), [
+            f'{word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + "…"}   '
+            f'{depth:.2f} m' for word, depth in zip(sample.tokens, sample.bins, strict=True)])
+        charts[0].tick_params(axis='y', length=0)
+    return figure
+
+
+def _mark(
+    axes: Axes, sample: Sample, patch: Patch, color: str, letter: str, badge: dict[str, Any],
+) -> None:
+    """Frame a patch in the photograph, with its letter beside it."""
+    from matplotlib.patches import Rectangle
+    height = sample.rgb.shape[0] / sample.patch_depth.shape[0]
+    width = sample.rgb.shape[1] / sample.patch_depth.shape[1]
+    x, y = patch.column * width - 0.5, patch.row * height - 0.5
+    for edge, line in (('white', 3.0), (color, 1.6)):
+        axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=edge, lw=line))
+    fits = patch.column + 1 < sample.patch_depth.shape[1]
+    axes.text(x + 1.25 * width if fits else x - 0.25 * width, y + height / 2, letter,
+              color='white', weight='bold', ha='left' if fits else 'right', va='center',
+              size=6.5, bbox=badge)

@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from offline_eval.report.document import Cell, Table
-from offline_eval.report.names import MEANINGS, SYMBOLS, heading, number
+from depthclip_ros.core.errors import quoted
+from depthclip_ros.document import Cell, Table
+from offline_eval.gate import other_settings
+from offline_eval.names import MEANINGS, SYMBOLS, heading, number
 from offline_eval.results import (
     ALL,
     HIGHER_IS_BETTER,
@@ -22,6 +24,7 @@ from offline_eval.results import (
 
 BEST_CONSTANT = 'best constant'
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
+INTERVALS = 'Small: bootstrap 95 % intervals; whole scenes are drawn, where the data name them.'
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Line:
     note: str = ''
     images: int | None = None
     signed: bool = False
+    interval: dict[str, Interval] | None = None
 
 
 def headline_row(summary: Summary) -> Row:
@@ -43,60 +47,48 @@ def headline_row(summary: Summary) -> Row:
 
 
 def reproduction(summary: Summary) -> Table:
-    """Table 1, the method's row: this run, the paper, the difference, and what is allowed."""
+    """The method's row: this run, the paper, the difference, and what is allowed."""
     row, gate = headline_row(summary), summary.gate
-    rows = [_numbers(f'{row.name}, this run', row.metrics, strong=set(PAPER_METRICS))]
-    if row.interval:
-        rows.append([Cell('95 % interval over images'), *(
-            Cell(_interval(row.interval.get(m))) for m in PAPER_METRICS)])
-    paper = _paper(summary, '1', row.name, ALL) or next(
-        (p for p in summary.paper if p.table == '1' and 'DepthCLIP' in p.name), None)
-    if paper is not None:
-        rows.append(_numbers('DepthCLIP, the paper', paper.metrics, quiet=True))
-    rows.append([Cell('difference'), *(
-        Cell(number(gate.differences.get(m), signed=True)) for m in PAPER_METRICS)])
-    rows.append([Cell('allowed'), *(
-        Cell(f'± {number(gate.limits[m])}' if m in gate.limits else 'any')
-        for m in PAPER_METRICS)])
-    rows.append([Cell('within'), *(Cell(_within(gate.differences, gate.limits, m))
-                                   for m in PAPER_METRICS)])
-    return _table('Table 1. DepthCLIP beside the paper', [''], rows, PUBLISHED)
+    paper = next(p for p in summary.paper if (p.table, p.name) == ('1', row.name))
+    rows = [_numbers(Line(f'{row.name}, this run', row.metrics), set(PAPER_METRICS)),
+            *_below(row.interval), _numbers(Line('the paper', paper.metrics, quiet=True))]
+    rows += [[Cell(name), *map(Cell, texts)] for name, texts in (
+        ('difference', [number(gate.differences.get(m), signed=True) for m in PAPER_METRICS]),
+        ('allowed', [f'± {number(gate.limits[m])}' if m in gate.limits else 'any'
+                     for m in PAPER_METRICS]),
+        ('within', [_within(gate.differences, gate.limits, m) for m in PAPER_METRICS]))]
+    return _table('The method beside the paper’s Table 1', [''], rows, PUBLISHED)
 
 
-def published(summary: Summary) -> Table | None:
-    """Table 1, the other rows: what others reported, for orientation."""
-    rows = [p for p in summary.paper if p.table not in ('2', '3')]
-    if not rows:
-        return None
+def published(summary: Summary) -> Table:
+    """What others reported, for orientation."""
     method = headline_row(summary)
-    cells = [[*_numbers(p.name, p.metrics, quiet=True),
-              Cell(_source(p), quiet=True)] for p in rows]
-    cells.append([*_numbers(f'{method.name}, this run', method.metrics,
-                            strong=set(PAPER_METRICS)), Cell('this run')])
-    return _table('Table 1, continued. Published rows', ['method'], cells, PUBLISHED, ['source'])
+    cells = [[*_numbers(Line(p.name, p.metrics, quiet=True)), Cell(_source(p), quiet=True)]
+             for p in summary.paper if p.table not in ('2', '3')]
+    cells.append([*_numbers(Line(f'{method.name}, weights {summary.weights.name}',
+                                 method.metrics), set(PAPER_METRICS)), Cell('this run')])
+    return _table('Published rows, and this run', ['method'], cells, PUBLISHED, ['source'])
 
 
 def baselines(summary: Summary) -> Table:
     """Whatever needs no network, and controls of the network, on the same pixels."""
-    lines = [Line(r.name, r.metrics, note=r.note) for r in sorted(
-        summary.rows, key=lambda r: r.name != BEST_CONSTANT)
+    lines = [_line(r) for r in sorted(summary.rows, key=lambda r: r.name != BEST_CONSTANT)
         if r.scene == ALL and r.group == 'baseline']
     method = headline_row(summary)
-    return _lines('Baselines on the same pixels', 'baseline',
-                  [Line(method.name, method.metrics, note=method.note), *lines], bold_first=True,
+    return _lines('Baselines on the same pixels', 'baseline', [_line(method), *lines],
+                  bold_first=True,
                   note='Bold: the method. An oracle is chosen with the ground truth in hand.')
 
 
 def with_camera(summary: Summary) -> Table | None:
     """Build the method's rows that know more of the camera than its images."""
-    lines = [Line(r.name, r.metrics, note=r.note) for r in summary.rows
-             if r.scene == ALL and r.group == 'camera']
+    lines = [_line(r) for r in summary.rows if r.scene == ALL and r.group == 'camera']
     if not lines:
         return None
     method = headline_row(summary)
     return _lines('The method with what is known of the camera', 'method',
-                  [Line(method.name, method.metrics, note=method.note), *lines], bold_first=True,
-                  note='Bold: the method as published, which knows the image alone.')
+                  [_line(method), *lines], bold_first=True,
+                  note='Bold: the method, which knows the image alone.')
 
 
 def verdict(summary: Summary) -> Table:
@@ -139,17 +131,22 @@ def controls(summary: Summary) -> Table:
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
-    """Table 2: one table per scene."""
-    found = dict.fromkeys([p.scene for p in summary.paper if p.table == '2']
+    """Build the paper's Table 2: one table per scene."""
+    found = dict.fromkeys([p.scene for p in _paper(summary, '2')]
                           + [r.scene for r in summary.rows if r.group == 'bins'])
     scenes = sorted(found, key=lambda scene: scene == ALL)
-    return [_ablation(summary, 'bins', '2', scene, f'Table 2. Depth bins, {_class(scene)}',
+    return [_ablation(summary, 'bins', '2', scene, f'Depth bins, {_class(scene)}',
                       'bin partition') for scene in scenes]
 
 
 def prompt_sets(summary: Summary) -> Table:
-    """Table 3."""
-    return _ablation(summary, 'prompts', '3', ALL, 'Table 3. Prompts, all classes', 'prompt')
+    """Build the paper's Table 3."""
+    return _ablation(summary, 'prompts', '3', ALL, 'Prompts, all classes', 'prompt')
+
+
+def _paper(summary: Summary, table: str) -> list[PaperRow]:
+    """Published rows that this run can stand beside: those of the same images only."""
+    return [p for p in summary.paper if p.table == table] if summary.data.official else []
 
 
 def classes(summary: Summary) -> Table | None:
@@ -206,13 +203,13 @@ def images(summary: Summary, per_image: Sequence[dict[str, str]]) -> Table | Non
 def _ablation(
     summary: Summary, group: str, table: str, scene: str, title: str, first: str,
 ) -> Table:
-    """Rows of this run, each with the paper's row below it."""
+    """Rows of this run, each with the paper's row below it where the images are the paper's."""
     measured = {r.name: r for r in summary.rows if (r.group, r.scene) == (group, scene)}
-    reported = {p.name: p for p in summary.paper if (p.table, p.scene) == (table, scene)}
+    reported = {p.name: p for p in _paper(summary, table) if p.scene == scene}
     lines = []
     for name in dict.fromkeys([*measured, *reported]):
         if (row := measured.get(name)) is not None:
-            lines.append(Line(name, row.metrics, note=row.note))
+            lines.append(_line(row, interval=True))
         if (paper := reported.get(name)) is not None:
             own = name if name not in measured else ''
             lines.append(Line(f'{own}, paper' if own else 'paper', paper.metrics, quiet=True,
@@ -220,9 +217,21 @@ def _ablation(
     if table == '2' and scene != ALL:
         lines += _gains(measured, reported)
     count = next((r.images for r in measured.values()), 0)
-    missing = '' if measured else f'No image of this run is of the class {_class(scene)}. '
-    return _lines(f'{title} ({count} images)' if count else title, first, lines, best=True,
-                  note=f'{missing}Bold: the best of this run per column. {PUBLISHED}')
+    notes = ['' if measured else f'No image of this run is of the class {_class(scene)}.',
+             'Bold: the best of this run per column.', PUBLISHED if reported else '',
+             INTERVALS if any(r.interval for r in measured.values()) else '', _mixture(summary)]
+    images = f'{count} images, ' if count else ''
+    return _lines(f'{title} ({images}as in the paper’s Table {table})', first, lines, best=True,
+                  note=' '.join(filter(None, notes)))
+
+
+def _mixture(summary: Summary) -> str:
+    """Say that words and bins are the paper's, and everything else this run's."""
+    others = other_settings(summary.config, without=('tokens', 'bins'))
+    return '' if not others else (
+        'Words and bins are the paper’s, all other settings are this run’s: '
+        + '; '.join(f'{name} {quoted(value)}, in the paper {quoted(wanted)}'
+                    for name, value, wanted in others) + '.')
 
 
 def _gains(measured: dict[str, Row], reported: dict[str, PaperRow]) -> list[Line]:
@@ -255,13 +264,13 @@ def _lines(
         strong = {m for m in PAPER_METRICS if leaders.get(m) == place}
         if bold_first and place == 0:
             strong = set(PAPER_METRICS)
-        row = _numbers(line.name, line.metrics, quiet=line.quiet, strong=strong,
-                       signed=line.signed)
-        if counted:
-            row.insert(1, Cell('' if line.images is None else str(line.images)))
-        if noted:
-            row.append(Cell(line.note, quiet=line.quiet))
-        cells.append(row)
+        for row in (_numbers(line, strong), *_below(line.interval)):
+            above = not row[0].small
+            if counted:
+                row.insert(1, Cell(str(line.images) if above and line.images is not None else ''))
+            if noted:
+                row.append(Cell(line.note if above else '', quiet=line.quiet))
+            cells.append(row)
     return _table(title, [first, 'images'] if counted else [first], cells, note,
                   ['note'] if noted else [])
 
@@ -279,14 +288,21 @@ def _leaders(lines: Sequence[Line]) -> dict[str, int]:
     return found
 
 
-def _numbers(
-    name: str, metrics: dict[str, float], *, quiet: bool = False,
-    strong: Iterable[str] = (), signed: bool = False,
-) -> list[Cell]:
+def _line(row: Row, *, interval: bool = False) -> Line:
+    return Line(row.name, row.metrics, note=row.note, interval=row.interval if interval else None)
+
+
+def _numbers(line: Line, strong: Iterable[str] = ()) -> list[Cell]:
     marked = set(strong)
-    return [Cell(name, strong=marked == set(PAPER_METRICS), quiet=quiet),
-            *(Cell(number(metrics.get(m), signed=signed), strong=m in marked, quiet=quiet)
-              for m in PAPER_METRICS)]
+    return [Cell(line.name, strong=marked == set(PAPER_METRICS), quiet=line.quiet),
+            *(Cell(number(line.metrics.get(m), signed=line.signed), strong=m in marked,
+                   quiet=line.quiet) for m in PAPER_METRICS)]
+
+
+def _below(interval: dict[str, Interval] | None) -> list[list[Cell]]:
+    """Put the intervals of a line below it, where there are any."""
+    return [[Cell('95 % interval', small=True), *(
+        Cell(_interval(interval.get(m)), small=True) for m in PAPER_METRICS)]] if interval else []
 
 
 def _table(
@@ -296,11 +312,6 @@ def _table(
     header = [*first, *(heading(m) for m in PAPER_METRICS), *last]
     return Table(title, header, rows,
                  frozenset(range(1, len(first) + len(PAPER_METRICS))), note)
-
-
-def _paper(summary: Summary, table: str, name: str, scene: str) -> PaperRow | None:
-    return next((p for p in summary.paper
-                 if (p.table, p.name, p.scene) == (table, name, scene)), None)
 
 
 def _source(row: PaperRow) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from offline_eval.results import HIGHER_IS_BETTER, UNITS
+from .results import HIGHER_IS_BETTER, UNITS
 
 SYMBOLS = {
     'd1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rel': 'rel', 'log10': 'log10', 'rmse': 'rmse',
