@@ -490,7 +490,7 @@ def test_full_disk_loses_nothing(world, tmp_path):
     """A limit on the size of files stands for the full disk: the second record does not fit."""
     few = ['--no-mean-map', '--limit', 11]  # batches of 4 and 7 images
     process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path, *few)],
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (120_000,) * 2))
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (160_000,) * 2))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output
     assert '--resume' in output
