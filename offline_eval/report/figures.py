@@ -80,8 +80,8 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
                 'predictions', 'responses')))
     with _style():
         add('standing', 'standing', standing(summary), 'Where the method stands',
-            'The method (filled) among the baselines (hollow), all measured in this run on the '
-            'same pixels. The line through the method: bootstrap 95 % interval. An oracle is '
+            'The method (filled) among the baselines and others (hollow), all measured in this '
+            'run on the same pixels. The line through the method: bootstrap 95 % interval. An oracle is '
             'chosen with the ground truth in hand, and cannot be had in practice.')
         if histograms is not None and any(map(sum, histograms.joint)):
             add('depths', 'depths', depths(histograms, summary), 'Predicted against true depth',
@@ -154,7 +154,7 @@ def _save(
 
 def standing(summary: Summary) -> Figure:
     """Method and baselines: three panels with the same rows, sorted by δ1."""
-    rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline')
+    rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline', 'foreign')
                    and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
     figure = _figure(0.165 * len(rows) + 0.5)
     panels = figure.subplots(1, 3, sharey=True)

@@ -80,15 +80,11 @@ def baselines(summary: Summary) -> Table:
                   note='Bold: the method. An oracle is chosen with the ground truth in hand.')
 
 
-def with_camera(summary: Summary) -> Table | None:
-    """Build the method's rows that know more of the camera than its images."""
-    lines = [_line(r) for r in summary.rows if r.scene == ALL and r.group == 'camera']
-    if not lines:
-        return None
-    method = headline_row(summary)
-    return _lines('The method with what is known of the camera', 'method',
-                  [_line(method), *lines], bold_first=True,
-                  note='Bold: the method, which knows the image alone.')
+def beside(summary: Summary, group: str, title: str) -> Table | None:
+    """Build the rows of a group, below the method's, which knows the image alone."""
+    lines = [_line(r) for r in summary.rows if r.scene == ALL and r.group == group]
+    return _lines(title, 'method', [_line(headline_row(summary)), *lines], bold_first=True,
+                  note='Bold: the method, which knows the image alone.') if lines else None
 
 
 def verdict(summary: Summary) -> Table:
