@@ -80,9 +80,9 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
                 'predictions', 'responses')))
     with _style():
         add('standing', 'standing', standing(summary), 'Where the method stands',
-            'The method (filled) among the baselines and others (hollow), all measured in this '
-            'run on the same pixels. The line through the method: bootstrap 95 % interval. An oracle is '
-            'chosen with the ground truth in hand, and cannot be had in practice.')
+            'The method (filled) among baselines and others (hollow), all measured in this run '
+            'on the same pixels. The line through the method: bootstrap 95 % interval. An oracle '
+            'is chosen with the ground truth in hand, and cannot be had in practice.')
         if histograms is not None and any(map(sum, histograms.joint)):
             add('depths', 'depths', depths(histograms, summary), 'Predicted against true depth',
                 'All counted pixels. Left: how many there are of every pair of true and predicted '
