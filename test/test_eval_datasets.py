@@ -170,6 +170,14 @@ def test_list_with_a_third_column_gives_the_same(official):
         assert {e.focal for e in entries} == {focal}
 
 
+def test_a_part_of_the_official_split_is_not_it(world):
+    dataset = opened(world)
+    dataset.official = True  # as of the original file
+    dataset.keep([0, 2])
+    assert not dataset.official
+    assert '2 of ' in dataset.split
+
+
 def test_kaggle(samples, tmp_path):
     folder = tmp_path / 'data' / 'nyu2_test'
     folder.mkdir(parents=True)

@@ -72,6 +72,8 @@ def test_no_setting_is_forgotten():
     ({'backbone': 'RN101'}, ["backbone is 'RN101'", "'RN50'"]),
     ({'precision': 'bfloat16'}, ["precision is 'bfloat16'", "'float32'"]),
     ({'weights': 'mine.pt', 'weights_digest': '0' * 64}, ['the weights are mine.pt']),
+    ({'weights_digest': '0' * 64}, ["the weights are RN50, not OpenAI's"]),
+    ({'images': 655}, ['655 images']),
     ({'official': False}, ['official test split']), ({'images': 653}, ['653 images', '654']),
     ({'protocol': 'bts'}, ['protocol is bts']), ({'average': 'pixel'}, ['per pixel'])])
 def test_other_circumstances_are_named(change, words):

@@ -238,6 +238,7 @@ def test_nothing_is_overwritten(world, written, capsys):
 def test_depth_that_does_not_fit_into_the_files():
     depth = np.full((2, 2), 3.0, np.float32)
     assert (witness._stored(depth, depth, 1000.0, 'a') == 3000).all()
+    assert (witness._stored(depth - np.float32(0.0004), depth, 1000.0, 'a') == 3000).all()
     for wrong in (65.6, 0.0005, np.nan, np.inf):
         with pytest.raises(PredictionError, match='does not fit into 16 bits'):
             witness._stored(depth, np.array([[3, wrong]], np.float32), 1000.0, 'a')
@@ -267,6 +268,20 @@ def test_alignment_is_said_in_the_row_s_name(summary):
     assert summary.row('thrice as one') is None
     assert 'as predicted, in metres' in summary.row('oracle').note
     assert '(240 x 320, 1000 a metre)' in summary.row('half').note
+
+
+def test_alignments():
+    """The median knows no outliers, and least squares find what was done to the truth."""
+    y = np.linspace(1, 5, 101)
+    p = 3 * y
+    p[-1] = 1000.0
+    np.testing.assert_allclose(witness._aligned(p, y, 'median', 10.0)[:-1], y[:-1])
+    np.testing.assert_allclose(witness._aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y)
+    np.testing.assert_allclose(witness._aligned(8 / y - 3, y, 'disparity', 10.0), y)
+    np.testing.assert_array_equal(witness._aligned(p, y, 'none', 10.0), p)
+    # What comes out beyond infinity is as far as counts.
+    far = witness._aligned(np.array([1.0, 0.5, 0.0]), np.array([1.0, 2.0, 9.0]), 'disparity', 9.5)
+    assert 0 < far.max() <= 9.5
 
 
 def test_others_stand_beside_the_verdict_and_never_in_the_gate(world, summary, tmp_path):

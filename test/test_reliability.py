@@ -35,11 +35,29 @@ def test_figures_reach_the_page(tmp_path, monkeypatch):
     assert reliability.filled(text, reliability.read()) == text
 
 
-@pytest.mark.parametrize('mutant', mutants.MUTANTS, ids=lambda mutant: mutant.old[:40])
+@pytest.mark.parametrize('mutant', [m for every in mutants.PACKAGES.values() for m in every],
+                         ids=lambda mutant: mutant.old[:40])
 def test_every_mutant_still_applies(mutant):
     text = (ROOT / mutant.file).read_text(encoding='utf-8')
     compile(mutants.planted(mutant, text), mutant.file, 'exec')
-    assert all((ROOT / name).is_file() for name in mutant.tests.split())
+    for test in mutant.tests.split():
+        file, _, name = test.partition('::')
+        assert f'def {name}(' in (ROOT / file).read_text(encoding='utf-8') or not name
+
+
+def test_at_least_thirty_in_the_evaluation_with_those_that_once_passed_every_test():
+    planted = {mutant.new for mutant in mutants.EVALUATION}
+    assert len(planted) >= 30
+    for words in ("if reasons or offsets else 'reproduced'", '.mean(axis=1)', 'np.ones_like(drawn',
+                  'float(3 * total.sum()'):
+        assert any(words in new for new in planted), words
+
+
+def test_mutants_are_counted_by_file():
+    every = [mutants.Mutant(f'a/{file}.py', old, '', '') for file, old in (
+        ('x', '1'), ('y', '2'), ('x', '3'))]
+    assert mutants.by_file(every, every[2:]) == {
+        'planted': 3, 'caught': 2, 'x': '1 of 2', 'y': '1 of 1'}
 
 
 def test_a_mutant_that_no_longer_applies_says_so():

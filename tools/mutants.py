@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,6 +173,151 @@ MUTANTS = (
            ERROR_BARS),
 )
 
+# Of the evaluation: one test where a file is long.
+EVAL = 'offline_eval'
+METRICS = 'test/test_eval_metrics.py'
+GATE = 'test/test_eval_gate.py'
+STATISTICS = 'test/test_eval_statistics.py'
+DATASETS = 'test/test_eval_datasets.py'
+BASELINES = 'test/test_eval_baselines.py'
+RUN = 'test/test_eval_run.py'
+WITNESS = 'test/test_eval_witness.py'
+
+EVALUATION = (
+    # Metrics
+    Mutant(f'{EVAL}/metrics.py', 'p = depth.clamp(MIN_DEPTH, max_depth)',
+           'p = depth.clamp(MIN_DEPTH)', METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'ratio, scratch = p / y, y / p', 'ratio, scratch = p / y, p / y',
+           METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'out=scratch).sum(1).double() - made_up',
+           'out=scratch).sum(1).double()', METRICS),
+    Mutant(f'{EVAL}/metrics.py', '_THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)',
+           '_THRESHOLDS = (1.25, 1.5, 1.75)', METRICS),
+    Mutant(f'{EVAL}/metrics.py', "'log10': s['log'] / math.log(10)", "'log10': s['log']", METRICS),
+    Mutant(f'{EVAL}/metrics.py', "'rmse': np.sqrt(s['square'])", "'rmse': s['square']", METRICS),
+    Mutant(f'{EVAL}/metrics.py', "s['square_log'] - s['signed_log'] ** 2", "s['square_log']",
+           METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'mean: Sums = metrics_of(sums).mean(axis=0)',
+           'mean: Sums = metrics_of(sums.sum(axis=0))', METRICS),
+    Mutant(f'{EVAL}/metrics.py', "2 * c * n + np.square(c) * total['inverse']",
+           "2 * c * n + c * total['inverse']", METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'self.depth[[(n - 1) // 2, n // 2]]',
+           'self.depth[[n // 2, n // 2]]', METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'max_depth ** 2 * (n / 3 - total',
+           'max_depth ** 2 * (n / 2 - total', METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'totals = np.tensordot(counts, values, 1)',
+           'totals = np.tensordot(np.ones_like(counts), values, 1)', STATISTICS),
+    # Protocol
+    Mutant(f'{EVAL}/protocol.py', '(inside < np.float32(self.max_depth))',
+           '(inside <= np.float32(self.max_depth))', METRICS),
+    Mutant(f'{EVAL}/protocol.py', 'crop = np.s_[56:472, 60:604]', 'crop = np.s_[55:471, 60:604]',
+           METRICS),
+    Mutant(f'{EVAL}/protocol.py', 'scored = np.s_[45:471, 41:601]',
+           'scored = np.s_[45:471, 46:601]', METRICS),
+    Mutant(f'{EVAL}/protocol.py', 'int(0.40810811 * height)', 'int(0.3324324 * height)', METRICS),
+    # Gate
+    Mutant(f'{EVAL}/gate.py', "'not reproduced' if reasons else 'reproduced'",
+           "'not reproduced' if reasons or offsets else 'reproduced'", GATE),
+    Mutant(f'{EVAL}/gate.py', 'if not abs(offset) <= GATE_LIMITS[metric]:',
+           'if abs(offset) > GATE_LIMITS[metric]:', GATE),
+    Mutant(f'{EVAL}/gate.py', 'if run.images != PAPER_IMAGES:',
+           'if run.images < PAPER_IMAGES - 1:', GATE),
+    Mutant(f'{EVAL}/gate.py', "frozenset({'engine',", "frozenset({'engine', 'temperature',", GATE),
+    Mutant(f'{EVAL}/gate.py', "'backbone': run.backbone, 'precision': run.precision",
+           "'backbone': run.backbone", GATE),
+    Mutant(f'{EVAL}/gate.py', 'if run.weights_digest != _RN50:', "if run.weights != 'RN50':",
+           GATE),
+    # Bootstrap
+    Mutant(f'{EVAL}/bootstrap.py', 'return drawn[:, groups].astype(np.float64)',
+           'return np.ones_like(drawn[:, groups], np.float64)', STATISTICS),
+    Mutant(f'{EVAL}/bootstrap.py', 'own = [name or f', 'own = [f', STATISTICS),
+    Mutant(f'{EVAL}/bootstrap.py', 'stdtrit(groups - 1, (1 - LEVEL) / 2)',
+           'stdtrit(groups - 1, 1 - LEVEL)', STATISTICS),
+    Mutant(f'{EVAL}/bootstrap.py', 'LEAST_GROUPS = 20', 'LEAST_GROUPS = 2', STATISTICS),
+    # Verdict
+    Mutant(f'{EVAL}/summarize.py', '_curve_samples(measured, counts, i)).max(axis=1)',
+           '_curve_samples(measured, counts, i)).mean(axis=1)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'curve[:, i].argmax() if m in HIGHER_IS_BETTER else',
+           'curve[:, i].argmax() if m not in HIGHER_IS_BETTER else', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'return Comparison(name, _named(_SIGNS * gain)',
+           'return Comparison(name, _named(gain)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py',
+           'values = np.mean([average(s, measured.how) for s in sums], axis=0)',
+           'values = average(sums[0], measured.how)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', "if c.group in ('baseline', 'foreign') and c.is_test",
+           "if c.group in ('baseline', 'foreign')",
+           f'{WITNESS}::test_others_stand_beside_the_verdict_and_never_in_the_gate'),
+    Mutant(f'{EVAL}/summarize.py', "np.lexsort((measured.records['position'], -d1))",
+           "np.lexsort((measured.records['position'], d1))",
+           f'{RUN}::test_samples_are_the_best_median_and_worst'),
+    Mutant(f'{EVAL}/summarize.py', 'metrics_of(np.tensordot(sample, curve, 1))',
+           'metrics_of(np.tensordot(np.ones_like(sample), curve, 1))', STATISTICS),
+    Mutant(f'{EVAL}/results.py', 'if self.low > 0:', 'if self.high > 0:', STATISTICS),
+    # Baselines
+    Mutant(f'{EVAL}/baselines.py', 'float(total.sum() / max(count.sum(), 1))',
+           'float(3 * total.sum() / max(count.sum(), 1))', BASELINES),
+    Mutant(f'{EVAL}/baselines.py', 'total / np.maximum(count, 1), mean)',
+           'total / len(training), mean)', BASELINES),
+    Mutant(f'{EVAL}/baselines.py', 'if order != list(range(count)):', 'if order:', BASELINES),
+    Mutant(f'{EVAL}/baselines.py', 'count = min(PARTNERS, images - 1)',
+           'count = min(PARTNERS, images)', BASELINES),
+    Mutant(f'{EVAL}/baselines.py', '(features @ features.T).min() > ALIKE',
+           '(features @ features.T).max() > ALIKE', BASELINES),
+    # Read-out and scoring
+    Mutant(f'{EVAL}/scorer.py', 'order += [start + (i + shift) % size',
+           'order += [start + (i + shift - 1) % size', BASELINES),
+    Mutant(f'{EVAL}/scorer.py', 'focal / np.float32(contender.focal)',
+           'np.float32(contender.focal) / focal',
+           f'{RUN}::test_the_focal_length_has_a_row_of_its_own'),
+    Mutant(f'{EVAL}/scorer.py', 'return {place: smooth(depth, estimator.config.smoothing)',
+           'return {place: depth', f'{RUN}::test_read_out_and_smoothing_are_the_node_s_own'),
+    Mutant(f'{EVAL}/scorer.py', 'good = (patches.isfinite() & (patches > MIN_DEPTH))',
+           'good = patches.isfinite()', BASELINES),
+    Mutant(f'{EVAL}/scorer.py', 'slice(rows[0], rows[-1] + 1)', 'slice(rows[0], rows[-1])',
+           f'{RUN}::test_the_headline_is_the_node_s_own_prediction'),
+    Mutant(f'{EVAL}/scorer.py', 'found[0][partners(count, contender.shift)]', 'found[0]',
+           f'{RUN}::test_shuffled_images_do_not_depend_on_the_batch_size'),
+    # Data
+    Mutant(f'{EVAL}/datasets/nyu_mat.py', "self._key = 'depths' if inpainted else 'rawDepths'",
+           "self._key = 'depths'", DATASETS),
+    Mutant(f'{EVAL}/datasets/nyu_mat.py', "return test if self.part == 'test' else train",
+           "return train if self.part == 'test' else test", DATASETS),
+    Mutant(f'{EVAL}/datasets/splits.py', 'ravel().astype(int) - 1)', 'ravel().astype(int))',
+           DATASETS),
+    Mutant(f'{EVAL}/datasets/base.py', 'if not low <= median <= high:', 'if not low <= median:',
+           DATASETS),
+    Mutant(f'{EVAL}/datasets/base.py', 'stored.astype(np.float32) / np.float32(scale)',
+           'stored.astype(np.float32) / np.float32(1000)', DATASETS),
+    Mutant(f'{EVAL}/datasets/base.py', "images'\n        self.entries = [self.entries[p] for p in "
+           "positions]\n        self.official = False",
+           "images'\n        self.entries = [self.entries[p] for p in positions]", DATASETS),
+    # Records and resuming
+    Mutant(f'{EVAL}/records.py', '    if different:', '    if len(different) > 1:',
+           f'{WITNESS}::test_resuming_with_other_predictions'),
+    Mutant(f'{EVAL}/records.py', 'if not done.issuperset(batch)',
+           'if not done.intersection(batch)', BASELINES),
+    Mutant(f'{EVAL}/records.py', "every[np.argsort(every['position'])]", 'every', BASELINES),
+    Mutant(f'{EVAL}/runner.py',
+           "if digest_of(self._dataset.read(position)) != record['digest'].tobytes():",
+           "if not record['digest'].any():",
+           f'{RUN}::test_resume_with_other_images_of_the_same_names'),
+    # Other programs and calibrations
+    Mutant(f'{EVAL}/witness.py', 'np.rint(depth * np.float32(scale))',
+           'np.floor(depth * np.float32(scale))', f'{WITNESS}::'
+           'test_depth_that_does_not_fit_into_the_files'),
+    Mutant(f'{EVAL}/witness.py', 'NYU_SCALE, KITTI_SCALE = 1000.0, 256.0',
+           'NYU_SCALE, KITTI_SCALE = 1000.0, 1000.0',
+           f'{WITNESS}::test_kitti_is_written_as_its_tools_read_it'),
+    Mutant(f'{EVAL}/witness.py', 'return p * (np.median(y) / np.median(p))',
+           'return p * (np.mean(y) / np.mean(p))', f'{WITNESS}::test_alignments'),
+    Mutant(f'{EVAL}/calibrated.py', '        if seen:\n', '        if len(seen) > 1:\n',
+           f'{WITNESS}::test_calibrations_that_do_not_belong'),
+    Mutant(f'{EVAL}/calibrated.py', 'corrected.patch_depth * factors[:, None, None]',
+           'corrected.patch_depth',
+           f'{WITNESS}::test_the_calibrated_row_is_what_the_node_would_say'),
+)
+PACKAGES = {'depthclip_ros': MUTANTS, EVAL: EVALUATION}
+
 
 def planted(mutant: Mutant, text: str) -> str:
     """A file's text with the fault in it.
@@ -214,7 +360,8 @@ def main() -> int:
     parser.add_argument('pattern', nargs='?', default='')
     parser.add_argument('--record', action='store_true', help='keep the figures in docs/')
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if re.search(arguments.pattern, f'{m.file} {m.old} {m.new}')]
+    chosen = [m for every in PACKAGES.values() for m in every
+              if re.search(arguments.pattern, f'{m.file} {m.old} {m.new}')]
     survivors, start = [], time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / 'tree'
@@ -238,8 +385,19 @@ def main() -> int:
     if arguments.record:
         sys.path.insert(0, str(ROOT / 'tools'))
         from reliability import record
-        record('mutants', {'planted': len(chosen), 'caught': count})
+        for package, every in PACKAGES.items():
+            if set(every) <= set(chosen):
+                record(f'mutants of {package}', by_file(every, survivors))
     return 0 if count >= GOAL * len(chosen) else 1
+
+
+def by_file(every: Sequence[Mutant], survivors: Sequence[Mutant]) -> dict[str, int | str]:
+    """How many were planted and caught, in all and in every file."""
+    files = {mutant.file: Path(mutant.file).stem for mutant in every}
+    caught = [mutant.file for mutant in every if mutant not in survivors]
+    return {'planted': len(every), 'caught': len(caught), **{
+        stem: f'{caught.count(file)} of {[m.file for m in every].count(file)}'
+        for file, stem in files.items()}}
 
 
 if __name__ == '__main__':
