@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import sys
 import time
@@ -150,6 +151,20 @@ def measured(record_property):
     return keep
 
 
+def coverage_of_packages(config):
+    """Lines and branches of each package that pytest-cov has looked at, in percent."""
+    plugin = config.pluginmanager.getplugin('_cov')
+    if getattr(plugin, 'cov_total', None) is None:
+        return {}
+    coverage = plugin.cov_controller.cov
+    found = {}
+    for package in ('depthclip_ros', 'offline_eval'):
+        with contextlib.suppress(Exception):  # of a package that was not looked at
+            found[f'{package}, lines and branches [%]'] = round(coverage.report(
+                include=[f'*/{package}/*'], file=io.StringIO()), 1)
+    return found
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Print what the tests have measured as one table, and keep it if asked to."""
     sys.path.insert(0, str(ROOT / 'tools'))
@@ -166,9 +181,9 @@ def pytest_terminal_summary(terminalreporter, config):
         measured['property tests'] = {'properties': len(examples), 'examples': sum(examples)}
     measured['suite'] = {'passed': len(passed), 'seconds': round(time.monotonic() - START),
                          'workers': config.getoption('numprocesses', None) or 1}
-    coverage = getattr(config.pluginmanager.getplugin('_cov'), 'cov_total', None)
-    if coverage:
-        measured['coverage'] = {'lines and branches [%]': round(coverage, 1)}
+    covered = coverage_of_packages(config)
+    if covered:
+        measured['coverage'] = covered
     if config.getoption('--record'):
         for subject, figures in measured.items():
             reliability.record(subject + reliability.EVERY_RUN, figures)
