@@ -2,8 +2,11 @@
 """`depthclip compare`: planted errors are found, and what is no comparison is said."""
 
 import dataclasses
+import functools
 import json
+import pickle
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ pytest.importorskip('rosbags')
 from drives import IMAGE_TOPIC, START, BagWriter, camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
+from depthclip_ros.cli.compare import Comparer
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.config import NodeConfig, with_demo_settings
@@ -140,6 +144,22 @@ def test_the_network_is_scored_as_the_evaluation_scores_it(frames, tmp_path):
     assert found['model']['settings']['bins'] == list(depth.bins)
 
 
+@pytest.mark.parametrize('encoding', ['32FC1', '16UC1-png'])
+def test_what_depthclip_bag_has_written_is_compared_as_it_is(frames, tmp_path, encoding):
+    """Under any name, and with the same metrics as the network's own answers."""
+    bag = write_drive(tmp_path / 'bag', frames)
+    assert main(['bag', str(bag), '-o', str(tmp_path / 'new'), '--weights', 'demo', '--namespace',
+                 'robot', '--depth-encoding', encoding]) == 0
+    assert run(bag, '-o', tmp_path / 'first', '--weights', 'demo') == 0
+    assert run(tmp_path / 'new', '-o', tmp_path / 'second') == 0
+    first, second = (compared(tmp_path / name) for name in ('first', 'second'))
+    assert '/robot/depth/image' in second['recordings'][0]['described']
+    assert second['model'] == {}
+    for line, other in zip(first['pooled']['lines'], second['pooled']['lines'], strict=True):
+        assert line['metrics'] == pytest.approx(
+            other['metrics'], rel=1e-6 if encoding == '32FC1' else 1e-2, abs=1e-3)
+
+
 @pytest.mark.parametrize('depth', ['cloud', 'scan'])
 def test_what_is_projected_through_tf(frames, tmp_path, depth):
     bag = write_drive(tmp_path / 'bag', frames, depth)
@@ -239,3 +259,16 @@ def test_a_real_camera(tmp_path):
     found = compared(tmp_path / 'out')
     assert found['pooled']['images'] == 9
     assert 0.5 < lines(found['pooled'])['depth']['metrics']['rmse'] < 1.5
+
+
+def test_comparers_of_a_fleet_are_sent_whole(frames, tmp_path):
+    """What Ray sends to a worker, and what comes back, survives the journey."""
+    bag = with_depth(tmp_path / 'bag', frames, lambda depth: 1.5 * depth)
+    options = SimpleNamespace(
+        config=None, weights='demo', device='cpu', said='', image='', depth='', camera_info=None,
+        depth_unit=0.0, tolerance=0.05, every=1, max_frames=300, max_depth=0.0)
+    make = pickle.loads(pickle.dumps(functools.partial(Comparer.of, options)))
+    compared = pickle.loads(pickle.dumps(make().compare(str(bag), 2)))
+    assert len(compared.scores.names) == len(frames)
+    assert len(compared.examples) == 2
+    assert compared.about == {}

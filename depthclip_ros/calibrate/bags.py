@@ -25,6 +25,7 @@ from ..sources.bag import (
     bag_topics,
     camera_info_beside,
     camera_topics,
+    custom_data,
     open_bag,
 )
 from .recordings import (
@@ -360,18 +361,28 @@ def depth_topic(topics: list[BagTopic], image: str, wanted: str = '') -> BagTopi
 
 
 def written_depth(path: str | Path) -> str:
-    """Topic of depth that `depthclip bag` has put into a bag of one camera; '' if there is none.
+    """Topic of depth by the node or by `depthclip bag` in a bag; '' where there is none.
 
-    It is depth/image without a namespace, with camera_info beside it, as the node has them.
+    A bag that `depthclip bag` has written says so, and has it on depth/image in any namespace;
+    of others only /depth/image with /depth/camera_info beside it is taken for the node's.
 
     Raises:
-        BagError: the bag cannot be read.
+        DepthClipError: the bag cannot be read, or there is depth of several cameras.
 
     """
     kinds = {topic.name: topic.type for topic in bag_topics(path) if topic.count}
-    image = '/depth/image'
-    return image if kinds.get(image) == IMAGE \
-        and kinds.get(camera_info_beside(image)) == CAMERA_INFO else ''
+    is_ours = 'depthclip_ros' in custom_data(path)
+    found = []
+    for name, kind in kinds.items():
+        image = name.removesuffix('/compressedDepth')
+        if kind == (IMAGE if name == image else COMPRESSED_IMAGE) \
+                and (image == '/depth/image' or (is_ours and image.endswith('/depth/image'))) \
+                and kinds.get(camera_info_beside(image)) == CAMERA_INFO:
+            found.append(name)
+    if len(found) > 1:
+        raise RecordingError(f'{path} holds depth of several cameras: {", ".join(found)}. Choose '
+                             'one with --said TOPIC, and its camera with --image TOPIC.')
+    return found[0] if found else ''
 
 
 def _info_of(topics: list[BagTopic], depth: str) -> str | None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,9 @@ from ..calibrate.checks import gather
 from ..calibrate.recordings import RecordingError, resample, spread_evenly
 from ..calibrate.report import Heading, Image, Table, Text, to_html, to_markdown
 from ..color import UNTRAINED, color_bar, colorize, write_note
-from ..core.errors import ConfigError, DepthClipError, quoted
+from ..core.errors import ConfigError, quoted
 from ..core.files import atomic, user_path
+from ..fleet import Here, OnRay, Task, cluster_of
 from ..sources.bag import BagError
 from .calibrate import is_bag, open_recording, with_progress
 from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
@@ -62,6 +65,7 @@ class Compared:
     scores: Scores
     examples: list[Example]
     refused: dict[str, int]  # of the recording's messages, by cause
+    about: dict[str, Any]  # of the model; empty where depth was in the recording
 
 
 @dataclass(frozen=True)
@@ -106,19 +110,47 @@ def compare(options: argparse.Namespace) -> int:
 
     """
     target = Target.of(options.output) if options.output else None
-    model = Model(options)
-    done, failed = [], []
-    share = max(1, EXAMPLES // len(options.sources))
-    for source in options.sources:
-        try:
-            done.append(compare_one(source, options, model, share))
-        except DepthClipError as error:  # noqa: PERF203 - one must not stop the others
-            if len(options.sources) == 1:
-                raise
-            failed.append((source, error))
-            to_stderr(f'{source}: not compared: {error}')
-    finish(done, {source: str(error) for source, error in failed}, model.about, target)
+    cluster = cluster_of(options.ray, workers=options.workers, cpus=options.cpus,
+                         gpus=options.gpus, retries=options.retries)
+    sources = list(dict.fromkeys(options.sources))
+    pictures = max(1, EXAMPLES // len(sources))
+    if cluster is None and len(sources) == 1:
+        comparer = Comparer(Model(options))
+        finish([comparer.compare(sources[0], pictures)], {}, target)
+        return 0
+    options.run = None  # it belongs to the command line, and is not sent to anybody
+    make = partial(Comparer.of, options)
+    workers = Here(make) if cluster is None else OnRay(make, cluster, to_stderr)
+    done: dict[str, Compared] = {}
+    failed: dict[str, str] = {}
+    try:
+        for outcome in workers.run(deque(
+                Task(source, 'compare', (source, pictures)) for source in sources)):
+            if outcome.error:
+                failed[outcome.task.key] = outcome.error
+                to_stderr(f'{outcome.task.key}: not compared: {outcome.error}')
+            else:
+                done[outcome.task.key] = outcome.value
+    finally:
+        workers.close()
+    finish([done[source] for source in sources if source in done], failed, target)
     return 1 if failed else 0
+
+
+class Comparer:
+    """Compares recordings with one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Comparer:
+        """Make one of the command line's options."""
+        return cls(Model(options))
+
+    def compare(self, source: str, pictures: int) -> Compared:
+        """Score one recording; see `compare_one`."""
+        return compare_one(source, self._model.options, self._model, pictures)
 
 
 class Model:
@@ -131,6 +163,7 @@ class Model:
             DepthClipError: they are wrong.
 
         """
+        self.options = options
         self._depth, self.node = settings(options.config, options.weights, options.device)
         self._estimator: DepthEstimator | None = None
 
@@ -196,7 +229,7 @@ def compare_one(
         raise RecordingError(
             f'{source}: no image could be compared. Left out: '
             + ('; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none') + '.')
-    return Compared(scores, examples, refused)
+    return Compared(scores, examples, refused, {} if answered is not None else model.about)
 
 
 def _open(
@@ -260,15 +293,13 @@ def _example(frame: RecordedFrame, depth: Float32) -> Example:
 
 
 def finish(
-    done: Sequence[Compared], failed: Mapping[str, str], about: Mapping[str, Any],
-    target: Target | None,
+    done: Sequence[Compared], failed: Mapping[str, str], target: Target | None,
 ) -> None:
     """Pool what was compared, print it, and write the files.
 
     Args:
         done: at least one, else there is nothing to pool.
         failed: recordings that could not be compared, and why.
-        about: of the model.
         target: None to print only.
 
     Raises:
@@ -278,6 +309,7 @@ def finish(
     from offline_eval.recorded import compare as pool
     if not done:
         raise RecordingError(f'none of {len(failed)} recordings could be compared.')
+    about = next((one.about for one in done if one.about), {})
     each = [pool([one.scores]) for one in done]
     pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
     parts = contents(done, each, pooled, failed, about)

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     _add_demo(commands)
     _add_predict(commands)
+    _add_bags(commands)
     _add_calibrate(commands)
     _add_compare(commands)
     _add_bag(commands)
@@ -169,6 +170,7 @@ def _add_compare(commands: _Commands) -> None:
     _add_recording_options(parser, 300)
     parser.add_argument('--max-depth', type=_positive, default=0.0, metavar='METRES',
                         help='what is measured from here on does not count (default: 200)')
+    _add_ray_options(parser)
     parser.set_defaults(run=_compare)
 
 
@@ -225,6 +227,42 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument('--split', type=_positive, default=30.0, metavar='SECONDS',
                          help='length of bag in each file; what --resume finds done are whole '
                          'files (default %(default)g)')
+
+
+def _add_bags(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'bags', help='many bags with depth, also on a cluster',
+        description='Convert every bag of a folder, or of a list of paths, as `depthclip bag` '
+        'does; one that fails stops no other. OUTPUT/manifest.jsonl says what became of each. '
+        'Exit code 1 if any failed.')
+    parser.add_argument('source', metavar='FOLDER_OR_LIST',
+                        help='folder with bags, or text file with the path of one on every line')
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER',
+                        help='for the new bags and the manifest; new or empty')
+    parser.add_argument('--resume', action='store_true',
+                        help='do what is missing by the manifest in OUTPUT')
+    parser.add_argument('--window', type=_positive, default=0.0, metavar='SECONDS',
+                        help='cut longer bags into windows of about this, which are joined to '
+                        'the same bytes (default: bags are not cut)')
+    _add_model_options(parser)
+    add_bag_options(parser)
+    _add_ray_options(parser)
+    parser.set_defaults(run=_bags)
+
+
+def _add_ray_options(parser: argparse.ArgumentParser) -> None:
+    ray = parser.add_argument_group('Ray (needs the Python package ray)')
+    ray.add_argument('--ray', nargs='?', const='auto', metavar='ADDRESS',
+                     help='share the work out; auto (default): on the cluster that this machine '
+                     'belongs to, else here; local: here; or the address of a cluster')
+    ray.add_argument('--workers', type=_count, metavar='N',
+                     help='default: as many as CPUs or GPUs are enough for')
+    ray.add_argument('--cpus', type=_count, metavar='N',
+                     help='of each worker, and its threads (default 1)')
+    ray.add_argument('--gpus', type=_positive, metavar='N',
+                     help='of each worker; 0.5 puts two on one (default 0)')
+    ray.add_argument('--retries', type=int, choices=range(11), metavar='N',
+                     help='how often a task is repeated whose worker died (default 2)')
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -329,6 +367,11 @@ def _predict(options: argparse.Namespace) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     from .calibrate import calibrate
     return calibrate(options)
+
+
+def _bags(options: argparse.Namespace) -> int:
+    from .bags import convert_bags
+    return convert_bags(options)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -122,6 +122,18 @@ def bag_topics(path: str | Path) -> list[BagTopic]:
         reader.close()
 
 
+def custom_data(path: str | Path) -> dict[str, Any]:
+    """What the writer of a bag folder has said about it; nothing of a lone file.
+
+    Raises:
+        BagError: the bag or its metadata cannot be read.
+
+    """
+    path = checked_path(path)
+    said = _metadata(path / 'metadata.yaml').get('custom_data') if path.is_dir() else None
+    return said if isinstance(said, dict) else {}
+
+
 def storage_of(path: str | Path) -> str:
     """Storage plugin that the bag needs: 'mcap' or 'sqlite3'."""
     path = checked_path(path)
