@@ -81,6 +81,8 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
+        # Many bags on several cores, GPUs or machines.
+        'ray': ['ray>=2.60'],
         # precision: int8, and engine: onnxruntime.
         'int8': ['onnx>=1.14', 'onnxruntime>=1.16'],
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'pylatexenc',

@@ -117,8 +117,8 @@ class OnRay:
         try:
             import ray
         except ImportError as error:
-            raise FleetError("--ray needs the Python package ray: run 'pip install "
-                             "\"ray[data]>=2.40\"', or leave --ray away.") from error
+            raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
+                             '--ray away.') from error
         self._ray: Any = ray  # its annotations do not hold what it does
         self._cluster, self._log = cluster, log
         self._idle: list[Any] = []

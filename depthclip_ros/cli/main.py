@@ -63,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     _add_demo(commands)
     _add_predict(commands)
-    _add_bags(commands)
     _add_calibrate(commands)
     _add_compare(commands)
     _add_bag(commands)
+    _add_bags(commands)
     _add_doctor(commands)
     _add_fetch(commands)
     _add_encode_text(commands)
@@ -369,11 +369,6 @@ def _calibrate(options: argparse.Namespace) -> int:
     return calibrate(options)
 
 
-def _bags(options: argparse.Namespace) -> int:
-    from .bags import convert_bags
-    return convert_bags(options)
-
-
 def _compare(options: argparse.Namespace) -> int:
     from .compare import compare
     return compare(options)
@@ -382,6 +377,11 @@ def _compare(options: argparse.Namespace) -> int:
 def _bag(options: argparse.Namespace) -> int:
     from .bag import convert_bag
     return convert_bag(options)
+
+
+def _bags(options: argparse.Namespace) -> int:
+    from .bags import convert_bags
+    return convert_bags(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
