@@ -2,7 +2,7 @@
 """Bags in, bags with depth out. Needs no ROS."""
 
 from ..sources.bag import BagError
-from .convert import convert, join, windows
+from .conversion import convert, join, windows
 from .options import BagCamera, Options, Progress, Report, TopicCount
 
 __all__ = ['BagCamera', 'BagError', 'Options', 'Progress', 'Report', 'TopicCount', 'convert',

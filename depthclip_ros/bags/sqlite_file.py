@@ -53,7 +53,14 @@ class SqliteFile:
             sqlite3.Error: the table of topics cannot be read.
 
         """
-        self._read_topics()
+        try:
+            self._read_topics()
+        except sqlite3.DatabaseError:
+            # A file that is shorter than its header says is refused as a whole, unless this is on;
+            # nothing is written all the same.
+            self._connection.execute('PRAGMA writable_schema=ON')
+            self._topics.clear()
+            self._read_topics()
         counts: Counter[Topic] = Counter(dict.fromkeys(self._topics.values(), 0))
         try:
             rows = self._ask('SELECT topic_id, COUNT(*), MIN(timestamp), MAX(timestamp) '

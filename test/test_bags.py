@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip bag`: bags in, bags with depth out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+pytest.importorskip('mcap', reason='mcap is not installed')
+import bags
+import clip_standin
+from bags import DEPTH, FRAMES, IMAGE, INFO
+from mcap.reader import make_reader
+from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
+from rosbags.typesys import Stores, get_typestore
+
+from depthclip_ros.bags import BagError, Options, conversion, convert, join, windows
+from depthclip_ros.cli.main import main
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.errors import ConfigError
+from depthclip_ros.node import image_io
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.resources import config_path
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = get_typestore(Stores.ROS2_HUMBLE)
+NODE = NodeConfig(weights='demo')
+SHORT = Options(node=NODE, part_seconds=0.5)  # 12 frames at 10 Hz are three files
+NEW = ('/depth/image', '/depth/camera_info', '/points')
+
+
+@pytest.fixture(scope='module')
+def estimator():
+    # What is tested is that depth goes its way, not how good it is.
+    return DepthEstimator(
+        DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0),
+        clip_standin.tiny_state_dict(), 'cpu')
+
+
+@pytest.fixture(scope='module')
+def demo():
+    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), weights='demo', device='cpu')
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return bags.rendered(tmp_path_factory.mktemp('bags') / 'room')
+
+
+@pytest.fixture(scope='module')
+def converted(source, estimator, tmp_path_factory):
+    output = tmp_path_factory.mktemp('converted') / 'deep'
+    return convert(source, output, estimator, SHORT), output
+
+
+def content(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.iterdir()}
+
+
+def read(path, topic):
+    with Reader(path) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        return [(time, STORE.deserialize_cdr(data, c.msgtype))
+                for c, time, data in reader.messages(connections)]
+
+
+def test_every_image_gets_depth_and_all_else_is_copied(source, converted):
+    report, output = converted
+    before, after = bags.messages(source), bags.messages(output)
+    assert set(after) == {*before, *NEW}
+    for topic in before:
+        assert after[topic] == before[topic]
+        assert report.topics[topic].copied == len(before[topic])
+    images = read(output, IMAGE)
+    for topic in NEW:
+        assert [time for time, _ in after[topic]] == [time for time, _ in before[IMAGE]]
+        for (_, image), (_, message) in zip(images, read(output, topic), strict=True):
+            assert message.header == image.header
+    assert (report.images, report.answered, report.lost) == (FRAMES, FRAMES, [])
+    assert report.files == {name: digest for name, digest in content(output).items()
+                            if name != 'metadata.yaml'}
+    assert len(report.files) == 3
+
+
+def test_what_rosbag2_knows_of_a_topic_and_a_message_is_kept(source, converted):
+    def described(path):
+        found = {}
+        for file in sorted(path.glob('*.mcap')):
+            with file.open('rb') as stream:
+                for schema, channel, message in make_reader(stream).iter_messages():
+                    found.setdefault(channel.topic, []).append((
+                        schema.name, schema.encoding, schema.data, channel.message_encoding,
+                        channel.metadata['offered_qos_profiles'], message.log_time,
+                        message.publish_time, message.sequence, message.data))
+        return found
+    before, after = described(source), described(converted[1])
+    assert {topic: after[topic] for topic in before} == before
+    with Reader(converted[1]) as reader:
+        for connection in reader.connections:
+            if connection.topic in NEW:
+                qos = connection.ext.offered_qos_profiles[0]
+                assert (qos.reliability.name, qos.durability.name, qos.depth) \
+                    == ('RELIABLE', 'VOLATILE', 5)
+                assert connection.digest == STORE.hash_rihs01(connection.msgtype)
+
+
+def test_depth_is_what_the_estimator_says(source, estimator, converted):
+    from depthclip_ros.core.geometry import CameraModel
+    camera = CameraModel.from_info(read(source, INFO)[0][1], rectified=False)
+    for (_, image), (_, depth) in zip(read(source, IMAGE), read(converted[1], NEW[0]),
+                                      strict=True):
+        expected = estimator.predict(image_io.to_rgb(image), intrinsics=camera).depth
+        found = depth.data.view(np.float32).reshape(depth.height, depth.width)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(('storage', 'compression'), [
+    ('sqlite3', 'none'), ('sqlite3', 'message'), ('mcap', 'file'), ('mcap', 'lz4')])
+def test_other_storages_and_compressions_hold_the_same(
+        source, estimator, converted, tmp_path, storage, compression):
+    options = Options(node=NODE, part_seconds=0.5, storage=storage, compression=compression)
+    convert(source, tmp_path / 'other', estimator, options)
+    assert bags.messages(tmp_path / 'other') == bags.messages(converted[1])
+    # And in again, as it came.
+    again = Options(node=NODE, every=100, namespace='again')
+    convert(tmp_path / 'other', tmp_path / 'again', estimator, again)
+    result = bags.messages(tmp_path / 'again')
+    assert {topic: result[topic] for topic in result if not topic.startswith('/again')} \
+        == bags.messages(converted[1])
+    suffix = {'sqlite3': '.db3', 'mcap': '.mcap'}[storage] + '.zstd' * (compression == 'file')
+    assert (tmp_path / 'again' / f'again_0{suffix}').exists()
+
+
+def test_compressed_messages_stay_the_bytes_they_were(source, estimator, tmp_path):
+    import sqlite3
+
+    def stored(path):
+        rows = []
+        for file in sorted(path.glob('*.db3')):
+            rows += sqlite3.connect(file).execute(
+                'SELECT data FROM messages JOIN topics ON topic_id = topics.id WHERE name = ? '
+                'ORDER BY timestamp', (DEPTH,)).fetchall()
+        return rows
+    bag = bags.rewritten(source, tmp_path / 'small', StoragePlugin.SQLITE3,
+                         CompressionMode.MESSAGE)
+    convert(bag, tmp_path / 'out', estimator, SHORT)
+    assert stored(tmp_path / 'out') == stored(bag)
+
+
+def test_depth_as_png_is_millimetres(source, estimator, converted, tmp_path):
+    report = convert(source, tmp_path / 'png', estimator,
+                     Options(node=NODE, compressed_depth=True))
+    topic = '/depth/image/compressedDepth'
+    assert report.topics[topic].written == FRAMES
+    assert '/depth/image' not in report.topics
+    for (_, png), (_, exact) in zip(read(tmp_path / 'png', topic), read(converted[1], NEW[0]),
+                                    strict=True):
+        metres = exact.data.view(np.float32).reshape(exact.height, exact.width)
+        assert np.abs(image_io.compressed_to_depth(png) - metres).max() <= 0.501e-3
+
+
+def test_compressed_images_and_pictures_on_request(source, estimator, tmp_path):
+    cv2 = pytest.importorskip('cv2')
+    from rosbags.rosbag2 import Writer
+    with Writer(tmp_path / 'jpeg', version=8) as writer:
+        kind = 'sensor_msgs/msg/CompressedImage'
+        connection = writer.add_connection('/cam/image/compressed', kind, typestore=STORE)
+        for number, (time, image) in enumerate(read(source, IMAGE)):
+            _, data = cv2.imencode('.jpg', image_io.to_rgb(image)[..., ::-1])
+            message = STORE.types[kind](
+                header=image.header, format='rgb8; jpeg compressed bgr8',
+                data=data.reshape(-1) if number else data.reshape(-1)[:100])
+            writer.write(connection, time, STORE.serialize_cdr(message, kind))
+    options = Options(node=NODE, namespace='robot',
+                      outputs=('depth/image', 'depth/image_color', 'points', 'depth/stddev'))
+    report = convert(tmp_path / 'jpeg', tmp_path / 'out', estimator, options)
+    assert report.rejected == {'': {'truncated jpeg': 1}}
+    assert report.unprojected == {'': {'absent': FRAMES - 1}}
+    assert {name: count.written for name, count in report.topics.items()} == {
+        '/cam/image/compressed': 0, '/robot/depth/image': FRAMES - 1,
+        '/robot/depth/image_color': FRAMES - 1, '/robot/points': 0, '/robot/depth/stddev': 0}
+
+
+def test_several_cameras_go_as_one_batch(source, estimator, tmp_path, monkeypatch):
+    from rosbags.rosbag2 import Writer
+    with Reader(source) as reader, Writer(tmp_path / 'two', version=8) as writer:
+        made = {}
+        for connection, time, data in reader.messages():
+            for name, late in (('front', 0), ('rear', 20_000_000)):
+                if connection.topic not in (IMAGE, INFO):
+                    continue
+                topic = f'/{name}/{connection.topic.rpartition("/")[2]}'
+                if topic not in made:
+                    made[topic] = writer.add_connection(
+                        topic, connection.msgtype, typestore=STORE)
+                writer.write(made[topic], time + late, data)
+    sizes = []
+    predict = estimator.predict
+    monkeypatch.setattr(estimator, 'predict', lambda images, *rest, **more: (
+        sizes.append(len(images)), predict(images, *rest, **more))[1])
+    report = convert(tmp_path / 'two', tmp_path / 'out', estimator, Options(
+        node=NODE.replace(cameras=('front', 'rear'))))
+    assert sizes == [2] * FRAMES
+    assert report.topics['/front/depth/image'].written == FRAMES
+    assert report.topics['/rear/points'].written == FRAMES
+    after = bags.messages(tmp_path / 'out')
+    assert [t for t, _ in after['/rear/depth/image']] == [t for t, _ in after['/rear/image_raw']]
+    assert {topic: len(found) for topic, found in after.items()} == {
+        topic: count.copied + count.written for topic, count in report.topics.items()}
+
+
+@pytest.mark.parametrize(('chosen', 'numbers'), [
+    ({'every': 5}, [0, 5, 10]), ({'rate': 2.0}, [0, 5, 10]),
+    ({'start': 0.25, 'end': 0.85, 'every': 2}, [4, 6, 8])])
+def test_some_images_get_depth(source, estimator, tmp_path, chosen, numbers):
+    report = convert(source, tmp_path / 'out', estimator, dataclasses.replace(SHORT, **chosen))
+    after, before = bags.messages(tmp_path / 'out'), bags.messages(source)
+    assert [time for time, _ in after[NEW[0]]] == [before[IMAGE][n][0] for n in numbers]
+    kept = range(3, 9) if 'start' in chosen else range(FRAMES)
+    assert after[IMAGE] == [before[IMAGE][n] for n in kept]
+    assert report.left_out == len(kept) - len(numbers)
+
+
+def test_an_anchor_of_the_bag_fixes_the_scale(source, estimator, converted, tmp_path):
+    options = Options(node=NODE.replace(anchor='depth'), anchor_topic=DEPTH)
+    convert(source, tmp_path / 'anchored', estimator, options)
+
+    def error(path, topic=NEW[0]):
+        pairs = zip(read(path, topic), read(source, DEPTH), strict=True)
+        return np.median([np.abs(np.log(found.data.view(np.float32) / true.data.view(
+            np.float32))).mean() for (_, found), (_, true) in pairs])
+    assert error(tmp_path / 'anchored') < error(converted[1])
+    cut = windows(source, Options(node=NODE, part_seconds=0.5), 2)
+    half = dataclasses.replace(options, part_seconds=0.5, window=cut[0])
+    with pytest.raises(BagError, match='cannot be cut'):
+        convert(source, tmp_path / 'half', estimator, half)
+
+
+def test_windows_join_to_the_same_bytes(source, estimator, converted, tmp_path):
+    for wanted in ({}, {'every': 3}):
+        options = dataclasses.replace(SHORT, **wanted)
+        cut = windows(source, options, 2)
+        assert len(cut) == 2
+        reports = [convert(source, tmp_path / f'window{number}{len(wanted)}', estimator,
+                           dataclasses.replace(options, window=window))
+                   for number, window in enumerate(cut)]
+        whole = tmp_path / f'whole{len(wanted)}' / 'deep'
+        convert(source, whole, estimator, options)
+        joined = tmp_path / f'joined{len(wanted)}' / 'deep'
+        joined.parent.mkdir()
+        report = join(reports, joined)
+        assert content(joined) == content(whole)
+        assert report.answered == sum(r.answered for r in reports)
+        assert report.files == {name: digest for name, digest in content(joined).items()
+                                if name != 'metadata.yaml'}
+    with pytest.raises(ConfigError, match='window'):
+        convert(source, tmp_path / 'odd', estimator, dataclasses.replace(
+            SHORT, window=(cut[0][0], cut[0][1] + 1)))
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_has_the_name(
+        source, estimator, converted, tmp_path, monkeypatch):
+    with pytest.raises(BagError, match='not overwritten'):
+        convert(source, converted[1], estimator, SHORT)
+    loaded = []
+    with pytest.raises(BagError, match='not overwritten'):
+        convert(source, converted[1], lambda: loaded.append(1), SHORT)
+    assert not loaded
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(progress):
+        if progress.images >= 7:
+            raise StoppedError
+    output = tmp_path / 'deep'
+    monkeypatch.setattr(conversion, '_PROGRESS', 0.0)
+    with pytest.raises(StoppedError):
+        convert(source, output, estimator, SHORT, progress=stop)
+    assert not output.exists()
+    with pytest.raises(BagError, match='--resume'):
+        convert(source, output, estimator, SHORT)
+    with pytest.raises(BagError, match='options'):
+        convert(source, output, estimator, Options(node=NODE, part_seconds=0.6), resume=True)
+    report = convert(source, output, estimator, SHORT, resume=True)
+    assert content(output) == content(converted[1])
+    assert report.answered == FRAMES
+    assert [path.name for path in tmp_path.iterdir()] == ['deep']
+
+
+def test_new_topics_do_not_mix_with_old_ones(converted, estimator, tmp_path):
+    with pytest.raises(BagError, match='--namespace'):
+        convert(converted[1], tmp_path / 'twice', estimator, Options(node=NODE, images=(IMAGE,)))
+
+
+# Bags that something happened to --------------------------------------------------------------
+
+
+def table():
+    """Of docs/bags.md: images with depth, and what is said."""
+    text = (ROOT / 'docs' / 'bags.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| ([^|`]+) \| (\d+|none) \| (.*) \|$', text, re.MULTILINE)
+    return {name: (0 if count == 'none' else int(count), said) for name, count, said in rows}
+
+
+@pytest.fixture(scope='module')
+def damaged(source, tmp_path_factory):
+    return bags.damaged(source, tmp_path_factory.mktemp('damaged'))
+
+
+def test_the_documents_list_every_kind_of_damage(damaged):
+    assert set(table()) == set(damaged)
+
+
+@pytest.mark.parametrize('kind', sorted(table()))
+def test_damaged_bags_yield_what_the_documents_say(
+        damaged, source, estimator, tmp_path, kind):
+    images, said = table()[kind]
+    before = bags.messages(source)
+    output = tmp_path / 'out'
+    pattern = re.escape(said).replace(r'\.\.\.', '.*').replace('<n>', r'[\d.]+')
+    if not images:
+        with pytest.raises(BagError, match=pattern):
+            convert(damaged[kind], output, estimator, SHORT)
+        assert list(tmp_path.iterdir()) == []
+        return
+    report = convert(damaged[kind], output, estimator, SHORT)
+    assert report.answered == images
+    sentences = [*report.lost, *(
+        f'{name}: {count.lost} messages are lost.' for name, count in report.topics.items()
+        if count.lost)]
+    if said == 'nothing is lost':
+        assert not sentences
+    else:
+        assert any(re.search(pattern, sentence) for sentence in sentences), sentences
+    after = bags.messages(output)
+    for topic, found in before.items():  # what is there is what was there
+        assert set(after.get(topic, ())) <= set(found)
+        if images == FRAMES:
+            assert after[topic] == found
+    if kind == 'unknown message type':
+        assert [data for _, data in after['/thing']] == [b'\x00\x01\x00\x00\x05'] * FRAMES
+
+
+# Long bags, and killed runs ---------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_bag(estimator, tmp_path):
+    from rosbags.rosbag2 import Writer
+    with Writer(tmp_path / 'long', version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        kind = 'sensor_msgs/msg/Image'
+        pixels = np.zeros(100 * 100 * 3, np.uint8)
+        connection = writer.add_connection('/cam/image', kind, typestore=STORE)
+        for number in range(1500):
+            time = STORE.types['builtin_interfaces/msg/Time'](number, 0)
+            header = STORE.types['std_msgs/msg/Header'](stamp=time, frame_id='cam')
+            writer.write(connection, 10**9 * number, STORE.serialize_cdr(STORE.types[kind](
+                header, 100, 100, 'rgb8', 0, 300, pixels), kind))
+    options = Options(node=NODE, every=500)
+    convert(tmp_path / 'long', tmp_path / 'warm', estimator, Options(node=NODE, every=1500))
+    tracemalloc.start()
+    report = convert(tmp_path / 'long', tmp_path / 'out', estimator, options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.answered == 3
+    size = sum(path.stat().st_size for path in (tmp_path / 'long').iterdir())
+    assert size > 45e6
+    assert peak < 30e6
+
+
+KILLED = """
+import os, random, signal, sys, time
+for name in ('rclpy', 'sensor_msgs', 'std_msgs', 'builtin_interfaces', 'tf2_msgs'):
+    sys.modules[name] = None
+from pathlib import Path
+from depthclip_ros.bags import Options, convert
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.resources import config_path
+source, folder, count, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+options = Options(node=NodeConfig(weights='demo'), part_seconds=0.25)
+
+def run(output, ready=None):
+    estimator = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), weights='demo',
+                               device='cpu', num_threads=1)
+    if ready is not None:
+        os.write(ready, b'x')
+    started = time.monotonic()
+    convert(source, output, estimator, options, resume=True)
+    return time.monotonic() - started
+
+def child(work):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+(folder / 'undisturbed').mkdir()
+at, to = os.pipe()
+os.waitpid(child(lambda: os.write(to, str(run(folder / 'undisturbed' / 'deep')).encode())), 0)
+seconds = float(os.read(at, 100))
+random = random.Random(seed)
+for number in range(count):
+    place = folder / f'killed{number}'
+    place.mkdir()
+    at, to = os.pipe()
+    pid = child(lambda: run(place / 'deep', to))
+    os.read(at, 1)
+    time.sleep(random.uniform(0, 1.1 * seconds))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    done = (place / 'deep').exists()
+    parts = len(list(place.glob('deep.partial/bag/*.mcap')))
+    print(number, 'complete' if done else f'{parts} files', flush=True)
+    if not done:
+        os.waitpid(child(lambda: run(place / 'deep')), 0)
+"""
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_bytes(source, tmp_path):
+    # Without ROS, too: its packages cannot be imported there.
+    count = int(os.environ.get('KILLED_BAGS', '4'))
+    script = tmp_path / 'killed.py'
+    script.write_text(KILLED)
+    work = tmp_path / 'work'
+    work.mkdir()
+    done = subprocess.run(
+        [sys.executable, script, source, work, str(count), os.environ.get('KILLED_SEED', '5')],
+        capture_output=True, text=True, check=False, timeout=60 + 20 * count, cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    undisturbed = content(work / 'undisturbed' / 'deep')
+    assert len(undisturbed) > 4
+    for number in range(count):
+        assert content(work / f'killed{number}' / 'deep') == undisturbed
+        assert [path.name for path in (work / f'killed{number}').iterdir()] == ['deep']
+    assert not all('complete' in line for line in done.stdout.splitlines())
+
+
+# The command, and the node ----------------------------------------------------------------------
+
+
+def test_the_command_converts_and_says_what_came_of_it(source, tmp_path, capsys):
+    arguments = ['bag', str(source), '-o', str(tmp_path / 'deep'), '--weights', 'demo',
+                 '--split', '0.5', '--device', 'cpu']
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert f'{FRAMES} of {FRAMES} images have depth' in said.out
+    assert 'left' in said.err
+    assert len(bags.messages(tmp_path / 'deep')['/points']) == FRAMES
+    assert main(arguments) == 1
+    assert 'not overwritten' in capsys.readouterr().err
+    assert main([*arguments[:3], str(tmp_path / 'x'), '--image', '/nothing']) == 1
+    assert '/camera/color/image_raw' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_path):
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    import ros_harness as ros
+    from rclpy.serialization import serialize_message
+    shared = ROOT.parent / 'shared' / 'bags'
+    paths = [source, shared / 'rgbd_raw'] if transport == 'raw' else [shared / 'rgb_compressed']
+    paths = [path for path in paths if path.is_dir()]
+    if not paths:
+        pytest.skip('the reference material (../shared) is not on this machine')
+    kinds = {'depth/image': ros.Image, 'depth/camera_info': ros.CameraInfo,
+             'points': ros.PointCloud2}
+    with ros.own_domain() as domain, ros.running(
+            ['--ros-args', '-p', 'weights:=demo', '-p', 'device:=cpu',
+             '-p', f'image_transport:={transport}'],
+            domain=domain, cache=tmp_path) as node, ros.Peer(domain, kinds, node) as peer:
+        peer.ready(*kinds)
+        for path in paths:
+            output = tmp_path / f'{path.name}-out'
+            report = convert(path, output, demo, Options(
+                node=NODE, every=7 if transport == 'compressed' else 1))
+            assert report.answered > 8
+            live, after = replayed(peer, path, report, kinds), bags.messages(output)
+            for relative, topic in report.cameras[0].outputs.items():
+                assert len(after[topic]) == report.answered
+                kind = report.topics[topic].type
+                for (_, data), message in zip(after[topic], live[relative], strict=True):
+                    # The middleware leaves what fills gaps between fields to chance.
+                    other = STORE.deserialize_cdr(serialize_message(message), kind)
+                    assert data == bytes(STORE.serialize_cdr(other, kind))
+
+
+def replayed(peer, path, report, kinds):
+    """What a node answers to the images of a bag that have depth, as messages of rclpy."""
+    import ros_harness as ros
+    from rclpy.serialization import deserialize_message
+    camera = report.cameras[0]
+    recorded, done = bags.messages(path), bags.messages(Path(report.output))
+    stamps = {data[4:12] for _, data in done[camera.outputs['depth/image']]}
+    kind = ros.CompressedImage if camera.image.endswith('/compressed') else ros.Image
+    info = deserialize_message(recorded[camera.camera_info][0][1], ros.CameraInfo)
+    for messages in peer.messages.values():
+        messages.clear()
+    answers = {relative: [] for relative in kinds}
+    for _, data in recorded[camera.image]:
+        if data[4:12] not in stamps:
+            continue
+        image = deserialize_message(data, kind)
+        answers['depth/image'].append(peer.ask(image, info=info))
+        for relative in ('depth/camera_info', 'points'):
+            answers[relative].append(peer.wait_stamp(relative, image.header.stamp))
+    return answers
