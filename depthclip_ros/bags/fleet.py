@@ -31,7 +31,7 @@ from ..core.files import atomic, open_regular, user_path
 from ..fleet import Outcome, Task, Workers
 from ..node.config import NodeConfig
 from ..sources.bag import BagError
-from .convert import convert, is_continuous, join, windows
+from .conversion import convert, is_continuous, join, windows
 from .journal import SUFFIX
 from .options import BagCamera, Options, Report, TopicCount
 from .source import Source
