@@ -356,6 +356,19 @@ def test_intervals_are_in_the_tables_of_bins_and_prompts(summary):
     assert 'bootstrap 95 % intervals' in bathroom.note
 
 
+def test_calibrated_rows_stand_beside_published_ones_of_the_same_images_only(source, nyu):
+    for given, there in ((nyu.summary, True), (source.summary, False)):
+        row = Row('calibrated on 9 images', 'calibrated', ALL, {'d1': 0.41, 'rmse': 1.1}, 9)
+        table = tables.beside(dataclasses.replace(given, rows=[*given.rows, row]), 'calibrated',
+                              'Calibrations')
+        names = [line[0].text for line in table.rows]
+        assert names[0] == 'DepthCLIP'
+        assert 'calibrated on 9 images' in names
+        published = [line for line in table.rows if line[0].quiet]
+        assert [line[1].text for line in published] == ['0.428', '0.465', '0.745'] * there
+        assert ('Italics' in table.note) == there
+
+
 # What the numbers are of ---------------------------------------------------------------------
 
 

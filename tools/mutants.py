@@ -182,6 +182,7 @@ DATASETS = 'test/test_eval_datasets.py'
 BASELINES = 'test/test_eval_baselines.py'
 RUN = 'test/test_eval_run.py'
 WITNESS = 'test/test_eval_witness.py'
+REPORT = 'test/test_eval_report.py'
 
 EVALUATION = (
     # Metrics
@@ -301,6 +302,21 @@ EVALUATION = (
            "if digest_of(self._dataset.read(position)) != record['digest'].tobytes():",
            "if not record['digest'].any():",
            f'{RUN}::test_resume_with_other_images_of_the_same_names'),
+    # Report
+    Mutant(f'{EVAL}/names.py', "else f'{value:.3f}'", "else f'{value:.2f}'",
+           f'{REPORT}::test_numbers'),
+    Mutant(f'{EVAL}/report/tables.py', '- (gain if metric in HIGHER_IS_BETTER else -gain))',
+           '- gain)', f'{REPORT}::test_verdict_says_only_what_the_interval_allows'),
+    Mutant(f'{EVAL}/report/tables.py', "'yes' if abs(difference) <= limits[metric] else 'no'",
+           "'yes' if difference <= limits[metric] else 'no'",
+           f'{REPORT}::test_gate_is_shown_metric_by_metric'),
+    Mutant(f'{EVAL}/report/tables.py', 'choose = max if metric in HIGHER_IS_BETTER else min',
+           'choose = min if metric in HIGHER_IS_BETTER else max',
+           f'{REPORT}::test_bold_is_the_best_of_this_run'),
+    Mutant(f'{EVAL}/report/tables.py', 'p.table == table] if summary.data.official else []',
+           'p.table == table]', f'{REPORT}::test_no_published_number_stands_beside_other_images'),
+    Mutant(f'{EVAL}/report/figures.py', 'numbers / (numbers.sum() * np.diff(edges))',
+           'numbers / numbers.sum()', f'{REPORT}::test_density_is_per_metre'),
     # Other programs and calibrations
     Mutant(f'{EVAL}/witness.py', 'np.rint(depth * np.float32(scale))',
            'np.floor(depth * np.float32(scale))', f'{WITNESS}::'

@@ -83,8 +83,11 @@ def baselines(summary: Summary) -> Table:
 def beside(summary: Summary, group: str, title: str) -> Table | None:
     """Build the rows of a group, below the method's, which knows the image alone."""
     lines = [_line(r) for r in summary.rows if r.scene == ALL and r.group == group]
-    return _lines(title, 'method', [_line(headline_row(summary)), *lines], bold_first=True,
-                  note='Bold: the method, which knows the image alone.') if lines else None
+    reported = [Line(p.name, p.metrics, quiet=True, note=p.note) for p in _paper(summary, group)]
+    note = 'Bold: the method, which knows the image alone.'
+    return _lines(title, 'method', [_line(headline_row(summary)), *lines, *reported],
+                  bold_first=True, note=f'{note} {PUBLISHED}' if reported else note,
+                  ) if lines else None
 
 
 def verdict(summary: Summary) -> Table:
@@ -311,7 +314,7 @@ def _table(
 
 
 def _source(row: PaperRow) -> str:
-    source = 'the paper, Table 1' if row.table == '1' else row.table
+    source = {'1': 'the paper, Table 1', 'calibrated': 'trained on NYU'}.get(row.table, row.table)
     return f'{source}; {row.note}' if row.note else source
 
 
