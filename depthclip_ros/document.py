@@ -88,13 +88,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a file beside the document for a page, one for LaTeX, and its size in inches."""
+    """A figure: a file beside the document, one for LaTeX, and its size in inches if known."""
 
     title: str
     caption: str
     file: str
     paper: str
-    size: tuple[float, float]
+    size: tuple[float, float] | None = None
     number: int = 0
 
 
@@ -121,6 +121,22 @@ class Code:
 
 
 Block = Heading | Text | Bullets | Table | Picture | Headline | Details | Code
+
+
+def plain_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], chosen: str = '',
+) -> Table:
+    """Make a table of texts without a title: a name and its numbers in each row.
+
+    Args:
+        header: one text per column.
+        rows: as many texts as columns.
+        chosen: name of the row that stands out.
+
+    """
+    return Table('', header, [[Cell(text, strong=bool(chosen) and row[0] == chosen)
+                               for text in row] for row in rows],
+                 frozenset(range(1, len(header))))
 
 
 def numbered(blocks: Sequence[Block]) -> list[Block]:

@@ -191,8 +191,8 @@ def test_files(frames, tmp_path, capsys):
     assert run(folder, '-o', tmp_path / 'out', '--weights', 'demo', '--max-frames', '3') == 0
     html = (tmp_path / 'out' / 'comparison.html').read_text()
     assert "default-src 'none'" in html
-    assert 'src="data:image/png;base64,' in html
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert 'src="comparison.png"' in html
+    assert not re.search(r'(src|href)="(?!data:|#|comparison.png)', html)
     picture = cv2.imread(str(tmp_path / 'out' / 'comparison.png'))
     assert picture.shape[0] == 3 * 120
     before = html.encode()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from eval_results import HOSTILE, make_sample, write_results
@@ -50,6 +52,7 @@ from offline_eval.results import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / 'docs/sample_report'
 SIZE = (104, 136)  # a fourth of the paper's, for speed
 
 
@@ -717,18 +720,17 @@ def test_document_names_options_baselines_and_files_that_there_are():
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [1280, 390])
 def test_page_in_a_browser(written, tmp_path, width):
-    program = next(filter(None, map(shutil.which, (
-        'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
-    if program is None:
-        pytest.skip('no Chromium on this machine')
+    program = chromium()
     with Browser(program, tmp_path / 'profile') as browser:
         browser.open((written / report.HTML).as_uri(), width)
+        screen = browser.screenshot()
         pictures = browser.value(
             '[...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])')
         shown = browser.value('document.querySelectorAll("table").length')
         overflow = browser.value('document.documentElement.scrollWidth - window.innerWidth')
         anchors = browser.value('[...document.querySelectorAll("nav a")].every('
                                 'a => document.getElementById(a.hash.slice(1)))')
+    assert looks_written(screen)
     assert len(pictures) == 8
     assert all(complete and w > 300 and h > 100 for complete, w, h in pictures)
     assert shown >= 10
@@ -738,6 +740,53 @@ def test_page_in_a_browser(written, tmp_path, width):
     # The page itself, and what lies beside it.
     assert {url.rpartition('/')[0] for url in browser.requests if not url.startswith('data:')} == {
         f'{(written / report.FOLDER).as_uri()}{part}' for part in ('', '/figures')}
+
+
+@pytest.mark.slow
+def test_the_sample_report_in_a_browser(tmp_path):
+    program = chromium()
+    with Browser(program, tmp_path / 'profile') as browser:
+        browser.open((SAMPLE / 'report.html').as_uri(), 1280)
+        screen = browser.screenshot()
+        sections = browser.value('[...document.querySelectorAll("h2")].map(h => h.textContent)')
+        title = browser.value('document.querySelector("h1").textContent')
+        pictures = browser.value('[...document.images].map(i => [i.complete, i.naturalWidth])')
+        text = browser.value('document.body.textContent')
+    assert looks_written(screen)
+    assert title == 'DepthCLIP with the weights demo on rendered rooms'
+    assert sections == ['Honest baselines', 'Predicted against true depth', 'The camera',
+                        'Depth bins', 'Prompts', 'Scene classes', 'Images', 'Data and settings']
+    assert len(pictures) == 7
+    assert all(complete and width > 300 for complete, width in pictures)
+    assert 'python tools/sample_report.py' in text
+    assert 'DORN' not in text
+    assert browser.complaints == []
+    assert all(url.startswith((SAMPLE.as_uri(), 'data:')) for url in browser.requests)
+
+
+def test_the_sample_report_is_small_and_linked():
+    files = [path for path in SAMPLE.rglob('*') if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1.5e6
+    assert {'report.html', 'report.md', 'report.tex'} <= {path.name for path in files}
+    for document_ in ('README.md', 'docs/evaluation.md'):
+        assert 'sample_report/report.md' in (ROOT / document_).read_text(encoding='utf-8')
+    markdown = (SAMPLE / 'report.md').read_text(encoding='utf-8')
+    for file in re.findall(r'!\[[^]]*\]\((.*)\)', markdown):
+        assert (SAMPLE / file).is_file()
+
+
+def chromium():
+    program = next(filter(None, map(shutil.which, (
+        'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    if program is None:
+        pytest.skip('no Chromium on this machine (apt install chromium)')
+    return program
+
+
+def looks_written(screen):
+    """Not blank: dark letters on white paper."""
+    grey = cv2.cvtColor(screen, cv2.COLOR_BGR2GRAY)
+    return (grey > 240).mean() > 0.5 and 0.005 < (grey < 100).mean() < 0.5
 
 
 class Browser:
@@ -783,6 +832,10 @@ class Browser:
         self.call('Page.navigate', url=url)
         while self._receive().get('method') != 'Page.loadEventFired':
             pass
+
+    def screenshot(self):
+        data = self.call('Page.captureScreenshot', format='png')['data']
+        return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
 
     def value(self, expression):
         result = self.call('Runtime.evaluate', expression=expression, returnByValue=True)

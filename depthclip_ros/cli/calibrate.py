@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import yaml
 
+from .. import document
 from ..calibrate.checks import Comparison, Thumbnail, check, gather, views
 from ..calibrate.fit import Options, Sample, fit
 from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
 from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_evenly
-from ..calibrate.report import Context, Example, Image, contents, to_html, to_markdown
+from ..calibrate.report import Context, Example, contents, draw_examples
 from ..core.errors import ConfigError, quoted
 from ..core.files import atomic, user_path
 from ..sources.camera_info import CameraCalibration
@@ -269,14 +270,13 @@ def _write(
             estimator.weights.trained, len(recording), views(survey.thumbnails),
             recording.left_out, [refusal.message for refusal in refused],
             str(target.settings) if fitted.calibration else '')
-        parts = contents(fitted, context, [
-            Example(frame.moment.name, frame.rgb, frame.depth, *depths)
-            for frame, *depths in zip(frames, before, after, strict=True)], target.picture.name)
-        _save(target.html, to_html(parts))
-        _save(target.markdown, to_markdown(parts))
-        for part in parts:
-            if isinstance(part, Image):
-                _save(target.picture, part.data)
+        examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
+                    for frame, *depths in zip(frames, before, after, strict=True)]
+        parts = document.numbered(contents(fitted, context, examples, target.picture.name))
+        _save(target.html, document.to_html(parts))
+        _save(target.markdown, document.to_markdown(parts))
+        if examples:
+            _save(target.picture, draw_examples(examples))
     except OSError as error:
         raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
                           'the disk full?') from error

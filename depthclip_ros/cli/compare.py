@@ -16,10 +16,20 @@ import numpy as np
 
 from ..calibrate.checks import gather
 from ..calibrate.recordings import RecordingError, resample, spread_evenly
-from ..calibrate.report import Heading, Image, Table, Text, to_html, to_markdown
 from ..color import UNTRAINED, color_bar, colorize, write_note
 from ..core.errors import ConfigError, quoted
 from ..core.files import atomic, user_path
+from ..document import (
+    Block,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    numbered,
+    plain_table,
+    to_html,
+    to_markdown,
+)
 from ..fleet import Here, OnRay, Task, cluster_of
 from ..sources.bag import BagError
 from .calibrate import is_bag, open_recording, with_progress
@@ -313,9 +323,9 @@ def finish(
     each = [pool([one.scores]) for one in done]
     pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
     parts = contents(done, each, pooled, failed, about)
-    print(to_markdown([part for part in parts if not isinstance(part, Image)]), end='')
+    print(to_markdown([part for part in parts if not isinstance(part, Picture)]), end='')
     if target is not None:
-        _write(target, parts, {
+        _write(target, parts, _examples(done), {
             'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
             'recordings': [
                 {'source': one.scores.source, 'described': one.scores.described,
@@ -329,12 +339,12 @@ def finish(
 def contents(
     done: Sequence[Compared], each: Sequence[Comparison], pooled: Comparison,
     failed: Mapping[str, str], about: Mapping[str, Any],
-) -> list[Heading | Text | Table | Image]:
+) -> list[Block]:
     """Put the report together; see `finish`."""
     first = done[0].scores
     title = first.source if len(done) == 1 else f'{len(done)} recordings'
-    parts: list[Heading | Text | Table | Image] = [
-        Heading(f'Depth against measured depth: {title}')]
+    parts: list[Block] = [
+        Heading(f'Depth against measured depth: {title}', 1)]
     if about and not about['trained']:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
     parts += [Text(f'{source} could not be compared: {reason}', warning=True)
@@ -348,20 +358,23 @@ def contents(
              'things are said to be nearer than they are.'),
         _table_of_distances(pooled)]
     if len(done) > 1:
-        parts += [Heading('Every recording'), Table(
+        parts += [Heading('Every recording'), plain_table(
             ('recording', 'images', *_headers(), 'best constant δ1', 'best constant rmse [m]'),
             [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0].metrics),
               *(f'{comparison.lines[2].metrics[m]:.3f}' for m in ('d1', 'rmse')))
              for one, comparison in zip(done, each, strict=True)])]
     parts += _table_of_sources(done, about)
-    examples = [example for one in done for example in one.examples][:4 * EXAMPLES]
-    if examples:
-        parts += [Heading('Pictures'), Text(
+    if _examples(done):
+        parts += [Heading('Pictures'), Picture(
+            'Examples',
             'From left to right: image, depth, measured depth (near is red, far is blue), and '
             'where depth is farther than measured (red) or nearer (blue), full colour from twice '
-            'as far or half on; black is unknown.'),
-            Image('Examples', 'comparison.png', _pictures(examples))]
+            'as far or half on; black is unknown.', 'comparison.png', 'comparison.png')]
     return parts
+
+
+def _examples(done: Sequence[Compared]) -> list[Example]:
+    return [example for one in done for example in one.examples][:4 * EXAMPLES]
 
 
 def _headers() -> tuple[str, ...]:
@@ -375,15 +388,15 @@ def _numbers(metrics: Mapping[str, float]) -> tuple[str, ...]:
 def _table_of_lines(comparison: Comparison) -> Table:
     depth, scaled, constant = comparison.lines
     chosen = f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)'
-    return Table(('what', *_headers()), [
-        (f'**{depth.name}**', *_numbers(depth.metrics)),
+    return plain_table(('what', *_headers()), [
+        (depth.name, *_numbers(depth.metrics)),
         (chosen, *_numbers(scaled.metrics)),
         (f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)',
-         *_numbers(constant.metrics))])
+         *_numbers(constant.metrics))], depth.name)
 
 
 def _table_of_distances(comparison: Comparison) -> Table:
-    return Table(
+    return plain_table(
         ('measured [m]', 'of the pixels', 'depth over measured', 'δ1', 'rel', 'rmse [m]'),
         [(f'{d.low:g} to {d.high:g}', f'{d.share:.1%}', f'{d.ratio:.2f}',
           *(f'{d.metrics[m]:.3f}' for m in ('d1', 'rel', 'rmse')))
@@ -392,16 +405,16 @@ def _table_of_distances(comparison: Comparison) -> Table:
 
 def _table_of_sources(
     done: Sequence[Compared], about: Mapping[str, Any],
-) -> list[Heading | Text | Table | Image]:
+) -> list[Block]:
     network = (f'{about["weights"]} on {about["device"]}, {about["precision"]}' if about else
                'none: depth was in the recording')
     left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
                 for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
-    parts: list[Heading | Text | Table | Image] = [
+    parts: list[Block] = [
         Heading('What was compared'),
-        Table(('what', 'value'), [
+        plain_table(('what', 'value'), [
             ('network', network), *((one.scores.source, one.scores.described) for one in done)])]
-    return [*parts, Table(('left out', 'times'), left_out)] if left_out else parts
+    return [*parts, plain_table(('left out', 'times'), left_out)] if left_out else parts
 
 
 def _pictures(examples: Sequence[Example]) -> bytes:
@@ -434,19 +447,19 @@ def _error_picture(example: Example) -> NDArray[np.uint8]:
 
 
 def _write(
-    target: Target, parts: Sequence[Heading | Text | Table | Image], figures: Mapping[str, Any],
+    target: Target, parts: Sequence[Block], examples: Sequence[Example],
+    figures: Mapping[str, Any],
 ) -> None:
     data = {'json': json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
-            'md': to_markdown(parts), 'html': to_html(parts)}
+            'md': to_markdown(numbered(parts)), 'html': to_html(numbered(parts))}
     files = target.files
     try:
         for ending, text in data.items():
             with atomic(files[ending]) as file:
                 file.write(text.encode())
-        for part in parts:
-            if isinstance(part, Image):
-                with atomic(files['png']) as file:
-                    file.write(part.data)
+        if examples:
+            with atomic(files['png']) as file:
+                file.write(_pictures(examples))
     except OSError as error:
         raise ConfigError(f'{target.folder}: cannot be written: {error.strerror}; is the disk '
                           'full?') from error

@@ -199,8 +199,8 @@ def depths(histograms: Histograms, summary: Summary) -> Figure:
     left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8)
     for end in ([bins[0], bins[-1]] if bins else []):
         left.axhline(end, color='black', lw=0.8, ls=':')
-    left.set(xlim=(0, last), ylim=(0, last), xlabel='true depth (m)',
-             ylabel='predicted depth (m)')
+    left.set(xlim=(0, last), ylim=(0, max([last, *(1.03 * b for b in bins)])),
+             xlabel='true depth (m)', ylabel='predicted depth (m)')
     figure.colorbar(picture, ax=left, label='share of the pixels')
     known = np.flatnonzero(joint.sum(1) >= _LEAST_SHARE * joint.sum())
     low, middle, high = (np.array([quantile(edges, density(edges, joint[k]), q) - middles[k]
