@@ -22,7 +22,8 @@ from benchmarks import machine  # noqa: E402
 Result = dict[str, Any]
 OURS, PLAIN = 'depth_node', 'plain_node'
 COARSE = 'plain_node with a coarse cloud'
-COLORS = {'float32': 'tab:blue', 'float16': 'tab:green', 'bfloat16': 'tab:orange'}
+COLORS = {'float32': 'tab:blue', 'float16': 'tab:green', 'bfloat16': 'tab:orange',
+          'int8': 'tab:red'}
 OTHER_COLOR = 'tab:gray'
 
 

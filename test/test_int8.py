@@ -320,3 +320,34 @@ def test_quantize_needs_some_pictures(camera, capsys):
         path.unlink()
     assert main(command) == 1
     assert '7 pictures; give at least 8' in capsys.readouterr().err
+
+
+# The node -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_node_runs_float32_until_it_is_made(tiny_weights, domain, tmp_path):
+    pytest.importorskip('rclpy')
+    from ros_harness import NodeProcess, Peer, image, tiny_arguments
+    pixels = clip_standin.synthetic_rgb(0)[:96, :128]
+    node = NodeProcess(tiny_arguments(tiny_weights, precision='int8'), domain=domain,
+                       cache=tmp_path)
+    try:
+        with Peer(domain, node=node) as peer:
+            node.wait_for('float32 runs until the network in 8 bits is made')
+            peer.ready('depth/image')
+            first = peer.ask(image(peer.header(), pixels, 'rgb8'))
+            node.wait_for(r'quantised on 24 rendered rooms in')
+            message = image(peer.header(), pixels, 'rgb8')
+            second = peer.ask(message)
+            node.wait_for('Depth in int8, calibrated on 24 rendered rooms, first in the image')
+            _, values = peer.diagnostics(
+                'depth_node: model', lambda values: values.get('precision') == 'int8')
+    finally:
+        status = node.stop()
+    assert status == 0, node.output
+    assert 'in float32, engine torch' in node.output
+    assert (values['engine'], values['quantised on']) == ('onnxruntime', '24 rendered rooms')
+    depths = [np.frombuffer(bytes(depth.data), '<f4') for depth in (first, second)]
+    assert 0 < np.median(abs(depths[0] - depths[1])) < 0.05
+    assert len(list((tmp_path / 'int8').iterdir())) == 1
