@@ -397,6 +397,29 @@ def _busy_plot(plt: Any, result: Result) -> Any:
     return figure
 
 
+# 8 bits ------------------------------------------------------------------------------------------
+
+
+def _difference_tables(result: Result) -> list[str]:
+    return [_table(
+        ['images', 'precision', 'median mm', '90 % mm', 'max mm', 'rmse', 'δ1'],
+        [[f'{row["count"]} {row["images"]}', row['precision'],
+          *(f'{row[key]:.1f}' for key in ('median [mm]', 'p90 [mm]', 'max [mm]')),
+          *((f'{row["rmse more [%]"]:+.2f} %', f'{row["delta1 more"]:+.4f}')
+            if 'delta1 more' in row else ('', ''))] for row in result['differences']])]
+
+
+def _difference_plot(plt: Any, result: Result) -> Any:
+    figure, axes = plt.subplots(figsize=(10, 4))
+    rows = result['differences'][::-1]
+    names = [f'{row["images"]}: {row["precision"]}' for row in rows]
+    axes.barh(names, [row['p90 [mm]'] for row in rows], color=OTHER_COLOR, label='90 %')
+    axes.barh(names, [row['median [mm]'] for row in rows], color='tab:blue', label='median')
+    axes.set(xlabel="difference from float32's depth [mm]")
+    axes.legend()
+    return figure
+
+
 Kind = tuple[Callable[[Result], list[str]], Callable[[Any, Result], Any]]
 # Tables and plot by what only results of a kind have.
 KINDS: dict[str, Kind] = {
@@ -407,6 +430,7 @@ KINDS: dict[str, Kind] = {
     'read-outs': (_readout_tables, _readout_plot),
     'input sizes': (_size_tables, _size_plot),
     'ways to wait': (_busy_tables, _busy_plot),
+    'differences': (_difference_tables, _difference_plot),
 }
 
 
