@@ -38,8 +38,8 @@ ROSDEP_KEYS = {
     'yaml': 'python3-yaml',
 }
 # What only pip provides (docs/install.md), or comes with that; pkg_resources is tried only.
-PIP_ONLY = {'clip', 'ftfy', 'lz4', 'mcap', 'msgspec', 'pkg_resources', 'ray', 'regex', 'rosbags',
-            'torch', 'torchvision', 'tqdm', 'zstandard'}
+PIP_ONLY = {'clip', 'ftfy', 'lz4', 'mcap', 'msgspec', 'onnx', 'onnxruntime', 'pkg_resources',
+            'ray', 'regex', 'rosbags', 'torch', 'torchvision', 'tqdm', 'zstandard'}
 
 
 def setup_arguments(monkeypatch, command):
