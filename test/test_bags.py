@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
 from rosbags.typesys import Stores, get_typestore
 
 from depthclip_ros.bags import BagError, Options, conversion, convert, join, windows
+from depthclip_ros.bags.source import Source
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import ConfigError
@@ -299,6 +301,28 @@ def test_nothing_is_overwritten_and_nothing_half_written_has_the_name(
     assert [path.name for path in tmp_path.iterdir()] == ['deep']
 
 
+def test_a_run_with_an_anchor_resumes_to_the_same_bytes(
+        source, estimator, tmp_path, monkeypatch):
+    options = dataclasses.replace(
+        SHORT, node=NODE.replace(anchor='depth'), anchor_topic=DEPTH)
+    (tmp_path / 'whole').mkdir()
+    convert(source, tmp_path / 'whole' / 'deep', estimator, options)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(progress):
+        if progress.images >= 8:
+            raise StoppedError
+    monkeypatch.setattr(conversion, '_PROGRESS', 0.0)
+    with pytest.raises(StoppedError):
+        convert(source, tmp_path / 'deep', estimator, options, progress=stop)
+    assert list((tmp_path / 'deep.partial' / 'bag').glob('*.mcap'))
+    report = convert(source, tmp_path / 'deep', estimator, options, resume=True)
+    assert report.answered == FRAMES
+    assert content(tmp_path / 'deep') == content(tmp_path / 'whole' / 'deep')
+
+
 def test_new_topics_do_not_mix_with_old_ones(converted, estimator, tmp_path):
     with pytest.raises(BagError, match='--namespace'):
         convert(converted[1], tmp_path / 'twice', estimator, Options(node=NODE, images=(IMAGE,)))
@@ -351,6 +375,32 @@ def test_damaged_bags_yield_what_the_documents_say(
             assert after[topic] == found
     if kind == 'unknown message type':
         assert [data for _, data in after['/thing']] == [b'\x00\x01\x00\x00\x05'] * FRAMES
+
+
+def test_any_damage_is_a_sentence_and_never_a_crash(source, damaged, tmp_path):
+    random = np.random.default_rng(8)
+    files = [next(source.glob('*.mcap')), next(damaged['no index'].glob('*.mcap')),
+             next(damaged['zstd by message'].glob('*.db3')),
+             next(damaged['zstd by file'].glob('*.zstd'))]
+    read = 0
+    for number in range(80):
+        file = files[number % len(files)]
+        data = bytearray(file.read_bytes())
+        near = 3000 if number % 3 else len(data)  # most of what is not a message is at the ends
+        for _ in range(random.integers(1, 5)):
+            place = int(random.integers(min(near, len(data))))
+            place = len(data) - 1 - place if random.random() < 0.5 else place
+            data[place] = random.integers(256)
+            if random.random() < 0.1:
+                del data[place:place + 30]
+        path = tmp_path / f'bag{"".join(file.suffixes)}'
+        path.write_bytes(data)
+        try:
+            with closing(Source(path)) as bag:
+                read += sum(1 for _ in bag.messages(0, 2**63 - 1))
+        except BagError:
+            continue
+    assert read > 40 * 3 * FRAMES
 
 
 # Long bags, and killed runs ---------------------------------------------------------------------

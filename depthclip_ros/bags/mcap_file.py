@@ -34,6 +34,7 @@ QOS, HASH = 'offered_qos_profiles', 'topic_type_hash'  # in a channel's metadata
 _HEAD = struct.Struct('<BQ')  # opcode and length of a record
 _CHUNK = struct.Struct('<QQQII')  # times, size, checksum, length of the compression's name
 _MESSAGE = struct.Struct('<HIQQ')  # channel, sequence, time of recording, of publication
+_MOST = 2 << 30  # bytes of a chunk; recorders make some megabytes
 _RUN = 1 << 20  # bytes of messages without a chunk that are read together
 
 
@@ -123,7 +124,7 @@ class McapFile:
                 break
             if opcode == Opcode.CHUNK:
                 self._see_chunk(places, position, end - position)
-            elif opcode == Opcode.MESSAGE:
+            elif opcode == Opcode.MESSAGE and length >= _MESSAGE.size:
                 channel, _, time, _ = _MESSAGE.unpack(file.read(_MESSAGE.size))
                 self._counts[channel] += 1
                 _append(places, time, position, end - position)
@@ -153,7 +154,7 @@ class McapFile:
             return
         times = []
         for opcode, begin, end in _records(data):
-            if opcode == Opcode.MESSAGE:
+            if opcode == Opcode.MESSAGE and end - begin >= _MESSAGE.size:
                 channel, _, time, _ = _MESSAGE.unpack_from(data, begin)
                 self._counts[channel] += 1
                 times.append(time)
@@ -164,11 +165,15 @@ class McapFile:
 
     def _see(self, opcode: int, content: bytes) -> None:
         stream = ReadDataStream(BytesIO(content))
-        if opcode == Opcode.SCHEMA:
-            schema = Schema.read(stream)
-            self._schemas[schema.id] = schema
-        else:
-            self._add_channel(Channel.read(stream))
+        try:
+            if opcode == Opcode.SCHEMA:
+                schema = Schema.read(stream)
+                self._schemas[schema.id] = schema
+            else:
+                self._add_channel(Channel.read(stream))
+        except Exception as error:  # noqa: BLE001 (as of a damaged summary)
+            self._lost.append(f'{self._path.name}: the description of a topic is damaged '
+                              f'({str(error) or type(error).__name__}).')
 
     def _add_channel(self, channel: Channel) -> None:
         schema = self._schemas.get(channel.schema_id)
@@ -189,6 +194,8 @@ class McapFile:
         _, _, size, checksum, length = _CHUNK.unpack_from(raw)
         compression = raw[_CHUNK.size:_CHUNK.size + length].decode()
         data = raw[_CHUNK.size + length + 8:]
+        if size > _MOST:
+            raise ValueError(f'it claims to hold {size} bytes')
         if compression == 'zstd':
             data = zstandard.decompress(data, max_output_size=size)
         elif compression == 'lz4':
@@ -214,7 +221,7 @@ class McapFile:
             return
         found = []
         for opcode, start, stop in _records(data):
-            if opcode != Opcode.MESSAGE:
+            if opcode != Opcode.MESSAGE or stop - start < _MESSAGE.size:
                 continue
             channel, sequence, time, published = _MESSAGE.unpack_from(data, start)
             topic = self._topics.get(channel)

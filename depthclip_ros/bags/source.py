@@ -75,6 +75,9 @@ class Source:
                 self.compression = BY_MESSAGE
             self._complete(metadata)
             self._note_odd(metadata)
+        except OSError as error:
+            self.close()
+            raise BagError(f'{self.path} cannot be read: {error.strerror}.') from error
         except BaseException:
             self.close()
             raise

@@ -9,15 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from .records import Block, Contents, Record, Topic
+from .records import END_OF_TIME, Block, Contents, Record, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 MAGIC = b'SQLite format 3\x00'
+# A damaged cell can hold anything, and so be of any type.
 _ORDERED = ('SELECT topic_id, timestamp, data FROM messages '
-            'WHERE timestamp >= ? AND timestamp < ? ORDER BY timestamp, id')
+            "WHERE timestamp >= ? AND timestamp < ? AND typeof(timestamp) = 'integer' "
+            'ORDER BY timestamp, id')
 
 
 class SqliteFile:
@@ -64,7 +66,7 @@ class SqliteFile:
         counts: Counter[Topic] = Counter(dict.fromkeys(self._topics.values(), 0))
         try:
             rows = self._ask('SELECT topic_id, COUNT(*), MIN(timestamp), MAX(timestamp) '
-                             'FROM messages GROUP BY topic_id')
+                             "FROM messages WHERE typeof(timestamp) = 'integer' GROUP BY topic_id")
             # The index may be damaged where the table is not.
             self._ask('SELECT timestamp FROM messages ORDER BY timestamp DESC LIMIT 1')
         except sqlite3.Error as error:
@@ -101,16 +103,18 @@ class SqliteFile:
                 f'SELECT {", ".join(wanted)} FROM topics ORDER BY id'):  # noqa: S608 (constants)
             encoding, definition, of_definition = definitions.get(kind, ('', b'', ''))
             self._topics[number] = Topic(
-                name, kind, form, encoding, definition, str(qos), str(digest) or of_definition)
+                str(name), str(kind), str(form), encoding, definition, str(qos),
+                str(digest) or of_definition)
 
     def _read(
         self, begin: int, end: int, topics: frozenset[Topic] | None,
     ) -> Iterator[Record]:
         try:
-            for number, time, data in self._connection.execute(_ORDERED, (begin, end)):
+            for number, time, data in self._connection.execute(
+                    _ORDERED, (begin, min(end, END_OF_TIME))):
                 topic = self._topics.get(number)
                 if topic is not None and (topics is None or topic in topics):
-                    yield Record(time, topic, bytes(data), time, 0)
+                    yield Record(time, topic, _bytes(data), time, 0)
         except sqlite3.Error as error:
             self._lost.append(f'{self._path.name}: its messages could not be read to the end: '
                               f'{error}.')
@@ -120,7 +124,8 @@ class SqliteFile:
         rows: list[tuple[int, int]] = []
         try:
             for row, number, time in self._connection.execute(
-                    'SELECT id, topic_id, timestamp FROM messages NOT INDEXED ORDER BY id'):
+                    'SELECT id, topic_id, timestamp FROM messages NOT INDEXED '
+                    "WHERE typeof(timestamp) = 'integer' ORDER BY id"):
                 if number in self._topics:
                     counts[self._topics[number]] += 1
                     rows.append((time, row))
@@ -150,9 +155,13 @@ class SqliteFile:
                 missing += 1
                 continue
             if topics is None or self._topics[number] in topics:
-                yield Record(time, self._topics[number], bytes(data), time, 0)
+                yield Record(time, self._topics[number], _bytes(data), time, 0)
         if missing:
             self._lost.append(f'{self._path.name}: {missing} more messages are damaged, and lost.')
+
+
+def _bytes(data: object) -> bytes:
+    return data if isinstance(data, bytes) else str(data).encode()
 
 
 def is_sqlite(file: BinaryIO) -> bool:
