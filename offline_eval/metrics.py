@@ -84,11 +84,12 @@ def joint_histogram(
         (bins, bins), rows by true depth.
 
     """
-    valid = ~truth.isnan()
-    rows, columns = ((d[valid] * (bins / max_depth)).clamp_(0, bins - 1).long()
+    rows, columns = (torch.floor(d * (bins / max_depth)).clamp_(0, bins - 1)
                      for d in (truth, depth))
-    counts: NDArray[np.int64] = torch.bincount(rows.mul_(bins).add_(columns), minlength=bins ** 2
-                                               ).reshape(bins, bins).cpu().numpy()
+    # What is invalid falls into a row of its own: choosing the rest takes seven times as long.
+    places = rows.nan_to_num_(nan=bins).mul_(bins).add_(columns).int().flatten()
+    counts: NDArray[np.int64] = torch.bincount(places, minlength=(bins + 1) * bins)[
+        :bins ** 2].reshape(bins, bins).cpu().numpy()
     return counts
 
 

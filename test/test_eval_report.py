@@ -778,6 +778,7 @@ def test_the_sample_report_is_small_and_linked():
     markdown = (SAMPLE / 'report.md').read_text(encoding='utf-8')
     for file in re.findall(r'!\[[^]]*\]\((.*)\)', markdown):
         assert (SAMPLE / file).is_file()
+    assert 'demo (comes with the package)' in markdown  # and not where it lay
 
 
 def chromium():

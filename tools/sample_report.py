@@ -38,9 +38,12 @@ def main() -> int:
             return code
         results = Path('results/latest').resolve()
         summary = Summary.read(results)
-        # One image of each kind, so that the sample stays small.
+        # One image of each kind, so that the sample stays small, and nothing of this machine.
+        versions = {k: v for k, v in summary.versions.items() if k != 'platform'}
+        weights = dataclasses.replace(summary.weights, source='comes with the package')
         write_text(results / SUMMARY, dataclasses.replace(
             summary, best=summary.best[:1], median=summary.median[:1], worst=summary.worst[:1],
+            versions=versions, weights=weights,
             command=f'{COMMAND} (renders the rooms and runs: {summary.command})').to_json())
         report.write(results)
         shutil.rmtree(output, ignore_errors=True)

@@ -64,7 +64,7 @@ def published(summary: Summary) -> Table:
     """What others reported, for orientation."""
     method = headline_row(summary)
     cells = [[*_numbers(Line(p.name, p.metrics, quiet=True)), Cell(_source(p), quiet=True)]
-             for p in summary.paper if p.table not in ('2', '3')]
+             for p in summary.paper if p.table not in ('2', '3', 'calibrated')]
     cells.append([*_numbers(Line(f'{method.name}, weights {summary.weights.name}',
                                  method.metrics), set(PAPER_METRICS)), Cell('this run')])
     return _table('Published rows, and this run', ['method'], cells, PUBLISHED, ['source'])
@@ -73,7 +73,7 @@ def published(summary: Summary) -> Table:
 def baselines(summary: Summary) -> Table:
     """Whatever needs no network, and controls of the network, on the same pixels."""
     lines = [_line(r) for r in sorted(summary.rows, key=lambda r: r.name != BEST_CONSTANT)
-        if r.scene == ALL and r.group == 'baseline']
+             if r.scene == ALL and r.group == 'baseline']
     method = headline_row(summary)
     return _lines('Baselines on the same pixels', 'baseline', [_line(method), *lines],
                   bold_first=True,
@@ -109,8 +109,8 @@ def verdict(summary: Summary) -> Table:
          'the method is'],
         cells, frozenset(range(1, 6)),
         'Gain: positive is better for the method. The constant is an oracle: the best for each '
-        f'metric on this very ground truth. Interval: bootstrap over {result.units} '
-        f'{result.unit}.')
+        'metric on this very ground truth; in SILog all constants are alike. Interval: bootstrap '
+        f'over {result.units} {result.unit}.')
 
 
 def controls(summary: Summary) -> Table:
