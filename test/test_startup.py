@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
+import clip_standin
 import pytest
 import torch
 
 from depthclip_ros import executables
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import DepthConfig, DepthEstimator, estimator, torchscript
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.uninitialized import Uninitialized
 
@@ -110,3 +114,64 @@ def test_where_torch_is_imported_already_it_would_be_too_late(monkeypatch):
     assert 'torch' in sys.modules
     executables.wait_at_rest()
     assert executables.waiting() == ''
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector():
+    """What is freed is freed because nobody holds it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures('no_collector')
+def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
+    """The tensors of the file, and the trunk with which the engine was compared."""
+    clip_standin.write_release(tmp_path / 'release.pt', clip_standin.tiny_state_dict())
+    held = []
+
+    def kept(original, pick):
+        def wrapped(*arguments, **named):
+            result = original(*arguments, **named)
+            held.extend(map(weakref.ref, pick(result)))
+            return result
+        return wrapped
+
+    monkeypatch.setattr(torchscript, '_unpickle', kept(
+        torchscript._unpickle, lambda root: [value for _, value in torchscript._named_tensors(
+            root)]))
+    monkeypatch.setattr(estimator, 'build_image_encoder', kept(
+        estimator.build_image_encoder, lambda encoder: [encoder.trunk]))
+    made = DepthEstimator(
+        DepthConfig().replace(**CONFIG), tmp_path / 'release.pt', 'cpu', cache_dir=tmp_path)
+    assert made.engine == 'torch'
+    assert len(held) > 10
+    assert [reference() for reference in held if reference() is not None] == []
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')
+def test_what_was_freed_goes_back_to_the_system():
+    """Also below what is still in use, and where the node keeps freed memory."""
+    code = """
+from depthclip_ros.core.device import release_freed_memory
+from depthclip_ros.node.process import keep_freed_memory
+from depthclip_ros.node.statistics import memory_mb
+import torch
+keep_freed_memory()
+blocks = [torch.ones(1 << 18) for _ in range(200)]
+last = torch.ones(1 << 10)
+before = memory_mb()
+del blocks
+kept = before - memory_mb()
+release_freed_memory()
+print(kept, before - memory_mb())
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, text=True,
+                          capture_output=True)
+    kept, released = map(float, done.stdout.split())
+    assert kept < 50
+    assert released > 150

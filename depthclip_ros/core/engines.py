@@ -16,6 +16,7 @@ missing or breaks at that size, the next engine runs, and the log says so.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,17 +104,15 @@ def install(  # noqa: PLR0913, PLR0917
         check_features(engine, dtype, features, expected)
         return engine
 
-    def run_first(engine: str, *others: str) -> str:
+    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
+    for engine, following in itertools.zip_longest(candidates, candidates[1:]):
         try:
             return run_on(engine)
         except EngineError as error:
-            if not others:
+            if following is None:
                 raise
-            log(f'WARNING: {error} Going on with engine: {others[0]}.')
-            return run_first(*others)
-
-    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
-    return run_first(*candidates)
+            log(f'WARNING: {error} Going on with engine: {following}.')
+    raise AssertionError('there is always an engine')
 
 
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -24,7 +24,14 @@ from .anchor import Adjustment
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder
 from .calibration import Calibration, Terms, correct
 from .config import DepthConfig
-from .device import current, exact_float32, resolve_device, resolve_precision, use_threads
+from .device import (
+    current,
+    exact_float32,
+    release_freed_memory,
+    resolve_device,
+    resolve_precision,
+    use_threads,
+)
 from .errors import ConfigError, EngineError, ImageError, WeightsError
 from .geometry import CameraModel, focal_ratio
 from .projection import (
@@ -282,6 +289,8 @@ class DepthEstimator:
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
+        del state_dict
+        release_freed_memory()
         if quantize and self.is_provisional:
             self.use(self.quantize())
 

@@ -100,7 +100,10 @@ def _unpickle(archive: zipfile.ZipFile, folder: str) -> Any:
                 storages[key] = torch.frombuffer(bytearray(archive.read(record)), dtype=dtype)
             return storages[key]
 
-    return Reader(io.BytesIO(archive.read(record))).load()
+    try:
+        return Reader(io.BytesIO(archive.read(record))).load()
+    finally:
+        storages.clear()  # the class lives on until the garbage collector comes
 
 
 def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
