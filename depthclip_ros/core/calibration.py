@@ -88,7 +88,8 @@ class Terms(NamedTuple):
     language: Tensor  # (): of the image's mean of log d
     # (1, 6 + Q - 1): of what `correct` observes, and of log depth between each pair of knots.
     observed: Tensor
-    knots: Tensor  # (2, Q - 1, 1): log depth where each of these pairs begins and ends
+    begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
+    ends: Tensor  # (Q - 1, 1): and where it ends
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ class Calibration:
         return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
                        for array in (
             trunk, features, told, a['language'], np.concatenate([a['spread'][1:7], slopes])[None],
-            np.stack([places[:-1], places[1:]])[..., None])))
+            places[:-1, None], places[1:, None])))
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -395,7 +396,7 @@ def correct(
     observed = torch.cat([
         log_depth, log_depth * log_depth, spread.view_as(plain) / plain,
         torch.special.entr(weights).sum(dim=1, keepdim=True), edges.view_as(plain),
-        correction.abs(), torch.clamp(log_depth, *terms.knots)], dim=1)
+        correction.abs(), torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
     stddev = torch.matmul(terms.observed, observed).add_(always_unsure).exp_().clamp_(*SPREADS)
     return correction.view_as(depth), stddev.view_as(depth)
 

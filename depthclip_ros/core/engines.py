@@ -91,7 +91,7 @@ def install(  # noqa: PLR0913, PLR0917
         features: Tensor = encoder(image)
         return features
 
-    def run_on(engine: str) -> str:
+    def run_on(engine: str) -> None:
         fused = can_be_fused(engine, reference, device)
         with _explained(engine), torch.inference_mode():
             try:
@@ -102,17 +102,20 @@ def install(  # noqa: PLR0913, PLR0917
                 log(_slower(dtype, error))
                 features = features_on(engine, fused=False)
         check_features(engine, dtype, features, expected)
-        return engine
 
-    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
-    for engine, following in itertools.zip_longest(candidates, candidates[1:]):
+    def runs(engine: str, following: str | None) -> bool:
         try:
-            return run_on(engine)
+            run_on(engine)
         except EngineError as error:
             if following is None:
                 raise
             log(f'WARNING: {error} Going on with engine: {following}.')
-    raise AssertionError('there is always an engine')
+            return False
+        return True
+
+    candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
+    return next(engine for engine, following in itertools.zip_longest(candidates, candidates[1:])
+                if runs(engine, following))
 
 
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:

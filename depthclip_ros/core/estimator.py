@@ -261,11 +261,11 @@ class DepthEstimator:
             TextFeatureCache(folder / 'text', log).get, weights_digest=self.weights.digest,
             width=shape.embed_dim)
         text_features, self.text_cache_hit = self._text_cache(
-            config, encode=lambda: encode_tokens(config, state_dict))
+            config, encode=functools.partial(encode_tokens, config, state_dict))
         self._encoded = {(config.tokens, config.templates): text_features}
         self._encoding = threading.Lock()
         self._pool: AttentionPool | None = None
-        self._encode_scenes(config, lambda: state_dict)
+        self._encode_scenes(config, functools.partial(dict, state_dict))
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
                               'softmax stay in floating point, and what it would gain nobody has '
