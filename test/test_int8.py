@@ -14,10 +14,11 @@ import torch
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
+from depthclip_ros.cli import doctor  # noqa: E402
 from depthclip_ros.cli.main import main  # noqa: E402
 from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, EngineError, int8  # noqa: E402
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
-from depthclip_ros.core.device import resolve_precision  # noqa: E402
+from depthclip_ros.core.device import resolve_precision, use_threads  # noqa: E402
 from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -248,6 +249,19 @@ def test_a_calibration_can_be_stopped(state_dict, tmp_path):
         estimator.quantize(PICTURES, stop=lambda: True)
 
 
+@pytest.mark.parametrize('threads', [1, 2])
+def test_threads_follow_num_threads_and_do_not_spin(state_dict, kept, threads):
+    before = torch.get_num_threads()
+    try:
+        estimator = build(state_dict, kept, num_threads=threads)
+    finally:
+        use_threads(0)
+    assert torch.get_num_threads() == before
+    settings = estimator._encoder.trunk._session.get_session_options()
+    assert settings.intra_op_num_threads == threads
+    assert settings.get_session_config_entry('session.intra_op.allow_spinning') == '0'
+
+
 # What is refused ----------------------------------------------------------------------------
 
 
@@ -275,6 +289,20 @@ def test_vision_transformers_and_gpus_are_refused(tmp_path):
               config=INT8.replace(features='maskclip'))
     with pytest.raises(ConfigError, match='int8 is for a CPU, and the device is cuda:0'):
         resolve_precision('int8', torch.device('cuda:0'))
+
+
+def test_the_doctor_says_what_is_missing(monkeypatch):
+    version = doctor._version
+
+    def line():
+        check, = (check for check in doctor.check_optional() if check.name == 'int8')
+        assert check.status == doctor.OK, 'it is optional'
+        return check.detail
+    assert f'onnx {onnx.__version__}' in line()
+    monkeypatch.setattr(
+        doctor, '_version', lambda name: '?' if name == 'onnxruntime' else version(name))
+    assert 'int8 is not possible without onnxruntime: ' in line()
+    assert line().endswith('install onnxruntime')
 
 
 # depthclip quantize -------------------------------------------------------------------------

@@ -238,7 +238,7 @@ class DepthEstimator:
         use_threads(num_threads)
         self.device = resolve_device(device)
         dtype = resolve_precision(config.precision, self.device, log)
-        if 'int8' in config.precision or config.engine == 'onnxruntime':
+        if config.precision == 'int8' or config.engine == 'onnxruntime':
             int8.require()
         self._log = log
         folder = cache_folder(cache_dir)
