@@ -245,7 +245,7 @@ def is_usable(python: Path, ros: str) -> bool:
 
 def install(python: Path, ros: str) -> None:
     """Install this folder, editable, with what it needs."""
-    extras = 'test' if ros else 'ros,test'
+    extras = 'docs,test' if ros else 'docs,ros,test'
     command = [str(python), '-m', 'pip', '--disable-pip-version-check', 'install',
                '--progress-bar', 'off', '-e', f'{ROOT}[{extras}]']
     if ros and system_numpy_major() == '1':

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks of mkdocs (mkdocs.yml): pages that code and committed results make, and links that hold.
+
+The documents are written to be read in the repository, so README.md and others lie outside of
+docs/ and link to code. Here they become pages, and what they link to comes along under files/.
+Equations are ```math blocks, which hosting sites draw; here matplotlib does, without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import io
+import json
+import os
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
+from mkdocs.structure.files import File, Files  # noqa: E402
+from mkdocs.structure.pages import Page  # noqa: E402
+
+# Documents outside of docs/, and where they are in the site.
+OUTSIDE = {'index.md': 'README.md', 'benchmarks/README.md': 'benchmarks/README.md',
+           'CONTRIBUTING.md': 'CONTRIBUTING.md'}
+LINK = re.compile(r'(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))')
+FENCE = re.compile(r'^( *)```.*?^\1```', re.MULTILINE | re.DOTALL)
+
+
+# Hooks -----------------------------------------------------------------------------------------
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put documents that nobody has placed at the end, so that none is missing."""
+    placed = json.dumps(config.nav)
+    rest = [path.name for path in sorted((ROOT / 'docs').glob('*.md'))
+            if f'"{path.name}"' not in placed]
+    if rest:
+        config.nav = [*(config.nav or []), {'More': rest}]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and every file of the repository that a document links to."""
+    for uri, path in OUTSIDE.items():
+        files.append(File.generated(config, uri, content=_text(path)))
+    for uri, content in generated().items():
+        files.append(File.generated(config, uri, content=content))
+    for file in list(files.documentation_pages()):
+        for _, target, _ in LINK.findall(_without_code(file.content_string)):
+            path = _repository_path(file.src_uri, target)
+            if path is not None and _page_of(path) is None \
+                    and files.get_file_from_path(f'files/{path}') is None:
+                files.append(File.generated(
+                    config, f'files/{path}', abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files,
+) -> str:
+    """Let links lead to where things are in the site, and draw the equations."""
+    del config, files
+    here = posixpath.dirname(page.file.src_uri)
+
+    def relink(match: re.Match[str]) -> str:
+        path = _repository_path(page.file.src_uri, match[2])
+        if path is None:
+            return match[0]
+        target = _page_of(path) or f'files/{path}'
+        return match[1] + posixpath.relpath(target, here or '.') + match[3]
+
+    code: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        code.append(_equation(match[0]))
+        return f'\0{len(code) - 1}\0'
+
+    text = LINK.sub(relink, FENCE.sub(keep, markdown))
+    return re.sub('\0(\\d+)\0', lambda match: code[int(match[1])], text)
+
+
+# Links -----------------------------------------------------------------------------------------
+
+
+def _text(path: str) -> str:
+    return (ROOT / path).read_text(encoding='utf-8')
+
+
+def _without_code(text: str) -> str:
+    return FENCE.sub('', text)
+
+
+def _repository_path(uri: str, target: str) -> str | None:
+    """What a link in a document means, relative to the repository; None if it is in the site."""
+    if uri in OUTSIDE:
+        folder = posixpath.dirname(OUTSIDE[uri])
+    elif (ROOT / 'docs' / uri).is_file():
+        folder = posixpath.join('docs', posixpath.dirname(uri))
+    else:
+        return None
+    path = posixpath.normpath(posixpath.join(folder, target))
+    return path if (ROOT / path).exists() else None
+
+
+def _page_of(path: str) -> str | None:
+    """Where a file of the repository is in the site; None if it has no place of its own."""
+    for uri, document in OUTSIDE.items():
+        if path == document:
+            return uri
+    if (ROOT / path).is_dir():
+        return 'benchmarks/tables.md' if path.startswith('benchmarks/') else None
+    return path.removeprefix('docs/') if path.startswith('docs/') else None
+
+
+# Equations -------------------------------------------------------------------------------------
+
+
+def _equation(block: str) -> str:
+    """A ```math block as a picture in the colour of the text; other blocks stay."""
+    if not block.lstrip().startswith('```math'):
+        return block
+    formula = ' '.join(block.strip().splitlines()[1:-1])
+    import matplotlib as mpl
+    mpl.use('Agg')
+    from matplotlib import mathtext
+    from matplotlib.font_manager import FontProperties
+    with mpl.rc_context({'mathtext.fontset': 'cm', 'svg.hashsalt': 'depthclip_ros'}):
+        drawn = io.BytesIO()
+        mathtext.math_to_image(f'${formula}$', drawn, FontProperties(size=15), format='svg',
+                               color='#010203')
+    svg = drawn.getvalue().decode()
+    svg = svg[svg.index('<svg'):].replace('#010203', 'currentColor')
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+    label = formula.replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
+    svg = svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
+    return '<p class="equation">' + re.sub(r'\s*\n\s*', ' ', svg) + '</p>'
+
+
+# Generated pages -------------------------------------------------------------------------------
+
+
+def generated() -> dict[str, str]:
+    """Every page that code or committed results make, by its place in the site."""
+    return {
+        'reference/parameters.md': _parameters(),
+        'reference/topics.md': _topics(),
+        'reference/diagnostics.md': _diagnostics(),
+        'reference/commands.md': _commands(),
+        'benchmarks/tables.md': _benchmarks(),
+        'accuracy.md': _accuracy(),
+    }
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *([cell.replace('|', '\\|') for cell in row]
+                                         for row in rows)]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines) + '\n'
+
+
+def _parameters() -> str:
+    from depthclip_ros.core import DepthConfig
+    from depthclip_ros.node.config import NodeConfig
+    from depthclip_ros.sources.sim_world import SimConfig
+
+    def row(setting: dataclasses.Field[Any], default: Any) -> list[str]:
+        about = setting.metadata
+        allowed = str(setting.type).replace('tuple[', 'list of ').replace(', ...]', '')
+        if about['choices']:
+            allowed = ', '.join(f'`{choice}`' for choice in about['choices'])
+        if about['minimum'] is not None:
+            allowed += f', {about["minimum"]:g} to {about["maximum"]:g} {about["unit"]}'.rstrip()
+        when = 'configure' if about['reload'] else 'next image'
+        shown = json.dumps(default, ensure_ascii=False)
+        return [f'`{setting.name}`', f'`{shown}`', allowed, about['description'], when]
+
+    parts = [('# Parameters\n\nMade from the dataclasses that hold every default. "Counts from": '
+             'a change while the node runs counts from the next image, or needs another '
+             'configure.\n')]
+    for title, settings in (('depth_node: what is computed', DepthConfig()),
+                            ('depth_node: how it is fed, and what it sends', NodeConfig()),
+                            ('sim_camera', SimConfig())):
+        defaults = settings.to_dict()
+        parts.append(f'## {title}\n')
+        parts.append(_table(
+            ['name', 'default', 'type, range, unit', 'meaning', 'counts from'],
+            [row(setting, defaults[setting.name]) for setting in dataclasses.fields(settings)]))
+    return '\n'.join(parts)
+
+
+def _topics() -> str:
+    """The node's docstring, which a test compares with the running node."""
+    source = ast.parse(_text('depthclip_ros/node/depth_node.py'))
+    text = (ast.get_docstring(source) or '').partition('\nParameters:')[0]
+    parts = ['# Topics of depth_node\n']
+    rows: list[list[str]] = []
+
+    def flush() -> None:
+        if rows:
+            parts.append(_table(['topic', 'type', 'content'], rows))
+            rows.clear()
+
+    for paragraph in re.split(r'\n(?=\S|    \S)', text):
+        entry = re.fullmatch(r' {4}(\S+) \((\S+)\):\s*(.*)', paragraph.rstrip(), re.DOTALL)
+        if entry:
+            rows.append([f'`{entry[1]}`', entry[2], ' '.join(entry[3].split())])
+        elif paragraph.strip():
+            flush()
+            parts.append(f'{" ".join(paragraph.split())}\n')
+    flush()
+    return '\n'.join(parts)
+
+
+def _keys_in(path: str, function: str) -> list[str]:
+    """Keys of all dictionaries in a function, with … for what is filled in."""
+    names = []
+    for node in ast.walk(ast.parse(_text(path))):
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            found = [key for part in ast.walk(node)
+                     for key in (part.keys if isinstance(part, ast.Dict) else
+                                 [part.key] if isinstance(part, ast.DictComp) else [])]
+            found.sort(key=lambda key: (getattr(key, 'lineno', 0), getattr(key, 'col_offset', 0)))
+            for key in found:
+                if isinstance(key, ast.Constant):
+                    names.append(str(key.value))
+                elif isinstance(key, ast.JoinedStr):
+                    names.append(''.join(str(part.value) if isinstance(part, ast.Constant) else '…'
+                                         for part in key.values))
+    return names
+
+
+def _diagnostics() -> str:
+    folder = 'depthclip_ros/node'
+    parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. What the keys of the '
+             'code are; `…` stands for a cause, a stage or a name. `depthclip stats` shows them '
+             'live. [Which fault is said how](../reliability.md#kinds-of-faults-and-what-the-'
+             'node-says).\n')]
+    for title, path, function in (
+            ('Status "…: frames", one for each camera', f'{folder}/diagnostics.py', 'status'),
+            ('With an anchor', f'{folder}/anchors.py', 'values'),
+            ('With scenes', f'{folder}/diagnostics.py', '_scene'),
+            ('Status of the model', f'{folder}/diagnostics.py', 'model_status')):
+        keys = _keys_in(path, function)
+        parts.append(f'## {title}\n\n' + '\n'.join(f'- `{key}`' for key in keys) + '\n')
+    return '\n'.join(parts)
+
+
+def _commands() -> str:
+    from depthclip_ros.cli import main as cli
+    from depthclip_ros.sources import bag_player, image_source
+    from offline_eval import cli as evaluation
+
+    os.environ['COLUMNS'] = '100'  # argparse breaks its lines by it
+    os.environ['NO_COLOR'] = '1'
+    parser = cli._parser()  # noqa: SLF001
+    group = next(action for action in parser._actions  # noqa: SLF001
+                 if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
+    parsers = {f'depthclip {name}': sub for name, sub in group.choices.items()}
+    parsers |= {'image_source': image_source.parser(), 'bag_player': bag_player.parser(),
+                'offline_eval': evaluation._parser()}  # noqa: SLF001
+    parts = [('# Commands and their files\n\nWhat `--help` says. `depth_node` and `sim_camera` '
+             'take [parameters](parameters.md) and ROS arguments only.\n')]
+    for name, sub in parsers.items():
+        parts.append(f'## {name}\n\n```text\n{sub.format_help().rstrip()}\n```\n')
+    return '\n'.join(parts)
+
+
+def _benchmarks() -> str:
+    from benchmarks import report
+    parts = [('# Benchmarks: all tables\n\nMade from the committed JSON. What the goals were, and '
+             'how it was measured: [benchmarks](README.md).\n')]
+    results = ROOT / 'benchmarks/results'
+    for path in sorted(results.rglob('*.json')):
+        if not path.with_suffix('.md').is_file():
+            continue
+        name = path.relative_to(results).with_suffix('')
+        result = json.loads(path.read_text(encoding='utf-8'))
+        text = re.sub(r'^#+ .*\n', '', report.markdown(result), count=1)
+        parts.append(f'## {name.parent}: {name.name}\n\n{result["what"]}\n{text}')
+    return '\n'.join(parts)
+
+
+def _accuracy() -> str:
+    demo = json.loads(_text('docs/demo_model/evaluation.json'))
+    rows = [[name, f'{row["d1"]:.3f}', f'{row["rel"]:.3f}', f'{row["rmse"]:.3f}']
+            for name, row in demo['table'].items()]
+    parts = [
+        ('# Accuracy\n\nEverything here is made from committed results. **None of it is on real '
+        "images with OpenAI's weights**: neither can be had where this is built. What the paper "
+        'and others measured there: [where DepthCLIP stands]'
+        '(evaluation.md#where-depthclip-stands).\n'),
+        f'## The demo model on {demo["images"]} rooms that it never saw\n',
+        _table(['', 'δ1', 'rel', 'rmse (m)'], rows),
+        'What the rows are: [the model card](demo_model.md#numbers).\n',
+        '## More\n',
+        ("- [Features and read-outs](readouts.md), and the size of the network's input\n"
+        '- [Other lenses](focal_length.md#measured)\n'
+        '- [Bins by scene](scenes.md)\n'
+        '- [Calibrated, anchored, on other robots](robots.md)\n'
+        '- [In a costmap](navigation.md#what-a-costmap-makes-of-it-measured)\n'),
+    ]
+    return '\n'.join(parts)

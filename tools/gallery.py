@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of docs/gallery/: what the node publishes of rendered rooms, without a screen or RViz.
+
+    python tools/gallery.py
+
+The cloud is built as the node builds it, as a message, and read back from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
+from depthclip_ros.core.geometry import CameraModel  # noqa: E402
+from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
+
+DPI = 80
+ROOM, SEED, SECONDS = 'office', 3, 1.5
+
+
+def main() -> int:
+    """Make all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs/gallery')
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    import matplotlib as mpl
+    mpl.use('Agg')
+    from matplotlib import pyplot as plt
+
+    config = DepthConfig.from_yaml(ROOT / 'config/demo.yaml')
+    estimator = DepthEstimator(config, weights='demo', device='cpu', num_threads=1)
+    scene = Scene.generate(ROOM, seed=SEED)
+    camera = SimCamera()
+    frame = render(scene, camera, trajectory(scene, seed=0).pose(SECONDS))
+    for name, figure in (
+            ('cloud', _cloud(plt, estimator, camera, frame)),
+            ('words', _words(plt, estimator, frame)),
+            ('other_words', _other_words(plt, estimator, frame))):
+        figure.savefig(out / f'{name}.png', dpi=DPI, pil_kwargs={'optimize': True})
+        plt.close(figure)
+    return 0
+
+
+def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -> Any:
+    """The published cloud, seen from the side and above, over the room's true surfaces."""
+    from std_msgs.msg import Header
+
+    from depthclip_ros.cli.recorder import cloud_points
+    from depthclip_ros.node.cloud import PatchCloud
+    model = _model(camera)
+    prediction = estimator.predict(frame.rgb, intrinsics=model)
+    depth = prediction.patch_depth
+    rows, columns = depth.shape
+    rays = model.patch_rays(rows, columns)
+    height, width = frame.rgb.shape[:2]
+    colors = frame.rgb[(np.arange(rows) * 2 + 1)[:, None] * height // (2 * rows),
+                       (np.arange(columns) * 2 + 1)[None] * width // (2 * columns)]
+    cloud = cloud_points(PatchCloud().fill(Header(), rays, depth, np.ascontiguousarray(colors)))
+    step = 8
+    dense = model.patch_rays(height // step, width // step)
+    true = (dense * frame.depth[step // 2::step, step // 2::step, None]).reshape(-1, 3)
+    shade = frame.rgb[step // 2::step, step // 2::step].reshape(-1, 3) / 255
+    points, ours = cloud.points, cloud.colors / 255
+    figure = plt.figure(figsize=(12, 4.2))
+    picture = figure.add_subplot(1, 3, 1)
+    picture.imshow(frame.rgb)
+    picture.set_title('image')
+    picture.axis('off')
+    around = figure.add_subplot(1, 3, 2, projection='3d')
+    around.scatter(true[:, 0], true[:, 2], -true[:, 1], c=shade, s=2, alpha=0.4, linewidths=0)
+    around.scatter(points[:, 0], points[:, 2], -points[:, 1], c=ours, s=45, edgecolors='black',
+                   linewidths=0.6, depthshade=False)
+    around.scatter([0], [0], [0], marker='^', c='red', s=60)
+    around.view_init(18, -65)
+    around.set_box_aspect((1, 1, 0.6), zoom=0.9)
+    around.set_title('points, and small the true surfaces')
+    above = figure.add_subplot(1, 3, 3)
+    above.scatter(true[:, 0], true[:, 2], c=shade, s=2, alpha=0.4, linewidths=0)
+    above.scatter(points[:, 0], points[:, 2], c=ours, s=45, edgecolors='black', linewidths=0.6)
+    above.scatter([0], [0], marker='^', c='red', s=60)
+    above.set_aspect('equal')
+    above.set_title('from above')
+    for axes in (around, above):
+        axes.set_xlabel('right [m]')
+        axes.set_ylabel('forward [m]')
+    figure.tight_layout()
+    return figure
+
+
+def _model(camera: SimCamera) -> CameraModel:
+    return CameraModel.pinhole(camera.width, camera.height, camera.fx)
+
+
+def _words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
+    """How much each word answers in each patch, and the depth that follows."""
+    prediction = estimator.predict(frame.rgb)
+    config = estimator.config
+    figure, axes = plt.subplots(2, 6, figsize=(12, 3.9))
+    places = list(axes.flat)
+    places[0].imshow(frame.rgb)
+    places[0].set_title('image', fontsize=8)
+    for place, token, metres, weight in zip(
+            places[1:-1], config.tokens, config.bins, prediction.weights, strict=True):
+        place.imshow(weight, cmap='viridis', vmin=0, vmax=1)
+        place.set_title(f'{token}\n{metres:g} m', fontsize=8)
+    shown = places[-1].imshow(prediction.depth, cmap='turbo_r', vmin=config.bins[0],
+                              vmax=config.bins[-1])
+    places[-1].set_title('depth [m]', fontsize=8)
+    figure.colorbar(shown, ax=places[-1], fraction=0.04)
+    for place in places:
+        place.axis('off')
+    figure.tight_layout()
+    return figure
+
+
+def _other_words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
+    """Depth of one image by several sets of words."""
+    figure, axes = plt.subplots(1, 4, figsize=(12, 2.9))
+    axes[0].imshow(frame.rgb)
+    axes[0].set_title('image', fontsize=9)
+    bins = estimator.config.bins
+    sets = (('ten words', {}),
+            ('near, far', {'tokens': ('very close', 'very far'), 'bins': (0.64, 6.84)}),
+            ('words of no distance', {'tokens': ('red', 'square'), 'bins': (0.64, 6.84)}))
+    for place, (title, words) in zip(axes[1:], sets, strict=True):
+        config = estimator.config.replace(**words)
+        other = DepthEstimator(config, weights='demo', device='cpu', num_threads=1)
+        shown = place.imshow(other.predict(frame.rgb).depth, cmap='turbo_r', vmin=bins[0],
+                             vmax=bins[-1])
+        place.set_title(title, fontsize=9)
+    figure.colorbar(shown, ax=list(axes), fraction=0.012, label='m')
+    for place in axes:
+        place.axis('off')
+    return figure
+
+
+if __name__ == '__main__':
+    sys.exit(main())
