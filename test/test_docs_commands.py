@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of README and docs: run here, or understood by what would run it, or a reason.
+
+A command that is not run is given to the parser of its program, or compared with the arguments
+that a launch file declares. What is left has its reason in REASONS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_agreement import LIVE, SETTINGS, launch_arguments, topic_table
+
+from depthclip_ros.cli import main as cli
+from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.launching import _from_text
+from depthclip_ros.sources import bag_player, image_source
+from depthclip_ros.sources.sim_world import SimConfig
+from offline_eval import cli as evaluation
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'benchmarks/README.md', *sorted(ROOT.glob('docs/*.md'))]
+
+# How a command begins that can neither be run nor checked here.
+REASONS = {
+    'git clone': 'the repository has no public address yet',
+    'curl': 'the data and weights cannot be had where this is built',
+    'pip install': 'run.py does it, and CI in a fresh environment',
+    'python3 -m venv': 'likewise',
+    'rosdep': 'needs a ROS installation; CI does it',
+    'colcon': 'likewise',
+    'python -m colcon': 'likewise',
+    'ros2 bag record': 'needs a ROS installation and a camera',
+    'ros2 security': 'needs a ROS installation; the policy is compared with the node',
+    'ros2 launch realsense2_camera': 'needs a RealSense and its driver',
+    'pixi shell': 'pixi and its channels cannot be had where this is built',
+    'source': 'changes the shell', 'export': 'likewise', 'cd': 'likewise', 'mkdir': 'likewise',
+    'ln': 'likewise', 'touch': 'likewise', 'policy=': 'likewise',
+}
+
+# Run one after the other, in a folder that looks like a clone in which the demo has been. What is
+# smaller here than in the document stands behind it.
+RUN = {
+    'depthclip predict demo_output/input.png --weights demo -o predicted': {},
+    'cp demo_output/depth_node.yaml words.yaml': {},
+    'depthclip predict demo_output/input.png --config demo_output/depth_node.yaml -o before': {},
+    'depthclip predict demo_output/input.png --config words.yaml -o after': {},
+    'python tools/write_demo_data.py --out build/data --images 40 --frames 60':
+        {'40': '4', '60': '4'},
+    'depthclip compare build/data/room_bag --weights demo -o build/compared': {},
+}
+
+
+def commands():
+    """(document, words) of every command in a block of bash; `a && b` are two."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding='utf-8')
+        for block in re.findall(r'^ *```bash\n(.*?)^ *```', text, re.DOTALL | re.MULTILINE):
+            for line in block.replace('\\\n', ' ').splitlines():
+                words = shlex.split(line, comments=True)
+                while words:
+                    end = words.index('&&') if '&&' in words else len(words)
+                    command = [word for word in words[:end] if word != '&']
+                    while re.match(r'[A-Z_]+=', command[0]):  # an environment variable before it
+                        command = command[1:]
+                    found.append((document.relative_to(ROOT).as_posix(), command))
+                    words = words[end + 1:]
+    return found
+
+
+def reason(words):
+    line = shlex.join(words)
+    return next((REASONS[start] for start in REASONS
+                 if line == start or line.startswith((start + ' ', "'" + start))), '')
+
+
+# Checks ----------------------------------------------------------------------------------------
+
+
+def parsed(parser, words):
+    """Options that argparse accepts; a message of it is the failure's."""
+    try:
+        return parser.parse_args(words)
+    except SystemExit as error:
+        raise AssertionError(f'not understood: {words}') from error
+
+
+def check(words):
+    """Raise AssertionError for what its program would refuse."""
+    name, rest = words[0], words[1:]
+    if name == 'depthclip':
+        parsed(cli._parser(), rest)
+    elif name == 'offline_eval':
+        if rest[0] != 'extract':
+            parsed(evaluation._parser(), rest)
+    elif name in ('image_source', 'bag_player'):
+        parsed({'image_source': image_source, 'bag_player': bag_player}[name].parser(), rest)
+    elif name == 'depth_node':
+        check_ros_arguments(rest, SETTINGS)
+    elif name == 'sim_camera':
+        check_ros_arguments(rest, {setting.name: setting
+                                   for setting in dataclasses.fields(SimConfig)})
+    elif words[:2] == ['python3', 'run.py']:
+        if rest[1] != 'test':
+            check(rest[1:] if (ROOT / 'scripts' / rest[1]).is_file() else
+                  ['depthclip', *rest[1:]])
+    elif name == 'python' and rest[0].endswith('.py'):
+        text = (ROOT / rest[0]).read_text(encoding='utf-8')
+        for option in rest[1:]:
+            assert not option.startswith('-') or f"'{option}'" in text, option
+    elif words[:3] == ['ros2', 'run', 'depthclip_ros']:
+        check(words[3:])
+    elif words[:3] == ['ros2', 'launch', 'depthclip_ros']:
+        check_launch(words[3], words[4:])
+    elif words[:2] == ['ros2', 'param']:
+        assert rest[2] == '/depth_node'
+        assert rest[3] in (LIVE if rest[1] == 'set' else SETTINGS)
+        if rest[1] == 'set':
+            value(SETTINGS[rest[3]], rest[4])
+    elif words[:2] == ['pixi', 'run']:
+        tasks = (ROOT / 'pixi.toml').read_text(encoding='utf-8').partition('[tasks]')[2]
+        assert re.search(rf'^{rest[1]} = ', tasks, re.MULTILINE)
+    else:
+        raise AssertionError(f'no reason why it is not checked: {shlex.join(words)}')
+
+
+def value(setting, text):
+    """A value that a setting of this type and range accepts."""
+    owner = next(kind for kind in (cli_settings()) if setting.name in kind.names())
+    owner().replace(**{setting.name: _from_text(setting, text)})
+
+
+def cli_settings():
+    from depthclip_ros.core import DepthConfig
+    from depthclip_ros.node.config import NodeConfig
+    return DepthConfig, NodeConfig, SimConfig
+
+
+def check_ros_arguments(words, settings):
+    if not words:
+        return
+    assert words[0] == '--ros-args', words
+    topics = {name for direction in topic_table().values() for name in direction}
+    pairs = iter(words[1:])
+    for flag in pairs:
+        text = next(pairs)
+        if flag == '-p':
+            name, _, given = text.partition(':=')
+            value(settings[name], given)
+        elif flag == '-r':
+            assert text.partition(':=')[0] in topics, text
+        elif flag == '--params-file':
+            assert not text.startswith('config/') or (ROOT / text).is_file(), text
+        else:
+            assert flag == '--enclave', flag
+
+
+def check_launch(file, words):
+    declared = {**launch_arguments('depth.launch.py'), **SETTINGS,
+                **(launch_arguments(file) if file != 'depth.launch.py' else {})}
+    for word in words:
+        name, _, given = word.partition(':=')
+        assert name in declared, word
+        if name in SETTINGS and name not in ('cameras', 'tokens', 'bins'):
+            value(SETTINGS[name], given)
+
+
+# Tests -----------------------------------------------------------------------------------------
+
+
+def test_every_command_is_understood_or_has_its_reason():
+    wrong = []
+    for document, words in commands():
+        if reason(words) or shlex.join(words) in RUN:
+            continue
+        try:
+            check(words)
+        except (AssertionError, DepthClipError, KeyError, OSError) as error:
+            wrong.append(f'{document}: {shlex.join(words)}: {error}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('line', [
+    'depthclip predict a.png --weight demo', 'depthclip prediction a.png -o b',
+    'offline_eval --dta x', 'ros2 launch depthclip_ros depth.launch.py temprature:=1',
+    'ros2 launch depthclip_ros depth.launch.py temperature:=hot',
+    'depth_node --ros-args -p wieghts:=demo', 'depth_node --ros-args -r imag:=/a',
+    'depth_node --ros-args --params-file config/missing.yaml', 'pixi run nothing',
+    'python tools/write_demo_data.py --pictures 3', 'python3 run.py dmeo',
+    'ros2 param set /depth_node device cpu', 'make all',
+])
+def test_a_wrong_command_is_noticed(line):
+    assert not reason(shlex.split(line))
+    with pytest.raises((AssertionError, DepthClipError, KeyError, OSError)):
+        check(shlex.split(line))
+
+
+def test_no_reason_is_left_over():
+    lines = [shlex.join(words) for _, words in commands()]
+    for start in REASONS:
+        assert any(line.startswith((start, "'" + start)) for line in lines), start
+
+
+def test_what_is_run_is_what_the_documents_say():
+    lines = {shlex.join(words) for _, words in commands()}
+    assert not RUN.keys() - lines
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+    """A folder that looks like a clone in which the demo has been."""
+    import cv2
+
+    from depthclip_ros.sim import Scene, SimCamera, render, trajectory
+    folder = tmp_path_factory.mktemp('clone')
+    for name in ('config', 'tools'):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / 'demo_output').mkdir()
+    shutil.copy(ROOT / 'config/demo.yaml', folder / 'demo_output/depth_node.yaml')
+    scene = Scene.generate('office', seed=3)
+    frame = render(scene, SimCamera(), trajectory(scene, seed=0).pose(1.5))
+    cv2.imwrite(str(folder / 'demo_output/input.png'), frame.rgb[..., ::-1])
+    return folder
+
+
+@pytest.mark.slow
+def test_commands_run_as_they_are_written(clone, monkeypatch):
+    """In their order, in this process, where torch is loaded already."""
+    monkeypatch.chdir(clone)
+    for line, smaller in RUN.items():
+        for large, small in smaller.items():
+            line = line.replace(large, small)  # noqa: PLW2901
+        name, *rest = shlex.split(line)
+        if name == 'cp':
+            shutil.copy(*rest)
+            text = Path(rest[1]).read_text(encoding='utf-8')  # as the tutorial says: other words
+            values = yaml.safe_load(text)
+            values['/**']['ros__parameters'].update(tokens=['very close', 'very far'],
+                                                    bins=[0.64, 6.84])
+            Path(rest[1]).write_text(yaml.safe_dump(values), encoding='utf-8')
+        elif name == 'python':
+            monkeypatch.setattr(sys, 'argv', rest)
+            runpy.run_path(rest[0], run_name='__main__')
+        else:
+            assert name == 'depthclip'
+            assert cli.main(rest) == 0, line
+    for path in ('predicted/input_depth.png', 'before/input_color.png', 'build/data/room_bag',
+                 'build/compared/comparison.json'):
+        assert Path(path).exists(), path
+    before, after = (Path(f'{name}/input_depth.png').read_bytes() for name in ('before', 'after'))
+    assert before != after
