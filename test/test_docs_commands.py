@@ -22,8 +22,8 @@ from test_agreement import LIVE, SETTINGS, launch_arguments, topic_table
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.launching import _from_text
+from depthclip_ros.sim.world import SimConfig
 from depthclip_ros.sources import bag_player, image_source
-from depthclip_ros.sources.sim_world import SimConfig
 from offline_eval import cli as evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,8 @@ REASONS = {
     'ros2 bag record': 'needs a ROS installation and a camera',
     'ros2 security': 'needs a ROS installation; the policy is compared with the node',
     'ros2 launch realsense2_camera': 'needs a RealSense and its driver',
+    'ray start': 'makes several machines a cluster; there is one here',
+    'python eval_with_pngs.py': "another project's script, which is not here",
     'pixi shell': 'pixi and its channels cannot be had where this is built',
     'source': 'changes the shell', 'export': 'likewise', 'cd': 'likewise', 'mkdir': 'likewise',
     'ln': 'likewise', 'touch': 'likewise', 'policy=': 'likewise',
@@ -100,7 +102,13 @@ def check(words):
     if name == 'depthclip':
         parsed(cli._parser(), rest)
     elif name == 'offline_eval':
-        if rest[0] != 'extract':
+        if not rest[0].startswith('-'):
+            options = '\n'.join(path.read_text(encoding='utf-8') for path in
+                                (ROOT / 'offline_eval').rglob('*.py'))
+            assert f"'{rest[0]}'" in options, rest[0]
+            for word in rest[1:]:
+                assert not word.startswith('-') or f"'{word}'" in options, word
+        else:
             parsed(evaluation._parser(), rest)
     elif name in ('image_source', 'bag_player'):
         parsed({'image_source': image_source, 'bag_player': bag_player}[name].parser(), rest)
@@ -109,6 +117,8 @@ def check(words):
     elif name == 'sim_camera':
         check_ros_arguments(rest, {setting.name: setting
                                    for setting in dataclasses.fields(SimConfig)})
+    elif words[:3] == ['python3', '-m', 'offline_eval']:
+        check(['offline_eval', *words[3:]])
     elif words[:2] == ['python3', 'run.py']:
         if rest[1] != 'test':
             check(rest[1:] if (ROOT / 'scripts' / rest[1]).is_file() else

@@ -168,7 +168,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _parameters() -> str:
     from depthclip_ros.core import DepthConfig
     from depthclip_ros.node.config import NodeConfig
-    from depthclip_ros.sources.sim_world import SimConfig
+    from depthclip_ros.sim.world import SimConfig
 
     def row(setting: dataclasses.Field[Any], default: Any) -> list[str]:
         about = setting.metadata
