@@ -206,17 +206,18 @@ def _escape_markdown(text: str) -> str:
 
 _LATEX = {
     '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '%': r'\%',
-    '#': r'\#', '_': r'\_', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$',
-    '>': '$>$', '|': '$|$', '"': r'\textquotedbl{}', '−': '$-$', '±': r'$\pm$', '×': r'$\times$',
-    '·': r'$\cdot$', '…': r'\ldots{}', '–': '--', '—': '---', '’': "'", '‘': '`', '“': '``',
-    '”': "''", '²': r'$^2$', '³': r'$^3$', '°': r'$^\circ$', '↑': r'$\uparrow$',
-    '↓': r'$\downarrow$', '≤': r'$\le$', '≥': r'$\ge$', 'δ': r'$\delta$', 'σ': r'$\sigma$'}
+    '#': r'\#', '_': r'\_', '[': '{[}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
+    '<': '$<$', '>': '$>$', '|': '$|$', '"': r'\textquotedbl{}', '−': '$-$', '±': r'$\pm$',
+    '×': r'$\times$', '·': r'$\cdot$', '…': r'\ldots{}', '–': '--', '—': '---', '’': "'",
+    '‘': '`', '“': '``', '”': "''", '²': r'$^2$', '³': r'$^3$', '°': r'$^\circ$',
+    '↑': r'$\uparrow$', '↓': r'$\downarrow$', '≤': r'$\le$', '≥': r'$\ge$', 'δ': r'$\delta$',
+    'σ': r'$\sigma$'}
 
 
 def _escape_latex(text: str) -> str:
     """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
     plain = ' '.join(text.split())
     plain = re.sub(r'δ(\d)', '\0\\1', plain)  # a subscript, as in the papers
-    shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'[U+{ord(c):04X}]')
+    shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]')
                     for c in plain)
     return re.sub('\0(.)', r'$\\delta_\1$', shown)

@@ -7,7 +7,8 @@
 | `config.yaml` | the effective configuration, a ROS parameter file |
 | `per_image.csv` | one line per image: metrics of the method and of the best constant |
 | `samples/NNNNN.npz` | `Sample`: images for the figures |
-| `depth_histograms.json` | `Histograms`: distribution of the true depth per scene class |
+| `depth_histograms.json` | `Histograms`: distribution of the true depth, and with the predicted |
+| `report/` | for a browser, as Markdown and as LaTeX, with its figures |
 | `records/` | raw sums of every image, from which an interrupted run continues |
 
 The folder is written under temporary names; what has its final name is complete.

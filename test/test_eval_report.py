@@ -475,7 +475,9 @@ def test_latex_shows_text_as_it_is():
     assert document._escape_latex('50 % of a_b & {c} #1 $2 ~^\\') == (
         r'50 \% of a\_b \& \{c\} \#1 \$2 \textasciitilde{}\textasciicircum{}'
         r'\textbackslash{}')
-    assert document._escape_latex('δ1 − ± 远') == r'$\delta_1$ $-$ $\pm$ [U+8FDC]'
+    # After a row's end, a bracket would be the height of the gap to the next.
+    assert document._escape_latex('[a]') == '{[}a]'
+    assert document._escape_latex('δ1 − ± 远') == r'$\delta_1$ $-$ $\pm$ {[}U+8FDC]'
 
 
 @pytest.mark.slow
