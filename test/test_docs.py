@@ -79,3 +79,18 @@ def test_speeds_are_the_committed_measurement():
                 assert cell == f'{row["p50 [ms]"]:.0f} ms, {ratio:.2f} x'
     assert f'First depth comes {first_depth("epyc-zen4")} s or {first_depth("xeon-amx")} s after' \
         in ' '.join(section(README, 'Speed').split())
+
+
+def test_rates_are_the_committed_measurement():
+    """Images a second of the whole node, of which a laptop's user has an idea."""
+    rates = []
+    for name in ('epyc-zen4/node-RN50-cpu', 'xeon-amx/node-RN50-cpu-bfloat16',
+                 'epyc-zen4/node-tiny-cpu', 'xeon-amx/node-tiny-cpu'):
+        result = json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
+        own = next(row for row in result['results']
+                   if row['node'] == 'depth_node' and row['cameras'] == 1)
+        rates.append(own['highest rate [Hz]'])
+    text = ' '.join(section(README, 'Speed').split())
+    assert (f'answers {rates[0]:.1f} images a second in float32 on the EPYC and {rates[1]:.1f} '
+            'in bfloat16 on the Xeon') in text
+    assert f'{rates[2]:.0f} and {rates[3]:.0f}' in text

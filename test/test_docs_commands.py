@@ -214,6 +214,25 @@ def test_a_wrong_command_is_noticed(line):
         check(shlex.split(line))
 
 
+def test_the_missing_address_stands_in_one_command():
+    """Nothing after that one may depend on it."""
+    assert [(document, words[-1]) for document, words in commands()
+            if any('URL-OF' in word for word in words)] == [('README.md', 'depthclip_ros')]
+
+
+def test_pixi_brings_what_the_demo_needs():
+    """Its form was checked against pixi's own schema by hand; pixi itself is not here."""
+    tomllib = pytest.importorskip('tomllib', reason='Python 3.10 cannot read TOML')
+    pixi = tomllib.loads((ROOT / 'pixi.toml').read_text(encoding='utf-8'))
+    assert pixi.keys() == {'workspace', 'dependencies', 'pypi-dependencies', 'tasks'}
+    assert pixi['workspace'].keys() == {'name', 'channels', 'platforms'}
+    distribution = pixi['workspace']['channels'][0].rpartition('-')[2]
+    assert f'ros-{distribution}-desktop' in pixi['dependencies']
+    assert pixi['pypi-dependencies'] == {'depthclip_ros': {'path': '.'}}
+    for command in pixi['tasks'].values():
+        check(shlex.split(command))
+
+
 def test_no_reason_is_left_over():
     lines = [shlex.join(words) for _, words in commands()]
     for start in REASONS:
