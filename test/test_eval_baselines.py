@@ -17,7 +17,7 @@ from offline_eval.errors import PredictionError
 from offline_eval.loader import Batch
 from offline_eval.protocol import PROTOCOLS
 from offline_eval.records import Records, layout, missing
-from offline_eval.scorer import Scorer
+from offline_eval.scorer import Scorer, partners
 
 
 class Training(Dataset):
@@ -68,6 +68,15 @@ def test_an_image_alone_has_no_partner():
     assert named('shuffled images', config, images=1) == []
     assert [c.shift for c in named('shuffled images', config, images=3)] == [1, 2]
     assert [c.shift for c in named('shuffled images', config, images=9)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize('count', [4, 5, 8, 11])
+def test_partners_are_others(count):
+    for shift in (1, 2, 3):
+        order = partners(count, shift)
+        assert sorted(order) == list(range(count))
+        assert all(own != other for own, other in enumerate(order))
+    assert partners(4, 1) == [1, 2, 3, 0]
 
 
 @pytest.mark.parametrize('value', [0.0, -1.0, 0.0005, float('nan'), float('inf')])
