@@ -19,6 +19,7 @@ from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_at_rest
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
+from depthclip_ros.node.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from .runner import Options
@@ -59,6 +60,7 @@ def _evaluate(given: list[str]) -> int:
     options = parser.parse_args(given)
     foreign = _foreign(parser, options)
     from .runner import Evaluation, Foreign
+    keep_freed_memory()
     _print(Evaluation(dataclasses.replace(
         _options(options, given), average=options.average,
         tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,

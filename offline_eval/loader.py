@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from depthclip_ros.core.calibration import image_digest
+from depthclip_ros.node.process import keep_freed_memory
 
 from .contenders import CALIBRATED, CONSTANT, MEDIAN, RANDOM_PIXEL, Contender
 from .datasets import Dataset, Pair
 from .errors import DatasetError, EvaluationError
-from .metrics import SortedTruth, random_pixel_sums
+from .metrics import SortedTruth
 from .protocol import Protocol
 from .records import CONSTANTS, HISTOGRAM, constants, layout
 
@@ -167,9 +168,10 @@ def _score_constants(
     record['curve'], record['sums'][places] = np.split(sums, [CONSTANTS])
     for place, contender in enumerate(chosen):
         if contender.kind == RANDOM_PIXEL:
-            record['sums'][place] = random_pixel_sums(ordered.depth, max_depth)
+            record['sums'][place] = ordered.score_random_pixels(max_depth)
 
 
 def _start_worker(_: int) -> None:
     import cv2
     cv2.setNumThreads(0)
+    keep_freed_memory()

@@ -136,10 +136,9 @@ class SortedTruth:
         self.depth = np.sort(depth)
         y = self.depth.astype(np.float64)
         log = np.log(y)
-        self._sums = {name: np.concatenate([[0], np.cumsum(values)])
-                      for name, values in (('y', y), ('inverse', 1 / y), ('log', log))}
-        self._squares = np.square(y).sum()
-        self._square_logs = np.square(log).sum()
+        self._squares, self._square_logs = np.dot(y, y), np.dot(log, log)
+        self._sums = {name: _sums_up_to(values)
+                      for name, values in (('inverse', 1 / y), ('y', y), ('log', log))}
 
     def median(self) -> float:
         """Median; the mean of the middle two where there are two."""
@@ -179,6 +178,34 @@ class SortedTruth:
             self._squares - 2 * c * total['y'] + n * np.square(c),
             total['y'] - 2 * c * n + np.square(c) * total['inverse']], axis=1)
 
+    def score_random_pixels(self, max_depth: float) -> Sums:
+        """Expected sums of a prediction drawn per pixel, uniformly from 0 to `max_depth`.
+
+        Args:
+            max_depth: M.
+
+        Returns:
+            (11,). With a = y / M: P(factor < T) = min(1, T a) - a / T;
+            E|p - y| = M (a^2 + (1 - a)^2) / 2; E(p - y)^2 = M^2 / 12 + (M / 2 - y)^2;
+            E|ln p - ln y| = 2 a - ln a - 1; ln p has mean ln M - 1 and E ln^2(p / M) = 2.
+
+        """
+        n, log_m = len(self.depth), math.log(max_depth)
+        # All of it follows from a few moments of a.
+        total, inverse, logs = (float(self._sums[name][n]) for name in ('y', 'inverse', 'log'))
+        total, inverse = total / max_depth, inverse * max_depth
+        squares = self._squares / max_depth ** 2
+        square_logs = n * log_m ** 2 - 2 * log_m * logs + self._square_logs
+        logs = n * log_m - logs  # of ln(M / y)
+        within = []
+        for t in _THRESHOLDS:
+            k = int(np.searchsorted(self.depth, max_depth / t))  # so many have t a below 1
+            within.append(t * self._sums['y'][k] / max_depth + (n - k) - total / t)
+        return np.array([
+            n, *within, total - n + inverse / 2, 2 * total + logs - n, logs - n,
+            square_logs - 2 * logs + 2 * n, max_depth * (squares - total + n / 2),
+            max_depth ** 2 * (n / 3 - total + squares), max_depth * (inverse / 3 - n + total)])
+
     def _deltas(self, c: NDArray[np.float32]) -> list[NDArray[np.int64]]:
         """Numbers of pixels within each factor: in order, they are a range.
 
@@ -205,7 +232,7 @@ class SortedRatio:
         order = np.argsort(ratio)
         self._ratio = ratio[order]
         log = np.log(self._ratio)
-        self._sums = {name: np.concatenate([[0], np.cumsum(values)]) for name, values in (
+        self._sums = {name: _sums_up_to(values) for name, values in (
             ('ratio', self._ratio), ('log', log), ('p', p[order]), ('y', y[order]))}
         self._square_logs = np.square(log).sum()
 
@@ -255,29 +282,11 @@ def _first(
     return high
 
 
-def random_pixel_sums(truth: NDArray[np.float32], max_depth: float) -> Sums:
-    """Expected sums of a prediction drawn per pixel, uniformly from 0 to `max_depth`.
-
-    Args:
-        truth: (n,) valid metres.
-        max_depth: M.
-
-    Returns:
-        (11,). With a = y / M: P(factor < T) = min(1, T a) - a / T;
-        E|p - y| = M (a^2 + (1 - a)^2) / 2; E(p - y)^2 = M^2 / 12 + (M / 2 - y)^2;
-        E|ln p - ln y| = 2 a - ln a - 1; ln p has mean ln M - 1 and E ln^2(p / M) = 2.
-
-    """
-    n = len(truth)
-    a = truth.astype(np.float64) / max_depth
-    log = -np.log(a)  # ln(M / y)
-    # All of it follows from a few moments of a.
-    total, inverse, squares, logs = a.sum(), (1 / a).sum(), np.square(a).sum(), log.sum()
-    return np.array([
-        n, *(np.minimum(t * a, 1).sum() - total / t for t in _THRESHOLDS),
-        total - n + inverse / 2, 2 * total + logs - n, logs - n,
-        np.square(log).sum() - 2 * logs + 2 * n, max_depth * (squares - total + n / 2),
-        max_depth ** 2 * (n / 3 - total + squares), max_depth * (inverse / 3 - n + total)])
+def _sums_up_to(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n + 1,) sums of the first 0 to n values."""
+    sums = np.zeros(len(values) + 1)
+    np.cumsum(values, out=sums[1:])
+    return sums
 
 
 def metrics_of(sums: Sums) -> Sums:

@@ -85,6 +85,11 @@ class Scorer:
         self._text = torch.from_numpy(np.concatenate(list(text.values()))).to(device)
         self._bins = {contender.bins: torch.tensor(contender.bins, device=device)
                       for contender in chosen if contender.kind == READ_OUT}
+        # The tables' original bins and prompt are the method's in the paper's setting.
+        first: dict[tuple[object, ...], int] = {}
+        predictions = [first.setdefault((each.tokens, each.bins, each.focal), place)
+                       if each.kind == READ_OUT else place for place, each in enumerate(chosen)]
+        self._same = {place: other for place, other in enumerate(predictions) if place != other}
         self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
         self._calibrated = calibrated
         self._threads = torch.get_num_threads()
@@ -109,20 +114,26 @@ class Scorer:
         patches = self._all_patches(self._maps(batch), batch)
         for place, depth in patches.items():
             self._check(depth, self._contenders[place], batch)
-        rows, columns = _bounding_box(batch.truth)
-        truth = torch.from_numpy(batch.truth[:, rows, columns])
-        places = list(patches)
+        rows = _scored_rows(batch.truth)
+        truth = torch.from_numpy(batch.truth)
+        # Whole maps are those of other programs, and the mean map.
+        whole = [p for p, depth in patches.items() if depth.shape[1:] == self._protocol.size]
+        coarse = [p for p in patches if p not in whole and p not in self._same]
 
         def score_images(part: slice) -> None:
             for i in range(len(truth))[part]:
-                inside = truth[i].to(self._estimator.device)
-                maps = torch.empty((len(places), *inside.shape), device=inside.device)
-                for row, place in enumerate(places):
-                    maps[row] = self._pixels(patches[place][i:i + 1])[0, rows, columns]
-                sums = Truth(inside).score(maps, self._protocol.max_depth)
-                batch.records['joint'][i] = joint_histogram(
-                    inside, maps[places.index(0)], self._protocol.max_depth, JOINT)
-                batch.records['sums'][i, places] = sums.cpu().numpy()
+                true = truth[i, rows].to(self._estimator.device)
+                inside = Truth(true)
+                for places in filter(None, (coarse, whole)):
+                    maps = self._pixels(torch.stack([patches[place][i] for place in places]))
+                    maps = maps[:, rows]
+                    sums = inside.score(maps, self._protocol.max_depth)
+                    batch.records['sums'][i, places] = sums.cpu().numpy()
+                    if places[0] == 0:  # the method
+                        batch.records['joint'][i] = joint_histogram(
+                            true, maps[0], self._protocol.max_depth, JOINT)
+                for place, other in self._same.items():
+                    batch.records['sums'][i, place] = batch.records['sums'][i, other]
 
         self._each(score_images, len(truth))
         return batch.records
@@ -237,9 +248,7 @@ def partners(count: int, shift: int) -> list[int]:
     return order
 
 
-def _bounding_box(truth: NDArray[np.float32]) -> tuple[slice, slice]:
-    """Rows and columns outside of which nothing is scored in the whole batch."""
-    rows, columns = (np.flatnonzero(~np.isnan(truth).all(axis=axes)) for axes in ((0, 2), (0, 1)))
-    if not len(rows):
-        return slice(0, 1), slice(0, 1)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+def _scored_rows(truth: NDArray[np.float32]) -> slice:
+    """Rows outside of which nothing is scored in the whole batch; of a map, they are a view."""
+    rows = np.flatnonzero(~np.isnan(truth).all(axis=(0, 2)))
+    return slice(rows[0], rows[-1] + 1) if len(rows) else slice(0, 1)

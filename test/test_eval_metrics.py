@@ -20,7 +20,6 @@ from offline_eval.metrics import (
     average,
     joint_histogram,
     metrics_of,
-    random_pixel_sums,
     resampled,
 )
 from offline_eval.protocol import PROTOCOLS
@@ -134,7 +133,7 @@ def test_median_of_even_and_odd():
 def test_random_pixels_in_closed_form_agree_with_sampling():
     rng = np.random.default_rng(3)
     truth = nyu_like(rng, 200000)
-    closed = metrics_of(random_pixel_sums(truth, 10.0))
+    closed = metrics_of(SortedTruth(truth).score_random_pixels(10.0))
     drawn = rng.uniform(1e-3, 10, truth.shape).astype(np.float32)
     sampled = metrics_of(Truth(torch.from_numpy(truth)[None, None]).score(
         torch.from_numpy(drawn)[None, None], 10.0).numpy())[0]
@@ -153,7 +152,7 @@ def test_random_patches_come_out_near_the_papers_lower_bound():
             rng.uniform(2e-3, 10, (1, 2, 13, 17)).mean(1).astype(np.float32))
         depth = upsample(patches, (104, 136), 'bilinear')
         patch_sums.append(Truth(torch.from_numpy(truth)[None]).score(depth, 10.0).numpy()[0])
-        pixel_sums.append(random_pixel_sums(truth.ravel(), 10.0))
+        pixel_sums.append(SortedTruth(truth.ravel()).score_random_pixels(10.0))
     paper = [0.140, 0.297, 0.471, 1.327, 0.323, 2.934]
     found = average(np.stack(patch_sums), 'image')[:6]
     np.testing.assert_allclose(found, paper, rtol=0.12)
