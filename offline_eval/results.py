@@ -333,7 +333,7 @@ class Sample:
         about = {k: getattr(self, k) for k in (
             'index', 'name', 'scene', 'role', 'tokens', 'bins', 'metrics')}
         with atomic(self.path(folder)) as file:
-            np.savez_compressed(file, about=np.array(to_json(about)), **arrays)
+            np.savez(file, about=np.array(to_json(about)), **arrays)  # noise packs badly
 
     @classmethod
     def read(cls, path: Path) -> Sample:

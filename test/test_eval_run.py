@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 22
+REPORT = 'with a report'
+FEW = ('--limit', 11, '--no-mean-map')  # two batches: of 4 images, and of 7
 BLIND = 3  # Position in the .mat of a test image without any depth.
 
 
@@ -77,7 +80,7 @@ def arguments(world, output, *more, data=None):
     return [str(a) for a in (
         '--data', data or world, '--config', world / 'tiny.yaml', '--weights', world / 'tiny.pt',
         '--own-input', '--device', 'cpu', '--output', output, '--batch-size', 4, '--workers', 0,
-        '--no-report', *more)]
+        *([] if REPORT in more else ['--no-report']), *(m for m in more if m != REPORT))]
 
 
 def evaluate(world, output, *more, data=None):
@@ -87,9 +90,9 @@ def evaluate(world, output, *more, data=None):
 
 @pytest.fixture(scope='module')
 def finished(world, tmp_path_factory):
-    """Results folder of a run with all tables."""
+    """Results folder of a run with all tables and a report."""
     output = tmp_path_factory.mktemp('results')
-    evaluate(world, output, '--table', 1, '--table', 2, '--table', 3)
+    evaluate(world, output, '--table', 1, '--table', 2, '--table', 3, REPORT)
     return (output / 'latest').resolve()
 
 
@@ -99,9 +102,22 @@ def summary(finished):
 
 
 @pytest.fixture(scope='module')
-def plain(world, tmp_path_factory):
-    """Summary of an undisturbed run, Table 1 only."""
-    return evaluate(world, tmp_path_factory.mktemp('plain'))
+def undisturbed(world, tmp_path_factory):
+    """Output folder of a run of few images, Table 1 only."""
+    output = tmp_path_factory.mktemp('plain')
+    evaluate(world, output, *FEW)
+    return output
+
+
+@pytest.fixture(scope='module')
+def plain(undisturbed):
+    return Summary.read(undisturbed / 'latest')
+
+
+@pytest.fixture
+def to_resume(undisturbed, tmp_path):
+    """A copy of that run's folder."""
+    return shutil.copytree((undisturbed / 'latest').resolve(), tmp_path / 'run')
 
 
 def digits(summary):
@@ -203,21 +219,20 @@ def test_every_row_is_there(summary):
     assert len(summary.paper) == len(PAPER_ROWS)
 
 
-@pytest.mark.slow
-def test_read_outs_of_one_pass_equal_runs_of_their_own(world, summary, tmp_path):
+def test_read_outs_of_one_pass_are_the_node_s_own(world, samples, summary):
     """Table 2's second partition and Table 3's first prompt, configured by themselves."""
-    text = (world / 'tiny.yaml').read_text()
-    old_bins = '[1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0]'
-    old_tokens = text[text.index('tokens: [') + 8:text.index(']') + 1]
-    for name, old, new in (
-            ('Class-dependent 1', old_bins, list(BIN_PARTITIONS['Class-dependent 1'])),
-            ('Prompt 1', old_tokens, list(PROMPTS['Prompt 1']))):
-        assert old in text
-        (tmp_path / 'own.yaml').write_text(text.replace(old, str(new)))
-        own = evaluate(world, tmp_path / name, '--config', tmp_path / 'own.yaml', '--no-mean-map')
-        for metric in METRICS:
-            assert own.row(METHOD).metrics[metric] == pytest.approx(
-                summary.row(name).metrics[metric], abs=1e-5), (name, metric)
+    config = DepthConfig.from_yaml(world / 'tiny.yaml')
+    for name, own in (('Class-dependent 1', {'bins': BIN_PARTITIONS['Class-dependent 1']}),
+                      ('Prompt 1', {'tokens': PROMPTS['Prompt 1']})):
+        found = [summary.row(name).metrics[m] for m in METRICS[:6]]
+        np.testing.assert_allclose(
+            found, headline(config.replace(**own), world, samples), atol=2e-5, err_msg=name)
+        assert summary.row(name).metrics != summary.row(METHOD).metrics
+
+
+def test_the_tables_originals_are_the_method_s_row_here(summary):
+    for name in ('Original bin', 'Original prompt'):
+        assert summary.row(name).metrics == summary.row(METHOD).metrics
 
 
 def test_baselines_are_ordered_as_they_must_be(summary):
@@ -301,29 +316,29 @@ def test_summary_survives_json(summary):
 
 @pytest.mark.slow
 def test_workers_make_no_difference(world, plain, tmp_path):
-    assert digits(evaluate(world, tmp_path, '--workers', 2)) == digits(plain)
+    assert digits(evaluate(world, tmp_path, '--workers', 2, *FEW)) == digits(plain)
 
 
 @pytest.mark.slow
-def test_folder_gives_the_same_numbers_but_for_jpeg(world, plain, tmp_path):
+def test_folder_gives_the_same_numbers_but_for_jpeg(world, summary, tmp_path):
     folder = evaluate(world, tmp_path, data=world / 'official')
-    assert folder.data.evaluated == plain.data.evaluated
+    assert folder.data.evaluated == summary.data.evaluated
     for name in ('median of each image', 'best constant', 'mean of the training split'):
         for metric in METRICS[:6]:  # Depth alone: truncated to millimetres.
             assert folder.row(name).metrics[metric] == pytest.approx(
-                plain.row(name).metrics[metric], abs=5e-3), (name, metric)
+                summary.row(name).metrics[metric], abs=5e-3), (name, metric)
     for metric in METRICS[:6]:
         assert folder.row(METHOD).metrics[metric] == pytest.approx(
-            plain.row(METHOD).metrics[metric], abs=0.03)
+            summary.row(METHOD).metrics[metric], abs=0.03)
 
 
 @pytest.mark.slow
-def test_bts_protocol_and_pixel_average(world, plain, tmp_path):
+def test_bts_protocol_and_pixel_average(world, summary, tmp_path):
     other = evaluate(world, tmp_path, '--protocol', 'bts', '--average', 'pixel', '--limit', 6)
     assert other.protocol.name == 'bts'
     assert other.protocol.average == 'pixel'
     assert other.data.images == 6
-    assert other.row(METHOD).metrics != plain.row(METHOD).metrics
+    assert other.row(METHOD).metrics != summary.row(METHOD).metrics
     assert 'protocol is bts, averaged per pixel' in ' '.join(other.gate.reasons)
 
 
@@ -386,7 +401,7 @@ def test_words_that_a_model_does_not_know_are_no_test():
 
 @pytest.mark.slow
 def test_shuffled_images_do_not_depend_on_the_batch_size(world, plain, tmp_path):
-    larger = evaluate(world, tmp_path, '--batch-size', 8)
+    larger = evaluate(world, tmp_path, '--batch-size', 12, *FEW)
     for metric in METRICS:
         assert larger.row('shuffled images').metrics[metric] == pytest.approx(
             plain.row('shuffled images').metrics[metric], abs=1e-4)
@@ -409,18 +424,14 @@ def test_number_of_threads_makes_no_difference(world, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
-def test_all_tables_and_the_report(world, tmp_path):
-    given = arguments(world, tmp_path, '--table', 1, '--table', 2, '--table', 3)
-    given.remove('--no-report')
-    assert cli.main(given) == 0
-    page = (tmp_path / 'latest/report/report.html').read_text()
+def test_all_tables_and_the_report(finished):
+    page = (finished / 'report/report.html').read_text()
     assert 'on rendered rooms' in page
     assert 'reproduced' not in page
     assert all(name in page for name in (*BIN_PARTITIONS, 'shuffled words', 'best constant'))
-    assert (tmp_path / 'latest/report/report.md').is_file()
-    assert (tmp_path / 'latest/report/report.tex').is_file()
-    assert sum(p.stat().st_size for p in (tmp_path / 'latest/report').rglob('*')) < 3e6
+    assert (finished / 'report/report.md').is_file()
+    assert (finished / 'report/report.tex').is_file()
+    assert sum(p.stat().st_size for p in (finished / 'report').rglob('*')) < 3e6
 
 
 @pytest.mark.slow
@@ -448,7 +459,7 @@ def test_kitti_through_the_same_pipeline(world, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_digits(world, plain, tmp_path):
-    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path)])
+    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path, *FEW)])
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob('*/records/*.npz')):
         assert process.poll() is None
@@ -459,7 +470,7 @@ def test_killed_and_resumed_gives_the_same_digits(world, plain, tmp_path):
     assert not list(tmp_path.glob('*/summary.json'))
     folder = (tmp_path / 'latest').resolve()
     done = {path: path.stat().st_mtime_ns for path in folder.glob('records/*.npz')}
-    resumed = evaluate(world, tmp_path, '--resume')
+    resumed = evaluate(world, tmp_path, '--resume', *FEW)
     assert {path: path.stat().st_mtime_ns for path in done} == done  # not done again
     assert 0 < resumed.timing.images < resumed.data.images
     assert digits(resumed) == digits(plain)
@@ -486,10 +497,9 @@ def test_a_damaged_record_is_none(tmp_path, damage):
 
 
 @pytest.mark.slow
-def test_full_disk_loses_nothing(world, tmp_path):
+def test_full_disk_loses_nothing(world, plain, tmp_path):
     """A limit on the size of files stands for the full disk: the second record does not fit."""
-    few = ['--no-mean-map', '--limit', 11]  # batches of 4 and 7 images
-    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path, *few)],
+    process = start([sys.executable, '-m', 'offline_eval', *arguments(world, tmp_path, *FEW)],
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (160_000,) * 2))
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1, output
@@ -498,9 +508,9 @@ def test_full_disk_loses_nothing(world, tmp_path):
     folder = (tmp_path / 'latest').resolve()
     assert not (folder / 'summary.json').exists()
     assert not list(folder.rglob('*.part'))
-    resumed = evaluate(world, tmp_path, '--resume', *few)
+    resumed = evaluate(world, tmp_path, '--resume', *FEW)
     assert (resumed.timing.images, resumed.data.images) == (7, 11)
-    assert digits(resumed) == digits(evaluate(world, tmp_path / 'whole', *few))
+    assert digits(resumed) == digits(plain)
 
 
 # What may be wrong ---------------------------------------------------------------------------
@@ -543,23 +553,20 @@ def test_resume_of_another_run(world, finished, tmp_path, capsys):
     assert 'no folder of an interrupted evaluation' in message
 
 
-@pytest.mark.slow
-def test_resume_with_other_images_of_the_same_names(world, tmp_path, capsys):
+def test_resume_with_other_images_of_the_same_names(world, to_resume, tmp_path, capsys):
     import h5py
     mat = tmp_path / 'nyu_depth_v2_labeled.mat'
     mat.write_bytes((world / mat.name).read_bytes())
     (tmp_path / 'splits.mat').write_bytes((world / 'splits.mat').read_bytes())
-    evaluate(world, tmp_path / 'out', data=world / mat.name)
     with h5py.File(mat, 'r+') as file:
         file['rawDepths'][split(COUNT)[1][4], 300, 200] = 1.2345
-    message = fails(capsys, *arguments(world, tmp_path / 'out', '--resume', data=mat))
+    message = fails(capsys, *arguments(world, tmp_path, '--resume', to_resume, *FEW, data=mat))
     assert f'{split(COUNT)[1][4]:05d} is not the image that was scored then' in message
 
 
-@pytest.mark.slow
-def test_resume_of_a_finished_run_changes_nothing(world, plain, tmp_path):
-    evaluate(world, tmp_path)
-    again = evaluate(world, tmp_path, '--resume')
+def test_resume_of_a_finished_run_changes_nothing(world, plain, to_resume, tmp_path):
+    evaluate(world, tmp_path, '--resume', to_resume, *FEW)
+    again = Summary.read(to_resume)
     assert again.timing.images == 0
     assert digits(again) == digits(plain)
 
