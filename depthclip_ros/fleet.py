@@ -83,9 +83,11 @@ class Workers(Protocol):
 class Here:
     """One worker, in this process."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        """Make it: whatever that raises is raised here."""
+    def __init__(self, make: Callable[[], Any], log: Callable[[str], None] | None = None) -> None:
+        """Make it, and say so; whatever that raises is raised here."""
         self._worker = make()
+        if log is not None:
+            log(f'worker {_name()}')
 
     def run(self, queue: deque[Task]) -> Iterator[Outcome]:
         """One after the other."""

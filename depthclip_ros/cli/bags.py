@@ -52,7 +52,7 @@ def convert_bags(given: argparse.Namespace) -> int:
     threads = max(1, int(cluster.cpus)) if cluster is not None else 0
     model = Model(depth, node, threads)
     # The model before the output: what cannot be loaded leaves everything as it was.
-    workers = OnRay(model, cluster, to_stderr) if cluster is not None else Here(model)
+    workers = OnRay(model, cluster, to_stderr) if cluster is not None else Here(model, to_stderr)
     try:
         with Manifest.opened(output, header_of(depth, options, given.window),
                              resume=given.resume) as manifest:
