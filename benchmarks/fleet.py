@@ -157,8 +157,8 @@ def document(result: dict[str, Any]) -> str:
             (r['workers'] or 'without Ray', r['threads'], f'{r["start [s]"]:.1f}',
              f'{r["bags an hour"]:.0f}', f'{r["bags an hour"] / 3600 * images:.2f}',
              f'{r["memory of a worker [MB]"]:.0f}') for r in rows]),
-        (f'Handing out a task costs the process that does it {handed:.2f} ms, {TASKS} tasks a bag; '
-        f'a bag reads {read:.0f} and writes {written:.0f} MB.'),
+        (f'Handing out a task costs the process that does it {handed:.2f} ms, {TASKS} tasks a '
+        f'bag; a bag reads {read:.0f} and writes {written:.0f} MB.'),
         ('**Extrapolated, not measured**: as many times the rate of one worker of one thread, '
         'each on a core of its own. Workers share nothing but the storage and the process that '
         'hands tasks out.'),

@@ -261,7 +261,7 @@ def _add_ray_options(parser: argparse.ArgumentParser) -> None:
                      help='of each worker, and its threads (default 1)')
     ray.add_argument('--gpus', type=_positive, metavar='N',
                      help='of each worker; 0.5 puts two on one (default 0)')
-    ray.add_argument('--retries', type=int, choices=range(11), metavar='N',
+    ray.add_argument('--retries', type=_count, metavar='N',
                      help='how often a task is repeated whose worker died (default 2)')
 
 
