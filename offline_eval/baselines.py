@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,27 @@ def _partners(images: int) -> list[Contender]:
     return [Contender('shuffled images', 'baseline', PARTNER, shift=shift, note=(
         "the method's depth of one image scored on another: does the image matter at all? Mean of "
         f'{count} ways')) for shift in range(1, count + 1)]
+
+
+def without_failed_controls(
+    chosen: Sequence[Contender], text: Mapping[tuple[str, ...], NDArray[np.float32]],
+) -> list[Contender]:
+    """The same contenders; random words are no test where a model does not tell them apart.
+
+    One set of words that are all the same to the model spoils the row, which is their mean.
+
+    Args:
+        chosen: all contenders.
+        text: (K, C) unit vectors of every contender's tokens.
+
+    """
+    sets = [c.tokens for c in chosen if c.name == RANDOM_WORDS]
+    alike = sum(are_alike(text[tokens]) for tokens in sets)
+    if not alike:
+        return list(chosen)
+    note = (f'no test: this model takes all the words for the same in {alike} of {len(sets)} '
+            'sets, and so gives the mean of the bins there')
+    return [replace(c, is_test=False, note=note) if c.name == RANDOM_WORDS else c for c in chosen]
 
 
 def are_alike(features: NDArray[np.float32]) -> bool:

@@ -27,7 +27,7 @@ from depthclip_ros.node.config import NodeConfig
 
 from . import records as recording
 from . import summarize, witness
-from .baselines import RANDOM_WORDS, TrainingMean, are_alike, baselines
+from .baselines import TrainingMean, baselines, without_failed_controls
 from .calibrated import Calibrated
 from .contenders import CALIBRATED, FOCAL, FOREIGN, Contender, method_and_variants
 from .datasets import Dataset, Where, open_dataset
@@ -226,10 +226,7 @@ class Evaluation:
                               is_test=p.align == 'none') for p in self._foreign)]
         _check_names(chosen)
         self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
-        return [dataclasses.replace(contender, is_test=False, note=(
-            'no test: this model takes all these words for the same, and so gives the mean of '
-            'the bins')) if contender.name == RANDOM_WORDS
-            and are_alike(self._text[contender.tokens]) else contender for contender in chosen]
+        return without_failed_controls(chosen, self._text)
 
     def _focal(self) -> float:
         """To which focal length the words belong; 0 if that of any image is not known."""

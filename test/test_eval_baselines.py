@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from depthclip_ros.core import DepthConfig
-from offline_eval.baselines import TrainingMean, are_alike, baselines
+from offline_eval.baselines import (
+    TrainingMean,
+    are_alike,
+    baselines,
+    without_failed_controls,
+)
 from offline_eval.contenders import Contender
 from offline_eval.datasets import Dataset, Entry, Pair
 from offline_eval.errors import PredictionError
@@ -61,6 +66,20 @@ def test_words_are_alike_only_if_all_are():
     same = np.tile(np.float32([0.6, 0.8]), (3, 1))
     assert are_alike(same)
     assert not are_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))
+
+
+def test_one_set_of_words_that_are_alike_makes_the_row_no_test():
+    chosen = baselines(DepthConfig(), None, 10.0, 9)
+    other = np.eye(7, dtype=np.float32)
+    text = {c.tokens: other for c in chosen if c.tokens}
+    assert without_failed_controls(chosen, text) == chosen
+    same = np.tile(other[:1], (7, 1))
+    text[next(c.tokens for c in chosen if c.name == 'random words')] = same
+    marked = without_failed_controls(chosen, text)
+    for before, after in zip(chosen, marked, strict=True):
+        assert after.is_test == (after.name != 'random words')
+        assert (after == before) == after.is_test
+        assert after.is_test or '1 of 3 sets' in after.note
 
 
 def test_an_image_alone_has_no_partner():
