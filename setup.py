@@ -88,8 +88,8 @@ setup(
         # mkdocs.yml: the documents as a site.
         'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.24'],
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'pylatexenc',
-                 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
-                 'types-PyYAML'],
+                 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7', 'ray>=2.60', 'rosbags-image',
+                 'ruff', 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={
