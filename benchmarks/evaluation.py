@@ -34,8 +34,8 @@ BATCH, REPEATS = 4, 5  # of the network alone
 ROOMS = 80  # rendered images; more are repetitions of these
 # What a run consists of, by the methods of `Evaluation`.
 STAGES = {'open data and load the model': '__init__', 'training split': '_training_mean',
-          'text features': '_columns', 'all images': '_score', 'averages, intervals': '_summarize',
-          'report': '_report'}
+          'text features': '_contenders', 'all images': '_score',
+          'averages, intervals': '_summarize', 'report': '_report'}
 
 
 def main() -> int:
