@@ -242,6 +242,7 @@ def test_baselines_are_ordered_as_they_must_be(summary):
         assert value['best constant']['rmse'] <= value[constant]['rmse'] + 0.01
     assert value['median of each image']['rel'] < value['best constant']['rel'] + 0.02
     assert value['random per pixel']['rmse'] > value['random per patch']['rmse'] > 2
+    assert abs(value['shuffled images']['rmse'] - value[METHOD]['rmse']) > 1e-6
 
 
 def test_gate_says_why_not(summary):

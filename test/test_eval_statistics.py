@@ -235,3 +235,16 @@ def test_pooled_and_mean_of_images(how):
     assert row.interval['rmse'].low < expected < row.interval['rmse'].high
     gains = verdict(data).comparisons[0].gains
     assert set(gains) == set(METRICS)
+
+
+def test_the_best_constant_of_all_pixels_is_chosen_anew_in_every_sample():
+    _, truths, sequences = world(6)
+    data = measured(truths, lambda _, i: 0.05 * (i % 5), sequences, 'pixel')
+    square, pixels = SUMS.index('square'), SUMS.index('pixels')
+    own, curve, counts = data.sums(METHOD)[0], data.records['curve'], data.counts
+    method = np.sqrt(counts @ own[:, square] / (counts @ own[:, pixels]))
+    constant = np.sqrt(np.min(
+        counts @ curve[:, :, square] / (counts @ curve[:, :, pixels]), axis=1))
+    expected = interval(constant - method, 24)
+    found = verdict(data).comparisons[0].intervals['rmse']
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

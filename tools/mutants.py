@@ -277,7 +277,7 @@ EVALUATION = (
     Mutant(f'{EVAL}/scorer.py', 'slice(rows[0], rows[-1] + 1)', 'slice(rows[0], rows[-1])',
            f'{RUN}::test_the_headline_is_the_node_s_own_prediction'),
     Mutant(f'{EVAL}/scorer.py', 'found[0][partners(count, contender.shift)]', 'found[0]',
-           f'{RUN}::test_shuffled_images_do_not_depend_on_the_batch_size'),
+           f'{RUN}::test_baselines_are_ordered_as_they_must_be'),
     # Data
     Mutant(f'{EVAL}/datasets/nyu_mat.py', "self._key = 'depths' if inpainted else 'rawDepths'",
            "self._key = 'depths'", DATASETS),
