@@ -286,9 +286,12 @@ def test_alignments():
 
 def test_others_stand_beside_the_verdict_and_never_in_the_gate(world, summary, tmp_path):
     alone = evaluate(world, tmp_path)
-    assert summary.gate == alone.gate
-    assert summary.row(METHOD) == alone.row(METHOD)
-    added = [c.name for c in summary.verdict.comparisons if c not in alone.verdict.comparisons]
+    # The more maps there are, the smaller the pieces of an image whose sums are added up.
+    assert summary.gate.status == alone.gate.status
+    assert summary.gate.differences == pytest.approx(alone.gate.differences, rel=1e-6)
+    assert summary.row(METHOD).metrics == pytest.approx(alone.row(METHOD).metrics, rel=1e-6)
+    before = {c.name for c in alone.verdict.comparisons}
+    added = [c.name for c in summary.verdict.comparisons if c.name not in before]
     assert added == ['again', 'oracle', 'half', 'thrice']  # what is aligned knows the truth
     gain = {c.name: c.gains['d1'] for c in summary.verdict.comparisons}
     assert gain['again'] == pytest.approx(0, abs=1e-3)
