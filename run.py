@@ -37,7 +37,7 @@ MINIMUM = (3, 10)
 # For what the wheels of ROS 2 are built, which a machine without ROS needs.
 WHEELS_MACHINES = ('x86_64', 'AMD64')
 WHEELS_NEWEST = (3, 13)
-# What a full set-up on Linux takes: 6.5 for .venv, most of it PyTorch's CUDA libraries, and 3 for
+# What a full set-up on Linux takes: 6.7 for .venv, most of it PyTorch's CUDA libraries, and 3 for
 # what pip downloads; a CPU build takes less.
 FULL_GIGABYTES = 10
 LEAST_GIGABYTES = 2
