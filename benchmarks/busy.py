@@ -38,10 +38,12 @@ WAYS: dict[str, tuple[Mapping[str, str], int]] = {
     'OMP_WAIT_POLICY=passive': ({'OMP_WAIT_POLICY': 'passive'}, 0),
     'GOMP_SPINCOUNT=1000': ({'GOMP_SPINCOUNT': '1000'}, 0),
     'GOMP_SPINCOUNT=10000': ({'GOMP_SPINCOUNT': '10000'}, 0),
+    'GOMP_SPINCOUNT=30000': ({'GOMP_SPINCOUNT': '30000'}, 0),
     'one thread': ({}, 1),
 }
-COUNTING = 'while True: pass'
-AT_30_HZ = """
+COUNTING = [sys.executable, '-c', 'while True: pass']
+NICED = ['nice', '-n', '10', *COUNTING]
+AT_30_HZ = [sys.executable, '-c', """
 import time
 due = time.monotonic()
 while True:
@@ -50,12 +52,14 @@ while True:
         pass
     due = max(due + 1 / 30, time.monotonic())
     time.sleep(max(0.0, due - time.monotonic()))
-"""
+"""]
 LOADS = {
     'idle': [],
-    'one niced process': [COUNTING],
-    'two niced processes': [COUNTING] * 2,
-    'two niced processes and one at 30 Hz': [COUNTING] * 2 + [AT_30_HZ],
+    'one niced process': [NICED],
+    'two niced processes': [NICED] * 2,
+    'two niced processes and one at 30 Hz': [NICED] * 2 + [AT_30_HZ],
+    'one process': [COUNTING],
+    'two processes': [COUNTING] * 2,
 }
 # In each of its turns a way runs so often; the first finds what another has left in the caches.
 IMAGES_A_TURN = 4
@@ -152,11 +156,9 @@ def serve(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def other_work(programs: list[str]) -> Iterator[None]:
-    """Let them run meanwhile; those that never rest are niced."""
-    running = [subprocess.Popen(
-        [*(['nice', '-n', '10'] if program is COUNTING else []), sys.executable, '-c', program])
-        for program in programs]
+def other_work(programs: list[list[str]]) -> Iterator[None]:
+    """Let them run meanwhile."""
+    running = [subprocess.Popen(program) for program in programs]
     try:
         yield
     finally:
@@ -166,7 +168,7 @@ def other_work(programs: list[str]) -> Iterator[None]:
 
 
 def measure(
-    ways: Mapping[str, Server], load: str, programs: list[str], rounds: int,
+    ways: Mapping[str, Server], load: str, programs: list[list[str]], rounds: int,
 ) -> list[dict[str, Any]]:
     """All ways in turns under a load."""
     times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in ways}

@@ -12,16 +12,15 @@ import os
 import sys
 
 PACKAGE = __package__ or 'depthclip_ros'
-# How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: at rest. By
-# default they spin for some milliseconds, on cores that other processes want: on a busy machine
-# that costs more than half of the speed, and on an idle one it gains nearly nothing
-# (benchmarks/busy.py).
-WAITING = {'OMP_WAIT_POLICY': 'passive'}
+# How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: spinning for a
+# thirtieth of the time that is libgomp's default. On cores that other processes want, spinning
+# costs half of the speed; not to spin at all costs a tenth on an idle machine (benchmarks/busy.py).
+WAITING = {'GOMP_SPINCOUNT': '10000'}
 # What a user may have chosen instead, by whichever library of OpenMP.
 WAITING_BY_USER = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY')
 
 
-def wait_at_rest() -> None:
+def wait_shortly() -> None:
     """Let this process and those that it starts wait so, unless the user has chosen how.
 
     It counts only before torch is imported. Whoever imports this package as a library does not
@@ -32,7 +31,7 @@ def wait_at_rest() -> None:
 
 
 def waiting() -> str:
-    """What is chosen of it, such as 'OMP_WAIT_POLICY=passive'; '' for OpenMP's default."""
+    """What is chosen of it, such as 'GOMP_SPINCOUNT=10000'; '' for OpenMP's default."""
     return ' '.join(f'{name}={os.environ[name]}' for name in WAITING_BY_USER
                     if name in os.environ)
 
@@ -54,7 +53,7 @@ def run(name: str, module: str, function: str = 'main') -> int:
         function: without arguments, gives the exit code or ends the process.
 
     """
-    wait_at_rest()
+    wait_shortly()
     try:
         return int(getattr(importlib.import_module(f'{PACKAGE}.{module}'), function)())
     except ImportError as error:

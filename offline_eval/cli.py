@@ -17,7 +17,7 @@ from depthclip_ros import resources
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
-from depthclip_ros.executables import missing_package, wait_at_rest
+from depthclip_ros.executables import missing_package, wait_shortly
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 from depthclip_ros.node.process import keep_freed_memory
 
@@ -34,7 +34,7 @@ _PROTOCOL = 'crops (default: depthclip, the official code; KITTI: kitti)'
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    wait_at_rest()
+    wait_shortly()
     try:
         if given[:1] == ['extract']:
             return _extract(given[1:])

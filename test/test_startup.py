@@ -98,7 +98,7 @@ executables.run('test', 'executables', 'said')
     ({}, "'' '{}={}'".format(*next(iter(executables.WAITING.items())))),
     *(({name: value}, f"'{name}={value}' '{name}={value}'") for name, value in [
         ('OMP_WAIT_POLICY', 'active'), ('GOMP_SPINCOUNT', '7'), ('KMP_BLOCKTIME', '3')])])
-def test_executables_let_threads_wait_at_rest_unless_the_user_chose(chosen, expected):
+def test_executables_let_threads_wait_shortly_unless_the_user_chose(chosen, expected):
     """And whoever imports the package as a library finds the environment as it was."""
     plain = {name: value for name, value in os.environ.items()
              if name not in executables.WAITING_BY_USER}
@@ -112,7 +112,7 @@ def test_where_torch_is_imported_already_it_would_be_too_late(monkeypatch):
     for name in executables.WAITING_BY_USER:
         monkeypatch.delenv(name, raising=False)
     assert 'torch' in sys.modules
-    executables.wait_at_rest()
+    executables.wait_shortly()
     assert executables.waiting() == ''
 
 

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from depthclip_ros import __version__
-from depthclip_ros.executables import missing_package, wait_at_rest
+from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ DEFAULT_OUTPUT = 'demo_output'
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `depthclip`; returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    wait_at_rest()
+    wait_shortly()
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
