@@ -540,7 +540,7 @@ def test_labels_lie_beside_the_photograph(sample, words):
               'long': ['a very long description of how far away something may be ' * 2] * 7}[words]
     count = len(tokens)
     weights = np.full((count, 13, 17), 1 / count, np.float32)
-    with figures._style():
+    with figures.look():
         figure = figures.responses(dataclasses.replace(
             sample, tokens=list(tokens), bins=[1.0] * count, weights=weights))
         figure.draw_without_rendering()

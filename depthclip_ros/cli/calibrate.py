@@ -21,6 +21,7 @@ from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_eve
 from ..calibrate.report import Context, Example, contents, draw_examples
 from ..core.errors import ConfigError, quoted
 from ..core.files import atomic, user_path
+from ..sources.bag import is_bag
 from ..sources.camera_info import CameraCalibration
 from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
 
@@ -158,11 +159,6 @@ def open_recording(
         return FolderRecording(path, camera, options.tolerance, rectified=node.rectified,
                                unit=options.depth_unit)
     return _training_split(path, camera, options.protocol)
-
-
-def is_bag(path: Path) -> bool:
-    """Whether a path is to be read as a bag."""
-    return path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists()
 
 
 def _given_camera(options: argparse.Namespace, node: NodeConfig) -> CameraModel | None:

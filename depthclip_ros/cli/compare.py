@@ -31,8 +31,8 @@ from ..document import (
     to_markdown,
 )
 from ..fleet import Here, OnRay, Task, cluster_of
-from ..sources.bag import BagError
-from .calibrate import is_bag, open_recording, with_progress
+from ..sources.bag import BagError, is_bag
+from .calibrate import open_recording, with_progress
 from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
 
 if TYPE_CHECKING:

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_calibrate(commands)
     _add_compare(commands)
+    _add_words(commands)
     _add_bag(commands)
     _add_bags(commands)
     _add_doctor(commands)
@@ -172,6 +173,31 @@ def _add_compare(commands: _Commands) -> None:
                         help='what is measured from here on does not count (default: 200)')
     _add_ray_options(parser)
     parser.set_defaults(run=_compare)
+
+
+def _add_words(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'words', help='words as an experiment: how alike, and what they say of a picture',
+        description='Show how alike words are to the model, how much each answers in every patch '
+        'of pictures, and the depth that follows; of a second set of words beside it with '
+        '--against. Prints tables; with -o also figures, on a page to open in a browser.')
+    parser.add_argument('words', metavar='WORDS',
+                        help='with commas between them, from near to far: "giant, close, far"')
+    parser.add_argument('--against', default='', metavar='WORDS', help='another set of words')
+    parser.add_argument('--bins', type=_numbers, metavar='METRES',
+                        help="a depth for each word, such as 1,2,3 (default: the settings', where "
+                        'there are as many; else evenly spaced over their span)')
+    parser.add_argument('--image', nargs='+', default=[], metavar='PATH',
+                        help='files, folders and rosbag2 bags (default: the words alone)')
+    parser.add_argument('--topic', default='', metavar='TOPIC',
+                        help='of the images, of a bag with several cameras')
+    parser.add_argument('--max-images', type=_count, default=50, metavar='N',
+                        help='of each PATH, evenly spread (default %(default)d)')
+    _add_model_options(parser)
+    parser.add_argument('-o', '--output', default='', metavar='FOLDER',
+                        help='write words.html, words.md and figures/ there; no page is '
+                        'overwritten')
+    parser.set_defaults(run=_words)
 
 
 def _add_bag(commands: _Commands) -> None:
@@ -374,6 +400,11 @@ def _compare(options: argparse.Namespace) -> int:
     return compare(options)
 
 
+def _words(options: argparse.Namespace) -> int:
+    from .words import words
+    return words(options)
+
+
 def _bag(options: argparse.Namespace) -> int:
     from .bag import convert_bag
     return convert_bag(options)
@@ -422,6 +453,10 @@ def _seconds(text: str) -> float:
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f'{text} is not a number of seconds')
     return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_positive(number) for number in text.split(','))
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +81,30 @@ def encode_tokens(
             rows.append(mean / mean.norm())
     encoded: NDArray[np.float32] = torch.stack(rows).numpy()
     return encoded
+
+
+def unknown_words(
+    texts: Sequence[str], state_dict: Mapping[str, Tensor],
+) -> list[str]:
+    """Words of phrases that a model has never learnt, each once, in their order.
+
+    A model with a small vocabulary, as the demo's, keeps one and the same row for all words
+    outside of it. OpenAI's models have no such row, and know something of every text.
+
+    Args:
+        texts: phrases.
+        state_dict: CLIP weights in OpenAI's layout.
+
+    Raises:
+        WeightsError: the tokenizer cannot be imported.
+
+    """
+    rows, clip, found = state_dict['token_embedding.weight'], import_clip(), {}
+    for word in dict.fromkeys(word for text in texts for word in text.split()):
+        pieces = clip.tokenizer.encode(word)
+        found[word] = any((rows == rows[piece]).all(dim=1).sum() > len(rows) // 2
+                          for piece in pieces)
+    return [word for word, is_unknown in found.items() if is_unknown]
 
 
 class TextFeatureCache:

@@ -55,6 +55,11 @@ class CameraTopics:
     compressed: bool
 
 
+def is_bag(path: Path) -> bool:
+    """Whether a path is to be read as a bag."""
+    return path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists()
+
+
 def open_bag(path: str | Path) -> Reader:
     """Open a bag folder, or a lone `.mcap` or `.db3` file, for reading.
 

@@ -64,21 +64,15 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
         FiguresMissingError: with the remedy.
 
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise FiguresMissingError(
-            f'The figures need matplotlib 3.5 or newer ({error}): '
-            '`python3 -m pip install matplotlib`, or `apt install python3-matplotlib`; then '
-            '`python3 -m offline_eval.report FOLDER` writes the report again.') from error
+    require('; then `python3 -m offline_eval.report FOLDER` writes the report again')
     summary, histograms, ranked = source.summary, source.histograms, source.ranked()
     found: dict[str, list[Picture]] = {}
 
     def add(section: str, name: str, drawn: Figure, title: str, caption: str) -> None:
         found.setdefault(section, []).append(
-            _save(folder, name, drawn, title, caption, photo=section in (
+            save(folder, name, drawn, title, caption, photo=section in (
                 'predictions', 'responses')))
-    with _style():
+    with look():
         add('standing', 'standing', standing(summary), 'Where the method stands',
             'The method (filled) among baselines and others (hollow), all measured in this run '
             'on the same pixels. The line through the method: bootstrap 95 % interval. An oracle '
@@ -119,20 +113,40 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
     return found
 
 
+def require(afterwards: str = '') -> None:
+    """Refuse to go on without matplotlib.
+
+    Args:
+        afterwards: what to do when it is there.
+
+    Raises:
+        FiguresMissingError: with the remedy.
+
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise FiguresMissingError(
+            f'The figures need matplotlib 3.5 or newer ({error}): '
+            '`python3 -m pip install matplotlib`, or `apt install python3-matplotlib`'
+            f'{afterwards}.') from error
+
+
 @contextmanager
-def _style() -> Iterator[None]:
+def look() -> Iterator[None]:
     """One look, whatever the user's settings are; drawing and writing both read them."""
     from matplotlib import style
     with style.context(['default', _STYLE], after_reset=True):
         yield
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """Empty page of the text's width and this height in inches."""
     from matplotlib.figure import Figure
     return Figure(figsize=(WIDTH, height), layout='constrained')
 
 
-def _save(
+def save(
     folder: Path, name: str, figure: Figure, title: str, caption: str, *, photo: bool,
 ) -> Picture:
     """Write a figure; the same figure gives the same file."""
@@ -156,7 +170,7 @@ def standing(summary: Summary) -> Figure:
     """Method and baselines: three panels with the same rows, sorted by δ1."""
     rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline', 'foreign')
                    and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
-    figure = _figure(0.165 * len(rows) + 0.5)
+    figure = new_figure(0.165 * len(rows) + 0.5)
     panels = figure.subplots(1, 3, sharey=True)
     for axes, metric in zip(panels, ('d1', 'rel', 'rmse'), strict=True):
         for place, row in enumerate(rows):
@@ -190,7 +204,7 @@ def depths(histograms: Histograms, summary: Summary) -> Figure:
     middles = (edges[:-1] + edges[1:]) / 2
     bins = [float(b) for b in summary.config.get('bins', [])]
     last = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
-    figure = _figure(2.7)
+    figure = new_figure(2.7)
     left, right = figure.subplots(1, 2)
     picture = left.imshow(
         np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='viridis_r',
@@ -227,7 +241,7 @@ def distributions(histograms: Histograms, bins: list[float], images: dict[str, i
     high = max(float(d.max()) for d in densities.values())
     columns = min(len(scenes), 4)
     rows = -(-len(scenes) // columns)
-    figure = _figure(1.15 * rows + 0.3)
+    figure = new_figure(1.15 * rows + 0.3)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, scene in zip(panels.flat, scenes, strict=False):
         axes.stairs(densities[scene], edges, fill=True, color=TRUTH, alpha=0.55, lw=0)
@@ -266,7 +280,7 @@ def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: flo
 def predictions(samples: Sequence[Sample]) -> Figure:
     """One row per image: RGB, prediction, ground truth, error, and its numbers above."""
     height = sum(1.32 * s.rgb.shape[0] / s.rgb.shape[1] + 0.42 for s in samples)
-    figure = _figure(height)
+    figure = new_figure(height)
     parts: Any = figure.subfigures(len(samples), 1, squeeze=False)
     for part, sample in zip(parts[:, 0], samples, strict=True):
         error = sample.depth - sample.ground_truth
@@ -277,11 +291,11 @@ def predictions(samples: Sequence[Sample]) -> Figure:
                 sample.rgb, paint_depth(sample.depth, low, high),
                 paint_depth(sample.ground_truth, low, high), paint_error(error, limit)),
                 strict=True):
-            _show(axes, rgb)
+            show(axes, rgb)
             axes.set_title(title)
         both = np.concatenate([sample.depth.ravel(), sample.ground_truth.ravel()])
-        _color_bar(part, panels[:3], 'turbo_r', (low, high), 'depth (m)', both)
-        _color_bar(part, panels[3:], ERROR_MAP, (-limit, limit), 'error (m)', error)
+        add_scale(part, panels[:3], 'turbo_r', (low, high), 'depth (m)', both)
+        add_scale(part, panels[3:], ERROR_MAP, (-limit, limit), 'error (m)', error)
         numbers = '   '.join(f'{SYMBOLS[m]} {number(sample.metrics[m])}{unit(m)}'
                              for m in PAPER_METRICS if m in sample.metrics)
         part.suptitle(f'{sample.role.capitalize()}: {image_label(sample)}    {numbers}', x=0.01,
@@ -289,16 +303,17 @@ def predictions(samples: Sequence[Sample]) -> Figure:
     return figure
 
 
-def _show(axes: Axes, rgb: NDArray[np.uint8]) -> None:
+def show(axes: Axes, rgb: NDArray[np.uint8]) -> None:
+    """Put a photograph in, without axes."""
     axes.imshow(rgb, interpolation='antialiased')
     axes.set_axis_off()
 
 
-def _color_bar(
+def add_scale(
     figure: Any, panels: Any, color_map: str, limits: tuple[float, float], label: str,
     values: NDArray[np.float32],
 ) -> None:
-    """Draw a scale with its unit."""
+    """Draw a scale with its unit beside the panels, with arrows where values are beyond it."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
@@ -358,7 +373,7 @@ def beyond(values: NDArray[np.float32], low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: where it is, and the median of its valid true depth in metres."""
+    """One patch: where it is, and the median of its valid true depth in metres, or NaN."""
 
     row: int
     column: int
@@ -368,12 +383,17 @@ class Patch:
 def choose_patches(sample: Sample) -> list[Patch]:
     """Choose up to four patches, near to far, at fixed quantiles of the true depth."""
     truths = patch_ground_truth(sample)
-    known = np.argwhere(np.isfinite(truths))
+    return [Patch(i, j, float(truths[i, j])) for i, j in at_quantiles(truths)]
+
+
+def at_quantiles(depths: NDArray[np.floating[Any]]) -> list[tuple[int, int]]:
+    """Up to four places in a (h, w) map, near to far, at fixed quantiles of what is finite."""
+    known = np.argwhere(np.isfinite(depths))
     if not len(known):
         return []
-    ranked = known[np.argsort(truths[known[:, 0], known[:, 1]], kind='stable')]
+    ranked = known[np.argsort(depths[known[:, 0], known[:, 1]], kind='stable')]
     places = dict.fromkeys(round(q * (len(ranked) - 1)) for q in QUANTILES)
-    return [Patch(int(i), int(j), float(truths[i, j])) for i, j in ranked[list(places)]]
+    return [(int(i), int(j)) for i, j in ranked[list(places)]]
 
 
 def patch_ground_truth(sample: Sample) -> NDArray[np.float64]:
@@ -404,16 +424,27 @@ def responses_caption(sample: Sample) -> str:
         f'depth of the patch{flipped}.')
 
 
-def responses(sample: Sample) -> Figure:
-    """Image with marked patches, and beside it the words' weights in each."""
-    patches, count = choose_patches(sample), len(sample.bins)
+def responses(
+    sample: Sample, patches: Sequence[Patch] | None = None, label: str = '',
+) -> Figure:
+    """Image with marked patches, and beside it the words' weights in each.
+
+    Args:
+        sample: what to show.
+        patches: at most four; None for `choose_patches`.
+        label: above the image; '' for `image_label`.
+
+    """
+    if patches is None:
+        patches = choose_patches(sample)
+    count = len(sample.bins)
     photo = 2.3 * sample.rgb.shape[0] / sample.rgb.shape[1]
-    figure = _figure(max(photo + 0.3, 0.13 * count + 0.6))
+    figure = new_figure(max(photo + 0.3, 0.13 * count + 0.6))
     left, *charts = figure.subplots(1, 1 + len(patches), squeeze=False, gridspec_kw={
         'width_ratios': [3.2, *[1] * len(patches)]})[0]
-    _show(left, sample.rgb)
+    show(left, sample.rgb)
     left.set_anchor('N')
-    left.set_title(image_label(sample), loc='left')
+    left.set_title(label or image_label(sample), loc='left')
     for axes, patch, color, letter in zip(charts, patches, PATCHES, 'ABCD', strict=False):
         badge = {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}
         _mark(left, sample, patch, color, letter, badge)
@@ -421,10 +452,12 @@ def responses(sample: Sample) -> Figure:
                   height=0.72)
         axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
         axes.set(ylim=(count - 0.4, -0.6), yticks=[], xlabel='weight')
-        axes.set_title(f'GT {patch.ground_truth:.2f} m\n'
-                       f'Pred {sample.patch_depth[patch.row, patch.column]:.2f} m', loc='left')
-        axes.annotate(letter, (0, 1), xytext=(3, 26), textcoords='offset points', color='white',
-                      xycoords='axes fraction', weight='bold', size=6.5, bbox=badge)
+        truth = '' if np.isnan(patch.ground_truth) else f'GT {patch.ground_truth:.2f} m\n'
+        axes.set_title(f'{truth}Pred {sample.patch_depth[patch.row, patch.column]:.2f} m',
+                       loc='left')
+        axes.annotate(letter, (0, 1), xytext=(3, 26 if truth else 16),
+                      textcoords='offset points', color='white', xycoords='axes fraction',
+                      weight='bold', size=6.5, bbox=badge)
     largest = max((float(sample.weights[:, p.row, p.column].max()) for p in patches), default=1)
     for axes in charts:
         axes.set_xlim(0, largest * 1.06)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of files, folders and rosbag2 bags with their names, evenly chosen. Needs no ROS."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..calibrate.bags import NANOSECONDS
+from ..calibrate.recordings import spread_evenly
+from ..core.errors import ConfigError, DataError, ImageError
+from ..core.files import user_path
+from ..node.image_io import compressed_to_rgb, to_rgb
+from ..sources.bag import bag_messages, bag_topics, camera_topics, is_bag, open_bag
+from ..sources.pictures import picture_files, read_picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+
+class NamedFrame(NamedTuple):
+    """One image: a name to show, and uint8 (H, W, 3) RGB."""
+
+    name: str
+    rgb: NDArray[np.uint8]
+
+
+def named_frames(
+    paths: Sequence[str], most: int, skip: Callable[[DataError], None], topic: str = '',
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[NamedFrame]:
+    """Images in the order of their paths.
+
+    Args:
+        paths: files, folders and bags.
+        most: images of each path, evenly chosen from the first to the last.
+        skip: called with the error of an image that cannot be read.
+        topic: of the images, where a bag has several cameras.
+        say: told what is left out of folders.
+
+    Raises:
+        DepthClipError: a path is missing, a folder has no picture, or a bag no camera.
+
+    """
+    for path in paths:
+        if is_bag(user_path(path)):
+            yield from _of_bag(path, most, skip, topic)
+            continue
+        files = picture_files([path], say)
+        for place in spread_evenly(len(files), most):
+            try:
+                rgb = np.ascontiguousarray(read_picture(files[place])[..., ::-1])
+            except ImageError as error:
+                skip(error)
+                continue
+            yield NamedFrame(files[place].name, rgb)
+
+
+def _of_bag(
+    path: str, most: int, skip: Callable[[DataError], None], topic: str,
+) -> Iterator[NamedFrame]:
+    from rosbags.typesys import Stores, get_typestore
+
+    camera = camera_topics(bag_topics(path), topic)
+    name = camera.image + ('/compressed' if camera.compressed else '')
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    with closing(open_bag(path)) as reader:
+        connections = [c for c in reader.connections if c.topic == name]
+        wanted = set(spread_evenly(sum(c.msgcount for c in connections), most))
+        if not wanted:
+            raise ConfigError(f'{path}: no image on {name}.')
+        for number, (connection, time, data) in enumerate(
+                bag_messages(reader, connections, reader.start_time)):
+            if number not in wanted:
+                continue
+            try:
+                message = store.deserialize_cdr(data, connection.msgtype)
+            except Exception as error:  # noqa: BLE001 - whatever its decoder raises
+                skip(DataError('corrupt message', f'{path}: {name}: {type(error).__name__}'))
+                continue
+            try:
+                rgb = compressed_to_rgb(message) if camera.compressed else to_rgb(message)
+            except DataError as error:
+                skip(error)
+                continue
+            seconds = (time - reader.start_time) / NANOSECONDS
+            yield NamedFrame(f'{seconds:.2f} s', np.ascontiguousarray(rgb))

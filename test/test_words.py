@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip words`: what words say of pictures, and what must be known before it is believed."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, is missing')
+
+from drives import IMAGE_TOPIC, START, BagWriter
+
+from depthclip_ros.cli.frames import named_frames
+from depthclip_ros.cli.main import main
+from depthclip_ros.cli.words import _configs
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.errors import ConfigError
+from depthclip_ros.core.prompts import unknown_words
+from depthclip_ros.core.weights import cache_folder, load
+from depthclip_ros.node.config import with_demo_settings
+from depthclip_ros.sim import Scene, SimCamera, render, trajectory
+from depthclip_ros.sim.bag import NANOSECONDS
+from offline_eval.report.words import Answer
+
+NEAR_TO_FAR = 'very close, close, far, very far'
+
+
+@pytest.fixture(scope='module')
+def rgb():
+    scene = Scene.generate('office', seed=3)
+    camera = SimCamera(160, 120, 130.0, 130.0, 79.5, 59.5)
+    return render(scene, camera, trajectory(scene, seed=0).pose(1.5)).rgb
+
+
+@pytest.fixture(scope='module')
+def estimator():
+    return DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu',
+                          num_threads=1)
+
+
+@pytest.fixture
+def picture(rgb, tmp_path):
+    path = tmp_path / 'room.png'
+    cv2.imwrite(str(path), rgb[..., ::-1])
+    return path
+
+
+def run(*arguments):
+    return main(['words', *map(str, arguments)])
+
+
+def rows(text, heading):
+    """Cells of the table below a heading, by their first."""
+    lines = text.partition(f'## {heading}\n')[2].partition('\n## ')[0].splitlines()
+    cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines
+             if line.startswith('|')]
+    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+
+
+def test_two_sets_side_by_side(picture, rgb, estimator, tmp_path, capsys):
+    """The tables hold what the estimator says, the page all figures that it names."""
+    output = tmp_path / 'out'
+    assert run(NEAR_TO_FAR, '--against', 'near, far', '--image', picture, '--weights', 'demo',
+               '-o', output) == 0
+    said = capsys.readouterr().out
+    assert 'Warning' not in said
+    config = estimator.config.replace(
+        tokens=tuple(NEAR_TO_FAR.split(', ')), bins=(0.5, 10 / 3, 37 / 6, 9.0))
+    estimator.reconfigure(config)
+    prediction = estimator.predict(rgb)
+    for word, weight in zip(config.tokens, prediction.weights.mean(axis=(1, 2)), strict=True):
+        assert rows(said, 'Words A')[word]['answers'] == f'{weight:.1%}'
+    assert rows(said, 'Words A')['close']['most like'] == 'very close'
+    assert set(rows(said, 'Words B')) == {'near', 'far'}
+    depth = rows(said, 'Depth')
+    assert depth['A'][r'median \[m\]'] == f'{np.median(prediction.patch_depth):.2f}'
+    assert depth['A'] != depth['B']
+    assert 'evenly spaced from 0.5 to 9 m' in said
+    assert 'Nothing here was measured' in said
+    page = (output / 'words.html').read_text(encoding='utf-8')
+    drawn = {path.name for path in (output / 'figures').iterdir()}
+    assert drawn == {'similarity.png', 'depth.png', *(
+        f'{kind}_1_{one}.png' for kind in ('bars', 'maps') for one in 'ab')}
+    for name in drawn:
+        assert f'src="figures/{name}"' in page
+    assert run(NEAR_TO_FAR, '--weights', 'demo', '-o', output) == 1
+    assert 'not overwritten' in capsys.readouterr().err
+
+
+def test_words_that_the_model_does_not_know_are_named(picture, capsys):
+    assert run('apple, guitar', '--against', 'close, near, apple, far', '--image', picture,
+               '--weights', 'demo') == 0
+    said = capsys.readouterr().out
+    assert "A: this model has never learnt 'apple', 'guitar'." in said
+    assert 'A: this model takes all these words for the same' in said
+    assert "B: this model has never learnt 'apple'." in said
+    assert 'B: this model takes' not in said
+    assert rows(said, 'Depth')['A'][r'deviation \[m\]'] == '0.00'
+    assert 'One of them says the same everywhere' in said
+
+
+def test_words_alike_within_a_set_are_paired(capsys):
+    """Without a picture there is no table of depth."""
+    assert run('close, apple, guitar', '--weights', 'demo') == 0
+    said = capsys.readouterr().out
+    assert "cannot tell 'apple' and 'guitar' apart" in said
+    assert '## Depth' not in said
+    assert 'answers' not in rows(said, 'Words A')['close']
+
+
+def test_a_model_without_a_row_for_unknown_words_knows_all():
+    state = load('demo', 'auto', cache_folder(), lambda _: None)[1]
+    assert unknown_words(['apple far', 'far'], state) == ['apple']
+    state['token_embedding.weight'] = torch.randn_like(state['token_embedding.weight'].float())
+    assert unknown_words(['apple far'], state) == []
+
+
+def test_untrained_weights_say_so_everywhere(tiny_weights, picture, tmp_path, capsys, monkeypatch):
+    """As `untrained` does, on a smaller network."""
+    from depthclip_ros.core import weights
+
+    def untrained(*_):
+        return weights.WeightsInfo('untrained', 'random', 'none', trained=False), torch.load(
+            tiny_weights, weights_only=True)
+    monkeypatch.setattr(weights, '_untrained', untrained)
+    config = tmp_path / 'depth.yaml'
+    config.write_text('/**:\n  ros__parameters:\n    backbone: auto\n    input_height: 64\n'
+                      '    input_width: 96\n    weights: untrained\n')
+    assert run('giant, far', '--bins', '1,3', '--config', config, '--image', picture,
+               '-o', tmp_path / 'out') == 0
+    out, err = capsys.readouterr()
+    for text in (out, err, (tmp_path / 'out/words.html').read_text()):
+        assert 'UNTRAINED WEIGHTS' in text
+    assert 'Bins: given.' in out
+
+
+def test_bins():
+    """Those given, the settings' where as many, else even ones over the same span; said."""
+    base = DepthConfig(tokens=('a', 'b', 'c'), bins=(1.0, 1.5, 4.0))
+    three, two = ('x', 'y', 'z'), ('v', 'w')
+    assert [(c.bins, o) for c, o in _configs(base, [three], None)] == [
+        ((1.0, 1.5, 4.0), "the settings' own")]
+    (_, given), (other, even) = _configs(base, [three, two], (2.0, 3.0, 9.0))
+    assert given == 'given'
+    assert other.bins == (2.0, 9.0)
+    assert 'evenly spaced from 2 to 9 m, since 3 bins are given for 2 words' in even
+    with pytest.raises(ConfigError, match='2 depths for 3 words'):
+        _configs(base, [three], (1.0, 2.0))
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['far'], 'is one word'), (['a, , b'], 'empty one'), (['a, a'], 'stand twice'),
+    (['a, b', '--bins', '2,1'], 'must ascend'), (['a, b', '--image', '/no/such'], 'no image')])
+def test_what_cannot_be_is_refused(arguments, message, capsys):
+    assert run(*arguments, '--weights', 'demo') == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_unreadable_picture_is_reported_and_the_others_count(picture, tmp_path, capsys):
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    assert run('near, far', '--image', tmp_path, '--weights', 'demo') == 1
+    said = capsys.readouterr().out
+    assert 'demo, 1 picture.' in said
+    assert 'Not read' in said
+    assert 'broken.png' in said
+
+
+@pytest.mark.parametrize('fit', ['stretch', 'crop', 'letterbox'])
+def test_an_answer_shows_what_the_network_sees(estimator, fit):
+    """A bright column of a wide image stays where its patch is; padding has no depth."""
+    wide = np.zeros((60, 200, 3), np.uint8)
+    wide[:, 100:] = 255
+    loaded = estimator.config
+    estimator.reconfigure(loaded.replace(input_fit=fit))
+    answer = Answer.of(wide, estimator.predict(wide))
+    estimator.reconfigure(loaded)
+    height, width = answer.rgb.shape[:2]
+    assert answer.depth.shape == (height, width)
+    middle = answer.rgb[height // 2, :, 0]
+    assert (middle[:width // 2 - 1] == 0).all()
+    assert (middle[width // 2 + 1:] == 255).all()
+    assert width / height == pytest.approx(200 / 60 if fit == 'stretch' else 4 / 3, rel=0.02)
+    padded = np.isnan(answer.depth)
+    assert padded.any() == (fit == 'letterbox')
+    assert np.isnan(answer.weights).any() == (fit == 'letterbox')
+    if fit == 'letterbox':
+        assert padded[:height // 4].all()
+        assert (answer.rgb[:height // 4] == 0xd0).all()
+
+
+def test_images_of_a_bag_are_evenly_chosen(tmp_path):
+    pytest.importorskip('rosbags')
+    bag = BagWriter(tmp_path / 'bag')
+    with bag.writer:
+        for number in range(9):
+            time = START * NANOSECONDS + number * NANOSECONDS // 2
+            header = bag.messages.header(time, 'optical')
+            bag.write(IMAGE_TOPIC, bag.messages.image(
+                header, 'rgb8', np.full((4, 6, 3), number, np.uint8)), time)
+    skipped = []
+    found = list(named_frames([str(tmp_path / 'bag')], 3, skipped.append))
+    assert [(name, int(rgb[0, 0, 0])) for name, rgb in found] == [
+        ('0.00 s', 0), ('2.00 s', 4), ('4.00 s', 8)]
+    assert not skipped
