@@ -57,6 +57,7 @@ RUN = {
     'depthclip predict demo_output/input.png --config words.yaml -o after': {},
     "depthclip words 'very close, close, far, very far' --against 'giant, large, small, tiny' "
     '--image demo_output/input.png --weights demo -o words_output': {},
+    'depthclip view demo_output/input.png --weights demo -o view_output': {},
     'python tools/write_demo_data.py --out build/data --images 40 --frames 60':
         {'40': '4', '60': '4'},
     'depthclip compare build/data/room_bag --weights demo -o build/compared': {},
@@ -285,7 +286,8 @@ def test_commands_run_as_they_are_written(clone, monkeypatch):
             assert name == 'depthclip'
             assert cli.main(rest) == 0, line
     for path in ('predicted/input_depth.png', 'before/input_color.png', 'build/data/room_bag',
-                 'build/compared/comparison.json', 'words_output/words.html'):
+                 'build/compared/comparison.json', 'words_output/words.html',
+                 'view_output/001_input.png'):
         assert Path(path).exists(), path
     before, after = (Path(f'{name}/input_depth.png').read_bytes() for name in ('before', 'after'))
     assert before != after

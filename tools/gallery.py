@@ -9,10 +9,13 @@ The cloud is built as the node builds it, as a message, and read back from it.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +27,7 @@ from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
 
 DPI = 80
 ROOM, SEED, SECONDS = 'office', 3, 1.5
+POINTS = '100,400', '430,300', '500,180'  # of view.png
 
 
 def main() -> int:
@@ -48,7 +52,19 @@ def main() -> int:
             ('other_words', _other_words(plt, estimator, frame))):
         figure.savefig(out / f'{name}.png', dpi=DPI, pil_kwargs={'optimize': True})
         plt.close(figure)
-    return 0
+    return _view(out, frame)
+
+
+def _view(out: Path, frame: Any) -> int:
+    """What `depthclip view` writes."""
+    from depthclip_ros.cli.main import main as depthclip
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, 'office.png')
+        cv2.imwrite(str(picture), frame.rgb[..., ::-1])
+        points = [word for point in POINTS for word in ('--point', point)]
+        failed = depthclip(['view', str(picture), '--weights', 'demo', *points, '-o', folder])
+        shutil.copyfile(Path(folder, '001_office.png'), out / 'view.png')
+    return failed
 
 
 def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -> Any:

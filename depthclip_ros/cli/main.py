@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_compare(commands)
     _add_words(commands)
+    _add_view(commands)
     _add_bag(commands)
     _add_bags(commands)
     _add_doctor(commands)
@@ -198,6 +199,29 @@ def _add_words(commands: _Commands) -> None:
                         help='write words.html, words.md and figures/ there; no page is '
                         'overwritten')
     parser.set_defaults(run=_words)
+
+
+def _add_view(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        'view', help='how much each word answers, on pictures',
+        description='Write a picture of every image with its depth, and how much each word '
+        'answers: in a grid of patches, or as bars at the points that are given, with depth, its '
+        'standard deviation (with a calibration) and scene (with scenes).')
+    parser.add_argument('images', nargs='+', metavar='PATH',
+                        help='files, folders and rosbag2 bags')
+    parser.add_argument('--point', type=_point, action='append', metavar='X,Y',
+                        help='pixel to look at; up to four')
+    parser.add_argument('--topic', default='', metavar='TOPIC',
+                        help='of the images, of a bag with several cameras')
+    parser.add_argument('--max-images', type=_count, default=50, metavar='N',
+                        help='of each PATH, evenly spread (default %(default)d)')
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument('--fov', type=_positive, metavar='DEGREES',
+                        help='horizontal field of view of the camera, as for predict')
+    camera.add_argument('--camera-info', metavar='YAML', help='calibration of the camera')
+    _add_model_options(parser)
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
+    parser.set_defaults(run=_view)
 
 
 def _add_bag(commands: _Commands) -> None:
@@ -405,6 +429,11 @@ def _words(options: argparse.Namespace) -> int:
     return words(options)
 
 
+def _view(options: argparse.Namespace) -> int:
+    from .view import view
+    return view(options)
+
+
 def _bag(options: argparse.Namespace) -> int:
     from .bag import convert_bag
     return convert_bag(options)
@@ -457,6 +486,11 @@ def _seconds(text: str) -> float:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(_positive(number) for number in text.split(','))
+
+
+def _point(text: str) -> tuple[float, float]:
+    x, y = (float(number) for number in text.split(','))
+    return x, y
 
 
 def _count(text: str) -> int:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the words say of one picture, live: the paper's Figure 4 for any patch, with its depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthclip_ros.color import color_range, colorize
+from offline_eval.report.figures import (
+    LONGEST_WORD,
+    PATCHES,
+    WIDTH,
+    add_scale,
+    new_figure,
+    paint_depth,
+    show,
+)
+from offline_eval.report.words import Answer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_CHARTS = 6, 8  # rows and columns of small charts on a picture
+_LEGEND = 4  # columns
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A patch that is looked at, and what stands above its bars."""
+
+    row: int
+    column: int
+    said: str
+
+
+def view(
+    answer: Answer, words: Sequence[str], bins: Sequence[float], span: tuple[float, float],
+    title: str, spots: Sequence[Spot],
+) -> Figure:
+    """Picture, depth, and beside or on them how much each word answers.
+
+    Args:
+        answer: what the words say.
+        words: K of them.
+        bins: their depths in metres.
+        span: of the colours, metres.
+        title: on top.
+        spots: up to four patches, whose bars stand below; none: small charts of a grid of
+            patches are on the picture.
+
+    """
+    height, width = answer.rgb.shape[:2]
+    low, high = color_range(span)
+    photo = (WIDTH - 0.8) / 2 * height / width
+    chart = 0.16 * len(words) + 0.85
+    below = chart if spots else 0.15 * (-(-len(words) // _LEGEND) + 2)
+    figure = new_figure(photo + 0.3 + below)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[photo + 0.3, below])
+    upper, lower = parts
+    left, right = upper.subplots(1, 2)
+    show(left, answer.rgb)
+    show(right, paint_depth(answer.depth, low, high))
+    left.set_title(title, loc='left')
+    right.set_title('depth', loc='left')
+    known = answer.patch_depth[np.isfinite(answer.patch_depth)]
+    add_scale(upper, [right], 'turbo_r', (low, high), 'depth (m)',
+              known if known.size else np.array([low], np.float32))
+    labels = [f'{word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + "…"}   '
+              f'{metres:.2f} m' for word, metres in zip(words, bins, strict=True)]
+    colors = colorize(np.array([bins], np.float32), low, high)[0, :, ::-1] / 255
+    if spots:
+        _bars(left, lower, answer, labels, spots)
+    else:
+        _grid(left, answer, colors)
+        _legend(lower, labels, colors)
+    return figure
+
+
+def _bars(
+    photo: Any, lower: Any, answer: Answer, labels: Sequence[str], spots: Sequence[Spot],
+) -> None:
+    """Framed patches in the photograph, and a chart of each."""
+    from matplotlib.patches import Rectangle
+    height, width = answer.rgb.shape[:2]
+    rows, columns = answer.patch_depth.shape
+    charts = lower.subplots(1, len(spots), sharey=True, squeeze=False)[0]
+    for axes, spot, color, letter in zip(charts, spots, PATCHES, 'ABCD', strict=False):
+        badge = {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}
+        x, y = spot.column * width / columns - 0.5, spot.row * height / rows - 0.5
+        for edge, line in (('white', 3.0), (color, 1.6)):
+            photo.add_patch(Rectangle(
+                (x, y), width / columns, height / rows, fill=False, ec=edge, lw=line))
+        photo.text(x, y, letter, color='white', weight='bold', size=6.5, bbox=badge, va='center')
+        axes.barh(range(len(labels)), answer.weights[:, spot.row, spot.column], color=color,
+                  height=0.72)
+        axes.axvline(1 / len(labels), color='#444444', lw=0.8, ls=':')
+        axes.set(xlim=(0, 1), ylim=(len(labels) - 0.4, -0.6), xlabel='weight')
+        axes.set_title(f'{letter}: {spot.said}', loc='left')
+    charts[0].set_yticks(range(len(labels)), labels)
+    charts[0].tick_params(axis='y', length=0)
+
+
+def _grid(photo: Any, answer: Answer, colors: NDArray[np.float64]) -> None:
+    """A chart in each of some patches: one column a word, from near to far, full is weight 1."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+    height, width = answer.rgb.shape[:2]
+    count, rows, columns = answer.weights.shape
+    frame = 0.84 * width / columns, 0.84 * height / rows
+    boxes, bars, painted = [], [], []
+    for i, j in np.ndindex(*(min(n, most) for n, most in zip(
+            (rows, columns), MOST_CHARTS, strict=True))):
+        row = (2 * i + 1) * rows // (2 * min(rows, MOST_CHARTS[0]))
+        column = (2 * j + 1) * columns // (2 * min(columns, MOST_CHARTS[1]))
+        weights = answer.weights[:, row, column]
+        if not np.isfinite(weights).all():
+            continue
+        x = (column + 0.08) * width / columns - 0.5
+        y = (row + 0.92) * height / rows - 0.5
+        boxes.append(Rectangle((x, y - frame[1]), *frame))
+        bars += [Rectangle((x + k * frame[0] / count, y), frame[0] / count, -w * frame[1])
+                 for k, w in enumerate(weights)]
+        painted.append(colors)
+    photo.add_collection(PatchCollection(boxes, fc='white', ec='none', alpha=0.7))
+    if bars:
+        photo.add_collection(PatchCollection(bars, fc=np.concatenate(painted), ec='none'))
+
+
+def _legend(lower: Any, labels: Sequence[str], colors: NDArray[np.float64]) -> None:
+    from matplotlib.patches import Patch
+    lower.legend(handles=[Patch(color=tuple(color), label=label)
+                          for label, color in zip(labels, colors, strict=True)],
+                 ncol=_LEGEND, loc='center', title='columns from left to right')
