@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 UNTRAINED = 'untrained'
 # The small CLIP that comes with this package (docs/demo_model.md).
 DEMO = 'demo'
+# What a backbone begins with that is one of open_clip's models.
+OPEN_CLIP = 'open_clip:'
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 # Bytes that no CLIP of these architectures has: the largest, RN50x64, has 2.5 GB in float32.
@@ -40,7 +42,10 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a CLIP model; `patch` is None for a ResNet, whose `layers` are four numbers."""
+    """Shape of a CLIP model.
+
+    `patch` is None for a ResNet, whose `layers` are four numbers; 0 where only the network knows.
+    """
 
     embed_dim: int
     resolution: int
@@ -116,6 +121,25 @@ class WeightsInfo:
     source: str
     digest: str
     trained: bool = True
+
+
+class OpenClipWeights(dict[str, 'Tensor']):
+    """State dict in open_clip's layout, with what its tensors do not tell.
+
+    Attributes:
+        model: name of the architecture in open_clip.
+        normalization: (mean, standard deviation) of RGB in [0, 1] that the model is used to.
+
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], model: str,
+        normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> None:
+        """Take tensors by their names."""
+        super().__init__(tensors)
+        self.model = model
+        self.normalization = normalization
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -313,19 +337,24 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
     Args:
         weights: official name, 'demo', file (TorchScript archive or state dict), 'untrained', a
             state dict, or '' for the backbone's official weights.
-        backbone: the architecture they must have; 'auto' takes any.
+        backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
         offline: forbid a download.
 
     Returns:
-        What was loaded, and the state dict in OpenAI's layout, on the CPU. A state dict that was
-        given is copied: nothing that is done to the result reaches the caller's tensors.
+        What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
+        A state dict that was given is copied: nothing that is done to the result reaches the
+        caller's tensors.
 
     Raises:
         WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
+        ConfigError: open_clip has no such model.
 
     """
+    if backbone.startswith(OPEN_CLIP):
+        from . import open_clip_backbone
+        return open_clip_backbone.load(weights, backbone, log, offline=offline)
     if isinstance(weights, Mapping):
         import torch
         check_tensors(weights, 'the state dict')
@@ -522,6 +551,10 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
         WeightsError: keys are missing, so it is no CLIP model in OpenAI's layout.
 
     """
+    if isinstance(state_dict, OpenClipWeights):
+        from . import open_clip_backbone
+        return open_clip_backbone.architecture(state_dict)
+
     def shape(key: str) -> tuple[int, ...]:
         if key not in state_dict:
             raise WeightsError(f"{source}: has no '{key}', so it is not a CLIP model in OpenAI's "
@@ -565,8 +598,8 @@ def _read_off(
 def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
     """The weights must be of the architecture that the configuration names."""
     if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto or one of '
-                           f'{", ".join(RELEASES)}.')
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto, one of '
+                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     found = architecture(state_dict, source)
     if backbone == 'auto' or found == RELEASES[backbone].architecture:
         return
