@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -265,7 +266,7 @@ class DepthEstimator:
         self._encoded = {(config.tokens, config.templates): text_features}
         self._encoding = threading.Lock()
         self._pool: AttentionPool | None = None
-        self._encode_scenes(config, lambda: state_dict)
+        self._encode_scenes(config, functools.partial(copy, state_dict))
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
                               'softmax stay in floating point, and what it would gain nobody has '

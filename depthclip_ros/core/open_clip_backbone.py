@@ -337,7 +337,7 @@ class _Float32Norm(nn.Module):
 
 def _alone(look: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
     """(B, N, C) -> (B, N, C'): `look`, which takes (sequences, 1, C), at every position alone."""
-    seen = [look(part[:, None]) for part in positions.flatten(0, 1).split(MOST_ALONE)]
+    seen = [look(part[:, None]) for part in torch.split(positions.flatten(0, 1), MOST_ALONE)]
     return torch.cat(seen).view(*positions.shape[:2], -1)
 
 
