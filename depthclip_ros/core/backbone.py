@@ -316,8 +316,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
     visual = _load_visual(state_dict, shape)
     with torch.no_grad():
         if isinstance(state_dict, OpenClipWeights) and shape.patch is not None:
-            from . import open_clip_backbone
-            encoder = open_clip_backbone.build_image_encoder(state_dict, visual)
+            encoder = state_dict.image_encoder(visual)
         else:
             encoder = _dense_encoder(visual, shape, features)
     encoder.eval().requires_grad_(False)
@@ -372,8 +371,7 @@ def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
     That of one of open_clip's models is its own, and not rounded.
     """
     if isinstance(state_dict, OpenClipWeights):
-        from . import open_clip_backbone
-        return open_clip_backbone.build_model(state_dict).visual
+        return state_dict.visual()
     model = import_clip().model
     own = {key[len('visual.'):]: value for key, value in state_dict.items()
            if key.startswith('visual.')}

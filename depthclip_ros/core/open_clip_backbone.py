@@ -32,6 +32,7 @@ from .weights import (
     Architecture,
     Log,
     OpenClipWeights,
+    TextEncoder,
     WeightsInfo,
     check_tensors,
     file_digest,
@@ -43,6 +44,20 @@ from .weights import (
 MOST_ALONE = 32768
 # Vision towers of timm's whose last attention or head can look at one position alone.
 _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
+
+
+class _Weights(OpenClipWeights):
+    def architecture(self) -> Architecture:
+        return architecture(self)
+
+    def visual(self) -> Any:
+        return build_model(self).visual
+
+    def image_encoder(self, visual: Any) -> ImageEncoder:
+        return build_image_encoder(self, visual)
+
+    def text_encoder(self) -> TextEncoder:
+        return text_encoder(self)
 
 
 def require(backbone: str) -> Any:
@@ -105,7 +120,7 @@ def load(
         f'{deviation}; `normalization` is for the models of OpenAI.')
     digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
     return (WeightsInfo(name, source, digest, trained=str(weights) != UNTRAINED),
-            OpenClipWeights(tensors, model, normalization))
+            _Weights(tensors, model, normalization))
 
 
 def _check_name(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
@@ -261,9 +276,7 @@ def build_model(weights: OpenClipWeights) -> Any:
     return model.float().requires_grad_(False)
 
 
-def text_encoder(
-    weights: OpenClipWeights,
-) -> tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor], int]:
+def text_encoder(weights: OpenClipWeights) -> TextEncoder:
     """Tokenizer, text encoder, and how many tokens a sentence may have.
 
     The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own cuts

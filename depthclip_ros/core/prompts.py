@@ -24,7 +24,7 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, quoted
 from .uninitialized import Uninitialized
-from .weights import Log, OpenClipWeights
+from .weights import Log, OpenClipWeights, TextEncoder
 
 CACHE_FORMAT = 2
 SUFFIX = '.features'
@@ -82,13 +82,10 @@ def encode_tokens(
     return encoded
 
 
-def _text_encoder(
-    state_dict: Mapping[str, Tensor],
-) -> tuple[Callable[[list[str]], Tensor], Callable[[Tensor], Tensor], int]:
+def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
     """Tokenizer, text encoder, and how many tokens a sentence may have."""
     if isinstance(state_dict, OpenClipWeights):
-        from . import open_clip_backbone
-        return open_clip_backbone.text_encoder(state_dict)
+        return state_dict.text_encoder()
     clip = import_clip()
     with fitting_weights(), Uninitialized():
         model = clip.model.build_model(dict(state_dict)).float()

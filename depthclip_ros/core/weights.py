@@ -15,18 +15,21 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import ConfigError, WeightsError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .backbone import ImageEncoder
 
 UNTRAINED = 'untrained'
 # The small CLIP that comes with this package (docs/demo_model.md).
@@ -38,6 +41,8 @@ DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 # Bytes that no CLIP of these architectures has: the largest, RN50x64, has 2.5 GB in float32.
 LARGEST = 8 << 30
 Log = Callable[[str], None]
+TextEncoder = tuple[
+    Callable[[list[str]], 'Tensor'], Callable[['Tensor'], 'Tensor'], int]
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ class WeightsInfo:
     trained: bool = True
 
 
-class OpenClipWeights(dict[str, 'Tensor']):
-    """State dict in open_clip's layout, with what its tensors do not tell.
+class OpenClipWeights(dict[str, 'Tensor'], ABC):
+    """State dict in open_clip's layout, with what its tensors do not tell, and all made of them.
 
     Attributes:
         model: name of the architecture in open_clip.
@@ -140,6 +145,22 @@ class OpenClipWeights(dict[str, 'Tensor']):
         super().__init__(tensors)
         self.model = model
         self.normalization = normalization
+
+    @abstractmethod
+    def architecture(self) -> Architecture:
+        """Its shape; of timm's networks width and patch are not known (0)."""
+
+    @abstractmethod
+    def visual(self) -> Any:
+        """Its image encoder, in float32, on the CPU."""
+
+    @abstractmethod
+    def image_encoder(self, visual: Any) -> ImageEncoder:
+        """Make a dense encoder of an image encoder that is not a ResNet of CLIP's."""
+
+    @abstractmethod
+    def text_encoder(self) -> TextEncoder:
+        """Give tokenizer, text encoder, and how many tokens a sentence may have."""
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -552,8 +573,7 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
 
     """
     if isinstance(state_dict, OpenClipWeights):
-        from . import open_clip_backbone
-        return open_clip_backbone.architecture(state_dict)
+        return state_dict.architecture()
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in state_dict:
