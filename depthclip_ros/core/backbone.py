@@ -25,7 +25,7 @@ from .clip_package import fitting_weights, import_clip
 from .device import exact_float32
 from .errors import ConfigError
 from .uninitialized import Uninitialized
-from .weights import Architecture, architecture
+from .weights import Architecture, OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
 # Of one image; a CPU's fused trunk takes them one by one anyway, and a GPU is full with these.
@@ -75,7 +75,7 @@ class ImageEncoder(nn.Module):
         return normalize(features, dim=1)
 
 
-class _Positions:
+class Positions:
     """Resizes a learned positional embedding to any grid, and keeps the last one."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class AttentionPool(nn.Module):
         self.output = pool.c_proj
         self.learned = pool.positional_embedding
         self.heads = pool.num_heads
-        self._positions = _Positions()
+        self._positions = Positions()
 
     def whole(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C): CLIP's own output for these maps, of any length.
@@ -267,7 +267,7 @@ class DenseVit(nn.Module):
         self.mixing = mixing
         self.blocks = vit.transformer.resblocks[:-1]
         self.last = vit.transformer.resblocks[-1]
-        self._positions = _Positions()
+        self._positions = Positions()
 
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
@@ -298,7 +298,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
     """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
 
     Args:
-        state_dict: the whole model's; only the visual part is copied.
+        state_dict: the whole model's, of open_clip's too; only the visual part is copied.
         features: 'reference', 'maskclip', 'attnpool' or 'crops'.
 
     Raises:
@@ -307,12 +307,18 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
 
     """
     shape = architecture(state_dict)
+    if isinstance(state_dict, OpenClipWeights) and features != 'maskclip':
+        raise ConfigError(f"features: '{features}' is for the models of OpenAI; with open_clip's "
+                          'use features: maskclip, their own last attention or head.')
     if shape.patch is not None and features == 'reference':
         raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
                           'transformer use features: maskclip.')
     visual = _load_visual(state_dict, shape)
     with torch.no_grad():
-        encoder = _dense_encoder(visual, shape, features)
+        if isinstance(state_dict, OpenClipWeights) and shape.patch is not None:
+            encoder = state_dict.image_encoder(visual)
+        else:
+            encoder = _dense_encoder(visual, shape, features)
     encoder.eval().requires_grad_(False)
     return encoder
 
@@ -360,7 +366,12 @@ def _without_pool(resnet: nn.Module) -> nn.Module:
 
 
 def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
-    """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does."""
+    """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does.
+
+    That of one of open_clip's models is its own, and not rounded.
+    """
+    if isinstance(state_dict, OpenClipWeights):
+        return state_dict.visual()
     model = import_clip().model
     own = {key[len('visual.'):]: value for key, value in state_dict.items()
            if key.startswith('visual.')}

@@ -132,7 +132,8 @@ class DepthConfig(Settings):
         0.1, 'Softmax temperature: logits = 100 / temperature x similarity (paper §4.2)',
         minimum=1e-3, maximum=1e3, reload=False)
     backbone: str = define(
-        'RN50', 'CLIP architecture by its OpenAI name, or auto: whatever the weights hold')
+        'RN50', 'CLIP architecture by its OpenAI name; auto: whatever the weights hold; or '
+                'open_clip:ARCHITECTURE/TAG (docs/backbones.md)')
     features: str = define(
         'reference', "Dense image features: the official code's, MaskCLIP's, the attention pool's "
                      'own, or every cell cut out and encoded alone, which is very slow '
@@ -200,7 +201,8 @@ class DepthConfig(Settings):
         0.8, "Part that the camera's images before have in the probabilities of the scenes; 0: "
              'none', minimum=0.0, maximum=0.99, reload=False)
     normalization: str = define(
-        'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's",
+        'imagenet', "Mean and deviation of the input: imagenet as the official code, or CLIP's; "
+                    "open_clip's models have their own",
         choices=('imagenet', 'clip'))
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "

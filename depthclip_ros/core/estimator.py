@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -48,7 +49,7 @@ from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .replay import Replayer
 from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
-from .weights import Log, architecture, cache_folder, load
+from .weights import Log, OpenClipWeights, architecture, cache_folder, load
 from .window import Size, Window, fit_window
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
@@ -265,7 +266,7 @@ class DepthEstimator:
         self._encoded = {(config.tokens, config.templates): text_features}
         self._encoding = threading.Lock()
         self._pool: AttentionPool | None = None
-        self._encode_scenes(config, functools.partial(dict, state_dict))
+        self._encode_scenes(config, functools.partial(copy, state_dict))
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
                               'softmax stay in floating point, and what it would gain nobody has '
@@ -278,8 +279,9 @@ class DepthEstimator:
                     self._encoder, config.engine, dtype, self.device,
                     self._size, log, self.weights.source, 1 + config.flip_average)
                 self.precision = str(dtype).removeprefix('torch.')
-            mean, deviation = (
-                np.array(values) for values in NORMALIZATIONS[config.normalization])
+            mean, deviation = (np.array(values) for values in (
+                state_dict.normalization if isinstance(state_dict, OpenClipWeights)
+                else NORMALIZATIONS[config.normalization]))
             # What becomes zeros, but for less than half a level.
             self._padding = torch.tensor(np.rint(255 * mean), dtype=torch.uint8).to(self.device)
             self._scale, self._shift = (

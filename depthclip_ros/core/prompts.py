@@ -7,6 +7,7 @@ not even built.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, quoted
 from .uninitialized import Uninitialized
-from .weights import Log
+from .weights import Log, OpenClipWeights, TextEncoder
 
 CACHE_FORMAT = 2
 SUFFIX = '.features'
@@ -51,7 +52,7 @@ def encode_tokens(
 
     Args:
         config: `tokens` and `templates`.
-        state_dict: CLIP weights in OpenAI's layout.
+        state_dict: CLIP weights in OpenAI's layout, or open_clip's.
 
     Returns:
         (K, C) unit vectors, one per token.
@@ -61,21 +62,19 @@ def encode_tokens(
         WeightsError: tensors are missing or misshapen.
 
     """
-    clip = import_clip()
-    with fitting_weights(), Uninitialized():
-        model = clip.model.build_model(dict(state_dict)).float()
+    tokenize, encode, context = _text_encoder(state_dict)
     rows, setting = [], config.setting if isinstance(config, Phrases) else 'tokens'
     with torch.inference_mode():
         for token in config.tokens:
             sentences = [template.replace('{}', token) for template in config.templates]
             try:
-                tokenized = clip.tokenize(sentences, context_length=model.context_length)
+                tokenized = tokenize(sentences)
             except RuntimeError as error:
                 raise ConfigError(
                     f'{setting}: {quoted(token)} with templates {quoted(list(config.templates))} '
-                    f"is longer than the model's {model.context_length} text tokens; shorten "
+                    f"is longer than the model's {context} text tokens; shorten "
                     'it.') from error
-            features = model.encode_text(tokenized)
+            features = encode(tokenized)
             features = features / features.norm(dim=-1, keepdim=True)
             mean = features.mean(dim=0)
             rows.append(mean / mean.norm())
@@ -89,7 +88,8 @@ def unknown_words(
     """Words of phrases that a model has never learnt, each once, in their order.
 
     A model with a small vocabulary, as the demo's, keeps one and the same row for all words
-    outside of it. OpenAI's models have no such row, and know something of every text.
+    outside of it. OpenAI's models have no such row, and know something of every text; so do
+    open_clip's, whose rows are not looked at.
 
     Args:
         texts: phrases.
@@ -99,12 +99,25 @@ def unknown_words(
         WeightsError: the tokenizer cannot be imported.
 
     """
+    if isinstance(state_dict, OpenClipWeights):
+        return []
     rows, clip, found = state_dict['token_embedding.weight'], import_clip(), {}
     for word in dict.fromkeys(word for text in texts for word in text.split()):
         pieces = clip.tokenizer.encode(word)
         found[word] = any((rows == rows[piece]).all(dim=1).sum() > len(rows) // 2
                           for piece in pieces)
     return [word for word, is_unknown in found.items() if is_unknown]
+
+
+def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
+    """Tokenizer, text encoder, and how many tokens a sentence may have."""
+    if isinstance(state_dict, OpenClipWeights):
+        return state_dict.text_encoder()
+    clip = import_clip()
+    with fitting_weights(), Uninitialized():
+        model = clip.model.build_model(dict(state_dict)).float()
+    tokenize = functools.partial(clip.tokenize, context_length=model.context_length)
+    return tokenize, model.encode_text, model.context_length
 
 
 class TextFeatureCache:

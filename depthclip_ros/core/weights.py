@@ -15,12 +15,13 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import ConfigError, WeightsError, quoted
@@ -28,19 +29,28 @@ from .errors import ConfigError, WeightsError, quoted
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .backbone import ImageEncoder
+
 UNTRAINED = 'untrained'
 # The small CLIP that comes with this package (docs/demo_model.md).
 DEMO = 'demo'
+# What a backbone begins with that is one of open_clip's models.
+OPEN_CLIP = 'open_clip:'
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 # Bytes that no CLIP of these architectures has: the largest, RN50x64, has 2.5 GB in float32.
 LARGEST = 8 << 30
 Log = Callable[[str], None]
+TextEncoder = tuple[
+    Callable[[list[str]], 'Tensor'], Callable[['Tensor'], 'Tensor'], int]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a CLIP model; `patch` is None for a ResNet, whose `layers` are four numbers."""
+    """Shape of a CLIP model.
+
+    `patch` is None for a ResNet, whose `layers` are four numbers; 0 where only the network knows.
+    """
 
     embed_dim: int
     resolution: int
@@ -116,6 +126,41 @@ class WeightsInfo:
     source: str
     digest: str
     trained: bool = True
+
+
+class OpenClipWeights(dict[str, 'Tensor'], ABC):
+    """State dict in open_clip's layout, with what its tensors do not tell, and all made of them.
+
+    Attributes:
+        model: name of the architecture in open_clip.
+        normalization: (mean, standard deviation) of RGB in [0, 1] that the model is used to.
+
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], model: str,
+        normalization: tuple[tuple[float, ...], tuple[float, ...]],
+    ) -> None:
+        """Take tensors by their names."""
+        super().__init__(tensors)
+        self.model = model
+        self.normalization = normalization
+
+    @abstractmethod
+    def architecture(self) -> Architecture:
+        """Its shape; of timm's networks width and patch are not known (0)."""
+
+    @abstractmethod
+    def visual(self) -> Any:
+        """Its image encoder, in float32, on the CPU."""
+
+    @abstractmethod
+    def image_encoder(self, visual: Any) -> ImageEncoder:
+        """Make a dense encoder of an image encoder that is not a ResNet of CLIP's."""
+
+    @abstractmethod
+    def text_encoder(self) -> TextEncoder:
+        """Give tokenizer, text encoder, and how many tokens a sentence may have."""
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -313,19 +358,24 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
     Args:
         weights: official name, 'demo', file (TorchScript archive or state dict), 'untrained', a
             state dict, or '' for the backbone's official weights.
-        backbone: the architecture they must have; 'auto' takes any.
+        backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
         offline: forbid a download.
 
     Returns:
-        What was loaded, and the state dict in OpenAI's layout, on the CPU. A state dict that was
-        given is copied: nothing that is done to the result reaches the caller's tensors.
+        What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
+        A state dict that was given is copied: nothing that is done to the result reaches the
+        caller's tensors.
 
     Raises:
         WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
+        ConfigError: open_clip has no such model.
 
     """
+    if backbone.startswith(OPEN_CLIP):
+        from . import open_clip_backbone
+        return open_clip_backbone.load(weights, backbone, log, offline=offline)
     if isinstance(weights, Mapping):
         import torch
         check_tensors(weights, 'the state dict')
@@ -522,6 +572,9 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
         WeightsError: keys are missing, so it is no CLIP model in OpenAI's layout.
 
     """
+    if isinstance(state_dict, OpenClipWeights):
+        return state_dict.architecture()
+
     def shape(key: str) -> tuple[int, ...]:
         if key not in state_dict:
             raise WeightsError(f"{source}: has no '{key}', so it is not a CLIP model in OpenAI's "
@@ -565,8 +618,8 @@ def _read_off(
 def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
     """The weights must be of the architecture that the configuration names."""
     if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto or one of '
-                           f'{", ".join(RELEASES)}.')
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto, one of '
+                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     found = architecture(state_dict, source)
     if backbone == 'auto' or found == RELEASES[backbone].architecture:
         return

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of open_clip as backbones: `backbone: open_clip:ARCHITECTURE/TAG` (docs/backbones.md).
+
+Dense features have one definition for all of them: the model's own head, or its last attention,
+looks at every position alone. Softmax over a single key is 1, so that attention gives that
+position's value, projected, as MaskCLIP does with OpenAI's models; and a mean over one position
+is that position. open_clip itself (optional) is imported only for such a backbone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import files
+from .backbone import ImageEncoder, Positions
+from .clip_package import fitting_weights
+from .device import reason
+from .errors import ConfigError, WeightsError, quoted
+from .uninitialized import Uninitialized
+from .weights import (
+    OPEN_CLIP,
+    UNTRAINED,
+    Architecture,
+    Log,
+    OpenClipWeights,
+    TextEncoder,
+    WeightsInfo,
+    check_tensors,
+    file_digest,
+    read_file,
+    state_dict_digest,
+)
+
+# Sequences that go through an attention at once: a GPU's kernels have room for 65535.
+MOST_ALONE = 32768
+# Vision towers of timm's whose last attention or head can look at one position alone.
+_KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
+
+
+class _Weights(OpenClipWeights):
+    def architecture(self) -> Architecture:
+        return architecture(self)
+
+    def visual(self) -> Any:
+        return build_model(self).visual
+
+    def image_encoder(self, visual: Any) -> ImageEncoder:
+        return build_image_encoder(self, visual)
+
+    def text_encoder(self) -> TextEncoder:
+        return text_encoder(self)
+
+
+def require(backbone: str) -> Any:
+    """Give the package open_clip.
+
+    Raises:
+        WeightsError: it is missing, or cannot be imported.
+
+    """
+    try:
+        return importlib.import_module('open_clip')
+    except Exception as error:  # other people's code raises anything
+        raise WeightsError(
+            f'backbone: {quoted(backbone)} needs open_clip ({reason(error)}): '
+            'pip install "depthclip_ros[open_clip]", or pip install open_clip_torch; or use one '
+            "of OpenAI's models, such as RN50.") from error
+
+
+def load(
+    weights: str | Path | Mapping[str, Tensor], backbone: str, log: Log, *, offline: bool,
+) -> tuple[WeightsInfo, OpenClipWeights]:
+    """Load weights of one of open_clip's models; see `depthclip_ros.core.weights.load`.
+
+    The digest is one of the architecture's name and of the file or the tensors, since the same
+    tensors can be another model (QuickGELU).
+
+    Args:
+        weights: file (.safetensors, state dict or TorchScript archive), 'untrained', a state
+            dict, or '' for the weights that the tag names.
+        backbone: open_clip:ARCHITECTURE or open_clip:ARCHITECTURE/TAG.
+        log: told what happens, in sentences.
+        offline: forbid a download.
+
+    Raises:
+        WeightsError: open_clip is missing; weights are missing, corrupt, or not finite.
+        ConfigError: there is no such architecture or tag, or it has no dense features.
+
+    """
+    open_clip = require(backbone)
+    model, _, tag = backbone.removeprefix(OPEN_CLIP).partition('/')
+    released = _check_name(open_clip, model, tag)
+    mean, deviation = normalization = _normalization(open_clip, model, tag)
+    if isinstance(weights, Mapping):
+        check_tensors(weights, 'the state dict')
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        name, source, digest = 'state dict', 'given in memory', state_dict_digest(tensors)
+    elif str(weights) == UNTRAINED:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            tensors = dict(_network(model).state_dict())
+        name, source = f'{UNTRAINED} {OPEN_CLIP}{model}', 'random numbers (seed 0)'
+        digest = f'seed 0 torch {torch.__version__} open_clip {open_clip.__version__}'
+    else:
+        path = files.user_path(weights).absolute() if str(weights) else \
+            _tagged(open_clip, backbone, released, log, offline=offline)
+        name, source = path.name if str(weights) else backbone, str(path)
+        digest, tensors = file_digest(path), {}
+        tensors = _read(path, digest)
+    log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
+        f'{deviation}; `normalization` is for the models of OpenAI.')
+    digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
+    return (WeightsInfo(name, source, digest, trained=str(weights) != UNTRAINED),
+            _Weights(tensors, model, normalization))
+
+
+def _check_name(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
+    """Settings of the tag, {} for none; refuse what is unknown or has no dense features."""
+    known = open_clip.list_models()
+    if model not in known:
+        near = difflib.get_close_matches(model, known, 5, 0.4)
+        raise ConfigError(
+            f'backbone: open_clip {open_clip.__version__} has no architecture {quoted(model)}; '
+            f'{"near it are: " + ", ".join(near) if near else "see open_clip.list_models()"}.')
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag and not open_clip.is_pretrained_cfg(model, tag):
+        near = difflib.get_close_matches(tag, tags, 5, 0.0)
+        raise ConfigError(
+            f"backbone: open_clip's {model} has no weights with the tag {quoted(tag)}; it has "
+            f'{"these: " + ", ".join(near) if near else "none: give a file as weights"}.')
+    config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
+    if 'multimodal_cfg' in config:
+        raise _refusal(model, 'its image embedding is mixed from many learned queries, for which '
+                              'a position alone has no meaning')
+    if 'hf_model_name' in config['text_cfg']:
+        raise _refusal(model, 'its text encoder is described by files of the Hugging Face hub, '
+                              'which are not read')
+    if config['vision_cfg'].get('timm_pool') in ('abs_attn', 'rot_attn'):
+        raise _refusal(model, 'its attention pool asks with the mean of all positions')
+    # A file that goes with a tag has that tag's activation, too.
+    if tag and bool(released.get('quick_gelu')) != bool(config.get('quick_gelu')):
+        other = model.removesuffix('-quickgelu') + (
+            '-quickgelu' if released.get('quick_gelu') else '')
+        raise ConfigError(f'backbone: {tag} was trained with another activation than {model}; '
+                          f'use {OPEN_CLIP}{other}/{tag}.')
+    return dict(released)
+
+
+def _refusal(model: str, why: str) -> ConfigError:
+    return ConfigError(f'backbone: {OPEN_CLIP}{model} has no dense features here: {why}; '
+                       'docs/backbones.md lists those that have.')
+
+
+def _normalization(
+    open_clip: Any, model: str, tag: str,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of the tag; without one, of all the architecture's tags."""
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(model)
+    found = {(tuple(config['mean']), tuple(config['std'])) for config in (
+        open_clip.get_pretrained_cfg(model, name) for name in tags)}
+    if len(found) > 1:
+        raise ConfigError(
+            f'backbone: {OPEN_CLIP}{model}: its weights differ in the mean and deviation of '
+            f'their images; name the one that yours are like: {", ".join(tags)}.')
+    return found.pop() if found else (
+        open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+
+
+def _tagged(
+    open_clip: Any, backbone: str, released: Mapping[str, Any], log: Log, *, offline: bool,
+) -> Path:
+    """File of the weights that a tag names, from open_clip's own cache or from the network."""
+    if not released:
+        raise WeightsError(f'backbone: {quoted(backbone)} names an architecture and no weights; '
+                           'give it as open_clip:ARCHITECTURE/TAG, or a file as weights.')
+    if offline:
+        found = _cached(released)
+        if found is None:
+            raise WeightsError(
+                f"{backbone}: not in open_clip's cache, and offline is set. Start once while "
+                'there is a network, or give the file as weights: PATH.')
+        return found
+    log(f'{backbone}: open_clip looks for its weights, and downloads them once.')
+    try:
+        return Path(open_clip.download_pretrained(released))
+    except Exception as error:  # networks, disks, and two libraries' own
+        raise WeightsError(
+            f'{backbone}: the weights cannot be downloaded ({reason(error)}). Start once while '
+            'there is a network, or give the file as weights: PATH.') from error
+
+
+def _cached(released: Mapping[str, Any]) -> Path | None:
+    """Where open_clip has put these weights before."""
+    from huggingface_hub import try_to_load_from_cache  # comes with open_clip
+    repository, file = os.path.split(released.get('hf_hub') or '')
+    names = (f'{file[:-4]}.safetensors', file) if file else (
+        'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+    found = [try_to_load_from_cache(repository, name) for name in names] if repository else []
+    if released.get('url'):
+        found.append(str(files.user_path('~/.cache/clip') / Path(released['url']).name))
+    return next((Path(path) for path in found
+                 if isinstance(path, str) and Path(path).is_file()), None)
+
+
+def _read(path: Path, digest: str) -> dict[str, Tensor]:
+    """Tensors of a file; nothing in it can run code."""
+    if path.suffix != '.safetensors':
+        return read_file(path, lambda: digest)
+    from safetensors.torch import load_file  # comes with open_clip
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except Exception as error:
+        raise WeightsError(f'{path}: cannot be read as safetensors ({reason(error)}). Get it '
+                           'anew.') from error
+    check_tensors(tensors, str(path))
+    return tensors
+
+
+def architecture(weights: OpenClipWeights) -> Architecture:
+    """Architecture of an open_clip model; of timm's towers, width and patch are not known (0)."""
+    config = require(OPEN_CLIP + weights.model).get_model_config(weights.model)
+    vision, text = config['vision_cfg'], config['text_cfg']
+    layers = vision.get('layers', 0)
+    is_resnet = isinstance(layers, list)
+    return Architecture(
+        config['embed_dim'], vision.get('image_size', 224),
+        tuple(layers) if is_resnet else layers, vision.get('width', 0),
+        None if is_resnet else vision.get('patch_size', 0), text.get('context_length', 77),
+        text.get('vocab_size', 49408), text.get('width', 512), text.get('layers', 12))
+
+
+def _network(model: str) -> Any:
+    """Network of an architecture, in float32, on the CPU."""
+    open_clip = require(OPEN_CLIP + model)
+    config = open_clip.get_model_config(model)
+    custom = config.pop('custom_text', False)
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config).eval()
+    except Exception as error:
+        raise WeightsError(f'backbone: open_clip {open_clip.__version__} cannot build {model} '
+                           f'here ({reason(error)}).') from error
+
+
+def build_model(weights: OpenClipWeights) -> Any:
+    """The whole model, with its weights, in float32, on the CPU.
+
+    Raises:
+        WeightsError: the weights do not fit the architecture.
+
+    """
+    with Uninitialized():
+        model = _network(weights.model)
+    tensors = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
+    with fitting_weights():
+        tensors = importlib.import_module('open_clip.convert').convert_state_dict(model, tensors)
+        if not hasattr(model, 'positional_embedding'):
+            tensors = importlib.import_module('open_clip.model').convert_to_custom_text_state_dict(
+                tensors)
+        # OpenAI's archives hold three numbers more; scale and bias of the logits are not used.
+        wrong = [name for names in model.load_state_dict(tensors, strict=False, assign=True)
+                 for name in names if name not in (
+                     'logit_scale', 'logit_bias', 'input_resolution', 'context_length',
+                     'vocab_size')]
+        if wrong:
+            raise LookupError(f'{weights.model} and the weights do not have in common: '
+                              f'{quoted(wrong, 200)}')
+    return model.float().requires_grad_(False)
+
+
+def text_encoder(weights: OpenClipWeights) -> TextEncoder:
+    """Tokenizer, text encoder, and how many tokens a sentence may have.
+
+    The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own cuts
+    it off.
+
+    Raises:
+        WeightsError: the tokenizer is not on this machine and cannot be had, or the weights do
+            not fit.
+
+    """
+    open_clip = require(OPEN_CLIP + weights.model)
+    try:
+        tokenizer = open_clip.get_tokenizer(weights.model)
+    except Exception as error:
+        raise WeightsError(
+            f'{OPEN_CLIP}{weights.model}: its tokenizer cannot be had ({reason(error)}). Those of '
+            'SigLIP need the package transformers (pip install transformers), and once a network: '
+            'they come from the Hugging Face hub.') from error
+
+    def tokenize(sentences: list[str]) -> Tensor:
+        tokens: Tensor = tokenizer(sentences)
+        context = tokens.shape[1]
+        if not tokens.equal(tokenizer(sentences, context_length=4 * context)[:, :context]):
+            raise RuntimeError(f'the tokens do not fit into {context}')
+        return tokens
+
+    return tokenize, build_model(weights).encode_text, tokenizer.context_length
+
+
+def build_image_encoder(weights: OpenClipWeights, visual: Any) -> ImageEncoder:
+    """Dense encoder of a vision tower that is not a ResNet of CLIP's.
+
+    Args:
+        weights: whose it is.
+        visual: `visual` of `build_model`; it is taken over.
+
+    Raises:
+        ConfigError: this architecture has no such features.
+
+    """
+    _widen_norms(visual)
+    if hasattr(visual, 'trunk'):
+        kind = type(visual.trunk).__name__
+        if kind not in _KNOWN_TRUNKS:
+            raise _refusal(weights.model, f'what {kind} does at its end is not known here')
+        trunk = DenseTimm(visual)
+        return ImageEncoder(trunk, trunk.stride)
+    if visual.attn_pool is not None:
+        raise _refusal(weights.model, 'its image embedding is mixed from learned queries')
+    return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
+
+
+def _widen_norms(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(parent, name, _Float32Norm(child))
+
+
+class _Float32Norm(nn.Module):
+    """A layer norm that computes in float32, whatever comes, as OpenAI's own does."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.float())
+        return y.to(x.dtype)
+
+
+def _alone(look: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+    """(B, N, C) -> (B, N, C'): `look`, which takes (sequences, 1, C), at every position alone."""
+    seen = [look(part[:, None]) for part in torch.split(positions.flatten(0, 1), MOST_ALONE)]
+    return torch.cat(seen).view(*positions.shape[:2], -1)
+
+
+class LastAttention(nn.Module):
+    """Only the attention of the last block, of which every position sees itself alone.
+
+    As with MaskCLIP, what was there before it and the perceptron after it are left out.
+    """
+
+    def __init__(self, block: Any) -> None:
+        """Take over a block of open_clip's or of timm's."""
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); nothing is masked in an image."""
+        del attn_mask
+        return _alone(self._attend, x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        block = self.block
+        if hasattr(block, 'norm1'):  # timm
+            attended: Tensor = block.ls1(block.attn(block.norm1(x)))
+        elif hasattr(block, 'ln_attn'):
+            attended = block.ls_1(block.ln_attn(block.attn(block.ln_1(x))))
+        else:
+            attended = block.ls_1(block.attention(block.ln_1(x)))
+        return attended
+
+
+class DenseOpenClipVit(nn.Module):
+    """What one of open_clip's own vision transformers says of every patch, in the joint space.
+
+    Where the class token is the image's, by its last attention; where the mean of the patches is,
+    by the patches. The positional embedding is resized as that of OpenAI's.
+    """
+
+    def __init__(self, vit: Any) -> None:
+        """Take over a vision transformer."""
+        super().__init__()
+        self.vit = vit
+        if vit.pool_type == 'tok':
+            vit.transformer.resblocks[-1] = LastAttention(vit.transformer.resblocks[-1])
+        self._positions = Positions()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
+        vit = self.vit
+        x = vit.conv1(images)
+        height, width = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        positions = self._positions.resized(vit.positional_embedding, height, width)
+        x = torch.cat([classes, x], dim=1) + positions.to(x)
+        x = vit.transformer(vit.ln_pre(x))[:, 1:]
+        features: Tensor = vit.ln_post(x) @ vit.proj
+        return features.transpose(1, 2).reshape(len(features), -1, height, width)
+
+
+class DenseTimm(nn.Module):
+    """What one of timm's networks says of every position, in the joint space.
+
+    Its own head looks at every position alone: an attention pool (SigLIP's) gives that position's
+    value, with all that follows, an average that position. Where the class token is the image's,
+    it is the last attention that does so. timm resizes the positional embedding itself, to every
+    image's grid, bicubically.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        """Take over open_clip's adapter around a network of timm's."""
+        super().__init__()
+        self.visual = visual
+        trunk = visual.trunk
+        self.stride = trunk.feature_info[-1]['reduction']
+        self.special = getattr(trunk, 'num_prefix_tokens', 0)  # tokens that are no positions
+        if type(trunk).__name__ == 'VisionTransformer':
+            if trunk.global_pool == 'token':
+                trunk.blocks[-1] = LastAttention(trunk.blocks[-1])
+            trunk.pool_include_prefix = True  # the head sees positions only, and leaves out none
+            if trunk.pos_embed is not None:
+                # What timm sets for `dynamic_img_size`, which open_clip cannot ask for.
+                trunk.dynamic_img_size = True
+                trunk.patch_embed.flatten = False
+                trunk.patch_embed.output_fmt = type(trunk.patch_embed.output_fmt)('NHWC')
+            trunk.patch_embed.strict_img_size = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride), in the joint space."""
+        height, width = (side // self.stride for side in images.shape[2:])
+        x = self.visual.trunk.forward_features(images)
+        is_map = x.dim() == 4
+
+        def look(position: Tensor) -> Tensor:
+            alone = position.transpose(1, 2)[..., None] if is_map else position
+            seen: Tensor = self.visual.head(self.visual.trunk.forward_head(alone))
+            return seen
+
+        positions = x.flatten(2).transpose(1, 2) if is_map else x[:, self.special:]
+        features = _alone(look, positions)
+        return features.transpose(1, 2).reshape(len(features), -1, height, width)
