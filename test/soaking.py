@@ -32,6 +32,7 @@ ROUND_TRIP = (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP,
               Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE)
 WORDS = (('near', 'middle', 'far'), ('here', 'there'))
 DISTANCES = ((1.0, 2.0, 4.0), (0.5, 3.0))
+LIMIT = 5.0  # MiB
 
 
 class Holdings(NamedTuple):
@@ -154,6 +155,21 @@ def leaks(before, after, what):
     return round(after.memory - before.memory, 1)
 
 
+def growth(body, part, what):
+    """MiB by which memory grows while a part runs, and what the part gives.
+
+    A part that grows runs once more: what loading gave back to the system returns when it likes,
+    and a leak comes every time.
+    """
+    for _ in range(2):
+        before = body.holdings()
+        result = part()
+        grown = leaks(before, body.settled(before), what)
+        if grown < LIMIT:
+            break
+    return grown, result
+
+
 def soak(frames, round_trips, reconfigurations, domain, folder, weights):
     """Run all parts with one node; returns the figures.
 
@@ -178,16 +194,13 @@ def soak(frames, round_trips, reconfigurations, domain, folder, weights):
         figures['frames a second'] = round(frames / (time.monotonic() - start))
         figures['growth by frames [MiB]'] = leaks(before, body.settled(before), f'{frames} frames')
         body.round_trips(max(2, round_trips // 10))
-        before = body.holdings()
-        body.round_trips(round_trips)
         figures['round trips'] = round_trips
-        figures['growth by round trips [MiB]'] = leaks(
-            before, body.settled(before), f'{round_trips} round trips')
+        figures['growth by round trips [MiB]'], _ = growth(
+            body, lambda: body.round_trips(round_trips), f'{round_trips} round trips')
         body.reconfigurations(max(4, reconfigurations // 10))
-        before = body.holdings()
         figures['reconfigurations'] = reconfigurations
-        figures['frames meanwhile'] = body.reconfigurations(reconfigurations)
-        figures['growth by reconfigurations [MiB]'] = leaks(
-            before, body.settled(before), f'{reconfigurations} reconfigurations')
+        figures['growth by reconfigurations [MiB]'], figures['frames meanwhile'] = growth(
+            body, lambda: body.reconfigurations(reconfigurations),
+            f'{reconfigurations} reconfigurations')
         figures.update(zip(Holdings._fields[1:], body.holdings()[1:], strict=True))
     return figures

@@ -7,9 +7,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-from soaking import soak
-
-LIMIT = 5.0  # MiB
+from soaking import LIMIT, soak
 
 
 @pytest.mark.slow
