@@ -27,7 +27,7 @@ from ..core.files import user_path
 from ..node.anchors import Sensors, needs_transforms
 from ..node.messages import COMPRESSED_IMAGE
 from ..node.outputs import OUTPUTS
-from ..sources.bag import BagError
+from ..sources.bag import NANOSECONDS, BagError
 from .ahead import Behind, ahead
 from .cameras import COMPRESSED_DEPTH, anchor_topic, cameras_of
 from .journal import Workplace, check_free
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from .records import Record, Topic
     from .streams import Account
 
-NANOSECONDS = 10 ** 9
 TF, TF_STATIC = '/tf', '/tf_static'
 SUFFIXES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 _TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch

@@ -30,18 +30,16 @@ from ..core.estimator import DepthEstimator
 from ..core.files import atomic, open_regular, user_path
 from ..fleet import Outcome, Task, Workers
 from ..node.config import NodeConfig
-from ..sources.bag import BagError
+from ..sources.bag import NANOSECONDS, BagError
 from .conversion import convert, is_continuous, join, windows
 from .journal import SUFFIX
 from .options import BagCamera, Options, Report, TopicCount
-from .source import Source
+from .source import METADATA, SUFFIXES_OF_FILES, Source
 
 MANIFEST, WORK, FORMAT = 'manifest.jsonl', '.work', 1
 REPORT, WHOLE = 'report.json', 'whole'
-METADATA = 'metadata.yaml'
 DONE, FAILED, BEFORE = 'done', 'failed', 'before'
-_SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd', '.bag')
-NANOSECONDS = 1_000_000_000
+_SUFFIXES = (*SUFFIXES_OF_FILES, '.bag')
 
 
 class Bag(NamedTuple):

@@ -16,8 +16,8 @@ import yaml
 import zstandard
 
 from ..core.errors import quoted
-from ..core.files import open_regular, user_path
-from ..sources.bag import BagError, BagTopic
+from ..core.files import open_regular
+from ..sources.bag import BagError, BagTopic, existing_path
 from .mcap_file import McapFile, is_mcap
 from .records import Block, Record, Topic, in_order
 from .sqlite_file import SqliteFile, is_sqlite
@@ -55,7 +55,7 @@ class Source:
 
         """
         self._stack = ExitStack()
-        self.path, self._lost = _existing(path), list[str]()
+        self.path, self._lost = existing_path(path), list[str]()
         self.storage = self.compression = ''
         self.topics: Counter[Topic] = Counter()
         self._blocks: list[Block] = []
@@ -242,17 +242,6 @@ class Source:
         if metadata and told != self.storage:
             self._lost.append(f'{METADATA} says storage {quoted(str(told or ""))}, but the files '
                              f'are {self.storage}, and read as such; no message is lost.')
-
-
-def _existing(path: str | Path) -> Path:
-    try:
-        path = user_path(path)
-        path.stat()
-    except FileNotFoundError as error:
-        raise BagError(f'There is no bag at {quoted(str(Path(path).absolute()))}.') from error
-    except OSError as error:
-        raise BagError(f'{quoted(str(path))} cannot be a bag: {error.strerror}.') from error
-    return path
 
 
 def _version(metadata: dict[str, Any]) -> int:

@@ -15,11 +15,10 @@ from ..core.errors import CameraInfoError, DataError
 from ..core.geometry import CameraModel
 from ..core.transforms import TransformError, TransformTree
 from ..node.image_io import compressed_to_depth, compressed_to_rgb, to_depth, to_rgb
+from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, POINT_CLOUD, SCAN, TF
 from ..node.range_io import cloud_points, scan_points
 from ..sources.bag import (
-    CAMERA_INFO,
-    COMPRESSED_IMAGE,
-    IMAGE,
+    NANOSECONDS,
     BagTopic,
     bag_messages,
     bag_topics,
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rosbags.interfaces import Connection
 
-CLOUD, SCAN = 'sensor_msgs/msg/PointCloud2', 'sensor_msgs/msg/LaserScan'
-TF = 'tf2_msgs/msg/TFMessage'
-NANOSECONDS = 1_000_000_000
 _SAME_FOCAL_LENGTH = 0.02  # of images that show the same view
 _MOST_WAITING = 200  # messages whose partner comes later in the bag
 _LATE_TRANSFORM = 0.1  # seconds that the last transform may be older than a message
@@ -303,7 +299,8 @@ class BagRecording(Recording):
                 f'image, but there is no usable camera_info beside {self._image}. Record it, or '
                 'give a calibration file with --camera-info.')
         else:
-            points = cloud_points(message) if self._depth.type == CLOUD else scan_points(message)
+            points = cloud_points(message) if self._depth.type == POINT_CLOUD \
+                else scan_points(message)
         stamp = message.header.stamp
         transform = self._tree.lookup(
             target, frame, stamp.sec * NANOSECONDS + stamp.nanosec, tolerance=_LATE_TRANSFORM)
@@ -332,7 +329,7 @@ def depth_topic(topics: list[BagTopic], image: str, wanted: str = '') -> BagTopi
         RecordingError: none, several, or not the one asked for.
 
     """
-    kinds = (IMAGE, COMPRESSED_IMAGE, CLOUD, SCAN)
+    kinds = (IMAGE, COMPRESSED_IMAGE, POINT_CLOUD, SCAN)
     known = [t for t in topics if t.count and t.type in kinds
              and t.name.removesuffix('/compressed') != image]
     listed = ', '.join(topic.name for topic in known) or 'none'
@@ -346,7 +343,7 @@ def depth_topic(topics: list[BagTopic], image: str, wanted: str = '') -> BagTopi
     for candidates in (
             [t for t in known if t.type == IMAGE and 'depth' in t.name],
             [t for t in known if t.type == COMPRESSED_IMAGE and 'depth' in t.name],
-            [t for t in known if t.type == CLOUD], [t for t in known if t.type == SCAN]):
+            [t for t in known if t.type == POINT_CLOUD], [t for t in known if t.type == SCAN]):
         registered = [t for t in candidates if 'aligned' in t.name or 'regist' in t.name]
         for some in (registered, candidates):
             if len(some) == 1:

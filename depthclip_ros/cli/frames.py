@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..calibrate.bags import NANOSECONDS
 from ..calibrate.recordings import spread_evenly
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import user_path
 from ..node.image_io import compressed_to_rgb, to_rgb
-from ..sources.bag import bag_messages, bag_topics, camera_topics, is_bag, open_bag
+from ..sources.bag import (
+    NANOSECONDS,
+    bag_messages,
+    bag_topics,
+    camera_topics,
+    is_bag,
+    open_bag,
+)
 from ..sources.pictures import picture_files, read_picture
 
 if TYPE_CHECKING:

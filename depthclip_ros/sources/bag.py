@@ -11,6 +11,7 @@ import yaml
 
 from ..core.errors import DepthClipError, quoted
 from ..core.files import open_regular, user_path
+from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection
     from rosbags.rosbag2 import Reader
 
-IMAGE = 'sensor_msgs/msg/Image'
-COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
-CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
+NANOSECONDS = 10 ** 9
 
 # Parts of topic names by which drivers mark images that are not photographs.
 NOT_PHOTOGRAPHS = ('depth', 'disparity', 'confidence', 'label', 'mask', 'segmentation')
@@ -147,11 +146,11 @@ def storage_of(path: str | Path) -> str:
     return {'.mcap': 'mcap', '.db3': 'sqlite3'}[path.suffix]
 
 
-def checked_path(path: str | Path) -> Path:
-    """Path of something that looks like a rosbag2 bag.
+def existing_path(path: str | Path) -> Path:
+    """Path of something that is there, whatever it is.
 
     Raises:
-        BagError: it does not.
+        BagError: it is not.
 
     """
     try:
@@ -161,6 +160,17 @@ def checked_path(path: str | Path) -> Path:
         raise BagError(f'There is no bag at {quoted(str(Path(path).absolute()))}.') from error
     except OSError as error:
         raise BagError(f'{quoted(str(path))} cannot be a bag: {error.strerror}.') from error
+    return path
+
+
+def checked_path(path: str | Path) -> Path:
+    """Path of something that looks like a rosbag2 bag.
+
+    Raises:
+        BagError: it does not.
+
+    """
+    path = existing_path(path)
     if path.is_dir():
         if not (path / 'metadata.yaml').is_file():
             raise BagError(

@@ -30,7 +30,7 @@ from ..core.errors import ConfigError, DepthClipError
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from . import rosbag2
-from .bag import BagError, bag_messages, bag_topics, open_bag
+from .bag import NANOSECONDS, BagError, bag_messages, bag_topics, open_bag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
     from rosbags.rosbag2 import Reader
 
-NANOSECONDS = 1_000_000_000
 CLOCK_HZ = 40.0  # that of `ros2 bag play --clock`
 CLOCK_TOPIC = '/clock'
 DEFAULT_DEPTH = 10
