@@ -20,10 +20,10 @@ from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
 from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_evenly
 from ..calibrate.report import Context, Example, contents, draw_examples
 from ..core.errors import ConfigError, quoted
-from ..core.files import atomic, user_path
+from ..core.files import user_path
 from ..sources.bag import is_bag
 from ..sources.camera_info import CameraCalibration
-from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -258,7 +258,7 @@ def _write(
             depth = depth.replace(calibration=str(file))
             estimator.reconfigure(depth)
             after = _depths(estimator, frames)
-            _save(target.settings, _as_yaml(fitted, recording, depth, node))
+            save(target.settings, _as_yaml(fitted, recording, depth, node))
             print(f'{target.settings} and {file.name}')
         context = Context(
             recording.source, recording.described,
@@ -269,10 +269,10 @@ def _write(
         examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
                     for frame, *depths in zip(frames, before, after, strict=True)]
         parts = document.numbered(contents(fitted, context, examples, target.picture.name))
-        _save(target.html, document.to_html(parts))
-        _save(target.markdown, document.to_markdown(parts))
+        save(target.html, document.to_html(parts))
+        save(target.markdown, document.to_markdown(parts))
         if examples:
-            _save(target.picture, draw_examples(examples))
+            save(target.picture, draw_examples(examples))
     except OSError as error:
         raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
                           'the disk full?') from error
@@ -301,8 +301,3 @@ def _as_yaml(
     said = [f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.']
     return ''.join(f'# {" ".join(line.split())}\n' for line in said) + document
-
-
-def _save(path: Path, content: str | bytes) -> None:
-    with atomic(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)

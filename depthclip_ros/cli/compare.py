@@ -18,7 +18,7 @@ from ..calibrate.checks import gather
 from ..calibrate.recordings import RecordingError, resample, spread_evenly
 from ..color import UNTRAINED, color_bar, colorize, write_note
 from ..core.errors import ConfigError, quoted
-from ..core.files import atomic, user_path
+from ..core.files import user_path
 from ..document import (
     Block,
     Heading,
@@ -33,7 +33,7 @@ from ..document import (
 from ..fleet import Here, OnRay, Task, cluster_of
 from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
-from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -453,14 +453,8 @@ def _write(
     data = {'json': json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
             'md': to_markdown(numbered(parts)), 'html': to_html(numbered(parts))}
     files = target.files
-    try:
-        for ending, text in data.items():
-            with atomic(files[ending]) as file:
-                file.write(text.encode())
-        if examples:
-            with atomic(files['png']) as file:
-                file.write(_pictures(examples))
-    except OSError as error:
-        raise ConfigError(f'{target.folder}: cannot be written: {error.strerror}; is the disk '
-                          'full?') from error
+    for ending, text in data.items():
+        save(files[ending], text)
+    if examples:
+        save(files['png'], _pictures(examples))
     print(f'\nreport: {files["html"]}, {files["md"]}, {files["json"]}')

@@ -118,6 +118,13 @@ def _add_predict(commands: _Commands) -> None:
         description='Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, '
         'NAME_patches.npy (metres) and NAME_patches.png for every image.')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='files or folders')
+    _add_camera_options(parser)
+    _add_model_options(parser)
+    parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
+    parser.set_defaults(run=_predict)
+
+
+def _add_camera_options(parser: argparse.ArgumentParser) -> None:
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument('--fov', type=_positive, metavar='DEGREES',
                         help='horizontal field of view of the camera: depth counts it as '
@@ -125,9 +132,6 @@ def _add_predict(commands: _Commands) -> None:
     camera.add_argument('--camera-info', metavar='YAML',
                         help='calibration of the camera, as the ROS tool camera_calibration '
                         'writes it')
-    _add_model_options(parser)
-    parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
-    parser.set_defaults(run=_predict)
 
 
 def _add_calibrate(commands: _Commands) -> None:
@@ -215,10 +219,7 @@ def _add_view(commands: _Commands) -> None:
                         help='of the images, of a bag with several cameras')
     parser.add_argument('--max-images', type=_count, default=50, metavar='N',
                         help='of each PATH, evenly spread (default %(default)d)')
-    camera = parser.add_mutually_exclusive_group()
-    camera.add_argument('--fov', type=_positive, metavar='DEGREES',
-                        help='horizontal field of view of the camera, as for predict')
-    camera.add_argument('--camera-info', metavar='YAML', help='calibration of the camera')
+    _add_camera_options(parser)
     _add_model_options(parser)
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
     parser.set_defaults(run=_view)

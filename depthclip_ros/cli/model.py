@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..color import UNTRAINED
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
+from ..core.files import atomic
 from ..node.config import NodeConfig, read_config, with_demo_settings
+from ..sources.camera_info import CameraCalibration, calibration_of
+
+if TYPE_CHECKING:
+    from ..core.geometry import CameraModel
 
 
 def settings(
@@ -79,3 +85,50 @@ def output_folder(path: str) -> Path:
         raise ConfigError(f'{folder}: results cannot be written there: {error.strerror}. '
                           'Choose another folder with -o.') from error
     return folder
+
+
+def save(path: Path, content: str | bytes) -> None:
+    """Write a file that is whole or not there.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    """
+    try:
+        with atomic(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise ConfigError(f'{path.parent}: cannot be written: {error.strerror}; is the disk '
+                          'full?') from error
+
+
+def given_camera(
+    fov: float | None, camera_info: str | None, *, rectified: bool,
+) -> CameraCalibration | float | None:
+    """Camera of the options --fov and --camera-info; None if neither is given.
+
+    Raises:
+        DepthClipError: there is no such camera; said before anything is loaded.
+
+    """
+    if camera_info:
+        calibration = CameraCalibration.from_yaml(camera_info)
+        calibration.model(rectified=rectified)
+        return calibration
+    if fov is not None:
+        CameraCalibration.from_fov(640, 480, fov)
+    return fov
+
+
+def intrinsics_of(
+    camera: CameraCalibration | float | None, width: int, height: int, *, rectified: bool,
+) -> CameraModel | None:
+    """What took an image of that size; None if it is not known.
+
+    Raises:
+        CameraInfoError: the calibration is of another size.
+
+    """
+    if camera is None:
+        return None
+    return calibration_of(camera, width, height).model(rectified=rectified)

@@ -19,9 +19,16 @@ from ..color import (
     write_warning,
 )
 from ..core.errors import ConfigError, DataError, DepthClipError, ImageError
-from ..sources.camera_info import CameraCalibration, calibration_of
 from ..sources.pictures import picture_files, read_picture
-from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+from .model import (
+    given_camera,
+    intrinsics_of,
+    load_estimator,
+    output_folder,
+    print_untrained,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..sources.camera_info import CameraCalibration
 
 
 def predict_files(
@@ -56,11 +64,7 @@ def predict_files(
 
     """
     depth_config, node_config = settings(config, weights, device)
-    camera = CameraCalibration.from_yaml(camera_info) if camera_info else fov
-    if isinstance(camera, float):  # what cannot be is refused before anything is loaded
-        CameraCalibration.from_fov(640, 480, camera)
-    elif camera is not None:
-        camera.model(rectified=node_config.rectified)
+    camera = given_camera(fov, camera_info, rectified=node_config.rectified)
     files, failures = _expand(paths)
     unread = 0
     folder = output_folder(output)
@@ -134,8 +138,7 @@ def _predict_file(
     rgb = np.ascontiguousarray(picture[..., ::-1])
     start = time.perf_counter()
     height, width = rgb.shape[:2]
-    intrinsics = None if camera is None else \
-        calibration_of(camera, width, height).model(rectified=rectified)
+    intrinsics = intrinsics_of(camera, width, height, rectified=rectified)
     prediction = estimator.predict(rgb, intrinsics=intrinsics)
     milliseconds = 1e3 * (time.perf_counter() - start)
     lost = _write(estimator, prediction, target)

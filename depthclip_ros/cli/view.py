@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DataError, ImageError
-from ..core.files import atomic
-from ..sources.camera_info import CameraCalibration, calibration_of
+from ..core.scenes import mixed_bins
 from .frames import named_frames
-from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+from .model import (
+    given_camera,
+    intrinsics_of,
+    load_estimator,
+    output_folder,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -53,8 +62,7 @@ def view(options: argparse.Namespace) -> int:
         raise ConfigError(f'--point: {len(points)} points, but there are charts for '
                           f'{len(figures.PATCHES)} at most.')
     depth, node = settings(options.config, options.weights, options.device)
-    camera = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
-        else options.fov
+    camera = given_camera(options.fov, options.camera_info, rectified=node.rectified)
     folder = output_folder(options.output)
     estimator = load_estimator(depth, node)
     failures: list[str] = []
@@ -64,9 +72,8 @@ def view(options: argparse.Namespace) -> int:
             options.topic, to_stderr):
         try:
             height, width = rgb.shape[:2]
-            model = None if camera is None else \
-                calibration_of(camera, width, height).model(rectified=node.rectified)
-            prediction = estimator.predict(rgb, intrinsics=model)
+            prediction = estimator.predict(rgb, intrinsics=intrinsics_of(
+                camera, width, height, rectified=node.rectified))
             spots = [_spot(prediction, point, depth) for point in points]
         except DataError as error:
             failures.append(f'{name}: {error}')
@@ -81,12 +88,7 @@ def view(options: argparse.Namespace) -> int:
             draw(Answer.of(rgb, prediction), depth.tokens,
                  [b * ratio for b in _bins(prediction.scene, depth)],
                  (low * ratio, high * ratio), label, spots).savefig(stream, format='png', dpi=DPI)
-        try:
-            with atomic(path) as file:
-                file.write(stream.getvalue())
-        except OSError as error:
-            raise ConfigError(f'{path}: cannot be written: {error.strerror}; is the disk '
-                              'full?') from error
+        save(path, stream.getvalue())
         written += 1
         print(f'{path}: {label}', *(
             f'  {spot.said}: {_answers(prediction, spot, depth)}'.replace('\n', ' ')
@@ -129,8 +131,9 @@ def _bins(scene: Scene | None, config: DepthConfig) -> Sequence[float]:
     """Metres of each word in this image."""
     if scene is None:
         return config.bins
-    mixture = scene.probabilities @ np.array(config.bins_of_scenes())
-    return [float(b) for b in mixture + scene.plain * (np.array(config.bins) - mixture)]
+    mixed = mixed_bins(torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
+                       torch.tensor(config.bins_of_scenes()), torch.tensor(config.bins))
+    return [float(metres) for metres in mixed[0]]
 
 
 def _scene(scene: Scene | None) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DataError, quoted
-from ..core.files import atomic
 from ..core.prompts import unknown_words
 from ..core.weights import cache_folder, load
 from ..document import (
@@ -24,7 +23,7 @@ from ..document import (
     to_markdown,
 )
 from .frames import named_frames
-from .model import load_estimator, output_folder, print_untrained, settings, to_stderr
+from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -360,10 +359,5 @@ def _ellipsis(text: str, most: int = 44) -> str:
 
 def _write(folder: Path, parts: Sequence[Block]) -> None:
     texts = {'html': to_html(numbered(parts)), 'md': to_markdown(numbered(parts))}
-    try:
-        for ending, text in texts.items():
-            with atomic(folder / f'words.{ending}') as file:
-                file.write(text.encode())
-    except OSError as error:
-        raise ConfigError(f'{folder}: cannot be written: {error.strerror}; is the disk '
-                          'full?') from error
+    for ending, text in texts.items():
+        save(folder / f'words.{ending}', text)
