@@ -142,8 +142,8 @@ class Evaluation:
     def _say_data(self) -> None:
         dataset = self._dataset
         _say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
-                  f'{dataset.depth} depth; protocol {self._protocol.name}: '
-                  f'{self._protocol.description}')
+             f'{dataset.depth} depth; protocol {self._protocol.name}: '
+             f'{self._protocol.description}')
         for warning in dataset.warnings:
             _say(f'WARNING: {warning}')
 
@@ -171,7 +171,7 @@ class Evaluation:
         config, ignored = scored(config)
         if ignored:
             _say(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
-                      'pixel is scored, of the whole crop, and nothing is known but the image.')
+                 'pixel is scored, of the whole crop, and nothing is known but the image.')
         threads = node.num_threads or torch.get_num_threads()
         # On a CPU an image goes to a thread: prepared for several, the network is far slower.
         torch.set_num_threads(1)
@@ -182,7 +182,7 @@ class Evaluation:
         finally:
             torch.set_num_threads(threads)
         _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
-                  f'{estimator.grid[0]} x {estimator.grid[1]} patches')
+             f'{estimator.grid[0]} x {estimator.grid[1]} patches')
         if not estimator.weights.trained:
             _say('WARNING: the weights are random numbers; every depth is meaningless.')
         return estimator
@@ -234,8 +234,8 @@ class Evaluation:
         if not unknown:
             return self._reference_focal
         _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of '
-                  f'{len(self._dataset)} images is not known (such as {unknown[0]}). Give a list '
-                  'whose third column holds it, in pixels.')
+             f'{len(self._dataset)} images is not known (such as {unknown[0]}). Give a list '
+             'whose third column holds it, in pixels.')
         return 0.0
 
     def _open_records(self, chosen: Sequence[Contender]) -> Records:
