@@ -10,7 +10,12 @@ import numpy as np
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.nyu import punch_holes
+from depthclip_ros.sim.nyu import (
+    punch_holes,
+    write_labeled_mat,
+    write_official_splits,
+    write_splits,
+)
 from offline_eval.paper import BIN_PARTITIONS, GATE_LIMITS, PAPER_METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import (
     ALL,
@@ -37,6 +42,13 @@ from offline_eval.results import (
 CONFIG = DepthConfig(input_height=416, input_width=544, flip_average=True)
 # What must not become markup.
 HOSTILE = '<script>alert(1)</script> | "a" & `b` *c* _d_'
+
+
+def write_world(folder, samples):
+    """The data set in each of its forms: the .mat with its splits, and the official folders."""
+    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
+    write_splits(folder / 'splits.mat', len(samples))
+    write_official_splits(folder / 'official', samples)
 
 
 def make_sample(number, role='best', size=(416, 544)):

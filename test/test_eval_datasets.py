@@ -9,15 +9,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from eval_results import write_world
 
-from depthclip_ros.sim.nyu import (
-    MARK_FILE,
-    make_samples,
-    split,
-    write_labeled_mat,
-    write_official_splits,
-    write_splits,
-)
+from depthclip_ros.sim.nyu import MARK_FILE, make_samples, split, write_splits
 from offline_eval.datasets import Where, nyu_mat, open_dataset
 from offline_eval.datasets.base import NYU, NYU_FOCAL, RENDERED
 from offline_eval.datasets.folders import KITTI_LIST, NYU_LIST
@@ -37,9 +31,7 @@ def samples():
 @pytest.fixture(scope='module')
 def world(samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp('world')
-    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
-    write_splits(folder / 'splits.mat', COUNT)
-    write_official_splits(folder / 'official', samples)
+    write_world(folder, samples)
     return folder
 
 

@@ -19,17 +19,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from eval_results import write_world
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.config import read_config
-from depthclip_ros.sim.nyu import (
-    make_samples,
-    split,
-    write_labeled_mat,
-    write_official_splits,
-    write_splits,
-)
+from depthclip_ros.sim.nyu import make_samples, split
 from offline_eval import cli, loader, scorer
 from offline_eval.baselines import are_alike, baselines
 from offline_eval.contenders import FOCAL
@@ -62,9 +57,7 @@ def samples():
 @pytest.fixture(scope='module')
 def world(samples, tmp_path_factory, tiny_weights):
     folder = tmp_path_factory.mktemp('world')
-    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
-    write_splits(folder / 'splits.mat', COUNT)
-    write_official_splits(folder / 'official', samples)
+    write_world(folder, samples)
     text = (ROOT / 'config/nyu_paper.yaml').read_text()
     for old, new in (("'RN50'", "'auto'"), ('temperature: 0.1', 'temperature: 2.0'),
                      ('input_height: 416', 'input_height: 96'),

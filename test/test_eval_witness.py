@@ -12,18 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from calibrations import calibration_for, random_arrays
+from eval_results import write_world
 
 from depthclip_ros.cli.main import main as depthclip
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.node.config import read_config
-from depthclip_ros.sim.nyu import (
-    make_samples,
-    split,
-    write_labeled_mat,
-    write_official_splits,
-    write_splits,
-)
+from depthclip_ros.sim.nyu import make_samples, split
 from offline_eval import cli, witness
 from offline_eval.datasets import Where, open_dataset
 from offline_eval.datasets.folders import KITTI_LIST
@@ -47,9 +42,7 @@ def samples():
 @pytest.fixture(scope='module')
 def world(samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp('world')
-    write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
-    write_splits(folder / 'splits.mat', COUNT)
-    write_official_splits(folder / 'official', samples)
+    write_world(folder, samples)
     return folder
 
 
