@@ -90,6 +90,20 @@ def make_no_file():
     return make
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _apart_from_the_user(tmp_path_factory):
+    """What a module's fixtures run sees no file of the user either.
+
+    Text features in the user's cache may come from another processor or another number of
+    threads, and differ in their last bits.
+    """
+    folder = str(tmp_path_factory.mktemp('home'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('DEPTHCLIP_CACHE', folder)
+        patch.setenv('HOME', folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Give every test a cache of its own, and no home folder with weights in it."""
@@ -166,6 +180,22 @@ def coverage_of_packages(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    """Print what the tests have measured, and last which of them failed."""
+    summarize_measured(terminalreporter, config)
+    # In a line each, also where pytest knows that it runs in CI and would print all of each
+    # message: who sees only the end of a log sees every name.
+    broken = [(kind, report) for kind in ('failed', 'error')
+              for report in terminalreporter.stats.get(kind, ())]
+    if broken:
+        terminalreporter.section('failures')
+    for kind, report in broken:
+        crash = getattr(report.longrepr, 'reprcrash', None)
+        message = str(crash.message if crash else report.longrepr).strip().splitlines()
+        terminalreporter.write_line(
+            f'{kind.upper()} {report.nodeid} - {message[0][:200] if message else ""}')
+
+
+def summarize_measured(terminalreporter, config):
     """Print what the tests have measured as one table, and keep it if asked to."""
     sys.path.insert(0, str(ROOT / 'tools'))
     import reliability

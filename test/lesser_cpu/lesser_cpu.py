@@ -2,7 +2,7 @@
 """Processors and builds of torch that can do less than this machine: what they refuse, refused.
 
     plain               a torch without oneDNN's private operators and TorchScript's fusion
-    no-bf16-reorder     x86-64 without AVX-512 and AVX-NE-CONVERT, as most laptops are
+    avx2                x86-64 without AVX-512 and AVX-NE-CONVERT, as most laptops are
 
 `pytest --cpu KIND` runs the suite so; this folder is then on the path of every process that it
 starts, and `sitecustomize` does there what `pretend` does here.
@@ -16,8 +16,12 @@ import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-KINDS = ('plain', 'no-bf16-reorder')
+KINDS = ('plain', 'avx2')
 VARIABLE = 'DEPTHCLIP_TEST_CPU'
+# What each kind lets the libraries use that ask the processor themselves.
+LIBRARIES = {'plain': {}, 'avx2': {
+    'ONEDNN_MAX_CPU_ISA': 'AVX2', 'MKL_ENABLE_INSTRUCTIONS': 'AVX2',
+    'ATEN_CPU_CAPABILITY': 'avx2'}}
 # The whole of what this package uses of torch that is private, or may be built without.
 FUSED = ('_convolution_pointwise', '_convolution_pointwise_', '_reorder_convolution_weight')
 TORCHSCRIPT = ('torch._C._jit_llga_enabled', 'torch.jit.enable_onednn_fusion', 'torch.jit.trace',
@@ -76,6 +80,7 @@ def pretend_everywhere(kind):
     if os.environ.get(VARIABLE) == kind:
         return  # started by one that does
     os.environ[VARIABLE] = kind
+    os.environ.update(LIBRARIES[kind])
     os.environ['PYTHONPATH'] = os.pathsep.join(
         [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     assert 'torch' not in sys.modules
