@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import multiprocessing
 import platform
 import sys
@@ -44,10 +45,10 @@ from depthclip_ros.core import (  # noqa: E402
     DepthConfig,
     DepthEstimator,
     EngineError,
+    device,
     engines,
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
-from depthclip_ros.core.device import resolve_device  # noqa: E402
 from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
 from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 
@@ -156,7 +157,7 @@ class Bench:
         self._options = options
         self._processes: dict[str, Elsewhere] = {}
         self.rounds = options.rounds
-        self.device = resolve_device(options.device)
+        self.device = device.resolve_device(options.device)
         self.weights = tiny_state_dict() if options.quick else state_dict(0)
         self.size = (96, 128) if options.quick else (480, 640)
         self.batches = options.batches
@@ -164,6 +165,9 @@ class Bench:
         self.skipped: dict[str, str] = {}
         self._cache = tempfile.TemporaryDirectory()
         self.half = 'float16' if self.device.type == 'cuda' else 'bfloat16'
+        self.why_bfloat16 = device.resolve_precision('bfloat16', self.device).why
+        # It is compared where float32 would run instead, too.
+        device.bfloat16_speed = lambda: math.inf
         # Every difference from the reference is compared at a temperature where depth varies.
         self._config = DepthConfig(
             backbone='auto', input_height=self.size[0], input_width=self.size[1])
@@ -408,6 +412,7 @@ def main() -> int:
         'what': 'RGB (uint8, host) to depth (float32, host), RN50, random weights',
         **about, 'device': str(bench.device), 'threads': torch.get_num_threads(),
         'rounds': bench.rounds, 'engine auto': bench.automatic,
+        'precision: bfloat16': bench.why_bfloat16,
         'against naive': bench.against_naive(), 'trunk alone': trunks,
         'batches': bench.batching(), 'sizes': bench.sizes(),
         'roofline': bench.roofline(trunks), 'skipped': bench.skipped,

@@ -71,6 +71,7 @@ def test_depth_of_unseen_rooms(depths, views):
 
 @pytest.mark.skipif(
     not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
+@pytest.mark.usefixtures('fast_bfloat16')
 def test_bfloat16_costs_no_accuracy(depths, views, capsys):
     truth = np.stack([view.depth for view in views])
     exact, rough = depths(), depths(precision='bfloat16')

@@ -23,6 +23,7 @@ from depthclip_ros.core import (
     DepthEstimator,
     EngineError,
     WeightsError,
+    device,
     engines,
     onednn_graph,
     resnet,
@@ -35,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 CPU = torch.device('cpu')
+SPEED = device.bfloat16_speed.__wrapped__
+
+pytestmark = pytest.mark.usefixtures('fast_bfloat16')
 
 
 @functools.cache
@@ -187,7 +191,9 @@ def test_auto_is_torch(build):
 def test_auto_is_onednn_for_bfloat16_with_amx(build, monkeypatch, amx, engine):
     monkeypatch.setattr(engines, 'cpu_has_amx', lambda: amx)
     assert build().engine == 'torch', 'float32'
-    assert build(precision='bfloat16', log=pytest.fail).engine == engine
+    said = []
+    assert build(said.append, precision='bfloat16').engine == engine
+    assert not any(text.startswith('WARNING') for text in said)
 
 
 def test_onednn_that_compiles_nothing_is_passed_over(build, monkeypatch):
@@ -323,14 +329,40 @@ def test_an_engine_that_breaks_says_what_broke(build, monkeypatch):
         build(engine='compile')
 
 
-def test_bfloat16_is_taken_only_where_it_is_fast(monkeypatch):
+@pytest.mark.parametrize(('has', 'speed', 'taken', 'why'), [
+    (False, 2.4, 'float32', 'instead of bfloat16: this processor has no fast arithmetic for it'),
+    (True, 0.5, 'float32', "instead of bfloat16: this processor's products in it take 2.0 times"),
+    (True, 2.4, 'bfloat16', "its products are 2.4 times as fast as float32's here")])
+def test_bfloat16_is_taken_only_where_it_is_fast(build, monkeypatch, has, speed, taken, why):
+    monkeypatch.setattr(device, 'cpu_has_bfloat16', lambda: has)
+    monkeypatch.setattr(device, 'bfloat16_speed', lambda: speed)
     said = []
-    monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: False)
-    assert resolve_precision('bfloat16', CPU, said.append) == torch.float32
-    assert said[0].startswith('WARNING: precision: bfloat16')
-    assert 'float32 runs instead' in said[0]
-    monkeypatch.setattr('depthclip_ros.core.device.cpu_has_bfloat16', lambda: True)
-    assert resolve_precision('bfloat16', CPU, pytest.fail) == torch.bfloat16
+    dtype, because = resolve_precision('bfloat16', CPU, said.append)
+    assert dtype == getattr(torch, taken)
+    assert because.startswith(why)
+    assert said[0].startswith('WARNING: ' * (taken == 'float32') + 'precision: bfloat16')
+    assert because.removeprefix('instead of bfloat16: ') in said[0]
+    assert (' float32 runs instead' in said[0]) == (taken == 'float32')
+    if taken == 'float32':
+        estimator = build(precision='bfloat16')
+        assert (estimator.precision, estimator.precision_because) == (taken, because)
+        assert not build().precision_because
+
+
+def test_the_speed_of_bfloat16_is_measured(monkeypatch):
+    """A convolution that dawdles in one format by so much shows in the ratio."""
+    convolve = torch.conv2d
+
+    def slow(images, weight):
+        for _ in range(8 if images.dtype == torch.bfloat16 else 1):
+            result = convolve(images, weight)
+        return result
+
+    plain = SPEED()
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, 'conv2d', slow)
+    assert 1 / 20 < SPEED() / plain < 1 / 3
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize('able', [True, False])

@@ -347,6 +347,7 @@ def test_normalisation_is_applied(build):
 
 @pytest.mark.skipif(
     not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
+@pytest.mark.usefixtures('fast_bfloat16')
 def test_bfloat16_stays_near_float32(build):
     exact, rough = build().predict(IMAGE), build(precision='bfloat16').predict(IMAGE)
     assert build(precision='bfloat16').precision == 'bfloat16'
@@ -375,9 +376,9 @@ def test_devices():
 
 def test_precision_by_device():
     cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
-    assert resolve_precision('auto', cpu) == torch.float32
-    assert resolve_precision('auto', gpu) == torch.float16
-    assert resolve_precision('float32', gpu) == torch.float32
+    assert resolve_precision('auto', cpu) == (torch.float32, '')
+    assert resolve_precision('auto', gpu) == (torch.float16, '')
+    assert resolve_precision('float32', gpu) == (torch.float32, '')
     with pytest.raises(ConfigError, match='bfloat16'):
         resolve_precision('float16', cpu)
 

@@ -63,6 +63,7 @@ def test_real_images(estimator, shared_dir):
 
 @pytest.mark.skipif(
     not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
+@pytest.mark.usefixtures('fast_bfloat16')
 def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path, shared_dir, capsys):
     """Without flip averaging, as the node runs."""
     cv2 = pytest.importorskip('cv2')

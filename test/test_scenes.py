@@ -224,6 +224,7 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkey
 @pytest.mark.parametrize(('engine', 'precision', 'tolerance'), [
     ('eager', 'float32', 1e-4), ('torch', 'float32', 1e-4), ('torch', 'bfloat16', 0.1),
     ('eager', 'bfloat16', 0.1)])
+@pytest.mark.usefixtures('fast_bfloat16')
 def test_every_engine_tells_the_same_scene(weights, engine, precision, tolerance):
     config = SCENIC.replace(engine=engine, precision=precision)
     estimator = DepthEstimator(config, weights, 'cpu')

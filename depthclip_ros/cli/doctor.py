@@ -258,10 +258,10 @@ def check_torch() -> list[Check]:
     """PyTorch, torchvision, and the GPU or why there is none."""
     probe = run_probe(
         'import json, torch, torchvision, warnings\n'
-        'from depthclip_ros.core.device import cpu_has_bfloat16\n'
+        'from depthclip_ros.core.device import bfloat16_speed, cpu_has_bfloat16\n'
         'found = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
         '         "cuda": torch.version.cuda or "", "hip": torch.version.hip or "",\n'
-        '         "devices": "", "why": "", "bfloat16": str(cpu_has_bfloat16()),\n'
+        '         "devices": "", "why": "", "bfloat16": str(bfloat16_speed() if cpu_has_bfloat16() else 0),\n'
         '         "threads": str(torch.get_num_threads())}\n'
         'try:\n'
         '    torch.cuda.init()\n'
@@ -283,8 +283,8 @@ def check_torch() -> list[Check]:
         checks.append(Check('gpu', OK, f'{values["devices"]} (CUDA {values["cuda"]})'))
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():
         hint = ''
-        if values['bfloat16'] == 'True':
-            hint = '; with precision: bfloat16 1.7 to 5.5 times as fast'
+        if (speed := float(values['bfloat16'])) > 1:
+            hint = f'; its products are {speed:.1f} times as fast with precision: bfloat16'
         checks.append(Check('gpu', OK, f'none on this machine: the network runs on the CPU{hint}'))
     elif not values['cuda'] and not values['hip']:
         checks.append(Check('gpu', WARN, 'there is one, but this PyTorch is built for CPUs only',

@@ -206,8 +206,8 @@ class DepthConfig(Settings):
         choices=('imagenet', 'clip'))
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
-                'float32 on a CPU without arithmetic for it; int8: a ResNet on a CPU, quantised '
-                'once (docs/int8.md)',
+                'float32 on a CPU that is slower in it; int8: a ResNet on a CPU, quantised once '
+                '(docs/int8.md)',
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
     engine: str = define(
         'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), '

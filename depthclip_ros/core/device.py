@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -139,13 +142,20 @@ def release_freed_memory() -> None:
         trim(0)
 
 
+class Precision(NamedTuple):
+    """A number format, and why it is that one, in words; '' where it is what was asked for."""
+
+    dtype: torch.dtype
+    why: str = ''
+
+
 def resolve_precision(
     name: str, device: torch.device, log: Callable[[str], None] = _LOGGER.info,
-) -> torch.dtype:
+) -> Precision:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
-    Where a CPU has no fast arithmetic for bfloat16, that is float32, too: what was asked for is
-    speed, at the price of exactness, and it would cost both.
+    Where a CPU is no faster in bfloat16, that is float32, too: what was asked for is speed, at
+    the price of exactness, and it would cost both.
 
     Args:
         name: auto, float32, float16, bfloat16 or int8.
@@ -163,16 +173,59 @@ def resolve_precision(
     if name == 'int8' and device.type != 'cpu':
         raise ConfigError(f'precision: int8 is for a CPU, and the device is {device}; use float16 '
                           'there, or device: cpu.')
-    if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
-        log('WARNING: precision: bfloat16, but this processor has no fast arithmetic for it (such '
-            'as AVX-512 BF16 or AMX): float32 runs instead, which is faster here, and more exact.')
-        name = 'float32'
+    if name == 'bfloat16' and device.type == 'cpu':
+        return _bfloat16_or_better(log)
     dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return Precision(dtype)
+
+
+def _bfloat16_or_better(log: Callable[[str], None]) -> Precision:
+    if not cpu_has_bfloat16():
+        why = 'this processor has no fast arithmetic for it (such as AVX-512 BF16 or AMX)'
+    elif bfloat16_speed() < 1:
+        why = (f"this processor's products in it take {1 / bfloat16_speed():.1f} times as long as "
+               'in float32, although it has the instructions')
+    else:
+        why = f"its products are {bfloat16_speed():.1f} times as fast as float32's here"
+        log(f'precision: bfloat16: {why}.')
+        return Precision(torch.bfloat16, why)
+    log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster here, '
+        'and more exact.')
+    return Precision(torch.float32, f'instead of bfloat16: {why}')
+
+
+@functools.cache
+def bfloat16_speed() -> float:
+    """How many times faster than in float32 this processor multiplies in bfloat16.
+
+    Having the instructions tells little: Sapphire Rapids' AVX-512 BF16 multiplies at half the
+    rate of its float32, AMX at six times that. A convolution of the size of RN50's is timed in
+    both, in turns and on one thread by that thread's own clock, so that other processes hardly
+    count; all together takes 20 ms. Below 1 a network in bfloat16 is slower by far more, since
+    Winograd's algorithm helps float32 alone.
+    """
+    images = torch.ones(1, 256, 32, 32).contiguous(memory_format=torch.channels_last)
+    formats = (torch.float32, torch.bfloat16)
+    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in formats}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            factors = {dtype: (images.to(dtype), torch.ones(256, 256, 1, 1, dtype=dtype))
+                       for dtype in formats}
+            for _ in range(6):  # the first one of each prepares, and is never the fastest
+                for dtype in formats:
+                    start = time.thread_time()
+                    torch.conv2d(*factors[dtype])
+                    seconds[dtype].append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    exact, rough = (min(times) for times in seconds.values())
+    return exact / rough
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16, and so faster than in float32.
+    """Whether this processor has instructions for bfloat16; `bfloat16_speed` tells their worth.
 
     torch's own checks know x86-64 only, and not in every version. Elsewhere a convolution is
     tried: oneDNN refuses those for which it has no instructions.

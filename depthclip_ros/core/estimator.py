@@ -200,6 +200,7 @@ class DepthEstimator:
             whose depth is meaningless.
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
+        precision_because: why bfloat16 runs or does not, where it was asked for; else ''.
         engine: what the backbone runs on, e.g. 'torch'.
         quantized_on: what the calibration of `precision: int8` was made with; '' while another
             precision runs.
@@ -238,7 +239,7 @@ class DepthEstimator:
         """
         use_threads(num_threads)
         self.device = resolve_device(device)
-        dtype = resolve_precision(config.precision, self.device, log)
+        dtype, self.precision_because = resolve_precision(config.precision, self.device, log)
         if config.precision == 'int8' or config.engine == 'onnxruntime':
             int8.require()
         self._log = log

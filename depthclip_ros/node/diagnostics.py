@@ -184,6 +184,7 @@ def model_status(
             'device': str(estimator.device),
             **({} if model is None else model.device_memory),
             'precision': estimator.precision,
+            'precision because': estimator.precision_because,
             'threads wait by': waiting(),
             'engine': estimator.engine,
             'quantised on': estimator.quantized_on,
