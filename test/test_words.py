@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`depthclip words`: what words say of pictures, and what must be known before it is believed."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from depthclip_ros.cli.frames import named_frames
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.prompts import unknown_words
+from depthclip_ros.core.scenes import Scene as Seen
 from depthclip_ros.core.weights import cache_folder, load
 from depthclip_ros.node.config import with_demo_settings
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory
@@ -241,15 +245,15 @@ def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
         main(['view', str(picture), '--point', '1', *out])
 
 
-def test_view_counts_the_scene(tmp_path, picture, capsys):
+def test_view_counts_the_scene(tmp_path, picture, rgb, estimator, capsys):
     """The words' metres are those of the image's scene."""
-    from depthclip_ros.cli.view import _bins
-    from depthclip_ros.core.scenes import Scene as Seen
     config = DepthConfig(tokens=('a', 'b'), bins=(1.0, 2.0), scenes=('s', 't'),
                          scene_bins=(2.0, 4.0, 6.0, 8.0))
     seen = Seen(('s', 't'), np.array([0.25, 0.75], np.float32), 0.5, 't')
-    assert _bins(seen, config) == pytest.approx([3.0, 4.5])
-    assert _bins(None, config) == (1.0, 2.0)
+    prediction = replace(estimator.predict(rgb), scene=seen)
+    assert prediction.word_depths(config) == pytest.approx([3.0, 4.5])
+    twice = replace(prediction, scene=None, focal_ratio=2.0, adjustment=Adjustment(3.0))
+    assert twice.word_depths(config) == pytest.approx([6.0, 12.0])
     settings = tmp_path / 'depth.yaml'
     settings.write_text('/**:\n  ros__parameters:\n    scenes: [office, bathroom]\n'
                         '    scene_templates: ["this room is a {}"]\n    weights: demo\n')

@@ -8,12 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from ..color import UNTRAINED
-from ..core.errors import ConfigError, DataError, ImageError
-from ..core.scenes import mixed_bins
+from ..core.errors import ConfigError, DataError
+from ..overlay import answer_words, depth_words, scene_words
 from .frames import named_frames
 from .model import (
     given_camera,
@@ -28,16 +25,12 @@ from .model import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from offline_eval.report.view import Spot
 
-    from ..core.config import DepthConfig
     from ..core.estimator import DepthPrediction
-    from ..core.scenes import Scene
 
 DPI = 130
-_ANSWERS = 3  # words of a point that are printed
 
 
 def view(options: argparse.Namespace) -> int:
@@ -74,24 +67,25 @@ def view(options: argparse.Namespace) -> int:
             height, width = rgb.shape[:2]
             prediction = estimator.predict(rgb, intrinsics=intrinsics_of(
                 camera, width, height, rectified=node.rectified))
-            spots = [_spot(prediction, point, depth) for point in points]
+            spots = [_spot(prediction, point) for point in points]
         except DataError as error:
             failures.append(f'{name}: {error}')
             continue
         low, high = depth.depth_span
         ratio = prediction.focal_ratio
         label = ', '.join(filter(None, (
-            '' if estimator.weights.trained else UNTRAINED, name, _scene(prediction.scene))))
+            '' if estimator.weights.trained else UNTRAINED, name, scene_words(prediction))))
         path = folder / f'{written + 1:03d}_{re.sub(r"[^A-Za-z0-9.-]", "_", Path(name).stem)}.png'
         with figures.look():
             stream = io.BytesIO()
             draw(Answer.of(rgb, prediction), depth.tokens,
-                 [b * ratio for b in _bins(prediction.scene, depth)],
-                 (low * ratio, high * ratio), label, spots).savefig(stream, format='png', dpi=DPI)
+                 prediction.word_depths(depth), (low * ratio, high * ratio), label,
+                 spots).savefig(stream, format='png', dpi=DPI)
         save(path, stream.getvalue())
         written += 1
         print(f'{path}: {label}', *(
-            f'  {spot.said}: {_answers(prediction, spot, depth)}'.replace('\n', ' ')
+            f'  {spot.said}: '.replace('\n', ' ')
+            + answer_words(prediction, spot.row, spot.column, depth.tokens)
             for spot in spots), sep='\n', flush=True)
     if not written:
         raise ConfigError(f'no image could be used: {"; ".join(failures[:3])}')
@@ -102,42 +96,8 @@ def view(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _spot(prediction: DepthPrediction, point: tuple[float, float], config: DepthConfig) -> Spot:
+def _spot(prediction: DepthPrediction, point: tuple[float, float]) -> Spot:
     """The patch that a pixel lies in, and what is said of it."""
     from offline_eval.report.view import Spot
-    (x, y), (height, width), window = point, prediction.image_size, prediction.window
-    rows, columns = prediction.patch_depth.shape
-    row = int(np.floor((y + 0.5 - window.y) / window.height * rows))
-    column = int(np.floor((x + 0.5 - window.x) / window.width * columns))
-    if not (0 <= x < width and 0 <= y < height):
-        raise ImageError('no such point', f'the point {x:g},{y:g} is outside of its {width} x '
-                         f'{height} pixels.')
-    if not (0 <= row < rows and 0 <= column < columns):
-        raise ImageError('no such point', f'the point {x:g},{y:g} is in what input_fit: '
-                         f'{config.input_fit} cuts off.')
-    said = f'{prediction.patch_depth[row, column]:.2f} m'
-    if prediction.patch_stddev is not None:
-        said += f' ± {prediction.patch_stddev[row, column]:.2f} m'
-    return Spot(row, column, f'{said}\n(spread {prediction.spread[row, column]:.2f} m)')
-
-
-def _answers(prediction: DepthPrediction, spot: Spot, config: DepthConfig) -> str:
-    weights = prediction.weights[:, spot.row, spot.column]
-    return ', '.join(f'{config.tokens[k]} {weights[k]:.0%}'
-                     for k in np.argsort(-weights, kind='stable')[:_ANSWERS])
-
-
-def _bins(scene: Scene | None, config: DepthConfig) -> Sequence[float]:
-    """Metres of each word in this image."""
-    if scene is None:
-        return config.bins
-    mixed = mixed_bins(torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
-                       torch.tensor(config.bins_of_scenes()), torch.tensor(config.bins))
-    return [float(metres) for metres in mixed[0]]
-
-
-def _scene(scene: Scene | None) -> str:
-    if scene is None:
-        return ''
-    best = float(np.max(scene.probabilities))
-    return f'scene: {scene.name or "uncertain"} ({best:.0%})'
+    row, column = prediction.patch_at(*point)
+    return Spot(row, column, depth_words(prediction, row, column))

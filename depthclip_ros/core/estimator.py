@@ -127,6 +127,46 @@ class DepthPrediction:
         return _fill(torch.from_numpy(known), self.image_size, (height, width),
                      self.upsampling, self.window).numpy()
 
+    def patch_at(self, x: float, y: float) -> tuple[int, int]:
+        """Row and column of the patch that shows a place in the image.
+
+        Args:
+            x: column of the image in pixels, whose centres are at integers.
+            y: row, likewise.
+
+        Raises:
+            ImageError: none does.
+
+        """
+        height, width = self.image_size
+        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
+            raise ImageError('outside the image', f'the point {x:g},{y:g} is outside of its '
+                             f'{width} x {height} pixels.')
+        rows, columns = self.patch_depth.shape
+        row = math.floor((y + 0.5 - self.window.y) / self.window.height * rows)
+        column = math.floor((x + 0.5 - self.window.x) / self.window.width * columns)
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise ImageError('cut off', f'the point {x:g},{y:g} is in what input_fit: crop cuts '
+                             'off.')
+        return row, column
+
+    def word_depths(self, config: DepthConfig) -> list[float]:
+        """Metres that each of the K words stands for in this image, by its scene and camera.
+
+        A calibration corrects what follows from them, not them.
+
+        Args:
+            config: with which the image was answered.
+
+        """
+        bins, scene = torch.tensor(config.bins), self.scene
+        if scene is not None:
+            bins = mixed_bins(
+                torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
+                torch.tensor(config.bins_of_scenes()), bins)[0]
+        factor = self.focal_ratio * self.adjustment.scale
+        return [factor * float(metres) for metres in bins]
+
 
 class Maps(NamedTuple):
     """What the image encoder sees of a batch, on the device.

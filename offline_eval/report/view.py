@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthclip_ros.color import color_range, colorize
+from depthclip_ros.overlay import chart_patches
 from offline_eval.report.figures import (
     LONGEST_WORD,
     PATCHES,
@@ -25,7 +26,6 @@ from offline_eval.report.words import Answer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CHARTS = 6, 8  # rows and columns of small charts on a picture
 _LEGEND = 4  # columns
 
 
@@ -113,10 +113,7 @@ def _grid(photo: Any, answer: Answer, colors: NDArray[np.float64]) -> None:
     count, rows, columns = answer.weights.shape
     frame = 0.84 * width / columns, 0.84 * height / rows
     boxes, bars, painted = [], [], []
-    for i, j in np.ndindex(*(min(n, most) for n, most in zip(
-            (rows, columns), MOST_CHARTS, strict=True))):
-        row = (2 * i + 1) * rows // (2 * min(rows, MOST_CHARTS[0]))
-        column = (2 * j + 1) * columns // (2 * min(columns, MOST_CHARTS[1]))
+    for row, column in chart_patches(rows, columns):
         weights = answer.weights[:, row, column]
         if not np.isfinite(weights).all():
             continue

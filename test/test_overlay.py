@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words painted on an image: the right bars at the right places, whatever the image's shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from depthclip_ros.color import color_range, colorize
+from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.errors import ImageError
+from depthclip_ros.core.estimator import DepthPrediction
+from depthclip_ros.core.scenes import Scene
+from depthclip_ros.core.window import fit_window
+from depthclip_ros.overlay import answer_words, chart_patches, depth_words, draw, scene_words
+
+CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))
+COLORS = colorize(np.array([CONFIG.bins]), *color_range(CONFIG.bins))[0]
+
+
+def answer(height=480, width=640, grid=(6, 8), *, fit='stretch', network=(480, 640), words=3):
+    """A prediction in which every patch is sure of the first word, but for that at 2, 3."""
+    weights = np.zeros((words, *grid), np.float32)
+    weights[0] = 1.0
+    weights[:, 2, 3] = 0.0
+    weights[-1, 2, 3] = 1.0
+    window = fit_window(fit, (height, width), network)
+    rows, columns = window.cells(grid, (height, width))
+    spread = np.full(grid, np.nan, np.float32)
+    spread[rows, columns] = 0.25
+    patches = np.full(grid, 1.0, np.float32)
+    patches[2, 3] = 4.0
+    return DepthPrediction(
+        np.full((height, width), 1.5, np.float32), patches, weights, weights, spread, window,
+        (height, width), 'centered')
+
+
+def black(prediction):
+    return np.zeros((*prediction.image_size, 3), np.uint8)
+
+
+def painted(picture, color):
+    """Where a colour is, as rows and columns."""
+    return np.argwhere((picture == color).all(axis=2))
+
+
+def test_each_chart_has_the_bars_of_its_own_patch():
+    prediction = answer()
+    photo = draw(black(prediction), prediction, CONFIG)[:576, :768]
+    far = painted(photo, COLORS[2])
+    patch = 96  # pixels
+    assert {tuple(p) for p in far // patch} == {(2, 3)}
+    near = {tuple(p) for p in painted(photo, COLORS[0]) // patch}
+    assert near == {*chart_patches(6, 8)} - {(2, 3)}
+    # The last of three columns, from the chart's lower edge to its upper.
+    assert np.ptp(far[:, 0]) > 0.5 * patch
+    assert (far[:, 1] % patch).min() > 0.5 * patch
+    assert not len(painted(photo, COLORS[1]))
+
+
+def test_a_patch_that_is_looked_at_is_marked_and_its_words_are_listed():
+    prediction = answer()
+    plain, looked = (draw(black(prediction), prediction, CONFIG, spot) for spot in (None, (2, 3)))
+    changed = np.argwhere((plain[:576, :768] != looked[:576, :768]).any(axis=2))
+    assert changed.min(axis=0) == pytest.approx([2 * 96, 3 * 96], abs=4)
+    assert changed.max(axis=0) == pytest.approx([3 * 96, 4 * 96], abs=4)
+    # Beside the image: one full bar, of the word that answers there alone.
+    bars = [len(painted(looked[:, 768:], color)) for color in COLORS]
+    assert max(bars[:2]) < 50  # that much is in the scale
+    assert bars[2] > 500
+
+
+def test_metres_are_those_of_the_image():
+    """The focal length is in the colours and in the words."""
+    prediction = replace(answer(), focal_ratio=2.0, patch_stddev=np.full((6, 8), 0.5, np.float32))
+    assert prediction.word_depths(CONFIG) == [2.0, 4.0, 8.0]
+    assert len(painted(draw(black(prediction), prediction, CONFIG, (2, 3))[:, 768:], COLORS[2]))
+    assert depth_words(prediction, 2, 3) == '4.00 m ± 0.50 m\n(spread 0.25 m)'
+    assert answer_words(prediction, 2, 3, CONFIG.tokens) == 'far 100%, near 0%, middle 0%'
+    assert scene_words(prediction) == ''
+    seen = Scene(('hall', 'office'), np.array([0.2, 0.8], np.float32), 0.0, 'office')
+    assert scene_words(replace(prediction, scene=seen)) == 'scene: office (80%)'
+    prediction.patch_depth[2, 3] = np.nan
+    assert depth_words(prediction, 2, 3).startswith('no depth ± ')
+
+
+def test_padding_has_no_chart():
+    prediction = answer(120, 640, fit='letterbox')
+    picture = draw(black(prediction), prediction, CONFIG)
+    assert {row // 48 for row, _ in painted(picture[:144, :768], COLORS[0])} <= {0, 1, 2}
+    assert np.isnan(prediction.spread[0]).all()
+    assert np.isfinite(prediction.spread[2:4]).all()
+
+
+def test_a_warning_covers_nothing():
+    prediction = answer()
+    plain, warned = (draw(black(prediction), prediction, CONFIG, None, (), text)
+                     for text in ('', 'untrained'))
+    np.testing.assert_array_equal(warned[-len(plain):], plain)
+    assert len(painted(warned[:-len(plain)], (40, 40, 200)))
+
+
+@pytest.mark.parametrize(('size', 'grid', 'fit', 'words'), [
+    ((1, 1), (1, 1), 'stretch', 2), ((1, 5000), (3, 4), 'letterbox', 3),
+    ((3000, 2), (7, 7), 'crop', 100), ((61, 47), (24, 24), 'letterbox', 400)])
+def test_any_shape_and_number_of_words(size, grid, fit, words):
+    config = CONFIG.replace(tokens=[f'wörd {k} ' + 9 * 'x' for k in range(words)],
+                            bins=[0.1 * (k + 1) for k in range(words)])
+    whole = answer(*size, (24, 24), fit=fit, words=words)
+    prediction = replace(
+        whole, **{name: getattr(whole, name)[..., :grid[0], :grid[1]]
+                  for name in ('patch_depth', 'weights', 'logits', 'spread')})
+    prediction.patch_depth[:] = np.resize([np.nan, np.inf, 1.0], grid)
+    prediction.depth[:] = np.nan
+    for spot in (None, (0, 0)):
+        picture = draw(black(prediction), prediction, config, spot, ['line'] * 3, 'warning')
+        assert picture.dtype == np.uint8
+        assert 200 < picture.shape[0] < 1500
+
+
+def test_patch_of_a_place():
+    whole, cropped = answer(), answer(480, 960, fit='crop')
+    assert whole.patch_at(-0.5, -0.5) == (0, 0)
+    assert whole.patch_at(79.49, 0) == (0, 0)
+    assert whole.patch_at(79.5, 0) == (0, 1)
+    assert whole.patch_at(639.49, 479.49) == (5, 7)
+    assert cropped.patch_at(160, 0) == (0, 0)
+    for place in ((639.5, 0), (-0.6, 0), (0, 480), (float('nan'), 0)):
+        with pytest.raises(ImageError, match='outside') as error:
+            whole.patch_at(*place)
+        assert error.value.condition == 'outside the image'
+    with pytest.raises(ImageError, match='cuts off'):
+        cropped.patch_at(10, 0)
