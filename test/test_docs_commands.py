@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lesser_cpu import KINDS
 from test_agreement import LIVE, SETTINGS, launch_arguments, topic_table
 
 from depthclip_ros.cli import main as cli
@@ -25,9 +26,11 @@ from depthclip_ros.launching import _from_text
 from depthclip_ros.sim.world import SimConfig
 from depthclip_ros.sources import bag_player, image_source
 from offline_eval import cli as evaluation
+from run import WORKERS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'benchmarks/README.md', *sorted(ROOT.glob('docs/*.md'))]
+DOCUMENTS = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'benchmarks/README.md')),
+             *sorted(ROOT.glob('docs/*.md'))]
 
 # How a command begins that can neither be run nor checked here.
 REASONS = {
@@ -41,6 +44,7 @@ REASONS = {
     'ros2 bag record': 'needs a ROS installation and a camera',
     'ros2 security': 'needs a ROS installation; the policy is compared with the node',
     'ros2 launch realsense2_camera': 'needs a RealSense and its driver',
+    'mkdocs serve': 'serves until it is ended; test_docs_site.py builds the same pages',
     'ray start': 'makes several machines a cluster; there is one here',
     'python eval_with_pngs.py': "another project's script, which is not here",
     'pixi shell': 'pixi and its channels cannot be had where this is built',
@@ -139,6 +143,10 @@ def check(words):
         assert rest[3] in (LIVE if rest[1] == 'set' else SETTINGS)
         if rest[1] == 'set':
             value(SETTINGS[rest[3]], rest[4])
+    elif name in ('ruff', 'mypy'):
+        assert not rest or str(words) in (ROOT / 'run.py').read_text(encoding='utf-8'), words
+    elif name == 'pytest':
+        check_pytest(rest)
     elif words[:2] == ['pixi', 'run']:
         tasks = (ROOT / 'pixi.toml').read_text(encoding='utf-8').partition('[tasks]')[2]
         assert re.search(rf'^{rest[1]} = ', tasks, re.MULTILINE)
@@ -177,6 +185,21 @@ def check_ros_arguments(words, settings):
             assert flag == '--enclave', flag
 
 
+def check_pytest(words):
+    settings = (ROOT / 'setup.cfg').read_text(encoding='utf-8')
+    markers = re.findall(r'^    (\w+): ', settings, re.MULTILINE)
+    words = iter(words)
+    for word in words:
+        if word == '-m':
+            assert set(next(words).split()) <= {'not', 'and', 'or', *markers}
+        elif word == '--cpu':
+            assert next(words) in KINDS
+        elif word.startswith('-'):
+            assert next(words) == WORKERS[WORKERS.index(word) + 1]
+        else:
+            assert (ROOT / word).is_file(), word
+
+
 def check_launch(file, words):
     declared = {**launch_arguments('depth.launch.py'), **SETTINGS,
                 **(launch_arguments(file) if file != 'depth.launch.py' else {})}
@@ -197,7 +220,7 @@ def test_every_command_is_understood_or_has_its_reason():
             continue
         try:
             check(words)
-        except (AssertionError, DepthClipError, KeyError, OSError) as error:
+        except (AssertionError, DepthClipError, KeyError, OSError, ValueError) as error:
             wrong.append(f'{document}: {shlex.join(words)}: {error}')
     assert not wrong, '\n'.join(wrong)
 
@@ -209,11 +232,12 @@ def test_every_command_is_understood_or_has_its_reason():
     'depth_node --ros-args -p wieghts:=demo', 'depth_node --ros-args -r imag:=/a',
     'depth_node --ros-args --params-file config/missing.yaml', 'pixi run nothing',
     'python tools/write_demo_data.py --pictures 3', 'python3 run.py dmeo',
-    'ros2 param set /depth_node device cpu', 'make all',
+    'ros2 param set /depth_node device cpu', 'make all', 'pytest test/test_none.py',
+    'pytest -m "not slwo"', 'pytest --cpu sse test/test_run.py', 'ruff chekc .',
 ])
 def test_a_wrong_command_is_noticed(line):
     assert not reason(shlex.split(line))
-    with pytest.raises((AssertionError, DepthClipError, KeyError, OSError)):
+    with pytest.raises((AssertionError, DepthClipError, KeyError, OSError, ValueError)):
         check(shlex.split(line))
 
 
