@@ -16,6 +16,7 @@ import pytest
 
 START = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
+DOOR, ROOM = Path(__file__), pytest.StashKey()  # of tests beside each other, see below
 sys.path[:0] = [str(ROOT / 'test'), str(ROOT / 'test/lesser_cpu')]
 
 import lesser_cpu  # noqa: E402
@@ -57,11 +58,33 @@ def pytest_runtest_protocol(item):
     with contextlib.ExitStack() as held:
         if PARALLEL:
             alone = bool(item.get_closest_marker('alone'))
-            door = held.enter_context(_flock(ROOT / 'test' / 'conftest.py', exclusive=alone))
-            held.enter_context(_flock(ROOT / 'test', exclusive=alone))
+            door = held.enter_context(_flock(DOOR, exclusive=alone))
+            item.stash[ROOM] = held.enter_context(_flock(ROOT / 'test', exclusive=alone))
             if not alone:  # else whoever comes next waits here, and cannot overtake
                 fcntl.flock(door, fcntl.LOCK_UN)
         yield
+
+
+@pytest.fixture
+def undisturbed(request):
+    """`with undisturbed():` is `alone` for a part of a test, which holds no one longer than that.
+
+    The test's own place is given up first: whoever is alone may be waiting for it.
+    """
+    @contextlib.contextmanager
+    def part():
+        room = request.node.stash.get(ROOM, None)
+        if room is None:
+            yield
+            return
+        fcntl.flock(room, fcntl.LOCK_UN)
+        with _flock(DOOR, exclusive=True):
+            fcntl.flock(room, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(room, fcntl.LOCK_SH)
+    return part
 
 
 @contextlib.contextmanager

@@ -137,9 +137,9 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def running(arguments, *, domain, cache):
+def running(arguments, *, domain, cache, environment=None):
     """Run a node until it is active; stop it afterwards, and let it have a good end."""
-    node = NodeProcess(arguments, domain=domain, cache=cache)
+    node = NodeProcess(arguments, domain=domain, cache=cache, environment=environment)
     try:
         node.wait_for(r'\]: Active: ')
         yield node

@@ -184,7 +184,9 @@ def soak(frames, round_trips, reconfigurations, domain, folder, weights):
 
     """
     figures = {}
-    with running(tiny_arguments(weights), domain=domain, cache=folder) as node, \
+    # Coverage, if it is measured, takes memory and time of its own.
+    with running(tiny_arguments(weights), domain=domain, cache=folder,
+                 environment={'COVERAGE_PROCESS_CONFIG': ''}) as node, \
             Peer(domain, listen=(), node=node) as peer:
         body = Soak(node, peer)
         body.frames(max(500, frames // 10))

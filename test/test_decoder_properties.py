@@ -340,9 +340,9 @@ anything = (st.floats(-1e300, 1e300) | st.floats(-2.0, 2.0)
 def test_any_lens_gives_rays_that_end_in_their_pixels_or_nan(lens):
     model, D = lens
     pixels = np.vstack([POINTS, EXTREME])
-    start = time.perf_counter()
+    start = time.thread_time()  # of the processor: other processes do not count
     rays = distortion.undistort(model, D, pixels)
-    assert time.perf_counter() - start < 1.0
+    assert time.thread_time() - start < 1.0
     valid = np.isfinite(rays).all(axis=1)
     again = distortion.distort(model, D, rays[valid])
     np.testing.assert_allclose(again, pixels[valid], rtol=1e-9, atol=1e-9)  # 1e-6 of 1000 pixels

@@ -90,7 +90,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, make_no_file, kind):
     with pytest.raises(OSError, match='No such file' if kind in ('dangling link', 'missing')
                        else 'not a file'):
         open_regular(path)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10  # and for ever if it were waited for
     assert len(list(Path('/proc/self/fd').iterdir())) == open_before
 
 

@@ -27,9 +27,7 @@ def test_diagnostics_go_on_while_the_model_is_loaded(domain, cache, tiny_weights
     with Peer(domain, listen=(), node=node) as peer:
         status_of(peer, MODEL, lambda s: s.message == 'no model loaded (loading)')
         count = len(peer.messages['/diagnostics'])
-        start = time.monotonic()
         peer.wait(lambda: len(peer.messages['/diagnostics']) >= count + 3, 'diagnostics')
-        assert time.monotonic() - start < 5
         peer.process = None
         assert end(node) == 0, node.output
     assert 'Traceback' not in node.output
@@ -49,11 +47,11 @@ def test_a_device_that_stays_lost_ends_the_process(domain, cache, tiny_weights):
         assert end(node, signal.SIGINT) == 0, 'in a break between two reloads'
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(('state', 'status'), [
     ('unconfigured', 0), ('loading in Python', 0), ('active', 0), ('under load', 0),
     ('stuck in C', 1), ('in a parameter callback', 1)])
-def test_a_signal_ends_the_process_in_any_state(state, status, domain, cache, tiny_weights):
+def test_a_signal_ends_the_process_in_any_state(
+        state, status, domain, cache, tiny_weights, undisturbed):
     environment = {'FAULT_AT_LOAD': 'loop'} if state == 'loading in Python' else None
     node = faulty(tiny_weights, domain, cache, environment, autostart=state != 'unconfigured')
     try:
@@ -65,8 +63,6 @@ def test_a_signal_ends_the_process_in_any_state(state, status, domain, cache, ti
                 node.wait_for(r'\]: Active: ')
             if state == 'under load':
                 peer.ask(good(peer))
-                for _ in range(30):
-                    peer.send(good(peer))
             if state == 'stuck in C':
                 peer.wait(lambda: peer.send(marked(peer, faulty_node.SLEEPS)) or next(
                     (True for array in peer.messages['/diagnostics'] for s in array.status
@@ -79,14 +75,18 @@ def test_a_signal_ends_the_process_in_any_state(state, status, domain, cache, ti
                 client.call_async(request)
                 time.sleep(1.0)  # it is to be there, and says nothing
             peer.process = None
-            assert end(node) == status, node.output
+            with undisturbed():
+                if state == 'under load':
+                    for _ in range(30):
+                        peer.send(good(peer))
+                assert end(node) == status, node.output
         assert 'Traceback' not in node.output, node.output
     finally:
         node.process.kill()
 
 
-@pytest.mark.alone
-def test_a_stuck_worker_is_told_and_ends_with_the_process(domain, cache, tiny_weights):
+def test_a_stuck_worker_is_told_and_ends_with_the_process(
+        domain, cache, tiny_weights, undisturbed):
     # Coverage, if it is measured, waits at the end for the thread that runs for ever.
     node = faulty(tiny_weights, domain, cache, {'COVERAGE_PROCESS_CONFIG': ''})
     try:
@@ -100,7 +100,8 @@ def test_a_stuck_worker_is_told_and_ends_with_the_process(domain, cache, tiny_we
                 assert status.level == status.ERROR
             assert 'worker_timeout' in node.wait_for('worker stuck')
             peer.process = None
-            assert end(node) == 1
+            with undisturbed():
+                assert end(node) == 1
     finally:
         node.process.kill()
 

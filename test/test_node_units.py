@@ -301,17 +301,20 @@ def test_jobs_that_still_wait_when_the_worker_ends_are_left(worker):
 
 @pytest.mark.alone
 def test_the_ticker_does_not_wait_longer_for_what_takes_long():
-    ticks, enough, start = [], threading.Event(), time.monotonic()
+    def fifth_tick():
+        ticks, enough, start = [], threading.Event(), time.monotonic()
 
-    def tick():
-        ticks.append(time.monotonic() - start)
-        if len(ticks) == 5:
-            enough.set()
-        time.sleep(0.1)
-    ticker = Ticker(0.2, tick)
-    assert enough.wait(10)
-    ticker.stop()
-    assert ticks[4] < 1.3  # and 1.4 if every period began at the end of the last call
+        def tick():
+            ticks.append(time.monotonic() - start)
+            if len(ticks) == 5:
+                enough.set()
+            time.sleep(0.1)
+        ticker = Ticker(0.2, tick)
+        assert enough.wait(10)
+        ticker.stop()
+        return ticks[4]
+    # Always 1.4 if every period began at the end of the last call; a busy machine may be late.
+    assert any(fifth_tick() < 1.3 for _ in range(5))
 
 
 def test_the_ticker_keeps_its_period_of_steady_time():

@@ -7,7 +7,7 @@ dense features `c_proj(v_proj(x))` of every patch with sentences of its depth, a
 of sentences in every step, and the attention pool's output with the kind of room.
 
     python tools/train_demo.py --out build/demo             # the real run; resumes if interrupted
-    python tools/train_demo.py --out /tmp/smoke --smoke     # two minutes, for CI
+    python tools/train_demo.py --out /tmp/smoke --smoke     # half a minute, for CI
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class Plan:
     text_layers: int = 4
 
 
-SMOKE = Plan(steps=60, fresh=4, repeated=4, pictures=10, text_steps=150,
-             layers=(1, 1, 1, 1))
+SMOKE = Plan(steps=32, fresh=4, repeated=2, pictures=10, text_steps=75, layers=(1, 1, 1, 1))
 
 
 def build(plan: Plan) -> nn.Module:
@@ -495,7 +494,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='folder for weights and log')
-    parser.add_argument('--smoke', action='store_true', help='a two-minute form that only has to '
+    parser.add_argument('--smoke', action='store_true', help='a short form that only has to '
                         'learn something')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, help='steps of the image stage')

@@ -8,6 +8,7 @@ parameter file, by the node and by the offline tools alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import unicodedata
@@ -83,6 +84,7 @@ class Settings:
         """Check what concerns several fields at once."""
 
     @classmethod
+    @functools.cache  # a node's start asks hundreds of times
     def names(cls) -> tuple[str, ...]:
         """Names of the settings, in order."""
         return tuple(setting.name for setting in dataclasses.fields(cls))
