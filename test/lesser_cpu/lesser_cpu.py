@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def pretend_everywhere(kind):
         return  # started by one that does
     os.environ[VARIABLE] = kind
     os.environ.update(LIBRARIES[kind])
+    # What torch.compile has kept for the whole processor is wrong for a part of it.
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(
+        Path(tempfile.gettempdir()) / f'torchinductor_{os.getuid()}_{kind}')
     os.environ['PYTHONPATH'] = os.pathsep.join(
         [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])])
     assert 'torch' not in sys.modules
