@@ -91,6 +91,19 @@ def test_two_sets_side_by_side(picture, rgb, estimator, tmp_path, capsys):
     assert 'not overwritten' in capsys.readouterr().err
 
 
+def test_weights_are_read_once(tmp_path, capsys, monkeypatch):
+    """Though both sets are encoded anew, and words that it does not know looked for."""
+    from depthclip_ros.core import weights
+    monkeypatch.setenv('DEPTHCLIP_CACHE', str(tmp_path))
+    read, files = weights._read_and_hash, []
+    monkeypatch.setattr(
+        weights, '_read_and_hash', lambda name, path: files.append(name) or read(name, path))
+    assert run('close, guitar', '--against', 'far, tiny', '--weights', 'demo') == 0
+    assert "never learnt 'guitar'" in capsys.readouterr().out
+    assert files == ['demo']
+    assert len(list((tmp_path / 'text').iterdir())) == 2
+
+
 def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     assert run('apple, guitar', '--against', 'close, near, apple, far', '--image', picture,
                '--weights', 'demo') == 0
@@ -98,6 +111,8 @@ def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     assert "A: this model has never learnt 'apple', 'guitar'." in said
     assert 'A: this model takes all these words for the same' in said
     assert "B: this model has never learnt 'apple'." in said
+    for of_a in rows(said, 'Words A').values():  # what is the same shares its patches
+        assert of_a['strongest in'] == '50.0%'
     assert 'B: this model takes' not in said
     assert rows(said, 'Depth')['A'][r'deviation \[m\]'] == '0.00'
     assert 'One of them says the same everywhere' in said

@@ -12,6 +12,7 @@ from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.files import atomic
+from ..core.weights import Loaded, cache_folder, load
 from ..node.config import NodeConfig, read_config, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
 
@@ -37,15 +38,33 @@ def settings(
     return depth, node
 
 
-def load_estimator(depth: DepthConfig, node: NodeConfig) -> DepthEstimator:
+def load_weights(depth: DepthConfig, node: NodeConfig) -> Loaded:
+    """Read the weights that the node would read, for `load_estimator` and for more.
+
+    Raises:
+        DepthClipError: as `depthclip_ros.core.weights.load`.
+
+    """
+    return load(node.weights, depth.backbone, cache_folder(node.cache_dir or None), to_stderr,
+                offline=node.offline)
+
+
+def load_estimator(
+    depth: DepthConfig, node: NodeConfig, weights: Loaded | None = None,
+) -> DepthEstimator:
     """Build the estimator that the node would build, and say what it runs on.
+
+    Args:
+        depth: what to compute.
+        node: device, threads, and which weights.
+        weights: that have been read already.
 
     Raises:
         DepthClipError: as `DepthEstimator`.
 
     """
     estimator = DepthEstimator(
-        depth, node.weights, node.device, cache_dir=node.cache_dir or None, offline=node.offline,
+        depth, weights or node.weights, node.device, cache_dir=node.cache_dir or None, offline=node.offline,
         num_threads=node.num_threads, log=to_stderr)
     to_stderr(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
               f'{depth.input_height} x {depth.input_width} pixels in '

@@ -12,7 +12,6 @@ from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DataError, quoted
 from ..core.prompts import unknown_words
-from ..core.weights import cache_folder, load
 from ..document import (
     Block,
     Heading,
@@ -23,20 +22,29 @@ from ..document import (
     to_markdown,
 )
 from .frames import named_frames
-from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
+from .model import (
+    load_estimator,
+    load_weights,
+    output_folder,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from torch import Tensor
 
     from offline_eval.report.words import Answer
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..node.config import NodeConfig
 
     Float32 = NDArray[np.float32]
 
@@ -55,7 +63,8 @@ class WordSet:
         origin: of the bins, in words.
         features: (K, C) unit vectors.
         weights: (K,) sum of the words' weights over all patches.
-        strongest: (K,) patches in which each word answers most.
+        strongest: (K,) patches in which each word answers most; words that are the same to the
+            model share theirs.
         said: depth of the patches of each picture, (h w,) metres, NaN where there is none.
         answers: of every picture.
 
@@ -66,13 +75,13 @@ class WordSet:
     origin: str
     features: Float32
     weights: NDArray[np.float64] = field(init=False)
-    strongest: NDArray[np.int64] = field(init=False)
+    strongest: NDArray[np.float64] = field(init=False)
     said: list[Float32] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = len(self.config.tokens)
-        self.weights, self.strongest = np.zeros(count), np.zeros(count, np.int64)
+        self.weights, self.strongest = np.zeros(count), np.zeros(count)
 
     @property
     def label(self) -> str:
@@ -83,7 +92,8 @@ class WordSet:
         """Count one picture; patches that show padding do not count."""
         weights = prediction.weights[:, np.isfinite(prediction.spread)]
         self.weights += weights.sum(axis=1)
-        self.strongest += np.bincount(weights.argmax(axis=0), minlength=len(weights))
+        best = np.isclose(weights, weights.max(axis=0), rtol=1e-4, atol=0)
+        self.strongest += (best / best.sum(axis=0)).sum(axis=1)
         self.said.append(answer.patch_depth.ravel())
         self.answers.append(answer)
 
@@ -106,11 +116,12 @@ def words(options: argparse.Namespace) -> int:
     base, notes = _plain(depth)
     texts = [options.words, *([options.against] if options.against else [])]
     configs = _configs(base, [_listed(text) for text in texts], options.bins)
-    estimator = load_estimator(configs[0][0], node)
+    loaded = load_weights(configs[0][0], node)
+    estimator = load_estimator(configs[0][0], node, loaded)
     sets = [WordSet(name, config, origin, estimator.encode(config))
             for name, (config, origin) in zip(NAMES, configs, strict=False)]
     names, failures = _look(estimator, sets, options)
-    parts = _contents(sets, names, estimator, [*notes, *_warnings(sets, estimator, node)])
+    parts = _contents(sets, names, estimator, [*notes, *_warnings(sets, loaded[1])])
     parts += [Text(f'Not read: {failure}', warning=True) for failure in failures]
     print(to_markdown(parts), end='')
     if folder is not None:
@@ -202,15 +213,10 @@ def _look(
     return names, failures
 
 
-def _warnings(
-    sets: Sequence[WordSet], estimator: DepthEstimator, node: NodeConfig,
-) -> list[str]:
+def _warnings(sets: Sequence[WordSet], state_dict: Mapping[str, Tensor]) -> list[str]:
     """What must be known before anything is read into the figures."""
     from offline_eval.baselines import ALIKE, are_alike
     found = []
-    _, state_dict = load(
-        node.weights, estimator.config.backbone, cache_folder(node.cache_dir or None),
-        to_stderr, offline=node.offline)
     for one in sets:
         tokens = one.config.tokens
         unknown = unknown_words(tokens, state_dict)
@@ -264,7 +270,7 @@ def _table(one: WordSet) -> Block:
     np.fill_diagonal(cosines, -2)
     nearest = cosines.argmax(axis=1)
     seen = bool(one.said)
-    total, patches = max(float(one.weights.sum()), 1e-12), max(int(one.strongest.sum()), 1)
+    total, patches = max(float(one.weights.sum()), 1e-12), max(float(one.strongest.sum()), 1.0)
     return plain_table(
         ('word', 'bin [m]', *(('answers', 'strongest in') if seen else ()), 'most like', 'cosine'),
         [(token, f'{metres:.2f}', *(

@@ -49,7 +49,7 @@ from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .replay import Replayer
 from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
-from .weights import Log, OpenClipWeights, architecture, cache_folder, load
+from .weights import Loaded, Log, OpenClipWeights, architecture, cache_folder, load
 from .window import Size, Window, fit_window
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
@@ -250,16 +250,18 @@ class DepthEstimator:
     """
 
     def __init__(
-        self, config: DepthConfig, weights: str | Path | Mapping[str, Tensor] | None = None,
-        device: str = 'auto', *, cache_dir: str | Path | None = None, offline: bool = False,
-        num_threads: int = 0, quantize: bool = True, log: Log = _LOGGER.info,
+        self, config: DepthConfig,
+        weights: str | Path | Mapping[str, Tensor] | Loaded | None = None, device: str = 'auto', *,
+        cache_dir: str | Path | None = None, offline: bool = False, num_threads: int = 0,
+        quantize: bool = True, log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
         Args:
             config: what to compute.
             weights: official name, 'demo', file, 'untrained', or state dict; None or '' for the
-                official weights of `config.backbone`.
+                official weights of `config.backbone`; or what `weights.load` has returned, which
+                then is not read again for new words, and must stay as it is.
             device: auto, cpu, cuda, or cuda:N.
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.

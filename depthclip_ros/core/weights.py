@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,9 @@ class WeightsInfo:
     source: str
     digest: str
     trained: bool = True
+
+
+Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
 
 
 class OpenClipWeights(dict[str, 'Tensor'], ABC):
@@ -351,13 +355,14 @@ def _verify(path: Path, release: Release) -> str:
     return digest
 
 
-def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: Path,
-         log: Log = print, *, offline: bool = False) -> tuple[WeightsInfo, dict[str, Tensor]]:
+def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
+         log: Log = print, *, offline: bool = False) -> Loaded:
     """Load CLIP weights from wherever they are.
 
     Args:
         weights: official name, 'demo', file (TorchScript archive or state dict), 'untrained', a
-            state dict, or '' for the backbone's official weights.
+            state dict, '' for the backbone's official weights, or what this has returned, which
+            is given back.
         backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
@@ -373,6 +378,8 @@ def load(weights: str | Path | Mapping[str, Tensor], backbone: str, cache_dir: P
         ConfigError: open_clip has no such model.
 
     """
+    if isinstance(weights, tuple):
+        return weights[0], copy(weights[1])
     if backbone.startswith(OPEN_CLIP):
         from . import open_clip_backbone
         return open_clip_backbone.load(weights, backbone, log, offline=offline)

@@ -90,7 +90,9 @@ def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
 
     """
     count = len(words)
-    figure = new_figure(min(WIDTH - 1, 1 + 0.3 * count))
+    side = min(WIDTH - 1, 1 + 0.3 * count)
+    figure = new_figure(side)
+    figure.set_size_inches(min(WIDTH, side + 0.7), side)
     axes = figure.subplots()
     low = float(cosines.min())
     picture = axes.imshow(cosines, cmap='viridis', vmin=min(low, 0.999), vmax=1)
@@ -98,7 +100,11 @@ def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
     axes.set_xticks(range(count), labels, rotation=40, ha='right', rotation_mode='anchor')
     axes.set_yticks(range(count), labels)
     axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     if first < count:
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for number, label in enumerate(ticks):
+                label.set_color(SET_COLORS[number >= first])
         for line in (axes.axhline, axes.axvline):
             line(first - 0.5, color='white', lw=2)
     for i, j in np.ndindex(count, count) if count <= _NUMBERS else ():
