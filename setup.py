@@ -87,11 +87,13 @@ setup(
         'int8': ['onnx>=1.14', 'onnxruntime>=1.16'],
         # backbone: open_clip:…; transformers has SigLIP's tokenizers.
         'open_clip': ['open_clip_torch>=3.0', 'transformers>=4.40'],
+        # depthclip view --rerun and --save.
+        'rerun': ['rerun-sdk>=0.41'],
         # mkdocs.yml: the documents as a site.
         'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.24'],
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
                  'pylatexenc', 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7', 'ray>=2.60',
-                 'rosbags-image', 'ruff', 'types-PyYAML'],
+                 'rerun-sdk>=0.41', 'rosbags-image', 'ruff', 'types-PyYAML'],
     },
     zip_safe=False,
     entry_points={

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,20 +26,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from rosbags.rosbag2 import Reader
+    from rosbags.typesys.store import Typestore
 
 
 class NamedFrame(NamedTuple):
-    """One image: a name to show, and uint8 (H, W, 3) RGB."""
+    """One image: a name to show, uint8 (H, W, 3) RGB, and its sensor_msgs/CameraInfo or None."""
 
     name: str
     rgb: NDArray[np.uint8]
+    info: Any = None
 
 
 def named_frames(
     paths: Sequence[str], most: int, skip: Callable[[DataError], None], topic: str = '',
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[NamedFrame]:
-    """Images in the order of their paths.
+    """Images in the order of their paths; those of a bag have the bag's first camera_info.
 
     Args:
         paths: files, folders and bags.
@@ -76,6 +79,7 @@ def _of_bag(
     store = get_typestore(Stores.ROS2_HUMBLE)
     with closing(open_bag(path)) as reader:
         connections = [c for c in reader.connections if c.topic == name]
+        info = _first(reader, store, camera.camera_info)
         wanted = set(spread_evenly(sum(c.msgcount for c in connections), most))
         if not wanted:
             raise ConfigError(f'{path}: no image on {name}.')
@@ -94,4 +98,14 @@ def _of_bag(
                 skip(error)
                 continue
             seconds = (time - reader.start_time) / NANOSECONDS
-            yield NamedFrame(f'{seconds:.2f} s', np.ascontiguousarray(rgb))
+            yield NamedFrame(f'{seconds:.2f} s', np.ascontiguousarray(rgb), info)
+
+
+def _first(reader: Reader, store: Typestore, topic: str | None) -> Any:
+    """First message of a topic that can be read; None if there is none."""
+    connections = [c for c in reader.connections if c.topic == topic]
+    for connection, _, data in bag_messages(
+            reader, connections, reader.start_time) if connections else ():
+        with suppress(Exception):  # whatever its decoder raises; the next one is as good
+            return store.deserialize_cdr(data, connection.msgtype)
+    return None

@@ -207,21 +207,30 @@ def _add_words(commands: _Commands) -> None:
 
 def _add_view(commands: _Commands) -> None:
     parser = commands.add_parser(
-        'view', help='how much each word answers, on pictures',
-        description='Write a picture of every image with its depth, and how much each word '
-        'answers: in a grid of patches, or as bars at the points that are given, with depth, its '
-        'standard deviation (with a calibration) and scene (with scenes).')
+        'view', help='how much each word answers, on pictures or live',
+        description='Show every image with its depth, and how much each word answers: in a grid '
+        'of patches, or as bars at the points that are given or clicked, with depth, its standard '
+        'deviation (with a calibration) and scene (with scenes). In a window of OpenCV (a click '
+        'asks a patch, q ends), unless --rerun, --save or -o say otherwise.')
     parser.add_argument('images', nargs='+', metavar='PATH',
-                        help='files, folders and rosbag2 bags')
+                        help='files, folders, rosbag2 bags, or the number of a webcam, such as 0')
     parser.add_argument('--point', type=_point, action='append', metavar='X,Y',
                         help='pixel to look at; up to four')
+    rerun = parser.add_mutually_exclusive_group()
+    rerun.add_argument('--rerun', action='store_true',
+                       help="open Rerun's viewer: image, depth, cloud and bars in one window; "
+                       'needs the extra [rerun]')
+    rerun.add_argument('--save', default='', metavar='FILE.rrd',
+                       help='write the same as a recording to share; nothing is overwritten')
     parser.add_argument('--topic', default='', metavar='TOPIC',
                         help='of the images, of a bag with several cameras')
-    parser.add_argument('--max-images', type=_count, default=50, metavar='N',
-                        help='of each PATH, evenly spread (default %(default)d)')
+    parser.add_argument('--max-images', type=_count, default=0, metavar='N',
+                        help='of each PATH, evenly spread; of a webcam the first N (default 50; '
+                        'of a webcam in a window without end)')
     _add_camera_options(parser)
     _add_model_options(parser)
-    parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
+    parser.add_argument('-o', '--output', default='', metavar='FOLDER',
+                        help='write pictures there')
     parser.set_defaults(run=_view)
 
 

@@ -64,8 +64,8 @@ def load_estimator(
 
     """
     estimator = DepthEstimator(
-        depth, weights or node.weights, node.device, cache_dir=node.cache_dir or None, offline=node.offline,
-        num_threads=node.num_threads, log=to_stderr)
+        depth, weights or node.weights, node.device, cache_dir=node.cache_dir or None,
+        offline=node.offline, num_threads=node.num_threads, log=to_stderr)
     to_stderr(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
               f'{depth.input_height} x {depth.input_width} pixels in '
               f'{estimator.grid[0]} x {estimator.grid[1]} patches')

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
     from torch import Tensor
 
     from offline_eval.report.words import Answer
@@ -201,7 +200,7 @@ def _look(
     if not options.image:
         return names, failures
     from offline_eval.report.words import Answer
-    for name, rgb in named_frames(
+    for name, rgb, _ in named_frames(
             options.image, options.max_images, skip, options.topic, to_stderr):
         for one in sets:
             estimator.reconfigure(one.config, one.features)

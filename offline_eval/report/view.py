@@ -14,6 +14,7 @@ from depthclip_ros.color import color_range, colorize
 from depthclip_ros.overlay import chart_patches
 from offline_eval.report.figures import (
     LONGEST_WORD,
+    NO_TRUTH,
     PATCHES,
     WIDTH,
     add_scale,
@@ -40,9 +41,11 @@ class Spot:
 
 def view(
     answer: Answer, words: Sequence[str], bins: Sequence[float], span: tuple[float, float],
-    title: str, spots: Sequence[Spot],
+    title: str, spots: Sequence[Spot], stddev: NDArray[np.float32] | None = None,
 ) -> Figure:
     """Picture, depth, and beside or on them how much each word answers.
+
+    The first axes are the picture's, the second the depth's, in pixels of `answer.rgb`.
 
     Args:
         answer: what the words say.
@@ -52,17 +55,19 @@ def view(
         title: on top.
         spots: up to four patches, whose bars stand below; none: small charts of a grid of
             patches are on the picture.
+        stddev: (h, w) standard deviation of the patches' depth in metres, shown beside it.
 
     """
     height, width = answer.rgb.shape[:2]
     low, high = color_range(span)
-    photo = (WIDTH - 0.8) / 2 * height / width
+    panels = 2 if stddev is None else 3
+    photo = (WIDTH - 0.8 * (panels - 1)) / panels * height / width
     chart = 0.16 * len(words) + 0.85
     below = chart if spots else 0.15 * (-(-len(words) // _LEGEND) + 2)
     figure = new_figure(photo + 0.3 + below)
     parts: Any = figure.subfigures(2, 1, height_ratios=[photo + 0.3, below])
     upper, lower = parts
-    left, right = upper.subplots(1, 2)
+    left, right, *rest = upper.subplots(1, panels)
     show(left, answer.rgb)
     show(right, paint_depth(answer.depth, low, high))
     left.set_title(title, loc='left')
@@ -70,6 +75,8 @@ def view(
     known = answer.patch_depth[np.isfinite(answer.patch_depth)]
     add_scale(upper, [right], 'turbo_r', (low, high), 'depth (m)',
               known if known.size else np.array([low], np.float32))
+    if stddev is not None:
+        _show_stddev(upper, rest[0], stddev, (height, width))
     labels = [f'{word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + "…"}   '
               f'{metres:.2f} m' for word, metres in zip(words, bins, strict=True)]
     colors = colorize(np.array([bins], np.float32), low, high)[0, :, ::-1] / 255
@@ -79,6 +86,21 @@ def view(
         _grid(left, answer, colors)
         _legend(lower, labels, colors)
     return figure
+
+
+def _show_stddev(
+    figure: Any, axes: Any, stddev: NDArray[np.float32], size: tuple[int, int],
+) -> None:
+    """One square a patch: what an error bar is made of is not told more finely."""
+    known = stddev[np.isfinite(stddev)]
+    most = max(float(known.max()), 1e-3) if known.size else 1.0
+    axes.imshow(stddev, cmap='magma', vmin=0, vmax=most, interpolation='nearest',
+                extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5))
+    axes.set_facecolor(tuple(level / 255 for level in NO_TRUTH))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title('standard deviation', loc='left')
+    add_scale(figure, [axes], 'magma', (0, most), 'σ (m)', np.array([0], np.float32))
 
 
 def _bars(
