@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`depthclip words`: what words say of pictures, and what must be known before it is believed."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
@@ -16,10 +14,8 @@ from depthclip_ros.cli.frames import named_frames
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.prompts import unknown_words
-from depthclip_ros.core.scenes import Scene as Seen
 from depthclip_ros.core.weights import cache_folder, load
 from depthclip_ros.node.config import with_demo_settings
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory
@@ -218,59 +214,6 @@ def test_images_of_a_bag_are_evenly_chosen(tmp_path):
                 header, 'rgb8', np.full((4, 6, 3), number, np.uint8)), time)
     skipped = []
     found = list(named_frames([str(tmp_path / 'bag')], 3, skipped.append))
-    assert [(name, int(rgb[0, 0, 0])) for name, rgb in found] == [
+    assert [(name, int(rgb[0, 0, 0])) for name, rgb, _ in found] == [
         ('0.00 s', 0), ('2.00 s', 4), ('4.00 s', 8)]
     assert not skipped
-
-
-# depthclip view ---------------------------------------------------------------------------------
-
-
-def test_view_says_what_the_patch_of_a_point_says(picture, rgb, estimator, tmp_path, capsys):
-    """Of the pixel's own patch; the focal length counts where it is told."""
-    assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--point', '0,0',
-                 '-o', str(tmp_path / 'out')]) == 0
-    first = capsys.readouterr().out
-    estimator.reconfigure(with_demo_settings(DepthConfig(), 'demo')[0])
-    prediction = estimator.predict(rgb)
-    rows, columns = prediction.patch_depth.shape
-    for x, y in ((130, 100), (0, 0)):
-        place = y * rows // 120, x * columns // 160
-        weights = prediction.weights[:, place[0], place[1]]
-        best = int(weights.argmax())
-        assert (f'  {prediction.patch_depth[place]:.2f} m (spread {prediction.spread[place]:.2f} '
-                f'm): {estimator.config.tokens[best]} {weights[best]:.0%}, ') in first
-    written = cv2.imread(str(tmp_path / 'out/001_room.png'))
-    assert written.shape[0] > 300
-    assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--fov', '30',
-                 '-o', str(tmp_path / 'narrow')]) == 0
-    metres = [float(text.split()[1]) for text in (
-        first.partition('room.png\n')[2], capsys.readouterr().out.partition('room.png\n')[2])
-        for text in [' x ' + text]]
-    assert metres[1] > 1.9 * metres[0]
-
-
-def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
-    out = ['-o', str(tmp_path / 'out'), '--weights', 'demo']
-    assert main(['view', str(picture), '--point', '160,0', *out]) == 1
-    assert 'outside of its 160 x 120 pixels' in capsys.readouterr().err
-    assert main(['view', str(picture), *(['--point', '1,1'] * 5), *out]) == 1
-    assert '5 points' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(['view', str(picture), '--point', '1', *out])
-
-
-def test_view_counts_the_scene(tmp_path, picture, rgb, estimator, capsys):
-    """The words' metres are those of the image's scene."""
-    config = DepthConfig(tokens=('a', 'b'), bins=(1.0, 2.0), scenes=('s', 't'),
-                         scene_bins=(2.0, 4.0, 6.0, 8.0))
-    seen = Seen(('s', 't'), np.array([0.25, 0.75], np.float32), 0.5, 't')
-    prediction = replace(estimator.predict(rgb), scene=seen)
-    assert prediction.word_depths(config) == pytest.approx([3.0, 4.5])
-    twice = replace(prediction, scene=None, focal_ratio=2.0, adjustment=Adjustment(3.0))
-    assert twice.word_depths(config) == pytest.approx([6.0, 12.0])
-    settings = tmp_path / 'depth.yaml'
-    settings.write_text('/**:\n  ros__parameters:\n    scenes: [office, bathroom]\n'
-                        '    scene_templates: ["this room is a {}"]\n    weights: demo\n')
-    assert main(['view', str(picture), '--config', str(settings), '-o', str(tmp_path / 'o')]) == 0
-    assert 'scene: ' in capsys.readouterr().out

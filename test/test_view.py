@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`depthclip view`: what stands in files, in a recording of Rerun's, and behind a click."""
+
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, is missing')
+
+from calibrations import calibration_for
+from drives import IMAGE_TOPIC, INFO_TOPIC, START, BagWriter
+
+from depthclip_ros.cli import view_window
+from depthclip_ros.cli.main import main
+from depthclip_ros.color import UNTRAINED
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.anchor import Adjustment
+from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.scenes import Scene as SeenScene
+from depthclip_ros.node.config import with_demo_settings
+from depthclip_ros.sim import Scene, SimCamera, render, trajectory
+from depthclip_ros.sim.bag import NANOSECONDS
+
+CAMERA = SimCamera(160, 120, 260.0, 260.0, 79.5, 59.5)  # twice as long as NYU's
+
+
+@pytest.fixture(scope='module')
+def rgb():
+    scene = Scene.generate('office', seed=3)
+    camera = SimCamera(160, 120, 130.0, 130.0, 79.5, 59.5)
+    return render(scene, camera, trajectory(scene, seed=0).pose(1.5)).rgb
+
+
+@pytest.fixture(scope='module')
+def estimator():
+    return DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu',
+                          num_threads=1)
+
+
+@pytest.fixture
+def picture(rgb, tmp_path):
+    path = tmp_path / 'room.png'
+    cv2.imwrite(str(path), rgb[..., ::-1])
+    return path
+
+
+@pytest.fixture
+def bag(rgb, tmp_path):
+    """A camera_info, an image, one whose encoding does not exist, and the first one mirrored."""
+    writer = BagWriter(tmp_path / 'bag')
+    with writer.writer:
+        for number, image in enumerate((rgb, rgb, rgb[:, ::-1])):
+            time = START * NANOSECONDS + number * NANOSECONDS // 2
+            header = writer.messages.header(time, 'optical')
+            writer.write(INFO_TOPIC, writer.messages.camera_info(header, CAMERA), time)
+            writer.write(IMAGE_TOPIC, writer.messages.image(
+                header, 'rgb8' if number != 1 else 'invisible8', np.ascontiguousarray(image)),
+                time)
+    return tmp_path / 'bag'
+
+
+@pytest.fixture
+def untrained(tiny_weights, tmp_path, monkeypatch):
+    """Parameter file with `weights: untrained`, which are those of a smaller network."""
+    from depthclip_ros.core import weights
+    monkeypatch.setattr(weights, '_untrained', lambda *_: (
+        weights.WeightsInfo('untrained', 'random', 'none', trained=False),
+        torch.load(tiny_weights, weights_only=True)))
+    config = tmp_path / 'depth.yaml'
+    config.write_text('/**:\n  ros__parameters:\n    backbone: auto\n    input_height: 64\n'
+                      '    input_width: 96\n    weights: untrained\n')
+    return config
+
+
+def view(*arguments):
+    return main(['view', *map(str, arguments)])
+
+
+def recorded(path):
+    """Rows of every entity of a recording in the order of the images, and names of its views."""
+    reader = pytest.importorskip('rerun.chunk', reason='rerun-sdk is missing').RrdReader(path)
+    rows = {}
+    for chunk in reader.stream().to_chunks():
+        rows.setdefault(chunk.entity_path, []).extend(
+            {name.rpartition(':')[2]: value[0] if value else None
+             for name, value in row.items() if isinstance(value, list)} | {
+                'image': row.get('image')} | {
+                'list': {name.rpartition(':')[2]: value for name, value in row.items()}}
+            for row in chunk.to_record_batch().to_pylist())
+    for entity in rows.values():
+        entity.sort(key=lambda row: row['image'] or 0)
+    names = [row['ViewBlueprint:display_name'][0]
+             for blueprint in reader.blueprints()
+             for chunk in reader.stream(store=blueprint).to_chunks()
+             for row in chunk.to_record_batch().to_pylist()
+             if row.get('ViewBlueprint:display_name')]
+    return rows, names
+
+
+def pixels(row):
+    """Numbers of a depth image."""
+    form = row['format']
+    return np.asarray(row['buffer'], np.uint8).view(np.float32).reshape(
+        form['height'], form['width'])
+
+
+def test_view_says_what_the_patch_of_a_point_says(picture, rgb, estimator, tmp_path, capsys):
+    """Of the pixel's own patch; the focal length counts where it is told."""
+    assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--point', '0,0',
+                 '-o', str(tmp_path / 'out')]) == 0
+    first = capsys.readouterr().out
+    estimator.reconfigure(with_demo_settings(DepthConfig(), 'demo')[0])
+    prediction = estimator.predict(rgb)
+    rows, columns = prediction.patch_depth.shape
+    for x, y in ((130, 100), (0, 0)):
+        place = y * rows // 120, x * columns // 160
+        weights = prediction.weights[:, place[0], place[1]]
+        best = int(weights.argmax())
+        assert (f'  {prediction.patch_depth[place]:.2f} m (spread {prediction.spread[place]:.2f} '
+                f'm): {estimator.config.tokens[best]} {weights[best]:.0%}, ') in first
+    written = cv2.imread(str(tmp_path / 'out/001_room.png'))
+    assert written.shape[0] > 300
+    assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--fov', '30',
+                 '-o', str(tmp_path / 'narrow')]) == 0
+    metres = [float(text.split()[1]) for text in (
+        first.partition('room.png\n')[2], capsys.readouterr().out.partition('room.png\n')[2])
+        for text in [' x ' + text]]
+    assert metres[1] > 1.9 * metres[0]
+
+
+def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
+    out = ['-o', str(tmp_path / 'out'), '--weights', 'demo']
+    assert main(['view', str(picture), '--point', '160,0', *out]) == 1
+    assert 'outside of its 160 x 120 pixels' in capsys.readouterr().err
+    assert main(['view', str(picture), *(['--point', '1,1'] * 5), *out]) == 1
+    assert '5 points' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(['view', str(picture), '--point', '1', *out])
+
+
+def test_view_counts_the_scene(tmp_path, picture, rgb, estimator, capsys):
+    """The words' metres are those of the image's scene."""
+    config = DepthConfig(tokens=('a', 'b'), bins=(1.0, 2.0), scenes=('s', 't'),
+                         scene_bins=(2.0, 4.0, 6.0, 8.0))
+    seen = SeenScene(('s', 't'), np.array([0.25, 0.75], np.float32), 0.5, 't')
+    prediction = replace(estimator.predict(rgb), scene=seen)
+    assert prediction.word_depths(config) == pytest.approx([3.0, 4.5])
+    twice = replace(prediction, scene=None, focal_ratio=2.0, adjustment=Adjustment(3.0))
+    assert twice.word_depths(config) == pytest.approx([6.0, 12.0])
+    settings = tmp_path / 'depth.yaml'
+    settings.write_text('/**:\n  ros__parameters:\n    scenes: [office, bathroom]\n'
+                        '    scene_templates: ["this room is a {}"]\n    weights: demo\n')
+    assert main(['view', str(picture), '--config', str(settings), '-o', str(tmp_path / 'o')]) == 0
+    assert 'scene: ' in capsys.readouterr().out
+
+
+def test_view_shows_the_standard_deviation_of_a_calibration(picture, rgb, tmp_path, capsys):
+    """In numbers at the point, and as a picture beside depth; the recording has it whole."""
+    settings = tmp_path / 'robot.yaml'
+    text = '/**:\n  ros__parameters:\n    weights: demo\n'
+    settings.write_text(text)
+    estimator = DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu')
+    written = calibration_for(estimator).save(tmp_path, 'robot')
+    settings.write_text(f'{text}    calibration: {written}\n')
+    estimator.reconfigure(estimator.config.replace(calibration=str(written)))
+    prediction = estimator.predict(rgb)
+    assert view(picture, '--config', settings, '--point', '130,100', '-o', tmp_path / 'out',
+                '--save', tmp_path / 'out.rrd') == 0
+    rows, columns = prediction.patch_depth.shape
+    place = 100 * rows // 120, 130 * columns // 160
+    said = f'{prediction.patch_depth[place]:.2f} m ± {prediction.patch_stddev[place]:.2f} m'
+    assert said in capsys.readouterr().out
+    recording, names = recorded(tmp_path / 'out.rrd')
+    np.testing.assert_allclose(pixels(recording['/stddev'][0]), prediction.stddev(), rtol=1e-4)
+    assert said in recording['/said'][0]['text']
+    assert 'standard deviation' in names
+
+
+def test_a_recording_of_a_bag(bag, rgb, estimator, tmp_path, capsys):
+    """Every entity holds what the estimator says, with the bag's own camera_info."""
+    path = tmp_path / 'out.rrd'
+    assert view(bag, '--weights', 'demo', '--save', path) == 1
+    said = capsys.readouterr().err
+    assert 'invisible8' in said
+    assert '2 images shown, 1 not used' in said
+    recording, names = recorded(path)
+    assert {'image', 'depth', 'cloud', 'A', 'D', 'what the words say'} <= set(names)
+    camera = CameraModel.pinhole(160, 120, 260.0)
+    for number, image in enumerate((rgb, np.ascontiguousarray(rgb[:, ::-1]))):
+        of = {entity: rows[number] for entity, rows in recording.items()
+              if len(rows) == 2}
+        prediction = estimator.predict(image, intrinsics=camera)
+        assert prediction.focal_ratio > 1.9
+        np.testing.assert_allclose(pixels(of['/depth']), prediction.depth, rtol=1e-4)
+        rows, columns = prediction.patch_depth.shape
+        points = camera.patch_rays(rows, columns) * prediction.patch_depth[..., None]
+        np.testing.assert_allclose(
+            of['/points']['list']['positions'], points.reshape(-1, 3), rtol=1e-4)
+        assert of['/camera']['resolution'] == [160, 120]
+        np.testing.assert_allclose(  # columns first
+            np.reshape(of['/camera']['image_from_camera'], (3, 3)).T, camera.K)
+        jpeg = cv2.imdecode(np.asarray(of['/camera/image']['blob'], np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(jpeg[..., ::-1].astype(float) - image).mean() < 12
+        near, far = (np.asarray(of['/camera/patches']['list']['centers'][i]) for i in (0, 3))
+        for letter, (u, v) in (('A', near), ('D', far)):
+            place = int(v * rows / 120), int(u * columns / 160)
+            np.testing.assert_allclose(of[f'/answers/{letter}']['values']['buffer'],
+                                       prediction.weights[:, place[0], place[1]], atol=1e-5)
+            assert f'{letter}: {prediction.patch_depth[place]:.2f} m' in of['/said']['text']
+        metres = estimator.config.bins[0] * prediction.focal_ratio
+        assert f'| {estimator.config.tokens[0]} | {metres:.2f} |' in of['/said']['text']
+        np.testing.assert_allclose(
+            np.reshape(of['/words']['data']['buffer'], prediction.weights.shape),
+            prediction.weights, atol=1e-5)
+    assert view(bag, '--weights', 'demo', '--save', path) == 1
+    assert 'not overwritten' in capsys.readouterr().err
+
+
+def test_untrained_weights_say_so_in_every_output(untrained, picture, tmp_path, capsys):
+    assert view(picture, '--config', untrained, '-o', tmp_path / 'out',
+                '--save', tmp_path / 'out.rrd') == 0
+    out, err = capsys.readouterr()
+    assert f'.png: {UNTRAINED}, room.png' in out
+    assert UNTRAINED in err
+    recording, names = recorded(tmp_path / 'out.rrd')
+    assert f'**{UNTRAINED}**' in recording['/said'][0]['text']
+    assert {f'depth ({UNTRAINED})', f'cloud ({UNTRAINED})'} <= set(names)
+    assert 'as of one that is 63.33 degrees wide' in recording['/said'][0]['text']
+    assert 'The camera is not known' in err
+
+
+def test_what_is_broken_stops_nothing_and_is_counted(picture, tmp_path, capsys):
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    (tmp_path / 'broken.mcap').write_bytes(b'no bag')
+    assert view(tmp_path / 'missing.png', tmp_path / 'broken.mcap', tmp_path, '99',
+                '--weights', 'demo', '-o', tmp_path / 'out') == 1
+    said = capsys.readouterr().err
+    for text in ('no image or folder', 'broken.mcap cannot be read', 'broken.png', 'Webcam 99',
+                 '1 image shown, 4 not used'):
+        assert text in said
+    path = tmp_path / 'out.rrd'
+    assert view(tmp_path / 'broken.png', '--weights', 'demo', '--save', path) == 1
+    assert 'no image could be used' in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_webcam(rgb, tmp_path, capsys, monkeypatch):
+    """A video stands in for its driver; it ends after so many images, or as it stops."""
+    video = cv2.VideoWriter(str(tmp_path / 'video.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 10,
+                            (160, 120))
+    for _ in range(3):
+        video.write(rgb[..., ::-1])
+    video.release()
+    capture, opened = cv2.VideoCapture, []
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda index: opened.append(index) or capture(
+        str(tmp_path / 'video.avi')))
+    out = ['--weights', 'demo', '-o', tmp_path / 'out']
+    assert view('0', '--max-images', '2', *out) == 0
+    assert len(list((tmp_path / 'out').iterdir())) == 2
+    assert opened == [0]
+    assert view('0', '--point', '500,500', *out) == 1
+    assert capsys.readouterr().err.count('outside of its 160 x 120') == 2  # said, and the error
+
+
+class Screen:
+    """What stands for OpenCV's window: it does what a user would, one thing a look at the keys."""
+
+    def __init__(self, monkeypatch, *events):
+        self.events, self.shown, self.open = list(events), [], False
+        for name in ('namedWindow', 'setMouseCallback', 'imshow', 'waitKey', 'getWindowProperty',
+                     'destroyAllWindows'):
+            monkeypatch.setattr(cv2, name, getattr(self, name))
+        monkeypatch.setattr(view_window, 'require_display', lambda: None)
+
+    def namedWindow(self, _, flags):  # noqa: N802
+        self.open = True
+
+    def setMouseCallback(self, _, callback):  # noqa: N802
+        self.callback = callback
+
+    def imshow(self, _, picture):
+        assert picture.dtype == np.uint8
+        self.shown.append(picture.copy())
+
+    def waitKey(self, _):  # noqa: N802
+        event = self.events.pop(0)
+        if isinstance(event, str):
+            return ord(event)
+        if event is None:
+            self.open = False
+        else:
+            self.callback(*event, 0, None)
+        return -1
+
+    def getWindowProperty(self, *_):  # noqa: N802
+        return float(self.open)
+
+    def destroyAllWindows(self):  # noqa: N802
+        self.open = False
+
+
+def where(picture, color):
+    """Middle of what has a colour."""
+    return np.argwhere((np.abs(picture.astype(int) - color) <= 6).all(axis=2)).mean(axis=0)
+
+
+def test_a_click_asks_its_patch(picture, rgb, estimator, monkeypatch, capsys):
+    """At the same place of the image and of its depth; the frame is around it."""
+    prediction = estimator.predict(rgb)
+    rows, columns = prediction.patch_depth.shape
+    orange = [0x00, 0x5e, 0xd5]
+    # The picture is 400 x 300 pixels of the window, from 5, 21 on; depth's is 411 to the right.
+    left = 5 + 400 * 5.5 / 8, 21 + 300 * 4.5 / 6
+    right = left[0] + 411, left[1]
+    screen = Screen(monkeypatch, (cv2.EVENT_LBUTTONDOWN, *map(int, left)),
+                    (cv2.EVENT_LBUTTONDOWN, 890, 5), (cv2.EVENT_RBUTTONDOWN, 0, 0),
+                    (cv2.EVENT_LBUTTONDOWN, *map(int, right)), 'n')
+    assert view(picture, '--weights', 'demo') == 0
+    assert not screen.events
+    assert not screen.open
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('room.png: ')]
+    place = 4, 5
+    assert (rows, columns) == (6, 8)
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert f' {prediction.patch_depth[place]:.2f} m' in said[0]
+    assert len(screen.shown) == 4  # a click beside the pictures changes nothing
+    assert (screen.shown[0] == screen.shown[2]).all()
+    framed = screen.shown[1][:330, :405]
+    np.testing.assert_allclose(where(framed, orange)[::-1], left, atol=12)
+
+
+@pytest.mark.parametrize('end', ['q', '\x1b', None])
+def test_a_window_ends(picture, monkeypatch, tmp_path, end):
+    """By a key, or closed; the images after are not looked at."""
+    cv2.imwrite(str(tmp_path / 'zoom.png'), np.zeros((60, 80, 3), np.uint8))
+    screen = Screen(monkeypatch, end)
+    assert view(tmp_path, '--weights', 'demo') == 0
+    assert len(screen.shown) == 1
+
+
+def test_points_outside_of_the_next_image_are_let_go(picture, monkeypatch, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'zoom.png'), np.zeros((60, 80, 3), np.uint8))
+    screen = Screen(monkeypatch, 'n', 'n')
+    assert view(tmp_path, '--point', '150,100', '--weights', 'demo') == 0
+    assert 'zoom.png: the point 150,100 is outside of its 80 x 60' in capsys.readouterr().err
+    assert len(screen.shown) == 2
+
+
+def test_where_there_is_no_screen(picture, monkeypatch, capsys):
+    """Qt would end the process: the question is asked in another one."""
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
+    assert view(picture, '--weights', 'demo') == 1
+    said = capsys.readouterr().err
+    assert 'OpenCV opens no window here' in said
+    assert '-o FOLDER' in said
+    assert view(picture, '--weights', 'demo', '--rerun') == 1
+    assert '--save FILE.rrd' in capsys.readouterr().err
+
+
+def test_without_rerun(picture, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, 'rerun', None)
+    assert view(picture, '--weights', 'demo', '--save', tmp_path / 'out.rrd') == 1
+    assert 'depthclip_ros[rerun]' in capsys.readouterr().err
