@@ -130,13 +130,19 @@ def draw(
     return np.vstack([stripe, result])
 
 
+def photo_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which `draw` shows an image, on the left, below the warning."""
+    scale = min(_LARGEST[0] / height, _LARGEST[1] / width)
+    return max(1, round(scale * height)), max(1, round(scale * width))
+
+
 def _photo(rgb: NDArray[np.uint8], look: _Look, spot: tuple[int, int] | None) -> Picture:
     """The image with charts on it."""
     image = rgb.shape[:2]
-    scale = min(_LARGEST[0] / image[0], _LARGEST[1] / image[1])
-    size = max(1, round(scale * image[0])), max(1, round(scale * image[1]))
-    resized = cv2.resize(rgb, size[::-1],
-                         interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size = photo_size(*image)
+    resized = cv2.resize(
+        rgb, size[::-1],
+        interpolation=cv2.INTER_AREA if size[0] < image[0] else cv2.INTER_LINEAR)
     photo = np.asarray(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR), np.uint8)
     rows, columns = look.prediction.patch_depth.shape
     window = look.prediction.window.resized((image[0], image[1]), size)

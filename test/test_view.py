@@ -14,9 +14,10 @@ pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, i
 from calibrations import calibration_for
 from drives import IMAGE_TOPIC, INFO_TOPIC, START, BagWriter
 
+from depthclip_ros import overlay
 from depthclip_ros.cli import view_window
 from depthclip_ros.cli.main import main
-from depthclip_ros.color import UNTRAINED
+from depthclip_ros.color import UNTRAINED, WARNING_HEIGHT
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.geometry import CameraModel
@@ -303,38 +304,36 @@ class Screen:
         self.open = False
 
 
-def where(picture, color):
-    """Middle of what has a colour."""
-    return np.argwhere((np.abs(picture.astype(int) - color) <= 6).all(axis=2)).mean(axis=0)
-
-
 def test_a_click_asks_its_patch(picture, rgb, estimator, monkeypatch, capsys):
-    """At the same place of the image and of its depth; the frame is around it."""
+    """Which is said, framed and painted as the node's overlay is; a right click lets it go."""
     prediction = estimator.predict(rgb)
-    rows, columns = prediction.patch_depth.shape
-    orange = [0x00, 0x5e, 0xd5]
-    # The picture is 400 x 300 pixels of the window, from 5, 21 on; depth's is 411 to the right.
-    left = 5 + 400 * 5.5 / 8, 21 + 300 * 4.5 / 6
-    right = left[0] + 411, left[1]
-    screen = Screen(monkeypatch, (cv2.EVENT_LBUTTONDOWN, *map(int, left)),
-                    (cv2.EVENT_LBUTTONDOWN, 890, 5), (cv2.EVENT_RBUTTONDOWN, 0, 0),
-                    (cv2.EVENT_LBUTTONDOWN, *map(int, right)), 'n')
+    row, column = 4, 5  # of 6 x 8; the image is 768 x 576 pixels of the window
+    inside = column * 96 + 3, row * 96 + 93
+    screen = Screen(
+        monkeypatch, (cv2.EVENT_LBUTTONDOWN, *inside), (cv2.EVENT_LBUTTONDOWN, 770, 5),
+        (cv2.EVENT_MOUSEMOVE, 5, 5), (cv2.EVENT_RBUTTONDOWN, 0, 0), 'n')
     assert view(picture, '--weights', 'demo') == 0
     assert not screen.events
     assert not screen.open
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('room.png: ')]
-    place = 4, 5
-    assert (rows, columns) == (6, 8)
-    assert len(said) == 2
-    assert said[0] == said[1]
-    assert f' {prediction.patch_depth[place]:.2f} m' in said[0]
-    assert len(screen.shown) == 4  # a click beside the pictures changes nothing
-    assert (screen.shown[0] == screen.shown[2]).all()
-    framed = screen.shown[1][:330, :405]
-    np.testing.assert_allclose(where(framed, orange)[::-1], left, atol=12)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f'room.png: {prediction.patch_depth[row, column]:.2f} m ')
+    assert len(screen.shown) == 3  # a click beside the image changes nothing
+    for shown, spot in zip(screen.shown, (None, (row, column), None), strict=True):
+        np.testing.assert_array_equal(shown, overlay.draw(
+            rgb, prediction, estimator.config, spot, ['room.png']))
 
 
-@pytest.mark.parametrize('end', ['q', '\x1b', None])
+def test_a_click_below_the_warning(untrained, picture, monkeypatch, capsys):
+    """The same pixel of the image, which is lower in the window."""
+    screen = Screen(monkeypatch, (cv2.EVENT_LBUTTONDOWN, 10, 20),
+                    (cv2.EVENT_LBUTTONDOWN, 10, WARNING_HEIGHT + 575), 'n')
+    assert view(picture, '--config', untrained) == 0
+    assert len(screen.shown) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize('end', ['q', None])
 def test_a_window_ends(picture, monkeypatch, tmp_path, end):
     """By a key, or closed; the images after are not looked at."""
     cv2.imwrite(str(tmp_path / 'zoom.png'), np.zeros((60, 80, 3), np.uint8))
@@ -349,6 +348,8 @@ def test_points_outside_of_the_next_image_are_let_go(picture, monkeypatch, tmp_p
     assert view(tmp_path, '--point', '150,100', '--weights', 'demo') == 0
     assert 'zoom.png: the point 150,100 is outside of its 80 x 60' in capsys.readouterr().err
     assert len(screen.shown) == 2
+    assert view(picture, *(['--point', '1,1'] * 2), '--weights', 'demo') == 1
+    assert 'one at a time' in capsys.readouterr().err
 
 
 def test_where_there_is_no_screen(picture, monkeypatch, capsys):

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from ..color import UNTRAINED
-from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
+from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError
 from ..core.geometry import CameraModel
-from ..core.scenes import mixed_bins
+from ..overlay import answer_words, depth_words, scene_words
 from ..sources.pictures import webcam_frames
 from .frames import NamedFrame, named_frames
 from .model import (
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 DPI = 130
 MOST = 50  # images of a path, where --max-images says nothing
-_ANSWERS = 3  # words of a point that are printed
 
 
 @dataclass(frozen=True)
@@ -76,30 +74,10 @@ class Seen:
     live: bool = False
 
     @property
-    def scene(self) -> str:
-        """The scene in words; '' without one."""
-        scene = self.prediction.scene
-        if scene is None:
-            return ''
-        return (f'scene: {scene.name or "uncertain"} '
-                f'({float(np.max(scene.probabilities)):.0%})')
-
-    @property
     def title(self) -> str:
         """One line that stands above the picture."""
         return ', '.join(filter(None, (
-            '' if self.trained else UNTRAINED, self.name, self.scene)))
-
-    @property
-    def bins(self) -> list[float]:
-        """Metres of each word in this image."""
-        config, scene, ratio = self.config, self.prediction.scene, self.prediction.focal_ratio
-        if scene is None:
-            return [metres * ratio for metres in config.bins]
-        mixed = mixed_bins(
-            torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
-            torch.tensor(config.bins_of_scenes()), torch.tensor(config.bins))
-        return [float(metres) * ratio for metres in mixed[0]]
+            '' if self.trained else UNTRAINED, self.name, scene_words(self.prediction))))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -114,41 +92,25 @@ class Seen:
             ImageError: the pixel is not in the image, or the network does not see it.
 
         """
-        prediction = self.prediction
-        (x, y), (height, width), window = point, prediction.image_size, prediction.window
-        rows, columns = prediction.patch_depth.shape
-        row = int(np.floor((y + 0.5 - window.y) / window.height * rows))
-        column = int(np.floor((x + 0.5 - window.x) / window.width * columns))
-        if not (0 <= x < width and 0 <= y < height):
-            raise ImageError('no such point', f'the point {x:g},{y:g} is outside of its {width} x '
-                             f'{height} pixels.')
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise ImageError('no such point', f'the point {x:g},{y:g} is in what input_fit: '
-                             f'{self.config.input_fit} cuts off.')
-        return self.spot_at(row, column)
+        return self.spot_at(*self.prediction.patch_at(*point))
 
     def spot_at(self, row: int, column: int) -> Spot:
         """A patch, and what is said of it."""
         from offline_eval.report.view import Spot
-        prediction = self.prediction
-        said = f'{prediction.patch_depth[row, column]:.2f} m'
-        if prediction.patch_stddev is not None:
-            said += f' ± {prediction.patch_stddev[row, column]:.2f} m'
-        return Spot(row, column, f'{said}\n(spread {prediction.spread[row, column]:.2f} m)')
+        return Spot(row, column, depth_words(self.prediction, row, column))
 
     def figure(self, spots: Sequence[Spot]) -> Figure:
         """Draw it; within `offline_eval.report.figures.look`."""
         from offline_eval.report.view import view as draw
         from offline_eval.report.words import Answer
-        return draw(Answer.of(self.rgb, self.prediction), self.config.tokens, self.bins, self.span,
-                    self.title, spots, self.prediction.patch_stddev)
+        return draw(Answer.of(self.rgb, self.prediction), self.config.tokens,
+                    self.prediction.word_depths(self.config), self.span, self.title, spots,
+                    self.prediction.patch_stddev)
 
-    def answers(self, spot: Spot) -> str:
-        """The words that answer most in a patch, on one line."""
-        weights = self.prediction.weights[:, spot.row, spot.column]
-        best = ', '.join(f'{self.config.tokens[k]} {weights[k]:.0%}'
-                         for k in np.argsort(-weights, kind='stable')[:_ANSWERS])
-        return f'{spot.said}: {best}'.replace('\n', ' ')
+    def answers(self, row: int, column: int) -> str:
+        """Depth of a patch, and the words that answer most there, on one line."""
+        said = depth_words(self.prediction, row, column).replace('\n', ' ')
+        return f'{said}: {answer_words(self.prediction, row, column, self.config.tokens)}'
 
 
 class Output(Protocol):
@@ -174,9 +136,11 @@ class Files:
         """Make the folder.
 
         Raises:
-            ConfigError: it cannot be written.
+            DepthClipError: it cannot be written, or matplotlib is missing.
 
         """
+        from offline_eval.report import figures
+        figures.require()
         self._folder, self._points = output_folder(folder), points
 
     def show(self, seen: Seen) -> bool:
@@ -188,8 +152,8 @@ class Files:
         with figures.look():
             seen.figure(spots).savefig(stream, format='png', dpi=DPI)
         save(path, stream.getvalue())
-        print(f'{path}: {seen.title}', *(f'  {seen.answers(spot)}' for spot in spots),
-              sep='\n', flush=True)
+        print(f'{path}: {seen.title}', *(
+            f'  {seen.answers(spot.row, spot.column)}' for spot in spots), sep='\n', flush=True)
         return True
 
 
@@ -244,7 +208,6 @@ def view(options: argparse.Namespace) -> int:
 
 def _points(options: argparse.Namespace) -> list[Point]:
     from offline_eval.report import figures
-    figures.require()
     points = options.point or []
     if len(points) > len(figures.PATCHES):
         raise ConfigError(f'--point: {len(points)} points, but there are charts for '

@@ -18,6 +18,7 @@ from ..core.errors import ConfigError
 from ..core.files import user_path
 from ..core.geometry import CameraModel
 from ..core.weights import UNTRAINED as RANDOM
+from ..overlay import scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
 from .model import output_folder, to_stderr
 
@@ -240,13 +241,14 @@ def _said(seen: Seen, spots: Sequence[Spot], *, guessed: bool) -> str:
     weights = seen.prediction.weights
     lines = [f'## {escaped(seen.name)}', '']
     lines += [] if seen.trained else [f'**{UNTRAINED}**', '']
-    lines += [seen.scene, ''] if seen.scene else []
+    lines += [scene_words(seen.prediction), '']
     lines += [_GUESS, ''] if guessed else []
     said = [spot.said.replace('\n', ' ') for spot in spots]
     lines += [' | '.join(('', 'word', 'metres', *(
         f'{letter}: {text}' for letter, text in zip(LETTERS, said, strict=False)), '')).strip(),
         '|---|---:|' + '---|' * len(spots)]
-    for number, (word, metres) in enumerate(zip(seen.config.tokens, seen.bins, strict=True)):
+    for number, (word, metres) in enumerate(zip(
+            seen.config.tokens, seen.prediction.word_depths(seen.config), strict=True)):
         shares = [float(weights[number, spot.row, spot.column]) for spot in spots]
         lines.append('| ' + ' | '.join((escaped(word), f'{metres:.2f}', *(
             f'{"█" * round(_BLOCKS * share)} {share:.0%}' for share in shares))) + ' |')

@@ -5,26 +5,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
-import numpy as np
 
+from ..color import UNTRAINED, WARNING_HEIGHT
 from ..core.errors import ConfigError, ImageError
+from ..overlay import draw, photo_size
 from .model import to_stderr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from ..color import Picture
     from .view import Point, Seen
 
 TITLE = 'depthclip view'
-HELP = ('left click: ask a patch (up to four), right click: all patches again, any other key: '
-        'next image, q: end')
-_DPI = 130
+HELP = 'left click: ask a patch; right click: all patches; any other key: next image; q: end'
 _PROBE = 'import cv2; cv2.namedWindow("depthclip"); cv2.waitKey(1)'
 _WAIT = 30  # milliseconds between looks at the mouse
 
@@ -50,23 +49,25 @@ def require_display() -> None:
 
 
 class Window:
-    """One window, whose picture is drawn anew for every image and every click."""
+    """One window: what the node's overlay shows, painted anew for every image and every click."""
 
-    def __init__(self, points: list[Point]) -> None:
+    def __init__(self, points: Sequence[Point]) -> None:
         """Look whether there can be a window.
 
         Args:
-            points: pixels to look at from the start.
+            points: at most one pixel to look at from the start.
 
         Raises:
-            ConfigError: there can be none.
+            ConfigError: there are more, or there can be no window.
 
         """
+        if len(points) > 1:
+            raise ConfigError(f'--point: {len(points)} points, but a window shows one at a time. '
+                              'Give one, or -o, --save or --rerun.')
         require_display()
-        self._points = list(points)
-        self._stale = True
-        self._figure: Any = None
+        self._point = points[0] if points else None
         self._seen: Seen | None = None
+        self._is_stale = True
 
     def __enter__(self) -> Self:
         """Open it."""
@@ -89,64 +90,38 @@ class Window:
             False: the user has had enough.
 
         """
-        self._seen, self._stale = seen, True
+        self._seen, self._is_stale = seen, True
         while True:
-            if self._stale:
-                cv2.imshow(TITLE, self._draw(seen))
+            if self._is_stale:
+                self._paint(seen)
             key = cv2.waitKey(1 if seen.live else _WAIT)
-            closed = cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
-            if closed or key & 0xFF in (ord('q'), 27):
+            is_closed = cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+            if is_closed or (key != -1 and key & 0xFF in (ord('q'), 27)):
                 return False
             if seen.live or key != -1:
                 return True
 
-    def _draw(self, seen: Seen) -> Picture:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        from offline_eval.report import figures
-        self._points = [point for point in self._points if self._is_in(seen, point)]
-        spots = [seen.spot(point) for point in self._points]
-        with figures.look():
-            self._figure = seen.figure(spots)
-            self._figure.set_dpi(_DPI)
-            canvas: Any = FigureCanvasAgg(self._figure)
-            canvas.draw()
-        self._stale = False
-        for spot in spots:
-            print(f'{seen.name}: {seen.answers(spot)}', flush=True)
-        return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., 2::-1])
-
-    @staticmethod
-    def _is_in(seen: Seen, point: Point) -> bool:
-        try:
-            seen.spot(point)
-        except ImageError as error:  # the images before had another size
-            to_stderr(f'{seen.name}: {error}')
-            return False
-        return True
+    def _paint(self, seen: Seen) -> None:
+        self._is_stale, spot = False, None
+        if self._point is not None:
+            try:
+                spot = seen.prediction.patch_at(*self._point)
+            except ImageError as error:  # the image before had another size
+                to_stderr(f'{seen.name}: {error}')
+                self._point = None
+        if spot is not None and not seen.live:
+            print(f'{seen.name}: {seen.answers(*spot)}', flush=True)
+        cv2.imshow(TITLE, draw(seen.rgb, seen.prediction, seen.config, spot, [seen.name],
+                               '' if seen.trained else UNTRAINED))
 
     def _on_mouse(self, event: int, x: int, y: int, _flags: int, _data: object) -> None:
-        from offline_eval.report.figures import PATCHES
+        seen = self._seen
         if event == cv2.EVENT_RBUTTONDOWN:
-            self._points, self._stale = [], True
-        elif event == cv2.EVENT_LBUTTONDOWN:
-            point = self._pixel(x, y)
-            if point is not None:
-                self._points, self._stale = [*self._points, point][-len(PATCHES):], True
-
-    def _pixel(self, x: int, y: int) -> Point | None:
-        """Pixel of the image under a pixel of the window, in any of its pictures; or None."""
-        seen, figure = self._seen, self._figure
-        if seen is None or figure is None:
-            return None
-        window, place = seen.prediction.window, (x + 0.5, figure.bbox.height - y - 0.5)
-        for axes in figure.axes:
-            if not axes.images or axes.get_label() == '<colorbar>' \
-                    or not axes.bbox.contains(*place):
-                continue
-            left, right = axes.get_xlim()
-            bottom, top = axes.get_ylim()
-            u, v = axes.transData.inverted().transform(place)
-            return (window.x + (u - left) / (right - left) * window.width - 0.5,
-                    window.y + (v - top) / (bottom - top) * window.height - 0.5)
-        return None
+            self._point, self._is_stale = None, True
+        elif event == cv2.EVENT_LBUTTONDOWN and seen is not None:
+            height, width = seen.rgb.shape[:2]
+            down, across = photo_size(height, width)
+            row = y if seen.trained else y - WARNING_HEIGHT
+            if 0 <= row < down and 0 <= x < across:
+                self._point = (x + 0.5) * width / across - 0.5, (row + 0.5) * height / down - 0.5
+                self._is_stale = True
