@@ -39,6 +39,7 @@ TEMPERATURE = 3.0  # high enough that the depth of random weights follows the im
 OUTPUTS = {
     'depth/image': Image, 'depth/camera_info': CameraInfo, 'points': PointCloud2,
     'depth/image_color': Image, 'depth/spread': Image, 'depth/stddev': Image,
+    'depth/words': Image,
     'scene': DiagnosticArray,
 }
 

@@ -236,6 +236,7 @@ ANCHORS = {'scan': '/scan', 'points': '/anchor/points', 'range': '/range',
            'depth': '/anchor/depth'}
 # Nobody can listen to them without tf2_msgs, as on a machine without ROS.
 TF_TOPICS = {'/tf': 'TFMessage', '/tf_static': 'TFMessage'}
+CLICKED = '/clicked_point'  # while somebody looks at depth/words
 CONFIGURE, CLEANUP, ACTIVATE, DEACTIVATE = 1, 2, 3, 4
 
 
@@ -278,6 +279,11 @@ def test_running_node_has_the_topics_of_the_readme_and_of_the_policy(node):
         {f'/{name.lstrip("/")}': kind for name, kind in table['out'].items()}
     listened, found = dict(seen['subscribe']), node.permissions()
     assert {*listened} == {'/image', '/camera_info'}
+    node.peer.listen('depth/words')
+    node.peer.wait(lambda: CLICKED in node.types('subscribe'), 'a listener to clicks')
+    listened |= node.types('subscribe')
+    found |= node.permissions()
+    node.peer.forget('depth/words')
     for name, topic in ANCHORS.items():
         node.transition(DEACTIVATE, CLEANUP)
         node.put(anchor=name)
@@ -313,7 +319,8 @@ def test_policy_of_named_cameras_is_that_of_one_in_each_namespace(node):
     folder = ROOT / 'config/sros2'
     without = {*permissions(ET.parse(folder / 'depth_node.xml').getroot(), 'depth_node', '/',
                             folder)}
-    without -= {('subscribe', topic) for topic in ('/clock', *ANCHORS.values(), *TF_TOPICS)}
+    without -= {('subscribe', topic)
+                for topic in ('/clock', *ANCHORS.values(), *TF_TOPICS, CLICKED)}
     camera = ET.parse(folder / 'camera.xml').getroot()
     each = {permission for name in ('/front', '/left/rear')
             for permission in permissions(camera, 'depth_node', name, folder)

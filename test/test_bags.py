@@ -185,13 +185,15 @@ def test_compressed_images_and_pictures_on_request(source, estimator, tmp_path):
                 data=data.reshape(-1) if number else data.reshape(-1)[:100])
             writer.write(connection, time, STORE.serialize_cdr(message, kind))
     options = Options(node=NODE, namespace='robot',
-                      outputs=('depth/image', 'depth/image_color', 'points', 'depth/stddev'))
+                      outputs=('depth/image', 'depth/image_color', 'depth/words', 'points',
+                               'depth/stddev'))
     report = convert(tmp_path / 'jpeg', tmp_path / 'out', estimator, options)
     assert report.rejected == {'': {'truncated jpeg': 1}}
     assert report.unprojected == {'': {'absent': FRAMES - 1}}
     assert {name: count.written for name, count in report.topics.items()} == {
         '/cam/image/compressed': 0, '/robot/depth/image': FRAMES - 1,
-        '/robot/depth/image_color': FRAMES - 1, '/robot/points': 0, '/robot/depth/stddev': 0}
+        '/robot/depth/image_color': FRAMES - 1, '/robot/depth/words': FRAMES - 1,
+        '/robot/points': 0, '/robot/depth/stddev': 0}
 
 
 def test_several_cameras_go_as_one_batch(source, estimator, tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ BURST = 4  # hostile messages until a good one is waited for
 GAP = 0.002  # seconds for the worker to take a message before the next one replaces it
 LONGEST_LINE = 1500  # characters of the log
 NODES = {RAW: 'raw', JPEG: 'jpeg'}
+LISTENED = [topic for topic in OUTPUTS if topic != 'depth/words']  # 2 MB each, and all are kept
 GOOD = {RAW: hostile.good_image, JPEG: hostile.good_jpeg}
 
 
@@ -89,7 +90,7 @@ def campaign(nodes, domain, cache, tiny_weights):
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE)
     estimator = DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
-    listen = [f'{name}/{topic}' for name in NODES.values() for topic in OUTPUTS]
+    listen = [f'{name}/{topic}' for name in NODES.values() for topic in LISTENED]
     with Peer(domain, listen=listen) as peer:
         peer.ready(*listen)
         for topic, name in NODES.items():
@@ -221,7 +222,7 @@ class Campaign:
         """Judge everything that has come."""
         self.clouds = 0
         for topic, prefix in NODES.items():
-            for output in OUTPUTS:
+            for output in LISTENED:
                 name = f'{prefix}/{output}'
                 with self.peer._changed:
                     messages, self.peer.messages[name] = self.peer.messages[name], []

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.geometry import CameraModel  # noqa: E402
+from depthclip_ros.overlay import draw  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
 
 DPI = 80
@@ -52,7 +53,15 @@ def main() -> int:
             ('other_words', _other_words(plt, estimator, frame))):
         figure.savefig(out / f'{name}.png', dpi=DPI, pil_kwargs={'optimize': True})
         plt.close(figure)
+    cv2.imwrite(str(out / 'words_live.png'), _live(estimator, camera, frame))
     return _view(out, frame)
+
+
+def _live(estimator: DepthEstimator, camera: SimCamera, frame: Any) -> Any:
+    """What the node publishes on depth/words, with a click on the last of the points."""
+    prediction = estimator.predict(frame.rgb, intrinsics=_model(camera))
+    x, y = map(float, POINTS[-1].split(','))
+    return draw(frame.rgb, prediction, estimator.config, prediction.patch_at(x, y))
 
 
 def _view(out: Path, frame: Any) -> int:

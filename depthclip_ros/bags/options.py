@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..node.config import NodeConfig
 
 PROJECTED = ('depth/image', 'depth/camera_info', 'points')
-ON_REQUEST = ('depth/image_color', 'depth/spread', 'depth/stddev')
+ON_REQUEST = ('depth/image_color', 'depth/words', 'depth/spread', 'depth/stddev')
 PART_SECONDS = 30.0
 
 

@@ -264,6 +264,7 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     cameras.add_argument('--namespace', default='', metavar='NAME', help='of the new topics')
     outputs = parser.add_argument_group('what is written')
     outputs.add_argument('--image-color', action='store_true', help='depth/image_color, too')
+    outputs.add_argument('--words', action='store_true', help='depth/words, too')
     outputs.add_argument('--spread', action='store_true', help='depth/spread, too')
     outputs.add_argument('--stddev', action='store_true',
                          help='depth/stddev, too; needs a calibration')

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .anchors import SENSORS, STATIC_DEPTH, Sensors, needs_transforms
+from .anchors import SENSORS, Sensors, needs_transforms
+from .frames import STATIC_DEPTH, Frames
 from .inputs import Input
 from .messages import TF as TF_TYPE
 from .messages import of_rclpy
@@ -34,6 +35,15 @@ def knows_tf() -> bool:
     return True
 
 
+def tf_inputs(node: Node, frames: Frames) -> list[Input]:
+    """Subscriptions to tf; none where its messages cannot be read."""
+    if not knows_tf():
+        return []
+    kind = of_rclpy().type(TF_TYPE)
+    return [Input(node, kind, TF, frames.on_transforms),
+            Input(node, kind, TF_STATIC, frames.on_static, latched=True, depth=STATIC_DEPTH)]
+
+
 class Shared(Sensors):
     """Subscriptions to what all cameras have in common."""
 
@@ -58,12 +68,8 @@ class Shared(Sensors):
             kind, _ = SENSORS[self._config.anchor]
             self._inputs.append(
                 Input(self._node, of_rclpy().type(kind), self.topic, self.on_message))
-        if needs_transforms(self._config) and self._knows_tf:
-            kind = of_rclpy().type(TF_TYPE)
-            self._inputs += [
-                Input(self._node, kind, TF, self.on_transforms),
-                Input(self._node, kind, TF_STATIC, self.on_static, latched=True,
-                      depth=STATIC_DEPTH)]
+        if needs_transforms(self._config):
+            self._inputs += tf_inputs(self._node, self)
 
     def follow_publishers(self) -> None:
         """Listen as the publishers offer it now."""

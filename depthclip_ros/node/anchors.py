@@ -8,7 +8,6 @@ to an image that is to be answered. Sensors are shared; each camera has a scale 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,10 +26,11 @@ from ..core.anchor import (
     ScaleFilter,
 )
 from ..core.errors import RangeError, quoted
-from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
+from ..core.transforms import Transform, rotation_matrix
 from . import image_io, range_io, serialized
 from .config import GROUND, parse_pose
-from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, TF
+from .frames import MOST_APART, Frames
+from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +52,9 @@ SENSORS = {
 BODY_TO_CAMERA = Transform(
     np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]), np.zeros(3))
 
-MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 # What waits until an image is to be answered: bounded, whatever comes.
-MOST_MESSAGES, MOST_BYTES, MOST_TRANSFORMS = 16, 32 * 2**20, 200
+MOST_MESSAGES, MOST_BYTES = 16, 32 * 2**20
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
-STATIC_DEPTH = 100  # publishers of /tf_static that are heard, each with its last message
 NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away is the floor seen
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
 FLOOR_GRID = 24, 32  # places in an image that may show floor
@@ -86,7 +84,7 @@ class Message(NamedTuple):
     raw: bytes
 
 
-class Sensors:
+class Sensors(Frames):
     """What all cameras have in common: the sensor's messages, and tf.
 
     They come over ROS (`anchor_inputs.Shared`), or out of a bag.
@@ -104,25 +102,20 @@ class Sensors:
             knows_tf: whether messages of tf can be read.
 
         """
-        self._config, self._source = config, messages
-        self._lock = threading.Lock()
+        super().__init__(messages, knows_tf=knows_tf)
+        self._config = config
         self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
-        self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
-        self._static: deque[bytes] = deque(maxlen=STATIC_DEPTH)
         self._read: tuple[Message | None, Any] = None, None
-        self._tree = TransformTree()
-        self._pose, self._knows_tf = fixed_pose(config), knows_tf
+        self._pose = fixed_pose(config)
         self.topic = topic
         self.received = 0
-        self._refused: Counter[str] = Counter()  # messages that are not even kept
 
     def begin(self) -> None:
         """Forget everything, as when messages begin to come."""
+        super().begin()
         with self._lock:
             self._messages.clear()
-            self._transforms.clear()
-            self._static.clear()
-        self._read, self._tree = (None, None), TransformTree()
+        self._read = None, None
 
     def on_message(self, raw: bytes) -> None:
         """Keep a message of the sensor."""
@@ -136,16 +129,6 @@ class Sensors:
             total = sum(len(message.raw) for message in self._messages)
             while total > MOST_BYTES:
                 total -= len(self._messages.popleft().raw)
-
-    def on_transforms(self, raw: bytes) -> None:
-        """Keep a message of /tf."""
-        with self._lock:
-            self._transforms.append(raw)
-
-    def on_static(self, raw: bytes) -> None:
-        """Keep a message of /tf_static."""
-        with self._lock:
-            self._static.append(raw)
 
     def refusals(self) -> dict[str, int]:
         """Messages that could not be kept or read, by what was wrong."""
@@ -201,44 +184,13 @@ class Sensors:
         return header, content
 
     def transform(self, target: str, source: str, stamp: int) -> Transform:
-        """From frame to frame at a time.
+        """From frame to frame at a time; the configuration's, if it tells.
 
         Raises:
             RangeError: 'no transform'.
 
         """
-        if self._pose is not None:
-            return self._pose
-        if target == source:
-            return IDENTITY
-        if not self._knows_tf:
-            raise RangeError('no transform', (
-                f'where {quoted(source)} is in {quoted(target)} is asked of tf, but tf2_msgs is '
-                'not installed here. Install it (ros-$ROS_DISTRO-tf2-msgs), or set anchor_pose.'))
-        self._take(self._static, static=True)
-        try:
-            try:  # of a lidar and a camera on one body, tf_static knows all
-                return self._tree.lookup(target, source, stamp)
-            except TransformError:
-                self._take(self._transforms, static=False)
-                return self._tree.lookup(target, source, stamp, tolerance=MOST_APART)
-        except TransformError as error:
-            raise RangeError('no transform', str(error)) from error
-
-    def _take(self, waiting: deque[bytes], *, static: bool) -> None:
-        """Read the messages of tf that came since."""
-        with self._lock:
-            messages = list(waiting)
-            waiting.clear()
-        for raw in messages:
-            try:
-                problems = self._tree.add_message(
-                    serialized.read(raw, TF, RangeError, self._source), static=static)
-            except RangeError as error:
-                problems = [str(error)]
-            if problems:
-                with self._lock:
-                    self._refused['transform'] += len(problems)
+        return super().transform(target, source, stamp) if self._pose is None else self._pose
 
 
 class Anchor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .anchors import Anchor
 from .calibration import Calibration
+from .clicks import ClickedPatch
 from .image_stream import ImageStream
 from .inputs import Input
 from .messages import CAMERA_INFO, of_rclpy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rclpy.node import Node
 
     from .anchors import Sensors
+    from .clicks import Clicks
     from .config import NodeConfig
 
 
@@ -57,7 +59,7 @@ class Camera(ImageStream):
 
     def __init__(
         self, node: LifecycleNode, config: NodeConfig, name: str, ready: threading.Condition,
-        shared: Sensors | None = None,
+        shared: Sensors | None = None, clicks: Clicks | None = None,
     ) -> None:
         """Create the publishers; `subscribe` begins to listen.
 
@@ -67,13 +69,15 @@ class Camera(ImageStream):
             name: namespace of the topics, '' for the node's own.
             ready: guards the slot and the counters, notified when an image arrives.
             shared: what anchors the scale of all cameras; None for nothing.
+            clicks: of all cameras; None where nobody can click.
 
         """
         image_topic, self.info_topic = input_topics(node, config, name)
         outputs = Outputs(
             Publishers(node, topic_prefix(name)), of_rclpy(), config.depth_encoding)
         super().__init__(config, name, image_topic, outputs, of_rclpy(), ready,
-                         None if shared is None else Anchor(shared, config))
+                         None if shared is None else Anchor(shared, config),
+                         None if clicks is None else ClickedPatch(clicks))
         self._node = node
         self._frame: bytes | None = None
         self._inputs: list[Input] = []

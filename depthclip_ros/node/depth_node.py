@@ -19,6 +19,10 @@ And for all cameras together, the parameter `anchor` decides which, if any:
     /tf (tf2_msgs/TFMessage): where the sensor is; with `anchor: ground` where the floor is.
     /tf_static (tf2_msgs/TFMessage): likewise, what never moves.
 
+And while somebody subscribes to depth/words of any camera (and then /tf and /tf_static, too):
+    /clicked_point (geometry_msgs/PointStamped): the point whose patch depth/words shows at large,
+        in any frame that tf knows.
+
 Publishers (reliable, keep last 5), each with the image's header:
     depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
         there is none (and -Inf or +Inf out of range, if `out_of_range` says so: REP-117), or
@@ -29,6 +33,9 @@ Publishers (reliable, keep last 5), each with the image's header:
         camera_info is usable.
     depth/image_color (sensor_msgs/Image): bgr8, red at the first bin to blue at the last; only
         while subscribed.
+    depth/words (sensor_msgs/Image): bgr8, how much each word answers, painted on the image for a
+        grid of patches and listed for the one that was clicked, with depth and its standard
+        deviation in metres, and the scene; only while subscribed.
     depth/spread (sensor_msgs/Image): 32FC1, standard deviation of the bins in metres, one pixel a
         patch: how undecided the words are, no error bar; only while subscribed.
     depth/stddev (sensor_msgs/Image): 32FC1, standard deviation of depth in metres, whatever the
@@ -81,6 +88,7 @@ from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from .anchor_inputs import Shared, anchor_topics
 from .camera import Camera, input_topics, output_topics
+from .click_inputs import ClickInputs, click_topics
 from .diagnostics import CameraReport, diagnostic_array, model_status
 from .model import Model, describe
 from .outputs import OUTPUTS
@@ -172,6 +180,7 @@ class DepthNode(LifecycleNode):
         self._left_behind = False
         self._cameras: list[Camera] = []
         self._shared: Shared | None = None
+        self._clicks: ClickInputs | None = None
         self._reports: list[tuple[CameraReport, Watchdog]] = []
         self._ready = threading.Condition()
         self._throttle = Throttle()
@@ -213,7 +222,8 @@ class DepthNode(LifecycleNode):
             self._release()
             return FAILURE
         self._shared = Shared(self, node_config) if node_config.anchor else None
-        self._cameras = [Camera(self, node_config, name, self._ready, self._shared)
+        self._clicks = ClickInputs(self)
+        self._cameras = [Camera(self, node_config, name, self._ready, self._shared, self._clicks)
                          for name in node_config.cameras]
         self._warn_if_untrained()
         if self._model is not None and self._model.estimator is not None:
@@ -280,7 +290,7 @@ class DepthNode(LifecycleNode):
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names, remappings and overrides that cannot be meant."""
         inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
-        inputs += anchor_topics(self, config)
+        inputs += [*anchor_topics(self, config), *click_topics(self)]
         outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
         for topic in outputs:
             if topic in inputs or outputs.count(topic) > 1:
@@ -339,8 +349,9 @@ class DepthNode(LifecycleNode):
         """Answer no more images; give whether those in work are done."""
         for camera in self._cameras:
             camera.unsubscribe()
-        if self._shared is not None:
-            self._shared.unsubscribe()
+        for shared in (self._shared, self._clicks):
+            if shared is not None:
+                shared.unsubscribe()
         if not self._active or self._worker is None:
             return True
         self._active = False
@@ -366,7 +377,7 @@ class DepthNode(LifecycleNode):
             model.release()
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._reports, self._shared = [], [], None
+        self._cameras, self._reports, self._shared, self._clicks = [], [], None, None
         self._settings.forget_overrides()
 
     def _patiently(self, wait: Callable[[float], bool]) -> bool:
@@ -467,6 +478,9 @@ class DepthNode(LifecycleNode):
                 camera.follow_publishers()
             if self._shared is not None:
                 self._shared.follow_publishers()
+            if self._clicks is not None:
+                self._clicks.follow(wanted=any(
+                    camera.outputs.wanted('depth/words') for camera in self._cameras))
 
     def _warn_if_untrained(self) -> None:
         estimator = None if self._model is None else self._model.estimator

@@ -99,6 +99,7 @@ class CameraReport:
             'stddev median [m]': camera.stddevs.mean(),
             'beyond max_stddev [%]': 100 * camera.gated_shares.mean(),
             **_scene(camera),
+            **({} if camera.clicked is None else camera.clicked.values()),
             'pixels beyond 16UC1': camera.beyond_encoding,
             'stretched to another aspect ratio': camera.stretched,
             'stamps that went back': camera.stamps.back,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..core.scenes import Scene
     from .anchors import Anchor
+    from .clicks import ClickedPatch
     from .config import NodeConfig
     from .messages import Messages
     from .outputs import Outputs
@@ -34,6 +35,7 @@ class ImageStream:
     def __init__(
         self, config: NodeConfig, name: str, image_topic: str, outputs: Outputs,
         messages: Messages, ready: threading.Condition, anchor: Anchor | None = None,
+        clicked: ClickedPatch | None = None,
     ) -> None:
         """Begin without an image.
 
@@ -45,6 +47,7 @@ class ImageStream:
             messages: what reads images and camera_info.
             ready: guards the counters.
             anchor: of the scale of depth; None for none.
+            clicked: what somebody clicked; None where nobody can.
 
         """
         self._messages = messages
@@ -58,6 +61,7 @@ class ImageStream:
         self.calibration = Calibration(rectified=config.rectified, messages=messages)
         self.outputs = outputs
         self.anchor = anchor
+        self.clicked = clicked
         self.focal = FocalRatio()
         self.ages = Window()  # milliseconds from stamp to publication
         self.recent_ages = Recent()  # seconds

@@ -20,6 +20,7 @@ SCAN, RANGE = 'sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/Range'
 TF = 'tf2_msgs/msg/TFMessage'
 DIAGNOSTICS, STATUS = 'diagnostic_msgs/msg/DiagnosticArray', 'diagnostic_msgs/msg/DiagnosticStatus'
 KEY_VALUE = 'diagnostic_msgs/msg/KeyValue'
+POINT = 'geometry_msgs/msg/PointStamped'
 VECTOR, VECTOR_STAMPED = 'geometry_msgs/msg/Vector3', 'geometry_msgs/msg/Vector3Stamped'
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .. import overlay
 from ..color import UNTRAINED, colorize, write_note, write_warning
 from . import image_io
 from .cloud import PatchCloud, patch_colors
@@ -25,12 +26,13 @@ from .messages import (
 from .serialized import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from ..core.anchor import State
+    from ..core.config import DepthConfig
     from ..core.estimator import DepthPrediction
     from ..core.scenes import Scene
     from .calibration import Calibration
@@ -43,6 +45,7 @@ OUTPUTS = {
     'depth/camera_info': CAMERA_INFO,
     'points': POINT_CLOUD,
     'depth/image_color': IMAGE,
+    'depth/words': IMAGE,
     'depth/spread': IMAGE,
     'depth/stddev': IMAGE,
     # With a header and a number for every name, and, unlike vision_msgs, everywhere.
@@ -134,6 +137,14 @@ class Outputs:
             self._publish_image('depth/image_color', header, picture, 'bgr8')
         if self.wanted('depth/spread'):
             self._publish_image('depth/spread', header, prediction.spread, '32FC1')
+
+    def publish_words(
+        self, header: Any, rgb: NDArray[np.uint8], prediction: DepthPrediction,
+        config: DepthConfig, spot: tuple[int, int] | None, lines: Sequence[str], *, trained: bool,
+    ) -> None:
+        """Publish depth/words; see `overlay.draw`. Ask `wanted` before."""
+        picture = overlay.draw(rgb, prediction, config, spot, lines, '' if trained else UNTRAINED)
+        self._publish_image('depth/words', header, picture, 'bgr8')
 
     def publish_stddev(self, header: Any, prediction: DepthPrediction) -> bool:
         """Publish depth/stddev while wanted, in metres whatever the encoding of depth/image.

@@ -46,10 +46,10 @@ HELP = """\
 usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
 
 Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node: image and camera_info in;
-depth/image, depth/camera_info, points, depth/image_color, depth/spread, depth/stddev, scene and
-depth/scale out. What it does is told on /diagnostics (in a terminal: depthclip stats). On first
-use it downloads the weights of the backbone (RN50: 244 MB), unless `weights` names a file or
-`offline` is true.
+depth/image, depth/camera_info, points, depth/image_color, depth/words, depth/spread, depth/stddev,
+scene and depth/scale out. What it does is told on /diagnostics (in a terminal: depthclip stats).
+On first use it downloads the weights of the backbone (RN50: 244 MB), unless `weights` names a file
+or `offline` is true.
 
 Parameters, with their defaults:
 """

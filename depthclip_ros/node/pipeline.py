@@ -13,6 +13,8 @@ from ..color import color_range
 from ..core.errors import CameraInfoError, DataError, quoted
 from ..core.geometry import focal_ratio
 from ..core.window import fit_window
+from ..overlay import answer_words, depth_words
+from .clicks import UNSEEN
 from .focal import OFF
 from .model import describe
 from .statistics import StageTimes, Window
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 
     from ..core.anchor import Adjustment
     from ..core.config import DepthConfig
-    from ..core.estimator import Anchor, DepthPrediction
+    from ..core.estimator import Anchor, DepthEstimator, DepthPrediction
     from ..core.geometry import CameraModel
+    from .clicks import ClickedPatch
     from .image_stream import ImageStream
     from .model import Model
     from .worker import Waiting
@@ -293,11 +296,51 @@ class Pipeline:
                     camera.outputs.publish_scene(header, prediction.scene)
                     if not camera.outputs.publish_stddev(header, prediction):
                         self._warn_no_stddev(camera)
+                if camera.outputs.wanted('depth/words'):
+                    with self.times.measure('publish words'):
+                        self._publish_words(frame, prediction, estimator)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             condition = _condition('publication', error)
             camera.count_unpictured(condition)
-            self._report(camera, 'No depth/image_color, depth/spread and depth/stddev',
+            self._report(camera, 'No depth/image_color, depth/spread, depth/stddev or depth/words',
                          condition, error)
+
+    def _publish_words(
+        self, frame: Frame, prediction: DepthPrediction, estimator: DepthEstimator,
+    ) -> None:
+        """Publish depth/words, and say what came of a click."""
+        camera, config = frame.camera, estimator.config
+        clicked, spot = camera.clicked, None
+        lines = [] if estimator.calibration is None else [estimator.calibration.label]
+        if camera.anchor is not None:
+            lines.append(f'anchor: scale {prediction.adjustment.scale:.3g}')
+        if clicked is not None:
+            height, width = frame.rgb.shape[:2]
+            spot, is_new = clicked.look(
+                frame.header, lambda: camera.calibration.select(width, height), prediction)
+            if is_new:
+                self._tell_click(camera, clicked, prediction, spot, config)
+            if clicked.condition:
+                lines.append(f'last click not shown: {clicked.condition}')
+        camera.outputs.publish_words(
+            frame.header, frame.rgb, prediction, config, spot, lines,
+            trained=estimator.weights.trained)
+
+    def _tell_click(
+        self, camera: ImageStream, clicked: ClickedPatch, prediction: DepthPrediction,
+        spot: tuple[int, int] | None, config: DepthConfig,
+    ) -> None:
+        """Say what the patch that was clicked says, or why there is none."""
+        if not clicked.condition and spot is not None:
+            said = depth_words(prediction, *spot).replace('\n', ' ')
+            self._node.get_logger().info(
+                f'{camera.label}Clicked {clicked.point}: row {spot[0]}, column {spot[1]} says '
+                f'{said}: {answer_words(prediction, *spot, config.tokens)}.')
+        elif clicked.condition in UNSEEN:  # another camera may see it
+            self._node.get_logger().info(f'{camera.label}Not shown: {clicked.reason}')
+        elif camera.throttle.due(f'click: {clicked.condition}'):
+            self._node.get_logger().warning(
+                f'{camera.label}Click not shown ({clicked.condition}): {clicked.reason}')
 
     def _warn_no_stddev(self, camera: ImageStream) -> None:
         """Say once why nothing comes on depth/stddev."""

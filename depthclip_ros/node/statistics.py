@@ -34,7 +34,8 @@ class Counters:
         rejected: unusable images, by condition ('wrong step').
         unprojected: answered images without cloud and camera_info, by condition ('all zeros');
             these are counted in `published` too.
-        unpictured: likewise those without depth/image_color, depth/spread and depth/stddev.
+        unpictured: likewise those without depth/image_color, depth/spread, depth/stddev or
+            depth/words.
         lost: images that the middleware reports as lost before they arrived.
 
     """
