@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from depthclip_ros.core import DepthConfig, describe
+from depthclip_ros.node import diagnostic_keys
 from depthclip_ros.node.config import NodeConfig, read_config
 from depthclip_ros.sim.world import SimConfig
 
@@ -178,6 +179,43 @@ def test_policy_is_installed_as_a_whole():
     for enclave in re.findall(r'/depthclip/\w+',
                               (ROOT / 'docs/security.md').read_text(encoding='utf-8')):
         assert policy(enclave)
+
+
+# Diagnostics -----------------------------------------------------------------------------------
+
+
+def keys_in(path, function):
+    """Keys of all dictionaries in a function, with … for what is filled in."""
+    source = ast.parse((ROOT / 'depthclip_ros/node' / path).read_text(encoding='utf-8'))
+    for node in ast.walk(source):
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            for part in ast.walk(node):
+                for key in part.keys if isinstance(part, ast.Dict) else \
+                        [part.key] if isinstance(part, ast.DictComp) else []:
+                    if isinstance(key, ast.Constant):
+                        yield key.value
+                    elif isinstance(key, ast.JoinedStr):
+                        yield ''.join(piece.value if isinstance(piece, ast.Constant) else '…'
+                                      for piece in key.values)
+
+
+@pytest.mark.parametrize(('keys', 'places'), [
+    (diagnostic_keys.FRAMES, [('diagnostics.py', 'status')]),
+    (diagnostic_keys.ANCHOR, [('anchors.py', 'values')]),
+    (diagnostic_keys.SCENE, [('diagnostics.py', '_scene')]),
+    (diagnostic_keys.CLICKS, [('clicks.py', 'values')]),
+    (diagnostic_keys.MODEL, [('diagnostics.py', 'model_status'), ('model.py', 'look_at_memory')]),
+])
+def test_every_key_of_diagnostics_has_a_meaning_and_no_other(keys, places):
+    assert {key for place in places for key in keys_in(*place)} == {*keys}
+    for key, (unit, meaning) in keys.items():
+        assert meaning
+        assert unit == (re.findall(r'\[(.*)\]', key) or [unit])[0]
+
+
+def test_every_stage_that_is_timed_has_a_meaning():
+    text = (ROOT / 'depthclip_ros/node/pipeline.py').read_text(encoding='utf-8')
+    assert re.findall(r"times\.measure\('(.+)'\)", text) == list(diagnostic_keys.STAGES)
 
 
 # The running node ------------------------------------------------------------------------------

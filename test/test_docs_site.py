@@ -73,8 +73,9 @@ def test_the_reference_is_the_code(site):
     for topic in ('image', 'depth/image', 'points', 'anchor/points', '/diagnostics'):
         assert f'<code>{topic}</code>' in topics
     keys = (site / 'reference/diagnostics.html').read_text(encoding='utf-8')
-    for key in ('rate out [Hz]', 'rejected: …', 'weights sha256', 'anchor', 'scene: … [%]'):
-        assert f'<code>{key}</code>' in keys
+    for key in ('rate out [Hz]', 'rejected: …', 'weights sha256', 'anchor', 'scene: … [%]',
+                'publish words'):
+        assert f'<td><code>{key}</code></td>' in keys
     commands = (site / 'reference/commands.html').read_text(encoding='utf-8')
     for command in ('depthclip demo', 'depthclip compare', 'bag_player', 'offline_eval'):
         assert f'usage: {command}' in commands

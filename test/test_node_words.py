@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -30,6 +31,7 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.clicks import ClickedPatch, Clicks
+from depthclip_ros.node.diagnostic_keys import STATUSES
 from depthclip_ros.node.messages import TF, of_rclpy
 from depthclip_ros.overlay import draw
 
@@ -156,6 +158,18 @@ def test_clicks_that_cannot_be_used_are_said_and_counted(peer, estimator, predic
     assert values['clicks'] == before['clicks'] == '2'
     click(peer, point(good, peer.header()), f'row {ROW}, column {COLUMN} says')
     assert same(pixels(ask(peer)), draw(RGB, prediction, estimator.config, (ROW, COLUMN)))
+
+
+@pytest.mark.slow
+def test_every_key_that_is_published_has_a_meaning(peer):
+    """As others see it; the reference among the documents is made of these."""
+    seen = {(status.name.rpartition(': ')[2], pair.key)
+            for array in list(peer.messages['/diagnostics']) for status in array.status
+            for pair in status.values}
+    assert {name for name, _ in seen} == {*STATUSES}
+    for name, key in seen:
+        known = [meaning for _, keys in STATUSES[name] for meaning in keys]
+        assert any(re.fullmatch(re.escape(one).replace('…', '.+'), key) for one in known), key
 
 
 @pytest.mark.slow

@@ -218,37 +218,20 @@ def _topics() -> str:
     return '\n'.join(parts)
 
 
-def _keys_in(path: str, function: str) -> list[str]:
-    """Keys of all dictionaries in a function, with … for what is filled in."""
-    names = []
-    for node in ast.walk(ast.parse(_text(path))):
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            found = [key for part in ast.walk(node)
-                     for key in (part.keys if isinstance(part, ast.Dict) else
-                                 [part.key] if isinstance(part, ast.DictComp) else [])]
-            found.sort(key=lambda key: (getattr(key, 'lineno', 0), getattr(key, 'col_offset', 0)))
-            for key in found:
-                if isinstance(key, ast.Constant):
-                    names.append(str(key.value))
-                elif isinstance(key, ast.JoinedStr):
-                    names.append(''.join(str(part.value) if isinstance(part, ast.Constant) else '…'
-                                         for part in key.values))
-    return names
-
-
 def _diagnostics() -> str:
-    folder = 'depthclip_ros/node'
-    parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. What the keys of the '
-             'code are; `…` stands for a cause, a stage or a name. `depthclip stats` shows them '
-             'live. [Which fault is said how](../reliability.md#kinds-of-faults-and-what-the-'
-             'node-says).\n')]
-    for title, path, function in (
-            ('Status "…: frames", one for each camera', f'{folder}/diagnostics.py', 'status'),
-            ('With an anchor', f'{folder}/anchors.py', 'values'),
-            ('With scenes', f'{folder}/diagnostics.py', '_scene'),
-            ('Status of the model', f'{folder}/diagnostics.py', 'model_status')):
-        keys = _keys_in(path, function)
-        parts.append(f'## {title}\n\n' + '\n'.join(f'- `{key}`' for key in keys) + '\n')
+    from depthclip_ros.node.diagnostic_keys import STAGES, STATUSES
+    parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. `…` stands for a cause, '
+              'a stage or a name. Counts begin when the node is configured. Empty: not known yet. '
+              '`depthclip stats` shows them live. [Which fault is said how]'
+              '(../reliability.md#kinds-of-faults-and-what-the-node-says).\n')]
+    for tables in STATUSES.values():
+        for title, keys in tables:
+            parts.append(f'## {title}\n')
+            parts.append(_table(['key', 'unit', 'meaning'], [
+                [f'`{key}`', unit, meaning] for key, (unit, meaning) in keys.items()]))
+    parts.append('## Stages that are timed\n')
+    parts.append(_table(['stage', 'what it is'], [
+        [f'`{stage}`', meaning] for stage, meaning in STAGES.items()]))
     return '\n'.join(parts)
 
 
