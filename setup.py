@@ -31,6 +31,7 @@ DATA_FILES = [
     (f'share/{PACKAGE}/config/sros2', sorted(glob('config/sros2/*.xml'))),
     (f'share/{PACKAGE}/launch', sorted(glob('launch/*.launch.py'))),
     (f'share/{PACKAGE}/rviz', sorted(glob('rviz/*.rviz'))),
+    (f'share/{PACKAGE}/foxglove', sorted(glob('foxglove/*.json'))),
 ]
 
 # Under colcon the system's packages (python3-opencv and others) carry no pip metadata, and a

@@ -7,10 +7,12 @@ pip: nothing here imports more than the standard library and yaml.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +22,7 @@ import yaml
 from .core.config import DepthConfig, describe
 from .core.errors import ConfigError, quoted
 from .node.config import NodeConfig, read_config, read_values
-from .resources import config_path, large_images_profile
+from .resources import config_path, large_images_profile, share_dir
 from .sources.bag import (
     BagError,
     BagTopic,
@@ -75,6 +77,7 @@ class Plan:
         params_files: of the node; each has been read, and together they fit.
         parameters: of the node, over those of the files.
         cameras: at least one.
+        names: of the node's cameras, which may be the files' own.
         remappings: of the node.
         environment: variables to set for all that send images.
         player: arguments of bag_player; None: no replay.
@@ -87,6 +90,7 @@ class Plan:
     params_files: list[str]
     parameters: Parameters
     cameras: list[Camera]
+    names: list[str]
     remappings: list[tuple[str, str]]
     environment: dict[str, str]
     player: list[str] | None
@@ -117,7 +121,8 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
     usual = config_path('demo' if value['weights'] == 'demo' else 'depth')
     files = [str(Path(path).expanduser())
              for path in [value['params_file'] or str(usual), *_list(value['overlay'])]]
-    parameters = _parameters(value, files, f'{namespace.rstrip("/")}/{NODE}')
+    node = f'{namespace.rstrip("/")}/{NODE}'
+    parameters = _parameters(value, files, node)
     respawn, required = _ending(value)
     cameras, notes = _cameras(value, bag_lister)
     if value['bag']:
@@ -130,6 +135,8 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
         params_files=files,
         parameters=parameters,
         cameras=cameras,
+        names=[str(name) for name in read_config(files[0], node)[1].replace(**{
+            'cameras': parameters['cameras']} if 'cameras' in parameters else {}).cameras],
         remappings=[
             (f'{camera.name}/{topic}'.removeprefix('/'), target)
             for camera in cameras for topic, target in camera.remappings()
@@ -140,6 +147,50 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
         required=required,
         notes=notes,
     )
+
+
+def rviz_of(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """RViz's configuration for several cameras, made of that for one.
+
+    Args:
+        config: of rviz/depth.rviz, whose topics are one camera's; it stays as it is.
+        names: of the cameras.
+
+    Returns:
+        A group for each camera, of which that of the first is switched on.
+
+    """
+    several = copy.deepcopy(config)
+    manager = several['Visualization Manager']
+    of_camera = [display for display in manager['Displays'] if 'Topic' in display]
+    manager['Displays'] = [d for d in manager['Displays'] if 'Topic' not in d] + [{
+        'Class': 'rviz_common/Group', 'Name': name, 'Enabled': name == names[0],
+        'Displays': [_display_of(name, display) for display in of_camera]} for name in names]
+    # Cameras look into several directions: only the robot's own frame is all of theirs.
+    manager['Global Options']['Fixed Frame'] = 'base_link'
+    manager['Views']['Current'].update(Distance=6, Pitch=0.6, Yaw=3.1416)
+    manager['Views']['Current']['Focal Point'] = {'X': 0, 'Y': 0, 'Z': 0.5}
+    return several
+
+
+def _display_of(name: str, display: dict[str, Any]) -> dict[str, Any]:
+    """One of a camera's displays, with a name that says whose it is."""
+    result = copy.deepcopy(display)
+    result['Name'] = f'{display["Name"]} {name}'
+    result['Topic']['Value'] = f'{name}/{display["Topic"]["Value"]}'
+    return result
+
+
+def rviz_file(names: Sequence[str]) -> Path:
+    """Configuration of RViz for the cameras of these names; for several it is written anew."""
+    one = share_dir() / 'rviz' / 'depth.rviz'
+    if len(names) == 1:
+        return one
+    config = rviz_of(yaml.safe_load(one.read_text(encoding='utf-8')), names)
+    with tempfile.NamedTemporaryFile(
+            'w', prefix='depthclip_', suffix='.rviz', delete=False, encoding='utf-8') as file:
+        yaml.safe_dump(config, file, sort_keys=False)
+    return Path(file.name)
 
 
 def description_of(setting: dataclasses.Field[Any]) -> str:

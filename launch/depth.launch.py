@@ -24,10 +24,9 @@ from launch.actions import (
     TimerAction,
 )
 from launch.events.process import ProcessExited
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from launch_ros.substitutions import FindPackageShare
 
 from depthclip_ros.launching import (
     NODE,
@@ -38,10 +37,10 @@ from depthclip_ros.launching import (
     full_namespace,
     plan,
     report_failure,
+    rviz_file,
 )
 
 PACKAGE = 'depthclip_ros'
-SHARE = FindPackageShare(PACKAGE)
 
 # Seconds after which a node that ended is started again.
 RESPAWN_DELAY = 5.0
@@ -113,7 +112,7 @@ ARGUMENTS = [
         'rviz',
         default_value='false',
         choices=['true', 'false'],
-        description='Show image, depth and cloud in RViz, of the first of several cameras',
+        description='Show image, depth, words and cloud in RViz, of each camera',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -244,24 +243,23 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
 
 
 def _rviz(todo: Plan, namespace: str) -> Action:
-    """RViz in the camera's namespace, so that the relative topics of its configuration fit."""
+    """RViz in the namespace in which the relative topics of its configuration fit."""
     if not _installed('rviz2'):
         raise RuntimeError(
             'rviz:=true, but rviz2 is not installed here. Install it '
             '(sudo apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out and look at '
             'depth/image_color with any viewer.'
         )
-    camera = todo.cameras[0]
-    sim_time = {name: todo.parameters[name] for name in ('use_sim_time',)
-                if name in todo.parameters}
+    sim_time = {key: todo.parameters[key] for key in ('use_sim_time',) if key in todo.parameters}
+    name = todo.names[0] if len(todo.names) == 1 else ''
     return Node(
         package='rviz2',
         executable='rviz2',
         name='rviz',
-        namespace=f'{namespace}/{camera.name}'.replace('//', '/').rstrip('/'),
-        arguments=['-d', PathJoinSubstitution([SHARE, 'rviz', 'depth.rviz'])],
+        namespace=f'{namespace}/{name}'.replace('//', '/').rstrip('/'),
+        arguments=['-d', str(rviz_file(todo.names))],
         parameters=[sim_time] if sim_time else [],
-        remappings=camera.remappings(),
+        remappings=todo.cameras[0].remappings() if name else todo.remappings,
         output='screen',
     )
 

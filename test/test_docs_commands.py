@@ -42,7 +42,7 @@ REASONS = {
     'colcon': 'likewise',
     'python -m colcon': 'likewise',
     'ros2 topic pub': 'needs a ROS installation; such a message is sent by test_node_words.py',
-    'rviz2': 'neither it nor Foxglove is at hand; test_package.py looks into its configuration',
+    'rviz2': 'neither it nor Foxglove is at hand; test_viewers.py reads its configuration',
     'ros2 run rqt_image_view': 'needs a ROS installation',
     'ros2 run foxglove_bridge': 'likewise',
     'ros2 bag record': 'needs a ROS installation and a camera',

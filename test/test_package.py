@@ -184,7 +184,7 @@ def test_data_files_exist_and_none_is_forgotten(monkeypatch):
         'config/depth.yaml',
         'config/nyu_paper.yaml',
     } <= set(files)
-    for folder in ('config', 'launch', 'rviz'):
+    for folder in ('config', 'launch', 'rviz', 'foxglove'):
         on_disk = {
             str(file.relative_to(ROOT))
             for file in (ROOT / folder).rglob('*')
@@ -285,38 +285,7 @@ def test_share_folder_is_nowhere(tmp_path, monkeypatch):
         resources.share_dir()
 
 
-# RViz, launch and documents ------------------------------------------------------------------
-
-
-def displays():
-    config = yaml.safe_load((ROOT / 'rviz' / 'depth.rviz').read_text(encoding='utf-8'))
-    return config['Visualization Manager']
-
-
-def test_rviz_shows_what_the_node_publishes():
-    outputs = pytest.importorskip('depthclip_ros.node.outputs', reason='rclpy is not installed')
-    kinds = {
-        'rviz_default_plugins/Image': 'Image',
-        'rviz_default_plugins/PointCloud2': 'PointCloud2',
-    }
-    shown = set()
-    for display in displays()['Displays']:
-        if 'Topic' not in display:
-            continue
-        topic = display['Topic']['Value']
-        shown.add(topic)
-        if topic == 'image':
-            # A camera may be best effort; a reliable reader would get nothing from it.
-            assert display['Topic']['Reliability Policy'] == 'Best Effort'
-            continue
-        assert outputs.OUTPUTS[topic].rpartition('/')[2] == kinds[display['Class']]
-        assert display['Topic']['Reliability Policy'] == 'Reliable'
-    assert shown == {'image', 'depth/image_color', 'depth/stddev', 'points'}
-
-
-def test_rviz_fixes_the_optical_frame():
-    frame = displays()['Global Options']['Fixed Frame']
-    assert frame.endswith('optical_frame')
+# Launch and documents ------------------------------------------------------------------
 
 
 def test_citation_is_of_this_version(manifest):
