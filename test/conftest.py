@@ -121,9 +121,12 @@ def _apart_from_the_user(tmp_path_factory):
     threads, and differ in their last bits.
     """
     folder = str(tmp_path_factory.mktemp('home'))
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('DEPTHCLIP_CACHE', folder)
         patch.setenv('HOME', folder)
+        # In each new home matplotlib would look at all fonts of the machine anew, for seconds.
+        patch.setenv('MPLCONFIGDIR', str((base.parent if PARALLEL else base) / 'matplotlib'))
         yield
 
 
@@ -183,7 +186,7 @@ def estimator(tiny_weights, cache):
     from depthclip_ros.core.estimator import DepthEstimator
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE)
-    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache)
+    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
 
 
 @pytest.fixture

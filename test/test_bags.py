@@ -51,7 +51,8 @@ def estimator():
 
 @pytest.fixture(scope='module')
 def demo():
-    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), weights='demo', device='cpu')
+    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), weights='demo', device='cpu',
+                          num_threads=1)
 
 
 @pytest.fixture(scope='module')
@@ -536,7 +537,7 @@ def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_pat
     kinds = {'depth/image': ros.Image, 'depth/camera_info': ros.CameraInfo,
              'points': ros.PointCloud2}
     with ros.own_domain() as domain, ros.running(
-            ['--ros-args', '-p', 'weights:=demo', '-p', 'device:=cpu',
+            ['--ros-args', '-p', 'weights:=demo', '-p', 'device:=cpu', '-p', 'num_threads:=1',
              '-p', f'image_transport:={transport}'],
             domain=domain, cache=tmp_path) as node, ros.Peer(domain, kinds, node) as peer:
         peer.ready(*kinds)

@@ -182,7 +182,8 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
                          temperature=TEMPERATURE)
     rgb = RGB[:height]
     changes = {'input_fit': fit}
-    estimator = DepthEstimator(config.replace(**changes), tiny_weights, 'cpu', cache_dir=cache)
+    estimator = DepthEstimator(
+        config.replace(**changes), tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
     info = camera_info(peer.header(), WIDTH, height, k=(150.0, 145.0, 0.5 * WIDTH, 20.0))
     seen = CameraModel.from_info(info)  # its focal length in widths of the window counts
     low, high = np.nanquantile(

@@ -47,10 +47,10 @@ LIMITS = {'range_max': 2.27, 'out_of_range': 'inf', 'reference_focal': 0.0}
 
 
 @pytest.fixture(scope='module')
-def estimator(tiny_weights):
+def estimator(tiny_weights, cache):
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE, **LIMITS)
-    return DepthEstimator(config, tiny_weights, 'cpu')
+    return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
 
 
 @pytest.fixture(scope='module')
