@@ -7,7 +7,15 @@ import math
 
 import numpy as np
 
-from depthclip_ros.core.calibration import BOUND, RAY_TERMS, SPREAD_TERMS, About, Calibration
+from depthclip_ros.core.calibration import (
+    BOUND,
+    RAY_TERMS,
+    SPREAD_TERMS,
+    TOLD,
+    About,
+    Calibration,
+    no_kernel,
+)
 from depthclip_ros.core.geometry import CameraModel
 
 
@@ -22,7 +30,7 @@ def arrays_for(estimator, **changes):
         'bias': 0.0, 'language': 0.0, 'trunk': np.zeros((2, width)),
         'features': np.zeros(channels), 'small': np.zeros(2 + len(config.tokens) + RAY_TERMS),
         'bins': config.bins, 'spread': spread, 'knots': [[0, 1], [0, 0]],
-        'rays': camera.patch_rays(*estimator.grid)[..., :2], **changes}
+        'rays': camera.patch_rays(*estimator.grid)[..., :2], **no_kernel(width), **changes}
     return {name: np.asarray(values, np.float32) for name, values in arrays.items()}
 
 
@@ -50,6 +58,14 @@ def random_arrays(estimator, seed=0):
              if name in ('bias', 'language', 'trunk', 'features', 'small')}
     spread = rng.normal(0, 0.05, SPREAD_TERMS)
     spread[0] = math.log(0.15)
+    directions, landmarks = 5, 7
+    width = arrays['trunk'].shape[1]
+    kernel = {
+        'projection': rng.normal(0, width ** -0.5, (directions, width)),
+        'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
+        'landmarks': rng.normal(0, 0.3, (landmarks, directions + 2 * (directions // 2) + TOLD)),
+        'kernel': rng.normal(0, 0.3, landmarks)}
+    small |= kernel
     return {**arrays, **{name: values.astype(np.float32) for name, values in small.items()},
             'spread': spread.astype(np.float32),
             'knots': np.float32([[0.2, 0.6, 0.9], [0.1, -0.1, 0.3]]),

@@ -62,29 +62,27 @@ def quiet(text):
 
 
 def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pictures, tmp_path):
-    direction = np.random.default_rng(1).normal(0, 1, len(CONFIG.tokens))
-    logits = np.stack([estimator.predict(rgb).logits for rgb in pictures])
-    mean, deviation = logits.mean(axis=(0, 2, 3)), logits.std(axis=(0, 2, 3))
+    depths = np.log([estimator.predict(rgb).patch_depth for rgb in pictures])
+    middle, deviation = depths.mean(), depths.std()
     across = np.linspace(-1, 1, 4)
 
     def truth(i, prediction):
-        scaled = (prediction.logits - mean[:, None, None]) / deviation[:, None, None]
-        return prediction.patch_depth * np.exp(
-            0.4 + 0.1 * np.tensordot(direction, scaled, 1) + 0.2 * across)
+        scaled = (np.log(prediction.patch_depth / prediction.focal_ratio) - middle) / deviation
+        return prediction.patch_depth * np.exp(0.4 + 0.3 * np.sin(scaled) + 0.2 * across)
 
     every = samples(estimator, pictures, truth)
     fitted = fit(estimator, every[:32], OPTIONS, quiet)
     assert (fitted.variant, fitted.improved) == ('full', True)
     assert 'The correction (full) helps' in fitted.verdict
-    assert fitted.r2 > 0.9
+    assert fitted.r2 > 0.8
     assert fitted.held_out['full'].rmse < 0.3 * fitted.held_out['scale'].rmse
     # Of other frames' depth nothing is learned but where in the picture it is larger.
-    assert fitted.held_out['shuffled'].rmse > 3 * fitted.held_out['full'].rmse
+    assert fitted.held_out['shuffled'].rmse > 2 * fitted.held_out['full'].rmse
     use(estimator, fitted, tmp_path)
     for sample in every[32:]:
         found = estimator.predict(sample.rgb, intrinsics=CAMERA)
         assert found.focal_ratio == pytest.approx(2.0)
-        np.testing.assert_allclose(found.depth, sample.depth, rtol=0.1)
+        np.testing.assert_allclose(found.depth, sample.depth, rtol=0.2)
         # Without a camera it counts as the one that was calibrated.
         np.testing.assert_allclose(estimator.predict(sample.rgb).depth, found.depth, rtol=1e-5)
 

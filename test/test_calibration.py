@@ -22,10 +22,13 @@ from depthclip_ros.core import (
     tensor_file,
 )
 from depthclip_ros.core.calibration import (
+    NEIGHBOURS,
     SPREADS,
     Calibration,
+    _metadata,
     correct,
     factor,
+    no_kernel,
     ray_terms,
 )
 from depthclip_ros.core.estimator import Adjustment, words
@@ -198,7 +201,7 @@ def test_what_a_file_says_of_itself_is_checked(estimator, changes):
 def test_every_difference_is_named(estimator, tmp_path):
     calibration = calibrations.calibration_for(
         estimator, {'weights': 'f' * 64, 'weights_name': 'RN50'}, rays=np.zeros((4, 5, 2)),
-        trunk=np.zeros((2, 9)))
+        trunk=np.zeros((2, 9)), **no_kernel(9))
     path = str(calibration.save(tmp_path, 'x'))
     other = estimator.config.replace(
         tokens=['near', 'far'], bins=[1.0, 2.0], temperature=0.5, normalization='clip',
@@ -307,6 +310,14 @@ def by_hand(estimator, arrays, image, camera_model):
     correction = a['bias'] + own + mean.mean() + np.tensordot(a['features'], features, 1) \
         + np.tensordot(a['small'], small, 1) + a['language'] * np.log(depth).mean() \
         + np.log(np.tensordot(a['bins'], weights, 1)) - np.log(depth)
+    directions = np.tensordot(a['projection'], trunk, 1) + a['offset'][:, None, None]
+    # Of the five directions, the last two.
+    near = NEIGHBOURS * np.pad(directions, ((0, 0), (1, 1), (0, 0)), mode='edge')[3:]
+    told = np.stack([np.log(depth), np.full_like(depth, np.log(depth).mean()), *rays[:2]])
+    look = np.concatenate([directions, near[:, :-2], near[:, 2:],
+                           told * a['scales'][:, None, None]])
+    distance = np.square(look[:, None] - a['landmarks'].T[..., None, None]).sum(axis=0)
+    correction += np.tensordot(a['kernel'], np.exp(-distance / 2), 1)
     ratio = camera_model.focal_length() / estimator.config.reference_focal
     log_depth = np.log(depth) + correction + math.log(ratio)
     padded = np.pad(log_depth, 1, mode='edge')
@@ -329,6 +340,22 @@ def test_a_correction_is_what_its_formula_says(estimator, use):
         np.testing.assert_allclose(found.patch_depth, depth, rtol=2e-4)
         np.testing.assert_allclose(found.patch_stddev, depth * spread, rtol=2e-4)
         assert np.ptp(found.patch_stddev / found.patch_depth) > 1e-3
+
+
+def test_a_file_of_before_there_were_kernels_is_read(estimator, tmp_path):
+    arrays = calibrations.random_arrays(estimator)
+    kernel = no_kernel(arrays['trunk'].shape[1])
+    before = {name: values for name, values in arrays.items() if name not in kernel}
+    path = tmp_path / 'before.safetensors'
+    tensor_file.write(path, before, _metadata(calibrations.about(estimator)))
+    again = Calibration.load(path)
+    assert set(again.arrays) == set(arrays)
+    assert not again.arrays['kernel'].any()
+    with pytest.raises(CalibrationError, match='its arrays are'):
+        Calibration.make(calibrations.about(estimator), {**before, 'kernel': kernel['kernel']})
+    kernel['landmarks'] = kernel['landmarks'][:, 1:]
+    with pytest.raises(CalibrationError, match="'landmarks' is"):
+        Calibration.make(calibrations.about(estimator), {**before, **kernel})
 
 
 def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):

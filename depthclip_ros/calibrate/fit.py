@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A closed-form correction of the language depth, from frames whose depth is known.
 
-The residual of the logarithm of depth to the language depth is fitted by ridge regression on
-blocks of terms, each group of blocks with a ridge parameter of its own. So strong regularisation
-falls back to "language x one scale", then to nothing. Everything that is chosen is chosen by
-cross-validation over sequences, never over single frames, which look alike. An improvement is
-claimed only by sequences that neither the fit nor its choices have seen: ridge parameters are
-chosen anew without each fold (nested cross-validation).
+The residual of the logarithm of depth to the language depth is fitted by kernel ridge regression:
+patches that look alike, and lie alike in the view, are corrected alike. A patch that looks like
+none that was seen falls back to "language x one scale", and so does strong regularisation.
+Everything that is chosen is chosen by cross-validation over sequences, never over single frames,
+which look alike. An improvement is claimed only by sequences that neither the fit nor its choices
+have seen: ridge parameters are chosen anew without each fold (nested cross-validation).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from ..core.calibration import BOUND, RAY_TERMS, About, Calibration
+from ..core.calibration import BOUND, RAY_TERMS, About, Calibration, Look, no_kernel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from ..core.geometry import CameraModel
@@ -41,15 +42,16 @@ MOST_FOLDS = 10
 WORTH, IMPROVED = 0.97, 0.95
 # Standard errors over folds that the difference must have besides.
 SURE = 1.0
-# Dimensions that are kept of a block of terms, and patches from which they are found.
-DIMENSIONS, MOST_PATCHES = 32, 8192
-# Blocks that share a ridge parameter; one parameter for each would be chosen by chance.
-GROUPS = (('',), ('language', 'logits', 'rays'), ('trunk',), ('image',))
-# The image as a whole is one observation a sequence: with fewer sequences it is left out.
-BLOCKS_FOR_IMAGE = 30
-PENALTIES = tuple(10.0 ** power for power in range(-2, 7))
-ROUNDS = 3
-CAUTION = 0.5  # standard errors by which the least error may be exceeded for a stronger ridge
+# Main directions that are kept of the trunk's map, and patches from which they are found.
+DIMENSIONS, MOST_PATCHES = 64, 8192
+# Width of the kernel, where the trunk's directions together have a mean square of one, and the
+# standard deviation that each of the other terms is given beside them.
+WIDTH, TOLD_DEVIATION = 1.2, 0.6
+# Patches that others are compared with (Nystroem's approximation).
+LANDMARKS, JITTER = 512, 1e-5
+# Of the scale, and those of which one is chosen for the kernel: beyond them there is nothing to be
+# had, and few sequences would choose by chance.
+SCALE_PENALTY, PENALTIES = 1e-3, (1.0, 3.0, 10.0)
 INDEPENDENT = 48.0  # patches of a frame that count as independent
 # How strongly bins are drawn to the configured ones, in squared shares of them.
 BINS_DRAWN = 0.01
@@ -173,7 +175,8 @@ class Problem:
         logits: (F, passes, P, K).
         bins: (K,) metres.
         channels: C of the features.
-        design: (F, passes, P, D) terms, standardised; the first is one.
+        kernel: what the other terms are.
+        design: (F, passes, P, D) terms; the first is one.
 
     """
 
@@ -210,12 +213,12 @@ class Problem:
             for values in (frames.logits, frames.weights))
         self.channels = frames.channels
         self.bins = np.array(frames.estimator.config.bins)
-        self.terms = _terms(frames, self.language)
+        self.kernel = Kernel.of(frames, self.language)
         self.design = np.concatenate(
-            [np.ones((*self.base.shape, 1), np.float32),
-             *(block.values for block in self.terms)], axis=-1)
-        self.block = np.repeat(np.arange(1 + len(self.terms)), [
-            1, *(block.values.shape[-1] for block in self.terms)])
+            [np.ones((*self.base.shape, 1), np.float32), self.kernel.terms(frames, self.language)],
+            axis=-1)
+        # Of every term, which ridge parameter it has.
+        self.block = np.minimum(np.arange(self.design.shape[-1]), 1)
         self.normal, self.right = self.sums(self.wish - self.base, self.weight)
 
     def _both(self, values: Float64) -> Float64:
@@ -264,45 +267,15 @@ class Problem:
         self, normal: Float64 | None = None, right: Float64 | None = None,
         without: int | None = None,
     ) -> Float64:
-        """Ridge parameters by block with the least rmse on held-out folds, on the safe side.
-
-        Of those within half a standard error of the best, the strongest are taken.
-        """
+        """Ridge parameters of the scale and the kernel with the least rmse on held-out folds."""
         normal = self.normal if normal is None else normal
         right = self.right if right is None else right
-        names = ['', *(block.name for block in self.terms)]
-        groups = [[names.index(name) for name in group if name in names] for group in GROUPS]
-        everything = list(range(1, len(names)))
 
-        def errors(penalties: Float64) -> Float64:
-            return self.fold_errors(
-                self.base + self.corrections(penalties, normal, right, without), without)
+        def error(penalties: Float64) -> float:
+            return float(self.fold_errors(
+                self.base + self.corrections(penalties, normal, right, without), without).mean())
 
-        penalties = np.full(len(names), 1e3)
-        penalties[0] = 1e-3
-        best = errors(penalties).mean()
-        for _ in range(ROUNDS):
-            before = best
-            trials = [(group, value) for group in groups if group for value in PENALTIES]
-            trials += [(everything, factor) for factor in (-0.1, -10.0)]
-            for group, value in trials:
-                trial = penalties.copy()
-                trial[group] = value if value > 0 else -value * trial[group]
-                error = errors(trial).mean()
-                if error < best * (1 - 2e-4):
-                    best, penalties = error, trial
-            if best == before:
-                break
-        least = errors(penalties)
-        chosen = penalties
-        for step in np.arange(0.5, 6.0, 0.5):
-            trial = penalties * 10 ** step
-            difference = errors(trial) - least
-            margin = CAUTION * difference.std(ddof=1) / math.sqrt(len(difference))
-            if difference.mean() > margin:
-                break
-            chosen = trial
-        return chosen
+        return min((np.array([SCALE_PENALTY, value]) for value in PENALTIES), key=error)
 
     def full(self) -> Float64:
         """Log depth of the full correction, for every fold chosen and fitted on the others."""
@@ -361,75 +334,102 @@ class Problem:
             float((np.abs(depth - self.truth) / self.truth).mean()))
 
 
-class Block(NamedTuple):
-    """Terms of one kind: standardised, reduced to their main directions, of length one."""
+class Kernel(NamedTuple):
+    """A Gaussian kernel of what patches look like, as terms of a linear regression.
 
-    name: str
-    values: Float32  # (F, passes, P, D)
-    mean: Float64  # (N,) of the raw terms
-    directions: Float64  # (N, D): values = (raw - mean) @ directions
-
-    def raw(self, solution: Float64) -> tuple[Float64, float]:
-        """Weights of the raw terms, and what they add to the bias."""
-        weights = self.directions @ solution
-        return weights, -float(self.mean @ weights)
-
-
-def _block(name: str, raw: Callable[[int], Float64], count: int) -> Block:
-    """Standardise and reduce.
-
-    Args:
-        name: of the block.
-        raw: gives the (passes, P, N) terms of a frame.
-        count: number of frames.
+    Attributes:
+        look: what they look like.
+        arrays: of a `Calibration`, all that belong to it but 'kernel'.
+        whitening: (M, M) from likeness to the landmarks to terms whose ridge is the kernel's.
 
     """
-    rng = np.random.default_rng(0)
-    first = raw(0)
-    a_frame = max(1, MOST_PATCHES // count)
+
+    look: Look
+    arrays: dict[str, Float64]
+    whitening: Float64
+
+    @classmethod
+    def of(cls, frames: Frames, language: Float64) -> Kernel:
+        """Find main directions, scales and landmarks.
+
+        Args:
+            frames: all of them.
+            language: (F, passes, P) log depth by words.
+
+        """
+        rng = np.random.default_rng(0)
+        mean, directions = _directions(frames, rng)
+        told = np.stack([
+            language, np.broadcast_to(language.mean(axis=2, keepdims=True), language.shape),
+            *(np.stack(frames.rays)[:, :, i].reshape(language.shape) for i in (0, 1))])
+        deviation = told.reshape(len(told), -1).std(axis=1)
+        arrays = {
+            'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
+            'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)}
+        look = Look(*(torch.from_numpy(values.astype(np.float32)) for values in (
+            arrays['projection'], arrays['offset'][:, None], arrays['scales'][:2, None])))
+        kernel = cls(look, arrays, np.empty((0, 0)))
+        a_frame = -(-LANDMARKS // len(frames.trunk))
+        candidates = np.concatenate([
+            rng.permutation(kernel._seen(frames, language, i))[:a_frame]
+            for i in range(len(frames.trunk))])
+        landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
+        arrays['landmarks'] = landmarks
+        values, vectors = eigh(_likeness(landmarks, landmarks))
+        return kernel._replace(whitening=vectors / np.sqrt(values.clip(0.0) + JITTER))
+
+    def terms(self, frames: Frames, language: Float64) -> Float32:
+        """(F, passes, P, M) of all frames."""
+        return np.stack([
+            (_likeness(self._seen(frames, language, i), self.arrays['landmarks'])
+             @ self.whitening).astype(np.float32).reshape(*language.shape[1:], -1)
+            for i in range(len(frames.trunk))])
+
+    def weights(self, solution: Float64) -> Float64:
+        """(M,) of the landmarks, from those of the terms."""
+        weights: Float64 = self.whitening @ solution
+        return weights
+
+    def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
+        """(passes P, E) what the patches of a frame look like."""
+        trunk, rays = frames.trunk[i], frames.rays[i]
+        places = rays[:, :2].reshape(len(rays), 2, -1) * self.arrays['scales'][2:, None]
+        with torch.inference_mode():
+            seen = self.look(
+                torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
+                torch.from_numpy(language[i][:, None].astype(np.float32)),
+                torch.from_numpy(places.astype(np.float32)), trunk.shape[-1])
+        found: Float64 = seen.swapaxes(1, 2).flatten(0, 1).numpy().astype(np.float64)
+        return np.nan_to_num(found)
+
+
+def _likeness(seen: Float64, landmarks: Float64) -> Float64:
+    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel."""
+    halves = (0.5 * np.square(values).sum(axis=1) for values in (seen, landmarks))
+    likeness: Float64 = np.exp(np.minimum(
+        seen @ landmarks.T - next(halves)[:, None] - next(halves), 0.0))
+    return likeness
+
+
+def _directions(frames: Frames, rng: np.random.Generator) -> tuple[Float64, Float64]:
+    """Standardise the trunk's map, and find its main directions, the first of them last.
+
+    Returns:
+        Mean (C',) and directions (C', D); (map - mean) @ directions has a mean square of one.
+
+    """
     rows = np.concatenate([
-        terms[rng.choice(len(terms), min(a_frame, len(terms)), replace=False)]
-        for terms in (raw(i).reshape(-1, first.shape[-1]) for i in range(count))])
+        terms[rng.permutation(len(terms))[:max(1, MOST_PATCHES // len(frames.trunk))]]
+        for terms in (maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).reshape(-1, maps.shape[1])
+                      for maps in frames.trunk)]).astype(np.float64)
     rows = rows[np.isfinite(rows).all(axis=1)]
-    mean = rows.mean(axis=0)
-    deviation = rows.std(axis=0)
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     deviation = np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
     rows = (rows - mean) / deviation
     size = rows.shape[1]
-    if size > DIMENSIONS:
-        _, directions = eigh(rows.T @ rows, subset_by_index=(size - DIMENSIONS, size - 1))
-        directions /= max(1e-12, math.sqrt(float(((rows @ directions) ** 2).mean())))
-    else:
-        directions = np.eye(size)
-    directions = directions / (deviation[:, None] * math.sqrt(directions.shape[1]))
-    values = np.stack([
-        np.nan_to_num((raw(i) - mean) @ directions).astype(np.float32) for i in range(count)])
-    return Block(name, values, mean, directions)
-
-
-def _terms(frames: Frames, language: Float64) -> list[Block]:
-    def flat(maps: NDArray[Any]) -> Float64:
-        """(passes, N, h, w) -> (passes, P, N)."""
-        return maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).astype(np.float64)
-
-    def words(i: int) -> Float64:
-        log_depth = language[i]
-        mean = np.broadcast_to(log_depth.mean(axis=1, keepdims=True), log_depth.shape)
-        return np.stack([log_depth, log_depth ** 2, mean], axis=-1)
-
-    def image(i: int) -> Float64:
-        terms = flat(frames.trunk[i])
-        return np.broadcast_to(terms.mean(axis=1, keepdims=True), terms.shape)
-
-    kinds: dict[str, Callable[[int], Float64]] = {
-        'language': words,
-        'logits': lambda i: flat(frames.logits[i]),
-        'rays': lambda i: flat(frames.rays[i]),
-        'trunk': lambda i: flat(frames.trunk[i]),
-    }
-    if len(set(frames.sequence)) >= BLOCKS_FOR_IMAGE:
-        kinds['image'] = image
-    return [_block(name, raw, len(frames.trunk)) for name, raw in kinds.items()]
+    _, directions = eigh(rows.T @ rows, subset_by_index=(max(0, size - DIMENSIONS), size - 1))
+    length = math.sqrt(float(((rows @ directions) ** 2).sum(axis=1).mean()))
+    return mean, directions / deviation[:, None] / max(1e-12, length)
 
 
 def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
@@ -629,27 +629,19 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
             ) -> dict[str, Float32]:
     """The numbers of a calibration, but for the error bars, fitted to all frames."""
     everything = np.ones(problem.count, bool)
-    sizes = {block.name: len(block.mean) for block in problem.terms}
-    count = len(problem.bins)
-    bias, trunk = 0.0, np.zeros((2, sizes['trunk']))
-    small, language = np.zeros(2 + count + RAY_TERMS), 0.0
+    count, width = len(problem.bins), problem.frames.trunk[0].shape[1]
+    bias, kernel = 0.0, no_kernel(width)
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':
         solution = problem.solved(penalties, everything)
-        raw = {}
         bias = float(solution[0])
-        for number, block in enumerate(problem.terms, 1):
-            raw[block.name], more = block.raw(solution[problem.block == number])
-            bias += more
-        trunk[0] = raw['trunk']
-        trunk[1] = raw.get('image', 0.0)
-        small = np.concatenate([raw['language'][:2], raw['logits'], raw['rays']])
-        language = float(raw['language'][2])
+        kernel = {**problem.kernel.arrays, 'kernel': problem.kernel.weights(solution[1:])}
+    # What is linear in the network's answer adds nothing beside the kernel (measured).
     return {name: np.asarray(values, np.float32) for name, values in {
-        # Features are made of the trunk's map, and add nothing beside it (measured).
-        'bias': bias, 'trunk': trunk, 'features': np.zeros(problem.channels), 'small': small,
-        'language': language, 'bins': bins if variant == 'monotone' else problem.bins}.items()}
+        'bias': bias, 'trunk': np.zeros((2, width)), 'features': np.zeros(problem.channels),
+        'small': np.zeros(2 + count + RAY_TERMS), 'language': 0.0,
+        'bins': bins if variant == 'monotone' else problem.bins, **kernel}.items()}
 
 
 def fit(
@@ -720,6 +712,5 @@ def fit(
         temperature=_temperature(problem, problem.bins, estimator.config.temperature),
         monotone_bins=tuple(bins.tolist()), coverage=bars.coverage,
         sensor_model=bars.sensor_model,
-        choices={f'ridge of {block.name}': float(penalties[number])
-                 for number, block in enumerate(problem.terms, 1)},
+        choices={'ridge of the kernel': float(penalties[1])},
         frames=problem.count, blocks=problem.blocks)

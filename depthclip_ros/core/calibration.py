@@ -2,14 +2,16 @@
 """A correction of the language depth that was fitted to one camera, and its error bars.
 
 Depth of a patch is what the words say (eq. 5) x the focal ratio x exp(correction). The correction
-is linear in what the network computes anyway, so that it costs a few matrix products:
+is made of what the network computes anyway, so that it costs a few matrix products:
 
-    correction = bias + trunk . t + mean of the trunk's map . m + features . f
+    correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
+                 + trunk . t + mean of the trunk's map . m + features . f
                  + (log d, log^2 d, logits, rays) . s + mean of log d . l
 
-with d the depth by words (metres), t the vector of a patch in the trunk's last map, and rays
-those of `ray_terms`. The logarithm of the relative standard deviation is linear in the terms of
-`spread_terms`; a factor by depth is what conformal prediction found to be missing in each decile.
+with d the depth by words (metres), t the vector of a patch in the trunk's last map, rays those of
+`ray_terms`, and p what a patch and those above and below it look like, see `Look`. The logarithm
+of the relative standard deviation is linear in the terms of `spread_terms`; a factor by depth is
+what conformal prediction found to be missing in each decile.
 `depthclip_ros.calibrate` fits both.
 """
 
@@ -67,10 +69,56 @@ ARRAYS = (
     'spread',  # (SPREAD_TERMS,)
     'knots',  # (2, Q): log depth, and the factor there (its logarithm)
     'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1
+    'projection',  # (D, C'): of the trunk's map, for `Look`
+    'offset',  # (D,)
+    'scales',  # (TOLD,): of what is told beside it
+    'landmarks',  # (M, D + 2 (D // 2) + TOLD)
+    'kernel',  # (M,): what looking like each landmark adds to the correction
 )
+_KERNEL = ARRAYS[-5:]
+# Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
+# x and y.
+TOLD = 4
+# Weight of the patches above and below in what a patch looks like.
+NEIGHBOURS = 0.7
 # Rows of `Calibration.rays`: what is always added to the correction, what is always added to the
-# logarithm of the standard deviation, and the logarithm of the focal ratio.
-CAMERA_ROWS = 3
+# logarithm of the standard deviation, the logarithm of the focal ratio, and what a ray adds to the
+# look of a patch.
+CAMERA_ROWS = 5
+
+
+class Look(NamedTuple):
+    """What a patch looks like: a vector for each, whose distances a Gaussian kernel compares.
+
+    It is the patch's vector in the trunk's map in D directions, half of them (the main ones) once
+    more of the patches above and below, and `TOLD`. In its units the kernel's width is one.
+    """
+
+    projection: Tensor  # (D, C'); (0, C') if there is no kernel
+    offset: Tensor  # (D, 1)
+    scales: Tensor  # (2, 1): of log d and of its mean over the image
+
+    def __call__(self, trunk: Tensor, language: Tensor, places: Tensor, width: int) -> Tensor:
+        """Put it together.
+
+        Args:
+            trunk: (N, C', P), its map.
+            language: (N, 1, P), log d.
+            places: (N, 2, P), the ray's x and y, scaled.
+            width: patches in a row.
+
+        Returns:
+            (N, E, P).
+
+        """
+        own = torch.matmul(self.projection, trunk).add_(self.offset)
+        near = own[:, own.shape[1] - own.shape[1] // 2:] * NEIGHBOURS
+        told = torch.cat([language, language.mean(2, keepdim=True).expand_as(language)], dim=1)
+        return torch.cat([
+            own,
+            torch.cat([near[..., :width], near[..., :-width]], dim=2),  # above the first: itself
+            torch.cat([near[..., width:], near[..., -width:]], dim=2),
+            told * self.scales, places], dim=1)
 
 
 class Terms(NamedTuple):
@@ -90,6 +138,10 @@ class Terms(NamedTuple):
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
     ends: Tensor  # (Q - 1, 1): and where it ends
+    look: Look
+    landmarks: Tensor  # (M, E)
+    halves: Tensor  # (M, 1): minus half of their squared lengths
+    kernel: Tensor  # (1, M); (1, 0) if all are zero
 
 
 @dataclass(frozen=True)
@@ -192,6 +244,8 @@ class Calibration:
         try:
             arrays, metadata = tensor_file.decode(content)
             about = _about(metadata)
+            if not set(_KERNEL) & set(arrays) and 'trunk' in arrays:  # of before there were any
+                arrays = {**arrays, **no_kernel(arrays['trunk'].shape[-1])}
             _check_arrays(arrays, len(about.config['tokens']))
         except (tensor_file.TensorFileError, ValueError, TypeError, KeyError,
                 RecursionError) as error:
@@ -252,10 +306,15 @@ class Calibration:
         told[0, -2:] = a['small'][:2] - (1, 0)  # log d gives way to that of its own bins
         told[1, tokens:-2] = a['bins']
         places, slopes = a['knots'][0], _slopes(a['knots'])
-        return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
-                       for array in (
+        kernel = a['kernel'][None]
+        tensors = [torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
+                   for array in (
             trunk, features, told, a['language'], np.concatenate([a['spread'][1:7], slopes])[None],
-            places[:-1, None], places[1:, None])))
+            places[:-1, None], places[1:, None], a['projection'], a['offset'][:, None],
+            a['scales'][:2, None], a['landmarks'],
+            -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True),
+            kernel if kernel.any() else kernel[:, :0])]
+        return Terms(*tensors[:7], Look(*tensors[7:10]), *tensors[10:])
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -299,7 +358,8 @@ def _camera_terms(
         a['bias'] + np.tensordot(a['small'][-RAY_TERMS:], seen, 1),
         a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (xx + yy)
         + values[0] - places[:-1] @ _slopes(a['knots']),
-        np.full((h, w), math.log(focal_ratio))]).astype(np.float32)
+        np.full((h, w), math.log(focal_ratio)),
+        *(a['scales'][2:, None, None] * seen[:2])]).astype(np.float32)
     rows.flags.writeable = False
     return rows
 
@@ -376,7 +436,7 @@ def correct(
     """
     count, h, w = depth.shape
     weights, plain = weights.flatten(2), depth.view(count, 1, -1)
-    always, always_unsure, ratio = rays.flatten(2).chunk(CAMERA_ROWS, dim=1)
+    always, always_unsure, ratio, places = rays.flatten(2).split([1, 1, 1, 2], dim=1)
     language = plain.log()
     linear, rebinned = torch.matmul(terms.told, torch.cat(
         [logits.flatten(2), weights, language, language * language], dim=1)).chunk(2, dim=1)
@@ -387,6 +447,11 @@ def correct(
         always = always + own
     if terms.features.shape[1]:
         always = always + torch.matmul(terms.features, features.flatten(2))
+    if terms.kernel.shape[1]:
+        seen = terms.look(trunk.flatten(2), language, places, w)
+        exponents = torch.matmul(terms.landmarks, seen).add_(terms.halves)
+        exponents -= 0.5 * seen.square().sum(dim=1, keepdim=True)
+        always = always + torch.matmul(terms.kernel, exponents.exp_())
     correction = rebinned.log().add_(linear).add_(always).add_(of_image.mean(2, keepdim=True))
     correction.clamp_(-LARGEST_CORRECTION, LARGEST_CORRECTION)
     log_depth = language.add_(correction).add_(ratio)
@@ -399,6 +464,13 @@ def correct(
         correction.abs(), torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
     stddev = torch.matmul(terms.observed, observed).add_(always_unsure).exp_().clamp_(*SPREADS)
     return correction.view_as(depth), stddev.view_as(depth)
+
+
+def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a kernel that adds nothing, for a trunk's map of so many channels."""
+    shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
+              'landmarks': (1, 1 + TOLD), 'kernel': (1,)}
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
@@ -464,12 +536,16 @@ def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
         raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(names)}')
     knots = arrays['knots'].shape
     rays = arrays['rays'].shape
+    landmarks, directions = arrays['kernel'].size, arrays['offset'].size
     shapes = {
         'bias': (), 'trunk': (2, arrays['trunk'].shape[-1] if arrays['trunk'].ndim else 0),
         'features': (arrays['features'].size,), 'small': (2 + tokens + RAY_TERMS,),
         'language': (), 'bins': (tokens,), 'spread': (SPREAD_TERMS,),
         'knots': (2, max(2, knots[-1] if knots else 0)),
         'rays': (*(max(1, side) for side in rays[:2]), 2),
+        'projection': (directions, arrays['trunk'].shape[-1] if arrays['trunk'].ndim else 0),
+        'offset': (directions,), 'scales': (TOLD,), 'kernel': (landmarks,),
+        'landmarks': (landmarks, directions + 2 * (directions // 2) + TOLD),
     }
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
