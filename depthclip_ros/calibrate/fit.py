@@ -630,7 +630,7 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
     """The numbers of a calibration, but for the error bars, fitted to all frames."""
     everything = np.ones(problem.count, bool)
     count, width = len(problem.bins), problem.frames.trunk[0].shape[1]
-    bias, kernel = 0.0, no_kernel(width)
+    bias, kernel = 0.0, dict[str, NDArray[Any]](no_kernel(width))
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':

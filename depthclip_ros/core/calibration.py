@@ -94,7 +94,7 @@ class Look(NamedTuple):
     more of the patches above and below, and `TOLD`. In its units the kernel's width is one.
     """
 
-    projection: Tensor  # (D, C'); (0, C') if there is no kernel
+    projection: Tensor  # (D, C')
     offset: Tensor  # (D, 1)
     scales: Tensor  # (2, 1): of log d and of its mean over the image
 
@@ -138,7 +138,9 @@ class Terms(NamedTuple):
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
     ends: Tensor  # (Q - 1, 1): and where it ends
-    look: Look
+    projection: Tensor  # (D, C'), of the `Look`
+    offset: Tensor  # (D, 1)
+    scales: Tensor  # (2, 1)
     landmarks: Tensor  # (M, E)
     halves: Tensor  # (M, 1): minus half of their squared lengths
     kernel: Tensor  # (1, M); (1, 0) if all are zero
@@ -307,14 +309,13 @@ class Calibration:
         told[1, tokens:-2] = a['bins']
         places, slopes = a['knots'][0], _slopes(a['knots'])
         kernel = a['kernel'][None]
-        tensors = [torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
-                   for array in (
+        return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
+                       for array in (
             trunk, features, told, a['language'], np.concatenate([a['spread'][1:7], slopes])[None],
             places[:-1, None], places[1:, None], a['projection'], a['offset'][:, None],
             a['scales'][:2, None], a['landmarks'],
             -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True),
-            kernel if kernel.any() else kernel[:, :0])]
-        return Terms(*tensors[:7], Look(*tensors[7:10]), *tensors[10:])
+            kernel if kernel.any() else kernel[:, :0])))
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -436,7 +437,7 @@ def correct(
     """
     count, h, w = depth.shape
     weights, plain = weights.flatten(2), depth.view(count, 1, -1)
-    always, always_unsure, ratio, places = rays.flatten(2).split([1, 1, 1, 2], dim=1)
+    always, always_unsure, ratio, *places = rays.flatten(2).chunk(CAMERA_ROWS, dim=1)
     language = plain.log()
     linear, rebinned = torch.matmul(terms.told, torch.cat(
         [logits.flatten(2), weights, language, language * language], dim=1)).chunk(2, dim=1)
@@ -448,7 +449,8 @@ def correct(
     if terms.features.shape[1]:
         always = always + torch.matmul(terms.features, features.flatten(2))
     if terms.kernel.shape[1]:
-        seen = terms.look(trunk.flatten(2), language, places, w)
+        look = Look(terms.projection, terms.offset, terms.scales)
+        seen = look(trunk.flatten(2), language, torch.cat(places, dim=1), w)
         exponents = torch.matmul(terms.landmarks, seen).add_(terms.halves)
         exponents -= 0.5 * seen.square().sum(dim=1, keepdim=True)
         always = always + torch.matmul(terms.kernel, exponents.exp_())
