@@ -57,7 +57,8 @@ _LOG = logging.getLogger(__name__)
 RESULTS = ROOT / 'benchmarks' / 'results'
 ENGINES = ('eager', 'torch', 'onednn', 'compile', 'onnxruntime', 'openvino')
 APART = ('onnxruntime', 'openvino')  # in processes of their own
-OTHER_SIZES = ((352, 640), (416, 544))
+# Those about 320 and 240 lines of which benchmarks/input_size.py knows the error.
+SMALLER = ((320, 416), (256, 352), (224, 288))
 
 
 @dataclass
@@ -329,20 +330,37 @@ class Bench:
             for count in self.batches], self.rounds)
 
     def sizes(self) -> list[dict[str, Any]]:
-        """Other inputs of the network, and a larger image that must be resized."""
+        """Smaller inputs of the network in every precision, and an image that must be resized."""
         contenders = []
-        for height, width in OTHER_SIZES:
-            estimator = self.estimator(
-                precision=self.half, input_height=height, input_width=width)
-            contenders.append(Contender(
-                f'input {_named((height, width))}',
-                timed(partial(estimator.predict, self.images(1, (height, width))))))
-        usual = self.estimator(precision=self.half)
-        contenders.extend(
-            Contender(f'image {_named(size)}, input {_named(self.size)}',
-                      timed(partial(usual.predict, self.images(1, size))))
-            for size in (self.size, (720, 1280)))
+        for size in (self.size,) if self._options.quick else (self.size, *SMALLER):
+            for precision in ('float32', self.half, 'int8'):
+                name = f'input {_named(size)}, {precision}'
+                try:
+                    clock = self._sized(size, precision)
+                except DepthClipError as error:
+                    self.skipped[name] = str(error)
+                else:
+                    contenders.append(Contender(name, clock))
+        usual = self.estimator()
+        contenders.append(Contender(
+            f'image 1280x720, input {_named(self.size)}, {usual.precision}',
+            timed(partial(usual.predict, self.images(1, (720, 1280))))))
         return race(contenders, self.rounds)
+
+    def _sized(self, size: tuple[int, int], precision: str) -> Callable[[], float]:
+        if precision == 'int8':
+            if 'onnxruntime' not in self.engines:
+                raise EngineError('engine onnxruntime is not compared')
+            return self.elsewhere('onnxruntime').prepare('sized', size, precision)[0]
+        return self.sized(size, precision)[0]
+
+    def sized(
+        self, size: tuple[int, int], precision: str,
+    ) -> tuple[Callable[[], float], None]:
+        """Clock of an estimator (engine auto, no flip) whose input and images have a size."""
+        estimator = self.estimator(
+            precision=precision, input_height=size[0], input_width=size[1])
+        return timed(partial(estimator.predict, self.images(1, size))), None
 
     def roofline(self, trunks: list[dict[str, Any]]) -> dict[str, Any]:
         """How near the forward pass comes to what matrix products and copies reach here."""

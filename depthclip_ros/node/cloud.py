@@ -48,9 +48,10 @@ def patch_colors(rgb: NDArray[np.uint8], h: int, w: int, window: Window) -> NDAr
     tall, wide = height // h, width // w
     if (tall * h, wide * w) != (height, width) or tall > _MOST_ROWS:
         return np.asarray(cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
-    # Whole pixels: twice as fast as cv2.resize, and as exact.
+    # Whole pixels: twice as fast as cv2.resize, and as exact. Across, `sum` would go by threes.
     rows = rgb.reshape(h, tall, 3 * width).sum(axis=1, dtype=np.uint16)
-    sums = rows.reshape(h, w, wide, 3).sum(axis=2, dtype=np.uint32)
+    sums = np.add.reduceat(
+        rows.reshape(-1, 3), np.arange(0, h * width, wide), dtype=np.uint32).reshape(h, w, 3)
     count = tall * wide
     means: NDArray[np.uint8] = ((sums + count // 2) // count).astype(np.uint8)
     return means
