@@ -30,7 +30,7 @@ from .errors import EngineError
 from .resnet import Bottleneck, Convolution, FoldedResNet
 from .weights import Log
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = '.int8'
 ROOMS = 24  # rendered, where no pictures are given
 FEWEST, MOST = 8, 64  # pictures of the user's
@@ -237,7 +237,17 @@ def write(  # noqa: C901
         levels = node('QuantizeLinear', [name, *place], f'{name} levels')
         return node('DequantizeLinear', [levels, *place], f'{name} rounded')
 
-    names = ['images']
+    def pool(size: int, channels: int, x: str, output: str) -> str:
+        """Average; in 8 bits as a convolution of each channel, which ONNX Runtime does faster."""
+        if ranges is None:
+            return node('AveragePool', [x], output, kernel_shape=[size] * 2, strides=[size] * 2)
+        levels = np.full((channels, 1, size, size), top, np.int8)
+        weight = dequantized(
+            f'{output} weight', levels, torch.full((channels,), 1 / (top * size * size)))
+        return node('Conv', [x, weight], output, kernel_shape=[size] * 2, strides=[size] * 2,
+                    group=channels)
+
+    names, channels = ['images'], [0]
     for i, step in enumerate(steps):
         output = 'features' if i + 1 == len(steps) else f'map {i + 1}'
         given = [names[number] for number in step.inputs]
@@ -245,11 +255,13 @@ def write(  # noqa: C901
         if step.convolution is not None:
             convolve(i, step.convolution, given[0], raw)
         elif step.pool:
-            node('AveragePool', given, raw, kernel_shape=[step.pool] * 2, strides=[step.pool] * 2)
+            pool(step.pool, channels[step.inputs[0]], given[0], raw)
         else:
             node('Add', given, raw)
         if step.relu:
             node('Relu', [raw], output)
+        channels.append(channels[step.inputs[0]] if step.convolution is None else
+                        len(step.convolution.weight))
         names.append(output if ranges is None or output == 'features' else
                      rounded(output, ranges[i + 1]))
     floats = onnx.TensorProto.FLOAT

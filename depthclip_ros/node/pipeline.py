@@ -253,7 +253,7 @@ class Pipeline:
             return False
         self._note_age(camera, frame.header)
         self._note_focal(frame, prediction.focal_ratio)
-        camera.nan_shares.add(_nan_share(prediction))
+        camera.nan_shares.add(_nan_share(prediction.depth))
         self._note_stddev(camera, prediction)
         if beyond:
             camera.beyond_encoding += beyond
@@ -446,12 +446,10 @@ class Pipeline:
         return first
 
 
-def _nan_share(prediction: DepthPrediction) -> float:
-    # Pixels are NaN where their patches are, or where there are none: these are far fewer to ask.
-    if prediction.window.is_whole(prediction.image_size) \
-            and not np.isnan(prediction.patch_depth).any():
+def _nan_share(depth: NDArray[np.float32]) -> float:
+    if not np.isnan(depth.max()):  # much quicker than to look for them
         return 0.0
-    return np.count_nonzero(np.isnan(prediction.depth)) / prediction.depth.size
+    return np.count_nonzero(np.isnan(depth)) / depth.size
 
 
 def _condition(stage: str, error: Exception) -> str:
