@@ -201,7 +201,7 @@ class Calibration:
             CalibrationError: an array is missing, of a wrong shape, or not finite.
 
         """
-        content = tensor_file.encode(arrays, _metadata(about))
+        content = tensor_file.encode(_with_kernel(arrays), _metadata(about))
         return cls._decoded('what was fitted', content)
 
     @classmethod
@@ -246,8 +246,7 @@ class Calibration:
         try:
             arrays, metadata = tensor_file.decode(content)
             about = _about(metadata)
-            if not set(_KERNEL) & set(arrays) and 'trunk' in arrays:  # of before there were any
-                arrays = {**arrays, **no_kernel(arrays['trunk'].shape[-1])}
+            arrays = _with_kernel(arrays)
             _check_arrays(arrays, len(about.config['tokens']))
         except (tensor_file.TensorFileError, ValueError, TypeError, KeyError,
                 RecursionError) as error:
@@ -473,6 +472,13 @@ def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
     shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
               'landmarks': (1, 1 + TOLD), 'kernel': (1,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _with_kernel(arrays: tensor_file.Arrays) -> tensor_file.Arrays:
+    """The same; those of before there were kernels, with one that adds nothing."""
+    if set(_KERNEL) & set(arrays) or 'trunk' not in arrays or not arrays['trunk'].ndim:
+        return arrays
+    return {**arrays, **no_kernel(arrays['trunk'].shape[-1])}
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
