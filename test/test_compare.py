@@ -18,8 +18,8 @@ pytest.importorskip('rosbags')
 from drives import IMAGE_TOPIC, START, BagWriter, camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
-from depthclip_ros.cli.compare import Comparer
-from depthclip_ros.cli.main import main
+from depthclip_ros.cli.compare import DEPTHS, Comparer, Model
+from depthclip_ros.cli.main import _parser, main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.config import NodeConfig, with_demo_settings
 from depthclip_ros.sim.bag import NANOSECONDS
@@ -184,6 +184,36 @@ def test_several_are_pooled_and_a_damaged_one_stops_none(frames, tmp_path, capsy
     capsys.readouterr()
     assert run(tmp_path / 'bad.mcap', tmp_path / 'none') == 1
     assert 'none of 2 recordings' in capsys.readouterr().err
+
+
+def test_figures_of_the_paper(frames, tmp_path, capsys):
+    """Each with what was measured: the page shows them, and nothing of them is of the others."""
+    bag = write_drive(tmp_path / 'bag', frames)
+    assert run(bag, '--figures', '--weights', 'demo') == 1
+    assert 'give -o, too' in capsys.readouterr().err
+    assert run(bag, '--figures', '--weights', 'demo', '--max-frames', '2', '-o', tmp_path / 'out',
+               '--max-depth', '3') == 0
+    html = (tmp_path / 'out' / 'comparison.html').read_text()
+    names = {f'figures/{name}' for name in (
+        'distributions.svg', 'responses_1.png', 'responses_2.png', 'predictions.png')}
+    assert {f'figures/{path.name}' for path in (tmp_path / 'out' / 'figures').iterdir()} == {
+        *names, 'figures/distributions.pdf'}
+    for name in names:
+        assert f'src="{name}"' in html
+    comparer = Comparer(Model(_parser().parse_args(
+        ['compare', str(bag), '--figures', '--weights', 'demo', '--max-depth', '3'])))
+    done = comparer.compare(str(bag), 1)
+    known = np.concatenate([frame.depth[frame.depth < 3] for frame in frames])
+    assert done.depths.sum() == known.size
+    assert done.depths[DEPTHS.searchsorted(2.001) - 1] == np.sum((known >= 2) & (known < 2.1))
+    sample = done.examples[0].sample
+    assert np.isfinite(sample.ground_truth).mean() == pytest.approx(
+        np.isfinite(frames[0].depth).mean(), abs=0.02)
+    assert np.nanmedian(sample.ground_truth) == pytest.approx(
+        np.nanmedian(frames[0].depth), rel=0.02)
+    prediction = comparer._model.estimator.predict(frames[0].rgb, intrinsics=frames[0].camera)
+    np.testing.assert_allclose(sample.weights, prediction.weights, atol=1e-5)
+    assert sample.bins == pytest.approx(prediction.word_depths(comparer._model.estimator.config))
 
 
 def test_files(frames, tmp_path, capsys):

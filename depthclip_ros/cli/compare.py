@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,16 +42,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from offline_eval.recorded import Comparison, Scores
+    from offline_eval.results import Sample
 
     from ..calibrate.bags import BagRecording
     from ..calibrate.recordings import RecordedFrame, Recording
-    from ..core.estimator import DepthEstimator
+    from ..core.config import DepthConfig
+    from ..core.estimator import DepthEstimator, DepthPrediction
     from ..node.config import NodeConfig
 
     Float32 = NDArray[np.float32]
-    Answers = Iterator[tuple[int, RecordedFrame, Float32]]
+    Answers = Iterator[tuple[int, RecordedFrame, Float32, DepthPrediction | None]]
 
 EXAMPLES = 6  # pictures of one recording, fewer where several are compared
+FIGURES = 3  # images of the paper's figures
+# Of the distribution of measured depth, metres.
+DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
 _ROWS, _COLUMNS = 120, 160  # of the pictures
 _SHOWN = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse')
@@ -66,6 +71,7 @@ class Example:
     rgb: NDArray[np.uint8]
     depth: Float32
     measured: Float32
+    sample: Sample | None = None  # with the words' answers, where a network gave depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,7 @@ class Compared:
     examples: list[Example]
     refused: dict[str, int]  # of the recording's messages, by cause
     about: dict[str, Any]  # of the model; empty where depth was in the recording
+    depths: NDArray[np.int64]  # measured pixels between two of `DEPTHS`
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,11 @@ def compare(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights or output cannot be used, or no recording can.
 
     """
+    if options.figures:
+        from offline_eval.report.figures import require
+        require()
+        if not options.output:
+            raise ConfigError('--figures: they need a folder; give -o, too.')
     target = Target.of(options.output) if options.output else None
     cluster = cluster_of(options.ray, workers=options.workers, cpus=options.cpus,
                          gpus=options.gpus, retries=options.retries)
@@ -126,7 +138,7 @@ def compare(options: argparse.Namespace) -> int:
     pictures = max(1, EXAMPLES // len(sources))
     if cluster is None and len(sources) == 1:
         comparer = Comparer(Model(options))
-        finish([comparer.compare(sources[0], pictures)], {}, target)
+        finish([comparer.compare(sources[0], pictures)], {}, target, figures=options.figures)
         return 0
     options.run = None  # it belongs to the command line, and is not sent to anybody
     make = partial(Comparer.of, options)
@@ -143,7 +155,8 @@ def compare(options: argparse.Namespace) -> int:
                 done[outcome.task.key] = outcome.value
     finally:
         workers.close()
-    finish([done[source] for source in sources if source in done], failed, target)
+    finish([done[source] for source in sources if source in done], failed, target,
+           figures=options.figures)
     return 1 if failed else 0
 
 
@@ -224,13 +237,16 @@ def compare_one(
             f'; {answered.topics[1]} is compared with it' if answered is not None else '')
         scores = Scores(recording.source, described)
         to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
-        examples = []
+        examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
         answers = _held(recording, answered, positions) if answered is not None else \
             _predicted(recording, positions, model.estimator)
-        for position, frame, depth in with_progress('comparing', answers, len(positions)):
-            scores.add(frame.moment.name, depth, frame.depth, options.max_depth or MAX_DEPTH)
+        most = options.max_depth or MAX_DEPTH
+        for position, frame, depth, prediction in with_progress(
+                'comparing', answers, len(positions)):
+            scores.add(frame.moment.name, depth, frame.depth, most)
+            depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
             if position in shown:
-                examples.append(_example(frame, depth))
+                examples.append(_example(position, frame, depth, prediction, model))
         if answered is not None:
             recording.left_out.update(answered.left_out)
     refused = dict(sorted(recording.left_out.items()))
@@ -239,7 +255,8 @@ def compare_one(
         raise RecordingError(
             f'{source}: no image could be compared. Left out: '
             + ('; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none') + '.')
-    return Compared(scores, examples, refused, {} if answered is not None else model.about)
+    return Compared(
+        scores, examples, refused, {} if answered is not None else model.about, depths)
 
 
 def _open(
@@ -275,7 +292,8 @@ def _predicted(
 ) -> Answers:
     """Depth by the network, every image by itself."""
     for position, frame in recording.read(positions):
-        yield position, frame, estimator.predict(frame.rgb, intrinsics=frame.camera).depth
+        prediction = estimator.predict(frame.rgb, intrinsics=frame.camera)
+        yield position, frame, prediction.depth, prediction
 
 
 def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -> Answers:
@@ -292,18 +310,38 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
         while other is not None and other[0] < place:  # what was measured there is unreadable
             other = next(others, None)
         if other is not None and other[0] == place:
-            yield position, frame, other[1].depth
+            yield position, frame, other[1].depth, None
 
 
-def _example(frame: RecordedFrame, depth: Float32) -> Example:
+def _example(
+    position: int, frame: RecordedFrame, depth: Float32, prediction: DepthPrediction | None,
+    model: Model,
+) -> Example:
     rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
     answer = np.where(np.isfinite(depth), depth, np.float32(np.nan))
     return Example(frame.moment.name, np.asarray(rgb, np.uint8),
-                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS))
+                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS),
+                   None if prediction is None or not model.options.figures else _sample(
+                       position, frame, prediction, model.estimator.config))
+
+
+def _sample(
+    position: int, frame: RecordedFrame, prediction: DepthPrediction, config: DepthConfig,
+) -> Sample:
+    """What the words say of an image, cropped or padded to what the network sees."""
+    from offline_eval.report.words import Answer
+    from offline_eval.results import Sample
+    answer = Answer.of(frame.rgb, prediction)
+    truth = Answer.of(frame.rgb, replace(prediction, depth=frame.depth)).depth
+    return Sample(
+        position, frame.moment.name, '', 'example', answer.rgb, answer.depth, truth,
+        answer.weights, answer.patch_depth, list(config.tokens),
+        prediction.word_depths(config), {})
 
 
 def finish(
-    done: Sequence[Compared], failed: Mapping[str, str], target: Target | None,
+    done: Sequence[Compared], failed: Mapping[str, str], target: Target | None, *,
+    figures: bool = False,
 ) -> None:
     """Pool what was compared, print it, and write the files.
 
@@ -311,6 +349,7 @@ def finish(
         done: at least one, else there is nothing to pool.
         failed: recordings that could not be compared, and why.
         target: None to print only.
+        figures: draw the paper's, too.
 
     Raises:
         DepthClipError: all recordings failed, or the files cannot be written.
@@ -325,6 +364,8 @@ def finish(
     parts = contents(done, each, pooled, failed, about)
     print(to_markdown([part for part in parts if not isinstance(part, Picture)]), end='')
     if target is not None:
+        if figures:
+            parts += _figures(target.folder, done)
         _write(target, parts, _examples(done), {
             'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
             'recordings': [
@@ -370,6 +411,49 @@ def contents(
             'From left to right: image, depth, measured depth (near is red, far is blue), and '
             'where depth is farther than measured (red) or nearer (blue), full colour from twice '
             'as far or half on; black is unknown.', 'comparison.png', 'comparison.png')]
+    return parts
+
+
+def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
+    """The paper's Figures 3 to 5 of these recordings, in `figures/`."""
+    from offline_eval.report import figures
+    from offline_eval.results import ALL, Histograms
+    samples = [example.sample for example in _examples(done) if example.sample is not None]
+    shown = [samples[place] for place in spread_evenly(len(samples), FIGURES)]
+    bins = shown[0].bins if shown else []
+    counts = {ALL: np.sum([one.depths for one in done], axis=0).tolist()}
+    if len(done) > 1:
+        counts |= {one.scores.source: one.depths.tolist() for one in done}
+    images = {one.scores.source: len(one.scores.names) for one in done}
+    parts: list[Block] = [Heading('After the paper’s figures')]
+    with figures.look():
+        parts.append(figures.save(
+            folder, 'distributions', figures.distributions(
+                Histograms(DEPTHS.tolist(), counts), bins, images),
+            'Distribution of measured depth',
+            'All measured pixels, as in the paper’s Figure 3; a panel there is a scene class, '
+            'here a recording. Dashed: the median.' + (
+                f' Orange marks below: the metres of the words in {shown[0].name}.'
+                if shown else ''), photo=False))
+        for number, sample in enumerate(shown, 1):
+            patches = figures.choose_patches(sample) or [
+                figures.Patch(i, j, float('nan'))
+                for i, j in figures.at_quantiles(sample.patch_depth)]
+            parts.append(figures.save(
+                folder, f'responses_{number}', figures.responses(sample, patches, sample.name),
+                f'Answers in four patches of {sample.name}',
+                'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, '
+                '35, 65 and 95 % of the measured depth, or of depth by words where too little is '
+                'measured. Bars: weight of each word, they sum to 1; dotted: the weight of a '
+                'network that knows nothing. GT: median measured depth of the patch. Pred: depth '
+                'of the patch.', photo=True))
+        if shown:
+            parts.append(figures.save(
+                folder, 'predictions', figures.predictions(shown), 'Depth beside measured depth',
+                'RGB, depth by words, measured depth, and error (depth minus measured depth) of '
+                f'{len(shown)} images, evenly chosen, as in the paper’s Figure 5, cropped to what '
+                'the network sees. The colours of depth are one row’s, near is red; red error is '
+                'too far. Grey: not known.', photo=True))
     return parts
 
 
@@ -448,9 +532,9 @@ def _error_picture(example: Example) -> NDArray[np.uint8]:
 
 def _write(
     target: Target, parts: Sequence[Block], examples: Sequence[Example],
-    figures: Mapping[str, Any],
+    numbers: Mapping[str, Any],
 ) -> None:
-    data = {'json': json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
+    data = {'json': json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
             'md': to_markdown(numbered(parts)), 'html': to_html(numbered(parts))}
     files = target.files
     for ending, text in data.items():

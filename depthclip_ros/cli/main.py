@@ -169,6 +169,8 @@ def _add_compare(commands: _Commands) -> None:
     parser.add_argument('-o', '--output', default='', metavar='FOLDER',
                         help='write comparison.json, .md, .html and .png there; nothing is '
                         'overwritten')
+    parser.add_argument('--figures', action='store_true',
+                        help="with -o: the paper's Figures 3 to 5 of these recordings, too")
     parser.add_argument('--said', default='', metavar='TOPIC',
                         help="depth image in the bag to compare, instead of the network's answer "
                         '(default: what `depthclip bag` has written, where there is such)')
