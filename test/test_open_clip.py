@@ -70,6 +70,9 @@ def short(tmp_path_factory):
         for key in ('hf_tokenizer_name', 'tokenizer_kwargs'):
             text.pop(key, None)
         (folder / f'{other}.json').write_text(json.dumps(config))
+        if other == 'short-map':  # with a tokenizer as SigLIP's; see `hub_tokenizer`
+            text.update(hf_tokenizer_name='timm/short', tokenizer_kwargs={'clean': 'canonicalize'})
+            (folder / 'short-hub.json').write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, 'create_model', create)
@@ -421,6 +424,69 @@ def test_long_sentences_are_refused_not_cut(short):
     assert encode_tokens(fits, short('short-map')).shape[0] == 1
     with pytest.raises(ConfigError, match="model's 64 text tokens"):
         encode_tokens(Phrases(('far ' * 63,), ('{}',)), short('short-map'))
+
+
+@pytest.mark.parametrize('end', [0, 1])
+def test_a_tokenizer_that_marks_no_end(short, monkeypatch, end):
+    """Cut off or not, the tokens that fit are the same."""
+    def tokenize(texts, context_length=64):
+        rows = [[*([7] * len(text.split())), *([1] * end)] for text in texts]
+        return torch.tensor([
+            (row + [0] * context_length)[:context_length] for row in rows])
+
+    tokenize.context_length = 64
+    monkeypatch.setattr(open_clip, 'get_tokenizer', lambda _: tokenize)
+    assert encode_tokens(Phrases(('far ' * (64 - end),), ('{}',)), short('short-map')).shape == (
+        1, short('short-map')['text.text_projection.weight'].shape[0])
+    with pytest.raises(ConfigError, match="model's 64 text tokens"):
+        encode_tokens(Phrases(('far ' * (65 - end),), ('{}',)), short('short-map'))
+
+
+@pytest.fixture(params=['GemmaTokenizer', 'PreTrainedTokenizerFast'])
+def hub_tokenizer(request, tmp_path, monkeypatch):
+    """A small tokenizer in SigLIP 2's files, where a name of the hub is looked for first."""
+    import json
+    pytest.importorskip('transformers', reason='transformers, which SigLIP needs, is missing')
+    import tokenizers
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE(
+        unk_token='<unk>', byte_fallback=True, fuse_unk=True))
+    whole.normalizer = tokenizers.normalizers.Replace(' ', '▁')
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Split(' ', 'merged_with_previous')
+    whole.train_from_iterator(
+        ['this object is far', 'a giant thing not in distance'] * 9,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=['<pad>', '<eos>', '<bos>', '<unk>'],
+            show_progress=False))
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        single='$A <eos>', special_tokens=[('<eos>', 1)])
+    folder = tmp_path / 'timm' / 'short'
+    folder.mkdir(parents=True)
+    whole.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps({
+        'tokenizer_class': request.param, 'pad_token': '<pad>', 'eos_token': '<eos>',
+        'bos_token': '<bos>', 'unk_token': '<unk>', 'add_bos_token': False, 'add_eos_token': True,
+        'padding_side': 'right', 'model_max_length': 64}))
+    monkeypatch.chdir(tmp_path)
+    return whole
+
+
+def test_the_tokenizer_of_siglip_is_read_from_its_files(short, hub_tokenizer):
+    """By open_clip and transformers; the features are those of its own ids."""
+    weights = short('short-hub')
+    features = encode_tokens(WORDS, weights)
+    model, expected = own_model(weights), []
+    for token in WORDS.tokens:
+        ids = [hub_tokenizer.encode(template.replace('{}', token).lower()).ids
+               for template in WORDS.templates]
+        assert all(row[-1] == 1 for row in ids)
+        with torch.inference_mode():
+            mean = normalize(model.encode_text(torch.tensor(
+                [row + [0] * (64 - len(row)) for row in ids])), dim=1).mean(dim=0)
+        expected.append(normalize(mean, dim=0).numpy())
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert np.abs(features[0] - features[2]).max() > 1e-3
+    with pytest.raises(ConfigError, match="model's 64 text tokens"):
+        encode_tokens(Phrases(('far ' * 63,), ('{}',)), weights)
 
 
 def test_a_tokenizer_that_cannot_be_had(short, monkeypatch):
