@@ -77,13 +77,19 @@ def untrained(tiny_weights, tmp_path, monkeypatch):
     return config
 
 
+@pytest.fixture
+def rerun():
+    return pytest.importorskip('rerun.chunk', reason='rerun-sdk is missing')
+
+
 def view(*arguments):
     return main(['view', *map(str, arguments)])
 
 
 def recorded(path):
     """Rows of every entity of a recording in the order of the images, and names of its views."""
-    reader = pytest.importorskip('rerun.chunk', reason='rerun-sdk is missing').RrdReader(path)
+    from rerun.chunk import RrdReader
+    reader = RrdReader(path)
     rows = {}
     for chunk in reader.stream().to_chunks():
         rows.setdefault(chunk.entity_path, []).extend(
@@ -159,7 +165,8 @@ def test_view_counts_the_scene(tmp_path, picture, rgb, estimator, capsys):
     assert 'scene: ' in capsys.readouterr().out
 
 
-def test_view_shows_the_standard_deviation_of_a_calibration(picture, rgb, tmp_path, capsys):
+def test_view_shows_the_standard_deviation_of_a_calibration(
+        rerun, picture, rgb, tmp_path, capsys):
     """In numbers at the point, and as a picture beside depth; the recording has it whole."""
     settings = tmp_path / 'robot.yaml'
     text = '/**:\n  ros__parameters:\n    weights: demo\n'
@@ -181,7 +188,7 @@ def test_view_shows_the_standard_deviation_of_a_calibration(picture, rgb, tmp_pa
     assert 'standard deviation' in names
 
 
-def test_a_recording_of_a_bag(bag, rgb, estimator, tmp_path, capsys):
+def test_a_recording_of_a_bag(rerun, bag, rgb, estimator, tmp_path, capsys):
     """Every entity holds what the estimator says, with the bag's own camera_info."""
     path = tmp_path / 'out.rrd'
     assert view(bag, '--weights', 'demo', '--save', path) == 1
@@ -221,7 +228,8 @@ def test_a_recording_of_a_bag(bag, rgb, estimator, tmp_path, capsys):
     assert 'not overwritten' in capsys.readouterr().err
 
 
-def test_untrained_weights_say_so_in_every_output(untrained, picture, tmp_path, capsys):
+def test_untrained_weights_say_so_in_every_output(
+        rerun, untrained, picture, tmp_path, capsys):
     assert view(picture, '--config', untrained, '-o', tmp_path / 'out',
                 '--save', tmp_path / 'out.rrd') == 0
     out, err = capsys.readouterr()
@@ -234,7 +242,7 @@ def test_untrained_weights_say_so_in_every_output(untrained, picture, tmp_path, 
     assert 'The camera is not known' in err
 
 
-def test_what_is_broken_stops_nothing_and_is_counted(picture, tmp_path, capsys):
+def test_what_is_broken_stops_nothing_and_is_counted(rerun, picture, tmp_path, capsys):
     (tmp_path / 'broken.png').write_bytes(b'no picture')
     (tmp_path / 'broken.mcap').write_bytes(b'no bag')
     assert view(tmp_path / 'missing.png', tmp_path / 'broken.mcap', tmp_path, '99',
@@ -352,7 +360,7 @@ def test_points_outside_of_the_next_image_are_let_go(picture, monkeypatch, tmp_p
     assert 'one at a time' in capsys.readouterr().err
 
 
-def test_where_there_is_no_screen(picture, monkeypatch, capsys):
+def test_where_there_is_no_screen(rerun, picture, monkeypatch, capsys):
     """Qt would end the process: the question is asked in another one."""
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
