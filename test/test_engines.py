@@ -29,7 +29,9 @@ from depthclip_ros.core import (
     resnet,
 )
 from depthclip_ros.core.backbone import build_image_encoder
+from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision, try_out
+from depthclip_ros.core.files import read_sealed, write_sealed
 from depthclip_ros.core.resnet import FoldedResNet, can_fuse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,6 +321,148 @@ def test_auto_passes_over_a_liar_and_says_so(build, monkeypatch):
     assert estimator.engine == 'eager'
     assert any(text.startswith('WARNING: engine: torch gives wrong features') for text in said)
     np.testing.assert_array_equal(estimator.predict(IMAGES[0]).depth, expected)
+
+
+# What is kept of the reference -------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(state_dict, tmp_path, monkeypatch):
+    """Builds estimators on a cache that one has filled; and the file that it wrote.
+
+    From then on CLIP's own network, the reference, counts how often it runs.
+    """
+    def make(log=lambda text: None, **changes):
+        return DepthEstimator(
+            SMALL.replace(**changes), state_dict, 'cpu', cache_dir=tmp_path / 'cache', log=log)
+
+    asked = []
+    network = import_clip().model.Bottleneck
+    forward = network.forward
+    make(engine='torch')
+    monkeypatch.setattr(network, 'forward', lambda *inputs: asked.append(1) or forward(*inputs))
+    path, = (tmp_path / 'cache/reference').iterdir()
+    return make, path, asked
+
+
+def test_a_start_from_the_cache_does_not_ask_the_reference(build, filled):
+    make, path, asked = filled
+    before = path.stat()
+    found = make(engine='torch').predict(IMAGES[0])
+    assert not asked
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    np.testing.assert_allclose(
+        found.depth, build(engine='eager').predict(IMAGES[0]).depth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('change', [
+    {'input_width': 160}, {'features': 'maskclip'}, 'weights', 'torch', 'instructions'])
+def test_what_changes_the_reference_asks_it_again(filled, monkeypatch, state_dict, change):
+    make, path, asked = filled
+    if change == 'torch':
+        monkeypatch.setattr(torch, '__version__', '99.0')
+    elif change == 'instructions':
+        monkeypatch.setattr(torch.__config__, 'show', lambda: 'CPU capability usage: NEON')
+    elif change == 'weights':
+        name = 'visual.conv1.weight'
+        monkeypatch.setitem(state_dict, name, state_dict[name].flip(0))
+    make(**(change if isinstance(change, dict) else {}))
+    assert asked
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def sealed(numbers):
+    def write(path):
+        write_sealed(path, numbers(path).astype('<f4').tobytes())
+    return write
+
+
+def numbers_of(path):
+    return np.frombuffer(read_sealed(path, 1 << 20), '<f4')
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def tamper(path):
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def foreign(path):
+    other = path.with_name('0' * 32 + engines.KNOWN_SUFFIX)
+    write_sealed(other, read_sealed(path, 1 << 20))
+    other.replace(path)
+
+
+def folder_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
+UNUSABLE = {
+    'cut off': cut, 'empty': lambda path: path.write_bytes(b''), 'tampered with': tamper,
+    'of something else': foreign, 'a folder': folder_instead,
+    'of another size': sealed(lambda path: numbers_of(path)[:-1]),
+    'of no size': sealed(lambda path: numbers_of(path)[:0]),
+    'of other channels': sealed(lambda path: numbers_of(path)[:12 * 2]),
+    'not a number': sealed(lambda path: numbers_of(path) * np.float32('nan')),
+}
+WRONG = {'stale': sealed(lambda path: numbers_of(path)[::-1])}
+
+
+@pytest.mark.parametrize('fault', [*UNUSABLE, *WRONG])
+def test_what_is_kept_can_be_wrong_and_depth_is_right(build, filled, fault):
+    make, path, asked = filled
+    ({**UNUSABLE, **WRONG}[fault])(path)
+    said = []
+    found = make(said.append, engine='torch')
+    assert found.engine == 'torch'
+    assert asked  # the reference has decided
+    warned = [text for text in said if text.startswith('WARNING')]
+    assert any('computed again' in text for text in warned) == (fault in UNUSABLE), said
+    np.testing.assert_allclose(
+        found.predict(IMAGES[0]).depth, build(engine='eager').predict(IMAGES[0]).depth,
+        rtol=0, atol=1e-4)
+    if fault != 'a folder':  # which nothing can replace; all else is mended
+        asked.clear()
+        make(engine='torch')
+        assert not asked
+
+
+def test_an_unwritable_folder_costs_time_only(filled):
+    make, path, asked = filled
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_bytes(b'')  # which keeps root out, too
+    said = []
+    assert make(said.append, engine='torch').engine == 'torch'
+    assert asked
+    assert any(text.startswith('WARNING: cannot keep') for text in said)
+
+
+@pytest.mark.parametrize('engine', ['torch', 'auto'])
+def test_what_is_kept_lets_no_liar_pass(filled, monkeypatch, engine):
+    make, _, asked = filled
+    replace(monkeypatch, 'torch', lambda trunk: Liar(trunk, LIES['slightly noisy']))
+    asked.clear()
+    said = []
+    if engine == 'torch':
+        with pytest.raises(EngineError, match='engine: torch gives wrong features'):
+            make(said.append, engine=engine)
+    else:
+        assert make(said.append, engine=engine).engine == 'eager'
+        assert sum('engine: torch gives wrong features' in text for text in said) == 1
+    assert asked
+
+
+def test_what_only_a_liar_contradicts_is_not_kept(state_dict, tmp_path, monkeypatch):
+    """Only two that agree are believed."""
+    replace(monkeypatch, 'torch', lambda trunk: Liar(trunk, LIES['mirrored']))
+    assert DepthEstimator(SMALL, state_dict, 'cpu', cache_dir=tmp_path).engine == 'eager'
+    assert not (tmp_path / 'reference').exists()
 
 
 def test_an_engine_that_breaks_says_what_broke(build, monkeypatch):

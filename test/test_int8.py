@@ -160,7 +160,7 @@ def test_a_damaged_file_is_made_anew(state_dict, own, monkeypatch, fault):
     path.write_bytes(FAULTS[fault](path.read_bytes()))
     said = []
     assert build(state_dict, folder, said.append).quantized_on == '24 rendered rooms'
-    assert any(text.startswith('WARNING') and 'is damaged; it is made anew' in text
+    assert any(text.startswith('WARNING') and '(it is damaged); it is made anew' in text
                for text in said)
     no_calibration(monkeypatch)
     build(state_dict, folder)

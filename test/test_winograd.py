@@ -47,3 +47,6 @@ def test_pays_where_it_was_measured_to():
     assert not pays(weight[:64], 1, 1, (120, 160))
     assert not pays(weight[..., :1, :1], 1, 0, (120, 160))
     assert not pays(weight.bfloat16(), 1, 1, (120, 160))
+    weight = torch.empty(512, 512, 3, 3)
+    assert pays(weight, 1, 1, (30, 40))
+    assert not pays(weight, 1, 1, (15, 20))

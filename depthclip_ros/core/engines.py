@@ -10,21 +10,26 @@
                fastest (benchmarks/README.md)
 
 Whatever runs is first compared with the reference on known images of the real size and number, and
-refused if it lies. That is also the only probe of what is private to torch: where an operator is
+refused if it lies. What the reference gives is kept on disk, where it can speak for an engine, but
+not against one. That is also the only probe of what is private to torch: where an operator is
 missing or breaks at that size, the next engine runs, and the log says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import int8
+from . import files, int8
 from .backbone import ImageEncoder, is_resnet
 from .device import cpu_has_amx, reason
 from .errors import EngineError, WeightsError
@@ -39,12 +44,15 @@ if TYPE_CHECKING:
 # engine that lies is off by about 1.
 TOLERANCES = {
     torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05, torch.int8: 0.3}
+KNOWN_FORMAT = 1
+KNOWN_SUFFIX = '.known'
+_LARGEST_KNOWN = 64 << 20  # bytes; of RN50 at 640x480 they are 1.2 million
 
 
-def install(  # noqa: PLR0913, PLR0917
+def install(  # noqa: C901, PLR0913, PLR0917
     encoder: ImageEncoder, name: str, dtype: torch.dtype, device: torch.device,
     size: tuple[int, int], log: Log, source: str = 'the state dict', images: int = 1,
-    quantized: bytes = b'',
+    quantized: bytes = b'', known: KnownFeatures | None = None,
 ) -> str:
     """Let an encoder's trunk run on an engine, on a device and in a number format.
 
@@ -58,12 +66,15 @@ def install(  # noqa: PLR0913, PLR0917
         source: of the weights, for errors.
         images: that usually go through it together.
         quantized: the trunk as an ONNX model in 8 bits (`int8.write`), for int8.
+        known: what the reference gave when it was last asked. Then it is not asked, and only the
+            engine that was the best then is tried.
 
     Returns:
         Name of the engine that runs.
 
     Raises:
-        EngineError: it does not run here, or its features are wrong.
+        EngineError: it does not run here, or its features are wrong. Where `known.given` is true
+            then, try again with a new encoder: the reference itself decides.
         WeightsError: the reference itself gives no finite features.
 
     """
@@ -72,23 +83,17 @@ def install(  # noqa: PLR0913, PLR0917
     if encoder.trunk_size is not None:  # two pieces of it go the way of all
         size = encoder.trunk_size
         image = image[:, :, :encoder.stride, :2 * encoder.stride]
-    with torch.inference_mode():
-        expected = encoder(image)
-    if not expected.isfinite().all():
-        raise WeightsError(
-            f'{source}: with these weights {_share_not_finite(expected)} of the features of a '
-            'known image are NaN or infinite, and so would be the depth; the weights are damaged. '
-            'Fetch, export or convert them again.')
+    expected = _reference_features(encoder, image, source, known)
     encoder.to(device)
     encoder.dtype = torch.float32 if dtype == torch.int8 else dtype
 
-    image = image.to(device).expand(images, -1, -1, -1)
+    batch = image.to(device).expand(images, -1, -1, -1)
 
     def features_on(engine: str, *, fused: bool) -> Tensor:
         encoder.trunk = build_onnx_trunk(reference, device, quantized) \
             if engine == 'onnxruntime' else \
             build_trunk(engine, reference, dtype, device, size, fused=fused)
-        features: Tensor = encoder(image)
+        features: Tensor = encoder(batch)
         return features
 
     def run_on(engine: str) -> None:
@@ -114,8 +119,96 @@ def install(  # noqa: PLR0913, PLR0917
         return True
 
     candidates = automatic(reference, dtype, device) if name == 'auto' else [name]
-    return next(engine for engine, following in itertools.zip_longest(candidates, candidates[1:])
-                if runs(engine, following))
+    if known is not None and known.given:
+        candidates = candidates[:1]
+    engine = next(
+        engine for engine, following in itertools.zip_longest(candidates, candidates[1:])
+        if runs(engine, following))
+    if known is not None and not known.given and engine == candidates[0]:
+        known.write(image, expected)
+    return engine
+
+
+def _reference_features(
+    encoder: ImageEncoder, image: Tensor, source: str, known: KnownFeatures | None,
+) -> Tensor:
+    """What the reference gives of an image, or gave.
+
+    Raises:
+        WeightsError: they are not finite.
+
+    """
+    kept = None if known is None else known.read(image, encoder.stride)
+    if kept is not None:
+        return kept
+    with torch.inference_mode():
+        features: Tensor = encoder(image)
+    if not features.isfinite().all():
+        raise WeightsError(
+            f'{source}: with these weights {_share_not_finite(features)} of the features of a '
+            'known image are NaN or infinite, and so would be the depth; the weights are damaged. '
+            'Fetch, export or convert them again.')
+    return features
+
+
+class KnownFeatures:
+    """What the reference makes of the known image, on disk: to ask it again is half of a start.
+
+    Attributes:
+        given: whether the last `read` gave them; the one after that does not.
+
+    """
+
+    def __init__(
+        self, folder: Path, weights_digest: str, features: str, channels: int, log: Log,
+    ) -> None:
+        """Use a folder for weights, by their SHA-256, and one kind of features."""
+        self._folder, self._channels, self._log = folder, channels, log
+        # With its version and build of torch, and the instructions that this uses here.
+        self._key = [KNOWN_FORMAT, weights_digest, features, torch.__version__,
+                     torch.__config__.show()]
+        self.given = False
+
+    def path(self, image: Tensor) -> Path:
+        """File for an image: its name is a hash of all that changes the features."""
+        pixels = hashlib.sha256(image.contiguous().numpy().data).hexdigest()
+        key = json.dumps([*self._key, *image.shape, pixels])
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._folder / f'{name}{KNOWN_SUFFIX}'
+
+    def read(self, image: Tensor, stride: int) -> Tensor | None:
+        """(1, C, H / stride, W / stride) for an image (1, 3, H, W).
+
+        None where they are not kept, were just given or, with a warning, cannot be used.
+        """
+        if self.given:
+            self.given = False
+            return None
+        path, (height, width) = self.path(image), image.shape[2:]
+        try:
+            numbers = np.frombuffer(files.read_sealed(path, _LARGEST_KNOWN), '<f4')
+            features = torch.from_numpy(numbers.astype(np.float32)).view(
+                1, self._channels, height // stride, width // stride)
+            if not features.isfinite().all():
+                raise ValueError('it holds numbers that are not finite')
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RuntimeError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or reason(error)
+            self._log(f'WARNING: what is kept of a known image, {path}, cannot be used ({why}); '
+                      'it is computed again.')
+            return None
+        self.given = True
+        return features
+
+    def write(self, image: Tensor, features: Tensor) -> None:
+        """Keep features; where that is not possible, say so."""
+        try:
+            files.write_sealed(self.path(image), features.numpy().astype('<f4').tobytes())
+        except OSError as error:
+            self._log(f'WARNING: cannot keep what is known of an image in {self._folder} '
+                      f'({error.strerror}); it is computed again at every start. Set cache_dir or '
+                      '$DEPTHCLIP_CACHE to a folder that can be written.')
 
 
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:

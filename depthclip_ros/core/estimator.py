@@ -318,9 +318,7 @@ class DepthEstimator:
         with current(self.device):
             if dtype != torch.int8 or not self._install_quantized(config, state_dict):
                 dtype = torch.float32 if dtype == torch.int8 else dtype
-                self.engine = engines.install(
-                    self._encoder, config.engine, dtype, self.device,
-                    self._size, log, self.weights.source, 1 + config.flip_average)
+                self.engine = self._install(config, state_dict, config.engine, dtype)
                 self.precision = str(dtype).removeprefix('torch.')
             mean, deviation = (np.array(values) for values in (
                 state_dict.normalization if isinstance(state_dict, OpenClipWeights)
@@ -523,6 +521,27 @@ class DepthEstimator:
             self._folder / 'int8', self.weights.digest, self._size,
             (config or self.config).normalization, self._log)
 
+    def _install(
+        self, config: DepthConfig, state_dict: Mapping[str, Tensor], engine: str,
+        dtype: torch.dtype, quantized: bytes = b'',
+    ) -> str:
+        """Install an engine; where what is kept of the reference differs, that itself decides."""
+        known = engines.KnownFeatures(
+            self._folder / 'reference', self.weights.digest, config.features, self._channels[0],
+            self._log)
+
+        def install() -> str:
+            return engines.install(
+                self._encoder, engine, dtype, self.device, self._size, self._log,
+                self.weights.source, 1 + config.flip_average, quantized, known)
+        try:
+            return install()
+        except EngineError:
+            if not known.given:
+                raise
+        self._encoder = build_image_encoder(state_dict, config.features)
+        return install()
+
     def _install_quantized(self, config: DepthConfig, state_dict: Mapping[str, Tensor]) -> bool:
         """Install the network in 8 bits from the cache; give whether it is there, and right."""
         cache = self.quantized_cache(config)
@@ -530,9 +549,8 @@ class DepthEstimator:
         if model is None:
             return False
         try:
-            self.engine = engines.install(
-                self._encoder, 'onnxruntime', torch.int8, self.device, self._size, self._log,
-                self.weights.source, 1 + config.flip_average, model)
+            self.engine = self._install(
+                config, state_dict, 'onnxruntime', torch.int8, model)
         except EngineError as error:
             self._log(f'WARNING: {cache.path}: {error} It is made anew.')
             self._encoder = build_image_encoder(state_dict, config.features)

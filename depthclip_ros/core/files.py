@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import BinaryIO
+
+_DIGEST_BYTES = 32
 
 
 @contextmanager
@@ -62,6 +65,43 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError:
         os.close(handle)
         raise
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write a file of a cache: the SHA-256 of its name and content, then the content.
+
+    The name says what the content was made of, so that neither counts without the other.
+
+    Raises:
+        OSError: it cannot be written.
+
+    """
+    with atomic(path) as file:
+        file.write(_seal(path, content) + content)
+
+
+def read_sealed(path: Path, largest: int) -> bytes:
+    """Content of a file that `write_sealed` wrote.
+
+    Args:
+        path: the file.
+        largest: bytes that the content can have; no more are read.
+
+    Raises:
+        OSError: it is not there, no regular file, or may not be read.
+        ValueError: it is not as it was written, or larger.
+
+    """
+    with open_regular(path) as file:
+        sealed = file.read(_DIGEST_BYTES + largest + 1)
+    content = sealed[_DIGEST_BYTES:]
+    if len(content) > largest or sealed[:_DIGEST_BYTES] != _seal(path, content):
+        raise ValueError('it is damaged')
+    return content
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + content).digest()
 
 
 def user_path(text: str | Path) -> Path:

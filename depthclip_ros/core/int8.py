@@ -40,7 +40,6 @@ _CORRECTED = 8
 _LEVELS = 255
 _OPSET, _IR = 17, 8  # of ONNX, which every ONNX Runtime since 1.14 reads
 _CALIBRATION = 'calibrated on'
-_DIGEST_BYTES = 32
 _LARGEST = 1 << 30  # bytes of a file; RN50's has 24 MB, RN50x64's 320 MB
 
 Range = tuple[float, float]
@@ -372,7 +371,7 @@ def label(pictures: Sequence[NDArray[np.uint8]] | None) -> str:
 class QuantizedCache:
     """Quantised networks on disk, one for each combination of weights, size and libraries.
 
-    A file holds the SHA-256 of its name and of the model, then this, an ONNX model.
+    A sealed file holds an ONNX model.
     """
 
     def __init__(
@@ -391,29 +390,20 @@ class QuantizedCache:
     def read(self) -> bytes | None:
         """The model; None when it is absent or, with a warning, damaged."""
         try:
-            with files.open_regular(self.path) as file:
-                content = file.read(_LARGEST)
+            return files.read_sealed(self.path, _LARGEST)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            self._log(f'WARNING: the quantised network {self.path} cannot be read '
-                      f'({error.strerror}); it is made anew.')
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._log(f'WARNING: the quantised network {self.path} cannot be used ({reason}); it '
+                      'is made anew.')
             return None
-        digest, model = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if digest != self._digest(model):
-            self._log(f'WARNING: the quantised network {self.path} is damaged; it is made anew.')
-            return None
-        return model
 
     def write(self, model: bytes) -> None:
         """Keep a model; where that is not possible, say so."""
         try:
-            with files.atomic(self.path) as file:
-                file.write(self._digest(model) + model)
+            files.write_sealed(self.path, model)
         except OSError as error:
             self._log(f'WARNING: cannot keep the quantised network in {self.path.parent} '
                       f'({error.strerror}); it is made anew at every start. Set cache_dir or '
                       '$DEPTHCLIP_CACHE to a folder that can be written.')
-
-    def _digest(self, model: bytes) -> bytes:
-        return hashlib.sha256(self.path.name.encode() + model).digest()

@@ -28,7 +28,6 @@ from .weights import Log, OpenClipWeights, TextEncoder
 
 CACHE_FORMAT = 2
 SUFFIX = '.features'
-_DIGEST_BYTES = 32
 _TOLERANCE = 1e-3  # of the length of a unit vector in float32
 
 
@@ -123,8 +122,8 @@ def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
 class TextFeatureCache:
     """Text features on disk: one file per combination of words, weights and tokenizer.
 
-    A file holds the SHA-256 of its name and of the features, then these: K x C float32 numbers,
-    least significant byte first. So its length is known before it is read.
+    A sealed file holds them as K x C float32 numbers, least significant byte first. So its length
+    is known before it is read.
     """
 
     def __init__(self, folder: Path, log: Log) -> None:
@@ -172,10 +171,8 @@ class TextFeatureCache:
     def _read(self, path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
         """Read and check a file; None when it is absent or, with a warning, cannot be used."""
         try:
-            with files.open_regular(path) as file:
-                content = file.read(_DIGEST_BYTES + 4 * shape[0] * shape[1] + 1)
-            digest, numbers = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-            if len(numbers) != 4 * shape[0] * shape[1] or digest != _digest(path, numbers):
+            numbers = files.read_sealed(path, 4 * shape[0] * shape[1])
+            if len(numbers) != 4 * shape[0] * shape[1]:
                 raise ValueError('it is damaged')
             features = np.frombuffer(numbers, '<f4').reshape(shape).astype(np.float32)
             fault = _fault(features, shape)
@@ -191,19 +188,12 @@ class TextFeatureCache:
         return features
 
     def _write(self, path: Path, features: NDArray[np.float32]) -> None:
-        numbers = features.astype('<f4').tobytes()
         try:
-            with files.atomic(path) as file:
-                file.write(_digest(path, numbers) + numbers)
+            files.write_sealed(path, features.astype('<f4').tobytes())
         except OSError as error:
             self._log(f'WARNING: cannot keep the text features in {self.folder} '
                       f'({error.strerror}); they are encoded again at every start. Set cache_dir '
                       'or $DEPTHCLIP_CACHE to a folder that can be written.')
-
-
-def _digest(path: Path, numbers: bytes) -> bytes:
-    """SHA-256 of features and of the words they stand for, which are in the file's name."""
-    return hashlib.sha256(path.name.encode() + numbers).digest()
 
 
 def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:
