@@ -21,6 +21,7 @@ pytest.importorskip('mcap', reason='mcap is not installed')
 import bags
 import clip_standin
 from bags import DEPTH, FRAMES, IMAGE, INFO
+from calibrations import about, random_arrays
 from mcap.reader import make_reader
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
 from rosbags.typesys import Stores, get_typestore
@@ -29,6 +30,7 @@ from depthclip_ros.bags import BagError, Options, conversion, convert, join, win
 from depthclip_ros.bags.source import Source
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.node import image_io
 from depthclip_ros.node.config import NodeConfig
@@ -526,25 +528,47 @@ def test_the_command_converts_and_says_what_came_of_it(source, tmp_path, capsys)
 @pytest.mark.slow
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_path):
-    pytest.importorskip('rclpy', reason='rclpy is not installed')
-    import ros_harness as ros
-    from rclpy.serialization import serialize_message
     shared = ROOT.parent / 'shared' / 'bags'
     paths = [source, shared / 'rgbd_raw'] if transport == 'raw' else [shared / 'rgb_compressed']
     paths = [path for path in paths if path.is_dir()]
     if not paths:
         pytest.skip('the reference material (../shared) is not on this machine')
+    compare_with_a_node(
+        [(path, Options(node=NODE, every=7 if transport == 'compressed' else 1))
+         for path in paths], demo, tmp_path, f'image_transport:={transport}')
+
+
+@pytest.mark.slow
+def test_calibrated_and_anchored_depth_in_the_bag_is_that_on_the_topic(source, demo, tmp_path):
+    calibration = Calibration.make(about(demo), random_arrays(demo)).save(tmp_path, 'room')
+    calibrated = DepthEstimator(
+        demo.config.replace(calibration=str(calibration)), weights='demo', device='cpu',
+        num_threads=1)
+    node = NODE.replace(anchor='ground', camera_height=1.0)
+    output = compare_with_a_node(
+        [(source, Options(node=node))], calibrated, tmp_path, f'calibration:={calibration}',
+        f'anchor:={node.anchor}', f'camera_height:={node.camera_height}')
+    for name, estimator, other in (('held', calibrated, NODE), ('plain', demo, node)):
+        convert(source, tmp_path / name, estimator, Options(node=other))
+        assert bags.messages(tmp_path / name)['/points'] != bags.messages(output)['/points'], name
+
+
+def compare_with_a_node(conversions, estimator, folder, *parameters):
+    """Convert bags as said, and have a node answer the same images; gives the last output."""
+    pytest.importorskip('rclpy', reason='rclpy is not installed')
+    import ros_harness as ros
+    from rclpy.serialization import serialize_message
     kinds = {'depth/image': ros.Image, 'depth/camera_info': ros.CameraInfo,
              'points': ros.PointCloud2}
+    given = [word for parameter in ('weights:=demo', 'device:=cpu', 'num_threads:=1', *parameters)
+             for word in ('-p', parameter)]
     with ros.own_domain() as domain, ros.running(
-            ['--ros-args', '-p', 'weights:=demo', '-p', 'device:=cpu', '-p', 'num_threads:=1',
-             '-p', f'image_transport:={transport}'],
-            domain=domain, cache=tmp_path) as node, ros.Peer(domain, kinds, node) as peer:
+            ['--ros-args', *given], domain=domain, cache=folder) as node, \
+            ros.Peer(domain, kinds, node) as peer:
         peer.ready(*kinds)
-        for path in paths:
-            output = tmp_path / f'{path.name}-out'
-            report = convert(path, output, demo, Options(
-                node=NODE, every=7 if transport == 'compressed' else 1))
+        for path, options in conversions:
+            output = folder / f'{path.name}-out'
+            report = convert(path, output, estimator, options)
             assert report.answered > 8
             live, after = replayed(peer, path, report, kinds), bags.messages(output)
             for relative, topic in report.cameras[0].outputs.items():
@@ -554,6 +578,7 @@ def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_pat
                     # The middleware leaves what fills gaps between fields to chance.
                     other = STORE.deserialize_cdr(serialize_message(message), kind)
                     assert data == bytes(STORE.serialize_cdr(other, kind))
+    return output
 
 
 def replayed(peer, path, report, kinds):
