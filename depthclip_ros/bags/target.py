@@ -67,15 +67,33 @@ class _Storage(Protocol):
     def write(self, number: int, time: int, data: bytes, published: int, sequence: int) -> None:
         """Add a message of the topic with that number."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self) -> str:
+        """Write what is left, to the disk; gives the SHA-256 of all of it."""
+
+
+class _HashedFile:
+    """A file that is written from its beginning to its end: what was hashed is not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._digest = path.open('wb'), hashlib.sha256()
+        self.tell, self.flush = self._file.tell, self._file.flush
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def close(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
 
 
 class _Mcap:
     """Chunks of a fixed size, so that the same messages always give the same bytes."""
 
     def __init__(self, path: Path, topics: Sequence[Topic], compression: str) -> None:
-        self._file = path.open('wb')
+        self._file = _HashedFile(path)
         self._writer = McapWriter(
             self._file, chunk_size=_CHUNK_BYTES, index_types=IndexType.ALL,
             compression=_CHUNKS.get(compression, CompressionType.NONE))
@@ -93,11 +111,9 @@ class _Mcap:
     def write(self, number: int, time: int, data: bytes, published: int, sequence: int) -> None:
         self._writer.add_message(self._channels[number], time, data, published, sequence)
 
-    def close(self) -> None:
+    def close(self) -> str:
         self._writer.finish()  # type: ignore[no-untyped-call]
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        return self._file.close()
 
 
 class _Sqlite:
@@ -133,11 +149,12 @@ class _Sqlite:
             'INSERT INTO messages(topic_id, timestamp, data) VALUES (?, ?, ?)',
             (number + 1, time, data))
 
-    def close(self) -> None:
+    def close(self) -> str:
         self._connection.execute('COMMIT')
         self._connection.close()
         with self._path.open('rb') as file:
             os.fsync(file.fileno())
+            return sha256_of(file)
 
 
 class PartWriter:
@@ -174,19 +191,16 @@ class PartWriter:
 
     def close(self) -> Part:
         """Complete the file."""
-        self._storage.close()
-        path = self._path
+        digest, path = self._storage.close(), self._path
         if self._compression == BY_FILE:
             path = path.with_name(f'{path.name}.zstd')
             compressed = path.with_name(f'{path.name}.unfinished')
-            with self._unfinished.open('rb') as source, compressed.open('wb') as target:
+            target = _HashedFile(compressed)
+            with self._unfinished.open('rb') as source:
                 zstandard.ZstdCompressor().copy_stream(source, target)
-                target.flush()
-                os.fsync(target.fileno())
+            digest = target.close()
             self._unfinished.unlink()
             self._unfinished = compressed
-        with self._unfinished.open('rb') as file:
-            digest = sha256_of(file)
         self._unfinished.replace(path)
         return Part(path.name, digest, self._begin, self._end, self._counts)
 
