@@ -204,16 +204,8 @@ class Evaluation:
         self._folder = self._folder.resolve()
 
     def _training_mean(self) -> TrainingMean | None:
-        """Computed once, and kept in the folder for resuming."""
-        if not self._options.mean_map:
-            return None
-        stored = TrainingMean.read(self._folder)
-        training = self._dataset.training() if stored is None else None
-        if training is None:
-            return stored
-        computed = TrainingMean.compute(training, self._protocol)
-        computed.write(self._folder)
-        return computed
+        training = self._dataset.training() if self._options.mean_map else None
+        return None if training is None else TrainingMean.compute(training, self._protocol)
 
     def _contenders(self, training: TrainingMean | None) -> list[Contender]:
         config, node = self._estimator.config, self._options.node
@@ -275,10 +267,10 @@ class Evaluation:
             _say(f'{len(done)} images are done, {remaining} remain')
             self._check_contents(records)
         with progress(remaining, 'evaluation') as bar:
-            for batch in load(self._dataset, self._protocol, chosen, batches,
-                              self._options.workers):
-                records.write(scorer.score(batch))
-                bar.update(len(batch.positions))
+            for scored_batch in scorer.score(load(
+                    self._dataset, self._protocol, chosen, batches, self._options.workers)):
+                records.write(scored_batch)
+                bar.update(len(scored_batch))
         return remaining
 
     def _check_contents(self, records: Records) -> None:

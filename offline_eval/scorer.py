@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,7 +67,7 @@ class Scorer:
     """Scores batches.
 
     Attributes:
-        network_seconds: time spent in the image encoder so far.
+        network_seconds: time spent in the image encoder so far; of threads, their mean.
 
     """
 
@@ -99,19 +100,35 @@ class Scorer:
             # rounding does not depend on how many there are.
             torch.set_num_threads(1)
             self._pool = ThreadPoolExecutor(self._threads)
+        self._at_once = self._threads if self._pool else 1
+        self._lock = Lock()
         self.network_seconds = 0.0
 
-    def score(self, batch: Batch) -> NDArray[Any]:
-        """Complete the records of a batch: the same digits whatever ran before.
+    def score(self, batches: Iterable[Batch]) -> Iterator[NDArray[Any]]:
+        """Complete the records of batches, in order: the same digits whatever ran before.
+
+        While a batch is scored the next one is in the network, so that no thread waits for the
+        last image of a batch.
 
         Raises:
             PredictionError: a depth cannot be scored.
-            EvaluationError: a calibration was fitted to an image of the batch.
+            EvaluationError: a calibration was fitted to an image of a batch.
 
         """
-        for calibrated in self._calibrated.values():
-            calibrated.check_unseen(batch.positions, batch.images)
-        patches = self._all_patches(self._maps(batch), batch)
+        before: tuple[Batch, Callable[[], list[Maps]]] | None = None
+        for batch in batches:
+            for calibrated in self._calibrated.values():
+                calibrated.check_unseen(batch.positions, batch.images)
+            started = batch, self._begin(partial(self._maps, batch), len(batch.rgb))
+            if before is not None:
+                yield self._finish(*before)
+            before = started
+        if before is not None:
+            yield self._finish(*before)
+
+    def _finish(self, batch: Batch, maps: Callable[[], list[Maps]]) -> NDArray[Any]:
+        """Complete the records of a batch that went into the network."""
+        patches = self._all_patches(_joined(maps()), batch)
         for place, depth in patches.items():
             self._check(depth, self._contenders[place], batch)
         rows = _scored_rows(batch.truth)
@@ -135,7 +152,7 @@ class Scorer:
                 for place, other in self._same.items():
                     batch.records['sums'][i, place] = batch.records['sums'][i, other]
 
-        self._each(score_images, len(truth))
+        self._begin(score_images, len(truth))()
         return batch.records
 
     def close(self) -> None:
@@ -144,18 +161,26 @@ class Scorer:
             self._pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self._threads)
 
-    def _each(self, work: Callable[[slice], _Result], count: int) -> list[_Result]:
-        """Do something with every image: one by one in the threads, or at once on a GPU."""
+    def _begin(
+        self, work: Callable[[slice], _Result], count: int,
+    ) -> Callable[[], list[_Result]]:
+        """Do something with every image: one by one in the threads, or at once on a GPU.
+
+        Returns:
+            What waits for the results, and gives them.
+
+        """
         if self._pool is None:
-            return [work(slice(None))]
-        return list(self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
+            done = [work(slice(None))]
+            return lambda: done
+        return partial(list, self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
 
     def _all_patches(self, maps: Maps, batch: Batch) -> dict[int, Tensor]:
         """Depth of all but the constants, by their places: patches, or whole maps."""
         features, focal = maps.features, self._focal_lengths(batch)
         count = features.shape[1]
-        parts = self._each(lambda part: self._read_outs(
-            Maps(*(values[:, part] for values in maps)), focal[part]), count)
+        parts = self._begin(lambda part: self._read_outs(
+            Maps(*(values[:, part] for values in maps)), focal[part]), count)()
         found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
         for place, contender in enumerate(self._contenders):
             if contender.focal:
@@ -199,17 +224,16 @@ class Scorer:
             return depth
         return upsample(depth, self._protocol.size, self._estimator.config.upsampling)
 
-    def _maps(self, batch: Batch) -> Maps:
+    def _maps(self, batch: Batch, part: slice) -> Maps:
+        """What the network makes of some images of a batch."""
         start = time.perf_counter()
-        parts = self._each(
-            lambda part: self._estimator.maps(list(batch.rgb[part])), len(batch.rgb))
-        features = torch.cat([part.features for part in parts], dim=1)
+        maps = self._estimator.maps(list(batch.rgb[part]))
+        if maps.features.is_cuda:
+            torch.cuda.synchronize(maps.features.device)
+        with self._lock:
+            self.network_seconds += (time.perf_counter() - start) / self._at_once
         # Only a calibration looks at what the features are made of.
-        trunk = torch.cat([part.trunk for part in parts], dim=1) if self._calibrated else features
-        if features.is_cuda:
-            torch.cuda.synchronize(features.device)
-        self.network_seconds += time.perf_counter() - start
-        return Maps(features, trunk)
+        return maps if self._calibrated else Maps(maps.features, maps.features)
 
     def _random_patches(self, features: Tensor, batch: Batch) -> Tensor:
         """Depth drawn per patch and pass, by a generator of the image's own."""
@@ -231,6 +255,11 @@ class Scorer:
                 f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
                 f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
                 'out of the score in silence.')
+
+
+def _joined(parts: Sequence[Maps]) -> Maps:
+    """Maps of some images each -> of all of them."""
+    return Maps(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
 
 def partners(count: int, shift: int) -> list[int]:
