@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,7 @@ from .contenders import (
 from .datasets import Dataset
 from .progress import progress
 from .protocol import Protocol
-from .results import atomic
 
-FILE = 'training_mean.npz'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
 PARTNERS = 3  # other images whose depth is scored on each; scorer.partners has them
 RANDOM_WORDS = 'random words'
@@ -182,16 +179,3 @@ class TrainingMean:
         mean = float(total.sum() / max(count.sum(), 1))
         mean_map = np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32)
         return cls(mean, mean_map, len(training))
-
-    def write(self, folder: Path) -> None:
-        """Write to a results folder."""
-        with atomic(folder / FILE) as file:
-            np.savez_compressed(file, mean=self.mean, mean_map=self.mean_map, images=self.images)
-
-    @classmethod
-    def read(cls, folder: Path) -> TrainingMean | None:
-        """Read from a results folder; None where there is none."""
-        if not (folder / FILE).is_file():
-            return None
-        with np.load(folder / FILE, allow_pickle=False) as stored:
-            return cls(float(stored['mean']), stored['mean_map'], int(stored['images']))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .results import METRICS
+from .results import HIGHER_IS_BETTER, METRICS
 
 # The sums of one image, in this order. Let y be the truth and p the prediction.
 SUMS = ('pixels', 'd1', 'd2', 'd3',  # numbers of pixels
@@ -136,7 +136,8 @@ class SortedTruth:
         self.depth = np.sort(depth)
         y = self.depth.astype(np.float64)
         log = np.log(y)
-        self._squares, self._square_logs = np.dot(y, y), np.dot(log, log)
+        # Not np.dot: its threads would go on turning for 25 ms beside the network.
+        self._squares, self._square_logs = np.square(y).sum(), np.square(log).sum()
         self._sums = {name: _sums_up_to(values)
                       for name, values in (('inverse', 1 / y), ('y', y), ('log', log))}
 
@@ -336,3 +337,14 @@ def resampled(sums: Sums, counts: NDArray[np.float64], how: str) -> Sums:
     totals = np.tensordot(counts, values, 1)
     return totals / counts.sum(1).reshape(-1, *[1] * (totals.ndim - 1)) if how == 'image' \
         else metrics_of(totals)
+
+
+def best_of(curve: Sums) -> list[int]:
+    """For every metric, the row of (C, 10) in which it is best."""
+    return [int(curve[:, i].argmax() if m in HIGHER_IS_BETTER else curve[:, i].argmin())
+            for i, m in enumerate(METRICS)]
+
+
+def named(values: Sums) -> dict[str, float]:
+    """(10,) by the metrics' names."""
+    return dict(zip(METRICS, (float(v) for v in values), strict=True))

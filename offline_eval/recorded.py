@@ -21,7 +21,17 @@ import torch
 from numpy.typing import NDArray
 
 from .bootstrap import LEAST_GROUPS, draw, interval
-from .metrics import MIN_DEPTH, SUMS, SortedRatio, SortedTruth, Sums, Truth, metrics_of
+from .metrics import (
+    MIN_DEPTH,
+    SUMS,
+    SortedRatio,
+    SortedTruth,
+    Sums,
+    Truth,
+    best_of,
+    metrics_of,
+    named,
+)
 from .results import HIGHER_IS_BETTER, METRICS, Interval
 
 #: Metres; what is measured beyond is no measurement.
@@ -171,8 +181,8 @@ def compare(several: Sequence[Scores]) -> Comparison:
     total = metrics_of(by_distance.sum(axis=1)).mean(axis=0)
     curves = {name: np.sum([getattr(s, name) for s in several], axis=0) / images
               for name in ('constants', 'scales')}
-    best = {name: _best(curve) for name, curve in curves.items()}
-    lines = [Line(METHOD, _named(total)),
+    best = {name: best_of(curve) for name, curve in curves.items()}
+    lines = [Line(METHOD, named(total)),
              _oracle(SCALED, curves['scales'], best['scales'], SCALES),
              _oracle(CONSTANT, curves['constants'], best['constants'], CONSTANTS)]
     found = _intervals([s for s in several if s.sums])
@@ -184,17 +194,8 @@ def compare(several: Sequence[Scores]) -> Comparison:
         dict(sorted(left_out.items())))
 
 
-def _best(curve: Sums) -> list[int]:
-    return [int(curve[:, i].argmax() if m in HIGHER_IS_BETTER else curve[:, i].argmin())
-            for i, m in enumerate(METRICS)]
-
-
 def _oracle(name: str, curve: Sums, best: list[int], values: NDArray[np.float64]) -> Line:
-    return Line(name, _named(curve[best, range(len(METRICS))]), _named(values[best]))
-
-
-def _named(values: Sums) -> dict[str, float]:
-    return dict(zip(METRICS, (float(v) for v in values), strict=True))
+    return Line(name, named(curve[best, range(len(METRICS))]), named(values[best]))
 
 
 def _distances(sums: Sums) -> list[Distance]:
@@ -203,7 +204,7 @@ def _distances(sums: Sums) -> list[Distance]:
     return [
         Distance(low, high, float(of_one[0] / pixels),
                  math.exp(of_one[SUMS.index('signed_log')] / of_one[0]),
-                 _named(metrics_of(of_one)))
+                 named(metrics_of(of_one)))
         for low, high, of_one in zip(EDGES, EDGES[1:], sums, strict=False) if of_one[0]]
 
 

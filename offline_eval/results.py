@@ -343,11 +343,6 @@ class Sample:
             about = msgspec.json.decode(str(stored['about']))
         return cls(**arrays, **about)
 
-    @classmethod
-    def read_all(cls, folder: Path) -> list[Sample]:
-        """All samples of a results folder, in order of index."""
-        return [cls.read(path) for path in sorted((folder / SAMPLES).glob('*.npz'))]
-
 
 @dataclass(frozen=True)
 class Histograms:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .bootstrap import LEAST_GROUPS, draw, groups_of, interval
 from .contenders import Contender
 from .datasets import Entry
-from .metrics import Sums, average, metrics_of, resampled
+from .metrics import Sums, average, best_of, metrics_of, named, resampled
 from .names import SYMBOLS, number
 from .names import unit as unit_of
 from .paper import METHOD, TABLE_2_SCENES
@@ -39,6 +39,7 @@ _SIGNS = np.array([1.0 if m in HIGHER_IS_BETTER else -1.0 for m in METRICS])
 _SAID = ('d1', 'rmse')
 # A constant's is the same whatever the constant is: none is the best.
 _OF_NO_SCALE = frozenset({'silog'})
+_EACH = range(len(METRICS))
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,18 @@ def _row(measured: Measured, contender: Contender, scene: str) -> Row:
     values = np.mean([average(s, measured.how) for s in sums], axis=0)
     samples = np.mean([resampled(s, measured.counts, measured.how) for s in sums], axis=0)
     found = _intervals(samples, measured.groups) or None
-    return Row(contender.name, contender.group, scene, _named(values), len(measured.records),
+    return Row(contender.name, contender.group, scene, named(values), len(measured.records),
                found, contender.note)
 
 
 def _best_constant_row(measured: Measured, scene: str) -> Row:
     curve = average(measured.records['curve'], measured.how)
-    best = _best(curve)
-    metres = constants(measured.max_depth)
-    chosen = ', '.join(f'{SYMBOLS[m]} {metres[best[m]]:.2f} m' for m in PAPER_METRICS)
+    best = best_of(curve)
+    metres = constants(measured.max_depth)[best]
+    chosen = ', '.join(f'{SYMBOLS[m]} {chosen:.2f} m'
+                       for m, chosen in zip(PAPER_METRICS, metres, strict=False))
     note = f'oracle: for every metric the constant that is best on this ground truth ({chosen})'
-    return Row(BEST_CONSTANT, 'baseline', scene, _at_best(curve, best), len(measured.records),
+    return Row(BEST_CONSTANT, 'baseline', scene, named(curve[best, _EACH]), len(measured.records),
                None, note)
 
 
@@ -132,12 +134,12 @@ def verdict(measured: Measured) -> Verdict:
     value = average(sums, measured.how)
     samples = resampled(sums, counts, measured.how)
     curve = average(measured.records['curve'], measured.how)
-    best = _best(curve)
-    constant = np.array([curve[best[m], i] for i, m in enumerate(METRICS)])
+    best = best_of(curve)
     oracle = np.stack([
         _SIGNS[i] * (_SIGNS[i] * _curve_samples(measured, counts, i)).max(axis=1)
         for i in range(len(METRICS))], axis=1)
-    comparisons = [_comparison(BEST_CONSTANT, value - constant, samples - oracle, groups)]
+    comparisons = [_comparison(
+        BEST_CONSTANT, value - curve[best, _EACH], samples - oracle, groups)]
     for name in dict.fromkeys(
             c.name for c in measured.contenders
             if c.group in ('baseline', 'foreign') and c.is_test):
@@ -146,16 +148,16 @@ def verdict(measured: Measured) -> Verdict:
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),
             samples - np.mean([resampled(s, counts, measured.how) for s in others], axis=0),
             groups))
-    metres = {m: float(constants(measured.max_depth)[b]) for m, b in best.items()
+    metres = {m: chosen for m, chosen in named(constants(measured.max_depth)[best]).items()
               if m not in _OF_NO_SCALE}
-    named = any(measured.entries[p].sequence for p in measured.records['position'])
-    units, unit = int(groups.max()) + 1, 'scenes' if named else 'images'
+    are_named = any(measured.entries[p].sequence for p in measured.records['position'])
+    units, unit = int(groups.max()) + 1, 'scenes' if are_named else 'images'
     text = _text(comparisons, metres, len(measured.records), units, unit)
     return Verdict(text, metres, comparisons, units, unit)
 
 
 def _comparison(name: str, gain: Sums, samples: Sums, groups: NDArray[np.intp]) -> Comparison:
-    return Comparison(name, _named(_SIGNS * gain), _intervals(_SIGNS * samples, groups))
+    return Comparison(name, named(_SIGNS * gain), _intervals(_SIGNS * samples, groups))
 
 
 def _curve_samples(measured: Measured, counts: NDArray[np.float64], metric: int) -> Sums:
@@ -233,7 +235,7 @@ def per_image_csv(measured: Measured) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     curve = average(measured.records['curve'], measured.how)
-    best = _best(curve)
+    best = best_of(curve)
     writer.writerow(['index', 'name', 'scene', 'pixels', 'median_depth_m', *METRICS,
                      *(f'best_constant_{m}' for m in METRICS)])
     method = metrics_of(measured.sums(METHOD)[0])
@@ -243,22 +245,8 @@ def per_image_csv(measured: Measured) -> str:
         writer.writerow([
             entry.index, entry.name, entry.scene, record['pixels'], f'{record["median"]:.4f}',
             *(f'{v:.6f}' for v in metrics),
-            *(f'{constant[best[m], i]:.6f}' for i, m in enumerate(METRICS))])
+            *(f'{v:.6f}' for v in constant[best, _EACH])])
     return text.getvalue()
-
-
-def _best(curve: Sums) -> dict[str, int]:
-    """For every metric, which constant is best; `curve` is (constants, 10)."""
-    return {m: int(curve[:, i].argmax() if m in HIGHER_IS_BETTER else curve[:, i].argmin())
-            for i, m in enumerate(METRICS)}
-
-
-def _at_best(curve: Sums, best: dict[str, int]) -> dict[str, float]:
-    return {m: float(curve[best[m], i]) for i, m in enumerate(METRICS)}
-
-
-def _named(values: Sums) -> dict[str, float]:
-    return dict(zip(METRICS, (float(v) for v in values), strict=True))
 
 
 def _intervals(samples: Sums, groups: NDArray[np.intp]) -> dict[str, Interval]:

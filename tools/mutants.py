@@ -238,10 +238,10 @@ EVALUATION = (
     # Verdict
     Mutant(f'{EVAL}/summarize.py', '_curve_samples(measured, counts, i)).max(axis=1)',
            '_curve_samples(measured, counts, i)).mean(axis=1)', STATISTICS),
-    Mutant(f'{EVAL}/summarize.py', 'curve[:, i].argmax() if m in HIGHER_IS_BETTER else',
+    Mutant(f'{EVAL}/metrics.py', 'curve[:, i].argmax() if m in HIGHER_IS_BETTER else',
            'curve[:, i].argmax() if m not in HIGHER_IS_BETTER else', STATISTICS),
-    Mutant(f'{EVAL}/summarize.py', 'return Comparison(name, _named(_SIGNS * gain)',
-           'return Comparison(name, _named(gain)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'return Comparison(name, named(_SIGNS * gain)',
+           'return Comparison(name, named(gain)', STATISTICS),
     Mutant(f'{EVAL}/summarize.py',
            'values = np.mean([average(s, measured.how) for s in sums], axis=0)',
            'values = average(sums[0], measured.how)', STATISTICS),
