@@ -59,6 +59,7 @@ def test_shuffled_words_are_in_another_order_however_few():
     config = DepthConfig()
     shuffled = [c.tokens for c in named('shuffled words', config)]
     assert len(set(shuffled)) == 5
+    assert all(sorted(tokens) == sorted(config.tokens) for tokens in shuffled)
     assert config.tokens not in shuffled
 
 
