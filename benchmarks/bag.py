@@ -36,6 +36,7 @@ from depthclip_ros.core.geometry import CameraModel  # noqa: E402
 from depthclip_ros.node import image_io  # noqa: E402
 from depthclip_ros.node.messages import CAMERA_INFO, IMAGE  # noqa: E402
 from depthclip_ros.node.outputs import OUTPUTS  # noqa: E402
+from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 from depthclip_ros.resources import large_images_profile  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera  # noqa: E402
 from depthclip_ros.sim.bag import write_bag  # noqa: E402
@@ -64,6 +65,7 @@ def main() -> None:
     result = {**machine.describe(), 'weights': options.weights, 'images': options.frames,
               'size': [camera.width, camera.height]}
     os.environ.update(large_images_profile(os.environ))
+    keep_freed_memory()  # as `depthclip bag` does
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_bag(folder / 'bag', Scene.generate('office', 1), camera, frames=options.frames,

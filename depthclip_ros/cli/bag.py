@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..bags import Options, Progress, Report, convert
 from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
+from ..node.process import keep_freed_memory
 from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def convert_bag(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, bag or output cannot be used.
 
     """
+    keep_freed_memory()
     depth, node = settings(options.config, options.weights, options.device)
     wanted = bag_options(options, node)
     with closing(_Bar(options.output)) as bar:
