@@ -11,6 +11,7 @@ import hashlib
 import os
 import sqlite3
 from collections import Counter
+from io import BufferedWriter, FileIO
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 import yaml
@@ -26,6 +27,8 @@ from .source import BY_FILE, BY_MESSAGE, METADATA
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from typing_extensions import Buffer
 
     from .records import Topic
 
@@ -71,21 +74,21 @@ class _Storage(Protocol):
         """Write what is left, to the disk; gives the SHA-256 of all of it."""
 
 
-class _HashedFile:
+class _HashedFile(BufferedWriter):
     """A file that is written from its beginning to its end: what was hashed is not read again."""
 
     def __init__(self, path: Path) -> None:
-        self._file, self._digest = path.open('wb'), hashlib.sha256()
-        self.tell, self.flush = self._file.tell, self._file.flush
+        super().__init__(FileIO(path, 'wb'))
+        self._digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Buffer) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        return super().write(data)
 
-    def close(self) -> str:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def complete(self) -> str:
+        self.flush()
+        os.fsync(self.fileno())
+        self.close()
         return self._digest.hexdigest()
 
 
@@ -113,7 +116,7 @@ class _Mcap:
 
     def close(self) -> str:
         self._writer.finish()  # type: ignore[no-untyped-call]
-        return self._file.close()
+        return self._file.complete()
 
 
 class _Sqlite:
@@ -198,7 +201,7 @@ class PartWriter:
             target = _HashedFile(compressed)
             with self._unfinished.open('rb') as source:
                 zstandard.ZstdCompressor().copy_stream(source, target)
-            digest = target.close()
+            digest = target.complete()
             self._unfinished.unlink()
             self._unfinished = compressed
         self._unfinished.replace(path)
