@@ -597,7 +597,9 @@ def replayed(peer, path, report, kinds):
         if data[4:12] not in stamps:
             continue
         image = deserialize_message(data, kind)
-        answers['depth/image'].append(peer.ask(image, info=info))
-        for relative in ('depth/camera_info', 'points'):
-            answers[relative].append(peer.wait_stamp(relative, image.header.stamp))
+        # An image can overtake the first camera_info; then it is sent again, and counts again.
+        peer.ask(image, 'depth/camera_info', info=info)
+        for relative in kinds:
+            peer.wait_stamp(relative, image.header.stamp)
+            answers[relative].append(peer.find(relative, image.header.stamp)[-1])
     return answers
