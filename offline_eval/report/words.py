@@ -92,11 +92,11 @@ def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
     count = len(words)
     side = min(WIDTH - 1, 1 + 0.3 * count)
     figure = new_figure(side)
-    figure.set_size_inches(min(WIDTH, side + 0.7), side)
+    labels = [_short(word) for word in words]
+    figure.set_size_inches(min(WIDTH, side + 0.4 + 0.07 * max(map(len, labels))), side)
     axes = figure.subplots()
     low = float(cosines.min())
     picture = axes.imshow(cosines, cmap='viridis', vmin=min(low, 0.999), vmax=1)
-    labels = [_short(word) for word in words]
     axes.set_xticks(range(count), labels, rotation=40, ha='right', rotation_mode='anchor')
     axes.set_yticks(range(count), labels)
     axes.spines[:].set_visible(False)
