@@ -9,7 +9,6 @@ import numpy as np
 
 from depthclip_ros.core.calibration import (
     BOUND,
-    RAY_TERMS,
     SPREAD_TERMS,
     TOLD,
     About,
@@ -22,15 +21,13 @@ from depthclip_ros.core.geometry import CameraModel
 def arrays_for(estimator, **changes):
     """A correction that corrects nothing, with a relative standard deviation of 0.1."""
     config = estimator.config
-    channels, width = estimator._channels
     spread = np.zeros(SPREAD_TERMS)
     spread[0] = math.log(0.1)
     camera = CameraModel.pinhole(config.input_width, config.input_height, config.input_width)
     arrays = {
-        'bias': 0.0, 'language': 0.0, 'trunk': np.zeros((2, width)),
-        'features': np.zeros(channels), 'small': np.zeros(2 + len(config.tokens) + RAY_TERMS),
-        'bins': config.bins, 'spread': spread, 'knots': [[0, 1], [0, 0]],
-        'rays': camera.patch_rays(*estimator.grid)[..., :2], **no_kernel(width), **changes}
+        'bias': 0.0, 'bins': config.bins, 'spread': spread, 'knots': [[0, 1], [0, 0]],
+        'rays': camera.patch_rays(*estimator.grid)[..., :2],
+        **no_kernel(estimator._channels[1]), **changes}
     return {name: np.asarray(values, np.float32) for name, values in arrays.items()}
 
 
@@ -53,20 +50,17 @@ def random_arrays(estimator, seed=0):
     """A correction that uses all of its terms."""
     rng = np.random.default_rng(seed)
     arrays = arrays_for(estimator)
-    small = {name: rng.normal(0, 0.1 / max(1, array.size) ** 0.5, array.shape)
-             for name, array in arrays.items()
-             if name in ('bias', 'language', 'trunk', 'features', 'small')}
     spread = rng.normal(0, 0.05, SPREAD_TERMS)
     spread[0] = math.log(0.15)
     directions, landmarks = 5, 7
-    width = arrays['trunk'].shape[1]
+    width = arrays['projection'].shape[1]
     kernel = {
+        'bias': rng.normal(0, 0.1),
         'projection': rng.normal(0, width ** -0.5, (directions, width)),
         'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
         'landmarks': rng.normal(0, 0.3, (landmarks, directions + 2 * (directions // 2) + TOLD)),
         'kernel': rng.normal(0, 0.3, landmarks)}
-    small |= kernel
-    return {**arrays, **{name: values.astype(np.float32) for name, values in small.items()},
+    return {**arrays, **{name: np.float32(values) for name, values in kernel.items()},
             'spread': spread.astype(np.float32),
             'knots': np.float32([[0.2, 0.6, 0.9], [0.1, -0.1, 0.3]]),
             'bins': arrays['bins'] * np.float32(1.1)}

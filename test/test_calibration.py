@@ -25,11 +25,9 @@ from depthclip_ros.core.calibration import (
     NEIGHBOURS,
     SPREADS,
     Calibration,
-    _metadata,
     correct,
     factor,
     no_kernel,
-    ray_terms,
 )
 from depthclip_ros.core.estimator import Adjustment, words
 from depthclip_ros.core.geometry import CameraModel
@@ -174,8 +172,9 @@ def test_files_that_cannot_be_read_are_named(path):
 
 
 @pytest.mark.parametrize('changes', [
-    {'trunk': np.zeros((3, 256))}, {'trunk': np.zeros(4)}, {'features': np.zeros((2, 32))},
-    {'small': np.zeros(5)}, {'bins': np.zeros(3)}, {'bins': -np.ones(7)},
+    {'projection': np.zeros((3, 256))}, {'projection': np.zeros(4)}, {'scales': np.zeros(3)},
+    {'landmarks': np.zeros((2, 5))}, {'kernel': np.zeros((1, 1))}, {'offset': np.zeros(2)},
+    {'bins': np.zeros(3)}, {'bins': -np.ones(7)},
     {'knots': [[1, 0], [0, 0]]}, {'knots': np.zeros((2, 1))}, {'rays': np.zeros((3, 4))},
     {'spread': np.zeros(3)}, {'bias': np.zeros(2)}, {'more': np.zeros(1)},
     {'bias': np.float32(np.inf)},
@@ -201,13 +200,13 @@ def test_what_a_file_says_of_itself_is_checked(estimator, changes):
 def test_every_difference_is_named(estimator, tmp_path):
     calibration = calibrations.calibration_for(
         estimator, {'weights': 'f' * 64, 'weights_name': 'RN50'}, rays=np.zeros((4, 5, 2)),
-        trunk=np.zeros((2, 9)), **no_kernel(9))
+        **no_kernel(9))
     path = str(calibration.save(tmp_path, 'x'))
     other = estimator.config.replace(
         tokens=['near', 'far'], bins=[1.0, 2.0], temperature=0.5, normalization='clip',
         flip_average=True, reference_focal=0.5, upsampling='patch', calibration=path)
     with pytest.raises(CalibrationError) as caught:
-        calibration.check(other, estimator.weights.digest, estimator.grid, *estimator._channels)
+        calibration.check(other, estimator.weights.digest, estimator.grid, estimator._channels[1])
     for name in ('tokens', 'bins', 'temperature', 'normalization', 'flip_average', 'upsampling',
                  'reference_focal', 'weights', 'RN50', 'grid of patches', 'channels of the trunk'):
         assert name in str(caught.value), name
@@ -220,13 +219,13 @@ def test_bins_by_scene_and_a_calibration_exclude_each_other(estimator):
         scenes=['hall', 'closet'], scene_bins=[*CONFIG.bins, *CONFIG.bins])
     assert scenes.has_scenes
     with pytest.raises(CalibrationError, match='scenes is'):
-        calibration.check(scenes, estimator.weights.digest, estimator.grid, *estimator._channels)
+        calibration.check(scenes, estimator.weights.digest, estimator.grid, estimator._channels[1])
 
 
 def test_numbers_as_ros_sends_them_are_no_difference(estimator):
     calibration = calibrations.calibration_for(estimator)
     config = estimator.config.replace(reference_focal=float(np.float32(0.811)))
-    calibration.check(config, estimator.weights.digest, estimator.grid, *estimator._channels)
+    calibration.check(config, estimator.weights.digest, estimator.grid, estimator._channels[1])
 
 
 def test_a_bad_file_changes_nothing(estimator, use, tmp_path):
@@ -302,18 +301,14 @@ def by_hand(estimator, arrays, image, camera_model):
     bins = np.float64(estimator.config.bins)
     depth = np.tensordot(bins, weights, 1)
     spread = np.sqrt(np.tensordot(bins ** 2, weights, 1) - depth ** 2)
-    trunk, features = maps.trunk[0, 0].double().numpy(), maps.features[0, 0].double().numpy()
-    rays = ray_terms(camera_model.patch_rays(*estimator.grid)[..., :2].clip(
-        arrays['rays'].min((0, 1)), arrays['rays'].max((0, 1))))
-    own, mean = (np.tensordot(row, trunk, 1) for row in a['trunk'])
-    small = np.concatenate([[np.log(depth), np.log(depth) ** 2], logits, rays])
-    correction = a['bias'] + own + mean.mean() + np.tensordot(a['features'], features, 1) \
-        + np.tensordot(a['small'], small, 1) + a['language'] * np.log(depth).mean() \
-        + np.log(np.tensordot(a['bins'], weights, 1)) - np.log(depth)
+    trunk = maps.trunk[0, 0].double().numpy()
+    rays = np.moveaxis(camera_model.patch_rays(*estimator.grid)[..., :2].clip(
+        arrays['rays'].min((0, 1)), arrays['rays'].max((0, 1))), 2, 0)
+    correction = a['bias'] + np.log(np.tensordot(a['bins'], weights, 1)) - np.log(depth)
     directions = np.tensordot(a['projection'], trunk, 1) + a['offset'][:, None, None]
     # Of the five directions, the last two.
     near = NEIGHBOURS * np.pad(directions, ((0, 0), (1, 1), (0, 0)), mode='edge')[3:]
-    told = np.stack([np.log(depth), np.full_like(depth, np.log(depth).mean()), *rays[:2]])
+    told = np.stack([np.log(depth), np.full_like(depth, np.log(depth).mean()), *rays])
     look = np.concatenate([directions, near[:, :-2], near[:, 2:],
                            told * a['scales'][:, None, None]])
     distance = np.square(look[:, None] - a['landmarks'].T[..., None, None]).sum(axis=0)
@@ -342,22 +337,6 @@ def test_a_correction_is_what_its_formula_says(estimator, use):
         assert np.ptp(found.patch_stddev / found.patch_depth) > 1e-3
 
 
-def test_a_file_of_before_there_were_kernels_is_read(estimator, tmp_path):
-    arrays = calibrations.random_arrays(estimator)
-    kernel = no_kernel(arrays['trunk'].shape[1])
-    before = {name: values for name, values in arrays.items() if name not in kernel}
-    path = tmp_path / 'before.safetensors'
-    tensor_file.write(path, before, _metadata(calibrations.about(estimator)))
-    again = Calibration.load(path)
-    assert set(again.arrays) == set(arrays)
-    assert not again.arrays['kernel'].any()
-    with pytest.raises(CalibrationError, match='its arrays are'):
-        Calibration.make(calibrations.about(estimator), {**before, 'kernel': kernel['kernel']})
-    kernel['landmarks'] = kernel['landmarks'][:, 1:]
-    with pytest.raises(CalibrationError, match="'landmarks' is"):
-        Calibration.make(calibrations.about(estimator), {**before, **kernel})
-
-
 def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     calibration = use(calibrations.random_arrays(estimator))
     found = estimator.predict(IMAGES[0], intrinsics=camera())
@@ -367,8 +346,8 @@ def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     rays = calibration.rays(camera(), fit_window('stretch', SIZE, SIZE), 1.0)
     with torch.inference_mode():
         correction, _ = correct(
-            calibration.terms(estimator.device), logits, *answer, maps.features[0],
-            maps.trunk[0], torch.tensor(rays)[None])
+            calibration.terms(estimator.device), *answer, maps.trunk[0],
+            torch.tensor(rays)[None])
         np.testing.assert_array_equal(
             found.patch_depth, (answer.depth * correction.exp_())[0].numpy())
 

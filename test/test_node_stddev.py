@@ -30,10 +30,10 @@ from std_msgs.msg import Header
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
     BOUND,
-    RAY_TERMS,
     SPREAD_TERMS,
     About,
     Calibration,
+    no_kernel,
 )
 from depthclip_ros.core.geometry import CameraModel
 
@@ -57,15 +57,11 @@ def estimator(tiny_weights, cache):
 def calibrated(estimator, tmp_path_factory):
     """Configuration with a calibration that makes depth 5 % larger, surer at the image's top."""
     config = estimator.config
-    features = estimator.maps([RGB])
     spread = np.zeros(SPREAD_TERMS, np.float32)
     spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
     arrays = {
-        'bias': np.float32(math.log(1.05)), 'language': np.float32(0.0),
-        'trunk': np.zeros((2, features.trunk.shape[2]), np.float32),
-        'features': np.zeros(features.features.shape[2], np.float32),
-        'small': np.zeros(2 + len(config.tokens) + RAY_TERMS, np.float32),
-        'bins': np.float32(config.bins), 'spread': spread,
+        **no_kernel(estimator.maps([RGB]).trunk.shape[2]),
+        'bias': np.float32(math.log(1.05)), 'bins': np.float32(config.bins), 'spread': spread,
         'knots': np.float32([[0, 1], [0, 0]]),
         'rays': CAMERA.patch_rays(*estimator.grid)[..., :2]}
     about = About('a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,

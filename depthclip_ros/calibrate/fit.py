@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from ..core.calibration import BOUND, RAY_TERMS, About, Calibration, Look, no_kernel
+from ..core.calibration import BOUND, About, Calibration, Look, no_kernel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from ..core.geometry import CameraModel
@@ -174,7 +174,6 @@ class Problem:
         shares: (F, passes, P, K) of the bins.
         logits: (F, passes, P, K).
         bins: (K,) metres.
-        channels: C of the features.
         kernel: what the other terms are.
         design: (F, passes, P, D) terms; the first is one.
 
@@ -211,7 +210,6 @@ class Problem:
         self.logits, self.shares = (
             np.stack(values).reshape(*depth.shape[:2], values[0].shape[1], -1).swapaxes(2, 3)
             for values in (frames.logits, frames.weights))
-        self.channels = frames.channels
         self.bins = np.array(frames.estimator.config.bins)
         self.kernel = Kernel.of(frames, self.language)
         self.design = np.concatenate(
@@ -393,7 +391,7 @@ class Kernel(NamedTuple):
     def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
         """(passes P, E) what the patches of a frame look like."""
         trunk, rays = frames.trunk[i], frames.rays[i]
-        places = rays[:, :2].reshape(len(rays), 2, -1) * self.arrays['scales'][2:, None]
+        places = rays.reshape(len(rays), 2, -1) * self.arrays['scales'][2:, None]
         with torch.inference_mode():
             seen = self.look(
                 torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
@@ -629,19 +627,17 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
             ) -> dict[str, Float32]:
     """The numbers of a calibration, but for the error bars, fitted to all frames."""
     everything = np.ones(problem.count, bool)
-    count, width = len(problem.bins), problem.frames.trunk[0].shape[1]
-    bias, kernel = 0.0, dict[str, NDArray[Any]](no_kernel(width))
+    bias = 0.0
+    kernel = dict[str, NDArray[Any]](no_kernel(problem.frames.trunk[0].shape[1]))
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':
         solution = problem.solved(penalties, everything)
         bias = float(solution[0])
         kernel = {**problem.kernel.arrays, 'kernel': problem.kernel.weights(solution[1:])}
-    # What is linear in the network's answer adds nothing beside the kernel (measured).
     return {name: np.asarray(values, np.float32) for name, values in {
-        'bias': bias, 'trunk': np.zeros((2, width)), 'features': np.zeros(problem.channels),
-        'small': np.zeros(2 + count + RAY_TERMS), 'language': 0.0,
-        'bins': bins if variant == 'monotone' else problem.bins, **kernel}.items()}
+        'bias': bias, 'bins': bins if variant == 'monotone' else problem.bins,
+        **kernel}.items()}
 
 
 def fit(

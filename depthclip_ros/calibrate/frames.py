@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..core.calibration import image_digest, mirrored_rays, ray_terms
+from ..core.calibration import image_digest, mirrored_rays
 from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
 from ..core.geometry import CameraModel, focal_ratio
@@ -71,7 +71,7 @@ class Frames:
         depth: (passes, h, w) metres by words, without the focal ratio.
         spread: (passes, h, w) metres.
         trunk: (passes, C', h, w) float16.
-        rays: (passes, RAY_TERMS, h, w).
+        rays: (passes, 2, h, w), x and y of the patches' centres at z = 1.
         ratio: focal ratio.
         targets: what is wanted.
         sequence: as the samples'.
@@ -91,7 +91,6 @@ class Frames:
     sequence: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
-    channels: int = 0  # C of the features
     empty: int = 0  # frames without any depth, which are left out
 
     def add(self, sample: Sample) -> None:
@@ -132,9 +131,9 @@ class Frames:
         self.weights.append(answer.weights.cpu().numpy())
         self.depth.append(answer.depth.cpu().numpy())
         self.spread.append(answer.spread.cpu().numpy())
-        self.channels = maps.features.shape[2]
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
-        self.rays.append(np.stack([ray_terms(rays), ray_terms(mirrored_rays(rays))][:len(logits)]))
+        self.rays.append(np.stack(
+            [rays, mirrored_rays(rays)][:len(logits)]).transpose(0, 3, 1, 2))
         self.ratio.append(ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)

@@ -4,14 +4,11 @@
 Depth of a patch is what the words say (eq. 5) x the focal ratio x exp(correction). The correction
 is made of what the network computes anyway, so that it costs a few matrix products:
 
-    correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
-                 + trunk . t + mean of the trunk's map . m + features . f
-                 + (log d, log^2 d, logits, rays) . s + mean of log d . l
+    correction = bias + log(mean of its own bins / d) + kernel . exp(-|p - landmarks|^2 / 2)
 
-with d the depth by words (metres), t the vector of a patch in the trunk's last map, rays those of
-`ray_terms`, and p what a patch and those above and below it look like, see `Look`. The logarithm
-of the relative standard deviation is linear in the terms of `spread_terms`; a factor by depth is
-what conformal prediction found to be missing in each decile.
+with d the depth by words (metres), and p what a patch and those above and below it look like, see
+`Look`. The logarithm of the relative standard deviation is linear in the terms of `spread_terms`;
+a factor by depth is what conformal prediction found to be missing in each decile.
 `depthclip_ros.calibrate` fits both.
 """
 
@@ -39,7 +36,7 @@ from .files import user_path
 from .geometry import CameraModel
 from .window import Window
 
-FORMAT = 'depthclip_ros calibration 1'
+FORMAT = 'depthclip_ros calibration 2'
 SUFFIX = '.safetensors'
 # Digits of the SHA-256 that stand in the file's name, before the suffix.
 HASH_DIGITS = 16
@@ -51,7 +48,6 @@ BOUND = (
     'input_fit', 'flip_average', 'read_out', 'smoothing', 'upsampling', 'normalization',
     'reference_focal',
 )
-RAY_TERMS = 10
 SPREAD_TERMS = 9
 # Corrections of log depth beyond it are none; relative standard deviations end at these.
 LARGEST_CORRECTION = 3.0
@@ -61,10 +57,6 @@ SPREADS = 0.01, 2.0
 # Numbers of a calibration, by their names in its file (all float32).
 ARRAYS = (
     'bias',  # ()
-    'trunk',  # (2, C'): of the patch, and of the image's mean
-    'features',  # (C,)
-    'small',  # (2 + K + RAY_TERMS,): log depth by words, its square, the logits, the rays
-    'language',  # (): of the image's mean of log d
     'bins',  # (K,) metres, instead of the configured ones
     'spread',  # (SPREAD_TERMS,)
     'knots',  # (2, Q): log depth, and the factor there (its logarithm)
@@ -75,7 +67,6 @@ ARRAYS = (
     'landmarks',  # (M, D + 2 (D // 2) + TOLD)
     'kernel',  # (M,): what looking like each landmark adds to the correction
 )
-_KERNEL = ARRAYS[-5:]
 # Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
 # x and y.
 TOLD = 4
@@ -125,15 +116,10 @@ class Terms(NamedTuple):
     """The numbers of a calibration, as tensors on the device of the network (all float32).
 
     Behind the network every operation on them costs 5 to 10 us, however few patches there are.
-    So what is linear is one matrix, and what is the same in every image is in `Calibration.rays`.
+    So what is the same in every image is in `Calibration.rays`.
     """
 
-    trunk: Tensor  # (2, C'): of the patch, and of the image's mean; (2, 0) if all are zero
-    features: Tensor  # (1, C); (1, 0) if all are zero
-    # (2, 2 K + 2): of logits, weights of the bins, log d and log^2 d; what of them is in the
-    # correction, and the mean of the calibration's own bins.
-    told: Tensor
-    language: Tensor  # (): of the image's mean of log d
+    bins: Tensor  # (1, K): the calibration's own
     # (1, 6 + Q - 1): of what `correct` observes, and of log depth between each pair of knots.
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
@@ -201,7 +187,7 @@ class Calibration:
             CalibrationError: an array is missing, of a wrong shape, or not finite.
 
         """
-        content = tensor_file.encode(_with_kernel(arrays), _metadata(about))
+        content = tensor_file.encode(arrays, _metadata(about))
         return cls._decoded('what was fitted', content)
 
     @classmethod
@@ -246,7 +232,6 @@ class Calibration:
         try:
             arrays, metadata = tensor_file.decode(content)
             about = _about(metadata)
-            arrays = _with_kernel(arrays)
             _check_arrays(arrays, len(about.config['tokens']))
         except (tensor_file.TensorFileError, ValueError, TypeError, KeyError,
                 RecursionError) as error:
@@ -259,7 +244,7 @@ class Calibration:
         return f'calibrated on {self.about.source}, no longer zero-shot'
 
     def check(
-        self, config: DepthConfig, weights: str, grid: tuple[int, int], channels: int, width: int,
+        self, config: DepthConfig, weights: str, grid: tuple[int, int], width: int,
     ) -> None:
         """Check that it belongs to a model and a configuration.
 
@@ -267,7 +252,6 @@ class Calibration:
             config: in force.
             weights: SHA-256 of the weights.
             grid: (h, w), number of patches.
-            channels: C of the features.
             width: C' of the trunk's map.
 
         Raises:
@@ -283,8 +267,7 @@ class Calibration:
                                   f'{quoted(self.about.weights_name)} with '
                                   f'{self.about.weights[:12]}…')
         shapes = {'grid of patches': (grid, self.arrays['rays'].shape[:2]),
-                  'channels of the features': (channels, len(self.arrays['features'])),
-                  'channels of the trunk': (width, self.arrays['trunk'].shape[1])}
+                  'channels of the trunk': (width, self.arrays['projection'].shape[1])}
         differences += [f'the {name}: {found}, it was {fitted}'
                         for name, (found, fitted) in shapes.items() if found != fitted]
         if config.has_scenes:
@@ -297,20 +280,13 @@ class Calibration:
                 "calibration: ''.")
 
     def terms(self, device: torch.device) -> Terms:
-        """Its numbers on a device, without those that would be multiplied by zero."""
+        """Its numbers on a device, without a kernel that would be multiplied by zero."""
         a = self.arrays
-        trunk, features = (array[..., :0] if not array.any() else array
-                           for array in (a['trunk'], a['features'][None]))
-        tokens = len(a['bins'])
-        told = np.zeros((2, 2 * tokens + 2), np.float32)
-        told[0, :tokens] = a['small'][2:2 + tokens]
-        told[0, -2:] = a['small'][:2] - (1, 0)  # log d gives way to that of its own bins
-        told[1, tokens:-2] = a['bins']
         places, slopes = a['knots'][0], _slopes(a['knots'])
         kernel = a['kernel'][None]
         return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
                        for array in (
-            trunk, features, told, a['language'], np.concatenate([a['spread'][1:7], slopes])[None],
+            a['bins'][None], np.concatenate([a['spread'][1:7], slopes])[None],
             places[:-1, None], places[1:, None], a['projection'], a['offset'][:, None],
             a['scales'][:2, None], a['landmarks'],
             -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True),
@@ -351,15 +327,14 @@ def _camera_terms(
     if mirrored:
         rays = mirrored_rays(rays)
     a = calibration.arrays
-    seen = ray_terms(rays)
-    _, y, xx, yy = seen[:4]
+    x, y = rays[..., 0], rays[..., 1]
     places, values = a['knots']
     rows = np.stack([
-        a['bias'] + np.tensordot(a['small'][-RAY_TERMS:], seen, 1),
-        a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (xx + yy)
+        np.full((h, w), a['bias']),
+        a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
         + values[0] - places[:-1] @ _slopes(a['knots']),
         np.full((h, w), math.log(focal_ratio)),
-        *(a['scales'][2:, None, None] * seen[:2])]).astype(np.float32)
+        a['scales'][2] * x, a['scales'][3] * y]).astype(np.float32)
     rows.flags.writeable = False
     return rows
 
@@ -378,21 +353,6 @@ def image_digest(rgb: NDArray[np.uint8]) -> str:
 def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     """(h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
     return rays[:, ::-1] * np.array([-1, 1], np.float32)
-
-
-def ray_terms(rays: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Terms of (h, w, 2) rays: where in the view a patch is, and how near a floor would be there.
-
-    Returns:
-        (RAY_TERMS, h, w) float32: x, y, their squares and product, |x|, what is below and above
-        the axis, and the depth of a floor under a level camera and one that looks up (clamped
-        at the horizon).
-
-    """
-    x, y = rays[..., 0], rays[..., 1]
-    return np.stack([
-        x, y, x * x, y * y, x * y, np.abs(x), np.maximum(y, 0), np.maximum(-y, 0),
-        1 / np.maximum(y, 0.15), 1 / np.maximum(y + 0.35, 0.15)]).astype(np.float32)
 
 
 def spread_terms(
@@ -414,19 +374,17 @@ def spread_terms(
 
 
 def correct(
-    terms: Terms, logits: Tensor, weights: Tensor, depth: Tensor, spread: Tensor,
-    features: Tensor, trunk: Tensor, rays: Tensor,
+    terms: Terms, weights: Tensor, depth: Tensor, spread: Tensor,
+    trunk: Tensor, rays: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Correct the depth of patches; nothing here waits for a GPU, or asks it anything.
 
     Args:
         terms: of the calibration.
-        logits: (N, K, h, w), eq. 3.
         weights: (N, K, h, w), eq. 4.
         depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
         spread: (N, h, w) metres, standard deviation of the bins.
-        features: (N, C, h, w), compared with the words.
-        trunk: (N, C', h, w), what they are made of.
+        trunk: (N, C', h, w), the trunk's last map.
         rays: (N, CAMERA_ROWS, h, w), from `Calibration.rays`.
 
     Returns:
@@ -438,22 +396,13 @@ def correct(
     weights, plain = weights.flatten(2), depth.view(count, 1, -1)
     always, always_unsure, ratio, *places = rays.flatten(2).chunk(CAMERA_ROWS, dim=1)
     language = plain.log()
-    linear, rebinned = torch.matmul(terms.told, torch.cat(
-        [logits.flatten(2), weights, language, language * language], dim=1)).chunk(2, dim=1)
-    of_image = terms.language * language
-    if terms.trunk.shape[1]:
-        own, everywhere = torch.matmul(terms.trunk, trunk.flatten(2)).chunk(2, dim=1)
-        of_image += everywhere
-        always = always + own
-    if terms.features.shape[1]:
-        always = always + torch.matmul(terms.features, features.flatten(2))
+    correction = torch.matmul(terms.bins, weights).log_().sub_(language).add_(always)
     if terms.kernel.shape[1]:
         look = Look(terms.projection, terms.offset, terms.scales)
         seen = look(trunk.flatten(2), language, torch.cat(places, dim=1), w)
         exponents = torch.matmul(terms.landmarks, seen).add_(terms.halves)
         exponents -= 0.5 * seen.square().sum(dim=1, keepdim=True)
-        always = always + torch.matmul(terms.kernel, exponents.exp_())
-    correction = rebinned.log().add_(linear).add_(always).add_(of_image.mean(2, keepdim=True))
+        correction += torch.matmul(terms.kernel, exponents.exp_())
     correction.clamp_(-LARGEST_CORRECTION, LARGEST_CORRECTION)
     log_depth = language.add_(correction).add_(ratio)
     # As `spread_terms`, but for what is the same in every image.
@@ -472,13 +421,6 @@ def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
     shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
               'landmarks': (1, 1 + TOLD), 'kernel': (1,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-
-
-def _with_kernel(arrays: tensor_file.Arrays) -> tensor_file.Arrays:
-    """The same; those of before there were kernels, with one that adds nothing."""
-    if set(_KERNEL) & set(arrays) or 'trunk' not in arrays or not arrays['trunk'].ndim:
-        return arrays
-    return {**arrays, **no_kernel(arrays['trunk'].shape[-1])}
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
@@ -543,15 +485,13 @@ def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
     if set(arrays) != names:
         raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(names)}')
     knots = arrays['knots'].shape
-    rays = arrays['rays'].shape
+    rays, projection = arrays['rays'].shape, arrays['projection'].shape
     landmarks, directions = arrays['kernel'].size, arrays['offset'].size
     shapes = {
-        'bias': (), 'trunk': (2, arrays['trunk'].shape[-1] if arrays['trunk'].ndim else 0),
-        'features': (arrays['features'].size,), 'small': (2 + tokens + RAY_TERMS,),
-        'language': (), 'bins': (tokens,), 'spread': (SPREAD_TERMS,),
+        'bias': (), 'bins': (tokens,), 'spread': (SPREAD_TERMS,),
         'knots': (2, max(2, knots[-1] if knots else 0)),
         'rays': (*(max(1, side) for side in rays[:2]), 2),
-        'projection': (directions, arrays['trunk'].shape[-1] if arrays['trunk'].ndim else 0),
+        'projection': (directions, projection[-1] if projection else 0),
         'offset': (directions,), 'scales': (TOLD,), 'kernel': (landmarks,),
         'landmarks': (landmarks, directions + 2 * (directions // 2) + TOLD),
     }

@@ -453,7 +453,7 @@ class DepthEstimator:
         calibration = None if again else self._calibrations.get(path)
         if calibration is None:
             calibration = Calibration.load(path)
-        calibration.check(config, self.weights.digest, self.grid, *self._channels)
+        calibration.check(config, self.weights.digest, self.grid, self._channels[1])
         kept = {name: value for name, value in self._calibrations.items() if name != path}
         self._calibrations = dict([*kept.items(), (path, calibration)][-KEPT_CALIBRATIONS:])
         return calibration
@@ -1028,8 +1028,7 @@ def _read_out(
     stddev = None
     if correction is not None:
         log_factor, stddev = correct(
-            correction.terms, flat, weights, patch_depth, spread,
-            correction.maps.features.flatten(0, 1), correction.maps.trunk.flatten(0, 1),
+            correction.terms, weights, patch_depth, spread, correction.maps.trunk.flatten(0, 1),
             correction.rays)
         factor = log_factor.exp_()
         patch_depth, spread = patch_depth * factor, spread * factor
