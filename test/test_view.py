@@ -86,6 +86,13 @@ def view(*arguments):
     return main(['view', *map(str, arguments)])
 
 
+def rows_of(chunk):
+    """Without times of day, whose nanoseconds Python has only with pandas."""
+    batch = chunk.to_record_batch()
+    return batch.select([field.name for field in batch.schema
+                         if not str(field.type).startswith('timestamp')]).to_pylist()
+
+
 def recorded(path):
     """Rows of every entity of a recording in the order of the images, and names of its views."""
     from rerun.chunk import RrdReader
@@ -97,13 +104,13 @@ def recorded(path):
              for name, value in row.items() if isinstance(value, list)} | {
                 'image': row.get('image')} | {
                 'list': {name.rpartition(':')[2]: value for name, value in row.items()}}
-            for row in chunk.to_record_batch().to_pylist())
+            for row in rows_of(chunk))
     for entity in rows.values():
         entity.sort(key=lambda row: row['image'] or 0)
     names = [row['ViewBlueprint:display_name'][0]
              for blueprint in reader.blueprints()
              for chunk in reader.stream(store=blueprint).to_chunks()
-             for row in chunk.to_record_batch().to_pylist()
+             for row in rows_of(chunk)
              if row.get('ViewBlueprint:display_name')]
     return rows, names
 
