@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
+from depthclip_ros.arguments import positive, whole
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
@@ -165,7 +165,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
                       help='KITTI: folder of the annotated depth')
     data.add_argument('--inpainted', action='store_true',
                       help='score on the in-painted depth of the .mat (default: raw)')
-    data.add_argument('--limit', type=_natural, default=0, metavar='N',
+    data.add_argument('--limit', type=whole, default=0, metavar='N',
                       help='only N images, evenly from all')
 
 
@@ -220,7 +220,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
                      help='continue an interrupted run (default: the latest)')
     run.add_argument('--batch-size', type=_fours, default=8, metavar='N',
                      help='images in the network at once, a multiple of 4 (default: 8)')
-    run.add_argument('--workers', type=_natural, default=_workers(), metavar='N',
+    run.add_argument('--workers', type=whole, default=_workers(), metavar='N',
                      help='processes that read images (default here: %(default)s)')
     run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
 
@@ -251,10 +251,7 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 def _named_scale(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition('=')
-    scale = float(value)
-    if not 0.0 < scale < math.inf:
-        raise argparse.ArgumentTypeError(f'{value}: expected a positive number')
-    return name, scale
+    return name, positive(value)
 
 
 def _named_alignment(text: str) -> tuple[str, str]:
@@ -264,15 +261,8 @@ def _named_alignment(text: str) -> tuple[str, str]:
     return name, how
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{value} is negative')
-    return value
-
-
 def _fours(text: str) -> int:
-    value = int(text)
+    value = whole(text)
     if value < 4 or value % 4:
         raise argparse.ArgumentTypeError(
             f"{value}: must be a multiple of 4, since images are scored on one another's truth in "

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from depthclip_ros import __version__
+from depthclip_ros.arguments import count, not_negative, numbers, point, positive, whole
 from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
@@ -87,25 +88,25 @@ def _add_demo(commands: _Commands) -> None:
     one.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
                      help='each picture is answered once')
     one.add_argument('--video', metavar='FILE')
-    one.add_argument('--webcam', type=int, metavar='N', help='/dev/videoN')
+    one.add_argument('--webcam', type=whole, metavar='N', help='/dev/videoN')
     one.add_argument('--bag', metavar='PATH', help='rosbag2 bag, replayed once')
     source.add_argument('--image-topic', default='', metavar='TOPIC',
                         help='with --bag: which camera, where it has several')
-    source.add_argument('--rate', type=_positive, metavar='HZ',
+    source.add_argument('--rate', type=positive, metavar='HZ',
                         help='images a second (default 10; with --images: as fast as answered); '
                         'with --bag: speed, 1 = as recorded')
-    source.add_argument('--fov', type=_positive, metavar='DEGREES',
+    source.add_argument('--fov', type=positive, metavar='DEGREES',
                         help='horizontal field of view of the camera')
     source.add_argument('--camera-info', metavar='YAML', help='calibration of the camera')
     _add_model_options(parser)
-    parser.add_argument('--frames', type=_count, metavar='N',
+    parser.add_argument('--frames', type=count, metavar='N',
                         help='stop after N depth images (default 50; --images and --bag: all)')
-    parser.add_argument('--seconds', type=_positive, metavar='S',
+    parser.add_argument('--seconds', type=positive, metavar='S',
                         help='stop S seconds after the first depth image (default 60; --images '
                         'and --bag: no limit)')
-    parser.add_argument('--pictures', type=_count, metavar='N',
+    parser.add_argument('--pictures', type=count, metavar='N',
                         help='how many frames to leave as pictures (default 10; --images: all)')
-    parser.add_argument('--timeout', type=_positive, default=120.0, metavar='SECONDS',
+    parser.add_argument('--timeout', type=positive, default=120.0, metavar='SECONDS',
                         help='fail when no depth arrives for this long (default %(default)g)')
     parser.add_argument('-o', '--output', default=DEFAULT_OUTPUT, metavar='FOLDER',
                         help='default %(default)s/')
@@ -126,7 +127,7 @@ def _add_predict(commands: _Commands) -> None:
 
 def _add_camera_options(parser: argparse.ArgumentParser) -> None:
     camera = parser.add_mutually_exclusive_group()
-    camera.add_argument('--fov', type=_positive, metavar='DEGREES',
+    camera.add_argument('--fov', type=positive, metavar='DEGREES',
                         help='horizontal field of view of the camera: depth counts it as '
                         'reference_focal says (without it and --camera-info: it does not)')
     camera.add_argument('--camera-info', metavar='YAML',
@@ -176,7 +177,7 @@ def _add_compare(commands: _Commands) -> None:
                         '(default: what `depthclip bag` has written, where there is such)')
     _add_model_options(parser)
     _add_recording_options(parser, 300)
-    parser.add_argument('--max-depth', type=_positive, default=0.0, metavar='METRES',
+    parser.add_argument('--max-depth', type=positive, default=0.0, metavar='METRES',
                         help='what is measured from here on does not count (default: 200)')
     _add_ray_options(parser)
     parser.set_defaults(run=_compare)
@@ -191,14 +192,14 @@ def _add_words(commands: _Commands) -> None:
     parser.add_argument('words', metavar='WORDS',
                         help='with commas between them, from near to far: "giant, close, far"')
     parser.add_argument('--against', default='', metavar='WORDS', help='another set of words')
-    parser.add_argument('--bins', type=_numbers, metavar='METRES',
+    parser.add_argument('--bins', type=numbers, metavar='METRES',
                         help="a depth for each word, such as 1,2,3 (default: the settings', where "
                         'there are as many; else evenly spaced over their span)')
     parser.add_argument('--image', nargs='+', default=[], metavar='PATH',
                         help='files, folders and rosbag2 bags (default: the words alone)')
     parser.add_argument('--topic', default='', metavar='TOPIC',
                         help='of the images, of a bag with several cameras')
-    parser.add_argument('--max-images', type=_count, default=50, metavar='N',
+    parser.add_argument('--max-images', type=count, default=50, metavar='N',
                         help='of each PATH, evenly spread (default %(default)d)')
     _add_model_options(parser)
     parser.add_argument('-o', '--output', default='', metavar='FOLDER',
@@ -216,7 +217,7 @@ def _add_view(commands: _Commands) -> None:
         'asks a patch, q ends), unless --rerun, --save or -o say otherwise.')
     parser.add_argument('images', nargs='+', metavar='PATH',
                         help='files, folders, rosbag2 bags, or the number of a webcam, such as 0')
-    parser.add_argument('--point', type=_point, action='append', metavar='X,Y',
+    parser.add_argument('--point', type=point, action='append', metavar='X,Y',
                         help='pixel to look at; up to four')
     rerun = parser.add_mutually_exclusive_group()
     rerun.add_argument('--rerun', action='store_true',
@@ -226,7 +227,7 @@ def _add_view(commands: _Commands) -> None:
                        help='write the same as a recording to share; nothing is overwritten')
     parser.add_argument('--topic', default='', metavar='TOPIC',
                         help='of the images, of a bag with several cameras')
-    parser.add_argument('--max-images', type=_count, default=0, metavar='N',
+    parser.add_argument('--max-images', type=count, default=0, metavar='N',
                         help='of each PATH, evenly spread; of a webcam the first N (default 50; '
                         'of a webcam in a window without end)')
     _add_camera_options(parser)
@@ -274,20 +275,20 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
                          help="of depth (default: the parameter file's); 16UC1 are whole "
                          'millimetres up to 65.535 m, -png compressed on '
                          'depth/image/compressedDepth')
-    outputs.add_argument('--rate', type=_positive, default=0.0, metavar='HZ',
+    outputs.add_argument('--rate', type=positive, default=0.0, metavar='HZ',
                          help='depth of at most so many images a second')
-    outputs.add_argument('--every', type=_count, default=1, metavar='N',
+    outputs.add_argument('--every', type=count, default=1, metavar='N',
                          help='depth of every Nth image')
-    outputs.add_argument('--start', type=_seconds, default=0.0, metavar='SECONDS',
+    outputs.add_argument('--start', type=not_negative, default=0.0, metavar='SECONDS',
                          help='leave out so much of the bag')
-    outputs.add_argument('--end', type=_positive, metavar='SECONDS', help='and all from there on')
+    outputs.add_argument('--end', type=positive, metavar='SECONDS', help='and all from there on')
     outputs.add_argument('--storage', default='', choices=('mcap', 'sqlite3'),
                          help='default: as the bag')
     outputs.add_argument('--compression', default='',
                          choices=('none', 'zstd', 'lz4', 'message', 'file'),
                          help="of an mcap's chunks (zstd, lz4), or zstd of messages or files "
                          '(default: as the bag)')
-    outputs.add_argument('--split', type=_positive, default=30.0, metavar='SECONDS',
+    outputs.add_argument('--split', type=positive, default=30.0, metavar='SECONDS',
                          help='length of bag in each file; what --resume finds done are whole '
                          'files (default %(default)g)')
 
@@ -304,7 +305,7 @@ def _add_bags(commands: _Commands) -> None:
                         help='for the new bags and the manifest; new or empty')
     parser.add_argument('--resume', action='store_true',
                         help='do what is missing by the manifest in OUTPUT')
-    parser.add_argument('--window', type=_positive, default=0.0, metavar='SECONDS',
+    parser.add_argument('--window', type=positive, default=0.0, metavar='SECONDS',
                         help='cut longer bags into windows of about this, which are joined to '
                         'the same bytes (default: bags are not cut)')
     _add_model_options(parser)
@@ -318,13 +319,13 @@ def _add_ray_options(parser: argparse.ArgumentParser) -> None:
     ray.add_argument('--ray', nargs='?', const='auto', metavar='ADDRESS',
                      help='share the work out; auto (default): on the cluster that this machine '
                      'belongs to, else here; local: here; or the address of a cluster')
-    ray.add_argument('--workers', type=_count, metavar='N',
+    ray.add_argument('--workers', type=count, metavar='N',
                      help='default: as many as CPUs or GPUs are enough for')
-    ray.add_argument('--cpus', type=_count, metavar='N',
+    ray.add_argument('--cpus', type=count, metavar='N',
                      help='of each worker, and its threads (default 1)')
-    ray.add_argument('--gpus', type=_positive, metavar='N',
+    ray.add_argument('--gpus', type=positive, metavar='N',
                      help='of each worker; 0.5 puts two on one (default 0)')
-    ray.add_argument('--retries', type=_count, metavar='N',
+    ray.add_argument('--retries', type=count, metavar='N',
                      help='how often a task is repeated whose worker died (default 2)')
 
 
@@ -380,7 +381,7 @@ def _add_stats(commands: _Commands) -> None:
                         help='such as /front/depth_node (default: all)')
     parser.add_argument('--once', action='store_true', help='print once and end')
     parser.add_argument('--json', action='store_true', help='one JSON object a line')
-    parser.add_argument('--timeout', type=_positive, default=5.0, metavar='SECONDS',
+    parser.add_argument('--timeout', type=positive, default=5.0, metavar='SECONDS',
                         help='give up when nothing is told for this long (default %(default)g)')
     parser.set_defaults(run=_stats)
 
@@ -393,17 +394,17 @@ def _add_recording_options(parser: argparse.ArgumentParser, most: int) -> None:
                            help='depth image, PointCloud2 or LaserScan (default: what is there)')
     recording.add_argument('--camera-info', metavar='YAML',
                            help="calibration of the camera, instead of the recording's own")
-    recording.add_argument('--depth-unit', type=_positive, default=0.0, metavar='METRES',
+    recording.add_argument('--depth-unit', type=positive, default=0.0, metavar='METRES',
                            help='what a stored unit of depth is (default: millimetres in 16 bits, '
                            'metres in 32)')
-    recording.add_argument('--tolerance', type=_positive, default=0.05, metavar='SECONDS',
+    recording.add_argument('--tolerance', type=positive, default=0.05, metavar='SECONDS',
                            help="between an image's and its depth's stamp (default %(default)g)")
     recording.add_argument('--protocol', default='', choices=('depthclip', 'bts', 'kitti'),
                            help="of a data set: see what offline_eval's protocol crops (default: "
                            'the whole image)')
-    recording.add_argument('--every', type=_count, default=1, metavar='N',
+    recording.add_argument('--every', type=count, default=1, metavar='N',
                            help='use every Nth frame (default %(default)d)')
-    recording.add_argument('--max-frames', type=_count, default=most, metavar='N',
+    recording.add_argument('--max-frames', type=count, default=most, metavar='N',
                            help='use at most N, evenly spread (default %(default)d)')
 
 
@@ -481,36 +482,6 @@ def _stats(options: argparse.Namespace) -> int:
     from .stats import show_stats
     return show_stats(options.node, once=options.once, as_json=options.json,
                       timeout=options.timeout)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f'{text} is not a number of seconds')
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(_positive(number) for number in text.split(','))
-
-
-def _point(text: str) -> tuple[float, float]:
-    x, y = (float(number) for number in text.split(','))
-    return x, y
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive whole number')
-    return value
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import not_negative, positive
 from ..core.errors import ConfigError, DepthClipError
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
@@ -386,20 +387,6 @@ def _clock_publisher(node: Node) -> Callable[[int], None]:
     return publish
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 1e-6 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f'{text} must be greater than 0, and at most a million')
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f'{text} must not be negative, nor above a billion')
-    return value
-
-
 def _remapping(text: str) -> str:
     old, separator, new = text.partition(':=')
     if not (old and separator and new):
@@ -433,12 +420,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('bag', metavar='BAG', help='bag folder, or a .mcap or .db3 file')
     parser.add_argument(
-        '-r', '--rate', type=_positive, default=1.0, help='speed; 2 is twice as fast (%(default)s)'
+        '-r', '--rate', type=positive, default=1.0, help='speed; 2 is twice as fast (%(default)s)'
     )
     parser.add_argument('-l', '--loop', action='store_true', help='start again at the end')
     parser.add_argument(
         '--clock',
-        type=_positive,
+        type=positive,
         nargs='?',
         const=CLOCK_HZ,
         default=0.0,
@@ -457,14 +444,14 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--start-offset',
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar='SECONDS',
         help='skip this much of the bag',
     )
     parser.add_argument(
         '--wait-for-subscribers',
-        type=_not_negative,
+        type=not_negative,
         default=0.0,
         metavar='SECONDS',
         help='wait so long for a first subscriber before playing',
@@ -488,7 +475,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--settle',
-        type=_not_negative,
+        type=not_negative,
         default=SETTLE_SECONDS,
         metavar='SECONDS',
         help='begin when no further subscriber has come for so long (%(default)s)',

@@ -29,6 +29,7 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from ..arguments import positive, whole
 from ..core.errors import DepthClipError, ImageError
 from ..node import image_io
 from ..node.process import explain_arguments
@@ -168,6 +169,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
+    except RuntimeError:
+        if rclpy.ok():
+            raise
+        return 0  # an interrupt has ended the context before a picture was published
     finally:
         with suppress(KeyboardInterrupt):
             rclpy.try_shutdown()
@@ -181,21 +186,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument('images', nargs='*', metavar='FILE_OR_FOLDER',
                         help='pictures, in this order; folders by name')
     parser.add_argument('--video', metavar='FILE', help='frames of a video')
-    parser.add_argument('--webcam', type=int, metavar='N', help='live pictures of /dev/videoN')
-    parser.add_argument('--rate', type=_positive, default=10.0, metavar='HZ',
+    parser.add_argument('--webcam', type=whole, metavar='N', help='live pictures of /dev/videoN')
+    parser.add_argument('--rate', type=positive, default=10.0, metavar='HZ',
                         help='pictures a second, at most (default %(default)s)')
     parser.add_argument('--loop', action='store_true', help='begin again at the end')
     parser.add_argument('--compressed', action='store_true',
                         help='publish JPEG on image/compressed')
     calibration = parser.add_mutually_exclusive_group()
     calibration.add_argument(
-        '--fov', type=float, metavar='DEGREES', help='horizontal field of view; without it and '
+        '--fov', type=positive, metavar='DEGREES', help='horizontal field of view; without it and '
         f'without --camera-info {BUILTIN_HFOV:g} is guessed, which leaves depth as it is')
     calibration.add_argument('--camera-info', metavar='YAML',
                              help='calibration as the ROS tool camera_calibration writes it')
     parser.add_argument('--frame-id', default='camera_color_optical_frame', metavar='FRAME',
                         help='frame of the headers (default %(default)s)')
-    parser.add_argument('--wait', type=int, nargs='?', const=1, default=0, metavar='N',
+    parser.add_argument('--wait', type=whole, nargs='?', const=1, default=0, metavar='N',
                         help='send nothing before N subscribers listen (default 1)')
     parser.add_argument('--answer', metavar='TOPIC', help='send the next picture only after an '
                         'Image with the stamp of the last one came on TOPIC')
@@ -273,13 +278,6 @@ def _is_builtin(options: argparse.Namespace) -> bool:
 def _field_of_view(options: argparse.Namespace) -> float:
     # NYU's where nobody says: a guess that changes the scale of depth would be worse than none.
     return BUILTIN_HFOV if options.fov is None else float(options.fov)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
-    return value
 
 
 if __name__ == '__main__':
