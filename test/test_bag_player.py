@@ -658,3 +658,14 @@ def test_camera_of_a_bag(topics, image, expected):
 def test_no_camera_or_too_many(topics, image, words):
     with pytest.raises(BagError, match=words):
         camera_topics(topics, image)
+
+
+@pytest.mark.parametrize('names', [['/a/image', '/b/image'], ['/depth/image']])
+def test_which_camera_is_said_as_the_caller_is_told(names):
+    topics = [image_topic(name) for name in names]
+    with pytest.raises(BagError, match='with image:=TOPIC') as launched:
+        camera_topics(topics)
+    assert ('cameras:=' in str(launched.value)) == (len(names) > 1)
+    with pytest.raises(BagError, match=r'with --topic TOPIC\.$') as called:
+        camera_topics(topics, choice='--topic TOPIC')
+    assert ':=' not in str(called.value)

@@ -221,6 +221,12 @@ def test_errors_are_one_line_and_exit_code_1(photo, config, tmp_path, capsys):
     expect_one_line(['demo', '--bag', '/no/bag', *out], capsys, '/no/bag')
     expect_one_line(['demo', '--images', '/no/picture', *out], capsys, '/no/picture')
     expect_one_line(['demo', '--fov', '500', *out], capsys, '0 < FOV < 180')
+    expect_one_line(['words', ' '], capsys, 'holds no word', 'from near to far')
+    expect_one_line(['words', 'giant'], capsys, "'giant' is one word")
+    expect_one_line(['bags', '/no/bags', *out], capsys, '/no/bags', 'the path of one on every')
+    (tmp_path / 'metadata.yaml').write_text('hello: 1')
+    expect_one_line(['demo', '--bag', str(tmp_path), *out], capsys,
+                    "bag: it has no 'rosbag2_bagfile_information'.")
     os.mkfifo(tmp_path / 'pipe')
     for option in ('--camera-info', '--config'):
         expect_one_line(['demo', '--images', str(photo), option, str(tmp_path / 'pipe'), *out],
@@ -229,8 +235,11 @@ def test_errors_are_one_line_and_exit_code_1(photo, config, tmp_path, capsys):
 
 def test_an_output_folder_that_cannot_be_written_says_so(photo, config, tmp_path, capsys):
     (tmp_path / 'file').touch()
-    expect_one_line(['predict', str(photo), '--config', config, '-o', str(tmp_path / 'file')],
-                    capsys, 'cannot be written')
+    folder = tmp_path / 'file' / 'out'
+    for command in (['predict', str(photo)], ['words', 'near, far'], ['compare', 'bag'],
+                    ['view', str(photo)], ['demo'], ['calibrate', 'bag']):
+        settings = ['--config', config, '-o', str(folder / 'x.yaml')]
+        expect_one_line([*command, *settings], capsys, str(folder), 'with -o.')
 
 
 @pytest.mark.parametrize('arguments', [
@@ -240,6 +249,23 @@ def test_wrong_usage_is_exit_code_2(arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['predict', 'a.png', '-o', 'b', '--fov', 'wide'], "--fov: 'wide' is not a number"),
+    (['predict', 'a.png', '-o', 'b', '--fov', '0'], '--fov: 0 must be greater than 0'),
+    (['demo', '--frames', '1.5'], "--frames: '1.5' is not a whole number"),
+    (['demo', '--frames', '0'], '--frames: 0 is too few; 1 at least'),
+    (['demo', '--webcam', 'x'], "--webcam: 'x' is not a whole number"),
+    (['demo', '--webcam', '-1'], '--webcam: -1 is negative'),
+    (['view', 'a.png', '--point', '9'], "--point: '9' is no point: two numbers"),
+    (['view', 'a.png', '--point', '1,2,3'], "--point: '1,2,3' is no point"),
+    (['words', 'a, b', '--bins', '1,x'], "--bins: 'x' is not a number"),
+    (['bag', 'a', '-o', 'b', '--start', '-1'], '--start: -1 must not be negative')])
+def test_a_wrong_number_is_named_with_what_is_expected(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f'error: argument {said}' in capsys.readouterr().err
 
 
 def without_packages(*arguments):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -362,13 +363,14 @@ def test_weights_that_are_named_never_fall_back(demo, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_depth_is_an_error_that_shows_the_nodes_log(demo, tmp_path):
+def test_a_source_without_images_is_named_in_the_last_line(demo, tmp_path):
     (tmp_path / 'film.avi').write_bytes(b'garbage')
-    code, _, error, out = demo('--video', tmp_path / 'film.avi', '--timeout', 40)
+    code, output, error, out = demo('--video', tmp_path / 'film.avi', '--timeout', 40)
     assert code == 1
-    assert 'no depth image' in error
-    assert 'can decode no frame' in error
-    assert 'Active: ' in error  # from the node's log
+    assert re.fullmatch(r'depthclip demo: there was no image\. image_source: .*film\.avi: OpenCV '
+                        r'can decode no frame of it; .*\(log: .*source\.log\)',
+                        error.splitlines()[-1])
+    assert not output  # no rates of nothing
     assert json.loads((out / 'summary.json').read_text())['frames']['out'] == 0
     assert children_of(out) == []
 

@@ -262,6 +262,8 @@ def test_what_is_broken_stops_nothing_and_is_counted(rerun, picture, tmp_path, c
     assert view(tmp_path / 'broken.png', '--weights', 'demo', '--save', path) == 1
     assert 'no image could be used' in capsys.readouterr().err
     assert not path.exists()
+    assert view(picture, '--weights', 'demo', '--save', picture / 'out.rrd') == 1
+    assert 'Choose another folder with --save.' in capsys.readouterr().err
 
 
 def test_a_webcam(rgb, tmp_path, capsys, monkeypatch):

@@ -154,7 +154,8 @@ def find_bags(given: str) -> list[Bag]:
         path = user_path(given)
         path.stat()
     except OSError as error:
-        raise BagError(f'{quoted(given, 200)}: {error.strerror}.') from error
+        raise BagError(f'{quoted(given, 200)}: {error.strerror}. Give a folder with bags, or a '
+                       'text file with the path of one on every line.') from error
     if path.is_file() and not path.name.endswith(_SUFFIXES):
         return _distinct(_listed(path))
     root = path if path.is_dir() and not _is_bag(path) else path.parent
@@ -270,7 +271,8 @@ class Manifest:
                     raise ConfigError(f'{path}: another process is at work there.') from error
                 yield cls(folder, file, _read(path, header))
         except OSError as error:
-            raise ConfigError(f'{folder}: cannot be written: {error.strerror}.') from error
+            raise ConfigError(f'{folder}: cannot be written: {error.strerror}. Choose another '
+                              'folder with -o.') from error
 
     def append(self, line: dict[str, Any]) -> None:
         """Add what came of a bag; on the disk when this returns."""

@@ -105,7 +105,7 @@ class BagRecording(Recording):
         super().__init__()
         self.source, self._options = str(path), options
         topics = [topic for topic in bag_topics(path) if topic.name != options.said]
-        images = camera_topics(topics, options.image)
+        images = camera_topics(topics, options.image, '--image TOPIC')
         self._image = images.image + ('/compressed' if images.compressed else '')
         self._depth = depth_topic(topics, images.image, options.depth)
         self.topics = self._image, self._depth.name

@@ -173,7 +173,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
         if getattr(options, name) is not None:
             raise ConfigError(f'--{name.replace("_", "-")} does not apply to --bag: a bag brings '
                               'its own.')
-    camera = camera_topics(bag_topics(options.bag), options.image_topic)
+    camera = camera_topics(bag_topics(options.bag), options.image_topic, '--image-topic TOPIC')
     image = camera.image + ('/compressed' if camera.compressed else '')
     topics = [image] if camera.camera_info is None else [image, camera.camera_info]
     if camera.camera_info is None:
@@ -316,6 +316,8 @@ class _Watch:
 
     def _no_depth(self, seconds: float, source: Child) -> str:
         account, node = self.recorder.account, self.children[0]
+        if source.exit_code and not account.images:  # the node is not to blame
+            return f'there was no image. {source.tail(1).strip()} (log: {source.log})'
         return (f'no depth image for {seconds:.0f} s ({account.images} images went in, '
                 f'{account.depths} depth images came out).\n'
                 f'depth_node ({node.log}) says:\n{node.tail()}\n'
@@ -349,6 +351,8 @@ def _finish(folder: Path, plan: Plan, recorder: Recorder, album: Album) -> None:
         'files': [path.name for path in files],
     }
     (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    if not (account.images or account.depths):
+        return
     pictures = sum(path.name.startswith('color_') for path in files)
     print(f'weights:  {weights} on {model.get("device", "?")} ({model.get("precision", "?")})')
     print(f'frames:   {account.images} in, {account.depths} out, {account.dropped} dropped '

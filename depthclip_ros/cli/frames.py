@@ -74,7 +74,7 @@ def _of_bag(
 ) -> Iterator[NamedFrame]:
     from rosbags.typesys import Stores, get_typestore
 
-    camera = camera_topics(bag_topics(path), topic)
+    camera = camera_topics(bag_topics(path), topic, '--topic TOPIC')
     name = camera.image + ('/compressed' if camera.compressed else '')
     store = get_typestore(Stores.ROS2_HUMBLE)
     with closing(open_bag(path)) as reader:

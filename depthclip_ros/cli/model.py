@@ -87,8 +87,12 @@ def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def output_folder(path: str) -> Path:
+def output_folder(path: str, option: str = '-o') -> Path:
     """Make the folder for results.
+
+    Args:
+        path: of the folder.
+        option: of the command line, by which it is chosen.
 
     Raises:
         ConfigError: it cannot be written.
@@ -102,7 +106,7 @@ def output_folder(path: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f'{folder}: results cannot be written there: {error.strerror}. '
-                          'Choose another folder with -o.') from error
+                          f'Choose another folder with {option}.') from error
     return folder
 
 

@@ -101,7 +101,7 @@ class Recording:
         if file.exists():
             raise ConfigError(f'{file}: there already, and not overwritten. Choose another name '
                               'with --save.')
-        output_folder(str(file.parent))
+        output_folder(str(file.parent), '--save')
         self._file = file
         try:
             self._stream.save(file)

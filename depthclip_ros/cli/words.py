@@ -158,8 +158,10 @@ def _plain(depth: DepthConfig) -> tuple[DepthConfig, list[str]]:
 def _listed(text: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(','))
     if len(found) < 2:
-        raise ConfigError(f'{quoted(text)} is one word: it would be the whole answer in every '
-                          'patch. Give two at least, with commas between them, from near to far.')
+        said = 'is one word: it would be the whole answer in every patch' if found[0] else \
+            'holds no word'
+        raise ConfigError(f'{quoted(text)} {said}. Give two at least, with commas between them, '
+                          'from near to far.')
     return found
 
 

@@ -24,6 +24,9 @@ NANOSECONDS = 10 ** 9
 # Parts of topic names by which drivers mark images that are not photographs.
 NOT_PHOTOGRAPHS = ('depth', 'disparity', 'confidence', 'label', 'mask', 'segmentation')
 
+# How the launch files are told which camera of a bag is meant.
+CHOICE = 'image:=TOPIC, or several with cameras:=NAME,NAME'
+
 
 class BagError(DepthClipError):
     """A bag is missing, corrupt, of another format, or does not hold what is asked of it."""
@@ -189,12 +192,15 @@ def checked_path(path: str | Path) -> Path:
     return path
 
 
-def camera_topics(topics: list[BagTopic], image: str = '') -> CameraTopics:
+def camera_topics(
+    topics: list[BagTopic], image: str = '', choice: str = CHOICE,
+) -> CameraTopics:
     """Find the camera among a bag's topics.
 
     Args:
         topics: Topics of the bag.
         image: Image topic to use, with or without `/compressed`; empty: the only camera there is.
+        choice: how the user says which one it is; by default that of launch files.
 
     Raises:
         BagError: no camera, several, or not the one asked for; lists the candidates.
@@ -215,7 +221,7 @@ def camera_topics(topics: list[BagTopic], image: str = '') -> CameraTopics:
                 f"The bag has no images on '{base}'. Its image topics: {_listed(everything)}."
             )
     else:
-        base = _only_camera(everything)
+        base = _only_camera(everything, choice)
     info = camera_info_beside(base)
     has_info = any(t.name == info and t.type == CAMERA_INFO for t in with_messages)
     return CameraTopics(
@@ -231,7 +237,7 @@ def camera_info_beside(image: str) -> str:
     return f'{namespace}{slash}camera_info'
 
 
-def _only_camera(names: list[str]) -> str:
+def _only_camera(names: list[str], choice: str) -> str:
     cameras = [name for name in names if not any(word in name for word in NOT_PHOTOGRAPHS)]
     if len(cameras) == 1:
         return cameras[0]
@@ -239,11 +245,10 @@ def _only_camera(names: list[str]) -> str:
         raise BagError(
             'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
             f'ends in /compressed). Its other image topics: {_listed(names)}; '
-            'if it is one of them, say so with image:=TOPIC.'
+            f'if it is one of them, say so with {choice.partition(",")[0]}.'
         )
     raise BagError(
-        f'The bag has several cameras: {_listed(cameras)}. Choose one with image:=TOPIC, '
-        'or several with cameras:=NAME,NAME.'
+        f'The bag has several cameras: {_listed(cameras)}. Choose one with {choice}.'
     )
 
 
@@ -267,7 +272,8 @@ def _metadata(path: Path) -> dict[str, Any]:
             document = yaml.safe_load(file.read().decode())
         information: dict[str, Any] = document['rosbag2_bagfile_information']
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = (f'it has no {error}' if isinstance(error, KeyError) else
+                  ' '.join(str(error).split()) or type(error).__name__)
         raise BagError(f'{path} is not the metadata of a rosbag2 bag: {reason}.') from error
     return information
 
