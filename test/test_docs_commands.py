@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every command of README and docs: run here, or understood by what would run it, or a reason.
 
-A command that is not run is given to the parser of its program, or compared with the arguments
-that a launch file declares. What is left has its reason in REASONS.
+A command that is not run here is given to the parser of its program, or compared with the
+arguments that a launch file declares; ELSEWHERE says which test runs such commands, or why none
+can. What cannot even be understood here has its reason in REASONS. Commands and options within a
+sentence are looked up.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import runpy
@@ -56,6 +59,36 @@ REASONS = {
     'ln': 'likewise', 'touch': 'likewise', 'policy=': 'likewise',
 }
 
+# How a command begins that is understood here, and where its like is run; or why it cannot be.
+NO_ROS2 = 'there is no ros2 in the wheels; '
+ELSEWHERE = {
+    'depthclip bag': 'test_bags.py', 'depthclip bags': 'test_fleet.py',
+    'depthclip calibrate': 'test_cli_calibrate.py', 'depthclip compare': 'test_compare.py',
+    'depthclip demo': 'test_demo.py', 'depthclip doctor': 'test_cli.py',
+    'depthclip fetch': 'test_cli.py', 'depthclip predict': 'test_cli.py',
+    'depthclip quantize': 'test_int8.py', 'depthclip stats': 'test_stats.py',
+    'depthclip view': 'test_view.py', 'depthclip words': 'test_words.py',
+    'offline_eval': 'test_eval_run.py', 'python3 -m offline_eval --data': 'test_eval_run.py',
+    'python3 -m offline_eval witness': 'test_eval_witness.py',
+    'bag_player': 'test_bag_player.py', 'image_source': 'test_image_source.py',
+    'sim_camera': 'test_sim_camera.py', 'depth_node': 'test_node_start.py',
+    'python3 run.py': 'test_run.py',
+    'python tools/soak.py': 'test_soak.py', 'python tools/fuzz_decoder.py': 'test_fuzz_decoder.py',
+    'python tools/foreign_robots.py': 'test_foreign_robots.py',
+    'python tools/write_demo_data.py': 'test_docs_commands.py',
+    'python tools/mutants.py': 'runs the tests anew for each fault that it plants: hours',
+    'pytest': 'runs this', 'ruff': 'run.py test runs it', 'mypy': 'likewise',
+    'ros2 launch depthclip_ros': NO_ROS2 + 'test_launch.py runs launch files where there is one',
+    'ros2 run depthclip_ros': NO_ROS2 + 'the executables are run by their names',
+    'ros2 param': NO_ROS2 + 'test_parameter_services.py calls the services behind it',
+    'pixi run': 'neither pixi nor its channels can be had where this is built',
+}
+
+# Options in sentences that other programs have.
+FOREIGN = {'--seed',  # of a tool, in a table of calibration.md
+           '--symlink-install', '--system-site-packages', '--shm-size', '--params-file',
+           '--show-args', '--cov'}
+
 # Run one after the other, in a folder that looks like a clone in which the demo has been. What is
 # smaller here than in the document stands behind it.
 RUN = {
@@ -87,6 +120,24 @@ def commands():
                         command = command[1:]
                     found.append((document.relative_to(ROOT).as_posix(), command))
                     words = words[end + 1:]
+    return found
+
+
+def prose(text):
+    """A document without its blocks of code."""
+    return re.sub(r'^( *)```.*?^\1```', '', text, flags=re.DOTALL | re.MULTILINE)
+
+
+def mentions():
+    """(document, words) of every command and option that stands within a sentence."""
+    found = []
+    for document in DOCUMENTS:
+        for code in re.findall(r'`([^`]+)`', prose(document.read_text(encoding='utf-8'))):
+            words = code.replace('…', ' ').replace('"', '').split()
+            if words and (words[0] in (*PARSERS, 'depthclip') or words[0].startswith('--')
+                          or words[:2] == ['python3', 'run.py']
+                          or re.match(r'python3? (tools|benchmarks)/', code)):
+                found.append((document.relative_to(ROOT).as_posix(), words))
     return found
 
 
@@ -159,9 +210,48 @@ def check(words):
 
 
 def value(setting, text):
-    """A value that a setting of this type and range accepts."""
+    """A value that a setting of this type and range accepts; tokens: of the demo model."""
     owner = next(kind for kind in (cli_settings()) if setting.name in kind.names())
-    owner().replace(**{setting.name: _from_text(setting, text)})
+    of_demo = setting.name == 'tokens'
+    settings = owner.from_yaml(ROOT / 'config/demo.yaml') if of_demo else owner()
+    settings.replace(**{setting.name: _from_text(setting, text)})
+
+
+def options_of(parser):
+    """Every option of a parser and of its sub-commands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {option for sub in action.choices.values() for option in options_of(sub)}
+    return found
+
+
+PARSERS = {'offline_eval': evaluation._parser(), 'bag_player': bag_player.parser(),
+           'image_source': image_source.parser(), **next(
+               {f'depthclip {name}': sub for name, sub in action.choices.items()}
+               for action in cli._parser()._actions
+               if isinstance(action, argparse._SubParsersAction))}
+OPTIONS = FOREIGN.union(*map(options_of, PARSERS.values()))
+
+
+def check_mention(words):
+    """A command of a sentence, of which parts may be left out, or an option alone."""
+    if words[:2] == ['python3', 'run.py']:
+        words = words[2:] or ['test']
+        if words[0] != 'test' and not (ROOT / 'scripts' / words[0]).is_file():
+            words = ['depthclip', *words]
+    if words[0].startswith('python'):
+        assert (ROOT / words[1]).is_file(), words
+        text = (ROOT / words[1]).read_text(encoding='utf-8')
+        known = {word for word in words if f"'{word}'" in text}
+    elif words[0] == 'depthclip':
+        assert words[1:2] == [] or f'depthclip {words[1]}' in PARSERS, words
+        known = options_of(PARSERS[f'depthclip {words[1]}']) if words[1:] else ()
+    else:
+        known = options_of(PARSERS[words[0]]) if words[0] in PARSERS else OPTIONS
+    for word in words:
+        option = word.partition('=')[0].rstrip(',')
+        assert not option.startswith('--') or option in known, words
 
 
 def cli_settings():
@@ -264,10 +354,57 @@ def test_pixi_brings_what_the_demo_needs():
         check(shlex.split(command))
 
 
+@pytest.mark.parametrize('line', [
+    'depthclip predict IMAGE --outptu DIR', 'depthclip quantise', '--max-imagse',
+    'bag_player --rosbug', 'offline_eval --dta PATH', 'python tools/none.py',
+    'python3 run.py dmeo', 'python benchmarks/node.py --netwrok tiny'])
+def test_a_wrong_mention_is_noticed(line):
+    with pytest.raises(AssertionError):
+        check_mention(line.split())
+
+
+def test_commands_and_options_of_sentences_exist():
+    found = mentions()
+    assert len(found) > 150
+    for _, words in found:
+        check_mention(words)
+
+
+def test_every_command_stands_in_a_block_of_bash():
+    """Where it is found, and not in another block or by itself."""
+    begins = re.compile(r' *(?:\$ )?(depthclip|ros2|python3? [\w/]+\.py|pip|pytest|offline_eval|'
+                        r'depth_node|sim_camera|bag_player|image_source) [a-z.-]')
+    for document in DOCUMENTS:
+        text = document.read_text(encoding='utf-8')
+        blocks = re.findall(r'^ *```(?!bash)\w*\n(.*?)^ *```', text, re.DOTALL | re.MULTILINE)
+        indented = [line for line in prose(text).splitlines() if line.startswith('    ')]
+        for line in [*'\n'.join(blocks).splitlines(), *indented]:
+            assert not begins.match(line), (document, line)
+
+
+def test_every_command_is_run_or_says_why_not():
+    without = [f'{document}: {line}' for document, words in commands()
+               if (line := shlex.join(words)) not in RUN and not reason(words)
+               and not elsewhere(line)]
+    assert not without, '\n'.join(without)
+    for start, where in ELSEWHERE.items():
+        test = re.match(r'test_\w+\.py$', where)
+        if test:  # which names what it runs
+            text = (ROOT / 'test' / where).read_text(encoding='utf-8')
+            assert start.split()[-1].rpartition('/')[2].removesuffix('.py') in text, start
+
+
+def elsewhere(line):
+    return next((start for start in ELSEWHERE if line == start or line.startswith(start + ' ')),
+                '')
+
+
 def test_no_reason_is_left_over():
     lines = [shlex.join(words) for _, words in commands()]
     for start in REASONS:
         assert any(line.startswith((start, "'" + start)) for line in lines), start
+    used = {elsewhere(line) for line in lines}
+    assert used >= ELSEWHERE.keys()
 
 
 def test_what_is_run_is_what_the_documents_say():
