@@ -247,7 +247,7 @@ def install(python: Path, ros: str) -> None:
     """Install this folder, editable, with what it needs."""
     extras = 'docs,test' if ros else 'docs,ros,test'
     command = [str(python), '-m', 'pip', '--disable-pip-version-check', 'install',
-               '--progress-bar', 'off', '-e', f'{ROOT}[{extras}]']
+               '--no-compile', '--progress-bar', 'off', '-e', f'{ROOT}[{extras}]']
     if ros and system_numpy_major() == '1':
         # The messages and cv_bridge of this ROS are built for NumPy 1.
         command.append('numpy<2')
@@ -268,6 +268,9 @@ def install(python: Path, ros: str) -> None:
             process.wait()
     if process.returncode != 0:
         raise SetupError(explain(''.join(tail)))
+    # pip would do it, on one core. A few files are of another Python, and need not compile.
+    subprocess.run([str(python), '-m', 'compileall', '-q', '-j', '0', str(VENV / 'lib')],
+                   stdout=subprocess.DEVNULL, check=False)
 
 
 def show(line: str) -> None:
