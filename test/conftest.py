@@ -189,6 +189,39 @@ def estimator(tiny_weights, cache):
     return DepthEstimator(config, tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
 
 
+@pytest.fixture(scope='module')
+def state_dict():
+    """Weights of a tiny CLIP."""
+    from clip_standin import tiny_state_dict
+    return tiny_state_dict()
+
+
+@pytest.fixture(scope='session')
+def rgb():
+    """(120, 160, 3) picture of a room."""
+    from depthclip_ros.sim import Scene, SimCamera, render, trajectory
+    scene = Scene.generate('office', seed=3)
+    camera = SimCamera(160, 120, 130.0, 130.0, 79.5, 59.5)
+    return render(scene, camera, trajectory(scene, seed=0).pose(1.5)).rgb
+
+
+@pytest.fixture
+def picture(rgb, tmp_path):
+    """File of that picture."""
+    import cv2
+    path = tmp_path / 'room.png'
+    cv2.imwrite(str(path), rgb[..., ::-1])
+    return path
+
+
+@pytest.fixture(scope='module')
+def demo_estimator():
+    """The demo model with its own settings."""
+    from depthclip_ros.core import DepthConfig, DepthEstimator
+    from depthclip_ros.resources import config_path
+    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu', num_threads=1)
+
+
 @pytest.fixture
 def measured(record_property):
     """Keep figures of a test for the table at the end: measured('soak', frames=20000)."""

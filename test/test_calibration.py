@@ -39,11 +39,6 @@ IMAGES = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(3)]
 
 
 @pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
-@pytest.fixture(scope='module')
 def shared(state_dict):
     return DepthEstimator(CONFIG, state_dict, 'cpu')
 

@@ -68,11 +68,6 @@ ENGINES = ['torch', pytest.param('onednn', marks=needs_graphs),
 
 
 @pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
-@pytest.fixture(scope='module')
 def build(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')  # the words are the same in all tests
 

@@ -30,11 +30,6 @@ IMAGE = clip_standin.synthetic_rgb(0)[:96, :128]
 
 
 @pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
-@pytest.fixture(scope='module')
 def build(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')
 

@@ -206,15 +206,9 @@ VIEWS = {
 }
 
 
-@pytest.fixture(scope='module')
-def demo():
-    from depthclip_ros.resources import config_path
-    return DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu')
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('view', VIEWS)
-def test_depth_of_rendered_views_is_nearer_to_the_truth(demo, view):
+def test_depth_of_rendered_views_is_nearer_to_the_truth(demo_estimator, view):
     from depthclip_ros.sim import KINDS, Scene, render, trajectory
     (width, height), fov, distortion, at_most = VIEWS[view]
     pinhole = CameraCalibration.from_fov(width, height, fov)
@@ -224,7 +218,7 @@ def test_depth_of_rendered_views_is_nearer_to_the_truth(demo, view):
     for seed in range(30000, 30010):
         scene = Scene.generate(KINDS[seed % 5], seed)
         frame = render(scene, lens, trajectory(scene, seed).pose(float(seed % 23)))
-        found = demo.predict(frame.rgb, intrinsics=model)
+        found = demo_estimator.predict(frame.rgb, intrinsics=model)
         errors.append([np.sqrt(((found.depth / ratio - frame.depth) ** 2).mean())
                        for ratio in (found.focal_ratio, 1.0)])
     without, counted = np.mean(errors, axis=0)

@@ -29,11 +29,6 @@ PICTURES = [clip_standin.synthetic_rgb(seed)[::4, ::4] for seed in range(10, 20)
 
 
 @pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
-@pytest.fixture(scope='module')
 def kept(state_dict, tmp_path_factory):
     """A cache with the network in 8 bits, whose files nobody changes."""
     folder = tmp_path_factory.mktemp('cache')

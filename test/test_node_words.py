@@ -16,9 +16,6 @@ from geometry_msgs.msg import Point, PointStamped
 from rclpy.serialization import serialize_message
 from ros_harness import (
     FRAME,
-    INPUT_HEIGHT,
-    INPUT_WIDTH,
-    TEMPERATURE,
     Peer,
     camera_info,
     image,
@@ -27,7 +24,6 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.clicks import ClickedPatch, Clicks
@@ -39,13 +35,6 @@ HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)
 MODEL = CameraModel.from_info(camera_info(Header(), WIDTH, HEIGHT))
 ROW, COLUMN = 1, 3
-
-
-@pytest.fixture(scope='module')
-def estimator(tiny_weights):
-    return DepthEstimator(
-        DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
-                    temperature=TEMPERATURE), tiny_weights, 'cpu', num_threads=1)
 
 
 @pytest.fixture(scope='module')

@@ -26,11 +26,6 @@ WORDS = DepthConfig(
     backbone='auto', input_height=64, input_width=64)
 
 
-@pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
 def test_average_over_templates_by_hand(state_dict):
     features = encode_tokens(WORDS, state_dict)
     clip = import_clip()

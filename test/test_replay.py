@@ -114,11 +114,6 @@ class Cuda:
 
 
 @pytest.fixture(scope='module')
-def state_dict():
-    return clip_standin.tiny_state_dict()
-
-
-@pytest.fixture(scope='module')
 def build(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')
 

@@ -23,30 +23,10 @@ from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.scenes import Scene as SeenScene
 from depthclip_ros.node.config import with_demo_settings
-from depthclip_ros.sim import Scene, SimCamera, render, trajectory
+from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.bag import NANOSECONDS
 
 CAMERA = SimCamera(160, 120, 260.0, 260.0, 79.5, 59.5)  # twice as long as NYU's
-
-
-@pytest.fixture(scope='module')
-def rgb():
-    scene = Scene.generate('office', seed=3)
-    camera = SimCamera(160, 120, 130.0, 130.0, 79.5, 59.5)
-    return render(scene, camera, trajectory(scene, seed=0).pose(1.5)).rgb
-
-
-@pytest.fixture(scope='module')
-def estimator():
-    return DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu',
-                          num_threads=1)
-
-
-@pytest.fixture
-def picture(rgb, tmp_path):
-    path = tmp_path / 'room.png'
-    cv2.imwrite(str(path), rgb[..., ::-1])
-    return path
 
 
 @pytest.fixture
@@ -122,20 +102,20 @@ def pixels(row):
         form['height'], form['width'])
 
 
-def test_view_says_what_the_patch_of_a_point_says(picture, rgb, estimator, tmp_path, capsys):
+def test_view_says_what_the_patch_of_a_point_says(picture, rgb, demo_estimator, tmp_path, capsys):
     """Of the pixel's own patch; the focal length counts where it is told."""
     assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--point', '0,0',
                  '-o', str(tmp_path / 'out')]) == 0
     first = capsys.readouterr().out
-    estimator.reconfigure(with_demo_settings(DepthConfig(), 'demo')[0])
-    prediction = estimator.predict(rgb)
+    demo_estimator.reconfigure(with_demo_settings(DepthConfig(), 'demo')[0])
+    prediction = demo_estimator.predict(rgb)
     rows, columns = prediction.patch_depth.shape
     for x, y in ((130, 100), (0, 0)):
         place = y * rows // 120, x * columns // 160
         weights = prediction.weights[:, place[0], place[1]]
         best = int(weights.argmax())
         assert (f'  {prediction.patch_depth[place]:.2f} m (spread {prediction.spread[place]:.2f} '
-                f'm): {estimator.config.tokens[best]} {weights[best]:.0%}, ') in first
+                f'm): {demo_estimator.config.tokens[best]} {weights[best]:.0%}, ') in first
     written = cv2.imread(str(tmp_path / 'out/001_room.png'))
     assert written.shape[0] > 300
     assert main(['view', str(picture), '--weights', 'demo', '--point', '130,100', '--fov', '30',
@@ -156,12 +136,12 @@ def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
         main(['view', str(picture), '--point', '1', *out])
 
 
-def test_view_counts_the_scene(tmp_path, picture, rgb, estimator, capsys):
+def test_view_counts_the_scene(tmp_path, picture, rgb, demo_estimator, capsys):
     """The words' metres are those of the image's scene."""
     config = DepthConfig(tokens=('a', 'b'), bins=(1.0, 2.0), scenes=('s', 't'),
                          scene_bins=(2.0, 4.0, 6.0, 8.0))
     seen = SeenScene(('s', 't'), np.array([0.25, 0.75], np.float32), 0.5, 't')
-    prediction = replace(estimator.predict(rgb), scene=seen)
+    prediction = replace(demo_estimator.predict(rgb), scene=seen)
     assert prediction.word_depths(config) == pytest.approx([3.0, 4.5])
     twice = replace(prediction, scene=None, focal_ratio=2.0, adjustment=Adjustment(3.0))
     assert twice.word_depths(config) == pytest.approx([6.0, 12.0])
@@ -195,7 +175,7 @@ def test_view_shows_the_standard_deviation_of_a_calibration(
     assert 'standard deviation' in names
 
 
-def test_a_recording_of_a_bag(rerun, bag, rgb, estimator, tmp_path, capsys):
+def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys):
     """Every entity holds what the estimator says, with the bag's own camera_info."""
     path = tmp_path / 'out.rrd'
     assert view(bag, '--weights', 'demo', '--save', path) == 1
@@ -208,7 +188,7 @@ def test_a_recording_of_a_bag(rerun, bag, rgb, estimator, tmp_path, capsys):
     for number, image in enumerate((rgb, np.ascontiguousarray(rgb[:, ::-1]))):
         of = {entity: rows[number] for entity, rows in recording.items()
               if len(rows) == 2}
-        prediction = estimator.predict(image, intrinsics=camera)
+        prediction = demo_estimator.predict(image, intrinsics=camera)
         assert prediction.focal_ratio > 1.9
         np.testing.assert_allclose(pixels(of['/depth']), prediction.depth, rtol=1e-4)
         rows, columns = prediction.patch_depth.shape
@@ -226,8 +206,8 @@ def test_a_recording_of_a_bag(rerun, bag, rgb, estimator, tmp_path, capsys):
             np.testing.assert_allclose(of[f'/answers/{letter}']['values']['buffer'],
                                        prediction.weights[:, place[0], place[1]], atol=1e-5)
             assert f'{letter}: {prediction.patch_depth[place]:.2f} m' in of['/said']['text']
-        metres = estimator.config.bins[0] * prediction.focal_ratio
-        assert f'| {estimator.config.tokens[0]} | {metres:.2f} |' in of['/said']['text']
+        metres = demo_estimator.config.bins[0] * prediction.focal_ratio
+        assert f'| {demo_estimator.config.tokens[0]} | {metres:.2f} |' in of['/said']['text']
         np.testing.assert_allclose(
             np.reshape(of['/words']['data']['buffer'], prediction.weights.shape),
             prediction.weights, atol=1e-5)
@@ -321,9 +301,9 @@ class Screen:
         self.open = False
 
 
-def test_a_click_asks_its_patch(picture, rgb, estimator, monkeypatch, capsys):
+def test_a_click_asks_its_patch(picture, rgb, demo_estimator, monkeypatch, capsys):
     """Which is said, framed and painted as the node's overlay is; a right click lets it go."""
-    prediction = estimator.predict(rgb)
+    prediction = demo_estimator.predict(rgb)
     row, column = 4, 5  # of 6 x 8; the image is 768 x 576 pixels of the window
     inside = column * 96 + 3, row * 96 + 93
     screen = Screen(
@@ -338,7 +318,7 @@ def test_a_click_asks_its_patch(picture, rgb, estimator, monkeypatch, capsys):
     assert len(screen.shown) == 3  # a click beside the image changes nothing
     for shown, spot in zip(screen.shown, (None, (row, column), None), strict=True):
         np.testing.assert_array_equal(shown, overlay.draw(
-            rgb, prediction, estimator.config, spot, ['room.png']))
+            rgb, prediction, demo_estimator.config, spot, ['room.png']))
 
 
 def test_a_click_below_the_warning(untrained, picture, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`depthclip words`: what words say of pictures, and what must be known before it is believed."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,36 +12,14 @@ from drives import IMAGE_TOPIC, START, BagWriter
 from depthclip_ros.cli.frames import named_frames
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.prompts import unknown_words
 from depthclip_ros.core.weights import cache_folder, load
-from depthclip_ros.node.config import with_demo_settings
-from depthclip_ros.sim import Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.bag import NANOSECONDS
 from offline_eval.report.words import Answer
 
 NEAR_TO_FAR = 'very close, close, far, very far'
-
-
-@pytest.fixture(scope='module')
-def rgb():
-    scene = Scene.generate('office', seed=3)
-    camera = SimCamera(160, 120, 130.0, 130.0, 79.5, 59.5)
-    return render(scene, camera, trajectory(scene, seed=0).pose(1.5)).rgb
-
-
-@pytest.fixture(scope='module')
-def estimator():
-    return DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu',
-                          num_threads=1)
-
-
-@pytest.fixture
-def picture(rgb, tmp_path):
-    path = tmp_path / 'room.png'
-    cv2.imwrite(str(path), rgb[..., ::-1])
-    return path
 
 
 def run(*arguments):
@@ -57,17 +34,17 @@ def rows(text, heading):
     return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
 
 
-def test_two_sets_side_by_side(picture, rgb, estimator, tmp_path, capsys):
+def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     """The tables hold what the estimator says, the page all figures that it names."""
     output = tmp_path / 'out'
     assert run(NEAR_TO_FAR, '--against', 'near, far', '--image', picture, '--weights', 'demo',
                '-o', output) == 0
     said = capsys.readouterr().out
     assert 'Warning' not in said
-    config = estimator.config.replace(
+    config = demo_estimator.config.replace(
         tokens=tuple(NEAR_TO_FAR.split(', ')), bins=(0.5, 10 / 3, 37 / 6, 9.0))
-    estimator.reconfigure(config)
-    prediction = estimator.predict(rgb)
+    demo_estimator.reconfigure(config)
+    prediction = demo_estimator.predict(rgb)
     for word, weight in zip(config.tokens, prediction.weights.mean(axis=(1, 2)), strict=True):
         assert rows(said, 'Words A')[word]['answers'] == f'{weight:.1%}'
     assert rows(said, 'Words A')['close']['most like'] == 'very close'
@@ -181,14 +158,14 @@ def test_an_unreadable_picture_is_reported_and_the_others_count(picture, tmp_pat
 
 
 @pytest.mark.parametrize('fit', ['stretch', 'crop', 'letterbox'])
-def test_an_answer_shows_what_the_network_sees(estimator, fit):
+def test_an_answer_shows_what_the_network_sees(demo_estimator, fit):
     """A bright column of a wide image stays where its patch is; padding has no depth."""
     wide = np.zeros((60, 200, 3), np.uint8)
     wide[:, 100:] = 255
-    loaded = estimator.config
-    estimator.reconfigure(loaded.replace(input_fit=fit))
-    answer = Answer.of(wide, estimator.predict(wide))
-    estimator.reconfigure(loaded)
+    loaded = demo_estimator.config
+    demo_estimator.reconfigure(loaded.replace(input_fit=fit))
+    answer = Answer.of(wide, demo_estimator.predict(wide))
+    demo_estimator.reconfigure(loaded)
     height, width = answer.rgb.shape[:2]
     assert answer.depth.shape == (height, width)
     middle = answer.rgb[height // 2, :, 0]

@@ -252,22 +252,22 @@ class CropFeatures(ImageEncoder):
         return answers if self.pool is None else self.pool.whole(answers)
 
 
-class DenseVit(nn.Module):
+class PatchTransformer(nn.Module):
     """What a vision transformer says of every patch, in the joint space.
 
-    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
-    every patch's token where CLIP itself takes the class token. The positional embedding is
-    resized in two dimensions, bicubically.
+    Of the transformer's last answers, which those are that `tokens` gives. The positional
+    embedding is resized in two dimensions, bicubically.
     """
 
-    def __init__(self, vit: Any, *, mixing: bool) -> None:
-        """Take over a CLIP vision transformer; `mixing`: the last block stays whole."""
+    def __init__(self, vit: Any) -> None:
+        """Take over a vision transformer of CLIP's, or of open_clip's."""
         super().__init__()
         self.vit = vit
-        self.mixing = mixing
-        self.blocks = vit.transformer.resblocks[:-1]
-        self.last = vit.transformer.resblocks[-1]
         self._positions = Positions()
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, 1 + N, C), the class token first, -> (B, N, C): what is said of the patches."""
+        raise NotImplementedError
 
     def positional_embedding(self, height: int, width: int) -> Tensor:
         """(1 + height x width, C): the class token's and those of a grid of that size."""
@@ -281,17 +281,36 @@ class DenseVit(nn.Module):
         x = x.flatten(2).transpose(1, 2)
         classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding(height, width).to(x)
-        x = self.blocks(vit.ln_pre(x).transpose(0, 1)).transpose(0, 1)
-        if self.mixing:
-            tokens = self.last(x.transpose(0, 1)).transpose(0, 1)[:, 1:]
-        else:
-            attention = self.last.attn
-            value_weight = attention.in_proj_weight.chunk(3)[2]
-            value_bias = attention.in_proj_bias.chunk(3)[2]
-            values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
-            tokens = attention.out_proj(values)
-        features: Tensor = vit.ln_post(tokens) @ vit.proj
+        features: Tensor = vit.ln_post(self.tokens(vit.ln_pre(x))) @ vit.proj
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
+
+
+class DenseVit(PatchTransformer):
+    """OpenAI's.
+
+    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
+    every patch's token where CLIP itself takes the class token.
+    """
+
+    def __init__(self, vit: Any, *, mixing: bool) -> None:
+        """Take over a CLIP vision transformer; `mixing`: the last block stays whole."""
+        super().__init__(vit)
+        self.mixing = mixing
+        self.blocks = vit.transformer.resblocks[:-1]
+        self.last = vit.transformer.resblocks[-1]
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """See `PatchTransformer`; CLIP's blocks want the positions first."""
+        x = self.blocks(x.transpose(0, 1)).transpose(0, 1)
+        if self.mixing:
+            mixed: Tensor = self.last(x.transpose(0, 1)).transpose(0, 1)
+            return mixed[:, 1:]
+        attention = self.last.attn
+        value_weight = attention.in_proj_weight.chunk(3)[2]
+        value_bias = attention.in_proj_bias.chunk(3)[2]
+        values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
+        projected: Tensor = attention.out_proj(values)
+        return projected
 
 
 def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files
-from .backbone import ImageEncoder, Positions
+from .backbone import ImageEncoder, PatchTransformer
 from .clip_package import fitting_weights
 from .device import reason
 from .errors import ConfigError, WeightsError, quoted
@@ -383,33 +383,23 @@ class LastAttention(nn.Module):
         return attended
 
 
-class DenseOpenClipVit(nn.Module):
-    """What one of open_clip's own vision transformers says of every patch, in the joint space.
+class DenseOpenClipVit(PatchTransformer):
+    """One of open_clip's own.
 
     Where the class token is the image's, by its last attention; where the mean of the patches is,
-    by the patches. The positional embedding is resized as that of OpenAI's.
+    by the patches.
     """
 
     def __init__(self, vit: Any) -> None:
         """Take over a vision transformer."""
-        super().__init__()
-        self.vit = vit
+        super().__init__(vit)
         if vit.pool_type == 'tok':
             vit.transformer.resblocks[-1] = LastAttention(vit.transformer.resblocks[-1])
-        self._positions = Positions()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
-        vit = self.vit
-        x = vit.conv1(images)
-        height, width = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)
-        classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        positions = self._positions.resized(vit.positional_embedding, height, width)
-        x = torch.cat([classes, x], dim=1) + positions.to(x)
-        x = vit.transformer(vit.ln_pre(x))[:, 1:]
-        features: Tensor = vit.ln_post(x) @ vit.proj
-        return features.transpose(1, 2).reshape(len(features), -1, height, width)
+    def tokens(self, x: Tensor) -> Tensor:
+        """See `PatchTransformer`."""
+        answers: Tensor = self.vit.transformer(x)
+        return answers[:, 1:]
 
 
 class DenseTimm(nn.Module):
