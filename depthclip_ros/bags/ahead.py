@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing beside the network, each on a thread of its own, in the given order."""
+"""Reading and writing beside the network, each on a thread of its own, in the given order.
+
+Where the network has all processors to itself, nothing is beside it: its threads wait for one
+another, so that what takes a millisecond from one of them takes it from all.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +45,23 @@ def _lots(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[I
 
 
 class Behind:
-    """Does jobs one after the other on a thread; when one fails, none is done any more.
+    """Does jobs one after the other, on a thread; when one fails, none is done any more.
 
     As a context manager it waits for all of them, unless an error leaves it.
     """
 
-    def __init__(self) -> None:
-        """Begin without a job."""
+    def __init__(self, *, beside: bool) -> None:
+        """Begin without a job; if not `beside`, each is done when it comes, without a thread."""
+        self._beside = beside
         self._thread = ThreadPoolExecutor(1, 'bag writer')
         self._waiting: deque[Future[None]] = deque()
         self._failed = False
 
     def do(self, job: Callable[..., None], *arguments: Any) -> None:
         """Let a job be done behind all others; raises what an earlier one raised."""
+        if not self._beside:
+            job(*arguments)
+            return
         if len(self._waiting) >= _JOBS:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self._do, job, *arguments))

@@ -290,6 +290,8 @@ class _Run:
         self._plan, self._place, self._log = plan, place, log
         self._progress, self._told = progress, 0.0
         self._answering = Answering(estimator, log)
+        self._beside = (estimator.device.type != 'cpu'
+                        or torch.get_num_threads() < (os.cpu_count() or 1))
         self._continuous = is_continuous(estimator.config, plan.options.node)
         sensors = None
         if plan.options.node.anchor:
@@ -333,17 +335,19 @@ class _Run:
     # From the first message to the last ---------------------------------------------------------
 
     def convert(self) -> None:
-        """Read, answer and write, each on a thread of its own."""
+        """Read, answer and write."""
         plan, done = self._plan, self._place.done
         skipped = done[-1]['index'] if done else -1  # the last file that is complete already
         begin = plan.begin
         if skipped >= 0 and not self._continuous:
             begin = max(begin, plan.boundary(skipped + 1))
         self._prepare(begin)
+        records = plan.bag.messages(begin, plan.end)
         with ExitStack() as stack:
-            records = stack.enter_context(closing(ahead(
-                plan.bag.messages(begin, plan.end), lambda record: len(record.data))))
-            self._out = stack.enter_context(Behind())
+            if self._beside:
+                records = stack.enter_context(closing(ahead(
+                    records, lambda record: len(record.data))))
+            self._out = stack.enter_context(Behind(beside=self._beside))
             for record in records:
                 part = plan.part_of(record.time)
                 if part != self._part:
