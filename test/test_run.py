@@ -163,6 +163,15 @@ def test_a_full_disk_is_noticed_before_anything_is_written(run, monkeypatch):
     assert run.calls == []
 
 
+def test_the_documents_tell_the_disk_that_is_asked_for(run):
+    install = (ROOT / 'docs/install.md').read_text(encoding='utf-8')
+    parts = re.findall(r'^\| .* \| ([\d.]+) GB.* \| .* \|$', install, re.MULTILINE)
+    assert len(parts) == 3
+    assert round(sum(map(float, parts))) == run.FULL_GIGABYTES
+    for text in (install, (ROOT / 'README.md').read_text(encoding='utf-8')):
+        assert f'{run.FULL_GIGABYTES} GB' in text
+
+
 def test_a_sourced_ros_is_used(run, monkeypatch, tmp_path):
     for name in ('rclpy', 'sensor_msgs'):
         (tmp_path / name).mkdir()
