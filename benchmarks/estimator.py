@@ -171,7 +171,8 @@ class Bench:
         device.bfloat16_speed = lambda: math.inf
         # Every difference from the reference is compared at a temperature where depth varies.
         self._config = DepthConfig(
-            backbone='auto', input_height=self.size[0], input_width=self.size[1])
+            backbone='auto', input_height=self.size[0], input_width=self.size[1],
+            upsampling='bilinear')  # the official code's, or depth would differ by it
 
     def estimator(self, **changes: Any) -> DepthEstimator:
         """Build one, with some settings changed."""
