@@ -253,7 +253,7 @@ def _contents(
     pictures = f'{len(names)} picture{"s" if len(names) > 1 else ""}' if names else 'no picture'
     parts.append(Text(
         f'{weights.name}, {pictures}. Nothing here was measured: it shows what the words do, not '
-        'how right they are. That takes measured depth (`depthclip compare`, offline_eval).'))
+        'how right they are. That takes measured depth (depthclip compare, offline_eval).'))
     for one in sets:
         parts += [Heading(f'Words {one.name}'), Text(f'Bins: {one.origin}.'), _table(one)]
     if names:

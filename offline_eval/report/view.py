@@ -117,7 +117,8 @@ def _bars(
         for edge, line in (('white', 3.0), (color, 1.6)):
             photo.add_patch(Rectangle(
                 (x, y), width / columns, height / rows, fill=False, ec=edge, lw=line))
-        photo.text(x, y, letter, color='white', weight='bold', size=6.5, bbox=badge, va='center')
+        photo.text(x, y, letter, color='white', weight='bold', size=6.5, bbox=badge,
+                   va='center' if spot.row else 'top')  # or it would cover the title
         axes.barh(range(len(labels)), answer.weights[:, spot.row, spot.column], color=color,
                   height=0.72)
         axes.axvline(1 / len(labels), color='#444444', lw=0.8, ls=':')
