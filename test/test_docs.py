@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_agreement import README, section
+from test_agreement import README, rows, section
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +56,16 @@ def test_read_outs_are_the_committed_measurement(result):
     for line in measured:
         assert line in page.splitlines()
     assert f'](../benchmarks/results/rooms/{result}.png)' in page
+
+
+def test_the_tutorial_names_files_that_an_evaluation_leaves():
+    tutorial = (ROOT / 'docs/tutorials.md').read_text(encoding='utf-8')
+    page = (ROOT / 'docs/evaluation.md').read_text(encoding='utf-8')
+    reported = {cell for row in rows(section(page, 'What is reported'))
+                for cell in re.findall(r'`([^`]+)`', row[0])}
+    named = re.findall(r'`results/latest/([^`]+)`', section(tutorial, 'From download to citation'))
+    assert len(named) == 4
+    assert set(named) <= reported
 
 
 def first_depth(machine):
