@@ -37,8 +37,8 @@ MINIMUM = (3, 10)
 # For what the wheels of ROS 2 are built, which a machine without ROS needs.
 WHEELS_MACHINES = ('x86_64', 'AMD64')
 WHEELS_NEWEST = (3, 13)
-# What a full set-up on Linux takes: 7.9 for .venv, most of it PyTorch's CUDA libraries, and twice 3.1
-# for what pip downloads, in its cache and in temporary files; a CPU build takes less.
+# What a full set-up on Linux takes: 7.9 for .venv, most of it PyTorch's CUDA libraries, and twice
+# 3.1 for what pip downloads, in its cache and in temporary files; a CPU build takes less.
 FULL_GIGABYTES = 14
 LEAST_GIGABYTES = 2
 # Test files run beside each other; what measures time runs alone (see test/conftest.py).
