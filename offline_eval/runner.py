@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.device import one_thread
 from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.node.config import NodeConfig
@@ -172,15 +173,13 @@ class Evaluation:
         if ignored:
             _say(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
                  'pixel is scored, of the whole crop, and nothing is known but the image.')
-        threads = node.num_threads or torch.get_num_threads()
+        if node.num_threads:
+            torch.set_num_threads(node.num_threads)
         # On a CPU an image goes to a thread: prepared for several, the network is far slower.
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             estimator = DepthEstimator(
                 config, node.weights, node.device, cache_dir=node.cache_dir or None,
                 offline=node.offline, log=_say)
-        finally:
-            torch.set_num_threads(threads)
         _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
              f'{estimator.grid[0]} x {estimator.grid[1]} patches')
         if not estimator.weights.trained:
@@ -217,7 +216,8 @@ class Evaluation:
                   *(Contender(p.row, 'foreign', FOREIGN, note=p.note, predictions=p,
                               is_test=p.align == 'none') for p in self._foreign)]
         _check_names(chosen)
-        self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
+        with one_thread():  # Sums of several threads may end in other digits.
+            self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
         return without_failed_controls(chosen, self._text)
 
     def _focal(self) -> float:

@@ -22,6 +22,7 @@ import torch
 from eval_results import write_world
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.device import one_thread
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.nyu import make_samples, split
@@ -494,7 +495,8 @@ def test_full_disk_loses_nothing(world, plain, tmp_path, capsys):
     folder = (tmp_path / 'latest').resolve()
     assert not (folder / 'summary.json').exists()
     assert not list(folder.rglob('*.part'))
-    resumed = evaluate(world, tmp_path, '--resume', *FEW)
+    with one_thread():  # As on a machine with fewer cores: the same digits.
+        resumed = evaluate(world, tmp_path, '--resume', *FEW)
     assert (resumed.timing.images, resumed.data.images) == (7, 11)
     assert digits(resumed) == digits(plain)
 

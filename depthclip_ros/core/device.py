@@ -131,6 +131,17 @@ def use_threads(count: int) -> None:
         _own_threads = None
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what must have the same bits whatever the number of threads; not beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def release_freed_memory() -> None:
     """Give what this process has freed back to the system: after loading it is 450 MB.
 
@@ -207,19 +218,14 @@ def bfloat16_speed() -> float:
     images = torch.ones(1, 256, 32, 32).contiguous(memory_format=torch.channels_last)
     formats = (torch.float32, torch.bfloat16)
     seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in formats}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            factors = {dtype: (images.to(dtype), torch.ones(256, 256, 1, 1, dtype=dtype))
-                       for dtype in formats}
-            for _ in range(6):  # the first one of each prepares, and is never the fastest
-                for dtype in formats:
-                    start = time.thread_time()
-                    torch.conv2d(*factors[dtype])
-                    seconds[dtype].append(time.thread_time() - start)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.inference_mode():
+        factors = {dtype: (images.to(dtype), torch.ones(256, 256, 1, 1, dtype=dtype))
+                   for dtype in formats}
+        for _ in range(6):  # the first one of each prepares, and is never the fastest
+            for dtype in formats:
+                start = time.thread_time()
+                torch.conv2d(*factors[dtype])
+                seconds[dtype].append(time.thread_time() - start)
     exact, rough = (min(times) for times in seconds.values())
     return exact / rough
 
