@@ -237,6 +237,19 @@ def test_folded_network_equals_clips_own(state_dict):
     torch.testing.assert_close(found.contiguous(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('whole', [False, True])
+def test_weights_in_half_precision_are_folded_as_if_in_single(state_dict, whole):
+    """Where only the convolutions are, as in OpenAI's files, and where all is."""
+    half = {name: tensor.half() if whole or tensor.dim() == 4 else tensor
+            for name, tensor in state_dict.items()}
+    exact = FoldedResNet(build_image_encoder(half, 'reference').trunk).state_dict()
+    folded = FoldedResNet(build_image_encoder(half, 'reference', as_is=True).trunk).state_dict()
+    assert exact.keys() == folded.keys()
+    for name, tensor in exact.items():
+        assert folded[name].dtype == torch.float32
+        assert torch.equal(folded[name], tensor), name
+
+
 def test_packed_weights_serve_every_size_and_number(state_dict):
     encoder = build_image_encoder(state_dict, 'reference')
     sizes = [(1, 3, 64, 96), (3, 3, 160, 32)]

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from depthclip_ros import executables
-from depthclip_ros.core import DepthConfig, DepthEstimator, estimator, torchscript
+from depthclip_ros.core import DepthConfig, DepthEstimator, estimator, torchscript, weights
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.uninitialized import Uninitialized
+from depthclip_ros.node.process import here_to_stay
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {'backbone': 'auto', 'input_height': 64, 'input_width': 64}
@@ -141,6 +142,10 @@ def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
             return result
         return wrapped
 
+    contents = []
+    whole = weights._read_whole
+    monkeypatch.setattr(
+        weights, '_read_whole', lambda path: contents.append(whole(path)) or contents[-1])
     monkeypatch.setattr(torchscript, '_unpickle', kept(
         torchscript._unpickle, lambda root: [value for _, value in torchscript._named_tensors(
             root)]))
@@ -151,6 +156,29 @@ def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
     assert made.engine == 'torch'
     assert len(held) > 10
     assert [reference() for reference in held if reference() is not None] == []
+    [content] = contents
+    contents.clear()
+    assert sys.getrefcount(content) == 2, gc.get_referrers(content)
+
+
+def test_what_stays_is_not_looked_through_again():
+    class Link:
+        other = None
+
+    with here_to_stay():
+        assert not gc.isenabled()
+        link = Link()
+        link.other = link
+        known = weakref.ref(link)
+    try:
+        assert gc.isenabled()
+        del link
+        gc.collect()
+        assert known() is not None
+    finally:
+        gc.unfreeze()
+    gc.collect()
+    assert known() is None
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')

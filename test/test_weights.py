@@ -26,6 +26,7 @@ from depthclip_ros.core.weights import (
     fetch,
     file_digest,
     load,
+    read_ahead,
     read_file,
 )
 
@@ -205,6 +206,73 @@ def test_archives_of_others_are_read_without_running_them(archive, monkeypatch):
         assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archives_written_by_others_hold_the_same(compression, archive, tmp_path):
+    """Compressed, or with tensors that begin anywhere."""
+    with zipfile.ZipFile(archive) as old, \
+            zipfile.ZipFile(tmp_path / 'new.pt', 'w', compression) as new:
+        for number, record in enumerate(old.infolist()):
+            new.writestr(f'x{record.filename}', old.read(record))
+            new.writestr('y' * (number + 1), b'')
+    right, found = read_file(archive), read_file(tmp_path / 'new.pt')
+    assert found.keys() == right.keys()
+    for name, tensor in right.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].data_ptr() % tensor.itemsize == 0
+
+
+def test_one_wrong_byte_in_an_archive_is_found(archive, tmp_path):
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as whole:
+        record = max(whole.infolist(), key=lambda record: record.file_size)
+    content[record.header_offset + record.file_size // 2] ^= 1
+    (tmp_path / 'damaged.pt').write_bytes(content)
+    with pytest.raises(WeightsError, match=r'cannot be read.*CRC'):
+        load(tmp_path / 'damaged.pt', 'auto', tmp_path, print)
+
+
+def test_what_is_hashed_is_what_is_used(archive, tiny, tmp_path):
+    """Whatever becomes of the file once it is read."""
+    path = tmp_path / 'weights.pt'
+    path.write_bytes(archive.read_bytes())
+    ahead = read_ahead(str(path), 'auto', tmp_path)
+    ahead.content.result()
+    torch.save(tiny, path)
+    info, state_dict = load(path, 'auto', tmp_path, print, ahead=ahead)
+    assert info.digest == file_digest(archive) != file_digest(path)
+    assert state_dict['visual.conv1.weight'].dtype == torch.float16
+
+
+def test_what_is_read_ahead_is_read_once_and_only_for_its_own_path(
+        archive, tiny, tmp_path, monkeypatch):
+    paths, read = [], weights_module._read_whole
+    monkeypatch.setattr(
+        weights_module, '_read_whole', lambda path: paths.append(path) or read(path))
+    torch.save(tiny, tmp_path / 'other.pt')
+    ahead = read_ahead(str(archive), 'auto', tmp_path)
+    load(archive, 'auto', tmp_path, print, ahead=ahead)
+    assert paths == [archive]
+    other, _ = load(tmp_path / 'other.pt', 'auto', tmp_path, print, ahead=ahead)
+    assert paths == [archive, tmp_path / 'other.pt']
+    assert other.name == 'other.pt'
+
+
+@pytest.mark.parametrize(('weights', 'backbone'), [
+    ('missing.pt', 'auto'), ('RN50', 'RN50'), ('', 'RN50'), ('', 'auto'), ('untrained', 'RN50'),
+    ('', 'open_clip:RN50/openai'), ('a\0b', 'auto')])
+def test_nothing_is_read_ahead_where_there_is_no_file(weights, backbone, tmp_path):
+    """What is wrong with it, or where else it comes from, is for `load`."""
+    assert read_ahead(weights, backbone, tmp_path) is None
+
+
+def test_a_damaged_file_is_refused_as_ever_when_it_was_read_ahead(release, tmp_path):
+    (tmp_path / 'weights').mkdir()
+    (tmp_path / 'weights/RN50.pt').write_bytes(b'damaged')
+    ahead = read_ahead('', 'RN50', tmp_path)
+    with pytest.raises(WeightsError, match=r'SHA-256 is .* expected .*not the official one'):
+        load('', 'RN50', tmp_path, print, ahead=ahead)
+
+
 @pytest.mark.parametrize('name', ['RN50.pt', 'renamed.pt'])
 def test_official_archives_are_known_by_their_hash(name, archive, release, tmp_path, monkeypatch):
     loaded = []
@@ -214,7 +282,7 @@ def test_official_archives_are_known_by_their_hash(name, archive, release, tmp_p
     path = tmp_path / name
     path.write_bytes(archive.read_bytes())
     assert load(path, 'RN50', tmp_path, print)[0].digest == release.sha256
-    assert loaded == [str(path)]
+    assert [file.getvalue() for file in loaded] == [archive.read_bytes()]
 
 
 def test_a_false_official_archive_is_not_run(archive, release, tmp_path, monkeypatch):

@@ -313,12 +313,16 @@ class DenseVit(PatchTransformer):
         return projected
 
 
-def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
+def build_image_encoder(
+    state_dict: Mapping[str, Tensor], features: str, *, as_is: bool = False,
+) -> ImageEncoder:
     """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
 
     Args:
-        state_dict: the whole model's, of open_clip's too; only the visual part is copied.
+        state_dict: the whole model's, of open_clip's too.
         features: 'reference', 'maskclip', 'attnpool' or 'crops'.
+        as_is: the trunk keeps the number format of the weights, and their memory where that is
+            possible, for `engines.install` to make of it what runs.
 
     Raises:
         WeightsError: tensors are missing or misshapen.
@@ -338,6 +342,8 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
             encoder = state_dict.image_encoder(visual)
         else:
             encoder = _dense_encoder(visual, shape, features)
+    if not as_is:
+        encoder.trunk.float()
     encoder.eval().requires_grad_(False)
     return encoder
 
@@ -347,6 +353,8 @@ def _dense_encoder(visual: Any, shape: Architecture, features: str) -> ImageEnco
         if features == 'crops':
             return CropFeatures(visual, shape.patch, shape.resolution)
         return ImageEncoder(DenseVit(visual, mixing=features == 'attnpool'), shape.patch)
+    if features != 'reference':
+        visual.attnpool.float()
     if features == 'attnpool':
         return AttentionPoolFeatures(visual)
     if features == 'crops':
@@ -374,7 +382,7 @@ def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
     if shape.patch is not None:
         raise ConfigError("scenes: need a ResNet's attention pool, which a vision transformer has "
                           "not; use a ResNet, or scenes: [''].")
-    pool = AttentionPool(_load_visual(state_dict, shape).attnpool)
+    pool = AttentionPool(_load_visual(state_dict, shape).attnpool.float())
     pool.eval().requires_grad_(False)
     return pool
 
@@ -407,4 +415,4 @@ def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
                     shape.width)
         visual.load_state_dict(own, assign=True)
     model.convert_weights(visual)
-    return visual.float()
+    return visual

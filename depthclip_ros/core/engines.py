@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import files, int8
 from .backbone import ImageEncoder, is_resnet
-from .device import cpu_has_amx, reason
+from .device import cpu_has_amx, reason, release_freed_memory
 from .errors import EngineError, WeightsError
 from .onednn_graph import GraphedResNet
 from .resnet import FoldedResNet
@@ -57,7 +57,7 @@ def install(  # noqa: C901, PLR0913, PLR0917
     """Let an encoder's trunk run on an engine, on a device and in a number format.
 
     Args:
-        encoder: in float32 on the CPU; its trunk is replaced.
+        encoder: on the CPU; its trunk, in any number format, is replaced.
         name: auto, eager, torch, onednn, compile or onnxruntime.
         dtype: of the trunk; the head stays in float32, and so does what goes into a trunk in int8.
         device: where both run.
@@ -93,6 +93,7 @@ def install(  # noqa: C901, PLR0913, PLR0917
         encoder.trunk = build_onnx_trunk(reference, device, quantized) \
             if engine == 'onnxruntime' else \
             build_trunk(engine, reference, dtype, device, size, fused=fused)
+        release_freed_memory()  # now: what the run leaves is for the images to come
         features: Tensor = encoder(batch)
         return features
 
@@ -141,6 +142,7 @@ def _reference_features(
     kept = None if known is None else known.read(image, encoder.stride)
     if kept is not None:
         return kept
+    encoder.trunk.float()
     with torch.inference_mode():
         features: Tensor = encoder(image)
     if not features.isfinite().all():

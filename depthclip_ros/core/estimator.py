@@ -28,13 +28,13 @@ from .config import DepthConfig
 from .device import (
     current,
     exact_float32,
-    release_freed_memory,
     resolve_device,
     resolve_precision,
     use_threads,
 )
 from .errors import ConfigError, EngineError, ImageError, WeightsError
 from .geometry import CameraModel, focal_ratio
+from .memory import as_tensor
 from .projection import (
     best_bins,
     bin_spread,
@@ -49,7 +49,15 @@ from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .replay import Replayer
 from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
-from .weights import Loaded, Log, OpenClipWeights, architecture, cache_folder, load
+from .weights import (
+    Ahead,
+    Loaded,
+    Log,
+    OpenClipWeights,
+    architecture,
+    cache_folder,
+    load,
+)
 from .window import Size, Window, fit_window
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
@@ -249,11 +257,11 @@ class DepthEstimator:
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self, config: DepthConfig,
         weights: str | Path | Mapping[str, Tensor] | Loaded | None = None, device: str = 'auto', *,
         cache_dir: str | Path | None = None, offline: bool = False, num_threads: int = 0,
-        quantize: bool = True, log: Log = _LOGGER.info,
+        quantize: bool = True, ahead: Ahead | None = None, log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
@@ -268,6 +276,7 @@ class DepthEstimator:
             num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
             quantize: with `precision: int8`, where the cache has no network in 8 bits: make it
                 now; else float32 runs, and `is_provisional` is true, until `quantize` and `use`.
+            ahead: what `weights.read_ahead` has begun for these weights.
             log: told what happens, in sentences; those that begin with 'WARNING' matter.
 
         Raises:
@@ -289,9 +298,9 @@ class DepthEstimator:
         self._load = functools.partial(
             load, '' if weights is None else weights, config.backbone, folder, log,
             offline=offline)
-        self.weights, state_dict = self._load()
+        self.weights, state_dict = self._load(ahead=ahead)
         self._folder = folder
-        self._encoder = build_image_encoder(state_dict, config.features)
+        self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
         if config.features == 'crops':
@@ -332,8 +341,6 @@ class DepthEstimator:
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
-        del state_dict
-        release_freed_memory()
         if quantize and self.is_provisional:
             self.use(self.quantize())
 
@@ -539,7 +546,7 @@ class DepthEstimator:
         except EngineError:
             if not known.given:
                 raise
-        self._encoder = build_image_encoder(state_dict, config.features)
+        self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
         return install()
 
     def _install_quantized(self, config: DepthConfig, state_dict: Mapping[str, Tensor]) -> bool:
@@ -553,7 +560,7 @@ class DepthEstimator:
                 config, state_dict, 'onnxruntime', torch.int8, model)
         except EngineError as error:
             self._log(f'WARNING: {cache.path}: {error} It is made anew.')
-            self._encoder = build_image_encoder(state_dict, config.features)
+            self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
             return False
         self.precision, self.quantized_on = 'int8', int8.calibrated_on(self._encoder.trunk)
         self._log(f'precision: int8, calibrated on {self.quantized_on}, from {cache.path}.')
@@ -843,7 +850,7 @@ class DepthEstimator:
 
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Copy images to the device; on a CPU they are used where they lie."""
-        return [_as_tensor(image).to(self.device) for image in images]
+        return [as_tensor(image).to(self.device) for image in images]
 
     def _fit(self, image: Tensor, window: Window) -> Tensor:
         """(H, W, 3) uint8 -> the window of it, in the network's size."""
@@ -1038,24 +1045,6 @@ def _read_out(
     if stddev is not None:
         stddev = stddev[:count] * patch_depth
     return ReadOut(patch_depth, weights[:count], flat[:count], spread[:count], stddev)
-
-
-def _as_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) on the host, in the image's own memory if it is contiguous. Only read it."""
-    image = np.ascontiguousarray(image)
-    if not image.flags.writeable:
-        # torch knows no memory that cannot be written, and warns.
-        image = np.asarray(_Writable(image))
-    return torch.from_numpy(image)
-
-
-class _Writable:
-    """The same memory without its mark."""
-
-    def __init__(self, image: NDArray[np.uint8]) -> None:
-        self._image = image  # which must live as long
-        self.__array_interface__ = {
-            **image.__array_interface__, 'data': (image.ctypes.data, False)}
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

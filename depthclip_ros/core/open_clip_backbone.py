@@ -29,13 +29,14 @@ from .uninitialized import Uninitialized
 from .weights import (
     OPEN_CLIP,
     UNTRAINED,
+    Ahead,
     Architecture,
     Log,
     OpenClipWeights,
     TextEncoder,
     WeightsInfo,
+    begin,
     check_tensors,
-    file_digest,
     read_file,
     state_dict_digest,
 )
@@ -114,8 +115,8 @@ def load(
         path = files.user_path(weights).absolute() if str(weights) else \
             _tagged(open_clip, backbone, released, log, offline=offline)
         name, source = path.name if str(weights) else backbone, str(path)
-        digest, tensors = file_digest(path), {}
-        tensors = _read(path, digest)
+        file = begin(path)
+        digest, tensors = file.digest.result(), _read(file)
     log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
         f'{deviation}; `normalization` is for the models of OpenAI.')
     digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
@@ -211,10 +212,11 @@ def _cached(released: Mapping[str, Any]) -> Path | None:
                  if isinstance(path, str) and Path(path).is_file()), None)
 
 
-def _read(path: Path, digest: str) -> dict[str, Tensor]:
+def _read(file: Ahead) -> dict[str, Tensor]:
     """Tensors of a file; nothing in it can run code."""
+    path = file.path
     if path.suffix != '.safetensors':
-        return read_file(path, lambda: digest)
+        return read_file(path, file)
     from safetensors.torch import load_file  # comes with open_clip
     try:
         tensors: dict[str, Tensor] = load_file(path)

@@ -206,8 +206,10 @@ def _pool(x: Tensor, size: int) -> Tensor:
 
 
 def fold(convolution: Any, norm: Any) -> Convolution:
-    """Make one convolution of a convolution without bias and the batch norm after it."""
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    """Make one convolution, in float32, of one without bias and the batch norm after it."""
+    weight, bias, mean, variance = (values.float() for values in (
+        norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    scale = weight / torch.sqrt(variance + norm.eps)
     return Convolution(
-        convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale,
+        convolution.weight * scale[:, None, None, None], bias - mean * scale,
         convolution.stride[0], convolution.padding[0])

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .memory import as_tensor
 
 STORAGES: Mapping[str, torch.dtype] = {
     'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
@@ -31,25 +35,39 @@ LONGEST_NAME = 1000
 LARGEST_PICKLE = 16 << 20
 
 
-def is_torchscript(path: Path) -> bool:
+def is_torchscript(content: bytes) -> bool:
     """Whether a file is a TorchScript archive, and not `torch.save`'s zip file."""
-    if not zipfile.is_zipfile(path):
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         return any(name.endswith('/constants.pkl') for name in archive.namelist())
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(content: bytes) -> dict[str, Tensor]:
     """Tensors of an archive by their names in its modules, as `state_dict()` would give them.
+
+    They lie where the file's bytes do: only read them.
 
     Raises:
         Exception: of many types, where the archive is damaged or made to do harm.
 
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         name = next(n for n in archive.namelist() if n.endswith('/constants.pkl'))
         folder = name.removesuffix('constants.pkl')
-        return dict(_named_tensors(_unpickle(archive, folder)))
+        return dict(_named_tensors(_unpickle(archive, folder, content)))
+
+
+def _bytes_of(record: zipfile.ZipInfo, archive: zipfile.ZipFile, content: bytes,
+              ) -> bytes | memoryview:
+    """Content of a record with its checksum right, where it lies if that is possible."""
+    # The archive's own list has the names' lengths, too, but not those of this place.
+    lengths = struct.unpack_from('<HH', content, record.header_offset + 26)
+    start = record.header_offset + 30 + sum(lengths)
+    data = memoryview(content)[start:start + record.file_size]
+    # Else it is compressed, or damaged, which `archive` says.
+    return data if zlib.crc32(data) == record.CRC else archive.read(record)
 
 
 def _module_class() -> type[dict[str, Any]]:
@@ -66,7 +84,7 @@ def _module_class() -> type[dict[str, Any]]:
     return Module
 
 
-def _unpickle(archive: zipfile.ZipFile, folder: str) -> Any:
+def _unpickle(archive: zipfile.ZipFile, folder: str, content: bytes) -> Any:
     """Read `data.pkl`: modules as dictionaries of their attributes."""
     record = archive.getinfo(f'{folder}data.pkl')
     if record.file_size > LARGEST_PICKLE:
@@ -97,13 +115,17 @@ def _unpickle(archive: zipfile.ZipFile, folder: str) -> Any:
                 record = archive.getinfo(f'{folder}data/{key}')
                 if record.file_size != count * dtype.itemsize:
                     raise ValueError(f'data/{key} has {record.file_size} bytes')
-                storages[key] = torch.frombuffer(bytearray(archive.read(record)), dtype=dtype)
+                numbers = np.frombuffer(_bytes_of(record, archive, content), np.uint8)
+                if numbers.ctypes.data % dtype.itemsize:
+                    numbers = numbers.copy()
+                storages[key] = as_tensor(numbers).view(dtype)
             return storages[key]
 
     try:
         return Reader(io.BytesIO(archive.read(record))).load()
     finally:
         storages.clear()  # the class lives on until the garbage collector comes
+        content = b''
 
 
 def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:

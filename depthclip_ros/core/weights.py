@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import mmap
+import io
 import os
 import pickle
 import re
@@ -17,15 +17,15 @@ import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, DepthClipError, WeightsError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,7 +266,7 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
     cache_dir = cache_dir or default_cache_dir()
     found = find(name, cache_dir)
     if found is not None:
-        _verify(found, RELEASES[name])
+        _verify(found, file_digest(found), RELEASES[name])
         log(f'{name} is at {found}, checksum verified.')
         return found
     release = RELEASES[name]
@@ -318,8 +318,47 @@ def _download(url: str, name: str) -> Iterator[bytes]:
                            'bytes; try again.')
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex; other threads run meanwhile.
+class Ahead(NamedTuple):
+    """A file that is being read: what is hashed is what is used, whatever happens to the file."""
+
+    path: Path
+    content: Future[bytes]
+    digest: Future[str]  # SHA-256, in hex
+
+
+def read_ahead(weights: str, backbone: str, cache_dir: Path) -> Ahead | None:
+    """Begin to read weights that are on this machine; other threads run meanwhile.
+
+    What is wrong with them is for `load` to say, which takes what this gives.
+
+    Args:
+        weights: official name, 'demo', file, 'untrained', or '' for the backbone's.
+        backbone: of the configuration.
+        cache_dir: where official weights are looked up.
+
+    Returns:
+        None where there is no file, or a library of its own reads it.
+
+    """
+    if backbone.startswith(OPEN_CLIP):
+        return None
+    try:
+        return begin(_locate(weights or backbone, cache_dir, lambda _: None, offline=True)[1])
+    except DepthClipError:
+        return None
+
+
+def begin(path: Path) -> Ahead:
+    """Begin to read a file, and then to hash it, on a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    content = pool.submit(_read_whole, path)
+    digest = pool.submit(lambda: hashlib.sha256(content.result()).hexdigest())
+    pool.shutdown(wait=False)
+    return Ahead(path, content, digest)
+
+
+def _read_whole(path: Path) -> bytes:
+    """Content of a file.
 
     Raises:
         WeightsError: it is no file, may not be read, or is larger than any CLIP.
@@ -331,32 +370,37 @@ def file_digest(path: Path) -> str:
             if size > LARGEST:
                 raise WeightsError(f'{path}: has {size} bytes, more than any CLIP of these '
                                    f'architectures ({LARGEST >> 30} GiB). Give another file.')
-            if size == 0:  # nothing to map
-                return hashlib.sha256().hexdigest()
             # In one piece: a loop over chunks would wait for the interpreter after each.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return hashlib.sha256(content).hexdigest()
+            return file.read()
     except OSError as error:
         raise WeightsError(_unreadable(path, error)) from error
 
 
-def _verify(path: Path, release: Release) -> str:
-    """SHA-256 of an official file.
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex; other threads run meanwhile.
 
     Raises:
-        WeightsError: it is not the one that OpenAI published.
+        WeightsError: it is no file, may not be read, or is larger than any CLIP.
 
     """
-    digest = file_digest(path)
+    return hashlib.sha256(_read_whole(path)).hexdigest()
+
+
+def _verify(path: Path, digest: str, release: Release) -> None:
+    """Refuse what is not the file that OpenAI published.
+
+    Raises:
+        WeightsError: it is not.
+
+    """
     if digest != release.sha256:
         raise WeightsError(f'{path}: SHA-256 is {digest}, expected {release.sha256}; the file is '
                            'damaged or not the official one. Delete it and fetch it again, or '
                            'give it as weights: PATH if it is yours.')
-    return digest
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
-         log: Log = print, *, offline: bool = False) -> Loaded:
+         log: Log = print, *, offline: bool = False, ahead: Ahead | None = None) -> Loaded:
     """Load CLIP weights from wherever they are.
 
     Args:
@@ -367,6 +411,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
         offline: forbid a download.
+        ahead: what `read_ahead` has begun for the same weights.
 
     Returns:
         What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
@@ -393,7 +438,8 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
         name, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
-        digest, state_dict = _read_and_hash(name, path)
+        digest, state_dict = _read_and_hash(
+            name, ahead if ahead is not None and ahead.path == path else begin(path))
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name, str(path), digest)
@@ -428,21 +474,19 @@ def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[
             f'{UNTRAINED!r}).') from error
 
 
-def _read_and_hash(name: str, path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Read a file and, meanwhile, work out its SHA-256, which for named weights must be right."""
-    release = RELEASES.get(name)
-    with ThreadPoolExecutor(1) as pool:
-        hashed = pool.submit(_verify, path, release) if release else \
-            pool.submit(file_digest, path)
-        try:
-            state_dict = read_file(path, hashed.result)
-        finally:
-            # First that a file is damaged, then that it cannot be read.
-            digest = hashed.result()
+def _read_and_hash(name: str, file: Ahead) -> tuple[str, dict[str, Tensor]]:
+    """Read a file, whose SHA-256 must be right for named weights."""
+    try:
+        state_dict = read_file(file.path, file)
+    finally:
+        # First that a file is damaged, then that it cannot be read.
+        digest = file.digest.result()
+        if name in RELEASES:
+            _verify(file.path, digest, RELEASES[name])
     return digest, state_dict
 
 
-def read_file(path: Path, digest: Callable[[], str] | None = None) -> dict[str, Tensor]:
+def read_file(path: Path, file: Ahead | None = None) -> dict[str, Tensor]:
     """State dict of a file: a TorchScript archive, or `torch.save` of a state dict.
 
     Nothing in a file can run code: a state dict is read with `weights_only`, an archive by its
@@ -450,7 +494,7 @@ def read_file(path: Path, digest: Callable[[], str] | None = None) -> dict[str, 
 
     Args:
         path: the file.
-        digest: gives its SHA-256, where that is being worked out; None to do it here.
+        file: where it is being read; None to do it here.
 
     Raises:
         WeightsError: the file is corrupt or holds something else.
@@ -459,19 +503,21 @@ def read_file(path: Path, digest: Callable[[], str] | None = None) -> dict[str, 
     import torch  # this module must import without torch, for the doctor
 
     from .torchscript import is_torchscript, read_tensors
+    file = file or begin(path)
+    content = file.content.result()
     try:
-        _check_size(path)
-        if not is_torchscript(path):
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-        elif (digest() if digest else file_digest(path)) in {r.sha256 for r in RELEASES.values()}:
+        _check_size(content)
+        if not is_torchscript(content):
+            loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
+        elif file.digest.result() in {r.sha256 for r in RELEASES.values()}:
             with warnings.catch_warnings():
                 # OpenAI's archives are TorchScript, deprecated or not.
                 for category in (DeprecationWarning, FutureWarning):
                     warnings.simplefilter('ignore', category)
                 loaded = torch.jit.load(  # type: ignore[no-untyped-call]
-                    str(path), map_location='cpu').state_dict()
+                    io.BytesIO(content), map_location='cpu').state_dict()
         else:
-            loaded = read_tensors(path)
+            loaded = read_tensors(content)
     except WeightsError:
         raise
     except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
@@ -488,15 +534,14 @@ def read_file(path: Path, digest: Callable[[], str] | None = None) -> dict[str, 
     return {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
 
 
-def _check_size(path: Path) -> None:
-    """Refuse what is no file, and one whose content, unpacked, is larger than any CLIP."""
-    with files.open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+def _check_size(content: bytes) -> None:
+    """Refuse a zip file whose content, unpacked, is larger than any CLIP."""
+    file = io.BytesIO(content)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
             size = sum(record.file_size for record in archive.infolist())
-    if size > LARGEST:
-        raise ValueError(f'it holds {size} bytes, more than any CLIP')
+        if size > LARGEST:
+            raise ValueError(f'it holds {size} bytes, more than any CLIP')
 
 
 def _reason(error: Exception) -> str:

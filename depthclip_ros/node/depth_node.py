@@ -86,6 +86,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
+from ..core.weights import cache_folder, read_ahead
 from .anchor_inputs import Shared, anchor_topics
 from .camera import Camera, input_topics, output_topics
 from .click_inputs import ClickInputs, click_topics
@@ -98,6 +99,7 @@ from .process import (
     StopSignals,
     end_process,
     explain_arguments,
+    here_to_stay,
     ignored_files,
     keep_freed_memory,
 )
@@ -325,8 +327,11 @@ class DepthNode(LifecycleNode):
 
     def _load(self, node_config: NodeConfig, config: DepthConfig) -> DepthEstimator:
         """Give an estimator that has run once for every size of a batch."""
+        ahead = read_ahead(node_config.weights, config.backbone,
+                           cache_folder(node_config.cache_dir))
         try:  # late: torch takes seconds to import, and may be missing
-            from ..core.estimator import DepthEstimator
+            with here_to_stay():
+                from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
                 f'{error}, in the Python of {sys.executable}. Run `depthclip doctor` with it for '
@@ -334,7 +339,7 @@ class DepthNode(LifecycleNode):
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
             offline=node_config.offline, num_threads=node_config.num_threads, quantize=False,
-            log=self._log)
+            ahead=ahead, log=self._log)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
         self.get_logger().info(
