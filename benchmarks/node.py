@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node beside a deliberately plain one (`plain_node.py`), on a real ROS graph.
 
-For 1, 2, 4, 8 cameras: the highest rate with less than 5 % drops, and the latency at 30 Hz from
-the image's stamp to the arrival of its depth in another process. For one camera also: what the
-node costs beside the network, and how old its depth gets when images come faster than it can go.
-Both nodes get the same images from the same process, in the same run.
+For 1, 2, 4, 8 cameras: what the node costs an image beside the network; for one camera also how
+old its depth gets when images come faster than it can go. Where the network is no limit (or with
+--rates) for every number of cameras also the highest rate with less than 5 % drops, and the
+latency at 30 Hz from the image's stamp to the arrival of its depth in another process. Both nodes
+get the same images from the same process, in the same run.
 
-    python benchmarks/node.py --network RN50        # real size; random weights unless --weights
+    python benchmarks/node.py                       # RN50; random weights unless --weights
+    python benchmarks/node.py --load 2              # the same beside two busy processes
     python benchmarks/node.py --network tiny        # the node and not the network is the limit
     python benchmarks/node.py --quick               # does it run?
 
@@ -21,6 +23,8 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
 from benchmarks import machine, report  # noqa: E402
+from benchmarks.busy import COUNTING, NICED, other_work  # noqa: E402
 from benchmarks.node_graph import Session, Trial, session  # noqa: E402
 from benchmarks.report import COARSE, OURS, PLAIN  # noqa: E402
 
@@ -38,6 +43,7 @@ PRECISION = 1.12  # between a rate that passes and one that does not
 STEP = 1.8  # up or down, until both are known
 TRIALS = 8
 FEWEST_IMAGES = 40  # of one run
+FEWEST_ROUNDS = 4  # of images of all cameras, to time the overhead of
 HEIGHT, WIDTH = 480, 640
 NODES = {OURS: 'depthclip_ros.node.depth_node', PLAIN: 'benchmarks.plain_node'}
 GOALS = {'overhead [ms]': 2.0, 'overhead, part of the plain one': 0.25,
@@ -49,19 +55,22 @@ def main() -> None:
     options = _options()
     _set_environment()
     result = {**machine.describe(), 'what': f'{WIDTH}x{HEIGHT} rgb8 images, network '
-              f'{options.network} on {options.device}, precision {options.precision}',
-              'results': []}
+              f'{options.network} on {options.device}, precision {options.precision}'
+              f'{_beside(options)}', 'results': []}
     with tempfile.TemporaryDirectory() as folder:
         parameters = _parameters(options, Path(folder))
         for count in options.cameras:
             for node in NODES:
-                result['results'].append(_measure(node, count, parameters, options, folder))
+                result['results'].append(_measure(
+                    node, count, parameters, options, folder, result['results']))
                 machine.write(options.output, result)  # what there is, should the rest fail
         if not options.quick:
             # The cloud that the other node has, so that nobody takes the dense one for the cause.
             coarse = {**parameters, 'dense_cloud': False}
-            with _session(PLAIN, 1, coarse, folder) as running:
-                result[COARSE] = _overhead(running, options, raw=False)
+            plain = next(row for row in result['results'] if row['node'] == PLAIN)
+            with _session(PLAIN, 1, coarse, folder, options) as running:
+                result[COARSE] = _overhead(
+                    running, options, plain['overhead']['parts p50 [ms]']['receive'])
     result['summary'] = _summary(result)
     print(report.write(options.output, result))
 
@@ -70,10 +79,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8],
                         help='numbers of cameras; one is always measured')
-    parser.add_argument('--seconds', type=float, default=8.0, help='of one run at one rate')
-    parser.add_argument('--overload-seconds', type=float, default=180.0,
+    parser.add_argument('--rates', action=argparse.BooleanOptionalAction,
+                        help='find the highest rates; default: with the tiny network')
+    parser.add_argument('--seconds', type=float, default=4.0, help='of one run at one rate')
+    parser.add_argument('--overload-seconds', type=float, default=30.0,
                         help='of the run beyond capacity')
-    parser.add_argument('--frames', type=int, default=60, help='to time the overhead of')
+    parser.add_argument('--frames', type=int, default=32,
+                        help='to time the overhead of, for each number of cameras')
+    parser.add_argument('--load', type=int, default=0, metavar='N',
+                        help='processes that do nothing but count, beside all')
+    parser.add_argument('--niced', action='store_true', help='these are niced by 10')
     parser.add_argument('--network', choices=('tiny', 'RN50'), default='RN50')
     parser.add_argument('--weights', default='untrained',
                         help='of RN50: as the parameter of that name')
@@ -88,15 +103,27 @@ def _options() -> argparse.Namespace:
         options.cameras, options.seconds, options.overload_seconds = [1], 1.0, 2.0
         options.frames, options.network = 5, 'tiny'
     options.cameras = sorted({1, *options.cameras})
+    if options.rates is None:
+        options.rates = options.network == 'tiny'
     if options.device == 'auto':
         import torch
         options.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     names = ['node', options.network, options.device]
     if options.precision != 'auto':
         names.append(options.precision)
+    if options.load:
+        names.append(f'load{options.load}{"-niced" if options.niced else ""}')
     options.output = options.output or (
         ROOT / 'benchmarks' / 'results' / f'{"-".join(names)}.json')
     return options
+
+
+def _beside(options: argparse.Namespace) -> str:
+    """What else runs."""
+    if not options.load:
+        return ''
+    kind = 'niced' if options.niced else 'busy'
+    return f', beside {options.load} {kind} process{"es" if options.load > 1 else ""}'
 
 
 def _set_environment() -> None:
@@ -118,42 +145,55 @@ def _parameters(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             'input_height': 96, 'input_width': 128, 'temperature': 3.0}
 
 
-def _session(node: str, count: int, parameters: dict[str, Any], folder: str) -> Any:
+@contextmanager
+def _session(
+    node: str, count: int, parameters: dict[str, Any], folder: str, options: argparse.Namespace,
+) -> Iterator[Session]:
+    """A node with so many cameras, and then the load beside it."""
     from clip_standin import synthetic_rgb
     names = [f'camera{i}' for i in range(count)]
-    return session(NODES[node], parameters, names, synthetic_rgb(1, HEIGHT, WIDTH), folder)
+    rgb, programs = synthetic_rgb(1, HEIGHT, WIDTH), [NICED if options.niced else COUNTING]
+    with session(NODES[node], parameters, names, rgb, folder) as running, \
+            other_work(options.load * programs):
+        yield running
 
 
-# Rates and latencies -----------------------------------------------------------------------------
+# One number of cameras ---------------------------------------------------------------------------
 
 
 def _measure(
     node: str, count: int, parameters: dict[str, Any], options: argparse.Namespace, folder: str,
+    before: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """One node with a number of cameras: at 30 Hz, and at its highest rate."""
+    """One node with a number of cameras; one camera comes first."""
     if node == OURS:
         parameters = {**parameters, 'precision': options.precision}
-    with _session(node, count, parameters, folder) as running:
-        one = {}
+    found: dict[str, Any] = {'node': node, 'cameras': count}
+    with _session(node, count, parameters, folder, options) as running:
+        _say(f'{node}, {count} cameras: overhead')
         if count == 1:
-            _say(f'{node}: overhead')
-            one['overhead'] = _overhead(running, options, raw=node == OURS)
-        _say(f'{node}, {count} cameras: {RATE:g} Hz')
-        fixed = _trial(running, RATE, options)
-        _say(f'{node}, {count} cameras: highest rate')
-        rate, limit = _highest_rate(running, options)
+            receive = running.receiver.take_milliseconds(
+                running.cameras, f'{running.names[0]}/image', raw=node == OURS)
+            running.ask()  # all that waited before is answered then
+        else:  # of an image it is the same, and many cameras fill the plain node's queues
+            receive = next(row for row in before if row['node'] == node)[
+                'overhead']['parts p50 [ms]']['receive']
+        found['overhead'] = _overhead(running, options, receive)
+        if options.rates:
+            _say(f'{node}, {count} cameras: {RATE:g} Hz')
+            fixed = _trial(running, RATE, options)
+            found['at 30 Hz'] = {
+                'drops': fixed.drops, 'latency p50 [ms]': fixed.percentile(50),
+                'latency p99 [ms]': fixed.percentile(99), 'images': fixed.sent,
+                'sent [Hz]': fixed.rate, 'CPU per image [ms]': fixed.cpu}
+            _say(f'{node}, {count} cameras: highest rate')
+            found['highest rate [Hz]'], found['limited by'] = _highest_rate(running, options)
     if count == 1:
         _say(f'{node}: beyond capacity')
         # Started anew: the node's own times are then those of this run alone.
-        with _session(node, count, parameters, folder) as running:
-            one['beyond capacity'] = _overload(running, options)
-    return {
-        'node': node, 'cameras': count,
-        'at 30 Hz': {
-            'drops': fixed.drops, 'latency p50 [ms]': fixed.percentile(50),
-            'latency p99 [ms]': fixed.percentile(99), 'images': fixed.sent,
-            'sent [Hz]': fixed.rate, 'CPU per image [ms]': fixed.cpu},
-        'highest rate [Hz]': rate, 'limited by': limit, **one}
+        with _session(node, count, parameters, folder, options) as running:
+            found['beyond capacity'] = _overload(running, options)
+    return found
 
 
 def _trial(running: Session, rate: float, options: argparse.Namespace) -> Trial:
@@ -193,22 +233,24 @@ def _highest_rate(running: Session, options: argparse.Namespace) -> tuple[float,
     return passed, 'node' if math.isfinite(failed) else 'number of trials'
 
 
-# One camera: overhead, and beyond capacity -------------------------------------------------------
+# Overhead, and beyond capacity -------------------------------------------------------------------
 
 
 def _overhead(
-    running: Session, options: argparse.Namespace, *, raw: bool,
+    running: Session, options: argparse.Namespace, receive: float,
 ) -> dict[str, Any]:
-    """Milliseconds of one image after another, all but the network; raw as the node takes it."""
-    receive = running.receiver.take_milliseconds(
-        running.cameras, f'{running.names[0]}/image', raw=raw)
-    before = running.own_times()['frames']
-    for _ in range(options.frames):
+    """Milliseconds of an image, all but the network; one round of images after another."""
+    rounds = options.frames if options.quick else max(
+        FEWEST_ROUNDS, math.ceil(options.frames / len(running.names)))
+    before, cpu = running.own_times()['frames'], running.cpu_seconds()
+    for _ in range(rounds):
         running.ask()
-    times = running.own_times(int(before) + options.frames)
+    cpu = running.cpu_seconds() - cpu
+    times = running.own_times(int(before) + rounds)
     return {
         'overhead p50 [ms]': times['overhead'] + receive,
         'network p50 [ms]': times['network'],
+        'CPU per image [ms]': 1e3 * cpu / (rounds * len(running.names)),
         'parts p50 [ms]': {'receive': receive, **{
             key: value for key, value in times.items()
             if key not in ('frames', 'network', 'overhead')}}}
@@ -236,17 +278,22 @@ def _overload(running: Session, options: argparse.Namespace) -> dict[str, Any]:
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
     """Ratios of the two nodes, and the goals."""
-    pairs = _pairs(result)
-    ours, plain = pairs[1]
-    mine, other = (row['overhead']['overhead p50 [ms]'] for row in (ours, plain))
-    values = {'overhead [ms]': mine, 'overhead, part of the plain one': mine / other}
-    beyond = ours['beyond capacity']
+    pairs, values = _pairs(result), {}
+    for count, pair in pairs.items():
+        mine, other = (row['overhead']['overhead p50 [ms]'] for row in pair)
+        here = f', {count} cameras' if count > 1 else ''
+        values[f'overhead [ms]{here}'] = mine, GOALS['overhead [ms]']
+        values[f'overhead, part of the plain one{here}'] = (
+            mine / other, GOALS['overhead, part of the plain one'])
+    beyond = pairs[1][0]['beyond capacity']
     if beyond['network p50 [ms]'] > 1e3 / RATE:  # else the graph, not the network, is overrun
-        values['age p99 / network, beyond capacity'] = beyond['age p99 / network']
+        name = 'age p99 / network, beyond capacity'
+        values[name] = beyond['age p99 / network'], GOALS[name]
     return {
-        'goals': {name: {'value': value, 'goal': GOALS[name], 'reached': value <= GOALS[name]}
-                  for name, value in values.items()},
-        'ours to plain': {f'{count} cameras': _ratios(*pair) for count, pair in pairs.items()}}
+        'goals': {name: {'value': value, 'goal': goal, 'reached': value <= goal}
+                  for name, (value, goal) in values.items()},
+        'ours to plain': {f'{count} cameras': _ratios(*pair) for count, pair in pairs.items()
+                          if 'at 30 Hz' in pair[0]}}
 
 
 def _ratios(ours: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:

@@ -110,8 +110,9 @@ class PlainNode(Node):
 
     def report(self) -> None:
         """Print the medians of the last frames, for the benchmark."""
+        frames = self.frames // len(self.outputs)  # of each camera
         times = {name: 1e3 * median(values) for name, values in self.times.items()}
-        self.get_logger().info(f'TIMES {json.dumps({"frames": self.frames, **times})}')
+        self.get_logger().info(f'TIMES {json.dumps({"frames": frames, **times})}')
 
 
 def imgmsg_to_cv2(message: Image, encoding: str) -> NDArray[np.uint8]:

@@ -145,19 +145,27 @@ def _estimator_plot(plt: Any, result: Result) -> Any:
 
 
 def _node_tables(result: Result) -> list[str]:
+    rates = [row for row in result['results'] if 'at 30 Hz' in row]
     ones = [_one_camera_row(row['node'], row['overhead'], row['beyond capacity'])
             for row in result['results'] if row['cameras'] == 1]
     if COARSE in result:
         ones.append(_one_camera_row(COARSE, result[COARSE], None))
+    several = [[str(row['cameras']), row['node'], *(_cell(row['overhead'][key], 'ms') for key in (
+                    'overhead p50 [ms]', 'network p50 [ms]', 'CPU per image [ms]'))]
+               for row in result['results'] if 'CPU per image [ms]' in row.get('overhead', {})]
     goals = [[f'{name} ≤ {goal["goal"]:g}', _cell(goal['value']),
               'yes' if goal['reached'] else 'no']
              for name, goal in result['summary']['goals'].items()]
     ratios = [[count, *map(_cell, ratio.values())]
               for count, ratio in result['summary']['ours to plain'].items()]
     return [
-        _table(['cameras', 'node', 'highest rate with < 5 % drops', 'at 30 Hz: drops',
-                'latency p50', 'p99', 'CPU per image'], map(_rate_row, result['results'])),
-        _table(['depth_node to plain_node', 'highest rate, times', 'p99 at 30 Hz, part'], ratios),
+        *([_table(['cameras', 'node', 'highest rate with < 5 % drops', 'at 30 Hz: drops',
+                   'latency p50', 'p99', 'CPU per image'], map(_rate_row, rates)),
+           _table(['depth_node to plain_node', 'highest rate, times', 'p99 at 30 Hz, part'],
+                  ratios)] if rates else []),
+        *([_table(['cameras', 'node', 'all but the network, median of an image',
+                   'network, of all images at once', 'CPU per image'], several)]
+          if several else []),
         _table(['one camera', 'all but the network, median', 'network', 'sent, beyond capacity',
                 'age p99', 'age p99 / network', 'age, first and last quarter'], ones),
         _table(['goal', 'value', 'reached'], goals)]
@@ -183,24 +191,33 @@ def _one_camera_row(name: str, overhead: Result, beyond: Result | None) -> list[
 
 
 def _node_plot(plt: Any, result: Result) -> Any:
-    figure, (rates, latencies, ages) = plt.subplots(1, 3, figsize=(13, 4))
+    has_rates = 'at 30 Hz' in result['results'][0]
+    figure, panels = plt.subplots(
+        1, 2 + has_rates, figsize=(13 if has_rates else 9, 4), squeeze=False)
+    *panels, ages = panels[0]
     for node, color in ((OURS, 'tab:blue'), (PLAIN, OTHER_COLOR)):
         rows = [row for row in result['results'] if row['node'] == node]
         counts = [row['cameras'] for row in rows]
+        beyond = rows[0]['beyond capacity']
+        ages.plot(beyond['series']['seconds'], beyond['series']['age [ms]'], '.', markersize=3,
+                  color=color, label=f'{node}, sent {beyond["sent [Hz]"]:.0f} Hz')
+        if not has_rates:
+            panels[0].plot(counts, [row['overhead']['overhead p50 [ms]'] for row in rows], 'o-',
+                           color=color, label=node)
+            continue
+        rates, latencies = panels
         rates.plot(counts, [row['highest rate [Hz]'] for row in rows], 'o-', color=color,
                    label=node)
         for part, style in (('p50', 'o-'), ('p99', 'o--')):
             latencies.plot(counts, [row['at 30 Hz'][f'latency {part} [ms]'] for row in rows],
                            style, color=color, label=f'{node}, {part}')
-        beyond = rows[0]['beyond capacity']
-        ages.plot(beyond['series']['seconds'], beyond['series']['age [ms]'], '.', markersize=3,
-                  color=color, label=f'{node}, sent {beyond["sent [Hz]"]:.0f} Hz')
-    rates.set(xlabel='cameras', ylabel='highest rate of each [Hz]', yscale='log')
-    latencies.set(xlabel='cameras', ylabel='latency at 30 Hz [ms]', yscale='log')
-    ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
-    for axes in (rates, latencies):
+    labels = ('highest rate of each [Hz]', 'latency at 30 Hz [ms]') if has_rates \
+        else ('all but the network, an image [ms]',)
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set(xlabel='cameras', ylabel=label, yscale='log')
         axes.set_xticks(counts, [str(count) for count in counts])
-    for axes in (rates, latencies, ages):
+    ages.set(xlabel='time [s]', ylabel='age of depth beyond capacity [ms]', yscale='log')
+    for axes in (*panels, ages):
         axes.grid(visible=True, which='both', alpha=0.3)
         axes.legend(fontsize=8)
     return figure

@@ -104,6 +104,27 @@ def test_what_could_not_be_measured_is_shown_as_such():
     assert '| 0.0 % | - | - |' in report.markdown(result)
 
 
+def test_overheads_with_several_cameras_need_no_rates(tmp_path):
+    result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
+    one = {row['node']: row['overhead'] for row in result['results'] if 'overhead' in row}
+    for row in result['results']:
+        row['overhead'] = {**one[row['node']], 'CPU per image [ms]': 7.0 * row['cameras']}
+        for key in ('at 30 Hz', 'highest rate [Hz]', 'limited by'):
+            del row[key]
+    result['results'][2]['overhead']['overhead p50 [ms]'] = 2.5
+    result['summary'] = node._summary(result)
+    goals = result['summary']['goals']
+    assert result['summary']['ours to plain'] == {}
+    assert not goals['overhead [ms], 2 cameras']['reached']
+    assert goals['overhead, part of the plain one, 4 cameras']['value'] == pytest.approx(
+        one['depth_node']['overhead p50 [ms]'] / one['plain_node']['overhead p50 [ms]'])
+    table = report.write(tmp_path / 'several.json', result)
+    assert '| 2 | depth_node | 2.5 ms |' in table
+    assert '| 56 ms |' in table
+    assert 'highest rate' not in table
+    assert (tmp_path / 'several.png').exists()
+
+
 # Rendered rooms --------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from array import array
 from pathlib import Path
@@ -17,6 +18,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from ros_harness import NodeProcess, Peer, running, tiny_arguments
 
+from depthclip_ros import executables
 from depthclip_ros.core import DepthConfig
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -179,3 +181,7 @@ def test_untrained_weights_are_announced_everywhere(domain, cache):
         assert status.level == status.ERROR
         assert 'meaningless' in status.message
         assert values['trained'] == 'False'
+        # However it is started; the user may have chosen otherwise.
+        chosen = any(name in os.environ for name in executables.WAITING_BY_USER)
+        assert chosen or values['threads wait by'] == '{}={}'.format(
+            *next(iter(executables.WAITING.items())))

@@ -87,6 +87,7 @@ from rclpy.signals import SignalHandlerOptions
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.weights import cache_folder, read_ahead
+from ..executables import wait_shortly
 from .anchor_inputs import Shared, anchor_topics
 from .camera import Camera, input_topics, output_topics
 from .click_inputs import ClickInputs, click_topics
@@ -594,5 +595,6 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
             failures = 0
 
 
-if __name__ == '__main__':
+if __name__ == '__main__':  # as the executable
+    wait_shortly()
     run()
