@@ -122,11 +122,8 @@ class Calibrated:
         rays = np.stack([
             self.calibration.rays(None, Window(0.0, 0.0, 1.0, 1.0), ratio, mirrored)
             for mirrored in (False, True)[:passes] for ratio in ratios])
-        device = estimator.device
-        corrected = estimator.read_out(logits, None, Correction(
-            self.terms, torch.from_numpy(rays).to(device), maps))
-        factors = torch.tensor(ratios, device=device)
-        return corrected.patch_depth * factors[:, None, None]
+        return estimator.read_out(logits, None, Correction(
+            self.terms, torch.from_numpy(rays).to(estimator.device), maps)).patch_depth
 
 
 def _focal_of(calibration: Calibration) -> float:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from ..core.calibration import BOUND, About, Calibration, Look, no_kernel
+from ..core.calibration import BOUND, About, Calibration, Look, look_scales, no_kernel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from ..core.geometry import CameraModel
@@ -364,8 +364,8 @@ class Kernel(NamedTuple):
         arrays = {
             'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
             'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)}
-        look = Look(*(torch.from_numpy(values.astype(np.float32)) for values in (
-            arrays['projection'], arrays['offset'][:, None], arrays['scales'][:2, None])))
+        look = Look(*(torch.from_numpy(values[None].astype(np.float32)) for values in (
+            arrays['projection'], arrays['offset'][:, None])))
         kernel = cls(look, arrays, np.empty((0, 0)))
         a_frame = -(-LANDMARKS // len(frames.trunk))
         candidates = np.concatenate([
@@ -391,14 +391,15 @@ class Kernel(NamedTuple):
     def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
         """(passes P, E) what the patches of a frame look like."""
         trunk, rays = frames.trunk[i], frames.rays[i]
-        places = rays.reshape(len(rays), 2, -1) * self.arrays['scales'][2:, None]
+        places = rays.reshape(len(rays), 2, -1)
         with torch.inference_mode():
             seen = self.look(
                 torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
                 torch.from_numpy(language[i][:, None].astype(np.float32)),
                 torch.from_numpy(places.astype(np.float32)), trunk.shape[-1])
         found: Float64 = seen.swapaxes(1, 2).flatten(0, 1).numpy().astype(np.float64)
-        return np.nan_to_num(found)
+        return np.nan_to_num(found) * look_scales(
+            self.arrays['offset'].size, self.arrays['scales'])
 
 
 def _likeness(seen: Float64, landmarks: Float64) -> Float64:

@@ -72,9 +72,8 @@ ARRAYS = (
 TOLD = 4
 # Weight of the patches above and below in what a patch looks like.
 NEIGHBOURS = 0.7
-# Rows of `Calibration.rays`: what is always added to the correction, what is always added to the
-# logarithm of the standard deviation, the logarithm of the focal ratio, and what a ray adds to the
-# look of a patch.
+# Rows of `Calibration.rays`: what is always added to the logarithm of the standard deviation, the
+# logarithm of the focal ratio, the ray's x and y, and one.
 CAMERA_ROWS = 5
 
 
@@ -82,12 +81,11 @@ class Look(NamedTuple):
     """What a patch looks like: a vector for each, whose distances a Gaussian kernel compares.
 
     It is the patch's vector in the trunk's map in D directions, half of them (the main ones) once
-    more of the patches above and below, and `TOLD`. In its units the kernel's width is one.
+    more of the patches above and below, and `TOLD`. Times `look_scales`, the kernel's width is one.
     """
 
-    projection: Tensor  # (D, C')
-    offset: Tensor  # (D, 1)
-    scales: Tensor  # (2, 1): of log d and of its mean over the image
+    projection: Tensor  # (1, D, C')
+    offset: Tensor  # (1, D, 1)
 
     def __call__(self, trunk: Tensor, language: Tensor, places: Tensor, width: int) -> Tensor:
         """Put it together.
@@ -95,41 +93,60 @@ class Look(NamedTuple):
         Args:
             trunk: (N, C', P), its map.
             language: (N, 1, P), log d.
-            places: (N, 2, P), the ray's x and y, scaled.
+            places: (N, 2 or more, P), the ray's x and y, and what else is to stand below.
             width: patches in a row.
 
         Returns:
-            (N, E, P).
+            (N, E or more, P).
 
         """
-        own = torch.matmul(self.projection, trunk).add_(self.offset)
-        near = own[:, own.shape[1] - own.shape[1] // 2:] * NEIGHBOURS
-        told = torch.cat([language, language.mean(2, keepdim=True).expand_as(language)], dim=1)
+        own = _affine(self.offset, self.projection, trunk)
+        near = own[:, own.shape[1] - own.shape[1] // 2:]
+        # Above the first row, and below the last, is that row itself.
+        near = torch.cat([near[..., :width], near, near[..., -width:]], dim=2)
         return torch.cat([
-            own,
-            torch.cat([near[..., :width], near[..., :-width]], dim=2),  # above the first: itself
-            torch.cat([near[..., width:], near[..., -width:]], dim=2),
-            told * self.scales, places], dim=1)
+            own, near[..., :-2 * width], near[..., 2 * width:],
+            language, language.mean(2, keepdim=True).expand_as(language), places], dim=1)
+
+
+def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """(E,) by which a `Look` in so many directions is scaled; of what is told by (TOLD,) scales."""
+    return np.concatenate([
+        np.ones(directions), np.full(2 * (directions // 2), NEIGHBOURS), scales,
+    ]).astype(np.float32)
 
 
 class Terms(NamedTuple):
     """The numbers of a calibration, as tensors on the device of the network (all float32).
 
-    Behind the network every operation on them costs 5 to 10 us, however few patches there are.
-    So what is the same in every image is in `Calibration.rays`.
+    Behind the network every operation on them costs 5 to 20 us, however few patches there are:
+    nothing of its code and numbers is in the processor's caches. So scales are in the landmarks,
+    what is the same in every image is in `Calibration.rays`, and what would change nothing is
+    left out.
     """
 
-    bins: Tensor  # (1, K): the calibration's own
-    # (1, 6 + Q - 1): of what `correct` observes, and of log depth between each pair of knots.
+    bias: Tensor  # (1, 1, 1)
+    bins: Tensor  # (1, 1, K): the calibration's own; (1, 0, K) if they change nothing
+    # (1, 1, 6 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
     ends: Tensor  # (Q - 1, 1): and where it ends
-    projection: Tensor  # (D, C'), of the `Look`
-    offset: Tensor  # (D, 1)
-    scales: Tensor  # (2, 1)
-    landmarks: Tensor  # (M, E)
-    halves: Tensor  # (M, 1): minus half of their squared lengths
-    kernel: Tensor  # (1, M); (1, 0) if all are zero
+    signs: Tensor  # (2, 1): one and minus one
+    projection: Tensor  # (1, D, C'), of the `Look`
+    offset: Tensor  # (1, D, 1)
+    # (1, 1, E + 1) and (1, M, E + 1): with them, what a patch looks like, and one, become minus
+    # half of the squared distances to the landmarks.
+    squares: Tensor
+    landmarks: Tensor
+    kernel: Tensor  # (1, 1, M); (1, 1, 0) if all are zero
+
+
+class Corrected(NamedTuple):
+    """Depth of patches after a correction, with the focal ratio."""
+
+    depth: Tensor  # (N, h, w) metres
+    spread: Tensor  # (N, h, w) metres, standard deviation of the bins
+    unsure: Tensor  # (N, h, w) standard deviation of depth, in shares of it
 
 
 @dataclass(frozen=True)
@@ -280,17 +297,26 @@ class Calibration:
                 "calibration: ''.")
 
     def terms(self, device: torch.device) -> Terms:
-        """Its numbers on a device, without a kernel that would be multiplied by zero."""
-        a = self.arrays
+        """Its numbers on a device, without what would change nothing."""
+        a, config = self.arrays, self.about.config
         places, slopes = a['knots'][0], _slopes(a['knots'])
+        bins = a['bins'][None]
+        same = config['read_out'] == 'mean' and np.array_equal(
+            bins[0], np.float32(config['bins']))  # then the mean of the bins is d
+        scales = look_scales(a['offset'].size, a['scales'])
+        halves = -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True)
         kernel = a['kernel'][None]
+        spread = a['spread']
+        observed = np.concatenate([
+            spread[1:4], np.repeat(spread[4], bins.size), np.repeat(spread[5], 2), spread[6:7],
+            slopes])
         return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
                        for array in (
-            a['bins'][None], np.concatenate([a['spread'][1:7], slopes])[None],
-            places[:-1, None], places[1:, None], a['projection'], a['offset'][:, None],
-            a['scales'][:2, None], a['landmarks'],
-            -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True),
-            kernel if kernel.any() else kernel[:, :0])))
+            a['bias'].reshape(1, 1, 1), bins[None, :0 if same else 1], observed[None, None],
+            places[:-1, None], places[1:, None], np.array([[1.0], [-1.0]]), a['projection'][None],
+            a['offset'][None, :, None], np.append(-0.5 * np.square(scales), 0.0)[None, None],
+            np.concatenate([a['landmarks'] * scales, halves], axis=1)[None],
+            kernel[None] if kernel.any() else kernel[None, :, :0])))
 
     def rays(
         self, camera: CameraModel | None, window: Window, focal_ratio: float,
@@ -330,11 +356,9 @@ def _camera_terms(
     x, y = rays[..., 0], rays[..., 1]
     places, values = a['knots']
     rows = np.stack([
-        np.full((h, w), a['bias']),
         a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
         + values[0] - places[:-1] @ _slopes(a['knots']),
-        np.full((h, w), math.log(focal_ratio)),
-        a['scales'][2] * x, a['scales'][3] * y]).astype(np.float32)
+        np.full((h, w), math.log(focal_ratio)), x, y, np.ones((h, w))]).astype(np.float32)
     rows.flags.writeable = False
     return rows
 
@@ -376,44 +400,47 @@ def spread_terms(
 def correct(
     terms: Terms, weights: Tensor, depth: Tensor, spread: Tensor,
     trunk: Tensor, rays: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> Corrected:
     """Correct the depth of patches; nothing here waits for a GPU, or asks it anything.
 
     Args:
         terms: of the calibration.
         weights: (N, K, h, w), eq. 4.
         depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
-        spread: (N, h, w) metres, standard deviation of the bins.
+        spread: (N, h, w) metres, standard deviation of the bins, likewise.
         trunk: (N, C', h, w), the trunk's last map.
         rays: (N, CAMERA_ROWS, h, w), from `Calibration.rays`.
 
-    Returns:
-        The correction of the logarithm of depth, (N, h, w), and the standard deviation in shares
-        of the corrected depth.
-
     """
     count, h, w = depth.shape
-    weights, plain = weights.flatten(2), depth.view(count, 1, -1)
-    always, always_unsure, ratio, *places = rays.flatten(2).chunk(CAMERA_ROWS, dim=1)
+    weights, plain, rays = weights.flatten(2), depth.view(count, 1, -1), rays.flatten(2)
     language = plain.log()
-    correction = torch.matmul(terms.bins, weights).log_().sub_(language).add_(always)
-    if terms.kernel.shape[1]:
-        look = Look(terms.projection, terms.offset, terms.scales)
-        seen = look(trunk.flatten(2), language, torch.cat(places, dim=1), w)
-        exponents = torch.matmul(terms.landmarks, seen).add_(terms.halves)
-        exponents -= 0.5 * seen.square().sum(dim=1, keepdim=True)
-        correction += torch.matmul(terms.kernel, exponents.exp_())
-    correction.clamp_(-LARGEST_CORRECTION, LARGEST_CORRECTION)
-    log_depth = language.add_(correction).add_(ratio)
-    # As `spread_terms`, but for what is the same in every image.
-    both = torch.cat([log_depth, -log_depth], dim=1)
-    edges = max_pool2d(both.view(count, 2, h, w), 3, 1, 1).sum(dim=1)
+    correction = terms.bias
+    if terms.bins.shape[1]:
+        correction = torch.matmul(terms.bins, weights).div_(plain).log_().add_(correction)
+    if terms.kernel.shape[2]:
+        seen = Look(terms.projection, terms.offset)(trunk.flatten(2), language, rays[:, 2:], w)
+        likeness = _affine(
+            torch.matmul(terms.squares, seen * seen), terms.landmarks, seen).exp_()
+        correction = _affine(correction, terms.kernel, likeness)
+    correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+    log_depth = (language + correction).add_(rays[:, 1:2])
+    # As `spread_terms`, but for what is the same in every image; sums are left to the product.
+    edges = torch.max_pool2d((log_depth * terms.signs).view(count, 2, h, w), 3, 1, 1)
+    relative = spread.view_as(plain) / plain
     observed = torch.cat([
-        log_depth, log_depth * log_depth, spread.view_as(plain) / plain,
-        torch.special.entr(weights).sum(dim=1, keepdim=True), edges.view_as(plain),
-        correction.abs(), torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
-    stddev = torch.matmul(terms.observed, observed).add_(always_unsure).exp_().clamp_(*SPREADS)
-    return correction.view_as(depth), stddev.view_as(depth)
+        log_depth, log_depth * log_depth, relative, torch.special.entr(weights),
+        edges.flatten(2), correction.abs().expand_as(plain),
+        torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
+    unsure = _affine(rays[:, :1], terms.observed, observed).exp_().clamp_(*SPREADS)
+    corrected = log_depth.exp_()
+    return Corrected(corrected.view_as(depth), relative.mul_(corrected).view_as(depth),
+                     unsure.view_as(depth))
+
+
+def _affine(offset: Tensor, factor: Tensor, values: Tensor) -> Tensor:
+    """(1, A, B) @ (N, B, P) + (N or 1, A or 1, P or 1), in one operation."""
+    return torch.baddbmm(offset, factor.expand(len(values), -1, -1), values)
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:

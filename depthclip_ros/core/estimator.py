@@ -736,7 +736,8 @@ class DepthEstimator:
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
             read_out, scenes = self._read(
                 settings, list(map(self._fit, pixels, windows)), rays, before)
-            read_out = _times(read_out, ratios)
+            if settings.terms is None:  # else it was counted with the correction
+                read_out = _times(read_out, ratios)
             stddevs = [None] * len(sizes) if read_out.stddev is None else read_out.stddev
             adjustments[:] = [
                 NOT_ADJUSTED if anchor is None else
@@ -934,7 +935,8 @@ class DepthEstimator:
             logits: (passes, B, K, h, w), from `logits`.
             bins: (K,) metres on the device, or (B, K) for each image's own; None for the
                 configured ones, which know no scene.
-            correction: of a calibration that belongs to these settings; None for words alone.
+            correction: of a calibration that belongs to these settings, with which the focal
+                ratio counts, too; None for words alone.
 
         """
         with current(self.device), exact_float32(self.device):
@@ -1034,11 +1036,9 @@ def _read_out(
         flat, bins if bins.dim() == 1 else bins.repeat(passes, 1), mode)
     stddev = None
     if correction is not None:
-        log_factor, stddev = correct(
+        patch_depth, spread, stddev = correct(
             correction.terms, weights, patch_depth, spread, correction.maps.trunk.flatten(0, 1),
             correction.rays)
-        factor = log_factor.exp_()
-        patch_depth, spread = patch_depth * factor, spread * factor
     if passes == 2:
         # Averaged before upsampling, as the official code does.
         patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
