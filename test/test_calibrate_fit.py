@@ -223,3 +223,22 @@ def test_a_gain_in_one_fold_alone_is_none():
     given = errors()
     given['full'] = given[fitting.CHOSEN] = given['language'] + np.array([-0.3] + [0.015] * 9)
     assert judge(given)[0] == 'none'
+
+
+def test_few_landmarks_are_kept_and_say_what_all_said(monkeypatch):
+    """Sixty landmarks in three places, one of which adds nothing: two of them say everything."""
+    rng = np.random.default_rng(0)
+    landmarks = np.repeat([[0.0, 0.0], [2.0, 1.0], [-2.0, 1.0]], 20, axis=0)
+    landmarks += 1e-3 * rng.standard_normal(landmarks.shape)
+    values, vectors = np.linalg.eigh(fitting._likeness(landmarks, landmarks))
+    whitening = vectors / np.sqrt(values.clip(0.0) + fitting.JITTER)
+    kernel = fitting.Kernel(None, {'landmarks': landmarks}, whitening)
+    solution = np.linalg.solve(whitening, np.repeat([0.02, -0.01, 0.0], 20))
+    places = rng.uniform(-3, 3, (200, 2))
+    whole = fitting._likeness(places, landmarks) @ whitening @ solution
+    for most in (2, 10):
+        monkeypatch.setattr(fitting, 'KEPT_LANDMARKS', most)
+        kept = kernel.kept(solution)
+        assert len(kept['landmarks']) <= min(most, 5)
+        found = fitting._likeness(places, kept['landmarks']) @ kept['kernel']
+        np.testing.assert_allclose(found, whole, atol=0.02 * np.abs(whole).max())

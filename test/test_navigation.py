@@ -135,6 +135,17 @@ def test_the_elevation_maps_sensor_model_has_its_names():
     assert names == SENSOR_MODEL
 
 
+def test_the_elevation_maps_sensor_model_is_the_committed_measurement():
+    robots = json.loads(occupancy.FIGURES.read_text(encoding='utf-8'))['robots']
+    of_a, of_d = (robots[name]['sensor model a, b, c, d, e'] for name in 'AD')
+    assert not any(of_a[:2] + of_d[:2])  # then c counts for nothing
+    assert [ELEVATION[f'sensor_processor/normal_factor_{letter}'] for letter in 'abcde'] == [
+        0.0, 0.0, 0.0, *of_a[3:]]
+    text = ' '.join(PAGE.split())
+    assert ', '.join(f'{of_a[3] * z ** of_a[4]:.2f} m at {z} m' for z in (1, 2, 4)) in text
+    assert f'on camera D they are d = {of_d[3]:.3f} and e = {of_d[4]:.3f}' in text
+
+
 def test_the_tables_are_the_committed_measurement():
     figures = json.loads(occupancy.FIGURES.read_text(encoding='utf-8'))
     assert occupancy.filled(PAGE, figures) == PAGE

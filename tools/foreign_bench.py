@@ -44,7 +44,7 @@ class Size:
         (60, 5, 2), (60, 10, 2), (200, 20, 1), (200, 200, 1))
     usual: tuple[int, int] = (60, 10)
     run: int = 100
-    changes: int = 6
+    changes: int = 18
 
 
 TINY = Size(rooms=3, plan=((10, 5, 1),), usual=(10, 5), run=2, changes=1)

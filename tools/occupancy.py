@@ -418,6 +418,7 @@ def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
 
     return {
         'calibration': fitted.verdict,
+        'sensor model a, b, c, d, e': [round(value, 3) for value in fitted.sensor_model],
         'ways': measure(robot, ask, rooms, resolution),
         'least heights [m]': {
             f'{low:g}': measure(robot._replace(heights=(low, robot.heights[1])), ask,

@@ -43,12 +43,14 @@ WORTH, IMPROVED = 0.97, 0.95
 # Standard errors over folds that the difference must have besides.
 SURE = 1.0
 # Main directions that are kept of the trunk's map, and patches from which they are found.
-DIMENSIONS, MOST_PATCHES = 64, 8192
+DIMENSIONS, MOST_PATCHES = 32, 8192
 # Width of the kernel, where the trunk's directions together have a mean square of one, and the
 # standard deviation that each of the other terms is given beside them.
 WIDTH, TOLD_DEVIATION = 1.2, 0.6
-# Patches that others are compared with (Nystroem's approximation).
-LANDMARKS, JITTER = 512, 1e-5
+# Patches that others are compared with (Nystroem's approximation): in cross-validation, in the
+# final fit, and those of them that are kept because the others add next to nothing.
+LANDMARKS, FINAL_LANDMARKS, KEPT_LANDMARKS = 512, 1536, 256
+JITTER = 1e-5
 # Of the scale, and those of which one is chosen for the kernel: beyond them there is nothing to be
 # had, and few sequences would choose by chance.
 SCALE_PENALTY, PENALTIES = 1e-3, (1.0, 3.0, 10.0)
@@ -211,7 +213,7 @@ class Problem:
             np.stack(values).reshape(*depth.shape[:2], values[0].shape[1], -1).swapaxes(2, 3)
             for values in (frames.logits, frames.weights))
         self.bins = np.array(frames.estimator.config.bins)
-        self.kernel = Kernel.of(frames, self.language)
+        self.kernel = Kernel.of(frames, self.language, LANDMARKS)
         self.design = np.concatenate(
             [np.ones((*self.base.shape, 1), np.float32), self.kernel.terms(frames, self.language)],
             axis=-1)
@@ -225,13 +227,17 @@ class Problem:
         mirrored = values.reshape(-1, h, w)[:, :, ::-1].reshape(values.shape)
         return np.stack([values, mirrored][:self.passes], axis=1)
 
+    @property
+    def _unit(self) -> float:
+        """Of a patch, as if there were as many as in the smallest grid: neighbours agree."""
+        return float(INDEPENDENT / (self.passes * self.base.shape[-1]))
+
     def sums(self, residual: Float64, weight: Float64, kept: Any = slice(None),
               ) -> tuple[Float64, Float64]:
         """Normal equations by fold: (folds, D, D) and (folds, D)."""
         size = self.design.shape[-1]
         normal, right = np.zeros((self.folds, size, size)), np.zeros((self.folds, size))
-        # As if there were as many patches as in the smallest grid: neighbours say the same.
-        unit = INDEPENDENT / (self.passes * residual.shape[-1])
+        unit = self._unit
         for fold in range(self.folds):
             inside = np.flatnonzero(self.fold[kept] == fold)
             inside = np.arange(self.count)[kept][inside]
@@ -293,6 +299,26 @@ class Problem:
             self.right[folds].sum(axis=0))
         return weights
 
+    def final(self, penalties: Float64) -> tuple[float, dict[str, Float64]]:
+        """Bias and arrays of the kernel, fitted to all frames with more landmarks.
+
+        Cross-validation takes fewer, for it fits hundreds of times; what it says of errors is
+        therefore a little too bad, which is the safe side.
+        """
+        kernel = Kernel.of(self.frames, self.language, FINAL_LANDMARKS)
+        size = 1 + len(kernel.arrays['landmarks'])
+        normal, right = np.diag([penalties[0], *[penalties[1]] * (size - 1)]), np.zeros(size)
+        for i, (residual, weight) in enumerate(zip(
+                self.wish - self.base, self._unit * self.weight, strict=True)):
+            terms = np.ones((*residual.shape, size))
+            terms[..., 1:] = kernel.terms_of(self.frames, self.language, i)
+            terms = terms.reshape(-1, size)
+            weighted = terms * weight.reshape(-1, 1)
+            normal += weighted.T @ terms
+            right += weighted.T @ residual.ravel()
+        solution = np.asarray(np.linalg.solve(normal, right), np.float64)
+        return float(solution[0]), kernel.kept(solution[1:])
+
     # Errors -------------------------------------------------------------------------------
 
     def pixels(self, log_depth: Float64) -> Float64:
@@ -347,12 +373,13 @@ class Kernel(NamedTuple):
     whitening: Float64
 
     @classmethod
-    def of(cls, frames: Frames, language: Float64) -> Kernel:
+    def of(cls, frames: Frames, language: Float64, count: int) -> Kernel:
         """Find main directions, scales and landmarks.
 
         Args:
             frames: all of them.
             language: (F, passes, P) log depth by words.
+            count: of landmarks.
 
         """
         rng = np.random.default_rng(0)
@@ -367,26 +394,52 @@ class Kernel(NamedTuple):
         look = Look(*(torch.from_numpy(values[None].astype(np.float32)) for values in (
             arrays['projection'], arrays['offset'][:, None])))
         kernel = cls(look, arrays, np.empty((0, 0)))
-        a_frame = -(-LANDMARKS // len(frames.trunk))
+        a_frame = -(-count // len(frames.trunk))
         candidates = np.concatenate([
             rng.permutation(kernel._seen(frames, language, i))[:a_frame]
             for i in range(len(frames.trunk))])
-        landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
+        landmarks = candidates[rng.permutation(len(candidates))[:count]]
         arrays['landmarks'] = landmarks
         values, vectors = eigh(_likeness(landmarks, landmarks))
         return kernel._replace(whitening=vectors / np.sqrt(values.clip(0.0) + JITTER))
 
     def terms(self, frames: Frames, language: Float64) -> Float32:
         """(F, passes, P, M) of all frames."""
-        return np.stack([
-            (_likeness(self._seen(frames, language, i), self.arrays['landmarks'])
-             @ self.whitening).astype(np.float32).reshape(*language.shape[1:], -1)
-            for i in range(len(frames.trunk))])
+        return np.stack([self.terms_of(frames, language, i) for i in range(len(frames.trunk))])
 
-    def weights(self, solution: Float64) -> Float64:
-        """(M,) of the landmarks, from those of the terms."""
-        weights: Float64 = self.whitening @ solution
-        return weights
+    def terms_of(self, frames: Frames, language: Float64, i: int) -> Float32:
+        """(passes, P, M) of one frame."""
+        likeness = _likeness(self._seen(frames, language, i), self.arrays['landmarks'])
+        return (likeness @ self.whitening).astype(np.float32).reshape(*language.shape[1:], -1)
+
+    def kept(self, solution: Float64) -> dict[str, Float64]:
+        """Arrays of a `Calibration`, from the weights of the terms; few landmarks are kept.
+
+        One after the other is taken where what is left of the correction is largest beside what
+        a landmark there can still explain, which is the greatest step in the kernel's own norm
+        (Müller and Schaback's Newton basis, 2009). The correction is then that of all landmarks,
+        projected on those that were taken.
+        """
+        landmarks = self.arrays['landmarks']
+        likeness = _likeness(landmarks, landmarks)
+        whole: Float64 = likeness @ (self.whitening @ solution)
+        left, power = whole.copy(), np.ones(len(whole))
+        basis = np.empty((len(whole), min(KEPT_LANDMARKS, len(whole))))
+        taken: list[int] = []
+        for n in range(basis.shape[1]):
+            gain = left ** 2 / np.maximum(power, JITTER)
+            best = int(np.where(power > JITTER, gain, -1.0).argmax())
+            if power[best] <= JITTER:
+                break  # all others are alike
+            basis[:, n] = (likeness[:, best] - basis[:, :n] @ basis[best, :n]) / math.sqrt(
+                power[best])
+            left -= left[best] / math.sqrt(power[best]) * basis[:, n]
+            power = power - basis[:, n] ** 2
+            taken.append(best)
+        weights = np.linalg.solve(
+            likeness[np.ix_(taken, taken)] + JITTER * np.eye(len(taken)), whole[taken])
+        return {**self.arrays, 'landmarks': landmarks[taken],
+                'kernel': np.asarray(weights, np.float64)}
 
     def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
         """(passes P, E) what the patches of a frame look like."""
@@ -633,9 +686,7 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':
-        solution = problem.solved(penalties, everything)
-        bias = float(solution[0])
-        kernel = {**problem.kernel.arrays, 'kernel': problem.kernel.weights(solution[1:])}
+        bias, kernel = problem.final(penalties)
     return {name: np.asarray(values, np.float32) for name, values in {
         'bias': bias, 'bins': bins if variant == 'monotone' else problem.bins,
         **kernel}.items()}

@@ -81,7 +81,7 @@ class Look(NamedTuple):
     """What a patch looks like: a vector for each, whose distances a Gaussian kernel compares.
 
     It is the patch's vector in the trunk's map in D directions, half of them (the main ones) once
-    more of the patches above and below, and `TOLD`. Times `look_scales`, the kernel's width is one.
+    more of the patches above and below, and `TOLD`. With `look_scales` the kernel's width is one.
     """
 
     projection: Tensor  # (1, D, C')
@@ -110,7 +110,7 @@ class Look(NamedTuple):
 
 
 def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """(E,) by which a `Look` in so many directions is scaled; of what is told by (TOLD,) scales."""
+    """(E,) by which a `Look` in so many directions is scaled; `TOLD` by these scales."""
     return np.concatenate([
         np.ones(directions), np.full(2 * (directions // 2), NEIGHBOURS), scales,
     ]).astype(np.float32)
