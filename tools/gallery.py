@@ -97,19 +97,24 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     shade = frame.rgb[step // 2::step, step // 2::step].reshape(-1, 3) / 255
     points, ours = cloud.points, cloud.colors / 255
     figure = plt.figure(figsize=(12, 4.2))
-    picture = figure.add_subplot(1, 3, 1)
+    grid = figure.add_gridspec(1, 3, width_ratios=(1, 1.4, 0.8))
+    picture = figure.add_subplot(grid[0])
     picture.imshow(frame.rgb)
     picture.set_title('image')
     picture.axis('off')
-    around = figure.add_subplot(1, 3, 2, projection='3d')
-    around.scatter(true[:, 0], true[:, 2], -true[:, 1], c=shade, s=2, alpha=0.4, linewidths=0)
+    around = figure.add_subplot(grid[1], projection='3d')
+    around.scatter(true[:, 0], true[:, 2], -true[:, 1], c=shade, s=3, linewidths=0,
+                   depthshade=False)
     around.scatter(points[:, 0], points[:, 2], -points[:, 1], c=ours, s=45, edgecolors='black',
                    linewidths=0.6, depthshade=False)
     around.scatter([0], [0], [0], marker='^', c='red', s=60)
-    around.view_init(18, -65)
-    around.set_box_aspect((1, 1, 0.6), zoom=0.9)
+    around.view_init(22, -62)
+    around.set_box_aspect([np.ptp(axis) for axis in np.vstack([true, points])[:, [0, 2, 1]].T],
+                          zoom=1.1)
+    around.set(xticks=(-2, 0, 2), yticks=(0, 2, 4, 6), zticks=(-1, 0, 1, 2))
+    around.set_zlabel('up [m]', labelpad=-3)
     around.set_title('points, and small the true surfaces')
-    above = figure.add_subplot(1, 3, 3)
+    above = figure.add_subplot(grid[2])
     above.scatter(true[:, 0], true[:, 2], c=shade, s=2, alpha=0.4, linewidths=0)
     above.scatter(points[:, 0], points[:, 2], c=ours, s=45, edgecolors='black', linewidths=0.6)
     above.scatter([0], [0], marker='^', c='red', s=60)
@@ -150,7 +155,7 @@ def _words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
 
 def _other_words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
     """Depth of one image by several sets of words."""
-    figure, axes = plt.subplots(1, 4, figsize=(12, 2.9))
+    figure, axes = plt.subplots(1, 4, figsize=(12, 2.4), layout='constrained')
     axes[0].imshow(frame.rgb)
     axes[0].set_title('image', fontsize=9)
     bins = estimator.config.bins
@@ -163,7 +168,7 @@ def _other_words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
         shown = place.imshow(other.predict(frame.rgb).depth, cmap='turbo_r', vmin=bins[0],
                              vmax=bins[-1])
         place.set_title(title, fontsize=9)
-    figure.colorbar(shown, ax=list(axes), fraction=0.012, label='m')
+    figure.colorbar(shown, ax=list(axes), label='m', pad=0.01)
     for place in axes:
         place.axis('off')
     return figure
