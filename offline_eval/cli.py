@@ -271,7 +271,9 @@ def _fours(text: str) -> int:
 
 
 def _workers() -> int:
-    return max(1, min(8, (os.cpu_count() or 2) // 2))
+    cores = os.cpu_count() or 2
+    # On two, a process more would only take turns with the network.
+    return min(8, cores // 2) if cores > 2 else 0
 
 
 def _print(folder: Path) -> None:

@@ -186,12 +186,11 @@ REPORT = 'test/test_eval_report.py'
 
 EVALUATION = (
     # Metrics
-    Mutant(f'{EVAL}/metrics.py', 'p = depth.clamp(MIN_DEPTH, max_depth)',
-           'p = depth.clamp(MIN_DEPTH)', METRICS),
-    Mutant(f'{EVAL}/metrics.py', 'ratio, scratch = p / y, y / p', 'ratio, scratch = p / y, p / y',
+    Mutant(f'{EVAL}/metrics.py', 'torch.clamp(depth, MIN_DEPTH, max_depth, out=ratio)',
+           'torch.clamp(depth, MIN_DEPTH, out=ratio)', METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'torch.maximum(ratio, other, out=other)', 'other = ratio.clone()',
            METRICS),
-    Mutant(f'{EVAL}/metrics.py', 'out=scratch).sum(1).double() - made_up',
-           'out=scratch).sum(1).double()', METRICS),
+    Mutant(f'{EVAL}/metrics.py', 'flat.nan_to_num(_FAR)', 'flat.nan_to_num(1.0)', METRICS),
     Mutant(f'{EVAL}/metrics.py', '_THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)',
            '_THRESHOLDS = (1.25, 1.5, 1.75)', METRICS),
     Mutant(f'{EVAL}/metrics.py', "'log10': s['log'] / math.log(10)", "'log10': s['log']", METRICS),
