@@ -85,8 +85,7 @@ ELSEWHERE = {
 }
 
 # Options in sentences that other programs have.
-FOREIGN = {'--seed',  # of a tool, in a table of calibration.md
-           '--symlink-install', '--system-site-packages', '--shm-size', '--params-file',
+FOREIGN = {'--symlink-install', '--system-site-packages', '--shm-size', '--params-file',
            '--show-args', '--cov'}
 
 # Run one after the other, in a folder that looks like a clone in which the demo has been. What is
@@ -231,10 +230,12 @@ PARSERS = {'offline_eval': evaluation._parser(), 'bag_player': bag_player.parser
                {f'depthclip {name}': sub for name, sub in action.choices.items()}
                for action in cli._parser()._actions
                if isinstance(action, argparse._SubParsersAction))}
-OPTIONS = FOREIGN.union(*map(options_of, PARSERS.values()))
+OPTIONS = FOREIGN.union(*map(options_of, PARSERS.values()), *(
+    re.findall(r"'(--[a-z-]+)'", path.read_text(encoding='utf-8'))
+    for folder in ('benchmarks', 'tools') for path in (ROOT / folder).glob('*.py')))
 
 
-def check_mention(words):
+def check_mention(words, document=''):
     """A command of a sentence, of which parts may be left out, or an option alone."""
     if words[:2] == ['python3', 'run.py']:
         words = words[2:] or ['test']
@@ -251,7 +252,7 @@ def check_mention(words):
         known = options_of(PARSERS[words[0]]) if words[0] in PARSERS else OPTIONS
     for word in words:
         option = word.partition('=')[0].rstrip(',')
-        assert not option.startswith('--') or option in known, words
+        assert not option.startswith('--') or option in known, (document, words)
 
 
 def cli_settings():
@@ -366,8 +367,8 @@ def test_a_wrong_mention_is_noticed(line):
 def test_commands_and_options_of_sentences_exist():
     found = mentions()
     assert len(found) > 150
-    for _, words in found:
-        check_mention(words)
+    for document, words in found:
+        check_mention(words, document)
 
 
 def test_every_command_stands_in_a_block_of_bash():
