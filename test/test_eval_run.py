@@ -393,13 +393,23 @@ def test_shuffled_images_do_not_depend_on_the_batch_size(world, plain, tmp_path)
             plain.row('shuffled images').metrics[metric], abs=1e-4)
 
 
+@pytest.fixture
+def own_threads():
+    """Others have their number of threads again."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_number_of_threads_makes_no_difference(world, tmp_path):
+def test_number_of_threads_makes_no_difference(world, tmp_path, monkeypatch, own_threads):
     """With layers of the real size, which convolutions cut up by threads, but few of them."""
     torch.save(clip_standin.state_dict(0, layers=(1, 1, 1, 1), text_layers=1),
                tmp_path / 'large.pt')
     found = []
     for threads in (1, 2):
+        # Not the text features that the other one has left.
+        monkeypatch.setenv('DEPTHCLIP_CACHE', str(tmp_path / f'cache of {threads}'))
         config = tmp_path / f'{threads}.yaml'
         config.write_text(paper_with(("'RN50'", "'auto'"), ('height: 416', 'height: 224'),
                                 ('width: 544', 'width: 288'))
