@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from depthclip_ros.core import files
 from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.core.weights import WeightsInfo
 
 _Type = TypeVar('_Type')
 
@@ -97,16 +98,6 @@ class PaperRow:
     scene: str
     metrics: dict[str, float]
     note: str = ''
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the numbers were computed with; `trained` False: random weights, meaningless depth."""
-
-    name: str
-    source: str
-    digest: str
-    trained: bool
 
 
 @dataclass(frozen=True)
@@ -243,7 +234,7 @@ class Summary:
     command: str
     config: dict[str, Any]
     versions: dict[str, str]
-    weights: Weights
+    weights: WeightsInfo
     data: Data
     protocol: ProtocolInfo
     rows: list[Row]

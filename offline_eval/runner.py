@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import platform
 import sys
@@ -51,7 +50,6 @@ from .results import (
     Skipped,
     Summary,
     Timing,
-    Weights,
     write_text,
 )
 from .scorer import Scorer, encode_all
@@ -311,7 +309,7 @@ class Evaluation:
         summary = Summary(
             created=datetime.now().astimezone().isoformat(timespec='seconds'),
             command=self._options.command, config=self._estimator.config.to_dict(),
-            versions=_versions(), weights=Weights(**dataclasses.asdict(self._estimator.weights)),
+            versions=_versions(), weights=self._estimator.weights,
             data=self._data(every), protocol=self._protocol.info(
                 self._options.average, resized(self._protocol, self._estimator.config)),
             rows=rows, paper=list(PAPER_ROWS),

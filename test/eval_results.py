@@ -9,6 +9,7 @@ import io
 import numpy as np
 
 from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.weights import WeightsInfo
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.nyu import (
     punch_holes,
@@ -35,7 +36,6 @@ from offline_eval.results import (
     Summary,
     Timing,
     Verdict,
-    Weights,
     write_text,
 )
 
@@ -147,7 +147,7 @@ def make_summary(samples, chosen):
     return Summary(
         created='2025-01-02 03:04:05', command='python3 -m offline_eval --data rooms.mat',
         config=CONFIG.to_dict(), versions={'depthclip_ros': '0.1.0', 'torch': '2.5'},
-        weights=Weights('invented', 'test', '0' * 64, trained=False),
+        weights=WeightsInfo('invented', 'test', '0' * 64, trained=False),
         data=Data(HOSTILE, 'rendered rooms', 'test', len(samples) + 1, len(samples), 'raw',
                   'f' * 64, [Skipped(99, 'a', 'no valid pixel')], ['Not NYU Depth v2.'],
                   origin='', official=False),

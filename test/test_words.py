@@ -62,6 +62,11 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
         assert f'src="figures/{name}"' in page
     assert run(NEAR_TO_FAR, '--weights', 'demo', '-o', output) == 1
     assert 'not overwritten' in capsys.readouterr().err
+    for file in (output / 'words.html', output / 'words.md'):
+        file.unlink()
+    file.symlink_to('nowhere')  # it would be replaced
+    assert run(NEAR_TO_FAR, '--weights', 'demo', '-o', output) == 1
+    assert 'not overwritten' in capsys.readouterr().err
 
 
 def test_weights_are_read_once(tmp_path, capsys, monkeypatch):

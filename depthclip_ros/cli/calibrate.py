@@ -23,7 +23,15 @@ from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
 from ..sources.bag import is_bag
 from ..sources.camera_info import CameraCalibration
-from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
+from .model import (
+    check_new,
+    load_estimator,
+    output_folder,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -72,10 +80,7 @@ class Target(NamedTuple):
             raise ConfigError(f'-o {path}: name a parameter file, such as robot.yaml.')
         output_folder(str(path.parent))
         target = cls(path, *(path.with_suffix(ending) for ending in ('.html', '.md', '.png')))
-        there = [str(file) for file in target if file.exists() or file.is_symlink()]
-        if there:
-            raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove '
-                              'what is no longer needed, or choose another name with -o.')
+        check_new(target)
         return target
 
 

@@ -33,7 +33,15 @@ from ..document import (
 from ..fleet import Here, OnRay, Task, cluster_of
 from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
-from .model import load_estimator, output_folder, print_untrained, save, settings, to_stderr
+from .model import (
+    check_new,
+    load_estimator,
+    output_folder,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -58,6 +66,7 @@ FIGURES = 3  # images of the paper's figures
 # Of the distribution of measured depth, metres.
 DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
+ENDINGS = ('json', 'md', 'html', 'png')
 _ROWS, _COLUMNS = 120, 160  # of the pictures
 _SHOWN = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse')
 _SIGNS = {'d1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rmse': 'rmse [m]'}
@@ -85,34 +94,6 @@ class Compared:
     depths: NDArray[np.int64]  # measured pixels between two of `DEPTHS`
 
 
-@dataclass(frozen=True)
-class Target:
-    """Files to write."""
-
-    folder: Path
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """By their endings."""
-        return {ending: self.folder / f'comparison.{ending}'
-                for ending in ('json', 'md', 'html', 'png')}
-
-    @classmethod
-    def of(cls, output: str) -> Target:
-        """Make the folder, and refuse to overwrite.
-
-        Raises:
-            ConfigError: a comparison is there already, or nothing can be written.
-
-        """
-        target = cls(output_folder(output))
-        there = [str(p) for p in target.files.values() if p.exists() or p.is_symlink()]
-        if there:
-            raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove '
-                              'what is no longer needed, or choose another folder with -o.')
-        return target
-
-
 def compare(options: argparse.Namespace) -> int:
     """Compare depth with recordings, and write or print what came out.
 
@@ -131,14 +112,16 @@ def compare(options: argparse.Namespace) -> int:
         require()
         if not options.output:
             raise ConfigError('--figures: they need a folder; give -o, too.')
-    target = Target.of(options.output) if options.output else None
+    folder = output_folder(options.output) if options.output else None
+    if folder is not None:
+        check_new(_file(folder, ending) for ending in ENDINGS)
     cluster = cluster_of(options.ray, workers=options.workers, cpus=options.cpus,
                          gpus=options.gpus, retries=options.retries)
     sources = list(dict.fromkeys(options.sources))
     pictures = max(1, EXAMPLES // len(sources))
     if cluster is None and len(sources) == 1:
         comparer = Comparer(Model(options))
-        finish([comparer.compare(sources[0], pictures)], {}, target, figures=options.figures)
+        finish([comparer.compare(sources[0], pictures)], {}, folder, figures=options.figures)
         return 0
     options.run = None  # it belongs to the command line, and is not sent to anybody
     make = partial(Comparer.of, options)
@@ -155,7 +138,7 @@ def compare(options: argparse.Namespace) -> int:
                 done[outcome.task.key] = outcome.value
     finally:
         workers.close()
-    finish([done[source] for source in sources if source in done], failed, target,
+    finish([done[source] for source in sources if source in done], failed, folder,
            figures=options.figures)
     return 1 if failed else 0
 
@@ -340,7 +323,7 @@ def _sample(
 
 
 def finish(
-    done: Sequence[Compared], failed: Mapping[str, str], target: Target | None, *,
+    done: Sequence[Compared], failed: Mapping[str, str], folder: Path | None, *,
     figures: bool = False,
 ) -> None:
     """Pool what was compared, print it, and write the files.
@@ -348,7 +331,7 @@ def finish(
     Args:
         done: at least one, else there is nothing to pool.
         failed: recordings that could not be compared, and why.
-        target: None to print only.
+        folder: to write to; None to print only.
         figures: draw the paper's, too.
 
     Raises:
@@ -363,10 +346,10 @@ def finish(
     pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
     parts = contents(done, each, pooled, failed, about)
     print(to_markdown([part for part in parts if not isinstance(part, Picture)]), end='')
-    if target is not None:
+    if folder is not None:
         if figures:
-            parts += _figures(target.folder, done)
-        _write(target, parts, _examples(done), {
+            parts += _figures(folder, done)
+        _write(folder, parts, _examples(done), {
             'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
             'recordings': [
                 {'source': one.scores.source, 'described': one.scores.described,
@@ -530,15 +513,18 @@ def _error_picture(example: Example) -> NDArray[np.uint8]:
     return np.where(np.isfinite(octaves)[..., None], picture, 0).astype(np.uint8)
 
 
+def _file(folder: Path, ending: str) -> Path:
+    return folder / f'comparison.{ending}'
+
+
 def _write(
-    target: Target, parts: Sequence[Block], examples: Sequence[Example],
+    folder: Path, parts: Sequence[Block], examples: Sequence[Example],
     numbers: Mapping[str, Any],
 ) -> None:
     data = {'json': json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
             'md': to_markdown(numbered(parts)), 'html': to_html(numbered(parts))}
-    files = target.files
     for ending, text in data.items():
-        save(files[ending], text)
+        save(_file(folder, ending), text)
     if examples:
-        save(files['png'], _pictures(examples))
-    print(f'\nreport: {files["html"]}, {files["md"]}, {files["json"]}')
+        save(_file(folder, 'png'), _pictures(examples))
+    print(f'\nreport: {", ".join(str(_file(folder, e)) for e in ("html", "md", "json"))}')

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,19 @@ def output_folder(path: str, option: str = '-o') -> Path:
         raise ConfigError(f'{folder}: results cannot be written there: {error.strerror}. '
                           f'Choose another folder with {option}.') from error
     return folder
+
+
+def check_new(files: Iterable[Path]) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        ConfigError: a file is there already; all are named.
+
+    """
+    there = [str(file) for file in files if file.exists() or file.is_symlink()]
+    if there:
+        raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove what '
+                          'is no longer needed, or choose another place with -o.')
 
 
 def save(path: Path, content: str | bytes) -> None:

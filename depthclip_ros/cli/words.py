@@ -23,6 +23,7 @@ from ..document import (
 )
 from .frames import named_frames
 from .model import (
+    check_new,
     load_estimator,
     load_weights,
     output_folder,
@@ -136,10 +137,7 @@ def _folder(output: str) -> Path:
     from offline_eval.report.figures import require
     require()
     folder = output_folder(output)
-    there = [str(p) for p in (folder / f'words.{ending}' for ending in FILES) if p.exists()]
-    if there:
-        raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove what '
-                          'is no longer needed, or choose another folder with -o.')
+    check_new(folder / f'words.{ending}' for ending in FILES)
     return folder
 
 

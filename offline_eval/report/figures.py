@@ -446,40 +446,59 @@ def responses(
     left.set_anchor('N')
     left.set_title(label or image_label(sample), loc='left')
     for axes, patch, color, letter in zip(charts, patches, PATCHES, 'ABCD', strict=False):
-        badge = {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}
-        _mark(left, sample, patch, color, letter, badge)
-        axes.barh(range(count), sample.weights[:, patch.row, patch.column], color=color,
-                  height=0.72)
-        axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
-        axes.set(ylim=(count - 0.4, -0.6), yticks=[], xlabel='weight')
+        mark(left, sample.rgb, sample.patch_depth, (patch.row, patch.column), letter)
+        chart(axes, sample.weights[:, patch.row, patch.column], color)
+        axes.set_yticks([])
         truth = '' if np.isnan(patch.ground_truth) else f'GT {patch.ground_truth:.2f} m\n'
         axes.set_title(f'{truth}Pred {sample.patch_depth[patch.row, patch.column]:.2f} m',
                        loc='left')
         axes.annotate(letter, (0, 1), xytext=(3, 26 if truth else 16),
                       textcoords='offset points', color='white', xycoords='axes fraction',
-                      weight='bold', size=6.5, bbox=badge)
+                      weight='bold', size=6.5, bbox=_badge(color))
     largest = max((float(sample.weights[:, p.row, p.column].max()) for p in patches), default=1)
     for axes in charts:
         axes.set_xlim(0, largest * 1.06)
     if charts:
-        charts[0].set_yticks(range(count), [
-            f'{word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + "…"}   '
-            f'{depth:.2f} m' for word, depth in zip(sample.tokens, sample.bins, strict=True)])
+        charts[0].set_yticks(range(count), word_labels(sample.tokens, sample.bins))
         charts[0].tick_params(axis='y', length=0)
     return figure
 
 
-def _mark(
-    axes: Axes, sample: Sample, patch: Patch, color: str, letter: str, badge: dict[str, Any],
+def short(word: str) -> str:
+    """As much of a word as a label has room for."""
+    return word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + '…'
+
+
+def word_labels(words: Sequence[str], bins: Sequence[float]) -> list[str]:
+    """Words with their depths in metres."""
+    return [f'{short(word)}   {metres:.2f} m' for word, metres in zip(words, bins, strict=True)]
+
+
+def chart(axes: Axes, weights: NDArray[np.float32], color: str) -> None:
+    """One bar a word, from near to far; dotted: what a network says that knows nothing."""
+    count = len(weights)
+    axes.barh(range(count), weights, color=color, height=0.72)
+    axes.axvline(1 / count, color='#444444', lw=0.8, ls=':')
+    axes.set(ylim=(count - 0.4, -0.6), xlabel='weight')
+
+
+def mark(
+    axes: Axes, rgb: NDArray[np.uint8], grid: NDArray[np.float32], place: tuple[int, int],
+    letter: str,
 ) -> None:
-    """Frame a patch in the photograph, with its letter beside it."""
+    """Frame a patch of the (h, w) grid in the photograph, with its letter beside it."""
     from matplotlib.patches import Rectangle
-    height = sample.rgb.shape[0] / sample.patch_depth.shape[0]
-    width = sample.rgb.shape[1] / sample.patch_depth.shape[1]
-    x, y = patch.column * width - 0.5, patch.row * height - 0.5
+    color = PATCHES['ABCD'.index(letter)]
+    height, width = rgb.shape[0] / grid.shape[0], rgb.shape[1] / grid.shape[1]
+    row, column = place
+    x, y = column * width - 0.5, row * height - 0.5
     for edge, line in (('white', 3.0), (color, 1.6)):
         axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=edge, lw=line))
-    fits = patch.column + 1 < sample.patch_depth.shape[1]
+    fits = column + 1 < grid.shape[1]
     axes.text(x + 1.25 * width if fits else x - 0.25 * width, y + height / 2, letter,
               color='white', weight='bold', ha='left' if fits else 'right', va='center',
-              size=6.5, bbox=badge)
+              size=6.5, bbox=_badge(color))
+
+
+def _badge(color: str) -> dict[str, Any]:
+    return {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from depthclip_ros.color import color_range, colorize
 from depthclip_ros.overlay import chart_patches
 from offline_eval.report.figures import (
-    LONGEST_WORD,
     NO_TRUTH,
     PATCHES,
     WIDTH,
     add_scale,
+    chart,
+    mark,
     new_figure,
     paint_depth,
     show,
+    word_labels,
 )
 from offline_eval.report.words import Answer
 
@@ -62,8 +64,7 @@ def view(
     low, high = color_range(span)
     panels = 2 if stddev is None else 3
     photo = (WIDTH - 0.8 * (panels - 1)) / panels * height / width
-    chart = 0.16 * len(words) + 0.85
-    below = chart if spots else 0.15 * (-(-len(words) // _LEGEND) + 2)
+    below = 0.16 * len(words) + 0.85 if spots else 0.15 * (-(-len(words) // _LEGEND) + 2)
     figure = new_figure(photo + 0.3 + below)
     parts: Any = figure.subfigures(2, 1, height_ratios=[photo + 0.3, below])
     upper, lower = parts
@@ -77,8 +78,7 @@ def view(
               known if known.size else np.array([low], np.float32))
     if stddev is not None:
         _show_stddev(upper, rest[0], stddev, (height, width))
-    labels = [f'{word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + "…"}   '
-              f'{metres:.2f} m' for word, metres in zip(words, bins, strict=True)]
+    labels = word_labels(words, bins)
     colors = colorize(np.array([bins], np.float32), low, high)[0, :, ::-1] / 255
     if spots:
         _bars(left, lower, answer, labels, spots)
@@ -107,22 +107,11 @@ def _bars(
     photo: Any, lower: Any, answer: Answer, labels: Sequence[str], spots: Sequence[Spot],
 ) -> None:
     """Framed patches in the photograph, and a chart of each."""
-    from matplotlib.patches import Rectangle
-    height, width = answer.rgb.shape[:2]
-    rows, columns = answer.patch_depth.shape
     charts = lower.subplots(1, len(spots), sharey=True, squeeze=False)[0]
     for axes, spot, color, letter in zip(charts, spots, PATCHES, 'ABCD', strict=False):
-        badge = {'boxstyle': 'round,pad=0.2', 'fc': color, 'ec': 'white', 'lw': 0.6}
-        x, y = spot.column * width / columns - 0.5, spot.row * height / rows - 0.5
-        for edge, line in (('white', 3.0), (color, 1.6)):
-            photo.add_patch(Rectangle(
-                (x, y), width / columns, height / rows, fill=False, ec=edge, lw=line))
-        photo.text(x, y, letter, color='white', weight='bold', size=6.5, bbox=badge,
-                   va='center' if spot.row else 'top')  # or it would cover the title
-        axes.barh(range(len(labels)), answer.weights[:, spot.row, spot.column], color=color,
-                  height=0.72)
-        axes.axvline(1 / len(labels), color='#444444', lw=0.8, ls=':')
-        axes.set(xlim=(0, 1), ylim=(len(labels) - 0.4, -0.6), xlabel='weight')
+        mark(photo, answer.rgb, answer.patch_depth, (spot.row, spot.column), letter)
+        chart(axes, answer.weights[:, spot.row, spot.column], color)
+        axes.set_xlim(0, 1)
         axes.set_title(f'{letter}: {spot.said}', loc='left')
     charts[0].set_yticks(range(len(labels)), labels)
     charts[0].tick_params(axis='y', length=0)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from depthclip_ros.color import color_range
 from offline_eval.report.figures import (
-    LONGEST_WORD,
     NO_TRUTH,
     PREDICTED,
     TRUTH,
@@ -24,6 +23,7 @@ from offline_eval.report.figures import (
     new_figure,
     paint_depth,
     responses,
+    short,
     show,
 )
 from offline_eval.results import Sample
@@ -92,7 +92,7 @@ def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
     count = len(words)
     side = min(WIDTH - 1, 1 + 0.3 * count)
     figure = new_figure(side)
-    labels = [_short(word) for word in words]
+    labels = [short(word) for word in words]
     figure.set_size_inches(min(WIDTH, side + 0.4 + 0.07 * max(map(len, labels))), side)
     axes = figure.subplots()
     low = float(cosines.min())
@@ -132,7 +132,7 @@ def maps(answer: Answer, words: Sequence[str], bins: Sequence[float], label: str
         axes.imshow(weights, cmap='inferno', vmin=0, vmax=largest, alpha=0.7,
                     extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation='nearest')
         axes.set_axis_off()
-        axes.set_title(f'{_short(word)}  {metres:.2f} m', size=6.5)
+        axes.set_title(f'{short(word)}  {metres:.2f} m', size=6.5)
     for axes in panels.flat[count:]:
         axes.set_visible(False)
     figure.suptitle(label, x=0.01, ha='left', size=7.5, weight='bold')
@@ -167,7 +167,7 @@ def depths(
                              gridspec_kw={'height_ratios': heights})
     for place, (row, (name, answers)) in enumerate(zip(panels, pictures, strict=True)):
         show(row[0], answers[0].rgb)
-        row[0].set_title(_short(name), loc='left')
+        row[0].set_title(short(name), loc='left')
         for axes, answer, label in zip(row[1:], answers, labels, strict=True):
             show(axes, paint_depth(answer.depth, low, high))
             if not place:
@@ -200,7 +200,3 @@ def distributions(
              ylim=(-0.11 * top, 1.05 * top))
     axes.legend()
     return figure
-
-
-def _short(word: str) -> str:
-    return word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + '…'
