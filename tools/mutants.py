@@ -327,8 +327,7 @@ EVALUATION = (
            'return p * (np.mean(y) / np.mean(p))', f'{WITNESS}::test_alignments'),
     Mutant(f'{EVAL}/calibrated.py', '        if seen:\n', '        if len(seen) > 1:\n',
            f'{WITNESS}::test_calibrations_that_do_not_belong'),
-    Mutant(f'{EVAL}/calibrated.py', 'corrected.patch_depth * factors[:, None, None]',
-           'corrected.patch_depth',
+    Mutant(f'{EVAL}/calibrated.py', 'float(f) / reference if f', 'float(f) if f',
            f'{WITNESS}::test_the_calibrated_row_is_what_the_node_would_say'),
 )
 PACKAGES = {'depthclip_ros': MUTANTS, EVAL: EVALUATION}
