@@ -80,7 +80,8 @@ def test_perfect_prediction():
 
 def test_invalid_pixels_do_not_count():
     nan = float('nan')
-    assert score([[2.0, 9.0, 4.0]], [[1.0, nan, 5.0]]) == score([[2.0, 4.0]], [[1.0, 5.0]])
+    assert score([[2.0, 9.0, 1.0, 4.0]], [[1.0, nan, nan, 5.0]]) == score(
+        [[2.0, 4.0]], [[1.0, 5.0]])
 
 
 def test_predictions_are_clipped_to_the_range():
