@@ -398,7 +398,7 @@ def test_resuming_with_other_predictions(world, rivals, tmp_path, capsys):
     (['--predictions', 'nowhere'], 'NAME=FOLDER'),
     (['--predictions', 'a=x', '--align', 'b=median'], "'b' is none of --predictions"),
     (['--predictions', 'a=x', '--align', 'most'], 'none, median'),
-    (['--predictions', 'a=x', '--prediction-scale', '-1'], 'positive'),
+    (['--predictions', 'a=x', '--prediction-scale', '-1'], 'greater than 0'),
     (['--predictions', 'a=x', '--predictions', 'a=y'], 'twice')])
 def test_wrong_usage(world, capsys, more, message):
     with pytest.raises(SystemExit) as ended:
