@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import files, int8
 from .backbone import ImageEncoder, is_resnet
-from .device import cpu_has_amx, reason, release_freed_memory
+from .device import cpu_has_amx, reason
 from .errors import EngineError, WeightsError
 from .onednn_graph import GraphedResNet
 from .resnet import FoldedResNet
@@ -93,7 +93,6 @@ def install(  # noqa: C901, PLR0913, PLR0917
         encoder.trunk = build_onnx_trunk(reference, device, quantized) \
             if engine == 'onnxruntime' else \
             build_trunk(engine, reference, dtype, device, size, fused=fused)
-        release_freed_memory()  # now: what the run leaves is for the images to come
         features: Tensor = encoder(batch)
         return features
 

@@ -28,6 +28,7 @@ from .config import DepthConfig
 from .device import (
     current,
     exact_float32,
+    release_freed_memory,
     resolve_device,
     resolve_precision,
     use_threads,
@@ -341,6 +342,8 @@ class DepthEstimator:
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
+        del state_dict
+        release_freed_memory()
         if quantize and self.is_provisional:
             self.use(self.quantize())
 
