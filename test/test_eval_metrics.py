@@ -98,7 +98,7 @@ def test_pieces_make_no_difference():
     expected = {'pixels': 70000, 'rel': (abs(p - y) / y).sum(), 'square': ((p - y) ** 2).sum(),
                 'log': abs(np.log(p / y)).sum(), 'd1': (np.maximum(p / y, y / p) < 1.25).sum()}
     for name, value in expected.items():
-        assert float(sums[0, SUMS.index(name)]) == pytest.approx(value, rel=1e-6), name
+        assert float(sums[0, SUMS.index(name)]) == pytest.approx(value, rel=2e-6), name
 
 
 @pytest.mark.parametrize('constant', [0.4, 1.0, 2.4, 2.5, 9.9])
@@ -110,7 +110,7 @@ def test_a_constant_is_scored_like_any_prediction(constant):
         torch.full((1, 1, len(truth)), constant), 10.0).numpy()
     np.testing.assert_array_equal(quick[:, :4], slow[:, :4])
     # The sum of signed logarithms nearly cancels.
-    np.testing.assert_allclose(quick, slow, rtol=1e-6, atol=1e-7 * len(truth))
+    np.testing.assert_allclose(quick, slow, rtol=2e-6, atol=1e-7 * len(truth))
 
 
 def test_best_constants_are_the_known_ones():
