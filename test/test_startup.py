@@ -165,7 +165,7 @@ def test_what_stays_is_not_looked_through_again():
     class Link:
         other = None
 
-    with here_to_stay():
+    with here_to_stay('not imported'):
         assert not gc.isenabled()
         link = Link()
         link.other = link
@@ -179,6 +179,10 @@ def test_what_stays_is_not_looked_through_again():
         gc.unfreeze()
     gc.collect()
     assert known() is None
+    before = gc.get_freeze_count()
+    with here_to_stay('sys'):  # when the model is loaded anew
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')

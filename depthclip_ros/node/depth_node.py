@@ -331,7 +331,7 @@ class DepthNode(LifecycleNode):
         ahead = read_ahead(node_config.weights, config.backbone,
                            cache_folder(node_config.cache_dir))
         try:  # late: torch takes seconds to import, and may be missing
-            with here_to_stay():
+            with here_to_stay('torch'):
                 from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
