@@ -217,9 +217,9 @@ def _read(file: Ahead) -> dict[str, Tensor]:
     path = file.path
     if path.suffix != '.safetensors':
         return read_file(path, file)
-    from safetensors.torch import load_file  # comes with open_clip
+    from safetensors.torch import load as decode  # comes with open_clip
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        tensors: dict[str, Tensor] = decode(file.content.result())
     except Exception as error:
         raise WeightsError(f'{path}: cannot be read as safetensors ({reason(error)}). Get it '
                            'anew.') from error
