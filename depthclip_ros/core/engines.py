@@ -204,12 +204,9 @@ class KnownFeatures:
 
     def write(self, image: Tensor, features: Tensor) -> None:
         """Keep features; where that is not possible, say so."""
-        try:
-            files.write_sealed(self.path(image), features.numpy().astype('<f4').tobytes())
-        except OSError as error:
-            self._log(f'WARNING: cannot keep what is known of an image in {self._folder} '
-                      f'({error.strerror}); it is computed again at every start. Set cache_dir or '
-                      '$DEPTHCLIP_CACHE to a folder that can be written.')
+        files.keep_sealed(
+            self.path(image), features.numpy().astype('<f4').tobytes(),
+            'what is known of an image', 'it is computed again', self._log)
 
 
 def automatic(trunk: nn.Module, dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -78,6 +78,16 @@ def write_sealed(path: Path, content: bytes) -> None:
     """
     with atomic(path) as file:
         file.write(_seal(path, content) + content)
+
+
+def keep_sealed(path: Path, content: bytes, what: str, otherwise: str, log: Callable[[str], None],
+                ) -> None:
+    """Write a file of a cache; where that is not possible, say so, and what is done instead."""
+    try:
+        write_sealed(path, content)
+    except OSError as error:
+        log(f'WARNING: cannot keep {what} in {path.parent} ({error.strerror}); {otherwise} at '
+            'every start. Set cache_dir or $DEPTHCLIP_CACHE to a folder that can be written.')
 
 
 def read_sealed(path: Path, largest: int) -> bytes:

@@ -401,9 +401,4 @@ class QuantizedCache:
 
     def write(self, model: bytes) -> None:
         """Keep a model; where that is not possible, say so."""
-        try:
-            files.write_sealed(self.path, model)
-        except OSError as error:
-            self._log(f'WARNING: cannot keep the quantised network in {self.path.parent} '
-                      f'({error.strerror}); it is made anew at every start. Set cache_dir or '
-                      '$DEPTHCLIP_CACHE to a folder that can be written.')
+        files.keep_sealed(self.path, model, 'the quantised network', 'it is made anew', self._log)

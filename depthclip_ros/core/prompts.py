@@ -188,12 +188,8 @@ class TextFeatureCache:
         return features
 
     def _write(self, path: Path, features: NDArray[np.float32]) -> None:
-        try:
-            files.write_sealed(path, features.astype('<f4').tobytes())
-        except OSError as error:
-            self._log(f'WARNING: cannot keep the text features in {self.folder} '
-                      f'({error.strerror}); they are encoded again at every start. Set cache_dir '
-                      'or $DEPTHCLIP_CACHE to a folder that can be written.')
+        files.keep_sealed(path, features.astype('<f4').tobytes(), 'the text features',
+                          'they are encoded again', self._log)
 
 
 def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:
