@@ -111,8 +111,8 @@ def output_folder(path: str, option: str = '-o') -> Path:
     return folder
 
 
-def check_new(files: Iterable[Path]) -> None:
-    """Refuse to overwrite.
+def check_new(files: Iterable[Path], option: str = '-o') -> None:
+    """Refuse to overwrite; `option` of the command line chooses another place.
 
     Raises:
         ConfigError: a file is there already; all are named.
@@ -121,7 +121,7 @@ def check_new(files: Iterable[Path]) -> None:
     there = [str(file) for file in files if file.exists() or file.is_symlink()]
     if there:
         raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove what '
-                          'is no longer needed, or choose another place with -o.')
+                          f'is no longer needed, or choose another place with {option}.')
 
 
 def save(path: Path, content: str | bytes) -> None:

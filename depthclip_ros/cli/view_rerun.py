@@ -20,7 +20,7 @@ from ..core.geometry import CameraModel
 from ..core.weights import UNTRAINED as RANDOM
 from ..overlay import scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
-from .model import output_folder, to_stderr
+from .model import check_new, output_folder, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,9 +98,7 @@ class Recording:
 
     def _save(self, path: str) -> None:
         file = user_path(path)
-        if file.exists():
-            raise ConfigError(f'{file}: there already, and not overwritten. Choose another name '
-                              'with --save.')
+        check_new([file], '--save')
         output_folder(str(file.parent), '--save')
         self._file = file
         try:
