@@ -375,20 +375,43 @@ def test_a_source_without_images_is_named_in_the_last_line(demo, tmp_path):
     assert children_of(out) == []
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_that_rclpy_turns_into_another_error_is_still_one(number):
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+@pytest.fixture
+def handled():
+    """Handle a signal, whatever these tests were started under, until the end of the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield signal.signal
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_an_interrupt_that_rclpy_turns_into_another_error_is_still_one(number, handled):
     def take_message():
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:
             raise RuntimeError('Unable to convert call argument') from None
 
-    before = signal.getsignal(number)
+    handled(number, signal.SIG_DFL)
     with pytest.raises(KeyboardInterrupt), processes.stopping([]):
         take_message()
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
     with pytest.raises(RuntimeError, match='of its own'), processes.stopping([]):
         raise RuntimeError('of its own')
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored(number, handled):
+    handled(number, signal.SIG_IGN)
+    try:
+        with processes.stopping([]):
+            signal.raise_signal(number)
+    except KeyboardInterrupt:
+        pytest.fail('it was not ignored')
+    assert signal.getsignal(number) == signal.SIG_IGN
 
 
 @pytest.mark.slow
