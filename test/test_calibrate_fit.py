@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import clip_standin
 import numpy as np
@@ -131,6 +132,31 @@ def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures
     after = estimator.predict(pictures[0], intrinsics=CAMERA)
     np.testing.assert_allclose(after.depth, before.depth, rtol=1e-5)
     assert after.patch_stddev is not None
+
+
+def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tmp_path):
+    """Else depth would be multiplied by a focal ratio that is in the correction already."""
+    every = samples(estimator, pictures, lambda i, p: 0.6 * p.patch_depth, camera=None)
+    fitted = fit(estimator, every, OPTIONS, quiet)
+    assert 'tells no focal length' in fitted.verdict
+    path = fitted.calibration.save(tmp_path, 'fitted')
+    with pytest.raises(CalibrationError, match=r'reference_focal is 0\.8, it was 0'):
+        estimator.reconfigure(CONFIG.replace(calibration=str(path)))
+    estimator.reconfigure(CONFIG.replace(calibration=str(path), reference_focal=0.0))
+    for camera in (None, CAMERA):
+        found = estimator.predict(every[0].rgb, intrinsics=camera).depth
+        np.testing.assert_allclose(found, every[0].depth, rtol=0.02)
+
+
+def test_frames_of_an_unknown_camera_count_as_of_the_others(estimator, pictures, tmp_path):
+    every = samples(estimator, pictures, lambda i, p: 0.6 * p.patch_depth)
+    some = [replace(s, camera=CAMERA if i % 2 else None) for i, s in enumerate(every)]
+    fitted = fit(estimator, some, OPTIONS, quiet)
+    assert 'focal' not in fitted.verdict
+    assert fitted.calibration.about.focal_ratio == pytest.approx(2.0)
+    use(estimator, fitted, tmp_path)
+    found = estimator.predict(every[0].rgb, intrinsics=CAMERA).depth
+    np.testing.assert_allclose(found, every[0].depth, rtol=0.02)
 
 
 def test_sparse_and_coarse_depth_will_do(estimator, pictures, tmp_path):

@@ -162,6 +162,15 @@ def test_a_real_bag_of_one_view_is_refused_and_nothing_is_claimed(tmp_path, caps
     assert 'one standing view: 9 frames show 1' in said
     assert run(RGBD, tmp_path / 'robot.yaml', '--anyway') == 0
     assert 'No improvement is claimed' in capsys.readouterr().out
+    row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith('| demo |'))
+    told = re.findall(r'([\d.]+) \(([\d.]+)\)', row)
+    table = (tmp_path / 'robot.md').read_text().split('| what | rmse')[1]
+    for name, (rmse, delta1) in zip((
+            'words alone', 'times one fitted scale', 'bins fitted', 'corrected by features',
+            'the mean depth'), told, strict=True):
+        found = re.search(rf'{name}.*?\| \**([\d.]+)\** \| \**([\d.]+)', table)
+        assert [float(v) for v in found.groups()] == pytest.approx(
+            [float(rmse), float(delta1)], abs=0.005), name
 
 
 def test_every_command_of_the_document_runs(folder, frames, tmp_path, monkeypatch, capsys):

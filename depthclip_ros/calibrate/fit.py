@@ -40,6 +40,9 @@ _ROWS = {'none': 'language', 'full': CHOSEN}
 MOST_FOLDS = 10
 # Less held-out rmse than everything simpler has: to be taken, and to be called an improvement.
 WORTH, IMPROVED = 0.97, 0.95
+UNKNOWN_FOCAL = (
+    'The recording tells no focal length, so that this belongs to its own lens alone '
+    '(reference_focal is 0).')
 # Standard errors over folds that the difference must have besides.
 SURE = 1.0
 # Main directions that are kept of the trunk's map, and patches from which they are found.
@@ -732,6 +735,8 @@ def fit(
     if options.variant not in ('auto', variant):
         verdict = f'Variant {options.variant} was asked for. {verdict}'
         variant, improved = options.variant, False
+    if frames.reference_focal != estimator.config.reference_focal:
+        verdict = f'{verdict} {UNKNOWN_FOCAL}'
     log(verdict)
     everything = np.ones(problem.count, bool)
     bins = _bins(problem, everything, problem.bins)
@@ -743,7 +748,8 @@ def fit(
         source=options.source, variant=variant, frames=problem.count, blocks=problem.blocks,
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
         focal_ratio=geometric_mean(frames.ratio), config={
-            name: value for name, value in estimator.config.to_dict().items() if name in BOUND},
+            **{name: value for name, value in estimator.config.to_dict().items()
+               if name in BOUND}, 'reference_focal': frames.reference_focal},
         split=options.split, images=frames.digests)
     calibration = Calibration.make(about, {
         **_arrays(problem, variant, penalties, bins), 'rays': frames.own_rays,

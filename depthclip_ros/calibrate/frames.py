@@ -72,7 +72,9 @@ class Frames:
         spread: (passes, h, w) metres.
         trunk: (passes, C', h, w) float16.
         rays: (passes, 2, h, w), x and y of the patches' centres at z = 1.
-        ratio: focal ratio.
+        ratio: focal ratio; NaN until `check` where the camera is unknown.
+        reference_focal: to which depth belongs: the configured one, and 0 where no frame has a
+            known camera, so that no camera's focal length may count afterwards either.
         targets: what is wanted.
         sequence: as the samples'.
         digests: of the images.
@@ -91,6 +93,7 @@ class Frames:
     sequence: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
+    reference_focal: float = 0.0
     empty: int = 0  # frames without any depth, which are left out
 
     def add(self, sample: Sample) -> None:
@@ -134,7 +137,7 @@ class Frames:
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
         self.rays.append(np.stack(
             [rays, mirrored_rays(rays)][:len(logits)]).transpose(0, 3, 1, 2))
-        self.ratio.append(ratio)
+        self.ratio.append(math.nan if camera is None else ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)
         self.digests.append(sample.digest or image_digest(sample.rgb))
@@ -144,7 +147,7 @@ class Frames:
                 'the network; take fewer, spread over the recording: 200 are plenty.')
 
     def check(self) -> None:
-        """Check that there is enough.
+        """Check that there is enough; unknown cameras then count as those that are known.
 
         Raises:
             CalibrationError: there is not.
@@ -160,6 +163,10 @@ class Frames:
             raise CalibrationError(
                 f'{blocks} sequences are too few to test on others than were fitted to: at least '
                 f'{FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into blocks.')
+        known = [ratio for ratio in self.ratio if not math.isnan(ratio)]
+        self.reference_focal = self.estimator.config.reference_focal if known else 0.0
+        usual = geometric_mean(known) if known else 1.0
+        self.ratio = [usual if math.isnan(ratio) else ratio for ratio in self.ratio]
 
 
 def wanted(

@@ -260,7 +260,9 @@ def _write(
         if fitted.calibration is not None:
             stem = target.settings.stem
             file = fitted.calibration.save(target.settings.parent, stem).absolute()
-            depth = depth.replace(calibration=str(file))
+            depth = depth.replace(
+                calibration=str(file),
+                reference_focal=fitted.calibration.about.config['reference_focal'])
             estimator.reconfigure(depth)
             after = _depths(estimator, frames)
             save(target.settings, _as_yaml(fitted, recording, depth, node))
