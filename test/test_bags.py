@@ -35,6 +35,7 @@ from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.node import image_io
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.resources import config_path
+from depthclip_ros.sources.bag import custom_data
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = get_typestore(Stores.ROS2_HUMBLE)
@@ -548,6 +549,7 @@ def test_calibrated_and_anchored_depth_in_the_bag_is_that_on_the_topic(source, d
     output = compare_with_a_node(
         [(source, Options(node=node))], calibrated, tmp_path, f'calibration:={calibration}',
         f'anchor:={node.anchor}', f'camera_height:={node.camera_height}')
+    assert custom_data(output)['depthclip_calibration'] == calibrated.calibration.label
     for name, estimator, other in (('held', calibrated, NODE), ('plain', demo, node)):
         convert(source, tmp_path / name, estimator, Options(node=other))
         assert bags.messages(tmp_path / name)['/points'] != bags.messages(output)['/points'], name

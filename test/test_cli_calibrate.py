@@ -3,6 +3,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +15,9 @@ pytest.importorskip('rosbags')
 from drives import camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
+from depthclip_ros.cli.compare import Model
 from depthclip_ros.cli.main import main
+from depthclip_ros.color import BACKGROUND
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.node.config import read_config
@@ -83,6 +86,22 @@ def test_the_report(calibrated, folder):
     assert not re.search(r'(src|href)="(?!data:|#|robot.png")', html)
     picture = cv2.imread(str(calibrated.with_suffix('.png')))
     assert picture.shape[0] == 3 * 180  # three examples
+
+
+def test_what_shows_its_depth_says_that_it_is_no_longer_zero_shot(
+        calibrated, folder, tmp_path, capsys):
+    label = f'calibrated on {folder.name}, no longer zero-shot'
+    image = folder / 'rgb' / '0.png'
+    for name, more in (('with', ['--config', calibrated]), ('without', ['--weights', 'demo'])):
+        assert main(['predict', str(image), '-o', str(tmp_path / name), *map(str, more)]) == 0
+        assert (f'Depth is {label}.' in capsys.readouterr().err) == (name == 'with')
+        lines = cv2.imread(str(tmp_path / name / '0_color.png')).shape[0] - 120
+        assert lines == (28 if name == 'with' else 0)  # of the caption
+        patches = cv2.imread(str(tmp_path / name / '0_patches.png'))
+        assert (patches[-2, :4] == BACKGROUND).all() == (name == 'with')
+    model = Model(SimpleNamespace(config=str(calibrated), weights=None, device=None))
+    model.estimator  # noqa: B018 - loads it
+    assert model.about['calibration'] == label
 
 
 def test_nothing_is_overwritten(calibrated, folder, capsys):

@@ -168,11 +168,15 @@ def test_view_shows_the_standard_deviation_of_a_calibration(
     rows, columns = prediction.patch_depth.shape
     place = 100 * rows // 120, 130 * columns // 160
     said = f'{prediction.patch_depth[place]:.2f} m ± {prediction.patch_stddev[place]:.2f} m'
-    assert said in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert said in printed.out
+    assert 'calibrated on a test, no longer zero-shot' in printed.out
+    assert 'Depth is calibrated on a test, no longer zero-shot.' in printed.err
     recording, names = recorded(tmp_path / 'out.rrd')
     np.testing.assert_allclose(pixels(recording['/stddev'][0]), prediction.stddev(), rtol=1e-4)
     assert said in recording['/said'][0]['text']
     assert 'standard deviation' in names
+    assert 'calibrated on a test, no longer zero-shot' in recording['/said'][0]['text']
 
 
 def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys):

@@ -35,6 +35,7 @@ from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
 from .model import (
     check_new,
+    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -198,6 +199,7 @@ class Model:
         weights = self._estimator.weights
         return {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
                 'device': str(self._estimator.device), 'precision': self._estimator.precision,
+                'calibration': label_of(self._estimator),
                 'settings': self._depth.to_dict()}
 
 
@@ -473,8 +475,8 @@ def _table_of_distances(comparison: Comparison) -> Table:
 def _table_of_sources(
     done: Sequence[Compared], about: Mapping[str, Any],
 ) -> list[Block]:
-    network = (f'{about["weights"]} on {about["device"]}, {about["precision"]}' if about else
-               'none: depth was in the recording')
+    network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
+        f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
     left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
                 for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
     parts: list[Block] = [

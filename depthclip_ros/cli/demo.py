@@ -329,8 +329,9 @@ def _finish(folder: Path, plan: Plan, recorder: Recorder, album: Album) -> None:
     account, model = recorder.account, recorder.model
     weights = model.get('weights', 'unknown weights')
     rate = f'{account.rate:.2f} Hz'
-    files = album.close(
-        f'depthclip demo   {weights} on {model.get("device", "?")}   {plan.description}   {rate}')
+    files = album.close('   '.join(filter(None, (
+        f'depthclip demo   {weights} on {model.get("device", "?")}', model.get('calibration'),
+        plan.description, rate))))
     summary: dict[str, Any] = {
         'depthclip_ros': __version__,
         'statement': 'trained weights' if album.trained else UNTRAINED,

@@ -16,6 +16,7 @@ from ..color import (
     depth_millimetres,
     enlarge,
     with_bar,
+    write_note,
     write_warning,
 )
 from ..core.errors import ConfigError, DataError, DepthClipError, ImageError
@@ -23,6 +24,7 @@ from ..sources.pictures import picture_files, read_picture
 from .model import (
     given_camera,
     intrinsics_of,
+    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -167,8 +169,10 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     patch_picture = enlarge(patches, low, high, max(1, 640 // patches.shape[1]))
     if warning:
         write_warning(patch_picture, warning)
+    if label := label_of(estimator):
+        write_note(patch_picture, label)
     _save(target, '_depth.png', millimetres)
-    _save(target, '_color.png', with_bar(prediction.depth, low, high, warning=warning))
+    _save(target, '_color.png', with_bar(prediction.depth, low, high, label, warning))
     _save(target, '_patches.png', patch_picture)
     np.save(f'{target}_patches.npy', patches)
     return lost

@@ -22,6 +22,7 @@ from .frames import NamedFrame, named_frames
 from .model import (
     given_camera,
     intrinsics_of,
+    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -61,6 +62,7 @@ class Seen:
         trained: False: its depth is meaningless.
         camera: that took it; None if it is not known.
         live: it is replaced as soon as there is another.
+        label: of its calibration; '' without one.
 
     """
 
@@ -72,12 +74,14 @@ class Seen:
     trained: bool
     camera: CameraModel | None
     live: bool = False
+    label: str = ''
 
     @property
     def title(self) -> str:
         """One line that stands above the picture."""
         return ', '.join(filter(None, (
-            '' if self.trained else UNTRAINED, self.name, scene_words(self.prediction))))
+            '' if self.trained else UNTRAINED, self.name, scene_words(self.prediction),
+            self.label)))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -187,7 +191,7 @@ def view(options: argparse.Namespace) -> int:
                 given = camera_of(image)
                 prediction = estimator.predict(image.rgb, intrinsics=given)
                 seen = Seen(shown + 1, image.name, image.rgb, prediction, depth,
-                            estimator.weights.trained, given, live)
+                            estimator.weights.trained, given, live, label_of(estimator))
                 more = [output.show(seen) for output in outputs]
             except DataError as error:
                 skip(DataError(error.condition, f'{image.name}: {error}'))

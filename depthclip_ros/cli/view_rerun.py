@@ -239,7 +239,7 @@ def _said(seen: Seen, spots: Sequence[Spot], *, guessed: bool) -> str:
     weights = seen.prediction.weights
     lines = [f'## {escaped(seen.name)}', '']
     lines += [] if seen.trained else [f'**{UNTRAINED}**', '']
-    lines += [scene_words(seen.prediction), '']
+    lines += [scene_words(seen.prediction), seen.label, '']
     lines += [_GUESS, ''] if guessed else []
     said = [spot.said.replace('\n', ' ') for spot in spots]
     lines += [' | '.join(('', 'word', 'metres', *(

@@ -111,7 +111,8 @@ class Window:
                 self._point = None
         if spot is not None and not seen.live:
             print(f'{seen.name}: {seen.answers(*spot)}', flush=True)
-        cv2.imshow(TITLE, draw(seen.rgb, seen.prediction, seen.config, spot, [seen.name],
+        cv2.imshow(TITLE, draw(seen.rgb, seen.prediction, seen.config, spot,
+                               [seen.name, *filter(None, [seen.label])],
                                '' if seen.trained else UNTRAINED))
 
     def _on_mouse(self, event: int, x: int, y: int, _flags: int, _data: object) -> None:
