@@ -57,6 +57,7 @@ def main(arguments: list) -> int:
         return 0 if arguments else 2
     try:
         check_python()
+        check_arguments(arguments)
         python = set_up()
     except SetupError as error:
         print('run.py: {}'.format(error), file=sys.stderr)  # noqa: UP032
@@ -74,10 +75,27 @@ def main(arguments: list) -> int:
 
 def command_of(python: Path, arguments: list) -> list:
     """An executable of this package by its name, else a command of `depthclip`."""
-    name = arguments[0]
-    if '/' not in name and (ROOT / 'scripts' / name).is_file():
-        return [str(python), str(python.parent / name), *arguments[1:]]
+    if is_executable(arguments[0]):
+        return [str(python), str(python.parent / arguments[0]), *arguments[1:]]
     return [str(python), '-m', 'depthclip_ros.cli.main', *arguments]
+
+
+def is_executable(name: str) -> bool:
+    return '/' not in name and (ROOT / 'scripts' / name).is_file()
+
+
+def check_arguments(arguments: list) -> None:
+    """End with usage what `depthclip` will not understand, before minutes of set-up."""
+    if arguments[0] == 'test' or is_executable(arguments[0]):
+        return
+    sys.path.insert(0, str(ROOT))
+    from depthclip_ros.cli.main import _parser  # which needs the standard library only
+    try:
+        _parser().parse_args(arguments)
+    except SystemExit as end:
+        if end.code:
+            print(f'run.py: all that there is: {own_command()} --help', file=sys.stderr)
+        raise
 
 
 def own_command() -> str:

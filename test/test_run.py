@@ -31,6 +31,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, value)
     (tmp_path / 'setup.py').write_text('first')
     monkeypatch.delenv('ROS_DISTRO', raising=False)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
     monkeypatch.setattr(module.platform, 'machine', lambda: 'x86_64')
     module.calls = []
 
@@ -205,7 +206,6 @@ def test_all_checks_run_and_any_failure_counts(run, monkeypatch, capsys):
     *(([name, '--help'], [f'/x/{name}', '--help'])
       for name in ('depth_node', 'depthclip', 'image_source', 'bag_player', 'offline_eval',
                    'sim_camera')),
-    (['../scripts/depthclip'], ['-m', 'depthclip_ros.cli.main', '../scripts/depthclip']),
 ])
 def test_every_executable_is_forwarded_and_other_commands_are_those_of_depthclip(
         run, monkeypatch, arguments, command):
@@ -237,6 +237,18 @@ def test_after_the_set_up_it_says_how_to_go_on(run, capsys):
     assert 'by name: depth_node' in said
     run.set_up()
     assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(('arguments', 'code'), [
+    (['dmeo'], 2), (['demo', '--imges', 'a.png'], 2), (['../scripts/depthclip'], 2),
+    (['predict', '--help'], 0)])
+def test_what_is_misspelt_is_said_before_anything_is_set_up(run, capsys, arguments, code):
+    with pytest.raises(SystemExit) as end:
+        run.main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == code
+    assert run.calls == []
+    assert ('predict' in said.out) if code == 0 else ('run.py' in said.err)
 
 
 @pytest.mark.parametrize(('machine', 'newest', 'words'), [
