@@ -138,7 +138,7 @@ def test_predict_does_the_others_and_lists_every_unreadable_input(
     assert code == 1
     assert (out / 'photo_depth.png').exists()
     error = capsys.readouterr().err
-    assert '2 inputs could not be used' in error
+    assert '2 of the inputs could not be used' in error
     assert 'bad.jpg: 7 bytes' in error
     assert 'nowhere.png' in error
     assert 'Traceback' not in error
@@ -181,7 +181,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(predict, config, tmp_path
     code, _ = predict(tmp_path / 'pipe', 'a\0b', 'x' * 5000, '~nobody-at-all/x.png')
     assert code == 1
     error = capsys.readouterr().err
-    assert '4 inputs could not be used' in error
+    assert '4 of the inputs could not be used' in error
     assert 'a folder, a pipe or a device' in error
     assert len(error) < 1500
     assert main(['demo', '--bag', str(tmp_path / 'pipe'), '-o', str(tmp_path / 'o')]) == 1

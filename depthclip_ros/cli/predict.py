@@ -187,7 +187,7 @@ def _save(target: Path, ending: str, picture: NDArray[Any]) -> None:
 def _report(failures: Sequence[DepthClipError]) -> int:
     if not failures:
         return 0
-    print(f'{len(failures)} inputs could not be used:', file=sys.stderr)
+    print(f'{len(failures)} of the inputs could not be used:', file=sys.stderr)
     for error in failures:
         print(f'  {error}', file=sys.stderr)
     return 1
