@@ -68,7 +68,8 @@ class Plan:
     text_layers: int = 4
 
 
-SMOKE = Plan(steps=32, fresh=4, repeated=2, pictures=10, text_steps=75, layers=(1, 1, 1, 1))
+SMOKE = Plan(steps=24, fresh=4, repeated=2, pictures=10, text_steps=75, text_batch=48,
+             layers=(1, 1, 1, 1))
 
 
 def build(plan: Plan) -> nn.Module:
