@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def kill_after(number, begun, seconds):
     return os.waitpid(number, 0)[1] == signal.SIGKILL
 
 
-def kill_while_encoding(folder):
-    """Print how many processes were killed; raise if one left what is not complete."""
+def kill_while_encoding(folder, _server):
+    """Give how many processes were killed; raise if one left what is not complete."""
     lines = []
     chance = random.Random(1)
 
@@ -98,7 +99,7 @@ def kill_while_encoding(folder):
         encode(folder, seed, lines.append)
     assert lines == []
     assert len(list(folder.iterdir())) == 3, list(folder.iterdir())
-    print(f'{killed} killed, {found} complete')
+    return f'{killed} killed, {found} complete'
 
 
 def kill_while_fetching(folder, server):
@@ -121,7 +122,7 @@ def kill_while_fetching(folder, server):
     fetch('RN50', folder, lambda _: None, server)
     assert [path.name for path in (folder / 'weights').iterdir()] == ['RN50.pt']
     assert left > 0
-    print(f'{killed} killed, {found} complete')
+    return f'{killed} killed, {found} complete'
 
 
 def write_at_once(folder, server):
@@ -143,10 +144,10 @@ def write_at_once(folder, server):
     assert [os.waitpid(number, 0)[1] for number in numbers] == [0] * PROCESSES
     names = sorted(path.suffix for path in folder.rglob('*') if path.is_file())
     assert names == ['.features'] * ROUNDS + ['.pt']
-    print('all complete')
+    return 'all complete'
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def server():
     """Send the weights in pieces, so that a download takes a tenth of a second."""
     class Handler(BaseHTTPRequestHandler):
@@ -168,34 +169,54 @@ def server():
     http.shutdown()
 
 
-def script(action, *arguments):
-    done = subprocess.run(
-        [sys.executable, __file__, action, *map(str, arguments)], cwd=ROOT, check=False,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(scope='module')
+def ask(server):
+    """Have this file, as a script, do one of its actions; gives what that has said."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, server], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(action, folder):
+        process.stdin.write(f'{action} {folder}\n')
+        process.stdin.flush()
+        return process.stdout.readline()
+    yield ask
+    process.communicate(timeout=60)
 
 
 @pytest.mark.slow
-def test_killed_while_text_features_are_written(tmp_path):
-    said = script('kill_while_encoding', tmp_path)
+def test_killed_while_text_features_are_written(tmp_path, ask):
+    said = ask('kill_while_encoding', tmp_path)
+    assert 'complete' in said, said
     killed, complete = map(int, re.findall(r'\d+', said))
     assert killed == KILLS
     assert complete > 0
 
 
 @pytest.mark.slow
-def test_killed_while_weights_are_fetched(tmp_path, server):
-    said = script('kill_while_fetching', tmp_path, server)
+def test_killed_while_weights_are_fetched(tmp_path, ask):
+    said = ask('kill_while_fetching', tmp_path)
+    assert 'complete' in said, said
     assert int(said.split()[0]) > 0, said
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_cache(tmp_path, server):
-    assert 'all complete' in script('write_at_once', tmp_path, server)
+def test_two_processes_on_one_cache(tmp_path, ask):
+    assert ask('write_at_once', tmp_path) == 'all complete\n'
+
+
+def serve(server):
+    """Do what standard input names; torch is imported once, and every answer is one line."""
+    actions = {action.__name__: action for action in (
+        kill_while_encoding, kill_while_fetching, write_at_once)}
+    for line in sys.stdin:
+        name, _, folder = line.strip().partition(' ')
+        try:
+            said = actions[name](Path(folder), server)
+        except Exception:
+            said = traceback.format_exc()
+        print(said if '\n' not in said else repr(said), flush=True)
 
 
 if __name__ == '__main__':
-    {action.__name__: action for action in (
-        kill_while_encoding, kill_while_fetching, write_at_once)}[sys.argv[1]](
-            Path(sys.argv[2]), *sys.argv[3:])
+    serve(sys.argv[1])
