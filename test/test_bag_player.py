@@ -252,8 +252,6 @@ BOTH = {**IMAGES, '/temperature': 'sensor_msgs/msg/Temperature'}
     ('storage', 'compression'),
     [
         (StoragePlugin.MCAP, None),
-        pytest.param(StoragePlugin.MCAP, CompressionMode.MESSAGE, marks=pytest.mark.slow),
-        pytest.param(StoragePlugin.SQLITE3, None, marks=pytest.mark.slow),
         pytest.param(StoragePlugin.SQLITE3, CompressionMode.MESSAGE, marks=pytest.mark.slow),
     ],
 )
