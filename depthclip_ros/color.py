@@ -13,8 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .core.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 Picture = NDArray[np.uint8]
 
@@ -61,6 +64,13 @@ def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Pictu
 def color_range(bins: Sequence[float]) -> tuple[float, float]:
     """Limits of `colorize` for depth that is a mean of these ascending bins."""
     return (bins[0] if bins[0] < bins[-1] else 0.0), bins[-1]
+
+
+def known_range(depth: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Limits of colours for nearly all of what is known, in metres."""
+    known = depth[np.isfinite(depth)]
+    low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (0.0, 1.0)
+    return low, max(high, low + 0.1)
 
 
 def color_bar(low: float, high: float, height: int, width: int = 72) -> Picture:
@@ -179,6 +189,22 @@ def depth_millimetres(
         held = (rounded >= 1) & (rounded <= 65535)
     millimetres = np.where(held, rounded, 0).astype(np.uint16)
     return millimetres, int(np.count_nonzero(~held & np.isfinite(depth)))
+
+
+def png(picture: NDArray[Any]) -> bytes:
+    """PNG of a picture, or of one channel of 8 or 16 bits."""
+    return bytes(cv2.imencode('.png', picture)[1].tobytes())
+
+
+def write_picture(path: Path | str, picture: NDArray[Any]) -> None:
+    """Write a picture, or one channel of 8 or 16 bits.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    """
+    if not cv2.imwrite(str(path), picture):
+        raise ConfigError(f'{path}: cannot be written; is the disk full?')
 
 
 def _framed(

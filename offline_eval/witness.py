@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 
 from .datasets import Dataset, Entry
@@ -334,11 +335,8 @@ def write(
                 stored = _stored(whole, depth, scale, name)
             else:
                 stored = _stored(depth, depth, scale, name)
-            done, encoded = cv2.imencode('.png', stored)
-            if not done:
-                raise PredictionError(f'{name}: cannot be encoded as PNG.')
             with atomic(raw / f'{name}.png') as file:
-                file.write(encoded.tobytes())
+                file.write(png(stored))
             bar.update()
     dataset.close()
     write_text(folder / ABOUT, json.dumps({**about, 'scale': scale, 'images': len(names)},

@@ -18,7 +18,7 @@ pytest.importorskip('rosbags')
 from drives import IMAGE_TOPIC, START, BagWriter, camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
-from depthclip_ros.cli.compare import DEPTHS, Comparer, Model
+from depthclip_ros.cli.compare import DEPTHS, Comparer
 from depthclip_ros.cli.main import _parser, main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.config import NodeConfig, with_demo_settings
@@ -200,8 +200,8 @@ def test_figures_of_the_paper(frames, tmp_path, capsys):
         *names, 'figures/distributions.pdf'}
     for name in names:
         assert f'src="{name}"' in html
-    comparer = Comparer(Model(_parser().parse_args(
-        ['compare', str(bag), '--figures', '--weights', 'demo', '--max-depth', '3'])))
+    comparer = Comparer(_parser().parse_args(
+        ['compare', str(bag), '--figures', '--weights', 'demo', '--max-depth', '3']))
     done = comparer.compare(str(bag), 1)
     known = np.concatenate([frame.depth[frame.depth < 3] for frame in frames])
     assert done.depths.sum() == known.size
@@ -211,9 +211,9 @@ def test_figures_of_the_paper(frames, tmp_path, capsys):
         np.isfinite(frames[0].depth).mean(), abs=0.02)
     assert np.nanmedian(sample.ground_truth) == pytest.approx(
         np.nanmedian(frames[0].depth), rel=0.02)
-    prediction = comparer._model.estimator.predict(frames[0].rgb, intrinsics=frames[0].camera)
+    prediction = comparer.estimator.predict(frames[0].rgb, intrinsics=frames[0].camera)
     np.testing.assert_allclose(sample.weights, prediction.weights, atol=1e-5)
-    assert sample.bins == pytest.approx(prediction.word_depths(comparer._model.estimator.config))
+    assert sample.bins == pytest.approx(prediction.word_depths(comparer.estimator.config))
 
 
 def test_files(frames, tmp_path, capsys):
@@ -297,7 +297,7 @@ def test_comparers_of_a_fleet_are_sent_whole(frames, tmp_path):
     options = SimpleNamespace(
         config=None, weights='demo', device='cpu', said='', image='', depth='', camera_info=None,
         depth_unit=0.0, tolerance=0.05, every=1, max_frames=300, max_depth=0.0)
-    make = pickle.loads(pickle.dumps(functools.partial(Comparer.of, options)))
+    make = pickle.loads(pickle.dumps(functools.partial(Comparer, options)))
     compared = pickle.loads(pickle.dumps(make().compare(str(bag), 2)))
     assert len(compared.scores.names) == len(frames)
     assert len(compared.examples) == 2

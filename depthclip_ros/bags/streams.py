@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 
+from ..color import png
 from ..node import serialized
 from ..node.anchors import Anchor, Sensors
 from ..node.image_stream import ImageStream
@@ -115,13 +115,9 @@ class _Compression:
     def __call__(self) -> bytes:
         image = serialized.read_image(self._raw, self._messages)
         pixels = np.frombuffer(image.data, np.uint16).reshape(image.height, image.width)
-        done, data = cv2.imencode('.png', pixels)
-        if not done:
-            raise BagError(f'A depth image of {image.width}x{image.height} cannot be written as '
-                           'PNG.')
         return self._messages.write(self._messages.make(
             COMPRESSED_IMAGE, header=image.header, format=_DEPTH_FORMAT,
-            data=np.concatenate([np.frombuffer(_DEPTH_HEADER, np.uint8), data.reshape(-1)])))
+            data=np.frombuffer(_DEPTH_HEADER + png(pixels), np.uint8)))
 
 
 class Answering:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..color import UNTRAINED, color_bar, colorize
-from ..core.errors import ConfigError
+from ..color import UNTRAINED, color_bar, colorize, known_range, png
 from ..document import Block, Heading, Picture, Text, plain_table
 
 if TYPE_CHECKING:
@@ -179,9 +178,7 @@ def _short(value: object) -> str:
 
 def draw_examples(examples: Sequence[Example], width: int = 240) -> bytes:
     """PNG with one row an example: image, before, after, measured, and the scale."""
-    known = np.concatenate([e.truth[np.isfinite(e.truth)] for e in examples])
-    low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (0.0, 1.0)
-    high = max(high, low + 0.1)
+    low, high = known_range(np.concatenate([e.truth.ravel() for e in examples]))
     rows = []
     for example in examples:
         height = max(1, round(width * example.rgb.shape[0] / example.rgb.shape[1]))
@@ -193,7 +190,4 @@ def draw_examples(examples: Sequence[Example], width: int = 240) -> bytes:
                 colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
             for depth in (example.before, example.after, example.truth)]
         rows.append(np.hstack([*cells, color_bar(low, high, height)]))
-    done, data = cv2.imencode('.png', np.vstack(rows))
-    if not done:
-        raise ConfigError('the pictures of the report cannot be encoded')
-    return bytes(data.tobytes())
+    return png(np.vstack(rows))

@@ -17,8 +17,8 @@ from ..color import (
     contact_sheet,
     depth_millimetres,
     side_by_side,
+    write_picture,
 )
-from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +121,7 @@ class Album:
         shown = self._numbers[::-(-len(self._numbers) // OVERVIEW_PICTURES) or 1]
         pictures = [cv2.imread(str(self._path('color', number, 'png'))) for number in shown]
         if pictures:
-            _save(self._folder / 'overview.png', contact_sheet(
+            write_picture(self._folder / 'overview.png', contact_sheet(
                 [np.asarray(picture, np.uint8) for picture in pictures], title))
         return sorted(path for pattern in PATTERNS for path in self._folder.glob(pattern))
 
@@ -137,13 +137,13 @@ class Album:
     def _write(self, frame: Frame) -> None:
         millimetres, lost = depth_millimetres(frame.depth)
         self.lost_pixels += lost
-        _save(self._path('depth', frame.number, 'png'), millimetres)
+        write_picture(self._path('depth', frame.number, 'png'), millimetres)
         picture = frame.picture
         if picture is not None and not (self._folder / INPUT).exists():
-            _save(self._folder / INPUT, picture)
+            write_picture(self._folder / INPUT, picture)
         if picture is None:
             picture = np.zeros((*frame.depth.shape, 3), np.uint8)
-        _save(self._path('color', frame.number, 'png'), side_by_side(
+        write_picture(self._path('color', frame.number, 'png'), side_by_side(
             picture, frame.depth, self._low, self._high, frame.caption,
             '' if self.trained else UNTRAINED))
         if frame.cloud is not None:
@@ -169,8 +169,3 @@ def write_ply(path: Path, cloud: Cloud, *, trained: bool = True) -> None:
         'property float x', 'property float y', 'property float z',
         'property uchar red', 'property uchar green', 'property uchar blue', 'end_header\n'))
     path.write_bytes(header.encode() + vertices.tobytes())
-
-
-def _save(path: Path, picture: NDArray[Any]) -> None:
-    if not cv2.imwrite(str(path), picture):
-        raise ConfigError(f'{path}: cannot be written; is the disk full?')

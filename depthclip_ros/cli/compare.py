@@ -16,7 +16,7 @@ import numpy as np
 
 from ..calibrate.checks import gather
 from ..calibrate.recordings import RecordingError, resample, spread_evenly
-from ..color import UNTRAINED, color_bar, colorize, write_note
+from ..color import UNTRAINED, color_bar, colorize, known_range, png, write_note
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
 from ..document import (
@@ -121,11 +121,11 @@ def compare(options: argparse.Namespace) -> int:
     sources = list(dict.fromkeys(options.sources))
     pictures = max(1, EXAMPLES // len(sources))
     if cluster is None and len(sources) == 1:
-        comparer = Comparer(Model(options))
+        comparer = Comparer(options)
         finish([comparer.compare(sources[0], pictures)], {}, folder, figures=options.figures)
         return 0
     options.run = None  # it belongs to the command line, and is not sent to anybody
-    make = partial(Comparer.of, options)
+    make = partial(Comparer, options)
     workers = Here(make) if cluster is None else OnRay(make, cluster, to_stderr)
     done: dict[str, Compared] = {}
     failed: dict[str, str] = {}
@@ -145,23 +145,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 class Comparer:
-    """Compares recordings with one model."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> Comparer:
-        """Make one of the command line's options."""
-        return cls(Model(options))
-
-    def compare(self, source: str, pictures: int) -> Compared:
-        """Score one recording; see `compare_one`."""
-        return compare_one(source, self._model.options, self._model, pictures)
-
-
-class Model:
-    """The estimator, loaded when the first recording needs it."""
+    """Compares recordings with one model, which is loaded when the first of them needs it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Read the settings.
@@ -202,46 +186,44 @@ class Model:
                 'calibration': label_of(self._estimator),
                 'settings': self._depth.to_dict()}
 
+    def compare(self, source: str, pictures: int) -> Compared:
+        """Score one recording, and keep so many pictures of it.
 
-def compare_one(
-    source: str, options: argparse.Namespace, model: Model, pictures: int,
-) -> Compared:
-    """Score one recording.
+        Raises:
+            DepthClipError: it cannot be read, or nothing of it can be scored.
 
-    Raises:
-        DepthClipError: it cannot be read, or nothing of it can be scored.
-
-    """
-    from offline_eval.recorded import MAX_DEPTH, Scores
-    with ExitStack() as opened:
-        recording, answered = _open(source, options, model.node, opened)
-        every = range(0, len(recording), options.every)
-        positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
-        shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
-        described = recording.described + (
-            f'; {answered.topics[1]} is compared with it' if answered is not None else '')
-        scores = Scores(recording.source, described)
-        to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
-        examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
-        answers = _held(recording, answered, positions) if answered is not None else \
-            _predicted(recording, positions, model.estimator)
-        most = options.max_depth or MAX_DEPTH
-        for position, frame, depth, prediction in with_progress(
-                'comparing', answers, len(positions)):
-            scores.add(frame.moment.name, depth, frame.depth, most)
-            depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
-            if position in shown:
-                examples.append(_example(position, frame, depth, prediction, model))
-        if answered is not None:
-            recording.left_out.update(answered.left_out)
-    refused = dict(sorted(recording.left_out.items()))
-    if not scores.names:
-        causes = {**refused, **scores.left_out}
-        raise RecordingError(
-            f'{source}: no image could be compared. Left out: '
-            + ('; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none') + '.')
-    return Compared(
-        scores, examples, refused, {} if answered is not None else model.about, depths)
+        """
+        from offline_eval.recorded import MAX_DEPTH, Scores
+        options = self.options
+        with ExitStack() as opened:
+            recording, answered = _open(source, options, self.node, opened)
+            every = range(0, len(recording), options.every)
+            positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
+            shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
+            described = recording.described + (
+                f'; {answered.topics[1]} is compared with it' if answered is not None else '')
+            scores = Scores(recording.source, described)
+            to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} '
+                      'images')
+            examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
+            answers = _held(recording, answered, positions) if answered is not None else \
+                _predicted(recording, positions, self.estimator)
+            most = options.max_depth or MAX_DEPTH
+            for position, frame, depth, prediction in with_progress(
+                    'comparing', answers, len(positions)):
+                scores.add(frame.moment.name, depth, frame.depth, most)
+                depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
+                if position in shown:
+                    examples.append(_example(position, frame, depth, prediction, self))
+            if answered is not None:
+                recording.left_out.update(answered.left_out)
+        refused = dict(sorted(recording.left_out.items()))
+        if not scores.names:
+            causes = {**refused, **scores.left_out}
+            said = '; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none'
+            raise RecordingError(f'{source}: no image could be compared. Left out: {said}.')
+        return Compared(
+            scores, examples, refused, {} if answered is not None else self.about, depths)
 
 
 def _open(
@@ -300,14 +282,14 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
 
 def _example(
     position: int, frame: RecordedFrame, depth: Float32, prediction: DepthPrediction | None,
-    model: Model,
+    comparer: Comparer,
 ) -> Example:
     rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
     answer = np.where(np.isfinite(depth), depth, np.float32(np.nan))
     return Example(frame.moment.name, np.asarray(rgb, np.uint8),
                    resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS),
-                   None if prediction is None or not model.options.figures else _sample(
-                       position, frame, prediction, model.estimator.config))
+                   None if prediction is None or not comparer.options.figures else _sample(
+                       position, frame, prediction, comparer.estimator.config))
 
 
 def _sample(
@@ -490,18 +472,13 @@ def _pictures(examples: Sequence[Example]) -> bytes:
     """One row an example, each with its own scale."""
     rows = []
     for example in examples:
-        known = example.measured[np.isfinite(example.measured)]
-        low, high = (float(v) for v in np.percentile(known, (2, 98))) if known.size else (0, 1)
-        high = max(high, low + 0.1)
+        low, high = known_range(example.measured)
         image = np.ascontiguousarray(example.rgb[..., ::-1])
         write_note(image, example.name)
         rows.append(np.hstack([
             image, colorize(example.depth, low, high), colorize(example.measured, low, high),
             color_bar(low, high, _ROWS), _error_picture(example)]))
-    done, data = cv2.imencode('.png', np.vstack(rows))
-    if not done:
-        raise ConfigError('the pictures of the comparison cannot be encoded')
-    return bytes(data.tobytes())
+    return png(np.vstack(rows))
 
 
 def _error_picture(example: Example) -> NDArray[np.uint8]:

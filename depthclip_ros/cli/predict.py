@@ -7,7 +7,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from ..color import (
@@ -17,9 +16,10 @@ from ..color import (
     enlarge,
     with_bar,
     write_note,
+    write_picture,
     write_warning,
 )
-from ..core.errors import ConfigError, DataError, DepthClipError, ImageError
+from ..core.errors import DataError, DepthClipError, ImageError
 from ..sources.pictures import picture_files, read_picture
 from .model import (
     given_camera,
@@ -35,7 +35,6 @@ from .model import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -171,17 +170,11 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
         write_warning(patch_picture, warning)
     if label := label_of(estimator):
         write_note(patch_picture, label)
-    _save(target, '_depth.png', millimetres)
-    _save(target, '_color.png', with_bar(prediction.depth, low, high, label, warning))
-    _save(target, '_patches.png', patch_picture)
+    write_picture(f'{target}_depth.png', millimetres)
+    write_picture(f'{target}_color.png', with_bar(prediction.depth, low, high, label, warning))
+    write_picture(f'{target}_patches.png', patch_picture)
     np.save(f'{target}_patches.npy', patches)
     return lost
-
-
-def _save(target: Path, ending: str, picture: NDArray[Any]) -> None:
-    path = f'{target}{ending}'
-    if not cv2.imwrite(path, picture):
-        raise ConfigError(f'{path}: cannot be written; is the disk full?')
 
 
 def _report(failures: Sequence[DepthClipError]) -> int:

@@ -222,8 +222,5 @@ def _millimetres(depth: np.ndarray) -> np.ndarray:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    done, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image))
-    if not done:
-        raise OSError(f'{path}: the image cannot be encoded.')
     with atomic(path) as file:
-        file.write(encoded.tobytes())
+        file.write(cv2.imencode(path.suffix, np.ascontiguousarray(image))[1].tobytes())
