@@ -176,7 +176,7 @@ class Evaluation:
         # On a CPU an image goes to a thread: prepared for several, the network is far slower.
         with one_thread():
             estimator = DepthEstimator(
-                config, node.weights, node.device, cache_dir=node.cache_dir or None,
+                config, node.weights, node.device, cache_dir=node.cache_dir,
                 offline=node.offline, log=_say)
         _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
              f'{estimator.grid[0]} x {estimator.grid[1]} patches')

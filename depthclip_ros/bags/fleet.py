@@ -79,7 +79,7 @@ class Model:
         """
         node = self.node
         return Worker(DepthEstimator(
-            self.depth, node.weights, node.device, cache_dir=node.cache_dir or None,
+            self.depth, node.weights, node.device, cache_dir=node.cache_dir,
             offline=node.offline, num_threads=self.threads or node.num_threads))
 
 

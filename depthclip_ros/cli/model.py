@@ -46,7 +46,7 @@ def load_weights(depth: DepthConfig, node: NodeConfig) -> Loaded:
         DepthClipError: as `depthclip_ros.core.weights.load`.
 
     """
-    return load(node.weights, depth.backbone, cache_folder(node.cache_dir or None), to_stderr,
+    return load(node.weights, depth.backbone, cache_folder(node.cache_dir), to_stderr,
                 offline=node.offline)
 
 
@@ -65,7 +65,7 @@ def load_estimator(
 
     """
     estimator = DepthEstimator(
-        depth, weights or node.weights, node.device, cache_dir=node.cache_dir or None,
+        depth, weights or node.weights, node.device, cache_dir=node.cache_dir,
         offline=node.offline, num_threads=node.num_threads, log=to_stderr)
     to_stderr(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
               f'{depth.input_height} x {depth.input_width} pixels in '
