@@ -23,6 +23,7 @@ from depthclip_ros.sources.bag import (
     CameraTopics,
     bag_topics,
     camera_topics,
+    custom_data,
     open_bag,
     storage_of,
 )
@@ -597,6 +598,13 @@ def test_topics_of_a_folder_and_of_a_lone_file(tmp_path, storage):
     lone = Path(shutil.copy(file, tmp_path))
     assert bag_topics(lone) == expected
     assert storage_of(lone) == storage.name.lower()
+
+
+@pytest.mark.parametrize('ask', [bag_topics, storage_of, custom_data])
+def test_metadata_that_says_nothing_is_refused_by_all_who_ask(tmp_path, ask):
+    (tmp_path / 'metadata.yaml').write_text('rosbag2_bagfile_information: []\n')
+    with pytest.raises(BagError, match='of a rosbag2 bag: rosbag2_bagfile_information is'):
+        ask(tmp_path)
 
 
 def image_topic(name, count=1):

@@ -27,7 +27,7 @@ from ..core.files import user_path
 from ..node.anchors import Sensors, needs_transforms
 from ..node.messages import COMPRESSED_IMAGE
 from ..node.outputs import OUTPUTS
-from ..sources.bag import NANOSECONDS, BagError
+from ..sources.bag import NANOSECONDS, BagError, metadata_of
 from .ahead import Behind, ahead
 from .cameras import COMPRESSED_DEPTH, anchor_topic, cameras_of
 from .journal import Workplace, check_free
@@ -154,7 +154,7 @@ def join(reports: Sequence[Report], output: Path) -> Report:
     output = _path(output)
     check_free(output)
     folders = [Path(report.output) for report in reports]
-    described = [_described(folder) for folder in folders]
+    described = [metadata_of(folder / METADATA) for folder in folders]
     first = described[0]
     for folder, other in zip(folders, described, strict=True):
         if _kind(other) != _kind(first):
@@ -601,14 +601,6 @@ def _path(path: str | Path) -> Path:
 
 
 # Joining -----------------------------------------------------------------------------------------
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load((folder / METADATA).read_text(encoding='utf-8'))
-        return dict(document['rosbag2_bagfile_information'])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise BagError(f'{folder} is not a converted bag: {error}.') from error
 
 
 def _kind(information: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ import zstandard
 
 from ..core.errors import quoted
 from ..core.files import open_regular
-from ..sources.bag import BagError, BagTopic, existing_path
+from ..sources.bag import BagError, BagTopic, existing_path, metadata_of
 from .mcap_file import McapFile, is_mcap
 from .records import Block, Record, Topic, in_order
 from .sqlite_file import SqliteFile, is_sqlite
@@ -133,17 +133,10 @@ class Source:
             return {}
         path = self.path / METADATA
         try:
-            with open_regular(path) as file:
-                document = yaml.safe_load(file.read().decode())
-            information = document['rosbag2_bagfile_information']
-            return information if isinstance(information, dict) else {}
-        except FileNotFoundError:
-            self._lost.append(f'{METADATA} is missing; topics and times are taken from the files '
-                             'themselves.')
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-            reason = ' '.join(str(error).split())[:200] or type(error).__name__
-            self._lost.append(f'{METADATA} cannot be read ({reason}); topics and times are taken '
-                             'from the files themselves.')
+            return metadata_of(path)
+        except BagError as error:
+            said = f'{error} Topics' if path.exists() else f'{METADATA} is missing; topics'
+            self._lost.append(f'{said} and times are taken from the files themselves.')
         return {}
 
     def _files(self, metadata: dict[str, Any]) -> list[Path]:

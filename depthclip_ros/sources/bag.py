@@ -137,7 +137,7 @@ def custom_data(path: str | Path) -> dict[str, Any]:
 
     """
     path = checked_path(path)
-    said = _metadata(path / 'metadata.yaml').get('custom_data') if path.is_dir() else None
+    said = metadata_of(path / 'metadata.yaml').get('custom_data') if path.is_dir() else None
     return said if isinstance(said, dict) else {}
 
 
@@ -145,7 +145,7 @@ def storage_of(path: str | Path) -> str:
     """Storage plugin that the bag needs: 'mcap' or 'sqlite3'."""
     path = checked_path(path)
     if path.is_dir():
-        return str(_metadata(path / 'metadata.yaml').get('storage_identifier', ''))
+        return str(metadata_of(path / 'metadata.yaml').get('storage_identifier', ''))
     return {'.mcap': 'mcap', '.db3': 'sqlite3'}[path.suffix]
 
 
@@ -260,20 +260,28 @@ def _topics_from_metadata(path: Path) -> list[BagTopic]:
                 entry['topic_metadata']['type'],
                 int(entry['message_count']),
             )
-            for entry in _metadata(path)['topics_with_message_count']
+            for entry in metadata_of(path)['topics_with_message_count']
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise BagError(f'{path} is not the metadata of a rosbag2 bag: {error!r}.') from error
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def metadata_of(path: Path) -> dict[str, Any]:
+    """What a bag's metadata.yaml says.
+
+    Raises:
+        BagError: it is missing, or not such a file.
+
+    """
     try:
         with open_regular(path) as file:
             document = yaml.safe_load(file.read().decode())
-        information: dict[str, Any] = document['rosbag2_bagfile_information']
+        information = document['rosbag2_bagfile_information']
+        if not isinstance(information, dict):
+            raise TypeError(f'rosbag2_bagfile_information is {quoted(str(information))}')
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = (f'it has no {error}' if isinstance(error, KeyError) else
-                  ' '.join(str(error).split()) or type(error).__name__)
+                  ' '.join(str(error).split())[:200] or type(error).__name__)
         raise BagError(f'{path} is not the metadata of a rosbag2 bag: {reason}.') from error
     return information
 
