@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -119,11 +118,11 @@ class Calibrated:
         about, passes = self.calibration.about, len(logits)
         reference = float(about.config['reference_focal'])
         ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
-        rays = np.stack([
-            self.calibration.rays(None, Window(0.0, 0.0, 1.0, 1.0), ratio, mirrored)
-            for mirrored in (False, True)[:passes] for ratio in ratios])
-        return estimator.read_out(logits, None, Correction(
-            self.terms, torch.from_numpy(rays).to(estimator.device), maps)).patch_depth
+        views = self.calibration.views(
+            [None] * len(ratios), [Window(0.0, 0.0, 1.0, 1.0)] * len(ratios), ratios,
+            estimator.device, flip=passes > 1)
+        return estimator.read_out(
+            logits, None, Correction(self.terms, views, maps)).patch_depth
 
 
 def _focal_of(calibration: Calibration) -> float:

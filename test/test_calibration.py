@@ -338,11 +338,11 @@ def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     maps = estimator.maps(IMAGES[:1])
     logits = estimator.logits(maps.features)[0]
     answer = words(logits, estimator.bins, 'mean')
-    rays = calibration.rays(camera(), fit_window('stretch', SIZE, SIZE), 1.0)
+    views = calibration.views(
+        [camera()], [fit_window('stretch', SIZE, SIZE)], [1.0], estimator.device)
     with torch.inference_mode():
         corrected = correct(
-            calibration.terms(estimator.device), *answer, maps.trunk[0],
-            torch.tensor(rays)[None])
+            calibration.terms(estimator.device), *answer, maps.trunk[0], views)
         np.testing.assert_array_equal(found.patch_depth, corrected.depth[0].numpy())
 
 
@@ -394,8 +394,13 @@ def test_a_view_mirrored_off_its_axis_is_that_of_the_mirrored_camera(estimator):
     calibration = calibrations.calibration_for(estimator, **arrays)
     window = fit_window('stretch', SIZE, SIZE)
     left, right = (CameraModel.pinhole(128, 96, 100, cx=cx) for cx in (53.5, 73.5))
-    np.testing.assert_allclose(calibration.rays(left, window, 1.0, mirrored=True),
-                               calibration.rays(right, window, 1.0), atol=1e-6)
+    of_left, of_right = (
+        calibration.views([model], [window], [1.0], estimator.device, flip=True)
+        for model in (left, right))
+    for one, other in zip(of_left, of_right, strict=True):
+        np.testing.assert_allclose(one[1], other[0], atol=1e-6)
+        assert len(one) == 2
+    assert not np.allclose(of_left.places[0], of_left.places[1])
 
 
 def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, use):

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import nnls
 
-from ..core.calibration import BOUND, About, Calibration, Look, look_scales, no_kernel
+from ..core.calibration import (
+    BOUND,
+    About,
+    Calibration,
+    Look,
+    look_grid,
+    look_order,
+    look_scales,
+    no_kernel,
+)
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from ..core.geometry import CameraModel
@@ -394,8 +403,9 @@ class Kernel(NamedTuple):
         arrays = {
             'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
             'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)}
-        look = Look(*(torch.from_numpy(values[None].astype(np.float32)) for values in (
-            arrays['projection'], arrays['offset'][:, None])))
+        projection, offset = (torch.from_numpy(values[None].astype(np.float32)) for values in (
+            arrays['projection'], arrays['offset'][:, None]))
+        look = Look(projection, *look_grid(*frames.trunk[0].shape[-2:]), offset)
         kernel = cls(look, arrays, np.empty((0, 0)))
         a_frame = -(-count // len(frames.trunk))
         candidates = np.concatenate([
@@ -452,7 +462,8 @@ class Kernel(NamedTuple):
             seen = self.look(
                 torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
                 torch.from_numpy(language[i][:, None].astype(np.float32)),
-                torch.from_numpy(places.astype(np.float32)), trunk.shape[-1])
+                torch.from_numpy(places.astype(np.float32)))
+            seen = seen[:, look_order(len(self.arrays['offset']))]
         found: Float64 = seen.swapaxes(1, 2).flatten(0, 1).numpy().astype(np.float64)
         return np.nan_to_num(found) * look_scales(
             self.arrays['offset'].size, self.arrays['scales'])

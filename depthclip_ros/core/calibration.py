@@ -72,9 +72,9 @@ ARRAYS = (
 TOLD = 4
 # Weight of the patches above and below in what a patch looks like.
 NEIGHBOURS = 0.7
-# Rows of `Calibration.rays`: what is always added to the logarithm of the standard deviation, the
-# logarithm of the focal ratio, the ray's x and y, and one.
-CAMERA_ROWS = 5
+# Rows of `Views.offsets`: signs of the correction, and in which ones log depth is added.
+_SIGNS = np.array([[1], [-1], [1], [-1]], np.float32)
+_OF_LANGUAGE = np.array([[1], [1], [0], [0]], np.float32)
 
 
 class Look(NamedTuple):
@@ -85,28 +85,59 @@ class Look(NamedTuple):
     """
 
     projection: Tensor  # (1, D, C')
-    offset: Tensor  # (1, D, 1)
+    neighbours: Tensor  # (1, 2 h, h), (1, P, 1) and (1, 1, P), of `look_grid`
+    share: Tensor
+    ones: Tensor
+    offset: Tensor | None = None  # (1, D, 1); None where the landmarks have it
 
-    def __call__(self, trunk: Tensor, language: Tensor, places: Tensor, width: int) -> Tensor:
+    def __call__(self, trunk: Tensor, language: Tensor, places: Tensor) -> Tensor:
         """Put it together.
 
         Args:
             trunk: (N, C', P), its map.
             language: (N, 1, P), log d.
             places: (N, 2 or more, P), the ray's x and y, and what else is to stand below.
-            width: patches in a row.
 
         Returns:
-            (N, E or more, P).
+            (N, E or more, P), in the order of `look_order`.
 
         """
-        own = _affine(self.offset, self.projection, trunk)
-        near = own[:, own.shape[1] - own.shape[1] // 2:]
-        # Above the first row, and below the last, is that row itself.
-        near = torch.cat([near[..., :width], near, near[..., -width:]], dim=2)
-        return torch.cat([
-            own, near[..., :-2 * width], near[..., 2 * width:],
-            language, language.mean(2, keepdim=True).expand_as(language), places], dim=1)
+        own = _product(self.projection, trunk)
+        if self.offset is not None:
+            own += self.offset
+        # As products, since their code is in the processor's caches, and that which moves and adds
+        # up is not.
+        count, directions, patches = own.shape
+        rows = self.neighbours.shape[2]
+        near = own[:, directions - directions // 2:].reshape(-1, rows, patches // rows)
+        near = _product(self.neighbours, near).view(count, -1, patches)
+        mean = _product(_product(language, self.share), self.ones)
+        return torch.cat([own, near, language, mean, places], dim=1)
+
+
+def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of a `Look` at `h` x `w` patches.
+
+    Returns:
+        (1, 2 h, h), which picks what is above each row of patches, then what is below. Above the
+        first row, and below the last, is that row itself. (1, P, 1) and (1, 1, P), which make the
+        mean of all patches, at every one.
+
+    """
+    rows = torch.arange(h)
+    picked = torch.cat([rows - 1, rows + 1]).clamp(0, h - 1)
+    return (torch.eye(h)[picked][None], torch.full((1, h * w, 1), 1 / (h * w)),
+            torch.ones(1, 1, h * w))
+
+
+def look_order(directions: int) -> NDArray[np.intp]:
+    """(E,): at which place `Look` gives what stands at each place in a landmark.
+
+    There all that is above comes before all that is below, here direction by direction.
+    """
+    near = directions + np.arange(2 * (directions // 2)).reshape(-1, 2)
+    return np.concatenate([
+        np.arange(directions), near.T.ravel(), directions + near.size + np.arange(TOLD)])
 
 
 def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -120,25 +151,42 @@ class Terms(NamedTuple):
     """The numbers of a calibration, as tensors on the device of the network (all float32).
 
     Behind the network every operation on them costs 5 to 20 us, however few patches there are:
-    nothing of its code and numbers is in the processor's caches. So scales are in the landmarks,
-    what is the same in every image is in `Calibration.rays`, and what would change nothing is
-    left out.
+    nothing of its code and numbers is in the processor's caches. Even a part of a tensor costs
+    2. So scales and offsets are in the landmarks, what is the same in every image is in `Views`,
+    what would change nothing is left out, and rows are computed that only a factor of zero awaits
+    where that spares taking tensors apart.
     """
 
-    bias: Tensor  # (1, 1, 1)
     bins: Tensor  # (1, 1, K): the calibration's own; (1, 0, K) if they change nothing
-    # (1, 1, 6 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
+    # (1, 1, 10 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
     ends: Tensor  # (Q - 1, 1): and where it ends
-    signs: Tensor  # (2, 1): one and minus one
+    signs: Tensor  # (1, 4, 1) of the correction in the rows of `Views.offsets`
+    both: Tensor  # (4, 1): of log depth by words in these rows
     projection: Tensor  # (1, D, C'), of the `Look`
-    offset: Tensor  # (1, D, 1)
+    neighbours: Tensor  # (1, 2 h, h), likewise
+    share: Tensor  # (1, P, 1), likewise
+    ones: Tensor  # (1, 1, P), likewise
     # (1, 1, E + 1) and (1, M, E + 1): with them, what a patch looks like, and one, become minus
     # half of the squared distances to the landmarks.
     squares: Tensor
     landmarks: Tensor
-    kernel: Tensor  # (1, 1, M); (1, 1, 0) if all are zero
+    kernel: Tensor  # (1, 4, M), each with its sign; (1, 4, 0) if all are zero
+
+
+class Views(NamedTuple):
+    """What `correct` needs to know of the cameras of a batch, on the device of the network.
+
+    The correction is taken four times: with the logarithm of the focal ratio, and that negative;
+    and what is positive of it alone, and what is negative, whose sum is how much was corrected.
+    """
+
+    steady: Tensor  # (N, 1, P): always added to the logarithm of the standard deviation
+    places: Tensor  # (N, 3, P): the ray's x and y, and one
+    offsets: Tensor  # (N, 4, P): the correction without the kernel, so taken
+    least: Tensor  # (N, 4, 1): between which corrections end
+    most: Tensor  # (N, 4, 1)
 
 
 class Corrected(NamedTuple):
@@ -300,67 +348,87 @@ class Calibration:
         """Its numbers on a device, without what would change nothing."""
         a, config = self.arrays, self.about.config
         places, slopes = a['knots'][0], _slopes(a['knots'])
-        bins = a['bins'][None]
-        same = config['read_out'] == 'mean' and np.array_equal(
-            bins[0], np.float32(config['bins']))  # then the mean of the bins is d
-        scales = look_scales(a['offset'].size, a['scales'])
-        halves = -0.5 * np.square(a['landmarks']).sum(axis=1, keepdims=True)
-        kernel = a['kernel'][None]
+        bins = a['bins'][None, None]
+        if config['read_out'] == 'mean' and np.array_equal(
+                a['bins'], np.float32(config['bins'])):
+            bins = bins[:, :0]  # the mean of the bins is d
+        kernel = _SIGNS * a['kernel']
         spread = a['spread']
         observed = np.concatenate([
-            spread[1:4], np.repeat(spread[4], bins.size), np.repeat(spread[5], 2), spread[6:7],
-            slopes])
-        return Terms(*(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
-                       for array in (
-            a['bias'].reshape(1, 1, 1), bins[None, :0 if same else 1], observed[None, None],
-            places[:-1, None], places[1:, None], np.array([[1.0], [-1.0]]), a['projection'][None],
-            a['offset'][None, :, None], np.append(-0.5 * np.square(scales), 0.0)[None, None],
-            np.concatenate([a['landmarks'] * scales, halves], axis=1)[None],
-            kernel[None] if kernel.any() else kernel[None, :, :0])))
+            spread[1:2], np.zeros(1), np.repeat(spread[6], 2), spread[2:4],
+            np.repeat(spread[4], a['bins'].size), np.repeat(spread[5], 2), np.zeros(2), slopes])
+        # Landmarks less the offset, which so needs not be added to every patch.
+        own = a['offset']
+        near = own[own.size - own.size // 2:]
+        scales = look_scales(own.size, a['scales'])
+        landmarks = a['landmarks'] - scales * np.concatenate([own, near, near, np.zeros(TOLD)])
+        halves = -0.5 * np.square(landmarks).sum(axis=1, keepdims=True)
+        order = np.append(look_order(own.size).argsort(), own.size + 2 * near.size + TOLD)
+        squares = np.append(-0.5 * np.square(scales), 0.0)
+        landmarks = np.concatenate([landmarks * scales, halves], axis=1)
+        values = [
+            bins, observed[None, None], places[:-1, None], places[1:, None],
+            _SIGNS[None], _OF_LANGUAGE * _SIGNS, a['projection'][None],
+            *look_grid(*a['rays'].shape[:2]), squares[None, None, order],
+            landmarks[None][..., order], kernel[None] if kernel.any() else kernel[None, :, :0]]
+        return Terms(*(_tensor(np.asarray(of_one), device) for of_one in values))
 
-    def rays(
-        self, camera: CameraModel | None, window: Window, focal_ratio: float,
-        mirrored: bool = False,
-    ) -> NDArray[np.float32]:
-        """What `correct` needs to know of a camera, from a store of the last ones.
+    def views(
+        self, cameras: Sequence[CameraModel | None], windows: Sequence[Window],
+        focal_ratios: Sequence[float], device: torch.device, *, flip: bool = False,
+    ) -> Views:
+        """What `correct` needs to know of the cameras of a batch, from a store of the last ones.
 
         Args:
-            camera: None if it is unknown: it counts as the one that was calibrated. Rays beyond
-                those that were calibrated count as the outermost of these.
-            window: what the network sees of its image.
-            focal_ratio: by which depth is multiplied.
-            mirrored: for the mirrored image, which is one of the mirrored camera.
-
-        Returns:
-            (CAMERA_ROWS, h, w) float32.
+            cameras: None where it is unknown: it counts as the one that was calibrated. Rays
+                beyond those that were calibrated count as the outermost of these.
+            windows: what the network sees of each image.
+            focal_ratios: by which depth is multiplied.
+            device: of the network.
+            flip: whether the mirrored images follow, which are those of mirrored cameras.
 
         """
-        return _camera_terms(self, camera, window, focal_ratio, mirrored)
+        return _views(
+            self, tuple(cameras), tuple(windows), tuple(focal_ratios), device, flip)
 
 
 @lru_cache(maxsize=64)
-def _camera_terms(
-    calibration: Calibration, camera: CameraModel | None, window: Window, focal_ratio: float,
+def _views(
+    calibration: Calibration, cameras: tuple[CameraModel | None, ...],
+    windows: tuple[Window, ...], focal_ratios: tuple[float, ...], device: torch.device, flip: bool,
+) -> Views:
+    """See `Calibration.views`."""
+    views = [
+        _view(calibration.arrays, *of_one, mirrored) for mirrored in (False, True)[:1 + flip]
+        for of_one in zip(cameras, windows, focal_ratios, strict=True)]
+    return Views(*(_tensor(np.stack(values), device) for values in zip(*views, strict=True)))
+
+
+def _view(
+    a: tensor_file.Arrays, camera: CameraModel | None, window: Window, focal_ratio: float,
     mirrored: bool,
-) -> NDArray[np.float32]:
-    """See `Calibration.rays`."""
-    own = calibration.arrays['rays']
-    h, w = own.shape[:2]
-    rays = own if camera is None else camera.patch_rays(h, w, window)[..., :2]
+) -> tuple[NDArray[np.floating[Any]], ...]:
+    """`Views` of one image."""
+    rays = a['rays']
     if camera is not None:
+        own, (h, w) = rays, rays.shape[:2]
+        rays = camera.patch_rays(h, w, window)[..., :2]
         rays = np.where(np.isfinite(rays), rays, own)
         rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
     if mirrored:
         rays = mirrored_rays(rays)
-    a = calibration.arrays
-    x, y = rays[..., 0], rays[..., 1]
+    x, y = rays.reshape(-1, 2).T
     places, values = a['knots']
-    rows = np.stack([
-        a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
-        + values[0] - places[:-1] @ _slopes(a['knots']),
-        np.full((h, w), math.log(focal_ratio)), x, y, np.ones((h, w))]).astype(np.float32)
-    rows.flags.writeable = False
-    return rows
+    steady = (a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
+              + values[0] - places[:-1] @ _slopes(a['knots']))
+    middle = _OF_LANGUAGE * _SIGNS * math.log(focal_ratio)
+    return (steady[None], np.stack([x, y, np.ones_like(x)]),
+            np.repeat(middle + _SIGNS * a['bias'], x.size, axis=1),
+            middle - _OF_LANGUAGE * LARGEST_CORRECTION, middle + LARGEST_CORRECTION)
+
+
+def _tensor(values: NDArray[np.floating[Any]], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
 
 
 def _slopes(knots: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -399,7 +467,7 @@ def spread_terms(
 
 def correct(
     terms: Terms, weights: Tensor, depth: Tensor, spread: Tensor,
-    trunk: Tensor, rays: Tensor,
+    trunk: Tensor, views: Views,
 ) -> Corrected:
     """Correct the depth of patches; nothing here waits for a GPU, or asks it anything.
 
@@ -408,39 +476,51 @@ def correct(
         weights: (N, K, h, w), eq. 4.
         depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
         spread: (N, h, w) metres, standard deviation of the bins, likewise.
-        trunk: (N, C', h, w), the trunk's last map.
-        rays: (N, CAMERA_ROWS, h, w), from `Calibration.rays`.
+        trunk: (N, C', h, w), the trunk's last map; N may be a product of dimensions.
+        views: of the N images, from `Calibration.views`.
 
     """
     count, h, w = depth.shape
-    weights, plain, rays = weights.flatten(2), depth.view(count, 1, -1), rays.flatten(2)
+    plain, weights = depth.view(count, 1, -1), weights.view(count, -1, h * w)
     language = plain.log()
-    correction = terms.bias
+    correction = views.offsets
     if terms.bins.shape[1]:
-        correction = torch.matmul(terms.bins, weights).div_(plain).log_().add_(correction)
+        other = torch.matmul(terms.bins, weights).div_(plain).log_()
+        correction = _affine(correction, terms.signs, other)
     if terms.kernel.shape[2]:
-        seen = Look(terms.projection, terms.offset)(trunk.flatten(2), language, rays[:, 2:], w)
+        seen = Look(terms.projection, terms.neighbours, terms.share, terms.ones)(
+            trunk.reshape(count, -1, h * w), language, views.places)
         likeness = _affine(
-            torch.matmul(terms.squares, seen * seen), terms.landmarks, seen).exp_()
+            _product(terms.squares, seen * seen), terms.landmarks, seen).exp_()
         correction = _affine(correction, terms.kernel, likeness)
-    correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
-    log_depth = (language + correction).add_(rays[:, 1:2])
+    # Log depth, minus that, and what was corrected, if it is positive or negative.
+    rows = torch.addcmul(correction.clamp(views.least, views.most), language, terms.both)
+    log_depth = rows[:, :1]
     # As `spread_terms`, but for what is the same in every image; sums are left to the product.
-    edges = torch.max_pool2d((log_depth * terms.signs).view(count, 2, h, w), 3, 1, 1)
+    edges = torch.max_pool2d(rows.view(count, -1, h, w), 3, 1, 1)
     relative = spread.view_as(plain) / plain
     observed = torch.cat([
-        log_depth, log_depth * log_depth, relative, torch.special.entr(weights),
-        edges.flatten(2), correction.abs().expand_as(plain),
-        torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
-    unsure = _affine(rays[:, :1], terms.observed, observed).exp_().clamp_(*SPREADS)
-    corrected = log_depth.exp_()
-    return Corrected(corrected.view_as(depth), relative.mul_(corrected).view_as(depth),
+        rows, log_depth * log_depth, relative, torch.special.entr(weights),
+        edges.view_as(rows), torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
+    unsure = _affine(views.steady, terms.observed, observed).exp_().clamp_(*SPREADS)
+    metres = log_depth.exp_()
+    return Corrected(metres.view_as(depth), relative.mul_(metres).view_as(depth),
                      unsure.view_as(depth))
+
+
+def _product(factor: Tensor, values: Tensor) -> Tensor:
+    """Product of two batches of matrices, of which one may be a single one for all."""
+    if len(factor) != len(values):
+        count = max(len(factor), len(values))
+        factor, values = (both.expand(count, -1, -1) for both in (factor, values))
+    return torch.bmm(factor, values)
 
 
 def _affine(offset: Tensor, factor: Tensor, values: Tensor) -> Tensor:
     """(1, A, B) @ (N, B, P) + (N or 1, A or 1, P or 1), in one operation."""
-    return torch.baddbmm(offset, factor.expand(len(values), -1, -1), values)
+    if len(values) > 1:
+        factor = factor.expand(len(values), -1, -1)
+    return torch.baddbmm(offset, factor, values)
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:

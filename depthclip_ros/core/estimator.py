@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 from . import engines, int8
 from .anchor import Adjustment
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder
-from .calibration import Calibration, Terms, correct
+from .calibration import Calibration, Terms, Views, correct
 from .config import DepthConfig
 from .device import (
     current,
@@ -214,7 +214,7 @@ class Correction(NamedTuple):
     """What a calibration corrects depth with, on the device."""
 
     terms: Terms
-    rays: Tensor  # (passes B, CAMERA_ROWS, h, w)
+    views: Views  # of passes B images
     maps: Maps
 
 
@@ -726,19 +726,17 @@ class DepthEstimator:
         windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
         ratios = [focal_ratio(config.reference_focal, *of_one, self._size)
                   for of_one in zip(cameras, windows, sizes, strict=True)]
-        rays = None
+        views = None
         if settings.calibration is not None:
             ratios = [settings.calibration.about.focal_ratio if camera is None else ratio
                       for camera, ratio in zip(cameras, ratios, strict=True)]
-            rays = np.stack([
-                settings.calibration.rays(*of_one, mirrored)
-                for mirrored in (False, True)[:1 + config.flip_average]
-                for of_one in zip(cameras, windows, ratios, strict=True)])
+            views = settings.calibration.views(
+                cameras, windows, ratios, self.device, flip=config.flip_average)
         adjustments: list[Adjustment] = []
 
         def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
             read_out, scenes = self._read(
-                settings, list(map(self._fit, pixels, windows)), rays, before)
+                settings, list(map(self._fit, pixels, windows)), views, before)
             if settings.terms is None:  # else it was counted with the correction
                 read_out = _times(read_out, ratios)
             stddevs = [None] * len(sizes) if read_out.stddev is None else read_out.stddev
@@ -775,7 +773,7 @@ class DepthEstimator:
             scenes[i]) for i in range(len(images))]
 
     def _read(
-        self, settings: Settings, images: Sequence[Tensor], rays: NDArray[np.float32] | None,
+        self, settings: Settings, images: Sequence[Tensor], views: Views | None,
         before: Sequence[Scene | None],
     ) -> tuple[ReadOut, Sequence[Tensor]]:
         """Run the network on images of its size: all that does not depend on the images' own.
@@ -786,8 +784,8 @@ class DepthEstimator:
         """
         config, scenes = settings.config, settings.scenes
         flip, mode = config.flip_average, config.read_out
-        calibrated = () if settings.terms is None or rays is None else (
-            torch.from_numpy(rays).to(self.device), *settings.terms)
+        calibrated = () if settings.terms is None or views is None else (
+            *views, *settings.terms)
         sorted_by = () if scenes is None else (*self._remembered(config, before), *scenes[1:])
 
         def compute(text: Tensor, bins: Tensor, temperature: Tensor, *others: Tensor,
@@ -796,7 +794,9 @@ class DepthEstimator:
             with exact_float32(self.device):
                 maps = self._encode(images, flip)
                 logits = _compare(maps.features, text, temperature)
-                correction = Correction(Terms(*given[1:]), given[0], maps) if given else None
+                correction = Correction(
+                    Terms(*given[len(Views._fields):]), Views(*given[:len(Views._fields)]), maps,
+                ) if given else None
                 told: list[Tensor] = []
                 if scenes is not None:
                     past, memory, *values = others[len(given):len(given) + len(sorted_by)]
@@ -1040,13 +1040,13 @@ def _read_out(
     stddev = None
     if correction is not None:
         patch_depth, spread, stddev = correct(
-            correction.terms, weights, patch_depth, spread, correction.maps.trunk.flatten(0, 1),
-            correction.rays)
+            correction.terms, weights, patch_depth, spread, correction.maps.trunk,
+            correction.views)
     if passes == 2:
         # Averaged before upsampling, as the official code does.
         patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
     if stddev is not None:
-        stddev = stddev[:count] * patch_depth
+        stddev = (stddev if passes == 1 else stddev[:count]) * patch_depth
     return ReadOut(patch_depth, weights[:count], flat[:count], spread[:count], stddev)
 
 

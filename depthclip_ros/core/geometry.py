@@ -269,6 +269,7 @@ class CameraModel:
         return self.rays(u[None, :], v[:, None]).astype(np.float32)
 
 
+@lru_cache(maxsize=64)  # with distortion it takes milliseconds, and is wanted for every image
 def focal_ratio(
     reference: float, camera: CameraModel | None, window: Window, size: tuple[int, int],
     network: tuple[int, int],
@@ -295,16 +296,11 @@ def focal_ratio(
     if camera is None or not reference:
         return 1.0
     camera.check_size(size[1], size[0])
-    ratio = _focal_length(camera, window, network[1] / network[0]) / reference
+    ratio = camera.focal_length(window, network[1] / network[0]) / reference
     if not 0.0 < ratio < math.inf:
         raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
                               'the image. Calibrate the camera again.')
     return ratio
-
-
-@lru_cache(maxsize=32)  # with distortion it takes milliseconds, and is wanted for every image
-def _focal_length(camera: CameraModel, window: Window, aspect: float) -> float:
-    return camera.focal_length(window, aspect)
 
 
 def binning(msg: Any) -> tuple[int, int]:
