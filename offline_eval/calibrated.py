@@ -78,7 +78,8 @@ class Calibrated:
         about = self.calibration.about
         seen = 'none of them is evaluated, compared bit by bit' if about.images else (
             'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
-        return (f'no longer zero-shot: {Path(self.path).name} ({about.variant} correction), '
+        variant = 'no' if about.variant == 'none' else about.variant
+        return (f'no longer zero-shot: {Path(self.path).name} ({variant} correction), '
                 f'fitted to {about.split or about.source}; {seen}')
 
     def check_unseen(self, positions: Sequence[int], images: Sequence[str]) -> None:

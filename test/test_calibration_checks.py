@@ -54,6 +54,11 @@ def test_depth_of_another_drive_is_refused(good):
     assert [r.cause for r in judged(mixed, words(good))] == ['nothing in common']
 
 
+@pytest.mark.parametrize('count', [0, 3])
+def test_of_next_to_no_frames_nothing_is_said_of_views(good, count):
+    assert [r.cause for r in check([Thumbnail.of(f) for f in good[:count]])] == ['too few frames']
+
+
 def test_dark_images_are_refused(good):
     dark = [replace(f, rgb=np.full_like(f.rgb, 3)) for f in good]
     assert [r.cause for r in judged(dark, words(good))] == ['blank images']

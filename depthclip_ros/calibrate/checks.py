@@ -206,7 +206,9 @@ def check(
     if len(thumbnails) < LEAST_FRAMES:
         return [Refusal('too few frames', (
             f'{len(thumbnails)} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
-            'a minute of driving, through several rooms if you can.')), *_standing(thumbnails)]
+            'a minute of driving, through several rooms if you can.')),
+            # Of fewer, that many views could not be seen either.
+            *(_standing(thumbnails) if len(thumbnails) >= LEAST_VIEWS else [])]
     refused = [*_depth(thumbnails), *_images(thumbnails)]
     if refused:
         return refused
