@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ pytest.importorskip('rclpy')
 import numpy as np
 import torch
 
-from benchmarks import machine, node, readouts, report, rooms
+from benchmarks import estimator, machine, node, readouts, report, rooms
 from benchmarks.node_graph import Trial
 from depthclip_ros.core import DepthConfig
 
@@ -96,6 +97,27 @@ def test_a_forward_pass_that_did_not_run_is_left_out(tmp_path):
         del result['roofline'][f'bfloat16 {key}']
     report.write(tmp_path / 'part.json', result)
     assert (tmp_path / 'part.png').exists()
+
+
+@pytest.mark.parametrize('processor', ['aarch64', 'x86_64'])
+def test_a_processor_that_nobody_has_measured_has_a_line_to_send(
+        processor, tmp_path, monkeypatch, capsys):
+    result = json.loads((RESULTS / 'xeon-avx512' / 'estimator-cpu.json').read_text())
+    monkeypatch.setattr(estimator.platform, 'machine', lambda: processor)
+    assert estimator.line_to_send(result).startswith(
+        f'{processor}, Intel(R) Xeon(R) Processor, 2 cores, 2 threads, torch 2.15.0, onnxruntime '
+        '1.32.0, 640x480: naive, two passes 764 ms (1.00); naive, one pass 413 ms (1.96); ')
+    bench = SimpleNamespace(**{name: result.get(key) for name, key in (
+        ('device', 'device'), ('rounds', 'rounds'), ('automatic', 'engine auto'),
+        ('why_bfloat16', 'precision: bfloat16'), ('skipped', 'skipped'))}, **{
+            name: lambda *_, key=key: result[key] for name, key in (
+                ('trunks', 'trunk alone'), ('against_naive', 'against naive'),
+                ('batching', 'batches'), ('sizes', 'sizes'), ('roofline', 'roofline'))})
+    monkeypatch.setattr(estimator, 'Bench', lambda _: bench)
+    monkeypatch.setattr(estimator, 'keep_freed_memory', lambda: None)
+    monkeypatch.setattr(sys, 'argv', ['estimator.py', '--output', str(tmp_path / 'new.json')])
+    assert estimator.main() == 0
+    assert ('Please send this line' in capsys.readouterr().out) == (processor == 'aarch64')
 
 
 def test_what_could_not_be_measured_is_shown_as_such():
