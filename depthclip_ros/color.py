@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .core.errors import ConfigError
+from .core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,6 @@ FOREGROUND = (235, 235, 235)
 WARNING = (40, 40, 200)
 WARNING_HEIGHT = 31
 GAP = 8
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Picture:
@@ -256,11 +255,12 @@ def canvas(height: int, width: int) -> Picture:
 
 def text_width(text: str, scale: float, thickness: int) -> int:
     """Width in pixels of what `put_text` writes."""
-    return int(cv2.getTextSize(text, FONT, scale, thickness)[0][0])
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
 
 def put_text(
     picture: Picture, text: str, origin: tuple[int, int], scale: float, thickness: int = 1,
 ) -> None:
     """Write a line, from the left end of its base."""
-    cv2.putText(picture, text, origin, FONT, scale, FOREGROUND, thickness, cv2.LINE_AA)
+    cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, FOREGROUND, thickness,
+                cv2.LINE_AA)

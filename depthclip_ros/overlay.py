@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 
 from .color import (
@@ -25,6 +24,7 @@ from .color import (
     text_width,
     write_warning,
 )
+from .core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

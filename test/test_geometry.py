@@ -236,6 +236,14 @@ def test_rectified_uses_p_and_no_distortion():
     np.testing.assert_allclose(camera.rays(318.0 + 48.0, 241.0 - 49.0), [0.1, -0.1, 1.0])
 
 
+@pytest.mark.parametrize(('model', 'count'), [('plumb_bob', 5), ('rational_polynomial', 8)])
+def test_coefficients_that_are_all_zero_are_no_distortion(model, count):
+    zero, none = (CameraModel.from_info(camera_info(d=d, distortion_model=model))
+                  for d in ([0.0] * count, []))
+    assert zero.distortion_model == ''
+    np.testing.assert_array_equal(zero.patch_rays(7, 9), none.patch_rays(7, 9))
+
+
 def test_rectified_and_raw_see_the_same_point():
     info = camera_info(p=[500.0, 0.0, 322.5, 0.0, 0.0, 510.0, 236.25, 0.0, 0.0, 0.0, 1.0, 0.0])
     raw, rectified = CameraModel.from_info(info), CameraModel.from_info(info, rectified=True)

@@ -34,13 +34,29 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 estimator = DepthEstimator(DepthConfig().replace(**{CONFIG}), sys.argv[1], 'cpu')
 estimator.warm_up()
 assert estimator.text_cache_hit
-print(json.dumps([before, list(sys.modules)]))
+ready = list(sys.modules)
+
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo, Image
+from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.cloud import patch_colors
+from depthclip_ros.node.image_io import to_rgb
+rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
+calibration = Calibration(rectified=False)
+calibration.update(serialize_message(CameraInfo(
+    height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
+    k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
+prediction = estimator.predict(rgb, intrinsics=calibration.select(64, 64))
+patches = *prediction.patch_depth.shape, prediction.window
+calibration.rays(*patches)
+patch_colors(rgb, *patches)
+print(json.dumps([before, ready, list(sys.modules)]))
 """
 
 
 @pytest.fixture(scope='module')
 def imported(tiny_weights, tmp_path_factory):
-    """Modules that the node's modules import, and those that there are when it can predict."""
+    """Modules of the node's modules, those when it can predict, and those with the first depth."""
     pytest.importorskip('rclpy')
     cache = tmp_path_factory.mktemp('cache')
     filled = DepthEstimator(
@@ -67,6 +83,11 @@ def test_parameters_are_checked_before_torch_is_imported(imported):
 def test_a_start_from_the_cache_imports_only_what_it_uses(imported, unused):
     assert 'torch' in imported[1]
     assert imported[1].isdisjoint(unused), imported[1].intersection(unused)
+
+
+def test_depth_of_rgb8_images_needs_no_opencv(imported):
+    assert 'depthclip_ros.core.opencv' in imported[2]
+    assert 'cv2' not in imported[2]
 
 
 def test_uninitialized_networks_draw_no_random_numbers():

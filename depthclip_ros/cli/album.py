@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from ..color import (
@@ -19,6 +18,7 @@ from ..color import (
     side_by_side,
     write_picture,
 )
+from ..core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from ..calibrate.checks import gather
@@ -19,6 +18,7 @@ from ..calibrate.recordings import RecordingError, resample, spread_evenly
 from ..color import UNTRAINED, color_bar, colorize, known_range, png, write_note
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
+from ..core.opencv import cv2
 from ..document import (
     Block,
     Heading,

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from ..color import UNTRAINED
@@ -17,6 +16,7 @@ from ..core.device import reason
 from ..core.errors import ConfigError
 from ..core.files import user_path
 from ..core.geometry import CameraModel
+from ..core.opencv import cv2
 from ..core.weights import UNTRAINED as RANDOM
 from ..overlay import scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration

@@ -7,10 +7,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import cv2
-
 from ..color import UNTRAINED, WARNING_HEIGHT
 from ..core.errors import ConfigError, ImageError
+from ..core.opencv import cv2
 from ..overlay import draw, photo_size
 from .model import to_stderr
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from .errors import CameraInfoError, quoted
+from .opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,8 @@ _NEGLIGIBLE = 1e-36  # coefficient: even of the twelfth power of a radius of 100
 def check_model(model: str, D: Float64) -> str:
     """Give the model to use, '' for no distortion.
 
-    An empty `D` means no distortion for the polynomial models (many simulators say it so), but not
-    for 'equidistant', which is no pinhole even with all coefficients zero.
+    An empty `D`, or only zeros, mean no distortion for the polynomial models (many simulators say
+    it so), but not for 'equidistant', which is no pinhole even with all coefficients zero.
 
     Raises:
         CameraInfoError: 'unknown distortion model', 'wrong number of distortion coefficients'.
@@ -71,7 +71,7 @@ def check_model(model: str, D: Float64) -> str:
             f'camera_info has {D.size} coefficients in d, but {model} has {expected}. '
             'Correct d or distortion_model in the calibration file.',
         )
-    return model
+    return NO_DISTORTION if model != 'equidistant' and not D.any() else model
 
 
 @np.errstate(all='ignore')  # coefficients may be any number; what overflows is no ray

@@ -7,9 +7,9 @@ import array
 import sys
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
+from ..core.opencv import cv2
 from .messages import POINT_CLOUD, POINT_FIELD, Messages, of_rclpy
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from depthclip_ros.core.errors import ImageError, quoted
+from depthclip_ros.core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,6 @@ _PNG_HEADER, _PNG_DATA, _PNG_END = b'IHDR', b'IDAT', b'IEND'
 _PNG_PICTURE = (_PNG_HEADER, b'PLTE', _PNG_DATA, _PNG_END)
 _ANCILLARY = 0x20  # bit of a chunk's first letter
 _MOST_CHUNKS = 100_000
-
-# OpenCV itself logs some findings, for every image again; the ImageError says them too.
-(cv2 if hasattr(cv2, 'setLogLevel') else cv2.utils.logging).setLogLevel(0)
 
 
 class ImageFile(NamedTuple):

@@ -14,10 +14,10 @@ import array
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from depthclip_ros.core.errors import ImageError, quoted
+from depthclip_ros.core.opencv import cv2
 
 from . import compressed
 from .config import NodeConfig
@@ -46,46 +46,46 @@ _LONGEST_SIDE = 65535
 
 class _Layout(NamedTuple):
     channels: int
-    to_rgb: int | None  # code of cv2.cvtColor, None: it is RGB
+    to_rgb: str | None  # code of cv2.cvtColor, None: it is RGB
     bits: int = 8
 
 
 # The generic types have OpenCV's order of colours. 16UC1 is read as a grey picture like mono16.
 _DIRECT = {
     'rgb8': _Layout(3, None),
-    'bgr8': _Layout(3, cv2.COLOR_BGR2RGB),
-    'rgba8': _Layout(4, cv2.COLOR_RGBA2RGB),
-    'bgra8': _Layout(4, cv2.COLOR_BGRA2RGB),
-    'mono8': _Layout(1, cv2.COLOR_GRAY2RGB),
-    '8UC1': _Layout(1, cv2.COLOR_GRAY2RGB),
-    '8UC3': _Layout(3, cv2.COLOR_BGR2RGB),
-    '8UC4': _Layout(4, cv2.COLOR_BGRA2RGB),
+    'bgr8': _Layout(3, 'BGR2RGB'),
+    'rgba8': _Layout(4, 'RGBA2RGB'),
+    'bgra8': _Layout(4, 'BGRA2RGB'),
+    'mono8': _Layout(1, 'GRAY2RGB'),
+    '8UC1': _Layout(1, 'GRAY2RGB'),
+    '8UC3': _Layout(3, 'BGR2RGB'),
+    '8UC4': _Layout(4, 'BGRA2RGB'),
     'rgb16': _Layout(3, None, 16),
-    'bgr16': _Layout(3, cv2.COLOR_BGR2RGB, 16),
-    'rgba16': _Layout(4, cv2.COLOR_RGBA2RGB, 16),
-    'bgra16': _Layout(4, cv2.COLOR_BGRA2RGB, 16),
-    'mono16': _Layout(1, cv2.COLOR_GRAY2RGB, 16),
-    '16UC1': _Layout(1, cv2.COLOR_GRAY2RGB, 16),
-    '16UC3': _Layout(3, cv2.COLOR_BGR2RGB, 16),
-    '16UC4': _Layout(4, cv2.COLOR_BGRA2RGB, 16),
+    'bgr16': _Layout(3, 'BGR2RGB', 16),
+    'rgba16': _Layout(4, 'RGBA2RGB', 16),
+    'bgra16': _Layout(4, 'BGRA2RGB', 16),
+    'mono16': _Layout(1, 'GRAY2RGB', 16),
+    '16UC1': _Layout(1, 'GRAY2RGB', 16),
+    '16UC3': _Layout(3, 'BGR2RGB', 16),
+    '16UC4': _Layout(4, 'BGRA2RGB', 16),
 }
 # OpenCV names a mosaic by the four pixels one further down and right. Of 16-bit mosaics the upper
 # 8 bits are taken first: OpenCV interpolates those twenty times faster, within one step of 255.
 BAYER = {
     f'bayer_{pattern}{bits}': _Layout(1, code, bits)
     for pattern, code in (
-        ('rggb', cv2.COLOR_BayerBG2RGB),
-        ('bggr', cv2.COLOR_BayerRG2RGB),
-        ('gbrg', cv2.COLOR_BayerGR2RGB),
-        ('grbg', cv2.COLOR_BayerGB2RGB),
+        ('rggb', 'BayerBG2RGB'),
+        ('bggr', 'BayerRG2RGB'),
+        ('gbrg', 'BayerGR2RGB'),
+        ('grbg', 'BayerGB2RGB'),
     )
     for bits in (8, 16)
 }
 PACKED_YUV = {
-    'yuv422': _Layout(2, cv2.COLOR_YUV2RGB_UYVY),
-    'uyvy': _Layout(2, cv2.COLOR_YUV2RGB_UYVY),
-    'yuv422_yuy2': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
-    'yuyv': _Layout(2, cv2.COLOR_YUV2RGB_YUY2),
+    'yuv422': _Layout(2, 'YUV2RGB_UYVY'),
+    'uyvy': _Layout(2, 'YUV2RGB_UYVY'),
+    'yuv422_yuy2': _Layout(2, 'YUV2RGB_YUY2'),
+    'yuyv': _Layout(2, 'YUV2RGB_YUY2'),
 }
 INTERLEAVED = {**_DIRECT, **BAYER, **PACKED_YUV}
 _PLANAR_YUV = ('nv12', 'nv21', 'nv24')
@@ -174,13 +174,13 @@ def compressed_to_rgb(
     if pixels.ndim == 2:
         pattern = f'{original.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
         if pattern not in BAYER:
-            return _converted(pixels, cv2.COLOR_GRAY2RGB)
+            return _converted(pixels, 'GRAY2RGB')
         _check_bayer_size(pixels, pattern)
         return _converted(pixels, BAYER[pattern].to_rgb)
     is_rgb = 'compressed rgb' in compression
     if pixels.shape[2] == 4:
-        return _converted(pixels, cv2.COLOR_RGBA2RGB if is_rgb else cv2.COLOR_BGRA2RGB)
-    return _converted(pixels, None if is_rgb else cv2.COLOR_BGR2RGB)
+        return _converted(pixels, 'RGBA2RGB' if is_rgb else 'BGRA2RGB')
+    return _converted(pixels, None if is_rgb else 'BGR2RGB')
 
 
 def to_depth(
@@ -449,11 +449,13 @@ def _check_even(msg: Image, name: str, value: int) -> None:
         )
 
 
-def _converted(pixels: NDArray[Any], code: int | None) -> UInt8:
+def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
     """RGB of pixels with 8 or 16 bits a channel; None: they are RGB already."""
     if pixels.itemsize > 1:
         pixels = (pixels >> 8).astype(np.uint8)
-    return pixels if code is None else np.asarray(cv2.cvtColor(pixels, code), np.uint8)
+    if code is None:
+        return pixels
+    return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
 
 
 def _planar_to_rgb(msg: Image, data: UInt8, max_pixels: int) -> UInt8:

@@ -18,7 +18,6 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import cv2
 import rclpy
 from rclpy.exceptions import NameValidationException
 from rclpy.executors import ExternalShutdownException
@@ -31,6 +30,7 @@ from std_msgs.msg import Header
 
 from ..arguments import positive, whole
 from ..core.errors import DepthClipError, ImageError
+from ..core.opencv import cv2
 from ..node import image_io
 from ..node.process import explain_arguments
 from ..resources import large_images_profile

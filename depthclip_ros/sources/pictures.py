@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from ..core.errors import ImageError, quoted
 from ..core.files import open_regular, user_path
+from ..core.opencv import cv2
 from .camera_info import BUILTIN_HFOV
 
 if TYPE_CHECKING:
