@@ -20,13 +20,15 @@ pytestmark = pytest.mark.slow
 
 
 def test_diagnostics_go_on_while_the_model_is_loaded(domain, cache, tiny_weights):
-    """And a signal ends that, although the library never returns."""
+    """Its topics are there for others to find; and a signal ends it, whatever a library does."""
     # Coverage, if it is measured, waits at the end for the thread that sleeps.
     node = faulty(tiny_weights, domain, cache,
                   {'FAULT_AT_LOAD': 'sleep', 'COVERAGE_PROCESS_CONFIG': ''})
     with Peer(domain, listen=(), node=node) as peer:
         status_of(peer, MODEL, lambda s: s.message == 'no model loaded (loading)')
         count = len(peer.messages['/diagnostics'])
+        peer.ready('depth/image', 'points')
+        assert peer.node.count_subscribers('image') == 0
         peer.wait(lambda: len(peer.messages['/diagnostics']) >= count + 3, 'diagnostics')
         peer.process = None
         assert end(node) == 0, node.output

@@ -216,7 +216,14 @@ class DepthNode(LifecycleNode):
         self._node_config = node_config
         try:
             self._check_topics(node_config)
-            self._start(config, node_config)
+            loaded = self._begin_to_load(config, node_config)
+            # Beside it, which takes seconds: who subscribes has then found the topics before.
+            self._shared = Shared(self, node_config) if node_config.anchor else None
+            self._clicks = ClickInputs(self)
+            self._cameras = [
+                Camera(self, node_config, name, self._ready, self._shared, self._clicks)
+                for name in node_config.cameras]
+            self._wait_for(loaded)
         except DepthClipError as error:
             if self._ending.is_set():
                 self.get_logger().info(f'Not configured: {error}')
@@ -224,10 +231,6 @@ class DepthNode(LifecycleNode):
                 self.get_logger().error(f'Cannot configure: {error}')
             self._release()
             return FAILURE
-        self._shared = Shared(self, node_config) if node_config.anchor else None
-        self._clicks = ClickInputs(self)
-        self._cameras = [Camera(self, node_config, name, self._ready, self._shared, self._clicks)
-                         for name in node_config.cameras]
         self._warn_if_untrained()
         if self._model is not None and self._model.estimator is not None:
             self._tell_calibration(self._model.estimator)
@@ -314,14 +317,18 @@ class DepthNode(LifecycleNode):
                     f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
                     f'{list(cameras)}); remap {cameras[0]}/{topic} instead.')
 
-    def _start(self, config: DepthConfig, node_config: NodeConfig) -> None:
+    def _begin_to_load(
+        self, config: DepthConfig, node_config: NodeConfig,
+    ) -> concurrent.futures.Future[DepthEstimator]:
         """Load the model on the thread that will run it."""
         self._worker = Worker(self._ready, self._on_crash)
         model = self._model = Model(functools.partial(self._load, node_config), self._log)
         self._pipeline = Pipeline(self, model, config, self._worker.sleep)
-        loaded = self._worker.submit(functools.partial(model.load, config))
+        return self._worker.submit(functools.partial(model.load, config))
+
+    def _wait_for(self, loaded: concurrent.futures.Future[DepthEstimator]) -> None:
         while not concurrent.futures.wait([loaded], timeout=0.1).done:
-            if self._ending.is_set():
+            if self._ending.is_set() and self._worker is not None:
                 self._worker.interrupt()
                 raise ConfigError('the process is to end.')
         loaded.result()
@@ -476,7 +483,7 @@ class DepthNode(LifecycleNode):
             return 'reloading'
         if self._active:
             return 'active'
-        return 'inactive' if self._cameras else 'loading'
+        return 'loading' if model.estimator is None else 'inactive'
 
     def _follow_publishers(self) -> None:
         if self._active:
