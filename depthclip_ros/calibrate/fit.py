@@ -28,7 +28,6 @@ from ..core.calibration import (
     Calibration,
     Look,
     look_grid,
-    look_order,
     look_scales,
     no_kernel,
 )
@@ -404,7 +403,7 @@ class Kernel(NamedTuple):
             'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
             'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)}
         projection, offset = (torch.from_numpy(values[None].astype(np.float32)) for values in (
-            arrays['projection'], arrays['offset'][:, None]))
+            arrays['projection'].T, arrays['offset'][None]))
         look = Look(projection, *look_grid(*frames.trunk[0].shape[-2:]), offset)
         kernel = cls(look, arrays, np.empty((0, 0)))
         a_frame = -(-count // len(frames.trunk))
@@ -457,14 +456,13 @@ class Kernel(NamedTuple):
     def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
         """(passes P, E) what the patches of a frame look like."""
         trunk, rays = frames.trunk[i], frames.rays[i]
-        places = rays.reshape(len(rays), 2, -1)
+        places = rays.reshape(len(rays), 2, -1).swapaxes(1, 2)
         with torch.inference_mode():
             seen = self.look(
                 torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
                 torch.from_numpy(language[i][:, None].astype(np.float32)),
                 torch.from_numpy(places.astype(np.float32)))
-            seen = seen[:, look_order(len(self.arrays['offset']))]
-        found: Float64 = seen.swapaxes(1, 2).flatten(0, 1).numpy().astype(np.float64)
+        found: Float64 = seen.flatten(0, 1).numpy().astype(np.float64)
         return np.nan_to_num(found) * look_scales(
             self.arrays['offset'].size, self.arrays['scales'])
 

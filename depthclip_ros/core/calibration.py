@@ -84,11 +84,11 @@ class Look(NamedTuple):
     more of the patches above and below, and `TOLD`. With `look_scales` the kernel's width is one.
     """
 
-    projection: Tensor  # (1, D, C')
-    neighbours: Tensor  # (1, 2 h, h), (1, P, 1) and (1, 1, P), of `look_grid`
-    share: Tensor
+    projection: Tensor  # (1, C', D)
+    neighbours: Tensor  # (1, 2 h, h), and (1, P, 1) twice, of `look_grid`
     ones: Tensor
-    offset: Tensor | None = None  # (1, D, 1); None where the landmarks have it
+    share: Tensor
+    offset: Tensor | None = None  # (1, 1, D); None where the landmarks have it
 
     def __call__(self, trunk: Tensor, language: Tensor, places: Tensor) -> Tensor:
         """Put it together.
@@ -96,23 +96,24 @@ class Look(NamedTuple):
         Args:
             trunk: (N, C', P), its map.
             language: (N, 1, P), log d.
-            places: (N, 2 or more, P), the ray's x and y, and what else is to stand below.
+            places: (N, P, 2 or more), the ray's x and y, and what else is to stand there.
 
         Returns:
-            (N, E or more, P), in the order of `look_order`.
+            (N, P, E or more).
 
         """
-        own = _product(self.projection, trunk)
+        own = _product(trunk.transpose(1, 2), self.projection)
         if self.offset is not None:
             own += self.offset
         # As products, since their code is in the processor's caches, and that which moves and adds
         # up is not.
-        count, directions, patches = own.shape
-        rows = self.neighbours.shape[2]
-        near = own[:, directions - directions // 2:].reshape(-1, rows, patches // rows)
-        near = _product(self.neighbours, near).view(count, -1, patches)
-        mean = _product(_product(language, self.share), self.ones)
-        return torch.cat([own, near, language, mean, places], dim=1)
+        count, patches, directions = own.shape
+        near = own[..., directions - directions // 2:].reshape(
+            count, self.neighbours.shape[2], -1)
+        near = _product(self.neighbours, near).view(count, 2, patches, -1)
+        mean = _product(self.ones, _product(language, self.share))
+        return torch.cat([
+            own, near[:, 0], near[:, 1], language.view(count, patches, 1), mean, places], dim=2)
 
 
 def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,24 +121,14 @@ def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         (1, 2 h, h), which picks what is above each row of patches, then what is below. Above the
-        first row, and below the last, is that row itself. (1, P, 1) and (1, 1, P), which make the
-        mean of all patches, at every one.
+        first row, and below the last, is that row itself. (1, P, 1) twice, which make the mean of
+        all patches, at every one.
 
     """
     rows = torch.arange(h)
     picked = torch.cat([rows - 1, rows + 1]).clamp(0, h - 1)
-    return (torch.eye(h)[picked][None], torch.full((1, h * w, 1), 1 / (h * w)),
-            torch.ones(1, 1, h * w))
-
-
-def look_order(directions: int) -> NDArray[np.intp]:
-    """(E,): at which place `Look` gives what stands at each place in a landmark.
-
-    There all that is above comes before all that is below, here direction by direction.
-    """
-    near = directions + np.arange(2 * (directions // 2)).reshape(-1, 2)
-    return np.concatenate([
-        np.arange(directions), near.T.ravel(), directions + near.size + np.arange(TOLD)])
+    ones = torch.ones(1, h * w, 1)
+    return torch.eye(h)[picked][None], ones, ones / (h * w)
 
 
 def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -158,17 +149,17 @@ class Terms(NamedTuple):
     """
 
     bins: Tensor  # (1, 1, K): the calibration's own; (1, 0, K) if they change nothing
-    # (1, 1, 10 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
+    # (1, 1, 11 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
     observed: Tensor
     begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
     ends: Tensor  # (Q - 1, 1): and where it ends
     signs: Tensor  # (1, 4, 1) of the correction in the rows of `Views.offsets`
     both: Tensor  # (4, 1): of log depth by words in these rows
-    projection: Tensor  # (1, D, C'), of the `Look`
+    projection: Tensor  # (1, C', D), of the `Look`
     neighbours: Tensor  # (1, 2 h, h), likewise
+    ones: Tensor  # (1, P, 1), likewise
     share: Tensor  # (1, P, 1), likewise
-    ones: Tensor  # (1, 1, P), likewise
-    # (1, 1, E + 1) and (1, M, E + 1): with them, what a patch looks like, and one, become minus
+    # (1, E + 1, 1) and (1, E + 1, M): with them, what a patch looks like, and one, become minus
     # half of the squared distances to the landmarks.
     squares: Tensor
     landmarks: Tensor
@@ -183,7 +174,7 @@ class Views(NamedTuple):
     """
 
     steady: Tensor  # (N, 1, P): always added to the logarithm of the standard deviation
-    places: Tensor  # (N, 3, P): the ray's x and y, and one
+    places: Tensor  # (N, P, 3): the ray's x and y, and one
     offsets: Tensor  # (N, 4, P): the correction without the kernel, so taken
     least: Tensor  # (N, 4, 1): between which corrections end
     most: Tensor  # (N, 4, 1)
@@ -356,21 +347,21 @@ class Calibration:
         spread = a['spread']
         observed = np.concatenate([
             spread[1:2], np.zeros(1), np.repeat(spread[6], 2), spread[2:4],
-            np.repeat(spread[4], a['bins'].size), np.repeat(spread[5], 2), np.zeros(2), slopes])
+            np.repeat(spread[4], a['bins'].size), np.repeat(spread[5], 2), np.zeros(2), slopes,
+            np.ones(1)])
         # Landmarks less the offset, which so needs not be added to every patch.
         own = a['offset']
         near = own[own.size - own.size // 2:]
         scales = look_scales(own.size, a['scales'])
         landmarks = a['landmarks'] - scales * np.concatenate([own, near, near, np.zeros(TOLD)])
         halves = -0.5 * np.square(landmarks).sum(axis=1, keepdims=True)
-        order = np.append(look_order(own.size).argsort(), own.size + 2 * near.size + TOLD)
-        squares = np.append(-0.5 * np.square(scales), 0.0)
-        landmarks = np.concatenate([landmarks * scales, halves], axis=1)
         values = [
             bins, observed[None, None], places[:-1, None], places[1:, None],
-            _SIGNS[None], _OF_LANGUAGE * _SIGNS, a['projection'][None],
-            *look_grid(*a['rays'].shape[:2]), squares[None, None, order],
-            landmarks[None][..., order], kernel[None] if kernel.any() else kernel[None, :, :0]]
+            _SIGNS[None], _OF_LANGUAGE * _SIGNS, a['projection'].T[None],
+            *look_grid(*a['rays'].shape[:2]),
+            np.append(-0.5 * np.square(scales), 0.0)[None, :, None],
+            np.concatenate([landmarks * scales, halves], axis=1).T[None],
+            kernel[None] if kernel.any() else kernel[None, :, :0]]
         return Terms(*(_tensor(np.asarray(of_one), device) for of_one in values))
 
     def views(
@@ -422,7 +413,7 @@ def _view(
     steady = (a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
               + values[0] - places[:-1] @ _slopes(a['knots']))
     middle = _OF_LANGUAGE * _SIGNS * math.log(focal_ratio)
-    return (steady[None], np.stack([x, y, np.ones_like(x)]),
+    return (steady[None], np.stack([x, y, np.ones_like(x)], axis=1),
             np.repeat(middle + _SIGNS * a['bias'], x.size, axis=1),
             middle - _OF_LANGUAGE * LARGEST_CORRECTION, middle + LARGEST_CORRECTION)
 
@@ -486,13 +477,12 @@ def correct(
     correction = views.offsets
     if terms.bins.shape[1]:
         other = torch.matmul(terms.bins, weights).div_(plain).log_()
-        correction = _affine(correction, terms.signs, other)
+        correction = _product(terms.signs, other, correction)
     if terms.kernel.shape[2]:
-        seen = Look(terms.projection, terms.neighbours, terms.share, terms.ones)(
+        seen = Look(terms.projection, terms.neighbours, terms.ones, terms.share)(
             trunk.reshape(count, -1, h * w), language, views.places)
-        likeness = _affine(
-            _product(terms.squares, seen * seen), terms.landmarks, seen).exp_()
-        correction = _affine(correction, terms.kernel, likeness)
+        likeness = _product(seen, terms.landmarks, _product(seen * seen, terms.squares)).exp_()
+        correction = _product(terms.kernel, likeness.transpose(1, 2), correction)
     # Log depth, minus that, and what was corrected, if it is positive or negative.
     rows = torch.addcmul(correction.clamp(views.least, views.most), language, terms.both)
     log_depth = rows[:, :1]
@@ -501,26 +491,20 @@ def correct(
     relative = spread.view_as(plain) / plain
     observed = torch.cat([
         rows, log_depth * log_depth, relative, torch.special.entr(weights),
-        edges.view_as(rows), torch.clamp(log_depth, terms.begins, terms.ends)], dim=1)
-    unsure = _affine(views.steady, terms.observed, observed).exp_().clamp_(*SPREADS)
+        edges.view_as(rows), torch.clamp(log_depth, terms.begins, terms.ends), views.steady],
+        dim=1)
+    unsure = _product(terms.observed, observed).exp_().clamp_(*SPREADS)
     metres = log_depth.exp_()
     return Corrected(metres.view_as(depth), relative.mul_(metres).view_as(depth),
                      unsure.view_as(depth))
 
 
-def _product(factor: Tensor, values: Tensor) -> Tensor:
-    """Product of two batches of matrices, of which one may be a single one for all."""
-    if len(factor) != len(values):
-        count = max(len(factor), len(values))
-        factor, values = (both.expand(count, -1, -1) for both in (factor, values))
-    return torch.bmm(factor, values)
-
-
-def _affine(offset: Tensor, factor: Tensor, values: Tensor) -> Tensor:
-    """(1, A, B) @ (N, B, P) + (N or 1, A or 1, P or 1), in one operation."""
-    if len(values) > 1:
-        factor = factor.expand(len(values), -1, -1)
-    return torch.baddbmm(offset, factor, values)
+def _product(one: Tensor, other: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Product of two batches of matrices, of which one may be a single one, and an offset."""
+    if len(one) != len(other):
+        count = max(len(one), len(other))
+        one, other = (factor.expand(count, -1, -1) for factor in (one, other))
+    return torch.bmm(one, other) if offset is None else torch.baddbmm(offset, one, other)
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
