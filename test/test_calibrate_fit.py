@@ -14,6 +14,7 @@ from depthclip_ros.calibrate import fit as fitting
 from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
 from depthclip_ros.calibrate.frames import wanted
 from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.window import Window
@@ -146,6 +147,10 @@ def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tm
     for camera in (None, CAMERA):
         found = estimator.predict(every[0].rgb, intrinsics=camera).depth
         np.testing.assert_allclose(found, every[0].depth, rtol=0.02)
+    seen, device = [Window(0.0, 0.0, 128.0, 96.0)], estimator.device
+    own, other = (Calibration.load(path).views([c], seen, [1.0], device) for c in (None, CAMERA))
+    for mine, theirs in zip(own, other, strict=True):  # that is of an assumed camera
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
 
 
 def test_frames_of_an_unknown_camera_count_as_of_the_others(estimator, pictures, tmp_path):

@@ -152,6 +152,14 @@ def test_whatever_is_cut_off_or_changed_is_seen(estimator, tmp_path):
         assert calibration.label
 
 
+def test_a_setting_that_cannot_be_is_damage_too(estimator, tmp_path):
+    path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
+    other = tmp_path / 'other.safetensors'
+    other.write_bytes(path.read_bytes().replace(b'stretch', b'stretc,'))
+    with pytest.raises(CalibrationError, match='damaged or no calibration: input_fit'):
+        Calibration.load(other)
+
+
 def test_a_larger_file_than_any_calibration_is_not_read(tmp_path):
     path = tmp_path / 'sparse.safetensors'
     with path.open('wb') as file:

@@ -744,7 +744,9 @@ def fit(
     if options.variant not in ('auto', variant):
         verdict = f'Variant {options.variant} was asked for. {verdict}'
         variant, improved = options.variant, False
-    if frames.reference_focal != estimator.config.reference_focal:
+    # What is multiplied by no focal ratio here may not be multiplied by one afterwards.
+    focal = estimator.config.reference_focal if frames.camera_known else 0.0
+    if focal != estimator.config.reference_focal:
         verdict = f'{verdict} {UNKNOWN_FOCAL}'
     log(verdict)
     everything = np.ones(problem.count, bool)
@@ -758,8 +760,8 @@ def fit(
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
         focal_ratio=geometric_mean(frames.ratio), config={
             **{name: value for name, value in estimator.config.to_dict().items()
-               if name in BOUND}, 'reference_focal': frames.reference_focal},
-        split=options.split, images=frames.digests)
+               if name in BOUND}, 'reference_focal': focal},
+        split=options.split, images=frames.digests, camera_known=frames.camera_known)
     calibration = Calibration.make(about, {
         **_arrays(problem, variant, penalties, bins), 'rays': frames.own_rays,
         'spread': bars.weights, 'knots': bars.knots})

@@ -73,8 +73,7 @@ class Frames:
         trunk: (passes, C', h, w) float16.
         rays: (passes, 2, h, w), x and y of the patches' centres at z = 1.
         ratio: focal ratio; NaN until `check` where the camera is unknown.
-        reference_focal: to which depth belongs: the configured one, and 0 where no frame has a
-            known camera, so that no camera's focal length may count afterwards either.
+        camera_known: whether any frame's camera is.
         targets: what is wanted.
         sequence: as the samples'.
         digests: of the images.
@@ -93,7 +92,7 @@ class Frames:
     sequence: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
-    reference_focal: float = 0.0
+    camera_known: bool = False
     empty: int = 0  # frames without any depth, which are left out
 
     def add(self, sample: Sample) -> None:
@@ -164,7 +163,7 @@ class Frames:
                 f'{blocks} sequences are too few to test on others than were fitted to: at least '
                 f'{FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into blocks.')
         known = [ratio for ratio in self.ratio if not math.isnan(ratio)]
-        self.reference_focal = self.estimator.config.reference_focal if known else 0.0
+        self.camera_known = bool(known)
         usual = geometric_mean(known) if known else 1.0
         self.ratio = [usual if math.isnan(ratio) else ratio for ratio in self.ratio]
 

@@ -31,7 +31,7 @@ from torch.nn.functional import max_pool2d
 
 from . import tensor_file
 from .config import DepthConfig
-from .errors import CalibrationError, quoted
+from .errors import CalibrationError, ConfigError, quoted
 from .files import user_path
 from .geometry import CameraModel
 from .window import Window
@@ -205,6 +205,7 @@ class About:
             recording.
         images: `image_digest` of every image that it was fitted to; empty where the file does
             not say.
+        camera_known: whether any frame's camera was: else no camera counts afterwards either.
 
     """
 
@@ -218,6 +219,7 @@ class About:
     config: Mapping[str, Any]
     split: str = ''
     images: Sequence[str] = ()
+    camera_known: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +291,7 @@ class Calibration:
             arrays, metadata = tensor_file.decode(content)
             about = _about(metadata)
             _check_arrays(arrays, len(about.config['tokens']))
-        except (tensor_file.TensorFileError, ValueError, TypeError, KeyError,
+        except (tensor_file.TensorFileError, ConfigError, ValueError, TypeError, KeyError,
                 RecursionError) as error:
             raise _damaged(name, error) from error
         return cls(about, arrays, tensor_file.digest(content))
@@ -379,6 +381,8 @@ class Calibration:
             flip: whether the mirrored images follow, which are those of mirrored cameras.
 
         """
+        if not self.about.camera_known:
+            cameras = [None] * len(cameras)
         return _views(
             self, tuple(cameras), tuple(windows), tuple(focal_ratios), device, flip)
 
@@ -550,7 +554,7 @@ def _about(metadata: Mapping[str, str]) -> About:
     values = json.loads(metadata['about'])
     if not isinstance(values, dict):
         raise TypeError('what it says of itself is no table')
-    values = {'split': '', 'images': [], **values}
+    values = {'split': '', 'images': [], 'camera_known': True, **values}
     about = About(**{name: values[name] for name in About.__dataclass_fields__})
     for name in ('source', 'variant', 'weights', 'weights_name', 'split'):
         text = values[name]
@@ -561,6 +565,8 @@ def _about(metadata: Mapping[str, str]) -> About:
         raise ValueError('its numbers of frames and blocks are no counts')
     if not (isinstance(about.focal_ratio, float) and 0 < about.focal_ratio < math.inf):
         raise ValueError(f'its focal ratio is {quoted(about.focal_ratio)}')
+    if not isinstance(about.camera_known, bool):
+        raise TypeError(f'whether its camera is known is {quoted(about.camera_known)}')
     if not isinstance(about.images, list) or not all(
             isinstance(image, str) and len(image) == HASH_DIGITS for image in about.images):
         raise ValueError('its images are no list of digests')
