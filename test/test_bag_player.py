@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthclip_ros.resources import PROFILE_VARIABLES
+from depthclip_ros.resources import PROFILE_VARIABLES, config_path
 from depthclip_ros.sources import rosbag2 as handover
 from depthclip_ros.sources.bag import (
     BagError,
@@ -57,15 +57,15 @@ STORE = get_typestore(Stores.ROS2_JAZZY)
 
 
 # Fast DDS hears only every 3 s what has arrived; the player waits for it, at most 2 s.
-HEARTBEATS = """<profiles xmlns="http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles">
-<publisher profile_name="heartbeats" is_default_profile="true"><times><heartbeatPeriod>
-<sec>0</sec><nanosec>100000000</nanosec></heartbeatPeriod></times></publisher></profiles>"""
+HEARTBEATS = """<publisher profile_name="heartbeats" is_default_profile="true"><times>
+<heartbeatPeriod><sec>0</sec><nanosec>100000000</nanosec></heartbeatPeriod></times></publisher>"""
 
 
 @pytest.fixture(scope='module', autouse=True)
 def domain(tmp_path_factory):
     profile = tmp_path_factory.mktemp('dds') / 'heartbeats.xml'
-    profile.write_text(HEARTBEATS)
+    own = config_path().with_name('fastdds_large_images.xml').read_text()
+    profile.write_text(own.replace('</profiles>', f'{HEARTBEATS}</profiles>'))
     with own_domain() as number, pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', str(number))
         for name in PROFILE_VARIABLES:
