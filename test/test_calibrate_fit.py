@@ -12,7 +12,7 @@ import pytest
 
 from depthclip_ros.calibrate import fit as fitting
 from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
-from depthclip_ros.calibrate.frames import wanted
+from depthclip_ros.calibrate.frames import Frames, wanted
 from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.geometry import CameraModel
@@ -77,6 +77,7 @@ def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pic
     assert (fitted.variant, fitted.improved) == ('full', True)
     assert 'The correction (full) helps' in fitted.verdict
     assert fitted.r2 > 0.8
+    assert fitted.choices['share of the full correction'] == 1.0
     assert fitted.held_out['full'].rmse < 0.3 * fitted.held_out['scale'].rmse
     # Of other frames' depth nothing is learned but where in the picture it is larger.
     assert fitted.held_out['shuffled'].rmse > 2 * fitted.held_out['full'].rmse
@@ -238,11 +239,15 @@ def errors(**rmse):
     ({}, 'none', False),
     ({'full': 0.4}, 'full', True),
     ({'full': 0.5, 'choices_seen': 0.47}, 'full', False),  # only where its choices were made
-    ({'full': 0.49}, 'none', False),
-    ({'full': 0.4, 'scale': 0.41}, 'scale', False),
+    ({'full': 0.501}, 'none', False),
+    ({'full': 0.49}, 'full', False),  # a little, and there is little to lose
+    ({'full': 0.42, 'scale': 0.41}, 'scale', False),
     ({'full': 0.395, 'scale': 0.41}, 'full', False),  # worth it, but not to be claimed
+    ({'full': 0.49, 'scale': 0.488}, 'full', False),  # and the scale is not worth it
     ({'monotone': 0.4}, 'monotone', True),
-    ({'full': 0.4, 'mean_map': 0.41}, 'none', False),
+    ({'full': 0.42, 'monotone': 0.41}, 'monotone', True),
+    ({'full': 0.4, 'mean_map': 0.41}, 'full', False),
+    ({'full': 0.42, 'mean_map': 0.41}, 'none', False),
 ])
 def test_the_verdict(rmse, variant, improved):
     found = judge(errors(**rmse))
@@ -250,9 +255,35 @@ def test_the_verdict(rmse, variant, improved):
     assert ('helps' in found[2]) == improved
 
 
-def test_a_gain_in_one_fold_alone_is_none():
+def test_of_a_correction_that_holds_in_part_a_part_is_taken(estimator, pictures):
+    """Every other sequence is wrong the other way round; a quarter is the same in all of them."""
+    across = np.linspace(-1, 1, 4)
+    every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
+        across * (0.1 + 0.3 * (-1) ** (i * 8 // 40))))
+    fitted = fit(estimator, every, OPTIONS, quiet)
+    assert fitted.choices['share of the full correction'] < 0.6
+
+
+def test_the_final_fit_takes_the_share_that_was_chosen(estimator, pictures):
+    frames = Frames(estimator)
+    for sample in samples(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2):
+        frames.add(sample)
+    problem = fitting.Problem(frames)
+    scale = fitting._scale(problem, np.ones(12, bool))
+    full, kernel = problem.final(fitting.Choice(scaled=False, share=1.0))
+    for scaled in (False, True):
+        bias, half = problem.final(fitting.Choice(scaled, 0.5))
+        assert bias == pytest.approx(0.5 * full + 0.5 * scale * scaled)
+        np.testing.assert_allclose(half['kernel'], 0.5 * kernel['kernel'], rtol=1e-6)
+
+
+def test_a_gain_in_one_fold_alone_is_no_improvement():
     given = errors()
-    given['full'] = given[fitting.CHOSEN] = given['language'] + np.array([-0.3] + [0.015] * 9)
+    for name in ('full', fitting.CHOSEN):
+        given[name] = given['language'] + np.array([-0.45] + [0.015] * 9)
+    assert given['full'].mean() < 0.95 * given['language'].mean()
+    assert not judge(given)[1]
+    given['monotone'], given[fitting.CHOSEN] = given[fitting.CHOSEN], given['language']
     assert judge(given)[0] == 'none'
 
 

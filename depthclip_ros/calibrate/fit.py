@@ -5,8 +5,10 @@ The residual of the logarithm of depth to the language depth is fitted by kernel
 patches that look alike, and lie alike in the view, are corrected alike. A patch that looks like
 none that was seen falls back to "language x one scale", and so does strong regularisation.
 Everything that is chosen is chosen by cross-validation over sequences, never over single frames,
-which look alike. An improvement is claimed only by sequences that neither the fit nor its choices
-have seen: ridge parameters are chosen anew without each fold (nested cross-validation).
+which look alike. Few sequences teach a correction that is right in its direction and too large:
+of it, the share is taken that held-out sequences want. An improvement is claimed only by sequences
+that neither the fit nor its choices have seen: the share is chosen anew without each fold (nested
+cross-validation).
 """
 
 from __future__ import annotations
@@ -46,13 +48,17 @@ CHOSEN = 'full, choices seen'
 _ROWS = {'none': 'language', 'full': CHOSEN}
 
 MOST_FOLDS = 10
-# Less held-out rmse than everything simpler has: to be taken, and to be called an improvement.
-WORTH, IMPROVED = 0.97, 0.95
+# Less held-out rmse than everything simpler has: for a scale or bins to be taken; for a share of
+# the correction, which can lose but little; and for anything to be called an improvement.
+WORTH, SHARE_WORTH, IMPROVED = 0.97, 0.995, 0.95
+# Standard errors over folds that the difference must have besides; for a share of the correction,
+# the part of the folds in which it must help.
+SURE, MOST = 1.0, 0.5
+# Of the way from what is simpler to the full correction.
+SHARES = (0.25, 0.5, 0.75, 1.0)
 UNKNOWN_FOCAL = (
     'The recording tells no focal length, so that this belongs to its own lens alone '
     '(reference_focal is 0).')
-# Standard errors over folds that the difference must have besides.
-SURE = 1.0
 # Main directions that are kept of the trunk's map, and patches from which they are found.
 DIMENSIONS, MOST_PATCHES = 32, 8192
 # Width of the kernel, where the trunk's directions together have a mean square of one, and the
@@ -62,9 +68,7 @@ WIDTH, TOLD_DEVIATION = 1.2, 0.6
 # final fit, and those of them that are kept because the others add next to nothing.
 LANDMARKS, FINAL_LANDMARKS, KEPT_LANDMARKS = 512, 1536, 256
 JITTER = 1e-5
-# Of the scale, and those of which one is chosen for the kernel: beyond them there is nothing to be
-# had, and few sequences would choose by chance.
-SCALE_PENALTY, PENALTIES = 1e-3, (1.0, 3.0, 10.0)
+SCALE_PENALTY, PENALTY = 1e-3, 1.0  # ridge parameters of the scale and of the kernel
 INDEPENDENT = 48.0  # patches of a frame that count as independent
 # How strongly bins are drawn to the configured ones, in squared shares of them.
 BINS_DRAWN = 0.01
@@ -100,8 +104,9 @@ class Options:
     """How a calibration is fitted.
 
     Attributes:
-        variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (blocks
-            of features), 'monotone' (the bins only), 'scale' (one factor), 'none'.
+        variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (the
+            share of the correction that is best for them), 'monotone' (the bins only), 'scale'
+            (one factor), 'none'.
         source: what it was calibrated on, in words, for its label.
         split: the training split of a data set that it is, in words; '' for anything else.
         learning_curve: numbers of frames at which held-out errors are reported.
@@ -135,9 +140,9 @@ class Fitted:
         verdict: all of that in a sentence or two.
         held_out: by variant ('language': what is there without calibration, focal length counted;
             'mean map', 'scale', 'monotone', 'full', and 'shuffled': the full one fitted to the
-            depth of other frames), each on frames of blocks that it was not fitted to. The ridge
-            parameters of 'full' are chosen without these, too; those of 'full, choices seen' are
-            the final ones, so that it is a little too good (and 'full', of few blocks, too bad).
+            depth of other frames), each on frames of blocks that it was not fitted to. The share
+            of 'full' is chosen without these, too; that of 'full, choices seen' is the final one,
+            so that it is a little too good (and 'full', of few blocks, too bad).
         folds: rmse in metres of 'language', 'mean map', 'scale' and the chosen one in every fold.
         learning_curve: (frames, held-out rmse of 'full').
         r2: share of the variance of the residual of log depth that the full correction explains
@@ -147,7 +152,7 @@ class Fitted:
         monotone_bins: metres, the fitted bins of the 'monotone' variant.
         coverage: share of held-out pixels within 1.645 standard deviations.
         sensor_model: a, b, c, d, e of elevation_mapping: sigma = a + b (z - c)^2 + d z^e.
-        choices: ridge parameters by block, and whatever else was chosen.
+        choices: the share of the correction, and whatever else was chosen.
         frames: number of frames.
         blocks: number of sequences or blocks of time.
 
@@ -169,6 +174,19 @@ class Fitted:
     choices: dict[str, Any] = field(default_factory=dict)
     frames: int = 0
     blocks: int = 0
+
+
+class Choice(NamedTuple):
+    """What is chosen for the full correction.
+
+    Attributes:
+        scaled: whether what is simpler has one scale.
+        share: of the way from there to the full correction.
+
+    """
+
+    scaled: bool
+    share: float
 
 
 class Problem:
@@ -228,8 +246,7 @@ class Problem:
         self.design = np.concatenate(
             [np.ones((*self.base.shape, 1), np.float32), self.kernel.terms(frames, self.language)],
             axis=-1)
-        # Of every term, which ridge parameter it has.
-        self.block = np.minimum(np.arange(self.design.shape[-1]), 1)
+        self.penalty = _penalty(self.design.shape[-1])
         self.normal, self.right = self.sums(self.wish - self.base, self.weight)
 
     def _both(self, values: Float64) -> Float64:
@@ -261,64 +278,67 @@ class Problem:
     # Solving ------------------------------------------------------------------------------
 
     def corrections(
-        self, penalties: Float64, normal: Float64, right: Float64, without: int | None = None,
-    ) -> Float64:
-        """Correction of every frame, fitted to the other folds (and not to `without`)."""
+        self, normal: Float64, right: Float64, without: int | None = None,
+    ) -> tuple[Float64, Float64]:
+        """Fit to the other folds (and not to `without`).
+
+        Returns:
+            The one factor's logarithm, (F, 1, 1), and the full correction, (F, passes, P).
+
+        """
         rest = np.ones(self.folds, bool)
         if without is not None:
             rest[without] = False
-        penalty = np.diag(penalties[self.block])
-        whole, wanted = normal[rest].sum(axis=0), right[rest].sum(axis=0)
         own = rest[:, None, None]
-        solved = np.linalg.solve(
-            whole - normal * own + penalty, (wanted - right * own[..., 0])[..., None])[..., 0]
-        result = np.empty(self.base.shape)
+        others = normal[rest].sum(axis=0) - normal * own
+        wanted = right[rest].sum(axis=0) - right * own[..., 0]
+        solved = np.linalg.solve(others + self.penalty, wanted[..., None])[..., 0]
+        full = np.empty(self.base.shape)
         for fold in range(self.folds):
             inside = self.fold == fold
-            result[inside] = self.design[inside] @ solved[fold].astype(np.float32)
-        return result
+            full[inside] = self.design[inside] @ solved[fold].astype(np.float32)
+        # The first term is one: alone, it is the scale.
+        return (wanted[:, 0] / others[:, 0, 0])[self.fold][:, None, None], full
 
     def choose(
-        self, normal: Float64 | None = None, right: Float64 | None = None,
-        without: int | None = None,
-    ) -> Float64:
-        """Ridge parameters of the scale and the kernel with the least rmse on held-out folds."""
-        normal = self.normal if normal is None else normal
-        right = self.right if right is None else right
+        self, normal: Float64, right: Float64, without: int | None = None,
+    ) -> tuple[Choice, Float64]:
+        """Find the share of the correction with the least rmse on held-out folds.
 
-        def error(penalties: Float64) -> float:
-            return float(self.fold_errors(
-                self.base + self.corrections(penalties, normal, right, without), without).mean())
+        Returns:
+            The choice, and what it makes of the log depth of all frames, (F, passes, P).
 
-        return min((np.array([SCALE_PENALTY, value]) for value in PENALTIES), key=error)
+        """
+        scale, full = self.corrections(normal, right, without)
 
-    def full(self) -> Float64:
+        def errors(correction: Float64) -> Float64:
+            return self.fold_errors(self.base + correction, without)
+
+        scaled = _worth(errors(scale), errors(np.zeros_like(scale)))
+        found = [(Choice(scaled, share), part(scale, full, Choice(scaled, share)))
+                 for share in SHARES]
+        choice, correction = min(found, key=lambda one: float(errors(one[1]).mean()))
+        return choice, self.base + correction
+
+    def nested(self) -> Float64:
         """Log depth of the full correction, for every fold chosen and fitted on the others."""
         result = np.empty(self.base.shape)
+        scale, full = self.corrections(self.normal, self.right)
         for fold in range(self.folds):
-            penalties = self.choose(without=fold)
+            choice, _ = self.choose(self.normal, self.right, fold)
             inside = self.fold == fold
-            solved = self.solved(penalties, self.fold != fold)
-            result[inside] = self.base[inside] + self.design[inside] @ solved
+            result[inside] = self.base[inside] + part(scale[inside], full[inside], choice)
         return result
 
-    def solved(self, penalties: Float64, frames: NDArray[np.bool_]) -> Float64:
-        """(D,) weights of the terms, fitted to all folds of these frames."""
-        folds = np.unique(self.fold[frames])
-        weights: Float64 = np.linalg.solve(
-            self.normal[folds].sum(axis=0) + np.diag(penalties[self.block]),
-            self.right[folds].sum(axis=0))
-        return weights
-
-    def final(self, penalties: Float64) -> tuple[float, dict[str, Float64]]:
+    def final(self, choice: Choice) -> tuple[float, dict[str, Float64]]:
         """Bias and arrays of the kernel, fitted to all frames with more landmarks.
 
-        Cross-validation takes fewer, for it fits hundreds of times; what it says of errors is
+        Cross-validation takes fewer, for it fits a hundred times; what it says of errors is
         therefore a little too bad, which is the safe side.
         """
         kernel = Kernel.of(self.frames, self.language, FINAL_LANDMARKS)
         size = 1 + len(kernel.arrays['landmarks'])
-        normal, right = np.diag([penalties[0], *[penalties[1]] * (size - 1)]), np.zeros(size)
+        normal, right = _penalty(size), np.zeros(size)
         for i, (residual, weight) in enumerate(zip(
                 self.wish - self.base, self._unit * self.weight, strict=True)):
             terms = np.ones((*residual.shape, size))
@@ -328,7 +348,9 @@ class Problem:
             normal += weighted.T @ terms
             right += weighted.T @ residual.ravel()
         solution = np.asarray(np.linalg.solve(normal, right), np.float64)
-        return float(solution[0]), kernel.kept(solution[1:])
+        scale = right[:1] / (normal[0, 0] - SCALE_PENALTY)
+        bias = part(scale, solution[:1], choice)
+        return float(bias[0]), kernel.kept(choice.share * solution[1:])
 
     # Errors -------------------------------------------------------------------------------
 
@@ -555,7 +577,7 @@ def _log_mean(problem: Problem, bins: Float64) -> Float64:
     return log_depth
 
 
-def _held_out(problem: Problem, penalties: Float64) -> dict[str, Float64]:
+def _held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
     """(F, passes, P) log depth of every variant and control, each fold fitted on the others."""
     results = {'language': problem.base}
     for name in ('mean map', 'scale', 'monotone'):
@@ -566,29 +588,46 @@ def _held_out(problem: Problem, penalties: Float64) -> dict[str, Float64]:
         results['scale'][inside] = problem.base[inside] + _scale(problem, rest)
         results['monotone'][inside] = _log_mean(
             problem, _bins(problem, rest, problem.bins))[inside]
-    results['full'] = problem.full()
-    results[CHOSEN] = problem.base + problem.corrections(
-        penalties, problem.normal, problem.right)
-    results['shuffled'] = _shuffled(problem)
-    return results
+    results['full'] = problem.nested()
+    choice, results[CHOSEN] = problem.choose(problem.normal, problem.right)
+    results['shuffled'] = _shuffled(problem, choice)
+    return choice, results
 
 
-def _shuffled(problem: Problem) -> Float64:
+def _shuffled(problem: Problem, choice: Choice) -> Float64:
     """What is learned from the depth of other frames: no more than their mean, if all is well."""
     order = np.argsort(problem.fold, kind='stable')
     other = np.empty(problem.count, np.int64)
     other[order] = np.roll(order, problem.count // 2)
-    normal, right = problem.sums(
-        problem.wish[other] - problem.base, problem.weight[other])
-    penalties = problem.choose(normal, right)
-    return problem.base + problem.corrections(penalties, normal, right)
+    scale, full = problem.corrections(*problem.sums(
+        problem.wish[other] - problem.base, problem.weight[other]))
+    return problem.base + part(scale, full, choice)
 
 
-def judge(errors: Mapping[str, Float64]) -> tuple[str, bool, str]:
+def part(scale: Float64, full: Float64, choice: Choice) -> Float64:
+    """(F, 1, 1) and (F, passes, P) -> (F, passes, P), part of the way to the full correction."""
+    simple = scale * choice.scaled
+    return simple + choice.share * (full - simple)
+
+
+def _penalty(size: int) -> Float64:
+    """(D, D) of so many terms."""
+    return np.diag([SCALE_PENALTY, *[PENALTY] * (size - 1)])
+
+
+def _worth(errors: Float64, simpler: Float64) -> bool:
+    """Whether something is surely worth having, by the rmse of every fold."""
+    gain = simpler - errors
+    error = gain.std(ddof=1) / math.sqrt(len(gain))
+    return bool(errors.mean() <= WORTH * simpler.mean() and gain.mean() >= SURE * error)
+
+
+def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool, str]:
     """Which variant is worth having.
 
     Args:
         errors: rmse in metres of every fold, by variant.
+        share: of the full correction, that 'full, choices seen' is.
 
     Returns:
         The variant, whether it may be called an improvement, and why, in words.
@@ -596,27 +635,27 @@ def judge(errors: Mapping[str, Float64]) -> tuple[str, bool, str]:
     """
     means = {name: float(values.mean()) for name, values in errors.items()}
 
-    def worth(name: str, *simpler: str) -> bool:
-        best = min(simpler, key=lambda other: means[other])
-        gain = errors[best] - errors[name]
-        error = gain.std(ddof=1) / math.sqrt(len(gain))
-        return means[name] <= WORTH * means[best] and gain.mean() >= SURE * error
-
     variant = 'none'
-    if worth('scale', 'language'):
+    if _worth(errors['scale'], errors['language']):
         variant = 'scale'
-    if worth('monotone', 'language', 'scale', 'mean map'):
+    simple = min(('language', 'scale', 'mean map'), key=lambda name: means[name])
+    if _worth(errors['monotone'], errors[simple]):
         variant = 'monotone'
-    if worth(CHOSEN, 'language', 'scale', 'mean map', 'monotone'):
+    # A share of the correction competes with what is taken without it, not with what is no surer.
+    otherwise = 'language' if variant == 'none' else variant
+    if means[CHOSEN] < min(SHARE_WORTH * means[otherwise], means['mean map']) and (
+            errors[CHOSEN] < errors[otherwise]).mean() >= MOST:
         variant = 'full'
     rmse = means['language' if variant == 'none' else variant]
     controls = means['scale'], means['mean map'], means['language']
-    improved = variant in ('full', 'monotone') and rmse <= IMPROVED * min(controls)
+    improved = variant in ('full', 'monotone') and rmse <= IMPROVED * min(controls) and _worth(
+        errors[_ROWS.get(variant, variant)], errors[simple])
     numbers = (f'held-out rmse {rmse:.3f} m, of words alone {means["language"]:.3f} m, with one '
                f'scale {means["scale"]:.3f} m, of the mean map {means["mean map"]:.3f} m')
     if improved:
+        taken = f'{variant}, {share:.0%} of it' if variant == 'full' and share < 1 else variant
         return variant, True, (
-            f'The correction ({variant}) helps: {numbers}: '
+            f'The correction ({taken}) helps: {numbers}: '
             f'{1 - rmse / min(controls):.0%} less than the best of these.')
     if means['mean map'] < min(rmse, means['language']):
         return variant, False, (
@@ -624,8 +663,9 @@ def judge(errors: Mapping[str, Float64]) -> tuple[str, bool, str]:
             f'model here ({numbers}).')
     chosen = {'none': 'depth is left as the words say it', 'scale': 'one scale is taken',
               'monotone': 'other bins are taken',
-              'full': f'the full correction is taken for its {means[CHOSEN]:.3f} m, which count '
-                      'only if its ridge parameters were not chosen by the same blocks'}[variant]
+              'full': f'{share:.0%} of the full correction are taken for their '
+                      f'{means[CHOSEN]:.3f} m, which count only if that share was not chosen '
+                      'by the same blocks'}[variant]
     return variant, False, (
         f'No improvement by {1 - IMPROVED:.0%} over both one scale and the mean map is seen; '
         f'{chosen} ({numbers}).')
@@ -651,10 +691,8 @@ def _learning_curve(problem: Problem, counts: Sequence[int]) -> list[tuple[int, 
         if len(np.unique(problem.fold[kept])) < problem.folds:
             continue
         normal, right = problem.sums(problem.wish - problem.base, problem.weight, kept)
-        penalties = problem.choose(normal, right)
-        errors = problem.fold_errors(
-            problem.base + problem.corrections(penalties, normal, right))
-        curve.append((count, float(errors.mean())))
+        _, log_depth = problem.choose(normal, right)
+        curve.append((count, float(problem.fold_errors(log_depth).mean())))
     return curve
 
 
@@ -689,7 +727,7 @@ def _temperature(problem: Problem, bins: Float64, now: float) -> float:
 # Putting it together -----------------------------------------------------------------------
 
 
-def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
+def _arrays(problem: Problem, variant: str, choice: Choice, bins: Float64,
             ) -> dict[str, Float32]:
     """The numbers of a calibration, but for the error bars, fitted to all frames."""
     everything = np.ones(problem.count, bool)
@@ -698,7 +736,7 @@ def _arrays(problem: Problem, variant: str, penalties: Float64, bins: Float64,
     if variant == 'scale':
         bias = _scale(problem, everything)
     if variant == 'full':
-        bias, kernel = problem.final(penalties)
+        bias, kernel = problem.final(choice)
     return {name: np.asarray(values, np.float32) for name, values in {
         'bias': bias, 'bins': bins if variant == 'monotone' else problem.bins,
         **kernel}.items()}
@@ -737,10 +775,9 @@ def fit(
     problem = Problem(frames)
     log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
         f'{problem.folds} folds of sequences.')
-    penalties = problem.choose()
-    predictions = _held_out(problem, penalties)
+    choice, predictions = _held_out(problem)
     errors = {name: problem.fold_errors(values) for name, values in predictions.items()}
-    variant, improved, verdict = judge(errors)
+    variant, improved, verdict = judge(errors, choice.share)
     if options.variant not in ('auto', variant):
         verdict = f'Variant {options.variant} was asked for. {verdict}'
         variant, improved = options.variant, False
@@ -763,9 +800,8 @@ def fit(
                if name in BOUND}, 'reference_focal': focal},
         split=options.split, images=frames.digests, camera_known=frames.camera_known)
     calibration = Calibration.make(about, {
-        **_arrays(problem, variant, penalties, bins), 'rays': frames.own_rays,
+        **_arrays(problem, variant, choice, bins), 'rays': frames.own_rays,
         'spread': bars.weights, 'knots': bars.knots})
-    penalized = problem.normal.sum(axis=0) + np.diag(penalties[problem.block])
     return Fitted(
         calibration=calibration, variant=variant, improved=improved, verdict=verdict,
         held_out={name: problem.metrics(values) for name, values in predictions.items()},
@@ -773,9 +809,10 @@ def fit(
             ('language', 'mean map', 'scale', _ROWS.get(variant, variant)))}
             for fold in range(problem.folds)],
         learning_curve=_learning_curve(problem, options.learning_curve),
-        r2=_r2(problem, predictions['full']), condition=float(np.linalg.cond(penalized)),
+        r2=_r2(problem, predictions['full']), condition=float(np.linalg.cond(
+            problem.normal.sum(axis=0) + problem.penalty)),
         temperature=_temperature(problem, problem.bins, estimator.config.temperature),
         monotone_bins=tuple(bins.tolist()), coverage=bars.coverage,
         sensor_model=bars.sensor_model,
-        choices={'ridge of the kernel': float(penalties[1])},
+        choices={'share of the full correction': choice.share},
         frames=problem.count, blocks=problem.blocks)
