@@ -78,7 +78,7 @@ def test_the_report(calibrated, folder):
     markdown = calibrated.with_suffix('.md').read_text()
     for text in (str(folder), 'mean depth of every pixel', 'depth of other frames', 'condition',
                  'R²', 'sigma = a + b', '| 10 |', 'within 1.645 standard deviations',
-                 'ridge of the kernel', '![Examples](robot.png)'):
+                 'share of the full correction', '![Examples](robot.png)'):
         assert text in markdown
     html = calibrated.with_suffix('.html').read_text()
     assert "default-src 'none'" in html

@@ -26,7 +26,7 @@ ROWS = {
     'scale': 'words times one fitted scale',
     'monotone': 'bins fitted, words as they are',
     'full': 'words corrected by features',
-    'full, choices seen': 'the same, its strength chosen on the held-out blocks too',
+    'full, choices seen': 'the same, its share chosen on the held-out blocks too',
     'mean map': 'control: the mean depth of every pixel, no image',
     'shuffled': 'control: corrected towards the depth of other frames',
 }
