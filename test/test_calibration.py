@@ -22,7 +22,9 @@ from depthclip_ros.core import (
     tensor_file,
 )
 from depthclip_ros.core.calibration import (
+    LARGEST_CORRECTION,
     NEIGHBOURS,
+    SPREAD_TERMS,
     SPREADS,
     Calibration,
     correct,
@@ -292,6 +294,22 @@ def test_one_factor_and_other_bins(estimator, use):
     use(calibrations.arrays_for(estimator, bins=bins))
     np.testing.assert_allclose(estimator.predict(IMAGES[0]).patch_depth,
                                np.tensordot(bins, plain.weights, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_a_correction_ends_at_its_bound_whatever_the_focal_length(estimator, use, sign):
+    plain, own = estimator.predict(IMAGES[0]), camera(0.6)
+    spread = np.zeros(SPREAD_TERMS)
+    spread[[0, 6]] = math.log(0.1), 0.2
+    use(calibrations.arrays_for(estimator, bias=sign * 5.0, spread=spread))
+    found = estimator.predict(IMAGES[0], intrinsics=own)
+    assert found.focal_ratio != 1.0
+    bound = math.exp(sign * LARGEST_CORRECTION)
+    np.testing.assert_allclose(
+        found.patch_depth, bound * found.focal_ratio * plain.patch_depth, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.patch_stddev, 0.1 * math.exp(0.2 * LARGEST_CORRECTION) * found.patch_depth,
+        rtol=1e-5)
 
 
 def by_hand(estimator, arrays, image, camera_model):
