@@ -94,6 +94,17 @@ def test_speeds_are_the_committed_measurement():
     ) in ' '.join(section(README, 'Speed').split())
 
 
+@pytest.mark.parametrize(('line', 'machine', 'way'), [
+    ('CPU with AMX', 'xeon-amx', 'onednn, bfloat16, plain'),
+    ('CPU with AVX-512 BF16', 'epyc-zen4', 'torch, bfloat16, plain'),
+    ('CPU with AVX-512 VNNI', 'xeon-avx512', 'onnxruntime, int8, plain')])
+def test_what_a_setting_gains_is_the_committed_measurement(line, machine, way):
+    (cells,) = [row for row in rows(section(README, 'Speed')) if row[0].startswith(line)]
+    result = json.loads((ROOT / f'benchmarks/results/{machine}/estimator-cpu.json').read_text())
+    measured = {row['name']: row['p50 [ms]'] for row in result['against naive']['rows']}
+    assert cells[2] == f'{measured[way]:.0f} ms, {measured["torch, float32, plain"]:.0f} ms'
+
+
 def test_rates_are_the_committed_measurement():
     """Images a second of the whole node, of which a laptop's user has an idea."""
     rates = []

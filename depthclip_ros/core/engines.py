@@ -7,7 +7,7 @@
     compile    the folded network through torch.compile (needs a C++ compiler on a CPU)
     onnxruntime    the folded network on ONNX Runtime, on a CPU, in float32 or int8 (see `int8`)
     auto       onednn for bfloat16 on a CPU with AMX, onnxruntime for int8, else torch: what is
-               fastest (benchmarks/README.md)
+               fastest (docs/performance.md)
 
 Whatever runs is first compared with the reference on known images of the real size and number, and
 refused if it lies. What the reference gives is kept on disk, where it can speak for an engine, but

@@ -4,7 +4,7 @@
 Batch norm is folded into the convolutions, activations lie channels-last, and on a CPU each
 convolution, its bias, the addition of the shortcut and the ReLU are one call of oneDNN, with
 weights packed once for the input's size. That is as fast as what `torch.compile` and OpenVINO
-make of the same graph (benchmarks/README.md), and needs neither a compiler nor a warm-up. Where
+make of the same graph (docs/performance.md), and needs neither a compiler nor a warm-up. Where
 these operators do not work, the same steps are torch's plain ones. In float32 most 3x3
 convolutions take `winograd` instead, which is faster than all of them.
 """
