@@ -394,16 +394,18 @@ def _views(
 ) -> Views:
     """See `Calibration.views`."""
     views = [
-        _view(calibration.arrays, *of_one, mirrored) for mirrored in (False, True)[:1 + flip]
+        _view(calibration, *of_one, mirrored) for mirrored in (False, True)[:1 + flip]
         for of_one in zip(cameras, windows, focal_ratios, strict=True)]
     return Views(*(_tensor(np.stack(values), device) for values in zip(*views, strict=True)))
 
 
+@lru_cache(maxsize=64)  # cameras come in other batches, and rays through a lens take milliseconds
 def _view(
-    a: tensor_file.Arrays, camera: CameraModel | None, window: Window, focal_ratio: float,
+    calibration: Calibration, camera: CameraModel | None, window: Window, focal_ratio: float,
     mirrored: bool,
 ) -> tuple[NDArray[np.floating[Any]], ...]:
     """`Views` of one image."""
+    a = calibration.arrays
     rays = a['rays']
     if camera is not None:
         own, (h, w) = rays, rays.shape[:2]
