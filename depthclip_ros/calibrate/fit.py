@@ -348,7 +348,7 @@ class Problem:
             normal += weighted.T @ terms
             right += weighted.T @ residual.ravel()
         solution = np.asarray(np.linalg.solve(normal, right), np.float64)
-        scale = right[:1] / (normal[0, 0] - SCALE_PENALTY)
+        scale = np.array([_scale(self, np.ones(self.count, bool))])
         bias = part(scale, solution[:1], choice)
         return float(bias[0]), kernel.kept(choice.share * solution[1:])
 
