@@ -574,11 +574,10 @@ def _custom(estimator: DepthEstimator, options: Options) -> dict[str, str]:
     """What the output's metadata says about where its depth is from."""
     settings = {**estimator.config.to_dict(), **options.node.to_dict()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    calibration = estimator.calibration
     return {'depthclip_ros': __version__,
             'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
             'depthclip_settings': digest,
-            'depthclip_calibration': '' if calibration is None else calibration.label}
+            'depthclip_calibration': estimator.label}
 
 
 def _type_of(relative: str) -> str:

@@ -35,7 +35,6 @@ from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
 from .model import (
     check_new,
-    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -183,7 +182,7 @@ class Comparer:
         weights = self._estimator.weights
         return {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
                 'device': str(self._estimator.device), 'precision': self._estimator.precision,
-                'calibration': label_of(self._estimator),
+                'calibration': self._estimator.label,
                 'settings': self._depth.to_dict()}
 
     def compare(self, source: str, pictures: int) -> Compared:

@@ -70,16 +70,11 @@ def load_estimator(
     to_stderr(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
               f'{depth.input_height} x {depth.input_width} pixels in '
               f'{estimator.grid[0]} x {estimator.grid[1]} patches')
-    if label := label_of(estimator):
-        to_stderr(f'Depth is {label}.')
+    if estimator.label:
+        to_stderr(f'Depth is {estimator.label}.')
     if not estimator.weights.trained:
         print_untrained()
     return estimator
-
-
-def label_of(estimator: DepthEstimator) -> str:
-    """What is to be said of calibrated depth wherever it is shown; '' for that of words alone."""
-    return '' if estimator.calibration is None else estimator.calibration.label
 
 
 def print_untrained() -> None:

@@ -24,7 +24,6 @@ from ..sources.pictures import picture_files, read_picture
 from .model import (
     given_camera,
     intrinsics_of,
-    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -168,10 +167,11 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     patch_picture = enlarge(patches, low, high, max(1, 640 // patches.shape[1]))
     if warning:
         write_warning(patch_picture, warning)
-    if label := label_of(estimator):
-        write_note(patch_picture, label)
+    if estimator.label:
+        write_note(patch_picture, estimator.label)
     write_picture(f'{target}_depth.png', millimetres)
-    write_picture(f'{target}_color.png', with_bar(prediction.depth, low, high, label, warning))
+    write_picture(f'{target}_color.png', with_bar(
+        prediction.depth, low, high, estimator.label, warning))
     write_picture(f'{target}_patches.png', patch_picture)
     np.save(f'{target}_patches.npy', patches)
     return lost

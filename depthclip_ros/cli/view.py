@@ -22,7 +22,6 @@ from .frames import NamedFrame, named_frames
 from .model import (
     given_camera,
     intrinsics_of,
-    label_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -191,7 +190,7 @@ def view(options: argparse.Namespace) -> int:
                 given = camera_of(image)
                 prediction = estimator.predict(image.rgb, intrinsics=given)
                 seen = Seen(shown + 1, image.name, image.rgb, prediction, depth,
-                            estimator.weights.trained, given, live, label_of(estimator))
+                            estimator.weights.trained, given, live, estimator.label)
                 more = [output.show(seen) for output in outputs]
             except DataError as error:
                 skip(DataError(error.condition, f'{image.name}: {error}'))

@@ -111,7 +111,7 @@ class Window:
         if spot is not None and not seen.live:
             print(f'{seen.name}: {seen.answers(*spot)}', flush=True)
         cv2.imshow(TITLE, draw(seen.rgb, seen.prediction, seen.config, spot,
-                               [seen.name, *filter(None, [seen.label])],
+                               [seen.name, seen.label] if seen.label else [seen.name],
                                '' if seen.trained else UNTRAINED))
 
     def _on_mouse(self, event: int, x: int, y: int, _flags: int, _data: object) -> None:

@@ -364,8 +364,13 @@ class DepthEstimator:
 
     @property
     def calibration(self) -> Calibration | None:
-        """The calibration in force: its `label` belongs to all depth that is shown."""
+        """The calibration in force."""
         return self._settings.calibration
+
+    @property
+    def label(self) -> str:
+        """What all that shows calibrated depth has to say; '' for that of words alone."""
+        return '' if self.calibration is None else self.calibration.label
 
     @property
     def text_features(self) -> NDArray[np.float32]:

@@ -192,7 +192,7 @@ def model_status(
             'weights': estimator.weights.name,
             'weights sha256': estimator.weights.digest,
             'trained': estimator.weights.trained,
-            'calibration': '' if calibration is None else calibration.label,
+            'calibration': estimator.label,
             'calibration sha256': '' if calibration is None else calibration.digest,
             'text cache hit': estimator.text_cache_hit,
             'backbone': estimator.config.backbone,

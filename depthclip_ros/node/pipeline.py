@@ -196,9 +196,8 @@ class Pipeline:
             self._node.get_logger().info(
                 f'{frames[0].camera.label}New settings, first in the image with stamp '
                 f'{_seconds(frames[0].header)}: {_difference(before, config)}.')
-            calibration = estimator.calibration
-            if calibration is not None and config.calibration != before.calibration:
-                self._node.get_logger().info(f'Depth is {calibration.label}.')
+            if estimator.label and config.calibration != before.calibration:
+                self._node.get_logger().info(f'Depth is {estimator.label}.')
         return predictions
 
     def _adjuster(self, frame: Frame) -> Anchor | None:
@@ -287,12 +286,10 @@ class Pipeline:
         try:
             estimator = self._model.estimator
             if estimator is not None:
-                calibration = estimator.calibration
                 with self.times.measure('publish pictures'):
                     camera.outputs.publish_pictures(
                         header, prediction, color_range(estimator.config.depth_span),
-                        trained=estimator.weights.trained,
-                        note='' if calibration is None else calibration.label)
+                        trained=estimator.weights.trained, note=estimator.label)
                     camera.outputs.publish_scene(header, prediction.scene)
                     if not camera.outputs.publish_stddev(header, prediction):
                         self._warn_no_stddev(camera)
@@ -311,7 +308,7 @@ class Pipeline:
         """Publish depth/words, and say what came of a click."""
         camera, config = frame.camera, estimator.config
         clicked, spot = camera.clicked, None
-        lines = [] if estimator.calibration is None else [estimator.calibration.label]
+        lines = [estimator.label] if estimator.label else []
         if camera.anchor is not None:
             lines.append(f'anchor: scale {prediction.adjustment.scale:.3g}')
         if clicked is not None:
