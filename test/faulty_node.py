@@ -2,7 +2,8 @@
 """The node with faults in its way, for processes of tests: `python test/faulty_node.py ...`.
 
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
-others are answered as usual. A fault while loading is named by the environment: FAULT_AT_LOAD.
+others are answered as usual. A fault while loading is named by the environment: FAULT_AT_LOAD;
+with FAULT_AT_START the node's constructor never returns.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def _hang_at_a_parameter(self, parameters_, on_set=parameters.Parameters._on_set
 
 
 if __name__ == '__main__':
+    if os.environ.get('FAULT_AT_START'):
+        depth_node.ClockWatch = lambda _node: time.sleep(3600)
     estimator.DepthEstimator = FaultyEstimator
     parameters.Parameters._on_set = _hang_at_a_parameter
     depth_node.run()

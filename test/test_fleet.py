@@ -310,7 +310,7 @@ def test_on_two_workers_of_ray_one_is_killed(plain, bags, tmp_path, ray_folder, 
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
             time.sleep(0.002)
-        process.wait(timeout=120)
+        process.wait(timeout=300)
     finally:
         process.kill()
         process.wait()

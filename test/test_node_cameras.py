@@ -12,7 +12,6 @@ pytest.importorskip('rclpy')
 
 import cv2
 import numpy as np
-import rclpy
 from clip_standin import synthetic_rgb
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import serialize_message
@@ -26,6 +25,7 @@ from ros_harness import (
     counters,
     depth_array,
     image,
+    node_here,
     running,
     tiny_arguments,
     values_of,
@@ -285,11 +285,8 @@ def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load)
 
 
 def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monkeypatch):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = LifecycleNode('order', context=context)
     calls = []
-    try:
+    with node_here(domain, LifecycleNode, 'order') as node:
         cameras = [Camera(node, NodeConfig(), name, threading.Condition()) for name in 'ab']
         for camera in cameras:
             monkeypatch.setattr(camera.outputs, 'any_wanted', lambda: True)
@@ -302,9 +299,6 @@ def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monk
         pipeline = Pipeline(node, model, estimator.config, lambda _seconds: True)
         raw = serialize_message(image(Header(), *PICTURES['rear']))
         pipeline.answer([(camera, raw) for camera in cameras])
-    finally:
-        node.destroy_node()
-        rclpy.shutdown(context=context)
     assert calls == [('publish_depth', 'a'), ('publish_depth', 'b'),
                      ('publish_pictures', 'a'), ('publish_pictures', 'b')]
     assert pipeline.batch_sizes.percentile(100) == 2

@@ -49,6 +49,18 @@ def test_a_device_that_stays_lost_ends_the_process(domain, cache, tiny_weights):
         assert end(node, signal.SIGINT) == 0, 'in a break between two reloads'
 
 
+def test_a_start_that_takes_long_is_given_up_for_a_signal(
+        domain, cache, tiny_weights, undisturbed):
+    # Coverage, if it is measured, would wait at the end.
+    node = faulty(tiny_weights, domain, cache,
+                  {'FAULT_AT_START': '1', 'COVERAGE_PROCESS_CONFIG': ''})
+    with Peer(domain, listen=(), node=node) as peer:
+        peer.wait(lambda: 'depth_node' in peer.node.get_node_names(), 'the node')
+        peer.process = None
+        with undisturbed():
+            assert end(node) == 0, node.output
+
+
 @pytest.mark.parametrize(('state', 'status'), [
     ('unconfigured', 0), ('loading in Python', 0), ('active', 0), ('under load', 0),
     ('stuck in C', 1), ('in a parameter callback', 1)])
@@ -82,6 +94,10 @@ def test_a_signal_ends_the_process_in_any_state(
                     for _ in range(30):
                         peer.send(good(peer))
                 assert end(node) == status, node.output
+            if state in ('unconfigured', 'active', 'under load'):
+                ended = time.monotonic()  # who is only not heard of any more stays for 20 s
+                peer.wait(lambda: 'depth_node' not in peer.node.get_node_names(), 'its farewell')
+                assert time.monotonic() - ended < 10
         assert 'Traceback' not in node.output, node.output
     finally:
         node.process.kill()

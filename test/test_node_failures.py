@@ -12,11 +12,10 @@ import pytest
 pytest.importorskip('rclpy')
 
 import numpy as np
-import rclpy
 from clip_standin import synthetic_rgb
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import serialize_message
-from ros_harness import camera_info, image
+from ros_harness import camera_info, image, node_here
 from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import ImageError
@@ -83,12 +82,8 @@ class Setup:
 
 @pytest.fixture
 def make(domain, estimator, monkeypatch):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = LifecycleNode('failures', context=context)
-    yield lambda *names: Setup(node, estimator, monkeypatch, names)
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with node_here(domain, LifecycleNode, 'failures') as node:
+        yield lambda *names: Setup(node, estimator, monkeypatch, names)
 
 
 BAD = np.full_like(RGB, MARK)

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
-from ros_harness import PATIENCE, camera_info
+from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
@@ -29,12 +29,8 @@ LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 @pytest.fixture
 def node(domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = rclpy.create_node('inputs', context=context)
-    yield node
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with node_here(domain, Node, 'inputs') as node:
+        yield node
 
 
 def spin_until(node, condition, follow=None):
@@ -97,10 +93,7 @@ def test_a_burst_arrives_whole(node):
 
 
 def test_a_camera_takes_the_latched_camera_info(domain):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = LifecycleNode('camera', context=context)
-    try:
+    with node_here(domain, LifecycleNode, 'camera') as node:
         publisher = node.create_publisher(CameraInfo, 'late/camera_info', LATCHED)
         publisher.publish(camera_info(Header(), 11, 48))
         camera = Camera(node, NodeConfig(), 'late', threading.Condition())
@@ -108,6 +101,3 @@ def test_a_camera_takes_the_latched_camera_info(domain):
         spin_until(node, lambda: camera.calibration.received, camera)
         assert camera.info_is_latched
         camera.destroy()
-    finally:
-        node.destroy_node()
-        rclpy.shutdown(context=context)

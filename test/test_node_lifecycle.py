@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from ros_harness import INPUT_HEIGHT, INPUT_WIDTH
+from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, node_here
 
 from depthclip_ros.node.depth_node import DepthNode
 
@@ -23,17 +22,13 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 
 @pytest.fixture
 def node(domain, cache, tiny_weights):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
     values = {'weights': str(tiny_weights), 'backbone': 'auto', 'device': 'cpu',
               'num_threads': 2, 'input_height': INPUT_HEIGHT, 'input_width': INPUT_WIDTH,
               'cache_dir': str(cache)}
-    node = DepthNode(context=context, parameter_overrides=[
-        Parameter(name, value=value) for name, value in values.items()])
-    yield node
-    node.close()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with node_here(domain, DepthNode, parameter_overrides=[
+            Parameter(name, value=value) for name, value in values.items()]) as node:
+        yield node
+        node.close()
 
 
 def round_trip(node, **changes):

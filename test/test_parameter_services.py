@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-import rclpy
 from rcl_interfaces.srv import (
     GetParameters,
     ListParameters,
@@ -19,7 +18,7 @@ from rcl_interfaces.srv import (
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from ros_harness import PATIENCE, Peer
+from ros_harness import PATIENCE, Peer, node_here
 
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.node.parameters import Parameters
@@ -57,32 +56,28 @@ class Encoder:
 @pytest.fixture
 def graph(domain):
     """A node with our services whose executor has one thread, and a peer."""
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = rclpy.create_node('depth_node', context=context, start_parameter_services=False,
-                             automatically_declare_parameters_from_overrides=True)
-    node.encoder, node.applied = Encoder(), []
-    parameters = Parameters(node, lambda: True, lambda: node.encoder, node.applied.append)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    node.ended = threading.Event()
+    with node_here(domain, Node, 'depth_node', start_parameter_services=False,
+                   automatically_declare_parameters_from_overrides=True) as node:
+        node.encoder, node.applied = Encoder(), []
+        parameters = Parameters(node, lambda: True, lambda: node.encoder, node.applied.append)
+        executor = SingleThreadedExecutor(context=node.context)
+        executor.add_node(node)
+        node.ended = threading.Event()
 
-    def spin():
-        while not node.ended.is_set():
-            executor.spin_once(timeout_sec=1.0)
-    thread = threading.Thread(target=spin, daemon=True)
-    thread.start()
-    try:
-        with Peer(domain, listen=()) as peer:
-            yield node, peer, parameters
-    finally:
-        node.encoder.go_on.set()
-        node.ended.set()
-        thread.join(PATIENCE)
-        executor.remove_node(node)
-        node.destroy_node()
-        executor.shutdown(1.0)
-        rclpy.shutdown(context=context)
+        def spin():
+            while not node.ended.is_set():
+                executor.spin_once(timeout_sec=1.0)
+        thread = threading.Thread(target=spin, daemon=True)
+        thread.start()
+        try:
+            with Peer(domain, listen=()) as peer:
+                yield node, peer, parameters
+        finally:
+            node.encoder.go_on.set()
+            node.ended.set()
+            thread.join(PATIENCE)
+            executor.remove_node(node)
+            executor.shutdown(1.0)
 
 
 def request(peer, values, *, together=True):

@@ -196,8 +196,24 @@ def test_all_checks_run_and_any_failure_counts(run, monkeypatch, capsys):
     monkeypatch.setattr(run.subprocess, 'run', record)
     assert run.run_tests(Path('python'), ['-k', 'x']) == 1
     assert commands == [['ruff', 'check', '.'], ['mypy', '--strict', 'depthclip_ros'],
-                        ['pytest', *run.WORKERS, '-k', 'x']]
+                        ['pytest', *run.WORKERS, *run.HANGS, '-k', 'x']]
     assert 'mypy (exit code 1)' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_test_that_hangs_fails_and_the_others_run(run, tmp_path):
+    """As code in C hangs that keeps Python's lock: no signal and no other thread is heard."""
+    (tmp_path / 'test_that.py').write_text(
+        'import ctypes\ndef test_hangs():\n    ctypes.PyDLL(None).sleep(600)\n')
+    (tmp_path / 'test_others.py').write_text('def test_one(): pass\ndef test_two(): pass\n')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', *run.WORKERS, *run.HANGS, '-o', 'faulthandler_timeout=1'],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        env={name: value for name, value in os.environ.items() if 'PYTEST' not in name})
+    assert done.returncode == 1, done.stdout
+    assert "crashed while running 'test_that.py::test_hangs'" in done.stdout
+    assert '2 passed' in done.stdout
+    assert 'test_that.py", line 3 in test_hangs' in done.stderr
 
 
 @pytest.mark.parametrize(('arguments', 'command'), [

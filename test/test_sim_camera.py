@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import itertools
 import re
@@ -226,6 +227,7 @@ def make_node(domain):
     for node in nodes:
         node.destroy_node()
     rclpy.shutdown(context=context)
+    gc.collect()  # nodes that refused their parameters
 
 
 @pytest.mark.parametrize(('parameters', 'message'), [

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+from ros_harness import node_here
 
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.stats import collect, summary, table
@@ -67,17 +68,13 @@ def test_one_node_of_several_and_cameras_that_are_gone():
 def publishing(domain, monkeypatch):
     """A node that tells the statuses from above, ten times a second, on its own domain."""
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = rclpy.create_node('teller', context=context)
-    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
     from depthclip_ros.node.worker import Ticker
-    ticker = Ticker(0.1, lambda: publisher.publish(
-        DiagnosticArray(status=[MODEL, LEFT, RIGHT, FOREIGN])))
-    yield ticker
-    ticker.stop()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with node_here(domain, Node, 'teller') as node:
+        publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        ticker = Ticker(0.1, lambda: publisher.publish(
+            DiagnosticArray(status=[MODEL, LEFT, RIGHT, FOREIGN])))
+        yield ticker
+        ticker.stop()
 
 
 def test_once_and_as_json(publishing, capsys):

@@ -14,10 +14,9 @@ import pytest
 pytest.importorskip('rclpy')
 
 import numpy as np
-import rclpy
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import serialize_message
-from ros_harness import camera_info, image
+from ros_harness import camera_info, image, node_here
 from std_msgs.msg import Header
 
 from depthclip_ros.node import stamps as stamps_module
@@ -134,16 +133,12 @@ def test_levels_of_limits(value, limit, most, level):
 
 @pytest.fixture
 def camera(domain, clock):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = LifecycleNode('watched', context=context)
-    camera = Camera(node, NodeConfig(), '', threading.Condition())
-    camera.subscribe()
-    camera.last_image = camera.last_info = clock.now
-    yield camera
-    camera.destroy()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with node_here(domain, LifecycleNode, 'watched') as node:
+        camera = Camera(node, NodeConfig(), '', threading.Condition())
+        camera.subscribe()
+        camera.last_image = camera.last_info = clock.now
+        yield camera
+        camera.destroy()
 
 
 @pytest.fixture

@@ -203,9 +203,11 @@ class DepthNode(LifecycleNode):
         _answer_refusals(self)
 
     def destroy_node(self) -> None:
-        """Destroy the node, and end the thread that reports."""
+        """Destroy the node, which leaves the graph, and end the thread that reports."""
         self._ticker.stop()
         super().destroy_node()
+        # It holds the node: in the graph all would stay, 20 s longer than the process.
+        self._state_machine.destroy_when_not_in_use()
 
     # Lifecycle -----------------------------------------------------------------------------
 
@@ -246,15 +248,16 @@ class DepthNode(LifecycleNode):
             self._shared.subscribe()
         for camera in self._cameras:
             camera.subscribe()
-            depth_topic, *_ = output_topics(self, camera.name)
-            self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                                   f'{depth_topic} out.')
         self._reports = [(CameraReport(camera, self._pipeline.times), Watchdog(self, camera))
                          for camera in self._cameras]
         # A player begins when it finds the subscriptions: until now time had no reason to go on.
         self._clock_watch = ClockWatch(self)
         self._worker.begin(self._cameras, self._pipeline.answer)
         self._active = True
+        for camera in self._cameras:
+            depth_topic, *_ = output_topics(self, camera.name)
+            self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
+                                   f'{depth_topic} out.')
         return result
 
     @_reporting_bugs
@@ -547,6 +550,7 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
     keep_freed_memory()
     node: DepthNode | None = None
     started = stopped = False
+    signals.status = lambda: 0  # a start that takes long, and is not wanted any more
     try:
         others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
         if not {'-h', '--help'}.isdisjoint(others):
@@ -564,6 +568,7 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:
+            signals.status = lambda: 1  # the main thread is stuck in a callback
             _spin(node, signals.received)
         stopped = signals.received.is_set()
         signals.status = node.status  # the main thread is here, and not stuck
