@@ -17,6 +17,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from doc_tables import between_marks
+
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 FIGURES = DOCS / 'reliability.json'
 PAGE = DOCS / 'reliability.md'
@@ -62,9 +64,7 @@ def kinds(kept: Mapping[str, Any]) -> list[str]:
 def filled(page: str, kept: Mapping[str, Any]) -> str:
     """The page with its tables made anew, between their marks."""
     for name, rows in (('summary', summary(kept)), ('kinds', kinds(kept))):
-        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
-        before, rest = page.split(begin)
-        page = '\n'.join((before + begin, *rows, end)) + rest.split(end)[1]
+        page = between_marks(page, name, rows)
     return page
 
 
