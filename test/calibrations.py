@@ -13,7 +13,6 @@ from depthclip_ros.core.calibration import (
     TOLD,
     About,
     Calibration,
-    look_scales,
     no_kernel,
 )
 from depthclip_ros.core.geometry import CameraModel
@@ -59,7 +58,7 @@ def random_arrays(estimator, seed=0):
         'bias': rng.normal(0, 0.1),
         'projection': rng.normal(0, width ** -0.5, (directions, width)),
         'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
-        'landmarks': rng.normal(0, 0.3, (landmarks, look_scales(directions, np.ones(TOLD)).size)),
+        'landmarks': rng.normal(0, 0.3, (landmarks, directions + 2 * (directions // 2) + TOLD)),
         'kernel': rng.normal(0, 0.3, landmarks)}
     return {**arrays, **{name: np.float32(values) for name, values in kernel.items()},
             'spread': spread.astype(np.float32),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from depthclip_ros.calibrate import fit as fitting
-from depthclip_ros.calibrate.fit import Options, Problem, Sample, fit, judge
+from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
 from depthclip_ros.calibrate.frames import Frames, wanted
 from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
@@ -304,21 +304,3 @@ def test_few_landmarks_are_kept_and_say_what_all_said(monkeypatch):
         assert len(kept['landmarks']) <= min(most, 5)
         found = fitting._likeness(places, kept['landmarks']) @ kept['kernel']
         np.testing.assert_allclose(found, whole, atol=0.02 * np.abs(whole).max())
-
-
-@pytest.mark.parametrize(('scale', 'scaled'), [(0.1, True), (0.004, False)])
-def test_a_share_may_begin_at_a_scale_that_is_not_surely_worth_having(scale, scaled):
-    """If it is 1 % better than without one."""
-    wish = np.array([0.3, 0.3, 0.3, -0.3, -0.3])
-
-    class Planted(Problem):
-        def __init__(self):
-            self.base = np.zeros(5)
-
-        def corrections(self, *_):
-            return np.full(5, scale), scale + 4 * (wish - scale)
-
-        def fold_errors(self, log_depth, _without=None):
-            return 1 + np.abs(log_depth - wish)
-
-    assert Planted().choose(None, None)[0] == (scaled, 0.25)

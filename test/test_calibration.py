@@ -33,7 +33,6 @@ from depthclip_ros.core.calibration import (
 )
 from depthclip_ros.core.estimator import Adjustment, words
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.core.local_anchor import LocalCorrection
 from depthclip_ros.core.window import fit_window
 
 SIZE = 96, 128
@@ -329,11 +328,9 @@ def by_hand(estimator, arrays, image, camera_model):
     correction = a['bias'] + np.log(np.tensordot(a['bins'], weights, 1)) - np.log(depth)
     directions = np.tensordot(a['projection'], trunk, 1) + a['offset'][:, None, None]
     # Of the five directions, the last two.
-    padded = np.pad(directions[3:], ((0, 0), (3, 3), (0, 0)), mode='edge')
-    near = [weight * padded[:, 3 + rows:][:, :directions.shape[1]]
-            for far, weight in NEIGHBOURS.items() for rows in (-far, far)]
+    near = NEIGHBOURS * np.pad(directions, ((0, 0), (1, 1), (0, 0)), mode='edge')[3:]
     told = np.stack([np.log(depth), np.full_like(depth, np.log(depth).mean()), *rays])
-    look = np.concatenate([directions, *near,
+    look = np.concatenate([directions, near[:, :-2], near[:, 2:],
                            told * a['scales'][:, None, None]])
     distance = np.square(look[:, None] - a['landmarks'].T[..., None, None]).sum(axis=0)
     correction += np.tensordot(a['kernel'], np.exp(-distance / 2), 1)
@@ -459,14 +456,12 @@ def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, u
 
     def anchor(depth, stddev, window, size):
         seen.append((depth, stddev))
-        return Adjustment(0.5, 3.0, local)
+        return Adjustment(0.5, 3.0)
 
-    twice = np.full_like(plain.patch_depth, 2.0)
-    local = LocalCorrection(twice, 0.25 * twice, np.empty(0), np.empty(0))
     estimator.reconfigure(estimator.config.replace(max_stddev=0.0))
     found = estimator.predict(IMAGES[0], anchors=anchor)
     np.testing.assert_array_equal(seen[0][1], plain.patch_stddev)
-    np.testing.assert_allclose(found.patch_depth, plain.patch_depth)
+    np.testing.assert_allclose(found.patch_depth, 0.5 * plain.patch_depth)
     np.testing.assert_allclose(found.patch_stddev, 1.5 * plain.patch_stddev)
 
 

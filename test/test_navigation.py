@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from depthclip_ros.core.config import DepthConfig
-from depthclip_ros.core.window import Window
 from depthclip_ros.node.config import NodeConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,12 +238,3 @@ def test_a_drive_with_exact_depth_marks_nothing_false(monkeypatch):
     assert kept[occupancy.gated(0.5)] == kept[occupancy.CALIBRATED] == 1.0
     assert kept[occupancy.gated(0.3)] == kept['control: `range_max: 2.00`'] == 0.5
     assert found[occupancy.CALIBRATED]['one picture']['false'] > 0.0
-
-
-def test_points_follow_the_scale_through_a_drive():
-    frames = [SimpleNamespace(depth=np.full((240, 320), 3.0, np.float32))] * 4
-    patches = np.full((6, 8), 2.0, np.float32)
-    found = [ask(patches, None, Window(0, 0, 320, 240), 'centered')
-             for ask in occupancy.anchors(frames, outliers=0.0)]
-    assert [adjustment.scale for adjustment in found] == pytest.approx([1.5] * 4, rel=0.05)
-    assert found[-1].scale != found[0].scale  # and knows of the images before

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip('rclpy')
 
 import numpy as np
+import rclpy
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3, Vector3Stamped
-from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import serialize_message
 from ros_harness import (
@@ -25,12 +25,10 @@ from ros_harness import (
     camera_info,
     depth_array,
     image,
-    node_here,
 )
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField, Range
 from std_msgs.msg import Header
 
-from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.errors import ConfigError, DataError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.anchor_inputs import Shared
@@ -109,8 +107,12 @@ def sparse(at, depth, factor=1.0, encoding='32FC1', frame=FRAME):
 
 @pytest.fixture(scope='module')
 def node(domain):
-    with node_here(domain, Node, 'anchors') as node:
-        yield node
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node('anchors', context=context)
+    yield node
+    node.destroy_node()
+    rclpy.shutdown(context=context)
 
 
 def listening(node, **settings):
@@ -128,7 +130,7 @@ def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
     except DataError as error:
         hook = anchor.without(head, error.condition, str(error))
     from depthclip_ros.core.window import Window
-    return hook(patches, deviation, Window(0, 0, WIDTH, HEIGHT), 'centered')
+    return hook(patches, deviation, Window(0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH))
 
 
 WALL = np.full((HEIGHT, WIDTH), 3.0, np.float32)
@@ -228,36 +230,6 @@ def test_a_message_counts_once_and_between_messages_the_scale_is_held(node):
     assert not anchor.conditions
 
 
-# A wall whose right half is nearer than depth by language says.
-UNEVEN = np.repeat(np.array([[2.0, 2.4]], np.float32), 6, 0).repeat(4, 1)
-
-
-def test_between_messages_points_correct_what_is_near_them_for_a_moment(node):
-    shared, anchor = listening(node, anchor='points')
-    shared.on_message(serialize_message(cloud(5.0, seen_points(WALL))))
-    for at in (5.0, 5.1, 5.2):
-        depth, _ = ask(anchor, at, UNEVEN).factors()
-        assert np.std(np.log(UNEVEN * depth)) < 0.5 * np.std(np.log(UNEVEN))
-    assert ask(anchor, 5.2, UNEVEN, MODEL.scaled(160, 120)).local is None  # another image
-    assert ask(anchor, 5.3, UNEVEN).local is None
-    shared.on_message(serialize_message(cloud(5.7, seen_points(WALL))))  # too old already
-    assert ask(anchor, 6.0, UNEVEN).local is None
-    assert not anchor.conditions
-
-
-@pytest.mark.parametrize('settings', [
-    {'anchor': 'ground', 'camera_height': 1.4, 'camera_pitch': -0.3},
-    {'anchor': 'range', 'anchor_pose': '0 0 0 0 0 0'}, {'anchor': 'points', 'anchor_reach': 0.0}])
-def test_what_tells_no_place_gives_a_scale_alone(node, settings):
-    shared, anchor = listening(node, **settings)
-    shared.on_message(serialize_message(
-        range_message(5.0, WALL) if settings['anchor'] == 'range' else
-        cloud(5.0, seen_points(WALL))))
-    adjustment = ask(anchor, 5.0, UNEVEN)
-    assert adjustment.scale != 1.0
-    assert adjustment.local is None
-
-
 def test_of_several_messages_the_nearest_counts(node):
     shared, anchor = listening(node, anchor='points')
     for at, factor in ((4.8, 2.0), (5.0, 1.0), (5.4, 3.0)):
@@ -309,7 +281,7 @@ def test_what_cannot_be_used_is_counted_and_named(node, name):
     shared._knows_tf = True
     shared.on_message(message)
     adjustment = ask(anchor, 5.0)
-    assert adjustment == Adjustment()
+    assert adjustment == (1.0, 1.0)
     assert dict(anchor.conditions) == {condition: 1}
     assert anchor.reason
     assert len(anchor.reason) < 1000
@@ -318,7 +290,7 @@ def test_what_cannot_be_used_is_counted_and_named(node, name):
 
 def test_nothing_has_come(node):
     _, anchor = listening(node, anchor='scan', anchor_pose=POSE)
-    assert ask(anchor, 5.0) == Adjustment()
+    assert ask(anchor, 5.0) == (1.0, 1.0)
     assert anchor.condition == 'no message'
     assert '/scan' in anchor.reason
 
@@ -341,8 +313,8 @@ def test_whatever_fails_inside_depth_goes_on_with_the_last_scale(node, monkeypat
     shared, anchor = listening(node, anchor='points')
     shared.on_message(serialize_message(GOOD))
     scale = ask(anchor, 5.0).scale
-    monkeypatch.setattr(anchor.filter, 'adjust', lambda *_, **__: 1 / 0)
-    assert ask(anchor, 5.1) == Adjustment(scale)
+    monkeypatch.setattr(anchor.filter, 'adjust', lambda *_: 1 / 0)
+    assert ask(anchor, 5.1) == (scale, 1.0)
     assert dict(anchor.conditions) == {'ZeroDivisionError in anchor': 1}
 
 
@@ -373,11 +345,6 @@ def drive():
     estimator = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu')
     alone = [estimator.predict(frame.rgb, intrinsics=MODEL).depth for frame in frames]
     return [(frame.rgb, frame.depth, depth) for frame, depth in zip(frames, alone, strict=True)]
-
-
-def spread(ratios):
-    """What one scale leaves of errors."""
-    return np.std(np.log(ratios))
 
 
 class Robot:
@@ -446,9 +413,8 @@ def test_a_scan_scales_the_depth_that_is_published(robot):
     until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
     for _ in range(10):  # images that came before the first scan had a scale of 1
         vector, published, alone, depth = robot.step(scan, 'scan')
-    row = slice(80, 120)  # what the lidar sees; the rest is further away than its reach
-    np.testing.assert_allclose(published[200:] / alone[200:], vector.x, rtol=0.05)
-    assert spread(depth[row] / published[row]) < 0.9 * spread(depth[row] / alone[row])
+    np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
+    row = slice(80, 120)  # what the lidar sees
     assert vector.x == pytest.approx(
         math.exp(np.median(np.log(depth[row] / alone[row]))), rel=0.12)
     assert 0.0 < vector.y < 0.05
@@ -456,8 +422,7 @@ def test_a_scan_scales_the_depth_that_is_published(robot):
     _, values = robot.status(lambda values: values['anchored'] == 'True')
     assert values['anchor'] == 'scan'
     assert float(values['anchor scale']) == pytest.approx(vector.x, rel=0.1)
-    # On an idle machine half a millisecond.
-    assert float(values['anchor p50 [ms]']) + float(values['anchor filter p50 [ms]']) < 50.0
+    assert float(values['anchor p50 [ms]']) + float(values['anchor filter p50 [ms]']) < 5.0
     robot.peer.process.wait_for('Anchored by scan: scale')
 
 
@@ -524,10 +489,8 @@ def test_other_anchors_in_the_running_node(robot, kind, topic, make):
     until_anchored(robot, lambda: robot.step(make, topic, kind)[0])
     for _ in range(10):
         vector, published, alone, depth = robot.step(make, topic, kind)
-    if kind is None:
-        np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
-    else:
-        assert spread(depth / published) < 0.95 * spread(depth / alone)
+    np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
+    if kind is not None:
         assert vector.x == pytest.approx(
             math.exp(np.median(np.log(depth / alone))), rel=0.08)
         robot.status(lambda values: values['anchored'] == 'True')

@@ -18,15 +18,12 @@ from numpy.typing import NDArray
 from depthclip_ros.calibrate.fit import Options, Sample, fit
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.anchor import Points, ScaleFilter
-from depthclip_ros.core.config import ANCHOR_REACH
 from depthclip_ros.core.estimator import DepthPrediction
 from depthclip_ros.node.config import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 POINTS, POINT_NOISE, OUTLIERS = 20, 0.03, 0.1
 FARTHEST_POINT = 10.0  # metres: outliers are anywhere up to there
-# For `range_points`: as the points of a scanner, in one row of the image.
-SCAN: dict[str, Any] = {'count': 60, 'outliers': 0.0, 'level': 0.4}
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,6 @@ class Bench:
 
 def range_points(
     depth: NDArray[np.float32], seed: int, outliers: float = OUTLIERS, count: int = POINTS,
-    level: float | None = None,
 ) -> Points:
     """What a range sensor says of an image: a few places, noisy, some of them quite wrong.
 
@@ -195,26 +191,21 @@ def range_points(
         seed: another one, other places.
         outliers: share of the points that are anywhere between 0.3 and 10 m.
         count: number of points.
-        level: of the image's height, where they all are, as those of a scanner; None: anywhere.
 
     """
     rng = np.random.default_rng([seed, 20])
     v, u = (rng.integers(0, size, count) for size in depth.shape)
-    if level is not None:
-        v[:] = int(level * len(depth))
     z = depth[v, u] * np.exp(POINT_NOISE * rng.standard_normal(count))
     wrong = rng.permutation(count) < round(outliers * count)
     z = np.where(wrong, rng.uniform(0.3, FARTHEST_POINT, count), z)
     return Points(u.astype(float), v.astype(float), z)
 
 
-def one_image(
-    frames: Frames, reach: float = ANCHOR_REACH, **points_are: Any,
-) -> Callable[[int], Any]:
-    """Anchors that know of one image alone, each; `points_are` goes to `range_points`."""
+def one_image(frames: Frames, outliers: float = OUTLIERS) -> Callable[[int], Any]:
+    """Anchors that know of one image alone, each."""
     def anchor(number: int) -> Any:
-        points = range_points(frames.depth[number], number, **points_are)
-        scale = ScaleFilter(reach=reach)
+        points = range_points(frames.depth[number], number, outliers)
+        scale = ScaleFilter()
         return lambda depth, stddev, window, upsampling: scale.adjust(
             0.0, points, depth, stddev, window, upsampling)
     return anchor

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from doc_tables import between_marks
-
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
-FIGURES, PLOTS = DOCS / 'robots.json', DOCS / 'robots'
-PAGES = DOCS / 'robots.md', DOCS / 'anchor.md'
+FIGURES, PAGE, PLOTS = DOCS / 'robots.json', DOCS / 'robots.md', DOCS / 'robots'
 SHORT = '60 frames, 10 rooms'
 ROBOT = 'robot '  # begins the names of the robots' parts
 LEAST, MOST = 0.88, 0.92  # coverage that is meant to be 0.9
@@ -191,7 +188,7 @@ def tables(results: Results) -> dict[str, list[str]]:
     found |= {'coverage': found['robots']} if 'robots' in found else {}
     made = {'goals': table(['what', 'measured', 'goal', 'hard goal', ''], goals(results))}
     for name, of_part in (('robots', _robots), ('lenses', _lenses), ('coverage', _coverage),
-                          ('points', _points), ('anchors', _anchors), ('cost', _cost)):
+                          ('anchors', _anchors), ('cost', _cost)):
         made[name] = list(of_part(found[name])) if name in found else []
     made['runs'] = table(['part', 'machine', 'when', 'seconds'], [
         [name, f'{part["machine"]}, {part["cores"]} cores, torch {part["versions"]["torch"]}',
@@ -243,24 +240,6 @@ def _coverage(robots: Results) -> Iterable[str]:
                   'by decile of true depth'], rows)
 
 
-def _points(points: Results) -> Iterable[str]:
-    rows = []
-    for way, cases in points.items():
-        for name, words in (('', 'none'), ('best scale', 'none, but the best scale')):
-            rows.append([way, words, *(f'{cases[name][of]:.3f}' for of in ('d1', 'rmse [m]')),
-                         *[''] * 4])
-        for case, found in cases.items():
-            if case in ('', 'best scale'):
-                continue
-            alone, around = found['one scale'], found['around them']
-            rows.append([way, case, *(f'{found[how][of]:.3f}' for how in found
-                                      for of in ('d1', 'rmse [m]')), *(
-                '' if how['coverage'] is None else f'{how["coverage"]:.3f}'
-                for how in (alone, around))])
-    return table(['depth by', 'points', 'δ1, one scale', 'rmse (m)', 'δ1, around them',
-                  'rmse (m)', 'coverage, one scale', 'around them'], rows)
-
-
 def _anchors(anchors: Results) -> Iterable[str]:
     return table(
         ['robot', 'points', 'largest step', 'rmse (m)', 'of the oracle scale',
@@ -288,10 +267,11 @@ def _cost(cost: Results) -> Iterable[str]:
 
 
 def filled(page: str, results: Results) -> str:
-    """The page with those of the tables that it has made anew, between their marks."""
+    """The page with its tables made anew, between their marks."""
     for name, rows in tables(results).items():
-        if f'<!-- {name} -->' in page:
-            page = between_marks(page, name, rows)
+        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        before, rest = page.split(begin)
+        page = '\n'.join((before + begin, *rows, end)) + rest.split(end)[1]
     return page
 
 

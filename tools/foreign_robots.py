@@ -5,9 +5,9 @@
     python tools/foreign_robots.py --cache build/robots --only cost   one part anew
     python tools/foreign_robots.py --tables                           tables and plots alone
 
-Results go to docs/robots.json, docs/robots.md, docs/anchor.md and docs/robots/*.png, part by part,
-each with the machine that measured it. All of them take about 15 minutes of processor time, and
-rendering 7. The goals that they are held against are in tools/foreign_report.py.
+Results go to docs/robots.json, docs/robots.md and docs/robots/*.png, part by part, each with the
+machine that measured it. All of them take about 13 minutes of processor time, and rendering 7.
+The goals that they are held against are in tools/foreign_report.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks import machine  # noqa: E402
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     **{f'robot {name}': partial(rows.robot, which=name) for name in rows.ROBOTS},
     **{part.__name__: part for part in (
-        rows.lenses, rows.points, rows.anchors, rows.recovery, rows.cost)}}
+        rows.lenses, rows.anchors, rows.recovery, rows.cost)}}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -83,10 +83,9 @@ def main() -> None:
     if results:
         figures.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n',
                            encoding='utf-8')
-    for page in report.PAGES:
-        own = options.out / page.name
-        text = (own if own.exists() else page).read_text(encoding='utf-8')
-        own.write_text(report.filled(text, results), encoding='utf-8')
+    page = options.out / report.PAGE.name
+    text = (page if page.exists() else report.PAGE).read_text(encoding='utf-8')
+    page.write_text(report.filled(text, results), encoding='utf-8')
     report.plot(results, options.out / report.PLOTS.name)
     for goal in report.goals(results):
         print(f'{goal.verdict:28}{goal.what}: {goal.measured} (goal {goal.must}'

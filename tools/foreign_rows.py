@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from foreign_bench import SCAN, Bench, Drive, following, one_image, range_points
-from foreign_scores import D1, Coverage, Sheet, mean_of, rmse_of, sums_of
+from foreign_bench import Bench, Drive, following, one_image, range_points
+from foreign_scores import Coverage, Sheet, mean_of, rmse_of, sums_of
 from foreign_worlds import LENSES, ROBOTS, Frames
 from numpy.typing import NDArray
 
 from depthclip_ros.core.anchor import ScaleFilter
-from depthclip_ros.core.config import ANCHOR_REACH
 from depthclip_ros.core.estimator import DepthPrediction
-from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.window import Window
 
 LOWER = ROBOTS['C']
@@ -29,11 +27,6 @@ FITTED_CONTROLS: dict[str, dict[str, Any]] = {
     'calibrated on shuffled depth': {'variant': 'full', 'shuffled': True}}
 MAX_STEP = 0.1  # seconds between the frames of a drive that an anchor follows
 ROOMS_FOLLOWED = 4
-# What the points of one image may be.
-POINT_CASES: dict[str, dict[str, Any]] = {
-    '5': {'count': 5, 'outliers': 0.0}, '20': {'outliers': 0.0}, '20, 10 % wrong': {},
-    '20, 20 % wrong': {'outliers': 0.2}, '20, 40 % wrong': {'outliers': 0.4},
-    '100, 10 % wrong': {'count': 100}, '60 of a scan': SCAN}
 DROPOUT_PERIOD, DROPOUT = 60, 15  # frames: the last of each period have no points
 SHARES = (0.0, 0.2, 0.4)  # of outliers
 BLOCK = 10  # predictions one way, before as many the other way; the first two do not count
@@ -85,19 +78,19 @@ def robot(bench: Bench, which: str) -> dict[str, Any]:
 def _both(
     bench: Bench, test: Frames,
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], Coverage]:
-    """Depth without and with an anchor, and coverage without."""
-    plain, covered = _depth_and_coverage(test, bench.predict(test))
-    return plain, _depth(bench.predict(test, one_image(test))), covered
+    """Depth without and with an anchor, and coverage without, from one prediction.
 
-
-def _depth_and_coverage(
-    frames: Frames, predictions: Iterable[DepthPrediction],
-) -> tuple[list[NDArray[np.float32]], Coverage]:
-    depth, covered = [], Coverage(frames.kinds)
-    for truth, prediction in zip(frames.depth, predictions, strict=True):
-        depth.append(prediction.depth)
-        covered.add(depth[-1], prediction.stddev(), truth)
-    return depth, covered
+    An anchor multiplies depth and its standard deviation, so that dividing again gives what is
+    there without.
+    """
+    covered = Coverage(test.kinds)
+    plain, anchored = [], []
+    for truth, prediction in zip(test.depth, bench.predict(test, one_image(test)), strict=True):
+        anchored.append(prediction.depth)
+        scale, inflation = prediction.adjustment
+        plain.append(prediction.depth / np.float32(scale))
+        covered.add(plain[-1], prediction.stddev(), truth, scale * inflation)
+    return plain, anchored, covered
 
 
 def _controls(drive: Drive, test: Frames) -> dict[str, Iterable[NDArray[np.float32]]]:
@@ -132,10 +125,8 @@ def _anchored_map(
     patches = mean_map.reshape(6, height // 6, 8, width // 8).mean(axis=(1, 3))
     window = Window(0, 0, width, height)
     for number, truth in enumerate(test.depth):
-        factor, _ = ScaleFilter().adjust(
-            0.0, range_points(truth, number), patches, None, window).factors()
-        factors = torch.as_tensor(factor).expand(1, *patches.shape)
-        yield mean_map * upsample(factors, (height, width), 'centered')[0].numpy()
+        said = ScaleFilter().adjust(0.0, range_points(truth, number), patches, None, window)
+        yield mean_map * np.float32(said.scale)
 
 
 def lenses(bench: Bench) -> dict[str, Any]:
@@ -167,30 +158,6 @@ def lenses(bench: Bench) -> dict[str, Any]:
             result.setdefault('zero-shot', {})[f'{degrees} degrees, {way}'] = float(
                 rmse_of(sums).mean())
     return result
-
-
-def points(bench: Bench) -> dict[str, Any]:
-    """What the points of a single image bring: by one scale alone, and around each of them."""
-    robot, result = ROBOTS['B'], dict[str, Any]()
-    test = bench.unseen(robot)
-    for way, calibration in (('words', ''), ('calibrated', bench.usual(robot))):
-        bench.use(calibration)
-        plain, sheet = _depth(bench.predict(test)), Sheet(test.depth)
-        sheet.add('', plain)
-        sheet.add('best scale', _best_scale(plain, test.depth))
-        result[way] = {name: _d1_and_rmse(sheet, name) for name in sheet.sums}
-        for case, points_are in POINT_CASES.items():
-            for name, reach in (('one scale', 0.0), ('around them', ANCHOR_REACH)):
-                depth, covered = _depth_and_coverage(
-                    test, bench.predict(test, one_image(test, reach, **points_are)))
-                sheet.add(name, depth)
-                result[way].setdefault(case, {})[name] = {
-                    **_d1_and_rmse(sheet, name), 'coverage': covered.summary().get('all')}
-    return result
-
-
-def _d1_and_rmse(sheet: Sheet, name: str) -> dict[str, Any]:
-    return {'d1': sheet.metric(name, D1), 'rmse [m]': sheet.metric(name)}
 
 
 def anchors(bench: Bench) -> dict[str, Any]:
@@ -261,7 +228,10 @@ def recovery(bench: Bench) -> dict[str, Any]:
             for frames in parts:
                 anchor = following(frames, scale, MAX_STEP, begin=begin) \
                     if way == 'with an anchor' else None
-                _, covered = _depth_and_coverage(frames, bench.predict(frames, anchor))
+                covered = Coverage(frames.kinds)
+                for depth, prediction in zip(
+                        frames.depth, bench.predict(frames, anchor), strict=True):
+                    covered.add(prediction.depth, prediction.stddev(), depth)
                 line += covered.shares
                 begin += len(frames)
             found.append(line)

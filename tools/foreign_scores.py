@@ -83,7 +83,7 @@ class Coverage:
 
     def add(
         self, depth: NDArray[np.float32], deviation: NDArray[np.float32] | None,
-        truth: NDArray[np.float32],
+        truth: NDArray[np.float32], divisor: float = 1.0,
     ) -> None:
         """Look at one image; does nothing if its depth has no standard deviation.
 
@@ -91,12 +91,13 @@ class Coverage:
             depth: (H, W) metres.
             deviation: (H, W) metres; None for none.
             truth: (H, W) metres.
+            divisor: of `deviation`.
 
         """
         if deviation is None:
             return
         predicted, true, deviation = (
-            values[::STEP, ::STEP] for values in (depth, truth, deviation))
+            values[::STEP, ::STEP] for values in (depth, truth, deviation / divisor))
         covered = np.abs(predicted - true) <= QUANTILE * deviation
         self.shares.append(float(covered.mean()))
         for by, values in (('depth', predicted), ('true depth', true)):

@@ -22,8 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
-from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter  # noqa: E402
-from depthclip_ros.core.config import ANCHOR_REACH  # noqa: E402
 from depthclip_ros.core.geometry import CameraModel  # noqa: E402
 from depthclip_ros.overlay import draw  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
@@ -52,7 +50,6 @@ def main() -> int:
     for name, figure in (
             ('cloud', _cloud(plt, estimator, camera, frame)),
             ('words', _words(plt, estimator, frame)),
-            ('anchor', _anchored(plt, estimator)),
             ('other_words', _other_words(plt, estimator, frame))):
         figure.savefig(out / f'{name}.png', dpi=DPI, pil_kwargs={'optimize': True})
         plt.close(figure)
@@ -127,36 +124,6 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
         axes.set_xlabel('right [m]')
         axes.set_ylabel('forward [m]')
     figure.tight_layout()
-    return figure
-
-
-def _anchored(plt: Any, estimator: DepthEstimator) -> Any:
-    """What twenty points make of depth through a wide lens, of a room in which one scale helps."""
-    camera = SimCamera(fx=320.0, fy=320.0)  # 90 degrees wide
-    scene = Scene.generate('classroom', seed=SEED)
-    frame = render(scene, camera, trajectory(scene, seed=0).pose(SECONDS))
-    rng = np.random.default_rng(0)
-    v, u = (rng.integers(0, size, 20) for size in frame.depth.shape)
-    points = Points(u.astype(float), v.astype(float), frame.depth[v, u].astype(float))
-
-    def predict(reach: float | None) -> Any:
-        def ask(*image: Any) -> Adjustment:
-            return ScaleFilter(reach=reach).adjust(0.0, points, *image)
-        return estimator.predict(
-            frame.rgb, intrinsics=_model(camera), anchors=None if reach is None else ask).depth
-    figure, axes = plt.subplots(1, 4, figsize=(12, 2.7), layout='constrained')
-    axes[0].imshow(frame.rgb)
-    axes[0].scatter(u, v, c='yellow', edgecolors='black', s=25)
-    axes[0].set_title('image, and points of known depth', fontsize=9)
-    for place, (words, reach) in zip(axes[1:], (
-            ('alone', None), ('one scale', 0.0),
-            ('corrected around them', ANCHOR_REACH)), strict=True):
-        error = predict(reach) - frame.depth
-        shown = place.imshow(error, cmap='RdBu_r', vmin=-2, vmax=2)
-        place.set_title(f'{words}: rmse {np.sqrt(np.mean(error ** 2)):.2f} m', fontsize=9)
-    figure.colorbar(shown, ax=list(axes), label='error of depth [m]', pad=0.01)
-    for place in axes:
-        place.axis('off')
     return figure
 
 

@@ -23,7 +23,6 @@ import math
 import sys
 import tempfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,12 +30,8 @@ import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
+sys.path[:0] = [str(ROOT)]
 
-from doc_tables import between_marks  # noqa: E402
-from foreign_bench import SCAN, range_points  # noqa: E402
-
-from depthclip_ros.core.anchor import ScaleFilter  # noqa: E402
 from depthclip_ros.core.geometry import CameraModel  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,
@@ -57,7 +52,7 @@ if TYPE_CHECKING:
     from depthclip_ros.core import DepthPrediction
 
     Float = NDArray[np.floating[Any]]
-    Ask = Callable[[list[Frame]], Mapping[str, Sequence[DepthPrediction]]]
+    Ask = Callable[[list[NDArray[np.uint8]]], Mapping[str, Sequence[DepthPrediction]]]
 
 FIGURES, PAGE = ROOT / 'docs/navigation.json', ROOT / 'docs/navigation.md'
 
@@ -71,10 +66,6 @@ GATES = (0.5, 0.3)  # metres of standard deviation
 LEAST_HEIGHTS = (0.1, 0.2, 0.4, 0.6)  # of an obstacle, metres
 UNKNOWN, FREE, OCCUPIED = range(3)
 EXACT, PLAIN, CALIBRATED = "exact depth at the patches' centres", 'zero-shot', 'calibrated'
-# And what the points of an anchor are, as `foreign_bench.range_points` makes them.
-ANCHORED: dict[str, dict[str, Any]] = {
-    'calibrated, and 20 points, 10 % wrong': {},
-    'calibrated, and 60 points of a scan': SCAN}
 
 
 class Robot(NamedTuple):
@@ -267,7 +258,7 @@ def measure(robot: Robot, ask: Ask, rooms: int, resolution: float) -> dict[str, 
     rays = camera.rays(columns, rows)
     driven: list[list[Picture]] = []
     for scene, frames in drives(robot, FIRST_ROOM, rooms, FRAMES):
-        answers = ask(frames)
+        answers = ask([frame.rgb for frame in frames])
         driven.append([])
         for i, frame in enumerate(frames):
             truth = Costmap(scene.size[:2], resolution, robot.heights, DISTANCES[-1])
@@ -376,7 +367,9 @@ def filled(page: str, figures: Mapping[str, Any]) -> str:
     if robots:
         tables['heights'] = heights(robots)
     for name, rows in tables.items():
-        page = between_marks(page, name, rows)
+        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        before, rest = page.split(begin)
+        page = '\n'.join((before + begin, *rows, end)) + rest.split(end)[1]
     return page
 
 
@@ -401,14 +394,6 @@ def main() -> None:
     PAGE.write_text(filled(PAGE.read_text(encoding='utf-8'), figures), encoding='utf-8')
 
 
-def anchors(frames: Sequence[Frame], **points_are: Any) -> list[Any]:
-    """What follows the scale through a drive, a function a picture, which are asked in turn."""
-    scale = ScaleFilter()
-    return [partial(
-        scale.adjust, SECONDS * i, range_points(frame.depth, i, **points_are))
-        for i, frame in enumerate(frames)]
-
-
 def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
     """Calibrate to a robot's camera, then measure what its costmaps are worth."""
     from depthclip_ros.calibrate.fit import Options, Sample, fit
@@ -427,13 +412,9 @@ def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
         path = fitted.calibration.save(Path(folder), 'robot')
         calibrated = DepthEstimator(config.replace(calibration=str(path)), 'demo', 'cpu')
 
-    def ask(frames: list[Frame]) -> Mapping[str, Sequence[DepthPrediction]]:
-        images = [frame.rgb for frame in frames]
+    def ask(images: list[NDArray[np.uint8]]) -> Mapping[str, Sequence[DepthPrediction]]:
         return {PLAIN: plain.predict(images, intrinsics=camera),
-                CALIBRATED: calibrated.predict(images, intrinsics=camera),
-                **{name: calibrated.predict(
-                    images, intrinsics=camera, anchors=anchors(frames, **points_are))
-                   for name, points_are in ANCHORED.items()}}
+                CALIBRATED: calibrated.predict(images, intrinsics=camera)}
 
     return {
         'calibration': fitted.verdict,

@@ -17,8 +17,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from doc_tables import between_marks
-
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 FIGURES = DOCS / 'reliability.json'
 PAGE = DOCS / 'reliability.md'
@@ -64,7 +62,9 @@ def kinds(kept: Mapping[str, Any]) -> list[str]:
 def filled(page: str, kept: Mapping[str, Any]) -> str:
     """The page with its tables made anew, between their marks."""
     for name, rows in (('summary', summary(kept)), ('kinds', kinds(kept))):
-        page = between_marks(page, name, rows)
+        begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+        before, rest = page.split(begin)
+        page = '\n'.join((before + begin, *rows, end)) + rest.split(end)[1]
     return page
 
 

@@ -56,9 +56,6 @@ WORTH, SHARE_WORTH, IMPROVED = 0.97, 0.995, 0.95
 SURE, MOST = 1.0, 0.5
 # Of the way from what is simpler to the full correction.
 SHARES = (0.25, 0.5, 0.75, 1.0)
-# By so much is held-out rmse counted more with one scale where that alone is not surely worth
-# having, or without it where it is.
-UNSURE = 1.01
 UNKNOWN_FOCAL = (
     'The recording tells no focal length, so that this belongs to its own lens alone '
     '(reference_focal is 0).')
@@ -317,11 +314,10 @@ class Problem:
         def errors(correction: Float64) -> Float64:
             return self.fold_errors(self.base + correction, without)
 
-        surely = _worth(errors(scale), errors(np.zeros_like(scale)))
-        found = [(choice, part(scale, full, choice)) for choice in (
-            Choice(scaled, share) for scaled in (surely, not surely) for share in SHARES)]
-        choice, correction = min(found, key=lambda one: float(errors(one[1]).mean()) * (
-            1.0 if one[0].scaled == surely else UNSURE))
+        scaled = _worth(errors(scale), errors(np.zeros_like(scale)))
+        found = [(Choice(scaled, share), part(scale, full, Choice(scaled, share)))
+                 for share in SHARES]
+        choice, correction = min(found, key=lambda one: float(errors(one[1]).mean()))
         return choice, self.base + correction
 
     def nested(self) -> Float64:

@@ -5,7 +5,7 @@ What a network gets wrong about a place it gets wrong mostly by one factor. A la
 sonar or the floor say what it is: the middle of log(true depth / depth by language) over the
 points that agree. A Kalman filter follows its logarithm, so that it neither follows every image's
 noise nor jumps. It is a factor alone: points that span little depth, as those of one laser scan,
-could not tell a shift from it. What it leaves, they correct around them (`local_anchor`).
+could not tell a shift from it.
 
 The same points tell whether the standard deviation that goes along is right. Its inflation is
 raised when more of them miss than should, and lowered when fewer do (quantile tracking, that is
@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .config import ANCHOR_REACH
-from .local_anchor import DEVIATION, LocalCorrection, correct_locally
 from .window import place_among
 
 if TYPE_CHECKING:
@@ -61,10 +59,6 @@ PATIENCE = 10
 # much again makes it no better, and error bars flicker more.
 INFLATION_RATE = 0.4
 MOST_INFLATION = 20.0
-# By which the share of the local correction follows each image's points. In drives through other
-# rooms than those of docs/robots.md the correction is 1 to 6 % better with a share than all of it
-# where 40 % of the points are wrong, and as good where none is.
-SHARE_RATE = 0.05
 _ROUNDS = 3
 
 
@@ -73,14 +67,6 @@ class Adjustment(NamedTuple):
 
     scale: float = 1.0  # depth is multiplied by it, and its standard deviation
     inflation: float = 1.0  # the standard deviation once more
-    local: LocalCorrection | None = None  # likewise, patch by patch
-
-    def factors(self) -> tuple[float | NDArray[np.float32], float | NDArray[np.float32]]:
-        """What depth is multiplied by, and its relative standard deviation: numbers, or (h, w)."""
-        if self.local is None:
-            return self.scale, self.inflation
-        return (np.float32(self.scale) * self.local.depth,
-                np.float32(self.inflation) * self.local.stddev)
 
 
 class Points(NamedTuple):
@@ -119,8 +105,6 @@ class State:
         silent: seconds since points were last followed; infinite if they never were.
         anchored: whether the scale rests on points, that is they were followed not longer ago
             than the filter's timeout.
-        local: root mean square, over all patches, of the logarithm of what was corrected beside
-            the scale; 0 if nothing was.
 
     """
 
@@ -132,7 +116,6 @@ class State:
     condition: str = NO_POINTS
     silent: float = math.inf
     anchored: bool = False
-    local: float = 0.0
 
 
 def sample(
@@ -281,7 +264,6 @@ class ScaleFilter:
 
     def __init__(
         self, timeout: float = 5.0, least: int = LEAST_POINTS, lowest: float = 1.0,
-        reach: float = ANCHOR_REACH,
     ) -> None:
         """Begin with a scale of 1, of which nothing is known.
 
@@ -290,15 +272,10 @@ class ScaleFilter:
             least: so many points of an image must agree; 1 for a sensor of one beam.
             lowest: part of the points that counts, those by which depth is largest: less than 1
                 for the floor, which things stand on, and nothing is below.
-            reach: parts of the image's width, within which points correct what the scale leaves;
-                0: the scale is all.
 
         """
         self._timeout, self._least, self._lowest = timeout, least, lowest
-        self._reach = reach
         self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
-        # Means over points, whose ratio is the share of the local correction that is taken.
-        self._local = np.full(2, (DEVIATION / 2) ** 2)
         self._published = 0.0  # logarithm of the last image's scale
         self._time: float | None = None  # of the last image
         self._silent = math.inf
@@ -307,21 +284,16 @@ class ScaleFilter:
     def adjust(
         self, time: float, points: Points | None, patch_depth: NDArray[np.float32],
         patch_stddev: NDArray[np.float32] | None, window: Window, upsampling: str = 'centered',
-        *, are_new: bool = True, are_current: bool = True,
     ) -> Adjustment:
         """Take in one image with its points.
 
         Args:
             time: of the image, in seconds; one before the last image's counts as that.
-            points: None where there are none.
+            points: None where there are none, or were given with an image before.
             patch_depth: (h, w) metres, without the anchor's scale.
             patch_stddev: (h, w) metres, likewise; None where it is not known.
             window: what the patches tile, in the image's pixels.
             upsampling: how pixels get their depth from the patches.
-            are_new: whether the points were not given with an image before. Once they have had
-                their part in the scale, they only correct what is near them.
-            are_current: whether they were measured when the image was taken. If not, they tell
-                the scale, but not where something is.
 
         Returns:
             What to multiply with. These points have their part in the scale; of the inflation,
@@ -339,62 +311,34 @@ class ScaleFilter:
             compared = compared.only(
                 compared.log_ratios <= np.quantile(compared.log_ratios, self._lowest))
         evidence = weigh(compared, self._least)
-        condition = evidence.condition or self._follow(evidence, is_new=are_new)
+        condition = evidence.condition or self._follow(evidence)
         if self._silent > self._timeout:
             self._log_scale *= math.exp(-passed / self._timeout)
         self._published += min(max(self._log_scale - self._published, -most), most)
-        errors, deviations = compared.log_ratios - self._published, compared.deviations
-        local = None
-        if self._reach and are_current and not condition:
-            agree = evidence.distances <= GATE
-            whole = correct_locally(
-                compared.patches, errors, agree, patch_depth, window, self._reach)
-            if whole is not None:
-                local = whole.part(self.local_share)
-                if are_new:
-                    self._learn_share(errors[agree], whole.said[agree])
-        adjustment = Adjustment(
-            math.exp(self._published), math.exp(self._log_inflation), local)
-        if are_new and not evidence.condition and deviations is not None:
-            if local is not None:
-                errors, deviations = errors - local.said, deviations * local.shares
+        adjustment = Adjustment(math.exp(self._published), math.exp(self._log_inflation))
+        if not evidence.condition and compared.deviations is not None:
             counted = evidence.distances <= ERROR_GATE
-            self._score(np.abs(errors)[counted], deviations[counted])
+            self._score(np.abs(compared.log_ratios - self._published)[counted],
+                        compared.deviations[counted])
         self.state = State(
-            adjustment.scale, adjustment.inflation, self._variance,
+            *adjustment, self._variance,
             self.state.share if math.isnan(evidence.share) else evidence.share,
-            len(evidence.distances), condition, self._silent, self._silent <= self._timeout,
-            0.0 if local is None else math.sqrt(np.mean(np.log(local.depth) ** 2)))
+            len(evidence.distances), condition, self._silent, self._silent <= self._timeout)
         return adjustment
 
-    def _follow(self, evidence: Evidence, *, is_new: bool) -> str:
-        """One step of the Kalman filter, if it is new; why it is not made, '' if it may be."""
+    def _follow(self, evidence: Evidence) -> str:
+        """One step of the Kalman filter; why it is not made, '' if it is."""
         surprise = evidence.log_scale - self._log_scale
         variance = self._variance + evidence.variance
         if surprise ** 2 > GATE ** 2 * variance:
-            if not is_new:
-                return JUMP
             self._variance = min(self._variance + (surprise / GATE) ** 2 / PATIENCE,
                                  PRIOR_DEVIATION ** 2)
             return JUMP
-        if not is_new:
-            return ''
         gain = self._variance / variance
         self._log_scale += gain * surprise
         self._variance *= 1.0 - gain
         self._silent = 0.0
         return ''
-
-    @property
-    def local_share(self) -> float:
-        """Of the local correction, what would have been best for points that it did not know."""
-        right, said = self._local
-        return float(min(max(right / said, 0.0), 1.0))
-
-    def _learn_share(self, errors: Float64, said: Float64) -> None:
-        """Look at what the points in other patches said of each point."""
-        self._local += SHARE_RATE * (np.array([np.mean(errors * said), np.mean(said ** 2)])
-                                     - self._local)
 
     def _score(self, errors: Float64, deviations: Float64) -> None:
         """Follow the share of errors beyond what the standard deviations say."""

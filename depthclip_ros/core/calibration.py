@@ -36,7 +36,7 @@ from .files import user_path
 from .geometry import CameraModel
 from .window import Window
 
-FORMAT = 'depthclip_ros calibration 3'
+FORMAT = 'depthclip_ros calibration 2'
 SUFFIX = '.safetensors'
 # Digits of the SHA-256 that stand in the file's name, before the suffix.
 HASH_DIGITS = 16
@@ -64,14 +64,14 @@ ARRAYS = (
     'projection',  # (D, C'): of the trunk's map, for `Look`
     'offset',  # (D,)
     'scales',  # (TOLD,): of what is told beside it
-    'landmarks',  # (M, E), as `look_scales`
+    'landmarks',  # (M, D + 2 (D // 2) + TOLD)
     'kernel',  # (M,): what looking like each landmark adds to the correction
 )
 # Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
 # x and y.
 TOLD = 4
-# Weights in what a patch looks like of those so many rows above and below it.
-NEIGHBOURS = {1: 0.7, 2: 0.5, 3: 0.5}
+# Weight of the patches above and below in what a patch looks like.
+NEIGHBOURS = 0.7
 # Rows of `Views.offsets`: signs of the correction, and in which ones log depth is added.
 _SIGNS = np.array([[1], [-1], [1], [-1]], np.float32)
 _OF_LANGUAGE = np.array([[1], [1], [0], [0]], np.float32)
@@ -85,7 +85,7 @@ class Look(NamedTuple):
     """
 
     projection: Tensor  # (1, C', D)
-    neighbours: Tensor  # (1, R h, h), and (1, P, 1) twice, of `look_grid`
+    neighbours: Tensor  # (1, 2 h, h), and (1, P, 1) twice, of `look_grid`
     ones: Tensor
     share: Tensor
     offset: Tensor | None = None  # (1, 1, D); None where the landmarks have it
@@ -110,24 +110,23 @@ class Look(NamedTuple):
         count, patches, directions = own.shape
         near = own[..., directions - directions // 2:].reshape(
             count, self.neighbours.shape[2], -1)
-        near = _product(self.neighbours, near).view(
-            count, 2 * len(NEIGHBOURS), patches, -1)
+        near = _product(self.neighbours, near).view(count, 2, patches, -1)
         mean = _product(self.ones, _product(language, self.share))
         return torch.cat([
-            own, *near.unbind(1), language.view(count, patches, 1), mean, places], dim=2)
+            own, near[:, 0], near[:, 1], language.view(count, patches, 1), mean, places], dim=2)
 
 
 def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
     """Factors of a `Look` at `h` x `w` patches.
 
     Returns:
-        (1, R h, h), which picks what is above each row of patches, and what is below, for every
-        number of rows in `NEIGHBOURS`. Above the first row, and below the last, is that row
-        itself. (1, P, 1) twice, which make the mean of all patches, at every one.
+        (1, 2 h, h), which picks what is above each row of patches, then what is below. Above the
+        first row, and below the last, is that row itself. (1, P, 1) twice, which make the mean of
+        all patches, at every one.
 
     """
     rows = torch.arange(h)
-    picked = torch.cat([rows + way * far for far in NEIGHBOURS for way in (-1, 1)]).clamp(0, h - 1)
+    picked = torch.cat([rows - 1, rows + 1]).clamp(0, h - 1)
     ones = torch.ones(1, h * w, 1)
     return torch.eye(h)[picked][None], ones, ones / (h * w)
 
@@ -135,7 +134,7 @@ def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
 def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """(E,) by which a `Look` in so many directions is scaled; `TOLD` by these scales."""
     return np.concatenate([
-        np.ones(directions), np.repeat(list(NEIGHBOURS.values()), 2 * (directions // 2)), scales,
+        np.ones(directions), np.full(2 * (directions // 2), NEIGHBOURS), scales,
     ]).astype(np.float32)
 
 
@@ -157,7 +156,7 @@ class Terms(NamedTuple):
     signs: Tensor  # (1, 4, 1) of the correction in the rows of `Views.offsets`
     both: Tensor  # (4, 1): of log depth by words in these rows
     projection: Tensor  # (1, C', D), of the `Look`
-    neighbours: Tensor  # (1, R h, h), likewise
+    neighbours: Tensor  # (1, 2 h, h), likewise
     ones: Tensor  # (1, P, 1), likewise
     share: Tensor  # (1, P, 1), likewise
     # (1, E + 1, 1) and (1, E + 1, M): with them, what a patch looks like, and one, become minus
@@ -356,8 +355,7 @@ class Calibration:
         own = a['offset']
         near = own[own.size - own.size // 2:]
         scales = look_scales(own.size, a['scales'])
-        landmarks = a['landmarks'] - scales * np.concatenate(
-            [own, *[near] * 2 * len(NEIGHBOURS), np.zeros(TOLD)])
+        landmarks = a['landmarks'] - scales * np.concatenate([own, near, near, np.zeros(TOLD)])
         halves = -0.5 * np.square(landmarks).sum(axis=1, keepdims=True)
         values = [
             bins, observed[None, None], places[:-1, None], places[1:, None],
@@ -594,7 +592,7 @@ def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
         'rays': (*(max(1, side) for side in rays[:2]), 2),
         'projection': (directions, projection[-1] if projection else 0),
         'offset': (directions,), 'scales': (TOLD,), 'kernel': (landmarks,),
-        'landmarks': (landmarks, look_scales(directions, np.ones(TOLD)).size),
+        'landmarks': (landmarks, directions + 2 * (directions // 2) + TOLD),
     }
     for name, shape in shapes.items():
         if arrays[name].shape != shape:

@@ -78,8 +78,6 @@ NOT_ADJUSTED = Adjustment()
 # patches tile, and `upsampling` -> what becomes of it. Called once an image, before limits.
 Anchor = Callable[
     [NDArray[np.float32], 'NDArray[np.float32] | None', Window, str], Adjustment]
-# By which what is in metres is multiplied: all of an image, or each of its (h, w) patches.
-Factor = float | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class DepthPrediction:
         upsampling: from patches to pixels.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
             are multiplied. Where the camera is unknown, that of the calibration; 1 without one.
-        adjustment: what the anchor made of depth; nothing without one.
+        adjustment: what the anchor made of depth; 1 and 1 without one.
         patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
             `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
             90 % of the pixels. None without a calibration.
@@ -753,8 +751,8 @@ class DepthEstimator:
                        window, config.upsampling)
                 for anchor, patches, stddev, window in zip(
                     anchors, read_out.patch_depth, stddevs, windows, strict=True)]
-            read_out = _times(read_out, *zip(
-                *(adjustment.factors() for adjustment in adjustments), strict=True))
+            read_out = _times(read_out, [adjustment.scale for adjustment in adjustments],
+                              [adjustment.inflation for adjustment in adjustments])
             read_out = _valid(read_out, config, windows, sizes)
             read_out = read_out._replace(
                 patch_depth=smooth(read_out.patch_depth, config.smoothing))
@@ -956,18 +954,16 @@ class DepthEstimator:
 
 
 def _times(
-    read_out: ReadOut, factors: Sequence[Factor], inflations: Sequence[Factor] | None = None,
+    read_out: ReadOut, factors: Sequence[float], inflations: Sequence[float] | None = None,
 ) -> ReadOut:
     """What is in metres times a factor of each image; its standard deviation times one more."""
-    def scaled(values: Tensor, factors: Sequence[Factor]) -> Tensor:
-        if not any(isinstance(factor, np.ndarray) or factor != 1.0 for factor in factors):
+    def scaled(values: Tensor, factors: Sequence[float]) -> Tensor:
+        if all(factor == 1.0 for factor in factors):
             return values
-        on_device = [torch.from_numpy(factor).to(values.device)
-                     if isinstance(factor, np.ndarray) else factor for factor in factors]
         if len(factors) == 1:
-            return values * on_device[0]
+            return values * factors[0]
         return torch.stack([of_one * factor for of_one, factor in zip(
-            values, on_device, strict=True)])
+            values, factors, strict=True)])
 
     stddev = read_out.stddev
     if stddev is not None:

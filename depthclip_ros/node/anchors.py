@@ -59,8 +59,6 @@ NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
 FLOOR_GRID = 24, 32  # places in an image that may show floor
 _NANOSECONDS = 10 ** 9
-# Nanoseconds between image and message, within which the robot has hardly moved.
-MOST_MOVED = _NANOSECONDS // 5
 
 
 def needs_transforms(config: NodeConfig) -> bool:
@@ -216,6 +214,7 @@ class Anchor:
 
         """
         self._shared, self._config = shared, config
+        self._used: Message | None = None
         self._rays: tuple[CameraModel | None, Size, Float64] = None, (0, 0), np.empty((0, 3))
         self.conditions: Counter[str] = Counter()
         self.begin()
@@ -225,12 +224,8 @@ class Anchor:
         kind = self._config.anchor
         self.filter = ScaleFilter(
             self._config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
-            lowest=FLOOR_SHARE if kind == GROUND else 1.0,
-            # A beam is no place, and where the floor is not seen something stands on it.
-            reach=0.0 if kind in ('range', GROUND) else self._config.anchor_reach)
-        self._used: Message | None = None
-        # Its points in the image, and the camera and the size that they are for.
-        self._seen: tuple[CameraModel | None, Size, Points | None] = None, (0, 0), None
+            lowest=FLOOR_SHARE if kind == GROUND else 1.0)
+        self._used = None
         self._first, self._last = math.inf, -math.inf  # steady time of images
         self.reason = self.condition = ''
         self.told = False
@@ -253,19 +248,14 @@ class Anchor:
         if self._config.anchor == GROUND:
             return self._asked(stamp, self._floor(header, stamp, model, size))
         message = self._shared.nearest(stamp)
-        is_current = abs(message.stamp - stamp) <= MOST_MOVED
         if message is self._used:  # it has had its say: between two messages the scale is held
-            is_there = is_current and self._seen[:2] == (model, size)
-            return self._asked(stamp, self._seen[2] if is_there else None, is_due=False)
-        self._used, self._seen = message, (None, (0, 0), None)
+            return self._asked(stamp, None, is_due=False)
+        self._used = message
         other, content = self._shared.points_of(message)
         if self._config.anchor == 'depth':
-            points = _pixels(other, header, content, size)
-        else:
-            there = self._shared.transform(header.frame_id, other.frame_id, stamp)
-            points = _project(there.apply(content), model, size)
-        self._seen = model, size, points
-        return self._asked(stamp, points, is_current=is_current)
+            return self._asked(stamp, _pixels(other, header, content, size))
+        there = self._shared.transform(header.frame_id, other.frame_id, stamp)
+        return self._asked(stamp, _project(there.apply(content), model, size))
 
     def without(self, header: Any, condition: str, reason: str) -> Callable[..., Adjustment]:
         """What the estimator asks about an image that has no points, for a reason."""
@@ -274,7 +264,7 @@ class Anchor:
         return self._asked(stamp, None, is_due=False)
 
     def _asked(
-        self, stamp: int, points: Points | None, *, is_due: bool = True, is_current: bool = True,
+        self, stamp: int, points: Points | None, *, is_due: bool = True,
     ) -> Callable[..., Adjustment]:
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
@@ -284,8 +274,7 @@ class Anchor:
             self._first = min(self._first, self._last)
             try:
                 adjustment = self.filter.adjust(
-                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling,
-                    are_new=is_due, are_current=is_current)
+                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling)
             except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
                 state = self.filter.state
                 self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
@@ -327,7 +316,6 @@ class Anchor:
             'anchor log variance': f'{state.variance:.5f}',
             'anchor inlier share [%]': 100 * state.share,
             'anchor points': state.points,
-            'anchor local correction [%]': 100 * state.local,
             'anchor inflation of stddev': state.inflation,
             **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
             **{f'anchor refused: {k}': n for k, n in sorted(self._shared.refusals().items())},

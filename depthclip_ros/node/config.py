@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import (
-    ANCHOR_REACH,
-    DepthConfig,
-    Settings,
-    define,
-    read_parameters,
-    unknown_message,
-)
+from ..core.config import DepthConfig, Settings, define, read_parameters, unknown_message
 from ..core.errors import ConfigError, quoted
 from ..core.weights import DEMO
 from ..resources import config_path
@@ -27,7 +20,6 @@ ROS_OWN = re.compile(
 LONGEST_CAMERA_NAME = 100
 FURTHEST_POSE = 1000.0  # metres, radians
 GROUND = 'ground'
-LEAST_REACH = 0.01
 ANCHORS = ('scan', 'points', 'range', 'depth', GROUND)
 
 
@@ -65,11 +57,6 @@ class NodeConfig(Settings):
     anchor_timeout: float = define(
         5.0, 'Let the anchor go, and report it, when it could not be followed for this long',
         unit='s', minimum=0.1, maximum=3600.0)
-    anchor_reach: float = define(
-        ANCHOR_REACH, "How far the anchor's points correct what its scale leaves around them (not "
-                      f"those of range and {GROUND}), as part of the image's width; 0: they give "
-                      'a scale alone',
-        minimum=0.0, maximum=1.0)
     anchor_pose: str = define(
         '', "Where the anchor's sensor is in the camera's body (x forward, y left, z up): six "
             "numbers, 'x y z roll pitch yaw' in metres and radians; empty: tf tells")
@@ -118,10 +105,6 @@ class NodeConfig(Settings):
         if self.anchor and self.anchor not in ANCHORS:
             raise ConfigError(f'anchor: {quoted(self.anchor)} is none of {", ".join(ANCHORS)}; '
                               "'' for none.")
-        if 0.0 < self.anchor_reach < LEAST_REACH:
-            raise ConfigError(f'anchor_reach: {self.anchor_reach:g} is less than a patch; 0 lets '
-                              f'the anchor give a scale alone, {LEAST_REACH:g} or more is a part '
-                              "of the image's width.")
         if self.anchor_pose:
             parse_pose(self.anchor_pose)
         if self.anchor_pose and len(self.cameras) > 1:

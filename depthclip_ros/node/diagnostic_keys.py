@@ -71,9 +71,6 @@ ANCHOR: Keys = {
     'anchor log variance': ('1', 'variance of the logarithm of the scale'),
     'anchor inlier share [%]': ('%', "of the last message's points in the image that agree"),
     'anchor points': ('points', 'in the image, of the last message'),
-    'anchor local correction [%]': ('%', (
-        'by how much depth is corrected around the points, beside the scale: root mean square '
-        'over the image')),
     'anchor inflation of stddev': ('1', (
         'by what the standard deviation of depth is multiplied besides, where the scale is '
         'unsure')),
