@@ -92,9 +92,11 @@ setup(
         'rerun': ['rerun-sdk>=0.41'],
         # mkdocs.yml: the documents as a site.
         'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.24'],
+        # python3 run.py test, and with --all.
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
-                 'pylatexenc', 'pytest>=7', 'pytest-cov>=7', 'pytest-xdist>=3.7', 'ray>=2.60',
-                 'rerun-sdk>=0.41', 'rosbags-image', 'ruff', 'types-PyYAML'],
+                 'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
+                 'types-PyYAML'],
+        'nightly': ['pylatexenc', 'pytest-cov>=7'],
     },
     zip_safe=False,
     entry_points={
