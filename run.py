@@ -34,6 +34,7 @@ STAMP = VENV / 'depthclip_ros-setup.json'
 SETUP_FILES = ('setup.py', 'setup.cfg', 'pyproject.toml', 'run.py')
 TESTS = ('test',)
 NIGHTLY = ('test', 'docs', 'nightly', 'ray', 'rerun')
+MINIMUM = (3, 10)
 LEAST_GIGABYTES = 2
 
 
@@ -58,7 +59,7 @@ def main(arguments: list) -> int:
             command = ['-m', 'depthclip_ros.cli.main', name]
         set_up(extras)
     except SetupError as error:
-        print('run.py: {}'.format(error), file=sys.stderr)  # noqa: UP032
+        print(f'run.py: {error}', file=sys.stderr)
         return 1
     # `depthclip` is not on PATH: what it suggests begins as the user began.
     os.environ['DEPTHCLIP_COMMAND'] = 'python3 ' + sys.argv[0]
@@ -92,8 +93,8 @@ def set_up(extras: tuple) -> None:
         if found == wanted and not missing and PYTHON.exists():
             return
         check_machine(ros)
-        say('setting up {} {} (a few minutes the first time)'.format(
-            VENV, 'on ROS ' + ros if ros else 'with ROS 2 as wheels'))
+        say(f'setting up {VENV} ' + (f'on ROS {ros}' if ros else 'with ROS 2 as wheels')
+            + ' (a few minutes the first time)')
         if not PYTHON.exists() or any(found.get(key) != wanted[key]
                                       for key in ('python', 'folder', 'ros')):
             make_venv(ros)
@@ -117,10 +118,10 @@ def read_stamp() -> dict:
 
 
 def check_python() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < MINIMUM:
         raise SetupError(
-            'Python {} ({}) is too old; 3.10 or newer is needed. Run this file with another one, '
-            'such as: python3.12 run.py'.format(platform.python_version(), sys.executable))
+            f'Python {platform.python_version()} ({sys.executable}) is too old; 3.10 or newer is '
+            'needed. Run this file with another one, such as: python3.12 run.py')
 
 
 def sourced_ros() -> str:
@@ -158,7 +159,7 @@ def check_disk() -> None:
     free = shutil.disk_usage(str(ROOT)).free / 1e9
     if free < LEAST_GIGABYTES:
         raise SetupError(
-            f'the disk is full: {free:.1f} GB are free in {ROOT}. A set-up takes up to 7 GB there, '
+            f'the disk is full: {free:.1f} GB are free in {ROOT}. A set-up takes up to 7 GB, '
             'and as much for downloads where UV_CACHE_DIR or PIP_CACHE_DIR is on another disk.')
 
 
@@ -178,16 +179,15 @@ def make_venv(ros: str) -> None:
 def install(package: str, ros: str) -> None:
     """Install a package, editable: by uv, which is quicker, else by pip."""
     pip = [str(PYTHON), '-m', 'pip', '--disable-pip-version-check', 'install']
-    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(PYTHON),
-          '--compile-bytecode', '-e', package]
+    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(PYTHON), '-e', package]
     ways = [[*uv, '--torch-backend=auto'], uv, [*pip, '-e', package]]
     if ros:  # only pip sees the system's packages, whose messages and cv_bridge want their NumPy
         _, numpy = output_of(sys.executable, '-c', 'import numpy; print(numpy.__version__)')
         ways = [[*pip, '-e', package, *(['numpy<2'] if numpy.startswith('1.') else [])]]
     elif output_of(*pip, 'uv')[0] != 0:
         del ways[:2]
-    for way in ways:
-        say(' '.join(way[2:]))
+    for number, way in enumerate(ways):
+        say(('that failed; another way: ' if number else '') + ' '.join(way[2:]))
         if subprocess.run(way, cwd=str(ROOT), check=False).returncode == 0:
             return
         check_disk()
@@ -200,7 +200,7 @@ def install(package: str, ros: str) -> None:
 def output_of(*command: str) -> tuple:
     """Exit code of a command, and what it prints, errors too."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          universal_newlines=True, check=False)
+                          text=True, check=False)
     return done.returncode, done.stdout
 
 
