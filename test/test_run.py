@@ -149,16 +149,11 @@ def test_a_folder_that_is_no_environment_is_left_alone(project):
 
 
 def run_tests(folder, files, *arguments, **variables):
-    """Lines and exit code of tools/run_tests.py over a suite of its own."""
-    for tool in ('ruff', 'mypy', 'xdist'):
-        pytest.importorskip(tool, reason=f'{tool} is not installed (extra test)')
+    """Lines and exit code of tools/run_tests.py over a suite, a style and types of its own."""
+    pytest.importorskip('xdist', reason='pytest-xdist is not installed (extra test)')
     (folder / 'tools').mkdir()
     shutil.copy(ROOT / 'tools/run_tests.py', folder / 'tools')
-    (folder / 'tools/generate.py').write_text('')
-    (folder / 'pyproject.toml').write_text(
-        '[tool.mypy]\nfiles = ["tools/generate.py"]\n'
-        '[tool.ruff]\nextend-exclude = ["test_*.py"]\n')
-    for name, text in files.items():
+    for name, text in {'tools/generate.py': '', 'ruff.py': '', 'mypy.py': '', **files}.items():
         (folder / name).write_text(text)
     done = python(folder, 'tools/run_tests.py', *arguments, **variables)
     return done.returncode, [line for line in done.stdout.splitlines() if line], done.stderr
@@ -193,6 +188,15 @@ def test_what_fails_twice_is_red_and_its_report_is_short_in_ci_too(tmp_path):
     assert len(lines) < 150
 
 
+@pytest.mark.parametrize('step', ['ruff.py', 'mypy.py', 'tools/generate.py'])
+def test_other_checks_count_too_and_the_tests_run_all_the_same(tmp_path, step):
+    code, lines, _ = run_tests(tmp_path, {
+        step: 'raise SystemExit(1)', 'test_good.py': 'def test_good(): pass\n'})
+    assert code == 1
+    assert lines[-1].startswith('failed: ')
+    assert any('1 passed' in line for line in lines)
+
+
 def test_what_is_simply_broken_is_not_run_again(tmp_path):
     many = 'import pytest\n@pytest.mark.parametrize("i", range(11))\ndef test(i): assert i < 0\n'
     code, lines, _ = run_tests(tmp_path, {'test_many.py': many})
@@ -203,12 +207,13 @@ def test_what_is_simply_broken_is_not_run_again(tmp_path):
     assert code == 1
 
 
+@pytest.mark.nightly
 def test_a_test_that_hangs_fails_and_the_others_run(tmp_path):
     """As code in C hangs that keeps Python's lock: no signal and no other thread is heard."""
     code, lines, errors = run_tests(tmp_path, {
         'test_that.py': 'import ctypes\ndef test_hangs():\n    ctypes.PyDLL(None).sleep(600)\n',
         'test_others.py': 'def test_one(): pass\ndef test_two(): pass\n'},
-        '-o', 'faulthandler_timeout=1')
+        '-o', 'faulthandler_timeout=10')
     assert code == 1, lines
     assert lines[-1] == 'failed: test_that.py::test_hangs'
     assert any('2 passed' in line for line in lines)
