@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     failed = [name for name, command in STEPS.items() if run(command) != 0]
     given = [word for word in arguments if word != '--all']
     broken, flaky = run_twice((ALL if '--all' in arguments else []) + given)
+    print()  # pytest may have ended amid a line
     for name in [*failed, *broken]:
         print(f'failed: {name}')
     for name in flaky:
