@@ -135,9 +135,9 @@ def verdict(measured: Measured) -> Verdict:
     samples = resampled(sums, counts, measured.how)
     curve = average(measured.records['curve'], measured.how)
     best = best_of(curve)
-    oracle = np.stack([
-        _SIGNS[i] * (_SIGNS[i] * _curve_samples(measured, counts, i)).max(axis=1)
-        for i in range(len(METRICS))], axis=1)
+    oracle = np.concatenate([  # in parts, which fit into memory
+        _SIGNS * (_SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
+        for part in np.array_split(counts, 20)])
     comparisons = [_comparison(
         BEST_CONSTANT, value - curve[best, _EACH], samples - oracle, groups)]
     for name in dict.fromkeys(
@@ -158,17 +158,6 @@ def verdict(measured: Measured) -> Verdict:
 
 def _comparison(name: str, gain: Sums, samples: Sums, groups: NDArray[np.intp]) -> Comparison:
     return Comparison(name, named(_SIGNS * gain), _intervals(_SIGNS * samples, groups))
-
-
-def _curve_samples(measured: Measured, counts: NDArray[np.float64], metric: int) -> Sums:
-    """(S, constants) one metric of every constant in every bootstrap sample."""
-    curve = measured.records['curve']
-    if measured.how == 'image':
-        per_image = metrics_of(curve)[:, :, metric]
-        means: Sums = counts @ per_image / counts.sum(1, keepdims=True)
-        return means
-    pooled = [metrics_of(np.tensordot(sample, curve, 1))[:, metric] for sample in counts]
-    return np.stack(pooled)
 
 
 def _text(
