@@ -25,7 +25,6 @@ from offline_eval.metrics import (
 from offline_eval.protocol import PROTOCOLS
 from offline_eval.results import METRICS
 
-
 # Relative error of a sum of float32. At most 8192 numbers are added up in a row, with a rounding
 # of 2^-24 each time, some up and some down.
 SUMMED = math.sqrt(8192) * 2 ** -24
