@@ -235,8 +235,8 @@ EVALUATION = (
            'stdtrit(groups - 1, 1 - LEVEL)', STATISTICS),
     Mutant(f'{EVAL}/bootstrap.py', 'LEAST_GROUPS = 20', 'LEAST_GROUPS = 2', STATISTICS),
     # Verdict
-    Mutant(f'{EVAL}/summarize.py', '_curve_samples(measured, counts, i)).max(axis=1)',
-           '_curve_samples(measured, counts, i)).mean(axis=1)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'part, measured.how)).max(axis=1)',
+           'part, measured.how)).mean(axis=1)', STATISTICS),
     Mutant(f'{EVAL}/metrics.py', 'curve[:, i].argmax() if m in HIGHER_IS_BETTER else',
            'curve[:, i].argmax() if m not in HIGHER_IS_BETTER else', STATISTICS),
     Mutant(f'{EVAL}/summarize.py', 'return Comparison(name, named(_SIGNS * gain)',
@@ -250,8 +250,8 @@ EVALUATION = (
     Mutant(f'{EVAL}/summarize.py', "np.lexsort((measured.records['position'], -d1))",
            "np.lexsort((measured.records['position'], d1))",
            f'{RUN}::test_samples_are_the_best_median_and_worst'),
-    Mutant(f'{EVAL}/summarize.py', 'metrics_of(np.tensordot(sample, curve, 1))',
-           'metrics_of(np.tensordot(np.ones_like(sample), curve, 1))', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'in np.array_split(counts, 20)',
+           'in np.array_split(np.ones_like(counts), 20)', STATISTICS),
     Mutant(f'{EVAL}/results.py', 'if self.low > 0:', 'if self.high > 0:', STATISTICS),
     # Baselines
     Mutant(f'{EVAL}/baselines.py', 'float(total.sum() / max(count.sum(), 1))',
