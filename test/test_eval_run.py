@@ -444,7 +444,7 @@ def test_kitti_through_the_same_pipeline(world, tmp_path):
     assert found.verdict.constants['rmse'] == pytest.approx(32, abs=2)  # of 4 to 60 m
 
 
-#: Evaluates, and is killed amid the second record.
+# Evaluates, and is killed amid the second record.
 KILLED = """
 import os, signal, sys
 import numpy as np
