@@ -137,7 +137,7 @@ def verdict(measured: Measured) -> Verdict:
     best = best_of(curve)
     oracle = np.concatenate([  # in parts, which fit into memory
         _SIGNS * (_SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
-        for part in np.array_split(counts, 20)])
+        for part in np.array_split(counts, 10)])
     comparisons = [_comparison(
         BEST_CONSTANT, value - curve[best, _EACH], samples - oracle, groups)]
     for name in dict.fromkeys(

@@ -250,8 +250,8 @@ EVALUATION = (
     Mutant(f'{EVAL}/summarize.py', "np.lexsort((measured.records['position'], -d1))",
            "np.lexsort((measured.records['position'], d1))",
            f'{RUN}::test_samples_are_the_best_median_and_worst'),
-    Mutant(f'{EVAL}/summarize.py', 'in np.array_split(counts, 20)',
-           'in np.array_split(np.ones_like(counts), 20)', STATISTICS),
+    Mutant(f'{EVAL}/summarize.py', 'in np.array_split(counts, 10)',
+           'in np.array_split(np.ones_like(counts), 10)', STATISTICS),
     Mutant(f'{EVAL}/results.py', 'if self.low > 0:', 'if self.high > 0:', STATISTICS),
     # Baselines
     Mutant(f'{EVAL}/baselines.py', 'float(total.sum() / max(count.sum(), 1))',
