@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,15 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 PARALLEL = 'PYTEST_XDIST_WORKER' in os.environ
 if PARALLEL:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# Properties: the same few examples on every machine, so that what is green stays green. Others, and
+# many more of them, where HYPOTHESIS_PROFILE=nightly. How long one takes is never an error.
+with contextlib.suppress(ImportError):  # the files that need it say so
+    from hypothesis import HealthCheck, settings
+    PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile('few', PATIENT, derandomize=True, max_examples=40)
+    settings.register_profile('nightly', PATIENT, max_examples=1000)
+    settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'few'))
 
 
 def pytest_collection_modifyitems(items):

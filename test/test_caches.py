@@ -184,7 +184,6 @@ def ask(server):
     process.communicate(timeout=60)
 
 
-@pytest.mark.slow
 def test_killed_while_text_features_are_written(tmp_path, ask):
     said = ask('kill_while_encoding', tmp_path)
     assert 'complete' in said, said
@@ -193,14 +192,12 @@ def test_killed_while_text_features_are_written(tmp_path, ask):
     assert complete > 0
 
 
-@pytest.mark.slow
 def test_killed_while_weights_are_fetched(tmp_path, ask):
     said = ask('kill_while_fetching', tmp_path)
     assert 'complete' in said, said
     assert int(said.split()[0]) > 0, said
 
 
-@pytest.mark.slow
 def test_two_processes_on_one_cache(tmp_path, ask):
     assert ask('write_at_once', tmp_path) == 'all complete\n'
 

@@ -7,7 +7,6 @@ import math
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +16,11 @@ import pytest
 pytest.importorskip('rclpy')
 
 import cv2
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sensor_msgs.msg import CameraInfo
 from test_geometry import camera_info
-from test_image_io import chunk, image, jpeg, planar, png
+from test_image_io import GREY_STEPS, chunk, image, jpeg, planar, png
 
 from depthclip_ros.core import distortion
 from depthclip_ros.core.errors import CameraInfoError, ImageError
@@ -33,8 +32,6 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import fuzz_decoder  # noqa: E402
 
-SOME = settings(derandomize=True, deadline=None, max_examples=60)
-MANY = settings(derandomize=True, deadline=None, max_examples=200)
 MAX_PIXELS = 1 << 16
 
 small = st.integers(0, 9)
@@ -56,7 +53,6 @@ def picture_or_reason(read, msg):
 # Raw images -----------------------------------------------------------------------------------
 
 
-@MANY
 @given(width=small | hostile, height=small | hostile, step=small | st.integers(0, 80) | hostile,
        encoding=st.sampled_from(image_io.ENCODINGS) | texts, big=st.integers(0, 255),
        size=st.integers(0, 700) | st.none())
@@ -118,7 +114,6 @@ def reference(encoding, pixels):
     return np.dstack([pixels[..., order.index(c)] for c in 'rgb'])
 
 
-@MANY
 @given(encoding=st.sampled_from([*image_io._DIRECT, *image_io.BAYER]), seed=st.integers(0, 99),
        height=st.integers(3, 40), width=st.integers(3, 40), padding=st.integers(0, 9),
        big_endian=st.booleans())
@@ -131,7 +126,6 @@ def test_interleaved_encodings_are_what_numpy_makes_of_them(
     np.testing.assert_array_equal(rgb, reference(encoding, pixels))
 
 
-@SOME
 @given(encoding=st.sampled_from([*image_io.PACKED_YUV, *image_io._PLANAR_YUV]),
        seed=st.integers(0, 99), height=st.integers(1, 80), width=st.integers(1, 20),
        padding=st.integers(0, 3))
@@ -166,7 +160,6 @@ FILES = [data for _, data in fuzz_decoder.files()]
 changes = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6)
 
 
-@MANY
 @given(data=st.binary(max_size=80) | st.sampled_from(FILES), form=texts, changes=changes,
        cut=st.none() | st.integers(0, 2000), repaired=st.booleans())
 def test_any_file_gives_a_picture_or_a_reason(data, form, changes, cut, repaired):
@@ -183,7 +176,6 @@ def test_any_file_gives_a_picture_or_a_reason(data, form, changes, cut, repaired
         assert rgb.shape[0] * rgb.shape[1] <= MAX_PIXELS
 
 
-@MANY
 @given(width=small | hostile, height=small | hostile, depth=st.sampled_from([1, 2, 4, 8, 16, 3]),
        colour=st.integers(0, 6), interlace=st.integers(0, 2), rows=st.binary(max_size=300),
        palette=st.binary(max_size=800))
@@ -195,17 +187,15 @@ def test_any_png_header_gives_a_picture_or_a_reason(
     assert rgb is None or rgb.shape == (height, width, 3)
 
 
-@SOME
 @given(width=small | hostile, height=small | hostile)
 @example(width=64, height=48)
 @example(width=65, height=48)
 def test_any_jpeg_header_gives_a_picture_or_a_reason(width, height):
-    data = jpeg(size=(width % 65536, height % 65536))
+    data = jpeg(GREY_STEPS, (width % 65536, height % 65536))
     rgb = picture_or_reason(image_io.compressed_to_rgb, SimpleNamespace(format='', data=data))
     assert rgb is None or rgb.shape == (height % 65536, width % 65536, 3)
 
 
-@SOME
 @given(seed=st.integers(0, 99), height=st.integers(1, 30), width=st.integers(1, 30),
        channels=st.sampled_from([1, 3, 4]), bits=st.sampled_from([8, 16]))
 def test_pngs_come_back_as_they_were(seed, height, width, channels, bits):
@@ -220,6 +210,8 @@ def test_pngs_come_back_as_they_were(seed, height, width, channels, bits):
 
 BOUNDED = """
 import resource, sys
+import cv2
+cv2.setNumThreads(1)  # their stacks would count, too: 8 MiB for every core
 sys.path[:0] = ['test', '.']
 from types import SimpleNamespace
 import numpy as np
@@ -246,35 +238,12 @@ for encoding in image_io.ENCODINGS:
 """
 
 
-@pytest.mark.slow
 def test_memory_is_bounded():
     """By the system: what OpenCV takes, Python does not see."""
     done = subprocess.run([sys.executable, '-c', BOUNDED], cwd=ROOT, check=False,
                           capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ['too many pixels'] * 3 + ['(48, 64, 3)'], done.stderr
     assert done.returncode == 0, done.stderr
-
-
-# Serialised messages --------------------------------------------------------------------------
-
-SEEDS = fuzz_decoder.seeds()
-
-
-@MANY
-@given(data=st.sampled_from(SEEDS), changes=changes, cut=st.none() | st.integers(2, 600),
-       more=st.binary(max_size=9))
-def test_damaged_bytes_are_read_as_the_middleware_does_or_refused(data, changes, cut, more):
-    damaged = bytearray(data[:cut] + more)
-    for place, value in changes:
-        damaged[1 + place % (len(damaged) - 1)] = value
-    fuzz_decoder.check(bytes(damaged))
-
-
-@MANY
-@given(kind=st.integers(0, 3), data=st.binary(max_size=120),
-       head=st.sampled_from([b'', b'\0\1\0\0', b'\0\0\0\0', b'\0\1\0\0' + bytes(12)]))
-def test_any_bytes_are_read_as_the_middleware_does_or_refused(kind, data, head):
-    fuzz_decoder.check(bytes([kind]) + head + data)
 
 
 # Cameras --------------------------------------------------------------------------------------
@@ -285,7 +254,6 @@ models = st.sampled_from([*distortion.COEFFICIENTS, '', 'none']) | texts
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')
-@MANY
 @given(model=models, d=st.lists(numbers, max_size=14), k=st.lists(numbers, min_size=5, max_size=5),
        row=st.sampled_from([(0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 1.0)]),
        p=st.lists(numbers, min_size=12, max_size=12), width=small | hostile | st.just(640),
@@ -335,25 +303,22 @@ anything = (st.floats(-1e300, 1e300) | st.floats(-2.0, 2.0)
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')
-@MANY
 @given(lens=lenses(anything))
 def test_any_lens_gives_rays_that_end_in_their_pixels_or_nan(lens):
     model, D = lens
     pixels = np.vstack([POINTS, EXTREME])
-    start = time.thread_time()  # of the processor: other processes do not count
     rays = distortion.undistort(model, D, pixels)
-    assert time.thread_time() - start < 1.0
     valid = np.isfinite(rays).all(axis=1)
     again = distortion.distort(model, D, rays[valid])
     np.testing.assert_allclose(again, pixels[valid], rtol=1e-9, atol=1e-9)  # 1e-6 of 1000 pixels
     distortion.distort(model, D, pixels)
 
 
-@MANY
 @given(lens=lenses(st.floats(-0.4, 0.4)))
 @example(lens=('equidistant', np.array([0.0, 0.0, -0.25, 1e-57])))
 @example(lens=('equidistant', np.array([0.0, -0.1, 1e-15, 1e-15])))
 def test_rays_come_back_well_inside_of_the_valid_radius(lens):
+    """Newton's method ends at 1e-10 or gives NaN; a flat lens makes more of it, for the rays."""
     model, D = lens
     if model == 'equidistant':
         limit = math.tan(min(1.4, 0.7 * distortion._kannala_brandt_limit(D)))

@@ -299,7 +299,6 @@ def test_jobs_that_still_wait_when_the_worker_ends_are_left(worker):
     assert not done
 
 
-@pytest.mark.alone
 def test_the_ticker_does_not_wait_longer_for_what_takes_long():
     def fifth_tick():
         ticks, enough, start = [], threading.Event(), time.monotonic()

@@ -6,8 +6,9 @@
 
 The bytes are serialised sensor_msgs/Image, CompressedImage and CameraInfo, as the middleware hands
 them to the node, and go through the node's own functions. Each must give a picture of the size
-that the message states, or rays, or a DataError with a short reason; within its time and memory;
-and fields that are read without the middleware must be those that it reads.
+that the message states, or rays, or a DataError with a short reason; within its memory; and fields
+that are read without the middleware must be those that it reads. What does not end, or takes ever
+so long, is left in the file `last` in the folder (atheris says so itself, after 20 s).
 
 With atheris (`pip install atheris`) coverage guides the search; without it, a seeded loop mutates
 what has given new outcomes. Whatever is found is written to a file. Exit code 1 then.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import mmap
 import os
 import random
@@ -60,7 +62,6 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 1 << 20
 MAX_BYTES = 1 << 16  # of a message that is made here
-SLOW = 5.0  # seconds for one message, on a busy machine
 MEMORY = 1 << 30  # bytes beyond what the start takes
 GRID = 15, 20
 PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -163,11 +164,7 @@ def check(data: bytes) -> str:
     if not data:
         return ''
     function = CHECKS[data[0] % len(CHECKS)]
-    start = time.monotonic()
-    outcome = function(data[1:])
-    duration = time.monotonic() - start
-    assert duration < SLOW, f'{duration:.1f} s'
-    return f'{function.__name__}: {outcome}'
+    return f'{function.__name__}: {function(data[1:])}'
 
 
 def with_checksums(raw: bytes) -> bytes:
@@ -282,8 +279,13 @@ def mutated(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     return bytes(data[:MAX_BYTES])
 
 
-def search(seconds: float, seed: int, folder: Path) -> int:
-    """Mutate at random what has given new outcomes; give the exit code."""
+def search(
+    folder: Path, seed: int, *, seconds: float = math.inf, messages: float = math.inf,
+) -> int:
+    """Mutate at random what has given new outcomes; give the exit code.
+
+    With a number of messages instead of seconds, the same ones are tried on every machine.
+    """
     rng = random.Random(seed)
     pool, outcomes, runs = seeds(), Counter(), 0
     for data in pool:
@@ -293,7 +295,7 @@ def search(seconds: float, seed: int, folder: Path) -> int:
     with (folder / 'last').open('w+b') as file:  # for what ends the process
         file.truncate(8 + MAX_BYTES)
         last = mmap.mmap(file.fileno(), 8 + MAX_BYTES)
-        while time.monotonic() < end:
+        while runs < messages and time.monotonic() < end:
             data = mutated(rng.choice(pool), pool, rng)
             last[: 8 + len(data)] = struct.pack('<Q', len(data)) + data
             try:
@@ -310,7 +312,7 @@ def search(seconds: float, seed: int, folder: Path) -> int:
                 pool.append(data)
             outcomes[outcome] += 1
     (folder / 'last').unlink()
-    print(f'{runs} messages in {seconds:.0f} s, {len(outcomes)} outcomes, nothing found')
+    print(f'{runs} messages, {len(outcomes)} outcomes, nothing found')
     for outcome, count in sorted(outcomes.items()):
         print(f'{count:9d}  {outcome}')
     return 0
@@ -349,7 +351,7 @@ def main() -> int:
         guided_search(arguments.seconds, arguments.seed, folder)
     # The decoders' own lines about every damaged picture.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    return search(arguments.seconds, arguments.seed, folder)
+    return search(folder, arguments.seed, seconds=arguments.seconds)
 
 
 if __name__ == '__main__':
