@@ -21,8 +21,8 @@ PARALLEL = 'PYTEST_XDIST_WORKER' in os.environ
 if PARALLEL:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-# Properties: the same few examples on every machine, so that what is green stays green. Others, and
-# many more of them, where HYPOTHESIS_PROFILE=nightly. How long one takes is never an error.
+# Properties: the same few examples on every machine, so that what is green stays green. Others,
+# and many more of them, where HYPOTHESIS_PROFILE=nightly. How long one takes is never an error.
 with contextlib.suppress(ImportError):  # the files that need it say so
     from hypothesis import HealthCheck, settings
     PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,14 +82,13 @@ def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path):
 
 @pytest.mark.parametrize('kind', ['folder', 'pipe', 'device', 'dangling link', 'missing'])
 def test_what_is_no_file_is_not_waited_for(tmp_path, make_no_file, kind):
+    """Opening a pipe that nobody writes to would never end."""
     path = tmp_path / 'path'
     make_no_file(path, kind)
     open_before = len(list(Path('/proc/self/fd').iterdir()))
-    start = time.monotonic()
     with pytest.raises(OSError, match='No such file' if kind in ('dangling link', 'missing')
                        else 'not a file'):
         open_regular(path)
-    assert time.monotonic() - start < 10  # and for ever if it were waited for
     assert len(list(Path('/proc/self/fd').iterdir())) == open_before
 
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
-import time
+import types
 
 import pytest
 
@@ -17,12 +17,13 @@ pytest.importorskip('rclpy')
 
 import numpy as np
 from rclpy.serialization import serialize_message
-from ros_harness import ROOT, camera_info
+from ros_harness import PATIENCE, ROOT, camera_info
 from std_msgs.msg import Header
 
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.window import fit_window
+from depthclip_ros.node import worker as worker_module
 from depthclip_ros.node.calibration import Calibration
 from depthclip_ros.node.focal import OFF, FocalRatio
 from depthclip_ros.node.process import explain_arguments, ignored_files
@@ -72,7 +73,7 @@ def test_stages_are_timed():
     assert math.isnan(times.percentile('decode', 50))
     with times.measure('decode'):
         pass
-    assert 0 <= times.percentile('decode', 50) < 1000
+    assert times.percentile('decode', 50) >= 0
 
 
 def test_calibration_is_computed_once_per_content(monkeypatch):
@@ -193,8 +194,8 @@ def test_worker_takes_every_waiting_image_at_once_and_stops_clean():
             slot.frame = 0
     worker = Worker(ready, on_crash=lambda error: pytest.fail(str(error)))
     worker.begin(slots, answer)
-    assert enough.wait(10)
-    assert worker.stop(10)
+    assert enough.wait(PATIENCE)
+    assert worker.stop(PATIENCE)
     assert seen[0] == [(0, 0), (1, 0), (2, 0)]
     assert seen[1:5] == [[(0, 1), (2, 1)], [(0, 2)], [(0, 3), (2, 3)], [(0, 4)]]
 
@@ -211,17 +212,17 @@ def test_worker_hands_over_what_it_dies_of():
         crashed.set()
     worker = Worker(ready, on_crash)
     worker.begin([slot], answer)
-    assert crashed.wait(10)
-    assert worker.stop(10)
+    assert crashed.wait(PATIENCE)
+    assert worker.stop(PATIENCE)
     assert isinstance(crashes[0], ZeroDivisionError)
 
 
 @pytest.fixture
 def worker():
-    """A worker whose thread must not crash, and that must end in time."""
+    """A worker whose thread must not crash, and that must end."""
     worker = Worker(threading.Condition(), on_crash=lambda error: pytest.fail(str(error)))
     yield worker
-    assert worker.stop(10)
+    assert worker.stop(PATIENCE)
 
 
 def test_worker_does_jobs_and_answers_on_one_thread(worker):
@@ -231,13 +232,13 @@ def test_worker_does_jobs_and_answers_on_one_thread(worker):
     def answer(_batch):
         threads.append(threading.get_ident())
         answered.set()
-    assert worker.submit(threading.get_ident).result(10) not in threads
+    assert worker.submit(threading.get_ident).result(PATIENCE) not in threads
     with pytest.raises(ZeroDivisionError):
-        worker.submit(lambda: 1 / 0).result(10)
+        worker.submit(lambda: 1 / 0).result(PATIENCE)
     worker.begin([slot], answer)
-    assert answered.wait(10)
-    assert threads == [worker.submit(threading.get_ident).result(10)]
-    assert worker.pause(10)
+    assert answered.wait(PATIENCE)
+    assert threads == [worker.submit(threading.get_ident).result(PATIENCE)]
+    assert worker.pause(PATIENCE)
     assert worker.busy_seconds() == 0.0
 
 
@@ -247,11 +248,11 @@ def test_worker_that_does_not_come_back_is_waited_for_within_bounds(worker):
 
     def answer(_batch):
         begun.set()
-        end.wait(10)
+        end.wait(PATIENCE)
     worker.begin([slot], answer)
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     assert not worker.pause(0.05)
-    assert worker.busy_seconds() >= 0.05
+    assert worker.busy_seconds() > 0
     assert not worker.stop(0.05)
     end.set()
 
@@ -264,10 +265,10 @@ def test_a_job_of_the_worker_can_be_interrupted(worker):
         while True:
             pass
     job = worker.submit(endless)
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     worker.interrupt()
     with pytest.raises(Interrupted):
-        job.result(10)
+        job.result(PATIENCE)
 
 
 def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
@@ -280,57 +281,71 @@ def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
         first.set()
         slept.append(worker.sleep(60.0))
     worker.begin([slot], sleep)
-    assert first.wait(10)
-    assert worker.pause(10)
+    assert first.wait(PATIENCE)
+    assert worker.pause(PATIENCE)
     assert slept == [True, False]
 
 
 def test_jobs_that_still_wait_when_the_worker_ends_are_left(worker):
-    release, done = threading.Event(), []
-    worker.submit(release.wait)
+    begun, release, done = threading.Event(), threading.Event(), []
+
+    def first():
+        begun.set()
+        release.wait()
+    worker.submit(first)
     worker.submit(lambda: done.append(1))
-    stopping = threading.Thread(target=worker.stop, args=(10,))
-    stopping.start()
-    while not worker._ending:
-        time.sleep(0.001)
+    assert begun.wait(PATIENCE)
+    assert not worker.stop(0.0)
     release.set()
-    stopping.join(10)
-    assert not stopping.is_alive()
+    assert worker.stop(PATIENCE)
     assert not done
 
 
-def test_the_ticker_does_not_wait_longer_for_what_takes_long():
-    def fifth_tick():
-        ticks, enough, start = [], threading.Event(), time.monotonic()
+class Clock:
+    """Stands for `time` and for the event that a ticker waits for: waiting takes no time."""
 
-        def tick():
-            ticks.append(time.monotonic() - start)
-            if len(ticks) == 5:
-                enough.set()
-            time.sleep(0.1)
-        ticker = Ticker(0.2, tick)
-        assert enough.wait(10)
-        ticker.stop()
-        return ticks[4]
-    # Always 1.4 if every period began at the end of the last call; a busy machine may be late.
-    assert any(fifth_tick() < 1.3 for _ in range(5))
+    def __init__(self, end):
+        self.now, self.end = 0.0, end
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.now > self.end
+
+    def set(self):
+        pass
 
 
-def test_the_ticker_keeps_its_period_of_steady_time():
-    ticks, enough = [], threading.Event()
+def test_the_ticker_keeps_its_period_whatever_a_call_takes(monkeypatch):
+    """A late tick is followed by an early one; those that were missed are not made up for."""
+    clock, ticks, takes = Clock(5.0), [], iter([0.25, 0.0, 0.75, 1.5, 0.0, 0.0, 0.0])
 
     def tick():
-        ticks.append(time.monotonic())
-        if len(ticks) == 5:
-            enough.set()
-    start = time.monotonic()
-    ticker = Ticker(0.05, tick)
-    assert enough.wait(10)
-    ticker.stop()
-    count = len(ticks)
-    assert ticks[4] - start >= 5 * 0.05  # a late tick is followed by an early one
-    time.sleep(0.1)  # in which it must not tick
-    assert len(ticks) == count
+        ticks.append(clock.now)
+        clock.now += next(takes)
+    monkeypatch.setattr(worker_module, 'time', clock)
+    monkeypatch.setattr(worker_module, 'threading', types.SimpleNamespace(
+        Event=lambda: clock, Thread=threading.Thread))
+    ticker = Ticker(0.5, tick)
+    ticker.stop(PATIENCE)
+    assert ticks == [0.5, 1.0, 1.5, 2.25, 3.75, 4.25, 4.75]
+
+
+def test_a_ticker_that_is_stopped_calls_no_more():
+    before, twice = set(threading.enumerate()), threading.Event()
+    ticks = []
+
+    def tick():
+        ticks.append(1)
+        if len(ticks) == 2:
+            twice.set()
+    ticker = Ticker(0.001, tick)
+    thread, = set(threading.enumerate()) - before
+    assert twice.wait(PATIENCE)
+    ticker.stop(PATIENCE)
+    assert not thread.is_alive()
 
 
 def test_reasons_of_rcl_are_shortened():

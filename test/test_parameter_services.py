@@ -66,7 +66,7 @@ def graph(domain):
 
         def spin():
             while not node.ended.is_set():
-                executor.spin_once(timeout_sec=1.0)
+                executor.spin_once(timeout_sec=0.05)
         thread = threading.Thread(target=spin, daemon=True)
         thread.start()
         try:

@@ -19,7 +19,7 @@ STRIDE = 8  # of the network that is looked through below
 
 @pytest.fixture(scope='module')
 def real(tiny_weights, cache):
-    return DepthEstimator(CONFIG, tiny_weights, 'cpu', cache_dir=cache)
+    return DepthEstimator(CONFIG, tiny_weights, 'cpu', cache_dir=cache, num_threads=1)
 
 
 @pytest.fixture

@@ -118,7 +118,8 @@ def build(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp('cache')
 
     def make(**changes):
-        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder)
+        return DepthEstimator(SMALL.replace(**changes), state_dict, 'cpu', cache_dir=folder,
+                              num_threads=1)  # results differ in their last bits with others
     return make
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import struct
 import threading
-import time
 import types
 
 import pytest
@@ -20,10 +19,12 @@ from ros_harness import camera_info, image, node_here
 from std_msgs.msg import Header
 
 from depthclip_ros.node import stamps as stamps_module
+from depthclip_ros.node import statistics as statistics_module
 from depthclip_ros.node import watchdog as watchdog_module
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.stamps import ClockWatch, Stamps
+from depthclip_ros.node.statistics import Recent
 from depthclip_ros.node.watchdog import ERROR, OK, WARN, Watchdog, limit_level
 
 ORDERS = {'<': b'\x00\x01\x00\x00', '>': b'\x00\x00\x00\x00'}
@@ -42,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (stamps_module, watchdog_module):
+    for module in (stamps_module, statistics_module, watchdog_module):
         monkeypatch.setattr(module, 'time', clock)
     return clock
 
@@ -218,11 +219,13 @@ def test_nan_beyond_the_limit(share, level, look, camera):
     assert [f.level for f in found.values()] == ([] if level == OK else [level])
 
 
-def test_recent_values_fade():
-    from depthclip_ros.node.statistics import Recent
-    recent = Recent(seconds=0.05)
+def test_recent_values_fade(clock):
+    recent = Recent(seconds=5.0)
     recent.add(1.0)
+    clock.now += 3.0
     recent.add(3.0)
     assert recent.mean() == 2.0
-    time.sleep(0.06)  # past its memory
+    clock.now += 3.0
+    assert recent.mean() == 3.0
+    clock.now += 3.0
     assert math.isnan(recent.mean())
