@@ -34,7 +34,7 @@ class Setup:
     def __init__(self, node, estimator, monkeypatch, names):
         self.estimator, self.error = estimator, RuntimeError('on purpose')
         self.published, self.log, self.breaks, self.loads = [], [], [], []
-        self.log_of_node = []
+        self.log_of_node, self.load_error, self.goes_on = [], None, True
         monkeypatch.setattr(node, 'get_logger', lambda: types.SimpleNamespace(**{
             level: lambda text, level=level: self.log_of_node.append((level, text))
             for level in ('debug', 'info', 'warning', 'error')}))
@@ -58,11 +58,13 @@ class Setup:
 
     def _load(self, config):
         self.loads.append(config)
+        if self.load_error:
+            raise self.load_error
         return self.estimator
 
     def _sleep(self, seconds):
         self.breaks.append(seconds)
-        return True
+        return self.goes_on
 
     def send(self, *pictures, stamp=(1, 0)):
         """One batch: an image of each camera, as if it had just come."""
@@ -82,8 +84,10 @@ class Setup:
 
 @pytest.fixture
 def make(domain, estimator, monkeypatch):
+    config = estimator.config
     with node_here(domain, LifecycleNode, 'failures') as node:
         yield lambda *names: Setup(node, estimator, monkeypatch, names)
+    estimator.reconfigure(config)
 
 
 BAD = np.full_like(RGB, MARK)
@@ -201,18 +205,12 @@ def test_out_of_memory_of_torch_is_of_the_device():
     assert not is_of_device(RuntimeError('shape mismatch'))
 
 
-def test_reloads_take_longer_and_longer_breaks_and_end(make, monkeypatch):
+def test_reloads_take_longer_and_longer_breaks_and_end(make):
     setup = make('')
-    calls = []
-
-    def fail(config):
-        calls.append(config)
-        raise RuntimeError('CUDA error: device lost')
-    setup.error = RuntimeError('CUDA error: device lost')
-    setup.model._load = fail
+    setup.error = setup.load_error = RuntimeError('CUDA error: device lost')
     with pytest.raises(HopelessError, match=rf'{RELOADS} times.*device lost'):
         setup.send(BAD)
-    assert len(calls) == RELOADS == setup.model.reloads
+    assert len(setup.loads) - 1 == RELOADS == setup.model.reloads
     assert setup.breaks == [0.0, 1.0, 2.0, 4.0, 8.0]
     assert setup.model.estimator is None
 
@@ -230,12 +228,12 @@ def test_a_reload_that_is_given_up_is_made_up_for(make):
     """Deactivated in a break: the next images wait for the model, and none is lost uncounted."""
     setup = make('')
     setup.error = MemoryError()
-    setup.pipeline._sleep = lambda _seconds: False
+    setup.goes_on = False
     setup.send(BAD)
     assert setup.model.estimator is None
     setup.send(RGB)
     assert setup.cameras[0].counters().dropped == 1
-    setup.pipeline._sleep = setup._sleep
+    setup.goes_on = True
     setup.send(RGB)
     assert setup.cameras[0].counters().published == 1
 
