@@ -111,7 +111,7 @@ def check_against_scalar(scene, camera, pose, count, seed):
 def test_depth_is_that_of_analytic_intersections(kind):
     scene = Scene.generate(kind, 5)
     pose = trajectory(scene, 1).pose(4.0)
-    # A ray that grazes an edge may fall on either side of it in float32.
+    # A ray that grazes an edge may fall on either side of it in float32: one or two of 200.
     assert check_against_scalar(scene, SimCamera(), pose, 200, 0) >= 0.99
 
 
@@ -230,7 +230,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            frames.append(render(scene, SimCamera(), pose))
+            frames.append(render(scene, SimCamera().scaled(480, 360), pose))
     finally:
         torch.set_num_threads(before)
     for frame in frames[1:]:
@@ -342,7 +342,7 @@ def test_kinds_differ_in_depth():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_paths_are_smooth_and_free(kind):
-    for seed in range(20):
+    for seed in range(6):
         scene = Scene.generate(kind, seed)
         path = trajectory(scene, seed)
         poses = [path.pose(t) for t in np.arange(0.0, path.period, 1 / 30)]

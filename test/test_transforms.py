@@ -98,8 +98,7 @@ def test_beyond_the_entries_only_within_the_tolerance():
     tree = TransformTree()
     tree.add('odom', 'base', (1, 0, 0), STRAIGHT, 10 * SECOND)
     tree.add('odom', 'base', (2, 0, 0), STRAIGHT, 11 * SECOND)
-    with pytest.raises(TransformError, match=r"'odom' to 'base' is known from 10\.000 to 11\.000 "
-                                             r's, but is asked for at 11\.200 s'):
+    with pytest.raises(TransformError, match=r"'odom' to 'base'.*10\.000 to 11\.000.*11\.200 s"):
         tree.lookup('odom', 'base', int(11.2 * SECOND), tolerance=0.1)
     assert tree.lookup('odom', 'base', int(11.2 * SECOND), tolerance=0.3).translation[0] == 2
     assert tree.lookup('odom', 'base', int(9.9 * SECOND), tolerance=0.3).translation[0] == 1
@@ -128,7 +127,7 @@ def test_missing_links_are_named():
         tree.lookup('camera', 'laser')
     tree.add('mast', 'camera', (0, 0, 0), STRAIGHT, None)
     tree.add('base', 'laser', (0, 0, 0), STRAIGHT, None)
-    with pytest.raises(TransformError, match=r"the first ends at 'base', the second at 'mast'"):
+    with pytest.raises(TransformError, match=r"'base'.*'mast'"):
         tree.lookup('camera', 'laser')
     with pytest.raises(TransformError, match=r"no frame 'radar'.*'camera'"):
         tree.lookup('camera', 'radar')
