@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip('rclpy')
 
 import cv2
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_geometry import camera_info
 from test_image_io import GREY_STEPS, chunk, image, jpeg, planar, png
@@ -30,6 +30,8 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import fuzz_decoder  # noqa: E402
 
+# Of what has many numbers, more examples than the profile's.
+MANY = settings(max_examples=5 * settings().max_examples)
 MAX_PIXELS = 1 << 16
 
 small = st.integers(0, 9)
@@ -252,6 +254,7 @@ models = st.sampled_from([*distortion.COEFFICIENTS, '', 'none']) | texts
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')
+@MANY
 @given(model=models, d=st.lists(numbers, max_size=14), k=st.lists(numbers, min_size=5, max_size=5),
        row=st.sampled_from([(0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 1.0)]),
        p=st.lists(numbers, min_size=12, max_size=12), width=small | hostile | st.just(640),
@@ -301,6 +304,7 @@ anything = (st.floats(-1e300, 1e300) | st.floats(-2.0, 2.0)
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')
+@MANY
 @given(lens=lenses(anything))
 def test_any_lens_gives_rays_that_end_in_their_pixels_or_nan(lens):
     model, D = lens
@@ -315,6 +319,7 @@ def test_any_lens_gives_rays_that_end_in_their_pixels_or_nan(lens):
 @given(lens=lenses(st.floats(-0.4, 0.4)))
 @example(lens=('equidistant', np.array([0.0, 0.0, -0.25, 1e-57])))
 @example(lens=('equidistant', np.array([0.0, -0.1, 1e-15, 1e-15])))
+@example(lens=('rational_polynomial', np.array([0.0] * 5 + [3e-31, 0.0, 4e-69])))
 def test_rays_come_back_well_inside_of_the_valid_radius(lens):
     """Newton's method ends at 1e-10 or gives NaN; a flat lens makes more of it, for the rays."""
     model, D = lens

@@ -40,6 +40,7 @@ COEFFICIENTS = {
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
 _ITERATIONS = 20
 _TABLE_SIZE = 2048
+_FURTHEST = 1e6  # radius of a ray, in normalised coordinates: a millionth off the image plane
 _NEGLIGIBLE = 1e-36  # coefficient: even of the twelfth power of a radius of 100
 
 
@@ -167,10 +168,10 @@ def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) ->
         return table * _ratio(numerator(table**2), denominator(table**2))
 
     end = _brown_conrady_limit(D)
-    if not np.isfinite(end):
+    if end > _FURTHEST:  # so coarse a table would lead nowhere
         end = 2.0  # twice what the radial part needs: the others may push it outwards
         furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
-        while radial(np.array([end / 2.0]))[0] < furthest and end < 1e6:
+        while radial(np.array([end / 2.0]))[0] < furthest and end < _FURTHEST:
             end *= 2.0
     ideal = distorted * _ratio(_look_up(radial, radius, end), radius)[:, None]
     for _ in range(_ITERATIONS):
