@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy')
+pytest.importorskip('hypothesis', reason='hypothesis is not installed (extra test)')
 
 import cv2
 from hypothesis import assume, example, given, settings

@@ -33,15 +33,15 @@ def view(index=0, **settings):
     ({'rate': 0.0}, 'rate: 0.0 Hz is outside'),
     ({'fov': 179.0}, 'fov: 179.0 degrees is outside'),
     ({'cameras': ()}, 'cameras: .* holds no name'),
-    ({'cameras': ('a', 'a')}, r"cameras: \['a', 'a'\] holds no name or one twice"),
+    ({'cameras': ('a', 'a')}, "cameras: .*'a', 'a'.* twice"),
     ({'cameras': ('1st',)}, "cameras: '1st' cannot be a ROS namespace"),
     ({'cameras': ('a__b',)}, 'cannot be a ROS namespace'),
     ({'white_balance': (1.0, 2.0)}, 'white_balance: .* must be three gains'),
     ({'white_balance': (1.0, 0.0, 1.0)}, 'white_balance: .* must be three gains'),
-    ({'mount_height': 0.05}, 'mount_height: 0.05 m must be 0, for the usual, or at least 0.1 m'),
+    ({'mount_height': 0.05}, 'mount_height: 0.05 m .* at least 0.1 m'),
     ({'mount_height': 3.0}, 'mount_height: 3.0 m is outside 0.0 to 2.0'),
     ({'fov': 100.0, 'distortion': True}, 'distortion: this lens cannot cover'),
-    ({'sede': 1}, "unknown setting 'sede'; known are: kind, seed"),
+    ({'sede': 1}, "unknown setting 'sede'.*kind, seed"),
 ])
 def test_wrong_settings_are_refused_with_the_reason(settings, message):
     with pytest.raises(ConfigError, match=message):
