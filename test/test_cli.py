@@ -12,9 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from untrained import tiny_untrained
 
 from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
+from depthclip_ros.color import UNTRAINED
 from depthclip_ros.core import weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +64,7 @@ def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
     out = tmp_path / 'out'
     assert main(['predict', str(photo), '-o', str(out), '--weights', 'demo',
                  '--device', 'cpu']) == 0
-    assert capsys.readouterr().err.count('weights: demo bring their own tokens, bins, ') == 1
+    assert capsys.readouterr().err.count('weights: demo bring their own') == 1
     expected = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu').predict(
         cv2.imread(str(photo))[..., ::-1].copy())
     np.testing.assert_allclose(
@@ -127,8 +129,9 @@ def test_predict_refuses_a_camera_that_cannot_be_the_images(predict, photo, tmp_
         'rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n'
         'projection_matrix: {data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}\n')
     assert predict(photo, camera=('--camera-info', tmp_path / 'head.yaml'))[0] == 1
-    assert 'photo.png: The calibration is for 640 x 480 pixels, but a picture has 70 x 50' \
-        in capsys.readouterr().err
+    error = capsys.readouterr().err
+    for text in ('photo.png', '640 x 480', '70 x 50'):
+        assert text in error
 
 
 def test_predict_does_the_others_and_lists_every_unreadable_input(
@@ -171,7 +174,7 @@ def test_predict_leaves_depth_maps_and_its_own_results_in_a_folder_alone(
         path.rename(folder / path.name)
     assert predict(folder)[0] == 0
     assert sorted(path.name for path in out.iterdir()) == first
-    assert '7 of 9 pictures left out: ' in capsys.readouterr().err
+    assert '7 of 9 pictures left out' in capsys.readouterr().err
     assert predict(folder / 'scan.png')[0] == 0  # named itself
     assert (out / 'scan_depth.png').exists()
 
@@ -188,13 +191,12 @@ def test_what_is_no_file_is_refused_and_not_waited_for(predict, config, tmp_path
     assert 'pipe or a device' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_predict_is_loud_when_untrained(photo, tmp_path, capsys):
-    (tmp_path / 'rn50.yaml').write_text(SETTINGS.replace('auto', 'RN50'))
-    arguments = ['predict', str(photo), '-o', str(tmp_path / 'out'), '--weights', 'untrained',
-                 '--config', str(tmp_path / 'rn50.yaml'), '--device', 'cpu']
+def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypatch, capsys):
+    config = tiny_untrained(monkeypatch, tiny_weights, tmp_path)
+    arguments = ['predict', str(photo), '-o', str(tmp_path / 'out'), '--config', str(config),
+                 '--device', 'cpu']
     assert main(arguments) == 0
-    assert capsys.readouterr().err.count('UNTRAINED WEIGHTS: depth is meaningless') == 2
+    assert capsys.readouterr().err.count(UNTRAINED) == 2
     picture = cv2.imread(str(tmp_path / 'out' / 'photo_color.png'))
     assert picture.shape[0] > 50  # the stripe above
 
@@ -251,21 +253,22 @@ def test_wrong_usage_is_exit_code_2(arguments):
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize(('arguments', 'said'), [
-    (['predict', 'a.png', '-o', 'b', '--fov', 'wide'], "--fov: 'wide' is not a number"),
-    (['predict', 'a.png', '-o', 'b', '--fov', '0'], '--fov: 0 must be greater than 0'),
-    (['demo', '--frames', '1.5'], "--frames: '1.5' is not a whole number"),
-    (['demo', '--frames', '0'], '--frames: 0 is too few; 1 at least'),
-    (['demo', '--webcam', 'x'], "--webcam: 'x' is not a whole number"),
-    (['demo', '--webcam', '-1'], '--webcam: -1 is negative'),
-    (['view', 'a.png', '--point', '9'], "--point: '9' is no point: two numbers"),
-    (['view', 'a.png', '--point', '1,2,3'], "--point: '1,2,3' is no point"),
-    (['words', 'a, b', '--bins', '1,x'], "--bins: 'x' is not a number"),
-    (['bag', 'a', '-o', 'b', '--start', '-1'], '--start: -1 must not be negative')])
-def test_a_wrong_number_is_named_with_what_is_expected(arguments, said, capsys):
+@pytest.mark.parametrize(('arguments', 'option', 'value', 'expected'), [
+    (['predict', 'a.png', '-o', 'b', '--fov', 'wide'], '--fov', "'wide'", 'not a number'),
+    (['predict', 'a.png', '-o', 'b', '--fov', '0'], '--fov', '0', 'greater than 0'),
+    (['demo', '--frames', '1.5'], '--frames', "'1.5'", 'whole number'),
+    (['demo', '--frames', '0'], '--frames', '0', '1 at least'),
+    (['demo', '--webcam', '-1'], '--webcam', '-1', 'negative'),
+    (['view', 'a.png', '--point', '9'], '--point', "'9'", 'two numbers'),
+    (['words', 'a, b', '--bins', '1,x'], '--bins', "'x'", 'not a number'),
+    (['bag', 'a', '-o', 'b', '--start', '-1'], '--start', '-1', 'not be negative')])
+def test_a_wrong_number_is_named_with_what_is_expected(
+        arguments, option, value, expected, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
-    assert f'error: argument {said}' in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f'argument {option}: {value} ' in error
+    assert expected in error
 
 
 def without_packages(*arguments):
@@ -339,7 +342,6 @@ def test_encode_text_fails_when_nothing_can_be_kept(config, tiny_weights, own_ca
 
 # doctor ------------------------------------------------------------------------------------
 
-@pytest.mark.slow
 def test_doctor_runs_with_the_standard_library_only_and_says_what_to_install():
     done = without_packages('doctor', '--json')
     assert done.returncode == 1, done.stderr
@@ -351,7 +353,6 @@ def test_doctor_runs_with_the_standard_library_only_and_says_what_to_install():
         assert 'pip install' in check['fix'] or 'source ' in check['fix'], check
 
 
-@pytest.mark.slow
 def test_doctor_is_content_with_this_environment(monkeypatch, capsys):
     # Coverage, if it is measured, would watch how each probe imports what others have written.
     monkeypatch.setenv('COVERAGE_PROCESS_CONFIG', '')
