@@ -8,6 +8,7 @@ import torch
 pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, is missing')
 
 from drives import IMAGE_TOPIC, START, BagWriter
+from untrained import tiny_untrained
 
 from depthclip_ros.cli.frames import named_frames
 from depthclip_ros.cli.main import main
@@ -114,15 +115,7 @@ def test_a_model_without_a_row_for_unknown_words_knows_all():
 
 def test_untrained_weights_say_so_everywhere(tiny_weights, picture, tmp_path, capsys, monkeypatch):
     """As `untrained` does, on a smaller network."""
-    from depthclip_ros.core import weights
-
-    def untrained(*_):
-        return weights.WeightsInfo('untrained', 'random', 'none', trained=False), torch.load(
-            tiny_weights, weights_only=True)
-    monkeypatch.setattr(weights, '_untrained', untrained)
-    config = tmp_path / 'depth.yaml'
-    config.write_text('/**:\n  ros__parameters:\n    backbone: auto\n    input_height: 64\n'
-                      '    input_width: 96\n    weights: untrained\n')
+    config = tiny_untrained(monkeypatch, tiny_weights, tmp_path)
     assert run('giant, far', '--bins', '1,3', '--config', config, '--image', picture,
                '-o', tmp_path / 'out') == 0
     out, err = capsys.readouterr()
