@@ -26,8 +26,8 @@ SIZE = 96, 128
 
 @pytest.fixture(scope='module')
 def estimator():
-    config = DepthConfig(input_height=96, input_width=128, reference_focal=0.8)
-    return DepthEstimator(config, clip_standin.state_dict(), 'cpu')
+    config = DepthConfig(backbone='auto', input_height=96, input_width=128, reference_focal=0.8)
+    return DepthEstimator(config, clip_standin.tiny_state_dict(), 'cpu')
 
 
 def camera(ratio, size=SIZE):
@@ -197,7 +197,8 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     assert found[1].stddev() is None
 
 
-# Views of a room from one place, and by how much less their depth errs with the focal length.
+# Views of rooms, and by how much less their depth errs with the focal length: bounds between what
+# is found (0.50, 0.65, 0.94, 0.75) and 1, far from either beside what processors differ by.
 VIEWS = {
     '90 degrees': ((320, 240), 90.0, (0.0,) * 5, 0.6),
     '50 degrees': ((320, 240), 50.0, (0.0,) * 5, 0.75),
@@ -206,7 +207,6 @@ VIEWS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('view', VIEWS)
 def test_depth_of_rendered_views_is_nearer_to_the_truth(demo_estimator, view):
     from depthclip_ros.sim import KINDS, Scene, render, trajectory
