@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The committed demo model: what it promises on rooms and with words that it never saw.
 
-With six rooms. Every bound is far from what is found there (a quarter and more), and what processors
-differ by in float32 is a hundred-thousandth: the committed evaluation has the numbers.
+With six rooms. Every bound is far from what is found there (a quarter and more), and what
+processors differ by in float32 is a hundred-thousandth: the committed evaluation has the numbers.
 """
 
 import sys

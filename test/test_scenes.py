@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import math
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from clip_standin import TINY_VIT, state_dict, synthetic_rgb, tiny_state_dict
 
 from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator
 from depthclip_ros.core import estimator as estimator_module
+from depthclip_ros.core.backbone import AttentionPool
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.config import PAPER_BINS
 from depthclip_ros.core.prompts import encode_tokens, scene_words
@@ -194,10 +195,17 @@ def test_the_name_changes_only_with_a_lead():
 # On a loaded model ------------------------------------------------------------------------------
 
 
+def pools():
+    """Number of attention pools in memory; that of RN50 has 59 MB, and only scenes need it."""
+    gc.collect()
+    return sum(type(one) is AttentionPool for one in gc.get_objects())
+
+
 def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkeypatch):
     fresh = DepthEstimator(SCENIC, weights, 'cpu', cache_dir=tmp_path).predict(RGB[0])
+    before = pools()
     estimator = DepthEstimator(PLAIN, weights, 'cpu', cache_dir=tmp_path)
-    assert estimator._pool is None  # which would be 59 MB of RN50
+    assert pools() == before
     plain = estimator.predict(RGB[0])
     assert not estimator.is_encoded(SCENIC)
     assert estimator.is_encoded(PLAIN)
@@ -207,13 +215,14 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkey
         patch.setattr(estimator_module, 'encode_tokens', None)
         patch.setattr(estimator_module, 'build_attention_pool', None)
         estimator.reconfigure(SCENIC)
+    assert pools() == before + 1
     found = estimator.predict(RGB[0])
     np.testing.assert_array_equal(found.depth, fresh.depth)
     two = SCENIC.replace(scenes=['kitchen', 'hall'], scene_bins=[*NEAR, *FAR])
     estimator.reconfigure(two)
     assert estimator.predict(RGB[0], scenes=found.scene).scene.names == ('kitchen', 'hall')
     estimator.reconfigure(PLAIN)
-    assert estimator._pool is None
+    assert pools() == before
     again = estimator.predict(RGB[0])
     np.testing.assert_array_equal(again.depth, plain.depth)
     assert again.scene is None
@@ -224,8 +233,8 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkey
 @pytest.mark.parametrize(('engine', 'precision', 'tolerance'), [
     ('eager', 'float32', 1e-4), ('torch', 'float32', 1e-4), ('torch', 'bfloat16', 0.1),
     ('eager', 'bfloat16', 0.1)])
-@pytest.mark.usefixtures('fast_bfloat16')
 def test_every_engine_tells_the_same_scene(weights, engine, precision, tolerance):
+    """Also where bfloat16 would be slower, and float32 runs instead."""
     config = SCENIC.replace(engine=engine, precision=precision)
     estimator = DepthEstimator(config, weights, 'cpu')
     for prediction, expected in zip(
@@ -248,15 +257,6 @@ def test_too_long_a_scene_is_refused_by_its_name(weights):
     words = scene_words(SCENIC.replace(scenes=['hall ' * 90], scene_bins=[0.0]))
     with pytest.raises(ConfigError, match="scenes: 'hall hall"):
         encode_tokens(words, weights)
-
-
-def test_the_page_has_the_measured_numbers(scene_bins):
-    result = json.loads((ROOT / 'docs/scenes.json').read_text(encoding='utf-8'))['words']
-    assert scene_bins.table(result) in (ROOT / 'docs/scenes.md').read_text(encoding='utf-8')
-    coarse, fine = (result[name]['rows'] for name in (scene_bins.COARSE, scene_bins.FINE))
-    assert coarse['bins by scene']['of one partition'] <= 0.88
-    assert fine['bins by scene']['of one partition'] <= 1.01
-    assert coarse["another room's scene"]['of one partition'] > 1
 
 
 def test_fitted_bins_are_the_scenes_own(scene_bins):
