@@ -365,46 +365,73 @@ def test_without_a_network_the_demo_goes_on_untrained_and_says_so(demo, tmp_path
     assert picture[0, 5, 2] > 150 > picture[0, 5, 0]  # the red stripe
 
 
-def test_without_a_network_the_node_would_get_untrained_weights(tmp_path, monkeypatch, capsys):
-    """All that comes before the processes start, and what is written without any image."""
+# Without the node -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo_here(tmp_path, monkeypatch, capsys):
+    """Run `depthclip demo` in this process; what stands in for the node is a Python program."""
     from ros_harness import own_domain
+
+    def run(program, *arguments, **environment):
+        monkeypatch.setattr('depthclip_ros.cli.demo._node_arguments', lambda *_: ['-c', program])
+        with own_domain() as domain, mock.patch.dict(
+                os.environ, {**environment, 'ROS_DOMAIN_ID': str(domain)}):
+            code = cli.main(['demo', '-o', str(tmp_path / 'out'), *map(str, arguments)])
+        settings = yaml.safe_load((tmp_path / 'out/depth_node.yaml').read_text())
+        summary = json.loads((tmp_path / 'out/summary.json').read_text())
+        return code, *capsys.readouterr(), settings['/**']['ros__parameters'], summary
+
+    return run
+
+
+DIES = 'raise SystemExit("no node today")'
+LISTENS = """
+import rclpy
+from sensor_msgs.msg import Image
+rclpy.init()
+node = rclpy.create_node('depth_node')
+node.create_subscription(Image, 'image', print, 1)
+node.create_publisher(Image, 'depth/image', 1)
+rclpy.spin(node)
+"""
+
+
+def test_without_a_network_the_node_gets_untrained_weights(demo_here, tmp_path):
     (tmp_path / 'rn50.yaml').write_text(SETTINGS.replace('auto', 'RN50'))
-    monkeypatch.setattr('depthclip_ros.cli.demo._record', lambda *_: 0)
-    with own_domain() as domain, mock.patch.dict(
-            os.environ, {**NOWHERE, 'ROS_DOMAIN_ID': str(domain)}):
-        assert cli.main(['demo', '--config', str(tmp_path / 'rn50.yaml'),
-                         '-o', str(tmp_path / 'out')]) == 0
-    error = capsys.readouterr().err
+    _, _, error, settings, summary = demo_here(
+        DIES, '--config', tmp_path / 'rn50.yaml', **NOWHERE)
     assert 'no trained weights: RN50: download' in error
     assert f'*** {UNTRAINED}' in error
-    settings = yaml.safe_load((tmp_path / 'out/depth_node.yaml').read_text())
-    assert settings['/**']['ros__parameters']['weights'] == 'untrained'
-    summary = json.loads((tmp_path / 'out/summary.json').read_text())
+    assert settings['weights'] == 'untrained'
     assert summary['trained'] is False
     assert summary['statement'] == UNTRAINED
 
 
-def test_weights_that_are_named_never_fall_back(demo, tmp_path):
+def test_weights_that_are_named_never_fall_back(demo_here, tmp_path):
     (tmp_path / 'broken.pt').write_bytes(b'no weights')
-    code, _, error, _ = demo(weights=tmp_path / 'broken.pt')
+    code, _, error, settings, summary = demo_here(DIES, '--weights', tmp_path / 'broken.pt')
     assert code == 1
     assert 'depth_node ended' in error
-    assert 'broken.pt' in error
-    assert 'untrained' not in error.lower()
+    assert 'no node today' in error
+    assert settings['weights'] == str(tmp_path / 'broken.pt')
+    assert summary['frames']['out'] == 0
 
 
-def test_a_source_without_images_is_named_in_the_last_line(demo, tmp_path):
+def test_a_source_without_images_is_named_in_the_last_line(demo_here, tmp_path):
     (tmp_path / 'film.avi').write_bytes(b'garbage')
-    code, output, error, out = demo('--video', tmp_path / 'film.avi')
+    code, output, error, _, summary = demo_here(
+        LISTENS, '--video', tmp_path / 'film.avi', '--weights', 'demo')
     assert code == 1
     last = error.splitlines()[-1]
     assert last.startswith('depthclip demo: there was no image')
     assert 'film.avi: ' in last
     assert last.endswith('source.log)')
     assert not output  # no rates of nothing
-    assert json.loads((out / 'summary.json').read_text())['frames']['out'] == 0
-    assert children_of(out) == []
+    assert summary['frames']['out'] == 0
 
+
+# Interrupts -------------------------------------------------------------------------------------
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
