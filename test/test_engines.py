@@ -95,10 +95,11 @@ def test_float32_engines_equal_the_reference(build, engine, flip):
 def test_bfloat16_engines_stay_near_it(build, engine):
     if engine == 'onednn' and not can_compile(torch.bfloat16):
         pytest.skip(can_compile(torch.bfloat16).why_not)
-    expected = build(engine='eager').predict(IMAGES[0]).depth
-    difference = abs(build(engine=engine, precision='bfloat16').predict(IMAGES[0]).depth
-                     - expected)
-    assert 0 < np.median(difference) < 0.05
+    expected = build(engine='eager').features(IMAGES[:1])
+    estimator = build(engine=engine, precision='bfloat16')
+    assert (estimator.engine, estimator.precision) == (engine, 'bfloat16')
+    error = (estimator.features(IMAGES[:1]) - expected).norm() / expected.norm()
+    assert 0 < error <= engines.TOLERANCES[torch.bfloat16]
 
 
 @pytest.mark.parametrize('precision', [

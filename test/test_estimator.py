@@ -22,11 +22,13 @@ from depthclip_ros.core import (
     WeightsError,
 )
 from depthclip_ros.core import estimator as estimator_module
-from depthclip_ros.core.device import cpu_has_bfloat16, resolve_device, resolve_precision
+from depthclip_ros.core.device import resolve_device, resolve_precision
 
 # The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGE = clip_standin.synthetic_rgb(0)[:96, :128]
+# Of float32 sums, whose order may be another one each time: threads share the work as they come.
+ROUNDING = {'rtol': 0, 'atol': 1e-4}
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +114,7 @@ def test_the_best_bin_and_smoothing_on_a_loaded_model(build):
     np.testing.assert_array_equal(estimator.read_out(torch.from_numpy(
         plain.logits)[None, None]).patch_depth[0], best.patch_depth)
     for name in ('weights', 'logits', 'spread'):
-        np.testing.assert_array_equal(getattr(best, name), getattr(plain, name))
+        np.testing.assert_allclose(getattr(best, name), getattr(plain, name), **ROUNDING)
     estimator.reconfigure(SMALL.replace(read_out='argmax', flip_average=True))
     mirrored = build(read_out='argmax').predict(np.ascontiguousarray(IMAGE[:, ::-1]))
     np.testing.assert_array_equal(
@@ -128,7 +130,7 @@ def test_the_best_bin_and_smoothing_on_a_loaded_model(build):
         np.einsum('ijkl,jl->ik', weights, plain.patch_depth) / weights.sum((1, 3)), atol=1e-5)
     assert np.ptp(smoothed.depth) < np.ptp(plain.depth)
     estimator.reconfigure(SMALL)
-    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, plain.depth)
+    np.testing.assert_allclose(estimator.predict(IMAGE).depth, plain.depth, **ROUNDING)
 
 
 def test_smoothing_keeps_out_what_is_not_depth(build):
@@ -161,7 +163,7 @@ def test_predict_from_many_threads(build):
     order = [i % 8 for i in range(160)]
     for i, found in zip(order, many(lambda i: estimator.predict(images[i]).depth, order),
                         strict=True):
-        np.testing.assert_array_equal(found, expected[i])
+        np.testing.assert_allclose(found, expected[i], **ROUNDING)
 
 
 def test_reconfigure_while_others_predict(build):
@@ -181,18 +183,20 @@ def test_reconfigure_while_others_predict(build):
             if stop.wait(1e-4):
                 return
 
+    def is_of(prediction, one):
+        return all(np.allclose(getattr(prediction, name), getattr(one, name), **ROUNDING)
+                   for name in ('depth', 'weights', 'spread'))
+
     changing = threading.Thread(target=change)
     changing.start()
+    seen = set()
     try:
-        found = many(lambda _: estimator.predict(IMAGE), range(80))
+        while seen != {0, 1}:  # both come, sooner or later
+            for prediction in many(lambda _: estimator.predict(IMAGE), range(40)):
+                seen.add(next(i for i in range(2) if is_of(prediction, expected[i])))
     finally:
         stop.set()
         changing.join()
-    seen = [next(i for i in range(2) if np.array_equal(prediction.depth, expected[i].depth)
-                 and np.array_equal(prediction.weights, expected[i].weights)
-                 and np.array_equal(prediction.spread, expected[i].spread))
-            for prediction in found]
-    assert set(seen) == {0, 1}
 
 
 IMAGES_ELSEWHERE = {
@@ -216,7 +220,7 @@ def test_images_lie_anywhere(build, where, size):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         found = estimator.predict(elsewhere)
-    np.testing.assert_array_equal(found.depth, estimator.predict(image).depth)
+    np.testing.assert_allclose(found.depth, estimator.predict(image).depth, **ROUNDING)
     for array in (found.depth, found.logits):
         assert array.flags.writeable
         assert not np.shares_memory(array, elsewhere)
@@ -258,9 +262,10 @@ def test_resized_constant_image_stays_constant(build):
 def test_reconfigure_changes_what_it_may(build):
     estimator = build()
     estimator.reconfigure(SMALL.replace(temperature=0.7, upsampling='patch', flip_average=True))
-    np.testing.assert_array_equal(
+    np.testing.assert_allclose(
         estimator.predict(IMAGE).depth,
-        build(temperature=0.7, upsampling='patch', flip_average=True).predict(IMAGE).depth)
+        build(temperature=0.7, upsampling='patch', flip_average=True).predict(IMAGE).depth,
+        **ROUNDING)
     longer = [b + 1 for b in SMALL.bins]
     before = estimator.predict(IMAGE).depth
     estimator.reconfigure(estimator.config.replace(bins=longer))
@@ -279,10 +284,11 @@ def test_reconfigure_takes_other_words_and_another_number_of_them(build, words):
     estimator, fresh = build(), build(**words)
     plain = estimator.predict(IMAGE)
     estimator.reconfigure(SMALL.replace(**words))
-    np.testing.assert_array_equal(estimator.text_features, fresh.text_features)
-    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, fresh.predict(IMAGE).depth)
+    np.testing.assert_allclose(estimator.text_features, fresh.text_features, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        estimator.predict(IMAGE).depth, fresh.predict(IMAGE).depth, **ROUNDING)
     estimator.reconfigure(SMALL)
-    np.testing.assert_array_equal(estimator.predict(IMAGE).depth, plain.depth)
+    np.testing.assert_allclose(estimator.predict(IMAGE).depth, plain.depth, **ROUNDING)
 
 
 def test_encode_changes_nothing_and_is_done_once(build, monkeypatch):
@@ -338,16 +344,6 @@ def test_normalisation_is_applied(build):
     """A CLIP-normalised image is an ImageNet-normalised one of other pixel values."""
     a, b = build(), build(normalization='clip')
     assert abs(a.predict(IMAGE).logits - b.predict(IMAGE).logits).max() > 1e-2
-
-
-@pytest.mark.skipif(
-    not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
-@pytest.mark.usefixtures('fast_bfloat16')
-def test_bfloat16_stays_near_float32(build):
-    exact, rough = build().predict(IMAGE), build(precision='bfloat16').predict(IMAGE)
-    assert build(precision='bfloat16').precision == 'bfloat16'
-    difference = abs(exact.patch_depth - rough.patch_depth)
-    assert 0 < np.median(difference) < 0.05
 
 
 def test_vision_transformer(tmp_path):

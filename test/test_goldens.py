@@ -8,6 +8,7 @@ from pathlib import Path
 import clip_standin
 import numpy as np
 import pytest
+import torch
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.device import cpu_has_bfloat16
@@ -15,8 +16,6 @@ from depthclip_ros.core.device import cpu_has_bfloat16
 ROOT = Path(__file__).resolve().parents[1]
 CROP = np.s_[56:472, 60:604]
 LOGITS, DEPTH = 2e-3, 1e-4  # metres for the depth: rounding of another machine's float32
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -64,25 +63,15 @@ def test_real_images(estimator, shared_dir):
 @pytest.mark.skipif(
     not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
 @pytest.mark.usefixtures('fast_bfloat16')
-def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path, shared_dir, capsys):
-    """Without flip averaging, as the node runs."""
-    cv2 = pytest.importorskip('cv2')
-    images = {f'synthetic_{seed}': clip_standin.synthetic_rgb(seed) for seed in range(3)}
-    images.update({path.stem: cv2.imread(str(path))[..., ::-1]
-                   for path in (shared_dir / 'goldens/rgbd').glob('*')
-                   if not path.stem.endswith('_depth_mm')})
-    golden = {**np.load(ROOT / 'test/data/reference_synthetic.npz'),
-              **np.load(shared_dir / 'goldens/reference_rgbd.npz')}
-    rough = DepthEstimator(
-        estimator.config.replace(precision='bfloat16', flip_average=False),
-        clip_standin.state_dict(0), 'cpu', cache_dir=tmp_path)
-    for name, image in images.items():
-        difference = abs(rough.predict(image[CROP]).patch_depth - golden[f'{name}/patch_depth'])
-        shown = ', '.join(f'p{p} {np.percentile(difference, p):.4f}' for p in (50, 90, 100))
-        with capsys.disabled():
-            print(f'\n{name}: bfloat16 differs by {shown} m', end='')
-        assert 0 < np.median(difference) <= 0.01
-    assert len(images) == 6
+def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path):
+    """Without flip averaging, as the node runs: half a step of bfloat16 at the furthest bin."""
+    golden = np.load(ROOT / 'test/data/reference_synthetic.npz')
+    config = estimator.config.replace(precision='bfloat16', flip_average=False)
+    rough = DepthEstimator(config, clip_standin.state_dict(0), 'cpu', cache_dir=tmp_path)
+    for seed in range(3):
+        found = rough.predict(clip_standin.synthetic_rgb(seed)[CROP]).patch_depth
+        difference = abs(found - golden[f'synthetic_{seed}/patch_depth'])
+        assert 0 < np.median(difference) <= torch.finfo(torch.bfloat16).eps / 2 * max(config.bins)
 
 
 def test_golden_files_agree_with_the_reference_material(shared_dir):
