@@ -170,7 +170,7 @@ def server():
 
     http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     http.handle_error = lambda *_: None  # receivers are killed
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{http.server_port}'
     http.shutdown()
 

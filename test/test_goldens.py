@@ -12,6 +12,7 @@ import torch
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.device import cpu_has_bfloat16
+from depthclip_ros.core.resnet import can_fuse
 
 ROOT = Path(__file__).resolve().parents[1]
 CROP = np.s_[56:472, 60:604]
@@ -61,7 +62,8 @@ def test_real_images(estimator, shared_dir):
 
 
 @pytest.mark.skipif(
-    not cpu_has_bfloat16(), reason='this processor has no arithmetic for bfloat16')
+    not (cpu_has_bfloat16() and can_fuse(torch.bfloat16)),
+    reason='this processor has no arithmetic for bfloat16')
 @pytest.mark.usefixtures('fast_bfloat16')
 def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path):
     """Without flip averaging, as the node runs: half a step of bfloat16 at the furthest bin."""

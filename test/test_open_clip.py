@@ -78,13 +78,19 @@ def short(tmp_path_factory):
         patch.setattr(timm, 'create_model', create)
         weights = {}
 
+        def made(name):
+            _, found = load('untrained', f'open_clip:{name}', folder, print)
+            generator = torch.Generator().manual_seed(1)
+            for key, value in found.items():  # no norm is without effect, no bias 0
+                if value.is_floating_point() and value.dim() == 1 and 'running' not in key:
+                    value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
+            return found
+
         def of(name):
             if name not in weights:
-                _, weights[name] = load('untrained', f'open_clip:{name}', folder, print)
-                generator = torch.Generator().manual_seed(1)
-                for key, value in weights[name].items():  # no norm is without effect, no bias 0
-                    if value.is_floating_point() and value.dim() == 1 and 'running' not in key:
-                        value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
+                # Whoever asks first may be in inference mode, and others not.
+                with torch.inference_mode(mode=False), torch.no_grad():
+                    weights[name] = made(name)
             return weights[name]
 
         yield of

@@ -67,7 +67,7 @@ def server(tmp_path, release, archive):
 
     http = ThreadingHTTPServer(
         ('127.0.0.1', 0), partial(Handler, directory=str(tmp_path / 'served')))
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{http.server_port}', folder / release.file, requests
     http.shutdown()
 
@@ -135,7 +135,7 @@ def test_broken_off_download(tmp_path, release):
             pass
 
     http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     with pytest.raises(WeightsError, match='10 of 1000'):
         fetch('RN50', tmp_path, print, f'http://127.0.0.1:{http.server_port}')
     http.shutdown()
