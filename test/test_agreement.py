@@ -309,7 +309,6 @@ def test_declared_parameters_are_the_settings(node):
             (about['reload'] and not described.read_only)
 
 
-@pytest.mark.slow
 def test_running_node_has_the_topics_of_the_readme_and_of_the_policy(node):
     """Exactly what the policy allows: nothing more, and nothing in it that no setting needs."""
     table = topic_table()
@@ -352,7 +351,6 @@ def test_running_node_has_the_topics_of_the_readme_and_of_the_policy(node):
     node.put(image_transport='raw', use_sim_time=False)
 
 
-@pytest.mark.slow
 def test_policy_of_named_cameras_is_that_of_one_in_each_namespace(node):
     """As docs/security.md says to write it: camera.xml in a profile of each name."""
     node.put(cameras=['front', 'left/rear'])

@@ -52,8 +52,6 @@ from depthclip_ros.node import image_io, serialized
 from depthclip_ros.node.calibration import Calibration
 from depthclip_ros.node.messages import COMPRESSED_IMAGE
 
-pytestmark = pytest.mark.slow
-
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '2000'))
 SEED = int(os.environ.get('CAMPAIGN_SEED', '0'))
 CHOSEN = [name for name in KINDS if re.search(os.environ.get('CAMPAIGN_KINDS', ''), name)]

@@ -408,7 +408,6 @@ def robot(domain, cache, drive):
     assert 'Traceback' not in process.output, process.output
 
 
-@pytest.mark.slow
 def test_a_scan_scales_the_depth_that_is_published(robot):
     until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
     for _ in range(10):  # images that came before the first scan had a scale of 1
@@ -426,7 +425,6 @@ def test_a_scan_scales_the_depth_that_is_published(robot):
     robot.peer.process.wait_for('Anchored by scan: scale')
 
 
-@pytest.mark.slow
 def test_a_scale_that_changes_is_followed_without_jumps(robot):
     before = robot.step(scan, 'scan')[0].x
     scales = [before, *(robot.step(scan, 'scan', factor=1.6)[0].x for _ in range(30))]
@@ -434,7 +432,6 @@ def test_a_scale_that_changes_is_followed_without_jumps(robot):
     assert scales[-1] / before == pytest.approx(1.6, rel=0.12)
 
 
-@pytest.mark.slow
 def test_hostile_messages_end_nothing_and_are_named(robot):
     def lie(place, number):
         """A length in the message that is not true."""
@@ -459,7 +456,6 @@ def test_hostile_messages_end_nothing_and_are_named(robot):
     assert robot.peer.process.process.poll() is None
 
 
-@pytest.mark.slow
 def test_a_silent_anchor_is_said_and_let_go(robot):
     for _ in range(25):
         anchored = robot.step(scan, 'scan', factor=1.6)[0].x
@@ -476,7 +472,6 @@ def test_a_silent_anchor_is_said_and_let_go(robot):
     robot.status(lambda values: values['anchored'] == 'True')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'topic', 'make'), [
     (PointCloud2, 'anchor/points',
      lambda at, depth, _factor: cloud(at, seen_points(depth))),
@@ -496,7 +491,6 @@ def test_other_anchors_in_the_running_node(robot, kind, topic, make):
         robot.status(lambda values: values['anchored'] == 'True')
 
 
-@pytest.mark.slow
 def test_an_anchor_that_needs_tf_says_what_is_missing(robot):
     robot.configure(anchor='scan', anchor_pose='')
     assert robot.step(scan, 'scan')[0].x == 1.0
@@ -504,7 +498,6 @@ def test_an_anchor_that_needs_tf_says_what_is_missing(robot):
     assert values['anchored'] == 'False'
 
 
-@pytest.mark.slow
 def test_tf_says_where_the_lidar_is_as_soon_as_it_is_there(robot):
     tf2_msgs = pytest.importorskip('tf2_msgs.msg')
     robot.configure(anchor='scan', anchor_pose='')

@@ -160,7 +160,6 @@ def load(node, peer):
     return sent, gain(before, after), after
 
 
-@pytest.mark.slow
 def test_silence_names_the_camera_and_its_remedy(node):
     """Runs first: before any image."""
     line = node.wait_for('No image on /left/front/image')
@@ -171,7 +170,6 @@ def test_silence_names_the_camera_and_its_remedy(node):
         node.wait_for(f'Active: {topics}')
 
 
-@pytest.mark.slow
 def test_cameras_are_served_alike(peer, load):
     """One sends more pictures than the others, and all more than can be answered."""
     _, gained, _ = load
@@ -186,7 +184,6 @@ def test_cameras_are_served_alike(peer, load):
                   len(depths(peer, camera)) == account['published'], 'every counted depth')
 
 
-@pytest.mark.slow
 def test_accounts_are_exact_at_any_moment(peer, load):
     told = all_accounts(peer)
     assert len(told) > 4 * len(CAMERAS)
@@ -194,7 +191,6 @@ def test_accounts_are_exact_at_any_moment(peer, load):
     assert any(int(account['pending']) for account in told), 'no moment under load was seen'
 
 
-@pytest.mark.slow
 def test_outputs_are_of_their_camera(peer, load):
     sent, gained, after = load
     for camera in CAMERAS:
@@ -218,7 +214,6 @@ def test_outputs_are_of_their_camera(peer, load):
         assert age.startswith('unknown') != (camera == 'rear'), age
 
 
-@pytest.mark.slow
 def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, tiny_weights, cache):
     _, values = peer.diagnostics('depth_node: model')
     assert (values['batch size p50'], values['batch size max']) == ('4', '4')
@@ -232,7 +227,6 @@ def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, tiny
             np.testing.assert_allclose(depth_array(message), expected, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_quality_of_service_is_set_by_resolved_topic(peer, load):
     def ends(camera):
         found = [*peer.node.get_publishers_info_by_topic(f'/{camera}/depth/spread'),
@@ -243,7 +237,6 @@ def test_quality_of_service_is_set_by_resolved_topic(peer, load):
         assert peer.wait(lambda camera=camera: ends(camera), 'both ends') == [expected] * 2
 
 
-@pytest.mark.slow
 def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
     def spoiled(peer, camera):
         message = picture(peer, camera)
@@ -264,7 +257,6 @@ def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
     overload(peer, 1, CAMERAS)
 
 
-@pytest.mark.slow
 def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load):
     """Runs last: it unsubscribes."""
     for topic in ('depth/image', 'depth/camera_info', 'points'):

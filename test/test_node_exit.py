@@ -16,8 +16,6 @@ from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer
 from test_node_health import FRAMES, MODEL, end, faulty, good, marked, status_of
 
-pytestmark = pytest.mark.slow
-
 
 def test_diagnostics_go_on_while_the_model_is_loaded(domain, cache, tiny_weights):
     """Its topics are there for others to find; and a signal ends it, whatever a library does."""

@@ -24,8 +24,6 @@ from ros_harness import (
 from sensor_msgs.msg import CameraInfo, Image
 
 HEIGHT, WIDTH = 60, 80
-pytestmark = pytest.mark.slow
-
 RGB = synthetic_rgb(3, HEIGHT, WIDTH)
 STATUS = 'depth_node: frames'
 

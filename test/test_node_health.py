@@ -23,8 +23,6 @@ from ros_harness import (
     tiny_arguments,
 )
 
-pytestmark = pytest.mark.slow
-
 FAULTY = ROOT / 'test' / 'faulty_node.py'
 ENDS_WITHIN = 2.0  # seconds after a signal
 RGB = synthetic_rgb(3, 60, 80)

@@ -317,7 +317,6 @@ def test_nobody_listens_so_the_network_rests(node, domain, peer):
     assert 'idle' in status.message
 
 
-@pytest.mark.slow
 def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weights, estimator):
     """The other choice of every option; and with simulated time that stands still."""
     arguments = tiny_arguments(

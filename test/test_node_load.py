@@ -27,7 +27,6 @@ STATUS = 'depth_node: frames'
 ALLOWANCE_MS = 50.0  # beside the network, from an image's stamp to its depth
 
 
-@pytest.mark.slow
 def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weights, undisturbed):
     """Images come at 30 Hz, which is much faster than the network can go."""
     arguments = tiny_arguments(tiny_weights, input_height=960, input_width=1280, flip_average=True)
@@ -65,7 +64,6 @@ def test_the_newest_image_wins_and_the_account_is_exact(domain, cache, tiny_weig
     assert f'{account["published"]} published + {account["dropped"]} dropped' in node.output
 
 
-@pytest.mark.slow
 def test_every_frame_of_a_bag_is_answered_with_its_own_stamp(
         shared_dir, domain, cache, tiny_weights):
     rosbags = pytest.importorskip('rosbags.highlevel')

@@ -145,7 +145,6 @@ def test_wrong_values_are_refused_with_the_reason(peer):
         TEMPERATURE, 'centered', INPUT_HEIGHT]
 
 
-@pytest.mark.slow
 def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, estimator):
     """unconfigured, inactive, active, and back; new words take effect at configure."""
     bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
@@ -167,7 +166,6 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, estimator
     assert put(peer, together=True, tokens=default['tokens'], bins=default['bins']) == ''
 
 
-@pytest.mark.slow
 def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
     node, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
@@ -215,7 +213,6 @@ def restore(peer):
     assert put(peer, together=True, **{name: default[name] for name in live}) == ''
 
 
-@pytest.mark.slow
 def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
     """Every image is answered with all of the old setting or all of the new one, in order."""
     node, peer = graph
@@ -259,7 +256,6 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
     assert put(peer, together=True, tokens=old[0], bins=old[1], templates=old[2]) == ''
 
 
-@pytest.mark.slow
 def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
     """Depth, the scene topic and the diagnostics; the image before counts in the next."""
     _, peer = graph
@@ -302,7 +298,6 @@ def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
     restore(peer)
 
 
-@pytest.mark.slow
 def test_words_that_cannot_be_encoded_change_nothing(graph, estimator, tiny_weights, tmp_path):
     _, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
@@ -333,7 +328,6 @@ def dump(peer):
     return dict(zip(names, get(peer, *names), strict=True))
 
 
-@pytest.mark.slow
 def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
     _, peer = graph
     bring(peer, State.PRIMARY_STATE_ACTIVE)
@@ -474,7 +468,6 @@ def test_a_refused_set_changes_nothing_at_all(peer):
     assert not peer.node.count_subscribers('/clock')
 
 
-@pytest.mark.slow
 def test_requests_during_a_transition_are_answered(peer):
     """Each is decided by the state that it meets, and the whole stays valid."""
     bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
@@ -502,7 +495,6 @@ def test_requests_during_a_transition_are_answered(peer):
     peer.ask(image(peer.header(), RGB, 'rgb8'))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('wanted', [State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_ACTIVE])
 def test_random_attacks(peer, wanted):
     bring(peer, wanted)

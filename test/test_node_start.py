@@ -78,7 +78,6 @@ def test_empty_list_on_the_command_line(domain, cache):
     assert 'tokens' in refused(['--ros-args', '-p', 'tokens:=[]'], domain, cache)
 
 
-@pytest.mark.slow
 def test_demo_weights_bring_their_own_settings(domain, cache):
     """Beside a file that states every default; the parameters tell what is in force."""
     own = DepthConfig.from_yaml(CONFIG / 'demo.yaml')
@@ -102,14 +101,12 @@ def test_demo_weights_bring_their_own_settings(domain, cache):
     assert 'kept as given: input_width.' in lines[0]
 
 
-@pytest.mark.slow
 def test_missing_weights_end_the_process(domain, cache, tmp_path):
     message = refused(tiny_arguments(tmp_path / 'none.pt'), domain, cache)
     assert 'Cannot configure' in message
     assert str(tmp_path / 'none.pt') in message
 
 
-@pytest.mark.slow
 def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):
     """The cache saves time; the node works without it, and says so."""
     blocked = tmp_path / 'file'
@@ -118,7 +115,6 @@ def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):
         assert 'WARN' in node.wait_for(str(blocked))
 
 
-@pytest.mark.slow
 def test_configure_fails_with_the_reason_and_can_be_tried_again(
         domain, cache, tmp_path, tiny_weights):
     from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
@@ -153,7 +149,6 @@ def test_configure_fails_with_the_reason_and_can_be_tried_again(
     assert 'Traceback' not in node.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signal_while_loading_ends_it_cleanly(number, domain, cache, tiny_weights):
     node = NodeProcess(tiny_arguments(tiny_weights), domain=domain, cache=cache)
@@ -163,7 +158,6 @@ def test_signal_while_loading_ends_it_cleanly(number, domain, cache, tiny_weight
     assert 'Traceback' not in node.output, node.output
 
 
-@pytest.mark.slow
 def test_untrained_weights_are_announced_everywhere(domain, cache):
     import numpy as np
     from clip_standin import synthetic_rgb

@@ -37,8 +37,6 @@ from depthclip_ros.core.calibration import (
 )
 from depthclip_ros.core.geometry import CameraModel
 
-pytestmark = pytest.mark.slow
-
 HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)
 CAMERA = CameraModel.from_info(camera_info(Header(), WIDTH, HEIGHT))

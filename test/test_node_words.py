@@ -89,7 +89,6 @@ def same(picture, expected):
     return (np.abs(picture.astype(int) - expected).max(axis=2) > 8).mean() < 0.01
 
 
-@pytest.mark.slow
 def test_words_are_drawn_while_somebody_looks(peer, estimator, prediction):
     ask(peer, 'depth/image')
     _, values = peer.diagnostics('depth_node: frames')
@@ -104,7 +103,6 @@ def test_words_are_drawn_while_somebody_looks(peer, estimator, prediction):
     assert float(values['publish words p50 [ms]']) > 0
 
 
-@pytest.mark.slow
 def test_a_click_shows_its_patch_until_the_next(peer, estimator, prediction):
     said = f'row {ROW}, column {COLUMN} says {prediction.patch_depth[ROW, COLUMN]:.2f} m'
     click(peer, point(in_patch(prediction), peer.header()), said)
@@ -116,7 +114,6 @@ def test_a_click_shows_its_patch_until_the_next(peer, estimator, prediction):
     assert same(pixels(ask(peer)), draw(RGB, prediction, estimator.config, (0, 0)))
 
 
-@pytest.mark.slow
 def test_clicks_that_cannot_be_used_are_said_and_counted(peer, estimator, prediction):
     """And the one before stays in the picture."""
     good = in_patch(prediction)
@@ -149,7 +146,6 @@ def test_clicks_that_cannot_be_used_are_said_and_counted(peer, estimator, predic
     assert same(pixels(ask(peer)), draw(RGB, prediction, estimator.config, (ROW, COLUMN)))
 
 
-@pytest.mark.slow
 def test_every_key_that_is_published_has_a_meaning(peer):
     """As others see it; the reference among the documents is made of these."""
     seen = {(status.name.rpartition(': ')[2], pair.key)
@@ -161,7 +157,6 @@ def test_every_key_that_is_published_has_a_meaning(peer):
         assert any(re.fullmatch(re.escape(one).replace('…', '.+'), key) for one in known), key
 
 
-@pytest.mark.slow
 def test_nobody_clicks_where_nobody_looks(peer):
     peer.forget('depth/words')
     peer.wait(lambda: not peer.node.count_subscribers('/clicked_point'), 'its end')

@@ -10,7 +10,6 @@ pytest.importorskip('rclpy')
 from soaking import LIMIT, soak
 
 
-@pytest.mark.slow
 def test_nothing_grows_and_nothing_is_lost(domain, cache, tiny_weights, measured):
     figures = soak(1000, 6, 12, domain, cache, tiny_weights)
     measured('soak', **figures)
