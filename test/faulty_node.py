@@ -2,8 +2,8 @@
 """The node with faults in its way, for processes of tests: `python test/faulty_node.py ...`.
 
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
-others are answered as usual. A fault while loading is named by the environment: FAULT_AT_LOAD;
-with FAULT_AT_START the node's constructor never returns.
+others are answered as usual. By the environment a step never returns: with FAULT_AT_LOAD the
+loading of the model, with FAULT_AT_START the node's constructor.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from depthclip_ros.core import estimator
 from depthclip_ros.node import depth_node, parameters
 
 RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN = 7, 8, 9, 10, 11
+HANGS = 'hangs at a parameter'  # what it prints when it does
 
 
 def _endless_loop():
@@ -43,8 +44,8 @@ class FaultyEstimator(estimator.DepthEstimator):
     lost = False  # whether the device is, for every estimator of this process
 
     def __init__(self, *args, **kwargs):
-        {'sleep': lambda: time.sleep(3600), 'loop': _endless_loop, '': lambda: None}[
-            os.environ.get('FAULT_AT_LOAD', '')]()
+        if os.environ.get('FAULT_AT_LOAD'):
+            _endless_loop()
         if FaultyEstimator.lost and os.environ.get('FAULT_STAYS'):
             raise RuntimeError('CUDA error: device lost, on purpose')
         super().__init__(*args, **kwargs)
@@ -66,6 +67,7 @@ class FaultyEstimator(estimator.DepthEstimator):
 
 def _hang_at_a_parameter(self, parameters_, on_set=parameters.Parameters._on_set):
     if any(p.name == 'temperature' and p.value == 7.0 for p in parameters_):
+        print(HANGS, flush=True)
         time.sleep(3600)
     return on_set(self, parameters_)
 
