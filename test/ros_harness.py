@@ -19,12 +19,16 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.executors import (
     ExternalShutdownException,
     ShutdownException,
     SingleThreadedExecutor,
 )
 from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -343,6 +347,43 @@ class Peer:
         with self._changed:
             self._received += 1
             self._changed.notify_all()
+
+    # Lifecycle and parameters --------------------------------------------------------------
+
+    def state(self):
+        """Number of the node's lifecycle state."""
+        return self.call(GetState, 'depth_node/get_state', GetState.Request()).current_state.id
+
+    def transition(self, *numbers):
+        """Ask for transitions, one after the other; all must succeed."""
+        for number in numbers:
+            request = ChangeState.Request(transition=Transition(id=number))
+            done = self.call(ChangeState, 'depth_node/change_state', request)
+            assert done.success, self.process and self.process.output
+
+    def bring(self, wanted):
+        """Take the node to a lifecycle state by the transitions in between."""
+        up = {State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
+              State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_ACTIVATE}
+        down = {State.PRIMARY_STATE_ACTIVE: Transition.TRANSITION_DEACTIVATE,
+                State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_CLEANUP}
+        while (now := self.state()) != wanted:
+            self.transition((up if now < wanted else down)[now])
+
+    def results(self, parameters, *, together=False):
+        """Set parameters, given as messages; the result of each, or the one of all."""
+        if together:
+            request = SetParametersAtomically.Request(parameters=parameters)
+            return [self.call(SetParametersAtomically, 'depth_node/set_parameters_atomically',
+                              request).result]
+        request = SetParameters.Request(parameters=parameters)
+        return self.call(SetParameters, 'depth_node/set_parameters', request).results
+
+    def put(self, *, together=False, **values):
+        """Set parameters; give the reason of the first refusal, '' for none."""
+        found = self.results([Parameter(name, value=value).to_parameter_msg()
+                              for name, value in values.items()], together=together)
+        return next((result.reason for result in found if not result.successful), '')
 
     # Diagnostics ---------------------------------------------------------------------------
 

@@ -67,46 +67,11 @@ def peer(graph):
     return graph[1]
 
 
-def state(peer):
-    return peer.call(GetState, 'depth_node/get_state', GetState.Request()).current_state.id
-
-
-def transition(peer, number):
-    request = ChangeState.Request(transition=Transition(id=number))
-    return peer.call(ChangeState, 'depth_node/change_state', request).success
-
-
-def bring(peer, wanted):
-    """Take the node to a lifecycle state by the transitions in between."""
-    up = {State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
-          State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_ACTIVATE}
-    down = {State.PRIMARY_STATE_ACTIVE: Transition.TRANSITION_DEACTIVATE,
-            State.PRIMARY_STATE_INACTIVE: Transition.TRANSITION_CLEANUP}
-    while (now := state(peer)) != wanted:
-        assert transition(peer, (up if now < wanted else down)[now])
-
-
 def message(name, value):
     """One parameter of a request; a `ParameterValue` goes as it is."""
     if not isinstance(value, ParameterValue):
         value = Parameter(name, value=value).get_parameter_value()
     return ParameterMessage(name=name, value=value)
-
-
-def results(peer, parameters, *, together):
-    """Set parameters; give the result of each, or the one of all."""
-    if together:
-        request = SetParametersAtomically.Request(parameters=parameters)
-        return [peer.call(SetParametersAtomically, 'depth_node/set_parameters_atomically',
-                          request).result]
-    request = SetParameters.Request(parameters=parameters)
-    return peer.call(SetParameters, 'depth_node/set_parameters', request).results
-
-
-def put(peer, *, together=False, **values):
-    """Set parameters; give the reason of the first refusal, '' for none."""
-    found = results(peer, [message(*pair) for pair in values.items()], together=together)
-    return next((r.reason for r in found if not r.successful), '')
 
 
 def get(peer, *names):
@@ -125,19 +90,19 @@ def predict(estimator, **changes):
 
 def test_wrong_values_are_refused_with_the_reason(peer):
     for temperature in (-1.0, 1e-45, 1e39, float('nan')):
-        assert '0.001' in put(peer, temperature=temperature)
-    assert '0.001 to 10000.0 m' in put(peer, bins=[1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 1e39])
-    assert 'out of range' in put(peer, temperature=1e-45)
-    assert '10000.0 m' in put(peer, bins=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e39])
-    assert 'ascend' in put(peer, bins=[1.0, 2.0, 1.5, 3.0, 4.0, 5.0, 6.0])
-    assert 'bilinear' in put(peer, upsampling='cubic')
-    assert '4096' in put(peer, input_height=5000)
-    assert 'DOUBLE' in put(peer, temperature='hot')
-    assert 'read-only' in put(peer, autostart=True)
-    reason = put(peer, tokens=['near', 'far'])
+        assert '0.001' in peer.put(temperature=temperature)
+    assert '0.001 to 10000.0 m' in peer.put(bins=[1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 1e39])
+    assert 'out of range' in peer.put(temperature=1e-45)
+    assert '10000.0 m' in peer.put(bins=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e39])
+    assert 'ascend' in peer.put(bins=[1.0, 2.0, 1.5, 3.0, 4.0, 5.0, 6.0])
+    assert 'bilinear' in peer.put(upsampling='cubic')
+    assert '4096' in peer.put(input_height=5000)
+    assert 'DOUBLE' in peer.put(temperature='hot')
+    assert 'read-only' in peer.put(autostart=True)
+    reason = peer.put(tokens=['near', 'far'])
     assert '2 tokens but 7 bins' in reason
     for tokens in (['near', 'far'], [f'{i} {"far " * 9}' for i in range(99)]):
-        reason = put(peer, tokens=tokens)
+        reason = peer.put(tokens=tokens)
         assert 'ros2 param load /depth_node FILE' in reason
         assert 'set_parameters_atomically' in reason
         assert len(reason) < 500
@@ -147,60 +112,60 @@ def test_wrong_values_are_refused_with_the_reason(peer):
 
 def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, estimator):
     """unconfigured, inactive, active, and back; new words take effect at configure."""
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
     words = {'tokens': ['near', 'halfway', 'far'], 'bins': [1.0, 4.0, 9.0]}
-    assert put(peer, together=True, **words) == ''
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    assert peer.put(together=True, **words) == ''
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     _, values = peer.diagnostics('depth_node: model')
     assert values['lifecycle state'] == 'active'
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
     assert depth.min() < 4 < depth.max() + 4
 
-    bring(peer, State.PRIMARY_STATE_INACTIVE)
+    peer.bring(State.PRIMARY_STATE_INACTIVE)
     peer.wait(lambda: not peer.node.count_subscribers('/image'), 'the end of the subscription')
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
     default = DepthConfig().to_dict()
-    assert put(peer, together=True, tokens=default['tokens'], bins=default['bins']) == ''
+    assert peer.put(together=True, tokens=default['tokens'], bins=default['bins']) == ''
 
 
 def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
     node, peer = graph
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     for change in ({'temperature': 8.0}, {'upsampling': 'patch'}, {'flip_average': True},
                    {'upsampling': 'bilinear'}, {'range_max': 2.0}, {'range_min': 2.0},
                    {'range_min': 2.0, 'out_of_range': 'clamp'},
                    {'bins': [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}, {'tokens': list('abcdefg')},
                    {'templates': ['{}', 'not {}']}):
         before = dict(zip(change, get(peer, *change), strict=True))
-        assert put(peer, **change) == ''
+        assert peer.put(**change) == ''
         depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
         expected = predict(estimator, **change)
         np.testing.assert_allclose(depth, expected, atol=1e-4)
         alike = np.abs(expected - predict(estimator)) <= 1e-3
         assert not alike.all(), 'no visible change'
-        assert put(peer, **before) == ''
+        assert peer.put(**before) == ''
 
-    assert put(peer, temperature=8) == '', 'a whole number is a number'
+    assert peer.put(temperature=8) == '', 'a whole number is a number'
     assert get(peer, 'temperature') == [8.0]
-    assert put(peer, temperature=TEMPERATURE) == ''
+    assert peer.put(temperature=TEMPERATURE) == ''
 
     for fixed in ({'weights': 'RN101'}, {'input_width': 64}):
-        reason = put(peer, **fixed)
+        reason = peer.put(**fixed)
         assert next(iter(fixed)) in reason
         assert 'ros2 lifecycle set /depth_node' in reason
         assert 'cleanup' in reason
-    assert put(peer, input_width=INPUT_WIDTH) == '', 'no change is no offence'
-    bring(peer, State.PRIMARY_STATE_INACTIVE)
+    assert peer.put(input_width=INPUT_WIDTH) == '', 'no change is no offence'
+    peer.bring(State.PRIMARY_STATE_INACTIVE)
     assert counters(peer.diagnostics('depth_node: frames')[1])['pending'] == 0
     node.wait_for('Stopped: .* received = .* published')
 
     # What is set while the node rests is there when it wakes.
     words = {'tokens': ['low', 'high'], 'bins': [2.0, 7.0]}
-    assert put(peer, together=True, **words) == ''
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    assert peer.put(together=True, **words) == ''
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
     restore(peer)
@@ -210,13 +175,13 @@ def restore(peer):
     """Set back what the tests set."""
     default = DepthConfig(temperature=TEMPERATURE).to_dict()
     live = [name for name in DepthConfig.names() if not SETTINGS[name].metadata['reload']]
-    assert put(peer, together=True, **{name: default[name] for name in live}) == ''
+    assert peer.put(together=True, **{name: default[name] for name in live}) == ''
 
 
 def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
     """Every image is answered with all of the old setting or all of the new one, in order."""
     node, peer = graph
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
     old = get(peer, 'tokens', 'bins', 'templates')
     settings = [
@@ -239,7 +204,7 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
             # Not all in one: the way of `ros2 param load`, whose order is the file's.
             before = len(peer.messages['depth/image'])
             parameters = [message(*pair) for pair in sorted(setting.items())]
-            assert all(r.successful for r in results(peer, parameters, together=False))
+            assert all(r.successful for r in peer.results(parameters, together=False))
             assert get(peer, *setting) == list(setting.values())
             depths.append(predict(estimator, **setting))
             line = node.wait_for(f'New settings, first in .* tokens: .{setting["tokens"][0]!r}')
@@ -253,17 +218,17 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
         stop.set()
         sender.join()
     peer.quiet('depth_node: frames')
-    assert put(peer, together=True, tokens=old[0], bins=old[1], templates=old[2]) == ''
+    assert peer.put(together=True, tokens=old[0], bins=old[1], templates=old[2]) == ''
 
 
 def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
     """Depth, the scene topic and the diagnostics; the image before counts in the next."""
     _, peer = graph
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     bins = DepthConfig().bins
     scenes = {'scenes': ['bathroom', 'hall'], 'scene_temperature': 0.2, 'scene_entropy': 1.0,
               'scene_bins': [0.5 * b for b in bins] + [4.0 * b for b in bins]}
-    assert put(peer, together=True, **scenes) == ''
+    assert peer.put(together=True, **scenes) == ''
     peer.listen('scene', matched=True)
     expected = None
     predict(estimator, **scenes)
@@ -286,11 +251,11 @@ def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
     assert float(values['scene: hall [%]']) == pytest.approx(
         100 * expected.scene.probabilities[1], abs=0.2)
 
-    reason = put(peer, scenes=['bathroom', 'hall', 'kitchen'])
+    reason = peer.put(scenes=['bathroom', 'hall', 'kitchen'])
     assert '14 numbers, but 3 scenes of 7 tokens' in reason
     assert 'ros2 param load /depth_node FILE' in reason
     assert get(peer, 'scenes') == [scenes['scenes']]
-    assert put(peer, scenes=['']) == ''
+    assert peer.put(scenes=['']) == ''
     count = len(peer.messages['scene'])
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
@@ -300,24 +265,24 @@ def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
 
 def test_words_that_cannot_be_encoded_change_nothing(graph, estimator, tiny_weights, tmp_path):
     _, peer = graph
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     before = get(peer, *SETTINGS)
-    reason = put(peer, together=True, tokens=['near', 'far ' * 100], bins=[1.0, 2.0])
+    reason = peer.put(together=True, tokens=['near', 'far ' * 100], bins=[1.0, 2.0])
     assert '77 text tokens' in reason
     away = tmp_path / 'away.pt'
     tiny_weights.rename(away)
     try:
-        reason = put(peer, together=True, tokens=['here', 'there'], bins=[1.0, 2.0])
+        reason = peer.put(together=True, tokens=['here', 'there'], bins=[1.0, 2.0])
         assert str(tiny_weights) in reason
         tiny_weights.write_bytes(b'other weights')
-        assert 'cannot be read' in put(peer, together=True, tokens=['in', 'out'], bins=[1.0, 2.0])
+        assert 'cannot be read' in peer.put(together=True, tokens=['in', 'out'], bins=[1.0, 2.0])
         tiny_weights.unlink()
     finally:
         away.rename(tiny_weights)
     assert get(peer, *SETTINGS) == before
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
-    assert put(peer, together=True, tokens=['here', 'there'], bins=[1.0, 2.0]) == ''
+    assert peer.put(together=True, tokens=['here', 'there'], bins=[1.0, 2.0]) == ''
     restore(peer)
 
 
@@ -330,10 +295,10 @@ def dump(peer):
 
 def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
     _, peer = graph
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
-    assert put(peer, use_sim_time=True, flip_average=True) == ''
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    assert peer.put(use_sim_time=True, flip_average=True) == ''
     here = dump(peer)
-    assert put(peer, use_sim_time=False, flip_average=False) == ''
+    assert peer.put(use_sim_time=False, flip_average=False) == ''
     nested = {}
     for name, value in here.items():
         *parents, leaf = name.split('.')
@@ -348,7 +313,7 @@ def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
         try:
             with Peer(domain, listen=(), node=node) as other:
                 there = dump(other)
-                bring(other, State.PRIMARY_STATE_ACTIVE)
+                other.bring(State.PRIMARY_STATE_ACTIVE)
                 assert dump(other) == there == here
         finally:
             status = node.stop()
@@ -364,10 +329,10 @@ def test_topics_that_are_gone_leave_no_overrides(peer):
 
     for cameras, transport, name in ((['front'], 'compressed', '/front/image/compressed'),
                                      ([''], 'raw', '/image')):
-        bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+        peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
         assert not overrides()
-        assert put(peer, cameras=cameras, image_transport=transport) == ''
-        bring(peer, State.PRIMARY_STATE_ACTIVE)
+        assert peer.put(cameras=cameras, image_transport=transport) == ''
+        peer.bring(State.PRIMARY_STATE_ACTIVE)
         assert f'qos_overrides.{name}.subscription.depth' in overrides()
 
 
@@ -417,7 +382,7 @@ def check_whole(peer):
 
 def attack(peer, parameters, *, together):
     """Set what may be nonsense; every refusal must say why, in bounded words."""
-    found = results(peer, parameters, together=together)
+    found = peer.results(parameters, together=together)
     assert len(found) == 1 if together else len(found) == len(parameters)
     for result in found:
         assert result.successful or 0 < len(result.reason) <= 500, result
@@ -470,7 +435,7 @@ def test_a_refused_set_changes_nothing_at_all(peer):
 
 def test_requests_during_a_transition_are_answered(peer):
     """Each is decided by the state that it meets, and the whole stays valid."""
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
     words = [{'tokens': [f'word {i}', 'other'], 'bins': [1.0, 2.0]} for i in range(20)]
     change, change_state = (
         peer.node.create_client(kind, f'depth_node/{name}') for kind, name in (
@@ -491,13 +456,13 @@ def test_requests_during_a_transition_are_answered(peer):
         assert all(future.result().result.successful for future in futures)
         check_whole(peer)
     restore(peer)
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
 
 
 @pytest.mark.parametrize('wanted', [State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_ACTIVE])
 def test_random_attacks(peer, wanted):
-    bring(peer, wanted)
+    peer.bring(wanted)
     settings = dict(zip(SETTINGS, get(peer, *SETTINGS), strict=True))
     draw = random.Random(wanted)
     for _ in range(250):
@@ -507,8 +472,8 @@ def test_random_attacks(peer, wanted):
         if draw.random() < 0.1:
             check_whole(peer)
     check_whole(peer)
-    bring(peer, State.PRIMARY_STATE_UNCONFIGURED)
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
     changeable = {name: value for name, value in settings.items() if name != 'autostart'}
-    assert put(peer, together=True, use_sim_time=False, **changeable) == ''
-    bring(peer, State.PRIMARY_STATE_ACTIVE)
+    assert peer.put(together=True, use_sim_time=False, **changeable) == ''
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
