@@ -76,8 +76,8 @@ class Soak:
             len(list((process / 'fd').iterdir())), count)
 
     def settled(self, like):
-        """Holdings once they are as few as before, or after some seconds as they are."""
-        end = time.monotonic() + 10
+        """Holdings once they are as few as before, or as they are after a long time."""
+        end = time.monotonic() + PATIENCE
         while True:
             now = self.holdings()
             if now[1:] == like[1:] or time.monotonic() > end:

@@ -17,7 +17,7 @@ pytest.importorskip('rclpy')
 import numpy as np
 from clip_standin import synthetic_rgb
 from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import (
@@ -25,7 +25,6 @@ from rcl_interfaces.srv import (
     GetParameters,
     GetParameterTypes,
     ListParameters,
-    SetParameters,
     SetParametersAtomically,
 )
 from rclpy.parameter import Parameter, parameter_value_to_python
@@ -50,21 +49,40 @@ SETTINGS = {s.name: s for c in (DepthConfig, NodeConfig) for s in dataclasses.fi
 
 
 @pytest.fixture(scope='module')
-def graph(domain, cache, tiny_weights):
-    """A node that nobody has configured yet, and a peer."""
+def running_node(domain, cache, tiny_weights):
+    """A node, a peer, and the parameters that the node was started with."""
     node = NodeProcess(tiny_arguments(tiny_weights, autostart=False), domain=domain, cache=cache)
     try:
         with Peer(domain, node=node) as peer:
-            yield node, peer
+            yield node, peer, dump(peer)
     finally:
         status = node.stop()
     assert status == 0, node.output
     assert 'Traceback' not in node.output, node.output
 
 
-@pytest.fixture(scope='module')
-def peer(graph):
-    return graph[1]
+@pytest.fixture
+def node(running_node):
+    return running_node[0]
+
+
+@pytest.fixture
+def start_anew(running_node):
+    """Give the node the parameters that it was started with; it is unconfigured then."""
+    def start_anew():
+        _, peer, started = running_node
+        peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
+        changeable = {name: value for name, value in started.items()
+                      if name not in ('autostart', 'start_type_description_service')}
+        assert peer.put(together=True, **changeable) == ''
+    return start_anew
+
+
+@pytest.fixture
+def peer(running_node, start_anew):
+    """The peer of a node that is as it was started: nobody has configured it yet."""
+    start_anew()
+    return running_node[1]
 
 
 def message(name, value):
@@ -92,8 +110,6 @@ def test_wrong_values_are_refused_with_the_reason(peer):
     for temperature in (-1.0, 1e-45, 1e39, float('nan')):
         assert '0.001' in peer.put(temperature=temperature)
     assert '0.001 to 10000.0 m' in peer.put(bins=[1.0, 2.0, 2.5, 3.0, 4.0, 5.0, 1e39])
-    assert 'out of range' in peer.put(temperature=1e-45)
-    assert '10000.0 m' in peer.put(bins=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e39])
     assert 'ascend' in peer.put(bins=[1.0, 2.0, 1.5, 3.0, 4.0, 5.0, 6.0])
     assert 'bilinear' in peer.put(upsampling='cubic')
     assert '4096' in peer.put(input_height=5000)
@@ -126,13 +142,9 @@ def test_lifecycle_by_services_with_tokens_and_bins_set_together(peer, estimator
     peer.wait(lambda: not peer.node.count_subscribers('/image'), 'the end of the subscription')
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
-    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
-    default = DepthConfig().to_dict()
-    assert peer.put(together=True, tokens=default['tokens'], bins=default['bins']) == ''
 
 
-def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
-    node, peer = graph
+def test_a_loaded_model_takes_what_needs_no_reload(node, peer, estimator):
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     for change in ({'temperature': 8.0}, {'upsampling': 'patch'}, {'flip_average': True},
                    {'upsampling': 'bilinear'}, {'range_max': 2.0}, {'range_min': 2.0},
@@ -159,7 +171,7 @@ def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
         assert 'cleanup' in reason
     assert peer.put(input_width=INPUT_WIDTH) == '', 'no change is no offence'
     peer.bring(State.PRIMARY_STATE_INACTIVE)
-    assert counters(peer.diagnostics('depth_node: frames')[1])['pending'] == 0
+    peer.diagnostics('depth_node: frames', lambda values: not counters(values)['pending'])
     node.wait_for('Stopped: .* received = .* published')
 
     # What is set while the node rests is there when it wakes.
@@ -168,24 +180,14 @@ def test_a_loaded_model_takes_what_needs_no_reload(graph, estimator):
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
-    restore(peer)
 
 
-def restore(peer):
-    """Set back what the tests set."""
-    default = DepthConfig(temperature=TEMPERATURE).to_dict()
-    live = [name for name in DepthConfig.names() if not SETTINGS[name].metadata['reload']]
-    assert peer.put(together=True, **{name: default[name] for name in live}) == ''
-
-
-def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
+def test_words_and_bins_change_in_the_middle_of_a_stream(node, peer, estimator):
     """Every image is answered with all of the old setting or all of the new one, in order."""
-    node, peer = graph
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
-    old = get(peer, 'tokens', 'bins', 'templates')
     settings = [
-        {'tokens': ['near', 'middling', 'far'], 'bins': [1.0, 4.0, 20.0]},
+        {'tokens': ['nigh', 'middling', 'far'], 'bins': [1.0, 4.0, 20.0]},
         {'tokens': list('qrstuvwxyz'), 'bins': [float(b) for b in range(1, 11)],
          'templates': ['{}', 'a {}']},
     ]
@@ -217,13 +219,10 @@ def test_words_and_bins_change_in_the_middle_of_a_stream(graph, estimator):
     finally:
         stop.set()
         sender.join()
-    peer.quiet('depth_node: frames')
-    assert peer.put(together=True, tokens=old[0], bins=old[1], templates=old[2]) == ''
 
 
-def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
+def test_scenes_come_and_go_on_a_loaded_model(peer, estimator):
     """Depth, the scene topic and the diagnostics; the image before counts in the next."""
-    _, peer = graph
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     bins = DepthConfig().bins
     scenes = {'scenes': ['bathroom', 'hall'], 'scene_temperature': 0.2, 'scene_entropy': 1.0,
@@ -256,15 +255,16 @@ def test_scenes_come_and_go_on_a_loaded_model(graph, estimator):
     assert 'ros2 param load /depth_node FILE' in reason
     assert get(peer, 'scenes') == [scenes['scenes']]
     assert peer.put(scenes=['']) == ''
-    count = len(peer.messages['scene'])
-    depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
-    np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
-    assert len(peer.messages['scene']) == count
-    restore(peer)
+    reply = peer.ask(image(peer.header(), RGB, 'rgb8'))
+    np.testing.assert_allclose(depth_array(reply), predict(estimator), atol=1e-4)
+    assert peer.put(together=True, **scenes) == ''
+    later = peer.ask(image(peer.header(), RGB, 'rgb8'))
+    peer.wait_stamp('scene', later.header.stamp)
+    assert not peer.find('scene', reply.header.stamp)
+    peer.forget('scene')
 
 
-def test_words_that_cannot_be_encoded_change_nothing(graph, estimator, tiny_weights, tmp_path):
-    _, peer = graph
+def test_words_that_cannot_be_encoded_change_nothing(peer, estimator, tiny_weights, tmp_path):
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     before = get(peer, *SETTINGS)
     reason = peer.put(together=True, tokens=['near', 'far ' * 100], bins=[1.0, 2.0])
@@ -283,7 +283,6 @@ def test_words_that_cannot_be_encoded_change_nothing(graph, estimator, tiny_weig
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
     assert peer.put(together=True, tokens=['here', 'there'], bins=[1.0, 2.0]) == ''
-    restore(peer)
 
 
 def dump(peer):
@@ -293,12 +292,10 @@ def dump(peer):
     return dict(zip(names, get(peer, *names), strict=True))
 
 
-def test_a_dump_starts_the_same_node(graph, cache, tmp_path):
-    _, peer = graph
+def test_a_dump_starts_the_same_node(peer, cache, tmp_path):
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     assert peer.put(use_sim_time=True, flip_average=True) == ''
     here = dump(peer)
-    assert peer.put(use_sim_time=False, flip_average=False) == ''
     nested = {}
     for name, value in here.items():
         *parents, leaf = name.split('.')
@@ -455,15 +452,13 @@ def test_requests_during_a_transition_are_answered(peer):
         assert moved.result().success
         assert all(future.result().result.successful for future in futures)
         check_whole(peer)
-    restore(peer)
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
 
 
 @pytest.mark.parametrize('wanted', [State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_ACTIVE])
-def test_random_attacks(peer, wanted):
+def test_random_attacks(peer, start_anew, wanted):
     peer.bring(wanted)
-    settings = dict(zip(SETTINGS, get(peer, *SETTINGS), strict=True))
     draw = random.Random(wanted)
     for _ in range(250):
         parameters = [message(draw.choice(NAMES), draw.choice(VALUES))
@@ -472,8 +467,6 @@ def test_random_attacks(peer, wanted):
         if draw.random() < 0.1:
             check_whole(peer)
     check_whole(peer)
-    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
-    changeable = {name: value for name, value in settings.items() if name != 'autostart'}
-    assert peer.put(together=True, use_sim_time=False, **changeable) == ''
+    start_anew()
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     peer.ask(image(peer.header(), RGB, 'rgb8'))
