@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +16,9 @@ pytest.importorskip('rclpy')
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
-from ros_harness import node_here
+from ros_harness import PATIENCE, node_here
 
+from depthclip_ros.cli import stats
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.stats import collect, summary, table
 
@@ -78,26 +84,36 @@ def publishing(domain, monkeypatch):
 
 
 def test_once_and_as_json(publishing, capsys):
-    assert main(['stats', '--once']) == 0
+    assert main(['stats', '--once', '--timeout', str(PATIENCE)]) == 0
     assert 'front/depth_node: OK active' in capsys.readouterr().out
-    assert main(['stats', '--once', '--json', '/front/depth_node']) == 0
+    assert main(['stats', '--once', '--timeout', str(PATIENCE), '--json',
+                 '/front/depth_node']) == 0
     told = json.loads(capsys.readouterr().out)['front/depth_node']
     assert told['cameras']['left']['level'] == 'WARN'
     assert told['model']['values']['reloads'] == '1'
 
 
-def test_lines_come_until_the_node_is_gone(publishing, capsys):
-    import threading
-    threading.Timer(0.7, publishing.stop).start()
-    assert main(['stats', '--timeout', '0.6']) == 1
-    seen = capsys.readouterr()
-    assert seen.out.count('front/depth_node model OK active') >= 2
-    assert 'has told nothing for 0.6 s' in seen.err
+def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
+    """The node ends with its second line; from then on every look at the clock is 10 s later."""
+    line, shown, late = 'front/depth_node model OK active', io.StringIO(), itertools.count(0, 10)
+
+    def monotonic():
+        gone = shown.getvalue().count(line) >= 2
+        if gone:
+            publishing.stop()
+        return time.monotonic() + (next(late) if gone else 0)
+    monkeypatch.setattr(stats, 'time', SimpleNamespace(monotonic=monotonic))
+    with contextlib.redirect_stdout(shown):
+        assert main(['stats', '--timeout', str(PATIENCE)]) == 1
+    assert 'has told nothing for 60 s' in capsys.readouterr().err
 
 
 def test_silence_is_a_sentence(publishing, domain, capsys):
-    assert main(['stats', 'nobody', '--timeout', '0.5']) == 1
-    error = capsys.readouterr().err
-    assert 'nobody told nothing on /diagnostics in 0.5 s' in error
+    for timeout in ('0.5', '5', '60'):  # until it has found the other node
+        assert main(['stats', 'nobody', '--timeout', timeout]) == 1
+        error = capsys.readouterr().err
+        if '/teller' in error:
+            break
+    assert f'nobody told nothing on /diagnostics in {timeout} s' in error
     assert f'ROS_DOMAIN_ID {domain}' in error
     assert '/teller' in error
