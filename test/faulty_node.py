@@ -3,7 +3,8 @@
 
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
 others are answered as usual. By the environment a step never returns: with FAULT_AT_LOAD the
-loading of the model, with FAULT_AT_START the node's constructor.
+loading of the model, with FAULT_AT_START the node's constructor. With FAULT_SLOW every batch
+takes so many seconds longer: then images come faster than they are answered on any machine.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class FaultyEstimator(estimator.DepthEstimator):
             _endless_loop()
         if SLEEPS in marks:
             time.sleep(3600)  # in C code
+        time.sleep(float(os.environ.get('FAULT_SLOW', '0')))
         predictions = super().predict(rgb, *args, **kwargs)
         return _nan(predictions) if GIVES_NAN in marks else predictions
 

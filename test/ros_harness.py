@@ -182,9 +182,9 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def running(arguments, *, domain, cache, environment=None):
+def running(arguments, *, domain, cache, **options):
     """Run a node until it is active; stop it afterwards, and let it have a good end."""
-    node = NodeProcess(arguments, domain=domain, cache=cache, environment=environment)
+    node = NodeProcess(arguments, domain=domain, cache=cache, **options)
     try:
         node.wait_for(r'\]: Active: ')
         yield node
@@ -408,6 +408,18 @@ class Peer:
             return self.wait(look, f'diagnostics {name}', timeout)
         except AssertionError as error:
             raise AssertionError(f'{error}; last: {seen}') from None
+
+    def status(self, name, condition, start=None):
+        """Wait for a status of this name that fulfils a condition; give it.
+
+        `start` is how many diagnostics had come before what is to be seen; without it: those
+        until now.
+        """
+        if start is None:
+            start = len(self.messages['/diagnostics'])
+        return self.wait(lambda: next(
+            (status for array in self.messages['/diagnostics'][start:] for status in array.status
+             if status.name == name and condition(status)), None), f'the status of {name}')
 
     def quiet(self, *names):
         """Wait until no image is on its way; give the values of each of these statuses.

@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 
 pytest.importorskip('rclpy')
 
 import cv2
+import faulty_node
 import numpy as np
 from clip_standin import synthetic_rgb
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import serialize_message
 from ros_harness import (
     PATIENCE,
-    TEMPERATURE,
     NodeProcess,
     Peer,
     adds_up,
@@ -32,8 +33,6 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
-from depthclip_ros.core import DepthConfig
-from depthclip_ros.core.estimator import DepthEstimator
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.image_io import to_rgb
@@ -41,15 +40,18 @@ from depthclip_ros.node.model import Model
 from depthclip_ros.node.pipeline import Pipeline
 
 CAMERAS = ('', 'left/front', 'rear', 'side')
-ANSWERS = 30
-# A batch of four takes some 0.1 s: the pictures below come much faster.
-SIZE = {'input_height': 480, 'input_width': 640}
+TOPICS = ('depth/image', 'depth/camera_info', 'points')
+ANSWERS = 15
+SLOW = '0.2'  # seconds that a batch takes at least: the pictures below come much faster
 PICTURES = {
     '': (synthetic_rgb(1, 60, 80), 'rgb8'),
     'left/front': (np.ascontiguousarray(synthetic_rgb(2, 120, 200)[..., ::-1]), 'bgr8'),
     'rear': (cv2.cvtColor(synthetic_rgb(3, 61, 47), cv2.COLOR_RGB2GRAY), 'mono8'),
     'side': (cv2.cvtColor(synthetic_rgb(4, 90, 90), cv2.COLOR_RGB2GRAY), 'bayer_rggb8'),
 }
+
+
+SILENT = ('/left/front/image', '/rear/image_raw')  # whose silence a test looks at
 
 
 def prefix(camera):
@@ -122,18 +124,21 @@ def gain(before, after):
 @pytest.fixture(scope='module')
 def node(domain, cache, tiny_weights):
     arguments = tiny_arguments(
-        tiny_weights, **SIZE, cameras=list(CAMERAS), input_timeout=1.0,
+        tiny_weights, cameras=list(CAMERAS), input_timeout=1.0,
         **{'qos_overrides./side/depth/spread.publisher.reliability': 'best_effort',
            'qos_overrides./side/camera_info.subscription.reliability': 'best_effort'})
     arguments += ['-r', 'rear/image:=/rear/image_raw']
-    with running(arguments, domain=domain, cache=cache) as node:
+    with running(arguments, domain=domain, cache=cache, module=faulty_node.__file__,
+                 environment={'FAULT_SLOW': SLOW}) as node:
+        for name in SILENT:
+            node.wait_for(f'No image on {name}')  # and nobody has published any
         yield node
 
 
 @pytest.fixture(scope='module')
 def peer(node, domain):
     outputs = [prefix(camera) + topic for camera in CAMERAS
-               for topic in ('depth/image', 'depth/camera_info', 'points')]
+               for topic in TOPICS]
     with Peer(domain, listen=outputs, node=node) as peer:
         # As a driver: what is remapped is published under its own name.
         peer.send_image, peer.send = peer.send, lambda message, prefix='': peer.send_image(
@@ -142,9 +147,19 @@ def peer(node, domain):
         yield peer
 
 
+class Load(NamedTuple):
+    """What is known of a run beyond capacity; all but `model` by camera or by topic."""
+
+    sent: dict  # stamps
+    gained: dict  # change of the account
+    after: dict  # values of diagnostics
+    messages: dict
+    accounts: list  # all that were told
+    model: dict  # values of diagnostics
+
+
 @pytest.fixture(scope='module')
 def load(node, peer):
-    """A run beyond capacity: stamps sent and accounts before and after, by camera."""
     for camera in CAMERAS:
         message = picture(peer, camera)
         info = camera_info(message.header, message.width, message.height)
@@ -153,78 +168,71 @@ def load(node, peer):
             peer.wait_stamp(prefix(camera) + topic, message.header.stamp)
     before = quiet(peer)
     for topic in peer.messages:
-        if topic != '/diagnostics':
-            peer.messages[topic].clear()
+        peer.messages[topic].clear()
     sent = overload(peer, ANSWERS, CAMERAS)
     after = quiet(peer)
-    return sent, gain(before, after), after
+    gained = gain(before, after)
+    peer.wait(lambda: all(
+        len(peer.messages[prefix(camera) + topic]) >= gained[camera]['published']
+        for camera in CAMERAS for topic in TOPICS), 'every counted output')
+    return Load(sent, gained, after, {topic: list(found) for topic, found in
+                                      peer.messages.items()},
+                all_accounts(peer), peer.diagnostics('depth_node: model')[1])
 
 
 def test_silence_names_the_camera_and_its_remedy(node):
-    """Runs first: before any image."""
-    line = node.wait_for('No image on /left/front/image')
-    assert '-r left/front/image:=' in line
-    assert '-r rear/image:=' in node.wait_for('No image on /rear/image_raw')
+    front, rear = (node.wait_for(f'No image on {name}') for name in SILENT)
+    assert '-r left/front/image:=' in front
+    assert '-r rear/image:=' in rear
     for topics in ('/image and /camera_info in, /depth/image out',
                    '/rear/image_raw and /rear/camera_info in, /rear/depth/image out'):
         node.wait_for(f'Active: {topics}')
 
 
-def test_cameras_are_served_alike(peer, load):
-    """One sends more pictures than the others, and all more than can be answered."""
-    _, gained, _ = load
-    published = [gained[camera]['published'] for camera in CAMERAS]
+def test_cameras_are_served_alike(load):
+    """One sends four times as many pictures as the others, and all more than can be answered."""
+    published = [load.gained[camera]['published'] for camera in CAMERAS]
     assert min(published) >= ANSWERS
-    assert max(published) <= 1.1 * min(published), published
+    assert max(published) <= 1.5 * min(published), published
     for camera in CAMERAS:
-        account = gained[camera]
-        assert account['dropped'] > account['published'], 'the node was not overloaded'
+        account = load.gained[camera]
+        assert account['dropped'] > 0, 'the node was not overloaded'
         assert account['received'] == account['published'] + account['dropped'], account
-        peer.wait(lambda camera=camera, account=account:
-                  len(depths(peer, camera)) == account['published'], 'every counted depth')
+        assert len(load.messages[f'{prefix(camera)}depth/image']) == account['published']
 
 
-def test_accounts_are_exact_at_any_moment(peer, load):
-    told = all_accounts(peer)
-    assert len(told) > 4 * len(CAMERAS)
-    assert all(map(adds_up, told))
-    assert any(int(account['pending']) for account in told), 'no moment under load was seen'
+def test_accounts_are_exact_at_any_moment(load):
+    assert all(map(adds_up, load.accounts))
+    assert any(int(account['pending']) for account in load.accounts), 'no moment under load'
 
 
-def test_outputs_are_of_their_camera(peer, load):
-    sent, gained, after = load
+def test_outputs_are_of_their_camera(load):
     for camera in CAMERAS:
         pixels, _ = PICTURES[camera]
         height, width = pixels.shape[:2]
-        answered = [stamp(message) for message in depths(peer, camera)]
+        found = {topic: load.messages[prefix(camera) + topic] for topic in TOPICS}
+        answered = [stamp(message) for message in found['depth/image']]
         assert answered == sorted(set(answered)), 'old images were answered after newer ones'
-        assert set(answered) <= set(sent[camera])
-        assert sent[camera][-1] in answered, 'the newest image'
-        for topic in ('depth/image', 'depth/camera_info', 'points'):
-            name = prefix(camera) + topic
-            peer.wait(lambda name=name, camera=camera:
-                      len(peer.messages[name]) >= gained[camera]['published'], name)
-            assert [stamp(message) for message in peer.messages[name]] == answered, name
-            assert {m.header.frame_id for m in peer.messages[name]} == {frame(camera)}
-        assert all((m.height, m.width) == (height, width) for m in depths(peer, camera))
+        assert set(answered) <= set(load.sent[camera])
+        assert load.sent[camera][-1] in answered, 'the newest image'
+        for topic, messages in found.items():
+            assert [stamp(message) for message in messages] == answered, topic
+            assert {m.header.frame_id for m in messages} == {frame(camera)}
+        assert all((m.height, m.width) == (height, width) for m in found['depth/image'])
         expected = camera_info(None, width, height)
-        info = peer.messages[f'{prefix(camera)}depth/camera_info'][-1]
-        np.testing.assert_allclose(info.k, expected.k)
-        age = after[camera]['age at publish p50 [ms]']
+        np.testing.assert_allclose(found['depth/camera_info'][-1].k, expected.k)
+        age = load.after[camera]['age at publish p50 [ms]']
         assert age.startswith('unknown') != (camera == 'rear'), age
 
 
-def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, tiny_weights, cache):
-    _, values = peer.diagnostics('depth_node: model')
-    assert (values['batch size p50'], values['batch size max']) == ('4', '4')
-    estimator = DepthEstimator(
-        DepthConfig(backbone='auto', temperature=TEMPERATURE, **SIZE), tiny_weights, 'cpu',
-        cache_dir=cache)
+def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, estimator):
+    assert (load.model['batch size p50'], load.model['batch size max']) == ('4', '4')
     for camera in CAMERAS:
         expected = estimator.predict(to_rgb(picture(peer, camera))).depth
         assert expected.std() > 0.01, 'the picture has no depth to tell apart'
-        for message in depths(peer, camera):
-            np.testing.assert_allclose(depth_array(message), expected, atol=1e-5)
+        for message in load.messages[f'{prefix(camera)}depth/image']:
+            # Depth up to 10 m in float32, summed in another order: some tens of 10 m x 1.2e-7.
+            np.testing.assert_allclose(depth_array(message), expected, atol=1e-4)
 
 
 def test_quality_of_service_is_set_by_resolved_topic(peer, load):
@@ -250,16 +258,14 @@ def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
     after = quiet(peer)
     gained = gain(before, after)
     assert gained['rear']['published'] == 0
-    assert gained['rear']['rejected'] == int(after['rear']['rejected: wrong step']) >= 4, \
-        'it was not in every batch'
+    assert gained['rear']['rejected'] == int(after['rear']['rejected: wrong step']) >= 1
     assert [gained[camera]['rejected'] for camera in good] == [0, 0, 0]
     assert all(map(adds_up, after.values()))
     overload(peer, 1, CAMERAS)
 
 
 def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load):
-    """Runs last: it unsubscribes."""
-    for topic in ('depth/image', 'depth/camera_info', 'points'):
+    for topic in TOPICS:
         peer.forget(f'side/{topic}')
     before = quiet(peer)
     while not int(before['side']['idle']):  # until the node has noticed that we left
@@ -274,6 +280,8 @@ def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load)
         assert gained[camera]['idle'] == 0
         assert gained[camera]['published'] >= 5
     assert all(map(adds_up, all_accounts(peer)))
+    for topic in TOPICS:
+        peer.listen(f'side/{topic}', matched=True)
 
 
 def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monkeypatch):

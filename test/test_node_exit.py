@@ -13,7 +13,7 @@ import faulty_node
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from ros_harness import NodeProcess, Peer
-from test_node_health import FRAMES, MODEL, faulty, good, marked, status_of
+from test_node_health import FRAMES, MODEL, faulty, good, marked
 
 # Coverage, if it is measured, waits at the end for a thread that never comes back.
 NO_COVERAGE = {'COVERAGE_PROCESS_CONFIG': ''}
@@ -54,7 +54,7 @@ def test_diagnostics_go_on_while_the_model_is_loaded(start, domain):
     """Its topics are there for others to find; and a signal ends it."""
     node = start({'FAULT_AT_LOAD': '1'})
     with Peer(domain, listen=(), node=node) as peer:
-        status_of(peer, MODEL, lambda s: s.message == 'no model loaded (loading)')
+        peer.status(MODEL, lambda s: s.message == 'no model loaded (loading)')
         count = len(peer.messages['/diagnostics'])
         peer.ready('depth/image', 'points')
         assert peer.node.count_subscribers('image') == 0
@@ -69,11 +69,11 @@ def test_a_device_that_stays_lost_is_told_until_a_signal_comes(start, domain):
         node.wait_for(r'\]: Active: ')
         peer.wait(lambda: peer.send(marked(peer, faulty_node.DEVICE_FAILS))
                   or 'loading the model anew' in node.output, 'the reload')
-        status = status_of(peer, MODEL, lambda s: 'reloading' in s.message)
+        status = peer.status(MODEL, lambda s: 'reloading' in s.message)
         assert status.level == status.ERROR
         assert 'device lost' in status.message or 'illegal memory' in status.message
         assert {p.key: p.value for p in status.values}['lifecycle state'] == 'reloading'
-        assert status_of(peer, FRAMES, lambda s: 'reloading' in s.message).level == status.ERROR
+        assert peer.status(FRAMES, lambda s: 'reloading' in s.message).level == status.ERROR
         peer.process = None
         assert node.stop() == 0, 'in a break between two reloads'
 
@@ -112,7 +112,7 @@ def test_a_stuck_worker_is_told_and_ends_with_the_process(mark, start, domain):
             (True for array in peer.messages['/diagnostics'][-3:] for status in array.status
              if 'worker stuck for' in status.message), None), 'the status')
         for name in (FRAMES, MODEL):
-            status = status_of(peer, name, lambda s: 'worker stuck for' in s.message)
+            status = peer.status(name, lambda s: 'worker stuck for' in s.message)
             assert status.level == status.ERROR
         assert 'worker_timeout' in node.wait_for('worker stuck')
         peer.process = None

@@ -11,7 +11,6 @@ pytest.importorskip('rclpy')
 import faulty_node
 from clip_standin import synthetic_rgb
 from ros_harness import (
-    ROOT,
     NodeProcess,
     Peer,
     adds_up,
@@ -21,14 +20,13 @@ from ros_harness import (
     values_of,
 )
 
-FAULTY = ROOT / 'test' / 'faulty_node.py'
 RGB = synthetic_rgb(3, 60, 80)
 FRAMES, MODEL = 'depth_node: frames', 'depth_node: model'
 
 
 def faulty(weights, domain, cache, environment=None, **parameters):
     arguments = tiny_arguments(weights, **parameters)
-    return NodeProcess(arguments, domain=domain, cache=cache, module=FAULTY,
+    return NodeProcess(arguments, domain=domain, cache=cache, module=faulty_node.__file__,
                        environment=environment)
 
 
@@ -57,19 +55,6 @@ def peer(node, domain):
         yield peer
 
 
-def status_of(peer, name, condition, start=None):
-    """Wait for a status that fulfils a condition; give it.
-
-    `start` is how many diagnostics had come before what is to be seen; without it: those until
-    now.
-    """
-    if start is None:
-        start = len(peer.messages['/diagnostics'])
-    return peer.wait(lambda: next(
-        (status for array in peer.messages['/diagnostics'][start:] for status in array.status
-         if status.name == name and condition(status)), None), f'the status of {name}')
-
-
 def test_an_image_that_breaks_the_model_is_rejected_with_its_cause(node, peer):
     peer.ask(good(peer))
     peer.wait(lambda: peer.send(marked(peer, faulty_node.RAISES))
@@ -88,7 +73,7 @@ def test_a_lost_device_is_found_again(node, peer):
               or 'loading the model anew' in node.output, 'the reload')
     node.wait_for('The model is loaded anew')
     peer.ask(good(peer))
-    status = status_of(peer, MODEL, lambda s: (
+    status = peer.status(MODEL, lambda s: (
         s.level == s.OK and values_of(s)['lifecycle state'] == 'active'))
     values = values_of(status)
     assert int(values['reloads']) >= 1
@@ -96,7 +81,7 @@ def test_a_lost_device_is_found_again(node, peer):
 
 
 def test_depth_that_is_nan_is_an_error(node, peer):
-    status_of(peer, FRAMES, lambda s: peer.send(marked(peer, faulty_node.GIVES_NAN)) or (
+    peer.status(FRAMES, lambda s: peer.send(marked(peer, faulty_node.GIVES_NAN)) or (
         s.level == s.ERROR and '100 % of the depth is NaN' in s.message))
     assert 'precision: float32' in node.wait_for('of the depth is NaN')
 
@@ -104,14 +89,14 @@ def test_depth_that_is_nan_is_an_error(node, peer):
 def test_a_silent_camera_info_is_noticed(node, peer):
     info = camera_info(peer.header(), 80, 60)
     peer.ask(good(peer), info=info)
-    status_of(peer, FRAMES, lambda s: peer.send(good(peer)) or 'camera_info silent' in s.message)
+    peer.status(FRAMES, lambda s: peer.send(good(peer)) or 'camera_info silent' in s.message)
     assert 'go on with the last one' in node.wait_for('No camera_info on /camera_info for')
 
 
 def test_a_frozen_picture_and_silence_are_noticed(node, peer):
-    status_of(peer, FRAMES, lambda s: peer.send(good(peer)) or 'the same picture' in s.message)
+    peer.status(FRAMES, lambda s: peer.send(good(peer)) or 'the same picture' in s.message)
     assert 'frozen_timeout' in node.wait_for('the picture is the same to the bit')
-    status_of(peer, FRAMES, lambda s: 'no image' in s.message)
+    peer.status(FRAMES, lambda s: 'no image' in s.message)
     assert 'test_peer: reliable' in node.wait_for(r'No image on /image .*1 publisher: ')
 
 
@@ -121,10 +106,10 @@ def test_stamps_that_go_wrong_are_noticed(node, peer):
     message.header.stamp.sec += 100_000
     peer.ask(message)
     peer.ask(good(peer))
-    status_of(peer, FRAMES, lambda s: 'stamps went back by 1e+05 s' in s.message, start)
+    peer.status(FRAMES, lambda s: 'stamps went back by 1e+05 s' in s.message, start)
     assert 'begins anew' in node.wait_for('stamps went back')
     message = good(peer)
-    status_of(peer, FRAMES,
+    peer.status(FRAMES,
               lambda s: peer.send(message) or 'stamps stand still' in s.message)
 
 
@@ -140,6 +125,6 @@ def test_old_images_make_old_depth(node, peer):
         """Old, and nothing else is that bad."""
         return status.level == level and 's old' in status.message \
             and 'NaN' not in status.message
-    status_of(peer, FRAMES, lambda s: send(2.2) or is_old(s, s.WARN))
-    status_of(peer, FRAMES, lambda s: send(60.0) or is_old(s, s.ERROR))
+    peer.status(FRAMES, lambda s: send(2.2) or is_old(s, s.WARN))
+    peer.status(FRAMES, lambda s: send(60.0) or is_old(s, s.ERROR))
     assert 'max_age: 2' in node.wait_for('depth is .* s old')
