@@ -11,6 +11,7 @@ pytest.importorskip('rclpy')
 
 import numpy as np
 from clip_standin import synthetic_rgb
+from lifecycle_msgs.msg import State
 from rclpy.serialization import serialize_message
 from ros_harness import (
     Peer,
@@ -20,12 +21,14 @@ from ros_harness import (
     image,
     running,
     tiny_arguments,
+    values_of,
 )
 from sensor_msgs.msg import CameraInfo, Image
 
 HEIGHT, WIDTH = 60, 80
 RGB = synthetic_rgb(3, HEIGHT, WIDTH)
 STATUS = 'depth_node: frames'
+SILENCE = 'No image on /image'
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +37,7 @@ def node(domain, cache, tiny_weights):
     arguments = tiny_arguments(tiny_weights, input_timeout=0.5, max_pixels=100_000,
                                **{'qos_overrides./image.subscription.depth': 10})
     with running(arguments, domain=domain, cache=cache) as node:
+        node.wait_for(SILENCE)  # and nobody has published any
         yield node
 
 
@@ -47,12 +51,6 @@ def good_image(peer):
     return image(peer.header(), RGB, 'rgb8')
 
 
-def changed(message, **changes):
-    for name, value in changes.items():
-        setattr(message, name, value)
-    return message
-
-
 def shortened(message, size):
     del message.data[size:]
     return message
@@ -60,42 +58,42 @@ def shortened(message, size):
 
 ATTEMPTS = 5  # with each of them: on a busy machine some are dropped before anyone looks at them
 
-# What an image is, by the condition that it is counted under.
+# What an image is, by the condition that it is counted under; test_campaign.py has many more.
 BAD_IMAGES = {
-    'empty image': lambda good: Image(header=good.header),
-    'wrong step': lambda good: changed(good, step=WIDTH),
-    'unknown encoding': lambda good: changed(good, encoding='rgb9'),
-    'zero size': lambda good: changed(good, width=0, step=0),
     'too many pixels': lambda good: image(good.header, np.zeros((300, 400), np.uint8), 'mono8'),
     'truncated data': lambda good: shortened(good, len(good.data) // 2),
 }
 
 
 def test_silence_is_reported_with_topic_and_remedy(node):
-    """Runs first: before any image."""
-    line = node.wait_for('No image on /image')
+    line = node.wait_for(SILENCE)
     assert 'no publishers' in line
     assert '-r image:=' in line
 
 
 def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer):
-    peer.wait(lambda: peer.ask(good_image(peer))
-              and 'no camera_info on' in node.output, 'the warning')
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)  # so that it knows none
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    asked = []
+
+    def ask():
+        asked.append(peer.header())
+        return peer.ask(image(asked[-1], RGB, 'rgb8'))
+    peer.wait(lambda: ask() and 'no camera_info on' in node.output, 'the warning')
     line = node.wait_for('no camera_info on /camera_info')
     assert 'depth is published, points and depth/camera_info are not' in line
     assert 'focal length does not count' in line
-    for _ in range(3):
-        peer.ask(good_image(peer))
-    status, values = peer.diagnostics(STATUS, lambda v: int(v.get('no cloud: absent', 0)) >= 3)
-    assert status.level == status.WARN
-    assert not peer.messages['depth/camera_info']
-    assert not peer.messages['points']
-    assert adds_up(values)
+    status = peer.status(STATUS, lambda status: ask() and status.level == status.WARN
+                         and int(values_of(status).get('no cloud: absent', 0)) >= 3)
+    assert adds_up(values_of(status))
+    for header in asked:
+        assert not peer.find('depth/camera_info', header.stamp)
+        assert not peer.find('points', header.stamp)
 
 
 def test_bad_images_are_counted_named_once_and_survived(node, peer):
     peer.ask(good_image(peer))
-    _, before = peer.diagnostics(STATUS)
+    before = peer.quiet(STATUS)[STATUS]
     for attempt in range(ATTEMPTS):
         for condition, spoil in BAD_IMAGES.items():
             bad = spoil(good_image(peer))
@@ -113,8 +111,8 @@ def test_bad_images_are_counted_named_once_and_survived(node, peer):
     gone = {key: counters(values)[key] - counters(before)[key] for key in ('rejected', 'dropped')}
     assert gone['rejected'] + gone['dropped'] == ATTEMPTS * len(BAD_IMAGES)
     for condition in BAD_IMAGES:
-        assert int(values[f'rejected: {condition}']) >= 1
-        assert node.output.count(f'Image rejected ({condition})') == 1
+        assert 1 <= node.output.count(f'Image rejected ({condition})') \
+            <= int(values[f'rejected: {condition}'])
 
 
 def test_messages_that_are_cut_off_are_counted_and_survived(node, peer):
@@ -174,8 +172,6 @@ def test_stamps_may_go_back_and_frames_may_be_nameless(node, peer):
         depth = peer.ask(image(header, RGB, 'rgb8'))
         assert depth.header == header
     assert 'frame_id is empty' in node.wait_for('frame_id')
-    peer.ask(image(peer.header(frame=''), RGB, 'rgb8'))
-    assert node.output.count('frame_id is empty') == 1
 
 
 def test_incompatible_qos_is_explained(node, peer):

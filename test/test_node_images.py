@@ -10,6 +10,7 @@ pytest.importorskip('rclpy')
 import cv2
 import numpy as np
 from clip_standin import synthetic_rgb
+from lifecycle_msgs.msg import State
 from ros_harness import (
     FRAME,
     INPUT_HEIGHT,
@@ -25,6 +26,7 @@ from ros_harness import (
     image,
     running,
     tiny_arguments,
+    values_of,
 )
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -54,6 +56,15 @@ def peer(node, domain):
         peer.ready('depth/image', 'depth/camera_info', 'points')
         peer.ask(image(peer.header(), RGB, 'rgb8'))
         yield peer
+
+
+@pytest.fixture
+def anew_afterwards(peer):
+    """Configure the node anew after a test, so that it knows no camera_info."""
+    yield
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
 
 
 def yuv422(rgb):
@@ -110,16 +121,16 @@ def test_padded_rows_are_understood(peer, estimator):
 
 
 def test_exactly_one_answer_per_image_at_a_low_rate(peer):
-    _, before = peer.diagnostics('depth_node: frames')
+    before = peer.quiet('depth_node: frames')['depth_node: frames']
     headers = []
-    for _ in range(20):
+    for _ in range(10):
         message = image(peer.header(), RGB, 'rgb8')
         peer.send(message)
         peer.wait_stamp('depth/image', message.header.stamp)
         headers.append(message.header)
     _, values = peer.diagnostics(
         'depth_node: frames',
-        lambda v: counters(v)['published'] == counters(before)['published'] + 20)
+        lambda v: counters(v)['published'] == counters(before)['published'] + 10)
     assert counters(values)['dropped'] == counters(before)['dropped']
     assert adds_up(values)
     for header in headers:
@@ -136,7 +147,8 @@ def test_another_size_is_followed_at_once(peer, estimator):
 
 
 @pytest.mark.parametrize('distortion', DISTORTIONS)
-def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
+def test_points_reproject_to_their_patch_centres(
+        peer, estimator, distortion, anew_afterwards):
     d, model = DISTORTIONS[distortion]
     header = peer.header()
     info = camera_info(header, WIDTH, HEIGHT, d=d, model=model)
@@ -176,7 +188,7 @@ def test_points_reproject_to_their_patch_centres(peer, estimator, distortion):
 
 @pytest.mark.parametrize(('fit', 'height'), [('crop', HEIGHT), ('letterbox', 40)])
 def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
-        peer, tiny_weights, cache, fit, height):
+        peer, tiny_weights, cache, fit, height, anew_afterwards):
     """With all that makes holes: they are the same in the image and in the cloud."""
     config = DepthConfig(backbone='auto', input_height=INPUT_HEIGHT, input_width=INPUT_WIDTH,
                          temperature=TEMPERATURE)
@@ -196,7 +208,7 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
     assert all(np.isposinf(v).any() and np.isneginf(v).any() for v in values)
     assert np.isnan(expected.depth if fit == 'crop' else expected.patch_depth).any()
 
-    set_parameters(peer, changes)
+    assert peer.put(together=True, **changes) == ''
     peer.send(info)
     peer.wait(lambda: peer.ask(image(peer.header(), rgb, 'rgb8'), 'depth/camera_info').height
               == height, 'camera_info of this size')
@@ -204,7 +216,7 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
     depth = depth_array(peer.ask(message))
     points = cloud_array(peer.wait_stamp('points', message.header.stamp))
     scaled = peer.wait_stamp('depth/camera_info', message.header.stamp)
-    set_parameters(peer, {name: getattr(config, name) for name in changes})
+    assert peer.put(together=True, **{name: getattr(config, name) for name in changes}) == ''
     np.testing.assert_allclose(depth, expected.depth, atol=1e-5)
     assert (scaled.width, scaled.height) == (WIDTH, height)
     np.testing.assert_allclose(scaled.k, info.k)
@@ -222,11 +234,12 @@ def test_depth_and_points_are_of_what_the_network_saw_and_within_range(
     np.testing.assert_allclose(depth[row, column], expected.patch_depth[~holes], atol=0.01)
 
 
-def test_the_focal_length_counts_as_soon_as_camera_info_fits(node, peer, estimator):
+def test_the_focal_length_counts_as_soon_as_camera_info_fits(
+        node, peer, estimator, anew_afterwards):
     """It begins, changes and ends in the log and in the diagnostics, and depth always comes."""
     height, width = 72, 96
     rgb = synthetic_rgb(9, height, width)
-    plain = estimator.predict(rgb).depth
+    plain, start = estimator.predict(rgb).depth, len(peer.messages['/diagnostics'])
     peer.send(camera_info(peer.header(), WIDTH, HEIGHT))  # of another size
 
     def becomes(ratio, said, told):
@@ -246,25 +259,16 @@ def test_the_focal_length_counts_as_soon_as_camera_info_fits(node, peer, estimat
         jumps.append(becomes(
             focal, r'WARN.* depth is multiplied by 0\.500 .*; its scale is 0\.5 times',
             f'{focal:.3f}'))
-    set_parameters(peer, {'reference_focal': 0.0})
+    assert peer.put(together=True, reference_focal=0.0) == ''
     jumps.append(becomes(1.0, r'not multiplied .*\(reference_focal is 0\); its scale is 4 times',
                          'none: reference_focal is 0'))
-    set_parameters(peer, {'reference_focal': 0.811})
+    assert peer.put(together=True, reference_focal=0.811) == ''
     assert np.diff(jumps).tolist() == [1, 1, 1]
-    assert any('the focal length has changed the scale' in status.message
-               for array in peer.messages['/diagnostics'] for status in array.status)
+    peer.status('depth_node: frames',
+                lambda s: 'the focal length has changed the scale' in s.message, start)
 
 
-def set_parameters(peer, values):
-    from rcl_interfaces.srv import SetParametersAtomically
-    from rclpy.parameter import Parameter
-    request = SetParametersAtomically.Request(parameters=[
-        Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
-    result = peer.call(SetParametersAtomically, 'depth_node/set_parameters_atomically', request)
-    assert result.result.successful, result.result.reason
-
-
-def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer):
+def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer, anew_afterwards):
     header = peer.header()
     info = camera_info(peer.header('another frame'), WIDTH, HEIGHT, d=(0.1, 0.01, 0, 0, 0))
     peer.send(info)
@@ -278,7 +282,7 @@ def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer):
     assert (out.distortion_model, out.binning_x, out.roi.width) == ('plumb_bob', 0, 0)
 
 
-def test_pictures_come_while_someone_listens(peer):
+def test_pictures_come_while_someone_listens(peer, anew_afterwards):
     info = camera_info(peer.header(), WIDTH, HEIGHT)
     peer.send(info)
     for topic in ('depth/image_color', 'depth/spread'):
@@ -297,24 +301,23 @@ def test_pictures_come_while_someone_listens(peer):
         peer.forget(topic)
 
 
-def test_nobody_listens_so_the_network_rests(node, domain, peer):
+def test_nobody_listens_so_the_network_rests(peer, anew_afterwards):
     """Without any subscriber images are counted as idle, and not as anything else."""
-    for topic in list(peer._subscriptions):
-        if topic in OUTPUTS:
-            peer.forget(topic)
+    topics, frames = [topic for topic in peer._subscriptions if topic in OUTPUTS], \
+        'depth_node: frames'
+    for topic in topics:
+        peer.forget(topic)
     message = image(peer.header(), RGB, 'rgb8')
-    for _ in range(100):  # until the node has noticed that we left
-        peer.send(message)
-        _, values = peer.diagnostics('depth_node: frames')
-        if counters(values)['idle']:
-            break
-    before = counters(values)
+    peer.status(frames, lambda s: peer.send(message) or counters(values_of(s))['idle'])
+    before = counters(peer.quiet(frames)[frames])
     peer.send(message)
-    status, values = peer.diagnostics(
-        'depth_node: frames', lambda v: counters(v)['idle'] == before['idle'] + 1)
+    status = peer.status(frames, lambda s: 'idle' in s.message and (
+        counters(values_of(s))['idle'] == before['idle'] + 1))
+    values = values_of(status)
     assert counters(values)['published'] == before['published']
     assert adds_up(values)
-    assert 'idle' in status.message
+    for topic in topics:
+        peer.listen(topic, matched=True)
 
 
 def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weights, estimator):

@@ -11,8 +11,7 @@ pytest.importorskip('rclpy')
 
 import numpy as np
 from clip_standin import synthetic_rgb
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
+from lifecycle_msgs.msg import State
 from ros_harness import (
     INPUT_HEIGHT,
     INPUT_WIDTH,
@@ -70,11 +69,27 @@ def calibrated(estimator, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def peer(domain, cache, tiny_weights):
+def running_peer(domain, cache, tiny_weights):
     with running(tiny_arguments(tiny_weights, **LIMITS), domain=domain, cache=cache) as node, \
             Peer(domain, listen=TOPICS, node=node) as peer:
         peer.ready(*TOPICS)
         yield peer
+
+
+@pytest.fixture
+def peer(running_peer):
+    """The node has no calibration."""
+    assert running_peer.put(together=True, calibration='', max_stddev=0.0) == ''
+    return running_peer
+
+
+@pytest.fixture
+def peer_of_calibrated(peer, estimator, calibrated):
+    """The node has the calibration, and so has the estimator here."""
+    assert peer.put(calibration=calibrated.calibration) == ''
+    ask(peer)  # it counts, and is told, from the next image on
+    estimator.reconfigure(calibrated)
+    return peer
 
 
 def ask(peer):
@@ -84,35 +99,31 @@ def ask(peer):
     return peer.wait_stamp('depth/image', cloud.header.stamp), cloud
 
 
-def put(peer, **values):
-    """Set parameters of the running node."""
-    request = SetParameters.Request(parameters=[
-        Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
-    answer = peer.call(SetParameters, 'depth_node/set_parameters', request)
-    return [result.reason for result in answer.results if not result.successful]
-
-
 def test_without_a_calibration_nothing_is_published_and_that_is_said_once(peer):
+    peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
+    start = len(peer.process.output)
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    depths = []
     for _ in range(3):
-        _, cloud = ask(peer)
+        depth, cloud = ask(peer)
+        depths.append(depth)
     assert list(cloud_fields(cloud)) == ['x', 'y', 'z', 'rgb']
-    assert not peer.messages['depth/stddev']
-    said = [line for line in peer.process.output.splitlines() if 'depth/stddev is subscr' in line]
+    assert not any(peer.find('depth/stddev', depth.header.stamp) for depth in depths)
+    said = [line for line in peer.process.output[start:].splitlines()
+            if 'depth/stddev is subscr' in line]
     assert len(said) == 1
     assert '`depthclip calibrate`' in said[0]
     _, values = peer.diagnostics('depth_node: frames')
     assert values['stddev median [m]'] == values['beyond max_stddev [%]'] == ''
-    reason, = put(peer, max_stddev=0.3)
-    assert 'without a calibration' in reason
+    assert 'without a calibration' in peer.put(max_stddev=0.3)
 
 
-def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, estimator, calibrated):
-    assert not put(peer, calibration=calibrated.calibration)
+def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer_of_calibrated, estimator):
+    peer = peer_of_calibrated
     depth, cloud = ask(peer)
     stddev = peer.wait_stamp('depth/stddev', depth.header.stamp)
     assert (stddev.header, stddev.encoding) == (depth.header, '32FC1')
     found, metres = depth_array(stddev), depth_array(depth)
-    estimator.reconfigure(calibrated)
     expected = estimator.predict(RGB, intrinsics=CAMERA)
     np.testing.assert_array_equal(found, expected.stddev())
     known = np.isfinite(metres)
@@ -131,25 +142,26 @@ def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer, estimato
     np.testing.assert_array_equal(points['z'][~holes], expected.patch_depth[~holes])
 
 
-def test_a_calibration_is_said_and_a_bad_one_refused_with_nothing_changed(peer, calibrated):
+def test_a_calibration_is_said_and_a_bad_one_refused_with_nothing_changed(
+        peer_of_calibrated, calibrated):
+    peer = peer_of_calibrated
     label = 'calibrated on a test, no longer zero-shot'
-    assert f'Depth is {label}' in peer.process.output
+    peer.process.wait_for(f'Depth is {label}')
     _, values = peer.diagnostics('depth_node: model', lambda values: values['calibration'])
     assert values['calibration'] == label
     assert values['calibration sha256'][:16] in calibrated.calibration
     before, _ = ask(peer)
-    reason, = put(peer, calibration='/nowhere/x.safetensors')
-    assert 'cannot be read' in reason
-    reason, = put(peer, temperature=2 * TEMPERATURE)
-    assert 'temperature is' in reason
+    assert 'cannot be read' in peer.put(calibration='/nowhere/x.safetensors')
+    assert 'temperature is' in peer.put(temperature=2 * TEMPERATURE)
     after, _ = ask(peer)
     np.testing.assert_array_equal(depth_array(after), depth_array(before))
 
 
-def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer, estimator, calibrated):
+def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer_of_calibrated, estimator):
+    peer = peer_of_calibrated
     stddev = estimator.predict(RGB, intrinsics=CAMERA).patch_stddev
     limit = round(float(np.quantile(stddev, 0.6)), 3)
-    assert not put(peer, max_stddev=limit)
+    assert peer.put(max_stddev=limit) == ''
     depth, cloud = ask(peer)
     found = depth_array(peer.wait_stamp('depth/stddev', depth.header.stamp))
     metres = depth_array(depth)
@@ -170,9 +182,10 @@ def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer, estimator, ca
         pytest.approx(100 * (stddev > limit).mean(), abs=0.01)
 
 
-def test_the_cloud_loses_the_field_with_the_calibration(peer):
-    reason, = put(peer, calibration='')
-    assert 'max_stddev' in reason  # which would gate nothing any more
-    assert not [*put(peer, max_stddev=0.0), *put(peer, calibration='')]
+def test_the_cloud_loses_the_field_with_the_calibration(peer_of_calibrated):
+    peer = peer_of_calibrated
+    assert peer.put(max_stddev=0.3) == ''
+    assert 'max_stddev' in peer.put(calibration='')  # which would gate nothing any more
+    assert peer.put(max_stddev=0.0) == peer.put(calibration='') == ''
     _, cloud = ask(peer)
     assert list(cloud_fields(cloud)) == ['x', 'y', 'z', 'rgb']
