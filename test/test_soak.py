@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short soak; tools/soak.py runs the same for long."""
+"""A short soak, for nights; tools/soak.py runs the same for long."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 A node process with a tiny network is sent images at full speed over DDS (the next one as soon as
 the depth of the last one is there, all outputs subscribed), then goes through its lifecycle again
 and again, then gets other words and distances while images stream. What it holds is read from
-/proc before and after. The test suite runs a short version of the same (test/soaking.py);
+/proc before and after. A night's tests run a short version of the same (test/soaking.py);
 --record writes the figures of this one into docs/reliability.json.
 """
 
