@@ -111,8 +111,8 @@ def test_bad_images_are_counted_named_once_and_survived(node, peer):
     gone = {key: counters(values)[key] - counters(before)[key] for key in ('rejected', 'dropped')}
     assert gone['rejected'] + gone['dropped'] == ATTEMPTS * len(BAD_IMAGES)
     for condition in BAD_IMAGES:
-        assert 1 <= node.output.count(f'Image rejected ({condition})') \
-            <= int(values[f'rejected: {condition}'])
+        said = node.output.count(f'Image rejected ({condition})')
+        assert 1 <= said < max(2, int(values[f'rejected: {condition}']))
 
 
 def test_messages_that_are_cut_off_are_counted_and_survived(node, peer):
