@@ -1,120 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's examples run, its links lead somewhere, its speeds were measured."""
+"""Links lead somewhere, commands are understood, generated tables notice a change of the code."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_agreement import README, rows, section
+
+from depthclip_ros.cli import main as cli
+from depthclip_ros.core.config import DepthConfig
+from depthclip_ros.node.config import NodeConfig, read_config
+from depthclip_ros.sources import bag_player, image_source
+from offline_eval import cli as evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'benchmarks/README.md')),
+             *sorted(ROOT.glob('docs/**/*.md'))]
+PARSERS = {'depthclip': cli._parser, 'offline_eval': evaluation._parser,
+           'bag_player': bag_player.parser, 'image_source': image_source.parser}
 
 
-def test_every_linked_file_exists():
-    for target in re.findall(r'\]\(([^)#:]+)\)', README):
-        assert (ROOT / target).exists(), target
-    for target in re.findall(r'\]\(#([^)]+)\)', README):
-        headings = [re.sub(r'[^a-z0-9 -]', '', line.lstrip('# ').lower()).replace(' ', '-')
-                    for line in README.splitlines() if line.startswith('#')]
-        assert target in headings
+def without_code(text):
+    return re.sub(r'^( *)```.*?^\1```|`[^`\n]*`', '', text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_python_example_runs(tiny_weights, tmp_path):
+def anchors(path):
+    """What hosting sites make of a page's headings."""
+    headings = re.findall(r'^#+ (.*)$', path.read_text(encoding='utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page):
+    text = without_code(page.read_text(encoding='utf-8'))
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        file, _, anchor = target.partition('#')
+        if re.match(r'\w+:', target):
+            continue
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        assert not anchor or path.suffix != '.md' or anchor in anchors(path), target
+
+
+def commands():
+    """(document, words) of each line of a block of bash that begins with a program of ours."""
+    for page in DOCUMENTS:
+        text = page.read_text(encoding='utf-8')
+        for block in re.findall(r'^ *```bash\n(.*?)^ *```', text, re.DOTALL | re.MULTILINE):
+            for line in re.split(r'\n|&&', block.replace('\\\n', ' ')):
+                words = shlex.split(line, comments=True)
+                for start in (['python3', 'run.py'], ['python3', '-m'], ['ros2', 'run',
+                                                                         'depthclip_ros']):
+                    if words[:len(start)] == start:
+                        words = words[len(start):]
+                        if start[1] == 'run.py' and words[0] not in PARSERS:
+                            words = ['depthclip', *words]
+                foreign = words[1:2] in (['test'], ['depth_node']) or (
+                    # Its sub-commands have parsers of their own.
+                    words[:1] == ['offline_eval'] and words[1:2] and words[1][0] != '-')
+                if words and words[0] in PARSERS and not foreign:
+                    yield page.relative_to(ROOT).as_posix(), [w for w in words if w != '&']
+
+
+@pytest.mark.parametrize(('page', 'words'), [
+    pytest.param(page, words, id=f'{page}-{" ".join(words)[:60]}') for page, words in commands()])
+def test_documented_commands_are_understood(page, words):
+    parser = PARSERS[words[0]]()
+    parser.parse_args(words[1:])  # exits with what is wrong
+
+
+def test_the_parameter_file_holds_the_defaults():
+    path = ROOT / 'config/depth.yaml'
+    assert read_config(path) == (DepthConfig(), NodeConfig())
+    text = path.read_text(encoding='utf-8')
+    for settings in (DepthConfig, NodeConfig):
+        for setting in dataclasses.fields(settings):
+            comment = re.search(rf'^ +{setting.name}: [^#\n]*(.*)$', text, re.MULTILINE)[1]
+            for choice in setting.metadata['choices'] or ():
+                assert choice in comment, f'{setting.name}: {choice} is missing behind it'
+
+
+def test_a_change_of_the_code_is_noticed(tmp_path):
+    """As run_tests.py asks: another default, and a command with another option."""
+    for name in ('depthclip_ros', 'offline_eval', 'launch', 'tools', 'docs', 'README.md'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    node = tmp_path / 'depthclip_ros'
+    node.unlink()
+    shutil.copytree(ROOT / 'depthclip_ros', node, ignore=shutil.ignore_patterns('*.pt', '*.pyc'))
+    config = node / 'core/config.py'
+    text = config.read_text(encoding='utf-8')
+    changed = text.replace("'Softmax temperature: logits", "'The temperature: logits")
+    assert changed != text
+    config.write_text(changed, encoding='utf-8')
+    (tmp_path / 'tools').unlink()
+    shutil.copytree(ROOT / 'tools', tmp_path / 'tools')
+    done = subprocess.run(
+        [sys.executable, 'tools/generate.py', '--check'], cwd=tmp_path, check=False,
+        capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert set(re.findall(r'^\S+', done.stdout, re.MULTILINE)) == {
+        'README.md', 'docs/reference/parameters.md'}
+    assert 'python tools/generate.py' in done.stdout
+
+
+def test_python_example_runs(tiny_weights):
     """The README's own lines, on weights that are here."""
     from clip_standin import synthetic_rgb
-    example = re.search(r'```python\n(.*?)```', README, re.DOTALL)[1]
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    example = re.search(r'```python\n(.*?)```', readme, re.DOTALL)[1]
     example = example.replace('config/nyu_paper.yaml', str(ROOT / 'config/nyu_paper.yaml'))
     example = example.replace("weights='RN50'", f'weights={str(tiny_weights)!r}')
     example = example.replace("nyu_paper.yaml')", "nyu_paper.yaml').replace(backbone='auto')")
     names = {'rgb': synthetic_rgb(0)}
     exec(example, names)
     assert names['prediction'].depth.shape == (480, 640)
-
-
-def test_commands_that_the_readme_names_exist():
-    help_text = subprocess.run(
-        [sys.executable, '-m', 'depthclip_ros.cli.main', '--help'], cwd=ROOT, check=True,
-        capture_output=True, text=True).stdout
-    commands = set(re.findall(r'`depthclip ([a-z-]+)', README))
-    assert {'predict', 'doctor', 'fetch', 'encode-text'} <= commands
-    for command in commands:
-        assert re.search(rf'^ +{command}\b', help_text, re.MULTILINE), command
-
-
-@pytest.mark.parametrize('result', ['readouts', 'input_size'])
-def test_read_outs_are_the_committed_measurement(result):
-    """Every table of the benchmark, row by row, and its plot."""
-    page = (ROOT / 'docs/readouts.md').read_text(encoding='utf-8')
-    tables = (ROOT / f'benchmarks/results/rooms/{result}.md').read_text(encoding='utf-8')
-    measured = [line for line in tables.splitlines() if line.startswith('| ')]
-    assert len(measured) > 10
-    for line in measured:
-        assert line in page.splitlines()
-    assert f'](../benchmarks/results/rooms/{result}.png)' in page
-
-
-def test_the_tutorial_names_files_that_an_evaluation_leaves():
-    tutorial = (ROOT / 'docs/tutorials.md').read_text(encoding='utf-8')
-    page = (ROOT / 'docs/evaluation.md').read_text(encoding='utf-8')
-    reported = {cell for row in rows(section(page, 'What is reported'))
-                for cell in re.findall(r'`([^`]+)`', row[0])}
-    named = re.findall(r'`results/latest/([^`]+)`', section(tutorial, 'From download to citation'))
-    assert len(named) == 4
-    assert set(named) <= reported
-
-
-def first_depth(machine):
-    start = json.loads((ROOT / f'benchmarks/results/{machine}/startup.json').read_text())
-    return f'{start["node, text features cached"]["first depth [s]"]:.1f}'
-
-
-def test_speeds_are_the_committed_measurement():
-    lines = [line for line in section(README, 'Speed').splitlines() if line.startswith('| t')]
-    naive, float32, bfloat16 = ([cell.strip() for cell in line.split('|')[2:6]] for line in lines)
-    for i, name in enumerate(('epyc-zen4', 'xeon-amx')):
-        folder = ROOT / 'benchmarks/results' / name
-        result = json.loads((folder / 'estimator-cpu.json').read_text())
-        measured = {row['name']: row for row in result['against naive']['rows']}
-        assert naive[2 * i] == f'{measured["naive, two passes"]["p50 [ms]"]:.0f} ms'
-        for cells, precision in ((float32, 'float32'), (bfloat16, 'bfloat16')):
-            for cell, way in zip(cells[2 * i:], ('flip', 'plain'), strict=False):
-                engine = result.get('engine auto', {}).get(precision, 'torch')
-                row = measured[f'{engine}, {precision}, {way}']
-                ratio = row['times faster than two naive passes']
-                assert cell == f'{row["p50 [ms]"]:.0f} ms, {ratio:.2f} x'
-    epyc, amx, xeon = map(first_depth, ('epyc-zen4', 'xeon-amx', 'xeon-avx512'))
-    assert (
-        f"First depth comes {epyc} s or {amx} s after the start of the node's process, "
-        f'or {xeon} s on a Xeon without AMX.'
-    ) in ' '.join(section(README, 'Speed').split())
-
-
-@pytest.mark.parametrize(('line', 'machine', 'way'), [
-    ('CPU with AMX', 'xeon-amx', 'onednn, bfloat16, plain'),
-    ('CPU with AVX-512 BF16', 'epyc-zen4', 'torch, bfloat16, plain'),
-    ('CPU with AVX-512 VNNI', 'xeon-avx512', 'onnxruntime, int8, plain')])
-def test_what_a_setting_gains_is_the_committed_measurement(line, machine, way):
-    (cells,) = [row for row in rows(section(README, 'Speed')) if row[0].startswith(line)]
-    result = json.loads((ROOT / f'benchmarks/results/{machine}/estimator-cpu.json').read_text())
-    measured = {row['name']: row['p50 [ms]'] for row in result['against naive']['rows']}
-    assert cells[2] == f'{measured[way]:.0f} ms, {measured["torch, float32, plain"]:.0f} ms'
-
-
-def test_rates_are_the_committed_measurement():
-    """Images a second of the whole node, of which a laptop's user has an idea."""
-    rates = []
-    for name in ('epyc-zen4/node-RN50-cpu', 'xeon-amx/node-RN50-cpu-bfloat16',
-                 'epyc-zen4/node-tiny-cpu', 'xeon-amx/node-tiny-cpu'):
-        result = json.loads((ROOT / f'benchmarks/results/{name}.json').read_text())
-        own = next(row for row in result['results']
-                   if row['node'] == 'depth_node' and row['cameras'] == 1)
-        rates.append(own['highest rate [Hz]'])
-    text = ' '.join(section(README, 'Speed').split())
-    assert (f'answers {rates[0]:.1f} images a second in float32 on the EPYC and {rates[1]:.1f} '
-            'in bfloat16 on the Xeon') in text
-    assert f'{rates[2]:.0f} and {rates[3]:.0f}' in text

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/navigation.md: its YAML is what Nav2 and others read, its figures are measured.
+"""docs/navigation.md: its YAML is what Nav2 and others read.
 
-And the costmap that these figures come from, on worlds small enough to check by hand.
+And the costmap that its figures come from, on worlds small enough to check by hand.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -133,22 +132,6 @@ def test_the_elevation_maps_sensor_model_has_its_names():
     names = {name.removeprefix('sensor_processor/') for name in ELEVATION}
     assert all(name.startswith('sensor_processor/') for name in ELEVATION)
     assert names == SENSOR_MODEL
-
-
-def test_the_elevation_maps_sensor_model_is_the_committed_measurement():
-    robots = json.loads(occupancy.FIGURES.read_text(encoding='utf-8'))['robots']
-    of_a, of_d = (robots[name]['sensor model a, b, c, d, e'] for name in 'AD')
-    assert not any(of_a[:2] + of_d[:2])  # then c counts for nothing
-    assert [ELEVATION[f'sensor_processor/normal_factor_{letter}'] for letter in 'abcde'] == [
-        0.0, 0.0, 0.0, *of_a[3:]]
-    text = ' '.join(PAGE.split())
-    assert ', '.join(f'{of_a[3] * z ** of_a[4]:.2f} m at {z} m' for z in (1, 2, 4)) in text
-    assert f'on camera D they are d = {of_d[3]:.3f} and e = {of_d[4]:.3f}' in text
-
-
-def test_the_tables_are_the_committed_measurement():
-    figures = json.loads(occupancy.FIGURES.read_text(encoding='utf-8'))
-    assert occupancy.filled(PAGE, figures) == PAGE
 
 
 # The costmap -----------------------------------------------------------------------------------

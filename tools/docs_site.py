@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks of mkdocs (mkdocs.yml): pages that code and committed results make, and links that hold.
+"""Hooks of mkdocs (mkdocs.yml): pages that committed results make, and links that hold.
 
 The documents are written to be read in the repository, so README.md and others lie outside of
 docs/ and link to code. Here they become pages, and what they link to comes along under files/.
@@ -8,17 +8,12 @@ Equations are ```math blocks, which hosting sites draw; here matplotlib does, wi
 
 from __future__ import annotations
 
-import argparse
-import ast
-import dataclasses
 import io
 import json
-import os
 import posixpath
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -148,111 +143,14 @@ def _equation(block: str) -> str:
 
 
 def generated() -> dict[str, str]:
-    """Every page that code or committed results make, by its place in the site."""
-    return {
-        'reference/parameters.md': _parameters(),
-        'reference/topics.md': _topics(),
-        'reference/diagnostics.md': _diagnostics(),
-        'reference/commands.md': _commands(),
-        'benchmarks/tables.md': _benchmarks(),
-        'accuracy.md': _accuracy(),
-    }
+    """Pages that committed results make, by their place in the site; others: generate.py."""
+    return {'benchmarks/tables.md': _benchmarks(), 'accuracy.md': _accuracy()}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ['---'] * len(head), *([cell.replace('|', '\\|') for cell in row]
                                          for row in rows)]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines) + '\n'
-
-
-def _parameters() -> str:
-    from depthclip_ros.core import DepthConfig
-    from depthclip_ros.node.config import NodeConfig
-    from depthclip_ros.sim.world import SimConfig
-
-    def row(setting: dataclasses.Field[Any], default: Any) -> list[str]:
-        about = setting.metadata
-        allowed = str(setting.type).replace('tuple[', 'list of ').replace(', ...]', '')
-        if about['choices']:
-            allowed = ', '.join(f'`{choice}`' for choice in about['choices'])
-        if about['minimum'] is not None:
-            allowed += f', {about["minimum"]:g} to {about["maximum"]:g} {about["unit"]}'.rstrip()
-        when = 'configure' if about['reload'] else 'next image'
-        shown = json.dumps(default, ensure_ascii=False)
-        return [f'`{setting.name}`', f'`{shown}`', allowed, about['description'], when]
-
-    parts = [('# Parameters\n\nMade from the dataclasses that hold every default. "Counts from": '
-             'a change while the node runs counts from the next image, or needs another '
-             'configure.\n')]
-    for title, settings in (('depth_node: what is computed', DepthConfig()),
-                            ('depth_node: how it is fed, and what it sends', NodeConfig()),
-                            ('sim_camera', SimConfig())):
-        defaults = settings.to_dict()
-        parts.append(f'## {title}\n')
-        parts.append(_table(
-            ['name', 'default', 'type, range, unit', 'meaning', 'counts from'],
-            [row(setting, defaults[setting.name]) for setting in dataclasses.fields(settings)]))
-    return '\n'.join(parts)
-
-
-def _topics() -> str:
-    """The node's docstring, which a test compares with the running node."""
-    source = ast.parse(_text('depthclip_ros/node/depth_node.py'))
-    text = (ast.get_docstring(source) or '').partition('\nParameters:')[0]
-    parts = ['# Topics of depth_node\n']
-    rows: list[list[str]] = []
-
-    def flush() -> None:
-        if rows:
-            parts.append(_table(['topic', 'type', 'content'], rows))
-            rows.clear()
-
-    for paragraph in re.split(r'\n(?=\S|    \S)', text):
-        entry = re.fullmatch(r' {4}(\S+) \((\S+)\):\s*(.*)', paragraph.rstrip(), re.DOTALL)
-        if entry:
-            rows.append([f'`{entry[1]}`', entry[2], ' '.join(entry[3].split())])
-        elif paragraph.strip():
-            flush()
-            parts.append(f'{" ".join(paragraph.split())}\n')
-    flush()
-    return '\n'.join(parts)
-
-
-def _diagnostics() -> str:
-    from depthclip_ros.node.diagnostic_keys import STAGES, STATUSES
-    parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. `…` stands for a cause, '
-              'a stage or a name. Counts begin when the node is configured. Empty: not known yet. '
-              '`depthclip stats` shows them live. [Which fault is said how]'
-              '(../reliability.md#kinds-of-faults-and-what-the-node-says).\n')]
-    for tables in STATUSES.values():
-        for title, keys in tables:
-            parts.append(f'## {title}\n')
-            parts.append(_table(['key', 'unit', 'meaning'], [
-                [f'`{key}`', unit, meaning] for key, (unit, meaning) in keys.items()]))
-    parts.append('## Stages that are timed\n')
-    parts.append(_table(['stage', 'what it is'], [
-        [f'`{stage}`', meaning] for stage, meaning in STAGES.items()]))
-    return '\n'.join(parts)
-
-
-def _commands() -> str:
-    from depthclip_ros.cli import main as cli
-    from depthclip_ros.sources import bag_player, image_source
-    from offline_eval import cli as evaluation
-
-    os.environ['COLUMNS'] = '100'  # argparse breaks its lines by it
-    os.environ['NO_COLOR'] = '1'
-    parser = cli._parser()  # noqa: SLF001
-    group = next(action for action in parser._actions  # noqa: SLF001
-                 if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
-    parsers = {f'depthclip {name}': sub for name, sub in group.choices.items()}
-    parsers |= {'image_source': image_source.parser(), 'bag_player': bag_player.parser(),
-                'offline_eval': evaluation._parser()}  # noqa: SLF001
-    parts = [('# Commands and their files\n\nWhat `--help` says. `depth_node` and `sim_camera` '
-             'take [parameters](parameters.md) and ROS arguments only.\n')]
-    for name, sub in parsers.items():
-        parts.append(f'## {name}\n\n```text\n{sub.format_help().rstrip()}\n```\n')
-    return '\n'.join(parts)
 
 
 def _benchmarks() -> str:

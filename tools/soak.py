@@ -18,10 +18,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test'), str(ROOT / 'tools')]
+sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
 from clip_standin import write_tiny_weights  # noqa: E402
-from reliability import record  # noqa: E402
 from ros_harness import own_domain  # noqa: E402
 from soaking import soak  # noqa: E402
 
@@ -34,7 +33,6 @@ def main() -> int:
     parser.add_argument('--frames', type=int, default=20_000)
     parser.add_argument('--round-trips', type=int, default=200)
     parser.add_argument('--reconfigurations', type=int, default=100)
-    parser.add_argument('--record', action='store_true', help='keep the figures in docs/')
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, own_domain() as domain:
         folder = Path(name)
@@ -43,8 +41,6 @@ def main() -> int:
                        domain, folder, folder / 'tiny.pt')
     for key, value in figures.items():
         print(f'{key}: {value}')
-    if arguments.record:
-        record('soak', figures)
     return 0 if max(value for key, value in figures.items() if 'growth' in key) < LIMIT else 1
 
 

@@ -22,8 +22,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from reliability import record
-
 ACCOUNT = re.compile(r'Stopped: .*?(\d+) received = (\d+) published \+ (\d+) dropped \+ '
                      r'(\d+) rejected \+ (\d+) idle \+ (\d+) pending(.*)')
 LAUNCH = ['ros2', 'launch', 'depthclip_ros']
@@ -187,7 +185,6 @@ def main() -> int:
     parser.add_argument('--bag', nargs='+', required=True)
     parser.add_argument('--launches', type=int, default=20, help='of each bag and player')
     parser.add_argument('--only', choices=('replay', 'trials'))
-    parser.add_argument('--record', action='store_true', help='keep the figures in docs/')
     given = parser.parse_args()
     lacking = missing()
     if lacking:
@@ -201,7 +198,7 @@ def main() -> int:
     else:
         print('left out: rosbag2 (ros2 bag play) is not installed here')
     listener = Listener()
-    failures, complete = 0, {}
+    failures = 0
     for bag in bags if given.only != 'trials' else []:
         for player in players:
             good = 0
@@ -212,10 +209,7 @@ def main() -> int:
                     print(f'  launch {number}: {line}', flush=True)
             failures += given.launches - good
             about = f'{Path(bag).name}, {player or "bag_player"}'
-            complete[about] = f'{good} of {given.launches}'
-            print(f'{complete[about]} launches complete: {about}', flush=True)
-    if given.record and complete:
-        record('replays by launch', complete)
+            print(f'{good} of {given.launches} launches complete: {about}', flush=True)
     for name, wrong in (trials(listener, Path(bags[0])) if given.only != 'replay' else {}).items():
         failures += bool(wrong)
         print(f'{"FAILED" if wrong else "passed"}: {name}', *wrong, sep='\n  ', flush=True)

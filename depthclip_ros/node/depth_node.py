@@ -12,10 +12,11 @@ Subscribers (keep last 10; reliable if every publisher of the topic is, else bes
         Transient local if every publisher is: then one that was sent before counts too.
 
 And for all cameras together, the parameter `anchor` decides which, if any:
-    scan (sensor_msgs/LaserScan): points that fix the scale of depth.
-    anchor/points (sensor_msgs/PointCloud2): likewise, x y z in metres.
-    range (sensor_msgs/Range): likewise, one point in the middle of the beam.
-    anchor/depth (sensor_msgs/Image): likewise, a sparse depth image on the image's pixels.
+    scan (sensor_msgs/LaserScan): with `anchor: scan`, points that fix the scale of depth.
+    anchor/points (sensor_msgs/PointCloud2): with `anchor: points`, x y z in metres.
+    range (sensor_msgs/Range): with `anchor: range`, one point in the middle of the beam.
+    anchor/depth (sensor_msgs/Image): with `anchor: depth`, a sparse depth image on the image's
+        pixels.
     /tf (tf2_msgs/TFMessage): where the sensor is; with `anchor: ground` where the floor is.
     /tf_static (tf2_msgs/TFMessage): likewise, what never moves.
 
