@@ -188,7 +188,6 @@ class Launched:
         return self.output_at_end()
 
 
-@pytest.mark.slow
 def test_replays_a_bag_to_its_end(tmp_path, settings):
     bag = write_bag(tmp_path / 'bag')
     with Launched(f'params_file:={settings}', f'bag:={bag}') as launched:
@@ -213,7 +212,6 @@ def test_replays_a_bag_to_its_end(tmp_path, settings):
     assert 'Traceback' not in output
 
 
-@pytest.mark.slow
 def test_arguments_reach_the_node_in_its_namespace(settings, tmp_path, tiny_weights):
     other = shutil.copy(tiny_weights, tmp_path / 'other.pt')
     arguments = [
@@ -239,7 +237,6 @@ def test_arguments_reach_the_node_in_its_namespace(settings, tmp_path, tiny_weig
     assert 'Configured' not in output  # which is of level info
 
 
-@pytest.mark.slow
 def test_empty_arguments_leave_the_settings_alone(settings, tiny_weights):
     with Launched(f'params_file:={settings}') as launched:
         weights, use_sim_time = launched.parameters('/depth_node', 'weights', 'use_sim_time')
@@ -249,7 +246,6 @@ def test_empty_arguments_leave_the_settings_alone(settings, tiny_weights):
         launched.interrupt()
 
 
-@pytest.mark.slow
 def test_settings_are_arguments_over_overlays_over_the_file(settings, tmp_path):
     overlay = tmp_path / 'overlay.yaml'
     overlay.write_text('/**:\n  ros__parameters: {max_age: 4.0, input_timeout: 7.0}\n')
@@ -291,7 +287,6 @@ def test_an_include_leaves_no_defaults_behind(tmp_path, file):
     assert re.search(r"left behind: \['rviz', 'weights'\]", output), output
 
 
-@pytest.mark.slow
 def test_everything_ends_when_the_node_cannot_start(settings, tmp_path):
     bag = write_bag(tmp_path / 'bag')
     arguments = [f'params_file:={settings}', 'weights:=/nowhere/weights.pt', f'bag:={bag}']
@@ -322,7 +317,6 @@ def test_several_cameras(tmp_path):
     assert 'cameras:=' in output
 
 
-@pytest.mark.slow
 def test_several_cameras_of_a_bag_in_one_node(tmp_path, settings):
     """Found under their names; every image of both is answered under its camera's name."""
     bag = write_bag(tmp_path / 'bag', ['left', 'right', 'other'])
@@ -369,7 +363,6 @@ def test_values_outside_the_choices(argument):
 # demo.launch.py ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_demo_shows_rooms_to_the_node(settings, without_rviz):
     arguments = [
         f'params_file:={settings}', 'namespace:=show', 'kind:=office', 'seed:=3', 'rate:=4',
@@ -403,7 +396,6 @@ def test_the_demo_shows_rooms_to_the_node(settings, without_rviz):
     assert 'Traceback' not in output
 
 
-@pytest.mark.slow
 def test_the_demo_shows_several_cameras_to_one_node(settings):
     names = ('front', 'left', 'rear', 'right')
     arguments = [f'params_file:={settings}', f'cameras:={",".join(names)}', 'rate:=1.0',
@@ -417,7 +409,6 @@ def test_the_demo_shows_several_cameras_to_one_node(settings):
         assert {answer.header.frame_id for answer in answers} == {f'{name}_color_optical_frame'}
 
 
-@pytest.mark.slow
 def test_the_demo_ends_when_the_camera_cannot_start(settings):
     arguments = [f'params_file:={settings}', 'kind:=kitchen', 'rviz:=false']
     with Launched(*arguments, file=DEMO_FILE) as launched:

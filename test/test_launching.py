@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import List  # noqa: UP035 (as launch_ros wants it)
-from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -275,109 +271,3 @@ def test_large_images_get_a_profile_where_the_user_has_none(monkeypatch):
     assert resources.large_images_profile({'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp'})
     room.free = 64 * 2**20
     assert resources.large_images_profile({}) == {}
-
-
-# The launch files themselves, with a stand-in for launch ---------------------------------------
-
-
-@pytest.fixture
-def launch_file(monkeypatch):
-    """Load a launch file where launch is missing; every action becomes a record."""
-    if importlib.util.find_spec('launch_ros') is not None:
-        pytest.skip('launch_ros is here: test_launch.py launches for real')
-
-    def action(kind):
-        return lambda *values, **named: SimpleNamespace(kind=kind, values=values, **named)
-
-    fake = MagicMock()
-    fake.LaunchDescription = list
-    for name in ('IncludeLaunchDescription', 'LogInfo', 'OpaqueFunction',
-                 'PopLaunchConfigurations', 'PushLaunchConfigurations', 'SetLaunchConfiguration',
-                 'Shutdown', 'TimerAction', 'Node'):
-        setattr(fake, name, action(name))
-    fake.DeclareLaunchArgument = lambda name, **named: SimpleNamespace(name=name, **named)
-    fake.LaunchConfiguration = lambda name, default=None: SimpleNamespace(
-        perform=lambda context: context.launch_configurations.get(name, default))
-    fake.ParameterValue = lambda value, value_type: (value, value_type)
-    fake.get_package_prefix = lambda package: str(ROOT)
-    for name in ('launch', 'launch.action', 'launch.actions', 'launch.events',
-                 'launch.events.process', 'launch.substitutions', 'launch_ros',
-                 'launch_ros.actions', 'launch_ros.parameter_descriptions',
-                 'launch_ros.substitutions', 'ament_index_python.packages'):
-        monkeypatch.setitem(sys.modules, name, fake)
-    return lambda name: runpy.run_path(str(ROOT / 'launch' / name))
-
-
-def context(**arguments):
-    return SimpleNamespace(launch_configurations={**ARGUMENTS, **arguments}, is_shutdown=False,
-                           asyncio_loop=MagicMock())
-
-
-def test_the_launch_file_declares_what_the_plan_reads(launch_file):
-    declared = launch_file('depth.launch.py')['ARGUMENTS']
-    assert [a.name for a in declared] == list(ARGUMENTS)
-    assert {a.name: a.choices for a in declared if a.name in ('offline', 'features', 'tokens')} \
-        == {'offline': ['', 'true', 'false'], 'tokens': None, 'features': [
-            '', 'reference', 'maskclip', 'attnpool', 'crops']}
-    assert all(a.default_value == '' for a in declared if a.name in launching.SETTINGS)
-
-
-@pytest.mark.parametrize('name', ['depth.launch.py', 'demo.launch.py'])
-def test_no_default_of_an_argument_outlives_the_file(launch_file, name):
-    """Else a camera's launch file after it would take them for what its user gave it."""
-    kinds = [getattr(action, 'kind', 'DeclareLaunchArgument')
-             for action in launch_file(name)['generate_launch_description']()]
-    assert kinds[0] == 'PushLaunchConfigurations'
-    assert kinds[-1] == 'PopLaunchConfigurations'
-    assert kinds.count('PushLaunchConfigurations') == 1
-
-
-def test_texts_reach_the_node_as_texts(launch_file):
-    """launch reads the values of parameters as YAML."""
-    node = launch_file('depth.launch.py')['_actions'](context(
-        tokens='no,yes,1,a b,c,d,e,f,g,h', temperature='3', weights='1'))[-1]
-    assert node.parameters[1] == {
-        'tokens': (['no', 'yes', '1', 'a b', *'cdefgh'], List[str]),  # noqa: UP006
-        'temperature': 3.0, 'weights': ('1', str)}
-
-
-@pytest.mark.parametrize(('arguments', 'code', 'kinds', 'failures'), [
-    ({}, 1, ['LogInfo'], 1),
-    ({}, 0, ['LogInfo'], 0),
-    ({'required': 'true'}, -11, ['LogInfo', 'Shutdown'], 1),
-    ({'respawn': 'true'}, -11, ['LogInfo'], 0),
-])
-def test_what_happens_when_the_node_ends(launch_file, arguments, code, kinds, failures):
-    around = context(**arguments)
-    node = launch_file('depth.launch.py')['_actions'](around)[-1]
-    event = SimpleNamespace(returncode=code)
-    assert [action.kind for action in node.on_exit(event, around)] == kinds
-    assert around.asyncio_loop.call_exception_handler.call_count == failures
-    around.is_shutdown = True  # it ends because everything does
-    assert node.on_exit(event, around) == []
-
-
-def test_everything_ends_with_the_bag_and_a_failing_player_is_a_failure(launch_file, bag):
-    around = context(bag=bag(*camera('cam')))
-    player = launch_file('depth.launch.py')['_actions'](around)[-1]
-    *_, timer = player.on_exit(SimpleNamespace(returncode=1), around)
-    assert [action.kind for action in timer.actions] == ['Shutdown']
-    assert around.asyncio_loop.call_exception_handler.call_count == 1
-
-
-def test_the_demo_refuses_other_cameras(launch_file):
-    demo = launch_file('demo.launch.py')
-    assert demo['_refuse_other_cameras'](context()) == []
-    for name in ('bag', 'image', 'camera_info'):
-        with pytest.raises(RuntimeError, match=f'depth.launch.py {name}:=/there'):
-            demo['_refuse_other_cameras'](context(**{name: '/there'}))
-
-
-def test_the_demo_ends_with_its_node_and_its_camera(launch_file):
-    demo = launch_file('demo.launch.py')
-    assert {a.name: a.default_value for a in demo['ARGUMENTS']}['required'] == 'true'
-    around = context(kind='office', seed='', scene_seconds='', rate='4', distortion='', noise='')
-    camera, = demo['_sim_camera'](around)
-    assert set(camera.parameters[0]) == {'kind', 'rate'}
-    assert [a.kind for a in camera.on_exit(SimpleNamespace(returncode=1), around)] == ['Shutdown']
-    assert around.asyncio_loop.call_exception_handler.call_count == 1

@@ -76,7 +76,6 @@ def complete(peer, prefix=''):
             for stamp in sorted(set.intersection(*map(set, found)))}
 
 
-@pytest.mark.slow
 def test_pictures_calibration_and_truth_are_the_renderers(domain, tmp_path):
     rate = 5.0
     settings = {'kind': 'office', 'seed': 7, 'rate': rate, 'distortion': True, 'noise': 0.02}
@@ -104,7 +103,6 @@ def test_pictures_calibration_and_truth_are_the_renderers(domain, tmp_path):
         assert {m.header.frame_id for m in (image, info, depth)} == {'camera_color_optical_frame'}
 
 
-@pytest.mark.slow
 def test_cameras_of_a_rig_have_topics_frames_and_views_of_their_own(domain, tmp_path):
     settings = {'kind': 'bedroom', 'seed': 2, 'cameras': '[front, rear]', 'fov': 90.0}
     with filming(domain, tmp_path, 'front/', 'rear/', **settings) as (process, peer):
@@ -130,34 +128,32 @@ def test_cameras_of_a_rig_have_topics_frames_and_views_of_their_own(domain, tmp_
     assert close.mean() > 0.99
 
 
-@pytest.mark.slow
-def test_the_rate_holds_and_rooms_change_while_pictures_come(domain, tmp_path):
+def test_pictures_are_of_their_times_and_rooms_change_meanwhile(domain, tmp_path):
+    """Whatever a busy machine skips, stamps are multiples of the period."""
     settings = {'rate': 20.0, 'scene_seconds': 1.0, 'kind': 'corridor', 'seed': 0}
     with filming(domain, tmp_path, **settings) as (process, peer):
-        peer.wait(lambda: len(peer.messages['image']) >= 40, 'forty pictures')
+        rooms = peer.wait(lambda: len(found := [int(seed) for seed in re.findall(
+            r'corridor, seed (\d+)', process.output)]) >= 2 and found, 'two rooms')
+        known = len(peer.messages['image'])
+        peer.wait(lambda: len(peer.messages['image']) > known + 3, 'pictures of another room')
         stamps = [stamp_of(m) for m in peer.messages['image']]
-        rooms = [int(seed) for seed in re.findall(r'corridor, seed (\d+)', process.output)]
-    steps = np.diff(stamps)
-    assert (steps % (SECOND // 20) == 0).all()
-    assert np.median(steps) == SECOND // 20  # a busy machine may skip some
-    assert rooms == list(range(rooms[0], rooms[0] + len(rooms)))
-    assert len(rooms) >= 2
+    assert (np.diff(stamps) > 0).all()
+    assert (np.diff(stamps) % (SECOND // 20) == 0).all()
+    assert rooms == sorted(set(rooms))
 
 
-@pytest.mark.slow
-def test_too_high_a_rate_is_said_once_and_pictures_do_not_queue(domain, tmp_path):
+def test_too_high_a_rate_is_said_once_and_pictures_are_skipped(domain, tmp_path):
     with filming(domain, tmp_path, rate=120.0, width=1280, height=960) as (process, peer):
         complaint = process.wait_for('Rendering cannot keep up with 120 Hz')
         before = len(peer.messages['image'])
         peer.wait(lambda: len(peer.messages['image']) > before + 3, 'more pictures')
-        age = peer.node.get_clock().now().nanoseconds - stamp_of(peer.messages['image'][-1])
-    assert age < 5 * SECOND
+        stamps = [stamp_of(m) for m in peer.messages['image']]
     assert process.output.count('cannot keep up') == 1
     # Not the summary: a process that is late to its end, on a busy machine, has none.
     assert int(re.search(r'(\d+) pictures skipped', complaint)[1]) > 0
+    assert max(np.diff(stamps)) > SECOND / 120 * 1.5  # what is late is left out, not queued
 
 
-@pytest.mark.slow
 def test_simulated_time_is_the_time_of_the_pictures_and_may_go_back(domain, tmp_path):
     settings = {'rate': 10.0, 'kind': 'office', 'use_sim_time': True}
     with filming(domain, tmp_path, **settings) as (process, peer):
@@ -183,7 +179,6 @@ def test_simulated_time_is_the_time_of_the_pictures_and_may_go_back(domain, tmp_
         process.wait_for('office, seed 0, from stamp 10')
 
 
-@pytest.mark.slow
 def test_the_depth_node_answers_the_simulated_camera(domain, tmp_path, tiny_weights):
     with running(tiny_arguments(tiny_weights), domain=domain, cache=tmp_path), \
             filming(domain, tmp_path, rate=5.0, kind='bedroom') as (_, peer):
@@ -201,7 +196,6 @@ def test_the_depth_node_answers_the_simulated_camera(domain, tmp_path, tiny_weig
         assert np.isfinite(depth_array(depth)).all()
 
 
-@pytest.mark.slow
 def test_a_process_that_cannot_start_says_why_in_one_line(domain, tmp_path):
     process = NodeProcess(arguments(kind='kitchen'), domain=domain, cache=tmp_path,
                           module='depthclip_ros.sources.sim_camera')
