@@ -221,7 +221,7 @@ def test_colcon_gets_no_requirement_that_apt_cannot_meet(monkeypatch):
     assert any(requirement.startswith('torch>') for requirement in required)
 
 
-@pytest.mark.slow
+
 def test_wheel_holds_everything(tmp_path, monkeypatch):
     pytest.importorskip('setuptools', minversion='70.1', reason='setuptools has no bdist_wheel')
     names = executables(setup_arguments(monkeypatch, 'bdist_wheel'))
