@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build of the ament_python package `depthclip_ros`, by colcon and by pip."""
+"""Build of the ament_python package `depthclip_ros`, by colcon and by pip.
+
+The metadata stand here and not in pyproject.toml, whose [project] the setuptools of Ubuntu 22.04
+(Humble) does not know; settings of tools are there.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ EXECUTABLES = {
 
 # pip always builds through pyproject.toml, and then runs this file with one of these commands.
 # colcon runs `egg_info`, `install` or `develop` instead.
-BUILT_BY_PIP = not {'dist_info', 'bdist_wheel', 'editable_wheel'}.isdisjoint(sys.argv)
+BUILT_BY_PIP = not {'sdist', 'dist_info', 'bdist_wheel', 'editable_wheel'}.isdisjoint(sys.argv)
 
 DATA_FILES = [
     ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
@@ -71,7 +75,7 @@ setup(
     version='0.1.0',
     description='Monocular depth from CLIP (DepthCLIP) as a ROS 2 node',
     maintainer='depthclip_ros maintainers',
-    maintainer_email='maintainers@users.noreply.b-seed-7dfc3d7b.example',
+    maintainer_email='nobody@depthclip-ros.invalid',
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*', 'offline_eval', 'offline_eval.*']),

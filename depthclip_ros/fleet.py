@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks for workers that hold a model: one worker in this process, or several on Ray.
 
-Ray (`pip install 'depthclip_ros[ray]'`) starts the workers, places them on CPUs and GPUs, begins a
+Ray (`pip install ray`) starts the workers, places them on CPUs and GPUs, begins a
 dead one anew and repeats what it was at. Here is only what hands tasks out.
 """
 

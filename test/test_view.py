@@ -411,4 +411,4 @@ def test_where_rerun_has_no_screen(rerun, picture, capsys):
 def test_without_rerun(picture, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, 'rerun', None)
     assert view(picture, '--weights', 'demo', '--save', tmp_path / 'out.rrd') == 1
-    assert 'depthclip_ros[rerun]' in capsys.readouterr().err
+    assert 'pip install rerun-sdk' in capsys.readouterr().err

@@ -53,7 +53,7 @@ def require() -> Any:
     except Exception as error:  # other people's code raises anything
         raise ConfigError(
             f'--rerun and --save need Rerun ({reason(error)}): pip install '
-            '"depthclip_ros[rerun]", or pip install rerun-sdk. Without it: -o FOLDER, or a plain '
+            'rerun-sdk. Without it: -o FOLDER, or a plain '
             'window.') from error
 
 

@@ -328,7 +328,7 @@ def require() -> None:
     except ImportError as error:
         raise EngineError(
             f'precision: int8 and engine: onnxruntime need ONNX Runtime and onnx ({error}): '
-            'pip install "depthclip_ros[int8]", or pip install onnxruntime onnx.') from error
+            'pip install onnxruntime onnx') from error
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def require(backbone: str) -> Any:
     except Exception as error:  # other people's code raises anything
         raise WeightsError(
             f'backbone: {quoted(backbone)} needs open_clip ({reason(error)}): '
-            'pip install "depthclip_ros[open_clip]", or pip install open_clip_torch; or use one '
+            'pip install open_clip_torch; or use one '
             "of OpenAI's models, such as RN50.") from error
 
 
