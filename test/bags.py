@@ -119,7 +119,7 @@ def cut(file, share):
 
 
 def damaged(source, folder):
-    """Bags that something happened to: names as in docs/bags.md, and their paths."""
+    """Bags that something happened to: what it was, and their paths."""
     made = {}
 
     def copy(name):

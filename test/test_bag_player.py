@@ -192,6 +192,13 @@ class Listener:
             self.executor.spin_once(timeout_sec=0.02)
         return False
 
+    def take_all(self):
+        """Take what has arrived already, all of it."""
+        before = -1
+        while (now := sum(map(len, self.received.values()))) != before:
+            before = now
+            self.executor.spin_once(timeout_sec=0.3)
+
     def __enter__(self):
         return self
 
@@ -219,8 +226,7 @@ def play(topics, *arguments):
         player = start_player(*arguments, '--wait-for-subscribers', 60, '--settle', 1)
         try:
             assert listener.spin_until(lambda: player.poll() is not None), 'it never ended'
-            # It ends when all is acknowledged, but not yet taken here.
-            listener.spin_until(lambda: False, 0.3)
+            listener.take_all()  # it ends when all is acknowledged, but not yet taken here
         finally:
             player.kill()
         output = player.communicate()[0]

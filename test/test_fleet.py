@@ -23,6 +23,7 @@ from drives import camera_of_width, drive, write_drive
 
 from depthclip_ros.bags.fleet import MANIFEST, WORK, Bag, find_bags
 from depthclip_ros.cli.main import main
+from depthclip_ros.core.device import use_threads
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.fleet import Here, Task, cluster_of
 from depthclip_ros.sources.bag import BagError
@@ -36,6 +37,7 @@ LONG, CORRUPT = 'b3', 'b7'  # what is cut into windows, and what cannot be read
 def one_thread():
     """As a worker of Ray has: with other numbers of threads, last bits differ."""
     before = torch.get_num_threads()
+    use_threads(0)  # forgets what another module asked for, which num_threads: 0 would undo
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
@@ -171,6 +173,70 @@ def test_what_was_stopped_between_its_name_and_its_line(plain, bags, tmp_path, m
     line, = lines(tmp_path / 'out')
     assert line['status'] == 'done'
     assert contents(tmp_path / 'out' / 'b1') == contents(plain / 'b1')
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from depthclip_ros.bags import fleet
+from depthclip_ros.cli.main import main
+from depthclip_ros.core import DepthEstimator
+
+torch.set_num_threads(1)
+where, number, *arguments = sys.argv[1:]
+append, predict, calls = fleet._append, DepthEstimator.predict, []
+
+def count(name):
+    calls.append(name)
+    return calls.count(where) == int(number)
+
+def half(file, line):
+    if count('line'):
+        file.write(b'{"bag": "half of a li')
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(file, line)
+
+def answer(*given, **named):
+    if count('answer'):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(*given, **named)
+
+fleet._append, DepthEstimator.predict = half, answer
+sys.exit(main(arguments))
+"""
+
+
+def test_a_process_that_is_killed_is_resumed_to_the_same_bytes(plain, bags, tmp_path, capsys):
+    """Killed in the second window of the long bag, and then while its line is written."""
+    names = ('b1', LONG, CORRUPT)
+    chosen, output = tmp_path / 'list.txt', tmp_path / 'out'
+    chosen.write_text(''.join(
+        f'{bags / name}{".mcap" * (name == CORRUPT)}\n' for name in names))
+    more = ['--window', '0.8']
+
+    def killed(where, number):
+        done = subprocess.run(
+            [sys.executable, '-c', KILLED, where, str(number), 'bags',
+             *arguments(chosen, output, *more)], check=False, capture_output=True, text=True,
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
+                [str(ROOT), os.environ.get('PYTHONPATH', '')])})
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+    killed('answer', 4 + 4 + 2)  # b1 has 4 images, and a window about as many
+    assert [line['bag'] for line in lines(output)] == ['b1']
+    windows = list((output / WORK).glob(f'{LONG}-*/*/report.json'))
+    assert len(windows) == 1
+    before = {path: path.stat().st_mtime_ns for path in (*windows, *(output / 'b1').iterdir())}
+    more.append('--resume')
+    killed('line', 1)
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing twice
+    assert (output / LONG).is_dir()
+    assert run(chosen, output, *more) == 1
+    assert '1 bags converted, 1 were before, 1 failed' in capsys.readouterr().out
+    assert [(line['bag'], line['status']) for line in lines(output)] == [
+        ('b1', 'done'), (LONG, 'done'), (CORRUPT, 'failed')]
+    for name in ('b1', LONG):
+        assert contents(output / name) == contents(plain / name)
 
 
 @pytest.mark.parametrize(('before', 'more', 'message'), [
