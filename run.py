@@ -61,8 +61,8 @@ def main(arguments: list) -> int:
     except SetupError as error:
         print(f'run.py: {error}', file=sys.stderr)
         return 1
-    # `depthclip` is not on PATH: what it suggests begins as the user began.
-    os.environ['DEPTHCLIP_COMMAND'] = 'python3 ' + sys.argv[0]
+    if name != 'test':  # `depthclip` is not on PATH: what it suggests begins as the user began
+        os.environ['DEPTHCLIP_COMMAND'] = 'python3 ' + sys.argv[0]
     # One process from here on, so that signals and the exit code are the command's own.
     sys.stdout.flush()
     os.execv(str(PYTHON), [str(PYTHON), *command, *others])

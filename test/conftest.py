@@ -69,6 +69,14 @@ def _apart_from_the_user(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _threads_of_torch_come_back():
+    """What `num_threads` asks for holds for the process, and last bits depend on it."""
+    yield
+    if 'depthclip_ros.core.device' in sys.modules:
+        sys.modules['depthclip_ros.core.device'].use_threads(0)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Give every test a cache of its own, and no home folder with weights in it."""
