@@ -54,6 +54,7 @@ def one_thread():
     use_threads(0)  # forgets what another module asked for, which num_threads: 0 would undo
     torch.set_num_threads(1)
     yield
+    use_threads(0)
     torch.set_num_threads(before)
 
 
