@@ -16,10 +16,10 @@ sys.path.insert(0, str(ROOT / 'test'))
 # Nothing of a test leaves this machine or reads the user's caches.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
-# Workers beside each other (pytest -n), and the processes that they start, share the cores.
+# Workers beside each other (pytest -n), and the processes that they start, share the cores; and
+# last bits are those of one thread wherever nobody asks for more.
 PARALLEL = 'PYTEST_XDIST_WORKER' in os.environ
-if PARALLEL:
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 # Properties: the same few examples on every machine, so that what is green stays green. Others,
 # and many more of them, where HYPOTHESIS_PROFILE=nightly. How long one takes is never an error.
