@@ -179,7 +179,9 @@ def make_venv(ros: str) -> None:
 def install(package: str, ros: str) -> None:
     """Install a package, editable: by uv, which is quicker, else by pip."""
     pip = [str(PYTHON), '-m', 'pip', '--disable-pip-version-check', 'install']
-    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(PYTHON), '-e', package]
+    # Compiled here once: where Python is told to write no bytecode, each start would do it anew.
+    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(PYTHON),
+          '--compile-bytecode', '-e', package]
     ways = [[*uv, '--torch-backend=auto'], uv, [*pip, '-e', package]]
     if ros:  # only pip sees the system's packages, whose messages and cv_bridge want their NumPy
         _, numpy = output_of(sys.executable, '-c', 'import numpy; print(numpy.__version__)')

@@ -100,14 +100,19 @@ def pixels(message):
 
 
 def click(peer, message, said):
-    """Publish a click, and images until the node has said what came of it; give the last."""
+    """Publish a click, and images until the node has said what came of it; give the last.
+
+    A click that the node's new subscription has missed is published again: after ten images have
+    been answered it is not on its way any more.
+    """
     before = len(peer.process.output)
-    peer.publisher('/clicked_point', PointStamped).publish(message)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        words = ask(peer)
-        if said in peer.process.output[before:]:
-            return words
+        peer.publisher('/clicked_point', PointStamped).publish(message)
+        for _ in range(10):
+            words = ask(peer)
+            if said in peer.process.output[before:]:
+                return words
     raise AssertionError(f'{said!r} was never said:\n{peer.process.output}')
 
 

@@ -506,5 +506,5 @@ def test_a_tokenizer_that_cannot_be_had(short, monkeypatch):
 
 def test_without_open_clip(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'open_clip', None)
-    with pytest.raises(WeightsError, match=r'depthclip_ros\[open_clip\]'):
+    with pytest.raises(WeightsError, match='pip install open_clip_torch'):
         load('', 'open_clip:ViT-B-16/laion2b_s34b_b88k', tmp_path, print)
