@@ -78,14 +78,20 @@ def test_every_frame_of_a_bag_is_answered_with_its_own_stamp(
             peer.wait(publisher.get_subscription_count, 'a subscriber')
         peer.ready('depth/image', 'depth/camera_info', 'points')
         connections = [c for c in reader.connections if c.topic in topics]
-        # Once to let both sides find each other.
-        first = next(raw for c, _, raw in reader.messages(connections)
-                     if c.topic.endswith('image_raw'))
+        # Until both sides have found each other, also for points.
+        first = {topic: next(raw for c, _, raw in reader.messages(connections)
+                             if c.topic == topic) for topic in reversed(topics)}
         stamps = []
-        peer.wait(lambda: publishers['/camera/color/image_raw'].publish(first)
-                  or time.sleep(0.2) or peer.messages['depth/image'], 'a first depth')
+
+        def points():
+            for topic, raw in first.items():
+                publishers[topic].publish(raw)
+            time.sleep(0.2)
+            return peer.messages['points']
+        peer.wait(points, 'first points')
         peer.quiet(STATUS)
-        peer.messages['depth/image'].clear()
+        for messages in peer.messages.values():
+            messages.clear()
         for connection, _, raw in reader.messages(connections):
             publishers[connection.topic].publish(raw)
             if connection.topic.endswith('image_raw'):
