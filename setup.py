@@ -7,12 +7,17 @@ The metadata stand here and not in pyproject.toml, whose [project] the setuptool
 
 from __future__ import annotations
 
+import re
 import sys
 from glob import glob
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
 PACKAGE = 'depthclip_ros'
+# Read and not imported: the package's own imports may not be there yet.
+VERSION = re.findall(r"^__version__ = '(.+)'$",
+                     Path(PACKAGE, '__init__.py').read_text(encoding='utf-8'), re.MULTILINE)[0]
 
 # One line per executable: `ros2 run depthclip_ros NAME`. Each also has a file in scripts/.
 EXECUTABLES = {
@@ -72,7 +77,7 @@ else:
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version=VERSION,
     description='Monocular depth from CLIP (DepthCLIP) as a ROS 2 node',
     maintainer='depthclip_ros maintainers',
     maintainer_email='nobody@depthclip-ros.invalid',
