@@ -43,6 +43,7 @@ NODE = 'depth_node'
 # Every setting is a launch argument of its name.
 SETTINGS = {setting.name: setting for settings in (DepthConfig, NodeConfig)
             for setting in dataclasses.fields(settings)}
+TRUE, FALSE = ('true', '1', 'yes', 'y', 'on'), ('false', '0', 'no', 'n', 'off')
 # Seconds for which the player waits for the node, which may have to download its weights first.
 PATIENCE = 1800
 # Seconds from the node's subscriptions to the first message. The player has found the node, but
@@ -99,6 +100,19 @@ class Plan:
     notes: list[str]
 
 
+def boolean(argument: str, text: str) -> bool:
+    """Read a boolean as ROS and launch write them: True, false, 1, no, ...
+
+    Raises:
+        ConfigError: it is none.
+
+    """
+    for value, words in ((True, TRUE), (False, FALSE)):
+        if text.lower() in words:
+            return value
+    raise ConfigError(f'{argument}:={text}: {quoted(text)} is not true or false.')
+
+
 def full_namespace(around: str, namespace: str) -> str:
     """Absolute namespace of the node, with '/' at its beginning only."""
     joined = namespace if namespace.startswith('/') else f'{around}/{namespace}'
@@ -130,7 +144,7 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
     if _all_compressed([camera.image for camera in cameras]) and not value['image_transport']:
         parameters['image_transport'] = 'compressed'
     if value['use_sim_time']:
-        parameters['use_sim_time'] = value['use_sim_time'] == 'true'
+        parameters['use_sim_time'] = boolean('use_sim_time', value['use_sim_time'])
     return Plan(
         params_files=files,
         parameters=parameters,
@@ -200,7 +214,7 @@ def description_of(setting: dataclasses.Field[Any]) -> str:
 
 def choices_of(setting: dataclasses.Field[Any]) -> list[str] | None:
     """What the argument that is named like a setting may be, '' among them; None: anything."""
-    choices = ('true', 'false') if setting.type == 'bool' else setting.metadata['choices']
+    choices = setting.metadata['choices']
     return ['', *choices] if choices else None
 
 
@@ -249,6 +263,8 @@ def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
     kind = str(setting.type)
     if kind == 'str':
         return text
+    if kind == 'bool':
+        return boolean(setting.name, text)
     try:
         if not kind.startswith('tuple') or text.startswith('['):
             return yaml.safe_load(text)
@@ -264,12 +280,13 @@ def _list(text: str) -> list[str]:
 
 def _ending(value: Mapping[str, str]) -> tuple[bool, bool]:
     """Whether the node is respawned, and whether everything ends with it."""
-    respawn = value['respawn'] == 'true'
-    if respawn and value['required'] == 'true':
+    respawn = boolean('respawn', value['respawn'])
+    default = bool(value['bag']) and not respawn
+    required = boolean('required', value['required']) if value['required'] else default
+    if respawn and required:
         raise ConfigError('respawn:=true and required:=true: a node that is started again does '
                           'not end anything; give one of them.')
-    default = bool(value['bag']) and not respawn
-    return respawn, value['required'] == 'true' if value['required'] else default
+    return respawn, required
 
 
 def _player(value: Mapping[str, str], cameras: Sequence[Camera]) -> list[str]:

@@ -25,7 +25,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from depthclip_ros.launching import report_failure
+from depthclip_ros.launching import boolean, report_failure
 
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
@@ -54,7 +54,6 @@ SIM_ARGUMENTS = [
     DeclareLaunchArgument(
         'distortion',
         default_value='',
-        choices=['', 'true', 'false'],
         description='A lens with distortion',
     ),
     DeclareLaunchArgument(
@@ -75,13 +74,11 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'rviz',
         default_value='true',
-        choices=['true', 'false'],
         description='Show image, depth and cloud in RViz, where it is installed',
     ),
     DeclareLaunchArgument(
         'required',
         default_value='true',
-        choices=['true', 'false'],
         description='Stop everything when depth_node ends',
     ),
 ]
@@ -121,7 +118,7 @@ def _refuse_other_cameras(context: LaunchContext) -> list[Action]:
 
 def _without_missing_rviz(context: LaunchContext) -> list[Action]:
     """A demo without RViz is better than none."""
-    wanted = LaunchConfiguration('rviz').perform(context) == 'true'
+    wanted = boolean('rviz', LaunchConfiguration('rviz').perform(context))
     if not wanted or 'rviz2' in get_packages_with_prefixes():
         return []
     note = 'rviz2 is not installed here: look at depth/image_color with any other viewer'
@@ -131,9 +128,11 @@ def _without_missing_rviz(context: LaunchContext) -> list[Action]:
 def _sim_camera(context: LaunchContext) -> list[Action]:
     values = {argument.name: LaunchConfiguration(argument.name) for argument in SIM_ARGUMENTS}
     # Substitutions, not their texts: launch_ros gives these a number's type.
-    parameters: dict[str, LaunchConfiguration | list[str]] = {
+    parameters: dict[str, LaunchConfiguration | list[str] | bool] = {
         name: value for name, value in values.items() if value.perform(context)
     }
+    if 'distortion' in parameters:
+        parameters['distortion'] = boolean('distortion', values['distortion'].perform(context))
     if 'cameras' in parameters:
         names = values['cameras'].perform(context).split(',')
         parameters['cameras'] = [name.strip() for name in names]

@@ -32,6 +32,7 @@ from depthclip_ros.launching import (
     NODE,
     SETTINGS,
     Plan,
+    boolean,
     choices_of,
     description_of,
     full_namespace,
@@ -111,13 +112,11 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'rviz',
         default_value='false',
-        choices=['true', 'false'],
         description='Show image, depth, words and cloud in RViz, of each camera',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
         default_value='',
-        choices=['', 'true', 'false'],
         description='Take the time from /clock; empty: true with a bag, else as in params_file',
     ),
     DeclareLaunchArgument(
@@ -129,13 +128,11 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'respawn',
         default_value='false',
-        choices=['true', 'false'],
         description=f'Start the node again {RESPAWN_DELAY:g} s after it ended',
     ),
     DeclareLaunchArgument(
         'required',
         default_value='',
-        choices=['', 'true', 'false'],
         description='Stop everything that was launched, also by other launch files, when the '
         'node ends; empty: true with a bag',
     ),
@@ -201,7 +198,7 @@ def _actions(context: LaunchContext) -> list[Action]:
             on_exit=_after_player,
             output='screen',
         ))
-    if value['rviz'] == 'true':
+    if boolean('rviz', value['rviz']):
         actions.append(_rviz(todo, namespace))
     return actions
 

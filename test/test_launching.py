@@ -127,9 +127,25 @@ def test_every_setting_is_an_argument(name, text, value):
         assert {type(item) for item in (got if isinstance(got, list) else [got])} == kinds
 
 
+@pytest.mark.parametrize(('text', 'value'), [
+    ('True', True), ('true', True), ('1', True), ('yes', True),
+    ('False', False), ('FALSE', False), ('0', False), ('no', False)])
+def test_booleans_are_written_as_in_ros(text, value):
+    assert make_plan(use_sim_time=text).parameters == {'use_sim_time': value}
+    assert make_plan(flip_average=text).parameters == {'flip_average': value}
+    assert make_plan(respawn=text).respawn is value
+    assert make_plan(required=text).required is value
+
+
+@pytest.mark.parametrize('name', ['use_sim_time', 'respawn', 'required', 'offline'])
+def test_what_is_no_boolean_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}:=maybe: 'maybe' is not true or false"):
+        make_plan(**{name: 'maybe'})
+
+
 @pytest.mark.parametrize(('name', 'text', 'words'), [
     ('temperature', 'hot', "temperature: 'hot' is not a number"),
-    ('temperature', '-1', 'is outside'), ('flip_average', '1', 'not true or false'),
+    ('temperature', '-1', 'is outside'), ('flip_average', '2', 'not true or false'),
     ('bins', '[1, 2', 'is no value'), ('tokens', 'near,far', 'and the arguments of the launch'),
 ])
 def test_arguments_that_the_node_would_refuse_are_refused_before_it_starts(name, text, words):
