@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ from .sources.bag import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from typing import TypeAlias
 
     Parameters: TypeAlias = 'dict[str, str | bool | int | float | list[str] | list[float]]'
@@ -111,6 +112,37 @@ def boolean(argument: str, text: str) -> bool:
         if text.lower() in words:
             return value
     raise ConfigError(f'{argument}:={text}: {quoted(text)} is not true or false.')
+
+
+def strangers(
+    given: Collection[str], argv: Sequence[str], known: Collection[str], file: str,
+) -> list[str]:
+    """What to say of names that are no arguments of a launch file.
+
+    Args:
+        given: names of all launch configurations, without the file's own defaults.
+        argv: the command line of the launch.
+        known: the file's arguments.
+        file: its name.
+
+    Raises:
+        ConfigError: one that was typed looks like a misspelt argument. A launch file that
+            includes ours may have arguments of its own: then there is only something to say.
+
+    """
+    typed = [text.partition(':=')[0] for text in argv]
+    is_included = not set(given) <= set(typed)
+    notes = []
+    for name in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        said = f'{name}:= is no argument of {file}'
+        if near and not is_included:
+            raise ConfigError(f"{said}; did you mean '{near[0]}'?")
+        if near and name not in typed:
+            notes.append(f"{said} and has no effect; did you mean '{near[0]}'?")
+        elif not is_included:
+            notes.append(f'{said} and has no effect (--show-args lists them)')
+    return notes
 
 
 def full_namespace(around: str, namespace: str) -> str:

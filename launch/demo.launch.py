@@ -25,7 +25,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from depthclip_ros.launching import boolean, report_failure
+from depthclip_ros.launching import SETTINGS, boolean, report_failure, strangers
 
 PACKAGE = 'depthclip_ros'
 SHARE = FindPackageShare(PACKAGE)
@@ -83,6 +83,9 @@ ARGUMENTS = [
     ),
 ]
 
+OF_DEPTH_LAUNCH = ('overlay', 'bag', 'image', 'camera_info', 'player', 'use_sim_time',
+                   'log_level', 'respawn')
+
 
 def generate_launch_description() -> LaunchDescription:
     """The same arguments again for depth.launch.py, which has other defaults for them."""
@@ -92,6 +95,7 @@ def generate_launch_description() -> LaunchDescription:
     }
     return LaunchDescription([
         PushLaunchConfigurations(),
+        OpaqueFunction(function=_strangers),
         *ARGUMENTS,
         OpaqueFunction(function=_refuse_other_cameras),
         OpaqueFunction(function=_without_missing_rviz),
@@ -102,6 +106,13 @@ def generate_launch_description() -> LaunchDescription:
         ),
         PopLaunchConfigurations(),
     ])
+
+
+def _strangers(context: LaunchContext) -> list[Action]:
+    """What depth.launch.py takes is taken here, too."""
+    known = {argument.name for argument in ARGUMENTS} | {*OF_DEPTH_LAUNCH, *SETTINGS}
+    notes = strangers(context.launch_configurations, context.argv, known, 'demo.launch.py')
+    return [LogInfo(msg=note) for note in notes]
 
 
 def _refuse_other_cameras(context: LaunchContext) -> list[Action]:

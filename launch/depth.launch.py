@@ -39,6 +39,7 @@ from depthclip_ros.launching import (
     plan,
     report_failure,
     rviz_file,
+    strangers,
 )
 
 PACKAGE = 'depthclip_ros'
@@ -159,10 +160,17 @@ def generate_launch_description() -> LaunchDescription:
     """
     return LaunchDescription([
         PushLaunchConfigurations(),
+        OpaqueFunction(function=_strangers),
         *ARGUMENTS,
         OpaqueFunction(function=_actions),
         PopLaunchConfigurations(),
     ])
+
+
+def _strangers(context: LaunchContext) -> list[Action]:
+    known = [argument.name for argument in ARGUMENTS]
+    notes = strangers(context.launch_configurations, context.argv, known, 'depth.launch.py')
+    return [LogInfo(msg=note) for note in notes]
 
 
 def _actions(context: LaunchContext) -> list[Action]:

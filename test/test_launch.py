@@ -325,6 +325,15 @@ def refused(*arguments):
     return output
 
 
+@pytest.mark.parametrize('file', [LAUNCH_FILE, DEMO_FILE])
+def test_a_misspelt_argument(file):
+    with Launched('weigths:=demo', file=file) as launched:
+        output = launched.output_at_end()
+        assert launched.process.returncode == 1
+    assert "did you mean 'weights'?" in output
+    assert 'process started' not in output
+
+
 def test_missing_bag():
     assert "There is no bag at '/nowhere'" in refused('bag:=/nowhere')
 

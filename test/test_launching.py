@@ -174,6 +174,26 @@ def test_overlays_count_in_their_order_and_arguments_before_them(tmp_path):
         make_plan(overlay=overlay)
 
 
+KNOWN = ['weights', 'image', 'cameras', 'bag']
+
+
+@pytest.mark.parametrize(('name', 'meant'), [('weigths', 'weights'), ('imge', 'image')])
+def test_a_misspelt_argument_is_refused_before_anything_starts(name, meant):
+    with pytest.raises(ConfigError, match=f"{name}:= is no argument .* did you mean '{meant}'"):
+        launching.strangers([name, 'bag'], [f'{name}:=demo', 'bag:=b'], KNOWN, 'depth.launch.py')
+    assert launching.strangers(['bag'], ['bag:=b'], KNOWN, 'depth.launch.py') == []
+    note, = launching.strangers(['robot'], ['robot:=r2'], KNOWN, 'depth.launch.py')
+    assert 'robot:= is no argument of depth.launch.py' in note
+
+
+def test_an_including_launch_file_may_have_arguments_of_its_own():
+    of_both = ['camera', 'robot', 'image']  # the last one is given to the include
+    argv = ['camera:=front', 'robot:=r2']
+    assert launching.strangers(of_both, argv, KNOWN, 'depth.launch.py') == []
+    note, = launching.strangers([*of_both, 'weigths'], argv, KNOWN, 'depth.launch.py')
+    assert "did you mean 'weights'" in note
+
+
 @pytest.mark.parametrize(('around', 'given', 'full'), [
     ('', '', '/'), ('', 'front', '/front'), ('/robot', '', '/robot'),
     ('/robot', 'front', '/robot/front'), ('/robot', '/front/', '/front')])
