@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ NODE = 'depth_node'
 SETTINGS = {setting.name: setting for settings in (DepthConfig, NodeConfig)
             for setting in dataclasses.fields(settings)}
 TRUE, FALSE = ('true', '1', 'yes', 'y', 'on'), ('false', '0', 'no', 'n', 'off')
+# What ROS takes as a topic; else rcl says 'error not set'.
+TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 # Seconds for which the player waits for the node, which may have to download its weights first.
 PATIENCE = 1800
 # Seconds from the node's subscriptions to the first message. The player has found the node, but
@@ -369,8 +372,18 @@ def _split(text: str) -> list[str]:
 
 
 def _for_each(names: list[str], argument: str, text: str) -> list[str]:
-    """One topic for every camera; all empty if the argument is."""
+    """One topic for every camera; all empty if the argument is.
+
+    Raises:
+        ConfigError: too few, too many, or not a topic's name.
+
+    """
     topics = _split(text) if text else [''] * len(names)
+    for topic in topics:
+        if text and not TOPIC.fullmatch(topic):
+            raise ConfigError(
+                f"{argument}:={text}: {quoted(topic)} is no name of a topic. It has letters, digits "
+                "and '_', with single '/' between them and none at the end, as /camera/image_raw.")
     if len(topics) != len(names):
         raise ConfigError(
             f'{argument}:={text} and cameras:={",".join(names)} are {len(topics)} topics for '
