@@ -382,8 +382,9 @@ def _for_each(names: list[str], argument: str, text: str) -> list[str]:
     for topic in topics:
         if text and not TOPIC.fullmatch(topic):
             raise ConfigError(
-                f"{argument}:={text}: {quoted(topic)} is no name of a topic. It has letters, digits "
-                "and '_', with single '/' between them and none at the end, as /camera/image_raw.")
+                f"{argument}:={text}: {quoted(topic)} is no name of a topic. It has letters, "
+                "digits and '_', with single '/' between them and none at the end, as "
+                '/camera/image_raw.')
     if len(topics) != len(names):
         raise ConfigError(
             f'{argument}:={text} and cameras:={",".join(names)} are {len(topics)} topics for '
