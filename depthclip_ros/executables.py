@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 PACKAGE = __package__ or 'depthclip_ros'
+INTERRUPTED = 130  # what shells say of a process that an interrupt has ended
 # How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: spinning for a
 # thirtieth of the time that is libgomp's default. On cores that other processes want, spinning
 # costs half of the speed; not to spin at all costs a tenth on an idle one (benchmarks/busy.py).
@@ -55,13 +61,30 @@ def run(name: str, module: str, function: str = 'main') -> int:
     """
     wait_shortly()
     try:
-        return int(getattr(importlib.import_module(f'{PACKAGE}.{module}'), function)())
+        return int(getattr(_imported(module), function)())
+    except KeyboardInterrupt:  # before the function's own handlers were there
+        return INTERRUPTED
     except ImportError as error:
         reason = missing_package(error)
         if not reason:
             raise
         sys.stderr.write(f'{name}: {reason}\n')
         return 1
+
+
+def _imported(module: str) -> ModuleType:
+    """Import it; an interrupt meanwhile ends the process, which has begun nothing yet.
+
+    The exception would come out of the middle of a library, which may make another one of it.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
+    if ours:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        return importlib.import_module(f'{PACKAGE}.{module}')
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def depth_node() -> int:
