@@ -14,7 +14,6 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +44,7 @@ NODE = 'depth_node'
 # Every setting is a launch argument of its name.
 SETTINGS = {setting.name: setting for settings in (DepthConfig, NodeConfig)
             for setting in dataclasses.fields(settings)}
+BASE = 'base_link'  # by REP-105
 TRUE, FALSE = ('true', '1', 'yes', 'y', 'on'), ('false', '0', 'no', 'n', 'off')
 # What ROS takes as a topic; else rcl says 'error not set'.
 TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
@@ -216,7 +216,7 @@ def rviz_of(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         'Class': 'rviz_common/Group', 'Name': name, 'Enabled': name == names[0],
         'Displays': [_display_of(name, display) for display in of_camera]} for name in names]
     # Cameras look into several directions: only the robot's own frame is all of theirs.
-    manager['Global Options']['Fixed Frame'] = 'base_link'
+    manager['Global Options']['Fixed Frame'] = BASE
     manager['Views']['Current'].update(Distance=6, Pitch=0.6, Yaw=3.1416)
     manager['Views']['Current']['Focal Point'] = {'X': 0, 'Y': 0, 'Z': 0.5}
     return several
@@ -230,16 +230,21 @@ def _display_of(name: str, display: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def rviz_file(names: Sequence[str]) -> Path:
-    """Configuration of RViz for the cameras of these names; for several it is written anew."""
+def rviz_file(names: Sequence[str], folder: str | Path) -> Path:
+    """Configuration of RViz for the cameras of these names; for several one is written.
+
+    Args:
+        names: of the cameras.
+        folder: where to write it: that of the launch's logs.
+
+    """
     one = share_dir() / 'rviz' / 'depth.rviz'
     if len(names) == 1:
         return one
     config = rviz_of(yaml.safe_load(one.read_text(encoding='utf-8')), names)
-    with tempfile.NamedTemporaryFile(
-            'w', prefix='depthclip_', suffix='.rviz', delete=False, encoding='utf-8') as file:
-        yaml.safe_dump(config, file, sort_keys=False)
-    return Path(file.name)
+    path = Path(folder, 'cameras.rviz')
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+    return path
 
 
 def description_of(setting: dataclasses.Field[Any]) -> str:

@@ -28,6 +28,7 @@ from launch_ros.substitutions import FindPackageShare
 from depthclip_ros.launching import SETTINGS, boolean, report_failure, strangers
 
 PACKAGE = 'depthclip_ros'
+WORLD_FRAME = 'world'  # of sim_camera
 SHARE = FindPackageShare(PACKAGE)
 
 # Parameters of sim_camera.
@@ -84,7 +85,7 @@ ARGUMENTS = [
 ]
 
 OF_DEPTH_LAUNCH = ('overlay', 'bag', 'image', 'camera_info', 'player', 'use_sim_time',
-                   'log_level', 'respawn')
+                   'log_level', 'respawn', 'fixed_frame')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -98,7 +99,7 @@ def generate_launch_description() -> LaunchDescription:
         OpaqueFunction(function=_strangers),
         *ARGUMENTS,
         OpaqueFunction(function=_refuse_other_cameras),
-        OpaqueFunction(function=_without_missing_rviz),
+        OpaqueFunction(function=_rviz),
         OpaqueFunction(function=_sim_camera),
         IncludeLaunchDescription(
             PathJoinSubstitution([SHARE, 'launch', 'depth.launch.py']),
@@ -127,13 +128,17 @@ def _refuse_other_cameras(context: LaunchContext) -> list[Action]:
     return []
 
 
-def _without_missing_rviz(context: LaunchContext) -> list[Action]:
-    """A demo without RViz is better than none."""
-    wanted = boolean('rviz', LaunchConfiguration('rviz').perform(context))
-    if not wanted or 'rviz2' in get_packages_with_prefixes():
+def _rviz(context: LaunchContext) -> list[Action]:
+    """A demo without RViz is better than none; several cameras are all in the room."""
+    if not boolean('rviz', LaunchConfiguration('rviz').perform(context)):
         return []
-    note = 'rviz2 is not installed here: look at depth/image_color with any other viewer'
-    return [LogInfo(msg=note), SetLaunchConfiguration('rviz', 'false')]
+    if 'rviz2' not in get_packages_with_prefixes():
+        note = 'rviz2 is not installed here: look at depth/image_color with any other viewer'
+        return [LogInfo(msg=note), SetLaunchConfiguration('rviz', 'false')]
+    if not LaunchConfiguration('cameras').perform(context):
+        return []
+    given = LaunchConfiguration('fixed_frame', default='').perform(context)
+    return [SetLaunchConfiguration('fixed_frame', given or WORLD_FRAME)]
 
 
 def _sim_camera(context: LaunchContext) -> list[Action]:

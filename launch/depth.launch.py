@@ -24,11 +24,13 @@ from launch.actions import (
     TimerAction,
 )
 from launch.events.process import ProcessExited
+from launch.logging import launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from depthclip_ros.launching import (
+    BASE,
     NODE,
     SETTINGS,
     Plan,
@@ -114,6 +116,12 @@ ARGUMENTS = [
         'rviz',
         default_value='false',
         description='Show image, depth, words and cloud in RViz, of each camera',
+    ),
+    DeclareLaunchArgument(
+        'fixed_frame',
+        default_value='',
+        description="RViz's fixed frame; empty: for one camera that of rviz/depth.rviz, for "
+        f'several {BASE}',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -207,7 +215,7 @@ def _actions(context: LaunchContext) -> list[Action]:
             output='screen',
         ))
     if boolean('rviz', value['rviz']):
-        actions.append(_rviz(todo, namespace))
+        actions.append(_rviz(todo, namespace, value['fixed_frame']))
     return actions
 
 
@@ -247,7 +255,7 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
     return [LogInfo(msg=f'{reason}: stopping'), shutdown]
 
 
-def _rviz(todo: Plan, namespace: str) -> Action:
+def _rviz(todo: Plan, namespace: str, fixed_frame: str) -> Action:
     """RViz in the namespace in which the relative topics of its configuration fit."""
     if not _installed('rviz2'):
         raise RuntimeError(
@@ -262,7 +270,8 @@ def _rviz(todo: Plan, namespace: str) -> Action:
         executable='rviz2',
         name='rviz',
         namespace=f'{namespace}/{name}'.replace('//', '/').rstrip('/'),
-        arguments=['-d', str(rviz_file(todo.names))],
+        arguments=['-d', str(rviz_file(todo.names, launch_config.log_dir)),
+                   *(['-f', fixed_frame] if fixed_frame else [])],
         parameters=[sim_time] if sim_time else [],
         remappings=todo.cameras[0].remappings() if name else todo.remappings,
         output='screen',

@@ -382,6 +382,38 @@ def test_rviz_that_is_not_installed(without_rviz):
     assert 'rviz2 is not installed' in refused('rviz:=true')
 
 
+@pytest.fixture
+def rviz_standin(tmp_path, monkeypatch):
+    """A package rviz2 whose executable says how it was called."""
+    prefix = tmp_path / 'rviz'
+    marker = prefix / 'share/ament_index/resource_index/packages/rviz2'
+    program = prefix / 'lib/rviz2/rviz2'
+    for path in (marker, program):
+        path.parent.mkdir(parents=True)
+    marker.touch()
+    program.write_text('#!/bin/sh\necho "RViz: $@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'{prefix}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+
+
+@pytest.mark.parametrize(('arguments', 'frame'), [
+    (['cameras:=front,rear'], '-f world'),  # which sim_camera publishes
+    (['cameras:=front,rear', 'fixed_frame:=front_color_optical_frame'], '-f front_color_optical'),
+    ([], 'depth.rviz --ros-args')])
+def test_rviz_of_the_demo_has_a_frame_that_exists(settings, tmp_path, rviz_standin, arguments,
+                                                  frame):
+    left = set(Path('/tmp').glob('depthclip_*'))
+    with Launched(f'params_file:={settings}', *arguments, file=DEMO_FILE) as launched:
+        said = launched.read_until('RViz:')
+        launched.read_until('Active')
+        launched.interrupt()
+    assert frame in said.splitlines()[-1]
+    if arguments:
+        assert list((tmp_path / 'log').rglob('cameras.rviz'))
+    assert set(Path('/tmp').glob('depthclip_*')) == left
+
+
 @pytest.mark.parametrize(('argument', 'words'), [
     ('rviz:=maybe', 'is not true or false'), ('use_sim_time:=maybe', 'is not true or false'),
     ('log_level:=loud', 'is not valid')])

@@ -23,7 +23,7 @@ INFO = 'sensor_msgs/msg/CameraInfo'
 ARGUMENTS = {
     'params_file': str(ROOT / 'config/demo.yaml'), 'overlay': '', 'namespace': '', 'cameras': '',
     'image': '', 'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '',
-    'rviz': 'false', 'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
+    'rviz': 'false', 'fixed_frame': '', 'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
 }
 ARGUMENTS.update((name, '') for name in launching.SETTINGS if name not in ARGUMENTS)
 NO_LISTER = ['/nowhere/bag_player']

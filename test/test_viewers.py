@@ -58,12 +58,11 @@ def test_rviz_shows_what_the_node_has(name):
         assert part['Topic']['Reliability Policy'] == ('Best Effort' if camera else 'Reliable')
 
 
-def test_launch_chooses_the_configuration_of_the_cameras(tmp_path, monkeypatch):
-    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
     one = ROOT / 'rviz/depth.rviz'
-    assert rviz_file(['']) == rviz_file(['front']) == one
+    assert rviz_file([''], tmp_path) == rviz_file(['front'], tmp_path) == one
     assert rviz_of(rviz(one), ['front', 'rear']) == rviz(ROOT / 'rviz/cameras.rviz')
-    written = rviz_file(['left/front', 'side', 'back'])
+    written = rviz_file(['left/front', 'side', 'back'], tmp_path)
     assert written.parent == tmp_path
     groups = [part for part in rviz(written)['Visualization Manager']['Displays']
               if 'Displays' in part]
