@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import subprocess
@@ -87,6 +88,7 @@ class Plan:
         environment: variables to set for all that send images.
         player: arguments of bag_player; None: no replay.
         respawn: whether the node is started again when it ends.
+        respawn_delay: seconds from its end to its start.
         required: whether everything ends with the node.
         notes: what to say at the start.
 
@@ -100,6 +102,7 @@ class Plan:
     environment: dict[str, str]
     player: list[str] | None
     respawn: bool
+    respawn_delay: float
     required: bool
     notes: list[str]
 
@@ -193,6 +196,7 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
         environment=large_images_profile(os.environ),
         player=_player(value, cameras) if value['bag'] else None,
         respawn=respawn,
+        respawn_delay=_seconds('respawn_delay', value['respawn_delay']),
         required=required,
         notes=notes,
     )
@@ -327,6 +331,17 @@ def _ending(value: Mapping[str, str]) -> tuple[bool, bool]:
         raise ConfigError('respawn:=true and required:=true: a node that is started again does '
                           'not end anything; give one of them.')
     return respawn, required
+
+
+def _seconds(argument: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f'{argument}:={text}: {quoted(text)} is no number of seconds, 0 or '
+                          'more.')
+    return seconds
 
 
 def _player(value: Mapping[str, str], cameras: Sequence[Camera]) -> list[str]:

@@ -85,7 +85,7 @@ ARGUMENTS = [
 ]
 
 OF_DEPTH_LAUNCH = ('overlay', 'bag', 'image', 'camera_info', 'player', 'use_sim_time',
-                   'log_level', 'respawn', 'fixed_frame')
+                   'log_level', 'respawn', 'respawn_delay', 'fixed_frame')
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -30,7 +30,6 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from depthclip_ros.launching import (
-    BASE,
     NODE,
     SETTINGS,
     Plan,
@@ -46,8 +45,6 @@ from depthclip_ros.launching import (
 
 PACKAGE = 'depthclip_ros'
 
-# Seconds after which a node that ended is started again.
-RESPAWN_DELAY = 5.0
 # Seconds for the last image of a bag to become depth.
 LAST_IMAGE = 2.0
 
@@ -121,7 +118,7 @@ ARGUMENTS = [
         'fixed_frame',
         default_value='',
         description="RViz's fixed frame; empty: for one camera that of rviz/depth.rviz, for "
-        f'several {BASE}',
+        'several base_link',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -137,7 +134,13 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         'respawn',
         default_value='false',
-        description=f'Start the node again {RESPAWN_DELAY:g} s after it ended',
+        description='Start the node again after it ended; a replay in which it ended has failed '
+        'all the same',
+    ),
+    DeclareLaunchArgument(
+        'respawn_delay',
+        default_value='5.0',
+        description='Seconds after which it is started again',
     ),
     DeclareLaunchArgument(
         'required',
@@ -201,7 +204,7 @@ def _actions(context: LaunchContext) -> list[Action]:
         ros_arguments=log_level,
         additional_env=todo.environment,
         respawn=todo.respawn,
-        respawn_delay=RESPAWN_DELAY,
+        respawn_delay=todo.respawn_delay,
         on_exit=lambda event, context: _after_node(todo, event, context),
         output='screen',
     ))
@@ -236,9 +239,10 @@ def _after_node(todo: Plan, event: ProcessExited, context: LaunchContext) -> lis
     """The end of the node is that of its neighbours only if they were told so."""
     if context.is_shutdown:  # it ends because everything does
         return []
+    if not todo.respawn or todo.player is not None:  # images played meanwhile are lost
+        report_failure(NODE, event.returncode, context.asyncio_loop)
     if todo.respawn:
-        return [LogInfo(msg=f'{NODE} has ended; it is started again in {RESPAWN_DELAY:g} s')]
-    report_failure(NODE, event.returncode, context.asyncio_loop)
+        return [LogInfo(msg=f'{NODE} has ended; it is started again in {todo.respawn_delay:g} s')]
     if not todo.required:
         return [LogInfo(msg=f'{NODE} has ended; all else goes on (required:=true ends it, '
                         'respawn:=true starts the node again)')]

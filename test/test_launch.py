@@ -315,6 +315,21 @@ def test_everything_ends_when_the_node_cannot_start(settings, tmp_path):
     assert 'playing' not in output
 
 
+def test_a_replay_in_which_the_node_died_has_failed_although_it_came_back(tmp_path, settings):
+    bag = write_bag(tmp_path / 'bag')
+    arguments = [f'params_file:={settings}', f'bag:={bag}', 'respawn:=true', 'respawn_delay:=0.1']
+    with Launched(*arguments) as launched:
+        depths = launched.listen(Image, '/depth/image')
+        assert launched.spin_until(lambda: depths)
+        pid = int(subprocess.run(['pgrep', '-n', '-g', str(launched.process.pid), '-f',
+                                  'bin/depth_node'], capture_output=True, check=True).stdout)
+        os.kill(pid, signal.SIGKILL)
+        output = launched.output_at_end()
+        assert launched.process.returncode == 1, output
+    assert 'it is started again in 0.1 s' in output
+    assert 'the bag has ended' in output
+
+
 def refused(*arguments):
     with Launched(*arguments) as launched:
         output = launched.output_at_end()

@@ -23,7 +23,8 @@ INFO = 'sensor_msgs/msg/CameraInfo'
 ARGUMENTS = {
     'params_file': str(ROOT / 'config/demo.yaml'), 'overlay': '', 'namespace': '', 'cameras': '',
     'image': '', 'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '',
-    'rviz': 'false', 'fixed_frame': '', 'use_sim_time': '', 'log_level': '', 'respawn': 'false', 'required': '',
+    'rviz': 'false', 'fixed_frame': '', 'use_sim_time': '', 'log_level': '', 'respawn': 'false',
+    'respawn_delay': '5.0', 'required': '',
 }
 ARGUMENTS.update((name, '') for name in launching.SETTINGS if name not in ARGUMENTS)
 NO_LISTER = ['/nowhere/bag_player']
@@ -215,6 +216,14 @@ def test_namespaces(around, given, full):
 def test_the_node_ends_its_neighbours_only_when_asked(arguments, ending):
     plan = make_plan(**arguments)
     assert (plan.respawn, plan.required) == ending
+
+
+def test_the_respawn_delay_can_be_set():
+    assert make_plan(respawn='true').respawn_delay == 5.0
+    assert make_plan(respawn='true', respawn_delay='0').respawn_delay == 0.0
+    for text in ('soon', '-1', 'inf', ''):
+        with pytest.raises(ConfigError, match='respawn_delay:=.* is no number of seconds'):
+            make_plan(respawn='true', respawn_delay=text)
 
 
 def test_a_replay_ends_with_the_node_unless_told_otherwise(bag):
