@@ -222,7 +222,7 @@ def test_the_respawn_delay_can_be_set():
     assert make_plan(respawn='true').respawn_delay == 5.0
     assert make_plan(respawn='true', respawn_delay='0').respawn_delay == 0.0
     for text in ('soon', '-1', 'inf', ''):
-        with pytest.raises(ConfigError, match='respawn_delay:=.* is no number of seconds'):
+        with pytest.raises(ConfigError, match=r'respawn_delay:=.* is no number of seconds'):
             make_plan(respawn='true', respawn_delay=text)
 
 
