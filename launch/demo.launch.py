@@ -21,111 +21,63 @@ from launch.actions import (
     Shutdown,
 )
 from launch.events.process import ProcessExited
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.substitutions import FindPackageShare
 
-from depthclip_ros.launching import SETTINGS, boolean, report_failure, strangers
+from depthclip_ros.launching import ARGUMENTS, SETTINGS, boolean, report_failure, strangers
+from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
 WORLD_FRAME = 'world'  # of sim_camera
-SHARE = FindPackageShare(PACKAGE)
 
 # Parameters of sim_camera.
-SIM_ARGUMENTS = [
-    DeclareLaunchArgument(
-        'kind',
-        default_value='',
-        description='Kind of room, e.g. office; all: one kind after the other',
-    ),
-    DeclareLaunchArgument(
-        'seed', default_value='', description='Number of the first room, 0 or above'
-    ),
-    DeclareLaunchArgument(
-        'scene_seconds',
-        default_value='',
-        description='Move on to the next room after this time in seconds; 0: stay',
-    ),
-    DeclareLaunchArgument(
-        'cameras',
-        default_value='',
-        description='Names of several cameras, separated by commas, e.g. front,left,rear,right',
-    ),
-    DeclareLaunchArgument('rate', default_value='', description='Images a second'),
-    DeclareLaunchArgument(
-        'distortion',
-        default_value='',
-        description='A lens with distortion',
-    ),
-    DeclareLaunchArgument(
-        'noise', default_value='', description='Noise of the images, 0.01 is 1 % of full scale'
-    ),
-]
-
-ARGUMENTS = [
-    *SIM_ARGUMENTS,
-    DeclareLaunchArgument(
-        'params_file',
-        default_value=PathJoinSubstitution([SHARE, 'config', 'demo.yaml']),
-        description='ROS parameter file with all settings of depth_node',
-    ),
-    DeclareLaunchArgument(
-        'namespace', default_value='', description='Namespace of both nodes and their topics'
-    ),
-    DeclareLaunchArgument(
-        'rviz',
-        default_value='true',
-        description='Show image, depth and cloud in RViz, where it is installed',
-    ),
-    DeclareLaunchArgument(
-        'required',
-        default_value='true',
-        description='Stop everything when depth_node ends',
-    ),
-]
-
-OF_DEPTH_LAUNCH = ('overlay', 'bag', 'image', 'camera_info', 'player', 'use_sim_time',
-                   'log_level', 'respawn', 'respawn_delay', 'fixed_frame')
+SIM_ARGUMENTS = {
+    'kind': 'Kind of room, e.g. office; all: one kind after the other',
+    'seed': 'Number of the first room, 0 or above',
+    'scene_seconds': 'Move on to the next room after this time in seconds; 0: stay',
+    'cameras': 'Names of several cameras, separated by commas, e.g. front,left,rear,right',
+    'rate': 'Images a second',
+    'distortion': 'A lens with distortion',
+    'noise': 'Noise of the images, 0.01 is 1 % of full scale',
+}
+# Arguments of depth.launch.py that have other defaults here.
+PASSED_ON = {
+    'params_file': str(config_path('demo')),
+    'namespace': '',
+    'rviz': 'true',
+    'required': 'true',
+}
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The same arguments again for depth.launch.py, which has other defaults for them."""
-    passed_on = {
-        name: LaunchConfiguration(name)
-        for name in ('params_file', 'namespace', 'rviz', 'required')
-    }
+    """sim_camera, and depth.launch.py with what is given to this file."""
     return LaunchDescription([
         PushLaunchConfigurations(),
-        OpaqueFunction(function=_strangers),
-        *ARGUMENTS,
-        OpaqueFunction(function=_refuse_other_cameras),
+        OpaqueFunction(function=_check),
+        *(DeclareLaunchArgument(name, default_value='', description=meaning)
+          for name, meaning in SIM_ARGUMENTS.items()),
+        *(DeclareLaunchArgument(name, default_value=default, description=ARGUMENTS[name])
+          for name, default in PASSED_ON.items()),
         OpaqueFunction(function=_rviz),
         OpaqueFunction(function=_sim_camera),
         IncludeLaunchDescription(
-            PathJoinSubstitution([SHARE, 'launch', 'depth.launch.py']),
-            launch_arguments=passed_on.items(),
-        ),
+            str(share_dir() / 'launch' / 'depth.launch.py'),
+            launch_arguments=[(name, LaunchConfiguration(name)) for name in PASSED_ON]),
         PopLaunchConfigurations(),
     ])
 
 
-def _strangers(context: LaunchContext) -> list[Action]:
-    """What depth.launch.py takes is taken here, too."""
-    known = {argument.name for argument in ARGUMENTS} | {*OF_DEPTH_LAUNCH, *SETTINGS}
-    notes = strangers(context.launch_configurations, context.argv, known, 'demo.launch.py')
-    return [LogInfo(msg=note) for note in notes]
-
-
-def _refuse_other_cameras(context: LaunchContext) -> list[Action]:
-    """Pictures from elsewhere and from sim_camera would be mixed, or only one of them be seen."""
+def _check(context: LaunchContext) -> list[Action]:
+    """No misspelt arguments, and no other cameras, whose images would be mixed with these."""
+    given = context.launch_configurations
     for name in ('bag', 'image', 'camera_info'):
-        value = LaunchConfiguration(name, default='').perform(context)
-        if value:
+        if given.get(name):
             raise RuntimeError(
-                f'{name}:={value}: the demo shows the rooms of its own camera. For others: '
-                f'ros2 launch {PACKAGE} depth.launch.py {name}:={value}'
-            )
-    return []
+                f'{name}:={given[name]}: the demo shows the rooms of its own camera. For others: '
+                f'ros2 launch {PACKAGE} depth.launch.py {name}:={given[name]}')
+    notes = strangers(
+        given, context.argv, {*SIM_ARGUMENTS, *ARGUMENTS, *SETTINGS}, 'demo.launch.py')
+    return [LogInfo(msg=note) for note in notes]
 
 
 def _rviz(context: LaunchContext) -> list[Action]:
@@ -142,16 +94,17 @@ def _rviz(context: LaunchContext) -> list[Action]:
 
 
 def _sim_camera(context: LaunchContext) -> list[Action]:
-    values = {argument.name: LaunchConfiguration(argument.name) for argument in SIM_ARGUMENTS}
     # Substitutions, not their texts: launch_ros gives these a number's type.
     parameters: dict[str, LaunchConfiguration | list[str] | bool] = {
-        name: value for name, value in values.items() if value.perform(context)
+        name: LaunchConfiguration(name) for name in SIM_ARGUMENTS
+        if context.launch_configurations[name]
     }
-    if 'distortion' in parameters:
-        parameters['distortion'] = boolean('distortion', values['distortion'].perform(context))
     if 'cameras' in parameters:
-        names = values['cameras'].perform(context).split(',')
+        names = context.launch_configurations['cameras'].split(',')
         parameters['cameras'] = [name.strip() for name in names]
+    if 'distortion' in parameters:
+        parameters['distortion'] = boolean(
+            'distortion', context.launch_configurations['distortion'])
     return [
         Node(
             package=PACKAGE,

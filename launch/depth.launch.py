@@ -8,33 +8,40 @@ outlive this file: what is launched after it sees none of them.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros does not know list[str])
 
-from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from ament_index_python.packages import get_package_prefix, get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
     DeclareLaunchArgument,
+    ExecuteProcess,
     LogInfo,
     OpaqueFunction,
     PopLaunchConfigurations,
     PushLaunchConfigurations,
+    RegisterEventHandler,
     Shutdown,
     TimerAction,
 )
 from launch.events.process import ProcessExited
 from launch.logging import launch_config
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
+from launch_ros.actions import LifecycleNode, Node
+from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterValue
 
 from depthclip_ros.launching import (
+    ARGUMENTS,
+    CHOICES,
+    DEFAULTS,
     NODE,
     SETTINGS,
     Plan,
     boolean,
-    choices_of,
     description_of,
     full_namespace,
     plan,
@@ -42,124 +49,23 @@ from depthclip_ros.launching import (
     rviz_file,
     strangers,
 )
+from depthclip_ros.resources import large_images_profile
 
 PACKAGE = 'depthclip_ros'
-
+# Seconds for which bag_player waits for the node, which may have to download its weights first.
+PATIENCE = 1800
+# Seconds from the active node to the first message of `ros2 bag play`, which waits for nobody.
+DISCOVERY = 3.5
 # Seconds for the last image of a bag to become depth.
 LAST_IMAGE = 2.0
 
-ARGUMENTS = [
-    DeclareLaunchArgument(
-        'params_file',
-        default_value='',
-        description='ROS parameter file with all settings of the node; empty: config/depth.yaml '
-        'of this package, with weights:=demo its config/demo.yaml',
-    ),
-    DeclareLaunchArgument(
-        'overlay',
-        default_value='',
-        description='Parameter files over params_file, separated by commas: the last one that '
-        'has a setting counts, and an argument of its name more than all files',
-    ),
-    DeclareLaunchArgument(
-        'namespace',
-        default_value='',
-        description='Namespace of the node and its topics, e.g. front',
-    ),
-    DeclareLaunchArgument(
-        'cameras',
-        default_value='',
-        description='Names of several cameras, separated by commas, each the namespace of its '
-        'topics, e.g. front,rear; empty: as in params_file',
-    ),
-    DeclareLaunchArgument(
-        'image',
-        default_value='',
-        description='Image topic to use instead of "image"; with /compressed at its end, the '
-        'node reads compressed images. With cameras: one for each, separated by commas',
-    ),
-    DeclareLaunchArgument(
-        'camera_info',
-        default_value='',
-        description='camera_info topic to use instead of "camera_info"; empty: the one beside '
-        'image, if that is given. With cameras: one for each, separated by commas',
-    ),
-    DeclareLaunchArgument(
-        'weights',
-        default_value='',
-        description='CLIP weights: an official name such as RN50, a file, demo or untrained; '
-        'empty: as in params_file',
-    ),
-    DeclareLaunchArgument(
-        'device',
-        default_value='',
-        description='auto, cpu, cuda or cuda:N; empty: as in params_file',
-    ),
-    DeclareLaunchArgument(
-        'bag',
-        default_value='',
-        description='rosbag2 bag to replay with simulated time, once the node is active; '
-        'everything ends with it. Its camera is found by itself (those of cameras: under their '
-        'names), or given by image and camera_info',
-    ),
-    DeclareLaunchArgument(
-        'player',
-        default_value='',
-        choices=['', 'rosbag2'],
-        description="What plays the bag: rosbag2, or this package's bag_player; empty: "
-        'bag_player, or rosbag2 where bag_player lacks the Python package rosbags',
-    ),
-    DeclareLaunchArgument(
-        'rviz',
-        default_value='false',
-        description='Show image, depth, words and cloud in RViz, of each camera',
-    ),
-    DeclareLaunchArgument(
-        'fixed_frame',
-        default_value='',
-        description="RViz's fixed frame; empty: for one camera that of rviz/depth.rviz, for "
-        'several base_link',
-    ),
-    DeclareLaunchArgument(
-        'use_sim_time',
-        default_value='',
-        description='Take the time from /clock; empty: true with a bag, else as in params_file',
-    ),
-    DeclareLaunchArgument(
-        'log_level',
-        default_value='',
-        choices=['', 'debug', 'info', 'warn', 'error', 'fatal'],
-        description="Least severe messages to show; empty: ROS's default",
-    ),
-    DeclareLaunchArgument(
-        'respawn',
-        default_value='false',
-        description='Start the node again after it ended; a replay in which it ended has failed '
-        'all the same',
-    ),
-    DeclareLaunchArgument(
-        'respawn_delay',
-        default_value='5.0',
-        description='Seconds after which it is started again',
-    ),
-    DeclareLaunchArgument(
-        'required',
-        default_value='',
-        description='Stop everything that was launched, also by other launch files, when the '
-        'node ends; empty: true with a bag',
-    ),
-]
-
-# Those above have a meaning of their own.
-NAMED = {argument.name for argument in ARGUMENTS}
-ARGUMENTS += [
-    DeclareLaunchArgument(
-        name,
-        default_value='',
-        choices=choices_of(setting),
-        description=description_of(setting),
-    )
-    for name, setting in SETTINGS.items() if name not in NAMED
+DECLARED = [
+    DeclareLaunchArgument(name, default_value=DEFAULTS.get(name, ''), description=meaning,
+                          choices=CHOICES.get(name))
+    for name, meaning in ARGUMENTS.items()
+] + [
+    DeclareLaunchArgument(name, default_value='', description=description_of(setting))
+    for name, setting in SETTINGS.items() if name not in ARGUMENTS
 ]
 
 
@@ -172,53 +78,51 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription([
         PushLaunchConfigurations(),
         OpaqueFunction(function=_strangers),
-        *ARGUMENTS,
+        *DECLARED,
         OpaqueFunction(function=_actions),
         PopLaunchConfigurations(),
     ])
 
 
 def _strangers(context: LaunchContext) -> list[Action]:
-    known = [argument.name for argument in ARGUMENTS]
+    known = [argument.name for argument in DECLARED]
     notes = strangers(context.launch_configurations, context.argv, known, 'depth.launch.py')
     return [LogInfo(msg=note) for note in notes]
 
 
 def _actions(context: LaunchContext) -> list[Action]:
     """Node, then bag and RViz where they are asked for."""
-    value = {argument.name: _value(context, argument.name) for argument in ARGUMENTS}
+    value = {argument.name: LaunchConfiguration(argument.name).perform(context).strip()
+             for argument in DECLARED}
     around = context.launch_configurations.get('ros_namespace', '')  # of PushRosNamespace
     namespace = full_namespace(around, value['namespace'])
-    player = Path(get_package_prefix(PACKAGE), 'lib', PACKAGE, 'bag_player')
-    todo = plan(value, namespace, [str(player)])
-    log_level = ['--log-level', value['log_level']] if value['log_level'] else []
+    todo = plan(value, namespace, [str(Path(get_package_prefix(PACKAGE), 'lib', PACKAGE,
+                                            'bag_player'))])
     parameters = {name: _typed(given) for name, given in todo.parameters.items()}
-    actions: list[Action] = [LogInfo(msg=note) for note in todo.notes]
-    actions.append(Node(
+    profile = large_images_profile(os.environ)
+    by_rosbag2 = bool(value['bag']) and _plays_rosbag2(value['player'])
+    # launch listens to a LifecycleNode's transitions, by a node of its own.
+    node = (LifecycleNode if by_rosbag2 else Node)(
         package=PACKAGE,
         executable=NODE,
         name=NODE,
         namespace=namespace,
         parameters=[*todo.params_files, *([parameters] if parameters else [])],
-        remappings=todo.remappings,
-        ros_arguments=log_level,
-        additional_env=todo.environment,
+        remappings=todo.remappings(),
+        ros_arguments=['--log-level', value['log_level']] if value['log_level'] else [],
+        additional_env=profile,
         respawn=todo.respawn,
         respawn_delay=todo.respawn_delay,
-        on_exit=lambda event, context: _after_node(todo, event, context),
+        on_exit=lambda event, context: _after_node(todo, value['bag'], event, context),
         output='screen',
-    ))
-    if todo.player is not None:
-        actions.append(Node(
-            package=PACKAGE,
-            executable='bag_player',
-            arguments=todo.player,
-            additional_env=todo.environment,
-            on_exit=_after_player,
-            output='screen',
-        ))
+    )
+    actions: list[Action] = [*(LogInfo(msg=note) for note in todo.notes), node]
+    if value['bag']:
+        bag = str(Path(value['bag']).expanduser())
+        actions.append(_rosbag2(bag, node, profile) if by_rosbag2 else
+                       _bag_player(bag, todo, profile))
     if boolean('rviz', value['rviz']):
-        actions.append(_rviz(todo, namespace, value['fixed_frame']))
+        actions.append(_rviz(value, todo, namespace))
     return actions
 
 
@@ -231,15 +135,49 @@ def _typed(value: object) -> object:
     return value
 
 
-def _value(context: LaunchContext, name: str) -> str:
-    return str(LaunchConfiguration(name).perform(context)).strip()
+def _plays_rosbag2(player: str) -> bool:
+    """Whether `ros2 bag play` plays the bag."""
+    is_there = _is_installed('ros2bag')
+    if player == 'rosbag2' and not is_there:
+        raise RuntimeError('player:=rosbag2: ros2 bag is not installed here. Install it (sudo apt '
+                           'install ros-$ROS_DISTRO-rosbag2), or leave player away.')
+    return player == 'rosbag2' or (
+        not player and is_there and importlib.util.find_spec('rosbags') is None)
 
 
-def _after_node(todo: Plan, event: ProcessExited, context: LaunchContext) -> list[Action]:
+def _bag_player(bag: str, todo: Plan, profile: dict[str, str]) -> Action:
+    """This package's player, which waits for the node by itself."""
+    return Node(
+        package=PACKAGE,
+        executable='bag_player',
+        arguments=[bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--wait-for',
+                   *todo.topics()],
+        additional_env=profile,
+        on_exit=_after_player,
+        output='screen',
+    )
+
+
+def _rosbag2(bag: str, node: LifecycleNode, profile: dict[str, str]) -> Action:
+    """ROS's own player, which waits for nobody: it is started when the node is active."""
+    play = ExecuteProcess(
+        cmd=['ros2', 'bag', 'play', bag, '--clock', '40', '--disable-keyboard-controls',
+             '--delay', str(DISCOVERY)],
+        additional_env=profile,
+        on_exit=_after_player,
+        output='screen',
+    )
+    return RegisterEventHandler(OnStateTransition(
+        target_lifecycle_node=node, goal_state='active', entities=[play], handle_once=True))
+
+
+def _after_node(
+    todo: Plan, bag: str, event: ProcessExited, context: LaunchContext,
+) -> list[Action]:
     """The end of the node is that of its neighbours only if they were told so."""
     if context.is_shutdown:  # it ends because everything does
         return []
-    if not todo.respawn or todo.player is not None:  # images played meanwhile are lost
+    if bag or not todo.respawn:  # images that were played meanwhile are lost
         report_failure(NODE, event.returncode, context.asyncio_loop)
     if todo.respawn:
         return [LogInfo(msg=f'{NODE} has ended; it is started again in {todo.respawn_delay:g} s')]
@@ -253,37 +191,34 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
     """Everything ends with the bag."""
     if context.is_shutdown:
         return []
-    report_failure('bag_player', event.returncode, context.asyncio_loop)
+    report_failure('the player', event.returncode, context.asyncio_loop)
     reason = 'the bag has ended'
     shutdown = TimerAction(period=LAST_IMAGE, actions=[Shutdown(reason=reason)])
     return [LogInfo(msg=f'{reason}: stopping'), shutdown]
 
 
-def _rviz(todo: Plan, namespace: str, fixed_frame: str) -> Action:
+def _rviz(value: dict[str, str], todo: Plan, namespace: str) -> Action:
     """RViz in the namespace in which the relative topics of its configuration fit."""
-    if not _installed('rviz2'):
+    if not _is_installed('rviz2'):
         raise RuntimeError(
             'rviz:=true, but rviz2 is not installed here. Install it '
             '(sudo apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out and look at '
             'depth/image_color with any viewer.'
         )
     sim_time = {key: todo.parameters[key] for key in ('use_sim_time',) if key in todo.parameters}
-    name = todo.names[0] if len(todo.names) == 1 else ''
+    alone = todo.names[0] if len(todo.names) == 1 else ''
+    frame = ['-f', value['fixed_frame']] if value['fixed_frame'] else []
     return Node(
         package='rviz2',
         executable='rviz2',
         name='rviz',
-        namespace=f'{namespace}/{name}'.replace('//', '/').rstrip('/'),
-        arguments=['-d', str(rviz_file(todo.names, launch_config.log_dir)),
-                   *(['-f', fixed_frame] if fixed_frame else [])],
+        namespace=f'{namespace}/{alone}'.replace('//', '/').rstrip('/'),
+        arguments=['-d', str(rviz_file(todo.names, launch_config.log_dir)), *frame],
         parameters=[sim_time] if sim_time else [],
-        remappings=todo.cameras[0].remappings() if name else todo.remappings,
+        remappings=todo.cameras[0].remappings('') if alone else todo.remappings(),
         output='screen',
     )
 
 
-def _installed(package: str) -> bool:
-    try:
-        return Path(get_package_prefix(package)).is_dir()
-    except PackageNotFoundError:
-        return False
+def _is_installed(package: str) -> bool:
+    return package in get_packages_with_prefixes()

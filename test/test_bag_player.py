@@ -17,7 +17,6 @@ import pytest
 
 from depthclip_ros.resources import PROFILE_VARIABLES, config_path
 from depthclip_ros.sources import bag_player
-from depthclip_ros.sources import rosbag2 as handover
 from depthclip_ros.sources.bag import (
     BagError,
     BagTopic,
@@ -26,7 +25,6 @@ from depthclip_ros.sources.bag import (
     camera_topics,
     custom_data,
     open_bag,
-    storage_of,
 )
 from depthclip_ros.sources.bag_player import (
     main,
@@ -162,13 +160,13 @@ def write_bag(
 class Listener:
     """Collects the serialized messages of some topics."""
 
-    def __init__(self, topics):
+    def __init__(self, topics, **kwargs):
         from rclpy.context import Context
         from rclpy.executors import SingleThreadedExecutor
 
         self.context = Context()
         rclpy.init(context=self.context)
-        self.node = rclpy.create_node('listener', context=self.context)
+        self.node = rclpy.create_node('listener', context=self.context, **kwargs)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.received = {topic: [] for topic in topics}
@@ -254,6 +252,27 @@ def test_plays_every_byte_in_order(tmp_path, storage, compression):
     assert f'/camera/image: {COUNT}' in output
 
 
+def test_it_begins_when_its_listeners_have_found_it(tmp_path):
+    from rcl_interfaces.srv import GetParameters
+    write_bag(tmp_path / 'bag')
+    before = []
+    with Listener(IMAGES, start_parameter_services=False) as listener:
+        got = listener.received['/camera/image']
+
+        def answer(_request, response):
+            before.append(len(got))
+            return response
+
+        listener.node.create_service(GetParameters, 'listener/get_parameters', answer)
+        player = start_player(tmp_path / 'bag', '--wait-for-subscribers', 60)
+        try:
+            assert listener.spin_until(lambda: len(got) == COUNT)
+        finally:
+            player.kill()
+            player.communicate()
+    assert before[0] == 0
+
+
 def test_topics_offset_and_remap(tmp_path):
     written = write_bag(tmp_path / 'bag')
     topics = {'/other': 'sensor_msgs/msg/Image', '/temperature': 'sensor_msgs/msg/Temperature'}
@@ -337,7 +356,7 @@ def test_messages_go_out_at_their_time_also_over_the_seam(tmp_path, monkeypatch,
         with node_here(int(os.environ['ROS_DOMAIN_ID']), Node, 'player',
                        start_parameter_services=False) as node, monkeypatch.context() as patch:
             patch.setattr(node, 'create_publisher', lambda _kind, topic, _qos: Publisher(topic))
-            options = bag_player.Options(rate=rate, loop=loop)
+            options = parser().parse_args(['bag', '--rate', str(rate), *['--loop'] * loop])
             bag_player.BagPlayer(node, reader, options, watch).play()
     finally:
         reader.close()
@@ -539,42 +558,6 @@ def test_topics_as_json(tmp_path, capsys):
         ['/temperature', 'sensor_msgs/msg/Temperature', COUNT]]
 
 
-def test_rosbag2_takes_over_when_its_listeners_are_there(tmp_path, monkeypatch):
-    """A stand-in for `ros2`, which says how it was called."""
-    write_bag(tmp_path / 'bag')
-    (tmp_path / 'ros2').write_text('#!/bin/sh\necho "as pid $$: $*"; exit 3\n')
-    (tmp_path / 'ros2').chmod(0o755)
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
-    arguments = [tmp_path / 'bag', '--rosbag2', '--clock', 50, '--topics', '/camera/image',
-                 '--remap', '/camera/image:=/new', '--wait-for-subscribers', 60,
-                 '--wait-for', '/camera/image', '--settle', 0.1]
-    player = start_player(*arguments)
-    assert 'waiting for a subscriber of /camera/image' in player.stdout.readline()
-    with Listener({'/new': 'sensor_msgs/msg/Image'}) as listener:
-        assert listener.spin_until(lambda: player.poll() is not None)
-    output = player.communicate()[0]
-    assert player.returncode == 3
-    assert (f'as pid {player.pid}: bag play {tmp_path}/bag --disable-keyboard-controls --delay 3.5'
-            ' --rate 1.0 --clock 50.0 --topics /camera/image --remap /camera/image:=/new'
-            ) in output
-
-
-def test_rosbag2_is_needed_where_only_it_can_read_the_bag(tmp_path, monkeypatch):
-    write_bag(tmp_path / 'bag')
-    assert not handover.is_needed(str(tmp_path / 'bag'))
-    monkeypatch.setattr(handover.importlib.util, 'find_spec', lambda _: None)
-    for there, needed in ((['ros2bag', 'rosbag2_storage_mcap'], True), (['ros2bag'], False)):
-        monkeypatch.setattr(handover, '_is_installed', there.__contains__)
-        assert handover.is_needed(str(tmp_path / 'bag')) == needed
-
-
-def test_without_ros2_there_is_no_handover(tmp_path, monkeypatch):
-    monkeypatch.setattr(handover.shutil, 'which', lambda _: None)
-    write_bag(tmp_path / 'bag')
-    with pytest.raises(BagError, match="no command 'ros2'"):
-        handover.command(parser().parse_args([str(tmp_path / 'bag'), '--rosbag2']))
-
-
 # Without a second process --------------------------------------------------------------------
 
 
@@ -611,14 +594,12 @@ def test_topics_of_a_folder_and_of_a_lone_file(tmp_path, storage):
         BagTopic('/temperature', 'sensor_msgs/msg/Temperature', COUNT),
     ]
     assert bag_topics(tmp_path / 'bag') == expected
-    assert storage_of(tmp_path / 'bag') == storage.name.lower()
     file = next(p for p in (tmp_path / 'bag').iterdir() if p.suffix in ('.mcap', '.db3'))
     lone = Path(shutil.copy(file, tmp_path))
     assert bag_topics(lone) == expected
-    assert storage_of(lone) == storage.name.lower()
 
 
-@pytest.mark.parametrize('ask', [bag_topics, storage_of, custom_data])
+@pytest.mark.parametrize('ask', [bag_topics, custom_data])
 def test_metadata_that_says_nothing_is_refused_by_all_who_ask(tmp_path, ask):
     (tmp_path / 'metadata.yaml').write_text('rosbag2_bagfile_information: []\n')
     with pytest.raises(BagError, match='of a rosbag2 bag: rosbag2_bagfile_information is'):

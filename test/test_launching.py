@@ -20,13 +20,9 @@ from depthclip_ros.sources.bag import BagError
 ROOT = Path(__file__).resolve().parents[1]
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 INFO = 'sensor_msgs/msg/CameraInfo'
-ARGUMENTS = {
-    'params_file': str(ROOT / 'config/demo.yaml'), 'overlay': '', 'namespace': '', 'cameras': '',
-    'image': '', 'camera_info': '', 'weights': '', 'device': '', 'bag': '', 'player': '',
-    'rviz': 'false', 'fixed_frame': '', 'use_sim_time': '', 'log_level': '', 'respawn': 'false',
-    'respawn_delay': '5.0', 'required': '',
-}
-ARGUMENTS.update((name, '') for name in launching.SETTINGS if name not in ARGUMENTS)
+ARGUMENTS = {**dict.fromkeys(launching.SETTINGS, ''),
+             **dict.fromkeys(launching.ARGUMENTS, ''), **launching.DEFAULTS,
+             'params_file': str(ROOT / 'config/demo.yaml')}
 NO_LISTER = ['/nowhere/bag_player']
 
 
@@ -56,14 +52,14 @@ def camera(name, kind=RAW):
 
 def test_empty_arguments_leave_the_settings_alone():
     plan = make_plan()
-    assert (plan.parameters, plan.remappings, plan.player, plan.notes) == ({}, [], None, [])
+    assert (plan.parameters, plan.remappings(), plan.topics(), plan.notes) == ({}, [], [], [])
     assert (plan.respawn, plan.required) == (False, False)
 
 
 def test_arguments_become_parameters_and_remappings():
     plan = make_plan(image='/cam/image_raw', weights='demo', device='cpu', use_sim_time='true')
     assert plan.parameters == {'weights': 'demo', 'device': 'cpu', 'use_sim_time': True}
-    assert dict(plan.remappings) == {
+    assert dict(plan.remappings()) == {
         'image': '/cam/image_raw', 'image/compressed': '/cam/image_raw/compressed',
         'camera_info': '/cam/camera_info'}
     assert plan.notes == ['camera_info from /cam/camera_info']
@@ -73,8 +69,8 @@ def test_compressed_images_of_several_cameras():
     plan = make_plan(cameras='left, right', image='/l/image/compressed,/r/image/compressed',
                      camera_info='/l/info,/r/info')
     assert plan.parameters == {'cameras': ['left', 'right'], 'image_transport': 'compressed'}
-    assert dict(plan.remappings)['right/camera_info'] == '/r/info'
-    assert dict(plan.remappings)['left/image/compressed'] == '/l/image/compressed'
+    assert dict(plan.remappings())['right/camera_info'] == '/r/info'
+    assert dict(plan.remappings())['left/image/compressed'] == '/l/image/compressed'
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
@@ -249,31 +245,20 @@ def test_the_camera_of_a_bag_is_found_and_the_player_waits_for_the_node(bag):
     path = bag(*camera('cam', COMPRESSED), *camera('depth'))
     plan = make_plan(bag=path)
     assert plan.parameters == {'use_sim_time': True, 'image_transport': 'compressed'}
-    assert plan.player[:2] == [path, '--clock']
-    assert plan.player[plan.player.index('--wait-for') + 1:] == [
-        '/cam/image/compressed', '/cam/camera_info']
-    assert '--rosbag2' not in plan.player
-    assert '--rosbag2' in make_plan(bag=path, player='rosbag2').player
+    assert plan.topics() == ['/cam/image/compressed', '/cam/camera_info']
     assert plan.notes == ['bag: images from /cam/image/compressed',
                           'bag: camera_info from /cam/camera_info']
-
-
-def test_the_player_accepts_its_arguments(bag):
-    from depthclip_ros.sources.bag_player import parser
-    given = parser().parse_args(make_plan(bag=bag(*camera('cam')), player='rosbag2').player)
-    assert (given.rosbag2, given.clock, given.settle) == (True, 40.0, launching.SETTLE)
-    assert given.wait_for == ['/cam/image', '/cam/camera_info']
 
 
 def test_a_bag_without_calibration_says_that_there_will_be_no_cloud(bag):
     plan = make_plan(bag=bag(('/cam/image', RAW)))
     assert 'no cloud' in plan.notes[1]
-    assert plan.player[-2:] == ['--wait-for', '/cam/image']
+    assert plan.topics() == ['/cam/image']
 
 
 def test_several_cameras_of_a_bag(bag):
     path = bag(*camera('left'), *camera('right'))
-    assert dict(make_plan(bag=path, cameras='left,right').remappings)['right/image'] \
+    assert dict(make_plan(bag=path, cameras='left,right').remappings())['right/image'] \
         == '/right/image'
     with pytest.raises(BagError, match='several cameras: /left/image, /right/image'):
         make_plan(bag=path)
@@ -287,7 +272,7 @@ def test_a_lone_file_is_read_by_the_players_python(tmp_path):
     listed = json.dumps([['/cam/image', RAW, 3], ['/cam/camera_info', INFO, 3]])
     lister = [sys.executable, '-c',
               f'import sys; assert sys.argv[2] == "--list"; print({listed!r})']
-    assert dict(make_plan(bag=str(path), lister=lister).remappings)['image'] == '/cam/image'
+    assert dict(make_plan(bag=str(path), lister=lister).remappings())['image'] == '/cam/image'
     lister = [sys.executable, '-c', 'raise SystemExit("bag_player: needs the package rosbags")']
     with pytest.raises(BagError, match=r'^needs the package rosbags$'):
         make_plan(bag=str(path), lister=lister)
@@ -300,7 +285,7 @@ def test_nothing_of_pip_is_needed(bag):
             'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
             '    sys.modules[name] = None\n'
             'from depthclip_ros.launching import plan\n'
-            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/", []).player)')
+            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/", []).topics())')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
                           capture_output=True, text=True)
     assert '/cam/image' in done.stdout, done.stderr

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_launching import make_plan
 
-from depthclip_ros.launching import rviz_file, rviz_of
+from depthclip_ros.launching import rviz_file
 from depthclip_ros.node import diagnostic_keys
 from depthclip_ros.node.click_inputs import CLICKED_POINT
 from depthclip_ros.node.outputs import OUTPUTS
@@ -61,7 +61,7 @@ def test_rviz_shows_what_the_node_has(name):
 def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
     one = ROOT / 'rviz/depth.rviz'
     assert rviz_file([''], tmp_path) == rviz_file(['front'], tmp_path) == one
-    assert rviz_of(rviz(one), ['front', 'rear']) == rviz(ROOT / 'rviz/cameras.rviz')
+    assert rviz(rviz_file(['front', 'rear'], tmp_path)) == rviz(ROOT / 'rviz/cameras.rviz')
     written = rviz_file(['left/front', 'side', 'back'], tmp_path)
     assert written.parent == tmp_path
     groups = [part for part in rviz(written)['Visualization Manager']['Displays']

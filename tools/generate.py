@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from depthclip_ros.cli import main as cli  # noqa: E402
 from depthclip_ros.core.config import DepthConfig, describe  # noqa: E402
+from depthclip_ros.launching import ARGUMENTS  # noqa: E402
 from depthclip_ros.node.config import NodeConfig  # noqa: E402
 from depthclip_ros.node.diagnostic_keys import STAGES, STATUSES  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
@@ -61,7 +62,8 @@ def wanted() -> dict[Path, str]:
     tables = {
         'parameters': settings_table(DepthConfig(), NodeConfig()), 'live': live(),
         'sim_camera': settings_table(SimConfig()),
-        'launch': launch_arguments('depth.launch.py'), 'topics': topic_table}
+        'launch': table(['argument', 'meaning'], [
+            [f'`{name}`', meaning] for name, meaning in ARGUMENTS.items()]), 'topics': topic_table}
     files = {ROOT / 'docs/reference' / name: text for name, text in {
         'parameters.md': parameters_page(), 'diagnostics.md': diagnostics_page(),
         'topics.md': f'# Topics of depth_node\n\n{topic_table}',
@@ -127,23 +129,6 @@ def parameters_page() -> str:
 
 
 # Launch files, topics, diagnostics ---------------------------------------------------------------
-
-
-def launch_arguments(name: str) -> str:
-    """What a launch file declares by name, read without ROS's launch, which may not be here."""
-    tree = ast.parse((ROOT / 'launch' / name).read_text(encoding='utf-8'))
-    constants = {ast.unparse(node.targets[0]): ast.unparse(node.value)
-                 for node in tree.body if isinstance(node, ast.Assign)}
-    rows = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'DeclareLaunchArgument' \
-                and isinstance(node.args[0], ast.Constant):
-            about = next(key.value for key in node.keywords if key.arg == 'description')
-            words = [str(part.value) if isinstance(part, ast.Constant)
-                     else constants[ast.unparse(part.value)]
-                     for part in getattr(about, 'values', [about])]
-            rows.append([f'`{node.args[0].value}`', ''.join(words)])
-    return table(['argument', 'meaning'], rows)
 
 
 def topics() -> Iterator[tuple[str, str, str, str]]:

@@ -25,7 +25,6 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..launching import SETTLE
 from ..resources import config_path, large_images_profile
 from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
@@ -181,8 +180,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
     return Plan(
         f'bag {options.bag}, {image}',
         ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
-         '--wait-for-subscribers', '30', '--settle', str(SETTLE),
-         '--rate', str(options.rate or 1.0), '--topics', *topics],
+         '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0), '--topics', *topics],
         image=camera.image, camera_info=camera.camera_info or 'camera_info',
         compressed=camera.compressed, replay=True, reliable=_is_reliable(options.bag, image),
         frames=options.frames, seconds=options.seconds,

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a rosbag2 bag into ROS, in pure Python: `bag_player BAG [--clock] [--loop] …`.
 
-Where the Python package rosbags is missing, or with --rosbag2, `ros2 bag play` takes over once
-the subscribers that are waited for are there.
-
-Every message goes out as the bytes that were recorded: content and header stamps are unchanged,
-and the times between messages are the recorded ones, divided by `--rate`.
+It is there for machines without `ros2 bag`, and it waits for those who listen: until the topics
+that are asked for have subscribers, and until these know the player, too. Every message goes out
+as the bytes that were recorded: content and header stamps are unchanged, and the times between
+messages are the recorded ones, divided by `--rate`.
 
 Publishers: one per topic of the bag, with the recorded reliability and durability; and
 /clock (rosgraph_msgs/Clock) with `--clock`.
@@ -23,18 +22,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import not_negative, positive
 from ..core.errors import ConfigError, DepthClipError
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
-from . import rosbag2
 from .bag import NANOSECONDS, BagError, bag_messages, bag_topics, open_bag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from rclpy.node import Node
     from rclpy.publisher import Publisher
@@ -44,138 +42,80 @@ if TYPE_CHECKING:
 
 CLOCK_HZ = 40.0  # that of `ros2 bag play --clock`
 CLOCK_TOPIC = '/clock'
-DEFAULT_DEPTH = 10
 LEAST_DEPTH = 100  # of what is reliable and not latched
 SETTLE_SECONDS = 0.5  # after the first subscriber, the others of a node follow within this
+# Fast DDS repeats an announcement that was lost after 3 s. A subscriber that has not got the
+# player's does not know it yet, although the player knows the subscriber.
+ANSWER_SECONDS = 4.0
+ASK_SECONDS = 0.25
 ACKNOWLEDGE_SECONDS = 2.0
 REMIND_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to play, and how.
-
-    Attributes:
-        rate: Speed; 2.0 plays twice as fast.
-        loop: Start again at the end, until stopped.
-        clock: Rate of /clock in Hz of wall time; 0: none.
-        topics: Topics to play; empty: all.
-        start_offset: Seconds of the bag to skip.
-        wait_for_subscribers: Seconds to wait for a first subscriber; 0: do not wait.
-        settle: Seconds without a further subscriber after which the waiting ends.
-        wait_for: Topics, as in the bag, each of which must have a subscriber before.
-
-    """
-
-    rate: float = 1.0
-    loop: bool = False
-    clock: float = 0.0
-    topics: tuple[str, ...] = ()
-    start_offset: float = 0.0
-    wait_for_subscribers: float = 0.0
-    settle: float = SETTLE_SECONDS
-    wait_for: tuple[str, ...] = ()
-
-
-@dataclass
-class Summary:
-    """What was played.
-
-    Attributes:
-        messages: Published messages by topic of the bag.
-        skipped: Messages not published, by topic, because this ROS lacks their type.
-        passes: Complete passes over the bag.
-        latest: Largest delay of a message behind its time (s).
-        seconds: Wall time from the first message to the last.
-
-    """
-
-    messages: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    passes: int = 0
-    latest: float = 0.0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        """Lines for the log: one per topic."""
-        lines = [f'played {sum(self.messages.values())} messages in {self.seconds:.2f} s']
-        lines += [f'  {topic}: {count}' for topic, count in sorted(self.messages.items())]
-        lines += [
-            f'  {topic}: {count} skipped, unknown type'
-            for topic, count in sorted(self.skipped.items())
-        ]
-        if self.latest > 0.1:
-            lines.append(f'  up to {self.latest:.2f} s late: this machine cannot play so fast')
-        return '\n'.join(lines)
+LATE_SECONDS = 0.1
 
 
 class BagPlayer:
     """Publishes the messages of one bag through one node."""
 
     def __init__(
-        self, node: Node, reader: Reader, options: Options, stop: threading.Event,
+        self, node: Node, reader: Reader, options: argparse.Namespace, stop: threading.Event,
     ) -> None:
         """Create the publishers.
 
         Args:
             node: Node that publishes.
             reader: Open bag.
-            options: What to play.
+            options: of `parser()`.
             stop: Ends `play` soon when it is set, by a signal handler or another thread.
 
         Raises:
             BagError: the bag lacks a topic that is asked for, or holds nothing to play.
 
         """
-        self.summary = Summary()
-        self._node = node
-        self._log = node.get_logger()
-        self._reader = reader
-        self._options = options
-        self._stop = stop
+        self.played: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self._node, self._log = node, node.get_logger()
+        self._reader, self._options, self._stop = reader, options, stop
         self._connections = self._selected()
         self._publishers = self._make_publishers()
-        self._clock: Callable[[int], None] | None = None
-        if options.clock:
-            self._clock = _clock_publisher(node)
+        self._clock = _clock_publisher(node) if options.clock else None
+        self._late = self._seconds = 0.0
 
-    def play(self) -> Summary:
+    def play(self) -> None:
         """Play to the end, or until told to stop."""
-        self._wait_for_subscribers()
+        wait_for_subscribers(self._node, self._publishers, self._options, self._stop)
         if not self._stop.is_set():
             self._log.info(f'playing {self._reader.path}')
-        first = self._reader.start_time + int(self._options.start_offset * NANOSECONDS)
         started = time.monotonic()
         while not self._stop.is_set():
-            self._play_once(first)
-            if self._stop.is_set():
-                break
-            self.summary.passes += 1
+            self._play_once()
             if not self._options.loop:
                 break
-        self.summary.seconds = time.monotonic() - started
-        self._wait_until_delivered()
-        return self.summary
+        self._seconds = time.monotonic() - started
+        if not self._stop.is_set():
+            self._wait_until_delivered()
+
+    def summary(self) -> str:
+        """What was played: lines for the log, one per topic."""
+        lines = [f'played {self.played.total()} messages in {self._seconds:.2f} s']
+        lines += [f'  {topic}: {count}' for topic, count in sorted(self.played.items())]
+        lines += [f'  {topic}: {count} skipped, unknown type'
+                  for topic, count in sorted(self.skipped.items())]
+        if self._late > LATE_SECONDS:
+            lines.append(f'  up to {self._late:.2f} s late: this machine cannot play so fast')
+        return '\n'.join(lines)
 
     def _selected(self) -> list[Connection]:
         """Topics of the bag to play."""
-        available = {connection.topic for connection in self._reader.connections}
-        missing = sorted(set(self._options.topics) - available)
+        wanted = self._options.topics
+        there = {connection.topic for connection in self._reader.connections}
+        missing = sorted(set(wanted) - there)
         if missing:
-            raise BagError(
-                f'The bag has no topic {", ".join(missing)}. '
-                f'It has: {", ".join(sorted(available)) or "none"}.'
-            )
-        chosen = [
-            connection
-            for connection in self._reader.connections
-            if not self._options.topics or connection.topic in self._options.topics
-        ]
-        if self._options.clock:
-            own = [connection for connection in chosen if connection.topic == CLOCK_TOPIC]
-            if own:
-                self._log.info('the recorded /clock is left out: --clock publishes a new one')
-            chosen = [connection for connection in chosen if connection not in own]
+            raise BagError(f'The bag has no topic {", ".join(missing)}. '
+                           f'It has: {", ".join(sorted(there)) or "none"}.')
+        chosen = [c for c in self._reader.connections if not wanted or c.topic in wanted]
+        if self._options.clock and any(c.topic == CLOCK_TOPIC for c in chosen):
+            self._log.info('the recorded /clock is left out: --clock publishes a new one')
+            chosen = [c for c in chosen if c.topic != CLOCK_TOPIC]
         if not any(connection.msgcount for connection in chosen):
             raise BagError(f'{self._reader.path} holds no messages to play.')
         return chosen
@@ -183,41 +123,29 @@ class BagPlayer:
     def _make_publishers(self) -> dict[str, Publisher]:
         """One publisher per topic whose type this ROS knows."""
         publishers: dict[str, Publisher] = {}
-        profiles: dict[str, list[Qos]] = {}
         for connection in self._connections:
-            offered = getattr(connection.ext, 'offered_qos_profiles', [])
-            profiles.setdefault(connection.topic, []).extend(offered)
-        for connection in self._connections:
-            if connection.topic in publishers:
-                continue
+            topic = connection.topic
             kind = message_type(connection.msgtype)
             if kind is None:
-                self._log.warning(
-                    f'{connection.topic}: its {connection.msgcount} messages are skipped, because '
-                    f'{connection.msgtype} is not installed here'
-                )
-                continue
-            profile = qos_profile(profiles[connection.topic])
-            publishers[connection.topic] = self._node.create_publisher(
-                kind, connection.topic, profile
-            )
+                self._log.warning(f'{topic}: its {connection.msgcount} messages are skipped, '
+                                  f'because {connection.msgtype} is not installed here')
+            elif topic not in publishers:
+                recorded = [qos for c in self._connections if c.topic == topic
+                            for qos in getattr(c.ext, 'offered_qos_profiles', [])]
+                publishers[topic] = self._node.create_publisher(
+                    kind, topic, qos_profile(recorded))
         if not publishers:
             raise BagError('No type of message in the bag is installed here: nothing to play.')
         return publishers
 
-    def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber, and until no more come."""
-        wait_for_subscribers(
-            lambda: {t: p.get_subscription_count() for t, p in self._publishers.items()},
-            self._options, self._log, self._stop)
-
-    def _play_once(self, first: int) -> None:
-        """Play from bag time `first` (ns) to the end.
+    def _play_once(self) -> None:
+        """Play from the offset to the end.
 
         Raises:
             BagError: nothing is recorded from there on.
 
         """
+        first = self._reader.start_time + int(self._options.start_offset * NANOSECONDS)
         timeline = _Timeline(first, self._options, self._stop, self._clock)
         last = 0
         for connection, stamp, data in bag_messages(self._reader, self._connections, first):
@@ -227,30 +155,25 @@ class BagPlayer:
             last = stamp
             publisher = self._publishers.get(connection.topic)
             if publisher is None:
-                self.summary.skipped[connection.topic] += 1
+                self.skipped[connection.topic] += 1
                 continue
             publisher.publish(data)
-            self.summary.messages[connection.topic] += 1
-            self.summary.latest = max(self.summary.latest, late)
+            self.played[connection.topic] += 1
+            self._late = max(self._late, late)
         if not last:
             raise BagError(
                 f'Nothing is recorded {self._options.start_offset:g} s after the beginning of '
                 f'{self._reader.path} or later. Give a smaller --start-offset.')
         if self._options.loop:
-            # The last message, too, lasts one period, so that the rate holds over the seam.
-            timeline.advance(last + self._period(last - first))
-
-    def _period(self, duration: int) -> int:
-        """Mean time (ns) between the messages of the most frequent topic."""
-        most = max(connection.msgcount for connection in self._connections)
-        return duration // (most - 1) if most > 1 else NANOSECONDS
+            # The last message, too, lasts one period of the most frequent topic.
+            most = max(connection.msgcount for connection in self._connections)
+            period = (last - first) // (most - 1) if most > 1 else NANOSECONDS
+            timeline.advance(last + period)
 
     def _wait_until_delivered(self) -> None:
         """Keep the publishers until reliable readers have what was sent to them."""
         from rclpy.duration import Duration
 
-        if self._stop.is_set():
-            return
         deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
         for publisher in self._publishers.values():
             left = max(0.0, deadline - time.monotonic())
@@ -265,12 +188,12 @@ class _Timeline:
     def __init__(
         self,
         first: int,
-        options: Options,
+        options: argparse.Namespace,
         stop: threading.Event,
         publish_clock: Callable[[int], None] | None,
     ) -> None:
         self._first = first
-        self._rate = options.rate
+        self._rate: float = options.rate
         self._stop = stop
         self._publish_clock = publish_clock
         ticks = NANOSECONDS * options.rate / options.clock if options.clock else 0
@@ -295,39 +218,64 @@ class _Timeline:
 
 
 def wait_for_subscribers(
-    counts: Callable[[], dict[str, int]], options: Options, log: Any, stop: threading.Event,
+    node: Node, publishers: dict[str, Publisher], options: argparse.Namespace,
+    stop: threading.Event,
 ) -> None:
-    """Wait as the options say, and tell what for.
-
-    Args:
-        counts: gives the number of subscribers by topic, as in the bag.
-        options: how long, and for which topics.
-        log: of the node.
-        stop: ends the waiting.
-
-    """
-    start = time.monotonic()
-    reminded, before, changed = 0.0, 0, start
+    """Wait as the options say, tell what for, and let the subscribers find the player."""
+    start = changed = time.monotonic()
+    reminded, before = 0.0, 0
     while options.wait_for_subscribers and not stop.is_set():
-        found, now = counts(), time.monotonic()
-        total = sum(found.values())
+        found = {topic: publisher.get_subscription_count()
+                 for topic, publisher in publishers.items()}
+        now, total = time.monotonic(), sum(found.values())
         lacking = [topic for topic in options.wait_for if not found.get(topic, 1)]
         if total != before:
             before, changed = total, now
         if total and not lacking and now - changed >= options.settle:
-            return
+            break
         missing = f'of {", ".join(lacking)}' if lacking else 'of any topic'
-        if now - start >= options.wait_for_subscribers:
+        left = options.wait_for_subscribers - (now - start)
+        if left <= 0:
             if lacking or not total:
-                text = (f'no subscriber {missing} within {options.wait_for_subscribers:g} s '
-                        '(--wait-for-subscribers); playing all the same')
-                log.warning(text)
-            return
+                node.get_logger().warning(
+                    f'no subscriber {missing} within {options.wait_for_subscribers:g} s '
+                    '(--wait-for-subscribers); playing all the same')
+            break
         if (lacking or not total) and now >= reminded + REMIND_SECONDS:
-            reminded, left = now, options.wait_for_subscribers - (now - start)
-            text = f'waiting for a subscriber {missing}, at most {left:.0f} s'
-            log.info(text)
+            reminded = now
+            node.get_logger().info(f'waiting for a subscriber {missing}, at most {left:.0f} s')
         stop.wait(0.02)
+    if options.wait_for_subscribers:
+        wait_until_known(node, [publisher.topic_name for publisher in publishers.values()], stop)
+
+
+def wait_until_known(node: Node, topics: Collection[str], stop: threading.Event) -> None:
+    """Wait until those who subscribe know this node's publishers, or `ANSWER_SECONDS` are over.
+
+    A node that answers a request has found whoever asks; announcements come in their order, so
+    that it has found the publishers, which are older than the request. What is asked for is
+    nothing: the values of no parameters. A node without such a service is not waited for.
+    """
+    import rclpy
+    from rcl_interfaces.srv import GetParameters
+
+    infos = [info for topic in topics for info in node.get_subscriptions_info_by_topic(topic)]
+    names = {f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in infos}
+    services = {service for service, _ in node.get_service_names_and_types()}
+    clients = [node.create_client(GetParameters, service)
+               for service in sorted(f'{name}/get_parameters' for name in names)
+               if service in services]
+    answers: dict[Any, list[Any]] = {client: [] for client in clients}
+    deadline, asked = time.monotonic() + ANSWER_SECONDS, 0.0
+    while not stop.is_set() and (now := time.monotonic()) < deadline and not all(
+            any(future.done() for future in futures) for futures in answers.values()):
+        if now >= asked + ASK_SECONDS:
+            asked = now
+            for client, futures in answers.items():
+                futures.append(client.call_async(GetParameters.Request()))
+        rclpy.spin_once(node, timeout_sec=0.02)
+    for client in clients:
+        node.destroy_client(client)
 
 
 def message_type(name: str) -> Any | None:
@@ -365,7 +313,7 @@ def qos_profile(recorded: Sequence[Qos]) -> QoSProfile:
     if history == 'KEEP_ALL':
         profile.history = HistoryPolicy.KEEP_ALL
     elif history == 'KEEP_LAST':
-        profile.depth = max(qos.depth for qos in recorded) or DEFAULT_DEPTH
+        profile.depth = max(qos.depth for qos in recorded) or LEAST_DEPTH
     if (reliability, durability, history) == ('RELIABLE', 'VOLATILE', 'KEEP_LAST'):
         # To subscribers the depth is nothing but what a busy one of them may lose.
         profile.depth = max(profile.depth, LEAST_DEPTH)
@@ -464,11 +412,6 @@ def parser() -> argparse.ArgumentParser:
         help='with --wait-for-subscribers: these topics must each have one',
     )
     parser.add_argument(
-        '--rosbag2',
-        action='store_true',
-        help='wait, then let `ros2 bag play` play; so it is also where rosbags is not installed',
-    )
-    parser.add_argument(
         '--list',
         action='store_true',
         help='print the topics as JSON, each a name, a type and a number of messages, and end',
@@ -492,32 +435,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.list:
             print(json.dumps([dataclasses.astuple(topic) for topic in bag_topics(given.bag)]))
-            return 0
-        return _play(given, ros)
+        else:
+            _play(given, ros)
     except DepthClipError as error:
         print(f'bag_player: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before our own handler is there
         return 130
+    return 0
 
 
-def _play(given: argparse.Namespace, ros: list[str]) -> int:
+def _play(given: argparse.Namespace, ros: list[str]) -> None:
     try:
         import rclpy
         from rclpy.signals import SignalHandlerOptions
     except ImportError as error:
         raise BagError(f'rclpy cannot be imported ({error}). Source a ROS 2 setup file, or '
                        "install the wheels: pip install '.[ros]'.") from error
-    options = Options(
-        rate=given.rate,
-        loop=given.loop,
-        clock=given.clock,
-        topics=tuple(given.topics),
-        start_offset=given.start_offset,
-        wait_for_subscribers=given.wait_for_subscribers,
-        settle=given.settle,
-        wait_for=tuple(given.wait_for),
-    )
     stop = threading.Event()
     os.environ.update(large_images_profile(os.environ))
     # Signals are ours: they end the playing, and the summary still comes.
@@ -528,49 +462,16 @@ def _play(given: argparse.Namespace, ros: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        if not (given.rosbag2 or rosbag2.is_needed(given.bag)):
-            return _play_ourselves(given.bag, options, stop)
-        command = rosbag2.command(given)
-        _wait_for_listeners(given, options, stop)
+        with closing(open_bag(given.bag)) as reader:
+            node = rclpy.create_node('bag_player', start_parameter_services=False)
+            player = BagPlayer(node, reader, given, stop)
+            try:
+                player.play()
+            finally:
+                node.get_logger().info(player.summary())
+            node.destroy_node()
     finally:
         rclpy.try_shutdown()
-    if not stop.is_set():
-        # One process from here on: signals and the exit code are the player's own.
-        os.execvp(command[0], command)  # noqa: S606
-    return 0
-
-
-def _play_ourselves(bag: str, options: Options, stop: threading.Event) -> int:
-    import rclpy
-
-    reader = open_bag(bag)
-    try:
-        node = rclpy.create_node('bag_player', start_parameter_services=False)
-        player = BagPlayer(node, reader, options, stop)
-        try:
-            player.play()
-        finally:
-            node.get_logger().info(str(player.summary))
-        node.destroy_node()
-    finally:
-        reader.close()
-    return 0
-
-
-def _wait_for_listeners(
-    given: argparse.Namespace, options: Options, stop: threading.Event,
-) -> None:
-    """Wait for those to whom `ros2 bag play` is going to play."""
-    import rclpy
-
-    node = rclpy.create_node('bag_player', start_parameter_services=False)
-    names = dict(rule.split(':=', 1) for rule in given.remap)
-    topics = options.topics or options.wait_for or [t.name for t in bag_topics(given.bag)]
-    wait_for_subscribers(
-        lambda: {topic: node.count_subscribers(names.get(topic, topic)) for topic in topics},
-        options, node.get_logger(), stop)
-    node.get_logger().info(f'playing {given.bag} by ros2 bag play')
-    node.destroy_node()
 
 
 if __name__ == '__main__':
