@@ -449,7 +449,7 @@ def damaged(tmp_path, kind):
         return tmp_path / 'old.bag', 'rosbags-convert --src'
     if kind == 'pipe':
         os.mkfifo(bag)
-        return bag, 'a folder, a pipe or a device'
+        return bag, 'is not a bag'
     if kind == 'pipe as metadata':
         bag.mkdir()
         os.mkfifo(bag / 'metadata.yaml')
@@ -602,7 +602,7 @@ def test_topics_of_a_folder_and_of_a_lone_file(tmp_path, storage):
 @pytest.mark.parametrize('ask', [bag_topics, custom_data])
 def test_metadata_that_says_nothing_is_refused_by_all_who_ask(tmp_path, ask):
     (tmp_path / 'metadata.yaml').write_text('rosbag2_bagfile_information: []\n')
-    with pytest.raises(BagError, match='of a rosbag2 bag: rosbag2_bagfile_information is'):
+    with pytest.raises(BagError, match='as a rosbag2 bag: rosbag2_bagfile_information is'):
         ask(tmp_path)
 
 

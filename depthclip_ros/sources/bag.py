@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a rosbag2 bag, and which of its topics are the camera. Needs no ROS."""
+"""What is in a rosbag2 bag, and which of its topics are the camera. Needs no ROS.
+
+rosbags reads the bags, by its `Reader`: its `AnyReader` would compile every type in the bag, and
+refuse bags for types that nobody here reads. A folder's topics need its metadata.yaml alone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..core.errors import DepthClipError, quoted
-from ..core.files import open_regular, user_path
+from ..core.files import user_path
 from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
 if TYPE_CHECKING:
@@ -120,13 +124,18 @@ def bag_topics(path: str | Path) -> list[BagTopic]:
 
     """
     path = checked_path(path)
-    if path.is_dir():
-        return _topics_from_metadata(path / 'metadata.yaml')
-    reader = open_bag(path)
+    if not path.is_dir():
+        reader = open_bag(path)
+        try:
+            return [BagTopic(c.topic, c.msgtype, c.msgcount) for c in reader.connections]
+        finally:
+            reader.close()
     try:
-        return [BagTopic(c.topic, c.msgtype, c.msgcount) for c in reader.connections]
-    finally:
-        reader.close()
+        return [BagTopic(entry['topic_metadata']['name'], entry['topic_metadata']['type'],
+                         int(entry['message_count']))
+                for entry in metadata_of(path / 'metadata.yaml')['topics_with_message_count']]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _corrupt(path, error) from error
 
 
 def custom_data(path: str | Path) -> dict[str, Any]:
@@ -141,12 +150,21 @@ def custom_data(path: str | Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def storage_of(path: str | Path) -> str:
-    """Storage plugin that the bag needs: 'mcap' or 'sqlite3'."""
-    path = checked_path(path)
-    if path.is_dir():
-        return str(metadata_of(path / 'metadata.yaml').get('storage_identifier', ''))
-    return {'.mcap': 'mcap', '.db3': 'sqlite3'}[path.suffix]
+def metadata_of(path: Path) -> dict[str, Any]:
+    """What a bag's metadata.yaml says.
+
+    Raises:
+        BagError: it is missing, or not such a file.
+
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding='utf-8'))
+        information = document['rosbag2_bagfile_information']
+        if not isinstance(information, dict):
+            raise TypeError(f'rosbag2_bagfile_information is {quoted(str(information))}')
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        raise _corrupt(path, error) from error
+    return information
 
 
 def existing_path(path: str | Path) -> Path:
@@ -182,12 +200,12 @@ def checked_path(path: str | Path) -> Path:
                 f"'ros2 bag reindex {path}' writes it."
             )
         return path
-    if _starts_with(path, b'#ROSBAG'):
+    if path.suffix == '.bag':
         raise BagError(
             f'{path} is a ROS 1 bag. Convert it once: '
             f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'."
         )
-    if path.suffix not in ('.mcap', '.db3'):
+    if path.suffix not in ('.mcap', '.db3') or not path.is_file():
         raise BagError(f'{path} is not a bag: expected a rosbag2 folder, a .mcap or a .db3 file.')
     return path
 
@@ -215,7 +233,7 @@ def camera_topics(
     ]
     everything = list(dict.fromkeys([*raw, *compressed]))
     if image:
-        base = _absolute(image).removesuffix('/compressed')
+        base = f'/{image.removesuffix("/compressed").removeprefix("/")}'
         if base not in everything:
             raise BagError(
                 f"The bag has no images on '{base}'. Its image topics: {_listed(everything)}."
@@ -241,69 +259,22 @@ def _only_camera(names: list[str], choice: str) -> str:
     cameras = [name for name in names if not any(word in name for word in NOT_PHOTOGRAPHS)]
     if len(cameras) == 1:
         return cameras[0]
-    if not cameras:
+    if cameras:
         raise BagError(
-            'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
-            f'ends in /compressed). Its other image topics: {_listed(names)}; '
-            f'if it is one of them, say so with {choice.partition(",")[0]}.'
-        )
+            f'The bag has several cameras: {_listed(cameras)}. Choose one with {choice}.')
     raise BagError(
-        f'The bag has several cameras: {_listed(cameras)}. Choose one with {choice}.'
-    )
-
-
-def _topics_from_metadata(path: Path) -> list[BagTopic]:
-    try:
-        return [
-            BagTopic(
-                entry['topic_metadata']['name'],
-                entry['topic_metadata']['type'],
-                int(entry['message_count']),
-            )
-            for entry in metadata_of(path)['topics_with_message_count']
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BagError(f'{path} is not the metadata of a rosbag2 bag: {error!r}.') from error
-
-
-def metadata_of(path: Path) -> dict[str, Any]:
-    """What a bag's metadata.yaml says.
-
-    Raises:
-        BagError: it is missing, or not such a file.
-
-    """
-    try:
-        with open_regular(path) as file:
-            document = yaml.safe_load(file.read().decode())
-        information = document['rosbag2_bagfile_information']
-        if not isinstance(information, dict):
-            raise TypeError(f'rosbag2_bagfile_information is {quoted(str(information))}')
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-        reason = (f'it has no {error}' if isinstance(error, KeyError) else
-                  ' '.join(str(error).split())[:200] or type(error).__name__)
-        raise BagError(f'{path} is not the metadata of a rosbag2 bag: {reason}.') from error
-    return information
+        'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
+        f'ends in /compressed). Its other image topics: {_listed(names)}; '
+        f'if it is one of them, say so with {choice.partition(",")[0]}.')
 
 
 def _corrupt(path: object, error: Exception) -> BagError:
-    reason = str(error) or type(error).__name__
+    reason = f'it has no {error}' if isinstance(error, KeyError) else \
+        ' '.join(str(error).split())[:200] or type(error).__name__
     return BagError(
         f'{path} cannot be read as a rosbag2 bag: {reason.rstrip(".")}. If its recorder crashed, '
-        f"try 'ros2 bag reindex {path}'; else copy or record it again."
-    )
-
-
-def _starts_with(path: Path, magic: bytes) -> bool:
-    try:
-        with open_regular(path) as file:
-            return file.read(len(magic)) == magic
-    except OSError as error:
-        raise BagError(f'{quoted(str(path))} cannot be read: {error.strerror}.') from error
-
-
-def _absolute(topic: str) -> str:
-    return topic if topic.startswith('/') else f'/{topic}'
+        f"try 'ros2 bag reindex {path}', for mcap 'mcap recover FILE -o NEW'; else copy or record "
+        'it again.')
 
 
 def _listed(names: list[str]) -> str:
