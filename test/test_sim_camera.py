@@ -27,7 +27,7 @@ from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.sim import RenderOptions, Scene, camera_pose, render, trajectory
 from depthclip_ros.sim.world import SimConfig, View
-from depthclip_ros.sources.sim_camera import Lateness, SimCameraNode, transform
+from depthclip_ros.sources.sim_camera import SimCameraNode, transform
 
 SECOND = 1_000_000_000
 TOPICS = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
@@ -230,7 +230,6 @@ def make_node(domain):
     ({'rate': -1.0}, 'rate: -1.0 Hz is outside'),
     ({'cameras': '[front, front]'}, 'cameras: .* one twice'),
     ({'white_balance': '[1.0]'}, 'white_balance: .* three gains'),
-    ({'qos_overrides./imag.publisher.depth': 1}, 'no such setting; write .*/image.publisher'),
 ])
 def test_wrong_parameters_are_refused(make_node, parameters, message):
     with pytest.raises(ConfigError, match=message):
@@ -279,12 +278,3 @@ def test_the_transform_takes_points_of_the_camera_into_the_room():
     point, axis = np.array([0.3, -0.5, 2.0]), np.array([q.x, q.y, q.z])
     turned = point + 2 * np.cross(axis, np.cross(axis, point) + q.w * point)
     np.testing.assert_allclose(turned, pose[:3, :3] @ point, atol=1e-9)
-
-
-def test_lateness_is_said_once_and_only_when_it_lasts():
-    late = Lateness(10.0)
-    # (skipped so far, time): the start is slow, then all is well, then it is not.
-    calls = [(9, 100.0), (9, 103.0), (10, 105.1), (30, 107.0), (31, 110.2), (90, 116.0)]
-    said = [late.complaint(skipped, now) for skipped, now in calls]
-    assert said[:4] + said[5:] == [''] * 5
-    assert '21 pictures skipped in 5.1 s' in said[4]

@@ -15,8 +15,9 @@ import argparse
 import os
 import sys
 import time
+from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rclpy
 from rclpy.exceptions import NameValidationException
@@ -31,7 +32,6 @@ from std_msgs.msg import Header
 from ..arguments import positive, whole
 from ..core.errors import DepthClipError, ImageError
 from ..core.opencv import cv2
-from ..node import image_io
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from builtin_interfaces.msg import Time
+    from numpy.typing import NDArray
 
     from ..color import Picture
 
@@ -87,8 +88,7 @@ class ImageSource(Node):
             kind, topic, QOS, qos_overriding_options=overrides)
         self._info_publisher = self.create_publisher(
             CameraInfo, 'camera_info', QOS, qos_overriding_options=overrides)
-        # Filled again for every picture; publishing copies.
-        self._image, self._info, self._header = kind(), CameraInfo(), Header()
+        self._info = CameraInfo()
         self._answered = False
         self._awaited: list[Time] = []  # stamps under which the picture was sent
         if options.answer:
@@ -107,21 +107,20 @@ class ImageSource(Node):
 
         """
         height, width = picture.shape[:2]
-        self._calibrate(width, height)
-        self._header.stamp = self.get_clock().now().to_msg()
-        self._header.frame_id = self._frame_id
-        self._info.header = self._header
+        if (self._info.width, self._info.height) != (width, height):
+            calibration_of(self._given, width, height).fill(self._info)
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
+        self._info.header = header
         if self._compressed:
             _, data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            self._image.header = self._header
-            self._image.format = 'bgr8; jpeg compressed bgr8'
-            image_io.fill_data(self._image, data)
+            image = CompressedImage(header=header, format='bgr8; jpeg compressed bgr8',
+                                    data=array('B', data.tobytes()))
         else:
-            image_io.color_image(self._image, picture, self._header)
+            image = image_message(header, picture, 'bgr8')
         self._answered &= again
-        self._awaited = [*(self._awaited if again else ()), self._header.stamp]
+        self._awaited = [*(self._awaited if again else ()), header.stamp]
         self._info_publisher.publish(self._info)
-        self._image_publisher.publish(self._image)
+        self._image_publisher.publish(image)
         self.published += 1
 
     def wait_for_subscribers(self, count: int) -> None:
@@ -145,11 +144,13 @@ class ImageSource(Node):
     def _on_answer(self, message: Image) -> None:
         self._answered |= message.header.stamp in self._awaited
 
-    def _calibrate(self, width: int, height: int) -> None:
-        """Make the camera_info fit pictures of this size."""
-        if (self._info.width, self._info.height) == (width, height):
-            return
-        calibration_of(self._given, width, height).fill(self._info)
+
+def image_message(header: Header, pixels: NDArray[Any], encoding: str) -> Image:
+    """An image of the pixels, row by row without gaps."""
+    return Image(
+        header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
+        is_bigendian=sys.byteorder == 'big', step=pixels[0].nbytes,
+        data=array('B', pixels.tobytes()))
 
 
 def main(args: Sequence[str] | None = None) -> int:

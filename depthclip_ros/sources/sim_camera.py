@@ -20,15 +20,17 @@ Parameters:
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import rclpy
 import torch
 from geometry_msgs.msg import TransformStamped
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -38,21 +40,18 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from ..core.errors import ConfigError
-from ..node import image_io
 from ..node.config import ROS_OWN
-from ..node.parameters import check_qos_overrides, descriptor, given_overrides
+from ..node.parameters import descriptor
 from ..node.process import StopSignals
-from ..node.qos_events import publisher_callbacks
 from ..resources import large_images_profile
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View, calibration
 from .bag_player import message_type
-from .image_source import QOS
+from .image_source import QOS, image_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from ..sim import Frame
@@ -64,22 +63,20 @@ TOLERANCE = 0.1  # of the pictures that may be skipped in this time
 
 
 class CameraTopics:
-    """Publishers of one camera, with messages that are filled again for every picture."""
+    """Publishers of one camera."""
 
     def __init__(self, node: Node, name: str, config: SimConfig) -> None:
         """Create the publishers; an empty name means the node's own namespace."""
         prefix = f'{name}/' if name else ''
-        self.names = {topic: node.resolve_topic_name(prefix + topic) for topic in TOPICS}
         self._publishers = {
             topic: node.create_publisher(
                 kind, prefix + topic, QOS,
-                event_callbacks=publisher_callbacks(node, prefix + topic),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies())
             for topic, kind in TOPICS.items()
         }
         self.frame_id = OPTICAL_FRAME.replace('camera', name) if name else OPTICAL_FRAME
         self.room_frame_id = WORLD_FRAME if config.rig or not name else f'{name}_{WORLD_FRAME}'
-        self._image, self._depth, self._info = Image(), Image(), CameraInfo()
+        self._info = CameraInfo()
         calibration(config.camera()).fill(self._info)
 
     def wanted(self, *topics: str) -> bool:
@@ -93,11 +90,10 @@ class CameraTopics:
 
     def publish_frame(self, header: Header, frame: Frame) -> None:
         """Publish the picture, and its depth while wanted."""
-        image_io.color_image(self._image, frame.rgb, header, 'rgb8')
-        self._publishers['image'].publish(self._image)
+        self._publishers['image'].publish(image_message(header, frame.rgb, 'rgb8'))
         if self.wanted('depth/ground_truth'):
-            image_io.depth_image(self._depth, frame.depth, '32FC1', header)
-            self._publishers['depth/ground_truth'].publish(self._depth)
+            depth = image_message(header, frame.depth.astype(np.float32), '32FC1')
+            self._publishers['depth/ground_truth'].publish(depth)
 
 
 class SimCameraNode(Node):
@@ -118,13 +114,10 @@ class SimCameraNode(Node):
         self.config = declare_parameters(self)
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
-        overrides = given_overrides(self)
         self._topics = [CameraTopics(self, name, self.config) for name in self.config.cameras]
-        check_qos_overrides(
-            overrides, [name for topics in self._topics for name in topics.names.values()], [])
         self._views = [self._view(index) for index in range(len(self._topics))]
         self._schedule = Schedule(self.config.rate)
-        self._lateness = Lateness(self.config.rate)
+        self._skipped = -1  # pictures by the last report; -1: before the first picture
         self._tf_type = message_type('tf2_msgs/msg/TFMessage')
         self._tf = None
         if self._tf_type is not None:
@@ -134,6 +127,8 @@ class SimCameraNode(Node):
         self.published = 0
         # Oftener than the rate: a timer that finds rendering late would miss the next beat.
         self.create_timer(0.25 / self.config.rate, self._tick)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(REPORT_SECONDS, self._report, clock=steady)
 
     def summary(self) -> str:
         """What was published, in a sentence."""
@@ -170,9 +165,16 @@ class SimCameraNode(Node):
                 topics.publish_frame(header, frame)
                 self._publish_tf(header, topics.room_frame_id, frame.pose)
         self.published += 1
-        complaint = self._lateness.complaint(self._schedule.skipped, time.monotonic())
-        if complaint:
-            self.get_logger().warning(complaint)
+
+    def _report(self) -> None:
+        """Say, once, that rendering cannot keep up; not of the start, which is slow."""
+        before, self._skipped = self._skipped, self._schedule.skipped if self.published else -1
+        new = self._skipped - before
+        if before >= 0 and new > TOLERANCE * REPORT_SECONDS * self.config.rate:
+            self.get_logger().warning(
+                f'Rendering cannot keep up with {self.config.rate:g} Hz: {new} pictures skipped '
+                f'in {REPORT_SECONDS:g} s, none queued. Lower rate, width and height, motion_blur '
+                'or the number of cameras, or raise num_threads. This is said once.', once=True)
 
     def _begin(self) -> None:
         """Start with the first room, at the start and whenever the clock was set back."""
@@ -186,37 +188,6 @@ class SimCameraNode(Node):
             self._tf.publish(self._tf_type(transforms=[transform(header, parent, pose)]))
 
 
-class Lateness:
-    """Finds out, and says once, that rendering cannot keep up with the rate."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._since = 0.0
-        self._skipped = 0
-        self._said = False
-
-    def complaint(self, skipped: int, now: float) -> str:
-        """What to say now, '' for nothing.
-
-        Args:
-            skipped: pictures that have been skipped so far.
-            now: steady time in seconds.
-
-        """
-        seconds = now - self._since
-        if self._said or seconds < REPORT_SECONDS:
-            return ''
-        new, self._skipped = skipped - self._skipped, skipped
-        first, self._since = not self._since, now
-        # The first time is that of the start.
-        if first or new <= TOLERANCE * seconds * self._rate:
-            return ''
-        self._said = True
-        return (f'Rendering cannot keep up with {self._rate:g} Hz: {new} pictures skipped in '
-                f'{seconds:.1f} s, none queued. Lower rate, width and height, motion_blur or the '
-                'number of cameras, or raise num_threads. This is said once.')
-
-
 def declare_parameters(node: Node) -> SimConfig:
     """Declare all settings on a node that was made with its overrides declared.
 
@@ -226,7 +197,7 @@ def declare_parameters(node: Node) -> SimConfig:
     """
     given: dict[str, Any] = node.get_parameters_by_prefix('')
     config = SimConfig.from_dict({
-        name: getattr(parameter.value, 'tolist', lambda value=parameter.value: value)()
+        name: list(value) if isinstance(value := parameter.value, array.array) else value
         for name, parameter in given.items() if not ROS_OWN.match(name)})
     for setting in dataclasses.fields(SimConfig):
         if node.has_parameter(setting.name):
@@ -266,7 +237,6 @@ def main(args: Sequence[str] | None = None) -> int:
         rclpy.init(args=list(sys.argv if args is None else ['sim_camera', *args]),
                    signal_handler_options=SignalHandlerOptions.NO)
         node = SimCameraNode()
-        signals.status = lambda: 0
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not signals.received.is_set():
