@@ -100,10 +100,10 @@ def side_by_side(
         warning: line above everything, on red.
 
     """
-    height, width = rgb.shape[:2]
-    return _framed(
-        [rgb, _resize_nearest(colorize(depth, low, high), width, height)], low, high, caption,
-        warning)
+    # Nearest: no colours are invented between two depths.
+    small = cv2.resize(colorize(depth, low, high), rgb.shape[1::-1],
+                       interpolation=cv2.INTER_NEAREST)
+    return _framed([rgb, np.asarray(small, np.uint8)], low, high, caption, warning)
 
 
 def with_bar(
@@ -153,9 +153,7 @@ def contact_sheet(pictures: Sequence[Picture], title: str = '', width: int = 160
 
 def write_warning(picture: Picture, text: str) -> None:
     """Write `text` in white on a red stripe across the top of `picture`, in place."""
-    scale = 0.65
-    while scale > 0.25 and text_width(text, scale, 2) > picture.shape[1] - 2 * GAP:
-        scale -= 0.05
+    scale = _fitting(text, 0.65, 2, picture.shape[1])
     stripe = picture[:round(WARNING_HEIGHT * scale / 0.65)]
     stripe[:] = WARNING
     x = max(0, (picture.shape[1] - text_width(text, scale, 2)) // 2)
@@ -164,30 +162,10 @@ def write_warning(picture: Picture, text: str) -> None:
 
 def write_note(picture: Picture, text: str) -> None:
     """Write `text` small on a dark stripe along the bottom of `picture`, in place."""
-    scale = 0.45
-    while scale > 0.25 and text_width(text, scale, 1) > picture.shape[1] - 2 * GAP:
-        scale -= 0.05
+    scale = _fitting(text, 0.45, 1, picture.shape[1])
     stripe = picture[-max(8, round(40 * scale)):]
     stripe[:] = BACKGROUND
     put_text(stripe, text, (GAP, round(len(stripe) * 0.7)), scale)
-
-
-def depth_millimetres(
-    depth: NDArray[np.floating[Any]],
-) -> tuple[NDArray[np.uint16], int]:
-    """Convert metres to the 16-bit millimetres of a depth PNG (REP-118: 0 is invalid).
-
-    Returns:
-        uint16 (H, W), and the number of pixels that had a depth which 16 bits cannot hold
-        (not positive, or above 65.535 m) and are therefore 0. Those with no depth or an infinite
-        one are 0 too.
-
-    """
-    rounded = np.rint(depth * 1000.0)
-    with np.errstate(invalid='ignore'):
-        held = (rounded >= 1) & (rounded <= 65535)
-    millimetres = np.where(held, rounded, 0).astype(np.uint16)
-    return millimetres, int(np.count_nonzero(~held & np.isfinite(depth)))
 
 
 def png(picture: NDArray[Any]) -> bytes:
@@ -221,19 +199,8 @@ def _framed(
     if not caption:
         return joined
     line = canvas(28, joined.shape[1])
-    scale = 0.5
-    while scale > 0.25 and text_width(caption, scale, 1) > line.shape[1] - 2 * GAP:
-        scale -= 0.05
-    put_text(line, caption, (GAP, 19), scale)
+    put_text(line, caption, (GAP, 19), _fitting(caption, 0.5, 1, line.shape[1]))
     return np.vstack([joined, line])
-
-
-def _resize_nearest(picture: Picture, width: int, height: int) -> Picture:
-    """Resize without inventing colours between two depths."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(
-        cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
@@ -256,6 +223,13 @@ def canvas(height: int, width: int) -> Picture:
 def text_width(text: str, scale: float, thickness: int) -> int:
     """Width in pixels of what `put_text` writes."""
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
+
+
+def _fitting(text: str, scale: float, thickness: int, width: int) -> float:
+    """The largest scale up to this one at which a text fits a width, but no illegible one."""
+    while scale > 0.25 and text_width(text, scale, thickness) > width - 2 * GAP:
+        scale -= 0.05
+    return scale
 
 
 def put_text(

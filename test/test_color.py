@@ -125,11 +125,3 @@ def test_contact_sheet_holds_every_picture(count):
 def test_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match='at least one'):
         color.contact_sheet([])
-
-
-def test_millimetres_count_what_does_not_fit():
-    depth = np.array([[np.nan, 1.2344, 65.535, 65.6, -1.0, np.inf, 0.0]], np.float32)
-    millimetres, lost = color.depth_millimetres(depth)
-    assert millimetres.dtype == np.uint16
-    assert millimetres.tolist() == [[0, 1234, 65535, 0, 0, 0, 0]]
-    assert lost == 3  # not NaN and infinity: they have no depth to lose

@@ -14,11 +14,11 @@ from ..color import (
     Picture,
     color_range,
     contact_sheet,
-    depth_millimetres,
     side_by_side,
     write_picture,
 )
 from ..core.opencv import cv2
+from ..node.image_io import depth_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,7 @@ class Album:
             self._path(name, number, ending).unlink(missing_ok=True)
 
     def _write(self, frame: Frame) -> None:
-        millimetres, lost = depth_millimetres(frame.depth)
+        millimetres, lost = depth_values(frame.depth, '16UC1')
         self.lost_pixels += lost
         write_picture(self._path('depth', frame.number, 'png'), millimetres)
         picture = frame.picture

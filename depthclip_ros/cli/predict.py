@@ -12,7 +12,6 @@ import numpy as np
 from ..color import (
     UNTRAINED,
     color_range,
-    depth_millimetres,
     enlarge,
     with_bar,
     write_note,
@@ -20,6 +19,7 @@ from ..color import (
     write_warning,
 )
 from ..core.errors import DataError, DepthClipError, ImageError
+from ..node.image_io import depth_values
 from ..sources.pictures import picture_files, read_picture
 from .model import (
     given_camera,
@@ -162,7 +162,7 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
     low, high = color_range(estimator.config.depth_span)
     warning = '' if estimator.weights.trained else UNTRAINED
-    millimetres, lost = depth_millimetres(prediction.depth)
+    millimetres, lost = depth_values(prediction.depth, '16UC1')
     patches = prediction.patch_depth
     patch_picture = enlarge(patches, low, high, max(1, 640 // patches.shape[1]))
     if warning:

@@ -206,7 +206,9 @@ def checked_path(path: str | Path) -> Path:
             f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'."
         )
     if path.suffix not in ('.mcap', '.db3') or not path.is_file():
-        raise BagError(f'{path} is not a bag: expected a rosbag2 folder, a .mcap or a .db3 file.')
+        what = '' if path.is_file() else ' but a pipe or a device'
+        raise BagError(
+            f'{path} is not a bag{what}: expected a rosbag2 folder, a .mcap or a .db3 file.')
     return path
 
 
