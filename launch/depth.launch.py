@@ -54,7 +54,8 @@ from depthclip_ros.resources import large_images_profile
 PACKAGE = 'depthclip_ros'
 # Seconds for which bag_player waits for the node, which may have to download its weights first.
 PATIENCE = 1800
-# Seconds from the active node to the first message of `ros2 bag play`, which waits for nobody.
+# Seconds after which a new node has found, and has been found by, all that listen: Fast DDS
+# announces what is there every 3 s. The time in which the network is loaded counts.
 DISCOVERY = 3.5
 # Seconds for the last image of a bag to become depth.
 LAST_IMAGE = 2.0
@@ -150,8 +151,8 @@ def _bag_player(bag: str, todo: Plan, profile: dict[str, str]) -> Action:
     return Node(
         package=PACKAGE,
         executable='bag_player',
-        arguments=[bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--wait-for',
-                   *todo.topics()],
+        arguments=[bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--settle',
+                   str(DISCOVERY), '--wait-for', *todo.topics()],
         additional_env=profile,
         on_exit=_after_player,
         output='screen',

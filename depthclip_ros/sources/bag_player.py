@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 CLOCK_HZ = 40.0  # that of `ros2 bag play --clock`
 CLOCK_TOPIC = '/clock'
 LEAST_DEPTH = 100  # of what is reliable and not latched
-SETTLE_SECONDS = 0.5  # after the first subscriber, the others of a node follow within this
+SETTLE_SECONDS = 0.5
 # Fast DDS repeats an announcement that was lost after 3 s. A subscriber that has not got the
 # player's does not know it yet, although the player knows the subscriber.
 ANSWER_SECONDS = 4.0
@@ -221,16 +221,21 @@ def wait_for_subscribers(
     node: Node, publishers: dict[str, Publisher], options: argparse.Namespace,
     stop: threading.Event,
 ) -> None:
-    """Wait as the options say, tell what for, and let the subscribers find the player."""
+    """Wait as the options say, tell what for, and let the subscribers find the player.
+
+    A node that is new on the graph finds what was there before it only with that one's next
+    announcement. So what counts as quiet is that no node has come, and not no subscription: those
+    of a node that has loaded its network for long meanwhile are known at once.
+    """
     start = changed = time.monotonic()
-    reminded, before = 0.0, 0
+    reminded, known = 0.0, set[tuple[str, str]]()
     while options.wait_for_subscribers and not stop.is_set():
         found = {topic: publisher.get_subscription_count()
                  for topic, publisher in publishers.items()}
         now, total = time.monotonic(), sum(found.values())
         lacking = [topic for topic in options.wait_for if not found.get(topic, 1)]
-        if total != before:
-            before, changed = total, now
+        if not known >= (nodes := set(node.get_node_names_and_namespaces())):
+            known, changed = known | nodes, now
         if total and not lacking and now - changed >= options.settle:
             break
         missing = f'of {", ".join(lacking)}' if lacking else 'of any topic'
@@ -314,9 +319,9 @@ def qos_profile(recorded: Sequence[Qos]) -> QoSProfile:
         profile.history = HistoryPolicy.KEEP_ALL
     elif history == 'KEEP_LAST':
         profile.depth = max(qos.depth for qos in recorded) or LEAST_DEPTH
-    if (reliability, durability, history) == ('RELIABLE', 'VOLATILE', 'KEEP_LAST'):
-        # To subscribers the depth is nothing but what a busy one of them may lose.
-        profile.depth = max(profile.depth, LEAST_DEPTH)
+        if (reliability, durability) == ('RELIABLE', 'VOLATILE'):
+            # To subscribers the depth is nothing but what a busy one of them may lose.
+            profile.depth = max(profile.depth, LEAST_DEPTH)
     return profile
 
 
@@ -366,63 +371,26 @@ def parser() -> argparse.ArgumentParser:
         description='Play a rosbag2 bag (mcap or sqlite3) into ROS, bytes and stamps unchanged. '
         'ROS arguments may follow after --ros-args.',
     )
-    parser.add_argument('bag', metavar='BAG', help='bag folder, or a .mcap or .db3 file')
-    parser.add_argument(
-        '-r', '--rate', type=positive, default=1.0, help='speed; 2 is twice as fast (%(default)s)'
-    )
-    parser.add_argument('-l', '--loop', action='store_true', help='start again at the end')
-    parser.add_argument(
-        '--clock',
-        type=positive,
-        nargs='?',
-        const=CLOCK_HZ,
-        default=0.0,
-        metavar='HZ',
-        help=f'publish the time of the bag on /clock ({CLOCK_HZ:g} Hz unless given)',
-    )
-    parser.add_argument('--topics', nargs='+', default=[], metavar='TOPIC', help='play these only')
-    parser.add_argument(
-        '-m',
-        '--remap',
-        nargs='+',
-        type=_remapping,
-        default=[],
-        metavar='OLD:=NEW',
-        help='publish a topic under another name',
-    )
-    parser.add_argument(
-        '--start-offset',
-        type=not_negative,
-        default=0.0,
-        metavar='SECONDS',
-        help='skip this much of the bag',
-    )
-    parser.add_argument(
-        '--wait-for-subscribers',
-        type=not_negative,
-        default=0.0,
-        metavar='SECONDS',
-        help='wait so long for a first subscriber before playing',
-    )
-    parser.add_argument(
-        '--wait-for',
-        nargs='+',
-        default=[],
-        metavar='TOPIC',
-        help='with --wait-for-subscribers: these topics must each have one',
-    )
-    parser.add_argument(
-        '--list',
-        action='store_true',
-        help='print the topics as JSON, each a name, a type and a number of messages, and end',
-    )
-    parser.add_argument(
-        '--settle',
-        type=not_negative,
-        default=SETTLE_SECONDS,
-        metavar='SECONDS',
-        help='begin when no further subscriber has come for so long (%(default)s)',
-    )
+    add = parser.add_argument
+    add('bag', metavar='BAG', help='bag folder, or a .mcap or .db3 file')
+    add('-r', '--rate', type=positive, default=1.0, help='speed; 2 is twice as fast (%(default)s)')
+    add('-l', '--loop', action='store_true', help='start again at the end')
+    add('--clock', type=positive, nargs='?', const=CLOCK_HZ, default=0.0, metavar='HZ',
+        help=f'publish the time of the bag on /clock ({CLOCK_HZ:g} Hz unless given)')
+    add('--topics', nargs='+', default=[], metavar='TOPIC', help='play these only')
+    add('-m', '--remap', nargs='+', type=_remapping, default=[], metavar='OLD:=NEW',
+        help='publish a topic under another name')
+    add('--start-offset', type=not_negative, default=0.0, metavar='SECONDS',
+        help='skip this much of the bag')
+    add('--wait-for-subscribers', type=not_negative, default=0.0, metavar='SECONDS',
+        help='wait so long for a first subscriber, and until the subscribers have found the '
+        'player, before playing')
+    add('--wait-for', nargs='+', default=[], metavar='TOPIC',
+        help='with --wait-for-subscribers: these topics must each have one')
+    add('--list', action='store_true',
+        help='print the topics as JSON, each a name, a type and a number of messages, and end')
+    add('--settle', type=not_negative, default=SETTLE_SECONDS, metavar='SECONDS',
+        help='begin when no further node has come for so long (%(default)s)')
     return parser
 
 

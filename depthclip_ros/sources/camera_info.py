@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
 
 BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
+
 
 @dataclass(frozen=True)
 class CameraCalibration:
@@ -72,26 +73,24 @@ class CameraCalibration:
             raise CameraInfoError('malformed file', f'{path}: is no camera calibration; expected '
                                   'image_width, image_height, camera_matrix and so on.')
 
-        def number(key: str) -> int:
-            value = document.get(key)
-            if not isinstance(value, int) or value <= 0:
-                raise CameraInfoError('malformed file', f'{path}: {key} is {value!r}; expected a '
-                                      'positive whole number.')
-            return value
+        for key in ('image_width', 'image_height'):
+            if not isinstance(document.get(key), int) or document[key] <= 0:
+                raise CameraInfoError('malformed file', f'{path}: {key} is {document.get(key)!r}; '
+                                      'expected a positive whole number.')
 
-        def matrix(key: str, size: int | None) -> tuple[float, ...]:
+        def matrix(key: str, size: int = 0) -> tuple[float, ...]:
             entry = document.get(key)
             data = entry.get('data') if isinstance(entry, dict) else None
-            if not isinstance(data, list) or not all(_is_number(v) for v in data) \
-                    or (size is not None and len(data) != size):
-                wanted = 'a list of numbers' if size is None else f'{size} numbers'
+            if not isinstance(data, list) or not all(type(v) in (int, float) for v in data) \
+                    or (size and len(data) != size):
+                wanted = f'{size} numbers' if size else 'a list of numbers'
                 raise CameraInfoError('malformed file', f'{path}: {key}.data is {data!r}; '
                                       f'expected {wanted}.')
-            return tuple(float(value) for value in data)
+            return tuple(map(float, data))
 
         return cls(
-            number('image_width'), number('image_height'), matrix('camera_matrix', 9),
-            matrix('distortion_coefficients', None), str(document.get('distortion_model', '')),
+            document['image_width'], document['image_height'], matrix('camera_matrix', 9),
+            matrix('distortion_coefficients'), str(document.get('distortion_model', '')),
             matrix('rectification_matrix', 9), matrix('projection_matrix', 12))
 
     def model(self, *, rectified: bool = False) -> CameraModel:
@@ -135,7 +134,3 @@ def calibration_of(
             'another size', f'The calibration is for {given.width} x {given.height} pixels, but a '
             f'picture has {width} x {height}; resize the pictures or leave --camera-info away.')
     return given
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
