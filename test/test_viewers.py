@@ -13,7 +13,6 @@ from test_launching import make_plan
 
 from depthclip_ros.launching import rviz_file
 from depthclip_ros.node import diagnostic_keys
-from depthclip_ros.node.click_inputs import CLICKED_POINT
 from depthclip_ros.node.outputs import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,14 +20,12 @@ LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}
 OF_A_CAMERA = {**OUTPUTS, 'image': 'sensor_msgs/msg/Image',
                'camera_info': 'sensor_msgs/msg/CameraInfo'}
 KINDS = {'rviz_default_plugins/Image': 'sensor_msgs/msg/Image',
-         'rviz_default_plugins/PointCloud2': 'sensor_msgs/msg/PointCloud2',
-         'rviz_default_plugins/PublishPoint': 'geometry_msgs/msg/PointStamped'}
+         'rviz_default_plugins/PointCloud2': 'sensor_msgs/msg/PointCloud2'}
 
 
 def topics(prefixes):
     """Every topic of cameras of these names, absolute, with its type."""
-    return {CLICKED_POINT: 'geometry_msgs/msg/PointStamped',
-            '/diagnostics': 'diagnostic_msgs/msg/DiagnosticArray',
+    return {'/diagnostics': 'diagnostic_msgs/msg/DiagnosticArray',
             **{f'/{prefix}{name}': kind
                for prefix in prefixes for name, kind in OF_A_CAMERA.items()}}
 
@@ -38,8 +35,8 @@ def rviz(path):
 
 
 def displays(tree):
-    """Everything with a topic, in groups or not, and the tools."""
-    for part in [*tree.get('Displays', ()), *tree.get('Tools', ())]:
+    """Everything with a topic, in groups or not."""
+    for part in tree.get('Displays', ()):
         if 'Topic' in part:
             yield part
         yield from displays(part)
@@ -92,7 +89,6 @@ def topics_of(panel, config):
     elif kind == '3D':
         for topic in config['topics']:
             yield topic, 'sensor_msgs/msg/PointCloud2'
-        yield config['publish']['pointTopic'], 'geometry_msgs/msg/PointStamped'
     elif kind == 'DiagnosticSummary':
         yield config['topicToRender'], 'diagnostic_msgs/msg/DiagnosticArray'
 
