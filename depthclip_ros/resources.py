@@ -38,12 +38,9 @@ def share_dir() -> Path:
         for candidate in (folder, folder / 'share' / PACKAGE):
             if (candidate / 'package.xml').is_file() and (candidate / 'config').is_dir():
                 return candidate
-    from_index = _from_ament_index()
-    if from_index is not None:
-        return from_index
     raise DepthClipError(
-        f'The files of {PACKAGE} (share/{PACKAGE}) are neither above {here.parent} nor in the '
-        'ament index. Install the package again, with pip or colcon (docs/install.md).'
+        f'The files of {PACKAGE} (share/{PACKAGE}) are not above {here.parent}. Install the '
+        'package again, with pip or colcon (docs/install.md).'
     )
 
 
@@ -91,18 +88,3 @@ def large_images_profile(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     return dict.fromkeys(
         PROFILE_VARIABLES, str(share_dir() / 'config' / 'fastdds_large_images.xml'))
-
-
-def _from_ament_index() -> Path | None:
-    """Share folder by the ament index, for layouts where it is not above the code."""
-    try:
-        from ament_index_python.packages import (
-            PackageNotFoundError,
-            get_package_share_directory,
-        )
-    except ImportError:
-        return None
-    try:
-        return Path(get_package_share_directory(PACKAGE))
-    except PackageNotFoundError:
-        return None

@@ -257,15 +257,6 @@ def test_arguments_reach_the_node_in_its_namespace(settings, tmp_path, tiny_weig
     assert 'Configured' not in output  # which is of level info
 
 
-def test_empty_arguments_leave_the_settings_alone(settings, tiny_weights):
-    with Launched(f'params_file:={settings}') as launched:
-        weights, use_sim_time = launched.parameters('/depth_node', 'weights', 'use_sim_time')
-        assert weights.string_value == str(tiny_weights)
-        assert not use_sim_time.bool_value
-        assert launched.spin_until(lambda: launched.peer.count_subscribers('/image') == 1)
-        launched.interrupt()
-
-
 def test_settings_are_arguments_over_overlays_over_the_file(settings, tmp_path):
     overlay = tmp_path / 'overlay.yaml'
     overlay.write_text('/**:\n  ros__parameters: {max_age: 4.0, input_timeout: 7.0}\n')
@@ -346,18 +337,6 @@ def test_a_misspelt_argument(file):
     assert 'process started' not in output
 
 
-def test_missing_bag():
-    assert "There is no bag at '/nowhere'" in refused('bag:=/nowhere')
-
-
-def test_several_cameras(tmp_path):
-    bag = write_bag(tmp_path / 'bag', ['left', 'right'])
-    output = refused(f'bag:={bag}')
-    assert 'several cameras: /left/image_raw, /right/image_raw' in output
-    assert 'image:=TOPIC' in output
-    assert 'cameras:=' in output
-
-
 def test_several_cameras_of_a_bag_in_one_node(tmp_path, settings):
     """Found under their names; images of both are answered under their camera's name."""
     bag = write_bag(tmp_path / 'bag', ['left', 'right', 'other'])
@@ -373,17 +352,6 @@ def test_several_cameras_of_a_bag_in_one_node(tmp_path, settings):
         assert set(stamps_of(answers)) <= STAMPS, name
         assert f'bag: images from /{name}/image_raw' in output
     assert stamps_of(clouds)
-
-
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['cameras:=left,right', 'image:=/left/image_raw'], '1 topics for 2 cameras'),
-    (['image:=/a/image,/b/image'], '2 topics for 1 cameras'),
-    (['cameras:=left,right', 'image:=/a,/b/compressed'], 'some are compressed and some are not'),
-    (['cameras:=left,up', 'bag:=BAG'], 'the bag has no topic under /up/'),
-])
-def test_topics_that_do_not_fit_the_cameras(tmp_path, arguments, words):
-    bag = str(write_bag(tmp_path / 'bag', ['left', 'right']))
-    assert words in refused(*(argument.replace('BAG', bag) for argument in arguments))
 
 
 @pytest.fixture

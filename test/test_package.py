@@ -323,7 +323,6 @@ def test_share_folder_of_an_installation(tmp_path, monkeypatch, layout):
 
 def test_share_folder_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, '__file__', str(tmp_path / 'resources.py'))
-    monkeypatch.setattr(resources, '_from_ament_index', lambda: None)
     with pytest.raises(DepthClipError, match='Install the package again'):
         resources.share_dir()
 
