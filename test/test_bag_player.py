@@ -77,17 +77,8 @@ def domain(tmp_path_factory):
 
 def recorded_qos(reliability=QosReliability.RELIABLE, durability=QosDurability.VOLATILE, depth=5):
     zero = QosTime(0, 0)
-    return Qos(
-        QosHistory.KEEP_LAST,
-        depth,
-        reliability,
-        durability,
-        zero,
-        zero,
-        QosLiveliness.AUTOMATIC,
-        zero,
-        False,
-    )
+    return Qos(QosHistory.KEEP_LAST, depth, reliability, durability, zero, zero,
+               QosLiveliness.AUTOMATIC, zero, False)
 
 
 def header(index):
@@ -99,23 +90,16 @@ def header(index):
     )
 
 
-def image(index, shift=0):
-    pixels = np.arange(8 * 6 * 3, dtype=np.uint8) + index + shift
+def image(index):
+    pixels = np.arange(8 * 6 * 3, dtype=np.uint8) + index
     return STORE.types['sensor_msgs/msg/Image'](
-        header=header(index),
-        height=6,
-        width=8,
-        encoding='rgb8',
-        is_bigendian=0,
-        step=24,
-        data=pixels,
-    )
+        header=header(index), height=6, width=8, encoding='rgb8', is_bigendian=0, step=24,
+        data=pixels)
 
 
 def temperature(index):
     return STORE.types['sensor_msgs/msg/Temperature'](
-        header=header(index), temperature=float(index), variance=0.0
-    )
+        header=header(index), temperature=float(index), variance=0.0)
 
 
 def write_bag(
@@ -236,13 +220,8 @@ IMAGES = {'/camera/image': 'sensor_msgs/msg/Image'}
 BOTH = {**IMAGES, '/temperature': 'sensor_msgs/msg/Temperature'}
 
 
-@pytest.mark.parametrize(
-    ('storage', 'compression'),
-    [
-        (StoragePlugin.MCAP, None),
-        (StoragePlugin.SQLITE3, CompressionMode.MESSAGE),
-    ],
-)
+@pytest.mark.parametrize(('storage', 'compression'), [
+    (StoragePlugin.MCAP, None), (StoragePlugin.SQLITE3, CompressionMode.MESSAGE)])
 def test_plays_every_byte_in_order(tmp_path, storage, compression):
     written = write_bag(tmp_path / 'bag', storage, compression)
     listener, output = play(BOTH, tmp_path / 'bag')
@@ -286,15 +265,8 @@ def test_topics_offset_and_remap(tmp_path):
 def test_remaps_and_namespaces_of_ros(tmp_path):
     written = write_bag(tmp_path / 'bag')
     listener, output = play(
-        {'/new': 'sensor_msgs/msg/Image'},
-        tmp_path / 'bag',
-        '--ros-args',
-        '-r',
-        '/camera/image:=/new',
-        '-r',
-        '__node:=replay',
-        '--',
-    )
+        {'/new': 'sensor_msgs/msg/Image'}, tmp_path / 'bag',
+        '--ros-args', '-r', '/camera/image:=/new', '-r', '__node:=replay', '--')
     assert listener.received['/new'] == written['/camera/image']
     assert '[replay]' in output
 
@@ -436,61 +408,43 @@ def test_real_raw_bag(shared_dir):
 # Errors --------------------------------------------------------------------------------------
 
 
-def damaged(tmp_path, kind):
-    """A bag that cannot be played, and words of the message that says so."""
+def damage(tmp_path, kind):
+    """A bag that cannot be played."""
     bag = tmp_path / 'bag'
-    if kind == 'missing':
-        return bag, 'There is no bag at'
-    if kind == 'not a bag':
+    if kind == 'folder':
         bag.mkdir()
-        return bag, 'without metadata.yaml'
-    if kind == 'ros 1':
-        (tmp_path / 'old.bag').write_bytes(b'#ROSBAG V2.0\n' + bytes(64))
-        return tmp_path / 'old.bag', 'rosbags-convert --src'
-    if kind == 'pipe':
+    elif kind == 'ros 1':
+        bag = bag.with_suffix('.bag')
+        bag.write_bytes(b'#ROSBAG V2.0\n' + bytes(64))
+    elif kind == 'pipe':
         os.mkfifo(bag)
-        return bag, 'is not a bag'
-    if kind == 'pipe as metadata':
-        bag.mkdir()
-        os.mkfifo(bag / 'metadata.yaml')
-        return bag, 'without metadata.yaml'
-    if kind == 'another file':
-        (tmp_path / 'film.mp4').write_bytes(b'abc')
-        return tmp_path / 'film.mp4', 'is not a bag'
-    storage = StoragePlugin.SQLITE3 if 'sqlite3' in kind else StoragePlugin.MCAP
-    write_bag(bag, storage)
-    data = next(file for file in bag.iterdir() if file.suffix in ('.mcap', '.db3'))
-    if kind == 'no data':
-        data.unlink()
-    elif kind == 'metadata':
-        (bag / 'metadata.yaml').write_text('nothing: here')
-    elif kind.startswith('garbage'):
-        data.write_bytes(b'garbage' * 100)
-    elif kind == 'truncated mcap':
-        data.write_bytes(data.read_bytes()[:-100])
-    return bag, 'cannot be read as a rosbag2 bag'
+    elif kind == 'film':
+        bag.write_bytes(b'abc')
+    elif kind != 'missing':
+        write_bag(bag, StoragePlugin.SQLITE3 if 'sqlite3' in kind else StoragePlugin.MCAP)
+        data = next(file for file in bag.iterdir() if file.suffix in ('.mcap', '.db3'))
+        if kind == 'no data':
+            data.unlink()
+        elif kind == 'metadata':
+            (bag / 'metadata.yaml').write_text('nothing: here')
+        elif kind == 'truncated mcap':
+            data.write_bytes(data.read_bytes()[:-100])
+        else:
+            data.write_bytes(b'garbage' * 100)
+    return bag
 
 
-DAMAGES = [
-    'missing',
-    'not a bag',
-    'ros 1',
-    'pipe',
-    'pipe as metadata',
-    'another file',
-    'no data',
-    'metadata',
-    'garbage mcap',
-    'garbage sqlite3',
-    'truncated mcap',
-]
+CORRUPT = "cannot be read as a rosbag2 bag: .* 'ros2 bag reindex .* 'mcap recover FILE"
 
 
-@pytest.mark.parametrize('kind', DAMAGES)
-def test_unreadable_bag(tmp_path, kind):
-    bag, words = damaged(tmp_path, kind)
+@pytest.mark.parametrize(('kind', 'words'), [
+    ('missing', 'There is no bag at'), ('folder', 'without metadata.yaml'),
+    ('ros 1', 'rosbags-convert --src'), ('pipe', 'is not a bag but a pipe'),
+    ('film', 'is not a bag: expected'), ('no data', CORRUPT), ('metadata', CORRUPT),
+    ('garbage mcap', CORRUPT), ('garbage sqlite3', CORRUPT), ('truncated mcap', CORRUPT)])
+def test_unreadable_bag(tmp_path, kind, words):
     with pytest.raises(BagError, match=words):
-        open_bag(bag)
+        open_bag(damage(tmp_path, kind))
 
 
 def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
@@ -507,16 +461,13 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
     assert 'Traceback' not in output
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        (['missing'], 'There is no bag at'),
-        (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
-        (['bag', '--remap', '/temperature:=no name'], "Couldn't parse remap rule"),
-        (['bag', '--start-offset', '1000', '--loop', '--wait-for-subscribers', '0'],
-         'Nothing is recorded 1000 s after'),
-    ],
-)
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['missing'], 'There is no bag at'),
+    (['bag', '--topics', '/nothing'], 'It has: /camera/image, /temperature'),
+    (['bag', '--remap', '/temperature:=no name'], "Couldn't parse remap rule"),
+    (['bag', '--start-offset', '1000', '--loop', '--wait-for-subscribers', '0'],
+     'Nothing is recorded 1000 s after'),
+])
 def test_errors_of_playing(tmp_path, capsys, monkeypatch, arguments, words):
     monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')  # no profile for later tests
     write_bag(tmp_path / 'bag')
@@ -524,17 +475,13 @@ def test_errors_of_playing(tmp_path, capsys, monkeypatch, arguments, words):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        (['bag', '--rate', '0'], '0 must be greater than 0'),
-        (['bag', '--remap', 'x'], "'x' is not OLD:=NEW"),
-        (['bag', '--start-offset', '-1'], '-1 must not be negative'),
-        (['bag', '--start-offset', '1e300'], 'nor above a billion'),
-        (['bag', '--clock', '1e300'], 'at most a million'),
-        ([], 'BAG'),
-    ],
-)
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['bag', '--rate', '0'], '0 must be greater than 0'),
+    (['bag', '--remap', 'x'], "'x' is not OLD:=NEW"),
+    (['bag', '--start-offset', '-1'], '-1 must not be negative'),
+    (['bag', '--clock', '1e300'], 'at most a million'),
+    ([], 'BAG'),
+])
 def test_errors_of_the_command_line(capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -606,79 +553,46 @@ def test_metadata_that_says_nothing_is_refused_by_all_who_ask(tmp_path, ask):
         ask(tmp_path)
 
 
-def image_topic(name, count=1):
-    return BagTopic(name, 'sensor_msgs/msg/Image', count)
+RAW, JPEG, INFO = (f'sensor_msgs/msg/{kind}'
+                   for kind in ('Image', 'CompressedImage', 'CameraInfo'))
 
 
-def info_topic(name):
-    return BagTopic(name, 'sensor_msgs/msg/CameraInfo', 1)
+def topics_of(*names, count=1):
+    """Topics, each of the type that its name tells."""
+    return [BagTopic(name, INFO if name.endswith('camera_info') else
+                     JPEG if name.endswith('compressed') else RAW, count) for name in names]
 
 
-def jpeg_topic(name):
-    return BagTopic(name, 'sensor_msgs/msg/CompressedImage', 1)
-
-
-@pytest.mark.parametrize(
-    ('topics', 'image', 'expected'),
-    [
-        (
-            [
-                image_topic('/c/depth/image'),
-                info_topic('/c/depth/camera_info'),
-                image_topic('/c/color/image_raw'),
-                info_topic('/c/color/camera_info'),
-            ],
-            '',
-            CameraTopics('/c/color/image_raw', '/c/color/camera_info', compressed=False),
-        ),
-        (
-            [jpeg_topic('/c/image_raw/compressed'), info_topic('/c/camera_info')],
-            '',
-            CameraTopics('/c/image_raw', '/c/camera_info', compressed=True),
-        ),
-        (
-            [image_topic('/c/image_raw'), jpeg_topic('/c/image_raw/compressed')],
-            '',
-            CameraTopics('/c/image_raw', None, compressed=False),
-        ),
-        (
-            [image_topic('/a/image'), image_topic('/b/image'), info_topic('/b/camera_info')],
-            'b/image',
-            CameraTopics('/b/image', '/b/camera_info', compressed=False),
-        ),
-        (
-            [image_topic('/a/image'), jpeg_topic('/a/image/compressed')],
-            '/a/image/compressed',
-            CameraTopics('/a/image', None, compressed=True),
-        ),
-        (
-            [image_topic('/a/image'), image_topic('/b/image', count=0)],
-            '',
-            CameraTopics('/a/image', None, compressed=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize(('topics', 'image', 'expected'), [
+    (topics_of('/c/depth/image', '/c/depth/camera_info', '/c/color/image_raw',
+               '/c/color/camera_info'), '', ('/c/color/image_raw', '/c/color/camera_info', False)),
+    (topics_of('/c/image_raw/compressed', '/c/camera_info'), '',
+     ('/c/image_raw', '/c/camera_info', True)),
+    (topics_of('/c/image_raw', '/c/image_raw/compressed'), '', ('/c/image_raw', None, False)),
+    (topics_of('/a/image', '/b/image', '/b/camera_info'), 'b/image',
+     ('/b/image', '/b/camera_info', False)),
+    (topics_of('/a/image', '/a/image/compressed'), '/a/image/compressed',
+     ('/a/image', None, True)),
+    (topics_of('/a/image') + topics_of('/b/image', count=0), '', ('/a/image', None, False)),
+])
 def test_camera_of_a_bag(topics, image, expected):
-    assert camera_topics(topics, image) == expected
+    assert camera_topics(topics, image) == CameraTopics(*expected)
 
 
-@pytest.mark.parametrize(
-    ('topics', 'image', 'words'),
-    [
-        ([image_topic('/a/image'), image_topic('/b/image')], '', 'several cameras: /a/image, /b'),
-        ([image_topic('/depth/image')], '', 'no camera image .* /depth/image'),
-        ([info_topic('/camera_info')], '', 'no camera image'),
-        ([image_topic('/a/image')], '/c/image', "no images on '/c/image'. .*: /a/image"),
-    ],
-)
-def test_no_camera_or_too_many(topics, image, words):
+@pytest.mark.parametrize(('names', 'image', 'words'), [
+    (['/a/image', '/b/image'], '', 'several cameras: /a/image, /b'),
+    (['/depth/image'], '', 'no camera image .* /depth/image'),
+    (['/camera_info'], '', 'no camera image'),
+    (['/a/image'], '/c/image', "no images on '/c/image'. .*: /a/image"),
+])
+def test_no_camera_or_too_many(names, image, words):
     with pytest.raises(BagError, match=words):
-        camera_topics(topics, image)
+        camera_topics(topics_of(*names), image)
 
 
 @pytest.mark.parametrize('names', [['/a/image', '/b/image'], ['/depth/image']])
 def test_which_camera_is_said_as_the_caller_is_told(names):
-    topics = [image_topic(name) for name in names]
+    topics = topics_of(*names)
     with pytest.raises(BagError, match='with image:=TOPIC') as launched:
         camera_topics(topics)
     assert ('cameras:=' in str(launched.value)) == (len(names) > 1)
