@@ -366,29 +366,45 @@ def test_rviz_that_is_not_installed(without_rviz):
 
 
 @pytest.fixture
-def rviz_standin(tmp_path, monkeypatch):
-    """A package rviz2 whose executable says how it was called."""
-    prefix = tmp_path / 'rviz'
-    marker = prefix / 'share/ament_index/resource_index/packages/rviz2'
-    program = prefix / 'lib/rviz2/rviz2'
-    for path in (marker, program):
-        path.parent.mkdir(parents=True)
-    marker.touch()
-    program.write_text('#!/bin/sh\necho "RViz: $@"\n')
-    program.chmod(0o755)
+def installed(tmp_path, monkeypatch):
+    """Make a package with an executable that says how it was called."""
+    prefix = tmp_path / 'standin'
     monkeypatch.setenv('AMENT_PREFIX_PATH', f'{prefix}:{os.environ.get("AMENT_PREFIX_PATH", "")}')
+    monkeypatch.setenv('PATH', str(prefix / 'bin'), prepend=os.pathsep)
     monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+
+    def install(package, program):
+        marker = prefix / 'share/ament_index/resource_index/packages' / package
+        for path in (marker, prefix / program):
+            path.parent.mkdir(parents=True)
+        marker.touch()
+        (prefix / program).write_text('#!/bin/sh\necho "called: $@"\n')
+        (prefix / program).chmod(0o755)
+    return install
+
+
+def test_ros2_bag_play_is_started_when_the_node_is_active(tmp_path, settings, installed):
+    installed('ros2bag', 'bin/ros2')
+    bag = write_bag(tmp_path / 'bag')
+    with Launched(f'params_file:={settings}', f'bag:={bag}', 'player:=rosbag2') as launched:
+        output = launched.output_at_end()
+        assert launched.process.returncode == 0, output
+    before, called, after = output.partition(f'called: bag play {bag} --clock 40')
+    assert called
+    assert 'Active' in before
+    assert 'the bag has ended' in after
 
 
 @pytest.mark.parametrize(('arguments', 'frame'), [
     (['cameras:=front,rear'], '-f world'),  # which sim_camera publishes
     (['cameras:=front,rear', 'fixed_frame:=front_color_optical_frame'], '-f front_color_optical'),
     ([], 'depth.rviz --ros-args')])
-def test_rviz_of_the_demo_has_a_frame_that_exists(settings, tmp_path, rviz_standin, arguments,
+def test_rviz_of_the_demo_has_a_frame_that_exists(settings, tmp_path, installed, arguments,
                                                   frame):
+    installed('rviz2', 'lib/rviz2/rviz2')
     left = set(Path('/tmp').glob('depthclip_*'))
     with Launched(f'params_file:={settings}', *arguments, file=DEMO_FILE) as launched:
-        said = launched.read_until('RViz:')
+        said = launched.read_until('called:')
         launched.read_until('Active')
         launched.interrupt()
     assert frame in said.splitlines()[-1]
