@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -336,6 +337,30 @@ def test_messages_go_out_at_their_time_also_over_the_seam(tmp_path, monkeypatch,
     assert len(sent) == (2 * COUNT + 6 if loop else 2 * COUNT)
     images = [when for topic, when in sent if topic == '/camera/image']
     np.testing.assert_allclose(np.diff(images), PERIOD / 1e9 / rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize(('subscribed', 'came', 'begins'), [
+    (0.0, 0.0, 3.5),  # a new node may not have found all that listen
+    (2.0, 3.0, 6.5),  # nor one that came after it
+    (20.0, 1.0, 20.0)])  # one that has loaded its network for long has
+def test_the_wait_is_for_new_nodes_and_not_for_subscriptions(
+        monkeypatch, subscribed, came, begins):
+    watch, began = Watch(), []
+    start = watch.now
+    monkeypatch.setattr(bag_player.time, 'monotonic', watch.monotonic)
+    monkeypatch.setattr(bag_player, 'wait_until_known',
+                        lambda *_: began.append(watch.now - start))
+    node = SimpleNamespace(
+        get_logger=lambda: SimpleNamespace(info=lambda _: None),
+        get_node_names_and_namespaces=lambda: [
+            ('player', '/'), *[('other', '/')] * (watch.now - start >= came)])
+    image = SimpleNamespace(
+        topic_name='/image',
+        get_subscription_count=lambda: int(watch.now - start >= subscribed))
+    options = parser().parse_args(
+        ['bag', '--wait-for-subscribers', '60', '--settle', '3.5', '--wait-for', '/image'])
+    bag_player.wait_for_subscribers(node, {'/image': image}, options, watch)
+    assert began == [pytest.approx(begins, abs=0.05)]
 
 
 def test_clock_follows_the_bag(tmp_path):
