@@ -80,6 +80,14 @@ def test_the_ratio_is_that_of_what_the_network_sees(fit, size, expected):
         == pytest.approx(expected / 0.5, rel=1e-9)
 
 
+@pytest.mark.parametrize('focal', [0.5, 40_000.0])
+def test_a_focal_length_that_hardly_any_lens_has_does_not_count(focal):
+    camera = CameraModel.pinhole(160, 120, focal)
+    with pytest.raises(CameraInfoError, match='reference_focal') as error:
+        focal_ratio(0.5, camera, fit_window('stretch', (120, 160), SIZE), (120, 160), SIZE)
+    assert error.value.condition == 'unlikely focal length'
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     focal=st.floats(100, 2000), scale=st.sampled_from([0.25, 0.5, 2.0]),
@@ -102,8 +110,9 @@ def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
 
     try:
         found = ratio(model, reference)
-    except CameraInfoError:  # a lens of no ray
+    except CameraInfoError:  # a lens of no ray, or too long a one
         assume(False)
+    assume(0.1 < found < 10.0)
     small = model.scaled(round(width * scale), round(height * scale))
     assert ratio(small, reference) == pytest.approx(found, rel=0.03)
     assert ratio(model, 2 * reference) == pytest.approx(found / 2, rel=1e-9)

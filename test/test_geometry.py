@@ -136,7 +136,9 @@ def test_random_lenses_round_trip_or_say_nan():
             ('equidistant', [0.3, 0.2, 0.1, 0.1]),
         ):
             info = camera_info(model, rng.normal(0.0, 1.0, len(scale)) * scale)
-            rays = CameraModel.from_info(info).rays(u, v).reshape(-1, 3)
+            camera = dataclasses.replace(
+                CameraModel.from_info(camera_info()), distortion_model=model, D=np.array(info.d))
+            rays = camera.rays(u, v).reshape(-1, 3)
             valid = ~np.isnan(rays).any(axis=1)
             assert np.isnan(rays[~valid]).all()
             if valid.any():
@@ -164,7 +166,9 @@ def test_no_ray_is_on_a_mirrored_branch():
     d = [-0.23111228, -0.23649051, 0.59735012, -0.07556693, 0.13970812]
     info = camera_info(d=d, k=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
     u, v = np.meshgrid(np.linspace(-0.8, 0.8, 33), np.linspace(-0.6, 0.6, 25))
-    rays = CameraModel.from_info(info).rays(u, v).reshape(-1, 3)
+    plain = CameraModel.from_info(camera_info(d=[0.0] * 5, k=info.k))
+    camera = dataclasses.replace(plain, distortion_model='plumb_bob', D=np.array(d))
+    rays = camera.rays(u, v).reshape(-1, 3)
     rays = rays[np.isfinite(rays[:, 0])]
     assert len(rays) > 0.5 * u.size
     step = 1e-6
@@ -173,6 +177,15 @@ def test_no_ray_is_on_a_mirrored_branch():
         for shift in ([step, 0, 0], [0, step, 0])
     )
     assert (by_x[:, 0] * by_y[:, 1] - by_x[:, 1] * by_y[:, 0]).min() > 0.0
+
+
+@pytest.mark.parametrize(('model', 'd', 'fx'), [
+    ('plumb_bob', [-0.27, 0.1, 0.0, 0.0, -0.02], 400.0),  # an action camera
+    ('equidistant', [0.02, -0.01, 0.0, 0.0], 200.0),  # a fisheye of 180 degrees
+    ('rational_polynomial', [0.44, -2.4, 6e-4, -2e-4, 1.4, 0.32, -2.2, 1.3], 610.0),  # Azure
+])
+def test_lenses_that_there_are_pass(model, d, fx):
+    CameraModel.from_info(camera_info(model, d, k=[fx, 0, 320, 0, fx, 240, 0, 0, 1]))
 
 
 def test_equidistant_ends_at_ninety_degrees():
@@ -332,6 +345,9 @@ def test_scaled_follows_image_proc():
                                     do_rectify=0)},
         ),
         ('no rays', {'d': [1e300] * 5}),
+        ('impossible lens', {'d': [60.0, 20.0, 0.1, -0.3, 5.0]}),
+        ('impossible lens', {'distortion_model': 'rational_polynomial',
+                             'd': [90.0, -20.0, 0.1, 0.2, 40.0, 3.0, -8.0, 1.0]}),
         ('no rays', {'k': [1e-3, 0, 1e9, 0, 1e-3, 1e9, 0, 0, 1], 'd': []}),
         ('wrong binning', {'binning_x': 1000}),
         ('wrong binning', {'binning_y': 2**32 - 1}),
@@ -364,8 +380,9 @@ def test_a_skewed_camera():
 
 def test_a_ray_that_the_tangential_part_pulls_inwards():
     """Its pixel is nearer to the centre than a power of two, the ray itself further away."""
-    camera = CameraModel.from_info(camera_info(
-        d=[0.0, 0.0, 0.005, 0.005, 0.0], k=[1.0, 0, 0, 0, 1, 0, 0, 0, 1]))
+    camera = dataclasses.replace(
+        CameraModel.from_info(camera_info(d=[0.0] * 5, k=[1.0, 0, 0, 0, 1, 0, 0, 0, 1])),
+        distortion_model='plumb_bob', D=np.array([0.0, 0.0, 0.005, 0.005, 0.0]))
     ray = [-0.7126, -0.7126, 1.0]
     pixel = camera.project(ray)
     assert np.hypot(*pixel) < 1.0 < np.hypot(*ray[:2])
@@ -389,8 +406,8 @@ def test_extreme_coefficients_give_rays_or_nan(d):
     try:
         CameraModel.from_info(camera_info(model, d))
     except CameraInfoError as error:
-        assert error.condition == 'no rays'  # noqa: PT017 (some have rays)
-        assert not valid.any()
+        assert error.condition == (  # noqa: PT017 (some have rays)
+            'impossible lens' if valid.any() else 'no rays')
 
 
 def test_rectified_needs_p_only():

@@ -9,7 +9,6 @@ import pytest
 
 from depthclip_ros.core.transforms import (
     IDENTITY,
-    MOST_FRAMES,
     TransformError,
     TransformTree,
     rotation_matrix,
@@ -121,6 +120,47 @@ def test_after_a_jump_in_time_only_the_static_ones_are_left():
     assert tree.frames() == ['base', 'camera']
 
 
+def test_a_time_that_jumps_back_unnoticed_begins_anew():
+    """Nothing is kept, nor interpolated, across the jump, however full the history is."""
+    for known in (10, 1000):
+        tree = TransformTree(most_entries=1000)
+        for step in range(known):
+            tree.add('odom', 'base', (100 + step, 0, 0), STRAIGHT, (1000 + step) * SECOND // 10)
+        for step in range(20):
+            tree.add('odom', 'base', (step, 0, 0), STRAIGHT, (10 + step) * SECOND // 10)
+        assert tree.lookup('odom', 'base', 2 * SECOND).translation[0] == 10
+        assert tree.lookup('odom', 'base').translation[0] == 19
+        with pytest.raises(TransformError, match='asked for'):
+            tree.lookup('odom', 'base', 50 * SECOND)
+
+
+def test_a_frame_may_change_its_parent():
+    tree = TransformTree()
+    tree.add('map', 'base', (1, 0, 0), STRAIGHT, 5)
+    tree.add('odom', 'base', (2, 0, 0), STRAIGHT, 6)
+    assert tree.lookup('odom', 'base', 6).translation[0] == 2
+    with pytest.raises(TransformError, match='map'):
+        tree.lookup('map', 'base', 6)
+
+
+def test_without_a_time_the_latest_that_all_links_know_counts():
+    tree = TransformTree()
+    for time, x in ((0, 0), (10, 10), (20, 20)):
+        tree.add('odom', 'base', (x, 0, 0), STRAIGHT, time)
+    for time in (0, 10):
+        tree.add('base', 'mast', (0, time, 0), STRAIGHT, time)
+    np.testing.assert_allclose(tree.lookup('odom', 'mast').translation, [10, 10, 0])
+
+
+def test_what_a_frame_moves_in_is_the_root_of_its_tree():
+    tree = TransformTree()
+    tree.add('base', 'camera', (0, 0, 0), STRAIGHT, None)
+    assert tree.fixed_frame('camera') is None
+    tree.add('odom', 'base', (0, 0, 0), STRAIGHT, 5)
+    assert tree.fixed_frame('/camera') == 'odom'
+    assert tree.fixed_frame('unknown') is None
+
+
 def test_missing_links_are_named():
     tree = TransformTree()
     with pytest.raises(TransformError, match=r"no frame 'laser'; it knows none"):
@@ -133,14 +173,12 @@ def test_missing_links_are_named():
         tree.lookup('camera', 'radar')
 
 
-def test_circles_and_second_parents_are_named():
+def test_circles_are_named():
     tree = TransformTree()
     for parent, child in (('a', 'b'), ('b', 'c'), ('c', 'a')):
         tree.add(parent, child, (0, 0, 0), STRAIGHT, None)
     with pytest.raises(TransformError, match='circle'):
         tree.lookup('x', 'a')
-    with pytest.raises(TransformError, match=r"'b' has two parents, 'a' and 'z'"):
-        tree.add('z', 'b', (0, 0, 0), STRAIGHT, None)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -151,7 +189,6 @@ def test_circles_and_second_parents_are_named():
     (('a', 'b', (0, 0, 0), (0, np.inf, 0, 1)), 'not finite'),
     (('a', '/a', (0, 0, 0), STRAIGHT), 'two different frames'),
     (('', 'b', (0, 0, 0), STRAIGHT), 'two different frames'),
-    (('a', 'b' * 1000, (0, 0, 0), STRAIGHT), 'at most'),
 ])
 def test_wrong_links(arguments, message):
     tree = TransformTree()
@@ -165,16 +202,6 @@ def test_a_quaternion_nearly_of_length_one_is_made_so():
     tree.add('a', 'b', (0, 0, 0), [1.004 * v for v in about_z(30)], None)
     rotation = tree.lookup('a', 'b').rotation
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
-
-
-def test_does_not_grow_without_end():
-    tree = TransformTree()
-    for number in range(MOST_FRAMES):
-        tree.add('a', f'b{number}', (0, 0, 0), STRAIGHT, None)
-    with pytest.raises(TransformError, match='invents names'):
-        tree.add('a', 'c', (0, 0, 0), STRAIGHT, None)
-    tree.add('a', 'b7', (1, 0, 0), STRAIGHT, None)
-    assert tree.lookup('a', 'b7').translation[0] == 1
 
 
 def message(*links):

@@ -30,6 +30,10 @@ _LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no 
 # still is a number in float32.
 _FURTHEST_ASIDE = 1e8
 _COLUMNS, _ROWS = 16, 12  # at which a lens is looked at
+# What a lens does to distances from the middle, in the mean over the image: a fisheye of 180
+# degrees makes them 0.6 of what they were, a telephoto lens at most 1.2.
+_LENSES = 0.25, 2.0
+_FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
 _TRIED = 5  # pixels a side that are looked at, whether any has a ray
 
 
@@ -73,7 +77,7 @@ class CameraModel:
             CameraInfoError: This is no calibrated camera. The condition is one of 'zero size',
                 'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model',
                 'wrong number of distortion coefficients', 'wrong roi', 'wrong binning',
-                'no rays'.
+                'no rays', 'impossible lens'.
 
         """
         K = np.array(msg.k, dtype=np.float64).reshape(3, 3)
@@ -115,6 +119,14 @@ class CameraModel:
                 'no rays',
                 f'camera_info has k = {quoted(K.tolist())} and d = {quoted(D.tolist())}, with '
                 'which no pixel of the image shows anything. Calibrate the camera again.',
+            )
+        lens = camera.focal_length() * camera.width / camera.K[1, 1]
+        if model and not _LENSES[0] <= lens <= _LENSES[1]:
+            raise CameraInfoError(
+                'impossible lens',
+                f'camera_info has d = {quoted(D.tolist())} ({model}), which makes distances from '
+                f'the middle of the image {lens:.3g} times as long; lenses make them '
+                f'{_LENSES[0]:g} to {_LENSES[1]:g} times as long. Calibrate the camera again.',
             )
         return camera
 
@@ -290,7 +302,8 @@ def focal_ratio(
         The camera's focal length over the reference; 1 where one of them is missing.
 
     Raises:
-        CameraInfoError: the camera is not for images of that size, or shows nothing.
+        CameraInfoError: the camera is not for images of that size, shows nothing, or has a focal
+            length that hardly any lens has.
 
     """
     if camera is None or not reference:
@@ -300,6 +313,11 @@ def focal_ratio(
     if not 0.0 < ratio < math.inf:
         raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
                               'the image. Calibrate the camera again.')
+    if not _FOCAL_RATIOS[0] <= ratio <= _FOCAL_RATIOS[1]:
+        raise CameraInfoError('unlikely focal length', (
+            f'camera_info has a focal length by which depth would be multiplied by {ratio:.3g}; '
+            f'lenses make that {_FOCAL_RATIOS[0]:g} to {_FOCAL_RATIOS[1]:g}. Check k, in pixels, '
+            'and reference_focal, in image widths.'))
     return ratio
 
 

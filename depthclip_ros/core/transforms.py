@@ -27,9 +27,7 @@ _NANOSECONDS = 1_000_000_000
 _NORM_TOLERANCE = 0.01  # of a quaternion's squared length, as tf2
 _FURTHEST = 1e9  # metres
 _SAME_ROTATION = 1e-9  # sine of an angle below which quaternions are mixed straight
-# What a hostile or broken publisher may make a tree hold.
-MOST_FRAMES = 10_000
-LONGEST_NAME = 256
+_JUMP_BACK = 10 * _NANOSECONDS  # as much as tf2 keeps; what is older is of another time
 
 
 class TransformError(DepthClipError):
@@ -100,7 +98,7 @@ class TransformTree:
         self, parent: str, child: str, translation: Sequence[float],
         quaternion: Sequence[float], time: int | None,
     ) -> None:
-        """Say where a frame is in its parent.
+        """Say where a frame is in its parent; of several parents the last one told of counts.
 
         Args:
             parent: name of the frame that the numbers are in.
@@ -110,8 +108,8 @@ class TransformTree:
             time: when that was, in nanoseconds; None: it holds for ever.
 
         Raises:
-            TransformError: an empty name, numbers that are not finite, a quaternion that is no
-                rotation, or a second parent for the same child.
+            TransformError: an empty name, numbers that are not finite, or a quaternion that is no
+                rotation.
 
         """
         parent, child = _name(parent), _name(child)
@@ -119,22 +117,14 @@ class TransformTree:
         if not parent or not child or parent == child:
             raise TransformError(f'{link}: needs two different frames. Correct frame_id and '
                                  'child_frame_id in the publisher.')
-        if max(len(parent), len(child)) > LONGEST_NAME:
-            raise TransformError(f'{link}: names of frames are at most {LONGEST_NAME} characters '
-                                 'long here. Correct the publisher.')
         entry = _Entry(0 if time is None else int(time), *_checked(link, translation, quaternion))
         with self._lock:
             known = self._links.get(child)
-            if known is not None and known.parent != parent:
-                raise TransformError(
-                    f'Frame {quoted(child)} has two parents, {quoted(known.parent)} and '
-                    f'{quoted(parent)}: tf is a tree. Stop one of the two publishers.')
-            if known is None and len(self._links) >= MOST_FRAMES:
-                raise TransformError(f'{link}: more than {MOST_FRAMES} frames; this one is left '
-                                     'out. Look for a publisher that invents names.')
-            if time is None or known is None or known.static:
+            if time is None or known is None or known.static or known.parent != parent:
                 self._links[child] = _Link(parent, time is None, [entry])
                 return
+            if self._most and entry.time < known.entries[-1].time - _JUMP_BACK:
+                known.entries.clear()  # time has jumped back: what it was then is not what it is
             _insert(known.entries, entry)
             if self._most:
                 del known.entries[:-self._most]
@@ -181,7 +171,7 @@ class TransformTree:
             target: name of a frame.
             source: name of a frame.
             time: in nanoseconds; moving links are interpolated (translation linearly, rotation
-                along the shortest arc). None: the newest of every link.
+                along the shortest arc). None: the latest for which all of them are known.
             tolerance: seconds by which `time` may lie beyond a link's entries, the nearest of
                 which then counts.
 
@@ -197,9 +187,22 @@ class TransformTree:
             if common is None:
                 raise TransformError(self._unconnected(target, source, up_target, up_source))
             beyond = round(tolerance * _NANOSECONDS)
-            down = self._chain(up_target[:up_target.index(common)], time, beyond)
-            up = self._chain(up_source[:up_source.index(common)], time, beyond)
+            up_target = up_target[:up_target.index(common)]
+            up_source = up_source[:up_source.index(common)]
+            if time is None:
+                moving = [self._links[name] for name in (*up_target, *up_source)]
+                time = min((link.entries[-1].time for link in moving if not link.static),
+                           default=0)
+            down = self._chain(up_target, time, beyond)
+            up = self._chain(up_source, time, beyond)
         return down.inverse() @ up
+
+    def fixed_frame(self, name: str) -> str | None:
+        """The frame that a frame moves in, the root of its tree; None if it never moves."""
+        with self._lock:
+            names = self._ancestors(_name(name))
+            moves = any(not self._links[moving].static for moving in names[:-1])
+        return names[-1] if moves else None
 
     def _ancestors(self, name: str) -> list[str]:
         """The frame itself, its parent, and so on to the root."""
@@ -213,7 +216,7 @@ class TransformTree:
             seen.add(link.parent)
         return names
 
-    def _chain(self, names: Iterable[str], time: int | None, beyond: int) -> Transform:
+    def _chain(self, names: Iterable[str], time: int, beyond: int) -> Transform:
         """From the first of these frames to the last one's parent."""
         result = IDENTITY
         for name in names:
@@ -270,13 +273,11 @@ def _insert(entries: list[_Entry], entry: _Entry) -> None:
         insort(entries, entry)
 
 
-def _pose(name: str, link: _Link, time: int | None, beyond: int) -> Transform:
+def _pose(name: str, link: _Link, time: int, beyond: int) -> Transform:
     """Pose of a frame in its parent at a time."""
     entries = link.entries
     if link.static:
         return _transform(entries[0])
-    if time is None:
-        return _transform(entries[-1])
     place = bisect_left(entries, time, key=lambda known: known.time)
     if 0 < place < len(entries):
         return _between(entries[place - 1], entries[place], time)
