@@ -81,7 +81,8 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points
-    from depthclip_ros.node.cloud import PatchCloud
+    from depthclip_ros.node.cloud import cloud_message
+    from depthclip_ros.node.messages import make
     model = _model(camera)
     prediction = estimator.predict(frame.rgb, intrinsics=model)
     depth = prediction.patch_depth
@@ -90,7 +91,8 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     height, width = frame.rgb.shape[:2]
     colors = frame.rgb[(np.arange(rows) * 2 + 1)[:, None] * height // (2 * rows),
                        (np.arange(columns) * 2 + 1)[None] * width // (2 * columns)]
-    cloud = cloud_points(PatchCloud().fill(Header(), rays, depth, np.ascontiguousarray(colors)))
+    cloud = cloud_points(cloud_message(
+        make, Header(), rays, depth, np.ascontiguousarray(colors)))
     step = 8
     dense = model.patch_rays(height // step, width // step)
     true = (dense * frame.depth[step // 2::step, step // 2::step, None]).reshape(-1, 3)

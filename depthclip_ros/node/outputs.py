@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that one camera's depth is published as.
+"""What one camera's depth is told as: a function of the answer to an image for every topic.
 
-Messages go to a `Sink` serialised: rclpy would copy their data once more, and look at every field.
+The node calls them for the topics that somebody listens to, a converted bag for those that it is
+to have. Neither rclpy nor `rosbags` is imported here: `make` makes the messages.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import overlay
-from ..color import UNTRAINED, colorize, write_note, write_warning
-from . import image_io
-from .cloud import PatchCloud, patch_colors
+from ..color import UNTRAINED, color_range, colorize, write_note, write_warning
+from .cloud import cloud_message, patch_colors
+from .image_io import depth_values, image_fields
 from .messages import (
     CAMERA_INFO,
     DIAGNOSTICS,
     IMAGE,
     KEY_VALUE,
     POINT_CLOUD,
+    REGION,
     STATUS,
     VECTOR,
     VECTOR_STAMPED,
-    Messages,
 )
-from .serialized import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -34,12 +34,10 @@ if TYPE_CHECKING:
     from ..core.anchor import State
     from ..core.config import DepthConfig
     from ..core.estimator import DepthPrediction
-    from ..core.scenes import Scene
     from .calibration import Calibration
+    from .messages import Make
 
-# Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
-OUTPUT_DEPTH = 5
-
+# Relative topics, and the types of their messages.
 OUTPUTS = {
     'depth/image': IMAGE,
     'depth/camera_info': CAMERA_INFO,
@@ -53,153 +51,131 @@ OUTPUTS = {
     'depth/scale': VECTOR_STAMPED,
 }
 
-
-class Sink(Protocol):
-    """Where the messages of one camera go, by the relative names of their topics."""
-
-    def wanted(self, topic: str) -> bool:
-        """Whether anyone wants one output."""
-
-    def publish(self, topic: str, raw: bytes) -> None:
-        """Take a serialised message."""
-
-    def destroy(self) -> None:
-        """Take no more."""
+# Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
+OUTPUT_DEPTH = 5
 
 
-class Outputs:
-    """Messages of one camera's depth; only the worker thread publishes."""
+class Answer(NamedTuple):
+    """The answer to one image, and what its messages need beside it.
 
-    def __init__(self, sink: Sink, messages: Messages, encoding: str) -> None:
-        """Publish nothing yet.
+    Attributes:
+        header: of the image; every message has it.
+        rgb: (H, W, 3), the image.
+        prediction: of it.
+        config: with which it was answered.
+        calibration: of the camera, after `select` for this image; None where its camera_info is
+            absent or unusable.
+        encoding: of depth/image, 32FC1 or 16UC1.
+        trained: whether the weights are trained, `estimator.weights.trained`.
+        label: what calibrated depth has to say, `estimator.label`; '' for that of words alone.
+        scale: of the anchor, after this image; None without one.
 
-        Args:
-            sink: where messages go.
-            messages: what makes them.
-            encoding: of depth/image, 32FC1 or 16UC1.
+    """
 
-        """
-        self._sink = sink
-        self._messages = messages
-        self._encoding = encoding
-        self._templates: dict[str, tuple[Hashable, Template]] = {}
-        self._cloud = PatchCloud(messages)
+    header: Any
+    rgb: NDArray[np.uint8]
+    prediction: DepthPrediction
+    config: DepthConfig
+    calibration: Calibration | None = None
+    encoding: str = '32FC1'
+    trained: bool = True
+    label: str = ''
+    scale: State | None = None
 
-    def wanted(self, topic: str) -> bool:
-        """Whether anyone subscribes to one output."""
-        return self._sink.wanted(topic)
 
-    def any_wanted(self) -> bool:
-        """Whether anyone subscribes to any output."""
-        return any(map(self.wanted, OUTPUTS))
+def depth_message(make: Make, answer: Answer) -> tuple[Any, int]:
+    """Depth in metres or millimetres, as the encoding says (REP-118).
 
-    def publish_depth(self, header: Any, depth: NDArray[np.float32]) -> int:
-        """Publish depth/image, in metres or millimetres as configured.
+    Returns:
+        The message, and the number of pixels whose depth the encoding cannot hold; they are
+        invalid in it.
 
-        Returns:
-            Number of pixels whose depth the encoding cannot hold; they are invalid in it.
+    """
+    pixels, beyond = depth_values(answer.prediction.depth, answer.encoding)
+    return make(IMAGE, **image_fields(pixels, answer.encoding, answer.header)), beyond
 
-        """
-        values, beyond = image_io.depth_values(depth, self._encoding)
-        self._publish_image('depth/image', header, values, self._encoding)
-        return beyond
 
-    def publish_projected(
-        self, header: Any, rgb: NDArray[np.uint8], prediction: DepthPrediction,
-        calibration: Calibration,
-    ) -> None:
-        """Publish what needs a camera_info: depth/camera_info, and points while wanted."""
-        height, width = prediction.depth.shape
-        self._publish('depth/camera_info', header, (width, height, calibration.key),
-                      lambda: Template(calibration.scaled(width, height, header),
-                                       messages=self._messages))
-        if self.wanted('points'):
-            h, w = prediction.patch_depth.shape
-            rays = calibration.rays(h, w, prediction.window)
-            cloud = self._cloud.fill(header, rays, prediction.patch_depth,
-                                     patch_colors(rgb, h, w, prediction.window),
-                                     prediction.patch_stddev)
-            # Behind the data is is_dense.
-            self._publish('points', header, (h, w, cloud.point_step, cloud.is_dense),
-                          lambda: Template(cloud, 1, self._messages), cloud.data)
+def _depth(make: Make, answer: Answer) -> Any:
+    return depth_message(make, answer)[0]
 
-    def publish_pictures(
-        self, header: Any, prediction: DepthPrediction, span: tuple[float, float], *,
-        trained: bool, note: str = '',
-    ) -> None:
-        """Publish depth/image_color, with a note in it, and depth/spread while wanted."""
-        if self.wanted('depth/image_color'):
-            picture = colorize(prediction.depth, *span)
-            if not trained:
-                write_warning(picture, UNTRAINED)
-            if note:
-                write_note(picture, note)
-            self._publish_image('depth/image_color', header, picture, 'bgr8')
-        if self.wanted('depth/spread'):
-            self._publish_image('depth/spread', header, prediction.spread, '32FC1')
 
-    def publish_words(
-        self, header: Any, rgb: NDArray[np.uint8], prediction: DepthPrediction,
-        config: DepthConfig, spot: tuple[int, int] | None, lines: Sequence[str], *, trained: bool,
-    ) -> None:
-        """Publish depth/words; see `overlay.draw`. Ask `wanted` before."""
-        picture = overlay.draw(rgb, prediction, config, spot, lines, '' if trained else UNTRAINED)
-        self._publish_image('depth/words', header, picture, 'bgr8')
+def _camera_info(make: Make, answer: Answer) -> Any | None:
+    if answer.calibration is None:
+        return None
+    height, width = answer.prediction.depth.shape
+    region = make(REGION, x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    return make(CAMERA_INFO, header=answer.header, roi=region,
+                **answer.calibration.scaled_fields(width, height))
 
-    def publish_stddev(self, header: Any, prediction: DepthPrediction) -> bool:
-        """Publish depth/stddev while wanted, in metres whatever the encoding of depth/image.
 
-        Returns:
-            False if it is wanted, and nothing is known: there is no calibration.
+def _points(make: Make, answer: Answer) -> Any | None:
+    if answer.calibration is None:
+        return None
+    prediction = answer.prediction
+    h, w = prediction.patch_depth.shape
+    return cloud_message(
+        make, answer.header, answer.calibration.rays(h, w, prediction.window),
+        prediction.patch_depth, patch_colors(answer.rgb, h, w, prediction.window),
+        prediction.patch_stddev)
 
-        """
-        if not self.wanted('depth/stddev'):
-            return True
-        stddev = prediction.stddev()
-        if stddev is None:
-            return False
-        self._publish_image('depth/stddev', header, stddev, '32FC1')
-        return True
 
-    def publish_scene(self, header: Any, scene: Scene | None) -> None:
-        """Publish scene while wanted, and there are scenes to tell."""
-        if scene is not None and self.wanted('scene'):
-            make = self._messages.make
-            self._sink.publish('scene', self._messages.write(make(
-                DIAGNOSTICS, header=header, status=[make(
-                    STATUS, name='scene', message=scene.name, values=[
-                        make(KEY_VALUE, key=name, value=f'{probability:.3f}')
-                        for name, probability in zip(
-                            scene.names, scene.probabilities, strict=True)])])))
+def _color(make: Make, answer: Answer) -> Any:
+    picture = colorize(answer.prediction.depth, *color_range(answer.config.depth_span))
+    if not answer.trained:
+        write_warning(picture, UNTRAINED)
+    if answer.label:
+        write_note(picture, answer.label)
+    return make(IMAGE, **image_fields(picture, 'bgr8', answer.header))
 
-    def publish_scale(self, header: Any, state: State) -> None:
-        """Publish depth/scale: the anchor's scale, variance of its logarithm, inlier share."""
-        if self.wanted('depth/scale'):
-            make = self._messages.make
-            self._sink.publish('depth/scale', self._messages.write(make(
-                VECTOR_STAMPED, header=header, vector=make(
-                    VECTOR, x=state.scale, y=state.variance, z=state.share))))
 
-    def _publish_image(
-        self, topic: str, header: Any, pixels: NDArray[Any], encoding: str,
-    ) -> None:
-        def template() -> Template:
-            return Template(image_io.image_message(self._messages, pixels, encoding, header),
-                            messages=self._messages)
-        self._publish(topic, header, (pixels.shape, encoding), template,
-                      image_io.bytes_of(pixels))
+def _words(make: Make, answer: Answer) -> Any:
+    lines = [answer.label] if answer.label else []
+    if answer.scale is not None:
+        lines.append(f'anchor: scale {answer.prediction.adjustment.scale:.3g}')
+    picture = overlay.draw(answer.rgb, answer.prediction, answer.config, lines=lines,
+                           warning='' if answer.trained else UNTRAINED)
+    return make(IMAGE, **image_fields(picture, 'bgr8', answer.header))
 
-    def _publish(
-        self, topic: str, header: Any, form: Hashable, make: Callable[[], Template],
-        data: Any = b'',
-    ) -> None:
-        """Publish; the template is made anew when the frame or the form is another."""
-        form = header.frame_id, form
-        known = self._templates.get(topic)
-        if known is None or known[0] != form:
-            known = self._templates[topic] = form, make()
-        self._sink.publish(topic, known[1].filled(header.stamp, data))
 
-    def destroy(self) -> None:
-        """Publish no more."""
-        self._sink.destroy()
+def _spread(make: Make, answer: Answer) -> Any:
+    return make(IMAGE, **image_fields(answer.prediction.spread, '32FC1', answer.header))
+
+
+def _stddev(make: Make, answer: Answer) -> Any | None:
+    """In metres, whatever the encoding of depth/image; nobody knows it without a calibration."""
+    stddev = answer.prediction.stddev()
+    return None if stddev is None else make(
+        IMAGE, **image_fields(stddev, '32FC1', answer.header))
+
+
+def _scene(make: Make, answer: Answer) -> Any | None:
+    scene = answer.prediction.scene
+    if scene is None:
+        return None
+    values = [make(KEY_VALUE, key=name, value=f'{probability:.3f}')
+              for name, probability in zip(scene.names, scene.probabilities, strict=True)]
+    status = make(STATUS, name='scene', message=scene.name, values=values)
+    return make(DIAGNOSTICS, header=answer.header, status=[status])
+
+
+def _scale(make: Make, answer: Answer) -> Any | None:
+    """Scale, variance of its logarithm, and share of the points that agree."""
+    state = answer.scale
+    if state is None:
+        return None
+    vector = make(VECTOR, x=state.scale, y=state.variance, z=state.share)
+    return make(VECTOR_STAMPED, header=answer.header, vector=vector)
+
+
+# What makes each topic's message; None: there is nothing to tell on it.
+MESSAGES: dict[str, Callable[[Make, Answer], Any | None]] = {
+    'depth/image': _depth,
+    'depth/camera_info': _camera_info,
+    'points': _points,
+    'depth/image_color': _color,
+    'depth/words': _words,
+    'depth/spread': _spread,
+    'depth/stddev': _stddev,
+    'scene': _scene,
+    'depth/scale': _scale,
+}
