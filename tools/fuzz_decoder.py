@@ -6,9 +6,9 @@
 
 The bytes are serialised sensor_msgs/Image, CompressedImage and CameraInfo, as the middleware hands
 them to the node, and go through the node's own functions. Each must give a picture of the size
-that the message states, or rays, or a DataError with a short reason; within its memory; and fields
-that are read without the middleware must be those that it reads. What does not end, or takes ever
-so long, is left in the file `last` in the folder (atheris says so itself, after 20 s).
+that the message states, or rays, or a DataError with a short reason; within its memory. What does
+not end, or takes ever so long, is left in the file `last` in the folder (atheris says so itself,
+after 20 s).
 
 With atheris (`pip install atheris`) coverage guides the search; without it, a seeded loop mutates
 what has given new outcomes. Whatever is found is written to a file. Exit code 1 then.
@@ -44,7 +44,7 @@ except ImportError:
 
 import cv2
 import numpy as np
-from rclpy.serialization import deserialize_message, serialize_message
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -53,9 +53,9 @@ with atheris.instrument_imports(include=['depthclip_ros']) if atheris else nullc
     from depthclip_ros.core.errors import CameraInfoError, DataError, ImageError
     from depthclip_ros.core.geometry import CameraModel
     from depthclip_ros.core.window import Window
-    from depthclip_ros.node import image_io, serialized
+    from depthclip_ros.node import image_io
     from depthclip_ros.node.calibration import Calibration
-    from depthclip_ros.node.messages import CAMERA_INFO, COMPRESSED_IMAGE
+    from depthclip_ros.node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, parse, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,7 +65,6 @@ MAX_BYTES = 1 << 16  # of a message that is made here
 MEMORY = 1 << 30  # bytes beyond what the start takes
 GRID = 15, 20
 PNG_START = b'\x89PNG\r\n\x1a\n'
-FIELDS = ('header', 'height', 'width', 'encoding', 'is_bigendian', 'step')
 
 
 # What must be true ----------------------------------------------------------------------------
@@ -93,15 +92,10 @@ def check_picture(rgb: np.ndarray, width: int, height: int) -> None:
 
 
 def check_image(raw: bytes) -> str:
-    """Check a raw image: the same as the middleware reads, and a picture or a reason."""
-    condition, image = attempt(serialized.read_image, raw)
+    """Check a raw image: a picture or a reason."""
+    condition, image = attempt(parse, read, raw, IMAGE, ImageError)
     if image is None:
         return condition
-    if isinstance(image, serialized.SerializedImage):
-        expected = deserialize_message(raw, Image)
-        for name in FIELDS:
-            assert getattr(image, name) == getattr(expected, name), name
-        assert bytes(image.data) == bytes(expected.data)
     condition, rgb = attempt(image_io.to_rgb, image, MAX_PIXELS)
     if rgb is not None:
         check_picture(rgb, image.width, image.height)
@@ -110,10 +104,10 @@ def check_image(raw: bytes) -> str:
 
 def check_compressed(raw: bytes) -> str:
     """Check a compressed image: a picture or a reason."""
-    condition, message = attempt(serialized.read, raw, COMPRESSED_IMAGE, ImageError)
+    condition, message = attempt(parse, read, raw, COMPRESSED_IMAGE, ImageError)
     if message is None:
         return condition
-    condition, rgb = attempt(image_io.compressed_to_rgb, message, MAX_PIXELS)
+    condition, rgb = attempt(image_io.to_rgb, message, MAX_PIXELS)
     if rgb is not None:
         check_picture(rgb, rgb.shape[1], rgb.shape[0])
     return condition or 'picture'
@@ -126,7 +120,7 @@ def check_repaired(raw: bytes) -> str:
 
 def check_camera_info(raw: bytes) -> str:
     """Check a camera_info: rays that end in their pixels and finite numbers, or a reason."""
-    condition, message = attempt(serialized.read, raw, CAMERA_INFO, CameraInfoError)
+    condition, message = attempt(parse, read, raw, CAMERA_INFO, CameraInfoError)
     if message is None:
         return condition
     outcomes = []
@@ -135,7 +129,7 @@ def check_camera_info(raw: bytes) -> str:
         outcomes.append(condition)
         if model is None:
             continue
-        calibration = Calibration(rectified=rectified)
+        calibration = Calibration(read, rectified=rectified)
         calibration.update(raw)
         condition, _ = attempt(calibration.select, model.width, model.height)
         assert not condition, condition
@@ -150,7 +144,7 @@ def check_camera_info(raw: bytes) -> str:
             exact = model.rays(u[None, :], v[:, None])[valid]
             pixels = np.stack(np.broadcast_arrays(u[None, :], v[:, None]), axis=-1)[valid]
             np.testing.assert_allclose(model.project(exact), pixels, rtol=1e-6, atol=1e-5)
-        scaled = calibration.scaled(640, 480, Header())
+        scaled = CameraInfo(**calibration.scaled_fields(640, 480))
         assert np.isfinite([*scaled.k, *scaled.p, *scaled.d, *scaled.r]).all()
         serialize_message(scaled)
     return '|'.join(outcomes)
@@ -187,9 +181,9 @@ def images() -> Iterable[Image]:
     """One of every encoding, some with padded rows."""
     pixels = np.arange(4096, dtype=np.uint32).astype(np.uint8).tobytes()
     for number, encoding in enumerate(image_io.ENCODINGS):
-        layout = image_io.INTERLEAVED.get(encoding)
+        layout = image_io.ENCODINGS[encoding]
         width, height = 6, 4
-        step = width * (layout.channels * layout.bits // 8 if layout else 1) + number % 3
+        step = width * (layout.channels * layout.bits // 8) + number % 3
         rows = {'nv12': 6, 'nv21': 6, 'nv24': 12}.get(encoding, height)
         message = Image(header=Header(frame_id='eye'), width=width, height=height,
                         encoding=encoding, step=step, is_bigendian=number % 2)

@@ -14,9 +14,9 @@ import numpy as np
 from ..core.errors import CameraInfoError, DataError
 from ..core.geometry import CameraModel
 from ..core.transforms import TransformError, TransformTree
-from ..node.image_io import compressed_to_depth, compressed_to_rgb, to_depth, to_rgb
+from ..node.image_io import to_depth, to_rgb
 from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, POINT_CLOUD, SCAN, TF
-from ..node.range_io import cloud_points, scan_points
+from ..node.ranges import cloud_points, scan_points
 from ..sources.bag import (
     NANOSECONDS,
     BagTopic,
@@ -259,8 +259,7 @@ class BagRecording(Recording):
         if image is None or depth is None:
             return None
         try:
-            rgb = compressed_to_rgb(image) if self._image.endswith('/compressed') \
-                else to_rgb(image)
+            rgb = to_rgb(image)
             camera = self._options.camera or self._cameras.get('image')
             if camera is not None:
                 camera.check_size(rgb.shape[1], rgb.shape[0])
@@ -278,8 +277,7 @@ class BagRecording(Recording):
         """Depth on the image's pixels."""
         frame, target = str(message.header.frame_id), str(image.header.frame_id)
         if self._depth.type in (IMAGE, COMPRESSED_IMAGE):
-            depth = compressed_to_depth(message) if self._depth.type == COMPRESSED_IMAGE \
-                else to_depth(message)
+            depth = to_depth(message)
             stored = str(getattr(message, 'encoding', getattr(message, 'format', '')))
             depth = in_metres(depth, self._options.unit, integer='32FC1' not in stored)
             own = self._cameras.get('depth')

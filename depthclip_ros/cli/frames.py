@@ -11,7 +11,7 @@ import numpy as np
 from ..calibrate.recordings import spread_evenly
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import user_path
-from ..node.image_io import compressed_to_rgb, to_rgb
+from ..node.image_io import to_rgb
 from ..sources.bag import (
     NANOSECONDS,
     bag_messages,
@@ -93,7 +93,7 @@ def _of_bag(
                 skip(DataError('corrupt message', f'{path}: {name}: {type(error).__name__}'))
                 continue
             try:
-                rgb = compressed_to_rgb(message) if camera.compressed else to_rgb(message)
+                rgb = to_rgb(message)
             except DataError as error:
                 skip(error)
                 continue

@@ -249,8 +249,7 @@ def _frame(answer: _Answer, stamp: int, cloud: PointCloud2 | None) -> Frame:
     image = answer.image
     picture = None
     if image is not None:
-        rgb = image_io.compressed_to_rgb(image) if isinstance(image, CompressedImage) \
-            else image_io.to_rgb(image)
+        rgb = image_io.to_rgb(image)
         picture = np.ascontiguousarray(rgb[..., ::-1])
     caption = f'frame {answer.number}   stamp {stamp * 1e-9:.3f} s'
     if not np.isnan(answer.latency):

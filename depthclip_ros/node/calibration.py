@@ -9,49 +9,43 @@ import numpy as np
 
 from ..core.errors import CameraInfoError
 from ..core.geometry import CameraModel
-from . import serialized
-from .messages import CAMERA_INFO, REGION, Messages, of_rclpy
+from .messages import CAMERA_INFO, parse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..core.window import Window
+    from .messages import Read
 
-_NO_DISTORTION = ('plumb_bob', (0.0, 0.0, 0.0, 0.0, 0.0))
+_STAMPED = 12  # bytes of a serialised message to the end of its stamp
 
 
 class Calibration:
     """Turns camera_info messages into a camera model, rays and a scaled camera_info."""
 
-    def __init__(self, *, rectified: bool, messages: Messages | None = None) -> None:
+    def __init__(self, read: Read, *, rectified: bool) -> None:
         """Start without a camera_info.
 
         Args:
+            read: reads messages.
             rectified: the images are rectified: P holds for them, without distortion.
-            messages: what reads and makes camera_info; None for rclpy.
 
         """
-        self._rectified = rectified
-        self._messages = messages or of_rclpy()
-        self._raw: bytes | None = None
-        self._content = b''
-        self._key: tuple[Any, ...] = ()
+        self._read, self._rectified = read, rectified
+        self._newest: bytes | None = None
+        self._used: bytes | None = None
+        self._content: tuple[Any, ...] = ()
         self._model: CameraModel | None = None
         self._rays: dict[tuple[int, int, Window], NDArray[np.float32]] = {}
 
     def update(self, raw: bytes) -> None:
         """Keep the latest message, serialised; nothing is read before an image needs it."""
-        self._raw = raw
+        self._newest = raw
 
     @property
     def received(self) -> bool:
         """Whether any camera_info ever arrived."""
-        return self._raw is not None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What the camera model follows from, for comparing; needs `select`."""
-        return self._key
+        return self._newest is not None
 
     def select(self, width: int, height: int) -> CameraModel:
         """Prepare for an image of this size, and give the camera that took it.
@@ -60,20 +54,19 @@ class Calibration:
             CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
 
         """
-        raw = self._raw
+        raw = self._newest
         if raw is None:
             raise CameraInfoError(
                 'absent', 'no camera_info has arrived: points and depth/camera_info are not '
                 'published, and the focal length does not count.')
-        content = serialized.content(raw)
-        if content != self._content or self._model is None:
+        if self._model is None or self._used is None or raw[_STAMPED:] != self._used[_STAMPED:]:
             model, self._model = self._model, None
-            message = serialized.read(raw, CAMERA_INFO, CameraInfoError, self._messages)
-            key = _key(message)
-            if model is None or key != self._key:
+            message = parse(self._read, raw, CAMERA_INFO, CameraInfoError)
+            content = _content(message)
+            if model is None or content != self._content:
                 self._rays.clear()
                 model = CameraModel.from_info(message, self._rectified)
-            self._model, self._content, self._key = model, content, key
+            self._model, self._content, self._used = model, content, raw
         self._model.check_size(width, height)
         return self._model
 
@@ -84,24 +77,20 @@ class Calibration:
             self._rays[key] = self._selected().patch_rays(*key)
         return self._rays[key]
 
-    def scaled(self, width: int, height: int, header: Any) -> Any:
-        """The camera_info of the depth image: scaled, no binning, no region of interest.
+    def scaled_fields(self, width: int, height: int) -> dict[str, Any]:
+        """Fields of the depth image's camera_info: scaled, no binning; needs `select`.
 
         For rectified input it describes the rectified camera: K is that of P, no distortion.
-        Needs `select`.
+        Header and region of interest (all zeros) are left to who makes the message.
         """
         model = self._selected().scaled(width, height)
-        name, coefficients = _NO_DISTORTION
-        if model.distortion_model:
-            name, coefficients = model.distortion_model, tuple(model.D.tolist())
+        name, coefficients = model.distortion_model, model.D.tolist()
         rotation = np.eye(3) if self._rectified else model.R
-        region = self._messages.make(
-            REGION, x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-        return self._messages.make(
-            CAMERA_INFO, header=header, width=model.width, height=model.height,
-            distortion_model=name, d=list(coefficients), k=model.K.ravel().tolist(),
-            r=rotation.ravel().tolist(), p=model.P.ravel().tolist(), binning_x=0, binning_y=0,
-            roi=region)
+        return {
+            'width': model.width, 'height': model.height,
+            'distortion_model': name or 'plumb_bob', 'd': coefficients if name else [0.0] * 5,
+            'k': model.K.ravel().tolist(), 'r': rotation.ravel().tolist(),
+            'p': model.P.ravel().tolist(), 'binning_x': 0, 'binning_y': 0}
 
     def _selected(self) -> CameraModel:
         if self._model is None:
@@ -109,7 +98,7 @@ class Calibration:
         return self._model
 
 
-def _key(message: Any) -> tuple[Any, ...]:
+def _content(message: Any) -> tuple[Any, ...]:
     """Everything but the header, comparable."""
     roi = message.roi
     return (
@@ -117,5 +106,4 @@ def _key(message: Any) -> tuple[Any, ...]:
         *(np.asarray(values, np.float64).tobytes()
           for values in (message.d, message.k, message.r, message.p)),
         message.binning_x, message.binning_y,
-        roi.x_offset, roi.y_offset, roi.width, roi.height, roi.do_rectify,
-    )
+        roi.x_offset, roi.y_offset, roi.width, roi.height, roi.do_rectify)

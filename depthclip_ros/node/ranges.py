@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from depthclip_ros.core.errors import RangeError, quoted
-
+from ..core.errors import RangeError, quoted
 from .image_io import data_of
 
 if TYPE_CHECKING:
