@@ -27,10 +27,11 @@ from ..core.anchor import (
 )
 from ..core.errors import RangeError, quoted
 from ..core.transforms import Transform, rotation_matrix
-from . import image_io, range_io, serialized
 from .config import GROUND, parse_pose
-from .frames import MOST_APART, Frames
-from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN
+from .image_io import to_depth
+from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, parse, stamp_of
+from .ranges import cloud_points, range_points, scan_points
+from .tf import LATE, Frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ..core.geometry import CameraModel
     from ..core.window import Size, Window
     from .config import NodeConfig
-    from .messages import Messages
+    from .messages import Read
 
     Float64 = NDArray[np.float64]
 
@@ -54,6 +55,7 @@ BODY_TO_CAMERA = Transform(
 
 # What waits until an image is to be answered: bounded, whatever comes.
 MOST_MESSAGES, MOST_BYTES = 16, 32 * 2**20
+MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
 NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away is the floor seen
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
@@ -85,55 +87,40 @@ class Message(NamedTuple):
 
 
 class Sensors(Frames):
-    """What all cameras have in common: the sensor's messages, and tf.
+    """What all cameras have in common: the sensor's messages, and tf."""
 
-    They come over ROS (`anchor_inputs.Shared`), or out of a bag.
-    """
-
-    def __init__(
-        self, config: NodeConfig, messages: Messages, topic: str, *, knows_tf: bool = True,
-    ) -> None:
+    def __init__(self, config: NodeConfig, topic: str, read: Read) -> None:
         """Begin without a message.
 
         Args:
             config: which anchor.
-            messages: what reads them.
             topic: where the sensor's come from; '' where there is no sensor.
-            knows_tf: whether messages of tf can be read.
+            read: reads messages.
 
         """
-        super().__init__(messages, knows_tf=knows_tf)
-        self._config = config
-        self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
-        self._read: tuple[Message | None, Any] = None, None
+        self._config, self.topic = config, topic
         self._pose = fixed_pose(config)
-        self.topic = topic
         self.received = 0
+        super().__init__(read)
 
     def begin(self) -> None:
         """Forget everything, as when messages begin to come."""
         super().begin()
         with self._lock:
-            self._messages.clear()
-        self._read = None, None
+            self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
+        self._content: tuple[Message | None, Any] = None, None
 
     def on_message(self, raw: bytes) -> None:
         """Keep a message of the sensor."""
-        stamp = serialized.stamp_of(raw)
+        stamp = stamp_of(raw)
         with self._lock:
             self.received += 1
             if stamp is None or len(raw) > MOST_BYTES:
-                self._refused['unreadable message' if stamp is None else 'too large'] += 1
+                self.refused['unreadable message' if stamp is None else 'too large'] += 1
                 return
             self._messages.append(Message(stamp, raw))
-            total = sum(len(message.raw) for message in self._messages)
-            while total > MOST_BYTES:
-                total -= len(self._messages.popleft().raw)
-
-    def refusals(self) -> dict[str, int]:
-        """Messages that could not be kept or read, by what was wrong."""
-        with self._lock:
-            return dict(self._refused)
+            while sum(len(message.raw) for message in self._messages) > MOST_BYTES:
+                self._messages.popleft()
 
     # What the worker calls -----------------------------------------------------------------
 
@@ -145,10 +132,9 @@ class Sensors(Frames):
 
         """
         with self._lock:
-            messages = list(self._messages)
-            refused = dict(self._refused)
+            messages, refused = list(self._messages), dict(self.refused)
         if not messages:
-            if refused:
+            if self.received and refused:
                 raise RangeError(next(iter(refused)), (
                     f'of {self.received} messages on {self.topic} none can be kept: '
                     f'{quoted(refused)} (larger than {MOST_BYTES >> 20} MiB, or cut off). Make '
@@ -165,32 +151,49 @@ class Sensors(Frames):
                 'clock?'))
         return found
 
-    def points_of(self, message: Message) -> tuple[Any, Any]:
+    def content_of(self, message: Message) -> tuple[Any, Any]:
         """Header and content of a message: (N, 3) metres in its frame; of 'depth' (h, w) metres.
 
         Raises:
             DataError: it cannot be read or used.
 
         """
-        if self._read[0] is not message:
+        if self._content[0] is not message:
             kind, _ = SENSORS[self._config.anchor]
-            parsed = serialized.read(message.raw, kind, RangeError, self._source)
-            read: dict[str, Callable[[Any], Any]] = {
-                SCAN: range_io.scan_points, RANGE: range_io.range_points,
-                POINT_CLOUD: lambda cloud: range_io.cloud_points(cloud, MOST_SEEN),
-                IMAGE: lambda image: image_io.to_depth(image, self._config.max_pixels)}
-            self._read = message, (parsed.header, read[kind](parsed))
-        header, content = self._read[1]
+            parsed = parse(self._read, message.raw, kind, RangeError)
+            contents: dict[str, Callable[[Any], Any]] = {
+                SCAN: scan_points, RANGE: range_points,
+                POINT_CLOUD: lambda cloud: cloud_points(cloud, MOST_SEEN),
+                IMAGE: lambda image: to_depth(image, self._config.max_pixels)}
+            self._content = message, (parsed.header, contents[kind](parsed))
+        header, content = self._content[1]
         return header, content
 
-    def transform(self, target: str, source: str, stamp: int) -> Transform:
-        """From frame to frame at a time; the configuration's, if it tells.
+    def transform(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
+        """From a sensor's frame at its time to a camera's at another; see `Frames.between`.
 
         Raises:
-            RangeError: 'no transform'.
+            RangeError: 'no transform', 'stamps apart'.
 
         """
-        return super().transform(target, source, stamp) if self._pose is None else self._pose
+        if self._pose is None:
+            return self.between(target, stamp, source, source_stamp)
+        check_apart(stamp, source_stamp)
+        return self._pose
+
+
+def check_apart(stamp: int, other: int) -> None:
+    """Refuse what is too old where nothing is known of how the robot has moved meanwhile.
+
+    Raises:
+        RangeError: 'stamps apart'.
+
+    """
+    apart = abs(stamp - other) / _NANOSECONDS
+    if apart > LATE:
+        raise RangeError('stamps apart', (
+            f'the message is {apart:.3g} s apart from the image, by their stamps; nothing is '
+            f'known of how the robot moved meanwhile, so that at most {LATE:g} s are bridged.'))
 
 
 class Anchor:
@@ -205,15 +208,15 @@ class Anchor:
 
     """
 
-    def __init__(self, shared: Sensors, config: NodeConfig) -> None:
+    def __init__(self, sensors: Sensors, config: NodeConfig) -> None:
         """Begin with a scale of 1.
 
         Args:
-            shared: messages and tf.
+            sensors: messages and tf.
             config: which anchor, and how long it may be silent.
 
         """
-        self._shared, self._config = shared, config
+        self._sensors, self._config = sensors, config
         self._used: Message | None = None
         self._rays: tuple[CameraModel | None, Size, Float64] = None, (0, 0), np.empty((0, 3))
         self.conditions: Counter[str] = Counter()
@@ -247,15 +250,16 @@ class Anchor:
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
         if self._config.anchor == GROUND:
             return self._asked(stamp, self._floor(header, stamp, model, size))
-        message = self._shared.nearest(stamp)
+        message = self._sensors.nearest(stamp)
         if message is self._used:  # it has had its say: between two messages the scale is held
             return self._asked(stamp, None, is_due=False)
-        self._used = message
-        other, content = self._shared.points_of(message)
+        other, content = self._sensors.content_of(message)
         if self._config.anchor == 'depth':
-            return self._asked(stamp, _pixels(other, header, content, size))
-        there = self._shared.transform(header.frame_id, other.frame_id, stamp)
-        return self._asked(stamp, _project(there.apply(content), model, size))
+            check_apart(stamp, message.stamp)
+            return self._asked(stamp, _pixels(other, header, content, size), message)
+        there = self._sensors.transform(
+            header.frame_id, stamp, other.frame_id, message.stamp)
+        return self._asked(stamp, _project(there.apply(content), model, size), message)
 
     def without(self, header: Any, condition: str, reason: str) -> Callable[..., Adjustment]:
         """What the estimator asks about an image that has no points, for a reason."""
@@ -264,8 +268,10 @@ class Anchor:
         return self._asked(stamp, None, is_due=False)
 
     def _asked(
-        self, stamp: int, points: Points | None, *, is_due: bool = True,
+        self, stamp: int, points: Points | None, message: Message | None = None, *,
+        is_due: bool = True,
     ) -> Callable[..., Adjustment]:
+        """What follows the scale when the network has answered; only then a message is used."""
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
             window: Window, upsampling: str,
@@ -280,6 +286,7 @@ class Anchor:
                 self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
                 return Adjustment(state.scale, state.inflation)
             if is_due:
+                self._used = message
                 self._judge()
             return adjustment
         return adjust
@@ -318,7 +325,7 @@ class Anchor:
             'anchor points': state.points,
             'anchor inflation of stddev': state.inflation,
             **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
-            **{f'anchor refused: {k}': n for k, n in sorted(self._shared.refusals().items())},
+            **{f'anchor refused: {k}': n for k, n in sorted(self._sensors.refused.copy().items())},
         }
 
     def _note(self, condition: str, reason: str) -> None:
@@ -332,7 +339,8 @@ class Anchor:
             up, height = np.array([0.0, -math.cos(tilt), math.sin(tilt)]), \
                 self._config.camera_height
         else:
-            there = self._shared.transform(header.frame_id, self._config.base_frame, stamp)
+            there = self._sensors.between(
+                header.frame_id, stamp, self._config.base_frame, stamp)
             up = there.rotation[:, 2]
             height = -float(up @ there.translation)
             if height < NEAREST:
