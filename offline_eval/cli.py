@@ -18,7 +18,7 @@ from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
-from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
+from depthclip_ros.node.config import NodeConfig, read_config, read_values, with_demo_settings
 from depthclip_ros.node.process import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
     changes = {k: v for k, v in (('weights', options.weights), ('device', options.device)) if v}
     node = node.replace(**changes)
     config, note = with_demo_settings(
-        config, node.weights, default=None if options.config else config)
+        config, node.weights, read_values(options.config) if options.config else ())
     if note:
         print(note)
     if config.has_scenes:

@@ -454,8 +454,12 @@ def test_a_file_that_does_not_say_its_images(world, calibrated, tmp_path):
 @pytest.mark.parametrize(('file', 'more', 'message'), [
     ('test', (), 'it was fitted to image 3 of the data set'),
     ('train', ('--protocol', 'bts'), 'Calibrate with the --protocol'),
-    ('train', ('--config', ROOT / 'config/depth.yaml'), 'another model or configuration')])
+    ('train', ('--config', 'temperature: 9.0'), 'another model or configuration')])
 def test_calibrations_that_do_not_belong(world, calibrated, tmp_path, capsys, file, more, message):
+    if '--config' in more:
+        config = tmp_path / 'other.yaml'
+        config.write_text(f'/**:\n  ros__parameters:\n    {more[-1]}\n')
+        more = ('--config', config)
     assert message in fails(capsys, given(
         world, '--output', tmp_path, '--no-mean-map', '--no-report', '--workers', 0,
         '--calibration', calibrated[file], *more))

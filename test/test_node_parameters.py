@@ -25,6 +25,7 @@ from rcl_interfaces.srv import (
     GetParameters,
     GetParameterTypes,
     ListParameters,
+    SetParameters,
     SetParametersAtomically,
 )
 from rclpy.parameter import Parameter, parameter_value_to_python
@@ -319,18 +320,48 @@ def test_a_dump_starts_the_same_node(peer, cache, tmp_path):
             'qos_overrides./image.subscription.reliability'} <= there.keys()
 
 
-def test_topics_that_are_gone_leave_no_overrides(peer):
-    """Or the node would refuse them at the next configure, and its dump at the next start."""
-    def overrides():
-        return [name for name in dump(peer) if name.startswith('qos_overrides.')]
+def test_what_does_not_fit_together_changes_nothing_and_is_said_once(peer):
+    """The way of `ros2 param load`: one request for each parameter's own result."""
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    before = dump(peer)
+    file = {'bins': [float(number) for number in range(1, 11)], 'smoothing': 1.0,
+            'input_timeout': 6.0, 'tokens': list('abcdefghi'), 'use_sim_time': True}
+    found = peer.results([message(*pair) for pair in file.items()])
+    assert not any(result.successful for result in found)
+    said = [result.reason for result in found if '9 tokens but 10 bins' in result.reason]
+    assert len(said) == 1
+    assert all('see bins' in result.reason for result in found[1:])
+    assert dump(peer) == before
 
-    for cameras, transport, name in ((['front'], 'compressed', '/front/image/compressed'),
-                                     ([''], 'raw', '/image')):
-        peer.bring(State.PRIMARY_STATE_UNCONFIGURED)
-        assert not overrides()
-        assert peer.put(cameras=cameras, image_transport=transport) == ''
-        peer.bring(State.PRIMARY_STATE_ACTIVE)
-        assert f'qos_overrides.{name}.subscription.depth' in overrides()
+
+def test_a_dump_can_be_loaded_into_its_own_node(peer):
+    """What cannot be set may well be what it is."""
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    here = dump(peer)
+    found = peer.results([message(*pair) for pair in here.items()])
+    assert {name: result.reason for name, result in zip(here, found, strict=True)
+            if not result.successful} == {}
+    assert dump(peer) == here
+    assert 'read-only' in peer.put(**{'qos_overrides./image.subscription.depth': 7})
+
+
+def test_images_go_on_while_words_are_encoded(peer, estimator):
+    """And other parameters wait their turn."""
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+    words = {'tokens': [f'number {i}' for i in range(7)], 'templates': [
+        f'a {word} of something that is {{}}' for word in 'abcdefghijklmnopqrstuvwxyz']}
+    client = peer.node.create_client(SetParameters, 'depth_node/set_parameters')
+    peer.wait(client.service_is_ready, 'the service')
+    request = SetParameters.Request(parameters=[message(*pair) for pair in words.items()])
+    future = client.call_async(request)
+    answered = 0
+    while not future.done():
+        peer.ask(image(peer.header(), RGB, 'rgb8'))
+        answered += 1
+    assert all(result.successful for result in future.result().results)
+    assert answered
+    peer.ask(image(peer.header(), RGB, 'rgb8'))
+    assert get(peer, *words) == list(words.values())
 
 
 # Attacks -------------------------------------------------------------------------------------

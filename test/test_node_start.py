@@ -33,10 +33,6 @@ BAD_FILES = {
     'mixed numbers': (YAML + 'bins: [1, 1.5, 2, 2.5, 3, 3.5, 4]', ['same type', '1.0']),
     'empty list': (YAML + 'tokens: []', ['tokens', 'no token']),
     'no camera': (YAML + 'cameras: []', ['cameras: []', 'no name', "a single one ''"]),
-    'misspelt topic': (YAML + 'qos_overrides:\n      /imge:\n        subscription:\n'
-                              '          depth: 2', ['/imge', '/image.subscription']),
-    'wrong policy': (YAML + 'qos_overrides:\n      /image:\n        subscription:\n'
-                            '          reliability: sometimes', ['sometimes', 'best_effort']),
 }
 
 
@@ -65,6 +61,15 @@ def test_bad_parameter_file(fault, tmp_path, domain, cache):
         assert word in message
 
 
+def test_an_unknown_quality_of_service_is_refused(domain, cache, tiny_weights):
+    name = 'qos_overrides./image.subscription.reliability'
+    node = NodeProcess(tiny_arguments(tiny_weights, **{name: 'sometimes'}), domain=domain,
+                       cache=cache)
+    assert node.wait() == 1
+    assert f"Cannot activate: {name}: 'sometimes' is none of best_available, " in node.output
+    assert 'Traceback' not in node.output
+
+
 def test_missing_parameter_file(domain, cache):
     assert 'nowhere.yaml' in refused(
         ['--ros-args', '--params-file', 'nowhere.yaml'], domain, cache)
@@ -74,16 +79,19 @@ def test_empty_list_on_the_command_line(domain, cache):
     assert 'tokens' in refused(['--ros-args', '-p', 'tokens:=[]'], domain, cache)
 
 
-def test_demo_weights_bring_their_own_settings(domain, cache):
-    """Beside a file that states every default; the parameters tell what is in force."""
-    own = DepthConfig.from_yaml(CONFIG / 'demo.yaml')
+def test_demo_weights_bring_what_was_not_given(domain, cache):
+    """What was given counts, also where it is the default; parameters tell what is in force."""
+    own, default = DepthConfig.from_yaml(CONFIG / 'demo.yaml'), DepthConfig()
+    assert own.upsampling != default.upsampling
     node = NodeProcess(
-        ['--ros-args', '--params-file', str(CONFIG / 'depth.yaml'), '-p', 'weights:=demo',
-         '-p', 'input_width:=320', '-p', 'device:=cpu'], domain=domain, cache=cache)
+        ['--ros-args', '-p', 'weights:=demo', '-p', 'input_width:=320',
+         '-p', f'upsampling:={default.upsampling}', '-p', 'device:=cpu'],
+        domain=domain, cache=cache)
     try:
         with Peer(domain, node=node) as peer:
             node.wait_for('Active: ')
-            names = ['tokens', 'bins', 'temperature', 'backbone', 'input_height', 'input_width']
+            names = ['tokens', 'bins', 'temperature', 'backbone', 'input_height', 'input_width',
+                     'upsampling']
             values = peer.call(GetParameters, 'depth_node/get_parameters',
                                GetParameters.Request(names=names)).values
     finally:
@@ -91,10 +99,10 @@ def test_demo_weights_bring_their_own_settings(domain, cache):
     assert status == 0, node.output
     assert [list(v) if isinstance(v, (array, list)) else v
             for v in map(parameter_value_to_python, values)] == [
-        list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320]
+        list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320, default.upsampling]
     lines = [line for line in node.output.splitlines() if 'bring their own' in line]
     assert len(lines) == 1
-    assert 'kept as given: input_width.' in lines[0]
+    assert 'kept as given: input_width, upsampling.' in lines[0]
 
 
 def test_missing_weights_end_the_process(domain, cache, tmp_path):

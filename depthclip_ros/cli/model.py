@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.files import atomic
 from ..core.weights import Loaded, cache_folder, load
-from ..node.config import NodeConfig, read_config, with_demo_settings
+from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def settings(
 
     """
     depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
+    given = read_values(config) if config else ()
     changes = {key: value for key, value in (('weights', weights), ('device', device)) if value}
     node = node.replace(**changes)
-    depth, note = with_demo_settings(depth, node.weights)
+    depth, note = with_demo_settings(depth, node.weights, given)
     if note:
         to_stderr(note)
     return depth, node

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,6 @@ class NodeConfig(Settings):
     input_timeout: float = define(
         5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
         maximum=3600.0)
-    frozen_timeout: float = define(
-        10.0, 'Warn when the pictures are the same to the bit for this long; 0: never', unit='s',
-        minimum=0.0, maximum=3600.0)
     worker_timeout: float = define(
         10.0, 'Report the worker as stuck when one batch takes this long', unit='s', minimum=0.5,
         maximum=3600.0)
@@ -82,7 +79,7 @@ class NodeConfig(Settings):
         2.0, 'Warn when depth is older than this, an error beyond twice; 0: never', unit='s',
         minimum=0.0, maximum=3600.0)
     max_drop_share: float = define(
-        0.9, 'Warn when a larger part of the images is dropped, an error when all are; 0: never',
+        0.0, 'Warn when a larger part of the images is dropped, an error when all are; 0: never',
         minimum=0.0, maximum=1.0)
     max_nan_share: float = define(
         0.5, 'Warn when a larger part of the depth is NaN, an error beyond twice or when all is; '
@@ -197,17 +194,16 @@ def read_values(path: str | Path, node_name: str = 'depth_node') -> dict[str, An
 
 
 def with_demo_settings(
-    depth: DepthConfig, weights: str, default: DepthConfig | None = None,
+    depth: DepthConfig, weights: str, given: Collection[str] = (),
 ) -> tuple[DepthConfig, str]:
     """Give the demo model its own settings (config/demo.yaml), without which it cannot work.
 
-    A setting that differs from the default stays as the user gave it; tokens and bins count as
-    one. A file that repeats a default cannot be told from one that leaves it out.
+    What was given counts, also where it is the default; tokens and bins count as one.
 
     Args:
         depth: settings as given.
         weights: of the node; nothing changes unless they are 'demo'.
-        default: what `depth` was before the user changed it; None for the built-in defaults.
+        given: names of the settings that the user chose.
 
     Returns:
         The settings to use, and a sentence to log; '' if nothing changed.
@@ -218,12 +214,12 @@ def with_demo_settings(
     """
     if weights != DEMO:
         return depth, ''
-    default = default or DepthConfig()
     own = DepthConfig.from_yaml(config_path(DEMO))
-    given = {name for name in depth.names() if getattr(depth, name) != getattr(default, name)}
-    if given & {'tokens', 'bins'}:
-        given |= {'tokens', 'bins'}
-    result = own.replace(**{name: getattr(depth, name) for name in given})
+    chosen = set(given)
+    if chosen & {'tokens', 'bins'}:
+        chosen |= {'tokens', 'bins'}
+    result = own.replace(**{
+        name: getattr(depth, name) for name in depth.names() if name in chosen})
     taken = [name for name in depth.names() if getattr(result, name) != getattr(depth, name)]
     kept = [name for name in depth.names() if getattr(result, name) != getattr(own, name)]
     if not taken:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-calls, allow-subclassing-any
+# (rclpy's services and parameters are typed in part only)
 """The node's ROS parameters, generated from the two configurations and validated by them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from rcl_interfaces.msg import (
@@ -15,15 +18,15 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSHistoryPolicy
+from rclpy.parameter_service import ParameterService
+from rclpy.task import Future
 
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, quoted
 from .config import ROS_OWN, NodeConfig, with_demo_settings
-from .parameter_services import ParameterServices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rcl_interfaces.msg import Parameter as ParameterMessage
     from rclpy.node import Node
@@ -32,15 +35,8 @@ if TYPE_CHECKING:
 
 # Read once, when the process starts; setting them later could have no effect.
 READ_ONLY = ('autostart',)
-# Of unknown parameters in a message, and the characters of one that are compared.
-MOST_NAMED, LONGEST_NAME = 3, 80
-# Characters of a reason that are kept where advice follows.
-LONGEST_QUOTE = 200
-# Must fit together in length, and how a reason begins that says they do not.
-FITTING = {'tokens and bins': ('tokens', 'bins'),
-           'scene_bins': ('tokens', 'bins', 'scenes', 'scene_bins')}
-# What text features are made of.
-WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}
+MOST_NAMED = 3  # of unknown parameters in a message
+LONGEST_REASON = 500  # characters; who sets a megabyte need not get it back
 
 HELP = """\
 usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
@@ -58,14 +54,10 @@ SETTINGS: dict[str, dataclasses.Field[Any]] = {
     setting.name: setting
     for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)
 }
-
-# What QoSOverridingOptions.with_default_policies() declares, and the values that rclpy knows.
-QOS_POLICIES: dict[str, tuple[str, ...]] = {
-    'history': tuple(p.name.lower() for p in QoSHistoryPolicy if p.name != 'UNKNOWN'),
-    'depth': (),
-    # best_available is newer than Humble; on subscriptions it is this package's own doing.
-    'reliability': ('reliable', 'best_effort', 'system_default', 'best_available'),
-}
+# What a loaded model can take over.
+LIVE = {name for name, setting in SETTINGS.items() if not setting.metadata['reload']}
+# What text features are made of.
+WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}
 
 
 def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
@@ -75,7 +67,7 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         name=setting.name, description=describe(setting), read_only=setting.name in READ_ONLY)
     if about['reload'] and not result.read_only:
         result.additional_constraints = 'Can only change while the node is unconfigured.'
-    elif setting.name in FITTING['scene_bins']:
+    elif setting.name in ('tokens', 'bins', 'scenes', 'scene_bins'):
         result.additional_constraints = (
             'tokens and bins must be equally long, and scene_bins as long as scenes x tokens; to '
             'change their number set them in one request: `ros2 param load`, or the service '
@@ -114,24 +106,16 @@ def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
 class Parameters:
     """Declares the settings on a node, and keeps them valid as a whole.
 
-    What can change while the model is loaded does so together or not at all: new words are
-    accepted only once they are encoded, so that the parameters always tell what is in force.
-
     The node must have been made with `automatically_declare_parameters_from_overrides=True`: that
     is the one public way to see every value that files and the command line give, and so to
     refuse the misspelt ones; and with `start_parameter_services=False`.
     """
 
     def __init__(
-        self,
-        node: Node,
-        is_configured: Callable[[], bool],
-        estimator: Callable[[], DepthEstimator | None],
-        apply: Callable[[DepthConfig], None],
+        self, node: Node, is_configured: Callable[[], bool],
+        estimator: Callable[[], DepthEstimator | None], apply: Callable[[DepthConfig], None],
     ) -> None:
         """Declare all settings.
-
-        Attribute `overrides`: the given `qos_overrides.*`, without that prefix.
 
         Args:
             node: whose parameters to declare.
@@ -143,17 +127,11 @@ class Parameters:
             ConfigError: unknown parameter, or a value that is wrong.
 
         """
-        self._node = node
-        self._is_configured = is_configured
-        self._estimator = estimator
-        self._apply = apply
-        # Before the node's own topics declare what they were made with.
-        self.overrides = given_overrides(node)
+        self._node, self._is_configured = node, is_configured
+        self._estimator, self._apply = estimator, apply
         self._declare(_given(node))
         node.add_on_set_parameters_callback(self._on_set)
-        if hasattr(node, 'add_post_set_parameters_callback'):  # Iron and later
-            node.add_post_set_parameters_callback(self._on_changed)
-        ParameterServices(node, self)
+        self._services = _Services(node, self._encode)
 
     def read(self) -> tuple[DepthConfig, NodeConfig]:
         """Both configurations as the parameters stand now."""
@@ -161,7 +139,7 @@ class Parameters:
 
     def _declare(self, given: Mapping[str, Any]) -> None:
         depth, node = split(given)
-        depth, note = with_demo_settings(depth, node.weights)
+        depth, note = with_demo_settings(depth, node.weights, given)
         if note:
             self._node.get_logger().info(note)
         for name, value in {**depth.to_dict(), **node.to_dict()}.items():
@@ -174,188 +152,149 @@ class Parameters:
     def _values(self) -> dict[str, Any]:
         return {name: _plain(self._node.get_parameter(name).value) for name in SETTINGS}
 
-    # What the services ask -----------------------------------------------------------------
-
-    @staticmethod
-    def is_coupled(name: str) -> bool:
-        """Whether it may only fit together with others: what a loaded model can take over."""
-        return name in SETTINGS and not SETTINGS[name].metadata['reload']
-
-    def convert(self, messages: Sequence[ParameterMessage]) -> list[Parameter]:
-        """Parameters of a request, with whole numbers made into the numbers that they mean.
-
-        Raises:
-            ConfigError: unknown name or type.
-
-        """
-        unknown = [m.name for m in messages if not self._node.has_parameter(m.name)]
-        if unknown:
-            raise ConfigError(_unknown_message(unknown))
-        return [_with_doubles(_from_message(message)) for message in messages]
-
-    def preparation(self, parameters: Sequence[Parameter]) -> Callable[[], object] | None:
-        """What to run, on any thread, before these are set; None if there is nothing to do.
-
-        It raises `ConfigError` or `WeightsError` where they cannot be set.
-        """
-        changes = _changes(parameters)
-        try:
-            depth, node = split({**self._values(), **changes})
-        except ConfigError:
-            return None  # and they will be refused with that reason
-        estimator = self._estimator()
-        if estimator is None or not self._is_configured() or estimator.is_encoded(depth) \
-                or self._fixed({**depth.to_dict(), **node.to_dict()}, changes):
-            return None
-        return functools.partial(estimator.encode, depth)
-
-    # Changes -------------------------------------------------------------------------------
-
     def _on_set(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        """Accept or refuse a set of changes as a whole, with the reason."""
-        changes = _changes(parameters)
+        """Accept or refuse a set of changes as a whole, with the reason.
+
+        New words are accepted only once they are encoded, so that the parameters always tell what
+        is in force. The services have seen to that before, on a thread.
+        """
+        changes = {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
+        if not changes:
+            return SetParametersResult(successful=True)
         try:
-            self._check_own(parameters)
             depth, node = split({**self._values(), **changes})
-            fixed = self._fixed({**depth.to_dict(), **node.to_dict()}, changes)
-            if fixed:
-                raise ConfigError(self._only_unconfigured(', '.join(fixed)))
-            if self._is_configured() and WORDS & changes.keys():
-                self._encode(depth)
-            if self._is_configured() and changes:
-                self._check_calibration(depth, read='calibration' in changes)
+            if self._is_configured():
+                self._check_fixed({**depth.to_dict(), **node.to_dict()}, changes)
+                self._prepare(depth, changes)
         except DepthClipError as error:
             return SetParametersResult(
                 successful=False, reason=self._with_hint(str(error), changes))
-        if changes and not hasattr(self._node, 'add_post_set_parameters_callback'):  # Humble
-            self._apply(depth)
+        # Between two batches; rclpy sets the values as soon as this returns.
+        self._apply(depth)
         return SetParametersResult(successful=True)
 
-    def _on_changed(self, parameters: Sequence[Parameter]) -> None:
-        if _changes(parameters):
-            self._apply(self.read()[0])
-
-    def _encode(self, config: DepthConfig) -> None:
-        """Have the text features of new words; the services have seen to that before."""
+    def _encode(self, parameters: Sequence[Parameter]) -> None:
+        """Encode the words that parameters will make, if they can be set at all."""
+        changes = {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
+        depth, _ = split({**self._values(), **changes})
         estimator = self._estimator()
-        if estimator is None:
-            raise ConfigError(f'{" and ".join(sorted(WORDS))}: cannot change while the model is '
-                              'being loaded; try again in a while.')
-        estimator.encode(config)
+        if estimator is not None and self._is_configured():
+            estimator.encode(depth)
 
-    def _check_calibration(self, config: DepthConfig, *, read: bool) -> None:
-        """Refuse a calibration that is unusable, or does not belong to the other settings."""
-        estimator = self._estimator()
-        if estimator is not None:
-            estimator.read_calibration(config, again=read)
-        elif read:
-            raise ConfigError('calibration: cannot change while the model is being loaded; try '
-                              'again in a while.')
-
-    def _fixed(self, wanted: Mapping[str, Any], changes: Iterable[str]) -> list[str]:
-        """Names of changed settings that a loaded model cannot follow."""
-        if not self._is_configured():
-            return []
+    def _check_fixed(self, wanted: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+        """Refuse changes that a loaded model cannot follow."""
         depth, node = self.read()
         now = {**depth.to_dict(), **node.to_dict()}
-        return [name for name in changes
-                if SETTINGS[name].metadata['reload'] and wanted[name] != now[name]]
+        fixed = [name for name in changes if name not in LIVE and wanted[name] != now[name]]
+        if fixed:
+            name = self._node.get_fully_qualified_name()
+            raise ConfigError(
+                f'{", ".join(fixed)}: cannot change while the model is loaded. First: ros2 '
+                f'lifecycle set {name} deactivate (if active) and cleanup; set it; then configure '
+                'and activate.')
 
-    def _check_own(self, parameters: Sequence[Parameter]) -> None:
-        """Refuse what rclpy would let pass without effect: it reads these once."""
-        for parameter in parameters:
-            name = parameter.name
-            if name in SETTINGS or not self._node.has_parameter(name):  # being declared
-                continue
-            if self._node.get_parameter(name).value == parameter.value:
-                continue
-            if name.startswith('qos_overrides.'):
-                if self._is_configured():
-                    raise ConfigError(self._only_unconfigured(name))
-                check_policy(name, name.rpartition('.')[2], _plain(parameter.value))
-            elif name == 'start_type_description_service':
-                raise ConfigError(f'{name}: is read when the node starts, and cannot be set.')
-
-    def _only_unconfigured(self, names: str) -> str:
-        node = self._node.get_fully_qualified_name()
-        return (f'{names}: cannot change while the model is loaded. First: ros2 lifecycle set '
-                f'{node} deactivate (if active) and cleanup; set it; then configure and activate.')
+    def _prepare(self, config: DepthConfig, changes: Mapping[str, Any]) -> None:
+        """Encode new words, and read a new calibration."""
+        estimator = self._estimator()
+        late = (WORDS | {'calibration'}) & changes.keys()
+        if estimator is not None:
+            if late:
+                estimator.encode(config)
+            estimator.read_calibration(config, again='calibration' in changes)
+        elif late:
+            raise ConfigError(f'{", ".join(sorted(late))}: cannot change while the model is being '
+                              'loaded; try again in a while.')
 
     def _with_hint(self, reason: str, changes: Mapping[str, Any]) -> str:
         """Say how to change the number of tokens, bins or scenes, to who did not set all."""
-        together: tuple[str, ...] = next(
-            (names for start, names in FITTING.items() if reason.startswith(start)), ())
-        if 0 < len({*together} & {*changes}) < len(together):
-            node = self._node.get_fully_qualified_name()
-            if len(reason) > LONGEST_QUOTE:  # room for what to do
-                reason = f'{reason[:LONGEST_QUOTE - 1]}…'
-            reason += (f' Set {", ".join(together)} in one request: `ros2 param load {node} FILE` '
-                       f'with all in the file, or the service {node}/set_parameters_atomically; '
-                       '`ros2 param set` cannot.')
-        return reason
-
-    def forget_overrides(self) -> None:
-        """Remove what rclpy has declared for the quality of service of topics that are gone."""
-        for suffix in _declared(self._node, 'qos_overrides').keys() - self.overrides.keys():
-            name = f'qos_overrides.{suffix}'
-            self._node.describe_parameter(name).read_only = False
-            self._node.undeclare_parameter(name)
+        names = next((names for names in (('tokens', 'bins'),
+                                          ('tokens', 'bins', 'scenes', 'scene_bins'))
+                      if reason.startswith((f'{" and ".join(names)}:', f'{names[-1]}:'))
+                      and not changes.keys() >= set(names)), ())
+        if len(names) == len({*names} - {*changes}) or not names:
+            return _brief(reason)
+        node = self._node.get_fully_qualified_name()
+        return _brief(reason, 200) + (
+            f' Set {", ".join(names)} in one request: `ros2 param load {node} FILE` with all in '
+            f'the file, or the service {node}/set_parameters_atomically.')
 
 
-def given_overrides(node: Node) -> dict[str, Any]:
-    """The `qos_overrides.*` of a node that has no topics of its own yet, without that prefix."""
-    return _declared(node, 'qos_overrides')
+class _Services(ParameterService):
+    """rclpy's parameter services, which set what belongs together as one, and answer always.
 
-
-def check_qos_overrides(
-    overrides: Mapping[str, Any], publishers: Iterable[str], subscriptions: Iterable[str],
-) -> None:
-    """Refuse `qos_overrides.*` parameters that no topic of the node would take up.
-
-    Args:
-        overrides: those that files and the command line give, without that prefix.
-        publishers: resolved topics that the node publishes.
-        subscriptions: resolved topics that it subscribes to.
-
-    Raises:
-        ConfigError: misspelt topic or policy, or a value that the policy does not have.
-
+    The settings of one request are accepted or refused as one. `ros2 param load` sends one;
+    rclpy's own service sets one parameter of it after the other, so that new metres could be
+    taken and their words refused.
     """
-    known = {f'{topic}.publisher' for topic in publishers}
-    known |= {f'{topic}.subscription' for topic in subscriptions}
-    for suffix, value in overrides.items():
-        name = f'qos_overrides.{suffix}'
-        entity, _, policy = suffix.rpartition('.')
-        if entity not in known or policy not in QOS_POLICIES:
-            raise ConfigError(
-                f'{name}: no such setting; write qos_overrides.TOPIC.POLICY with one of the '
-                f'topics {", ".join(sorted(known))} and one of the policies '
-                f'{", ".join(QOS_POLICIES)}.')
-        check_policy(name, policy, value)
+
+    def __init__(self, node: Node, prepare: Callable[[Sequence[Parameter]], None]) -> None:
+        """Create the services; `prepare` does beforehand, on a thread, what takes long."""
+        self._prepare = prepare
+        super().__init__(node)
+
+    async def _set_parameters_callback(self, request: Any, response: Any) -> Any:
+        own = [p for p in request.parameters if p.name in SETTINGS]
+        settings = await self._set(own)
+        for parameter in request.parameters:
+            if settings.successful and parameter.name not in SETTINGS:
+                result = await self._set([parameter])
+            elif settings.successful or parameter.name == own[0].name:
+                result = settings
+            else:
+                result = SetParametersResult(
+                    reason=f'not set, as all of this request: see {own[0].name}.')
+            response.results.append(result)
+        return response
+
+    async def _set_parameters_atomically_callback(self, request: Any, response: Any) -> Any:
+        response.result = await self._set(request.parameters)
+        return response
+
+    async def _set(self, parameters: Sequence[ParameterMessage]) -> SetParametersResult:
+        """Set all of them or none; a refusal says why."""
+        node = self._get_node()
+        unknown = [p.name for p in parameters if not node.has_parameter(p.name)]
+        if unknown:
+            return SetParametersResult(reason=_unknown_message(unknown))
+        try:
+            wanted: list[Any] = [
+                _with_doubles(Parameter.from_parameter_msg(p)) for p in parameters]
+        except (KeyError, TypeError, ValueError):
+            told = ', '.join(f'{quoted(p.name)} of type {p.value.type}' for p in parameters)
+            return SetParametersResult(reason=_brief(
+                f'a value is of a type that ROS does not know: {told}.'))
+        # What is read-only may well be "set" to what it is, as the file of a dump does.
+        changed = [p for p in wanted if not _is_read_only(node, p)
+                   or _plain(node.get_parameter(p.name).value) != _plain(p.value)]
+        if WORDS & {p.name for p in changed}:
+            await self._aside(changed)
+        result = node.set_parameters_atomically(changed)
+        result.reason = _brief(result.reason)
+        return result
+
+    def _aside(self, parameters: Sequence[Parameter]) -> Future:
+        """Prepare on a thread, while other callbacks go on."""
+        done, executor = Future(), self._get_node().executor
+
+        def run() -> None:
+            with contextlib.suppress(Exception):  # setting them tells what is wrong
+                self._prepare(parameters)
+            done.set_result(None)
+            with contextlib.suppress(Exception):  # the process may be ending
+                executor.wake()
+        # Not waited for at the end of the process: reading large weights takes seconds.
+        threading.Thread(target=run, name='words', daemon=True).start()
+        return done
 
 
-def check_policy(name: str, policy: str, value: Any) -> None:
-    """Refuse a value that a policy of quality of service does not have.
-
-    Args:
-        name: of the parameter.
-        policy: one of `QOS_POLICIES`; others are let pass.
-        value: the parameter's.
-
-    Raises:
-        ConfigError: the policy has other values.
-
-    """
-    choices = QOS_POLICIES.get(policy, ())
-    if policy == 'depth' and not (type(value) is int and 0 < value < 2**31):
-        raise ConfigError(f'{name}: {quoted(value)} is not a whole number above 0.')
-    if choices and value not in choices:
-        raise ConfigError(f'{name}: {quoted(value)} is none of {", ".join(choices)}.')
+def _is_read_only(node: Node, parameter: Parameter) -> bool:
+    return bool(node.describe_parameter(parameter.name).read_only)
 
 
 def _given(node: Node) -> dict[str, Any]:
     """Values from parameter files and the command line, without ROS's own."""
-    declared = _declared(node, '')
+    parameters: dict[str, Any] = node.get_parameters_by_prefix('')
+    declared = {name: _plain(parameter.value) for name, parameter in parameters.items()}
     for name in ('use_sim_time', 'start_type_description_service'):
         if type(declared.get(name, False)) is not bool:
             raise ConfigError(f'{name}: {quoted(declared[name])} is not true or false.')
@@ -366,35 +305,15 @@ def _given(node: Node) -> dict[str, Any]:
     return given
 
 
-def _declared(node: Node, prefix: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = node.get_parameters_by_prefix(prefix)
-    return {name: _plain(parameter.value) for name, parameter in parameters.items()}
-
-
 def _unknown_message(unknown: Sequence[str]) -> str:
     """Say that parameters do not exist, and which do."""
     def guess(name: str) -> str:
-        close = difflib.get_close_matches(name[:LONGEST_NAME], SETTINGS, 1)
+        close = difflib.get_close_matches(name[:80], SETTINGS, 1)
         return f'{quoted(name)} (did you mean {close[0]!r}?)' if close else quoted(name)
     named = ', '.join(map(guess, unknown[:MOST_NAMED]))
     more = f' and {len(unknown) - MOST_NAMED} more' if len(unknown) > MOST_NAMED else ''
-    return (f'unknown parameter{"s" if len(unknown) > 1 else ""} {named}{more}; '
-            f'known are: {", ".join(SETTINGS)}.')
-
-
-def _changes(parameters: Sequence[Parameter]) -> dict[str, Any]:
-    """Plain values of the settings among some parameters."""
-    return {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
-
-
-def _from_message(message: ParameterMessage) -> Parameter:
-    try:
-        parameter: Parameter = Parameter.from_parameter_msg(message)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f'{quoted(message.name)}: its value is of type {message.value.type}, '
-                          'which ROS does not know; see rcl_interfaces/msg/ParameterType.',
-                          ) from error
-    return parameter
+    return (f'unknown parameter{"s" if len(unknown) > 1 else ""} {named}{more}; `depth_node '
+            '--help` lists those that there are.')
 
 
 def _with_doubles(parameter: Parameter) -> Parameter:
@@ -411,3 +330,7 @@ def _with_doubles(parameter: Parameter) -> Parameter:
 def _plain(value: Any) -> Any:
     """Lists for rclpy's arrays and tuples."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else list(value)
+
+
+def _brief(text: str, longest: int = LONGEST_REASON) -> str:
+    return text if len(text) <= longest else f'{text[:longest - 1]}…'
