@@ -2,9 +2,9 @@
 """The node with faults in its way, for processes of tests: `python test/faulty_node.py ...`.
 
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
-others are answered as usual. By the environment a step never returns: with FAULT_AT_LOAD the
-loading of the model, with FAULT_AT_START the node's constructor. With FAULT_SLOW every batch
-takes so many seconds longer: then images come faster than they are answered on any machine.
+others are answered as usual. By the environment: with FAULT_AT_LOAD the loading of the model
+never returns; with FAULT_SLOW every batch takes so many seconds longer: then images come faster
+than they are answered on any machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from depthclip_ros.core import estimator
 from depthclip_ros.node import depth_node, parameters
 
-RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN = 7, 8, 9, 10, 11
+RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN, OUT_OF_MEMORY = 7, 8, 9, 10, 11, 12
 HANGS = 'hangs at a parameter'  # what it prints when it does
 
 
@@ -42,21 +42,21 @@ def _mark(picture):
 class FaultyEstimator(estimator.DepthEstimator):
     """Fails on marked images."""
 
-    lost = False  # whether the device is, for every estimator of this process
+    was_short = False  # of memory
 
     def __init__(self, *args, **kwargs):
         if os.environ.get('FAULT_AT_LOAD'):
             _endless_loop()
-        if FaultyEstimator.lost and os.environ.get('FAULT_STAYS'):
-            raise RuntimeError('CUDA error: device lost, on purpose')
         super().__init__(*args, **kwargs)
 
     def predict(self, rgb, *args, **kwargs):
         marks = {_mark(picture) for picture in rgb} if isinstance(rgb, list) else set()
         if RAISES in marks:
             raise ZeroDivisionError('on purpose')
+        if OUT_OF_MEMORY in marks and not self.was_short:
+            self.was_short = True
+            raise RuntimeError('CUDA out of memory, on purpose')
         if DEVICE_FAILS in marks:
-            FaultyEstimator.lost = True
             raise RuntimeError('CUDA error: an illegal memory access, on purpose')
         if LOOPS in marks:
             _endless_loop()
@@ -75,8 +75,6 @@ def _hang_at_a_parameter(self, parameters_, on_set=parameters.Parameters._on_set
 
 
 if __name__ == '__main__':
-    if os.environ.get('FAULT_AT_START'):
-        depth_node.ClockWatch = lambda _node: time.sleep(3600)
     estimator.DepthEstimator = FaultyEstimator
     parameters.Parameters._on_set = _hang_at_a_parameter
     depth_node.run()

@@ -49,9 +49,9 @@ from ros_harness import (
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.core.window import Window
-from depthclip_ros.node import image_io, serialized
 from depthclip_ros.node.calibration import Calibration
-from depthclip_ros.node.messages import COMPRESSED_IMAGE
+from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.node.messages import COMPRESSED_IMAGE, IMAGE, parse, read
 
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '0'))
 SEED = int(os.environ.get('CAMPAIGN_SEED', '0'))
@@ -108,16 +108,13 @@ def decoded(topic, message):
     """
     raw = message if isinstance(message, bytes) else serialize_message(message)
     if topic == INFO:
-        calibration = Calibration(rectified=False)
+        calibration = Calibration(read, rectified=False)
         calibration.update(raw)
         calibration.select(hostile.WIDTH, hostile.HEIGHT)
         window = Window(0, 0, hostile.WIDTH, hostile.HEIGHT)
         return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32, window)
-    if topic == JPEG:
-        read = serialized.read(raw, COMPRESSED_IMAGE, ImageError)
-        return stamp_of(read), image_io.compressed_to_rgb(read)
-    read = serialized.read_image(raw)
-    return stamp_of(read), image_io.to_rgb(read)
+    image = parse(read, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
+    return stamp_of(image), to_rgb(image)
 
 
 class Campaign:

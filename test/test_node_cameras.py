@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import NamedTuple
 
@@ -15,8 +14,6 @@ import cv2
 import faulty_node
 import numpy as np
 from clip_standin import synthetic_rgb
-from rclpy.lifecycle import LifecycleNode
-from rclpy.serialization import serialize_message
 from ros_harness import (
     PATIENCE,
     NodeProcess,
@@ -26,18 +23,12 @@ from ros_harness import (
     counters,
     depth_array,
     image,
-    node_here,
     running,
     tiny_arguments,
     values_of,
 )
-from std_msgs.msg import Header
 
-from depthclip_ros.node.camera import Camera
-from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.image_io import to_rgb
-from depthclip_ros.node.model import Model
-from depthclip_ros.node.pipeline import Pipeline
 
 CAMERAS = ('', 'left/front', 'rear', 'side')
 TOPICS = ('depth/image', 'depth/camera_info', 'points')
@@ -284,26 +275,6 @@ def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load)
         peer.listen(f'side/{topic}', matched=True)
 
 
-def test_all_depth_goes_before_the_slower_outputs_of_any(domain, estimator, monkeypatch):
-    calls = []
-    with node_here(domain, LifecycleNode, 'order') as node:
-        cameras = [Camera(node, NodeConfig(), name, threading.Condition()) for name in 'ab']
-        for camera in cameras:
-            monkeypatch.setattr(camera.outputs, 'any_wanted', lambda: True)
-            for method in ('publish_depth', 'publish_pictures'):
-                monkeypatch.setattr(
-                    camera.outputs, method, lambda *_, method=method, camera=camera, **__:
-                    calls.append((method, camera.name)))
-        model = Model(lambda _config: estimator, print)
-        model.load(estimator.config)
-        pipeline = Pipeline(node, model, estimator.config, lambda _seconds: True)
-        raw = serialize_message(image(Header(), *PICTURES['rear']))
-        pipeline.answer([(camera, raw) for camera in cameras])
-    assert calls == [('publish_depth', 'a'), ('publish_depth', 'b'),
-                     ('publish_pictures', 'a'), ('publish_pictures', 'b')]
-    assert pipeline.batch_sizes.percentile(100) == 2
-
-
 # Cameras and remappings that cannot be, and what the message must hold.
 CONFLICTS = {
     'own output': (['front', 'front/depth'], [],
@@ -312,8 +283,6 @@ CONFLICTS = {
                          ['/front/points an output and another output']),
     'nobody has it': (['front', 'rear'], ['image:=/cam/image_raw'],
                       ['image is remapped to /cam/image_raw', 'remap front/image']),
-    'override of nothing': (['front'], ['qos_overrides./image.subscription.depth:=2'],
-                            ['/image.subscription', '/front/image.subscription']),
 }
 
 
@@ -322,7 +291,7 @@ def test_conflicts_of_topics_are_refused(conflict, domain, cache):
     names, rules, words = CONFLICTS[conflict]
     arguments = ['--ros-args', '-p', f'cameras:={names}']
     for rule in rules:
-        arguments += ['-p' if rule.startswith('qos') else '-r', rule]
+        arguments += ['-r', rule]
     node = NodeProcess(arguments, domain=domain, cache=cache)
     assert node.wait() == 1
     assert 'Cannot configure' in node.output

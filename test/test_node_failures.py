@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever raises costs one image: the pipeline and the model, with failures put in their way."""
+"""Whatever raises costs one image: the pipeline, with failures put in its way."""
 
 from __future__ import annotations
 
-import threading
 import time
 import types
 
@@ -21,65 +20,59 @@ from std_msgs.msg import Header
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.model import FAILURES, RELOADS, HopelessError, Model, is_of_device
+from depthclip_ros.node.model import DeviceLostError, Model, is_of_device, is_out_of_memory
 from depthclip_ros.node.pipeline import Pipeline
 
 RGB = synthetic_rgb(3, 60, 80)
 MARK = 7  # of all pixels of an image that the model fails on
+BAD = np.full_like(RGB, MARK)
+OUT_OF_MEMORY = [
+    MemoryError(), RuntimeError('CUDA out of memory. Tried to allocate'),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
 
 
 class Setup:
     """A pipeline on a real node, whose publishers only take note, and a model that fails."""
 
     def __init__(self, node, estimator, monkeypatch, names):
-        self.estimator, self.error = estimator, RuntimeError('on purpose')
-        self.published, self.log, self.breaks, self.loads = [], [], [], []
-        self.log_of_node, self.load_error, self.goes_on = [], None, True
+        self.estimator, self.error, self.times = estimator, RuntimeError('on purpose'), 10 ** 6
+        self.published, self.log = [], []
         monkeypatch.setattr(node, 'get_logger', lambda: types.SimpleNamespace(**{
-            level: lambda text, level=level: self.log_of_node.append((level, text))
+            level: lambda text, level=level: self.log.append((level, text))
             for level in ('debug', 'info', 'warning', 'error')}))
-        self.cameras = [Camera(node, NodeConfig(), name, threading.Condition()) for name in names]
-        for camera in self.cameras:
-            monkeypatch.setattr(camera.outputs, 'any_wanted', lambda: True)
-            for method in ('publish_depth', 'publish_projected', 'publish_pictures'):
-                monkeypatch.setattr(
-                    camera.outputs, method, lambda *_, method=method, camera=camera, **__:
-                    self.published.append((camera.name, method)))
-        self.model = Model(self._load, self.log.append)
-        self.model.load(estimator.config)
-        self.pipeline = Pipeline(node, self.model, estimator.config, self._sleep)
+        self.cameras = [Camera(node, NodeConfig(), name) for name in names]
+        monkeypatch.setattr(Camera, 'wanted', lambda _camera, _topic: True)
+        monkeypatch.setattr(Camera, 'is_active', lambda _camera: True)
+        monkeypatch.setattr(Camera, 'publish', lambda camera, topic, _message:
+                            self.published.append((camera.name, topic)))
+        self.model = Model(print)
+        self.model.use(estimator)
+        self.pipeline = Pipeline(node, self.model, estimator.config)
         original = estimator.predict
 
         def predict(images, *more, **options):
-            if any((picture == MARK).all() for picture in images):
+            if self.times and any((picture == MARK).all() for picture in images):
+                self.times -= 1
                 raise self.error
             return original(images, *more, **options)
         monkeypatch.setattr(estimator, 'predict', predict)
 
-    def _load(self, config):
-        self.loads.append(config)
-        if self.load_error:
-            raise self.load_error
-        return self.estimator
-
-    def _sleep(self, seconds):
-        self.breaks.append(seconds)
-        return self.goes_on
-
     def send(self, *pictures, stamp=(1, 0)):
         """One batch: an image of each camera, as if it had just come."""
-        batch = []
+        batch, worker = {}, types.SimpleNamespace(put=lambda c, raw: batch.update({c: raw}))
         for camera, picture in zip(self.cameras, pictures, strict=False):
             message = image(Header(), picture, 'rgb8')
             message.header.stamp.sec, message.header.stamp.nanosec = stamp
+            camera._worker = worker
             camera._on_image(serialize_message(message))
-            batch.append((camera, camera.take()))
-        self.pipeline.answer(batch)
-        for camera in self.cameras:
-            account = camera.counters()
-            assert account.pending == 0
-            assert account.received == account.published + account.total_rejected() \
-                + account.dropped + account.idle
+        try:
+            self.pipeline.answer(list(batch.items()))
+        finally:
+            for camera in self.cameras:
+                account = camera.counters()
+                assert account.pending == 0
+                assert account.received == account.published + account.total_rejected() \
+                    + account.dropped + account.idle
 
 
 @pytest.fixture
@@ -90,17 +83,21 @@ def make(domain, estimator, monkeypatch):
     estimator.reconfigure(config)
 
 
-BAD = np.full_like(RGB, MARK)
-
-
 def test_one_camera_s_image_costs_nobody_else_s(make):
     setup = make('front', 'rear', 'side')
     setup.send(RGB, BAD, RGB)
-    assert [name for name, method in setup.published if method == 'publish_depth'] == \
+    assert [name for name, topic in setup.published if topic == 'depth/image'] == \
         ['front', 'side']
     assert [c.counters().rejected for c in setup.cameras] == \
         [{}, {'RuntimeError in prediction': 1}, {}]
-    assert setup.loads == [setup.estimator.config], 'it was loaded anew'
+
+
+def test_all_depth_goes_before_the_slower_outputs_of_any(make):
+    setup = make('a', 'b')
+    setup.send(RGB, RGB)
+    assert setup.published[:2] == [('a', 'depth/image'), ('b', 'depth/image')]
+    assert ('b', 'depth/image_color') in setup.published[2:]
+    assert setup.pipeline.batch_sizes.percentile(100) == 2
 
 
 def test_the_traceback_comes_once_a_cause(make):
@@ -108,7 +105,7 @@ def test_the_traceback_comes_once_a_cause(make):
     for _ in range(3):
         setup.send(BAD)
         setup.send(RGB)
-    tracebacks = [(level, text) for level, text in setup.log_of_node if 'Traceback' in text]
+    tracebacks = [(level, text) for level, text in setup.log if 'Traceback' in text]
     assert [level for level, _ in tracebacks] == ['error', 'debug', 'debug']
     assert 'on purpose' in tracebacks[0][1]
     assert 'RuntimeError: on purpose' in setup.cameras[0].last_error
@@ -118,7 +115,7 @@ def test_what_a_message_quotes_does_not_fill_the_log(make):
     setup = make('')
     setup.error = ValueError('x' * 10 ** 6)
     setup.send(BAD)
-    assert max(len(text) for _, text in setup.log_of_node) < 10_000
+    assert max(len(text) for _, text in setup.log) < 10_000
     assert len(setup.cameras[0].last_error) < 1000
 
 
@@ -132,110 +129,94 @@ def test_impossible_stamps_are_foreign_stamps(stamp, make):
     assert camera.foreign_stamps == 1
 
 
-@pytest.mark.parametrize(('method', 'kind'), [
-    ('publish_depth', 'rejected'), ('publish_projected', 'unprojected'),
-    ('publish_pictures', 'unpictured')])
-def test_failing_publication_is_counted(method, kind, make, monkeypatch):
-    setup = make('front', 'rear')
-    front = setup.cameras[0]
-    front.calibration.update(serialize_message(camera_info(Header(), 80, 60)))
+class BrokenError(Exception):
+    """Nothing that anybody expects."""
 
-    def fail(*_, **__):
-        raise np.linalg.LinAlgError('singular')
-    monkeypatch.setattr(front.outputs, method, fail)
+
+def fail(*_, **__):
+    raise BrokenError('on purpose')
+
+
+@pytest.mark.parametrize(('topic', 'kind'), [
+    ('depth/image', 'rejected'), ('points', 'no cloud'), ('depth/words', 'no pictures')])
+def test_failing_publication_is_counted(topic, kind, make, monkeypatch):
+    setup = make('front', 'rear')
+    front, rear = setup.cameras
+    for camera in setup.cameras:
+        camera.calibration.update(serialize_message(camera_info(Header(), 80, 60)))
+    note = Camera.publish
+
+    def publish(camera, to, message):
+        if (camera, to) == (front, topic):
+            fail()
+        note(camera, to, message)
+    monkeypatch.setattr(Camera, 'publish', publish)
     setup.send(RGB, RGB)
-    counted = getattr(front.counters(), kind)
-    assert sum(counted.values()) == 1
-    assert next(iter(counted)).startswith('LinAlgError in p')
+    assert list(front.counters().causes()) == [(f'{kind}: BrokenError in publication', 1)]
     assert front.counters().published == (kind != 'rejected')
-    assert setup.cameras[1].counters().published == 1
+    assert rear.counters().published == 1
+    assert not rear.counters().conditions()
     assert not setup.model.last_error, 'the model is not to blame'
 
 
-def test_failing_decoding_is_counted(make, monkeypatch):
+@pytest.mark.parametrize(('step', 'kind'), [
+    ('_check_aspect', 'rejected'), ('_note_age', 'rejected'), ('_note_focal', 'no pictures'),
+    ('_tell_anchor', 'no pictures')])
+def test_what_only_notes_costs_no_more_than_its_image(step, kind, make, monkeypatch):
     setup = make('')
-    monkeypatch.setattr(setup.cameras[0], 'decode', lambda _raw: 1 / 0)
-    for _ in range(2 * FAILURES):
-        setup.send(RGB)
-    assert setup.cameras[0].counters().rejected == \
-        {'ZeroDivisionError in decoding': 2 * FAILURES}
-    assert not setup.model.reloads
+    monkeypatch.setattr(setup.pipeline, step, fail)
+    setup.send(RGB)
+    setup.send(RGB)
+    counters = setup.cameras[0].counters()
+    assert sum(count for cause, count in counters.causes()
+               if cause.startswith(f'{kind}: BrokenError in')) == 2
+    assert any('on purpose' in text for level, text in setup.log if level == 'error')
+
+
+def test_depth_that_nobody_can_get_is_not_counted_as_published(make, monkeypatch):
+    """A lifecycle publisher that was deactivated meanwhile publishes nothing, without a word."""
+    setup = make('')
+    monkeypatch.setattr(Camera, 'is_active', lambda _camera: False)
+    setup.send(RGB)
+    counters = setup.cameras[0].counters()
+    assert (counters.published, counters.dropped) == (0, 1)
+    assert not setup.published
 
 
 def test_images_that_the_model_refuses_are_no_failures_of_it(make):
     setup = make('')
     setup.error = ImageError('not an RGB image', 'it is not.')
-    for _ in range(2 * FAILURES):
-        setup.send(BAD)
-    assert setup.cameras[0].counters().rejected == {'not an RGB image': 2 * FAILURES}
-    assert not setup.model.reloads
-
-
-def test_failures_in_a_row_load_the_model_anew(make):
-    setup = make('')
-    for _ in range(FAILURES - 1):
-        setup.send(BAD)
-    setup.send(RGB)
-    for _ in range(FAILURES - 1):
-        setup.send(BAD)
-    assert setup.model.reloads == 0
     setup.send(BAD)
-    assert setup.model.reloads == 1
-    assert setup.breaks == [0.0], 'the first time at once'
-    assert setup.loads[1:] == [setup.estimator.config]
-    setup.send(RGB)
-    assert setup.cameras[0].counters().published == 2
+    assert setup.cameras[0].counters().rejected == {'not an RGB image': 1}
+    assert not setup.model.last_error
 
 
-@pytest.mark.parametrize('error', [
-    MemoryError(), RuntimeError('CUDA error: an illegal memory access was encountered'),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
-def test_errors_of_the_device_load_the_model_anew_at_once(error, make):
+@pytest.mark.parametrize('error', OUT_OF_MEMORY)
+def test_memory_that_is_short_once_costs_nothing(error, make):
     setup = make('')
-    setup.error = error
+    setup.error, setup.times = error, 1
     setup.send(BAD)
-    assert setup.model.reloads == 1
-    setup.send(RGB)
     assert setup.cameras[0].counters().published == 1
+    assert type(error).__name__ in setup.model.last_error
+    setup.times = 10
+    setup.send(BAD)
+    assert setup.cameras[0].counters().total_rejected() == 1
 
 
-def test_out_of_memory_of_torch_is_of_the_device():
+@pytest.mark.parametrize('text', [
+    'CUDA error: an illegal memory access was encountered', 'cuDNN error: CUDNN_STATUS_X'])
+def test_a_device_that_fails_ends_it_with_the_reason(text, make):
+    setup = make('front', 'rear')
+    setup.error = RuntimeError(text)
+    with pytest.raises(DeviceLostError, match=f'{text}.*start the node anew'):
+        setup.send(BAD)
+
+
+def test_errors_of_the_device_are_told_from_others():
     import torch
-    assert is_of_device(torch.cuda.OutOfMemoryError('CUDA out of memory.'))
-    assert not is_of_device(RuntimeError('shape mismatch'))
-
-
-def test_reloads_take_longer_and_longer_breaks_and_end(make):
-    setup = make('')
-    setup.error = setup.load_error = RuntimeError('CUDA error: device lost')
-    with pytest.raises(HopelessError, match=rf'{RELOADS} times.*device lost'):
-        setup.send(BAD)
-    assert len(setup.loads) - 1 == RELOADS == setup.model.reloads
-    assert setup.breaks == [0.0, 1.0, 2.0, 4.0, 8.0]
-    assert setup.model.estimator is None
-
-
-def test_failures_that_go_on_after_reloads_end_it(make):
-    setup = make('')
-    for _ in range((RELOADS + 1) * FAILURES - 1):
-        setup.send(BAD)
-    with pytest.raises(HopelessError):
-        setup.send(BAD)
-    assert setup.cameras[0].counters().total_rejected() == (RELOADS + 1) * FAILURES
-
-
-def test_a_reload_that_is_given_up_is_made_up_for(make):
-    """Deactivated in a break: the next images wait for the model, and none is lost uncounted."""
-    setup = make('')
-    setup.error = MemoryError()
-    setup.goes_on = False
-    setup.send(BAD)
-    assert setup.model.estimator is None
-    setup.send(RGB)
-    assert setup.cameras[0].counters().dropped == 1
-    setup.goes_on = True
-    setup.send(RGB)
-    assert setup.cameras[0].counters().published == 1
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError('CUDA out of memory.'))
+    assert all(map(is_out_of_memory, OUT_OF_MEMORY))
+    assert not any(map(is_of_device, [*OUT_OF_MEMORY, RuntimeError('shape mismatch')]))
 
 
 @pytest.mark.parametrize(('shape', 'words'), [
@@ -246,7 +227,7 @@ def test_images_of_another_aspect_ratio_are_counted_and_said_once(shape, words, 
     picture = synthetic_rgb(3, 100, 100)[:shape[0], :shape[1]]
     for _ in range(2):
         setup.send(picture)
-    said = [text for _, text in setup.log_of_node if 'stretched' in text]
+    said = [text for _, text in setup.log if 'stretched' in text]
     assert setup.cameras[0].stretched == (2 if words else 0)
     assert len(said) == bool(words)
     assert all(words in text and 'input_fit' in text for text in said)

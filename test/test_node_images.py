@@ -32,7 +32,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.node.image_io import compressed_to_rgb, to_rgb
+from depthclip_ros.node.image_io import to_rgb
 
 HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)
@@ -350,7 +350,7 @@ def test_compressed_images_16uc1_and_network_resolution(domain, cache, tiny_weig
         size = (INPUT_HEIGHT, INPUT_WIDTH)
         unlimited = estimator.config
         estimator.reconfigure(unlimited.replace(range_max=2.2))
-        expected = estimator.predict(compressed_to_rgb(message), size).depth
+        expected = estimator.predict(to_rgb(message), size).depth
         estimator.reconfigure(unlimited)
         assert 0.1 < np.isnan(expected).mean() < 0.9
         np.testing.assert_allclose(

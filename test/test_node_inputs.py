@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -13,7 +12,7 @@ pytest.importorskip('rclpy')
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
@@ -21,7 +20,8 @@ from std_msgs.msg import Header
 
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.inputs import Input
+from depthclip_ros.node.inputs import ALWAYS, OFFERED, Input
+from depthclip_ros.node.messages import CAMERA_INFO
 
 BURST = 10  # messages that a player begins with
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -33,15 +33,13 @@ def node(domain):
         yield node
 
 
-def spin_until(node, condition, follow=None):
+def spin_until(node, condition):
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     end = time.monotonic() + PATIENCE
     try:
         while not condition():
             assert time.monotonic() < end
-            if follow is not None:
-                follow.follow_publishers()
             executor.spin_once(timeout_sec=0.05)
     finally:
         executor.shutdown()  # it would keep what is destroyed
@@ -55,27 +53,51 @@ def test_what_a_latched_publisher_sent_before_arrives(node):
     publisher = node.create_publisher(CameraInfo, 'latched', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    source = Input(node, CameraInfo, '/latched', received.append, latched=True)
-    spin_until(node, lambda: received, source)
+    source = Input(node, CAMERA_INFO, '/latched', received.append, latched=OFFERED)
+    spin_until(node, lambda: received)
     assert widths(received) == [11]
     assert source.is_latched
     # One that keeps nothing joins: both must be heard.
     other = node.create_publisher(CameraInfo, 'latched', 1)
-    spin_until(node, lambda: not source.is_latched, source)
     spin_until(node, lambda: other.publish(camera_info(Header(), 22, 48))
                or 22 in widths(received))
+    assert not source.is_latched
     spin_until(node, lambda: publisher.publish(camera_info(Header(), 33, 48))
                or 33 in widths(received))
-    node.destroy_publisher(other)
-    spin_until(node, lambda: source.is_latched, source)
+
+
+def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
+    """As of /tf_static: else one careless bridge makes the node deaf to all others."""
+    node.create_publisher(CameraInfo, 'static', 1)
+    spin_until(node, lambda: node.count_publishers('/static'))
+    publisher = node.create_publisher(CameraInfo, 'static', LATCHED)
+    publisher.publish(camera_info(Header(), 11, 48))
+    received = []
+    source = Input(node, CAMERA_INFO, '/static', received.append, latched=ALWAYS)
+    spin_until(node, lambda: received)
+    assert source.is_latched
+    assert widths(received) == [11]
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_a_best_effort_publisher_is_heard_whoever_comes_first(first, node):
+    profile = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+    publishers, received = [], []
+    if first:
+        publishers.append(node.create_publisher(CameraInfo, 'effort', profile))
+        spin_until(node, lambda: node.count_publishers('/effort'))
+    Input(node, CAMERA_INFO, '/effort', received.append)
+    if not first:
+        publishers.append(node.create_publisher(CameraInfo, 'effort', profile))
+    spin_until(node, lambda: publishers[0].publish(camera_info(Header(), 11, 48)) or received)
 
 
 def test_old_images_are_not_asked_for(node):
     publisher = node.create_publisher(CameraInfo, 'unlatched', LATCHED)
     publisher.publish(camera_info(Header(), 11, 48))
     received = []
-    source = Input(node, CameraInfo, '/unlatched', received.append)
-    spin_until(node, publisher.get_subscription_count, source)
+    Input(node, CAMERA_INFO, '/unlatched', received.append)
+    spin_until(node, publisher.get_subscription_count)
     spin_until(node, lambda: publisher.publish(camera_info(Header(), 22, 48)) or received)
     assert widths(received)[0] == 22
 
@@ -84,7 +106,7 @@ def test_a_burst_arrives_whole(node):
     """What is overwritten before it is taken would be counted by nobody."""
     publisher = node.create_publisher(CameraInfo, 'burst', BURST)
     received = []
-    Input(node, CameraInfo, '/burst', received.append)
+    Input(node, CAMERA_INFO, '/burst', received.append)
     spin_until(node, publisher.get_subscription_count)
     for width in range(BURST):
         publisher.publish(camera_info(Header(), width, 48))
@@ -96,8 +118,8 @@ def test_a_camera_takes_the_latched_camera_info(domain):
     with node_here(domain, LifecycleNode, 'camera') as node:
         publisher = node.create_publisher(CameraInfo, 'late/camera_info', LATCHED)
         publisher.publish(camera_info(Header(), 11, 48))
-        camera = Camera(node, NodeConfig(), 'late', threading.Condition())
-        camera.subscribe()
-        spin_until(node, lambda: camera.calibration.received, camera)
+        camera = Camera(node, NodeConfig(), 'late')
+        camera.subscribe(None)
+        spin_until(node, lambda: camera.calibration.received)
         assert camera.info_is_latched
         camera.destroy()

@@ -10,11 +10,18 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+from rclpy.clock import ClockType
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, node_here
+from rclpy.time import Time
+from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, node_here
 
+from depthclip_ros.node import depth_node
+from depthclip_ros.node.anchors import Sensors
+from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.depth_node import DepthNode
+from depthclip_ros.node.model import DeviceLostError
+from depthclip_ros.node.outputs import OUTPUTS
 
 TRIPS = 6
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -90,3 +97,59 @@ def test_a_node_that_failed_to_configure_leaves_nothing_behind(node, tmp_path):
     fail()
     assert not left_behind(node, fail)
     round_trip(node, weights=weights)
+
+
+def test_a_camera_that_cannot_be_made_leaves_nothing_of_the_others(node, monkeypatch):
+    node.set_parameters([Parameter('cameras', value=['front', 'rear'])])
+    round_trip(node)
+    before = possessions(node)
+    make = Camera.__init__
+
+    def fail(self, owner, config, name, *more):
+        make(self, owner, config, name, *more)
+        if name == 'rear':
+            raise RuntimeError('on purpose')
+    with monkeypatch.context() as patch:
+        patch.setattr(Camera, '__init__', fail)
+        assert node.trigger_configure() != SUCCESS
+    # The failed one itself is known to nobody; all others are gone.
+    assert possessions(node)['publishers'] <= before['publishers'] + len(OUTPUTS)
+    round_trip(node)
+
+
+def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypatch):
+    """It fails when the node has given it up, and another one does the work."""
+    monkeypatch.setattr(depth_node, 'PATIENCE', 0.0)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer(_batch):
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        raise DeviceLostError('on purpose')
+    node.trigger_configure()
+    node.trigger_activate()
+    stuck = node._worker
+    monkeypatch.setattr(stuck, '_answer', answer)
+    stuck.put(node._cameras[0], b'any')
+    assert begun.wait(PATIENCE)
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    assert node.trigger_configure() == SUCCESS
+    go_on.set()
+    stuck._pool.shutdown(wait=True)
+    assert node.crash is None
+
+
+def test_transforms_are_forgotten_when_time_jumps_back(node, monkeypatch):
+    """As when a bag begins anew: else nothing that moves would be found again."""
+    cleared = []
+    monkeypatch.setattr(Sensors, 'clear_transforms', lambda _sensors: cleared.append(1))
+    node.set_parameters([Parameter('anchor', value='scan')])
+    assert node.trigger_configure() == SUCCESS
+    clock = node.get_clock()
+    clock._set_ros_time_is_active(True)
+    for seconds in (100, 101):
+        clock.set_ros_time_override(Time(seconds=seconds, clock_type=ClockType.ROS_TIME))
+    cleared.clear()
+    clock.set_ros_time_override(Time(seconds=5, clock_type=ClockType.ROS_TIME))
+    assert cleared

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's parts that need no graph: counters, windows, calibration, the worker."""
+"""The node's parts that need no graph: counters, windows, the worker, the process."""
 
 from __future__ import annotations
 
@@ -15,23 +15,13 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-import numpy as np
-from rclpy.serialization import serialize_message
-from ros_harness import PATIENCE, ROOT, camera_info
-from std_msgs.msg import Header
+from ros_harness import PATIENCE, ROOT
 
-from depthclip_ros.core.errors import CameraInfoError
-from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.core.window import fit_window
+from depthclip_ros.node import statistics
 from depthclip_ros.node import worker as worker_module
-from depthclip_ros.node.calibration import Calibration
-from depthclip_ros.node.focal import OFF, FocalRatio
 from depthclip_ros.node.process import explain_arguments, ignored_files
-from depthclip_ros.node.statistics import Counters, Rate, StageTimes, Throttle, Window
-from depthclip_ros.node.worker import Interrupted, Ticker, Worker
-
-WHOLE = fit_window('stretch', (48, 64), (96, 96))
-MIDDLE = fit_window('crop', (48, 64), (96, 96))
+from depthclip_ros.node.statistics import NO_CLOUD, Counters, Say, StageTimes, Window
+from depthclip_ros.node.worker import Ticker, Worker
 
 
 def test_percentiles_are_nearest_rank_over_a_bounded_window():
@@ -42,30 +32,46 @@ def test_percentiles_are_nearest_rank_over_a_bounded_window():
     assert [window.percentile(p) for p in (1, 50, 99, 100)] == [901, 950, 999, 1000]
 
 
-def test_rate_looks_back_on_a_few_readings_only():
-    rate = Rate(readings=3)
-    assert rate.update(0.0, 0) == 0.0
-    assert rate.update(1.0, 10) == 10.0
-    assert rate.update(2.0, 20) == 10.0
-    assert rate.update(3.0, 20) == 5.0
-    assert rate.update(4.0, 20) == 0.0
+def test_recent_values_fade(monkeypatch):
+    clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(statistics, 'time', clock)
+    window = Window()
+    assert math.isnan(window.recent())
+    window.add(1.0)
+    clock.now += 3.0
+    window.add(3.0)
+    assert window.recent() == 2.0
+    clock.now += 3.0
+    assert window.recent() == 3.0
+    clock.now += 3.0
+    assert math.isnan(window.recent())
 
 
-def test_throttle_is_per_condition():
-    throttle = Throttle(period=1000.0)
-    assert [throttle.due(c) for c in ('a', 'b', 'a', 'b')] == [True, True, False, False]
-    assert all(Throttle(period=0.0).due('a') for _ in range(2))
+def test_each_matter_is_said_once_in_a_while():
+    said = []
+    log = types.SimpleNamespace(warning=lambda text: said.append(('warning', text)),
+                                error=lambda text: said.append(('error', text)))
+    node = types.SimpleNamespace(get_logger=lambda: log)
+    say = Say(node, 'front: ')
+    for key in ('a', 'b', 'a', 'b'):
+        say.once(key, key.upper())
+    say.error('c', 'C')
+    assert said == [('warning', 'front: A'), ('warning', 'front: B'), ('error', 'front: C')]
+    assert all(Say(node, period=0.0).due('a') for _ in range(2))
 
 
 def test_counters_tell_the_whole_account():
     counters = Counters(received=10, published=4, dropped=2, idle=1, pending=1)
     counters.rejected['wrong step'] += 2
+    counters.incomplete[NO_CLOUD]['absent'] += 3
     copy = counters.copy()
     counters.rejected['wrong step'] += 1
+    counters.incomplete[NO_CLOUD]['all zeros'] += 1
     assert copy.total_rejected() == 2
     assert str(copy) == ('10 received = 4 published + 2 dropped + 2 rejected + 1 idle + '
                          '1 pending; idle: nobody subscribed to an output; '
-                         'rejected: wrong step: 2')
+                         'rejected: wrong step: 2; no cloud: absent: 3')
+    assert counters.conditions() - copy.conditions() == {'wrong step': 1, 'all zeros': 1}
 
 
 def test_stages_are_timed():
@@ -76,229 +82,76 @@ def test_stages_are_timed():
     assert times.percentile('decode', 50) >= 0
 
 
-def test_calibration_is_computed_once_per_content(monkeypatch):
-    made = []
-    original = CameraModel.from_info
-    monkeypatch.setattr(CameraModel, 'from_info', classmethod(
-        lambda _cls, *a, **k: made.append(1) or original(*a, **k)))
-    calibration = Calibration(rectified=False)
-    for second in range(5):
-        info = camera_info(Header(), 64, 48)
-        info.header.stamp.sec = second
-        calibration.update(serialize_message(info))
-        calibration.select(64, 48)
-        rays = calibration.rays(3, 4, WHOLE)
-        assert calibration.rays(3, 4, WHOLE) is rays
-    assert len(made) == 1
-    # Nobody sets the three bytes that fill up an empty frame_id.
-    raw = serialize_message(info)
-    calibration.update(raw[:17] + b'any' + raw[20:])
-    calibration.select(64, 48)
-    assert calibration.rays(3, 4, WHOLE) is rays
-    assert not np.array_equal(calibration.rays(3, 4, MIDDLE), rays)
-    changed = camera_info(Header(), 64, 48, k=(60.0, 60.0, 31.5, 23.5))
-    calibration.update(serialize_message(changed))
-    calibration.select(64, 48)
-    assert len(made) == 2
-    assert not np.array_equal(calibration.rays(3, 4, WHOLE), rays)
-
-
-def test_calibration_without_and_with_bad_camera_info():
-    calibration = Calibration(rectified=False)
-    assert not calibration.received
-    with pytest.raises(CameraInfoError) as error:
-        calibration.select(64, 48)
-    assert error.value.condition == 'absent'
-    calibration.update(serialize_message(camera_info(Header(), 64, 48)))
-    calibration.select(64, 48)
-    no_focal_length = camera_info(Header(), 64, 48, k=(0.0, 0.0, 0.0, 0.0))
-    calibration.update(serialize_message(no_focal_length))
-    for _ in range(2):  # an error is not cached away
-        with pytest.raises(CameraInfoError) as error:
-            calibration.select(64, 48)
-        assert error.value.condition == 'all zeros'
-
-
-def test_scaled_camera_info_projects_to_the_scaled_image():
-    info = camera_info(Header(), 64, 48, d=(-0.2, 0.05, 0.001, 0.002, 0.0))
-    info.binning_x = info.binning_y = 2
-    calibration = Calibration(rectified=False)
-    calibration.update(serialize_message(info))
-    calibration.select(32, 24)
-    header = Header(frame_id='eye')
-    scaled = calibration.scaled(96, 48, header)
-    assert (scaled.width, scaled.height, scaled.header) == (96, 48, header)
-    assert (scaled.binning_x, scaled.binning_y, scaled.roi.width) == (0, 0, 0)
-    point = np.array([[0.3, -0.2, 2.0]])
-    expected = CameraModel.from_info(info).project(point) * [96 / 32, 48 / 24]
-    np.testing.assert_allclose(CameraModel.from_info(scaled).project(point), expected)
-
-
-def test_changes_of_the_focal_ratio_are_counted_and_told_but_not_for_every_image(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr('depthclip_ros.node.focal.time.monotonic', lambda: now[0])
-    focal = FocalRatio()
-    assert focal.note(1.0, OFF, '1.0') == (False, '')  # as is expected
-    warn, told = focal.note(0.5, '', '2.0')
-    assert warn
-    assert all(words in told for words in ('stamp 2.0', 'multiplied by 0.500', '0.5 times'))
-    assert focal.note(0.504, '', '3.0') == (False, '')  # less than can matter
-    warn, told = focal.note(1.0, 'camera_info: all zeros', '4.0')
-    assert warn
-    assert 'not multiplied' in told
-    assert '2 times' in told
-    assert str(focal) == 'none: camera_info: all zeros'
-    assert 'by 0.700 for that of the calibration' in focal.note(0.7, 'camera_info: x', '5.0')[1]
-    told = []
-    for i in range(1000):  # a zoom lens
-        now[0] += 0.1
-        told.append(focal.note(1.0 + 0.1 * (i % 50), '', f'{6 + i}.0')[1])
-    assert 30 <= sum(map(bool, told)) <= 40  # in 100 s
-    now[0] += 60.0
-    assert 'multiplied by 5.900' in focal.note(5.9, '', '2000.0')[1]  # told late, but told
-    assert focal.jumps == 1003
-    first = FocalRatio()
-    assert first.note(0.5, '', '1.0')[0] is False  # nothing came before, so nothing has jumped
-    assert (first.jumps, str(first)) == (0, '0.500')
-
-
-class Slot:
-    """Stands for a camera: numbers instead of images."""
-
-    def __init__(self):
-        self.frame = None
-
-    def waiting(self):
-        return self.frame is not None
-
-    def take(self):
-        frame, self.frame = self.frame, None
-        return frame
-
-
-def test_worker_takes_every_waiting_image_at_once_and_stops_clean():
-    """None waits for a camera that has nothing, and none is overtaken by one that always has."""
-    ready, slots, seen = threading.Condition(), [Slot(), Slot(), Slot()], []
-    enough = threading.Event()
-
-    def answer(batch):
-        seen.append([(slots.index(slot), frame) for slot, frame in batch])
-        if len(seen) == 10:
-            enough.set()
-        else:
-            with ready:
-                slots[0].frame = len(seen)
-                slots[2].frame = len(seen) if len(seen) % 2 else None
-    with ready:
-        for slot in slots:
-            slot.frame = 0
-    worker = Worker(ready, on_crash=lambda error: pytest.fail(str(error)))
-    worker.begin(slots, answer)
-    assert enough.wait(PATIENCE)
-    assert worker.stop(PATIENCE)
-    assert seen[0] == [(0, 0), (1, 0), (2, 0)]
-    assert seen[1:5] == [[(0, 1), (2, 1)], [(0, 2)], [(0, 3), (2, 3)], [(0, 4)]]
-
-
-def test_worker_hands_over_what_it_dies_of():
-    ready, slot, crashes, crashed = threading.Condition(), Slot(), [], threading.Event()
-    slot.frame = 1
-
-    def answer(_batch):
-        raise ZeroDivisionError('on purpose')
-
-    def on_crash(error):
-        crashes.append(error)
-        crashed.set()
-    worker = Worker(ready, on_crash)
-    worker.begin([slot], answer)
-    assert crashed.wait(PATIENCE)
-    assert worker.stop(PATIENCE)
-    assert isinstance(crashes[0], ZeroDivisionError)
+def crashed(_worker, error):
+    pytest.fail(str(error))
 
 
 @pytest.fixture
-def worker():
-    """A worker whose thread must not crash, and that must end."""
-    worker = Worker(threading.Condition(), on_crash=lambda error: pytest.fail(str(error)))
-    yield worker
-    assert worker.stop(PATIENCE)
+def make_worker():
+    """Workers by what answers, whose threads end."""
+    workers = []
+
+    def make(answer, on_crash=crashed):
+        workers.append(Worker(answer, on_crash))
+        return workers[-1]
+    yield make
+    for worker in workers:
+        worker.submit(bool).result(PATIENCE)
+        worker.end(wait=True)
 
 
-def test_worker_does_jobs_and_answers_on_one_thread(worker):
-    threads, slot, answered = [], Slot(), threading.Event()
-    slot.frame = 1
+def test_the_worker_takes_every_waiting_image_at_once_and_the_newest_of_each(make_worker):
+    begun, go_on, batches = threading.Event(), threading.Event(), []
 
-    def answer(_batch):
-        threads.append(threading.get_ident())
-        answered.set()
-    assert worker.submit(threading.get_ident).result(PATIENCE) not in threads
+    def answer(batch):
+        batches.append(batch)
+        begun.set()
+        assert go_on.wait(PATIENCE)
+    worker = make_worker(answer)
+    assert not worker.put('front', b'1')
+    assert begun.wait(PATIENCE)
+    assert [worker.put('rear', b'2'), worker.put('front', b'3'), worker.put('rear', b'4')] == \
+        [False, False, True]
+    go_on.set()
+    worker.submit(bool).result(PATIENCE)
+    assert batches == [[('front', b'1')], [('rear', b'4'), ('front', b'3')]]
+
+
+def test_images_that_wait_can_be_left(make_worker):
+    begun, go_on, batches = threading.Event(), threading.Event(), []
+
+    def answer(batch):
+        batches.append(batch)
+        begun.set()
+        assert go_on.wait(PATIENCE)
+    worker = make_worker(answer)
+    worker.put('front', b'1')
+    assert begun.wait(PATIENCE)
+    assert worker.busy_seconds() > 0
+    worker.put('rear', b'2')
+    assert worker.clear() == ['rear']
+    go_on.set()
+    worker.submit(bool).result(PATIENCE)
+    assert len(batches) == 1
+    assert worker.busy_seconds() == 0
+
+
+def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make_worker):
+    errors = []
+    worker = make_worker(lambda _batch: 1 / 0, lambda *which: errors.append(which))
+    for _ in range(2):
+        worker.put('front', b'1')
+        worker.submit(bool).result(PATIENCE)
+    assert [(who, type(error)) for who, error in errors] == [(worker, ZeroDivisionError)] * 2
+
+
+def test_jobs_and_answers_are_done_on_one_thread(make_worker):
+    threads = []
+    worker = make_worker(lambda _batch: threads.append(threading.get_ident()))
+    worker.put('front', b'1')
+    assert [worker.submit(threading.get_ident).result(PATIENCE)] == threads
     with pytest.raises(ZeroDivisionError):
         worker.submit(lambda: 1 / 0).result(PATIENCE)
-    worker.begin([slot], answer)
-    assert answered.wait(PATIENCE)
-    assert threads == [worker.submit(threading.get_ident).result(PATIENCE)]
-    assert worker.pause(PATIENCE)
-    assert worker.busy_seconds() == 0.0
-
-
-def test_worker_that_does_not_come_back_is_waited_for_within_bounds(worker):
-    slot, begun, end = Slot(), threading.Event(), threading.Event()
-    slot.frame = 1
-
-    def answer(_batch):
-        begun.set()
-        end.wait(PATIENCE)
-    worker.begin([slot], answer)
-    assert begun.wait(PATIENCE)
-    assert not worker.pause(0.05)
-    assert worker.busy_seconds() > 0
-    assert not worker.stop(0.05)
-    end.set()
-
-
-def test_a_job_of_the_worker_can_be_interrupted(worker):
-    begun = threading.Event()
-
-    def endless():
-        begun.set()
-        while True:
-            pass
-    job = worker.submit(endless)
-    assert begun.wait(PATIENCE)
-    worker.interrupt()
-    with pytest.raises(Interrupted):
-        job.result(PATIENCE)
-
-
-def test_a_break_of_the_worker_ends_when_it_is_to_pause(worker):
-    slot, slept = Slot(), []
-    slot.frame = 1
-    first = threading.Event()
-
-    def sleep(_batch):
-        slept.append(worker.sleep(0.0))
-        first.set()
-        slept.append(worker.sleep(60.0))
-    worker.begin([slot], sleep)
-    assert first.wait(PATIENCE)
-    assert worker.pause(PATIENCE)
-    assert slept == [True, False]
-
-
-def test_jobs_that_still_wait_when_the_worker_ends_are_left(worker):
-    begun, release, done = threading.Event(), threading.Event(), []
-
-    def first():
-        begun.set()
-        release.wait()
-    worker.submit(first)
-    worker.submit(lambda: done.append(1))
-    assert begun.wait(PATIENCE)
-    assert not worker.stop(0.0)
-    release.set()
-    assert worker.stop(PATIENCE)
-    assert not done
 
 
 class Clock:
@@ -353,6 +206,24 @@ def test_reasons_of_rcl_are_shortened():
                          'at line 3, at /project/src/parse.c:258')
     assert explain_arguments(['node'], error) == \
         "Couldn't parse params file: 'x'. Error: Bad at line 3."
+
+
+STUCK = """
+import sys, threading, time
+from depthclip_ros.node import process
+process.LAST_PATIENCE = 0.1
+if 'stuck' in sys.argv:
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+print('said', end='')
+process.end_process(3)
+"""
+
+
+@pytest.mark.parametrize('arguments', [(), ('stuck',)])
+def test_a_process_ends_with_or_without_its_threads(arguments):
+    done = subprocess.run([sys.executable, '-c', STUCK, *arguments], cwd=ROOT, check=False,
+                          capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (3, 'said', '')
 
 
 FAULTS_OF_TEN_IMAGES = """

@@ -20,7 +20,6 @@ from depthclip_ros import executables
 from depthclip_ros.core import DepthConfig, DepthEstimator, estimator, torchscript, weights
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.uninitialized import Uninitialized
-from depthclip_ros.node.process import here_to_stay
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {'backbone': 'auto', 'input_height': 64, 'input_width': 64}
@@ -38,18 +37,16 @@ ready = list(sys.modules)
 
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
+from depthclip_ros.node import messages
 from depthclip_ros.node.calibration import Calibration
-from depthclip_ros.node.cloud import patch_colors
 from depthclip_ros.node.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
-calibration = Calibration(rectified=False)
+calibration = Calibration(messages.read, rectified=False)
 calibration.update(serialize_message(CameraInfo(
     height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
     k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
 prediction = estimator.predict(rgb, intrinsics=calibration.select(64, 64))
-patches = *prediction.patch_depth.shape, prediction.window
-calibration.rays(*patches)
-patch_colors(rgb, *patches)
+calibration.rays(*prediction.patch_depth.shape, prediction.window)
 print(json.dumps([before, ready, list(sys.modules)]))
 """
 
@@ -181,30 +178,6 @@ def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
     contents.clear()
     lone = bytes(10_000)
     assert sys.getrefcount(content) == sys.getrefcount(lone), gc.get_referrers(content)
-
-
-def test_what_stays_is_not_looked_through_again():
-    class Link:
-        other = None
-
-    with here_to_stay('not imported'):
-        assert not gc.isenabled()
-        link = Link()
-        link.other = link
-        known = weakref.ref(link)
-    try:
-        assert gc.isenabled()
-        del link
-        gc.collect()
-        assert known() is not None
-    finally:
-        gc.unfreeze()
-    gc.collect()
-    assert known() is None
-    before = gc.get_freeze_count()
-    with here_to_stay('sys'):  # when the model is loaded anew
-        assert gc.isenabled()
-    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')

@@ -5,11 +5,11 @@
 
 For each name in `cameras` once, under that name if it is not '' (front/image, front/depth/image):
 
-Subscribers (keep last 10; reliable if every publisher of the topic is, else best effort):
+Subscribers (keep last 10; reliable unless a publisher of the topic is best effort):
     image (sensor_msgs/Image): any common encoding; with `image_transport: compressed` instead
         image/compressed (sensor_msgs/CompressedImage).
     camera_info (sensor_msgs/CameraInfo): the latest one counts; it must be of the image's size.
-        Transient local if every publisher is: then one that was sent before counts too.
+        Transient local unless a publisher is volatile: one that was sent before counts too.
 
 And for all cameras together, the parameter `anchor` decides which, if any:
     scan (sensor_msgs/LaserScan): with `anchor: scan`, points that fix the scale of depth.
@@ -19,10 +19,6 @@ And for all cameras together, the parameter `anchor` decides which, if any:
         pixels.
     /tf (tf2_msgs/TFMessage): where the sensor is; with `anchor: ground` where the floor is.
     /tf_static (tf2_msgs/TFMessage): likewise, what never moves.
-
-And while somebody subscribes to depth/words of any camera (and then /tf and /tf_static, too):
-    /clicked_point (geometry_msgs/PointStamped): the point whose patch depth/words shows at large,
-        in any frame that tf knows.
 
 Publishers (reliable, keep last 5), each with the image's header:
     depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
@@ -35,8 +31,8 @@ Publishers (reliable, keep last 5), each with the image's header:
     depth/image_color (sensor_msgs/Image): bgr8, red at the first bin to blue at the last; only
         while subscribed.
     depth/words (sensor_msgs/Image): bgr8, how much each word answers, painted on the image for a
-        grid of patches and listed for the one that was clicked, with depth and its standard
-        deviation in metres, and the scene; only while subscribed.
+        grid of patches, with depth and its standard deviation in metres, and the scene; only while
+        subscribed.
     depth/spread (sensor_msgs/Image): 32FC1, standard deviation of the bins in metres, one pixel a
         patch: how undecided the words are, no error bar; only while subscribed.
     depth/stddev (sensor_msgs/Image): 32FC1, standard deviation of depth in metres, whatever the
@@ -69,18 +65,20 @@ subscribes to any output of a camera, its images are counted as idle and never r
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
+import gc
 import sys
 import threading
 import time
 import traceback
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rclpy
 import rclpy.utilities
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
@@ -89,29 +87,29 @@ from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.weights import cache_folder, read_ahead
 from ..executables import wait_shortly
-from .anchor_inputs import Shared, anchor_topics
+from . import messages
+from .anchors import SENSORS, Sensors, needs_transforms
 from .camera import Camera, input_topics, output_topics
-from .click_inputs import ClickInputs, click_topics
-from .diagnostics import CameraReport, diagnostic_array, model_status
+from .diagnostics import ERROR, NodeHealth
+from .health import CameraHealth, ClockWatch, Finding
+from .inputs import ALWAYS, Input
 from .model import Model, describe
 from .outputs import OUTPUTS
-from .parameters import Parameters, check_qos_overrides, help_text
+from .parameters import Parameters, help_text
 from .pipeline import Pipeline
 from .process import (
     StopSignals,
     end_process,
     explain_arguments,
-    here_to_stay,
     ignored_files,
     keep_freed_memory,
 )
-from .stamps import ClockWatch
-from .statistics import Throttle, Window
-from .watchdog import ERROR, WARN, Finding, Watchdog, tell
+from .statistics import Say, Window
 from .worker import Ticker, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
@@ -121,8 +119,10 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
+TF, TF_STATIC = '/tf', '/tf_static'
+TF_DEPTH = 100  # as tf2's own listeners
 PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
-LAST_PATIENCE = 0.6  # likewise, when the process is to end
+LAST_PATIENCE = 1.0  # likewise, when the process is to end
 MOST_FAILURES = 100  # of callbacks in a row, after which the process ends
 
 
@@ -159,7 +159,12 @@ def _answer_refusals(node: LifecycleNode) -> None:
 
 
 class DepthNode(LifecycleNode):
-    """DepthCLIP as a managed node."""
+    """DepthCLIP as a managed node.
+
+    Attributes:
+        crash: what the worker ended of; None while it is well.
+
+    """
 
     def __init__(self, ending: threading.Event | None = None, **kwargs: Any) -> None:
         """Declare the parameters.
@@ -172,22 +177,19 @@ class DepthNode(LifecycleNode):
             ConfigError: a parameter is unknown or wrong.
 
         """
-        super().__init__(
-            'depth_node', automatically_declare_parameters_from_overrides=True,
-            start_parameter_services=False, **kwargs)  # `Parameters` has its own
+        super().__init__('depth_node', automatically_declare_parameters_from_overrides=True,
+                         start_parameter_services=False, **kwargs)  # `Parameters` has its own
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
+        self._say = Say(self)
         self._model: Model | None = None
         self._pipeline: Pipeline | None = None
         self._worker: Worker | None = None
-        self._active = False
-        self._left_behind = False
+        self._active = self._left_behind = False
         self._cameras: list[Camera] = []
-        self._shared: Shared | None = None
-        self._clicks: ClickInputs | None = None
-        self._reports: list[tuple[CameraReport, Watchdog]] = []
-        self._ready = threading.Condition()
-        self._throttle = Throttle()
+        self._sensors: Sensors | None = None
+        self._sensor_inputs: list[Input] = []
+        self._health: list[CameraHealth] = []
         self._settings = Parameters(
             self, is_configured=lambda: self._model is not None,
             estimator=lambda: None if self._model is None else self._model.estimator,
@@ -195,10 +197,10 @@ class DepthNode(LifecycleNode):
         self._node_config = self._settings.read()[1]
         self.autostart = self._node_config.autostart
         self._clock_watch = ClockWatch(self)
+        self._jump = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
+            post_callback=self._on_jump)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        # Subscriptions change where callbacks run. Steady time: simulated time may stand still.
-        self._follow_timer = self.create_timer(
-            1.0, self._follow_publishers, clock=Clock(clock_type=ClockType.STEADY_TIME))
         # Not where callbacks run: it tells of the node also while one of them takes long.
         self._ticker = Ticker(1.0, self._tick)
         _answer_refusals(self)
@@ -206,6 +208,7 @@ class DepthNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Destroy the node, which leaves the graph, and end the thread that reports."""
         self._ticker.stop()
+        self._jump.unregister()
         super().destroy_node()
         # It holds the node: in the graph all would stay, 20 s longer than the process.
         self._state_machine.destroy_when_not_in_use()
@@ -215,18 +218,15 @@ class DepthNode(LifecycleNode):
     @_reporting_bugs
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
-        config, node_config = self._settings.read()
-        self._node_config = node_config
+        config, self._node_config = self._settings.read()
         try:
-            self._check_topics(node_config)
-            loaded = self._begin_to_load(config, node_config)
+            self._check_topics(self._node_config)
+            loaded = self._begin_to_load(config, self._node_config)
             # Beside it, which takes seconds: who subscribes has then found the topics before.
-            self._shared = Shared(self, node_config) if node_config.anchor else None
-            self._clicks = ClickInputs(self)
-            self._cameras = [
-                Camera(self, node_config, name, self._ready, self._shared, self._clicks)
-                for name in node_config.cameras]
-            self._wait_for(loaded)
+            self._sensors = self._make_sensors(self._node_config)
+            for name in self._node_config.cameras:
+                self._cameras.append(Camera(self, self._node_config, name, self._sensors))
+            estimator = self._wait_for(loaded)
         except DepthClipError as error:
             if self._ending.is_set():
                 self.get_logger().info(f'Not configured: {error}')
@@ -234,9 +234,12 @@ class DepthNode(LifecycleNode):
                 self.get_logger().error(f'Cannot configure: {error}')
             self._release()
             return FAILURE
+        except Exception:
+            self._release()
+            raise
         self._warn_if_untrained()
-        if self._model is not None and self._model.estimator is not None:
-            self._tell_calibration(self._model.estimator)
+        if estimator.calibration is not None:
+            self._say.info(f'Depth is {estimator.calibration.label} ({config.calibration}).')
         return super().on_configure(state)
 
     @_reporting_bugs
@@ -245,20 +248,23 @@ class DepthNode(LifecycleNode):
         result = super().on_activate(state)
         if self._worker is None or self._pipeline is None:
             raise RuntimeError('no model is loaded')
-        if self._shared is not None:
-            self._shared.subscribe()
-        for camera in self._cameras:
-            camera.subscribe()
-        self._reports = [(CameraReport(camera, self._pipeline.times), Watchdog(self, camera))
-                         for camera in self._cameras]
+        try:
+            self._sensor_inputs = self._listen_to_sensors()
+            for camera in self._cameras:
+                camera.subscribe(self._worker)
+        except ConfigError as error:
+            self.get_logger().error(f'Cannot activate: {error}')
+            self._stop()
+            return FAILURE
+        self._health = [CameraHealth(self, camera, self._pipeline.times)
+                        for camera in self._cameras]
         # A player begins when it finds the subscriptions: until now time had no reason to go on.
         self._clock_watch = ClockWatch(self)
-        self._worker.begin(self._cameras, self._pipeline.answer)
         self._active = True
         for camera in self._cameras:
             depth_topic, *_ = output_topics(self, camera.name)
-            self.get_logger().info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                                   f'{depth_topic} out.')
+            self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
+                           f'{depth_topic} out.')
         return result
 
     @_reporting_bugs
@@ -286,7 +292,7 @@ class DepthNode(LifecycleNode):
         return super().on_error(state)
 
     def close(self) -> None:
-        """Shut down and release everything, whatever the state, in little more than a second."""
+        """Shut down and release everything, whatever the state."""
         self._ending.set()
         try:
             self.trigger_shutdown()
@@ -295,12 +301,11 @@ class DepthNode(LifecycleNode):
 
     def status(self) -> int:
         """Exit status of the process: 0 if the node is well, else 1."""
-        return int(self.crash is not None or self._left_behind or self._stuck_seconds() > 0)
+        return int(self.crash is not None or self._left_behind or bool(self._stuck()))
 
     def _check_topics(self, config: NodeConfig) -> None:
-        """Refuse names, remappings and overrides that cannot be meant."""
+        """Refuse names and remappings that cannot be meant."""
         inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
-        inputs += [*anchor_topics(self, config), *click_topics(self)]
         outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
         for topic in outputs:
             if topic in inputs or outputs.count(topic) > 1:
@@ -308,53 +313,56 @@ class DepthNode(LifecycleNode):
                     f'cameras: {list(config.cameras)} and the remappings make {topic} an output '
                     f'and {"an input" if topic in inputs else "another output"} at once; choose '
                     'other names.')
-        if '' not in config.cameras:
-            self._check_remappings(config.cameras)
-        check_qos_overrides(self._settings.overrides, publishers=outputs, subscriptions=inputs)
-
-    def _check_remappings(self, cameras: Sequence[str]) -> None:
-        """Refuse to remap topics that only a camera without a name would have."""
-        for topic in ('image', 'camera_info', *OUTPUTS):
+        for topic in ('image', 'camera_info', *OUTPUTS) if '' not in config.cameras else ():
             resolved = self.resolve_topic_name(topic)
             if resolved != self.resolve_topic_name(topic, only_expand=True):
                 raise ConfigError(
                     f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
-                    f'{list(cameras)}); remap {cameras[0]}/{topic} instead.')
+                    f'{list(config.cameras)}); remap {config.cameras[0]}/{topic} instead.')
 
     def _begin_to_load(
         self, config: DepthConfig, node_config: NodeConfig,
-    ) -> concurrent.futures.Future[DepthEstimator]:
+    ) -> Future[DepthEstimator]:
         """Load the model on the thread that will run it."""
-        self._worker = Worker(self._ready, self._on_crash)
-        model = self._model = Model(functools.partial(self._load, node_config), self._log)
-        self._pipeline = Pipeline(self, model, config, self._worker.sleep)
-        return self._worker.submit(functools.partial(model.load, config))
+        model = self._model = Model(self._log)
+        pipeline = self._pipeline = Pipeline(self, model, config)
+        self._worker = Worker(pipeline.answer, self._on_crash)
 
-    def _wait_for(self, loaded: concurrent.futures.Future[DepthEstimator]) -> None:
-        while not concurrent.futures.wait([loaded], timeout=0.1).done:
-            if self._ending.is_set() and self._worker is not None:
-                self._worker.interrupt()
+        def load() -> DepthEstimator:
+            estimator = self._load(config, node_config)
+            model.use(estimator)
+            return estimator
+        return self._worker.submit(load)
+
+    def _wait_for(self, loaded: Future[DepthEstimator]) -> DepthEstimator:
+        while not wait([loaded], timeout=0.1).done:
+            if self._ending.is_set():
                 raise ConfigError('the process is to end.')
-        loaded.result()
+        return loaded.result()
 
-    def _load(self, node_config: NodeConfig, config: DepthConfig) -> DepthEstimator:
+    def _load(self, config: DepthConfig, node_config: NodeConfig) -> DepthEstimator:
         """Give an estimator that has run once for every size of a batch."""
         ahead = read_ahead(node_config.weights, config.backbone,
                            cache_folder(node_config.cache_dir))
+        gc.disable()
         try:  # late: torch takes seconds to import, and may be missing
-            with here_to_stay('torch'):
-                from ..core.estimator import DepthEstimator
+            from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
                 f'{error}, in the Python of {sys.executable}. Run `depthclip doctor` with it for '
                 'the fix.') from error
+        finally:
+            # Half a million objects came with torch: to look through them for garbage takes a
+            # tenth of a second every time.
+            gc.freeze()
+            gc.enable()
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
             offline=node_config.offline, num_threads=node_config.num_threads, quantize=False,
             ahead=ahead, log=self._log)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
-        self.get_logger().info(
+        self._say.info(
             f'Configured: weights {estimator.weights.name} on {estimator.device} in '
             f'{estimator.precision}, engine {estimator.engine}, input '
             f'{config.input_width}x{config.input_height}, text '
@@ -362,54 +370,90 @@ class DepthNode(LifecycleNode):
             f'{time.perf_counter() - start:.2f} s.')
         return estimator
 
-    def _stop(self) -> bool:
-        """Answer no more images; give whether those in work are done."""
+    def _stop(self) -> None:
+        """Answer no more images; those in work are waited for, with patience."""
+        for source in self._sensor_inputs:
+            source.destroy()
         for camera in self._cameras:
             camera.unsubscribe()
-        for shared in (self._shared, self._clicks):
-            if shared is not None:
-                shared.unsubscribe()
+        self._sensor_inputs = []
         if not self._active or self._worker is None:
-            return True
-        self._active = False
-        done = self._patiently(self._worker.pause)
-        if not done:
+            return
+        for camera in self._worker.clear():
+            camera.count('dropped')
+        if not self._patiently(self._worker.submit(bool)):
             self.get_logger().error(
                 f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
+        self._active = False
         for camera in self._cameras:
-            self.get_logger().info(f'Stopped: {camera.label}{camera.counters()}.')
-        return done
+            self._say.info(f'Stopped: {camera.label}{camera.counters()}.')
 
     def _release(self) -> None:
-        stuck = self._stuck_seconds() > 0
-        done = self._stop()
-        worker, pipeline, model = self._worker, self._pipeline, self._model
+        self._stop()
+        worker, model = self._worker, self._model
         self._worker = self._pipeline = self._model = None
-        if worker is not None and pipeline is not None and not (
-                self._patiently(worker.stop) if done else worker.stop(0.0)):
+        if worker is not None and model is not None:
+            idle = self._patiently(worker.submit(bool))
+            if idle:
+                model.release()
             # What never comes back keeps its thread and its model; the node goes on without.
-            pipeline.abandoned = True
-            self._left_behind |= stuck or not self._ending.is_set()
-        elif model is not None:
-            model.release()
+            self._left_behind |= worker.busy_seconds() > 0
+            worker.end(wait=idle)
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._reports, self._shared, self._clicks = [], [], None, None
-        self._settings.forget_overrides()
+        self._cameras, self._health, self._sensors = [], [], None
 
-    def _patiently(self, wait: Callable[[float], bool]) -> bool:
-        """Wait for the worker; give whether it was done before patience ended."""
+    def _patiently(self, done: Future[Any]) -> bool:
+        """Wait for a job of the worker; give whether it was done before patience ended."""
         start = time.monotonic()
-        while not wait(0.1):
-            patience = LAST_PATIENCE if self._ending.is_set() else PATIENCE
-            if time.monotonic() - start > patience:
+        while not wait([done], timeout=0.1).done:
+            if time.monotonic() - start > (LAST_PATIENCE if self._ending.is_set() else PATIENCE):
                 return False
         return True
 
-    def _on_crash(self, error: BaseException) -> None:
-        """Take note that the worker has ended; `main` ends the process."""
-        self.get_logger().fatal(''.join(traceback.format_exception(error)))
-        self.crash = error
+    def _on_crash(self, worker: Worker, error: BaseException) -> None:
+        """Take note that the worker cannot go on; `main` ends the process."""
+        if worker is self._worker:  # and not one that was left behind
+            self.get_logger().fatal(''.join(traceback.format_exception(error)))
+            self.crash = error
+
+    # What all cameras have in common -------------------------------------------------------
+
+    def _make_sensors(self, config: NodeConfig) -> Sensors | None:
+        if not config.anchor:
+            return None
+        topic = SENSORS[config.anchor][1] if config.anchor in SENSORS else ''
+        return Sensors(config, self.resolve_topic_name(topic) if topic else '', messages.read)
+
+    def _listen_to_sensors(self) -> list[Input]:
+        """Subscribe to what the anchor rests on."""
+        sensors, config = self._sensors, self._node_config
+        if sensors is None:
+            return []
+        sensors.begin()
+        inputs = []
+        if sensors.topic:
+            inputs.append(Input(self, SENSORS[config.anchor][0], sensors.topic,
+                                sensors.on_message))
+        if needs_transforms(config):
+            try:
+                messages.message_class(messages.TF)
+            except ImportError:
+                self._say.once('tf', (
+                    'tf2_msgs is not installed here, so that tf says nothing: the anchor needs it '
+                    '(ros-$ROS_DISTRO-tf2-msgs), or anchor_pose, or camera_height.'))
+                return inputs
+            inputs += [
+                Input(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
+                # As tf2 itself: whoever is volatile there is not heard.
+                Input(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
+                      latched=ALWAYS)]
+        return inputs
+
+    def _on_jump(self, _jump: Any) -> None:
+        """Transforms of a time that has not come yet hold no more."""
+        if self._sensors is not None:
+            self._sensors.clear_transforms()
 
     # Once a second -------------------------------------------------------------------------
 
@@ -419,37 +463,36 @@ class DepthNode(LifecycleNode):
             self._report()
         except Exception as error:  # noqa: BLE001
             # InvalidHandle: a topic was destroyed while it was looked at.
-            if type(error).__name__ != 'InvalidHandle' and self.context.ok() \
-                    and self._throttle.due('report'):
-                self.get_logger().error(f'Diagnostics failed: {traceback.format_exc()}')
+            if type(error).__name__ != 'InvalidHandle' and self.context.ok():
+                self._say.error('report', f'Diagnostics failed: {traceback.format_exc()}')
 
     def _report(self) -> None:
         """Watch the inputs, publish diagnostics, log a summary now and then."""
-        name = self.get_fully_qualified_name().lstrip('/')
         pipeline, model = self._pipeline, self._model
-        batch_sizes = Window() if pipeline is None else pipeline.batch_sizes
         config = self._settings.read()[0] if pipeline is None else pipeline.config
-        worker, clock = self._worker_findings(), self._clock_findings()
-        for finding in (*worker, *clock):
-            tell(self, self._throttle, finding)
-        statuses = [model_status(f'{name}: model', model, self._state_label(), batch_sizes,
-                                 (config, self._node_config), [*worker, *clock])]
-        for report, watchdog in self._reports:
-            findings = watchdog.look() if self._active else []
-            statuses.append(report.status(name, [*worker, *findings]))
-            summary = report.summary()
-            if summary:
-                self.get_logger().info(summary)
+        findings = self._worker_findings()
         if self._active:
+            findings += self._clock_watch.look(self._node_config.input_timeout)
             self._warn_if_untrained()
-        self._diagnostics.publish(diagnostic_array(self, statuses))
+        if model is not None:
+            model.look_at_memory()
+        for finding in findings:
+            finding.tell(self._say)
+        statuses = [NodeHealth(
+            self, model, self._state_label(), Window() if pipeline is None else
+            pipeline.batch_sizes, (config, self._node_config), findings).status()]
+        for health in self._health:
+            statuses.append(health.look(findings, active=self._active))
+            summary = health.summary()
+            if summary:
+                health.camera.say.info(summary)
+        message = DiagnosticArray(status=statuses)
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
 
-    def _stuck_seconds(self) -> float:
+    def _stuck(self) -> float:
         """For how long the worker has been at one batch, if that is too long; else 0."""
-        worker, model = self._worker, self._model
-        if worker is None or model is None or model.reloading or model.estimator is None:
-            return 0.0
-        seconds = worker.busy_seconds()
+        seconds = 0.0 if self._worker is None else self._worker.busy_seconds()
         return seconds if seconds > self._node_config.worker_timeout else 0.0
 
     def _worker_findings(self) -> list[Finding]:
@@ -457,10 +500,7 @@ class DepthNode(LifecycleNode):
         if self.crash is not None:
             words = f'stopped by {describe(self.crash)}'
             return [Finding('worker crash', ERROR, words, f'The worker is {words}.')]
-        model, seconds = self._model, self._stuck_seconds()
-        if model is not None and model.reloading:
-            words = f'reloading: {model.last_error}'
-            return [Finding('reloading', ERROR, words, f'No depth while the model is {words}')]
+        seconds = self._stuck()
         if not seconds:
             return []
         words = f'worker stuck for {seconds:.0f} s'
@@ -469,48 +509,18 @@ class DepthNode(LifecycleNode):
             f'({self._node_config.worker_timeout:g} s). If it does not come back, end the process '
             'and start it anew; if the network is that slow here, make its input smaller.'))]
 
-    def _clock_findings(self) -> list[Finding]:
-        words = self._clock_watch.look(self._node_config.input_timeout)
-        if not words or not self._active:
-            return []
-        publishers = self.count_publishers('/clock')
-        advice = '/clock has no publisher: play a bag with --clock, or set use_sim_time: false.' \
-            if 'simulated' in words and not publishers else \
-            'Ages of images, and transforms looked up by their stamps, may be wrong meanwhile.'
-        return [Finding('clock', WARN, words, f'{words[:1].upper()}{words[1:]}. {advice}')]
-
     def _state_label(self) -> str:
-        model = self._model
-        if model is None:
+        if self._model is None:
             return 'unconfigured'
-        if model.reloading:
-            return 'reloading'
         if self._active:
             return 'active'
-        return 'loading' if model.estimator is None else 'inactive'
-
-    def _follow_publishers(self) -> None:
-        if self._active:
-            for camera in self._cameras:
-                camera.follow_publishers()
-            if self._shared is not None:
-                self._shared.follow_publishers()
-            if self._clicks is not None:
-                self._clicks.follow(wanted=any(
-                    camera.outputs.wanted('depth/words') for camera in self._cameras))
+        return 'loading' if self._model.estimator is None else 'inactive'
 
     def _warn_if_untrained(self) -> None:
         estimator = None if self._model is None else self._model.estimator
-        if estimator is not None and not estimator.weights.trained \
-                and self._throttle.due('untrained'):
-            self.get_logger().warning(
-                f'{UNTRAINED}. The network holds random numbers; set the parameter weights.')
-
-    def _tell_calibration(self, estimator: DepthEstimator) -> None:
-        calibration = estimator.calibration
-        if calibration is not None:
-            self.get_logger().info(
-                f'Depth is {calibration.label} ({estimator.config.calibration}).')
+        if estimator is not None and not estimator.weights.trained:
+            self._say.once('untrained', (
+                f'{UNTRAINED}. The network holds random numbers; set the parameter weights.'))
 
     # What others call ----------------------------------------------------------------------
 
@@ -537,21 +547,20 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     signals = StopSignals()
     try:
-        return _run(list(sys.argv if args is None else args), signals)
+        return _run(list(sys.argv if args is None else args), signals.received)
     finally:
         signals.close()
 
 
 def run() -> NoReturn:
     """Run the node as the process's program, which ends with it."""
-    end_process(_run(sys.argv, StopSignals()))
+    end_process(main())
 
 
-def _run(arguments: Sequence[str], signals: StopSignals) -> int:
+def _run(arguments: Sequence[str], ending: threading.Event) -> int:
     keep_freed_memory()
     node: DepthNode | None = None
-    started = stopped = False
-    signals.status = lambda: 0  # a start that takes long, and is not wanted any more
+    started = False
     try:
         others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
         if not {'-h', '--help'}.isdisjoint(others):
@@ -563,16 +572,13 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
             return 2
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
-        node = DepthNode(signals.received)
+        node = DepthNode(ending)
         for reason in ignored_files(arguments, node.get_fully_qualified_name()):
             node.get_logger().warning(f'A parameter file has no effect: {reason}')
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:
-            signals.status = lambda: 1  # the main thread is stuck in a callback
-            _spin(node, signals.received)
-        stopped = signals.received.is_set()
-        signals.status = node.status  # the main thread is here, and not stuck
+            _spin(node, ending)
     except ExternalShutdownException:
         started = True
     except (DepthClipError, RuntimeError, ValueError) as error:
@@ -581,6 +587,7 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
         sys.stderr.write(f'depth_node: {explain_arguments(arguments, error)}\n')
         return 1
     finally:
+        stopped = ending.is_set()
         if node is not None:
             node.close()
             node.destroy_node()
@@ -590,9 +597,10 @@ def _run(arguments: Sequence[str], signals: StopSignals) -> int:
 
 def _spin(node: DepthNode, ending: threading.Event) -> None:
     """Run callbacks until the process is to end; one that raises ends nothing."""
+    # One thread: with several, rclpy loses most of a fast camera's images.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    failures, throttle = 0, Throttle()
+    failures, say = 0, Say(node)
     while not ending.is_set() and node.crash is None:
         try:
             executor.spin_once(timeout_sec=0.2)
@@ -600,12 +608,12 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
             raise
         except Exception:
             failures += 1
-            if throttle.due('callback'):
-                node.get_logger().error(f'A callback failed: {traceback.format_exc()}')
+            say.error('callback', f'A callback failed: {traceback.format_exc()}')
             if failures == MOST_FAILURES:
                 raise
         else:
             failures = 0
+    executor.shutdown(0.1)
 
 
 if __name__ == '__main__':  # as the executable
