@@ -55,7 +55,6 @@ if BUILT_BY_PIP:
     REQUIREMENTS = [
         'h5py>=3.0',
         'jinja2>=3.0',
-        'lz4>=4.0',
         'matplotlib>=3.5',
         'msgspec>=0.18.5',
         'mcap>=1.1',
@@ -64,12 +63,11 @@ if BUILT_BY_PIP:
         'opencv-python>=4.5',
         'packaging',
         'PyYAML>=5.4',
-        'rosbags>=0.10',
+        'rosbags>=0.11',
         'scipy>=1.8',
         'torch>=2.0',
         'torchvision>=0.15',
         'tqdm>=4.60',
-        'zstandard>=0.19',
     ]
 else:
     # colcon installs every executable to lib/<package>. All remedies say `depthclip …`.

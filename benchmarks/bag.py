@@ -12,7 +12,6 @@ and conversion take turns, since machines get slower and faster while one waits.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -23,18 +22,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
 from benchmarks import machine  # noqa: E402
 from depthclip_ros.bags import Options, convert  # noqa: E402
-from depthclip_ros.bags.messages import RosbagsMessages  # noqa: E402
-from depthclip_ros.bags.source import Source  # noqa: E402
-from depthclip_ros.bags.target import PartWriter  # noqa: E402
+from depthclip_ros.bags.messages import read, typestore  # noqa: E402
 from depthclip_ros.cli.model import load_estimator, settings  # noqa: E402
 from depthclip_ros.core.geometry import CameraModel  # noqa: E402
 from depthclip_ros.node import image_io  # noqa: E402
-from depthclip_ros.node.messages import CAMERA_INFO, IMAGE  # noqa: E402
+from depthclip_ros.node.messages import CAMERA_INFO, IMAGE, message_class  # noqa: E402
 from depthclip_ros.node.outputs import OUTPUTS  # noqa: E402
 from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 from depthclip_ros.resources import large_images_profile  # noqa: E402
@@ -100,14 +99,13 @@ def _offline(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _images(bag: Path) -> tuple[list[Any], CameraModel]:
-    messages, images, camera = RosbagsMessages(), [], None
-    with contextlib.closing(Source(bag)) as source:
-        for record in source.messages(source.begin, source.end):
-            if record.topic.name == TOPIC:
-                images.append(image_io.to_rgb(messages.read(record.data, IMAGE)).copy())
-            elif record.topic.name == INFO:
-                camera = CameraModel.from_info(
-                    messages.read(record.data, CAMERA_INFO), rectified=False)
+    images, camera = [], None
+    with Reader(bag) as reader:
+        for connection, _, data in reader.messages():
+            if connection.topic == TOPIC:
+                images.append(image_io.to_rgb(read(data, IMAGE)).copy())
+            elif connection.topic == INFO:
+                camera = CameraModel.from_info(read(data, CAMERA_INFO), rectified=False)
     if camera is None:
         raise RuntimeError('the bag has no camera_info')
     return images, camera
@@ -138,22 +136,23 @@ def _record(folder: Path, domain: int, rate: float, number: int) -> Counter[str]
     """Play the bag, and write what the node answers; gives the messages by topic."""
     import rclpy
     from rclpy.qos import QoSProfile
-    messages, context = RosbagsMessages(), rclpy.Context()
+    context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain)
     node = rclpy.create_node('recorder', context=context)
-    topics = [messages.topic(f'/{name}', OUTPUTS[name], 8) for name in PROJECTED]
-    writer = PartWriter(folder / f'recorded{number}.mcap', topics, 'mcap', 'none')
+    writer = Writer(folder / f'recorded{number}', version=8, storage_plugin=StoragePlugin.MCAP)
+    writer.open()
     counts: Counter[str] = Counter()
 
-    def subscribe(position: int, name: str) -> None:
+    def subscribe(name: str) -> None:
+        topic = writer.add_connection(f'/{name}', OUTPUTS[name], typestore=typestore())
+
         def store(raw: bytes) -> None:
-            now = time.time_ns()
-            writer.write(position, now, raw, now, 0)
+            writer.write(topic, time.time_ns(), raw)
             counts[name] += 1
-        kind = ros_type(OUTPUTS[name])
-        node.create_subscription(kind, name, store, QoSProfile(depth=50), raw=True)
-    for position, name in enumerate(PROJECTED):
-        subscribe(position, name)
+        node.create_subscription(
+            message_class(OUTPUTS[name]), name, store, QoSProfile(depth=50), raw=True)
+    for name in PROJECTED:
+        subscribe(name)
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(node)
     player = subprocess.Popen(
@@ -173,12 +172,6 @@ def _record(folder: Path, domain: int, rate: float, number: int) -> Counter[str]
     executor.shutdown()
     rclpy.shutdown(context=context)
     return counts
-
-
-def ros_type(kind: str) -> Any:
-    """Class of a type of messages."""
-    from depthclip_ros.node.messages import of_rclpy
-    return of_rclpy().type(kind)
 
 
 if __name__ == '__main__':

@@ -19,22 +19,23 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 
 import machine  # noqa: E402
 
-from depthclip_ros.fleet import Cluster, OnRay, Task  # noqa: E402
+from depthclip_ros.fleet import Cluster, share_out  # noqa: E402
 from depthclip_ros.sim import SimCamera  # noqa: E402
 from depthclip_ros.sim.bag import write_bag  # noqa: E402
 from depthclip_ros.sim.scene import Scene  # noqa: E402
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 EMPTY_TASKS = 2000
-TASKS = 2  # of a bag that is not cut: what is to be done, and doing it
 STORAGE = 1000.0  # MB/s of a shared file system, an assumption
 FLEET = 8, 64, 512  # workers, extrapolated
 BEGIN, END = '<!-- by benchmarks/fleet.py -->', '<!-- end -->'
@@ -119,23 +120,19 @@ def best(rows: list[dict[str, Any]], workers: int, cpus: int, bags: int) -> dict
     return {**row, 'bags an hour': 3600 * bags / row['working [s]']}
 
 
-class Nothing:
-    """A worker that has nothing to do."""
-
-    def do(self) -> None:
-        """Return at once."""
+def nothing() -> Callable[[], None]:
+    """Work of which there is nothing to do."""
+    return lambda: None
 
 
 def handing_out() -> float:
     """Milliseconds of whoever hands tasks out, for each."""
-    workers = OnRay(Nothing, Cluster(workers=1), print)
-    try:
-        begin = time.process_time()
-        for _ in workers.run(deque(Task(n, 'do', ()) for n in range(EMPTY_TASKS))):
-            pass
-        return 1e3 * (time.process_time() - begin) / EMPTY_TASKS
-    finally:
-        workers.close()
+    outcomes = share_out(nothing, [(n, ()) for n in range(EMPTY_TASKS)], Cluster(workers=1), print)
+    next(outcomes)
+    begin = time.process_time()
+    for _ in outcomes:
+        pass
+    return 1e3 * (time.process_time() - begin) / (EMPTY_TASKS - 1)
 
 
 def document(result: dict[str, Any]) -> str:
@@ -145,7 +142,7 @@ def document(result: dict[str, Any]) -> str:
     one = next(r for r in rows if r['workers'] == 1 and r['threads'] == 1)['bags an hour']
     read, written = result['read [MB a bag]'], result['written [MB a bag]']
     handed = result['handing out a task [ms]']
-    busy = TASKS * handed / 1e3
+    busy = handed / 1e3
     storage, handing = STORAGE / (one / 3600 * (read + written)), 3600 / (one * busy)
     first = 'storage' if storage < handing else 'handing out'
     parts = [
@@ -157,8 +154,8 @@ def document(result: dict[str, Any]) -> str:
             (r['workers'] or 'without Ray', r['threads'], f'{r["start [s]"]:.1f}',
              f'{r["bags an hour"]:.0f}', f'{r["bags an hour"] / 3600 * images:.2f}',
              f'{r["memory of a worker [MB]"]:.0f}') for r in rows]),
-        (f'Handing out a task costs the process that does it {handed:.2f} ms, {TASKS} tasks a '
-        f'bag; a bag reads {read:.0f} and writes {written:.0f} MB.'),
+        (f'Handing out a bag costs the process that does it {handed:.2f} ms; a bag reads '
+         f'{read:.0f} and writes {written:.0f} MB.'),
         ('**Extrapolated, not measured**: as many times the rate of one worker of one thread, '
         'each on a core of its own. Workers share nothing but the storage and the process that '
         'hands tasks out.'),
@@ -168,8 +165,7 @@ def document(result: dict[str, Any]) -> str:
         (f'It stops scaling where the storage is full, with {STORAGE:.0f} MB/s at about '
         f'{storage:.0f} such workers, or where handing out fills a core, at about '
         f'{handing:.0f}: {first} comes first. A GPU answers faster, and so reaches it with '
-        'fewer. Long bags at the end keep one worker busy while the others wait; `--window` '
-        'cuts them.')]
+        'fewer. Long bags at the end keep one worker busy while the others wait.')]
     return '\n\n'.join(
         part if part.startswith('|') else textwrap.fill(part, 120) for part in parts)
 

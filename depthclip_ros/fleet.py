@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks for workers that hold a model: one worker in this process, or several on Ray.
+"""Work shared out to processes that each hold a model: this one, or several on Ray.
 
 Ray (`pip install ray`) starts the workers, places them on CPUs and GPUs, begins a
-dead one anew and repeats what it was at. Here is only what hands tasks out.
+dead one anew and repeats what it was at. Here is only what hands the work out.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .core.errors import ConfigError, DepthClipError, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    # Makes what works: a function that is called with the arguments of every task.
+    Make = Callable[[], Callable[..., Any]]
 
 LOCAL = 'local'
 AUTO = 'auto'
@@ -25,18 +31,10 @@ class FleetError(DepthClipError):
     """There are no workers, or Ray cannot be had; says what to do."""
 
 
-class Task(NamedTuple):
-    """A method of the worker to call; `key` tells whoever asked what it was."""
-
-    key: Any
-    method: str
-    arguments: tuple[Any, ...]
-
-
 class Outcome(NamedTuple):
     """What came of a task: its value, or why there is none, and the worker's host and pid."""
 
-    task: Task
+    key: Any
     value: Any
     error: str
     worker: str
@@ -62,206 +60,6 @@ class Cluster(NamedTuple):
     retries: int = 2
 
 
-class Workers(Protocol):
-    """Either kind."""
-
-    def run(self, queue: deque[Task]) -> Iterator[Outcome]:
-        """Do all tasks; more may be added to the queue between two outcomes.
-
-        Yields:
-            What came of each, in the order in which they end. A task that fails stops no other.
-
-        Raises:
-            FleetError: no worker is left.
-
-        """
-
-    def close(self) -> None:
-        """End them."""
-
-
-class Here:
-    """One worker, in this process."""
-
-    def __init__(self, make: Callable[[], Any], log: Callable[[str], None] | None = None) -> None:
-        """Make it, and say so; whatever that raises is raised here."""
-        self._worker = make()
-        if log is not None:
-            log(f'worker {_name()}')
-
-    def run(self, queue: deque[Task]) -> Iterator[Outcome]:
-        """One after the other."""
-        while queue:
-            task = queue.popleft()
-            yield Outcome(task, *_call(self._worker, task), _name())
-
-    def close(self) -> None:
-        """Nothing is to be ended."""
-
-
-class OnRay:
-    """Actors, each with a worker of its own."""
-
-    def __init__(
-        self, make: Callable[[], Any], cluster: Cluster, log: Callable[[str], None],
-    ) -> None:
-        """Start them; returns when the first has made its worker.
-
-        Args:
-            make: gives a worker; it is sent to the actors, and called anew after a restart.
-            cluster: where.
-            log: told who works, in sentences.
-
-        Raises:
-            FleetError: Ray is missing, there is no such cluster, or no worker could be made.
-
-        """
-        try:
-            import ray
-        except ImportError as error:
-            raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
-                             '--ray away.') from error
-        self._ray: Any = ray  # its annotations do not hold what it does
-        self._cluster, self._log = cluster, log
-        self._idle: list[Any] = []
-        self._connect()
-        try:
-            count = cluster.workers or self._fitting()
-            actor = self._ray.remote(_Actor).options(
-                num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1,
-                max_task_retries=cluster.retries)
-            self._loading = {a.load.remote(): a for a in (
-                actor.remote(make) for _ in range(count))}
-            reasons: list[str] = []
-            while not self._idle:
-                if not self._loading:
-                    raise FleetError(f'No worker could be started. {reasons[0]}')
-                done, _ = ray.wait(list(self._loading), num_returns=1)
-                reasons += self._loaded(done[0])
-        except BaseException:
-            self.close()
-            raise
-
-    def _connect(self) -> None:
-        """Nothing is told to anybody, and no dashboard is opened, unless the user wants it."""
-        os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-        usual: dict[str, Any] = {'log_to_driver': False, 'logging_level': 'WARNING',
-                                 'configure_logging': True}
-        here = {'address': LOCAL, 'include_dashboard': False,
-                'object_store_memory': _STORE_BYTES, **usual}
-        address = self._cluster.address
-        try:
-            if address == LOCAL:
-                self._ray.init(**here)
-            elif address == AUTO:
-                try:
-                    self._ray.init(address=AUTO, **usual)
-                except ConnectionError:
-                    self._ray.init(**here)
-            else:
-                self._ray.init(address=address, **usual)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise FleetError(f'--ray {quoted(address)}: Ray cannot be reached or started there: '
-                             f'{quoted(str(error), 300)}. "--ray local" needs no cluster.'
-                             ) from error
-
-    def _fitting(self) -> int:
-        resources = self._ray.cluster_resources()
-        kind, each = ('GPU', self._cluster.gpus) if self._cluster.gpus else (
-            'CPU', self._cluster.cpus)
-        count = int(resources.get(kind, 0) / each)
-        if not count:
-            raise FleetError(f'A worker needs {each:g} {kind}, and Ray has '
-                             f'{resources.get(kind, 0):g}.')
-        return count
-
-    def _loaded(self, ref: Any) -> list[str]:
-        """Take in an actor that has made its worker, or could not: why."""
-        actor = self._loading.pop(ref)
-        try:
-            name, error = self._ray.get(ref)
-        except self._ray.exceptions.RayError as failure:
-            name, error = 'a worker', _in_words(failure)
-        if error:
-            self._log(f'{name} cannot work: {error}')
-            return [error]
-        self._log(f'worker {name}')
-        self._idle.append(actor)
-        return []
-
-    def run(self, queue: deque[Task]) -> Iterator[Outcome]:
-        """As they end."""
-        running: dict[Any, tuple[Any, Task]] = {}
-        while queue or running:
-            while queue and self._idle:
-                actor, task = self._idle.pop(), queue.popleft()
-                running[actor.call.remote(task)] = actor, task
-            if not running and not self._loading:
-                raise FleetError(f'No worker is left, and {len(queue)} tasks are.')
-            done, _ = self._ray.wait([*running, *self._loading], num_returns=1)
-            if done[0] in self._loading:
-                self._loaded(done[0])
-                continue
-            actor, task = running.pop(done[0])
-            try:
-                value, error, name = self._ray.get(done[0])
-            except self._ray.exceptions.RayError as failure:
-                value, error, name = None, _in_words(failure), 'a worker that died'
-            self._idle.append(actor)
-            yield Outcome(task, value, error, name)
-
-    def close(self) -> None:
-        """End the actors, and Ray where it was started here."""
-        self._ray.shutdown()
-
-
-class _Actor:
-    """A worker in a process of Ray's. After a restart it is made anew when it is needed."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._worker: Any = None
-
-    def load(self) -> tuple[str, str]:
-        """Make the worker; returns its name, and why it could not be made."""
-        try:
-            if self._worker is None:
-                self._worker = self._make()
-        except Exception as error:  # noqa: BLE001 - told to whoever started it
-            return _name(), _reason(error)
-        return _name(), ''
-
-    def call(self, task: Task) -> tuple[Any, str, str]:
-        """Do a task: its value, or why there is none, and who did it."""
-        name, error = self.load()
-        if error:
-            return None, error, name
-        return *_call(self._worker, task), name
-
-
-def _call(worker: Any, task: Task) -> tuple[Any, str]:
-    try:
-        return getattr(worker, task.method)(*task.arguments), ''
-    except Exception as error:  # noqa: BLE001 - one task must not stop the others
-        return None, _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    """Errors of this package are complete sentences; others need their type."""
-    return str(error) if isinstance(error, DepthClipError) else \
-        f'{type(error).__name__}: {quoted(str(error), 300)}'
-
-
-def _in_words(error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    return ('Its worker died more often than --retries allows (was it short of memory?): '
-            f'{quoted(text, 300)}')
-
-
-def _name() -> str:
-    return f'{platform.node()}:{os.getpid()}'
-
-
 def cluster_of(address: str | None, **others: Any) -> Cluster | None:
     """Cluster of the command line; None without --ray.
 
@@ -275,3 +73,148 @@ def cluster_of(address: str | None, **others: Any) -> Cluster | None:
             raise ConfigError(f'--{next(iter(given))} counts with --ray only.')
         return None
     return Cluster(address, **given)
+
+
+def share_out(
+    make: Make, tasks: Iterable[tuple[Any, tuple[Any, ...]]], cluster: Cluster | None,
+    log: Callable[[str], None],
+) -> Iterator[Outcome]:
+    """Do all tasks; one that fails stops no other.
+
+    Args:
+        make: called once in every worker; it is sent to those on Ray.
+        tasks: a key, by which the outcome is known again, and the arguments of each.
+        cluster: where; None: one after the other in this process.
+        log: told who works, in sentences.
+
+    Yields:
+        What came of each, in the order in which they end.
+
+    Raises:
+        FleetError: Ray is missing, there is no such cluster, or no worker is there.
+
+    """
+    if cluster is not None:
+        ray = _connected(cluster)
+        try:
+            yield from _on_ray(ray, make, deque(tasks), cluster, log)
+        finally:
+            ray.shutdown()
+        return
+    work = make()
+    log(f'worker {_name()}')
+    for key, arguments in tasks:
+        yield Outcome(key, *_outcome(work, arguments))
+
+
+def _on_ray(
+    ray: Any, make: Make, queue: deque[tuple[Any, tuple[Any, ...]]], cluster: Cluster,
+    log: Callable[[str], None],
+) -> Iterator[Outcome]:
+    """Every worker first makes what works, and gets a task whenever it has none."""
+    actors = ray.remote(_Worker).options(
+        num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1,
+        max_task_retries=cluster.retries)
+    count = cluster.workers or _fitting(ray, cluster)
+    loading = {worker.load.remote(): worker for worker in (
+        actors.remote(make) for _ in range(count))}
+    working: dict[Any, tuple[Any, Any]] = {}
+    reason = ''
+    while queue or working:
+        if not loading and not working:
+            raise FleetError(f'No worker could be started, or none is left. {reason}')
+        done = ray.wait([*working, *loading], num_returns=1)[0][0]
+        try:
+            value, error, name = ray.get(done)
+        except ray.exceptions.RayError as failure:
+            value, name = None, 'a worker that died'
+            error = ('Its worker died more often than --retries allows (was it short of memory?): '
+                     f'{quoted(" ".join(str(failure).split()), 300)}')
+        if done in loading:
+            worker = loading.pop(done)
+            log(f'{name} cannot work: {error}' if error else f'worker {name}')
+            if error:
+                reason = error
+                continue
+        else:
+            worker, key = working.pop(done)
+            yield Outcome(key, value, error, name)
+        if queue:
+            key, arguments = queue.popleft()
+            working[worker.call.remote(arguments)] = worker, key
+
+
+class _Worker:
+    """A process of Ray's. After a restart it makes what works anew when it is needed."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._work: Callable[..., Any] | None = None
+
+    def load(self) -> tuple[None, str, str]:
+        try:
+            self._work = self._work or self._make()
+        except Exception as error:  # noqa: BLE001 (told to whoever started it)
+            return None, _reason(error), _name()
+        return None, '', _name()
+
+    def call(self, arguments: tuple[Any, ...]) -> tuple[Any, str, str]:
+        _, error, name = self.load()
+        if self._work is None:
+            return None, error, name
+        return _outcome(self._work, arguments)
+
+
+def _connected(cluster: Cluster) -> Any:
+    """Ray; nothing is told to anybody, and no dashboard is opened, unless the user wants it."""
+    try:
+        ray: Any = importlib.import_module('ray')  # its annotations do not hold what it does
+    except ImportError as error:
+        raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
+                         '--ray away.') from error
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    usual: dict[str, Any] = {'log_to_driver': False, 'logging_level': 'WARNING',
+                             'configure_logging': True}
+    here = {'address': LOCAL, 'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
+    try:
+        if cluster.address == AUTO:
+            try:
+                ray.init(address=AUTO, **usual)
+            except ConnectionError:
+                ray.init(**here, **usual)
+        else:
+            ray.init(**(here if cluster.address == LOCAL else {'address': cluster.address}),
+                     **usual)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise FleetError(f'--ray {quoted(cluster.address)}: Ray cannot be reached or started '
+                         f'there: {quoted(str(error), 300)}. "--ray local" needs no cluster.'
+                         ) from error
+    return ray
+
+
+def _fitting(ray: Any, cluster: Cluster) -> int:
+    """As many workers as there is room for."""
+    resources = ray.cluster_resources()
+    kind, each = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
+    count = int(resources.get(kind, 0) / each)
+    if not count:
+        raise FleetError(f'A worker needs {each:g} {kind}, and Ray has '
+                         f'{resources.get(kind, 0):g}.')
+    return count
+
+
+def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str, str]:
+    try:
+        return work(*arguments), '', _name()
+    except Exception as error:  # noqa: BLE001 (one task must not stop the others)
+        return None, _reason(error), _name()
+
+
+def _reason(error: Exception) -> str:
+    """Errors of this package are complete sentences; others need their type."""
+    return str(error) if isinstance(error, DepthClipError) else \
+        f'{type(error).__name__}: {quoted(str(error), 300)}'
+
+
+def _name() -> str:
+    return f'{platform.node()}:{os.getpid()}'

@@ -58,13 +58,12 @@ def chunked(source, path, **settings):
             writer.add_message(
                 channels[connection.id], time, bytes(data), time - 1000, number)
         writer.finish()
-    document = yaml.safe_load((source / 'metadata.yaml').read_text())
-    information = document['rosbag2_bagfile_information']
-    information['relative_file_paths'] = [f'{path.name}.mcap']
-    information['files'][0]['path'] = f'{path.name}.mcap'
-    for topic in information['topics_with_message_count']:
+    told = information(source)
+    told['relative_file_paths'] = [f'{path.name}.mcap']
+    told['files'][0]['path'] = f'{path.name}.mcap'
+    for topic in told['topics_with_message_count']:
         topic['topic_metadata']['offered_qos_profiles'] = QOS
-    write_metadata(path, information)
+    write_metadata(path, told)
 
 
 QOS = """\
@@ -80,21 +79,22 @@ QOS = """\
 """
 
 
-def write_metadata(path, information):
-    (path / 'metadata.yaml').write_text(
-        yaml.safe_dump({'rosbag2_bagfile_information': information}))
+def write_metadata(path, told):
+    (path / 'metadata.yaml').write_text(yaml.safe_dump({'rosbag2_bagfile_information': told}))
+
+
+def information(path):
+    return yaml.safe_load((path / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
 
 
 def edit_metadata(path, **changes):
-    information = yaml.safe_load((path / 'metadata.yaml').read_text())[
-        'rosbag2_bagfile_information']
-    write_metadata(path, {**information, **changes})
+    write_metadata(path, {**information(path), **changes})
 
 
-def rewritten(source, path, storage, mode=None, unknown=False):
+def rewritten(source, path, storage, mode=None, unknown=False, version=8):
     """The bag as rosbags writes it."""
     store = get_typestore(Stores.ROS2_HUMBLE)
-    writer = Writer(path, version=8, storage_plugin=storage)
+    writer = Writer(path, version=version, storage_plugin=storage)
     if mode is not None:
         writer.set_compression(mode, CompressionFormat.ZSTD)
     with Reader(source) as reader, writer:

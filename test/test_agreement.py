@@ -32,7 +32,6 @@ ROS_OWN = {'/parameter_events', '/rosout', '/depth_node/transition_event'}
 IMAGES = {'raw': ('/image', 'Image'), 'compressed': ('/image/compressed', 'CompressedImage')}
 ANCHORS = {'scan': ('/scan', 'LaserScan'), 'points': ('/anchor/points', 'PointCloud2'),
            'range': ('/range', 'Range'), 'depth': ('/anchor/depth', 'Image')}
-CLICKED = '/clicked_point'  # while somebody looks at depth/words
 # Nobody can listen to them without tf2_msgs, as on a machine without ROS.
 TF_TOPICS = ('/tf', '/tf_static')
 
@@ -180,16 +179,13 @@ def test_running_node_has_its_topics_and_what_the_policy_allows(graph):
                            if name not in ROS_OWN}, PUBLISHED)
     graph.becomes(graph.inputs, image | camera_info)
     found = graph.permissions()
-    graph.peer.listen('depth/words')
-    graph.becomes(graph.inputs, image | camera_info | {CLICKED: 'PointStamped'})
-    graph.peer.forget('depth/words')
     for name, (topic, kind) in ANCHORS.items():
         graph.configure_anew(anchor=name)
         graph.becomes(graph.inputs, image | camera_info | {topic: kind})
         found |= graph.permissions()
     graph.configure_anew(anchor='', image_transport='compressed', use_sim_time=True)
     graph.becomes(graph.inputs, compressed | camera_info | {'/clock': 'Clock'})
-    found |= {('subscribe', topic) for topic in (*TF_TOPICS, CLICKED)}
+    found |= {('subscribe', topic) for topic in TF_TOPICS}
     graph.becomes(lambda: found | graph.permissions(), policy('/depthclip/depth_node'))
 
 
@@ -198,7 +194,7 @@ def test_policy_of_named_cameras_is_that_of_one_in_each_namespace(graph):
     graph.configure_anew(cameras=['front', 'left/rear'])
     without = set(permissions(ET.parse(POLICY / 'depth_node.xml').getroot(), 'depth_node', '/'))
     without -= {('subscribe', topic) for topic in (
-        '/clock', *(topic for topic, _ in ANCHORS.values()), *TF_TOPICS, CLICKED)}
+        '/clock', *(topic for topic, _ in ANCHORS.values()), *TF_TOPICS)}
     camera = ET.parse(POLICY / 'camera.xml').getroot()
     each = {permission for name in ('/front', '/left/rear')
             for permission in permissions(camera, 'depth_node', name)

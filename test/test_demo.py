@@ -114,16 +114,17 @@ def test_depth_and_cloud_messages_are_read_back():
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points, depth_metres
-    from depthclip_ros.node.cloud import PatchCloud
-    from depthclip_ros.node.image_io import depth_image
+    from depthclip_ros.node.cloud import cloud_message
+    from depthclip_ros.node.image_io import depth_values, image_fields
+    from depthclip_ros.node.messages import make
     depth = np.array([[1.25, np.nan, 3.0]], np.float32)
     for encoding in ('32FC1', '16UC1'):
-        message = Image()
-        depth_image(message, depth, encoding, Header())
+        values, _ = depth_values(depth, encoding)
+        message = Image(**image_fields(values, encoding, Header()))
         np.testing.assert_allclose(depth_metres(message), depth)
     rays = np.array([[[0, 0, 1], [1, 0, 1], [2, -1, 1]]], np.float32)
     colors = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], np.uint8)
-    cloud = cloud_points(PatchCloud().fill(Header(), rays, depth, colors))
+    cloud = cloud_points(cloud_message(make, Header(), rays, depth, colors))
     assert cloud.points.tolist() == [[0, 0, 1.25], [6, -3, 3]]
     assert cloud.colors.tolist() == [[1, 2, 3], [7, 8, 9]]
 
@@ -137,15 +138,16 @@ def test_the_last_frames_wait_for_what_they_lack(tmp_path, monkeypatch):
 
     from depthclip_ros.cli import recorder as recording
     from depthclip_ros.cli.recorder import Recorder
-    from depthclip_ros.node.cloud import PatchCloud
-    from depthclip_ros.node.image_io import depth_image
+    from depthclip_ros.node.cloud import cloud_message
+    from depthclip_ros.node.image_io import image_fields
+    from depthclip_ros.node.messages import make
     monkeypatch.setattr(recording, 'CLOUD_SECONDS', PATIENCE)  # how long they wait at most
     header = Header(frame_id='camera')
-    image, depth = Image(header=header, height=2, width=3, encoding='rgb8', step=9), Image()
+    image = Image(header=header, height=2, width=3, encoding='rgb8', step=9)
     image.data.frombytes(bytes(18))
-    depth_image(depth, np.full((2, 3), 2, np.float32), '32FC1', header)
-    cloud = PatchCloud().fill(header, np.ones((1, 1, 3), np.float32), np.ones((1, 1), np.float32),
-                              np.zeros((1, 1, 3), np.uint8))
+    depth = Image(**image_fields(np.full((2, 3), 2, np.float32), '32FC1', header))
+    cloud = cloud_message(make, header, np.ones((1, 1, 3), np.float32),
+                          np.ones((1, 1), np.float32), np.zeros((1, 1, 3), np.uint8))
     with own_domain() as domain:
         rclpy.init(domain_id=domain)
         try:
@@ -161,9 +163,8 @@ def test_the_last_frames_wait_for_what_they_lack(tmp_path, monkeypatch):
             assert processes.wait_until(
                 lambda: recorder.account.depths, PATIENCE, lambda: recorder.spin_for(0.05))
 
-            late = Image()
-            depth_image(late, np.full((2, 3), 2, np.float32), '32FC1',
-                        Header(frame_id='camera', stamp=Time(sec=1)))
+            late = Image(**image_fields(np.full((2, 3), 2, np.float32), '32FC1',
+                                        Header(frame_id='camera', stamp=Time(sec=1))))
             send['depth/image'].publish(late)  # too late to begin anew
 
             def step():

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many bags: what one that fails, a worker that dies and a run that is resumed leave behind."""
+"""Many bags: what one that fails, a worker that dies and a second run leave behind."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,19 @@ import torch
 
 pytest.importorskip('rosbags')
 
+import bags as recorded
 from drives import camera_of_width, drive, write_drive
 
-from depthclip_ros.bags.fleet import MANIFEST, WORK, Bag, find_bags
+from depthclip_ros.bags.fleet import MANIFEST, Bag, find_bags
 from depthclip_ros.cli.main import main
 from depthclip_ros.core.device import use_threads
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.fleet import Here, Task, cluster_of
+from depthclip_ros.fleet import cluster_of, share_out
 from depthclip_ros.sources.bag import BagError
 
 ROOT = Path(__file__).parents[1]
-COUNT = 10
-LONG, CORRUPT = 'b3', 'b7'  # what is cut into windows, and what cannot be read
+COUNT = 6
+LONG, CORRUPT = 'b3', 'b5'  # what takes longest, and what cannot be read
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -51,7 +50,7 @@ def frames():
 
 @pytest.fixture(scope='module')
 def bags(frames, tmp_path_factory):
-    """Nine bags of 0.4 to 1.8 s, one a level deeper, and one that is none."""
+    """Five bags of 0.4 to 1.8 s, one a level deeper, and one that is none."""
     folder = tmp_path_factory.mktemp('bags')
     for number in range(COUNT):
         name = 'deeper/b0' if not number else f'b{number}'
@@ -64,7 +63,7 @@ def bags(frames, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def plain(bags, tmp_path_factory):
-    """All of them, each as a whole, without Ray."""
+    """All of them, without Ray."""
     output = tmp_path_factory.mktemp('plain') / 'out'
     assert run(bags, output) == 1
     return output
@@ -75,192 +74,79 @@ def run(bags, output, *more):
 
 
 def arguments(bags, output, *more):
-    return [str(bags), '-o', str(output), '--weights', 'demo', '--device', 'cpu',
-            '--split', '0.4', *more]
+    return [str(bags), '-o', str(output), '--weights', 'demo', '--device', 'cpu', *more]
+
+
+def statuses(output):
+    """What became of the bags last, by their names."""
+    return {line['bag']: line['status'] for line in lines(output)}
 
 
 def lines(output):
-    header, *others = [json.loads(line) for line in (
-        output / MANIFEST).read_text().splitlines()]
-    assert header['format'] == 1
-    return others
+    return [json.loads(line) for line in (output / MANIFEST).read_text().splitlines()]
 
 
 def contents(output):
-    """Hash of every file of the converted bags."""
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in output.rglob('*')
-            if path.is_file() and WORK not in path.parts and path.name != MANIFEST}
+    """All messages of the converted bags."""
+    return {str(path.parent.relative_to(output)): recorded.messages(path.parent)
+            for path in output.rglob('metadata.yaml')}
 
 
-def test_one_that_fails_stops_no_other(plain, bags, capsys):
+def test_one_that_fails_stops_no_other(plain):
+    assert statuses(plain) == {
+        name: 'failed' if name == CORRUPT else 'done'
+        for name in ('deeper/b0', *(f'b{number}' for number in range(1, COUNT)))}
     found = {line['bag']: line for line in lines(plain)}
-    assert len(found) == COUNT
-    assert [name for name, line in found.items() if line['status'] == 'failed'] == [CORRUPT]
-    assert found[CORRUPT]['error']
+    assert 'mcap recover' in found[CORRUPT]['error']
     report = found[LONG]['report']
     assert report['answered'] == report['images'] == 10
     assert report['topics']['/depth/image']['written'] == 10
-    assert (plain / 'deeper' / 'b0' / 'metadata.yaml').is_file()
-    assert not (plain / CORRUPT).exists()
+    assert contents(plain).keys() == statuses(plain).keys() - {CORRUPT}
 
 
-def test_windows_join_to_the_same_bytes(plain, bags, tmp_path):
-    assert run(bags, tmp_path / 'out', '--window', '0.8') == 1
-    assert {line['windows'] for line in lines(tmp_path / 'out')} >= {1, 3}
-    assert contents(tmp_path / 'out') == contents(plain)
-    assert not list((tmp_path / 'out' / WORK).glob(f'{LONG}-*'))
-
-
-def test_resumed_is_only_what_is_missing(plain, bags, tmp_path, capsys):
-    output = tmp_path / 'out'
-    assert run(bags, output, '--window', '0.8') == 1
-    before = {path: path.stat().st_mtime_ns for path in output.rglob('*') if path.is_file()}
-    assert run(bags, output, '--window', '0.8') == 1
-    assert '--resume' in capsys.readouterr().err
-    text = (output / MANIFEST).read_text().splitlines(keepends=True)
-    kept = [line for line in text[1:] if json.loads(line)['bag'] not in ('b1', LONG)]
-    # One bag is gone with its line; of the other the line was never written, or half of it.
-    (output / MANIFEST).write_text(''.join([text[0], *kept]) + text[1][:40])
-    for file in (output / 'b1').iterdir():
-        file.unlink()
-    (output / 'b1').rmdir()
-    assert run(bags, output, '--window', '0.8', '--resume') == 1
-    said = capsys.readouterr()
-    assert '1 bags converted, 7 were before, 2 failed' in said.out
-    assert f'{LONG} is there already, and not in the manifest' in said.err
-    assert contents(output) == contents(plain)
-    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
-    changed = {path.relative_to(output).parts[0] for path in before
-               if after.get(path) != before[path]}
-    assert changed == {'b1', MANIFEST}
-
-
-def test_a_window_that_is_there_is_not_done_again(plain, bags, tmp_path, monkeypatch, capsys):
-    """Stopped after every single task, and resumed, until all is done."""
+def test_what_is_done_is_skipped_and_the_rest_made(plain, bags, tmp_path, monkeypatch, capsys):
+    """Stopped in the second bag, gone on, and then nothing is left to do: no model is loaded."""
     from depthclip_ros.bags import fleet
-    real, calls = fleet.Worker.convert, []
+    real, calls = fleet.convert, []
 
-    def convert(self, part, options):
-        if len(calls) % 2:
-            calls.append(None)
+    def stopped(source, *rest, **more):
+        calls.append(source.name)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        calls.append((part.bag.name, part.window))
-        return real(self, part, options)
-    monkeypatch.setattr(fleet.Worker, 'convert', convert)
+        return real(source, *rest, **more)
+    monkeypatch.setattr(fleet, 'convert', stopped)
     output = tmp_path / 'out'
-    more, tries = [], 0
-    while (code := run(bags / LONG, output, '--window', '0.8', *more)) == 130 and tries < 9:
-        more, tries = ['--resume'], tries + 1
-    assert code == 0
-    done = [call for call in calls if call]
-    assert len(done) == len(set(done)) == 3
-    assert tries == 2
-    assert contents(output / LONG) == contents(plain / LONG)
-    assert not (output / WORK).exists()
+    assert run(bags, output) == 130
+    assert run(bags, output) == 1
+    assert '--resume' in capsys.readouterr().err
+    assert run(bags, output, '--resume') == 1
+    assert f'{COUNT - 2} bags converted, 1 were before, 1 failed' in capsys.readouterr().out
+    assert calls.count(calls[0]) == 1
+    assert contents(output) == contents(plain)
+    monkeypatch.setattr(fleet, 'DepthEstimator', None)
+    assert run(bags / LONG, output, '--resume') == 0
+    assert '0 bags converted, 1 were before, 0 failed' in capsys.readouterr().out
+    assert statuses(output)[LONG] == 'skipped'
 
 
-def test_what_was_stopped_between_its_name_and_its_line(plain, bags, tmp_path, monkeypatch):
-    from depthclip_ros.bags import fleet
-    real = fleet.Manifest.append
-
-    def append(self, line):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(fleet.Manifest, 'append', append)
-    assert run(bags / 'b1', tmp_path / 'out') == 130
-    monkeypatch.setattr(fleet.Manifest, 'append', real)
-    assert (tmp_path / 'out' / 'b1').exists()
-    assert run(bags / 'b1', tmp_path / 'out', '--resume') == 0
-    line, = lines(tmp_path / 'out')
-    assert line['status'] == 'done'
-    assert contents(tmp_path / 'out' / 'b1') == contents(plain / 'b1')
-
-
-KILLED = """
-import os, signal, sys
-import torch
-from depthclip_ros.bags import fleet
-from depthclip_ros.cli.main import main
-from depthclip_ros.core import DepthEstimator
-
-torch.set_num_threads(1)
-where, number, *arguments = sys.argv[1:]
-append, predict, calls = fleet._append, DepthEstimator.predict, []
-
-def count(name):
-    calls.append(name)
-    return calls.count(where) == int(number)
-
-def half(file, line):
-    if count('line'):
-        file.write(b'{"bag": "half of a li')
-        os.kill(os.getpid(), signal.SIGKILL)
-    append(file, line)
-
-def answer(*given, **named):
-    if count('answer'):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return predict(*given, **named)
-
-fleet._append, DepthEstimator.predict = half, answer
-sys.exit(main(arguments))
-"""
-
-
-def test_a_process_that_is_killed_is_resumed_to_the_same_bytes(plain, bags, tmp_path, capsys):
-    """Killed in the second window of the long bag, and then while its line is written."""
-    names = ('b1', LONG, CORRUPT)
-    chosen, output = tmp_path / 'list.txt', tmp_path / 'out'
-    chosen.write_text(''.join(
-        f'{bags / name}{".mcap" * (name == CORRUPT)}\n' for name in names))
-    more = ['--window', '0.8']
-
-    def killed(where, number):
-        done = subprocess.run(
-            [sys.executable, '-c', KILLED, where, str(number), 'bags',
-             *arguments(chosen, output, *more)], check=False, capture_output=True, text=True,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
-                [str(ROOT), os.environ.get('PYTHONPATH', '')])})
-        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-
-    killed('answer', 4 + 4 + 2)  # b1 has 4 images, and a window about as many
-    assert [line['bag'] for line in lines(output)] == ['b1']
-    windows = list((output / WORK).glob(f'{LONG}-*/*/report.json'))
-    assert len(windows) == 1
-    before = {path: path.stat().st_mtime_ns for path in (*windows, *(output / 'b1').iterdir())}
-    more.append('--resume')
-    killed('line', 1)
-    assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing twice
-    assert (output / LONG).is_dir()
-    assert run(chosen, output, *more) == 1
-    assert '1 bags converted, 1 were before, 1 failed' in capsys.readouterr().out
-    assert [(line['bag'], line['status']) for line in lines(output)] == [
-        ('b1', 'done'), (LONG, 'done'), (CORRUPT, 'failed')]
-    for name in ('b1', LONG):
-        assert contents(output / name) == contents(plain / name)
-
-
-@pytest.mark.parametrize(('before', 'more', 'message'), [
-    ([], ['--resume'], 'holds no manifest.jsonl'),
-    ([], ['--workers', '2'], '--workers counts with --ray only'),
-    (['--window', '0.8'], ['--resume'], 'of another conversion: window_seconds differ'),
-    ([], ['--weights', 'nothing.pt'], 'nothing.pt')])
-def test_what_cannot_be_begun(bags, tmp_path, capsys, before, more, message):
-    output = tmp_path / 'out'
-    if before:
-        assert run(bags / 'b1', output, *before) == 0
-    there = contents(tmp_path)
-    assert run(bags / 'b1', output, *more) == 1
+@pytest.mark.parametrize(('more', 'message'), [
+    (['--workers', '2'], '--workers counts with --ray only'),
+    (['--every', '2', '--rate', '1'], 'choose one of them'),
+    (['--weights', 'nothing.pt'], 'nothing.pt')])
+def test_what_cannot_be_begun_leaves_nothing(bags, tmp_path, capsys, more, message):
+    assert run(bags / 'b1', tmp_path / 'out', *more) == 1
     assert message in capsys.readouterr().err
-    assert contents(tmp_path) == there
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_source_that_has_changed_is_not_done(frames, tmp_path, capsys):
+def test_other_settings_or_another_source_fail(frames, tmp_path, capsys):
     write_drive(tmp_path / 'bags' / 'a', frames[:3])
     assert run(tmp_path / 'bags', tmp_path / 'out') == 0
+    assert run(tmp_path / 'bags', tmp_path / 'out', '--resume', '--every', '2') == 1
     os.utime(tmp_path / 'bags' / 'a' / 'a.mcap', (1, 1))
     assert run(tmp_path / 'bags', tmp_path / 'out', '--resume') == 1
-    assert 'has changed since it was converted' in capsys.readouterr().err
+    assert capsys.readouterr().err.count('made of another bag or with other settings') == 2
+    assert [line['status'] for line in lines(tmp_path / 'out')] == ['done', 'failed', 'failed']
 
 
 def test_bags_of_a_folder_and_of_a_list(bags, tmp_path):
@@ -281,21 +167,24 @@ def test_bags_of_a_folder_and_of_a_list(bags, tmp_path):
             find_bags(str(tmp_path / given))
 
 
-class Failing:
-    """A worker whose tasks fail in every way."""
-
-    def do(self, number):
+def failing():
+    """Work that fails in every way."""
+    def do(number):
         if number == 1:
             raise BagError('A sentence.')
         if number == 2:
             raise ZeroDivisionError('a fault')
         return number
+    return do
+
+
+EXPECTED = {0: (0, ''), 1: (None, 'A sentence.'), 2: (None, "ZeroDivisionError: 'a fault'"),
+            3: (3, '')}
 
 
 def test_whatever_a_task_raises_stops_no_other():
-    outcomes = list(Here(Failing).run(deque(Task(n, 'do', (n,)) for n in range(4))))
-    assert [(o.value, o.error) for o in outcomes] == [
-        (0, ''), (None, 'A sentence.'), (None, "ZeroDivisionError: 'a fault'"), (3, '')]
+    outcomes = share_out(failing, [(n, (n,)) for n in range(4)], None, print)
+    assert {o.key: (o.value, o.error) for o in outcomes} == EXPECTED
 
 
 def test_options_of_ray_without_it():
@@ -337,13 +226,13 @@ def _using(folder):
 
 
 def _who_converts(pids):
-    """The worker that holds the journal of a bag open."""
+    """The worker that writes a bag."""
     for pid in pids:
         try:
             files = [str(f.readlink()) for f in Path(f'/proc/{pid}/fd').iterdir()]
         except OSError:
             continue
-        if any(file.endswith('.partial/journal') for file in files):
+        if any('.partial/' in file for file in files):
             return pid
     return None
 
@@ -359,7 +248,7 @@ def test_on_two_workers_of_ray_one_is_killed(plain, bags, tmp_path, ray_folder, 
     with (tmp_path / 'printed').open('w') as printed:
         process = subprocess.Popen(
             [sys.executable, '-m', 'depthclip_ros.cli.main', 'bags',
-             *arguments(bags, output, '--window', '0.8', '--ray', 'local', '--workers', '2')],
+             *arguments(bags, output, '--ray', 'local', '--workers', '2')],
             env=environment, stderr=subprocess.PIPE, stdout=printed, text=True)
     said, workers, killed = [], [], []
 
@@ -373,7 +262,7 @@ def test_on_two_workers_of_ray_one_is_killed(plain, bags, tmp_path, ray_folder, 
     try:
         while process.poll() is None and not killed:
             pid = _who_converts(workers)
-            if pid is not None and any(' done: ' in line for line in said):
+            if pid is not None:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
             time.sleep(0.002)
@@ -385,15 +274,11 @@ def test_on_two_workers_of_ray_one_is_killed(plain, bags, tmp_path, ray_folder, 
     text = ''.join(said)
     assert killed, text
     assert process.returncode == 1, text
-    assert '9 bags converted, 0 were before, 1 failed' in (tmp_path / 'printed').read_text()
+    assert f'{COUNT - 1} bags converted, 0 were before, 1 failed' in (
+        tmp_path / 'printed').read_text(), text
     assert len(workers) == 2, text
-    found = {line['bag']: line for line in lines(output)}
-    assert [name for name, line in found.items() if line['status'] == 'failed'] == [CORRUPT]
-    assert found[LONG]['windows'] == 3
-    everyone = {worker for line in found.values() for worker in line['workers']}
-    assert {int(worker.rpartition(':')[2]) for worker in everyone} - set(workers), \
-        'nobody has taken the place of the worker that was killed'
+    everyone = {int(line['worker'].rpartition(':')[2]) for line in lines(output)}
+    assert everyone - set(workers), 'nobody has taken the place of the worker that was killed'
     assert contents(output) == contents(plain)
-    assert run(bags, output, '--window', '0.8', '--resume') == 1
-    assert '0 bags converted, 9 were before, 1 failed' in capsys.readouterr().out
-    assert contents(output) == contents(plain)
+    assert run(bags, output, '--resume') == 1
+    assert f'0 bags converted, {COUNT - 1} were before, 1 failed' in capsys.readouterr().out

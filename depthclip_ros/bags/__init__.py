@@ -2,8 +2,9 @@
 """Bags in, bags with depth out. Needs no ROS."""
 
 from ..sources.bag import BagError
-from .conversion import convert, join, windows
+from .convert import convert
 from .options import BagCamera, Options, Progress, Report, TopicCount
+from .target import is_done
 
 __all__ = ['BagCamera', 'BagError', 'Options', 'Progress', 'Report', 'TopicCount', 'convert',
-           'join', 'windows']
+           'is_done']

@@ -1,77 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages without ROS: those of `rosbags`, for all that the node's code does with messages."""
+"""Messages without ROS: `make` and `read` as node/messages.py has them, by `rosbags`."""
 
 from __future__ import annotations
 
 import array
+import functools
 from typing import Any
 
 import numpy as np
 
-from ..node.messages import TIME
-from .records import Topic
-
-# Of a publisher of the node: reliable, volatile, the last five kept (node/publishers.py).
-_QOS = {'history': ('keep_last', 1), 'depth': (5, 5), 'reliability': ('reliable', 1),
-        'durability': ('volatile', 2), 'liveliness': ('automatic', 1)}
-_NO_TIME = {'sec': 9223372036, 'nsec': 854775807}
-NAMES_FROM = 9  # version of the metadata from which policies have names instead of numbers
+_NEVER = 9223372036, 854775807  # seconds and nanoseconds, as ROS writes an infinite time
 
 
-class RosbagsMessages:
-    """See `depthclip_ros.node.messages.Messages`."""
+@functools.cache
+def typestore() -> Any:
+    """The types of ROS 2 Humble, which later ones have alike."""
+    from rosbags.typesys import Stores, get_typestore
+    return get_typestore(Stores.ROS2_HUMBLE)
 
-    def __init__(self) -> None:
-        """Make the types of ROS 2 Humble, which later ones have alike."""
-        from rosbags.interfaces import Nodetype
-        from rosbags.typesys import Stores, get_typestore
-        self._store = get_typestore(Stores.ROS2_HUMBLE)
-        self._several = Nodetype.ARRAY, Nodetype.SEQUENCE
-        self._base = Nodetype.BASE
 
-    def make(self, kind: str, **fields: Any) -> Any:
-        """Make a message; sequences of numbers become arrays, without a copy of an array.array."""
-        if kind != TIME:
-            for name, value in fields.items():
-                if isinstance(value, (array.array, list)):
-                    fields[name] = self._sequence(kind, name, value)
-        return self._store.types[kind](**fields)
-
-    def read(self, raw: bytes, kind: str) -> Any:
-        """Make a message of its serialised form."""
-        return self._store.deserialize_cdr(raw, kind)
-
-    def write(self, message: Any) -> bytes:
-        """Serialise a message."""
-        return bytes(self._store.serialize_cdr(message, message.__msgtype__))
-
-    def topic(self, name: str, kind: str, version: int) -> Topic:
-        """A new topic of a bag, as a recorder of the node's publisher would describe it.
-
-        Args:
-            name: of the topic.
-            kind: of its messages.
-            version: of the bag's metadata.
-
-        """
-        import yaml
-        definition, _ = self._store.generate_msgdef(kind, ros_version=2)
-        named = version >= NAMES_FROM
-        qos: dict[str, Any] = {name: values[0 if named else 1] for name, values in _QOS.items()}
-        for unlimited in ('deadline', 'lifespan', 'liveliness_lease_duration'):
-            qos[unlimited] = dict(_NO_TIME)
-        qos['avoid_ros_namespace_conventions'] = False
-        return Topic(name, kind, 'cdr', 'ros2msg', definition.encode(),
-                     yaml.safe_dump([qos], sort_keys=False), self._store.hash_rihs01(kind))
-
-    def _sequence(self, kind: str, name: str, value: Any) -> Any:
+def make(kind: str, **fields: Any) -> Any:
+    """Make a message; sequences of numbers become arrays, without a copy of an array.array."""
+    for name, value in fields.items():
         if isinstance(value, array.array):
-            return np.frombuffer(value, value.typecode)
-        described = dict(self._store.fielddefs[kind][1])[name]
-        if described[0] not in self._several:
-            return value
-        inner: Any = described[1]
-        element = inner[0]
-        if element[0] != self._base or element[1][0] == 'string':
-            return value
-        return np.array(value, element[1][0])
+            fields[name] = np.frombuffer(value, value.typecode)
+        elif isinstance(value, list):
+            fields[name] = _sequence(kind, name, value)
+    return typestore().types[kind](**fields)
+
+
+def read(raw: bytes, kind: str) -> Any:
+    """Read a serialised message; whatever is wrong is raised as it comes."""
+    return typestore().deserialize_cdr(raw, kind)
+
+
+def write(message: Any) -> bytes:
+    """Serialise a message."""
+    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+
+
+def output_qos(depth: int) -> Any:
+    """QoS of the node's publishers: reliable, volatile, the last few kept."""
+    from rosbags import interfaces as of
+    never = of.QosTime(*_NEVER)
+    return of.Qos(
+        of.QosHistory.KEEP_LAST, depth, of.QosReliability.RELIABLE, of.QosDurability.VOLATILE,
+        never, never, of.QosLiveliness.AUTOMATIC, never, avoid_ros_namespace_conventions=False)
+
+
+def definition(connection: Any) -> tuple[str, str]:
+    """Text and hash of a recorded topic's type: what the bag says, else what follows from it.
+
+    A type that neither the bag nor ROS describes has an empty text.
+    """
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+    kind, text, digest = connection.msgtype, connection.msgdef.data, connection.digest
+    if not text and kind in typestore().fielddefs:
+        text, _ = typestore().generate_msgdef(kind, ros_version=2)
+    if not digest:
+        own = get_typestore(Stores.EMPTY)
+        own.register(get_types_from_msg(text, kind))
+        digest = own.hash_rihs01(kind)
+    return text, digest
+
+
+def _sequence(kind: str, name: str, values: list[Any]) -> Any:
+    """A list as the type of its field wants it."""
+    from rosbags.interfaces import Nodetype
+    field = dict(typestore().fielddefs[kind][1])[name]
+    if field[0] not in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+        return values
+    element, about = field[1][0]
+    if element != Nodetype.BASE or about[0] == 'string':
+        return values
+    return np.array(values, about[0])

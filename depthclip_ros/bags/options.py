@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to make of a bag, and the account of what was made."""
+"""What to make of a bag, which of its topics are meant, and the account of what was made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..core.errors import ConfigError
+from ..node.anchors import SENSORS
 from ..node.config import NodeConfig
+from ..node.outputs import OUTPUTS
+from ..sources.bag import BagError, BagTopic, camera_topics
 
 PROJECTED = ('depth/image', 'depth/camera_info', 'points')
 ON_REQUEST = ('depth/image_color', 'depth/words', 'depth/spread', 'depth/stddev')
-PART_SECONDS = 30.0
+COMPRESSED_DEPTH = 'depth/image/compressedDepth'
+COMPRESSIONS = {
+    'mcap': ('none', 'zstd', 'message', 'file'), 'sqlite3': ('none', 'message', 'file')}
+CHOICE = '--image TOPIC, or several with --cameras NAME,NAME'
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,7 @@ class Options:
         start: seconds of the bag to leave out at its beginning.
         end: seconds of the bag at which to stop; infinite: its end.
         storage: 'mcap' or 'sqlite3'; empty: as the source.
-        compression: 'none', 'zstd' or 'lz4' (an mcap's chunks), 'message' or 'file' (zstd);
-            empty: as the source.
-        part_seconds: length of bag in each file of the output; what `resume` saves are these.
-        window: times of the bag in nanoseconds, the second excluded: only this is converted; see
-            `windows`.
+        compression: 'none', 'zstd' (an mcap's chunks), 'message' or 'file'; empty: as the source.
 
     """
 
@@ -54,8 +57,27 @@ class Options:
     end: float = float('inf')
     storage: str = ''
     compression: str = ''
-    part_seconds: float = PART_SECONDS
-    window: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Refuse what makes no sense, whatever the bag.
+
+        Raises:
+            ConfigError: says which.
+
+        """
+        if self.rate and self.every > 1:
+            raise ConfigError('rate and every: choose one of them.')
+        if self.every < 1 or self.rate < 0:
+            raise ConfigError(f'every is {self.every} and rate {self.rate:g}, but every is at '
+                              'least 1, and rate not negative.')
+        if not 0 <= self.start < self.end:
+            raise ConfigError(f'start {self.start:g} s and end {self.end:g} s leave nothing.')
+        if self.storage not in ('', *COMPRESSIONS):
+            raise ConfigError(f'storage: {self.storage} is neither mcap nor sqlite3.')
+        unknown = sorted(set(self.outputs) - {*PROJECTED, *ON_REQUEST})
+        if unknown:
+            raise ConfigError(f'outputs: {", ".join(unknown)}: a bag gets '
+                              f'{", ".join((*PROJECTED, *ON_REQUEST))}.')
 
 
 class BagCamera(NamedTuple):
@@ -80,15 +102,10 @@ class Progress(NamedTuple):
 
 @dataclass
 class TopicCount:
-    """What became of the messages of one topic of the output.
+    """Messages of one topic of the output.
 
-    Attributes:
-        type: its messages' type.
-        copied: bit for bit from the source.
-        written: new.
-        lost: that the source announces, but that could not be read; 0 where only a part of the
-            source was asked for.
-
+    `copied` are bit for bit from the source, `written` are new, and `lost` the source announces
+    but does not hold; 0 where only a part of it was asked for.
     """
 
     type: str
@@ -113,10 +130,6 @@ class Report:
         unprojected: images with depth but without camera_info and points, likewise.
         beyond: pixels whose depth 16UC1 cannot hold; 0 in it.
         lost: sentences about what could not be read of the source.
-        notes: sentences about what the output is.
-        files: SHA-256 of every file of the output, by name.
-        begin: time of the first message written, in nanoseconds; 0 if there is none.
-        finish: time of the last one.
         seconds: that the conversion took.
         network_seconds: that of them the network took.
 
@@ -133,9 +146,81 @@ class Report:
     unprojected: dict[str, dict[str, int]] = field(default_factory=dict)
     beyond: int = 0
     lost: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-    begin: int = 0
-    finish: int = 0
     seconds: float = 0.0
     network_seconds: float = 0.0
+
+
+def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
+    """Find the cameras as depth.launch.py does, and name their new topics as the node would.
+
+    Raises:
+        BagError: one is not there, cannot be chosen, or its new topics are there already.
+
+    """
+    names = options.node.cameras
+    relatives = [name for name in OUTPUTS if name in options.outputs]
+    if options.compressed_depth:
+        relatives = [COMPRESSED_DEPTH if name == 'depth/image' else name for name in relatives]
+    cameras = []
+    for name, image, info in zip(names, _for_each(names, '--image', options.images),
+                                 _for_each(names, '--camera-info', options.camera_infos),
+                                 strict=True):
+        there = topics
+        if name and not image:
+            there = [topic for topic in topics if topic.name.startswith(f'/{name}/')]
+            if not there:
+                raise BagError(f'--cameras {name}: the bag has no topic under /{name}/; say with '
+                               '--image TOPIC,TOPIC which topics are the cameras.')
+        found = camera_topics(there, image, CHOICE)
+        cameras.append(BagCamera(
+            name, found.image + '/compressed' * found.compressed,
+            _absolute(info) if info else found.camera_info or '',
+            {relative: _absolute(options.namespace, name, relative) for relative in relatives}))
+    _check_names(cameras, {topic.name for topic in topics})
+    return cameras
+
+
+def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Options) -> str:
+    """Where the anchor's sensor is in the bag; '' where the anchor needs none.
+
+    Raises:
+        BagError: it is not there, or there are several.
+
+    """
+    if options.node.anchor not in SENSORS:
+        return ''
+    kind, usual = SENSORS[options.node.anchor]
+    used = {camera.image for camera in cameras}
+    there = [topic.name for topic in topics
+             if topic.type == kind and topic.count and topic.name not in used]
+    if options.anchor_topic:
+        wanted = [_absolute(options.anchor_topic)]
+    else:
+        wanted = [f'/{usual}'] if f'/{usual}' in there else there
+    if len(wanted) == 1 and wanted[0] in there:
+        return wanted[0]
+    raise BagError(
+        f'anchor: {options.node.anchor} needs a topic of type {kind}; the bag has '
+        f'{", ".join(there) or "none"}. Choose one with --anchor-topic TOPIC.')
+
+
+def _for_each(names: tuple[str, ...], option: str, given: tuple[str, ...]) -> tuple[str, ...]:
+    if given and len(given) != len(names):
+        raise ConfigError(f'{option} names {len(given)} topics, but there are {len(names)} '
+                          'cameras: give one for each, in the same order, separated by commas.')
+    return given or ('',) * len(names)
+
+
+def _absolute(*parts: str) -> str:
+    return '/' + '/'.join(part.strip('/') for part in parts if part.strip('/'))
+
+
+def _check_names(cameras: list[BagCamera], there: set[str]) -> None:
+    new = [topic for camera in cameras for topic in camera.outputs.values()]
+    taken = sorted({topic for topic in new if topic in there or new.count(topic) > 1})
+    if taken:
+        raise BagError(f'The bag has {", ".join(taken)} already. Put the new topics elsewhere '
+                       'with --namespace NAME, or leave out outputs.')
+    images = [camera.image for camera in cameras]
+    if len(set(images)) < len(images):
+        raise BagError(f'Two cameras have the same images: {", ".join(sorted(images))}.')

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..bags import Options, Progress, Report, convert
+from ..bags import Options, Progress, Report, convert, is_done
 from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
 from ..node.process import keep_freed_memory
@@ -37,9 +37,13 @@ def convert_bag(options: argparse.Namespace) -> int:
     keep_freed_memory()
     depth, node = settings(options.config, options.weights, options.device)
     wanted = bag_options(options, node)
+    source, output = Path(options.bag), Path(options.output)
+    if options.resume and is_done(source, output, depth, wanted):
+        print(f'{output} is done already.')
+        return 0
     with closing(_Bar(options.output)) as bar:
         report = convert(
-            Path(options.bag), Path(options.output), lambda: load_estimator(depth, node), wanted,
+            source, output, lambda: load_estimator(depth, node), wanted,
             resume=options.resume, progress=bar.show, log=bar.say)
     for line in lines(report):
         print(line)
@@ -65,7 +69,7 @@ def bag_options(options: argparse.Namespace, node: NodeConfig) -> Options:
         compressed_depth=options.depth_encoding == '16UC1-png', rate=options.rate,
         every=options.every, start=options.start,
         end=float('inf') if options.end is None else options.end, storage=options.storage,
-        compression=options.compression, part_seconds=options.split)
+        compression=options.compression)
 
 
 def lines(report: Report) -> list[str]:

@@ -5,20 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..bags.fleet import (
-    BEFORE,
-    DONE,
-    FAILED,
-    MANIFEST,
-    Fleet,
-    Manifest,
-    Model,
-    find_bags,
-    header_of,
-)
+from ..bags.fleet import DONE, FAILED, MANIFEST, SKIPPED, convert_all, find_bags
 from ..core.errors import ConfigError
 from ..core.files import user_path
-from ..fleet import Here, OnRay, cluster_of
+from ..fleet import cluster_of
 from .bag import bag_options
 from .model import settings, to_stderr
 
@@ -41,6 +31,7 @@ def convert_bags(given: argparse.Namespace) -> int:
     """
     depth, node = settings(given.config, given.weights, given.device)
     options = bag_options(given, node)
+    options.check()
     cluster = cluster_of(given.ray, workers=given.workers, cpus=given.cpus, gpus=given.gpus,
                          retries=given.retries)
     bags = find_bags(given.source)
@@ -49,17 +40,7 @@ def convert_bags(given: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f'-o: {error.strerror}.') from error
     to_stderr(f'{len(bags)} bags')
-    threads = max(1, int(cluster.cpus)) if cluster is not None else 0
-    model = Model(depth, node, threads)
-    # The model before the output: what cannot be loaded leaves everything as it was.
-    workers = OnRay(model, cluster, to_stderr) if cluster is not None else Here(model, to_stderr)
-    try:
-        with Manifest.opened(output, header_of(depth, options, given.window),
-                             resume=given.resume) as manifest:
-            result = Fleet(manifest, workers, options, given.window, to_stderr).run(
-                [bag._replace(source=bag.source.absolute()) for bag in bags])
-    finally:
-        workers.close()
-    print(f'{result[DONE]} bags converted, {result[BEFORE]} were before, {result[FAILED]} failed: '
-          f'{output / MANIFEST}')
+    result = convert_all(bags, output, depth, options, cluster, resume=given.resume, log=to_stderr)
+    print(f'{result[DONE]} bags converted, {result[SKIPPED]} were before, {result[FAILED]} failed:'
+          f' {output / MANIFEST}')
     return 1 if result[FAILED] else 0

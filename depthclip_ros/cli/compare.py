@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +28,7 @@ from ..document import (
     to_html,
     to_markdown,
 )
-from ..fleet import Here, OnRay, Task, cluster_of
+from ..fleet import cluster_of, share_out
 from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
 from .model import (
@@ -124,20 +122,15 @@ def compare(options: argparse.Namespace) -> int:
         finish([comparer.compare(sources[0], pictures)], {}, folder, figures=options.figures)
         return 0
     options.run = None  # it belongs to the command line, and is not sent to anybody
-    make = partial(Comparer, options)
-    workers = Here(make) if cluster is None else OnRay(make, cluster, to_stderr)
     done: dict[str, Compared] = {}
     failed: dict[str, str] = {}
-    try:
-        for outcome in workers.run(deque(
-                Task(source, 'compare', (source, pictures)) for source in sources)):
-            if outcome.error:
-                failed[outcome.task.key] = outcome.error
-                to_stderr(f'{outcome.task.key}: not compared: {outcome.error}')
-            else:
-                done[outcome.task.key] = outcome.value
-    finally:
-        workers.close()
+    tasks = [(source, (source, pictures)) for source in sources]
+    for outcome in share_out(lambda: Comparer(options).compare, tasks, cluster, to_stderr):
+        if outcome.error:
+            failed[outcome.key] = outcome.error
+            to_stderr(f'{outcome.key}: not compared: {outcome.error}')
+        else:
+            done[outcome.key] = outcome.value
     finish([done[source] for source in sources if source in done], failed, folder,
            figures=options.figures)
     return 1 if failed else 0

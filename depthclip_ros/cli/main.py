@@ -242,13 +242,12 @@ def _add_bag(commands: _Commands) -> None:
         'bag', help='depth of all images of a bag, in a new bag, without ROS',
         description='Write a bag that holds all of a rosbag2 bag and, for every image of its '
         'camera, depth/image, depth/camera_info and points, the same as the node publishes. '
-        'Damaged bags are read as far as they can be, and what is lost is said. Exit code 1 if '
-        'no image has depth.')
+        'Exit code 1 if no image has depth.')
     parser.add_argument('bag', metavar='BAG', help='folder, or a lone .mcap or .db3 file')
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER',
                         help='new bag; nothing is overwritten')
     parser.add_argument('--resume', action='store_true',
-                        help='go on where the same command was stopped')
+                        help='leave a bag that is done, and make an unfinished one again')
     _add_model_options(parser)
     add_bag_options(parser)
     parser.set_defaults(run=_bag)
@@ -285,12 +284,9 @@ def add_bag_options(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument('--storage', default='', choices=('mcap', 'sqlite3'),
                          help='default: as the bag')
     outputs.add_argument('--compression', default='',
-                         choices=('none', 'zstd', 'lz4', 'message', 'file'),
-                         help="of an mcap's chunks (zstd, lz4), or zstd of messages or files "
+                         choices=('none', 'zstd', 'message', 'file'),
+                         help="zstd: of an mcap's chunks; message, file: zstd of each "
                          '(default: as the bag)')
-    outputs.add_argument('--split', type=positive, default=30.0, metavar='SECONDS',
-                         help='length of bag in each file; what --resume finds done are whole '
-                         'files (default %(default)g)')
 
 
 def _add_bags(commands: _Commands) -> None:
@@ -304,10 +300,7 @@ def _add_bags(commands: _Commands) -> None:
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER',
                         help='for the new bags and the manifest; new or empty')
     parser.add_argument('--resume', action='store_true',
-                        help='do what is missing by the manifest in OUTPUT')
-    parser.add_argument('--window', type=positive, default=0.0, metavar='SECONDS',
-                        help='cut longer bags into windows of about this, which are joined to '
-                        'the same bytes (default: bags are not cut)')
+                        help='leave bags that are done in OUTPUT, and make the others')
     _add_model_options(parser)
     add_bag_options(parser)
     _add_ray_options(parser)
