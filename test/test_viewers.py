@@ -12,7 +12,7 @@ import yaml
 from test_launching import make_plan
 
 from depthclip_ros.launching import rviz_file
-from depthclip_ros.node import diagnostic_keys
+from depthclip_ros.node.diagnostics import FRAMES
 from depthclip_ros.node.outputs import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ def test_cameras_of_the_files_count_too(tmp_path):
 
 
 def topics_of(panel, config):
-    """Topics that a panel of Foxglove's shows or publishes, each with the type that it takes."""
+    """Topics that a panel of Foxglove's shows, each with the type that it takes."""
     kind = panel.partition('!')[0]
     if kind == 'Image':
         mode = config['imageMode']
@@ -104,4 +104,4 @@ def test_foxglove_shows_what_the_node_has(name):
     paths = [path['value'] for config in panels.values() for path in config.get('paths', ())]
     assert paths
     for path in paths:
-        assert re.search(r'key=="(.+)"', path)[1] in diagnostic_keys.FRAMES
+        assert re.search(r'key=="(.+)"', path)[1] in [key.name for key in FRAMES]

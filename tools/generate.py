@@ -31,7 +31,7 @@ from depthclip_ros.cli import main as cli  # noqa: E402
 from depthclip_ros.core.config import DepthConfig, describe  # noqa: E402
 from depthclip_ros.launching import ARGUMENTS  # noqa: E402
 from depthclip_ros.node.config import NodeConfig  # noqa: E402
-from depthclip_ros.node.diagnostic_keys import STAGES, STATUSES  # noqa: E402
+from depthclip_ros.node.diagnostics import TABLES  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
@@ -149,10 +149,8 @@ def diagnostics_page() -> str:
               'a stage or a name. Counts begin when the node is configured. Empty: not known yet. '
               '`depthclip stats` shows them live.\n')]
     parts += [f'## {title}\n\n' + table(['key', 'unit', 'meaning'], [
-        [f'`{key}`', unit, meaning] for key, (unit, meaning) in keys.items()])
-        for tables in STATUSES.values() for title, keys in tables]
-    parts.append('## Stages that are timed\n\n' + table(['stage', 'what it is'], [
-        [f'`{stage}`', meaning] for stage, meaning in STAGES.items()]))
+        [f'`{key.name}`', key.unit, key.meaning] for key in keys])
+        for title, keys in TABLES.items()]
     return '\n'.join(parts)
 
 
