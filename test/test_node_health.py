@@ -89,6 +89,7 @@ def test_a_silent_camera_info_is_noticed(node, peer):
 
 
 def test_silence_is_noticed(node, peer):
+    peer.ask(good(peer))
     peer.status(FRAMES, lambda s: 'no image' in s.message)
     assert 'test_peer: reliable' in node.wait_for(r'No image on /image .*1 publisher: ')
 
