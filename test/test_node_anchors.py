@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,12 +31,12 @@ from ros_harness import (
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField, Range
 from std_msgs.msg import Header
 
-from depthclip_ros.core.errors import ConfigError, DataError
+from depthclip_ros.core.errors import ConfigError, DataError, RangeError
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node import messages
 from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor, Sensors
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.tf import MOST_WAITING
+from depthclip_ros.node.tf import MOST_WAITING, Frames
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240
@@ -338,6 +339,36 @@ def test_points_are_moved_with_the_robot(moves):
         assert scale == 1.0
         assert anchor.condition == 'stamps apart'
         assert 'odom' in anchor.reason
+
+
+def test_what_never_moves_is_known_however_much_moves():
+    """It is told once; while nobody asks, what moves fills the queue many times over."""
+    read = {b'static': transforms(('base', FRAME, None)), b'any': transforms()}
+    frames = Frames(lambda raw, _kind: read[raw])
+    frames.on_static(b'static')
+    for _ in range(MOST_WAITING + 7):
+        frames.on_transforms(b'any')
+    frames.between('base', 0, FRAME, 0)
+    assert frames.refused == {'too many transforms': 7}
+
+
+def test_frames_of_one_body_need_no_odometry_that_is_late():
+    read = {b'static': transforms(('base', FRAME, None), ('base', 'laser', None)),
+            b'odom': transforms(('odom', 'base', 4))}
+    frames = Frames(lambda raw, _kind: read[raw])
+    frames.on_static(b'static')
+    frames.on_transforms(b'odom')
+    now = 5 * 10 ** 9
+    frames.between(FRAME, now, 'laser', now)
+    with pytest.raises(RangeError) as error:
+        frames.between(FRAME, now, 'laser', now - 4 * 10 ** 8)
+    assert error.value.condition == 'no transform'
+
+
+def transforms(*links):
+    """As tf2_msgs/TFMessage, which may not be here: (parent, child, seconds) without a turn."""
+    return SimpleNamespace(transforms=[
+        link(parent, child, (0.1, 0.0, 0.0), at=at or 0.0) for parent, child, at in links])
 
 
 def test_transforms_begin_anew_when_time_jumps_back():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def test_round_trips_leave_nothing_behind(node):
     for _ in range(3):
         round_trip(node)
     assert not left_behind(node, lambda: round_trip(node))
+
+
+def test_loading_anew_keeps_no_garbage(node):
+    """Only what comes with torch's import is never looked through; it is there already."""
+    round_trip(node)
+    before = gc.get_freeze_count()
+    round_trip(node)
+    assert gc.get_freeze_count() == before
 
 
 def test_a_node_that_failed_to_configure_leaves_nothing_behind(node, tmp_path):

@@ -19,6 +19,7 @@ from ..node.frame import predict, read_frame
 from ..node.image_io import depth_values
 from ..node.messages import COMPRESSED_IMAGE, IMAGE
 from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS, Answer, depth_message
+from ..node.tf import TF, TF_STATIC
 from ..sources.bag import NANOSECONDS, BagError, existing_path
 from .messages import definition, make, output_qos, read, typestore, write
 from .options import (
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ..node.frame import Frame
     from .options import BagCamera
 
-TF, TF_STATIC = '/tf', '/tf_static'
 _TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch
 _MOST_FAILURES = 5  # of the network, one after the other
 _PROGRESS = 0.1  # seconds between two reports of it

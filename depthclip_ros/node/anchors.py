@@ -31,7 +31,7 @@ from .config import GROUND, parse_pose
 from .image_io import to_depth
 from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, parse, stamp_of
 from .ranges import cloud_points, range_points, scan_points
-from .tf import LATE, Frames
+from .tf import Frames, check_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,20 +182,6 @@ class Sensors(Frames):
         return self._pose
 
 
-def check_apart(stamp: int, other: int) -> None:
-    """Refuse what is too old where nothing is known of how the robot has moved meanwhile.
-
-    Raises:
-        RangeError: 'stamps apart'.
-
-    """
-    apart = abs(stamp - other) / _NANOSECONDS
-    if apart > LATE:
-        raise RangeError('stamps apart', (
-            f'the message is {apart:.3g} s apart from the image, by their stamps; nothing is '
-            f'known of how the robot moved meanwhile, so that at most {LATE:g} s are bridged.'))
-
-
 class Anchor:
     """The scale of one camera's depth, which rests on points of known depth.
 
@@ -252,7 +238,7 @@ class Anchor:
             return self._asked(stamp, self._floor(header, stamp, model, size))
         message = self._sensors.nearest(stamp)
         if message is self._used:  # it has had its say: between two messages the scale is held
-            return self._asked(stamp, None, is_due=False)
+            return self._asked(stamp)
         other, content = self._sensors.content_of(message)
         if self._config.anchor == 'depth':
             check_apart(stamp, message.stamp)
@@ -265,11 +251,10 @@ class Anchor:
         """What the estimator asks about an image that has no points, for a reason."""
         self._note(condition, reason)
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
-        return self._asked(stamp, None, is_due=False)
+        return self._asked(stamp)
 
     def _asked(
-        self, stamp: int, points: Points | None, message: Message | None = None, *,
-        is_due: bool = True,
+        self, stamp: int, points: Points | None = None, message: Message | None = None,
     ) -> Callable[..., Adjustment]:
         """What follows the scale when the network has answered; only then a message is used."""
         def adjust(
@@ -285,7 +270,7 @@ class Anchor:
                 state = self.filter.state
                 self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
                 return Adjustment(state.scale, state.inflation)
-            if is_due:
+            if points is not None:
                 self._used = message
                 self._judge()
             return adjustment

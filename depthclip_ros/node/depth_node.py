@@ -105,6 +105,7 @@ from .process import (
     keep_freed_memory,
 )
 from .statistics import Say, Window
+from .tf import TF, TF_STATIC
 from .worker import Ticker, Worker
 
 if TYPE_CHECKING:
@@ -119,7 +120,6 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-TF, TF_STATIC = '/tf', '/tf_static'
 TF_DEPTH = 100  # as tf2's own listeners
 PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
 LAST_PATIENCE = 1.0  # likewise, when the process is to end
@@ -344,6 +344,7 @@ class DepthNode(LifecycleNode):
         """Give an estimator that has run once for every size of a batch."""
         ahead = read_ahead(node_config.weights, config.backbone,
                            cache_folder(node_config.cache_dir))
+        is_first = 'torch' not in sys.modules
         gc.disable()
         try:  # late: torch takes seconds to import, and may be missing
             from ..core.estimator import DepthEstimator
@@ -352,9 +353,10 @@ class DepthNode(LifecycleNode):
                 f'{error}, in the Python of {sys.executable}. Run `depthclip doctor` with it for '
                 'the fix.') from error
         finally:
-            # Half a million objects came with torch: to look through them for garbage takes a
-            # tenth of a second every time.
-            gc.freeze()
+            if is_first:
+                # Half a million objects came with torch: to look through them for garbage takes
+                # a tenth of a second every time.
+                gc.freeze()
             gc.enable()
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
@@ -370,30 +372,32 @@ class DepthNode(LifecycleNode):
             f'{time.perf_counter() - start:.2f} s.')
         return estimator
 
-    def _stop(self) -> None:
-        """Answer no more images; those in work are waited for, with patience."""
+    def _stop(self) -> bool:
+        """Answer no more images, and wait for those in work with patience; give whether idle."""
         for source in self._sensor_inputs:
             source.destroy()
         for camera in self._cameras:
             camera.unsubscribe()
         self._sensor_inputs = []
-        if not self._active or self._worker is None:
-            return
+        if self._worker is None:
+            return True
         for camera in self._worker.clear():
             camera.count('dropped')
-        if not self._patiently(self._worker.submit(bool)):
-            self.get_logger().error(
-                f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
+        idle = self._patiently(self._worker.submit(bool))
+        if self._active:
+            if not idle:
+                self.get_logger().error(
+                    f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
+            for camera in self._cameras:
+                self._say.info(f'Stopped: {camera.label}{camera.counters()}.')
         self._active = False
-        for camera in self._cameras:
-            self._say.info(f'Stopped: {camera.label}{camera.counters()}.')
+        return idle
 
     def _release(self) -> None:
-        self._stop()
+        idle = self._stop()
         worker, model = self._worker, self._model
         self._worker = self._pipeline = self._model = None
         if worker is not None and model is not None:
-            idle = self._patiently(worker.submit(bool))
             if idle:
                 model.release()
             # What never comes back keeps its thread and its model; the node goes on without.

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import RangeError
 from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree
-from .messages import TF, parse
+from .messages import TF as TF_TYPE
+from .messages import parse
 
 if TYPE_CHECKING:
     from .messages import Read
 
+TF, TF_STATIC = '/tf', '/tf_static'
 LATE = 0.1  # seconds by which tf may be behind, and which a robot may move unnoticed
 MOST_WAITING = 5000  # messages until somebody asks: 400 Hz for more than ten seconds
 _NANOSECONDS = 10 ** 9
@@ -32,7 +34,7 @@ class Frames:
     def begin(self) -> None:
         """Forget everything, as when messages begin to come."""
         with self._lock:
-            self._waiting: deque[tuple[bytes, bool]] = deque()
+            self._waiting: deque[bytes] = deque()
             self._tree = TransformTree()
 
     def clear_transforms(self) -> None:
@@ -42,18 +44,15 @@ class Frames:
 
     def on_transforms(self, raw: bytes) -> None:
         """Keep a message of /tf."""
-        self._keep(raw, static=False)
-
-    def on_static(self, raw: bytes) -> None:
-        """Keep a message of /tf_static."""
-        self._keep(raw, static=True)
-
-    def _keep(self, raw: bytes, *, static: bool) -> None:
         with self._lock:
             if len(self._waiting) == MOST_WAITING:
                 self._waiting.popleft()
                 self.refused['too many transforms'] += 1
-            self._waiting.append((raw, static))
+            self._waiting.append(raw)
+
+    def on_static(self, raw: bytes) -> None:
+        """Read a message of /tf_static: there are few, and none comes again."""
+        self._add(raw, static=True)
 
     def between(self, target: str, time: int, source: str, source_time: int) -> Transform:
         """From where a frame was at its time to another one at its own.
@@ -72,30 +71,49 @@ class Frames:
 
         """
         self._take()
-        apart = abs(time - source_time) / _NANOSECONDS
         try:
             fixed = self._tree.fixed_frame(target) or self._tree.fixed_frame(source)
-            if fixed is None:
-                if apart > LATE:
-                    raise RangeError('stamps apart', (
-                        f'the message is {apart:.3g} s apart from the image, and tf knows no '
-                        'frame in which the robot moves (odom): at most '
-                        f'{LATE:g} s are bridged then.'))
-                return IDENTITY if target == source else self._tree.lookup(target, source, time)
-            return self._tree.lookup(target, fixed, time, LATE) \
-                @ self._tree.lookup(fixed, source, source_time, LATE)
+            if fixed is not None:
+                try:
+                    return self._tree.lookup(target, fixed, time, LATE) \
+                        @ self._tree.lookup(fixed, source, source_time, LATE)
+                except TransformError:  # odometry is late, and may not be needed
+                    if abs(time - source_time) > LATE * _NANOSECONDS:
+                        raise
+            check_apart(time, source_time)
+            return IDENTITY if target == source \
+                else self._tree.lookup(target, source, time, LATE)
         except TransformError as error:
             raise RangeError('no transform', str(error)) from error
 
     def _take(self) -> None:
-        """Read the messages that came since."""
+        """Read the messages of /tf that came since."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
-        for raw, static in waiting:
-            try:
-                problems = self._tree.add_message(
-                    parse(self._read, raw, TF, RangeError), static=static)
-            except RangeError as error:
-                problems = [str(error)]
-            if problems:
+        for raw in waiting:
+            self._add(raw, static=False)
+
+    def _add(self, raw: bytes, *, static: bool) -> None:
+        try:
+            problems = self._tree.add_message(
+                parse(self._read, raw, TF_TYPE, RangeError), static=static)
+        except RangeError as error:
+            problems = [str(error)]
+        if problems:
+            with self._lock:
                 self.refused['transform'] += len(problems)
+
+
+def check_apart(time: int, other: int) -> None:
+    """Refuse what is too old where nothing is known of how the robot has moved meanwhile.
+
+    Raises:
+        RangeError: 'stamps apart'.
+
+    """
+    apart = abs(time - other) / _NANOSECONDS
+    if apart > LATE:
+        raise RangeError('stamps apart', (
+            f'the message is {apart:.3g} s apart from the image, by their stamps; nothing is '
+            'known of how the robot moved meanwhile (tf has no frame that it moves in, such as '
+            f'odom, or is not asked), so that at most {LATE:g} s are bridged.'))
