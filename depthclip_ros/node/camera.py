@@ -202,10 +202,10 @@ class Camera:
             else:
                 setattr(self._counters, end, getattr(self._counters, end) + 1)
 
-    def count_incomplete(self, kind: str, cause: str, by: int = 1) -> None:
+    def count_incomplete(self, kind: str, cause: str) -> None:
         """Account for what an answered image lacks: 'no cloud', 'no pictures' and the like."""
         with self._lock:
-            self._counters.incomplete[kind][cause] += by
+            self._counters.incomplete[kind][cause] += 1
 
     def counters(self) -> Counters:
         """Consistent snapshot of the account."""

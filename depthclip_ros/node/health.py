@@ -109,13 +109,14 @@ class CameraHealth:
             words.append('idle: nobody subscribes to an output')
         of = f' of {camera.name}' if camera.name else ''
         return status(f'{node_name(self._node)}: frames{of}', level,
-                       ', '.join(words) or f'{self.rate("published"):.1f} Hz', camera_values(self))
+                      ', '.join(words) or f'{self.rate("published"):.1f} Hz', camera_values(self))
 
     def _findings(self) -> list[Finding]:
+        """What is wrong; of a value within its limit there is a finding that is OK."""
         self._tell_losses()
         looks = (self._images, self._camera_info, self._age, self._dropped, self._nan,
                  self._anchor)
-        return [finding for look in looks if (finding := look())]
+        return [finding for look in looks if (finding := look()) and finding.level != OK]
 
     @property
     def counters(self) -> Counters:
@@ -189,12 +190,10 @@ class CameraHealth:
             'depth/camera_info go on with the last one. Check its publisher; one that speaks once '
             'for all should be transient local.')
 
-    def _age(self) -> Finding | None:
+    def _age(self) -> Finding:
         camera = self.camera
         limit, age = camera.config.max_age, camera.ages.recent()
         level = limit_level(abs(age), limit)
-        if level == OK:
-            return None
         if age < 0:
             return Finding(
                 'stamps ahead', level, f'stamps are {-age:.1f} s ahead',
@@ -213,19 +212,15 @@ class CameraHealth:
             return None
         share, limit = dropped / received, self.camera.config.max_drop_share
         level = limit_level(share, limit, most=1.0)
-        if level == OK:
-            return None
         return Finding(
             'dropped', level, f'{100 * share:.3g} % of the images dropped',
             f'{dropped} of {received} images were dropped for newer ones '
             f'(max_drop_share: {limit:g}): they come faster than they can be answered. Make the '
             "network's input smaller, or the camera slower.")
 
-    def _nan(self) -> Finding | None:
+    def _nan(self) -> Finding:
         share, limit = self.camera.nan_shares.recent(), self.camera.config.max_nan_share
         level = limit_level(share, limit, most=1.0)
-        if level == OK:
-            return None
         return Finding(
             'NaN', level, f'{100 * share:.3g} % of the depth is NaN',
             f'{100 * share:.3g} % of the depth is NaN (max_nan_share: {limit:g}). '

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     # Of a serialised message, and its type: the message; whatever is wrong is raised as it comes.
     Read = Callable[[bytes, str], Any]
 
-HEADER, TIME = 'std_msgs/msg/Header', 'builtin_interfaces/msg/Time'
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
@@ -34,7 +33,6 @@ SCAN, RANGE = 'sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/Range'
 TF = 'tf2_msgs/msg/TFMessage'
 DIAGNOSTICS, STATUS = 'diagnostic_msgs/msg/DiagnosticArray', 'diagnostic_msgs/msg/DiagnosticStatus'
 KEY_VALUE = 'diagnostic_msgs/msg/KeyValue'
-POINT = 'geometry_msgs/msg/PointStamped'
 VECTOR, VECTOR_STAMPED = 'geometry_msgs/msg/Vector3', 'geometry_msgs/msg/Vector3Stamped'
 
 # Where CDR has the stamp of a message that begins with a header. Its second byte is the order of

@@ -54,8 +54,6 @@ SETTINGS: dict[str, dataclasses.Field[Any]] = {
     setting.name: setting
     for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)
 }
-# What a loaded model can take over.
-LIVE = {name for name, setting in SETTINGS.items() if not setting.metadata['reload']}
 # What text features are made of.
 WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}
 
@@ -185,7 +183,8 @@ class Parameters:
         """Refuse changes that a loaded model cannot follow."""
         depth, node = self.read()
         now = {**depth.to_dict(), **node.to_dict()}
-        fixed = [name for name in changes if name not in LIVE and wanted[name] != now[name]]
+        fixed = [name for name in changes
+                 if SETTINGS[name].metadata['reload'] and wanted[name] != now[name]]
         if fixed:
             name = self._node.get_fully_qualified_name()
             raise ConfigError(

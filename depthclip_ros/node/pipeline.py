@@ -122,8 +122,9 @@ class Pipeline:
         try:
             yield
         except Exception as error:  # the unit of failure is the image
-            camera.count('rejected', _condition(stage, error))
-            self._tell(camera, 'Image rejected', _condition(stage, error), error)
+            condition = _condition(stage, error)
+            camera.count('rejected', condition)
+            self._tell(camera, 'Image rejected', condition, error)
             if is_of_device(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '

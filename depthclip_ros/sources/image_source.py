@@ -17,7 +17,7 @@ import sys
 import time
 from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rclpy
 from rclpy.exceptions import NameValidationException
@@ -32,6 +32,7 @@ from std_msgs.msg import Header
 from ..arguments import positive, whole
 from ..core.errors import DepthClipError, ImageError
 from ..core.opencv import cv2
+from ..node.image_io import image_fields
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from builtin_interfaces.msg import Time
-    from numpy.typing import NDArray
 
     from ..color import Picture
 
@@ -116,7 +116,7 @@ class ImageSource(Node):
             image = CompressedImage(header=header, format='bgr8; jpeg compressed bgr8',
                                     data=array('B', data.tobytes()))
         else:
-            image = image_message(header, picture, 'bgr8')
+            image = Image(**image_fields(picture, 'bgr8', header))
         self._answered &= again
         self._awaited = [*(self._awaited if again else ()), header.stamp]
         self._info_publisher.publish(self._info)
@@ -143,14 +143,6 @@ class ImageSource(Node):
 
     def _on_answer(self, message: Image) -> None:
         self._answered |= message.header.stamp in self._awaited
-
-
-def image_message(header: Header, pixels: NDArray[Any], encoding: str) -> Image:
-    """An image of the pixels, row by row without gaps."""
-    return Image(
-        header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
-        is_bigendian=sys.byteorder == 'big', step=pixels[0].nbytes,
-        data=array('B', pixels.tobytes()))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -41,13 +41,14 @@ from std_msgs.msg import Header
 
 from ..core.errors import ConfigError
 from ..node.config import ROS_OWN
+from ..node.image_io import depth_values, image_fields
 from ..node.parameters import descriptor
 from ..node.process import StopSignals
 from ..resources import large_images_profile
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View, calibration
 from .bag_player import message_type
-from .image_source import QOS, image_message
+from .image_source import QOS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,10 +91,12 @@ class CameraTopics:
 
     def publish_frame(self, header: Header, frame: Frame) -> None:
         """Publish the picture, and its depth while wanted."""
-        self._publishers['image'].publish(image_message(header, frame.rgb, 'rgb8'))
+        self._publishers['image'].publish(
+            Image(**image_fields(frame.rgb, 'rgb8', header)))
         if self.wanted('depth/ground_truth'):
-            depth = image_message(header, frame.depth.astype(np.float32), '32FC1')
-            self._publishers['depth/ground_truth'].publish(depth)
+            depth, _ = depth_values(frame.depth, '32FC1')
+            self._publishers['depth/ground_truth'].publish(
+                Image(**image_fields(depth, '32FC1', header)))
 
 
 class SimCameraNode(Node):
