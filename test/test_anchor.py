@@ -158,6 +158,21 @@ def test_the_first_image_takes_the_scale_at_once_and_later_ones_step_by_step():
     assert adjustments[-1].scale == pytest.approx(1.5, rel=0.1)
 
 
+@pytest.mark.parametrize('factor', [0.05, 4.8, 20.0])
+def test_words_that_are_far_off_are_anchored_at_once_and_after_silence(factor):
+    world, scales = World(noise=0.05), ScaleFilter(timeout=5.0)
+    first = world.drive(scales, 1, factor=factor)[0]
+    assert scales.state.condition == ''
+    assert first.scale == pytest.approx(factor, rel=0.05)
+    for image in range(100):  # ten seconds without points: the anchor is let go
+        scales.adjust(0.1 + image / 10, None, *world.look()[1:], WHOLE)
+    assert not scales.state.anchored
+    world.drive(scales, 1, start=10.2, factor=1 / factor)
+    assert scales.state.condition == ''
+    assert world.drive(scales, 200, start=10.3, factor=1 / factor)[-1].scale \
+        == pytest.approx(1 / factor, rel=0.05)
+
+
 def test_dropouts_are_held_and_a_silent_anchor_is_let_go():
     world, scales = World(), ScaleFilter(timeout=5.0)
     before = world.drive(scales, 50)[-1].scale
@@ -247,7 +262,7 @@ def test_whatever_comes_scale_and_inflation_stay_numbers_and_steps_small(images,
         adjustments.append(scales.adjust(when, given_points, patches, stddev, WHOLE))
         state = scales.state
         assert 0.0 < state.variance <= anchor.PRIOR_DEVIATION ** 2 + 1e-12
-        assert 0.0 < adjustments[-1].scale < 10.0
+        assert 0.009 < adjustments[-1].scale < 101.0
         assert 1 / 21 < adjustments[-1].inflation < 21
     assert (steps(adjustments) <= anchor.MOST_STEP + 1e-9).all()
 

@@ -47,6 +47,7 @@ ERROR_GATE = 4.0
 # `LEAST_POINTS` points beside what their scatter says; and the least error of what an image says.
 POINT_DEVIATION, LEAST_DEVIATION = 0.25, 0.02
 PRIOR_DEVIATION = 0.5  # of the logarithm of a scale of which nothing is known
+MOST_SCALE = 100.0  # or one over it: beyond, points and depth have nothing to do with each other
 DRIFT = 0.05  # by which the logarithm of the scale wanders in one second
 MOST_STEP = 1.05  # between the scales of two images
 # Depth +- 1.645 standard deviations is to hold 90 % of the truth.
@@ -254,8 +255,9 @@ class ScaleFilter:
 
     Where points fail, the scale is held for `timeout`, ever less sure; after that the anchor is
     let go: the scale returns to 1, with the timeout as its time constant, until points can be
-    followed again. The inflation stays. The first image may take any scale; from then on none
-    has more than `MOST_STEP` times that of the image before, or less than 1 / `MOST_STEP` of it.
+    followed again, whatever scale up to `MOST_SCALE` they say. The inflation stays. So may the
+    first image take any such scale; from then on none has more than `MOST_STEP` times that of the
+    image before, or less than 1 / `MOST_STEP` of it.
 
     Attributes:
         state: after the last image.
@@ -330,7 +332,10 @@ class ScaleFilter:
         """One step of the Kalman filter; why it is not made, '' if it is."""
         surprise = evidence.log_scale - self._log_scale
         variance = self._variance + evidence.variance
-        if surprise ** 2 > GATE ** 2 * variance:
+        if abs(evidence.log_scale) > math.log(MOST_SCALE):
+            return JUMP
+        # To an anchor that was let go, or never was, no scale is a surprise.
+        if self._silent <= self._timeout and surprise ** 2 > GATE ** 2 * variance:
             self._variance = min(self._variance + (surprise / GATE) ** 2 / PATIENCE,
                                  PRIOR_DEVIATION ** 2)
             return JUMP
