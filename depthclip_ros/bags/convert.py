@@ -15,10 +15,10 @@ from ..color import png
 from ..core.errors import ConfigError, DataError
 from ..node.anchors import Anchor, Sensors, needs_transforms
 from ..node.calibration import Calibration
-from ..node.frame import predict, read_frame
+from ..node.frame import answer_to, predict, read_frame
 from ..node.image_io import depth_values
 from ..node.messages import COMPRESSED_IMAGE, IMAGE
-from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS, Answer, depth_message
+from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS, depth_message
 from ..node.tf import TF, TF_STATIC
 from ..sources.bag import NANOSECONDS, BagError, existing_path
 from .messages import definition, make, output_qos, read, typestore, write
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..core.estimator import DepthEstimator, DepthPrediction
     from ..core.scenes import Scene
     from ..node.frame import Frame
+    from ..node.outputs import Answer
     from .options import BagCamera
 
 _TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch
@@ -324,14 +325,11 @@ class _Conversion:
     def _write(self, taken: _Taken, prediction: DepthPrediction) -> None:
         """Write what an image is answered with, with the image's time."""
         camera, frame = taken.camera, taken.frame
-        state = camera.anchor.filter.state if camera.anchor is not None else None
-        answer = Answer(
-            frame.header, frame.rgb, prediction, self._estimator.config,
-            camera.calibration if frame.camera is not None else None,
-            self._options.node.depth_encoding, self._estimator.weights.trained,
-            self._estimator.label, state)
+        answered = answer_to(
+            frame, prediction, self._estimator, camera.anchor, self._options.node.depth_encoding,
+            camera.calibration if frame.camera is not None else None)
         try:
-            made = [(topic, write(message)) for topic, message in self._made(camera, answer)]
+            made = [(topic, write(message)) for topic, message in self._made(camera, answered)]
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'publication', error)
             return

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,22 @@ def read_config(
     """
     values = read_values(path, node_name)
     try:
-        return (
-            DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
-            NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
-        )
+        return split(values)
     except ConfigError as error:
         raise ConfigError(f'{path}: {error}') from error
+
+
+def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
+    """Build both configurations from one set of values; what is missing keeps its default.
+
+    Raises:
+        ConfigError: a value is wrong, or values do not fit each other.
+
+    """
+    return (
+        DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
+        NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
+    )
 
 
 def read_values(path: str | Path, node_name: str = 'depth_node') -> dict[str, Any]:

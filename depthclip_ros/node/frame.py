@@ -10,6 +10,7 @@ from ..core.geometry import focal_ratio
 from ..core.window import fit_window
 from .image_io import to_rgb
 from .messages import parse
+from .outputs import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,3 +127,24 @@ def predict(
         anchors=[ask_anchor(anchor, frame)
                  for anchor, frame in zip(anchors, frames, strict=True)],
         scenes=list(scenes))
+
+
+def answer_to(
+    frame: Frame, prediction: DepthPrediction, estimator: DepthEstimator, anchor: Anchor | None,
+    encoding: str, calibration: Calibration | None = None,
+) -> Answer:
+    """What the messages of an image need, when it has been answered.
+
+    Args:
+        frame: the image.
+        prediction: of it.
+        estimator: that made it.
+        anchor: of its camera; None for none.
+        encoding: `depth_encoding` of the node.
+        calibration: of the camera, after `select` for this image; None where there is none.
+
+    """
+    return Answer(
+        frame.header, frame.rgb, prediction, estimator.config, calibration, encoding,
+        estimator.weights.trained, estimator.label,
+        None if anchor is None else anchor.filter.state)

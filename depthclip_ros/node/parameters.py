@@ -23,7 +23,7 @@ from rclpy.task import Future
 
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, quoted
-from .config import ROS_OWN, NodeConfig, with_demo_settings
+from .config import ROS_OWN, NodeConfig, split, with_demo_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,19 +86,6 @@ def help_text() -> str:
         default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
         lines += [f'  {name}: {default!r}', f'      {describe(setting)}']
     return '\n'.join(lines) + '\n'
-
-
-def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
-    """Build both configurations from one set of values; what is missing keeps its default.
-
-    Raises:
-        ConfigError: a value is wrong, or values do not fit each other.
-
-    """
-    return (
-        DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
-        NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
-    )
 
 
 class Parameters:

@@ -14,9 +14,9 @@ import numpy as np
 from ..core.errors import DataError, quoted
 from . import messages
 from .camera import OFF
-from .frame import predict, read_frame
+from .frame import answer_to, predict, read_frame
 from .model import DeviceLostError, describe, free_memory, is_of_device, is_out_of_memory
-from .outputs import MESSAGES, Answer, depth_message
+from .outputs import MESSAGES, depth_message
 from .statistics import NO_CLOUD, NO_PICTURES, Say, StageTimes, Window
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .camera import Camera
     from .frame import Frame
     from .model import Model
+    from .outputs import Answer
     from .worker import Waiting
 
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
@@ -212,7 +213,8 @@ class Pipeline:
         for camera, prediction in zip(cameras, predictions, strict=True):
             camera.scene = prediction.scene
         self._tell_changes(images[0], estimator, before, quantized=quantized)
-        return [(image, _answer(image, prediction, estimator))
+        return [(image, answer_to(image.frame, prediction, estimator, image.camera.anchor,
+                                  image.camera.config.depth_encoding))
                 for image, prediction in zip(images, predictions, strict=True)]
 
     def _tell_changes(
@@ -372,14 +374,6 @@ class Pipeline:
         else:
             log.debug(text)
         return first
-
-
-def _answer(image: InWork, prediction: DepthPrediction, estimator: DepthEstimator) -> Answer:
-    camera, frame = image.camera, image.frame
-    return Answer(
-        frame.header, frame.rgb, prediction, estimator.config, None,
-        camera.config.depth_encoding, estimator.weights.trained, estimator.label,
-        None if camera.anchor is None else camera.anchor.filter.state)
 
 
 def _nan_share(depth: NDArray[np.float32]) -> float:
