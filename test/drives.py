@@ -264,12 +264,13 @@ class BagWriter:
 
 
 def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, own_info=None,
-                compressed=False, stamped=True, turned=0.0):
+                compressed=False, stamped=True, turned=0.0, depth_every=1):
     """Write a bag.
 
     depth: '32FC1', '16UC1', 'compressedDepth', 'cloud', 'scan' or '' for none.
     late: seconds that the depth's stamps are behind. turned: degrees that the lidar's mounting in
     tf is wrong. own_info: camera of the depth image, 10 cm to the right of the other.
+    depth_every: images from one depth to the next.
     """
     bag = BagWriter(path)
     with bag.writer:
@@ -284,7 +285,7 @@ def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, ow
             c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))
             bag.write('/tf_static', bag.transform(
                 header, lidar, LIDAR_AT, np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])), start)
-        for frame in frames:
+        for number, frame in enumerate(frames):
             time = start + round(frame.moment.time * NANOSECONDS)
             header = bag.messages.header(time if stamped else 0, optical)
             behind = bag.messages.header(
@@ -304,8 +305,9 @@ def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, ow
             if own_info:
                 bag.write('/camera/depth/camera_info',
                           bag.messages.camera_info(behind, own_info), time)
-            topic, message = measured(bag, frame, behind, depth)
-            bag.write(topic, message, time)
+            if number % depth_every == 0:
+                topic, message = measured(bag, frame, behind, depth)
+                bag.write(topic, message, time)
     return path
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings to calibrate from: what is read of bags and folders, and what is wrong with them."""
 
-import dataclasses
 import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,7 @@ from depthclip_ros.calibrate.recordings import (
     Moment,
     RecordingError,
     blocks,
+    nearest_pairs,
     resample,
     sequences,
     spread_evenly,
@@ -113,7 +115,7 @@ def test_a_depth_camera_of_its_own_is_registered(tmp_path):
     post = np.full((48, 64), 20.0, np.float32)
     post[:, 30:34] = 2.0  # through the optical axis of the depth camera
     own = SimCamera(64, 48, 50, 50, 31.5, 23.5)
-    bag = write_drive(tmp_path / 'bag', [dataclasses.replace(frame, depth=post)], own_info=own)
+    bag = write_drive(tmp_path / 'bag', [replace(frame, depth=post)], own_info=own)
     found, = read(BagRecording(bag, BagOptions()))
     columns = np.nonzero(found.depth < 3)[1]
     K = found.camera.K
@@ -156,6 +158,38 @@ def test_late_depth_goes_to_the_nearest_image(frames, tmp_path):
         write_drive(tmp_path / 'bag', frames, late=0.19), BagOptions(tolerance=0.05)))
     np.testing.assert_array_equal(found[0].rgb, frames[1].rgb)
     np.testing.assert_array_equal(found[0].depth, frames[0].depth)
+
+
+@pytest.mark.parametrize('every', [2, 3])
+@pytest.mark.parametrize('late', [0.0, 0.005, -0.005])
+def test_slower_depth_goes_to_one_image_each_and_no_frame_is_held_back(tmp_path, every, late):
+    frames = [replace(frame, moment=Moment(number / 30, 0, f'{number}')) for number, frame
+              in enumerate(drive(rooms=1, frames=24, camera=camera_of_width(32)))]
+    bag = write_drive(tmp_path / 'bag', frames, late=late, depth_every=every)
+    recording = BagRecording(bag, BagOptions())
+    measured = frames[::every]
+    assert recording.left_out == {'images without depth at their time': 24 - len(measured)}
+    held = weakref.WeakSet()
+    decode, most = recording._frame, 0
+
+    def counted(*about):
+        held.add(frame := decode(*about))
+        return frame
+    recording._frame = counted
+    for (_, found), frame in zip(recording.read(range(len(recording))), measured, strict=True):
+        np.testing.assert_array_equal(found.rgb, frame.rgb)
+        np.testing.assert_array_equal(found.depth, frame.depth)
+        most = max(most, len(held))
+    recording.close()
+    assert most <= 3
+
+
+@pytest.mark.parametrize(('depths', 'pairs'), [
+    ([0, 10, 20], [(0, 0), (1, 1), (2, 2)]), ([9, 11], [(1, 0)]), ([4, 5], [(0, 0), (1, 1)]),
+    ([-3, 3, 22], [(0, 0), (2, 2)]), ([50], []), ([], [])])
+def test_pairs_are_the_nearest_and_each_is_one_of_its_kind(depths, pairs):
+    assert nearest_pairs([0, 10, 20], depths, 6) == pairs
+    assert nearest_pairs(depths, [0, 10, 20], 6) == [(j, i) for i, j in pairs]
 
 
 def test_without_stamps_the_time_of_recording_counts(frames, tmp_path):

@@ -33,6 +33,7 @@ from .recordings import (
     Recording,
     RecordingError,
     in_metres,
+    nearest_pairs,
     rasterize,
     resample,
     sequences,
@@ -183,25 +184,19 @@ class BagRecording(Recording):
             self.left_out[f'{connection.topic}: another calibration than its first'] += 1
 
     def _pair(self, images: list[_Stamp], depths: list[_Stamp]) -> None:
-        """Every depth goes to the image nearest in time, one to each."""
+        """Every depth goes to the image nearest in time, and every image has one at most."""
         within = round(self._options.tolerance * NANOSECONDS)
         images, depths = (sorted(stamps, key=lambda s: s.time) for stamps in (images, depths))
-        times = np.array([stamp.time for stamp in images], np.int64)
-        best: dict[int, tuple[int, _Stamp]] = {}
-        for stamp in depths:
-            place = int(np.searchsorted(times, stamp.time))
-            for i in (place - 1, place):
-                if 0 <= i < len(images):
-                    apart = abs(images[i].time - stamp.time)
-                    if apart <= within and (i not in best or apart < best[i][0]):
-                        best[i] = apart, stamp
-        unpaired = len(images) - len(best)
-        if unpaired:
-            self.left_out['images without depth at their time'] += unpaired
-        if not best:
+        pairs = nearest_pairs(
+            [stamp.time for stamp in images], [stamp.time for stamp in depths], within)
+        for count, what in ((len(images), 'images without depth at their time'),
+                            (len(depths), 'depth without an image at its time')):
+            if count > len(pairs):
+                self.left_out[what] += count - len(pairs)
+        if not pairs:
             raise RecordingError(self._why_unpaired(images, depths))
-        chosen = sorted(best)
-        self._pairs = [(images[i].number, best[i][1].number) for i in chosen]
+        self._pairs = [(images[i].number, depths[j].number) for i, j in pairs]
+        chosen = [image for image, _ in pairs]
         start = images[chosen[0]].time
         seconds = [(images[i].time - start) / NANOSECONDS for i in chosen]
         self.moments = [
@@ -225,6 +220,7 @@ class BagRecording(Recording):
         roles = {self._image: ('image', of_image), self._depth.name: ('depth', of_depth)}
         seen: Counter[str] = Counter()
         waiting: dict[int, dict[str, tuple[Connection, bytes]]] = {}
+        lost: set[int] = set()
         done: dict[int, RecordedFrame | None] = {}
         upcoming = iter(order)
         following = next(upcoming, None)
@@ -232,14 +228,17 @@ class BagRecording(Recording):
             role, wanted = roles[connection.topic]
             position = wanted.get(seen[role])
             seen[role] += 1
-            if position is None:
+            if position is None or position in lost:
                 continue
             parts = waiting.setdefault(position, {})
             parts[role] = connection, data
             if len(parts) == 2:
                 done[position] = self._frame(position, waiting.pop(position))
             elif len(waiting) > _MOST_WAITING:
-                del waiting[min(waiting)]
+                oldest = min(waiting)
+                del waiting[oldest]
+                lost.add(oldest)
+                done[oldest] = None
                 self.left_out['image and depth too far apart in the bag'] += 1
             while following is not None and following in done:
                 frame = done.pop(following)

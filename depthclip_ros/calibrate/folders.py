@@ -26,6 +26,7 @@ from .recordings import (
     RecordingError,
     camera_of,
     in_metres,
+    nearest_pairs,
     resample,
     sequences,
 )
@@ -301,15 +302,9 @@ def _by_time(
     images: dict[str, Path], depths: dict[str, Path], tolerance: float,
 ) -> list[tuple[str, Path, Path]]:
     """Pairs of the nearest in time, every file once."""
-    names = sorted(depths, key=_time)
-    times = np.array([_time(name) for name in names])
-    best: dict[str, tuple[float, str]] = {}
-    for image in images:
-        nearest = int(np.abs(times - _time(image)).argmin()) if len(times) else 0
-        apart = abs(float(times[nearest]) - _time(image)) if len(times) else np.inf
-        if apart <= tolerance and apart < best.get(names[nearest], (np.inf, ''))[0]:
-            best[names[nearest]] = apart, image
-    return [(image, images[image], depths[name]) for name, (_, image) in best.items()]
+    colors, measured = (sorted(files, key=_time) for files in (images, depths))
+    pairs = nearest_pairs(list(map(_time, colors)), list(map(_time, measured)), tolerance)
+    return [(colors[i], images[colors[i]], depths[measured[j]]) for i, j in pairs]
 
 
 def _moments(keys: Sequence[str], *, timed: bool) -> list[Moment]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -107,6 +108,34 @@ class Recording(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing open
         """Let go of open files."""
+
+
+def nearest_pairs(
+    images: Sequence[float], depths: Sequence[float], within: float,
+) -> list[tuple[int, int]]:
+    """Pair images with depth by their times, the nearest first, and each of them once.
+
+    Args:
+        images: times, ascending; integers stay exact.
+        depths: likewise, in the same unit.
+        within: largest difference of a pair.
+
+    Returns:
+        Numbers of image and depth, ascending.
+
+    """
+    candidates = []
+    for depth, time in enumerate(depths):
+        place = bisect_left(images, time)
+        candidates += [(abs(images[image] - time), image, depth) for image in (place - 1, place)
+                       if 0 <= image < len(images)]
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for apart, image, depth in sorted(candidates):
+        if apart <= within and image not in pairs and depth not in taken:
+            pairs[image] = depth
+            taken.add(depth)
+    return sorted(pairs.items())
 
 
 def sequences(times: Sequence[float]) -> list[int]:
