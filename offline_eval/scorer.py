@@ -41,7 +41,7 @@ def encode_all(
     """Text features of every contender's words, from the cache where they are in it."""
     config = estimator.config
     folder = cache_folder(cache_dir)
-    cache = TextFeatureCache(folder / 'text', log)
+    cache = TextFeatureCache(folder / 'text', log, config.backbone)
     loaded: list[dict[str, Tensor]] = []
 
     def encode(words: DepthConfig) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ def features(seed):
 
 def encode(folder, seed, log):
     """Features from a cache in which they may be missing, and whether they were there."""
-    return TextFeatureCache(folder, log).get(
+    return TextFeatureCache(folder, log, 'RN50').get(
         WORDS, f'weights {seed}', WIDTH, lambda: features(seed))
 
 
@@ -81,7 +81,7 @@ def kill_while_encoding(folder, _server):
     chance = random.Random(1)
 
     def write():
-        cache = TextFeatureCache(folder, lambda _: None)
+        cache = TextFeatureCache(folder, lambda _: None, 'RN50')
         for seed in [0, 1, 2] * 10_000:
             cache.path(WORDS, f'weights {seed}').unlink(missing_ok=True)
             encode(folder, seed, lambda _: None)

@@ -21,6 +21,7 @@ from depthclip_ros.core import (  # noqa: E402
     DepthEstimator,
     WeightsError,
     open_clip_backbone,
+    prompts,
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.engines import build_trunk  # noqa: E402
@@ -344,8 +345,27 @@ def test_architecture_is_part_of_what_is_cached(short, tmp_path):
     infos = [load(tensors, f'open_clip:{name}', tmp_path, print)[0]
              for name in ('short-quickgelu', 'short-quickgelu', 'ViT-B-32')]
     assert infos[0].digest == infos[1].digest != infos[2].digest
-    cache = TextFeatureCache(tmp_path, print)
+    cache = TextFeatureCache(tmp_path, print, 'open_clip:short-quickgelu')
     assert cache.path(WORDS, infos[0].digest) != cache.path(WORDS, infos[2].digest)
+
+
+def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path, monkeypatch):
+    config = CONFIG.replace(backbone='open_clip:short-vit', input_height=64, input_width=96)
+
+    def hit():
+        return DepthEstimator(config, short('short-vit'), 'cpu', cache_dir=tmp_path).text_cache_hit
+    assert (hit(), hit()) == (False, True)
+    with monkeypatch.context() as other:  # another vocabulary of OpenAI's changes nothing
+        other.setattr(prompts, 'tokenizer_digest', lambda: 'other')
+        assert hit()
+    with monkeypatch.context() as other:
+        other.setattr(open_clip, '__version__', '99')
+        assert not hit()
+    versions = {'transformers': '99', 'tokenizers': '99'}
+    with monkeypatch.context() as other:
+        other.setattr('importlib.metadata.version', versions.__getitem__)
+        assert not hit()
+    assert hit()
 
 
 @pytest.mark.parametrize(('name', 'mean', 'deviation'), [

@@ -160,7 +160,7 @@ def test_what_is_no_file_is_encoded_anew(state_dict, tmp_path, make_no_file):
 
 def test_random_damage_never_gives_wrong_features(tmp_path):
     """Whatever bytes change: the right features or new ones, and nothing is raised."""
-    cache = TextFeatureCache(tmp_path, lambda _: None)
+    cache = TextFeatureCache(tmp_path, lambda _: None, 'RN50')
     right = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
     right /= np.linalg.norm(right, axis=1, keepdims=True)
     cache.get(WORDS, 'digest', 8, lambda: right)
@@ -185,7 +185,7 @@ def test_random_damage_never_gives_wrong_features(tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused(state_dict, tmp_path):
-    cache = TextFeatureCache(tmp_path, print)
+    cache = TextFeatureCache(tmp_path, print, 'RN50')
     with pytest.raises(WeightsError, match='not finite'):
         cache.get(WORDS, 'digest', 8, lambda: np.full((2, 8), np.nan, np.float32))
     assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,7 @@ def encode_text(config: str, weights: str = '') -> int:
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
-    cache = TextFeatureCache(folder / 'text', to_stderr)
+    cache = TextFeatureCache(folder / 'text', to_stderr, depth.backbone)
     width = core_weights.architecture(state_dict).embed_dim
     for words in (depth, scene_words(depth))[:1 + depth.has_scenes]:
         start = time.perf_counter()

@@ -312,8 +312,8 @@ class DepthEstimator:
         whole = shape.patch is not None or config.features == 'crops'
         self._channels = shape.embed_dim, shape.embed_dim if whole else 32 * shape.width
         self._text_cache = functools.partial(
-            TextFeatureCache(folder / 'text', log).get, weights_digest=self.weights.digest,
-            width=shape.embed_dim)
+            TextFeatureCache(folder / 'text', log, config.backbone).get,
+            weights_digest=self.weights.digest, width=shape.embed_dim)
         text_features, self.text_cache_hit = self._text_cache(
             config, encode=functools.partial(encode_tokens, config, state_dict))
         self._encoded = {(config.tokens, config.templates): text_features}

@@ -7,10 +7,12 @@ not even built.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, quoted
 from .uninitialized import Uninitialized
-from .weights import Log, OpenClipWeights, TextEncoder
+from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
 CACHE_FORMAT = 2
 SUFFIX = '.features'
@@ -119,6 +121,23 @@ def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
     return tokenize, model.encode_text, model.context_length
 
 
+def tokenizer_version(backbone: str) -> str:
+    """What changes when sentences may be cut into other tokens, with the same weights.
+
+    Raises:
+        WeightsError: the package of that tokenizer cannot be imported.
+
+    """
+    if not backbone.startswith(OPEN_CLIP):
+        return tokenizer_digest()
+    from .open_clip_backbone import require
+    versions = [f'open_clip {require(backbone).__version__}']
+    for package in ('transformers', 'tokenizers'):  # of SigLIP and others; files of their hub
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f'{package} {metadata.version(package)}')
+    return ', '.join(versions)
+
+
 class TextFeatureCache:
     """Text features on disk: one file per combination of words, weights and tokenizer.
 
@@ -126,14 +145,25 @@ class TextFeatureCache:
     is known before it is read.
     """
 
-    def __init__(self, folder: Path, log: Log) -> None:
-        """Use a folder; it is made when something is stored."""
+    def __init__(self, folder: Path, log: Log, backbone: str) -> None:
+        """Use a folder, which is made when something is stored.
+
+        Args:
+            folder: of the files.
+            log: is told what cannot be used or stored.
+            backbone: as in `DepthConfig`; it says whose tokenizer is used.
+
+        Raises:
+            WeightsError: the package of that tokenizer cannot be imported.
+
+        """
         self.folder = folder
         self._log = log
+        self._tokenizer = tokenizer_version(backbone)
 
     def path(self, config: DepthConfig | Phrases, weights_digest: str) -> Path:
         """File for this configuration: its name is a hash of all that changes the features."""
-        key = json.dumps([CACHE_FORMAT, weights_digest, tokenizer_digest(), config.tokens,
+        key = json.dumps([CACHE_FORMAT, weights_digest, self._tokenizer, config.tokens,
                           config.templates])
         return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
