@@ -168,7 +168,6 @@ SABOTAGE = {
     'metres, read as millimetres': (_each(lambda d, _: 0.001 * d), UNIT),
     'millimetres, read as metres': (_each(lambda d, _: 1000 * d), UNIT),
     'tenths of a millimetre (D405)': (_each(lambda d, _: 10 * d), UNIT),
-    "fifths of a millimetre (TUM's files)": (_each(lambda d, _: 5 * d), UNIT),
     'disparity': (_each(lambda d, _: 6 / d), {'inverse depth'}),
     'shuffled': (_order(lambda n, rng: rng.permutation(n)), {'shuffled stamps'}),
     'backwards': (_order(lambda n, _: range(n)[::-1]), {'shuffled stamps'}),

@@ -13,7 +13,7 @@ pytest.importorskip('rosbags')
 
 from drives import SABOTAGE, camera_of_width, drive, sensed
 
-from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, gather, views
+from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, gather, unit_doubt, views
 
 
 @pytest.fixture(scope='module')
@@ -27,9 +27,9 @@ def words(frames):
     return np.array([gather(f.depth, 6, 8) * rng.normal(1, 0.1, (6, 8)) for f in frames])
 
 
-def judged(frames, said, **options):
+def judged(frames, said, trained=True, **options):
     measured = np.array([gather(frame.depth, 6, 8) for frame in frames])
-    comparison = Comparison.of(measured, said[:len(frames)], trained=True)
+    comparison = Comparison.of(measured, said[:len(frames)], trained=trained)
     return check([Thumbnail.of(frame) for frame in frames], comparison, **options)
 
 
@@ -85,10 +85,27 @@ def test_the_likely_unit_is_told(good):
     assert '--depth-unit' in refusal.message
 
 
+@pytest.mark.parametrize('factor', [0.2, 5])
+def test_depth_that_may_be_right_elsewhere_is_doubted_and_used(good, factor):
+    """A hall or a table top; or, five times as far, TUM's files."""
+    other = [replace(f, depth=np.float32(factor) * f.depth) for f in good]
+    thumbnails = [Thumbnail.of(frame) for frame in other]
+    measured = np.array([gather(frame.depth, 6, 8) for frame in other])
+    compared = Comparison.of(measured, words(good), trained=True)
+    assert check(thumbnails, compared) == []
+    doubt = unit_doubt(thumbnails, compared)
+    assert '--depth-unit' in doubt
+    assert ("TUM's files" in doubt) == (factor == 5)
+    assert unit_doubt(thumbnails, compared._replace(trained=False)) == ''
+    assert unit_doubt(thumbnails, Comparison.of(
+        measured / np.float32(factor), words(good), trained=True)) == ''
+
+
 def test_a_given_unit_is_believed_where_it_is_possible(good):
-    far = [replace(f, depth=5 * f.depth) for f in good]
+    far = [replace(f, depth=10 * f.depth) for f in good]
     assert [r.cause for r in judged(far, words(good))] == ['wrong unit']
     assert judged(far, words(good), unit_given=True) == []
+    assert judged(far, words(good), trained=False) == []
     impossible = [replace(f, depth=1000 * f.depth) for f in good]
     assert [r.cause for r in judged(impossible, words(good), unit_given=True)] == ['wrong unit']
 

@@ -139,8 +139,8 @@ def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys)
     assert '16 frames' in said
     assert 'at least 30' in said
     assert run(bag, tmp_path / 'robot.yaml', '--every', '2', '--anyway', '--variant', 'scale') == 0
-    assert 'WARNING: too few frames' in capsys.readouterr().err
-    assert 'refused' in (tmp_path / 'robot.md').read_text()
+    assert 'should have been refused (too few frames)' in capsys.readouterr().err
+    assert 'should have been refused' in (tmp_path / 'robot.md').read_text()
 
 
 @pytest.mark.parametrize(('source', 'message'), [

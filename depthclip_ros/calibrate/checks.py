@@ -47,7 +47,9 @@ _SPARSE = 0.05  # share of the cells below which edges of depth say nothing
 _FLAT = 0.01  # standard deviation of log depth
 _ONE_VALUE = 0.9  # share of pixels with the same depth
 _PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
-_UNIT = math.log(3.0)
+# Times what words say: beyond the first the unit may be wrong, beyond the second it is. Words know
+# no more than their bins, so that a hall or a table top may well be beyond the first.
+_UNUSUAL, _WRONG = math.log(3.0), math.log(8.0)
 _INVERSE = -0.3  # correlation of log depth with what language says
 _CERTAIN = 5.0  # standard deviations above what pairs that do not belong together have
 _BY_WORDS = 3.0  # the same, of words with the depth of a sparse sensor
@@ -58,6 +60,8 @@ _SHIFT = 3  # cells; 4 % of the image
 _BETTER = 1.3  # times, that another place must fit better than the right one
 # What depth is enlarged by to see whether it fits better; 6 % are as good as none.
 _ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
+_UNIT_REMEDY = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
+                '1 for metres); bags do not keep it.')
 #: Usual scales of stored depth, as what one stored millimetre would be in truth.
 _UNITS = {
     1e3: 'metres, read as millimetres', 1e2: 'decimetres, read as millimetres',
@@ -270,10 +274,26 @@ def _images(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
         'the exposure wrong?'))]
 
 
+def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
+    """A sentence on depth that is right in some places, and in a wrong unit in others; '' if not.
+
+    Args:
+        thumbnails: as in `check`.
+        comparison: as in `check`.
+
+    """
+    ratio = comparison.ratio
+    if not (comparison.trained and _UNUSUAL < abs(math.log(ratio)) <= _WRONG):
+        return ''
+    return (f'The median depth is {_median(thumbnails):.3g} m, {ratio:.3g} times what language '
+            'says. Right where everything is that far or near; if not, it is probably '
+            f'{_likely_unit(ratio)}. {_UNIT_REMEDY}')
+
+
 def _unit(
     thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool = False,
 ) -> list[Refusal]:
-    """Depth that is impossible in metres, or of another size than language says.
+    """Depth that is impossible in metres, or of quite another size than language says.
 
     Args:
         thumbnails: as in `check`.
@@ -281,24 +301,27 @@ def _unit(
         given: the user says what unit depth has.
 
     """
-    median = math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
-    ratio = 1.0 if comparison is None or given else comparison.ratio
-    impossible = not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]
-    remedy = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
-              '1 for metres); bags do not keep it.')
-    if impossible or (math.isfinite(ratio) and abs(math.log(ratio)) > _UNIT):
-        said = f'{ratio:.3g} times what language says' if math.isfinite(ratio) and ratio != 1 \
-            else f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m'
-        factor = ratio if math.isfinite(ratio) and ratio != 1 else median / 2
+    median, ratio, said = _median(thumbnails), math.nan, \
+        f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m'
+    if comparison is not None and comparison.trained and not given:
+        ratio = comparison.ratio
+    if math.isfinite(ratio):
+        said = f'{ratio:.3g} times what language says'
+    if not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1] or abs(math.log(ratio)) > _WRONG:
+        factor = ratio if math.isfinite(ratio) else median / 2
         return [Refusal('wrong unit', (
             f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
-            f'{remedy} Where it is right as it is, say so with the same option.'))]
+            f'{_UNIT_REMEDY} Where it is right as it is, say so with the same option.'))]
     if comparison is not None and comparison.trained and comparison.correlation < _INVERSE:
         return [Refusal('inverse depth', (
             'The larger the recorded depth, the nearer it is by the words (correlation '
             f'{comparison.correlation:.2f}): it is a disparity or an inverse depth. Record '
             'depth in metres or millimetres (REP-118).'))]
     return []
+
+
+def _median(thumbnails: Sequence[Thumbnail]) -> float:
+    return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
 
 def _likely_unit(factor: float) -> str:

@@ -55,7 +55,8 @@ class Context:
         recorded: frames in the recording.
         views: clearly different ones.
         left_out: what could not be used, by cause.
-        refused: why the recording should have been refused, where it was used all the same.
+        warnings: what is doubtful about the recording, and why it should have been refused where
+            it was used all the same.
         written: the parameter file; '' if none is written.
 
     """
@@ -67,7 +68,7 @@ class Context:
     recorded: int
     views: int
     left_out: Mapping[str, int]
-    refused: Sequence[str]
+    warnings: Sequence[str]
     written: str
 
 
@@ -87,9 +88,8 @@ def contents(
         Heading(f'Calibration on {context.source}', 1)]
     if not context.trained:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
-    parts += [Text(f'The recording should have been refused. {message}', warning=True)
-              for message in context.refused]
     parts += [
+        *(Text(warning, warning=True) for warning in context.warnings),
         Text(fitted.verdict, warning=not fitted.improved),
         Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'
              if context.written else 'No parameter file is written.'),

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from .. import document
-from ..calibrate.checks import Comparison, Thumbnail, check, gather, views
+from ..calibrate.checks import Comparison, Thumbnail, check, gather, unit_doubt, views
 from ..calibrate.fit import Options, Sample, fit
 from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
 from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_evenly
@@ -120,17 +120,22 @@ def calibrate(options: argparse.Namespace) -> int:
         if (refused := judge()) and not options.anyway:  # before the weights are loaded
             return _refuse(recording, refused)
         estimator = load_estimator(depth, node)
-        refused = refused or judge(compare(estimator, survey.kept))
+        comparison = compare(estimator, survey.kept)
+        refused = refused or judge(comparison)
         if refused and not options.anyway:
             return _refuse(recording, refused)
-        for cause, message in refused:
-            to_stderr(f'WARNING: {cause}: {message} Calibrated from all the same (--anyway).')
+        warnings = [f'The recording should have been refused ({cause}), and is used all the same '
+                    f'(--anyway). {message}' for cause, message in refused]
+        if not options.depth_unit and (doubt := unit_doubt(survey.thumbnails, comparison)):
+            warnings.append(doubt)
+        for warning in warnings:
+            to_stderr(f'WARNING: {warning}')
         chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
         fitted = fit(estimator, _samples(recording, chosen),
                      Options(variant=options.variant, source=Path(recording.source).name,
                              split=recording.split),
                      log=to_stderr)
-        return _write(target, fitted, recording, survey, estimator, depth, node, refused)
+        return _write(target, fitted, recording, survey, estimator, depth, node, warnings)
 
 
 def open_recording(
@@ -249,7 +254,7 @@ def _print_left_out(recording: Recording) -> None:
 
 def _write(
     target: Target, fitted: Fitted, recording: Recording, survey: Survey,
-    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig, refused: Sequence[Refusal],
+    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig, warnings: Sequence[str],
 ) -> int:
     """Write settings, calibration and report; say what came out."""
     _print_left_out(recording)
@@ -271,7 +276,7 @@ def _write(
             recording.source, recording.described,
             f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
             estimator.weights.trained, len(recording), views(survey.thumbnails),
-            recording.left_out, [refusal.message for refusal in refused],
+            recording.left_out, warnings,
             str(target.settings) if fitted.calibration else '')
         examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
                     for frame, *depths in zip(frames, before, after, strict=True)]
