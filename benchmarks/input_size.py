@@ -80,10 +80,9 @@ class Model:
         options = Options(source='ten rendered rooms', learning_curve=())
         fitted = fit(self.zero_shot, frames, options, lambda _: None)
         self.fitted = {'variant': fitted.variant, 'improved': fitted.improved}
-        if fitted.calibration is not None:
-            path = fitted.calibration.save(folder, f'{self.size[0]}x{self.size[1]}')
-            self.calibrated = DepthEstimator(
-                self.zero_shot.config.replace(calibration=str(path)), 'demo', 'cpu')
+        path = fitted.calibration.save(folder, f'{self.size[0]}x{self.size[1]}')
+        self.calibrated = DepthEstimator(
+            self.zero_shot.config.replace(calibration=str(path)), 'demo', 'cpu')
 
     def score(self, view: rooms.View) -> dict[str, list[float]]:
         """Scores of every way on one image."""

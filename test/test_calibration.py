@@ -192,7 +192,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused(estimator, changes):
 @pytest.mark.parametrize('changes', [
     {'source': 'x' * 1000}, {'source': 'two\nlines'}, {'frames': -1}, {'blocks': 1.5},
     {'focal_ratio': 0.0}, {'focal_ratio': math.nan}, {'config': {}}, {'config': None},
-    {'weights': 3},
+    {'weights': 3}, {'precision': 8},
 ])
 def test_what_a_file_says_of_itself_is_checked(estimator, changes):
     with pytest.raises(CalibrationError, match='no calibration'):
@@ -216,6 +216,27 @@ def test_every_difference_is_named(estimator, tmp_path):
                  'reference_focal', 'weights', 'RN50', 'grid of patches', 'channels of the trunk'):
         assert name in str(caught.value), name
     assert 'templates is' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('fitted', 'runs', 'doubted'), [
+    ('int8', 'float32', True), ('float32', 'int8', True), ('bfloat16', 'float32', False),
+    ('int8', 'int8', False), ('', 'int8', False)])
+def test_numbers_of_another_precision_are_doubted(estimator, fitted, runs, doubted):
+    doubt = calibrations.calibration_for(estimator, {'precision': fitted}).precision_doubt(runs)
+    assert bool(doubt) == doubted
+    assert not doubted or f'precision: {runs}' in doubt
+
+
+def test_a_calibration_of_another_precision_is_said_once(state_dict, tmp_path):
+    lines, config = [], CONFIG.replace(precision='float32')
+    estimator = DepthEstimator(config, state_dict, 'cpu', cache_dir=tmp_path, log=lines.append)
+    for precision in ('int8', 'float32'):
+        path = calibrations.calibration_for(
+            estimator, {'precision': precision}).save(tmp_path, precision)
+        for most in (1.0, 2.0):
+            estimator.reconfigure(config.replace(calibration=str(path), max_stddev=most))
+    assert len([line for line in lines if 'was fitted in' in line]) == 1
+    assert 'fitted in int8, and the network runs in float32' in ''.join(lines)
 
 
 def test_bins_by_scene_and_a_calibration_exclude_each_other(estimator):

@@ -57,6 +57,7 @@ def test_the_parameter_file_is_whole_and_names_the_calibration(calibrated):
     assert 'no longer zero-shot' in calibrated.read_text()
     assert calibration.about.frames == 32
     assert calibration.about.blocks == 10
+    assert calibration.about.precision == DepthEstimator(depth, node.weights).precision
 
 
 def test_depth_with_the_file_is_better(calibrated, frames):

@@ -128,7 +128,7 @@ class Bench:
             focal: whether the focal length counts.
 
         Returns:
-            The calibration's file, '' where nothing helps, and what the fit said of itself.
+            The calibration's file, and what the fit said of itself.
 
         """
         key = frames.name, variant, shuffled, focal
@@ -149,8 +149,6 @@ class Bench:
             Options(), variant=variant, source='rendered rooms', learning_curve=()),
             lambda _: None)
         said = {'variant': fitted.variant, 'improved': fitted.improved}
-        if fitted.calibration is None:
-            return '', said
         return str(fitted.calibration.save(self._folder, 'robot')), said
 
     def use(self, calibration: str = '', *, focal: bool = True) -> None:

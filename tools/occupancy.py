@@ -406,8 +406,6 @@ def measured(robot: Robot, rooms: int, resolution: float) -> dict[str, Any]:
         for room, (_, frames) in enumerate(
             drives(robot, FIRST_CALIBRATION_ROOM, CALIBRATION_ROOMS, CALIBRATION_FRAMES))
         for frame in frames), Options(source='ten rendered rooms'))
-    if fitted.calibration is None:
-        sys.exit(f'{robot.title}: {fitted.verdict}')
     with tempfile.TemporaryDirectory() as folder:
         path = fitted.calibration.save(Path(folder), 'robot')
         calibrated = DepthEstimator(config.replace(calibration=str(path)), 'demo', 'cpu')

@@ -133,7 +133,7 @@ class Fitted:
     """What came out of `fit`.
 
     Attributes:
-        calibration: to be saved; None where the verdict is that nothing helps.
+        calibration: to be saved; of the variant 'none' it is the error bars of words alone.
         variant: the one that was chosen.
         improved: whether held-out blocks show at least 5 % less rmse than both the one fitted
             scale and the mean map.
@@ -158,7 +158,7 @@ class Fitted:
 
     """
 
-    calibration: Calibration | None
+    calibration: Calibration
     variant: str
     improved: bool
     verdict: str
@@ -798,7 +798,8 @@ def fit(
         focal_ratio=geometric_mean(frames.ratio), config={
             **{name: value for name, value in estimator.config.to_dict().items()
                if name in BOUND}, 'reference_focal': focal},
-        split=options.split, images=frames.digests, camera_known=frames.camera_known)
+        split=options.split, images=frames.digests, camera_known=frames.camera_known,
+        precision=estimator.precision)
     calibration = Calibration.make(about, {
         **_arrays(problem, variant, choice, bins), 'rays': frames.own_rays,
         'spread': bars.weights, 'knots': bars.knots})

@@ -40,7 +40,7 @@ class Example:
     rgb: NDArray[np.uint8]
     truth: NDArray[np.float32]
     before: NDArray[np.float32]
-    after: NDArray[np.float32] | None
+    after: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Context:
         left_out: what could not be used, by cause.
         warnings: what is doubtful about the recording, and why it should have been refused where
             it was used all the same.
-        written: the parameter file; '' if none is written.
+        written: the parameter file.
 
     """
 
@@ -91,8 +91,7 @@ def contents(
     parts += [
         *(Text(warning, warning=True) for warning in context.warnings),
         Text(fitted.verdict, warning=not fitted.improved),
-        Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'
-             if context.written else 'No parameter file is written.'),
+        Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'),
         *_errors(fitted), *_quality(fitted), *_error_bars(fitted), *_recording(fitted, context)]
     if examples:
         parts += [Heading('Pictures'), Picture(
@@ -186,8 +185,7 @@ def draw_examples(examples: Sequence[Example], width: int = 240) -> bytes:
         cells = [cv2.resize(np.ascontiguousarray(example.rgb[..., ::-1]), size,
                             interpolation=cv2.INTER_AREA)]
         cells += [
-            np.zeros((height, width, 3), np.uint8) if depth is None else cv2.resize(
-                colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
+            cv2.resize(colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
             for depth in (example.before, example.after, example.truth)]
         rows.append(np.hstack([*cells, color_bar(low, high, height)]))
     return png(np.vstack(rows))

@@ -98,7 +98,7 @@ def calibrate(options: argparse.Namespace) -> int:
         options: of the command line, see `depthclip_ros.cli.main`.
 
     Returns:
-        Exit code: 0 if settings are written; 1 if the recording is refused, or nothing helps.
+        Exit code: 0 if settings are written; 1 if the recording is refused.
 
     Raises:
         DepthClipError: settings, weights, recording or output cannot be used.
@@ -260,24 +260,21 @@ def _write(
     _print_left_out(recording)
     frames = [survey.kept[i] for i in spread_evenly(len(survey.kept), EXAMPLES)]
     before = _depths(estimator, frames)
-    after: list[Any] = [None] * len(frames)
     try:
-        if fitted.calibration is not None:
-            stem = target.settings.stem
-            file = fitted.calibration.save(target.settings.parent, stem).absolute()
-            depth = depth.replace(
-                calibration=str(file),
-                reference_focal=fitted.calibration.about.config['reference_focal'])
-            estimator.reconfigure(depth)
-            after = _depths(estimator, frames)
-            save(target.settings, _as_yaml(fitted, recording, depth, node))
-            print(f'{target.settings} and {file.name}')
+        stem = target.settings.stem
+        file = fitted.calibration.save(target.settings.parent, stem).absolute()
+        depth = depth.replace(
+            calibration=str(file),
+            reference_focal=fitted.calibration.about.config['reference_focal'])
+        estimator.reconfigure(depth)
+        after = _depths(estimator, frames)
+        save(target.settings, _as_yaml(fitted, recording, depth, node))
+        print(f'{target.settings} and {file.name}')
         context = Context(
             recording.source, recording.described,
             f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
             estimator.weights.trained, len(recording), views(survey.thumbnails),
-            recording.left_out, warnings,
-            str(target.settings) if fitted.calibration else '')
+            recording.left_out, warnings, str(target.settings))
         examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
                     for frame, *depths in zip(frames, before, after, strict=True)]
         parts = document.numbered(contents(fitted, context, examples, target.picture.name))
@@ -294,7 +291,7 @@ def _write(
     print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
     if not estimator.weights.trained:
         print_untrained()
-    return 0 if fitted.calibration is not None else 1
+    return 0
 
 
 def _depths(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> list[Any]:

@@ -141,8 +141,7 @@ def _add_calibrate(commands: _Commands) -> None:
         description='Correct depth by words for one camera, from a rosbag2 bag (image, '
         'camera_info and a depth image, a cloud or a scan), a folder with rgb/, depth/ and '
         "camera.yaml, or a data set's training split. Writes a parameter file, the calibration "
-        'it names, and a report (.html, .md) beside it. Exit code 1 if the recording is refused, '
-        'or if nothing helps.')
+        'it names, and a report (.html, .md) beside it. Exit code 1 if the recording is refused.')
     parser.add_argument('source', metavar='SOURCE', help='bag, folder, or data set')
     parser.add_argument('-o', '--output', required=True, metavar='YAML',
                         help='parameter file to write; nothing is overwritten')

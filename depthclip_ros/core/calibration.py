@@ -206,6 +206,7 @@ class About:
         images: `image_digest` of every image that it was fitted to; empty where the file does
             not say.
         camera_known: whether any frame's camera was: else no camera counts afterwards either.
+        precision: in which the network ran; '' where the file does not say.
 
     """
 
@@ -220,6 +221,7 @@ class About:
     split: str = ''
     images: Sequence[str] = ()
     camera_known: bool = True
+    precision: str = ''
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,6 +302,23 @@ class Calibration:
     def label(self) -> str:
         """What everything that shows its depth has to say."""
         return f'calibrated on {self.about.source}, no longer zero-shot'
+
+    def precision_doubt(self, precision: str) -> str:
+        """A sentence where its error bars were found in quite other numbers; '' where not.
+
+        Features in float16 and bfloat16 are those in float32 but for some thousandths, in 8 bits
+        but for 2 to 5 % (docs/int8.md).
+
+        Args:
+            precision: of the network: 'int8' or another.
+
+        """
+        fitted = self.about.precision
+        if not fitted or (fitted == 'int8') == (precision == 'int8'):
+            return ''
+        return (f'the calibration was fitted in {fitted}, and the network runs in {precision}: '
+                'neither its depth nor its error bars were validated so. Calibrate with '
+                f'precision: {precision}, or set precision: {fitted}.')
 
     def check(
         self, config: DepthConfig, weights: str, grid: tuple[int, int], width: int,
@@ -556,9 +575,9 @@ def _about(metadata: Mapping[str, str]) -> About:
     values = json.loads(metadata['about'])
     if not isinstance(values, dict):
         raise TypeError('what it says of itself is no table')
-    values = {'split': '', 'images': [], 'camera_known': True, **values}
+    values = {'split': '', 'images': [], 'camera_known': True, 'precision': '', **values}
     about = About(**{name: values[name] for name in About.__dataclass_fields__})
-    for name in ('source', 'variant', 'weights', 'weights_name', 'split'):
+    for name in ('source', 'variant', 'weights', 'weights_name', 'split', 'precision'):
         text = values[name]
         if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not text.isprintable():
             raise ValueError(f'its {name} is {quoted(text)}')

@@ -469,6 +469,9 @@ class DepthEstimator:
         if calibration is None:
             calibration = Calibration.load(path)
         calibration.check(config, self.weights.digest, self.grid, self._channels[1])
+        wanted = 'int8' if config.precision == 'int8' else self.precision
+        if path not in self._calibrations and (doubt := calibration.precision_doubt(wanted)):
+            self._log(f'WARNING: {doubt}')
         kept = {name: value for name, value in self._calibrations.items() if name != path}
         self._calibrations = dict([*kept.items(), (path, calibration)][-KEPT_CALIBRATIONS:])
         return calibration
