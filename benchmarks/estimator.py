@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import multiprocessing
 import platform
 import sys
@@ -40,23 +39,24 @@ from clip_standin import state_dict, synthetic_rgb, tiny_state_dict  # noqa: E40
 
 from benchmarks import machine, report  # noqa: E402
 from benchmarks.naive import NaiveDepthClip  # noqa: E402
+from depthclip_ros.cli.quantize import rooms  # noqa: E402
 from depthclip_ros.core import (  # noqa: E402
     DepthClipError,
     DepthConfig,
     DepthEstimator,
     EngineError,
     device,
-    engines,
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
+from depthclip_ros.core.engine import install  # noqa: E402
 from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
 from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 
 _LOG = logging.getLogger(__name__)
 
 RESULTS = ROOT / 'benchmarks' / 'results'
-ENGINES = ('eager', 'torch', 'onednn', 'compile', 'onnxruntime', 'openvino')
-APART = ('onnxruntime', 'openvino')  # in processes of their own
+ENGINES = ('package', 'int8', 'openvino')
+APART = ('int8', 'openvino')  # in processes of their own
 # Those about 320 and 240 lines of which benchmarks/input_size.py knows the error.
 SMALLER = ((320, 416), (256, 352), (224, 288))
 
@@ -167,8 +167,6 @@ class Bench:
         self._cache = tempfile.TemporaryDirectory()
         self.half = 'float16' if self.device.type == 'cuda' else 'bfloat16'
         self.why_bfloat16 = device.resolve_precision('bfloat16', self.device).why
-        # It is compared where float32 would run instead, too.
-        device.bfloat16_speed = lambda: math.inf
         # Every difference from the reference is compared at a temperature where depth varies.
         self._config = DepthConfig(
             backbone='auto', input_height=self.size[0], input_width=self.size[1],
@@ -184,11 +182,13 @@ class Bench:
     def automatic(self) -> dict[str, str]:
         """The engine that auto takes, by precision."""
         return {precision: self.estimator(precision=precision).engine
-                for precision in ('float32', self.half)}
+                for precision in self.precisions('package')}
 
-    def precisions(self, engine: str) -> tuple[str, str]:
-        """Which an engine has."""
-        return ('float32', 'int8') if engine == 'onnxruntime' else ('float32', self.half)
+    def precisions(self, engine: str) -> list[str]:
+        """Which an engine has here; what the package would refuse is not measured."""
+        if engine == 'int8':
+            return ['int8']
+        return ['float32'] if self.why_bfloat16 else ['float32', self.half]
 
     def elsewhere(self, package: str) -> Elsewhere:
         """The process of a package."""
@@ -199,7 +199,7 @@ class Bench:
     def naive(self) -> NaiveDepthClip:
         """The official code's way."""
         return NaiveDepthClip(
-            self.weights, self.estimator(engine='eager').text_features, self._config, self.device)
+            self.weights, self.estimator().text_features, self._config, self.device)
 
     def images(self, count: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
         """Different ones."""
@@ -242,14 +242,19 @@ class Bench:
         if engine in APART:
             return self.elsewhere(engine).prepare(f'{engine}_estimator', precision, flip)
         return self._enter(
-            self.estimator(engine=engine, precision=precision, flip_average=flip))
+            self.estimator(precision=precision, flip_average=flip))
 
-    def onnxruntime_estimator(
+    def int8_estimator(
         self, precision: str, flip: bool,
     ) -> tuple[Callable[[], float], np.ndarray]:
-        """The same on ONNX Runtime; in int8 calibrated on rendered rooms."""
-        return self._enter(
-            self.estimator(engine='onnxruntime', precision=precision, flip_average=flip))
+        """The same in 8 bits, made of rendered rooms."""
+        return self._enter(self.quantized(precision=precision, flip_average=flip))
+
+    def quantized(self, **changes: Any) -> DepthEstimator:
+        """Build one in 8 bits, and first what it needs."""
+        size = {name: changes[name] for name in ('input_height', 'input_width') if name in changes}
+        self.estimator(**size).quantize(rooms(), 'rendered rooms')
+        return self.estimator(**changes)
 
     def openvino_estimator(
         self, precision: str, flip: bool,
@@ -266,16 +271,14 @@ class Bench:
     def trunks(self) -> list[dict[str, Any]]:
         """The convolutional part alone, every engine on the same graph."""
         contenders = []
-        for precision in ('float32', self.half, 'int8'):
-            for engine in self.engines:
-                if precision not in self.precisions(engine):
-                    continue
+        for engine in self.engines:
+            for precision in self.precisions(engine):
                 name = f'{engine}, {precision}'
                 try:
                     if engine in APART:
                         clock, _ = self.elsewhere(engine).prepare(f'{engine}_trunk', precision)
                     else:
-                        clock = self._trunk(engine, precision)
+                        clock = self._trunk(precision)
                 except DepthClipError as error:
                     self.skipped[f'trunk, {name}'] = str(error)
                 else:
@@ -283,10 +286,9 @@ class Bench:
         with torch.inference_mode():
             return race(contenders, self.rounds)
 
-    def _trunk(self, engine: str, precision: str) -> Callable[[], float]:
+    def _trunk(self, precision: str) -> Callable[[], float]:
         encoder = build_image_encoder(self.weights, 'reference')
-        engines.install(encoder, engine, getattr(torch, precision), self.device, self.size,
-                        _LOG.warning)
+        install(encoder, getattr(torch, precision), self.device, self.size, _LOG.warning)
         images = self._normalized().to(self.device, encoder.dtype).contiguous(
             memory_format=torch.channels_last)
         return timed(self._finished(partial(encoder.trunk, images)))
@@ -301,9 +303,9 @@ class Bench:
         from benchmarks.openvino_trunk import OpenVinoTrunk
         return OpenVinoTrunk(self._folded(), getattr(torch, precision))
 
-    def onnxruntime_trunk(self, precision: str) -> tuple[Callable[[], float], None]:
-        """ONNX Runtime; call it in a process of its own."""
-        estimator = self.estimator(engine='onnxruntime', precision=precision)
+    def int8_trunk(self, precision: str) -> tuple[Callable[[], float], None]:
+        """8 bits on ONNX Runtime; call it in a process of its own."""
+        estimator = self.quantized(precision=precision)
         return timed(partial(estimator._encoder.trunk, self._normalized())), None  # noqa: SLF001
 
     def _normalized(self) -> torch.Tensor:
@@ -323,8 +325,8 @@ class Bench:
         return finished
 
     def batching(self) -> list[dict[str, Any]]:
-        """Throughput of the node's way (engine auto, no flip) over batch sizes."""
-        estimator = self.estimator(precision=self.half)
+        """Throughput of the node's way (no flip) over batch sizes."""
+        estimator = self.estimator(precision=self.precisions('package')[-1])
         return race([
             Contender(f'batch of {count}',
                       timed(partial(estimator.predict, self.images(count))), count)
@@ -334,7 +336,7 @@ class Bench:
         """Smaller inputs of the network in every precision, and an image that must be resized."""
         contenders = []
         for size in (self.size,) if self._options.quick else (self.size, *SMALLER):
-            for precision in ('float32', self.half, 'int8'):
+            for precision in (*self.precisions('package'), 'int8'):
                 name = f'input {_named(size)}, {precision}'
                 try:
                     clock = self._sized(size, precision)
@@ -350,17 +352,17 @@ class Bench:
 
     def _sized(self, size: tuple[int, int], precision: str) -> Callable[[], float]:
         if precision == 'int8':
-            if 'onnxruntime' not in self.engines:
-                raise EngineError('engine onnxruntime is not compared')
-            return self.elsewhere('onnxruntime').prepare('sized', size, precision)[0]
+            if 'int8' not in self.engines:
+                raise EngineError('int8 is not compared')
+            return self.elsewhere('int8').prepare('sized', size, precision)[0]
         return self.sized(size, precision)[0]
 
     def sized(
         self, size: tuple[int, int], precision: str,
     ) -> tuple[Callable[[], float], None]:
-        """Clock of an estimator (engine auto, no flip) whose input and images have a size."""
-        estimator = self.estimator(
-            precision=precision, input_height=size[0], input_width=size[1])
+        """Clock of an estimator (no flip) whose input and images have a size."""
+        build = self.quantized if precision == 'int8' else self.estimator
+        estimator = build(precision=precision, input_height=size[0], input_width=size[1])
         return timed(partial(estimator.predict, self.images(1, size))), None
 
     def roofline(self, trunks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -370,11 +372,11 @@ class Bench:
             self._folded()(torch.zeros(1, 3, *self.size))
         flop = counter.get_total_flops()
         result: dict[str, Any] = {'GFLOP a pass': flop / 1e9, 'copy [GB/s]': self._copy_rate()}
-        for precision in ('float32', self.half):
+        for precision in self.precisions('package'):
             peak = self._matmul_rate(getattr(torch, precision))
             result[f'{precision} matmul [GFLOP/s]'] = peak / 1e9
             for row in trunks:
-                if row['name'] == f'{self.automatic[precision]}, {precision}':
+                if row['name'] == f'package, {precision}':
                     reached = flop / (1e-3 * row['p50 [ms]'])
                     result[f'{precision} forward [GFLOP/s]'] = reached / 1e9
                     result[f'{precision} forward, fraction of matmul'] = reached / peak

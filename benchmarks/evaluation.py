@@ -206,7 +206,7 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
     threads = torch.get_num_threads()
 
     def as_batch() -> None:
-        estimator.features(images)
+        estimator.maps(images)
         if estimator.device.type == 'cuda':
             torch.cuda.synchronize(estimator.device)
 
@@ -216,7 +216,7 @@ def network_alone(arguments: list[str], summary: Any) -> tuple[float, str]:
         single = DepthEstimator(config, weights, device, num_threads=1)
         with ThreadPoolExecutor(threads) as pool:
             ways['an image to a thread'] = median(timings(
-                lambda: list(pool.map(lambda image: single.features([image]), images))))
+                lambda: list(pool.map(lambda image: single.maps([image]), images))))
         torch.set_num_threads(threads)
     best = min(ways, key=ways.__getitem__)
     return ways[best] / len(images), best

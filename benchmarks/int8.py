@@ -3,7 +3,7 @@
 
 RN50 with fixed random weights on synthetic images (and pictures of your own), where every patch
 says something else; the demo model on rendered rooms that it never saw, beside the truth, too.
-Calibrated on rendered rooms as at a node's first start; with weights in 8 bits, and in 7 as on a
+Made of rendered rooms, as `depthclip quantize` does it; with weights in 8 bits, and in 7 as on a
 processor without VNNI.
 
     python benchmarks/int8.py                      # writes benchmarks/results/rooms/int8.json
@@ -14,7 +14,6 @@ processor without VNNI.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 from clip_standin import state_dict, synthetic_rgb  # noqa: E402
 
 from benchmarks import machine, report, rooms  # noqa: E402
+from depthclip_ros.cli import quantize  # noqa: E402
 from depthclip_ros.core import DepthConfig, DepthEstimator, device, int8  # noqa: E402
 from depthclip_ros.sources.pictures import picture_files, read_picture  # noqa: E402
 
@@ -40,14 +40,21 @@ SEVEN_BITS = 63
 
 def estimators(config: DepthConfig, weights: Any, folder: str) -> Iterator[
         tuple[str, DepthEstimator]]:
-    """Each precision, the exact one first; bfloat16 also where float32 would run instead."""
-    device.bfloat16_speed = lambda: math.inf
-    for name in ('float32', 'bfloat16', 'int8'):
-        yield name, DepthEstimator(config.replace(precision=name), weights, 'cpu',
-                                   cache_dir=folder, log=_say)
+    """Each precision that this processor has, the exact one first."""
+    def build(precision: str) -> DepthEstimator:
+        return DepthEstimator(config.replace(precision=precision), weights, 'cpu',
+                              cache_dir=folder, log=_say)
+
+    exact = build('float32')
+    yield 'float32', exact
+    if not device.resolve_precision('bfloat16', exact.device, _say).why:
+        yield 'bfloat16', build('bfloat16')
+    pictures = quantize.rooms()
+    exact.quantize(pictures, 'rendered rooms')
+    yield 'int8', build('int8')
     found, int8.greatest_weight = int8.greatest_weight, lambda: SEVEN_BITS
-    yield 'int8, weights in 7 bits', DepthEstimator(
-        config.replace(precision='int8'), weights, 'cpu', cache_dir=folder, log=_say)
+    exact.quantize(pictures, 'rendered rooms')
+    yield 'int8, weights in 7 bits', build('int8')
     int8.greatest_weight = found
 
 

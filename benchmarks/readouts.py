@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine, report, rooms  # noqa: E402
+from benchmarks.crops import CropFeatures  # noqa: E402
 from benchmarks.estimator import Contender, race  # noqa: E402
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.projection import (  # noqa: E402
@@ -36,6 +37,7 @@ from depthclip_ros.core.projection import (  # noqa: E402
     smooth,
     upsample,
 )
+from depthclip_ros.core.weights import cache_folder, load  # noqa: E402
 
 FEATURES = ('maskclip', 'reference', 'attnpool', 'crops')
 READ_OUTS = ('mean', 'argmax')
@@ -51,14 +53,18 @@ class Model:
     def __init__(self, config: DepthConfig, features: str) -> None:
         """Load the demo model."""
         self.features = features
+        weights = load('demo', config.backbone, cache_folder(), print)
+        known = config.features if features == 'crops' else features
         self.estimator = DepthEstimator(
-            config.replace(features=features, temperature=1.0), 'demo', 'cpu')
+            config.replace(features=known, temperature=1.0), weights, 'cpu')
+        if features == 'crops':
+            self.estimator._encoder = CropFeatures(weights[1])  # noqa: SLF001
         self._bins = torch.tensor(config.bins)
         self.temperature = 1.0
 
     def see(self, view: rooms.View) -> Tensor:
         """(1, K, h, w) logits at temperature 1."""
-        return self.estimator.logits(self.estimator.features([view.rgb]))[0]
+        return self.estimator.logits(self.estimator.maps([view.rgb]).features)[0]
 
     def choose_temperature(self, views: Sequence[rooms.View]) -> None:
         """Take the temperature of the least rmse."""

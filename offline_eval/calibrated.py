@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.calibration import Calibration, Terms
-from depthclip_ros.core.estimator import Correction, Maps
+from depthclip_ros.core.calibration import Calibration, Correction
+from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.window import Window
 
 from .errors import EvaluationError
@@ -29,13 +31,13 @@ class Calibrated:
     Attributes:
         path: of the file.
         calibration: its content, which belongs to the model and the settings.
-        terms: its numbers, on the device.
+        correction: its numbers, on the device.
 
     """
 
     path: str
     calibration: Calibration
-    terms: Terms
+    correction: Correction
 
     @classmethod
     def open(cls, path: Path, estimator: DepthEstimator, focal: float) -> Calibrated:
@@ -63,7 +65,7 @@ class Calibrated:
                 f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '
                 f'widths, and the network sees one of {focal:.3f} here. Calibrate with the '
                 '--protocol that is evaluated.')
-        return cls(str(path), checked, checked.terms(estimator.device))
+        return cls(str(path), checked, checked.on(estimator.device))
 
     @property
     def row(self) -> str:
@@ -119,11 +121,13 @@ class Calibrated:
         about, passes = self.calibration.about, len(logits)
         reference = float(about.config['reference_focal'])
         ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
-        views = self.calibration.views(
-            [None] * len(ratios), [Window(0.0, 0.0, 1.0, 1.0)] * len(ratios), ratios,
-            estimator.device, flip=passes > 1)
-        return estimator.read_out(
-            logits, None, Correction(self.terms, views, maps)).patch_depth
+        rays = self.calibration.rays(
+            [None] * len(ratios), [Window(0.0, 0.0, 1.0, 1.0)] * len(ratios), flip=passes > 1)
+        correct = partial(
+            self.correction, trunk=maps.trunk.flatten(0, 1),
+            rays=torch.from_numpy(rays).to(estimator.device),
+            ratio=torch.tensor(passes * ratios, device=estimator.device)[:, None, None])
+        return estimator.read_out(logits, None, correct).patch_depth
 
 
 def _focal_of(calibration: Calibration) -> float:

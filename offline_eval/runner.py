@@ -352,7 +352,7 @@ class Evaluation:
     def _sample(self, position: int, role: str, metrics: NDArray[np.float64]) -> Sample:
         batch = read_batch(self._dataset, self._protocol, (), [position])
         config, entry = self._estimator.config, self._dataset.entries[position]
-        features = self._estimator.features([batch.rgb[0]])
+        features = self._estimator.maps([batch.rgb[0]]).features
         read_out = self._estimator.read_out(self._estimator.logits(features))
         patches = smooth(read_out.patch_depth, config.smoothing)
         depth = upsample(patches, self._protocol.size, config.upsampling)[0]

@@ -86,12 +86,6 @@ def own_cache(tmp_path_factory, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def fast_bfloat16(monkeypatch):
-    """Let `precision: bfloat16` run also where float32 is faster, and so would run instead."""
-    monkeypatch.setattr('depthclip_ros.core.device.bfloat16_speed', lambda: 2.0)
-
-
 @pytest.fixture(scope='session')
 def shared_dir() -> Path:
     """Folder of reference material beside the repository, where there is one."""

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import clip_standin
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from depthclip_ros.core import ConfigError, WeightsError, backbone
+from depthclip_ros.core import ConfigError, WeightsError
 from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
@@ -124,34 +122,6 @@ def test_attnpool_is_the_pools_answer_to_every_position(resnet):
     close(
         features, answers / answers.norm(dim=1, keepdim=True))
     assert abs(features - build_image_encoder(resnet, 'maskclip')(images())).max() > 0.01
-
-
-@pytest.mark.parametrize('shape', ['resnet', 'vit'])
-def test_crops_are_what_clip_says_of_every_cell_alone(request, shape):
-    state_dict = request.getfixturevalue(shape)
-    encoder = build_image_encoder(state_dict, 'crops')
-    model, cell, batch = clip_model(state_dict), encoder.stride, images()
-    assert cell == {'resnet': 32, 'vit': 16}[shape]
-    found = encoder(batch)
-    assert found.shape == (2, 64, 64 // cell, 96 // cell)
-    for i, row, column in np.ndindex(2, *found.shape[2:]):
-        crop = batch[i, :, row * cell:(row + 1) * cell, column * cell:(column + 1) * cell]
-        resized = np.stack([
-            Image.fromarray(channel.numpy()).resize((64, 64), Image.Resampling.BILINEAR)
-            for channel in crop])
-        with torch.no_grad():
-            alone = model.encode_image(torch.from_numpy(resized)[None])[0]
-        close(found[i, :, row, column], alone / alone.norm())
-
-
-def test_many_crops_go_in_parts(resnet, monkeypatch):
-    encoder = build_image_encoder(resnet, 'crops')
-    expected = encoder(images())
-    monkeypatch.setattr(backbone, 'CROPS_AT_ONCE', 5)
-    sizes, trunk = [], encoder.trunk.forward
-    encoder.trunk.forward = lambda x: sizes.append(tuple(x.shape)) or trunk(x)
-    close(encoder(images()), expected)
-    assert sizes == [(5, 3, 64, 64), (5, 3, 64, 64), (2, 3, 64, 64)]
 
 
 def test_vit_tokens_after_the_last_block(vit):

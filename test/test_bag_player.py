@@ -154,7 +154,11 @@ class Listener:
         self.node = rclpy.create_node('listener', context=self.context, **kwargs)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
-        self.received = {topic: [] for topic in topics}
+        self.received = {}
+        self.subscribe(topics)
+
+    def subscribe(self, topics):
+        self.received.update({topic: [] for topic in topics})
         for topic, kind in topics.items():
             self.node.create_subscription(
                 message_type(kind),
@@ -236,14 +240,15 @@ def test_it_begins_when_its_listeners_have_found_it(tmp_path):
     from rcl_interfaces.srv import GetParameters
     write_bag(tmp_path / 'bag')
     before = []
-    with Listener(IMAGES, start_parameter_services=False) as listener:
-        got = listener.received['/camera/image']
-
+    with Listener({}, start_parameter_services=False) as listener:
         def answer(_request, response):
             before.append(len(got))
             return response
 
+        # First, as every node's own: others hear of a node's parts in their order.
         listener.node.create_service(GetParameters, 'listener/get_parameters', answer)
+        listener.subscribe(IMAGES)
+        got = listener.received['/camera/image']
         player = start_player(tmp_path / 'bag', '--wait-for-subscribers', 60)
         try:
             assert listener.spin_until(lambda: len(got) == COUNT)

@@ -14,12 +14,15 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import clip_standin
 import numpy as np
 import torch
+from PIL import Image
 
-from benchmarks import machine, node, readouts, report, rooms
+from benchmarks import crops, machine, node, readouts, report, rooms
 from benchmarks.node_graph import Trial
 from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.clip_package import import_clip
 
 RESULTS = Path(node.__file__).parent / 'results'
 SECOND = 10**9
@@ -84,7 +87,7 @@ def test_table_and_plot_come_beside_the_result(tmp_path, kind):
 
 
 def test_a_forward_pass_that_did_not_run_is_left_out(tmp_path):
-    """As with `estimator.py --engines torch`, where auto is another one."""
+    """Such as bfloat16 where a processor has no arithmetic for it."""
     result = json.loads((RESULTS / 'xeon-amx' / 'estimator-cpu.json').read_text())
     for key in ('forward [GFLOP/s]', 'forward, fraction of matmul'):
         del result['roofline'][f'bfloat16 {key}']
@@ -153,3 +156,21 @@ def test_what_is_read_out_is_the_estimators_own(features, read_out, smoothing, u
     estimator.reconfigure(estimator.config.replace(
         temperature=6.0, read_out=read_out, smoothing=smoothing, upsampling=upsampling))
     np.testing.assert_allclose(found, estimator.predict(seen.rgb).depth, atol=1e-4)
+
+
+def test_crops_are_what_clip_says_of_every_cell_alone():
+    weights = clip_standin.tiny_state_dict()
+    encoder = crops.CropFeatures(weights)
+    model, cell = import_clip().model.build_model(dict(weights)).float(), encoder.stride
+    batch = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = encoder(batch)
+        assert found.shape == (2, 64, 2, 3)
+        for i, row, column in np.ndindex(2, 2, 3):
+            crop = batch[i, :, row * cell:(row + 1) * cell, column * cell:(column + 1) * cell]
+            resized = np.stack([
+                Image.fromarray(channel.numpy()).resize((64, 64), Image.Resampling.BILINEAR)
+                for channel in crop])
+            alone = model.encode_image(torch.from_numpy(resized)[None])[0]
+            torch.testing.assert_close(
+                found[i, :, row, column], alone / alone.norm(), rtol=1e-3, atol=1e-4)

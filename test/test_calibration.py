@@ -27,7 +27,6 @@ from depthclip_ros.core.calibration import (
     SPREAD_TERMS,
     SPREADS,
     Calibration,
-    correct,
     factor,
     no_kernel,
 )
@@ -384,12 +383,11 @@ def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     found = estimator.predict(IMAGES[0], intrinsics=camera())
     maps = estimator.maps(IMAGES[:1])
     logits = estimator.logits(maps.features)[0]
-    answer = words(logits, estimator.bins, 'mean')
-    views = calibration.views(
-        [camera()], [fit_window('stretch', SIZE, SIZE)], [1.0], estimator.device)
+    rays = torch.from_numpy(calibration.rays(
+        [camera()], [fit_window('stretch', SIZE, SIZE)]))
     with torch.inference_mode():
-        corrected = correct(
-            calibration.terms(estimator.device), *answer, maps.trunk[0], views)
+        corrected = calibration.on(estimator.device)(
+            *words(logits, estimator.bins, 'mean'), maps.trunk[0], rays, torch.ones(1, 1, 1))
         np.testing.assert_array_equal(found.patch_depth, corrected.depth[0].numpy())
 
 
@@ -456,12 +454,11 @@ def test_a_view_mirrored_off_its_axis_is_that_of_the_mirrored_camera(estimator):
     window = fit_window('stretch', SIZE, SIZE)
     left, right = (CameraModel.pinhole(128, 96, 100, cx=cx) for cx in (53.5, 73.5))
     of_left, of_right = (
-        calibration.views([model], [window], [1.0], estimator.device, flip=True)
-        for model in (left, right))
-    for one, other in zip(of_left, of_right, strict=True):
-        np.testing.assert_allclose(one[1], other[0], atol=1e-6)
-        assert len(one) == 2
-    assert not np.allclose(of_left.places[0], of_left.places[1])
+        calibration.rays([model], [window], flip=True) for model in (left, right))
+    assert of_left.shape == (2, 2, *estimator.grid)
+    np.testing.assert_allclose(of_left[1], of_right[0], atol=1e-6)
+    np.testing.assert_allclose(of_left[0], of_right[1], atol=1e-6)
+    assert not np.allclose(of_left[0], of_left[1])
 
 
 def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, use):

@@ -71,7 +71,7 @@ def test_paper_file_is_the_paper():
     ({'tokens': ['near', 'far\0'], 'bins': [1.0, 2.0]}, ['tokens', r"'far\x00'", 'control']),
     ({'tokens': ['near', '\ud800'], 'bins': [1.0, 2.0]}, ['tokens', 'surrogate']),
     ({'tokens': ['near', 'a\nb'], 'bins': [1.0, 2.0]}, ['tokens', 'control character']),
-    ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip, attnpool, crops']),
+    ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip, attnpool']),
     ({'upsampling': 'bicubic'}, ['upsampling', 'centered, bilinear, patch']),
     ({'input_fit': 'pad'}, ['input_fit', "'pad'", 'stretch, crop, letterbox']),
     ({'out_of_range': 'zero'}, ['out_of_range', 'clamp, nan, inf']),

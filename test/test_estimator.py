@@ -95,15 +95,6 @@ def test_flip_average_equals_the_explicit_two_passes(build):
     np.testing.assert_allclose(both.weights, first.weights, atol=1e-4)
 
 
-@pytest.mark.parametrize('features', ['maskclip', 'crops'])
-def test_slow_features_are_said(state_dict, tmp_path, features):
-    said = []
-    DepthEstimator(SMALL.replace(features=features), state_dict, 'cpu', cache_dir=tmp_path,
-                   log=said.append)
-    slow = [text for text in said if text.startswith('WARNING: features: crops')]
-    assert ['each of the 12 cells' in text for text in slow] == [True] * (features == 'crops')
-
-
 def test_the_best_bin_and_smoothing_on_a_loaded_model(build):
     estimator = build()
     plain = estimator.predict(IMAGE)

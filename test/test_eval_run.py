@@ -612,7 +612,7 @@ def test_nan_predictions_stop_the_run(world, tmp_path, capsys):
             weights[name][:] = 0.0
     torch.save(weights, tmp_path / 'nan.pt')
     message = fails(capsys, *arguments(world, tmp_path, '--weights', tmp_path / 'nan.pt'))
-    assert 'NaN or infinite, and so would be the depth' in message
+    assert 'NaN or infinite in float32, and so would be the depth' in message
 
 
 @pytest.mark.parametrize('given', [['--batch-size', '3'], ['--table', '4'], ['--protocol', 'x']])

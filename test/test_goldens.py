@@ -64,7 +64,6 @@ def test_real_images(estimator, shared_dir):
 @pytest.mark.skipif(
     not (cpu_has_bfloat16() and can_fuse(torch.bfloat16)),
     reason='this processor has no arithmetic for bfloat16')
-@pytest.mark.usefixtures('fast_bfloat16')
 def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path):
     """Without flip averaging, as the node runs: half a step of bfloat16 at the furthest bin."""
     golden = np.load(ROOT / 'test/data/reference_synthetic.npz')

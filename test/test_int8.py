@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime gives the reference's depth in float32, and nearly so in 8 bits; never stale."""
+"""The network in 8 bits is near float32's, made on request, read or refused, never stale."""
 
 from __future__ import annotations
 
-import math
 import sys
 
 import clip_standin
@@ -17,7 +16,14 @@ pytest.importorskip('onnxruntime')
 
 from depthclip_ros.cli import doctor  # noqa: E402
 from depthclip_ros.cli.main import main  # noqa: E402
-from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, EngineError, int8  # noqa: E402
+from depthclip_ros.core import (  # noqa: E402
+    ConfigError,
+    DepthConfig,
+    DepthEstimator,
+    EngineError,
+    engine,
+    int8,
+)
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.device import resolve_precision, use_threads  # noqa: E402
 from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
@@ -28,16 +34,20 @@ IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 PICTURES = [clip_standin.synthetic_rgb(seed)[::4, ::4] for seed in range(10, 20)]
 
 
+def build(state_dict, folder, log=lambda text: None, config=INT8, **rest):
+    return DepthEstimator(config, state_dict, 'cpu', cache_dir=folder, log=log, **rest)
+
+
+def exact(state_dict, folder, **changes):
+    return build(state_dict, folder, config=SMALL.replace(**changes))
+
+
 @pytest.fixture(scope='module')
 def kept(state_dict, tmp_path_factory):
     """A cache with the network in 8 bits, whose files nobody changes."""
     folder = tmp_path_factory.mktemp('cache')
-    estimator = DepthEstimator(INT8, state_dict, 'cpu', cache_dir=folder, quantize=False)
-    assert estimator.is_provisional
-    assert (estimator.precision, estimator.engine, estimator.quantized_on) == (
-        'float32', 'torch', '')
-    estimator.use(estimator.quantize(PICTURES))
-    assert not estimator.is_provisional
+    path = exact(state_dict, folder).quantize(PICTURES, 'ten pictures')
+    assert path.parent == folder / 'int8'
     return folder
 
 
@@ -51,49 +61,18 @@ def own(kept, tmp_path):
     return tmp_path, target / file.name
 
 
-def build(state_dict, folder, log=lambda text: None, config=INT8, **rest):
-    return DepthEstimator(config, state_dict, 'cpu', cache_dir=folder, log=log, **rest)
-
-
-def exact(state_dict, folder, **changes):
-    return build(state_dict, folder, config=SMALL.replace(**changes))
-
-
-@pytest.mark.parametrize('flip', [False, True])
-def test_float32_equals_the_reference(state_dict, kept, flip):
-    reference = exact(state_dict, kept, engine='eager', flip_average=flip)
-    estimator = exact(state_dict, kept, engine='onnxruntime', flip_average=flip)
-    assert (estimator.engine, estimator.precision) == ('onnxruntime', 'float32')
-    for images in (IMAGES[:1], IMAGES):
-        for found, expected in zip(
-                estimator.predict(images), reference.predict(images), strict=True):
-            np.testing.assert_allclose(found.depth, expected.depth, rtol=0, atol=1e-4)
-            np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=2e-3)
-
-
-def rounding(state_dict):
-    """Relative error of features that rounding to 8 bits explains, twice as much as expected.
-
-    Each step rounds its map to 255 levels, and its weights to `greatest_weight()` of either sign:
-    63 where a processor's sums would overflow, so that the tolerance is the processor's. The
-    largest value is about three times the root mean square in both, a level s errs by s / √12,
-    and the errors of the steps are independent.
-    """
-    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
-    level = 3 / 255 + 3 / int8.greatest_weight()
-    return 2 * level / math.sqrt(12) * math.sqrt(len(steps))
-
-
 @pytest.mark.parametrize('flip', [False, True])
 def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     estimator = build(state_dict, kept, log=(said := []).append,
                       config=INT8.replace(flip_average=flip))
-    assert (estimator.engine, estimator.precision) == ('onnxruntime', 'int8')
-    assert estimator.quantized_on == int8.label(PICTURES)
-    assert any(int8.label(PICTURES) in text for text in said)
-    found = estimator.features(IMAGES)
-    expected = exact(state_dict, kept, flip_average=flip).features(IMAGES)
-    assert 0 < (found - expected).norm() / expected.norm() < rounding(state_dict)
+    assert (estimator.engine, estimator.precision) == ('ONNX Runtime', 'int8')
+    assert estimator.quantized_on == 'ten pictures'
+    assert any('made of ten pictures' in text for text in said)
+    found = estimator.maps(IMAGES).features
+    expected = exact(state_dict, kept, flip_average=flip).maps(IMAGES).features
+    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
+    bound = int8.rounding(steps, int8.greatest_weight())
+    assert 0 < engine.difference(found, expected) < bound
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
             estimator.predict(image).depth, together.depth, rtol=1 / 255)
@@ -132,131 +111,54 @@ def test_weights_leave_room_where_sums_overflow(state_dict, monkeypatch):
     assert int8.greatest_weight() in (63, 127)
 
 
-# The cache ----------------------------------------------------------------------------------
-
-
-def no_calibration(monkeypatch):
-    monkeypatch.setattr(int8, 'quantize', lambda *_: pytest.fail('it is calibrated again'))
-
-
-def few_rooms(monkeypatch):
-    """Make the rooms cheap."""
-    monkeypatch.setattr(int8, 'rooms', lambda: iter(PICTURES))
-
-
-def test_it_is_calibrated_once(state_dict, own, monkeypatch):
-    folder, path = own
-    before = path.read_bytes()
-    no_calibration(monkeypatch)
-    assert build(state_dict, folder).precision == 'int8'
-    assert path.read_bytes() == before
-
-
-def damaged(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
-
-
-FAULTS = {'a bit': damaged, 'cut off': lambda content: content[:-1]}
-
-
-@pytest.mark.parametrize('fault', FAULTS)
-def test_a_damaged_file_is_made_anew(state_dict, own, monkeypatch, fault):
-    folder, path = own
-    few_rooms(monkeypatch)
-    path.write_bytes(FAULTS[fault](path.read_bytes()))
-    said = []
-    assert build(state_dict, folder, said.append).quantized_on == '24 rendered rooms'
-    assert any(text.startswith('WARNING') and '(it is damaged); it is made anew' in text
-               for text in said)
-    no_calibration(monkeypatch)
-    build(state_dict, folder)
-
-
-def test_a_file_of_another_network_is_not_taken(state_dict, own, monkeypatch):
-    """Even if somebody gives it the right name."""
-    folder, path = own
-    few_rooms(monkeypatch)
-    other = clip_standin.tiny_state_dict(2)
-    said = []
-    estimator = build(other, folder, said.append)
-    assert estimator.quantized_on == '24 rendered rooms'
-    mine = estimator.quantized_cache().path
-    assert mine != path
-    mine.write_bytes(path.read_bytes())
-    estimator = build(other, folder, said.append, quantize=False)
-    assert estimator.is_provisional
-    assert any('is damaged' in text for text in said)
+# The file -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('change', [
-    {'input_width': 160}, {'normalization': 'clip'}, 'torch', 'onnxruntime', 'weight'])
-def test_what_changes_the_result_makes_another_file(state_dict, own, monkeypatch, change):
-    folder, _ = own
+    {'input_width': 160}, {'normalization': 'clip'}, 'weights', 'weight range'])
+def test_what_changes_the_network_needs_another_file(state_dict, own, monkeypatch, change):
+    folder, path = own
     config = INT8
     if isinstance(change, dict):
         config = INT8.replace(**change)
-    elif change == 'weight':
+    elif change == 'weights':
+        state_dict = clip_standin.tiny_state_dict(2)
+    else:
         top = 190 - int8.greatest_weight()
         monkeypatch.setattr(int8, 'greatest_weight', lambda: top)
-    else:
-        monkeypatch.setattr(sys.modules[change], '__version__', '0.0')
-    assert build(state_dict, folder, config=config, quantize=False).is_provisional
+    with pytest.raises(EngineError, match=r'is missing.*depthclip quantize') as refused:
+        build(state_dict, folder, config=config)
+    assert path.name not in str(refused.value)
 
 
 def test_other_words_and_flip_share_a_file(state_dict, own):
     folder, _ = own
     config = INT8.replace(flip_average=True, temperature=1.0, upsampling='patch')
-    assert not build(state_dict, folder, config=config, quantize=False).is_provisional
+    assert build(state_dict, folder, config=config).precision == 'int8'
 
 
-def wrong_scale(steps, ranges, *rest):
-    """As `write`, with one map's scale wrong."""
-    ranges = list(ranges)
-    low, high = ranges[5]
-    ranges[5] = low, high / 8
-    return WRITE(steps, ranges, *rest)
-
-
-WRITE = int8.write
-
-
-def test_a_wrong_scale_is_refused(state_dict, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8, 'write', wrong_scale)
-    estimator = build(state_dict, tmp_path, quantize=False)
-    with pytest.raises(EngineError, match=r'onnxruntime gives wrong features .* in int8 only'):
-        estimator.quantize(PICTURES)
-    assert not list(tmp_path.glob('int8/*'))
-    assert estimator.is_provisional
-
-
-def test_a_wrong_scale_in_the_cache_is_made_anew(state_dict, own, monkeypatch):
+@pytest.mark.parametrize('content', [b'', b'not a network', None], ids=['empty', 'text', 'cut'])
+def test_a_damaged_file_is_refused(state_dict, own, content):
     folder, path = own
-    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
-    with torch.inference_mode():
-        _, ranges = int8.quantize(steps, [torch.rand(1, 3, 96, 128)], 127)
-        wrong = wrong_scale(steps, ranges, 127)
-    few_rooms(monkeypatch)
-    cache = build(state_dict, folder).quantized_cache()
-    cache.write(wrong)  # with the right hash
-    assert cache.path == path
-    said = []
-    assert build(state_dict, folder, said.append).precision == 'int8'
-    assert any('wrong features' in text and text.endswith('It is made anew.') for text in said)
+    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(EngineError, match=r'cannot be used \(.*depthclip quantize'):
+        build(state_dict, folder)
 
 
-def test_a_cache_that_cannot_be_written_is_said(state_dict, tmp_path, monkeypatch):
-    (tmp_path / 'int8').write_text('a file where the folder should be')
-    few_rooms(monkeypatch)
-    said = []
-    assert build(state_dict, tmp_path, said.append).precision == 'int8'
-    assert any('cannot keep the quantised network' in text for text in said)
+@pytest.mark.parametrize('times', [1 / 8, 64])
+def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
+    """Off by more than rounding explains."""
+    write = int8.write
 
-
-def test_a_calibration_can_be_stopped(state_dict, tmp_path):
-    estimator = build(state_dict, tmp_path, quantize=False)
-    with pytest.raises(EngineError, match='stopped'):
-        estimator.quantize(PICTURES, stop=lambda: True)
+    def wrong_scale(steps, ranges, *rest):
+        if len(steps) > 4:  # not that which tries the processor
+            ranges = list(ranges)
+            ranges[5] = tuple(times * bound for bound in ranges[5])
+        return write(steps, ranges, *rest)
+    monkeypatch.setattr(int8, 'write', wrong_scale)
+    with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
+        exact(state_dict, tmp_path).quantize(PICTURES, 'pictures')
+    assert not list(tmp_path.glob('int8/*'))
 
 
 @pytest.mark.parametrize('threads', [1, 2])
@@ -276,21 +178,12 @@ def test_threads_follow_num_threads_and_do_not_spin(state_dict, kept, threads):
 
 
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
-@pytest.mark.parametrize('changes', [{'precision': 'int8'}, {'engine': 'onnxruntime'}])
-def test_a_missing_library_is_named(state_dict, tmp_path, monkeypatch, package, changes):
+def test_a_missing_library_is_named(state_dict, kept, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
+    int8.greatest_weight.cache_clear()
     with pytest.raises(EngineError, match='pip install onnxruntime onnx'):
-        build(state_dict, tmp_path, config=SMALL.replace(**changes))
-    exact(state_dict, tmp_path)  # nothing else needs it
-
-
-@pytest.mark.parametrize(('changes', 'words'), [
-    ({'precision': 'int8', 'engine': 'torch'}, 'engine: torch has no arithmetic in 8 bits'),
-    ({'precision': 'bfloat16', 'engine': 'onnxruntime'}, 'computes in float32 or int8'),
-    ({'precision': 'int8', 'features': 'crops'}, 'a yardstick')])
-def test_settings_that_cannot_be(changes, words):
-    with pytest.raises(ConfigError, match=words):
-        SMALL.replace(**changes)
+        build(state_dict, kept)
+    exact(state_dict, kept)  # nothing else needs it
 
 
 def test_vision_transformers_and_gpus_are_refused(tmp_path):
@@ -334,22 +227,26 @@ def camera(tmp_path, monkeypatch):
     return folder, ['quantize', '--config', str(config), '--images', str(folder)]
 
 
-def test_quantize_command(camera, capsys, monkeypatch):
+def test_quantize_command(camera, capsys):
     folder, command = camera
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert f'on {int8.label(PICTURES)}' in said
+    first = said[said.index('10 pictures, SHA-256'):].split('\n')[0]
     assert "differs from float32's by" in said
-    no_calibration(monkeypatch)
-    assert main(command) == 0, 'the second time it is there'
-    monkeypatch.undo()
     (folder / '0.png').write_bytes((folder / '1.png').read_bytes())
-    monkeypatch.setenv('DEPTHCLIP_CACHE', str(folder.parent / 'cache'))
-    capsys.readouterr()
     assert main(command) == 0
     again = capsys.readouterr().out
-    assert '10 pictures, SHA-256' in again, 'others make it anew'
-    assert int8.label(PICTURES) not in again
+    assert '10 pictures, SHA-256' in again
+    assert first not in again, 'others make it anew'
+
+
+def test_a_folder_that_cannot_be_written_is_said(camera, capsys):
+    folder, command = camera
+    cache = folder.parent / 'cache'
+    cache.mkdir()
+    (cache / 'int8').write_text('a file where the folder should be')
+    assert main(command) == 1
+    assert 'cannot be kept' in capsys.readouterr().err
 
 
 def test_quantize_needs_some_pictures(camera, capsys):
@@ -363,34 +260,23 @@ def test_quantize_needs_some_pictures(camera, capsys):
 # The node -----------------------------------------------------------------------------------
 
 
-def test_the_node_runs_float32_until_it_is_made(tiny_weights, domain, tmp_path):
+def test_the_node_reads_the_file_or_says_how_to_make_it(tiny_weights, domain, tmp_path):
     pytest.importorskip('rclpy')
     from ros_harness import NodeProcess, Peer, image, tiny_arguments
-    pixels = clip_standin.synthetic_rgb(0)[:96, :128]
-    node = NodeProcess(tiny_arguments(tiny_weights, precision='int8'), domain=domain,
-                       cache=tmp_path)
+    arguments = tiny_arguments(tiny_weights, precision='int8')
+    refused = NodeProcess(arguments, domain=domain, cache=tmp_path)
+    assert refused.wait() == 1
+    assert 'depthclip quantize' in refused.output
+    exact = DepthEstimator(SMALL, tiny_weights, 'cpu', cache_dir=tmp_path)
+    exact.quantize(PICTURES, 'ten pictures')
+    node = NodeProcess(arguments, domain=domain, cache=tmp_path)
     try:
         with Peer(domain, node=node) as peer:
-            node.wait_for('float32 runs until the network in 8 bits is made')
             peer.ready('depth/image')
-            first = peer.ask(image(peer.header(), pixels, 'rgb8'))
-            # The node gives way to all else meanwhile: beside two busy processes it is 2 minutes.
-            node.wait_for(r'quantised on 24 rendered rooms in', timeout=540)
-            # It is said when the file is there; the network is exchanged between two images.
-            said = 'Depth in int8, calibrated on 24 rendered rooms, first in the image'
-            seconds = []
-
-            def exchanged():
-                seconds.append(peer.ask(image(peer.header(), pixels, 'rgb8')))
-                return said in node.output
-            peer.wait(exchanged, said)
-            _, values = peer.diagnostics(
-                'depth_node: model', lambda values: values.get('precision') == 'int8')
+            peer.ask(image(peer.header(), IMAGES[0], 'rgb8'))
+            _, values = peer.diagnostics('depth_node: model', lambda values: True)
     finally:
         status = node.stop()
     assert status == 0, node.output
-    assert 'in float32, engine torch' in node.output
-    assert (values['engine'], values['quantised on']) == ('onnxruntime', '24 rendered rooms')
-    depths = [np.frombuffer(bytes(depth.data), '<f4') for depth in (first, seconds[-1])]
-    assert np.median(abs(depths[0] - depths[1])) > 0
-    assert len(list((tmp_path / 'int8').iterdir())) == 1
+    assert (values['precision'], values['engine']) == ('int8', 'ONNX Runtime')
+    assert values['quantised on'] == 'ten pictures'

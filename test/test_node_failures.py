@@ -45,8 +45,8 @@ class Setup:
         monkeypatch.setattr(Camera, 'is_active', lambda _camera: True)
         monkeypatch.setattr(Camera, 'publish', lambda camera, topic, _message:
                             self.published.append((camera.name, topic)))
-        self.model = Model(print)
-        self.model.use(estimator)
+        self.model = Model()
+        self.model.estimator = estimator
         self.pipeline = Pipeline(node, self.model, estimator.config)
         original = estimator.predict
 

@@ -230,13 +230,9 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkey
         estimator.scenes(estimator.maps(RGB).trunk)
 
 
-@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), [
-    ('eager', 'float32', 1e-4), ('torch', 'float32', 1e-4), ('torch', 'bfloat16', 0.1),
-    ('eager', 'bfloat16', 0.1)])
-def test_every_engine_tells_the_same_scene(weights, engine, precision, tolerance):
-    """Also where bfloat16 would be slower, and float32 runs instead."""
-    config = SCENIC.replace(engine=engine, precision=precision)
-    estimator = DepthEstimator(config, weights, 'cpu')
+@pytest.mark.parametrize(('precision', 'tolerance'), [('float32', 1e-4), ('bfloat16', 0.1)])
+def test_every_precision_tells_the_same_scene(weights, precision, tolerance):
+    estimator = DepthEstimator(SCENIC.replace(precision=precision), weights, 'cpu')
     for prediction, expected in zip(
             estimator.predict(RGB), clips_own(weights, SCENIC, RGB), strict=True):
         np.testing.assert_allclose(prediction.scene.probabilities, expected, atol=tolerance)
@@ -288,7 +284,6 @@ def test_fitted_bins_are_the_scenes_own(scene_bins):
     ({'scene_templates': ['a photo']}, ['scene_templates', "the scene's place"]),
     ({'scene_templates': []}, ['scene_templates', 'empty']),
     ({'calibration': 'robot.safetensors'}, ['calibration and scene_bins', '[0.0]']),
-    ({'features': 'crops'}, ['scenes', 'crops']),
     ({'scene_memory': 1.0}, ['scene_memory', '0.99']),
     ({'scene_entropy': 1.1}, ['scene_entropy']),
     ({'range_max': 0.4, 'reference_focal': 0.0}, ['0.5 to 12.0 m']),

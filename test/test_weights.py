@@ -530,10 +530,8 @@ def test_the_caller_s_state_dict_is_left_alone(tiny, tmp_path):
     before = {key: (value, value.dtype, value.requires_grad, value.stride(), value.data_ptr(),
                     value.detach().clone()) for key, value in given.items()}
     config = DepthConfig(backbone='auto', input_height=64, input_width=64)
-    for engine in ('eager', 'torch'):
-        estimator = DepthEstimator(
-            config.replace(engine=engine), given, 'cpu', cache_dir=tmp_path)
-        depth = estimator.predict(np.zeros((64, 64, 3), np.uint8)).depth
+    estimator = DepthEstimator(config, given, 'cpu', cache_dir=tmp_path)
+    depth = estimator.predict(np.zeros((64, 64, 3), np.uint8)).depth
     assert list(given) == list(before)
     for key, value in given.items():
         tensor, dtype, gradient, stride, pointer, numbers = before[key]

@@ -28,9 +28,8 @@ from ..core.calibration import (
     BOUND,
     About,
     Calibration,
-    Look,
-    look_grid,
-    look_scales,
+    likeness,
+    look,
     no_kernel,
 )
 from ..core.errors import CalibrationError
@@ -395,13 +394,11 @@ class Kernel(NamedTuple):
     """A Gaussian kernel of what patches look like, as terms of a linear regression.
 
     Attributes:
-        look: what they look like.
         arrays: of a `Calibration`, all that belong to it but 'kernel'.
         whitening: (M, M) from likeness to the landmarks to terms whose ridge is the kernel's.
 
     """
 
-    look: Look
     arrays: dict[str, Float64]
     whitening: Float64
 
@@ -424,10 +421,7 @@ class Kernel(NamedTuple):
         arrays = {
             'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
             'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)}
-        projection, offset = (torch.from_numpy(values[None].astype(np.float32)) for values in (
-            arrays['projection'].T, arrays['offset'][None]))
-        look = Look(projection, *look_grid(*frames.trunk[0].shape[-2:]), offset)
-        kernel = cls(look, arrays, np.empty((0, 0)))
+        kernel = cls(arrays, np.empty((0, 0)))
         a_frame = -(-count // len(frames.trunk))
         candidates = np.concatenate([
             rng.permutation(kernel._seen(frames, language, i))[:a_frame]
@@ -477,24 +471,18 @@ class Kernel(NamedTuple):
 
     def _seen(self, frames: Frames, language: Float64, i: int) -> Float64:
         """(passes P, E) what the patches of a frame look like."""
-        trunk, rays = frames.trunk[i], frames.rays[i]
-        places = rays.reshape(len(rays), 2, -1).swapaxes(1, 2)
+        h, w = frames.trunk[i].shape[-2:]
         with torch.inference_mode():
-            seen = self.look(
-                torch.from_numpy(trunk.reshape(*trunk.shape[:2], -1).astype(np.float32)),
-                torch.from_numpy(language[i][:, None].astype(np.float32)),
-                torch.from_numpy(places.astype(np.float32)))
-        found: Float64 = seen.flatten(0, 1).numpy().astype(np.float64)
-        return np.nan_to_num(found) * look_scales(
-            self.arrays['offset'].size, self.arrays['scales'])
+            seen = look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
+                frames.trunk[i], language[i].reshape(-1, h, w), frames.rays[i],
+                *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
+        return np.nan_to_num(seen.numpy().astype(np.float64))
 
 
 def _likeness(seen: Float64, landmarks: Float64) -> Float64:
     """(N, E) and (M, E) -> (N, M) of the Gaussian kernel."""
-    halves = (0.5 * np.square(values).sum(axis=1) for values in (seen, landmarks))
-    likeness: Float64 = np.exp(np.minimum(
-        seen @ landmarks.T - next(halves)[:, None] - next(halves), 0.0))
-    return likeness
+    found: Float64 = likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy()
+    return found
 
 
 def _directions(frames: Frames, rng: np.random.Generator) -> tuple[Float64, Float64]:

@@ -122,7 +122,7 @@ class Frames:
         maps = estimator.maps([sample.rgb])
         with torch.inference_mode():
             logits = estimator.logits(maps.features)[:, 0]
-            answer = words(logits, estimator.bins, config.read_out)
+            weights, depth, spread = words(logits, estimator.bins, config.read_out)
         height, width = size
         seen = (camera or CameraModel.pinhole(width, height, USUAL_FOCAL * width)).patch_rays(
             *estimator.grid, window)[..., :2]
@@ -130,9 +130,9 @@ class Frames:
             self.own_rays = np.where(np.isfinite(seen), seen, np.float32(0))
         rays = np.where(np.isfinite(seen), seen, self.own_rays)
         self.logits.append(logits.cpu().numpy())
-        self.weights.append(answer.weights.cpu().numpy())
-        self.depth.append(answer.depth.cpu().numpy())
-        self.spread.append(answer.spread.cpu().numpy())
+        self.weights.append(weights.cpu().numpy())
+        self.depth.append(depth.cpu().numpy())
+        self.spread.append(spread.cpu().numpy())
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
         self.rays.append(np.stack(
             [rays, mirrored_rays(rays)][:len(logits)]).transpose(0, 3, 1, 2))

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import __version__
 from depthclip_ros.executables import waiting
@@ -52,7 +52,7 @@ OPTIONAL = {
 }
 
 
-# Only precision: int8 and engine: onnxruntime need them.
+# Only precision: int8 needs them.
 INT8 = ('onnxruntime', 'onnx')
 
 
@@ -258,11 +258,9 @@ def check_torch() -> list[Check]:
     """PyTorch, torchvision, and the GPU or why there is none."""
     probe = run_probe(
         'import json, torch, torchvision, warnings\n'
-        'from depthclip_ros.core.device import bfloat16_speed, cpu_has_bfloat16\n'
         'found = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
         '         "cuda": torch.version.cuda or "", "hip": torch.version.hip or "",\n'
         '         "devices": "", "why": "",\n'
-        '         "bfloat16": str(bfloat16_speed() if cpu_has_bfloat16() else 0),\n'
         '         "threads": str(torch.get_num_threads())}\n'
         'try:\n'
         '    torch.cuda.init()\n'
@@ -283,10 +281,7 @@ def check_torch() -> list[Check]:
     if values['devices']:
         checks.append(Check('gpu', OK, f'{values["devices"]} (CUDA {values["cuda"]})'))
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():
-        hint = ''
-        if (speed := float(values['bfloat16'])) > 1:
-            hint = f'; its products are {speed:.1f} times as fast with precision: bfloat16'
-        checks.append(Check('gpu', OK, f'none on this machine: the network runs on the CPU{hint}'))
+        checks.append(Check('gpu', OK, 'none on this machine: the network runs on the CPU'))
     elif not values['cuda'] and not values['hip']:
         checks.append(Check('gpu', WARN, 'there is one, but this PyTorch is built for CPUs only',
                             f'{PIP} --force-reinstall torch torchvision   (a build for CUDA)'))
@@ -313,6 +308,32 @@ def check_clip() -> list[Check]:
         return [Check('clip', FAIL, reason, f'{PIP} openai-clip')]
     version = _version('openai-clip', 'clip')
     return [Check('clip', OK, f'{version} at {probe.values()["folder"]}')]
+
+
+def check_network() -> list[Check]:
+    """Features of the demo model's network beside CLIP's own modules, and its time."""
+    probe = run_probe('import json\n'
+                      'from depthclip_ros.cli.proof import prove\n'
+                      'print(json.dumps({"found": prove()}))')
+    if probe.code != 0:
+        return [Check('network', FAIL, f'the demo model does not run: {probe.reason}',
+                      f'{PIP} torch torchvision openai-clip')]
+    found: Any = probe.values()['found']
+    checks = []
+    for way in found:
+        seen = (f'{way["precision"]} by {way["engine"]}, {1e3 * way["seconds"]:.0f} ms an image '
+                f'of the demo model, features {way["difference"]:.1g} off those of CLIP\'s own '
+                'modules')
+        if not way['difference'] <= way['rounding']:
+            checks.append(Check(
+                'network', FAIL, f'{seen}, where rounding explains {way["rounding"]:g}',
+                f'Use another precision than {way["precision"]}, and please report it.'))
+        elif way['seconds'] > 1.2 * found[0]['seconds']:
+            checks.append(Check('network', WARN, f'{seen}: slower than {found[0]["precision"]}',
+                                f'precision: {found[0]["precision"]}'))
+        else:
+            checks.append(Check('network', OK, seen))
+    return checks
 
 
 def check_optional() -> list[Check]:
@@ -373,7 +394,7 @@ def check_caches() -> list[Check]:
         checks.append(Check('weights', WARN, f'none in {folder}: they are downloaded at the first '
                             'start', 'depthclip fetch RN50'))
     texts = len(list((folder / 'text').glob('*.features')))
-    quantized = len(list((folder / 'int8').glob('*.int8')))
+    quantized = len(list((folder / 'int8').glob('*.onnx')))
     # Unlike Path.exists, this takes what may not be looked into for absent.
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -406,7 +427,7 @@ def check_tools() -> list[Check]:
 
 CHECKS: tuple[Callable[[], list[Check]], ...] = (
     check_interpreter, check_ros, check_discovery, check_tools, check_torch, check_numpy,
-    check_opencv, check_clip, check_optional, check_caches)
+    check_opencv, check_clip, check_network, check_optional, check_caches)
 
 
 def _version(*distributions: str) -> str:

@@ -354,9 +354,9 @@ def _add_encode_text(commands: _Commands) -> None:
 def _add_quantize(commands: _Commands) -> None:
     parser = commands.add_parser(
         'quantize', help='make the network in 8 bits for precision: int8',
-        description='Quantise the network of a parameter file once and keep the result in the '
-        'cache, as the first start with precision: int8 would do; says how far depth is then from '
-        "float32's. Needs the extra [int8].")
+        description='Quantise the network of a parameter file and keep the result in the cache, '
+        "where precision: int8 looks for it; say how far depth is then from float32's. Needs the "
+        'extra [int8].')
     parser.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
                         help="the camera's own pictures to calibrate on, at least 8, of more than "
                         '64 evenly chosen ones (default: rendered rooms)')

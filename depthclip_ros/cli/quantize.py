@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip quantize`: the network in 8 bits, ahead of the first start with precision: int8."""
+"""`depthclip quantize`: the network in 8 bits, which `precision: int8` runs."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core import int8
 from ..core.errors import EngineError, ImageError
+from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from ..sources.pictures import picture_files, read_picture
 from .model import load_estimator, settings, to_stderr
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
+ROOMS = 24  # rendered, where no pictures are given
+FEWEST, MOST = 8, 64  # pictures of the user's
+_FIRST_ROOM = 60000  # no other part of this package has rooms from here on
 _COMPARED = 8  # pictures on which depth in 8 bits is compared with float32's
 
 
@@ -27,7 +30,7 @@ def quantize(
     """Quantise, keep the result, and print how far depth is from float32's.
 
     Args:
-        paths: pictures and folders to calibrate on; None for rendered rooms.
+        paths: pictures and folders of what it is to be right on; None for rendered rooms.
         config: ROS parameter file; None for the defaults. Its precision does not matter.
         weights: wins over the file's, where given.
         device: wins over the file's, where given.
@@ -40,48 +43,59 @@ def quantize(
             the result is wrong or cannot be kept.
 
     """
-    int8.require()
     depth, node = settings(config, weights, device)
-    depth.replace(precision='int8', engine='auto')  # refuses what cannot be
-    pictures = None if paths is None else _pictures(paths)
-    exact = load_estimator(depth.replace(precision='float32', engine='auto'), node)
-    cache = exact.quantized_cache()
-    kept = cache.read()
-    if kept is not None and int8.OnnxTrunk(kept).calibrated_on == int8.label(pictures):
-        to_stderr(f'Already there, calibrated on {int8.label(pictures)}.')
-        trunk: nn.Module = int8.OnnxTrunk(kept)
-    else:
-        trunk = exact.quantize(pictures)
-    if not cache.path.is_file():
-        raise EngineError(f'{cache.path} could not be written, see above: every start would have '
-                          'to quantise anew.')
-    seen = pictures or list(int8.rooms())
-    seen = seen[::max(1, len(seen) // _COMPARED)][:_COMPARED]
-    before = [exact.predict(picture).depth for picture in seen]
-    exact.use(trunk)
+    pictures = rooms() if paths is None else _pictures(paths)
+    notes = f'{ROOMS} rendered rooms' if paths is None else _label(pictures)
+    exact = load_estimator(depth.replace(precision='float32'), node)
+    to_stderr(f'The network is made in 8 bits, of {notes} ...')
+    try:
+        path = exact.quantize(pictures, notes)
+    except OSError as error:
+        raise EngineError(f'the network in 8 bits cannot be kept: {error}. Set cache_dir or '
+                          '$DEPTHCLIP_CACHE to a folder that can be written.') from error
+    seen = pictures[::max(1, len(pictures) // _COMPARED)][:_COMPARED]
+    rounded = load_estimator(depth.replace(precision='int8'), node)
     difference = 1e3 * np.concatenate([
-        abs(exact.predict(picture).depth - expected).ravel()
-        for picture, expected in zip(seen, before, strict=True)])
+        abs(rounded.predict(picture).depth - exact.predict(picture).depth).ravel()
+        for picture in seen])
     median, most = np.nanpercentile(difference, (50, 90))
-    print(f'path:       {cache.path}')
-    print(f'calibrated: on {int8.calibrated_on(trunk)}')
+    print(f'path:       {path}')
+    print(f'calibrated: on {notes}')
     print(f"depth:      differs from float32's by {median:.1f} mm (median), 90 % by less than "
           f'{most:.1f} mm, on {len(seen)} of the pictures')
     return 0
 
 
+def rooms() -> list[NDArray[np.uint8]]:
+    """`ROOMS` pictures of rendered rooms, (480, 640, 3) RGB."""
+    pictures = []
+    for seed in range(_FIRST_ROOM, _FIRST_ROOM + ROOMS):
+        scene = Scene.generate(KINDS[seed % len(KINDS)], seed)
+        pictures.append(render(
+            scene, SimCamera(), trajectory(scene, seed).pose(float(seed % 23)),
+            RenderOptions(noise=0.01, seed=seed)).rgb)
+    return pictures
+
+
+def _label(pictures: Sequence[NDArray[np.uint8]]) -> str:
+    """Number of pictures, and a hash of all."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).data)
+    return f'{len(pictures)} pictures, SHA-256 {digest.hexdigest()[:16]}'
+
+
 def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """(H, W, 3) RGB each, at most `int8.MOST`, evenly chosen.
+    """(H, W, 3) RGB each, at most `MOST`, evenly chosen.
 
     Raises:
         ImageError: there are too few, or one cannot be read.
 
     """
     files = picture_files(paths, to_stderr)
-    if len(files) < int8.FEWEST:
-        raise ImageError('too few', f'--images: {len(files)} pictures; give at least '
-                         f'{int8.FEWEST} that show what the camera will see, or none for rendered '
-                         'rooms.')
-    if len(files) > int8.MOST:
-        files = [files[i * len(files) // int8.MOST] for i in range(int8.MOST)]
+    if len(files) < FEWEST:
+        raise ImageError('too few', f'--images: {len(files)} pictures; give at least {FEWEST} '
+                         'that show what the camera will see, or none for rendered rooms.')
+    if len(files) > MOST:
+        files = [files[i * len(files) // MOST] for i in range(MOST)]
     return [np.ascontiguousarray(read_picture(file)[..., ::-1]) for file in files]

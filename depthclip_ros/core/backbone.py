@@ -2,7 +2,7 @@
 """Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
 
 C is the dimension of the text features. What is not needed (text encoder, unasked-for attention
-pool) is not in memory. The trunks here are CLIP's own modules, step by step: `engines` makes them
+pool) is not in memory. The trunks here are CLIP's own modules, step by step: `engine` makes them
 fast.
 """
 
@@ -22,14 +22,11 @@ from torch.nn.functional import (
 )
 
 from .clip_package import fitting_weights, import_clip
-from .device import exact_float32
 from .errors import ConfigError
 from .uninitialized import Uninitialized
 from .weights import Architecture, OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
-# Of one image; a CPU's fused trunk takes them one by one anyway, and a GPU is full with these.
-CROPS_AT_ONCE = 32
 
 
 class ImageEncoder(nn.Module):
@@ -40,11 +37,8 @@ class ImageEncoder(nn.Module):
         dtype: number format of the trunk's input.
         stride: pixels a patch is wide and high.
         pool: a ResNet's attention pool, for features that need it.
-        trunk_size: (height, width) of what the trunk sees, if it is not the whole image.
 
     """
-
-    trunk_size: tuple[int, int] | None = None
 
     def __init__(
         self, trunk: nn.Module, stride: int, pool: AttentionPool | None = None,
@@ -61,14 +55,8 @@ class ImageEncoder(nn.Module):
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the trunk's own map (B, C', H / stride, W / stride) in float32."""
-        with exact_float32(images.device):
-            trunk = self.see(images)
-            return self.head(trunk), trunk
-
-    def see(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C', H / stride, W / stride) in float32, what the head takes."""
-        features: Tensor = self.trunk(images.to(self.dtype)).float()
-        return features
+        trunk: Tensor = self.trunk(images.to(self.dtype)).float()
+        return self.head(trunk), trunk
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors, all there is to do for most trunks."""
@@ -214,44 +202,6 @@ class AttentionPoolFeatures(ImageEncoder):
         return super().head(self.pool.dense(features))
 
 
-class CropFeatures(ImageEncoder):
-    """Every cell of the image cut out and encoded alone, by the whole of CLIP's image encoder.
-
-    A yardstick, after the usual pseudo-code of the paper: what the cell's surroundings tell is
-    lost, and there are as many passes as cells. A cell is as large as a patch of the other
-    features, and resized bilinearly to the size for which CLIP was trained.
-    """
-
-    def __init__(
-        self, trunk: nn.Module, cell: int, resolution: int, pool: AttentionPool | None = None,
-    ) -> None:
-        """Take over an encoder.
-
-        Args:
-            trunk: of a ResNet, to be followed by the pool; or a vision transformer's all.
-            cell: pixels that a cell is wide and high.
-            resolution: pixels that the encoder's images are wide and high.
-            pool: of a ResNet.
-
-        """
-        super().__init__(trunk, cell, pool)
-        self.trunk_size = resolution, resolution
-
-    def see(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / cell, W / cell): CLIP's own answers, of any length."""
-        cell, (count, channels, height, width) = self.stride, images.shape
-        h, w = height // cell, width // cell
-        cells = images.reshape(count, channels, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5)
-        answers = torch.cat([
-            self._answer(part) for part in torch.split(cells.flatten(0, 2), CROPS_AT_ONCE)])
-        return answers.view(count, h, w, -1).permute(0, 3, 1, 2)
-
-    def _answer(self, cells: Tensor) -> Tensor:
-        """(N, 3, cell, cell) -> (N, C)."""
-        answers = super().see(interpolate(cells, self.trunk_size, mode='bilinear'))
-        return answers if self.pool is None else self.pool.whole(answers)
-
-
 class PatchTransformer(nn.Module):
     """What a vision transformer says of every patch, in the joint space.
 
@@ -320,9 +270,9 @@ def build_image_encoder(
 
     Args:
         state_dict: the whole model's, of open_clip's too.
-        features: 'reference', 'maskclip', 'attnpool' or 'crops'.
+        features: 'reference', 'maskclip' or 'attnpool'.
         as_is: the trunk keeps the number format of the weights, and their memory where that is
-            possible, for `engines.install` to make of it what runs.
+            possible, for `engine.install` to make of it what runs.
 
     Raises:
         WeightsError: tensors are missing or misshapen.
@@ -350,16 +300,11 @@ def build_image_encoder(
 
 def _dense_encoder(visual: Any, shape: Architecture, features: str) -> ImageEncoder:
     if shape.patch is not None:
-        if features == 'crops':
-            return CropFeatures(visual, shape.patch, shape.resolution)
         return ImageEncoder(DenseVit(visual, mixing=features == 'attnpool'), shape.patch)
     if features != 'reference':
         visual.attnpool.float()
     if features == 'attnpool':
         return AttentionPoolFeatures(visual)
-    if features == 'crops':
-        pool = AttentionPool(visual.attnpool)
-        return CropFeatures(_without_pool(visual), RESNET_STRIDE, shape.resolution, pool)
     if features == 'maskclip':
         return MaskClipFeatures(visual)
     return ReferenceFeatures(visual, shape)

@@ -7,7 +7,7 @@ is made of what the network computes anyway, so that it costs a few matrix produ
     correction = bias + log(mean of its own bins / d) + kernel . exp(-|p - landmarks|^2 / 2)
 
 with d the depth by words (metres), and p what a patch and those above and below it look like, see
-`Look`. The logarithm of the relative standard deviation is linear in the terms of `spread_terms`;
+`look`. The logarithm of the relative standard deviation is linear in the terms of `spread_terms`;
 a factor by depth is what conformal prediction found to be missing in each decile.
 `depthclip_ros.calibrate` fits both.
 """
@@ -34,6 +34,7 @@ from .config import DepthConfig
 from .errors import CalibrationError, ConfigError, quoted
 from .files import user_path
 from .geometry import CameraModel
+from .projection import combine_bins
 from .window import Window
 
 FORMAT = 'depthclip_ros calibration 2'
@@ -61,7 +62,7 @@ ARRAYS = (
     'spread',  # (SPREAD_TERMS,)
     'knots',  # (2, Q): log depth, and the factor there (its logarithm)
     'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1
-    'projection',  # (D, C'): of the trunk's map, for `Look`
+    'projection',  # (D, C'): of the trunk's map, for `look`
     'offset',  # (D,)
     'scales',  # (TOLD,): of what is told beside it
     'landmarks',  # (M, D + 2 (D // 2) + TOLD)
@@ -72,112 +73,6 @@ ARRAYS = (
 TOLD = 4
 # Weight of the patches above and below in what a patch looks like.
 NEIGHBOURS = 0.7
-# Rows of `Views.offsets`: signs of the correction, and in which ones log depth is added.
-_SIGNS = np.array([[1], [-1], [1], [-1]], np.float32)
-_OF_LANGUAGE = np.array([[1], [1], [0], [0]], np.float32)
-
-
-class Look(NamedTuple):
-    """What a patch looks like: a vector for each, whose distances a Gaussian kernel compares.
-
-    It is the patch's vector in the trunk's map in D directions, half of them (the main ones) once
-    more of the patches above and below, and `TOLD`. With `look_scales` the kernel's width is one.
-    """
-
-    projection: Tensor  # (1, C', D)
-    neighbours: Tensor  # (1, 2 h, h), and (1, P, 1) twice, of `look_grid`
-    ones: Tensor
-    share: Tensor
-    offset: Tensor | None = None  # (1, 1, D); None where the landmarks have it
-
-    def __call__(self, trunk: Tensor, language: Tensor, places: Tensor) -> Tensor:
-        """Put it together.
-
-        Args:
-            trunk: (N, C', P), its map.
-            language: (N, 1, P), log d.
-            places: (N, P, 2 or more), the ray's x and y, and what else is to stand there.
-
-        Returns:
-            (N, P, E or more).
-
-        """
-        own = _product(trunk.transpose(1, 2), self.projection)
-        if self.offset is not None:
-            own += self.offset
-        # As products, since their code is in the processor's caches, and that which moves and adds
-        # up is not.
-        count, patches, directions = own.shape
-        near = own[..., directions - directions // 2:].reshape(
-            count, self.neighbours.shape[2], -1)
-        near = _product(self.neighbours, near).view(count, 2, patches, -1)
-        mean = _product(self.ones, _product(language, self.share))
-        return torch.cat([
-            own, near[:, 0], near[:, 1], language.view(count, patches, 1), mean, places], dim=2)
-
-
-def look_grid(h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of a `Look` at `h` x `w` patches.
-
-    Returns:
-        (1, 2 h, h), which picks what is above each row of patches, then what is below. Above the
-        first row, and below the last, is that row itself. (1, P, 1) twice, which make the mean of
-        all patches, at every one.
-
-    """
-    rows = torch.arange(h)
-    picked = torch.cat([rows - 1, rows + 1]).clamp(0, h - 1)
-    ones = torch.ones(1, h * w, 1)
-    return torch.eye(h)[picked][None], ones, ones / (h * w)
-
-
-def look_scales(directions: int, scales: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """(E,) by which a `Look` in so many directions is scaled; `TOLD` by these scales."""
-    return np.concatenate([
-        np.ones(directions), np.full(2 * (directions // 2), NEIGHBOURS), scales,
-    ]).astype(np.float32)
-
-
-class Terms(NamedTuple):
-    """The numbers of a calibration, as tensors on the device of the network (all float32).
-
-    Behind the network every operation on them costs 5 to 20 us, however few patches there are:
-    nothing of its code and numbers is in the processor's caches. Even a part of a tensor costs
-    2. So scales and offsets are in the landmarks, what is the same in every image is in `Views`,
-    what would change nothing is left out, and rows are computed that only a factor of zero awaits
-    where that spares taking tensors apart.
-    """
-
-    bins: Tensor  # (1, 1, K): the calibration's own; (1, 0, K) if they change nothing
-    # (1, 1, 11 + K + Q - 1): of what `correct` observes, and of log depth between pairs of knots.
-    observed: Tensor
-    begins: Tensor  # (Q - 1, 1): log depth where each of these pairs begins
-    ends: Tensor  # (Q - 1, 1): and where it ends
-    signs: Tensor  # (1, 4, 1) of the correction in the rows of `Views.offsets`
-    both: Tensor  # (4, 1): of log depth by words in these rows
-    projection: Tensor  # (1, C', D), of the `Look`
-    neighbours: Tensor  # (1, 2 h, h), likewise
-    ones: Tensor  # (1, P, 1), likewise
-    share: Tensor  # (1, P, 1), likewise
-    # (1, E + 1, 1) and (1, E + 1, M): with them, what a patch looks like, and one, become minus
-    # half of the squared distances to the landmarks.
-    squares: Tensor
-    landmarks: Tensor
-    kernel: Tensor  # (1, 4, M), each with its sign; (1, 4, 0) if all are zero
-
-
-class Views(NamedTuple):
-    """What `correct` needs to know of the cameras of a batch, on the device of the network.
-
-    The correction is taken four times: with the logarithm of the focal ratio, and that negative;
-    and what is positive of it alone, and what is negative, whose sum is how much was corrected.
-    """
-
-    steady: Tensor  # (N, 1, P): always added to the logarithm of the standard deviation
-    places: Tensor  # (N, P, 3): the ray's x and y, and one
-    offsets: Tensor  # (N, 4, P): the correction without the kernel, so taken
-    least: Tensor  # (N, 4, 1): between which corrections end
-    most: Tensor  # (N, 4, 1)
 
 
 class Corrected(NamedTuple):
@@ -186,6 +81,91 @@ class Corrected(NamedTuple):
     depth: Tensor  # (N, h, w) metres
     spread: Tensor  # (N, h, w) metres, standard deviation of the bins
     unsure: Tensor  # (N, h, w) standard deviation of depth, in shares of it
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """The numbers of a calibration as tensors on the device of the network; see `ARRAYS`."""
+
+    bias: Tensor
+    bins: Tensor
+    spread: Tensor
+    knots: Tensor
+    projection: Tensor
+    offset: Tensor
+    scales: Tensor
+    landmarks: Tensor
+    kernel: Tensor
+
+    def __call__(
+        self, weights: Tensor, depth: Tensor, spread: Tensor, trunk: Tensor, rays: Tensor,
+        ratio: Tensor,
+    ) -> Corrected:
+        """Correct the depth of patches.
+
+        Args:
+            weights: (N, K, h, w), eq. 4.
+            depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
+            spread: (N, h, w) metres, standard deviation of the bins, likewise.
+            trunk: (N, C', h, w), the trunk's map.
+            rays: (N, 2, h, w), x and y of the patches' centres at z = 1.
+            ratio: (N, 1, 1), the focal ratio.
+
+        """
+        language = depth.log()
+        correction = self.bias + combine_bins(weights, self.bins).log() - language
+        if len(self.kernel):
+            seen = look(trunk, language, rays, self.projection, self.offset, self.scales)
+            correction = correction + (likeness(seen, self.landmarks) @ self.kernel).view_as(depth)
+        correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+        log_depth = language + ratio.log() + correction
+        relative = spread / depth
+        terms = spread_terms(log_depth, correction, weights, relative, rays)
+        unsure = torch.einsum('t,nthw->nhw', self.spread, terms) + factor(self.knots, log_depth)
+        metres = log_depth.exp()
+        return Corrected(metres, relative * metres, unsure.exp().clamp(*SPREADS))
+
+
+def look(
+    trunk: Tensor, language: Tensor, rays: Tensor, projection: Tensor, offset: Tensor,
+    scales: Tensor,
+) -> Tensor:
+    """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
+
+    It is the patch's vector in the trunk's map in D directions; half of them (the main ones) once
+    more of the patches above and below, for the first row and the last that row itself; and log
+    d, its mean over the image, and the ray's x and y. Scaled so that the kernel's width is one.
+
+    Args:
+        trunk: (N, C', h, w), its map.
+        language: (N, h, w), log d.
+        rays: (N, 2, h, w).
+        projection: (D, C').
+        offset: (D,).
+        scales: (TOLD,), of what is told beside the map.
+
+    Returns:
+        (N h w, E).
+
+    """
+    own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
+    near = NEIGHBOURS * own[..., len(offset) - len(offset) // 2:]
+    above, below = (near[:, rows] for rows in _neighbours(trunk.shape[2]))
+    mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
+    told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
+    return torch.cat([own, above, below, told], dim=-1).flatten(0, 2)
+
+
+def _neighbours(h: int) -> tuple[Tensor, Tensor]:
+    """(h,) numbers of the rows above each row, and below."""
+    rows = torch.arange(h)
+    return (rows - 1).clamp(min=0), (rows + 1).clamp(max=h - 1)
+
+
+def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
+    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel of width one."""
+    halves = (0.5 * values.square().sum(dim=1) for values in (seen, landmarks))
+    return (seen @ landmarks.T - next(halves)[:, None] - next(halves)).clamp(max=0.0).exp()
 
 
 @dataclass(frozen=True)
@@ -356,101 +336,50 @@ class Calibration:
                 f'{"; ".join(differences)}. Set these back, calibrate again, or give '
                 "calibration: ''.")
 
-    def terms(self, device: torch.device) -> Terms:
-        """Its numbers on a device, without what would change nothing."""
-        a, config = self.arrays, self.about.config
-        places, slopes = a['knots'][0], _slopes(a['knots'])
-        bins = a['bins'][None, None]
-        if config['read_out'] == 'mean' and np.array_equal(
-                a['bins'], np.float32(config['bins'])):
-            bins = bins[:, :0]  # the mean of the bins is d
-        kernel = _SIGNS * a['kernel']
-        spread = a['spread']
-        observed = np.concatenate([
-            spread[1:2], np.zeros(1), np.repeat(spread[6], 2), spread[2:4],
-            np.repeat(spread[4], a['bins'].size), np.repeat(spread[5], 2), np.zeros(2), slopes,
-            np.ones(1)])
-        # Landmarks less the offset, which so needs not be added to every patch.
-        own = a['offset']
-        near = own[own.size - own.size // 2:]
-        scales = look_scales(own.size, a['scales'])
-        landmarks = a['landmarks'] - scales * np.concatenate([own, near, near, np.zeros(TOLD)])
-        halves = -0.5 * np.square(landmarks).sum(axis=1, keepdims=True)
-        values = [
-            bins, observed[None, None], places[:-1, None], places[1:, None],
-            _SIGNS[None], _OF_LANGUAGE * _SIGNS, a['projection'].T[None],
-            *look_grid(*a['rays'].shape[:2]),
-            np.append(-0.5 * np.square(scales), 0.0)[None, :, None],
-            np.concatenate([landmarks * scales, halves], axis=1).T[None],
-            kernel[None] if kernel.any() else kernel[None, :, :0]]
-        return Terms(*(_tensor(np.asarray(of_one), device) for of_one in values))
+    def on(self, device: torch.device) -> Correction:
+        """Its numbers on a device, without a kernel that adds nothing."""
+        arrays = dict(self.arrays)
+        if not arrays['kernel'].any():
+            arrays.update(kernel=arrays['kernel'][:0], landmarks=arrays['landmarks'][:0])
+        return Correction(**{name: torch.tensor(arrays[name], device=device)
+                             for name in arrays if name != 'rays'})
 
-    def views(
-        self, cameras: Sequence[CameraModel | None], windows: Sequence[Window],
-        focal_ratios: Sequence[float], device: torch.device, *, flip: bool = False,
-    ) -> Views:
-        """What `correct` needs to know of the cameras of a batch, from a store of the last ones.
+    def rays(
+        self, cameras: Sequence[CameraModel | None], windows: Sequence[Window], *,
+        flip: bool = False,
+    ) -> NDArray[np.float32]:
+        """Rays of the patches' centres, from a store of the last ones.
 
         Args:
             cameras: None where it is unknown: it counts as the one that was calibrated. Rays
                 beyond those that were calibrated count as the outermost of these.
             windows: what the network sees of each image.
-            focal_ratios: by which depth is multiplied.
-            device: of the network.
             flip: whether the mirrored images follow, which are those of mirrored cameras.
 
+        Returns:
+            (N, 2, h, w), x and y at z = 1.
+
         """
-        if not self.about.camera_known:
-            cameras = [None] * len(cameras)
-        return _views(
-            self, tuple(cameras), tuple(windows), tuple(focal_ratios), device, flip)
+        known = self.about.camera_known
+        rays = np.stack([_rays(self, camera if known else None, window)
+                         for camera, window in zip(cameras, windows, strict=True)])
+        if flip:
+            rays = np.concatenate([rays, mirrored_rays(rays)])
+        return np.moveaxis(rays, -1, 1)
 
 
-@lru_cache(maxsize=64)
-def _views(
-    calibration: Calibration, cameras: tuple[CameraModel | None, ...],
-    windows: tuple[Window, ...], focal_ratios: tuple[float, ...], device: torch.device, flip: bool,
-) -> Views:
-    """See `Calibration.views`."""
-    views = [
-        _view(calibration, *of_one, mirrored) for mirrored in (False, True)[:1 + flip]
-        for of_one in zip(cameras, windows, focal_ratios, strict=True)]
-    return Views(*(_tensor(np.stack(values), device) for values in zip(*views, strict=True)))
-
-
-@lru_cache(maxsize=64)  # cameras come in other batches, and rays through a lens take milliseconds
-def _view(
-    calibration: Calibration, camera: CameraModel | None, window: Window, focal_ratio: float,
-    mirrored: bool,
-) -> tuple[NDArray[np.floating[Any]], ...]:
-    """`Views` of one image."""
-    a = calibration.arrays
-    rays = a['rays']
-    if camera is not None:
-        own, (h, w) = rays, rays.shape[:2]
-        rays = camera.patch_rays(h, w, window)[..., :2]
-        rays = np.where(np.isfinite(rays), rays, own)
-        rays = rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1)))
-    if mirrored:
-        rays = mirrored_rays(rays)
-    x, y = rays.reshape(-1, 2).T
-    places, values = a['knots']
-    steady = (a['spread'][0] + a['spread'][7] * y + a['spread'][8] * (x * x + y * y)
-              + values[0] - places[:-1] @ _slopes(a['knots']))
-    middle = _OF_LANGUAGE * _SIGNS * math.log(focal_ratio)
-    return (steady[None], np.stack([x, y, np.ones_like(x)], axis=1),
-            np.repeat(middle + _SIGNS * a['bias'], x.size, axis=1),
-            middle - _OF_LANGUAGE * LARGEST_CORRECTION, middle + LARGEST_CORRECTION)
-
-
-def _tensor(values: NDArray[np.floating[Any]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
-
-
-def _slopes(knots: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(Q - 1,) between (2, Q) knots."""
-    slopes: NDArray[np.float32] = np.diff(knots[1]) / np.diff(knots[0])
-    return slopes
+@lru_cache(maxsize=64)  # rays through a lens take milliseconds
+def _rays(
+    calibration: Calibration, camera: CameraModel | None, window: Window,
+) -> NDArray[np.float32]:
+    """(h, w, 2) of one image."""
+    own = calibration.arrays['rays']
+    if camera is None:
+        return own
+    h, w = own.shape[:2]
+    rays = camera.patch_rays(h, w, window)[..., :2]
+    rays = np.where(np.isfinite(rays), rays, own)
+    return rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1))).astype(np.float32)
 
 
 def image_digest(rgb: NDArray[np.uint8]) -> str:
@@ -459,8 +388,8 @@ def image_digest(rgb: NDArray[np.uint8]) -> str:
 
 
 def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
-    return rays[:, ::-1] * np.array([-1, 1], np.float32)
+    """(..., h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
+    return rays[..., ::-1, :] * np.array([-1, 1], np.float32)
 
 
 def spread_terms(
@@ -479,57 +408,6 @@ def spread_terms(
     return torch.stack([
         torch.ones_like(log_depth), log_depth, log_depth.square(), spread, entropy, edges[:, 0],
         correction.abs(), y, x.square() + y.square()], dim=1)
-
-
-def correct(
-    terms: Terms, weights: Tensor, depth: Tensor, spread: Tensor,
-    trunk: Tensor, views: Views,
-) -> Corrected:
-    """Correct the depth of patches; nothing here waits for a GPU, or asks it anything.
-
-    Args:
-        terms: of the calibration.
-        weights: (N, K, h, w), eq. 4.
-        depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
-        spread: (N, h, w) metres, standard deviation of the bins, likewise.
-        trunk: (N, C', h, w), the trunk's last map; N may be a product of dimensions.
-        views: of the N images, from `Calibration.views`.
-
-    """
-    count, h, w = depth.shape
-    plain, weights = depth.view(count, 1, -1), weights.view(count, -1, h * w)
-    language = plain.log()
-    correction = views.offsets
-    if terms.bins.shape[1]:
-        other = torch.matmul(terms.bins, weights).div_(plain).log_()
-        correction = _product(terms.signs, other, correction)
-    if terms.kernel.shape[2]:
-        seen = Look(terms.projection, terms.neighbours, terms.ones, terms.share)(
-            trunk.reshape(count, -1, h * w), language, views.places)
-        likeness = _product(seen, terms.landmarks, _product(seen * seen, terms.squares)).exp_()
-        correction = _product(terms.kernel, likeness.transpose(1, 2), correction)
-    # Log depth, minus that, and what was corrected, if it is positive or negative.
-    rows = torch.addcmul(correction.clamp(views.least, views.most), language, terms.both)
-    log_depth = rows[:, :1]
-    # As `spread_terms`, but for what is the same in every image; sums are left to the product.
-    edges = torch.max_pool2d(rows.view(count, -1, h, w), 3, 1, 1)
-    relative = spread.view_as(plain) / plain
-    observed = torch.cat([
-        rows, log_depth * log_depth, relative, torch.special.entr(weights),
-        edges.view_as(rows), torch.clamp(log_depth, terms.begins, terms.ends), views.steady],
-        dim=1)
-    unsure = _product(terms.observed, observed).exp_().clamp_(*SPREADS)
-    metres = log_depth.exp_()
-    return Corrected(metres.view_as(depth), relative.mul_(metres).view_as(depth),
-                     unsure.view_as(depth))
-
-
-def _product(one: Tensor, other: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Product of two batches of matrices, of which one may be a single one, and an offset."""
-    if len(one) != len(other):
-        count = max(len(one), len(other))
-        one, other = (factor.expand(count, -1, -1) for factor in (one, other))
-    return torch.bmm(one, other) if offset is None else torch.baddbmm(offset, one, other)
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:

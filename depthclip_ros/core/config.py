@@ -137,10 +137,9 @@ class DepthConfig(Settings):
         'RN50', 'CLIP architecture by its OpenAI name; auto: whatever the weights hold; or '
                 'open_clip:ARCHITECTURE/TAG (docs/backbones.md)')
     features: str = define(
-        'reference', "Dense image features: the official code's, MaskCLIP's, the attention pool's "
-                     'own, or every cell cut out and encoded alone, which is very slow '
-                     '(docs/readouts.md)',
-        choices=('reference', 'maskclip', 'attnpool', 'crops'))
+        'reference', "Dense image features: the official code's, MaskCLIP's, or the attention "
+                     "pool's own (docs/readouts.md)",
+        choices=('reference', 'maskclip', 'attnpool'))
     input_height: int = define(
         480, "Height of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
@@ -208,14 +207,9 @@ class DepthConfig(Settings):
         choices=('imagenet', 'clip'))
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
-                'float32 on a CPU that is slower in it; int8: a ResNet on a CPU, quantised once '
-                '(docs/int8.md)',
+                'float32 on a CPU without instructions for it; int8: a ResNet on a CPU, made once '
+                'by `depthclip quantize` (docs/int8.md)',
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
-    engine: str = define(
-        'auto', 'How the backbone runs, with the same result; auto: torch (folded, fused), '
-                "onednn for bfloat16 on a CPU with AMX, or onnxruntime for int8; eager: CLIP's "
-                'own modules',
-        choices=('auto', 'eager', 'torch', 'onednn', 'compile', 'onnxruntime'))
 
     def _check(self) -> None:
         tokens, bins = list(self.tokens), list(self.bins)
@@ -238,20 +232,8 @@ class DepthConfig(Settings):
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
                 'wrong depth is, and nothing would be left out; set calibration to the file that '
                 '`depthclip calibrate` wrote, or max_stddev: 0.')
-        self._check_precision()
         self._check_scenes()
         self._check_depth_range()
-
-    def _check_precision(self) -> None:
-        if self.precision == 'int8' and self.engine not in ('auto', 'onnxruntime'):
-            raise ConfigError(f'engine: {self.engine} has no arithmetic in 8 bits; with '
-                              'precision: int8 leave engine: auto.')
-        if self.precision == 'int8' and self.features == 'crops':
-            raise ConfigError('precision: int8 is for features of the whole image, and features: '
-                              'crops a yardstick; use float32 for it.')
-        if self.engine == 'onnxruntime' and self.precision in ('float16', 'bfloat16'):
-            raise ConfigError('engine: onnxruntime computes in float32 or int8, not in '
-                              f'{self.precision}; set precision, or engine: auto.')
 
     def _check_scenes(self) -> None:
         scenes, numbers = list(self.scenes), list(self.scene_bins)
@@ -264,9 +246,6 @@ class DepthConfig(Settings):
         repeated = sorted({scene for scene in scenes if scenes.count(scene) > 1})
         if repeated:
             raise ConfigError(f'scenes: {quoted(repeated)} stand twice; every scene once.')
-        if self.features == 'crops':
-            raise ConfigError("scenes: are told from a map of the whole image, which features: "
-                              "crops has not; use other features, or scenes: [''].")
         count = len(self.tokens)
         if numbers == [0.0]:
             return

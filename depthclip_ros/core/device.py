@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import platform
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,8 +16,6 @@ import torch
 from .errors import ConfigError, DeviceError
 
 _LOGGER = logging.getLogger(__name__)
-# TF32 is switched on and off for the whole process.
-_SWITCH = threading.RLock()
 # What torch itself chose, while it is overridden.
 _own_threads: int | None = None
 
@@ -93,30 +88,15 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
 
 
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """On a GPU no TF32 meanwhile, which rounds the factors of float32 products to 10 bits.
-
-    What the process has set for its own work comes back afterwards.
-    """
-    if device.type != 'cuda':
-        yield
-        return
+def use_exact_float32() -> None:
+    """Let this process's GPUs multiply float32 without TF32, which rounds factors to 10 bits."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     # Since 2.9 there are two interfaces; once the user has taken the new one, the old one raises.
-    new = hasattr(cudnn, 'conv') and hasattr(matmul, 'fp32_precision')
-    name, exact = ('fp32_precision', 'ieee') if new else ('allow_tf32', False)
-    switches = [(getattr(cudnn, 'conv', cudnn) if new else cudnn, name, exact),
-                (matmul, name, exact), (cudnn, 'benchmark', True)]
-    with _SWITCH:
-        before = [getattr(where, what) for where, what, _ in switches]
-        try:
-            for where, what, value in switches:
-                setattr(where, what, value)
-            yield
-        finally:
-            for (where, what, _), value in zip(switches, before, strict=True):
-                setattr(where, what, value)
+    if hasattr(cudnn, 'conv') and hasattr(matmul, 'fp32_precision'):
+        cudnn.conv.fp32_precision = matmul.fp32_precision = 'ieee'
+    else:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.benchmark = True
 
 
 def use_threads(count: int) -> None:
@@ -165,13 +145,14 @@ def resolve_precision(
 ) -> Precision:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
-    Where a CPU is no faster in bfloat16, that is float32, too: what was asked for is speed, at
-    the price of exactness, and it would cost both.
+    A CPU without instructions for bfloat16 runs float32 in its place: what was asked for is speed
+    at the price of exactness, and it would cost both, 8 to 21 times the time. That depends on the
+    processor alone, so that the numbers of a machine stay the same.
 
     Args:
         name: auto, float32, float16, bfloat16 or int8.
         device: where it will run.
-        log: warned of a format that would be slow there, and is not taken.
+        log: warned of a format that is not taken.
 
     Raises:
         ConfigError: float16 on a CPU, which has no arithmetic for it, or int8 on a GPU.
@@ -184,54 +165,17 @@ def resolve_precision(
     if name == 'int8' and device.type != 'cpu':
         raise ConfigError(f'precision: int8 is for a CPU, and the device is {device}; use float16 '
                           'there, or device: cpu.')
-    if name == 'bfloat16' and device.type == 'cpu':
-        return _bfloat16_or_better(log)
+    if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
+        why = 'this processor has no arithmetic for it (such as AVX-512 BF16 or AMX)'
+        log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster '
+            'here, and more exact.')
+        return Precision(torch.float32, f'instead of bfloat16: {why}')
     dtype: torch.dtype = getattr(torch, name)
     return Precision(dtype)
 
 
-def _bfloat16_or_better(log: Callable[[str], None]) -> Precision:
-    if not cpu_has_bfloat16():
-        why = 'this processor has no fast arithmetic for it (such as AVX-512 BF16 or AMX)'
-    elif bfloat16_speed() < 1:
-        why = (f"this processor's products in it take {1 / bfloat16_speed():.1f} times as long as "
-               'in float32, although it has the instructions')
-    else:
-        why = f"its products are {bfloat16_speed():.1f} times as fast as float32's here"
-        log(f'precision: bfloat16: {why}.')
-        return Precision(torch.bfloat16, why)
-    log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster here, '
-        'and more exact.')
-    return Precision(torch.float32, f'instead of bfloat16: {why}')
-
-
-@functools.cache
-def bfloat16_speed() -> float:
-    """How many times faster than in float32 this processor multiplies in bfloat16.
-
-    Having the instructions tells little: Sapphire Rapids' AVX-512 BF16 multiplies at half the
-    rate of its float32, AMX at six times that. A convolution of the size of RN50's is timed in
-    both, in turns and on one thread by that thread's own clock, so that other processes hardly
-    count; all together takes 20 ms. Below 1 a network in bfloat16 is slower by far more, since
-    Winograd's algorithm helps float32 alone.
-    """
-    images = torch.ones(1, 256, 32, 32).contiguous(memory_format=torch.channels_last)
-    formats = (torch.float32, torch.bfloat16)
-    seconds: dict[torch.dtype, list[float]] = {dtype: [] for dtype in formats}
-    with one_thread(), torch.inference_mode():
-        factors = {dtype: (images.to(dtype), torch.ones(256, 256, 1, 1, dtype=dtype))
-                   for dtype in formats}
-        for _ in range(6):  # the first one of each prepares, and is never the fastest
-            for dtype in formats:
-                start = time.thread_time()
-                torch.conv2d(*factors[dtype])
-                seconds[dtype].append(time.thread_time() - start)
-    exact, rough = (min(times) for times in seconds.values())
-    return exact / rough
-
-
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; `bfloat16_speed` tells their worth.
+    """Whether this processor has instructions for bfloat16; `depthclip doctor` tells their worth.
 
     torch's own checks know x86-64 only, and not in every version. Elsewhere a convolution is
     tried: oneDNN refuses those for which it has no instructions.

@@ -7,8 +7,7 @@ import functools
 import logging
 import math
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,25 +16,24 @@ from typing import NamedTuple, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
-from . import engines, int8
+from . import engine, files, int8
 from .anchor import Adjustment
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder
-from .calibration import Calibration, Terms, Views, correct
+from .calibration import Calibration, Corrected, Correction
 from .config import DepthConfig
 from .device import (
     current,
-    exact_float32,
     release_freed_memory,
     resolve_device,
     resolve_precision,
+    use_exact_float32,
     use_threads,
 )
-from .errors import ConfigError, EngineError, ImageError, WeightsError
+from .errors import ConfigError, ImageError, WeightsError
 from .geometry import CameraModel, focal_ratio
-from .memory import as_tensor
 from .projection import (
     best_bins,
     bin_spread,
@@ -47,7 +45,6 @@ from .projection import (
     upsample,
 )
 from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
-from .replay import Replayer
 from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
 from .weights import (
@@ -193,29 +190,12 @@ class ReadOut(NamedTuple):
 
     patch_depth: Tensor  # (B, h, w) metres
     weights: Tensor  # (B, K, h, w)
-    logits: Tensor  # (B, K, h, w)
     spread: Tensor  # (B, h, w) metres
-    stddev: Tensor | None = None  # (B, h, w) metres; None without a calibration
-
-    def tensors(self) -> list[Tensor]:
-        """Those that are there."""
-        return [values for values in self if values is not None]
+    unsure: Tensor | None = None  # (B, h, w) standard deviation in shares of depth, if known
 
 
-class Words(NamedTuple):
-    """What the words say of one pass over a batch, on the device."""
-
-    weights: Tensor  # (N, K, h, w)
-    depth: Tensor  # (N, h, w) metres
-    spread: Tensor  # (N, h, w) metres, standard deviation of the bins
-
-
-class Correction(NamedTuple):
-    """What a calibration corrects depth with, on the device."""
-
-    terms: Terms
-    views: Views  # of passes B images
-    maps: Maps
+# (N, K, h, w) weights, (N, h, w) depth and its spread -> corrected, of all passes.
+Correct = Callable[[Tensor, Tensor, Tensor], Corrected]
 
 
 class SceneSettings(NamedTuple):
@@ -224,8 +204,6 @@ class SceneSettings(NamedTuple):
     pool: AttentionPool
     text: Tensor  # (S, C) unit vectors
     bins: Tensor  # (S, K) metres
-    temperature: Tensor  # ()
-    entropy: Tensor  # ()
 
 
 class Settings(NamedTuple):
@@ -235,9 +213,8 @@ class Settings(NamedTuple):
     text_features: NDArray[np.float32]  # (K, C) unit vectors
     text: Tensor  # the same on the device
     bins: Tensor  # (K,) metres
-    temperature: Tensor  # ()
     calibration: Calibration | None
-    terms: Terms | None  # the calibration's, on the device
+    correction: Correction | None  # its numbers, on the device
     scenes: SceneSettings | None = None
 
 
@@ -249,20 +226,19 @@ class DepthEstimator:
             whose depth is meaningless.
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
-        precision_because: why bfloat16 runs or does not, where it was asked for; else ''.
-        engine: what the backbone runs on, e.g. 'torch'.
-        quantized_on: what the calibration of `precision: int8` was made with; '' while another
-            precision runs.
+        precision_because: why another one runs than was asked for; else ''.
+        engine: what the backbone runs on, e.g. 'oneDNN' (see `engine`).
+        quantized_on: pictures of which the network in 8 bits was made; '' in another precision.
         grid: (h, w), number of patches.
         text_cache_hit: whether the text features came from the cache.
 
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self, config: DepthConfig,
         weights: str | Path | Mapping[str, Tensor] | Loaded | None = None, device: str = 'auto', *,
         cache_dir: str | Path | None = None, offline: bool = False, num_threads: int = 0,
-        quantize: bool = True, ahead: Ahead | None = None, log: Log = _LOGGER.info,
+        ahead: Ahead | None = None, log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
@@ -275,8 +251,6 @@ class DepthEstimator:
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
             num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
-            quantize: with `precision: int8`, where the cache has no network in 8 bits: make it
-                now; else float32 runs, and `is_provisional` is true, until `quantize` and `use`.
             ahead: what `weights.read_ahead` has begun for these weights.
             log: told what happens, in sentences; those that begin with 'WARNING' matter.
 
@@ -285,15 +259,16 @@ class DepthEstimator:
             WeightsError: weights are missing, corrupt, of another architecture, or give features
                 that are not finite.
             DeviceError: the device does not exist.
-            EngineError: the engine does not run here, or computes something else.
+            EngineError: the network does not run here, or there is none in 8 bits for
+                `precision: int8` (`quantize` makes it).
             CalibrationError: the calibration is unusable, or belongs to something else.
 
         """
         use_threads(num_threads)
         self.device = resolve_device(device)
+        if self.device.type == 'cuda':
+            use_exact_float32()
         dtype, self.precision_because = resolve_precision(config.precision, self.device, log)
-        if config.precision == 'int8' or config.engine == 'onnxruntime':
-            int8.require()
         self._log = log
         folder = cache_folder(cache_dir)
         self._load = functools.partial(
@@ -304,13 +279,10 @@ class DepthEstimator:
         self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
-        if config.features == 'crops':
-            log(f'WARNING: features: crops encodes each of the {math.prod(self.grid)} cells of an '
-                'image alone: it is a yardstick, and too slow for a camera.')
         shape = architecture(state_dict)
         # C of the features, and C' of the trunk's map.
-        whole = shape.patch is not None or config.features == 'crops'
-        self._channels = shape.embed_dim, shape.embed_dim if whole else 32 * shape.width
+        self._channels = shape.embed_dim, (
+            shape.embed_dim if shape.patch is not None else 32 * shape.width)
         self._text_cache = functools.partial(
             TextFeatureCache(folder / 'text', log, config.backbone).get,
             weights_digest=self.weights.digest, width=shape.embed_dim)
@@ -326,10 +298,19 @@ class DepthEstimator:
                               'measured; use float32 or bfloat16.')
         self.quantized_on = ''
         with current(self.device):
-            if dtype != torch.int8 or not self._install_quantized(config, state_dict):
-                dtype = torch.float32 if dtype == torch.int8 else dtype
-                self.engine = self._install(config, state_dict, config.engine, dtype)
-                self.precision = str(dtype).removeprefix('torch.')
+            if dtype == torch.int8:
+                path = self._quantized_path(config)
+                trunk = int8.load(path)
+                self._encoder.trunk, self.quantized_on = trunk, trunk.calibrated_on
+                self.engine = 'ONNX Runtime'
+                engine.check_finite(
+                    engine.try_known_image(self._encoder, self._size), dtype, str(path))
+                log(f'precision: int8, made of {trunk.calibrated_on}, from {path}.')
+            else:
+                self.engine = engine.install(
+                    self._encoder, dtype, self.device, self._size, log, self.weights.source,
+                    1 + config.flip_average)
+            self.precision = str(dtype).removeprefix('torch.')
             mean, deviation = (np.array(values) for values in (
                 state_dict.normalization if isinstance(state_dict, OpenClipWeights)
                 else NORMALIZATIONS[config.normalization]))
@@ -338,19 +319,11 @@ class DepthEstimator:
             self._scale, self._shift = (
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
-            self._replayer = Replayer(self.device) if self.device.type == 'cuda' else None
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
         self._calibrations: dict[str, Calibration] = {}
         self._settings = self._prepare(config, text_features)
         del state_dict
         release_freed_memory()
-        if quantize and self.is_provisional:
-            self.use(self.quantize())
-
-    @property
-    def is_provisional(self) -> bool:
-        """Whether float32 runs only because nothing in 8 bits is there yet."""
-        return self.config.precision == 'int8' and self.precision != 'int8'
 
     @property
     def config(self) -> DepthConfig:
@@ -469,8 +442,8 @@ class DepthEstimator:
         if calibration is None:
             calibration = Calibration.load(path)
         calibration.check(config, self.weights.digest, self.grid, self._channels[1])
-        wanted = 'int8' if config.precision == 'int8' else self.precision
-        if path not in self._calibrations and (doubt := calibration.precision_doubt(wanted)):
+        if path not in self._calibrations and (
+                doubt := calibration.precision_doubt(self.precision)):
             self._log(f'WARNING: {doubt}')
         kept = {name: value for name, value in self._calibrations.items() if name != path}
         self._calibrations = dict([*kept.items(), (path, calibration)][-KEPT_CALIBRATIONS:])
@@ -506,165 +479,72 @@ class DepthEstimator:
             raise ConfigError(f'text_features: of shape {text_features.shape} instead of '
                               f'{expected}, one row per token.')
         self._settings = self._prepare(config, text_features)
-        if not config.has_scenes and self._replayer is None:  # a recording on a GPU still has it
+        if not config.has_scenes:
             self._pool = None
 
     def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
-        def on_device(*values: object) -> Iterator[Tensor]:
-            return (torch.tensor(value, dtype=torch.float32).to(self.device) for value in values)
+        def on_device(values: object) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
 
         calibration = self.read_calibration(config)
         encoded = self._encode_scenes(config, self._load_again)
-        with current(self.device):
-            scenes = None if encoded is None else SceneSettings(encoded[0], *on_device(
-                encoded[1], config.bins_of_scenes(), config.scene_temperature,
-                config.scene_entropy))
-            text, bins, temperature = on_device(text_features, config.bins, config.temperature)
-            terms = None if calibration is None else calibration.terms(self.device)
-            settings = Settings(
-                config, text_features, text, bins, temperature, calibration, terms, scenes)
-            if self.device.type == 'cuda':  # they are used on another stream
-                torch.cuda.current_stream().synchronize()
-        return settings
+        return Settings(
+            config, text_features, on_device(text_features), on_device(config.bins), calibration,
+            None if calibration is None else calibration.on(self.device),
+            None if encoded is None else SceneSettings(
+                encoded[0], on_device(encoded[1]), on_device(config.bins_of_scenes())))
 
-    def quantized_cache(self, config: DepthConfig | None = None) -> int8.QuantizedCache:
-        """Where the network in 8 bits is kept.
-
-        Raises:
-            EngineError: ONNX Runtime is missing.
-
-        """
-        int8.require()
-        return int8.QuantizedCache(
-            self._folder / 'int8', self.weights.digest, self._size,
-            (config or self.config).normalization, self._log)
-
-    def _install(
-        self, config: DepthConfig, state_dict: Mapping[str, Tensor], engine: str,
-        dtype: torch.dtype, quantized: bytes = b'',
-    ) -> str:
-        """Install an engine; where what is kept of the reference differs, that itself decides."""
-        known = engines.KnownFeatures(
-            self._folder / 'reference', self.weights.digest, config.features, self._channels[0],
-            self._log)
-
-        def install() -> str:
-            return engines.install(
-                self._encoder, engine, dtype, self.device, self._size, self._log,
-                self.weights.source, 1 + config.flip_average, quantized, known)
-        try:
-            return install()
-        except EngineError:
-            if not known.given:
-                raise
-        self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
-        return install()
-
-    def _install_quantized(self, config: DepthConfig, state_dict: Mapping[str, Tensor]) -> bool:
-        """Install the network in 8 bits from the cache; give whether it is there, and right."""
-        cache = self.quantized_cache(config)
-        model = cache.read()
-        if model is None:
-            return False
-        try:
-            self.engine = self._install(
-                config, state_dict, 'onnxruntime', torch.int8, model)
-        except EngineError as error:
-            self._log(f'WARNING: {cache.path}: {error} It is made anew.')
-            self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
-            return False
-        self.precision, self.quantized_on = 'int8', int8.calibrated_on(self._encoder.trunk)
-        self._log(f'precision: int8, calibrated on {self.quantized_on}, from {cache.path}.')
-        return True
+    def _quantized_path(self, config: DepthConfig) -> Path:
+        """Where the network in 8 bits is kept."""
+        return int8.path_of(self._folder, self.weights.digest, self._size, config.normalization)
 
     @torch.inference_mode()
-    def quantize(
-        self, pictures: Sequence[NDArray[np.uint8]] | None = None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> nn.Module:
-        """Make the network in 8 bits and keep it in the cache; nothing changes before `use`.
-
-        Any thread may call it, also while another one predicts. The weights are read once more.
+    def quantize(self, pictures: Sequence[NDArray[np.uint8]], notes: str) -> Path:
+        """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
 
         Args:
-            pictures: what to calibrate on, each (H, W, 3) uint8 RGB, as the camera gives them;
-                None for rendered rooms.
-            stop: asked now and then whether to give up.
+            pictures: what it is to be right on, each (H, W, 3) uint8 RGB, as the camera gives
+                them; two dozen are enough.
+            notes: what they are, in words.
 
         Returns:
-            What `use` takes.
+            The file.
 
         Raises:
-            EngineError: its features are wrong, ONNX Runtime is missing, or it was to stop.
+            EngineError: its features are wrong, or ONNX Runtime is missing.
             ImageError: a picture has another shape or type.
             WeightsError: the weights are no longer where they were, or they are others now.
+            OSError: the file cannot be written.
 
         """
-        cache, start = self.quantized_cache(), time.perf_counter()
+        path = self._quantized_path(self.config)
         encoder = build_image_encoder(self._load_again(), self.config.features)
-        count = int8.ROOMS if pictures is None else len(pictures)
-        on = int8.label(pictures)
-
-        def images() -> Iterator[Tensor]:
-            for number, rgb in enumerate(int8.rooms() if pictures is None else pictures):
-                if stop():
-                    raise EngineError('precision: int8: the calibration was stopped.')
-                if number == 1:  # for the first one, libraries prepare themselves
-                    begin = time.perf_counter()
-                elif number == 2:
-                    seconds = int8.work(count) * (time.perf_counter() - begin)
-                    self._log(f'precision: int8: the network is quantised once, on {on}: about '
-                              f'{seconds:.0f} s. It is kept in {cache.path.parent}.')
-                _check_image(rgb)
-                window = fit_window(self.config.input_fit, rgb.shape[:2], self._size)
-                yield self._normalized([self._fit(self._upload([rgb])[0], window)], flip=False)
-
-        top = int8.greatest_weight()
-        steps, ranges = int8.quantize(
-            int8.steps_of(FoldedResNet(encoder.trunk)), images(), top)
-        model = int8.write(steps, ranges, top, on)
-        engines.install(
-            encoder, 'onnxruntime', torch.int8, self.device, self._size, self._log,
-            self.weights.source, 1 + self.config.flip_average, model)
-        cache.write(model)
-        self._log(f'precision: int8: quantised on {on} in {time.perf_counter() - start:.0f} s.')
-        return encoder.trunk
-
-    def use(self, trunk: nn.Module) -> None:
-        """Run what `quantize` made from now on; call it between two predictions."""
-        self._encoder.trunk, self._encoder.dtype = trunk, torch.float32
-        self.engine, self.precision = 'onnxruntime', 'int8'
-        self.quantized_on = int8.calibrated_on(trunk)
+        images = []
+        for rgb in pictures:
+            window = fit_window(self.config.input_fit, _size_of(rgb), self._size)
+            images.append(self._normalized([self._fit(_tensor(rgb), window)], flip=False))
+        with files.atomic(path) as file:
+            file.write(int8.make(FoldedResNet(encoder.trunk), images, notes))
+        return path
 
     def warm_up(self, largest_batch: int = 1) -> None:
         """Run a known image, so that no real batch is the slow one.
 
         Call it on the thread that will predict: libraries prepare themselves for each thread. The
-        best is to load there too, since loading tries the engine at the real size.
-        Where something is prepared for every number of images (a graph on a GPU, a compiler's
-        code), its results are compared with those of one image without it.
+        best is to load there too, since loading runs the network at the real size.
 
         Args:
-            largest_batch: up to which every number of images is tried, where that matters.
-
-        Raises:
-            EngineError: a batch gives other results than one image.
+            largest_batch: up to which every number of images is run, where something is prepared
+                for each: a graph on a GPU, or oneDNN's.
 
         """
-        alike = self._replayer is None and engines.serves_every_size(self.engine)
-        if alike and threading.get_ident() == self._checked_on:
+        prepared = self.engine in ('CUDA graph', 'oneDNN graph')
+        if not prepared and threading.get_ident() == self._checked_on:
             return
-        image = (50 * engines.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
+        image = (50 * engine.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
         known = image.permute(1, 2, 0).numpy()
-        if alike:
-            self.predict(known)
-            return
-        expected = self.logits(self.features([known]))[0, 0].cpu()
-        for count in range(1, largest_batch + 1):
-            for prediction in self.predict([known] * count):
-                engines.check_features(
-                    f'{self.engine} with {count} images at once', self._encoder.dtype,
-                    torch.from_numpy(prediction.logits), expected)
+        for count in range(1, (largest_batch if prepared else 1) + 1):
+            self.predict([known] * count)
 
     @overload
     def predict(
@@ -710,7 +590,7 @@ class DepthEstimator:
 
         """
         if isinstance(rgb, np.ndarray):
-            return self._predict_batch([rgb], size, [intrinsics], [anchors], [scenes])[0]  # type: ignore[list-item]
+            return self._predict([rgb], size, [intrinsics], [anchors], [scenes])[0]  # type: ignore[list-item]
         images = list(rgb)
         if intrinsics is None or isinstance(intrinsics, CameraModel):
             intrinsics = [intrinsics] * len(images)
@@ -718,151 +598,90 @@ class DepthEstimator:
             anchors = [anchors] * len(images)
         if scenes is None or isinstance(scenes, Scene):
             scenes = [scenes] * len(images)
-        return self._predict_batch(images, size, intrinsics, anchors, scenes) if images else []
+        return self._predict(images, size, intrinsics, anchors, scenes) if images else []
 
     @torch.inference_mode()
-    def _predict_batch(
-        self, images: list[NDArray[np.uint8]], size: tuple[int, int] | None,
+    def _predict(
+        self, images: Sequence[NDArray[np.uint8]], size: Size | None,
         cameras: Sequence[CameraModel | None], anchors: Sequence[Anchor | None],
         before: Sequence[Scene | None],
     ) -> list[DepthPrediction]:
-        for image in images:
-            _check_image(image)
-        settings = self._settings
-        config = settings.config
-        sizes = [image.shape[:2] for image in images]
+        settings, n = self._settings, len(images)  # one read: settings change as a whole
+        config, calibration = settings.config, settings.calibration
+        sizes = [_size_of(image) for image in images]
         windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
-        ratios = [focal_ratio(config.reference_focal, *of_one, self._size)
-                  for of_one in zip(cameras, windows, sizes, strict=True)]
-        views = None
-        if settings.calibration is not None:
-            ratios = [settings.calibration.about.focal_ratio if camera is None else ratio
-                      for camera, ratio in zip(cameras, ratios, strict=True)]
-            views = settings.calibration.views(
-                cameras, windows, ratios, self.device, flip=config.flip_average)
-        adjustments: list[Adjustment] = []
-
-        def estimate(pixels: Sequence[Tensor]) -> list[Tensor]:
-            read_out, scenes = self._read(
-                settings, list(map(self._fit, pixels, windows)), views, before)
-            if settings.terms is None:  # else it was counted with the correction
-                read_out = _times(read_out, ratios)
-            stddevs = [None] * len(sizes) if read_out.stddev is None else read_out.stddev
-            adjustments[:] = [
-                NOT_ADJUSTED if anchor is None else
-                anchor(patches.cpu().numpy(), None if stddev is None else stddev.cpu().numpy(),
-                       window, config.upsampling)
-                for anchor, patches, stddev, window in zip(
-                    anchors, read_out.patch_depth, stddevs, windows, strict=True)]
-            read_out = _times(read_out, [adjustment.scale for adjustment in adjustments],
-                              [adjustment.inflation for adjustment in adjustments])
-            read_out = _valid(read_out, config, windows, sizes)
-            read_out = read_out._replace(
-                patch_depth=smooth(read_out.patch_depth, config.smoothing))
-            return [*read_out.tensors(), *scenes, *(
-                _fill(patches, image, size or image, config.upsampling, window)
-                for patches, image, window in zip(
-                    read_out.patch_depth, sizes, windows, strict=True))]
-
-        if self._replayer is None:
-            outputs = [output.numpy() for output in estimate(self._upload(images))]
-        else:
-            outputs = self._replayer.call(estimate, images)
-        patches, depth = outputs[:-len(images)], outputs[-len(images):]
-        scenes: list[Scene | None] = [None] * len(images)
-        if settings.scenes is not None:
-            *patches, probabilities, plain = patches
-            scenes = [Scene.of(config.scenes, *of_one) for of_one in zip(
-                probabilities, map(float, plain), before, strict=True)]
-        patch_depth, weights, logits, spread, *stddev = patches
-        return [DepthPrediction(
-            depth[i], patch_depth[i], weights[i], logits[i], spread[i], windows[i], sizes[i],
-            config.upsampling, ratios[i], adjustments[i], stddev[0][i] if stddev else None,
-            scenes[i]) for i in range(len(images))]
-
-    def _read(
-        self, settings: Settings, images: Sequence[Tensor], views: Views | None,
-        before: Sequence[Scene | None],
-    ) -> tuple[ReadOut, Sequence[Tensor]]:
-        """Run the network on images of its size: all that does not depend on the images' own.
-
-        Returns:
-            What it read, and with scenes their probabilities (B, S) and the plain bins' part (B,).
-
-        """
-        config, scenes = settings.config, settings.scenes
-        flip, mode = config.flip_average, config.read_out
-        calibrated = () if settings.terms is None or views is None else (
-            *views, *settings.terms)
-        sorted_by = () if scenes is None else (*self._remembered(config, before), *scenes[1:])
-
-        def compute(text: Tensor, bins: Tensor, temperature: Tensor, *others: Tensor,
-                    ) -> list[Tensor]:
-            given, images = others[:len(calibrated)], others[len(calibrated) + len(sorted_by):]
-            with exact_float32(self.device):
-                maps = self._encode(images, flip)
-                logits = _compare(maps.features, text, temperature)
-                correction = Correction(
-                    Terms(*given[len(Views._fields):]), Views(*given[:len(Views._fields)]), maps,
-                ) if given else None
-                told: list[Tensor] = []
-                if scenes is not None:
-                    past, memory, *values = others[len(given):len(given) + len(sorted_by)]
-                    *told, bins = _scenes(
-                        SceneSettings(scenes.pool, *values), maps, bins, past, memory)
-                return [*_read_out(logits, bins, mode, correction).tensors(), *told]
-
-        inputs = (settings.text, settings.bins, settings.temperature, *calibrated, *sorted_by,
-                  *images)
-        outputs = compute(*inputs) if self._replayer is None else self._replayer.replay(
-            (flip, mode, bool(calibrated), scenes is None), compute, inputs)
-        count = len(outputs) - (0 if scenes is None else 2)
-        return ReadOut(*outputs[:count]), outputs[count:]
-
-    def _remembered(
-        self, config: DepthConfig, before: Sequence[Scene | None],
-    ) -> tuple[Tensor, Tensor]:
-        """(B, S) probabilities of the images before, and (B,) the part they have in the new."""
-        known = [scene if scene is not None and scene.names == config.scenes else None
-                 for scene in before]
-        past = np.stack([np.zeros(len(config.scenes), np.float32) if scene is None
-                         else scene.probabilities for scene in known])
-        share = np.array([0.0 if scene is None else config.scene_memory for scene in known],
-                         np.float32)
-        return torch.from_numpy(past).to(self.device), torch.from_numpy(share).to(self.device)
+        ratios = [
+            calibration.about.focal_ratio if calibration is not None and camera is None else
+            focal_ratio(config.reference_focal, camera, window, image, self._size)
+            for camera, window, image in zip(cameras, windows, sizes, strict=True)]
+        with current(self.device):
+            maps = self._see(images, windows, flip=config.flip_average)  # section 3.1
+            logits = _compare(maps.features, settings.text, config.temperature)  # eq. 3
+            scenes, bins = _sort(settings, maps.trunk, before)  # section 5
+            factor = _column(ratios, self.device)
+            correct: Correct | None = None
+            if calibration is not None and settings.correction is not None:
+                correct = functools.partial(
+                    settings.correction, trunk=maps.trunk.flatten(0, 1),
+                    rays=torch.from_numpy(calibration.rays(
+                        cameras, windows, flip=config.flip_average)).to(self.device),
+                    ratio=factor.repeat(len(logits), 1, 1))
+            depth, weights, spread, unsure = _read_out(  # eqs. 4 and 5
+                logits, bins, config.read_out, correct)
+            if calibration is None:  # which counts the focal ratio itself
+                depth, spread = depth * factor, spread * factor
+            stddev = None if unsure is None else unsure * depth
+            adjustments = [
+                NOT_ADJUSTED if anchor is None else anchor(
+                    depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
+                    windows[i], config.upsampling) for i, anchor in enumerate(anchors)]
+            factor = _column([adjustment.scale for adjustment in adjustments], self.device)
+            depth, spread = depth * factor, spread * factor
+            if stddev is not None:
+                stddev = stddev * factor * _column(
+                    [adjustment.inflation for adjustment in adjustments], self.device)
+            depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
+            if stddev is not None and config.max_stddev:
+                depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
+            if config.input_fit == 'letterbox':
+                seen = _cells(depth, windows, sizes)
+                depth, spread = (values.where(seen, math.nan) for values in (depth, spread))
+                stddev = None if stddev is None else stddev.where(seen, math.nan)
+            depth = smooth(depth, config.smoothing)
+            pixels = [_fill(depth[i], sizes[i], size or sizes[i], config.upsampling, windows[i])
+                      for i in range(n)]
+            depths, of_bins, similarities, spreads = (
+                values.cpu().numpy() for values in (depth, weights, logits[0], spread))
+            stddevs = [None] * n if stddev is None else stddev.cpu().numpy()
+            return [DepthPrediction(
+                pixels[i].cpu().numpy(), depths[i], of_bins[i], similarities[i], spreads[i],
+                windows[i], sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
+                scenes[i]) for i in range(n)]
 
     @torch.inference_mode()
-    def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Maps:
         """Run the image encoder (section 3.1 of the paper).
 
         Args:
             images: each (H, W, 3) uint8 RGB, at least one.
 
-        Returns:
-            (passes, B, C, h, w) on the device. With `flip_average` there are two passes, the
-            second over the mirrored images and itself mirrored, else one.
-
         Raises:
             ImageError: an image has another shape or type.
 
         """
-        return self.maps(images).features
-
-    @torch.inference_mode()
-    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Maps:
-        """The same with the trunk's own map, as `features` otherwise."""
-        for image in images:
-            _check_image(image)
+        config = self.config
+        windows = [fit_window(config.input_fit, _size_of(image), self._size) for image in images]
         with current(self.device):
-            config = self.config
-            windows = [fit_window(config.input_fit, image.shape[:2], self._size)
-                       for image in images]
-            pixels = list(map(self._fit, self._upload(images), windows))
-            return self._encode(pixels, config.flip_average)
+            return self._see(images, windows, flip=config.flip_average)
 
-    def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
-        """Copy images to the device; on a CPU they are used where they lie."""
-        return [as_tensor(image).to(self.device) for image in images]
+    def _see(
+        self, images: Sequence[NDArray[np.uint8]], windows: Sequence[Window], *, flip: bool,
+    ) -> Maps:
+        pixels = [self._fit(_tensor(image).to(self.device), window)
+                  for image, window in zip(images, windows, strict=True)]
+        batch = self._normalized(pixels, flip=flip)
+        return Maps(*(values.view(1 + flip, len(images), *values.shape[1:])
+                      for values in self._encoder.maps(batch)))
 
     def _fit(self, image: Tensor, window: Window) -> Tensor:
         """(H, W, 3) uint8 -> the window of it, in the network's size."""
@@ -893,18 +712,12 @@ class DepthEstimator:
             batch[count:] = batch[:count].flip(2)
         return batch.permute(0, 3, 1, 2)
 
-    def _encode(self, images: Sequence[Tensor], flip: bool) -> Maps:
-        """Images of the network's size, on the device."""
-        batch = self._normalized(images, flip=flip)
-        return Maps(*(values.reshape(1 + flip, len(images), *values.shape[1:])
-                      for values in self._encoder.maps(batch)))
-
     @torch.inference_mode()
     def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
         """Compare features with words (section 3.2 of the paper).
 
         Args:
-            features: (passes, B, C, h, w), from `features`.
+            features: (passes, B, C, h, w), of `maps`.
             text_features: (K, C) unit vectors on the device; None for the configured tokens.
 
         Returns:
@@ -912,16 +725,15 @@ class DepthEstimator:
 
         """
         settings = self._settings
-        text = settings.text if text_features is None else text_features
-        with current(self.device), exact_float32(self.device):
-            return _compare(features, text, settings.temperature)
+        return _compare(features, settings.text if text_features is None else text_features,
+                        settings.config.temperature)
 
     @torch.inference_mode()
     def scenes(self, trunk: Tensor) -> Tensor:
         """Sort images into the configured scenes, each image by itself.
 
         Args:
-            trunk: (passes, B, C', h, w), from `maps`.
+            trunk: (passes, B, C', h, w), of `maps`.
 
         Returns:
             (B, S) probabilities.
@@ -930,15 +742,14 @@ class DepthEstimator:
             ConfigError: there are no `scenes`.
 
         """
-        scenes = self._settings.scenes
-        if scenes is None:
+        settings = self._settings
+        if settings.scenes is None:
             raise ConfigError("scenes: [''] leaves nothing to sort images into; name some.")
-        with current(self.device), exact_float32(self.device):
-            return _classify(scenes, trunk)
+        return _classify(settings.scenes, trunk, settings.config.scene_temperature)
 
     @torch.inference_mode()
     def read_out(
-        self, logits: Tensor, bins: Tensor | None = None, correction: Correction | None = None,
+        self, logits: Tensor, bins: Tensor | None = None, correct: Correct | None = None,
     ) -> ReadOut:
         """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
 
@@ -946,60 +757,31 @@ class DepthEstimator:
             logits: (passes, B, K, h, w), from `logits`.
             bins: (K,) metres on the device, or (B, K) for each image's own; None for the
                 configured ones, which know no scene.
-            correction: of a calibration that belongs to these settings, with which the focal
-                ratio counts, too; None for words alone.
+            correct: of a calibration, with which the focal ratio counts, too; None for words
+                alone.
 
         """
-        with current(self.device), exact_float32(self.device):
-            settings = self._settings
-            return _read_out(logits, settings.bins if bins is None else bins,
-                             settings.config.read_out, correction)
+        settings = self._settings
+        return _read_out(logits, settings.bins if bins is None else bins,
+                         settings.config.read_out, correct)
 
 
-def _times(
-    read_out: ReadOut, factors: Sequence[float], inflations: Sequence[float] | None = None,
-) -> ReadOut:
-    """What is in metres times a factor of each image; its standard deviation times one more."""
-    def scaled(values: Tensor, factors: Sequence[float]) -> Tensor:
-        if all(factor == 1.0 for factor in factors):
-            return values
-        if len(factors) == 1:
-            return values * factors[0]
-        return torch.stack([of_one * factor for of_one, factor in zip(
-            values, factors, strict=True)])
-
-    stddev = read_out.stddev
-    if stddev is not None:
-        stddev = scaled(stddev, factors if inflations is None else [
-            factor * inflation for factor, inflation in zip(factors, inflations, strict=True)])
-    return read_out._replace(
-        patch_depth=scaled(read_out.patch_depth, factors),
-        spread=scaled(read_out.spread, factors), stddev=stddev)
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
+    """An image as a tensor, where it lies if torch takes it: contiguous, and not read-only."""
+    return torch.from_numpy(np.require(image, requirements=('C', 'W')))
 
 
-def _valid(
-    read_out: ReadOut, config: DepthConfig, windows: Sequence[Window], sizes: Sequence[Size],
-) -> ReadOut:
-    """The same without depth that is out of range or too unsure, and without what is padding."""
-    patch_depth, spread, stddev = read_out.patch_depth, read_out.spread, read_out.stddev
-    patch_depth = limit_range(
-        patch_depth, config.range_min, config.range_max, config.out_of_range)
-    if stddev is not None and config.max_stddev:
-        patch_depth = patch_depth.masked_fill(stddev > config.max_stddev, math.nan)
-    if config.input_fit == 'letterbox':
-        h, w = spread.shape[1:]
-        seen = [window.cells((h, w), size) for window, size in zip(windows, sizes, strict=True)]
-        patch_depth, spread = (_only(seen, values) for values in (patch_depth, spread))
-        stddev = None if stddev is None else _only(seen, stddev)
-    return read_out._replace(patch_depth=patch_depth, spread=spread, stddev=stddev)
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    """(B, 1, 1) of one number for each image."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-def _only(cells: Sequence[tuple[slice, slice]], patches: Tensor) -> Tensor:
-    """(B, h, w) with NaN outside of each one's cells."""
-    kept = torch.full_like(patches, math.nan)
-    for where, source, target in zip(cells, patches, kept, strict=True):
-        target[where] = source[where]
-    return kept
+def _cells(patches: Tensor, windows: Sequence[Window], sizes: Sequence[Size]) -> Tensor:
+    """(B, h, w), which patches show some image and not mere padding."""
+    seen = torch.zeros(patches.shape, dtype=torch.bool)
+    for of_one, window, size in zip(seen, windows, sizes, strict=True):
+        of_one[window.cells((of_one.shape[0], of_one.shape[1]), size)] = True
+    return seen.to(patches.device)
 
 
 def _fill(
@@ -1010,52 +792,72 @@ def _fill(
     return upsample(patches[None], size, mode, part)[0]
 
 
-def _compare(features: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
+def _compare(features: Tensor, text: Tensor, temperature: float) -> Tensor:
     """(passes, B, C, h, w) features and (K, C) words -> (passes, B, K, h, w) logits."""
     logits = similarity_logits(features.flatten(0, 1), text, temperature)
     return logits.view(*features.shape[:2], *logits.shape[1:])
 
 
-def _classify(scenes: SceneSettings, trunk: Tensor) -> Tensor:
+def _classify(scenes: SceneSettings, trunk: Tensor, temperature: float) -> Tensor:
     """(passes, B, C', h, w) -> (B, S) probabilities."""
     images = scenes.pool.whole(trunk.flatten(0, 1)).view(*trunk.shape[:2], -1)
-    return scene_probabilities(images, scenes.text, scenes.temperature)
+    return scene_probabilities(images, scenes.text, temperature)
 
 
-def _scenes(
-    scenes: SceneSettings, maps: Maps, bins: Tensor, before: Tensor, memory: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (B, S), the plain bins' part (B,), and the bins (B, K) of every image."""
-    probabilities = remember(_classify(scenes, maps.trunk), before, memory)
-    plain = plain_share(probabilities, scenes.entropy)
-    return probabilities, plain, mixed_bins(probabilities, plain, scenes.bins, bins)
+def _sort(
+    settings: Settings, trunk: Tensor, before: Sequence[Scene | None],
+) -> tuple[Sequence[Scene | None], Tensor]:
+    """Scene of every image, if there are any, and its bins: (B, K) metres, or (K,) for all."""
+    scenes, config = settings.scenes, settings.config
+    if scenes is None:
+        return [None] * len(before), settings.bins
+    probabilities = _classify(scenes, trunk, config.scene_temperature)
+    past, memory = _remembered(config, before)
+    probabilities = remember(probabilities, past.to(trunk.device), memory.to(trunk.device))
+    plain = plain_share(probabilities, config.scene_entropy)
+    named = [Scene.of(config.scenes, of_one.cpu().numpy(), float(part), scene)
+             for of_one, part, scene in zip(probabilities, plain, before, strict=True)]
+    return named, mixed_bins(probabilities, plain, scenes.bins, settings.bins)
 
 
-def words(logits: Tensor, bins: Tensor, mode: str) -> Words:
-    """Turn (N, K, h, w) logits into depth, by (K,) or (N, K) bins, as `read_out` says."""
+def _remembered(
+    config: DepthConfig, before: Sequence[Scene | None],
+) -> tuple[Tensor, Tensor]:
+    """(B, S) probabilities of the images before, and (B,) the part they have in the new."""
+    known = [scene if scene is not None and scene.names == config.scenes else None
+             for scene in before]
+    past = np.stack([np.zeros(len(config.scenes), np.float32) if scene is None
+                     else scene.probabilities for scene in known])
+    share = [0.0 if scene is None else config.scene_memory for scene in known]
+    return torch.from_numpy(past), torch.tensor(share)
+
+
+def words(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What the words say of (N, K, h, w) logits, by (K,) or (N, K) bins.
+
+    Returns:
+        Their weights (N, K, h, w), and depth and the spread of the bins, (N, h, w) metres.
+
+    """
     weights = bin_weights(logits)
     depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
-    return Words(weights, depth, bin_spread(weights, bins))
+    return weights, depth, bin_spread(weights, bins)
 
 
 def _read_out(
-    logits: Tensor, bins: Tensor, mode: str, correction: Correction | None = None,
+    logits: Tensor, bins: Tensor, mode: str, correct: Correct | None = None,
 ) -> ReadOut:
+    """(passes, B, K, h, w) logits -> depth."""
     passes, count = logits.shape[:2]
-    flat = logits.flatten(0, 1)
-    weights, patch_depth, spread = words(
-        flat, bins if bins.dim() == 1 else bins.repeat(passes, 1), mode)
-    stddev = None
-    if correction is not None:
-        patch_depth, spread, stddev = correct(
-            correction.terms, weights, patch_depth, spread, correction.maps.trunk,
-            correction.views)
-    if passes == 2:
-        # Averaged before upsampling, as the official code does.
-        patch_depth = 0.5 * (patch_depth[:count] + patch_depth[count:].flip(2))
-    if stddev is not None:
-        stddev = (stddev if passes == 1 else stddev[:count]) * patch_depth
-    return ReadOut(patch_depth, weights[:count], flat[:count], spread[:count], stddev)
+    weights, depth, spread = words(
+        logits.flatten(0, 1), bins if bins.dim() == 1 else bins.repeat(passes, 1), mode)
+    unsure = None
+    if correct is not None:
+        depth, spread, unsure = correct(weights, depth, spread)
+    if passes == 2:  # averaged before upsampling, as the official code does
+        depth = 0.5 * (depth[:count] + depth[count:].flip(2))
+    return ReadOut(depth, weights[:count], spread[:count],
+                   None if unsure is None else unsure[:count])
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -1068,10 +870,17 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return image[0].permute(1, 2, 0)
 
 
-def _check_image(image: NDArray[np.uint8]) -> None:
+def _size_of(image: NDArray[np.uint8]) -> Size:
+    """(height, width) of an image.
+
+    Raises:
+        ImageError: it is none of the kind that is expected.
+
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
                          'expected uint8 (height, width, 3), not empty.')
+    return image.shape[0], image.shape[1]
 
 
 def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@
 PyTorch's operators describe every convolution to oneDNN anew in every call; that takes 40 to 60
 us, and 55 calls an image. Where AMX does the rest in 40 ms, it counts (docs/performance.md).
 TorchScript is the only way from PyTorch to that compiler. It is deprecated; where it is gone or
-does not do it, `engines` goes on with the operators, whose features are the same.
+does not do it, `engine` goes on with the operators, whose features are the same.
 """
 
 from __future__ import annotations

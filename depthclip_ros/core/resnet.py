@@ -94,7 +94,7 @@ def can_fuse(dtype: torch.dtype) -> Ability:
     """Whether oneDNN's fused convolutions are here in a number format.
 
     They are private to torch: a build may lack them, and they refuse bfloat16 where the processor
-    has no instructions for it. Whether they work at the real size `engines` finds out.
+    has no instructions for it. Whether they work at the real size `engine` finds out.
     """
     def fuse() -> None:
         weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
@@ -165,11 +165,14 @@ class FoldedResNet(nn.Module):
             x = block(x)
         return x
 
-    def fuse(self, size: tuple[int, int]) -> None:
+    def fuse(self, size: tuple[int, int]) -> FoldedResNet:
         """Let oneDNN do every convolution with what follows it; for CPUs, and not to undo.
 
         Args:
             size: (height, width) of the images for which it is to be fast.
+
+        Returns:
+            Itself.
 
         """
         self._at_once = images_at_once(self.stem[0].weight.dtype)
@@ -185,6 +188,7 @@ class FoldedResNet(nn.Module):
             block.expand = OneDnnConvolution(block.expand, (height, width))
             if block.shortcut is not None:
                 block.shortcut = OneDnnConvolution(block.shortcut, (height, width))
+        return self
 
 
 def by_parts(features: Callable[[Tensor], Tensor], images: Tensor, at_once: int) -> Tensor:

@@ -54,7 +54,7 @@ class Scene:
         return cls(names, probabilities, plain, names[best] if plain <= 0.5 else '')
 
 
-def scene_probabilities(image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
+def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
     """Zero-shot classification as CLIP's own.
 
     Args:
@@ -78,7 +78,7 @@ def remember(probabilities: Tensor, before: Tensor, memory: Tensor) -> Tensor:
     return probabilities + memory[:, None] * (before - probabilities)
 
 
-def plain_share(probabilities: Tensor, limit: Tensor) -> Tensor:
+def plain_share(probabilities: Tensor, limit: float) -> Tensor:
     """Part that the plain bins have, by how undecided the probabilities are.
 
     Args:
@@ -90,11 +90,10 @@ def plain_share(probabilities: Tensor, limit: Tensor) -> Tensor:
 
     """
     count = probabilities.shape[1]
-    if count == 1:
+    if count == 1 or limit == 1:
         return torch.zeros_like(probabilities[:, 0])
     entropy: Tensor = torch.special.entr(probabilities).sum(dim=1) / math.log(count)
-    share = ((entropy - limit) / (1 - limit)).clamp(0, 1)
-    return share.where(limit < 1, 0.0)
+    return ((entropy - limit) / (1 - limit)).clamp(0, 1)
 
 
 def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -20,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-from .memory import as_tensor
 
 STORAGES: Mapping[str, torch.dtype] = {
     'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
@@ -118,7 +117,9 @@ def _unpickle(archive: zipfile.ZipFile, folder: str, content: bytes) -> Any:
                 numbers = np.frombuffer(_bytes_of(record, archive, content), np.uint8)
                 if numbers.ctypes.data % dtype.itemsize:
                     numbers = numbers.copy()
-                storages[key] = as_tensor(numbers).view(dtype)
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore')  # that it cannot be written: it is only read
+                    storages[key] = torch.from_numpy(numbers).view(dtype)
             return storages[key]
 
     try:

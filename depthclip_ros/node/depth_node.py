@@ -324,13 +324,12 @@ class DepthNode(LifecycleNode):
         self, config: DepthConfig, node_config: NodeConfig,
     ) -> Future[DepthEstimator]:
         """Load the model on the thread that will run it."""
-        model = self._model = Model(self._log)
+        model = self._model = Model()
         pipeline = self._pipeline = Pipeline(self, model, config)
         self._worker = Worker(pipeline.answer, self._on_crash)
 
         def load() -> DepthEstimator:
-            estimator = self._load(config, node_config)
-            model.use(estimator)
+            model.estimator = estimator = self._load(config, node_config)
             return estimator
         return self._worker.submit(load)
 
@@ -360,8 +359,8 @@ class DepthNode(LifecycleNode):
             gc.enable()
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
-            offline=node_config.offline, num_threads=node_config.num_threads, quantize=False,
-            ahead=ahead, log=self._log)
+            offline=node_config.offline, num_threads=node_config.num_threads, ahead=ahead,
+            log=self._log)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
         self._say.info(

@@ -178,7 +178,7 @@ MODEL = (
         'machine; empty: its own', lambda _: waiting()),
     Key('engine', '', 'how the network runs, as it was chosen', lambda e: e.engine),
     Key('quantised on', '',
-        'images on which the network in 8 bits was calibrated; empty: not int8',
+        'pictures of which the network in 8 bits was made; empty: not int8',
         lambda e: e.quantized_on),
     Key('weights', '', 'their name or file', lambda e: e.weights.name),
     Key('weights sha256', '', 'of their file', lambda e: e.weights.digest),

@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loaded model, what runs beside it, and what can be done when it fails."""
+"""The loaded model, and what can be done when it fails."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import queue
 import sys
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..core.estimator import DepthEstimator
 
 
@@ -31,43 +26,14 @@ class Model:
 
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        """Nothing is loaded yet; `log` is told what is worth a sentence."""
-        self._log = log
-        self._released = threading.Event()
-        self._quantized: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
         self.estimator: DepthEstimator | None = None
         self.last_error = ''
         self.device_memory: dict[str, float] = {}
 
-    def use(self, estimator: DepthEstimator) -> None:
-        """Take an estimator; what it is to run in 8 bits is made beside it."""
-        self.estimator = estimator
-        if estimator.is_provisional:
-            self._log('precision: int8: float32 runs until the network in 8 bits is made.')
-            threading.Thread(target=self._quantize, args=(estimator,), name='quantize',
-                             daemon=True).start()
-
-    def _quantize(self, estimator: DepthEstimator) -> None:
-        """Make the network in 8 bits, on a thread of the lowest priority."""
-        with contextlib.suppress(OSError, AttributeError):  # on Linux it is this thread's
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        try:
-            self._quantized.put(estimator.quantize(stop=self._released.is_set))
-        except Exception as error:  # noqa: BLE001 (float32 goes on, whatever it is)
-            if not self._released.is_set():
-                self._log(f'WARNING: float32 runs on, since {describe(error)}')
-
-    def take_up(self) -> bool:
-        """Run the network in 8 bits from now on if it was made meanwhile; give whether."""
-        if self.estimator is None or self._quantized.empty():
-            return False
-        self.estimator.use(self._quantized.get())
-        return True
-
     def release(self) -> None:
         """Give the model's memory back."""
-        self._released.set()
         if self.estimator is not None:
             self.estimator = None
             free_memory()

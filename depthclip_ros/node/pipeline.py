@@ -205,26 +205,23 @@ class Pipeline:
         before, config = estimator.config, self.config
         if config != before:
             estimator.reconfigure(config)
-        quantized = self._model.take_up()
         cameras = [image.camera for image in images]
         predictions = predict(
             estimator, [image.frame for image in images], cameras[0].config.depth_resolution,
             [camera.anchor for camera in cameras], [camera.scene for camera in cameras])
         for camera, prediction in zip(cameras, predictions, strict=True):
             camera.scene = prediction.scene
-        self._tell_changes(images[0], estimator, before, quantized=quantized)
+        self._tell_changes(images[0], estimator, before)
         return [(image, answer_to(image.frame, prediction, estimator, image.camera.anchor,
                                   image.camera.config.depth_encoding))
                 for image, prediction in zip(images, predictions, strict=True)]
 
     def _tell_changes(
-        self, image: InWork, estimator: DepthEstimator, before: DepthConfig, *, quantized: bool,
+        self, image: InWork, estimator: DepthEstimator, before: DepthConfig,
     ) -> None:
         """Say from which image on depth is made in another way."""
         say, config = image.camera.say, estimator.config
         first = f'first in the image with stamp {_seconds(image.frame.header)}'
-        if quantized:
-            say.info(f'Depth in int8, calibrated on {estimator.quantized_on}, {first}.')
         if config != before:
             say.info(f'New settings, {first}: {_difference(before, config)}.')
             if estimator.label and config.calibration != before.calibration:
