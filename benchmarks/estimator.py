@@ -49,7 +49,6 @@ from depthclip_ros.core import (  # noqa: E402
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.engine import install  # noqa: E402
-from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
 from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 
 _LOG = logging.getLogger(__name__)
@@ -312,7 +311,7 @@ class Bench:
         return torch.randn(1, 3, *self.size)
 
     def _folded(self) -> nn.Module:
-        return FoldedResNet(build_image_encoder(self.weights, 'reference').trunk).eval()
+        return build_image_encoder(self.weights, 'reference').trunk
 
     def _finished(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """The same, but over only when the device has finished."""

@@ -20,8 +20,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.cuda_graph import CAPACITY, GraphedTrunk
-from depthclip_ros.core.resnet import FoldedResNet
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
@@ -90,10 +90,7 @@ def plain(state_dict, tmp_path_factory):
         estimator = DepthEstimator(
             SMALL.replace(**changes), state_dict, 'cpu', num_threads=1,  # others round otherwise
             cache_dir=tmp_path_factory.mktemp('cache'))
-        from depthclip_ros.core.backbone import build_image_encoder
-        encoder = build_image_encoder(state_dict, estimator.config.features)
-        encoder.trunk = FoldedResNet(encoder.trunk)
-        estimator._encoder = encoder
+        estimator._encoder = build_image_encoder(state_dict, estimator.config.features)
         return estimator
     return make
 

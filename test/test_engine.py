@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from depthclip_ros.cli import doctor, proof
+from depthclip_ros.cli.proof import clips_own_trunk
 from depthclip_ros.core import (
     DepthConfig,
     DepthEstimator,
@@ -28,7 +29,7 @@ from depthclip_ros.core import (
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.device import cpu_has_bfloat16, resolve_precision, try_out
 from depthclip_ros.core.onednn_graph import GraphedResNet
-from depthclip_ros.core.resnet import FoldedResNet, can_fuse
+from depthclip_ros.core.resnet import can_fuse
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
@@ -70,7 +71,9 @@ def build_reference(build, state_dict):
     """The same on CLIP's own modules, step by step."""
     def make(**changes):
         estimator = build(**changes)
-        estimator._encoder = build_image_encoder(state_dict, estimator.config.features)
+        encoder = build_image_encoder(state_dict, estimator.config.features)
+        encoder.trunk = clips_own_trunk(state_dict)
+        estimator._encoder, estimator.engine = encoder, 'the reference'
         return estimator
     return make
 
@@ -148,24 +151,28 @@ def test_every_architecture_in_every_precision(architecture, precision):
     assert bool(norms) == ('ViT' in architecture)
 
 
-def test_folded_network_equals_clips_own(state_dict):
-    encoder = build_image_encoder(state_dict, 'reference')
+@pytest.mark.parametrize('shape', [
+    {}, {'layers': (2, 1, 2, 1)}, {'width': 12, 'embed_dim': 96}],
+    ids=['small', 'deeper', 'wider'])
+def test_folded_network_equals_clips_own(shape):
+    weights = clip_standin.state_dict(0, **{**clip_standin.TINY, **shape})
+    encoder, reference = build_image_encoder(weights, 'maskclip'), clips_own_trunk(weights)
     images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        expected = encoder.trunk(images)
+        expected = reference(images)
+        torch.testing.assert_close(encoder.trunk(images).contiguous(), expected,
+                                   rtol=1e-4, atol=1e-4)
         engine.install(encoder, torch.float32, CPU, (96, 128), lambda _: None)
-        found = encoder.trunk(images)
-    assert isinstance(encoder.trunk, FoldedResNet)
-    torch.testing.assert_close(found.contiguous(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder.trunk(images).contiguous(), expected,
+                                   rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('whole', [False, True])
-def test_weights_in_half_precision_are_folded_as_if_in_single(state_dict, whole):
-    """Where only the convolutions are, as in OpenAI's files, and where all is."""
-    half = {name: tensor.half() if whole or tensor.dim() == 4 else tensor
+def test_weights_in_half_precision_are_folded_as_if_in_single(state_dict):
+    """Where only the convolutions are, as in OpenAI's files."""
+    half = {name: tensor.half() if tensor.dim() == 4 else tensor
             for name, tensor in state_dict.items()}
-    exact = FoldedResNet(build_image_encoder(half, 'reference').trunk).state_dict()
-    folded = FoldedResNet(build_image_encoder(half, 'reference', as_is=True).trunk).state_dict()
+    exact, folded = (build_image_encoder(weights, 'reference').trunk.state_dict()
+                     for weights in (state_dict, half))
     assert exact.keys() == folded.keys()
     for name, tensor in exact.items():
         assert folded[name].dtype == torch.float32
@@ -193,7 +200,7 @@ def test_onednn_graphs_give_the_reference_s_features(state_dict, dtype):
     images = [engine.known_image((96, 128)).repeat(count, 1, 1, 1) for count in (1, 2, 3)]
     with torch.inference_mode():
         expected = [encoder(batch) for batch in images]
-        encoder.trunk, encoder.dtype = GraphedResNet(FoldedResNet(encoder.trunk).to(dtype)), dtype
+        encoder.trunk, encoder.dtype = GraphedResNet(encoder.trunk.to(dtype)), dtype
 
         def see(i):
             with torch.inference_mode():
@@ -208,7 +215,7 @@ def test_onednn_graphs_give_the_reference_s_features(state_dict, dtype):
 def test_onednn_graphs_leave_torchscript_as_it_was(state_dict):
     for before in (True, False):
         torch.jit.enable_onednn_fusion(before)
-        trunk = GraphedResNet(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
+        trunk = GraphedResNet(build_image_encoder(state_dict, 'reference').trunk)
         with torch.inference_mode():
             trunk(engine.known_image((96, 128)))
         assert torch._C._jit_llga_enabled() == before
@@ -349,7 +356,6 @@ def test_an_operator_that_breaks_on_real_images_is_passed_over(build, monkeypatc
 def test_each_piece_of_torchscript_that_is_missing_leaves_the_operators(
         state_dict, monkeypatch, name):
     monkeypatch.setattr(engine, 'cpu_has_amx', lambda: True)
-    monkeypatch.setattr(engine, 'GraphedResNet', lambda network: GraphedResNet(network.float()))
     monkeypatch.delattr(name)
     monkeypatch.setattr(resnet, 'images_at_once', lambda dtype: 1)
     encoder, said = build_image_encoder(state_dict, 'reference'), []

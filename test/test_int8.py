@@ -26,7 +26,6 @@ from depthclip_ros.core import (  # noqa: E402
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.device import resolve_precision, use_threads  # noqa: E402
-from depthclip_ros.core.resnet import FoldedResNet  # noqa: E402
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 INT8 = SMALL.replace(precision='int8')
@@ -70,7 +69,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     assert any('made of ten pictures' in text for text in said)
     found = estimator.maps(IMAGES).features
     expected = exact(state_dict, kept, flip_average=flip).maps(IMAGES).features
-    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
+    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
     bound = int8.rounding(steps, int8.greatest_weight())
     assert 0 < engine.difference(found, expected) < bound
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
@@ -80,7 +79,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
 
 def test_biases_bring_the_means_back(state_dict):
     """And without their correction the means are off."""
-    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
+    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
     images = torch.cat([torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 64 - 2
                         for picture in PICTURES[:8]])
     with torch.inference_mode():
@@ -92,7 +91,7 @@ def test_biases_bring_the_means_back(state_dict):
 
 
 def test_weights_leave_room_where_sums_overflow(state_dict, monkeypatch):
-    steps = int8.steps_of(FoldedResNet(build_image_encoder(state_dict, 'reference').trunk))
+    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
     model = onnx.load_from_string(int8.write(steps, [(0.0, 1.0)] * (len(steps) + 1), 63))
     levels = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
               if tensor.name.endswith('weight levels')]

@@ -26,7 +26,6 @@ from depthclip_ros.core import (  # noqa: E402
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.prompts import Phrases, TextFeatureCache, encode_tokens  # noqa: E402
-from depthclip_ros.core.uninitialized import Uninitialized  # noqa: E402
 from depthclip_ros.core.weights import load  # noqa: E402
 
 # Real architectures with fewer layers, so that a test takes a second: what the text tower and the
@@ -99,8 +98,7 @@ def short(tmp_path_factory):
 
 def own_model(weights):
     """Make the model with open_clip's own functions, not ours."""
-    with Uninitialized():
-        model = open_clip.create_model(weights.model, pretrained=None).eval()
+    model = open_clip.create_model(weights.model, pretrained=None).eval()
     model.load_state_dict(dict(weights))
     return model
 
@@ -321,7 +319,7 @@ def test_depth_from_a_file(short, tmp_path):
     estimator.reconfigure(other)  # reads the weights once more
     assert estimator.predict(image).depth.shape == (64, 96)
     (tmp_path / 'b.safetensors').write_bytes((tmp_path / 'b.safetensors').read_bytes()[:1000])
-    with pytest.raises(WeightsError, match='cannot be read as safetensors'):
+    with pytest.raises(WeightsError, match='cannot be read as CLIP weights'):
         DepthEstimator(config, tmp_path / 'b.safetensors', 'cpu', cache_dir=tmp_path)
 
 

@@ -17,9 +17,7 @@ import pytest
 import torch
 
 from depthclip_ros import executables
-from depthclip_ros.core import DepthConfig, DepthEstimator, estimator, torchscript, weights
-from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.uninitialized import Uninitialized
+from depthclip_ros.core import DepthConfig, DepthEstimator, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {'backbone': 'auto', 'input_height': 64, 'input_width': 64}
@@ -87,18 +85,6 @@ def test_depth_of_rgb8_images_needs_no_opencv(imported):
     assert 'cv2' not in imported[2]
 
 
-def test_uninitialized_networks_draw_no_random_numbers():
-    model = import_clip().model
-    before = torch.random.get_rng_state()
-    with Uninitialized():
-        made = model.ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
-    assert torch.equal(before, torch.random.get_rng_state())
-    plain = model.ModifiedResNet((1, 1, 1, 1), 64, 4, 64, 8)
-    assert not torch.equal(before, torch.random.get_rng_state())
-    assert [(name, value.shape, value.device) for name, value in made.state_dict().items()] == \
-        [(name, value.shape, value.device) for name, value in plain.state_dict().items()]
-
-
 # How threads wait -------------------------------------------------------------------------------
 
 
@@ -149,35 +135,27 @@ def no_collector():
 
 @pytest.mark.usefixtures('no_collector')
 def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
-    """The tensors of the file, and the trunk of which the one that runs is made."""
-    clip_standin.write_release(tmp_path / 'release.pt', clip_standin.tiny_state_dict())
-    held = []
+    """The bytes of the file and its tensors."""
+    path = tmp_path / 'weights.pt'
+    torch.save(clip_standin.tiny_state_dict(), path)
+    held, contents, read, whole = [], [], weights.read_file, weights._read_whole
 
-    def kept(original, pick):
-        def wrapped(*arguments, **named):
-            result = original(*arguments, **named)
-            held.extend(map(weakref.ref, pick(result)))
-            return result
-        return wrapped
+    def kept(*arguments):
+        digest, tensors = read(*arguments)
+        held.extend(map(weakref.ref, tensors.values()))
+        return digest, tensors
 
-    contents = []
-    whole = weights._read_whole
+    monkeypatch.setattr(weights, 'read_file', kept)
     monkeypatch.setattr(
         weights, '_read_whole', lambda path: contents.append(whole(path)) or contents[-1])
-    monkeypatch.setattr(torchscript, '_unpickle', kept(
-        torchscript._unpickle, lambda root: [value for _, value in torchscript._named_tensors(
-            root)]))
-    monkeypatch.setattr(estimator, 'build_image_encoder', kept(
-        estimator.build_image_encoder, lambda encoder: [encoder.trunk]))
-    made = DepthEstimator(
-        DepthConfig().replace(**CONFIG), tmp_path / 'release.pt', 'cpu', cache_dir=tmp_path)
+    made = DepthEstimator(DepthConfig().replace(**CONFIG), path, 'cpu', cache_dir=tmp_path)
     assert made.engine in ('oneDNN', 'torch')
     assert len(held) > 10
-    assert [reference() for reference in held if reference() is not None] == []
     [content] = contents
     contents.clear()
     lone = bytes(10_000)
     assert sys.getrefcount(content) == sys.getrefcount(lone), gc.get_referrers(content)
+    assert [reference() for reference in held if reference() is not None] == []
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import struct
 import threading
 import zipfile
 from functools import partial
@@ -15,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import clip_standin
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from depthclip_ros.core import ConfigError, WeightsError
@@ -25,7 +25,6 @@ from depthclip_ros.core.weights import (
     fetch,
     file_digest,
     load,
-    read_ahead,
     read_file,
 )
 
@@ -48,7 +47,7 @@ def release(monkeypatch, archive):
     """Make 'RN50' the tiny archive, so that a download can be checked for real."""
     release = dataclasses.replace(
         RELEASES['RN50'], sha256=file_digest(archive),
-        architecture=weights_module.architecture(read_file(archive)))
+        architecture=weights_module.architecture(clip_standin.tiny_state_dict()))
     monkeypatch.setattr(weights_module, 'RELEASES', {**RELEASES, 'RN50': release})
     return release
 
@@ -161,15 +160,17 @@ def test_unknown_name(tmp_path):
         load({}, 'RN51', tmp_path, print)
 
 
-def test_archive_and_state_dict_hold_the_same(archive, tiny, tmp_path):
-    script = read_file(archive)
+def test_archive_and_state_dict_hold_the_same(archive, release, tiny, tmp_path):
+    digest, script = read_file(archive)
+    assert digest == release.sha256
     for name, tensor in tiny.items():
         torch.testing.assert_close(
             script[name].float(), tensor.float(), rtol=1e-3, atol=1e-3)
     torch.save(tiny, tmp_path / 'plain.pt')
     torch.save({'state_dict': tiny}, tmp_path / 'wrapped.pt')
-    for file in ('plain.pt', 'wrapped.pt'):
-        for name, tensor in read_file(tmp_path / file).items():
+    safetensors.torch.save_file(tiny, tmp_path / 'x.safetensors')
+    for file in ('plain.pt', 'wrapped.pt', 'x.safetensors'):
+        for name, tensor in read_file(tmp_path / file)[1].items():
             assert torch.equal(tensor, tiny[name])
 
 
@@ -193,83 +194,6 @@ def test_code_in_a_pickle_does_not_run(tmp_path):
     with pytest.raises(WeightsError, match='cannot be read'):
         read_file(tmp_path / 'evil.pt')
     assert not (tmp_path / 'ran').exists()
-
-
-def test_archives_of_others_are_read_without_running_them(archive, monkeypatch):
-    right = torch.jit.load(str(archive)).state_dict()
-    monkeypatch.setattr(torch.jit, 'load', lambda *_, **__: pytest.fail('it was run'))
-    found = read_file(archive)
-    assert found.keys() == right.keys()
-    for name, tensor in right.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor), name
-
-
-@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_archives_written_by_others_hold_the_same(compression, archive, tmp_path):
-    """Compressed, or with tensors that begin anywhere."""
-    with zipfile.ZipFile(archive) as old, \
-            zipfile.ZipFile(tmp_path / 'new.pt', 'w', compression) as new:
-        for number, record in enumerate(old.infolist()):
-            new.writestr(f'x{record.filename}', old.read(record))
-            new.writestr('y' * (number + 1), b'')
-    right, found = read_file(archive), read_file(tmp_path / 'new.pt')
-    assert found.keys() == right.keys()
-    for name, tensor in right.items():
-        assert torch.equal(found[name], tensor), name
-        assert found[name].data_ptr() % tensor.itemsize == 0
-
-
-def test_one_wrong_byte_in_an_archive_is_found(archive, tmp_path):
-    content = bytearray(archive.read_bytes())
-    with zipfile.ZipFile(archive) as whole:
-        record = max(whole.infolist(), key=lambda record: record.file_size)
-    content[record.header_offset + record.file_size // 2] ^= 1
-    (tmp_path / 'damaged.pt').write_bytes(content)
-    with pytest.raises(WeightsError, match=r'cannot be read.*CRC'):
-        load(tmp_path / 'damaged.pt', 'auto', tmp_path, print)
-
-
-def test_what_is_hashed_is_what_is_used(archive, tiny, tmp_path):
-    """Whatever becomes of the file once it is read."""
-    path = tmp_path / 'weights.pt'
-    path.write_bytes(archive.read_bytes())
-    ahead = read_ahead(str(path), 'auto', tmp_path)
-    ahead.content.result()
-    torch.save(tiny, path)
-    info, state_dict = load(path, 'auto', tmp_path, print, ahead=ahead)
-    assert info.digest == file_digest(archive) != file_digest(path)
-    assert state_dict['visual.conv1.weight'].dtype == torch.float16
-
-
-def test_what_is_read_ahead_is_read_once_and_only_for_its_own_path(
-        archive, tiny, tmp_path, monkeypatch):
-    paths, read = [], weights_module._read_whole
-    monkeypatch.setattr(
-        weights_module, '_read_whole', lambda path: paths.append(path) or read(path))
-    torch.save(tiny, tmp_path / 'other.pt')
-    ahead = read_ahead(str(archive), 'auto', tmp_path)
-    load(archive, 'auto', tmp_path, print, ahead=ahead)
-    assert paths == [archive]
-    other, _ = load(tmp_path / 'other.pt', 'auto', tmp_path, print, ahead=ahead)
-    assert paths == [archive, tmp_path / 'other.pt']
-    assert other.name == 'other.pt'
-
-
-@pytest.mark.parametrize(('weights', 'backbone'), [
-    ('missing.pt', 'auto'), ('RN50', 'RN50'), ('', 'RN50'), ('', 'auto'), ('untrained', 'RN50'),
-    ('', 'open_clip:RN50/openai'), ('a\0b', 'auto')])
-def test_nothing_is_read_ahead_where_there_is_no_file(weights, backbone, tmp_path):
-    """What is wrong with it, or where else it comes from, is for `load`."""
-    assert read_ahead(weights, backbone, tmp_path) is None
-
-
-def test_a_damaged_file_is_refused_as_ever_when_it_was_read_ahead(release, tmp_path):
-    (tmp_path / 'weights').mkdir()
-    (tmp_path / 'weights/RN50.pt').write_bytes(b'damaged')
-    ahead = read_ahead('', 'RN50', tmp_path)
-    with pytest.raises(WeightsError, match=r'SHA-256 is .* expected .*not the official one'):
-        load('', 'RN50', tmp_path, print, ahead=ahead)
 
 
 @pytest.mark.parametrize('name', ['RN50.pt', 'renamed.pt'])
@@ -323,7 +247,7 @@ class Writer(torch.nn.Module):
 
 def test_code_in_an_archive_does_not_run(tmp_path):
     torch.jit.save(torch.jit.script(Writer(str(tmp_path / 'ran'))), str(tmp_path / 'evil.pt'))
-    with pytest.raises(WeightsError, match=r'without running its code.*torch.save'):
+    with pytest.raises(WeightsError, match=r"none of OpenAI's.*run its code.*torch.save"):
         load(tmp_path / 'evil.pt', 'auto', tmp_path, print)
     assert not (tmp_path / 'ran').exists()
     torch.jit.load(str(tmp_path / 'evil.pt'))
@@ -350,7 +274,6 @@ def damaged(kind, archive, tiny):
         'sparse': ({**tiny, name: numbers.to_sparse()}, 'sparse, quantized'),
         'eight bits': ({**tiny, name: numbers.to(torch.float8_e4m3fn)}, 'torch.float8'),
         'empty tensor': ({**tiny, name: torch.zeros(0, 3, 3, 3)}, f"{name}' is empty"),
-        'expanded': ({**tiny, 'x': torch.zeros(1).expand(1 << 20, 1 << 20)}, 'larger than any'),
         'nested': ({'model': {'weights': tiny}}, "'model' is a dict"),
         'other keys': ({**tiny, 7: numbers}, '7 is a Tensor'),
         'recursive': (recursive, "'all' is a dict"),
@@ -371,7 +294,7 @@ def damaged(kind, archive, tiny):
 
 @pytest.mark.parametrize('kind', [
     'a class', 'whole numbers', 'truth values', 'complex numbers', 'quantized', 'sparse',
-    'eight bits', 'empty tensor', 'expanded', 'nested', 'other keys', 'recursive', 'NaN',
+    'eight bits', 'empty tensor', 'nested', 'other keys', 'recursive', 'NaN',
     'infinity', 'one NaN', 'beyond half', 'variance', 'dimensions', 'heads'])
 @pytest.mark.filterwarnings('ignore::UserWarning', 'ignore::DeprecationWarning')
 def test_damaged_weights_are_named(kind, archive, tiny, tmp_path):
@@ -399,16 +322,10 @@ def rewritten(path, target, change):
 
 
 @pytest.mark.parametrize('kind', [
-    'no data', 'no pickle', 'short data', 'cut pickle', 'other class', 'memory', 'endless',
-    'huge pickle', 'no zip directory', 'strides'])
-@pytest.mark.parametrize('archived', [False, True])
-def test_damaged_files_end_in_a_reason(kind, archived, archive, tiny, tmp_path):
-    if kind in ('endless', 'memory') and not archived:
-        pytest.skip('of our own reader')
-    whole = archive
-    if not archived:
-        whole = tmp_path / 'whole.pt'
-        torch.save(tiny, whole)
+    'no data', 'no pickle', 'short data', 'cut pickle', 'other class', 'no zip directory',
+    'strides'])
+def test_damaged_files_end_in_a_reason(kind, tiny, tmp_path):
+    torch.save(tiny, tmp_path / 'whole.pt')
 
     def change(name, content):
         if name.endswith('/data/3'):
@@ -420,18 +337,12 @@ def test_damaged_files_end_in_a_reason(kind, archived, archive, tiny, tmp_path):
         return {
             'no pickle': None, 'cut pickle': content[:-30],
             'other class': b'\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.',
-            # One opcode for which the C unpickler takes 32 GB.
-            'memory': b'\x80\x02Nr' + struct.pack('<I', 0x7fffffff) + b'.',
-            'endless': b'\x80\x02c__torch__.m\nM\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.',
-            'huge pickle': content + bytes(17 << 20),
         }.get(kind, content)
 
     path = tmp_path / 'damaged.pt'
-    rewritten(whole, path, change)
+    rewritten(tmp_path / 'whole.pt', path, change)
     if kind == 'no zip directory':
         path.write_bytes(path.read_bytes()[:-200])
-    if kind == 'huge pickle' and not archived:
-        pytest.skip('what follows the end is not read')
     with pytest.raises(WeightsError) as error:
         load(path, 'auto', tmp_path, print)
     assert str(path) in str(error.value)

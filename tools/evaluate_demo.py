@@ -27,6 +27,7 @@ import demo_sentences as language  # noqa: E402
 
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
+from depthclip_ros.core.estimator import NORMALIZATIONS  # noqa: E402
 from depthclip_ros.core.projection import bin_weights, combine_bins, upsample  # noqa: E402
 from depthclip_ros.core.weights import read_file  # noqa: E402
 from depthclip_ros.node.config import read_config  # noqa: E402
@@ -130,9 +131,20 @@ def evaluate(config: DepthConfig, weights: Path, views: list[View]) -> dict[str,
 def room_accuracy(weights: Path, views: list[View]) -> float:
     """Zero-shot kind of room, as with any CLIP: square crop, encode_image, 'a photo of a …'."""
     from PIL import Image
+    from torchvision.transforms import (
+        CenterCrop,
+        Compose,
+        InterpolationMode,
+        Normalize,
+        Resize,
+        ToTensor,
+    )
     clip = import_clip()
-    model = clip.model.build_model(dict(read_file(weights))).float()
-    preprocess = clip.clip._transform(model.visual.input_resolution)  # noqa: SLF001
+    model = clip.model.build_model(dict(read_file(weights)[1])).float()
+    preprocess = Compose([
+        Resize(model.visual.input_resolution, InterpolationMode.BICUBIC),
+        CenterCrop(model.visual.input_resolution), ToTensor(), Normalize(
+            *NORMALIZATIONS['clip'])])
     text = normalize(model.encode_text(clip.tokenize(
         [f'a photo of a {language.ROOMS[kind][0]}' for kind in KINDS])), dim=1)
     right = 0

@@ -297,7 +297,7 @@ def check_clip() -> list[Check]:
     probe = run_probe(
         'import json\n'
         'from depthclip_ros.core.clip_package import import_clip, tokenizer_digest\n'
-        'clip = import_clip(); clip.model, clip.clip, tokenizer_digest()\n'
+        'clip = import_clip(); clip.model, clip.tokenizer, tokenizer_digest()\n'
         'print(json.dumps({"folder": str(clip.folder)}))')
     if probe.code != 0:
         reason = probe.reason.partition(': ')[2] or probe.reason
@@ -393,7 +393,7 @@ def check_caches() -> list[Check]:
     else:
         checks.append(Check('weights', WARN, f'none in {folder}: they are downloaded at the first '
                             'start', 'depthclip fetch RN50'))
-    texts = len(list((folder / 'text').glob('*.features')))
+    texts = len(list((folder / 'text').glob('*.npz')))
     quantized = len(list((folder / 'int8').glob('*.onnx')))
     # Unlike Path.exists, this takes what may not be looked into for absent.
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110

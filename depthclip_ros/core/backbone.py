@@ -2,8 +2,8 @@
 """Dense features of CLIP's image encoder (paper §3.1): one vector for every patch.
 
 C is the dimension of the text features. What is not needed (text encoder, unasked-for attention
-pool) is not in memory. The trunks here are CLIP's own modules, step by step: `engine` makes them
-fast.
+pool) is not in memory. A ResNet is made of its tensors, a vision transformer is CLIP's own module;
+`engine` makes them fast.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch.nn.functional import (
 
 from .clip_package import fitting_weights, import_clip
 from .errors import ConfigError
-from .uninitialized import Uninitialized
+from .resnet import FoldedResNet
 from .weights import Architecture, OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
+_HEAD_WIDTH = 64  # of all of CLIP's attentions
 
 
 class ImageEncoder(nn.Module):
@@ -91,13 +92,15 @@ class AttentionPool(nn.Module):
     positional embedding is resized to the map.
     """
 
-    def __init__(self, pool: Any) -> None:
-        """Take over CLIP's own `AttentionPool2d`."""
+    learned: Tensor
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of an image encoder, by their names in it."""
         super().__init__()
-        self.query, self.key, self.value = pool.q_proj, pool.k_proj, pool.v_proj
-        self.output = pool.c_proj
-        self.learned = pool.positional_embedding
-        self.heads = pool.num_heads
+        self.query, self.key, self.value, self.output = (
+            _linear(weights, f'attnpool.{name}_proj') for name in 'qkvc')
+        self.register_buffer('learned', weights['attnpool.positional_embedding'].float())
+        self.heads = self.query.in_features // _HEAD_WIDTH
         self._positions = Positions()
 
     def whole(self, features: Tensor) -> Tensor:
@@ -110,11 +113,11 @@ class AttentionPool(nn.Module):
         tokens = self._tokens(features)
         heads = (self.heads, -1)
         query = self.query(tokens[:, 0]).unflatten(1, heads)
-        sought = torch.einsum('bhd,hdc->bhc', query, self.key.weight.unflatten(0, heads))
+        sought = torch.einsum('bhd,hdc->bhc', query, self.key.weight.view(*heads, tokens.shape[2]))
         # The key's bias adds the same to every position, which softmax does not see.
         attention = (sought @ tokens.transpose(1, 2) * query.shape[2] ** -0.5).softmax(dim=2)
         mixed = torch.einsum(
-            'bhc,hdc->bhd', attention @ tokens, self.value.weight.unflatten(0, heads))
+            'bhc,hdc->bhd', attention @ tokens, self.value.weight.view(*heads, tokens.shape[2]))
         pooled: Tensor = self.output(mixed.flatten(1) + self.value.bias)
         return pooled
 
@@ -148,14 +151,14 @@ class ReferenceFeatures(ImageEncoder):
     attention pool's projection into it is left out.
     """
 
-    def __init__(self, resnet: nn.Module, shape: Architecture) -> None:
+    def __init__(self, trunk: nn.Module, shape: Architecture) -> None:
         """Take over the convolutional part of a CLIP ResNet."""
         channels = 32 * shape.width
         if channels % shape.embed_dim:
             raise ConfigError(
                 f'features: reference keeps every n-th of {channels} channels, which does not '
                 f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
-        super().__init__(_without_pool(resnet), RESNET_STRIDE)
+        super().__init__(trunk, RESNET_STRIDE)
         self.channel_step = channels // shape.embed_dim
 
     def head(self, features: Tensor) -> Tensor:
@@ -175,10 +178,10 @@ class MaskClipFeatures(ImageEncoder):
     projection: Tensor
     offset: Tensor
 
-    def __init__(self, resnet: Any) -> None:
+    def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
-        output, value = resnet.attnpool.c_proj, resnet.attnpool.v_proj
-        super().__init__(_without_pool(resnet), RESNET_STRIDE)
+        output, value = pool.output, pool.value
+        super().__init__(trunk, RESNET_STRIDE)
         self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
         self.register_buffer('offset', output.weight @ value.bias + output.bias)
 
@@ -192,10 +195,9 @@ class AttentionPoolFeatures(ImageEncoder):
 
     pool: AttentionPool
 
-    def __init__(self, resnet: Any) -> None:
+    def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
         """Take over the convolutional part and the pool."""
-        pool = AttentionPool(resnet.attnpool)
-        super().__init__(_without_pool(resnet), RESNET_STRIDE, pool)
+        super().__init__(trunk, RESNET_STRIDE, pool)
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
@@ -263,16 +265,12 @@ class DenseVit(PatchTransformer):
         return projected
 
 
-def build_image_encoder(
-    state_dict: Mapping[str, Tensor], features: str, *, as_is: bool = False,
-) -> ImageEncoder:
+def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
     """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
 
     Args:
         state_dict: the whole model's, of open_clip's too.
         features: 'reference', 'maskclip' or 'attnpool'.
-        as_is: the trunk keeps the number format of the weights, and their memory where that is
-            possible, for `engine.install` to make of it what runs.
 
     Raises:
         WeightsError: tensors are missing or misshapen.
@@ -286,33 +284,25 @@ def build_image_encoder(
     if shape.patch is not None and features == 'reference':
         raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
                           'transformer use features: maskclip.')
-    visual = _load_visual(state_dict, shape)
-    with torch.no_grad():
-        if isinstance(state_dict, OpenClipWeights) and shape.patch is not None:
-            encoder = state_dict.image_encoder(visual)
+    with torch.no_grad(), fitting_weights():
+        if shape.patch is None:
+            encoder = _resnet(resnet_weights(state_dict), shape, features)
+        elif isinstance(state_dict, OpenClipWeights):
+            encoder = state_dict.image_encoder(state_dict.visual())
         else:
-            encoder = _dense_encoder(visual, shape, features)
-    if not as_is:
-        encoder.trunk.float()
-    encoder.eval().requires_grad_(False)
-    return encoder
+            encoder = ImageEncoder(
+                DenseVit(_vision_transformer(state_dict, shape), mixing=features == 'attnpool'),
+                shape.patch)
+    return encoder.float().eval().requires_grad_(False)
 
 
-def _dense_encoder(visual: Any, shape: Architecture, features: str) -> ImageEncoder:
-    if shape.patch is not None:
-        return ImageEncoder(DenseVit(visual, mixing=features == 'attnpool'), shape.patch)
-    if features != 'reference':
-        visual.attnpool.float()
-    if features == 'attnpool':
-        return AttentionPoolFeatures(visual)
+def _resnet(weights: Mapping[str, Tensor], shape: Architecture, features: str) -> ImageEncoder:
+    trunk = FoldedResNet(weights)
+    if features == 'reference':
+        return ReferenceFeatures(trunk, shape)
     if features == 'maskclip':
-        return MaskClipFeatures(visual)
-    return ReferenceFeatures(visual, shape)
-
-
-def is_resnet(trunk: nn.Module) -> bool:
-    """Whether it is the convolutional part of CLIP's ResNet, or else a vision transformer."""
-    return hasattr(trunk, 'layer4')
+        return MaskClipFeatures(trunk, AttentionPool(weights))
+    return AttentionPoolFeatures(trunk, AttentionPool(weights))
 
 
 def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
@@ -323,41 +313,44 @@ def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
         ConfigError: a vision transformer has none.
 
     """
-    shape = architecture(state_dict)
-    if shape.patch is not None:
+    if architecture(state_dict).patch is not None:
         raise ConfigError("scenes: need a ResNet's attention pool, which a vision transformer has "
                           "not; use a ResNet, or scenes: [''].")
-    pool = AttentionPool(_load_visual(state_dict, shape).attnpool.float())
-    pool.eval().requires_grad_(False)
-    return pool
+    with fitting_weights():
+        pool = AttentionPool(resnet_weights(state_dict))
+    return pool.eval().requires_grad_(False)
 
 
-def _without_pool(resnet: nn.Module) -> nn.Module:
-    resnet.attnpool = nn.Identity()
-    return resnet
+def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a ResNet's image encoder by their names in it, as its own loader has them.
 
-
-def _load_visual(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
-    """The image encoder of `clip.model`, its weights rounded to half as OpenAI's loader does.
-
-    That of one of open_clip's models is its own, and not rounded.
+    OpenAI's rounds those of convolutions and of the attention pool's projections to half
+    precision, open_clip's does not.
     """
     if isinstance(state_dict, OpenClipWeights):
-        return state_dict.visual()
-    model = import_clip().model
-    own = {key[len('visual.'):]: value for key, value in state_dict.items()
+        return dict(state_dict.visual().state_dict())
+    own = {key.removeprefix('visual.'): value.detach() for key, value in state_dict.items()
            if key.startswith('visual.')}
-    with fitting_weights():
-        with Uninitialized():
-            visual: nn.Module
-            if shape.patch is not None:
-                visual = model.VisionTransformer(
-                    shape.resolution, shape.patch, shape.width, shape.layers, shape.width // 64,
-                    shape.embed_dim)
-            else:
-                visual = model.ModifiedResNet(
-                    shape.layers, shape.embed_dim, shape.width * 32 // 64, shape.resolution,
-                    shape.width)
-        visual.load_state_dict(own, assign=True)
-    model.convert_weights(visual)
-    return visual
+    return {name: value.half() if value.dim() == 4 or '_proj.' in name else value
+            for name, value in own.items()}
+
+
+def _linear(weights: Mapping[str, Tensor], name: str) -> nn.Linear:
+    """A projection in float32."""
+    weight, bias = (weights[f'{name}.{part}'].detach().float() for part in ('weight', 'bias'))
+    linear = nn.Linear(1, 1)
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+    linear.out_features, linear.in_features = weight.shape
+    return linear
+
+
+def _vision_transformer(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
+    """OpenAI's own, its weights rounded to half as by their loader."""
+    model = import_clip().model
+    vit = model.VisionTransformer(
+        shape.resolution, shape.patch, shape.width, shape.layers, shape.width // _HEAD_WIDTH,
+        shape.embed_dim)
+    vit.load_state_dict({key.removeprefix('visual.'): value for key, value in state_dict.items()
+                         if key.startswith('visual.')}, assign=True)
+    model.convert_weights(vit)
+    return vit

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenAI's `clip` package, in either of the two forms in which users have it."""
+"""The files of OpenAI's `clip` package that are needed: the networks and the tokenizer.
+
+The package around them imports torchvision, and its release on PyPI `pkg_resources.packaging`,
+which current setuptools has no longer; OpenAI's main branch imports `packaging`. Neither is
+imported here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -53,17 +57,6 @@ class ClipPackage:
 
         """
         return self._import('simple_tokenizer').SimpleTokenizer(str(self.folder / VOCABULARY))
-
-    @cached_property
-    def clip(self) -> Any:
-        """`clip.clip`: the table of releases.
-
-        Raises:
-            WeightsError: it cannot be imported.
-
-        """
-        with _import_errors(), _pkg_resources_packaging():
-            return importlib.import_module('clip.clip')
 
     def tokenize(self, texts: list[str], context_length: int = 77) -> Any:
         """Tokens of sentences: (N, context_length) integers, as `clip.tokenize` gives them.
@@ -141,36 +134,6 @@ def _import_errors() -> Iterator[None]:
     except ImportError as error:
         raise WeightsError(
             f"the Python package 'clip' cannot be imported ({error}); {INSTALL_HINT}.") from error
-
-
-@contextmanager
-def _pkg_resources_packaging() -> Iterator[None]:
-    """Let `from pkg_resources import packaging` work for one import.
-
-    The release on the package index says so, but current setuptools no longer has
-    `pkg_resources` (or no `packaging` in it). What it held there is the package `packaging`
-    itself. OpenAI's main branch imports that one and needs no help.
-    """
-    try:
-        import pkg_resources
-        has_packaging = hasattr(pkg_resources, 'packaging')
-    except ImportError:
-        has_packaging = False
-    if has_packaging:
-        yield
-        return
-    importlib.import_module('packaging.version')
-    stand_in = types.ModuleType('pkg_resources')
-    stand_in.packaging = importlib.import_module('packaging')  # type: ignore[attr-defined]
-    previous = sys.modules.get('pkg_resources')
-    sys.modules['pkg_resources'] = stand_in
-    try:
-        yield
-    finally:
-        if previous is None:
-            del sys.modules['pkg_resources']
-        else:
-            sys.modules['pkg_resources'] = previous
 
 
 @cache

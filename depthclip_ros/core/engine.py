@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageEncoder, is_resnet
+from .backbone import ImageEncoder
 from .cuda_graph import GraphedTrunk
 from .device import cpu_has_amx, reason
 from .errors import EngineError, WeightsError
@@ -45,7 +45,7 @@ def install(
     A known image goes through it, as many times at once as images usually do.
 
     Args:
-        encoder: on the CPU; its trunk, in any number format, is replaced.
+        encoder: on the CPU, in float32; its trunk is replaced.
         dtype: of the trunk; the head stays in float32.
         device: where both run.
         size: (height, width) of the network's input.
@@ -84,24 +84,19 @@ def install(
 def _ways(
     trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
 ) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Names and builders of what can run CLIP's own trunk, the fastest first."""
-    def folded() -> FoldedResNet:
-        return FoldedResNet(trunk).to(device, dtype)
-
-    def its_own_modules() -> nn.Module:
-        for module in trunk.to(device, dtype).modules():
-            if isinstance(module, nn.LayerNorm):
-                module.float()  # CLIP's own gives it float32 in every precision
-        return trunk
-
-    plain = folded if is_resnet(trunk) else its_own_modules
-    ways: list[tuple[str, Callable[[], nn.Module]]] = [('torch', plain)]
+    """Names and builders of what can run a trunk in a number format, the fastest first."""
+    trunk = trunk.to(device, dtype)
+    for module in trunk.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()  # CLIP's own gives it float32 in every precision
+    ways: list[tuple[str, Callable[[], nn.Module]]] = [('torch', lambda: trunk)]
     if device.type == 'cuda':
-        ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(plain())))
-    elif is_resnet(trunk):
-        ways.insert(0, ('oneDNN', lambda: folded().fuse(size)))
+        ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk)))
+    elif isinstance(trunk, FoldedResNet):
+        network = trunk
+        ways.insert(0, ('oneDNN', lambda: network.fused(size)))
         if dtype == torch.bfloat16 and cpu_has_amx():
-            ways.insert(0, ('oneDNN graph', lambda: GraphedResNet(folded())))
+            ways.insert(0, ('oneDNN graph', lambda: GraphedResNet(network)))
     return ways
 
 

@@ -21,7 +21,12 @@ from torch.nn.functional import interpolate
 
 from . import engine, files, int8
 from .anchor import Adjustment
-from .backbone import AttentionPool, build_attention_pool, build_image_encoder
+from .backbone import (
+    AttentionPool,
+    build_attention_pool,
+    build_image_encoder,
+    resnet_weights,
+)
 from .calibration import Calibration, Corrected, Correction
 from .config import DepthConfig
 from .device import (
@@ -48,7 +53,6 @@ from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .resnet import FoldedResNet
 from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
 from .weights import (
-    Ahead,
     Loaded,
     Log,
     OpenClipWeights,
@@ -238,7 +242,7 @@ class DepthEstimator:
         self, config: DepthConfig,
         weights: str | Path | Mapping[str, Tensor] | Loaded | None = None, device: str = 'auto', *,
         cache_dir: str | Path | None = None, offline: bool = False, num_threads: int = 0,
-        ahead: Ahead | None = None, log: Log = _LOGGER.info,
+        log: Log = _LOGGER.info,
     ) -> None:
         """Load weights and text features.
 
@@ -251,7 +255,6 @@ class DepthEstimator:
             cache_dir: folder of weights and text features; None or '' for the default.
             offline: forbid downloads.
             num_threads: CPU threads of torch, for the whole process; 0 for its own choice.
-            ahead: what `weights.read_ahead` has begun for these weights.
             log: told what happens, in sentences; those that begin with 'WARNING' matter.
 
         Raises:
@@ -274,9 +277,9 @@ class DepthEstimator:
         self._load = functools.partial(
             load, '' if weights is None else weights, config.backbone, folder, log,
             offline=offline)
-        self.weights, state_dict = self._load(ahead=ahead)
+        self.weights, state_dict = self._load()
         self._folder = folder
-        self._encoder = build_image_encoder(state_dict, config.features, as_is=True)
+        self._encoder = build_image_encoder(state_dict, config.features)
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
         shape = architecture(state_dict)
@@ -518,13 +521,13 @@ class DepthEstimator:
 
         """
         path = self._quantized_path(self.config)
-        encoder = build_image_encoder(self._load_again(), self.config.features)
+        network = FoldedResNet(resnet_weights(self._load_again()))
         images = []
         for rgb in pictures:
             window = fit_window(self.config.input_fit, _size_of(rgb), self._size)
             images.append(self._normalized([self._fit(_tensor(rgb), window)], flip=False))
         with files.atomic(path) as file:
-            file.write(int8.make(FoldedResNet(encoder.trunk), images, notes))
+            file.write(int8.make(network, images, notes))
         return path
 
     def warm_up(self, largest_batch: int = 1) -> None:

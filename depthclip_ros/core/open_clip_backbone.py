@@ -25,17 +25,14 @@ from .backbone import ImageEncoder, PatchTransformer
 from .clip_package import fitting_weights
 from .device import reason
 from .errors import ConfigError, WeightsError, quoted
-from .uninitialized import Uninitialized
 from .weights import (
     OPEN_CLIP,
     UNTRAINED,
-    Ahead,
     Architecture,
     Log,
     OpenClipWeights,
     TextEncoder,
     WeightsInfo,
-    begin,
     check_tensors,
     read_file,
     state_dict_digest,
@@ -86,7 +83,7 @@ def load(
     tensors can be another model (QuickGELU).
 
     Args:
-        weights: file (.safetensors, state dict or TorchScript archive), 'untrained', a state
+        weights: file (.safetensors or state dict), 'untrained', a state
             dict, or '' for the weights that the tag names.
         backbone: open_clip:ARCHITECTURE or open_clip:ARCHITECTURE/TAG.
         log: told what happens, in sentences.
@@ -115,8 +112,7 @@ def load(
         path = files.user_path(weights).absolute() if str(weights) else \
             _tagged(open_clip, backbone, released, log, offline=offline)
         name, source = path.name if str(weights) else backbone, str(path)
-        file = begin(path)
-        digest, tensors = file.digest.result(), _read(file)
+        digest, tensors = read_file(path)
     log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
         f'{deviation}; `normalization` is for the models of OpenAI.')
     digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
@@ -212,21 +208,6 @@ def _cached(released: Mapping[str, Any]) -> Path | None:
                  if isinstance(path, str) and Path(path).is_file()), None)
 
 
-def _read(file: Ahead) -> dict[str, Tensor]:
-    """Tensors of a file; nothing in it can run code."""
-    path = file.path
-    if path.suffix != '.safetensors':
-        return read_file(path, file)
-    from safetensors.torch import load as decode  # comes with open_clip
-    try:
-        tensors: dict[str, Tensor] = decode(file.content.result())
-    except Exception as error:
-        raise WeightsError(f'{path}: cannot be read as safetensors ({reason(error)}). Get it '
-                           'anew.') from error
-    check_tensors(tensors, str(path))
-    return tensors
-
-
 def architecture(weights: OpenClipWeights) -> Architecture:
     """Architecture of an open_clip model; of timm's towers, width and patch are not known (0)."""
     config = require(OPEN_CLIP + weights.model).get_model_config(weights.model)
@@ -259,8 +240,7 @@ def build_model(weights: OpenClipWeights) -> Any:
         WeightsError: the weights do not fit the architecture.
 
     """
-    with Uninitialized():
-        model = _network(weights.model)
+    model = _network(weights.model)
     tensors = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
     with fitting_weights():
         tensors = importlib.import_module('open_clip.convert').convert_state_dict(model, tensors)

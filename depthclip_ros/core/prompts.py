@@ -24,12 +24,11 @@ from torch import Tensor
 from . import files
 from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
+from .device import reason
 from .errors import ConfigError, WeightsError, quoted
-from .uninitialized import Uninitialized
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
-CACHE_FORMAT = 2
-SUFFIX = '.features'
+SUFFIX = '.npz'  # a zip file, whose checksums tell damage
 _TOLERANCE = 1e-3  # of the length of a unit vector in float32
 
 
@@ -115,7 +114,7 @@ def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
     if isinstance(state_dict, OpenClipWeights):
         return state_dict.text_encoder()
     clip = import_clip()
-    with fitting_weights(), Uninitialized():
+    with fitting_weights():
         model = clip.model.build_model(dict(state_dict)).float()
     tokenize = functools.partial(clip.tokenize, context_length=model.context_length)
     return tokenize, model.encode_text, model.context_length
@@ -139,11 +138,7 @@ def tokenizer_version(backbone: str) -> str:
 
 
 class TextFeatureCache:
-    """Text features on disk: one file per combination of words, weights and tokenizer.
-
-    A sealed file holds them as K x C float32 numbers, least significant byte first. So its length
-    is known before it is read.
-    """
+    """Text features on disk: one file per combination of words, weights and tokenizer."""
 
     def __init__(self, folder: Path, log: Log, backbone: str) -> None:
         """Use a folder, which is made when something is stored.
@@ -163,8 +158,8 @@ class TextFeatureCache:
 
     def path(self, config: DepthConfig | Phrases, weights_digest: str) -> Path:
         """File for this configuration: its name is a hash of all that changes the features."""
-        key = json.dumps([CACHE_FORMAT, weights_digest, self._tokenizer, config.tokens,
-                          config.templates])
+        key = json.dumps([
+            weights_digest, self._tokenizer, config.tokens, config.templates])
         return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
     def get(
@@ -191,35 +186,33 @@ class TextFeatureCache:
         if features is not None:
             return features, True
         features = encode()
-        fault = _fault(features, shape)
-        if fault:
+        if fault := _fault(features, shape):
             raise WeightsError(f"the text features of these weights {fault}; the text encoder's "
                                'weights are damaged. Give other weights.')
-        self._write(path, features)
+        try:
+            with files.atomic(path) as file:
+                np.savez(file, features=features)
+        except OSError as error:
+            self._log(f'WARNING: the text features cannot be kept in {path.parent} '
+                      f'({error.strerror}); they are encoded at every start. Set cache_dir or '
+                      '$DEPTHCLIP_CACHE to a folder that can be written.')
         return features, False
 
     def _read(self, path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-        """Read and check a file; None when it is absent or, with a warning, cannot be used."""
+        """Features of a file; None where it is absent or, with a warning, cannot be used."""
         try:
-            numbers = files.read_sealed(path, 4 * shape[0] * shape[1])
-            if len(numbers) != 4 * shape[0] * shape[1]:
-                raise ValueError('it is damaged')
-            features = np.frombuffer(numbers, '<f4').reshape(shape).astype(np.float32)
+            with files.open_regular(path) as file:
+                features = np.load(file, allow_pickle=False)['features']
             fault = _fault(features, shape)
-            if fault:
-                raise ValueError(f'its features {fault}')
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            self._log(f'WARNING: the text-feature cache {path} cannot be used ({reason}); '
-                      'encoding the words again.')
+        except Exception as error:  # noqa: BLE001 (what a damaged file makes zipfile raise)
+            fault = f'cannot be read ({reason(error)})'
+        if fault:
+            self._log(f'WARNING: the text features in {path} {fault}; the words are encoded '
+                      'again.')
             return None
-        return features
-
-    def _write(self, path: Path, features: NDArray[np.float32]) -> None:
-        files.keep_sealed(path, features.astype('<f4').tobytes(), 'the text features',
-                          'they are encoded again', self._log)
+        return np.asarray(features, np.float32)
 
 
 def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:

@@ -12,6 +12,8 @@ convolutions take `winograd` instead, which is faster than all of them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ONEDNN: Any = torch.ops.mkldnn
+_NORM_EPSILON = 1e-5  # of torch's batch norm
+Weights = Mapping[str, Tensor]
 
 
 class Convolution(nn.Module):
@@ -115,17 +119,17 @@ def _fastest(convolution: Convolution, size: tuple[int, int]) -> nn.Module:
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution around a shortcut; pools by averaging where it strides."""
 
-    def __init__(self, block: Any) -> None:
-        """Fold one of CLIP's blocks."""
+    def __init__(self, weights: Weights, name: str, inputs: int, stride: int) -> None:
+        """Fold one of CLIP's blocks, which takes so many channels."""
         super().__init__()
-        self.reduce = fold(block.conv1, block.bn1)
-        self.spatial = fold(block.conv2, block.bn2)
-        self.expand = fold(block.conv3, block.bn3)
-        self.stride = int(block.stride)
+        self.reduce: Any = fold(weights, f'{name}.conv1', f'{name}.bn1', inputs)
+        inner = len(self.reduce.weight)
+        self.spatial: Any = fold(weights, f'{name}.conv2', f'{name}.bn2', inner, padding=1)
+        self.expand: Any = fold(weights, f'{name}.conv3', f'{name}.bn3', inner)
+        self.stride = stride
         self.shortcut: Any = None
-        if block.downsample is not None:
-            _, convolution, norm = block.downsample
-            self.shortcut = fold(convolution, norm)
+        if f'{name}.downsample.0.weight' in weights:
+            self.shortcut = fold(weights, f'{name}.downsample.0', f'{name}.downsample.1', inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride); `x` may be overwritten."""
@@ -134,21 +138,39 @@ class Bottleneck(nn.Module):
             y, x = _pool(y, self.stride), _pool(x, self.stride)
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return self.expand.add_relu(y, x)
+        added: Tensor = self.expand.add_relu(y, x)
+        return added
 
 
 class FoldedResNet(nn.Module):
     """The convolutional part of CLIP's `ModifiedResNet`."""
 
-    def __init__(self, resnet: Any) -> None:
-        """Fold a network, which is left as it is."""
+    def __init__(self, weights: Weights) -> None:
+        """Fold a network.
+
+        Args:
+            weights: of the image encoder, by their names in it.
+
+        Raises:
+            LookupError: one is missing.
+            RuntimeError: one has a shape that does not fit the others.
+
+        """
         super().__init__()
-        self.stem: Any = nn.ModuleList(
-            fold(getattr(resnet, f'conv{i}'), getattr(resnet, f'bn{i}')) for i in (1, 2, 3))
-        self.blocks: Any = nn.ModuleList(
-            Bottleneck(block)
-            for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
-            for block in layer)
+        channels, stem = 3, []
+        for i in (1, 2, 3):
+            convolution = fold(weights, f'conv{i}', f'bn{i}', channels, 2 if i == 1 else 1, 1)
+            stem.append(convolution)
+            channels = len(convolution.weight)
+        self.stem: Any = nn.ModuleList(stem)
+        self.blocks: Any = nn.ModuleList()
+        for layer in (1, 2, 3, 4):
+            for i in range(len({name.split('.')[1] for name in weights
+                                if name.startswith(f'layer{layer}.')})):
+                stride = 2 if layer > 1 and i == 0 else 1
+                block = Bottleneck(weights, f'layer{layer}.{i}', channels, stride)
+                self.blocks.append(block)
+                channels = len(block.expand.weight)
         self._at_once: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -165,30 +187,29 @@ class FoldedResNet(nn.Module):
             x = block(x)
         return x
 
-    def fuse(self, size: tuple[int, int]) -> FoldedResNet:
-        """Let oneDNN do every convolution with what follows it; for CPUs, and not to undo.
+    def fused(self, size: tuple[int, int]) -> FoldedResNet:
+        """Give the same with oneDNN doing every convolution and what follows it; for CPUs.
 
         Args:
             size: (height, width) of the images for which it is to be fast.
 
-        Returns:
-            Itself.
-
         """
-        self._at_once = images_at_once(self.stem[0].weight.dtype)
+        # Modules of its own, on the same tensors.
+        network = deepcopy(self, {id(tensor): tensor for tensor in self.buffers()})
+        network._at_once = images_at_once(self.stem[0].weight.dtype)  # noqa: SLF001 (our own)
         height, width = size
         for i, convolution in enumerate(self.stem):
-            self.stem[i] = OneDnnConvolution(convolution, (height, width))
+            network.stem[i] = OneDnnConvolution(convolution, (height, width))
             height, width = height // convolution.stride[0], width // convolution.stride[1]
         height, width = height // 2, width // 2
-        for block in self.blocks:
+        for block in network.blocks:
             block.reduce = OneDnnConvolution(block.reduce, (height, width))
             block.spatial = _fastest(block.spatial, (height, width))
             height, width = height // block.stride, width // block.stride
             block.expand = OneDnnConvolution(block.expand, (height, width))
             if block.shortcut is not None:
                 block.shortcut = OneDnnConvolution(block.shortcut, (height, width))
-        return self
+        return network
 
 
 def by_parts(features: Callable[[Tensor], Tensor], images: Tensor, at_once: int) -> Tensor:
@@ -209,11 +230,21 @@ def _pool(x: Tensor, size: int) -> Tensor:
     return avg_pool2d(x, size, size)  # the second one explicit: `onednn_graph` needs it
 
 
-def fold(convolution: Any, norm: Any) -> Convolution:
-    """Make one convolution, in float32, of one without bias and the batch norm after it."""
-    weight, bias, mean, variance = (values.float() for values in (
-        norm.weight, norm.bias, norm.running_mean, norm.running_var))
-    scale = weight / torch.sqrt(variance + norm.eps)
-    return Convolution(
-        convolution.weight * scale[:, None, None, None], bias - mean * scale,
-        convolution.stride[0], convolution.padding[0])
+def fold(
+    weights: Weights, convolution: str, norm: str, inputs: int, stride: int = 1, padding: int = 0,
+) -> Convolution:
+    """Make one convolution, in float32, of one without bias and the batch norm after it.
+
+    Raises:
+        LookupError: a tensor is missing.
+        RuntimeError: one has a shape that does not fit.
+
+    """
+    weight = weights[f'{convolution}.weight'].float()
+    expected = len(weight), inputs, 2 * padding + 1, 2 * padding + 1
+    if weight.shape != expected:
+        raise RuntimeError(f'{convolution}.weight is {list(weight.shape)}, not {list(expected)}')
+    factor, bias, mean, variance = (weights[f'{norm}.{name}'].float() for name in (
+        'weight', 'bias', 'running_mean', 'running_var'))
+    scale = factor / torch.sqrt(variance + _NORM_EPSILON)
+    return Convolution(weight * scale[:, None, None, None], bias - mean * scale, stride, padding)

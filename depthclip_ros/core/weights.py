@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import stat
-import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -22,10 +21,10 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import files
-from .errors import ConfigError, DepthClipError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,66 +294,23 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
 def _download(url: str, name: str) -> Iterator[bytes]:
     """Content of a URL in pieces, with a progress bar on a terminal."""
     from tqdm import tqdm  # only needed here; comes with clip
-    done = 0
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 (user's server)
             total = int(response.headers.get('Content-Length') or 0)
             with tqdm(total=total or None, unit='B', unit_scale=True, desc=name,
                       disable=None) as bar:
+                done = 0
                 while chunk := response.read(1 << 20):
                     done += len(chunk)
                     bar.update(len(chunk))
-                    if done > LARGEST:
-                        raise ValueError(f'it sends more than {LARGEST >> 30} GiB')
                     yield chunk
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, 'reason', None) or error
+        if total and done != total:
+            raise ConnectionError(f'it broke off after {done} of {total} bytes')
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise WeightsError(
-            f'{name}: download from {url} failed ({reason}). On a machine with a network run '
-            f"'depthclip fetch {name}' and copy the file to this machine's cache, or give "
-            'weights: PATH.') from error
-    if total and done != total:
-        raise WeightsError(f'{name}: download from {url} broke off after {done} of {total} '
-                           'bytes; try again.')
-
-
-class Ahead(NamedTuple):
-    """A file that is being read: what is hashed is what is used, whatever happens to the file."""
-
-    path: Path
-    content: Future[bytes]
-    digest: Future[str]  # SHA-256, in hex
-
-
-def read_ahead(weights: str, backbone: str, cache_dir: Path) -> Ahead | None:
-    """Begin to read weights that are on this machine; other threads run meanwhile.
-
-    What is wrong with them is for `load` to say, which takes what this gives.
-
-    Args:
-        weights: official name, 'demo', file, 'untrained', or '' for the backbone's.
-        backbone: of the configuration.
-        cache_dir: where official weights are looked up.
-
-    Returns:
-        None where there is no file, or a library of its own reads it.
-
-    """
-    if backbone.startswith(OPEN_CLIP):
-        return None
-    try:
-        return begin(_locate(weights or backbone, cache_dir, lambda _: None, offline=True)[1])
-    except DepthClipError:
-        return None
-
-
-def begin(path: Path) -> Ahead:
-    """Begin to read a file, and then to hash it, on a thread of its own."""
-    pool = ThreadPoolExecutor(1)
-    content = pool.submit(_read_whole, path)
-    digest = pool.submit(lambda: hashlib.sha256(content.result()).hexdigest())
-    pool.shutdown(wait=False)
-    return Ahead(path, content, digest)
+            f'{name}: download from {url} failed ({getattr(error, "reason", None) or error}). On '
+            f"a machine with a network run 'depthclip fetch {name}' and copy the file to this "
+            "machine's cache, or give weights: PATH.") from error
 
 
 def _read_whole(path: Path) -> bytes:
@@ -370,17 +326,16 @@ def _read_whole(path: Path) -> bytes:
             if size > LARGEST:
                 raise WeightsError(f'{path}: has {size} bytes, more than any CLIP of these '
                                    f'architectures ({LARGEST >> 30} GiB). Give another file.')
-            # In one piece: a loop over chunks would wait for the interpreter after each.
             return file.read()
     except OSError as error:
         raise WeightsError(_unreadable(path, error)) from error
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex; other threads run meanwhile.
+    """SHA-256 of a file, in hex.
 
     Raises:
-        WeightsError: it is no file, may not be read, or is larger than any CLIP.
+        WeightsError: as `read_file`.
 
     """
     return hashlib.sha256(_read_whole(path)).hexdigest()
@@ -400,18 +355,17 @@ def _verify(path: Path, digest: str, release: Release) -> None:
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
-         log: Log = print, *, offline: bool = False, ahead: Ahead | None = None) -> Loaded:
+         log: Log = print, *, offline: bool = False) -> Loaded:
     """Load CLIP weights from wherever they are.
 
     Args:
-        weights: official name, 'demo', file (TorchScript archive or state dict), 'untrained', a
-            state dict, '' for the backbone's official weights, or what this has returned, which
-            is given back.
+        weights: official name, 'demo', file (state dict, safetensors, or OpenAI's own archive),
+            'untrained', a state dict, '' for the backbone's official weights, or what this has
+            returned, which is given back.
         backbone: the architecture they must have; 'auto' takes any of OpenAI's layout.
         cache_dir: where official weights are looked up and kept.
         log: told what happens, in sentences.
         offline: forbid a download.
-        ahead: what `read_ahead` has begun for the same weights.
 
     Returns:
         What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
@@ -438,8 +392,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
         name, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
-        digest, state_dict = _read_and_hash(
-            name, ahead if ahead is not None and ahead.path == path else begin(path))
+        digest, state_dict = read_file(path, RELEASES.get(name))
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name, str(path), digest)
@@ -474,74 +427,72 @@ def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[
             f'{UNTRAINED!r}).') from error
 
 
-def _read_and_hash(name: str, file: Ahead) -> tuple[str, dict[str, Tensor]]:
-    """Read a file, whose SHA-256 must be right for named weights."""
-    try:
-        state_dict = read_file(file.path, file)
-    finally:
-        # First that a file is damaged, then that it cannot be read.
-        digest = file.digest.result()
-        if name in RELEASES:
-            _verify(file.path, digest, RELEASES[name])
-    return digest, state_dict
+def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str, Tensor]]:
+    """SHA-256 and state dict of a file; nothing in it can run code.
 
-
-def read_file(path: Path, file: Ahead | None = None) -> dict[str, Tensor]:
-    """State dict of a file: a TorchScript archive, or `torch.save` of a state dict.
-
-    Nothing in a file can run code: a state dict is read with `weights_only`, an archive by its
-    tensors alone. OpenAI's archives, known by their SHA-256, are loaded as their own loader does.
+    OpenAI's archives are TorchScript, which is a program; they are known by their SHA-256, and
+    loaded as their own loader does. All else is `torch.save` of a state dict, or safetensors.
 
     Args:
         path: the file.
-        file: where it is being read; None to do it here.
+        release: that it must be; None for any file.
 
     Raises:
-        WeightsError: the file is corrupt or holds something else.
+        WeightsError: the file is not that release, is corrupt, or holds something else.
 
     """
-    import torch  # this module must import without torch, for the doctor
-
-    from .torchscript import is_torchscript, read_tensors
-    file = file or begin(path)
-    content = file.content.result()
-    try:
-        _check_size(content)
-        if not is_torchscript(content):
-            loaded = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
-        elif file.digest.result() in {r.sha256 for r in RELEASES.values()}:
-            with warnings.catch_warnings():
-                # OpenAI's archives are TorchScript, deprecated or not.
-                for category in (DeprecationWarning, FutureWarning):
-                    warnings.simplefilter('ignore', category)
-                loaded = torch.jit.load(  # type: ignore[no-untyped-call]
-                    io.BytesIO(content), map_location='cpu').state_dict()
-        else:
-            loaded = read_tensors(content)
-    except WeightsError:
-        raise
-    except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
-        raise WeightsError(f'{path}: cannot be read as CLIP weights: truncated, corrupt, or not a '
-                           f'TorchScript archive or state dict ({_reason(error)}). Get it anew, '
-                           'or where you trust it save its tensors with '
-                           'torch.save(model.state_dict(), PATH).') from error
+    content = _read_whole(path)
+    with ThreadPoolExecutor(1) as pool:  # a tenth of a second that reading need not wait for
+        hashed = pool.submit(lambda: hashlib.sha256(content).hexdigest())
+        if release is not None:
+            _verify(path, hashed.result(), release)
+        loaded = _decode(path, content, hashed)
+        digest = hashed.result()
     if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
         loaded = loaded['state_dict']
     if not isinstance(loaded, Mapping):
         raise WeightsError(f'{path}: holds a {type(loaded).__name__}, not a state dict of '
                            'tensors; save it with torch.save(model.state_dict(), PATH).')
     check_tensors(loaded, str(path))
-    return {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
+    return digest, {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
 
 
-def _check_size(content: bytes) -> None:
-    """Refuse a zip file whose content, unpacked, is larger than any CLIP."""
+def _decode(path: Path, content: bytes, digest: Future[str]) -> Any:
+    """What is in a file."""
+    import torch  # this module must import without torch, for the doctor
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import load as decode
+            return decode(content)
+        if not _is_torchscript(content):
+            return torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
+        if digest.result() not in {release.sha256 for release in RELEASES.values()}:
+            raise WeightsError(
+                f"{path}: is a TorchScript archive and none of OpenAI's: to load it would run its "
+                'code. Where you trust it, save its tensors: '
+                'torch.save(torch.jit.load(OLD).state_dict(), NEW).')
+        with warnings.catch_warnings():
+            # OpenAI's archives are TorchScript, deprecated or not.
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter('ignore', category)
+            return torch.jit.load(  # type: ignore[no-untyped-call]
+                io.BytesIO(content), map_location='cpu').state_dict()
+    except WeightsError:
+        raise
+    except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
+        raise WeightsError(f'{path}: cannot be read as CLIP weights: truncated, corrupt, or no '
+                           f'state dict ({_reason(error)}). Get it anew, or where you trust it '
+                           'save its tensors with torch.save(model.state_dict(), PATH).'
+                           ) from error
+
+
+def _is_torchscript(content: bytes) -> bool:
+    """Whether a file is a TorchScript archive, and not `torch.save`'s zip file."""
     file = io.BytesIO(content)
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            size = sum(record.file_size for record in archive.infolist())
-        if size > LARGEST:
-            raise ValueError(f'it holds {size} bytes, more than any CLIP')
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith('/constants.pkl') for name in archive.namelist())
 
 
 def _reason(error: Exception) -> str:
@@ -567,25 +518,20 @@ def check_tensors(state_dict: Mapping[str, Tensor], source: str) -> None:
     """
     import torch
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    size = 0
     for name, tensor in state_dict.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WeightsError(
                 f'{source}: {quoted(name)} is a {type(tensor).__name__}, but a state dict has '
                 'tensors by their names; save it with torch.save(model.state_dict(), PATH).')
-        size += tensor.numel() * tensor.element_size()
         wrong = ''
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             wrong = 'is sparse, quantized or without numbers; convert it to a plain tensor'
-        elif tensor.dtype not in floats and (
-                tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1):
-            wrong = f'is of {tensor.dtype}, not of floating point; convert it'
         elif tensor.numel() == 0:
             wrong = f'is empty ({list(tensor.shape)}); the file is not a whole model'
-        elif size > LARGEST:
-            wrong = f'makes it larger than any CLIP ({list(tensor.shape)}); give other weights'
         elif tensor.dtype in floats:
             wrong = _wrong_numbers(name, tensor)
+        elif tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1:
+            wrong = f'is of {tensor.dtype}, not of floating point; convert it'
         if wrong:
             raise WeightsError(f'{source}: {quoted(name)} {wrong}.')
 

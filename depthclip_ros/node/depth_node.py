@@ -85,7 +85,6 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..core.weights import cache_folder, read_ahead
 from ..executables import wait_shortly
 from . import messages
 from .anchors import SENSORS, Sensors, needs_transforms
@@ -341,8 +340,6 @@ class DepthNode(LifecycleNode):
 
     def _load(self, config: DepthConfig, node_config: NodeConfig) -> DepthEstimator:
         """Give an estimator that has run once for every size of a batch."""
-        ahead = read_ahead(node_config.weights, config.backbone,
-                           cache_folder(node_config.cache_dir))
         is_first = 'torch' not in sys.modules
         gc.disable()
         try:  # late: torch takes seconds to import, and may be missing
@@ -359,8 +356,7 @@ class DepthNode(LifecycleNode):
             gc.enable()
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
-            offline=node_config.offline, num_threads=node_config.num_threads, ahead=ahead,
-            log=self._log)
+            offline=node_config.offline, num_threads=node_config.num_threads, log=self._log)
         start = time.perf_counter()
         estimator.warm_up(largest_batch=len(node_config.cameras))
         self._say.info(
