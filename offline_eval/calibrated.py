@@ -59,7 +59,7 @@ class Calibrated:
         checked = estimator.read_calibration(
             estimator.config.replace(calibration=str(path), **bound))
         assert checked is not None  # noqa: S101 - a path was given
-        own = _focal_of(checked)
+        own = _focal_of(checked) if checked.about.camera_known else focal
         if focal and abs(own / focal - 1) > _SAME_VIEW:
             raise EvaluationError(
                 f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '

@@ -13,6 +13,7 @@ from depthclip_ros.core.calibration import (
     TOLD,
     About,
     Calibration,
+    _look_size,
     no_kernel,
 )
 from depthclip_ros.core.geometry import CameraModel
@@ -25,9 +26,11 @@ def arrays_for(estimator, **changes):
     spread[0] = math.log(0.1)
     camera = CameraModel.pinhole(config.input_width, config.input_height, config.input_width)
     arrays = {
-        'bias': 0.0, 'bins': config.bins, 'spread': spread, 'knots': [[0, 1], [0, 0]],
+        'bias': 0.0, 'spread': spread, 'knots': [[0, 1], [0, 0]],
         'rays': camera.patch_rays(*estimator.grid)[..., :2],
         **no_kernel(estimator._channels[1]), **changes}
+    rays = np.reshape(arrays['rays'], (-1, np.shape(arrays['rays'])[-1]))[:, :2]
+    arrays.setdefault('bounds', [rays.min(axis=0), rays.max(axis=0)])
     return {name: np.asarray(values, np.float32) for name, values in arrays.items()}
 
 
@@ -58,9 +61,8 @@ def random_arrays(estimator, seed=0):
         'bias': rng.normal(0, 0.1),
         'projection': rng.normal(0, width ** -0.5, (directions, width)),
         'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
-        'landmarks': rng.normal(0, 0.3, (landmarks, directions + 2 * (directions // 2) + TOLD)),
+        'landmarks': rng.normal(0, 0.3, (landmarks, _look_size(directions))),
         'kernel': rng.normal(0, 0.3, landmarks)}
     return {**arrays, **{name: np.float32(values) for name, values in kernel.items()},
             'spread': spread.astype(np.float32),
-            'knots': np.float32([[0.2, 0.6, 0.9], [0.1, -0.1, 0.3]]),
-            'bins': arrays['bins'] * np.float32(1.1)}
+            'knots': np.float32([[0.2, 0.6, 0.9], [0.1, -0.1, 0.3]])}

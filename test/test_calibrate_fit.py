@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import calibrations
 import clip_standin
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0,
                      upsampling='patch', reference_focal=0.8)
 CAMERA = CameraModel.pinhole(128, 96, 1.6 * 128)
-OPTIONS = Options(source='a test', learning_curve=())
+OPTIONS = Options(source='a test')
 
 
 @pytest.fixture(scope='module')
@@ -81,11 +82,8 @@ def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pic
     fitted = fit(estimator, every[:32], OPTIONS, quiet)
     assert (fitted.variant, fitted.improved) == ('full', True)
     assert 'The correction (full) helps' in fitted.verdict
-    assert fitted.r2 > 0.8
-    assert fitted.choices['share of the full correction'] == 1.0
+    assert fitted.share == 1.0
     assert fitted.held_out['full'].rmse < 0.3 * fitted.held_out['scale'].rmse
-    # Of other frames' depth nothing is learned but where in the picture it is larger.
-    assert fitted.held_out['shuffled'].rmse > 2 * fitted.held_out['full'].rmse
     use(estimator, fitted, tmp_path)
     for sample in every[32:]:
         found = estimator.predict(sample.rgb, intrinsics=CAMERA)
@@ -113,19 +111,6 @@ def test_a_planted_scale_is_found_and_no_more(estimator, pictures, tmp_path):
                for p, s in zip(found, every, strict=True)]
     assert 0.87 < np.mean(covered) < 0.97  # of frames that it was fitted to
     assert fitted.coverage == pytest.approx(0.9, abs=0.03)
-
-
-def test_planted_bins_are_found(estimator, pictures, tmp_path):
-    bins = np.array([0.5, 0.6, 0.7, 3.0, 5.0, 5.1, 9.0])
-    every = samples(estimator, pictures, lambda i, prediction: prediction.focal_ratio
-                    * np.tensordot(bins, prediction.weights, 1))
-    fitted = fit(estimator, every, Options(variant='monotone', learning_curve=()), quiet)
-    assert fitted.variant == 'monotone'
-    assert all(np.diff(fitted.monotone_bins) >= 0)
-    use(estimator, fitted, tmp_path)
-    found = np.concatenate([
-        estimator.predict(s.rgb, intrinsics=CAMERA).depth / s.depth for s in every])
-    assert np.abs(np.log(found)).mean() < 0.1
 
 
 def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures, tmp_path):
@@ -232,8 +217,7 @@ def test_frames_of_a_sequence_are_never_in_two_folds():
 def errors(**rmse):
     """Of ten folds, with some noise that all variants share."""
     noise = np.random.default_rng(0).normal(0, 0.02, 10)
-    values = {'language': 0.5, 'scale': 0.5, 'monotone': 0.5, 'full': 0.5, 'mean_map': 1.0, **rmse}
-    values[fitting.CHOSEN] = values.pop('choices_seen', values['full'])
+    values = {'language': 0.5, 'scale': 0.5, 'full': 0.5, 'mean_map': 1.0, **rmse}
     own = np.random.default_rng(1).normal(0, 0.005, (len(values), 10))
     return {name.replace('_', ' '): value + noise + extra
             for (name, value), extra in zip(values.items(), own, strict=True)}
@@ -242,14 +226,11 @@ def errors(**rmse):
 @pytest.mark.parametrize(('rmse', 'variant', 'improved'), [
     ({}, 'none', False),
     ({'full': 0.4}, 'full', True),
-    ({'full': 0.5, 'choices_seen': 0.47}, 'full', False),  # only where its choices were made
     ({'full': 0.501}, 'none', False),
     ({'full': 0.49}, 'full', False),  # a little, and there is little to lose
     ({'full': 0.42, 'scale': 0.41}, 'scale', False),
     ({'full': 0.395, 'scale': 0.41}, 'full', False),  # worth it, but not to be claimed
     ({'full': 0.49, 'scale': 0.488}, 'full', False),  # and the scale is not worth it
-    ({'monotone': 0.4}, 'monotone', True),
-    ({'full': 0.42, 'monotone': 0.41}, 'monotone', True),
     ({'full': 0.4, 'mean_map': 0.41}, 'full', False),
     ({'full': 0.42, 'mean_map': 0.41}, 'none', False),
 ])
@@ -265,46 +246,82 @@ def test_of_a_correction_that_holds_in_part_a_part_is_taken(estimator, pictures)
     every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
         across * (0.1 + 0.3 * (-1) ** (i * 8 // 40))))
     fitted = fit(estimator, every, OPTIONS, quiet)
-    assert fitted.choices['share of the full correction'] < 0.6
+    assert fitted.share < 0.6
 
 
-def test_the_final_fit_takes_the_share_that_was_chosen(estimator, pictures):
+def problem_of(estimator, pictures, truth):
     frames = Frames(estimator)
-    for sample in samples(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2):
+    for sample in samples(estimator, pictures, truth):
         frames.add(sample)
-    problem = fitting.Problem(frames)
-    scale = fitting._scale(problem, np.ones(12, bool))
-    full, kernel = problem.final(fitting.Choice(scaled=False, share=1.0))
-    for scaled in (False, True):
-        bias, half = problem.final(fitting.Choice(scaled, 0.5))
-        assert bias == pytest.approx(0.5 * full + 0.5 * scale * scaled)
-        np.testing.assert_allclose(half['kernel'], 0.5 * kernel['kernel'], rtol=1e-6)
+    frames.check()
+    return fitting.Problem(frames)
+
+
+def test_what_ships_is_what_was_fitted(estimator, pictures, tmp_path):
+    """The share that was chosen, and at run time the numbers of the fit."""
+    problem = problem_of(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2)
+    everything = np.arange(12)
+    scale, kernel = problem.scale(everything), fitting.Kernel.fit(problem, everything)
+    for choice in (fitting.Choice(scaled=True, share=0.5), fitting.Choice(False, 1.0)):
+        arrays = fitting._arrays(problem, 'full', choice)
+        path = calibrations.calibration_for(
+            estimator, {'focal_ratio': 2.0}, **arrays, **problem.frames.view()).save(
+                tmp_path, 'fitted')
+        estimator.reconfigure(CONFIG.replace(calibration=str(path)))
+        expected = problem.base + choice.of(scale, kernel.correction(problem, everything))
+        for i, rgb in enumerate(pictures[:12]):
+            found = np.log(estimator.predict(rgb, intrinsics=CAMERA).patch_depth)
+            np.testing.assert_allclose(found.ravel(), expected[i, 0], atol=2e-3)
+        estimator.reconfigure(CONFIG)
+
+
+def test_held_out_frames_shape_nothing_of_what_is_tested_on_them(
+        estimator, pictures, monkeypatch):
+    """Neither directions and scales nor landmarks and weights."""
+    problem = problem_of(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2)
+    given, whole = [], fitting.Kernel.fit
+    monkeypatch.setattr(fitting.Kernel, 'fit', lambda problem, frames: given.append(frames) or
+                        whole(problem, frames))
+    fitting._held_out(problem)
+    assert len(given) == problem.folds
+    for fold, frames in enumerate(given):
+        assert sorted(frames) == np.flatnonzero(problem.fold != fold).tolist()
+    kept = whole(problem, given[0])
+    for i in np.flatnonzero(problem.fold == 0):  # whatever they were
+        problem.frames.trunk[i] = np.zeros_like(problem.frames.trunk[i])
+        problem.language[i] = problem.base[i] = 0.0
+    again = whole(problem, given[0])
+    assert again.bias == kept.bias
+    for name, values in kept.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], values)
 
 
 def test_a_gain_in_one_fold_alone_is_no_improvement():
     given = errors()
-    for name in ('full', fitting.CHOSEN):
-        given[name] = given['language'] + np.array([-0.45] + [0.015] * 9)
+    given['full'] = given['language'] + np.array([-0.45] + [0.015] * 9)
     assert given['full'].mean() < 0.95 * given['language'].mean()
     assert judge(given)[:2] == ('none', False)
-    given['monotone'], given[fitting.CHOSEN] = given[fitting.CHOSEN], given['language']
-    assert judge(given)[:2] == ('none', False)
 
 
-def test_few_landmarks_are_kept_and_say_what_all_said(monkeypatch):
-    """Sixty landmarks in three places, one of which adds nothing: two of them say everything."""
-    rng = np.random.default_rng(0)
-    landmarks = np.repeat([[0.0, 0.0], [2.0, 1.0], [-2.0, 1.0]], 20, axis=0)
-    landmarks += 1e-3 * rng.standard_normal(landmarks.shape)
-    values, vectors = np.linalg.eigh(fitting._likeness(landmarks, landmarks))
-    whitening = vectors / np.sqrt(values.clip(0.0) + fitting.JITTER)
-    kernel = fitting.Kernel({'landmarks': landmarks}, whitening)
-    solution = np.linalg.solve(whitening, np.repeat([0.02, -0.01, 0.0], 20))
-    places = rng.uniform(-3, 3, (200, 2))
-    whole = fitting._likeness(places, landmarks) @ whitening @ solution
-    for most in (2, 10):
-        monkeypatch.setattr(fitting, 'KEPT_LANDMARKS', most)
-        kept = kernel.kept(solution)
-        assert len(kept['landmarks']) <= min(most, 5)
-        found = fitting._likeness(places, kept['landmarks']) @ kept['kernel']
-        np.testing.assert_allclose(found, whole, atol=0.02 * np.abs(whole).max())
+def test_rays_are_those_of_the_cameras_that_are_known(estimator, pictures):
+    """None is invented, and the first one is not all: the bounds are of all."""
+    every = samples(estimator, pictures[:12], lambda i, p: p.patch_depth)
+    wide, narrow = (CameraModel.pinhole(128, 96, focal * 128) for focal in (0.5, 2.0))
+    cameras = [None, narrow, wide, narrow] * 3
+    frames = Frames(estimator)
+    for sample, camera in zip(every, cameras, strict=True):
+        frames.add(replace(sample, camera=camera))
+    frames.check()
+    view, grid = frames.view(), estimator.grid
+    rays = {camera: camera.patch_rays(*grid)[..., :2] for camera in (wide, narrow)}
+    np.testing.assert_allclose(
+        view['bounds'], [rays[wide].min((0, 1)), rays[wide].max((0, 1))], rtol=1e-6)
+    usual = (rays[wide] + 2 * rays[narrow]) / 3
+    np.testing.assert_allclose(view['rays'], usual, atol=1e-6)
+    np.testing.assert_allclose(frames.rays[0][0], np.moveaxis(usual, -1, 0), atol=1e-6)
+    unknown = Frames(estimator)
+    for sample in every:
+        unknown.add(replace(sample, camera=None))
+    unknown.check()
+    assert not unknown.camera_known
+    assert not any(values.any() for values in unknown.view().values())

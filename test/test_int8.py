@@ -144,7 +144,7 @@ def test_a_damaged_file_is_refused(state_dict, own, content):
         build(state_dict, folder)
 
 
-@pytest.mark.parametrize('times', [1 / 8, 64])
+@pytest.mark.parametrize('times', [1 / 8, 256])
 def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
     """Off by more than rounding explains."""
     write = int8.write

@@ -58,9 +58,10 @@ def calibrated(estimator, tmp_path_factory):
     spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
     arrays = {
         **no_kernel(estimator.maps([RGB]).trunk.shape[2]),
-        'bias': np.float32(math.log(1.05)), 'bins': np.float32(config.bins), 'spread': spread,
+        'bias': np.float32(math.log(1.05)), 'spread': spread,
         'knots': np.float32([[0, 1], [0, 0]]),
-        'rays': CAMERA.patch_rays(*estimator.grid)[..., :2]}
+        'rays': CAMERA.patch_rays(*estimator.grid)[..., :2],
+        'bounds': np.float32([[-1, -1], [1, 1]])}
     about = About('a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,
                   {name: config.to_dict()[name] for name in BOUND})
     arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}

@@ -146,7 +146,7 @@ class Bench:
             rgb, truth, room) in enumerate(zip(frames.rgb, depth, frames.rooms, strict=True))]
         self.use('', focal=focal)
         fitted = fit(self.estimator, samples, replace(
-            Options(), variant=variant, source='rendered rooms', learning_curve=()),
+            Options(), variant=variant, source='rendered rooms'),
             lambda _: None)
         said = {'variant': fitted.variant, 'improved': fitted.improved}
         return str(fitted.calibration.save(self._folder, 'robot')), said

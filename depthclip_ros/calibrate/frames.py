@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from ..core.calibration import image_digest, mirrored_rays
 from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
-from ..core.geometry import CameraModel, focal_ratio
+from ..core.geometry import focal_ratio
 from ..core.projection import shares
 from ..core.window import Size, Window, fit_window
 
@@ -33,8 +33,6 @@ PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400
 DRAWN = 0.03
 FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the picture's sake
 LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
-# Of a camera that is unknown, in image widths.
-USUAL_FOCAL = 0.811
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,12 @@ class Frames:
 
     Attributes:
         estimator: without a calibration.
-        logits: (passes, K, h, w).
         weights: (passes, K, h, w).
         depth: (passes, h, w) metres by words, without the focal ratio.
         spread: (passes, h, w) metres.
         trunk: (passes, C', h, w) float16.
-        rays: (passes, 2, h, w), x and y of the patches' centres at z = 1.
+        rays: (passes, 2, h, w), x and y of the patches' centres at z = 1; from `check` on.
         ratio: focal ratio; NaN until `check` where the camera is unknown.
-        camera_known: whether any frame's camera is.
         targets: what is wanted.
         sequence: as the samples'.
         digests: of the images.
@@ -81,7 +77,6 @@ class Frames:
     """
 
     estimator: DepthEstimator
-    logits: list[Float32] = field(default_factory=list)
     weights: list[Float32] = field(default_factory=list)
     depth: list[Float32] = field(default_factory=list)
     spread: list[Float32] = field(default_factory=list)
@@ -91,9 +86,13 @@ class Frames:
     targets: list[Target] = field(default_factory=list)
     sequence: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    own_rays: Float32 | None = None  # (h, w, 2) of the first frame's camera
-    camera_known: bool = False
     empty: int = 0  # frames without any depth, which are left out
+    cameras: list[Float32] = field(default_factory=list)  # (h, w, 2), NaN where unknown
+
+    @property
+    def camera_known(self) -> bool:
+        """Whether any frame's camera is."""
+        return bool(np.isfinite(self.cameras).any())
 
     def add(self, sample: Sample) -> None:
         """See a frame; nothing of its pixels is kept.
@@ -123,19 +122,14 @@ class Frames:
         with torch.inference_mode():
             logits = estimator.logits(maps.features)[:, 0]
             weights, depth, spread = words(logits, estimator.bins, config.read_out)
-        height, width = size
-        seen = (camera or CameraModel.pinhole(width, height, USUAL_FOCAL * width)).patch_rays(
-            *estimator.grid, window)[..., :2]
-        if self.own_rays is None:
-            self.own_rays = np.where(np.isfinite(seen), seen, np.float32(0))
-        rays = np.where(np.isfinite(seen), seen, self.own_rays)
-        self.logits.append(logits.cpu().numpy())
+        h, w = estimator.grid
+        self.cameras.append(
+            np.full((h, w, 2), np.nan, np.float32) if camera is None else
+            camera.patch_rays(h, w, window)[..., :2].astype(np.float32))
         self.weights.append(weights.cpu().numpy())
         self.depth.append(depth.cpu().numpy())
         self.spread.append(spread.cpu().numpy())
         self.trunk.append(maps.trunk[:, 0].half().cpu().numpy())
-        self.rays.append(np.stack(
-            [rays, mirrored_rays(rays)][:len(logits)]).transpose(0, 3, 1, 2))
         self.ratio.append(math.nan if camera is None else ratio)
         self.targets.append(target)
         self.sequence.append(sample.sequence)
@@ -163,9 +157,22 @@ class Frames:
                 f'{blocks} sequences are too few to test on others than were fitted to: at least '
                 f'{FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into blocks.')
         known = [ratio for ratio in self.ratio if not math.isnan(ratio)]
-        self.camera_known = bool(known)
         usual = geometric_mean(known) if known else 1.0
         self.ratio = [usual if math.isnan(ratio) else ratio for ratio in self.ratio]
+        usual_rays, passes = self.view()['rays'], len(self.depth[0])
+        for camera in self.cameras:
+            rays = np.where(np.isfinite(camera), camera, usual_rays)
+            self.rays.append(np.stack(
+                [rays, mirrored_rays(rays)][:passes]).transpose(0, 3, 1, 2))
+
+    def view(self) -> dict[str, Float32]:
+        """Where the cameras look: 'rays' and 'bounds' of a `Calibration`."""
+        cameras = np.stack(self.cameras)
+        known = np.isfinite(cameras)
+        rays = np.where(known, cameras, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        seen = cameras[known.all(axis=-1)]
+        bounds = [seen.min(axis=0), seen.max(axis=0)] if len(seen) else np.zeros((2, 2))
+        return {'rays': rays.astype(np.float32), 'bounds': np.array(bounds, np.float32)}
 
 
 def wanted(

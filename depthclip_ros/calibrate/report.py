@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 ROWS = {
     'language': 'words alone (with the focal length), before',
     'scale': 'words times one fitted scale',
-    'monotone': 'bins fitted, words as they are',
     'full': 'words corrected by features',
-    'full, choices seen': 'the same, its share chosen on the held-out blocks too',
     'mean map': 'control: the mean depth of every pixel, no image',
-    'shuffled': 'control: corrected towards the depth of other frames',
 }
 
 
@@ -92,7 +89,7 @@ def contents(
         *(Text(warning, warning=True) for warning in context.warnings),
         Text(fitted.verdict, warning=not fitted.improved),
         Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'),
-        *_errors(fitted), *_quality(fitted), *_error_bars(fitted), *_recording(fitted, context)]
+        *_errors(fitted), *_error_bars(fitted), *_recording(fitted, context)]
     if examples:
         parts += [Heading('Pictures'), Picture(
             'Examples',
@@ -111,8 +108,8 @@ def _errors(fitted: Fitted) -> list[Block]:
     parts: list[Block] = [
         Heading('Before and after, on blocks held out'),
         Text(f'{fitted.frames} frames in {fitted.blocks} blocks (sequences, or pieces of time). '
-             'Every number is of frames in blocks that the fit did not see. Chosen: '
-             f'{fitted.variant}.'),
+             'Every number is of frames in blocks that the fit did not see; by them the share of '
+             f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
         plain_table(('what', 'rmse [m]', 'δ1', 'rel'), rows,
                     ROWS.get(fitted.variant, fitted.variant))]
     if fitted.folds:
@@ -121,21 +118,6 @@ def _errors(fitted: Fitted) -> list[Block]:
             ('held out, rmse [m]', *names),
             [(str(i + 1), *(_number(fold.get(name, math.nan)) for name in names))
              for i, fold in enumerate(fitted.folds)]))
-    return parts
-
-
-def _quality(fitted: Fitted) -> list[Block]:
-    parts: list[Block] = [
-        Heading('The fit'),
-        plain_table(('what', 'value'), [
-            ('R², of the logarithm of depth that words leave, held out', _number(fitted.r2)),
-            ('condition number of the normal equations', f'{fitted.condition:.3g}'),
-            ('temperature of the greatest held-out likelihood', f'{fitted.temperature:.3g}'),
-            ('fitted bins [m]', ', '.join(f'{b:.2f}' for b in fitted.monotone_bins)),
-            *((str(name), _short(value)) for name, value in fitted.choices.items())])]
-    if fitted.learning_curve:
-        parts.append(plain_table(('frames fitted to', 'rmse held out [m]'), [
-            (str(count), _number(rmse)) for count, rmse in fitted.learning_curve]))
     return parts
 
 
@@ -165,14 +147,6 @@ def _recording(fitted: Fitted, context: Context) -> list[Block]:
 
 def _number(value: float) -> str:
     return f'{value:.3f}' if math.isfinite(value) else '–'
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f'{value:.4g}'
-    if isinstance(value, dict):
-        return ', '.join(f'{key}: {_short(inner)}' for key, inner in value.items())
-    return str(value)
 
 
 def draw_examples(examples: Sequence[Example], width: int = 240) -> bytes:

@@ -151,7 +151,7 @@ def _add_calibrate(commands: _Commands) -> None:
                         help='calibrate from a recording that should be refused; the report says '
                         'why it should')
     parser.add_argument('--variant', default='auto',
-                        choices=('auto', 'full', 'monotone', 'scale', 'none'),
+                        choices=('auto', 'full', 'scale', 'none'),
                         help='what to fit (default: what held-out blocks show to be worth it)')
     parser.set_defaults(run=_calibrate)
 

@@ -4,12 +4,11 @@
 Depth of a patch is what the words say (eq. 5) x the focal ratio x exp(correction). The correction
 is made of what the network computes anyway, so that it costs a few matrix products:
 
-    correction = bias + log(mean of its own bins / d) + kernel . exp(-|p - landmarks|^2 / 2)
+    correction = bias + kernel . exp(-|p - landmarks|^2 / 2)
 
-with d the depth by words (metres), and p what a patch and those above and below it look like, see
-`look`. The logarithm of the relative standard deviation is linear in the terms of `spread_terms`;
-a factor by depth is what conformal prediction found to be missing in each decile.
-`depthclip_ros.calibrate` fits both.
+with p what a patch and those above and below it look like, see `look`. The logarithm of the
+relative standard deviation is linear in the terms of `spread_terms`; a factor by depth is what
+conformal prediction found to be missing in each decile. `depthclip_ros.calibrate` fits both.
 """
 
 from __future__ import annotations
@@ -21,27 +20,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from . import tensor_file
 from .config import DepthConfig
-from .errors import CalibrationError, ConfigError, quoted
-from .files import user_path
+from .errors import CalibrationError, quoted
+from .files import atomic, open_regular, user_path
 from .geometry import CameraModel
-from .projection import combine_bins
 from .window import Window
 
-FORMAT = 'depthclip_ros calibration 2'
+FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
 # Digits of the SHA-256 that stand in the file's name, before the suffix.
 HASH_DIGITS = 16
-_LONGEST_TEXT = 200
+_LARGEST_FILE = 64 << 20  # bytes; that of the largest CLIP has 0.5 MB
 
 # The settings that the correction belongs to: with others the network's answers mean other things.
 BOUND = (
@@ -58,21 +56,21 @@ SPREADS = 0.01, 2.0
 # Numbers of a calibration, by their names in its file (all float32).
 ARRAYS = (
     'bias',  # ()
-    'bins',  # (K,) metres, instead of the configured ones
     'spread',  # (SPREAD_TERMS,)
     'knots',  # (2, Q): log depth, and the factor there (its logarithm)
-    'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1
+    'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1; 0 where none is known
+    'bounds',  # (2, 2): least and greatest x and y of the rays of all cameras that it saw
     'projection',  # (D, C'): of the trunk's map, for `look`
     'offset',  # (D,)
     'scales',  # (TOLD,): of what is told beside it
-    'landmarks',  # (M, D + 2 (D // 2) + TOLD)
+    'landmarks',  # (M, E), as `look` gives them
     'kernel',  # (M,): what looking like each landmark adds to the correction
 )
 # Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
 # x and y.
 TOLD = 4
-# Weight of the patches above and below in what a patch looks like.
-NEIGHBOURS = 0.7
+# Weights, in what a patch looks like, of those so many rows above and below it.
+NEIGHBOURS = {1: 0.7, 2: 0.5, 3: 0.5}
 
 
 class Corrected(NamedTuple):
@@ -88,7 +86,6 @@ class Correction:
     """The numbers of a calibration as tensors on the device of the network; see `ARRAYS`."""
 
     bias: Tensor
-    bins: Tensor
     spread: Tensor
     knots: Tensor
     projection: Tensor
@@ -113,7 +110,7 @@ class Correction:
 
         """
         language = depth.log()
-        correction = self.bias + combine_bins(weights, self.bins).log() - language
+        correction = self.bias.expand_as(depth)
         if len(self.kernel):
             seen = look(trunk, language, rays, self.projection, self.offset, self.scales)
             correction = correction + (likeness(seen, self.landmarks) @ self.kernel).view_as(depth)
@@ -133,8 +130,9 @@ def look(
     """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
 
     It is the patch's vector in the trunk's map in D directions; half of them (the main ones) once
-    more of the patches above and below, for the first row and the last that row itself; and log
-    d, its mean over the image, and the ray's x and y. Scaled so that the kernel's width is one.
+    more of the patches above and below, as far as `NEIGHBOURS` says, and beyond the border of its
+    row; and log d, its mean over the image, and the ray's x and y. Scaled so that the kernel's
+    width is one.
 
     Args:
         trunk: (N, C', h, w), its map.
@@ -149,17 +147,12 @@ def look(
 
     """
     own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
-    near = NEIGHBOURS * own[..., len(offset) - len(offset) // 2:]
-    above, below = (near[:, rows] for rows in _neighbours(trunk.shape[2]))
+    main, rows = own[..., len(offset) - len(offset) // 2:], torch.arange(trunk.shape[2])
+    near = [weight * main[:, (rows + way * far).clamp(0, len(rows) - 1)]
+            for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
     mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
     told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([own, above, below, told], dim=-1).flatten(0, 2)
-
-
-def _neighbours(h: int) -> tuple[Tensor, Tensor]:
-    """(h,) numbers of the rows above each row, and below."""
-    rows = torch.arange(h)
-    return (rows - 1).clamp(min=0), (rows + 1).clamp(max=h - 1)
+    return torch.cat([own, *near, told], dim=-1).flatten(0, 2)
 
 
 def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
@@ -168,13 +161,17 @@ def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
     return (seen @ landmarks.T - next(halves)[:, None] - next(halves)).clamp(max=0.0).exp()
 
 
+_Line = Annotated[str, msgspec.Meta(max_length=200, pattern=r'^[^\x00-\x1f\x7f]*$')]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 @dataclass(frozen=True)
 class About:
     """What a calibration was fitted to and how.
 
     Attributes:
         source: what it was calibrated on, in words.
-        variant: 'full', 'monotone' (bins), or 'scale'.
+        variant: 'full', 'scale', or 'none'.
         frames: how many.
         blocks: sequences or blocks of time among them.
         weights: SHA-256 of the network's weights.
@@ -183,25 +180,24 @@ class About:
         config: the settings in `BOUND`, as plain values.
         split: the training split of a data set that it was fitted to, in words; '' for any other
             recording.
-        images: `image_digest` of every image that it was fitted to; empty where the file does
-            not say.
+        images: `image_digest` of every image that it was fitted to.
         camera_known: whether any frame's camera was: else no camera counts afterwards either.
-        precision: in which the network ran; '' where the file does not say.
+        precision: in which the network ran; '' where that is not known.
 
     """
 
-    source: str
-    variant: str
-    frames: int
-    blocks: int
-    weights: str
-    weights_name: str
-    focal_ratio: float
-    config: Mapping[str, Any]
-    split: str = ''
-    images: Sequence[str] = ()
+    source: _Line
+    variant: _Line
+    frames: _Count
+    blocks: _Count
+    weights: _Line
+    weights_name: _Line
+    focal_ratio: Annotated[float, msgspec.Meta(gt=0)]
+    config: dict[str, Any]
+    split: _Line = ''
+    images: Sequence[Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]] = ()
     camera_known: bool = True
-    precision: str = ''
+    precision: _Line = ''
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,19 +212,18 @@ class Calibration:
     """
 
     about: About
-    arrays: tensor_file.Arrays
+    arrays: Mapping[str, NDArray[np.float32]]
     digest: str
 
     @classmethod
-    def make(cls, about: About, arrays: tensor_file.Arrays) -> Calibration:
+    def make(cls, about: About, arrays: Mapping[str, NDArray[np.float32]]) -> Calibration:
         """Put together what was fitted.
 
         Raises:
             CalibrationError: an array is missing, of a wrong shape, or not finite.
 
         """
-        content = tensor_file.encode(arrays, _metadata(about))
-        return cls._decoded('what was fitted', content)
+        return cls._decoded('what was fitted', _encoded(about, arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -240,14 +235,13 @@ class Calibration:
         """
         try:
             place = user_path(path)
-            content = tensor_file.read_bytes(place)
+            with open_regular(place) as file:
+                content = file.read(_LARGEST_FILE)
         except OSError as error:
             raise CalibrationError(
                 f'calibration: {quoted(str(path), 200)} cannot be read: '
                 f'{error.strerror or error}. Give the .safetensors file that `depthclip '
                 "calibrate` wrote, or '' for none.") from error
-        except tensor_file.TensorFileError as error:
-            raise _damaged(str(path), error) from error
         calibration = cls._decoded(str(path), content)
         named = place.name.removesuffix(SUFFIX).rpartition('.')[2]
         if len(named) == HASH_DIGITS and not set(named) - set('0123456789abcdef') \
@@ -264,19 +258,29 @@ class Calibration:
 
         """
         path = folder / f'{stem}.{self.digest[:HASH_DIGITS]}{SUFFIX}'
-        tensor_file.write(path, self.arrays, _metadata(self.about))
+        with atomic(path) as file:
+            file.write(_encoded(self.about, self.arrays))
         return path
 
     @classmethod
     def _decoded(cls, name: str, content: bytes) -> Calibration:
+        from safetensors.numpy import load
         try:
-            arrays, metadata = tensor_file.decode(content)
-            about = _about(metadata)
-            _check_arrays(arrays, len(about.config['tokens']))
-        except (tensor_file.TensorFileError, ConfigError, ValueError, TypeError, KeyError,
-                RecursionError) as error:
+            arrays = load(content)
+            # Of bytes the library gives no metadata: they are in the header, after its length.
+            header = msgspec.json.decode(content[8:8 + int.from_bytes(content[:8], 'little')])
+            values = msgspec.json.decode(header['__metadata__']['about'])
+            if values.get('format') != FORMAT:
+                raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}; "
+                                 'calibrate again')
+            about = msgspec.convert(values, About)
+            if set(about.config) != set(BOUND):
+                raise ValueError('its settings are not those that it needs')
+            DepthConfig.from_dict(about.config)
+            _check_arrays(arrays)
+        except Exception as error:  # what a damaged file makes these libraries raise
             raise _damaged(name, error) from error
-        return cls(about, arrays, tensor_file.digest(content))
+        return cls(about, arrays, hashlib.sha256(content).hexdigest())
 
     @property
     def label(self) -> str:
@@ -342,7 +346,7 @@ class Calibration:
         if not arrays['kernel'].any():
             arrays.update(kernel=arrays['kernel'][:0], landmarks=arrays['landmarks'][:0])
         return Correction(**{name: torch.tensor(arrays[name], device=device)
-                             for name in arrays if name != 'rays'})
+                             for name in arrays if name not in ('rays', 'bounds')})
 
     def rays(
         self, cameras: Sequence[CameraModel | None], windows: Sequence[Window], *,
@@ -351,8 +355,8 @@ class Calibration:
         """Rays of the patches' centres, from a store of the last ones.
 
         Args:
-            cameras: None where it is unknown: it counts as the one that was calibrated. Rays
-                beyond those that were calibrated count as the outermost of these.
+            cameras: None where it is unknown: it counts as the ones that were calibrated. Rays
+                beyond those count as their outermost.
             windows: what the network sees of each image.
             flip: whether the mirrored images follow, which are those of mirrored cameras.
 
@@ -379,7 +383,7 @@ def _rays(
     h, w = own.shape[:2]
     rays = camera.patch_rays(h, w, window)[..., :2]
     rays = np.where(np.isfinite(rays), rays, own)
-    return rays.clip(own.min(axis=(0, 1)), own.max(axis=(0, 1))).astype(np.float32)
+    return rays.clip(*calibration.arrays['bounds']).astype(np.float32)
 
 
 def image_digest(rgb: NDArray[np.uint8]) -> str:
@@ -413,8 +417,13 @@ def spread_terms(
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
     """The arrays of a kernel that adds nothing, for a trunk's map of so many channels."""
     shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
-              'landmarks': (1, 1 + TOLD), 'kernel': (1,)}
+              'landmarks': (1, _look_size(1)), 'kernel': (1,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def _look_size(directions: int) -> int:
+    """E, how long a vector `look` gives for so many directions."""
+    return directions + 2 * len(NEIGHBOURS) * (directions // 2) + TOLD
 
 
 def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
@@ -441,60 +450,34 @@ def _damaged(name: str, reason: object) -> CalibrationError:
         'more, or calibrate again.')
 
 
-def _metadata(about: About) -> dict[str, str]:
-    values = {name: getattr(about, name) for name in About.__dataclass_fields__}
-    return {'format': FORMAT, 'about': json.dumps(values, sort_keys=True)}
+def _encoded(about: About, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """The bytes of a file; of the same calibration the same."""
+    from safetensors.numpy import save
+    content: bytes = save(
+        {name: np.array(arrays[name], np.float32, order='C') for name in sorted(arrays)},
+        # One entry alone: of several the library chooses the order, and so another hash.
+        {'about': json.dumps({'format': FORMAT, **vars(about)}, sort_keys=True)})
+    return content
 
 
-def _about(metadata: Mapping[str, str]) -> About:
-    """Read what `_metadata` wrote; whatever is wrong raises ValueError, TypeError or KeyError."""
-    if metadata.get('format') != FORMAT:
-        raise ValueError(f"its format is {quoted(metadata.get('format'))}, not {FORMAT!r}")
-    values = json.loads(metadata['about'])
-    if not isinstance(values, dict):
-        raise TypeError('what it says of itself is no table')
-    values = {'split': '', 'images': [], 'camera_known': True, 'precision': '', **values}
-    about = About(**{name: values[name] for name in About.__dataclass_fields__})
-    for name in ('source', 'variant', 'weights', 'weights_name', 'split', 'precision'):
-        text = values[name]
-        if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not text.isprintable():
-            raise ValueError(f'its {name} is {quoted(text)}')
-    if not all(isinstance(values[name], int) and values[name] >= 0
-               for name in ('frames', 'blocks')):
-        raise ValueError('its numbers of frames and blocks are no counts')
-    if not (isinstance(about.focal_ratio, float) and 0 < about.focal_ratio < math.inf):
-        raise ValueError(f'its focal ratio is {quoted(about.focal_ratio)}')
-    if not isinstance(about.camera_known, bool):
-        raise TypeError(f'whether its camera is known is {quoted(about.camera_known)}')
-    if not isinstance(about.images, list) or not all(
-            isinstance(image, str) and len(image) == HASH_DIGITS for image in about.images):
-        raise ValueError('its images are no list of digests')
-    if not isinstance(about.config, dict) or set(about.config) != set(BOUND):
-        raise ValueError('its settings are not those that it needs')
-    DepthConfig.from_dict(about.config)
-    return about
-
-
-def _check_arrays(arrays: tensor_file.Arrays, tokens: int) -> None:
+def _check_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Check the shapes that follow from each other; whatever is wrong raises ValueError."""
-    names = set(ARRAYS)
-    if set(arrays) != names:
-        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(names)}')
-    knots = arrays['knots'].shape
-    rays, projection = arrays['rays'].shape, arrays['projection'].shape
+    if set(arrays) != set(ARRAYS):
+        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(ARRAYS)}')
+    knots, rays = arrays['knots'].shape, arrays['rays'].shape
     landmarks, directions = arrays['kernel'].size, arrays['offset'].size
     shapes = {
-        'bias': (), 'bins': (tokens,), 'spread': (SPREAD_TERMS,),
+        'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (TOLD,),
         'knots': (2, max(2, knots[-1] if knots else 0)),
         'rays': (*(max(1, side) for side in rays[:2]), 2),
-        'projection': (directions, projection[-1] if projection else 0),
-        'offset': (directions,), 'scales': (TOLD,), 'kernel': (landmarks,),
-        'landmarks': (landmarks, directions + 2 * (directions // 2) + TOLD),
+        'projection': (directions, *arrays['projection'].shape[1:2]), 'offset': (directions,),
+        'kernel': (landmarks,), 'landmarks': (landmarks, _look_size(directions)),
     }
     for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f'its array {name!r} is {arrays[name].shape}, not {shape}')
-    if not (arrays['bins'] > 0).all():
-        raise ValueError('its bins are not positive')
+        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
+            raise ValueError(
+                f'its array {name!r} is {arrays[name].dtype} {arrays[name].shape}, not {shape}')
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f'its array {name!r} has numbers that are not finite')
     if not (np.diff(arrays['knots'][0]) > 0).all():
         raise ValueError('its knots do not ascend')
