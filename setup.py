@@ -64,6 +64,7 @@ if BUILT_BY_PIP:
         'packaging',
         'PyYAML>=5.4',
         'rosbags>=0.11',
+        'safetensors>=0.4',
         'scipy>=1.8',
         'torch>=2.0',
         'torchvision>=0.15',

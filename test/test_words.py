@@ -76,12 +76,12 @@ def test_weights_are_read_once(tmp_path, capsys, monkeypatch):
     """Though both sets are encoded anew, and words that it does not know looked for."""
     from depthclip_ros.core import weights
     monkeypatch.setenv('DEPTHCLIP_CACHE', str(tmp_path))
-    read, files = weights._read_and_hash, []
+    read, files = weights.read_file, []
     monkeypatch.setattr(
-        weights, '_read_and_hash', lambda name, path: files.append(name) or read(name, path))
+        weights, 'read_file', lambda path, release: files.append(path.name) or read(path, release))
     assert run('close, guitar', '--against', 'far, tiny', '--weights', 'demo') == 0
     assert "never learnt 'guitar'" in capsys.readouterr().out
-    assert files == ['demo']
+    assert files == ['demo.pt']
     assert len(list((tmp_path / 'text').iterdir())) == 2
 
 

@@ -43,7 +43,8 @@ PIP = _pip()
 # What is lost without them.
 OPTIONAL = {
     'rosbags': 'bags are replayed by `ros2 bag` only',
-    'msgspec': 'offline_eval does not run',
+    'msgspec': 'nothing runs: calibrations and records are read with it',
+    'safetensors': 'calibrations can be neither read nor written',
     'mcap': '`depthclip bag` cannot read and write bags',
     'h5py': 'offline_eval cannot read .mat files',
     'scipy': 'offline_eval cannot read splits.mat',
