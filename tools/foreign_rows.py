@@ -78,19 +78,12 @@ def robot(bench: Bench, which: str) -> dict[str, Any]:
 def _both(
     bench: Bench, test: Frames,
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], Coverage]:
-    """Depth without and with an anchor, and coverage without, from one prediction.
-
-    An anchor multiplies depth and its standard deviation, so that dividing again gives what is
-    there without.
-    """
-    covered = Coverage(test.kinds)
-    plain, anchored = [], []
-    for truth, prediction in zip(test.depth, bench.predict(test, one_image(test)), strict=True):
-        anchored.append(prediction.depth)
-        scale, inflation = prediction.adjustment
-        plain.append(prediction.depth / np.float32(scale))
-        covered.add(plain[-1], prediction.stddev(), truth, scale * inflation)
-    return plain, anchored, covered
+    """Depth without and with an anchor, and coverage without."""
+    plain, covered = [], Coverage(test.kinds)
+    for truth, prediction in zip(test.depth, bench.predict(test), strict=True):
+        plain.append(prediction.depth)
+        covered.add(prediction.depth, prediction.stddev(), truth)
+    return plain, _depth(bench.predict(test, one_image(test))), covered
 
 
 def _controls(drive: Drive, test: Frames) -> dict[str, Iterable[NDArray[np.float32]]]:

@@ -59,6 +59,7 @@ LANDMARKS = 512
 JITTER = 1e-5
 SCALE_PENALTY, PENALTY = 1e-3, 1.0  # ridge parameters of the scale and of the kernel
 INDEPENDENT = 48.0  # patches of a frame that count as independent
+_ROWS = 8192  # patches that are compared with the landmarks at once
 
 
 @dataclass(frozen=True)
@@ -278,43 +279,62 @@ class Kernel(NamedTuple):
             'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
             'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf),
         }.items()}
-        kernel = cls(0.0, arrays)
-        looks = [kernel.look(problem, i) for i in frames]
-        a_frame = -(-LANDMARKS // len(frames))
-        candidates = np.concatenate([rng.permutation(found)[:a_frame] for found in looks])
+        looks = cls(0.0, arrays).looks(problem, frames)
+        own, a_frame = looks.reshape(len(frames), -1, looks.shape[1]), -(-LANDMARKS // len(frames))
+        candidates = np.concatenate([rng.permutation(found)[:a_frame] for found in own])
         landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
         values, vectors = eigh(_likeness(landmarks, landmarks).astype(np.float64))
         whitening = vectors / np.sqrt(values.clip(0.0) + JITTER)
-        size = 1 + len(landmarks)
-        normal, right = np.diag([SCALE_PENALTY, *[PENALTY] * (size - 1)]), np.zeros(size)
         # Of a patch, as if there were as many as in the smallest grid: neighbours agree.
         unit = INDEPENDENT / (problem.passes * problem.base.shape[-1])
-        for i, found in zip(frames, looks, strict=True):
-            terms = np.ones((len(found), size))
-            terms[:, 1:] = _likeness(found, landmarks) @ whitening
-            weighted = terms * (unit * problem.weight[i].reshape(-1, 1))
-            normal += weighted.T @ terms
-            right += weighted.T @ (problem.wish - problem.base)[i].ravel()
-        solution = np.linalg.solve(normal, right)
+        solution = _ridge(looks, landmarks, whitening,
+                          (problem.wish - problem.base)[frames].ravel(),
+                          unit * problem.weight[frames].ravel())
         return cls(float(solution[0]), {
             **arrays, 'landmarks': landmarks,
             'kernel': (whitening @ solution[1:]).astype(np.float32)})
 
-    def look(self, problem: Problem, i: int) -> Float32:
-        """(passes P, E) what the patches of a frame look like."""
-        frames, (h, w) = problem.frames, problem.grid
+    def looks(self, problem: Problem, frames: NDArray[np.intp]) -> Float32:
+        """(F' passes P, E) what the patches of some frames look like."""
+        seen, (h, w) = problem.frames, problem.grid
         with torch.inference_mode():
-            seen = look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
-                frames.trunk[i], problem.language[i].reshape(-1, h, w), frames.rays[i],
-                *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
-        found: Float32 = np.nan_to_num(seen.numpy())
-        return found
+            found = torch.cat([
+                look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
+                    seen.trunk[i], problem.language[i].reshape(-1, h, w), seen.rays[i],
+                    *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
+                for i in frames])
+        looks: Float32 = np.nan_to_num(found.numpy())
+        return looks
 
     def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
         """(F', passes, P) of some frames."""
-        return self.bias + np.stack([
-            (_likeness(self.look(problem, i), self.arrays['landmarks']) @ self.arrays['kernel'])
-            .reshape(problem.base.shape[1:]) for i in frames]).astype(np.float64)
+        looks = self.looks(problem, frames)
+        found = np.concatenate([
+            _likeness(part, self.arrays['landmarks']) @ self.arrays['kernel']
+            for part in np.array_split(looks, -(-len(looks) // _ROWS))])
+        return self.bias + found.reshape(len(frames), *problem.base.shape[1:]).astype(np.float64)
+
+
+def _ridge(
+    looks: Float32, landmarks: Float32, whitening: Float64, wish: Float64, weight: Float64,
+) -> Float64:
+    """(1 + M,) weights of one and of the whitened likeness to each landmark.
+
+    In torch, since products of NumPy in turns with its own would wait for each other's threads.
+    """
+    size = 1 + len(landmarks)
+    normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * (size - 1)]).double())
+    right, white = torch.zeros(size, dtype=torch.float64), torch.from_numpy(whitening)
+    for start in range(0, len(looks), _ROWS):
+        rows = slice(start, start + _ROWS)
+        terms = torch.ones(len(looks[rows]), size, dtype=torch.float64)
+        terms[:, 1:] = likeness(
+            torch.from_numpy(looks[rows]), torch.from_numpy(landmarks)).double() @ white
+        weighted = terms * torch.from_numpy(weight[rows])[:, None]
+        normal += weighted.T @ terms
+        right += weighted.T @ torch.from_numpy(wish[rows])
+    solution: Float64 = torch.linalg.solve(normal, right).numpy()
+    return solution
 
 
 def _likeness(seen: Float32, landmarks: Float32) -> Float32:

@@ -30,6 +30,8 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
+# Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
+ANCHOR_REACH = 0.15
 
 # Longer texts, and more of them, are no settings but mistakes; Linux's longest path is as long.
 LONGEST_TEXT = 4096

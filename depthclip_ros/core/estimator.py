@@ -103,7 +103,7 @@ class DepthPrediction:
         upsampling: from patches to pixels.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
             are multiplied. Where the camera is unknown, that of the calibration; 1 without one.
-        adjustment: what the anchor made of depth; 1 and 1 without one.
+        adjustment: what the anchor made of depth; nothing without one.
         patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
             `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
             90 % of the pixels. None without a calibration.
@@ -638,11 +638,11 @@ class DepthEstimator:
                 NOT_ADJUSTED if anchor is None else anchor(
                     depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
                     windows[i], config.upsampling) for i, anchor in enumerate(anchors)]
-            factor = _column([adjustment.scale for adjustment in adjustments], self.device)
+            factor = _by_patch([adjustment.factor for adjustment in adjustments], depth)
             depth, spread = depth * factor, spread * factor
             if stddev is not None:
-                stddev = stddev * factor * _column(
-                    [adjustment.inflation for adjustment in adjustments], self.device)
+                stddev = stddev * factor * _by_patch(
+                    [adjustment.unsure for adjustment in adjustments], depth)
             depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
             if stddev is not None and config.max_stddev:
                 depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
@@ -777,6 +777,13 @@ def _tensor(image: NDArray[np.uint8]) -> Tensor:
 def _column(values: Sequence[float], device: torch.device) -> Tensor:
     """(B, 1, 1) of one number for each image."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+
+def _by_patch(values: Sequence[float | NDArray[np.float32]], patches: Tensor) -> Tensor:
+    """(B, h, w) of numbers, or of (h, w) each, beside patches of that shape."""
+    shape = patches.shape[1:]
+    return torch.from_numpy(np.stack([
+        np.broadcast_to(np.float32(of_one), shape) for of_one in values])).to(patches.device)
 
 
 def _cells(patches: Tensor, windows: Sequence[Window], sizes: Sequence[Size]) -> Tensor:

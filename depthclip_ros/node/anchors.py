@@ -25,7 +25,7 @@ from ..core.anchor import (
     Points,
     ScaleFilter,
 )
-from ..core.errors import RangeError, quoted
+from ..core.errors import DataError, RangeError, quoted
 from ..core.transforms import Transform, rotation_matrix
 from .config import GROUND, parse_pose
 from .image_io import to_depth
@@ -213,7 +213,9 @@ class Anchor:
         kind = self._config.anchor
         self.filter = ScaleFilter(
             self._config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
-            lowest=FLOOR_SHARE if kind == GROUND else 1.0)
+            lowest=FLOOR_SHARE if kind == GROUND else 1.0,
+            # A beam is no place, and where the floor is not seen something stands on it.
+            reach=0.0 if kind in ('range', GROUND) else self._config.anchor_reach)
         self._used = None
         self._first, self._last = math.inf, -math.inf  # steady time of images
         self.reason = self.condition = ''
@@ -237,15 +239,24 @@ class Anchor:
         if self._config.anchor == GROUND:
             return self._asked(stamp, self._floor(header, stamp, model, size))
         message = self._sensors.nearest(stamp)
-        if message is self._used:  # it has had its say: between two messages the scale is held
-            return self._asked(stamp)
+        try:
+            points = self._points_of(message, header, stamp, model, size)
+        except DataError:
+            if message is not self._used:
+                raise
+            return self._asked(stamp)  # it has had its say: the scale is held
+        return self._asked(stamp, points, message)
+
+    def _points_of(
+        self, message: Message, header: Any, stamp: int, model: CameraModel, size: Size,
+    ) -> Points:
+        """Where the points of a sensor's message are in an image."""
         other, content = self._sensors.content_of(message)
         if self._config.anchor == 'depth':
             check_apart(stamp, message.stamp)
-            return self._asked(stamp, _pixels(other, header, content, size), message)
-        there = self._sensors.transform(
-            header.frame_id, stamp, other.frame_id, message.stamp)
-        return self._asked(stamp, _project(there.apply(content), model, size), message)
+            return _pixels(other, header, content, size)
+        there = self._sensors.transform(header.frame_id, stamp, other.frame_id, message.stamp)
+        return _project(there.apply(content), model, size)
 
     def without(self, header: Any, condition: str, reason: str) -> Callable[..., Adjustment]:
         """What the estimator asks about an image that has no points, for a reason."""
@@ -264,13 +275,17 @@ class Anchor:
             self._last = time.monotonic()
             self._first = min(self._first, self._last)
             try:
+                # Of one message the points have their say once, and correct what is around them
+                # in every image until the next.
+                are_new = message is None or message is not self._used
                 adjustment = self.filter.adjust(
-                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling)
+                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling,
+                    are_new=are_new)
             except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
                 state = self.filter.state
                 self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
                 return Adjustment(state.scale, state.inflation)
-            if points is not None:
+            if points is not None and are_new:
                 self._used = message
                 self._judge()
             return adjustment
@@ -308,6 +323,7 @@ class Anchor:
             'anchor log variance': f'{state.variance:.5f}',
             'anchor inlier share [%]': 100 * state.share,
             'anchor points': state.points,
+            'anchor surroundings [%]': 100 * state.around,
             'anchor inflation of stddev': state.inflation,
             **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
             **{f'anchor refused: {k}': n for k, n in sorted(self._sensors.refused.copy().items())},

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import DepthConfig, Settings, define, read_parameters, unknown_message
+from ..core.config import (
+    ANCHOR_REACH,
+    DepthConfig,
+    Settings,
+    define,
+    read_parameters,
+    unknown_message,
+)
 from ..core.errors import ConfigError, quoted
 from ..core.weights import DEMO
 from ..resources import config_path
@@ -57,6 +64,11 @@ class NodeConfig(Settings):
     anchor_timeout: float = define(
         5.0, 'Let the anchor go, and report it, when it could not be followed for this long',
         unit='s', minimum=0.1, maximum=3600.0)
+    anchor_reach: float = define(
+        ANCHOR_REACH, "How far the anchor's points correct what its scale leaves around them (not "
+                      f"those of range and {GROUND}), as part of the image's width; 0: they "
+                      'give a scale alone',
+        minimum=0.0, maximum=1.0)
     anchor_pose: str = define(
         '', "Where the anchor's sensor is in the camera's body (x forward, y left, z up): six "
             "numbers, 'x y z roll pitch yaw' in metres and radians; empty: tf tells")

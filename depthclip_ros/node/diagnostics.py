@@ -114,6 +114,8 @@ ANCHOR = (
     Key('anchor log variance', '1', 'variance of the logarithm of the scale'),
     Key('anchor inlier share [%]', '%', "of the last message's points in the image that agree"),
     Key('anchor points', 'points', 'in the image, of the last message'),
+    Key('anchor surroundings [%]', '%', 'by how much depth is corrected around the points, beside '
+        'the scale: root mean square over the image'),
     Key('anchor inflation of stddev', '1', 'by what the standard deviation of depth is multiplied '
         'besides, where the scale is unsure'),
     Key('not anchored: …', 'images', 'whose points could not be followed, by cause'),
