@@ -396,10 +396,12 @@ class DepthEstimator:
     ) -> tuple[AttentionPool, NDArray[np.float32]] | None:
         """(S, C) text features of the scenes, and the pool that gives what they are compared to.
 
-        The pool is kept only while there are scenes: of RN50 it is 59 MB.
+        Once there were scenes, the pool stays: of RN50 it is 59 MB.
         """
         if not config.has_scenes:
             return None
+        if self._has_in_force(scene_words(config)) and (scenes := self._settings.scenes):
+            return scenes.pool, scenes.text.cpu().numpy()
         pool = self._pool or self._encoder.pool
         if pool is None:
             with current(self.device):
@@ -407,11 +409,17 @@ class DepthEstimator:
         self._pool = pool
         return pool, self._features_of(scene_words(config), weights)
 
+    def _has_in_force(self, words: Phrases) -> bool:
+        """Whether these scenes are those of the configuration in force, if there is one."""
+        settings = getattr(self, '_settings', None)
+        return settings is not None and words == scene_words(settings.config)
+
     def is_encoded(self, config: DepthConfig) -> bool:
         """Whether `encode` has these words at hand."""
-        return (config.tokens, config.templates) in self._encoded and (
-            not config.has_scenes or (
-                self._pool is not None and scene_words(config)[:2] in self._encoded))
+        words, scenes, now = (config.tokens, config.templates), scene_words(config), self.config
+        return (words == (now.tokens, now.templates) or words in self._encoded) and (
+            not config.has_scenes or self._has_in_force(scenes) or (
+                self._pool is not None and scenes[:2] in self._encoded))
 
     def _load_again(self) -> dict[str, Tensor]:
         info, state_dict = self._load()
@@ -482,8 +490,6 @@ class DepthEstimator:
             raise ConfigError(f'text_features: of shape {text_features.shape} instead of '
                               f'{expected}, one row per token.')
         self._settings = self._prepare(config, text_features)
-        if not config.has_scenes:
-            self._pool = None
 
     def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
         def on_device(values: object) -> Tensor:
