@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from depthclip_ros.core.anchor import ScaleFilter
 from depthclip_ros.core.estimator import DepthPrediction
+from depthclip_ros.core.projection import upsample
 from depthclip_ros.core.window import Window
 
 LOWER = ROBOTS['C']
@@ -118,8 +119,10 @@ def _anchored_map(
     patches = mean_map.reshape(6, height // 6, 8, width // 8).mean(axis=(1, 3))
     window = Window(0, 0, width, height)
     for number, truth in enumerate(test.depth):
-        said = ScaleFilter().adjust(0.0, range_points(truth, number), patches, None, window)
-        yield mean_map * np.float32(said.scale)
+        factor = ScaleFilter().adjust(
+            0.0, range_points(truth, number), patches, None, window).factor
+        whole = torch.from_numpy(np.broadcast_to(np.float32(factor), patches.shape).copy())
+        yield mean_map * upsample(whole[None], (height, width), 'centered')[0].numpy()
 
 
 def lenses(bench: Bench) -> dict[str, Any]:

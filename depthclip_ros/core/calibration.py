@@ -146,19 +146,32 @@ def look(
         (N h w, E).
 
     """
+    n, _, h, w = trunk.shape
     own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
-    main, rows = own[..., len(offset) - len(offset) // 2:], torch.arange(trunk.shape[2])
-    near = [weight * main[:, (rows + way * far).clamp(0, len(rows) - 1)]
-            for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
+    rows, weights = _neighbours(h, trunk.device)
+    near = own[..., len(offset) - len(offset) // 2:][:, rows] * weights
+    near = near.view(n, -1, h, w, near.shape[-1]).permute(0, 2, 3, 1, 4).flatten(3)
     mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
     told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([own, *near, told], dim=-1).flatten(0, 2)
+    return torch.cat([own, near, told], dim=-1).flatten(0, 2)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(h: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of `h` rows the numbers of those above and below, (2 R h,), and their weights."""
+    rows = torch.arange(h, device=device)
+    ways = [(way * far, weight) for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
+    found = torch.cat([(rows + apart).clamp(0, h - 1) for apart, _ in ways])
+    weights = torch.tensor([weight for _, weight in ways], device=device)
+    return found, weights.repeat_interleave(h)[:, None, None]
 
 
 def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
     """(N, E) and (M, E) -> (N, M) of the Gaussian kernel of width one."""
-    halves = (0.5 * values.square().sum(dim=1) for values in (seen, landmarks))
-    return (seen @ landmarks.T - next(halves)[:, None] - next(halves)).clamp(max=0.0).exp()
+    halves = 0.5 * landmarks.square().sum(dim=1)
+    exponent = torch.addmm(-halves[None], seen, landmarks.T)
+    exponent -= 0.5 * seen.square().sum(dim=1, keepdim=True)
+    return exponent.clamp_(max=0.0).exp_()
 
 
 _Line = Annotated[str, msgspec.Meta(max_length=200, pattern=r'^[^\x00-\x1f\x7f]*$')]
