@@ -202,7 +202,7 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     assert (stddev, window, upsampling) == (None, (0, 0, 128, 96), 'centered')
     np.testing.assert_array_equal(found[0].depth, plain[0].depth)
     np.testing.assert_allclose(found[1].depth, 3 * plain[1].depth, rtol=1e-6)
-    assert found[1].adjustment == (3.0, 2.0)
+    assert found[1].adjustment == Adjustment(3.0, 2.0)
     assert found[1].stddev() is None
 
 

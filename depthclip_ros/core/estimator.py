@@ -644,11 +644,12 @@ class DepthEstimator:
                 NOT_ADJUSTED if anchor is None else anchor(
                     depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
                     windows[i], config.upsampling) for i, anchor in enumerate(anchors)]
-            factor = _by_patch([adjustment.factor for adjustment in adjustments], depth)
-            depth, spread = depth * factor, spread * factor
-            if stddev is not None:
-                stddev = stddev * factor * _by_patch(
-                    [adjustment.unsure for adjustment in adjustments], depth)
+            if any(anchor is not None for anchor in anchors):
+                factor = _by_patch([adjustment.factor for adjustment in adjustments], depth)
+                depth, spread = depth * factor, spread * factor
+                if stddev is not None:
+                    stddev = stddev * factor * _by_patch(
+                        [adjustment.unsure for adjustment in adjustments], depth)
             depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
             if stddev is not None and config.max_stddev:
                 depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
