@@ -151,6 +151,17 @@ def test_every_architecture_in_every_precision(architecture, precision):
     assert bool(norms) == ('ViT' in architecture)
 
 
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_the_known_image_is_where_the_network_is(architecture):
+    """As on a GPU: 'meta' is a device, too, and mixes with no other."""
+    shape, features = ARCHITECTURES[architecture]
+    encoder = build_image_encoder(clip_standin.state_dict(0, **shape), features).to('meta')
+    size = 3 * encoder.stride, 4 * encoder.stride
+    found = engine.try_known_image(encoder, size, torch.device('meta'))
+    assert found.device.type == 'meta'
+    assert found.shape[2:] == (3, 4)
+
+
 @pytest.mark.parametrize('shape', [
     {}, {'layers': (2, 1, 2, 1)}, {'width': 12, 'embed_dim': 96}],
     ids=['small', 'deeper', 'wider'])

@@ -35,7 +35,7 @@ def prove() -> list[dict[str, Any]]:
     _, weights = load(DEMO, 'auto', Path(), lambda _: None)
     exact = build_image_encoder(weights, 'maskclip')
     exact.trunk = clips_own_trunk(weights)
-    reference = engine.try_known_image(exact, _SIZE)
+    reference = engine.try_known_image(exact, _SIZE, torch.device('cpu'))
     found = []
     for precision in ('float32', 'float16' if device.type == 'cuda' else 'bfloat16'):
         dtype = resolve_precision(precision, device, lambda _: None).dtype
@@ -46,7 +46,7 @@ def prove() -> list[dict[str, Any]]:
         seconds = []
         for _ in range(_RUNS):
             start = time.perf_counter()
-            features = engine.try_known_image(encoder, _SIZE).cpu()
+            features = engine.try_known_image(encoder, _SIZE, device).cpu()
             seconds.append(time.perf_counter() - start)
         found.append({
             'precision': precision, 'engine': name, 'seconds': median(seconds),

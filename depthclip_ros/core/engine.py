@@ -68,7 +68,7 @@ def install(
         name, build = ways.pop(0)
         try:
             encoder.trunk = build()
-            features = try_known_image(encoder, size, images)
+            features = try_known_image(encoder, size, device, images)
         except Exception as error:
             if not ways:
                 raise EngineError(f'the network does not run on {device} in {str(dtype)[6:]} '
@@ -100,9 +100,10 @@ def _ways(
     return ways
 
 
-def try_known_image(encoder: ImageEncoder, size: tuple[int, int], images: int = 1) -> Tensor:
-    """Features of a known image: (images, C, height / stride, width / stride)."""
-    device = next((tensor.device for tensor in encoder.buffers()), torch.device('cpu'))
+def try_known_image(
+    encoder: ImageEncoder, size: tuple[int, int], device: torch.device, images: int = 1,
+) -> Tensor:
+    """Features of a known image on a device: (images, C, height / stride, width / stride)."""
     with torch.inference_mode():
         features: Tensor = encoder(known_image(size).to(device).expand(images, -1, -1, -1))
     return features

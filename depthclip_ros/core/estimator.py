@@ -306,8 +306,8 @@ class DepthEstimator:
                 trunk = int8.load(path)
                 self._encoder.trunk, self.quantized_on = trunk, trunk.calibrated_on
                 self.engine = 'ONNX Runtime'
-                engine.check_finite(
-                    engine.try_known_image(self._encoder, self._size), dtype, str(path))
+                engine.check_finite(engine.try_known_image(
+                    self._encoder, self._size, self.device), dtype, str(path))
                 log(f'precision: int8, made of {trunk.calibrated_on}, from {path}.')
             else:
                 self.engine = engine.install(
