@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -123,10 +121,7 @@ class Calibrated:
         ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
         rays = self.calibration.rays(
             [None] * len(ratios), [Window(0.0, 0.0, 1.0, 1.0)] * len(ratios), flip=passes > 1)
-        correct = partial(
-            self.correction, trunk=maps.trunk.flatten(0, 1),
-            rays=torch.from_numpy(rays).to(estimator.device),
-            ratio=torch.tensor(passes * ratios, device=estimator.device)[:, None, None])
+        correct = self.correction.of_images(maps.trunk, rays, ratios)
         return estimator.read_out(logits, None, correct).patch_depth
 
 

@@ -156,7 +156,7 @@ def test_every_difference_is_named(estimator, tmp_path):
         tokens=['near', 'far'], bins=[1.0, 2.0], temperature=0.5, normalization='clip',
         flip_average=True, reference_focal=0.5, upsampling='patch', calibration=path)
     with pytest.raises(CalibrationError) as caught:
-        calibration.check(other, estimator.weights.digest, estimator.grid, estimator._channels[1])
+        calibration.check(other, estimator.weights.digest, estimator.grid, estimator._channels)
     for name in ('tokens', 'bins', 'temperature', 'normalization', 'flip_average', 'upsampling',
                  'reference_focal', 'weights', 'RN50', 'grid of patches', 'channels of the trunk'):
         assert name in str(caught.value), name
@@ -190,13 +190,13 @@ def test_bins_by_scene_and_a_calibration_exclude_each_other(estimator):
         scenes=['hall', 'closet'], scene_bins=[*CONFIG.bins, *CONFIG.bins])
     assert scenes.has_scenes
     with pytest.raises(CalibrationError, match='scenes is'):
-        calibration.check(scenes, estimator.weights.digest, estimator.grid, estimator._channels[1])
+        calibration.check(scenes, estimator.weights.digest, estimator.grid, estimator._channels)
 
 
 def test_numbers_as_ros_sends_them_are_no_difference(estimator):
     calibration = calibrations.calibration_for(estimator)
     config = estimator.config.replace(reference_focal=float(np.float32(0.811)))
-    calibration.check(config, estimator.weights.digest, estimator.grid, estimator._channels[1])
+    calibration.check(config, estimator.weights.digest, estimator.grid, estimator._channels)
 
 
 def test_a_bad_file_changes_nothing(estimator, use, tmp_path):

@@ -16,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -81,6 +81,10 @@ class Corrected(NamedTuple):
     unsure: Tensor  # (N, h, w) standard deviation of depth, in shares of it
 
 
+# (N, K, h, w) weights, (N, h, w) depth and its spread -> corrected, of all passes.
+Correct = Callable[[Tensor, Tensor, Tensor], Corrected]
+
+
 @dataclass(frozen=True, eq=False)
 class Correction:
     """The numbers of a calibration as tensors on the device of the network; see `ARRAYS`."""
@@ -121,6 +125,21 @@ class Correction:
         unsure = torch.einsum('t,nthw->nhw', self.spread, terms) + factor(self.knots, log_depth)
         metres = log_depth.exp()
         return Corrected(metres, relative * metres, unsure.exp().clamp(*SPREADS))
+
+    def of_images(
+        self, trunk: Tensor, rays: NDArray[np.float32], ratios: Sequence[float],
+    ) -> Correct:
+        """What corrects the depth of some images, all of their passes.
+
+        Args:
+            trunk: (passes, B, C', h, w), the trunk's map.
+            rays: (passes B, 2, h, w), of `Calibration.rays`.
+            ratios: the B focal ratios.
+
+        """
+        ratio = torch.tensor(len(trunk) * list(ratios), dtype=torch.float32, device=trunk.device)
+        return partial(self, trunk=trunk.flatten(0, 1), ratio=ratio[:, None, None],
+                       rays=torch.from_numpy(rays).to(trunk.device))
 
 
 def look(

@@ -34,11 +34,6 @@ class Ability:
         """The reason in one line; '' if it works."""
         return '' if self.error is None else reason(self.error)
 
-    def require(self) -> None:
-        """Raise what was raised when it was tried."""
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-
 
 def try_out(operation: Callable[[], object]) -> Ability:
     """Find out whether an operation works with this torch on this processor: by doing it.

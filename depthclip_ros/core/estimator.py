@@ -27,7 +27,7 @@ from .backbone import (
     build_image_encoder,
     resnet_weights,
 )
-from .calibration import Calibration, Corrected, Correction
+from .calibration import Calibration, Correct, Correction
 from .config import DepthConfig
 from .device import (
     current,
@@ -198,10 +198,6 @@ class ReadOut(NamedTuple):
     unsure: Tensor | None = None  # (B, h, w) standard deviation in shares of depth, if known
 
 
-# (N, K, h, w) weights, (N, h, w) depth and its spread -> corrected, of all passes.
-Correct = Callable[[Tensor, Tensor, Tensor], Corrected]
-
-
 class SceneSettings(NamedTuple):
     """What `scenes` need, on the device."""
 
@@ -283,9 +279,8 @@ class DepthEstimator:
         self._size = config.input_height, config.input_width
         self.grid = _grid(config, self._encoder.stride)
         shape = architecture(state_dict)
-        # C of the features, and C' of the trunk's map.
-        self._channels = shape.embed_dim, (
-            shape.embed_dim if shape.patch is not None else 32 * shape.width)
+        # C' of the trunk's map.
+        self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
         self._text_cache = functools.partial(
             TextFeatureCache(folder / 'text', log, config.backbone).get,
             weights_digest=self.weights.digest, width=shape.embed_dim)
@@ -452,7 +447,7 @@ class DepthEstimator:
         calibration = None if again else self._calibrations.get(path)
         if calibration is None:
             calibration = Calibration.load(path)
-        calibration.check(config, self.weights.digest, self.grid, self._channels[1])
+        calibration.check(config, self.weights.digest, self.grid, self._channels)
         if path not in self._calibrations and (
                 doubt := calibration.precision_doubt(self.precision)):
             self._log(f'WARNING: {doubt}')
@@ -630,11 +625,8 @@ class DepthEstimator:
             factor = _column(ratios, self.device)
             correct: Correct | None = None
             if calibration is not None and settings.correction is not None:
-                correct = functools.partial(
-                    settings.correction, trunk=maps.trunk.flatten(0, 1),
-                    rays=torch.from_numpy(calibration.rays(
-                        cameras, windows, flip=config.flip_average)).to(self.device),
-                    ratio=factor.repeat(len(logits), 1, 1))
+                correct = settings.correction.of_images(maps.trunk, calibration.rays(
+                    cameras, windows, flip=config.flip_average), ratios)
             depth, weights, spread, unsure = _read_out(  # eqs. 4 and 5
                 logits, bins, config.read_out, correct)
             if calibration is None:  # which counts the focal ratio itself

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from .device import reason
+from .engine import difference
 from .errors import EngineError
 from .resnet import Bottleneck, Convolution, FoldedResNet
 
@@ -364,11 +365,10 @@ def make(network: FoldedResNet, images: Iterable[Tensor], notes: str) -> bytes:
     steps, top = steps_of(network), greatest_weight()
     images = list(images)
     model = write(*quantize(steps, images, top), top, notes)
-    expected, found = network(images[-1]), OnnxTrunk(model)(images[-1])
-    difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-    if not difference <= rounding(steps, top):
+    apart = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))
+    if not apart <= rounding(steps, top):
         raise EngineError(
-            f'precision: int8: the features in 8 bits differ from float32 by {difference:.2g} of '
+            f'precision: int8: the features in 8 bits differ from float32 by {apart:.2g} of '
             f'their length, where rounding explains {rounding(steps, top):.2g}; nothing was kept. '
             'Use float32, and please report it.')
     return model
