@@ -145,18 +145,16 @@ def _photo(rgb: NDArray[np.uint8], look: _Look, spot: tuple[int, int] | None) ->
         interpolation=cv2.INTER_AREA if size[0] < image[0] else cv2.INTER_LINEAR)
     photo = np.asarray(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR), np.uint8)
     rows, columns = look.prediction.patch_depth.shape
-    window = look.prediction.window.resized((image[0], image[1]), size)
-    height, width = window.height / rows, window.width / columns
+    height, width = size[0] / rows, size[1] / columns
     box = tuple(round(min(max(0.84 * patch, _LEAST_CHART), 0.6 * length / min(count, most)))
                 for patch, length, count, most in zip(
-                    (height, width), (window.height, window.width), (rows, columns), MOST_CHARTS,
-                    strict=True))
+                    (height, width), size, (rows, columns), MOST_CHARTS, strict=True))
     for row, column in chart_patches(rows, columns):
         if np.isfinite(look.prediction.spread[row, column]):
             _chart(photo, look, (row, column), box, (
-                round(window.y + (row + 0.5) * height), round(window.x + (column + 0.5) * width)))
+                round((row + 0.5) * height), round((column + 0.5) * width)))
     if spot is not None:
-        _frame(photo, (window.x + spot[1] * width, window.y + spot[0] * height), (width, height))
+        _frame(photo, (spot[1] * width, spot[0] * height), (width, height))
     return photo
 
 
@@ -251,9 +249,8 @@ def _depth(look: _Look, spot: tuple[int, int] | None) -> Picture:
     picture = colorize(np.asarray(small, np.float32), *look.span)
     if spot is not None:
         rows, columns = prediction.patch_depth.shape
-        window = prediction.window.resized((height, width), size[::-1])
-        patch = window.width / columns, window.height / rows
-        _frame(picture, (window.x + spot[1] * patch[0], window.y + spot[0] * patch[1]), patch)
+        patch = size[0] / columns, size[1] / rows
+        _frame(picture, (spot[1] * patch[0], spot[0] * patch[1]), patch)
     return np.hstack([picture, color_bar(*look.span, size[1])])
 
 

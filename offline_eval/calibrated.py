@@ -14,7 +14,6 @@ from torch import Tensor
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, Correction
 from depthclip_ros.core.estimator import Maps
-from depthclip_ros.core.window import Window
 
 from .errors import EvaluationError
 
@@ -52,10 +51,10 @@ class Calibrated:
 
         """
         calibration = Calibration.load(path)
-        # Here its own focal ratio counts, and an input of the crop's size fits in every way.
-        bound = {name: calibration.about.config[name] for name in ('reference_focal', 'input_fit')}
-        checked = estimator.read_calibration(
-            estimator.config.replace(calibration=str(path), **bound))
+        # Here its own focal ratio counts.
+        checked = estimator.read_calibration(estimator.config.replace(
+            calibration=str(path),
+            reference_focal=calibration.about.config['reference_focal']))
         assert checked is not None  # noqa: S101 - a path was given
         own = _focal_of(checked) if checked.about.camera_known else focal
         if focal and abs(own / focal - 1) > _SAME_VIEW:
@@ -119,8 +118,7 @@ class Calibrated:
         about, passes = self.calibration.about, len(logits)
         reference = float(about.config['reference_focal'])
         ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
-        rays = self.calibration.rays(
-            [None] * len(ratios), [Window(0.0, 0.0, 1.0, 1.0)] * len(ratios), flip=passes > 1)
+        rays = self.calibration.rays([None] * len(ratios), flip=passes > 1)
         correct = self.correction.of_images(maps.trunk, rays, ratios)
         return estimator.read_out(logits, None, correct).patch_depth
 

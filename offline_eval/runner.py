@@ -395,7 +395,7 @@ def fit_input(
 
     """
     height, width = protocol.size
-    size = config.input_height, config.input_width
+    size = config.input_size
     if size == protocol.size:
         return config, ''
     if own:
@@ -407,7 +407,7 @@ def fit_input(
 
 def resized(protocol: Protocol, config: DepthConfig) -> str:
     """Say what becomes of the crop before the network sees it."""
-    if (config.input_height, config.input_width) == protocol.size:
+    if config.input_size == protocol.size:
         return ''
     return f"resized to the network's own input of {config.input_height} x {config.input_width}"
 
@@ -415,10 +415,10 @@ def resized(protocol: Protocol, config: DepthConfig) -> str:
 def scored(config: DepthConfig) -> tuple[DepthConfig, list[str]]:
     """The paper's method on every pixel: settings for it, and which of them were others."""
     every_pixel = config.replace(
-        input_fit='stretch', range_min=0.0, range_max=0.0, out_of_range='clamp',
+        range_min=0.0, range_max=0.0, out_of_range='clamp',
         reference_focal=0.0)
     ignored = [f'{name}: {getattr(config, name)}' for name in (
-        'input_fit', 'range_min', 'range_max', 'reference_focal')
+        'range_min', 'range_max', 'reference_focal')
         if getattr(config, name) != getattr(every_pixel, name)]
     return every_pixel, ignored
 

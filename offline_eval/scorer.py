@@ -236,7 +236,7 @@ class Scorer:
             return upsample(depth, size, mode)[:, rows]
         # `upsample`, as two products of matrices: a seventh of its time.
         down, across = (
-            shares(patches, pixels, 0.0, float(pixels), mode, depth.device)[0]
+            shares(patches, pixels, mode).to(depth.device)
             for patches, pixels in zip(depth.shape[1:], size, strict=True))
         return down[rows] @ (depth @ across.T)
 

@@ -23,7 +23,6 @@ from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.core.projection import upsample
-from depthclip_ros.core.window import Window
 
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0,
@@ -138,8 +137,7 @@ def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tm
     for camera in (None, CAMERA):
         found = estimator.predict(every[0].rgb, intrinsics=camera).depth
         np.testing.assert_allclose(found, every[0].depth, rtol=0.02)
-    seen = [Window(0.0, 0.0, 128.0, 96.0)]
-    own, other = (Calibration.load(path).rays([camera], seen) for camera in (None, CAMERA))
+    own, other = (Calibration.load(path).rays([camera]) for camera in (None, CAMERA))
     np.testing.assert_array_equal(own, other)  # that is of an assumed camera
 
 
@@ -198,11 +196,11 @@ def test_the_wanted_depth_is_that_of_the_upsampled_picture(mode):
     rng = np.random.default_rng(0)
     patches = 2 + rng.random((1, 3, 4)).astype(np.float32)
     depth = upsample(torch.from_numpy(patches), (96, 128), mode)[0].numpy()
-    target = wanted(depth, Window(0, 0, 128, 96), (3, 4), mode, 0)
+    target = wanted(depth, (3, 4), mode, 0)
     np.testing.assert_allclose(target.patches, patches.ravel(), rtol=0.05)
     found = (patches.ravel()[target.index] * target.share).sum(axis=1)
     np.testing.assert_allclose(found, target.truth, rtol=1e-4)
-    assert wanted(np.full_like(depth, np.nan), Window(0, 0, 128, 96), (3, 4), mode, 0) is None
+    assert wanted(np.full_like(depth, np.nan), (3, 4), mode, 0) is None
 
 
 def test_frames_of_a_sequence_are_never_in_two_folds():

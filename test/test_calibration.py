@@ -29,7 +29,6 @@ from depthclip_ros.core.calibration import (
 )
 from depthclip_ros.core.estimator import Adjustment, words
 from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.core.window import fit_window
 
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -102,8 +101,8 @@ def test_whatever_is_cut_off_or_changed_is_seen(estimator, tmp_path):
 def test_a_setting_that_cannot_be_is_damage_too(estimator, tmp_path):
     path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
     other = tmp_path / 'other.safetensors'
-    other.write_bytes(path.read_bytes().replace(b'stretch', b'stretc,'))
-    with pytest.raises(CalibrationError, match='damaged or no calibration: input_fit'):
+    other.write_bytes(path.read_bytes().replace(b'imagenet', b'imagene,'))
+    with pytest.raises(CalibrationError, match='damaged or no calibration: normalization'):
         Calibration.load(other)
 
 
@@ -327,18 +326,15 @@ def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
     found = estimator.predict(IMAGES[0], intrinsics=camera())
     maps = estimator.maps(IMAGES[:1])
     logits = estimator.logits(maps.features)[0]
-    rays = torch.from_numpy(calibration.rays(
-        [camera()], [fit_window('stretch', SIZE, SIZE)]))
+    rays = torch.from_numpy(calibration.rays([camera()]))
     with torch.inference_mode():
         corrected = calibration.on(estimator.device)(
             *words(logits, estimator.bins, 'mean'), maps.trunk[0], rays, torch.ones(1, 1, 1))
         np.testing.assert_array_equal(found.patch_depth, corrected.depth[0].numpy())
 
 
-@pytest.mark.parametrize('fit', ['crop', 'letterbox', 'stretch'])
-def test_cameras_and_windows_of_a_batch_are_each_its_own(estimator, use, fit):
-    config = CONFIG.replace(input_fit=fit)
-    use(calibrations.random_arrays(estimator), config=config)
+def test_cameras_and_images_of_a_batch_are_each_its_own(estimator, use):
+    use(calibrations.random_arrays(estimator))
     sizes = SIZE, (90, 200), (120, 100)
     images = [clip_standin.synthetic_rgb(i, *size) for i, size in enumerate(sizes)]
     cameras = [camera(scale, size) for scale, size in zip((1, 0.6, 1.3), sizes, strict=True)]
@@ -397,10 +393,9 @@ def test_a_view_mirrored_off_its_axis_is_that_of_the_mirrored_camera(estimator):
         np.linspace(-2, 2, estimator.grid[1]), np.linspace(-1, 1, estimator.grid[0])), axis=-1)
     arrays['bounds'] = [[-2, -1], [2, 1]]
     calibration = calibrations.calibration_for(estimator, **arrays)
-    window = fit_window('stretch', SIZE, SIZE)
     left, right = (CameraModel.pinhole(128, 96, 100, cx=cx) for cx in (53.5, 73.5))
     of_left, of_right = (
-        calibration.rays([model], [window], flip=True) for model in (left, right))
+        calibration.rays([model], flip=True) for model in (left, right))
     assert of_left.shape == (2, 2, *estimator.grid)
     np.testing.assert_allclose(of_left[1], of_right[0], atol=1e-6)
     np.testing.assert_allclose(of_left[0], of_right[1], atol=1e-6)

@@ -48,7 +48,6 @@ from ros_harness import (
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.core.window import Window
 from depthclip_ros.node.calibration import Calibration
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.node.messages import COMPRESSED_IMAGE, IMAGE, parse, read
@@ -111,8 +110,7 @@ def decoded(topic, message):
         calibration = Calibration(read, rectified=False)
         calibration.update(raw)
         calibration.select(hostile.WIDTH, hostile.HEIGHT)
-        window = Window(0, 0, hostile.WIDTH, hostile.HEIGHT)
-        return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32, window)
+        return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
     image = parse(read, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
     return stamp_of(image), to_rgb(image)
 

@@ -33,7 +33,7 @@ def test_paper_file_is_the_paper():
     assert config.flip_average
     assert config.normalization == 'imagenet'
     assert config.upsampling == 'bilinear'
-    assert (config.input_fit, config.out_of_range) == ('stretch', 'clamp')
+    assert config.out_of_range == 'clamp'
     assert config.range_min == config.range_max == 0
 
 
@@ -73,7 +73,7 @@ def test_paper_file_is_the_paper():
     ({'tokens': ['near', 'a\nb'], 'bins': [1.0, 2.0]}, ['tokens', 'control character']),
     ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip, attnpool']),
     ({'upsampling': 'bicubic'}, ['upsampling', 'centered, bilinear, patch']),
-    ({'input_fit': 'pad'}, ['input_fit', "'pad'", 'stretch, crop, letterbox']),
+    ({'read_out': 'max'}, ['read_out', "'max'", 'mean, argmax']),
     ({'out_of_range': 'zero'}, ['out_of_range', 'clamp, nan, inf']),
     ({'range_min': -0.5}, ['range_min', '-0.5 m', '0.0 to 1000.0 m']),
     ({'range_max': float('nan')}, ['range_max', 'nan m']),

@@ -47,7 +47,7 @@ OTHER = {
     'bins': [1.0, 2.0, 2.25, 2.5, 2.75, 3.0, 4.0], 'templates': ['a photo of a {} thing'],
     'temperature': 5.0, 'features': 'maskclip', 'input_height': 480, 'input_width': 640,
     'flip_average': False, 'upsampling': 'centered', 'normalization': 'clip',
-    'reference_focal': 0.811, 'range_max': 2.9, 'input_fit': 'crop'}
+    'reference_focal': 0.811, 'range_max': 2.9}
 
 
 @pytest.mark.parametrize('name', OTHER)

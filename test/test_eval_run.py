@@ -597,10 +597,9 @@ def test_no_valid_depth_at_all(world, tmp_path, capsys):
 def test_every_pixel_is_scored_whatever_the_node_would_leave_out():
     paper = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml')
     assert scored(paper) == (paper, [])
-    robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', input_fit='crop',
-                          reference_focal=0.811)
+    robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', reference_focal=0.811)
     assert scored(robot) == (paper, [
-        'input_fit: crop', 'range_min: 1.5', 'range_max: 2.5', 'reference_focal: 0.811'])
+        'range_min: 1.5', 'range_max: 2.5', 'reference_focal: 0.811'])
 
 
 def test_nan_predictions_stop_the_run(world, tmp_path, capsys):

@@ -420,7 +420,7 @@ def test_the_calibrated_row_is_what_the_node_would_say(world, samples, summary, 
     about = Calibration.load(calibrated['train']).about
     estimator = DepthEstimator(
         config.replace(calibration=str(calibrated['train']),
-                       **{k: about.config[k] for k in ('reference_focal', 'input_fit')}),
+                       reference_focal=about.config['reference_focal']),
         'demo', 'cpu')
     ratio = 518.8579 / 544 * estimator.config.input_height * 544 / (
         416 * estimator.config.input_width) / estimator.config.reference_focal

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import clip_standin
 import numpy as np
@@ -16,7 +15,6 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.estimator import Adjustment
 from depthclip_ros.core.geometry import CameraModel, focal_ratio
-from depthclip_ros.core.window import Window, fit_window
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.world import calibration
 from depthclip_ros.sources.camera_info import CameraCalibration
@@ -34,13 +32,10 @@ def camera(ratio, size=SIZE):
     return CameraModel.pinhole(size[1], size[0], 0.8 * ratio * size[1])
 
 
-def test_the_focal_length_is_in_widths_of_the_window():
+def test_the_focal_length_is_in_widths_of_the_image():
     own = CameraModel.pinhole(640, 480, 510.0, 519.0, 325.6, 253.7)
     assert own.focal_length() == pytest.approx(519 / 640, rel=1e-9)
-    assert own.focal_length(Window(80, 0, 480, 480)) == pytest.approx(519 / 480, rel=1e-9)
-    assert own.focal_length(Window(-80, 0, 800, 480)) == pytest.approx(519 / 800, rel=1e-9)
     assert own.scaled(320, 240).focal_length() == pytest.approx(519 / 640, rel=1e-9)
-    assert math.isnan(own.focal_length(Window(700, 0, 100, 100)))
 
 
 def lens(*distortion):
@@ -59,24 +54,19 @@ def test_distortion_counts_as_it_moves_things_on_average(distortion):
     moved = np.mean(np.hypot(*seen) / np.hypot(*sim.undistort(*seen)))
     assert model.focal_length() == pytest.approx(moved * sim.fy / 640, rel=2e-3)
     assert abs(moved - 1) > 0.03
-    middle = Window(240, 180, 160, 120)  # where a lens has none
-    assert model.focal_length(middle) == pytest.approx(sim.fy / 160, rel=6e-3)
 
 
 # What the network sees of a camera of (width, height) with a focal length of 100 pixels, and what
 # that is in widths of its input of 128 x 96.
-@pytest.mark.parametrize(('fit', 'size', 'expected'), [
-    ('stretch', (160, 120), 100 / 160),
-    ('stretch', (320, 120), 100 / 160),  # squeezed across, as it is down
-    ('stretch', (160, 240), 50 / 160),
-    ('crop', (320, 120), 100 / 160), ('crop', (160, 240), 100 / 160),
-    ('letterbox', (320, 120), 100 / 320), ('letterbox', (160, 240), 100 / 320),
+@pytest.mark.parametrize(('size', 'expected'), [
+    ((160, 120), 100 / 160),
+    ((320, 120), 100 / 160),  # squeezed across, as it is down
+    ((160, 240), 50 / 160),
 ])
-def test_the_ratio_is_that_of_what_the_network_sees(fit, size, expected):
+def test_the_ratio_is_that_of_what_the_network_sees(size, expected):
     width, height = size
-    window = fit_window(fit, (height, width), SIZE)
     seen = CameraModel.pinhole(width, height, 100.0)
-    assert focal_ratio(0.5, seen, window, (height, width), SIZE) \
+    assert focal_ratio(0.5, seen, (height, width), SIZE) \
         == pytest.approx(expected / 0.5, rel=1e-9)
 
 
@@ -84,18 +74,18 @@ def test_the_ratio_is_that_of_what_the_network_sees(fit, size, expected):
 def test_a_focal_length_that_hardly_any_lens_has_does_not_count(focal):
     camera = CameraModel.pinhole(160, 120, focal)
     with pytest.raises(CameraInfoError, match='reference_focal') as error:
-        focal_ratio(0.5, camera, fit_window('stretch', (120, 160), SIZE), (120, 160), SIZE)
+        focal_ratio(0.5, camera, (120, 160), SIZE)
     assert error.value.condition == 'unlikely focal length'
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     focal=st.floats(100, 2000), scale=st.sampled_from([0.25, 0.5, 2.0]),
-    reference=st.floats(0.1, 10), fit=st.sampled_from(['stretch', 'crop', 'letterbox']),
+    reference=st.floats(0.1, 10),
     size=st.tuples(st.integers(24, 200), st.integers(24, 200)),
     k1=st.sampled_from([0.0, -0.2, 0.1]))
 def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
-        focal, scale, reference, fit, size, k1):
+        focal, scale, reference, size, k1):
     """Twice the focal length shows things twice as large; of the image's size nothing depends."""
     width, height = 8 * size[0], 8 * size[1]
     assume(not k1 or focal > 0.7 * max(width, height))  # wider, its polynomial folds back
@@ -105,8 +95,7 @@ def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
         distortion_model='plumb_bob' if k1 else '')
 
     def ratio(camera, reference):
-        image = camera.height, camera.width
-        return focal_ratio(reference, camera, fit_window(fit, image, SIZE), image, SIZE)
+        return focal_ratio(reference, camera, (camera.height, camera.width), SIZE)
 
     try:
         found = ratio(model, reference)
@@ -128,8 +117,7 @@ def test_binning_and_region_of_interest_are_of_the_camera_that_drivers_publish()
 
     def ratio(message, rectified=False):
         seen = CameraModel.from_info(message, rectified)
-        image = seen.height, seen.width
-        return focal_ratio(1.0, seen, Window(0, 0, *image[::-1]), image, (480, 640))
+        return focal_ratio(1.0, seen, (seen.height, seen.width), (480, 640))
 
     Header = pytest.importorskip('std_msgs.msg').Header
     from ros_harness import camera_info
@@ -154,7 +142,7 @@ def test_a_lens_is_looked_at_once(monkeypatch):
     monkeypatch.setattr(CameraModel, 'focal_length',
                         lambda *a: looked.append(1) or original(*a))
     for _ in range(3):
-        focal_ratio(0.8, model, Window(0, 0, 640, 480), (480, 640), SIZE)
+        focal_ratio(0.8, model, (480, 640), SIZE)
     assert len(looked) == 1
 
 
@@ -197,9 +185,9 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     images = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(2)]
     plain = estimator.predict(images, intrinsics=camera(0.5))
     found = estimator.predict(images, intrinsics=camera(0.5), anchors=[None, anchor])
-    (patches, stddev, window, upsampling), = seen
+    (patches, stddev, image, upsampling), = seen
     np.testing.assert_array_equal(patches, plain[1].patch_depth)
-    assert (stddev, window, upsampling) == (None, (0, 0, 128, 96), 'centered')
+    assert (stddev, image, upsampling) == (None, (96, 128), 'centered')
     np.testing.assert_array_equal(found[0].depth, plain[0].depth)
     np.testing.assert_allclose(found[1].depth, 3 * plain[1].depth, rtol=1e-6)
     assert found[1].adjustment == Adjustment(3.0, 2.0)

@@ -15,9 +15,8 @@ from depthclip_ros.core.local_anchor import (
     OWN_DEVIATION,
     correct_around,
 )
-from depthclip_ros.core.window import Window
 
-WHOLE, GRID = Window(0, 0, 320, 240), (6, 8)
+WHOLE, GRID = (240, 320), (6, 8)
 EVEN = np.full(GRID, 3.0, np.float32)
 
 
@@ -26,7 +25,7 @@ def correct(patches, residuals, trusted=None, **how):
     return correct_around(
         patches, np.asarray(residuals, float),
         np.ones(len(patches), bool) if trusted is None else np.asarray(trusted),
-        **{'patch_depth': EVEN, 'window': WHOLE, 'reach': 0.15, **how})
+        **{'patch_depth': EVEN, 'image': WHOLE, 'reach': 0.15, **how})
 
 
 def by_hand(patches, residuals, reach, at, depth):
@@ -73,10 +72,10 @@ def test_far_from_every_point_nothing_changes():
     assert (found.unsure <= 1.0).all()
 
 
-def test_reach_is_a_part_of_the_width_whatever_the_window():
+def test_reach_is_a_part_of_the_width_whatever_the_image():
     """The same patch size in pixels, the same reach in pixels: the same correction."""
     half = correct(
-        [0, 9], [0.3, 0.1], patch_depth=EVEN[:, :4], window=Window(0, 0, 160, 240), reach=0.3)
+        [0, 9], [0.3, 0.1], patch_depth=EVEN[:, :4], image=(240, 160), reach=0.3)
     whole = correct([0, 17], [0.3, 0.1])
     np.testing.assert_allclose(half.factor, whole.factor[:, :4], rtol=1e-6)
 

@@ -123,8 +123,7 @@ def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
         hook = anchor.adjuster(head, model, (HEIGHT, WIDTH))
     except DataError as error:
         hook = anchor.without(head, error.condition, str(error))
-    from depthclip_ros.core.window import Window
-    return hook(patches, deviation, Window(0, 0, WIDTH, HEIGHT), (HEIGHT, WIDTH))
+    return hook(patches, deviation, (HEIGHT, WIDTH), 'centered')
 
 
 WALL = np.full((HEIGHT, WIDTH), 3.0, np.float32)

@@ -13,27 +13,23 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.estimator import DepthPrediction
 from depthclip_ros.core.scenes import Scene
-from depthclip_ros.core.window import fit_window
 from depthclip_ros.overlay import answer_words, chart_patches, depth_words, draw, scene_words
 
 CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))
 COLORS = colorize(np.array([CONFIG.bins]), *color_range(CONFIG.bins))[0]
 
 
-def answer(height=480, width=640, grid=(6, 8), *, fit='stretch', network=(480, 640), words=3):
+def answer(height=480, width=640, grid=(6, 8), *, words=3):
     """A prediction in which every patch is sure of the first word, but for that at 2, 3."""
     weights = np.zeros((words, *grid), np.float32)
     weights[0] = 1.0
     weights[:, 2, 3] = 0.0
     weights[-1, 2, 3] = 1.0
-    window = fit_window(fit, (height, width), network)
-    rows, columns = window.cells(grid, (height, width))
-    spread = np.full(grid, np.nan, np.float32)
-    spread[rows, columns] = 0.25
+    spread = np.full(grid, 0.25, np.float32)
     patches = np.full(grid, 1.0, np.float32)
     patches[2, 3] = 4.0
     return DepthPrediction(
-        np.full((height, width), 1.5, np.float32), patches, weights, weights, spread, window,
+        np.full((height, width), 1.5, np.float32), patches, weights, weights, spread,
         (height, width), 'centered')
 
 
@@ -87,15 +83,6 @@ def test_metres_are_those_of_the_image():
     assert depth_words(prediction, 2, 3).startswith('no depth ± ')
 
 
-def test_padding_has_no_chart():
-    prediction = answer(120, 640, fit='letterbox')
-    picture = draw(black(prediction), prediction, CONFIG)
-    assert len(painted(picture[:144, :768], 3 * [191]))
-    assert picture[:144, :768].min(axis=2).max() <= 235  # whiter are only charts on charts
-    assert np.isnan(prediction.spread[0]).all()
-    assert np.isfinite(prediction.spread[2:4]).all()
-
-
 def test_a_warning_covers_nothing():
     prediction = answer()
     plain, warned = (draw(black(prediction), prediction, CONFIG, None, (), text)
@@ -104,13 +91,13 @@ def test_a_warning_covers_nothing():
     assert len(painted(warned[:-len(plain)], (40, 40, 200)))
 
 
-@pytest.mark.parametrize(('size', 'grid', 'fit', 'words'), [
-    ((1, 1), (1, 1), 'stretch', 2), ((1, 5000), (3, 4), 'letterbox', 3),
-    ((3000, 2), (7, 7), 'crop', 100), ((61, 47), (24, 24), 'letterbox', 400)])
-def test_any_shape_and_number_of_words(size, grid, fit, words):
+@pytest.mark.parametrize(('size', 'grid', 'words'), [
+    ((1, 1), (1, 1), 2), ((1, 5000), (3, 4), 3), ((3000, 2), (7, 7), 100),
+    ((61, 47), (24, 24), 400)])
+def test_any_shape_and_number_of_words(size, grid, words):
     config = CONFIG.replace(tokens=[f'wörd {k} ' + 9 * 'x' for k in range(words)],
                             bins=[0.1 * (k + 1) for k in range(words)])
-    whole = answer(*size, (24, 24), fit=fit, words=words)
+    whole = answer(*size, (24, 24), words=words)
     prediction = replace(
         whole, **{name: getattr(whole, name)[..., :grid[0], :grid[1]]
                   for name in ('patch_depth', 'weights', 'logits', 'spread')})
@@ -123,15 +110,12 @@ def test_any_shape_and_number_of_words(size, grid, fit, words):
 
 
 def test_patch_of_a_place():
-    whole, cropped = answer(), answer(480, 960, fit='crop')
+    whole = answer()
     assert whole.patch_at(-0.5, -0.5) == (0, 0)
     assert whole.patch_at(79.49, 0) == (0, 0)
     assert whole.patch_at(79.5, 0) == (0, 1)
     assert whole.patch_at(639.49, 479.49) == (5, 7)
-    assert cropped.patch_at(160, 0) == (0, 0)
     for place in ((639.5, 0), (-0.6, 0), (0, 480), (float('nan'), 0)):
         with pytest.raises(ImageError, match='outside') as error:
             whole.patch_at(*place)
         assert error.value.condition == 'outside the image'
-    with pytest.raises(ImageError, match='cuts off'):
-        cropped.patch_at(10, 0)

@@ -128,16 +128,20 @@ def imports(file):
 def test_no_module_imports_itself_by_way_of_others():
     modules = {'.'.join(file.relative_to(ROOT).with_suffix('').parts): set(imported(file))
                for file in sources() if file.name != '__init__.py'}
-    # Three that are meant, within functions: a parameter file holds the settings of both, what a
-    # processor can do is found out by trying what is made for it, and whoever loads weights need
-    # not know whose they are.
-    modules['depthclip_ros.core.config'].remove('depthclip_ros.node.config')
+    # Two that are meant, within functions: what a processor can do is found out by trying what is
+    # made for it, and whoever loads weights need not know whose they are.
     modules['depthclip_ros.core.device'].remove('depthclip_ros.core.resnet')
     modules['depthclip_ros.core.weights'].remove('depthclip_ros.core.open_clip_backbone')
     while leaves := [name for name, needs in modules.items() if needs.isdisjoint(modules)]:
         for name in leaves:
             del modules[name]
     assert not sorted(modules), 'these import one another in a circle, or need such ones'
+
+
+def test_the_core_imports_nobody():
+    for file in (ROOT / PACKAGE / 'core').rglob('*.py'):
+        assert not {name for name in imported(file) if name.startswith((PACKAGE, 'offline_eval'))
+                    and not f'{name}.'.startswith(f'{PACKAGE}.core.')} - {PACKAGE}, file
 
 
 def test_the_rendered_world_knows_no_ros():

@@ -19,11 +19,11 @@ from depthclip_ros.core.projection import (
     bin_weights,
     combine_bins,
     limit_range,
+    shares,
     similarity_logits,
     smooth,
     upsample,
 )
-from depthclip_ros.core.window import Window
 
 
 def test_logits_are_scaled_dot_products():
@@ -198,16 +198,12 @@ def test_out_of_range():
     assert depth[0] == 0.5, 'the input is left alone'
 
 
-def axis_reference(patches, pixels, start, length, mode):
-    """(nearest patch or None outside, whether it is a tie) of every pixel, in exact numbers."""
+def axis_reference(patches, pixels, mode):
+    """(nearest patch, whether it is a tie) of every pixel, in exact numbers."""
     for pixel in range(pixels):
-        inside = Fraction(2 * pixel + 1, 2) - start
-        if not 0 <= inside <= length:
-            yield None, False
-            continue
-        place = inside * patches / length
+        place = Fraction(2 * pixel + 1, 2) * patches / pixels
         if mode == 'bilinear':
-            place = (inside - Fraction(1, 2)) * (patches - 1) / max(length - 1, 1) + Fraction(1, 2)
+            place = Fraction(pixel) * (patches - 1) / max(pixels - 1, 1) + Fraction(1, 2)
         place = min(max(place, 0), patches - Fraction(1, 2))
         yield math.floor(place), place.denominator == 1 and 0 < place < patches
 
@@ -220,24 +216,21 @@ modes = st.sampled_from(['centered', 'bilinear', 'patch'])
 @settings(deadline=None, max_examples=150)
 @given(*sides, modes, st.data())
 def test_holes_stay_within_their_patches(h, w, height, width, mode, data):
-    """Any patches, any window: a pixel has its nearest patch's hole, or depth from around it."""
+    """Any patches: a pixel has its nearest patch's hole, or depth from around it."""
     values = data.draw(st.lists(
         st.one_of(depths, st.sampled_from([math.nan, math.inf, -math.inf])),
         min_size=h * w, max_size=h * w))
     patches = torch.tensor(values).reshape(1, h, w)
-    starts, lengths = st.integers(-20, 20), st.integers(1, 40)
-    window = data.draw(st.none() | st.builds(Window, starts, starts, lengths, lengths))
-    x, y, length, depth = window or (0, 0, width, height)
-    full = upsample(patches, (height, width), mode, window)[0]
+    full = upsample(patches, (height, width), mode)[0]
     assert full.shape == (height, width)
     finite = patches[patches.isfinite()]
-    rows = list(axis_reference(h, height, y, depth, mode))
-    columns = list(axis_reference(w, width, x, length, mode))
+    rows = list(axis_reference(h, height, mode))
+    columns = list(axis_reference(w, width, mode))
     for (i, tie_row), line in zip(rows, full.tolist(), strict=True):
         for (j, tie_column), pixel in zip(columns, line, strict=True):
             if tie_row or tie_column:
                 continue
-            nearest = math.nan if i is None or j is None else patches[0, i, j].item()
+            nearest = patches[0, i, j].item()
             if math.isfinite(nearest):
                 assert finite.min() * (1 - 1e-5) <= pixel <= finite.max() * (1 + 1e-5)
                 assert mode != 'patch' or pixel == nearest
@@ -253,9 +246,9 @@ def test_without_holes_it_is_torchs_interpolation(h, w, height, width, mode, dat
     expected = interpolate(
         patches[:, None], (height, width), mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
     assert torch.equal(upsample(patches, (height, width), mode), expected)
-    # And the way for holes and windows computes the same.
-    everywhere = upsample(patches, (height, width), mode, Window(0, 0, width, height))
-    torch.testing.assert_close(everywhere, expected, rtol=1e-4, atol=1e-4)
+    # And shares of patches in rows and columns compute the same.
+    rows, columns = shares(h, height, mode), shares(w, width, mode)
+    torch.testing.assert_close(rows @ patches @ columns.T, expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None)

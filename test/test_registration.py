@@ -12,7 +12,6 @@ from torch.nn.functional import avg_pool2d
 from depthclip_ros.core import DepthConfig, DepthEstimator
 
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
-FITS = ('stretch', 'crop', 'letterbox')
 NEAR, FAR = CONFIG.bins[0], CONFIG.bins[-1]
 STRIDE = 8  # of the network that is looked through below
 
@@ -30,18 +29,12 @@ def estimator(real):
 
 @pytest.fixture
 def bright_is_far(estimator, monkeypatch):
-    """An estimator that says near where a patch is dark, far where it is bright.
-
-    Of what is the mean colour, as padding is, it says nothing, and that is NaN where it is most.
-    """
+    """An estimator that says near where a patch is dark, far where it is bright."""
     text = torch.from_numpy(estimator.text_features)
 
     def encode(batch):
-        brightness = batch.mean(dim=1, keepdim=True)
-        padding = avg_pool2d((brightness.abs() < 0.02).float(), STRIDE)
-        far = avg_pool2d((brightness > 0.5).float(), STRIDE) / (1 - padding)
+        far = avg_pool2d((batch.mean(dim=1, keepdim=True) > 0.5).float(), STRIDE)
         features = text[0, :, None, None] * (1 - far) + text[-1, :, None, None] * far
-        features = features.masked_fill(padding > 0.5, np.nan)
         return features, features
 
     monkeypatch.setattr(estimator._encoder, 'maps', encode)
@@ -66,87 +59,41 @@ def test_depth_at_a_patch_s_centre_is_the_patch_s(estimator):
     assert abs(aligned.depth[2::5, 4::9] - aligned.patch_depth).max() > 0.01
 
 
-@pytest.mark.parametrize('fit', FITS)
 @pytest.mark.parametrize(('height', 'width'), [
     (96, 128), (360, 640), (225, 600), (601, 333)])
 @pytest.mark.parametrize('upsampling', ['centered', 'patch'])
-def test_a_landmark_is_where_it_is_in_the_picture(
-        bright_is_far, fit, height, width, upsampling):
-    """A bright lower right quarter: far there, near elsewhere, none where nothing was seen."""
+def test_a_landmark_is_where_it_is_in_the_picture(bright_is_far, height, width, upsampling):
+    """A bright lower right quarter: far there, near elsewhere."""
     image = np.full((height, width, 3), 30, np.uint8)
     image[height // 2:, width // 2:] = 250
-    estimator = reconfigure(
-        bright_is_far, input_fit=fit, upsampling=upsampling, temperature=0.01)
+    estimator = reconfigure(bright_is_far, upsampling=upsampling, temperature=0.01)
     prediction = estimator.predict(image)
-    x, y, across, down = prediction.window
     h, w = prediction.patch_depth.shape
     v, u = np.mgrid[:height, :width] + 0.5
-    # Beyond a patch from the quarter's edges, and from the window's, there can be no doubt.
-    tall, wide = down / h, across / w
+    # Beyond a patch from the quarter's edges there can be no doubt.
+    tall, wide = height / h, width / w
     far = (v > height / 2 + tall) & (u > width / 2 + wide)
     near = (v < height / 2 - tall) | (u < width / 2 - wide)
-    seen = (u > x) & (u < x + across) & (v > y) & (v < y + down)
-    border = ((v < tall / 2) | (v > height - tall / 2) | (u < wide / 2) | (u > width - wide / 2)
-              if fit == 'letterbox' else np.zeros_like(seen))
-    depth = prediction.depth
-    assert depth.shape == (height, width)
-    assert np.isnan(depth[~seen]).all()
-    assert np.isfinite(depth[seen & ~border]).all()
+    assert prediction.depth.shape == (height, width)
     for where, metres in ((near, NEAR), (far, FAR)):
-        values = depth[where & seen & ~border]
-        assert values.size
-        np.testing.assert_allclose(values, metres, atol=1e-3)
-        # The last rows and columns may be of patches that show more padding: none, never another.
-        values = depth[where & border]
-        np.testing.assert_allclose(values[np.isfinite(values)], metres, atol=1e-3)
+        np.testing.assert_allclose(prediction.depth[where], metres, atol=1e-3)
     # The same of half the size.
     small = estimator.predict(image, (height // 2, width // 2)).depth
-    values = small[far[::2, ::2][:height // 2, :width // 2] & np.isfinite(small)]
+    values = small[far[::2, ::2][:height // 2, :width // 2]]
     assert values.size
     np.testing.assert_allclose(values, FAR, atol=1e-3)
 
 
-def test_patches_of_padding_have_no_depth(bright_is_far):
-    image = np.full((180, 640, 3), 30, np.uint8)
-    prediction = reconfigure(bright_is_far, input_fit='letterbox').predict(image)
-    # The image is in the network's rows 30 to 66: of row 3 of its patches, 24 to 32, a quarter.
-    assert prediction.window == pytest.approx((0, -150, 640, 480))
-    for patches in (prediction.patch_depth, prediction.spread):
-        assert np.isnan(patches[[0, 1, 2, 3, 8, 9, 10, 11]]).all()
-        assert np.isfinite(patches[4:8]).all()
-    # The features of padding were NaN: it was neutral, and it leaked nowhere.
-    assert np.isnan(prediction.weights[:, [0, 1, 2, 9, 10, 11]]).all()
-    # Nor have the image's pixels in rows 3 and 8.
-    finite = np.isfinite(prediction.depth)
-    rows = np.arange(180)
-    np.testing.assert_array_equal(
-        finite, ((rows >= 10) & (rows < 170))[:, None].repeat(640, axis=1))
-
-
-@pytest.mark.parametrize('size', [(96, 128), (192, 256), (97, 129)])
-def test_the_networks_own_aspect_gives_the_same_bits_in_every_mode(estimator, size):
-    image = clip_standin.synthetic_rgb(1, *size)
-    expected = estimator.predict(image)
-    for fit in FITS:
-        found = reconfigure(estimator, input_fit=fit).predict(image)
-        for name in ('depth', 'patch_depth', 'weights', 'logits', 'spread'):
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        assert found.window == expected.window == (0, 0, size[1], size[0])
-
-
-@pytest.mark.parametrize('fit', FITS)
 @pytest.mark.parametrize('upsampling', ['centered', 'bilinear', 'patch'])
 @pytest.mark.parametrize('size', [(1, 1), (1, 500), (500, 1), (3, 4000)])
 @pytest.mark.filterwarnings('error::RuntimeWarning', 'error::UserWarning')
-def test_the_thinnest_images(estimator, fit, upsampling, size):
-    reconfigure(estimator, input_fit=fit, upsampling=upsampling)
+def test_the_thinnest_images(estimator, upsampling, size):
+    reconfigure(estimator, upsampling=upsampling)
     image = np.full((*size, 3), 99, np.uint8)
     for wanted in (None, (1, 1)):
-        prediction = estimator.predict(image, wanted)
-        assert prediction.depth.shape == (wanted or size)
-        known = prediction.depth[np.isfinite(prediction.depth)]
-        assert ((known >= NEAR) & (known <= FAR)).all()
-        assert fit != 'stretch' or known.size == prediction.depth.size
+        depth = estimator.predict(image, wanted).depth
+        assert depth.shape == (wanted or size)
+        assert ((depth >= NEAR) & (depth <= FAR)).all()
 
 
 def test_images_of_all_shapes_in_one_batch(estimator):
@@ -156,23 +103,9 @@ def test_images_of_all_shapes_in_one_batch(estimator):
     """
     images = [clip_standin.synthetic_rgb(i, *size)
               for i, size in enumerate([(96, 128), (90, 160), (160, 90)])]
-    for fit in FITS:
-        reconfigure(estimator, input_fit=fit, flip_average=True)
-        for image, together in zip(images, estimator.predict(images), strict=True):
-            alone = estimator.predict(image)
-            assert together.window == alone.window
-            np.testing.assert_allclose(together.depth, alone.depth, atol=1e-4)
-
-
-def test_a_crop_is_what_its_pixels_alone_give(estimator):
-    """Pixels lie up to 16 patches from the edge: float32 gives 1e-6 of the way between two."""
-    image = clip_standin.synthetic_rgb(3, 96, 300)
-    alone = estimator.predict(np.ascontiguousarray(image[:, 86:214]))
-    cropped = reconfigure(estimator, input_fit='crop').predict(image)
-    np.testing.assert_array_equal(cropped.patch_depth, alone.patch_depth)
-    np.testing.assert_allclose(cropped.depth[:, 86:214], alone.depth, atol=1e-5)
-    assert np.isnan(cropped.depth[:, :86]).all()
-    assert np.isnan(cropped.depth[:, 214:]).all()
+    reconfigure(estimator, flip_average=True)
+    for image, together in zip(images, estimator.predict(images), strict=True):
+        np.testing.assert_allclose(together.depth, estimator.predict(image).depth, atol=1e-4)
 
 
 def test_the_range_is_kept_by_patches_and_pixels(estimator):

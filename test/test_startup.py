@@ -44,7 +44,7 @@ calibration.update(serialize_message(CameraInfo(
     height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
     k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
 prediction = estimator.predict(rgb, intrinsics=calibration.select(64, 64))
-calibration.rays(*prediction.patch_depth.shape, prediction.window)
+calibration.rays(*prediction.patch_depth.shape)
 print(json.dumps([before, ready, list(sys.modules)]))
 """
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from depthclip_ros.core.anchor import ScaleFilter
 from depthclip_ros.core.estimator import DepthPrediction
 from depthclip_ros.core.projection import upsample
-from depthclip_ros.core.window import Window
 
 LOWER = ROBOTS['C']
 BASE, FOCAL, CALIBRATED = 'zero-shot', 'focal length', 'calibrated'
@@ -117,10 +116,9 @@ def _anchored_map(
     """The mean map times what the points of each image say of it."""
     height, width = mean_map.shape
     patches = mean_map.reshape(6, height // 6, 8, width // 8).mean(axis=(1, 3))
-    window = Window(0, 0, width, height)
     for number, truth in enumerate(test.depth):
         factor = ScaleFilter().adjust(
-            0.0, range_points(truth, number), patches, None, window).factor
+            0.0, range_points(truth, number), patches, None, (height, width)).factor
         whole = torch.from_numpy(np.broadcast_to(np.float32(factor), patches.shape).copy())
         yield mean_map * upsample(whole[None], (height, width), 'centered')[0].numpy()
 
@@ -285,7 +283,7 @@ def cost(bench: Bench) -> dict[str, Any]:
         prediction, scale = predict(), ScaleFilter()
         anchor = [_milliseconds(lambda i=i: scale.adjust(
             i * MAX_STEP, points, prediction.patch_depth, prediction.patch_stddev,
-            prediction.window))[0] for i in range(rounds)]
+            prediction.image_size))[0] for i in range(rounds)]
         stddev = [_milliseconds(prediction.stddev)[0] for _ in range(rounds)]
     finally:
         torch.set_num_threads(usual)

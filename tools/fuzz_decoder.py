@@ -52,7 +52,6 @@ with atheris.instrument_imports(include=['depthclip_ros']) if atheris else nullc
     from depthclip_ros.core.distortion import COEFFICIENTS
     from depthclip_ros.core.errors import CameraInfoError, DataError, ImageError
     from depthclip_ros.core.geometry import CameraModel
-    from depthclip_ros.core.window import Window
     from depthclip_ros.node import image_io
     from depthclip_ros.node.calibration import Calibration
     from depthclip_ros.node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, parse, read
@@ -133,7 +132,7 @@ def check_camera_info(raw: bytes) -> str:
         calibration.update(raw)
         condition, _ = attempt(calibration.select, model.width, model.height)
         assert not condition, condition
-        rays = calibration.rays(*GRID, Window(0, 0, model.width, model.height))
+        rays = calibration.rays(*GRID)
         valid = np.isfinite(rays).all(axis=-1)
         assert np.isnan(rays[~valid]).all()
         assert (rays[valid][:, 2] == 1.0).all()

@@ -17,9 +17,9 @@ from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
 from ..core.geometry import focal_ratio
 from ..core.projection import shares
-from ..core.window import Size, Window, fit_window
 
 if TYPE_CHECKING:
+    from ..core.config import Size
     from .fit import Sample
 
 Float32 = NDArray[np.float32]
@@ -109,12 +109,9 @@ class Frames:
         if sample.depth.ndim != 2 or 0 in sample.depth.shape:
             raise CalibrationError(f'depth: of shape {sample.depth.shape}, not (height, width).')
         size = sample.rgb.shape[0], sample.rgb.shape[1]
-        network = config.input_height, config.input_width
-        window = fit_window(config.input_fit, size, network)
-        camera = sample.camera
-        ratio = focal_ratio(config.reference_focal, camera, window, size, network)
-        target = wanted(sample.depth, window.resized(size, _size(sample.depth)), estimator.grid,
-                        config.upsampling, len(self.targets))
+        camera, (h, w) = sample.camera, estimator.grid
+        ratio = focal_ratio(config.reference_focal, camera, size, config.input_size)
+        target = wanted(sample.depth, estimator.grid, config.upsampling, len(self.targets))
         if target is None:
             self.empty += 1
             return
@@ -122,10 +119,9 @@ class Frames:
         with torch.inference_mode():
             logits = estimator.logits(maps.features)[:, 0]
             weights, depth, spread = words(logits, estimator.bins, config.read_out)
-        h, w = estimator.grid
         self.cameras.append(
             np.full((h, w, 2), np.nan, np.float32) if camera is None else
-            camera.patch_rays(h, w, window)[..., :2].astype(np.float32))
+            camera.patch_rays(h, w)[..., :2].astype(np.float32))
         self.weights.append(weights.cpu().numpy())
         self.depth.append(depth.cpu().numpy())
         self.spread.append(spread.cpu().numpy())
@@ -176,28 +172,26 @@ class Frames:
 
 
 def wanted(
-    depth: Float32, window: Window, grid: Size, mode: str, seed: int,
+    depth: Float32, grid: Size, mode: str, seed: int,
 ) -> Target | None:
     """Find the depth of patches that is best after upsampling.
 
     Args:
         depth: (H, W) metres, NaN where unknown.
-        window: what the patches tile, in its pixels.
         grid: (h, w) of the patches.
         mode: of upsampling.
         seed: of the choice of pixels, where there are more than are needed.
 
     Returns:
-        None where nothing was measured within the window.
+        None where nothing was measured.
 
     """
-    (h, w), device = grid, torch.device('cpu')
-    height, width = depth.shape
-    row_shares, row = _axis(h, height, window.y, window.height, mode, device)
-    column_shares, column = _axis(w, width, window.x, window.width, mode, device)
-    known = (depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH)
-    known &= (row > 0)[:, None] & (column > 0)[None, :]
-    places = np.flatnonzero(known)
+    (h, w), (height, width) = grid, depth.shape
+    row_shares, column_shares = (
+        shares(patches, pixels, mode).numpy().astype(np.float64)
+        for patches, pixels in ((h, height), (w, width)))
+    row, column = (part.argmax(axis=1) for part in (row_shares, column_shares))
+    places = np.flatnonzero((depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH))
     if not len(places):
         return None
     rng = np.random.default_rng(seed)
@@ -210,7 +204,7 @@ def wanted(
     count = len(places)
     matrix = csr_matrix((share.ravel(), index.ravel(), np.arange(0, 4 * count + 1, 4)),
                         shape=(count, h * w))
-    own = (row[r] - 1) * w + column[c] - 1
+    own = row[r] * w + column[c]
     counts = np.bincount(own, minlength=h * w)
     means = np.bincount(own, np.log(truth), h * w) / np.maximum(counts, 1)
     measured = counts > 0
@@ -225,17 +219,6 @@ def wanted(
         np.where(measured, patches, np.nan).astype(np.float32), support.astype(np.float32),
         index[chosen].astype(np.int32), share[chosen].astype(np.float32),
         truth[chosen].astype(np.float32))
-
-
-def _axis(
-    patches: int, pixels: int, start: float, length: float, mode: str, device: torch.device,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Every patch's share in every pixel, as the configured upsampling has it, and the nearest."""
-    share, nearest = (part.numpy() for part in shares(
-        patches, pixels, start, length, mode, device))
-    if mode == 'patch':
-        share = (nearest[:, None] == np.arange(1, patches + 1)).astype(np.float64)
-    return share.astype(np.float64), nearest
 
 
 def _corners(
@@ -257,10 +240,6 @@ def _corners(
 def _first(part: NDArray[np.float64]) -> NDArray[np.int64]:
     """The first patch that has a share, of at most two neighbours."""
     return np.asarray((part > 0).argmax(axis=1))
-
-
-def _size(depth: Float32) -> Size:
-    return depth.shape[0], depth.shape[1]
 
 
 def geometric_mean(values: list[float]) -> float:

@@ -169,13 +169,12 @@ class Recording:
     def _log_patches(self, seen: Seen, spots: Sequence[Spot]) -> None:
         """Frames in the image, and the bars of each."""
         from offline_eval.report.figures import PATCHES
-        rr, window = self._rr, seen.prediction.window
+        rr, (height, width) = self._rr, seen.prediction.image_size
         rows, columns = seen.prediction.patch_depth.shape
-        size = window.width / columns, window.height / rows
+        size = width / columns, height / rows
         colors = [[int(color[i:i + 2], 16) for i in (1, 3, 5)] for color in PATCHES]
         self._stream.log('camera/patches', rr.Boxes2D(
-            mins=[(window.x + spot.column * size[0], window.y + spot.row * size[1])
-                  for spot in spots],
+            mins=[(spot.column * size[0], spot.row * size[1]) for spot in spots],
             sizes=[size] * len(spots), labels=list(LETTERS[:len(spots)]),
             colors=colors[:len(spots)]))
         for letter, color, spot in zip(LETTERS, colors, spots, strict=False):
@@ -186,15 +185,16 @@ class Recording:
 
     def _log_points(self, seen: Seen, camera: CameraModel) -> None:
         """Centres of the patches, as the node publishes them."""
-        prediction, window = seen.prediction, seen.prediction.window
+        prediction = seen.prediction
+        height, width = prediction.image_size
         rows, columns = prediction.patch_depth.shape
         depth = _known(prediction.patch_depth)
-        points = camera.patch_rays(rows, columns, window) * depth[..., None]
+        points = camera.patch_rays(rows, columns) * depth[..., None]
         there = np.isfinite(points).all(axis=2)
-        size = window.width / columns, window.height / rows
+        size = width / columns, height / rows
         smooth = cv2.blur(seen.rgb, (max(1, round(size[0])), max(1, round(size[1]))))
-        u = (window.x + (np.arange(columns) + 0.5) * size[0]).astype(int)
-        v = (window.y + (np.arange(rows) + 0.5) * size[1]).astype(int)
+        u = ((np.arange(columns) + 0.5) * size[0]).astype(int)
+        v = ((np.arange(rows) + 0.5) * size[1]).astype(int)
         colors = smooth[np.clip(v, 0, camera.height - 1)[:, None],
                         np.clip(u, 0, camera.width - 1)[None]]
         self._stream.log('points', self._rr.Points3D(

@@ -24,12 +24,11 @@ import numpy as np
 
 from .config import ANCHOR_REACH
 from .local_anchor import DEVIATION, Surroundings, correct_around
-from .window import place_among
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .window import Window
+    from .config import Size
 
     Float64 = NDArray[np.float64]
 
@@ -141,27 +140,27 @@ class State:
 
 
 def sample(
-    patches: NDArray[np.float32], window: Window, u: Float64, v: Float64,
+    patches: NDArray[np.float32], image: Size, u: Float64, v: Float64,
     upsampling: str = 'centered',
 ) -> Float64:
     """Values of patches at places of the image, as `projection.upsample` gives its pixels.
 
     Args:
-        patches: (h, w), which tile the window.
-        window: the part of the image, in its pixels.
+        patches: (h, w), which tile the image.
+        image: its (height, width).
         u: (N,) columns in pixels, whose centres are at integers.
         v: (N,) rows.
         upsampling: 'centered', 'bilinear' or 'patch'.
 
     Returns:
-        (N,) NaN outside of the window, and where a patch that counts is NaN.
+        (N,) NaN outside of the image, and where a patch that counts is NaN.
 
     """
     h, w = patches.shape
-    x, y = u + 0.5 - window.x, v + 0.5 - window.y  # NaN is outside, too
-    inside = (x >= 0.0) & (x <= window.width) & (y >= 0.0) & (y <= window.height)
-    x = _place(np.where(inside, x, 0.0), window.width, w, upsampling)
-    y = _place(np.where(inside, y, 0.0), window.height, h, upsampling)
+    x, y = u + 0.5, v + 0.5
+    inside = (x >= 0.0) & (x <= image[1]) & (y >= 0.0) & (y <= image[0])  # NaN is outside, too
+    x = _place(np.where(inside, x, 0.0), image[1], w, upsampling)
+    y = _place(np.where(inside, y, 0.0), image[0], h, upsampling)
     left, top = x.astype(np.intp), y.astype(np.intp)
     right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
     x, y = x - left, y - top
@@ -171,9 +170,20 @@ def sample(
 
 
 def _place(inside: Float64, length: float, count: int, upsampling: str) -> Float64:
-    """Where in a row of patches a place in the window is; patch 0 is at 0."""
-    place: Float64 = np.clip(place_among(inside, length, count, upsampling), 0.0, count - 1.0)
-    return np.floor(place + 0.5) if upsampling == 'patch' else place
+    """Where in a row of patches a place in the image is; the centre of patch 0 is at 0.
+
+    Args:
+        inside: from the image's border.
+        length: of the row, in pixels.
+        count: of the patches in it.
+        upsampling: 'bilinear': with aligned corners; else as the patches truly lie.
+
+    """
+    place = inside * (count / length) - 0.5
+    if upsampling == 'bilinear':
+        place = (inside - 0.5) * ((count - 1) / max(length - 1, 1))
+    place = np.clip(place, 0.0, count - 1.0)
+    return np.asarray(np.floor(place + 0.5) if upsampling == 'patch' else place)
 
 
 class Comparison(NamedTuple):
@@ -193,7 +203,7 @@ class Comparison(NamedTuple):
 
 def compare(
     points: Points | None, patch_depth: NDArray[np.float32],
-    patch_stddev: NDArray[np.float32] | None, window: Window, upsampling: str = 'centered',
+    patch_stddev: NDArray[np.float32] | None, image: Size, upsampling: str = 'centered',
 ) -> Comparison:
     """Find the depth of points; those without one are left out, and of many some, evenly.
 
@@ -201,23 +211,22 @@ def compare(
         points: None for none.
         patch_depth: (h, w) metres.
         patch_stddev: (h, w) metres, or None.
-        window: what the patches tile.
+        image: (height, width) of what the patches tile.
         upsampling: how pixels get their depth from the patches.
 
     """
     u, v, z = (np.empty(0), ) * 3 if points is None else (
         np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
         for values in points)
-    depth = sample(patch_depth, window, u, v, upsampling)
+    depth = sample(patch_depth, image, u, v, upsampling)
     with np.errstate(invalid='ignore', divide='ignore'):
         ratios = np.log(z / depth)
     known = np.isfinite(ratios)
     u, v, depth = u[known], v[known], depth[known]
     deviations = None if patch_stddev is None else \
-        sample(patch_stddev, window, u, v, upsampling) / depth
+        sample(patch_stddev, image, u, v, upsampling) / depth
     h, w = patch_depth.shape
-    rows, columns = (v + 0.5 - window.y) * (h / window.height), \
-        (u + 0.5 - window.x) * (w / window.width)
+    rows, columns = (v + 0.5) * (h / image[0]), (u + 0.5) * (w / image[1])
     return Comparison(ratios[known], depth, deviations,
                       rows.astype(np.intp) * w + columns.astype(np.intp))
 
@@ -312,7 +321,7 @@ class ScaleFilter:
 
     def adjust(
         self, time: float, points: Points | None, patch_depth: NDArray[np.float32],
-        patch_stddev: NDArray[np.float32] | None, window: Window, upsampling: str = 'centered',
+        patch_stddev: NDArray[np.float32] | None, image: Size, upsampling: str = 'centered',
         *, are_new: bool = True,
     ) -> Adjustment:
         """Take in one image with its points.
@@ -322,7 +331,7 @@ class ScaleFilter:
             points: None where there are none.
             patch_depth: (h, w) metres, without the anchor's scale.
             patch_stddev: (h, w) metres, likewise; None where it is not known.
-            window: what the patches tile, in the image's pixels.
+            image: its (height, width).
             upsampling: how pixels get their depth from the patches.
             are_new: whether the points were not given with an image before. Those that were have
                 had their part in the scale, and only correct what is around them.
@@ -338,7 +347,7 @@ class ScaleFilter:
         self._silent += passed
         self._variance = PRIOR_DEVIATION ** 2 if self._silent > self._timeout else \
             min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
-        compared = compare(points, patch_depth, patch_stddev, window, upsampling)
+        compared = compare(points, patch_depth, patch_stddev, image, upsampling)
         if self._lowest < 1.0 and len(compared.log_ratios):
             compared = compared.only(
                 compared.log_ratios <= np.quantile(compared.log_ratios, self._lowest))
@@ -352,7 +361,7 @@ class ScaleFilter:
         if self._reach and not condition:
             agree = evidence.distances <= GATE
             whole = correct_around(
-                compared.patches, errors, agree, patch_depth, window, self._reach)
+                compared.patches, errors, agree, patch_depth, image, self._reach)
             if whole is not None:
                 around = whole.part(self.share_around)
                 if are_new:

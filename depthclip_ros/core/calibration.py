@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from .config import DepthConfig
+from .config import DepthConfig, Size
 from .errors import CalibrationError, quoted
 from .files import atomic, open_regular, user_path
 from .geometry import CameraModel
-from .window import Window
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
@@ -44,7 +43,7 @@ _LARGEST_FILE = 64 << 20  # bytes; that of the largest CLIP has 0.5 MB
 # The settings that the correction belongs to: with others the network's answers mean other things.
 BOUND = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
-    'input_fit', 'flip_average', 'read_out', 'smoothing', 'upsampling', 'normalization',
+    'flip_average', 'read_out', 'smoothing', 'upsampling', 'normalization',
     'reference_focal',
 )
 SPREAD_TERMS = 9
@@ -337,7 +336,7 @@ class Calibration:
                 f'precision: {precision}, or set precision: {fitted}.')
 
     def check(
-        self, config: DepthConfig, weights: str, grid: tuple[int, int], width: int,
+        self, config: DepthConfig, weights: str, grid: Size, width: int,
     ) -> None:
         """Check that it belongs to a model and a configuration.
 
@@ -381,15 +380,13 @@ class Calibration:
                              for name in arrays if name not in ('rays', 'bounds')})
 
     def rays(
-        self, cameras: Sequence[CameraModel | None], windows: Sequence[Window], *,
-        flip: bool = False,
+        self, cameras: Sequence[CameraModel | None], *, flip: bool = False,
     ) -> NDArray[np.float32]:
         """Rays of the patches' centres, from a store of the last ones.
 
         Args:
             cameras: None where it is unknown: it counts as the ones that were calibrated. Rays
                 beyond those count as their outermost.
-            windows: what the network sees of each image.
             flip: whether the mirrored images follow, which are those of mirrored cameras.
 
         Returns:
@@ -397,23 +394,19 @@ class Calibration:
 
         """
         known = self.about.camera_known
-        rays = np.stack([_rays(self, camera if known else None, window)
-                         for camera, window in zip(cameras, windows, strict=True)])
+        rays = np.stack([_rays(self, camera if known else None) for camera in cameras])
         if flip:
             rays = np.concatenate([rays, mirrored_rays(rays)])
         return np.moveaxis(rays, -1, 1)
 
 
 @lru_cache(maxsize=64)  # rays through a lens take milliseconds
-def _rays(
-    calibration: Calibration, camera: CameraModel | None, window: Window,
-) -> NDArray[np.float32]:
+def _rays(calibration: Calibration, camera: CameraModel | None) -> NDArray[np.float32]:
     """(h, w, 2) of one image."""
     own = calibration.arrays['rays']
     if camera is None:
         return own
-    h, w = own.shape[:2]
-    rays = camera.patch_rays(h, w, window)[..., :2]
+    rays = camera.patch_rays(*own.shape[:2])[..., :2]
     rays = np.where(np.isfinite(rays), rays, own)
     return rays.clip(*calibration.arrays['bounds']).astype(np.float32)
 

@@ -8,6 +8,7 @@ parameter file, by the node and by the offline tools alike.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import re
 import sys
@@ -30,6 +31,8 @@ PAPER_TOKENS = (
     'giant', 'extremely close', 'close', 'not in distance', 'a little remote', 'far', 'unseen',
 )
 PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
+# (height, width), as everywhere.
+Size = tuple[int, int]
 # Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
 ANCHOR_REACH = 0.15
 
@@ -143,15 +146,11 @@ class DepthConfig(Settings):
                      "pool's own (docs/readouts.md)",
         choices=('reference', 'maskclip', 'attnpool'))
     input_height: int = define(
-        480, "Height of the network's input, a multiple of its stride", unit='px', minimum=32,
-        maximum=4096)
+        480, "Height of the network's input, a multiple of its stride, to which images are "
+             'stretched', unit='px', minimum=32, maximum=4096)
     input_width: int = define(
         640, "Width of the network's input, a multiple of its stride", unit='px', minimum=32,
         maximum=4096)
-    input_fit: str = define(
-        'stretch', "What becomes of an image of another aspect ratio than the network's input: "
-                   'stretched to it, cropped to its middle (no depth outside), or padded',
-        choices=('stretch', 'crop', 'letterbox'), reload=False)
     flip_average: bool = define(
         False, 'Average with the pass over the mirrored image: twice the work', reload=False)
     read_out: str = define(
@@ -278,6 +277,11 @@ class DepthConfig(Settings):
         return tuple(self.scene_bins[i:i + count] for i in range(0, len(self.scene_bins), count))
 
     @property
+    def input_size(self) -> Size:
+        """(height, width) of the network's input."""
+        return self.input_height, self.input_width
+
+    @property
     def depth_span(self) -> tuple[float, float]:
         """Least and greatest bin that depth can be a mean of, in metres."""
         partitions = (self.bins, *(self.bins_of_scenes() if self.has_scenes else ()))
@@ -297,19 +301,27 @@ class DepthConfig(Settings):
 
     @classmethod
     def from_yaml(cls, path: str | Path, node_name: str = 'depth_node') -> DepthConfig:
-        """Read the core's settings from a ROS parameter file.
+        """Read the core's settings from a ROS parameter file, which holds the node's, too.
 
         Args:
-            path: the file; see `depthclip_ros.node.config.read_config` for its form.
-            node_name: fully qualified or bare name of the node whose sections apply.
+            path: the file: node name or wildcard (`/**`, `/*`, `/front/depth_node`), then
+                `ros__parameters`. Every section that matches the node applies, in file order.
+            node_name: fully qualified or bare name of the node.
 
         Raises:
-            ConfigError: the file is missing or malformed, or any setting in it is wrong.
+            ConfigError: the file is missing or malformed, a setting in it is wrong, or one that
+                is not the core's is named almost as if it were. (`depthclip_ros.node.config` knows
+                all settings, and refuses any other.)
 
         """
-        # The file holds the node's settings too, and what is neither's is an error.
-        from ..node.config import read_config
-        return read_config(path, node_name)[0]
+        values, names = read_parameters(path, node_name), cls.names()
+        mistaken = [name for name in values if name not in names
+                    and difflib.get_close_matches(name, names, cutoff=0.8)]
+        try:
+            return cls.from_dict({name: value for name, value in values.items()
+                                  if name in names or name in mistaken})
+        except ConfigError as error:
+            raise ConfigError(f'{path}: {error}') from error
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:

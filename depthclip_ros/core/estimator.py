@@ -28,7 +28,7 @@ from .backbone import (
     resnet_weights,
 )
 from .calibration import Calibration, Correct, Correction
-from .config import DepthConfig
+from .config import DepthConfig, Size
 from .device import (
     current,
     release_freed_memory,
@@ -60,7 +60,6 @@ from .weights import (
     cache_folder,
     load,
 )
-from .window import Size, Window, fit_window
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
 # trained with its own.
@@ -75,10 +74,10 @@ KEPT_CALIBRATIONS = 4
 _LOGGER = logging.getLogger(__name__)
 
 NOT_ADJUSTED = Adjustment()
-# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, what the
-# patches tile, and `upsampling` -> what becomes of it. Called once an image, before limits.
+# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
+# the image, and `upsampling` -> what becomes of it. Called once an image, before limits.
 Anchor = Callable[
-    [NDArray[np.float32], 'NDArray[np.float32] | None', Window, str], Adjustment]
+    [NDArray[np.float32], 'NDArray[np.float32] | None', Size, str], Adjustment]
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,15 @@ class DepthPrediction:
 
     Attributes:
         depth: (H, W) metres along the optical axis, for the whole image. NaN where the network's
-            features vanish, where it did not see the image (`input_fit`), and where its answer is
-            beyond `range_min` or `range_max`; there also -Inf and +Inf, as `out_of_range` says.
-            `upsampling` says where a patch's depth stands.
+            features vanish, and where its answer is beyond `range_min` or `range_max`; there also
+            -Inf and +Inf, as `out_of_range` says. `upsampling` says where a patch's depth stands.
         patch_depth: (h, w) metres, one per patch (eq. 5, or as `read_out` says), smoothed if
             `smoothing` says so, before upsampling; NaN and infinite as `depth`. The patches tile
-            `window`; their depth is that at their centres.
+            the image; their depth is that at their centres.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
         spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
-            of how undecided a patch is, not an error bar. NaN where a patch shows padding.
-        window: the part of the image that the patches tile, in its pixels: all of it, unless
-            `input_fit` crops or pads.
+            of how undecided a patch is, not an error bar.
         image_size: (H, W) of the image.
         upsampling: from patches to pixels.
         focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
@@ -111,7 +107,7 @@ class DepthPrediction:
 
     With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
     those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
-    range, and in patches that show padding, too.
+    range.
     """
 
     depth: NDArray[np.float32]
@@ -119,7 +115,6 @@ class DepthPrediction:
     weights: NDArray[np.float32]
     logits: NDArray[np.float32]
     spread: NDArray[np.float32]
-    window: Window
     image_size: Size
     upsampling: str
     focal_ratio: float = 1.0
@@ -131,11 +126,10 @@ class DepthPrediction:
         """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
         if self.patch_stddev is None:
             return None
-        height, width = self.depth.shape
         # The patches that take part in a pixel's depth take part in this, with the same shares.
         known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
-        return _fill(torch.from_numpy(known), self.image_size, (height, width),
-                     self.upsampling, self.window).numpy()
+        height, width = self.depth.shape
+        return upsample(torch.from_numpy(known)[None], (height, width), self.upsampling)[0].numpy()
 
     def patch_at(self, x: float, y: float) -> tuple[int, int]:
         """Row and column of the patch that shows a place in the image.
@@ -153,12 +147,7 @@ class DepthPrediction:
             raise ImageError('outside the image', f'the point {x:g},{y:g} is outside of its '
                              f'{width} x {height} pixels.')
         rows, columns = self.patch_depth.shape
-        row = math.floor((y + 0.5 - self.window.y) / self.window.height * rows)
-        column = math.floor((x + 0.5 - self.window.x) / self.window.width * columns)
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise ImageError('cut off', f'the point {x:g},{y:g} is in what input_fit: crop cuts '
-                             'off.')
-        return row, column
+        return math.floor((y + 0.5) / height * rows), math.floor((x + 0.5) / width * columns)
 
     def word_depths(self, config: DepthConfig) -> list[float]:
         """Metres that each of the K words stands for in this image, by its scene and camera.
@@ -276,7 +265,7 @@ class DepthEstimator:
         self.weights, state_dict = self._load()
         self._folder = folder
         self._encoder = build_image_encoder(state_dict, config.features)
-        self._size = config.input_height, config.input_width
+        self._size = config.input_size
         self.grid = _grid(config, self._encoder.stride)
         shape = architecture(state_dict)
         # C' of the trunk's map.
@@ -312,8 +301,6 @@ class DepthEstimator:
             mean, deviation = (np.array(values) for values in (
                 state_dict.normalization if isinstance(state_dict, OpenClipWeights)
                 else NORMALIZATIONS[config.normalization]))
-            # What becomes zeros, but for less than half a level.
-            self._padding = torch.tensor(np.rint(255 * mean), dtype=torch.uint8).to(self.device)
             self._scale, self._shift = (
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
@@ -523,10 +510,7 @@ class DepthEstimator:
         """
         path = self._quantized_path(self.config)
         network = FoldedResNet(resnet_weights(self._load_again()))
-        images = []
-        for rgb in pictures:
-            window = fit_window(self.config.input_fit, _size_of(rgb), self._size)
-            images.append(self._normalized([self._fit(_tensor(rgb), window)], flip=False))
+        images = [self._normalized([self._resized(rgb)], flip=False) for rgb in pictures]
         with files.atomic(path) as file:
             file.write(int8.make(network, images, notes))
         return path
@@ -576,8 +560,8 @@ class DepthEstimator:
 
         Args:
             rgb: (H, W, 3) uint8, or several of any sizes, which go through the network as one
-                batch. An image that is not of the network's size is resized to it, as
-                `input_fit` says if its aspect ratio is another.
+                batch. An image that is not of the network's size is resized to it, whatever its
+                aspect ratio.
             size: (height, width) of `depth`; None for each image's own.
             intrinsics: the camera that took the image, or one or None for every image: its focal
                 length counts as `reference_focal` says.
@@ -613,20 +597,19 @@ class DepthEstimator:
         settings, n = self._settings, len(images)  # one read: settings change as a whole
         config, calibration = settings.config, settings.calibration
         sizes = [_size_of(image) for image in images]
-        windows = [fit_window(config.input_fit, image, self._size) for image in sizes]
         ratios = [
             calibration.about.focal_ratio if calibration is not None and camera is None else
-            focal_ratio(config.reference_focal, camera, window, image, self._size)
-            for camera, window, image in zip(cameras, windows, sizes, strict=True)]
+            focal_ratio(config.reference_focal, camera, image, self._size)
+            for camera, image in zip(cameras, sizes, strict=True)]
         with current(self.device):
-            maps = self._see(images, windows, flip=config.flip_average)  # section 3.1
+            maps = self._see(images, flip=config.flip_average)  # section 3.1
             logits = _compare(maps.features, settings.text, config.temperature)  # eq. 3
             scenes, bins = _sort(settings, maps.trunk, before)  # section 5
             factor = _column(ratios, self.device)
             correct: Correct | None = None
             if calibration is not None and settings.correction is not None:
                 correct = settings.correction.of_images(maps.trunk, calibration.rays(
-                    cameras, windows, flip=config.flip_average), ratios)
+                    cameras, flip=config.flip_average), ratios)
             depth, weights, spread, unsure = _read_out(  # eqs. 4 and 5
                 logits, bins, config.read_out, correct)
             if calibration is None:  # which counts the focal ratio itself
@@ -635,7 +618,7 @@ class DepthEstimator:
             adjustments = [
                 NOT_ADJUSTED if anchor is None else anchor(
                     depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
-                    windows[i], config.upsampling) for i, anchor in enumerate(anchors)]
+                    sizes[i], config.upsampling) for i, anchor in enumerate(anchors)]
             if any(anchor is not None for anchor in anchors):
                 factor = _by_patch([adjustment.factor for adjustment in adjustments], depth)
                 depth, spread = depth * factor, spread * factor
@@ -645,19 +628,15 @@ class DepthEstimator:
             depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
             if stddev is not None and config.max_stddev:
                 depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
-            if config.input_fit == 'letterbox':
-                seen = _cells(depth, windows, sizes)
-                depth, spread = (values.where(seen, math.nan) for values in (depth, spread))
-                stddev = None if stddev is None else stddev.where(seen, math.nan)
             depth = smooth(depth, config.smoothing)
-            pixels = [_fill(depth[i], sizes[i], size or sizes[i], config.upsampling, windows[i])
+            pixels = [upsample(depth[i, None], size or sizes[i], config.upsampling)[0]
                       for i in range(n)]
             depths, of_bins, similarities, spreads = (
                 values.cpu().numpy() for values in (depth, weights, logits[0], spread))
             stddevs = [None] * n if stddev is None else stddev.cpu().numpy()
             return [DepthPrediction(
                 pixels[i].cpu().numpy(), depths[i], of_bins[i], similarities[i], spreads[i],
-                windows[i], sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
+                sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
                 scenes[i]) for i in range(n)]
 
     @torch.inference_mode()
@@ -671,33 +650,18 @@ class DepthEstimator:
             ImageError: an image has another shape or type.
 
         """
-        config = self.config
-        windows = [fit_window(config.input_fit, _size_of(image), self._size) for image in images]
         with current(self.device):
-            return self._see(images, windows, flip=config.flip_average)
+            return self._see(images, flip=self.config.flip_average)
 
-    def _see(
-        self, images: Sequence[NDArray[np.uint8]], windows: Sequence[Window], *, flip: bool,
-    ) -> Maps:
-        pixels = [self._fit(_tensor(image).to(self.device), window)
-                  for image, window in zip(images, windows, strict=True)]
-        batch = self._normalized(pixels, flip=flip)
+    def _see(self, images: Sequence[NDArray[np.uint8]], *, flip: bool) -> Maps:
+        batch = self._normalized([self._resized(image) for image in images], flip=flip)
         return Maps(*(values.view(1 + flip, len(images), *values.shape[1:])
                       for values in self._encoder.maps(batch)))
 
-    def _fit(self, image: Tensor, window: Window) -> Tensor:
-        """(H, W, 3) uint8 -> the window of it, in the network's size."""
-        size = image.shape[0], image.shape[1]
-        if size == self._size:
-            return image
-        rows, columns = window.cells(self._size, size)
-        inner = rows.stop - rows.start, columns.stop - columns.start
-        image = _resize(image[window.pixels(size)], inner)
-        if inner == self._size:
-            return image
-        padded = self._padding.repeat(*self._size, 1)
-        padded[rows, columns] = image
-        return padded
+    def _resized(self, image: NDArray[np.uint8]) -> Tensor:
+        """(H, W, 3) uint8 -> the same in the network's size, on the device."""
+        pixels = _tensor(image).to(self.device)
+        return pixels if _size_of(image) == self._size else _resize(pixels, self._size)
 
     def _normalized(self, images: Sequence[Tensor], *, flip: bool) -> Tensor:
         """Images of the network's size, on the device -> (passes B, 3, height, width)."""
@@ -783,22 +747,6 @@ def _by_patch(values: Sequence[float | NDArray[np.float32]], patches: Tensor) ->
     shape = patches.shape[1:]
     return torch.from_numpy(np.stack([
         np.broadcast_to(np.float32(of_one), shape) for of_one in values])).to(patches.device)
-
-
-def _cells(patches: Tensor, windows: Sequence[Window], sizes: Sequence[Size]) -> Tensor:
-    """(B, h, w), which patches show some image and not mere padding."""
-    seen = torch.zeros(patches.shape, dtype=torch.bool)
-    for of_one, window, size in zip(seen, windows, sizes, strict=True):
-        of_one[window.cells((of_one.shape[0], of_one.shape[1]), size)] = True
-    return seen.to(patches.device)
-
-
-def _fill(
-    patches: Tensor, image: Size, size: Size, mode: str, window: Window,
-) -> Tensor:
-    """(h, w) patches in a window of an image -> (height, width) pixels of the whole image."""
-    part = None if window.is_whole(image) else window.resized(image, size)
-    return upsample(patches[None], size, mode, part)[0]
 
 
 def _compare(features: Tensor, text: Tensor, temperature: float) -> Tensor:

@@ -21,7 +21,7 @@ from .errors import CameraInfoError, quoted
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from .window import Window
+    from .config import Size
 
     Float64 = NDArray[np.float64]
 
@@ -229,32 +229,22 @@ class CameraModel:
         pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
-    def focal_length(self, window: Window | None = None, aspect: float | None = None) -> float:
-        """Focal length of the image, or of a window of it, in widths of that.
+    def focal_length(self) -> float:
+        """Focal length of the image, in its widths.
 
         A lens with distortion has another one at every place. This is their mean in the sense in
         which a thing is shown at the right distance from the middle: fy times the mean, over the
-        window, of that distance over the one without distortion.
-
-        Args:
-            window: what the network sees; None for the whole image.
-            aspect: width over height to which the window is stretched; None: it is not. Stretched,
-                things have one focal length across and one down; it is the one down that counts.
+        image, of that distance over the one without distortion.
 
         Returns:
-            fy / width for a camera without distortion; NaN where the window shows nothing.
+            fy / width for a camera without distortion; NaN where the image shows nothing.
 
         """
-        x, y, width, height = window or (0, 0, self.width, self.height)
-        left, right = (min(max(u, 0.0), self.width) for u in (x, x + width))
-        top, bottom = (min(max(v, 0.0), self.height) for v in (y, y + height))
-        if left == right or top == bottom:
-            return math.nan
-        focal = self.K[1, 1] / (height * (aspect or width / height))
+        focal = self.K[1, 1] / self.width
         if not self.distortion_model:
             return float(focal)
-        columns = left + (np.arange(_COLUMNS) + 0.5) * (right - left) / _COLUMNS - 0.5
-        rows = top + (np.arange(_ROWS) + 0.5) * (bottom - top) / _ROWS - 0.5
+        columns = (np.arange(_COLUMNS) + 0.5) * self.width / _COLUMNS - 0.5
+        rows = (np.arange(_ROWS) + 0.5) * self.height / _ROWS - 0.5
         ideal = self.rays(columns[None, :], rows[:, None])[..., :2]
         plain = replace(self, D=self.D[:0], distortion_model=NO_DISTORTION)
         seen = plain.rays(columns[None, :], rows[:, None])[..., :2]
@@ -264,39 +254,38 @@ class CameraModel:
             return math.nan
         return float(focal * np.mean(np.linalg.norm(seen, axis=-1)[known] / distances[known]))
 
-    def patch_rays(self, h: int, w: int, window: Window | None = None) -> NDArray[np.float32]:
-        """Rays through the centres of `h` x `w` patches that tile the image, or a window of it.
+    def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
+        """Rays through the centres of `h` x `w` patches that tile the image.
 
-        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the window's left border; that
-        of the image is half a pixel left of the first pixel's centre. So the patch's centre is at
-        column (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
+        Patch j of w reaches from j*W/w to (j+1)*W/w, measured from the image's left border, which
+        is half a pixel left of the first pixel's centre. So the patch's centre is at column
+        (j+0.5)*W/w - 0.5. (The K of `scaled(w, h)` would miss it by up to half a patch.)
 
         Returns:
             (h, w, 3) float32 with z = 1. NaN as in `rays`.
 
         """
-        x, y, width, height = window or (0, 0, self.width, self.height)
-        u = x + (np.arange(w) + 0.5) * width / w - 0.5
-        v = y + (np.arange(h) + 0.5) * height / h - 0.5
+        u = (np.arange(w) + 0.5) * self.width / w - 0.5
+        v = (np.arange(h) + 0.5) * self.height / h - 0.5
         return self.rays(u[None, :], v[:, None]).astype(np.float32)
 
 
 @lru_cache(maxsize=64)  # with distortion it takes milliseconds, and is wanted for every image
 def focal_ratio(
-    reference: float, camera: CameraModel | None, window: Window, size: tuple[int, int],
-    network: tuple[int, int],
+    reference: float, camera: CameraModel | None, image: Size, network: Size,
 ) -> float:
     """By what a camera's focal length makes depth larger than words alone say.
 
     An image tells angles: what a lens of twice the focal length shows as large is twice as far.
+    Where the image is stretched, things have one focal length across and one down; it is the one
+    down that counts.
 
     Args:
         reference: focal length that belongs to the words, in widths of the network's input; 0:
             it does not count.
         camera: None if it is unknown.
-        window: what the network sees of the image.
-        size: (H, W) of the image.
-        network: (height, width) of the network's input, to which the window is stretched.
+        image: its (height, width).
+        network: (height, width) of the network's input, to which the image is stretched.
 
     Returns:
         The camera's focal length over the reference; 1 where one of them is missing.
@@ -308,8 +297,9 @@ def focal_ratio(
     """
     if camera is None or not reference:
         return 1.0
-    camera.check_size(size[1], size[0])
-    ratio = camera.focal_length(window, network[1] / network[0]) / reference
+    camera.check_size(image[1], image[0])
+    stretch = (image[1] / image[0]) / (network[1] / network[0])
+    ratio = camera.focal_length() * stretch / reference
     if not 0.0 < ratio < math.inf:
         raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
                               'the image. Calibrate the camera again.')

@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .window import Window
+    from .config import Size
 
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Surroundings(NamedTuple):
 
 def correct_around(
     patches: NDArray[np.intp], residuals: Float64, trusted: NDArray[np.bool_],
-    patch_depth: Float32, window: Window, reach: float,
+    patch_depth: Float32, image: Size, reach: float,
 ) -> Surroundings | None:
     """Find what points say of the patches around them.
 
@@ -69,14 +69,14 @@ def correct_around(
         residuals: (N,) log(true depth / depth).
         trusted: (N,) which of them count; how far off the others are is told, too.
         patch_depth: (h, w) metres; NaN where there is none.
-        window: what they tile, in pixels.
-        reach: in parts of the window's width.
+        image: (height, width) of what they tile.
+        reach: in parts of the image's width.
 
     Returns:
         None where no point is to be trusted.
 
     """
-    shape, places = patch_depth.shape, _places(patch_depth, window, reach)
+    shape, places = patch_depth.shape, _places(patch_depth, image, reach)
     seen, of = np.unique(patches, return_inverse=True)
     count = np.bincount(of[trusted], minlength=len(seen))
     mean = np.bincount(of[trusted], residuals[trusted], len(seen)) / np.maximum(count, 1)
@@ -105,13 +105,13 @@ def correct_around(
         _share(unknown).reshape(shape).astype(np.float32), said[of], _share(unknown_there)[of])
 
 
-def _places(patch_depth: Float32, window: Window, reach: float) -> Float64:
+def _places(patch_depth: Float32, image: Size, reach: float) -> Float64:
     """(P, 3) place and log depth of every patch, in units of what errors are alike within."""
     h, w = patch_depth.shape
     rows, columns = np.indices((h, w))
     with np.errstate(invalid='ignore', divide='ignore'):
         log_depth = np.log(patch_depth.astype(np.float64))
-    places = np.stack([columns / (w * reach), rows * window.height / (h * reach * window.width),
+    places = np.stack([columns / (w * reach), rows * image[0] / (h * reach * image[1]),
                        log_depth / DEPTH_REACH], axis=-1).reshape(-1, 3)
     return np.where(np.isfinite(places), places, 0.0)  # where there is no depth to be corrected
 

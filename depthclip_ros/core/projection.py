@@ -8,9 +8,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
-
-from .window import Window, place_among
+from torch.nn.functional import interpolate
 
 # CLIP's own logit scale, exp(logit_scale) of every released model; the official code has it as a
 # literal before the temperature.
@@ -122,7 +120,7 @@ def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str)
 
 
 def upsample(
-    patch_depth: Tensor, size: tuple[int, int], mode: str, window: Window | None = None,
+    patch_depth: Tensor, size: tuple[int, int], mode: str,
 ) -> Tensor:
     """From patches to pixels.
 
@@ -138,64 +136,33 @@ def upsample(
             aligned corners, as the official code, so that the outermost patches' depth stands at
             the border, and all others' up to nearly half a patch off their centres; 'patch':
             every pixel has the depth of the patch it lies in, as the paper says below eq. 5.
-        window: which part of the pixels the patches tile, in pixels; None for all. Pixels outside
-            of it are NaN.
 
     Returns:
         (B, height, width) metres.
 
     """
-    if window is not None:
-        return _sample(patch_depth, size, mode, window)
-    if mode == 'patch':
-        return interpolate(patch_depth[:, None], size, mode='nearest-exact')[:, 0]
-    finite = patch_depth.isfinite().all()
-    everything = Window(0, 0, size[1], size[0])
-    if not (patch_depth.is_cuda or bool(finite)):
-        return _sample(patch_depth, size, mode, everything)
-    plain = interpolate(
-        patch_depth[:, None], size, mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
-    if patch_depth.is_cuda:  # which is not to be waited for, even to ask what is finite
-        return torch.where(finite, plain, _sample(patch_depth, size, mode, everything))
-    return plain
-
-
-def _sample(
-    patch_depth: Tensor, size: tuple[int, int], mode: str, window: Window,
-) -> Tensor:
-    """`upsample` for any window, with patches that have no depth."""
-    h, w = patch_depth.shape[1:]
-    device = patch_depth.device
-    rows, row = shares(h, size[0], window.y, window.height, mode, device)
-    columns, column = shares(w, size[1], window.x, window.width, mode, device)
-    nearest = _pick(patch_depth, row, column, math.nan)
+    nearest = interpolate(patch_depth[:, None], size, mode='nearest-exact')[:, 0]
     if mode == 'patch':
         return nearest
     known = patch_depth.isfinite()
-    total = rows @ patch_depth.where(known, 0.0) @ columns.T
-    share = rows @ known.float() @ columns.T
-    return torch.where(_pick(known, row, column, 0), total / share, nearest)
+    if known.all():
+        return _linear(patch_depth, size, mode)
+    if mode == 'bilinear':
+        rows, columns = (
+            torch.linspace(0, patches - 1, pixels, device=patch_depth.device).round().long()
+            for patches, pixels in zip(patch_depth.shape[1:], size, strict=True))
+        nearest = patch_depth[:, rows][:, :, columns]
+    linear = _linear(patch_depth.where(known, 0.0), size, mode) / _linear(
+        known.float(), size, mode)
+    return linear.where(nearest.isfinite(), nearest)
 
 
-def _pick(patches: Tensor, row: Tensor, column: Tensor, outside: float) -> Tensor:
-    """The patch of every pixel; a ring around them stands for what is outside of the window."""
-    ringed = pad(patches, (1, 1, 1, 1), value=outside)
-    return ringed.index_select(2, column).index_select(1, row)
+def _linear(patches: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    return interpolate(
+        patches[:, None], size, mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
 
 
-@lru_cache(maxsize=64)
-def shares(
-    patches: int, pixels: int, start: float, length: float, mode: str, device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Along one axis: every patch's share in every pixel, and the nearest patch counted from 1.
-
-    Returns:
-        (pixels, patches) float32, and (pixels,) with 0 outside of the window.
-
-    """
-    inside = torch.arange(pixels, dtype=torch.float64, device=device) + 0.5 - start
-    place = place_among(inside, length, patches, mode).clamp(0, patches - 1)
-    nearest = (place + 0.5).floor().clamp(max=patches - 1).long() + 1
-    nearest = nearest.where((inside >= 0) & (inside <= length), 0)
-    shares = (1 - (place[:, None] - torch.arange(patches, device=device)).abs()).clamp(min=0)
-    return shares.float(), nearest
+def shares(patches: int, pixels: int, mode: str) -> Tensor:
+    """Along one axis: (pixels, patches), every patch's share in every pixel of `upsample`."""
+    columns = torch.eye(patches)[:, None, :]
+    return upsample(columns, (1, pixels), mode)[:, 0].T

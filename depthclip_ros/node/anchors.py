@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..core.config import Size
     from ..core.geometry import CameraModel
-    from ..core.window import Size, Window
     from .config import NodeConfig
     from .messages import Read
 
@@ -270,7 +270,7 @@ class Anchor:
         """What follows the scale when the network has answered; only then a message is used."""
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
-            window: Window, upsampling: str,
+            image: Size, upsampling: str,
         ) -> Adjustment:
             self._last = time.monotonic()
             self._first = min(self._first, self._last)
@@ -279,7 +279,7 @@ class Anchor:
                 # in every image until the next.
                 are_new = message is None or message is not self._used
                 adjustment = self.filter.adjust(
-                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, window, upsampling,
+                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, image, upsampling,
                     are_new=are_new)
             except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
                 state = self.filter.state

@@ -14,7 +14,6 @@ from .messages import CAMERA_INFO, parse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..core.window import Window
     from .messages import Read
 
 _STAMPED = 12  # bytes of a serialised message to the end of its stamp
@@ -36,7 +35,7 @@ class Calibration:
         self._used: bytes | None = None
         self._content: tuple[Any, ...] = ()
         self._model: CameraModel | None = None
-        self._rays: dict[tuple[int, int, Window], NDArray[np.float32]] = {}
+        self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def update(self, raw: bytes) -> None:
         """Keep the latest message, serialised; nothing is read before an image needs it."""
@@ -70,9 +69,9 @@ class Calibration:
         self._model.check_size(width, height)
         return self._model
 
-    def rays(self, h: int, w: int, window: Window) -> NDArray[np.float32]:
-        """(h, w, 3) rays through the centres of a window's patches, z = 1; needs `select`."""
-        key = h, w, window
+    def rays(self, h: int, w: int) -> NDArray[np.float32]:
+        """(h, w, 3) rays through the patches' centres, z = 1; needs `select`."""
+        key = h, w
         if key not in self._rays:
             self._rays[key] = self._selected().patch_rays(*key)
         return self._rays[key]

@@ -15,7 +15,6 @@ from .messages import POINT_CLOUD, POINT_FIELD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..core.window import Window
     from .messages import Make
 
     Float32 = NDArray[np.float32]
@@ -69,37 +68,6 @@ def cloud_message(
         is_dense=bool(known.all()))
 
 
-def patch_colors(rgb: NDArray[np.uint8], h: int, w: int, window: Window) -> NDArray[np.uint8]:
-    """Mean colour of the image in every patch: (H, W, 3) -> (h, w, 3).
-
-    Args:
-        rgb: the image.
-        h: number of patches from top to bottom of the window.
-        w: number of patches from its left to its right.
-        window: what they tile. It is cut out of the image in whole pixels, or reaches beyond it;
-            patches without any image are black.
-
-    """
-    rows, columns = window.pixels(rgb.shape[:2])
-    rgb = rgb[rows, columns]
-    height, width = rgb.shape[:2]
-    if (height, width) == (window.height, window.width):
-        return np.asarray(cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
-    # Not by NumPy, whose threads would go on waiting beside torch's and take their time: the
-    # network needs five times as long then.
-    import torch
-    down = torch.from_numpy(_shares(h, window.y - rows.start, window.height, height))
-    across = torch.from_numpy(_shares(w, window.x - columns.start, window.width, width))
-    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(torch.float32)
-    lines = (down @ pixels.reshape(height, -1)).reshape(h, width, 3)
-    return np.asarray((across @ lines).round().to(torch.uint8).numpy(), np.uint8)
-
-
-def _shares(patches: int, start: float, length: float, pixels: int) -> Float32:
-    """Share of every pixel in the mean of every patch, along one axis: (patches, pixels)."""
-    edges = start + np.arange(patches + 1)[:, None] * (length / patches)
-    pixel = np.arange(pixels)
-    overlap = np.minimum(edges[1:], pixel + 1) - np.maximum(edges[:-1], pixel)
-    overlap = np.maximum(overlap, 0.0)
-    total = overlap.sum(axis=1, keepdims=True)
-    return np.asarray(overlap / np.where(total > 0.0, total, 1.0), np.float32)
+def patch_colors(rgb: NDArray[np.uint8], h: int, w: int) -> NDArray[np.uint8]:
+    """Mean colour of the image in each of the patches that tile it: (H, W, 3) -> (h, w, 3)."""
+    return np.asarray(cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA), np.uint8)

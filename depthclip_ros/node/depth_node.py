@@ -51,7 +51,7 @@ And for all cameras together:
 Parameters:
     Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
     name, with unit, range and choices in its descriptor. tokens, bins (metres), templates,
-    temperature, input_fit, flip_average, read_out, smoothing, upsampling, range_min, range_max
+    temperature, flip_average, read_out, smoothing, upsampling, range_min, range_max
     (metres), out_of_range, reference_focal, calibration, max_stddev (metres), scenes,
     scene_templates, scene_temperature, scene_bins (metres), scene_entropy and scene_memory take
     effect from the next image on, together or not at all; all others need cleanup and configure.

@@ -100,7 +100,7 @@ FRAMES = (
     Key('pixels beyond 16UC1', 'pixels', 'farther than 65.535 m, which depth_encoding: 16UC1 '
         'cannot hold: invalid in depth/image', lambda h: h.camera.beyond_encoding),
     Key('stretched to another aspect ratio', 'images', 'that the network saw distorted, since '
-        "input_fit: stretch and their shape is not the network's", lambda h: h.camera.stretched),
+        "their shape is not the network's", lambda h: h.camera.stretched),
     Key('lost by the middleware', 'images', 'that it says were sent and never arrived',
         lambda h: h.counters.lost),
     Key('image topic', '', 'that is subscribed to, resolved', lambda h: h.camera.image_topic),

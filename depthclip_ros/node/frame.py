@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import CameraInfoError, DataError, ImageError, quoted
 from ..core.geometry import focal_ratio
-from ..core.window import fit_window
 from .image_io import to_rgb
 from .messages import parse
 from .outputs import Answer
@@ -76,10 +75,8 @@ def read_frame(
     except CameraInfoError as error:
         return Frame(message.header, rgb, unprojected=error,
                      unknown=f'camera_info: {error.condition}')
-    network = config.input_height, config.input_width
     try:
-        window = fit_window(config.input_fit, size, network)
-        focal_ratio(config.reference_focal, camera, window, size, network)
+        focal_ratio(config.reference_focal, camera, size, config.input_size)
     except CameraInfoError as error:
         return Frame(message.header, rgb, camera, unknown=f'camera_info: {error.condition}')
     return Frame(message.header, rgb, camera, camera)

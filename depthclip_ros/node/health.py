@@ -225,7 +225,7 @@ class CameraHealth:
             'NaN', level, f'{100 * share:.3g} % of the depth is NaN',
             f'{100 * share:.3g} % of the depth is NaN (max_nan_share: {limit:g}). '
             'Either the network overflows (set precision: float32) or its weights are damaged, '
-            'or input_fit, out_of_range and max_stddev leave out much of it.')
+            'or out_of_range and max_stddev leave out much of it.')
 
     def _anchor(self) -> Finding | None:
         camera, anchor = self.camera, self.camera.anchor

@@ -114,8 +114,8 @@ def _points(make: Make, answer: Answer) -> Any | None:
     prediction = answer.prediction
     h, w = prediction.patch_depth.shape
     return cloud_message(
-        make, answer.header, answer.calibration.rays(h, w, prediction.window),
-        prediction.patch_depth, patch_colors(answer.rgb, h, w, prediction.window),
+        make, answer.header, answer.calibration.rays(h, w),
+        prediction.patch_depth, patch_colors(answer.rgb, h, w),
         prediction.patch_stddev)
 
 

@@ -156,18 +156,19 @@ class Pipeline:
 
     def _check_aspect(self, camera: Camera, rgb: NDArray[np.uint8]) -> None:
         """Count images whose shapes the network sees distorted."""
-        config, (height, width) = self.config, rgb.shape[:2]
-        ratio = width * config.input_height / (height * config.input_width)
+        height, width = rgb.shape[:2]
+        rows, columns = self.config.input_size
+        ratio = width * rows / (height * columns)
         change = 1 - min(ratio, 1 / ratio)
-        if config.input_fit != 'stretch' or change <= MAX_STRETCH:
+        if change <= MAX_STRETCH:
             return
         camera.stretched += 1
         if camera.stretched == 1:
             camera.say.once('aspect', (
                 f'images of {width}x{height} are stretched to the '
-                f"network's {config.input_width}x{config.input_height}, which makes everything "
+                f"network's {columns}x{rows}, which makes everything "
                 f'{100 * change:.0f} % {"narrower" if ratio > 1 else "lower"} than it is. Set '
-                'input_fit: crop or letterbox, or give the input the shape of the image.'))
+                'input_height and input_width to the shape of the image.'))
 
     # From frames to depth ------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from depthclip_ros.color import color_range
 from offline_eval.report.figures import (
-    NO_TRUTH,
     PREDICTED,
     TRUTH,
     WIDTH,
@@ -61,23 +60,16 @@ class Answer:
     @classmethod
     def of(cls, rgb: NDArray[np.uint8], prediction: DepthPrediction) -> Answer:
         """Keep what figures need."""
-        window = prediction.window
-        scale = min(1.0, _WIDEST / window.width)
-        size = round(window.width * scale), round(window.height * scale)
-        # From places in the result to those in the image, both counted from pixels' centres.
-        place = np.array([[1 / scale, 0, window.x + 0.5 / scale - 0.5],
-                          [0, 1 / scale, window.y + 0.5 / scale - 0.5]])
-        small = cv2.warpAffine(
-            cv2.blur(rgb, (max(1, round(1 / scale)),) * 2), place, size,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderValue=NO_TRUTH)
+        height, width = prediction.image_size
+        scale = min(1.0, _WIDEST / width)
+        size = round(width * scale), round(height * scale)
+        small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         depth = np.where(np.isfinite(prediction.depth), prediction.depth, np.float32(np.nan))
-        depth = cv2.warpAffine(
-            depth, place, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-            borderValue=float('nan'))
+        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
         patches = np.where(
             np.isfinite(prediction.patch_depth), prediction.patch_depth, np.float32(np.nan))
-        weights = np.where(np.isfinite(prediction.spread), prediction.weights, np.float32(np.nan))
-        return cls(np.asarray(small, np.uint8), np.asarray(depth, np.float32), patches, weights)
+        return cls(np.asarray(small, np.uint8), np.asarray(depth, np.float32), patches,
+                   prediction.weights)
 
 
 def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
