@@ -25,6 +25,14 @@ def positive(text: str) -> float:
     return value
 
 
+def to_a_kilometre(text: str) -> float:
+    """Read metres from a tenth to a thousand."""
+    value = number(text)
+    if not 0.1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f'{text} must be from 0.1 to 1000 metres')
+    return value
+
+
 def not_negative(text: str) -> float:
     """Read a number from 0 to a billion."""
     value = number(text)

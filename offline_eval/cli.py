@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wait_shortly()
+    run, then = {
+        'extract': (_extract, 'the same command begins anew.'),
+        'witness': (_witness, 'the same command continues.'),
+    }.get(given[0] if given else '', (_evaluate, '--resume continues.'))
     try:
-        if given[:1] == ['extract']:
-            return _extract(given[1:])
-        if given[:1] == ['witness']:
-            return _witness(given[1:])
-        return _evaluate(given)
+        return run(given if run is _evaluate else given[1:])
     except KeyboardInterrupt:
-        print(f'{PROGRAM}: interrupted; --resume continues.', file=sys.stderr)
+        print(f'{PROGRAM}: interrupted; {then}', file=sys.stderr)
         return 130
     except ImportError as error:
         reason = missing_package(error)
@@ -114,7 +114,8 @@ def _witness(given: list[str]) -> int:
     parser.add_argument('--protocol', choices=PROTOCOLS, help=_PROTOCOL)
     _add_model(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
-                        help='to write to; nothing is overwritten')
+                        help='to write to; nothing is overwritten, and what the same command has '
+                        'begun is continued')
     options = parser.parse_args(given)
     from .runner import Evaluation
     raw = Evaluation(_options(options, ['witness', *given])).write(options.output)

@@ -34,15 +34,16 @@ from .metrics import (
 )
 from .results import HIGHER_IS_BETTER, METRICS, Interval
 
-#: Metres; what is measured beyond is no measurement.
-MAX_DEPTH = 200.0
+#: Metres; what is measured beyond is no measurement, unless it is asked for, up to the farthest.
+MAX_DEPTH, FARTHEST = 200.0, 1000.0
 #: Among which the oracles choose: steps of 2 and of 1 %.
-CONSTANTS = np.geomspace(0.05, MAX_DEPTH, 419)
+CONSTANTS = np.geomspace(0.05, FARTHEST, 500)
 SCALES = np.geomspace(1 / 8, 8, 419)
 #: Of the error by distance, metres.
 EDGES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0,
-         MAX_DEPTH)
+         MAX_DEPTH, 500.0, FARTHEST)
 METHOD, SCALED, CONSTANT = 'depth', 'depth times one scale', 'best constant'
+FILLED = 'depth, with its median where it says nothing'
 _SAID = ('d1', 'rmse')  # what the sentence is about
 
 
@@ -55,9 +56,11 @@ class Scores:
         described: what image and depths are, in words.
         names: of every image that was scored.
         measured: pixels with measured depth.
-        answered: pixels of these that depth is known for; only they are scored.
-        sums: (N, D, 11) of every image, by distance.
-        constants: (419, 10) metrics of every constant, added up over the images.
+        answered: pixels of these that depth is known for.
+        sums: (N, D, 11) of every image, by distance, where depth is known.
+        filled: (N, 11) of every image, all that is measured: where depth is not known, its median.
+        constants: (500, 10) metrics of every constant on all that is measured, added up over the
+            images.
         scales: (419, 10) metrics of depth times every scale, added up over the images.
         left_out: images that were not scored, by cause.
 
@@ -69,6 +72,7 @@ class Scores:
     measured: int = 0
     answered: int = 0
     sums: list[Sums] = field(default_factory=list)
+    filled: list[Sums] = field(default_factory=list)
     constants: Sums = field(default_factory=lambda: np.zeros((len(CONSTANTS), len(METRICS))))
     scales: Sums = field(default_factory=lambda: np.zeros((len(SCALES), len(METRICS))))
     left_out: Counter[str] = field(default_factory=Counter)
@@ -81,10 +85,10 @@ class Scores:
 
         Args:
             name: of the image.
-            depth: (H, W) metres; where it is not finite, or not positive, it is not scored, but
-                counted.
+            depth: (H, W) metres; where it is not finite, or not positive, it is not known.
             measured: (H, W) metres, NaN where there is none.
             max_depth: what is measured from here on does not count; larger depth counts as this.
+                At most FARTHEST.
 
         """
         with np.errstate(invalid='ignore'):
@@ -106,7 +110,10 @@ class Scores:
             sums[i] = truth.score(torch.from_numpy(p[here])[None], max_depth)[0].numpy()
         self.names.append(name)
         self.sums.append(sums)
-        self.constants += metrics_of(SortedTruth(y).score(CONSTANTS))
+        whole = np.where(known, depth, np.median(p))[valid].clip(MIN_DEPTH, max_depth)
+        self.filled.append(Truth(torch.from_numpy(measured[valid])).score(
+            torch.from_numpy(whole.astype(np.float32))[None], max_depth)[0].numpy())
+        self.constants += metrics_of(SortedTruth(measured[valid]).score(CONSTANTS))
         self.scales += metrics_of(SortedRatio(p, y).score(SCALES))
 
 
@@ -147,7 +154,8 @@ class Comparison:
         images: scored.
         pixels: with measured depth, in all.
         answered: share of these that depth is known for.
-        lines: depth, and the two oracles.
+        lines: depth where it is known, and with its median elsewhere, and the two oracles; the
+            constant is scored on all that is measured.
         distances: those that occur.
         verdict: one sentence.
         intervals: of the gain over the best constant, where recordings are enough for it.
@@ -182,15 +190,16 @@ def compare(several: Sequence[Scores]) -> Comparison:
     curves = {name: np.sum([getattr(s, name) for s in several], axis=0) / images
               for name in ('constants', 'scales')}
     best = {name: best_of(curve) for name, curve in curves.items()}
-    lines = [Line(METHOD, named(total)),
+    answered = sum(s.answered for s in several) / max(sum(s.measured for s in several), 1)
+    filled = metrics_of(np.concatenate([np.stack(s.filled) for s in several if s.filled]))
+    lines = [Line(METHOD, named(total)), Line(FILLED, named(filled.mean(axis=0))),
              _oracle(SCALED, curves['scales'], best['scales'], SCALES),
              _oracle(CONSTANT, curves['constants'], best['constants'], CONSTANTS)]
     found = _intervals([s for s in several if s.sums])
     left_out: Counter[str] = sum((scores.left_out for scores in several), Counter())
-    pixels = sum(scores.measured for scores in several)
     return Comparison(
-        images, pixels, sum(s.answered for s in several) / max(pixels, 1), lines,
-        _distances(by_distance.sum(axis=0)), _verdict(lines, found), found,
+        images, sum(scores.measured for scores in several), answered, lines,
+        _distances(by_distance.sum(axis=0)), _verdict(lines, found, answered), found,
         dict(sorted(left_out.items())))
 
 
@@ -218,7 +227,7 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
     counts = draw(np.arange(len(several)))
     weights = counts * [len(s.names) for s in several]
     weights /= weights.sum(axis=1, keepdims=True)
-    own = np.stack([metrics_of(np.sum(s.sums, axis=1)).mean(axis=0) for s in several])
+    own = np.stack([metrics_of(np.stack(s.filled)).mean(axis=0) for s in several])
     result = {}
     for metric in _SAID:
         i, sign = METRICS.index(metric), 1.0 if metric in HIGHER_IS_BETTER else -1.0
@@ -228,12 +237,12 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
     return result
 
 
-def _verdict(lines: Sequence[Line], found: dict[str, Interval]) -> str:
-    depth, scaled, constant = lines
+def _verdict(lines: Sequence[Line], found: dict[str, Interval], answered: float) -> str:
+    depth, filled, scaled, constant = lines
     parts = []
     for metric, name, unit in (('d1', 'δ1', ''), ('rmse', 'rmse', ' m')):
         sign = 1 if metric in HIGHER_IS_BETTER else -1
-        gain = sign * (depth.metrics[metric] - constant.metrics[metric])
+        gain = sign * (filled.metrics[metric] - constant.metrics[metric])
         word = 'better' if gain >= 0 else 'worse'
         part = (f'by {abs(gain):.3f}{unit} in {name} {word} than the best constant '
                 f'({constant.chosen[metric]:.2f} m)')
@@ -242,6 +251,9 @@ def _verdict(lines: Sequence[Line], found: dict[str, Interval]) -> str:
                      f'{found[metric].high:+.3f}{unit} ({found[metric].reading()})')
         parts.append(part)
     text = f'Depth is {", and ".join(parts)}. '
+    if answered < 1:
+        text += (f'It says nothing of {100 * (1 - answered):.1f} % of what is measured; there its '
+                 'median counts, for the constant answers everywhere. ')
     text += (f'One scale for all would bring δ1 from {depth.metrics["d1"]:.3f} to '
              f'{scaled.metrics["d1"]:.3f} (times {scaled.chosen["d1"]:.2f}) and rmse from '
              f'{depth.metrics["rmse"]:.3f} to {scaled.metrics["rmse"]:.3f} m (times '

@@ -58,6 +58,10 @@ class Interval:
     high: float
     level: float = 0.95
 
+    def name(self) -> str:
+        """Such as '95 % interval'."""
+        return f'{100 * self.level:.3g} % interval'
+
     def reading(self) -> str:
         """What it allows to say, if it is of a gain, and no more."""
         if self.low > 0:
@@ -177,7 +181,8 @@ class Comparison:
     Attributes:
         name: of the control's row.
         gains: per metric: method minus control, positive is better for the method.
-        intervals: bootstrap 95 % interval of the gain, per metric; empty with too few scenes.
+        intervals: bootstrap interval of the gain, per metric; those of all comparisons of one
+            metric hold together with 95 %. Empty with too few scenes.
 
     """
 

@@ -138,16 +138,18 @@ def verdict(measured: Measured) -> Verdict:
     oracle = np.concatenate([  # in parts, which fit into memory
         _SIGNS * (_SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
         for part in np.array_split(counts, 10)])
+    controls = list(dict.fromkeys(
+        c.name for c in measured.contenders
+        if c.group in ('baseline', 'foreign') and c.is_test))
+    family = 1 + len(controls)
     comparisons = [_comparison(
-        BEST_CONSTANT, value - curve[best, _EACH], samples - oracle, groups)]
-    for name in dict.fromkeys(
-            c.name for c in measured.contenders
-            if c.group in ('baseline', 'foreign') and c.is_test):
+        BEST_CONSTANT, value - curve[best, _EACH], samples - oracle, groups, family)]
+    for name in controls:
         others = measured.sums(name)
         comparisons.append(_comparison(
             name, value - np.mean([average(s, measured.how) for s in others], axis=0),
             samples - np.mean([resampled(s, counts, measured.how) for s in others], axis=0),
-            groups))
+            groups, family))
     metres = {m: chosen for m, chosen in named(constants(measured.max_depth)[best]).items()
               if m not in _OF_NO_SCALE}
     are_named = any(measured.entries[p].sequence for p in measured.records['position'])
@@ -156,8 +158,10 @@ def verdict(measured: Measured) -> Verdict:
     return Verdict(text, metres, comparisons, units, unit)
 
 
-def _comparison(name: str, gain: Sums, samples: Sums, groups: NDArray[np.intp]) -> Comparison:
-    return Comparison(name, named(_SIGNS * gain), _intervals(_SIGNS * samples, groups))
+def _comparison(
+    name: str, gain: Sums, samples: Sums, groups: NDArray[np.intp], family: int,
+) -> Comparison:
+    return Comparison(name, named(_SIGNS * gain), _intervals(_SIGNS * samples, groups, family))
 
 
 def _text(
@@ -176,7 +180,7 @@ def _text(
         gain, found = comparisons[0].gains[metric], comparisons[0].intervals[metric]
         word = 'better' if gain >= 0 else 'worse'
         return (f'in {SYMBOLS[metric]} {number(abs(gain))}{unit_of(metric)} {word} than the best '
-                f'constant ({metres[metric]:.2f} m; 95 % interval of the gain '
+                f'constant ({metres[metric]:.2f} m; {found.name()} of the gain '
                 f'{number(found.low, signed=True)} to {number(found.high, signed=True)}'
                 f'{unit_of(metric)}): {reading(found)}')
     outcomes: dict[str, list[str]] = {}
@@ -188,8 +192,8 @@ def _text(
                        for outcome, names in outcomes.items())
     return (f'{METHOD} over {images} images{of} is {"; ".join(map(part, _SAID))}.'
             + (f' In δ1 and rmse it is {others}.' if others else '')
-            + f' These are {len(comparisons)} comparisons of one family, each interval holds by '
-              f'itself.{note}')
+            + f' These are {len(comparisons)} comparisons of one family: all of their intervals '
+              f'hold together with 95 %.{note}')
 
 
 def reading(found: Interval) -> str:
@@ -238,8 +242,10 @@ def per_image_csv(measured: Measured) -> str:
     return text.getvalue()
 
 
-def _intervals(samples: Sums, groups: NDArray[np.intp]) -> dict[str, Interval]:
+def _intervals(
+    samples: Sums, groups: NDArray[np.intp], family: int = 1,
+) -> dict[str, Interval]:
     count = int(groups.max()) + 1
     if count < LEAST_GROUPS:
         return {}
-    return {m: interval(samples[:, i], count) for i, m in enumerate(METRICS)}
+    return {m: interval(samples[:, i], count, family) for i, m in enumerate(METRICS)}

@@ -37,10 +37,10 @@ ALIGNMENTS: Mapping[str, str] = {
     'none': 'as predicted, in metres',
     'median': "multiplied so that each image's median is the true one: no metric depth, its scale "
               "is an oracle's",
-    'lstsq': "scaled and shifted by least squares to each image's true depth: no metric depth, an "
-             'oracle',
-    'disparity': "1 / depth is scaled and shifted by least squares to each image's true one: no "
-                 'metric depth, an oracle',
+    'lstsq': "scaled (not below 0) and shifted by least squares to each image's true depth: no "
+             'metric depth, an oracle',
+    'disparity': "1 / depth is scaled (not below 0) and shifted by least squares to each image's "
+                 'true one: no metric depth, an oracle',
 }
 # Of these, a stored 0 is a value; of the others it says that there is no depth.
 _AFFINE = frozenset({'lstsq', 'disparity'})
@@ -202,21 +202,31 @@ def check_unit(predictions: Predictions, dataset: Dataset) -> str:
         PredictionError: the median depth is impossible.
 
     """
-    if predictions.align != 'none':
-        return ''
-    said, true = [], []
+    said, true, is_inverse = [], [], []
     for position in np.unique(np.linspace(0, len(dataset) - 1, _PROBES).astype(int)):
         truth = dataset.read_truth(int(position))
-        depth = _read(predictions.path(dataset.entries[position]), predictions.scale, zero=False)
+        depth = _read(predictions.path(dataset.entries[position]), predictions.scale,
+                      zero=predictions.align in _AFFINE)
+        if predictions.align in _AFFINE:
+            is_inverse.append(_falls(depth, truth))
         if (truth > 0).any() and np.isfinite(depth).any():
             true.append(float(np.median(truth[truth > 0])))
             said.append(float(np.nanmedian(depth)))
     dataset.close()
-    if not said:
+    where = f'--predictions {predictions.name}={predictions.folder}'
+    if predictions.align in _AFFINE:
+        if is_inverse.count(predictions.align == 'lstsq') > len(is_inverse) / 2:
+            what, other = ('falls', 'disparity') if predictions.align == 'lstsq' else (
+                'rises', 'lstsq')
+            raise PredictionError(f'{where}: what is stored {what} with the true depth, which is '
+                                  f'not what --align {predictions.align} takes it for. Give '
+                                  f'--align {other}.')
+        return ''
+    if not said or predictions.align != 'none':
         return ''
     low, high = dataset.plausible
     median, wanted = float(np.median(said)), float(np.median(true))
-    what = (f'--predictions {predictions.name}={predictions.folder}: with {predictions.scale:g} a '
+    what = (f'{where}: with {predictions.scale:g} a '
             f'metre the median depth of {len(said)} images is {median:.4g} m')
     if not low <= median <= high:
         raise PredictionError(f'{what}, outside {low:g} to {high:g} m. Give --prediction-scale, '
@@ -225,6 +235,15 @@ def check_unit(predictions: Predictions, dataset: Dataset) -> str:
         return (f'{what}, the true one {wanted:.4g} m. If that is not what the method says, give '
                 '--prediction-scale, or --align where it does not predict metres.')
     return ''
+
+
+def _falls(stored: Metres, truth: Metres) -> bool:
+    """Whether what is stored is smaller where it is farther."""
+    if stored.shape != truth.shape:
+        truth = np.asarray(cv2.resize(
+            truth, stored.shape[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
+    known = (truth > 0) & np.isfinite(stored)
+    return bool(known.any() and np.cov(stored[known], truth[known])[0, 1] < 0)
 
 
 def scale_of(dataset: Dataset) -> float:
@@ -281,6 +300,8 @@ def _aligned(p: NDArray[np.float64], y: NDArray[np.float64], how: str, max_depth
         return p * (np.median(y) / np.median(p))
     target = 1 / y if how == 'disparity' else y
     scale, shift = np.linalg.lstsq(np.stack([p, np.ones_like(p)], axis=1), target, rcond=None)[0]
+    if scale < 0:  # near is not far: what is best without a sign of its own is a constant
+        scale, shift = 0.0, target.mean()
     fitted: NDArray[np.float64] = scale * p + shift
     if how == 'disparity':
         return 1 / np.maximum(fitted, 1 / max_depth)
@@ -300,8 +321,9 @@ def write(
         dataset: what to predict.
         protocol: what of an image the network sees.
         estimator: that predicts.
-        folder: to write to: `raw/` with the predictions, and `witness.json`.
-        about: how they came about, for that file.
+        folder: to write to: `raw/` with the predictions, and `witness.json`. Predictions that
+            are there already stay, if that file says that they came about in the same way.
+        about: how they come about, for that file.
 
     Returns:
         The folder `raw`.
@@ -309,13 +331,10 @@ def write(
     Raises:
         PredictionError: a depth does not fit into the files.
         ResultsError: they cannot be written.
-        EvaluationError: the folder has predictions already.
+        EvaluationError: the folder has other predictions already.
 
     """
     raw = folder / RAW
-    if raw.exists() and any(raw.iterdir()):
-        raise EvaluationError(f'{raw}: has files already, and nothing is overwritten; choose '
-                              'another folder.')
     names = [next(filter(None, (call(entry) for call in LAYOUTS.values())))
              for entry in dataset.entries]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -323,8 +342,19 @@ def write(
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
     scale = scale_of(dataset)
+    said = json.dumps({**about, 'scale': scale, 'images': len(names)}, indent=1,
+                      ensure_ascii=False) + '\n'
+    noted = folder / ABOUT
+    if raw.exists() and any(raw.iterdir()) and not (
+            noted.is_file() and noted.read_text(encoding='utf-8') == said):
+        raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '
+                              'overwritten; choose another folder.')
+    write_text(noted, said)
     with progress(len(dataset), 'predictions') as bar:
         for position, name in enumerate(names):
+            if (raw / f'{name}.png').exists():
+                bar.update()
+                continue
             pair = dataset.read(position)
             rgb, _ = protocol.prepare(pair)
             depth = estimator.predict(rgb).depth
@@ -339,8 +369,6 @@ def write(
                 file.write(png(stored))
             bar.update()
     dataset.close()
-    write_text(folder / ABOUT, json.dumps({**about, 'scale': scale, 'images': len(names)},
-                                          indent=1, ensure_ascii=False) + '\n')
     return raw
 
 

@@ -76,7 +76,8 @@ def test_a_planted_factor_is_found_and_the_one_scale_repairs_it(frames, tmp_path
     assert run(bag, '-o', tmp_path / 'out') == 0
     found = compared(tmp_path / 'out')
     assert found['model'] == {}
-    depth, scaled, constant = lines(found['pooled']).values()
+    depth, filled, scaled, constant = lines(found['pooled']).values()
+    assert filled['metrics']['rmse'] == pytest.approx(depth['metrics']['rmse'])
     assert depth['metrics']['d1'] == 0
     assert depth['metrics']['d2'] == 1
     assert depth['metrics']['rel'] == pytest.approx(0.5, rel=1e-5)
@@ -282,6 +283,40 @@ def test_intervals_are_of_recordings(tmp_path):
     assert 'interval of the gain' in found.verdict
     assert len(EDGES) - 1 == len(several[0].sums[0])
     assert CONSTANTS[0] < 0.1
+
+
+def test_what_is_measured_beyond_200_metres_counts_where_it_is_asked_for():
+    truth = np.array([[150.0, 250.0, 290.0, 400.0]], np.float32)
+    scores = Scores('far', '')
+    scores.add('0', truth, truth, 300.0)
+    found = compare([scores])
+    assert (found.pixels, found.lines[0].metrics['d1']) == (3, 1.0)
+    assert [(d.low, d.high) for d in found.distances] == [(100.0, 200.0), (200.0, 500.0)]
+    with pytest.raises(SystemExit, match='2'):
+        run('bag', '--max-depth', '1001')
+
+
+def test_who_says_nothing_where_it_is_hard_is_not_better_for_it():
+    """Half of the pixels are right, and the others unknown: a constant answers all of them."""
+    rng = np.random.default_rng(2)
+    bold, shy = Scores('bold', ''), Scores('shy', '')
+    for image in range(4):
+        truth = rng.uniform(1, 5, (8, 8)).astype(np.float32)
+        wrong = truth * np.where(np.arange(8) < 4, 1.0, 2.0).astype(np.float32)
+        bold.add(str(image), wrong, truth)
+        shy.add(str(image), np.where(wrong == truth, wrong, np.nan), truth)
+    bold, shy = compare([bold]), compare([shy])
+    assert (bold.answered, shy.answered) == (1.0, 0.5)
+    constants = [next(x for x in c.lines if x.name == 'best constant') for c in (bold, shy)]
+    assert constants[0] == constants[1]
+    depth, filled = (next(x for x in shy.lines if x.name == name).metrics for name in (
+        'depth', 'depth, with its median where it says nothing'))
+    assert depth['d1'] == 1.0
+    assert 0.5 < filled['d1'] < 0.8
+    assert 'says nothing of 50.0 %' in shy.verdict
+    gain = filled['rmse'] - constants[1].metrics['rmse']
+    assert f'{abs(gain):.3f} m in rmse' in shy.verdict
+    assert 'says nothing' not in bold.verdict
 
 
 def test_a_real_camera(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 
@@ -104,6 +105,47 @@ def test_what_does_not_say_whose_it_is_has_no_origin(mat, official):
     for path in (mat, official):
         dataset = opened(path)
         assert (dataset.origin, dataset.official) == ('', False)
+
+
+def official_world(folder, depths='sync_depth_{:05d}.png', *, holes=True):
+    """The 654 names of the official folders, all of them links to one image and one depth."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 255, (48, 64, 3), np.uint8)
+    depth = rng.integers(2000, 3000, (48, 64)).astype(np.uint16)
+    depth[:, :8] *= not holes
+    test, lines = folder / 'official_splits' / 'test', []
+    test.mkdir(parents=True)
+    cv2.imwrite(str(folder / 'rgb.jpg'), rgb)
+    cv2.imwrite(str(folder / 'depth.png'), depth)
+    for number, scene in scene_classes().items():
+        names = f'{scene}/rgb_{number:05d}.jpg', f'{scene}/{depths.format(number)}'
+        for name, source in zip(names, ('rgb.jpg', 'depth.png'), strict=True):
+            (test / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / source, test / name)
+        lines.append(' '.join(names))
+    (folder / NYU_LIST).write_text('\n'.join(lines))
+    return test
+
+
+def test_in_painted_depth_does_not_pass_as_the_papers(tmp_path):
+    dataset = opened(official_world(tmp_path / 'raw'))
+    dataset.check_unit()
+    assert (dataset.official, dataset.depth) == (True, 'raw')
+    named = opened(official_world(tmp_path / 'dense', 'dense/sync_depth_dense_{:05d}.png'))
+    whole = opened(official_world(tmp_path / 'whole', holes=False))
+    for dataset in (named, whole):
+        dataset.check_unit()
+        assert (dataset.official, dataset.depth) == (False, 'in-painted')
+        assert 'in-painted' in ' '.join(dataset.warnings)
+
+
+def test_images_of_the_official_folders_are_not_independent(tmp_path):
+    """Neighbouring numbers of one class are one scene at most, for no name says which."""
+    entries = opened(official_world(tmp_path)).entries
+    scenes = {e.index: e.sequence for e in entries}
+    assert len(set(scenes.values())) == 130
+    assert '' not in scenes.values()
+    assert scenes[0] == scenes[1] != scenes[8]
 
 
 def test_as_many_rendered_images_are_not_the_data_set(mat, monkeypatch):

@@ -58,12 +58,14 @@ def test_resampling_images_would_promise_too_much():
     assert covered(60, 100, by_scene=False) < 0.85
 
 
-@pytest.mark.parametrize(('groups', 'student'), [(20, 2.093), (1000, 1.962)])
-def test_an_interval_is_as_wide_as_student_s_t(groups, student):
-    """Of 4000 quantiles of a normal distribution, which are 0.006 apart where it ends."""
+@pytest.mark.parametrize(('groups', 'comparisons', 'student'), [
+    (20, 1, 2.093), (1000, 1, 1.962), (20, 10, 3.174), (1000, 10, 2.813)])
+def test_an_interval_is_as_wide_as_student_s_t(groups, comparisons, student):
+    """Of quantiles of a normal distribution; of ten that hold together, at 99.5 %."""
     edge = student * math.sqrt(groups / (groups - 1))
-    found = interval(ndtri((np.arange(4000) + 0.5) / 4000), groups)
+    found = interval(ndtri((np.arange(40000) + 0.5) / 40000), groups, comparisons)
     assert (found.low, found.high) == pytest.approx((-edge, edge), abs=0.01)
+    assert found.name() == ('95 % interval' if comparisons == 1 else '99.5 % interval')
 
 
 def test_a_scene_is_drawn_as_a_whole():
@@ -179,7 +181,7 @@ def test_every_control_is_compared_on_the_same_images():
     assert reading(paired.intervals['rmse']) == 'clearly better'
     # Unpaired, the spread between images would hide it.
     row = rows(measured(truths, errors, sequences))[0].interval['rmse']
-    assert row.high - row.low > 4 * (paired.intervals['rmse'].high - paired.intervals['rmse'].low)
+    assert row.high - row.low > 3 * (paired.intervals['rmse'].high - paired.intervals['rmse'].low)
     assert 'clearly better' in result.text
     assert f'{len(result.comparisons)} comparisons of one family' in result.text
 
@@ -236,6 +238,7 @@ def test_the_best_constant_of_all_pixels_is_chosen_anew_in_every_sample():
     method = np.sqrt(counts @ own[:, square] / (counts @ own[:, pixels]))
     constant = np.sqrt(np.min(
         counts @ curve[:, :, square] / (counts @ curve[:, :, pixels]), axis=1))
-    expected = interval(constant - method, 24)
-    found = verdict(data).comparisons[0].intervals['rmse']
+    comparisons = verdict(data).comparisons
+    expected = interval(constant - method, 24, len(comparisons))
+    found = comparisons[0].intervals['rmse']
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

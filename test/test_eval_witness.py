@@ -229,6 +229,29 @@ def test_nothing_is_overwritten(world, written, capsys):
     assert 'nothing is overwritten' in message
 
 
+def test_what_was_interrupted_is_continued_by_the_same_command(
+        world, tmp_path, monkeypatch, capsys):
+    command = ['witness', *map(str, given(world, '-o', tmp_path))]
+    stored, done = witness.png, []
+
+    def interrupted(depth):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(stored(depth))
+        return done[-1]
+    monkeypatch.setattr(witness, 'png', interrupted)
+    assert cli.main(command) == 130
+    assert 'the same command continues' in capsys.readouterr().err
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
+    assert len(first) == 3
+    done.clear()
+    monkeypatch.setattr(witness, 'png', lambda depth: done.append(1) or stored(depth))
+    assert cli.main(command) == 0
+    every = list((tmp_path / 'raw').iterdir())
+    assert len(every) == len(done) + 3 > 3
+    assert first.items() <= {path: path.stat().st_mtime_ns for path in every}.items()
+
+
 def test_depth_that_does_not_fit_into_the_files():
     depth = np.full((2, 2), 3.0, np.float32)
     assert (witness._stored(depth, depth, 1000.0, 'a') == 3000).all()
@@ -270,7 +293,11 @@ def test_alignments():
     p = 3 * y
     p[-1] = 1000.0
     np.testing.assert_allclose(witness._aligned(p, y, 'median', 10.0)[:-1], y[:-1])
-    np.testing.assert_allclose(witness._aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y)
+    np.testing.assert_allclose(witness._aligned(2 + 0.5 * y, y, 'lstsq', 10.0), y)
+    # What falls where it should rise is not turned round: it is no better than a constant.
+    np.testing.assert_allclose(witness._aligned(2 - 0.5 * y, y, 'lstsq', 10.0), y.mean())
+    np.testing.assert_allclose(
+        witness._aligned(y, y, 'disparity', 10.0), 1 / np.mean(1 / y))
     np.testing.assert_allclose(witness._aligned(8 / y - 3, y, 'disparity', 10.0), y)
     np.testing.assert_array_equal(witness._aligned(p, y, 'none', 10.0), p)
     # What comes out beyond infinity is as far as counts.
@@ -308,6 +335,10 @@ def test_a_wrong_unit_is_refused_and_an_odd_one_said(dataset, rivals):
                                                 dataset)
     assert witness.check_unit(of('a', rivals / 'oracle', dataset), dataset) == ''
     assert witness.check_unit(of('a', rivals / 'affine', dataset, align='lstsq'), dataset) == ''
+    with pytest.raises(PredictionError, match=r'rises with the true depth(.|\n)*--align lstsq'):
+        witness.check_unit(of('a', rivals / 'affine', dataset, align='disparity'), dataset)
+    with pytest.raises(PredictionError, match=r'falls with the true(.|\n)*--align disparity'):
+        witness.check_unit(of('a', rivals / 'inverse', dataset, align='lstsq'), dataset)
 
 
 @pytest.fixture

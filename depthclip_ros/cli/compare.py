@@ -351,8 +351,9 @@ def contents(
               for source, reason in failed.items()]
     parts += [Text(pooled.verdict), _table_of_lines(pooled), Text(
         f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is known '
-        f'for {pooled.answered:.1%}; only these count. Metrics are means over images. The two '
-        'oracles see the measured depth, and choose anew for every metric.'),
+        f'for {pooled.answered:.1%}. Metrics are means over images. The first and the third row '
+        'are of these, the others of all that is measured. The two oracles see the measured '
+        'depth, and choose anew for every metric.'),
         Heading('Error by distance'),
         Text('Over all pixels together. Depth over measured depth is a geometric mean: below 1, '
              'things are said to be nearer than they are.'),
@@ -361,7 +362,7 @@ def contents(
         parts += [Heading('Every recording'), plain_table(
             ('recording', 'images', *_headers(), 'best constant δ1', 'best constant rmse [m]'),
             [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0].metrics),
-              *(f'{comparison.lines[2].metrics[m]:.3f}' for m in ('d1', 'rmse')))
+              *(f'{comparison.lines[-1].metrics[m]:.3f}' for m in ('d1', 'rmse')))
              for one, comparison in zip(done, each, strict=True)])]
     parts += _table_of_sources(done, about)
     if _examples(done):
@@ -429,10 +430,11 @@ def _numbers(metrics: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _table_of_lines(comparison: Comparison) -> Table:
-    depth, scaled, constant = comparison.lines
+    depth, filled, scaled, constant = comparison.lines
     chosen = f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)'
     return plain_table(('what', *_headers()), [
         (depth.name, *_numbers(depth.metrics)),
+        (filled.name, *_numbers(filled.metrics)),
         (chosen, *_numbers(scaled.metrics)),
         (f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)',
          *_numbers(constant.metrics))], depth.name)

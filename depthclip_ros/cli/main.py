@@ -13,7 +13,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from depthclip_ros import __version__
-from depthclip_ros.arguments import count, not_negative, numbers, point, positive, whole
+from depthclip_ros.arguments import (
+    count,
+    not_negative,
+    numbers,
+    point,
+    positive,
+    to_a_kilometre,
+    whole,
+)
 from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
@@ -176,8 +184,9 @@ def _add_compare(commands: _Commands) -> None:
                         '(default: what `depthclip bag` has written, where there is such)')
     _add_model_options(parser)
     _add_recording_options(parser, 300)
-    parser.add_argument('--max-depth', type=positive, default=0.0, metavar='METRES',
-                        help='what is measured from here on does not count (default: 200)')
+    parser.add_argument('--max-depth', type=to_a_kilometre, default=0.0, metavar='METRES',
+                        help='what is measured from here on does not count, at most 1000 '
+                        '(default: 200)')
     _add_ray_options(parser)
     parser.set_defaults(run=_compare)
 

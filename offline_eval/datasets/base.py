@@ -20,6 +20,8 @@ _PROBES = 8
 NYU_FOCAL = 518.8579
 # Worlds that images are of.
 NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
+IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not comparable with the "
+              "paper's.")
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,22 @@ class Dataset(ABC):
         self.entries = [self.entries[p] for p in positions]
         self.official = False
 
+    def is_in_painted(self) -> None:
+        """Note that the depth is not the sensor's."""
+        self.official, self.depth = False, 'in-painted'
+        self.warnings += (f'{self.path}: {IN_PAINTED}',)
+
     def check_unit(self) -> None:
-        """Look at a few ground truths: are they metres once read?
+        """Look at a few ground truths: are they metres once read, and the sensor's?
 
         Raises:
             DatasetError: the median depth is impossible.
 
         """
         positions = np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int))
-        depths = (self.read_truth(int(p)) for p in positions)
+        depths = [self.read_truth(int(p)) for p in positions]
+        if self.official and all((d > 0).all() for d in depths):  # no sensor sees everything
+            self.is_in_painted()
         medians = [float(np.median(d[d > 0])) for d in depths if (d > 0).any()]
         self.close()
         if not medians:

@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from depthclip_ros.sim.nyu import MARK, MARK_FILE
 
 from ..errors import DatasetError, listing
-from .base import KITTI, NYU, NYU_FOCAL, OUTDOORS, RENDERED, Dataset, Entry, FileDataset
+from .base import (
+    IN_PAINTED,
+    KITTI,
+    NYU,
+    NYU_FOCAL,
+    OUTDOORS,
+    RENDERED,
+    Dataset,
+    Entry,
+    FileDataset,
+)
 from .splits import scene_classes
 
 NYU_LIST = 'nyudepthv2_test_files_with_gt_dense.txt'
 KITTI_LIST = 'eigen_test_files_with_gt.txt'
-_KAGGLE_DEPTH = ("Kaggle's nyu2_test holds in-painted depth, not the sensor's: its numbers are "
-                 "not comparable with the paper's.")
+_KAGGLE_DEPTH = f"Kaggle's nyu2_test: {IN_PAINTED}"
 
 
 def read_list(path: Path) -> list[tuple[str, str, float]]:
@@ -67,9 +77,12 @@ class NyuFolder(FileDataset):
         names = read_list(list_file) if list_file else _pairs(path)
         entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name, focal=focal or NYU_FOCAL)
                    for i, (rgb, _, focal) in enumerate(names)]
-        super().__init__(path, entries, [(path / rgb, path / depth) for rgb, depth, _ in names])
+        super().__init__(path, with_sequences(entries),
+                         [(path / rgb, path / depth) for rgb, depth, _ in names])
         self.official = {e.index: e.scene for e in entries} == scene_classes()
         self.origin = NYU if self.official else ''
+        if any('dense' in Path(depth).parts for _, depth, _ in names):
+            self.is_in_painted()
         if any(MARK in f.read_text(encoding='utf-8', errors='replace') for f in (
                 path / MARK_FILE, path.parent / MARK_FILE) if f.is_file()):
             self.origin, self.official = RENDERED, False
@@ -80,6 +93,23 @@ class NyuFolder(FileDataset):
         if self.part != 'test' or not any(beside.glob('*/rgb_*.jpg')):
             return None
         return NyuFolder(beside, part='train')
+
+
+def with_sequences(entries: list[Entry]) -> list[Entry]:
+    """Take neighbouring numbers of one class for one scene, where no name says which it is.
+
+    The data set's images are in the order of its scenes. Two scenes that follow each other may
+    count as one: intervals are rather too wide than too narrow.
+    """
+    found: dict[int, str] = {}
+    before = None
+    for entry in sorted(entries, key=lambda e: e.index):
+        follows = before is not None and entry.scene and (entry.index, entry.scene) == (
+            before.index + 1, before.scene)
+        found[entry.index] = found[before.index] if before is not None and follows else \
+            f'{entry.scene} from {entry.index}'
+        before = entry
+    return [replace(entry, sequence=found[entry.index]) for entry in entries]
 
 
 def _pairs(folder: Path) -> list[tuple[str, str, float]]:
@@ -130,7 +160,7 @@ class KaggleNyu(FileDataset):
         scenes = scene_classes()
         entries = [Entry(n, image.name, scenes.get(n, ''), focal=NYU_FOCAL)
                    for i, image in enumerate(images) for n in [_number(image.name[:5], i)]]
-        super().__init__(path, entries, files)
+        super().__init__(path, with_sequences(entries), files)
         self.origin = NYU if {e.index for e in entries} == set(scenes) else ''
 
 

@@ -16,6 +16,7 @@ from offline_eval.results import (
     HIGHER_IS_BETTER,
     METRICS,
     PAPER_METRICS,
+    Comparison,
     Interval,
     PaperRow,
     Row,
@@ -105,7 +106,7 @@ def verdict(summary: Summary) -> Table:
             Cell(_interval(interval, signed=True)), Cell(_reading(interval))])
     return Table(
         'The method against the best constant depth',
-        ['metric', 'method', 'best constant', 'its depth (m)', 'gain', '95 % interval',
+        ['metric', 'method', 'best constant', 'its depth (m)', 'gain', _level(first),
          'the method is'],
         cells, frozenset(range(1, 6)),
         'Gain: positive is better for the method. The constant is an oracle: the best for each '
@@ -116,6 +117,7 @@ def verdict(summary: Summary) -> Table:
 def controls(summary: Summary) -> Table:
     """How far the method is above every control, on the same images."""
     result = summary.verdict
+    level = _level(result.comparisons[0])
     cells = [[Cell(comparison.name), *(
         Cell(text) for metric in ('d1', 'rmse') for text in (
             number(comparison.gains.get(metric), signed=True),
@@ -123,10 +125,11 @@ def controls(summary: Summary) -> Table:
             _reading(comparison.intervals.get(metric))))] for comparison in result.comparisons]
     return Table(
         'The method against every control',
-        ['control', 'gain in δ1', '95 % interval', 'the method is', 'gain in rmse (m)',
-         '95 % interval', 'the method is'],
+        ['control', 'gain in δ1', level, 'the method is', 'gain in rmse (m)', level,
+         'the method is'],
         cells, frozenset({1, 2, 4, 5}),
-        f'{len(cells)} paired comparisons of one family; each interval holds by itself.')
+        f'{len(cells)} paired comparisons of one family; the intervals of a metric hold together '
+        'with 95 %.')
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
@@ -322,6 +325,10 @@ def _interval(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None or not math.isfinite(interval.low + interval.high):
         return '–'
     return f'{number(interval.low, signed=signed)} … {number(interval.high, signed=signed)}'
+
+
+def _level(comparison: Comparison) -> str:
+    return next((found.name() for found in comparison.intervals.values()), 'interval')
 
 
 def _reading(interval: Interval | None) -> str:
