@@ -44,7 +44,6 @@ def main() -> int:
     parser.add_argument('--images', type=int, default=120, help='test images, at least 10')
     parser.add_argument('--device', default='auto')
     parser.add_argument('--precision', help='as of offline_eval')
-    parser.add_argument('--workers', type=int, help='as of offline_eval')
     parser.add_argument('--output', type=Path, help='JSON file; default: standard output')
     parser.add_argument('--inside', help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -88,7 +87,7 @@ def run(folder: Path, model: list[str], options: argparse.Namespace) -> dict[str
     arguments = ['--data', str(folder), '--device', options.device, *model]
     for table in '123':
         arguments += ['--table', table]
-    for name in ('precision', 'workers'):
+    for name in ('precision',):
         if getattr(options, name) is not None:
             arguments += [f'--{name}', str(getattr(options, name))]
     with tempfile.TemporaryDirectory(dir=folder) as output:

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, Correction
-from depthclip_ros.core.estimator import Maps
 
+from .contenders import Contender
 from .errors import EvaluationError
+
+if TYPE_CHECKING:
+    from .scorer import Seen
 
 # Focal lengths, in widths of what the network sees, that differ by less are one.
 _SAME_VIEW = 0.01
@@ -64,63 +66,41 @@ class Calibrated:
                 '--protocol that is evaluated.')
         return cls(str(path), checked, checked.on(estimator.device))
 
-    @property
-    def row(self) -> str:
-        """Name of its row."""
+    def contender(self) -> Contender:
+        """Its row."""
         about = self.calibration.about
         what = 'training images' if about.split else f'images of {about.source}'
-        return f'calibrated on {about.frames} {what}'
-
-    @property
-    def note(self) -> str:
-        """What the reader of its row must know."""
-        about = self.calibration.about
         seen = 'none of them is evaluated, compared bit by bit' if about.images else (
             'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
         variant = 'no' if about.variant == 'none' else about.variant
-        return (f'no longer zero-shot: {Path(self.path).name} ({variant} correction), '
-                f'fitted to {about.split or about.source}; {seen}')
+        return Contender(
+            f'calibrated on {about.frames} {what}', 'calibrated',
+            f'no longer zero-shot: {Path(self.path).name} ({variant} correction), '
+            f'fitted to {about.split or about.source}; {seen}',
+            self.calibration.digest, depth=self.depth)
 
-    def check_unseen(self, positions: Sequence[int], images: Sequence[str]) -> None:
-        """Check that it was not fitted to what is evaluated.
-
-        Args:
-            positions: of the images in their data set.
-            images: `image_digest` of each.
+    def depth(self, seen: Seen) -> Tensor:
+        """Correct the depth of patches: (B, h, w) metres.
 
         Raises:
-            EvaluationError: it was.
+            EvaluationError: it was fitted to one of the images.
 
         """
-        known = set(self.calibration.about.images)
-        seen = [p for p, image in zip(positions, images, strict=True) if image in known]
-        if seen:
-            raise EvaluationError(
-                f'--calibration {self.path}: it was fitted to image {seen[0]} of the data set (of '
-                'those that are evaluated, counted from 0). Calibrate on a training split.')
-
-    def depth(
-        self, estimator: DepthEstimator, logits: Tensor, maps: Maps,
-        focal: NDArray[np.float32],
-    ) -> Tensor:
-        """Correct the depth of patches.
-
-        Args:
-            estimator: that made them.
-            logits: (passes, B, K, h, w).
-            maps: of the same images.
-            focal: (B,) focal length of what the network sees, in its widths; 0 if not known.
-
-        Returns:
-            (B, h, w) metres.
-
-        """
-        about, passes = self.calibration.about, len(logits)
+        about = self.calibration.about
+        known = set(about.images)
+        for image in seen.images:
+            if image.seen_before in known:
+                raise EvaluationError(
+                    f'--calibration {self.path}: it was fitted to image {image.position} of the '
+                    'data set (of those that are evaluated, counted from 0). Calibrate on a '
+                    'training split.')
         reference = float(about.config['reference_focal'])
-        ratios = [float(f) / reference if f and reference else about.focal_ratio for f in focal]
-        rays = self.calibration.rays([None] * len(ratios), flip=passes > 1)
-        correct = self.correction.of_images(maps.trunk, rays, ratios)
-        return estimator.read_out(logits, None, correct).patch_depth
+        ratios = [f / reference if f and reference else about.focal_ratio
+                  for f in seen.focal.tolist()]
+        rays = self.calibration.rays([None] * len(ratios), flip=seen.passes > 1)
+        correct = self.correction.of_images(seen.maps.trunk, rays, ratios)
+        logits = seen.logits[seen.estimator.config.tokens]
+        return seen.smoothed(seen.estimator.read_out(logits, None, correct).patch_depth)
 
 
 def _focal_of(calibration: Calibration) -> float:

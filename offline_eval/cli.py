@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
-from depthclip_ros.arguments import positive, whole
+from depthclip_ros.arguments import count, positive, whole
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
@@ -64,7 +63,7 @@ def _evaluate(given: list[str]) -> int:
     _print(Evaluation(dataclasses.replace(
         _options(options, given), average=options.average,
         tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-        batch_size=options.batch_size, workers=options.workers,
+        batch_size=options.batch_size,
         mean_map=not options.no_mean_map, report=not options.no_report,
         predictions=tuple(Foreign(*one) for one in foreign),
         calibrations=tuple(options.calibration))).run())
@@ -219,10 +218,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
                      help='a dated folder and the link latest are made in it (default: results)')
     run.add_argument('--resume', nargs='?', const='', metavar='FOLDER',
                      help='continue an interrupted run (default: the latest)')
-    run.add_argument('--batch-size', type=_fours, default=8, metavar='N',
-                     help='images in the network at once, a multiple of 4 (default: 8)')
-    run.add_argument('--workers', type=whole, default=_workers(), metavar='N',
-                     help='processes that read images (default here: %(default)s)')
+    run.add_argument('--batch-size', type=count, default=8, metavar='N',
+                     help='images that a GPU sees at once (default: 8); a CPU thread takes one')
     run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
 
 
@@ -260,21 +257,6 @@ def _named_alignment(text: str) -> tuple[str, str]:
     if how not in ALIGNMENTS:
         raise argparse.ArgumentTypeError(f'{how!r}: expected one of {", ".join(ALIGNMENTS)}')
     return name, how
-
-
-def _fours(text: str) -> int:
-    value = whole(text)
-    if value < 4 or value % 4:
-        raise argparse.ArgumentTypeError(
-            f"{value}: must be a multiple of 4, since images are scored on one another's truth in "
-            'groups of four')
-    return value
-
-
-def _workers() -> int:
-    cores = os.cpu_count() or 2
-    # On two, a process more would only take turns with the network.
-    return min(8, cores // 2) if cores > 2 else 0
 
 
 def _print(folder: Path) -> None:

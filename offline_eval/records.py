@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of finished images, one .npz file per batch, from which an interrupted run continues.
+"""Records of finished images, in .npz files, from which an interrupted run continues.
 
 A file gets its name when it is whole; one that is damaged all the same counts for nothing, and its
-batch is done again.
+images are done again.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,30 @@ def constants(max_depth: float) -> NDArray[np.float64]:
     return metres
 
 
-def layout(contenders: int) -> np.dtype[Any]:
+def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
     """Type of a record; `position` is the place in the data set's entries.
 
     `sums` are those of every contender, `curve` those of every constant, `digest` is the SHA-256
-    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's.
+    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's;
+    `patches` is the method's depth in metres.
     """
     return np.dtype([
         ('position', '<i8'), ('pixels', '<i8'), ('median', '<f8'), ('digest', 'u1', 32),
         ('sums', '<f8', (contenders, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
-        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT))])
+        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT)),
+        ('patches', '<f4', grid)])
 
 
 class Records:
     """The records of one results folder."""
 
-    def __init__(self, folder: Path, contenders: int) -> None:
+    def __init__(self, folder: Path, contenders: int, grid: tuple[int, int]) -> None:
         """Look into `folder`/records; nothing is written yet."""
         self._folder = folder / FOLDER
-        self._type = layout(contenders)
+        self._type = layout(contenders, grid)
 
     def write(self, batch: NDArray[Any]) -> None:
-        """Keep the records of a batch.
+        """Keep the records of some images.
 
         Raises:
             ResultsError: they cannot be written, e.g. the disk is full.
@@ -96,8 +98,3 @@ def check_header(folder: Path, header: Mapping[str, Any]) -> None:
         raise EvaluationError(f'--resume {folder}: that run was another one ('
                               f'{"; ".join(different)}). Give the same settings, or start anew '
                               'without --resume.')
-
-
-def missing(batches: Iterable[list[int]], done: set[int]) -> list[list[int]]:
-    """Batches of which any image is not recorded; they are done as a whole, as in one run."""
-    return [batch for batch in batches if not done.issuperset(batch)]

@@ -27,13 +27,19 @@ from depthclip_ros.node.config import NodeConfig
 
 from . import records as recording
 from . import summarize, witness
-from .baselines import TrainingMean, baselines, without_failed_controls
 from .calibrated import Calibrated
-from .contenders import CALIBRATED, FOCAL, FOREIGN, Contender, method_and_variants
+from .contenders import (
+    FOCAL,
+    Contender,
+    TrainingMean,
+    baselines,
+    foreign,
+    method_and_variants,
+    without_failed_controls,
+)
 from .datasets import Dataset, Where, open_dataset
 from .errors import EvaluationError
 from .gate import Experiment, judge
-from .loader import digest_of, load, plan, read_batch
 from .metrics import metrics_of
 from .paper import METHOD, PAPER_ROWS
 from .progress import progress
@@ -52,7 +58,7 @@ from .results import (
     Timing,
     write_text,
 )
-from .scorer import Scorer, encode_all
+from .scorer import Image, Scorer, digest_of, encode_all
 
 LATEST = 'latest'
 SAMPLES_PER_ROLE = 3
@@ -81,7 +87,6 @@ class Options:
     output: Path = Path('results')
     resume: str | None = None
     batch_size: int = 8
-    workers: int = 0
     limit: int = 0
     mean_map: bool = True
     report: bool = True
@@ -125,13 +130,18 @@ class Evaluation:
         training = self._training_mean()
         chosen = self._contenders(training)
         records = self._open_records(chosen)
-        scorer = self._scorer(chosen, training)
+        scorer = Scorer(self._dataset, self._protocol, self._estimator, chosen, self._text,
+                        self._options.batch_size)
         try:
-            done = self._score(scorer, chosen, records)
+            done = self._score(scorer, records)
+            every = self._every(records)
+            with progress(len(every), 'shuffled images') as bar:
+                scorer.score_partners(every, bar.update)
         finally:
             scorer.close()
+            self._dataset.close()
         timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
-        self._summarize(records, chosen, timing)
+        self._summarize(every, chosen, timing)
         self._report()
         self._link_latest()
         return self._folder
@@ -207,12 +217,9 @@ class Evaluation:
     def _contenders(self, training: TrainingMean | None) -> list[Contender]:
         config, node = self._estimator.config, self._options.node
         chosen = [*method_and_variants(config, self._options.tables, self._focal()),
-                  *(Contender(c.row, 'calibrated', CALIBRATED, note=c.note,
-                              calibration=c.calibration.digest) for c in self._calibrated),
-                  *baselines(config, training.mean if training else None,
-                             self._protocol.max_depth, len(self._dataset)),
-                  *(Contender(p.row, 'foreign', FOREIGN, note=p.note, predictions=p,
-                              is_test=p.align == 'none') for p in self._foreign)]
+                  *(calibrated.contender() for calibrated in self._calibrated),
+                  *baselines(config, training, self._protocol.max_depth, len(self._dataset)),
+                  *map(foreign, self._foreign)]
         _check_names(chosen)
         with one_thread():  # Sums of several threads may end in other digits.
             self._text = encode_all(chosen, self._estimator, node.weights, node.cache_dir, _say)
@@ -235,7 +242,7 @@ class Evaluation:
         else:
             recording.write_header(self._folder, header)
         _say(f'results: {self._folder}')
-        return Records(self._folder, len(chosen))
+        return Records(self._folder, len(chosen), self._estimator.grid)
 
     def _header(self, chosen: Sequence[Contender]) -> dict[str, Any]:
         """Everything that the digits of a record depend on."""
@@ -247,29 +254,29 @@ class Evaluation:
             'protocol': self._protocol.name, 'config': estimator.config.to_dict(),
             'weights': estimator.weights.digest, 'precision': estimator.precision,
             'device': estimator.device.type, 'batch_size': self._options.batch_size,
-            'contenders': chosen}
+            'contenders': [f'{c.name}: {c.note} {c.key}' for c in chosen]}
 
     # The pass over the images -----------------------------------------------------------------
 
-    def _scorer(self, chosen: Sequence[Contender], training: TrainingMean | None) -> Scorer:
-        return Scorer(self._estimator, self._protocol, chosen, self._text,
-                      training.mean_map if training else None,
-                      {c.calibration.digest: c for c in self._calibrated})
-
-    def _score(self, scorer: Scorer, chosen: Sequence[Contender], records: Records) -> int:
+    def _score(self, scorer: Scorer, records: Records) -> int:
         """Score what is not yet recorded; returns the number of images done here and now."""
         done = {int(p) for p in records.read()['position']}
-        batches = recording.missing(plan(len(self._dataset), self._options.batch_size), done)
-        remaining = sum(map(len, batches))
+        remaining = [p for p in range(len(self._dataset)) if p not in done]
         if done:
-            _say(f'{len(done)} images are done, {remaining} remain')
+            _say(f'{len(done)} images are done, {len(remaining)} remain')
             self._check_contents(records)
-        with progress(remaining, 'evaluation') as bar:
-            for scored_batch in scorer.score(load(
-                    self._dataset, self._protocol, chosen, batches, self._options.workers)):
-                records.write(scored_batch)
-                bar.update(len(scored_batch))
-        return remaining
+        with progress(len(remaining), 'evaluation') as bar:
+            for scored_images in scorer.score(remaining):
+                records.write(scored_images)
+                bar.update(len(scored_images))
+        return len(remaining)
+
+    def _every(self, records: Records) -> NDArray[Any]:
+        every = records.read()
+        if len(every) != len(self._dataset):
+            raise ResultsError(f'{self._folder}: {len(every)} of {len(self._dataset)} images are '
+                               'recorded; run again with --resume.')
+        return every
 
     def _check_contents(self, records: Records) -> None:
         """Refuse to go on from records of other images, whatever their names."""
@@ -287,11 +294,9 @@ class Evaluation:
 
     # Results ----------------------------------------------------------------------------------
 
-    def _summarize(self, records: Records, chosen: Sequence[Contender], timing: Timing) -> None:
-        every = records.read()
-        if len(every) != len(self._dataset):
-            raise ResultsError(f'{self._folder}: {len(every)} of {len(self._dataset)} images are '
-                               'recorded; run again with --resume.')
+    def _summarize(
+        self, every: NDArray[Any], chosen: Sequence[Contender], timing: Timing,
+    ) -> None:
         measured = summarize.Measured(every[every['pixels'] > 0], chosen, self._dataset.entries,
                                       self._options.average, self._protocol.max_depth)
         if not len(measured.records):
@@ -350,15 +355,15 @@ class Evaluation:
                 self._sample(position, role, metrics[place]).write(self._folder)
 
     def _sample(self, position: int, role: str, metrics: NDArray[np.float64]) -> Sample:
-        batch = read_batch(self._dataset, self._protocol, (), [position])
-        config, entry = self._estimator.config, self._dataset.entries[position]
-        features = self._estimator.maps([batch.rgb[0]]).features
+        image = Image.read(self._dataset, self._protocol, position)
+        config, entry = self._estimator.config, image.entry
+        features = self._estimator.maps([image.rgb]).features
         read_out = self._estimator.read_out(self._estimator.logits(features))
         patches = smooth(read_out.patch_depth, config.smoothing)
         depth = upsample(patches, self._protocol.size, config.upsampling)[0]
         return Sample(
-            entry.index, entry.name, entry.scene, role, batch.rgb[0], depth.cpu().numpy(),
-            batch.truth[0], read_out.weights[0].cpu().numpy(),
+            entry.index, entry.name, entry.scene, role, image.rgb, depth.cpu().numpy(),
+            image.truth, read_out.weights[0].cpu().numpy(),
             patches[0].cpu().numpy(), list(config.tokens), list(config.bins),
             dict(zip(METRICS, (float(m) for m in metrics), strict=True)))
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one batch of images to its records: features once, then every contender."""
+"""From images to records: features once, then every contender."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import image_digest
 from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.projection import shares, smooth, upsample
 from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, cache_folder, load
 
-from .calibrated import Calibrated
-from .contenders import CALIBRATED, FOREIGN, MEAN_MAP, PARTNER, RANDOM_PATCH, READ_OUT, Contender
-from .errors import PredictionError
-from .loader import Batch
-from .metrics import MIN_DEPTH, Truth, joint_histogram
+from .contenders import Contender
+from .datasets import Dataset, Entry, Pair
+from .errors import DatasetError, PredictionError
+from .metrics import MIN_DEPTH, SortedTruth, Truth, joint_histogram
 from .protocol import Protocol
-from .records import JOINT
+from .records import HISTOGRAM, JOINT, constants, layout
 
-_Result = TypeVar('_Result')
-TextFeatures = Mapping[tuple[str, ...], NDArray[np.float32]]
-_Depths = dict[int, Tensor]  # (B, h, w) metres by the contenders' places
+TextFeatures = dict[tuple[str, ...], NDArray[np.float32]]
+# Threads that read and score beside the one that has the GPU.
+_BESIDE_GPU = 4
 
 
 def encode_all(
@@ -51,22 +53,118 @@ def encode_all(
         return encode_tokens(words, loaded[0])
 
     found = {config.tokens: estimator.text_features}
-    for contender in chosen:
-        if contender.kind == READ_OUT and contender.tokens not in found:
-            same = sorted(contender.tokens) == sorted(config.tokens)
-            if same:  # The same words in another order.
-                order = [config.tokens.index(token) for token in contender.tokens]
-                found[contender.tokens] = estimator.text_features[order]
-                continue
-            words = config.replace(tokens=contender.tokens, bins=contender.bins)
-            found[contender.tokens] = cache.get(
+    for tokens in dict.fromkeys(c.tokens for c in chosen if c.tokens):
+        if sorted(tokens) == sorted(config.tokens):  # The same words in another order.
+            found[tokens] = estimator.text_features[[config.tokens.index(t) for t in tokens]]
+        else:
+            words = config.replace(tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))])
+            found[tokens] = cache.get(
                 words, estimator.weights.digest, estimator.text_features.shape[1],
                 partial(encode, words))[0]
     return found
 
 
+@dataclass(frozen=True)
+class Image:
+    """One image of a data set, as the protocol crops it.
+
+    Attributes:
+        position: in the data set's entries.
+        entry: what is known of it.
+        size: (height, width) of the whole image.
+        rgb: (H, W, 3) uint8.
+        truth: (H, W) float32 metres, NaN where it is not scored.
+        digest: SHA-256 of image and depth.
+        seen_before: by what a calibration's image is known again (`image_digest`).
+
+    """
+
+    position: int
+    entry: Entry
+    size: tuple[int, int]
+    rgb: NDArray[np.uint8]
+    truth: NDArray[np.float32]
+    digest: bytes
+    seen_before: str
+
+    @classmethod
+    def read(cls, dataset: Dataset, protocol: Protocol, position: int) -> Image:
+        """Read and crop it.
+
+        Raises:
+            DatasetError: it is damaged or of another size.
+
+        """
+        pair, entry = dataset.read(position), dataset.entries[position]
+        try:
+            rgb, truth = protocol.prepare(pair)
+        except DatasetError as error:
+            raise DatasetError(f'{dataset.path}: {entry.name}: {error}') from error
+        height, width = pair.depth.shape
+        return cls(position, entry, (height, width), rgb, truth, digest_of(pair),
+                   image_digest(pair.rgb))
+
+
+def digest_of(pair: Pair) -> bytes:
+    """SHA-256 of an image and its depth."""
+    digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
+    digest.update(np.ascontiguousarray(pair.depth).data)
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images, and what the network sees in them: what contenders make depth of."""
+
+    images: Sequence[Image]
+    maps: Maps
+    estimator: DepthEstimator
+    protocol: Protocol
+    text: TextFeatures
+
+    @property
+    def device(self) -> torch.device:
+        """Where depth is wanted."""
+        return self.estimator.device
+
+    @property
+    def passes(self) -> int:
+        """Of the network, for each image."""
+        return len(self.maps.features)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w), number of patches."""
+        return self.estimator.grid
+
+    @cached_property
+    def focal(self) -> Tensor:
+        """(B,) focal length in widths of the network's input; 0 if not known."""
+        config = self.estimator.config
+        share = config.input_height / (self.protocol.size[0] * config.input_width)
+        return torch.tensor([np.float32(image.entry.focal) * np.float32(share)
+                             for image in self.images], device=self.device)
+
+    @cached_property
+    def logits(self) -> dict[tuple[str, ...], Tensor]:
+        """(passes, B, K, h, w) of every set of words: features are compared with all at once."""
+        text = torch.from_numpy(np.concatenate(list(self.text.values()))).to(self.device)
+        sizes = [len(words) for words in self.text.values()]
+        return dict(zip(self.text, torch.split(
+            self.estimator.logits(self.maps.features, text), sizes, dim=2), strict=True))
+
+    def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
+        """(B, h, w) metres that words say, in the order in which they get the bins."""
+        return self.smoothed(self.estimator.read_out(
+            self.logits[tuple(tokens)], torch.tensor(bins, device=self.device)).patch_depth)
+
+    def smoothed(self, depth: Tensor) -> Tensor:
+        """(B, h, w) metres, smoothed as configured."""
+        return smooth(depth, self.estimator.config.smoothing)
+
+
 class Scorer:
-    """Scores batches.
+    """Scores images.
 
     Attributes:
         network_seconds: time spent in the image encoder so far; of threads, their mean.
@@ -74,158 +172,100 @@ class Scorer:
     """
 
     def __init__(
-        self, estimator: DepthEstimator, protocol: Protocol, chosen: Sequence[Contender],
-        text: TextFeatures, mean_map: NDArray[np.float32] | None,
-        calibrated: Mapping[str, Calibrated],
+        self, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
+        chosen: Sequence[Contender], text: TextFeatures, batch_size: int,
     ) -> None:
-        """Move what all batches need to the device; `calibrated` by its contender's hash."""
-        self._estimator, self._protocol, self._contenders = estimator, protocol, chosen
-        device = estimator.device
-        # Each word set's rows in one matrix: the features are compared with all at once.
-        ends = np.cumsum([len(features) for features in text.values()]).tolist()
-        self._rows = {words: slice(end - len(features), end)
-                      for end, (words, features) in zip(ends, text.items(), strict=True)}
-        self._text = torch.from_numpy(np.concatenate(list(text.values()))).to(device)
-        self._bins = {contender.bins: torch.tensor(contender.bins, device=device)
-                      for contender in chosen if contender.kind == READ_OUT}
-        # The tables' original bins and prompt are the method's in the paper's setting.
-        first: dict[tuple[object, ...], int] = {}
-        predictions = [first.setdefault((each.tokens, each.bins, each.focal), place)
-                       if each.kind == READ_OUT else place for place, each in enumerate(chosen)]
-        self._same = {place: other for place, other in enumerate(predictions) if place != other}
-        self._mean_map = None if mean_map is None else torch.from_numpy(mean_map).to(device)
-        self._calibrated = calibrated
-        self._threads = torch.get_num_threads()
-        self._pool: ThreadPoolExecutor | None = None
-        if device.type == 'cpu':
-            # An image to a thread, instead of all threads to an operation: less waiting, and
-            # rounding does not depend on how many there are.
-            torch.set_num_threads(1)
-            self._pool = ThreadPoolExecutor(self._threads)
-        self._at_once = self._threads if self._pool else 1
-        self._lock = Lock()
-        self.network_seconds = 0.0
+        """Start the threads: `close` ends them.
 
-    def score(self, batches: Iterable[Batch]) -> Iterator[NDArray[Any]]:
-        """Complete the records of batches, in order: the same digits whatever ran before.
-
-        Behind the metrics of a batch the next one's network is waiting already, so that no thread
-        waits for the last image of a batch.
-
-        Raises:
-            PredictionError: a depth cannot be scored.
-            EvaluationError: a calibration was fitted to an image of a batch.
-
+        On a CPU a thread does everything of an image, instead of all threads one operation: less
+        waiting, and rounding does not depend on how many there are. A GPU sees `batch_size` images
+        at once, while other threads read and score.
         """
-        seen: deque[tuple[Batch, Callable[[], list[_Depths]]]] = deque()
-        scored: deque[Callable[[], NDArray[Any]]] = deque()
-        for batch in batches:
-            for calibrated in self._calibrated.values():
-                calibrated.check_unseen(batch.positions, batch.images)
-            seen.append((batch, self._begin(partial(self._see, batch), len(batch.rgb))))
-            if scored:
-                yield scored.popleft()()
-            if len(seen) > 1:
-                scored.append(self._score(*seen.popleft()))
-        scored.extend(self._score(*last) for last in seen)
-        for finish in scored:
-            yield finish()
-
-    def _score(
-        self, batch: Batch, seen: Callable[[], list[_Depths]],
-    ) -> Callable[[], NDArray[Any]]:
-        """Begin the metrics of a batch that went into the network; gives what waits for them."""
-        patches = self._all_patches(seen(), batch)
-        for place, depth in patches.items():
-            self._check(depth, self._contenders[place], batch)
-        rows = _scored_rows(batch.truth)
-        truth = torch.from_numpy(batch.truth)
-        # Whole maps are those of other programs, and the mean map.
-        whole = [p for p, depth in patches.items() if depth.shape[1:] == self._protocol.size]
-        coarse = [p for p in patches if p not in whole and p not in self._same]
-
-        @torch.inference_mode()
-        def score_images(part: slice) -> None:
-            for i in range(len(truth))[part]:
-                true = truth[i, rows].to(self._estimator.device)
-                inside = Truth(true)
-                for places in filter(None, (coarse, whole)):
-                    maps = self._pixels(torch.stack([patches[place][i] for place in places]), rows)
-                    sums = inside.score(maps, self._protocol.max_depth)
-                    batch.records['sums'][i, places] = sums.cpu().numpy()
-                    if places[0] == 0:  # the method
-                        batch.records['joint'][i] = joint_histogram(
-                            true, maps[0], self._protocol.max_depth, JOINT)
-                for place, other in self._same.items():
-                    batch.records['sums'][i, place] = batch.records['sums'][i, other]
-
-        done = self._begin(score_images, len(truth))
-
-        def finish() -> NDArray[Any]:
-            done()
-            return batch.records
-
-        return finish
+        dataset.read_truth(0)  # opened once, before threads share it
+        self._dataset, self._protocol, self._estimator = dataset, protocol, estimator
+        self._contenders, self._text = chosen, text
+        self._threads, self._on_cpu = torch.get_num_threads(), estimator.device.type == 'cpu'
+        self._at_once = 1 if self._on_cpu else batch_size
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(self._threads if self._on_cpu else _BESIDE_GPU)
+        self._gpu = nullcontext() if self._on_cpu else Lock()
+        self._clock = Lock()
+        self.network_seconds = 0.0
 
     def close(self) -> None:
         """End the threads, and let torch use as many as before."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)
 
-    def _begin(
-        self, work: Callable[[slice], _Result], count: int,
-    ) -> Callable[[], list[_Result]]:
-        """Do something with every image: one by one in the threads, or at once on a GPU.
+    def score(self, positions: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Records of images, in order; but for contenders that are other images' depth.
 
-        Returns:
-            What waits for the results, and gives them.
+        Raises:
+            EvaluationError: an image is damaged, a depth cannot be scored, or a calibration was
+                fitted to it.
 
         """
-        if self._pool is None:
-            done = [work(slice(None))]
-            return lambda: done
-        return partial(list, self._pool.map(work, [slice(i, i + 1) for i in range(count)]))
+        chunks = [positions[i:i + self._at_once]
+                  for i in range(0, len(positions), self._at_once)]
+        return self._pool.map(self._score, chunks)
 
-    def _all_patches(self, parts: list[_Depths], batch: Batch) -> _Depths:
-        """Depth of all but the constants, by their places: patches, or whole maps."""
-        found = {place: torch.cat([part[place] for part in parts]) for place in parts[0]}
-        count, *grid = found[0].shape
-        focal, device = self._focal_lengths(batch), found[0].device
+    @torch.inference_mode()
+    def _score(self, positions: Sequence[int]) -> NDArray[Any]:
+        images = [Image.read(self._dataset, self._protocol, p) for p in positions]
+        records = np.zeros(len(images), layout(len(self._contenders), self._estimator.grid))
+        for image, record in zip(images, records, strict=True):
+            self._score_constants(image, record)
+        with self._gpu:
+            seen = self._see(images)
+            depth = {place: contender.depth(seen) for place, contender in
+                     enumerate(self._contenders) if contender.depth is not None}
+            for place, maps in depth.items():
+                _check(maps, self._contenders[place], images)
+            for i, (image, record) in enumerate(zip(images, records, strict=True)):
+                record['patches'] = depth[0][i].cpu().numpy()
+                self._score_maps(image.truth, {p: maps[i] for p, maps in depth.items()}, record)
+        return records
+
+    def _see(self, images: Sequence[Image]) -> Seen:
+        start = time.perf_counter()
+        maps = self._estimator.maps([image.rgb for image in images])
+        if maps.features.is_cuda:
+            torch.cuda.synchronize(maps.features.device)
+        with self._clock:
+            self.network_seconds += (time.perf_counter() - start) / (
+                self._threads if self._on_cpu else 1)
+        return Seen(images, maps, self._estimator, self._protocol, self._text)
+
+    def _score_constants(self, image: Image, record: Any) -> None:
+        """Fill in what follows from the true depth alone."""
+        record['position'], record['digest'] = image.position, np.frombuffer(
+            image.digest, np.uint8)
+        valid, most = image.truth[~np.isnan(image.truth)], self._protocol.max_depth
+        record['pixels'] = len(valid)
+        if not len(valid):
+            return
+        ordered = SortedTruth(valid)
+        record['median'] = ordered.median()
+        record['histogram'] = np.diff(ordered.below(np.linspace(0, most, HISTOGRAM + 1)))
+        record['curve'] = ordered.score(constants(most))
         for place, contender in enumerate(self._contenders):
-            if contender.focal:
-                ratio = torch.from_numpy(focal / np.float32(contender.focal))
-                found[place] = found[place] * ratio.to(device)[:, None, None]
-            elif contender.kind == PARTNER:
-                found[place] = found[0][partners(count, contender.shift)]
-            elif contender.kind == RANDOM_PATCH:
-                found[place] = self._random_patches(grid, batch).to(device)
-            elif contender.kind == MEAN_MAP and self._mean_map is not None:
-                found[place] = self._mean_map.expand(count, -1, -1)
-            elif contender.kind == FOREIGN:
-                found[place] = torch.from_numpy(batch.foreign[place]).to(device)
-        return found
+            if contender.sums is not None:
+                record['sums'][place] = contender.sums(ordered, most)
 
-    def _focal_lengths(self, batch: Batch) -> NDArray[np.float32]:
-        """(B,) in widths of the network's input, as `CameraModel.focal_length` gives it."""
-        config = self._estimator.config
-        return batch.focal * np.float32(
-            config.input_height / (batch.rgb.shape[1] * config.input_width))
-
-    def _read_outs(self, maps: Maps, focal: NDArray[np.float32]) -> _Depths:
-        """(B, h, w) metres of every read-out, the method's first, and of every calibration."""
-        estimator, found = self._estimator, {}
-        logits = estimator.logits(maps.features, self._text)
-        for place, each in enumerate(self._contenders):
-            if each.kind == READ_OUT:
-                found[place] = estimator.read_out(
-                    logits[:, :, self._rows[each.tokens]], self._bins[each.bins]).patch_depth
-            elif each.kind == CALIBRATED:
-                own = logits[:, :, self._rows[estimator.config.tokens]]
-                found[place] = self._calibrated[each.calibration].depth(
-                    estimator, own, maps, focal)
-        return {place: smooth(depth, estimator.config.smoothing)
-                for place, depth in found.items()}
+    def _score_maps(
+        self, truth: NDArray[np.float32], depth: dict[int, Tensor], record: Any,
+    ) -> None:
+        """Fill in the sums of one image's depth, by the contenders' places."""
+        most, rows = self._protocol.max_depth, _scored_rows(truth)
+        true = torch.from_numpy(truth[rows]).to(self._estimator.device)
+        inside = Truth(true)
+        # Whole maps are those of other programs, and the mean map.
+        whole = [p for p, maps in depth.items() if maps.shape == self._protocol.size]
+        for places in filter(None, ([p for p in depth if p not in whole], whole)):
+            maps = self._pixels(torch.stack([depth[place] for place in places]), rows)
+            record['sums'][places] = inside.score(maps, most).cpu().numpy()
+            if places[0] == 0:  # the method
+                record['joint'] = joint_histogram(true, maps[0], most, JOINT)
 
     def _pixels(self, depth: Tensor, rows: slice) -> Tensor:
         """Some rows of (B, H, W) of patches; what is that large already stays."""
@@ -240,43 +280,35 @@ class Scorer:
             for patches, pixels in zip(depth.shape[1:], size, strict=True))
         return down[rows] @ (depth @ across.T)
 
-    def _see(self, batch: Batch, part: slice) -> _Depths:
-        """What the network makes of some images of a batch, read out for every contender."""
-        start = time.perf_counter()
-        maps = self._estimator.maps(list(batch.rgb[part]))
-        if maps.features.is_cuda:
-            torch.cuda.synchronize(maps.features.device)
-        with self._lock:
-            self.network_seconds += (time.perf_counter() - start) / self._at_once
-        return self._read_outs(maps, self._focal_lengths(batch)[part])
+    def score_partners(self, records: NDArray[Any], done: Callable[[], Any]) -> None:
+        """Fill in the sums of contenders that are the method's depth of another image.
 
-    def _random_patches(self, grid: Sequence[int], batch: Batch) -> Tensor:
-        """Depth drawn per patch and pass, by a generator of the image's own."""
-        passes = 1 + self._estimator.config.flip_average
-        drawn = np.stack([
-            np.random.default_rng([7, index]).uniform(
-                2 * MIN_DEPTH, self._protocol.max_depth, (passes, *grid)).mean(0)
-            for index in batch.positions])
-        return torch.from_numpy(drawn.astype(np.float32))
+        Args:
+            records: of all images, in order of position.
+            done: called after each image.
 
-    def _check(self, patches: Tensor, contender: Contender, batch: Batch) -> None:
-        """Upsampling takes means, so that what holds for the patches holds for the pixels."""
-        good = (patches.isfinite() & (patches > MIN_DEPTH)).flatten(1).all(1)
-        if not bool(good.all()):
-            i = int((~good).nonzero()[0])
-            values = patches[i][~(patches[i].isfinite() & (patches[i] > MIN_DEPTH))]
-            raise PredictionError(
-                f'{contender.name}: the predicted depth of image {batch.positions[i]} is '
-                f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
-                f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
-                'out of the score in silence.')
+        """
+        order = np.random.default_rng(0).permutation(len(records))
+        other = {place: dict(zip(order.tolist(), order[partners(len(order), c.shift)].tolist(),
+                                 strict=True))
+                 for place, c in enumerate(self._contenders) if c.shift}
+
+        @torch.inference_mode()
+        def score(record: Any) -> None:
+            position = int(record['position'])
+            truth = self._protocol.truth(self._dataset.read_truth(position))
+            with self._gpu:
+                self._score_maps(truth, {place: torch.tensor(
+                    records[of[position]]['patches'], device=self._estimator.device)
+                    for place, of in other.items()}, record)
+        for _ in self._pool.map(score, records if other else ()):
+            done()
 
 
 def partners(count: int, shift: int) -> list[int]:
-    """Whose depth is scored on each image of a batch: of its own group of four, another one.
+    """Whose depth is scored on each image: of its own group of four, another one.
 
-    What remains beyond whole groups belongs to the last one, so that nobody is his own partner
-    and the groups do not depend on the size of the batches.
+    What remains beyond whole groups belongs to the last one, so that nobody is his own partner.
     """
     order: list[int] = []
     for start in range(0, max(1, count - 3), 4):
@@ -287,7 +319,20 @@ def partners(count: int, shift: int) -> list[int]:
     return order
 
 
+def _check(depth: Tensor, contender: Contender, images: Sequence[Image]) -> None:
+    """Upsampling takes means, so that what holds for the patches holds for the pixels."""
+    good = depth.isfinite() & (depth > MIN_DEPTH)
+    if not bool(good.all()):
+        i = int((~good).flatten(1).any(1).nonzero()[0])
+        values = depth[i][~good[i]]
+        raise PredictionError(
+            f'{contender.name}: the predicted depth of image {images[i].position} is '
+            f'{float(values[0])} m in {len(values)} patches; depth must be finite and above '
+            f'{MIN_DEPTH} m. The weights or their precision are at fault; nothing was left '
+            'out of the score in silence.')
+
+
 def _scored_rows(truth: NDArray[np.float32]) -> slice:
-    """Rows outside of which nothing is scored in the whole batch; of a map, they are a view."""
-    rows = np.flatnonzero(~np.isnan(truth).all(axis=(0, 2)))
+    """Rows outside of which nothing is scored; of a map, they are a view."""
+    rows = np.flatnonzero(~np.isnan(truth).all(axis=1))
     return slice(rows[0], rows[-1] + 1) if len(rows) else slice(0, 1)

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from depthclip_ros.core import DepthConfig
-from offline_eval.baselines import (
+from offline_eval import scorer
+from offline_eval.contenders import (
+    Contender,
     TrainingMean,
     are_alike,
     baselines,
     without_failed_controls,
 )
-from offline_eval.contenders import Contender
 from offline_eval.datasets import Dataset, Entry, Pair
 from offline_eval.errors import PredictionError
-from offline_eval.loader import Batch
 from offline_eval.protocol import PROTOCOLS
-from offline_eval.records import Records, layout, missing
-from offline_eval.scorer import Scorer, partners
+from offline_eval.records import Records, layout
+from offline_eval.scorer import partners
 
 
 class Training(Dataset):
@@ -43,14 +44,14 @@ def test_the_mean_of_the_training_split_counts_what_was_measured():
     found = TrainingMean.compute(Training(), PROTOCOLS['bts'])
     left, right = 320 - 41, 601 - 320  # columns that are scored, in the same rows
     assert found.mean == pytest.approx((6 * left + 2 * right) / (2 * left + right), rel=1e-6)
-    assert found.images == 2
     assert (found.mean_map[45:471, 41:320] == 3.0).all()
     assert (found.mean_map[45:471, 320:601] == 2.0).all()
     np.testing.assert_allclose(found.mean_map[:45], found.mean, rtol=1e-6)
 
 
 def named(name, config, images=9):
-    return [c for c in baselines(config, 2.5, 10.0, images) if c.name == name]
+    training = TrainingMean(2.5, np.full((480, 640), 2.5, np.float32))
+    return [c for c in baselines(config, training, 10.0, images) if c.name == name]
 
 
 def test_shuffled_words_are_in_another_order_however_few():
@@ -102,26 +103,21 @@ def test_partners_are_others(count):
 @pytest.mark.parametrize('value', [0.0, -1.0, 0.0005, float('nan'), float('inf')])
 def test_depth_that_cannot_be_scored_ends_the_run(value):
     patches = torch.full((2, 3, 4), 2.0)
-    batch = Batch([7, 5], np.zeros((2, 1, 1, 3), np.uint8), np.zeros((2, 1, 1), np.float32),
-                  np.zeros(2, np.float32), np.zeros(2), {}, [])
-    contender = Contender('a row', 'method', 'read-out')
-    Scorer._check(None, patches, contender, batch)
+    images = [SimpleNamespace(position=7), SimpleNamespace(position=5)]
+    contender = Contender('a row', 'method')
+    scorer._check(patches, contender, images)
     patches[1, 2, 3] = value
     with pytest.raises(PredictionError, match=r'depth of image 5 is .* in 1 '):
-        Scorer._check(None, patches, contender, batch)
-
-
-def test_a_batch_is_done_again_unless_all_of_it_is_there():
-    assert missing([[3, 1], [0, 2], [4]], {3, 0, 2}) == [[3, 1], [4]]
+        scorer._check(patches, contender, images)
 
 
 def test_records_are_read_in_the_data_set_s_order(tmp_path):
-    records = Records(tmp_path, 1)
+    records = Records(tmp_path, 1, (3, 4))
     (tmp_path / 'records').mkdir()
     for positions in ([4, 0], [3, 1], [2]):
-        batch = np.zeros(len(positions), layout(1))
+        batch = np.zeros(len(positions), layout(1, (3, 4)))
         batch['position'], batch['pixels'] = positions, np.array(positions) + 10
         records.write(batch)
-    found = Records(tmp_path, 1).read()
+    found = Records(tmp_path, 1, (3, 4)).read()
     assert found['position'].tolist() == [0, 1, 2, 3, 4]
     assert found['pixels'].tolist() == [10, 11, 12, 13, 14]

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from offline_eval.baselines import baselines
 from offline_eval.bootstrap import LEAST_GROUPS, draw, groups_of, interval
-from offline_eval.contenders import method_and_variants
+from offline_eval.contenders import baselines, method_and_variants
 from offline_eval.datasets import Entry
 from offline_eval.metrics import SUMS, SortedTruth
 from offline_eval.paper import METHOD, PAPER_CONFIG
@@ -97,7 +96,7 @@ NAMES = [contender.name for contender in CHOSEN]
 
 def measured(truths, errors, sequences, how='image'):
     """Records of images whose prediction is the truth times exp(error) in every pixel."""
-    records = np.zeros(len(truths), layout(len(CHOSEN)))
+    records = np.zeros(len(truths), layout(len(CHOSEN), (13, 17)))
     for position, (record, truth) in enumerate(zip(records, truths, strict=True)):
         ordered = SortedTruth(truth.astype(np.float32))
         record['position'], record['pixels'] = position, len(truth)

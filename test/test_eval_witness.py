@@ -58,7 +58,7 @@ def given(world, *more, data=None):
 
 
 def evaluate(world, output, *more, data=None):
-    assert cli.main(given(world, '--output', output, '--batch-size', 4, '--workers', 0,
+    assert cli.main(given(world, '--output', output,
                           '--no-report', '--no-mean-map', *more, data=data)) == 0
     return Summary.read(output / 'latest')
 
@@ -418,7 +418,7 @@ def test_resuming_with_other_predictions(world, rivals, tmp_path, capsys):
     evaluate(world, tmp_path / 'out', *limited)
     write_png(min(folder.iterdir()), np.full((240, 320), 2.5))
     message = fails(capsys, given(
-        world, '--output', tmp_path / 'out', '--batch-size', 4, '--no-report', '--no-mean-map',
+        world, '--output', tmp_path / 'out', '--no-report', '--no-mean-map',
         *limited, '--resume'))
     assert 'that run was another one' in message
 
@@ -492,7 +492,7 @@ def test_calibrations_that_do_not_belong(world, calibrated, tmp_path, capsys, fi
         config.write_text(f'/**:\n  ros__parameters:\n    {more[-1]}\n')
         more = ('--config', config)
     assert message in fails(capsys, given(
-        world, '--output', tmp_path, '--no-mean-map', '--no-report', '--workers', 0,
+        world, '--output', tmp_path, '--no-mean-map', '--no-report',
         '--calibration', calibrated[file], *more))
 
 

@@ -39,7 +39,7 @@ from depthclip_ros.sim import (  # noqa: E402
     render,
     trajectory,
 )
-from offline_eval.baselines import NEUTRAL_WORDS  # noqa: E402
+from offline_eval.contenders import NEUTRAL_WORDS  # noqa: E402
 from offline_eval.metrics import SortedTruth, Truth, metrics_of  # noqa: E402
 from offline_eval.results import METRICS as EVERY_METRIC  # noqa: E402
 

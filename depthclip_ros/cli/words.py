@@ -214,7 +214,7 @@ def _look(
 
 def _warnings(sets: Sequence[WordSet], state_dict: Mapping[str, Tensor]) -> list[str]:
     """What must be known before anything is read into the figures."""
-    from offline_eval.baselines import ALIKE, are_alike
+    from offline_eval.contenders import ALIKE, are_alike
     found = []
     for one in sets:
         tokens = one.config.tokens
