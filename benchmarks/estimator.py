@@ -54,9 +54,9 @@ from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
 _LOG = logging.getLogger(__name__)
 
 RESULTS = ROOT / 'benchmarks' / 'results'
-ENGINES = ('package', 'int8', 'openvino')
-APART = ('int8', 'openvino')  # in processes of their own
-# Those about 320 and 240 lines of which benchmarks/input_size.py knows the error.
+ENGINES = ('package', 'int8')
+APART = ('int8',)  # in processes of their own
+# Those about 320 and 240 lines whose error docs/readouts.md knows.
 SMALLER = ((320, 416), (256, 352), (224, 288))
 
 
@@ -255,14 +255,6 @@ class Bench:
         self.estimator(**size).quantize(rooms(), 'rendered rooms')
         return self.estimator(**changes)
 
-    def openvino_estimator(
-        self, precision: str, flip: bool,
-    ) -> tuple[Callable[[], float], np.ndarray]:
-        """The same on OpenVINO."""
-        estimator = self.estimator(precision=precision, flip_average=flip)
-        estimator._encoder.trunk = self._openvino(precision)  # noqa: SLF001
-        return self._enter(estimator)
-
     def _enter(self, estimator: DepthEstimator) -> tuple[Callable[[], float], np.ndarray]:
         image = self.images(1)
         return timed(partial(estimator.predict, image)), estimator.predict(image)[0].depth
@@ -291,16 +283,6 @@ class Bench:
         images = self._normalized().to(self.device, encoder.dtype).contiguous(
             memory_format=torch.channels_last)
         return timed(self._finished(partial(encoder.trunk, images)))
-
-    def openvino_trunk(self, precision: str) -> tuple[Callable[[], float], None]:
-        """OpenVINO; call it in a process of its own."""
-        return timed(partial(self._openvino(precision), self._normalized())), None
-
-    def _openvino(self, precision: str) -> nn.Module:
-        if self.device.type != 'cpu':
-            raise EngineError('OpenVINO is compared on CPUs only')
-        from benchmarks.openvino_trunk import OpenVinoTrunk
-        return OpenVinoTrunk(self._folded(), getattr(torch, precision))
 
     def int8_trunk(self, precision: str) -> tuple[Callable[[], float], None]:
         """8 bits on ONNX Runtime; call it in a process of its own."""

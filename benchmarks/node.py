@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,11 +33,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
 
+
 from benchmarks import machine, report  # noqa: E402
-from benchmarks.busy import COUNTING, NICED, other_work  # noqa: E402
 from benchmarks.node_graph import Session, Trial, session  # noqa: E402
 from benchmarks.report import COARSE, OURS, PLAIN  # noqa: E402
 
+COUNTING = [sys.executable, '-c', 'while True: pass']
+NICED = ['nice', '-n', '10', *COUNTING]
 RATE = 30.0  # Hz
 MOST_DROPS = 0.05
 PRECISION = 1.12  # between a rate that passes and one that does not
@@ -48,6 +51,18 @@ HEIGHT, WIDTH = 480, 640
 NODES = {OURS: 'depthclip_ros.node.depth_node', PLAIN: 'benchmarks.plain_node'}
 GOALS = {'overhead [ms]': 2.0, 'overhead, part of the plain one': 0.25,
          'age p99 / network, beyond capacity': 2.2}
+
+
+@contextmanager
+def other_work(programs: list[list[str]]) -> Iterator[None]:
+    """Let them run meanwhile."""
+    running = [subprocess.Popen(program) for program in programs]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:

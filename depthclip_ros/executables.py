@@ -20,7 +20,7 @@ PACKAGE = __package__ or 'depthclip_ros'
 INTERRUPTED = 130  # what shells say of a process that an interrupt has ended
 # How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: spinning for a
 # thirtieth of the time that is libgomp's default. On cores that other processes want, spinning
-# costs half of the speed; not to spin at all costs a tenth on an idle one (benchmarks/busy.py).
+# costs half of the speed; not to spin at all costs a tenth on an idle one (docs/performance.md).
 WAITING = {'GOMP_SPINCOUNT': '10000'}
 # What a user may have chosen instead, by whichever library of OpenMP.
 WAITING_BY_USER = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY')

@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/navigation.md: its YAML is what Nav2 and others read.
-
-And the costmap that its figures come from, on worlds small enough to check by hand.
-"""
+"""docs/navigation.md: its YAML is what Nav2 and others read."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 
@@ -19,10 +13,6 @@ from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.node.config import NodeConfig, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import occupancy  # noqa: E402
-
 PAGE = (ROOT / 'docs/navigation.md').read_text(encoding='utf-8')
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL)]
 OWN, VOXEL, STVL, ELEVATION = BLOCKS
@@ -132,92 +122,3 @@ def test_the_elevation_maps_sensor_model_has_its_names():
     names = {name.removeprefix('sensor_processor/') for name in ELEVATION}
     assert all(name.startswith('sensor_processor/') for name in ELEVATION)
     assert names == SENSOR_MODEL
-
-
-# The costmap -----------------------------------------------------------------------------------
-
-CAMERA = np.array([0.55, 0.55, 1.0])
-
-
-def costmap():
-    """Cells of 0.1 m; obstacles are 0.4 to 2 m high and at most 4 m away."""
-    return occupancy.Costmap((1.0, 1.0), 0.1, (0.4, 2.0), 4.0)
-
-
-def cell(grid, x, y):
-    return grid.cells[int(np.floor((y + 4.0) / 0.1)), int(np.floor((x + 4.0) / 0.1))]
-
-
-def test_a_point_marks_its_cell_and_clears_the_way():
-    grid = costmap()
-    grid.observe(CAMERA, np.array([[2.55, 0.55, 1.0]]))
-    assert cell(grid, 2.55, 0.55) == occupancy.OCCUPIED
-    assert all(cell(grid, x, 0.55) == occupancy.FREE for x in np.arange(0.65, 2.5, 0.1))
-    assert cell(grid, 2.65, 0.55) == cell(grid, 1.55, 0.75) == occupancy.UNKNOWN
-    assert np.count_nonzero(grid.cells == occupancy.OCCUPIED) == 1
-
-
-@pytest.mark.parametrize('point', [
-    [2.55, 0.55, 0.39], [2.55, 0.55, 2.01], [4.6, 0.55, 1.0], [np.nan] * 3,
-], ids=['floor', 'ceiling', 'too far', 'hole'])
-def test_other_points_neither_mark_nor_clear(point):
-    grid = costmap()
-    grid.observe(CAMERA, np.array([point]))
-    grid.mark(CAMERA, np.array([point]))
-    assert (grid.cells == occupancy.UNKNOWN).all()
-
-
-def test_marks_of_a_picture_survive_its_own_rays_but_not_the_next_ones():
-    grid = costmap()
-    near, far = [1.55, 0.55, 1.0], [2.55, 0.55, 1.0]
-    grid.observe(CAMERA, np.array([near, far]))
-    assert cell(grid, 1.55, 0.55) == cell(grid, 2.55, 0.55) == occupancy.OCCUPIED
-    grid.observe(CAMERA, np.array([far]))
-    assert cell(grid, 1.55, 0.55) == occupancy.FREE
-
-
-def test_false_and_missed_are_counted_beyond_the_tolerance():
-    truth, seen = costmap(), costmap()
-    truth.mark(CAMERA, np.array([[1.55, 0.55, 1.0], [3.65, 0.55, 1.0]]))
-    seen.observe(CAMERA, np.array([[1.75, 0.55, 1.0], [2.55, 0.55, 1.0]]))
-    counts = occupancy.compare(seen, truth, CAMERA)
-    assert {name: counts[name] for name in ('marks', 'false', 'obstacles', 'missed')} == \
-        {'marks': 2, 'false': 1, 'obstacles': 2, 'missed': 1}
-    assert counts['false, 1 to 2 m'] == counts['missed, 1 to 2 m'] == 0
-    assert counts['marks, 1 to 2 m'] == counts['marks, 2 to 3 m'] == 1
-    assert (counts['missed, 2 to 3 m'], counts['missed, 3 to 4 m']) == (0, 1)
-    assert counts['called free'] == 0
-    seen.observe(CAMERA, np.array([[4.15, 0.55, 1.0]]))
-    counts = occupancy.compare(seen, truth)  # its way goes through all there was
-    assert (counts['false'], counts['missed'], counts['called free']) == (1, 2, 2)
-
-
-def test_points_of_the_world_are_where_the_renderer_says():
-    """A wall that the camera looks at squarely."""
-    from depthclip_ros.sim import camera_pose
-    pose = camera_pose((1.0, 2.0, 1.2), 0.0)
-    rays = np.array([[[0.0, 0.0, 1.0], [0.5, 0.25, 1.0]]])
-    points = occupancy.in_world(pose, rays, np.array([[2.0, 2.0]]))
-    np.testing.assert_allclose(points, [[3.0, 2.0, 1.2], [3.0, 1.0, 0.7]], atol=1e-12)
-
-
-def test_a_drive_with_exact_depth_marks_nothing_false(monkeypatch):
-    """And an unsure half of the patches is left out, with a control that keeps as many."""
-    monkeypatch.setattr(occupancy, 'FRAMES', 3)
-    depth = np.full((6, 8), 1.0, np.float32)
-    depth[:, 4:] = 3.0
-    stddev = np.where(depth > 2.0, np.float32(0.4), np.float32(0.1))
-    answer = SimpleNamespace(patch_depth=depth, patch_stddev=stddev)
-    found = occupancy.measure(
-        occupancy.ROBOTS['A'], lambda images: {
-            occupancy.PLAIN: [answer] * len(images), occupancy.CALIBRATED: [answer] * len(images)},
-        rooms=1, resolution=0.1)
-    exact = found[occupancy.EXACT]
-    assert exact['points kept'] == 1.0
-    assert exact['one picture']['false'] == exact['end of the drive']['false'] == 0.0
-    assert exact['one picture']['marks'] > 20
-    assert exact['end of the drive']['missed'] < 0.5
-    kept = {name: of_way['points kept'] for name, of_way in found.items()}
-    assert kept[occupancy.gated(0.5)] == kept[occupancy.CALIBRATED] == 1.0
-    assert kept[occupancy.gated(0.3)] == kept['control: `range_max: 2.00`'] == 0.5
-    assert found[occupancy.CALIBRATED]['one picture']['false'] > 0.0

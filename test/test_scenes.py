@@ -43,14 +43,6 @@ def scenic(weights, tmp_path_factory):
 
 
 @pytest.fixture
-def scene_bins(monkeypatch):
-    """The script that measures."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    import scene_bins
-    return scene_bins
-
-
-@pytest.fixture
 def estimator(scenic):
     """The loaded model, with the settings of the beginning."""
     scenic.reconfigure(SCENIC)
@@ -268,20 +260,6 @@ def test_too_long_a_scene_is_refused_by_its_name(weights):
     words = scene_words(SCENIC.replace(scenes=['hall ' * 90], scene_bins=[0.0]))
     with pytest.raises(ConfigError, match="scenes: 'hall hall"):
         encode_tokens(words, weights)
-
-
-def test_fitted_bins_are_the_scenes_own(scene_bins):
-    """Found again from depth that they made; drawn together where the penalty is large."""
-    random = np.random.default_rng(0)
-    true = np.array([[0.5, 1.0, 2.0], [1.0, 3.0, 8.0]])
-    weights = random.dirichlet(np.ones(3), size=(40, 6, 8)).transpose(0, 3, 1, 2)
-    scenes = random.dirichlet(np.ones(2), size=40)
-    depth = np.einsum('nkhw,nk->nhw', weights, scenes @ true)
-    one, found = scene_bins.fit_bins(weights, scenes, depth, 1e-6)
-    np.testing.assert_allclose(found, true, atol=0.01)
-    assert (np.diff(one) > 0).all()
-    np.testing.assert_allclose(
-        scene_bins.fit_bins(weights, scenes, depth, 1e6)[1], [one, one], atol=1e-3)
 
 
 # Settings ---------------------------------------------------------------------------------------
