@@ -37,7 +37,7 @@ from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
 
 MARKED = re.compile(r'(<!-- generated: (\S+) -->\n).*?(<!-- end: \2 -->)', re.DOTALL)
-DOCUMENTS = ('README.md', 'docs/simulation.md')
+DOCUMENTS = ('docs/simulation.md',)
 
 
 def main() -> int:
@@ -59,14 +59,14 @@ def main() -> int:
 def wanted() -> dict[Path, str]:
     """What each file that is generated, or has a marked table, should hold."""
     topic_table = table(['direction', 'topic', 'type', 'content'], [list(row) for row in topics()])
+    launch_table = table(['argument', 'meaning'], [
+        [f'`{name}`', meaning] for name, meaning in ARGUMENTS.items()])
     tables = {
-        'parameters': settings_table(DepthConfig(), NodeConfig()), 'live': live(),
-        'sim_camera': settings_table(SimConfig()),
-        'launch': table(['argument', 'meaning'], [
-            [f'`{name}`', meaning] for name, meaning in ARGUMENTS.items()]), 'topics': topic_table}
+        'sim_camera': settings_table(SimConfig())}
     files = {ROOT / 'docs/reference' / name: text for name, text in {
         'parameters.md': parameters_page(), 'diagnostics.md': diagnostics_page(),
         'topics.md': f'# Topics of depth_node\n\n{topic_table}',
+        'launch.md': f'# Launch arguments\n\n{launch_table}',
         'commands.md': commands_page()}.items()}
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding='utf-8')
@@ -97,13 +97,6 @@ def shown(settings: Any, setting: dataclasses.Field[Any]) -> str:
     default = yaml.safe_dump(settings.to_dict()[setting.name], default_flow_style=True,
                              allow_unicode=True, width=1000)
     return f'`{default.removesuffix(chr(10)).removesuffix("...").strip()}`'
-
-
-def live() -> str:
-    """The parameters that count from the next image."""
-    names = [f'`{setting.name}`' for settings in (DepthConfig, NodeConfig)
-             for setting in dataclasses.fields(settings) if not setting.metadata['reload']]
-    return f'{", ".join(names)}\n'
 
 
 def parameters_page() -> str:
