@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings that something is wrong with are refused with their cause; good ones are not.
 
-All twenty of each, with the demo model: `python tools/sabotage.py`.
+All twenty of each were tried with the demo model (docs/calibration.md).
 """
 
 from dataclasses import replace
