@@ -8,6 +8,7 @@ runs: `depthclip doctor` must work where nothing else does.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from depthclip_ros.arguments import (
 from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     _Commands: TypeAlias = 'argparse._SubParsersAction[argparse.ArgumentParser]'  # noqa: SLF001
@@ -118,7 +119,7 @@ def _add_demo(commands: _Commands) -> None:
                         help='fail when no depth arrives for this long (default %(default)g)')
     parser.add_argument('-o', '--output', default=DEFAULT_OUTPUT, metavar='FOLDER',
                         help='default %(default)s/')
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_run('demo.run_demo'))
 
 
 def _add_predict(commands: _Commands) -> None:
@@ -126,11 +127,12 @@ def _add_predict(commands: _Commands) -> None:
         'predict', help='depth of image files, without ROS',
         description='Write NAME_depth.png (16-bit millimetres, 0 = none), NAME_color.png, '
         'NAME_patches.npy (metres) and NAME_patches.png for every image.')
-    parser.add_argument('images', nargs='+', metavar='IMAGE', help='files or folders')
+    parser.add_argument('paths', nargs='+', metavar='IMAGE', help='files or folders')
     _add_camera_options(parser)
     _add_model_options(parser)
     parser.add_argument('-o', '--output', required=True, metavar='FOLDER')
-    parser.set_defaults(run=_predict)
+    parser.set_defaults(run=_run('predict.predict_files', 'paths', 'output', 'config', 'weights',
+                                 'device', 'fov', 'camera_info'))
 
 
 def _add_camera_options(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +163,7 @@ def _add_calibrate(commands: _Commands) -> None:
     parser.add_argument('--variant', default='auto',
                         choices=('auto', 'full', 'scale', 'none'),
                         help='what to fit (default: what held-out blocks show to be worth it)')
-    parser.set_defaults(run=_calibrate)
+    parser.set_defaults(run=_run('calibrate.calibrate'))
 
 
 def _add_compare(commands: _Commands) -> None:
@@ -188,7 +190,7 @@ def _add_compare(commands: _Commands) -> None:
                         help='what is measured from here on does not count, at most 1000 '
                         '(default: 200)')
     _add_ray_options(parser)
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(run=_run('compare.compare'))
 
 
 def _add_words(commands: _Commands) -> None:
@@ -213,7 +215,7 @@ def _add_words(commands: _Commands) -> None:
     parser.add_argument('-o', '--output', default='', metavar='FOLDER',
                         help='write words.html, words.md and figures/ there; no page is '
                         'overwritten')
-    parser.set_defaults(run=_words)
+    parser.set_defaults(run=_run('words.words'))
 
 
 def _add_view(commands: _Commands) -> None:
@@ -242,7 +244,7 @@ def _add_view(commands: _Commands) -> None:
     _add_model_options(parser)
     parser.add_argument('-o', '--output', default='', metavar='FOLDER',
                         help='write pictures there')
-    parser.set_defaults(run=_view)
+    parser.set_defaults(run=_run('view.view'))
 
 
 def _add_bag(commands: _Commands) -> None:
@@ -258,7 +260,7 @@ def _add_bag(commands: _Commands) -> None:
                         help='leave a bag that is done, and make an unfinished one again')
     _add_model_options(parser)
     add_bag_options(parser)
-    parser.set_defaults(run=_bag)
+    parser.set_defaults(run=_run('bag.convert_bag'))
 
 
 def add_bag_options(parser: argparse.ArgumentParser) -> None:
@@ -312,7 +314,7 @@ def _add_bags(commands: _Commands) -> None:
     _add_model_options(parser)
     add_bag_options(parser)
     _add_ray_options(parser)
-    parser.set_defaults(run=_bags)
+    parser.set_defaults(run=_run('bags.convert_bags'))
 
 
 def _add_ray_options(parser: argparse.ArgumentParser) -> None:
@@ -335,8 +337,8 @@ def _add_doctor(commands: _Commands) -> None:
         'doctor', help='check this machine, and say how to repair it',
         description='Check interpreter, ROS, PyTorch, CLIP, weights and caches. Exit code 1 if '
         'anything fails.')
-    parser.add_argument('--json', action='store_true', help='machine-readable')
-    parser.set_defaults(run=_doctor)
+    parser.add_argument('--json', action='store_true', dest='as_json', help='machine-readable')
+    parser.set_defaults(run=_run('doctor.examine', 'as_json'))
 
 
 def _add_fetch(commands: _Commands) -> None:
@@ -347,7 +349,7 @@ def _add_fetch(commands: _Commands) -> None:
     parser.add_argument('name', nargs='?', help="such as RN50, or 'ViT-B/32'")
     parser.add_argument('--cache-dir', metavar='FOLDER',
                         help='default: $DEPTHCLIP_CACHE, else ~/.cache/depthclip_ros')
-    parser.set_defaults(run=_fetch)
+    parser.set_defaults(run=_run('weights.fetch_weights', 'name', 'cache_dir'))
 
 
 def _add_encode_text(commands: _Commands) -> None:
@@ -357,7 +359,7 @@ def _add_encode_text(commands: _Commands) -> None:
         'that a robot never runs the text encoder.')
     parser.add_argument('config', metavar='CONFIG', help='parameter file (YAML)')
     parser.add_argument('--weights', default='', metavar='NAME_OR_FILE')
-    parser.set_defaults(run=_encode_text)
+    parser.set_defaults(run=_run('weights.encode_text', 'config', 'weights'))
 
 
 def _add_quantize(commands: _Commands) -> None:
@@ -366,11 +368,11 @@ def _add_quantize(commands: _Commands) -> None:
         description='Quantise the network of a parameter file and keep the result in the cache, '
         "where precision: int8 looks for it; say how far depth is then from float32's. Needs the "
         'extra [int8].')
-    parser.add_argument('--images', nargs='+', metavar='FILE_OR_FOLDER',
+    parser.add_argument('--images', dest='paths', nargs='+', metavar='FILE_OR_FOLDER',
                         help="the camera's own pictures to calibrate on, at least 8, of more than "
                         '64 evenly chosen ones (default: rendered rooms)')
     _add_model_options(parser)
-    parser.set_defaults(run=_quantize)
+    parser.set_defaults(run=_run('quantize.quantize', 'paths', 'config', 'weights', 'device'))
 
 
 def _add_stats(commands: _Commands) -> None:
@@ -381,10 +383,11 @@ def _add_stats(commands: _Commands) -> None:
     parser.add_argument('node', nargs='?', default='', metavar='NODE',
                         help='such as /front/depth_node (default: all)')
     parser.add_argument('--once', action='store_true', help='print once and end')
-    parser.add_argument('--json', action='store_true', help='one JSON object a line')
+    parser.add_argument('--json', action='store_true', dest='as_json',
+                        help='one JSON object a line')
     parser.add_argument('--timeout', type=positive, default=5.0, metavar='SECONDS',
                         help='give up when nothing is told for this long (default %(default)g)')
-    parser.set_defaults(run=_stats)
+    parser.set_defaults(run=_run('stats.show_stats', 'node', 'once', 'as_json', 'timeout'))
 
 
 def _add_recording_options(parser: argparse.ArgumentParser, most: int) -> None:
@@ -417,72 +420,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
                         help='auto, cpu, cuda or cuda:N')
 
 
-def _demo(options: argparse.Namespace) -> int:
-    from .demo import run_demo
-    return run_demo(options)
+def _run(function: str, *names: str) -> Callable[[argparse.Namespace], int]:
+    """What runs a command: a function of a module here, which is imported only then.
 
-
-def _predict(options: argparse.Namespace) -> int:
-    from .predict import predict_files
-    return predict_files(
-        options.images, options.output, config=options.config, weights=options.weights,
-        device=options.device, fov=options.fov, camera_info=options.camera_info)
-
-
-def _calibrate(options: argparse.Namespace) -> int:
-    from .calibrate import calibrate
-    return calibrate(options)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from .compare import compare
-    return compare(options)
-
-
-def _words(options: argparse.Namespace) -> int:
-    from .words import words
-    return words(options)
-
-
-def _view(options: argparse.Namespace) -> int:
-    from .view import view
-    return view(options)
-
-
-def _bag(options: argparse.Namespace) -> int:
-    from .bag import convert_bag
-    return convert_bag(options)
-
-
-def _bags(options: argparse.Namespace) -> int:
-    from .bags import convert_bags
-    return convert_bags(options)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import examine
-    return examine(as_json=options.json)
-
-
-def _fetch(options: argparse.Namespace) -> int:
-    from .weights import fetch_weights
-    return fetch_weights(options.name, options.cache_dir)
-
-
-def _encode_text(options: argparse.Namespace) -> int:
-    from .weights import encode_text
-    return encode_text(options.config, options.weights)
-
-
-def _quantize(options: argparse.Namespace) -> int:
-    from .quantize import quantize
-    return quantize(options.images, options.config, options.weights, options.device)
-
-
-def _stats(options: argparse.Namespace) -> int:
-    from .stats import show_stats
-    return show_stats(options.node, once=options.once, as_json=options.json,
-                      timeout=options.timeout)
+    It is given the options of these names, or all options as they are.
+    """
+    def run(options: argparse.Namespace) -> int:
+        module, _, name = function.partition('.')
+        call = getattr(importlib.import_module(f'.{module}', __package__), name)
+        return int(call(**{n: getattr(options, n) for n in names}) if names else call(options))
+    return run
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import not_negative, positive
 from ..core.errors import ConfigError, DepthClipError
+from ..node.messages import message_class
 from ..node.process import explain_arguments
 from ..resources import large_images_profile
 from .bag import NANOSECONDS, BagError, bag_messages, bag_topics, open_bag
@@ -285,10 +285,8 @@ def wait_until_known(node: Node, topics: Collection[str], stop: threading.Event)
 
 def message_type(name: str) -> Any | None:
     """Python class of a message type such as 'sensor_msgs/msg/Image'; None when not installed."""
-    package, _, rest = name.partition('/')
-    namespace, _, kind = rest.partition('/')
     try:
-        return getattr(importlib.import_module(f'{package}.{namespace or "msg"}'), kind)
+        return message_class(name)
     except (ImportError, AttributeError):
         return None
 
