@@ -85,13 +85,13 @@ def _images(bag: Path) -> tuple[list[Any], CameraModel]:
 def _replays(folder: Path, weights: str, frames: int, alone: float) -> list[dict[str, Any]]:
     """Replay into a node: as recorded, and as slowly as it takes."""
     slow = min(1.0, KEEPS_UP * frames / alone / RATE)
-    arguments = ['--ros-args', '-p', f'weights:={weights}',
-                 '-r', f'image:={TOPIC}', '-r', f'camera_info:={INFO}']
+    arguments = ['--ros-args', '-p', f'weights:={weights}', '-p', 'cameras:=[front]',
+                 '-r', f'front/image:={TOPIC}', '-r', f'front/camera_info:={INFO}']
     rows = []
     with ros.own_domain() as domain, ros.running(
             arguments, domain=domain, cache=folder / 'cache'):
         for rate in dict.fromkeys((1.0, slow)):
-            receiver = Receiver(domain, [''])
+            receiver = Receiver(domain, ['front'])
             begin = time.perf_counter()
             try:
                 ros.NodeProcess(

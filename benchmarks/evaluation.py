@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.startup import write_release
+from benchmarks.startup import write_weights
 from benchmarks.timing import Contender, race, ratio, wall
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.sim.nyu import make_samples, split, write_labeled_mat, write_splits
@@ -42,7 +42,7 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
         write_data(folder, images)
         models = {'demo': 'demo'}
         if not quick:
-            models['RN50, random numbers'] = str(write_release(folder / 'RN50.pt'))
+            models['RN50, random numbers'] = str(write_weights(folder / 'RN50.pt'))
         return [row for model, weights in models.items()
                 for row in _measure(model, weights, folder, images, rounds)]
 
@@ -59,7 +59,7 @@ def write_data(folder: Path, images: int) -> None:
 def _measure(
     model: str, weights: str, folder: Path, images: int, rounds: int,
 ) -> list[dict[str, Any]]:
-    """The pass over the images beside the network alone; the whole run has a row of its own."""
+    """The pass over the images beside the network alone."""
     run = Run(folder, weights)
     run.clock()  # fills the cache of text features, and tells the settings
     config = DepthConfig().replace(**run.summary().config)
@@ -70,9 +70,7 @@ def _measure(
     for contender, row in zip(contenders, rows, strict=True):
         row['time of the network alone'] = \
             ratio(contender, best) * best.images / contender.images
-    return [{'model': model, **row} for row in rows] + [{
-        'model': model, 'images': images, 'whole run [s]': median(run.seconds[-rounds:]),
-        'of it in the network [s]': run.summary().timing.network_seconds}]
+    return [{'model': model, **row} for row in rows]
 
 
 class Run:
@@ -85,15 +83,12 @@ class Run:
                            '--output', str(self._output)]
         for table in '123':
             self._arguments += ['--table', table]
-        self.seconds: list[float] = []  # of whole runs
 
     def clock(self) -> float:
         """Evaluate; gives the seconds of the pass over the images."""
-        begin = time.perf_counter()
         with _time_of_scoring() as seconds:
             if cli.main(self._arguments):
                 raise RuntimeError('the evaluation failed')
-        self.seconds.append(time.perf_counter() - begin)
         return seconds[0]
 
     def summary(self) -> Summary:

@@ -27,12 +27,12 @@ from rclpy.executors import (
 )
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from depthclip_ros.node.process import keep_freed_memory
 
 PATIENCE = 120.0  # seconds
-FOREVER = 1e6  # seconds
 STAMP = struct.Struct('<iI')  # at byte 4 of a serialised message that begins with a header
 OTHER_OUTPUTS = {'depth/camera_info': CameraInfo, 'points': PointCloud2}
 
@@ -43,11 +43,6 @@ def stamp_of(raw: bytes) -> int:
         raise RuntimeError('this benchmark reads little-endian messages only')
     seconds, nanoseconds = STAMP.unpack_from(raw, 4)
     return int(seconds * 10**9 + nanoseconds)
-
-
-def topic_of(name: str, topic: str) -> str:
-    """Name of a camera's topic; a camera without a name has it as it is."""
-    return f'{name}/{topic}' if name else topic
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> bool:
@@ -81,17 +76,17 @@ class Cameras:
             target=_publish_on_demand, args=(theirs, domain, tuple(names), rgb), daemon=True)
         self._process.start()
 
-    def send(self, rate: float, seconds: float) -> dict[str, list[int]]:
-        """Publish at `rate` (Hz) for every camera; give the stamps that were sent, by camera."""
+    def begin(self, rate: float, seconds: float) -> None:
+        """Publish at `rate` (Hz) for every camera, once all are subscribed."""
         self._pipe.send((rate, seconds))
+
+    def send(self, rate: float, seconds: float) -> dict[str, list[int]]:
+        """Publish likewise, to the end; give the stamps that were sent, by camera."""
+        self.begin(rate, seconds)
         if not self._pipe.poll(seconds + PATIENCE):
             raise RuntimeError('the process of cameras does not answer')
         sent: dict[str, list[int]] = self._pipe.recv()
         return sent
-
-    def begin(self, rate: float) -> None:
-        """Publish at `rate` until closed, whether or not anybody listens."""
-        self._pipe.send((rate, FOREVER))
 
     def close(self) -> None:
         """End the process."""
@@ -103,21 +98,20 @@ def _publish_on_demand(
     pipe: Any, domain: int, names: tuple[str, ...], rgb: np.ndarray,
 ) -> None:
     keep_freed_memory()
-    rclpy.init(domain_id=domain)
+    rclpy.init(domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('cameras')
     image = ros.image(ros.Header(frame_id=ros.FRAME), rgb, 'rgb8')
     info = ros.camera_info(image.header, image.width, image.height)
     # Serialised once; the stamp is put in for every message.
     serialised = [memoryview(serialize_message(message)) for message in (image, info)]
     publishers = {
-        name: [node.create_publisher(kind, topic_of(name, topic), QoSProfile(depth=5))
+        name: [node.create_publisher(kind, f'{name}/{topic}', QoSProfile(depth=5))
                for kind, topic in ((Image, 'image'), (CameraInfo, 'camera_info'))]
         for name in names}
     while True:
         rate, seconds = pipe.recv()
-        if seconds < FOREVER:
-            for publisher in (each for pair in publishers.values() for each in pair):
-                wait_until(publisher.get_subscription_count)
+        for publisher in (each for pair in publishers.values() for each in pair):
+            wait_until(publisher.get_subscription_count)
         pipe.send(_publish_for(publishers, serialised, rate, seconds))
 
 
@@ -166,9 +160,9 @@ class Receiver:
         self._idle = rclpy.create_node('idle_receiver', context=self._context)
         for name in names:
             self._node.create_subscription(
-                Image, topic_of(name, 'depth/image'), self._callback(name), 50, raw=True)
+                Image, f'{name}/depth/image', self._callback(name), 50, raw=True)
             for topic, kind in OTHER_OUTPUTS.items():
-                self._idle.create_subscription(kind, topic_of(name, topic), lambda _: None, 1)
+                self._idle.create_subscription(kind, f'{name}/{topic}', lambda _: None, 1)
         self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -195,10 +189,9 @@ class Receiver:
             count = len(self.arrivals)
             wait_until(lambda count=count: len(self.arrivals) != count, seconds)
 
-    def wait_for_camera(self, topic: str) -> None:
-        """Wait until somebody publishes a topic."""
-        if not wait_until(lambda: self._node.count_publishers(topic)):
-            raise RuntimeError(f'nobody publishes {topic}')
+    def count_publishers(self, topic: str) -> int:
+        """Publishers of a topic that have been found."""
+        return int(self._node.count_publishers(topic))
 
     def take_milliseconds(self, cameras: Cameras, topic: str, *, raw: bool) -> float:
         """Median time of taking one image from the middleware: what precedes any callback."""

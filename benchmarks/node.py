@@ -77,7 +77,7 @@ def contenders(setting: Setting) -> list[Contender]:
     """
     found = [Contender('plain node', PLAIN, {})]
     if setting.cameras == 1:
-        found.append(Contender('plain node, coarse cloud', PLAIN, {'dense_cloud': False}))
+        found.append(Contender('plain node, coarse cloud', PLAIN, {'cloud_step': 32}))
     formats = precisions(device.resolve_device('auto'))
     return found + [Contender(f'node, {name}', OURS, {'precision': name}) for name in (
         formats[:1] if setting.network == TINY else formats)]

@@ -108,7 +108,7 @@ def _errors(models: Sequence[Model], views: Sequence[rooms.View]) -> Errors:
             logits = model.see(view)
             for way in ways:
                 depth = model.depth(logits, *way, view)
-                found[model.features, *way].append(rooms.scores(depth, view.depth))
+                found[(model.features, *way)].append(rooms.scores(depth, view.depth))
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import machine  # noqa: E402
+from benchmarks import machine
 
 Row = dict[str, Any]
 Record = dict[str, Any]

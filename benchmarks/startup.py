@@ -2,15 +2,12 @@
 """From the start of the node's process to the first depth, and the memory that it takes.
 
 A camera already publishes 640 x 480 images at 30 Hz when the node is started, and somebody
-already waits for depth. The weights are random numbers in a file of the size and format of
-OpenAI's RN50.
+already waits for depth. The weights are random numbers in a file of the size of OpenAI's RN50.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,11 +16,13 @@ from statistics import median
 from typing import Any
 
 import ros_harness as ros
-from clip_standin import synthetic_rgb
+import torch
+from clip_standin import state_dict, synthetic_rgb
 
 from benchmarks.graph import Cameras, Receiver, cpu_seconds, wait_until
 
-RATE = 30.0  # Hz
+RATE, FOREVER = 30.0, 1e6  # Hz, seconds
+CAMERA = 'camera0'
 # Seconds between two of Fast DDS's announcements, at one of which a process that came since is
 # often found: without a wait every start would be just after the one by which we found the camera.
 ANNOUNCED = 3.0
@@ -35,9 +34,9 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
     without, cached = [], []
     with tempfile.TemporaryDirectory() as name, ros.own_domain() as domain:
         folder = Path(name)
-        weights = write_release(folder / 'RN50.pt')
-        camera = Cameras(domain, [''], synthetic_rgb(1))
-        camera.begin(RATE)
+        weights = write_weights(folder / 'RN50.pt')
+        camera = Cameras(domain, [CAMERA], synthetic_rgb(1))
+        camera.begin(RATE, FOREVER)
         try:
             for number in range(repeats):
                 wait, cache = ANNOUNCED * number / repeats, folder / f'cache{number}'
@@ -55,10 +54,10 @@ def start(weights: Path, domain: int, cache: Path, wait: float) -> dict[str, flo
     `files` are libraries and the mapped weights, which other processes share or the system can
     take back.
     """
-    arguments = ['--ros-args', '-p', f'weights:={weights}']
-    receiver = Receiver(domain, [''])
+    arguments = ['--ros-args', '-p', f'weights:={weights}', '-p', f'cameras:=[{CAMERA}]']
+    receiver = Receiver(domain, [CAMERA])
     try:
-        receiver.wait_for_camera('image')
+        wait_until(lambda: receiver.count_publishers(f'{CAMERA}/image'))
         time.sleep(wait)
         begin = time.time()
         node = ros.NodeProcess(arguments, domain=domain, cache=cache)
@@ -94,12 +93,9 @@ def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {'starts': len(runs), **{key: median(run[key] for run in runs) for key in runs[0]}}
 
 
-def write_release(path: Path) -> Path:
-    """Write random numbers of RN50's shape as OpenAI releases them: TorchScript, half precision.
-
-    In a process of its own, so that this one does not hold them.
-    """
-    code = ('import clip_standin, sys\n'
-            'clip_standin.write_release(sys.argv[1], clip_standin.state_dict())')
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(path)], check=True)
+def write_weights(path: Path) -> Path:
+    """Write random numbers of RN50's shape, in half precision as OpenAI's are; gives the path."""
+    numbers = {name: tensor.half() if tensor.is_floating_point() else tensor
+               for name, tensor in state_dict().items()}
+    torch.save(numbers, path)
     return path
