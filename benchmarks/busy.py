@@ -11,7 +11,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,11 +21,10 @@ from benchmarks.timing import Contender, other_work, race, ratio
 from depthclip_ros.executables import WAITING
 
 DEFAULT = "OpenMP's default"
-EXECUTABLES = 'as the executables'
 # Environment of the process, and threads of torch (0: its choice).
 WAYS: dict[str, tuple[dict[str, str], int]] = {
     DEFAULT: ({}, 0),
-    EXECUTABLES: (WAITING, 0),
+    'as the executables': (WAITING, 0),
     'OMP_WAIT_POLICY=passive': ({'OMP_WAIT_POLICY': 'passive'}, 0),
     'one thread': ({}, 1),
 }
@@ -36,10 +36,10 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
     """All ways in turns, under each load."""
     rows = []
     with ExitStack() as stack:
-        ways = {name: stack.enter_context(Server(*way, quick=quick))
+        ways = {name: stack.enter_context(server(*way, quick=quick))
                 for name, way in WAYS.items()}
         for load, (processes, niced) in LOADS.items():
-            contenders = [Contender(name, server.run) for name, server in ways.items()]
+            contenders = [Contender(name, run) for name, run in ways.items()]
             with other_work(processes, niced):
                 found = race(contenders, 2 if quick else 30)
             rows += [{'load': load, **row, 'times faster than the default': ratio(
@@ -48,36 +48,40 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-class Server:
-    """An estimator in a process of its own, which waits in a way of its own."""
+@contextmanager
+def server(waiting: dict[str, str], threads: int, *, quick: bool) -> Iterator[
+        Callable[[], float]]:
+    """An estimator in a process of its own; gives what runs an image there, and its seconds.
 
-    def __init__(self, waiting: dict[str, str], threads: int, *, quick: bool) -> None:
-        """Start the process."""
-        self._pipe, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.get_context('spawn').Process(
-            target=_serve, args=(theirs, threads, quick), daemon=True)
-        before = dict(os.environ)
-        for name in before:
-            if name.startswith(('OMP_', 'GOMP_', 'KMP_')):
-                del os.environ[name]
-        os.environ.update(waiting)
-        self._process.start()
-        os.environ.clear()
-        os.environ.update(before)
-        theirs.close()
-        self._pipe.recv()  # it is ready
+    Args:
+        waiting: environment of the process, in place of what this one says to OpenMP.
+        threads: of torch; 0 for its choice.
+        quick: a tiny network.
 
-    def __enter__(self) -> Server:
-        return self
+    """
+    pipe, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context('spawn').Process(
+        target=_serve, args=(theirs, threads, quick), daemon=True)
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(('OMP_', 'GOMP_', 'KMP_')):
+            del os.environ[name]
+    os.environ.update(waiting)
+    process.start()
+    os.environ.clear()
+    os.environ.update(before)
+    theirs.close()
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
+    def run() -> float:
+        pipe.send(None)
+        return float(pipe.recv())
 
-    def run(self) -> float:
-        """Seconds of one image."""
-        self._pipe.send(None)
-        return float(self._pipe.recv())
+    try:
+        pipe.recv()  # it is ready
+        yield run
+    finally:
+        process.kill()
+        process.join()
 
 
 def _serve(pipe: Connection, threads: int, quick: bool) -> None:
