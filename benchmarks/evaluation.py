@@ -10,10 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +25,7 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.sim.nyu import make_samples, split, write_labeled_mat, write_splits
 from offline_eval import cli
 from offline_eval.results import Summary
-from offline_eval.runner import LATEST, Evaluation
+from offline_eval.runner import LATEST
 
 BATCH = 4  # of the network alone
 ROOMS = 80  # rendered images; more are repetitions of these
@@ -59,59 +57,28 @@ def write_data(folder: Path, images: int) -> None:
 def _measure(
     model: str, weights: str, folder: Path, images: int, rounds: int,
 ) -> list[dict[str, Any]]:
-    """The pass over the images beside the network alone."""
-    run = Run(folder, weights)
-    run.clock()  # fills the cache of text features, and tells the settings
-    config = DepthConfig().replace(**run.summary().config)
-    alone = list(_alone(config, weights))
-    contenders = [*alone, Contender('evaluation, all images', run.clock, images)]
+    """The evaluation until all images are scored, beside the network alone."""
+    first = _evaluate(weights, folder)  # fills the cache of text features
+    alone = list(_alone(DepthConfig().replace(**first.config), weights))
+    contenders = [*alone, Contender(
+        'evaluation, all images', lambda: _evaluate(weights, folder).timing.seconds, images)]
     rows = race(contenders, rounds, warm=False)
-    best = min(alone, key=lambda contender: median(contender.seconds) / contender.images)
-    for contender, row in zip(contenders, rows, strict=True):
-        row['time of the network alone'] = \
-            ratio(contender, best) * best.images / contender.images
-    return [{'model': model, **row} for row in rows]
+    best = min(alone, key=lambda contender: median(contender.seconds))
+    return [{'model': model, **row,
+             'time of the network alone': ratio(contender, best) * BATCH / contender.images}
+            for row, contender in zip(rows, contenders, strict=True)]
 
 
-class Run:
-    """An evaluation that can be repeated."""
-
-    def __init__(self, folder: Path, weights: str) -> None:
-        """Take the folder of the data."""
-        self._output = folder / 'results'
-        self._arguments = ['--data', str(folder), '--weights', weights,
-                           '--output', str(self._output)]
-        for table in '123':
-            self._arguments += ['--table', table]
-
-    def clock(self) -> float:
-        """Evaluate; gives the seconds of the pass over the images."""
-        with _time_of_scoring() as seconds:
-            if cli.main(self._arguments):
-                raise RuntimeError('the evaluation failed')
-        return seconds[0]
-
-    def summary(self) -> Summary:
-        """Of the last run."""
-        return Summary.read(self._output / LATEST)
-
-
-@contextmanager
-def _time_of_scoring() -> Iterator[list[float]]:
-    """Gives a list that gets the seconds of the pass over the images."""
-    score, seconds = Evaluation._score, []  # noqa: SLF001
-
-    def timed(*arguments: Any) -> int:
-        begin = time.perf_counter()
-        done = score(*arguments)
-        seconds.append(time.perf_counter() - begin)
-        return done
-
-    Evaluation._score = timed  # type: ignore[method-assign]  # noqa: SLF001
-    try:
-        yield seconds
-    finally:
-        Evaluation._score = score  # type: ignore[method-assign]  # noqa: SLF001
+def _evaluate(weights: str, folder: Path) -> Summary:
+    """Evaluate all three tables, but for the mean map, which reads the training split first."""
+    output = folder / 'results'
+    arguments = ['--data', str(folder), '--weights', weights, '--output', str(output),
+                 '--no-mean-map']
+    for table in '123':
+        arguments += ['--table', table]
+    if cli.main(arguments):
+        raise RuntimeError('the evaluation failed')
+    return Summary.read(output / LATEST)
 
 
 def _alone(config: DepthConfig, weights: str) -> Iterator[Contender]:

@@ -231,7 +231,7 @@ class Session:
         """Take what has been started."""
         self.process, self.cameras, self.receiver = process, cameras, receiver
         self.names = tuple(names)
-        self._answers = False
+        self.round_seconds = 0.0  # of the last answered images; 0 before
 
     def ask(self) -> float:
         """Send one image of every camera and wait for all depth; give the seconds it took.
@@ -239,17 +239,17 @@ class Session:
         Until the first answers the images are sent again now and then: they may precede the
         discovery. Not later: a slow node has not yet answered the first when others follow.
         """
-        end, rounds = time.monotonic() + PATIENCE, []
-        while time.monotonic() < end:
+        waited = 0.0
+        while waited < PATIENCE:
             start = time.monotonic()
             sent = self.cameras.send(1000.0, 0.001)
-            rounds.append([(name, stamp) for name in self.names for stamp in sent[name]])
-            if wait_until(lambda: any(all(key in self.receiver.arrivals for key in wanted)
-                                      for wanted in rounds),
-                          PATIENCE if self._answers else 5.0):
-                self._answers = True
-                return time.monotonic() - start
-            self._check_alive()
+            wanted = {(name, stamp) for name in self.names for stamp in sent[name]}
+            patience = PATIENCE if self.round_seconds else 5.0
+            if wait_until(lambda wanted=wanted: self.receiver.arrivals.keys() >= wanted,
+                          patience):
+                self.round_seconds = time.monotonic() - start
+                return self.round_seconds
+            waited += patience
         raise RuntimeError(f'no answer from the node:\n{self.process.output}')
 
     def send(self, rate: float, seconds: float) -> Trial:
@@ -257,14 +257,9 @@ class Session:
         self.receiver.arrivals.clear()
         before = cpu_seconds(self.process.process.pid)
         sent = self.cameras.send(rate, seconds)
-        self.receiver.wait_until_quiet(3.0)
-        self._check_alive()
+        self.receiver.wait_until_quiet(1.5 + 2.0 * self.round_seconds)
         cpu = cpu_seconds(self.process.process.pid) - before
         return Trial(sent, dict(self.receiver.arrivals), cpu)
-
-    def _check_alive(self) -> None:
-        if self.process.process.poll() is not None:
-            raise RuntimeError(f'the node has ended:\n{self.process.output}')
 
     def own_times(self, frames: int = 0) -> dict[str, float]:
         """Median milliseconds that the node has measured itself: 'network' and 'overhead'.

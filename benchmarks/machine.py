@@ -32,13 +32,14 @@ def describe() -> dict[str, Any]:
     script = Path(sys.argv[0]).resolve()
     if script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
+    cpu = _cpu()
     return {
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'command': shlex.join(['python', str(script), *sys.argv[1:]]),
         'commit': _commit(),
-        'machine': _cpu_model(),
+        'machine': cpu.get('model name') or cpu.get('Model') or platform.machine(),
         'cores': os.cpu_count(),
-        'cpu features': _cpu_features(),
+        'cpu features': [name for name in CPU_FEATURES if name in cpu.get('flags', '').split()],
         'memory [GiB]': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30,
         'gpu': _gpus(),
         'system': platform.platform(),
@@ -83,24 +84,12 @@ def _answer(*command: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _cpu_model() -> str:
-    for key in ('model name', 'Model', 'Hardware'):
-        if found := _cpuinfo(key):
-            return found
-    return platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    flags = set(_cpuinfo('flags').split())
-    return [name for name in CPU_FEATURES if name in flags]
-
-
-def _cpuinfo(key: str) -> str:
-    """Give the first value of a key in /proc/cpuinfo, '' where there is none."""
+def _cpu() -> dict[str, str]:
+    """Give what /proc/cpuinfo says of the last core; nothing where there is no such file."""
     path = Path('/proc/cpuinfo')
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     pairs = (line.partition(':') for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), '')
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _gpus() -> list[str]:

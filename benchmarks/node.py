@@ -61,7 +61,7 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
             for node in contenders(setting):
                 bench = Bench(setting, node, folder, quick=quick)
                 found.append(bench.overhead(receive))
-                trials += bench.trials(found[-1]['network p50 [ms]'])
+                trials += bench.trials()
             for row in found:
                 row["part of the plain one's"] = \
                     row['overhead p50 [ms]'] / found[0]['overhead p50 [ms]']
@@ -117,7 +117,7 @@ class Bench:
                 'of it receiving [ms]': receive[module], 'network p50 [ms]': times['network'],
                 'CPU per image [ms]': 1e3 * cpu / (rounds * self._setting.cameras)}
 
-    def trials(self, network: float) -> list[dict[str, Any]]:
+    def trials(self) -> list[dict[str, Any]]:
         """Answers and their age at 30 Hz, and, of one camera, at twice what the node can."""
         # Started anew: the node's own times are then those of this run alone.
         with self._session() as running:
@@ -126,17 +126,19 @@ class Bench:
                 seconds = median(running.ask() for _ in range(3))
                 if seconds < 2.0 / RATE:
                     rates.append(2.0 / seconds)
-            return [self._trial(running, rate, network) for rate in rates]
+            return [self._trial(running, rate) for rate in rates]
 
-    def _trial(self, running: Session, rate: float, network: float) -> dict[str, Any]:
+    def _trial(self, running: Session, rate: float) -> dict[str, Any]:
         seconds = 2.0 if self._quick else 30.0 if self._setting.cameras == 1 else 8.0
         trial = running.send(rate, seconds)
+        network = running.own_times()['network']
         quarter = max(1, len(trial.ages) // 4)
         return {
             **self._columns, 'sent, each [Hz]': trial.rate, 'images': trial.sent,
             'answered': trial.answered, 'answered [images/s]': trial.answers,
+            'network p50 [ms]': network,
             'age p50 [ms]': trial.age(50), 'age p99 [ms]': trial.age(99),
-            'age p99 / network p50': trial.age(99) / network,
+            'age p99 / network': trial.age(99) / network,
             'age, first quarter [ms]': median(trial.ages[:quarter]) if trial.ages else None,
             'age, last quarter [ms]': median(trial.ages[-quarter:]) if trial.ages else None,
             'CPU per image [ms]': trial.cpu}
