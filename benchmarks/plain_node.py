@@ -145,11 +145,12 @@ def make_cloud(
         step: 1 for one point a pixel, as most depth nodes publish it.
 
     """
-    v, u = np.mgrid[step // 2:depth.shape[0]:step, step // 2:depth.shape[1]:step]
-    z = depth[v, u]
+    part = slice(step // 2, None, step)
+    z, colors = depth[part, part], rgb[part, part]
+    u, v = np.meshgrid(np.arange(depth.shape[1])[part], np.arange(depth.shape[0])[part])
     x = (u - info.k[2]) * z / info.k[0]
     y = (v - info.k[5]) * z / info.k[4]
-    red, green, blue = (rgb[v, u, i].astype(np.uint32) for i in range(3))
+    red, green, blue = (colors[..., i].astype(np.uint32) for i in range(3))
     packed = ((red << 16) | (green << 8) | blue).view(np.float32)
     points = np.stack([x, y, z, packed], axis=-1).astype(np.float32)
     fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
