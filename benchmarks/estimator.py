@@ -92,7 +92,7 @@ def _against_naive(models: Models, rounds: int) -> list[dict[str, Any]]:
     contenders = [
         Contender('naive, two passes', wall(partial(naive, image, flip=True))),
         Contender('naive, one pass', wall(partial(naive, image, flip=False)))]
-    differences = [np.zeros(1), np.zeros(1)]
+    differences = [np.full(1, np.nan), np.full(1, np.nan)]
     for precision in models.precisions():
         for flip in (True, False):
             estimator = models.build(precision=precision, flip_average=flip)

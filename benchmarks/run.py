@@ -23,7 +23,7 @@ sys.path[:0] = FOLDERS
 from benchmarks import machine, report  # noqa: E402
 
 BENCHMARKS = {
-    'estimator': "RGB to depth: precisions, batches and sizes, beside the official code's way",
+    'estimator': "RGB to depth: precisions and batches, beside the official code's way",
     'busy': "RGB to depth beside other work, by how OpenMP's threads wait",
     'node': 'the node beside a plain one: overhead, age of depth, several cameras',
     'startup': "from the start of the node's process to its first depth; memory",
