@@ -1,124 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far depth in 8 bits, and in bfloat16, is from float32's.
 
-RN50 with fixed random weights on synthetic images (and pictures of your own), where every patch
-says something else; the demo model on rendered rooms that it never saw, beside the truth, too.
-Made of rendered rooms, as `depthclip quantize` does it; with weights in 8 bits, and in 7 as on a
-processor without VNNI.
-
-    python benchmarks/int8.py                      # writes benchmarks/results/rooms/int8.json
-    python benchmarks/int8.py --pictures FOLDER    # these, cropped as the official code does
-    python benchmarks/int8.py --quick              # three rooms, the demo model: does it run?
+RN50 with fixed random weights on synthetic images, where every patch says something else; the
+demo model on rendered rooms that it never saw, beside the truth, too. The 8 bits are made of
+rendered rooms, as `depthclip quantize` does it.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from clip_standin import state_dict, synthetic_rgb
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
-
-from clip_standin import state_dict, synthetic_rgb  # noqa: E402
-
-from benchmarks import machine, report, rooms  # noqa: E402
-from depthclip_ros.cli import quantize  # noqa: E402
-from depthclip_ros.core import DepthConfig, DepthEstimator, device, int8  # noqa: E402
-from depthclip_ros.sources.pictures import picture_files, read_picture  # noqa: E402
+from benchmarks import rooms
+from benchmarks.estimator import precisions
+from benchmarks.machine import ROOT
+from depthclip_ros.cli import quantize
+from depthclip_ros.core import DepthConfig, DepthEstimator
 
 CROP = np.s_[56:472, 60:604]  # the official code's, of 480 x 640
-SEVEN_BITS = 63
 
 
-def estimators(config: DepthConfig, weights: Any, folder: str) -> Iterator[
-        tuple[str, DepthEstimator]]:
-    """Each precision that this processor has, the exact one first."""
-    def build(precision: str) -> DepthEstimator:
-        return DepthEstimator(config.replace(precision=precision), weights, 'cpu',
-                              cache_dir=folder, log=_say)
-
-    exact = build('float32')
-    yield 'float32', exact
-    if not device.resolve_precision('bfloat16', exact.device, _say).why:
-        yield 'bfloat16', build('bfloat16')
-    pictures = quantize.rooms()
-    exact.quantize(pictures, 'rendered rooms')
-    yield 'int8', build('int8')
-    found, int8.greatest_weight = int8.greatest_weight, lambda: SEVEN_BITS
-    exact.quantize(pictures, 'rendered rooms')
-    yield 'int8, weights in 7 bits', build('int8')
-    int8.greatest_weight = found
-
-
-def rows(
-    what: str, models: Sequence[tuple[str, DepthEstimator]],
-    images: Sequence[NDArray[np.uint8]], truth: Sequence[torch.Tensor] = (),
-) -> list[dict[str, Any]]:
-    """Differences from the first model, over all pixels of all images."""
-    depths = [[model.predict(image).depth for image in images] for _, model in models]
-    scores = [np.mean([rooms.scores(torch.from_numpy(depth), true) for depth, true in zip(
-        of_one, truth, strict=True)], axis=0) if truth else None for of_one in depths]
-    found = []
-    for (name, model), of_one, score in zip(models[1:], depths[1:], scores[1:], strict=True):
-        difference = 1e3 * np.concatenate([
-            abs(a - b).ravel() for a, b in zip(of_one, depths[0], strict=True)])
-        median, p90 = np.percentile(difference, (50, 90))
-        row = {'images': what, 'count': len(images), 'precision': name, 'runs': model.precision,
-               'median [mm]': median, 'p90 [mm]': p90, 'max [mm]': difference.max()}
-        if score is not None:
-            row |= {'rmse more [%]': 100 * (score[0] / scores[0][0] - 1),
-                    'delta1 more': score[1] - scores[0][1]}
-        found.append(row)
+def measure(*, quick: bool) -> list[dict[str, Any]]:
+    """Both models on their images; the quick form has the small one alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        views = list(rooms.one_each(rooms.TEST, 3 if quick else 150))
+        demo = estimators(DepthConfig.from_yaml(ROOT / 'config/demo.yaml'), 'demo', folder)
+        found = compare('rendered rooms, demo model', demo, [view.rgb for view in views],
+                        [view.depth for view in views])
+        if not quick:
+            config = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml')
+            large = estimators(config.replace(flip_average=False), state_dict(0), folder)
+            found += compare('synthetic images, RN50 with fixed weights', large,
+                             [synthetic_rgb(seed)[CROP] for seed in range(3)])
     return found
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both models on their images."""
-    result = {'what': 'Depth in 8 bits and in bfloat16 beside float32', **machine.describe()}
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        demo = list(estimators(DepthConfig.from_yaml(ROOT / 'config/demo.yaml'), 'demo', folder))
-        views = list(rooms.one_each(rooms.TEST, options.rooms))
-        found += rows('rendered rooms, demo model', demo, [view.rgb for view in views],
-                      [view.depth for view in views])
-        if not options.quick:
-            config = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml').replace(
-                flip_average=False)
-            large = list(estimators(config, state_dict(0), folder))
-            found += rows('synthetic images, RN50 with fixed weights', large,
-                          [synthetic_rgb(seed)[CROP] for seed in range(3)])
-            if options.pictures:
-                found += rows('real pictures, RN50 with fixed weights', large, [
-                    np.ascontiguousarray(read_picture(path)[..., ::-1][CROP])
-                    for path in picture_files(options.pictures)])
-    return {**result, 'differences': found}
+def estimators(config: DepthConfig, weights: Any, folder: str) -> dict[str, DepthEstimator]:
+    """Each precision that this processor has, the exact one first."""
+    def build(precision: str) -> DepthEstimator:
+        return DepthEstimator(config.replace(precision=precision), weights, 'cpu',
+                              cache_dir=folder, log=lambda _: None)
+
+    found = {precision: build(precision) for precision in precisions(torch.device('cpu'))}
+    found['float32'].quantize(quantize.rooms(), 'rendered rooms')
+    return {**found, 'int8': build('int8')}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+def compare(
+    what: str, models: dict[str, DepthEstimator], images: Sequence[NDArray[np.uint8]],
+    truth: Sequence[torch.Tensor] = (),
+) -> list[dict[str, Any]]:
+    """Differences from the first model.
 
+    Args:
+        what: the images and the weights, in words.
+        models: by precision.
+        images: (H, W, 3) each.
+        truth: (H, W) metres each, or nothing.
 
-def main() -> None:
-    """Measure, and write what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rooms', type=int, default=150)
-    parser.add_argument('--pictures', nargs='+', default=[], help='of 640 x 480 pixels')
-    parser.add_argument('--quick', action='store_true')
-    parser.add_argument('--output', type=Path, default=ROOT / 'benchmarks/results/rooms/int8.json')
-    options = parser.parse_args()
-    if options.quick:
-        options.rooms, options.output = 3, None
-    print(report.write(options.output, measure(options)))
+    Returns:
+        A row for each other model, over all pixels of all images.
 
-
-if __name__ == '__main__':
-    main()
+    """
+    depths = {name: [model.predict(image).depth for image in images]
+              for name, model in models.items()}
+    exact = depths.pop('float32')
+    rows = []
+    for name, rounded in depths.items():
+        difference = 1e3 * np.concatenate([
+            abs(a - b).ravel() for a, b in zip(rounded, exact, strict=True)])
+        median, p90 = np.percentile(difference, (50, 90))
+        row = {'images': f'{len(images)} {what}', 'precision': name, 'median [mm]': median,
+               'p90 [mm]': p90, 'max [mm]': difference.max()}
+        if truth:
+            (rmse, delta1), (of_exact, delta1_of_exact) = (
+                rooms.mean_scores(of_one, truth)[:2] for of_one in (rounded, exact))
+            row |= {'rmse more [%]': 100 * (rmse / of_exact - 1),
+                    'delta1 more': delta1 - delta1_of_exact}
+        rows.append(row)
+    return rows

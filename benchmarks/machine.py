@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark's JSON says about where it ran, and how it is written."""
+"""Where something was measured: machine, commit, versions and load."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -19,24 +18,28 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ('torch', 'numpy', 'opencv-python', 'opencv-python-headless', 'openvino',
-            'onnxruntime', 'rclpy')
+PACKAGES = ('torch', 'numpy', 'opencv-python', 'opencv-python-headless', 'onnxruntime', 'rclpy')
 # What decides how fast a network is on a CPU.
 CPU_FEATURES = ('avx2', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8')
 DIGITS = 5  # significant ones, in a result
 
 
 def describe() -> dict[str, Any]:
-    """Give machine, versions, load, date and command; call it before anything is measured.
+    """Give date, commit, machine, versions and load; call it before anything is measured.
 
     Nothing heavy is imported for it: neither torch nor a CUDA context.
     """
+    script = Path(sys.argv[0]).resolve()
+    if script.is_relative_to(ROOT):
+        script = script.relative_to(ROOT)
+    cpu = _cpu()
     return {
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'command': _command(),
-        'machine': _cpu_model(),
+        'command': shlex.join(['python', str(script), *sys.argv[1:]]),
+        'commit': _commit(),
+        'machine': cpu.get('model name') or cpu.get('Model') or platform.machine(),
         'cores': os.cpu_count(),
-        'cpu features': _cpu_features(),
+        'cpu features': [name for name in CPU_FEATURES if name in cpu.get('flags', '').split()],
         'memory [GiB]': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30,
         'gpu': _gpus(),
         'system': platform.platform(),
@@ -46,59 +49,53 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write(path: Path | None, result: dict[str, Any]) -> None:
-    """Write a result as JSON to a file, whose folder is made, or to standard output.
+def plain(value: Any) -> Any:
+    """Give the same with nothing in it that JSON lacks.
 
-    Floats get five significant digits, NaN and infinity become null (JSON has no such numbers),
-    and `load after` is added at the end.
+    Floats get five significant digits; NaN and infinity become None.
     """
-    result = plain({**result, 'load after': os.getloadavg()[0]})
-    text = json.dumps(result, indent=2, ensure_ascii=False) + '\n'
-    if path is None:
-        sys.stdout.write(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
-    print(f'Wrote {path}', file=sys.stderr)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f'{value:.{DIGITS}g}') if math.isfinite(value) else None
+    return value
 
 
-def _command() -> str:
-    """Give the command line as it is typed in the repository's root."""
-    script = Path(sys.argv[0]).resolve()
-    if script.is_relative_to(ROOT):
-        script = script.relative_to(ROOT)
-    return shlex.join(['python', str(script), *sys.argv[1:]])
+def _commit() -> str:
+    """Give the commit of this repository, with '+changes' where files differ from it."""
+    commit = _answer('git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD')
+    if not commit:
+        return 'unknown'
+    changes = _answer('git', '-C', str(ROOT), 'status', '--porcelain', '--untracked-files=no')
+    return f'{commit[0]}+changes' if changes else commit[0]
 
 
-def _cpu_model() -> str:
-    for key in ('model name', 'Model', 'Hardware'):
-        if found := _cpuinfo(key):
-            return found
-    return platform.processor() or platform.machine()
+def _answer(*command: str) -> list[str]:
+    """Lines that a program prints; none where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _cpu_features() -> list[str]:
-    flags = set(_cpuinfo('flags').split())
-    return [name for name in CPU_FEATURES if name in flags]
-
-
-def _cpuinfo(key: str) -> str:
-    """Give the first value of a key in /proc/cpuinfo, '' where there is none."""
+def _cpu() -> dict[str, str]:
+    """Give what /proc/cpuinfo says of the last core; nothing where there is no such file."""
     path = Path('/proc/cpuinfo')
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     pairs = (line.partition(':') for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), '')
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _gpus() -> list[str]:
     """Give name, memory and driver of every NVIDIA GPU, as its own tool tells them."""
-    tool = shutil.which('nvidia-smi')
-    if tool is None:
-        return []
-    answer = subprocess.run(
-        [tool, '--query-gpu=name,memory.total,driver_version', '--format=csv,noheader'],
-        capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
+    return _answer('nvidia-smi', '--query-gpu=name,memory.total,driver_version',
+                   '--format=csv,noheader')
 
 
 def _packages() -> dict[str, str]:
@@ -113,18 +110,3 @@ def _middleware() -> str | None:
     except ImportError:
         return None
     return str(get_rmw_implementation_identifier())
-
-
-def plain(value: Any) -> Any:
-    """Give the same with nothing in it that JSON lacks, floats in five significant digits."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return float(f'{value:.{DIGITS}g}') if math.isfinite(value) else None
-    return value

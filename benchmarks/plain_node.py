@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import struct
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -35,7 +34,6 @@ from depthclip_ros.core.prompts import encode_tokens
 from depthclip_ros.core.weights import load
 
 QUEUE = 10
-STRIDE = 32  # pixels between points of the coarse cloud
 
 
 class PlainNode(Node):
@@ -45,7 +43,7 @@ class PlainNode(Node):
         super().__init__('plain_node')
         get = self._parameter
         self.size = get('input_height', 480), get('input_width', 640)
-        self.dense_cloud = get('dense_cloud', True)
+        self.step = get('cloud_step', 1)  # pixels from one point of the cloud to the next
         device = get('device', 'auto')
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -93,9 +91,7 @@ class PlainNode(Node):
                 header=message.header, height=info.height, width=info.width, k=info.k, p=info.p,
                 d=info.d, r=info.r, distortion_model=info.distortion_model)
             info_publisher.publish(scaled)
-            cloud = dense_cloud(message.header, depth, rgb, info) if self.dense_cloud else \
-                coarse_cloud(message.header, depth, rgb, info)
-            cloud_publisher.publish(cloud)
+            cloud_publisher.publish(make_cloud(message.header, depth, rgb, info, self.step))
         self.frames += 1
         self.times['network'].append(network)
         self.times['overhead'].append(time.perf_counter() - start - network)
@@ -135,44 +131,34 @@ def cv2_to_imgmsg(pixels: NDArray[np.float32], encoding: str, header: Header) ->
     return message
 
 
-def dense_cloud(
+def make_cloud(
     header: Header, depth: NDArray[np.float32], rgb: NDArray[np.uint8], info: CameraInfo,
+    step: int,
 ) -> PointCloud2:
-    """One point a pixel, as most depth nodes publish it."""
-    height, width = depth.shape
-    u, v = np.meshgrid(np.arange(width), np.arange(height))
-    x = (u - info.k[2]) * depth / info.k[0]
-    y = (v - info.k[5]) * depth / info.k[4]
-    red, green, blue = (rgb[..., i].astype(np.uint32) for i in range(3))
+    """Make an organised x y z rgb cloud with a point every few pixels.
+
+    Args:
+        header: of the image.
+        depth: (H, W) metres.
+        rgb: (H, W, 3).
+        info: of the camera.
+        step: 1 for one point a pixel, as most depth nodes publish it.
+
+    """
+    part = slice(step // 2, None, step)
+    z, colors = depth[part, part], rgb[part, part]
+    u, v = np.meshgrid(np.arange(depth.shape[1])[part], np.arange(depth.shape[0])[part])
+    x = (u - info.k[2]) * z / info.k[0]
+    y = (v - info.k[5]) * z / info.k[4]
+    red, green, blue = (colors[..., i].astype(np.uint32) for i in range(3))
     packed = ((red << 16) | (green << 8) | blue).view(np.float32)
-    points = np.stack([x, y, depth, packed], axis=-1).astype(np.float32)
-    return cloud_message(header, height, width, points.tobytes())
-
-
-def coarse_cloud(
-    header: Header, depth: NDArray[np.float32], rgb: NDArray[np.uint8], info: CameraInfo,
-) -> PointCloud2:
-    """One point a patch, point by point."""
-    rows = range(STRIDE // 2, depth.shape[0], STRIDE)
-    columns = range(STRIDE // 2, depth.shape[1], STRIDE)
-    data = b''
-    for v in rows:
-        for u in columns:
-            z = float(depth[v, u])
-            red, green, blue = rgb[v, u].tolist()
-            data += struct.pack(
-                'fffI', (u - info.k[2]) * z / info.k[0], (v - info.k[5]) * z / info.k[4], z,
-                (red << 16) | (green << 8) | blue)
-    return cloud_message(header, len(rows), len(columns), data)
-
-
-def cloud_message(header: Header, height: int, width: int, data: bytes) -> PointCloud2:
-    """Make an organised x y z rgb cloud."""
+    points = np.stack([x, y, z, packed], axis=-1).astype(np.float32)
     fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
               for i, name in enumerate(('x', 'y', 'z', 'rgb'))]
     return PointCloud2(
-        header=header, height=height, width=width, fields=fields, is_bigendian=False,
-        point_step=16, row_step=16 * width, data=data, is_dense=True)
+        header=header, height=points.shape[0], width=points.shape[1], fields=fields,
+        is_bigendian=False, point_step=16, row_step=16 * points.shape[1],
+        data=points.tobytes(), is_dense=True)
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ METRICS = ('rmse [m]', 'delta1', 'rel', 'correlation')
 class View(NamedTuple):
     """One picture of the simulator's camera, 640 x 480."""
 
-    rgb: NDArray[np.uint8]
+    rgb: NDArray[np.uint8]  # (H, W, 3)
     depth: Tensor  # (H, W) metres
 
 
@@ -43,6 +42,11 @@ def scores(depth: Tensor, truth: Tensor) -> list[float]:
     """METRICS of one image; every pixel of a rendered image counts.
 
     The correlation is that of the logarithms of depth: 0 for a flat wall, whatever its distance.
+
+    Args:
+        depth: (H, W) metres.
+        truth: likewise.
+
     """
     logs = torch.stack([depth, truth]).flatten(1).log().double()
     logs = logs - logs.mean(dim=1, keepdim=True)
@@ -53,6 +57,14 @@ def scores(depth: Tensor, truth: Tensor) -> list[float]:
     near = torch.maximum(depth / truth, truth / depth) < 1.25
     return [float(value) for value in (
         error.square().mean().sqrt(), near.float().mean(), (error / truth).mean(), correlation)]
+
+
+def mean_scores(
+    depths: Sequence[NDArray[np.float32]], truth: Sequence[Tensor],
+) -> NDArray[np.float64]:
+    """(4,) means of METRICS over images of (H, W) metres."""
+    return np.mean([scores(torch.from_numpy(depth), true)
+                    for depth, true in zip(depths, truth, strict=True)], axis=0)
 
 
 def row(values: Sequence[Sequence[float]], beside: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -68,15 +80,6 @@ def row(values: Sequence[Sequence[float]], beside: Sequence[Sequence[float]]) ->
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else np.nan
     return {**dict(zip(METRICS, of_images.mean(axis=0), strict=True)),
             'rmse more than the first [m]': difference.mean(), '± [m]': 1.96 * error}
-
-
-def busy(run: Callable[[], Any]) -> Callable[[], float]:
-    """Run something by the processor's clock: seconds of all cores, whatever else they do."""
-    def clock() -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    return clock
 
 
 def mean_map(views: Iterable[View]) -> Tensor:

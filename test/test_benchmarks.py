@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks compute from what they measure."""
+"""The benchmarks from outside: a quick run, its record and its table; and what they compute."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,107 +18,119 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import crops, machine, node, readouts, report, rooms
-from benchmarks.node_graph import Trial
-from depthclip_ros.core import DepthConfig
+from benchmarks import crops, estimator, graph, machine, readouts, report, rooms, run, timing
+from depthclip_ros.core import DepthConfig, device
 from depthclip_ros.core.clip_package import import_clip
 
-RESULTS = Path(node.__file__).parent / 'results'
+ROOT = Path(run.__file__).resolve().parents[1]
 SECOND = 10**9
+QUICK = ('int8',)  # others: nightly
 
 
-def trial(rate, answered, *, seconds=10, latency=0.02, lead=1.0):
+# One command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.nightly)
+    for name in run.BENCHMARKS])
+def test_a_quick_run_leaves_a_record_and_its_table(tmp_path, name):
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/run.py', name, '--quick', '--out', tmp_path / 'new'],
+        cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / 'new' / f'{name}.json').read_text())
+    assert measured['date']
+    assert measured['versions']['python'] == '.'.join(map(str, sys.version_info[:3]))
+    assert measured['rows']
+    for row in measured['rows']:
+        assert (row['commit'], row['machine']) == (measured['commit'], measured['machine'])
+        assert len(row) > 3
+    table = (tmp_path / 'new' / f'{name}.md').read_text()
+    assert table in done.stdout
+    lines = [line for line in table.splitlines() if line.startswith('|')]
+    tables = len({tuple(row) for row in measured['rows']})
+    assert len(lines) == len(measured['rows']) + 2 * tables
+
+
+def test_what_the_package_would_replace_is_not_measured(monkeypatch):
+    """Such as bfloat16 on a processor that has AVX2 alone."""
+    for known, wanted in ((True, ['float32', 'bfloat16']), (False, ['float32'])):
+        monkeypatch.setattr(device, 'cpu_has_bfloat16', lambda known=known: known)
+        assert estimator.precisions(torch.device('cpu')) == wanted
+    assert estimator.precisions(torch.device('cuda')) == ['float32', 'float16']
+
+
+# Records and tables ----------------------------------------------------------------------------
+
+
+def test_a_record_has_only_what_json_has(tmp_path):
+    measured = report.record('x', machine.describe(), [
+        {'values': (1.23456789, math.nan, math.inf), 'file': tmp_path, 'one': np.float32(2)}])
+    report.write(tmp_path / 'new' / 'x.json', measured)
+    row, = json.loads((tmp_path / 'new' / 'x.json').read_text())['rows']
+    assert row['values'] == [1.2346, None, None]
+    assert (row['file'], row['one']) == (str(tmp_path), 2.0)
+
+
+@pytest.mark.parametrize(('key', 'other'), [('commit', 'machine'), ('machine', 'commit')])
+def test_a_table_of_mixed_rows_says_so_in_its_rows(key, other):
+    about = {**machine.describe(), 'commit': 'abc', 'machine': 'one'}
+    records = [report.record('speed', {**about, key: value}, [{'p50 [ms]': 1.5}, {'other': None}])
+               for value in (about[key], 'another')]
+    text = report.markdown(*records)
+    for value in (about[key], 'another'):
+        assert f'| {value} | 1.5 |' in text
+        assert f'| {value} | - |' in text
+    assert f'| {key} | p50 [ms] |' in text
+    assert f'| {other} |' not in text
+    assert f'| {key} |' not in report.markdown(records[0])
+
+
+# Turns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('warm', [True, False])
+def test_contenders_take_turns_and_the_first_round_does_not_count(warm):
+    turns = []
+
+    def contender(name, seconds):
+        def clock():
+            turns.append(name)
+            return seconds.pop(0)
+        return timing.Contender(name, clock, images=2)
+
+    each = [[9.0, 9.0, 9.0, 1.0, 9.0, 3.0], [9.0, 9.0, 9.0, 4.0, 9.0, 6.0]] if warm else \
+        [[9.0, 1.0, 3.0], [9.0, 4.0, 6.0]]
+    fast, slow = map(contender, 'ab', each)
+    rows = timing.race([fast, slow], 2, warm=warm)
+    assert ''.join(turns) == ('aabb' if warm else 'ab') * 3
+    assert [row['p50 [ms]'] for row in rows] == [2000.0, 5000.0]
+    assert rows[0]['images/s'] == 1.0
+    assert timing.ratio(slow, fast) == 3.0  # of 4 and 2, and not 2.5
+
+
+# The node --------------------------------------------------------------------------------------
+
+
+def trial(rate, answered, *, seconds=10, latency=0.02):
     """Two cameras at `rate`; `answered` says which images of each came back."""
     sent = {name: [round((100 + shift + i / rate) * SECOND) for i in range(int(rate * seconds))]
             for name, shift in (('a', 0.0), ('b', 0.5 / rate))}
     arrivals = {(name, stamp): stamp + round(latency * SECOND)
                 for name, stamps in sent.items() for i, stamp in enumerate(stamps) if answered(i)}
-    return Trial(sent, arrivals, lead, cpu=0.1 * len(arrivals))
+    return graph.Trial(sent, arrivals, cpu=0.1 * len(arrivals))
 
 
-def test_a_trial_counts_what_comes_back_after_the_lead():
-    half = trial(10.0, lambda i: i >= 10 and i % 2)
-    assert half.rate == pytest.approx(10.0, rel=0.01)
-    assert (half.sent, half.received, half.drops) == (180, 90, 0.5)
-    assert half.percentile(50) == half.percentile(99) == pytest.approx(20.0)
+def test_a_trial_counts_what_comes_back():
+    half = trial(10.0, lambda i: i % 2)
+    assert half.rate == pytest.approx(10.0, rel=0.02)
+    assert (half.sent, half.answered) == (200, 100)
+    assert half.answers == pytest.approx(10.0, rel=0.03)
+    assert half.age(50) == half.age(99) == pytest.approx(20.0)
     assert half.cpu == pytest.approx(100.0)
     nothing = trial(10.0, lambda _: False)
-    assert nothing.drops == 1.0
-    assert math.isnan(nothing.percentile(50))
-
-
-@pytest.mark.parametrize(('capacity', 'source', 'limit'),
-                         [(40.0, 1e3, 'node'), (400.0, 1e3, 'node'), (400.0, 90.0, 'cameras')])
-def test_the_highest_rate_is_found_from_any_guess(capacity, source, limit):
-    """A node that answers so many images a second and camera, and a source with a limit."""
-    class Running:
-        names = ('a', 'b')
-        seconds_per_frame = 1 / 160.0
-
-        def send(self, rate, _seconds, _lead):
-            rate = min(rate, source)
-            return trial(rate, lambda i: int(i * capacity / rate) > int((i - 1) * capacity / rate)
-                         or rate <= capacity)
-
-    options = argparse.Namespace(quick=False, seconds=5.0)
-    rate, found = node._highest_rate(Running(), options)
-    assert found == limit
-    assert min(capacity, source) / 1.15 <= rate <= min(capacity, source) * 1.08
-
-
-def test_a_result_has_only_what_json_has(tmp_path):
-    machine.write(tmp_path / 'new' / 'x.json', {
-        **machine.describe(), 'values': (1.23456789, math.nan, math.inf), 'file': tmp_path})
-    result = json.loads((tmp_path / 'new' / 'x.json').read_text())
-    assert result['values'] == [1.2346, None, None]
-    assert result['versions']['python'] == '.'.join(map(str, sys.version_info[:3]))
-    assert result['machine']
-    assert result['load after'] >= 0
-
-
-@pytest.mark.parametrize('kind', ['estimator-cpu', 'evaluation'])
-def test_table_and_plot_come_beside_the_result(tmp_path, kind):
-    path = tmp_path / 'any_name.json'
-    shutil.copy(RESULTS / 'xeon-amx' / f'{kind}.json', path)
-    report.beside(path)
-    assert path.with_suffix('.md').read_text().count('\n|') > 3
-    assert path.with_suffix('.png').stat().st_size > 10000
-
-
-def test_a_forward_pass_that_did_not_run_is_left_out(tmp_path):
-    """Such as bfloat16 where a processor has no arithmetic for it."""
-    result = json.loads((RESULTS / 'xeon-amx' / 'estimator-cpu.json').read_text())
-    for key in ('forward [GFLOP/s]', 'forward, fraction of matmul'):
-        del result['roofline'][f'bfloat16 {key}']
-    report.write(tmp_path / 'part.json', result)
-    assert (tmp_path / 'part.png').exists()
-
-
-def test_what_could_not_be_measured_is_shown_as_such():
-    result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
-    result['results'][0]['at 30 Hz'].update({'latency p50 [ms]': None, 'latency p99 [ms]': None})
-    assert '| 0.0 % | - | - |' in report.markdown(result)
-
-
-def test_overheads_with_several_cameras_need_no_rates(tmp_path):
-    result = json.loads((RESULTS / 'xeon-amx' / 'node-tiny-cpu.json').read_text())
-    one = {row['node']: row['overhead'] for row in result['results'] if 'overhead' in row}
-    for row in result['results']:
-        row['overhead'] = {**one[row['node']], 'CPU per image [ms]': 7.0 * row['cameras']}
-        for key in ('at 30 Hz', 'highest rate [Hz]', 'limited by'):
-            del row[key]
-    result['results'][2]['overhead']['overhead p50 [ms]'] = 2.5
-    result['summary'] = node._summary(result)
-    goals = result['summary']['goals']
-    assert result['summary']['ours to plain'] == {}
-    assert not goals['overhead [ms], 2 cameras']['reached']
-    assert goals['overhead, part of the plain one, 4 cameras']['value'] == pytest.approx(
-        one['depth_node']['overhead p50 [ms]'] / one['plain_node']['overhead p50 [ms]'])
-    table = report.write(tmp_path / 'several.json', result)
-    assert '| 2 | depth_node | 2.5 ms |' in table
-    assert '| 56 ms |' in table
-    assert 'highest rate' not in table
-    assert (tmp_path / 'several.png').exists()
+    assert (nothing.answered, nothing.answers) == (0, 0.0)
+    assert math.isnan(nothing.age(50))
 
 
 # Rendered rooms --------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def test_a_row_is_compared_on_the_same_images():
 @pytest.mark.parametrize(('features', 'read_out', 'smoothing', 'upsampling'), [
     ('maskclip', 'mean', 0.0, 'bilinear'), ('attnpool', 'argmax', 1.0, 'centered')])
 def test_what_is_read_out_is_the_estimators_own(features, read_out, smoothing, upsampling):
-    config = DepthConfig.from_yaml(report.ROOT / 'config/demo.yaml')
+    config = DepthConfig.from_yaml(ROOT / 'config/demo.yaml')
     model = readouts.Model(config, features)
     seen = rooms.view(rooms.TEST, 0.0)
     model.temperature = 6.0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.device import cpu_has_bfloat16
 from depthclip_ros.core.resnet import can_fuse
@@ -48,6 +49,15 @@ def test_synthetic_images(estimator, seed):
     prediction = estimator.predict(clip_standin.synthetic_rgb(seed)[CROP])
     assert prediction.depth.shape == (416, 544)
     check(golden, f'synthetic_{seed}', prediction, estimator.config)
+
+
+def test_the_benchmarks_naive_way_is_the_official_code(estimator):
+    golden = np.load(ROOT / 'test/data/reference_synthetic.npz')
+    naive = NaiveDepthClip(clip_standin.state_dict(0), estimator.text_features, estimator.config,
+                           torch.device('cpu'))
+    depth, = naive([clip_standin.synthetic_rgb(0)[CROP]], flip=True)
+    np.testing.assert_allclose(
+        depth[::4, ::4], golden['synthetic_0/depth_416x544_every_4th'], rtol=0, atol=DEPTH)
 
 
 def test_real_images(estimator, shared_dir):

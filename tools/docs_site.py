@@ -154,7 +154,6 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _benchmarks() -> str:
-    from benchmarks import report
     parts = [('# Benchmarks: all tables\n\nMade from the committed JSON. What the goals were, and '
              'how it was measured: [benchmarks](README.md).\n')]
     results = ROOT / 'benchmarks/results'
@@ -163,7 +162,7 @@ def _benchmarks() -> str:
             continue
         name = path.relative_to(results).with_suffix('')
         result = json.loads(path.read_text(encoding='utf-8'))
-        text = re.sub(r'^#+ .*\n', '', report.markdown(result), count=1)
+        text = re.sub(r'^#+ .*\n', '', path.with_suffix('.md').read_text('utf-8'), count=1)
         parts.append(f'## {name.parent}: {name.name}\n\n{result["what"]}\n{text}')
     return '\n'.join(parts)
 

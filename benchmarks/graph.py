@@ -9,31 +9,28 @@ import multiprocessing
 import os
 import re
 import struct
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'test')]
-
-import numpy as np  # noqa: E402
-import rclpy  # noqa: E402
-import ros_harness as ros  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from rclpy.executors import (  # noqa: E402
+import numpy as np
+import rclpy
+import ros_harness as ros
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import (
     ExternalShutdownException,
     ShutdownException,
     SingleThreadedExecutor,
 )
-from rclpy.qos import QoSProfile  # noqa: E402
-from rclpy.serialization import serialize_message  # noqa: E402
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
+from rclpy.qos import QoSProfile
+from rclpy.serialization import serialize_message
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
-from depthclip_ros.node.process import keep_freed_memory  # noqa: E402
+from depthclip_ros.node.process import keep_freed_memory
 
 PATIENCE = 120.0  # seconds
 STAMP = struct.Struct('<iI')  # at byte 4 of a serialised message that begins with a header
@@ -48,6 +45,23 @@ def stamp_of(raw: bytes) -> int:
     return int(seconds * 10**9 + nanoseconds)
 
 
+def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> bool:
+    """Whether it holds before the time is over."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, all threads."""
+    text = Path(f'/proc/{pid}/stat').read_text(encoding='ascii')
+    user, system = text.rpartition(')')[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+
+
 # Cameras ---------------------------------------------------------------------------------------
 
 
@@ -55,15 +69,20 @@ class Cameras:
     """A process that publishes images and camera_infos on demand."""
 
     def __init__(self, domain: int, names: Sequence[str], rgb: np.ndarray) -> None:
+        """Start the process; every camera sends the same (H, W, 3) image."""
         spawn = multiprocessing.get_context('spawn')
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(
             target=_publish_on_demand, args=(theirs, domain, tuple(names), rgb), daemon=True)
         self._process.start()
 
-    def send(self, rate: float, seconds: float) -> dict[str, list[int]]:
-        """Publish at `rate` (Hz) for every camera; give the stamps that were sent, by camera."""
+    def begin(self, rate: float, seconds: float) -> None:
+        """Publish at `rate` (Hz) for every camera, once all are subscribed."""
         self._pipe.send((rate, seconds))
+
+    def send(self, rate: float, seconds: float) -> dict[str, list[int]]:
+        """Publish likewise, to the end; give the stamps that were sent, by camera."""
+        self.begin(rate, seconds)
         if not self._pipe.poll(seconds + PATIENCE):
             raise RuntimeError('the process of cameras does not answer')
         sent: dict[str, list[int]] = self._pipe.recv()
@@ -71,7 +90,7 @@ class Cameras:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send(None)
+        self._process.terminate()
         self._process.join(PATIENCE)
 
 
@@ -79,7 +98,7 @@ def _publish_on_demand(
     pipe: Any, domain: int, names: tuple[str, ...], rgb: np.ndarray,
 ) -> None:
     keep_freed_memory()
-    rclpy.init(domain_id=domain)
+    rclpy.init(domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('cameras')
     image = ros.image(ros.Header(frame_id=ros.FRAME), rgb, 'rgb8')
     info = ros.camera_info(image.header, image.width, image.height)
@@ -89,11 +108,11 @@ def _publish_on_demand(
         name: [node.create_publisher(kind, f'{name}/{topic}', QoSProfile(depth=5))
                for kind, topic in ((Image, 'image'), (CameraInfo, 'camera_info'))]
         for name in names}
-    while (order := pipe.recv()) is not None:
-        for pair in publishers.values():
-            _wait(lambda pair=pair: all(p.get_subscription_count() for p in pair), 'subscribers')
-        pipe.send(_publish_for(publishers, serialised, *order))
-    rclpy.shutdown()
+    while True:
+        rate, seconds = pipe.recv()
+        for publisher in (each for pair in publishers.values() for each in pair):
+            wait_until(publisher.get_subscription_count)
+        pipe.send(_publish_for(publishers, serialised, rate, seconds))
 
 
 def _publish_for(
@@ -103,9 +122,8 @@ def _publish_for(
     sent: dict[str, list[int]] = {name: [] for name in publishers}
     image, info = serialised
     start, step = time.monotonic(), 1.0 / (rate * len(publishers))
-    count = max(1, round(rate * seconds)) * len(publishers)
     turns = list(publishers.items())
-    for number in range(count):
+    for number in range(max(1, round(rate * seconds)) * len(publishers)):
         # A camera that is late does not hurry; one that is far behind gives up.
         time.sleep(max(0.0, start + number * step - time.monotonic()))
         if time.monotonic() - start > 1.5 * seconds + 1.0:
@@ -123,12 +141,18 @@ def _publish_for(
 
 
 class Receiver:
-    """Notes when every depth image arrives; the other outputs are subscribed, and never read."""
+    """Notes when every depth image arrives; the other outputs are subscribed, and never read.
+
+    Attributes:
+        arrivals: nanoseconds, by camera and stamp.
+        diagnostics: the last values of each status, by its name.
+
+    """
 
     def __init__(self, domain: int, names: Sequence[str]) -> None:
+        """Listen to all outputs of these cameras."""
         keep_freed_memory()
-        self.arrivals: dict[tuple[str, int], int] = {}  # nanoseconds by camera and stamp
-        self.last = b''  # depth image as it came
+        self.arrivals: dict[tuple[str, int], int] = {}
         self.diagnostics: dict[str, dict[str, str]] = {}
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain)
@@ -136,7 +160,7 @@ class Receiver:
         self._idle = rclpy.create_node('idle_receiver', context=self._context)
         for name in names:
             self._node.create_subscription(
-                Image, f'{name}/depth/image', self._callback(name), 10, raw=True)
+                Image, f'{name}/depth/image', self._callback(name), 50, raw=True)
             for topic, kind in OTHER_OUTPUTS.items():
                 self._idle.create_subscription(kind, f'{name}/{topic}', lambda _: None, 1)
         self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
@@ -151,22 +175,23 @@ class Receiver:
 
     def _callback(self, name: str) -> Any:
         def note(raw: bytes) -> None:
-            now = time.time_ns()
-            self.arrivals[name, stamp_of(raw)] = now
-            self.last = raw
+            self.arrivals[name, stamp_of(raw)] = time.time_ns()
         return note
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         for status in array.status:
             self.diagnostics[status.name] = ros.values_of(status)
 
-    def close(self) -> None:
-        """Leave the graph."""
-        self._executor.shutdown()
-        self._thread.join(PATIENCE)
-        rclpy.shutdown(context=self._context)
-        self._node.destroy_node()
-        self._idle.destroy_node()
+    def wait_until_quiet(self, seconds: float) -> None:
+        """Wait until nothing has come for so long."""
+        count = -1
+        while len(self.arrivals) != count:
+            count = len(self.arrivals)
+            wait_until(lambda count=count: len(self.arrivals) != count, seconds)
+
+    def count_publishers(self, topic: str) -> int:
+        """Publishers of a topic that have been found."""
+        return int(self._node.count_publishers(topic))
 
     def take_milliseconds(self, cameras: Cameras, topic: str, *, raw: bool) -> float:
         """Median time of taking one image from the middleware: what precedes any callback."""
@@ -184,6 +209,14 @@ class Receiver:
         self._idle.destroy_subscription(subscription)
         return median(times)
 
+    def close(self) -> None:
+        """Leave the graph."""
+        self._executor.shutdown()
+        self._thread.join(PATIENCE)
+        rclpy.shutdown(context=self._context)
+        self._node.destroy_node()
+        self._idle.destroy_node()
+
 
 # Session ---------------------------------------------------------------------------------------
 
@@ -195,10 +228,10 @@ class Session:
         self, process: ros.NodeProcess, cameras: Cameras, receiver: Receiver,
         names: Sequence[str],
     ) -> None:
+        """Take what has been started."""
         self.process, self.cameras, self.receiver = process, cameras, receiver
         self.names = tuple(names)
-        self.seconds_per_frame = 0.0
-        self._answers = False
+        self.round_seconds = 0.0  # of the last answered images; 0 before
 
     def ask(self) -> float:
         """Send one image of every camera and wait for all depth; give the seconds it took.
@@ -206,52 +239,36 @@ class Session:
         Until the first answers the images are sent again now and then: they may precede the
         discovery. Not later: a slow node has not yet answered the first when others follow.
         """
-        end, rounds = time.monotonic() + PATIENCE, []
-        while time.monotonic() < end:
+        waited = 0.0
+        while waited < PATIENCE:
             start = time.monotonic()
             sent = self.cameras.send(1000.0, 0.001)
-            rounds.append([(name, stamp) for name in self.names for stamp in sent[name]])
-            if _wait(lambda: any(all(key in self.receiver.arrivals for key in wanted)
-                                 for wanted in rounds), '',
-                     timeout=PATIENCE if self._answers else 5.0, strict=False):
-                self._answers = True
-                return time.monotonic() - start
-            self._check_alive()
+            wanted = {(name, stamp) for name in self.names for stamp in sent[name]}
+            patience = PATIENCE if self.round_seconds else 5.0
+            if wait_until(lambda wanted=wanted: self.receiver.arrivals.keys() >= wanted,
+                          patience):
+                self.round_seconds = time.monotonic() - start
+                return self.round_seconds
+            waited += patience
         raise RuntimeError(f'no answer from the node:\n{self.process.output}')
 
-    def send(self, rate: float, seconds: float, lead: float) -> Trial:
-        """Publish at a rate, and see what comes back; the first `lead` seconds do not count."""
+    def send(self, rate: float, seconds: float) -> Trial:
+        """Publish at a rate for every camera, and see what comes back."""
         self.receiver.arrivals.clear()
-        cpu = self.cpu_seconds()
-        sent = self.cameras.send(rate, lead + seconds)
-        self._wait_until_quiet()
-        self._check_alive()
-        cpu = self.cpu_seconds() - cpu
-        return Trial(sent, dict(self.receiver.arrivals), lead, cpu)
-
-    def _wait_until_quiet(self) -> None:
-        patience = 1.5 + 4.0 * self.seconds_per_frame
-        count, since = -1, time.monotonic()
-        while time.monotonic() - since < patience:
-            if len(self.receiver.arrivals) != count:
-                count, since = len(self.receiver.arrivals), time.monotonic()
-            time.sleep(0.02)
-
-    def _check_alive(self) -> None:
-        if self.process.process.poll() is not None:
-            raise RuntimeError(f'the node has ended:\n{self.process.output}')
-
-    def cpu_seconds(self) -> float:
-        """CPU time of the node's process, all threads."""
-        text = Path(f'/proc/{self.process.process.pid}/stat').read_text(encoding='ascii')
-        user, system = text.rpartition(')')[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+        before = cpu_seconds(self.process.process.pid)
+        sent = self.cameras.send(rate, seconds)
+        self.receiver.wait_until_quiet(1.5 + 2.0 * self.round_seconds)
+        cpu = cpu_seconds(self.process.process.pid) - before
+        return Trial(sent, dict(self.receiver.arrivals), cpu)
 
     def own_times(self, frames: int = 0) -> dict[str, float]:
-        """Milliseconds that the node has measured itself: 'network', 'overhead', and others.
+        """Median milliseconds that the node has measured itself: 'network' and 'overhead'.
 
         Args:
-            frames: wait until it has counted so many.
+            frames: wait until it has counted so many of the first camera.
+
+        Returns:
+            These, and the 'frames' that it has counted.
 
         """
         found: dict[str, float] = {}
@@ -259,17 +276,17 @@ class Session:
         def look() -> bool:
             found.update(self._diagnosed() or self._logged())
             return found.get('frames', -1) >= frames
-        _wait(look, 'times of the node')
+        if not wait_until(look):
+            raise RuntimeError(f'the node tells no times:\n{self.process.output}')
         return found
 
     def _diagnosed(self) -> dict[str, float]:
         values = self.receiver.diagnostics.get(f'depth_node: frames of {self.names[0]}')
         if not values:
             return {}
-        times = {key.removesuffix(' p50 [ms]').removeprefix('node '): float(value)
-                 for key, value in values.items() if key.endswith(' p50 [ms]') and value
-                 and not key.startswith('age')}
-        return {'frames': float(values['published']), **times}
+        return {'frames': float(values['published']),
+                'network': float(values['network p50 [ms]'] or 'nan'),
+                'overhead': float(values['node overhead p50 [ms]'] or 'nan')}
 
     def _logged(self) -> dict[str, float]:
         lines: list[str] = re.findall(r'TIMES (\{.*\})', self.process.output)
@@ -281,48 +298,50 @@ class Trial:
 
     Attributes:
         rate: images a second and camera that were really sent.
-        sent, received: images that count, of all cameras.
-        latencies: milliseconds from stamp to arrival, in the order of stamps.
-        seconds: since the first image, for each of `latencies`.
+        sent, answered: images of all cameras.
+        answers: images a second that were answered, from the first one to the last.
+        ages: milliseconds from stamp to arrival, in the order of stamps.
         cpu: milliseconds of the node's process per answered image.
 
     """
 
     def __init__(
-        self, sent: dict[str, list[int]], arrivals: dict[tuple[str, int], int], lead: float,
-        cpu: float,
+        self, sent: dict[str, list[int]], arrivals: dict[tuple[str, int], int], cpu: float,
     ) -> None:
-        first = min(stamps[0] for stamps in sent.values())
-        last = max(stamps[-1] for stamps in sent.values())
-        counted = sorted((stamp, name) for name, stamps in sent.items() for stamp in stamps
-                         if stamp >= first + lead * 1e9)
-        answered = [(stamp, arrivals[name, stamp]) for stamp, name in counted
+        """Compare what was sent, stamps by camera, with what came."""
+        stamps = sorted((stamp, name) for name, of_one in sent.items() for stamp in of_one)
+        answered = [(stamp, arrivals[name, stamp]) for stamp, name in stamps
                     if (name, stamp) in arrivals]
-        per_camera = len(next(iter(sent.values())))
-        self.rate = (per_camera - 1) / max(1e-9, (last - first) / 1e9)
-        self.sent, self.received = len(counted), len(answered)
-        self.latencies = [(arrival - stamp) / 1e6 for stamp, arrival in answered]
-        self.seconds = [(stamp - first) / 1e9 for stamp, _ in answered]
-        self.cpu = 1e3 * cpu / max(1, len(arrivals))
+        seconds = (stamps[-1][0] - stamps[0][0]) / 1e9
+        self.sent, self.answered = len(stamps), len(answered)
+        self.rate = (len(stamps) - 1) / max(1e-9, seconds) / len(sent)
+        came = [arrival for _, arrival in answered]
+        self.answers = 1e9 * (len(came) - 1) / (max(came) - min(came)) if len(came) > 1 else 0.0
+        self.ages = [(arrival - stamp) / 1e6 for stamp, arrival in answered]
+        self.cpu = 1e3 * cpu / max(1, len(answered))
 
-    @property
-    def drops(self) -> float:
-        """Part of the images that was never answered."""
-        return 1.0 - self.received / max(1, self.sent)
-
-    def percentile(self, percent: float) -> float:
-        """Percentile of the latency in milliseconds; NaN if nothing came."""
-        return float(np.percentile(self.latencies, percent)) if self.latencies else float('nan')
+    def age(self, percent: float) -> float:
+        """Percentile of the age in milliseconds; NaN if nothing came."""
+        return float(np.percentile(self.ages, percent)) if self.ages else float('nan')
 
 
 @contextlib.contextmanager
 def session(
-    module: str, parameters: dict[str, Any], names: Sequence[str], rgb: np.ndarray,
-    cache: str,
+    module: str, parameters: dict[str, Any], count: int, rgb: np.ndarray, cache: str,
 ) -> Iterator[Session]:
-    """Start a node with cameras and a receiver, and wait until every camera is answered."""
+    """Start a node with cameras and a receiver, and wait until every camera is answered.
+
+    Args:
+        module: of the node.
+        parameters: of the node.
+        count: cameras.
+        rgb: (H, W, 3) image that they all send.
+        cache: folder of text features.
+
+    """
+    names = [f'camera{i}' for i in range(count)]
     arguments = ['--ros-args']
-    for name, value in {**parameters, 'cameras': list(names)}.items():
+    for name, value in {**parameters, 'cameras': names}.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         arguments += ['-p', f'{name}:={text}']
     with contextlib.ExitStack() as stack:
@@ -336,17 +355,4 @@ def session(
         process.wait_for(r'\]: Active: ', PATIENCE)
         running = Session(process, cameras, receiver, names)
         running.ask()
-        running.seconds_per_frame = median(
-            running.ask() for _ in range(3 if len(names) < 4 else 1)) / len(names)
         yield running
-
-
-def _wait(condition: Any, what: str, timeout: float = PATIENCE, *, strict: bool = True) -> bool:
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            if strict:
-                raise RuntimeError(f'{what} never came')
-            return False
-        time.sleep(0.001)
-    return True
