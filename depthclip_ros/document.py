@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headings, texts, tables and pictures as HTML, Markdown and LaTeX, by Jinja2 templates.
+"""Pages of texts, tables and pictures: as HTML, as Markdown, on a terminal, or as LaTeX tables.
 
-All text here is plain text: each format escapes everything that is put into its template.
+A page is a list of blocks, which hold plain text. Each format's template lays them out, and
+escapes everything that is put into it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).with_name('templates')
@@ -25,7 +22,7 @@ _TEMPLATES = Path(__file__).with_name('templates')
 
 @dataclass(frozen=True)
 class Heading:
-    """Title of a section; `level` 1 is the document's own."""
+    """Title of a section; `level` 1 is the page's own."""
 
     text: str
     level: int = 2
@@ -39,21 +36,22 @@ class Text:
     warning: bool = False
 
 
-@dataclass(frozen=True)
-class Bullets:
-    """A list of sentences."""
+class Strong(str):
+    """Cell with what counts, in bold."""
 
-    items: Sequence[str]
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table: `strong` for what counts, `quiet` for others' numbers, or `small`."""
+class Quiet(str):
+    """Cell with others' numbers, in italics."""
 
-    text: str
-    strong: bool = False
-    quiet: bool = False
-    small: bool = False
+    __slots__ = ()
+
+
+class Small(str):
+    """Cell with an interval, below its number."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -61,41 +59,29 @@ class Table:
     """A table.
 
     Attributes:
-        title: what it shows; '' for none, and no number.
         header: one text per column.
-        rows: as many cells as columns.
-        numbers: columns that hold numbers, and are aligned as such.
+        rows: as many cells as columns: plain, or `Strong`, `Quiet` or `Small`.
+        title: what it shows; a table without a title has no number.
         note: sentences below it.
-        number: see `numbered`.
+        texts: columns that are aligned as texts; all others hold numbers.
 
     """
 
-    title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    numbers: frozenset[int] = field(default_factory=frozenset)
+    rows: Sequence[Sequence[str]]
+    title: str = ''
     note: str = ''
-    number: int = 0
-
-    @property
-    def columns(self) -> str:
-        """LaTeX's letters for the columns: long texts are wrapped."""
-        longest = [max(map(len, texts)) for texts in zip(
-            self.header, *([cell.text for cell in row] for row in self.rows), strict=True)]
-        return ''.join('r' if i in self.numbers else 'X' if size > 28 else 'l'
-                       for i, size in enumerate(longest))
+    texts: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a file beside the document, one for LaTeX, and its size in inches if known."""
+    """A figure: a file beside the page (of a chart, a PDF too), and its size in inches."""
 
     title: str
     caption: str
     file: str
-    paper: str
     size: tuple[float, float] | None = None
-    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,57 +106,64 @@ class Code:
     text: str
 
 
-Block = Heading | Text | Bullets | Table | Picture | Headline | Details | Code
-
-
-def plain_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], chosen: str = '',
-) -> Table:
-    """Make a table of texts without a title: a name and its numbers in each row.
-
-    Args:
-        header: one text per column.
-        rows: as many texts as columns.
-        chosen: name of the row that stands out.
-
-    """
-    return Table('', header, [[Cell(text, strong=bool(chosen) and row[0] == chosen)
-                               for text in row] for row in rows],
-                 frozenset(range(1, len(header))))
-
-
-def numbered(blocks: Sequence[Block]) -> list[Block]:
-    """Give tables and pictures their numbers, in order."""
-    numbers: dict[type, Any] = {Table: count(1), Picture: count(1)}
-
-    def visit(block: Block) -> Block:
-        if isinstance(block, Details):
-            return dataclasses.replace(block, blocks=[visit(inner) for inner in block.blocks])
-        if isinstance(block, (Table, Picture)) and block.title:
-            return dataclasses.replace(block, number=next(numbers[type(block)]))
-        return block
-    return [visit(block) for block in blocks]
+Block = Heading | Text | Table | Picture | Headline | Details | Code
 
 
 def to_html(blocks: Sequence[Block], footer: str = '') -> str:
-    """One document without scripts, that loads nothing but the pictures beside it."""
+    """One page without scripts, that loads nothing but the pictures beside it."""
     return _render('html', blocks, footer)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown text (the dialect with tables)."""
-    return _render('md', blocks, '')
+    return _render('md', blocks)
 
 
 def to_latex(blocks: Sequence[Block], footer: str = '') -> str:
-    """A document for pdflatex, xelatex or tectonic, with booktabs' tables."""
-    return _render('tex', blocks, footer)
+    """All tables that have a title, below the warnings, for pdflatex, xelatex or tectonic."""
+    warnings = [block for block in blocks if isinstance(block, Text) and block.warning]
+    return _render('tex', [*warnings, *_titled(blocks)], footer, _title(blocks))
 
 
-def _render(suffix: str, blocks: Sequence[Block], footer: str) -> str:
-    title = next((b.text for b in blocks if isinstance(b, Heading)), 'Report')
+def to_terminal(blocks: Sequence[Block]) -> str:
+    """Plain text: no markup, columns aligned; pictures are left out."""
+    parts = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f'{block.text}\n{("=" if block.level == 1 else "-") * len(block.text)}')
+        elif isinstance(block, Text):
+            parts.append(f'Warning: {block.text}' if block.warning else block.text)
+        elif isinstance(block, Table):
+            parts.append('\n'.join(_aligned(block)))
+    return '\n\n'.join(parts) + '\n'
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        yield '  '.join(
+            text.ljust(width) if i in table.texts else text.rjust(width)
+            for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
+
+
+def _titled(blocks: Sequence[Block]) -> Iterator[Table]:
+    for block in blocks:
+        if isinstance(block, Table) and block.title:
+            yield block
+        elif isinstance(block, Details):
+            yield from _titled(block.blocks)
+
+
+def _title(blocks: Sequence[Block]) -> str:
+    return next((block.text for block in blocks if isinstance(block, Heading)), 'Report')
+
+
+def _render(
+    suffix: str, blocks: Sequence[Block], footer: str = '', title: str = '',
+) -> str:
     text: str = _environment(suffix).get_template(f'document.{suffix}').render(
-        blocks=blocks, title=title, footer=footer)
+        blocks=blocks, title=title or _title(blocks), footer=footer)
     return text
 
 
@@ -179,23 +172,21 @@ def _environment(suffix: str) -> Environment:
     """Jinja2 with a format's own escaping of whatever is put in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    escape: Callable[[str], str] | None = {
-        'html': None, 'md': _escape_markdown, 'tex': _escape_latex}[suffix]
+    escapes = {'md': _escape_markdown, 'tex': _escape_latex}
+    escape: Callable[[str], str] | None = escapes.get(suffix)
 
     def finalize(value: Any) -> Any:
         if escape is None or isinstance(value, Markup):  # what a template has made
             return value
         return Markup(escape(str(value)))  # noqa: S704 - escaped the format's own way
-    delimiters: dict[str, Any] = {} if suffix != 'tex' else {
-        'variable_start_string': '<<', 'variable_end_string': '>>', 'block_start_string': '<%',
-        'block_end_string': '%>', 'comment_start_string': '<#', 'comment_end_string': '#>'}
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, finalize=finalize,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, **delimiters)
+        keep_trailing_newline=True)
     environment.filters['anchor'] = lambda text: re.sub(
         r'[^a-z0-9]+', '-', text.lower()).strip('-')
     environment.filters['kind'] = lambda block: type(block).__name__.lower()
+    environment.filters['columns'] = _latex_columns
     return environment
 
 
@@ -221,3 +212,10 @@ def _escape_latex(text: str) -> str:
     shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]')
                     for c in plain)
     return re.sub('\0(.)', r'$\\delta_\1$', shown)
+
+
+def _latex_columns(table: Table) -> str:
+    """LaTeX's letters for the columns: long texts are wrapped."""
+    longest = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    return ''.join('r' if i not in table.texts else 'X' if size > 28 else 'l'
+                   for i, size in enumerate(longest))

@@ -376,7 +376,7 @@ class Evaluation:
         if not self._options.report:
             return
         from . import report
-        report.write(self._folder)
+        report.write(self._folder, report.Source.read(self._folder))
 
     def _link_latest(self) -> None:
         """`latest` points at this folder."""

@@ -106,7 +106,10 @@ def test_a_constant_is_seen_to_be_none_better(frames, tmp_path, capsys):
     """What has not looked at the image is not said to be good."""
     bag = with_depth(tmp_path / 'bag', frames, lambda depth: np.full_like(depth, 2.0))
     assert run(bag) == 0
-    assert 'worse than' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'worse than' in said
+    assert 'rmse [m]' in said
+    assert not set(said) & set('\\|#*')  # plain text, no markup
 
 
 def test_holes_are_counted_and_not_scored(frames, tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`depthclip words`: what words say of pictures, and what must be known before it is believed."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.prompts import unknown_words
 from depthclip_ros.core.weights import cache_folder, load
 from depthclip_ros.sim.bag import NANOSECONDS
-from offline_eval.report.words import Answer
+from offline_eval.report.figures import sample_of
 
 NEAR_TO_FAR = 'very close, close, far, very far'
 
@@ -28,11 +30,11 @@ def run(*arguments):
 
 
 def rows(text, heading):
-    """Cells of the table below a heading, by their first."""
-    lines = text.partition(f'## {heading}\n')[2].partition('\n## ')[0].splitlines()
-    cells = [[c.strip() for c in line.strip('|').split('|')] for line in lines
-             if line.startswith('|')]
-    return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
+    """Cells of the table below a heading on the screen, by their first."""
+    below = text.partition(f'\n{heading}\n{"-" * len(heading)}\n')[2].partition('\n---')[0]
+    lines = [re.split(r' {2,}', line.strip()) for line in below.splitlines()]
+    head, *body = [cells for cells in lines if len(cells) > 1]
+    return {cells[0]: dict(zip(head, cells, strict=True)) for cells in body}
 
 
 def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
@@ -42,6 +44,7 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
                '-o', output) == 0
     said = capsys.readouterr().out
     assert 'Warning' not in said
+    assert not set(said) & set('\\|#*')  # plain text, no markup
     config = demo_estimator.config.replace(
         tokens=tuple(NEAR_TO_FAR.split(', ')), bins=(0.5, 10 / 3, 37 / 6, 9.0))
     demo_estimator.reconfigure(config)
@@ -52,7 +55,7 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     assert rows(said, 'Words A')['close']['most like'] == 'very close'
     assert set(rows(said, 'Words B')) == {'near', 'far'}
     depth = rows(said, 'Depth')
-    assert float(depth['A'][r'median \[m\]']) == pytest.approx(
+    assert float(depth['A']['median [m]']) == pytest.approx(
         np.median(prediction.patch_depth), abs=0.0051)
     assert depth['A'] != depth['B']
     assert 'evenly spaced from 0.5 to 9 m' in said
@@ -95,7 +98,7 @@ def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     for of_a in rows(said, 'Words A').values():  # what is the same shares its patches
         assert of_a['strongest in'] == '50.0%'
     assert 'B: this model takes' not in said
-    assert rows(said, 'Depth')['A'][r'deviation \[m\]'] == '0.00'
+    assert rows(said, 'Depth')['A']['deviation [m]'] == '0.00'
     assert 'One of them says the same everywhere' in said
 
 
@@ -104,7 +107,7 @@ def test_words_alike_within_a_set_are_paired(capsys):
     assert run('close, apple, guitar', '--weights', 'demo') == 0
     said = capsys.readouterr().out
     assert "cannot tell 'apple' and 'guitar' apart" in said
-    assert '## Depth' not in said
+    assert 'median' not in said
     assert 'answers' not in rows(said, 'Words A')['close']
 
 
@@ -161,7 +164,7 @@ def test_an_answer_shows_what_the_network_sees(demo_estimator):
     """A bright column of a wide image stays where its patch is."""
     wide = np.zeros((60, 200, 3), np.uint8)
     wide[:, 100:] = 255
-    answer = Answer.of(wide, demo_estimator.predict(wide))
+    answer = sample_of(wide, demo_estimator.predict(wide), demo_estimator.config)
     height, width = answer.rgb.shape[:2]
     assert answer.depth.shape == (height, width)
     middle = answer.rgb[height // 2, :, 0]

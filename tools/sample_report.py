@@ -45,7 +45,7 @@ def main() -> int:
             summary, best=summary.best[:1], median=summary.median[:1], worst=summary.worst[:1],
             versions=versions, weights=weights,
             command=f'{COMMAND} (renders the rooms and runs: {summary.command})').to_json())
-        report.write(results)
+        report.write(results, report.Source.read(results))
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(results / report.FOLDER, output)
     size = sum(path.stat().st_size for path in output.rglob('*') if path.is_file())

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..color import UNTRAINED, color_bar, colorize, known_range, png
-from ..document import Block, Heading, Picture, Text, plain_table
+from ..document import Block, Heading, Picture, Strong, Table, Text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,67 +81,57 @@ def contents(
         picture: name of the file of `draw_examples`, beside the report.
 
     """
-    parts: list[Block] = [
-        Heading(f'Calibration on {context.source}', 1)]
+    parts: list[Block] = [Heading(f'Calibration on {context.source}', 1)]
     if not context.trained:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
     parts += [
         *(Text(warning, warning=True) for warning in context.warnings),
         Text(fitted.verdict, warning=not fitted.improved),
         Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'),
-        *_errors(fitted), *_error_bars(fitted), *_recording(fitted, context)]
+        *_errors(fitted),
+        Heading('Error bars'),
+        Text(f'{fitted.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
+             '(90 % are meant to).'),
+        Text("elevation_mapping's sensor model, sigma = a + b (z - c)² + d zᵉ in metres:"),
+        Table('abcde', [[f'{v:.5g}' for v in fitted.sensor_model]]),
+        Heading('The recording'),
+        Table(('what', 'value'), [
+            ('images and depth', context.described),
+            ('network', context.model),
+            ('frames with depth', str(context.recorded)),
+            ('clearly different views', str(context.views)),
+            ('frames calibrated from', str(fitted.frames))], texts=frozenset({0, 1}))]
+    if context.left_out:
+        parts.append(Table(('left out', 'times'), [
+            (cause, str(count)) for cause, count in sorted(context.left_out.items())]))
     if examples:
         parts += [Heading('Pictures'), Picture(
             'Examples',
             'From left to right: image, depth before, after, and measured; near is red, far is '
             'blue, no depth is black. These frames were among those fitted to, unlike the '
-            'numbers above.', picture, picture)]
+            'numbers above.', picture)]
     return parts
 
 
 def _errors(fitted: Fitted) -> list[Block]:
-    rows = [
-        (ROWS.get(name, name), _number(metrics.rmse), _number(metrics.delta1),
-         _number(metrics.abs_rel))
-        for name, metrics in sorted(fitted.held_out.items(), key=lambda item: (
-            list(ROWS).index(item[0]) if item[0] in ROWS else len(ROWS)))]
+    rows = []
+    for name in [*(name for name in ROWS if name in fitted.held_out),
+                 *(name for name in fitted.held_out if name not in ROWS)]:
+        metrics, style = fitted.held_out[name], Strong if name == fitted.variant else str
+        rows.append([style(text) for text in (
+            ROWS.get(name, name), _number(metrics.rmse), _number(metrics.delta1),
+            _number(metrics.abs_rel))])
     parts: list[Block] = [
         Heading('Before and after, on blocks held out'),
         Text(f'{fitted.frames} frames in {fitted.blocks} blocks (sequences, or pieces of time). '
              'Every number is of frames in blocks that the fit did not see; by them the share of '
              f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
-        plain_table(('what', 'rmse [m]', 'δ1', 'rel'), rows,
-                    ROWS.get(fitted.variant, fitted.variant))]
+        Table(('what', 'rmse [m]', 'δ1', 'rel'), rows)]
     if fitted.folds:
         names = list(fitted.folds[0])
-        parts.append(plain_table(
-            ('held out, rmse [m]', *names),
-            [(str(i + 1), *(_number(fold.get(name, math.nan)) for name in names))
-             for i, fold in enumerate(fitted.folds)]))
-    return parts
-
-
-def _error_bars(fitted: Fitted) -> list[Block]:
-    return [
-        Heading('Error bars'),
-        Text(f'{fitted.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
-             '(90 % are meant to).'),
-        Text("elevation_mapping's sensor model, sigma = a + b (z - c)² + d zᵉ in metres:"),
-        plain_table(('a', 'b', 'c', 'd', 'e'), [tuple(f'{v:.5g}' for v in fitted.sensor_model)])]
-
-
-def _recording(fitted: Fitted, context: Context) -> list[Block]:
-    parts: list[Block] = [
-        Heading('The recording'),
-        plain_table(('what', 'value'), [
-            ('images and depth', context.described),
-            ('network', context.model),
-            ('frames with depth', str(context.recorded)),
-            ('clearly different views', str(context.views)),
-            ('frames calibrated from', str(fitted.frames))])]
-    if context.left_out:
-        parts.append(plain_table(('left out', 'times'), [
-            (cause, str(count)) for cause, count in sorted(context.left_out.items())]))
+        parts.append(Table(('held out, rmse [m]', *names), [
+            (str(i + 1), *(_number(fold.get(name, math.nan)) for name in names))
+            for i, fold in enumerate(fitted.folds)]))
     return parts
 
 

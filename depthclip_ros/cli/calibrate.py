@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import yaml
 
-from .. import document
 from ..calibrate.checks import Comparison, Thumbnail, check, gather, unit_doubt, views
 from ..calibrate.fit import Options, Sample, fit
 from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
@@ -29,6 +28,7 @@ from .model import (
     output_folder,
     print_untrained,
     save,
+    save_page,
     settings,
     to_stderr,
 )
@@ -277,9 +277,7 @@ def _write(
             recording.left_out, warnings, str(target.settings))
         examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
                     for frame, *depths in zip(frames, before, after, strict=True)]
-        parts = document.numbered(contents(fitted, context, examples, target.picture.name))
-        save(target.html, document.to_html(parts))
-        save(target.markdown, document.to_markdown(parts))
+        save_page(target.html, contents(fitted, context, examples, target.picture.name))
         if examples:
             save(target.picture, draw_examples(examples))
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,7 @@ from ..color import UNTRAINED, color_bar, colorize, known_range, png, write_note
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
 from ..core.opencv import cv2
-from ..document import (
-    Block,
-    Heading,
-    Picture,
-    Table,
-    Text,
-    numbered,
-    plain_table,
-    to_html,
-    to_markdown,
-)
+from ..document import Block, Heading, Picture, Strong, Table, Text, to_terminal
 from ..fleet import cluster_of, share_out
 from ..sources.bag import BagError, is_bag
 from .calibrate import open_recording, with_progress
@@ -37,22 +27,22 @@ from .model import (
     output_folder,
     print_untrained,
     save,
+    save_page,
     settings,
     to_stderr,
 )
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from offline_eval.recorded import Comparison, Scores
+    from offline_eval.recorded import Comparison, Distance, Line, Scores
     from offline_eval.results import Sample
 
     from ..calibrate.bags import BagRecording
     from ..calibrate.recordings import RecordedFrame, Recording
-    from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
     from ..node.config import NodeConfig
 
@@ -66,8 +56,7 @@ DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
 ENDINGS = ('json', 'md', 'html', 'png')
 _ROWS, _COLUMNS = 120, 160  # of the pictures
-_SHOWN = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse')
-_SIGNS = {'d1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rmse': 'rmse [m]'}
+_SHOWN = {'d1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rel': 'rel', 'log10': 'log10', 'rmse': 'rmse [m]'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,24 +267,13 @@ def _example(
 ) -> Example:
     rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
     answer = np.where(np.isfinite(depth), depth, np.float32(np.nan))
+    sample = None
+    if prediction is not None and comparer.options.figures:
+        from offline_eval.report.figures import sample_of
+        sample = sample_of(frame.rgb, prediction, comparer.estimator.config, frame.moment.name,
+                           measured=frame.depth, index=position)
     return Example(frame.moment.name, np.asarray(rgb, np.uint8),
-                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS),
-                   None if prediction is None or not comparer.options.figures else _sample(
-                       position, frame, prediction, comparer.estimator.config))
-
-
-def _sample(
-    position: int, frame: RecordedFrame, prediction: DepthPrediction, config: DepthConfig,
-) -> Sample:
-    """What the words say of an image, cropped or padded to what the network sees."""
-    from offline_eval.report.words import Answer
-    from offline_eval.results import Sample
-    answer = Answer.of(frame.rgb, prediction)
-    truth = Answer.of(frame.rgb, replace(prediction, depth=frame.depth)).depth
-    return Sample(
-        position, frame.moment.name, '', 'example', answer.rgb, answer.depth, truth,
-        answer.weights, answer.patch_depth, list(config.tokens),
-        prediction.word_depths(config), {})
+                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS), sample)
 
 
 def finish(
@@ -321,17 +299,29 @@ def finish(
     each = [pool([one.scores]) for one in done]
     pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
     parts = contents(done, each, pooled, failed, about)
-    print(to_markdown([part for part in parts if not isinstance(part, Picture)]), end='')
+    print(to_terminal(parts), end='')
     if folder is not None:
+        examples = [example for one in done for example in one.examples][:4 * EXAMPLES]
+        if examples:
+            save(_file(folder, 'png'), _pictures(examples))
+            parts += [Heading('Pictures'), Picture(
+                'Examples',
+                'From left to right: image, depth, measured depth (near is red, far is blue), and '
+                'where depth is farther than measured (red) or nearer (blue), full colour from '
+                'twice as far or half on; black is unknown.', _file(folder, 'png').name)]
         if figures:
-            parts += _figures(folder, done)
-        _write(folder, parts, _examples(done), {
+            parts += _figures(folder, done, examples)
+        save_page(_file(folder, 'html'), parts)
+        numbers = {
             'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
             'recordings': [
                 {'source': one.scores.source, 'described': one.scores.described,
                  'unreadable': one.refused, **comparison.to_dict()}
                 for one, comparison in zip(done, each, strict=True)],
-            'failed': dict(failed)})
+            'failed': dict(failed)}
+        save(_file(folder, 'json'),
+             json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+        print(f'\nreport: {", ".join(str(_file(folder, e)) for e in ("html", "md", "json"))}')
     if about and not about['trained']:
         print_untrained()
 
@@ -349,36 +339,51 @@ def contents(
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
     parts += [Text(f'{source} could not be compared: {reason}', warning=True)
               for source, reason in failed.items()]
-    parts += [Text(pooled.verdict), _table_of_lines(pooled), Text(
-        f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is known '
-        f'for {pooled.answered:.1%}. Metrics are means over images. The first and the third row '
-        'are of these, the others of all that is measured. The two oracles see the measured '
-        'depth, and choose anew for every metric.'),
+    depth, filled, scaled, constant = pooled.lines
+    others = {
+        filled.name: filled,
+        f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)': scaled,
+        f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)': constant}
+    parts += [
+        Text(pooled.verdict),
+        Table(('what', *_SHOWN.values()), [
+            [Strong(text) for text in (depth.name, *_numbers(depth))],
+            *([name, *_numbers(line)] for name, line in others.items())]),
+        Text(f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is '
+             f'known for {pooled.answered:.1%}. Metrics are means over images. The first and the '
+             'third row are of these, the others of all that is measured. The two oracles see '
+             'the measured depth, and choose anew for every metric.'),
         Heading('Error by distance'),
         Text('Over all pixels together. Depth over measured depth is a geometric mean: below 1, '
              'things are said to be nearer than they are.'),
-        _table_of_distances(pooled)]
+        Table(('measured [m]', 'of the pixels', 'depth over measured', 'δ1', 'rel', 'rmse [m]'),
+              [(f'{d.low:g} to {d.high:g}', f'{d.share:.1%}', f'{d.ratio:.2f}',
+                *_numbers(d, ('d1', 'rel', 'rmse'))) for d in pooled.distances])]
     if len(done) > 1:
-        parts += [Heading('Every recording'), plain_table(
-            ('recording', 'images', *_headers(), 'best constant δ1', 'best constant rmse [m]'),
-            [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0].metrics),
-              *(f'{comparison.lines[-1].metrics[m]:.3f}' for m in ('d1', 'rmse')))
+        parts += [Heading('Every recording'), Table(
+            ('recording', 'images', *_SHOWN.values(), 'best constant δ1',
+             'best constant rmse [m]'),
+            [(one.scores.source, str(comparison.images), *_numbers(comparison.lines[0]),
+              *_numbers(comparison.lines[-1], ('d1', 'rmse')))
              for one, comparison in zip(done, each, strict=True)])]
-    parts += _table_of_sources(done, about)
-    if _examples(done):
-        parts += [Heading('Pictures'), Picture(
-            'Examples',
-            'From left to right: image, depth, measured depth (near is red, far is blue), and '
-            'where depth is farther than measured (red) or nearer (blue), full colour from twice '
-            'as far or half on; black is unknown.', 'comparison.png', 'comparison.png')]
-    return parts
+    network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
+        f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
+    parts += [Heading('What was compared'), Table(
+        ('what', 'value'), [
+            ('network', network), *((one.scores.source, one.scores.described) for one in done)],
+        texts=frozenset({0, 1}))]
+    left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
+                for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
+    return [*parts, Table(('left out', 'times'), left_out)] if left_out else parts
 
 
-def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
+def _figures(
+    folder: Path, done: Sequence[Compared], examples: Sequence[Example],
+) -> list[Block]:
     """The paper's Figures 3 to 5 of these recordings, in `figures/`."""
     from offline_eval.report import figures
     from offline_eval.results import ALL, Histograms
-    samples = [example.sample for example in _examples(done) if example.sample is not None]
+    samples = [example.sample for example in examples if example.sample is not None]
     shown = [samples[place] for place in spread_evenly(len(samples), FIGURES)]
     bins = shown[0].bins if shown else []
     counts = {ALL: np.sum([one.depths for one in done], axis=0).tolist()}
@@ -396,11 +401,10 @@ def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
                 f' Orange marks below: the metres of the words in {shown[0].name}.'
                 if shown else ''), photo=False))
         for number, sample in enumerate(shown, 1):
-            patches = figures.choose_patches(sample) or [
-                figures.Patch(i, j, float('nan'))
-                for i, j in figures.at_quantiles(sample.patch_depth)]
+            places = figures.at_quantiles(figures.patch_truth(sample)) or figures.at_quantiles(
+                sample.patch_depth)
             parts.append(figures.save(
-                folder, f'responses_{number}', figures.responses(sample, patches, sample.name),
+                folder, f'responses_{number}', figures.responses(sample, places, sample.name),
                 f'Answers in four patches of {sample.name}',
                 'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, '
                 '35, 65 and 95 % of the measured depth, or of depth by words where too little is '
@@ -417,49 +421,8 @@ def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
     return parts
 
 
-def _examples(done: Sequence[Compared]) -> list[Example]:
-    return [example for one in done for example in one.examples][:4 * EXAMPLES]
-
-
-def _headers() -> tuple[str, ...]:
-    return tuple(_SIGNS.get(m, m) for m in _SHOWN)
-
-
-def _numbers(metrics: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(f'{metrics[m]:.3f}' for m in _SHOWN)
-
-
-def _table_of_lines(comparison: Comparison) -> Table:
-    depth, filled, scaled, constant = comparison.lines
-    chosen = f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)'
-    return plain_table(('what', *_headers()), [
-        (depth.name, *_numbers(depth.metrics)),
-        (filled.name, *_numbers(filled.metrics)),
-        (chosen, *_numbers(scaled.metrics)),
-        (f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)',
-         *_numbers(constant.metrics))], depth.name)
-
-
-def _table_of_distances(comparison: Comparison) -> Table:
-    return plain_table(
-        ('measured [m]', 'of the pixels', 'depth over measured', 'δ1', 'rel', 'rmse [m]'),
-        [(f'{d.low:g} to {d.high:g}', f'{d.share:.1%}', f'{d.ratio:.2f}',
-          *(f'{d.metrics[m]:.3f}' for m in ('d1', 'rel', 'rmse')))
-         for d in comparison.distances])
-
-
-def _table_of_sources(
-    done: Sequence[Compared], about: Mapping[str, Any],
-) -> list[Block]:
-    network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
-        f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
-    left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
-                for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
-    parts: list[Block] = [
-        Heading('What was compared'),
-        plain_table(('what', 'value'), [
-            ('network', network), *((one.scores.source, one.scores.described) for one in done)])]
-    return [*parts, plain_table(('left out', 'times'), left_out)] if left_out else parts
+def _numbers(of: Line | Distance, metrics: Iterable[str] = _SHOWN) -> list[str]:
+    return [f'{of.metrics[m]:.3f}' for m in metrics]
 
 
 def _pictures(examples: Sequence[Example]) -> bytes:
@@ -488,16 +451,3 @@ def _error_picture(example: Example) -> NDArray[np.uint8]:
 
 def _file(folder: Path, ending: str) -> Path:
     return folder / f'comparison.{ending}'
-
-
-def _write(
-    folder: Path, parts: Sequence[Block], examples: Sequence[Example],
-    numbers: Mapping[str, Any],
-) -> None:
-    data = {'json': json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
-            'md': to_markdown(numbered(parts)), 'html': to_html(numbered(parts))}
-    for ending, text in data.items():
-        save(_file(folder, ending), text)
-    if examples:
-        save(_file(folder, 'png'), _pictures(examples))
-    print(f'\nreport: {", ".join(str(_file(folder, e)) for e in ("html", "md", "json"))}')

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.files import atomic
 from ..core.weights import Loaded, cache_folder, load
+from ..document import Block, to_html, to_markdown
 from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
 
@@ -140,6 +141,21 @@ def save(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise ConfigError(f'{path.parent}: cannot be written: {error.strerror}; is the disk '
                           'full?') from error
+
+
+def save_page(path: Path, blocks: Sequence[Block]) -> None:
+    """Write a page as HTML and as Markdown.
+
+    Args:
+        path: of the page; its ending is replaced.
+        blocks: of the page.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    """
+    save(path.with_suffix('.html'), to_html(blocks))
+    save(path.with_suffix('.md'), to_markdown(blocks))
 
 
 def given_camera(

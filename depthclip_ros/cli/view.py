@@ -104,11 +104,10 @@ class Seen:
 
     def figure(self, spots: Sequence[Spot]) -> Figure:
         """Draw it; within `offline_eval.report.figures.look`."""
+        from offline_eval.report.figures import sample_of
         from offline_eval.report.view import view as draw
-        from offline_eval.report.words import Answer
-        return draw(Answer.of(self.rgb, self.prediction), self.config.tokens,
-                    self.prediction.word_depths(self.config), self.span, self.title, spots,
-                    self.prediction.patch_stddev)
+        return draw(sample_of(self.rgb, self.prediction, self.config), self.span, self.title,
+                    spots, self.prediction.patch_stddev)
 
     def answers(self, row: int, column: int) -> str:
         """Depth of a patch, and the words that answer most there, on one line."""

@@ -12,15 +12,7 @@ from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DataError, quoted
 from ..core.prompts import unknown_words
-from ..document import (
-    Block,
-    Heading,
-    Text,
-    numbered,
-    plain_table,
-    to_html,
-    to_markdown,
-)
+from ..document import Block, Heading, Table, Text, to_terminal
 from .frames import named_frames
 from .model import (
     check_new,
@@ -28,7 +20,7 @@ from .model import (
     load_weights,
     output_folder,
     print_untrained,
-    save,
+    save_page,
     settings,
     to_stderr,
 )
@@ -38,10 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from offline_eval.report.words import Answer
+    from offline_eval.results import Sample
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
@@ -65,7 +58,6 @@ class WordSet:
         weights: (K,) sum of the words' weights over all patches.
         strongest: (K,) patches in which each word answers most; words that are the same to the
             model share theirs.
-        said: depth of the patches of each picture, (h w,) metres, NaN where there is none.
         answers: of every picture.
 
     """
@@ -76,8 +68,7 @@ class WordSet:
     features: Float32
     weights: NDArray[np.float64] = field(init=False)
     strongest: NDArray[np.float64] = field(init=False)
-    said: list[Float32] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = len(self.config.tokens)
@@ -88,13 +79,17 @@ class WordSet:
         """Its name, and its words."""
         return f'{self.name}: {", ".join(self.config.tokens)}'
 
-    def add(self, prediction: DepthPrediction, answer: Answer) -> None:
+    @property
+    def said(self) -> Float32:
+        """Depth of all patches of all pictures, (n h w,) metres, NaN where there is none."""
+        return np.concatenate([answer.patch_depth.ravel() for answer in self.answers])
+
+    def add(self, prediction: DepthPrediction, answer: Sample) -> None:
         """Count one picture; patches that show padding do not count."""
         weights = prediction.weights[:, np.isfinite(prediction.spread)]
         self.weights += weights.sum(axis=1)
         best = np.isclose(weights, weights.max(axis=0), rtol=1e-4, atol=0)
         self.strongest += (best / best.sum(axis=0)).sum(axis=1)
-        self.said.append(answer.patch_depth.ravel())
         self.answers.append(answer)
 
 
@@ -123,9 +118,9 @@ def words(options: argparse.Namespace) -> int:
     names, failures = _look(estimator, sets, options)
     parts = _contents(sets, names, estimator, [*notes, *_warnings(sets, loaded[1])])
     parts += [Text(f'Not read: {failure}', warning=True) for failure in failures]
-    print(to_markdown(parts), end='')
+    print(to_terminal(parts), end='')
     if folder is not None:
-        _write(folder, parts + _figures(folder, sets, names))
+        save_page(folder / 'words.html', parts + _figures(folder, sets))
         print(f'\npage: {", ".join(str(folder / f"words.{ending}") for ending in FILES)}')
     if not estimator.weights.trained:
         print_untrained()
@@ -199,13 +194,13 @@ def _look(
 
     if not options.image:
         return names, failures
-    from offline_eval.report.words import Answer
+    from offline_eval.report.figures import sample_of
     for name, rgb, _ in named_frames(
             options.image, options.max_images, skip, options.topic, to_stderr):
         for one in sets:
             estimator.reconfigure(one.config, one.features)
             prediction = estimator.predict(rgb)
-            one.add(prediction, Answer.of(rgb, prediction))
+            one.add(prediction, sample_of(rgb, prediction, one.config, name))
         names.append(name)
     if not names:
         raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')
@@ -255,7 +250,7 @@ def _contents(
     for one in sets:
         parts += [Heading(f'Words {one.name}'), Text(f'Bins: {one.origin}.'), _table(one)]
     if names:
-        parts += [Heading('Depth'), plain_table(
+        parts += [Heading('Depth'), Table(
             ('set', 'least [m]', 'median [m]', 'greatest [m]', 'deviation [m]', 'unknown'),
             [_said(one) for one in sets])]
         if len(sets) > 1:
@@ -268,9 +263,9 @@ def _table(one: WordSet) -> Block:
     tokens, cosines = one.config.tokens, one.features @ one.features.T
     np.fill_diagonal(cosines, -2)
     nearest = cosines.argmax(axis=1)
-    seen = bool(one.said)
+    seen = bool(one.answers)
     total, patches = max(float(one.weights.sum()), 1e-12), max(float(one.strongest.sum()), 1.0)
-    return plain_table(
+    return Table(
         ('word', 'bin [m]', *(('answers', 'strongest in') if seen else ()), 'most like', 'cosine'),
         [(token, f'{metres:.2f}', *(
             (f'{weight / total:.1%}', f'{strongest / patches:.1%}') if seen else ()),
@@ -280,7 +275,7 @@ def _table(one: WordSet) -> Block:
 
 
 def _said(one: WordSet) -> tuple[str, ...]:
-    said = np.concatenate(one.said)
+    said = one.said
     known = said[np.isfinite(said)]
     if not known.size:
         return one.name, '–', '–', '–', '–', '100%'
@@ -289,7 +284,7 @@ def _said(one: WordSet) -> tuple[str, ...]:
 
 
 def _difference(first: WordSet, second: WordSet) -> Block:
-    a, b = np.concatenate(first.said), np.concatenate(second.said)
+    a, b = first.said, second.said
     both = np.isfinite(a) & np.isfinite(b)
     if not both.any():
         return Text('There is no patch of which both sets know the depth.')
@@ -302,67 +297,54 @@ def _difference(first: WordSet, second: WordSet) -> Block:
                 f'{np.corrcoef(a[both], b[both])[0, 1]:.2f}.')
 
 
-def _figures(folder: Path, sets: Sequence[WordSet], names: Sequence[str]) -> list[Block]:
+def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
     """Draw everything into `figures/`."""
     from offline_eval.report import figures
     from offline_eval.report import words as drawn
-    labels = [_ellipsis(one.label) for one in sets]
+    labels = [figures.short(one.label, 44) for one in sets]
     features = np.concatenate([one.features for one in sets])
     tokens = [token for one in sets for token in one.config.tokens]
-    shown = spread_evenly(len(names), PICTURES)
+    pictures = list(zip(*(one.answers for one in sets), strict=True))
+    shown = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
+
+    def save(name: str, drawing: Figure, title: str, caption: str) -> Block:
+        return figures.save(folder, name, drawing, title, caption, photo=True)
     with figures.look():
-        parts: list[Block] = [Heading('How alike the words are'), figures.save(
-            folder, 'similarity', drawn.similarity(
-                tokens, features @ features.T, len(sets[0].config.tokens)),
+        parts: list[Block] = [Heading('How alike the words are'), save(
+            'similarity',
+            drawn.similarity(tokens, features @ features.T, len(sets[0].config.tokens)),
             'Cosines of the words’ text features',
             'In their sentences, as the model compares them with the patches: 1 is the same. '
-            'CLIP’s texts are all rather alike, so that differences count, not the level.',
-            photo=True)]
-        if not names:
+            'CLIP’s texts are all rather alike, so that differences count, not the level.')]
+        if not pictures:
             return parts
-        parts += [Heading('Depth with the words'), figures.save(
-            folder, 'depth', drawn.depths(
-                [(names[i], [one.answers[i] for one in sets]) for i in shown], labels,
-                [one.config.depth_span for one in sets]),
+        parts += [Heading('Depth with the words'), save(
+            'depth', drawn.depths(shown, labels, [one.config.depth_span for one in sets]),
             'Depth by words, as in the paper’s Figure 5',
-            'All on one scale, near is red. Grey: no depth, or no image.', photo=True)]
-        if len(names) > 1:
-            parts.append(figures.save(
-                folder, 'distribution', drawn.distributions(
-                    [np.concatenate(one.said) for one in sets],
-                    [one.config.bins for one in sets], labels),
+            'All on one scale, near is red. Grey: no depth, or no image.')]
+        if len(pictures) > 1:
+            parts.append(save(
+                'distribution', drawn.distributions(
+                    [one.said for one in sets], [one.config.bins for one in sets], labels),
                 'Distribution of the depth that is said, after the paper’s Figure 3',
-                f'All patches of {len(names)} pictures. The paper’s shows true depth, which '
-                'nobody has measured here. Marks below: the bins.', photo=True))
+                f'All patches of {len(pictures)} pictures. The paper’s shows true depth, which '
+                'nobody has measured here. Marks below: the bins.'))
         parts.append(Heading('What each word answers'))
-        for number, i in enumerate(shown):
-            for one, label in zip(sets, labels, strict=True):
-                what, answer = (one.config.tokens, one.config.bins), one.answers[i]
-                stem = f'{number + 1}_{one.name.lower()}'
+        for number, answers in enumerate(shown, 1):
+            for one, answer, label in zip(sets, answers, labels, strict=True):
+                places = figures.at_quantiles(np.where(
+                    np.isfinite(answer.patch_depth), answers[0].patch_depth, np.nan))
+                stem = f'{number}_{one.name.lower()}'
+                mirrored = (' Depth is the mean of the plain and the mirrored pass; the bars are '
+                            'those of the plain pass.') if one.config.flip_average else ''
                 parts += [
-                    figures.save(
-                        folder, f'bars_{stem}', drawn.bars(
-                            answer, sets[0].answers[i], *what, names[i]),
-                        f'Words {one.name} in four patches of {names[i]}, as in the paper’s '
-                        'Figure 4',
-                        'The patches are not picked by hand: they are at 5, 35, 65 and 95 % of '
-                        'the depth that words A say. Bars: weight of each word, they sum to 1; '
-                        'dotted: the weight of a network that knows nothing.' + (
-                            ' Depth is the mean of the plain and the mirrored pass; the bars are '
-                            'those of the plain pass.' if one.config.flip_average else ''),
-                        photo=True),
-                    figures.save(
-                        folder, f'maps_{stem}', drawn.maps(answer, *what, label),
-                        f'Answer of each of words {one.name} on {names[i]}',
-                        'Weight of the word in every patch, all on one scale.', photo=True)]
+                    save(f'bars_{stem}', figures.responses(answer, places, answer.name),
+                         f'Words {one.name} in four patches of {answer.name}, as in the paper’s '
+                         'Figure 4',
+                         'The patches are not picked by hand: they are at 5, 35, 65 and 95 % of '
+                         'the depth that words A say. Bars: weight of each word, they sum to 1; '
+                         f'dotted: the weight of a network that knows nothing.{mirrored}'),
+                    save(f'maps_{stem}', drawn.maps(answer, label),
+                         f'Answer of each of words {one.name} on {answer.name}',
+                         'Weight of the word in every patch, all on one scale.')]
     return parts
-
-
-def _ellipsis(text: str, most: int = 44) -> str:
-    return text if len(text) <= most else text[:most - 1] + '…'
-
-
-def _write(folder: Path, parts: Sequence[Block]) -> None:
-    texts = {'html': to_html(numbered(parts)), 'md': to_markdown(numbered(parts))}
-    for ending, text in texts.items():
-        save(folder / f'words.{ending}', text)

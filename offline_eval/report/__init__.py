@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report of an evaluation, for a browser, for Markdown and for a paper, from its folder alone."""
+"""Report of an evaluation: for a browser, as Markdown, and its tables for a paper."""
 
 from __future__ import annotations
 
@@ -17,33 +17,31 @@ HTML, MARKDOWN, LATEX = (f'{FOLDER}/report.{suffix}' for suffix in ('html', 'md'
 
 _LOGGER = logging.getLogger(__name__)
 
-__all__ = ['FOLDER', 'HTML', 'LATEX', 'MARKDOWN', 'write']
+__all__ = ['FOLDER', 'HTML', 'LATEX', 'MARKDOWN', 'Source', 'write']
 
 
-def write(folder: Path) -> None:
-    """Write the report into the results folder. Needs nothing but that folder.
+def write(folder: Path, source: Source) -> None:
+    """Write the report into the results folder.
 
     Without matplotlib the report has no figures, and says so, as does the log.
 
     Args:
-        folder: with summary.json; per_image.csv, samples/ and depth_histograms.json are used
-            where they are.
+        folder: of the results.
+        source: what was measured.
 
     Raises:
-        ResultsError: the folder holds no finished evaluation, or cannot be written to.
+        ResultsError: the folder cannot be written to.
 
     """
-    source = Source.read(folder)
     pictures, missing = {}, ''
     try:
         pictures = figures.write(folder / FOLDER, source)
     except figures.FiguresMissingError as error:
         missing = str(error)
         _LOGGER.warning('%s', missing)
-    blocks = document.numbered(contents(source, pictures, missing))
+    blocks = contents(source, pictures, missing)
     footer = (f'Written by depthclip_ros {source.summary.versions.get("depthclip_ros", "")} from '
               f'{results.SUMMARY} and what lies beside it.')
-    for name, text in ((MARKDOWN, document.to_markdown(blocks)),
-                       (HTML, document.to_html(blocks, footer)),
-                       (LATEX, document.to_latex(blocks, footer))):
-        results.write_text(folder / name, text)
+    results.write_text(folder / HTML, document.to_html(blocks, footer))
+    results.write_text(folder / MARKDOWN, document.to_markdown(blocks))
+    results.write_text(folder / LATEX, document.to_latex(blocks, footer))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
-from offline_eval.report import HTML, LATEX, MARKDOWN, write
+from offline_eval.report import HTML, LATEX, MARKDOWN, Source, write
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
     folder = parser.parse_args(arguments).folder
     try:
-        write(folder)
+        write(folder, Source.read(folder))
     except DepthClipError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from depthclip_ros.document import (
     Block,
-    Bullets,
-    Cell,
     Code,
     Details,
     Heading,
@@ -27,12 +25,10 @@ from offline_eval.results import Summary
 UNTRAINED = (
     'The weights are random: every depth in this report is meaningless. It shows only that the '
     'evaluation runs.')
-# Where the data may be NYU Depth v2, the reader wants to know whether they are.
-_MAYBE_NYU = (NYU, '')
 
 
 def contents(
-    source: Source, pictures: Mapping[str, Sequence[Picture]], missing: str,
+    source: Source, pictures: Mapping[str, Sequence[Picture]], missing: str = '',
 ) -> list[Block]:
     """All blocks of the report.
 
@@ -42,15 +38,20 @@ def contents(
         missing: why there are none.
 
     """
-    summary = source.summary
-    data = summary.data
+    summary, data = source.summary, source.summary.data
+    warnings = [] if summary.weights.trained else [UNTRAINED]
+    warnings += data.warnings
+    if data.skipped:
+        warnings.append(f'{len(data.skipped)} of {data.images} images were left out '
+                        '(listed under Data and settings).')
+    photographs = [pictures.get(name, ()) for name in ('predictions', 'responses')]
+    more = [picture for several in photographs for picture in several[1:]]
     blocks: list[Block] = [
-        Heading(title(summary), 1),
+        Heading(f'{tables.headline_row(summary).name} with the weights {summary.weights.name} on '
+                f'{data.origin or "images of unknown origin"}', 1),
         Text(f'{data.evaluated} images, {data.split} ({data.format}); {summary.created}.'),
-        *_warnings(summary),
-        _headline(summary),
-        Text(summary.verdict.text),
-    ]
+        *(Text(warning, warning=True) for warning in warnings),
+        _headline(summary), Text(summary.verdict.text)]
     if missing:
         blocks.append(Text(f'This report has no figures. {missing}', warning=True))
     blocks += [
@@ -61,67 +62,49 @@ def contents(
              'harder test.'),
         tables.verdict(summary), tables.controls(summary), *pictures.get('standing', ()),
         tables.baselines(summary), Details('Other metrics', [tables.other_metrics(summary)])]
-    first: list[Block] = []
-    more: list[Block] = []
-    for name in ('predictions', 'responses'):
-        found = pictures.get(name, ())
-        first += found[:1]
-        more += found[1:]
-    for heading, inner in (
-            ('Predicted against true depth', pictures.get('depths', ())),
-            ('The camera', [tables.beside(
-                summary, 'camera', 'The method with what is known of the camera')]),
-            ('Calibrations', [tables.beside(
-                summary, 'calibrated', 'The method with calibrations: no longer zero-shot')]),
-            ('Other methods', [tables.beside(
-                summary, 'foreign', 'Other programs’ depth of the same images')]),
-            ('Depth bins', tables.bin_partitions(summary) if '2' in summary.tables else ()),
-            ('Prompts', [tables.prompt_sets(summary)] if '3' in summary.tables else ()),
-            ('Scene classes', [*pictures.get('distributions', ()), tables.classes(summary)]),
-            ('Images', [*first, Details('More images', more) if more else None,
-                        tables.images(summary, source.per_image)])):
-        there = [block for block in inner if block is not None]
-        blocks += [Heading(heading), *there] if there else []
+    sections: dict[str, Sequence[Block]] = {
+        'Predicted against true depth': pictures.get('depths', ()),
+        'The camera': tables.beside(
+            summary, 'camera', 'The method with what is known of the camera'),
+        'Calibrations': tables.beside(
+            summary, 'calibrated', 'The method with calibrations: no longer zero-shot'),
+        'Other methods': tables.beside(
+            summary, 'foreign', 'Other programs’ depth of the same images'),
+        'Depth bins': tables.bin_partitions(summary) if '2' in summary.tables else (),
+        'Prompts': [tables.prompt_sets(summary)] if '3' in summary.tables else (),
+        'Scene classes': [*pictures.get('distributions', ()), *tables.classes(summary)],
+        'Images': [*(several[0] for several in photographs if several),
+                   *([Details('More images', more)] if more else ()), *tables.images(source)]}
+    for heading, inner in sections.items():
+        blocks += [Heading(heading), *inner] if inner else []
     return blocks + _method(summary)
 
 
-def title(summary: Summary) -> str:
-    """Method, weights and world, for what they are."""
-    name = tables.headline_row(summary).name
-    return (f'{name} with the weights {summary.weights.name} on '
-            f'{summary.data.origin or "images of unknown origin"}')
-
-
-def _warnings(summary: Summary) -> list[Block]:
-    data = summary.data
-    texts = [] if summary.weights.trained else [UNTRAINED]
-    texts += data.warnings
-    if data.skipped:
-        texts.append(f'{len(data.skipped)} of {data.images} images were left out '
-                     '(listed under Data and settings).')
-    return [Text(text, warning=True) for text in texts]
-
-
 def _headline(summary: Summary) -> Headline:
-    metrics = tables.headline_row(summary).metrics
+    row = tables.headline_row(summary)
     paper = next((p.metrics for p in summary.paper if p.table == '1' and summary.data.official
-                  and p.name == tables.headline_row(summary).name), {})
-    numbers = [(SYMBOLS[m], f'{number(metrics.get(m))}{unit(m)}',
+                  and p.name == row.name), {})
+    numbers = [(SYMBOLS[m], f'{number(row.metrics.get(m))}{unit(m)}',
                 f'paper {number(paper.get(m))}{unit(m)}' if m in paper else '')
                for m in ('d1', 'rel', 'rmse')]
-    if summary.data.origin in _MAYBE_NYU:
+    if _maybe_nyu(summary):
         numbers.append(('The paper’s row', summary.gate.status, ''))
     return Headline(numbers)
+
+
+def _maybe_nyu(summary: Summary) -> bool:
+    """Whether the reader wants to know if these are the paper's images."""
+    return summary.data.origin in (NYU, '')
 
 
 def _reproduction(summary: Summary) -> list[Block]:
     """The gate; published rows only beside a run on the very images that they are of."""
     gate, data = summary.gate, summary.data
     blocks: list[Block] = []
-    if data.origin in _MAYBE_NYU:
+    if _maybe_nyu(summary):
         blocks += [Heading('Reproduction'),
                    Text(f'The paper’s row is {gate.status} in this run.')]
-        blocks += [Bullets(gate.reasons)] if gate.reasons else []
+        blocks += [Table(['why'], [[reason] for reason in gate.reasons])] if gate.reasons else []
     if data.official:
         return [*blocks, tables.reproduction(summary), tables.published(summary)]
     return [*blocks, Text(
@@ -150,14 +133,12 @@ def _method(summary: Summary) -> list[Block]:
     }
     blocks: list[Block] = [
         Heading('Data and settings'),
-        Table('This run', ['', ''], [[Cell(k), Cell(v)] for k, v in facts.items()]),
-        tables.definitions(),
-    ]
+        Table(['', ''], list(facts.items()), 'This run', texts=frozenset({0, 1})),
+        tables.definitions()]
     if data.skipped:
         blocks.append(Table(
-            'Images left out', ['index', 'name', 'reason'],
-            [[Cell(str(s.index)), Cell(s.name), Cell(s.reason)] for s in data.skipped],
-            frozenset({0})))
+            ['index', 'name', 'reason'], [[str(s.index), s.name, s.reason] for s in data.skipped],
+            'Images left out', texts=frozenset({1, 2})))
     settings = '\n'.join(f'{k}: {json.dumps(v, ensure_ascii=False)}'
                          for k, v in summary.config.items())
     return [*blocks, Details('Effective settings', [Code(settings)])]

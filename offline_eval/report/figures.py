@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,23 +22,30 @@ from depthclip_ros.color import colorize
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.document import Picture
 from offline_eval.names import SYMBOLS, heading, number, unit
-from offline_eval.report.source import Source
+from offline_eval.report.source import ROLES, Source
 from offline_eval.results import ALL, PAPER_METRICS, Histograms, Sample, Summary, atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from depthclip_ros.core.config import DepthConfig
+    from depthclip_ros.core.estimator import DepthPrediction
+
+Float32 = NDArray[np.float32]
+Place = tuple[int, int]  # row and column of a patch
+
 FOLDER = 'figures'
 WIDTH = 6.9  # inches, the text width of a two-column paper
 PHOTO_DPI = 170  # of photographs: a report's folder stays small, and print shows them well
 TRUTH, PREDICTED = '#0072b2', '#d55e00'  # told apart by everyone
-# One colour per patch; all of them stand out from wood, walls and floors.
+# One colour per patch, in the order of LETTERS; all stand out from wood, walls and floors.
 PATCHES = ('#d55e00', '#cc3fa0', '#0072b2', '#009e73')
+LETTERS = 'ABCD'
 NO_TRUTH = (0xd0, 0xd0, 0xd0)
 ERROR_MAP = 'RdBu_r'
-QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the true depth, where patches are taken
-LONGEST_WORD = 30  # letters of a label
+QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, where patches are taken
+_WIDEST = 480  # pixels of a picture that is kept
 _LEAST_SHARE = 1e-3  # of the pixels, for a bin of true depth to have its error drawn
 _STYLE = {
     'font.family': 'DejaVu Sans', 'font.size': 7.5, 'axes.titlesize': 7.5, 'axes.labelsize': 7.5,
@@ -65,28 +73,29 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
 
     """
     require('; then `python3 -m offline_eval.report FOLDER` writes the report again')
-    summary, histograms, ranked = source.summary, source.histograms, source.ranked()
+    summary, histograms = source.summary, source.histograms
     found: dict[str, list[Picture]] = {}
 
-    def add(section: str, name: str, drawn: Figure, title: str, caption: str) -> None:
+    def add(
+        section: str, drawn: Figure, title: str, caption: str, *, name: str = '',
+    ) -> None:
         found.setdefault(section, []).append(
-            save(folder, name, drawn, title, caption, photo=section in (
-                'predictions', 'responses')))
+            save(folder, name or section, drawn, title, caption, photo=bool(name)))
     with look():
-        add('standing', 'standing', standing(summary), 'Where the method stands',
+        add('standing', standing(summary), 'Where the method stands',
             'The method (filled) among baselines and others (hollow), all measured in this run '
             'on the same pixels. The line through the method: bootstrap 95 % interval. An oracle '
             'is chosen with the ground truth in hand, and cannot be had in practice.')
         if histograms is not None and any(map(sum, histograms.joint)):
-            add('depths', 'depths', depths(histograms, summary), 'Predicted against true depth',
+            add('depths', depths(histograms, summary), 'Predicted against true depth',
                 'All counted pixels. Left: how many there are of every pair of true and predicted '
                 'depth; the dashed line is the truth, the dotted ones are the first and the last '
                 'depth bin, beyond which no word can say anything. Right: prediction minus truth, '
                 'its median and the middle 80 % at every true depth; grey: what the one constant '
                 'of the best rmse errs by.')
         if histograms is not None and any(map(sum, histograms.counts.values())):
-            bins = [float(b) for b in summary.config.get('bins', [])]
-            add('distributions', 'distributions', distributions(histograms, bins, {
+            bins = _bins(summary)
+            add('distributions', distributions(histograms, bins, {
                 r.scene: r.images for r in summary.rows
                 if r.group == 'method' and r.scene != ALL}),
                 'Depth distributions of the scene classes',
@@ -95,21 +104,22 @@ def write(folder: Path, source: Source) -> dict[str, list[Picture]]:
                 'outline: all classes. Dashed: the class’s median. Orange marks below: the '
                 f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
                 'the last.')
-        for rank, samples in enumerate(ranked):
-            add('predictions', f'predictions_{rank + 1}', predictions(samples),
-                'Predictions beside the ground truth' + (f', continued ({rank + 1})' if rank
-                                                         else ''),
+        for rank, samples in enumerate(zip_longest(*map(source.of_role, ROLES)), 1):
+            add('predictions', predictions([s for s in samples if s is not None]),
+                f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
                 'RGB, prediction, ground truth, and error (prediction minus ground truth) of the '
                 f'best, the median and the worst of {summary.data.evaluated} images by δ1, as in '
                 'the paper’s Figure 5, cropped to what the network sees. Prediction and ground '
                 'truth of a row share one colour scale, near is red; it spans the whole '
                 'prediction and 98 % of the ground truth. The error’s scale is symmetric and '
                 'spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
-                'beyond it. Grey: no ground truth, not counted.')
-        order = {'median': 0, 'best': 1, 'worst': 2}  # The median image is the typical one.
-        for sample in sorted(ranked[0] if ranked else (), key=lambda s: order[s.role]):
-            add('responses', f'responses_{sample.role}', responses(sample),
-                f'Responses of the words, {sample.role} image', responses_caption(sample))
+                'beyond it. Grey: no ground truth, not counted.', name=f'predictions_{rank}')
+        for role in ('median', 'best', 'worst'):  # The median image is the typical one.
+            for sample in source.of_role(role)[:1]:
+                add('responses', responses(sample, at_quantiles(patch_truth(sample)),
+                                           image_label(sample)),
+                    f'Responses of the words, {role} image', responses_caption(sample),
+                    name=f'responses_{role}')
     return found
 
 
@@ -153,14 +163,14 @@ def save(
     metadata = {'svg': {'Date': None, 'Creator': 'depthclip_ros'},
                 'pdf': {'CreationDate': None, 'Creator': 'depthclip_ros'},
                 'png': {'Software': 'depthclip_ros'}}
-    files = [f'{FOLDER}/{name}.{suffix}' for suffix in (('png',) if photo else ('svg', 'pdf'))]
-    for file in files:
-        kind, stream = file[-3:], io.BytesIO()
+    kinds = ['png'] if photo else ['svg', 'pdf']
+    for kind in kinds:
+        stream = io.BytesIO()
         figure.savefig(stream, format=kind, dpi=PHOTO_DPI, metadata=metadata[kind])
-        with atomic(folder / file) as written:
-            written.write(stream.getvalue())
+        with atomic(folder / f'{FOLDER}/{name}.{kind}') as file:
+            file.write(stream.getvalue())
     width, height = figure.get_size_inches()
-    return Picture(title, caption, files[0], files[-1], (float(width), float(height)))
+    return Picture(title, caption, f'{FOLDER}/{name}.{kinds[0]}', (float(width), float(height)))
 
 
 # Charts ---------------------------------------------------------------------------------------
@@ -202,7 +212,7 @@ def depths(histograms: Histograms, summary: Summary) -> Figure:
     joint = np.asarray(histograms.joint, float)
     edges = np.linspace(histograms.edges[0], histograms.edges[-1], len(joint) + 1)
     middles = (edges[:-1] + edges[1:]) / 2
-    bins = [float(b) for b in summary.config.get('bins', [])]
+    bins = _bins(summary)
     last = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
     figure = new_figure(2.7)
     left, right = figure.subplots(1, 2)
@@ -261,6 +271,10 @@ def distributions(histograms: Histograms, bins: list[float], images: dict[str, i
     return figure
 
 
+def _bins(summary: Summary) -> list[float]:
+    return [float(b) for b in summary.config.get('bins', [])]
+
+
 def density(edges: NDArray[np.float64], counts: Any) -> NDArray[np.float64]:
     """Share of the pixels per metre."""
     numbers = np.asarray(counts, float)
@@ -285,7 +299,8 @@ def predictions(samples: Sequence[Sample]) -> Figure:
     for part, sample in zip(parts[:, 0], samples, strict=True):
         error = sample.depth - sample.ground_truth
         low, high = depth_limits(sample)
-        limit = _error_limit(error)
+        sizes = np.abs(error[np.isfinite(error)])
+        limit = _up(np.percentile(sizes, 98)) if sizes.size else 1.0  # of 98 % of the pixels
         panels = part.subplots(1, 4)
         for axes, title, rgb in zip(panels, ('RGB', 'Prediction', 'Ground truth', 'Error'), (
                 sample.rgb, paint_depth(sample.depth, low, high),
@@ -311,15 +326,18 @@ def show(axes: Axes, rgb: NDArray[np.uint8]) -> None:
 
 def add_scale(
     figure: Any, panels: Any, color_map: str, limits: tuple[float, float], label: str,
-    values: NDArray[np.float32],
+    values: Float32,
 ) -> None:
     """Draw a scale with its unit beside the panels, with arrows where values are beyond it."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
+    known = values[np.isfinite(values)]
+    under, over = bool((known < limits[0]).any()), bool((known > limits[1]).any())
+    extend = 'both' if under and over else 'min' if under else 'max' if over else 'neither'
     bar = figure.colorbar(
         ScalarMappable(Normalize(*limits), color_map), ax=list(panels), aspect=12, pad=0.02,
-        extend=beyond(values, *limits), extendfrac=0.05, ticks=MaxNLocator(5), label=label)
+        extend=extend, extendfrac=0.05, ticks=MaxNLocator(5), label=label)
     bar.outline.set_linewidth(0.5)
 
 
@@ -350,43 +368,53 @@ def depth_limits(sample: Sample) -> tuple[float, float]:
     predicted = sample.depth[np.isfinite(sample.depth)]
     ends = [*np.percentile(truth, [1, 99])] if truth.size else []
     ends += [predicted.min(), predicted.max()] if predicted.size else []
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    low, high = np.floor(float(low) * 10) / 10, np.ceil(float(high) * 10) / 10
-    return float(low), float(max(high, low + 0.1))
+    low = float(np.floor(float(min(ends, default=0.0)) * 10) / 10)
+    return low, max(_up(max(ends, default=1.0)), low + 0.1)
 
 
-def _error_limit(error: NDArray[np.float32]) -> float:
-    """Error that 98 % of the pixels stay below [m], rounded up."""
-    sizes = np.abs(error[np.isfinite(error)])
-    return max(float(np.ceil(np.percentile(sizes, 98) * 10) / 10), 0.1) if sizes.size else 1.0
-
-
-def beyond(values: NDArray[np.float32], low: float, high: float) -> str:
-    """Ends of a colour bar that get an arrow, because values lie beyond them."""
-    under, over = bool(np.nanmin(values) < low), bool(np.nanmax(values) > high)
-    return {(False, False): 'neither', (True, False): 'min',
-            (False, True): 'max', (True, True): 'both'}[under, over]
+def _up(metres: Any) -> float:
+    """Rounded up to a tenth, and that at least."""
+    return max(float(np.ceil(float(metres) * 10) / 10), 0.1)
 
 
 # Responses of the words -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One patch: where it is, and the median of its valid true depth in metres, or NaN."""
+def sample_of(
+    rgb: NDArray[np.uint8], prediction: DepthPrediction, config: DepthConfig, name: str = '', *,
+    measured: Float32 | None = None, index: int = 0,
+) -> Sample:
+    """What words say of a picture, as a sample for the figures.
 
-    row: int
-    column: int
-    ground_truth: float
+    Args:
+        rgb: (H, W, 3) of the picture; at most 480 columns are kept.
+        prediction: of it.
+        config: with its words.
+        name: of the picture.
+        measured: (H, W) metres, NaN where there is none; None: nowhere.
+        index: of the picture.
+
+    """
+    height, width = prediction.image_size
+    scale = min(1.0, _WIDEST / width)
+    size = round(width * scale), round(height * scale)
+
+    def small(depth: Float32) -> Float32:
+        resized = cv2.resize(_known(depth), size, interpolation=cv2.INTER_NEAREST)
+        return np.asarray(resized, np.float32)
+    depth = small(prediction.depth)
+    return Sample(
+        index, name, '', 'example',
+        np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8), depth,
+        np.full_like(depth, np.nan) if measured is None else small(measured), prediction.weights,
+        _known(prediction.patch_depth), list(config.tokens), prediction.word_depths(config), {})
 
 
-def choose_patches(sample: Sample) -> list[Patch]:
-    """Choose up to four patches, near to far, at fixed quantiles of the true depth."""
-    truths = patch_ground_truth(sample)
-    return [Patch(i, j, float(truths[i, j])) for i, j in at_quantiles(truths)]
+def _known(depth: Float32) -> Float32:
+    return np.where(np.isfinite(depth), depth, np.float32(np.nan))
 
 
-def at_quantiles(depths: NDArray[np.floating[Any]]) -> list[tuple[int, int]]:
+def at_quantiles(depths: NDArray[np.floating[Any]]) -> list[Place]:
     """Up to four places in a (h, w) map, near to far, at fixed quantiles of what is finite."""
     known = np.argwhere(np.isfinite(depths))
     if not len(known):
@@ -396,7 +424,7 @@ def at_quantiles(depths: NDArray[np.floating[Any]]) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in ranked[list(places)]]
 
 
-def patch_ground_truth(sample: Sample) -> NDArray[np.float64]:
+def patch_truth(sample: Sample) -> NDArray[np.float64]:
     """Median true depth per patch [m], (h, w); NaN where less than half of it is known."""
     height, width = sample.ground_truth.shape
     rows, columns = sample.patch_depth.shape
@@ -424,54 +452,55 @@ def responses_caption(sample: Sample) -> str:
         f'depth of the patch{flipped}.')
 
 
-def responses(
-    sample: Sample, patches: Sequence[Patch] | None = None, label: str = '',
-) -> Figure:
+def responses(sample: Sample, places: Sequence[Place], label: str) -> Figure:
     """Image with marked patches, and beside it the words' weights in each.
 
     Args:
         sample: what to show.
-        patches: at most four; None for `choose_patches`.
-        label: above the image; '' for `image_label`.
+        places: of at most four patches.
+        label: above the image.
 
     """
-    if patches is None:
-        patches = choose_patches(sample)
-    count = len(sample.bins)
     photo = 2.3 * sample.rgb.shape[0] / sample.rgb.shape[1]
-    figure = new_figure(max(photo + 0.3, 0.13 * count + 0.6))
-    left, *charts = figure.subplots(1, 1 + len(patches), squeeze=False, gridspec_kw={
-        'width_ratios': [3.2, *[1] * len(patches)]})[0]
+    figure = new_figure(max(photo + 0.3, 0.13 * len(sample.bins) + 0.6))
+    left, *charts = figure.subplots(1, 1 + len(places), squeeze=False, gridspec_kw={
+        'width_ratios': [3.2, *[1] * len(places)]})[0]
     show(left, sample.rgb)
     left.set_anchor('N')
-    left.set_title(label or image_label(sample), loc='left')
-    for axes, patch, color, letter in zip(charts, patches, PATCHES, 'ABCD', strict=False):
-        mark(left, sample.rgb, sample.patch_depth, (patch.row, patch.column), letter)
-        chart(axes, sample.weights[:, patch.row, patch.column], color)
+    left.set_title(label, loc='left')
+    truths = patch_truth(sample)
+    for axes, place, color, letter in zip(charts, places, PATCHES, LETTERS, strict=False):
+        mark(left, sample, place, letter)
+        chart(axes, sample.weights[:, place[0], place[1]], color)
         axes.set_yticks([])
-        truth = '' if np.isnan(patch.ground_truth) else f'GT {patch.ground_truth:.2f} m\n'
-        axes.set_title(f'{truth}Pred {sample.patch_depth[patch.row, patch.column]:.2f} m',
-                       loc='left')
+        truth = '' if np.isnan(truths[place]) else f'GT {truths[place]:.2f} m\n'
+        axes.set_title(f'{truth}Pred {sample.patch_depth[place]:.2f} m', loc='left')
         axes.annotate(letter, (0, 1), xytext=(3, 26 if truth else 16),
                       textcoords='offset points', color='white', xycoords='axes fraction',
                       weight='bold', size=6.5, bbox=_badge(color))
-    largest = max((float(sample.weights[:, p.row, p.column].max()) for p in patches), default=1)
+    largest = max((float(sample.weights[:, i, j].max()) for i, j in places), default=1)
     for axes in charts:
         axes.set_xlim(0, largest * 1.06)
-    if charts:
-        charts[0].set_yticks(range(count), word_labels(sample.tokens, sample.bins))
-        charts[0].tick_params(axis='y', length=0)
+    label_words(charts[:1], sample)
     return figure
 
 
-def short(word: str) -> str:
-    """As much of a word as a label has room for."""
-    return word if len(word) <= LONGEST_WORD else word[:LONGEST_WORD - 1] + '…'
+def short(text: str, most: int = 30) -> str:
+    """As much of a text as a label has room for."""
+    return text if len(text) <= most else text[:most - 1] + '…'
 
 
-def word_labels(words: Sequence[str], bins: Sequence[float]) -> list[str]:
+def word_labels(sample: Sample) -> list[str]:
     """Words with their depths in metres."""
-    return [f'{short(word)}   {metres:.2f} m' for word, metres in zip(words, bins, strict=True)]
+    return [f'{short(word)}   {metres:.2f} m'
+            for word, metres in zip(sample.tokens, sample.bins, strict=True)]
+
+
+def label_words(charts: Sequence[Axes], sample: Sample) -> None:
+    """Write the words beside the bars of a chart."""
+    for axes in charts:
+        axes.set_yticks(range(len(sample.bins)), word_labels(sample))
+        axes.tick_params(axis='y', length=0)
 
 
 def chart(axes: Axes, weights: NDArray[np.float32], color: str) -> None:
@@ -482,19 +511,17 @@ def chart(axes: Axes, weights: NDArray[np.float32], color: str) -> None:
     axes.set(ylim=(count - 0.4, -0.6), xlabel='weight')
 
 
-def mark(
-    axes: Axes, rgb: NDArray[np.uint8], grid: NDArray[np.float32], place: tuple[int, int],
-    letter: str,
-) -> None:
-    """Frame a patch of the (h, w) grid in the photograph, with its letter beside it."""
+def mark(axes: Axes, sample: Sample, place: Place, letter: str) -> None:
+    """Frame a patch in the photograph, with its letter beside it."""
     from matplotlib.patches import Rectangle
-    color = PATCHES['ABCD'.index(letter)]
-    height, width = rgb.shape[0] / grid.shape[0], rgb.shape[1] / grid.shape[1]
+    color = PATCHES[LETTERS.index(letter)]
+    rows, columns = sample.patch_depth.shape
+    height, width = sample.rgb.shape[0] / rows, sample.rgb.shape[1] / columns
     row, column = place
     x, y = column * width - 0.5, row * height - 0.5
     for edge, line in (('white', 3.0), (color, 1.6)):
         axes.add_patch(Rectangle((x, y), width, height, fill=False, ec=edge, lw=line))
-    fits = column + 1 < grid.shape[1]
+    fits = column + 1 < columns
     axes.text(x + 1.25 * width if fits else x - 0.25 * width, y + height / 2, letter,
               color='white', weight='bold', ha='left' if fits else 'right', va='center',
               size=6.5, bbox=_badge(color))

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report is made of: a results folder, read."""
+"""What a report is made of, in memory or read from a results folder."""
 
 from __future__ import annotations
 
-import csv
-import io
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +15,9 @@ ROLES = ('best', 'median', 'worst')
 
 @dataclass(frozen=True)
 class Source:
-    """What a results folder holds; lists may be empty."""
+    """Results of an evaluation; without samples or histograms their figures are left out."""
 
     summary: Summary
-    per_image: list[dict[str, str]]
     samples: list[Sample]
     histograms: Histograms | None
 
@@ -34,34 +29,20 @@ class Source:
             ResultsError: there is no summary, or a file is damaged.
 
         """
-        summary = Summary.read(folder)
-        per_image, histograms, samples = [], None, []
-        if (folder / results.PER_IMAGE).exists():
-            text = results.read_text(folder / results.PER_IMAGE)
-            per_image = list(csv.DictReader(io.StringIO(text)))
-        if (folder / results.HISTOGRAMS).exists():
-            with _naming(folder / results.HISTOGRAMS):
+        summary, samples, histograms = Summary.read(folder), [], None
+        path = folder / results.HISTOGRAMS
+        try:
+            if path.exists():
                 histograms = Histograms.read(folder)
-        for path in sorted((folder / results.SAMPLES).glob('*.npz')):
-            with _naming(path):
+            for path in sorted((folder / results.SAMPLES).glob('*.npz')):
                 samples.append(Sample.read(path))
-        return cls(summary, per_image, samples, histograms)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
+                results.ResultsError) as error:
+            raise results.ResultsError(f'{path}: damaged ({error}). Remove it to have the report '
+                                       'without it, or evaluate again.') from error
+        return cls(summary, samples, histograms)
 
-    def ranked(self) -> list[list[Sample]]:
-        """Samples as [[best, median, worst], [second best, ...], ...], in the summary's order."""
-        known = {(s.role, s.index): s for s in self.samples}
-        by_role = [[known[role, index] for index in getattr(self.summary, role)
-                    if (role, index) in known] for role in ROLES]
-        depth = max(len(samples) for samples in by_role)
-        return [[samples[rank] for samples in by_role if rank < len(samples)]
-                for rank in range(depth)]
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file it is that cannot be read."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise results.ResultsError(f'{path}: damaged ({error}). Remove it to have the report '
-                                   'without it, or evaluate again.') from error
+    def of_role(self, role: str) -> list[Sample]:
+        """Samples of 'best', 'median' or 'worst', in the summary's order."""
+        known = {sample.index: sample for sample in self.samples if sample.role == role}
+        return [known[index] for index in getattr(self.summary, role) if index in known]

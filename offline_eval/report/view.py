@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from depthclip_ros.color import color_range, colorize
 from depthclip_ros.overlay import chart_patches
 from offline_eval.report.figures import (
+    LETTERS,
     NO_TRUTH,
     PATCHES,
     WIDTH,
+    Float32,
     add_scale,
     chart,
+    label_words,
     mark,
     new_figure,
     paint_depth,
     show,
     word_labels,
 )
-from offline_eval.report.words import Answer
+from offline_eval.results import Sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,17 +45,15 @@ class Spot:
 
 
 def view(
-    answer: Answer, words: Sequence[str], bins: Sequence[float], span: tuple[float, float],
-    title: str, spots: Sequence[Spot], stddev: NDArray[np.float32] | None = None,
+    sample: Sample, span: tuple[float, float], title: str, spots: Sequence[Spot],
+    stddev: Float32 | None = None,
 ) -> Figure:
     """Picture, depth, and beside or on them how much each word answers.
 
-    The first axes are the picture's, the second the depth's, in pixels of `answer.rgb`.
+    The first axes are the picture's, the second the depth's, in pixels of `sample.rgb`.
 
     Args:
-        answer: what the words say.
-        words: K of them.
-        bins: their depths in metres.
+        sample: what the words say.
         span: of the colours, metres.
         title: on top.
         spots: up to four patches, whose bars stand below; none: small charts of a grid of
@@ -60,36 +61,34 @@ def view(
         stddev: (h, w) standard deviation of the patches' depth in metres, shown beside it.
 
     """
-    height, width = answer.rgb.shape[:2]
+    height, width = sample.rgb.shape[:2]
     low, high = color_range(span)
     panels = 2 if stddev is None else 3
     photo = (WIDTH - 0.8 * (panels - 1)) / panels * height / width
-    below = 0.16 * len(words) + 0.85 if spots else 0.15 * (-(-len(words) // _LEGEND) + 2)
+    count = len(sample.tokens)
+    below = 0.16 * count + 0.85 if spots else 0.15 * (-(-count // _LEGEND) + 2)
     figure = new_figure(photo + 0.3 + below)
     parts: Any = figure.subfigures(2, 1, height_ratios=[photo + 0.3, below])
     upper, lower = parts
     left, right, *rest = upper.subplots(1, panels)
-    show(left, answer.rgb)
-    show(right, paint_depth(answer.depth, low, high))
+    show(left, sample.rgb)
+    show(right, paint_depth(sample.depth, low, high))
     left.set_title(title, loc='left')
     right.set_title('depth', loc='left')
-    known = answer.patch_depth[np.isfinite(answer.patch_depth)]
-    add_scale(upper, [right], 'turbo_r', (low, high), 'depth (m)',
-              known if known.size else np.array([low], np.float32))
+    add_scale(upper, [right], 'turbo_r', (low, high), 'depth (m)', sample.patch_depth)
     if stddev is not None:
         _show_stddev(upper, rest[0], stddev, (height, width))
-    labels = word_labels(words, bins)
-    colors = colorize(np.array([bins], np.float32), low, high)[0, :, ::-1] / 255
     if spots:
-        _bars(left, lower, answer, labels, spots)
+        _bars(left, lower, sample, spots)
     else:
-        _grid(left, answer, colors)
-        _legend(lower, labels, colors)
+        colors = colorize(np.array([sample.bins], np.float32), low, high)[0, :, ::-1] / 255
+        _grid(left, sample, colors)
+        _legend(lower, word_labels(sample), colors)
     return figure
 
 
 def _show_stddev(
-    figure: Any, axes: Any, stddev: NDArray[np.float32], size: tuple[int, int],
+    figure: Any, axes: Any, stddev: Float32, size: tuple[int, int],
 ) -> None:
     """One square a patch: what an error bar is made of is not told more finely."""
     known = stddev[np.isfinite(stddev)]
@@ -103,30 +102,27 @@ def _show_stddev(
     add_scale(figure, [axes], 'magma', (0, most), 'σ (m)', np.array([0], np.float32))
 
 
-def _bars(
-    photo: Any, lower: Any, answer: Answer, labels: Sequence[str], spots: Sequence[Spot],
-) -> None:
+def _bars(photo: Any, lower: Any, sample: Sample, spots: Sequence[Spot]) -> None:
     """Framed patches in the photograph, and a chart of each."""
     charts = lower.subplots(1, len(spots), sharey=True, squeeze=False)[0]
-    for axes, spot, color, letter in zip(charts, spots, PATCHES, 'ABCD', strict=False):
-        mark(photo, answer.rgb, answer.patch_depth, (spot.row, spot.column), letter)
-        chart(axes, answer.weights[:, spot.row, spot.column], color)
+    for axes, spot, color, letter in zip(charts, spots, PATCHES, LETTERS, strict=False):
+        mark(photo, sample, (spot.row, spot.column), letter)
+        chart(axes, sample.weights[:, spot.row, spot.column], color)
         axes.set_xlim(0, 1)
         axes.set_title(f'{letter}: {spot.said}', loc='left')
-    charts[0].set_yticks(range(len(labels)), labels)
-    charts[0].tick_params(axis='y', length=0)
+    label_words(charts[:1], sample)
 
 
-def _grid(photo: Any, answer: Answer, colors: NDArray[np.float64]) -> None:
+def _grid(photo: Any, sample: Sample, colors: NDArray[np.float64]) -> None:
     """A chart in each of some patches: one column a word, from near to far, full is weight 1."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
-    height, width = answer.rgb.shape[:2]
-    count, rows, columns = answer.weights.shape
+    height, width = sample.rgb.shape[:2]
+    count, rows, columns = sample.weights.shape
     frame = 0.84 * width / columns, 0.84 * height / rows
     boxes, bars, painted = [], [], []
     for row, column in chart_patches(rows, columns):
-        weights = answer.weights[:, row, column]
+        weights = sample.weights[:, row, column]
         if not np.isfinite(weights).all():
             continue
         x = (column + 0.08) * width / columns - 0.5

@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from depthclip_ros.color import color_range
 from offline_eval.report.figures import (
     PREDICTED,
     TRUTH,
     WIDTH,
-    Patch,
+    Float32,
     add_scale,
-    at_quantiles,
     new_figure,
     paint_depth,
-    responses,
     short,
     show,
 )
@@ -30,46 +26,9 @@ from offline_eval.results import Sample
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from depthclip_ros.core.estimator import DepthPrediction
-
-    Float32 = NDArray[np.float32]
-
 SET_COLORS = TRUTH, PREDICTED
 _COLUMNS = 5  # maps in a row
 _NUMBERS = 16  # words, beyond which cosines are colours only
-_WIDEST = 480  # pixels of a picture that is kept
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What one set of words says of one picture, cropped or padded to what the network sees.
-
-    Attributes:
-        rgb: (H, W, 3) uint8, at most 480 wide.
-        depth: (H, W) metres, NaN where there is none.
-        patch_depth: (h, w) metres, NaN where there is none.
-        weights: (K, h, w), NaN in patches that show padding.
-
-    """
-
-    rgb: NDArray[np.uint8]
-    depth: Float32
-    patch_depth: Float32
-    weights: Float32
-
-    @classmethod
-    def of(cls, rgb: NDArray[np.uint8], prediction: DepthPrediction) -> Answer:
-        """Keep what figures need."""
-        height, width = prediction.image_size
-        scale = min(1.0, _WIDEST / width)
-        size = round(width * scale), round(height * scale)
-        small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        depth = np.where(np.isfinite(prediction.depth), prediction.depth, np.float32(np.nan))
-        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST)
-        patches = np.where(
-            np.isfinite(prediction.patch_depth), prediction.patch_depth, np.float32(np.nan))
-        return cls(np.asarray(small, np.uint8), np.asarray(depth, np.float32), patches,
-                   prediction.weights)
 
 
 def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
@@ -107,19 +66,19 @@ def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
     return figure
 
 
-def maps(answer: Answer, words: Sequence[str], bins: Sequence[float], label: str) -> Figure:
+def maps(sample: Sample, label: str) -> Figure:
     """One map a word: how much each patch answers to it, over the picture in grey."""
-    count = len(words)
+    count = len(sample.tokens)
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
-    height, width = answer.rgb.shape[:2]
+    height, width = sample.rgb.shape[:2]
     panel = (WIDTH - 0.6) / columns
     figure = new_figure(rows * (panel * height / width + 0.22) + 0.3)
     panels = figure.subplots(rows, columns, squeeze=False)
-    largest = float(np.nanmax(answer.weights)) if np.isfinite(answer.weights).any() else 1.0
-    grey = np.asarray(cv2.cvtColor(answer.rgb, cv2.COLOR_RGB2GRAY))
+    largest = float(np.nanmax(sample.weights)) if np.isfinite(sample.weights).any() else 1.0
+    grey = np.asarray(cv2.cvtColor(sample.rgb, cv2.COLOR_RGB2GRAY))
     for axes, word, metres, weights in zip(
-            panels.flat, words, bins, answer.weights, strict=False):
+            panels.flat, sample.tokens, sample.bins, sample.weights, strict=False):
         axes.imshow(grey, cmap='gray', vmin=0, vmax=255)
         axes.imshow(weights, cmap='inferno', vmin=0, vmax=largest, alpha=0.7,
                     extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation='nearest')
@@ -128,23 +87,12 @@ def maps(answer: Answer, words: Sequence[str], bins: Sequence[float], label: str
     for axes in panels.flat[count:]:
         axes.set_visible(False)
     figure.suptitle(label, x=0.01, ha='left', size=7.5, weight='bold')
-    add_scale(figure, panels.ravel().tolist(), 'inferno', (0, largest), 'weight', answer.weights)
+    add_scale(figure, panels.ravel().tolist(), 'inferno', (0, largest), 'weight', sample.weights)
     return figure
 
 
-def bars(
-    answer: Answer, others: Answer, words: Sequence[str], bins: Sequence[float], label: str,
-) -> Figure:
-    """The words' weights in four patches, which `others` says to be near to far."""
-    sample = Sample(
-        0, '', '', '', answer.rgb, answer.depth, np.full_like(answer.depth, np.nan),
-        answer.weights, answer.patch_depth, list(words), list(bins), {})
-    return responses(sample, [Patch(i, j, float('nan')) for i, j in at_quantiles(
-        np.where(np.isfinite(answer.patch_depth), others.patch_depth, np.nan))], label)
-
-
 def depths(
-    pictures: Sequence[tuple[str, Sequence[Answer]]], labels: Sequence[str],
+    pictures: Sequence[Sequence[Sample]], labels: Sequence[str],
     spans: Sequence[tuple[float, float]],
 ) -> Figure:
     """One row a picture: the picture, and its depth by every set of words on one scale."""
@@ -153,21 +101,19 @@ def depths(
     columns = 1 + len(labels)
     panel = (WIDTH - 0.7) / columns
     heights = [panel * answers[0].rgb.shape[0] / answers[0].rgb.shape[1] + 0.08
-               for _, answers in pictures]
+               for answers in pictures]
     figure = new_figure(sum(heights) + 0.35)
     panels = figure.subplots(len(pictures), columns, squeeze=False,
                              gridspec_kw={'height_ratios': heights})
-    for place, (row, (name, answers)) in enumerate(zip(panels, pictures, strict=True)):
+    for place, (row, answers) in enumerate(zip(panels, pictures, strict=True)):
         show(row[0], answers[0].rgb)
-        row[0].set_title(short(name), loc='left')
+        row[0].set_title(short(answers[0].name), loc='left')
         for axes, answer, label in zip(row[1:], answers, labels, strict=True):
             show(axes, paint_depth(answer.depth, low, high))
             if not place:
                 axes.set_title(label, loc='left')
-    values = np.concatenate([a.patch_depth.ravel() for _, answers in pictures for a in answers])
-    values = values[np.isfinite(values)]
-    add_scale(figure, panels.ravel().tolist(), 'turbo_r', (low, high), 'depth (m)',
-              values if values.size else np.array([low], np.float32))
+    values = np.concatenate([a.patch_depth.ravel() for answers in pictures for a in answers])
+    add_scale(figure, panels.ravel().tolist(), 'turbo_r', (low, high), 'depth (m)', values)
     return figure
 
 
