@@ -24,6 +24,7 @@ from depthclip_ros import __version__
 from depthclip_ros.executables import waiting
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 OK, WARN, FAIL = 'OK', 'WARN', 'FAIL'
@@ -89,24 +90,16 @@ class Probe:
         return loaded
 
 
-def examine(*, as_json: bool = False) -> int:
-    """Run every check and print the report.
-
-    Args:
-        as_json: one JSON object instead of lines.
-
-    Returns:
-        1 if anything fails, else 0.
-
-    """
+def examine(options: argparse.Namespace) -> int:
+    """Run every check and print the report; returns 1 if anything fails, else 0."""
     checks: list[Check] = []
     for check in CHECKS:
         for result in check():
             checks.append(result)
-            if not as_json:
+            if not options.json:
                 _print(result)
     failed = [check.name for check in checks if check.status == FAIL]
-    if as_json:
+    if options.json:
         print(json.dumps({'ok': not failed, 'version': __version__,
                           'checks': [asdict(check) for check in checks]}, indent=2))
     else:

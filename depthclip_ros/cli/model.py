@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from ..node.config import NodeConfig, read_config, read_values, with_demo_settin
 from ..sources.camera_info import CameraCalibration, calibration_of
 
 if TYPE_CHECKING:
+    import argparse
+
     from ..core.geometry import CameraModel
 
 
@@ -82,9 +86,9 @@ def load_estimator(
 def print_untrained() -> None:
     """Say loudly that nothing here may be believed."""
     line = f'*** {UNTRAINED}. ***'
-    remedy = "    Trained weights: 'depthclip fetch RN50', or --weights FILE."
-    print('\n'.join(('', '*' * len(line), line, '*' * len(line), remedy, '')), file=sys.stderr,
-          flush=True)
+    frame = '*' * len(line)
+    print(f"\n{frame}\n{line}\n{frame}\n    Trained weights: 'depthclip fetch RN50', or --weights "
+          'FILE.\n', file=sys.stderr, flush=True)
 
 
 def to_stderr(message: str) -> None:
@@ -93,11 +97,7 @@ def to_stderr(message: str) -> None:
 
 
 def output_folder(path: str, option: str = '-o') -> Path:
-    """Make the folder for results.
-
-    Args:
-        path: of the folder.
-        option: of the command line, by which it is chosen.
+    """Make the folder for results, which `option` of the command line chooses.
 
     Raises:
         ConfigError: it cannot be written.
@@ -106,12 +106,12 @@ def output_folder(path: str, option: str = '-o') -> Path:
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / '.depthclip-can-write'
-        probe.touch()
-        probe.unlink()
+        reason = '' if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
     except OSError as error:
-        raise ConfigError(f'{folder}: results cannot be written there: {error.strerror}. '
-                          f'Choose another folder with {option}.') from error
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f'{folder}: results cannot be written there: {reason}. Choose another '
+                          f'folder with {option}.')
     return folder
 
 
@@ -144,47 +144,30 @@ def save(path: Path, content: str | bytes) -> None:
 
 
 def save_page(path: Path, blocks: Sequence[Block]) -> None:
-    """Write a page as HTML and as Markdown.
-
-    Args:
-        path: of the page; its ending is replaced.
-        blocks: of the page.
-
-    Raises:
-        ConfigError: it cannot be written.
-
-    """
+    """Write a page as HTML and as Markdown; the ending of its path is replaced."""
     save(path.with_suffix('.html'), to_html(blocks))
     save(path.with_suffix('.md'), to_markdown(blocks))
 
 
 def given_camera(
-    fov: float | None, camera_info: str | None, *, rectified: bool,
-) -> CameraCalibration | float | None:
-    """Camera of the options --fov and --camera-info; None if neither is given.
+    options: argparse.Namespace, *, rectified: bool,
+) -> Callable[[int, int], CameraModel | None]:
+    """Camera of --fov or --camera-info, by an image's width and height; None without both.
 
     Raises:
-        DepthClipError: there is no such camera; said before anything is loaded.
+        DepthClipError: there is no such camera; said before anything is loaded. What is given
+            raises CameraInfoError if the calibration is of another size.
 
     """
-    if camera_info:
-        calibration = CameraCalibration.from_yaml(camera_info)
-        calibration.model(rectified=rectified)
-        return calibration
-    if fov is not None:
-        CameraCalibration.from_fov(640, 480, fov)
-    return fov
+    given: CameraCalibration | float | None = options.fov
+    if options.camera_info:
+        given = CameraCalibration.from_yaml(options.camera_info)
+        given.model(rectified=rectified)
+    elif options.fov is not None:
+        CameraCalibration.from_fov(640, 480, options.fov)
 
+    def camera(width: int, height: int) -> CameraModel | None:
+        return given if given is None else \
+            calibration_of(given, width, height).model(rectified=rectified)
 
-def intrinsics_of(
-    camera: CameraCalibration | float | None, width: int, height: int, *, rectified: bool,
-) -> CameraModel | None:
-    """What took an image of that size; None if it is not known.
-
-    Raises:
-        CameraInfoError: the calibration is of another size.
-
-    """
-    if camera is None:
-        return None
-    return calibration_of(camera, width, height).model(rectified=rectified)
+    return camera

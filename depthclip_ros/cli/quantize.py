@@ -14,6 +14,7 @@ from ..sources.pictures import picture_files, read_picture
 from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
@@ -24,16 +25,11 @@ _FIRST_ROOM = 60000  # no other part of this package has rooms from here on
 _COMPARED = 8  # pictures on which depth in 8 bits is compared with float32's
 
 
-def quantize(
-    paths: Sequence[str] | None, config: str | None = None, weights: str = '', device: str = '',
-) -> int:
+def quantize(options: argparse.Namespace) -> int:
     """Quantise, keep the result, and print how far depth is from float32's.
 
     Args:
-        paths: pictures and folders of what it is to be right on; None for rendered rooms.
-        config: ROS parameter file; None for the defaults. Its precision does not matter.
-        weights: wins over the file's, where given.
-        device: wins over the file's, where given.
+        options: of the command line, see `depthclip_ros.cli.main`.
 
     Returns:
         Exit code 0.
@@ -43,9 +39,9 @@ def quantize(
             the result is wrong or cannot be kept.
 
     """
-    depth, node = settings(config, weights, device)
-    pictures = rooms() if paths is None else _pictures(paths)
-    notes = f'{ROOMS} rendered rooms' if paths is None else _label(pictures)
+    depth, node = settings(options.config, options.weights, options.device)
+    pictures = _pictures(options.images) if options.images else rooms()
+    notes = _label(pictures) if options.images else f'{ROOMS} rendered rooms'
     exact = load_estimator(depth.replace(precision='float32'), node)
     to_stderr(f'The network is made in 8 bits, of {notes} ...')
     try:

@@ -17,6 +17,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable, Sequence
 
     from diagnostic_msgs.msg import DiagnosticStatus
@@ -60,21 +61,14 @@ class NodeStatus:
     cameras: dict[str, Status] = field(default_factory=dict)
 
 
-def show_stats(
-    node: str = '', *, once: bool = False, as_json: bool = False, timeout: float = 5.0,
-) -> int:
+def show_stats(options: argparse.Namespace) -> int:
     """Print what nodes tell, until interrupted.
 
-    Args:
-        node: name of the one node to show, with its namespace; '' for all.
-        once: print once and end.
-        as_json: one JSON object a line instead of a table.
-        timeout: seconds without news after which to give up.
-
     Returns:
-        Exit code: 0 after `once`, 1 if nothing was told for `timeout`.
+        Exit code: 0 after --once, 1 if nothing was told for --timeout.
 
     """
+    node, once, timeout = options.node, options.once, options.timeout
     context = rclpy.Context()
     # Python's own handlers: an interrupt ends it at once.
     rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
@@ -92,7 +86,7 @@ def show_stats(
             if not news:
                 continue
             heard = time.monotonic()
-            _print(known, news, as_json=as_json, once=once)
+            _print(known, news, as_json=options.json, once=once)
             if once:
                 return 0
         print(_silence(reader, node, timeout, known), file=sys.stderr)

@@ -21,7 +21,6 @@ from ..sources.pictures import webcam_frames
 from .frames import NamedFrame, named_frames
 from .model import (
     given_camera,
-    intrinsics_of,
     load_estimator,
     output_folder,
     print_untrained,
@@ -210,7 +209,7 @@ def view(options: argparse.Namespace) -> int:
 
 def _points(options: argparse.Namespace) -> list[Point]:
     from offline_eval.report import figures
-    points = options.point or []
+    points = options.points
     if len(points) > len(figures.PATCHES):
         raise ConfigError(f'--point: {len(points)} points, but there are charts for '
                           f'{len(figures.PATCHES)} at most.')
@@ -266,7 +265,7 @@ class _Cameras:
     """The camera of every image: the one that is given, else that of its bag."""
 
     def __init__(self, options: argparse.Namespace, *, rectified: bool) -> None:
-        self._given = given_camera(options.fov, options.camera_info, rectified=rectified)
+        self._given = given_camera(options, rectified=rectified)
         self._rectified = rectified
         self._complaints: set[str] = set()
 
@@ -278,8 +277,9 @@ class _Cameras:
 
         """
         height, width = image.rgb.shape[:2]
-        if self._given is not None or image.info is None:
-            return intrinsics_of(self._given, width, height, rectified=self._rectified)
+        given = self._given(width, height)
+        if given is not None or image.info is None:
+            return given
         try:
             camera = CameraModel.from_info(image.info, self._rectified)
             camera.check_size(width, height)

@@ -5,30 +5,34 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import TYPE_CHECKING
 
 from ..core import weights as core_weights
 from ..core.errors import WeightsError
 from .model import settings, to_stderr
 
+if TYPE_CHECKING:
+    import argparse
 
-def fetch_weights(name: str | None, cache_dir: str | None = None) -> int:
+
+def fetch_weights(options: argparse.Namespace) -> int:
     """Download and verify official weights; without a name, list what there is.
 
     Raises:
         DepthClipError: unknown name, no network, no space, a wrong checksum, or no cache.
 
     """
-    folder = core_weights.cache_folder(cache_dir)
-    if name is None:
+    folder = core_weights.cache_folder(options.cache_dir)
+    if options.name is None:
         print(f'Official CLIP weights (cache: {folder}):')
         for known in core_weights.RELEASES:
             print(f'  {known:16}{core_weights.find(known, folder) or "-"}')
         return 0
-    print(core_weights.fetch(name, folder, to_stderr))
+    print(core_weights.fetch(options.name, folder, to_stderr))
     return 0
 
 
-def encode_text(config: str, weights: str = '') -> int:
+def encode_text(options: argparse.Namespace) -> int:
     """Fill the cache of text features for a parameter file, of scenes too; prints where they are.
 
     Raises:
@@ -36,7 +40,7 @@ def encode_text(config: str, weights: str = '') -> int:
 
     """
     from ..core.prompts import TextFeatureCache, encode_tokens, scene_words
-    depth, node = settings(config, weights)
+    depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
