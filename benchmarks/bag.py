@@ -23,7 +23,7 @@ from benchmarks.timing import Contender, race, ratio, wall
 from depthclip_ros.bags import Options, convert
 from depthclip_ros.bags.messages import read
 from depthclip_ros.cli.model import load_estimator, settings
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.node import image_io
 from depthclip_ros.node.messages import CAMERA_INFO, IMAGE
 from depthclip_ros.node.process import keep_freed_memory

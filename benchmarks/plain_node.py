@@ -30,8 +30,8 @@ from std_msgs.msg import Header
 
 from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core.config import DepthConfig
-from depthclip_ros.core.prompts import encode_tokens
 from depthclip_ros.core.weights import load
+from depthclip_ros.core.words import encode_tokens
 
 QUEUE = 10
 

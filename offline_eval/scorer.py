@@ -22,8 +22,8 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import image_digest
 from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.projection import shares, smooth, upsample
-from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
 from depthclip_ros.core.weights import Log, cache_folder, load
+from depthclip_ros.core.words import TextFeatureCache, encode_tokens
 
 from .contenders import Contender
 from .datasets import Dataset, Entry, Pair

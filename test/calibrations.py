@@ -16,7 +16,7 @@ from depthclip_ros.core.calibration import (
     _look_size,
     no_kernel,
 )
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 
 
 def arrays_for(estimator, **changes):

@@ -17,7 +17,7 @@ from depthclip_ros.calibrate.recordings import (
     resample,
     unproject,
 )
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.sim import (
     KINDS,
     Mount,

@@ -31,10 +31,10 @@ from depthclip_ros.bags import BagError, Options, convert, is_done
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.config import PAPER_BINS
 from depthclip_ros.core.device import use_threads
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node import image_io
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.resources import config_path

@@ -27,8 +27,8 @@ import pytest
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core import weights as weights_module
-from depthclip_ros.core.prompts import TextFeatureCache
 from depthclip_ros.core.weights import RELEASES, fetch, file_digest
+from depthclip_ros.core.words import TextFeatureCache
 
 PATIENCE = 60.0  # seconds, of processes for one another on a busy machine
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
 from depthclip_ros.calibrate.frames import Frames, wanted
 from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.projection import upsample
 
 SIZE = 96, 128

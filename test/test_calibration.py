@@ -27,8 +27,8 @@ from depthclip_ros.core.calibration import (
     factor,
     no_kernel,
 )
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.estimator import Adjustment, words
-from depthclip_ros.core.geometry import CameraModel
 
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)

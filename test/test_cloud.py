@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.node.cloud import cloud_message, patch_colors
 from depthclip_ros.node.messages import make
 

@@ -23,8 +23,8 @@ from test_geometry import camera_info
 from test_image_io import BAYER, DIRECT, GREY_STEPS, PACKED_YUV, chunk, image, jpeg, planar, png
 
 from depthclip_ros.core import distortion
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node import image_io
 
 ROOT = Path(__file__).resolve().parents[1]

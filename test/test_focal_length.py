@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.estimator import Adjustment
-from depthclip_ros.core.geometry import CameraModel, focal_ratio
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.world import calibration
 from depthclip_ros.sources.camera_info import CameraCalibration

@@ -14,7 +14,7 @@ import pytest
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.prompts import _text_encoder
+from depthclip_ros.core.words import _text_encoder
 
 cv2 = pytest.importorskip('cv2')
 ROOT = Path(__file__).resolve().parents[1]

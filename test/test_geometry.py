@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import CameraInfoError
-from depthclip_ros.core.geometry import CameraModel
 
 PLUMB_BOB = [-0.28, 0.07, 0.0008, -0.0004, 0.0]  # a wide-angle webcam
 RATIONAL = [0.52, -2.6, 0.0003, -0.0002, 1.5, 0.40, -2.4, 1.4]  # a time-of-flight colour camera

@@ -127,7 +127,7 @@ def test_the_built_in_rooms_are_the_same_every_time_and_named(monkeypatch):
 
 
 def test_without_a_source_the_pictures_are_rendered_rooms_with_a_true_camera_info():
-    from depthclip_ros.core.geometry import CameraModel
+    from depthclip_ros.core.camera import CameraModel
     from depthclip_ros.sim.world import SimConfig
     with publishing('--rate', 1000, '--wait') as (listener, process):
         listener.listen_until(lambda: len(listener.images) >= 12)

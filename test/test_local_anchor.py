@@ -8,11 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter
-from depthclip_ros.core.local_anchor import (
+from depthclip_ros.core.anchor import (
     DEPTH_REACH,
     DEVIATION,
     OWN_DEVIATION,
+    Adjustment,
+    Points,
+    ScaleFilter,
     correct_around,
 )
 

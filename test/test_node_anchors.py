@@ -32,8 +32,8 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField, Range
 from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import Adjustment
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError, DataError, RangeError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node import messages
 from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor, Sensors
 from depthclip_ros.node.config import NodeConfig

@@ -31,7 +31,7 @@ from ros_harness import (
 from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.node.image_io import to_rgb
 
 HEIGHT, WIDTH = 120, 200

@@ -34,7 +34,7 @@ from depthclip_ros.core.calibration import (
     Calibration,
     no_kernel,
 )
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 
 HEIGHT, WIDTH = 120, 200
 RGB = synthetic_rgb(5, HEIGHT, WIDTH)

@@ -12,7 +12,7 @@ from clip_standin import synthetic_rgb
 from ros_harness import FRAME, Peer, camera_info, image, running, tiny_arguments
 from std_msgs.msg import Header
 
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.overlay import draw
 
 HEIGHT, WIDTH = 120, 200

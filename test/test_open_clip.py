@@ -21,12 +21,12 @@ from depthclip_ros.core import (  # noqa: E402
     DepthEstimator,
     WeightsError,
     engine,
-    open_clip_backbone,
-    prompts,
+    words,
 )
+from depthclip_ros.core import open_clip as backbone  # noqa: E402
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
-from depthclip_ros.core.prompts import Phrases, TextFeatureCache, encode_tokens  # noqa: E402
 from depthclip_ros.core.weights import load  # noqa: E402
+from depthclip_ros.core.words import Phrases, TextFeatureCache, encode_tokens  # noqa: E402
 
 # Real architectures with fewer layers, so that a test takes a second: what the text tower and the
 # end of the vision tower do is theirs. Names without 'SigLIP', whose tokenizer is on the network.
@@ -350,7 +350,7 @@ def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path,
         return DepthEstimator(config, short('short-vit'), 'cpu', cache_dir=tmp_path).text_cache_hit
     assert (hit(), hit()) == (False, True)
     with monkeypatch.context() as other:  # another vocabulary of OpenAI's changes nothing
-        other.setattr(prompts, 'tokenizer_digest', lambda: 'other')
+        other.setattr(words, 'tokenizer_digest', lambda: 'other')
         assert hit()
     with monkeypatch.context() as other:
         other.setattr(open_clip, '__version__', '99')
@@ -367,7 +367,7 @@ def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path,
     ('ViT-B-16/laion2b_s34b_b88k', 0.48145466, 0.26862954)])
 def test_each_has_its_own_normalization(name, mean, deviation):
     model, _, tag = name.partition('/')
-    found = open_clip_backbone._normalization(open_clip, model, tag)
+    found = backbone._normalization(open_clip, model, tag)
     assert (found[0][0], found[1][0]) == (mean, deviation)
 
 

@@ -12,7 +12,7 @@ from depthclip_ros.color import color_range, colorize
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.estimator import DepthPrediction
-from depthclip_ros.core.scenes import Scene
+from depthclip_ros.core.words import Scene
 from depthclip_ros.overlay import answer_words, chart_patches, depth_words, draw, scene_words
 
 CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))

@@ -131,7 +131,7 @@ def test_no_module_imports_itself_by_way_of_others():
     # Two that are meant, within functions: what a processor can do is found out by trying what is
     # made for it, and whoever loads weights need not know whose they are.
     modules['depthclip_ros.core.device'].remove('depthclip_ros.core.resnet')
-    modules['depthclip_ros.core.weights'].remove('depthclip_ros.core.open_clip_backbone')
+    modules['depthclip_ros.core.weights'].remove('depthclip_ros.core.open_clip')
     while leaves := [name for name, needs in modules.items() if needs.isdisjoint(modules)]:
         for name in leaves:
             del modules[name]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, WeightsError
 from depthclip_ros.core import estimator as estimator_module
 from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.prompts import TextFeatureCache, encode_tokens
+from depthclip_ros.core.words import TextFeatureCache, encode_tokens
 
 WORDS = DepthConfig(
     tokens=('near', 'far'), bins=(1.0, 3.0), templates=('This object is {}', 'a {} thing'),

@@ -34,8 +34,8 @@ from depthclip_ros.calibrate.recordings import (
     sequences,
     spread_evenly,
 )
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import DepthClipError, ImageError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sources.bag import BagTopic
 

@@ -18,8 +18,15 @@ from depthclip_ros.core import estimator as estimator_module
 from depthclip_ros.core.backbone import AttentionPool
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.config import PAPER_BINS
-from depthclip_ros.core.prompts import encode_tokens, scene_words
-from depthclip_ros.core.scenes import LEAD, Scene, mixed_bins, plain_share, scene_probabilities
+from depthclip_ros.core.words import (
+    LEAD,
+    Scene,
+    encode_tokens,
+    mixed_bins,
+    plain_share,
+    scene_probabilities,
+    scene_words,
+)
 from depthclip_ros.node.config import read_config
 from depthclip_ros.resources import config_path
 

@@ -22,8 +22,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.sim import RenderOptions, Scene, camera_pose, render, trajectory
 from depthclip_ros.sim.world import SimConfig, View

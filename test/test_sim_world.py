@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.core.geometry import CameraModel
 from depthclip_ros.sim import KINDS, Mount, RenderOptions, Scene, render, trajectory, world
 from depthclip_ros.sim.world import Schedule, SimConfig, View, calibration, room
 

@@ -21,8 +21,8 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED, WARNING_HEIGHT
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
-from depthclip_ros.core.geometry import CameraModel
-from depthclip_ros.core.scenes import Scene as SeenScene
+from depthclip_ros.core.camera import CameraModel
+from depthclip_ros.core.words import Scene as SeenScene
 from depthclip_ros.node.config import with_demo_settings
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.bag import NANOSECONDS

@@ -17,8 +17,8 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.core.prompts import unknown_words
 from depthclip_ros.core.weights import cache_folder, load
+from depthclip_ros.core.words import unknown_words
 from depthclip_ros.sim.bag import NANOSECONDS
 from offline_eval.report.figures import sample_of
 

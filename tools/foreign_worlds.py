@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from depthclip_ros import sim
-from depthclip_ros.core.geometry import CameraModel
+from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.sim import (
     KINDS,
     Mount,

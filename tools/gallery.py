@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
-from depthclip_ros.core.geometry import CameraModel  # noqa: E402
+from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.overlay import draw  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
 

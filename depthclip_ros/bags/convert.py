@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..core.scenes import Scene
+    from ..core.words import Scene
     from ..node.frame import Frame
     from ..node.outputs import Answer
     from .options import BagCamera

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..core.camera import CameraModel
 from ..core.errors import CameraInfoError, DataError
-from ..core.geometry import CameraModel
 from ..core.transforms import TransformError, TransformTree
 from ..node.image_io import to_depth, to_rgb
 from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, POINT_CLOUD, SCAN, TF

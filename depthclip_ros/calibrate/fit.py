@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel
+from ..core.camera import CameraModel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
-from ..core.geometry import CameraModel
 from .errorbars import ErrorBars
 from .frames import Frames, geometric_mean
 

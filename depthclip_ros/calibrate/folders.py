@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 
 from ..core.calibration import image_digest
+from ..core.camera import CameraModel
 from ..core.errors import CameraInfoError, ImageError, quoted
 from ..core.files import open_regular
-from ..core.geometry import CameraModel
 from ..node.config import NodeConfig
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import SUFFIXES, read_picture

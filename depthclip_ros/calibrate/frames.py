@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..core.calibration import image_digest, mirrored_rays
+from ..core.camera import focal_ratio
 from ..core.errors import CalibrationError, ImageError
 from ..core.estimator import DepthEstimator, words
-from ..core.geometry import focal_ratio
 from ..core.projection import shares
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..core.camera import CameraModel
 from ..core.errors import DepthClipError
-from ..core.geometry import CameraModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

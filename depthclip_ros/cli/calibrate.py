@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from ..calibrate.checks import Refusal
     from ..calibrate.fit import Fitted
     from ..calibrate.recordings import RecordedFrame, Recording
+    from ..core.camera import CameraModel
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..core.geometry import CameraModel
     from ..node.config import NodeConfig
 
 MOST_LOOKED_AT = 600  # frames, for the checks; they need no network

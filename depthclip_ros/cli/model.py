@@ -23,7 +23,7 @@ from ..sources.camera_info import CameraCalibration, calibration_of
 if TYPE_CHECKING:
     import argparse
 
-    from ..core.geometry import CameraModel
+    from ..core.camera import CameraModel
 
 
 def settings(

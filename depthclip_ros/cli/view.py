@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..color import UNTRAINED
+from ..core.camera import CameraModel
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError
-from ..core.geometry import CameraModel
 from ..overlay import answer_words, depth_words, scene_words
 from ..sources.pictures import webcam_frames
 from .frames import NamedFrame, named_frames

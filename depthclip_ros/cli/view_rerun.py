@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..color import UNTRAINED
+from ..core.camera import CameraModel
 from ..core.device import reason
 from ..core.errors import ConfigError
 from ..core.files import user_path
-from ..core.geometry import CameraModel
 from ..core.opencv import cv2
 from ..core.weights import UNTRAINED as RANDOM
 from ..overlay import scene_words

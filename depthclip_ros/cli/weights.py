@@ -39,7 +39,7 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, or weights cannot be had.
 
     """
-    from ..core.prompts import TextFeatureCache, encode_tokens, scene_words
+    from ..core.words import TextFeatureCache, encode_tokens, scene_words
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(

@@ -11,7 +11,7 @@ import numpy as np
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DataError, quoted
-from ..core.prompts import unknown_words
+from ..core.words import unknown_words
 from ..document import Block, Heading, Table, Text, to_terminal
 from .frames import named_frames
 from .model import (

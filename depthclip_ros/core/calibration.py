@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from .camera import CameraModel
 from .config import DepthConfig, Size
 from .errors import CalibrationError, quoted
 from .files import atomic, open_regular, user_path
-from .geometry import CameraModel
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'

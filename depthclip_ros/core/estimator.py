@@ -28,6 +28,7 @@ from .backbone import (
     resnet_weights,
 )
 from .calibration import Calibration, Correct, Correction
+from .camera import CameraModel, focal_ratio
 from .config import DepthConfig, Size
 from .device import (
     current,
@@ -38,7 +39,6 @@ from .device import (
     use_threads,
 )
 from .errors import ConfigError, ImageError, WeightsError
-from .geometry import CameraModel, focal_ratio
 from .projection import (
     best_bins,
     bin_spread,
@@ -49,9 +49,7 @@ from .projection import (
     smooth,
     upsample,
 )
-from .prompts import Phrases, TextFeatureCache, encode_tokens, scene_words
 from .resnet import FoldedResNet
-from .scenes import Scene, mixed_bins, plain_share, remember, scene_probabilities
 from .weights import (
     Loaded,
     Log,
@@ -59,6 +57,17 @@ from .weights import (
     architecture,
     cache_folder,
     load,
+)
+from .words import (
+    Phrases,
+    Scene,
+    TextFeatureCache,
+    encode_tokens,
+    mixed_bins,
+    plain_share,
+    remember,
+    scene_probabilities,
+    scene_words,
 )
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was

@@ -380,8 +380,8 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
     if isinstance(weights, tuple):
         return weights[0], copy(weights[1])
     if backbone.startswith(OPEN_CLIP):
-        from . import open_clip_backbone
-        return open_clip_backbone.load(weights, backbone, log, offline=offline)
+        from . import open_clip
+        return open_clip.load(weights, backbone, log, offline=offline)
     if isinstance(weights, Mapping):
         import torch
         check_tensors(weights, 'the state dict')

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..core.camera import CameraModel
     from ..core.config import Size
-    from ..core.geometry import CameraModel
     from .config import NodeConfig
     from .messages import Read
 

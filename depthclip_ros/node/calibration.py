@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.camera import CameraModel
 from ..core.errors import CameraInfoError
-from ..core.geometry import CameraModel
 from .messages import CAMERA_INFO, parse
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rclpy.lifecycle.publisher import LifecyclePublisher
     from rclpy.node import Node
 
-    from ..core.scenes import Scene
+    from ..core.words import Scene
     from .anchors import Sensors
     from .config import NodeConfig
     from .worker import Worker

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..core.camera import focal_ratio
 from ..core.errors import CameraInfoError, DataError, ImageError, quoted
-from ..core.geometry import focal_ratio
 from .image_io import to_rgb
 from .messages import parse
 from .outputs import Answer
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..core.camera import CameraModel
     from ..core.config import DepthConfig
     from ..core.estimator import Anchor as Ask
     from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..core.geometry import CameraModel
-    from ..core.scenes import Scene
+    from ..core.words import Scene
     from .anchors import Anchor
     from .calibration import Calibration
     from .messages import Read

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ..core.camera import CameraModel
 from ..core.errors import CameraInfoError
 from ..core.files import open_regular, user_path
-from ..core.geometry import CameraModel
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text features of the distance tokens (paper §3.2) and of scenes, and their cache on disk.
+"""Words as text features (paper §3.2) and their cache on disk; scenes, and bins by scene (§5).
 
 The words never change between images, so the text encoder runs once; with a filled cache it is
 not even built.
@@ -11,7 +11,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from . import files
 from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .device import reason
 from .errors import ConfigError, WeightsError, quoted
+from .projection import LOGIT_SCALE
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
 SUFFIX = '.npz'  # a zip file, whose checksums tell damage
@@ -129,7 +133,7 @@ def tokenizer_version(backbone: str) -> str:
     """
     if not backbone.startswith(OPEN_CLIP):
         return tokenizer_digest()
-    from .open_clip_backbone import require
+    from .open_clip import require
     versions = [f'open_clip {require(backbone).__version__}']
     for package in ('transformers', 'tokenizers'):  # of SigLIP and others; files of their hub
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -225,3 +229,98 @@ def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:
     if (abs(lengths - 1) > _TOLERANCE).any():
         return f'are {lengths.min():.4g} to {lengths.max():.4g} long instead of 1'
     return ''
+
+
+# By how much another scene must be more probable than the one that was named last.
+LEAD = 0.1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What kind of scene an image shows.
+
+    Attributes:
+        names: the S kinds that there are.
+        probabilities: (S,) float32, with what the camera's images before have left in them.
+        plain: part that `bins` have in the image's bins, since the scene is uncertain: 0 to 1.
+        name: the most probable scene; of two of nearly equal probability the one that the image
+            before had. '' while `plain` is more than a half.
+
+    """
+
+    names: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    plain: float
+    name: str
+
+    @classmethod
+    def of(
+        cls, names: tuple[str, ...], probabilities: NDArray[np.float32], plain: float,
+        before: Scene | None,
+    ) -> Scene:
+        """Name the scene, given that of the camera's image before."""
+        best = int(probabilities.argmax())
+        if before is not None and before.name in names:
+            last = names.index(before.name)
+            if probabilities[best] < probabilities[last] + LEAD:
+                best = last
+        return cls(names, probabilities, plain, names[best] if plain <= 0.5 else '')
+
+
+def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
+    """Zero-shot classification as CLIP's own.
+
+    Args:
+        image: (passes, B, C) of the attention pool, of any length.
+        text: (S, C) unit vectors.
+        temperature: 1 is CLIP's own.
+
+    Returns:
+        (B, S), sums to 1 over S; the mean over the passes. All the same where an image has no
+        finite features.
+
+    """
+    cosine = normalize(image, dim=2) @ text.T
+    probabilities = (LOGIT_SCALE / temperature * cosine).softmax(dim=2).mean(dim=0)
+    usable = probabilities.isfinite().all(dim=1, keepdim=True)
+    return probabilities.where(usable, 1 / len(text))
+
+
+def remember(probabilities: Tensor, before: Tensor, memory: Tensor) -> Tensor:
+    """Probabilities with a part (B,) of those before, both (B, S)."""
+    return probabilities + memory[:, None] * (before - probabilities)
+
+
+def plain_share(probabilities: Tensor, limit: float) -> Tensor:
+    """Part that the plain bins have, by how undecided the probabilities are.
+
+    Args:
+        probabilities: (B, S).
+        limit: entropy, as a part of the largest possible, up to which they have none; 1: never.
+
+    Returns:
+        (B,): 0 up to the limit, 1 where all are the same, linear in between; 0 for one scene.
+
+    """
+    count = probabilities.shape[1]
+    if count == 1 or limit == 1:
+        return torch.zeros_like(probabilities[:, 0])
+    entropy: Tensor = torch.special.entr(probabilities).sum(dim=1) / math.log(count)
+    return ((entropy - limit) / (1 - limit)).clamp(0, 1)
+
+
+def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Tensor) -> Tensor:
+    """Bins of every image, which ascend as they all do.
+
+    Args:
+        probabilities: (B, S).
+        plain: (B,) part of the plain bins.
+        of_scenes: (S, K) metres.
+        bins: (K,) metres, the plain ones.
+
+    Returns:
+        (B, K) metres.
+
+    """
+    mixture = probabilities @ of_scenes
+    return mixture + plain[:, None] * (bins - mixture)
