@@ -11,9 +11,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from depthclip_ros.calibrate.recordings import (
+    Frame,
     Moment,
-    RecordedFrame,
-    Recording,
     resample,
     unproject,
 )
@@ -63,24 +62,9 @@ def drive(rooms=3, frames=60, *, step=0.2, camera=None, seed=0, mount=None, hole
         if holes:
             depth = punch_holes(depth, seed + number)
             depth[depth == 0] = np.nan
-        found.append(RecordedFrame(picture.rgb, depth, model, Moment(
+        found.append(Frame(picture.rgb, depth, model, Moment(
             number * step + room * pause, room, f'{number}')))
     return found
-
-
-class Frames(Recording):
-    """A recording of frames that are at hand."""
-
-    source, described = 'rendered', 'rendered rooms'
-
-    def __init__(self, frames, *, timed=True):
-        super().__init__()
-        self.frames, self.timed = frames, timed
-        self.moments = [frame.moment for frame in frames]
-
-    def read(self, positions):
-        for position in sorted(set(positions)):
-            yield position, self.frames[position]
 
 
 # What the 20 good recordings of tools/sabotage.py are, as arguments of `drive`, and a sensor.

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from depthclip_ros.calibrate import fit as fitting
-from depthclip_ros.calibrate.fit import Options, Sample, fit, judge
-from depthclip_ros.calibrate.frames import Frames, wanted
+from depthclip_ros.calibrate.fit import fit, judge
+from depthclip_ros.calibrate.problem import Problem, wanted
+from depthclip_ros.calibrate.recordings import Frame, Moment
 from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
@@ -28,7 +29,7 @@ SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0,
                      upsampling='patch', reference_focal=0.8)
 CAMERA = CameraModel.pinhole(128, 96, 1.6 * 128)
-OPTIONS = Options(source='a test')
+QUIET = {'log': lambda text: None}
 
 
 @pytest.fixture(scope='module')
@@ -55,17 +56,13 @@ def samples(estimator, pictures, truth, sequences=8, camera=CAMERA):
     for i, rgb in enumerate(pictures):
         depth = truth(i, estimator.predict(rgb, intrinsics=camera))
         pixels = np.repeat(np.repeat(depth, 32, axis=0), 32, axis=1).astype(np.float32)
-        found.append(Sample(rgb, pixels, camera, i * sequences // len(pictures), float(i)))
+        found.append(Frame(rgb, pixels, camera, Moment(float(i), i * sequences // len(pictures))))
     return found
 
 
 def use(estimator, fitted, tmp_path):
     path = fitted.calibration.save(tmp_path, 'fitted')
     estimator.reconfigure(CONFIG.replace(calibration=str(path)))
-
-
-def quiet(text):
-    """Log nothing."""
 
 
 def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pictures, tmp_path):
@@ -78,7 +75,7 @@ def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pic
         return prediction.patch_depth * np.exp(0.4 + 0.3 * np.sin(scaled) + 0.2 * across)
 
     every = samples(estimator, pictures, truth)
-    fitted = fit(estimator, every[:32], OPTIONS, quiet)
+    fitted = fit(estimator, every[:32], **QUIET)
     assert (fitted.variant, fitted.improved) == ('full', True)
     assert 'The correction (full) helps' in fitted.verdict
     assert fitted.share == 1.0
@@ -96,7 +93,7 @@ def test_a_planted_scale_is_found_and_no_more(estimator, pictures, tmp_path):
     rng = np.random.default_rng(2)
     every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
         math.log(1.7) + rng.normal(0, 0.05, prediction.patch_depth.shape)))
-    fitted = fit(estimator, every, OPTIONS, quiet)
+    fitted = fit(estimator, every, **QUIET)
     assert (fitted.variant, fitted.improved) == ('scale', False)
     assert 'No improvement' in fitted.verdict
     use(estimator, fitted, tmp_path)
@@ -117,7 +114,7 @@ def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures
     every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
         rng.normal(0, 0.1, prediction.patch_depth.shape)))
     before = estimator.predict(pictures[0], intrinsics=CAMERA)
-    fitted = fit(estimator, every, OPTIONS, quiet)
+    fitted = fit(estimator, every, **QUIET)
     assert (fitted.variant, fitted.improved) == ('none', False)
     use(estimator, fitted, tmp_path)
     after = estimator.predict(pictures[0], intrinsics=CAMERA)
@@ -128,7 +125,7 @@ def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures
 def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tmp_path):
     """Else depth would be multiplied by a focal ratio that is in the correction already."""
     every = samples(estimator, pictures, lambda i, p: 0.6 * p.patch_depth, camera=None)
-    fitted = fit(estimator, every, OPTIONS, quiet)
+    fitted = fit(estimator, every, **QUIET)
     assert 'tells no focal length' in fitted.verdict
     path = fitted.calibration.save(tmp_path, 'fitted')
     with pytest.raises(CalibrationError, match=r'reference_focal is 0\.8, it was 0'):
@@ -144,7 +141,7 @@ def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tm
 def test_frames_of_an_unknown_camera_count_as_of_the_others(estimator, pictures, tmp_path):
     every = samples(estimator, pictures, lambda i, p: 0.6 * p.patch_depth)
     some = [replace(s, camera=CAMERA if i % 2 else None) for i, s in enumerate(every)]
-    fitted = fit(estimator, some, OPTIONS, quiet)
+    fitted = fit(estimator, some, **QUIET)
     assert 'focal' not in fitted.verdict
     assert fitted.calibration.about.focal_ratio == pytest.approx(2.0)
     use(estimator, fitted, tmp_path)
@@ -154,40 +151,33 @@ def test_frames_of_an_unknown_camera_count_as_of_the_others(estimator, pictures,
 
 def test_sparse_and_coarse_depth_will_do(estimator, pictures, tmp_path):
     rng = np.random.default_rng(4)
-    every = [Sample(s.rgb, np.where(rng.random((24, 32)) < 0.2, s.depth[2::4, 2::4], np.nan),
-                    s.camera, s.sequence) for s in samples(
-        estimator, pictures, lambda i, prediction: 0.6 * prediction.patch_depth)]
-    fitted = fit(estimator, every, OPTIONS, quiet)
+    every = [replace(s, depth=np.where(rng.random((24, 32)) < 0.2, s.depth[2::4, 2::4], np.nan))
+             for s in samples(estimator, pictures, lambda i, p: 0.6 * p.patch_depth)]
+    fitted = fit(estimator, every, **QUIET)
     use(estimator, fitted, tmp_path)
     assert fitted.variant == 'scale'
     assert math.exp(fitted.calibration.arrays['bias']) == pytest.approx(0.6, rel=0.01)
 
 
-def test_what_is_not_enough_is_refused(estimator, pictures):
+def test_what_is_not_enough_is_refused(estimator, pictures, monkeypatch):
     good = samples(estimator, pictures[:12], lambda i, prediction: prediction.patch_depth)
-    empty = [Sample(s.rgb, np.full(SIZE, np.nan, np.float32), CAMERA, s.sequence) for s in good]
-    for given, reason in ((good[:7], '7 frames .* too few'),
-                          ([*good[:5], *empty[5:]], r'5 frames .*\(7 without any depth'),
-                          ([Sample(s.rgb, s.depth, CAMERA, 0) for s in good], '1 sequences')):
+    empty = [replace(s, depth=np.full(SIZE, np.nan, np.float32)) for s in good]
+    for given, variant, reason in (
+            (good[:7], 'auto', '7 frames .* too few'),
+            ([*good[:5], *empty[5:]], 'auto', r'5 frames .*\(7 without any depth'),
+            ([replace(s, moment=Moment()) for s in good], 'auto', '1 sequences'),
+            (good, 'best', 'best')):
         with pytest.raises(CalibrationError, match=reason):
-            fit(estimator, given, OPTIONS, quiet)
-    with pytest.raises(CalibrationError, match='best'):
-        fit(estimator, good, Options(variant='best'), quiet)
-    with pytest.raises(CalibrationError, match='shape'):
-        fit(estimator, [Sample(good[0].rgb, np.ones(3, np.float32))], OPTIONS, quiet)
+            fit(estimator, given, variant, **QUIET)
+    monkeypatch.setattr('depthclip_ros.calibrate.problem.MOST_BYTES', 1000)
+    with pytest.raises(CalibrationError, match='take fewer'):
+        fit(estimator, good, **QUIET)
 
 
 def test_depth_without_any_error_has_finite_error_bars(estimator, pictures):
-    exact = samples(estimator, pictures[:12], lambda i, prediction: prediction.patch_depth)
-    fitted = fit(estimator, exact, OPTIONS, quiet)
+    fitted = fit(estimator, samples(estimator, pictures[:12], lambda i, p: p.patch_depth), **QUIET)
     assert np.isfinite(fitted.sensor_model).all()
     assert fitted.variant == 'none'
-
-
-def test_frames_without_room_for_them_are_refused(estimator, pictures, monkeypatch):
-    monkeypatch.setattr('depthclip_ros.calibrate.frames.MOST_BYTES', 1000)
-    with pytest.raises(CalibrationError, match='take fewer'):
-        fit(estimator, samples(estimator, pictures[:2], lambda i, p: p.patch_depth), OPTIONS)
 
 
 @pytest.mark.parametrize('mode', ['centered', 'bilinear', 'patch'])
@@ -198,18 +188,9 @@ def test_the_wanted_depth_is_that_of_the_upsampled_picture(mode):
     depth = upsample(torch.from_numpy(patches), (96, 128), mode)[0].numpy()
     target = wanted(depth, (3, 4), mode, 0)
     np.testing.assert_allclose(target.patches, patches.ravel(), rtol=0.05)
-    found = (patches.ravel()[target.index] * target.share).sum(axis=1)
+    found = (patches.ravel()[target.corners] * target.share).sum(axis=1)
     np.testing.assert_allclose(found, target.truth, rtol=1e-4)
     assert wanted(np.full_like(depth, np.nan), (3, 4), mode, 0) is None
-
-
-def test_frames_of_a_sequence_are_never_in_two_folds():
-    rng = np.random.default_rng(0)
-    sequence = rng.integers(0, 23, 200).tolist()
-    fold = fitting._folds(sequence, 10)
-    for name in set(sequence):
-        assert len({int(f) for f, s in zip(fold, sequence, strict=True) if s == name}) == 1
-    assert np.bincount(fold, minlength=10).min() >= 10
 
 
 def errors(**rmse):
@@ -243,28 +224,20 @@ def test_of_a_correction_that_holds_in_part_a_part_is_taken(estimator, pictures)
     across = np.linspace(-1, 1, 4)
     every = samples(estimator, pictures, lambda i, prediction: prediction.patch_depth * np.exp(
         across * (0.1 + 0.3 * (-1) ** (i * 8 // 40))))
-    fitted = fit(estimator, every, OPTIONS, quiet)
+    fitted = fit(estimator, every, **QUIET)
     assert fitted.share < 0.6
-
-
-def problem_of(estimator, pictures, truth):
-    frames = Frames(estimator)
-    for sample in samples(estimator, pictures, truth):
-        frames.add(sample)
-    frames.check()
-    return fitting.Problem(frames)
 
 
 def test_what_ships_is_what_was_fitted(estimator, pictures, tmp_path):
     """The share that was chosen, and at run time the numbers of the fit."""
-    problem = problem_of(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2)
+    problem = Problem(estimator, samples(
+        estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2))
     everything = np.arange(12)
     scale, kernel = problem.scale(everything), fitting.Kernel.fit(problem, everything)
     for choice in (fitting.Choice(scaled=True, share=0.5), fitting.Choice(False, 1.0)):
-        arrays = fitting._arrays(problem, 'full', choice)
+        arrays = fitting.correction_arrays(problem, 'full', choice)
         path = calibrations.calibration_for(
-            estimator, {'focal_ratio': 2.0}, **arrays, **problem.frames.view()).save(
-                tmp_path, 'fitted')
+            estimator, {'focal_ratio': 2.0}, **arrays, **problem.view).save(tmp_path, 'fitted')
         estimator.reconfigure(CONFIG.replace(calibration=str(path)))
         expected = problem.base + choice.of(scale, kernel.correction(problem, everything))
         for i, rgb in enumerate(pictures[:12]):
@@ -275,18 +248,23 @@ def test_what_ships_is_what_was_fitted(estimator, pictures, tmp_path):
 
 def test_held_out_frames_shape_nothing_of_what_is_tested_on_them(
         estimator, pictures, monkeypatch):
-    """Neither directions and scales nor landmarks and weights."""
-    problem = problem_of(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2)
+    """Neither directions and scales nor landmarks and weights; a sequence is held out whole."""
+    every = samples(estimator, pictures[:12], lambda i, p: 1.5 * p.patch_depth ** 1.2)
+    sequence = np.random.default_rng(0).permutation(12) // 2
+    problem = Problem(estimator, [replace(s, moment=Moment(0.0, int(number)))
+                                  for s, number in zip(every, sequence, strict=True)])
+    for number in range(6):
+        assert len(set(problem.fold[sequence == number])) == 1
     given, whole = [], fitting.Kernel.fit
     monkeypatch.setattr(fitting.Kernel, 'fit', lambda problem, frames: given.append(frames) or
                         whole(problem, frames))
-    fitting._held_out(problem)
-    assert len(given) == problem.folds
+    fitting.held_out(problem)
+    assert len(given) == problem.folds == 6
     for fold, frames in enumerate(given):
         assert sorted(frames) == np.flatnonzero(problem.fold != fold).tolist()
     kept = whole(problem, given[0])
     for i in np.flatnonzero(problem.fold == 0):  # whatever they were
-        problem.frames.trunk[i] = np.zeros_like(problem.frames.trunk[i])
+        problem.trunk[i] = np.zeros_like(problem.trunk[i])
         problem.language[i] = problem.base[i] = 0.0
     again = whole(problem, given[0])
     assert again.bias == kept.bias
@@ -305,21 +283,15 @@ def test_rays_are_those_of_the_cameras_that_are_known(estimator, pictures):
     """None is invented, and the first one is not all: the bounds are of all."""
     every = samples(estimator, pictures[:12], lambda i, p: p.patch_depth)
     wide, narrow = (CameraModel.pinhole(128, 96, focal * 128) for focal in (0.5, 2.0))
-    cameras = [None, narrow, wide, narrow] * 3
-    frames = Frames(estimator)
-    for sample, camera in zip(every, cameras, strict=True):
-        frames.add(replace(sample, camera=camera))
-    frames.check()
-    view, grid = frames.view(), estimator.grid
+    problem = Problem(estimator, [replace(sample, camera=camera) for sample, camera in zip(
+        every, [None, narrow, wide, narrow] * 3, strict=True)])
+    view, grid = problem.view, estimator.grid
     rays = {camera: camera.patch_rays(*grid)[..., :2] for camera in (wide, narrow)}
     np.testing.assert_allclose(
         view['bounds'], [rays[wide].min((0, 1)), rays[wide].max((0, 1))], rtol=1e-6)
     usual = (rays[wide] + 2 * rays[narrow]) / 3
     np.testing.assert_allclose(view['rays'], usual, atol=1e-6)
-    np.testing.assert_allclose(frames.rays[0][0], np.moveaxis(usual, -1, 0), atol=1e-6)
-    unknown = Frames(estimator)
-    for sample in every:
-        unknown.add(replace(sample, camera=None))
-    unknown.check()
+    np.testing.assert_allclose(problem.rays[0, 0], np.moveaxis(usual, -1, 0), atol=1e-6)
+    unknown = Problem(estimator, [replace(sample, camera=None) for sample in every])
     assert not unknown.camera_known
-    assert not any(values.any() for values in unknown.view().values())
+    assert not any(values.any() for values in unknown.view.values())

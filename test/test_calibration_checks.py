@@ -13,7 +13,8 @@ pytest.importorskip('rosbags')
 
 from drives import SABOTAGE, camera_of_width, drive, sensed
 
-from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, gather, unit_doubt, views
+from depthclip_ros.calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
+from depthclip_ros.calibrate.recordings import gather
 
 
 @pytest.fixture(scope='module')

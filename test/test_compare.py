@@ -336,7 +336,7 @@ def test_comparers_of_a_fleet_are_sent_whole(frames, tmp_path):
     bag = with_depth(tmp_path / 'bag', frames, lambda depth: 1.5 * depth)
     options = SimpleNamespace(
         config=None, weights='demo', device='cpu', said='', image='', depth='', camera_info=None,
-        depth_unit=0.0, tolerance=0.05, every=1, max_frames=300, max_depth=0.0)
+        protocol='', depth_unit=0.0, tolerance=0.05, every=1, max_frames=300, max_depth=0.0)
     make = pickle.loads(pickle.dumps(functools.partial(Comparer, options)))
     compared = pickle.loads(pickle.dumps(make().compare(str(bag), 2)))
     assert len(compared.scores.names) == len(frames)

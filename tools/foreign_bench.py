@@ -7,7 +7,7 @@ Nothing in here knows the package from inside: what is measured is what a user o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from foreign_worlds import Frames, Robot, Studio, drive, unseen
 from numpy.typing import NDArray
 
-from depthclip_ros.calibrate.fit import Options, Sample, fit
+from depthclip_ros.calibrate.fit import fit
+from depthclip_ros.calibrate.recordings import Frame, Moment
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.anchor import Points, ScaleFilter
 from depthclip_ros.core.estimator import DepthPrediction
@@ -142,12 +143,10 @@ class Bench:
         depth = frames.depth
         if shuffled:
             depth = np.roll(depth, len(frames) // 2, axis=0)
-        samples = [Sample(rgb, truth, frames.camera, int(room), float(i)) for i, (
+        samples = [Frame(rgb, truth, frames.camera, Moment(float(i), int(room))) for i, (
             rgb, truth, room) in enumerate(zip(frames.rgb, depth, frames.rooms, strict=True))]
         self.use('', focal=focal)
-        fitted = fit(self.estimator, samples, replace(
-            Options(), variant=variant, source='rendered rooms'),
-            lambda _: None)
+        fitted = fit(self.estimator, samples, variant, 'rendered rooms', log=lambda _: None)
         said = {'variant': fitted.variant, 'improved': fitted.improved}
         return str(fitted.calibration.save(self._folder, 'robot')), said
 

@@ -5,15 +5,13 @@ All but the unit is judged without the network: edges of depth lie on edges of t
 same time and in the same place, whatever the weights. Of every image the strength of edges across
 and down is taken in 80 x 60 cells, of every depth map whether there is a step, and what the same
 cell shows on average is taken off, so that only what moves counts. The correlation of every image
-with every depth map then says whether they belong together, and that of shifted maps whether they
-lie on each other. A scanner's line has too few edges for that: there the words' depth must fit
-that of its own time better than that of others.
+with every depth map then says whether they belong together. A scanner's line has too few edges for
+that: there the words' depth must fit that of its own time better than that of others.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,26 +19,27 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from .recordings import resample
+from .recordings import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from .recordings import RecordedFrame
+    from .recordings import Frame
 
     Float32 = NDArray[np.float32]
+    Float64 = NDArray[np.float64]
 
 #: Fewest frames that a calibration is made of: three in each of ten blocks.
 LEAST_FRAMES = 30
+LEAST_VIEWS = 4
 _COLUMNS, _ROWS = 80, 60  # cells
 _FINE = 2  # pixels a cell, each way
 _STEP = 0.06  # logarithm of depth, from which it is an edge
 _GREY = 8.0  # levels below which edges are noise
 _VIEW = 20, 15  # pixels in which views are compared
 _SAME_VIEW = 0.95  # correlation
-LEAST_VIEWS = 4
 _BLANK = 3.0  # levels of standard deviation
 _LEAST_CELLS = 24  # with depth in a frame, of 4800; a scanner's line has up to 80
 _SPARSE = 0.05  # share of the cells below which edges of depth say nothing
@@ -51,9 +50,9 @@ _PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
 # no more than their bins, so that a hall or a table top may well be beyond the first.
 _UNUSUAL, _WRONG = math.log(3.0), math.log(8.0)
 _INVERSE = -0.3  # correlation of log depth with what language says
-_CERTAIN = 5.0  # standard deviations above what pairs that do not belong together have
-_BY_WORDS = 3.0  # the same, of words with the depth of a sparse sensor
-_CLAIM = 10.0  # the same, before a certain fault is named
+# Standard deviations above what pairs that do not belong together have: of pairs that do, of the
+# same by the words and a sparse sensor, and before a certain fault is named.
+_CERTAIN, _BY_WORDS, _CLAIM = 5.0, 3.0, 10.0
 _LARGE = 6.0  # times the median deviation of pairs that do not belong together
 _OFFSET = 0.08  # seconds; a robot at 0.5 m/s goes 4 cm
 _SHIFT = 3  # cells; 4 % of the image
@@ -74,13 +73,7 @@ _UNITS = {
 
 
 class Refusal(NamedTuple):
-    """Why a recording is not used.
-
-    Attributes:
-        cause: a short key.
-        message: what was seen, the cause, and what to do.
-
-    """
+    """Why a recording is not used: a short key, and what was seen, its cause, and what to do."""
 
     cause: str
     message: str
@@ -108,7 +101,7 @@ class Thumbnail:
     depth: Float32
 
     @classmethod
-    def of(cls, frame: RecordedFrame) -> Thumbnail:
+    def of(cls, frame: Frame) -> Thumbnail:
         """Reduce a frame."""
         grey = cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY)
         fine = cv2.resize(grey, (_FINE * _COLUMNS, _FINE * _ROWS), interpolation=cv2.INTER_AREA)
@@ -121,19 +114,6 @@ class Thumbnail:
             frame.moment.time, np.log1p(_largest_steps(fine.astype(np.float32)) / _GREY),
             np.where(np.isnan(steps), steps, steps > _STEP).astype(np.float32),
             view / max(float(np.linalg.norm(view)), 1e-6), contrast, depth)
-
-
-def gather(depth: Float32, height: int, width: int) -> Float32:
-    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
-    known = np.isfinite(depth)
-    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
-        return resample(depth, height, width)
-    rows, columns = np.nonzero(known)
-    gathered = np.full(height * width, np.inf, np.float32)
-    places = rows * height // depth.shape[0] * width + columns * width // depth.shape[1]
-    np.minimum.at(gathered, places, depth[rows, columns])
-    gathered[np.isinf(gathered)] = np.nan
-    return gathered.reshape(height, width)
 
 
 def _largest_steps(values: Float32) -> Float32:
@@ -175,20 +155,15 @@ class Comparison(NamedTuple):
         if not known.any():
             return cls(math.nan, math.nan, math.nan, trained)
         first, second = true[known], said[known]
-        varies = min(first.std(), second.std()) > 1e-6
-        return cls(float(np.exp(np.median(first - second))),
-                   float(np.corrcoef(first, second)[0, 1]) if varies else math.nan,
-                   _fits_its_own(true, said) if varies else math.nan, trained)
-
-
-def _fits_its_own(true: NDArray[np.float64], said: NDArray[np.float64]) -> float:
-    """Certainty that (N, P) depths belong together pairwise, by their mean square difference."""
-    known, filled = np.isfinite(true), np.nan_to_num(true)
-    shared = known.astype(np.float64) @ np.isfinite(said).T
-    words = np.nan_to_num(said)
-    difference = (np.square(filled) @ np.isfinite(said).T - 2 * filled @ words.T
-                  + known @ np.square(words).T) / np.maximum(shared, 1)
-    return _certainty(_by_lag(-difference), 0)
+        ratio, varies = float(np.exp(np.median(first - second))), \
+            min(first.std(), second.std()) > 1e-6
+        if not varies:
+            return cls(ratio, math.nan, math.nan, trained)
+        squares = np.square(true[:, None] - said[None])  # of every frame with every other's words
+        shared = np.isfinite(squares).sum(axis=2)
+        apart = np.nansum(squares, axis=2) / np.maximum(shared, 1)
+        return cls(ratio, float(np.corrcoef(first, second)[0, 1]),
+                   _certainty(_by_lag(-apart), 0), trained)
 
 
 def check(
@@ -207,71 +182,70 @@ def check(
         What is wrong, the most likely cause first; nothing if the recording may be used.
 
     """
-    if len(thumbnails) < LEAST_FRAMES:
+    count = len(thumbnails)
+    different = views(thumbnails)
+    standing = [Refusal('one standing view', (
+        f'{count} frames show {different} clearly different view{"" if different == 1 else "s"}: '
+        'the camera stands still. Drive while you record, through several rooms if you can.'))
+    ] if different < LEAST_VIEWS <= count else []  # of fewer, so many could not be seen either
+    if count < LEAST_FRAMES:
         return [Refusal('too few frames', (
-            f'{len(thumbnails)} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
-            'a minute of driving, through several rooms if you can.')),
-            # Of fewer, that many views could not be seen either.
-            *(_standing(thumbnails) if len(thumbnails) >= LEAST_VIEWS else [])]
-    refused = [*_depth(thumbnails), *_images(thumbnails)]
-    if refused:
+            f'{count} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
+            'a minute of driving, through several rooms if you can.')), *standing]
+    cells = [int(np.isfinite(t.steps).any(axis=0).sum()) for t in thumbnails]
+    if nothing := _nothing_there(thumbnails, np.array(cells), moves=not standing):
+        return [nothing]
+    refused = [*_unit(thumbnails, comparison, given=unit_given), *standing]
+    if standing:  # where nothing moves, nothing can be said of times and places
         return refused
-    refused = [*_unit(thumbnails, comparison, given=unit_given), *_standing(thumbnails)]
-    if any(refusal.cause == 'one standing view' for refusal in refused):
-        return refused  # where nothing moves, nothing can be said of times and places
-    if np.median(_cells(thumbnails)) < _SPARSE * _ROWS * _COLUMNS:
+    if np.median(cells) < _SPARSE * _ROWS * _COLUMNS:
         return refused + _by_words(comparison)
     return refused + _together(thumbnails, timed=timed)
 
 
-def _cells(thumbnails: Sequence[Thumbnail]) -> list[int]:
-    """Number of cells with depth beside each other, by frame."""
-    return [int(np.isfinite(t.steps).any(axis=0).sum()) for t in thumbnails]
+def views(thumbnails: Sequence[Thumbnail]) -> int:
+    """Number of clearly different views."""
+    kept: list[Float32] = []
+    for thumbnail in thumbnails:
+        if all(float((thumbnail.view * other).sum()) < _SAME_VIEW for other in kept):
+            kept.append(thumbnail.view)
+    return len(kept)
 
 
-def _depth(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
-    """Empty, constant and frozen depth."""
-    cells = _cells(thumbnails)
+def _nothing_there(
+    thumbnails: Sequence[Thumbnail], cells: NDArray[np.int64], *, moves: bool,
+) -> Refusal | None:
+    """Empty, constant and frozen depth, and blank images, in most of the frames."""
     if np.median(cells) < _LEAST_CELLS:
-        return [Refusal('empty depth', (
-            f'{np.mean(np.array(cells) < _LEAST_CELLS):.0%} of the frames have (almost) no depth '
+        return Refusal('empty depth', (
+            f'{np.mean(cells < _LEAST_CELLS):.0%} of the frames have (almost) no depth '
             'in the image. Is it the right topic, is the sensor within its range, and does it '
-            'look where the camera looks (tf)?'))]
-    flat = [_is_flat(t.depth[np.isfinite(t.depth)]) for t in thumbnails]
+            'look where the camera looks (tf)?'))
+    known = [t.depth[np.isfinite(t.depth)] for t in thumbnails]
+    flat = [bool(depth.size) and bool(
+        depth.std() < _FLAT or np.mean(np.abs(depth - np.median(depth)) < 1e-3) > _ONE_VALUE)
+        for depth in known]
     if np.mean(flat) > 0.5:
-        value = math.exp(float(np.nanmedian([np.nanmedian(t.depth) for t in thumbnails])))
-        return [Refusal('constant depth', (
-            f'Depth is the same everywhere in {np.mean(flat):.0%} of the frames ({value:.4g} m): '
-            'the sensor reports no measurement. Check its driver and its range.'))]
-    if views(thumbnails) < LEAST_VIEWS:
-        return []
-    same = [_equal(a.depth, b.depth) and float((a.view * b.view).sum()) < 1 - 1e-4
-            for a, b in pairwise(thumbnails)]
-    if np.mean(same) > 0.5:
-        return [Refusal('frozen depth', (
+        return Refusal('constant depth', (
+            f'Depth is the same everywhere in {np.mean(flat):.0%} of the frames '
+            f'({_median(thumbnails):.4g} m): the sensor reports no measurement. Check its driver '
+            'and its range.'))
+    same = [np.array_equal(a.depth, b.depth, equal_nan=True)
+            and float((a.view * b.view).sum()) < 1 - 1e-4 for a, b in pairwise(thumbnails)]
+    if moves and np.mean(same) > 0.5:
+        return Refusal('frozen depth', (
             f'In {np.mean(same):.0%} of the steps depth stays the same to the bit while the image '
-            'changes: the depth sensor or its driver has stopped. Restart it and record again.'))]
-    return []
-
-
-def _is_flat(depth: Float32) -> bool:
-    if not depth.size:
-        return False
-    middle = np.median(depth)
-    return bool(depth.std() < _FLAT or np.mean(np.abs(depth - middle) < 1e-3) > _ONE_VALUE)
-
-
-def _equal(first: Float32, second: Float32) -> bool:
-    return np.array_equal(first, second, equal_nan=True)
-
-
-def _images(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
+            'changes: the depth sensor or its driver has stopped. Restart it and record again.'))
     blank = float(np.mean([t.contrast < _BLANK for t in thumbnails]))
-    if blank <= 0.5:
-        return []
-    return [Refusal('blank images', (
-        f'{blank:.0%} of the images show nothing: they are of one grey. Is the lens covered, or '
-        'the exposure wrong?'))]
+    if blank > 0.5:
+        return Refusal('blank images', (
+            f'{blank:.0%} of the images show nothing: they are of one grey. Is the lens covered, '
+            'or the exposure wrong?'))
+    return None
+
+
+def _median(thumbnails: Sequence[Thumbnail]) -> float:
+    return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
 
 def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
@@ -291,37 +265,24 @@ def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
 
 
 def _unit(
-    thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool = False,
+    thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool,
 ) -> list[Refusal]:
-    """Depth that is impossible in metres, or of quite another size than language says.
-
-    Args:
-        thumbnails: as in `check`.
-        comparison: as in `check`.
-        given: the user says what unit depth has.
-
-    """
-    median, ratio, said = _median(thumbnails), math.nan, \
-        f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m'
-    if comparison is not None and comparison.trained and not given:
-        ratio = comparison.ratio
-    if math.isfinite(ratio):
-        said = f'{ratio:.3g} times what language says'
+    """Depth that is impossible in metres, or of quite another size than language says."""
+    median, trained = _median(thumbnails), comparison is not None and comparison.trained
+    ratio = comparison.ratio if comparison is not None and trained and not given else math.nan
     if not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1] or abs(math.log(ratio)) > _WRONG:
-        factor = ratio if math.isfinite(ratio) else median / 2
+        said, factor = (f'{ratio:.3g} times what language says', ratio) \
+            if math.isfinite(ratio) else (
+                f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m', median / 2)
         return [Refusal('wrong unit', (
             f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
             f'{_UNIT_REMEDY} Where it is right as it is, say so with the same option.'))]
-    if comparison is not None and comparison.trained and comparison.correlation < _INVERSE:
+    if comparison is not None and trained and comparison.correlation < _INVERSE:
         return [Refusal('inverse depth', (
             'The larger the recorded depth, the nearer it is by the words (correlation '
             f'{comparison.correlation:.2f}): it is a disparity or an inverse depth. Record '
             'depth in metres or millimetres (REP-118).'))]
     return []
-
-
-def _median(thumbnails: Sequence[Thumbnail]) -> float:
-    return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
 
 def _likely_unit(factor: float) -> str:
@@ -330,63 +291,49 @@ def _likely_unit(factor: float) -> str:
     return _UNITS[mistaken]
 
 
-def views(thumbnails: Sequence[Thumbnail]) -> int:
-    """Number of clearly different views."""
-    kept: list[Float32] = []
-    for thumbnail in thumbnails:
-        if all(float((thumbnail.view * other).sum()) < _SAME_VIEW for other in kept):
-            kept.append(thumbnail.view)
-    return len(kept)
-
-
-def _standing(thumbnails: Sequence[Thumbnail]) -> list[Refusal]:
-    different = views(thumbnails)
-    if different >= LEAST_VIEWS:
+def _by_words(comparison: Comparison | None) -> list[Refusal]:
+    """Of a sensor that shows no edges: does it fit the words, and better at its own time?"""
+    if comparison is None or comparison.certainty > _BY_WORDS:
         return []
-    return [Refusal('one standing view', (
-        f'{len(thumbnails)} frames show {different} clearly different view'
-        f'{"" if different == 1 else "s"}: the camera stands still. Drive while you record, '
-        'through several rooms if you can.'))]
+    return [Refusal('nothing in common', (
+        'Depth is sparse, and does not fit the words at its own time better than at others '
+        f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
+        'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
+        'Record a denser sensor, or several rooms.'))]
 
 
-@dataclass(frozen=True, eq=False)
-class _Edges:
-    """Edges of all frames, what moves of them, each frame of length 1."""
+# Images beside depth maps ------------------------------------------------------------------
 
-    image: Float32  # (N, 2, 60, 80): edges across, and edges down
-    depth: Float32  # the same, 0 where there is none
 
-    @classmethod
-    def of(cls, thumbnails: Sequence[Thumbnail]) -> _Edges:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)  # cells that never have depth
-            image, depth = (
-                values - np.nanmean(values, axis=0) for values in (
-                    np.stack([t.edges for t in thumbnails]),
-                    np.stack([t.steps for t in thumbnails])))
-            image -= image.mean(axis=(2, 3), keepdims=True)
-            depth -= np.nanmean(depth, axis=(2, 3), keepdims=True)
-        return cls(_unit_length(image), _unit_length(np.nan_to_num(depth)))
+def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
+    """Do images and depth belong together in time, and lie on each other?"""
+    image, depth = (_moving(np.stack(values)) for values in zip(
+        *((t.edges, t.steps) for t in thumbnails), strict=True))
+    pairs = _fit(image, depth)
+    by_lag = _by_lag(pairs)
+    step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
+    near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
+    shifts = _shifts(image, depth)
+    refused = _offset(by_lag, step, _CLAIM) or _place(image, depth, shifts, _CLAIM)
+    if refused or _certainty(by_lag, near) > _CERTAIN or _stands_out(shifts):
+        return refused
+    # They do not: now a cause is named on less.
+    return _shuffled(pairs) or _offset(by_lag, step, _CERTAIN) or _place(
+        image, depth, shifts, _CERTAIN) or [Refusal('nothing in common', (
+            'Depth and image do not show the same: edges of depth lie nowhere near edges of the '
+            'image, at any offset in time and at any shift. Is it the depth of another drive, '
+            'does the sensor look elsewhere (tf, camera_info, registration), is it noise? Look at '
+            'both in RViz, and record again.'))]
 
-    def pairs(self, depth: Float32 | None = None) -> NDArray[np.float64]:
-        """(N, N): how well every image fits every depth map."""
-        depth = self.depth if depth is None else depth
-        count = len(depth)
-        fit: NDArray[np.float64] = (
-            self.image.reshape(count, -1) @ depth.reshape(count, -1).T).astype(np.float64)
-        return fit
 
-    def shifts(self, rows: slice, columns: slice) -> NDArray[np.float64]:
-        """How well images fit their own depth map in a part of them, by shift of depth.
-
-        Returns:
-            (2h, 2w) mean over frames; place (i, j) is depth shifted by i - h down, j - w right.
-
-        """
-        image, depth = (v[:, :, rows, columns] for v in (self.image, self.depth))
-        size = 2 * image.shape[2], 2 * image.shape[3]
-        spectrum = (np.fft.rfft2(image, size) * np.conj(np.fft.rfft2(depth, size))).mean((0, 1))
-        return np.fft.fftshift(np.fft.irfft2(spectrum, size))
+def _moving(edges: Float32) -> Float32:
+    """(N, 2, 60, 80) edges without what stays, each frame of length 1; 0 where none is known."""
+    known = np.isfinite(edges)
+    for axis in (0, (2, 3)):
+        mean = np.where(known, edges, 0).sum(axis, keepdims=True) / np.maximum(
+            known.sum(axis, keepdims=True), 1)
+        edges = edges - mean
+    return _unit_length(np.nan_to_num(edges).astype(np.float32))
 
 
 def _unit_length(values: Float32) -> Float32:
@@ -395,14 +342,20 @@ def _unit_length(values: Float32) -> Float32:
     return unit
 
 
-def _by_lag(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+def _fit(image: Float32, depth: Float32) -> Float64:
+    """(N, N): how well every image fits every depth map."""
+    fit: Float64 = (image.reshape(len(image), -1) @ depth.reshape(len(depth), -1).T).astype(
+        np.float64)
+    return fit
+
+
+def _by_lag(pairs: Float64) -> Float64:
     """Mean over frames by lag: entry k is image i with depth i + k, round the end."""
-    count = len(pairs)
-    places = np.arange(count)
-    return np.array([pairs[places, (places + lag) % count].mean() for lag in range(count)])
+    places = np.arange(len(pairs))
+    return np.array([pairs[places, (places + lag) % len(pairs)].mean() for lag in places])
 
 
-def _certainty(by_lag: NDArray[np.float64], lag: int) -> float:
+def _certainty(by_lag: Float64, lag: int) -> float:
     """Standard deviations by which a lag stands out from those that are far from it."""
     count = len(by_lag)
     away = np.abs((np.arange(count) - lag + count // 2) % count - count // 2)
@@ -410,26 +363,7 @@ def _certainty(by_lag: NDArray[np.float64], lag: int) -> float:
     return float((by_lag[lag] - far.mean()) / max(far.std(), 1e-9))
 
 
-def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
-    """Do images and depth belong together in time, and lie on each other?"""
-    edges = _Edges.of(thumbnails)
-    pairs = edges.pairs()
-    by_lag = _by_lag(pairs)
-    step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
-    refused = _offset(by_lag, step, _CLAIM) or _place(edges, _CLAIM)
-    near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
-    if refused or _certainty(by_lag, near) > _CERTAIN \
-            or _stands_out(edges.shifts(slice(None), slice(None))) > _CLAIM:
-        return refused
-    # They do not: now a cause is named on less.
-    return _shuffled(pairs) or _offset(by_lag, step, _CERTAIN) or _place(edges, _CERTAIN) or [
-        Refusal('nothing in common', (
-            'Edges of depth lie nowhere near edges of the image, at any offset in time and at '
-            'any shift: it is the depth of another drive, of a sensor that looks elsewhere, or '
-            'noise. Look at both in RViz, and record again.'))]
-
-
-def _offset(by_lag: NDArray[np.float64], step: float, claim: float) -> list[Refusal]:
+def _offset(by_lag: Float64, step: float, claim: float) -> list[Refusal]:
     """Do images fit depth of another time? `step` is that between frames [s]; 0: not known."""
     count, lag = len(by_lag), int(by_lag.argmax())
     places = lag if lag <= count // 2 else lag - count
@@ -444,101 +378,69 @@ def _offset(by_lag: NDArray[np.float64], step: float, claim: float) -> list[Refu
         'Synchronise them (chrony, hardware trigger) and record again.'))]
 
 
-def _by_words(comparison: Comparison | None) -> list[Refusal]:
-    """Of a sensor that shows no edges: does it fit the words, and better at its own time?"""
-    if comparison is None or comparison.certainty > _BY_WORDS:
-        return []
-    return [Refusal('nothing in common', (
-        'Depth is sparse, and does not fit the words at its own time better than at others '
-        f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
-        'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
-        'Record a denser sensor, or several rooms.'))]
-
-
-def _place(edges: _Edges, claim: float) -> list[Refusal]:
-    """Does depth fit better when it is turned, of another size, or moved?"""
-    usual = float(np.trace(edges.pairs())) / len(edges.depth)
-    for turned, said in ((edges.depth[..., ::-1], 'mirrored'),
-                         (edges.depth[..., ::-1, ::-1], 'upside down'),
-                         (edges.depth[..., ::-1, :], 'mirrored top to bottom')):
-        if _fits_better(edges, turned, usual, claim):
-            return [Refusal('wrong extrinsics', (
-                f'Depth is {said} against the image. Correct the mounting of the sensor in tf, '
-                'or its image in the driver.'))]
-    for factor in _ZOOMS:
-        if _fits_better(edges, _zoomed(edges.depth, factor), usual, claim):
-            return [Refusal('wrong extrinsics', (
-                f'Depth fits the image when it is enlarged {factor:.2g} times: it is of another '
-                'lens. Record depth that is registered to the image (aligned_depth_to_color), or '
-                "give the image's own camera_info."))]
-    return _moved(edges)
-
-
-def _fits_better(edges: _Edges, depth: Float32, usual: float, claim: float) -> bool:
-    by_lag = _by_lag(edges.pairs(depth))
-    return bool(int(by_lag.argmax()) == 0 and by_lag[0] > _BETTER * usual
-                and _certainty(by_lag, 0) > claim)
-
-
-def _zoomed(depth: Float32, factor: float) -> Float32:
-    """Edges enlarged about the middle."""
-    rows, columns = (
-        np.rint((np.arange(size) + 0.5 - size / 2) / factor + size / 2 - 0.5).astype(int)
-        for size in (_ROWS, _COLUMNS))
-    inside = ((rows >= 0) & (rows < _ROWS))[:, None] & ((columns >= 0) & (columns < _COLUMNS))
-    zoomed = depth[..., rows.clip(0, _ROWS - 1)[:, None], columns.clip(0, _COLUMNS - 1)] * inside
-    return _unit_length(zoomed)
-
-
-def _shuffled(pairs: NDArray[np.float64]) -> list[Refusal]:
+def _shuffled(pairs: Float64) -> list[Refusal]:
     """Do images fit depth of other times, backwards or in no order?"""
     backwards = _by_lag(pairs[:, ::-1])
+    away = pairs - np.median(pairs)
+    fitting = float(np.mean(away.max(axis=1) > _LARGE * np.median(np.abs(away))))
     if _certainty(backwards, int(backwards.argmax())) > _CLAIM:
-        return [Refusal('shuffled stamps', (
-            'Depth runs backwards against the images. Correct the names or stamps of one of '
-            'them.'))]
-    usual = np.median(np.abs(pairs - np.median(pairs)))
-    fitting = pairs.max(axis=1) - np.median(pairs) > _LARGE * usual
-    if fitting.mean() > 0.5:
-        return [Refusal('shuffled stamps', (
-            f'{fitting.mean():.0%} of the images fit the depth of another time, in no order: the '
-            'stamps or names of one of them are shuffled. Record again, or correct the names.'))]
-    return []
+        seen = 'Depth runs backwards against the images'
+    elif fitting > 0.5:
+        seen = f'{fitting:.0%} of the images fit the depth of another time, in no order'
+    else:
+        return []
+    return [Refusal('shuffled stamps', (
+        f'{seen}: the stamps or names of one of them are shuffled. Record again, or correct the '
+        'names.'))]
 
 
-def _peak(shifts: NDArray[np.float64]) -> tuple[int, int]:
-    """Shift down and right, in cells, that fits best."""
+def _place(
+    image: Float32, depth: Float32, shifts: Float64, claim: float,
+) -> list[Refusal]:
+    """Does depth fit better when it is turned, of another size, or moved?"""
+    usual = float(np.trace(_fit(image, depth))) / len(depth)
+    fits = ((said, _by_lag(_fit(image, changed))) for said, changed in _changed(depth))
+    said = next((said for said, by_lag in fits if by_lag.argmax() == 0 and _certainty(
+        by_lag, 0) > claim and by_lag[0] > _BETTER * usual), '') or _moved(shifts)
+    return [Refusal('wrong extrinsics', (
+        f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info or '
+        'the lens, or the registration of the depth camera is wrong. Calibrate the mounting, or '
+        'record depth that is registered to the image (aligned_depth_to_color).'))
+    ] if said else []
+
+
+def _changed(depth: Float32) -> Iterator[tuple[str, Float32]]:
+    """Edges of depth turned, and enlarged about the middle."""
+    yield 'mirrored', depth[..., ::-1]
+    yield 'upside down', depth[..., ::-1, ::-1]
+    yield 'mirrored top to bottom', depth[..., ::-1, :]
+    for factor in _ZOOMS:
+        rows, columns = (
+            np.rint((np.arange(size) + 0.5 - size / 2) / factor + size / 2 - 0.5).astype(int)
+            for size in (_ROWS, _COLUMNS))
+        inside = ((rows >= 0) & (rows < _ROWS))[:, None] & ((columns >= 0) & (columns < _COLUMNS))
+        yield f'enlarged {factor:.2g} times', _unit_length(
+            depth[..., rows.clip(0, _ROWS - 1)[:, None], columns.clip(0, _COLUMNS - 1)] * inside)
+
+
+def _shifts(image: Float32, depth: Float32) -> Float64:
+    """(120, 160) how well images fit their own depth maps, by shift; none is in the middle."""
+    size = 2 * _ROWS, 2 * _COLUMNS
+    spectrum = (np.fft.rfft2(image, size) * np.conj(np.fft.rfft2(depth, size))).mean((0, 1))
+    return np.fft.fftshift(np.fft.irfft2(spectrum, size))
+
+
+def _stands_out(shifts: Float64) -> bool:
+    return bool(shifts.max() - shifts.mean() > _CLAIM * max(shifts.std(), 1e-12))
+
+
+def _moved(shifts: Float64) -> str:
+    """By how much depth must be moved to fit; '' if not by much."""
     row, column = np.unravel_index(int(shifts.argmax()), shifts.shape)
-    return int(row) - shifts.shape[0] // 2, int(column) - shifts.shape[1] // 2
-
-
-def _stands_out(shifts: NDArray[np.float64]) -> float:
-    """Standard deviations of the best shift above all."""
-    return float((shifts.max() - shifts.mean()) / max(shifts.std(), 1e-12))
-
-
-def _moved(edges: _Edges) -> list[Refusal]:
-    """Shifts of the whole and of its quarters: a wrong rotation, about the optical axis too."""
-    parts = [('the image', slice(None), slice(None))]
-    for v, rows in (('upper', slice(0, _ROWS // 2)), ('lower', slice(_ROWS // 2, None))):
-        for h, columns in (('left', slice(0, _COLUMNS // 2)),
-                           ('right', slice(_COLUMNS // 2, None))):
-            parts.append((f'the {v} {h} quarter', rows, columns))
-    for name, rows, columns in parts:
-        shifts = edges.shifts(rows, columns)
-        down, right = _peak(shifts)
-        i, j = (size // 2 for size in shifts.shape)
-        near = shifts[i - _SHIFT + 1:i + _SHIFT, j - _SHIFT + 1:j + _SHIFT].max()
-        if max(abs(down), abs(right)) >= _SHIFT and shifts.max() > _BETTER * near \
-                and _stands_out(shifts) > _CLAIM:
-            return [_shifted(right, down, name)]
-    return []
-
-
-def _shifted(right: int, down: int, where: str) -> Refusal:
-    across, along = 100 * right / _COLUMNS, 100 * down / _ROWS
-    return Refusal('wrong extrinsics', (
-        f'In {where}, depth fits best when it is moved by {across:+.0f} % of the width to the '
-        f'right and {along:+.0f} % of the height down: the mounting in tf, the camera_info, or '
-        'the registration of the depth camera is wrong. Calibrate the mounting, or record depth '
-        'that is registered to the image (aligned_depth_to_color).'))
+    down, right = int(row) - _ROWS, int(column) - _COLUMNS
+    near = shifts[_ROWS - _SHIFT + 1:_ROWS + _SHIFT, _COLUMNS - _SHIFT + 1:_COLUMNS + _SHIFT].max()
+    if max(abs(down), abs(right)) < _SHIFT or shifts.max() <= _BETTER * near \
+            or not _stands_out(shifts):
+        return ''
+    return (f'moved by {100 * right / _COLUMNS:+.0f} % of the width to the right and '
+            f'{100 * down / _ROWS:+.0f} % of the height down')

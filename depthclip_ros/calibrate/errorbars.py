@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 from ..core.calibration import SPREADS, factor, spread_terms
 
 if TYPE_CHECKING:
-    from .fit import Problem
+    from .problem import Problem
 
 Float64 = NDArray[np.float64]
 
@@ -76,39 +76,27 @@ class _Errors:
     """Terms and errors of all frames, at the patches and at the measured pixels."""
 
     def __init__(self, problem: Problem, log_depth: Float64) -> None:
-        frames = problem.frames
         h, w = problem.grid
         plain = log_depth[:, 0].reshape(-1, h, w)
         correction = plain - problem.base[:, 0].reshape(-1, h, w)
-        rays, weights, spread = (
-            torch.from_numpy(np.stack([values[0] for values in of_frames]))
-            for of_frames in (frames.rays, frames.weights,
-                              [s / d for s, d in zip(frames.spread, frames.depth, strict=True)]))
         with torch.inference_mode():
-            terms = spread_terms(torch.from_numpy(plain).float(),
-                                 torch.from_numpy(correction).float(), weights, spread, rays)
+            terms = spread_terms(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
+                plain, correction, problem.weights, problem.spread, problem.rays[:, 0])))
         self.terms = np.nan_to_num(terms.flatten(2).numpy().astype(np.float64))  # (F, T, P)
         self.log_depth = log_depth[:, 0]
-        self.depth = problem.merged(np.exp(log_depth.clip(-10, 10)))
-        self.index, self.share = problem.index, problem.share
-        self.seen = self._upsample(self.depth)
+        self.depth = problem.depth(log_depth)
+        self.upsampled = problem.upsampled
+        self.seen = self.upsampled(self.depth)
         self.error = np.abs(self.seen - problem.truth)
         self.pixel_terms = np.stack([
-            self._upsample(self.terms[:, i]) for i in range(self.terms.shape[1])], axis=-1)
-
-    def _upsample(self, patches: Float64) -> Float64:
-        """(F, P) -> (F, S), at the measured pixels."""
-        count = len(patches)
-        corners = np.take_along_axis(patches, self.index[:count].reshape(count, -1), axis=1)
-        upsampled: Float64 = (corners.reshape(self.share.shape) * self.share).sum(axis=-1)
-        return upsampled
+            self.upsampled(self.terms[:, i]) for i in range(self.terms.shape[1])], axis=-1)
 
     def stddev(self, model: Model) -> Float64:
         """(F, S) metres."""
         logarithm = np.einsum('t,ftp->fp', model.weights, self.terms)
         logarithm += factor(*(torch.from_numpy(values) for values in (
             model.knots, self.log_depth))).numpy()
-        return self._upsample(self.depth * np.exp(logarithm).clip(*SPREADS))
+        return self.upsampled(self.depth * np.exp(logarithm).clip(*SPREADS))
 
     def ratio(self, model: Model, frames: NDArray[np.bool_]) -> Float64:
         """(F, S) error over what the error bars reach."""

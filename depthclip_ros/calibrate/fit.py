@@ -26,18 +26,17 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel
-from ..core.camera import CameraModel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from .errorbars import ErrorBars
-from .frames import Frames, geometric_mean
+from .problem import Metrics, Problem, geometric_mean
+from .recordings import Frame
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 VARIANTS = ('auto', 'full', 'scale', 'none')
 
-MOST_FOLDS = 10
 # Less held-out rmse than everything simpler has: for a scale to be taken; for a share of the
 # correction, which can lose but little; and for anything to be called an improvement.
 WORTH, SHARE_WORTH, IMPROVED = 0.97, 0.995, 0.95
@@ -63,57 +62,6 @@ _ROWS = 8192  # patches that are compared with the landmarks at once
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One frame whose depth is known.
-
-    Attributes:
-        rgb: (H, W, 3) uint8.
-        depth: (H', W') float32 metres along the optical axis of that camera, of the same view,
-            NaN where it is unknown; it may be coarser than the image, and sparse.
-        camera: that took the image; None where it is unknown.
-        sequence: frames of one sequence (a room, or a block of time of one drive) look alike: all
-            of them are in the part that is fitted to or in the part that is tested on, never
-            some here and some there.
-        time: seconds, for the report only.
-        digest: `image_digest` of the image that `rgb` is a part of; '' where it is the whole.
-
-    """
-
-    rgb: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    camera: CameraModel | None = None
-    sequence: int = 0
-    time: float = 0.0
-    digest: str = ''
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a calibration is fitted.
-
-    Attributes:
-        variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (the
-            share of the correction that is best for them), 'scale' (one factor), 'none'.
-        source: what it was calibrated on, in words, for its label.
-        split: the training split of a data set that it is, in words; '' for anything else.
-
-    """
-
-    variant: str = 'auto'
-    source: str = 'a recording'
-    split: str = ''
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Means over images, on frames that the fit did not see."""
-
-    rmse: float  # m
-    delta1: float
-    abs_rel: float
-
-
-@dataclass(frozen=True)
 class Fitted:
     """What came out of `fit`.
 
@@ -130,8 +78,6 @@ class Fitted:
         share: of the correction that is taken.
         coverage: share of held-out pixels within 1.645 standard deviations.
         sensor_model: a, b, c, d, e of elevation_mapping: sigma = a + b (z - c)^2 + d z^e.
-        frames: number of frames.
-        blocks: number of sequences or blocks of time.
 
     """
 
@@ -144,240 +90,68 @@ class Fitted:
     share: float
     coverage: float
     sensor_model: tuple[float, float, float, float, float]
-    frames: int = 0
-    blocks: int = 0
 
 
-class Problem:
-    """Everything that was seen, as one regression whose folds are groups of sequences.
+def fit(
+    estimator: DepthEstimator, frames: Iterable[Frame], variant: str = 'auto',
+    source: str = 'a recording', split: str = '', log: Callable[[str], None] = print,
+) -> Fitted:
+    """Fit a correction of the language depth, and say whether it is worth having.
 
-    Frames are F, passes beside each other (the second mirrored), patches P.
-
-    Attributes:
-        frames: what was seen.
-        count: number of frames.
-        blocks: number of sequences.
-        folds: number of folds.
-        fold: (F,) of every frame.
-        language: (F, passes, P) log depth by words.
-        base: the same with the focal ratio.
-        wish: (F, passes, P) log depth that is wanted.
-        weight: (F, passes, P) of it.
-        index, share, truth: (F, S, 4), (F, S, 4) and (F, S), as `Target` has them.
-
-    """
-
-    def __init__(self, frames: Frames) -> None:
-        """Bring what was seen into arrays."""
-        self.frames = frames
-        self.count, self.blocks = len(frames.targets), len(set(frames.sequence))
-        self.folds = min(MOST_FOLDS, self.blocks)
-        self.fold = _folds(frames.sequence, self.folds)
-        depth = np.stack(frames.depth).astype(np.float64)
-        self.passes, self.grid = depth.shape[1], depth.shape[2:]
-        self.language = np.log(depth).reshape(*depth.shape[:2], -1)
-        self.base = self.language + np.log(frames.ratio)[:, None, None]
-        patches = np.stack([target.patches for target in frames.targets]).astype(np.float64)
-        support = np.stack([target.support for target in frames.targets]).astype(np.float64)
-        support[~np.isfinite(patches)] = 0.0
-        scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
-        patches = np.where(support > 0, patches, scale)
-        # Squared errors of log depth times squared depth are those of depth. Half of that, in
-        # the logarithm, is the compromise between the metrics; and no image counts for more.
-        weight = support * patches / scale
-        weight *= patches.shape[1] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
-        self.wish, self.weight = (
-            self._both(values) for values in (np.log(patches), weight))
-        usable = np.isfinite(self.base)
-        self.weight[~usable] = 0.0
-        self.base[~usable] = self.language[~usable] = 0.0
-        self.index, self.share, self.truth = (
-            np.stack([getattr(target, name) for target in frames.targets])
-            for name in ('index', 'share', 'truth'))
-
-    def _both(self, values: Float64) -> Float64:
-        """(F, P) of the image -> (F, passes, P), the second of the mirrored one."""
-        h, w = self.grid
-        mirrored = values.reshape(-1, h, w)[:, :, ::-1].reshape(values.shape)
-        return np.stack([values, mirrored][:self.passes], axis=1)
-
-    def scale(self, frames: NDArray[np.intp]) -> float:
-        """The one factor that fits some frames best, as a logarithm."""
-        weight = self.weight[frames]
-        return float((weight * (self.wish - self.base)[frames]).sum() / weight.sum())
-
-    def mean_map(self, frames: NDArray[np.intp]) -> Float64:
-        """(passes, P): mean log depth of every patch in some frames, whatever the image."""
-        weight, wish = self.weight[frames], self.wish[frames]
-        total = float((weight * wish).sum() / weight.sum())
-        mean: Float64 = ((weight * wish).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3)
-        return mean
-
-    # Errors -------------------------------------------------------------------------------
-
-    def pixels(self, log_depth: Float64) -> Float64:
-        """(F, passes, P) log depth -> (F, S) metres at the pixels that are measured."""
-        patches = self.merged(np.exp(log_depth.clip(-10, 10)))
-        upsampled: Float64 = (np.take_along_axis(
-            patches, self.index.reshape(self.count, -1), axis=1,
-        ).reshape(self.share.shape) * self.share).sum(axis=-1)
-        return upsampled
-
-    def merged(self, values: Float64) -> Float64:
-        """(F, passes, P) -> (F, P): the mean of the passes, the second mirrored back."""
-        if self.passes == 1:
-            return values[:, 0]
-        h, w = self.grid
-        second = values[:, 1].reshape(-1, h, w)[:, :, ::-1].reshape(values[:, 1].shape)
-        return 0.5 * (values[:, 0] + second)
-
-    def fold_errors(self, log_depth: Float64) -> Float64:
-        """Rmse in metres of every fold, mean over its frames."""
-        errors = np.sqrt(((self.pixels(log_depth) - self.truth) ** 2).mean(axis=1))
-        return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)])
-
-    def metrics(self, log_depth: Float64) -> Metrics:
-        """Means over frames."""
-        depth = self.pixels(log_depth)
-        ratio = np.maximum(depth / self.truth, self.truth / depth)
-        return Metrics(
-            float(np.sqrt(((depth - self.truth) ** 2).mean(axis=1)).mean()),
-            float((ratio < 1.25).mean()), float((np.abs(depth - self.truth) / self.truth).mean()))
-
-
-class Kernel(NamedTuple):
-    """The full correction, fitted to some frames: a scale, and a Gaussian kernel's weights.
-
-    Attributes:
-        bias: the scale's logarithm, where nothing looks like what was seen.
-        arrays: of a `Calibration`, all that belong to the kernel.
-
-    """
-
-    bias: float
-    arrays: dict[str, Float32]
-
-    @classmethod
-    def fit(cls, problem: Problem, frames: NDArray[np.intp]) -> Kernel:
-        """Find main directions, scales, landmarks and weights in some frames alone.
-
-        Args:
-            problem: all that was seen.
-            frames: numbers of those that count.
-
-        """
-        rng = np.random.default_rng(0)
-        seen = problem.frames
-        mean, directions = _directions([seen.trunk[i] for i in frames], rng)
-        language = problem.language[frames]
-        told = np.stack([
-            language, np.broadcast_to(language.mean(axis=2, keepdims=True), language.shape),
-            *(np.stack([seen.rays[i][:, axis] for i in frames]).reshape(language.shape)
-              for axis in (0, 1))])
-        deviation = told.reshape(len(told), -1).std(axis=1)
-        arrays = {name: values.astype(np.float32) for name, values in {
-            'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
-            'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf),
-        }.items()}
-        looks = cls(0.0, arrays).looks(problem, frames)
-        own, a_frame = looks.reshape(len(frames), -1, looks.shape[1]), -(-LANDMARKS // len(frames))
-        candidates = np.concatenate([rng.permutation(found)[:a_frame] for found in own])
-        landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
-        values, vectors = eigh(_likeness(landmarks, landmarks).astype(np.float64))
-        whitening = vectors / np.sqrt(values.clip(0.0) + JITTER)
-        # Of a patch, as if there were as many as in the smallest grid: neighbours agree.
-        unit = INDEPENDENT / (problem.passes * problem.base.shape[-1])
-        solution = _ridge(looks, landmarks, whitening,
-                          (problem.wish - problem.base)[frames].ravel(),
-                          unit * problem.weight[frames].ravel())
-        return cls(float(solution[0]), {
-            **arrays, 'landmarks': landmarks,
-            'kernel': (whitening @ solution[1:]).astype(np.float32)})
-
-    def looks(self, problem: Problem, frames: NDArray[np.intp]) -> Float32:
-        """(F' passes P, E) what the patches of some frames look like."""
-        seen, (h, w) = problem.frames, problem.grid
-        with torch.inference_mode():
-            found = torch.cat([
-                look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
-                    seen.trunk[i], problem.language[i].reshape(-1, h, w), seen.rays[i],
-                    *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
-                for i in frames])
-        looks: Float32 = np.nan_to_num(found.numpy())
-        return looks
-
-    def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
-        """(F', passes, P) of some frames."""
-        looks = self.looks(problem, frames)
-        found = np.concatenate([
-            _likeness(part, self.arrays['landmarks']) @ self.arrays['kernel']
-            for part in np.array_split(looks, -(-len(looks) // _ROWS))])
-        return self.bias + found.reshape(len(frames), *problem.base.shape[1:]).astype(np.float64)
-
-
-def _ridge(
-    looks: Float32, landmarks: Float32, whitening: Float64, wish: Float64, weight: Float64,
-) -> Float64:
-    """(1 + M,) weights of one and of the whitened likeness to each landmark.
-
-    In torch, since products of NumPy in turns with its own would wait for each other's threads.
-    """
-    size = 1 + len(landmarks)
-    normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * (size - 1)]).double())
-    right, white = torch.zeros(size, dtype=torch.float64), torch.from_numpy(whitening)
-    for start in range(0, len(looks), _ROWS):
-        rows = slice(start, start + _ROWS)
-        terms = torch.ones(len(looks[rows]), size, dtype=torch.float64)
-        terms[:, 1:] = likeness(
-            torch.from_numpy(looks[rows]), torch.from_numpy(landmarks)).double() @ white
-        weighted = terms * torch.from_numpy(weight[rows])[:, None]
-        normal += weighted.T @ terms
-        right += weighted.T @ torch.from_numpy(wish[rows])
-    solution: Float64 = torch.linalg.solve(normal, right).numpy()
-    return solution
-
-
-def _likeness(seen: Float32, landmarks: Float32) -> Float32:
-    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel, as it is at run time."""
-    found: Float32 = likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy()
-    return found
-
-
-def _directions(
-    trunks: Sequence[NDArray[np.float16]], rng: np.random.Generator,
-) -> tuple[Float64, Float64]:
-    """Standardise the trunk's map, and find its main directions, the first of them last.
+    Args:
+        estimator: as configured without a calibration.
+        frames: of several sequences; read once, in order.
+        variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (the
+            share of the correction that is best for them), 'scale' (one factor), 'none'.
+        source: what it was calibrated on, in words, for its label.
+        split: the training split of a data set that it is, in words; '' for anything else.
+        log: told what happens.
 
     Returns:
-        Mean (C',) and directions (C', D); (map - mean) @ directions has a mean square of one.
+        The calibration, and what is known of it from frames that it was not fitted to.
+
+    Raises:
+        CalibrationError: no depth can be compared, or there are too few frames or sequences.
 
     """
-    rows = np.concatenate([
-        terms[rng.permutation(len(terms))[:max(1, MOST_PATCHES // len(trunks))]]
-        for terms in (maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).reshape(-1, maps.shape[1])
-                      for maps in trunks)]).astype(np.float64)
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
-    deviation = np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
-    rows = (rows - mean) / deviation
-    size = rows.shape[1]
-    _, directions = eigh(rows.T @ rows, subset_by_index=(max(0, size - DIMENSIONS), size - 1))
-    length = math.sqrt(float(((rows @ directions) ** 2).sum(axis=1).mean()))
-    return mean, directions / deviation[:, None] / max(1e-12, length)
-
-
-def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
-    """Deal the sequences out to folds of about as many frames."""
-    names, counts = np.unique(sequence, return_counts=True)
-    order = np.random.default_rng(0).permutation(len(names))
-    order = order[np.argsort(-counts[order], kind='stable')]
-    load = np.zeros(folds)
-    of_name = {}
-    for position in order:
-        fold = int(load.argmin())
-        of_name[int(names[position])] = fold
-        load[fold] += counts[position]
-    return np.array([of_name[int(name)] for name in sequence])
+    if variant not in VARIANTS:
+        raise CalibrationError(f'variant: {variant!r} is none of {", ".join(VARIANTS)}.')
+    if estimator.calibration is not None:
+        raise CalibrationError("calibration: is set already; fit without one (calibration: '').")
+    if estimator.config.has_scenes:
+        raise CalibrationError('scenes: bins that depend on the scene and a calibration, which '
+                               "corrects the plain ones, exclude each other; set scenes: [''].")
+    problem = Problem(estimator, frames)
+    log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
+        f'{problem.folds} folds of sequences.')
+    choice, predictions = held_out(problem)
+    errors = {name: problem.fold_errors(values) for name, values in predictions.items()}
+    chosen, improved, verdict = judge(errors, choice.share)
+    if variant not in ('auto', chosen):
+        verdict = f'Variant {variant} was asked for. {verdict}'
+        chosen, improved = variant, False
+    # What is multiplied by no focal ratio here may not be multiplied by one afterwards.
+    config = {name: value for name, value in estimator.config.to_dict().items() if name in BOUND}
+    if not problem.camera_known and config['reference_focal']:
+        config['reference_focal'] = 0.0
+        verdict = f'{verdict} {UNKNOWN_FOCAL}'
+    log(verdict)
+    row = 'language' if chosen == 'none' else chosen
+    bars = ErrorBars.fit(problem, predictions[row])
+    about = About(
+        source=source, variant=chosen, frames=problem.count, blocks=problem.blocks,
+        weights=estimator.weights.digest, weights_name=estimator.weights.name,
+        focal_ratio=geometric_mean(problem.ratio), config=config, split=split,
+        images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
+    calibration = Calibration.make(about, {
+        **correction_arrays(problem, chosen, choice), **problem.view, 'spread': bars.weights,
+        'knots': bars.knots})
+    return Fitted(
+        calibration=calibration, variant=chosen, improved=improved, verdict=verdict,
+        held_out={name: problem.metrics(values) for name, values in predictions.items()},
+        folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
+            ('language', 'mean map', 'scale', row))} for fold in range(problem.folds)],
+        share=choice.share, coverage=bars.coverage, sensor_model=bars.sensor_model)
 
 
 # Choosing ----------------------------------------------------------------------------------
@@ -401,7 +175,7 @@ class Choice(NamedTuple):
         return simple + self.share * (full - simple)
 
 
-def _held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
+def held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
     """(F, passes, P) log depth of every variant and control, each fold fitted on the others."""
     results = {'language': problem.base, **{
         name: np.empty(problem.base.shape) for name in ('mean map', 'scale', 'full')}}
@@ -472,82 +246,135 @@ def _name(row: str) -> str:
     return 'none' if row == 'language' else row
 
 
-# Putting it together -----------------------------------------------------------------------
-
-
-def fit(
-    estimator: DepthEstimator, samples: Iterable[Sample], options: Options = Options(),
-    log: Callable[[str], None] = print,
-) -> Fitted:
-    """Fit a correction of the language depth, and say whether it is worth having.
-
-    Args:
-        estimator: as configured without a calibration.
-        samples: of several sequences; read once, in order.
-        options: what to fit.
-        log: told what happens.
-
-    Returns:
-        The calibration, and what is known of it from frames that it was not fitted to.
-
-    Raises:
-        CalibrationError: no depth can be compared, or there are too few frames or sequences.
-
-    """
-    if options.variant not in VARIANTS:
-        raise CalibrationError(f'variant: {options.variant!r} is none of {", ".join(VARIANTS)}.')
-    if estimator.calibration is not None:
-        raise CalibrationError("calibration: is set already; fit without one (calibration: '').")
-    if estimator.config.has_scenes:
-        raise CalibrationError('scenes: bins that depend on the scene and a calibration, which '
-                               "corrects the plain ones, exclude each other; set scenes: [''].")
-    frames = Frames(estimator)
-    for sample in samples:
-        frames.add(sample)
-    frames.check()
-    problem = Problem(frames)
-    log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
-        f'{problem.folds} folds of sequences.')
-    choice, predictions = _held_out(problem)
-    errors = {name: problem.fold_errors(values) for name, values in predictions.items()}
-    variant, improved, verdict = judge(errors, choice.share)
-    if options.variant not in ('auto', variant):
-        verdict = f'Variant {options.variant} was asked for. {verdict}'
-        variant, improved = options.variant, False
-    # What is multiplied by no focal ratio here may not be multiplied by one afterwards.
-    focal = estimator.config.reference_focal if frames.camera_known else 0.0
-    if focal != estimator.config.reference_focal:
-        verdict = f'{verdict} {UNKNOWN_FOCAL}'
-    log(verdict)
-    row = 'language' if variant == 'none' else variant
-    bars = ErrorBars.fit(problem, predictions[row])
-    about = About(
-        source=options.source, variant=variant, frames=problem.count, blocks=problem.blocks,
-        weights=estimator.weights.digest, weights_name=estimator.weights.name,
-        focal_ratio=geometric_mean(frames.ratio), config={
-            **{name: value for name, value in estimator.config.to_dict().items()
-               if name in BOUND}, 'reference_focal': focal},
-        split=options.split, images=frames.digests, camera_known=frames.camera_known,
-        precision=estimator.precision)
-    calibration = Calibration.make(about, {
-        **_arrays(problem, variant, choice), **frames.view(),
-        'spread': bars.weights, 'knots': bars.knots})
-    return Fitted(
-        calibration=calibration, variant=variant, improved=improved, verdict=verdict,
-        held_out={name: problem.metrics(values) for name, values in predictions.items()},
-        folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
-            ('language', 'mean map', 'scale', row))} for fold in range(problem.folds)],
-        share=choice.share, coverage=bars.coverage, sensor_model=bars.sensor_model,
-        frames=problem.count, blocks=problem.blocks)
-
-
-def _arrays(problem: Problem, variant: str, choice: Choice) -> dict[str, Float32]:
+def correction_arrays(problem: Problem, variant: str, choice: Choice) -> dict[str, Float32]:
     """The numbers of a correction that is fitted to all frames."""
     everything = np.arange(problem.count)
-    scale, arrays = problem.scale(everything), no_kernel(problem.frames.trunk[0].shape[1])
+    scale, arrays = problem.scale(everything), no_kernel(problem.trunk[0].shape[1])
     bias = scale if variant == 'scale' else 0.0
     if variant == 'full':
         kernel = Kernel.fit(problem, everything)
         bias = choice.of(scale, kernel.bias)
         arrays = {**kernel.arrays, 'kernel': np.float32(choice.share) * kernel.arrays['kernel']}
     return {'bias': np.array(bias, np.float32), **arrays}
+
+
+# The correction ----------------------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """The full correction, fitted to some frames: a scale, and a Gaussian kernel's weights.
+
+    Attributes:
+        bias: the scale's logarithm, where nothing looks like what was seen.
+        arrays: of a `Calibration`, all that belong to the kernel.
+
+    """
+
+    bias: float
+    arrays: dict[str, Float32]
+
+    @classmethod
+    def fit(cls, problem: Problem, frames: NDArray[np.intp]) -> Kernel:
+        """Find main directions, scales, landmarks and weights in some frames alone.
+
+        Args:
+            problem: all that was seen.
+            frames: numbers of those that count.
+
+        """
+        rng = np.random.default_rng(0)
+        mean, directions = _directions([problem.trunk[i] for i in frames], rng)
+        language = problem.language[frames]
+        told = np.stack([
+            language, np.broadcast_to(language.mean(axis=2, keepdims=True), language.shape),
+            *(problem.rays[frames][:, :, axis].reshape(language.shape) for axis in (0, 1))])
+        deviation = told.reshape(len(told), -1).std(axis=1)
+        arrays = {name: values.astype(np.float32) for name, values in {
+            'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
+            'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf),
+        }.items()}
+        looks = cls(0.0, arrays).looks(problem, frames)
+        own, a_frame = looks.reshape(len(frames), -1, looks.shape[1]), -(-LANDMARKS // len(frames))
+        candidates = np.concatenate([rng.permutation(found)[:a_frame] for found in own])
+        landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
+        values, vectors = eigh(_likeness(landmarks, landmarks).astype(np.float64))
+        whitening = vectors / np.sqrt(values.clip(0.0) + JITTER)
+        # Of a patch, as if there were as many as in the smallest grid: neighbours agree.
+        unit = INDEPENDENT / (problem.passes * problem.base.shape[-1])
+        solution = _ridge(looks, landmarks, whitening,
+                          (problem.wish - problem.base)[frames].ravel(),
+                          unit * problem.weight[frames].ravel())
+        return cls(float(solution[0]), {
+            **arrays, 'landmarks': landmarks,
+            'kernel': (whitening @ solution[1:]).astype(np.float32)})
+
+    def looks(self, problem: Problem, frames: NDArray[np.intp]) -> Float32:
+        """(F' passes P, E) what the patches of some frames look like."""
+        h, w = problem.grid
+        with torch.inference_mode():
+            found = torch.cat([
+                look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
+                    problem.trunk[i], problem.language[i].reshape(-1, h, w), problem.rays[i],
+                    *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
+                for i in frames])
+        looks: Float32 = np.nan_to_num(found.numpy())
+        return looks
+
+    def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
+        """(F', passes, P) of some frames."""
+        looks = self.looks(problem, frames)
+        found = np.concatenate([
+            _likeness(part, self.arrays['landmarks']) @ self.arrays['kernel']
+            for part in np.array_split(looks, -(-len(looks) // _ROWS))])
+        return self.bias + found.reshape(len(frames), *problem.base.shape[1:]).astype(np.float64)
+
+
+def _ridge(
+    looks: Float32, landmarks: Float32, whitening: Float64, wish: Float64, weight: Float64,
+) -> Float64:
+    """(1 + M,) weights of one and of the whitened likeness to each landmark.
+
+    In torch, since products of NumPy in turns with its own would wait for each other's threads.
+    """
+    size = 1 + len(landmarks)
+    normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * (size - 1)]).double())
+    right, white = torch.zeros(size, dtype=torch.float64), torch.from_numpy(whitening)
+    for start in range(0, len(looks), _ROWS):
+        rows = slice(start, start + _ROWS)
+        terms = torch.ones(len(looks[rows]), size, dtype=torch.float64)
+        terms[:, 1:] = likeness(
+            torch.from_numpy(looks[rows]), torch.from_numpy(landmarks)).double() @ white
+        weighted = terms * torch.from_numpy(weight[rows])[:, None]
+        normal += weighted.T @ terms
+        right += weighted.T @ torch.from_numpy(wish[rows])
+    solution: Float64 = torch.linalg.solve(normal, right).numpy()
+    return solution
+
+
+def _likeness(seen: Float32, landmarks: Float32) -> Float32:
+    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel, as it is at run time."""
+    found: Float32 = likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy()
+    return found
+
+
+def _directions(
+    trunks: Sequence[NDArray[np.float16]], rng: np.random.Generator,
+) -> tuple[Float64, Float64]:
+    """Standardise the trunk's map, and find its main directions, the first of them last.
+
+    Returns:
+        Mean (C',) and directions (C', D); (map - mean) @ directions has a mean square of one.
+
+    """
+    rows = np.concatenate([
+        terms[rng.permutation(len(terms))[:max(1, MOST_PATCHES // len(trunks))]]
+        for terms in (maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).reshape(-1, maps.shape[1])
+                      for maps in trunks)]).astype(np.float64)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    deviation = np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
+    rows = (rows - mean) / deviation
+    size = rows.shape[1]
+    _, directions = eigh(rows.T @ rows, subset_by_index=(max(0, size - DIMENSIONS), size - 1))
+    length = math.sqrt(float(((rows @ directions) ** 2).sum(axis=1).mean()))
+    return mean, directions / deviation[:, None] / max(1e-12, length)

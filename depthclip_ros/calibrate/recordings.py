@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings to calibrate from: images, and depth that was measured, on the same pixels."""
+"""Recordings: images, and depth that was measured, on the same pixels."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,11 +14,11 @@ from ..core.camera import CameraModel
 from ..core.errors import DepthClipError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ..sources.camera_info import CameraCalibration
+    from ..core.camera import CameraModel
 
 #: A pause longer than this, and than ten usual steps, begins another sequence [s].
 LONGEST_STEP = 2.0
@@ -38,76 +36,95 @@ class RecordingError(DepthClipError):
 class Moment(NamedTuple):
     """What is known of a frame before it is read."""
 
-    time: float  # seconds; counted from 0 where the source has no times
-    sequence: int
-    name: str
+    time: float = 0.0  # seconds; counted from 0 where the source has no times
+    sequence: int = 0
+    name: str = ''
+
+
+NO_MOMENT = Moment()
 
 
 @dataclass(frozen=True, eq=False)
-class RecordedFrame:
+class Frame:
     """An image and the depth that was measured with it.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        depth: (H, W) float32 metres along the optical axis, NaN where there is none.
+        depth: (H', W') float32 metres along the optical axis, NaN where there is none. Of the same
+            view as the image; it may be coarser, and sparse.
         camera: that of the image; None where nothing is known of it.
-        moment: when and where.
+        moment: when and where. Frames of one sequence (a room, or a block of time of one drive)
+            look alike: a fit has all of them on one side, never some here and some there.
         digest: `image_digest` of the image that `rgb` is a part of; '' where it is the whole.
 
     """
 
     rgb: NDArray[np.uint8]
     depth: NDArray[np.float32]
-    camera: CameraModel | None
-    moment: Moment
+    camera: CameraModel | None = None
+    moment: Moment = NO_MOMENT
     digest: str = ''
 
 
-class Recording(ABC):
+@dataclass(frozen=True)
+class Options:
+    """How a recording is to be read.
+
+    Attributes:
+        image: topic of the images, where a bag has several cameras.
+        depth: topic of depth images, clouds or scans; '': what is there.
+        tolerance: largest difference of the times of an image and its depth [s].
+        camera: of the images, instead of the recording's own.
+        rectified: the images are rectified.
+        unit: what a stored unit of depth is, in metres; 0: as its encoding or file says.
+        protocol: of a data set: what of its images is seen; '': all.
+        said: topic of depth that was not measured, which is passed over.
+
+    """
+
+    image: str = ''
+    depth: str = ''
+    tolerance: float = 0.05
+    camera: CameraModel | None = None
+    rectified: bool = False
+    unit: float = 0.0
+    protocol: str = ''
+    said: str = ''
+
+
+AS_IT_IS = Options()
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
     """Frames in the order of their times.
 
     Attributes:
         source: where it was found.
         described: what image and depth are, in words.
         moments: one a frame.
-        timed: whether the moments' times are a clock's.
-        split: the training split of a data set that this is, in words; '' for anything else.
+        read: gives the frames at some positions of `moments`, ascending, each with its position.
+            What cannot be decoded is counted in `left_out` and not given; a source that is itself
+            damaged raises a DepthClipError.
         left_out: how many images or measurements could not be used, by cause; complete when all
             frames are read.
+        timed: whether the moments' times are a clock's.
+        split: the training split of a data set that this is, in words; '' for anything else.
+        topics: of a bag, those of the images and of their depth.
 
     """
 
     source: str
     described: str
     moments: list[Moment]
+    read: Callable[[Iterable[int]], Iterator[tuple[int, Frame]]]
+    left_out: Counter[str] = field(default_factory=Counter)
     timed: bool = True
     split: str = ''
-
-    def __init__(self) -> None:
-        self.left_out: Counter[str] = Counter()
+    topics: tuple[str, str] = ('', '')
 
     def __len__(self) -> int:
         return len(self.moments)
-
-    @abstractmethod
-    def read(self, positions: Iterable[int]) -> Iterator[tuple[int, RecordedFrame]]:
-        """Read the frames at these positions, in ascending order.
-
-        What cannot be decoded is counted in `left_out` and not given.
-
-        Args:
-            positions: numbers of `moments`.
-
-        Yields:
-            Position and frame.
-
-        Raises:
-            RecordingError: the source itself is damaged.
-
-        """
-
-    def close(self) -> None:  # noqa: B027 - most have nothing open
-        """Let go of open files."""
 
 
 def nearest_pairs(
@@ -138,42 +155,35 @@ def nearest_pairs(
     return sorted(pairs.items())
 
 
-def sequences(times: Sequence[float]) -> list[int]:
-    """Number the sequences of ascending times: a pause begins a new one.
-
-    Args:
-        times: seconds, ascending.
-
-    """
-    if not times:
-        return []
+def moments_in_time(times: Sequence[float], names: Sequence[str]) -> list[Moment]:
+    """Moments of ascending times [s], counted from the first; a pause begins a new sequence."""
     steps = np.diff(np.asarray(times, np.float64))
     usual = float(np.median(steps)) if steps.size else 0.0
     pauses = steps > max(LONGEST_STEP, USUAL_STEPS * usual)
-    return [0, *(int(number) for number in np.cumsum(pauses))]
+    return [Moment(float(time - times[0]), int(sequence), name) for time, sequence, name in zip(
+        times, np.cumsum([0, *pauses]), names, strict=True)]
 
 
-def blocks(moments: Sequence[Moment]) -> NDArray[np.intp]:
+def blocks(moments: Sequence[Moment]) -> list[int]:
     """Blocks that are held out together: sequences, or pieces of them in time.
 
     Neighbours in time show nearly the same, and are never on both sides, but where two pieces of
     one sequence meet.
 
     Returns:
-        (N,) block of every moment, counted from 0.
+        The block of every moment, counted from 0.
 
     """
-    owner = np.array([moment.sequence for moment in moments], np.intp)
-    names, owner, counts = np.unique(owner, return_inverse=True, return_counts=True)
-    if len(names) >= FEW_SEQUENCES:
-        return owner.astype(np.intp)
-    result = np.empty(len(owner), np.intp)
-    begun = 0
-    for number, count in enumerate(counts):
-        pieces = min(int(count), max(1, round(BLOCKS * count / len(owner))))
-        result[owner == number] = begun + np.arange(count) * pieces // count
-        begun += pieces
-    return result
+    names, owner, counts = np.unique(
+        [moment.sequence for moment in moments], return_inverse=True, return_counts=True)
+    result = owner
+    if len(names) < FEW_SEQUENCES:
+        result, begun = np.empty_like(owner), 0
+        for number, count in enumerate(counts):
+            pieces = min(int(count), max(1, round(BLOCKS * count / len(owner))))
+            result[owner == number] = begun + np.arange(count) * pieces // count
+            begun += pieces
+    return [int(block) for block in result]
 
 
 def spread_evenly(count: int, most: int) -> list[int]:
@@ -192,24 +202,17 @@ def resample(depth: NDArray[np.float32], height: int, width: int) -> NDArray[np.
         return depth
     rows = ((np.arange(height) + 0.5) * depth.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * depth.shape[1] / width).astype(int)
-    coarser: NDArray[np.float32] = depth[rows[:, None], columns[None, :]]
-    return coarser
+    return np.asarray(depth[rows[:, None], columns[None, :]])
 
 
-def in_metres(
-    depth: NDArray[np.float32], unit: float, *, integer: bool,
-) -> NDArray[np.float32]:
-    """Correct depth that was read as millimetres (integers) or metres.
-
-    Args:
-        depth: as it was read.
-        unit: what one stored unit is, in metres; 0: it was read as it should be.
-        integer: whether whole numbers were stored.
-
-    """
-    if not unit:
-        return depth
-    return depth * np.float32(unit * (MILLIMETRES if integer else 1.0))
+def gather(depth: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Depth in a coarser grid: the nearest pixel's; of sparse depth the nearest point in each."""
+    known = np.isfinite(depth)
+    if known.mean() > 0.3 or depth.shape[0] <= height or depth.shape[1] <= width:
+        return resample(depth, height, width)
+    rows, columns = np.nonzero(known)
+    return _nearest(rows * height // depth.shape[0], columns * width // depth.shape[1],
+                    depth[rows, columns], height, width)
 
 
 def rasterize(points: NDArray[np.float64], camera: CameraModel) -> NDArray[np.float32]:
@@ -223,15 +226,21 @@ def rasterize(points: NDArray[np.float64], camera: CameraModel) -> NDArray[np.fl
         (H, W) float32 metres, NaN where no point falls.
 
     """
-    depth = np.full(camera.height * camera.width, np.inf, np.float32)
-    pixels = np.rint(camera.project(points))
-    u, v = pixels[:, 0], pixels[:, 1]
-    seen = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)  # NaN is not
-    places = v[seen].astype(np.intp) * camera.width + u[seen].astype(np.intp)
-    np.minimum.at(depth, places, points[seen, 2].astype(np.float32))
-    image: NDArray[np.float32] = depth.reshape(camera.height, camera.width)
-    image[np.isinf(image)] = np.nan
-    return image
+    columns, rows = np.rint(camera.project(points)).T
+    seen = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
+    return _nearest(rows[seen].astype(np.intp), columns[seen].astype(np.intp),
+                    points[seen, 2].astype(np.float32), camera.height, camera.width)
+
+
+def _nearest(
+    rows: NDArray[np.intp], columns: NDArray[np.intp], depth: NDArray[np.float32], height: int,
+    width: int,
+) -> NDArray[np.float32]:
+    """(height, width) of the least depth in every cell, NaN where there is none."""
+    grid = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(grid, (rows, columns), depth)
+    grid[np.isinf(grid)] = np.nan
+    return grid
 
 
 def unproject(depth: NDArray[np.float32], camera: CameraModel) -> NDArray[np.float64]:
@@ -241,15 +250,15 @@ def unproject(depth: NDArray[np.float32], camera: CameraModel) -> NDArray[np.flo
     return points[np.isfinite(points).all(axis=1)]
 
 
-def camera_of(calibration: CameraCalibration, *, rectified: bool = False) -> CameraModel:
-    """Give the camera of a calibration file.
+def in_metres(
+    depth: NDArray[np.float32], unit: float, *, integer: bool,
+) -> NDArray[np.float32]:
+    """Correct depth that was read as millimetres (integers) or metres.
 
-    Raises:
-        CameraInfoError: its numbers are no camera.
+    Args:
+        depth: as it was read.
+        unit: what one stored unit is, in metres; 0: it was read as it should be.
+        integer: whether whole numbers were stored.
 
     """
-    region: dict[str, Any] = {
-        'x_offset': 0, 'y_offset': 0, 'width': 0, 'height': 0, 'do_rectify': False}
-    info = SimpleNamespace(roi=SimpleNamespace(**region), binning_x=0, binning_y=0)
-    calibration.fill(info)
-    return CameraModel.from_info(info, rectified)
+    return depth * np.float32(unit * (MILLIMETRES if integer else 1.0)) if unit else depth

@@ -81,6 +81,7 @@ def contents(
         picture: name of the file of `draw_examples`, beside the report.
 
     """
+    about = fitted.calibration.about
     parts: list[Block] = [Heading(f'Calibration on {context.source}', 1)]
     if not context.trained:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
@@ -100,7 +101,7 @@ def contents(
             ('network', context.model),
             ('frames with depth', str(context.recorded)),
             ('clearly different views', str(context.views)),
-            ('frames calibrated from', str(fitted.frames))], texts=frozenset({0, 1}))]
+            ('frames calibrated from', str(about.frames))], texts=frozenset({0, 1}))]
     if context.left_out:
         parts.append(Table(('left out', 'times'), [
             (cause, str(count)) for cause, count in sorted(context.left_out.items())]))
@@ -114,7 +115,7 @@ def contents(
 
 
 def _errors(fitted: Fitted) -> list[Block]:
-    rows = []
+    rows, about = [], fitted.calibration.about
     for name in [*(name for name in ROWS if name in fitted.held_out),
                  *(name for name in fitted.held_out if name not in ROWS)]:
         metrics, style = fitted.held_out[name], Strong if name == fitted.variant else str
@@ -123,7 +124,7 @@ def _errors(fitted: Fitted) -> list[Block]:
             _number(metrics.abs_rel))])
     parts: list[Block] = [
         Heading('Before and after, on blocks held out'),
-        Text(f'{fitted.frames} frames in {fitted.blocks} blocks (sequences, or pieces of time). '
+        Text(f'{about.frames} frames in {about.blocks} blocks (sequences, or pieces of time). '
              'Every number is of frames in blocks that the fit did not see; by them the share of '
              f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
         Table(('what', 'rmse [m]', 'δ1', 'rel'), rows)]

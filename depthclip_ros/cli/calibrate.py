@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
 
-from ..calibrate.checks import Comparison, Thumbnail, check, gather, unit_doubt, views
-from ..calibrate.fit import Options, Sample, fit
-from ..calibrate.folders import COLOR_FOLDERS, DatasetRecording, FolderRecording
-from ..calibrate.recordings import RecordingError, blocks, camera_of, spread_evenly
+from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
+from ..calibrate.fit import fit
+from ..calibrate.folders import open_recording
+from ..calibrate.recordings import Options, blocks, gather, spread_evenly
 from ..calibrate.report import Context, Example, contents, draw_examples
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
-from ..sources.bag import is_bag
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_new,
@@ -37,10 +35,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from ..calibrate.checks import Refusal
     from ..calibrate.fit import Fitted
-    from ..calibrate.recordings import RecordedFrame, Recording
-    from ..core.camera import CameraModel
+    from ..calibrate.recordings import Frame, Recording
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
     from ..node.config import NodeConfig
@@ -49,6 +48,7 @@ MOST_LOOKED_AT = 600  # frames, for the checks; they need no network
 MOST_COMPARED = 20  # frames, of which words and measured depth are compared for the unit
 EXAMPLES = 3
 _GRID = 60, 80  # in which these are compared
+_SHOWN = 120, 160
 _EVERY_SECONDS = 2.0  # a line of progress
 _T = TypeVar('_T')
 
@@ -84,13 +84,6 @@ class Target(NamedTuple):
         return target
 
 
-class Survey(NamedTuple):
-    """What a first look at a recording leaves."""
-
-    thumbnails: list[Thumbnail]
-    kept: list[RecordedFrame]  # a few, for comparison and pictures
-
-
 def calibrate(options: argparse.Namespace) -> int:
     """Calibrate from a recording, and write settings and a report.
 
@@ -110,103 +103,82 @@ def calibrate(options: argparse.Namespace) -> int:
         raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
                           "calibration starts from words alone. Set calibration: '' in the "
                           'file, or leave it out.')
-    with closing(open_recording(options.source, options, node)) as recording:
-        positions = range(0, len(recording), options.every)
-        to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
-        survey = _look(recording, [positions[i] for i in spread_evenly(
-            len(positions), MOST_LOOKED_AT)])
-        judge = partial(check, survey.thumbnails, timed=recording.timed,
-                        unit_given=options.depth_unit > 0)
-        if (refused := judge()) and not options.anyway:  # before the weights are loaded
-            return _refuse(recording, refused)
-        estimator = load_estimator(depth, node)
-        comparison = compare(estimator, survey.kept)
-        refused = refused or judge(comparison)
-        if refused and not options.anyway:
-            return _refuse(recording, refused)
-        warnings = [f'The recording should have been refused ({cause}), and is used all the same '
-                    f'(--anyway). {message}' for cause, message in refused]
-        if not options.depth_unit and (doubt := unit_doubt(survey.thumbnails, comparison)):
-            warnings.append(doubt)
-        for warning in warnings:
-            to_stderr(f'WARNING: {warning}')
-        chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
-        fitted = fit(estimator, _samples(recording, chosen),
-                     Options(variant=options.variant, source=Path(recording.source).name,
-                             split=recording.split),
-                     log=to_stderr)
-        return _write(target, fitted, recording, survey, estimator, depth, node, warnings)
+    recording = open_recording(options.source, reading(options, node))
+    positions = range(0, len(recording), options.every)
+    to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
+    thumbnails, kept = _look(
+        recording, [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)])
+    given = options.depth_unit > 0
+    refused = check(thumbnails, timed=recording.timed, unit_given=given)
+    if refused and not options.anyway:  # before the weights are loaded
+        return _refuse(recording, refused)
+    estimator = load_estimator(depth, node)
+    measured, said = ([gather(frame.depth, *_GRID) for frame in kept],
+                      _depths(estimator, kept, _GRID))
+    comparison = Comparison.of(
+        np.array(measured), np.array(said), trained=estimator.weights.trained)
+    refused = refused or check(
+        thumbnails, comparison, timed=recording.timed, unit_given=given)
+    if refused and not options.anyway:
+        return _refuse(recording, refused)
+    warnings = [f'The recording should have been refused ({cause}), and is used all the same '
+                f'(--anyway). {message}' for cause, message in refused]
+    if not given and (doubt := unit_doubt(thumbnails, comparison)):
+        warnings.append(doubt)
+    for warning in warnings:
+        to_stderr(f'WARNING: {warning}')
+    chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
+    shown = [kept[i] for i in spread_evenly(len(kept), EXAMPLES)]
+    before = _depths(estimator, shown, _SHOWN)
+    fitted = fit(estimator, _in_blocks(recording, chosen), options.variant,
+                 Path(recording.source).name, recording.split, to_stderr)
+    _print_left_out(recording)
+    try:
+        file = fitted.calibration.save(target.settings.parent, target.settings.stem).absolute()
+    except OSError as error:
+        raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
+                          'the disk full?') from error
+    depth = depth.replace(
+        calibration=str(file),
+        reference_focal=fitted.calibration.about.config['reference_focal'])
+    estimator.reconfigure(depth)
+    save(target.settings, _as_yaml(fitted, recording, depth, node))
+    print(f'{target.settings} and {file.name}')
+    examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
+                for frame, *depths in zip(
+                    shown, before, _depths(estimator, shown, _SHOWN), strict=True)]
+    save_page(target.html, contents(fitted, Context(
+        recording.source, recording.described,
+        f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
+        estimator.weights.trained, len(recording), views(thumbnails), recording.left_out, warnings,
+        str(target.settings)), examples, target.picture.name))
+    if examples:
+        save(target.picture, draw_examples(examples))
+    print(f'report: {target.html}, {target.markdown}')
+    print(fitted.verdict)
+    numbers = ' '.join(f'{value:.5g}' for value in fitted.sensor_model)
+    print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
+    if not estimator.weights.trained:
+        print_untrained()
+    return 0
 
 
-def open_recording(
-    source: str, options: argparse.Namespace, node: NodeConfig, said: str = '',
-) -> Recording:
-    """Open a bag, a folder of images and depth, or a data set's training split.
+def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Options:
+    """How a recording is to be read, by the options of the command line.
 
     Args:
-        source: its path.
-        options: `image`, `depth`, `camera_info`, `depth_unit` and `tolerance`.
+        options: `image`, `depth`, `camera_info`, `depth_unit`, `tolerance` and `protocol`.
         node: for `rectified`.
         said: topic of depth that was not measured.
 
     Raises:
-        DepthClipError: there is none, or it holds no images with depth.
+        CameraInfoError: the calibration file is none.
 
     """
-    try:
-        path = user_path(source)
-        path.stat()
-    except OSError as error:
-        raise RecordingError(f'{quoted(source, 200)}: there is no recording: '
-                             f'{error.strerror}.') from error
-    camera = _given_camera(options, node)
-    if is_bag(path):
-        from ..calibrate.bags import BagOptions, BagRecording
-        return BagRecording(path, BagOptions(
-            image=options.image, depth=options.depth, tolerance=options.tolerance,
-            rectified=node.rectified, camera=camera, unit=options.depth_unit, said=said))
-    if any((path / name).is_dir() for name in COLOR_FOLDERS):
-        return FolderRecording(path, camera, options.tolerance, rectified=node.rectified,
-                               unit=options.depth_unit)
-    return _training_split(path, camera, options.protocol)
-
-
-def _given_camera(options: argparse.Namespace, node: NodeConfig) -> CameraModel | None:
-    if not options.camera_info:
-        return None
-    return camera_of(CameraCalibration.from_yaml(options.camera_info), rectified=node.rectified)
-
-
-def _training_split(path: Path, camera: CameraModel | None, protocol: str) -> Recording:
-    """Of a data set that `offline_eval` knows; that package may be missing."""
-    none = (f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
-            f'.db3), a folder with {COLOR_FOLDERS[0]}/ and depth/')
-    try:
-        from offline_eval.datasets import Where, open_dataset
-        from offline_eval.errors import EvaluationError
-        from offline_eval.protocol import PROTOCOLS
-    except ImportError as error:
-        raise RecordingError(f'{none}; data sets need the package offline_eval, which is not '
-                             'installed.') from error
-    try:
-        training = open_dataset(Where(path)).training()
-    except EvaluationError as error:
-        raise RecordingError(f'{none}, or a data set: {error}') from error
-    if training is None:
-        raise RecordingError(f'{path}: this data set has no training split here, and the test '
-                             'split must not be calibrated on.')
-    return DatasetRecording(training, camera, PROTOCOLS[protocol] if protocol else None)
-
-
-def _look(recording: Recording, positions: Sequence[int]) -> Survey:
-    """Reduce frames to thumbnails, and keep a few of them."""
-    keep = {positions[i] for i in spread_evenly(len(positions), MOST_COMPARED)}
-    survey = Survey([], [])
-    for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
-        survey.thumbnails.append(Thumbnail.of(frame))
-        if position in keep:
-            survey.kept.append(frame)
-    return survey
+    camera = CameraCalibration.from_yaml(options.camera_info).model(
+        rectified=node.rectified) if options.camera_info else None
+    return Options(options.image, options.depth, options.tolerance, camera, node.rectified,
+                   options.depth_unit, options.protocol, said)
 
 
 def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
@@ -219,22 +191,32 @@ def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
             to_stderr(f'{doing} {number} of {count} frames')
 
 
-def compare(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> Comparison:
-    """Measured depth beside what words say (with the focal length), on a coarse grid."""
-    measured, said = [], []
-    for frame in frames:
-        measured.append(gather(frame.depth, *_GRID))
-        said.append(estimator.predict(frame.rgb, _GRID, frame.camera).depth)
-    return Comparison.of(np.array(measured), np.array(said), trained=estimator.weights.trained)
+def _look(
+    recording: Recording, positions: Sequence[int],
+) -> tuple[list[Thumbnail], list[Frame]]:
+    """Reduce frames to thumbnails, and keep a few of them for comparison and pictures."""
+    keep = {positions[i] for i in spread_evenly(len(positions), MOST_COMPARED)}
+    thumbnails, kept = [], []
+    for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
+        thumbnails.append(Thumbnail.of(frame))
+        if position in keep:
+            kept.append(frame)
+    return thumbnails, kept
 
 
-def _samples(recording: Recording, positions: Sequence[int]) -> Iterator[Sample]:
+def _in_blocks(recording: Recording, positions: Sequence[int]) -> Iterator[Frame]:
+    """Frames whose sequences are the blocks that are held out together."""
     owner = blocks([recording.moments[p] for p in positions])
-    block = dict(zip(positions, owner.tolist(), strict=True))
+    block = dict(zip(positions, owner, strict=True))
     for position, frame in with_progress(
             'calibrating from', recording.read(positions), len(positions)):
-        yield Sample(frame.rgb, frame.depth, frame.camera, block[position], frame.moment.time,
-                     frame.digest)
+        yield replace(frame, moment=frame.moment._replace(sequence=block[position]))
+
+
+def _depths(
+    estimator: DepthEstimator, frames: Sequence[Frame], size: tuple[int, int],
+) -> list[NDArray[np.float32]]:
+    return [estimator.predict(frame.rgb, size, frame.camera).depth for frame in frames]
 
 
 def _refuse(recording: Recording, refused: Sequence[Refusal]) -> int:
@@ -252,59 +234,14 @@ def _print_left_out(recording: Recording) -> None:
         to_stderr(f'left out, {count} times: {cause}')
 
 
-def _write(
-    target: Target, fitted: Fitted, recording: Recording, survey: Survey,
-    estimator: DepthEstimator, depth: DepthConfig, node: NodeConfig, warnings: Sequence[str],
-) -> int:
-    """Write settings, calibration and report; say what came out."""
-    _print_left_out(recording)
-    frames = [survey.kept[i] for i in spread_evenly(len(survey.kept), EXAMPLES)]
-    before = _depths(estimator, frames)
-    try:
-        stem = target.settings.stem
-        file = fitted.calibration.save(target.settings.parent, stem).absolute()
-        depth = depth.replace(
-            calibration=str(file),
-            reference_focal=fitted.calibration.about.config['reference_focal'])
-        estimator.reconfigure(depth)
-        after = _depths(estimator, frames)
-        save(target.settings, _as_yaml(fitted, recording, depth, node))
-        print(f'{target.settings} and {file.name}')
-        context = Context(
-            recording.source, recording.described,
-            f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
-            estimator.weights.trained, len(recording), views(survey.thumbnails),
-            recording.left_out, warnings, str(target.settings))
-        examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
-                    for frame, *depths in zip(frames, before, after, strict=True)]
-        save_page(target.html, contents(fitted, context, examples, target.picture.name))
-        if examples:
-            save(target.picture, draw_examples(examples))
-    except OSError as error:
-        raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
-                          'the disk full?') from error
-    print(f'report: {target.html}, {target.markdown}')
-    print(fitted.verdict)
-    numbers = ' '.join(f'{value:.5g}' for value in fitted.sensor_model)
-    print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
-    if not estimator.weights.trained:
-        print_untrained()
-    return 0
-
-
-def _depths(estimator: DepthEstimator, frames: Sequence[RecordedFrame]) -> list[Any]:
-    return [estimator.predict(frame.rgb, (120, 160), frame.camera).depth for frame in frames]
-
-
 def _as_yaml(
     fitted: Fitted, recording: Recording, depth: DepthConfig, node: NodeConfig,
 ) -> str:
     """A parameter file with all settings that are the robot's."""
     robot = {name: value for name, value in node.to_dict().items()
              if name not in _NOT_THE_ROBOTS}
-    values = {**depth.to_dict(), **robot}
-    document = yaml.safe_dump({'/**': {'ros__parameters': values}}, sort_keys=False,
-                              allow_unicode=True)
+    document = yaml.safe_dump({'/**': {'ros__parameters': {**depth.to_dict(), **robot}}},
+                              sort_keys=False, allow_unicode=True)
     said = [f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.']
     return ''.join(f'# {" ".join(line.split())}\n' for line in said) + document

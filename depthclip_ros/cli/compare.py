@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibrate.checks import gather
-from ..calibrate.recordings import RecordingError, resample, spread_evenly
+from ..calibrate.folders import open_recording
+from ..calibrate.recordings import Options, RecordingError, gather, resample, spread_evenly
 from ..color import UNTRAINED, color_bar, colorize, known_range, png, write_note
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
@@ -20,7 +19,7 @@ from ..core.opencv import cv2
 from ..document import Block, Heading, Picture, Strong, Table, Text, to_terminal
 from ..fleet import cluster_of, share_out
 from ..sources.bag import BagError, is_bag
-from .calibrate import open_recording, with_progress
+from .calibrate import reading, with_progress
 from .model import (
     check_new,
     load_estimator,
@@ -41,13 +40,12 @@ if TYPE_CHECKING:
     from offline_eval.recorded import Comparison, Distance, Line, Scores
     from offline_eval.results import Sample
 
-    from ..calibrate.bags import BagRecording
-    from ..calibrate.recordings import RecordedFrame, Recording
+    from ..calibrate.recordings import Frame, Recording
     from ..core.estimator import DepthEstimator, DepthPrediction
     from ..node.config import NodeConfig
 
     Float32 = NDArray[np.float32]
-    Answers = Iterator[tuple[int, RecordedFrame, Float32, DepthPrediction | None]]
+    Answers = Iterator[tuple[int, Frame, Float32, DepthPrediction | None]]
 
 EXAMPLES = 6  # pictures of one recording, fewer where several are compared
 FIGURES = 3  # images of the paper's figures
@@ -176,28 +174,27 @@ class Comparer:
         """
         from offline_eval.recorded import MAX_DEPTH, Scores
         options = self.options
-        with ExitStack() as opened:
-            recording, answered = _open(source, options, self.node, opened)
-            every = range(0, len(recording), options.every)
-            positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
-            shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
-            described = recording.described + (
-                f'; {answered.topics[1]} is compared with it' if answered is not None else '')
-            scores = Scores(recording.source, described)
-            to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} '
-                      'images')
-            examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
-            answers = _held(recording, answered, positions) if answered is not None else \
-                _predicted(recording, positions, self.estimator)
-            most = options.max_depth or MAX_DEPTH
-            for position, frame, depth, prediction in with_progress(
-                    'comparing', answers, len(positions)):
-                scores.add(frame.moment.name, depth, frame.depth, most)
-                depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
-                if position in shown:
-                    examples.append(_example(position, frame, depth, prediction, self))
-            if answered is not None:
-                recording.left_out.update(answered.left_out)
+        recording, answered = _open(source, options, self.node)
+        every = range(0, len(recording), options.every)
+        positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
+        shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
+        described = recording.described + (
+            f'; {answered.topics[1]} is compared with it' if answered is not None else '')
+        scores = Scores(recording.source, described)
+        to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} '
+                  'images')
+        examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
+        answers = _held(recording, answered, positions) if answered is not None else \
+            _predicted(recording, positions, self.estimator)
+        most = options.max_depth or MAX_DEPTH
+        for position, frame, depth, prediction in with_progress(
+                'comparing', answers, len(positions)):
+            scores.add(frame.moment.name, depth, frame.depth, most)
+            depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
+            if position in shown:
+                examples.append(_example(position, frame, depth, prediction, self))
+        if answered is not None:
+            recording.left_out.update(answered.left_out)
         refused = dict(sorted(recording.left_out.items()))
         if not scores.names:
             causes = {**refused, **scores.left_out}
@@ -208,19 +205,18 @@ class Comparer:
 
 
 def _open(
-    source: str, options: argparse.Namespace, node: NodeConfig, opened: ExitStack,
-) -> tuple[Recording, BagRecording | None]:
+    source: str, options: argparse.Namespace, node: NodeConfig,
+) -> tuple[Recording, Recording | None]:
     """Open a recording, and again for the depth that it holds already, if it does."""
-    from ..calibrate.bags import BagOptions, BagRecording
     said = _said(source, options)
-    recording = opened.enter_context(closing(open_recording(source, options, node, said)))
+    recording = open_recording(source, reading(options, node, said))
     if not said:
         return recording, None
-    if not isinstance(recording, BagRecording):
+    if not recording.topics[0]:
         raise RecordingError(f'{source}: --said {quoted(said)} is a topic, and this is no bag.')
-    return recording, opened.enter_context(closing(BagRecording(source, BagOptions(
+    return recording, open_recording(source, Options(
         image=recording.topics[0], depth=said, tolerance=options.tolerance,
-        rectified=node.rectified))))
+        rectified=node.rectified))
 
 
 def _said(source: str, options: argparse.Namespace) -> str:
@@ -252,17 +248,17 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
     if missing:
         recording.left_out['images that the depth to be compared is missing at'] += missing
     others = answered.read([places[recording.moments[p].name] for p in wanted])
-    other = next(others, None)
+    waiting: dict[int, Float32] = {}  # of images whose measured depth comes later, or never
     for position, frame in recording.read(wanted):
         place = places[frame.moment.name]
-        while other is not None and other[0] < place:  # what was measured there is unreadable
-            other = next(others, None)
-        if other is not None and other[0] == place:
-            yield position, frame, other[1].depth, None
+        while place not in waiting and (other := next(others, None)) is not None:
+            waiting[other[0]] = other[1].depth
+        if place in waiting:
+            yield position, frame, waiting.pop(place), None
 
 
 def _example(
-    position: int, frame: RecordedFrame, depth: Float32, prediction: DepthPrediction | None,
+    position: int, frame: Frame, depth: Float32, prediction: DepthPrediction | None,
     comparer: Comparer,
 ) -> Example:
     rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)

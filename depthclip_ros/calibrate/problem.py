@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fit needs to know of every frame: the network's answer, and the depth to be reached."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from ..core.calibration import image_digest, mirrored_rays
+from ..core.camera import focal_ratio
+from ..core.config import Size
+from ..core.errors import CalibrationError
+from ..core.estimator import DepthEstimator, words
+from ..core.projection import shares
+from .recordings import Frame
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+MOST_FOLDS = 10
+FEWEST_FRAMES, FEWEST_BLOCKS = 8, 3
+MOST_BYTES = 2 << 30  # of the maps of all frames
+# Pixels a patch that its depth is found from, and pixels a frame that errors are measured at.
+PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400
+# How strongly a patch's depth is drawn to the mean of its own pixels, against what the upsampled
+# picture wants: next to nothing where pixels are dense, enough where they are sparse.
+DRAWN = 0.03
+FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the picture's sake
+LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over images, on frames that the fit did not see."""
+
+    rmse: float  # m
+    delta1: float
+    abs_rel: float
+
+
+class Target(NamedTuple):
+    """Depth of one frame, as it is wanted.
+
+    Attributes:
+        patches: (P,) metres that, upsampled as configured, come nearest to the measured depth in
+            the sense of least squares; NaN where nothing was measured.
+        support: (P,) from 0 to 1, how much was measured there.
+        corners: (S, 4) patches from which a pixel's depth is upsampled.
+        share: (S, 4) their shares.
+        truth: (S,) measured there, metres.
+
+    """
+
+    patches: Float32
+    support: Float32
+    corners: NDArray[np.int64]
+    share: Float32
+    truth: Float32
+
+
+class Problem:
+    """Everything that was seen, as one regression whose folds are groups of sequences.
+
+    Frames are F, passes beside each other (the second mirrored), patches P = h w.
+
+    Attributes:
+        count: number of frames.
+        blocks: number of sequences.
+        folds: number of folds.
+        fold: (F,) of every frame.
+        digests: of the images.
+        trunk: F maps (passes, C', h, w), float16.
+        weights: (F, K, h, w) of the words, without mirroring.
+        spread: (F, h, w) of the bins over their mean, likewise.
+        rays: (F, passes, 2, h, w), x and y of the patches' centres at z = 1. Of an unknown camera
+            the mean of those that are known.
+        view: `rays` and `bounds` of a `Calibration`, from the cameras that are known.
+        camera_known: whether any is.
+        ratio: (F,) focal ratio; of an unknown camera the geometric mean of the others'.
+        language: (F, passes, P) log depth by words.
+        base: the same with the focal ratio.
+        wish: (F, passes, P) log depth that is wanted.
+        weight: (F, passes, P) of it.
+        corners, share, truth: (F, S, 4), (F, S, 4) and (F, S), as `Target` has them.
+
+    """
+
+    def __init__(self, estimator: DepthEstimator, frames: Iterable[Frame]) -> None:
+        """Look at every frame; nothing of its pixels is kept.
+
+        Raises:
+            CalibrationError: there are too few frames with depth or too few sequences, or more
+                than fit into memory.
+            CameraInfoError: a camera is not for images of that size.
+
+        """
+        config, grid = estimator.config, estimator.grid
+        found: dict[str, list[Any]] = defaultdict(list)
+        targets: list[Target] = []
+        empty = 0
+        for frame in frames:
+            target = wanted(frame.depth, grid, config.upsampling, len(targets))
+            if target is None:
+                empty += 1
+                continue
+            targets.append(target)
+            maps = estimator.maps([frame.rgb])
+            with torch.inference_mode():
+                weights, depth, spread = words(
+                    estimator.logits(maps.features)[:, 0], estimator.bins, config.read_out)
+            ratio = focal_ratio(config.reference_focal, frame.camera,
+                                (frame.rgb.shape[0], frame.rgb.shape[1]), config.input_size)
+            for name, value in (
+                    ('depth', depth.cpu().numpy()), ('weights', weights[0].cpu().numpy()),
+                    ('spread', (spread[0] / depth[0]).cpu().numpy()),
+                    ('trunk', maps.trunk[:, 0].half().cpu().numpy()),
+                    ('camera', np.full((*grid, 2), np.nan, np.float32) if frame.camera is None
+                     else frame.camera.patch_rays(*grid)[..., :2]),
+                    ('ratio', math.nan if frame.camera is None else ratio),
+                    ('sequence', frame.moment.sequence),
+                    ('digest', frame.digest or image_digest(frame.rgb))):
+                found[name].append(value)
+            if len(targets) * found['trunk'][0].nbytes > MOST_BYTES:
+                raise CalibrationError(
+                    f'{len(targets)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '
+                    'the network; take fewer, spread over the recording: 200 are plenty.')
+        self.count, self.blocks = len(targets), len(set(found['sequence']))
+        left_out = f' ({empty} without any depth are left out)' if empty else ''
+        if self.count < FEWEST_FRAMES:
+            raise CalibrationError(
+                f'{self.count} frames with depth{left_out} are too few: at least {FEWEST_FRAMES} '
+                'are needed, 60 from different places are good. Record longer.')
+        if self.blocks < FEWEST_BLOCKS:
+            raise CalibrationError(
+                f'{self.blocks} sequences are too few to test on others than were fitted to: at '
+                f'least {FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into '
+                'blocks.')
+        self.folds = min(MOST_FOLDS, self.blocks)
+        self.fold = _folds(found['sequence'], self.folds)
+        self.digests, self.trunk = found['digest'], found['trunk']
+        self.weights, self.spread = np.stack(found['weights']), np.stack(found['spread'])
+        said = np.stack(found['depth']).astype(np.float64)
+        self.passes, self.grid = said.shape[1], said.shape[2:]
+        self._look_where(np.stack(found['camera']), np.array(found['ratio']))
+        self.language = np.log(said).reshape(*said.shape[:2], -1)
+        self.base = self.language + np.log(self.ratio)[:, None, None]
+        self._want(targets)
+
+    def _look_where(self, cameras: Float32, ratio: Float64) -> None:
+        """Rays and focal ratios, from (F, h, w, 2) and (F,) with NaN where a camera is unknown."""
+        known = np.isfinite(cameras)
+        self.camera_known = bool(known.any())
+        usual = (np.where(known, cameras, 0).sum(axis=0)
+                 / np.maximum(known.sum(axis=0), 1)).astype(np.float32)
+        seen = cameras[known.all(axis=-1)]
+        bounds = [seen.min(axis=0), seen.max(axis=0)] if len(seen) else np.zeros((2, 2))
+        self.view = {'rays': usual, 'bounds': np.array(bounds, np.float32)}
+        rays = np.where(known, cameras, usual)
+        self.rays = np.moveaxis(
+            np.stack([rays, mirrored_rays(rays)][:self.passes], axis=1), -1, 2)
+        usual_ratio = geometric_mean(ratio[~np.isnan(ratio)])
+        self.ratio = np.where(np.isnan(ratio), usual_ratio, ratio)
+
+    def _want(self, targets: Sequence[Target]) -> None:
+        """Depth to be reached, and how much each patch counts."""
+        self.corners, self.share, self.truth = (
+            np.stack([getattr(target, name) for target in targets])
+            for name in ('corners', 'share', 'truth'))
+        patches, support = (
+            np.stack([getattr(target, name) for target in targets]).astype(np.float64)
+            for name in ('patches', 'support'))
+        support[~np.isfinite(patches)] = 0.0
+        scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
+        patches = np.where(support > 0, patches, scale)
+        # Squared errors of log depth times squared depth are those of depth. Half of that, in
+        # the logarithm, is the compromise between the metrics; and no image counts for more.
+        weight = support * patches / scale
+        weight *= patches.shape[1] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
+        self.wish, self.weight = (
+            np.stack([values, self.mirrored(values)][:self.passes], axis=1)
+            for values in (np.log(patches), weight))
+        usable = np.isfinite(self.base)
+        self.weight[~usable] = 0.0
+        self.base[~usable] = self.language[~usable] = 0.0
+
+    def mirrored(self, values: Float64) -> Float64:
+        """(F, P) of an image -> of its mirror image."""
+        return values.reshape(len(values), *self.grid)[..., ::-1].reshape(values.shape)
+
+    def scale(self, frames: NDArray[np.intp]) -> float:
+        """The one factor that fits some frames best, as a logarithm."""
+        weight = self.weight[frames]
+        return float((weight * (self.wish - self.base)[frames]).sum() / weight.sum())
+
+    def mean_map(self, frames: NDArray[np.intp]) -> Float64:
+        """(passes, P): mean log depth of every patch in some frames, whatever the image."""
+        weight, wish = self.weight[frames], self.wish[frames]
+        total = float((weight * wish).sum() / weight.sum())
+        mean: Float64 = ((weight * wish).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3)
+        return mean
+
+    def depth(self, log_depth: Float64) -> Float64:
+        """(F, passes, P) -> (F, P) metres, the mean of the passes, the second mirrored back."""
+        depth = np.exp(log_depth.clip(-10, 10))
+        if self.passes == 1:
+            return np.asarray(depth[:, 0])
+        return np.asarray(0.5 * (depth[:, 0] + self.mirrored(depth[:, 1])))
+
+    def upsampled(self, patches: Float64) -> Float64:
+        """(F, P) -> (F, S), at the pixels that are measured."""
+        corners = np.take_along_axis(patches, self.corners.reshape(self.count, -1), axis=1)
+        return np.asarray((corners.reshape(self.share.shape) * self.share).sum(axis=-1))
+
+    def fold_errors(self, log_depth: Float64) -> Float64:
+        """Rmse in metres of every fold, mean over its frames, of (F, passes, P) log depth."""
+        depth = self.upsampled(self.depth(log_depth))
+        errors = np.sqrt(((depth - self.truth) ** 2).mean(axis=1))
+        return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)])
+
+    def metrics(self, log_depth: Float64) -> Metrics:
+        """Means over frames, of (F, passes, P) log depth."""
+        depth = self.upsampled(self.depth(log_depth))
+        ratio = np.maximum(depth / self.truth, self.truth / depth)
+        return Metrics(
+            float(np.sqrt(((depth - self.truth) ** 2).mean(axis=1)).mean()),
+            float((ratio < 1.25).mean()), float((np.abs(depth - self.truth) / self.truth).mean()))
+
+
+def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
+    """Deal the sequences out to folds of about as many frames."""
+    names, counts = np.unique(sequence, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    order = order[np.argsort(-counts[order], kind='stable')]
+    load = np.zeros(folds)
+    of_name = {}
+    for position in order:
+        fold = int(load.argmin())
+        of_name[int(names[position])] = fold
+        load[fold] += counts[position]
+    return np.array([of_name[int(name)] for name in sequence])
+
+
+def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
+    """Find the depth of patches that is best after upsampling.
+
+    Args:
+        depth: (H, W) metres, NaN where unknown.
+        grid: (h, w) of the patches.
+        mode: of upsampling.
+        seed: of the choice of pixels, where there are more than are needed.
+
+    Returns:
+        None where nothing was measured.
+
+    """
+    (h, w), (height, width) = grid, depth.shape
+    row_shares, column_shares = (
+        shares(patches, pixels, mode).numpy().astype(np.float64)
+        for patches, pixels in ((h, height), (w, width)))
+    places = np.flatnonzero((depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH))
+    if not len(places):
+        return None
+    rng = np.random.default_rng(seed)
+    if len(places) > PIXELS_A_PATCH * h * w:
+        places = np.sort(rng.choice(places, PIXELS_A_PATCH * h * w, replace=False))
+    r, c = np.divmod(places, width)
+    truth = depth.reshape(-1)[places].astype(np.float64)
+    index, share = _corners(row_shares[r], column_shares[c])
+    count = len(places)
+    matrix = csr_matrix((share.ravel(), index.ravel(), np.arange(0, 4 * count + 1, 4)),
+                        shape=(count, h * w))
+    own = row_shares.argmax(axis=1)[r] * w + column_shares.argmax(axis=1)[c]
+    counts = np.bincount(own, minlength=h * w)
+    means = np.bincount(own, np.log(truth), h * w) / np.maximum(counts, 1)
+    measured = counts > 0
+    means = np.exp(np.where(measured, means, np.median(means[measured])))
+    normal = (matrix.T @ matrix).toarray()
+    drawn = DRAWN * count / measured.sum()
+    patches = np.linalg.solve(normal + drawn * np.eye(h * w), matrix.T @ truth + drawn * means)
+    patches = patches.clip(means / FARTHEST, means * FARTHEST)
+    support = np.minimum(1.0, counts / (0.25 * np.median(counts[measured])))
+    chosen = rng.choice(count, PIXELS_A_FRAME, replace=count < PIXELS_A_FRAME)
+    return Target(np.where(measured, patches, np.nan).astype(np.float32),
+                  support.astype(np.float32), index[chosen], share[chosen].astype(np.float32),
+                  truth[chosen].astype(np.float32))
+
+
+def _corners(rows: Float64, columns: Float64) -> tuple[NDArray[np.int64], Float64]:
+    """The four patches around every pixel, and their shares, from those of rows and columns."""
+    n = np.arange(len(rows))
+    along = []
+    for part in (rows, columns):  # of at most two neighbours each
+        first = (part > 0).argmax(axis=1)
+        second = np.minimum(first + 1, part.shape[1] - 1)
+        along.append(((first, part[n, first]),
+                      (second, np.where(second > first, part[n, second], 0.0))))
+    corners = [(i * columns.shape[1] + j, a * b) for i, a in along[0] for j, b in along[1]]
+    index, share = (np.stack(values, axis=1) for values in zip(*corners, strict=True))
+    return index, share
+
+
+def geometric_mean(values: Float64) -> float:
+    """Mean of what is a factor; 1 of none."""
+    return math.exp(np.log(values).mean()) if len(values) else 1.0
