@@ -48,7 +48,8 @@ from ros_harness import (
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.node.frame import Stream
 from depthclip_ros.node.image_io import to_rgb
 from depthclip_ros.node.messages import COMPRESSED_IMAGE, IMAGE, parse, read
 
@@ -107,10 +108,10 @@ def decoded(topic, message):
     """
     raw = message if isinstance(message, bytes) else serialize_message(message)
     if topic == INFO:
-        calibration = Calibration(read, rectified=False)
-        calibration.update(raw)
-        calibration.select(hostile.WIDTH, hostile.HEIGHT)
-        return None, calibration.rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
+        stream = Stream(read, NodeConfig())
+        stream.on_info(raw)
+        model = stream.model(hostile.WIDTH, hostile.HEIGHT)
+        return None, model.patch_rays(INPUT_HEIGHT // 32, INPUT_WIDTH // 32)
     image = parse(read, raw, COMPRESSED_IMAGE if topic == JPEG else IMAGE, ImageError)
     return stamp_of(image), to_rgb(image)
 

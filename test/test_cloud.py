@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.node.cloud import cloud_message, patch_colors
 from depthclip_ros.node.messages import make
+from depthclip_ros.node.outputs import cloud_message, patch_colors
 
 msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
 Header = pytest.importorskip('std_msgs.msg').Header

@@ -114,9 +114,9 @@ def test_depth_and_cloud_messages_are_read_back():
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points, depth_metres
-    from depthclip_ros.node.cloud import cloud_message
     from depthclip_ros.node.image_io import depth_values, image_fields
     from depthclip_ros.node.messages import make
+    from depthclip_ros.node.outputs import cloud_message
     depth = np.array([[1.25, np.nan, 3.0]], np.float32)
     for encoding in ('32FC1', '16UC1'):
         values, _ = depth_values(depth, encoding)
@@ -138,9 +138,9 @@ def test_the_last_frames_wait_for_what_they_lack(tmp_path, monkeypatch):
 
     from depthclip_ros.cli import recorder as recording
     from depthclip_ros.cli.recorder import Recorder
-    from depthclip_ros.node.cloud import cloud_message
     from depthclip_ros.node.image_io import image_fields
     from depthclip_ros.node.messages import make
+    from depthclip_ros.node.outputs import cloud_message
     monkeypatch.setattr(recording, 'CLOUD_SECONDS', PATIENCE)  # how long they wait at most
     header = Header(frame_id='camera')
     image = Image(header=header, height=2, width=3, encoding='rgb8', step=9)

@@ -21,8 +21,7 @@ from depthclip_ros.node import health as health_module
 from depthclip_ros.node import statistics as statistics_module
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.diagnostics import ERROR, OK, WARN
-from depthclip_ros.node.health import CameraHealth, ClockWatch, limit_level
+from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, ClockWatch, limit_level
 from depthclip_ros.node.statistics import StageTimes
 
 RAW = serialize_message(image(Header(), np.zeros((4, 4, 3), np.uint8), 'rgb8'))
@@ -53,7 +52,7 @@ class Watched:
         self.clock = clock
         self.camera = Camera(node, NodeConfig().replace(**settings), '')
         self.answered = True
-        self.camera.subscribe(types.SimpleNamespace(put=self._put))
+        self.camera.subscribe(self._put, None)
         self.activate(node)
 
     def activate(self, node):
@@ -138,7 +137,7 @@ def test_nan_beyond_the_limit(share, level, watch):
 def test_what_was_before_the_activation_is_not_news(watch, domain):
     """Neither its rejections nor its rate; the account goes on."""
     watched = watch()
-    watched.camera.count_incomplete('no cloud', 'all zeros')
+    watched.camera.count_cause('no cloud', 'all zeros')
     status = watched.pass_seconds(1, images=1000)
     assert (status.level, status.message) == (WARN, 'all zeros')
     watched.clock.now += 100.0

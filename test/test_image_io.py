@@ -557,7 +557,7 @@ def test_an_interlaced_png():
 ])
 @pytest.mark.parametrize('form', ['rgb8; jpeg compressed rgb8', 'png', ''])
 def test_other_formats_are_refused(data, form):
-    with pytest.raises(ImageError, match='neither JPEG nor PNG') as caught:
+    with pytest.raises(ImageError, match='no JPEG or PNG') as caught:
         decoded(data, form)
     assert caught.value.condition == 'undecodable'
 

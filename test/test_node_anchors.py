@@ -33,11 +33,10 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.errors import ConfigError, DataError, RangeError
+from depthclip_ros.core.errors import CameraInfoError, ConfigError, RangeError
 from depthclip_ros.node import messages
-from depthclip_ros.node.anchors import MOST_BYTES, MOST_MESSAGES, Anchor, Sensors
+from depthclip_ros.node.anchors import MOST_MESSAGES, MOST_TRANSFORMS, Anchor, Sensors
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.tf import MOST_WAITING, Frames
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240
@@ -118,11 +117,7 @@ def listening(**settings):
 def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
     """Adjustment of an image whose patches are all 2 m deep, or as given."""
     patches = np.full((6, 8), 2.0, np.float32) if patches is None else patches
-    head = header(at, frame)
-    try:
-        hook = anchor.adjuster(head, model, (HEIGHT, WIDTH))
-    except DataError as error:
-        hook = anchor.without(head, error.condition, str(error))
+    hook = anchor.adjuster(header(at, frame), model, (HEIGHT, WIDTH))
     return hook(patches, deviation, (HEIGHT, WIDTH), 'centered')
 
 
@@ -237,7 +232,7 @@ def raw(message):
 GOOD = cloud(5.0, seen_points(WALL))
 HOSTILE = {
     'cut off': ('points', raw(GOOD)[:40], 'unreadable message'),
-    'a few bytes': ('points', b'\x00\x01', 'unreadable message'),
+    'a few bytes': ('points', b'\x00\x01', 'no message'),
     'another type': ('points', raw(Range(header=header(5.0))), 'unreadable message'),
     'wrong fields': ('points', raw(cloud(5.0, seen_points(WALL), fields=[])), 'wrong fields'),
     'giant cloud': ('points', raw(cloud(5.0, seen_points(WALL), width=2**31, height=2**31,
@@ -248,7 +243,6 @@ HOSTILE = {
     'behind': ('points', raw(cloud(5.0, -seen_points(WALL))), 'no points'),
     'too few': ('points', raw(cloud(5.0, seen_points(WALL, 3))), 'too few points'),
     'stamp of another clock': ('points', raw(cloud(500.0, seen_points(WALL))), 'stamps apart'),
-    'too large': ('points', raw(GOOD)[:20] + bytes(MOST_BYTES), 'too large'),
     'NaN ranges': ('scan', raw(scan(5.0, WALL, ranges=[math.nan] * 100)), 'no points'),
     'no increment': ('scan', raw(scan(5.0, WALL, angle_increment=0.0)), 'wrong angles'),
     'NaN angles': ('scan', raw(scan(5.0, WALL, angle_min=math.nan)), 'wrong angles'),
@@ -282,21 +276,25 @@ def test_nothing_has_come():
     assert ask(anchor, 5.0) == Adjustment()
     assert anchor.condition == 'no message'
     assert '/the/topic' in anchor.reason
+    error = CameraInfoError('size mismatch', 'other')
+    anchor.adjuster(header(5.0), None, (HEIGHT, WIDTH), error)
+    assert (anchor.condition, anchor.reason) == ('camera_info: size mismatch', 'other')
 
 
-def test_what_waits_is_bounded():
-    shared, _ = listening(anchor='points')
+def test_what_waits_is_bounded_and_what_never_moves_is_known_however_much_moves():
+    """It is told once; while nobody asks, what moves fills the queue many times over."""
+    told = {b'static': transforms(('base', FRAME, None)), b'any': transforms()}
+    shared = Sensors(NodeConfig(anchor='points'), '/the/topic', lambda raw, _kind: told[raw])
     for second in range(10 * MOST_MESSAGES):
         shared.on_message(serialize_message(cloud(second, seen_points(WALL))))
     assert len(shared._messages) == MOST_MESSAGES
-    large = serialize_message(GOOD) + bytes(MOST_BYTES // 3)
-    for _ in range(10):
-        shared.on_message(large)
-    assert sum(len(message.raw) for message in shared._messages) <= MOST_BYTES
-    for _ in range(MOST_WAITING + 7):
+    shared.on_static(b'static')
+    for _ in range(MOST_TRANSFORMS + 7):
         shared.on_transforms(b'any')
-    assert len(shared._waiting) == MOST_WAITING
-    assert shared.refused['too many transforms'] == 7
+    assert len(shared._transforms) == MOST_TRANSFORMS
+    shared.transform('base', 0, FRAME, 0)
+    assert not shared._transforms
+    assert not any(shared.refused.values())
 
 
 def test_a_message_whose_transform_comes_late_counts_when_it_is_there():
@@ -341,27 +339,16 @@ def test_points_are_moved_with_the_robot(moves):
         assert 'odom' in anchor.reason
 
 
-def test_what_never_moves_is_known_however_much_moves():
-    """It is told once; while nobody asks, what moves fills the queue many times over."""
-    read = {b'static': transforms(('base', FRAME, None)), b'any': transforms()}
-    frames = Frames(lambda raw, _kind: read[raw])
-    frames.on_static(b'static')
-    for _ in range(MOST_WAITING + 7):
-        frames.on_transforms(b'any')
-    frames.between('base', 0, FRAME, 0)
-    assert frames.refused == {'too many transforms': 7}
-
-
 def test_frames_of_one_body_need_no_odometry_that_is_late():
     read = {b'static': transforms(('base', FRAME, None), ('base', 'laser', None)),
             b'odom': transforms(('odom', 'base', 4))}
-    frames = Frames(lambda raw, _kind: read[raw])
+    frames = Sensors(NodeConfig(anchor='points'), '', lambda raw, _kind: read[raw])
     frames.on_static(b'static')
     frames.on_transforms(b'odom')
     now = 5 * 10 ** 9
-    frames.between(FRAME, now, 'laser', now)
+    frames.transform(FRAME, now, 'laser', now)
     with pytest.raises(RangeError) as error:
-        frames.between(FRAME, now, 'laser', now - 4 * 10 ** 8)
+        frames.transform(FRAME, now, 'laser', now - 4 * 10 ** 8)
     assert error.value.condition == 'no transform'
 
 

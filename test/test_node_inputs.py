@@ -18,9 +18,8 @@ from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.camera import ALWAYS, OFFERED, Camera, Input
 from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.inputs import ALWAYS, OFFERED, Input
 from depthclip_ros.node.messages import CAMERA_INFO
 
 BURST = 10  # messages that a player begins with
@@ -119,7 +118,7 @@ def test_a_camera_takes_the_latched_camera_info(domain):
         publisher = node.create_publisher(CameraInfo, 'late/camera_info', LATCHED)
         publisher.publish(camera_info(Header(), 11, 48))
         camera = Camera(node, NodeConfig(), 'late')
-        camera.subscribe(None)
-        spin_until(node, lambda: camera.calibration.received)
+        camera.subscribe(None, None)
+        spin_until(node, lambda: camera.stream.info)
         assert camera.info_is_latched
         camera.destroy()

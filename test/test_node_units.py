@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's parts that need no graph: counters, windows, the worker, the process."""
+"""The node's parts in this process: the worker with failures in its way, counters, the process."""
 
 from __future__ import annotations
 
@@ -9,42 +9,303 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
 
 pytest.importorskip('rclpy')
 
-from ros_harness import PATIENCE, ROOT
+import numpy as np
+from clip_standin import synthetic_rgb
+from rclpy.lifecycle import LifecycleNode
+from rclpy.serialization import serialize_message
+from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
+from std_msgs.msg import Header
 
+from depthclip_ros.core.errors import ImageError
 from depthclip_ros.node import statistics
-from depthclip_ros.node import worker as worker_module
+from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
 from depthclip_ros.node.process import explain_arguments, ignored_files
-from depthclip_ros.node.statistics import NO_CLOUD, Counters, Say, StageTimes, Window
-from depthclip_ros.node.worker import Ticker, Worker
+from depthclip_ros.node.statistics import Counters, Say, Window
+
+RGB = synthetic_rgb(3, 60, 80)
+MARK = 7  # of all pixels of an image that the model fails on
+BAD = np.full_like(RGB, MARK)
 
 
-def test_percentiles_are_nearest_rank_over_a_bounded_window():
+class Setup:
+    """A pipeline on a real node, whose publishers only take note, and a model that fails."""
+
+    def __init__(self, node, estimator, monkeypatch, names):
+        self.estimator, self.error, self.times = estimator, RuntimeError('on purpose'), 10 ** 6
+        self.published, self.log, self.batch, self.crashes = [], [], {}, []
+        monkeypatch.setattr(node, 'get_logger', lambda: types.SimpleNamespace(**{
+            level: lambda text, level=level: self.log.append((level, text))
+            for level in ('debug', 'info', 'warning', 'error')}))
+        self.pipeline = Pipeline(node, estimator.config, lambda *which: self.crashes.append(which))
+        self.pipeline.estimator = estimator
+        self.cameras = [Camera(node, NodeConfig(), name) for name in names]
+        for camera in self.cameras:
+            camera.subscribe(lambda camera, raw: self.batch.update({camera: raw}), None)
+        monkeypatch.setattr(Camera, 'wanted', lambda _camera, _topic: True)
+        monkeypatch.setattr(Camera, 'is_active', lambda _camera: True)
+        monkeypatch.setattr(Camera, 'publish', lambda camera, topic, _message:
+                            self.published.append((camera.name, topic)))
+        original = estimator.predict
+
+        def predict(images, *more, **options):
+            if self.times and any((picture == MARK).all() for picture in images):
+                self.times -= 1
+                raise self.error
+            return original(images, *more, **options)
+        monkeypatch.setattr(estimator, 'predict', predict)
+
+    def send(self, *pictures, stamp=(1, 0)):
+        """One batch: an image of each camera, as if it had just come."""
+        self.batch.clear()
+        for camera, picture in zip(self.cameras, pictures, strict=False):
+            message = image(Header(), picture, 'rgb8')
+            message.header.stamp.sec, message.header.stamp.nanosec = stamp
+            camera._on_image(serialize_message(message))
+        try:
+            self.pipeline.answer(self.batch)
+        finally:
+            for account in map(Camera.counters, self.cameras):
+                assert account.pending == 0
+                assert account.received == account.published + account.rejected \
+                    + account.dropped + account.idle
+
+    def causes(self):
+        return [dict(camera.counters().causes) for camera in self.cameras]
+
+    def said(self, words):
+        return [(level, text) for level, text in self.log if words in text]
+
+
+@pytest.fixture
+def make(domain, estimator, monkeypatch):
+    config = estimator.config
+    with node_here(domain, LifecycleNode, 'failures') as node:
+        setups = []
+
+        def make(*names):
+            setups.append(Setup(node, estimator, monkeypatch, names))
+            return setups[-1]
+        yield make
+        for setup in setups:
+            setup.pipeline._pool.shutdown()
+    estimator.reconfigure(config)
+
+
+ABSENT = {'no cloud: absent': 1}
+
+
+def test_one_camera_s_image_costs_nobody_else_s(make):
+    setup = make('front', 'rear', 'side')
+    setup.send(RGB, BAD, RGB)
+    assert [name for name, topic in setup.published if topic == 'depth/image'] == \
+        ['front', 'side']
+    assert setup.causes() == [ABSENT, {'rejected: RuntimeError in prediction': 1}, ABSENT]
+
+
+def test_all_depth_goes_before_the_slower_outputs_of_any(make):
+    setup = make('a', 'b')
+    setup.send(RGB, RGB)
+    assert setup.published[:2] == [('a', 'depth/image'), ('b', 'depth/image')]
+    assert ('b', 'depth/image_color') in setup.published[2:]
+    assert setup.pipeline.batch_sizes.percentile(100) == 2
+
+
+def test_the_traceback_comes_once_a_cause_and_is_bounded(make):
+    setup = make('')
+    setup.error = ValueError('x' * 10 ** 6)
+    for _ in range(3):
+        setup.send(BAD)
+        setup.send(RGB)
+    assert [level for level, _ in setup.said('Traceback')] == ['error', 'debug', 'debug']
+    assert max(len(text) for _, text in setup.log) < 10_000
+    assert len(setup.cameras[0].last_error) < 1000
+    assert setup.pipeline.last_error.startswith('ValueError: xx')
+
+
+@pytest.mark.parametrize('stamp', [
+    (-1, 0), (-2 ** 31, 0), (1, 2 ** 32 - 1), (2 ** 31 - 1, 0), ('now', 10 ** 9)])
+def test_impossible_stamps_are_foreign_stamps(stamp, make):
+    setup, (seconds, nanoseconds) = make(''), stamp
+    setup.send(RGB, stamp=(int(time.time()) if seconds == 'now' else seconds, nanoseconds))
+    camera = setup.cameras[0]
+    assert (camera.counters().published, camera.foreign_stamps) == (1, 1)
+
+
+class BrokenError(Exception):
+    """Nothing that anybody expects."""
+
+
+def fail(*_, **__):
+    raise BrokenError('on purpose')
+
+
+@pytest.mark.parametrize(('broken', 'what'), [
+    ('depth/image', 'rejected'), ('points', 'no cloud'), ('depth/words', 'no pictures'),
+    ('note_published', 'rejected'), ('note', 'no pictures')])
+def test_what_fails_behind_the_network_is_counted_and_costs_one_camera(
+        broken, what, make, monkeypatch):
+    """Publication, and what only takes note."""
+    setup = make('front', 'rear')
+    front, rear = setup.cameras
+    for camera in setup.cameras:
+        camera._on_info(serialize_message(camera_info(Header(), 80, 60)))
+    publish = Camera.publish
+    if '/' in broken or broken == 'points':
+        monkeypatch.setattr(front, 'publish', lambda topic, message: fail() if topic == broken
+                            else publish(front, topic, message))
+    else:
+        monkeypatch.setattr(front, broken, fail)
+    setup.send(RGB, RGB)
+    assert setup.causes() == [{f'{what}: BrokenError in publication': 1}, {}]
+    assert front.counters().published == (what != 'rejected')
+    assert rear.counters().published == 1
+    assert setup.said('on purpose')
+    assert not setup.pipeline.last_error, 'the model is not to blame'
+
+
+def test_depth_that_nobody_can_get_is_not_counted_as_published(make, monkeypatch):
+    """A lifecycle publisher that was deactivated meanwhile publishes nothing, without a word."""
+    setup = make('')
+    monkeypatch.setattr(Camera, 'is_active', lambda _camera: False)
+    setup.send(RGB)
+    counters = setup.cameras[0].counters()
+    assert (counters.published, counters.dropped) == (0, 1)
+    assert not setup.published
+
+
+def test_images_that_the_model_refuses_are_no_failures_of_it(make):
+    setup = make('')
+    setup.error = ImageError('not an RGB image', 'it is not.')
+    setup.send(BAD)
+    assert setup.causes() == [{'rejected: not an RGB image': 1}]
+    assert not setup.pipeline.last_error
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError(), RuntimeError('CUDA out of memory. Tried to allocate'),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_is_short_once_costs_nothing(error, make):
+    setup = make('', 'rear')
+    setup.error, setup.times = error, 1
+    setup.send(BAD, RGB)
+    assert [camera.counters().published for camera in setup.cameras] == [1, 1]
+    assert type(error).__name__ in setup.pipeline.last_error
+    setup.times = 10
+    setup.send(BAD)
+    assert setup.cameras[0].counters().rejected == 1
+
+
+@pytest.mark.parametrize('text', [
+    'CUDA error: an illegal memory access was encountered', 'cuDNN error: CUDNN_STATUS_X'])
+def test_a_device_that_fails_ends_it_with_the_reason(text, make):
+    setup = make('front', 'rear')
+    setup.error = RuntimeError(text)
+    with pytest.raises(DeviceLostError, match=f'{text}.*start the node anew'):
+        setup.send(BAD)
+
+
+@pytest.mark.parametrize(('shape', 'words'), [
+    ((60, 80), ''), ((60, 81), ''), ((45, 80), '25 % narrower'), ((80, 60), '44 % lower')])
+def test_images_of_another_aspect_ratio_are_counted_and_said_once(shape, words, make):
+    setup = make('')
+    for _ in range(2):
+        setup.send(synthetic_rgb(3, 100, 100)[:shape[0], :shape[1]])
+    said = setup.said('stretched')
+    assert setup.cameras[0].stretched == (2 if words else 0)
+    assert len(said) == bool(words)
+    assert all(words in text and 'input_height' in text for _, text in said)
+
+
+# The worker's thread -----------------------------------------------------------------------------
+
+
+class Slot:
+    """Stands for a camera; only its identity and its account count."""
+
+    def __init__(self):
+        self.ends = []
+        self.count = self.ends.append
+
+
+@pytest.fixture
+def worker(make, monkeypatch):
+    """The pipeline of a setup, whose answers wait until the test lets them go on."""
+    pipeline = make().pipeline
+    pipeline.begun, pipeline.go_on, pipeline.batches = threading.Event(), threading.Event(), []
+
+    def answer(batch):
+        pipeline.batches.append((list(batch.items()), threading.get_ident()))
+        pipeline.begun.set()
+        assert pipeline.go_on.wait(PATIENCE)
+    monkeypatch.setattr(pipeline, 'answer', answer)
+    return pipeline
+
+
+def test_the_worker_takes_every_waiting_image_at_once_and_the_newest_of_each(worker):
+    front, rear = Slot(), Slot()
+    assert not worker.put(front, b'1')
+    assert worker.begun.wait(PATIENCE)
+    assert worker.busy_seconds() > 0
+    assert [worker.put(rear, b'2'), worker.put(front, b'3'), worker.put(rear, b'4')] == \
+        [False, False, True]
+    worker.go_on.set()
+    thread = worker.submit(threading.get_ident).result(PATIENCE)
+    assert worker.batches == [
+        ([(front, b'1')], thread), ([(rear, b'4'), (front, b'3')], thread)]
+    assert worker.busy_seconds() == 0
+
+
+def test_images_that_wait_can_be_left_and_are_counted(worker):
+    front, rear = Slot(), Slot()
+    worker.put(front, b'1')
+    assert worker.begun.wait(PATIENCE)
+    worker.put(rear, b'2')
+    worker.clear()
+    worker.go_on.set()
+    worker.submit(bool).result(PATIENCE)
+    assert [cameras for cameras, _ in worker.batches if cameras] == [[(front, b'1')]]
+    assert (front.ends, rear.ends) == ([], ['dropped'])
+
+
+def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make, monkeypatch):
+    setup = make()
+    monkeypatch.setattr(setup.pipeline, 'answer', fail)
+    for _ in range(2):
+        setup.pipeline.put(Slot(), b'1')
+        setup.pipeline.submit(bool).result(PATIENCE)
+    assert [(who, type(error)) for who, error in setup.crashes] == \
+        [(setup.pipeline, BrokenError)] * 2
+
+
+# Counters and words ------------------------------------------------------------------------------
+
+
+def test_values_fade_and_percentiles_are_nearest_rank_over_a_bounded_window(monkeypatch):
+    clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(statistics, 'time', clock)
     window = Window(size=100)
     assert math.isnan(window.percentile(50))
+    assert math.isnan(window.recent())
     for value in range(1, 1001):
         window.add(value)
     assert [window.percentile(p) for p in (1, 50, 99, 100)] == [901, 950, 999, 1000]
-
-
-def test_recent_values_fade(monkeypatch):
-    clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(statistics, 'time', clock)
-    window = Window()
-    assert math.isnan(window.recent())
-    window.add(1.0)
-    clock.now += 3.0
-    window.add(3.0)
-    assert window.recent() == 2.0
-    clock.now += 3.0
-    assert window.recent() == 3.0
-    clock.now += 3.0
-    assert math.isnan(window.recent())
+    means = []
+    for passed, value in ((6.0, 1.0), (3.0, 3.0), (3.0, None), (3.0, None)):
+        clock.now += passed
+        if value:
+            window.add(value)
+        means.append(window.recent())
+    assert means[:3] == [1.0, 2.0, 3.0]
+    assert math.isnan(means[3])
 
 
 def test_each_matter_is_said_once_in_a_while():
@@ -55,158 +316,26 @@ def test_each_matter_is_said_once_in_a_while():
     say = Say(node, 'front: ')
     for key in ('a', 'b', 'a', 'b'):
         say.once(key, key.upper())
-    say.error('c', 'C')
+    say.once('c', 'C', 'error')
     assert said == [('warning', 'front: A'), ('warning', 'front: B'), ('error', 'front: C')]
-    assert all(Say(node, period=0.0).due('a') for _ in range(2))
+    always = Say(node, period=0.0)
+    for _ in range(2):
+        always.once('a', 'again')
+    assert said[3:] == [('warning', 'again')] * 2
 
 
 def test_counters_tell_the_whole_account():
-    counters = Counters(received=10, published=4, dropped=2, idle=1, pending=1)
-    counters.rejected['wrong step'] += 2
-    counters.incomplete[NO_CLOUD]['absent'] += 3
+    counters = Counters(received=10, published=4, dropped=2, idle=1, pending=1, rejected=2)
+    counters.causes.update({'rejected: wrong step': 2, 'no cloud: absent': 3})
     copy = counters.copy()
-    counters.rejected['wrong step'] += 1
-    counters.incomplete[NO_CLOUD]['all zeros'] += 1
-    assert copy.total_rejected() == 2
+    counters.causes['no cloud: all zeros'] += 1
     assert str(copy) == ('10 received = 4 published + 2 dropped + 2 rejected + 1 idle + '
                          '1 pending; idle: nobody subscribed to an output; '
-                         'rejected: wrong step: 2; no cloud: absent: 3')
-    assert counters.conditions() - copy.conditions() == {'wrong step': 1, 'all zeros': 1}
+                         'no cloud: absent: 3; rejected: wrong step: 2')
+    assert counters.causes - copy.causes == {'no cloud: all zeros': 1}
 
 
-def test_stages_are_timed():
-    times = StageTimes()
-    assert math.isnan(times.percentile('decode', 50))
-    with times.measure('decode'):
-        pass
-    assert times.percentile('decode', 50) >= 0
-
-
-def crashed(_worker, error):
-    pytest.fail(str(error))
-
-
-@pytest.fixture
-def make_worker():
-    """Workers by what answers, whose threads end."""
-    workers = []
-
-    def make(answer, on_crash=crashed):
-        workers.append(Worker(answer, on_crash))
-        return workers[-1]
-    yield make
-    for worker in workers:
-        worker.submit(bool).result(PATIENCE)
-        worker.end(wait=True)
-
-
-def test_the_worker_takes_every_waiting_image_at_once_and_the_newest_of_each(make_worker):
-    begun, go_on, batches = threading.Event(), threading.Event(), []
-
-    def answer(batch):
-        batches.append(batch)
-        begun.set()
-        assert go_on.wait(PATIENCE)
-    worker = make_worker(answer)
-    assert not worker.put('front', b'1')
-    assert begun.wait(PATIENCE)
-    assert [worker.put('rear', b'2'), worker.put('front', b'3'), worker.put('rear', b'4')] == \
-        [False, False, True]
-    go_on.set()
-    worker.submit(bool).result(PATIENCE)
-    assert batches == [[('front', b'1')], [('rear', b'4'), ('front', b'3')]]
-
-
-def test_images_that_wait_can_be_left(make_worker):
-    begun, go_on, batches = threading.Event(), threading.Event(), []
-
-    def answer(batch):
-        batches.append(batch)
-        begun.set()
-        assert go_on.wait(PATIENCE)
-    worker = make_worker(answer)
-    worker.put('front', b'1')
-    assert begun.wait(PATIENCE)
-    assert worker.busy_seconds() > 0
-    worker.put('rear', b'2')
-    assert worker.clear() == ['rear']
-    go_on.set()
-    worker.submit(bool).result(PATIENCE)
-    assert len(batches) == 1
-    assert worker.busy_seconds() == 0
-
-
-def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make_worker):
-    errors = []
-    worker = make_worker(lambda _batch: 1 / 0, lambda *which: errors.append(which))
-    for _ in range(2):
-        worker.put('front', b'1')
-        worker.submit(bool).result(PATIENCE)
-    assert [(who, type(error)) for who, error in errors] == [(worker, ZeroDivisionError)] * 2
-
-
-def test_jobs_and_answers_are_done_on_one_thread(make_worker):
-    threads = []
-    worker = make_worker(lambda _batch: threads.append(threading.get_ident()))
-    worker.put('front', b'1')
-    assert [worker.submit(threading.get_ident).result(PATIENCE)] == threads
-    with pytest.raises(ZeroDivisionError):
-        worker.submit(lambda: 1 / 0).result(PATIENCE)
-
-
-class Clock:
-    """Stands for `time` and for the event that a ticker waits for: waiting takes no time."""
-
-    def __init__(self, end):
-        self.now, self.end = 0.0, end
-
-    def monotonic(self):
-        return self.now
-
-    def wait(self, seconds):
-        self.now += seconds
-        return self.now > self.end
-
-    def set(self):
-        pass
-
-
-def test_the_ticker_keeps_its_period_whatever_a_call_takes(monkeypatch):
-    """A late tick is followed by an early one; those that were missed are not made up for."""
-    clock, ticks, takes = Clock(5.0), [], iter([0.25, 0.0, 0.75, 1.5, 0.0, 0.0, 0.0])
-
-    def tick():
-        ticks.append(clock.now)
-        clock.now += next(takes)
-    monkeypatch.setattr(worker_module, 'time', clock)
-    monkeypatch.setattr(worker_module, 'threading', types.SimpleNamespace(
-        Event=lambda: clock, Thread=threading.Thread))
-    ticker = Ticker(0.5, tick)
-    ticker.stop(PATIENCE)
-    assert ticks == [0.5, 1.0, 1.5, 2.25, 3.75, 4.25, 4.75]
-
-
-def test_a_ticker_that_is_stopped_calls_no_more():
-    before, twice = set(threading.enumerate()), threading.Event()
-    ticks = []
-
-    def tick():
-        ticks.append(1)
-        if len(ticks) == 2:
-            twice.set()
-    ticker = Ticker(0.001, tick)
-    thread, = set(threading.enumerate()) - before
-    assert twice.wait(PATIENCE)
-    ticker.stop(PATIENCE)
-    assert not thread.is_alive()
-
-
-def test_reasons_of_rcl_are_shortened():
-    error = RuntimeError("failed to initialize rcl: Couldn't parse params file: 'x'. Error: Bad "
-                         'at line 3, at /project/src/parse.c:258')
-    assert explain_arguments(['node'], error) == \
-        "Couldn't parse params file: 'x'. Error: Bad at line 3."
-
+# The process -------------------------------------------------------------------------------------
 
 STUCK = """
 import sys, threading, time
@@ -217,17 +346,8 @@ if 'stuck' in sys.argv:
 print('said', end='')
 process.end_process(3)
 """
-
-
-@pytest.mark.parametrize('arguments', [(), ('stuck',)])
-def test_a_process_ends_with_or_without_its_threads(arguments):
-    done = subprocess.run([sys.executable, '-c', STUCK, *arguments], cwd=ROOT, check=False,
-                          capture_output=True, text=True, timeout=PATIENCE)
-    assert (done.returncode, done.stdout, done.stderr) == (3, 'said', '')
-
-
 FAULTS_OF_TEN_IMAGES = """
-import platform, resource, sys
+import resource, sys
 from depthclip_ros.node.process import keep_freed_memory
 
 def pass_images():
@@ -243,22 +363,36 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def python(code, *arguments, **options):
+    return subprocess.run([sys.executable, '-c', code, *arguments], cwd=ROOT, check=False,
+                          capture_output=True, text=True, timeout=PATIENCE, **options)
+
+
+@pytest.mark.parametrize('arguments', [(), ('stuck',)])
+def test_a_process_ends_with_or_without_its_threads(arguments):
+    done = python(STUCK, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (3, 'said', '')
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
 def test_memory_of_images_is_used_again():
-    def faults(*arguments):
-        run = subprocess.run(
-            [sys.executable, '-c', FAULTS_OF_TEN_IMAGES, *arguments], cwd=ROOT, check=True,
-            env={k: v for k, v in os.environ.items() if 'MALLOC' not in k and 'GLIBC' not in k},
-            capture_output=True, text=True)
-        return int(run.stdout)
-    assert faults('keep') < 0.1 * faults()
+    own = {k: v for k, v in os.environ.items() if 'MALLOC' not in k and 'GLIBC' not in k}
+    kept, given_back = (int(python(FAULTS_OF_TEN_IMAGES, how, env=own).stdout)
+                        for how in ('keep', ''))
+    assert kept < 0.1 * given_back
+
+
+def test_reasons_of_rcl_are_shortened():
+    error = RuntimeError("failed to initialize rcl: Couldn't parse params file: 'x'. Error: Bad "
+                         'at line 3, at /project/src/parse.c:258')
+    assert explain_arguments(['node'], error) == \
+        "Couldn't parse params file: 'x'. Error: Bad at line 3."
 
 
 def test_parameter_files_for_other_nodes_are_named(tmp_path):
+    arguments = ['depth_node', '--ros-args']
     for name, section in (('ours', '/front/depth_node'), ('other', '/other'), ('all', '/**')):
         (tmp_path / name).write_text(f'{section}:\n  ros__parameters:\n    offline: true\n')
-    arguments = ['depth_node', '--ros-args']
-    for name in ('ours', 'other', 'all'):
         arguments += ['--params-file', str(tmp_path / name)]
     reason, = ignored_files(arguments, '/front/depth_node')
     assert f'{tmp_path}/other: no section for /front/depth_node' in reason

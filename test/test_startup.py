@@ -36,15 +36,17 @@ ready = list(sys.modules)
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.node import messages
-from depthclip_ros.node.calibration import Calibration
+from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.node.frame import Stream
 from depthclip_ros.node.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
-calibration = Calibration(messages.read, rectified=False)
-calibration.update(serialize_message(CameraInfo(
+stream = Stream(messages.read, NodeConfig())
+stream.on_info(serialize_message(CameraInfo(
     height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
     k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
-prediction = estimator.predict(rgb, intrinsics=calibration.select(64, 64))
-calibration.rays(*prediction.patch_depth.shape)
+model = stream.model(64, 64)
+prediction = estimator.predict(rgb, intrinsics=model)
+model.patch_rays(*prediction.patch_depth.shape)
 print(json.dumps([before, ready, list(sys.modules)]))
 """
 
@@ -166,8 +168,7 @@ def test_what_was_freed_goes_back_to_the_system():
     """
     code = """
 from depthclip_ros.core.device import release_freed_memory
-from depthclip_ros.node.process import keep_freed_memory
-from depthclip_ros.node.statistics import memory_mb
+from depthclip_ros.node.process import keep_freed_memory, memory_mb
 import torch
 keep_freed_memory()
 blocks = [torch.ones(1 << 18) for _ in range(200)]

@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import json
+import threading
 import time
 from types import SimpleNamespace
 
@@ -74,13 +75,18 @@ def test_one_node_of_several_and_cameras_that_are_gone():
 def publishing(domain, monkeypatch):
     """A node that tells the statuses from above, ten times a second, on its own domain."""
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
-    from depthclip_ros.node.worker import Ticker
+    ended = threading.Event()
     with node_here(domain, Node, 'teller') as node:
         publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        ticker = Ticker(0.1, lambda: publisher.publish(
-            DiagnosticArray(status=[MODEL, LEFT, RIGHT, FOREIGN])))
-        yield ticker
-        ticker.stop()
+
+        def tell():
+            while not ended.wait(0.1):
+                publisher.publish(DiagnosticArray(status=[MODEL, LEFT, RIGHT, FOREIGN]))
+        thread = threading.Thread(target=tell)
+        thread.start()
+        yield ended
+        ended.set()
+        thread.join()
 
 
 def test_once_and_as_json(publishing, capsys):
@@ -100,7 +106,7 @@ def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
     def monotonic():
         gone = shown.getvalue().count(line) >= 2
         if gone:
-            publishing.stop()
+            publishing.set()
         return time.monotonic() + (next(late) if gone else 0)
     monkeypatch.setattr(stats, 'time', SimpleNamespace(monotonic=monotonic))
     with contextlib.redirect_stdout(shown):

@@ -81,8 +81,8 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points
-    from depthclip_ros.node.cloud import cloud_message
     from depthclip_ros.node.messages import make
+    from depthclip_ros.node.outputs import cloud_message
     model = _model(camera)
     prediction = estimator.predict(frame.rgb, intrinsics=model)
     depth = prediction.patch_depth

@@ -31,7 +31,7 @@ from depthclip_ros.cli import main as cli  # noqa: E402
 from depthclip_ros.core.config import DepthConfig, describe  # noqa: E402
 from depthclip_ros.launching import ARGUMENTS  # noqa: E402
 from depthclip_ros.node.config import NodeConfig  # noqa: E402
-from depthclip_ros.node.diagnostics import TABLES  # noqa: E402
+from depthclip_ros.node.health import TABLES  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..color import png
 from ..core.errors import ConfigError, DataError
-from ..node.anchors import Anchor, Sensors, needs_transforms
-from ..node.calibration import Calibration
-from ..node.frame import answer_to, predict, read_frame
+from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
+from ..node.frame import Stream, predict
 from ..node.image_io import depth_values
 from ..node.messages import COMPRESSED_IMAGE, IMAGE
-from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS, depth_message
-from ..node.tf import TF, TF_STATIC
+from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import NANOSECONDS, BagError, existing_path
 from .messages import definition, make, output_qos, read, typestore, write
 from .options import (
@@ -39,10 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..core.words import Scene
+    from ..core.estimator import DepthEstimator
     from ..node.frame import Frame
-    from ..node.outputs import Answer
     from .options import BagCamera
 
 _TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch
@@ -99,10 +95,7 @@ class _Camera:
     """A camera of the bag, and what its next image is answered with."""
 
     plan: BagCamera
-    kind: str
-    calibration: Calibration
-    anchor: Anchor | None
-    scene: Scene | None = None
+    stream: Stream
     seen: int = 0
     slot: int = -1  # of the rate, in which an image had depth
 
@@ -136,14 +129,14 @@ class _Conversion:
         for sentence in bag.lost:
             log(sentence)
         sensors = Sensors(options.node, anchored, read) if options.node.anchor else None
-        self._cameras = [_Camera(
-            camera, COMPRESSED_IMAGE if camera.image.endswith('/compressed') else IMAGE,
-            Calibration(read, rectified=options.node.rectified),
-            Anchor(sensors, options.node) if sensors is not None else None) for camera in cameras]
+        self._cameras = [_Camera(camera, Stream(
+            read, options.node, sensors,
+            COMPRESSED_IMAGE if camera.image.endswith('/compressed') else IMAGE))
+            for camera in cameras]
         self._images = {camera.plan.image: camera for camera in self._cameras}
         self._feeds: dict[str, list[Callable[[bytes], None]]] = {}
         for camera in self._cameras:
-            self._feeds.setdefault(camera.plan.camera_info, []).append(camera.calibration.update)
+            self._feeds.setdefault(camera.plan.camera_info, []).append(camera.stream.on_info)
             log(f'{camera.label}Images from {camera.plan.image}, camera_info from '
                 f'{camera.plan.camera_info or "nowhere: there will be no points"}.')
         if sensors is not None:
@@ -236,7 +229,7 @@ class _Conversion:
                 bag.begin, begin, infos | {TF_STATIC} & set(self._feeds)):
             self._feed(connection.topic, data)
         missing = {camera.plan.camera_info for camera in self._cameras
-                   if not camera.calibration.received} & infos
+                   if camera.stream.info is None} & infos
         for connection, _, data in bag.messages(begin, bag.end, missing):
             if connection.topic in missing:
                 self._feed(connection.topic, data)
@@ -271,8 +264,7 @@ class _Conversion:
         if any(taken.camera is camera for taken in self._batch):
             self._answer()
         try:
-            frame = read_frame(read, data, camera.kind, camera.calibration,
-                               self._estimator.config, self._options.node.max_pixels)
+            frame = camera.stream.decode(data, self._estimator.config)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'decoding', error)
             return
@@ -295,19 +287,15 @@ class _Conversion:
             return
         start = time.perf_counter()
         try:
-            predictions = predict(
-                self._estimator, [taken.frame for taken in batch],
-                self._options.node.depth_resolution, [taken.camera.anchor for taken in batch],
-                [taken.camera.scene for taken in batch])
+            predict(self._estimator, [taken.frame for taken in batch])
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._fail(batch, error)
             return
         finally:
             self.report.network_seconds += time.perf_counter() - start
         self._failures = 0
-        for taken, prediction in zip(batch, predictions, strict=True):
-            taken.camera.scene = prediction.scene
-            self._write(taken, prediction)
+        for taken in batch:
+            self._write(taken)
 
     def _fail(self, batch: list[_Taken], error: Exception) -> None:
         if len(batch) > 1:
@@ -322,14 +310,11 @@ class _Conversion:
             raise BagError(f'The network fails on every image: {type(error).__name__}: {error}'
                            ) from error
 
-    def _write(self, taken: _Taken, prediction: DepthPrediction) -> None:
+    def _write(self, taken: _Taken) -> None:
         """Write what an image is answered with, with the image's time."""
         camera, frame = taken.camera, taken.frame
-        answered = answer_to(
-            frame, prediction, self._estimator, camera.anchor, self._options.node.depth_encoding,
-            camera.calibration if frame.camera is not None else None)
         try:
-            made = [(topic, write(message)) for topic, message in self._made(camera, answered)]
+            made = [(topic, write(message)) for topic, message in self._made(camera, frame)]
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'publication', error)
             return
@@ -337,28 +322,24 @@ class _Conversion:
             self._target.write(self._new[topic], taken.time, data)
             self.report.topics[topic].written += 1
         self.report.answered += 1
-        if frame.unprojected is not None:
-            _count(self.report.unprojected, camera, frame.unprojected.condition)
-            self._say_once(f'{camera.label}{frame.unprojected}')
-        if frame.unknown and self._estimator.config.reference_focal:
-            self._say_once(f'{camera.label}The focal length does not count ({frame.unknown}).')
-        if camera.anchor is not None and camera.anchor.condition:
-            self._say_once(f'{camera.label}The anchor is not followed '
-                           f'({camera.anchor.condition}).')
+        if frame.problem is not None and frame.model is None:
+            _count(self.report.unprojected, camera, frame.problem.condition)
+            self._say_once(f'{camera.label}{frame.problem}')
+        if frame.problem is not None and self._estimator.config.reference_focal:
+            self._say_once(f'{camera.label}The focal length does not count (camera_info: '
+                           f'{frame.problem.condition}).')
+        anchor = camera.stream.anchor
+        if anchor is not None and anchor.condition:
+            self._say_once(f'{camera.label}The anchor is not followed ({anchor.condition}).')
 
-    def _made(self, camera: _Camera, answer: Answer) -> Iterator[tuple[str, Any]]:
+    def _made(self, camera: _Camera, frame: Frame) -> Iterator[tuple[str, Any]]:
         """New messages of an image, by topic."""
         for relative, topic in camera.plan.outputs.items():
-            beyond = 0
-            if relative == COMPRESSED_DEPTH:
-                message, beyond = _compressed_depth(answer)
-            elif relative == 'depth/image':
-                message, beyond = depth_message(make, answer)
-            else:
-                message = MESSAGES[relative](make, answer)
-            self.report.beyond += beyond
+            message = _compressed_depth(frame) if relative == COMPRESSED_DEPTH \
+                else MESSAGES[relative](make, frame)
             if message is not None:
                 yield topic, message
+        self.report.beyond += frame.beyond
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
         cause = error.condition if isinstance(error, DataError) \
@@ -374,11 +355,11 @@ class _Conversion:
             self._log(sentence or key)
 
 
-def _compressed_depth(answer: Answer) -> tuple[Any, int]:
+def _compressed_depth(frame: Frame) -> Any:
     """Depth as a PNG of millimetres, as compressed_depth_image_transport makes it of 16UC1."""
-    pixels, beyond = depth_values(answer.prediction.depth, '16UC1')
+    pixels, frame.beyond = depth_values(frame.prediction.depth, '16UC1')
     data = array.array('B', _DEPTH_HEADER + png(pixels))
-    return make(COMPRESSED_IMAGE, header=answer.header, format=_DEPTH_FORMAT, data=data), beyond
+    return make(COMPRESSED_IMAGE, header=frame.header, format=_DEPTH_FORMAT, data=data)
 
 
 def _count(totals: dict[str, dict[str, int]], camera: _Camera, cause: str) -> None:

@@ -7,12 +7,16 @@ to an image that is to be answered. Sensors are shared; each camera has a scale 
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.anchor import (
     CONTRADICTORY,
@@ -25,42 +29,42 @@ from ..core.anchor import (
     Points,
     ScaleFilter,
 )
-from ..core.errors import DataError, RangeError, quoted
-from ..core.transforms import Transform, rotation_matrix
-from .config import GROUND, parse_pose
+from ..core.camera import CameraModel
+from ..core.config import Size
+from ..core.errors import CameraInfoError, DataError, RangeError, quoted
+from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
+from .config import GROUND, NodeConfig, parse_pose
 from .image_io import to_depth
-from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, parse, stamp_of
+from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, Read, parse, stamp_of
+from .messages import TF as TF_TYPE
 from .ranges import cloud_points, range_points, scan_points
-from .tf import Frames, check_apart
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from ..core.camera import CameraModel
-    from ..core.config import Size
-    from .config import NodeConfig
-    from .messages import Read
-
-    Float64 = NDArray[np.float64]
+Float64 = NDArray[np.float64]
 
 # Of each kind of anchor: type and topic, relative to the node.
 SENSORS = {
     'scan': (SCAN, 'scan'), 'points': (POINT_CLOUD, 'anchor/points'),
     'range': (RANGE, 'range'), 'depth': (IMAGE, 'anchor/depth')}
+TF, TF_STATIC = '/tf', '/tf_static'
 # Bodies have x forward, y left, z up; cameras z forward, x right, y down (REP-103).
 BODY_TO_CAMERA = Transform(
     np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]), np.zeros(3))
 
-# What waits until an image is to be answered: bounded, whatever comes.
-MOST_MESSAGES, MOST_BYTES = 16, 32 * 2**20
+MOST_MESSAGES = 16  # of the sensor, that wait for an image
+MOST_TRANSFORMS = 5000  # messages, likewise: 400 Hz for longer than anything is looked up
+LATE = 0.1  # seconds by which tf may be behind, and which a robot may move unnoticed
 MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
-NEAREST, FLOOR_HEIGHTS = 0.05, 4.0  # metres; so many heights of the camera away is the floor seen
+NEAREST = 0.05  # metres
+FLOOR_HEIGHTS = 4.0  # times the camera's height, and so far away the floor is looked at
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
 FLOOR_GRID = 24, 32  # places in an image that may show floor
 _NANOSECONDS = 10 ** 9
+_SENTENCES = {
+    NO_POINTS: 'none of its points lies in the image',
+    FEW_POINTS: 'of its {0} points in the image too few agree',
+    CONTRADICTORY: 'its {0} points in the image contradict each other: only {1:.0%} agree',
+    JUMP: 'its {0} points in the image say another scale than before'}
 
 
 def needs_transforms(config: NodeConfig) -> bool:
@@ -69,80 +73,65 @@ def needs_transforms(config: NodeConfig) -> bool:
         config.anchor == GROUND and not config.camera_height)
 
 
-def fixed_pose(config: NodeConfig) -> Transform | None:
-    """From the sensor's frame to the camera's, if the configuration tells."""
-    if not config.anchor_pose:
-        return None
-    x, y, z, roll, pitch, yaw = parse_pose(config.anchor_pose)
-    turns = [rotation_matrix((*(math.sin(angle / 2) * np.eye(3)[axis]), math.cos(angle / 2)))
-             for axis, angle in ((2, yaw), (1, pitch), (0, roll))]
-    return BODY_TO_CAMERA @ Transform(turns[0] @ turns[1] @ turns[2], np.array([x, y, z]))
-
-
-class Message(NamedTuple):
-    """A sensor's message as it came."""
-
-    stamp: int  # nanoseconds
-    raw: bytes
-
-
-class Sensors(Frames):
-    """What all cameras have in common: the sensor's messages, and tf."""
+class Sensors:
+    """What the anchors of all cameras have in common: the sensor's messages, and tf."""
 
     def __init__(self, config: NodeConfig, topic: str, read: Read) -> None:
         """Begin without a message.
 
         Args:
             config: which anchor.
-            topic: where the sensor's come from; '' where there is no sensor.
+            topic: where the sensor's messages come from; '' where there is no sensor.
             read: reads messages.
 
         """
-        self._config, self.topic = config, topic
-        self._pose = fixed_pose(config)
-        self.received = 0
-        super().__init__(read)
-
-    def begin(self) -> None:
-        """Forget everything, as when messages begin to come."""
-        super().begin()
-        with self._lock:
-            self._messages: deque[Message] = deque(maxlen=MOST_MESSAGES)
-        self._content: tuple[Message | None, Any] = None, None
+        self._config, self.topic, self._read = config, topic, read
+        self._pose = None if config.anchor == GROUND or not config.anchor_pose \
+            else _fixed_pose(config.anchor_pose)
+        self.refused: Counter[str] = Counter()  # messages that cannot be read
+        self._messages: deque[tuple[int, bytes]] = deque(maxlen=MOST_MESSAGES)
+        self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
+        self._tree, self._lock = TransformTree(), threading.Lock()
+        self._newest: tuple[tuple[int, bytes] | None, Any, Any] = None, None, None
 
     def on_message(self, raw: bytes) -> None:
         """Keep a message of the sensor."""
         stamp = stamp_of(raw)
+        if stamp is None:
+            self.refused['unreadable message'] += 1
+        else:
+            self._messages.append((stamp, raw))
+
+    def on_transforms(self, raw: bytes) -> None:
+        """Keep a message of /tf."""
+        self._transforms.append(raw)
+
+    def on_static(self, raw: bytes) -> None:
+        """Read a message of /tf_static: there are few, and none comes again."""
+        self._add(raw, static=True)
+
+    def clear_transforms(self) -> None:
+        """Forget what moves, as when time jumps back."""
+        self._transforms.clear()
         with self._lock:
-            self.received += 1
-            if stamp is None or len(raw) > MOST_BYTES:
-                self.refused['unreadable message' if stamp is None else 'too large'] += 1
-                return
-            self._messages.append(Message(stamp, raw))
-            while sum(len(message.raw) for message in self._messages) > MOST_BYTES:
-                self._messages.popleft()
+            self._tree.clear()
 
     # What the worker calls -----------------------------------------------------------------
 
-    def nearest(self, stamp: int) -> Message:
+    def nearest(self, stamp: int) -> tuple[int, bytes]:
         """The message whose stamp is nearest to an image's.
 
         Raises:
-            RangeError: 'no message', 'stamps apart', or why messages were refused.
+            RangeError: 'no message', 'stamps apart'.
 
         """
-        with self._lock:
-            messages, refused = list(self._messages), dict(self.refused)
+        messages = self._messages.copy()
         if not messages:
-            if self.received and refused:
-                raise RangeError(next(iter(refused)), (
-                    f'of {self.received} messages on {self.topic} none can be kept: '
-                    f'{quoted(refused)} (larger than {MOST_BYTES >> 20} MiB, or cut off). Make '
-                    'them smaller, or check what publishes there.'))
             raise RangeError('no message', (
-                f'nothing has come on {self.topic}. Check its publisher, or remap it.'))
-        found = min(messages, key=lambda message: abs(message.stamp - stamp))
-        apart = (found.stamp - stamp) / _NANOSECONDS
+                f'nothing has come on {self.topic} ({sum(self.refused.values())} messages could '
+                'not be read). Check its publisher, or remap it.'))
+        found = min(messages, key=lambda message: abs(message[0] - stamp))
+        apart = (found[0] - stamp) / _NANOSECONDS
         if abs(apart) > MOST_APART:
             raise RangeError('stamps apart', (
                 f'the nearest message on {self.topic} is {abs(apart):.3g} s '
@@ -151,35 +140,64 @@ class Sensors(Frames):
                 'clock?'))
         return found
 
-    def content_of(self, message: Message) -> tuple[Any, Any]:
+    def content_of(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
         """Header and content of a message: (N, 3) metres in its frame; of 'depth' (h, w) metres.
 
         Raises:
             DataError: it cannot be read or used.
 
         """
-        if self._content[0] is not message:
+        if self._newest[0] is not message:
             kind, _ = SENSORS[self._config.anchor]
-            parsed = parse(self._read, message.raw, kind, RangeError)
+            parsed = parse(self._read, message[1], kind, RangeError)
             contents: dict[str, Callable[[Any], Any]] = {
                 SCAN: scan_points, RANGE: range_points,
                 POINT_CLOUD: lambda cloud: cloud_points(cloud, MOST_SEEN),
                 IMAGE: lambda image: to_depth(image, self._config.max_pixels)}
-            self._content = message, (parsed.header, contents[kind](parsed))
-        header, content = self._content[1]
-        return header, content
+            self._newest = message, parsed.header, contents[kind](parsed)
+        return self._newest[1], self._newest[2]
 
     def transform(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
-        """From a sensor's frame at its time to a camera's at another; see `Frames.between`.
+        """From where a sensor was at its time to a camera at its own, in nanoseconds.
+
+        What the robot moved meanwhile counts, if tf knows a frame that it moves in (odom).
 
         Raises:
-            RangeError: 'no transform', 'stamps apart'.
+            RangeError: 'no transform'; 'stamps apart' where nothing is known of the movement, and
+                they are more than LATE apart.
 
         """
-        if self._pose is None:
-            return self.between(target, stamp, source, source_stamp)
-        check_apart(stamp, source_stamp)
-        return self._pose
+        if self._pose is not None:
+            _check_apart(stamp, source_stamp)
+            return self._pose
+        while self._transforms:
+            self._add(self._transforms.popleft(), static=False)
+        try:
+            with self._lock:
+                return self._lookup(target, stamp, source, source_stamp)
+        except TransformError as error:
+            raise RangeError('no transform', str(error)) from error
+
+    def _lookup(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
+        tree = self._tree
+        fixed = tree.fixed_frame(target) or tree.fixed_frame(source)
+        if fixed is not None:
+            try:
+                return tree.lookup(target, fixed, stamp, LATE) \
+                    @ tree.lookup(fixed, source, source_stamp, LATE)
+            except TransformError:  # odometry is late, and may not be needed
+                if abs(stamp - source_stamp) > LATE * _NANOSECONDS:
+                    raise
+        _check_apart(stamp, source_stamp)
+        return IDENTITY if target == source else tree.lookup(target, source, stamp, LATE)
+
+    def _add(self, raw: bytes, *, static: bool) -> None:
+        try:
+            message = parse(self._read, raw, TF_TYPE, RangeError)
+            with self._lock:
+                self.refused['transform'] += len(self._tree.add_message(message, static=static))
+        except RangeError:
+            self.refused['transform'] += 1
 
 
 class Anchor:
@@ -190,7 +208,6 @@ class Anchor:
         conditions: images whose points could not be followed, by what was wrong.
         condition: of the last image that had points or should have; '' if they were followed.
         reason: the same in a sentence.
-        told: whether the log says that depth is anchored.
 
     """
 
@@ -203,109 +220,99 @@ class Anchor:
 
         """
         self._sensors, self._config = sensors, config
-        self._used: Message | None = None
-        self._rays: tuple[CameraModel | None, Size, Float64] = None, (0, 0), np.empty((0, 3))
-        self.conditions: Counter[str] = Counter()
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget everything, as when images begin to come."""
-        kind = self._config.anchor
+        kind = config.anchor
         self.filter = ScaleFilter(
-            self._config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
+            config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
             lowest=FLOOR_SHARE if kind == GROUND else 1.0,
             # A beam is no place, and where the floor is not seen something stands on it.
-            reach=0.0 if kind in ('range', GROUND) else self._config.anchor_reach)
-        self._used = None
-        self._first, self._last = math.inf, -math.inf  # steady time of images
+            reach=0.0 if kind in ('range', GROUND) else config.anchor_reach)
+        self.conditions: Counter[str] = Counter()
         self.reason = self.condition = ''
-        self.told = False
+        self._used: tuple[int, bytes] | None = None
+        self._first, self._last = math.inf, -math.inf  # steady time of images
 
     def adjuster(
-        self, header: Any, model: CameraModel, size: Size,
+        self, header: Any, model: CameraModel | None, size: Size,
+        problem: CameraInfoError | None = None,
     ) -> Callable[..., Adjustment]:
         """What the estimator asks about one image; its points are gathered now.
 
+        Whatever fails, there is depth: without points the scale is held. A message counts as used
+        only when the network has answered.
+
         Args:
             header: of the image.
-            model: the camera that took it.
+            model: the camera that took it; None where it is unknown.
             size: (height, width) of the image.
-
-        Raises:
-            DataError: there are no points; `without` gives what to ask then.
+            problem: why there is no model.
 
         """
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
-        if self._config.anchor == GROUND:
-            return self._asked(stamp, self._floor(header, stamp, model, size))
-        message = self._sensors.nearest(stamp)
+        points = message = None
         try:
-            points = self._points_of(message, header, stamp, model, size)
-        except DataError:
-            if message is not self._used:
-                raise
-            return self._asked(stamp)  # it has had its say: the scale is held
-        return self._asked(stamp, points, message)
+            if model is None:
+                raise problem or CameraInfoError('absent', 'there is no camera_info.')
+            if self._config.anchor == GROUND:
+                points = self._floor(header, stamp, model, size)
+            else:
+                message = self._sensors.nearest(stamp)
+                points = self._points_of(message, header, stamp, model, size)
+        except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
+            if message is None or message is not self._used:  # else it has had its say
+                self._note_error(error)
 
-    def _points_of(
-        self, message: Message, header: Any, stamp: int, model: CameraModel, size: Size,
-    ) -> Points:
-        """Where the points of a sensor's message are in an image."""
-        other, content = self._sensors.content_of(message)
-        if self._config.anchor == 'depth':
-            check_apart(stamp, message.stamp)
-            return _pixels(other, header, content, size)
-        there = self._sensors.transform(header.frame_id, stamp, other.frame_id, message.stamp)
-        return _project(there.apply(content), model, size)
-
-    def without(self, header: Any, condition: str, reason: str) -> Callable[..., Adjustment]:
-        """What the estimator asks about an image that has no points, for a reason."""
-        self._note(condition, reason)
-        stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
-        return self._asked(stamp)
-
-    def _asked(
-        self, stamp: int, points: Points | None = None, message: Message | None = None,
-    ) -> Callable[..., Adjustment]:
-        """What follows the scale when the network has answered; only then a message is used."""
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
             image: Size, upsampling: str,
         ) -> Adjustment:
             self._last = time.monotonic()
             self._first = min(self._first, self._last)
+            # Of one message the points have their say once, and correct what is around them in
+            # every image until the next.
+            are_new = message is None or message is not self._used
             try:
-                # Of one message the points have their say once, and correct what is around them
-                # in every image until the next.
-                are_new = message is None or message is not self._used
                 adjustment = self.filter.adjust(
                     stamp / _NANOSECONDS, points, patch_depth, patch_stddev, image, upsampling,
                     are_new=are_new)
-            except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
-                state = self.filter.state
-                self._note(f'{type(error).__name__} in anchor', quoted(str(error)))
-                return Adjustment(state.scale, state.inflation)
+            except Exception as error:  # noqa: BLE001 (likewise)
+                self._note_error(error)
+                return Adjustment(self.filter.state.scale, self.filter.state.inflation)
             if points is not None and are_new:
                 self._used = message
                 self._judge()
             return adjustment
         return adjust
 
+    def _points_of(
+        self, message: tuple[int, bytes], header: Any, stamp: int, model: CameraModel, size: Size,
+    ) -> Points:
+        """Where the points of a sensor's message are in an image."""
+        other, content = self._sensors.content_of(message)
+        if self._config.anchor == 'depth':
+            _check_apart(stamp, message[0])
+            return _registered(other, header, content, size)
+        there = self._sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
+        return _project(there.apply(content), model, size)
+
     def _judge(self) -> None:
         """Note whether the last image's points were followed."""
         state = self.filter.state
-        sentences = {
-            NO_POINTS: 'none of its points lies in the image.',
-            FEW_POINTS: f'of its {state.points} points in the image too few agree.',
-            CONTRADICTORY: f'its {state.points} points in the image contradict each other: only '
-                           f'{100 * state.share:.0f} % agree.',
-            JUMP: f'its {state.points} points in the image say another scale than before.'}
-        if state.condition:
-            self._note(state.condition, (
-                f'{sentences[state.condition]} Check where the sensor is (tf, anchor_pose), '
-                'and that it sees what the camera sees.'))
-        else:
+        if not state.condition:
             self.reason = self.condition = ''
+            return
+        self._note(state.condition, (
+            f'{_SENTENCES[state.condition].format(state.points, state.share)}. Check where the '
+            'sensor is (tf, anchor_pose), and that it sees what the camera sees.'))
+
+    def _note_error(self, error: Exception) -> None:
+        condition = error.condition if isinstance(error, DataError) \
+            else f'{type(error).__name__} in anchor'
+        camera_info = 'camera_info: ' * isinstance(error, CameraInfoError)
+        self._note(camera_info + condition, str(error)[:1000])
+
+    def _note(self, condition: str, reason: str) -> None:
+        self.conditions[condition] += 1
+        self.condition, self.reason = condition, reason
 
     @property
     def is_lost(self) -> bool:
@@ -326,42 +333,56 @@ class Anchor:
             'anchor surroundings [%]': 100 * state.around,
             'anchor inflation of stddev': state.inflation,
             **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
-            **{f'anchor refused: {k}': n for k, n in sorted(self._sensors.refused.copy().items())},
-        }
-
-    def _note(self, condition: str, reason: str) -> None:
-        self.conditions[condition] += 1
-        self.condition, self.reason = condition, reason
+            **{f'anchor refused: {k}': n
+               for k, n in sorted(self._sensors.refused.copy().items()) if n}}
 
     def _floor(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
         """Points of the floor as the camera would see it if nothing stood on it."""
-        if self._config.camera_height:
-            tilt = self._config.camera_pitch
-            up, height = np.array([0.0, -math.cos(tilt), math.sin(tilt)]), \
-                self._config.camera_height
-        else:
-            there = self._sensors.between(
-                header.frame_id, stamp, self._config.base_frame, stamp)
+        height, base = self._config.camera_height, self._config.base_frame
+        tilt = self._config.camera_pitch
+        up = np.array([0.0, -math.cos(tilt), math.sin(tilt)])
+        if not height:
+            there = self._sensors.transform(header.frame_id, stamp, base, stamp)
             up = there.rotation[:, 2]
             height = -float(up @ there.translation)
             if height < NEAREST:
                 raise RangeError('below the floor', (
                     f'by tf the camera {quoted(header.frame_id)} is {height:.3g} m above '
-                    f'{quoted(self._config.base_frame)}: base_frame must lie on the floor, with '
-                    'z up; or set camera_height and camera_pitch.'))
-        if self._rays[:2] != (model, size):
-            rows, columns = FLOOR_GRID
-            v, u = ((np.arange(count) + 0.5) * length / count - 0.5
-                    for count, length in zip(FLOOR_GRID, size, strict=True))
-            places = np.stack(np.broadcast_arrays(u[None, :], v[:, None]), axis=-1)
-            rays = np.concatenate([places, model.rays(u[None, :], v[:, None])], axis=-1)
-            self._rays = model, size, rays.reshape(rows * columns, 5)
-        _, _, rays = self._rays
-        down = -(rays[:, 2:] @ up)
+                    f'{quoted(base)}: base_frame must lie on the floor, with z up; or set '
+                    'camera_height and camera_pitch.'))
+        u, v, rays = _grid(model, size)
+        down = -(rays @ up)
         with np.errstate(divide='ignore'):
             z = np.where(down > 0.0, height / down, np.inf)
         seen = z < FLOOR_HEIGHTS * height  # farther away, the pitch would have to be exact
-        return Points(rays[seen, 0], rays[seen, 1], z[seen])
+        return Points(u[seen], v[seen], z[seen])
+
+
+def _fixed_pose(text: str) -> Transform:
+    """From the sensor's frame to the camera's, as `anchor_pose` says."""
+    x, y, z, roll, pitch, yaw = parse_pose(text)
+    turns = [rotation_matrix((*(math.sin(angle / 2) * np.eye(3)[axis]), math.cos(angle / 2)))
+             for axis, angle in ((2, yaw), (1, pitch), (0, roll))]
+    return BODY_TO_CAMERA @ Transform(turns[0] @ turns[1] @ turns[2], np.array([x, y, z]))
+
+
+def _check_apart(stamp: int, other: int) -> None:
+    """Refuse what is too old where nothing is known of how the robot has moved meanwhile."""
+    apart = abs(stamp - other) / _NANOSECONDS
+    if apart > LATE:
+        raise RangeError('stamps apart', (
+            f'the message is {apart:.3g} s apart from the image, by their stamps; nothing is '
+            'known of how the robot moved meanwhile (tf has no frame that it moves in, such as '
+            f'odom, or is not asked), so that at most {LATE:g} s are bridged.'))
+
+
+@functools.lru_cache(maxsize=16)
+def _grid(model: CameraModel, size: Size) -> tuple[Float64, Float64, Float64]:
+    """Columns, rows and rays of the places in an image that may show floor."""
+    rows, columns = ((np.arange(count) + 0.5) * length / count - 0.5
+                     for count, length in zip(FLOOR_GRID, size, strict=True))
+    u, v = np.meshgrid(columns, rows)
+    return u.ravel(), v.ravel(), model.rays(u, v).reshape(-1, 3)
 
 
 def _project(points: Float64, model: CameraModel, size: Size) -> Points:
@@ -377,9 +398,7 @@ def _project(points: Float64, model: CameraModel, size: Size) -> Points:
     return Points(u[inside], v[inside], ahead[inside, 2])
 
 
-def _pixels(
-    header: Any, image: Any, depth: NDArray[np.float32], size: Size,
-) -> Points:
+def _registered(header: Any, image: Any, depth: NDArray[np.float32], size: Size) -> Points:
     """A depth image's pixels as places in the image that it is registered to."""
     if header.frame_id != image.frame_id:
         raise RangeError('wrong frame', (

@@ -48,15 +48,9 @@ Publishers (reliable, keep last 5), each with the image's header:
 And for all cameras together:
     /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.
 
-Parameters:
-    Every field of `DepthConfig` and `NodeConfig` (`depthclip_ros/core/config.py`) under its own
-    name, with unit, range and choices in its descriptor. tokens, bins (metres), templates,
-    temperature, flip_average, read_out, smoothing, upsampling, range_min, range_max
-    (metres), out_of_range, reference_focal, calibration, max_stddev (metres), scenes,
-    scene_templates, scene_temperature, scene_bins (metres), scene_entropy and scene_memory take
-    effect from the next image on, together or not at all; all others need cleanup and configure.
-    qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
-    /diagnostics; TOPIC is the resolved name (/image, /front/image).
+Parameters: every field of `DepthConfig` and `NodeConfig` under its own name (docs/reference), and
+qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
+/diagnostics; TOPIC is the resolved name (/image, /front/image).
 
 The newest image wins: while the network is busy an image of each camera waits, and a newer one
 replaces it. When the network is free, all that wait go through it as one batch. While nobody
@@ -66,13 +60,13 @@ subscribes to any output of a camera, its images are counted as idle and never r
 from __future__ import annotations
 
 import functools
-import gc
 import sys
 import threading
 import time
 import traceback
-from concurrent.futures import wait
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, NoReturn
 
 import rclpy
 import rclpy.utilities
@@ -84,18 +78,17 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from ..color import UNTRAINED
+from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import wait_shortly
 from . import messages
-from .anchors import SENSORS, Sensors, needs_transforms
-from .camera import Camera, input_topics, output_topics
-from .diagnostics import ERROR, NodeHealth
-from .health import CameraHealth, ClockWatch, Finding
-from .inputs import ALWAYS, Input
-from .model import Model, describe
+from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
+from .camera import ALWAYS, Camera, Input, input_topics, output_topics
+from .config import NodeConfig
+from .health import ERROR, CameraHealth, ClockWatch, Finding, node_status
 from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
-from .pipeline import Pipeline
+from .pipeline import Pipeline, describe
 from .process import (
     StopSignals,
     end_process,
@@ -103,19 +96,9 @@ from .process import (
     ignored_files,
     keep_freed_memory,
 )
-from .statistics import Say, Window
-from .tf import TF, TF_STATIC
-from .worker import Ticker, Worker
+from .statistics import Say
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
-
-    from ..core.config import DepthConfig
-    from ..core.estimator import DepthEstimator
-    from .config import NodeConfig
-
-    Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
+Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -181,18 +164,13 @@ class DepthNode(LifecycleNode):
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
         self._say = Say(self)
-        self._model: Model | None = None
         self._pipeline: Pipeline | None = None
-        self._worker: Worker | None = None
         self._active = self._left_behind = False
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
         self._sensor_inputs: list[Input] = []
         self._health: list[CameraHealth] = []
-        self._settings = Parameters(
-            self, is_configured=lambda: self._model is not None,
-            estimator=lambda: None if self._model is None else self._model.estimator,
-            apply=self._use)
+        self._settings = Parameters(self, lambda: self._pipeline)
         self._node_config = self._settings.read()[1]
         self.autostart = self._node_config.autostart
         self._clock_watch = ClockWatch(self)
@@ -201,12 +179,15 @@ class DepthNode(LifecycleNode):
             post_callback=self._on_jump)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # Not where callbacks run: it tells of the node also while one of them takes long.
-        self._ticker = Ticker(1.0, self._tick)
+        self._destroyed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, name='ticker', daemon=True)
+        self._ticker.start()
         _answer_refusals(self)
 
     def destroy_node(self) -> None:
         """Destroy the node, which leaves the graph, and end the thread that reports."""
-        self._ticker.stop()
+        self._destroyed.set()
+        self._ticker.join(1.0)
         self._jump.unregister()
         super().destroy_node()
         # It holds the node: in the graph all would stay, 20 s longer than the process.
@@ -217,15 +198,18 @@ class DepthNode(LifecycleNode):
     @_reporting_bugs
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
-        config, self._node_config = self._settings.read()
+        depth, config = self._settings.read()
+        self._node_config = config
         try:
-            self._check_topics(self._node_config)
-            loaded = self._begin_to_load(config, self._node_config)
+            self._check_topics(config)
+            pipeline = self._pipeline = Pipeline(self, depth, self._on_crash)
+            loaded = pipeline.submit(lambda: self._load(pipeline, depth, config))
             # Beside it, which takes seconds: who subscribes has then found the topics before.
-            self._sensors = self._make_sensors(self._node_config)
-            for name in self._node_config.cameras:
-                self._cameras.append(Camera(self, self._node_config, name, self._sensors))
-            estimator = self._wait_for(loaded)
+            for name in config.cameras:
+                self._cameras.append(Camera(self, config, name))
+            if not self._wait_for(loaded, until=self._ending.is_set):
+                raise ConfigError('the process is to end.')
+            loaded.result()
         except DepthClipError as error:
             if self._ending.is_set():
                 self.get_logger().info(f'Not configured: {error}')
@@ -236,21 +220,18 @@ class DepthNode(LifecycleNode):
         except Exception:
             self._release()
             raise
-        self._warn_if_untrained()
-        if estimator.calibration is not None:
-            self._say.info(f'Depth is {estimator.calibration.label} ({config.calibration}).')
         return super().on_configure(state)
 
     @_reporting_bugs
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to listen and to answer."""
         result = super().on_activate(state)
-        if self._worker is None or self._pipeline is None:
+        if self._pipeline is None:
             raise RuntimeError('no model is loaded')
         try:
-            self._sensor_inputs = self._listen_to_sensors()
+            self._listen_to_sensors(self._node_config)
             for camera in self._cameras:
-                camera.subscribe(self._worker)
+                camera.subscribe(self._pipeline.put, self._sensors)
         except ConfigError as error:
             self.get_logger().error(f'Cannot activate: {error}')
             self._stop()
@@ -307,7 +288,7 @@ class DepthNode(LifecycleNode):
         inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
         outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
         for topic in outputs:
-            if topic in inputs or outputs.count(topic) > 1:
+            if (inputs + outputs).count(topic) > 1:
                 raise ConfigError(
                     f'cameras: {list(config.cameras)} and the remappings make {topic} an output '
                     f'and {"an input" if topic in inputs else "another output"} at once; choose '
@@ -319,41 +300,14 @@ class DepthNode(LifecycleNode):
                     f'{topic} is remapped to {resolved}, but no camera has that topic (cameras: '
                     f'{list(config.cameras)}); remap {config.cameras[0]}/{topic} instead.')
 
-    def _begin_to_load(
-        self, config: DepthConfig, node_config: NodeConfig,
-    ) -> Future[DepthEstimator]:
-        """Load the model on the thread that will run it."""
-        model = self._model = Model()
-        pipeline = self._pipeline = Pipeline(self, model, config)
-        self._worker = Worker(pipeline.answer, self._on_crash)
-
-        def load() -> DepthEstimator:
-            model.estimator = estimator = self._load(config, node_config)
-            return estimator
-        return self._worker.submit(load)
-
-    def _wait_for(self, loaded: Future[DepthEstimator]) -> DepthEstimator:
-        while not wait([loaded], timeout=0.1).done:
-            if self._ending.is_set():
-                raise ConfigError('the process is to end.')
-        return loaded.result()
-
-    def _load(self, config: DepthConfig, node_config: NodeConfig) -> DepthEstimator:
-        """Give an estimator that has run once for every size of a batch."""
-        is_first = 'torch' not in sys.modules
-        gc.disable()
+    def _load(self, pipeline: Pipeline, config: DepthConfig, node_config: NodeConfig) -> None:
+        """Give the pipeline an estimator that has run once for every size of a batch."""
         try:  # late: torch takes seconds to import, and may be missing
             from ..core.estimator import DepthEstimator
         except ImportError as error:
             raise ConfigError(
                 f'{error}, in the Python of {sys.executable}. Run `depthclip doctor` with it for '
                 'the fix.') from error
-        finally:
-            if is_first:
-                # Half a million objects came with torch: to look through them for garbage takes
-                # a tenth of a second every time.
-                gc.freeze()
-            gc.enable()
         estimator = DepthEstimator(
             config, node_config.weights, node_config.device, cache_dir=node_config.cache_dir,
             offline=node_config.offline, num_threads=node_config.num_threads, log=self._log)
@@ -365,24 +319,43 @@ class DepthNode(LifecycleNode):
             f'{config.input_width}x{config.input_height}, text '
             f'features {"from the cache" if estimator.text_cache_hit else "encoded"}, warm-up '
             f'{time.perf_counter() - start:.2f} s.')
-        return estimator
+        if estimator.calibration is not None:
+            self._say.info(f'Depth is {estimator.calibration.label} ({config.calibration}).')
+        pipeline.estimator = estimator
+
+    def _log(self, text: str) -> None:
+        """Log what the core tells."""
+        log, words = self.get_logger(), text.removeprefix('WARNING')
+        if words == text:
+            log.info(text)
+        else:
+            log.warning(words.lstrip(': '))
+
+    @staticmethod
+    def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
+        """Wait for a job of the worker; give whether it was done before that is so."""
+        while not wait([job], timeout=0.1).done:
+            if until():
+                return False
+        return True
 
     def _stop(self) -> bool:
         """Answer no more images, and wait for those in work with patience; give whether idle."""
-        for source in self._sensor_inputs:
-            source.destroy()
+        while self._sensor_inputs:
+            self._sensor_inputs.pop().destroy()
         for camera in self._cameras:
             camera.unsubscribe()
-        self._sensor_inputs = []
-        if self._worker is None:
+        if self._pipeline is None:
             return True
-        for camera in self._worker.clear():
-            camera.count('dropped')
-        idle = self._patiently(self._worker.submit(bool))
+        self._pipeline.clear()
+        start = time.monotonic()
+        idle = self._wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
+                              > (LAST_PATIENCE if self._ending.is_set() else PATIENCE))
         if self._active:
             if not idle:
                 self.get_logger().error(
-                    f'The images in work since {self._worker.busy_seconds():.1f} s are not done.')
+                    f'The images in work since {self._pipeline.busy_seconds():.1f} s are not '
+                    'done.')
             for camera in self._cameras:
                 self._say.info(f'Stopped: {camera.label}{camera.counters()}.')
         self._active = False
@@ -390,64 +363,46 @@ class DepthNode(LifecycleNode):
 
     def _release(self) -> None:
         idle = self._stop()
-        worker, model = self._worker, self._model
-        self._worker = self._pipeline = self._model = None
-        if worker is not None and model is not None:
-            if idle:
-                model.release()
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
             # What never comes back keeps its thread and its model; the node goes on without.
-            self._left_behind |= worker.busy_seconds() > 0
-            worker.end(wait=idle)
+            self._left_behind |= pipeline.busy_seconds() > 0
+            pipeline.end(wait=idle)
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._health, self._sensors = [], [], None
 
-    def _patiently(self, done: Future[Any]) -> bool:
-        """Wait for a job of the worker; give whether it was done before patience ended."""
-        start = time.monotonic()
-        while not wait([done], timeout=0.1).done:
-            if time.monotonic() - start > (LAST_PATIENCE if self._ending.is_set() else PATIENCE):
-                return False
-        return True
-
-    def _on_crash(self, worker: Worker, error: BaseException) -> None:
+    def _on_crash(self, pipeline: Pipeline, error: BaseException) -> None:
         """Take note that the worker cannot go on; `main` ends the process."""
-        if worker is self._worker:  # and not one that was left behind
+        if pipeline is self._pipeline:  # and not one that was left behind
             self.get_logger().fatal(''.join(traceback.format_exception(error)))
             self.crash = error
 
     # What all cameras have in common -------------------------------------------------------
 
-    def _make_sensors(self, config: NodeConfig) -> Sensors | None:
-        if not config.anchor:
-            return None
-        topic = SENSORS[config.anchor][1] if config.anchor in SENSORS else ''
-        return Sensors(config, self.resolve_topic_name(topic) if topic else '', messages.read)
-
-    def _listen_to_sensors(self) -> list[Input]:
+    def _listen_to_sensors(self, config: NodeConfig) -> None:
         """Subscribe to what the anchor rests on."""
-        sensors, config = self._sensors, self._node_config
-        if sensors is None:
-            return []
-        sensors.begin()
-        inputs = []
-        if sensors.topic:
-            inputs.append(Input(self, SENSORS[config.anchor][0], sensors.topic,
-                                sensors.on_message))
-        if needs_transforms(config):
-            try:
-                messages.message_class(messages.TF)
-            except ImportError:
-                self._say.once('tf', (
-                    'tf2_msgs is not installed here, so that tf says nothing: the anchor needs it '
-                    '(ros-$ROS_DISTRO-tf2-msgs), or anchor_pose, or camera_height.'))
-                return inputs
-            inputs += [
-                Input(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
-                # As tf2 itself: whoever is volatile there is not heard.
-                Input(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
-                      latched=ALWAYS)]
-        return inputs
+        if not config.anchor:
+            return
+        kind, relative = SENSORS.get(config.anchor, ('', ''))
+        topic = self.resolve_topic_name(relative) if relative else ''
+        sensors = self._sensors = Sensors(config, topic, messages.read)
+        if topic:
+            self._sensor_inputs.append(Input(self, kind, topic, sensors.on_message))
+        if not needs_transforms(config):
+            return
+        try:
+            messages.message_class(messages.TF)
+        except ImportError:
+            self._say.once('tf', (
+                'tf2_msgs is not installed here, so that tf says nothing: the anchor needs it '
+                '(ros-$ROS_DISTRO-tf2-msgs), or anchor_pose, or camera_height.'))
+            return
+        self._sensor_inputs += [
+            Input(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
+            # As tf2 itself: whoever is volatile there is not heard.
+            Input(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
+                  latched=ALWAYS)]
 
     def _on_jump(self, _jump: Any) -> None:
         """Transforms of a time that has not come yet hold no more."""
@@ -458,28 +413,31 @@ class DepthNode(LifecycleNode):
 
     def _tick(self) -> None:
         """Report; nothing that fails here may end it."""
-        try:
-            self._report()
-        except Exception as error:  # noqa: BLE001
-            # InvalidHandle: a topic was destroyed while it was looked at.
-            if type(error).__name__ != 'InvalidHandle' and self.context.ok():
-                self._say.error('report', f'Diagnostics failed: {traceback.format_exc()}')
+        while not self._destroyed.wait(1.0):
+            try:
+                self._report()
+            except Exception as error:  # noqa: BLE001, PERF203
+                # InvalidHandle: a topic was destroyed while it was looked at.
+                if type(error).__name__ != 'InvalidHandle' and self.context.ok():
+                    self._say.once('report', f'Diagnostics failed: {traceback.format_exc()}',
+                                   'error')
 
     def _report(self) -> None:
         """Watch the inputs, publish diagnostics, log a summary now and then."""
-        pipeline, model = self._pipeline, self._model
-        config = self._settings.read()[0] if pipeline is None else pipeline.config
+        pipeline = self._pipeline
+        estimator = None if pipeline is None else pipeline.estimator
+        depth = self._settings.read()[0] if pipeline is None else pipeline.config
         findings = self._worker_findings()
         if self._active:
             findings += self._clock_watch.look(self._node_config.input_timeout)
-            self._warn_if_untrained()
-        if model is not None:
-            model.look_at_memory()
         for finding in findings:
             finding.tell(self._say)
-        statuses = [NodeHealth(
-            self, model, self._state_label(), Window() if pipeline is None else
-            pipeline.batch_sizes, (config, self._node_config), findings).status()]
+        if estimator is not None and not estimator.weights.trained:
+            self._say.once('untrained', (
+                f'{UNTRAINED}. The network holds random numbers; set the parameter weights.'))
+        state = 'unconfigured' if pipeline is None else 'active' if self._active else \
+            'loading' if estimator is None else 'inactive'
+        statuses = [node_status(self, pipeline, state, (depth, self._node_config), findings)]
         for health in self._health:
             statuses.append(health.look(findings, active=self._active))
             summary = health.summary()
@@ -491,7 +449,7 @@ class DepthNode(LifecycleNode):
 
     def _stuck(self) -> float:
         """For how long the worker has been at one batch, if that is too long; else 0."""
-        seconds = 0.0 if self._worker is None else self._worker.busy_seconds()
+        seconds = 0.0 if self._pipeline is None else self._pipeline.busy_seconds()
         return seconds if seconds > self._node_config.worker_timeout else 0.0
 
     def _worker_findings(self) -> list[Finding]:
@@ -507,33 +465,6 @@ class DepthNode(LifecycleNode):
             f'{words}: one batch takes longer than worker_timeout '
             f'({self._node_config.worker_timeout:g} s). If it does not come back, end the process '
             'and start it anew; if the network is that slow here, make its input smaller.'))]
-
-    def _state_label(self) -> str:
-        if self._model is None:
-            return 'unconfigured'
-        if self._active:
-            return 'active'
-        return 'loading' if self._model.estimator is None else 'inactive'
-
-    def _warn_if_untrained(self) -> None:
-        estimator = None if self._model is None else self._model.estimator
-        if estimator is not None and not estimator.weights.trained:
-            self._say.once('untrained', (
-                f'{UNTRAINED}. The network holds random numbers; set the parameter weights.'))
-
-    # What others call ----------------------------------------------------------------------
-
-    def _use(self, config: DepthConfig) -> None:
-        """Take over settings that need no reload; the worker does it between two batches."""
-        if self._pipeline is not None:
-            self._pipeline.config = config
-
-    def _log(self, text: str) -> None:
-        """Log what the core tells."""
-        if text.startswith('WARNING'):
-            self.get_logger().warning(text.removeprefix('WARNING').lstrip(': '))
-        else:
-            self.get_logger().info(text)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -607,7 +538,7 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
             raise
         except Exception:
             failures += 1
-            say.error('callback', f'A callback failed: {traceback.format_exc()}')
+            say.once('callback', f'A callback failed: {traceback.format_exc()}', 'error')
             if failures == MOST_FAILURES:
                 raise
         else:

@@ -3,145 +3,154 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from ..core.camera import focal_ratio
-from ..core.errors import CameraInfoError, DataError, ImageError, quoted
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.anchor import State
+from ..core.camera import CameraModel, focal_ratio
+from ..core.config import DepthConfig
+from ..core.errors import CameraInfoError, ImageError
+from .anchors import Anchor, Sensors
+from .config import NodeConfig
 from .image_io import to_rgb
-from .messages import parse
-from .outputs import Answer
+from .messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Read, parse
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ..core.camera import CameraModel
-    from ..core.config import DepthConfig
-    from ..core.estimator import Anchor as Ask
+if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator, DepthPrediction
     from ..core.words import Scene
-    from .anchors import Anchor
-    from .calibration import Calibration
-    from .messages import Read
+
+_STAMPED = 12  # bytes of a serialised message to the end of its stamp
 
 
-class Frame(NamedTuple):
-    """A usable image.
+class Stream:
+    """What the images of one camera have in common.
 
     Attributes:
-        header: of its message.
-        rgb: (H, W, 3).
-        camera: that took it; None where its camera_info is absent or unusable. Then it gets depth,
-            but neither points nor depth/camera_info.
-        intrinsics: the same where its focal length counts; None for the reason in `unknown`.
-        unprojected: why there is no `camera`.
-        unknown: why the focal length does not count, in a few words; '' where it does.
+        info: the newest camera_info, serialised; None before any came. Nothing is read before an
+            image needs it.
+        anchor: of the scale of depth; None for none.
+        scene: of the image that was answered last.
 
     """
 
+    def __init__(self, read: Read, config: NodeConfig, sensors: Sensors | None = None,
+                 kind: str = '') -> None:
+        """Begin without a camera_info.
+
+        Args:
+            read: reads messages.
+            config: how images come.
+            sensors: what anchors the scale of all cameras; None for nothing.
+            kind: type of the images; '' for what `image_transport` says.
+
+        """
+        self.config, self._read = config, read
+        self.kind = kind or (
+            COMPRESSED_IMAGE if config.image_transport == 'compressed' else IMAGE)
+        self.info: bytes | None = None
+        self.anchor = None if sensors is None else Anchor(sensors, config)
+        self.scene: Scene | None = None
+        self._known: tuple[bytes, CameraModel] | None = None
+
+    def on_info(self, raw: bytes) -> None:
+        """Take a camera_info."""
+        self.info = raw
+
+    def model(self, width: int, height: int) -> CameraModel:
+        """The camera that took an image of this size; computed once per content.
+
+        Raises:
+            CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
+
+        """
+        if self.info is None:
+            raise CameraInfoError(
+                'absent', 'no camera_info has arrived: points and depth/camera_info are not '
+                'published, and the focal length does not count.')
+        content = self.info[_STAMPED:]
+        if self._known is None or self._known[0] != content:
+            self._known = None
+            message = parse(self._read, self.info, CAMERA_INFO, CameraInfoError)
+            self._known = content, CameraModel.from_info(message, self.config.rectified)
+        model = self._known[1]
+        model.check_size(width, height)
+        return model
+
+    def decode(self, raw: bytes, config: DepthConfig) -> Frame:
+        """Decode an image's message, and find the camera that took it.
+
+        Args:
+            raw: the message, serialised.
+            config: with which it will be answered.
+
+        Raises:
+            ImageError: it cannot be used.
+
+        """
+        message = parse(self._read, raw, self.kind, ImageError)
+        frame = Frame(self, message.header, to_rgb(message, self.config.max_pixels))
+        height, width = frame.size
+        try:
+            frame.model = self.model(width, height)
+            focal_ratio(config.reference_focal, frame.model, frame.size, config.input_size)
+            frame.intrinsics = frame.model
+        except CameraInfoError as error:
+            frame.problem = error
+        return frame
+
+
+@dataclass(eq=False)
+class Frame:
+    """One image on its way from its message to its answer.
+
+    Attributes:
+        stream: of its camera.
+        header: of its message; every message of the answer has it.
+        rgb: (H, W, 3).
+        model: the camera that took it; None where its camera_info is absent or unusable. Then it
+            gets depth, but neither points nor depth/camera_info.
+        intrinsics: the same where its focal length counts.
+        problem: why there is no `model`, or no `intrinsics`.
+        prediction: its depth.
+        estimator: that predicted it.
+        scale: of the anchor, after this image; None without one.
+        beyond: pixels of depth/image whose depth its encoding cannot hold.
+
+    """
+
+    stream: Stream
     header: Any
     rgb: NDArray[np.uint8]
-    camera: CameraModel | None = None
+    model: CameraModel | None = None
     intrinsics: CameraModel | None = None
-    unprojected: CameraInfoError | None = None
-    unknown: str = ''
+    problem: CameraInfoError | None = None
+    prediction: DepthPrediction = field(init=False)
+    estimator: DepthEstimator = field(init=False)
+    scale: State | None = None
+    beyond: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.rgb.shape[0], self.rgb.shape[1]
 
 
-def read_frame(
-    read: Read, raw: bytes, kind: str, calibration: Calibration, config: DepthConfig,
-    max_pixels: int,
-) -> Frame:
-    """Decode an image and find the camera that took it.
-
-    Args:
-        read: reads messages.
-        raw: the message, serialised.
-        kind: its type.
-        calibration: of its camera, with the camera_info that counts.
-        config: with which it will be answered.
-        max_pixels: largest product of width and height that is decoded.
-
-    Raises:
-        ImageError: it cannot be used.
-
-    """
-    message = parse(read, raw, kind, ImageError)
-    rgb = to_rgb(message, max_pixels)
-    size = rgb.shape[0], rgb.shape[1]
-    try:
-        camera = calibration.select(size[1], size[0])
-    except CameraInfoError as error:
-        return Frame(message.header, rgb, unprojected=error,
-                     unknown=f'camera_info: {error.condition}')
-    try:
-        focal_ratio(config.reference_focal, camera, size, config.input_size)
-    except CameraInfoError as error:
-        return Frame(message.header, rgb, camera, unknown=f'camera_info: {error.condition}')
-    return Frame(message.header, rgb, camera, camera)
-
-
-def ask_anchor(anchor: Anchor | None, frame: Frame) -> Ask | None:
-    """What the estimator asks for the scale of an image's depth; whatever fails, there is depth.
-
-    Why there is none is in the anchor's `condition` and `reason` afterwards.
-    """
-    if anchor is None:
-        return None
-    size = frame.rgb.shape[0], frame.rgb.shape[1]
-    try:
-        if frame.camera is not None:
-            return anchor.adjuster(frame.header, frame.camera, size)
-        error: DataError = frame.unprojected or CameraInfoError('absent', 'no camera_info.')
-        condition, reason = f'camera_info: {error.condition}', str(error)
-    except DataError as failure:
-        condition, reason = failure.condition, str(failure)
-    except Exception as failure:  # noqa: BLE001 (depth does not depend on its anchor)
-        condition, reason = f'{type(failure).__name__} in anchor', quoted(str(failure))
-    return anchor.without(frame.header, condition, reason)
-
-
-def predict(
-    estimator: DepthEstimator, frames: Sequence[Frame], resolution: str,
-    anchors: Sequence[Anchor | None], scenes: Sequence[Scene | None],
-) -> list[DepthPrediction]:
-    """Depth of the images of several cameras, one of each, as one batch.
-
-    Args:
-        estimator: with the settings that count.
-        frames: one of each camera.
-        resolution: of depth, `depth_resolution` of the node: 'image' or 'network'.
-        anchors: of the cameras' scales; None for none.
-        scenes: of each camera's image before; `prediction.scene` is the next one.
-
-    """
+def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:
+    """Predict depth of the images of several cameras, one of each, as one batch."""
     config, size = estimator.config, None
-    if resolution == 'network':
+    if frames[0].stream.config.depth_resolution == 'network':
         size = config.input_height, config.input_width
-    return estimator.predict(
+    anchors = [None if frame.stream.anchor is None else frame.stream.anchor.adjuster(
+        frame.header, frame.model, frame.size, frame.problem) for frame in frames]
+    predictions = estimator.predict(
         [frame.rgb for frame in frames], size, [frame.intrinsics for frame in frames],
-        anchors=[ask_anchor(anchor, frame)
-                 for anchor, frame in zip(anchors, frames, strict=True)],
-        scenes=list(scenes))
-
-
-def answer_to(
-    frame: Frame, prediction: DepthPrediction, estimator: DepthEstimator, anchor: Anchor | None,
-    encoding: str, calibration: Calibration | None = None,
-) -> Answer:
-    """What the messages of an image need, when it has been answered.
-
-    Args:
-        frame: the image.
-        prediction: of it.
-        estimator: that made it.
-        anchor: of its camera; None for none.
-        encoding: `depth_encoding` of the node.
-        calibration: of the camera, after `select` for this image; None where there is none.
-
-    """
-    return Answer(
-        frame.header, frame.rgb, prediction, estimator.config, calibration, encoding,
-        estimator.weights.trained, estimator.label,
-        None if anchor is None else anchor.filter.state)
+        anchors=anchors, scenes=[frame.stream.scene for frame in frames])
+    for frame, prediction in zip(frames, predictions, strict=True):
+        frame.estimator, frame.prediction = estimator, prediction
+        frame.stream.scene = prediction.scene
+        if frame.stream.anchor is not None:
+            frame.scale = frame.stream.anchor.filter.state

@@ -7,19 +7,19 @@ No message type is imported: rclpy's messages and those of `rosbags` are read al
 from __future__ import annotations
 
 import array
+import contextlib
+import struct
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import ImageError, quoted
 from ..core.opencv import cv2
 from .config import NodeConfig
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    UInt8 = NDArray[np.uint8]
+UInt8 = NDArray[np.uint8]
 
 _BIG_ENDIAN = int(sys.byteorder == 'big')
 _MILLIMETRES = 1000.0
@@ -28,10 +28,11 @@ _COMPRESSED_DEPTH = 'compresseddepth'  # in a message's format, whatever its cap
 # Before the PNG of compressed_depth_image_transport: format (int32), two numbers (float32).
 _DEPTH_HEADER = 12
 
-_JPEG_START, _JPEG_END, _START_OF_SCAN = b'\xff\xd8', b'\xff\xd9', 0xDA
+_JPEG_START, _JPEG_END, _PNG_START = b'\xff\xd8', b'\xff\xd9', b'\x89PNG\r\n\x1a\n'
 # Every kind of compression has its own start of frame, with the size in the same place.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PNG_START, _PNG_HEADER, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IHDR', b'IEND'
+_DRIVER = 'Check the camera driver.'
+_NETWORK = 'Check the sender and the network (lost fragments, a size limit of the middleware).'
 
 
 class _Layout(NamedTuple):
@@ -206,20 +207,18 @@ def _pixels(msg: Any, layout: _Layout, max_pixels: int) -> NDArray[Any]:
         if size % layout.shared:
             raise ImageError(
                 'odd size', f'The image has {name} {size}, but {msg.encoding} needs an even '
-                f'{name}, because neighbours share their colour. Check the camera driver.')
+                f'{name}, because neighbours share their colour. {_DRIVER}')
     size = layout.bits // 8
     row, rows = width * layout.channels * size, height * 3 // 2 if planes else height
     if step < row:
         raise ImageError(
-            'wrong step',
-            f'The image has step {step}, but a row of {width} pixels in {msg.encoding} takes '
-            f'{row} bytes. Check the camera driver.')
+            'wrong step', f'The image has step {step}, but a row of {width} pixels in '
+            f'{msg.encoding} takes {row} bytes. {_DRIVER}')
     if data.size != rows * step:
         raise ImageError(
             'truncated data' if data.size < rows * step else 'excess data',
             f'The image has {data.size} bytes of data, but {rows} rows of {step} bytes (step) in '
-            f'{msg.encoding} take {rows * step}. Check height and step in the camera driver, and '
-            'the network (lost fragments, a size limit of the middleware).')
+            f'{msg.encoding} take {rows * step}. {_DRIVER} {_NETWORK}')
     _check_pixel_count(width, height, max_pixels)
     order = '>' if msg.is_bigendian else '<'
     shape = (rows, width) if layout.channels == 1 else (rows, width, layout.channels)
@@ -236,22 +235,17 @@ def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
     if code.startswith('Bayer') and min(pixels.shape) < 3:  # OpenCV would give black
         raise ImageError(
             'unusable size', f'The image has {pixels.shape[1]}x{pixels.shape[0]} pixels, but the '
-            'colours of a mosaic are interpolated from at least 3x3. Check the camera driver.')
+            f'colours of a mosaic are interpolated from at least 3x3. {_DRIVER}')
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
 
 
 def _check_present(msg: Any) -> UInt8:
     data = data_of(msg)
-    if not data.size:
+    if not data.size or not msg.width or not msg.height:
         raise ImageError(
-            'empty image',
-            f'The image ({msg.width}x{msg.height}, encoding {quoted(str(msg.encoding))}) has no '
-            'data. Check the camera driver.')
-    if not msg.width or not msg.height:
-        raise ImageError(
-            'zero size',
-            f'The image has size {msg.width}x{msg.height} but {data.size} bytes of data. Check '
-            'the camera driver.')
+            'zero size' if data.size else 'empty image',
+            f'The image ({msg.width}x{msg.height}, encoding {quoted(str(msg.encoding))}) has '
+            f'{data.size} bytes of data. {_DRIVER}')
     return data
 
 
@@ -277,9 +271,8 @@ def _compressed_to_rgb(msg: Any, max_pixels: int) -> UInt8:
     original, _, compression = described.partition(';')
     if pixels.ndim == 2:
         pattern = f'{original.strip()[: len("bayer_rggb")]}{8 * pixels.itemsize}'
-        mosaic = ENCODINGS[pattern] if pattern.startswith('bayer_') and pattern in ENCODINGS \
-            else ENCODINGS['mono8']
-        return _converted(pixels, mosaic.to_rgb)
+        known = pattern.startswith('bayer_') and pattern in ENCODINGS
+        return _converted(pixels, ENCODINGS[pattern if known else 'mono8'].to_rgb)
     order = 'RGB' if 'compressed rgb' in compression else 'BGR'
     if pixels.shape[2] == 4:
         return _converted(pixels, f'{order}A2RGB')
@@ -293,10 +286,6 @@ def _compressed_to_depth(msg: Any, max_pixels: int) -> NDArray[np.float32]:
         header, data = data[:_DEPTH_HEADER], data[_DEPTH_HEADER:]
         if described.startswith('32FC1') and len(header) == _DEPTH_HEADER:
             inverse = np.frombuffer(header, '<f4', offset=4)
-    if data and 'rvl' in described.lower():
-        raise ImageError(
-            'undecodable', f'The compressed depth image has format {quoted(described)}; known is '
-                           'PNG. Record with compressedDepth format png, or the raw depth image.')
     pixels = _decoded(data, described, max_pixels)
     if pixels.ndim != 2 or pixels.dtype != np.uint16:
         raise ImageError(
@@ -329,44 +318,37 @@ def _decoded(data: bytes, described: str, max_pixels: int) -> NDArray[Any]:
     """
     if not data:
         raise ImageError('empty image', f'The compressed image (format {quoted(described)}) has '
-                                        'no data. Check the camera driver.')
-    if data.startswith(_JPEG_START):
-        size = _jpeg_size(data)
-    elif data.startswith(_PNG_START):
-        size = _png_size(data)
-    else:
-        raise _undecodable(data, described, 'it is neither JPEG nor PNG')
-    if size is None or not all(size):
-        raise _undecodable(data, described, 'it has no size')
-    _check_pixel_count(*size, max_pixels)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise _undecodable(data, described, quoted(str(error))) from error
+                                        f'no data. {_DRIVER}')
+    size = _jpeg_size(data) if data.startswith(_JPEG_START) else \
+        _png_size(data) if data.startswith(_PNG_START) else None
+    pixels = None
+    if size is not None and all(size):
+        _check_pixel_count(*size, max_pixels)
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[1::-1] != size or pixels.dtype not in (np.uint8, np.uint16) \
             or (1 if pixels.ndim == 2 else pixels.shape[2]) not in (1, 3, 4):
-        raise _undecodable(data, described, 'the decoder does not make a picture of it')
+        raise ImageError(
+            'undecodable',
+            f'The compressed image (format {quoted(described)}, {len(data)} bytes that begin with '
+            f'{data[:8].hex(" ")}) is no JPEG or PNG that can be decoded. For another transport '
+            'subscribe to the raw image (image_transport: raw).')
     return pixels
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG that is whole (ITU-T T.81, annex B); None if it has none."""
-    size, position = None, len(_JPEG_START)
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    position = len(_JPEG_START)
+    while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF:  # fills up
-            position += 1
-            continue
-        if marker in _START_OF_FRAME and size is None:
-            height, width = (int.from_bytes(data[place:place + 2], 'big')
-                             for place in (position + 5, position + 7))
-            size = width, height
-        if marker == _START_OF_SCAN:  # behind which these two bytes are the end and nothing else
-            if data.find(_JPEG_END, position) < 0:
+        if marker in _START_OF_FRAME:
+            # From the picture's data on these two bytes are its end and nothing else.
+            if data.rfind(_JPEG_END) < position:
                 raise _truncated('JPEG', data)
-            return size
-        position += 2 + max(2, int.from_bytes(data[position + 2:position + 4], 'big'))
-    if position + 4 > len(data):
+            return struct.unpack_from('>HH', data, position + 5)[::-1]
+        length = int.from_bytes(data[position + 2:position + 4], 'big')
+        position += 1 if marker == 0xFF else 2 + max(2, length)
+    if position + 9 > len(data):
         raise _truncated('JPEG', data)
     return None
 
@@ -380,23 +362,12 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     while position + 12 <= len(data):
         kind = data[position + 4:position + 8]
         position += 12 + int.from_bytes(data[position:position + 4], 'big')
-        if kind == _PNG_END and position <= len(data):
-            if data[12:16] != _PNG_HEADER:
-                return None
-            return int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
+        if kind == b'IEND' and position <= len(data):
+            return struct.unpack_from('>II', data, 16) if data[12:16] == b'IHDR' else None
     raise _truncated('PNG', data)
-
-
-def _undecodable(data: bytes, described: str, reason: str) -> ImageError:
-    return ImageError(
-        'undecodable',
-        f'The compressed image (format {quoted(described)}, {len(data)} bytes that begin with '
-        f'{data[:8].hex(" ")}) cannot be decoded: {reason}. JPEG and PNG images can; for another '
-        'transport subscribe to the raw image (image_transport: raw).')
 
 
 def _truncated(kind: str, data: bytes) -> ImageError:
     return ImageError(
         f'truncated {kind.lower()}',
-        f'The {kind} data ends after {len(data)} bytes, before the end of the image. Check the '
-        'sender and the network (lost fragments, a size limit of the middleware).')
+        f'The {kind} data ends after {len(data)} bytes, before the end of the image. {_NETWORK}')

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of the messages that are used, and the functions that make and read rclpy's.
+"""Types of the messages that are used; those of rclpy are made and read here.
 
-What makes messages takes `make` as its first argument, what reads them `read`: here are those of
-rclpy, and `bags/messages.py` has those of `rosbags`.
+What makes messages takes `make` as its first argument, what reads them `read`, so that a bag is
+converted without ROS: `bags/messages.py` has those of `rosbags`.
 """
 
 from __future__ import annotations
@@ -10,35 +10,22 @@ from __future__ import annotations
 import functools
 import importlib
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from ..core.errors import quoted
+from ..core.errors import DataError, quoted
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..core.errors import DataError
-
-    # Of a type such as 'sensor_msgs/msg/Image', and its fields: the message.
-    Make = Callable[..., Any]
-    # Of a serialised message, and its type: the message; whatever is wrong is raised as it comes.
-    Read = Callable[[bytes, str], Any]
+Make = Callable[..., Any]  # of a type such as 'sensor_msgs/msg/Image', and its fields
+Read = Callable[[bytes, str], Any]  # of a serialised message, and its type
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
-POINT_CLOUD, POINT_FIELD = 'sensor_msgs/msg/PointCloud2', 'sensor_msgs/msg/PointField'
-REGION = 'sensor_msgs/msg/RegionOfInterest'
+POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
 SCAN, RANGE = 'sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/Range'
 TF = 'tf2_msgs/msg/TFMessage'
-DIAGNOSTICS, STATUS = 'diagnostic_msgs/msg/DiagnosticArray', 'diagnostic_msgs/msg/DiagnosticStatus'
-KEY_VALUE = 'diagnostic_msgs/msg/KeyValue'
-VECTOR, VECTOR_STAMPED = 'geometry_msgs/msg/Vector3', 'geometry_msgs/msg/Vector3Stamped'
-
-# Where CDR has the stamp of a message that begins with a header. Its second byte is the order of
-# bytes.
-_STAMP = slice(4, 12)
-_STAMPS = {0: struct.Struct('>iI'), 1: struct.Struct('<iI')}
+DIAGNOSTICS = 'diagnostic_msgs/msg/DiagnosticArray'
+VECTOR_STAMPED = 'geometry_msgs/msg/Vector3Stamped'
 
 
 @functools.cache
@@ -80,11 +67,11 @@ def parse(read: Read, raw: bytes, kind: str, error_type: type[DataError]) -> Any
 
 
 def stamp_of(raw: bytes) -> int | None:
-    """Stamp in nanoseconds of a serialised message that begins with a header; None if too short.
+    """Nanoseconds of the header that a serialised message begins with; None if it is too short.
 
-    It is looked up where it is, so that a message which nobody uses is never read.
+    CDR has the stamp behind four bytes, of which the second tells the order of bytes.
     """
-    if len(raw) < _STAMP.stop:
+    if len(raw) < 12:
         return None
-    seconds, nanoseconds = _STAMPS[raw[1] & 1].unpack_from(raw, _STAMP.start)
+    seconds, nanoseconds = struct.unpack_from('<iI' if raw[1] & 1 else '>iI', raw, 4)
     return int(seconds * 10 ** 9 + nanoseconds)

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import difflib
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -17,6 +18,8 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.parameter_service import ParameterService
 from rclpy.task import Future
@@ -24,17 +27,9 @@ from rclpy.task import Future
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, quoted
 from .config import ROS_OWN, NodeConfig, split, with_demo_settings
+from .pipeline import Pipeline
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from rcl_interfaces.msg import Parameter as ParameterMessage
-    from rclpy.node import Node
-
-    from ..core.estimator import DepthEstimator
-
-# Read once, when the process starts; setting them later could have no effect.
-READ_ONLY = ('autostart',)
+READ_ONLY = ('autostart',)  # read once, when the process starts
 MOST_NAMED = 3  # of unknown parameters in a message
 LONGEST_REASON = 500  # characters; who sets a megabyte need not get it back
 
@@ -52,10 +47,9 @@ Parameters, with their defaults:
 
 SETTINGS: dict[str, dataclasses.Field[Any]] = {
     setting.name: setting
-    for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)
-}
-# What text features are made of.
-WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}
+    for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)}
+COUPLED = {'tokens', 'bins', 'scenes', 'scene_bins'}  # whose lengths depend on each other
+WORDS = {'tokens', 'templates', 'scenes', 'scene_templates'}  # what text features are made of
 
 
 def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
@@ -65,7 +59,7 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         name=setting.name, description=describe(setting), read_only=setting.name in READ_ONLY)
     if about['reload'] and not result.read_only:
         result.additional_constraints = 'Can only change while the node is unconfigured.'
-    elif setting.name in ('tokens', 'bins', 'scenes', 'scene_bins'):
+    elif setting.name in COUPLED:
         result.additional_constraints = (
             'tokens and bins must be equally long, and scene_bins as long as scenes x tokens; to '
             'change their number set them in one request: `ros2 param load`, or the service '
@@ -83,8 +77,7 @@ def help_text() -> str:
     """What `depth_node --help` says: usage, and every parameter with its default."""
     lines = [HELP]
     for name, setting in SETTINGS.items():
-        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-        lines += [f'  {name}: {default!r}', f'      {describe(setting)}']
+        lines += [f'  {name}: {_plain(setting.default)!r}', f'      {describe(setting)}']
     return '\n'.join(lines) + '\n'
 
 
@@ -96,80 +89,65 @@ class Parameters:
     refuse the misspelt ones; and with `start_parameter_services=False`.
     """
 
-    def __init__(
-        self, node: Node, is_configured: Callable[[], bool],
-        estimator: Callable[[], DepthEstimator | None], apply: Callable[[DepthConfig], None],
-    ) -> None:
+    def __init__(self, node: Node, pipeline: Callable[[], Pipeline | None]) -> None:
         """Declare all settings.
 
         Args:
             node: whose parameters to declare.
-            is_configured: tells whether there is a model; then `reload` settings are fixed.
-            estimator: gives the model, which encodes new words; None while it is being loaded.
-            apply: called with the new settings after one that needs no reload has changed.
+            pipeline: gives what follows the settings; None while the node is unconfigured.
 
         Raises:
             ConfigError: unknown parameter, or a value that is wrong.
 
         """
-        self._node, self._is_configured = node, is_configured
-        self._estimator, self._apply = estimator, apply
-        self._declare(_given(node))
+        self._node, self._pipeline = node, pipeline
+        given = _given(node)
+        depth, config = split(given)
+        depth, note = with_demo_settings(depth, config.weights, given)
+        if note:
+            node.get_logger().info(note)
+        for name, value in {**depth.to_dict(), **config.to_dict()}.items():
+            # Declared automatically, with the type of the given value and without a description.
+            if node.has_parameter(name):
+                node.undeclare_parameter(name)
+            node.declare_parameter(name, value, descriptor(SETTINGS[name]), ignore_override=True)
         node.add_on_set_parameters_callback(self._on_set)
         self._services = _Services(node, self._encode)
 
-    def read(self) -> tuple[DepthConfig, NodeConfig]:
-        """Both configurations as the parameters stand now."""
-        return split(self._values())
-
-    def _declare(self, given: Mapping[str, Any]) -> None:
-        depth, node = split(given)
-        depth, note = with_demo_settings(depth, node.weights, given)
-        if note:
-            self._node.get_logger().info(note)
-        for name, value in {**depth.to_dict(), **node.to_dict()}.items():
-            # Declared automatically, with the type of the given value and without a description.
-            if self._node.has_parameter(name):
-                self._node.undeclare_parameter(name)
-            self._node.declare_parameter(
-                name, value, descriptor(SETTINGS[name]), ignore_override=True)
-
-    def _values(self) -> dict[str, Any]:
-        return {name: _plain(self._node.get_parameter(name).value) for name in SETTINGS}
+    def read(self, changes: Mapping[str, Any] | None = None) -> tuple[DepthConfig, NodeConfig]:
+        """Both configurations as the parameters stand now, or with changes."""
+        values = {name: _plain(self._node.get_parameter(name).value) for name in SETTINGS}
+        return split({**values, **(changes or {})})
 
     def _on_set(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        """Accept or refuse a set of changes as a whole, with the reason.
-
-        New words are accepted only once they are encoded, so that the parameters always tell what
-        is in force. The services have seen to that before, on a thread.
-        """
-        changes = {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
+        """Accept or refuse a set of changes as a whole, with the reason."""
+        changes, pipeline = _changes(parameters), self._pipeline()
         if not changes:
             return SetParametersResult(successful=True)
         try:
-            depth, node = split({**self._values(), **changes})
-            if self._is_configured():
+            depth, node = self.read(changes)
+            if pipeline is not None:
                 self._check_fixed({**depth.to_dict(), **node.to_dict()}, changes)
-                self._prepare(depth, changes)
+                self._prepare(pipeline, depth, changes)
+                pipeline.config = depth  # between two batches
         except DepthClipError as error:
-            return SetParametersResult(
-                successful=False, reason=self._with_hint(str(error), changes))
-        # Between two batches; rclpy sets the values as soon as this returns.
-        self._apply(depth)
+            reason = str(error)
+            if ' but ' in reason and changes.keys() & COUPLED:
+                name = self._node.get_fully_qualified_name()
+                reason = (f'{_brief(reason, 200)} Set all of them in one request: `ros2 param '
+                          f'load {name} FILE`, or the service {name}/set_parameters_atomically.')
+            return SetParametersResult(successful=False, reason=_brief(reason))
         return SetParametersResult(successful=True)
 
     def _encode(self, parameters: Sequence[Parameter]) -> None:
         """Encode the words that parameters will make, if they can be set at all."""
-        changes = {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
-        depth, _ = split({**self._values(), **changes})
-        estimator = self._estimator()
-        if estimator is not None and self._is_configured():
-            estimator.encode(depth)
+        pipeline = self._pipeline()
+        if pipeline is not None and pipeline.estimator is not None:
+            pipeline.estimator.encode(self.read(_changes(parameters))[0])
 
     def _check_fixed(self, wanted: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         """Refuse changes that a loaded model cannot follow."""
-        depth, node = self.read()
-        now = {**depth.to_dict(), **node.to_dict()}
+        now = {name: value for config in self.read() for name, value in config.to_dict().items()}
         fixed = [name for name in changes
                  if SETTINGS[name].metadata['reload'] and wanted[name] != now[name]]
         if fixed:
@@ -179,30 +157,17 @@ class Parameters:
                 f'lifecycle set {name} deactivate (if active) and cleanup; set it; then configure '
                 'and activate.')
 
-    def _prepare(self, config: DepthConfig, changes: Mapping[str, Any]) -> None:
-        """Encode new words, and read a new calibration."""
-        estimator = self._estimator()
+    @staticmethod
+    def _prepare(pipeline: Pipeline, config: DepthConfig, changes: Mapping[str, Any]) -> None:
+        """Encode new words, which the services have done before, and read a new calibration."""
         late = (WORDS | {'calibration'}) & changes.keys()
-        if estimator is not None:
+        if pipeline.estimator is not None:
             if late:
-                estimator.encode(config)
-            estimator.read_calibration(config, again='calibration' in changes)
+                pipeline.estimator.encode(config)
+            pipeline.estimator.read_calibration(config, again='calibration' in changes)
         elif late:
             raise ConfigError(f'{", ".join(sorted(late))}: cannot change while the model is being '
                               'loaded; try again in a while.')
-
-    def _with_hint(self, reason: str, changes: Mapping[str, Any]) -> str:
-        """Say how to change the number of tokens, bins or scenes, to who did not set all."""
-        names = next((names for names in (('tokens', 'bins'),
-                                          ('tokens', 'bins', 'scenes', 'scene_bins'))
-                      if reason.startswith((f'{" and ".join(names)}:', f'{names[-1]}:'))
-                      and not changes.keys() >= set(names)), ())
-        if len(names) == len({*names} - {*changes}) or not names:
-            return _brief(reason)
-        node = self._node.get_fully_qualified_name()
-        return _brief(reason, 200) + (
-            f' Set {", ".join(names)} in one request: `ros2 param load {node} FILE` with all in '
-            f'the file, or the service {node}/set_parameters_atomically.')
 
 
 class _Services(ParameterService):
@@ -243,14 +208,13 @@ class _Services(ParameterService):
         if unknown:
             return SetParametersResult(reason=_unknown_message(unknown))
         try:
-            wanted: list[Any] = [
-                _with_doubles(Parameter.from_parameter_msg(p)) for p in parameters]
-        except (KeyError, TypeError, ValueError):
+            wanted = [_with_doubles(Parameter.from_parameter_msg(p)) for p in parameters]
+        except (KeyError, TypeError, ValueError):  # would end rclpy's own service
             told = ', '.join(f'{quoted(p.name)} of type {p.value.type}' for p in parameters)
             return SetParametersResult(reason=_brief(
                 f'a value is of a type that ROS does not know: {told}.'))
         # What is read-only may well be "set" to what it is, as the file of a dump does.
-        changed = [p for p in wanted if not _is_read_only(node, p)
+        changed = [p for p in wanted if not node.describe_parameter(p.name).read_only
                    or _plain(node.get_parameter(p.name).value) != _plain(p.value)]
         if WORDS & {p.name for p in changed}:
             await self._aside(changed)
@@ -271,10 +235,6 @@ class _Services(ParameterService):
         # Not waited for at the end of the process: reading large weights takes seconds.
         threading.Thread(target=run, name='words', daemon=True).start()
         return done
-
-
-def _is_read_only(node: Node, parameter: Parameter) -> bool:
-    return bool(node.describe_parameter(parameter.name).read_only)
 
 
 def _given(node: Node) -> dict[str, Any]:
@@ -302,14 +262,18 @@ def _unknown_message(unknown: Sequence[str]) -> str:
             '--help` lists those that there are.')
 
 
+def _changes(parameters: Sequence[Parameter]) -> dict[str, Any]:
+    return {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
+
+
 def _with_doubles(parameter: Parameter) -> Parameter:
     """Let `ros2 param set NODE temperature 1` mean 1.0, as it does in a file."""
-    name = parameter.name
-    kind = str(SETTINGS[name].type) if name in SETTINGS else ''
-    if kind == 'float' and parameter.type_ == Parameter.Type.INTEGER:
-        return Parameter(name, value=float(_plain(parameter.value)))
-    if 'float' in kind and parameter.type_ == Parameter.Type.INTEGER_ARRAY:
-        return Parameter(name, value=[float(number) for number in _plain(parameter.value)])
+    name, value = parameter.name, _plain(parameter.value)
+    if name in SETTINGS and 'float' in str(SETTINGS[name].type):
+        if parameter.type_ == Parameter.Type.INTEGER:
+            return Parameter(name, value=float(value))
+        if parameter.type_ == Parameter.Type.INTEGER_ARRAY:
+            return Parameter(name, value=[float(number) for number in value])
     return parameter
 
 

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import RangeError, quoted
 from .image_io import data_of
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Float64 = NDArray[np.float64]
 
-    Float64 = NDArray[np.float64]
-
-# Of sensor_msgs/PointField, those that a coordinate can have.
-_FLOATS = {7: 'f4', 8: 'f8'}
-_FURTHEST = 1e6  # metres
+FURTHEST = 1e6  # metres
 WIDEST_BEAM = 0.5  # radians
+_FLOATS = {7: 'f4', 8: 'f8'}  # of sensor_msgs/PointField, those that a coordinate can have
 
 
 def cloud_points(msg: Any, most: int = 0) -> Float64:
@@ -43,17 +40,15 @@ def cloud_points(msg: Any, most: int = 0) -> Float64:
         for field in msg.fields if int(field.datatype) in _FLOATS}
     missing = [name for name in 'xyz' if name not in offsets]
     if missing or any(offset + int(kind[2]) > step for kind, offset in offsets.values()):
-        raise RangeError(
-            'wrong fields',
+        raise RangeError('wrong fields', (
             f'The cloud has fields {quoted([str(field.name) for field in msg.fields], 200)} in '
             f'points of {step} bytes; expected x, y and z as floating point within these. Check '
-            "the lidar's driver.")
+            "the lidar's driver."))
     data = data_of(msg)
     if row < width * step or data.size < height * row:
-        raise RangeError(
-            'truncated data',
+        raise RangeError('truncated data', (
             f'The cloud has {data.size} bytes, but {height} rows of {row} bytes with {width} '
-            f"points of {step} bytes each are announced. Check the lidar's driver.")
+            f"points of {step} bytes each are announced. Check the lidar's driver."))
     if not width * height:
         return np.empty((0, 3))
     kind = np.dtype({
@@ -80,9 +75,9 @@ def scan_points(msg: Any) -> Float64:
     start, step = float(msg.angle_min), float(msg.angle_increment)
     ranges = np.asarray(msg.ranges, np.float64)
     if not (np.isfinite(start) and np.isfinite(step) and step):
-        raise RangeError(
-            'wrong angles', f'The scan has angle_min {start} and angle_increment {step}; expected '
-                            "finite radians, the increment not 0. Check the scanner's driver.")
+        raise RangeError('wrong angles', (
+            f'The scan has angle_min {start} and angle_increment {step}; expected finite radians, '
+            "the increment not 0. Check the scanner's driver."))
     angles = start + step * np.arange(ranges.size)
     seen = np.isfinite(ranges) & (ranges > 0) & (ranges >= msg.range_min)
     if msg.range_max > 0:
@@ -104,16 +99,16 @@ def range_points(msg: Any) -> Float64:
 
     """
     if not 0.0 <= msg.field_of_view <= WIDEST_BEAM:
-        raise RangeError(
-            'wide beam', f'The range has field_of_view {msg.field_of_view:.3g} radians; of a beam '
-                         f'wider than {WIDEST_BEAM:g} nobody knows where the echo comes from. Use '
-                         'a narrower sensor, or correct its driver.')
+        raise RangeError('wide beam', (
+            f'The range has field_of_view {msg.field_of_view:.3g} radians; of a beam wider than '
+            f'{WIDEST_BEAM:g} nobody knows where the echo comes from. Use a narrower sensor, or '
+            'correct its driver.'))
     distance = float(msg.range)
-    if not (0.0 < distance < _FURTHEST and distance >= msg.min_range
+    if not (0.0 < distance < FURTHEST and distance >= msg.min_range
             and (msg.max_range <= 0 or distance <= msg.max_range)):
         return np.empty((0, 3))
     return np.array([[distance, 0.0, 0.0]])
 
 
 def _finite(points: Float64) -> Float64:
-    return points[(np.abs(points) < _FURTHEST).all(axis=1)]
+    return points[(np.abs(points) < FURTHEST).all(axis=1)]

@@ -3,79 +3,58 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import math
-import resource
-import sys
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rclpy.node import Node
+from rclpy.node import Node
 
 WINDOW = 512  # samples that a percentile looks back on
 RECENT = 5.0  # seconds that a mean looks back on
-NO_CLOUD, NO_PICTURES = 'no cloud', 'no pictures'
+REJECTED, NO_CLOUD, NO_PICTURES = 'rejected', 'no cloud', 'no pictures'
 
 
-@dataclass
+@dataclasses.dataclass
 class Counters:
     """What became of every image of one camera.
 
-    At any moment `received` = `published` + `dropped` + `idle` + rejected + `pending`.
+    At any moment `received` = `published` + `dropped` + `idle` + `rejected` + `pending`.
 
     Attributes:
         received: images that arrived.
         published: images answered with a depth image.
         dropped: images replaced by a newer one before their turn came, or left at the end.
+        rejected: unusable images.
         idle: images left alone because nobody subscribed to any output.
         pending: images waiting or in work now (at most 2).
-        rejected: unusable images, by condition ('wrong step').
-        incomplete: answered images that lack something, by what ('no cloud') and condition; these
-            are counted in `published` too.
         lost: images that the middleware reports as lost before they arrived.
+        causes: images that are rejected, or that lack something beside depth, by what and why
+            ('rejected: wrong step', 'no cloud: absent').
 
     """
 
     received: int = 0
     published: int = 0
     dropped: int = 0
+    rejected: int = 0
     idle: int = 0
     pending: int = 0
     lost: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    incomplete: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    causes: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def copy(self) -> Counters:
         """Snapshot for reading outside the lock."""
-        return copy.deepcopy(self)
-
-    def total_rejected(self) -> int:
-        """Rejected images of all conditions."""
-        return sum(self.rejected.values())
-
-    def conditions(self) -> Counter[str]:
-        """Every cause there is, with the images that it was counted for."""
-        return sum(self.incomplete.values(), self.rejected.copy())
-
-    def causes(self) -> Iterator[tuple[str, int]]:
-        """Every cause with what it means, 'rejected: wrong step', and how often."""
-        for kind, conditions in [('rejected', self.rejected), *sorted(self.incomplete.items())]:
-            for condition, count in sorted(conditions.items()):
-                yield f'{kind}: {condition}', count
+        return dataclasses.replace(self, causes=self.causes.copy())
 
     def __str__(self) -> str:
         text = (f'{self.received} received = {self.published} published + {self.dropped} dropped '
-                f'+ {self.total_rejected()} rejected + {self.idle} idle + {self.pending} pending')
+                f'+ {self.rejected} rejected + {self.idle} idle + {self.pending} pending')
         if self.idle:
             text += '; idle: nobody subscribed to an output'
-        return text + ''.join(f'; {cause}: {count}' for cause, count in self.causes())
+        return text + ''.join(f'; {cause}: {n}' for cause, n in sorted(self.causes.items()))
 
 
 class Window:
@@ -102,26 +81,18 @@ class Window:
         return sum(values) / len(values) if values else math.nan
 
 
-class StageTimes:
+class StageTimes(defaultdict[str, Window]):
     """Milliseconds that each stage of a frame took, over the last frames."""
 
     def __init__(self) -> None:
-        self.windows: defaultdict[str, Window] = defaultdict(Window)
+        super().__init__(Window)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
         """Time the block as one run of `stage`."""
         start = time.perf_counter()
         yield
-        self.add(stage, time.perf_counter() - start)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add one measured duration."""
-        self.windows[stage].add(1e3 * seconds)
-
-    def percentile(self, stage: str, percent: float) -> float:
-        """Percentile of a stage in milliseconds; NaN if it never ran."""
-        return self.windows[stage].percentile(percent) if stage in self.windows else math.nan
+        self[stage].add(1e3 * (time.perf_counter() - start))
 
 
 class Say:
@@ -142,34 +113,20 @@ class Say:
         self._node, self._label, self._period = node, label, period
         self._last: dict[str, float] = {}
 
-    def due(self, key: str) -> bool:
-        """Whether a matter may be said now; if so, it counts as said."""
+    def once(self, key: str, text: str, level: str = 'warning') -> None:
+        """Say a matter, unless it was said a while ago."""
         now = time.monotonic()
         if now - self._last.get(key, -math.inf) < self._period:
-            return False
+            return
         self._last[key] = now
-        return True
-
-    def once(self, key: str, text: str) -> None:
-        """Warn, unless that was said a while ago."""
-        if self.due(key):
-            self._node.get_logger().warning(self._label + text)
-
-    def error(self, key: str, text: str) -> None:
-        """Likewise of what is an error."""
-        if self.due(key):
-            self._node.get_logger().error(self._label + text)
+        log, text = self._node.get_logger(), f'{self._label}{text}'
+        if level == 'error':  # rclpy wants a line of code for each
+            log.error(text)
+        elif level == 'warning':
+            log.warning(text)
+        else:
+            log.info(text)
 
     def info(self, text: str) -> None:
         """Say what is no trouble."""
         self._node.get_logger().info(self._label + text)
-
-
-def memory_mb() -> float:
-    """Resident memory of this process in MiB (its peak, where the system tells no more)."""
-    status = Path('/proc/self/statm')
-    if status.exists():
-        pages = int(status.read_text(encoding='ascii').split()[1])
-        return pages * resource.getpagesize() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)
