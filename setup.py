@@ -99,7 +99,7 @@ setup(
         # depthclip view --rerun and --save.
         'rerun': ['rerun-sdk>=0.41'],
         # mkdocs.yml: the documents as a site.
-        'docs': ['mkdocs-material>=9.5', 'mkdocstrings[python]>=0.24'],
+        'docs': ['mkdocs-material>=9.5'],
         # python3 run.py test, and with --all.
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
                  'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',

@@ -150,6 +150,6 @@ def test_the_script_runs_in_small(tmp_path, monkeypatch):
                for part in results.values())
     b = results['robot B']['measured']
     assert b['rows']['focal length']['rmse [m]'] < b['rows']['zero-shot']['rmse [m]']
-    page = (tmp_path / 'out' / 'robots.md').read_text(encoding='utf-8')
+    page = (tmp_path / 'out' / 'notes/robots.md').read_text(encoding='utf-8')
     assert page == report.filled(page, results)
     assert '| A |  | zero-shot |' in page

@@ -5,7 +5,7 @@
     python tools/foreign_robots.py --cache build/robots --only cost   one part anew
     python tools/foreign_robots.py --tables                           tables and plots alone
 
-Results go to docs/robots.json, docs/robots.md and docs/robots/*.png, part by part, each with the
+Results go to docs/robots.json, docs/notes/robots.md and docs/robots/*.png, part by part, each with the
 machine that measured it. All of them take about 13 minutes of processor time, and rendering 7.
 The goals that they are held against are in tools/foreign_report.py.
 """
@@ -83,7 +83,8 @@ def main() -> None:
     if results:
         figures.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n',
                            encoding='utf-8')
-    page = options.out / report.PAGE.name
+    page = options.out / report.PAGE.relative_to(report.DOCS)
+    page.parent.mkdir(parents=True, exist_ok=True)
     text = (page if page.exists() else report.PAGE).read_text(encoding='utf-8')
     page.write_text(report.filled(text, results), encoding='utf-8')
     report.plot(results, options.out / report.PLOTS.name)

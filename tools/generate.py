@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What documents say of parameters, topics, arguments and commands, made from the code.
 
-    python tools/generate.py            write docs/reference/ and the marked tables
+    python tools/generate.py            write docs/reference/
     python tools/generate.py --check    write nothing; 1 if something is not up to date
 
-A marked table stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`.
+CONTRIBUTING.md says when.
 """
 
 # argparse tells what it knows in private attributes only.
@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from depthclip_ros import core, sim  # noqa: E402
 from depthclip_ros.cli import main as cli  # noqa: E402
-from depthclip_ros.core.config import DepthConfig, describe  # noqa: E402
+from depthclip_ros.core import projection  # noqa: E402
+from depthclip_ros.core.camera import CameraModel  # noqa: E402
+from depthclip_ros.core.config import DepthConfig  # noqa: E402
 from depthclip_ros.launching import ARGUMENTS  # noqa: E402
 from depthclip_ros.node.config import NodeConfig  # noqa: E402
 from depthclip_ros.node.health import TABLES  # noqa: E402
@@ -36,43 +41,33 @@ from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
 
-MARKED = re.compile(r'(<!-- generated: (\S+) -->\n).*?(<!-- end: \2 -->)', re.DOTALL)
-DOCUMENTS = ('docs/simulation.md',)
-
 
 def main() -> int:
     """Write or compare everything; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='write nothing')
     check = parser.parse_args().check
-    stale = [path for path, text in wanted().items()
-             if not path.exists() or path.read_text(encoding='utf-8') != text]
-    for path in stale:
+    stale = {path: text for path, text in wanted().items()
+             if not path.exists() or path.read_text(encoding='utf-8') != text}
+    for path, text in stale.items():
         name = path.relative_to(ROOT)
         print(f'{name} is not up to date: run python tools/generate.py' if check else name)
         if not check:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(wanted()[path], encoding='utf-8')
-    return 1 if check and stale else 0
+            path.write_text(text, encoding='utf-8')
+    return int(check and bool(stale))
 
 
 def wanted() -> dict[Path, str]:
-    """What each file that is generated, or has a marked table, should hold."""
-    topic_table = table(['direction', 'topic', 'type', 'content'], [list(row) for row in topics()])
-    launch_table = table(['argument', 'meaning'], [
-        [f'`{name}`', meaning] for name, meaning in ARGUMENTS.items()])
-    tables = {
-        'sim_camera': settings_table(SimConfig())}
-    files = {ROOT / 'docs/reference' / name: text for name, text in {
-        'parameters.md': parameters_page(), 'diagnostics.md': diagnostics_page(),
-        'topics.md': f'# Topics of depth_node\n\n{topic_table}',
-        'launch.md': f'# Launch arguments\n\n{launch_table}',
-        'commands.md': commands_page()}.items()}
-    for name in DOCUMENTS:
-        text = (ROOT / name).read_text(encoding='utf-8')
-        files[ROOT / name] = MARKED.sub(
-            lambda match: f'{match[1]}{tables[match[2]]}{match[3]}', text)
-    return files
+    """What each file should hold."""
+    return {ROOT / 'docs/reference' / f'{name}.md': text for name, text in {
+        'parameters': parameters_page(),
+        'topics': '# Topics of depth_node\n\n' + table(
+            ['direction', 'topic', 'type', 'content'], [list(row) for row in topics()]),
+        'launch': '# Launch arguments\n\n' + table(
+            ['argument', 'meaning'], [[f'`{name}`', text] for name, text in ARGUMENTS.items()]),
+        'diagnostics': diagnostics_page(),
+        'commands': commands_page(),
+        'api': python_page()}.items()}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -83,13 +78,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 # Settings ----------------------------------------------------------------------------------------
-
-
-def settings_table(*every: Any) -> str:
-    """Name, default and meaning of settings."""
-    return table(['parameter', 'default', 'meaning'], [
-        [f'`{setting.name}`', shown(settings, setting), describe(setting)]
-        for settings in every for setting in dataclasses.fields(settings)])
 
 
 def shown(settings: Any, setting: dataclasses.Field[Any]) -> str:
@@ -174,6 +162,47 @@ def meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     if action.choices and not isinstance(action, argparse._SubParsersAction):
         text += f' ({", ".join(map(str, action.choices))})'
     return text
+
+
+# Python ------------------------------------------------------------------------------------------
+
+
+def python_page() -> str:
+    """Signatures and docstrings of what other programs call."""
+    estimator = core.DepthEstimator
+    parts = ['# Python\n\nFrom RGB to depth. None of this needs ROS.\n']
+    for title, things in (
+            ('Depth', [estimator, estimator.predict, estimator.reconfigure, estimator.quantize,
+                       core.DepthPrediction, core.DepthConfig, core.DepthConfig.from_yaml,
+                       CameraModel, CameraModel.pinhole]),
+            ('Functions of the projection', [
+                thing for name, thing in vars(projection).items() if name[0] != '_'
+                and getattr(thing, '__module__', '') == projection.__name__]),
+            ('Rendered rooms', [sim.Scene, sim.SimCamera, sim.render, sim.trajectory]),
+            ('Errors', [getattr(core, name) for name in core.__all__ if name.endswith('Error')])):
+        parts += [f'## {title}\n', *map(_entry, things)]
+    return '\n'.join(parts)
+
+
+def _entry(thing: Any) -> str:
+    thing = inspect.unwrap(thing)
+    source = Path(inspect.getfile(thing)).relative_to(ROOT)
+    text = f'### {thing.__qualname__}\n\nIn [{source}](../../{source}).\n\n'
+    if inspect.isfunction(thing):
+        node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+        assert isinstance(node, ast.FunctionDef)
+        returns = f' -> {ast.unparse(node.returns)}' if node.returns else ''
+        text += f'```python\n{node.name}({ast.unparse(node.args)}){returns}\n```\n\n'
+    about = inspect.cleandoc(thing.__doc__ or '')
+    # Sections of the docstring, such as Args, become lists.
+    about = re.sub(r'^(\w+):\n((?:(?: +.*)?(?:\n|$))+)', _section, about, flags=re.MULTILINE)
+    return f'{text}{about.strip()}\n'
+
+
+def _section(match: re.Match[str]) -> str:
+    paragraphs = re.split(r'\n(?=\S)', textwrap.dedent(match[2]).strip())
+    items = ''.join(f'- {" ".join(text.split())}\n' for text in paragraphs)
+    return f'**{match[1]}**\n\n{items}\n'
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make docs/sample_report: the evaluation of the demo model on rendered rooms that it never saw.
+"""Make docs/sample_report.html: the evaluation of the demo model on rooms that it never saw.
 
-    python tools/sample_report.py [OUTPUT]
+    python tools/sample_report.py
 
 A few minutes on two cores. The numbers are of rendered rooms and of a small model that knows
 nothing else: the report shows what yours will look like, and not how good the method is.
@@ -9,48 +9,53 @@ nothing else: the report shows what yours will look like, and not how good the m
 
 from __future__ import annotations
 
-import dataclasses
+import base64
+import io
 import os
-import shutil
+import re
 import sys
 import tempfile
 from pathlib import Path
 
-from depthclip_ros.sim.nyu import make_samples, write_labeled_mat, write_splits
-from offline_eval import cli, report
-from offline_eval.results import SUMMARY, Summary, write_text
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from depthclip_ros.sim.nyu import make_samples, write_labeled_mat, write_splits  # noqa: E402
+from offline_eval import cli  # noqa: E402
+
 COUNT, SEED = 80, 30000  # 40 of them are tested on, two in each of 20 rooms
-COMMAND = 'python tools/sample_report.py'
+OUTPUT = ROOT / 'docs/sample_report.html'
 
 
 def main() -> int:
-    """Render, evaluate, and copy the report."""
-    output = Path(sys.argv[1] if sys.argv[1:] else ROOT / 'docs/sample_report').resolve()
+    """Render, evaluate, and keep the report as one file."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # the report names its data by the path that was given
-        samples = make_samples(COUNT, SEED)
-        write_labeled_mat('rendered_rooms.mat', samples)
+        write_labeled_mat('rendered_rooms.mat', make_samples(COUNT, SEED))
         write_splits('splits.mat', COUNT)
-        if code := cli.main(['--data', 'rendered_rooms.mat', '--weights', 'demo', '--table', '1',
-                             '--table', '2', '--table', '3', '--no-report']):
+        if code := cli.main(['--data', 'rendered_rooms.mat', '--weights', 'demo',
+                             '--table', '1', '--table', '2', '--table', '3']):
             return code
-        results = Path('results/latest').resolve()
-        summary = Summary.read(results)
-        # One image of each kind, so that the sample stays small, and nothing of this machine.
-        versions = {k: v for k, v in summary.versions.items() if k != 'platform'}
-        weights = dataclasses.replace(summary.weights, source='comes with the package')
-        write_text(results / SUMMARY, dataclasses.replace(
-            summary, best=summary.best[:1], median=summary.median[:1], worst=summary.worst[:1],
-            versions=versions, weights=weights,
-            command=f'{COMMAND} (renders the rooms and runs: {summary.command})').to_json())
-        report.write(results, report.Source.read(results))
-        shutil.rmtree(output, ignore_errors=True)
-        shutil.copytree(results / report.FOLDER, output)
-    size = sum(path.stat().st_size for path in output.rglob('*') if path.is_file())
-    print(f'{output}: {size / 1e6:.2f} MB')
+        page = next(Path('results/latest').resolve().rglob('report.html'))
+        text = page.read_text(encoding='utf-8').replace(f'{ROOT}/', '')
+        text = re.sub(r'src="([^":]+\.(?:png|svg))"',
+                      lambda match: f'src="{_embedded(page.parent / match[1])}"', text)
+    OUTPUT.write_text(text, encoding='utf-8')
+    print(f'{OUTPUT}: {OUTPUT.stat().st_size / 1e6:.2f} MB')
     return 0
+
+
+def _embedded(path: Path) -> str:
+    """A picture as an address that holds it; photographs with 256 colours, for their size."""
+    data = path.read_bytes()
+    if path.suffix == '.png':
+        small = io.BytesIO()
+        Image.open(path).convert('RGB').quantize(256).save(small, 'png', optimize=True)
+        data = small.getvalue()
+    kind = 'svg+xml' if path.suffix == '.svg' else 'png'
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 
 if __name__ == '__main__':
