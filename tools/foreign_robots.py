@@ -5,8 +5,8 @@
     python tools/foreign_robots.py --cache build/robots --only cost   one part anew
     python tools/foreign_robots.py --tables                           tables and plots alone
 
-Results go to docs/robots.json, docs/notes/robots.md and docs/robots/*.png, part by part, each with the
-machine that measured it. All of them take about 13 minutes of processor time, and rendering 7.
+Results go to docs/robots.json, docs/notes/robots.md and docs/robots/*.png, each part with its
+machine. All of them take about 13 minutes of processor time, and rendering 7.
 The goals that they are held against are in tools/foreign_report.py.
 """
 
