@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import signal
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import deque
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rclpy
 import yaml
@@ -28,15 +32,13 @@ from ..core.errors import ConfigError, DepthClipError, WeightsError
 from ..resources import config_path, large_images_profile
 from ..sources.bag import bag_topics, camera_topics, open_bag
 from ..sources.bag_player import qos_profile
-from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import picture_files
-from .album import INPUT, Album
-from .model import output_folder, print_untrained, settings, to_stderr
-from .processes import Child, isolate, stopping, wait_until
-from .recorder import Recorder
+from .model import given_camera, output_folder, print_untrained, settings, to_stderr
+from .recorder import INPUT, Album, Recorder
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..core.config import DepthConfig
     from ..node.config import NodeConfig
@@ -49,40 +51,34 @@ DEFAULT_PICTURES = 10
 STEP = 0.1
 PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
+STOP_SECONDS = 10.0
+DOMAINS = 101  # beyond, the ports of a domain overlap those that Linux gives to any program
+DISCOVERY = ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_LOCALHOST_ONLY')
+COMPLAINT = re.compile(r'^\[(WARN|ERROR|FATAL)\] \[[\d.]+\] (.*)$', re.MULTILINE)
 
 
 class DemoError(DepthClipError):
     """The demo failed: no depth arrived, or a process died."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What to run, worked out from the command line before anything starts."""
 
     description: str
     source: list[str]
+    frames: int | None
+    seconds: float | None
+    pictures: int | None = DEFAULT_PICTURES
     image: str = 'image'
     camera_info: str = 'camera_info'
     compressed: bool = False
     replay: bool = False
     reliable: bool = True
     built_in: bool = False
-    frames: int | None = None
-    seconds: float | None = None
-    pictures: int = DEFAULT_PICTURES
-
-    @property
-    def images(self) -> str:
-        """Full name of the topic with the images."""
-        name = self.image if self.image.startswith('/') else f'/{self.image}'
-        return f'{name}/compressed' if self.compressed else name
 
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo.
-
-    Args:
-        options: of `depthclip demo`.
 
     Returns:
         Exit code: 0, or 1 when the source could not use some of its files.
@@ -91,7 +87,7 @@ def run_demo(options: argparse.Namespace) -> int:
         DepthClipError: wrong settings, no depth, or a process died; what came is written.
 
     """
-    plan = _plan(options)
+    plan = _bag_plan(options) if options.bag else _plan(options)
     if plan.built_in and not (options.config or options.weights):
         options.config = str(config_path('demo'))
     depth, node = settings(options.config, options.weights, options.device)
@@ -104,67 +100,45 @@ def run_demo(options: argparse.Namespace) -> int:
     if not trained:
         print_untrained()
     node = node.replace(image_transport='compressed' if plan.compressed else 'raw', autostart=True)
-    album = Album(folder, plan.pictures, depth.depth_span, trained=trained)
-    to_stderr(f'Graph: {isolate()}')
-    os.environ.update(large_images_profile(os.environ))
+    _write_parameters(folder / 'depth_node.yaml', depth, node)
+    isolate()
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
-        recorder = Recorder(
-            album, plan.images, compressed=plan.compressed, reliable=plan.reliable,
-            replay=plan.replay)
+        album = Album(folder, plan.pictures, plan.frames, depth.depth_span, trained=trained)
+        recorder = Recorder(album, plan.image + '/compressed' * plan.compressed,
+                            compressed=plan.compressed, reliable=plan.reliable)
         try:
-            _write_parameters(folder / 'depth_node.yaml', depth, node)
-            outcome = _record(options, plan, folder, recorder)
+            return _record(options, plan, folder, recorder)
         finally:
-            recorder.hand_over(time.monotonic())
-            _finish(folder, plan, recorder, album)
+            _finish(folder, plan, recorder, album, trained=trained)
             recorder.destroy_node()  # type: ignore[no-untyped-call]
     finally:
         rclpy.try_shutdown()
-    return outcome
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    if options.bag:
-        return _bag_plan(options)
-    _check_camera(options)
+    given_camera(options, rectified=False)  # refused before anything is downloaded or started
+    built_in = not options.images and options.video is None and options.webcam is None
+    if built_in and options.camera_info:
+        raise ConfigError('--camera-info does not apply to rendered rooms: give them --fov.')
     arguments = ['-m', 'depthclip_ros.sources.image_source', '--wait', '2']
-    for name in ('fov', 'camera_info'):
+    for name in ('fov', 'camera_info', 'video', 'webcam'):
         value = getattr(options, name)
         if value is not None:
             arguments += [f'--{name.replace("_", "-")}', str(value)]
     if options.images:
         files = picture_files(options.images, to_stderr)
         # One by one: every picture is answered, none is dropped for a newer one.
-        arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image']
-        return Plan(
-            f'{len(files)} pictures', [*arguments, '--', *map(str, files)],
-            frames=options.frames, seconds=options.seconds,
-            pictures=options.pictures or len(files))
-    arguments += ['--rate', str(options.rate or DEFAULT_RATE)]
-    description = 'rendered rooms'
-    for name in ('video', 'webcam'):
-        value = getattr(options, name)
-        if value is not None:
-            description = f'{name} {value}'
-            arguments += [f'--{name}', str(value)]
+        arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image', '--']
+        return Plan(f'{len(files)} pictures', [*arguments, *map(str, files)], options.frames,
+                    options.seconds, options.pictures)
     frames, seconds = options.frames, options.seconds
     if not frames and not seconds:
         frames, seconds = DEFAULT_FRAMES, DEFAULT_SECONDS
-    return Plan(description, arguments, frames=frames, seconds=seconds,
-                pictures=options.pictures or DEFAULT_PICTURES,
-                built_in=options.video is None and options.webcam is None)
-
-
-def _check_camera(options: argparse.Namespace) -> None:
-    """Refuse what the source would refuse, before anything is downloaded or started."""
-    if options.fov is not None:
-        CameraCalibration.from_fov(640, 480, options.fov)
-    if options.camera_info is None:
-        return
-    if not options.images and options.video is None and options.webcam is None:
-        raise ConfigError('--camera-info does not apply to rendered rooms: give them --fov.')
-    CameraCalibration.from_yaml(options.camera_info)
+    description = 'rendered rooms' if built_in else f'video {options.video}' if options.video \
+        else f'webcam {options.webcam}'
+    return Plan(description, [*arguments, '--rate', str(options.rate or DEFAULT_RATE)], frames,
+                seconds, options.pictures or DEFAULT_PICTURES, built_in=built_in)
 
 
 def _bag_plan(options: argparse.Namespace) -> Plan:
@@ -173,29 +147,20 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
             raise ConfigError(f'--{name.replace("_", "-")} does not apply to --bag: a bag brings '
                               'its own.')
     camera = camera_topics(bag_topics(options.bag), options.image_topic, '--image-topic TOPIC')
-    image = camera.image + ('/compressed' if camera.compressed else '')
-    topics = [image] if camera.camera_info is None else [image, camera.camera_info]
+    topic = camera.image + '/compressed' * camera.compressed
     if camera.camera_info is None:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
-    return Plan(
-        f'bag {options.bag}, {image}',
-        ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
-         '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0), '--topics', *topics],
-        image=camera.image, camera_info=camera.camera_info or 'camera_info',
-        compressed=camera.compressed, replay=True, reliable=_is_reliable(options.bag, image),
-        frames=options.frames, seconds=options.seconds,
-        pictures=options.pictures or DEFAULT_PICTURES)
-
-
-def _is_reliable(bag: str, topic: str) -> bool:
-    """Whether the player will offer a topic of the bag as reliable."""
-    reader = open_bag(bag)
-    try:
+    with closing(open_bag(options.bag)) as reader:
         recorded = [qos for connection in reader.connections if connection.topic == topic
                     for qos in getattr(connection.ext, 'offered_qos_profiles', [])]
-    finally:
-        reader.close()
-    return bool(qos_profile(recorded).reliability == ReliabilityPolicy.RELIABLE)
+    return Plan(
+        f'bag {options.bag}, {topic}',
+        ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
+         '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0),
+         '--topics', topic, *filter(None, [camera.camera_info])],
+        options.frames, options.seconds, options.pictures or DEFAULT_PICTURES, camera.image,
+        camera.camera_info or 'camera_info', camera.compressed, replay=True,
+        reliable=qos_profile(recorded).reliability == ReliabilityPolicy.RELIABLE)
 
 
 def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
@@ -210,7 +175,7 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
         core_weights.fetch(name, folder, to_stderr)
     except WeightsError as error:
         to_stderr(f'WARNING: no trained weights: {error}\nThe demo goes on with untrained ones.')
-        return node.replace(weights=core_weights.UNTRAINED)
+        name = core_weights.UNTRAINED
     return node.replace(weights=name)
 
 
@@ -223,30 +188,161 @@ def _write_parameters(path: Path, depth: DepthConfig, node: NodeConfig) -> None:
                     encoding='utf-8')
 
 
+def isolate() -> None:
+    """Keep this process and its children on this machine, on a domain of their own.
+
+    Whatever the user has set stays.
+    """
+    if not any(name in os.environ for name in DISCOVERY):
+        # Humble knows only the older of the two, and later ones warn about it.
+        older = os.environ.get('ROS_DISTRO') == 'humble'
+        os.environ[DISCOVERY[older]] = '1' if older else 'LOCALHOST'
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % DOMAINS))
+    os.environ.update(large_images_profile(os.environ))
+    to_stderr('Graph: ' + ', '.join(f'{name}={os.environ[name]}' for name in (
+        'ROS_DOMAIN_ID', *DISCOVERY) if name in os.environ))
+
+
+class Child:
+    """One process and its log file."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+        """Start this Python with these arguments; all of its output goes to the log."""
+        self.name, self.log = name, log
+        # A session of its own: an interrupt from the terminal reaches us, and we stop it in order.
+        with log.open('wb') as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, 'PYTHONUNBUFFERED': '1', 'RCUTILS_COLORIZED_OUTPUT': '0'})
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: ended by that signal."""
+        return self._process.poll()
+
+    def complaints(self) -> list[str]:
+        """Warnings and errors in the log, each text once."""
+        return [f'{self.name}: [{level}] {text}' for level, text in dict.fromkeys(
+            COMPLAINT.findall(self.log.read_text(errors='replace')))]
+
+    def tail(self, lines: int = 20) -> str:
+        """Last lines of the log."""
+        with self.log.open(errors='replace') as file:
+            return ''.join(f'    {line}' for line in deque(file, lines)).rstrip() or '    (empty)'
+
+    def stop(self) -> None:
+        """Interrupt, then terminate, then kill; returns when it has ended."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            if self.exit_code is not None:
+                return
+            self._process.send_signal(number)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Give what raises KeyboardInterrupt once there has been a SIGINT, SIGTERM or SIGHUP.
+
+    The signals themselves raise nothing, in the midst of whatever it is, so that all children are
+    stopped and all results written. One that is ignored, as under nohup, stays ignored.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(number) != signal.SIG_IGN}
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Recorder) -> int:
-    """Start the processes and listen until it is enough; returns the source's exit code or 0."""
+    """Start the processes and listen until it is enough; returns the exit code."""
     children: list[Child] = []
-    with stopping(children):
-        node = Child('depth_node', _node_arguments(options, plan, folder),
-                     folder / 'depth_node.log')
-        children.append(node)
-        watch = _Watch(recorder, children)
-        to_stderr(f'Starting depth_node (log: {node.log}) …')
-        if not wait_until(recorder.is_node_listening, options.timeout, watch.step):
-            raise DemoError(f'depth_node did not become active in {options.timeout:g} s. '
-                            f'Its log ends:\n{node.tail()}')
-        source = Child('source', plan.source, folder / 'source.log')
-        children.append(source)
-        to_stderr(f'Feeding {plan.description} (log: {source.log}) …')
-        watch.until_enough(plan, source, options.timeout)
-        recorder.finish(watch.step)
+    progress = time.monotonic()
+
+    def step() -> None:
+        nonlocal progress
+        recorder.spin_for(STEP)
+        check()
+        if node.exit_code is not None:
+            raise DemoError(f'depth_node ended with exit code {node.exit_code}. Its log '
+                            f'({node.log}) ends:\n{node.tail()}')
+        if recorder.depths and time.monotonic() > progress + PROGRESS_SECONDS:
+            progress = time.monotonic()
+            to_stderr(f'  depth images: {recorder.depths}, {recorder.rate:.1f} Hz, latency '
+                      f'{_milliseconds(recorder.latency(50))}')
+
+    with interruptible() as check:
+        try:
+            node = Child('depth_node', _node_arguments(options, plan, folder),
+                         folder / 'depth_node.log')
+            children.append(node)
+            to_stderr(f'Starting depth_node (log: {node.log}) …')
+            end = time.monotonic() + options.timeout
+            while not recorder.hears_the_node():
+                if time.monotonic() > end:
+                    raise DemoError(f'depth_node did not become active in {options.timeout:g} s. '
+                                    f'Its log ends:\n{node.tail()}')
+                step()
+            source = Child('source', plan.source, folder / 'source.log')
+            children.append(source)
+            to_stderr(f'Feeding {plan.description} (log: {source.log}) …')
+            _listen(plan, recorder, node, source, options.timeout, step)
+            recorder.finish(step)
+        finally:
+            for child in reversed(children):
+                child.stop()
     for child in children:
-        for line in child.new_complaints():
-            to_stderr(f'{child.name}: {line}')
-    if source.exit_code not in (0, None) and source.exit_code > 0:
+        for line in child.complaints():
+            to_stderr(line)
+    if source.exit_code is not None and source.exit_code > 0:
         to_stderr(f'The source ended with exit code {source.exit_code}:\n{source.tail()}')
         return 1
     return 0
+
+
+def _listen(
+    plan: Plan, recorder: Recorder, node: Child, source: Child, timeout: float,
+    step: Callable[[], None],
+) -> None:
+    """Take steps until the plan is fulfilled or the source has ended.
+
+    Raises:
+        DemoError: no depth came for `timeout` seconds, or none at all.
+
+    """
+    changed = time.monotonic()  # of the newest depth, or of the end of the source
+    is_over = False
+    while plan.frames is None or recorder.depths < plan.frames:
+        step()
+        now = time.monotonic()
+        if plan.seconds and recorder.depths and now > recorder.first + plan.seconds:
+            return
+        if source.exit_code is not None and not is_over:
+            is_over, changed = True, now
+        silent = now - max(changed, recorder.last)
+        if not (is_over and not recorder.waiting) \
+                and silent <= (DRAIN_SECONDS if is_over else timeout):
+            continue
+        if is_over and recorder.depths:
+            return
+        if source.exit_code and not recorder.images:  # the node is not to blame
+            raise DemoError(f'there was no image. {source.tail(1).strip()} (log: {source.log})')
+        raise DemoError(
+            f'no depth image for {silent:.0f} s ({recorder.images} images went in, '
+            f'{recorder.depths} depth images came out).\ndepth_node ({node.log}) says:\n'
+            f'{node.tail()}\nThe source ({source.log}) says:\n{source.tail(8)}')
 
 
 def _node_arguments(options: argparse.Namespace, plan: Plan, folder: Path) -> list[str]:
@@ -262,133 +358,64 @@ def _node_arguments(options: argparse.Namespace, plan: Plan, folder: Path) -> li
     return arguments
 
 
-class _Watch:
-    """Looks after the processes while the recorder listens."""
-
-    def __init__(self, recorder: Recorder, children: list[Child]) -> None:
-        self.recorder = recorder
-        self.children = children
-        self._progress = time.monotonic()
-
-    def step(self) -> None:
-        """Listen for a moment; show complaints; fail when the node has died."""
-        self.recorder.spin_for(STEP)
-        for child in self.children:
-            for line in child.new_complaints():
-                to_stderr(f'{child.name}: {line}')
-        node = self.children[0]
-        if node.exit_code is not None:
-            raise DemoError(f'depth_node ended with exit code {node.exit_code}. Its log '
-                            f'({node.log}) ends:\n{node.tail()}')
-        account = self.recorder.account
-        if account.depths and time.monotonic() > self._progress + PROGRESS_SECONDS:
-            self._progress = time.monotonic()
-            to_stderr(f'  depth images: {account.depths}, {account.rate:.1f} Hz, latency '
-                      f'{_milliseconds(account.latency_ms(50))}')
-
-    def until_enough(self, plan: Plan, source: Child, timeout: float) -> None:
-        """Listen until the plan is fulfilled or the source has ended.
-
-        Raises:
-            DemoError: no depth came for `timeout` seconds, or a process failed.
-
-        """
-        account = self.recorder.account
-        start = time.monotonic()
-        ended: float | None = None
-        while True:
-            self.step()
-            now = time.monotonic()
-            if plan.frames is not None and account.depths >= plan.frames:
-                return
-            if plan.seconds is not None and account.depths and now > account.first + plan.seconds:
-                return
-            if source.exit_code is not None:
-                ended = ended or now
-                if not account.waiting or now > max(ended, account.last) + DRAIN_SECONDS:
-                    break
-            elif now > max(start, account.last) + timeout:
-                raise DemoError(self._no_depth(timeout, source))
-        if not account.depths:
-            raise DemoError(self._no_depth(now - start, source))
-
-    def _no_depth(self, seconds: float, source: Child) -> str:
-        account, node = self.recorder.account, self.children[0]
-        if source.exit_code and not account.images:  # the node is not to blame
-            return f'there was no image. {source.tail(1).strip()} (log: {source.log})'
-        return (f'no depth image for {seconds:.0f} s ({account.images} images went in, '
-                f'{account.depths} depth images came out).\n'
-                f'depth_node ({node.log}) says:\n{node.tail()}\n'
-                f'The source ({source.log}) says:\n{source.tail(8)}')
-
-
-def _finish(folder: Path, plan: Plan, recorder: Recorder, album: Album) -> None:
+def _finish(
+    folder: Path, plan: Plan, recorder: Recorder, album: Album, *, trained: bool,
+) -> None:
     """Write summary and overview, and say where everything is."""
-    account, model = recorder.account, recorder.model
-    weights = model.get('weights', 'unknown weights')
-    rate = f'{account.rate:.2f} Hz'
-    files = album.close('   '.join(filter(None, (
-        f'depthclip demo   {weights} on {model.get("device", "?")}', model.get('calibration'),
-        plan.description, rate))))
+    model, counts = recorder.model, recorder.counts
+    runs = f'{model.get("weights", "unknown weights")} on {model.get("device", "?")}'
+    rate = f'{recorder.rate:.2f} Hz'
+    files = recorder.close('   '.join(filter(None, (
+        f'depthclip demo   {runs}', model.get('calibration'), plan.description, rate))))
+    latency = {f'p{percent}': recorder.latency(percent) for percent in (50, 99)}
     summary: dict[str, Any] = {
         'depthclip_ros': __version__,
-        'statement': 'trained weights' if album.trained else UNTRAINED,
-        'trained': album.trained,
+        'statement': 'trained weights' if trained else UNTRAINED,
+        'trained': trained,
         'source': plan.description,
-        'frames': {'in': account.images, 'out': account.depths, 'answered': account.answered,
-                   'dropped': account.dropped, 'waiting at the end': account.waiting,
-                   'answers to images not seen here': account.unseen,
-                   'clouds': account.clouds},
-        'rate_hz': account.rate,
-        'latency_ms': {
-            'p50': account.latency_ms(50), 'p99': account.latency_ms(99),
-            'from': 'arrival of the image' if plan.replay else "the image's stamp",
-            'to': 'arrival of its depth at the recorder'},
+        'frames': {'in': recorder.images, 'out': recorder.depths, 'clouds': recorder.clouds},
+        'rate_hz': recorder.rate,
+        'latency_ms': latency,
         'pixels_beyond_16_bit_millimetres': album.lost_pixels,
         'model': model,
-        'node_diagnostics': recorder.node_frames,
-        'files': [path.name for path in files],
+        'node_diagnostics': counts,
+        'files': files,
     }
     (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
-    if not (account.images or account.depths):
+    if not (recorder.images or recorder.depths):
         return
-    pictures = sum(path.name.startswith('color_') for path in files)
-    print(f'weights:  {weights} on {model.get("device", "?")} ({model.get("precision", "?")})')
-    print(f'frames:   {account.images} in, {account.depths} out, {account.dropped} dropped '
-          f'(the newest image wins), {account.waiting} not yet answered at the end')
+    print(f'weights:  {runs} ({model.get("precision", "?")})')
+    print(f'frames:   {recorder.images} in, {recorder.depths} out, {counts.get("dropped", "?")} '
+          f'dropped (the newest image wins), {counts.get("rejected", "?")} rejected')
     print(f'rate:     {rate}')
-    print(f'latency:  p50 {_milliseconds(account.latency_ms(50))}, '
-          f'p99 {_milliseconds(account.latency_ms(99))} ({summary["latency_ms"]["from"]} to '
-          f'{summary["latency_ms"]["to"]})')
-    print(f'pictures: {pictures} frames in {folder.absolute()}')
-    if pictures:
+    print('latency:  ' + ', '.join(f'{name} {_milliseconds(value)}' for name, value in
+                                   latency.items()), '(arrival of an image to that of its depth)')
+    print(f'pictures: {len(album.numbers)} frames in {folder.absolute()}')
+    if album.numbers:
         print(f'          begin with {folder.absolute() / "overview.png"}', flush=True)
-    if not album.trained:
+    if not trained:
         sys.stdout.flush()
         print_untrained()
     if (folder / INPUT).exists():
-        print('Try next:', *suggestions(folder, plan), sep='\n  ', flush=True)
+        print('Try next:', *suggestions(folder, built_in=plan.built_in), sep='\n  ', flush=True)
 
 
-def suggestions(folder: Path, plan: Plan) -> list[str]:
+def suggestions(folder: Path, *, built_in: bool) -> list[str]:
     """Three commands that work as they are printed, with the reason behind each.
 
     They begin as the demo was called: run.py says how in $DEPTHCLIP_COMMAND.
     """
+    again = ['predict', folder / INPUT, '--config', folder / 'depth_node.yaml', '-o',
+             folder / 'predicted']
+    rooms: list[Any] = ['demo', *(['--fov', '90'] if built_in else []), '-o', f'{folder}_rooms']
+    why = 'the same rooms through a wider lens' if built_in else 'rooms that words can tell'
+    last = (['demo', '--webcam', '0', '-o', f'{folder}_webcam'], 'your own surroundings') \
+        if Path('/dev/video0').exists() else (
+            ['doctor'], 'what this machine has, and how to mend what it lacks')
     name = os.environ.get('DEPTHCLIP_COMMAND', 'depthclip')
-    again = shlex.join(['predict', str(folder / INPUT), '--config',
-                        str(folder / 'depth_node.yaml'), '-o', str(folder / 'predicted')])
-    rooms = shlex.join(['demo', *(['--fov', '90'] if plan.built_in else []), '-o',
-                        f'{folder}_rooms'])
-    webcam = shlex.join(['demo', '--webcam', '0', '-o', f'{folder}_webcam'])
-    why = 'the same rooms through a wider lens' if plan.built_in else 'rooms that words can tell'
-    last, wherefore = (webcam, 'your own surroundings') if Path('/dev/video0').exists() else (
-        'doctor', 'what this machine has, and how to mend what it lacks')
-    return [
-        f'{name} {command}\n    # {reason}' for command, reason in (
-            (again, 'the first image again, or one of yours; first change a word in that file'),
-            (rooms, why), (last, wherefore))
-    ]
+    return [f'{name} {shlex.join(map(str, command))}\n    # {reason}' for command, reason in (
+        (again, 'the first image again, or one of yours; first change a word in that file'),
+        (rooms, why), last)]
 
 
 def _milliseconds(value: float | None) -> str:

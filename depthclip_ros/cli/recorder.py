@@ -1,232 +1,270 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subscriber that keeps account of what goes into depth_node and what comes out."""
+"""What `depthclip demo` sees of its node: counts of what goes in and comes out, and pictures."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from ..node import image_io
-from .album import Album, Cloud, Frame
+from ..color import UNTRAINED, color_range, contact_sheet, side_by_side, write_picture
+from ..core.opencv import cv2
+from ..node.image_io import depth_values, to_depth, to_rgb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-# Images that wait for their depth are kept up to this size; older ones are only counted.
-KEPT_BYTES = 256 << 20
-CLOUD_SECONDS = 1.0
+INPUT = 'input.png'  # the first image that was answered, as it came
+PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', INPUT, 'summary.json')
+OVERVIEW_PICTURES = 12
+CLOUD_SECONDS = 1.0  # that a frame waits for its cloud and its image
+DIAGNOSTICS_SECONDS = 2.0  # they come every second
+KEPT = 64  # images that wait for their depth or its cloud; earlier ones are only counted
 FLOAT32 = 7  # sensor_msgs/PointField
 
 
 @dataclass
-class Account:
-    """What was seen; `images` = `answered` + `dropped` + `waiting`.
+class Frame:
+    """One image and its answer; what has not come is None.
 
     Attributes:
-        images: images that came by.
-        depths: depth images.
-        answered: images that a depth image followed.
-        dropped: images that none followed, while one followed a later image.
-        unseen: depth images whose own image did not come by.
-        clouds: point clouds.
-        latencies: seconds per depth image, see `Recorder`.
-        first: steady time of the first depth image.
-        last: steady time of the last one.
+        image: its message, which came at the steady time `came`.
+        depth: the message that answers it, at the steady time `answered`.
+        number: of the depth image, from 1.
+        cloud: the message with its points.
 
     """
 
-    images: int = 0
-    depths: int = 0
-    answered: int = 0
-    dropped: int = 0
-    unseen: int = 0
-    clouds: int = 0
-    latencies: list[float] = field(default_factory=list)
-    first: float = 0.0
-    last: float = 0.0
+    image: Image | CompressedImage | None = None
+    came: float = 0.0
+    depth: Image | None = None
+    answered: float = 0.0
+    number: int = 0
+    cloud: PointCloud2 | None = None
 
     @property
-    def waiting(self) -> int:
-        """Images that may still be answered."""
-        return self.images - self.answered - self.dropped
+    def latency(self) -> float | None:
+        """Seconds from the arrival of the image to that of its depth."""
+        return None if self.image is None else self.answered - self.came
+
+
+class Cloud(NamedTuple):
+    """Points that have a depth: (N, 3) metres in the optical frame, and their uint8 RGB."""
+
+    points: NDArray[np.float32]
+    colors: NDArray[np.uint8]
+
+
+class Album:
+    """Writes frames into a folder, in a thread of its own, and thins them out as they come."""
+
+    def __init__(
+        self, folder: Path, limit: int | None, frames: int | None, bins: Sequence[float], *,
+        trained: bool,
+    ) -> None:
+        """Begin; files of an earlier run in the folder are removed.
+
+        Args:
+            folder: exists already.
+            limit: how many frames to leave at most; None: all.
+            frames: how many will come; None: as many as it will be.
+            bins: depths of the tokens, which give the colours their scale.
+            trained: whether the depth means anything.
+
+        """
+        self.numbers: list[int] = []
+        self.lost_pixels = 0
+        self._folder, self._limit, self._frames = folder, limit, frames
+        self._range = color_range(bins)
+        self._trained = trained
+        self._stride = max(1, -(-frames // limit)) if frames and limit else 1
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writes: list[Future[None]] = []
+        for pattern in PATTERNS:
+            for path in folder.glob(pattern):
+                path.unlink()
+
+    def wants(self, number: int) -> bool:
+        """Whether a frame would be kept, as far as one can tell by now."""
+        return (number - 1) % self._stride == 0 and number <= (self._frames or number)
+
+    def add(self, frame: Frame) -> None:
+        """Write a frame in the background; every second one goes when they are too many."""
+        if not self.wants(frame.number):
+            return
+        self.numbers.append(frame.number)
+        self._writes.append(self._writer.submit(self._write, frame))
+        while self._limit and len(self.numbers) > self._limit:
+            self._stride *= 2
+            for number in [n for n in self.numbers if not self.wants(n)]:
+                self.numbers.remove(number)
+                self._writes.append(self._writer.submit(self._remove, number))
+
+    def close(self, title: str) -> list[str]:
+        """Finish with the overview; gives the names of the files that are there.
+
+        Raises:
+            ConfigError: something could not be written.
+
+        """
+        self._writer.shutdown()
+        for write in self._writes:
+            write.result()
+        self.numbers.sort()  # a frame whose cloud was late came after its successors
+        shown = self.numbers[::-(-len(self.numbers) // OVERVIEW_PICTURES) or 1]
+        pictures = [np.asarray(cv2.imread(str(self._path('color', n))), np.uint8) for n in shown]
+        if pictures:
+            write_picture(self._folder / 'overview.png', contact_sheet(pictures, title))
+        return sorted(path.name for pattern in PATTERNS for path in self._folder.glob(pattern))
+
+    def _remove(self, number: int) -> None:
+        for name in ('depth', 'color', 'cloud'):
+            self._path(name, number).unlink(missing_ok=True)
+
+    def _write(self, frame: Frame) -> None:
+        depth, stamp = to_depth(frame.depth), _stamp(frame.depth)
+        millimetres, lost = depth_values(depth, '16UC1')
+        self.lost_pixels += lost
+        write_picture(self._path('depth', frame.number), millimetres)
+        picture = np.zeros((*depth.shape, 3), np.uint8)
+        if frame.image is not None:
+            picture = np.ascontiguousarray(to_rgb(frame.image)[..., ::-1])
+            if not (self._folder / INPUT).exists():
+                write_picture(self._folder / INPUT, picture)
+        caption = f'frame {frame.number}   stamp {1e-9 * stamp:.3f} s'
+        if frame.latency is not None:
+            caption += f'   latency {1e3 * frame.latency:.0f} ms'
+        write_picture(self._path('color', frame.number), side_by_side(
+            picture, depth, *self._range, caption, '' if self._trained else UNTRAINED))
+        if frame.cloud is not None:
+            self._path('cloud', frame.number).write_bytes(
+                ply(cloud_points(frame.cloud), trained=self._trained))
+
+    def _path(self, name: str, number: int) -> Path:
+        return self._folder / f'{name}_{number:03d}.{"ply" if name == "cloud" else "png"}'
+
+
+class Recorder(Node):
+    """Subscribes to images, depth, clouds and diagnostics, and counts them."""
+
+    def __init__(self, album: Album, images: str, *, compressed: bool, reliable: bool) -> None:
+        """Subscribe.
+
+        Args:
+            album: gets the frames that it wants.
+            images: topic that the node listens to.
+            compressed: type of its messages.
+            reliable: whether its publisher is; large images are lost easily otherwise.
+
+        """
+        super().__init__('depthclip_demo')
+        self.images = self.depths = self.clouds = 0
+        self.first = self.last = 0.0  # steady time of depth images
+        self.latencies: list[float] = []
+        self.model: dict[str, str] = {}  # of the node's diagnostics, like the next
+        self.counts: dict[str, str] = {}
+        self._album = album
+        self._topic = images
+        self._open: dict[int, Frame] = {}  # by stamp
+        self._told = 0.0  # steady time of the diagnostics
+        self._closing = False
+        for kind, topic, callback in (
+                (CompressedImage if compressed else Image, images, self._on_image),
+                (Image, 'depth/image', self._on_depth),
+                (PointCloud2, 'points', self._on_cloud),
+                (DiagnosticArray, '/diagnostics', self._on_diagnostics)):
+            self.create_subscription(kind, topic, callback, QoSProfile(
+                depth=10, reliability=ReliabilityPolicy.RELIABLE
+                if reliable or topic != images else ReliabilityPolicy.BEST_EFFORT))
+
+    def spin_for(self, seconds: float) -> None:
+        """Receive for a while, and hand over frames that have all or have waited long enough."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            rclpy.spin_once(self, timeout_sec=left)
+        self._hand_over(time.monotonic() - CLOUD_SECONDS)
+
+    def finish(self, step: Callable[[], None]) -> None:
+        """Begin no new frames; receive what those that have begun lack, and the last counts."""
+        self._closing, begin = True, time.monotonic()
+        while any(frame.depth for frame in self._open.values()) or (
+                begin > self._told > 0 and time.monotonic() < begin + DIAGNOSTICS_SECONDS):
+            step()
+
+    def close(self, title: str) -> list[str]:
+        """Write all that has begun; see `Album.close`."""
+        self._hand_over(time.monotonic())
+        return self._album.close(title)
+
+    def hears_the_node(self) -> bool:
+        """Whether someone else subscribes to the images, and someone publishes depth."""
+        return self.count_subscribers(self._topic) > 1 and self.count_publishers('depth/image') > 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an image may still be answered."""
+        return any(frame.depth is None for frame in self._open.values())
 
     @property
     def rate(self) -> float:
         """Depth images a second, from the first to the last."""
         return (self.depths - 1) / (self.last - self.first) if self.depths > 1 else 0.0
 
-    def latency_ms(self, percent: float) -> float | None:
-        """Percentile of the latencies in milliseconds."""
+    def latency(self, percent: float) -> float | None:
+        """Percentile of the time from the arrival of an image to that of its depth [ms]."""
         return 1e3 * float(np.percentile(self.latencies, percent)) if self.latencies else None
 
-
-@dataclass
-class _Answer:
-    number: int
-    depth: Image
-    image: Image | CompressedImage | None
-    latency: float
-    arrived: float
-
-
-class Recorder(Node):
-    """Subscribes to images, depth, clouds and diagnostics.
-
-    Latency is from the image's stamp to the arrival of its depth here; where stamps are those of
-    a recording, from the arrival of the image here.
-    """
-
-    def __init__(
-        self, album: Album, image_topic: str, *, compressed: bool, reliable: bool, replay: bool,
-    ) -> None:
-        """Subscribe.
-
-        Args:
-            album: gets the frames that it wants.
-            image_topic: that the node listens to.
-            compressed: type of its messages.
-            reliable: whether its publisher is; large images are lost easily otherwise.
-            replay: stamps are those of a recording.
-
-        """
-        super().__init__('depthclip_demo')
-        self.account = Account()
-        self.model: dict[str, str] = {}
-        self.node_frames: dict[str, str] = {}
-        self.image_topic = image_topic
-        self._album = album
-        self._replay = replay
-        # By stamp, in order of arrival; the message is None where it was let go.
-        self._images: dict[int, tuple[float, Image | CompressedImage | None]] = {}
-        self._kept = 0
-        self._unseen: set[int] = set()
-        self._clouds: dict[int, PointCloud2] = {}
-        self._answers: dict[int, _Answer] = {}
-        self._closing = False
-        self._subscribe(CompressedImage if compressed else Image, image_topic, self._on_image,
-                        reliable=reliable)
-        self._subscribe(Image, 'depth/image', self._on_depth)
-        self._subscribe(PointCloud2, 'points', self._on_cloud)
-        self._subscribe(DiagnosticArray, '/diagnostics', self._on_diagnostics)
-
-    def spin_for(self, seconds: float) -> None:
-        """Receive for a while, and hand over complete frames."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            rclpy.spin_once(self, timeout_sec=left)
-        self.hand_over(time.monotonic() - CLOUD_SECONDS)
-
-    def finish(self, step: Callable[[], None]) -> None:
-        """Begin no new frames, and receive by `step` what those that have begun still lack."""
-        self._closing = True
-        while self._answers:  # each leaves when it is complete or CLOUD_SECONDS old
-            step()
-
-    def is_node_listening(self) -> bool:
-        """Whether someone else subscribes to the images, and someone publishes depth."""
-        return self.count_subscribers(self.image_topic) > 1 \
-            and self.count_publishers('depth/image') > 0
-
-    def hand_over(self, before: float) -> None:
-        """Give frames to the album: complete ones, and those that arrived before a time."""
-        for stamp, answer in list(self._answers.items()):
-            cloud = self._clouds.get(stamp)
-            complete = cloud is not None and answer.image is not None
-            if complete or answer.arrived <= before:
-                del self._answers[stamp]
-                self._album.add(_frame(answer, stamp, cloud))
-
-    def _subscribe(
-        self, kind: type, topic: str, callback: Callable[[Any], None], *, reliable: bool = True,
-    ) -> None:
-        reliability = QoSReliabilityPolicy.RELIABLE if reliable \
-            else QoSReliabilityPolicy.BEST_EFFORT
-        self.create_subscription(kind, topic, callback, QoSProfile(
-            history=QoSHistoryPolicy.KEEP_LAST, depth=10, reliability=reliability))
+    def _hand_over(self, before: float) -> None:
+        for stamp, frame in list(self._open.items()):
+            complete = frame.image is not None and frame.cloud is not None
+            if frame.depth is not None and (complete or frame.answered <= before):
+                del self._open[stamp]
+                self._album.add(frame)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
-        self.account.images += 1
-        stamp = _nanoseconds(message)
-        if stamp in self._unseen:  # its depth was here first
-            self._unseen.discard(stamp)
-            self.account.unseen -= 1
-            self.account.answered += 1
-            if stamp in self._answers:
-                self._answers[stamp].image = message
-            return
-        self._images[stamp] = (time.monotonic(), message)
-        self._kept += len(message.data)
-        for stamp, (arrived, kept) in self._images.items():
-            if self._kept <= KEPT_BYTES:
-                break
-            if kept is not None:
-                self._images[stamp] = (arrived, None)
-                self._kept -= len(kept.data)
+        self.images += 1
+        frame = self._open.setdefault(_stamp(message), Frame())
+        frame.image, frame.came = message, time.monotonic()
+        if len(self._open) > KEPT:
+            del self._open[min(self._open)]
 
     def _on_depth(self, message: Image) -> None:
-        now, stamp = time.monotonic(), _nanoseconds(message)
-        account = self.account
-        account.depths += 1
-        account.last = now
-        account.first = account.first or now
-        arrived, image = self._take_image(stamp)
-        if not self._replay:
-            latency = self.get_clock().now().nanoseconds * 1e-9 - stamp * 1e-9
-        else:
-            latency = now - arrived
-        if not np.isnan(latency):
-            account.latencies.append(latency)
-        if not self._closing and self._album.wants(account.depths):
-            self._answers[stamp] = _Answer(account.depths, message, image, latency, now)
-
-    def _take_image(self, stamp: int) -> tuple[float, Image | CompressedImage | None]:
-        """Arrival and message of an answered image; earlier ones will not be answered any more."""
-        arrived, image = self._images.get(stamp, (float('nan'), None))
-        if stamp in self._images:
-            self.account.answered += 1
-        else:
-            self.account.unseen += 1
-            self._unseen.add(stamp)
-        for earlier in [known for known in self._images if known <= stamp]:
-            _, kept = self._images.pop(earlier)
-            self._kept -= len(kept.data) if kept is not None else 0
-            self.account.dropped += earlier != stamp
-        return arrived, image
+        self.last, stamp = time.monotonic(), _stamp(message)
+        self.first = self.first or self.last
+        self.depths += 1
+        frame = self._open.pop(stamp, Frame())
+        frame.depth, frame.answered, frame.number = message, self.last, self.depths
+        if frame.latency is not None:
+            self.latencies.append(frame.latency)
+        # Earlier images will not be answered any more.
+        self._open = {key: other for key, other in self._open.items()
+                      if key > stamp or other.depth is not None}
+        if not self._closing and self._album.wants(self.depths):
+            self._open[stamp] = frame
 
     def _on_cloud(self, message: PointCloud2) -> None:
-        self.account.clouds += 1
-        self._clouds[_nanoseconds(message)] = message
-        while len(self._clouds) > 8:
-            del self._clouds[next(iter(self._clouds))]
+        self.clouds += 1
+        if frame := self._open.get(_stamp(message)):
+            frame.cloud = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             values = {entry.key: entry.value for entry in status.values}
             if 'trained' in values:
                 self.model = values
-                self._album.trained = values['trained'] == 'True'
             elif 'received' in values:
-                self.node_frames = values
-
-
-def depth_metres(message: Image) -> NDArray[np.floating[Any]]:
-    """(H, W) metres with NaN, of a depth image in either encoding of REP-118."""
-    kind = {'32FC1': np.float32, '16UC1': np.uint16}[message.encoding]
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-    values = rows[:, :message.width * np.dtype(kind).itemsize].copy().view(kind)
-    if message.encoding == '32FC1':
-        return values.view(np.float32)
-    return np.where(values == 0, np.nan, values * np.float32(1e-3)).astype(np.float32)
+                self.counts, self._told = values, time.monotonic()
 
 
 def cloud_points(message: PointCloud2) -> Cloud:
@@ -236,28 +274,28 @@ def cloud_points(message: PointCloud2) -> Cloud:
         'names': ['x', 'y', 'z', 'rgb'], 'formats': ['<f4', '<f4', '<f4', '<u4'],
         'offsets': [offsets[name] for name in ('x', 'y', 'z', 'rgb')],
         'itemsize': message.point_step})
-    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.row_step)
-    table = rows[:, :message.width * message.point_step].copy().view(layout).reshape(-1)
-    points = np.stack([table['x'], table['y'], table['z']], -1)
-    there = ~np.isnan(points).any(axis=1)
-    rgb = table['rgb'][there]
-    colors = np.stack([rgb >> 16 & 255, rgb >> 8 & 255, rgb & 255], -1).astype(np.uint8)
-    return Cloud(points[there], colors)
+    table = np.frombuffer(message.data, layout)
+    table = table[~np.isnan(table['z'])]
+    rgb = table['rgb']
+    return Cloud(np.stack([table[name] for name in 'xyz'], -1),
+                 np.stack([rgb >> 16 & 255, rgb >> 8 & 255, rgb & 255], -1).astype(np.uint8))
 
 
-def _frame(answer: _Answer, stamp: int, cloud: PointCloud2 | None) -> Frame:
-    image = answer.image
-    picture = None
-    if image is not None:
-        rgb = image_io.to_rgb(image)
-        picture = np.ascontiguousarray(rgb[..., ::-1])
-    caption = f'frame {answer.number}   stamp {stamp * 1e-9:.3f} s'
-    if not np.isnan(answer.latency):
-        caption += f'   latency {1e3 * answer.latency:.0f} ms'
-    return Frame(answer.number, picture, depth_metres(answer.depth),
-                 None if cloud is None else cloud_points(cloud), caption)
+def ply(cloud: Cloud, *, trained: bool = True) -> bytes:
+    """A cloud as binary PLY: x, y, z in metres, red, green, blue."""
+    vertices = np.empty(len(cloud.points), [
+        ('points', '<f4', 3), ('colors', 'u1', 3)])
+    vertices['points'], vertices['colors'] = cloud.points, cloud.colors
+    header = '\n'.join((
+        'ply', 'format binary_little_endian 1.0',
+        'comment metres; optical frame: x right, y down, z forward',
+        *([] if trained else [f'comment {UNTRAINED}']),
+        f'element vertex {len(vertices)}',
+        *(f'property float {name}' for name in 'xyz'),
+        *(f'property uchar {name}' for name in ('red', 'green', 'blue')), 'end_header\n'))
+    return header.encode() + vertices.tobytes()
 
 
-def _nanoseconds(message: Any) -> int:
+def _stamp(message: Any) -> int:
     stamp = message.header.stamp
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
