@@ -77,9 +77,9 @@ def test_an_album_keeps_few_frames_of_the_whole_run(tmp_path, count, known, expe
     for number in range(1, count + (3 if known else 1)):  # there may be more than expected
         album.add(frame(number, '16UC1' if number % 2 else '32FC1'))
     files = album.close('title')
-    assert set(files) == {f'{name}_{number:03d}.{ending}' for number in expected for name, ending in
-                          (('depth', 'png'), ('color', 'png'), ('cloud', 'ply'))} | {
-        'overview.png', 'input.png'}
+    assert set(files) == {'overview.png', 'input.png', *(
+        f'{name}_{number:03d}.{ending}' for number in expected
+        for name, ending in (('depth', 'png'), ('color', 'png'), ('cloud', 'ply')))}
     assert {path.name for path in tmp_path.iterdir()} == {*files, 'thesis.txt', 'mydepth.png'}
     for number in expected:
         depth = cv2.imread(str(tmp_path / f'depth_{number:03d}.png'), -1)

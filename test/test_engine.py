@@ -286,17 +286,17 @@ def test_the_doctor_finds_wrong_features(monkeypatch, lie):
     monkeypatch.setattr(engine, '_ways', lambda *given: [
         (name, lambda build=build: Liar(build(), LIES[lie])) for name, build in ways(*given)])
     monkeypatch.setattr(doctor, 'run_probe', lambda _: doctor.Probe(
-        0, json.dumps({'found': proof.prove()}), ''))
-    exact = doctor.check_network()[0]
+        0, json.dumps(proof.prove()), ''))
+    exact, *_ = doctor.check_network()
     assert exact.status == (doctor.OK if lie == 'the truth' else doctor.FAIL), exact
     assert 'float32' in exact.detail
 
 
 def test_the_doctor_says_where_a_precision_is_slower(monkeypatch):
     way = {'engine': 'oneDNN', 'difference': 1e-3, 'rounding': 0.05}
-    monkeypatch.setattr(doctor, 'run_probe', lambda _: doctor.Probe(0, json.dumps({'found': [
+    monkeypatch.setattr(doctor, 'run_probe', lambda _: doctor.Probe(0, json.dumps([
         {**way, 'precision': 'float32', 'seconds': 0.2, 'rounding': 1e-2},
-        {**way, 'precision': 'bfloat16', 'seconds': 0.4}]}), ''))
+        {**way, 'precision': 'bfloat16', 'seconds': 0.4}]), ''))
     fast, slow = doctor.check_network()
     assert (fast.status, slow.status) == (doctor.OK, doctor.WARN)
     assert slow.fix == 'precision: float32'

@@ -21,7 +21,7 @@ from ros_harness import PATIENCE, node_here
 
 from depthclip_ros.cli import stats
 from depthclip_ros.cli.main import main
-from depthclip_ros.cli.stats import collect, summary, table
+from depthclip_ros.cli.stats import collect, lines, table
 
 
 def status(name, level, message, **values):
@@ -47,20 +47,21 @@ FOREIGN = status('lidar: model', 0, 'spinning', rate='10')
 def test_the_table_shows_everything_of_a_node():
     known = {}
     assert collect([MODEL, LEFT, RIGHT, FOREIGN], '', known) == {'front/depth_node'}
-    lines = table(known)
-    text = '\n'.join(lines)
-    assert lines[0] == 'front/depth_node: OK active'
-    for part in ('cpu float32 torch', 'RN50 (abcdefabcdef)', 'configuration c0ffeec0ffee',
-                 'memory 812 MiB', 'reloads 1', 'last error: RuntimeError: CUDA error',
-                 '95.10 / 120.00', '90.00 / 95.00', 'rejected: wrong step 2, truncated data 1',
-                 'last error: Image rejected (wrong step)', 'unknown: the stamps are of another'):
-        assert part in text, text
-    heading, left = (line for line in lines if line.split()[:1] in (['camera'], ['left']))
-    assert len(heading) == len(left), 'columns'
-    assert left.split()[:4] == ['left', 'WARN', '30.00', '9.80']
-    assert '\x1b[33mWARN' in '\n'.join(table(known, colored=True))
-    assert summary('front/depth_node', known['front/depth_node'])[1].startswith(
-        'front/depth_node left WARN wrong step; in Hz 30.00, ')
+    text = table(known)
+    assert text.startswith('front/depth_node: OK active\n')
+    for part in ('device cpu', 'engine torch', 'weights RN50', 'configuration sha256 c0ffeec0ffee',
+                 'memory [MiB] 812.4', 'reloads 1', 'last error RuntimeError: CUDA error'):
+        assert f'\n  {part}' in text, text
+    rows = {row[:24].strip(): row[24:].split() for row in text.splitlines()}
+    assert rows['camera'] == ['left', 'right']
+    assert rows['state'] == ['WARN', 'OK']
+    assert rows['rate in [Hz]'] == ['30.00', '0.00']
+    assert rows['age at publish p50 [ms]'][:2] == ['95.10', 'unknown:']
+    assert rows['rejected: wrong step'] == ['2', '-']
+    assert rows['last error'] == ['Image', 'rejected', '(wrong', 'step)', '-']
+    model, left, _ = lines(known).splitlines()
+    assert model.startswith('front/depth_node model OK active')
+    assert left.startswith('front/depth_node left WARN wrong step; rate in [Hz] 30.00; rate out')
 
 
 def test_one_node_of_several_and_cameras_that_are_gone():
