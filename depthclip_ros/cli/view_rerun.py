@@ -6,13 +6,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..color import UNTRAINED
-from ..core.camera import CameraModel
 from ..core.device import reason
 from ..core.errors import ConfigError
 from ..core.files import user_path
@@ -23,16 +22,15 @@ from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
 from .model import check_new, output_folder, to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
     from offline_eval.report.view import Spot
 
+    from ..core.camera import CameraModel
     from ..core.config import DepthConfig
-    from .view import Point, Seen
+    from .view import Point, Seen, Show
 
 LETTERS = 'ABCD'
 _JPEG_QUALITY = 90
@@ -41,23 +39,10 @@ _GUESS = (f'The camera is not known: the cloud is drawn as of one that is {BUILT
           'degrees wide.')
 
 
-def require() -> Any:
-    """Give the package rerun.
-
-    Raises:
-        ConfigError: it is missing, or cannot be imported.
-
-    """
-    try:
-        return importlib.import_module('rerun')
-    except Exception as error:  # other people's code raises anything
-        raise ConfigError(
-            f'--rerun and --save need Rerun ({reason(error)}): pip install '
-            'rerun-sdk. Without it: -o FOLDER, or a plain '
-            'window.') from error
-
-
-class Recording:
+@contextmanager
+def recording(
+    path: str, points: Sequence[Point], config: DepthConfig, weights: str,
+) -> Iterator[Show]:
     """Images of one run, for Rerun's viewer or for a file that it opens.
 
     On the timeline `image` (their number) there are
@@ -67,139 +52,102 @@ class Recording:
     - `points` (Points3D: one a patch, in the patch's colour, discs as large as it),
     - `answers/A` … `answers/D` (BarChart: weights of the words), `words` (Tensor: in every patch),
     - `said` (TextDocument: words, metres and weights as a table; the scene).
+
+    Args:
+        path: of the file, new, which is not left without an image; '' for the viewer.
+        points: pixels whose patches are looked at; none: four patches from near to far.
+        config: the settings in force.
+        weights: as in `NodeConfig`.
+
+    Raises:
+        ConfigError: Rerun is missing, the file cannot be written, or there is no display.
+
     """
-
-    def __init__(
-        self, path: str, points: Sequence[Point], config: DepthConfig, weights: str,
-    ) -> None:
-        """Open the file, or the viewer.
-
-        Args:
-            path: of the file, new; '' for the viewer.
-            points: pixels whose patches are looked at; none: four patches from near to far.
-            config: the settings in force.
-            weights: as in `NodeConfig`.
-
-        Raises:
-            ConfigError: Rerun is missing, the file cannot be written, or there is no display.
-
-        """
-        self._rr = require()
-        self._points, self._config = list(points), config
-        self._guessed, self._file, self._images = False, Path(), 0
-        self._stream = self._rr.RecordingStream('depthclip')
-        if path:
-            self._save(path)
-        else:
-            self._spawn()
-        self._stream.send_blueprint(_blueprint(
-            len(self._points) or len(LETTERS), stddev=bool(config.calibration),
-            trained=weights != RANDOM))
-
-    def _save(self, path: str) -> None:
-        file = user_path(path)
-        check_new([file], '--save')
-        output_folder(str(file.parent), '--save')
-        self._file = file
-        try:
-            self._stream.save(file)
-        except RuntimeError as error:
-            raise ConfigError(f'{file}: cannot be written: {error}.') from error
-
-    def _spawn(self) -> None:
-        if sys.platform == 'linux' and not (
+    try:
+        rerun: Any = importlib.import_module('rerun')
+    except Exception as error:  # other people's code raises anything
+        raise ConfigError(f'--rerun and --save need Rerun ({reason(error)}): pip install '
+                          'rerun-sdk. Without it: -o FOLDER, or a plain window.') from error
+    stream = rerun.RecordingStream('depthclip')
+    file = user_path(path) if path else None
+    elsewhere = 'Give --save FILE.rrd, and open that elsewhere: rerun FILE.rrd.'
+    try:
+        if file:
+            check_new([file], '--save')
+            output_folder(str(file.parent), '--save')
+            stream.save(file)
+        elif sys.platform == 'linux' and not (
                 os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
-            raise ConfigError('--rerun: there is no display for its viewer. Give --save FILE.rrd, '
-                              'and open that elsewhere: rerun FILE.rrd.')
-        try:
-            self._stream.spawn()
-        except RuntimeError as error:
-            raise ConfigError(f'--rerun: its viewer does not start: {error}. Give --save '
-                              'FILE.rrd, and open that elsewhere: rerun FILE.rrd.') from error
+            raise ConfigError(f'--rerun: there is no display for its viewer. {elsewhere}')
+        else:
+            stream.spawn()
+    except RuntimeError as error:
+        raise ConfigError(f'{file}: cannot be written: {error}.' if file else
+                          f'--rerun: its viewer does not start: {error}. {elsewhere}') from error
+    stream.send_blueprint(_blueprint(
+        len(points) or len(LETTERS), stddev=bool(config.calibration), trained=weights != RANDOM))
+    shown = False
 
-    def __enter__(self) -> Self:
-        """It is open."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Send, or write, the rest; a file without an image is removed."""
-        self._stream.flush()
-        self._stream.disconnect()
-        if not self._images and self._file.is_file():
-            self._file.unlink()
-
-    def show(self, seen: Seen) -> bool:
-        """Log an image; see `depthclip_ros.cli.view.Output`."""
-        from offline_eval.report.figures import at_quantiles
-        rr, log, prediction = self._rr, self._stream.log, seen.prediction
-        spots = [seen.spot(point) for point in self._points] or [
-            seen.spot_at(*place) for place in at_quantiles(_known(prediction.patch_depth))]
-        camera = self._camera(seen)
-        self._stream.set_time('image', sequence=seen.number)
-        log('camera', rr.Pinhole(
-            image_from_camera=camera.K, resolution=[camera.width, camera.height],
-            camera_xyz=rr.ViewCoordinates.RDF))
-        log('camera/image', rr.Image(seen.rgb).compress(jpeg_quality=_JPEG_QUALITY))
-        self._log_patches(seen, spots)
-        log('depth', rr.DepthImage(_known(prediction.depth), meter=1.0, colormap='spectral',
-                                   depth_range=seen.span))
-        stddev = prediction.stddev()
-        if stddev is not None:
-            log('stddev', rr.DepthImage(stddev, meter=1.0, colormap='magma'))
-        self._log_points(seen, camera)
-        log('words', rr.Tensor(prediction.weights, dim_names=('word', 'row', 'column')))
-        log('said', rr.TextDocument(_said(seen, spots, guessed=seen.camera is None),
-                                    media_type='text/markdown'))
-        self._images += 1
+    def show(seen: Seen) -> bool:
+        nonlocal shown
+        if seen.camera is None and not shown:
+            to_stderr(f'{_GUESS} Give --fov or --camera-info.')
+        _log(rerun, stream, seen, points)
+        shown = True
         return True
 
-    def _camera(self, seen: Seen) -> CameraModel:
-        """The image's, or a stated guess, which the cloud's shape needs and depth does not."""
-        if seen.camera is not None:
-            return seen.camera
-        if not self._guessed:
-            to_stderr(f'{_GUESS} Give --fov or --camera-info.')
-        self._guessed = True
-        height, width = seen.rgb.shape[:2]
-        return CameraCalibration.from_fov(width, height, BUILTIN_HFOV).model()
+    try:
+        yield show
+    finally:
+        stream.flush()
+        stream.disconnect()
+        if file and not shown:
+            file.unlink(missing_ok=True)
 
-    def _log_patches(self, seen: Seen, spots: Sequence[Spot]) -> None:
-        """Frames in the image, and the bars of each."""
-        from offline_eval.report.figures import PATCHES
-        rr, (height, width) = self._rr, seen.prediction.image_size
-        rows, columns = seen.prediction.patch_depth.shape
-        size = width / columns, height / rows
-        colors = [[int(color[i:i + 2], 16) for i in (1, 3, 5)] for color in PATCHES]
-        self._stream.log('camera/patches', rr.Boxes2D(
-            mins=[(spot.column * size[0], spot.row * size[1]) for spot in spots],
-            sizes=[size] * len(spots), labels=list(LETTERS[:len(spots)]),
-            colors=colors[:len(spots)]))
-        for letter, color, spot in zip(LETTERS, colors, spots, strict=False):
-            self._stream.log(f'answers/{letter}', rr.BarChart(
-                seen.prediction.weights[:, spot.row, spot.column], color=color))
-        for letter in LETTERS[len(spots):]:  # or the image's before would stay
-            self._stream.log(f'answers/{letter}', rr.Clear(recursive=False))
 
-    def _log_points(self, seen: Seen, camera: CameraModel) -> None:
-        """Centres of the patches, as the node publishes them."""
-        prediction = seen.prediction
-        height, width = prediction.image_size
-        rows, columns = prediction.patch_depth.shape
-        depth = _known(prediction.patch_depth)
-        points = camera.patch_rays(rows, columns) * depth[..., None]
-        there = np.isfinite(points).all(axis=2)
-        size = width / columns, height / rows
-        smooth = cv2.blur(seen.rgb, (max(1, round(size[0])), max(1, round(size[1]))))
-        u = ((np.arange(columns) + 0.5) * size[0]).astype(int)
-        v = ((np.arange(rows) + 0.5) * size[1]).astype(int)
-        colors = smooth[np.clip(v, 0, camera.height - 1)[:, None],
-                        np.clip(u, 0, camera.width - 1)[None]]
-        self._stream.log('points', self._rr.Points3D(
-            points[there], colors=colors[there],
-            radii=depth[there] * size[0] / camera.K[0, 0] / 2))
+def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
+    from offline_eval.report.figures import PATCHES, at_quantiles
+    log, prediction = stream.log, seen.prediction
+    height, width = prediction.image_size
+    rows, columns = prediction.patch_depth.shape
+    size = width / columns, height / rows
+    spots = seen.spots(points) or [
+        seen.spot(*place) for place in at_quantiles(_known(prediction.patch_depth))]
+    # A stated guess, which the cloud's shape needs and depth does not.
+    camera = seen.camera or CameraCalibration.from_fov(width, height, BUILTIN_HFOV).model()
+    stream.set_time('image', sequence=seen.number)
+    log('camera', rr.Pinhole(
+        image_from_camera=camera.K, resolution=[camera.width, camera.height],
+        camera_xyz=rr.ViewCoordinates.RDF))
+    log('camera/image', rr.Image(seen.image.rgb).compress(jpeg_quality=_JPEG_QUALITY))
+    colors = [[int(color[i:i + 2], 16) for i in (1, 3, 5)] for color in PATCHES[:len(spots)]]
+    log('camera/patches', rr.Boxes2D(
+        mins=[(spot.column * size[0], spot.row * size[1]) for spot in spots],
+        sizes=[size] * len(spots), labels=list(LETTERS[:len(spots)]), colors=colors))
+    for letter, color, spot in zip(LETTERS, colors, spots, strict=False):
+        log(f'answers/{letter}', rr.BarChart(
+            prediction.weights[:, spot.row, spot.column], color=color))
+    for letter in LETTERS[len(spots):]:  # or the image's before would stay
+        log(f'answers/{letter}', rr.Clear(recursive=False))
+    log('depth', rr.DepthImage(_known(prediction.depth), meter=1.0, colormap='spectral',
+                               depth_range=seen.span))
+    stddev = prediction.stddev()
+    if stddev is not None:
+        log('stddev', rr.DepthImage(stddev, meter=1.0, colormap='magma'))
+    log('points', _cloud(rr, seen, camera))
+    log('words', rr.Tensor(prediction.weights, dim_names=('word', 'row', 'column')))
+    log('said', rr.TextDocument(_said(seen, spots), media_type='text/markdown'))
+
+
+def _cloud(rr: Any, seen: Seen, camera: CameraModel) -> Any:
+    """Centres of the patches, as the node publishes them."""
+    depth = _known(seen.prediction.patch_depth)
+    rows, columns = depth.shape
+    points = camera.patch_rays(rows, columns) * depth[..., None]
+    there = np.isfinite(points).all(axis=2)
+    colors = cv2.resize(seen.image.rgb, (columns, rows), interpolation=cv2.INTER_AREA)
+    return rr.Points3D(points[there], colors=colors[there], radii=(
+        depth[there] * camera.width / columns / camera.K[0, 0] / 2))
 
 
 def _known(metres: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -231,23 +179,23 @@ def _blueprint(charts: int, *, stddev: bool, trained: bool) -> Any:
         views.TimePanel(timeline='image'))
 
 
-def _said(seen: Seen, spots: Sequence[Spot], *, guessed: bool) -> str:
+def _said(seen: Seen, spots: Sequence[Spot]) -> str:
     """Words, metres and weights as a table."""
-    def escaped(text: str) -> str:
-        return text.replace('|', r'\|')
-
-    weights = seen.prediction.weights
-    lines = [f'## {escaped(seen.name)}', '']
-    lines += [] if seen.trained else [f'**{UNTRAINED}**', '']
-    lines += [scene_words(seen.prediction), seen.label, '']
-    lines += [_GUESS, ''] if guessed else []
-    said = [spot.said.replace('\n', ' ') for spot in spots]
-    lines += [' | '.join(('', 'word', 'metres', *(
-        f'{letter}: {text}' for letter, text in zip(LETTERS, said, strict=False)), '')).strip(),
-        '|---|---:|' + '---|' * len(spots)]
-    for number, (word, metres) in enumerate(zip(
-            seen.config.tokens, seen.prediction.word_depths(seen.config), strict=True)):
-        shares = [float(weights[number, spot.row, spot.column]) for spot in spots]
-        lines.append('| ' + ' | '.join((escaped(word), f'{metres:.2f}', *(
-            f'{"█" * round(_BLOCKS * share)} {share:.0%}' for share in shares))) + ' |')
+    config, weights = seen.estimator.config, seen.prediction.weights
+    lines = [f'## {_escaped(seen.image.name)}', '', *(
+        f'{line}\n' for line in (
+            '' if seen.is_trained else f'**{UNTRAINED}**', scene_words(seen.prediction),
+            seen.estimator.label, _GUESS if seen.camera is None else '') if line)]
+    said = (f'{letter}: {spot.said}'.replace('\n', ' ')
+            for letter, spot in zip(LETTERS, spots, strict=False))
+    lines += [f'| word | metres | {" | ".join(said)} |', '|---|---:|' + '---|' * len(spots)]
+    metres = seen.prediction.word_depths(config)
+    for word, depth, shares in zip(config.tokens, metres, weights, strict=True):
+        bars = (f'{"█" * round(_BLOCKS * float(share))} {share:.0%}'
+                for share in (shares[spot.row, spot.column] for spot in spots))
+        lines.append(f'| {_escaped(word)} | {depth:.2f} | {" | ".join(bars)} |')
     return '\n'.join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace('|', r'\|')

@@ -15,7 +15,6 @@ from .model import to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -48,13 +47,10 @@ def require_display() -> None:
 
 
 class Window:
-    """One window: what the node's overlay shows, painted anew for every image and every click."""
+    """What the node's overlay shows, painted anew for every image and every click."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        """Look whether there can be a window.
-
-        Args:
-            points: at most one pixel to look at from the start.
+        """Look whether there can be a window; at most one pixel is looked at from the start.
 
         Raises:
             ConfigError: there are more, or there can be no window.
@@ -75,20 +71,12 @@ class Window:
         to_stderr(HELP)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         cv2.destroyAllWindows()
 
     def show(self, seen: Seen) -> bool:
-        """Show an image until there is a key, or a live one for a moment.
-
-        Returns:
-            False: the user has had enough.
-
-        """
+        """Show an image until there is a key, or a live one for a moment; False after q."""
         self._seen, self._is_stale = seen, True
         while True:
             if self._is_stale:
@@ -106,22 +94,22 @@ class Window:
             try:
                 spot = seen.prediction.patch_at(*self._point)
             except ImageError as error:  # the image before had another size
-                to_stderr(f'{seen.name}: {error}')
+                to_stderr(f'{seen.image.name}: {error}')
                 self._point = None
         if spot is not None and not seen.live:
-            print(f'{seen.name}: {seen.answers(*spot)}', flush=True)
-        cv2.imshow(TITLE, draw(seen.rgb, seen.prediction, seen.config, spot,
-                               [seen.name, seen.label] if seen.label else [seen.name],
-                               '' if seen.trained else UNTRAINED))
+            print(f'{seen.image.name}: {seen.answers(*spot)}', flush=True)
+        cv2.imshow(TITLE, draw(
+            seen.image.rgb, seen.prediction, seen.estimator.config, spot,
+            [*filter(None, (seen.image.name, seen.estimator.label))],
+            '' if seen.is_trained else UNTRAINED))
 
     def _on_mouse(self, event: int, x: int, y: int, _flags: int, _data: object) -> None:
-        seen = self._seen
         if event == cv2.EVENT_RBUTTONDOWN:
             self._point, self._is_stale = None, True
-        elif event == cv2.EVENT_LBUTTONDOWN and seen is not None:
-            height, width = seen.rgb.shape[:2]
+        elif event == cv2.EVENT_LBUTTONDOWN and self._seen is not None:
+            height, width = self._seen.image.rgb.shape[:2]
             down, across = photo_size(height, width)
-            row = y if seen.trained else y - WARNING_HEIGHT
+            row = y if self._seen.is_trained else y - WARNING_HEIGHT
             if 0 <= row < down and 0 <= x < across:
                 self._point = (x + 0.5) * width / across - 0.5, (row + 0.5) * height / down - 0.5
                 self._is_stale = True
