@@ -87,7 +87,7 @@ def test_nothing_is_found_of_a_camera_that_is_well(watch):
 
 
 def test_silent_and_absent_camera_info(watch, monkeypatch):
-    monkeypatch.setattr(Camera, 'info_is_latched', False)
+    monkeypatch.setattr(Camera, 'info_is_latched', lambda _camera: False)
     watched = watch()
     assert watched.pass_seconds(7, info=False).message == 'no camera_info'
     assert watched.pass_seconds(2).level == OK
@@ -99,7 +99,7 @@ def test_silent_and_absent_camera_info(watch, monkeypatch):
 def test_latched_camera_info_may_be_silent(watch, monkeypatch):
     watched = watch()
     watched.pass_seconds(2)
-    monkeypatch.setattr(Camera, 'info_is_latched', True)
+    monkeypatch.setattr(Camera, 'info_is_latched', lambda _camera: True)
     assert watched.pass_seconds(20, info=False).level == OK
 
 

@@ -120,5 +120,5 @@ def test_a_camera_takes_the_latched_camera_info(domain):
         camera = Camera(node, NodeConfig(), 'late')
         camera.subscribe(None, None)
         spin_until(node, lambda: camera.stream.info)
-        assert camera.info_is_latched
+        assert camera.info_is_latched()
         camera.destroy()

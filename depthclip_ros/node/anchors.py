@@ -77,14 +77,7 @@ class Sensors:
     """What the anchors of all cameras have in common: the sensor's messages, and tf."""
 
     def __init__(self, config: NodeConfig, topic: str, read: Read) -> None:
-        """Begin without a message.
-
-        Args:
-            config: which anchor.
-            topic: where the sensor's messages come from; '' where there is no sensor.
-            read: reads messages.
-
-        """
+        """Begin without a message; `topic` is '' where there is no sensor."""
         self._config, self.topic, self._read = config, topic, read
         self._pose = None if config.anchor == GROUND or not config.anchor_pose \
             else _fixed_pose(config.anchor_pose)
@@ -212,13 +205,7 @@ class Anchor:
     """
 
     def __init__(self, sensors: Sensors, config: NodeConfig) -> None:
-        """Begin with a scale of 1.
-
-        Args:
-            sensors: messages and tf.
-            config: which anchor, and how long it may be silent.
-
-        """
+        """Begin with a scale of 1."""
         self._sensors, self._config = sensors, config
         kind = config.anchor
         self.filter = ScaleFilter(
@@ -238,14 +225,7 @@ class Anchor:
         """What the estimator asks about one image; its points are gathered now.
 
         Whatever fails, there is depth: without points the scale is held. A message counts as used
-        only when the network has answered.
-
-        Args:
-            header: of the image.
-            model: the camera that took it; None where it is unknown.
-            size: (height, width) of the image.
-            problem: why there is no model.
-
+        only when the network has answered. `problem` is why there is no model of the camera.
         """
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
         points = message = None

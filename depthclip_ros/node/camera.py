@@ -55,14 +55,10 @@ OFF = 'reference_focal is 0'
 class Input:
     """A subscription that every publisher of its topic reaches; it takes messages serialised.
 
-    It is reliable unless a publisher is best effort. Best effort alone, the usual choice for
-    sensor data, matches every publisher, but the middleware then loses most images that are
-    larger than its buffers (Fast DDS by default: 0.5 MB, a 640x480 image has 0.9), even between
-    two processes of one machine. Reliable alone gets nothing from a best-effort camera. The
-    parameter `qos_overrides.TOPIC.subscription.reliability` decides otherwise.
-
-    Publishers are looked at when it begins, and again when one of them offers less than it asks
-    for.
+    It is reliable unless a publisher is best effort, when it begins or later. Best effort alone
+    matches every publisher, but the middleware then loses most images that are larger than its
+    buffers (Fast DDS by default: 0.5 MB, a 640x480 image has 0.9); reliable alone gets nothing
+    from a best-effort camera. `qos_overrides.TOPIC.subscription.reliability` decides otherwise.
     """
 
     def __init__(
@@ -70,17 +66,11 @@ class Input:
         on_lost: Callable[[int], None] | None = None, *, latched: str = '',
         depth: int = INPUT_DEPTH,
     ) -> None:
-        """Subscribe.
+        """Subscribe to a resolved topic.
 
-        Args:
-            node: the subscribing node.
-            kind: message type.
-            topic: resolved name.
-            callback: takes the messages.
-            on_lost: told how many more messages the middleware has lost.
-            latched: whether to take what transient-local publishers sent last, too: '' for no,
-                OFFERED unless a publisher is volatile, ALWAYS.
-            depth: of the queue.
+        `on_lost` is told how many more messages the middleware has lost. `latched` says whether to
+        take what transient-local publishers sent last, too: '' for no, OFFERED unless a publisher
+        is volatile, ALWAYS.
 
         Raises:
             ConfigError: that parameter has another value.
@@ -173,23 +163,6 @@ def topic_prefix(name: str) -> str:
     return f'{name}/' if name else ''
 
 
-def input_topics(node: Node, config: NodeConfig, name: str) -> tuple[str, str]:
-    """Resolved names of a camera's image and camera_info.
-
-    Compressed images are beside the raw ones, as image_transport has it: remapping `image` moves
-    `image/compressed` along.
-    """
-    image = node.resolve_topic_name(topic_prefix(name) + 'image')
-    if config.image_transport == 'compressed':
-        image += '/compressed'
-    return image, node.resolve_topic_name(topic_prefix(name) + 'camera_info')
-
-
-def output_topics(node: Node, name: str) -> list[str]:
-    """Resolved names of everything that is published of a camera."""
-    return [node.resolve_topic_name(topic_prefix(name) + topic) for topic in OUTPUTS]
-
-
 class Camera:
     """Subscriptions, publishers and counters.
 
@@ -197,32 +170,22 @@ class Camera:
 
     Attributes:
         stream: what its images have in common, since the activation.
-        ages: seconds from stamp to publication.
-        nan_shares: of every depth image.
-        stddevs: metres, the median of every image.
-        gated_shares: of every image, by max_stddev.
-        foreign_stamps, stretched, beyond: images of another clock, and of another aspect ratio
-            than the network's input; pixels that the encoding cannot hold.
-        focal_ratio, focal_reason, focal_jumps: by what depth was multiplied last for the focal
-            length; why not, '' where it was; how often that changed.
+        outputs: resolved names of everything that is published.
         last_error: what an image failed of last.
-        first_image, last_image, last_info: steady time; simulated time may stand still.
 
     """
 
     def __init__(self, node: LifecycleNode, config: NodeConfig, name: str) -> None:
-        """Create the publishers; `subscribe` begins to listen.
-
-        Args:
-            node: owner of the topics.
-            config: how to listen and what to publish.
-            name: namespace of the topics, '' for the node's own.
-
-        """
+        """Create the publishers in the namespace `name`; `subscribe` begins to listen."""
         self._node, self.config, self.name = node, config, name
         self.label = f'{name}: ' if name else ''  # begins a line in the log
         self.say = Say(node, self.label)
-        self.image_topic, self.info_topic = input_topics(node, config, name)
+        # Compressed images are beside the raw ones, as image_transport has it: remapping `image`
+        # moves `image/compressed` along.
+        self.image_topic = node.resolve_topic_name(topic_prefix(name) + 'image')
+        if config.image_transport == 'compressed':
+            self.image_topic += '/compressed'
+        self.info_topic = node.resolve_topic_name(topic_prefix(name) + 'camera_info')
         self._lock, self._counters = threading.Lock(), Counters()
         self._inputs: list[Input] = []
         # A profile of its own for each, in which rclpy writes what overrides it.
@@ -232,24 +195,26 @@ class Camera:
                        reliability=RELIABLE),
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
             for topic, kind in OUTPUTS.items()}
-        self.ages, self.nan_shares = Window(), Window()
-        self.stddevs, self.gated_shares = Window(), Window()
-        self.foreign_stamps = self.stretched = self.beyond = 0
+        self.outputs = [publisher.topic_name for publisher in self._publishers.values()]
+        self.ages, self.nan_shares = Window(), Window()  # seconds; of every depth image
+        self.stddevs = Window()  # metres, the median of every image
+        self.gated_shares = Window()  # of every image, by max_stddev
+        self.foreign_stamps = 0  # images of another clock
+        self.stretched = 0  # images of another aspect ratio than the network's input
+        self.beyond = 0  # pixels that the encoding cannot hold
+        # By what depth was multiplied last for the focal length, why not, how often that changed.
         self.focal_ratio, self.focal_reason, self.focal_jumps = 1.0, OFF, 0
         self.last_error = ''
 
     def subscribe(self, put: Callable[[Camera, bytes], bool], sensors: Sensors | None) -> None:
         """Begin to listen, as if nothing had come; the account goes on.
 
-        Args:
-            put: takes the images, serialised; tells whether one replaces another that waited.
-            sensors: what anchors the scale of all cameras; None for nothing.
-
+        `put` takes the images, serialised, and tells whether one replaces another that waited.
         """
         self._put = put
         self.stream = Stream(messages.read, self.config, sensors)
         self._answered = self._anchored = False
-        self.first_image = math.inf
+        self.first_image = math.inf  # steady time, as the next two: simulated time may stand still
         self.last_image = self.last_info = time.monotonic()
         self._inputs.append(Input(
             self._node, self.stream.kind, self.image_topic, self._on_image, self._on_lost))
@@ -285,7 +250,6 @@ class Camera:
         with self._lock:
             self._counters.lost += count
 
-    @property
     def info_is_latched(self) -> bool:
         """Whether camera_info is published once for all."""
         return bool(self._inputs) and self._inputs[-1].is_latched

@@ -83,7 +83,7 @@ from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import wait_shortly
 from . import messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
-from .camera import ALWAYS, Camera, Input, input_topics, output_topics
+from .camera import ALWAYS, Camera, Input
 from .config import NodeConfig
 from .health import ERROR, CameraHealth, ClockWatch, Finding, node_status
 from .outputs import OUTPUTS
@@ -149,11 +149,7 @@ class DepthNode(LifecycleNode):
     """
 
     def __init__(self, ending: threading.Event | None = None, **kwargs: Any) -> None:
-        """Declare the parameters.
-
-        Args:
-            ending: set when the process is to end; loading is then given up.
-            kwargs: for `rclpy.node.Node`.
+        """Declare the parameters; `ending` is set when the process is to end.
 
         Raises:
             ConfigError: a parameter is unknown or wrong.
@@ -201,12 +197,12 @@ class DepthNode(LifecycleNode):
         depth, config = self._settings.read()
         self._node_config = config
         try:
+            # Before loading, which takes seconds: who subscribes has then found the topics.
+            for name in config.cameras:
+                self._cameras.append(Camera(self, config, name))
             self._check_topics(config)
             pipeline = self._pipeline = Pipeline(self, depth, self._on_crash)
             loaded = pipeline.submit(lambda: self._load(pipeline, depth, config))
-            # Beside it, which takes seconds: who subscribes has then found the topics before.
-            for name in config.cameras:
-                self._cameras.append(Camera(self, config, name))
             if not self._wait_for(loaded, until=self._ending.is_set):
                 raise ConfigError('the process is to end.')
             loaded.result()
@@ -242,9 +238,8 @@ class DepthNode(LifecycleNode):
         self._clock_watch = ClockWatch(self)
         self._active = True
         for camera in self._cameras:
-            depth_topic, *_ = output_topics(self, camera.name)
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                           f'{depth_topic} out.')
+                           f'{camera.outputs[0]} out.')
         return result
 
     @_reporting_bugs
@@ -255,21 +250,12 @@ class DepthNode(LifecycleNode):
 
     @_reporting_bugs
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the model."""
+        """Release everything; also at shutdown from any state, and after an error."""
         self._release()
         return super().on_cleanup(state)
 
-    @_reporting_bugs
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop and release from any state."""
-        self._release()
-        return super().on_shutdown(state)
-
-    @_reporting_bugs
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Go back to unconfigured with nothing left over."""
-        self._release()
-        return super().on_error(state)
+    on_shutdown = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
+    on_error = on_cleanup  # type: ignore[assignment]
 
     def close(self) -> None:
         """Shut down and release everything, whatever the state."""
@@ -285,8 +271,9 @@ class DepthNode(LifecycleNode):
 
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names and remappings that cannot be meant."""
-        inputs = [topic for name in config.cameras for topic in input_topics(self, config, name)]
-        outputs = [topic for name in config.cameras for topic in output_topics(self, name)]
+        inputs = [topic for camera in self._cameras
+                  for topic in (camera.image_topic, camera.info_topic)]
+        outputs = [topic for camera in self._cameras for topic in camera.outputs]
         for topic in outputs:
             if (inputs + outputs).count(topic) > 1:
                 raise ConfigError(

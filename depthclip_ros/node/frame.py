@@ -41,12 +41,8 @@ class Stream:
                  kind: str = '') -> None:
         """Begin without a camera_info.
 
-        Args:
-            read: reads messages.
-            config: how images come.
-            sensors: what anchors the scale of all cameras; None for nothing.
-            kind: type of the images; '' for what `image_transport` says.
-
+        `sensors` anchors the scale of all cameras; `kind` is the type of the images, '' for what
+        `image_transport` says.
         """
         self.config, self._read = config, read
         self.kind = kind or (
@@ -81,11 +77,7 @@ class Stream:
         return model
 
     def decode(self, raw: bytes, config: DepthConfig) -> Frame:
-        """Decode an image's message, and find the camera that took it.
-
-        Args:
-            raw: the message, serialised.
-            config: with which it will be answered.
+        """Decode an image that will be answered with `config`, and find the camera that took it.
 
         Raises:
             ImageError: it cannot be used.
@@ -105,33 +97,20 @@ class Stream:
 
 @dataclass(eq=False)
 class Frame:
-    """One image on its way from its message to its answer.
-
-    Attributes:
-        stream: of its camera.
-        header: of its message; every message of the answer has it.
-        rgb: (H, W, 3).
-        model: the camera that took it; None where its camera_info is absent or unusable. Then it
-            gets depth, but neither points nor depth/camera_info.
-        intrinsics: the same where its focal length counts.
-        problem: why there is no `model`, or no `intrinsics`.
-        prediction: its depth.
-        estimator: that predicted it.
-        scale: of the anchor, after this image; None without one.
-        beyond: pixels of depth/image whose depth its encoding cannot hold.
-
-    """
+    """One image on its way from its message to its answer."""
 
     stream: Stream
-    header: Any
-    rgb: NDArray[np.uint8]
+    header: Any  # of its message; every message of the answer has it
+    rgb: NDArray[np.uint8]  # (H, W, 3)
+    # The camera that took it; where its camera_info is absent or unusable, there is depth, but
+    # neither points nor depth/camera_info.
     model: CameraModel | None = None
-    intrinsics: CameraModel | None = None
-    problem: CameraInfoError | None = None
+    intrinsics: CameraModel | None = None  # the same, where its focal length counts
+    problem: CameraInfoError | None = None  # why there is no `model`, or no `intrinsics`
     prediction: DepthPrediction = field(init=False)
-    estimator: DepthEstimator = field(init=False)
-    scale: State | None = None
-    beyond: int = 0
+    estimator: DepthEstimator = field(init=False)  # that predicted it
+    scale: State | None = None  # of the anchor, after this image
+    beyond: int = 0  # pixels of depth/image whose depth its encoding cannot hold
 
     @property
     def size(self) -> tuple[int, int]:

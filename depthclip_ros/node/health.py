@@ -35,20 +35,12 @@ LEAST_IMAGES = 10  # of which a share says something
 
 
 class Key(NamedTuple):
-    """One value on /diagnostics; the reference among the documents is made of these.
+    """One value on /diagnostics; the reference among the documents is made of these."""
 
-    Attributes:
-        name: its key; `…` stands for what is filled in.
-        unit: '' for text; numbers of images and the like are counts since the node was configured,
-            unless the meaning says something else.
-        meaning: in a few words.
-        value: of a `CameraHealth`, or of a node's pipeline; None for what is filled in otherwise.
-
-    """
-
-    name: str
-    unit: str
+    name: str  # `…` stands for what is filled in
+    unit: str  # '' for text; counts are since the node was configured
     meaning: str
+    # Of a `CameraHealth`, or of a pipeline; None for what is filled in otherwise.
     value: Callable[[Any], Any] | None = None
 
 
@@ -184,20 +176,12 @@ TABLES = {
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        key: short and stable, so that it is said once in a while.
-        level: of a DiagnosticStatus.
-        words: a few, for diagnostics.
-        sentence: for the log, with the remedy.
-
-    """
-
-    key: str
-    level: bytes
-    words: str
-    sentence: str
+    key: str  # short and stable, so that it is said once in a while
+    level: bytes  # of a DiagnosticStatus
+    words: str  # a few, for diagnostics
+    sentence: str  # for the log, with the remedy
 
     def tell(self, say: Say) -> None:
         """Say it in the log, as often as that may be."""
@@ -217,16 +201,7 @@ def node_status(
     node: Node, pipeline: Pipeline | None, state: str, configs: Sequence[Settings],
     findings: Sequence[Finding],
 ) -> DiagnosticStatus:
-    """What is told of the whole node; an ERROR while the weights are untrained.
-
-    Args:
-        node: whose name begins it.
-        pipeline: None if nothing is loaded.
-        state: 'unconfigured', 'loading', 'inactive' or 'active'.
-        configs: in force.
-        findings: what is wrong with the worker or the clock.
-
-    """
+    """What is told of the whole node; an ERROR while the weights are untrained."""
     estimator = None if pipeline is None else pipeline.estimator
     wrong = [(finding.level, finding.words) for finding in findings]
     settings = json.dumps([config.to_dict() for config in configs], sort_keys=True)
@@ -267,10 +242,8 @@ class CameraHealth:
     def look(self, others: Sequence[Finding] = (), *, active: bool = True) -> DiagnosticStatus:
         """What one camera is told as, once a second.
 
-        Args:
-            others: what is wrong with the node, and so with every camera.
-            active: whether images are expected.
-
+        `others` is what is wrong with the node, and so with every camera; images are expected
+        while it is `active`.
         """
         camera, before = self.camera, self.counters
         self._readings.append((time.monotonic(), camera.counters()))
@@ -404,7 +377,7 @@ class CameraHealth:
                 "depth/camera_info are not, and the camera's focal length does not count. Publish "
                 'the calibration there, or remap with: --ros-args -r '
                 f'{topic_prefix(camera.name)}camera_info:=/your/camera_info.'))
-        elif camera.stream.info is not None and silent > timeout and not camera.info_is_latched:
+        elif camera.stream.info is not None and silent > timeout and not camera.info_is_latched():
             yield Finding('camera_info silent', WARN, f'camera_info silent for {silent:.0f} s', (
                 f'No camera_info on {camera.info_topic} for {silent:.0f} s '
                 f'({_publishers(self._node, camera.info_topic)}), while images arrive: points '

@@ -90,11 +90,7 @@ class Parameters:
     """
 
     def __init__(self, node: Node, pipeline: Callable[[], Pipeline | None]) -> None:
-        """Declare all settings.
-
-        Args:
-            node: whose parameters to declare.
-            pipeline: gives what follows the settings; None while the node is unconfigured.
+        """Declare all settings; `pipeline` gives what follows them, None while unconfigured.
 
         Raises:
             ConfigError: unknown parameter, or a value that is wrong.

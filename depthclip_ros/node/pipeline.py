@@ -72,14 +72,7 @@ class Pipeline:
         self, node: Node, config: DepthConfig,
         on_crash: Callable[[Pipeline, BaseException], None],
     ) -> None:
-        """Start without a model and without an image.
-
-        Args:
-            node: whose log to use.
-            config: settings for the first batch.
-            on_crash: called, on the thread, with what no image can be answered after.
-
-        """
+        """Start; `on_crash` is called, on the thread, with what no image is answered after."""
         self._node, self._say, self._on_crash = node, Say(node), on_crash
         self.config = config
         self.estimator: DepthEstimator | None = None

@@ -102,14 +102,7 @@ class Say:
     """
 
     def __init__(self, node: Node, label: str = '', period: float = 10.0) -> None:
-        """Say nothing yet.
-
-        Args:
-            node: whose log it is.
-            label: begins every sentence.
-            period: seconds for which a matter is not said again.
-
-        """
+        """Say nothing yet; a matter is not said again for `period` seconds."""
         self._node, self._label, self._period = node, label, period
         self._last: dict[str, float] = {}
 
