@@ -25,10 +25,9 @@ pytest.importorskip('rclpy')
 
 import hostile
 import numpy as np
-from hostile import ANSWERED, INFO, JPEG, KINDS, PARAMETER, RAW, REJECTED
+from hostile import ANSWERED, INFO, JPEG, KINDS, RAW, REJECTED
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.serialization import serialize_message
 from ros_harness import (
     INPUT_HEIGHT,
@@ -140,9 +139,6 @@ class Campaign:
     def attack(self, name, random):
         kind = KINDS[name]
         message = kind.make(random, self.peer.header())
-        if kind.topic == PARAMETER:
-            self.set_parameters(name, message)
-            return
         found, reason = None, None
         try:
             found = decoded(kind.topic, message)
@@ -197,19 +193,6 @@ class Campaign:
             self.send_good(RAW)
             return self.clouds
         self.peer.wait(cloud, 'a cloud after a good camera_info')
-
-    def set_parameters(self, name, parameters):
-        atomically = len(parameters) > 1
-        kind = SetParametersAtomically if atomically else SetParameters
-        service = 'set_parameters_atomically' if atomically else 'set_parameters'
-        answer = self.peer.call(
-            kind, f'raw/depth_node/{service}', kind.Request(parameters=parameters))
-        results = [answer.result] if atomically else answer.results
-        assert len(results) == 1, name
-        for result in results:
-            assert not result.successful, name
-            assert 10 < len(result.reason) < LONGEST_LINE, f'{name}: {result.reason[:3000]!r}'
-            self.conditions[name].add(result.reason)
 
     # Judging -------------------------------------------------------------------------------
 
@@ -296,8 +279,6 @@ class Campaign:
         found = []
         for name in CHOSEN:
             kind, conditions = KINDS[name], self.conditions[name]
-            if kind.topic == PARAMETER:
-                continue
             told = values[RAW if kind.topic == INFO else kind.topic]
             counted = any(f'{what}: {condition}' in told for condition in conditions
                           for what in ('rejected', 'no cloud'))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import struct
 import time
 from types import SimpleNamespace
 
@@ -497,45 +496,6 @@ def test_a_scan_scales_the_depth_that_is_published(robot):
     assert values['anchor'] == 'scan'
     assert float(values['anchor scale']) == pytest.approx(vector.x, rel=0.1)
     robot.peer.process.wait_for('Anchored by scan: scale')
-
-
-def test_a_scale_that_changes_is_followed_without_jumps(robot):
-    robot.configure()
-    until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
-    for _ in range(10):
-        robot.step(scan, 'scan')
-    before = robot.step(scan, 'scan')[0].x
-    scales = [before, *(robot.step(scan, 'scan', factor=1.6)[0].x for _ in range(30))]
-    assert np.exp(np.abs(np.diff(np.log(scales)))).max() <= 1.05 + 1e-9
-    assert scales[-1] / before == pytest.approx(1.6, rel=0.12)
-
-
-def test_hostile_messages_end_nothing_and_are_named(robot):
-    def lie(place, number):
-        """A length in the message that is not true."""
-        return lambda at, *_: (good := raw(scan(at, WALL)))[:place] + struct.pack(
-            '<I', number) + good[place + 4:]
-    hostile = {
-        'unreadable message': [lambda *_: bytes(4), lambda *_: bytes(11),
-                               *(lambda at, *_, cut=cut: raw(scan(at, WALL))[:cut]
-                                 for cut in (13, 30, 200)),
-                               lie(12, 2**31), lie(52, 2**31), lie(52, 2**20)],
-        'wrong angles': [lambda at, *_: scan(at, WALL, angle_increment=0.0)],
-        'no points': [lambda at, *_: scan(at, WALL, ranges=[math.nan] * 50),
-                      lambda at, *_: scan(at, WALL, ranges=[1e30] * 10**5)],
-    }
-    robot.configure()
-    end, expected = time.monotonic() + PATIENCE, {f'not anchored: {name}' for name in hostile}
-    expected.add('anchor refused: unreadable message')
-    values = {}
-    while not expected <= values.keys():  # an image may overtake a message
-        assert time.monotonic() < end, values
-        for several in hostile.values():
-            for message in several:
-                robot.step(message, 'scan')
-        _, values = robot.status(lambda _values: True)
-    assert robot.step(scan, 'scan')[0].x > 0.1
-    assert robot.peer.process.process.poll() is None
 
 
 def test_a_silent_anchor_is_said_and_let_go(robot):

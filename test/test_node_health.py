@@ -17,6 +17,7 @@ from ros_harness import (
     camera_info,
     image,
     tiny_arguments,
+    values_of,
 )
 
 RGB = synthetic_rgb(3, 60, 80)
@@ -41,6 +42,7 @@ def good(peer):
 def node(domain, cache, tiny_weights):
     node = faulty(tiny_weights, domain, cache, input_timeout=1.0)
     try:
+        node.wait_for('No image on /image')  # and nobody has published any
         yield node
         assert node.stop() == 0, node.output
     finally:
@@ -49,9 +51,32 @@ def node(domain, cache, tiny_weights):
 
 @pytest.fixture(scope='module')
 def peer(node, domain):
-    with Peer(domain, node=node) as peer:
-        node.wait_for(r'\]: Active: ')
+    with Peer(domain, listen=('depth/image', 'depth/camera_info', 'points'), node=node) as peer:
         yield peer
+
+
+def test_silence_is_reported_with_topic_and_remedy(node):
+    line = node.wait_for('No image on /image')
+    assert 'no publishers' in line
+    assert '-r image:=' in line
+
+
+def test_missing_camera_info_is_reported_and_depth_comes_all_the_same(node, peer):
+    asked = []
+
+    def ask():
+        asked.append(peer.header())
+        return peer.ask(image(asked[-1], RGB, 'rgb8'))
+    peer.wait(lambda: ask() and 'no camera_info on' in node.output, 'the warning')
+    line = node.wait_for('no camera_info on /camera_info')
+    assert 'depth is published, points and depth/camera_info are not' in line
+    assert 'focal length does not count' in line
+    status = peer.status(FRAMES, lambda status: ask() and status.level == status.WARN
+                         and int(values_of(status).get('no cloud: absent', 0)) >= 3)
+    assert adds_up(values_of(status))
+    for header in asked:
+        assert not peer.find('depth/camera_info', header.stamp)
+        assert not peer.find('points', header.stamp)
 
 
 def test_an_image_that_breaks_the_model_is_rejected_with_its_cause(node, peer):
