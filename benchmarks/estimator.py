@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.naive import NaiveDepthClip
 from benchmarks.timing import Contender, race, ratio, wall
 from depthclip_ros.cli.quantize import rooms
-from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, device
+from depthclip_ros.core import DepthConfig, DepthEstimator, EngineError, engine
 from depthclip_ros.node.process import keep_freed_memory
 
 BATCHES = (1, 2, 4, 8)
@@ -34,7 +34,7 @@ def precisions(kind: torch.device) -> list[str]:
     """
     wanted = ('float32', 'float16' if kind.type == 'cuda' else 'bfloat16')
     return [name for name in wanted
-            if not device.resolve_precision(name, kind, lambda _: None).why]
+            if not engine.resolve_precision(name, kind, lambda _: None)[1]]
 
 
 def measure(*, quick: bool) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ class Models:
 
     def __init__(self, cache: str, *, quick: bool) -> None:
         """Choose the network: RN50, or a tiny one."""
-        self.device = device.resolve_device('auto')
+        self.device = engine.resolve_device('auto')
         self._weights = tiny_state_dict() if quick else state_dict(0)
         self.size = (96, 128) if quick else (480, 640)  # height and width
         self._config = DepthConfig(

@@ -22,7 +22,7 @@ from clip_standin import synthetic_rgb, write_tiny_weights
 from benchmarks.estimator import precisions
 from benchmarks.graph import Session, cpu_seconds, session
 from benchmarks.timing import other_work
-from depthclip_ros.core import device
+from depthclip_ros.core import engine
 
 RATE = 30.0  # Hz
 HEIGHT, WIDTH = 480, 640
@@ -79,7 +79,7 @@ def contenders(setting: Setting) -> list[Contender]:
     found = [Contender('plain node', PLAIN, {})]
     if setting.cameras == 1:
         found.append(Contender('plain node, coarse cloud', PLAIN, {'cloud_step': 32}))
-    formats = precisions(device.resolve_device('auto'))
+    formats = precisions(engine.resolve_device('auto'))
     return found + [Contender(f'node, {name}', OURS, {'precision': name}) for name in (
         formats[:1] if setting.network == TINY else formats)]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.device import one_thread
+from depthclip_ros.core.engine import one_thread
 from depthclip_ros.core.projection import smooth, upsample
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.node.config import NodeConfig

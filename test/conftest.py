@@ -73,8 +73,8 @@ def _apart_from_the_user(tmp_path_factory):
 def _threads_of_torch_come_back():
     """What `num_threads` asks for holds for the process, and last bits depend on it."""
     yield
-    if 'depthclip_ros.core.device' in sys.modules:
-        sys.modules['depthclip_ros.core.device'].use_threads(0)
+    if 'depthclip_ros.core.engine' in sys.modules:
+        sys.modules['depthclip_ros.core.engine'].use_threads(0)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from depthclip_ros.core import ConfigError, WeightsError
-from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder
+from depthclip_ros.core.backbone import Positions, build_attention_pool, build_image_encoder
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.weights import RELEASES, architecture
 
@@ -105,15 +105,6 @@ def test_the_pool_takes_maps_of_any_size(resnet):
     dense = pool.dense(values.expand(1, 256, 3, 5))
     close(
         dense, pool.whole(values)[:, :, None, None].expand(1, 64, 3, 5))
-    # Positions that differ from column to column alone are stretched, not wrapped around.
-    columns = torch.stack([torch.full((256,), 9.0), torch.full((256,), -9.0)])
-    without['visual.attnpool.positional_embedding'] = torch.cat(
-        [torch.zeros(1, 256), columns, columns])
-    tokens = build_attention_pool(without)._tokens(
-        torch.zeros(1, 256, 3, 4))[0, 1:, 0].reshape(3, 4)
-    close(tokens[0], tokens[2])
-    assert (tokens[:, :2] > 0).all()
-    assert (tokens[:, 2:] < 0).all()
 
 
 def test_attnpool_is_the_pools_answer_to_every_position(resnet):
@@ -156,20 +147,14 @@ def test_vit_values_of_the_last_block(vit):
     close(features.flatten(2), expected)
 
 
-def test_vit_positions_are_resized_in_two_dimensions(vit):
-    encoder = build_image_encoder(vit, 'maskclip')
-    native = encoder.trunk.positional_embedding(4, 4)
-    close(native, vit['visual.positional_embedding'])
-    resized = encoder.trunk.positional_embedding(8, 4)
-    assert resized.shape == (33, 64)
-    close(resized[0], native[0])
-    # Resizing rows alone must leave what is constant along rows as it was.
-    constant = dict(vit)
-    grid = torch.randn(1, 4, 64).expand(4, 4, 64).reshape(16, 64)
-    constant['visual.positional_embedding'] = torch.cat([native[:1], grid])
-    rows = build_image_encoder(constant, 'maskclip').trunk.positional_embedding(8, 4)[1:]
-    close(
-        rows.reshape(8, 4, 64), grid[:4].expand(8, 4, 64))
+@pytest.mark.parametrize(('along', 'size'), [(0, (8, 4)), (1, (4, 8)), (0, (4, 4))])
+def test_positions_are_resized_in_two_dimensions(along, size):
+    """What is constant along a side stays so, whatever becomes of its length."""
+    rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(5))
+    grid = rows.unsqueeze(along).expand(4, 4, 64).reshape(16, 64)
+    resized = Positions().resized(torch.cat([rows[:1], grid]), *size)
+    close(resized[0], rows[0])
+    close(resized[1:].reshape(*size, 64), rows.unsqueeze(along).expand(*size, 64))
 
 
 def test_other_sizes_and_batches(vit, resnet):

@@ -33,7 +33,7 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.config import PAPER_BINS
-from depthclip_ros.core.device import use_threads
+from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.node import image_io
 from depthclip_ros.node.config import NodeConfig

@@ -22,7 +22,7 @@ from depthclip_ros.core import (
     WeightsError,
 )
 from depthclip_ros.core import estimator as estimator_module
-from depthclip_ros.core.device import resolve_device, resolve_precision
+from depthclip_ros.core.engine import resolve_device, resolve_precision
 
 # The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)

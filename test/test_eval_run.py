@@ -22,7 +22,7 @@ from eval_results import write_world
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.device import one_thread
+from depthclip_ros.core.engine import one_thread
 from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.nyu import make_samples, split
 from offline_eval import cli, scorer

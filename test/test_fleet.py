@@ -22,7 +22,7 @@ from drives import camera_of_width, drive, write_drive
 
 from depthclip_ros.bags.fleet import MANIFEST, Bag, find_bags
 from depthclip_ros.cli.main import main
-from depthclip_ros.core.device import use_threads
+from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.fleet import cluster_of, share_out
 from depthclip_ros.sources.bag import BagError

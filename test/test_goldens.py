@@ -12,8 +12,7 @@ import torch
 
 from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.core.device import cpu_has_bfloat16
-from depthclip_ros.core.resnet import can_fuse
+from depthclip_ros.core.engine import can_fuse, cpu_has_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 CROP = np.s_[56:472, 60:604]

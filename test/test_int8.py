@@ -25,7 +25,7 @@ from depthclip_ros.core import (  # noqa: E402
     int8,
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
-from depthclip_ros.core.device import resolve_precision, use_threads  # noqa: E402
+from depthclip_ros.core.engine import resolve_precision, use_threads  # noqa: E402
 
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 INT8 = SMALL.replace(precision='int8')
@@ -69,9 +69,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     assert any('made of ten pictures' in text for text in said)
     found = estimator.maps(IMAGES).features
     expected = exact(state_dict, kept, flip_average=flip).maps(IMAGES).features
-    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
-    bound = int8.rounding(steps, int8.greatest_weight())
-    assert 0 < engine.difference(found, expected) < bound
+    assert 0 < engine.difference(found, expected) < int8.rounding(30, int8.greatest_weight())
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
             estimator.predict(image).depth, together.depth, rtol=1 / 255)
@@ -79,35 +77,29 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
 
 def test_biases_bring_the_means_back(state_dict):
     """And without their correction the means are off."""
-    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
-    images = torch.cat([torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 64 - 2
-                        for picture in PICTURES[:8]])
+    network = build_image_encoder(state_dict, 'reference').trunk
+    images = [torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 64 - 2
+              for picture in PICTURES[:8]]
+    own = iter([module.bias for module in network.modules() if hasattr(module, 'bias')])
     with torch.inference_mode():
-        corrected, ranges = int8.quantize(steps, list(images[:, None]), 63)
-        expected = int8.OnnxTrunk(int8.write(steps))(images)
-        error = [float((int8.OnnxTrunk(int8.write(some, ranges, 63))(images) - expected).mean(
-            (0, 2, 3)).norm()) for some in (corrected, steps)]
+        corrected = int8.calibrate(network, images, 63)
+        plain = corrected._replace(biases={number: next(own) for number in corrected.biases})
+        expected = network(torch.cat(images))
+        error = [float((int8.OnnxTrunk(int8.write(network, numbers))(torch.cat(images)) - expected)
+                       .mean((0, 2, 3)).norm()) for numbers in (corrected, plain)]
     assert error[0] < 0.3 * error[1]
 
 
 def test_weights_leave_room_where_sums_overflow(state_dict, monkeypatch):
-    steps = int8.steps_of(build_image_encoder(state_dict, 'reference').trunk)
-    model = onnx.load_from_string(int8.write(steps, [(0.0, 1.0)] * (len(steps) + 1), 63))
+    network = build_image_encoder(state_dict, 'reference').trunk
+    numbers = int8.calibrate(network, [torch.zeros(1, 3, 64, 64)], 63)
+    model = onnx.load_from_string(int8.write(network, numbers))
     levels = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
               if tensor.name.endswith('weight levels')]
-    # All convolutions but the first, and the averages.
-    assert len(levels) == sum(
-        step.convolution is not None or step.pool > 0 for step in steps) - 1
+    assert len(levels) == 18 + 7, 'all convolutions but the first, and the averages'
     assert {abs(values).max() for values in levels} == {63}
-
-    int8.greatest_weight.cache_clear()
     monkeypatch.setattr(int8.OnnxTrunk, 'forward', lambda self, images: 0.5 * images)
-    try:
-        assert int8.greatest_weight() == 63
-    finally:
-        int8.greatest_weight.cache_clear()
-    monkeypatch.undo()
-    assert int8.greatest_weight() in (63, 127)
+    assert int8.greatest_weight.__wrapped__() == 63
 
 
 # The file -----------------------------------------------------------------------------------
@@ -147,14 +139,13 @@ def test_a_damaged_file_is_refused(state_dict, own, content):
 @pytest.mark.parametrize('times', [1 / 8, 256])
 def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
     """Off by more than rounding explains."""
-    write = int8.write
+    calibrate = int8.calibrate
 
-    def wrong_scale(steps, ranges, *rest):
-        if len(steps) > 4:  # not that which tries the processor
-            ranges = list(ranges)
-            ranges[5] = tuple(times * bound for bound in ranges[5])
-        return write(steps, ranges, *rest)
-    monkeypatch.setattr(int8, 'write', wrong_scale)
+    def wrong_scale(*given):
+        numbers = calibrate(*given)
+        numbers.ranges[4] = tuple(times * bound for bound in numbers.ranges[4])
+        return numbers
+    monkeypatch.setattr(int8, 'calibrate', wrong_scale)
     with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
         exact(state_dict, tmp_path).quantize(PICTURES, 'pictures')
     assert not list(tmp_path.glob('int8/*'))

@@ -128,9 +128,7 @@ def imports(file):
 def test_no_module_imports_itself_by_way_of_others():
     modules = {'.'.join(file.relative_to(ROOT).with_suffix('').parts): set(imported(file))
                for file in sources() if file.name != '__init__.py'}
-    # Two that are meant, within functions: what a processor can do is found out by trying what is
-    # made for it, and whoever loads weights need not know whose they are.
-    modules['depthclip_ros.core.device'].remove('depthclip_ros.core.resnet')
+    # One that is meant, within a function: whoever loads weights need not know whose they are.
     modules['depthclip_ros.core.weights'].remove('depthclip_ros.core.open_clip')
     while leaves := [name for name, needs in modules.items() if needs.isdisjoint(modules)]:
         for name in leaves:

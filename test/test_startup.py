@@ -167,7 +167,7 @@ def test_what_was_freed_goes_back_to_the_system():
     Of 200 blocks of 1 MiB each; a quarter is left for what else the process does.
     """
     code = """
-from depthclip_ros.core.device import release_freed_memory
+from depthclip_ros.core.engine import release_freed_memory
 from depthclip_ros.node.process import keep_freed_memory, memory_mb
 import torch
 keep_freed_memory()

@@ -313,7 +313,7 @@ def check_caches() -> Iterator[Check]:
         'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
         'found = {"folder": "", "fault": "", "damaged": "", "here": []}\n'
         'try:\n'
-        '    folder = weights.default_cache_dir()\n'
+        '    folder = weights.cache_folder()\n'
         '    found["folder"] = str(folder)\n'
         '    for name, release in weights.RELEASES.items():\n'
         '        path = weights.find(name, folder)\n'

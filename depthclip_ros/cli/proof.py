@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..core import engine
 from ..core.backbone import build_image_encoder
 from ..core.clip_package import import_clip
-from ..core.device import resolve_device, resolve_precision
 from ..core.weights import DEMO, load
 
 _SIZE = (480, 640)
@@ -31,14 +30,14 @@ def prove() -> list[dict[str, Any]]:
         at most, and the median `seconds` of an image.
 
     """
-    device = resolve_device('auto')
+    device = engine.resolve_device('auto')
     _, weights = load(DEMO, 'auto', Path(), lambda _: None)
     exact = build_image_encoder(weights, 'maskclip')
     exact.trunk = clips_own_trunk(weights)
     reference = engine.try_known_image(exact, _SIZE, torch.device('cpu'))
     found = []
     for precision in ('float32', 'float16' if device.type == 'cuda' else 'bfloat16'):
-        dtype = resolve_precision(precision, device, lambda _: None).dtype
+        dtype = engine.resolve_precision(precision, device, lambda _: None)[0]
         if dtype != getattr(torch, precision):
             continue
         encoder = build_image_encoder(weights, 'maskclip')

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..color import UNTRAINED
-from ..core.device import reason
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, reason
 from ..core.files import user_path
 from ..core.opencv import cv2
 from ..core.weights import UNTRAINED as RANDOM

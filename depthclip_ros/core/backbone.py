@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import (
     conv2d,
     interpolate,
+    linear,
     normalize,
     scaled_dot_product_attention,
 )
@@ -33,6 +34,8 @@ _HEAD_WIDTH = 64  # of all of CLIP's attentions
 class ImageEncoder(nn.Module):
     """A trunk in any number format, and a head in float32 that makes its map comparable to text.
 
+    The head is `normalize`, all there is to do for most trunks, unless a subclass says otherwise.
+
     Attributes:
         trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
         dtype: number format of the trunk's input.
@@ -42,7 +45,7 @@ class ImageEncoder(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, stride: int, pool: AttentionPool | None = None,
+        self, trunk: nn.Module, stride: int = RESNET_STRIDE, pool: AttentionPool | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -60,7 +63,7 @@ class ImageEncoder(nn.Module):
         return self.head(trunk), trunk
 
     def head(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w): unit vectors, all there is to do for most trunks."""
+        """(B, C', h, w) -> (B, C, h, w)."""
         return normalize(features, dim=1)
 
 
@@ -98,9 +101,10 @@ class AttentionPool(nn.Module):
         """Take the weights of an image encoder, by their names in it."""
         super().__init__()
         self.query, self.key, self.value, self.output = (
-            _linear(weights, f'attnpool.{name}_proj') for name in 'qkvc')
+            nn.ParameterList(weights[f'attnpool.{name}_proj.{part}'].detach().float()
+                             for part in ('weight', 'bias')) for name in 'qkvc')
         self.register_buffer('learned', weights['attnpool.positional_embedding'].float())
-        self.heads = self.query.in_features // _HEAD_WIDTH
+        self.heads = self.query[0].shape[1] // _HEAD_WIDTH
         self._positions = Positions()
 
     def whole(self, features: Tensor) -> Tensor:
@@ -112,19 +116,23 @@ class AttentionPool(nn.Module):
         """
         tokens = self._tokens(features)
         heads = (self.heads, -1)
-        query = self.query(tokens[:, 0]).unflatten(1, heads)
-        sought = torch.einsum('bhd,hdc->bhc', query, self.key.weight.view(*heads, tokens.shape[2]))
+        query = linear(tokens[:, 0], *self.query).view(len(tokens), *heads)
+        sought = torch.einsum('bhd,hdc->bhc', query, self.key[0].view(*heads, tokens.shape[2]))
         # The key's bias adds the same to every position, which softmax does not see.
         attention = (sought @ tokens.transpose(1, 2) * query.shape[2] ** -0.5).softmax(dim=2)
         mixed = torch.einsum(
-            'bhc,hdc->bhd', attention @ tokens, self.value.weight.view(*heads, tokens.shape[2]))
-        pooled: Tensor = self.output(mixed.flatten(1) + self.value.bias)
-        return pooled
+            'bhc,hdc->bhd', attention @ tokens, self.value[0].view(*heads, tokens.shape[2]))
+        return linear(mixed.flatten(1) + self.value[1], *self.output)
 
     def dense(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): the same with every position as the query."""
         tokens = self._tokens(features)
-        answers = self._ask(tokens[:, 1:], tokens).transpose(1, 2)
+        query, key, value = (
+            linear(x, *projection).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for projection, x in (
+                (self.query, tokens[:, 1:]), (self.key, tokens), (self.value, tokens)))
+        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        answers = linear(mixed, *self.output).transpose(1, 2)
         return answers.reshape(*answers.shape[:2], *features.shape[2:])
 
     def _tokens(self, features: Tensor) -> Tensor:
@@ -132,15 +140,6 @@ class AttentionPool(nn.Module):
         x = features.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x + self._positions.resized(self.learned, *features.shape[2:])
-
-    def _ask(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(B, Q, C') and (B, T, C') -> (B, Q, C)."""
-        query, key, value = (
-            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for project, x in (
-                (self.query, queries), (self.key, tokens), (self.value, tokens)))
-        mixed = scaled_dot_product_attention(query, key, value)
-        answers: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return answers
 
 
 class ReferenceFeatures(ImageEncoder):
@@ -158,14 +157,13 @@ class ReferenceFeatures(ImageEncoder):
             raise ConfigError(
                 f'features: reference keeps every n-th of {channels} channels, which does not '
                 f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
-        super().__init__(trunk, RESNET_STRIDE)
+        super().__init__(trunk)
         self.channel_step = channels // shape.embed_dim
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): every n-th channel of the unit vectors."""
         features = features / features.norm(dim=1, keepdim=True)
-        subset: Tensor = features[:, ::self.channel_step]
-        return subset
+        return features[:, ::self.channel_step]
 
 
 class MaskClipFeatures(ImageEncoder):
@@ -180,10 +178,9 @@ class MaskClipFeatures(ImageEncoder):
 
     def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
         """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
-        output, value = pool.output, pool.value
-        super().__init__(trunk, RESNET_STRIDE)
-        self.register_buffer('projection', (output.weight @ value.weight)[:, :, None, None])
-        self.register_buffer('offset', output.weight @ value.bias + output.bias)
+        super().__init__(trunk)
+        self.register_buffer('projection', (pool.output[0] @ pool.value[0])[:, :, None, None])
+        self.register_buffer('offset', pool.output[0] @ pool.value[1] + pool.output[1])
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
@@ -197,7 +194,7 @@ class AttentionPoolFeatures(ImageEncoder):
 
     def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
         """Take over the convolutional part and the pool."""
-        super().__init__(trunk, RESNET_STRIDE, pool)
+        super().__init__(trunk, pool=pool)
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
@@ -221,10 +218,6 @@ class PatchTransformer(nn.Module):
         """(B, 1 + N, C), the class token first, -> (B, N, C): what is said of the patches."""
         raise NotImplementedError
 
-    def positional_embedding(self, height: int, width: int) -> Tensor:
-        """(1 + height x width, C): the class token's and those of a grid of that size."""
-        return self._positions.resized(self.vit.positional_embedding, height, width)
-
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
         vit = self.vit
@@ -232,7 +225,8 @@ class PatchTransformer(nn.Module):
         height, width = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
         classes = vit.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([classes, x], dim=1) + self.positional_embedding(height, width).to(x)
+        positions = self._positions.resized(vit.positional_embedding, height, width)
+        x = torch.cat([classes, x], dim=1) + positions.to(x)
         features: Tensor = vit.ln_post(self.tokens(vit.ln_pre(x))) @ vit.proj
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
@@ -253,14 +247,13 @@ class DenseVit(PatchTransformer):
 
     def tokens(self, x: Tensor) -> Tensor:
         """See `PatchTransformer`; CLIP's blocks want the positions first."""
-        x = self.blocks(x.transpose(0, 1)).transpose(0, 1)
+        x = self.blocks(x.transpose(0, 1))
         if self.mixing:
-            mixed: Tensor = self.last(x.transpose(0, 1)).transpose(0, 1)
+            mixed: Tensor = self.last(x).transpose(0, 1)
             return mixed[:, 1:]
         attention = self.last.attn
-        value_weight = attention.in_proj_weight.chunk(3)[2]
-        value_bias = attention.in_proj_bias.chunk(3)[2]
-        values = nn.functional.linear(self.last.ln_1(x[:, 1:]), value_weight, value_bias)
+        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+        values = linear(self.last.ln_1(x.transpose(0, 1)[:, 1:]), weight, bias)
         projected: Tensor = attention.out_proj(values)
         return projected
 
@@ -288,7 +281,7 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
         if shape.patch is None:
             encoder = _resnet(resnet_weights(state_dict), shape, features)
         elif isinstance(state_dict, OpenClipWeights):
-            encoder = state_dict.image_encoder(state_dict.visual())
+            encoder = state_dict.image_encoder()
         else:
             encoder = ImageEncoder(
                 DenseVit(_vision_transformer(state_dict, shape), mixing=features == 'attnpool'),
@@ -300,9 +293,8 @@ def _resnet(weights: Mapping[str, Tensor], shape: Architecture, features: str) -
     trunk = FoldedResNet(weights)
     if features == 'reference':
         return ReferenceFeatures(trunk, shape)
-    if features == 'maskclip':
-        return MaskClipFeatures(trunk, AttentionPool(weights))
-    return AttentionPoolFeatures(trunk, AttentionPool(weights))
+    pool = AttentionPool(weights)
+    return (MaskClipFeatures if features == 'maskclip' else AttentionPoolFeatures)(trunk, pool)
 
 
 def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
@@ -317,8 +309,7 @@ def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
         raise ConfigError("scenes: need a ResNet's attention pool, which a vision transformer has "
                           "not; use a ResNet, or scenes: [''].")
     with fitting_weights():
-        pool = AttentionPool(resnet_weights(state_dict))
-    return pool.eval().requires_grad_(False)
+        return AttentionPool(resnet_weights(state_dict)).eval().requires_grad_(False)
 
 
 def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -327,21 +318,12 @@ def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     OpenAI's rounds those of convolutions and of the attention pool's projections to half
     precision, open_clip's does not.
     """
-    if isinstance(state_dict, OpenClipWeights):
-        return dict(state_dict.visual().state_dict())
     own = {key.removeprefix('visual.'): value.detach() for key, value in state_dict.items()
            if key.startswith('visual.')}
+    if isinstance(state_dict, OpenClipWeights):
+        return own
     return {name: value.half() if value.dim() == 4 or '_proj.' in name else value
             for name, value in own.items()}
-
-
-def _linear(weights: Mapping[str, Tensor], name: str) -> nn.Linear:
-    """A projection in float32."""
-    weight, bias = (weights[f'{name}.{part}'].detach().float() for part in ('weight', 'bias'))
-    linear = nn.Linear(1, 1)
-    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
-    linear.out_features, linear.in_features = weight.shape
-    return linear
 
 
 def _vision_transformer(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:

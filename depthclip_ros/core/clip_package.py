@@ -1,35 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of OpenAI's `clip` package that are needed: the networks and the tokenizer.
+"""The two files of OpenAI's `clip` package that are needed: the networks and the tokenizer.
 
-The package around them imports torchvision, and its release on PyPI `pkg_resources.packaging`,
-which current setuptools has no longer; OpenAI's main branch imports `packaging`. Neither is
-imported here.
+The package around them imports torchvision, and with it sympy and torch's compiler: two seconds
+and 200 MiB. And its release on PyPI imports `pkg_resources.packaging`, which current setuptools
+has no longer, OpenAI's main branch `packaging`. So these files are run alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from .errors import WeightsError
 
-if TYPE_CHECKING:
-    from importlib.abc import Loader
-    from importlib.machinery import ModuleSpec
-
-INSTALL_HINT = "install OpenAI's package: pip install openai-clip"
-VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
+_HINT = "install OpenAI's package: pip install openai-clip"
+_VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
 
 
 class ClipPackage:
-    """The parts of OpenAI's package, each imported when it is first used."""
+    """The parts of OpenAI's package, each run when it is first used.
+
+    Raises:
+        WeightsError: at their first use, if they cannot be run.
+
+    """
 
     def __init__(self, folder: Path) -> None:
         """Take the folder of the package."""
@@ -37,36 +37,22 @@ class ClipPackage:
 
     @cached_property
     def model(self) -> Any:
-        """`clip.model` without the package around it.
-
-        The package imports torchvision, and with it sympy and torch's compiler: two seconds and
-        200 MiB that the networks do not need, and in which no other thread gets on.
-
-        Raises:
-            WeightsError: it cannot be imported.
-
-        """
-        return self._import('model')
+        """`clip.model`."""
+        return self._run('model')
 
     @cached_property
     def tokenizer(self) -> Any:
-        """`clip.simple_tokenizer.SimpleTokenizer`, without the package around it.
-
-        Raises:
-            WeightsError: it cannot be imported.
-
-        """
-        return self._import('simple_tokenizer').SimpleTokenizer(str(self.folder / VOCABULARY))
+        """`clip.simple_tokenizer.SimpleTokenizer`."""
+        return self._run('simple_tokenizer').SimpleTokenizer(str(self.folder / _VOCABULARY))
 
     def tokenize(self, texts: list[str], context_length: int = 77) -> Any:
         """Tokens of sentences: (N, context_length) integers, as `clip.tokenize` gives them.
 
         Raises:
             RuntimeError: a sentence is too long.
-            WeightsError: the tokenizer cannot be imported.
 
         """
-        import torch  # the doctor looks at this package without it
+        import torch
         first, last = (self.tokenizer.encoder[f'<|{name}oftext|>'] for name in ('start', 'end'))
         rows = torch.zeros(len(texts), context_length, dtype=torch.int)
         for row, text in zip(rows, texts, strict=True):
@@ -76,15 +62,15 @@ class ClipPackage:
             row[:len(tokens)] = torch.tensor(tokens)
         return rows
 
-    def _import(self, name: str) -> Any:
-        """Import a single file of the package, under a name of our own."""
-        own_name = f'{__package__}.openai_clip_{name}'
-        with _import_errors():
-            spec = cast('ModuleSpec', importlib.util.spec_from_file_location(
-                own_name, self.folder / f'{name}.py'))
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[own_name] = module  # what looks classes up by their module finds them
-            cast('Loader', spec.loader).exec_module(module)
+    def _run(self, name: str) -> Any:
+        spec: Any = importlib.util.spec_from_file_location(
+            f'clip.{name}', self.folder / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise WeightsError(f"the Python package 'clip' cannot be imported ({error}); {_HINT}."
+                               ) from error
         return module
 
 
@@ -98,20 +84,25 @@ def import_clip() -> ClipPackage:
     """
     spec = importlib.util.find_spec('clip')
     if spec is None:
-        raise WeightsError(
-            f"the Python package 'clip' is missing (in {sys.prefix}); {INSTALL_HINT}.")
+        raise WeightsError(f"the Python package 'clip' is missing (in {sys.prefix}); {_HINT}.")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     for folder in folders:
-        if (folder / 'model.py').is_file() and (folder / VOCABULARY).is_file():
+        if (folder / 'model.py').is_file() and (folder / _VOCABULARY).is_file():
             return ClipPackage(folder)
     where = spec.origin or ', '.join(map(str, folders))
-    raise WeightsError(f"the package 'clip' at {where} has no {VOCABULARY}, so it is not "
-                       f"OpenAI's; remove it (pip uninstall clip), then {INSTALL_HINT}.")
+    raise WeightsError(f"the package 'clip' at {where} has no {_VOCABULARY}, so it is not "
+                       f"OpenAI's; remove it (pip uninstall clip), then {_HINT}.")
+
+
+@cache
+def tokenizer_digest() -> str:
+    """SHA-256 of the tokenizer's vocabulary."""
+    return hashlib.sha256((import_clip().folder / _VOCABULARY).read_bytes()).hexdigest()
 
 
 @contextmanager
 def fitting_weights() -> Iterator[None]:
-    """Say so where a network of OpenAI's cannot be built from weights.
+    """Say so where a network cannot be built from weights.
 
     Raises:
         WeightsError: it cannot.
@@ -124,24 +115,3 @@ def fitting_weights() -> Iterator[None]:
         raise WeightsError(
             'the weights do not fit their own architecture: '
             f'{" ".join(str(error).split())[:300]}. Give other weights.') from error
-
-
-@contextmanager
-def _import_errors() -> Iterator[None]:
-    """Say what to do where a part of the package cannot be imported."""
-    try:
-        yield
-    except ImportError as error:
-        raise WeightsError(
-            f"the Python package 'clip' cannot be imported ({error}); {INSTALL_HINT}.") from error
-
-
-@cache
-def tokenizer_digest() -> str:
-    """SHA-256 of the tokenizer's vocabulary, found without importing the package (or torch).
-
-    Raises:
-        WeightsError: as `import_clip`.
-
-    """
-    return hashlib.sha256((import_clip().folder / VOCABULARY).read_bytes()).hexdigest()

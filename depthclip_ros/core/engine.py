@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the trunk of an image encoder runs: always what is fastest here, with the same features.
+"""Which processor, which number format on it, and how the trunk of an image encoder runs there.
 
-    oneDNN graph    a ResNet in bfloat16 on a CPU with AMX: all convolutions through oneDNN's graph
-                    compiler (`onednn_graph`), 10 to 13 % faster there
+    oneDNN graph    a ResNet in bfloat16 on a CPU with AMX: 10 to 13 % faster there
     oneDNN          a ResNet on a CPU: oneDNN's fused convolutions (`resnet`, `winograd`)
-    CUDA graph      everything on a GPU, in plain operations of torch (`cuda_graph`)
+    CUDA graph      everything on a GPU, in plain operations of torch
     torch           the same without the graph; a vision transformer on a CPU
     ONNX Runtime    a ResNet in 8 bits on a CPU, from a file (`int8`)
 
@@ -15,30 +14,176 @@ tests, and on one's own processor by `depthclip doctor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import ctypes
+import functools
+import logging
+import platform
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder
-from .cuda_graph import GraphedTrunk
-from .device import cpu_has_amx, reason
-from .errors import EngineError, WeightsError
-from .onednn_graph import GraphedResNet
-from .resnet import FoldedResNet
-
-if TYPE_CHECKING:
-    from .weights import Log
+from .errors import ConfigError, DeviceError, EngineError, WeightsError, reason
+from .resnet import Convolution, FoldedResNet, OneDnnConvolution, fused
 
 # Largest ||features - reference|| / ||reference|| that passes for rounding, for `doctor` and the
 # tests. Measured: 1e-6 in float32, 0.001 in float16, 0.006 in bfloat16.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+_LOGGER = logging.getLogger(__name__)
+_JIT: Any = torch.jit
+# What torch itself chose, while it is overridden.
+_own_threads: int | None = None
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda or cuda:N into a device that exists.
+
+    Raises:
+        DeviceError: a GPU is asked for and not there; nothing falls back in silence.
+
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == 'auto':
+        return torch.device('cuda:0' if count else 'cpu')
+    if name == 'cpu':
+        return torch.device('cpu')
+    if name != 'cuda' and not (name.startswith('cuda:') and name[5:].isdigit()):
+        raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
+    if not count:
+        why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
+               else f'torch {torch.__version__} sees no GPU; check the driver with nvidia-smi')
+        raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
+    index = int(name[5:]) if ':' in name else 0
+    if index >= count:
+        raise DeviceError(f"device: '{name}', but there are {count} GPUs, cuda:0 to "
+                          f'cuda:{count - 1}.')
+    return torch.device(f'cuda:{index}')
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Let a GPU be the current one meanwhile, so that nothing is allocated on another."""
+    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
+
+
+def use_exact_float32() -> None:
+    """Let this process's GPUs multiply float32 without TF32, which rounds factors to 10 bits."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    # Since 2.9 there are two interfaces; once the user has taken the new one, the old one raises.
+    if hasattr(cudnn, 'conv') and hasattr(matmul, 'fp32_precision'):
+        cudnn.conv.fp32_precision = matmul.fp32_precision = 'ieee'
+    else:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.benchmark = True
+
+
+def use_threads(count: int) -> None:
+    """Let torch use so many CPU threads, in the whole process; 0: as many as it chose itself."""
+    global _own_threads  # noqa: PLW0603 (torch has it for the process, too)
+    if count and _own_threads is None:
+        _own_threads = torch.get_num_threads()
+    wanted = count or _own_threads
+    if wanted:
+        torch.set_num_threads(wanted)
+    if not count:
+        _own_threads = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what must have the same bits whatever the number of threads; not beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def release_freed_memory() -> None:
+    """Give what this process has freed back to the system: after loading it is 450 MB.
+
+    glibc keeps free memory below what is still in use. Elsewhere this does nothing.
+    """
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(0)
+
+
+def resolve_precision(
+    name: str, device: torch.device, log: Callable[[str], None] = _LOGGER.info,
+) -> tuple[torch.dtype, str]:
+    """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
+
+    A CPU without instructions for bfloat16 runs float32 in its place: what was asked for is speed
+    at the price of exactness, and it would cost both, 8 to 21 times the time. That depends on the
+    processor alone, so that the numbers of a machine stay the same.
+
+    Args:
+        name: auto, float32, float16, bfloat16 or int8.
+        device: where it will run.
+        log: warned of a format that is not taken.
+
+    Returns:
+        The format, and why it is another one than was asked for; else ''.
+
+    Raises:
+        ConfigError: float16 on a CPU, which has no arithmetic for it, or int8 on a GPU.
+
+    """
+    if name == 'auto':
+        name = 'float16' if device.type == 'cuda' else 'float32'
+    if name == 'float16' and device.type == 'cpu':
+        raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
+    if name == 'int8' and device.type != 'cpu':
+        raise ConfigError(f'precision: int8 is for a CPU, and the device is {device}; use float16 '
+                          'there, or device: cpu.')
+    if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
+        why = 'this processor has no arithmetic for it (such as AVX-512 BF16 or AMX)'
+        log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster '
+            'here, and more exact.')
+        return torch.float32, f'instead of bfloat16: {why}'
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype, ''
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; `depthclip doctor` tells their worth.
+
+    On x86-64 oneDNN would do it without them, slowly; elsewhere it refuses.
+    """
+    check = '_is_avx512_bf16_supported'
+    if platform.machine().lower() in ('x86_64', 'amd64') and hasattr(torch.cpu, check):
+        return cpu_has_amx() or bool(getattr(torch.cpu, check)())
+    return can_fuse(torch.bfloat16)
+
+
+def cpu_has_amx() -> bool:
+    """Whether this processor multiplies matrices of bfloat16; False where torch cannot tell."""
+    return bool(getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)())
+
+
+@functools.cache
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused convolutions are here in a number format: by trying one."""
+    try:
+        weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
+        convolution = OneDnnConvolution(Convolution(weight, weight[0, :, 0, 0]), (4, 4))
+        images = torch.zeros(1, 8, 4, 4, dtype=dtype).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            convolution.add_relu(convolution.relu(images), images)
+    except (RuntimeError, AttributeError):
+        return False
+    return True
 
 
 def install(
     encoder: ImageEncoder, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-    log: Log, source: str = 'the state dict', images: int = 1,
+    log: Callable[[str], None], source: str = 'the state dict', images: int = 1,
 ) -> str:
     """Let an encoder's trunk run as fast as it can, on a device and in a number format.
 
@@ -63,41 +208,41 @@ def install(
     """
     encoder.to(device)
     encoder.dtype = dtype
-    ways = _ways(encoder.trunk, dtype, device, size)
-    while ways:
-        name, build = ways.pop(0)
-        try:
-            encoder.trunk = build()
-            features = try_known_image(encoder, size, device, images)
-        except Exception as error:
-            if not ways:
-                raise EngineError(f'the network does not run on {device} in {str(dtype)[6:]} '
-                                  f'({reason(error)}).') from error
-            log(f'WARNING: {name} does not run the network in {str(dtype)[6:]} here '
-                f'({reason(error)}); going on with {ways[0][0]}, which is slower.')
-        else:
-            break
-    check_finite(features, dtype, source)
-    return name
-
-
-def _ways(
-    trunk: nn.Module, dtype: torch.dtype, device: torch.device, size: tuple[int, int],
-) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Names and builders of what can run a trunk in a number format, the fastest first."""
-    trunk = trunk.to(device, dtype)
-    for module in trunk.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.float()  # CLIP's own gives it float32 in every precision
+    trunk = encoder.trunk.to(device, dtype)
+    if dtype != torch.float32:
+        _keep_norms_exact(trunk, dtype)
     ways: list[tuple[str, Callable[[], nn.Module]]] = [('torch', lambda: trunk)]
     if device.type == 'cuda':
         ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk)))
     elif isinstance(trunk, FoldedResNet):
-        network = trunk
-        ways.insert(0, ('oneDNN', lambda: network.fused(size)))
-        if dtype == torch.bfloat16 and cpu_has_amx():
-            ways.insert(0, ('oneDNN graph', lambda: GraphedResNet(network)))
-    return ways
+        # More images at once push each other's maps out of the caches: 2 to 7 % slower. But with
+        # AMX the calls' fixed cost counts, and a pair is 7 to 9 % faster.
+        fast = dtype == torch.bfloat16 and cpu_has_amx()
+        ways.insert(0, ('oneDNN', lambda: InParts(fused(trunk, size), 1 + fast)))
+        if fast:
+            ways.insert(0, ('oneDNN graph', lambda: InParts(GraphedResNet(trunk), 2)))
+    for i, (name, build) in enumerate(ways):
+        try:
+            encoder.trunk = build()
+            features = try_known_image(encoder, size, device, images)
+            break
+        except Exception as error:
+            if i + 1 == len(ways):
+                raise EngineError(f'the network does not run on {device} in {str(dtype)[6:]} '
+                                  f'({reason(error)}).') from error
+            log(f'WARNING: {name} does not run the network in {str(dtype)[6:]} here '
+                f'({reason(error)}); going on with {ways[i + 1][0]}, which is slower.')
+    check_finite(features, dtype, source)
+    return name
+
+
+def _keep_norms_exact(trunk: nn.Module, dtype: torch.dtype) -> None:
+    """Let layer norms compute in float32, whatever comes, as OpenAI's own do."""
+    for module in trunk.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
+            module.register_forward_hook(lambda _, __, y: y.to(dtype))
 
 
 def try_known_image(
@@ -140,3 +285,96 @@ def difference(features: Tensor, reference: Tensor) -> float:
     """How far features are from the reference's, as a part of their length."""
     features, reference = features.cpu().float(), reference.cpu().float()
     return float((features - reference).norm() / reference.norm().clamp_min(1e-12))
+
+
+class InParts(nn.Module):
+    """A trunk that takes a batch so many images at a time."""
+
+    def __init__(self, trunk: nn.Module, count: int) -> None:
+        super().__init__()
+        self.trunk, self.count = trunk, count
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride)."""
+        return torch.cat([self.trunk(part) for part in torch.split(images, self.count)])
+
+
+class GraphedTrunk(nn.Module):
+    """A trunk on a GPU, captured as a CUDA graph for every shape of batch that comes.
+
+    It is launched as a whole, not one operation after the other:
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+
+    def __init__(self, trunk: nn.Module, cuda: Any = torch.cuda) -> None:
+        """Take over a trunk on a GPU; tests give something that stands in for `torch.cuda`."""
+        super().__init__()
+        self._trunk, self._cuda = trunk, cuda
+        self._graphs: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
+        self._busy = threading.Lock()  # a graph's input and output are at fixed places
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride), in memory of the caller's own."""
+        with self._busy:
+            if images.shape not in self._graphs:
+                self._graphs[images.shape] = self._capture(images)
+            graph, given, found = self._graphs[images.shape]
+            given.copy_(images)
+            graph.replay()
+            return found.clone()
+
+    def _capture(self, images: Tensor) -> tuple[Any, Tensor, Tensor]:
+        cuda, given = self._cuda, images.clone()
+        stream = cuda.Stream()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):
+            for _ in range(3):  # libraries choose their algorithms and allocate
+                self._trunk(given)
+        cuda.current_stream().wait_stream(stream)
+        graph = cuda.CUDAGraph()
+        # Other threads may ask CUDA for something meanwhile, such as its memory's size.
+        with cuda.graph(graph, capture_error_mode='thread_local'):
+            found: Tensor = self._trunk(given)
+        return graph, given, found
+
+
+class GraphedResNet(nn.Module):
+    """A `FoldedResNet` on a CPU through oneDNN's graph compiler, prepared once per shape.
+
+    PyTorch's operators describe every convolution to oneDNN anew in every call; that takes 40 to
+    60 us, and 55 calls an image. Where AMX does the rest in 40 ms, it counts. TorchScript is the
+    only way from PyTorch to that compiler. It is deprecated; where it is gone, `install` goes on
+    with the operators.
+    """
+
+    _switch = threading.Lock()  # the fusion is switched on and off for the whole process
+
+    def __init__(self, network: nn.Module) -> None:
+        """Take over a network that is not fused, in its number format."""
+        super().__init__()
+        self._network = network.eval()
+        self._compiled: dict[torch.Size, Any] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if images.shape not in self._compiled:
+            with self._switch:
+                self._compiled[images.shape] = self._compile(images)
+        features: Tensor = self._compiled[images.shape](images)
+        return features
+
+    def _compile(self, images: Tensor) -> Any:
+        before = torch._C._jit_llga_enabled()  # noqa: SLF001
+        _JIT.enable_onednn_fusion(True)
+        try:
+            with torch.inference_mode(), warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # that TorchScript is deprecated
+                compiled = _JIT.freeze(_JIT.trace(self._network, images, check_trace=False))
+                for _ in range(2):  # it looks at the first run, and compiles in the second
+                    compiled(images)
+        finally:
+            _JIT.enable_onednn_fusion(before)
+        if 'oneDNNFusionGroup' not in str(_JIT.last_executed_optimized_graph()):
+            raise RuntimeError('TorchScript made no oneDNN graph of the network')
+        return compiled

@@ -23,6 +23,11 @@ def quoted(value: object, limit: int = 80) -> str:
     return f'{text[:limit - 1]}… ({length} {unit})'
 
 
+def reason(error: Exception) -> str:
+    """What went wrong in other people's code, in one line."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+
+
 class DepthClipError(Exception):
     """Base of every error this package raises on purpose."""
 

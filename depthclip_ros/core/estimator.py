@@ -30,7 +30,7 @@ from .backbone import (
 from .calibration import Calibration, Correct, Correction
 from .camera import CameraModel, focal_ratio
 from .config import DepthConfig, Size
-from .device import (
+from .engine import (
     current,
     release_freed_memory,
     resolve_device,

@@ -9,11 +9,11 @@ is that position. open_clip itself (optional) is imported only for such a backbo
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from . import files
 from .backbone import ImageEncoder, PatchTransformer
-from .clip_package import fitting_weights
-from .device import reason
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, quoted, reason
 from .weights import (
     OPEN_CLIP,
     UNTRAINED,
@@ -33,29 +31,14 @@ from .weights import (
     OpenClipWeights,
     TextEncoder,
     WeightsInfo,
-    check_tensors,
-    read_file,
-    state_dict_digest,
+    file_digest,
+    user_file,
 )
 
 # Sequences that go through an attention at once: a GPU's kernels have room for 65535.
 MOST_ALONE = 32768
 # Vision towers of timm's whose last attention or head can look at one position alone.
 _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
-
-
-class _Weights(OpenClipWeights):
-    def architecture(self) -> Architecture:
-        return architecture(self)
-
-    def visual(self) -> Any:
-        return build_model(self).visual
-
-    def image_encoder(self, visual: Any) -> ImageEncoder:
-        return build_image_encoder(self, visual)
-
-    def text_encoder(self) -> TextEncoder:
-        return text_encoder(self)
 
 
 def require(backbone: str) -> Any:
@@ -69,9 +52,8 @@ def require(backbone: str) -> Any:
         return importlib.import_module('open_clip')
     except Exception as error:  # other people's code raises anything
         raise WeightsError(
-            f'backbone: {quoted(backbone)} needs open_clip ({reason(error)}): '
-            'pip install open_clip_torch; or use one '
-            "of OpenAI's models, such as RN50.") from error
+            f'backbone: {quoted(backbone)} needs open_clip ({reason(error)}): pip install '
+            "open_clip_torch; or use one of OpenAI's models, such as RN50.") from error
 
 
 def load(
@@ -79,61 +61,66 @@ def load(
 ) -> tuple[WeightsInfo, OpenClipWeights]:
     """Load weights of one of open_clip's models; see `depthclip_ros.core.weights.load`.
 
-    The digest is one of the architecture's name and of the file or the tensors, since the same
-    tensors can be another model (QuickGELU).
+    The digest is one of the architecture's name and of the file, since the same tensors can be
+    another model (QuickGELU).
 
     Args:
-        weights: file (.safetensors or state dict), 'untrained', a state
-            dict, or '' for the weights that the tag names.
+        weights: file (.safetensors or state dict), 'untrained', or '' for the weights that the
+            tag names; of a state dict in memory, only one that this has given.
         backbone: open_clip:ARCHITECTURE or open_clip:ARCHITECTURE/TAG.
         log: told what happens, in sentences.
         offline: forbid a download.
 
     Raises:
-        WeightsError: open_clip is missing; weights are missing, corrupt, or not finite.
+        WeightsError: open_clip is missing; weights are missing, corrupt, or of another shape.
         ConfigError: there is no such architecture or tag, or it has no dense features.
 
     """
     open_clip = require(backbone)
     model, _, tag = backbone.removeprefix(OPEN_CLIP).partition('/')
-    released = _check_name(open_clip, model, tag)
+    released = _released(open_clip, model, tag)
     mean, deviation = normalization = _normalization(open_clip, model, tag)
-    if isinstance(weights, Mapping):
-        check_tensors(weights, 'the state dict')
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-        name, source, digest = 'state dict', 'given in memory', state_dict_digest(tensors)
-    elif str(weights) == UNTRAINED:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            tensors = dict(_network(model).state_dict())
-        name, source = f'{UNTRAINED} {OPEN_CLIP}{model}', 'random numbers (seed 0)'
-        digest = f'seed 0 torch {torch.__version__} open_clip {open_clip.__version__}'
-    else:
-        path = files.user_path(weights).absolute() if str(weights) else \
-            _tagged(open_clip, backbone, released, log, offline=offline)
-        name, source = path.name if str(weights) else backbone, str(path)
-        digest, tensors = read_file(path)
     log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
         f'{deviation}; `normalization` is for the models of OpenAI.')
+    if isinstance(weights, Mapping):
+        raise WeightsError(f'{backbone}: weights cannot be a state dict in memory; save it with '
+                           'torch.save(model.state_dict(), PATH), and give weights: PATH.')
+    if str(weights) == UNTRAINED:
+        name, source = f'{UNTRAINED} {OPEN_CLIP}{model}', 'random numbers (seed 0)'
+        digest, path = f'seed 0 torch {torch.__version__} open_clip {open_clip.__version__}', None
+    else:
+        path = user_file(weights) if str(weights) else \
+            _tagged(open_clip, backbone, released, log, offline=offline)
+        name, source = path.name if str(weights) else backbone, str(path)
+        digest = file_digest(path)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = open_clip.create_model(
+                model, None if path is None else str(path), load_weights=path is not None,
+                weights_only=True).eval().requires_grad_(False)
+    except Exception as error:  # what files, open_clip, timm and torch raise
+        raise WeightsError(
+            f'{backbone}: open_clip {open_clip.__version__} cannot make it of {source} '
+            f'({reason(error)}). Give its own weights, as a state dict or .safetensors.'
+        ) from error
     digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
-    return (WeightsInfo(name, source, digest, trained=str(weights) != UNTRAINED),
-            _Weights(tensors, model, normalization))
+    return (WeightsInfo(name, source, digest, trained=path is not None),
+            _Weights(network, model, _architecture(open_clip.get_model_config(model)),
+                     normalization))
 
 
-def _check_name(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
+def _released(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
     """Settings of the tag, {} for none; refuse what is unknown or has no dense features."""
-    known = open_clip.list_models()
-    if model not in known:
-        near = difflib.get_close_matches(model, known, 5, 0.4)
+    if model not in open_clip.list_models():
         raise ConfigError(
             f'backbone: open_clip {open_clip.__version__} has no architecture {quoted(model)}; '
-            f'{"near it are: " + ", ".join(near) if near else "see open_clip.list_models()"}.')
+            'see open_clip.list_models() or docs/backbones.md.')
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and not open_clip.is_pretrained_cfg(model, tag):
-        near = difflib.get_close_matches(tag, tags, 5, 0.0)
         raise ConfigError(
             f"backbone: open_clip's {model} has no weights with the tag {quoted(tag)}; it has "
-            f'{"these: " + ", ".join(near) if near else "none: give a file as weights"}.')
+            f'{"these: " + ", ".join(tags) if tags else "none: give a file as weights"}.')
     config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
     if 'multimodal_cfg' in config:
         raise _refusal(model, 'its image embedding is mixed from many learned queries, for which '
@@ -179,24 +166,14 @@ def _tagged(
     if not released:
         raise WeightsError(f'backbone: {quoted(backbone)} names an architecture and no weights; '
                            'give it as open_clip:ARCHITECTURE/TAG, or a file as weights.')
-    if offline:
-        found = _cached(released)
-        if found is None:
+    if not offline:
+        log(f'{backbone}: open_clip looks for its weights, and downloads them once.')
+        try:
+            return Path(open_clip.download_pretrained(released))
+        except Exception as error:  # networks, disks, and two libraries' own
             raise WeightsError(
-                f"{backbone}: not in open_clip's cache, and offline is set. Start once while "
-                'there is a network, or give the file as weights: PATH.')
-        return found
-    log(f'{backbone}: open_clip looks for its weights, and downloads them once.')
-    try:
-        return Path(open_clip.download_pretrained(released))
-    except Exception as error:  # networks, disks, and two libraries' own
-        raise WeightsError(
-            f'{backbone}: the weights cannot be downloaded ({reason(error)}). Start once while '
-            'there is a network, or give the file as weights: PATH.') from error
-
-
-def _cached(released: Mapping[str, Any]) -> Path | None:
-    """Where open_clip has put these weights before."""
+                f'{backbone}: the weights cannot be downloaded ({reason(error)}). Start once '
+                'while there is a network, or give the file as weights: PATH.') from error
     from huggingface_hub import try_to_load_from_cache  # comes with open_clip
     repository, file = os.path.split(released.get('hf_hub') or '')
     names = (f'{file[:-4]}.safetensors', file) if file else (
@@ -204,132 +181,71 @@ def _cached(released: Mapping[str, Any]) -> Path | None:
     found = [try_to_load_from_cache(repository, name) for name in names] if repository else []
     if released.get('url'):
         found.append(str(files.user_path('~/.cache/clip') / Path(released['url']).name))
-    return next((Path(path) for path in found
-                 if isinstance(path, str) and Path(path).is_file()), None)
+    for path in found:
+        if isinstance(path, str) and Path(path).is_file():
+            return Path(path)
+    raise WeightsError(f"{backbone}: not in open_clip's cache, and offline is set. Start once "
+                       'while there is a network, or give the file as weights: PATH.')
 
 
-def architecture(weights: OpenClipWeights) -> Architecture:
-    """Architecture of an open_clip model; of timm's towers, width and patch are not known (0)."""
-    config = require(OPEN_CLIP + weights.model).get_model_config(weights.model)
+def _architecture(config: Mapping[str, Any]) -> Architecture:
     vision, text = config['vision_cfg'], config['text_cfg']
     layers = vision.get('layers', 0)
     is_resnet = isinstance(layers, list)
     return Architecture(
         config['embed_dim'], vision.get('image_size', 224),
         tuple(layers) if is_resnet else layers, vision.get('width', 0),
-        None if is_resnet else vision.get('patch_size', 0), text.get('context_length', 77),
-        text.get('vocab_size', 49408), text.get('width', 512), text.get('layers', 12))
+        None if is_resnet else vision.get('patch_size', 0), text.get('width', 512),
+        text.get('context_length', 77), text.get('vocab_size', 49408), text.get('layers', 12))
 
 
-def _network(model: str) -> Any:
-    """Network of an architecture, in float32, on the CPU."""
-    open_clip = require(OPEN_CLIP + model)
-    config = open_clip.get_model_config(model)
-    custom = config.pop('custom_text', False)
-    try:
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config).eval()
-    except Exception as error:
-        raise WeightsError(f'backbone: open_clip {open_clip.__version__} cannot build {model} '
-                           f'here ({reason(error)}).') from error
+class _Weights(OpenClipWeights):
+    def image_encoder(self) -> ImageEncoder:
+        """Dense encoder of a vision tower that is not a ResNet of CLIP's.
 
+        Raises:
+            ConfigError: this architecture has no such features.
 
-def build_model(weights: OpenClipWeights) -> Any:
-    """The whole model, with its weights, in float32, on the CPU.
+        """
+        visual = deepcopy(self.network.visual)
+        if hasattr(visual, 'trunk'):
+            kind = type(visual.trunk).__name__
+            if kind not in _KNOWN_TRUNKS:
+                raise _refusal(self.model, f'what {kind} does at its end is not known here')
+            trunk = DenseTimm(visual)
+            return ImageEncoder(trunk, trunk.stride)
+        if visual.attn_pool is not None:
+            raise _refusal(self.model, 'its image embedding is mixed from learned queries')
+        return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
 
-    Raises:
-        WeightsError: the weights do not fit the architecture.
+    def text_encoder(self) -> TextEncoder:
+        """Tokenizer, text encoder, and how many tokens a sentence may have.
 
-    """
-    model = _network(weights.model)
-    tensors = {name.removeprefix('module.'): tensor for name, tensor in weights.items()}
-    with fitting_weights():
-        tensors = importlib.import_module('open_clip.convert').convert_state_dict(model, tensors)
-        if not hasattr(model, 'positional_embedding'):
-            tensors = importlib.import_module('open_clip.model').convert_to_custom_text_state_dict(
-                tensors)
-        # OpenAI's archives hold three numbers more; scale and bias of the logits are not used.
-        wrong = [name for names in model.load_state_dict(tensors, strict=False, assign=True)
-                 for name in names if name not in (
-                     'logit_scale', 'logit_bias', 'input_resolution', 'context_length',
-                     'vocab_size')]
-        if wrong:
-            raise LookupError(f'{weights.model} and the weights do not have in common: '
-                              f'{quoted(wrong, 200)}')
-    return model.float().requires_grad_(False)
+        The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own
+        cuts it off.
 
+        Raises:
+            WeightsError: the tokenizer is not on this machine and cannot be had.
 
-def text_encoder(weights: OpenClipWeights) -> TextEncoder:
-    """Tokenizer, text encoder, and how many tokens a sentence may have.
+        """
+        try:
+            tokenizer = require(OPEN_CLIP + self.model).get_tokenizer(self.model)
+        except Exception as error:
+            raise WeightsError(
+                f'{OPEN_CLIP}{self.model}: its tokenizer cannot be had ({reason(error)}). Those '
+                'of SigLIP need the package transformers (pip install transformers), and once a '
+                'network: they come from the Hugging Face hub.') from error
 
-    The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own cuts
-    it off.
+        def tokenize(sentences: list[str]) -> Tensor:
+            tokens: Tensor = tokenizer(sentences)
+            context = tokens.shape[1]
+            # Not every tokenizer marks the end: beyond it must be what an empty text ends in.
+            whole = tokenizer(['', *sentences], context_length=4 * context)
+            if (whole[1:, context:] != whole[0, -1]).any():
+                raise RuntimeError(f'the tokens do not fit into {context}')
+            return tokens
 
-    Raises:
-        WeightsError: the tokenizer is not on this machine and cannot be had, or the weights do
-            not fit.
-
-    """
-    open_clip = require(OPEN_CLIP + weights.model)
-    try:
-        tokenizer = open_clip.get_tokenizer(weights.model)
-    except Exception as error:
-        raise WeightsError(
-            f'{OPEN_CLIP}{weights.model}: its tokenizer cannot be had ({reason(error)}). Those of '
-            'SigLIP need the package transformers (pip install transformers), and once a network: '
-            'they come from the Hugging Face hub.') from error
-
-    def tokenize(sentences: list[str]) -> Tensor:
-        tokens: Tensor = tokenizer(sentences)
-        context = tokens.shape[1]
-        # Not every tokenizer marks the end: what is beyond it must be what an empty text ends in.
-        whole = tokenizer(['', *sentences], context_length=4 * context)
-        if (whole[1:, context:] != whole[0, -1]).any():
-            raise RuntimeError(f'the tokens do not fit into {context}')
-        return tokens
-
-    return tokenize, build_model(weights).encode_text, tokenizer.context_length
-
-
-def build_image_encoder(weights: OpenClipWeights, visual: Any) -> ImageEncoder:
-    """Dense encoder of a vision tower that is not a ResNet of CLIP's.
-
-    Args:
-        weights: whose it is.
-        visual: `visual` of `build_model`; it is taken over.
-
-    Raises:
-        ConfigError: this architecture has no such features.
-
-    """
-    _widen_norms(visual)
-    if hasattr(visual, 'trunk'):
-        kind = type(visual.trunk).__name__
-        if kind not in _KNOWN_TRUNKS:
-            raise _refusal(weights.model, f'what {kind} does at its end is not known here')
-        trunk = DenseTimm(visual)
-        return ImageEncoder(trunk, trunk.stride)
-    if visual.attn_pool is not None:
-        raise _refusal(weights.model, 'its image embedding is mixed from learned queries')
-    return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
-
-
-def _widen_norms(network: nn.Module) -> None:
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.LayerNorm):
-                setattr(parent, name, _Float32Norm(child))
-
-
-class _Float32Norm(nn.Module):
-    """A layer norm that computes in float32, whatever comes, as OpenAI's own does."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(x.float())
-        return y.to(x.dtype)
+        return tokenize, self.network.encode_text, tokenizer.context_length
 
 
 def _alone(look: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ from torch.nn.functional import normalize
 from . import files
 from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
-from .device import reason
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, quoted, reason
 from .projection import LOGIT_SCALE
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
