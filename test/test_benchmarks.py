@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks import crops, estimator, graph, machine, readouts, report, rooms, run, timing
-from depthclip_ros.core import DepthConfig, device
+from depthclip_ros.core import DepthConfig, engine
 from depthclip_ros.core.clip_package import import_clip
 
 ROOT = Path(run.__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def test_a_quick_run_leaves_a_record_and_its_table(tmp_path, name):
 def test_what_the_package_would_replace_is_not_measured(monkeypatch):
     """Such as bfloat16 on a processor that has AVX2 alone."""
     for known, wanted in ((True, ['float32', 'bfloat16']), (False, ['float32'])):
-        monkeypatch.setattr(device, 'cpu_has_bfloat16', lambda known=known: known)
+        monkeypatch.setattr(engine, 'cpu_has_bfloat16', lambda known=known: known)
         assert estimator.precisions(torch.device('cpu')) == wanted
     assert estimator.precisions(torch.device('cuda')) == ['float32', 'float16']
 

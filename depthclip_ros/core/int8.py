@@ -5,7 +5,7 @@ Static quantisation: weights to 8 bits with a scale for every output channel; ma
 with a scale each, from their extremes over calibration images; then every convolution's bias so
 that the mean of every channel is again that of the float32 network on some of these images (Nagel
 et al., ICCV 2019, §4.2): this takes the error of depth to less than a half. The first convolution
-and the last sum stay in float32. What did not help is in docs/int8.md.
+and the last sum stay in float32. What did not help is in docs/notes/performance.md.
 
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of open_clip as backbones: `backbone: open_clip:ARCHITECTURE/TAG` (docs/backbones.md).
+"""Models of open_clip as backbones: `backbone: open_clip:ARCHITECTURE/TAG` (docs/variants.md).
 
 Dense features have one definition for all of them: the model's own head, or its last attention,
 looks at every position alone. Softmax over a single key is 1, so that attention gives that
@@ -115,7 +115,7 @@ def _released(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
     if model not in open_clip.list_models():
         raise ConfigError(
             f'backbone: open_clip {open_clip.__version__} has no architecture {quoted(model)}; '
-            'see open_clip.list_models() or docs/backbones.md.')
+            'see open_clip.list_models() or docs/variants.md.')
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and not open_clip.is_pretrained_cfg(model, tag):
         raise ConfigError(
@@ -141,7 +141,7 @@ def _released(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
 
 def _refusal(model: str, why: str) -> ConfigError:
     return ConfigError(f'backbone: {OPEN_CLIP}{model} has no dense features here: {why}; '
-                       'docs/backbones.md lists those that have.')
+                       'docs/variants.md lists those that have.')
 
 
 def _normalization(
