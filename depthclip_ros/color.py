@@ -28,6 +28,7 @@ FOREGROUND = (235, 235, 235)
 WARNING = (40, 40, 200)
 WARNING_HEIGHT = 31
 GAP = 8
+BAR_WIDTH = 72
 
 
 def colorize(depth: NDArray[np.floating[Any]], low: float, high: float) -> Picture:
@@ -72,83 +73,73 @@ def known_range(depth: NDArray[np.floating[Any]]) -> tuple[float, float]:
     return low, max(high, low + 0.1)
 
 
-def color_bar(low: float, high: float, height: int, width: int = 72) -> Picture:
-    """Draw the scale of `colorize`: near at the bottom, with about five labels in metres."""
+def color_bar(low: float, high: float, height: int) -> Picture:
+    """Draw the scale of `colorize`: near at the bottom, with about five round labels in metres."""
     margin = min(12, height // 4)
-    bar = canvas(height, width)
+    bar = canvas(height, BAR_WIDTH)
     ramp = np.linspace(high, low, height - 2 * margin, dtype=np.float32)
-    strip = colorize(np.repeat(ramp[:, None], width // 4, axis=1), low, high)
-    bar[margin:height - margin, :width // 4] = strip
-    for metres in _ticks(low, high, max(2, min(6, height // 40))):
+    bar[margin:height - margin, :BAR_WIDTH // 4] = colorize(ramp[:, None], low, high)
+    least = (high - low) / max(2, min(6, height // 40))
+    power = 10.0 ** np.floor(np.log10(least))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.999 * least)
+    for metres in step * np.arange(np.ceil(low / step - 1e-6), np.floor(high / step + 1e-6) + 1):
         row = margin + (high - metres) / (high - low) * (height - 2 * margin - 1)
-        put_text(bar, f'{metres:g} m', (width // 4 + 5, round(row) + 5), 0.4)
+        put_text(bar, f'{metres:g} m', (BAR_WIDTH // 4 + 5, round(row) + 5), 0.4)
     return bar
 
 
 def side_by_side(
-    rgb: Picture, depth: NDArray[np.floating[Any]], low: float, high: float, caption: str = '',
-    warning: str = '',
+    depth: NDArray[np.floating[Any]], low: float, high: float, image: Picture | None = None,
+    caption: str = '', warning: str = '',
 ) -> Picture:
-    """Put an image, its depth and the depth's scale beside each other.
+    """Put an image, if it is given, its depth and the depth's scale beside each other.
 
     Args:
-        rgb: uint8 (H, W, 3), BGR like every picture here.
         depth: metres, of any size; shown at the image's.
         low: see `colorize`.
         high: see `colorize`.
+        image: uint8 (H, W, 3), BGR.
         caption: line under the picture.
         warning: line above everything, on red.
 
     """
-    # Nearest: no colours are invented between two depths.
-    small = cv2.resize(colorize(depth, low, high), rgb.shape[1::-1],
-                       interpolation=cv2.INTER_NEAREST)
-    return _framed([rgb, np.asarray(small, np.uint8)], low, high, caption, warning)
+    painted = colorize(depth, low, high)
+    parts = [painted]
+    if image is not None:
+        # Nearest: no colours are invented between two depths.
+        painted = np.asarray(cv2.resize(
+            painted, image.shape[1::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+        parts = [image, canvas(len(image), GAP), painted]
+    joined = np.hstack([*parts, canvas(len(painted), GAP), color_bar(low, high, len(painted))])
+    if caption:
+        line = canvas(28, joined.shape[1])
+        put_text(line, caption, (GAP, 19), _fitting(caption, 0.5, 1, line.shape[1]))
+        joined = np.vstack([joined, line])
+    return warned(joined, warning) if warning else joined
 
 
-def with_bar(
-    depth: NDArray[np.floating[Any]], low: float, high: float, caption: str = '',
-    warning: str = '',
-) -> Picture:
-    """Depth in colours beside its scale; the arguments are those of `side_by_side`."""
-    return _framed([colorize(depth, low, high)], low, high, caption, warning)
-
-
-def enlarge(depth: NDArray[np.floating[Any]], low: float, high: float, scale: int) -> Picture:
-    """Paint a coarse map with every patch a square of `scale` pixels."""
-    small = colorize(depth, low, high)
-    return np.repeat(np.repeat(small, scale, axis=0), scale, axis=1)
-
-
-def contact_sheet(pictures: Sequence[Picture], title: str = '', width: int = 1600) -> Picture:
-    """Lay pictures out in rows, all of one size.
-
-    Args:
-        pictures: at least one; wide ones go in two columns, the others in more.
-        title: line on top.
-        width: of the sheet, in pixels.
-
-    """
-    if not pictures:
-        raise ValueError('A contact sheet needs at least one picture.')
-    first = pictures[0]
-    columns = min(len(pictures), 2 if first.shape[1] > 1.6 * first.shape[0] else 4)
-    cell_width = (width - (columns + 1) * GAP) // columns
-    cell_height = max(1, round(max(
-        picture.shape[0] * cell_width / picture.shape[1] for picture in pictures)))
-    rows = -(-len(pictures) // columns)
-    top = 36 if title else 0
-    sheet = canvas(top + rows * (cell_height + GAP) + GAP, width)
-    if title:
-        put_text(sheet, title, (GAP, 25), 0.6)
+def contact_sheet(pictures: Sequence[Picture], title: str, width: int = 1600) -> Picture:
+    """Lay pictures of one size out in rows, under a title, on a sheet of a width in pixels."""
+    height, across = pictures[0].shape[:2]
+    columns = min(len(pictures), 2 if across > 1.6 * height else 4)
+    cell = (width - GAP) // columns
+    size = cell - GAP, max(1, round((cell - GAP) * height / across))
+    top = 36 + GAP
+    sheet = canvas(top + -(-len(pictures) // columns) * (size[1] + GAP), width)
+    put_text(sheet, title, (GAP, 25), 0.6)
     for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        scale = min(cell_width / picture.shape[1], cell_height / picture.shape[0])
-        size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        y, x = top + GAP + row * (cell_height + GAP), GAP + column * (cell_width + GAP)
-        sheet[y:y + size[1], x:x + size[0]] = small
+        y = top + index // columns * (size[1] + GAP)
+        x = GAP + index % columns * cell
+        sheet[y:y + size[1], x:x + size[0]] = cv2.resize(
+            picture, size, interpolation=cv2.INTER_AREA)
     return sheet
+
+
+def warned(picture: Picture, text: str) -> Picture:
+    """A picture with `text` in white on a red stripe above it."""
+    stripe = canvas(WARNING_HEIGHT, picture.shape[1])
+    write_warning(stripe, text)
+    return np.vstack([stripe, picture])
 
 
 def write_warning(picture: Picture, text: str) -> None:
@@ -184,35 +175,6 @@ def write_picture(path: Path | str, picture: NDArray[Any]) -> None:
         raise ConfigError(f'{path}: cannot be written; is the disk full?')
 
 
-def _framed(
-    pictures: Sequence[Picture], low: float, high: float, caption: str, warning: str,
-) -> Picture:
-    """Join the pictures and the scale, with the warning above and the caption below."""
-    height = pictures[0].shape[0]
-    gap = canvas(height, GAP)
-    parts = [part for picture in pictures for part in (picture, gap)]
-    joined = np.hstack([*parts, color_bar(low, high, height)])
-    if warning:
-        stripe = canvas(WARNING_HEIGHT, joined.shape[1])
-        write_warning(stripe, warning)
-        joined = np.vstack([stripe, joined])
-    if not caption:
-        return joined
-    line = canvas(28, joined.shape[1])
-    put_text(line, caption, (GAP, 19), _fitting(caption, 0.5, 1, line.shape[1]))
-    return np.vstack([joined, line])
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round depths inside the scale, at most about `count` steps apart."""
-    raw = (high - low) / count
-    magnitude = 10.0 ** np.floor(np.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
-    first = np.ceil(low / step - 1e-6)
-    last = np.floor(high / step + 1e-6)
-    return [round(float(k * step), 6) for k in np.arange(first, last + 1)]
-
-
 def canvas(height: int, width: int) -> Picture:
     """Make an empty picture."""
     picture = np.empty((height, width, 3), np.uint8)
@@ -225,16 +187,16 @@ def text_width(text: str, scale: float, thickness: int) -> int:
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
 
-def _fitting(text: str, scale: float, thickness: int, width: int) -> float:
-    """The largest scale up to this one at which a text fits a width, but no illegible one."""
-    while scale > 0.25 and text_width(text, scale, thickness) > width - 2 * GAP:
-        scale -= 0.05
-    return scale
-
-
 def put_text(
     picture: Picture, text: str, origin: tuple[int, int], scale: float, thickness: int = 1,
 ) -> None:
     """Write a line, from the left end of its base."""
     cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, FOREGROUND, thickness,
                 cv2.LINE_AA)
+
+
+def _fitting(text: str, scale: float, thickness: int, width: int) -> float:
+    """The largest scale up to this one at which a text fits a width, but no illegible one."""
+    while scale > 0.25 and text_width(text, scale, thickness) > width - 2 * GAP:
+        scale -= 0.05
+    return scale

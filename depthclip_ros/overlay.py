@@ -12,9 +12,9 @@ import numpy as np
 
 from .color import (
     BACKGROUND,
+    BAR_WIDTH,
     FOREGROUND,
     GAP,
-    WARNING_HEIGHT,
     Picture,
     canvas,
     color_bar,
@@ -22,7 +22,7 @@ from .color import (
     colorize,
     put_text,
     text_width,
-    write_warning,
+    warned,
 )
 from .core.opencv import cv2
 
@@ -46,7 +46,6 @@ _LEAST_CHART = 26  # pixels a side
 _LINE = 19  # pixels
 _SMALL, _TINY = 0.42, 0.32  # sizes of letters
 _FRAME = (220, 40, 220)  # of the patch that is looked at
-_BRIGHT = np.array((255, 255, 255), np.float32)
 
 
 def chart_patches(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -90,6 +89,7 @@ class _Look(NamedTuple):
     metres: Sequence[float]  # of each word in this image
     colors: NDArray[np.uint8]  # (K, 3)
     span: tuple[float, float]  # metres of the colours
+    spot: tuple[int, int] | None
 
 
 def draw(
@@ -115,19 +115,15 @@ def draw(
     """
     metres = prediction.word_depths(config)
     scale = prediction.focal_ratio * prediction.adjustment.scale
-    low, high = color_range([scale * end for end in config.depth_span])
-    colors = colorize(np.array([metres], np.float32), low, high)[0]
-    look = _Look(prediction, config.tokens, metres, colors, (low, high))
-    photo = _photo(rgb, look, spot)
-    panel = _panel(look, spot, [*filter(None, [scene_words(prediction)]), *lines])
+    span = color_range([scale * end for end in config.depth_span])
+    colors = colorize(np.array([metres], np.float32), *span)[0]
+    look = _Look(prediction, config.tokens, metres, colors, span, spot)
+    photo = _photo(rgb, look)
+    panel = _panel(look, [*filter(None, [scene_words(prediction)]), *lines])
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
-    if not warning:
-        return result
-    stripe = canvas(WARNING_HEIGHT, result.shape[1])
-    write_warning(stripe, warning)
-    return np.vstack([stripe, result])
+    return warned(result, warning) if warning else result
 
 
 def photo_size(height: int, width: int) -> tuple[int, int]:
@@ -136,30 +132,28 @@ def photo_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
-def _photo(rgb: NDArray[np.uint8], look: _Look, spot: tuple[int, int] | None) -> Picture:
+def _photo(rgb: NDArray[np.uint8], look: _Look) -> Picture:
     """The image with charts on it."""
-    image = rgb.shape[:2]
-    size = photo_size(*image)
-    resized = cv2.resize(
-        rgb, size[::-1],
-        interpolation=cv2.INTER_AREA if size[0] < image[0] else cv2.INTER_LINEAR)
-    photo = np.asarray(cv2.cvtColor(resized, cv2.COLOR_RGB2BGR), np.uint8)
-    rows, columns = look.prediction.patch_depth.shape
-    height, width = size[0] / rows, size[1] / columns
-    box = tuple(round(min(max(0.84 * patch, _LEAST_CHART), 0.6 * length / min(count, most)))
-                for patch, length, count, most in zip(
-                    (height, width), size, (rows, columns), MOST_CHARTS, strict=True))
-    for row, column in chart_patches(rows, columns):
+    size = photo_size(*rgb.shape[:2])
+    smaller = size[0] < len(rgb)
+    photo = np.asarray(cv2.cvtColor(cv2.resize(
+        rgb, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR,
+    ), cv2.COLOR_RGB2BGR), np.uint8)
+    grid = look.prediction.patch_depth.shape
+    height, width = size[0] / grid[0], size[1] / grid[1]
+    box = [round(min(max(0.84 * patch, _LEAST_CHART), 0.6 * length / min(count, most)))
+           for patch, length, count, most in zip(
+               (height, width), size, grid, MOST_CHARTS, strict=True)]
+    for row, column in chart_patches(*grid):
         if np.isfinite(look.prediction.spread[row, column]):
             _chart(photo, look, (row, column), box, (
                 round((row + 0.5) * height), round((column + 0.5) * width)))
-    if spot is not None:
-        _frame(photo, (spot[1] * width, spot[0] * height), (width, height))
+    _mark(photo, look)
     return photo
 
 
 def _chart(
-    photo: Picture, look: _Look, patch: tuple[int, int], box: tuple[int, ...],
+    photo: Picture, look: _Look, patch: tuple[int, int], box: Sequence[int],
     middle: tuple[int, int],
 ) -> None:
     """One patch's answer, and its depth below."""
@@ -168,7 +162,7 @@ def _chart(
     under = photo[top:top + height, left:left + width]
     if not height or not width or under.shape[:2] != (height, width):
         return
-    under[:] = (0.25 * under + 0.75 * _BRIGHT).astype(np.uint8)
+    under[:] = (0.25 * under + 0.75 * 255).astype(np.uint8)
     weights = look.prediction.weights[:, patch[0], patch[1]]
     edges = np.arange(len(weights) + 1) * width // len(weights)
     for k, tall in enumerate(np.rint(weights * height).astype(int)):
@@ -184,17 +178,21 @@ def _chart(
     put_text(photo, text, (x, y), _TINY)
 
 
-def _frame(photo: Picture, corner: tuple[float, float], size: tuple[float, float]) -> None:
-    """Mark a patch."""
-    first = round(corner[0]), round(corner[1])
-    last = round(corner[0] + size[0]) - 1, round(corner[1] + size[1]) - 1
-    cv2.rectangle(photo, first, last, FOREGROUND, 4)
-    cv2.rectangle(photo, first, last, _FRAME, 2)
+def _mark(picture: Picture, look: _Look) -> None:
+    """Frame the patch that is looked at in a picture of the whole image."""
+    if look.spot is None:
+        return
+    rows, columns = look.prediction.patch_depth.shape
+    height, width = picture.shape[0] / rows, picture.shape[1] / columns
+    (y, x) = look.spot
+    for color, thickness in ((FOREGROUND, 4), (_FRAME, 2)):
+        cv2.rectangle(picture, (round(x * width), round(y * height)), (
+            round((x + 1) * width) - 1, round((y + 1) * height) - 1), color, thickness)
 
 
-def _panel(look: _Look, spot: tuple[int, int] | None, lines: Sequence[str]) -> Picture:
+def _panel(look: _Look, lines: Sequence[str]) -> Picture:
     """What stands beside the image: one line a word, what is known, and depth in colours."""
-    prediction = look.prediction
+    prediction, spot = look.prediction, look.spot
     if spot is None:
         seen = np.isfinite(prediction.spread)
         weights = prediction.weights[:, seen].mean(axis=1) if seen.any() \
@@ -205,60 +203,48 @@ def _panel(look: _Look, spot: tuple[int, int] | None, lines: Sequence[str]) -> P
         said = [f'clicked: row {spot[0]}, column {spot[1]}', *depth_words(
             prediction, *spot).replace('±', '+-').split('\n')]
     listed = np.sort(np.argsort(-weights, kind='stable')[:MOST_WORDS])
-    behind = list(lines)
-    if len(listed) < len(look.tokens):
-        behind.insert(0, f'and {len(look.tokens) - len(listed)} words that answer less')
-    depth = _depth(look, spot)
-    high = (len(said) + len(listed) + len(behind) + 1) * _LINE + GAP
+    left_out = len(look.tokens) - len(listed)
+    behind = [*([f'and {left_out} words that answer less'] if left_out else []), *lines]
+    depth = _depth(look)
+    rows: list[str | int] = [*said, *map(int, listed), *behind]
+    high = (len(rows) + 1) * _LINE + GAP
     panel = canvas(high + len(depth) + GAP, _PANEL)
     panel[high:high + len(depth), GAP:GAP + depth.shape[1]] = depth
-    y = _LINE
-    for text in said:
-        _write(panel, text, (GAP, y), _PANEL - 2 * GAP)
-        y += _LINE
-    for k in listed:
-        _bar(panel, y, look, int(k), float(weights[k]))
-        y += _LINE
-    for text in behind:
-        _write(panel, text, (GAP, y), _PANEL - 2 * GAP)
-        y += _LINE
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, str):
+            _write(panel, row, number * _LINE, _PANEL - 2 * GAP)
+        else:
+            _bar(panel, number * _LINE, look, row, float(weights[row]))
     return panel
 
 
 def _bar(panel: Picture, y: int, look: _Look, k: int, weight: float) -> None:
     """One word: itself, its metres, its weight."""
-    _write(panel, look.tokens[k], (GAP, y), 118)
+    _write(panel, look.tokens[k], y, 118)
     metres = f'{look.metres[k]:.2f} m'
     put_text(panel, metres, (188 - text_width(metres, _SMALL, 1), y), _SMALL)
-    color = tuple(int(c) for c in look.colors[k])
     if np.isfinite(weight):
-        long = round(92 * min(1.0, weight))
-        cv2.rectangle(panel, (195, y - 10), (195 + 92, y + 2), (70, 70, 70), 1)
-        if long:
-            cv2.rectangle(panel, (195, y - 10), (195 + long, y + 2), color, -1)
+        panel[y - 10:y + 3, 195:195 + 93] = (70, 70, 70)
+        panel[y - 9:y + 2, 196:196 + round(91 * min(1.0, weight))] = look.colors[k]
         put_text(panel, f'{weight:.0%}', (293, y), _SMALL)
 
 
-def _depth(look: _Look, spot: tuple[int, int] | None) -> Picture:
+def _depth(look: _Look) -> Picture:
     """Depth of the whole image in colours, small, with their scale."""
-    prediction = look.prediction
-    height, width = prediction.image_size
-    across = _PANEL - 2 * GAP - 72
+    height, width = look.prediction.image_size
+    across = _PANEL - 2 * GAP - BAR_WIDTH
     size = across, max(24, min(across, round(across * height / width)))
-    small = cv2.resize(prediction.depth, size, interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(look.prediction.depth, size, interpolation=cv2.INTER_NEAREST)
     picture = colorize(np.asarray(small, np.float32), *look.span)
-    if spot is not None:
-        rows, columns = prediction.patch_depth.shape
-        patch = size[0] / columns, size[1] / rows
-        _frame(picture, (spot[1] * patch[0], spot[0] * patch[1]), patch)
+    _mark(picture, look)
     return np.hstack([picture, color_bar(*look.span, size[1])])
 
 
-def _write(panel: Picture, text: str, place: tuple[int, int], room: int) -> None:
+def _write(panel: Picture, text: str, y: int, room: int) -> None:
     """A line that is cut off where there is no more room; these letters are ASCII's alone."""
     text = text.encode('ascii', 'replace').decode()
-    if text_width(text, _SMALL, 1) > room:
-        while text and text_width(text + '...', _SMALL, 1) > room:
-            text = text[:-1]
-        text += '...'
-    put_text(panel, text, place, _SMALL)
+    whole = text
+    while text and text_width(text, _SMALL, 1) > room:
+        whole = whole[:-1]
+        text = f'{whole}...' if whole else ''
+    put_text(panel, text, (GAP, y), _SMALL)

@@ -12,8 +12,8 @@ import numpy as np
 from ..color import (
     UNTRAINED,
     color_range,
-    enlarge,
-    with_bar,
+    colorize,
+    side_by_side,
     write_note,
     write_picture,
     write_warning,
@@ -109,14 +109,16 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     warning = '' if estimator.weights.trained else UNTRAINED
     millimetres, lost = depth_values(prediction.depth, '16UC1')
     patches = prediction.patch_depth
-    patch_picture = enlarge(patches, low, high, max(1, 640 // patches.shape[1]))
+    side = max(1, 640 // patches.shape[1])
+    patch_picture = np.kron(
+        colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
     if warning:
         write_warning(patch_picture, warning)
     if estimator.label:
         write_note(patch_picture, estimator.label)
     write_picture(f'{target}_depth.png', millimetres)
-    write_picture(f'{target}_color.png', with_bar(
-        prediction.depth, low, high, estimator.label, warning))
+    write_picture(f'{target}_color.png', side_by_side(
+        prediction.depth, low, high, caption=estimator.label, warning=warning))
     write_picture(f'{target}_patches.png', patch_picture)
     np.save(f'{target}_patches.npy', patches)
     return lost

@@ -146,7 +146,7 @@ class Album:
         if frame.latency is not None:
             caption += f'   latency {1e3 * frame.latency:.0f} ms'
         write_picture(self._path('color', frame.number), side_by_side(
-            picture, depth, *self._range, caption, '' if self._trained else UNTRAINED))
+            depth, *self._range, picture, caption, '' if self._trained else UNTRAINED))
         if frame.cloud is not None:
             self._path('cloud', frame.number).write_bytes(
                 ply(cloud_points(frame.cloud), trained=self._trained))
