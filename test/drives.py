@@ -145,7 +145,7 @@ def _enlarged(depth, factor):
     return resample(depth[y:height - y, x:width - x], height, width)
 
 
-UNIT, STAMPS, PLACE = {'wrong unit'}, {'shuffled stamps', 'offset stamps'}, {'wrong extrinsics'}
+UNIT, PLACE, NOTHING = {'wrong unit'}, {'wrong extrinsics'}, {'nothing in common'}
 # What is done to a recording, and the causes that may be named for it.
 SABOTAGE = {
     'centimetres, read as millimetres': (_each(lambda d, _: 0.1 * d), UNIT),
@@ -153,8 +153,8 @@ SABOTAGE = {
     'millimetres, read as metres': (_each(lambda d, _: 1000 * d), UNIT),
     'tenths of a millimetre (D405)': (_each(lambda d, _: 10 * d), UNIT),
     'disparity': (_each(lambda d, _: 6 / d), {'inverse depth'}),
-    'shuffled': (_order(lambda n, rng: rng.permutation(n)), {'shuffled stamps'}),
-    'backwards': (_order(lambda n, _: range(n)[::-1]), {'shuffled stamps'}),
+    'shuffled': (_order(lambda n, rng: rng.permutation(n)), NOTHING),
+    'backwards': (_order(lambda n, _: range(n)[::-1]), NOTHING),
     '0.4 s late': (_order(lambda n, _: (np.arange(n) - 2).clip(0)), {'offset stamps'}),
     '1 s early': (_order(lambda n, _: (np.arange(n) + 5).clip(0, n - 1)), {'offset stamps'}),
     'turned by 5 degrees to the side': (_each(lambda d, _: shifted(d, 13, 0)), PLACE),

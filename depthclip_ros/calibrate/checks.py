@@ -53,7 +53,6 @@ _INVERSE = -0.3  # correlation of log depth with what language says
 # Standard deviations above what pairs that do not belong together have: of pairs that do, of the
 # same by the words and a sparse sensor, and before a certain fault is named.
 _CERTAIN, _BY_WORDS, _CLAIM = 5.0, 3.0, 10.0
-_LARGE = 6.0  # times the median deviation of pairs that do not belong together
 _OFFSET = 0.08  # seconds; a robot at 0.5 m/s goes 4 cm
 _SHIFT = 3  # cells; 4 % of the image
 _BETTER = 1.3  # times, that another place must fit better than the right one
@@ -182,8 +181,7 @@ def check(
         What is wrong, the most likely cause first; nothing if the recording may be used.
 
     """
-    count = len(thumbnails)
-    different = views(thumbnails)
+    count, different = len(thumbnails), views(thumbnails)
     standing = [Refusal('one standing view', (
         f'{count} frames show {different} clearly different view{"" if different == 1 else "s"}: '
         'the camera stands still. Drive while you record, through several rooms if you can.'))
@@ -192,15 +190,42 @@ def check(
         return [Refusal('too few frames', (
             f'{count} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
             'a minute of driving, through several rooms if you can.')), *standing]
-    cells = [int(np.isfinite(t.steps).any(axis=0).sum()) for t in thumbnails]
-    if nothing := _nothing_there(thumbnails, np.array(cells), moves=not standing):
-        return [nothing]
+    cells = np.array([np.isfinite(t.steps).any(axis=0).sum() for t in thumbnails])
+    frozen = [False] if standing else [
+        np.array_equal(a.depth, b.depth, equal_nan=True)
+        and float((a.view * b.view).sum()) < 1 - 1e-4 for a, b in pairwise(thumbnails)]
+    for cause, found, message in (
+            ('empty depth', cells < _LEAST_CELLS,
+             ('there is (almost) no depth in the image. Is it the right topic, is the sensor '
+              'within its range, and does it look where the camera looks (tf)?')),
+            ('constant depth', [_is_flat(t.depth[np.isfinite(t.depth)]) for t in thumbnails],
+             ('depth is the same everywhere: the sensor reports no measurement. Check its '
+              'driver and its range.')),
+            ('frozen depth', frozen,
+             ('depth is the same to the bit as in the one before, while the image changes: the '
+              'sensor or its driver has stopped. Restart it and record again.')),
+            ('blank images', [t.contrast < _BLANK for t in thumbnails],
+             'the image is of one grey. Is the lens covered, or the exposure wrong?')):
+        if np.mean(found) > 0.5:
+            return [Refusal(cause, f'In {np.mean(found):.0%} of the frames {message}')]
     refused = [*_unit(thumbnails, comparison, given=unit_given), *standing]
     if standing:  # where nothing moves, nothing can be said of times and places
         return refused
-    if np.median(cells) < _SPARSE * _ROWS * _COLUMNS:
-        return refused + _by_words(comparison)
-    return refused + _together(thumbnails, timed=timed)
+    if np.median(cells) >= _SPARSE * _ROWS * _COLUMNS:
+        return refused + _together(thumbnails, timed=timed)
+    # A sensor that shows no edges: does it fit the words, and better at its own time?
+    if comparison is None or comparison.certainty > _BY_WORDS:
+        return refused
+    return [*refused, Refusal('nothing in common', (
+        'Depth is sparse, and does not fit the words at its own time better than at others '
+        f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
+        'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
+        'Record a denser sensor, or several rooms.'))]
+
+
+def _is_flat(depth: Float32) -> bool:
+    return bool(depth.size) and bool(depth.std() < _FLAT or np.mean(
+        np.abs(depth - np.median(depth)) < 1e-3) > _ONE_VALUE)
 
 
 def views(thumbnails: Sequence[Thumbnail]) -> int:
@@ -210,38 +235,6 @@ def views(thumbnails: Sequence[Thumbnail]) -> int:
         if all(float((thumbnail.view * other).sum()) < _SAME_VIEW for other in kept):
             kept.append(thumbnail.view)
     return len(kept)
-
-
-def _nothing_there(
-    thumbnails: Sequence[Thumbnail], cells: NDArray[np.int64], *, moves: bool,
-) -> Refusal | None:
-    """Empty, constant and frozen depth, and blank images, in most of the frames."""
-    if np.median(cells) < _LEAST_CELLS:
-        return Refusal('empty depth', (
-            f'{np.mean(cells < _LEAST_CELLS):.0%} of the frames have (almost) no depth '
-            'in the image. Is it the right topic, is the sensor within its range, and does it '
-            'look where the camera looks (tf)?'))
-    known = [t.depth[np.isfinite(t.depth)] for t in thumbnails]
-    flat = [bool(depth.size) and bool(
-        depth.std() < _FLAT or np.mean(np.abs(depth - np.median(depth)) < 1e-3) > _ONE_VALUE)
-        for depth in known]
-    if np.mean(flat) > 0.5:
-        return Refusal('constant depth', (
-            f'Depth is the same everywhere in {np.mean(flat):.0%} of the frames '
-            f'({_median(thumbnails):.4g} m): the sensor reports no measurement. Check its driver '
-            'and its range.'))
-    same = [np.array_equal(a.depth, b.depth, equal_nan=True)
-            and float((a.view * b.view).sum()) < 1 - 1e-4 for a, b in pairwise(thumbnails)]
-    if moves and np.mean(same) > 0.5:
-        return Refusal('frozen depth', (
-            f'In {np.mean(same):.0%} of the steps depth stays the same to the bit while the image '
-            'changes: the depth sensor or its driver has stopped. Restart it and record again.'))
-    blank = float(np.mean([t.contrast < _BLANK for t in thumbnails]))
-    if blank > 0.5:
-        return Refusal('blank images', (
-            f'{blank:.0%} of the images show nothing: they are of one grey. Is the lens covered, '
-            'or the exposure wrong?'))
-    return None
 
 
 def _median(thumbnails: Sequence[Thumbnail]) -> float:
@@ -291,17 +284,6 @@ def _likely_unit(factor: float) -> str:
     return _UNITS[mistaken]
 
 
-def _by_words(comparison: Comparison | None) -> list[Refusal]:
-    """Of a sensor that shows no edges: does it fit the words, and better at its own time?"""
-    if comparison is None or comparison.certainty > _BY_WORDS:
-        return []
-    return [Refusal('nothing in common', (
-        'Depth is sparse, and does not fit the words at its own time better than at others '
-        f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
-        'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
-        'Record a denser sensor, or several rooms.'))]
-
-
 # Images beside depth maps ------------------------------------------------------------------
 
 
@@ -314,16 +296,15 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
     step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
     near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
     shifts = _shifts(image, depth)
-    refused = _offset(by_lag, step, _CLAIM) or _place(image, depth, shifts, _CLAIM)
-    if refused or _certainty(by_lag, near) > _CERTAIN or _stands_out(shifts):
+    if refused := _offset(by_lag, step) or _place(image, depth, shifts):
         return refused
-    # They do not: now a cause is named on less.
-    return _shuffled(pairs) or _offset(by_lag, step, _CERTAIN) or _place(
-        image, depth, shifts, _CERTAIN) or [Refusal('nothing in common', (
-            'Depth and image do not show the same: edges of depth lie nowhere near edges of the '
-            'image, at any offset in time and at any shift. Is it the depth of another drive, '
-            'does the sensor look elsewhere (tf, camera_info, registration), is it noise? Look at '
-            'both in RViz, and record again.'))]
+    if _certainty(by_lag, near) > _CERTAIN or _stands_out(shifts):
+        return []
+    return [Refusal('nothing in common', (
+        'Depth and image do not show the same: edges of depth lie nowhere near edges of the '
+        'image, at any offset in time and at any shift. Are the stamps or names of one of '
+        'them shuffled, does the sensor look elsewhere (tf, camera_info, registration), is it '
+        'the depth of another drive, or noise? Look at both in RViz, and record again.'))]
 
 
 def _moving(edges: Float32) -> Float32:
@@ -363,12 +344,12 @@ def _certainty(by_lag: Float64, lag: int) -> float:
     return float((by_lag[lag] - far.mean()) / max(far.std(), 1e-9))
 
 
-def _offset(by_lag: Float64, step: float, claim: float) -> list[Refusal]:
+def _offset(by_lag: Float64, step: float) -> list[Refusal]:
     """Do images fit depth of another time? `step` is that between frames [s]; 0: not known."""
     count, lag = len(by_lag), int(by_lag.argmax())
     places = lag if lag <= count // 2 else lag - count
     apart = abs(places) * step
-    if not places or 0 < apart <= _OFFSET or _certainty(by_lag, lag) <= claim \
+    if not places or 0 < apart <= _OFFSET or _certainty(by_lag, lag) <= _CLAIM \
             or by_lag[lag] <= _BETTER * by_lag[0]:
         return []
     said = f'{apart:.2g} s' if step else f'{abs(places)} places'
@@ -378,30 +359,12 @@ def _offset(by_lag: Float64, step: float, claim: float) -> list[Refusal]:
         'Synchronise them (chrony, hardware trigger) and record again.'))]
 
 
-def _shuffled(pairs: Float64) -> list[Refusal]:
-    """Do images fit depth of other times, backwards or in no order?"""
-    backwards = _by_lag(pairs[:, ::-1])
-    away = pairs - np.median(pairs)
-    fitting = float(np.mean(away.max(axis=1) > _LARGE * np.median(np.abs(away))))
-    if _certainty(backwards, int(backwards.argmax())) > _CLAIM:
-        seen = 'Depth runs backwards against the images'
-    elif fitting > 0.5:
-        seen = f'{fitting:.0%} of the images fit the depth of another time, in no order'
-    else:
-        return []
-    return [Refusal('shuffled stamps', (
-        f'{seen}: the stamps or names of one of them are shuffled. Record again, or correct the '
-        'names.'))]
-
-
-def _place(
-    image: Float32, depth: Float32, shifts: Float64, claim: float,
-) -> list[Refusal]:
+def _place(image: Float32, depth: Float32, shifts: Float64) -> list[Refusal]:
     """Does depth fit better when it is turned, of another size, or moved?"""
     usual = float(np.trace(_fit(image, depth))) / len(depth)
     fits = ((said, _by_lag(_fit(image, changed))) for said, changed in _changed(depth))
     said = next((said for said, by_lag in fits if by_lag.argmax() == 0 and _certainty(
-        by_lag, 0) > claim and by_lag[0] > _BETTER * usual), '') or _moved(shifts)
+        by_lag, 0) > _CLAIM and by_lag[0] > _BETTER * usual), '') or _moved(shifts)
     return [Refusal('wrong extrinsics', (
         f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info or '
         'the lens, or the registration of the depth camera is wrong. Calibrate the mounting, or '

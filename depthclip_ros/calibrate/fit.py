@@ -71,10 +71,10 @@ class Fitted:
         improved: whether held-out blocks show at least 5 % less rmse than both the one fitted
             scale and the mean map.
         verdict: all of that in a sentence or two.
-        held_out: by variant ('language': what is there without calibration, focal length counted;
+        held_out: by variant ('none': what is there without calibration, focal length counted;
             'mean map', 'scale', 'full'), each on frames of blocks that it was not fitted to; of
             'full' the share was chosen by these blocks.
-        folds: rmse in metres of 'language', 'mean map', 'scale' and the chosen one in every fold.
+        folds: rmse in metres of 'none', 'mean map', 'scale' and the chosen one in every fold.
         share: of the correction that is taken.
         coverage: share of held-out pixels within 1.645 standard deviations.
         sensor_model: a, b, c, d, e of elevation_mapping: sigma = a + b (z - c)^2 + d z^e.
@@ -136,8 +136,7 @@ def fit(
         config['reference_focal'] = 0.0
         verdict = f'{verdict} {UNKNOWN_FOCAL}'
     log(verdict)
-    row = 'language' if chosen == 'none' else chosen
-    bars = ErrorBars.fit(problem, predictions[row])
+    bars = ErrorBars.fit(problem, predictions[chosen])
     about = About(
         source=source, variant=chosen, frames=problem.count, blocks=problem.blocks,
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
@@ -150,7 +149,7 @@ def fit(
         calibration=calibration, variant=chosen, improved=improved, verdict=verdict,
         held_out={name: problem.metrics(values) for name, values in predictions.items()},
         folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
-            ('language', 'mean map', 'scale', row))} for fold in range(problem.folds)],
+            ('none', 'mean map', 'scale', chosen))} for fold in range(problem.folds)],
         share=choice.share, coverage=bars.coverage, sensor_model=bars.sensor_model)
 
 
@@ -177,7 +176,7 @@ class Choice(NamedTuple):
 
 def held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
     """(F, passes, P) log depth of every variant and control, each fold fitted on the others."""
-    results = {'language': problem.base, **{
+    results = {'none': problem.base, **{
         name: np.empty(problem.base.shape) for name in ('mean map', 'scale', 'full')}}
     for fold in range(problem.folds):
         inside, rest = (np.flatnonzero(part) for part in (
@@ -187,7 +186,7 @@ def held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
         results['full'][inside] = problem.base[inside] + Kernel.fit(problem, rest).correction(
             problem, inside)
     scale, full = (results[name] - problem.base for name in ('scale', 'full'))
-    scaled = _worth(*(problem.fold_errors(results[name]) for name in ('scale', 'language')))
+    scaled = _worth(*(problem.fold_errors(results[name]) for name in ('scale', 'none')))
     candidates = {choice: problem.base + choice.of(scale, full)
                   for choice in (Choice(scaled, share) for share in SHARES)}
     choice = min(candidates, key=lambda one: problem.fold_errors(candidates[one]).mean())
@@ -214,36 +213,29 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
 
     """
     means = {name: float(values.mean()) for name, values in errors.items()}
-    variant = otherwise = 'language'
-    if _worth(errors['scale'], errors['language']):
-        variant = otherwise = 'scale'
-    if means['full'] < min(SHARE_WORTH * means[otherwise], means['mean map']) and (
-            errors['full'] < errors[otherwise]).mean() >= MOST:
-        variant = 'full'
-    simple = min(('language', 'scale', 'mean map'), key=lambda name: means[name])
-    improved = variant == 'full' and means['full'] <= IMPROVED * means[simple] and _worth(
-        errors['full'], errors[simple])
-    numbers = (f'held-out rmse {means[variant]:.3f} m, of words alone {means["language"]:.3f} m, '
+    simpler = 'scale' if _worth(errors['scale'], errors['none']) else 'none'
+    helps = float((errors['full'] < errors[simpler]).mean()) >= MOST
+    variant = 'full' if helps and means['full'] < min(
+        SHARE_WORTH * means[simpler], means['mean map']) else simpler
+    best = min(('none', 'scale', 'mean map'), key=lambda name: means[name])
+    improved = variant == 'full' and means['full'] <= IMPROVED * means[best] and _worth(
+        errors['full'], errors[best])
+    numbers = (f'held-out rmse {means[variant]:.3f} m, of words alone {means["none"]:.3f} m, '
                f'with one scale {means["scale"]:.3f} m, of the mean map {means["mean map"]:.3f} m')
     part = '' if share == 1 else f', {share:.0%} of it'
     if improved:
         return variant, True, (
             f'The correction ({variant}{part}) helps: {numbers}: '
-            f'{1 - means["full"] / means[simple]:.0%} less than the best of these.')
+            f'{1 - means["full"] / means[best]:.0%} less than the best of these.')
     if means['mean map'] < means[variant]:
-        return _name(variant), False, (
-            f'No improvement is claimed: a picture that is always the same is better than this '
+        return variant, False, (
+            'No improvement is claimed: a picture that is always the same is better than this '
             f'model here ({numbers}).')
-    chosen = {'language': 'depth is left as the words say it', 'scale': 'one scale is taken',
+    chosen = {'none': 'depth is left as the words say it', 'scale': 'one scale is taken',
               'full': f'the full correction{part} is taken'}[variant]
-    return _name(variant), False, (
+    return variant, False, (
         f'No improvement by {1 - IMPROVED:.0%} over both one scale and the mean map is seen; '
         f'{chosen} ({numbers}).')
-
-
-def _name(row: str) -> str:
-    """Variant of a row."""
-    return 'none' if row == 'language' else row
 
 
 def correction_arrays(problem: Problem, variant: str, choice: Choice) -> dict[str, Float32]:

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,77 +18,65 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .fit import Fitted
+    from .recordings import Recording
 
 #: Of the variants, what they are; the controls last.
 ROWS = {
-    'language': 'words alone (with the focal length), before',
+    'none': 'words alone (with the focal length), before',
     'scale': 'words times one fitted scale',
     'full': 'words corrected by features',
     'mean map': 'control: the mean depth of every pixel, no image',
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
+class Example(NamedTuple):
     """One frame for the pictures: uint8 RGB, and depth in metres of any size."""
 
-    name: str
     rgb: NDArray[np.uint8]
     truth: NDArray[np.float32]
     before: NDArray[np.float32]
     after: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What the report says besides the fit.
-
-    Attributes:
-        source: recording, as it was given.
-        described: image and depth of it, in words.
-        model: weights and where they ran.
-        trained: whether they are.
-        recorded: frames in the recording.
-        views: clearly different ones.
-        left_out: what could not be used, by cause.
-        warnings: what is doubtful about the recording, and why it should have been refused where
-            it was used all the same.
-        written: the parameter file.
-
-    """
-
-    source: str
-    described: str
-    model: str
-    trained: bool
-    recorded: int
-    views: int
-    left_out: Mapping[str, int]
-    warnings: Sequence[str]
-    written: str
-
-
 def contents(
-    fitted: Fitted, context: Context, examples: Sequence[Example], picture: str,
+    fitted: Fitted, recording: Recording, about_it: Mapping[str, str], warnings: Sequence[str],
+    written: str, picture: str, *, trained: bool,
 ) -> list[Block]:
     """Put the report together.
 
     Args:
         fitted: what came out.
-        context: what it was made of.
-        examples: frames to show.
+        recording: what it was made of, read.
+        about_it: what the table of the recording says besides.
+        warnings: what is doubtful about the recording, and why it should have been refused where
+            it was used all the same.
+        written: the parameter file.
         picture: name of the file of `draw_examples`, beside the report.
+        trained: whether the weights are.
 
     """
     about = fitted.calibration.about
-    parts: list[Block] = [Heading(f'Calibration on {context.source}', 1)]
-    if not context.trained:
+    rows = []
+    for name, what in ROWS.items():
+        metrics, style = fitted.held_out[name], Strong if name == fitted.variant else str
+        rows.append([style(text) for text in (what, *(
+            _number(value) for value in (metrics.rmse, metrics.delta1, metrics.abs_rel)))])
+    names = list(fitted.folds[0])
+    parts: list[Block] = [Heading(f'Calibration on {recording.source}', 1)]
+    if not trained:
         parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
     parts += [
-        *(Text(warning, warning=True) for warning in context.warnings),
+        *(Text(warning, warning=True) for warning in warnings),
         Text(fitted.verdict, warning=not fitted.improved),
-        Text(f'Written: {context.written}. Depth with it is no longer zero-shot.'),
-        *_errors(fitted),
+        Text(f'Written: {written}. Depth with it is no longer zero-shot.'),
+        Heading('Before and after, on blocks held out'),
+        Text(f'{about.frames} frames in {about.blocks} blocks (sequences, or pieces of time). '
+             'Every number is of frames in blocks that the fit did not see; by them the share of '
+             f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
+        Table(('what', 'rmse [m]', 'δ1', 'rel'), rows),
+        Table(('held out, rmse [m]', *names), [
+            (str(i), *(_number(fold[name]) for name in names))
+            for i, fold in enumerate(fitted.folds, 1)]),
         Heading('Error bars'),
         Text(f'{fitted.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
              '(90 % are meant to).'),
@@ -97,43 +84,17 @@ def contents(
         Table('abcde', [[f'{v:.5g}' for v in fitted.sensor_model]]),
         Heading('The recording'),
         Table(('what', 'value'), [
-            ('images and depth', context.described),
-            ('network', context.model),
-            ('frames with depth', str(context.recorded)),
-            ('clearly different views', str(context.views)),
+            ('images and depth', recording.described), *about_it.items(),
+            ('frames with depth', str(len(recording))),
             ('frames calibrated from', str(about.frames))], texts=frozenset({0, 1}))]
-    if context.left_out:
+    if recording.left_out:
         parts.append(Table(('left out', 'times'), [
-            (cause, str(count)) for cause, count in sorted(context.left_out.items())]))
-    if examples:
-        parts += [Heading('Pictures'), Picture(
-            'Examples',
-            'From left to right: image, depth before, after, and measured; near is red, far is '
-            'blue, no depth is black. These frames were among those fitted to, unlike the '
-            'numbers above.', picture)]
-    return parts
-
-
-def _errors(fitted: Fitted) -> list[Block]:
-    rows, about = [], fitted.calibration.about
-    for name in [*(name for name in ROWS if name in fitted.held_out),
-                 *(name for name in fitted.held_out if name not in ROWS)]:
-        metrics, style = fitted.held_out[name], Strong if name == fitted.variant else str
-        rows.append([style(text) for text in (
-            ROWS.get(name, name), _number(metrics.rmse), _number(metrics.delta1),
-            _number(metrics.abs_rel))])
-    parts: list[Block] = [
-        Heading('Before and after, on blocks held out'),
-        Text(f'{about.frames} frames in {about.blocks} blocks (sequences, or pieces of time). '
-             'Every number is of frames in blocks that the fit did not see; by them the share of '
-             f'the correction was chosen, {fitted.share:.0%}. Taken: {fitted.variant}.'),
-        Table(('what', 'rmse [m]', 'δ1', 'rel'), rows)]
-    if fitted.folds:
-        names = list(fitted.folds[0])
-        parts.append(Table(('held out, rmse [m]', *names), [
-            (str(i + 1), *(_number(fold.get(name, math.nan)) for name in names))
-            for i, fold in enumerate(fitted.folds)]))
-    return parts
+            (cause, str(count)) for cause, count in sorted(recording.left_out.items())]))
+    return [*parts, Heading('Pictures'), Picture(
+        'Examples',
+        'From left to right: image, depth before, after, and measured; near is red, far is '
+        'blue, no depth is black. These frames were among those fitted to, unlike the '
+        'numbers above.', picture)]
 
 
 def _number(value: float) -> str:

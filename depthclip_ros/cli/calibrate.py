@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import yaml
@@ -16,7 +16,7 @@ from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
 from ..calibrate.folders import open_recording
 from ..calibrate.recordings import Options, blocks, gather, spread_evenly
-from ..calibrate.report import Context, Example, contents, draw_examples
+from ..calibrate.report import Example, contents, draw_examples
 from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
 from ..sources.camera_info import CameraCalibration
@@ -56,34 +56,6 @@ _T = TypeVar('_T')
 _NOT_THE_ROBOTS = ('device', 'cache_dir', 'offline', 'num_threads')
 
 
-class Target(NamedTuple):
-    """Files to write."""
-
-    settings: Path
-    html: Path
-    markdown: Path
-    picture: Path
-
-    @classmethod
-    def of(cls, output: str) -> Target:
-        """Find the names, and refuse to overwrite.
-
-        Raises:
-            ConfigError: a file is there already, or cannot be written.
-
-        """
-        try:
-            path = user_path(output)
-        except OSError as error:
-            raise ConfigError(f'{quoted(output)}: {error.strerror}.') from error
-        if path.suffix not in ('.yaml', '.yml'):
-            raise ConfigError(f'-o {path}: name a parameter file, such as robot.yaml.')
-        output_folder(str(path.parent))
-        target = cls(path, *(path.with_suffix(ending) for ending in ('.html', '.md', '.png')))
-        check_new(target)
-        return target
-
-
 def calibrate(options: argparse.Namespace) -> int:
     """Calibrate from a recording, and write settings and a report.
 
@@ -97,7 +69,7 @@ def calibrate(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, recording or output cannot be used.
 
     """
-    target = Target.of(options.output)
+    target, html, picture = _targets(options.output)
     depth, node = settings(options.config, options.weights, options.device)
     if depth.calibration:
         raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
@@ -113,10 +85,9 @@ def calibrate(options: argparse.Namespace) -> int:
     if refused and not options.anyway:  # before the weights are loaded
         return _refuse(recording, refused)
     estimator = load_estimator(depth, node)
-    measured, said = ([gather(frame.depth, *_GRID) for frame in kept],
-                      _depths(estimator, kept, _GRID))
     comparison = Comparison.of(
-        np.array(measured), np.array(said), trained=estimator.weights.trained)
+        np.array([gather(frame.depth, *_GRID) for frame in kept]),
+        np.array(_depths(estimator, kept, _GRID)), trained=estimator.weights.trained)
     refused = refused or check(
         thumbnails, comparison, timed=recording.timed, unit_given=given)
     if refused and not options.anyway:
@@ -134,33 +105,45 @@ def calibrate(options: argparse.Namespace) -> int:
                  Path(recording.source).name, recording.split, to_stderr)
     _print_left_out(recording)
     try:
-        file = fitted.calibration.save(target.settings.parent, target.settings.stem).absolute()
+        file = fitted.calibration.save(target.parent, target.stem).absolute()
     except OSError as error:
-        raise ConfigError(f'{target.settings.parent}: cannot be written: {error.strerror}; is '
+        raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}; is '
                           'the disk full?') from error
     depth = depth.replace(
         calibration=str(file),
         reference_focal=fitted.calibration.about.config['reference_focal'])
     estimator.reconfigure(depth)
-    save(target.settings, _as_yaml(fitted, recording, depth, node))
-    print(f'{target.settings} and {file.name}')
-    examples = [Example(frame.moment.name, frame.rgb, frame.depth, *depths)
-                for frame, *depths in zip(
-                    shown, before, _depths(estimator, shown, _SHOWN), strict=True)]
-    save_page(target.html, contents(fitted, Context(
-        recording.source, recording.described,
-        f'{estimator.weights.name} on {estimator.device}, {estimator.precision}',
-        estimator.weights.trained, len(recording), views(thumbnails), recording.left_out, warnings,
-        str(target.settings)), examples, target.picture.name))
-    if examples:
-        save(target.picture, draw_examples(examples))
-    print(f'report: {target.html}, {target.markdown}')
+    save(target, _as_yaml(fitted, recording, depth, node))
+    print(f'{target} and {file.name}')
+    network = f'{estimator.weights.name} on {estimator.device}, {estimator.precision}'
+    save_page(html, contents(
+        fitted, recording,
+        {'network': network, 'clearly different views': str(views(thumbnails))}, warnings,
+        str(target), picture.name, trained=estimator.weights.trained))
+    save(picture, draw_examples([
+        Example(frame.rgb, frame.depth, *depths) for frame, *depths in zip(
+            shown, before, _depths(estimator, shown, _SHOWN), strict=True)]))
+    print(f'report: {html}, {html.with_suffix(".md")}')
     print(fitted.verdict)
     numbers = ' '.join(f'{value:.5g}' for value in fitted.sensor_model)
     print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
     if not estimator.weights.trained:
         print_untrained()
     return 0
+
+
+def _targets(output: str) -> tuple[Path, Path, Path]:
+    """Files to write: settings, report and picture; nothing is overwritten."""
+    try:
+        path = user_path(output)
+    except OSError as error:
+        raise ConfigError(f'{quoted(output)}: {error.strerror}.') from error
+    if path.suffix not in ('.yaml', '.yml'):
+        raise ConfigError(f'-o {path}: name a parameter file, such as robot.yaml.')
+    output_folder(str(path.parent))
+    page, picture = path.with_suffix('.html'), path.with_suffix('.png')
+    check_new((path, page, page.with_suffix('.md'), picture))
+    return path, page, picture
 
 
 def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Options:
