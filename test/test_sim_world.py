@@ -36,8 +36,6 @@ def view(index=0, **settings):
     ({'cameras': ('a', 'a')}, "cameras: .*'a', 'a'.* twice"),
     ({'cameras': ('1st',)}, "cameras: '1st' cannot be a ROS namespace"),
     ({'cameras': ('a__b',)}, 'cannot be a ROS namespace'),
-    ({'white_balance': (1.0, 2.0)}, 'white_balance: .* must be three gains'),
-    ({'white_balance': (1.0, 0.0, 1.0)}, 'white_balance: .* must be three gains'),
     ({'mount_height': 0.05}, 'mount_height: 0.05 m .* at least 0.1 m'),
     ({'mount_height': 3.0}, 'mount_height: 3.0 m is outside 0.0 to 2.0'),
     ({'fov': 100.0, 'distortion': True}, 'distortion: this lens cannot cover'),
@@ -170,28 +168,13 @@ def test_without_a_rig_every_camera_has_rooms_of_its_own():
 
 def test_effects_change_the_picture_and_never_the_depth():
     plain = view()[0].frame(1.0, 4)
-    for effect in ({'noise': 0.05}, {'motion_blur': 0.2}, {'exposure': 0.3},
-                   {'exposure_swing': 1.0}, {'white_balance': (1.0, 0.8, 0.6)}):
+    for effect in ({'noise': 0.05}, {'exposure': 0.3}):
         frame = view(**effect)[0].frame(1.0, 4)
         assert (frame.depth == plain.depth).all(), effect
         assert np.abs(frame.rgb.astype(int) - plain.rgb).mean() > 0.5, effect
     noisy = view(noise=0.05)[0]
     assert (noisy.frame(1.0, 4).rgb == noisy.frame(1.0, 4).rgb).all()
     assert (noisy.frame(1.0, 4).rgb != noisy.frame(1.0, 5).rgb).any()
-
-
-def test_the_exposure_swings_around_the_gain():
-    look = view(exposure=0.4, exposure_swing=0.5)[0]._config
-    period = world.EXPOSURE_PERIOD
-    gains = [look.options(period * part, 0).exposure for part in (0, 0.25, 0.5, 0.75)]
-    assert gains == pytest.approx([0.4, 0.6, 0.4, 0.4 / 1.5])
-
-
-def test_motion_blur_looks_around_the_middle_of_the_exposure():
-    offsets = world._blur_offsets()
-    assert len(offsets) == world.BLUR_POSES
-    assert sum(offsets) == 0
-    assert (min(offsets), max(offsets)) == (-0.5, 0.5)
 
 
 def test_a_room_without_a_place_for_the_camera_is_said_and_left_out(monkeypatch):

@@ -7,12 +7,9 @@
 
 Deterministic: the same seeds give the same bytes. No ROS in here.
 """
-from depthclip_ros.sim.camera import SimCamera
-from depthclip_ros.sim.frame import Frame, RenderOptions, render
-from depthclip_ros.sim.rooms import KINDS
-from depthclip_ros.sim.scene import Scene
-from depthclip_ros.sim.solids import Box, Cylinder, Light, Material, Sphere
-from depthclip_ros.sim.trajectory import Mount, Trajectory, camera_pose, trajectory
+from .camera import Mount, SimCamera, Trajectory, camera_pose, trajectory
+from .render import Frame, RenderOptions, render
+from .rooms import KINDS, Box, Cylinder, Light, Material, Scene, Sphere
 
 __all__ = [
     'KINDS', 'Box', 'Cylinder', 'Frame', 'Light', 'Material', 'Mount', 'RenderOptions', 'Scene',

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from depthclip_ros.sim.camera import SimCamera
-from depthclip_ros.sim.frame import RenderOptions, render
-from depthclip_ros.sim.scene import Scene
-from depthclip_ros.sim.trajectory import trajectory
+from depthclip_ros.sim.camera import SimCamera, trajectory
+from depthclip_ros.sim.render import RenderOptions, render
+from depthclip_ros.sim.rooms import Scene
 
 OPTICAL_FRAME = 'camera_color_optical_frame'
 WORLD_FRAME = 'world'

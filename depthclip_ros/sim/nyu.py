@@ -16,11 +16,9 @@ import cv2
 import numpy as np
 
 from depthclip_ros.core.files import atomic
-from depthclip_ros.sim.camera import SimCamera
-from depthclip_ros.sim.frame import Frame, RenderOptions, render
-from depthclip_ros.sim.rooms import KINDS
-from depthclip_ros.sim.scene import Scene
-from depthclip_ros.sim.trajectory import trajectory
+from depthclip_ros.sim.camera import SimCamera, trajectory
+from depthclip_ros.sim.render import Frame, RenderOptions, render
+from depthclip_ros.sim.rooms import KINDS, Scene
 
 #: The colour camera of the data set.
 NYU_CAMERA = SimCamera(640, 480, 518.8579, 519.4696, 325.5824, 253.7362)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One ray a pixel against the planes of a room and its boxes, cylinders and spheres.
+"""A picture with its exact depth: one ray a pixel against the planes and things of a room.
 
 Only IEEE-exact operations touch pixels (+ - * / sqrt, floor, comparisons, integers), so the same
 input gives the same bytes whatever the number of threads.
@@ -8,22 +8,64 @@ Rays have Z = 1 in the optical frame; hence the ray parameter of a hit is its Z-
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from depthclip_ros.sim.camera import RayGrid
-from depthclip_ros.sim.scene import Scene
-from depthclip_ros.sim.solids import Box, Cylinder, Material, Primitive, Sphere
+from .camera import RayGrid, SimCamera, ray_bands
+from .rooms import Box, Cylinder, Material, Primitive, Scene, Sphere
 
 NEAR = 0.02  # metres: hits closer than this are behind or inside the lens
 TINY = 1e-7
 
 
 @dataclass(frozen=True)
-class Surfaces:
+class RenderOptions:
+    """Camera effects; the defaults add none.
+
+    exposure: gain on the light.
+    noise: standard deviation of the pixel noise in units of full scale, drawn from `seed`.
+    """
+
+    exposure: float = 1.0
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of the simulated camera."""
+
+    rgb: np.ndarray  # (H, W, 3) uint8
+    depth: np.ndarray  # (H, W) float32, metres along the optical axis
+    camera: SimCamera
+    pose: np.ndarray = field(repr=False)  # (4, 4) float64, optical frame to world
+    kind: str = ''
+
+
+@torch.inference_mode()
+def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
+           options: RenderOptions = RenderOptions()) -> Frame:
+    """The picture at `pose`, (4, 4) from optical frame to world; same arguments, same bytes."""
+    rgb, depth = [], []
+    for grid in ray_bands(camera):
+        hits = _trace(scene, grid, np.asarray(pose, np.float64))
+        depth.append(hits.depth)
+        rgb.append(torch.stack(_shade(scene, grid, hits), dim=2))
+    bright = torch.cat(rgb) * (255.0 * options.exposure)
+    if options.noise > 0:
+        rng = np.random.default_rng([options.seed, 11])
+        noise = rng.standard_normal((camera.height, camera.width, 3), dtype=np.float32)
+        bright += torch.from_numpy(noise) * (255.0 * options.noise)
+    pixels = (bright + 0.5).clamp_(0.0, 255.0).to(torch.uint8)
+    return Frame(pixels.numpy(), torch.cat(depth).numpy(), camera,
+                 np.array(pose, np.float64), scene.kind)
+
+
+@dataclass(frozen=True)
+class _Surfaces:
     """What each pixel's ray hit."""
 
     depth: Tensor  # (H, W) float32, metres along the optical axis
@@ -34,16 +76,17 @@ class Surfaces:
     slant: Tensor  # (H, W) |normal . ray|, ray with Z = 1
 
 
-def trace(scene: Scene, grid: RayGrid, pose: np.ndarray) -> Surfaces:
-    """Intersect every ray; `pose` is (4, 4), optical frame (x right, y down) to world."""
-    tracer = _Tracer(scene, grid, np.asarray(pose, dtype=np.float64))
+def _trace(scene: Scene, grid: RayGrid, pose: np.ndarray) -> _Surfaces:
+    """Intersect every ray."""
+    tracer = _Tracer(scene, grid, pose)
     tracer.hit_room()
     for index, primitive in enumerate(scene.contents):
         tracer.hit(primitive, 6 + index)
-    return tracer.result()
+    return _Surfaces(tracer.depth, tracer.surface, tracer.first, tracer.second, tracer.shade,
+                     tracer.slant)
 
 
-def shade(scene: Scene, grid: RayGrid, hits: Surfaces) -> list[Tensor]:
+def _shade(scene: Scene, grid: RayGrid, hits: _Surfaces) -> list[Tensor]:
     """Colour of every pixel before any camera effect: three (H, W) planes, R G B, 0..1."""
     materials = list(scene.walls) + [primitive.material for primitive in scene.contents]
     table = torch.tensor([_row(material) for material in materials], dtype=torch.float32)
@@ -75,7 +118,7 @@ def shade(scene: Scene, grid: RayGrid, hits: Surfaces) -> list[Tensor]:
 
 
 def _row(material: Material) -> list[float]:
-    """One row of the material table (see `shade` for the columns)."""
+    """One row of the material table (see `_shade` for the columns)."""
     per_first, per_second = 1.0 / material.cell[0], 1.0 / material.cell[1]
     return [
         per_first, per_second, material.stagger,
@@ -184,9 +227,6 @@ class _Tracer:
                              (self.shade, brightness), (self.slant, slant)):
             plane[window] = torch.where(nearer, value, plane[window])
         self.surface[window].masked_fill_(nearer, number)
-
-    def result(self) -> Surfaces:
-        return Surfaces(self.depth, self.surface, self.first, self.second, self.shade, self.slant)
 
     def _rectangle(self, primitive: Primitive) -> tuple[slice, slice]:
         local = (np.array(primitive.corners()) - self.origin) @ self.rotation

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Furnished rooms of five kinds, each with its own range of sizes and so of depths.
+"""Furnished rooms of five kinds: what they are made of, and how they are furnished.
 
+World frame: z up, the floor is z = 0, the room spans (0, 0, 0) to `size`. Metres.
 Sizes of rooms, doors, furniture, tiles and planks are those of real ones, within a spread: this
 is what tells scale in a picture. Colours are drawn independently of everything else.
 """
@@ -8,34 +9,154 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
-from depthclip_ros.sim.solids import (
-    Box,
-    Color,
-    Cylinder,
-    Light,
-    Material,
-    Primitive,
-    Sphere,
-    Vector,
-)
-
+Color = tuple[float, float, float]  # RGB, 0..1
+Vector = tuple[float, float, float]
 Generator = np.random.Generator
 T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class Material:
+    """A procedural texture in world coordinates: cells with joints, checks or stripes, variation.
+
+    cell: size of one tile, plank or check in metres, along the two axes of the surface.
+    stagger: shift of every second row, in cells (0.5 for bricks and planks).
+    joint: width of the line between cells in metres (0: none).
+    checks: 0 none, 1 stripes (alternate along the first axis), 2 checks (along both).
+    variation: how much the brightness of one cell differs from the next, 0..1.
+    """
+
+    color: Color
+    cell: tuple[float, float] = (1.0, 1.0)
+    stagger: float = 0.0
+    joint: float = 0.0
+    checks: int = 0
+    variation: float = 0.0
+    second_color: Color = (0.5, 0.5, 0.5)
+    joint_color: Color = (0.3, 0.3, 0.3)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box that stands level, rotated by `yaw` radians about the vertical through its centre."""
+
+    center: Vector
+    size: Vector
+    material: Material
+    yaw: float = 0.0
+
+    def corners(self) -> list[Vector]:
+        """The eight corners in the world."""
+        c, s = math.cos(self.yaw), math.sin(self.yaw)
+        hx, hy, hz = (0.5 * v for v in self.size)
+        x, y, z = self.center
+        return [(x + c * i - s * j, y + s * i + c * j, z + k)
+                for i in (-hx, hx) for j in (-hy, hy) for k in (-hz, hz)]
+
+
+@dataclass(frozen=True)
+class Cylinder:
+    """A vertical cylinder with flat ends; `center` is the middle of its axis."""
+
+    center: Vector
+    radius: float
+    height: float
+    material: Material
+
+    def corners(self) -> list[Vector]:
+        """The eight corners of its bounding box."""
+        r, h, (x, y, z) = self.radius, 0.5 * self.height, self.center
+        return [(x + i, y + j, z + k) for i in (-r, r) for j in (-r, r) for k in (-h, h)]
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """A sphere."""
+
+    center: Vector
+    radius: float
+    material: Material
+
+    def corners(self) -> list[Vector]:
+        """The eight corners of its bounding box."""
+        r, (x, y, z) = self.radius, self.center
+        return [(x + i, y + j, z + k) for i in (-r, r) for j in (-r, r) for k in (-r, r)]
+
+
+Primitive = Box | Cylinder | Sphere
+
+
+@dataclass(frozen=True)
+class Light:
+    """Shading by orientation: brightness = ambient + diffuse * max(0, normal . direction).
+
+    There is no term in the distance from the camera, so brightness says nothing about depth.
+    """
+
+    direction: Vector = (0.3, 0.2, 0.93)
+    ambient: float = 0.6
+    diffuse: float = 0.4
+
+    def shade(self, normal: Vector) -> float:
+        """Brightness factor of a flat surface."""
+        cosine = sum(a * b for a, b in zip(normal, self.direction, strict=True))
+        return self.ambient + self.diffuse * max(0.0, cosine)
+
+
 Walls = tuple[Material, Material, Material, Material, Material, Material]
 #: Size of a room, its walls, what stands and hangs in it, and its light.
 Room = tuple[Vector, Walls, tuple[Primitive, ...], Light]
 
 
-def furnish(kind: str, seed: int) -> Room:
-    """See `Scene.generate`."""
-    if kind not in _ROOMS:
-        raise ValueError(f'unknown kind of room {kind!r}: use one of {", ".join(KINDS)}')
-    rng = np.random.default_rng([KINDS.index(kind), seed])
-    return _ROOMS[kind](rng)
+@dataclass(frozen=True)
+class Scene:
+    """A room: six planes with a material each (x-, x+, y-, y+, floor, ceiling), its contents."""
+
+    kind: str
+    seed: int
+    size: Vector
+    walls: Walls
+    contents: tuple[Primitive, ...] = ()
+    light: Light = field(default_factory=Light)
+
+    @staticmethod
+    def generate(kind: str, seed: int) -> Scene:
+        """A furnished room of one of `depthclip_ros.sim.KINDS`; the same seed, the same room.
+
+        Raises ValueError for an unknown kind.
+        """
+        if kind not in _ROOMS:
+            raise ValueError(f'unknown kind of room {kind!r}: use one of {", ".join(KINDS)}')
+        rng = np.random.default_rng([KINDS.index(kind), seed])
+        return Scene(kind, seed, *_ROOMS[kind](rng))
+
+    def clearance(self, x: float, y: float, low: float = 0.0, high: float = 2.0) -> float:
+        """Horizontal distance in metres from (x, y) to the nearest wall or object.
+
+        Only objects that reach into the heights low..high count; negative inside one.
+        """
+        room = min(x, y, self.size[0] - x, self.size[1] - y)
+        return min([room] + [_distance(p, x, y) for p in self.contents if _overlaps(p, low, high)])
+
+
+def _overlaps(primitive: Primitive, low: float, high: float) -> bool:
+    heights = [corner[2] for corner in primitive.corners()]
+    return max(heights) > low and min(heights) < high
+
+
+def _distance(primitive: Primitive, x: float, y: float) -> float:
+    dx, dy = x - primitive.center[0], y - primitive.center[1]
+    if not isinstance(primitive, Box):
+        return math.hypot(dx, dy) - primitive.radius
+    c, s = math.cos(primitive.yaw), math.sin(primitive.yaw)
+    ox = abs(c * dx + s * dy) - 0.5 * primitive.size[0]
+    oy = abs(-s * dx + c * dy) - 0.5 * primitive.size[1]
+    return math.hypot(max(ox, 0.0), max(oy, 0.0)) + min(max(ox, oy), 0.0)
 
 
 def _bathroom(rng: Generator) -> Room:

@@ -14,19 +14,17 @@ from ..core.config import Settings, define
 from ..core.errors import ConfigError
 from ..node.config import check_camera_names
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
-from .camera import SimCamera
-from .frame import RenderOptions, render
-from .rooms import KINDS
-from .scene import Scene
-from .trajectory import Mount, trajectory
+from .camera import Mount, SimCamera, trajectory
+from .render import RenderOptions, render
+from .rooms import KINDS, Scene
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from .frame import Frame
-    from .trajectory import Trajectory
+    from .camera import Trajectory
+    from .render import Frame
 
     Pose = NDArray[np.float64]
 
@@ -37,9 +35,7 @@ LENS = (-0.28, 0.08, 0.0005, -0.0003, 0.0)
 LEAST_HEIGHT = 0.1  # metres above the floor
 USUAL = Mount()
 LENS_TOLERANCE = 0.1  # pixels between a ray and where the renderer's inverse puts it
-BLUR_POSES = 4  # beside the middle of the exposure
 TOUR_FRAMES, TOUR_STEP = 10, 0.2  # pictures of each room, seconds between them
-EXPOSURE_PERIOD = 4.0  # seconds from one darkest picture to the next
 
 
 @dataclass(frozen=True)
@@ -82,25 +78,14 @@ class SimConfig(Settings):
     noise: float = define(
         0.0, 'Standard deviation of the pixel noise, of full scale', minimum=0.0, maximum=1.0,
         reload=False)
-    motion_blur: float = define(
-        0.0, f'Exposure time; above 0, rendering takes {BLUR_POSES + 1} times as long', unit='s',
-        minimum=0.0, maximum=1.0, reload=False)
     exposure: float = define(
         1.0, 'Gain on the light', minimum=0.01, maximum=100.0, reload=False)
-    exposure_swing: float = define(
-        0.0, f'The gain goes up and down every {EXPOSURE_PERIOD:g} s by a factor of 1 + this',
-        minimum=0.0, maximum=10.0, reload=False)
-    white_balance: tuple[float, ...] = define(
-        (1.0, 1.0, 1.0), 'Gains of red, green and blue', reload=False)
     num_threads: int = define(
         1, "CPU threads of the renderer; 0: torch's choice", minimum=0, maximum=1024,
         reload=False)
 
     def _check(self) -> None:
         check_camera_names(self.cameras)
-        if len(self.white_balance) != 3 or not all(0 < gain <= 100 for gain in self.white_balance):
-            raise ConfigError(f'white_balance: {list(self.white_balance)} must be three gains '
-                              'above 0, at most 100.')
         _check_lens(self.camera())
         if 0 < self.mount_height < LEAST_HEIGHT:
             raise ConfigError(f'mount_height: {self.mount_height:g} m must be 0, for the usual, '
@@ -117,13 +102,6 @@ class SimConfig(Settings):
         low, high = (pitch + math.radians(self.mount_pitch) for pitch in USUAL.pitch)
         height = (self.mount_height, self.mount_height) if self.mount_height else USUAL.height
         return Mount(height, (low, high))
-
-    def options(self, elapsed: float, seed: int) -> RenderOptions:
-        """Effects in a picture taken `elapsed` seconds after the start; `seed` is the noise's."""
-        swing = math.sin(2 * math.pi * elapsed / EXPOSURE_PERIOD)
-        red, green, blue = self.white_balance
-        return RenderOptions(self.exposure * (1 + self.exposure_swing) ** swing,
-                             (red, green, blue), self.noise, seed)
 
 
 def calibration(camera: SimCamera) -> CameraCalibration:
@@ -204,10 +182,9 @@ class View:
         room_number = int(elapsed // period) if period else 0
         self._enter(room_number)
         time = elapsed - room_number * period
-        options = config.options(elapsed, number * len(config.cameras) + self._index)
-        return render(self._room.scene, self._camera, self._pose(time), options, [
-            self._pose(time + offset * config.motion_blur) for offset in _blur_offsets()
-        ] if config.motion_blur else [])
+        options = RenderOptions(
+            config.exposure, config.noise, number * len(config.cameras) + self._index)
+        return render(self._room.scene, self._camera, self._pose(time), options)
 
     def _enter(self, number: int) -> None:
         if number == self._number:
@@ -281,12 +258,6 @@ def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray
         announce(str(place))
         for number in range(TOUR_FRAMES):
             yield render(place.scene, camera, place.path.pose(number * TOUR_STEP)).rgb
-
-
-def _blur_offsets() -> Sequence[float]:
-    """Times during an exposure of 1 s around its middle, without the middle."""
-    half = BLUR_POSES // 2
-    return [n / BLUR_POSES for n in range(-half, half + 1) if n]
 
 
 def _check_lens(camera: SimCamera) -> None:

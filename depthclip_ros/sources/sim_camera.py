@@ -176,7 +176,7 @@ class SimCameraNode(Node):
         if before >= 0 and new > TOLERANCE * REPORT_SECONDS * self.config.rate:
             self.get_logger().warning(
                 f'Rendering cannot keep up with {self.config.rate:g} Hz: {new} pictures skipped '
-                f'in {REPORT_SECONDS:g} s, none queued. Lower rate, width and height, motion_blur '
+                f'in {REPORT_SECONDS:g} s, none queued. Lower rate, width and height '
                 'or the number of cameras, or raise num_threads. This is said once.', once=True)
 
     def _begin(self) -> None:
