@@ -13,18 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import rclpy
 import ros_harness as ros
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import (
-    ExternalShutdownException,
-    ShutdownException,
-    SingleThreadedExecutor,
-)
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from rclpy.signals import SignalHandlerOptions
@@ -33,16 +28,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from depthclip_ros.node.process import keep_freed_memory
 
 PATIENCE = 120.0  # seconds
-STAMP = struct.Struct('<iI')  # at byte 4 of a serialised message that begins with a header
+STAMP = struct.Struct('<iI')  # at byte 4 of a little-endian message that begins with a header
 OTHER_OUTPUTS = {'depth/camera_info': CameraInfo, 'points': PointCloud2}
-
-
-def stamp_of(raw: bytes) -> int:
-    """Nanoseconds of a serialised message that begins with a header."""
-    if raw[1] != 1:
-        raise RuntimeError('this benchmark reads little-endian messages only')
-    seconds, nanoseconds = STAMP.unpack_from(raw, 4)
-    return int(seconds * 10**9 + nanoseconds)
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> bool:
@@ -166,16 +153,13 @@ class Receiver:
         self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
         self._thread.start()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            self._executor.spin()
 
     def _callback(self, name: str) -> Any:
         def note(raw: bytes) -> None:
-            self.arrivals[name, stamp_of(raw)] = time.time_ns()
+            seconds, nanoseconds = STAMP.unpack_from(raw, 4)
+            self.arrivals[name, seconds * 10**9 + nanoseconds] = time.time_ns()
         return note
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
@@ -192,22 +176,6 @@ class Receiver:
     def count_publishers(self, topic: str) -> int:
         """Publishers of a topic that have been found."""
         return int(self._node.count_publishers(topic))
-
-    def take_milliseconds(self, cameras: Cameras, topic: str, *, raw: bool) -> float:
-        """Median time of taking one image from the middleware: what precedes any callback."""
-        subscription = self._idle.create_subscription(Image, topic, lambda _: None, 1)
-        times = []
-        for _ in range(40):
-            cameras.send(20.0, 0.05)
-            time.sleep(0.02)
-            with subscription.handle:
-                start = time.perf_counter()
-                taken = subscription.handle.take_message(Image, raw)
-                duration = time.perf_counter() - start
-            if taken is not None:
-                times.append(1e3 * duration)
-        self._idle.destroy_subscription(subscription)
-        return median(times)
 
     def close(self) -> None:
         """Leave the graph."""
@@ -274,23 +242,18 @@ class Session:
         found: dict[str, float] = {}
 
         def look() -> bool:
-            found.update(self._diagnosed() or self._logged())
+            values = self.receiver.diagnostics.get(f'depth_node: frames of {self.names[0]}')
+            lines: list[str] = re.findall(r'TIMES (\{.*\})', self.process.output)
+            if values:
+                found.update({'frames': float(values['published']),
+                              'network': float(values['network p50 [ms]'] or 'nan'),
+                              'overhead': float(values['node overhead p50 [ms]'] or 'nan')})
+            elif lines:  # the plain node's
+                found.update(json.loads(lines[-1]))
             return found.get('frames', -1) >= frames
         if not wait_until(look):
             raise RuntimeError(f'the node tells no times:\n{self.process.output}')
         return found
-
-    def _diagnosed(self) -> dict[str, float]:
-        values = self.receiver.diagnostics.get(f'depth_node: frames of {self.names[0]}')
-        if not values:
-            return {}
-        return {'frames': float(values['published']),
-                'network': float(values['network p50 [ms]'] or 'nan'),
-                'overhead': float(values['node overhead p50 [ms]'] or 'nan')}
-
-    def _logged(self) -> dict[str, float]:
-        lines: list[str] = re.findall(r'TIMES (\{.*\})', self.process.output)
-        return json.loads(lines[-1]) if lines else {}
 
 
 class Trial:

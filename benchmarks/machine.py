@@ -41,10 +41,10 @@ def describe() -> dict[str, Any]:
         'cores': os.cpu_count(),
         'cpu features': [name for name in CPU_FEATURES if name in cpu.get('flags', '').split()],
         'memory [GiB]': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30,
-        'gpu': _gpus(),
+        'gpu': _answer('nvidia-smi', '--query-gpu=name,memory.total,driver_version',
+                       '--format=csv,noheader'),
         'system': platform.platform(),
-        'versions': {'python': platform.python_version(), **_packages(),
-                     'middleware': _middleware()},
+        'versions': {'python': platform.python_version(), **_packages()},
         'load before': os.getloadavg()[0],
     }
 
@@ -92,21 +92,6 @@ def _cpu() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _gpus() -> list[str]:
-    """Give name, memory and driver of every NVIDIA GPU, as its own tool tells them."""
-    return _answer('nvidia-smi', '--query-gpu=name,memory.total,driver_version',
-                   '--format=csv,noheader')
-
-
 def _packages() -> dict[str, str]:
     installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
-
-
-def _middleware() -> str | None:
-    """Give the ROS middleware in use; None without ROS."""
-    try:
-        from rclpy.utilities import get_rmw_implementation_identifier
-    except ImportError:
-        return None
-    return str(get_rmw_implementation_identifier())

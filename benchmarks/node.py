@@ -55,12 +55,11 @@ def measure(*, quick: bool) -> list[dict[str, Any]]:
     overheads, trials = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_weights(Path(folder) / 'tiny.pt')
-        receive: dict[str, float] = {}  # milliseconds, by node
         for setting in (Setting(TINY, 1), Setting(TINY, 2)) if quick else SETTINGS:
             found = []
             for node in contenders(setting):
                 bench = Bench(setting, node, folder, quick=quick)
-                found.append(bench.overhead(receive))
+                found.append(bench.overhead())
                 if setting.network == TINY or setting.cameras == 1:
                     trials += bench.trials()
             for row in found:
@@ -93,29 +92,18 @@ class Bench:
         self._columns = {'network': setting.network, 'cameras': setting.cameras,
                          'busy processes': setting.load, 'node': node.name}
 
-    def overhead(self, receive: dict[str, float]) -> dict[str, Any]:
-        """Milliseconds of an image, all but the network; one round of images after another.
-
-        Args:
-            receive: what taking an image costs each kind of node. It is measured with one camera:
-                with many, images would fill the plain node's queues.
-
-        """
+    def overhead(self) -> dict[str, Any]:
+        """Milliseconds of an image in the node, all but the network; one round after another."""
         rounds = 5 if self._quick else max(4, 32 // self._setting.cameras)
         with self._session() as running:
-            module = self._node.module
-            if module not in receive:
-                receive[module] = running.receiver.take_milliseconds(
-                    running.cameras, f'{running.names[0]}/image', raw=module == OURS)
-                running.ask()  # all that waited before is answered then
             pid = running.process.process.pid
             before, cpu = running.own_times()['frames'], cpu_seconds(pid)
             for _ in range(rounds):
                 running.ask()
             cpu = cpu_seconds(pid) - cpu
             times = running.own_times(int(before) + rounds)
-        return {**self._columns, 'overhead p50 [ms]': times['overhead'] + receive[module],
-                'of it receiving [ms]': receive[module], 'network p50 [ms]': times['network'],
+        return {**self._columns, 'overhead p50 [ms]': times['overhead'],
+                'network p50 [ms]': times['network'],
                 'CPU per image [ms]': 1e3 * cpu / (rounds * self._setting.cameras)}
 
     def trials(self) -> list[dict[str, Any]]:

@@ -10,19 +10,20 @@ clock, on one thread.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from benchmarks import rooms
-from benchmarks.crops import CropFeatures
 from benchmarks.machine import ROOT
 from benchmarks.timing import Contender, processor, race, ratio
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, build_image_encoder
 from depthclip_ros.core.projection import (
     best_bins,
     bin_weights,
@@ -30,7 +31,7 @@ from depthclip_ros.core.projection import (
     smooth,
     upsample,
 )
-from depthclip_ros.core.weights import cache_folder, load
+from depthclip_ros.core.weights import architecture, cache_folder, load
 
 FEATURES = ('maskclip', 'reference', 'attnpool', 'crops')
 READ_OUTS = ('mean', 'argmax')
@@ -133,3 +134,35 @@ def _times(
              'temperature': model.temperature}
             for row, contender, model in zip(
                 race(contenders, rounds), contenders, models, strict=True)]
+
+
+class CropFeatures(ImageEncoder):
+    """Every cell of the image cut out, resized and encoded alone by CLIP: a yardstick.
+
+    As the usual pseudo-code of the paper has it; there are as many passes as cells.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        """Build it from CLIP weights in OpenAI's layout."""
+        resnet = build_image_encoder(weights, 'maskclip')
+        super().__init__(_Cells(
+            resnet.trunk, build_attention_pool(weights), resnet.stride,
+            architecture(weights).resolution), resnet.stride)
+
+
+class _Cells(nn.Module):
+    def __init__(self, trunk: nn.Module, pool: nn.Module, cell: int, resolution: int) -> None:
+        super().__init__()
+        self._trunk, self._pool, self._cell = trunk, pool, cell
+        self._resolution = resolution, resolution
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / cell, W / cell): CLIP's own answers, of any length."""
+        cell, (count, channels, height, width) = self._cell, images.shape
+        h, w = height // cell, width // cell
+        cells = images.reshape(count, channels, h, cell, w, cell).permute(0, 2, 4, 1, 3, 5)
+        answers = torch.cat([
+            self._pool.whole(self._trunk(interpolate(  # type: ignore[operator]
+                of_row, self._resolution, mode='bilinear')))
+            for of_row in torch.split(cells.flatten(0, 2), w)])
+        return answers.view(count, h, w, -1).permute(0, 3, 1, 2)

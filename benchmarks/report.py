@@ -2,22 +2,16 @@
 """The record of a benchmark (JSON), and its table (Markdown) beside it.
 
 A record says where and when it was measured, and has rows: dictionaries of plain values. Every
-row also names its commit and machine, so that rows can be put together. To see several records in
-one table, such as those of two machines, or before and after a change:
-
-    python benchmarks/report.py before/estimator.json after/estimator.json
+row also names its commit and machine, so that rows can be put together.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import machine
 
@@ -49,23 +43,13 @@ def write(path: Path, measured: Record) -> None:
     path.with_suffix('.md').write_text(markdown(measured), encoding='utf-8')
 
 
-def markdown(*records: Record) -> str:
-    """Title, where each record was measured, and the tables of all their rows."""
-    rows = [row for measured in records for row in measured['rows']]
-    return '\n\n'.join([f'# {records[0]["what"]}', *map(_origin, records), *tables(rows)]) + '\n'
-
-
-def tables(rows: Sequence[Row]) -> list[str]:
-    """Rows that have the same columns make one table.
-
-    Commit and machine are columns only where the rows do not share them.
-    """
-    mixed = [key for key in ORIGIN if len({row[key] for row in rows}) > 1]
+def markdown(measured: Record) -> str:
+    """Title, where it was measured, and a table of each kind of rows."""
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        columns = *mixed, *(key for key in row if key not in ORIGIN)
-        groups.setdefault(columns, []).append(row)
-    return [_table(columns, group) for columns, group in groups.items()]
+    for row in measured['rows']:
+        groups.setdefault(tuple(key for key in row if key not in ORIGIN), []).append(row)
+    tables = [_table(columns, rows) for columns, rows in groups.items()]
+    return '\n\n'.join([f'# {measured["what"]}', _origin(measured), *tables]) + '\n'
 
 
 def _table(columns: Sequence[str], rows: Sequence[Row]) -> str:
@@ -87,8 +71,3 @@ def _origin(measured: Record) -> str:
     return (f'`{measured["command"]}`, {measured["date"]}, commit {measured["commit"]}: '
             f'{measured["machine"]}, {measured["cores"]} cores, {gpu}; {versions}; '
             f'load before: {measured["load before"]:.1f}.')
-
-
-if __name__ == '__main__':
-    print(markdown(*(json.loads(Path(name).read_text(encoding='utf-8'))
-                     for name in sys.argv[1:])))

@@ -59,14 +59,6 @@ def scores(depth: Tensor, truth: Tensor) -> list[float]:
         error.square().mean().sqrt(), near.float().mean(), (error / truth).mean(), correlation)]
 
 
-def mean_scores(
-    depths: Sequence[NDArray[np.float32]], truth: Sequence[Tensor],
-) -> NDArray[np.float64]:
-    """(4,) means of METRICS over images of (H, W) metres."""
-    return np.mean([scores(torch.from_numpy(depth), true)
-                    for depth, true in zip(depths, truth, strict=True)], axis=0)
-
-
 def row(values: Sequence[Sequence[float]], beside: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Means over images, and the rmse beside another row's on the same images.
 

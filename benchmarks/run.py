@@ -26,10 +26,7 @@ BENCHMARKS = {
     'estimator': "RGB to depth: precisions and batches, beside the official code's way",
     'node': 'the node beside a plain one: overhead, age of depth, several cameras',
     'startup': "from the start of the node's process to its first depth; memory",
-    'bag': 'a bag converted, beside its network alone and beside a replay into the node',
-    'evaluation': 'the offline evaluation beside its network alone',
     'readouts': 'features and read-outs on rendered rooms: error and time',
-    'int8': "depth in 8 bits and in bfloat16 beside float32's",
 }
 
 

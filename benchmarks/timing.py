@@ -73,17 +73,9 @@ def ratio(over: Contender, under: Contender) -> float:
     return median(a / b for a, b in zip(over.seconds, under.seconds, strict=True))
 
 
-def wall(run: Callable[[], Any]) -> Callable[[], float]:
-    """Run something by the clock on the wall."""
-    return _clock(run, time.perf_counter)
-
-
-def processor(run: Callable[[], Any]) -> Callable[[], float]:
-    """Run something by the processor's clock: seconds of all cores, whatever else they do."""
-    return _clock(run, time.process_time)
-
-
-def _clock(run: Callable[[], Any], now: Callable[[], float]) -> Callable[[], float]:
+def wall(run: Callable[[], Any], now: Callable[[], float] = time.perf_counter) -> Callable[
+        [], float]:
+    """Run something by the clock on the wall, or by another one."""
     def clock() -> float:
         start = now()
         run()
@@ -91,11 +83,15 @@ def _clock(run: Callable[[], Any], now: Callable[[], float]) -> Callable[[], flo
     return clock
 
 
+def processor(run: Callable[[], Any]) -> Callable[[], float]:
+    """Run something by the processor's clock: seconds of all cores, whatever else they do."""
+    return wall(run, time.process_time)
+
+
 @contextmanager
-def other_work(count: int, niced: int = 0) -> Iterator[None]:
-    """Let so many processes, and so many niced by 10, do nothing but count meanwhile."""
+def other_work(count: int) -> Iterator[None]:
+    """Let so many processes do nothing but count meanwhile."""
     running = [subprocess.Popen(COUNTING) for _ in range(count)]
-    running += [subprocess.Popen(['nice', '-n', '10', *COUNTING]) for _ in range(niced)]
     try:
         yield
     finally:

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import crops, estimator, graph, machine, readouts, report, rooms, run, timing
+from benchmarks import estimator, graph, machine, readouts, report, rooms, run, timing
 from depthclip_ros.core import DepthConfig, engine
 from depthclip_ros.core.clip_package import import_clip
 
 ROOT = Path(run.__file__).resolve().parents[1]
 SECOND = 10**9
-QUICK = ('int8',)  # others: nightly
+QUICK = ('estimator',)  # others: nightly
 
 
 # One command -----------------------------------------------------------------------------------
@@ -70,20 +70,6 @@ def test_a_record_has_only_what_json_has(tmp_path):
     row, = json.loads((tmp_path / 'new' / 'x.json').read_text())['rows']
     assert row['values'] == [1.2346, None, None]
     assert (row['file'], row['one']) == (str(tmp_path), 2.0)
-
-
-@pytest.mark.parametrize(('key', 'other'), [('commit', 'machine'), ('machine', 'commit')])
-def test_a_table_of_mixed_rows_says_so_in_its_rows(key, other):
-    about = {**machine.describe(), 'commit': 'abc', 'machine': 'one'}
-    records = [report.record('speed', {**about, key: value}, [{'p50 [ms]': 1.5}, {'other': None}])
-               for value in (about[key], 'another')]
-    text = report.markdown(*records)
-    for value in (about[key], 'another'):
-        assert f'| {value} | 1.5 |' in text
-        assert f'| {value} | - |' in text
-    assert f'| {key} | p50 [ms] |' in text
-    assert f'| {other} |' not in text
-    assert f'| {key} |' not in report.markdown(records[0])
 
 
 # Turns -----------------------------------------------------------------------------------------
@@ -171,7 +157,7 @@ def test_what_is_read_out_is_the_estimators_own(features, read_out, smoothing, u
 
 def test_crops_are_what_clip_says_of_every_cell_alone():
     weights = clip_standin.tiny_state_dict()
-    encoder = crops.CropFeatures(weights)
+    encoder = readouts.CropFeatures(weights)
     model, cell = import_clip().model.build_model(dict(weights)).float(), encoder.stride
     batch = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
