@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of docs/gallery/: what the node publishes of rendered rooms, without a screen or RViz.
+"""Pictures of docs/words.md: what the node publishes of rendered rooms, without a screen or RViz.
 
     python tools/gallery.py
 
@@ -8,7 +8,6 @@ The cloud is built as the node builds it, as a message, and read back from it.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -33,11 +32,7 @@ POINTS = '100,400', '430,300', '500,180'  # of view.png
 
 def main() -> int:
     """Make all pictures."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs/gallery')
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out = ROOT / 'docs/gallery'
     import matplotlib as mpl
     mpl.use('Agg')
     from matplotlib import pyplot as plt
@@ -47,21 +42,11 @@ def main() -> int:
     scene = Scene.generate(ROOM, seed=SEED)
     camera = SimCamera()
     frame = render(scene, camera, trajectory(scene, seed=0).pose(SECONDS))
-    for name, figure in (
-            ('cloud', _cloud(plt, estimator, camera, frame)),
-            ('words', _words(plt, estimator, frame)),
-            ('other_words', _other_words(plt, estimator, frame))):
-        figure.savefig(out / f'{name}.png', dpi=DPI, pil_kwargs={'optimize': True})
-        plt.close(figure)
-    cv2.imwrite(str(out / 'words_live.png'), _live(estimator, camera, frame))
+    figure = _cloud(plt, estimator, camera, frame)
+    figure.savefig(out / 'cloud.png', dpi=DPI, pil_kwargs={'optimize': True})
+    prediction = estimator.predict(frame.rgb)
+    cv2.imwrite(str(out / 'words_live.png'), draw(frame.rgb, prediction, config))
     return _view(out, frame)
-
-
-def _live(estimator: DepthEstimator, camera: SimCamera, frame: Any) -> Any:
-    """What the node publishes on depth/words, with a click on the last of the points."""
-    prediction = estimator.predict(frame.rgb, intrinsics=_model(camera))
-    x, y = map(float, POINTS[-1].split(','))
-    return draw(frame.rgb, prediction, estimator.config, prediction.patch_at(x, y))
 
 
 def _view(out: Path, frame: Any) -> int:
@@ -83,7 +68,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from depthclip_ros.cli.recorder import cloud_points
     from depthclip_ros.node.messages import make
     from depthclip_ros.node.outputs import cloud_message
-    model = _model(camera)
+    model = CameraModel.pinhole(camera.width, camera.height, camera.fx)
     prediction = estimator.predict(frame.rgb, intrinsics=model)
     depth = prediction.patch_depth
     rows, columns = depth.shape
@@ -126,53 +111,6 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
         axes.set_xlabel('right [m]')
         axes.set_ylabel('forward [m]')
     figure.tight_layout()
-    return figure
-
-
-def _model(camera: SimCamera) -> CameraModel:
-    return CameraModel.pinhole(camera.width, camera.height, camera.fx)
-
-
-def _words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
-    """How much each word answers in each patch, and the depth that follows."""
-    prediction = estimator.predict(frame.rgb)
-    config = estimator.config
-    figure, axes = plt.subplots(2, 6, figsize=(12, 3.9))
-    places = list(axes.flat)
-    places[0].imshow(frame.rgb)
-    places[0].set_title('image', fontsize=8)
-    for place, token, metres, weight in zip(
-            places[1:-1], config.tokens, config.bins, prediction.weights, strict=True):
-        place.imshow(weight, cmap='viridis', vmin=0, vmax=1)
-        place.set_title(f'{token}\n{metres:g} m', fontsize=8)
-    shown = places[-1].imshow(prediction.depth, cmap='turbo_r', vmin=config.bins[0],
-                              vmax=config.bins[-1])
-    places[-1].set_title('depth [m]', fontsize=8)
-    figure.colorbar(shown, ax=places[-1], fraction=0.04)
-    for place in places:
-        place.axis('off')
-    figure.tight_layout()
-    return figure
-
-
-def _other_words(plt: Any, estimator: DepthEstimator, frame: Any) -> Any:
-    """Depth of one image by several sets of words."""
-    figure, axes = plt.subplots(1, 4, figsize=(12, 2.4), layout='constrained')
-    axes[0].imshow(frame.rgb)
-    axes[0].set_title('image', fontsize=9)
-    bins = estimator.config.bins
-    sets = (('ten words', {}),
-            ('near, far', {'tokens': ('very close', 'very far'), 'bins': (0.64, 6.84)}),
-            ('words of no distance', {'tokens': ('red', 'square'), 'bins': (0.64, 6.84)}))
-    for place, (title, words) in zip(axes[1:], sets, strict=True):
-        config = estimator.config.replace(**words)
-        other = DepthEstimator(config, weights='demo', device='cpu', num_threads=1)
-        shown = place.imshow(other.predict(frame.rgb).depth, cmap='turbo_r', vmin=bins[0],
-                             vmax=bins[-1])
-        place.set_title(title, fontsize=9)
-    figure.colorbar(shown, ax=list(axes), label='m', pad=0.01)
-    for place in axes:
-        place.axis('off')
     return figure
 
 

@@ -6,7 +6,7 @@ sphere. Stage 2 keeps it as it is and aligns the image encoder with it (locked-t
 dense features `c_proj(v_proj(x))` of every patch with sentences of its depth, a fresh random set
 of sentences in every step, and the attention pool's output with the kind of room.
 
-    python tools/train_demo.py --out build/demo             # the real run; resumes if interrupted
+    python tools/train_demo.py --out build/demo             # the real run
     python tools/train_demo.py --out /tmp/smoke --smoke     # half a minute, for CI
 """
 
@@ -21,6 +21,7 @@ import sys
 import time
 import zipfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +371,7 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{out.resolve()}/rendezvous', rank=rank,
         world_size=plan.processes)
-    log = Log(out) if rank == 0 else _silent
+    log = partial(keep, out) if rank == 0 else lambda **_: None
     model: Any = build(plan)
     model.load_state_dict(torch.load(out / 'text.pt', weights_only=True))
     pool = SentencePool(model)
@@ -385,17 +386,8 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
         optimizer, plan.rate, plan.steps, pct_start=0.15)
     average: Any = copy.deepcopy(model)
     frames, upsampling = Frames(plan), Upsampling(HEIGHT // 32, WIDTH // 32)
-    state, first, spent = out / 'checkpoint.pt', 0, 0.0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved['model'])
-        average.load_state_dict(saved['average'])
-        optimizer.load_state_dict(saved['optimizer'])
-        schedule.load_state_dict(saved['schedule'])
-        first, spent = saved['step'], saved['seconds']
-        log(stage='resume', step=first)
-    start, sums = time.monotonic() - spent, {}
-    for step in range(first, plan.steps):
+    start, sums = time.monotonic(), {}
+    for step in range(plan.steps):
         model.train()
         terms = losses(model, pool, plan, upsampling, step, make_batch(frames, plan, step, rank))
         loss = terms['words'] + 2.0 * terms['metres'] + 0.1 * terms['rooms']
@@ -414,13 +406,8 @@ def train_images(rank: int, plan: Plan, out: Path) -> None:
                 scale=round(float(model.logit_scale.detach().exp()), 2),
                 **{name: round(value / every, 4) for name, value in sums.items()})
             sums = {}
-        if rank == 0 and ((step + 1) % 200 == 0 or step + 1 == plan.steps):
-            with atomic(state) as file:
-                torch.save({
-                    'model': model.state_dict(), 'average': average.state_dict(),
-                    'optimizer': optimizer.state_dict(), 'schedule': schedule.state_dict(),
-                    'step': step + 1, 'seconds': time.monotonic() - start}, file)
-            save_weights(average, out / 'demo.pt')
+    if rank == 0:
+        save_weights(average, out / 'demo.pt')
     torch.distributed.destroy_process_group()
 
 
@@ -472,22 +459,12 @@ def check_file(path: Path) -> None:
         model(torch.zeros(1, 3, HEIGHT, HEIGHT), import_clip().tokenize(['This is 2 meters away']))
 
 
-class Log:
-    """Prints what happens, a JSON object a line, and keeps it in log.jsonl."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / 'log.jsonl'
-
-    def __call__(self, **values: object) -> None:
-        """Log one line."""
-        line = json.dumps(values)
-        print(line, flush=True)
-        with self.path.open('a') as file:
-            file.write(line + '\n')
-
-
-def _silent(**_: object) -> None:
-    """What the other processes log."""
+def keep(folder: Path, **values: object) -> None:
+    """Print what happens, a JSON object a line, and keep it in log.jsonl."""
+    line = json.dumps(values)
+    print(line, flush=True)
+    with (folder / 'log.jsonl').open('a') as file:
+        file.write(line + '\n')
 
 
 def main() -> None:
@@ -509,16 +486,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / 'plan.json').write_text(json.dumps(asdict(plan), indent=2) + '\n')
 
-    log = Log(out)
+    log = partial(keep, out)
     model = build(plan)
     with torch.no_grad():
         model.visual.attnpool.positional_embedding.mul_(0.1)
-    text = out / 'text.pt'
-    if text.exists():
-        model.load_state_dict(torch.load(text, weights_only=True))
-    else:
-        train_text(model, plan, language.TextTargets(plan.embed), log)
-        torch.save(model.state_dict(), text)
+    train_text(model, plan, language.TextTargets(plan.embed), log)
+    torch.save(model.state_dict(), out / 'text.pt')
     (out / 'rendezvous').unlink(missing_ok=True)
     torch.multiprocessing.spawn(train_images, (plan, out), nprocs=plan.processes)
     check_file(out / 'demo.pt')
