@@ -69,7 +69,7 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
     assert any('made of ten pictures' in text for text in said)
     found = estimator.maps(IMAGES).features
     expected = exact(state_dict, kept, flip_average=flip).maps(IMAGES).features
-    assert 0 < engine.difference(found, expected) < int8.rounding(30, int8.greatest_weight())
+    assert 0 < engine.difference(found, expected) < int8.TOLERANCE
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
             estimator.predict(image).depth, together.depth, rtol=1 / 255)

@@ -23,7 +23,6 @@ from depthclip_ros.core import (  # noqa: E402
     engine,
     words,
 )
-from depthclip_ros.core import open_clip as backbone  # noqa: E402
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.weights import WeightsInfo, load  # noqa: E402
 from depthclip_ros.core.words import Phrases, encode_tokens  # noqa: E402
@@ -105,9 +104,9 @@ def build(short, config=CONFIG, name='short-vit', folder=None, **changes):
                           cache_dir=folder)
 
 
-def own_model(weights):
+def own_model(name, weights):
     """Make the model with open_clip's own functions, not ours."""
-    model = open_clip.create_model(weights.model, pretrained=None).eval()
+    model = open_clip.create_model(name, pretrained=None).eval()
     model.load_state_dict(dict(weights))
     return model
 
@@ -225,7 +224,7 @@ def by_definition(model, pixels):
 @pytest.mark.parametrize('name', TEXTS)
 def test_text_features_are_those_of_open_clip(short, name):
     weights = short(name)
-    model, tokenizer = own_model(weights), open_clip.get_tokenizer(name)
+    model, tokenizer = own_model(name, weights), open_clip.get_tokenizer(name)
     with torch.inference_mode():
         expected = torch.stack([normalize(normalize(model.encode_text(tokenizer(
             [template.replace('{}', token) for template in WORDS.templates])), dim=1).mean(dim=0),
@@ -236,7 +235,7 @@ def test_text_features_are_those_of_open_clip(short, name):
 @pytest.mark.parametrize('name', DENSE)
 def test_dense_features_pool_to_the_models_own_embedding(short, name):
     weights = short(name)
-    model, encoder = own_model(weights), build_image_encoder(weights, 'maskclip')
+    model, encoder = own_model(name, weights), build_image_encoder(weights, 'maskclip')
     pixels = images(model)
     dense, pooled, own = by_definition(model, pixels)
     torch.testing.assert_close(pooled, own, atol=1e-4, rtol=1e-4)  # the parts are the model's
@@ -253,7 +252,7 @@ def test_dense_features_pool_to_the_models_own_embedding(short, name):
 @torch.inference_mode()
 def test_a_resnet_of_open_clip_is_as_one_of_openai(short):
     weights = short('short-resnet')
-    model, encoder = own_model(weights), build_image_encoder(weights, 'maskclip')
+    model, encoder = own_model('short-resnet', weights), build_image_encoder(weights, 'maskclip')
     pixels, pool = images(model), model.visual.attnpool
     x, own = seen(pool, lambda: model.visual(pixels))
     tokens = x.flatten(2).transpose(1, 2)
@@ -271,7 +270,7 @@ def test_a_resnet_of_open_clip_is_as_one_of_openai(short):
 @torch.inference_mode()
 def test_positions_are_resized_bicubically(short, name):
     weights = short(name)
-    model, encoder = own_model(weights), build_image_encoder(weights, 'maskclip')
+    model, encoder = own_model(name, weights), build_image_encoder(weights, 'maskclip')
     visual, stride = model.visual, encoder.stride
     size = 3 * stride, 20 * stride  # smaller and larger than the grid of the training
     if name == 'short-vit':
@@ -363,15 +362,6 @@ def test_features_are_cached_under_the_tokenizer_that_made_them(short, tmp_path,
     with monkeypatch.context() as other:
         other.setattr('importlib.metadata.version', versions.__getitem__)
         assert not hit()
-
-
-@pytest.mark.parametrize(('name', 'mean', 'deviation'), [
-    ('ViT-B-16-SigLIP2', 0.5, 0.5), ('MobileCLIP-S1', 0.0, 1.0),
-    ('ViT-B-16/laion2b_s34b_b88k', 0.48145466, 0.26862954)])
-def test_each_has_its_own_normalization(name, mean, deviation):
-    model, _, tag = name.partition('/')
-    found = backbone._normalization(open_clip, model, tag)
-    assert (found[0][0], found[1][0]) == (mean, deviation)
 
 
 @pytest.mark.parametrize(('backbone', 'message'), [
@@ -494,7 +484,7 @@ def test_the_tokenizer_of_siglip_is_read_from_its_files(short, hub_tokenizer):
     """By open_clip and transformers; the features are those of its own ids."""
     weights = short('short-hub')
     features = encode_tokens(WORDS, weights)
-    model, expected = own_model(weights), []
+    model, expected = own_model('short-hub', weights), []
     for token in WORDS.tokens:
         ids = [hub_tokenizer.encode(template.replace('{}', token).lower()).ids
                for template in WORDS.templates]

@@ -98,7 +98,6 @@ class AttentionPool(nn.Module):
     learned: Tensor
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of an image encoder, by their names in it."""
         super().__init__()
         self.query, self.key, self.value, self.output = (
             nn.ParameterList(weights[f'attnpool.{name}_proj.{part}'].detach().float()
@@ -151,7 +150,6 @@ class ReferenceFeatures(ImageEncoder):
     """
 
     def __init__(self, trunk: nn.Module, shape: Architecture) -> None:
-        """Take over the convolutional part of a CLIP ResNet."""
         channels = 32 * shape.width
         if channels % shape.embed_dim:
             raise ConfigError(
@@ -177,7 +175,6 @@ class MaskClipFeatures(ImageEncoder):
     offset: Tensor
 
     def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
-        """Fuse `c_proj(v_proj(x))` and take over the convolutional part."""
         super().__init__(trunk)
         self.register_buffer('projection', (pool.output[0] @ pool.value[0])[:, :, None, None])
         self.register_buffer('offset', pool.output[0] @ pool.value[1] + pool.output[1])
@@ -192,10 +189,6 @@ class AttentionPoolFeatures(ImageEncoder):
 
     pool: AttentionPool
 
-    def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
-        """Take over the convolutional part and the pool."""
-        super().__init__(trunk, pool=pool)
-
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
         return super().head(self.pool.dense(features))
@@ -209,7 +202,6 @@ class PatchTransformer(nn.Module):
     """
 
     def __init__(self, vit: Any) -> None:
-        """Take over a vision transformer of CLIP's, or of open_clip's."""
         super().__init__()
         self.vit = vit
         self._positions = Positions()
@@ -239,7 +231,6 @@ class DenseVit(PatchTransformer):
     """
 
     def __init__(self, vit: Any, *, mixing: bool) -> None:
-        """Take over a CLIP vision transformer; `mixing`: the last block stays whole."""
         super().__init__(vit)
         self.mixing = mixing
         self.blocks = vit.transformer.resblocks[:-1]
@@ -277,24 +268,25 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
     if shape.patch is not None and features == 'reference':
         raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
                           'transformer use features: maskclip.')
+    encoder: ImageEncoder
     with torch.no_grad(), fitting_weights():
         if shape.patch is None:
-            encoder = _resnet(resnet_weights(state_dict), shape, features)
+            weights = resnet_weights(state_dict)
+            trunk = FoldedResNet(weights)
+            encoder = (
+                ReferenceFeatures(trunk, shape) if features == 'reference' else
+                MaskClipFeatures(trunk, AttentionPool(weights)) if features == 'maskclip' else
+                AttentionPoolFeatures(trunk, RESNET_STRIDE, AttentionPool(weights)))
         elif isinstance(state_dict, OpenClipWeights):
             encoder = state_dict.image_encoder()
         else:
-            encoder = ImageEncoder(
-                DenseVit(_vision_transformer(state_dict, shape), mixing=features == 'attnpool'),
-                shape.patch)
+            vit = import_clip().model.VisionTransformer(
+                shape.resolution, shape.patch, shape.width, shape.layers,
+                shape.width // _HEAD_WIDTH, shape.embed_dim)
+            vit.load_state_dict(_visual(state_dict), assign=True)
+            import_clip().model.convert_weights(vit)  # rounds to half, as their loader
+            encoder = ImageEncoder(DenseVit(vit, mixing=features == 'attnpool'), shape.patch)
     return encoder.float().eval().requires_grad_(False)
-
-
-def _resnet(weights: Mapping[str, Tensor], shape: Architecture, features: str) -> ImageEncoder:
-    trunk = FoldedResNet(weights)
-    if features == 'reference':
-        return ReferenceFeatures(trunk, shape)
-    pool = AttentionPool(weights)
-    return (MaskClipFeatures if features == 'maskclip' else AttentionPoolFeatures)(trunk, pool)
 
 
 def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
@@ -318,21 +310,13 @@ def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     OpenAI's rounds those of convolutions and of the attention pool's projections to half
     precision, open_clip's does not.
     """
-    own = {key.removeprefix('visual.'): value.detach() for key, value in state_dict.items()
-           if key.startswith('visual.')}
+    own = _visual(state_dict)
     if isinstance(state_dict, OpenClipWeights):
         return own
     return {name: value.half() if value.dim() == 4 or '_proj.' in name else value
             for name, value in own.items()}
 
 
-def _vision_transformer(state_dict: Mapping[str, Tensor], shape: Architecture) -> Any:
-    """OpenAI's own, its weights rounded to half as by their loader."""
-    model = import_clip().model
-    vit = model.VisionTransformer(
-        shape.resolution, shape.patch, shape.width, shape.layers, shape.width // _HEAD_WIDTH,
-        shape.embed_dim)
-    vit.load_state_dict({key.removeprefix('visual.'): value for key, value in state_dict.items()
-                         if key.startswith('visual.')}, assign=True)
-    model.convert_weights(vit)
-    return vit
+def _visual(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix('visual.'): value.detach() for key, value in state_dict.items()
+            if key.startswith('visual.')}

@@ -24,20 +24,14 @@ _VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
 
 
 class ClipPackage:
-    """The parts of OpenAI's package, each run when it is first used.
-
-    Raises:
-        WeightsError: at their first use, if they cannot be run.
-
-    """
+    """The parts of OpenAI's package, each run when it is first used; WeightsError if it cannot."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder of the package."""
         self.folder = folder
 
     @cached_property
     def model(self) -> Any:
-        """`clip.model`."""
+        """`clip.model`: the networks."""
         return self._run('model')
 
     @cached_property

@@ -123,13 +123,8 @@ def resolve_precision(
     at the price of exactness, and it would cost both, 8 to 21 times the time. That depends on the
     processor alone, so that the numbers of a machine stay the same.
 
-    Args:
-        name: auto, float32, float16, bfloat16 or int8.
-        device: where it will run.
-        log: warned of a format that is not taken.
-
     Returns:
-        The format, and why it is another one than was asked for; else ''.
+        The format, and why it is another one than was asked for, of which `log` is warned; or ''.
 
     Raises:
         ConfigError: float16 on a CPU, which has no arithmetic for it, or int8 on a GPU.
@@ -187,16 +182,9 @@ def install(
 ) -> str:
     """Let an encoder's trunk run as fast as it can, on a device and in a number format.
 
-    A known image goes through it, as many times at once as images usually do.
-
-    Args:
-        encoder: on the CPU, in float32; its trunk is replaced.
-        dtype: of the trunk; the head stays in float32.
-        device: where both run.
-        size: (height, width) of the network's input.
-        log: told what does not run here.
-        source: of the weights, for errors.
-        images: that usually go through it together.
+    A known image of `size` (height, width) goes through it, as many times at once as images
+    usually do. The encoder's trunk is replaced; its head stays in float32. `log` is told what does
+    not run here; `source` of the weights is for errors.
 
     Returns:
         What runs it, as above.
@@ -263,13 +251,7 @@ def known_image(size: tuple[int, int]) -> Tensor:
 
 
 def check_finite(features: Tensor, dtype: torch.dtype, source: str) -> None:
-    """Refuse features of a known image that are NaN or infinite.
-
-    Raises:
-        WeightsError: they are, in float32.
-        EngineError: they are, in a number format of a smaller range or precision.
-
-    """
+    """Refuse features of a known image that are not finite: WeightsError, else EngineError."""
     share = 1 - float(features.isfinite().float().mean())
     if not share:
         return
@@ -303,11 +285,11 @@ class GraphedTrunk(nn.Module):
     """A trunk on a GPU, captured as a CUDA graph for every shape of batch that comes.
 
     It is launched as a whole, not one operation after the other:
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Tests give something that
+    stands in for `torch.cuda`.
     """
 
     def __init__(self, trunk: nn.Module, cuda: Any = torch.cuda) -> None:
-        """Take over a trunk on a GPU; tests give something that stands in for `torch.cuda`."""
         super().__init__()
         self._trunk, self._cuda = trunk, cuda
         self._graphs: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
@@ -350,7 +332,6 @@ class GraphedResNet(nn.Module):
     _switch = threading.Lock()  # the fusion is switched on and off for the whole process
 
     def __init__(self, network: nn.Module) -> None:
-        """Take over a network that is not fused, in its number format."""
         super().__init__()
         self._network = network.eval()
         self._compiled: dict[torch.Size, Any] = {}

@@ -14,6 +14,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,7 @@ _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
 
 
 def require(backbone: str) -> Any:
-    """Give the package open_clip.
-
-    Raises:
-        WeightsError: it is missing, or cannot be imported.
-
-    """
+    """Give the package open_clip; WeightsError if it is missing, or cannot be imported."""
     try:
         return importlib.import_module('open_clip')
     except Exception as error:  # other people's code raises anything
@@ -64,12 +60,8 @@ def load(
     The digest is one of the architecture's name and of the file, since the same tensors can be
     another model (QuickGELU).
 
-    Args:
-        weights: file (.safetensors or state dict), 'untrained', or '' for the weights that the
-            tag names; of a state dict in memory, only one that this has given.
-        backbone: open_clip:ARCHITECTURE or open_clip:ARCHITECTURE/TAG.
-        log: told what happens, in sentences.
-        offline: forbid a download.
+    `weights` is a file (.safetensors or state dict), 'untrained', or '' for the weights that the
+    tag of open_clip:ARCHITECTURE/TAG names.
 
     Raises:
         WeightsError: open_clip is missing; weights are missing, corrupt, or of another shape.
@@ -78,8 +70,17 @@ def load(
     """
     open_clip = require(backbone)
     model, _, tag = backbone.removeprefix(OPEN_CLIP).partition('/')
-    released = _released(open_clip, model, tag)
-    mean, deviation = normalization = _normalization(open_clip, model, tag)
+    _check(open_clip, model, tag)
+    config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(model)
+    normalizations = {(tuple(each['mean']), tuple(each['std'])) for each in (
+        open_clip.get_pretrained_cfg(model, name) for name in tags)} or {
+        (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)}
+    if len(normalizations) > 1:
+        raise ConfigError(
+            f'backbone: {OPEN_CLIP}{model}: its weights differ in the mean and deviation of '
+            f'their images; name the one that yours are like: {", ".join(tags)}.')
+    mean, deviation = normalization = normalizations.pop()
     log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
         f'{deviation}; `normalization` is for the models of OpenAI.')
     if isinstance(weights, Mapping):
@@ -104,14 +105,16 @@ def load(
             f'{backbone}: open_clip {open_clip.__version__} cannot make it of {source} '
             f'({reason(error)}). Give its own weights, as a state dict or .safetensors.'
         ) from error
+    found = OpenClipWeights(network.state_dict())
+    found.architecture, found.normalization = _architecture(config), normalization
+    found.image_encoder = partial(_image_encoder, network.visual, model)
+    found.text_encoder = partial(_text_encoder, network, model)
     digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
-    return (WeightsInfo(name, source, digest, trained=path is not None),
-            _Weights(network, model, _architecture(open_clip.get_model_config(model)),
-                     normalization))
+    return WeightsInfo(name, source, digest, trained=path is not None), found
 
 
-def _released(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
-    """Settings of the tag, {} for none; refuse what is unknown or has no dense features."""
+def _check(open_clip: Any, model: str, tag: str) -> None:
+    """Refuse what open_clip does not have, or what has no dense features."""
     if model not in open_clip.list_models():
         raise ConfigError(
             f'backbone: open_clip {open_clip.__version__} has no architecture {quoted(model)}; '
@@ -122,41 +125,25 @@ def _released(open_clip: Any, model: str, tag: str) -> dict[str, Any]:
             f"backbone: open_clip's {model} has no weights with the tag {quoted(tag)}; it has "
             f'{"these: " + ", ".join(tags) if tags else "none: give a file as weights"}.')
     config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
-    if 'multimodal_cfg' in config:
-        raise _refusal(model, 'its image embedding is mixed from many learned queries, for which '
-                              'a position alone has no meaning')
-    if 'hf_model_name' in config['text_cfg']:
-        raise _refusal(model, 'its text encoder is described by files of the Hugging Face hub, '
-                              'which are not read')
-    if config['vision_cfg'].get('timm_pool') in ('abs_attn', 'rot_attn'):
-        raise _refusal(model, 'its attention pool asks with the mean of all positions')
+    for refused, why in (
+            ('multimodal_cfg' in config, 'its image embedding is mixed from many learned queries'),
+            ('hf_model_name' in config['text_cfg'],
+             'its text encoder is described by files of the Hugging Face hub, which are not read'),
+            (config['vision_cfg'].get('timm_pool') in ('abs_attn', 'rot_attn'),
+             'its attention pool asks with the mean of all positions')):
+        if refused:
+            raise _refusal(model, why)
     # A file that goes with a tag has that tag's activation, too.
-    if tag and bool(released.get('quick_gelu')) != bool(config.get('quick_gelu')):
-        other = model.removesuffix('-quickgelu') + (
-            '-quickgelu' if released.get('quick_gelu') else '')
+    quick = bool(released.get('quick_gelu'))
+    if tag and quick != bool(config.get('quick_gelu')):
+        other = model.removesuffix('-quickgelu') + '-quickgelu' * quick
         raise ConfigError(f'backbone: {tag} was trained with another activation than {model}; '
                           f'use {OPEN_CLIP}{other}/{tag}.')
-    return dict(released)
 
 
 def _refusal(model: str, why: str) -> ConfigError:
     return ConfigError(f'backbone: {OPEN_CLIP}{model} has no dense features here: {why}; '
                        'docs/variants.md lists those that have.')
-
-
-def _normalization(
-    open_clip: Any, model: str, tag: str,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of the tag; without one, of all the architecture's tags."""
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(model)
-    found = {(tuple(config['mean']), tuple(config['std'])) for config in (
-        open_clip.get_pretrained_cfg(model, name) for name in tags)}
-    if len(found) > 1:
-        raise ConfigError(
-            f'backbone: {OPEN_CLIP}{model}: its weights differ in the mean and deviation of '
-            f'their images; name the one that yours are like: {", ".join(tags)}.')
-    return found.pop() if found else (
-        open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 def _tagged(
@@ -199,53 +186,44 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
         text.get('context_length', 77), text.get('vocab_size', 49408), text.get('layers', 12))
 
 
-class _Weights(OpenClipWeights):
-    def image_encoder(self) -> ImageEncoder:
-        """Dense encoder of a vision tower that is not a ResNet of CLIP's.
+def _image_encoder(visual: Any, model: str) -> ImageEncoder:
+    """Dense encoder of a vision tower that is not a ResNet of CLIP's."""
+    visual = deepcopy(visual)
+    if hasattr(visual, 'trunk'):
+        kind = type(visual.trunk).__name__
+        if kind not in _KNOWN_TRUNKS:
+            raise _refusal(model, f'what {kind} does at its end is not known here')
+        trunk = DenseTimm(visual)
+        return ImageEncoder(trunk, trunk.stride)
+    if visual.attn_pool is not None:
+        raise _refusal(model, 'its image embedding is mixed from learned queries')
+    return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
 
-        Raises:
-            ConfigError: this architecture has no such features.
 
-        """
-        visual = deepcopy(self.network.visual)
-        if hasattr(visual, 'trunk'):
-            kind = type(visual.trunk).__name__
-            if kind not in _KNOWN_TRUNKS:
-                raise _refusal(self.model, f'what {kind} does at its end is not known here')
-            trunk = DenseTimm(visual)
-            return ImageEncoder(trunk, trunk.stride)
-        if visual.attn_pool is not None:
-            raise _refusal(self.model, 'its image embedding is mixed from learned queries')
-        return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
+def _text_encoder(network: Any, model: str) -> TextEncoder:
+    """Tokenizer, text encoder, and how many tokens a sentence may have.
 
-    def text_encoder(self) -> TextEncoder:
-        """Tokenizer, text encoder, and how many tokens a sentence may have.
+    The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own cuts
+    it off.
+    """
+    try:
+        tokenizer = require(OPEN_CLIP + model).get_tokenizer(model)
+    except Exception as error:
+        raise WeightsError(
+            f'{OPEN_CLIP}{model}: its tokenizer cannot be had ({reason(error)}). Those of SigLIP '
+            'need the package transformers (pip install transformers), and once a network: they '
+            'come from the Hugging Face hub.') from error
 
-        The tokenizer raises RuntimeError for a sentence that is too long, where open_clip's own
-        cuts it off.
+    def tokenize(sentences: list[str]) -> Tensor:
+        tokens: Tensor = tokenizer(sentences)
+        context = tokens.shape[1]
+        # Not every tokenizer marks the end: what is beyond it must be what an empty text ends in.
+        whole = tokenizer(['', *sentences], context_length=4 * context)
+        if (whole[1:, context:] != whole[0, -1]).any():
+            raise RuntimeError(f'the tokens do not fit into {context}')
+        return tokens
 
-        Raises:
-            WeightsError: the tokenizer is not on this machine and cannot be had.
-
-        """
-        try:
-            tokenizer = require(OPEN_CLIP + self.model).get_tokenizer(self.model)
-        except Exception as error:
-            raise WeightsError(
-                f'{OPEN_CLIP}{self.model}: its tokenizer cannot be had ({reason(error)}). Those '
-                'of SigLIP need the package transformers (pip install transformers), and once a '
-                'network: they come from the Hugging Face hub.') from error
-
-        def tokenize(sentences: list[str]) -> Tensor:
-            tokens: Tensor = tokenizer(sentences)
-            context = tokens.shape[1]
-            # Not every tokenizer marks the end: beyond it must be what an empty text ends in.
-            whole = tokenizer(['', *sentences], context_length=4 * context)
-            if (whole[1:, context:] != whole[0, -1]).any():
-                raise RuntimeError(f'the tokens do not fit into {context}')
-            return tokens
-
-        return tokenize, self.network.encode_text, tokenizer.context_length
+    return tokenize, network.encode_text, tokenizer.context_length
 
 
 def _alone(look: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
@@ -261,7 +239,6 @@ class LastAttention(nn.Module):
     """
 
     def __init__(self, block: Any) -> None:
-        """Take over a block of open_clip's or of timm's."""
         super().__init__()
         self.block = block
 
@@ -289,7 +266,6 @@ class DenseOpenClipVit(PatchTransformer):
     """
 
     def __init__(self, vit: Any) -> None:
-        """Take over a vision transformer."""
         super().__init__(vit)
         if vit.pool_type == 'tok':
             vit.transformer.resblocks[-1] = LastAttention(vit.transformer.resblocks[-1])
@@ -310,7 +286,6 @@ class DenseTimm(nn.Module):
     """
 
     def __init__(self, visual: Any) -> None:
-        """Take over open_clip's adapter around a network of timm's."""
         super().__init__()
         self.visual = visual
         trunk = visual.trunk

@@ -9,7 +9,6 @@ import os
 import urllib.request
 import warnings
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -63,74 +62,47 @@ class Release(NamedTuple):
 
 RELEASES: Mapping[str, Release] = {
     name: Release(f'{name.replace("/", "-").replace("@", "-")}.pt', sha256, Architecture(*shape))
-    for name, sha256, shape in (
+    for name, sha256, *shape in (
         ('RN50', 'afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762',
-         (1024, 224, (3, 4, 6, 3), 64, None, 512)),
+         1024, 224, (3, 4, 6, 3), 64, None, 512),
         ('RN101', '8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599',
-         (512, 224, (3, 4, 23, 3), 64, None, 512)),
+         512, 224, (3, 4, 23, 3), 64, None, 512),
         ('RN50x4', '7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd',
-         (640, 288, (4, 6, 10, 6), 80, None, 640)),
+         640, 288, (4, 6, 10, 6), 80, None, 640),
         ('RN50x16', '52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa',
-         (768, 384, (6, 8, 18, 8), 96, None, 768)),
+         768, 384, (6, 8, 18, 8), 96, None, 768),
         ('RN50x64', 'be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c',
-         (1024, 448, (3, 15, 36, 10), 128, None, 1024)),
+         1024, 448, (3, 15, 36, 10), 128, None, 1024),
         ('ViT-B/32', '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
-         (512, 224, 12, 768, 32, 512)),
+         512, 224, 12, 768, 32, 512),
         ('ViT-B/16', '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
-         (512, 224, 12, 768, 16, 512)),
+         512, 224, 12, 768, 16, 512),
         ('ViT-L/14', 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
-         (768, 224, 24, 1024, 14, 768)),
+         768, 224, 24, 1024, 14, 768),
         ('ViT-L/14@336px', '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
-         (768, 336, 24, 1024, 14, 768)))}
+         768, 336, 24, 1024, 14, 768))}
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What the estimator runs on.
+    """What the estimator runs on."""
 
-    Attributes:
-        name: official name, 'demo', file name, 'untrained', or 'state dict'.
-        source: where it came from, in words.
-        digest: SHA-256 (hex) of the file, or of the tensors of a state dict.
-        trained: False when the numbers are random, and with them the depth.
-
-    """
-
-    name: str
-    source: str
-    digest: str
-    trained: bool = True
+    name: str  # official name, 'demo', file name, 'untrained', or 'state dict'
+    source: str  # where it came from, in words
+    digest: str  # SHA-256 (hex) of the file, or of the tensors of a state dict
+    trained: bool = True  # False when the numbers are random, and with them the depth
 
 
 Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
 
 
-class OpenClipWeights(dict[str, 'Tensor'], ABC):
-    """State dict of one of open_clip's models, and what its tensors do not tell.
+class OpenClipWeights(dict[str, 'Tensor']):
+    """State dict of one of open_clip's models, and what its tensors do not tell."""
 
-    Attributes:
-        network: the model itself, in float32, on the CPU.
-        model: name of the architecture in open_clip.
-        architecture: its shape; of timm's networks width and patch are not known (0).
-        normalization: (mean, standard deviation) of RGB in [0, 1] that the model is used to.
-
-    """
-
-    def __init__(
-        self, network: Any, model: str, architecture: Architecture,
-        normalization: tuple[tuple[float, ...], tuple[float, ...]],
-    ) -> None:
-        super().__init__(network.state_dict())
-        self.network, self.model = network, model
-        self.architecture, self.normalization = architecture, normalization
-
-    @abstractmethod
-    def image_encoder(self) -> ImageEncoder:
-        """Make a dense encoder of a vision tower that is not a ResNet of CLIP's."""
-
-    @abstractmethod
-    def text_encoder(self) -> TextEncoder:
-        """Give tokenizer, text encoder, and how many tokens a sentence may have."""
+    architecture: Architecture  # of timm's networks width and patch are not known (0)
+    normalization: tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation of RGB in [0, 1]
+    image_encoder: Callable[[], ImageEncoder]  # dense, of a vision tower that is no ResNet
+    text_encoder: Callable[[], TextEncoder]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -156,8 +128,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     except OSError as error:
         raise ConfigError(
             f'{name}: {quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. '
-            'Set cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder that can be read.'
-        ) from error
+            'Set cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder.') from error
     return path.absolute() / below
 
 
@@ -170,16 +141,9 @@ def find(name: str, cache_dir: Path) -> Path | None:
 
 def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
           server: str = DOWNLOAD_SERVER) -> Path:
-    """Make an official model available on this machine, downloading it once.
+    """Path of an official model, its SHA-256 verified, downloaded if it is not on this machine.
 
-    Args:
-        name: one of `RELEASES`.
-        cache_dir: the cache; None for the default.
-        log: told what happens, in sentences.
-        server: base address; the file lies at SERVER/SHA256/FILE.
-
-    Returns:
-        Path of the file, its SHA-256 verified.
+    The server has it at SERVER/SHA256/FILE.
 
     Raises:
         WeightsError: unknown name, no network, no space, or a wrong checksum.
@@ -189,11 +153,11 @@ def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
     if name not in RELEASES:
         raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
     cache_dir = cache_dir or cache_folder()
-    release, target = RELEASES[name], find(name, cache_dir)
-    if target is not None:
-        _verify(target, file_digest(target), release)
+    release, found = RELEASES[name], find(name, cache_dir)
+    target = found or cache_dir / 'weights' / release.file
+    if found:
+        _verify(found, file_digest(found), release)
     else:
-        target = cache_dir / 'weights' / release.file
         url = f'{server}/{release.sha256}/{release.file}'
         log(f'Downloading {name} from {url}')
         try:
@@ -223,6 +187,11 @@ def _download(url: str, target: Path, sha256: str) -> None:
                                   f'{digest.hexdigest()}, expected {sha256}')
 
 
+def user_file(name: str | Path) -> Path:
+    """Whole path of a file as a user named it; whether it is there shows when it is read."""
+    return Path(os.path.expanduser(name)).absolute()  # noqa: PTH111 (which raises)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex.
 
@@ -235,11 +204,12 @@ def file_digest(path: Path) -> str:
         with files.open_regular(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = getattr(error, 'strerror', '') or error
         raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. Give a file that user '
-            f'{os.geteuid()} can read (chmod a+r FILE, a+rx on its folders), or set cache_dir to '
-            'another folder.') from error
+            f'{quoted(str(path), 200)}: cannot be read: {why}. '
+            f'Give weights that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its '
+            f'folders), or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
     return digest.hexdigest()
 
 
@@ -265,8 +235,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
 
     Returns:
         What was loaded, and the state dict in OpenAI's layout (or `OpenClipWeights`), on the CPU.
-        A state dict that was given is copied: nothing that is done to the result reaches the
-        caller's tensors.
+        A state dict that was given is copied.
 
     Raises:
         WeightsError: missing, corrupt, of another architecture, wrong checksum, not finite.
@@ -278,6 +247,9 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
     if backbone.startswith(OPEN_CLIP):
         from . import open_clip
         return open_clip.load(weights, backbone, log, offline=offline)
+    if backbone != 'auto' and backbone not in RELEASES:
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto, one of '
+                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
         check_tensors(weights, 'the state dict')
@@ -287,49 +259,25 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
     elif str(weights) == UNTRAINED:
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
-        name, path = _locate(str(weights) or backbone, cache_dir, log, offline=offline)
+        name = str(weights) or backbone
+        if name == 'auto':
+            raise WeightsError("backbone: 'auto' takes what the weights hold, but weights: '' "
+                               f'names none; give a file, or one of {", ".join(RELEASES)}.')
+        if name in RELEASES:
+            path = find(name, cache_dir)
+            if path is None and offline:
+                raise WeightsError(
+                    f'{name}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
+                    f"'depthclip fetch {name}' while there is a network, or give weights: PATH.")
+            path = path or fetch(name, cache_dir, log)
+        else:
+            path = DEMO_FILE if name == DEMO else user_file(name)
         digest, state_dict = read_file(path, RELEASES.get(name))
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
-        info = WeightsInfo(name, str(path), digest)
+        info = WeightsInfo(name if name in (DEMO, *RELEASES) else path.name, str(path), digest)
     _check_backbone(state_dict, backbone, info.source)
     return info, state_dict
-
-
-def _locate(weights: str, cache_dir: Path, log: Log, *, offline: bool) -> tuple[str, Path]:
-    """Name and path of named weights or of a file."""
-    if weights in RELEASES:
-        path = find(weights, cache_dir)
-        if path is None and offline:
-            raise WeightsError(
-                f'{weights}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
-                f"'depthclip fetch {weights}' while there is a network, or give weights: PATH.")
-        return weights, path or fetch(weights, cache_dir, log)
-    if weights == DEMO:
-        return DEMO, DEMO_FILE
-    if weights == 'auto':
-        raise WeightsError("backbone: 'auto' takes what the weights hold, but weights: '' names "
-                           f'none; give a file, or one of {", ".join(RELEASES)}.')
-    path = user_file(weights)
-    return path.name, path
-
-
-def user_file(weights: str | Path) -> Path:
-    """Path of the file that `weights` names.
-
-    Raises:
-        WeightsError: it is none.
-
-    """
-    try:
-        path = files.user_path(weights).absolute()
-        path.stat()
-    except OSError as error:
-        raise WeightsError(
-            f'weights: {quoted(str(weights), 200)} is neither a file that can be read '
-            f'({error.strerror}) nor an official name ({", ".join(RELEASES)}, {DEMO!r}, or '
-            f'{UNTRAINED!r}).') from error
-    return path
 
 
 def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str, Tensor]]:
@@ -338,12 +286,8 @@ def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str
     OpenAI's archives are TorchScript, which is a program; they are known by their SHA-256, and
     loaded as their own loader does. All else is `torch.save` of a state dict, or safetensors.
 
-    Args:
-        path: the file.
-        release: that it must be; None for any file.
-
     Raises:
-        WeightsError: the file is not that release, is corrupt, or holds something else.
+        WeightsError: it is not the release that is asked for, corrupt, or holds something else.
 
     """
     import torch  # this module must import without torch, for the doctor
@@ -477,9 +421,6 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
 
 def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
     """The weights must be of the architecture that the configuration names."""
-    if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto, one of '
-                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     found = architecture(state_dict, source)
     if backbone == 'auto' or found == RELEASES[backbone].architecture:
         return
@@ -498,15 +439,11 @@ def _untrained(backbone: str) -> Loaded:
     import torch
 
     from .clip_package import import_clip
-    if backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use one of '
-                           f'{", ".join(RELEASES)}.')
     shape = RELEASES[backbone].architecture
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = import_clip().model.CLIP(
-            shape.embed_dim, shape.resolution, shape.layers, shape.width, shape.patch,
-            shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
+            *shape[:5], shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
             shape.text_layers)
     name = f'{UNTRAINED} {backbone}'
     digest = hashlib.sha256(f'{name} seed 0 torch {torch.__version__}'.encode()).hexdigest()
