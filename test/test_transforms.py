@@ -63,7 +63,6 @@ def test_chains_through_a_common_ancestor():
     np.testing.assert_allclose(found.translation, expected[:3, 3], atol=1e-12)
     there = tree.lookup('map', 'camera')
     np.testing.assert_allclose(there.inverse().apply(there.apply([1, 2, 3])), [1, 2, 3])
-    assert tree.frames() == ['base', 'camera', 'laser', 'map', 'mast', 'odom']
 
 
 def test_a_frame_to_itself_is_identity_even_when_unknown():
@@ -117,7 +116,9 @@ def test_after_a_jump_in_time_only_the_static_ones_are_left():
     tree.add('base', 'camera', (1, 0, 0), STRAIGHT, None)
     tree.add('odom', 'base', (1, 0, 0), STRAIGHT, 5)
     tree.clear()
-    assert tree.frames() == ['base', 'camera']
+    assert tree.lookup('base', 'camera').translation[0] == 1
+    with pytest.raises(TransformError, match="no frame 'odom'"):
+        tree.lookup('odom', 'base')
 
 
 def test_a_time_that_jumps_back_unnoticed_begins_anew():
@@ -194,7 +195,8 @@ def test_wrong_links(arguments, message):
     tree = TransformTree()
     with pytest.raises(TransformError, match=message):
         tree.add(*arguments, None)
-    assert tree.frames() == []
+    with pytest.raises(TransformError, match='it knows none'):
+        tree.lookup('a', 'b')
 
 
 def test_a_quaternion_nearly_of_length_one_is_made_so():

@@ -8,16 +8,16 @@ Times are whole nanoseconds, as the stamps of ROS.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import DepthClipError, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -63,21 +63,39 @@ class Transform:
 IDENTITY = Transform(np.eye(3), np.zeros(3))
 
 
-class _Entry(NamedTuple):
-    """A link's pose at a time; entries sort by that."""
-
-    time: int
-    translation: tuple[float, float, float]
-    quaternion: tuple[float, float, float, float]
-
-
-@dataclass
 class _Link:
-    """Pose of a frame in its parent: the only entry for ever, or a history."""
+    """Pose of a frame in its parent: one for ever, or a history in the order of time."""
 
-    parent: str
-    static: bool
-    entries: list[_Entry]
+    def __init__(self, parent: str, child: str, *, static: bool) -> None:
+        self.parent, self.child, self.static = parent, child, static
+        self.times: list[int] = []
+        self.poses: list[tuple[Float64, Float64]] = []  # translation, unit quaternion
+
+    def add(self, time: int, pose: tuple[Float64, Float64]) -> None:
+        """Put a pose in its place; one of the same time is replaced."""
+        place = bisect_left(self.times, time)
+        known = place < len(self.times) and self.times[place] == time
+        self.times[place:place + known] = [time]
+        self.poses[place:place + known] = [pose]
+
+    def at(self, time: int, beyond: int) -> Transform:
+        """From the frame to its parent at a time, or the nearest pose, `beyond` away at most."""
+        place = bisect_left(self.times, time)
+        if not self.static and 0 < place < len(self.times):
+            before, after = self.times[place - 1:place + 1]
+            share = (time - before) / (after - before)
+            (start, first), (end, second) = self.poses[place - 1:place + 1]
+            return Transform(rotation_matrix(_slerp(first, second, share)),
+                             (1 - share) * start + share * end)
+        place = min(place, len(self.times) - 1)
+        if not self.static and abs(self.times[place] - time) > beyond:
+            start_s, end_s = (self.times[i] / _NANOSECONDS for i in (0, -1))
+            raise TransformError(
+                f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known from '
+                f'{start_s:.3f} to {end_s:.3f} s, but is asked for at '
+                f'{time / _NANOSECONDS:.3f} s. Is its publisher running, with the same clock?')
+        translation, quaternion = self.poses[place]
+        return Transform(rotation_matrix(quaternion), translation)
 
 
 class TransformTree:
@@ -113,21 +131,21 @@ class TransformTree:
 
         """
         parent, child = _name(parent), _name(child)
-        link = f'tf link {quoted(parent)} to {quoted(child)}'
+        about = f'tf link {quoted(parent)} to {quoted(child)}'
         if not parent or not child or parent == child:
-            raise TransformError(f'{link}: needs two different frames. Correct frame_id and '
+            raise TransformError(f'{about}: needs two different frames. Correct frame_id and '
                                  'child_frame_id in the publisher.')
-        entry = _Entry(0 if time is None else int(time), *_checked(link, translation, quaternion))
+        pose = _checked(about, translation, quaternion)
         with self._lock:
-            known = self._links.get(child)
-            if time is None or known is None or known.static or known.parent != parent:
-                self._links[child] = _Link(parent, time is None, [entry])
-                return
-            if self._most and entry.time < known.entries[-1].time - _JUMP_BACK:
-                known.entries.clear()  # time has jumped back: what it was then is not what it is
-            _insert(known.entries, entry)
+            link = self._links.get(child)
+            if time is None or link is None or link.static or link.parent != parent:
+                link = self._links[child] = _Link(parent, child, static=time is None)
+            elif self._most and time < link.times[-1] - _JUMP_BACK:
+                # Time has jumped back: what it was then is not what it is.
+                link = self._links[child] = _Link(parent, child, static=False)
+            link.add(time or 0, pose)
             if self._most:
-                del known.entries[:-self._most]
+                del link.times[:-self._most], link.poses[:-self._most]
 
     def add_message(self, message: Any, *, static: bool) -> list[str]:
         """Take over a `tf2_msgs/TFMessage`, or anything with its fields.
@@ -157,11 +175,6 @@ class TransformTree:
         with self._lock:
             self._links = {name: link for name, link in self._links.items() if link.static}
 
-    def frames(self) -> list[str]:
-        """Names of all frames, sorted."""
-        with self._lock:
-            return sorted({*self._links, *(link.parent for link in self._links.values())})
-
     def lookup(
         self, target: str, source: str, time: int | None = None, tolerance: float = 0.0,
     ) -> Transform:
@@ -186,16 +199,18 @@ class TransformTree:
             common = next((name for name in up_source if name in up_target), None)
             if common is None:
                 raise TransformError(self._unconnected(target, source, up_target, up_source))
-            beyond = round(tolerance * _NANOSECONDS)
-            up_target = up_target[:up_target.index(common)]
-            up_source = up_source[:up_source.index(common)]
+            ways = [[self._links[name] for name in up[:up.index(common)]]
+                    for up in (up_target, up_source)]
             if time is None:
-                moving = [self._links[name] for name in (*up_target, *up_source)]
-                time = min((link.entries[-1].time for link in moving if not link.static),
+                time = min((link.times[-1] for way in ways for link in way if not link.static),
                            default=0)
-            down = self._chain(up_target, time, beyond)
-            up = self._chain(up_source, time, beyond)
-        return down.inverse() @ up
+            to_common = []  # from the target, from the source
+            for way in ways:
+                result = IDENTITY
+                for link in way:
+                    result = link.at(time, round(tolerance * _NANOSECONDS)) @ result
+                to_common.append(result)
+        return to_common[0].inverse() @ to_common[1]
 
     def fixed_frame(self, name: str) -> str | None:
         """The frame that a frame moves in, the root of its tree; None if it never moves."""
@@ -215,13 +230,6 @@ class TransformTree:
             names.append(link.parent)
             seen.add(link.parent)
         return names
-
-    def _chain(self, names: Iterable[str], time: int, beyond: int) -> Transform:
-        """From the first of these frames to the last one's parent."""
-        result = IDENTITY
-        for name in names:
-            result = _pose(name, self._links[name], time, beyond) @ result
-        return result
 
     def _unconnected(
         self, target: str, source: str, up_target: list[str], up_source: list[str],
@@ -246,68 +254,29 @@ def _name(name: str) -> str:
 
 def _checked(
     link: str, translation: Sequence[float], quaternion: Sequence[float],
-) -> tuple[tuple[float, float, float], tuple[float, float, float, float]]:
+) -> tuple[Float64, Float64]:
     """Check the numbers of a link, and make the quaternion as long as 1."""
-    x, y, z = (float(value) for value in translation)
-    turn = np.array([float(value) for value in quaternion])
-    if not (np.isfinite([x, y, z, *turn]).all() and max(abs(x), abs(y), abs(z)) < _FURTHEST):
-        raise TransformError(f'{link}: translation {[x, y, z]} and rotation {turn.tolist()} are '
-                             'not finite numbers of metres. Correct the publisher.')
+    place, turn = (np.array([float(v) for v in values]) for values in (translation, quaternion))
+    if not (np.isfinite([*place, *turn]).all() and np.abs(place).max() < _FURTHEST):
+        raise TransformError(f'{link}: translation {place.tolist()} and rotation {turn.tolist()} '
+                             'are not finite numbers of metres. Correct the publisher.')
     length = float(np.linalg.norm(turn))
     if not abs(length * length - 1) <= _NORM_TOLERANCE:
         raise TransformError(f'{link}: quaternion {turn.tolist()} has length {length:.4g} and is '
                              'no rotation. Correct the publisher (no rotation is 0, 0, 0, 1).')
-    qx, qy, qz, qw = (float(value) for value in turn / length)
-    return (x, y, z), (qx, qy, qz, qw)
+    return place, turn / length
 
 
-def _insert(entries: list[_Entry], entry: _Entry) -> None:
-    """Put an entry in its place; one of the same time is replaced."""
-    if not entries or entries[-1].time < entry.time:
-        entries.append(entry)
-        return
-    place = bisect_left(entries, entry.time, key=lambda known: known.time)
-    if entries[place].time == entry.time:
-        entries[place] = entry
-    else:
-        insort(entries, entry)
-
-
-def _pose(name: str, link: _Link, time: int, beyond: int) -> Transform:
-    """Pose of a frame in its parent at a time."""
-    entries = link.entries
-    if link.static:
-        return _transform(entries[0])
-    place = bisect_left(entries, time, key=lambda known: known.time)
-    if 0 < place < len(entries):
-        return _between(entries[place - 1], entries[place], time)
-    nearest = entries[min(place, len(entries) - 1)]
-    if abs(nearest.time - time) > beyond:
-        span = ' to '.join(f'{entry.time / _NANOSECONDS:.3f}' for entry in (
-            entries[0], entries[-1]))
-        raise TransformError(
-            f'The tf link {quoted(link.parent)} to {quoted(name)} is known from {span} s, but is '
-            f'asked for at {time / _NANOSECONDS:.3f} s. Is its publisher running, with the same '
-            'clock?')
-    return _transform(nearest)
-
-
-def _between(before: _Entry, after: _Entry, time: int) -> Transform:
-    share = (time - before.time) / (after.time - before.time)
-    first, second = np.array(before.quaternion), np.array(after.quaternion)
+def _slerp(first: Float64, second: Float64, share: float) -> Float64:
+    """Unit quaternion at a share of the shorter way from one to another."""
     cosine = float(first @ second)
     if cosine < 0:  # the same rotation, on the shorter way
         second, cosine = -second, -cosine
     angle = np.arccos(min(cosine, 1.0))
     weights = (1 - share, share) if np.sin(angle) < _SAME_ROTATION else (
         np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle))
-    mixed = weights[0] * first + weights[1] * second
-    place = (1 - share) * np.array(before.translation) + share * np.array(after.translation)
-    return Transform(rotation_matrix(mixed / np.linalg.norm(mixed)), place)
-
-
-def _transform(entry: _Entry) -> Transform:
-    return Transform(rotation_matrix(entry.quaternion), np.array(entry.translation))
+    mixed: Float64 = weights[0] * first + weights[1] * second
+    return mixed / np.linalg.norm(mixed)
 
 
 def rotation_matrix(quaternion: ArrayLike) -> Float64:
