@@ -17,7 +17,8 @@ from untrained import tiny_untrained
 from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED
-from depthclip_ros.core import weights
+from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, weights
+from depthclip_ros.resources import config_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = """
@@ -26,6 +27,15 @@ SETTINGS = """
     backbone: auto
     input_height: 64
     input_width: 96
+"""
+CAMERA = """
+image_width: {width}
+image_height: {height}
+distortion_model: plumb_bob
+camera_matrix: {{data: [{focal}, 0, 34.5, 0, {focal}, 24.5, 0, 0, 1]}}
+distortion_coefficients: {{data: [0, 0, 0, 0, 0]}}
+rectification_matrix: {{data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}}
+projection_matrix: {{data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}}
 """
 
 
@@ -57,29 +67,8 @@ def predict(config, tiny_weights, tmp_path):
 
 # predict -----------------------------------------------------------------------------------
 
-def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
-    from depthclip_ros.core.config import DepthConfig
-    from depthclip_ros.core.estimator import DepthEstimator
-    from depthclip_ros.resources import config_path
-    out = tmp_path / 'out'
-    assert main(['predict', str(photo), '-o', str(out), '--weights', 'demo',
-                 '--device', 'cpu']) == 0
-    assert capsys.readouterr().err.count('weights: demo bring their own') == 1
-    expected = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu').predict(
-        cv2.imread(str(photo))[..., ::-1].copy())
-    np.testing.assert_allclose(
-        np.load(out / 'photo_patches.npy'), expected.patch_depth, atol=1e-5)
-
-
-def test_demo_weights_without_their_settings_say_where_these_are():
-    from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError
-    with pytest.raises(WeightsError, match=r'backbone: RN50.*config/demo\.yaml'):
-        DepthEstimator(DepthConfig(), 'demo', 'cpu')
-
 
 def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights, capsys):
-    from depthclip_ros.core.config import DepthConfig
-    from depthclip_ros.core.estimator import DepthEstimator
     code, out = predict(photo)
     assert code == 0
     assert sorted(path.name for path in out.iterdir()) == [
@@ -93,9 +82,23 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
     patches = np.load(out / 'photo_patches.npy')
     assert patches.shape == (2, 3)
     np.testing.assert_allclose(patches, expected.patch_depth, atol=1e-5)
+    assert cv2.imread(str(out / 'photo_patches.png')).shape == (2 * 213, 3 * 213, 3)
     text = capsys.readouterr()
     assert ' ms' in text.out
     assert 'UNTRAINED' not in text.err
+
+
+def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert main(['predict', str(photo), '-o', str(out), '--weights', 'demo',
+                 '--device', 'cpu']) == 0
+    assert capsys.readouterr().err.count('weights: demo bring their own') == 1
+    expected = DepthEstimator(DepthConfig.from_yaml(config_path('demo')), 'demo', 'cpu').predict(
+        cv2.imread(str(photo))[..., ::-1].copy())
+    np.testing.assert_allclose(
+        np.load(out / 'photo_patches.npy'), expected.patch_depth, atol=1e-5)
+    with pytest.raises(WeightsError, match=r'backbone: RN50.*config/demo\.yaml'):
+        DepthEstimator(DepthConfig(), 'demo', 'cpu')
 
 
 def test_predict_counts_the_focal_length_where_it_is_told(predict, photo, tmp_path, capsys):
@@ -104,57 +107,41 @@ def test_predict_counts_the_focal_length_where_it_is_told(predict, photo, tmp_pa
     assert 'focal length' not in capsys.readouterr().out
     focal = 70 / 2 / np.tan(np.radians(45))
     ratio = focal * 64 / 50 / 96 / 0.811
+    (tmp_path / 'head.yaml').write_text(CAMERA.format(width=70, height=50, focal=focal))
     for camera in (('--fov', 90), ('--camera-info', tmp_path / 'head.yaml')):
-        (tmp_path / 'head.yaml').write_text(
-            'image_width: 70\nimage_height: 50\ndistortion_model: plumb_bob\n'
-            f'camera_matrix: {{data: [{focal}, 0, 34.5, 0, {focal}, 24.5, 0, 0, 1]}}\n'
-            'distortion_coefficients: {data: [0, 0, 0, 0, 0]}\n'
-            'rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n'
-            'projection_matrix: {data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}\n')
         code, out = predict(photo, camera=camera)
         assert code == 0
         assert f', x {ratio:.3f} for the focal length' in capsys.readouterr().out
         np.testing.assert_allclose(
             np.load(out / 'photo_patches.npy'), ratio * plain, rtol=1e-5)
-
-
-def test_predict_refuses_a_camera_that_cannot_be_the_images(predict, photo, tmp_path, capsys):
-    for camera, words in ((('--fov', 180), '180'), (('--camera-info', '/no.yaml'), '/no.yaml')):
+    (tmp_path / 'head.yaml').write_text(CAMERA.format(width=640, height=480, focal=500))
+    for camera, words in ((('--fov', 180), ['180']), (('--camera-info', '/no.yaml'), ['/no.yaml']),
+                          (('--camera-info', tmp_path / 'head.yaml'),
+                           ['photo.png', '640 x 480', '70 x 50'])):
         assert predict(photo, camera=camera)[0] == 1
-        assert words in capsys.readouterr().err
-    (tmp_path / 'head.yaml').write_text(
-        'image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n'
-        'camera_matrix: {data: [500, 0, 320, 0, 500, 240, 0, 0, 1]}\n'
-        'distortion_coefficients: {data: []}\n'
-        'rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n'
-        'projection_matrix: {data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]}\n')
-    assert predict(photo, camera=('--camera-info', tmp_path / 'head.yaml'))[0] == 1
-    error = capsys.readouterr().err
-    for text in ('photo.png', '640 x 480', '70 x 50'):
-        assert text in error
+        error = capsys.readouterr().err
+        assert all(word in error for word in words)
 
 
 def test_predict_does_the_others_and_lists_every_unreadable_input(
         predict, photo, tmp_path, capsys):
+    """Nothing is waited for, and no picture is overwritten by another of the same name."""
     (tmp_path / 'bad.jpg').write_bytes(b'garbage')
-    code, out = predict(tmp_path / 'bad.jpg', photo, tmp_path / 'nowhere.png')
-    assert code == 1
-    assert (out / 'photo_depth.png').exists()
-    error = capsys.readouterr().err
-    assert '2 of the inputs could not be used' in error
-    assert 'bad.jpg: 7 bytes' in error
-    assert 'nowhere.png' in error
-    assert 'Traceback' not in error
-
-
-def test_predict_overwrites_no_picture_with_another_of_the_same_name(predict, photo, tmp_path):
     (tmp_path / 'more').mkdir()
     cv2.imwrite(str(tmp_path / 'more' / 'photo.jpg'), np.full((20, 30, 3), 99, np.uint8))
-    code, out = predict(photo, tmp_path / 'more')
-    assert code == 0
+    os.mkfifo(tmp_path / 'pipe')
+    code, out = predict(tmp_path / 'bad.jpg', photo, tmp_path / 'nowhere.png', tmp_path / 'more',
+                        tmp_path / 'pipe', 'a\0b', 'x' * 5000, '~nobody-at-all/x.png')
+    assert code == 1
     shapes = [cv2.imread(str(out / f'{name}_depth.png'), -1).shape
               for name in ('photo', 'photo_2')]
     assert shapes == [(50, 70), (20, 30)]
+    error = capsys.readouterr().err
+    for text in ('6 of the inputs could not be used', 'bad.jpg: 7 bytes', 'nowhere.png',
+                 'a folder, a pipe or a device'):
+        assert text in error
+    assert len(error) < 2000
+    assert 'Traceback' not in error
 
 
 def test_predict_leaves_depth_maps_and_its_own_results_in_a_folder_alone(
@@ -162,8 +149,7 @@ def test_predict_leaves_depth_maps_and_its_own_results_in_a_folder_alone(
     folder = tmp_path / 'room'
     folder.mkdir()
     photo.rename(folder / 'photo.png')
-    depth = np.full((50, 70), 1500, np.uint16)
-    cv2.imwrite(str(folder / 'scan.png'), depth)
+    cv2.imwrite(str(folder / 'scan.png'), np.full((50, 70), 1500, np.uint16))
     cv2.imwrite(str(folder / 'frame_color.png'), np.full((20, 30, 3), 99, np.uint8))  # a photo
     code, out = predict(folder)
     assert code == 0
@@ -179,18 +165,6 @@ def test_predict_leaves_depth_maps_and_its_own_results_in_a_folder_alone(
     assert (out / 'scan_depth.png').exists()
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(predict, config, tmp_path, capsys):
-    os.mkfifo(tmp_path / 'pipe')
-    code, _ = predict(tmp_path / 'pipe', 'a\0b', 'x' * 5000, '~nobody-at-all/x.png')
-    assert code == 1
-    error = capsys.readouterr().err
-    assert '4 of the inputs could not be used' in error
-    assert 'a folder, a pipe or a device' in error
-    assert len(error) < 1500
-    assert main(['demo', '--bag', str(tmp_path / 'pipe'), '-o', str(tmp_path / 'o')]) == 1
-    assert 'pipe or a device' in capsys.readouterr().err
-
-
 def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypatch, capsys):
     config = tiny_untrained(monkeypatch, tiny_weights, tmp_path)
     arguments = ['predict', str(photo), '-o', str(tmp_path / 'out'), '--config', str(config),
@@ -203,72 +177,58 @@ def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypat
 
 # Errors ------------------------------------------------------------------------------------
 
-def expect_one_line(arguments, capsys, *parts):
-    assert main(arguments) == 1
-    error = capsys.readouterr().err.strip()
-    assert error.startswith(f'depthclip {arguments[0]}: ')
-    assert error.count('\n') == 0
-    for part in parts:
-        assert part in error
 
-
-def test_errors_are_one_line_and_exit_code_1(photo, config, tmp_path, capsys):
-    out = ['-o', str(tmp_path / 'out')]
-    expect_one_line(['predict', str(photo), *out, '--config', '/no.yaml'], capsys, '/no.yaml')
-    expect_one_line(['predict', str(photo), *out, '--config', config, '--weights', '/no.pt'],
-                    capsys, '/no.pt')
-    expect_one_line(['predict', str(photo), *out, '--device', 'tpu'], capsys, 'tpu')
-    expect_one_line(['fetch', 'RN51'], capsys, "'RN51'", 'ViT-B/32')
-    expect_one_line(['encode-text', '/no.yaml'], capsys, '/no.yaml')
-    expect_one_line(['demo', '--bag', '/no/bag', *out], capsys, '/no/bag')
-    expect_one_line(['demo', '--images', '/no/picture', *out], capsys, '/no/picture')
-    expect_one_line(['demo', '--fov', '500', *out], capsys, '0 < FOV < 180')
-    expect_one_line(['words', ' '], capsys, 'holds no word', 'from near to far')
-    expect_one_line(['words', 'giant'], capsys, "'giant' is one word")
-    expect_one_line(['bags', '/no/bags', *out], capsys, '/no/bags', 'the path of one on every')
+@pytest.mark.parametrize(('command', 'parts'), [
+    ('predict PHOTO -o OUT --config /no.yaml', ['/no.yaml']),
+    ('predict PHOTO -o OUT --config TMP/tiny.yaml --weights /no.pt', ['/no.pt']),
+    ('predict PHOTO -o OUT --device tpu', ['tpu']),
+    ('fetch RN51', ["'RN51'", 'ViT-B/32']),
+    ('encode-text /no.yaml', ['/no.yaml']),
+    ('demo --bag /no/bag -o OUT', ['/no/bag']),
+    ('demo --bag TMP/pipe -o OUT', ['a pipe or a device']),
+    ('demo --bag TMP -o OUT', ["bag: it has no 'rosbag2_bagfile_information'."]),
+    ('demo --images /no/picture -o OUT', ['/no/picture']),
+    ('demo --fov 500 -o OUT', ['0 < FOV < 180']),
+    ('demo --camera-info TMP/tiny.yaml -o OUT', ['tiny.yaml']),
+    ('demo --images PHOTO --camera-info TMP/pipe -o OUT', ['a pipe or a']),
+    ('demo --images PHOTO --config TMP/pipe -o OUT', ['a pipe or a']),
+    ('words giant', ["'giant' is one word"]),
+    ('bags /no/bags -o OUT', ['/no/bags', 'the path of one on every']),
+    *((f'{command} --config TMP/tiny.yaml -o PHOTO/out/x.yaml', ['PHOTO/out', 'with -o.'])
+      for command in ('predict PHOTO', 'words near,far', 'compare bag', 'view PHOTO', 'demo',
+                      'calibrate bag'))])
+def test_errors_are_one_line_and_exit_code_1(command, parts, photo, config, tmp_path, capsys):
     (tmp_path / 'metadata.yaml').write_text('hello: 1')
-    expect_one_line(['demo', '--bag', str(tmp_path), *out], capsys,
-                    "bag: it has no 'rosbag2_bagfile_information'.")
     os.mkfifo(tmp_path / 'pipe')
-    for option in ('--camera-info', '--config'):
-        expect_one_line(['demo', '--images', str(photo), option, str(tmp_path / 'pipe'), *out],
-                        capsys, 'a pipe or a')
+
+    def filled(text):
+        return text.replace('PHOTO', str(photo)).replace('OUT', str(tmp_path / 'out')).replace(
+            'TMP', str(tmp_path))
+
+    assert main([filled(word) for word in command.split()]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f'depthclip {command.split()[0]}: ')
+    assert error.count('\n') == 0
+    assert all(filled(part) in error for part in parts), error
 
 
-def test_an_output_folder_that_cannot_be_written_says_so(photo, config, tmp_path, capsys):
-    (tmp_path / 'file').touch()
-    folder = tmp_path / 'file' / 'out'
-    for command in (['predict', str(photo)], ['words', 'near, far'], ['compare', 'bag'],
-                    ['view', str(photo)], ['demo'], ['calibrate', 'bag']):
-        settings = ['--config', config, '-o', str(folder / 'x.yaml')]
-        expect_one_line([*command, *settings], capsys, str(folder), 'with -o.')
-
-
-@pytest.mark.parametrize('arguments', [
-    [], ['paint'], ['predict'], ['predict', 'x.png'], ['demo', '--rate', '-1'],
-    ['demo', '--frames', '0'], ['demo', '--video', 'a', '--bag', 'b']])
-def test_wrong_usage_is_exit_code_2(arguments):
+@pytest.mark.parametrize(('command', 'message'), [
+    ('', 'COMMAND'), ('paint', 'paint'), ('predict', 'IMAGE'), ('predict x.png', '-o'),
+    ('demo --video a --bag b', 'not allowed with'),
+    ('demo --rate -1', '--rate: -1 must be greater than 0'),
+    ('demo --frames 1.5', "--frames: '1.5' is not a whole number"),
+    ('demo --frames 0', '--frames: 0 is too few; 1 at least'),
+    ('demo --webcam -1', '--webcam: -1 is negative'),
+    ('predict a.png -o b --fov wide', "--fov: 'wide' is not a number"),
+    ('predict a.png -o b --fov 0', '--fov: 0 must be greater than 0'),
+    ('view a.png --point 9', "--point: '9' is no point: two numbers"),
+    ('words a,b --bins 1,x', "--bins: 'x' is not a number"),
+    ('bag a -o b --start -1', '--start: -1 must not be negative')])
+def test_wrong_usage_is_exit_code_2_and_names_the_value(command, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        main(command.split())
     assert ended.value.code == 2
-
-
-@pytest.mark.parametrize(('arguments', 'option', 'value', 'expected'), [
-    (['predict', 'a.png', '-o', 'b', '--fov', 'wide'], '--fov', "'wide'", 'not a number'),
-    (['predict', 'a.png', '-o', 'b', '--fov', '0'], '--fov', '0', 'greater than 0'),
-    (['demo', '--frames', '1.5'], '--frames', "'1.5'", 'whole number'),
-    (['demo', '--frames', '0'], '--frames', '0', '1 at least'),
-    (['demo', '--webcam', '-1'], '--webcam', '-1', 'negative'),
-    (['view', 'a.png', '--point', '9'], '--point', "'9'", 'two numbers'),
-    (['words', 'a, b', '--bins', '1,x'], '--bins', "'x'", 'not a number'),
-    (['bag', 'a', '-o', 'b', '--start', '-1'], '--start', '-1', 'not be negative')])
-def test_a_wrong_number_is_named_with_what_is_expected(
-        arguments, option, value, expected, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert f'argument {option}: {value} ' in error
-    assert expected in error
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def without_packages(*arguments):
@@ -278,7 +238,10 @@ def without_packages(*arguments):
         capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': '', 'ROS_DISTRO': ''})
 
 
-def test_a_missing_package_is_a_message_and_not_a_traceback():
+def test_help_and_messages_need_the_standard_library_alone():
+    done = without_packages('bag', '--help')
+    assert done.returncode == 0, done.stderr
+    assert '--depth-encoding' in done.stdout
     done = without_packages('predict', 'x.png', '-o', 'out')
     assert done.returncode == 1
     assert 'depthclip doctor' in done.stderr
@@ -287,7 +250,9 @@ def test_a_missing_package_is_a_message_and_not_a_traceback():
 
 # fetch, encode-text ------------------------------------------------------------------------
 
-def test_fetch_without_a_name_lists_what_there_is_and_what_is_here(own_cache, capsys):
+
+def test_fetch_lists_what_there_is_and_prints_where_weights_are(
+        own_cache, monkeypatch, tmp_path, capsys):
     (own_cache / 'weights').mkdir()
     (own_cache / 'weights' / 'RN50.pt').touch()
     assert main(['fetch']) == 0
@@ -295,9 +260,6 @@ def test_fetch_without_a_name_lists_what_there_is_and_what_is_here(own_cache, ca
     assert set(lines) == set(weights.RELEASES)
     assert lines['RN50'] == str(own_cache / 'weights' / 'RN50.pt')
     assert lines['RN101'] == '-'
-
-
-def test_fetch_prints_where_the_weights_are(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(weights, 'fetch', lambda name, folder, log: asked.append(
         (name, folder)) or folder / 'RN50.pt')
@@ -307,31 +269,24 @@ def test_fetch_prints_where_the_weights_are(monkeypatch, tmp_path, capsys):
 
 
 def test_encode_text_encodes_once_and_hits_afterwards(config, tiny_weights, own_cache, capsys):
-    arguments = ['encode-text', config, '--weights', str(tiny_weights)]
-    assert main(arguments) == 0
-    first = capsys.readouterr().out
-    assert main(arguments) == 0
-    second = capsys.readouterr().out
-    assert 'encoded in' in first
-    assert 'hit in' in second
-    path = next(line.split(':', 1)[1].strip() for line in first.splitlines()
-                if line.startswith('path'))
-    assert Path(path).is_file()
-    assert Path(path).is_relative_to(own_cache)
-    assert first.splitlines()[:3] == second.splitlines()[:3]
-
-
-def test_encode_text_encodes_scenes_too(config, tiny_weights, tmp_path, capsys):
-    """After it, an estimator finds both in the cache."""
-    file = tmp_path / 'scenes.yaml'
-    file.write_text(Path(config).read_text() + "    scenes: ['hall', 'attic', 'cellar']\n")
-    assert main(['encode-text', str(file), '--weights', str(tiny_weights)]) == 0
-    tokens, scenes = (line for line in capsys.readouterr().out.splitlines()
-                      if line.startswith('features'))
-    assert 'tokens x' in tokens
-    assert '3 scenes x' in scenes
-    assert main(['encode-text', str(file), '--weights', str(tiny_weights)]) == 0
-    assert capsys.readouterr().out.count('hit in') == 2
+    """The tokens, and the scenes where there are some; an estimator finds both in the cache."""
+    scenes = Path(config).with_name('scenes.yaml')
+    scenes.write_text(SETTINGS + "    scenes: ['hall', 'attic', 'cellar']\n")
+    said = []
+    for file in (config, scenes, scenes):
+        assert main(['encode-text', str(file), '--weights', str(tiny_weights)]) == 0
+        said.append(capsys.readouterr().out)
+    first, both, again = said
+    assert first.count('encoded in') == 1
+    assert both.count('encoded in') == both.count('hit in') == 1
+    assert again.count('hit in') == 2
+    assert ['7 tokens x' in first, '3 scenes x' in both, '3 scenes x' in first] == [
+        True, True, False]
+    path = Path(next(line.split(':', 1)[1].strip() for line in first.splitlines()
+                     if line.startswith('path')))
+    assert path.is_file()
+    assert path.is_relative_to(own_cache)
+    assert first.splitlines()[:3] == both.splitlines()[:3] == again.splitlines()[:3]
 
 
 def test_encode_text_fails_when_nothing_can_be_kept(config, tiny_weights, own_cache, capsys):
@@ -341,6 +296,11 @@ def test_encode_text_fails_when_nothing_can_be_kept(config, tiny_weights, own_ca
 
 
 # doctor ------------------------------------------------------------------------------------
+
+
+def by_name(checks):
+    return {check.name: check for check in checks}
+
 
 def test_doctor_runs_with_the_standard_library_only_and_says_what_to_install():
     done = without_packages('doctor', '--json')
@@ -363,37 +323,20 @@ def test_doctor_is_content_with_this_environment(monkeypatch, capsys):
     assert all(check['fix'] for check in report['checks'] if check['status'] != 'OK')
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Put a package of this content before the installed ones, for the doctor's probes."""
-    def put(name, content):
-        (tmp_path / 'fake' / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / 'fake' / name / '__init__.py').write_text(content)
-        monkeypatch.setenv('PYTHONPATH', f'{tmp_path / "fake"}{os.pathsep}{ROOT}')
-    return put
-
-
-def test_doctor_survives_a_cv_bridge_that_crashes(package):
-    package('cv_bridge', 'import os; os.abort()')
-    checks = {check.name: check for check in doctor.check_numpy()}
-    assert checks['numpy'].status == 'OK'
-    assert checks['cv_bridge'].status == 'WARN'
-    assert 'crashed with signal 6' in checks['cv_bridge'].detail
-
-
-def test_doctor_knows_a_clip_that_is_not_openais(package):
-    package('clip', 'VERSION = 1')
-    (check,) = doctor.check_clip()
-    assert check.status == 'FAIL'
-    assert 'openai-clip' in check.fix
-
-
-def test_doctor_names_the_interpreter_when_ros_was_built_for_another(package, monkeypatch):
-    package('rclpy', 'raise ModuleNotFoundError("No module named \'rclpy._rclpy_pybind11\'")')
+@pytest.mark.parametrize(('package', 'content', 'check', 'status', 'word'), [
+    ('cv_bridge', 'import os; os.abort()', doctor.check_numpy, 'WARN', 'crashed with signal 6'),
+    ('clip', 'VERSION = 1', doctor.check_clip, 'FAIL', 'openai-clip'),
+    ('rclpy', 'raise ModuleNotFoundError("No module named \'rclpy._rclpy_pybind11\'")',
+     doctor.check_ros, 'FAIL', '/usr/bin/python3 -m venv')])
+def test_doctor_survives_packages_that_do_not_work(
+        tmp_path, monkeypatch, package, content, check, status, word):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / '__init__.py').write_text(content)
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{ROOT}')
     monkeypatch.setenv('ROS_DISTRO', 'jazzy')
-    (check,) = doctor.check_ros()
-    assert check.status == 'FAIL'
-    assert '/usr/bin/python3 -m venv' in check.fix
+    *_, last = check()
+    assert last.status == status
+    assert word in last.detail + last.fix
 
 
 @pytest.mark.parametrize(('name', 'value', 'status'), [
@@ -404,33 +347,28 @@ def test_doctor_judges_the_discovery_settings(monkeypatch, name, value, status):
     for known in ('ROS_DOMAIN_ID', 'ROS_LOCALHOST_ONLY', 'ROS_DISTRO'):
         monkeypatch.delenv(known, raising=False)
     monkeypatch.setenv(name, value)
-    checks = doctor.check_discovery()
+    checks = list(doctor.check_discovery())
     worst = max((check.status for check in checks), key=['OK', 'WARN', 'FAIL'].index)
     assert worst == status
     assert all(check.fix for check in checks if check.status != 'OK')
 
 
-def test_doctor_finds_a_cache_that_can_be_none(monkeypatch):
-    monkeypatch.setenv('DEPTHCLIP_CACHE', 'relative/folder')
-    check, = doctor.check_caches()
-    assert (check.name, check.status) == ('cache', 'FAIL')
-    assert 'relative' in check.detail
-
-
-def test_doctor_finds_damaged_weights(own_cache):
+def test_doctor_finds_what_is_wrong_with_the_cache(own_cache, monkeypatch):
     (own_cache / 'weights').mkdir()
     (own_cache / 'weights' / 'RN50.pt').write_bytes(b'cut off')
-    checks = {check.name: check for check in doctor.check_caches()}
-    assert checks['weights'].status == 'FAIL'
-    assert 'fetch RN50' in checks['weights'].fix
+    found = by_name(doctor.check_caches())
+    assert found['weights'].status == 'FAIL'
+    assert 'fetch RN50' in found['weights'].fix
+    monkeypatch.setenv('DEPTHCLIP_CACHE', 'relative/folder')
+    found = by_name(doctor.check_caches())
+    assert found['cache'].status == 'FAIL'
+    assert 'relative' in found['cache'].detail
 
 
 def test_doctor_exit_code_is_1_only_for_a_failure(monkeypatch, capsys):
-    def report(status):
+    for status in ('WARN', 'FAIL'):
         monkeypatch.setattr(doctor, 'CHECKS', (
-            lambda: [doctor.Check('a', 'OK', 'fine'), doctor.Check('b', status, 'x', 'do y')],))
-        return main(['doctor'])
-    assert report('WARN') == 0
-    assert report('FAIL') == 1
-    output = capsys.readouterr().out
-    assert 'FAIL b: x\n     fix: do y' in output
+            lambda status=status: [doctor.Check('a', 'OK', 'fine'),
+                                   doctor.Check('b', status, 'x', 'do y')],))
+        assert main(['doctor']) == (status == 'FAIL')
+    assert 'FAIL b: x\n     fix: do y' in capsys.readouterr().out

@@ -21,7 +21,7 @@ from ros_harness import PATIENCE, node_here
 
 from depthclip_ros.cli import stats
 from depthclip_ros.cli.main import main
-from depthclip_ros.cli.stats import collect, lines, table
+from depthclip_ros.cli.stats import collect, table
 
 
 def status(name, level, message, **values):
@@ -59,9 +59,6 @@ def test_the_table_shows_everything_of_a_node():
     assert rows['age at publish p50 [ms]'][:2] == ['95.10', 'unknown:']
     assert rows['rejected: wrong step'] == ['2', '-']
     assert rows['last error'] == ['Image', 'rejected', '(wrong', 'step)', '-']
-    model, left, _ = lines(known).splitlines()
-    assert model.startswith('front/depth_node model OK active')
-    assert left.startswith('front/depth_node left WARN wrong step; rate in [Hz] 30.00; rate out')
 
 
 def test_one_node_of_several_and_cameras_that_are_gone():
@@ -102,7 +99,7 @@ def test_once_and_as_json(publishing, capsys):
 
 def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
     """The node ends with its second line; from then on every look at the clock is 10 s later."""
-    line, shown, late = 'front/depth_node model OK active', io.StringIO(), itertools.count(0, 10)
+    line, shown, late = 'front/depth_node: OK active', io.StringIO(), itertools.count(0, 10)
 
     def monotonic():
         gone = shown.getvalue().count(line) >= 2

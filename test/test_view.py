@@ -4,6 +4,7 @@
 import re
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -16,7 +17,6 @@ from drives import IMAGE_TOPIC, INFO_TOPIC, START, BagWriter
 from untrained import tiny_untrained
 
 from depthclip_ros import overlay
-from depthclip_ros.cli import view_window
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED, WARNING_HEIGHT
 from depthclip_ros.core import DepthConfig, DepthEstimator
@@ -126,13 +126,19 @@ def test_view_says_what_the_patch_of_a_point_says(picture, rgb, demo_estimator, 
 
 
 def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
-    out = ['-o', str(tmp_path / 'out'), '--weights', 'demo']
-    assert main(['view', str(picture), '--point', '160,0', *out]) == 1
-    assert 'outside of its 160 x 120 pixels' in capsys.readouterr().err
-    assert main(['view', str(picture), *(['--point', '1,1'] * 5), *out]) == 1
-    assert '5 points' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(['view', str(picture), '--point', '1', *out])
+    """What is broken stops nothing, and is counted."""
+    out = ['--weights', 'demo', '-o', tmp_path / 'out']
+    for points, words in ((['160,0'], 'outside of its 160 x 120 pixels'), (['1,1'] * 5, '5 poi')):
+        given = [word for point in points for word in ('--point', point)]
+        assert view(picture, *given, *out) == 1
+        assert words in capsys.readouterr().err
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    (tmp_path / 'broken.mcap').write_bytes(b'no bag')
+    assert view(tmp_path / 'missing.png', tmp_path / 'broken.mcap', tmp_path, '99', *out) == 1
+    said = capsys.readouterr().err
+    for text in ('no image or folder', 'broken.mcap cannot be read', 'broken.png', 'Webcam 99',
+                 '1 image shown, 4 not used'):
+        assert text in said
 
 
 def test_view_counts_the_scene(tmp_path, picture, rgb, demo_estimator, capsys):
@@ -164,11 +170,11 @@ def calibrated(tmp_path):
 
 
 def says_the_deviation(text, prediction):
-    """Whether it is that of the image's point 130,100."""
+    """It is that of the image's point 130,100."""
     rows, columns = prediction.patch_depth.shape
     place = 100 * rows // 120, 130 * columns // 160
     said = re.search(r'([\d.]+) m ± ([\d.]+) m', text)
-    return [float(number) for number in said.groups()] == pytest.approx(
+    assert [float(number) for number in said.groups()] == pytest.approx(
         [prediction.patch_depth[place], prediction.patch_stddev[place]], **ROUNDED)
 
 
@@ -180,7 +186,7 @@ def test_view_says_the_standard_deviation_of_a_calibration(
     estimator, settings = calibrated
     assert view(picture, '--config', settings, '--point', '130,100', '-o', tmp_path / 'out') == 0
     printed = capsys.readouterr()
-    assert says_the_deviation(printed.out, estimator.predict(rgb))
+    says_the_deviation(printed.out, estimator.predict(rgb))
     assert NOT_ZERO_SHOT in printed.out
     assert NOT_ZERO_SHOT in printed.err
 
@@ -195,7 +201,7 @@ def test_a_recording_has_the_standard_deviation_whole(
     np.testing.assert_allclose(pixels(recording['/stddev'][0]), prediction.stddev(), rtol=1e-4)
     assert 'standard deviation' in names
     said = recording['/said'][0]['text']
-    assert says_the_deviation(said, prediction)
+    says_the_deviation(said, prediction)
     assert NOT_ZERO_SHOT in said
 
 
@@ -259,17 +265,6 @@ def test_untrained_weights_say_so_in_a_recording(rerun, untrained, picture, tmp_
     assert 'camera is not known' in capsys.readouterr().err
 
 
-def test_what_is_broken_stops_nothing_and_is_counted(picture, tmp_path, capsys):
-    (tmp_path / 'broken.png').write_bytes(b'no picture')
-    (tmp_path / 'broken.mcap').write_bytes(b'no bag')
-    assert view(tmp_path / 'missing.png', tmp_path / 'broken.mcap', tmp_path, '99',
-                '--weights', 'demo', '-o', tmp_path / 'out') == 1
-    said = capsys.readouterr().err
-    for text in ('no image or folder', 'broken.mcap cannot be read', 'broken.png', 'Webcam 99',
-                 '1 image shown, 4 not used'):
-        assert text in said
-
-
 def test_a_recording_of_nothing_is_none(rerun, picture, tmp_path, capsys):
     (tmp_path / 'broken.png').write_bytes(b'no picture')
     path = tmp_path / 'out.rrd'
@@ -306,7 +301,7 @@ class Screen:
         for name in ('namedWindow', 'setMouseCallback', 'imshow', 'waitKey', 'getWindowProperty',
                      'destroyAllWindows'):
             monkeypatch.setattr(cv2, name, getattr(self, name))
-        monkeypatch.setattr(view_window, 'require_display', lambda: None)
+        monkeypatch.setenv('DISPLAY', ':0')
 
     def namedWindow(self, _, flags):  # noqa: N802
         self.open = True
@@ -387,23 +382,23 @@ def test_points_outside_of_the_next_image_are_let_go(picture, monkeypatch, tmp_p
     assert 'one at a time' in capsys.readouterr().err
 
 
-@pytest.fixture
-def no_screen(monkeypatch):
+def test_where_there_is_no_screen(picture, monkeypatch, capsys):
+    """None that is known of, or an OpenCV that has no windows."""
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.usefixtures('no_screen')
-def test_where_there_is_no_screen(picture, capsys):
-    """Qt would end the process: the question is asked in another one."""
     assert view(picture, '--weights', 'demo') == 1
     said = capsys.readouterr().err
-    assert 'opens no window here' in said
+    assert 'no display' in said
     assert '-o FOLDER' in said
+    Screen(monkeypatch)
+    monkeypatch.setattr(cv2, 'namedWindow', mock.Mock(side_effect=cv2.error('not implemented')))
+    assert view(picture, '--weights', 'demo') == 1
+    assert 'opencv-python-headless' in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures('no_screen')
-def test_where_rerun_has_no_screen(rerun, picture, capsys):
+def test_where_rerun_has_no_screen(rerun, picture, monkeypatch, capsys):
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
     assert view(picture, '--weights', 'demo', '--rerun') == 1
     assert '--save FILE.rrd' in capsys.readouterr().err
 

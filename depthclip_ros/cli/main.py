@@ -332,8 +332,8 @@ COMMANDS = (
         )),
     Command(
         'stats', 'stats.show_stats', 'health of running nodes, live',
-        'Show what depth nodes tell on /diagnostics, as a table that is refreshed in place; as '
-        'plain lines where the output is no terminal. Exit code 1 if nothing is told.', (
+        'Show what depth nodes tell on /diagnostics, as a table that is refreshed in place where '
+        'the output is a terminal. Exit code 1 if nothing is told.', (
             option('node', nargs='?', default='', metavar='NODE',
                    help='such as /front/depth_node (default: all)'),
             switch('--once', 'print once and end'),

@@ -96,6 +96,12 @@ def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def has_display() -> bool:
+    """Whether a window can be opened. Without a display, Qt would end the process that tries."""
+    return sys.platform != 'linux' or bool(
+        os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
+
+
 def output_folder(path: str, option: str = '-o') -> Path:
     """Make the folder for results, which `option` of the command line chooses.
 

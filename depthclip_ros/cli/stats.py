@@ -80,13 +80,11 @@ def show_stats(options: argparse.Namespace) -> int:
             heard = time.monotonic()
             if options.json:
                 text = as_json(news)
-            elif options.once:
-                text = table(known)
-            elif sys.stdout.isatty():
-                height = shutil.get_terminal_size().lines - 1
-                text = HOME_AND_CLEAR + '\n'.join(table(known).splitlines()[:height])
             else:
-                text = lines(news)
+                text = table(known)
+                if sys.stdout.isatty() and not options.once:
+                    height = shutil.get_terminal_size().lines - 1
+                    text = HOME_AND_CLEAR + '\n'.join(text.splitlines()[:height])
             print(text, flush=True)
             if options.once:
                 return 0
@@ -138,25 +136,16 @@ def table(known: Mapping[str, Told]) -> str:
                 if model.values.get(key)]
             parts.append('\n  '.join([f'{name}: {model.level} {model.message}', *facts]))
         if node.cameras:
-            rows = [['state', *(status.level for status in node.cameras.values())],
-                    ['', *(status.message for status in node.cameras.values())]]
-            keys = dict.fromkeys(key for status in node.cameras.values()
-                                 for key in (*SHOWN, *_causes(status)))
-            rows += [[key, *(status.values.get(key) or '-' for status in node.cameras.values())]
-                     for key in keys]
+            statuses = node.cameras.values()
+            causes = dict.fromkeys(key for status in statuses for key, value in
+                                   status.values.items() if key.startswith(CAUSES) and value)
+            rows = [['state', *(status.level for status in statuses)],
+                    ['', *(status.message for status in statuses)],
+                    *([key, *(status.values.get(key) or '-' for status in statuses)]
+                      for key in (*SHOWN, *causes))]
             parts.append(to_terminal([Table(
                 ['camera', *(camera or '-' for camera in node.cameras)], rows)]).rstrip())
     return '\n\n'.join(parts)
-
-
-def lines(nodes: Mapping[str, Told]) -> str:
-    """One line for each status, for where there is no terminal."""
-    return '\n'.join(
-        f'{name} {part or "camera"} {status.level} {status.message}' + ''.join(
-            f'; {key} {status.values[key]}' for key in (*SHOWN, *_causes(status))
-            if status.values.get(key))
-        for name, node in sorted(nodes.items())
-        for part, status in [*node.model.items(), *node.cameras.items()])
 
 
 def as_json(nodes: Mapping[str, Told]) -> str:
@@ -165,10 +154,6 @@ def as_json(nodes: Mapping[str, Told]) -> str:
         'model': {part: status._asdict() for part, status in node.model.items()}.get(MODEL),
         'cameras': {camera: status._asdict() for camera, status in node.cameras.items()},
     } for name, node in sorted(nodes.items())})
-
-
-def _causes(status: Status) -> list[str]:
-    return [key for key, value in status.values.items() if key.startswith(CAUSES) and value]
 
 
 def _silence(reader: Node, node: str, timeout: float, known: Mapping[str, Told]) -> str:

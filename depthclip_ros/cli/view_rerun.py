@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from ..core.opencv import cv2
 from ..core.weights import UNTRAINED as RANDOM
 from ..overlay import scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
-from .model import check_new, output_folder, to_stderr
+from .model import check_new, has_display, output_folder, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,8 +73,7 @@ def recording(
             check_new([file], '--save')
             output_folder(str(file.parent), '--save')
             stream.save(file)
-        elif sys.platform == 'linux' and not (
-                os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        elif not has_display():
             raise ConfigError(f'--rerun: there is no display for its viewer. {elsewhere}')
         else:
             stream.spawn()

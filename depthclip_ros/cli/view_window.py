@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from ..color import UNTRAINED, WARNING_HEIGHT
 from ..core.errors import ConfigError, ImageError
 from ..core.opencv import cv2
 from ..overlay import draw, photo_size
-from .model import to_stderr
+from .model import has_display, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,52 +19,43 @@ if TYPE_CHECKING:
     from .view import Point, Seen
 
 TITLE = 'depthclip view'
+ELSEWHERE = ('Give -o FOLDER for pictures, or --save FILE.rrd to look at a recording elsewhere; '
+             'over ssh, ssh -X brings windows along.')
 HELP = 'left click: ask a patch; right click: all patches; any other key: next image; q: end'
-_PROBE = 'import cv2; cv2.namedWindow("depthclip"); cv2.waitKey(1)'
 _WAIT = 30  # milliseconds between looks at the mouse
-
-
-def require_display() -> None:
-    """Refuse to go on where OpenCV cannot open a window.
-
-    Qt ends the process that it cannot serve, so another one tries.
-
-    Raises:
-        ConfigError: with what to do instead.
-
-    """
-    tried = subprocess.run(  # noqa: PLW1510 - the code is looked at
-        [sys.executable, '-c', _PROBE], capture_output=True, text=True, errors='replace')
-    if tried.returncode:
-        reason = next((line for line in tried.stderr.splitlines() if 'display' in line.lower()
-                       or 'implemented' in line), f'code {tried.returncode}')
-        raise ConfigError(
-            f'OpenCV opens no window here ({reason.strip()}). Give -o FOLDER for pictures, or '
-            '--save FILE.rrd for a recording to look at elsewhere; over ssh, ssh -X brings '
-            'windows along. opencv-python-headless has none: pip install opencv-python instead.')
 
 
 class Window:
     """What the node's overlay shows, painted anew for every image and every click."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        """Look whether there can be a window; at most one pixel is looked at from the start.
+        """Look whether there is a display; at most one pixel is looked at from the start.
 
         Raises:
-            ConfigError: there are more, or there can be no window.
+            ConfigError: there are more, or there is no display.
 
         """
         if len(points) > 1:
             raise ConfigError(f'--point: {len(points)} points, but a window shows one at a time. '
                               'Give one, or -o, --save or --rerun.')
-        require_display()
+        if not has_display():
+            raise ConfigError(f'There is no display for a window. {ELSEWHERE}')
         self._point = points[0] if points else None
         self._seen: Seen | None = None
         self._is_stale = True
 
     def __enter__(self) -> Self:
-        """Open it."""
-        cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+        """Open it.
+
+        Raises:
+            ConfigError: this OpenCV has no windows.
+
+        """
+        try:
+            cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+        except cv2.error as error:
+            raise ConfigError('This OpenCV opens no window; opencv-python-headless has none: pip '
+                              f'install opencv-python instead. {ELSEWHERE}') from error
         cv2.setMouseCallback(TITLE, self._on_mouse)
         to_stderr(HELP)
         return self
