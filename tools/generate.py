@@ -125,12 +125,12 @@ def topics() -> Iterator[tuple[str, str, str, str]]:
 
 
 def diagnostics_page() -> str:
-    """Every key of /diagnostics, with its unit and meaning."""
+    """Every key of /diagnostics, with its meaning."""
     parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. `…` stands for a cause, '
               'a stage or a name. Counts begin when the node is configured. Empty: not known yet. '
               '`depthclip stats` shows them live.\n')]
-    parts += [f'## {title}\n\n' + table(['key', 'unit', 'meaning'], [
-        [f'`{key.name}`', key.unit, key.meaning] for key in keys])
+    parts += [f'## {title}\n\n' + table(['key', 'meaning'], [
+        [f'`{key.name}`', key.meaning] for key in keys])
         for title, keys in TABLES.items()]
     return '\n'.join(parts)
 

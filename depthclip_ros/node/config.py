@@ -24,7 +24,6 @@ from ..resources import config_path
 # Parameters that ROS itself, not this package, declares on a node.
 ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
-LONGEST_CAMERA_NAME = 100
 FURTHEST_POSE = 1000.0  # metres, radians
 GROUND = 'ground'
 ANCHORS = ('scan', 'points', 'range', 'depth', GROUND)
@@ -148,9 +147,6 @@ def check_camera_names(names: Sequence[str]) -> None:
                           "every camera a name of its own, or a single one ''.")
     part = '[A-Za-z](_?[A-Za-z0-9])*'
     for name in names:
-        if len(name) > LONGEST_CAMERA_NAME:
-            raise ConfigError(f'cameras: {quoted(name)} is longer than {LONGEST_CAMERA_NAME} '
-                              "characters: with it, topics' names would be longer than DDS takes.")
         if name and not re.fullmatch(f'{part}(/{part})*', name):
             raise ConfigError(f'cameras: {quoted(name)} cannot be a ROS namespace; use letters, '
                               'digits and single underscores, with slashes only in between.')
@@ -162,12 +158,8 @@ def read_config(
     """Read one ROS parameter file.
 
     The file has the usual form: node name or wildcard (`/**`, `/*`, `/front/depth_node`), then
-    `ros__parameters`. Every section that matches the node applies, in file order; sections of
-    other nodes are left alone.
-
-    Args:
-        path: the YAML file.
-        node_name: fully qualified or bare name of the node.
+    `ros__parameters`. Every section that matches the node, by its bare or fully qualified name,
+    applies in file order; sections of other nodes are left alone.
 
     Returns:
         The core's and the node's settings; what the file leaves out keeps its default.
@@ -197,11 +189,7 @@ def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
 
 
 def read_values(path: str | Path, node_name: str = 'depth_node') -> dict[str, Any]:
-    """Read what a ROS parameter file sets, and nothing else; values are not checked.
-
-    Args:
-        path: the YAML file; see `read_config`.
-        node_name: fully qualified or bare name of the node.
+    """Read what a ROS parameter file sets, as `read_config`; values are not checked.
 
     Raises:
         ConfigError: missing or malformed file, no section for the node, unknown setting.
@@ -220,12 +208,8 @@ def with_demo_settings(
 ) -> tuple[DepthConfig, str]:
     """Give the demo model its own settings (config/demo.yaml), without which it cannot work.
 
-    What was given counts, also where it is the default; tokens and bins count as one.
-
-    Args:
-        depth: settings as given.
-        weights: of the node; nothing changes unless they are 'demo'.
-        given: names of the settings that the user chose.
+    What was given counts, also where it is the default; tokens and bins count as one. Nothing
+    changes unless the weights are 'demo'.
 
     Returns:
         The settings to use, and a sentence to log; '' if nothing changed.

@@ -267,7 +267,7 @@ class DepthNode(LifecycleNode):
 
     def status(self) -> int:
         """Exit status of the process: 0 if the node is well, else 1."""
-        return int(self.crash is not None or self._left_behind or bool(self._stuck()))
+        return int(self._left_behind or bool(self._worker_findings()))
 
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names and remappings that cannot be meant."""
@@ -410,7 +410,7 @@ class DepthNode(LifecycleNode):
                                    'error')
 
     def _report(self) -> None:
-        """Watch the inputs, publish diagnostics, log a summary now and then."""
+        """Watch the inputs, and publish diagnostics."""
         pipeline = self._pipeline
         estimator = None if pipeline is None else pipeline.estimator
         depth = self._settings.read()[0] if pipeline is None else pipeline.config
@@ -425,27 +425,18 @@ class DepthNode(LifecycleNode):
         state = 'unconfigured' if pipeline is None else 'active' if self._active else \
             'loading' if estimator is None else 'inactive'
         statuses = [node_status(self, pipeline, state, (depth, self._node_config), findings)]
-        for health in self._health:
-            statuses.append(health.look(findings, active=self._active))
-            summary = health.summary()
-            if summary:
-                health.camera.say.info(summary)
+        statuses += [health.look(findings, active=self._active) for health in self._health]
         message = DiagnosticArray(status=statuses)
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
-
-    def _stuck(self) -> float:
-        """For how long the worker has been at one batch, if that is too long; else 0."""
-        seconds = 0.0 if self._pipeline is None else self._pipeline.busy_seconds()
-        return seconds if seconds > self._node_config.worker_timeout else 0.0
 
     def _worker_findings(self) -> list[Finding]:
         """Why no camera is answered at all."""
         if self.crash is not None:
             words = f'stopped by {describe(self.crash)}'
             return [Finding('worker crash', ERROR, words, f'The worker is {words}.')]
-        seconds = self._stuck()
-        if not seconds:
+        seconds = 0.0 if self._pipeline is None else self._pipeline.busy_seconds()
+        if seconds <= self._node_config.worker_timeout:
             return []
         words = f'worker stuck for {seconds:.0f} s'
         return [Finding('worker stuck', ERROR, words, (

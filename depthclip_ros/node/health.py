@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import sys
 import time
 from collections import deque
@@ -27,7 +28,6 @@ OK: bytes = DiagnosticStatus.OK
 WARN: bytes = DiagnosticStatus.WARN
 ERROR: bytes = DiagnosticStatus.ERROR
 
-SUMMARY_PERIOD = 10.0  # seconds
 READINGS = 6  # of the counters, one a second, that a rate looks back on
 MAX_LISTED = 6
 MAX_LOST_PART = 0.05  # of all images
@@ -38,135 +38,123 @@ class Key(NamedTuple):
     """One value on /diagnostics; the reference among the documents is made of these."""
 
     name: str  # `…` stands for what is filled in
-    unit: str  # '' for text; counts are since the node was configured
-    meaning: str
-    # Of a `CameraHealth`, or of a pipeline; None for what is filled in otherwise.
-    value: Callable[[Any], Any] | None = None
+    meaning: str  # counts are since the node was configured
+    # Of a `CameraHealth`, or of a pipeline: a function or the path of an attribute; None for what
+    # is filled in otherwise.
+    value: Callable[[Any], Any] | str | None = None
+
+
+def _percentiles(name: str, stage: str, meaning: str) -> list[Key]:
+    def key(percent: int) -> Key:
+        return Key(f'{name} p{percent} [ms]', f'{meaning}: percentile {percent} of the last 512',
+                   lambda h: h.times[stage].percentile(percent))
+    return [key(50), key(99)]
 
 
 FRAMES = (
-    Key('rate in [Hz]', 'Hz', 'images that arrive, over the last five seconds',
+    Key('rate in [Hz]', 'images that arrive, over the last five seconds',
         lambda h: h.rate('received')),
-    Key('rate out [Hz]', 'Hz', 'images that are answered with depth, likewise',
-        lambda h: h.rate('published')),
-    Key('age at publish p50 [ms]', 'ms',
-        'from the stamp of an image to the publication of its depth, median of the last 512; a '
-        "sentence instead where the stamps are not of the node's clock", lambda h: h.age(50)),
-    Key('age at publish p99 [ms]', 'ms', 'likewise, the 99th percentile', lambda h: h.age(99)),
-    Key('network p50 [ms]', 'ms',
-        'from the RGB of a batch to its depth, all of it: resizing, network, words, anchor; '
-        'median of the last 512 batches', lambda h: h.times['network'].percentile(50)),
-    Key('network p99 [ms]', 'ms', 'likewise, the 99th percentile',
-        lambda h: h.times['network'].percentile(99)),
-    Key('node overhead p50 [ms]', 'ms',
-        'all the rest of a batch, divided by its images: decoding and publication; median',
-        lambda h: h.times['overhead'].percentile(50)),
-    Key('node overhead p99 [ms]', 'ms', 'likewise, the 99th percentile',
-        lambda h: h.times['overhead'].percentile(99)),
-    Key('… p50 [ms]', 'ms', 'median of one stage, for one image: decode, and publish with the '
-        'name of a topic'),
-    Key('received', 'images', 'that arrived; at any time received = published + dropped + '
-        'rejected + idle + pending', lambda h: h.counters.received),
-    Key('published', 'images', 'answered with depth/image', lambda h: h.counters.published),
-    Key('dropped', 'images', 'replaced by a newer one before their turn came',
-        lambda h: h.counters.dropped),
-    Key('rejected', 'images', 'that could not be used, of all causes',
-        lambda h: h.counters.rejected),
-    Key('idle', 'images', 'left alone, since nobody subscribed to any output',
-        lambda h: h.counters.idle),
-    Key('pending', 'images', 'waiting or in work now: two at most', lambda h: h.counters.pending),
-    Key('rejected: …', 'images', 'likewise, by cause'),
-    Key('no cloud: …', 'images', 'with depth, but without points and depth/camera_info, by cause; '
+    Key('rate out [Hz]', 'images answered with depth, likewise', lambda h: h.rate('published')),
+    Key('age at publish p50 [ms]', 'from the stamp of an image to the publication of its depth, '
+        "median of the last 512; a sentence where the stamps are not of the node's clock",
+        lambda h: h.age(50)),
+    Key('age at publish p99 [ms]', 'likewise, the 99th percentile', lambda h: h.age(99)),
+    *_percentiles('network', 'network', 'from the RGB of a batch to its depth, all of it: '
+                  'resizing, network, words, anchor'),
+    *_percentiles('node overhead', 'overhead', 'all the rest of a batch, divided by its images: '
+                  'decoding and publication'),
+    Key('… p50 [ms]', 'median of one stage, for one image: decode, and publish with its topic'),
+    Key('received', 'images that arrived: published + dropped + rejected + idle + pending',
+        'counters.received'),
+    Key('published', 'images answered with depth/image', 'counters.published'),
+    Key('dropped', 'images replaced by a newer one before their turn came', 'counters.dropped'),
+    Key('rejected', 'images that could not be used, of all causes', 'counters.rejected'),
+    Key('idle', 'images left alone, since nobody subscribed to any output', 'counters.idle'),
+    Key('pending', 'images waiting or in work now: two at most', 'counters.pending'),
+    Key('rejected: …', 'images, by cause'),
+    Key('no cloud: …', 'images with depth, but without points and depth/camera_info, by cause; '
         '`absent`: no camera_info has come'),
-    Key('no pictures: …', 'images', 'with depth, but without any other of the outputs, by cause'),
-    Key('last error', '', 'what an image failed of last; empty: none did',
-        lambda h: h.camera.last_error),
-    Key('focal ratio', '', 'by what depth is multiplied for the focal length of the camera, or '
-        'why it does not count', lambda h: _focal(h.camera)),
-    Key('jumps of the focal ratio', 'times',
-        'that this factor changed from one depth image to the next',
-        lambda h: h.camera.focal_jumps),
-    Key('NaN share [%]', '%', 'of the pixels of depth/image, mean of the last 5 s',
+    Key('no pictures: …', 'images with depth, but without any other of the outputs, by cause'),
+    Key('last error', 'what an image failed of last; empty: none did', 'camera.last_error'),
+    Key('focal ratio', 'by what depth is multiplied for the focal length of the camera, or why '
+        'it does not count', lambda h: _focal(h.camera)),
+    Key('jumps of the focal ratio', 'how often it changed from one depth image to the next',
+        'camera.focal_jumps'),
+    Key('NaN share [%]', 'of the pixels of depth/image, mean of the last 5 s',
         lambda h: 100 * h.camera.nan_shares.recent()),
-    Key('stddev median [m]', 'm', 'standard deviation of depth, the median of an image, mean of '
-        'the last 5 s; empty without a calibration', lambda h: h.camera.stddevs.recent()),
-    Key('beyond max_stddev [%]', '%', 'of the patches that are not sure enough, and so NaN, mean '
-        'of the last 5 s', lambda h: 100 * h.camera.gated_shares.recent()),
-    Key('pixels beyond 16UC1', 'pixels', 'farther than 65.535 m, which depth_encoding: 16UC1 '
-        'cannot hold: invalid in depth/image', lambda h: h.camera.beyond),
-    Key('stretched to another aspect ratio', 'images', 'that the network saw distorted, since '
-        "their shape is not the network's", lambda h: h.camera.stretched),
-    Key('lost by the middleware', 'images', 'that it says were sent and never arrived',
-        lambda h: h.counters.lost),
-    Key('image topic', '', 'that is subscribed to, resolved', lambda h: h.camera.image_topic),
-    Key('camera_info topic', '', 'likewise', lambda h: h.camera.info_topic),
+    Key('stddev median [m]', 'standard deviation of depth, the median of an image, mean of the '
+        'last 5 s; empty without a calibration', lambda h: h.camera.stddevs.recent()),
+    Key('beyond max_stddev [%]', 'of the patches that are not sure enough, and so NaN, mean of '
+        'the last 5 s', lambda h: 100 * h.camera.gated_shares.recent()),
+    Key('pixels beyond 16UC1', 'farther than 65.535 m, which depth_encoding: 16UC1 cannot hold: '
+        'invalid in depth/image', 'camera.beyond'),
+    Key('stretched to another aspect ratio', 'images that the network saw distorted, since their '
+        "shape is not the network's", 'camera.stretched'),
+    Key('lost by the middleware', 'images that it says were sent and never arrived',
+        'counters.lost'),
+    Key('image topic', 'that is subscribed to, resolved', 'camera.image_topic'),
+    Key('camera_info topic', 'likewise', 'camera.info_topic'),
 )
 
 ANCHOR = (
-    Key('anchor', '', 'the parameter anchor'),
-    Key('anchored', '', 'True while the scale rests on the sensor'),
-    Key('anchor scale', '1', 'by what depth is multiplied'),
-    Key('anchor log variance', '1', 'variance of the logarithm of the scale'),
-    Key('anchor inlier share [%]', '%', "of the last message's points in the image that agree"),
-    Key('anchor points', 'points', 'in the image, of the last message'),
-    Key('anchor surroundings [%]', '%', 'by how much depth is corrected around the points, beside '
-        'the scale: root mean square over the image'),
-    Key('anchor inflation of stddev', '1', 'by what the standard deviation of depth is multiplied '
+    Key('anchor', 'the parameter anchor'),
+    Key('anchored', 'True while the scale rests on the sensor'),
+    Key('anchor scale', 'by what depth is multiplied'),
+    Key('anchor log variance', 'variance of the logarithm of the scale'),
+    Key('anchor inlier share [%]', "of the last message's points in the image that agree"),
+    Key('anchor points', 'in the image, of the last message'),
+    Key('anchor surroundings [%]', 'by how much depth is corrected around the points, beside the '
+        'scale: root mean square over the image'),
+    Key('anchor inflation of stddev', 'by what the standard deviation of depth is multiplied '
         'besides, where the scale is unsure'),
-    Key('not anchored: …', 'images', 'whose points could not be followed, by cause'),
-    Key('anchor refused: …', 'messages',
-        'of the sensor or of tf that could not be read, by cause'),
+    Key('not anchored: …', 'images whose points could not be followed, by cause'),
+    Key('anchor refused: …', 'messages of the sensor or of tf that could not be read, by cause'),
 )
 
 SCENE = (
-    Key('scene', '', 'the most probable one, or "uncertain"'),
-    Key('scene: plain bins [%]', '%', 'part that bins have, since the scene is uncertain'),
-    Key('scene: … [%]', '%', 'probability of each scene'),
+    Key('scene', 'the most probable one, or "uncertain"'),
+    Key('scene: plain bins [%]', 'part that bins have, since the scene is uncertain'),
+    Key('scene: … [%]', 'probability of each scene'),
 )
 
 STATE = (
-    Key('lifecycle state', '', 'unconfigured, loading, inactive or active'),
-    Key('memory [MiB]', 'MiB', 'resident, of the whole process'),
-    Key('configuration sha256', '',
+    Key('lifecycle state', 'unconfigured, loading, inactive or active'),
+    Key('memory [MiB]', 'resident, of the whole process'),
+    Key('configuration sha256',
         'of all settings: two nodes with the same one compute and publish the same'),
-    Key('last error', '', 'what the model failed of last; empty: it never did'),
+    Key('last error', 'what the model failed of last; empty: it never did'),
 )
 
 MODEL = (
-    Key('device', '', 'on which the network runs', lambda p: p.estimator.device),
-    Key('GPU memory [MiB]', 'MiB', 'that tensors hold; only on a GPU, as the next three'),
-    Key('GPU memory reserved [MiB]', 'MiB', 'that torch holds'),
-    Key('GPU memory free [MiB]', 'MiB', 'of the device, whoever else uses it'),
-    Key('GPU memory total [MiB]', 'MiB', 'of the device'),
-    Key('precision', '', 'number format of the network, as it was chosen',
-        lambda p: p.estimator.precision),
-    Key('precision because', '', 'why it was chosen; empty: it is what was asked for',
-        lambda p: p.estimator.precision_because),
-    Key('threads wait by', '', "settings of how OpenMP's threads wait, which matters on a busy "
+    Key('device', 'on which the network runs', 'estimator.device'),
+    Key('GPU memory [MiB]', 'that tensors hold; only on a GPU, as the next three'),
+    Key('GPU memory reserved [MiB]', 'that torch holds'),
+    Key('GPU memory free [MiB]', 'of the device, whoever else uses it'),
+    Key('GPU memory total [MiB]', 'of the device'),
+    Key('precision', 'number format of the network, as it was chosen', 'estimator.precision'),
+    Key('precision because', 'why it was chosen; empty: it is what was asked for',
+           'estimator.precision_because'),
+    Key('threads wait by', "settings of how OpenMP's threads wait, which matters on a busy "
         'machine; empty: its own', lambda _: waiting()),
-    Key('engine', '', 'how the network runs, as it was chosen', lambda p: p.estimator.engine),
-    Key('quantised on', '',
-        'pictures of which the network in 8 bits was made; empty: not int8',
-        lambda p: p.estimator.quantized_on),
-    Key('weights', '', 'their name or file', lambda p: p.estimator.weights.name),
-    Key('weights sha256', '', 'of their file', lambda p: p.estimator.weights.digest),
-    Key('trained', '', 'False: the numbers are random, and depth is meaningless',
-        lambda p: p.estimator.weights.trained),
-    Key('calibration', '', 'on what depth is calibrated; empty: on nothing',
-        lambda p: p.estimator.label),
-    Key('calibration sha256', '', 'of its file',
+    Key('engine', 'how the network runs, as it was chosen', 'estimator.engine'),
+    Key('quantised on', 'pictures of which the network in 8 bits was made; empty: not int8',
+           'estimator.quantized_on'),
+    Key('weights', 'their name or file', 'estimator.weights.name'),
+    Key('weights sha256', 'of their file', 'estimator.weights.digest'),
+    Key('trained', 'False: the numbers are random, and depth is meaningless',
+           'estimator.weights.trained'),
+    Key('calibration', 'on what depth is calibrated; empty: on nothing', 'estimator.label'),
+    Key('calibration sha256', 'of its file',
         lambda p: p.estimator.calibration.digest if p.estimator.calibration else ''),
-    Key('text cache hit', '', 'True: the features of the words came from the cache',
-        lambda p: p.estimator.text_cache_hit),
-    Key('backbone', '', "the parameter's", lambda p: p.config.backbone),
-    Key('features', '', "the parameter's", lambda p: p.config.features),
-    Key('input', 'px', "width x height of the network's input",
+    Key('text cache hit', 'True: the features of the words came from the cache',
+           'estimator.text_cache_hit'),
+    Key('backbone', "the parameter's", 'config.backbone'),
+    Key('features', "the parameter's", 'config.features'),
+    Key('input', "width x height of the network's input, in pixels",
         lambda p: f'{p.config.input_width}x{p.config.input_height}'),
-    Key('batch size p50', 'images',
-        'that went through the network at once, median of the last 512',
+    Key('batch size p50', 'images that went through the network at once, median of the last 512',
         lambda p: p.batch_sizes.percentile(50)),
-    Key('batch size max', 'images', 'likewise, the most',
-        lambda p: p.batch_sizes.percentile(100)),
+    Key('batch size max', 'likewise, the most', lambda p: p.batch_sizes.percentile(100)),
 )
 
 # What each table of the reference is headed, and its keys.
@@ -231,7 +219,6 @@ class CameraHealth:
         self._node, self.camera, self.times = node, camera, times
         now, counters = time.monotonic(), camera.counters()
         self._readings: deque[tuple[float, Counters]] = deque([(now, counters)], READINGS)
-        self._summary = now, counters
         self._lost, self._jumps = counters.lost, camera.focal_jumps
 
     @property
@@ -295,28 +282,6 @@ class CameraHealth:
         if math.isnan(age) and self.camera.foreign_stamps:
             return "unknown: the stamps are not of this node's clock (replay? set use_sim_time)"
         return 1e3 * age
-
-    def summary(self) -> str:
-        """One line about the time since the last summary; '' before the period is over."""
-        (begin, before), (now, after) = self._summary, self._readings[-1]
-        seconds, ages = now - begin, self.camera.ages
-        if seconds < SUMMARY_PERIOD:
-            return ''
-        self._summary = now, after
-        gained: dict[str, int] = {name: getattr(after, name) - getattr(before, name) for name in (
-            'received', 'published', 'dropped', 'rejected', 'idle')}
-        if not gained['received']:
-            return ''
-        text = (f'{gained["received"] / seconds:.1f} Hz in, '
-                f'{gained["published"] / seconds:.1f} Hz out')
-        if gained['published']:
-            p50, p99 = (1e3 * ages.percentile(percent) for percent in (50, 99))
-            text += '; age unknown (stamps of another clock)' if math.isnan(p50) \
-                else f'; age p50 {p50:.1f}, p99 {p99:.1f} ms'
-            text += (f'; network {self.times["network"].percentile(50):.1f} ms, '
-                     f'node {self.times["overhead"].percentile(50):.1f} ms')
-        text += ''.join(f'; {gained[end]} {end}' for end in ('dropped', 'rejected', 'idle'))
-        return text + ' (nobody subscribes to an output)' * (gained['idle'] > 0)
 
     # What is wrong; of a value within its limit there is a finding that is OK ------------------
 
@@ -459,7 +424,8 @@ def _gpu_memory(device: Any) -> dict[str, float]:
 
 
 def _values(keys: Iterable[Key], source: Any) -> dict[str, Any]:
-    return {key.name: key.value(source) for key in keys if key.value is not None}
+    return {key.name: operator.attrgetter(key.value)(source) if isinstance(key.value, str)
+            else key.value(source) for key in keys if key.value is not None}
 
 
 def _name(node: Node) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import os
 import resource
 import signal
@@ -41,13 +42,10 @@ def keep_freed_memory() -> None:
 
 
 def memory_mb() -> float:
-    """Resident memory of this process in MiB (its peak, where the system tells no more)."""
-    status = Path('/proc/self/statm')
-    if status.exists():
-        pages = int(status.read_text(encoding='ascii').split()[1])
-        return pages * resource.getpagesize() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+    """Resident memory of this process in MiB; NaN where there is no /proc."""
+    statm = Path('/proc/self/statm')
+    pages = int(statm.read_text(encoding='ascii').split()[1]) if statm.exists() else math.nan
+    return pages * resource.getpagesize() / 2**20
 
 
 class StopSignals:
