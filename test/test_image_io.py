@@ -481,7 +481,6 @@ def changed(msg, **changes):
         ('odd size', lambda: image(packed(picture(8, 9), 'yuyv'), 'yuyv')),
         ('odd size', lambda: planar(picture(8, 9), 'nv12')),
         ('odd size', lambda: planar(picture(9, 8), 'nv21')),
-        ('unusable size', lambda: image(picture(2, 8)[..., 0], 'bayer_rggb8')),
     ],
 )
 def test_bad_images(condition, make):

@@ -112,12 +112,7 @@ class Sensors:
     # What the worker calls -----------------------------------------------------------------
 
     def nearest(self, stamp: int) -> tuple[int, bytes]:
-        """The message whose stamp is nearest to an image's.
-
-        Raises:
-            RangeError: 'no message', 'stamps apart'.
-
-        """
+        """The message whose stamp is nearest to an image's; RangeError if none is near enough."""
         messages = self._messages.copy()
         if not messages:
             raise RangeError('no message', (
@@ -134,12 +129,7 @@ class Sensors:
         return found
 
     def content_of(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
-        """Header and content of a message: (N, 3) metres in its frame; of 'depth' (h, w) metres.
-
-        Raises:
-            DataError: it cannot be read or used.
-
-        """
+        """Header and content: (N, 3) metres in the message's frame; of 'depth' (h, w) metres."""
         if self._newest[0] is not message:
             kind, _ = SENSORS[self._config.anchor]
             parsed = parse(self._read, message[1], kind, RangeError)
@@ -153,12 +143,8 @@ class Sensors:
     def transform(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
         """From where a sensor was at its time to a camera at its own, in nanoseconds.
 
-        What the robot moved meanwhile counts, if tf knows a frame that it moves in (odom).
-
-        Raises:
-            RangeError: 'no transform'; 'stamps apart' where nothing is known of the movement, and
-                they are more than LATE apart.
-
+        What the robot moved meanwhile counts, if tf knows a frame that it moves in (odom); if
+        not, they may be LATE apart.
         """
         if self._pose is not None:
             _check_apart(stamp, source_stamp)

@@ -36,20 +36,12 @@ _NETWORK = 'Check the sender and the network (lost fragments, a size limit of th
 
 
 class _Layout(NamedTuple):
-    """How pixels lie in a message, and what makes RGB of them.
+    """How pixels lie in a message, and what makes RGB of them."""
 
-    Attributes:
-        channels: of a pixel.
-        to_rgb: code of cv2.cvtColor; None: it is RGB.
-        bits: of a channel.
-        shared: pixels across (and down, of planes) that share a colour.
-
-    """
-
-    channels: int
-    to_rgb: str | None
-    bits: int = 8
-    shared: int = 1
+    channels: int  # of a pixel
+    to_rgb: str | None  # code of cv2.cvtColor; None: it is RGB
+    bits: int = 8  # of a channel
+    shared: int = 1  # pixels across (and down, of planes) that share a colour
 
 
 # The generic types have OpenCV's order of colours. 16UC1 is read as a grey picture like mono16.
@@ -88,17 +80,14 @@ def to_rgb(msg: Any, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
     order RGB are not swapped. An orientation in the file's own notes is not followed: it would be
     another picture than the one that camera_info belongs to.
 
-    Args:
-        msg: the message.
-        max_pixels: largest product of width and height that is converted or decoded.
-
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
         ImageError: 'empty image', 'zero size', 'unknown encoding', 'odd size', 'wrong step',
-            'truncated data', 'excess data', 'too many pixels', 'unusable size'; of a compressed
-            one also 'compressed depth', 'truncated jpeg', 'truncated png', 'undecodable'.
+            'truncated data', 'excess data', 'too many pixels' (more than `max_pixels`); of a
+            compressed one also 'compressed depth', 'truncated jpeg', 'truncated png',
+            'undecodable'.
 
     """
     if not hasattr(msg, 'encoding'):
@@ -119,11 +108,8 @@ def to_depth(msg: Any, max_pixels: int = NodeConfig.max_pixels) -> NDArray[np.fl
 
     Of compressed ones are known the PNG of compressed_depth_image_transport, of 16UC1 and of
     32FC1 (whose 16 bits hold quantised inverse depth), and a bare PNG of 16 bits in millimetres,
-    as compressed_image_transport makes it of 16UC1.
-
-    Args:
-        msg: 32FC1 in metres, 16UC1 (also mono16) in millimetres, or a compressed one.
-        max_pixels: largest product of width and height that is converted.
+    as compressed_image_transport makes it of 16UC1. Raw ones are 32FC1 in metres, or 16UC1 (also
+    mono16) in millimetres.
 
     Returns:
         float32 (H, W) metres; NaN where there is none: 0, negative, NaN or infinite.
@@ -232,10 +218,6 @@ def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
         pixels = (pixels >> 8).astype(np.uint8)
     if code is None:
         return pixels
-    if code.startswith('Bayer') and min(pixels.shape) < 3:  # OpenCV would give black
-        raise ImageError(
-            'unusable size', f'The image has {pixels.shape[1]}x{pixels.shape[0]} pixels, but the '
-            f'colours of a mosaic are interpolated from at least 3x3. {_DRIVER}')
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
 
 

@@ -157,7 +157,7 @@ def cloud_message(
 
     Args:
         make: makes the message.
-        header: Of the image; its frame is the optical frame that the rays are in.
+        header: Of the image, in whose frame the rays are.
         rays: (h, w, 3) with z = 1, NaN where a patch has none.
         patch_depth: (h, w) metres along the optical axis.
         colors: (h, w, 3) RGB.
