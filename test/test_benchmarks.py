@@ -132,15 +132,6 @@ def test_scores_by_hand():
     assert flat[1:] == pytest.approx([0.25, (1.2 + 0.1 + 0.45 + 0.725) / 4, 0.0])
 
 
-def test_a_row_is_compared_on_the_same_images():
-    first, second = [[1.0, 0, 0, 0], [3.0, 0, 0, 0]], [[1.5, 1, 0, 0], [3.7, 0, 0, 0]]
-    row = rooms.row(second, first)
-    assert row['rmse [m]'] == pytest.approx(2.6)
-    assert row['delta1'] == 0.5
-    assert row['rmse more than the first [m]'] == pytest.approx(0.6)
-    assert row['± [m]'] == pytest.approx(1.96 * np.std([0.5, 0.7], ddof=1) / math.sqrt(2))
-
-
 @pytest.mark.parametrize(('features', 'read_out', 'smoothing', 'upsampling'), [
     ('maskclip', 'mean', 0.0, 'bilinear'), ('attnpool', 'argmax', 1.0, 'centered')])
 def test_what_is_read_out_is_the_estimators_own(features, read_out, smoothing, upsampling):
