@@ -10,26 +10,11 @@ import yaml
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from depthclip_ros.calibrate.recordings import (
-    Frame,
-    Moment,
-    resample,
-    unproject,
-)
+from depthclip_ros.calibrate.recordings import Frame, Moment, resample, unproject
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.sim import (
-    KINDS,
-    Mount,
-    RenderOptions,
-    Scene,
-    SimCamera,
-    render,
-    trajectory,
-)
+from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.bag import NANOSECONDS, START, _Messages
 from depthclip_ros.sim.nyu import punch_holes
-
-LOW = Mount((0.35, 0.35), (0.07, 0.27))
 
 
 def camera_of_width(width=160, degrees=None):
@@ -40,139 +25,99 @@ def camera_of_width(width=160, degrees=None):
     return SimCamera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
-def model_of(camera):
-    return CameraModel.pinhole(
-        camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy)
-
-
-def drive(rooms=3, frames=60, *, step=0.2, camera=None, seed=0, mount=None, holes=False,
-          noise=0.01, pause=5.0, exposure=1.0):
+def drive(rooms=3, frames=60, *, step=0.2, camera=None, seed=0, pause=5.0):
     """Frames of one drive through several rooms, with a pause at each door."""
     camera = camera or camera_of_width()
-    model = model_of(camera)
+    model = CameraModel.pinhole(
+        camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy)
     found, each = [], frames // rooms
     for number in range(frames):
-        room, inside = divmod(number, each)
-        room = min(room, rooms - 1)
+        room = min(number // each, rooms - 1)
         scene = Scene.generate(KINDS[(seed + room) % len(KINDS)], 1000 * seed + room)
-        path = trajectory(scene, seed + room, *([mount] if mount else []))
-        picture = render(scene, camera, path.pose(step * inside),
-                         RenderOptions(noise=noise, seed=seed + number, exposure=exposure))
-        depth = picture.depth.copy()
-        if holes:
-            depth = punch_holes(depth, seed + number)
-            depth[depth == 0] = np.nan
-        found.append(Frame(picture.rgb, depth, model, Moment(
+        picture = render(
+            scene, camera, trajectory(scene, seed + room).pose(step * (number % each)),
+            RenderOptions(noise=0.01, seed=seed + number))
+        found.append(Frame(picture.rgb, picture.depth, model, Moment(
             number * step + room * pause, room, f'{number}')))
     return found
 
 
-# What the 20 good recordings of tools/sabotage.py are, as arguments of `drive`, and a sensor.
-WIDE = camera_of_width(160, 90)
-GOOD = {
-    'three rooms': ({'seed': 100}, 'dense'),
-    'one room, 10 Hz': ({'rooms': 1, 'step': 0.1, 'seed': 101}, 'dense'),
-    'one room, 30 Hz': ({'rooms': 1, 'frames': 120, 'step': 1 / 30, 'seed': 102}, 'dense'),
-    'five rooms, 12 frames each': ({'rooms': 5, 'step': 1.9, 'seed': 103}, 'dense'),
-    'ten rooms, 6 frames each': ({'rooms': 10, 'step': 3.1, 'seed': 104}, 'dense'),
-    '90 degrees wide': ({'camera': WIDE, 'seed': 105}, 'dense'),
-    '50 degrees wide': ({'camera': camera_of_width(160, 50), 'seed': 106}, 'dense'),
-    'low, looking up': ({'mount': LOW, 'seed': 107}, 'dense'),
-    'low and wide': ({'mount': LOW, 'camera': WIDE, 'seed': 108}, 'dense'),
-    'dark': ({'exposure': 0.4, 'seed': 109}, 'dense'),
-    'overexposed': ({'exposure': 1.6, 'seed': 110}, 'dense'),
-    'noisy': ({'noise': 0.05, 'seed': 111}, 'dense'),
-    'fewest frames': ({'frames': 30, 'rooms': 2, 'seed': 112}, 'dense'),
-    'with holes and noise, as Kinect': ({'camera': camera_of_width(320), 'seed': 113}, 'kinect'),
-    'range to 3.5 m': ({'seed': 114}, 'short'),
-    'lidar, 16 lines': ({'seed': 115}, 'lidar 16'),
-    'lidar, 8 lines, wide': ({'camera': WIDE, 'seed': 116}, 'lidar 8'),
-    'scanner': ({'seed': 117}, 'lidar 1'),
-    'coarse depth': ({'seed': 118}, 'coarse'),
-    'slightly misplaced': ({'seed': 119}, 'misplaced'),
-}
-
-
-def sensed(frames, sensor, seed=0):
+def sensed(frames, sensor):
     """The same drive as another sensor measures it."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [replace(frame, depth=_sensed(frame.depth, sensor, rng)) for frame in frames]
 
 
 def _sensed(depth, sensor, rng):
-    height = len(depth)
     kind, _, lines = sensor.partition(' ')
-    if kind == 'lidar':
-        rows = np.linspace(0.3 * height, 0.8 * height, int(lines)).astype(int)
-        sparse = np.full_like(depth, np.nan)
-        sparse[rows] = depth[rows] * rng.normal(1, 0.01, depth[rows].shape).astype(np.float32)
-        return sparse
-    if kind == 'kinect':
-        holes = punch_holes(depth, int(rng.integers(1000)))
-        noisy = holes * rng.normal(1, 0.01, depth.shape).astype(np.float32)
-        return np.where(holes > 0, noisy, np.float32(np.nan))
-    if kind == 'short':
-        return np.where(depth < 3.5, depth, np.float32(np.nan))
+    known = np.zeros(depth.shape, bool)
+    if kind == 'dense':
+        return depth
     if kind == 'coarse':
-        return resample(depth, height // 3, depth.shape[1] // 3)
-    if kind == 'misplaced':
-        return shifted(depth, 1, 1)
-    return depth
+        return resample(depth, len(depth) // 3, depth.shape[1] // 3)
+    if kind == 'lidar':
+        known[np.linspace(0.3 * len(depth), 0.8 * len(depth), int(lines)).astype(int)] = True
+    elif kind == 'kinect':
+        known = punch_holes(depth, int(rng.integers(1000))) > 0
+    noisy = depth * rng.normal(1, 0.01, depth.shape).astype(np.float32)
+    return np.where(known, noisy, np.float32(np.nan))
 
 
 def shifted(depth, right, down):
     """Depth moved by pixels; none where nothing comes from."""
     moved = np.full_like(depth, np.nan)
-    height, width = depth.shape
-    moved[max(0, down):height + min(0, down), max(0, right):width + min(0, right)] = \
-        depth[max(0, -down):height - max(0, down), max(0, -right):width - max(0, right)]
+    moved[down:, right:] = depth[:len(depth) - down, :depth.shape[1] - right]
     return moved
 
 
 def _each(change):
-    return lambda frames, rng: [replace(f, depth=np.ascontiguousarray(change(f.depth, rng)))
-                                for f in frames]
+    return lambda frames: [replace(f, depth=np.ascontiguousarray(change(f.depth)))
+                           for f in frames]
 
 
 def _order(places):
-    return lambda frames, rng: [replace(f, depth=frames[p].depth) for f, p in zip(
-        frames, places(len(frames), rng), strict=True)]
+    return lambda frames: [replace(f, depth=frames[p].depth) for f, p in zip(
+        frames, places(len(frames)), strict=True)]
 
 
-def _enlarged(depth, factor):
+def _enlarged(depth):
     height, width = depth.shape
-    y, x = round(height * (1 - 1 / factor) / 2), round(width * (1 - 1 / factor) / 2)
-    return resample(depth[y:height - y, x:width - x], height, width)
+    return resample(depth[height // 10:-(height // 10), width // 10:-(width // 10)], *depth.shape)
 
 
-UNIT, PLACE, NOTHING = {'wrong unit'}, {'wrong extrinsics'}, {'nothing in common'}
-# What is done to a recording, and the causes that may be named for it.
+def _standing(frames):
+    rng, rgb = np.random.default_rng(0), frames[0].rgb
+    return [replace(frames[0], moment=f.moment, rgb=np.clip(
+        rgb + rng.normal(0, 3, rgb.shape), 0, 255).astype(np.uint8)) for f in frames]
+
+
+# What is done to a recording, and the cause that is named for it.
 SABOTAGE = {
-    'centimetres, read as millimetres': (_each(lambda d, _: 0.1 * d), UNIT),
-    'metres, read as millimetres': (_each(lambda d, _: 0.001 * d), UNIT),
-    'millimetres, read as metres': (_each(lambda d, _: 1000 * d), UNIT),
-    'tenths of a millimetre (D405)': (_each(lambda d, _: 10 * d), UNIT),
-    'disparity': (_each(lambda d, _: 6 / d), {'inverse depth'}),
-    'shuffled': (_order(lambda n, rng: rng.permutation(n)), NOTHING),
-    'backwards': (_order(lambda n, _: range(n)[::-1]), NOTHING),
-    '0.4 s late': (_order(lambda n, _: (np.arange(n) - 2).clip(0)), {'offset stamps'}),
-    '1 s early': (_order(lambda n, _: (np.arange(n) + 5).clip(0, n - 1)), {'offset stamps'}),
-    'turned by 5 degrees to the side': (_each(lambda d, _: shifted(d, 13, 0)), PLACE),
-    'turned by 5 degrees down': (_each(lambda d, _: shifted(d, 0, 13)), PLACE),
-    'mirrored': (_each(lambda d, _: d[:, ::-1]), PLACE),
-    'upside down': (_each(lambda d, _: d[::-1, ::-1]), PLACE),
-    'of a wider lens': (_each(lambda d, _: _enlarged(d, 1.25)), PLACE),
-    'constant': (_each(lambda d, _: np.full_like(d, 2.5)), {'constant depth'}),
-    'empty': (_each(lambda d, _: np.full_like(d, np.nan)), {'empty depth'}),
-    'frozen': (_order(lambda n, _: [0] * n), {'frozen depth'}),
-    'too few frames': (lambda frames, _: frames[:12], {'too few frames'}),
-    'one standing view': (lambda frames, rng: [replace(
-        frames[0], rgb=np.clip(frames[0].rgb + rng.normal(0, 3, frames[0].rgb.shape), 0, 255)
-        .astype(np.uint8), moment=f.moment) for f in frames], {'one standing view'}),
+    'centimetres, read as millimetres': (_each(lambda d: 0.1 * d), 'wrong unit'),
+    'metres, read as millimetres': (_each(lambda d: 0.001 * d), 'wrong unit'),
+    'millimetres, read as metres': (_each(lambda d: 1000 * d), 'wrong unit'),
+    'tenths of a millimetre (D405)': (_each(lambda d: 10 * d), 'wrong unit'),
+    'disparity': (_each(lambda d: 6 / d), 'inverse depth'),
+    'shuffled': (_order(lambda n: np.random.default_rng(0).permutation(n)), 'nothing in common'),
+    'backwards': (_order(lambda n: range(n)[::-1]), 'nothing in common'),
+    '0.4 s late': (_order(lambda n: (np.arange(n) - 2).clip(0)), 'offset stamps'),
+    '1 s early': (_order(lambda n: (np.arange(n) + 5).clip(0, n - 1)), 'offset stamps'),
+    'turned by 5 degrees to the side': (_each(lambda d: shifted(d, 13, 0)), 'wrong extrinsics'),
+    'turned by 5 degrees down': (_each(lambda d: shifted(d, 0, 13)), 'wrong extrinsics'),
+    'mirrored': (_each(lambda d: d[:, ::-1]), 'wrong extrinsics'),
+    'upside down': (_each(lambda d: d[::-1, ::-1]), 'wrong extrinsics'),
+    'of a wider lens': (_each(_enlarged), 'wrong extrinsics'),
+    'constant': (_each(lambda d: np.full_like(d, 2.5)), 'constant depth'),
+    'empty': (_each(lambda d: np.full_like(d, np.nan)), 'empty depth'),
+    'frozen': (_order(lambda n: [0] * n), 'frozen depth'),
+    'dark': (lambda frames: [replace(f, rgb=np.full_like(f.rgb, 3)) for f in frames],
+             'blank images'),
+    'too few frames': (lambda frames: frames[:12], 'too few frames'),
+    'one standing view': (_standing, 'one standing view'),
 }
 
 
-def write_folder(path, frames, *, npy=False, camera=True, factor=1000.0, nested=False):
+def write_folder(path, frames, *, npy=False, nested=False):
     """`rgb/`, `depth/` and `camera.yaml`."""
     for number, frame in enumerate(frames):
         name = f'{number}' if not nested else f'room{frame.moment.sequence}/{number}'
@@ -182,16 +127,15 @@ def write_folder(path, frames, *, npy=False, camera=True, factor=1000.0, nested=
         if npy:
             np.save(path / 'depth' / f'{name}.npy', frame.depth)
         else:
-            stored = np.nan_to_num(factor * frame.depth).clip(0, 65535).astype(np.uint16)
+            stored = np.nan_to_num(1000 * frame.depth).clip(0, 65535).astype(np.uint16)
             cv2.imwrite(str(path / 'depth' / f'{name}.png'), stored)
-    if camera:
-        model = frames[0].camera
-        entries = {'camera_matrix': model.K, 'distortion_coefficients': np.zeros(5),
-                   'rectification_matrix': np.eye(3), 'projection_matrix': model.P}
-        (path / 'camera.yaml').write_text(yaml.safe_dump({
-            'image_width': model.width, 'image_height': model.height,
-            'distortion_model': 'plumb_bob',
-            **{name: {'data': values.ravel().tolist()} for name, values in entries.items()}}))
+    model = frames[0].camera
+    entries = {'camera_matrix': model.K, 'distortion_coefficients': np.zeros(5),
+               'rectification_matrix': np.eye(3), 'projection_matrix': model.P}
+    (path / 'camera.yaml').write_text(yaml.safe_dump({
+        'image_width': model.width, 'image_height': model.height,
+        'distortion_model': 'plumb_bob',
+        **{name: {'data': values.ravel().tolist()} for name, values in entries.items()}}))
     return path
 
 
@@ -202,7 +146,7 @@ LIDAR_AT = np.array([0.0, 0.1, 0.05])  # metres, in the body frame of the camera
 
 
 class BagWriter:
-    """A drive as a bag, with one way to measure depth."""
+    """Messages into a bag."""
 
     def __init__(self, path):
         self.store = get_typestore(Stores.ROS2_HUMBLE)
@@ -248,7 +192,7 @@ class BagWriter:
 
 def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, own_info=None,
                 compressed=False, stamped=True, turned=0.0, depth_every=1):
-    """Write a bag.
+    """Write a drive as a bag.
 
     depth: '32FC1', '16UC1', 'compressedDepth', 'cloud', 'scan' or '' for none.
     late: seconds that the depth's stamps are behind. turned: degrees that the lidar's mounting in
@@ -258,27 +202,26 @@ def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, ow
     bag = BagWriter(path)
     with bag.writer:
         start = START * NANOSECONDS
-        optical, lidar, beside = 'optical', 'lidar', 'depth_optical'
-        if tf:
-            header = bag.messages.header(0, 'body')
-            bag.write('/tf_static', bag.transform(header, optical, (0, 0, 0), BODY_TO_OPTICAL.T),
-                      start)
+        c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))
+        for parent, child, place, rotation in (
+                ('body', 'optical', (0, 0, 0), BODY_TO_OPTICAL.T),
+                ('optical', 'depth_optical', (0.1, 0, 0), np.eye(3)),
+                ('body', 'lidar', LIDAR_AT, np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])),
+        ) if tf else ():
             bag.write('/tf_static', bag.transform(
-                bag.messages.header(0, optical), beside, (0.1, 0, 0), np.eye(3)), start)
-            c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))
-            bag.write('/tf_static', bag.transform(
-                header, lidar, LIDAR_AT, np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])), start)
+                bag.messages.header(0, parent), child, place, rotation), start)
         for number, frame in enumerate(frames):
             time = start + round(frame.moment.time * NANOSECONDS)
-            header = bag.messages.header(time if stamped else 0, optical)
+            header = bag.messages.header(time if stamped else 0, 'optical')
             behind = bag.messages.header(
                 time + round(late * NANOSECONDS) if stamped else 0,
-                lidar if depth in ('cloud', 'scan') else beside if own_info else optical)
-            camera = frame.camera
-            as_sim = SimCamera(camera.width, camera.height, camera.K[0, 0], camera.K[1, 1],
-                               camera.K[0, 2], camera.K[1, 2])
+                'lidar' if depth in ('cloud', 'scan') else
+                'depth_optical' if own_info else 'optical')
+            K = frame.camera.K
             if info:
-                bag.write(INFO_TOPIC, bag.messages.camera_info(header, as_sim), time)
+                bag.write(INFO_TOPIC, bag.messages.camera_info(header, SimCamera(
+                    frame.camera.width, frame.camera.height, K[0, 0], K[1, 1], K[0, 2], K[1, 2],
+                )), time)
             if compressed:
                 data = cv2.imencode('.png', frame.rgb[..., ::-1])[1].tobytes()
                 bag.write(f'{IMAGE_TOPIC}/compressed',
@@ -289,12 +232,11 @@ def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, ow
                 bag.write('/camera/depth/camera_info',
                           bag.messages.camera_info(behind, own_info), time)
             if number % depth_every == 0:
-                topic, message = measured(bag, frame, behind, depth)
-                bag.write(topic, message, time)
+                bag.write(*_measured(bag, frame, behind, depth), time)
     return path
 
 
-def measured(bag, frame, header, depth):
+def _measured(bag, frame, header, depth):
     """Topic and message of one measurement."""
     millimetres = np.nan_to_num(1000 * frame.depth).astype(np.uint16)
     image = '/camera/depth/image_raw'
@@ -325,8 +267,7 @@ def scan_of(frame):
     reach = 0.9 * np.arctan(0.5 * camera.width / camera.K[0, 0])
     angles = np.linspace(-reach, reach, 100)
     columns = np.rint(camera.K[0, 2] - camera.K[0, 0] * np.tan(angles)).astype(int)
-    row = round(camera.K[1, 2])
-    forward = frame.depth[row, columns]
+    forward = frame.depth[round(camera.K[1, 2]), columns]
     # The scanner stands beside the camera: a point's angle there is another one.
     x, y = forward - LIDAR_AT[0], forward * np.tan(angles) - LIDAR_AT[1]
     there, ranges = np.arctan2(y, x), np.hypot(x, y)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings that something is wrong with are refused with their cause; good ones are not.
-
-All twenty of each were tried with the demo model (docs/calibration.md).
-"""
+"""Recordings that something is wrong with are refused with their cause; good ones are not."""
 
 from dataclasses import replace
 
@@ -22,37 +19,40 @@ def good():
     return drive(rooms=3, frames=36, step=0.3, seed=1, camera=camera_of_width(160))
 
 
-def words(frames):
-    """Depth as words might say it: the truth, coarse, and a little wrong."""
+def compared(frames, good, trained=True):
+    """Depth beside words that say the truth of the good frames, coarse, and a little wrong."""
     rng = np.random.default_rng(0)
-    return np.array([gather(f.depth, 6, 8) * rng.normal(1, 0.1, (6, 8)) for f in frames])
+    said = [gather(f.depth, 6, 8) * rng.normal(1, 0.1, (6, 8)) for f in good[:len(frames)]]
+    return Comparison.of(np.array([gather(f.depth, 6, 8) for f in frames]), np.array(said),
+                         trained=trained)
 
 
-def judged(frames, said, trained=True, **options):
-    measured = np.array([gather(frame.depth, 6, 8) for frame in frames])
-    comparison = Comparison.of(measured, said[:len(frames)], trained=trained)
-    return check([Thumbnail.of(frame) for frame in frames], comparison, **options)
+def judged(frames, good, trained=True, **options):
+    return check([Thumbnail.of(frame) for frame in frames],
+                 compared(frames, good, trained), **options)
 
 
-@pytest.mark.parametrize('sensor', ['dense', 'lidar 16', 'lidar 1', 'kinect'])
+def scaled(frames, factor):
+    return [replace(f, depth=np.float32(factor) * f.depth) for f in frames]
+
+
+@pytest.mark.parametrize('sensor', ['dense', 'lidar 16', 'lidar 1', 'kinect', 'coarse'])
 def test_a_good_recording_is_accepted(good, sensor):
-    assert judged(sensed(good, sensor), words(good)) == []
+    assert judged(sensed(good, sensor), good) == []
 
 
 @pytest.mark.parametrize('name', SABOTAGE)
 def test_a_sabotaged_recording_is_refused_with_its_cause(good, name):
-    change, causes = SABOTAGE[name]
-    refused = judged(change(good, np.random.default_rng(0)), words(good))
-    assert {refusal.cause for refusal in refused} <= causes
-    assert refused
-    for refusal in refused:
-        assert refusal.message.endswith(('.', '?', ')'))
+    change, cause = SABOTAGE[name]
+    assert [refusal.cause for refusal in judged(change(good), good)] == [cause]
 
 
-def test_depth_of_another_drive_is_refused(good):
+@pytest.mark.parametrize('sensor', ['dense', 'lidar 1'])
+def test_depth_of_another_time_or_drive_is_refused(good, sensor):
+    """Of a scanner's line by the words."""
     other = drive(rooms=3, frames=36, step=0.3, seed=4)
-    mixed = [replace(f, depth=o.depth) for f, o in zip(good, other, strict=True)]
-    assert [r.cause for r in judged(mixed, words(good))] == ['nothing in common']
+    mixed = [replace(f, depth=o.depth) for f, o in zip(good, sensed(other, sensor), strict=True)]
+    assert [r.cause for r in judged(mixed, good)] == ['nothing in common']
 
 
 @pytest.mark.parametrize('count', [0, 3])
@@ -60,28 +60,12 @@ def test_of_next_to_no_frames_nothing_is_said_of_views(good, count):
     assert [r.cause for r in check([Thumbnail.of(f) for f in good[:count]])] == ['too few frames']
 
 
-def test_dark_images_are_refused(good):
-    dark = [replace(f, rgb=np.full_like(f.rgb, 3)) for f in good]
-    assert [r.cause for r in judged(dark, words(good))] == ['blank images']
-
-
-def test_a_shuffled_scan_is_refused_by_the_words(good):
-    scan = sensed(good, 'lidar 1')
-    order = np.random.default_rng(3).permutation(len(scan))
-    mixed = [replace(f, depth=scan[p].depth) for f, p in zip(scan, order, strict=True)]
-    assert [r.cause for r in judged(mixed, words(good))] == ['nothing in common']
-
-
-def test_the_offset_is_told(good):
-    late = SABOTAGE['0.4 s late'][0](good, None)  # by two frames, which are 0.3 s apart here
-    refusal, = judged(late, words(good))
-    assert '0.6 s later' in refusal.message
-    refusal, = judged(late, words(good), timed=False)
-    assert '2 places later' in refusal.message
-
-
-def test_the_likely_unit_is_told(good):
-    refusal, = judged([replace(f, depth=f.depth / 10) for f in good], words(good))
+def test_offset_and_unit_are_told(good):
+    late = SABOTAGE['0.4 s late'][0](good)  # by two frames, which are 0.3 s apart here
+    for timed, said in ((True, '0.6 s later'), (False, '2 places later')):
+        refusal, = judged(late, good, timed=timed)
+        assert said in refusal.message
+    refusal, = judged(scaled(good, 0.1), good)
     assert 'centimetres, read as millimetres' in refusal.message
     assert '--depth-unit' in refusal.message
 
@@ -89,26 +73,22 @@ def test_the_likely_unit_is_told(good):
 @pytest.mark.parametrize('factor', [0.2, 5])
 def test_depth_that_may_be_right_elsewhere_is_doubted_and_used(good, factor):
     """A hall or a table top; or, five times as far, TUM's files."""
-    other = [replace(f, depth=np.float32(factor) * f.depth) for f in good]
+    other = scaled(good, factor)
     thumbnails = [Thumbnail.of(frame) for frame in other]
-    measured = np.array([gather(frame.depth, 6, 8) for frame in other])
-    compared = Comparison.of(measured, words(good), trained=True)
-    assert check(thumbnails, compared) == []
-    doubt = unit_doubt(thumbnails, compared)
+    assert check(thumbnails, compared(other, good)) == []
+    doubt = unit_doubt(thumbnails, compared(other, good))
     assert '--depth-unit' in doubt
     assert ("TUM's files" in doubt) == (factor == 5)
-    assert unit_doubt(thumbnails, compared._replace(trained=False)) == ''
-    assert unit_doubt(thumbnails, Comparison.of(
-        measured / np.float32(factor), words(good), trained=True)) == ''
+    assert unit_doubt(thumbnails, compared(other, good, trained=False)) == ''
+    assert unit_doubt(thumbnails, compared(good, good)) == ''
 
 
 def test_a_given_unit_is_believed_where_it_is_possible(good):
-    far = [replace(f, depth=10 * f.depth) for f in good]
-    assert [r.cause for r in judged(far, words(good))] == ['wrong unit']
-    assert judged(far, words(good), unit_given=True) == []
-    assert judged(far, words(good), trained=False) == []
-    impossible = [replace(f, depth=1000 * f.depth) for f in good]
-    assert [r.cause for r in judged(impossible, words(good), unit_given=True)] == ['wrong unit']
+    far = scaled(good, 10)
+    assert [r.cause for r in judged(far, good)] == ['wrong unit']
+    assert judged(far, good, unit_given=True) == []
+    assert judged(far, good, trained=False) == []
+    assert [r.cause for r in judged(scaled(good, 1000), good, unit_given=True)] == ['wrong unit']
 
 
 def test_views_are_counted(good):

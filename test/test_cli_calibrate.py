@@ -2,6 +2,7 @@
 """`depthclip calibrate` from recordings to files, with the demo model, and what it refuses."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,32 +46,23 @@ def run(source, output, *more):
     return main(['calibrate', str(source), '-o', str(output), '--weights', 'demo', *more])
 
 
-def test_the_parameter_file_is_whole_and_names_the_calibration(calibrated):
+def test_what_is_written_is_whole_and_better(calibrated, frames):
+    """Less than half of the error is left, on the recording itself: far from the bound."""
     depth, node = read_config(calibrated)
-    assert node.weights == 'demo'
     file = Path(depth.calibration)
     calibration = Calibration.load(file)
     assert re.fullmatch(r'robot\.[0-9a-f]{16}\.safetensors', file.name)
-    assert calibration.digest.startswith(file.name.split('.')[1])
     assert set(depth.names()) <= set(yaml.safe_load(calibrated.read_text())['/**']
                                      ['ros__parameters'])
     assert 'no longer zero-shot' in calibrated.read_text()
-    assert calibration.about.frames == 32
-    assert calibration.about.blocks == 10
-    assert calibration.about.precision == DepthEstimator(depth, node.weights).precision
-
-
-def test_depth_with_the_file_is_better(calibrated, frames):
-    """Less than half of the error is left, on the recording itself: far from the bound."""
-    depth, node = read_config(calibrated)
+    assert (calibration.about.frames, calibration.about.blocks) == (32, 10)
     estimator = DepthEstimator(depth, node.weights)
+    assert calibration.about.precision == estimator.precision
     plain = DepthEstimator(depth.replace(calibration=''), node.weights)
-
-    def rmse(model):
-        return np.mean([np.sqrt(np.nanmean((
-            model.predict(f.rgb, intrinsics=f.camera).depth - f.depth) ** 2))
-            for f in frames[::4]])
-    assert rmse(estimator) < 0.9 * rmse(plain)
+    before, after = (np.mean([np.sqrt(np.nanmean((
+        model.predict(f.rgb, intrinsics=f.camera).depth - f.depth) ** 2)) for f in frames[::4]])
+        for model in (plain, estimator))
+    assert after < 0.9 * before
 
 
 def test_the_report(calibrated, folder):
@@ -120,13 +112,10 @@ def test_where_nothing_can_be_written(folder, tmp_path, capsys, output, message)
 
 def test_a_wrong_unit_is_refused_and_its_remedy_works(frames, tmp_path, capsys):
     """Depth in centimetres, as a bag of millimetres."""
-    bag = write_drive(tmp_path / 'bag', [
-        type(f)(f.rgb, f.depth / 10, f.camera, f.moment) for f in frames], '16UC1')
+    bag = write_drive(
+        tmp_path / 'bag', [replace(f, depth=f.depth / 10) for f in frames], '16UC1')
     assert run(bag, tmp_path / 'robot.yaml') == 1
-    said = capsys.readouterr().err
-    assert 'wrong unit' in said
-    assert 'centimetres' in said
-    assert '--depth-unit' in said
+    assert 'wrong unit' in capsys.readouterr().err
     assert list(tmp_path.glob('robot*')) == []
     assert run(bag, tmp_path / 'robot.yaml', '--depth-unit', '0.01', '--variant', 'scale',
                '--max-frames', '20') == 0
@@ -140,7 +129,6 @@ def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys)
     assert '16 frames' in said
     assert 'at least 30' in said
     assert run(bag, tmp_path / 'robot.yaml', '--every', '2', '--anyway', '--variant', 'scale') == 0
-    assert 'should have been refused (too few frames)' in capsys.readouterr().err
     assert 'should have been refused' in (tmp_path / 'robot.md').read_text()
 
 

@@ -59,8 +59,7 @@ def test_depth_at_a_patch_s_centre_is_the_patch_s(estimator):
     assert abs(aligned.depth[2::5, 4::9] - aligned.patch_depth).max() > 0.01
 
 
-@pytest.mark.parametrize(('height', 'width'), [
-    (96, 128), (360, 640), (225, 600), (601, 333)])
+@pytest.mark.parametrize(('height', 'width'), [(96, 128), (360, 640), (601, 333)])
 @pytest.mark.parametrize('upsampling', ['centered', 'patch'])
 def test_a_landmark_is_where_it_is_in_the_picture(bright_is_far, height, width, upsampling):
     """A bright lower right quarter: far there, near elsewhere."""
@@ -68,20 +67,16 @@ def test_a_landmark_is_where_it_is_in_the_picture(bright_is_far, height, width, 
     image[height // 2:, width // 2:] = 250
     estimator = reconfigure(bright_is_far, upsampling=upsampling, temperature=0.01)
     prediction = estimator.predict(image)
+    assert prediction.depth.shape == (height, width)
     h, w = prediction.patch_depth.shape
     v, u = np.mgrid[:height, :width] + 0.5
     # Beyond a patch from the quarter's edges there can be no doubt.
-    tall, wide = height / h, width / w
-    far = (v > height / 2 + tall) & (u > width / 2 + wide)
-    near = (v < height / 2 - tall) | (u < width / 2 - wide)
-    assert prediction.depth.shape == (height, width)
-    for where, metres in ((near, NEAR), (far, FAR)):
-        np.testing.assert_allclose(prediction.depth[where], metres, atol=1e-3)
-    # The same of half the size.
-    small = estimator.predict(image, (height // 2, width // 2)).depth
-    values = small[far[::2, ::2][:height // 2, :width // 2]]
-    assert values.size
-    np.testing.assert_allclose(values, FAR, atol=1e-3)
+    far = (v > height / 2 + height / h) & (u > width / 2 + width / w)
+    near = (v < height / 2 - height / h) | (u < width / 2 - width / w)
+    np.testing.assert_allclose(prediction.depth[near], NEAR, atol=1e-3)
+    np.testing.assert_allclose(prediction.depth[far], FAR, atol=1e-3)
+    small = estimator.predict(image, (height // 2, width // 2)).depth  # the same of half the size
+    np.testing.assert_allclose(small[far[::2, ::2][:height // 2, :width // 2]], FAR, atol=1e-3)
 
 
 @pytest.mark.parametrize('upsampling', ['centered', 'bilinear', 'patch'])
@@ -89,18 +84,14 @@ def test_a_landmark_is_where_it_is_in_the_picture(bright_is_far, height, width, 
 @pytest.mark.filterwarnings('error::RuntimeWarning', 'error::UserWarning')
 def test_the_thinnest_images(estimator, upsampling, size):
     reconfigure(estimator, upsampling=upsampling)
-    image = np.full((*size, 3), 99, np.uint8)
     for wanted in (None, (1, 1)):
-        depth = estimator.predict(image, wanted).depth
+        depth = estimator.predict(np.full((*size, 3), 99, np.uint8), wanted).depth
         assert depth.shape == (wanted or size)
         assert ((depth >= NEAR) & (depth <= FAR)).all()
 
 
 def test_images_of_all_shapes_in_one_batch(estimator):
-    """Sums in float32 may be made in another order for more images at once.
-
-    That changes logits of up to 8 by some 1e-6 of that, and depth by less than 10 m of it.
-    """
+    """Sums in float32 may be made in another order for more images at once."""
     images = [clip_standin.synthetic_rgb(i, *size)
               for i, size in enumerate([(96, 128), (90, 160), (160, 90)])]
     reconfigure(estimator, flip_average=True)
@@ -108,38 +99,26 @@ def test_images_of_all_shapes_in_one_batch(estimator):
         np.testing.assert_allclose(together.depth, estimator.predict(image).depth, atol=1e-4)
 
 
-def test_the_range_is_kept_by_patches_and_pixels(estimator):
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_range_is_kept_by_patches_and_pixels(estimator, flip):
+    """Of both passes, it holds for their mean."""
     image = clip_standin.synthetic_rgb(4, 90, 120)
-    plain = estimator.predict(image)
+    plain = reconfigure(estimator, flip_average=flip).predict(image)
     low, high = np.quantile(plain.patch_depth, (0.25, 0.75)).tolist()
-    too_near, too_far = plain.patch_depth < low, plain.patch_depth > high
-    assert too_near.any()
-    assert too_far.any()
     for out_of_range, near, far in (
             ('clamp', low, high), ('nan', np.nan, np.nan), ('inf', -np.inf, np.inf)):
-        limited = reconfigure(estimator, range_min=low, range_max=high,
+        limited = reconfigure(estimator, range_min=low, range_max=high, flip_average=flip,
                               out_of_range=out_of_range).predict(image)
-        expected = np.where(too_near, near, np.where(too_far, far, plain.patch_depth))
+        expected = np.where(plain.patch_depth < low, near,
+                            np.where(plain.patch_depth > high, far, plain.patch_depth))
         np.testing.assert_allclose(limited.patch_depth, expected, rtol=1e-6)
         finite = limited.depth[np.isfinite(limited.depth)]
-        assert low * (1 - 1e-6) <= finite.min()
-        assert finite.max() <= high * (1 + 1e-6)
-        # Every pixel of such a patch, and no other.
-        rows, columns = (np.arange(n) * count // n for n, count in zip((90, 120), (3, 4),
-                                                                      strict=True))
-        nearest = expected[rows[:, None], columns]
-        holes = ~np.isfinite(nearest)
-        np.testing.assert_array_equal(limited.depth[holes], nearest[holes].astype(np.float32))
-        assert np.isfinite(limited.depth[~holes]).all()
+        assert low * (1 - 1e-6) <= finite.min() <= finite.max() <= high * (1 + 1e-6)
+        # Every pixel of such a patch is a hole, and no other.
+        rows, columns = (np.arange(n) * count // n for n, count in ((90, 3), (120, 4)))
+        nearest = expected[rows[:, None], columns].astype(np.float32)
+        np.testing.assert_array_equal(
+            np.where(np.isfinite(limited.depth), 0, limited.depth),
+            np.where(np.isfinite(nearest), 0, nearest))
         np.testing.assert_array_equal(limited.weights, plain.weights)
         np.testing.assert_array_equal(limited.spread, plain.spread)
-
-
-def test_the_range_holds_for_the_mean_of_both_passes(estimator):
-    """Not for each of them."""
-    image = clip_standin.synthetic_rgb(4, 90, 120)
-    plain = reconfigure(estimator, flip_average=True).predict(image).patch_depth
-    middle = float(np.median(plain))
-    limited = reconfigure(estimator, flip_average=True, range_max=middle).predict(image)
-    np.testing.assert_array_equal(
-        limited.patch_depth, np.where(plain > np.float32(middle), np.nan, plain))
