@@ -19,77 +19,6 @@ TINY_VIT = {'vit_layers': 2, 'width': 64, 'patch': 16, 'embed_dim': 64, 'resolut
             'text_width': 64, 'text_layers': 1}
 
 
-def _text_shapes(embed_dim, text_width, text_layers, context, vocabulary):
-    shapes = {
-        'positional_embedding': (context, text_width),
-        'text_projection': (text_width, embed_dim),
-        'token_embedding.weight': (vocabulary, text_width),
-        'logit_scale': (),
-        'ln_final.weight': (text_width,), 'ln_final.bias': (text_width,),
-    }
-    for block in range(text_layers):
-        shapes.update(_transformer_block(f'transformer.resblocks.{block}', text_width))
-    return shapes
-
-
-def _transformer_block(name, width):
-    return {
-        f'{name}.attn.in_proj_weight': (3 * width, width),
-        f'{name}.attn.in_proj_bias': (3 * width,),
-        f'{name}.attn.out_proj.weight': (width, width), f'{name}.attn.out_proj.bias': (width,),
-        f'{name}.mlp.c_fc.weight': (4 * width, width), f'{name}.mlp.c_fc.bias': (4 * width,),
-        f'{name}.mlp.c_proj.weight': (width, 4 * width), f'{name}.mlp.c_proj.bias': (width,),
-        f'{name}.ln_1.weight': (width,), f'{name}.ln_1.bias': (width,),
-        f'{name}.ln_2.weight': (width,), f'{name}.ln_2.bias': (width,),
-    }
-
-
-def _resnet_shapes(layers, width, embed_dim, resolution):
-    shapes = {}
-
-    def convolution(name, outputs, inputs, kernel, norm):
-        shapes[f'{name}.weight'] = (outputs, inputs, kernel, kernel)
-        for part in ('weight', 'bias', 'running_mean', 'running_var'):
-            shapes[f'{norm}.{part}'] = (outputs,)
-        shapes[f'{norm}.num_batches_tracked'] = ()
-
-    half = width // 2
-    for index, (outputs, inputs) in enumerate(((half, 3), (half, half), (width, half)), 1):
-        convolution(f'visual.conv{index}', outputs, inputs, 3, f'visual.bn{index}')
-    inputs = width
-    for layer, blocks in enumerate(layers, 1):
-        planes = width * 2 ** (layer - 1)
-        for block in range(blocks):
-            name = f'visual.layer{layer}.{block}'
-            convolution(f'{name}.conv1', planes, inputs, 1, f'{name}.bn1')
-            convolution(f'{name}.conv2', planes, planes, 3, f'{name}.bn2')
-            convolution(f'{name}.conv3', planes * 4, planes, 1, f'{name}.bn3')
-            if block == 0:
-                convolution(
-                    f'{name}.downsample.0', planes * 4, inputs, 1, f'{name}.downsample.1')
-            inputs = planes * 4
-    channels = width * 32
-    shapes['visual.attnpool.positional_embedding'] = ((resolution // 32) ** 2 + 1, channels)
-    for name, outputs in (('q', channels), ('k', channels), ('v', channels), ('c', embed_dim)):
-        shapes[f'visual.attnpool.{name}_proj.weight'] = (outputs, channels)
-        shapes[f'visual.attnpool.{name}_proj.bias'] = (outputs,)
-    return shapes
-
-
-def _vit_shapes(layers, width, patch, embed_dim, resolution):
-    shapes = {
-        'visual.conv1.weight': (width, 3, patch, patch),
-        'visual.class_embedding': (width,),
-        'visual.positional_embedding': ((resolution // patch) ** 2 + 1, width),
-        'visual.proj': (width, embed_dim),
-    }
-    for name in ('ln_pre', 'ln_post'):
-        shapes[f'visual.{name}.weight'] = shapes[f'visual.{name}.bias'] = (width,)
-    for block in range(layers):
-        shapes.update(_transformer_block(f'visual.transformer.resblocks.{block}', width))
-    return shapes
-
-
 def _fill(name: str, shape: tuple[int, ...], random: np.random.RandomState):
     z = random.standard_normal(shape).astype(np.float32) if shape else np.float32(0)
     leaf = name.rsplit('.', 1)[-1]
@@ -120,11 +49,11 @@ def state_dict(
     text_layers: int = 12, context: int = 77, vocabulary: int = 49408,
 ) -> dict[str, torch.Tensor]:
     """Float32 weights in OpenAI's key layout; RN50's shape unless told otherwise."""
-    shapes = _text_shapes(embed_dim, text_width, text_layers, context, vocabulary)
-    if vit_layers is None:
-        shapes.update(_resnet_shapes(layers, width, embed_dim, resolution))
-    else:
-        shapes.update(_vit_shapes(vit_layers, width, patch, embed_dim, resolution))
+    with torch.device('meta'):  # shapes without memory
+        model = import_clip().model.CLIP(
+            embed_dim, resolution, vit_layers or layers, width, patch if vit_layers else None,
+            context, vocabulary, text_width, text_width // 64, text_layers)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     filled = {}
     for index, (name, shape) in enumerate(sorted(shapes.items())):
         random = np.random.RandomState((seed * 1000003 + index) % 2 ** 32)
