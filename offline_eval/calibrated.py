@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.calibration import Calibration, Correction
+from depthclip_ros.core.calibration import Calibration
 
 from .contenders import Contender
 from .errors import EvaluationError
@@ -30,13 +30,11 @@ class Calibrated:
     Attributes:
         path: of the file.
         calibration: its content, which belongs to the model and the settings.
-        correction: its numbers, on the device.
 
     """
 
     path: str
     calibration: Calibration
-    correction: Correction
 
     @classmethod
     def open(cls, path: Path, estimator: DepthEstimator, focal: float) -> Calibrated:
@@ -64,7 +62,7 @@ class Calibrated:
                 f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '
                 f'widths, and the network sees one of {focal:.3f} here. Calibrate with the '
                 '--protocol that is evaluated.')
-        return cls(str(path), checked, checked.on(estimator.device))
+        return cls(str(path), checked)
 
     def contender(self) -> Contender:
         """Its row."""
@@ -98,9 +96,9 @@ class Calibrated:
         ratios = [f / reference if f and reference else about.focal_ratio
                   for f in seen.focal.tolist()]
         rays = self.calibration.rays([None] * len(ratios), flip=seen.passes > 1)
-        correct = self.correction.of_images(seen.maps.trunk, rays, ratios)
-        logits = seen.logits[seen.estimator.config.tokens]
-        return seen.smoothed(seen.estimator.read_out(logits, None, correct).patch_depth)
+        said = seen.estimator.read_out(seen.logits[seen.estimator.config.tokens])
+        return seen.smoothed(self.calibration.correct(
+            *said, seen.maps.trunk, rays, ratios * seen.passes)[0])
 
 
 def _focal_of(calibration: Calibration) -> float:

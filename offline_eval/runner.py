@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.engine import one_thread
-from depthclip_ros.core.projection import smooth, upsample
+from depthclip_ros.core.projection import mean_of_passes, smooth, upsample
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.node.config import NodeConfig
 
@@ -358,12 +358,12 @@ class Evaluation:
         image = Image.read(self._dataset, self._protocol, position)
         config, entry = self._estimator.config, image.entry
         features = self._estimator.maps([image.rgb]).features
-        read_out = self._estimator.read_out(self._estimator.logits(features))
-        patches = smooth(read_out.patch_depth, config.smoothing)
+        weights, patches, _ = self._estimator.read_out(self._estimator.logits(features))
+        patches = smooth(mean_of_passes(patches, 1), config.smoothing)
         depth = upsample(patches, self._protocol.size, config.upsampling)[0]
         return Sample(
             entry.index, entry.name, entry.scene, role, image.rgb, depth.cpu().numpy(),
-            image.truth, read_out.weights[0].cpu().numpy(),
+            image.truth, weights[0].cpu().numpy(),
             patches[0].cpu().numpy(), list(config.tokens), list(config.bins),
             dict(zip(METRICS, (float(m) for m in metrics), strict=True)))
 

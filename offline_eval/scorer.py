@@ -21,7 +21,7 @@ from torch import Tensor
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import image_digest
 from depthclip_ros.core.estimator import Maps
-from depthclip_ros.core.projection import shares, smooth, upsample
+from depthclip_ros.core.projection import mean_of_passes, shares, smooth, upsample
 from depthclip_ros.core.weights import Log, cache_folder, load
 from depthclip_ros.core.words import TextFeatureCache, encode_tokens
 
@@ -130,7 +130,7 @@ class Seen:
     @property
     def passes(self) -> int:
         """Of the network, for each image."""
-        return len(self.maps.features)
+        return len(self.maps.features) // len(self.images)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -147,20 +147,20 @@ class Seen:
 
     @cached_property
     def logits(self) -> dict[tuple[str, ...], Tensor]:
-        """(passes, B, K, h, w) of every set of words: features are compared with all at once."""
+        """(passes B, K, h, w) of every set of words: features are compared with all at once."""
         text = torch.from_numpy(np.concatenate(list(self.text.values()))).to(self.device)
         sizes = [len(words) for words in self.text.values()]
         return dict(zip(self.text, torch.split(
-            self.estimator.logits(self.maps.features, text), sizes, dim=2), strict=True))
+            self.estimator.logits(self.maps.features, text), sizes, dim=1), strict=True))
 
     def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
         """(B, h, w) metres that words say, in the order in which they get the bins."""
         return self.smoothed(self.estimator.read_out(
-            self.logits[tuple(tokens)], torch.tensor(bins, device=self.device)).patch_depth)
+            self.logits[tuple(tokens)], torch.tensor(bins, device=self.device))[1])
 
     def smoothed(self, depth: Tensor) -> Tensor:
-        """(B, h, w) metres, smoothed as configured."""
-        return smooth(depth, self.estimator.config.smoothing)
+        """(passes B, h, w) metres -> (B, h, w): their mean, smoothed as configured."""
+        return smooth(mean_of_passes(depth, len(self.images)), self.estimator.config.smoothing)
 
 
 class Scorer:

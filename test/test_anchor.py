@@ -11,11 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthclip_ros.core import anchor
-from depthclip_ros.core.anchor import Points, ScaleFilter, compare, sample, weigh
+from depthclip_ros.core.anchor import (
+    DEPTH_REACH,
+    DEVIATION,
+    OWN_DEVIATION,
+    Points,
+    ScaleFilter,
+    compare,
+    correct_around,
+    sample,
+)
 from depthclip_ros.core.projection import upsample
 
 WHOLE = 240, 320
 NOTHING = Points(np.empty(0), np.empty(0), np.empty(0))
+GRID = 6, 8
+EVEN = np.full(GRID, 3.0, np.float32)
+FLAT = np.full(GRID, 2.4, np.float32)
 
 
 class World:
@@ -44,6 +56,12 @@ class World:
                 for i in range(images)]
 
 
+def weigh(points, patches, least=anchor.LEAST_POINTS):
+    """Log scale, variance, share, distances and condition of one image's points."""
+    log_ratios, depth, _, places = compare(points, patches, None, WHOLE)
+    return anchor.weigh(log_ratios, depth, places, least)
+
+
 def steps(adjustments):
     scales = np.array([adjustment.scale for adjustment in adjustments])
     return np.exp(np.abs(np.diff(np.log(scales))))
@@ -69,31 +87,32 @@ def test_what_is_no_depth_or_outside_is_left_out():
     u = np.array([10.0, 300.0, -1.0, 320.0, math.nan, 10.0, 10.0, 10.0, math.inf, 10.0])
     v = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 240.0, 10.0, 10.0, 10.0, math.nan])
     z = np.array([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, math.nan, -1.0, 4.0, 4.0])
-    compared = compare(Points(u, v, z), patches, None, WHOLE)
-    np.testing.assert_allclose(compared.log_ratios, [math.log(2.0)])
-    assert len(compare(None, patches, patches, WHOLE).log_ratios) == 0
+    log_ratios = compare(Points(u, v, z), patches, None, WHOLE)[0]
+    np.testing.assert_allclose(log_ratios, [math.log(2.0)])
+    assert len(compare(None, patches, patches, WHOLE)[0]) == 0
 
 
 def test_many_points_are_taken_evenly():
     count = 100_000
     points = Points(np.linspace(0, 319, count), np.full(count, 100.0), np.full(count, 2.0))
-    compared = compare(points, np.ones((6, 8), np.float32), None, WHOLE)
+    log_ratios, _, _, places = compare(points, np.ones((6, 8), np.float32), None, WHOLE)
     # So what they cost has an end, too.
-    assert anchor.MOST_POINTS / 2 < len(compared.log_ratios) <= anchor.MOST_POINTS
-    assert {*compared.patches} == {*range(16, 24)}
+    assert anchor.MOST_POINTS / 2 < len(log_ratios) <= anchor.MOST_POINTS
+    assert {*places} == {*range(16, 24)}
 
 
 @pytest.mark.parametrize('outliers', [0.0, 0.2, 0.4])
 def test_outliers_hardly_move_the_scale(outliers):
     world = World()
-    found = [weigh(compare(points, patches, None, WHOLE))
+    found = [weigh(points, patches)
              for points, patches, _ in (world.look(outliers=outliers) for _ in range(200))]
-    errors = np.array([e.log_scale - math.log(1.5) for e in found if not e.condition])
+    found = [(says, variance) for says, variance, _, _, condition in found if not condition]
+    errors = np.array([says - math.log(1.5) for says, _ in found])
     assert len(errors) > 180
     assert abs(errors.mean()) < 0.02
     assert errors.std() < 0.09
     # The variance is honest.
-    assert 0.6 < np.mean(errors ** 2 / [e.variance for e in found if not e.condition]) < 1.6
+    assert 0.6 < np.mean(errors ** 2 / [variance for _, variance in found]) < 1.6
 
 
 def test_outliers_on_one_side_do_not_either():
@@ -102,7 +121,7 @@ def test_outliers_on_one_side_do_not_either():
     for _ in range(200):
         points, patches, _ = world.look()
         points.z[:9] *= world.rng.uniform(1.8, 4.0, 9)
-        errors.append(weigh(compare(points, patches, None, WHOLE)).log_scale - math.log(1.5))
+        errors.append(weigh(points, patches)[0] - math.log(1.5))
     assert abs(np.median(errors)) < 0.03
     assert abs(np.mean(errors)) < 0.05
 
@@ -111,16 +130,16 @@ def test_points_that_say_two_things_are_contradictory():
     points, patches, _ = World(noise=0.02).look()
     points.z[:7] *= 3.0
     points.z[7:14] /= 3.0
-    evidence = weigh(compare(points, patches, None, WHOLE))
-    assert evidence.condition == anchor.CONTRADICTORY
-    assert evidence.share < 0.5
+    _, _, share, _, condition = weigh(points, patches)
+    assert condition == anchor.CONTRADICTORY
+    assert share < 0.5
 
 
 def test_too_few_points_say_nothing():
     points, patches, _ = World().look(count=4)
-    assert weigh(compare(points, patches, None, WHOLE)).condition == anchor.FEW_POINTS
-    assert weigh(compare(points, patches, None, WHOLE), least=1).condition == ''
-    assert weigh(compare(NOTHING, patches, None, WHOLE), least=1).condition == anchor.NO_POINTS
+    assert weigh(points, patches)[4] == anchor.FEW_POINTS
+    assert weigh(points, patches, least=1)[4] == ''
+    assert weigh(NOTHING, patches, least=1)[4] == anchor.NO_POINTS
 
 
 def test_points_in_one_patch_count_as_one():
@@ -129,7 +148,7 @@ def test_points_in_one_patch_count_as_one():
     _, patches, _ = world.look()
     u = world.rng.uniform(50, 69, 1000)
     points = Points(u, np.full(1000, 60.0), np.full(1000, 2.0))
-    assert weigh(compare(points, patches, None, WHOLE)).variance > 0.1 ** 2
+    assert weigh(points, patches)[1] > 0.1 ** 2
 
 
 # The filter -------------------------------------------------------------------------------------
@@ -190,24 +209,6 @@ def test_dropouts_are_held_and_a_silent_anchor_is_let_go():
     assert again[-1].scale == pytest.approx(1.5, rel=0.1)
 
 
-def test_contradictory_points_are_not_followed_and_let_go_in_the_end():
-    world, scales = World(noise=0.02), ScaleFilter(timeout=2.0)
-    before = world.drive(scales, 50)[-1].scale
-
-    def contradict(image):
-        points, patches, stddev = world.look()
-        points.z[:7] *= 3.0
-        points.z[7:14] /= 3.0
-        adjustment = scales.adjust(5 + image / 10, points, patches, stddev, WHOLE)
-        assert scales.state.condition == anchor.CONTRADICTORY
-        return adjustment.scale
-    assert {contradict(image) for image in range(18)} == {before}
-    for image in range(18, 150):
-        last = contradict(image)
-    assert not scales.state.anchored
-    assert last == pytest.approx(1.0, abs=0.02)
-
-
 def test_one_wild_image_is_not_followed_but_many_that_agree_are():
     world, scales = World(noise=0.05), ScaleFilter()
     before = world.drive(scales, 100)[-1].scale
@@ -221,14 +222,6 @@ def test_one_wild_image_is_not_followed_but_many_that_agree_are():
     assert steps(after).max() <= anchor.MOST_STEP + 1e-9
     assert after[-1].scale == pytest.approx(4.0, rel=0.05)
     assert scales.state.condition == ''
-
-
-def test_a_sensor_of_one_beam_needs_time():
-    world, scales = World(), ScaleFilter(least=1)
-    adjustments = world.drive(scales, 200, count=1)
-    assert steps(adjustments).max() <= anchor.MOST_STEP + 1e-9
-    found = np.array([adjustment.scale for adjustment in adjustments[50:]])
-    assert abs(np.log(found / 1.5)).mean() < 0.1
 
 
 def test_time_that_goes_back_counts_as_none():
@@ -264,25 +257,6 @@ def test_whatever_comes_scale_and_inflation_stay_numbers_and_steps_small(images,
     assert (steps(adjustments) <= anchor.MOST_STEP + 1e-9).all()
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.floats(0.3, 3.0), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 0.3]))
-def test_the_scale_of_any_world_is_found(factor, seed, outliers):
-    """Of 4500 worlds the scale's logarithm was off by 0.02 (one standard deviation)."""
-    world = World(seed, factor)
-    world.drive(scales := ScaleFilter(), 60, outliers=outliers)
-    assert abs(math.log(scales.state.scale / factor)) < 0.15
-
-
-def test_scale_of_depth_makes_no_other_difference():
-    """Depth twice as large gives half the scale, and the same inflation, after the same prior."""
-    found = []
-    for unit in (1.0, 2.0):
-        world, scales = World(factor=1.0 / unit), ScaleFilter()
-        adjustments = world.drive(scales, 100)
-        found.append((adjustments[-1].scale * unit, adjustments[-1].inflation))
-    np.testing.assert_allclose(found[0], found[1], rtol=0.02)
-
-
 # Error bars -------------------------------------------------------------------------------------
 
 
@@ -312,19 +286,6 @@ def test_coverage_comes_back_after_errors_have_grown():
     assert abs(after[200:].mean() - 0.9) < 0.04
 
 
-def test_error_bars_follow_few_points_with_more_patience():
-    def inflation(count):
-        """After one image all of whose points miss by the same."""
-        scales, half = ScaleFilter(least=1), count // 2
-        signs = np.repeat([1.0, -1.0], half)
-        points = Points(np.full(count, 19.5), np.full(count, 19.5), 2.0 * np.exp(0.3 * signs))
-        patches = np.full((6, 8), 2.0, np.float32)
-        scales.adjust(0.0, points, patches, 0.01 * patches, WHOLE)
-        return scales.adjust(0.1, points, patches, 0.01 * patches, WHOLE).inflation
-
-    assert 1.0 < inflation(2) < inflation(10) < inflation(100)
-
-
 def test_error_bars_that_are_too_wide_shrink():
     world, scales = World(noise=0.15), ScaleFilter()
     held = coverage(world, scales, 400, 0.0, believed=0.4)
@@ -332,8 +293,175 @@ def test_error_bars_that_are_too_wide_shrink():
     assert abs(held[200:].mean() - 0.9) < 0.03
 
 
-def test_inflation_stays_where_nothing_tells_of_errors():
-    world, scales = World(), ScaleFilter()
-    for image in range(20):
-        points, patches, _ = world.look()
-        assert scales.adjust(image / 10, points, patches, None, WHOLE).inflation == 1.0
+# What points say of the patches around them, beyond the scale ------------------------------------
+
+
+def correct(patches, residuals, trusted=None, **how):
+    patches = np.asarray(patches)
+    return correct_around(
+        patches, np.asarray(residuals, float),
+        np.ones(len(patches), bool) if trusted is None else np.asarray(trusted),
+        **{'patch_depth': EVEN, 'image': WHOLE, 'reach': 0.15, **how})
+
+
+def by_hand(patches, residuals, reach, at, depth):
+    """Gaussian process regression at patches, with all of the points; each in its own patch."""
+    def place(patch):
+        row, column = divmod(patch, 8)
+        return np.array([(column + 0.5) * 40 / (reach * 320), (row + 0.5) * 40 / (reach * 320),
+                         math.log(depth[row, column]) / DEPTH_REACH])
+
+    def kernel(one, other):
+        return DEVIATION ** 2 * math.exp(-0.5 * np.sum((place(one) - place(other)) ** 2))
+
+    known = np.array([[kernel(a, b) for b in patches] for a in patches])
+    known += OWN_DEVIATION ** 2 * np.eye(len(patches))
+    to_known = np.array([[kernel(a, b) for b in patches] for a in at])
+    told = to_known @ np.linalg.solve(known, residuals)
+    left = DEVIATION ** 2 - np.diag(to_known @ np.linalg.solve(known, to_known.T))
+    return told, np.sqrt((OWN_DEVIATION ** 2 + left) / (OWN_DEVIATION ** 2 + DEVIATION ** 2))
+
+
+@pytest.mark.parametrize('reach', [0.1, 0.3])
+def test_it_is_gaussian_process_regression(reach):
+    patches, residuals = [3, 12, 13, 40, 22], [0.2, -0.1, 0.05, 0.3, 0.0]
+    depth = np.random.default_rng(0).uniform(1.0, 5.0, GRID).astype(np.float32)
+    found = correct(patches, residuals, reach=reach, patch_depth=depth)
+    told, share = by_hand(patches, residuals, reach, range(48), depth)
+    np.testing.assert_allclose(np.log(found[0]).ravel(), told, atol=1e-5)
+    np.testing.assert_allclose(found[1].ravel(), share, rtol=1e-5)
+    # Of each point it tells what the regression without it says.
+    for i, patch in enumerate(patches):
+        others = [n for n in range(5) if n != i]
+        told, share = by_hand(
+            [patches[n] for n in others], [residuals[n] for n in others], reach, [patch], depth)
+        assert found[2][i] == pytest.approx(told[0], abs=1e-9)
+        assert found[3][i] == pytest.approx(share[0], abs=1e-9)
+
+
+def test_far_from_every_point_nothing_changes():
+    found = correct([0], [0.3], reach=0.1)
+    assert found[0][0, 0] > 1.1
+    assert found[1][0, 0] < 0.8
+    np.testing.assert_allclose(found[0][:, 5:], 1.0, atol=1e-3)
+    np.testing.assert_allclose(found[1][:, 5:], 1.0, atol=1e-3)
+    assert (found[1] <= 1.0).all()
+
+
+def test_reach_is_a_part_of_the_width_whatever_the_image():
+    """The same patch size in pixels, the same reach in pixels: the same correction."""
+    half = correct(
+        [0, 9], [0.3, 0.1], patch_depth=EVEN[:, :4], image=(240, 160), reach=0.3)
+    whole = correct([0, 17], [0.3, 0.1])
+    np.testing.assert_allclose(half[0], whole[0][:, :4], rtol=1e-6)
+
+
+def test_what_stands_before_a_wall_is_not_taken_for_the_wall():
+    depth = EVEN.copy()
+    depth[2:4, 3:5] = 1.0  # and all points are on the wall around it
+    found = correct([10, 13, 26, 29, 11, 36], np.full(6, 0.3), patch_depth=depth)
+    assert (found[0][2:4, 2] > 1.15).all()
+    assert (found[0][2:4, 3:5] < 1.05).all()
+    assert (found[1][2:4, 3:5] > 0.98).all()
+    depth[0, 0] = math.nan
+    assert np.isfinite(correct([10], [0.3], patch_depth=depth)[0]).all()
+
+
+def test_what_others_contradict_and_what_is_not_trusted_is_only_scored():
+    patches = [9, 10, 11, 17, 18, 19, 25, 26, 27]
+    residuals = np.full(9, 0.1)
+    residuals[4] = 0.9
+    trusted = np.ones(9, bool)
+    without = correct(np.delete(patches, 4), np.delete(residuals, 4))
+    for kept in (trusted, np.arange(9) != 4):
+        found = correct(patches, residuals, kept)
+        np.testing.assert_allclose(found[0], without[0])
+        assert found[2][4] == pytest.approx(math.log(without[0][2, 2]), abs=1e-6)
+    assert correct([9, 10], [0.1, 0.2], [False, False]) is None
+
+
+def test_points_of_one_patch_count_hardly_more_than_one():
+    one, many = correct([20], [0.2]), correct([20] * 1000, [0.2] * 1000)
+    assert one[0][2, 4] < many[0][2, 4] < math.exp(0.2)
+    assert many[1][2, 4] > 0.5
+
+
+def test_what_all_points_say_together_beats_one_scale():
+    """Errors as they are assumed: rmse and coverage of what is left, between the points."""
+    rng = np.random.default_rng(1)
+    rows, columns = np.divmod(np.arange(48), 8)
+    apart = ((rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2) / 8 ** 2
+    root = np.linalg.cholesky(
+        DEVIATION ** 2 * np.exp(-0.5 * apart / 0.15 ** 2) + 1e-9 * np.eye(48))
+    before, after, within = [], [], []
+    for _ in range(300):
+        truth = root @ rng.standard_normal(48) + OWN_DEVIATION * rng.standard_normal(48)
+        patches = rng.permutation(48)[:16]
+        found = correct(patches, truth[patches])
+        rest = np.delete(np.arange(48), patches)
+        left = (truth - np.log(found[0]).ravel())[rest]
+        before.append(truth[rest])
+        after.append(left)
+        sigma = math.hypot(DEVIATION, OWN_DEVIATION) * found[1].ravel()[rest]
+        within.append(np.abs(left) <= 1.645 * sigma)
+    assert np.std(after) < 0.85 * np.std(before)
+    assert np.mean(within) == pytest.approx(0.9, abs=0.015)
+
+
+def two_walls(factor=1.0, count=20):
+    """Of a picture 2.2 m deep on the left and 2.7 m on the right, if the factor is 1."""
+    rng = np.random.default_rng(3)
+    u, v = rng.uniform(0, 319, count), rng.uniform(0, 239, count)
+    return Points(u, v, factor * np.where(u < 160, 2.2, 2.7))
+
+
+def test_what_a_scale_leaves_is_corrected():
+    adjustment = ScaleFilter().adjust(0.0, two_walls(), FLAT, None, WHOLE)
+    depth = FLAT * adjustment.scale * adjustment.around
+    assert depth[:, :3].mean() == pytest.approx(2.2, rel=0.05)
+    assert depth[:, 5:].mean() == pytest.approx(2.7, rel=0.05)
+    assert (adjustment.unsure < 1).any()
+
+
+def test_it_can_be_left_to_the_scale():
+    scales = ScaleFilter(reach=0.0)
+    adjustment = scales.adjust(0.0, two_walls(), FLAT, FLAT / 10, WHOLE)
+    assert adjustment.around is None
+    assert scales.state.around == 0.0
+    assert adjustment.scale == pytest.approx(1.0, rel=0.05)
+
+
+def test_points_that_had_their_say_correct_but_are_not_counted_again():
+    scales, once = ScaleFilter(), ScaleFilter()
+    for scale in (scales, once):
+        scale.adjust(0.0, two_walls(), FLAT, FLAT / 10, WHOLE)
+    again = [scales.adjust(0.01 * i, two_walls(), FLAT, FLAT / 10, WHOLE, are_new=False)
+             for i in range(1, 5)]
+    silent = once.adjust(0.04, None, FLAT, FLAT / 10, WHOLE)
+    assert again[-1][:2] == silent[:2]
+    assert again[-1].around is not None
+    assert silent.around is None
+    assert scales.state.variance == pytest.approx(once.state.variance)
+    assert scales.state.silent == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(('alike', 'most', 'least'), [(True, 1.0, 0.8), (False, 0.45, 0.0)])
+def test_as_much_is_taken_as_helped_points_that_it_did_not_know(alike, most, least):
+    rng = np.random.default_rng(2)
+    scales = ScaleFilter()
+    for i in range(100):
+        seen = two_walls()
+        if not alike:  # what a point says is that of its own place alone
+            seen.z[:] = 2.4 * np.exp(0.2 * rng.standard_normal(len(seen.z)))
+        scales.adjust(i / 10, seen, FLAT, None, WHOLE)
+    assert least <= scales.share_around <= most
+
+
+def test_points_that_are_not_followed_correct_nothing():
+    scales = ScaleFilter()
+    for i in range(20):
+        assert scales.adjust(i / 10, two_walls(), FLAT, None, WHOLE).around is not None
+    for are_new in (True, False):
+        wild = scales.adjust(2.0, two_walls(4.0), FLAT, None, WHOLE, are_new=are_new)
+        assert scales.state.condition == 'scale jumped'
+        assert wild.around is None

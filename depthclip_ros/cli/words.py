@@ -198,7 +198,7 @@ def _look(
     for name, rgb, _ in named_frames(
             options.image, options.max_images, skip, options.topic, to_stderr):
         for one in sets:
-            estimator.reconfigure(one.config, one.features)
+            estimator.reconfigure(one.config)
             prediction = estimator.predict(rgb)
             one.add(prediction, sample_of(rgb, prediction, one.config, name))
         names.append(name)

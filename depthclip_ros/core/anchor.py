@@ -5,13 +5,13 @@ What a network gets wrong about a place it gets wrong mostly by one factor. A la
 sonar or the floor say what it is: the middle of log(true depth / depth by language) over the
 points that agree. A Kalman filter follows its logarithm, so that it neither follows every image's
 noise nor jumps. It is a factor alone: points that span little depth, as those of one laser scan,
-could not tell a shift from it. What it leaves, they correct around them (`correct_around`).
+could not tell a shift from it. What it leaves, they correct around them.
 
 The same points tell whether the standard deviation that goes along is right. Its inflation is
 raised when more of them miss than should, and lowered when fewer do (quantile tracking, that is
-adaptive conformal inference, Gibbs and Candès 2021; rolling risk control): in the long run the
-share is right whatever the errors' distribution, and whenever it changes. Of the points that is:
-elsewhere in the image it is as right as they stand for it.
+adaptive conformal inference, Gibbs and Candès 2021): in the long run the share is right whatever
+the errors' distribution, and whenever it changes. Of the points that is: elsewhere in the image it
+is as right as they stand for it.
 """
 
 from __future__ import annotations
@@ -65,39 +65,13 @@ MOST_INFLATION = 20.0
 # drives through other rooms than those of docs/robots.md depth is 1 to 6 % better with a share
 # than with all of it where 40 % of the points are wrong, and as good where none is.
 SHARE_RATE = 0.05
-_ROUNDS = 3
 # Standard deviations of log depth: what neighbours have in common, and what is a patch's own. They
 # and the reach come from rendered rooms that docs/robots.md does not show, through four cameras,
 # with and without calibrations; half as much again of any changes rmse by at most 2 %.
 DEVIATION, OWN_DEVIATION = 0.2, 0.12
 DEPTH_REACH = 0.4  # of log depth, likewise: what stands before a wall is kept apart from it
-AROUND_GATE = 3.0  # standard deviations that a patch's points may be off what all others say
 MOST_PATCHES = 100  # with points that are looked at, evenly taken: the time grows with their cube
-
-
-class Surroundings(NamedTuple):
-    """What the points of one image make of it, beside one scale.
-
-    Attributes:
-        factor: (h, w) by which the depth of patches is multiplied.
-        unsure: (h, w) by which its relative standard deviation is: at most 1.
-        said: (N,) what the points in other patches say of log(true depth / depth) at each point.
-        left: (N,) what is left of the relative standard deviation there, likewise.
-
-    """
-
-    factor: Float32
-    unsure: Float32
-    said: Float64
-    left: Float64
-
-    def part(self, share: float) -> Surroundings:
-        """Some of it, from 0, nothing, to 1, all."""
-        open_ = (1.0 - share) ** 2
-        return Surroundings(
-            self.factor ** np.float32(share),
-            np.sqrt(open_ + (1.0 - open_) * self.unsure ** 2).astype(np.float32),
-            share * self.said, np.sqrt(open_ + (1.0 - open_) * self.left ** 2))
+_ROUNDS = 3
 
 
 class Adjustment(NamedTuple):
@@ -105,18 +79,8 @@ class Adjustment(NamedTuple):
 
     scale: float = 1.0  # depth is multiplied by it, and its standard deviation
     inflation: float = 1.0  # the standard deviation once more
-    around: Surroundings | None = None  # depth and its standard deviation once more, by patch
-
-    @property
-    def factor(self) -> float | NDArray[np.float32]:
-        """What depth is multiplied by, as a whole or patch by patch."""
-        return self.scale if self.around is None else np.float32(self.scale) * self.around.factor
-
-    @property
-    def unsure(self) -> float | NDArray[np.float32]:
-        """What the relative standard deviation is multiplied by, likewise."""
-        return self.inflation if self.around is None else \
-            np.float32(self.inflation) * self.around.unsure
+    around: Float32 | None = None  # (h, w) depth once more, patch by patch
+    unsure: Float32 | None = None  # (h, w) its relative standard deviation once more: at most 1
 
 
 class Points(NamedTuple):
@@ -129,16 +93,6 @@ class Points(NamedTuple):
     u: Float64  # columns in pixels, whose centres are at integers
     v: Float64  # rows
     z: Float64  # metres along the optical axis
-
-
-class Evidence(NamedTuple):
-    """What the points of one image say."""
-
-    log_scale: float
-    variance: float  # of log_scale
-    share: float  # of the points that agree
-    distances: Float64  # (N,) how far each point is from it, in standard deviations
-    condition: str  # why it is none; '' if it is
 
 
 @dataclass(frozen=True)
@@ -169,147 +123,6 @@ class State:
     silent: float = math.inf
     anchored: bool = False
     around: float = 0.0
-
-
-def sample(
-    patches: NDArray[np.float32], image: Size, u: Float64, v: Float64,
-    upsampling: str = 'centered',
-) -> Float64:
-    """Values of patches at places of the image, as `projection.upsample` gives its pixels.
-
-    Args:
-        patches: (h, w), which tile the image.
-        image: its (height, width).
-        u: (N,) columns in pixels, whose centres are at integers.
-        v: (N,) rows.
-        upsampling: 'centered', 'bilinear' or 'patch'.
-
-    Returns:
-        (N,) NaN outside of the image, and where a patch that counts is NaN.
-
-    """
-    h, w = patches.shape
-    x, y = u + 0.5, v + 0.5
-    inside = (x >= 0.0) & (x <= image[1]) & (y >= 0.0) & (y <= image[0])  # NaN is outside, too
-    x = _place(np.where(inside, x, 0.0), image[1], w, upsampling)
-    y = _place(np.where(inside, y, 0.0), image[0], h, upsampling)
-    left, top = x.astype(np.intp), y.astype(np.intp)
-    right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
-    x, y = x - left, y - top
-    upper = patches[top, left] * (1.0 - x) + patches[top, right] * x
-    lower = patches[below, left] * (1.0 - x) + patches[below, right] * x
-    return np.where(inside, upper * (1.0 - y) + lower * y, np.nan)
-
-
-def _place(inside: Float64, length: float, count: int, upsampling: str) -> Float64:
-    """Where in a row of patches a place in the image is; the centre of patch 0 is at 0.
-
-    Args:
-        inside: from the image's border.
-        length: of the row, in pixels.
-        count: of the patches in it.
-        upsampling: 'bilinear': with aligned corners; else as the patches truly lie.
-
-    """
-    place = inside * (count / length) - 0.5
-    if upsampling == 'bilinear':
-        place = (inside - 0.5) * ((count - 1) / max(length - 1, 1))
-    place = np.clip(place, 0.0, count - 1.0)
-    return np.asarray(np.floor(place + 0.5) if upsampling == 'patch' else place)
-
-
-class Comparison(NamedTuple):
-    """Points beside the depth of the patches that show them: arrays of one length."""
-
-    log_ratios: Float64  # log(true depth / depth)
-    depth: Float64  # metres
-    deviations: Float64 | None  # standard deviation of the logarithm of depth, if it is known
-    patches: NDArray[np.intp]  # which patch each lies in
-
-    def only(self, which: NDArray[np.bool_]) -> Comparison:
-        """Some of the points."""
-        return Comparison(
-            self.log_ratios[which], self.depth[which],
-            None if self.deviations is None else self.deviations[which], self.patches[which])
-
-
-def compare(
-    points: Points | None, patch_depth: NDArray[np.float32],
-    patch_stddev: NDArray[np.float32] | None, image: Size, upsampling: str = 'centered',
-) -> Comparison:
-    """Find the depth of points; those without one are left out, and of many some, evenly.
-
-    Args:
-        points: None for none.
-        patch_depth: (h, w) metres.
-        patch_stddev: (h, w) metres, or None.
-        image: (height, width) of what the patches tile.
-        upsampling: how pixels get their depth from the patches.
-
-    """
-    u, v, z = (np.empty(0), ) * 3 if points is None else (
-        np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
-        for values in points)
-    depth = sample(patch_depth, image, u, v, upsampling)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        ratios = np.log(z / depth)
-    known = np.isfinite(ratios)
-    u, v, depth = u[known], v[known], depth[known]
-    deviations = None if patch_stddev is None else \
-        sample(patch_stddev, image, u, v, upsampling) / depth
-    h, w = patch_depth.shape
-    rows, columns = (v + 0.5) * (h / image[0]), (u + 0.5) * (w / image[1])
-    return Comparison(ratios[known], depth, deviations,
-                      rows.astype(np.intp) * w + columns.astype(np.intp))
-
-
-def weigh(compared: Comparison, least: int = LEAST_POINTS) -> Evidence:
-    """The scale that most of the points agree on.
-
-    The search begins in the middle of the shortest interval that holds half of the points, where
-    outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
-    the median of those that agree by the median absolute deviation, and at last to their weighted
-    mean, where they count the less the nearer to the gate they are (Tukey's biweight), and the
-    more the deeper they are: what the scale is for are errors in metres.
-
-    Args:
-        compared: the points.
-        least: so many must agree.
-
-    """
-    log_ratios = compared.log_ratios
-    count = len(log_ratios)
-    if count < max(1, least):
-        return Evidence(0.0, math.inf, math.nan, np.zeros(count),
-                        FEW_POINTS if count else NO_POINTS)
-    ordered = np.sort(log_ratios)
-    half = count // 2 + 1
-    start = int(np.argmin(ordered[half - 1:] - ordered[:count - half + 1]))
-    near, patches = ordered[start:start + half], len(np.unique(compared.patches))
-    for _ in range(_ROUNDS):
-        center, deviation = _spread(near, min(patches, len(near)))
-        distances = np.abs(log_ratios - center) / deviation
-        agree = distances <= GATE
-        near = log_ratios[agree]
-    share = len(near) / count
-    if len(near) < least or share < LEAST_SHARE:
-        return Evidence(center, math.inf, share, distances,
-                        CONTRADICTORY if share < LEAST_SHARE else FEW_POINTS)
-    shares = compared.depth[agree] * (1.0 - (distances[agree] / GATE) ** 2) ** 2
-    shares /= shares.sum()
-    # What errs in a patch errs for all of its points.
-    alike = len(near) / len(np.unique(compared.patches[agree]))
-    variance = float(shares @ shares) * alike * deviation ** 2 + LEAST_DEVIATION ** 2
-    return Evidence(float(shares @ near), variance, share, distances, '')
-
-
-def _spread(values: Float64, independent: int) -> tuple[float, float]:
-    """Median, and standard deviation by the median absolute deviation and what is assumed."""
-    center = float(np.median(values))
-    deviation = 1.4826 * float(np.median(np.abs(values - center)))
-    return center, math.sqrt(
-        (independent * deviation ** 2 + LEAST_POINTS * POINT_DEVIATION ** 2)
-        / (independent + LEAST_POINTS))
 
 
 class ScaleFilter:
@@ -352,8 +165,8 @@ class ScaleFilter:
         self.state = State()
 
     def adjust(
-        self, time: float, points: Points | None, patch_depth: NDArray[np.float32],
-        patch_stddev: NDArray[np.float32] | None, image: Size, upsampling: str = 'centered',
+        self, time: float, points: Points | None, patch_depth: Float32,
+        patch_stddev: Float32 | None, image: Size, upsampling: str = 'centered',
         *, are_new: bool = True,
     ) -> Adjustment:
         """Take in one image with its points.
@@ -377,46 +190,46 @@ class ScaleFilter:
         passed = 0.0 if self._time is None else max(0.0, time - self._time)
         self._time = time
         self._silent += passed
-        self._variance = PRIOR_DEVIATION ** 2 if self._silent > self._timeout else \
-            min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
-        compared = compare(points, patch_depth, patch_stddev, image, upsampling)
-        if self._lowest < 1.0 and len(compared.log_ratios):
-            compared = compared.only(
-                compared.log_ratios <= np.quantile(compared.log_ratios, self._lowest))
-        evidence = weigh(compared, self._least)
-        condition = evidence.condition or self._follow(evidence, are_new=are_new)
+        self._variance = min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
+        if self._silent > self._timeout:
+            self._variance = PRIOR_DEVIATION ** 2
+        errors, depth, deviations, patches = compare(
+            points, patch_depth, patch_stddev, image, upsampling, self._lowest)
+        says, variance, share, distances, condition = weigh(errors, depth, patches, self._least)
+        usable = not condition
+        condition = condition or self._follow(says, variance, are_new=are_new)
         if self._silent > self._timeout:
             self._log_scale *= math.exp(-passed / self._timeout)
         self._published += min(max(self._log_scale - self._published, -most), most)
-        errors, deviations = compared.log_ratios - self._published, compared.deviations
-        around = None
+        errors = errors - self._published
+        around = unsure = None
         if self._reach and not condition:
-            agree = evidence.distances <= GATE
-            whole = correct_around(
-                compared.patches, errors, agree, patch_depth, image, self._reach)
-            if whole is not None:
-                around = whole.part(self.share_around)
-                if are_new:
-                    self._learn_share(errors[agree], whole.said[agree])
+            agree = distances <= GATE
+            found = correct_around(patches, errors, agree, patch_depth, image, self._reach)
+            if found is not None:
+                factor, unsure, said, left = found
+                part = self.share_around
+                around, unsure = factor ** np.float32(part), _blend(part, unsure)
+                if are_new:  # learn from what the points in other patches said of each point
+                    now = np.mean(errors[agree] * said[agree]), np.mean(said[agree] ** 2)
+                    self._helped += SHARE_RATE * (np.array(now) - self._helped)
+                    errors = errors - part * said
+                    deviations = None if deviations is None else deviations * _blend(part, left)
         adjustment = Adjustment(
-            math.exp(self._published), math.exp(self._log_inflation), around)
-        if are_new and not evidence.condition and deviations is not None:
-            if around is not None:
-                errors, deviations = errors - around.said, deviations * around.left
-            counted = evidence.distances <= ERROR_GATE
-            self._score(np.abs(errors)[counted], deviations[counted])
+            math.exp(self._published), math.exp(self._log_inflation), around, unsure)
+        if are_new and usable and deviations is not None:
+            self._score(np.abs(errors), deviations, distances <= ERROR_GATE)
         self.state = State(
             adjustment.scale, adjustment.inflation, self._variance,
-            self.state.share if math.isnan(evidence.share) else evidence.share,
-            len(evidence.distances), condition, self._silent, self._silent <= self._timeout,
-            0.0 if around is None else math.sqrt(np.mean(np.log(around.factor) ** 2)))
+            self.state.share if math.isnan(share) else share, len(distances), condition,
+            self._silent, self._silent <= self._timeout,
+            0.0 if around is None else math.sqrt(np.mean(np.log(around) ** 2)))
         return adjustment
 
-    def _follow(self, evidence: Evidence, *, are_new: bool) -> str:
+    def _follow(self, says: float, variance: float, *, are_new: bool) -> str:
         """One step of the Kalman filter, if it is new; why it is not made, '' if it may be."""
-        surprise = evidence.log_scale - self._log_scale
-        variance = self._variance + evidence.variance
-        if abs(evidence.log_scale) > math.log(MOST_SCALE):
+        surprise, variance = says - self._log_scale, self._variance + variance
+        if abs(says) > math.log(MOST_SCALE):
             return JUMP
         # To an anchor that was let go, or never was, no scale is a surprise.
         if self._silent <= self._timeout and surprise ** 2 > GATE ** 2 * variance:
@@ -424,12 +237,11 @@ class ScaleFilter:
                 self._variance = min(self._variance + (surprise / GATE) ** 2 / PATIENCE,
                                      PRIOR_DEVIATION ** 2)
             return JUMP
-        if not are_new:
-            return ''
-        gain = self._variance / variance
-        self._log_scale += gain * surprise
-        self._variance *= 1.0 - gain
-        self._silent = 0.0
+        if are_new:
+            gain = self._variance / variance
+            self._log_scale += gain * surprise
+            self._variance *= 1.0 - gain
+            self._silent = 0.0
         return ''
 
     @property
@@ -438,14 +250,9 @@ class ScaleFilter:
         right, said = self._helped
         return float(min(max(right / said, 0.0), 1.0))
 
-    def _learn_share(self, errors: Float64, said: Float64) -> None:
-        """Look at what the points in other patches said of each point."""
-        self._helped += SHARE_RATE * (
-            np.array([np.mean(errors * said), np.mean(said ** 2)]) - self._helped)
-
-    def _score(self, errors: Float64, deviations: Float64) -> None:
+    def _score(self, errors: Float64, deviations: Float64, counted: NDArray[np.bool_]) -> None:
         """Follow the share of errors beyond what the standard deviations say."""
-        known = deviations > 0.0
+        known = counted & (deviations > 0.0)
         if known.any():
             limit = QUANTILE * math.exp(self._log_inflation) * deviations[known]
             missed, count = float(np.mean(errors[known] > limit)), int(known.sum())
@@ -454,11 +261,141 @@ class ScaleFilter:
                 self._log_inflation + rate * (missed - MISSES), -most), most)
 
 
+def compare(
+    points: Points | None, patch_depth: Float32, patch_stddev: Float32 | None, image: Size,
+    upsampling: str = 'centered', lowest: float = 1.0,
+) -> tuple[Float64, Float64, Float64 | None, NDArray[np.intp]]:
+    """Find the depth of points; those without one are left out, and of many some, evenly.
+
+    Args:
+        points: None for none.
+        patch_depth: (h, w) metres.
+        patch_stddev: (h, w) metres, or None.
+        image: (height, width) of what the patches tile.
+        upsampling: how pixels get their depth from the patches.
+        lowest: part of the points that counts, see `ScaleFilter`.
+
+    Returns:
+        Of every point log(true depth / depth), depth in metres, the standard deviation of its
+        logarithm if it is known, and which patch it lies in, row by row.
+
+    """
+    u, v, z = (np.empty(0),) * 3 if points is None else (
+        np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
+        for values in points)
+    depth = sample(patch_depth, image, u, v, upsampling)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        log_ratios = np.log(z / depth)
+    counts = np.isfinite(log_ratios)
+    if lowest < 1.0 and counts.any():
+        counts &= log_ratios <= np.quantile(log_ratios[counts], lowest)
+    u, v, depth, log_ratios = u[counts], v[counts], depth[counts], log_ratios[counts]
+    deviations = None if patch_stddev is None else \
+        sample(patch_stddev, image, u, v, upsampling) / depth
+    h, w = patch_depth.shape
+    rows, columns = (v + 0.5) * (h / image[0]), (u + 0.5) * (w / image[1])
+    return log_ratios, depth, deviations, rows.astype(np.intp) * w + columns.astype(np.intp)
+
+
+def sample(
+    patches: Float32, image: Size, u: Float64, v: Float64, upsampling: str = 'centered',
+) -> Float64:
+    """Values of patches at places of the image, as `projection.upsample` gives its pixels.
+
+    Args:
+        patches: (h, w), which tile the image.
+        image: its (height, width).
+        u: (N,) columns in pixels, whose centres are at integers.
+        v: (N,) rows.
+        upsampling: 'centered', 'bilinear' or 'patch'.
+
+    Returns:
+        (N,) NaN outside of the image, and where a patch that counts is NaN.
+
+    """
+    inside = (u >= -0.5) & (u <= image[1] - 0.5) & (v >= -0.5) & (v <= image[0] - 0.5)
+
+    def places(pixels: Float64, length: int, count: int) -> tuple[Float64, NDArray[np.intp]]:
+        """Where in a row of patches pixels are, and the patch before; patch 0 is at 0."""
+        pixels = np.where(inside, pixels, 0.0)  # NaN is outside, too
+        place = pixels * ((count - 1) / max(length - 1, 1)) if upsampling == 'bilinear' else \
+            (pixels + 0.5) * (count / length) - 0.5
+        place = np.clip(place, 0.0, count - 1.0)
+        place = np.floor(place + 0.5) if upsampling == 'patch' else place
+        return place, place.astype(np.intp)
+
+    h, w = patches.shape
+    (x, left), (y, top) = places(u, image[1], w), places(v, image[0], h)
+    right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
+    x, y = x - left, y - top
+    upper = patches[top, left] * (1.0 - x) + patches[top, right] * x
+    lower = patches[below, left] * (1.0 - x) + patches[below, right] * x
+    return np.where(inside, upper * (1.0 - y) + lower * y, np.nan)
+
+
+def weigh(
+    log_ratios: Float64, depth: Float64, patches: NDArray[np.intp], least: int = LEAST_POINTS,
+) -> tuple[float, float, float, Float64, str]:
+    """The scale that most of the points of an image agree on.
+
+    The search begins in the middle of the shortest interval that holds half of the points, where
+    outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
+    the median of those that agree by the median absolute deviation, and at last to their weighted
+    mean, where they count the less the nearer to the gate they are (Tukey's biweight), and the
+    more the deeper they are: what the scale is for are errors in metres.
+
+    Args:
+        log_ratios: (N,) log(true depth / depth).
+        depth: (N,) metres.
+        patches: (N,) which patch each point lies in.
+        least: so many must agree.
+
+    Returns:
+        The logarithm of the scale and its variance; the share of the points that agree; how far
+        each is from the scale, (N,) in standard deviations; and why it cannot be used, '' if it
+        can.
+
+    """
+    count = len(log_ratios)
+    if count < max(1, least):
+        return 0.0, math.inf, math.nan, np.zeros(count), FEW_POINTS if count else NO_POINTS
+    ordered = np.sort(log_ratios)
+    half = count // 2 + 1
+    start = int(np.argmin(ordered[half - 1:] - ordered[:count - half + 1]))
+    near, places = ordered[start:start + half], len(np.unique(patches))
+    for _ in range(_ROUNDS):
+        center = float(np.median(near))
+        scatter = (1.4826 * float(np.median(np.abs(near - center)))) ** 2
+        independent = min(places, len(near))
+        deviation = math.sqrt((independent * scatter + LEAST_POINTS * POINT_DEVIATION ** 2)
+                              / (independent + LEAST_POINTS))
+        distances = np.abs(log_ratios - center) / deviation
+        agree = distances <= GATE
+        near = log_ratios[agree]
+    share = len(near) / count
+    if len(near) < least or share < LEAST_SHARE:
+        return (center, math.inf, share, distances,
+                CONTRADICTORY if share < LEAST_SHARE else FEW_POINTS)
+    shares = depth[agree] * (1.0 - (distances[agree] / GATE) ** 2) ** 2
+    shares /= shares.sum()
+    # What errs in a patch errs for all of its points.
+    alike = len(near) / len(np.unique(patches[agree]))
+    variance = float(shares @ shares) * alike * deviation ** 2 + LEAST_DEVIATION ** 2
+    return float(shares @ near), variance, share, distances, ''
+
+
 def correct_around(
     patches: NDArray[np.intp], residuals: Float64, trusted: NDArray[np.bool_],
     patch_depth: Float32, image: Size, reach: float,
-) -> Surroundings | None:
-    """Find what points say of the patches around them.
+) -> tuple[Float32, Float32, Float64, Float64] | None:
+    """Find what points say of the patches around them, beyond one scale of the whole image.
+
+    What is wrong with depth is alike in neighbouring patches of like depth: a wall is too near as
+    a whole, the floor too far. What one scale leaves of log(true depth / depth) is taken as a
+    Gaussian process over place and log depth (Rasmussen and Williams, Gaussian Processes for
+    Machine Learning, 2006, eqs. 2.25 and 2.26), which is nothing far from every point. What it
+    would say of a point without that one (their eq. 5.12) tells which points are wrong, and how
+    large errors are between the points.
 
     Args:
         patches: (N,) which patch each point lies in, row by row.
@@ -469,10 +406,20 @@ def correct_around(
         reach: in parts of the image's width.
 
     Returns:
-        None where no point is to be trusted.
+        (h, w) by which the depth of patches is multiplied, and (h, w), at most 1, by which its
+        relative standard deviation is; (N,) what the points in other patches say of
+        log(true depth / depth) at each point, and what is left of the relative standard deviation
+        there. None where no point is to be trusted.
 
     """
-    shape, places = patch_depth.shape, _places(patch_depth, image, reach)
+    (h, w), rows_and_columns = patch_depth.shape, np.indices(patch_depth.shape)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        log_depth = np.log(patch_depth.astype(np.float64))
+    # (P, 3) of every patch, in units of what errors are alike within.
+    places = np.stack([
+        rows_and_columns[1] / (w * reach),
+        rows_and_columns[0] * image[0] / (h * reach * image[1]),
+        np.where(np.isfinite(log_depth), log_depth, 0.0) / DEPTH_REACH], axis=-1).reshape(-1, 3)
     seen, of = np.unique(patches, return_inverse=True)
     count = np.bincount(of[trusted], minlength=len(seen))
     mean = np.bincount(of[trusted], residuals[trusted], len(seen)) / np.maximum(count, 1)
@@ -480,47 +427,32 @@ def correct_around(
     noise = OWN_DEVIATION ** 2 * (0.5 + 0.5 / np.maximum(count, 1))
     used = np.flatnonzero(count)
     used = used[::max(1, -(-len(used) // MOST_PATCHES))]
-    for left in reversed(range(_ROUNDS)):
+    for rounds_left in reversed(range(_ROUNDS)):
         if not len(used):
             return None
-        everywhere = _covariance(places, places[seen[used]])
-        inverse = np.linalg.inv(everywhere[seen[used]] + np.diag(noise[used]))
+        apart = ((places[:, None] - places[seen[used]]) ** 2).sum(axis=-1)
+        covariance = DEVIATION ** 2 * np.exp(-0.5 * apart)  # (P, G)
+        inverse = np.linalg.inv(covariance[seen[used]] + np.diag(noise[used]))
         weights, variance = inverse @ mean[used], 1 / np.diag(inverse)
         error = weights * variance
-        agree = error ** 2 <= AROUND_GATE ** 2 * variance
-        if agree.all() or not left:
+        agree = error ** 2 <= GATE ** 2 * variance
+        if agree.all() or not rounds_left:
             break
         used = used[agree]
-    log_factor = everywhere @ weights
+    log_factor = covariance @ weights
     # Variance of what neighbours have in common that the points leave.
-    unknown = DEVIATION ** 2 - ((everywhere @ inverse) * everywhere).sum(axis=1)
+    unknown = DEVIATION ** 2 - ((covariance @ inverse) * covariance).sum(axis=1)
     said, unknown_there = log_factor[seen], unknown[seen]
     said[used], unknown_there[used] = mean[used] - error, variance - noise[used]
-    return Surroundings(
-        np.exp(log_factor).reshape(shape).astype(np.float32),
-        _share(unknown).reshape(shape).astype(np.float32), said[of], _share(unknown_there)[of])
+    left, left_there = (
+        np.sqrt((OWN_DEVIATION ** 2 + np.maximum(values, 0.0))
+                / (OWN_DEVIATION ** 2 + DEVIATION ** 2)) for values in (unknown, unknown_there))
+    return (np.exp(log_factor).reshape(h, w).astype(np.float32),
+            left.reshape(h, w).astype(np.float32), said[of], left_there[of])
 
 
-def _places(patch_depth: Float32, image: Size, reach: float) -> Float64:
-    """(P, 3) place and log depth of every patch, in units of what errors are alike within."""
-    h, w = patch_depth.shape
-    rows, columns = np.indices((h, w))
-    with np.errstate(invalid='ignore', divide='ignore'):
-        log_depth = np.log(patch_depth.astype(np.float64))
-    places = np.stack([columns / (w * reach), rows * image[0] / (h * reach * image[1]),
-                       log_depth / DEPTH_REACH], axis=-1).reshape(-1, 3)
-    return np.where(np.isfinite(places), places, 0.0)  # where there is no depth to be corrected
-
-
-def _covariance(places: Float64, others: Float64) -> Float64:
-    """(P, 3) and (G, 3) -> (P, G)."""
-    apart = ((places[:, None] - others) ** 2).sum(axis=-1)
-    covariance: Float64 = DEVIATION ** 2 * np.exp(-0.5 * apart)
-    return covariance
-
-
-def _share(unknown: Float64) -> Float64:
-    """Of the standard deviation that is left."""
-    share: Float64 = np.sqrt((OWN_DEVIATION ** 2 + np.maximum(unknown, 0.0)) / (
-        OWN_DEVIATION ** 2 + DEVIATION ** 2))
-    return share
+def _blend(part: float, left: NDArray[np.floating]) -> NDArray[np.floating]:
+    """What is left of a standard deviation where only a part of the correction is taken."""
+    open_ = (1.0 - part) ** 2
+    blended: NDArray[np.floating] = np.sqrt(open_ + (1.0 - open_) * left ** 2).astype(left.dtype)
+    return blended

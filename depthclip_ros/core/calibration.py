@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -32,13 +32,11 @@ from torch.nn.functional import max_pool2d
 from .camera import CameraModel
 from .config import DepthConfig, Size
 from .errors import CalibrationError, quoted
-from .files import atomic, open_regular, user_path
+from .files import atomic, user_path
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
-# Digits of the SHA-256 that stand in the file's name, before the suffix.
-HASH_DIGITS = 16
-_LARGEST_FILE = 64 << 20  # bytes; that of the largest CLIP has 0.5 MB
+HASH_DIGITS = 16  # of the SHA-256 that stand in the file's name, before the suffix
 
 # The settings that the correction belongs to: with others the network's answers mean other things.
 BOUND = (
@@ -50,150 +48,11 @@ SPREAD_TERMS = 9
 # Corrections of log depth beyond it are none; relative standard deviations end at these.
 LARGEST_CORRECTION = 3.0
 SPREADS = 0.01, 2.0
-
-
-# Numbers of a calibration, by their names in its file (all float32).
-ARRAYS = (
-    'bias',  # ()
-    'spread',  # (SPREAD_TERMS,)
-    'knots',  # (2, Q): log depth, and the factor there (its logarithm)
-    'rays',  # (h, w, 2) of its camera at the patches' centres, z = 1; 0 where none is known
-    'bounds',  # (2, 2): least and greatest x and y of the rays of all cameras that it saw
-    'projection',  # (D, C'): of the trunk's map, for `look`
-    'offset',  # (D,)
-    'scales',  # (TOLD,): of what is told beside it
-    'landmarks',  # (M, E), as `look` gives them
-    'kernel',  # (M,): what looking like each landmark adds to the correction
-)
 # Of what a patch looks like, beside the trunk's map: log d, its mean over the image, and the ray's
 # x and y.
 TOLD = 4
 # Weights, in what a patch looks like, of those so many rows above and below it.
 NEIGHBOURS = {1: 0.7, 2: 0.5, 3: 0.5}
-
-
-class Corrected(NamedTuple):
-    """Depth of patches after a correction, with the focal ratio."""
-
-    depth: Tensor  # (N, h, w) metres
-    spread: Tensor  # (N, h, w) metres, standard deviation of the bins
-    unsure: Tensor  # (N, h, w) standard deviation of depth, in shares of it
-
-
-# (N, K, h, w) weights, (N, h, w) depth and its spread -> corrected, of all passes.
-Correct = Callable[[Tensor, Tensor, Tensor], Corrected]
-
-
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """The numbers of a calibration as tensors on the device of the network; see `ARRAYS`."""
-
-    bias: Tensor
-    spread: Tensor
-    knots: Tensor
-    projection: Tensor
-    offset: Tensor
-    scales: Tensor
-    landmarks: Tensor
-    kernel: Tensor
-
-    def __call__(
-        self, weights: Tensor, depth: Tensor, spread: Tensor, trunk: Tensor, rays: Tensor,
-        ratio: Tensor,
-    ) -> Corrected:
-        """Correct the depth of patches.
-
-        Args:
-            weights: (N, K, h, w), eq. 4.
-            depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
-            spread: (N, h, w) metres, standard deviation of the bins, likewise.
-            trunk: (N, C', h, w), the trunk's map.
-            rays: (N, 2, h, w), x and y of the patches' centres at z = 1.
-            ratio: (N, 1, 1), the focal ratio.
-
-        """
-        language = depth.log()
-        correction = self.bias.expand_as(depth)
-        if len(self.kernel):
-            seen = look(trunk, language, rays, self.projection, self.offset, self.scales)
-            correction = correction + (likeness(seen, self.landmarks) @ self.kernel).view_as(depth)
-        correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
-        log_depth = language + ratio.log() + correction
-        relative = spread / depth
-        terms = spread_terms(log_depth, correction, weights, relative, rays)
-        unsure = torch.einsum('t,nthw->nhw', self.spread, terms) + factor(self.knots, log_depth)
-        metres = log_depth.exp()
-        return Corrected(metres, relative * metres, unsure.exp().clamp(*SPREADS))
-
-    def of_images(
-        self, trunk: Tensor, rays: NDArray[np.float32], ratios: Sequence[float],
-    ) -> Correct:
-        """What corrects the depth of some images, all of their passes.
-
-        Args:
-            trunk: (passes, B, C', h, w), the trunk's map.
-            rays: (passes B, 2, h, w), of `Calibration.rays`.
-            ratios: the B focal ratios.
-
-        """
-        ratio = torch.tensor(len(trunk) * list(ratios), dtype=torch.float32, device=trunk.device)
-        return partial(self, trunk=trunk.flatten(0, 1), ratio=ratio[:, None, None],
-                       rays=torch.from_numpy(rays).to(trunk.device))
-
-
-def look(
-    trunk: Tensor, language: Tensor, rays: Tensor, projection: Tensor, offset: Tensor,
-    scales: Tensor,
-) -> Tensor:
-    """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
-
-    It is the patch's vector in the trunk's map in D directions; half of them (the main ones) once
-    more of the patches above and below, as far as `NEIGHBOURS` says, and beyond the border of its
-    row; and log d, its mean over the image, and the ray's x and y. Scaled so that the kernel's
-    width is one.
-
-    Args:
-        trunk: (N, C', h, w), its map.
-        language: (N, h, w), log d.
-        rays: (N, 2, h, w).
-        projection: (D, C').
-        offset: (D,).
-        scales: (TOLD,), of what is told beside the map.
-
-    Returns:
-        (N h w, E).
-
-    """
-    n, _, h, w = trunk.shape
-    own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
-    rows, weights = _neighbours(h, trunk.device)
-    near = own[..., len(offset) - len(offset) // 2:][:, rows] * weights
-    near = near.view(n, -1, h, w, near.shape[-1]).permute(0, 2, 3, 1, 4).flatten(3)
-    mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
-    told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([own, near, told], dim=-1).flatten(0, 2)
-
-
-@lru_cache(maxsize=8)
-def _neighbours(h: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of `h` rows the numbers of those above and below, (2 R h,), and their weights."""
-    rows = torch.arange(h, device=device)
-    ways = [(way * far, weight) for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
-    found = torch.cat([(rows + apart).clamp(0, h - 1) for apart, _ in ways])
-    weights = torch.tensor([weight for _, weight in ways], device=device)
-    return found, weights.repeat_interleave(h)[:, None, None]
-
-
-def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
-    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel of width one."""
-    halves = 0.5 * landmarks.square().sum(dim=1)
-    exponent = torch.addmm(-halves[None], seen, landmarks.T)
-    exponent -= 0.5 * seen.square().sum(dim=1, keepdim=True)
-    return exponent.clamp_(max=0.0).exp_()
-
-
-_Line = Annotated[str, msgspec.Meta(max_length=200, pattern=r'^[^\x00-\x1f\x7f]*$')]
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -217,18 +76,18 @@ class About:
 
     """
 
-    source: _Line
-    variant: _Line
-    frames: _Count
-    blocks: _Count
-    weights: _Line
-    weights_name: _Line
-    focal_ratio: Annotated[float, msgspec.Meta(gt=0)]
+    source: str
+    variant: str
+    frames: int
+    blocks: int
+    weights: str
+    weights_name: str
+    focal_ratio: float
     config: dict[str, Any]
-    split: _Line = ''
-    images: Sequence[Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]] = ()
+    split: str = ''
+    images: Sequence[str] = ()
     camera_known: bool = True
-    precision: _Line = ''
+    precision: str = ''
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +96,15 @@ class Calibration:
 
     Attributes:
         about: where it comes from.
-        arrays: those of `ARRAYS`.
+        arrays: float32, by their names in the file:
+            bias ();
+            spread (SPREAD_TERMS,);
+            knots (2, Q): log depth, and the factor there (its logarithm);
+            rays (h, w, 2): of its camera at the patches' centres, z = 1; 0 where none is known;
+            bounds (2, 2): least and greatest x and y of the rays of all cameras that it saw;
+            projection (D, C'), offset (D,), scales (TOLD,): for `look`;
+            landmarks (M, E): as `look` gives them;
+            kernel (M,): what looking like each landmark adds to the correction.
         digest: SHA-256 of the file in hex; of one that is not saved, of what would be in it.
 
     """
@@ -265,21 +132,13 @@ class Calibration:
 
         """
         try:
-            place = user_path(path)
-            with open_regular(place) as file:
-                content = file.read(_LARGEST_FILE)
+            content = user_path(path).read_bytes()
         except OSError as error:
             raise CalibrationError(
                 f'calibration: {quoted(str(path), 200)} cannot be read: '
                 f'{error.strerror or error}. Give the .safetensors file that `depthclip '
                 "calibrate` wrote, or '' for none.") from error
-        calibration = cls._decoded(str(path), content)
-        named = place.name.removesuffix(SUFFIX).rpartition('.')[2]
-        if len(named) == HASH_DIGITS and not set(named) - set('0123456789abcdef') \
-                and not calibration.digest.startswith(named):
-            raise _damaged(str(path), f'its SHA-256 begins with {calibration.digest[:16]}, not '
-                                      'with what its name says')
-        return calibration
+        return cls._decoded(str(path), content)
 
     def save(self, folder: Path, stem: str) -> Path:
         """Write it as `stem.HASH.safetensors`, and give that path.
@@ -295,22 +154,25 @@ class Calibration:
 
     @classmethod
     def _decoded(cls, name: str, content: bytes) -> Calibration:
+        from safetensors import SafetensorError
         from safetensors.numpy import load
         try:
             arrays = load(content)
             # Of bytes the library gives no metadata: they are in the header, after its length.
-            header = msgspec.json.decode(content[8:8 + int.from_bytes(content[:8], 'little')])
-            values = msgspec.json.decode(header['__metadata__']['about'])
+            header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
+            values = json.loads(header['__metadata__']['about'])
             if values.get('format') != FORMAT:
                 raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}; "
                                  'calibrate again')
             about = msgspec.convert(values, About)
             if set(about.config) != set(BOUND):
                 raise ValueError('its settings are not those that it needs')
-            DepthConfig.from_dict(about.config)
             _check_arrays(arrays)
-        except Exception as error:  # what a damaged file makes these libraries raise
-            raise _damaged(name, error) from error
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError,
+                msgspec.ValidationError) as error:
+            raise CalibrationError(
+                f'calibration: {quoted(name, 200)} is damaged or no calibration: {error}. Copy it '
+                'once more, or calibrate again.') from error
         return cls(about, arrays, hashlib.sha256(content).hexdigest())
 
     @property
@@ -371,14 +233,6 @@ class Calibration:
                 f'{"; ".join(differences)}. Set these back, calibrate again, or give '
                 "calibration: ''.")
 
-    def on(self, device: torch.device) -> Correction:
-        """Its numbers on a device, without a kernel that adds nothing."""
-        arrays = dict(self.arrays)
-        if not arrays['kernel'].any():
-            arrays.update(kernel=arrays['kernel'][:0], landmarks=arrays['landmarks'][:0])
-        return Correction(**{name: torch.tensor(arrays[name], device=device)
-                             for name in arrays if name not in ('rays', 'bounds')})
-
     def rays(
         self, cameras: Sequence[CameraModel | None], *, flip: bool = False,
     ) -> NDArray[np.float32]:
@@ -398,6 +252,53 @@ class Calibration:
         if flip:
             rays = np.concatenate([rays, mirrored_rays(rays)])
         return np.moveaxis(rays, -1, 1)
+
+    def correct(
+        self, weights: Tensor, depth: Tensor, spread: Tensor, trunk: Tensor,
+        rays: NDArray[np.float32], ratios: Sequence[float],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Correct the depth of patches.
+
+        Args:
+            weights: (N, K, h, w), eq. 4.
+            depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
+            spread: (N, h, w) metres, standard deviation of the bins, likewise.
+            trunk: (N, C', h, w), the trunk's map.
+            rays: (N, 2, h, w), as `rays` gives them.
+            ratios: the N focal ratios.
+
+        Returns:
+            (N, h, w) each: depth and spread in metres, with the focal ratio; and the standard
+            deviation of depth in shares of it.
+
+        """
+        own = _on(self, depth.device)
+        directions = torch.from_numpy(rays).to(depth.device)
+        ratio = torch.tensor(ratios, dtype=torch.float32, device=depth.device)[:, None, None]
+        language = depth.log()
+        correction = own['bias'].expand_as(depth)
+        if len(own['kernel']):
+            seen = look(trunk, language, directions, own['projection'], own['offset'],
+                        own['scales'])
+            correction = correction + (
+                likeness(seen, own['landmarks']) @ own['kernel']).view_as(depth)
+        correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+        log_depth = language + ratio.log() + correction
+        relative = spread / depth
+        terms = spread_terms(log_depth, correction, weights, relative, directions)
+        unsure = torch.einsum('t,nthw->nhw', own['spread'], terms) + factor(
+            own['knots'], log_depth)
+        metres = log_depth.exp()
+        return metres, relative * metres, unsure.exp().clamp(*SPREADS)
+
+
+@lru_cache(maxsize=8)
+def _on(calibration: Calibration, device: torch.device) -> dict[str, Tensor]:
+    """Its arrays on a device, without a kernel that adds nothing."""
+    arrays = dict(calibration.arrays)
+    if not arrays['kernel'].any():
+        arrays.update(kernel=arrays['kernel'][:0], landmarks=arrays['landmarks'][:0])
+    return {name: torch.tensor(values, device=device) for name, values in arrays.items()}
 
 
 @lru_cache(maxsize=64)  # rays through a lens take milliseconds
@@ -419,6 +320,57 @@ def image_digest(rgb: NDArray[np.uint8]) -> str:
 def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     """(..., h, w, 2) rays of the mirrored camera, which takes the mirrored image."""
     return rays[..., ::-1, :] * np.array([-1, 1], np.float32)
+
+
+def look(
+    trunk: Tensor, language: Tensor, rays: Tensor, projection: Tensor, offset: Tensor,
+    scales: Tensor,
+) -> Tensor:
+    """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
+
+    It is the patch's vector in the trunk's map in D directions; half of them (the main ones) once
+    more of the patches above and below, as far as `NEIGHBOURS` says, and beyond the border of its
+    row; and log d, its mean over the image, and the ray's x and y. Scaled so that the kernel's
+    width is one.
+
+    Args:
+        trunk: (N, C', h, w), its map.
+        language: (N, h, w), log d.
+        rays: (N, 2, h, w).
+        projection: (D, C').
+        offset: (D,).
+        scales: (TOLD,), of what is told beside the map.
+
+    Returns:
+        (N h w, E).
+
+    """
+    n, _, h, w = trunk.shape
+    own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
+    rows, weights = _neighbours(h, trunk.device)
+    near = own[..., len(offset) - len(offset) // 2:][:, rows] * weights
+    near = near.view(n, -1, h, w, near.shape[-1]).permute(0, 2, 3, 1, 4).flatten(3)
+    mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
+    told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
+    return torch.cat([own, near, told], dim=-1).flatten(0, 2)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(h: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of `h` rows the numbers of those above and below, (2 R h,), and their weights."""
+    rows = torch.arange(h, device=device)
+    ways = [(way * far, weight) for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
+    found = torch.cat([(rows + apart).clamp(0, h - 1) for apart, _ in ways])
+    weights = torch.tensor([weight for _, weight in ways], device=device)
+    return found, weights.repeat_interleave(h)[:, None, None]
+
+
+def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
+    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel of width one."""
+    halves = 0.5 * landmarks.square().sum(dim=1)
+    exponent = torch.addmm(-halves[None], seen, landmarks.T)
+    exponent -= 0.5 * seen.square().sum(dim=1, keepdim=True)
+    return exponent.clamp_(max=0.0).exp_()
 
 
 def spread_terms(
@@ -469,12 +421,6 @@ def _same(seen: Any, fitted: Any) -> bool:
     return bool(seen == fitted)
 
 
-def _damaged(name: str, reason: object) -> CalibrationError:
-    return CalibrationError(
-        f'calibration: {quoted(name, 200)} is damaged or no calibration: {reason}. Copy it once '
-        'more, or calibrate again.')
-
-
 def _encoded(about: About, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
     """The bytes of a file; of the same calibration the same."""
     from safetensors.numpy import save
@@ -487,8 +433,6 @@ def _encoded(about: About, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
 
 def _check_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """Check the shapes that follow from each other; whatever is wrong raises ValueError."""
-    if set(arrays) != set(ARRAYS):
-        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(ARRAYS)}')
     knots, rays = arrays['knots'].shape, arrays['rays'].shape
     landmarks, directions = arrays['kernel'].size, arrays['offset'].size
     shapes = {
@@ -498,6 +442,8 @@ def _check_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> None:
         'projection': (directions, *arrays['projection'].shape[1:2]), 'offset': (directions,),
         'kernel': (landmarks,), 'landmarks': (landmarks, _look_size(directions)),
     }
+    if set(arrays) != set(shapes):
+        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(shapes)}')
     for name, shape in shapes.items():
         if arrays[name].shape != shape or arrays[name].dtype != np.float32:
             raise ValueError(

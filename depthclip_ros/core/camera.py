@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera geometry: from pixels to rays and back, as ``sensor_msgs/CameraInfo`` describes a camera.
+"""Cameras as ``sensor_msgs/CameraInfo`` describes them: from pixels to rays and back.
 
 Everything is in the camera's optical frame of REP-103 (x right, y down, z forward). Pixel centres
 are at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the
 optical axis (REP-118).
+
+Lens distortion is OpenCV's: Brown-Conrady with its rational, thin-prism and tilted-sensor
+extensions (``plumb_bob``, ``rational_polynomial``), and Kannala-Brandt (``equidistant``). These
+are polynomials fitted inside the image: further out they fold back, and one pixel has several
+rays, or none. A model is used up to the first radius where it stops growing; beyond, the answer
+is NaN. OpenCV's ``undistortPoints`` does a fixed number of steps and loses a third of the pixels
+of a wide lens; here Newton's method goes on until the ray ends in its pixel.
 """
 
 from __future__ import annotations
@@ -14,9 +21,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
-from .distortion import NO_DISTORTION, check_model, distort, undistort
 from .errors import CameraInfoError, quoted
+from .opencv import cv2
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -25,6 +33,10 @@ if TYPE_CHECKING:
 
     Float64 = NDArray[np.float64]
 
+# Numbers of coefficients that each model may have. OpenCV's longer forms (12: thin prism, 14:
+# tilted sensor) are published as rational_polynomial by some drivers.
+COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
+_CALIBRATE = 'Calibrate the camera again (ros2 run camera_calibration cameracalibrator).'
 _LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no camera
 # Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
 # still is a number in float32.
@@ -35,6 +47,10 @@ _COLUMNS, _ROWS = 16, 12  # at which a lens is looked at
 _LENSES = 0.25, 2.0
 _FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
 _TRIED = 5  # pixels a side that are looked at, whether any has a ray
+_TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
+_ITERATIONS = 20
+_TABLE_SIZE = 2048
+_FURTHEST = 1e6  # radius of a ray, in normalised coordinates: a millionth off the image plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +65,9 @@ class CameraModel:
         distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none.
         R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of
             the camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified
-        images). P: (3, 4) projection matrix of the rectified image. Its fourth column (the
-            baseline of a right stereo camera) is not used: rays start at this camera's own centre.
+            images).
+        P: (3, 4) projection matrix of the rectified image. Its fourth column (the baseline of a
+            right stereo camera) is not used: rays start at this camera's own centre.
 
     """
 
@@ -80,54 +97,35 @@ class CameraModel:
                 'no rays', 'impossible lens'.
 
         """
-        K = np.array(msg.k, dtype=np.float64).reshape(3, 3)
-        D = np.array(msg.d, dtype=np.float64).reshape(-1)
-        R = np.array(msg.r, dtype=np.float64).reshape(3, 3)
-        P = np.array(msg.p, dtype=np.float64).reshape(3, 4)
-        for name, values in {'k': K, 'd': D, 'r': R, 'p': P}.items():
-            _check_finite(name, values)
-        for name, values in {'k': K, 'p': P}.items():
-            _check_range(name, values)
-        if rectified:
-            _check_intrinsics('p', P[:, :3])
-            model = NO_DISTORTION
-        else:
-            _check_intrinsics('k', K)
-            model = check_model(str(msg.distortion_model), D)
+        shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
+        K, D, R, P = (np.array(getattr(msg, name), dtype=np.float64).reshape(shape)
+                      for name, shape in shapes.items())
+        for name, values in zip(shapes, (K, D, R, P), strict=True):
+            _check_numbers(name, values)
+        _check_intrinsics('p' if rectified else 'k', P[:, :3] if rectified else K)
+        model = '' if rectified else _model_of(str(msg.distortion_model), D)
         x_offset, y_offset, width, height = region_of_interest(msg, rectified=rectified)
         binning_x, binning_y = binning(msg)
         if binning_x > width or binning_y > height:
-            raise CameraInfoError(
-                'wrong binning',
+            raise CameraInfoError('wrong binning', (
                 f'camera_info has binning {binning_x}x{binning_y} for {width}x{height} pixels. '
-                'Correct binning_x and binning_y (0 or 1: none) in the camera driver.',
-            )
+                'Correct binning_x and binning_y (0 or 1: none) in the camera driver.'))
         for matrix in (K, P):
             matrix[:2, 2] -= (x_offset, y_offset)
             matrix[:2] /= [[binning_x], [binning_y]]
         camera = cls(
-            width=width // binning_x,
-            height=height // binning_y,
-            K=_read_only(P[:, :3] if rectified else K),
-            D=_read_only(D if model else D[:0]),
-            distortion_model=model,
-            R=_read_only(R),
-            P=_read_only(P),
-        )
+            width // binning_x, height // binning_y, _read_only(P[:, :3] if rectified else K),
+            _read_only(D if model else D[:0]), model, _read_only(R), _read_only(P))
         if np.isnan(camera.patch_rays(_TRIED, _TRIED)).all():
-            raise CameraInfoError(
-                'no rays',
+            raise CameraInfoError('no rays', (
                 f'camera_info has k = {quoted(K.tolist())} and d = {quoted(D.tolist())}, with '
-                'which no pixel of the image shows anything. Calibrate the camera again.',
-            )
+                f'which no pixel of the image shows anything. {_CALIBRATE}'))
         lens = camera.focal_length() * camera.width / camera.K[1, 1]
         if model and not _LENSES[0] <= lens <= _LENSES[1]:
-            raise CameraInfoError(
-                'impossible lens',
+            raise CameraInfoError('impossible lens', (
                 f'camera_info has d = {quoted(D.tolist())} ({model}), which makes distances from '
                 f'the middle of the image {lens:.3g} times as long; lenses make them '
-                f'{_LENSES[0]:g} to {_LENSES[1]:g} times as long. Calibrate the camera again.',
-            )
+                f'{_LENSES[0]:g} to {_LENSES[1]:g} times as long. {_CALIBRATE}'))
         return camera
 
     @classmethod
@@ -152,11 +150,11 @@ class CameraModel:
         cx = (width - 1) / 2 if cx is None else cx
         cy = (height - 1) / 2 if cy is None else cy
         K = np.array([[fx, 0.0, cx], [0.0, fx if fy is None else fy, cy], [0.0, 0.0, 1.0]])
-        _check_finite('k', K)
-        _check_range('k', K)
+        _check_numbers('k', K)
         _check_intrinsics('k', K)
-        return cls(width, height, _read_only(K), _read_only(np.empty(0)), NO_DISTORTION,
-                   _read_only(np.eye(3)), _read_only(np.column_stack([K, np.zeros(3)])))
+        P = np.column_stack([K, np.zeros(3)])
+        return cls(width, height, _read_only(K), _read_only(np.empty(0)), '',
+                   _read_only(np.eye(3)), _read_only(P))
 
     def check_size(self, width: int, height: int) -> None:
         """Check that images of this size are this camera's.
@@ -166,12 +164,10 @@ class CameraModel:
 
         """
         if (width, height) != (self.width, self.height):
-            raise CameraInfoError(
-                'size mismatch',
+            raise CameraInfoError('size mismatch', (
                 f'camera_info is for images of {self.width}x{self.height} pixels (binning and '
                 f'roi applied), but the image has {width}x{height}. Remap camera_info to the '
-                "image topic's own, or resize both together (image_proc does).",
-            )
+                "image topic's own, or resize both together (image_proc does)."))
 
     def scaled(self, width: int, height: int) -> CameraModel:
         """Give the camera of the same view resized to `width` x `height` pixels.
@@ -180,15 +176,8 @@ class CameraModel:
         stay, as in image_proc's ResizeNode.
         """
         scale = np.array([[width / self.width], [height / self.height], [1.0]])
-        return CameraModel(
-            width=width,
-            height=height,
-            K=_read_only(self.K * scale),
-            D=self.D,
-            distortion_model=self.distortion_model,
-            R=self.R,
-            P=_read_only(self.P * scale),
-        )
+        return replace(self, width=width, height=height, K=_read_only(self.K * scale),
+                       P=_read_only(self.P * scale))
 
     def rays(self, u: ArrayLike, v: ArrayLike) -> Float64:
         """Rays through pixels, distortion undone.
@@ -246,7 +235,7 @@ class CameraModel:
         columns = (np.arange(_COLUMNS) + 0.5) * self.width / _COLUMNS - 0.5
         rows = (np.arange(_ROWS) + 0.5) * self.height / _ROWS - 0.5
         ideal = self.rays(columns[None, :], rows[:, None])[..., :2]
-        plain = replace(self, D=self.D[:0], distortion_model=NO_DISTORTION)
+        plain = replace(self, D=self.D[:0], distortion_model='')
         seen = plain.rays(columns[None, :], rows[:, None])[..., :2]
         distances = np.linalg.norm(ideal, axis=-1)
         known = distances > 0.0  # so no NaN either
@@ -326,69 +315,198 @@ def region_of_interest(msg: Any, rectified: bool = False) -> tuple[int, int, int
     """
     width, height = int(msg.width), int(msg.height)
     if width < 1 or height < 1:
-        raise CameraInfoError(
-            'zero size',
-            f'camera_info has size {width}x{height}. Fill width and height in the camera driver, '
-            'or calibrate the camera (ros2 run camera_calibration cameracalibrator).',
-        )
+        raise CameraInfoError('zero size', (
+            f'camera_info has size {width}x{height}. Fill width and height in the camera driver. '
+            f'{_CALIBRATE}'))
     roi = msg.roi
     window = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
     if window in ((0, 0, 0, 0), (0, 0, width, height)):
         return 0, 0, width, height
     x, y, roi_width, roi_height = window
     if roi_width < 1 or roi_height < 1 or x + roi_width > width or y + roi_height > height:
-        raise CameraInfoError(
-            'wrong roi',
+        raise CameraInfoError('wrong roi', (
             f'camera_info has a region of interest of {roi_width}x{roi_height} pixels at '
             f'({x}, {y}), which is no window of its {width}x{height} pixels. Correct roi in the '
-            'camera driver (all zeros: the whole image).',
-        )
+            'camera driver (all zeros: the whole image).'))
     if rectified and roi.do_rectify:
-        raise CameraInfoError(
-            'wrong roi',
+        raise CameraInfoError('wrong roi', (
             'camera_info has a region of interest with do_rectify, so the window that the '
             'rectified images show is not in the message. Use the raw images with '
-            'rectified: false, or set do_rectify to false in the camera driver.',
-        )
+            'rectified: false, or set do_rectify to false in the camera driver.'))
     return window
 
 
-def _check_finite(name: str, values: Float64) -> None:
+def _check_numbers(name: str, values: Float64) -> None:
     if not np.isfinite(values).all():
-        raise CameraInfoError(
-            'not finite',
+        raise CameraInfoError('not finite', (
             f'camera_info has {name} = {quoted(values.reshape(-1).tolist())}, with values that '
-            'are not finite. Calibrate the camera again.',
-        )
-
-
-def _check_range(name: str, matrix: Float64) -> None:
-    if np.abs(matrix).max() > _LARGEST_ENTRY:
-        raise CameraInfoError(
-            'wrong matrix',
-            f'camera_info has {name} = {quoted(matrix.tolist())}, with values beyond '
-            f'{_LARGEST_ENTRY:g} pixels. Calibrate the camera again.',
-        )
+            f'are not finite. {_CALIBRATE}'))
+    if name in 'kp' and np.abs(values).max() > _LARGEST_ENTRY:
+        raise CameraInfoError('wrong matrix', (
+            f'camera_info has {name} = {quoted(values.tolist())}, with values beyond '
+            f'{_LARGEST_ENTRY:g} pixels. {_CALIBRATE}'))
 
 
 def _check_intrinsics(name: str, matrix: Float64) -> None:
     if matrix[0, 0] == 0.0:
-        raise CameraInfoError(
-            'all zeros',
+        raise CameraInfoError('all zeros', (
             f'camera_info has {name}[0] = 0: the camera is not calibrated. Calibrate it '
-            '(ros2 run camera_calibration cameracalibrator) and give the driver the file.',
-        )
+            '(ros2 run camera_calibration cameracalibrator) and give the driver the file.'))
     if min(matrix[0, 0], matrix[1, 1]) < _LEAST_FOCAL_LENGTH or [
             matrix[1, 0], *matrix[2]] != [0.0, 0.0, 0.0, 1.0]:
-        raise CameraInfoError(
-            'wrong matrix',
+        raise CameraInfoError('wrong matrix', (
             f'camera_info has {name} = {quoted(matrix.tolist())}, which is no camera matrix '
             f'[fx 0 cx; 0 fy cy; 0 0 1] with fx and fy of at least {_LEAST_FOCAL_LENGTH:g} '
-            'pixels. Correct the calibration file.',
-        )
+            'pixels. Correct the calibration file.'))
 
 
 def _read_only(matrix: Float64) -> Float64:
     matrix = np.array(matrix, dtype=np.float64)
     matrix.flags.writeable = False
     return matrix
+
+
+def _model_of(model: str, D: Float64) -> str:
+    """The distortion model to use, '' for none.
+
+    Empty or all zero `D` mean none (many simulators say it so), but not for 'equidistant', which
+    is no pinhole even with all coefficients zero.
+    """
+    if model in ('', 'none') and not D.any():
+        return ''
+    if model not in COEFFICIENTS:
+        raise CameraInfoError('unknown distortion model', (
+            f'camera_info has distortion_model {quoted(model)}; known are '
+            f'{", ".join(COEFFICIENTS)}. Calibrate with one of these, or rectify the images and '
+            'set rectified: true.'))
+    if model != 'equidistant' and D.size == 0:
+        return ''
+    if D.size not in COEFFICIENTS[model]:
+        raise CameraInfoError('wrong number of distortion coefficients', (
+            f'camera_info has {D.size} coefficients in d, but {model} has '
+            f'{" or ".join(map(str, COEFFICIENTS[model]))}. Correct d or distortion_model in the '
+            'calibration file.'))
+    return model if model == 'equidistant' or D.any() else ''
+
+
+@np.errstate(all='ignore')  # coefficients may be any number; what overflows is no ray
+def distort(model: str, D: Float64, ideal: Float64) -> Float64:
+    """(N, 2) x/z, y/z of rays -> normalised coordinates of their pixels, NaN beyond the model."""
+    if not model or not len(ideal):
+        return ideal
+    radius: Float64 = np.hypot(*ideal.T)
+    if model == 'equidistant':
+        angle = np.arctan(radius)
+        bent = _kannala_brandt(D)
+        inside = angle < _angle_limit(bent)
+        return ideal * np.where(inside, _ratio(bent(angle), radius), np.nan)[:, None]
+    inside = radius < _radius_limit(*_radial(D))
+    return np.where(inside[:, None], _brown_conrady(ideal, D)[0], np.nan)
+
+
+@np.errstate(all='ignore')
+def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
+    """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where is none."""
+    if not model or not len(distorted):
+        return distorted
+    radius: Float64 = np.hypot(*distorted.T)
+    if model != 'equidistant':
+        return _undistort_brown_conrady(distorted, radius, D)
+    bent = _kannala_brandt(D)
+    end, slope = _angle_limit(bent), bent.deriv()
+    table = np.linspace(0.0, end, _TABLE_SIZE)
+    angle: Float64 = np.interp(radius, bent(table), table)
+    for _ in range(_ITERATIONS):
+        angle = np.clip(angle - _ratio(bent(angle) - radius, slope(angle), 0.0), 0.0, end)
+    found = (np.abs(bent(angle) - radius) < _TOLERANCE) & (angle < end)
+    return distorted * np.where(found, _ratio(np.tan(angle), radius), np.nan)[:, None]
+
+
+def _kannala_brandt(D: Float64) -> Polynomial:
+    """Kannala and Brandt (2006), eq. 6: distance from the centre for an angle from the axis."""
+    k1, k2, k3, k4 = D
+    return Polynomial([0.0, 1.0, 0.0, k1, 0.0, k2, 0.0, k3, 0.0, k4])
+
+
+def _angle_limit(bent: Polynomial) -> float:
+    """Angle up to which the model grows; a ray with z = 1 ends at 90 degrees anyway."""
+    return min(np.pi / 2.0, math.sqrt(_first_positive_root(bent.deriv().coef[::2])))
+
+
+def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
+    """Distorted (N, 2) coordinates and their (N, 2, 2) derivative by `ideal`."""
+    points = np.column_stack([ideal, np.ones(len(ideal))])
+    pixels, jacobian = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), D)
+    # Columns 3 and 4 are the derivatives by a shift of the point along x and y, which at z = 1 are
+    # those by the normalised coordinates.
+    return (np.asarray(pixels, np.float64).reshape(-1, 2),
+            np.asarray(jacobian[:, 3:5], np.float64).reshape(-1, 2, 2))
+
+
+def _radial(D: Float64) -> tuple[Polynomial, Polynomial]:
+    """Numerator and denominator of the radial factor, as polynomials in the radius squared."""
+    k1, k2, _p1, _p2, k3, k4, k5, k6 = np.pad(D[:8], (0, 8 - len(D[:8])))
+    return Polynomial([1.0, k1, k2, k3]), Polynomial([1.0, k4, k5, k6])
+
+
+def _radius_limit(numerator: Polynomial, denominator: Polynomial) -> float:
+    """Radius up to which the radial part of the model grows."""
+    s = Polynomial([0.0, 1.0])  # the radius squared
+    slope = (numerator + 2.0 * s * numerator.deriv()) * denominator \
+        - 2.0 * s * numerator * denominator.deriv()
+    return math.sqrt(min(map(_first_positive_root, (slope.coef, denominator.coef))))
+
+
+def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) -> Float64:
+    """Newton's method in two dimensions, started from the radial part alone."""
+    numerator, denominator = _radial(D)
+
+    def bent(table: Float64) -> Float64:
+        return table * _ratio(numerator(table**2), denominator(table**2))
+
+    end = _radius_limit(numerator, denominator)
+    if end > _FURTHEST:  # so coarse a table would lead nowhere
+        end = 2.0  # twice what the radial part needs: the others may push it outwards
+        furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
+        while bent(np.array([end / 2.0]))[0] < furthest and end < _FURTHEST:
+            end *= 2.0
+    table = np.linspace(0.0, end, _TABLE_SIZE)[:-1]  # without the end: the pole of some models
+    ideal = distorted * _ratio(np.interp(radius, bent(table), table), radius)[:, None]
+    for _ in range(_ITERATIONS):
+        value, slope = _brown_conrady(ideal, D)
+        error = value - distorted
+        if not (np.abs(error) > _TOLERANCE * 1e-3).any():
+            break
+        (a, b), (c, d) = slope[:, 0].T, slope[:, 1].T
+        x, y = error.T  # Newton stands still where the system of equations is singular
+        step = np.column_stack([d * x - b * y, a * y - c * x])
+        ideal = ideal - _ratio(step, (a * d - b * c)[:, None], 0.0)
+        ideal = ideal * np.minimum(1.0, _ratio(end, np.hypot(*ideal.T)))[:, None]
+    value, slope = _brown_conrady(ideal, D)
+    found = np.abs(value - distorted).max(axis=1) < _TOLERANCE
+    found &= np.hypot(*ideal.T) < end
+    found &= np.linalg.det(slope) > 0.0  # not mirrored: on the branch that holds the centre
+    return np.where(found[:, None], ideal, np.nan)
+
+
+def _ratio(numerator: ArrayLike, denominator: Float64, at_zero: float = 1.0) -> Float64:
+    """Divide, with the given value where the denominator is zero (1: the limit at the centre)."""
+    return np.where(denominator == 0.0, at_zero, np.divide(numerator, denominator))
+
+
+def _first_positive_root(coefficients: NDArray[Any]) -> float:
+    """Smallest real root above zero of a polynomial, infinity where there is none.
+
+    It is one over the largest root of the reversed polynomial: there a tiny leading coefficient
+    does not drown the small roots in rounding errors.
+
+    Args:
+        coefficients: in ascending order; the first is 1. 0 is the answer if they overflowed.
+
+    """
+    if not np.isfinite(coefficients).all():
+        return 0.0
+    inverse = np.roots(coefficients)
+    real = inverse.real[np.abs(inverse.imag) <= 1e-9 * np.abs(inverse)]
+    largest = float(np.max(real, initial=0.0))
+    return 1.0 / largest if largest > 0.0 else math.inf

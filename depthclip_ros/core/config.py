@@ -11,18 +11,16 @@ import dataclasses
 import difflib
 import functools
 import re
-import sys
-import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import yaml
 
 from .errors import ConfigError, quoted
-from .files import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,22 +33,19 @@ PAPER_BINS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
 Size = tuple[int, int]
 # Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
 ANCHOR_REACH = 0.15
+LEAST_BIN = 1e-3  # metres
 
-# Longer texts, and more of them, are no settings but mistakes; Linux's longest path is as long.
-LONGEST_TEXT = 4096
-MOST_ITEMS = 1000
-MOST_SENTENCES = 10000  # a token in a template; the text encoder needs 10 to 100 ms for each
-LARGEST_FILE = 1 << 20  # bytes of a parameter file
+# Types of settings, by their annotations, and what a value must be.
+_TYPES: dict[str, tuple[Any, str]] = {
+    'float': (float, 'a number'), 'int': (int, 'a whole number'), 'bool': (bool, 'true or false'),
+    'str': (str, 'a text (quote it)'),
+    'tuple[str, ...]': (tuple[str, ...], 'a list of texts (quote them)'),
+    'tuple[float, ...]': (tuple[float, ...], 'a list of numbers')}
 
 
 def define(
-    default: Any,
-    description: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    unit: str = '',
+    default: Any, description: str, *, choices: tuple[str, ...] | None = None,
+    minimum: float | None = None, maximum: float | None = None, unit: str = '',
     reload: bool = True,
 ) -> Any:
     """Make a dataclass field that carries its own documentation and range.
@@ -80,9 +75,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Convert every value to its field's type and check it."""
         for setting in dataclasses.fields(self):
-            value = _convert(setting, getattr(self, setting.name))
-            _check_range(setting, value)
-            object.__setattr__(self, setting.name, value)
+            object.__setattr__(
+                self, setting.name, _checked(setting, getattr(self, setting.name)))
         self._check()
 
     def _check(self) -> None:
@@ -109,10 +103,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists, not tuples), as a parameter file holds them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in ((name, getattr(self, name)) for name in self.names())
-        }
+        values = ((name, getattr(self, name)) for name in self.names())
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in values}
 
     def replace(self, **changes: Any) -> Self:
         """Copy with some values changed; validated like any other."""
@@ -130,7 +123,7 @@ class DepthConfig(Settings):
         PAPER_TOKENS, 'Semantic distance classes, one per depth bin (paper §3.2)', reload=False)
     bins: tuple[float, ...] = define(
         PAPER_BINS, 'Depth of each token, ascending (paper §3.3, d in eq. 5)', unit='m',
-        minimum=1e-3, maximum=1e4, reload=False)
+        minimum=LEAST_BIN, maximum=1e4, reload=False)
     templates: tuple[str, ...] = define(
         ('This object is {}',),
         'Sentences around a token, {} marks its place; their text features are averaged',
@@ -213,56 +206,49 @@ class DepthConfig(Settings):
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
 
     def _check(self) -> None:
-        tokens, bins = list(self.tokens), list(self.bins)
-        if not tokens or any(not token.strip() for token in tokens):
-            raise ConfigError(f'tokens: {quoted(tokens)} holds no token or an empty one; '
-                              'give at least one word or phrase for every bin.')
-        repeated = sorted({token for token in tokens if tokens.count(token) > 1})
-        if repeated:
-            raise ConfigError(f'tokens: {quoted(repeated)} stand twice; every token once.')
-        if len(tokens) != len(bins):
+        _check_phrases('tokens', self.tokens)
+        if len(self.tokens) != len(self.bins):
             raise ConfigError(
-                f'tokens and bins: {len(tokens)} tokens but {len(bins)} bins '
-                f'({quoted(tokens, 200)}; {quoted(bins, 200)}); give one bin per token.')
-        if any(later <= earlier for earlier, later in pairwise(bins)):
-            raise ConfigError(f'bins: {quoted(bins, 200)} must ascend; sort the bins, and the '
-                              'tokens with them.')
-        _check_sentences('tokens', tokens, 'templates', self.templates)
+                f'tokens and bins: {len(self.tokens)} tokens but {len(self.bins)} bins '
+                f'({quoted(list(self.tokens), 200)}; {quoted(list(self.bins), 200)}); give one '
+                'bin per token.')
+        _check_ascending('bins', self.bins, 'sort the bins, and the tokens with them')
+        _check_templates('templates', self.templates)
+        _check_templates('scene_templates', self.scene_templates)
         if self.max_stddev and not self.calibration:
             raise ConfigError(
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
                 'wrong depth is, and nothing would be left out; set calibration to the file that '
                 '`depthclip calibrate` wrote, or max_stddev: 0.')
-        self._check_scenes()
-        self._check_depth_range()
+        if self.has_scenes:  # else what belongs to them may stay for the next time
+            _check_phrases('scenes', self.scenes)
+            if self.scene_bins != (0.0,):
+                self._check_scene_bins()
+        if self.range_max and self.range_min >= self.range_max:
+            raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
+                              f'{self.range_max} m.')
+        if self.reference_focal or self.calibration:
+            return  # depth is a mean of bins, times what the camera and the calibration say
+        nearest, farthest = self.depth_span
+        if self.range_min > farthest or 0 < self.range_max < nearest:
+            raise ConfigError(
+                f'range_min, range_max: {self.range_min}, {self.range_max} m leave no depth, '
+                f'which is a mean of bins from {nearest} to {farthest} m.')
 
-    def _check_scenes(self) -> None:
-        scenes, numbers = list(self.scenes), list(self.scene_bins)
-        _check_sentences('scenes', scenes, 'scene_templates', self.scene_templates)
-        if not self.has_scenes:  # what belongs to them may stay for the next time
-            return
-        if not scenes or any(not scene.strip() for scene in scenes):
-            raise ConfigError(f"scenes: {quoted(scenes)} holds no scene or an empty one; give a "
-                              "word or phrase for each, or [''] for none.")
-        repeated = sorted({scene for scene in scenes if scenes.count(scene) > 1})
-        if repeated:
-            raise ConfigError(f'scenes: {quoted(repeated)} stand twice; every scene once.')
-        count = len(self.tokens)
-        if numbers == [0.0]:
-            return
+    def _check_scene_bins(self) -> None:
         if self.calibration:
             raise ConfigError('calibration and scene_bins: a calibration corrects what bins say, '
                               'not what those of scenes do; set scene_bins: [0.0] or no '
                               'calibration.')
-        if len(numbers) != len(scenes) * count:
+        scenes, count = len(self.scenes), len(self.tokens)
+        if len(self.scene_bins) != scenes * count:
             raise ConfigError(
-                f'scene_bins: {len(numbers)} numbers, but {len(scenes)} scenes of {count} tokens '
-                f'need {len(scenes) * count}; give the bins of each scene one after the other, or '
-                '[0.0] for bins in all.')
-        for scene, bins in zip(scenes, self.bins_of_scenes(), strict=True):
-            if bins[0] < 1e-3 or any(later <= earlier for earlier, later in pairwise(bins)):
-                raise ConfigError(f'scene_bins: {quoted(list(bins), 200)} of {quoted(scene)} must '
-                                  'ascend, from 0.001 m on; sort them.')
+                f'scene_bins: {len(self.scene_bins)} numbers, but {scenes} scenes of {count} '
+                f'tokens need {scenes * count}; give the bins of each scene one after the other, '
+                'or [0.0] for bins in all.')
+        for scene, bins in zip(self.scenes, self.bins_of_scenes(), strict=True):
+            _check_ascending('scene_bins', bins, f'from {LEAST_BIN} m on; sort those of '
+                                                 f'{quoted(scene)}')
 
     @property
     def has_scenes(self) -> bool:
@@ -287,18 +273,6 @@ class DepthConfig(Settings):
         partitions = (self.bins, *(self.bins_of_scenes() if self.has_scenes else ()))
         return min(bins[0] for bins in partitions), max(bins[-1] for bins in partitions)
 
-    def _check_depth_range(self) -> None:
-        if self.range_max and self.range_min >= self.range_max:
-            raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
-                              f'{self.range_max} m.')
-        nearest, farthest = self.depth_span
-        if self.reference_focal or self.calibration:
-            return  # depth is a mean of bins, times what the camera and the calibration say
-        if self.range_min > farthest or 0 < self.range_max < nearest:
-            raise ConfigError(
-                f'range_min, range_max: {self.range_min}, {self.range_max} m leave no depth, '
-                f'which is a mean of bins from {nearest} to {farthest} m.')
-
     @classmethod
     def from_yaml(cls, path: str | Path, node_name: str = 'depth_node') -> DepthConfig:
         """Read the core's settings from a ROS parameter file, which holds the node's, too.
@@ -314,76 +288,53 @@ class DepthConfig(Settings):
                 all settings, and refuses any other.)
 
         """
-        values, names = read_parameters(path, node_name), cls.names()
-        mistaken = [name for name in values if name not in names
-                    and difflib.get_close_matches(name, names, cutoff=0.8)]
+        values = read_parameters(path, node_name)
+        own = {name: value for name, value in values.items()
+               if name in cls.names() or _nearest(name, cls.names())}
         try:
-            return cls.from_dict({name: value for name, value in values.items()
-                                  if name in names or name in mistaken})
+            return cls.from_dict(own)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
     """Merge the sections of a ROS parameter file that match a node; nested keys joined by dots."""
-    document = _read_yaml(path)
-    full_name = node_name if node_name.startswith('/') else f'/{node_name}'
-    values: dict[str, Any] = {}
-    found: list[str] = []
     try:
-        for name, parameters in _sections(document, str(path)):
-            found.append(name)
-            if _matches(name, full_name):
-                values.update(_flatten(parameters))
-    except RecursionError as error:  # an alias within what it stands for
-        raise ConfigError(f'{path}: its sections are nested without end.') from error
-    if not any(_matches(name, full_name) for name in found):
-        raise ConfigError(
-            f'{path}: no section for {full_name}; found {quoted(found, 200) if found else "none"}.'
-            " Write the settings under '/**:' and 'ros__parameters:'.")
-    return values
-
-
-def _read_yaml(path: str | Path) -> Any:
-    try:
-        with open_regular(Path(path)) as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise ConfigError(f'{path}: larger than {LARGEST_FILE >> 10} KiB, so it is no '
-                              'parameter file.')
-        text = content.decode()
-    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError, too
-        reason = error.strerror if isinstance(error, OSError) else \
-            'it is not UTF-8 text' if isinstance(error, UnicodeDecodeError) else error
-        raise ConfigError(
-            f'{quoted(str(path), 200)}: cannot read the parameter file: {reason}.') from error
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ArithmeticError, LookupError, RecursionError, TypeError,
-            ValueError) as error:  # such as a date in the 13th month
+        document = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except OSError as error:
+        raise ConfigError(f'{quoted(str(path), 200)}: cannot read the parameter file: '
+                          f'{error.strerror}.') from error
+    except (yaml.YAMLError, ValueError) as error:  # a date in the 13th month, bytes, too
         reason = ' '.join(str(error).split())
         raise ConfigError(f'{path}: not valid YAML: {reason[:300]}') from error
+    full_name = node_name if node_name.startswith('/') else f'/{node_name}'
+    sections = _sections(document, str(path))
+    matching = [parameters for name, parameters in sections if _matches(name, full_name)]
+    if not matching:
+        found = quoted([name for name, _ in sections], 200) if sections else 'none'
+        raise ConfigError(f"{path}: no section for {full_name}; found {found}. Write the settings "
+                          "under '/**:' and 'ros__parameters:'.")
+    values: dict[str, Any] = {}
+    for parameters in matching:
+        values.update(_flatten(parameters))
+    return values
 
 
 def _sections(document: Any, where: str, prefix: str = '') -> list[tuple[str, dict[str, Any]]]:
     """Pairs of node pattern and parameters; namespaces may be nested or joined by slashes."""
     if not isinstance(document, dict):
-        raise ConfigError(f"{where}: expected '/**:' with 'ros__parameters:' below it, "
-                          f'found {type(document).__name__}.')
+        raise ConfigError(f"{where}: {quoted(prefix or 'the file')} holds {quoted(document)}; "
+                          "expected '/**:' with 'ros__parameters:' below it.")
     pairs: list[tuple[str, dict[str, Any]]] = []
     for key, value in document.items():
         name = f'{prefix}/{str(key).lstrip("/")}'
-        if not isinstance(value, dict):
-            raise ConfigError(f'{where}: {quoted(name)} holds {quoted(value)}; expected '
-                              "'ros__parameters:' below it.")
-        if 'ros__parameters' in value:
-            parameters = value['ros__parameters']
-            if not isinstance(parameters, dict):
-                raise ConfigError(f"{where}: 'ros__parameters' of {quoted(name)} is "
-                                  f'{quoted(parameters)}; expected keys and values.')
-            pairs.append((name, parameters))
+        if not isinstance(value, dict) or 'ros__parameters' not in value:
+            pairs += _sections(value, where, name)
+        elif not isinstance(value['ros__parameters'], dict):
+            raise ConfigError(f"{where}: 'ros__parameters' of {quoted(name)} is "
+                              f"{quoted(value['ros__parameters'])}; expected keys and values.")
         else:
-            pairs.extend(_sections(value, where, name))
+            pairs.append((name, value['ros__parameters']))
     return pairs
 
 
@@ -392,98 +343,72 @@ def _matches(pattern: str, full_name: str) -> bool:
     regex = '/'.join(
         {'**': '.*', '*': '[^/]+'}.get(part, re.escape(part)) for part in pattern.split('/'))
     # '/**/x' also matches '/x', and '/**' every node.
-    regex = regex.replace('/.*/', '/(?:.*/)?')
-    return re.fullmatch(regex, full_name) is not None
+    return re.fullmatch(regex.replace('/.*/', '/(?:.*/)?'), full_name) is not None
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     """Join nested keys by dots."""
     flat: dict[str, Any] = {}
     for key, value in parameters.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f'{prefix}{key}.'))
-        else:
-            flat[f'{prefix}{key}'] = value
+        flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict)
+                    else {f'{prefix}{key}': value})
     return flat
 
 
-def unknown_message(unknown: Iterable[object], known: Iterable[str]) -> str:
-    """Say that settings do not exist, and which do."""
+def _nearest(name: object, known: Sequence[str]) -> list[str]:
+    """The name that was probably meant, if there is one."""
+    return difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
+
+
+def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
+    """Say that settings do not exist, what was probably meant, and which there are."""
     names = sorted(map(str, unknown))
-    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; '
+    meant = [near for name in names for near in _nearest(name, known)]
+    hint = f"did you mean {', '.join(meant)}? " if meant else ''
+    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {hint}'
             f'known are: {", ".join(known)}.')
 
 
-def _check_sentences(
-    name: str, words: Collection[str], around: str, templates: Collection[str],
-) -> None:
-    """Refuse templates without a place for a word, and more sentences than anyone encodes."""
+def _check_phrases(name: str, phrases: Sequence[str]) -> None:
+    """Refuse none, empty ones, and one that stands twice."""
+    if not phrases or any(not phrase.strip() for phrase in phrases):
+        raise ConfigError(f'{name}: {quoted(list(phrases))} holds no word or an empty one; give '
+                          'at least one word or phrase for each.')
+    repeated = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+    if repeated:
+        raise ConfigError(f'{name}: {quoted(repeated)} stand twice; every one once.')
+
+
+def _check_templates(name: str, templates: Sequence[str]) -> None:
+    """Refuse none, and those without a place for a word."""
     if not templates:
-        raise ConfigError(f"{around}: the list is empty; give at least '{{}}'.")
+        raise ConfigError(f"{name}: the list is empty; give at least '{{}}'.")
     for template in templates:
         if '{}' not in template or template.count('{') + template.count('}') != 2:
-            raise ConfigError(f'{around}: {quoted(template)} must hold {{}} exactly once, '
-                              f"the {name.removesuffix('s')}'s place, and no other brace.")
-    sentences = len(words) * len(templates)
-    if sentences > MOST_SENTENCES:
-        raise ConfigError(f'{name} and {around}: make {sentences} sentences; at most '
-                          f'{MOST_SENTENCES} are accepted.')
+            raise ConfigError(f"{name}: {quoted(template)} must hold {{}} exactly once, the "
+                              "word's place, and no other brace.")
 
 
-def _convert(setting: dataclasses.Field[Any], value: Any) -> Any:
-    """Give a value its field's type; refuse what would have to be guessed."""
-    kind = str(setting.type)
-    if kind == 'float' and _is_number(value):
-        return float(value)
-    if kind == 'int' and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == 'bool' and isinstance(value, bool):
-        return value
-    # ROS takes a nan or inf without quotes for a number.
-    choice = isinstance(value, float) and str(value) in (setting.metadata['choices'] or ())
-    if kind == 'str' and (isinstance(value, str) or choice):
-        text = str(value)
-        _check_text(setting.name, text)
-        return text
-    if kind.startswith('tuple') and isinstance(value, (list, tuple)):
-        if len(value) > MOST_ITEMS:
-            raise ConfigError(f'{setting.name}: {quoted(value)} are more than {MOST_ITEMS}.')
-        if 'float' in kind and all(map(_is_number, value)):
-            return tuple(map(float, value))
-        if 'str' in kind and all(isinstance(v, str) for v in value):
-            for text in value:
-                _check_text(setting.name, text)
-            return tuple(value)
-    wanted = {'float': 'a number', 'int': 'a whole number', 'bool': 'true or false',
-              'str': 'a text (quote it)', 'tuple[str, ...]': 'a list of texts (quote them)',
-              'tuple[float, ...]': 'a list of numbers'}[kind]
-    raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.')
+def _check_ascending(name: str, bins: Sequence[float], remedy: str) -> None:
+    if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
+        raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend; {remedy}.')
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number that a float can hold."""
-    return isinstance(value, float) or (
-        isinstance(value, int) and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max)
-
-
-def _check_text(name: str, text: str) -> None:
-    """Refuse what no one writes on purpose: endless texts, control characters, half characters."""
-    if len(text) > LONGEST_TEXT:
-        raise ConfigError(f'{name}: {quoted(text)} is longer than {LONGEST_TEXT} characters.')
-    if any(unicodedata.category(character) in ('Cc', 'Cs') for character in text):
-        raise ConfigError(f'{name}: {quoted(text)} holds a control character (or NUL, or half of '
-                          'a surrogate pair); write it without.')
-
-
-def _check_range(setting: dataclasses.Field[Any], value: Any) -> None:
-    choices, low, high = (setting.metadata[k] for k in ('choices', 'minimum', 'maximum'))
+def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
+    """Give a value its field's type; refuse what would have to be guessed, or is out of range."""
+    kind, wanted = _TYPES[str(setting.type)]
+    choices, low, high = (setting.metadata[key] for key in ('choices', 'minimum', 'maximum'))
+    if isinstance(value, float) and str(value) in (choices or ()):
+        value = str(value)  # ROS takes a nan or inf without quotes for a number
+    try:
+        value = msgspec.convert(value, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.') from error
     if choices and value not in choices:
         raise ConfigError(f'{setting.name}: {quoted(value)} is none of {", ".join(choices)}.')
-    if low is None:
-        return
-    unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
-    for number in value if isinstance(value, tuple) else (value,):
-        if not low <= number <= high:  # so is NaN
-            seen = quoted(list(value)) if isinstance(value, tuple) else quoted(value)
-            raise ConfigError(f'{setting.name}: {seen}{unit} is outside {low} to {high}{unit}.')
+    numbers = value if isinstance(value, tuple) else (value,)
+    if low is not None and not all(low <= number <= high for number in numbers):  # nor is NaN
+        unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
+        seen = quoted(list(value) if isinstance(value, tuple) else value)
+        raise ConfigError(f'{setting.name}: {seen}{unit} is outside {low} to {high}{unit}.')
+    return value

@@ -27,7 +27,7 @@ from .backbone import (
     build_image_encoder,
     resnet_weights,
 )
-from .calibration import Calibration, Correct, Correction
+from .calibration import Calibration
 from .camera import CameraModel, focal_ratio
 from .config import DepthConfig, Size
 from .engine import (
@@ -40,34 +40,24 @@ from .engine import (
 )
 from .errors import ConfigError, ImageError, WeightsError
 from .projection import (
-    best_bins,
-    bin_spread,
-    bin_weights,
-    combine_bins,
     limit_range,
+    mean_of_passes,
+    read_out,
     similarity_logits,
     smooth,
     upsample,
 )
 from .resnet import FoldedResNet
-from .weights import (
-    Loaded,
-    Log,
-    OpenClipWeights,
-    architecture,
-    cache_folder,
-    load,
-)
+from .weights import Loaded, Log, OpenClipWeights, architecture, cache_folder, load
 from .words import (
     Phrases,
     Scene,
     TextFeatureCache,
     encode_tokens,
     mixed_bins,
-    plain_share,
-    remember,
     scene_probabilities,
     scene_words,
+    sort_into_scenes,
 )
 
 # (mean, standard deviation) of RGB in [0, 1]. The official code uses ImageNet's although CLIP was
@@ -76,9 +66,7 @@ NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-# Text features that an estimator keeps, so that changing to and fro costs nothing; calibrations.
-KEPT_WORDS = 8
-KEPT_CALIBRATIONS = 4
+KEPT_WORDS = 16  # sets of words whose text features stay in memory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -177,31 +165,10 @@ class DepthPrediction:
 
 
 class Maps(NamedTuple):
-    """What the image encoder sees of a batch, on the device.
+    """What the image encoder sees of N images: with `flip_average` they are followed mirrored."""
 
-    With `flip_average` there are two passes, the second over the mirrored images and itself
-    mirrored, else one.
-    """
-
-    features: Tensor  # (passes, B, C, h, w), what is compared with the text
-    trunk: Tensor  # (passes, B, C', h, w), what they are made of
-
-
-class ReadOut(NamedTuple):
-    """Depth of a batch in patches, as tensors on the device; see `DepthPrediction`."""
-
-    patch_depth: Tensor  # (B, h, w) metres
-    weights: Tensor  # (B, K, h, w)
-    spread: Tensor  # (B, h, w) metres
-    unsure: Tensor | None = None  # (B, h, w) standard deviation in shares of depth, if known
-
-
-class SceneSettings(NamedTuple):
-    """What `scenes` need, on the device."""
-
-    pool: AttentionPool
-    text: Tensor  # (S, C) unit vectors
-    bins: Tensor  # (S, K) metres
+    features: Tensor  # (N, C, h, w), what is compared with the text
+    trunk: Tensor  # (N, C', h, w), what they are made of
 
 
 class Settings(NamedTuple):
@@ -212,8 +179,9 @@ class Settings(NamedTuple):
     text: Tensor  # the same on the device
     bins: Tensor  # (K,) metres
     calibration: Calibration | None
-    correction: Correction | None  # its numbers, on the device
-    scenes: SceneSettings | None = None
+    pool: AttentionPool | None  # this and the following only with `scenes`
+    scene_text: Tensor  # (S, C) unit vectors
+    scene_bins: Tensor  # (S, K) metres
 
 
 class DepthEstimator:
@@ -266,13 +234,12 @@ class DepthEstimator:
         if self.device.type == 'cuda':
             use_exact_float32()
         dtype, self.precision_because = resolve_precision(config.precision, self.device, log)
-        self._log = log
-        folder = cache_folder(cache_dir)
+        self._log, self._folder = log, cache_folder(cache_dir)
         self._load = functools.partial(
-            load, '' if weights is None else weights, config.backbone, folder, log,
+            load, '' if weights is None else weights, config.backbone, self._folder, log,
             offline=offline)
         self.weights, state_dict = self._load()
-        self._folder = folder
+        self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
         self._encoder = build_image_encoder(state_dict, config.features)
         self._size = config.input_size
         self.grid = _grid(config, self._encoder.stride)
@@ -280,14 +247,13 @@ class DepthEstimator:
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
         self._text_cache = functools.partial(
-            TextFeatureCache(folder / 'text', log, config.backbone).get,
+            TextFeatureCache(self._folder / 'text', log, config.backbone).get,
             weights_digest=self.weights.digest, width=shape.embed_dim)
-        text_features, self.text_cache_hit = self._text_cache(
-            config, encode=functools.partial(encode_tokens, config, state_dict))
-        self._encoded = {(config.tokens, config.templates): text_features}
         self._encoding = threading.Lock()
+        self._text_of = functools.lru_cache(KEPT_WORDS)(self._encode)
         self._pool: AttentionPool | None = None
-        self._encode_scenes(config, functools.partial(copy, state_dict))
+        self._calibrations: dict[str, Calibration] = {}
+        self.text_cache_hit = self._text_of(config.tokens, config.templates, 'tokens')[1]
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
                               'softmax stay in floating point, and what it would gain nobody has '
@@ -314,8 +280,8 @@ class DepthEstimator:
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._calibrations: dict[str, Calibration] = {}
-        self._settings = self._prepare(config, text_features)
+        self._settings = self._prepare(config)
+        self._state_dict = None
         del state_dict
         release_freed_memory()
 
@@ -323,11 +289,6 @@ class DepthEstimator:
     def config(self) -> DepthConfig:
         """The configuration in force."""
         return self._settings.config
-
-    @property
-    def bins(self) -> Tensor:
-        """(K,) metres, on the device."""
-        return self._settings.bins
 
     @property
     def calibration(self) -> Calibration | None:
@@ -344,6 +305,8 @@ class DepthEstimator:
         """(K, C) unit vectors, one per token."""
         return self._settings.text_features
 
+    # Settings that change on a loaded model -------------------------------------------------
+
     def encode(self, config: DepthConfig) -> NDArray[np.float32]:
         """Text features of other words, for `reconfigure`; nothing changes by it.
 
@@ -352,7 +315,7 @@ class DepthEstimator:
         came: to keep the text encoder would cost more memory than all the rest.
 
         Args:
-            config: `tokens` and `templates`.
+            config: its tokens, scenes, and the templates of both.
 
         Returns:
             (K, C) unit vectors, one per token.
@@ -362,57 +325,25 @@ class DepthEstimator:
             WeightsError: the weights are no longer where they were, or they are others now.
 
         """
-        words, now = (config.tokens, config.templates), self._settings
-        self._encode_scenes(config, self._load_again)
-        if words == (now.config.tokens, now.config.templates):
-            return now.text_features
-        return self._features_of(Phrases(*words), self._load_again)
+        if config.has_scenes:
+            self._text_of(*scene_words(config))
+            if self._pool is None:  # once there were scenes, it stays: of RN50 it is 59 MB
+                with current(self.device):
+                    self._pool = self._encoder.pool or build_attention_pool(
+                        self._tensors()).to(self.device)
+        return self._text_of(config.tokens, config.templates, 'tokens')[0]
 
-    def _features_of(
-        self, words: Phrases, weights: Callable[[], Mapping[str, Tensor]],
-    ) -> NDArray[np.float32]:
-        """(K, C) unit vectors: from memory, from the cache on disk, or encoded."""
-        features = self._encoded.get(words[:2])
-        if features is not None:
-            return features
+    def _encode(self, *words: object) -> tuple[NDArray[np.float32], bool]:
+        """(K, C) unit vectors of `Phrases`, and whether they came from the cache on disk."""
+        phrases = Phrases(*words)  # type: ignore[arg-type]
         with self._encoding:
-            features, _ = self._text_cache(words, encode=lambda: encode_tokens(words, weights()))
-            self._encoded[words[:2]] = features
-            while len(self._encoded) > KEPT_WORDS:
-                del self._encoded[next(iter(self._encoded))]
-        return features
+            return self._text_cache(
+                phrases, encode=lambda: encode_tokens(phrases, self._tensors()))
 
-    def _encode_scenes(
-        self, config: DepthConfig, weights: Callable[[], Mapping[str, Tensor]],
-    ) -> tuple[AttentionPool, NDArray[np.float32]] | None:
-        """(S, C) text features of the scenes, and the pool that gives what they are compared to.
-
-        Once there were scenes, the pool stays: of RN50 it is 59 MB.
-        """
-        if not config.has_scenes:
-            return None
-        if self._has_in_force(scene_words(config)) and (scenes := self._settings.scenes):
-            return scenes.pool, scenes.text.cpu().numpy()
-        pool = self._pool or self._encoder.pool
-        if pool is None:
-            with current(self.device):
-                pool = build_attention_pool(weights()).to(self.device)
-        self._pool = pool
-        return pool, self._features_of(scene_words(config), weights)
-
-    def _has_in_force(self, words: Phrases) -> bool:
-        """Whether these scenes are those of the configuration in force, if there is one."""
-        settings = getattr(self, '_settings', None)
-        return settings is not None and words == scene_words(settings.config)
-
-    def is_encoded(self, config: DepthConfig) -> bool:
-        """Whether `encode` has these words at hand."""
-        words, scenes, now = (config.tokens, config.templates), scene_words(config), self.config
-        return (words == (now.tokens, now.templates) or words in self._encoded) and (
-            not config.has_scenes or self._has_in_force(scenes) or (
-                self._pool is not None and scenes[:2] in self._encoded))
-
-    def _load_again(self) -> dict[str, Tensor]:
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """The weights, read again if they are here no more."""
+        if self._state_dict is not None:
+            return copy(self._state_dict)
         info, state_dict = self._load()
         if info.digest != self.weights.digest:
             raise WeightsError(
@@ -424,7 +355,7 @@ class DepthEstimator:
     def read_calibration(self, config: DepthConfig, again: bool = False) -> Calibration | None:
         """Calibration of a configuration, for `reconfigure`; nothing changes by it.
 
-        Any thread may call it, also while another one predicts. The last few are kept.
+        Any thread may call it, also while another one predicts.
 
         Args:
             config: its `calibration`, and what that must belong to.
@@ -444,24 +375,21 @@ class DepthEstimator:
         if calibration is None:
             calibration = Calibration.load(path)
         calibration.check(config, self.weights.digest, self.grid, self._channels)
-        if path not in self._calibrations and (
-                doubt := calibration.precision_doubt(self.precision)):
+        doubt = calibration.precision_doubt(self.precision)
+        if doubt and path not in self._calibrations:
             self._log(f'WARNING: {doubt}')
-        kept = {name: value for name, value in self._calibrations.items() if name != path}
-        self._calibrations = dict([*kept.items(), (path, calibration)][-KEPT_CALIBRATIONS:])
+        self._calibrations[path] = calibration
         return calibration
 
-    def reconfigure(
-        self, config: DepthConfig, text_features: NDArray[np.float32] | None = None,
-    ) -> None:
+    def reconfigure(self, config: DepthConfig) -> None:
         """Change what needs no loading: all settings without `reload` in their metadata.
 
         What is being predicted meanwhile, on another thread, keeps the settings it began with.
+        New words and a new calibration cost no time if `encode` and `read_calibration` were called
+        before.
 
         Args:
             config: the new settings.
-            text_features: (K, C) unit vectors of the words; None for what `encode` gives, at
-                once if it was called before.
 
         Raises:
             ConfigError: a setting differs that needs a new estimator, or a sentence is too long.
@@ -474,25 +402,16 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        if text_features is None:
-            text_features = self.encode(config)
-        expected = len(config.tokens), self.text_features.shape[1]
-        if text_features.shape != expected:
-            raise ConfigError(f'text_features: of shape {text_features.shape} instead of '
-                              f'{expected}, one row per token.')
-        self._settings = self._prepare(config, text_features)
+        self._settings = self._prepare(config)
 
-    def _prepare(self, config: DepthConfig, text_features: NDArray[np.float32]) -> Settings:
-        def on_device(values: object) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-        calibration = self.read_calibration(config)
-        encoded = self._encode_scenes(config, self._load_again)
+    def _prepare(self, config: DepthConfig) -> Settings:
+        on_device = functools.partial(torch.tensor, dtype=torch.float32, device=self.device)
+        text, calibration = self.encode(config), self.read_calibration(config)
+        scene_text = self._text_of(*scene_words(config))[0] if config.has_scenes else np.empty(0)
         return Settings(
-            config, text_features, on_device(text_features), on_device(config.bins), calibration,
-            None if calibration is None else calibration.on(self.device),
-            None if encoded is None else SceneSettings(
-                encoded[0], on_device(encoded[1]), on_device(config.bins_of_scenes())))
+            config, text, on_device(text), on_device(config.bins), calibration,
+            self._pool if config.has_scenes else None, on_device(scene_text),
+            on_device(config.bins_of_scenes()))
 
     def _quantized_path(self, config: DepthConfig) -> Path:
         """Where the network in 8 bits is kept."""
@@ -518,8 +437,8 @@ class DepthEstimator:
 
         """
         path = self._quantized_path(self.config)
-        network = FoldedResNet(resnet_weights(self._load_again()))
-        images = [self._normalized([self._resized(rgb)], flip=False) for rgb in pictures]
+        network = FoldedResNet(resnet_weights(self._tensors()))
+        images = [self._input([rgb], flip=False) for rgb in pictures]
         with files.atomic(path) as file:
             file.write(int8.make(network, images, notes))
         return path
@@ -543,24 +462,25 @@ class DepthEstimator:
         for count in range(1, (largest_batch if prepared else 1) + 1):
             self.predict([known] * count)
 
+    # From images to depth -------------------------------------------------------------------
+
     @overload
     def predict(
-        self, rgb: NDArray[np.uint8], size: tuple[int, int] | None = None,
+        self, rgb: NDArray[np.uint8], size: Size | None = None,
         intrinsics: CameraModel | None = None, anchors: Anchor | None = None,
         scenes: Scene | None = None,
     ) -> DepthPrediction: ...
 
     @overload
     def predict(
-        self, rgb: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None = None,
+        self, rgb: Sequence[NDArray[np.uint8]], size: Size | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | None = None,
         scenes: Sequence[Scene | None] | None = None,
     ) -> list[DepthPrediction]: ...
 
     def predict(
-        self, rgb: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
-        size: tuple[int, int] | None = None,
+        self, rgb: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], size: Size | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | Anchor | None = None,
         scenes: Sequence[Scene | None] | Scene | None = None,
@@ -574,9 +494,9 @@ class DepthEstimator:
             size: (height, width) of `depth`; None for each image's own.
             intrinsics: the camera that took the image, or one or None for every image: its focal
                 length counts as `reference_focal` says.
-            anchors: what knows the scale of the image, or one or None for every image.
+            anchors: what knows the scale of the image, of each image, or None.
             scenes: the scene of the same camera's image before, of which `scene_memory` keeps a
-                part, or one or None for every image. None: the image by itself.
+                part, of each image, or None: the image by itself.
 
         Returns:
             One prediction, or a list in the order of the images.
@@ -591,11 +511,10 @@ class DepthEstimator:
         images = list(rgb)
         if intrinsics is None or isinstance(intrinsics, CameraModel):
             intrinsics = [intrinsics] * len(images)
-        if anchors is None or callable(anchors):
-            anchors = [anchors] * len(images)
-        if scenes is None or isinstance(scenes, Scene):
-            scenes = [scenes] * len(images)
-        return self._predict(images, size, intrinsics, anchors, scenes) if images else []
+        nothing = [None] * len(images)
+        return self._predict(
+            images, size, intrinsics, anchors or nothing, scenes or nothing,  # type: ignore[arg-type]
+        ) if images else []
 
     @torch.inference_mode()
     def _predict(
@@ -611,29 +530,29 @@ class DepthEstimator:
             focal_ratio(config.reference_focal, camera, image, self._size)
             for camera, image in zip(cameras, sizes, strict=True)]
         with current(self.device):
-            maps = self._see(images, flip=config.flip_average)  # section 3.1
-            logits = _compare(maps.features, settings.text, config.temperature)  # eq. 3
-            scenes, bins = _sort(settings, maps.trunk, before)  # section 5
-            factor = _column(ratios, self.device)
-            correct: Correct | None = None
-            if calibration is not None and settings.correction is not None:
-                correct = settings.correction.of_images(maps.trunk, calibration.rays(
-                    cameras, flip=config.flip_average), ratios)
-            depth, weights, spread, unsure = _read_out(  # eqs. 4 and 5
-                logits, bins, config.read_out, correct)
-            if calibration is None:  # which counts the focal ratio itself
-                depth, spread = depth * factor, spread * factor
-            stddev = None if unsure is None else unsure * depth
+            features, trunk = self._see(images, flip=config.flip_average)  # section 3.1
+            logits = similarity_logits(features, settings.text, config.temperature)  # eq. 3
+            scenes, bins = self._sort(settings, trunk, before)  # section 5
+            weights, depth, spread = read_out(logits, bins, config.read_out)  # eqs. 4 and 5
+            stddev, ratio = None, _on(depth, ratios)
+            if calibration is not None:  # which counts the focal ratio itself
+                rays = calibration.rays(cameras, flip=config.flip_average)
+                depth, spread, unsure = calibration.correct(
+                    weights, depth, spread, trunk, rays, ratios * (len(trunk) // n))
+            depth, spread = mean_of_passes(depth, n), spread[:n]
+            if calibration is None:
+                depth, spread = depth * ratio, spread * ratio
+            else:
+                stddev = unsure[:n] * depth
             adjustments = [
                 NOT_ADJUSTED if anchor is None else anchor(
                     depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
                     sizes[i], config.upsampling) for i, anchor in enumerate(anchors)]
-            if any(anchor is not None for anchor in anchors):
-                factor = _by_patch([adjustment.factor for adjustment in adjustments], depth)
-                depth, spread = depth * factor, spread * factor
-                if stddev is not None:
-                    stddev = stddev * factor * _by_patch(
-                        [adjustment.unsure for adjustment in adjustments], depth)
+            scale = _on(depth, [a.scale for a in adjustments], [a.around for a in adjustments])
+            depth, spread = depth * scale, spread * scale
+            if stddev is not None:
+                stddev = stddev * scale * _on(
+                    depth, [a.inflation for a in adjustments], [a.unsure for a in adjustments])
             depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
             if stddev is not None and config.max_stddev:
                 depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
@@ -641,16 +560,30 @@ class DepthEstimator:
             pixels = [upsample(depth[i, None], size or sizes[i], config.upsampling)[0]
                       for i in range(n)]
             depths, of_bins, similarities, spreads = (
-                values.cpu().numpy() for values in (depth, weights, logits[0], spread))
+                values[:n].cpu().numpy() for values in (depth, weights, logits, spread))
             stddevs = [None] * n if stddev is None else stddev.cpu().numpy()
             return [DepthPrediction(
                 pixels[i].cpu().numpy(), depths[i], of_bins[i], similarities[i], spreads[i],
                 sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
                 scenes[i]) for i in range(n)]
 
+    def _sort(
+        self, settings: Settings, trunk: Tensor, before: Sequence[Scene | None],
+    ) -> tuple[Sequence[Scene | None], Tensor]:
+        """Scene of every image, if there are any, and its bins: (N, K) metres, or (K,) for all."""
+        if settings.pool is None:
+            return [None] * len(before), settings.bins
+        images = settings.pool.whole(trunk)
+        images = images.view(-1, len(before), images.shape[1])
+        scenes, probabilities, plain = sort_into_scenes(
+            settings.config, scene_probabilities(
+                images, settings.scene_text, settings.config.scene_temperature), before)
+        bins = mixed_bins(probabilities, plain, settings.scene_bins, settings.bins)
+        return scenes, bins.repeat(len(images), 1)
+
     @torch.inference_mode()
     def maps(self, images: Sequence[NDArray[np.uint8]]) -> Maps:
-        """Run the image encoder (section 3.1 of the paper).
+        """Run the image encoder (section 3.1 of the paper), for those who go on by themselves.
 
         Args:
             images: each (H, W, 3) uint8 RGB, at least one.
@@ -663,171 +596,75 @@ class DepthEstimator:
             return self._see(images, flip=self.config.flip_average)
 
     def _see(self, images: Sequence[NDArray[np.uint8]], *, flip: bool) -> Maps:
-        batch = self._normalized([self._resized(image) for image in images], flip=flip)
-        return Maps(*(values.view(1 + flip, len(images), *values.shape[1:])
-                      for values in self._encoder.maps(batch)))
-
-    def _resized(self, image: NDArray[np.uint8]) -> Tensor:
-        """(H, W, 3) uint8 -> the same in the network's size, on the device."""
-        pixels = _tensor(image).to(self.device)
-        return pixels if _size_of(image) == self._size else _resize(pixels, self._size)
-
-    def _normalized(self, images: Sequence[Tensor], *, flip: bool) -> Tensor:
-        """Images of the network's size, on the device -> (passes B, 3, height, width)."""
-        count, passes = len(images), 1 + flip
-        height, width, _ = images[0].shape
-        rows = torch.empty(passes * count, height, 3 * width, device=self.device)
-        for image, target in zip(images, rows, strict=False):
-            # Whole rows at a time: their length suits a processor's vectors, three channels do
-            # not.
-            torch.addcmul(
-                self._shift, image.reshape(height, -1).float(), self._scale, out=target)
-        batch = rows.view(-1, height, width, 3)
-        if flip:  # the mirrored pass rides in the same batch
-            batch[count:] = batch[:count].flip(2)
-        return batch.permute(0, 3, 1, 2)
+        return Maps(*self._encoder.maps(self._input(images, flip=flip)))
 
     @torch.inference_mode()
     def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
         """Compare features with words (section 3.2 of the paper).
 
         Args:
-            features: (passes, B, C, h, w), of `maps`.
+            features: (N, C, h, w), of `maps`.
             text_features: (K, C) unit vectors on the device; None for the configured tokens.
 
         Returns:
-            (passes, B, K, h, w) at the configured temperature.
+            (N, K, h, w) at the configured temperature.
 
         """
-        settings = self._settings
-        return _compare(features, settings.text if text_features is None else text_features,
-                        settings.config.temperature)
-
-    @torch.inference_mode()
-    def scenes(self, trunk: Tensor) -> Tensor:
-        """Sort images into the configured scenes, each image by itself.
-
-        Args:
-            trunk: (passes, B, C', h, w), of `maps`.
-
-        Returns:
-            (B, S) probabilities.
-
-        Raises:
-            ConfigError: there are no `scenes`.
-
-        """
-        settings = self._settings
-        if settings.scenes is None:
-            raise ConfigError("scenes: [''] leaves nothing to sort images into; name some.")
-        return _classify(settings.scenes, trunk, settings.config.scene_temperature)
+        text = self._settings.text if text_features is None else text_features
+        return similarity_logits(features, text, self.config.temperature)
 
     @torch.inference_mode()
     def read_out(
-        self, logits: Tensor, bins: Tensor | None = None, correct: Correct | None = None,
-    ) -> ReadOut:
+        self, logits: Tensor, bins: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
 
         Args:
-            logits: (passes, B, K, h, w), from `logits`.
-            bins: (K,) metres on the device, or (B, K) for each image's own; None for the
-                configured ones, which know no scene.
-            correct: of a calibration, with which the focal ratio counts, too; None for words
-                alone.
+            logits: (N, K, h, w), from `logits`.
+            bins: (K,) metres on the device; None for the configured ones, which know no scene.
+
+        Returns:
+            Weights (N, K, h, w), depth and the spread of the bins, (N, h, w) metres, of every
+            pass; `projection.mean_of_passes` averages them.
 
         """
-        settings = self._settings
-        return _read_out(logits, settings.bins if bins is None else bins,
-                         settings.config.read_out, correct)
+        return read_out(logits, self._settings.bins if bins is None else bins,
+                        self.config.read_out)
+
+    def _input(self, images: Sequence[NDArray[np.uint8]], *, flip: bool) -> Tensor:
+        """Images -> (N, 3, height, width), normalised; mirrored ones ride in the same batch."""
+        count, (height, width) = len(images), self._size
+        rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
+        for image, target in zip(images, rows, strict=False):
+            _size_of(image)
+            pixels = torch.from_numpy(np.require(image, requirements=('C', 'W'))).to(self.device)
+            # Whole rows at a time: their length suits a processor's vectors, three channels do
+            # not.
+            torch.addcmul(self._shift, _resize(pixels, self._size).reshape(height, -1).float(),
+                          self._scale, out=target)
+        batch = rows.view(-1, height, width, 3)
+        if flip:
+            batch[count:] = batch[:count].flip(2)
+        return batch.permute(0, 3, 1, 2)
 
 
-def _tensor(image: NDArray[np.uint8]) -> Tensor:
-    """An image as a tensor, where it lies if torch takes it: contiguous, and not read-only."""
-    return torch.from_numpy(np.require(image, requirements=('C', 'W')))
+def _on(
+    patches: Tensor, numbers: Sequence[float],
+    factors: Sequence[NDArray[np.float32] | None] = (),
+) -> Tensor:
+    """(B, 1, 1) of one number for each image beside (B, h, w); or (B, h, w) with factors."""
+    values = torch.tensor(numbers, dtype=torch.float32, device=patches.device)[:, None, None]
+    if all(factor is None for factor in factors):
+        return values
+    return values * torch.from_numpy(np.stack([
+        np.ones(patches.shape[1:], np.float32) if factor is None else factor
+        for factor in factors])).to(patches.device)
 
 
-def _column(values: Sequence[float], device: torch.device) -> Tensor:
-    """(B, 1, 1) of one number for each image."""
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
-
-def _by_patch(values: Sequence[float | NDArray[np.float32]], patches: Tensor) -> Tensor:
-    """(B, h, w) of numbers, or of (h, w) each, beside patches of that shape."""
-    shape = patches.shape[1:]
-    return torch.from_numpy(np.stack([
-        np.broadcast_to(np.float32(of_one), shape) for of_one in values])).to(patches.device)
-
-
-def _compare(features: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """(passes, B, C, h, w) features and (K, C) words -> (passes, B, K, h, w) logits."""
-    logits = similarity_logits(features.flatten(0, 1), text, temperature)
-    return logits.view(*features.shape[:2], *logits.shape[1:])
-
-
-def _classify(scenes: SceneSettings, trunk: Tensor, temperature: float) -> Tensor:
-    """(passes, B, C', h, w) -> (B, S) probabilities."""
-    images = scenes.pool.whole(trunk.flatten(0, 1)).view(*trunk.shape[:2], -1)
-    return scene_probabilities(images, scenes.text, temperature)
-
-
-def _sort(
-    settings: Settings, trunk: Tensor, before: Sequence[Scene | None],
-) -> tuple[Sequence[Scene | None], Tensor]:
-    """Scene of every image, if there are any, and its bins: (B, K) metres, or (K,) for all."""
-    scenes, config = settings.scenes, settings.config
-    if scenes is None:
-        return [None] * len(before), settings.bins
-    probabilities = _classify(scenes, trunk, config.scene_temperature)
-    past, memory = _remembered(config, before)
-    probabilities = remember(probabilities, past.to(trunk.device), memory.to(trunk.device))
-    plain = plain_share(probabilities, config.scene_entropy)
-    named = [Scene.of(config.scenes, of_one.cpu().numpy(), float(part), scene)
-             for of_one, part, scene in zip(probabilities, plain, before, strict=True)]
-    return named, mixed_bins(probabilities, plain, scenes.bins, settings.bins)
-
-
-def _remembered(
-    config: DepthConfig, before: Sequence[Scene | None],
-) -> tuple[Tensor, Tensor]:
-    """(B, S) probabilities of the images before, and (B,) the part they have in the new."""
-    known = [scene if scene is not None and scene.names == config.scenes else None
-             for scene in before]
-    past = np.stack([np.zeros(len(config.scenes), np.float32) if scene is None
-                     else scene.probabilities for scene in known])
-    share = [0.0 if scene is None else config.scene_memory for scene in known]
-    return torch.from_numpy(past), torch.tensor(share)
-
-
-def words(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What the words say of (N, K, h, w) logits, by (K,) or (N, K) bins.
-
-    Returns:
-        Their weights (N, K, h, w), and depth and the spread of the bins, (N, h, w) metres.
-
-    """
-    weights = bin_weights(logits)
-    depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
-    return weights, depth, bin_spread(weights, bins)
-
-
-def _read_out(
-    logits: Tensor, bins: Tensor, mode: str, correct: Correct | None = None,
-) -> ReadOut:
-    """(passes, B, K, h, w) logits -> depth."""
-    passes, count = logits.shape[:2]
-    weights, depth, spread = words(
-        logits.flatten(0, 1), bins if bins.dim() == 1 else bins.repeat(passes, 1), mode)
-    unsure = None
-    if correct is not None:
-        depth, spread, unsure = correct(weights, depth, spread)
-    if passes == 2:  # averaged before upsampling, as the official code does
-        depth = 0.5 * (depth[:count] + depth[count:].flip(2))
-    return ReadOut(depth, weights[:count], spread[:count],
-                   None if unsure is None else unsure[:count])
-
-
-def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(pixels: Tensor, size: Size) -> Tensor:
     """(H, W, 3) -> (height, width, 3), in 8 bits as CLIP's own preprocessing does it."""
+    if pixels.shape[:2] == size:
+        return pixels
     image = pixels.permute(2, 0, 1)[None]
     if image.is_cuda:  # where torch resizes in floating point only
         image = interpolate(image.float(), size, mode='bilinear', antialias=True).round_()

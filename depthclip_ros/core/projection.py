@@ -60,6 +60,45 @@ def best_bins(logits: Tensor, bins: Tensor) -> Tensor:
     return depth.masked_fill(logits.isnan().any(dim=1), math.nan)
 
 
+def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
+    """Standard deviation of the bins under the weights: (B, h, w) metres.
+
+    Relative only: it cannot exceed half the range of the bins, whatever the true error.
+    """
+    offsets = bins.view(-1, weights.shape[1], 1, 1) - combine_bins(weights, bins)[:, None]
+    return (weights * offsets.square()).sum(dim=1).sqrt()
+
+
+def read_out(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What the words say (eqs. 4 and 5).
+
+    Args:
+        logits: (B, K, h, w).
+        bins: (K,) metres, or (B, K) for each image's own.
+        mode: 'mean' of the bins under the weights, or 'argmax'.
+
+    Returns:
+        Weights (B, K, h, w), depth and the spread of the bins, (B, h, w) metres.
+
+    """
+    weights = bin_weights(logits)
+    depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
+    return weights, depth, bin_spread(weights, bins)
+
+
+def mean_of_passes(depth: Tensor, images: int) -> Tensor:
+    """Depth of so many images, of which mirrored ones may follow: averaged, as the official code.
+
+    Args:
+        depth: (B, h, w) metres, B once or twice the number of images.
+        images: how many.
+
+    """
+    if len(depth) == images:
+        return depth
+    return 0.5 * (depth[:images] + depth[images:].flip(2))
+
+
 def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
     """Gaussian mean over the patches around each (a normalised convolution).
 
@@ -88,16 +127,6 @@ def _gaussian(count: int, sigma: float, device: torch.device) -> Tensor:
     return (-0.5 * ((places[:, None] - places) / sigma).square()).exp().float()
 
 
-def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
-    """Standard deviation of the bins under the weights: (B, h, w) metres.
-
-    Relative only: it cannot exceed half the range of the bins, whatever the true error.
-    """
-    mean = combine_bins(weights, bins)
-    offsets = bins.view(-1, weights.shape[1], 1, 1) - mean[:, None]
-    return (weights * offsets.square()).sum(dim=1).sqrt()
-
-
 def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:
     """Depth beyond what may be relied on, replaced as REP-117 says.
 
@@ -119,9 +148,7 @@ def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str)
     return limited.masked_fill_(patch_depth > high, far)
 
 
-def upsample(
-    patch_depth: Tensor, size: tuple[int, int], mode: str,
-) -> Tensor:
+def upsample(patch_depth: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """From patches to pixels.
 
     A pixel whose nearest patch has no depth, or an infinite one, has that patch's NaN or

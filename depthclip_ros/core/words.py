@@ -27,12 +27,11 @@ from torch.nn.functional import normalize
 from . import files
 from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
-from .errors import ConfigError, WeightsError, quoted, reason
+from .errors import ConfigError, WeightsError, quoted
 from .projection import LOGIT_SCALE
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
-SUFFIX = '.npz'  # a zip file, whose checksums tell damage
-_TOLERANCE = 1e-3  # of the length of a unit vector in float32
+SUFFIX = '.npy'
 
 
 class Phrases(NamedTuple):
@@ -159,20 +158,19 @@ class TextFeatureCache:
         self._log = log
         self._tokenizer = tokenizer_version(backbone)
 
-    def path(self, config: DepthConfig | Phrases, weights_digest: str) -> Path:
-        """File for this configuration: its name is a hash of all that changes the features."""
-        key = json.dumps([
-            weights_digest, self._tokenizer, config.tokens, config.templates])
+    def path(self, words: DepthConfig | Phrases, weights_digest: str) -> Path:
+        """File for these words: its name is a hash of all that changes the features."""
+        key = json.dumps([weights_digest, self._tokenizer, words.tokens, words.templates])
         return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
     def get(
-        self, config: DepthConfig | Phrases, weights_digest: str, width: int,
+        self, words: DepthConfig | Phrases, weights_digest: str, width: int,
         encode: Callable[[], NDArray[np.float32]],
     ) -> tuple[NDArray[np.float32], bool]:
         """Features from the cache, else from `encode`, then kept.
 
         Args:
-            config: `tokens` and `templates`.
+            words: tokens and templates.
             weights_digest: of the weights that `encode` uses.
             width: C, the dimension of the model's text features.
             encode: gives (K, C) unit vectors.
@@ -184,50 +182,31 @@ class TextFeatureCache:
             WeightsError: `encode` gave something else.
 
         """
-        path, shape = self.path(config, weights_digest), (len(config.tokens), width)
-        features = self._read(path, shape)
-        if features is not None:
-            return features, True
+        path = self.path(words, weights_digest)
+        try:
+            features = np.load(path, allow_pickle=False)
+            if features.shape == (len(words.tokens), width) and np.isfinite(features).all():
+                return features.astype(np.float32), True
+            fault = f'they are {features.dtype} {features.shape}'
+        except FileNotFoundError:
+            fault = ''
+        except (OSError, EOFError, ValueError, TypeError) as error:  # what a damaged file raises
+            fault = str(error)
+        if fault:
+            self._log(f'WARNING: the text features in {path} cannot be used ({fault}); the words '
+                      'are encoded again.')
         features = encode()
-        if fault := _fault(features, shape):
-            raise WeightsError(f"the text features of these weights {fault}; the text encoder's "
-                               'weights are damaged. Give other weights.')
+        if not np.isfinite(features).all():
+            raise WeightsError("the text features of these weights are not finite; the text "
+                               "encoder's weights are damaged. Give other weights.")
         try:
             with files.atomic(path) as file:
-                np.savez(file, features=features)
+                np.save(file, features)
         except OSError as error:
-            self._log(f'WARNING: the text features cannot be kept in {path.parent} '
+            self._log(f'WARNING: the text features cannot be kept in {self.folder} '
                       f'({error.strerror}); they are encoded at every start. Set cache_dir or '
                       '$DEPTHCLIP_CACHE to a folder that can be written.')
         return features, False
-
-    def _read(self, path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-        """Features of a file; None where it is absent or, with a warning, cannot be used."""
-        try:
-            with files.open_regular(path) as file:
-                features = np.load(file, allow_pickle=False)['features']
-            fault = _fault(features, shape)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # noqa: BLE001 (what a damaged file makes zipfile raise)
-            fault = f'cannot be read ({reason(error)})'
-        if fault:
-            self._log(f'WARNING: the text features in {path} {fault}; the words are encoded '
-                      'again.')
-            return None
-        return np.asarray(features, np.float32)
-
-
-def _fault(features: NDArray[np.float32], shape: tuple[int, int]) -> str:
-    """Say why these cannot be text features; '' if they can."""
-    if features.dtype != np.float32 or features.shape != shape:
-        return f'are {features.dtype} {features.shape} instead of float32 {shape}'
-    if not np.isfinite(features).all():
-        return 'are not finite'
-    lengths = np.linalg.norm(features, axis=1)
-    if (abs(lengths - 1) > _TOLERANCE).any():
-        return f'are {lengths.min():.4g} to {lengths.max():.4g} long instead of 1'
-    return ''
 
 
 # By how much another scene must be more probable than the one that was named last.
@@ -285,11 +264,6 @@ def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tens
     return probabilities.where(usable, 1 / len(text))
 
 
-def remember(probabilities: Tensor, before: Tensor, memory: Tensor) -> Tensor:
-    """Probabilities with a part (B,) of those before, both (B, S)."""
-    return probabilities + memory[:, None] * (before - probabilities)
-
-
 def plain_share(probabilities: Tensor, limit: float) -> Tensor:
     """Part that the plain bins have, by how undecided the probabilities are.
 
@@ -323,3 +297,27 @@ def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Te
     """
     mixture = probabilities @ of_scenes
     return mixture + plain[:, None] * (bins - mixture)
+
+
+def sort_into_scenes(
+    config: DepthConfig, probabilities: Tensor, before: Sequence[Scene | None],
+) -> tuple[list[Scene], Tensor, Tensor]:
+    """Name the scenes of images, with what the cameras' images before have left in them.
+
+    Args:
+        config: its scenes, `scene_memory` and `scene_entropy`.
+        probabilities: (B, S), of each image by itself.
+        before: the scene of the same camera's image before; None for none.
+
+    Returns:
+        The scenes, their probabilities (B, S), and the part (B,) of the plain bins.
+
+    """
+    for i, scene in enumerate(before):
+        if scene is not None and scene.names == config.scenes:
+            past = torch.from_numpy(scene.probabilities).to(probabilities.device)
+            probabilities[i] += config.scene_memory * (past - probabilities[i])
+    plain = plain_share(probabilities, config.scene_entropy)
+    named = [Scene.of(config.scenes, of_one.cpu().numpy(), float(part), scene)
+             for of_one, part, scene in zip(probabilities, plain, before, strict=True)]
+    return named, probabilities, plain
