@@ -78,7 +78,7 @@ class Model:
 
     def see(self, view: rooms.View) -> Tensor:
         """(1, K, h, w) logits at temperature 1."""
-        return self.estimator.logits(self.estimator.maps([view.rgb]).features)[0]
+        return self.estimator.logits(self.estimator.maps([view.rgb]).features)
 
     def choose_temperature(self, views: Sequence[rooms.View]) -> None:
         """Take the temperature of the least rmse."""
