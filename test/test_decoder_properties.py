@@ -19,7 +19,7 @@ pytest.importorskip('hypothesis', reason='hypothesis is not installed (extra tes
 import cv2
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from test_geometry import camera_info
+from test_camera import camera_info
 from test_image_io import BAYER, DIRECT, PACKED_YUV, chunk, image, planar, png
 
 from depthclip_ros.core import camera as distortion
