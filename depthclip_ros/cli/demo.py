@@ -409,13 +409,10 @@ def suggestions(folder: Path, *, built_in: bool) -> list[str]:
              folder / 'predicted']
     rooms: list[Any] = ['demo', *(['--fov', '90'] if built_in else []), '-o', f'{folder}_rooms']
     why = 'the same rooms through a wider lens' if built_in else 'rooms that words can tell'
-    last = (['demo', '--webcam', '0', '-o', f'{folder}_webcam'], 'your own surroundings') \
-        if Path('/dev/video0').exists() else (
-            ['doctor'], 'what this machine has, and how to mend what it lacks')
     name = os.environ.get('DEPTHCLIP_COMMAND', 'depthclip')
     return [f'{name} {shlex.join(map(str, command))}\n    # {reason}' for command, reason in (
         (again, 'the first image again, or one of yours; first change a word in that file'),
-        (rooms, why), last)]
+        (rooms, why), (['doctor'], 'what this machine has, and how to mend what it lacks'))]
 
 
 def _milliseconds(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..bags.messages import read
 from ..calibrate.recordings import spread_evenly
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import user_path
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from rosbags.rosbag2 import Reader
-    from rosbags.typesys.store import Typestore
 
 
 class NamedFrame(NamedTuple):
@@ -72,40 +71,37 @@ def named_frames(
 def _of_bag(
     path: str, most: int, skip: Callable[[DataError], None], topic: str,
 ) -> Iterator[NamedFrame]:
-    from rosbags.typesys import Stores, get_typestore
-
     camera = camera_topics(bag_topics(path), topic, '--topic TOPIC')
-    name = camera.image + ('/compressed' if camera.compressed else '')
-    store = get_typestore(Stores.ROS2_HUMBLE)
+    name = camera.image + '/compressed' * camera.compressed
     with closing(open_bag(path)) as reader:
-        connections = [c for c in reader.connections if c.topic == name]
-        info = _first(reader, store, camera.camera_info)
-        wanted = set(spread_evenly(sum(c.msgcount for c in connections), most))
-        if not wanted:
+        def messages(topic: str | None) -> Iterator[tuple[Any, int, Any]]:
+            connections = [c for c in reader.connections if c.topic == topic]
+            return iter(()) if not connections else bag_messages(
+                reader, connections, reader.start_time)
+
+        info = None
+        for connection, _, data in messages(camera.camera_info):
+            with suppress(DataError):  # the next one is as good
+                info = _message(path, connection, data)
+                break
+        count = sum(c.msgcount for c in reader.connections if c.topic == name)
+        if not count:
             raise ConfigError(f'{path}: no image on {name}.')
-        for number, (connection, time, data) in enumerate(
-                bag_messages(reader, connections, reader.start_time)):
+        wanted = set(spread_evenly(count, most))
+        for number, (connection, time, data) in enumerate(messages(name)):
             if number not in wanted:
                 continue
             try:
-                message = store.deserialize_cdr(data, connection.msgtype)
-            except Exception as error:  # noqa: BLE001 - whatever its decoder raises
-                skip(DataError('corrupt message', f'{path}: {name}: {type(error).__name__}'))
-                continue
-            try:
-                rgb = to_rgb(message)
+                rgb = np.ascontiguousarray(to_rgb(_message(path, connection, data)))
             except DataError as error:
                 skip(error)
                 continue
-            seconds = (time - reader.start_time) / NANOSECONDS
-            yield NamedFrame(f'{seconds:.2f} s', np.ascontiguousarray(rgb), info)
+            yield NamedFrame(f'{(time - reader.start_time) / NANOSECONDS:.2f} s', rgb, info)
 
 
-def _first(reader: Reader, store: Typestore, topic: str | None) -> Any:
-    """First message of a topic that can be read; None if there is none."""
-    connections = [c for c in reader.connections if c.topic == topic]
-    for connection, _, data in bag_messages(
-            reader, connections, reader.start_time) if connections else ():
-        with suppress(Exception):  # whatever its decoder raises; the next one is as good
-            return store.deserialize_cdr(data, connection.msgtype)
-    return None
+def _message(path: str, connection: Any, data: Any) -> Any:
+    try:
+        return read(data, connection.msgtype)
+    except Exception as error:  # whatever its decoder raises
+        raise DataError('corrupt message', f'{path}: {connection.topic}: '
+                        f'{type(error).__name__}') from error

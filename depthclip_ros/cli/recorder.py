@@ -73,15 +73,10 @@ class Album:
         self, folder: Path, limit: int | None, frames: int | None, bins: Sequence[float], *,
         trained: bool,
     ) -> None:
-        """Begin; files of an earlier run in the folder are removed.
+        """Begin in a folder; files of an earlier run are removed.
 
-        Args:
-            folder: exists already.
-            limit: how many frames to leave at most; None: all.
-            frames: how many will come; None: as many as it will be.
-            bins: depths of the tokens, which give the colours their scale.
-            trained: whether the depth means anything.
-
+        `limit` frames are left at most, of `frames` that come (None: all, and who knows). The
+        ascending `bins` give the colours their scale.
         """
         self.numbers: list[int] = []
         self.lost_pixels = 0
@@ -159,14 +154,9 @@ class Recorder(Node):
     """Subscribes to images, depth, clouds and diagnostics, and counts them."""
 
     def __init__(self, album: Album, images: str, *, compressed: bool, reliable: bool) -> None:
-        """Subscribe.
+        """Subscribe to the topic of images that the node listens to, and to all that it sends.
 
-        Args:
-            album: gets the frames that it wants.
-            images: topic that the node listens to.
-            compressed: type of its messages.
-            reliable: whether its publisher is; large images are lost easily otherwise.
-
+        `reliable`: the images' publisher is; large ones are lost easily otherwise.
         """
         super().__init__('depthclip_demo')
         self.images = self.depths = self.clouds = 0
