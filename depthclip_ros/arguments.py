@@ -7,38 +7,31 @@ The standard library only: `depthclip doctor` must work where nothing else does.
 from __future__ import annotations
 
 import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def number(text: str) -> float:
-    """Read any number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number') from None
+def _reader(kind: type, low: float, high: float, what: str) -> Callable[[str], Any]:
+    """What reads a number in a range, in which both ends count."""
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
+        return value
+    return read
 
 
-def positive(text: str) -> float:
-    """Read a number from a millionth to a million."""
-    value = number(text)
-    if not 1e-6 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f'{text} must be greater than 0, and at most a million')
-    return value
-
-
-def to_a_kilometre(text: str) -> float:
-    """Read metres from a tenth to a thousand."""
-    value = number(text)
-    if not 0.1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f'{text} must be from 0.1 to 1000 metres')
-    return value
-
-
-def not_negative(text: str) -> float:
-    """Read a number from 0 to a billion."""
-    value = number(text)
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f'{text} must not be negative, nor above a billion')
-    return value
+positive = _reader(float, 1e-6, 1e6, 'a number greater than 0, and at most a million')
+not_negative = _reader(float, 0, 1e9, 'a number from 0 to a billion')
+to_a_kilometre = _reader(float, 0.1, 1000, 'a number of metres from 0.1 to 1000')
+whole = _reader(int, 0, math.inf, 'a whole number, 0 or more')
+count = _reader(int, 1, math.inf, 'a whole number, 1 or more')
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -55,22 +48,3 @@ def point(text: str) -> tuple[float, float]:
             f"{text!r} is no point: two numbers with a comma between them, such as '320,240'",
         ) from None
     return x, y
-
-
-def whole(text: str) -> int:
-    """Read a whole number, not negative."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number') from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{text} is negative')
-    return value
-
-
-def count(text: str) -> int:
-    """Read a whole number, 1 at least."""
-    value = whole(text)
-    if not value:
-        raise argparse.ArgumentTypeError('0 is too few; 1 at least')
-    return value

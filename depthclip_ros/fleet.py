@@ -7,10 +7,10 @@ dead one anew and repeats what it was at. Here is only what hands the work out.
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .core.errors import ConfigError, DepthClipError, quoted
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     # Makes what works: a function that is called with the arguments of every task.
     Make = Callable[[], Callable[..., Any]]
 
-LOCAL = 'local'
-AUTO = 'auto'
-# Ray's own store of objects, where this process starts Ray: tasks and reports are small.
-_STORE_BYTES = 128 << 20
+LOCAL, AUTO = 'local', 'auto'
+_STORE_BYTES = 128 << 20  # of Ray's store of objects: tasks and reports are small
 
 
 class FleetError(DepthClipError):
@@ -68,11 +66,9 @@ def cluster_of(address: str | None, **others: Any) -> Cluster | None:
 
     """
     given = {name: value for name, value in others.items() if value is not None}
-    if address is None:
-        if given:
-            raise ConfigError(f'--{next(iter(given))} counts with --ray only.')
-        return None
-    return Cluster(address, **given)
+    if address is None and given:
+        raise ConfigError(f'--{next(iter(given))} counts with --ray only.')
+    return None if address is None else Cluster(address, **given)
 
 
 def share_out(
@@ -94,17 +90,17 @@ def share_out(
         FleetError: Ray is missing, there is no such cluster, or no worker is there.
 
     """
-    if cluster is not None:
-        ray = _connected(cluster)
-        try:
-            yield from _on_ray(ray, make, deque(tasks), cluster, log)
-        finally:
-            ray.shutdown()
+    if cluster is None:
+        work = make()
+        log(f'worker {_name()}')
+        for key, arguments in tasks:
+            yield Outcome(key, *_outcome(partial(work, *arguments)))
         return
-    work = make()
-    log(f'worker {_name()}')
-    for key, arguments in tasks:
-        yield Outcome(key, *_outcome(work, arguments))
+    ray = _connected(cluster)
+    try:
+        yield from _on_ray(ray, make, deque(tasks), cluster, log)
+    finally:
+        ray.shutdown()
 
 
 def _on_ray(
@@ -112,36 +108,41 @@ def _on_ray(
     log: Callable[[str], None],
 ) -> Iterator[Outcome]:
     """Every worker first makes what works, and gets a task whenever it has none."""
-    actors = ray.remote(_Worker).options(
+    kind, each = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
+    there = ray.cluster_resources().get(kind, 0)
+    if there < each:
+        raise FleetError(f'A worker needs {each:g} {kind}, and Ray has {there:g}.')
+    actor = ray.remote(_Worker).options(
         num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1,
         max_task_retries=cluster.retries)
-    count = cluster.workers or _fitting(ray, cluster)
-    loading = {worker.load.remote(): worker for worker in (
-        actors.remote(make) for _ in range(count))}
-    working: dict[Any, tuple[Any, Any]] = {}
+    workers = [actor.remote(make) for _ in range(cluster.workers or int(there / each))]
+    working: dict[Any, tuple[Any, Any]] = {worker.load.remote(): (worker, _LOAD)
+                                           for worker in workers}
     reason = ''
-    while queue or working:
-        if not loading and not working:
-            raise FleetError(f'No worker could be started, or none is left. {reason}')
-        done = ray.wait([*working, *loading], num_returns=1)[0][0]
+    while working:
+        done = ray.wait(list(working), num_returns=1)[0][0]
+        worker, key = working.pop(done)
         try:
             value, error, name = ray.get(done)
         except ray.exceptions.RayError as failure:
             value, name = None, 'a worker that died'
             error = ('Its worker died more often than --retries allows (was it short of memory?): '
                      f'{quoted(" ".join(str(failure).split()), 300)}')
-        if done in loading:
-            worker = loading.pop(done)
+        if key is not _LOAD:
+            yield Outcome(key, value, error, name)
+        else:
             log(f'{name} cannot work: {error}' if error else f'worker {name}')
             if error:
                 reason = error
                 continue
-        else:
-            worker, key = working.pop(done)
-            yield Outcome(key, value, error, name)
         if queue:
             key, arguments = queue.popleft()
             working[worker.call.remote(arguments)] = worker, key
+    if queue:
+        raise FleetError(f'No worker could be started, or none is left. {reason}')
+
+
+_LOAD = object()  # instead of a task's key
 
 
 class _Worker:
@@ -151,40 +152,37 @@ class _Worker:
         self._make = make
         self._work: Callable[..., Any] | None = None
 
-    def load(self) -> tuple[None, str, str]:
-        try:
-            self._work = self._work or self._make()
-        except Exception as error:  # noqa: BLE001 (told to whoever started it)
-            return None, _reason(error), _name()
-        return None, '', _name()
+    def load(self) -> tuple[Any, str, str]:
+        _, error, name = _outcome(self._loaded)
+        return None, error, name
 
     def call(self, arguments: tuple[Any, ...]) -> tuple[Any, str, str]:
-        _, error, name = self.load()
-        if self._work is None:
-            return None, error, name
-        return _outcome(self._work, arguments)
+        return _outcome(lambda: self._loaded()(*arguments))
+
+    def _loaded(self) -> Callable[..., Any]:
+        self._work = self._work or self._make()
+        return self._work
 
 
 def _connected(cluster: Cluster) -> Any:
     """Ray; nothing is told to anybody, and no dashboard is opened, unless the user wants it."""
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try:
-        ray: Any = importlib.import_module('ray')  # its annotations do not hold what it does
+        import ray
     except ImportError as error:
         raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
                          '--ray away.') from error
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     usual: dict[str, Any] = {'log_to_driver': False, 'logging_level': 'WARNING',
                              'configure_logging': True}
     here = {'address': LOCAL, 'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
     try:
-        if cluster.address == AUTO:
-            try:
-                ray.init(address=AUTO, **usual)
-            except ConnectionError:
-                ray.init(**here, **usual)
-        else:
+        try:
             ray.init(**(here if cluster.address == LOCAL else {'address': cluster.address}),
                      **usual)
+        except ConnectionError:
+            if cluster.address != AUTO:
+                raise
+            ray.init(**here, **usual)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise FleetError(f'--ray {quoted(cluster.address)}: Ray cannot be reached or started '
                          f'there: {quoted(str(error), 300)}. "--ray local" needs no cluster.'
@@ -192,28 +190,14 @@ def _connected(cluster: Cluster) -> Any:
     return ray
 
 
-def _fitting(ray: Any, cluster: Cluster) -> int:
-    """As many workers as there is room for."""
-    resources = ray.cluster_resources()
-    kind, each = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
-    count = int(resources.get(kind, 0) / each)
-    if not count:
-        raise FleetError(f'A worker needs {each:g} {kind}, and Ray has '
-                         f'{resources.get(kind, 0):g}.')
-    return count
-
-
-def _outcome(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str, str]:
+def _outcome(work: Callable[[], Any]) -> tuple[Any, str, str]:
+    """Value, error and worker; errors of this package are sentences, others need their type."""
     try:
-        return work(*arguments), '', _name()
+        return work(), '', _name()
+    except DepthClipError as error:
+        return None, str(error), _name()
     except Exception as error:  # noqa: BLE001 (one task must not stop the others)
-        return None, _reason(error), _name()
-
-
-def _reason(error: Exception) -> str:
-    """Errors of this package are complete sentences; others need their type."""
-    return str(error) if isinstance(error, DepthClipError) else \
-        f'{type(error).__name__}: {quoted(str(error), 300)}'
+        return None, f'{type(error).__name__}: {quoted(str(error), 300)}', _name()
 
 
 def _name() -> str:

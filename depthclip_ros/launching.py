@@ -10,12 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import json
 import math
 import re
-import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,12 +22,11 @@ from .core.errors import ConfigError, quoted
 from .node.config import NodeConfig, read_config, read_values
 from .resources import config_path, share_dir
 from .sources.bag import (
-    BagError,
-    BagTopic,
+    CameraTopics,
     bag_topics,
     camera_info_beside,
-    camera_topics,
-    checked_path,
+    cameras_of,
+    one_for_each,
 )
 
 if TYPE_CHECKING:
@@ -85,28 +82,10 @@ ARGUMENTS = {
 DEFAULTS = {'rviz': 'false', 'respawn': 'false', 'respawn_delay': '5.0'}  # others: ''
 CHOICES = {'player': ['', 'rosbag2', 'bag_player'],
            'log_level': ['', 'debug', 'info', 'warn', 'error', 'fatal']}
-TRUE, FALSE = ('true', '1', 'yes', 'y', 'on'), ('false', '0', 'no', 'n', 'off')
+BOOLEANS = {**dict.fromkeys(('true', '1', 'yes', 'y', 'on'), True),
+            **dict.fromkeys(('false', '0', 'no', 'n', 'off'), False)}
 # What ROS takes as a topic; else rcl says 'error not set'.
 TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
-
-
-class Camera(NamedTuple):
-    """A camera of the node, and the topics it uses instead of its own ('': its own)."""
-
-    name: str
-    image: str
-    camera_info: str
-
-    def remappings(self, prefix: str) -> list[tuple[str, str]]:
-        """Of the topics that begin so."""
-        result = []
-        if self.image:
-            base = self.image.removesuffix('/compressed')
-            result += [(f'{prefix}image', base),
-                       (f'{prefix}image/compressed', f'{base}/compressed')]
-        if self.camera_info:
-            result.append((f'{prefix}camera_info', self.camera_info))
-        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +95,8 @@ class Plan:
     Attributes:
         params_files: of the node; each has been read, and together they fit.
         parameters: of the node, over those of the files.
-        cameras: at least one; where the arguments name none, one without a name.
+        cameras: topics that they use instead of their own ('': their own); where the arguments
+            name none, one without a name.
         names: of the node's cameras, which may be the files' own.
         respawn: whether the node is started again when it ends.
         respawn_delay: seconds from its end to its start.
@@ -127,30 +107,37 @@ class Plan:
 
     params_files: list[str]
     parameters: dict[str, Any]
-    cameras: list[Camera]
+    cameras: list[CameraTopics]
     names: list[str]
     respawn: bool
     respawn_delay: float
     required: bool
     notes: list[str]
 
-    def remappings(self) -> list[tuple[str, str]]:
-        """Of the node."""
-        return [pair for camera in self.cameras
-                for pair in camera.remappings(f'{camera.name}/' if camera.name else '')]
+    def remappings(self, *, below: bool = True) -> list[tuple[str, str]]:
+        """Of the node's topics; with `below=False` seen from within the only camera's name."""
+        pairs = []
+        for camera in self.cameras:
+            prefix = f'{camera.name}/' if camera.name and below else ''
+            if camera.image:
+                pairs += [(f'{prefix}image', camera.image),
+                          (f'{prefix}image/compressed', f'{camera.image}/compressed')]
+            if camera.camera_info:
+                pairs.append((f'{prefix}camera_info', camera.camera_info))
+        return pairs
 
     def topics(self) -> list[str]:
         """Those that the cameras use instead of their own."""
-        return [topic for camera in self.cameras for topic in camera[1:] if topic]
+        return [topic for camera in self.cameras for topic in (camera.topic, camera.camera_info)
+                if topic]
 
 
-def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) -> Plan:
+def plan(value: Mapping[str, str], namespace: str) -> Plan:
     """Work out what the launch arguments mean.
 
     Args:
         value: of every argument of depth.launch.py, by its name.
         namespace: of the node, fully resolved.
-        bag_lister: command `bag_player`, for bags that only its Python can read.
 
     Raises:
         DepthClipError: arguments that do not fit one another, the bag, or the parameter file.
@@ -161,25 +148,31 @@ def plan(value: Mapping[str, str], namespace: str, bag_lister: Sequence[str]) ->
     files = [str(Path(path).expanduser())
              for path in [value['params_file'] or str(usual), *_split(value['overlay'])]]
     parameters, names = _parameters(value, files, f'{namespace.rstrip("/")}/{NODE}')
-    respawn = boolean('respawn', value['respawn'])
+    respawn, text = boolean('respawn', value['respawn']), value['respawn_delay']
     required = boolean('required', value['required']) if value['required'] \
         else bool(value['bag']) and not respawn
     if respawn and required:
         raise ConfigError('respawn:=true and required:=true: a node that is started again does '
                           'not end anything; give one of them.')
-    cameras, notes = _cameras(value, bag_lister)
+    try:
+        delay = float(text)
+    except ValueError:
+        delay = math.nan
+    if not 0 <= delay < math.inf:
+        raise ConfigError(f'respawn_delay:={text}: {quoted(text)} is no number of seconds, 0 or '
+                          'more.')
+    cameras, notes = _cameras(value)
     if value['bag']:
         parameters['use_sim_time'] = True
     if value['use_sim_time']:
         parameters['use_sim_time'] = boolean('use_sim_time', value['use_sim_time'])
-    compressed = {camera.image.endswith('/compressed') for camera in cameras}
-    if len(compressed) > 1:
+    if len({camera.compressed for camera in cameras}) > 1:
         raise ConfigError(
-            f'image:={",".join(camera.image for camera in cameras)}: some are compressed and some '
+            f'image:={",".join(camera.topic for camera in cameras)}: some are compressed and some '
             'are not. The node reads one kind: give raw topics only, or compressed ones only.')
-    if compressed == {True} and not value['image_transport']:
+    if cameras[0].compressed and not value['image_transport']:
         parameters['image_transport'] = 'compressed'
-    return Plan(files, parameters, cameras, names, respawn, _seconds(value), required, notes)
+    return Plan(files, parameters, cameras, names, respawn, delay, required, notes)
 
 
 def boolean(argument: str, text: str) -> bool:
@@ -189,10 +182,9 @@ def boolean(argument: str, text: str) -> bool:
         ConfigError: it is none.
 
     """
-    for value, words in ((True, TRUE), (False, FALSE)):
-        if text.lower() in words:
-            return value
-    raise ConfigError(f'{argument}:={text}: {quoted(text)} is not true or false.')
+    if text.lower() not in BOOLEANS:
+        raise ConfigError(f'{argument}:={text}: {quoted(text)} is not true or false.')
+    return BOOLEANS[text.lower()]
 
 
 def strangers(
@@ -250,35 +242,6 @@ def description_of(setting: dataclasses.Field[Any]) -> str:
     return f'{describe(setting)}; empty: as in params_file'
 
 
-def camera_of_bag(camera: Camera, topics: list[BagTopic]) -> tuple[Camera, list[str]]:
-    """Fill in the topics of a camera from a bag; also gives what to say about it.
-
-    Raises:
-        BagError: the bag has no such camera, or several.
-
-    """
-    if camera.name and not camera.image:
-        topics = [topic for topic in topics if topic.name.startswith(f'/{camera.name}/')]
-        if not topics:
-            raise BagError(
-                f'cameras:={camera.name}: the bag has no topic under /{camera.name}/; say with '
-                'image:=TOPIC,TOPIC which topics are the cameras.'
-            )
-    found = camera_topics(topics, camera.image)
-    image = found.image + ('/compressed' if found.compressed else '')
-    notes = [f'bag: images from {image}']
-    if camera.camera_info:
-        return camera._replace(image=image), notes
-    if found.camera_info is None:
-        notes.append(
-            f'bag: it has no {camera_info_beside(found.image)}, so there will be no cloud; if '
-            'the camera_info is on another topic, say so with camera_info:=TOPIC'
-        )
-    else:
-        notes.append(f'bag: camera_info from {found.camera_info}')
-    return camera._replace(image=image, camera_info=found.camera_info or ''), notes
-
-
 def rviz_file(names: Sequence[str], folder: str | Path) -> Path:
     """RViz's configuration for the cameras of these names.
 
@@ -321,20 +284,22 @@ def _parameters(
     They are given to the node one by one, although it reads the files, too: to ROS, a section
     with the node's name in params_file outweighs a `/**:` in an overlay.
     """
-    depth, rest = read_config(files[0], node)
+    both = read_config(files[0], node)
     changes: dict[str, Any] = {}
     for path in files[1:]:
         changes.update(read_values(path, node))
-    changes.update({name: _from_text(setting, value[name])
-                    for name, setting in SETTINGS.items() if value[name]})
+    for name, setting in SETTINGS.items():
+        if value[name]:
+            changes[name] = _from_text(setting, value[name])
+    effective: dict[str, Any] = {}
     try:
-        depth = depth.replace(**{n: changes[n] for n in depth.names() if n in changes})
-        rest = rest.replace(**{n: changes[n] for n in rest.names() if n in changes})
+        for config in both:
+            effective |= config.replace(
+                **{name: changes[name] for name in config.names() if name in changes}).to_dict()
     except ConfigError as error:
         raise ConfigError(f'{", ".join(files)} and the arguments of the launch: '
                           f'{error}') from error
-    all_of_them = {**depth.to_dict(), **rest.to_dict()}
-    return {name: all_of_them[name] for name in SETTINGS if name in changes}, list(rest.cameras)
+    return {name: effective[name] for name in SETTINGS if name in changes}, effective['cameras']
 
 
 def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
@@ -353,71 +318,42 @@ def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
                           "'[a, b]' or a,b") from error
 
 
-def _seconds(value: Mapping[str, str]) -> float:
-    text = value['respawn_delay']
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ConfigError(f'respawn_delay:={text}: {quoted(text)} is no number of seconds, 0 or '
-                          'more.')
-    return seconds
-
-
-def _cameras(
-    value: Mapping[str, str], bag_lister: Sequence[str],
-) -> tuple[list[Camera], list[str]]:
+def _cameras(value: Mapping[str, str]) -> tuple[list[CameraTopics], list[str]]:
     """The cameras with the topics of the arguments or of the bag, and what to say about them."""
     names = _split(value['cameras']) or ['']
-    images, infos = (_for_each(names, name, value[name]) for name in ('image', 'camera_info'))
-    topics = _topics_of(value['bag'], bag_lister) if value['bag'] else None
-    cameras, notes = [], []
-    for camera in map(Camera, names, images, infos):
-        found, said = camera, list[str]()
-        if topics is not None:
-            found, said = camera_of_bag(camera, topics)
-        elif camera.image and not camera.camera_info:
-            found = camera._replace(camera_info=camera_info_beside(camera.image))
-            said = [f'camera_info from {found.camera_info}']
-        cameras.append(found)
-        notes += said
-    return cameras, notes
+    images, infos = (_topics(argument, value[argument]) for argument in ('image', 'camera_info'))
+    if value['bag']:
+        cameras = cameras_of(bag_topics(value['bag']), names, images, infos,
+                             choice='image:=TOPIC, or several with cameras:=NAME,NAME')
+        notes = [note for camera in cameras for note in (
+            f'bag: images from {camera.topic}',
+            f'bag: camera_info from {camera.camera_info}' if camera.camera_info else
+            f'bag: it has no {camera_info_beside(camera.image)}, so there will be no cloud; if '
+            'the camera_info is on another topic, say so with camera_info:=TOPIC')]
+        return cameras, notes
+    cameras = [
+        CameraTopics(image.removesuffix('/compressed'),
+                     info or (camera_info_beside(image) if image else ''),
+                     image.endswith('/compressed'), name)
+        for name, image, info in zip(names, one_for_each(names, images),
+                                     one_for_each(names, infos), strict=True)]
+    return cameras, [f'camera_info from {camera.camera_info}' for camera in cameras
+                     if camera.camera_info and not infos]
 
 
-def _topics_of(bag: str, bag_lister: Sequence[str]) -> list[BagTopic]:
-    """Topics of a bag, asked of the player's Python where this one cannot read it."""
-    if checked_path(bag).is_dir():
-        return bag_topics(bag)
-    listed = subprocess.run([*bag_lister, bag, '--list'], capture_output=True, text=True,
-                            check=False)
-    if listed.returncode:
-        said = listed.stderr.strip().splitlines() or [f'exit code {listed.returncode}']
-        raise BagError(said[-1].removeprefix('bag_player: '))
-    return [BagTopic(*topic) for topic in json.loads(listed.stdout)]
-
-
-def _for_each(names: list[str], argument: str, text: str) -> list[str]:
-    """One topic for every camera; all empty if the argument is.
+def _topics(argument: str, text: str) -> list[str]:
+    """Names of topics with commas between them.
 
     Raises:
-        ConfigError: too few, too many, or not a topic's name.
+        ConfigError: one that ROS does not take.
 
     """
-    if not text:
-        return [''] * len(names)
-    topics = _split(text)
-    for topic in topics:
+    for topic in (topics := _split(text)):
         if not TOPIC.fullmatch(topic):
             raise ConfigError(
                 f"{argument}:={text}: {quoted(topic)} is no name of a topic. It has letters, "
                 "digits and '_', with single '/' between them and none at the end, as "
                 '/camera/image_raw.')
-    if len(topics) != len(names):
-        raise ConfigError(
-            f'{argument}:={text} and cameras:={",".join(names)} are {len(topics)} topics for '
-            f'{len(names)} cameras: give one for each, in the same order, separated by commas.'
-        )
     return topics
 
 

@@ -28,7 +28,6 @@ from depthclip_ros.launching import ARGUMENTS, SETTINGS, boolean, report_failure
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
-WORLD_FRAME = 'world'  # of sim_camera
 
 # Parameters of sim_camera.
 SIM_ARGUMENTS = {
@@ -41,12 +40,8 @@ SIM_ARGUMENTS = {
     'noise': 'Noise of the images, 0.01 is 1 % of full scale',
 }
 # Arguments of depth.launch.py that have other defaults here.
-PASSED_ON = {
-    'params_file': str(config_path('demo')),
-    'namespace': '',
-    'rviz': 'true',
-    'required': 'true',
-}
+PASSED_ON = {'params_file': str(config_path('demo')), 'namespace': '', 'rviz': 'true',
+             'required': 'true'}
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -58,8 +53,7 @@ def generate_launch_description() -> LaunchDescription:
           for name, meaning in SIM_ARGUMENTS.items()),
         *(DeclareLaunchArgument(name, default_value=default, description=ARGUMENTS[name])
           for name, default in PASSED_ON.items()),
-        OpaqueFunction(function=_rviz),
-        OpaqueFunction(function=_sim_camera),
+        OpaqueFunction(function=_actions),
         IncludeLaunchDescription(
             str(share_dir() / 'launch' / 'depth.launch.py'),
             launch_arguments=[(name, LaunchConfiguration(name)) for name in PASSED_ON]),
@@ -80,42 +74,26 @@ def _check(context: LaunchContext) -> list[Action]:
     return [LogInfo(msg=note) for note in notes]
 
 
-def _rviz(context: LaunchContext) -> list[Action]:
-    """A demo without RViz is better than none; several cameras are all in the room."""
-    if not boolean('rviz', LaunchConfiguration('rviz').perform(context)):
-        return []
-    if 'rviz2' not in get_packages_with_prefixes():
-        note = 'rviz2 is not installed here: look at depth/image_color with any other viewer'
-        return [LogInfo(msg=note), SetLaunchConfiguration('rviz', 'false')]
-    if not LaunchConfiguration('cameras').perform(context):
-        return []
-    given = LaunchConfiguration('fixed_frame', default='').perform(context)
-    return [SetLaunchConfiguration('fixed_frame', given or WORLD_FRAME)]
-
-
-def _sim_camera(context: LaunchContext) -> list[Action]:
+def _actions(context: LaunchContext) -> list[Action]:
+    """The camera, and RViz's frame; a demo without RViz is better than none."""
+    given, actions = context.launch_configurations, list[Action]()
+    if not boolean('rviz', given['rviz']):
+        pass
+    elif 'rviz2' not in get_packages_with_prefixes():
+        actions += [LogInfo(msg='rviz2 is not installed here: look at depth/image_color with any '
+                            'other viewer'), SetLaunchConfiguration('rviz', 'false')]
+    elif given['cameras'] and not given.get('fixed_frame'):
+        actions.append(SetLaunchConfiguration('fixed_frame', 'world'))  # all are in the room
     # Substitutions, not their texts: launch_ros gives these a number's type.
-    parameters: dict[str, LaunchConfiguration | list[str] | bool] = {
-        name: LaunchConfiguration(name) for name in SIM_ARGUMENTS
-        if context.launch_configurations[name]
-    }
+    parameters = {name: LaunchConfiguration(name) for name in SIM_ARGUMENTS if given[name]}
     if 'cameras' in parameters:
-        names = context.launch_configurations['cameras'].split(',')
-        parameters['cameras'] = [name.strip() for name in names]
+        parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
     if 'distortion' in parameters:
-        parameters['distortion'] = boolean(
-            'distortion', context.launch_configurations['distortion'])
-    return [
-        Node(
-            package=PACKAGE,
-            executable='sim_camera',
-            name='sim_camera',
-            namespace=LaunchConfiguration('namespace'),
-            parameters=[parameters] if parameters else [],
-            output='screen',
-            on_exit=_end,
-        )
-    ]
+        parameters['distortion'] = boolean('distortion', given['distortion'])
+    return [*actions, Node(
+        package=PACKAGE, executable='sim_camera', name='sim_camera',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[parameters] if parameters else [], output='screen', on_exit=_end)]
 
 
 def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:

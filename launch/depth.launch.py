@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros does not know list[str])
 
-from ament_index_python.packages import get_package_prefix, get_packages_with_prefixes
+from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
@@ -63,11 +63,9 @@ LAST_IMAGE = 2.0
 DECLARED = [
     DeclareLaunchArgument(name, default_value=DEFAULTS.get(name, ''), description=meaning,
                           choices=CHOICES.get(name))
-    for name, meaning in ARGUMENTS.items()
-] + [
-    DeclareLaunchArgument(name, default_value='', description=description_of(setting))
-    for name, setting in SETTINGS.items() if name not in ARGUMENTS
-]
+    for name, meaning in {
+        **ARGUMENTS, **{name: description_of(setting) for name, setting in SETTINGS.items()
+                        if name not in ARGUMENTS}}.items()]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -97,11 +95,9 @@ def _actions(context: LaunchContext) -> list[Action]:
              for argument in DECLARED}
     around = context.launch_configurations.get('ros_namespace', '')  # of PushRosNamespace
     namespace = full_namespace(around, value['namespace'])
-    todo = plan(value, namespace, [str(Path(get_package_prefix(PACKAGE), 'lib', PACKAGE,
-                                            'bag_player'))])
-    parameters = {name: _typed(given) for name, given in todo.parameters.items()}
-    profile = large_images_profile(os.environ)
+    todo, profile = plan(value, namespace), large_images_profile(os.environ)
     by_rosbag2 = bool(value['bag']) and _plays_rosbag2(value['player'])
+    parameters = {name: _typed(given) for name, given in todo.parameters.items()}
     # launch listens to a LifecycleNode's transitions, by a node of its own.
     node = (LifecycleNode if by_rosbag2 else Node)(
         package=PACKAGE,
@@ -118,10 +114,19 @@ def _actions(context: LaunchContext) -> list[Action]:
         output='screen',
     )
     actions: list[Action] = [*(LogInfo(msg=note) for note in todo.notes), node]
-    if value['bag']:
-        bag = str(Path(value['bag']).expanduser())
-        actions.append(_rosbag2(bag, node, profile) if by_rosbag2 else
-                       _bag_player(bag, todo, profile))
+    bag = str(Path(value['bag']).expanduser())
+    about_player = {'additional_env': profile, 'on_exit': _after_player, 'output': 'screen'}
+    if by_rosbag2:  # which waits for nobody: it is started when the node is active
+        play = ExecuteProcess(
+            cmd=['ros2', 'bag', 'play', bag, '--clock', '40', '--disable-keyboard-controls',
+                 '--delay', str(DISCOVERY)], **about_player)
+        actions.append(RegisterEventHandler(OnStateTransition(
+            target_lifecycle_node=node, goal_state='active', entities=[play], handle_once=True)))
+    elif value['bag']:
+        actions.append(Node(
+            package=PACKAGE, executable='bag_player', arguments=[
+                bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--settle',
+                str(DISCOVERY), '--wait-for', *todo.topics()], **about_player))
     if boolean('rviz', value['rviz']):
         actions.append(_rviz(value, todo, namespace))
     return actions
@@ -138,38 +143,12 @@ def _typed(value: object) -> object:
 
 def _plays_rosbag2(player: str) -> bool:
     """Whether `ros2 bag play` plays the bag."""
-    is_there = _is_installed('ros2bag')
+    is_there = 'ros2bag' in get_packages_with_prefixes()
     if player == 'rosbag2' and not is_there:
         raise RuntimeError('player:=rosbag2: ros2 bag is not installed here. Install it (sudo apt '
                            'install ros-$ROS_DISTRO-rosbag2), or leave player away.')
     return player == 'rosbag2' or (
         not player and is_there and importlib.util.find_spec('rosbags') is None)
-
-
-def _bag_player(bag: str, todo: Plan, profile: dict[str, str]) -> Action:
-    """This package's player, which waits for the node by itself."""
-    return Node(
-        package=PACKAGE,
-        executable='bag_player',
-        arguments=[bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--settle',
-                   str(DISCOVERY), '--wait-for', *todo.topics()],
-        additional_env=profile,
-        on_exit=_after_player,
-        output='screen',
-    )
-
-
-def _rosbag2(bag: str, node: LifecycleNode, profile: dict[str, str]) -> Action:
-    """ROS's own player, which waits for nobody: it is started when the node is active."""
-    play = ExecuteProcess(
-        cmd=['ros2', 'bag', 'play', bag, '--clock', '40', '--disable-keyboard-controls',
-             '--delay', str(DISCOVERY)],
-        additional_env=profile,
-        on_exit=_after_player,
-        output='screen',
-    )
-    return RegisterEventHandler(OnStateTransition(
-        target_lifecycle_node=node, goal_state='active', entities=[play], handle_once=True))
 
 
 def _after_node(
@@ -200,12 +179,11 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
 
 def _rviz(value: dict[str, str], todo: Plan, namespace: str) -> Action:
     """RViz in the namespace in which the relative topics of its configuration fit."""
-    if not _is_installed('rviz2'):
+    if 'rviz2' not in get_packages_with_prefixes():
         raise RuntimeError(
             'rviz:=true, but rviz2 is not installed here. Install it '
             '(sudo apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out and look at '
-            'depth/image_color with any viewer.'
-        )
+            'depth/image_color with any viewer.')
     sim_time = {key: todo.parameters[key] for key in ('use_sim_time',) if key in todo.parameters}
     alone = todo.names[0] if len(todo.names) == 1 else ''
     frame = ['-f', value['fixed_frame']] if value['fixed_frame'] else []
@@ -216,10 +194,6 @@ def _rviz(value: dict[str, str], todo: Plan, namespace: str) -> Action:
         namespace=f'{namespace}/{alone}'.replace('//', '/').rstrip('/'),
         arguments=['-d', str(rviz_file(todo.names, launch_config.log_dir)), *frame],
         parameters=[sim_time] if sim_time else [],
-        remappings=todo.cameras[0].remappings('') if alone else todo.remappings(),
+        remappings=todo.remappings(below=not alone),
         output='screen',
     )
-
-
-def _is_installed(package: str) -> bool:
-    return package in get_packages_with_prefixes()

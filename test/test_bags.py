@@ -247,7 +247,7 @@ def test_several_cameras_go_as_one_batch(source, estimator, tmp_path, monkeypatc
             == [t for t, _ in after[f'/{name}/image_raw']]
     assert {topic: len(found) for topic, found in after.items()} == {
         topic: count.copied + count.written for topic, count in report.topics.items()}
-    with pytest.raises(ConfigError, match='--image names 1 topics, but there are 2'):
+    with pytest.raises(ConfigError, match='1 topics for 2 cameras'):
         convert(path, tmp_path / 'x', estimator,
                 dataclasses.replace(options, images=('/front/image_raw',)))
 
@@ -461,8 +461,8 @@ DAMAGE = {
     'split, one file missing': (12, 'cannot be read as one (...split_0.mcap...); its files are'),
     'ROS 1 bag': (0, "is a ROS 1 bag. Convert it once: 'rosbags-convert --src ... --dst ...'."),
     'unknown message type': (12, ''),
-    'damaged chunk': (0, "hecksum mismatch. Save what is whole with 'mcap recover FILE"),
-    'truncated .db3': (0, "malformed. ... 'sqlite3 FILE .recover | ... 'ros2 bag reindex'"),
+    'damaged chunk': (0, "hecksum mismatch. Save what is whole: 'mcap recover FILE"),
+    'truncated .db3': (0, "malformed. ... 'sqlite3 FILE .recover | ... 'ros2 bag reindex"),
     'empty file': (0, 'seems to be empty'),
 }
 

@@ -20,7 +20,7 @@ pytest.importorskip('rosbags')
 import bags as recorded
 from drives import camera_of_width, drive, write_drive
 
-from depthclip_ros.bags.fleet import MANIFEST, Bag, find_bags
+from depthclip_ros.bags.fleet import MANIFEST, BagFile, find_bags
 from depthclip_ros.cli.main import main
 from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import ConfigError
@@ -155,7 +155,7 @@ def test_bags_of_a_folder_and_of_a_list(bags, tmp_path):
     (tmp_path / 'list.txt').write_text(
         f'# two of the same name\n{bags / "b1"}\n\n{tmp_path}/other/b1.mcap\n')
     assert find_bags(str(tmp_path / 'list.txt')) == [
-        Bag('b1', bags / 'b1'), Bag('b1_2', tmp_path / 'other' / 'b1.mcap')]
+        BagFile('b1', bags / 'b1'), BagFile('b1_2', tmp_path / 'other' / 'b1.mcap')]
     (tmp_path / 'lost').mkdir()
     for number in range(2):
         (tmp_path / 'lost' / f'lost_{number}.mcap').touch()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +22,10 @@ INFO = 'sensor_msgs/msg/CameraInfo'
 ARGUMENTS = {**dict.fromkeys(launching.SETTINGS, ''),
              **dict.fromkeys(launching.ARGUMENTS, ''), **launching.DEFAULTS,
              'params_file': str(ROOT / 'config/demo.yaml')}
-NO_LISTER = ['/nowhere/bag_player']
 
 
-def make_plan(namespace='/', lister=NO_LISTER, **arguments):
-    return launching.plan({**ARGUMENTS, **arguments}, namespace, lister)
+def make_plan(namespace='/', **arguments):
+    return launching.plan({**ARGUMENTS, **arguments}, namespace)
 
 
 @pytest.fixture
@@ -262,20 +260,8 @@ def test_several_cameras_of_a_bag(bag):
         == '/right/image'
     with pytest.raises(BagError, match='several cameras: /left/image, /right/image'):
         make_plan(bag=path)
-    with pytest.raises(BagError, match='the bag has no topic under /up/'):
+    with pytest.raises(BagError, match='camera up: the bag has no topic under /up/'):
         make_plan(bag=path, cameras='left,up')
-
-
-def test_a_lone_file_is_read_by_the_players_python(tmp_path):
-    path = tmp_path / 'a.mcap'
-    path.write_bytes(b'mcap')
-    listed = json.dumps([['/cam/image', RAW, 3], ['/cam/camera_info', INFO, 3]])
-    lister = [sys.executable, '-c',
-              f'import sys; assert sys.argv[2] == "--list"; print({listed!r})']
-    assert dict(make_plan(bag=str(path), lister=lister).remappings())['image'] == '/cam/image'
-    lister = [sys.executable, '-c', 'raise SystemExit("bag_player: needs the package rosbags")']
-    with pytest.raises(BagError, match=r'^needs the package rosbags$'):
-        make_plan(bag=str(path), lister=lister)
 
 
 def test_nothing_of_pip_is_needed(bag):
@@ -285,7 +271,7 @@ def test_nothing_of_pip_is_needed(bag):
             'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
             '    sys.modules[name] = None\n'
             'from depthclip_ros.launching import plan\n'
-            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/", []).topics())')
+            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/").topics())')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
                           capture_output=True, text=True)
     assert '/cam/image' in done.stdout, done.stderr

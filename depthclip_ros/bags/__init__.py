@@ -2,9 +2,8 @@
 """Bags in, bags with depth out. Needs no ROS."""
 
 from ..sources.bag import BagError
-from .convert import convert
+from .convert import convert, is_done
 from .options import BagCamera, Options, Progress, Report, TopicCount
-from .target import is_done
 
 __all__ = ['BagCamera', 'BagError', 'Options', 'Progress', 'Report', 'TopicCount', 'convert',
            'is_done']

@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import hashlib
+import json
 import shutil
 import sqlite3
 import time
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..color import png
 from ..core.errors import ConfigError, DataError
+from ..core.files import user_path
 from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
 from ..node.frame import Stream, predict
 from ..node.image_io import depth_values
 from ..node.messages import COMPRESSED_IMAGE, IMAGE
 from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS
-from ..sources.bag import NANOSECONDS, BagError, existing_path
+from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
 from .messages import definition, make, output_qos, read, typestore, write
 from .options import (
     COMPRESSED_DEPTH,
@@ -30,22 +33,21 @@ from .options import (
     anchor_topic,
     cameras_of,
 )
-from .source import Source
-from .target import MADE_OF, begin, made_of, output_path, writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
     from ..node.frame import Frame
     from .options import BagCamera
 
+PARTIAL = '.partial'  # behind the name of a bag that is being made
+_MADE_OF = 'depthclip_made_of'  # in the output's metadata
 _TOGETHER = NANOSECONDS // 20  # images of several cameras so near to each other are one batch
 _MOST_FAILURES = 5  # of the network, one after the other
 _PROGRESS = 0.1  # seconds between two reports of it
-_DEPTH_FORMAT = '16UC1; compressedDepth png'
-_DEPTH_HEADER = bytes(12)  # compressed_depth_image_transport's: of 16UC1 nothing in it counts
 
 
 def convert(
@@ -70,24 +72,65 @@ def convert(
             options do not fit the bag, or the network fails on every image.
 
     """
-    started = time.perf_counter()
-    options, log = options or Options(), log or (lambda _: None)
+    started, options = time.perf_counter(), options or Options()
     options.check()
-    source, output = existing_path(source), output_path(output)
-    partial = begin(output, resume=resume)
+    source, output = checked_path(source), _user_path(output)
+    partial = output.with_name(output.name + PARTIAL)
+    if output.exists() or output.is_symlink():
+        raise BagError(f'{output} is there already, and not overwritten. Choose another place '
+                       'with -o.')
+    if partial.exists() and not resume:
+        raise BagError(f'{partial} is there: another run is at work there, or was stopped. If it '
+                       'was stopped, make the bag again with --resume.')
     try:
-        with closing(Source(source, partial)) as bag:
-            conversion = _Conversion(bag, output, options, log)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with Bag(source, partial) as bag:
+            conversion = _Conversion(bag, output, options, log or (lambda _: None))
             loaded = estimator() if callable(estimator) else estimator
             conversion.run(partial / output.name, loaded, progress or (lambda _: None))
         (partial / output.name).rename(output)
     except (OSError, sqlite3.Error) as error:
-        raise BagError(f'{output} cannot be written: {error}. Make room, or whatever it takes, '
-                       'and run the same again.') from error
+        raise BagError(f'{output} cannot be written: {error}. Make room, or whatever it takes, or '
+                       'choose another place with -o, and run the same again.') from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     conversion.report.seconds = time.perf_counter() - started
     return conversion.report
+
+
+def is_done(source: Path, output: Path, config: DepthConfig, options: Options) -> bool:
+    """Whether the output is there, of the very source that is there now and the same settings.
+
+    Raises:
+        BagError: something else is there.
+
+    """
+    output = _user_path(output)
+    if not output.exists():
+        return False
+    if custom_data(output).get(_MADE_OF) != _made_of(checked_path(source), config, options):
+        raise BagError(f'{output} is there, and was made of another bag or with other settings. '
+                       'Remove it, or choose another place with -o.')
+    return True
+
+
+def _made_of(source: Path, config: DepthConfig, options: Options) -> str:
+    """Hash of what a converted bag follows from; the machine may be another one."""
+    files = sorted(source.rglob('*')) if source.is_dir() else [source]
+    about = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    asked = dataclasses.asdict(options)
+    for machine in ('device', 'cache_dir', 'offline', 'num_threads'):
+        del asked['node'][machine]
+    text = json.dumps([about, config.to_dict(), asked], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _user_path(path: str | Path) -> Path:
+    try:
+        return user_path(path)
+    except OSError as error:
+        raise BagError(f'{path}: {error.strerror}.') from error
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,37 +148,26 @@ class _Camera:
         return f'{self.plan.name}: ' if self.plan.name else ''
 
 
-class _Taken(NamedTuple):
-    """An image that waits to be answered."""
-
-    camera: _Camera
-    time: int
-    frame: Frame
-
-
 class _Conversion:
     """One bag, from the first message to the last."""
 
     def __init__(
-        self, bag: Source, output: Path, options: Options, log: Callable[[str], None],
+        self, bag: Bag, output: Path, options: Options, log: Callable[[str], None],
     ) -> None:
         """Find out what to read and what to write."""
         self._bag, self._options, self._log = bag, options, log
         self._said: set[str] = set()
-        topics = bag.topics()
-        cameras = cameras_of(topics, options)
-        anchored = anchor_topic(topics, cameras, options)
-        self.report = Report(str(bag.path), str(output), cameras, lost=bag.lost)
+        plans = cameras_of(bag.topics, options)
+        anchored = anchor_topic(bag.topics, plans, options)
+        self.report = Report(str(bag.path), str(output), plans, lost=bag.lost)
         for sentence in bag.lost:
             log(sentence)
         sensors = Sensors(options.node, anchored, read) if options.node.anchor else None
-        self._cameras = [_Camera(camera, Stream(
+        self._cameras = {plan.image: _Camera(plan, Stream(
             read, options.node, sensors,
-            COMPRESSED_IMAGE if camera.image.endswith('/compressed') else IMAGE))
-            for camera in cameras]
-        self._images = {camera.plan.image: camera for camera in self._cameras}
-        self._feeds: dict[str, list[Callable[[bytes], None]]] = {}
-        for camera in self._cameras:
+            COMPRESSED_IMAGE if plan.image.endswith('/compressed') else IMAGE)) for plan in plans}
+        self._feeds: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
+        for camera in self._cameras.values():
             self._feeds.setdefault(camera.plan.camera_info, []).append(camera.stream.on_info)
             log(f'{camera.label}Images from {camera.plan.image}, camera_info from '
                 f'{camera.plan.camera_info or "nowhere: there will be no points"}.')
@@ -143,27 +175,21 @@ class _Conversion:
             self._feeds.setdefault(anchored, []).append(sensors.on_message)
             if needs_transforms(options.node):
                 self._feeds |= {TF: [sensors.on_transforms], TF_STATIC: [sensors.on_static]}
+        seconds = (bag.end - bag.begin) / NANOSECONDS
         self._begin = bag.begin + round(options.start * NANOSECONDS)
-        self._end = bag.end
-        if options.end < (bag.end - bag.begin) / NANOSECONDS:
-            self._end = bag.begin + round(options.end * NANOSECONDS)
+        self._end = bag.begin + round(options.end * NANOSECONDS) if options.end < seconds \
+            else bag.end
         if self._end <= self._begin:
             raise BagError(f'{bag.path} holds no message in the time that is asked for: it is '
-                           f'{(bag.end - bag.begin) / NANOSECONDS:.3f} s long.')
+                           f'{seconds:.3f} s long.')
         self._storage = options.storage or bag.storage
-        self._compression = self._choose_compression()
-        self._batch: list[_Taken] = []
+        own, possible = _compression(bag), COMPRESSIONS[self._storage]
+        self._compression = options.compression or (own if own in possible else 'none')
+        if self._compression not in possible:
+            raise ConfigError(f'compression: {self._compression} is none of '
+                              f'{", ".join(possible)}, which {self._storage} has.')
+        self._batch: list[tuple[_Camera, int, Frame]] = []  # images that wait for an answer
         self._failures = 0
-
-    def _choose_compression(self) -> str:
-        asked, possible = self._options.compression, COMPRESSIONS[self._storage]
-        if asked and asked not in possible:
-            raise ConfigError(f'compression: {asked} is none of {", ".join(possible)}, which '
-                              f'{self._storage} has.')
-        own = self._bag.compression if self._bag.compression in possible else 'none'
-        return asked or own
-
-    # From the first message to the last ---------------------------------------------------------
 
     def run(
         self, output: Path, estimator: DepthEstimator, progress: Callable[[Progress], None],
@@ -174,26 +200,69 @@ class _Conversion:
             self._log('There will be no depth/stddev: without a calibration nobody knows how '
                       "wrong depth is. Make one with 'depthclip calibrate'.")
         self._prepare()
-        about = {'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
-                 'depthclip_calibration': estimator.label,
-                 MADE_OF: made_of(self._bag.path, estimator.config, self._options)}
-        with writer(output, self._bag.version, self._storage, self._compression,
-                    about) as self._target:
+        begin, length = self._begin, (self._end - self._begin) / NANOSECONDS
+        with self._writer(output) as self._target:
             self._add_topics()
-            for connection, moment, data in self._bag.messages(self._begin, self._end):
-                if self._batch and moment - self._batch[0].time > _TOGETHER:
+            for connection, moment, data in self._bag.messages(None, begin, self._end):
+                if self._batch and moment - self._batch[0][1] > _TOGETHER:
                     self._answer()
                 self._target.write(self._copies[id(connection)], moment, data)
                 self.report.topics[connection.topic].copied += 1
                 self._feed(connection.topic, data)
-                if connection.topic in self._images:
-                    self._take(self._images[connection.topic], moment, data)
+                if connection.topic in self._cameras:
+                    self._take(self._cameras[connection.topic], moment, data)
                 if time.monotonic() > told + _PROGRESS:
                     told = time.monotonic()
-                    progress(self._progress(moment))
+                    progress(Progress((moment - begin) / NANOSECONDS, length,
+                                      self.report.answered))
             self._answer()
-        progress(self._progress(self._end))
-        self._count_lost()
+        progress(Progress(length, length, self.report.answered))
+        if (begin, self._end) == (self._bag.begin, self._bag.end):
+            for topic in self._bag.topics:  # what it announces and does not hold
+                count = self.report.topics[topic.name]
+                count.lost = max(0, topic.count - count.copied)
+
+    def _prepare(self) -> None:
+        """Feed what counts at the beginning: all of /tf_static, and camera_info, from before.
+
+        Where a camera_info comes later only, the first one counts, as if it were latched.
+        """
+        bag, begin = self._bag, self._begin
+        infos = {camera.plan.camera_info for camera in self._cameras.values()} - {''}
+        for connection, _, data in bag.messages(
+                infos | {TF_STATIC} & set(self._feeds), bag.begin, begin):
+            self._feed(connection.topic, data)
+        missing = {camera.plan.camera_info for camera in self._cameras.values()
+                   if camera.stream.info is None} & infos
+        for connection, _, data in bag.messages(missing, begin) if missing else ():
+            if connection.topic in missing:
+                self._feed(connection.topic, data)
+                missing.discard(connection.topic)
+            if not missing:
+                break
+
+    def _feed(self, topic: str, data: bytes) -> None:
+        for feed in self._feeds.get(topic, ()):
+            feed(data)
+
+    def _writer(self, output: Path) -> Any:
+        """The new bag, to be opened by `with`."""
+        from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+        # What QoS is written as changed with version 9 of the metadata.
+        bag = Writer(output, version=9 if self._bag.version >= 9 else 8, storage_plugin={
+            'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[self._storage])
+        bag.set_compression({
+            'zstd': CompressionMode.STORAGE, 'message': CompressionMode.MESSAGE,
+            'file': CompressionMode.FILE, 'none': CompressionMode.NONE}[self._compression],
+            CompressionFormat.ZSTD)
+        estimator = self._estimator
+        for key, value in {
+                'depthclip_ros': __version__,
+                'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
+                'depthclip_calibration': estimator.label,
+                _MADE_OF: _made_of(self._bag.path, estimator.config, self._options)}.items():
+            bag.set_custom_data(key, value)
+        return bag
 
     def _add_topics(self) -> None:
         """The old ones as they were described, the new ones as the node's publishers would be."""
@@ -210,136 +279,84 @@ class _Conversion:
                     offered_qos_profiles=connection.ext.offered_qos_profiles)
             self._copies[id(connection)] = added[key]
         self._new: dict[str, Any] = {}
-        for camera in self._cameras:
-            for relative, topic in camera.plan.outputs.items():
+        for plan in self.report.cameras:
+            for relative, topic in plan.outputs.items():
                 kind = OUTPUTS.get(relative, COMPRESSED_IMAGE)
                 counts[topic] = TopicCount(kind)
                 self._new[topic] = self._target.add_connection(
                     topic, kind, typestore=typestore(),
                     offered_qos_profiles=[output_qos(OUTPUT_DEPTH)])
 
-    def _prepare(self) -> None:
-        """Feed what counts at the beginning: all of /tf_static, and camera_info, from before.
-
-        Where a camera_info comes later only, the first one counts, as if it were latched.
-        """
-        bag, begin = self._bag, self._begin
-        infos = {camera.plan.camera_info for camera in self._cameras} - {''}
-        for connection, _, data in bag.messages(
-                bag.begin, begin, infos | {TF_STATIC} & set(self._feeds)):
-            self._feed(connection.topic, data)
-        missing = {camera.plan.camera_info for camera in self._cameras
-                   if camera.stream.info is None} & infos
-        for connection, _, data in bag.messages(begin, bag.end, missing):
-            if connection.topic in missing:
-                self._feed(connection.topic, data)
-                missing.discard(connection.topic)
-            if not missing:
-                break
-
-    def _feed(self, topic: str, data: bytes) -> None:
-        for feed in self._feeds.get(topic, ()):
-            feed(data)
-
-    def _progress(self, moment: int) -> Progress:
-        return Progress((moment - self._begin) / NANOSECONDS,
-                        (self._end - self._begin) / NANOSECONDS, self.report.answered)
-
-    def _count_lost(self) -> None:
-        """Say what the bag announces and does not hold, where all of it was read."""
-        if (self._begin, self._end) != (self._bag.begin, self._bag.end):
-            return
-        for topic in self._bag.topics():
-            count = self.report.topics[topic.name]
-            count.lost = max(0, topic.count - count.copied)
-
     # One image ----------------------------------------------------------------------------------
 
     def _take(self, camera: _Camera, moment: int, data: bytes) -> None:
         """Decode an image that is to have depth; answer it when nothing belongs to it."""
         self.report.images += 1
-        if not self._is_chosen(camera, moment):
+        before, number = camera.slot, camera.seen
+        camera.seen += 1
+        camera.slot = int((moment - self._begin) * self._options.rate // NANOSECONDS)
+        if camera.slot == before if self._options.rate else number % self._options.every:
             self.report.left_out += 1
             return
-        if any(taken.camera is camera for taken in self._batch):
+        if any(other is camera for other, *_ in self._batch):
             self._answer()
         try:
             frame = camera.stream.decode(data, self._estimator.config)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'decoding', error)
             return
-        self._batch.append(_Taken(camera, moment, frame))
+        self._batch.append((camera, moment, frame))
         if len(self._batch) == len(self._cameras):
             self._answer()
 
-    def _is_chosen(self, camera: _Camera, moment: int) -> bool:
-        camera.seen += 1
-        if not self._options.rate:
-            return (camera.seen - 1) % self._options.every == 0
-        before = camera.slot
-        camera.slot = int((moment - self._begin) * self._options.rate // NANOSECONDS)
-        return camera.slot != before
-
     def _answer(self) -> None:
-        """Put the images that wait through the network; if that fails, each alone."""
+        """Put the images that wait through the network, and write; if that fails, each alone."""
         batch, self._batch = self._batch, []
         if not batch:
             return
         start = time.perf_counter()
         try:
-            predict(self._estimator, [taken.frame for taken in batch])
-        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
-            self._fail(batch, error)
+            predict(self._estimator, [frame for *_, frame in batch])
+        except Exception as error:
+            for entry in batch if len(batch) > 1 else ():
+                self._batch = [entry]
+                self._answer()
+            if len(batch) == 1:
+                self._reject(batch[0][0], 'prediction', error)
+                self._failures += not isinstance(error, DataError)
+            if self._failures == _MOST_FAILURES:
+                raise BagError(f'The network fails on every image: {type(error).__name__}: '
+                               f'{error}') from error
             return
         finally:
             self.report.network_seconds += time.perf_counter() - start
         self._failures = 0
-        for taken in batch:
-            self._write(taken)
+        for camera, moment, frame in batch:
+            try:
+                made = {topic: _message(relative, frame)
+                        for relative, topic in camera.plan.outputs.items()}
+            except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
+                self._reject(camera, 'publication', error)
+                continue
+            for topic, message in made.items():
+                if message is not None:
+                    self._target.write(self._new[topic], moment, message)
+                    self.report.topics[topic].written += 1
+            self._account(camera, frame)
 
-    def _fail(self, batch: list[_Taken], error: Exception) -> None:
-        if len(batch) > 1:
-            for taken in batch:
-                self._batch = [taken]
-                self._answer()
-            return
-        self._reject(batch[0].camera, 'prediction', error)
-        if not isinstance(error, DataError):
-            self._failures += 1
-        if self._failures == _MOST_FAILURES:
-            raise BagError(f'The network fails on every image: {type(error).__name__}: {error}'
-                           ) from error
-
-    def _write(self, taken: _Taken) -> None:
-        """Write what an image is answered with, with the image's time."""
-        camera, frame = taken.camera, taken.frame
-        try:
-            made = [(topic, write(message)) for topic, message in self._made(camera, frame)]
-        except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
-            self._reject(camera, 'publication', error)
-            return
-        for topic, data in made:
-            self._target.write(self._new[topic], taken.time, data)
-            self.report.topics[topic].written += 1
+    def _account(self, camera: _Camera, frame: Frame) -> None:
+        """Count an image that is answered, and say what is wrong with its camera or anchor."""
         self.report.answered += 1
-        if frame.problem is not None and frame.model is None:
-            _count(self.report.unprojected, camera, frame.problem.condition)
-            self._say_once(f'{camera.label}{frame.problem}')
-        if frame.problem is not None and self._estimator.config.reference_focal:
+        self.report.beyond += frame.beyond
+        problem, anchor = frame.problem, camera.stream.anchor
+        if problem is not None and frame.model is None:
+            _count(self.report.unprojected, camera, problem.condition)
+            self._say_once(f'{camera.label}{problem}')
+        if problem is not None and self._estimator.config.reference_focal:
             self._say_once(f'{camera.label}The focal length does not count (camera_info: '
-                           f'{frame.problem.condition}).')
-        anchor = camera.stream.anchor
+                           f'{problem.condition}).')
         if anchor is not None and anchor.condition:
             self._say_once(f'{camera.label}The anchor is not followed ({anchor.condition}).')
-
-    def _made(self, camera: _Camera, frame: Frame) -> Iterator[tuple[str, Any]]:
-        """New messages of an image, by topic."""
-        for relative, topic in camera.plan.outputs.items():
-            message = _compressed_depth(frame) if relative == COMPRESSED_DEPTH \
-                else MESSAGES[relative](make, frame)
-            if message is not None:
-                yield topic, message
-        self.report.beyond += frame.beyond
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
         cause = error.condition if isinstance(error, DataError) \
@@ -355,13 +372,33 @@ class _Conversion:
             self._log(sentence or key)
 
 
-def _compressed_depth(frame: Frame) -> Any:
-    """Depth as a PNG of millimetres, as compressed_depth_image_transport makes it of 16UC1."""
-    pixels, frame.beyond = depth_values(frame.prediction.depth, '16UC1')
-    data = array.array('B', _DEPTH_HEADER + png(pixels))
-    return make(COMPRESSED_IMAGE, header=frame.header, format=_DEPTH_FORMAT, data=data)
+def _message(relative: str, frame: Frame) -> bytes | None:
+    """What is written of an image on a new topic; None for nothing."""
+    if relative == COMPRESSED_DEPTH:
+        # As compressed_depth_image_transport makes it of 16UC1: nothing in its header counts.
+        pixels, frame.beyond = depth_values(frame.prediction.depth, '16UC1')
+        message = make(COMPRESSED_IMAGE, header=frame.header, format='16UC1; compressedDepth png',
+                       data=array.array('B', bytes(12) + png(pixels)))
+    else:
+        message = MESSAGES[relative](make, frame)
+    return None if message is None else write(message)
 
 
 def _count(totals: dict[str, dict[str, int]], camera: _Camera, cause: str) -> None:
     causes = totals.setdefault(camera.plan.name, {})
     causes[cause] = causes.get(cause, 0) + 1
+
+
+def _compression(bag: Bag) -> str:
+    """Compression of a bag, as an output can have it; that of an mcap is its chunks'."""
+    if bag.storage != 'mcap' or bag.compression != 'none':
+        return bag.compression
+    from mcap.reader import make_reader
+    path = bag.path if bag.path.is_file() else next(bag.path.glob('*.mcap'))
+    try:
+        with path.open('rb') as file:
+            summary = make_reader(file).get_summary()
+    except Exception:  # noqa: BLE001 (what it was is not worth an error)
+        return 'none'
+    own = summary.chunk_indexes[0].compression if summary and summary.chunk_indexes else ''
+    return 'zstd' if own else 'none'

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import ConfigError, quoted
 from ..core.estimator import DepthEstimator
-from ..core.files import open_regular, user_path
+from ..core.files import user_path
 from ..fleet import Cluster, share_out
 from ..sources.bag import BagError
-from .convert import convert
-from .source import METADATA
-from .target import is_done
+from .convert import convert, is_done
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ..core.config import DepthConfig
@@ -31,7 +29,7 @@ DONE, SKIPPED, FAILED = 'done', 'skipped', 'failed'
 _SUFFIXES = ('.mcap.zstd', '.db3.zstd', '.mcap', '.db3', '.bag')
 
 
-class Bag(NamedTuple):
+class BagFile(NamedTuple):
     """A bag of the input; `name` is that of its output, below the output folder."""
 
     name: str
@@ -39,7 +37,7 @@ class Bag(NamedTuple):
 
 
 def convert_all(
-    bags: list[Bag], output: Path, depth: DepthConfig, options: Options,
+    bags: list[BagFile], output: Path, depth: DepthConfig, options: Options,
     cluster: Cluster | None, *, resume: bool, log: Callable[[str], None],
 ) -> Counter[str]:
     """Convert bags; one that fails stops no other.
@@ -65,10 +63,13 @@ def convert_all(
                           'folder with -o, or go on in it with --resume.')
     result: Counter[str] = Counter()
 
-    def note(bag: Bag, status: str, said: str = '', **more: Any) -> None:
+    def note(bag: BagFile, status: str, said: str = '', **more: Any) -> None:
         result[status] += 1
         log(f'{bag.name} {status}{": " * bool(said)}{said}')
-        _append(output, {'bag': bag.name, 'source': str(bag.source), 'status': status, **more})
+        line = {'bag': bag.name, 'source': str(bag.source), 'status': status, **more}
+        output.mkdir(parents=True, exist_ok=True)
+        with (output / MANIFEST).open('a', encoding='utf-8') as file:
+            file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
     tasks = []
     for bag in bags:
@@ -91,12 +92,6 @@ def convert_all(
     return result
 
 
-def _append(output: Path, line: dict[str, Any]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / MANIFEST).open('a', encoding='utf-8') as file:
-        file.write(json.dumps(line, ensure_ascii=False) + '\n')
-
-
 def _worker(depth: DepthConfig, node: NodeConfig, threads: int) -> Callable[..., Report | None]:
     """Load the model; what it gives converts one bag after the other."""
     estimator = DepthEstimator(depth, node.weights, node.device, cache_dir=node.cache_dir,
@@ -110,7 +105,7 @@ def _worker(depth: DepthConfig, node: NodeConfig, threads: int) -> Callable[...,
     return work
 
 
-def find_bags(given: str) -> list[Bag]:
+def find_bags(given: str) -> list[BagFile]:
     """Bags in a folder, or named in a list.
 
     Args:
@@ -125,40 +120,27 @@ def find_bags(given: str) -> list[Bag]:
     try:
         path = user_path(given).absolute()
         path.stat()
-    except OSError as error:
-        raise BagError(f'{quoted(given, 200)}: {error.strerror}. Give a folder with bags, or a '
-                       'text file with the path of one on every line.') from error
-    if path.is_file() and not path.name.endswith(_SUFFIXES):
-        return _distinct(_listed(path))
-    root = path if path.is_dir() and not _is_bag(path) else path.parent
-    found = [path] if root != path else sorted(_inside(path))
-    if not found:
-        raise BagError(f'{path} holds no bags: no folder with metadata.yaml, no .mcap, no .db3.')
-    return _distinct((str(_stem(bag).relative_to(root)), bag) for bag in found)
-
-
-def _listed(path: Path) -> list[tuple[str, Path]]:
-    try:
-        with open_regular(path) as file:
-            lines = file.read().decode().splitlines()
+        if path.is_dir() and not _is_bag(path):
+            bags, root = sorted(_inside(path)), path
+        elif path.is_dir() or path.name.endswith(_SUFFIXES):
+            bags, root = [path], path.parent
+        else:
+            bags, root = [path.parent / line.strip() for line in path.read_text().splitlines()
+                          if line.strip() and not line.startswith('#')], None
     except (OSError, ValueError) as error:
-        raise BagError(f'{path} is neither a bag nor a list of bags, one path on every line: '
-                       f'{quoted(str(error))}.') from error
-    bags = [path.parent / line.strip() for line in lines
-            if line.strip() and not line.startswith('#')]
+        raise BagError(f'{quoted(given, 200)}: {error}. Give a folder with bags, or a text file '
+                       'with the path of one on every line.') from error
     if not bags:
-        raise BagError(f'{path} names no bag.')
-    return [(_stem(bag).name, bag) for bag in bags]
-
-
-def _distinct(named: Iterable[tuple[str, Path]]) -> list[Bag]:
-    """Give a number to what has the name of another one."""
-    taken: Counter[str] = Counter()
-    bags = []
-    for name, path in named:
-        taken[name] += 1
-        bags.append(Bag(name if taken[name] == 1 else f'{name}_{taken[name]}', path))
-    return bags
+        raise BagError(f'{path} holds or names no bags: no folder with metadata.yaml, no .mcap, '
+                       'no .db3.')
+    found, taken = [], Counter[str]()
+    for bag in bags:
+        suffix = next((s for s in _SUFFIXES if bag.name.endswith(s)), '')
+        place = bag.with_name(bag.name.removesuffix(suffix) or bag.name)
+        name = place.name if root is None else str(place.relative_to(root))
+        taken[name] += 1  # what has the name of another one gets a number
+        found.append(BagFile(name if taken[name] == 1 else f'{name}_{taken[name]}', bag))
+    return found
 
 
 def _inside(folder: Path) -> Iterator[Path]:
@@ -173,12 +155,6 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _is_bag(folder: Path) -> bool:
-    return (folder / METADATA).exists() or any(
+    return (folder / 'metadata.yaml').exists() or any(
         path.name.startswith(f'{folder.name}_') and path.name.endswith(_SUFFIXES)
         for path in folder.iterdir())
-
-
-def _stem(path: Path) -> Path:
-    """Path of a bag without the ending of a file."""
-    suffix = next((s for s in _SUFFIXES if path.name.endswith(s)), '')
-    return path.with_name(path.name.removesuffix(suffix) or path.name)

@@ -10,7 +10,8 @@ from ..core.errors import ConfigError
 from ..node.anchors import SENSORS
 from ..node.config import NodeConfig
 from ..node.outputs import OUTPUTS
-from ..sources.bag import BagError, BagTopic, camera_topics
+from ..sources import bag
+from ..sources.bag import BagError, BagTopic
 
 PROJECTED = ('depth/image', 'depth/camera_info', 'points')
 ON_REQUEST = ('depth/image_color', 'depth/words', 'depth/spread', 'depth/stddev')
@@ -65,11 +66,9 @@ class Options:
             ConfigError: says which.
 
         """
-        if self.rate and self.every > 1:
-            raise ConfigError('rate and every: choose one of them.')
-        if self.every < 1 or self.rate < 0:
-            raise ConfigError(f'every is {self.every} and rate {self.rate:g}, but every is at '
-                              'least 1, and rate not negative.')
+        if self.every < 1 or self.rate < 0 or (self.rate and self.every > 1):
+            raise ConfigError(f'every {self.every} and rate {self.rate:g}: choose one of them; '
+                              'every is at least 1, and rate not negative.')
         if not 0 <= self.start < self.end:
             raise ConfigError(f'start {self.start:g} s and end {self.end:g} s leave nothing.')
         if self.storage not in ('', *COMPRESSIONS):
@@ -154,29 +153,26 @@ def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
     """Find the cameras as depth.launch.py does, and name their new topics as the node would.
 
     Raises:
-        BagError: one is not there, cannot be chosen, or its new topics are there already.
+        DepthClipError: one is not there, cannot be chosen, or its new topics are there already.
 
     """
-    names = options.node.cameras
     relatives = [name for name in OUTPUTS if name in options.outputs]
     if options.compressed_depth:
         relatives = [COMPRESSED_DEPTH if name == 'depth/image' else name for name in relatives]
-    cameras = []
-    for name, image, info in zip(names, _for_each(names, '--image', options.images),
-                                 _for_each(names, '--camera-info', options.camera_infos),
-                                 strict=True):
-        there = topics
-        if name and not image:
-            there = [topic for topic in topics if topic.name.startswith(f'/{name}/')]
-            if not there:
-                raise BagError(f'--cameras {name}: the bag has no topic under /{name}/; say with '
-                               '--image TOPIC,TOPIC which topics are the cameras.')
-        found = camera_topics(there, image, CHOICE)
-        cameras.append(BagCamera(
-            name, found.image + '/compressed' * found.compressed,
-            _absolute(info) if info else found.camera_info or '',
-            {relative: _absolute(options.namespace, name, relative) for relative in relatives}))
-    _check_names(cameras, {topic.name for topic in topics})
+    cameras = [
+        BagCamera(found.name, found.topic, found.camera_info, {
+            relative: _absolute(options.namespace, found.name, relative)
+            for relative in relatives})
+        for found in bag.cameras_of(topics, options.node.cameras, options.images,
+                                    options.camera_infos, choice=CHOICE)]
+    new = [topic for camera in cameras for topic in camera.outputs.values()]
+    taken = sorted({topic.name for topic in topics} & set(new))
+    if taken:
+        raise BagError(f'The bag has {", ".join(taken)} already. Put the new topics elsewhere '
+                       'with --namespace NAME, or leave out outputs.')
+    images = [camera.image for camera in cameras]
+    if len(set(images)) < len(images):
+        raise BagError(f'Two cameras have the same images: {", ".join(sorted(images))}.')
     return cameras
 
 
@@ -190,13 +186,10 @@ def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Opti
     if options.node.anchor not in SENSORS:
         return ''
     kind, usual = SENSORS[options.node.anchor]
-    used = {camera.image for camera in cameras}
-    there = [topic.name for topic in topics
-             if topic.type == kind and topic.count and topic.name not in used]
-    if options.anchor_topic:
-        wanted = [_absolute(options.anchor_topic)]
-    else:
-        wanted = [f'/{usual}'] if f'/{usual}' in there else there
+    there = [topic.name for topic in topics if topic.type == kind and topic.count
+             and topic.name not in {camera.image for camera in cameras}]
+    wanted = [_absolute(options.anchor_topic)] if options.anchor_topic else \
+        [f'/{usual}'] if f'/{usual}' in there else there
     if len(wanted) == 1 and wanted[0] in there:
         return wanted[0]
     raise BagError(
@@ -204,23 +197,5 @@ def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Opti
         f'{", ".join(there) or "none"}. Choose one with --anchor-topic TOPIC.')
 
 
-def _for_each(names: tuple[str, ...], option: str, given: tuple[str, ...]) -> tuple[str, ...]:
-    if given and len(given) != len(names):
-        raise ConfigError(f'{option} names {len(given)} topics, but there are {len(names)} '
-                          'cameras: give one for each, in the same order, separated by commas.')
-    return given or ('',) * len(names)
-
-
 def _absolute(*parts: str) -> str:
     return '/' + '/'.join(part.strip('/') for part in parts if part.strip('/'))
-
-
-def _check_names(cameras: list[BagCamera], there: set[str]) -> None:
-    new = [topic for camera in cameras for topic in camera.outputs.values()]
-    taken = sorted({topic for topic in new if topic in there or new.count(topic) > 1})
-    if taken:
-        raise BagError(f'The bag has {", ".join(taken)} already. Put the new topics elsewhere '
-                       'with --namespace NAME, or leave out outputs.')
-    images = [camera.image for camera in cameras]
-    if len(set(images)) < len(images):
-        raise BagError(f'Two cameras have the same images: {", ".join(sorted(images))}.')

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +25,14 @@ from ..node.messages import (
 from ..node.ranges import cloud_points, scan_points
 from ..sources.bag import (
     NANOSECONDS,
+    Bag,
     BagTopic,
-    bag_messages,
     bag_topics,
     camera_info_beside,
     camera_topics,
     custom_data,
-    open_bag,
 )
+from ..sources.bag import read as read_message
 from .recordings import (
     AS_IT_IS,
     Frame,
@@ -71,16 +70,14 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
         DepthClipError: the bag cannot be read, or has no images with depth.
 
     """
-    from rosbags.typesys import Stores, get_typestore
     topics = [topic for topic in bag_topics(path) if topic.name != options.said]
     images = camera_topics(topics, options.image, '--image TOPIC')
     depth = depth_topic(topics, images.image, options.depth)
     beside = camera_info_beside(depth.name.removesuffix('/compressedDepth'))
     infos = [topic.name for topic in topics if topic.type == CAMERA_INFO]
-    bag = _Bag(path, images.image + ('/compressed' if images.compressed else ''), depth.name,
-               depth.type, options, get_typestore(Stores.ROS2_HUMBLE))
+    bag = _Bag(path, images.topic, depth.name, depth.type, options)
     cameras, stamps = bag.survey([name for name in infos if name in (images.camera_info, beside)])
-    bag.camera = options.camera or cameras.get(images.camera_info or '')
+    bag.camera = options.camera or cameras.get(images.camera_info)
     bag.depth_camera = cameras.get(beside)
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(of_one)), key=of_one.__getitem__) for of_one in stamps]
@@ -117,7 +114,6 @@ class _Bag:
     depth: str
     depth_type: str
     options: Options
-    types: Any
     camera: CameraModel | None = None
     depth_camera: CameraModel | None = None
     pairs: list[tuple[int, int]] = field(default_factory=list)  # places of messages, by topic
@@ -129,14 +125,13 @@ class _Bag:
         self, topics: Collection[str], kind: str = '',
     ) -> Iterator[tuple[Connection, int, bytes]]:
         """Messages of some topics, and of all of a type."""
-        with closing(open_bag(self.path)) as reader:
-            wanted = [c for c in reader.connections if c.topic in topics or c.msgtype == kind]
-            if wanted:
-                yield from bag_messages(reader, wanted, reader.start_time)
+        with Bag(self.path) as bag:
+            yield from bag.messages(
+                {topic.name for topic in bag.topics if topic.name in topics or topic.type == kind})
 
     def _decode(self, connection: Connection, data: bytes) -> Any:
         try:
-            return self.types.deserialize_cdr(data, connection.msgtype)
+            return read_message(data, connection.msgtype)
         except Exception as error:  # whatever its decoder raises
             raise DataError('unreadable message', f'{connection.topic}: no {connection.msgtype} '
                             f'({type(error).__name__})') from error

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip bag`: a bag, and its images' depth beside them in another one, without ROS."""
+"""`depthclip bag` and `depthclip bags`: images' depth beside them in new bags, without ROS."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from ..bags import Options, Progress, Report, convert, is_done
+from ..bags.fleet import DONE, FAILED, MANIFEST, SKIPPED, convert_all, find_bags
 from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
+from ..fleet import cluster_of
 from ..node.process import keep_freed_memory
 from .model import load_estimator, settings, to_stderr
 
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
     from ..node.config import NodeConfig
 
 
-def convert_bag(options: argparse.Namespace) -> int:
+def convert_bag(given: argparse.Namespace) -> int:
     """Convert one bag, and say what came of it.
 
     Args:
-        options: of the command line, see `depthclip_ros.cli.main`.
+        given: options of the command line, see `depthclip_ros.cli.main`.
 
     Returns:
         Exit code: 1 if no image of the bag has depth.
@@ -35,44 +37,67 @@ def convert_bag(options: argparse.Namespace) -> int:
 
     """
     keep_freed_memory()
-    depth, node = settings(options.config, options.weights, options.device)
-    wanted = bag_options(options, node)
-    source, output = Path(options.bag), Path(options.output)
-    if options.resume and is_done(source, output, depth, wanted):
+    depth, node = settings(given.config, given.weights, given.device)
+    options = _options(given, node)
+    source, output = Path(given.bag), Path(given.output)
+    if given.resume and is_done(source, output, depth, options):
         print(f'{output} is done already.')
         return 0
-    with closing(_Bar(options.output)) as bar:
+    with tqdm(desc=output.name, total=1, bar_format='{desc}: {percentage:3.0f} % |{bar}| '
+              '{remaining} left{postfix}') as bar:
+        def show(progress: Progress) -> None:
+            bar.total = progress.duration
+            bar.set_postfix_str(f'{progress.images} images', refresh=False)
+            bar.update(min(progress.seconds, progress.duration) - bar.n)
+
         report = convert(
-            source, output, lambda: load_estimator(depth, node), wanted,
-            resume=options.resume, progress=bar.show, log=bar.say)
-    for line in lines(report):
-        print(line)
+            source, output, lambda: load_estimator(depth, node), options, resume=given.resume,
+            progress=show, log=lambda text: tqdm.write(text, file=sys.stderr))
+    print(*_account(report), sep='\n')
     return 0 if report.answered else 1
 
 
-def bag_options(options: argparse.Namespace, node: NodeConfig) -> Options:
-    """What the command line asks of a conversion.
+def convert_bags(given: argparse.Namespace) -> int:
+    """Convert every bag of a folder or a list, one after the other or on Ray.
+
+    Args:
+        given: options of the command line, see `depthclip_ros.cli.main`.
+
+    Returns:
+        Exit code: 1 if a bag failed; the others are converted all the same.
 
     Raises:
-        ConfigError: its parts do not fit each other.
+        DepthClipError: settings, weights, input or output cannot be used, or there is no worker.
 
     """
-    if options.cameras:
-        node = node.replace(cameras=_split(options.cameras))
-    if options.depth_encoding:
-        node = node.replace(depth_encoding=options.depth_encoding.removesuffix('-png'))
-    outputs = PROJECTED + tuple(
-        name for name in ON_REQUEST if getattr(options, name.rpartition('/')[2]))
+    depth, node = settings(given.config, given.weights, given.device)
+    options = _options(given, node)
+    options.check()
+    cluster = cluster_of(given.ray, workers=given.workers, cpus=given.cpus, gpus=given.gpus,
+                         retries=given.retries)
+    bags = find_bags(given.source)
+    output = Path(given.output).expanduser().absolute()
+    to_stderr(f'{len(bags)} bags')
+    result = convert_all(bags, output, depth, options, cluster, resume=given.resume, log=to_stderr)
+    print(f'{result[DONE]} bags converted, {result[SKIPPED]} were before, {result[FAILED]} failed:'
+          f' {output / MANIFEST}')
+    return 1 if result[FAILED] else 0
+
+
+def _options(given: argparse.Namespace, node: NodeConfig) -> Options:
+    """What the command line asks of a conversion."""
+    if given.cameras:
+        node = node.replace(cameras=_split(given.cameras))
+    if given.depth_encoding:
+        node = node.replace(depth_encoding=given.depth_encoding.removesuffix('-png'))
     return Options(
-        node=node, images=_split(options.image), camera_infos=_split(options.camera_info),
-        anchor_topic=options.anchor_topic, namespace=options.namespace, outputs=outputs,
-        compressed_depth=options.depth_encoding == '16UC1-png', rate=options.rate,
-        every=options.every, start=options.start,
-        end=float('inf') if options.end is None else options.end, storage=options.storage,
-        compression=options.compression)
+        node, _split(given.image), _split(given.camera_info), given.anchor_topic, given.namespace,
+        (*PROJECTED, *(n for n in ON_REQUEST if getattr(given, n.rpartition('/')[2]))),
+        given.depth_encoding == '16UC1-png', given.rate, given.every, given.start,
+        float('inf') if given.end is None else given.end, given.storage, given.compression)
 
 
-def lines(report: Report) -> list[str]:
+def _account(report: Report) -> list[str]:
     """What came of a conversion, in sentences."""
     text = [f'{report.output}: {report.answered} of {report.images} images have depth'
             + (f', {report.left_out} were to have none' if report.left_out else '')
@@ -84,38 +109,9 @@ def lines(report: Report) -> list[str]:
                      for cause, count in sorted(causes.items())]
     if report.beyond:
         text.append(f'{report.beyond} pixels have a depth that 16UC1 cannot hold; they are 0.')
-    lost = {name: count.lost for name, count in report.topics.items() if count.lost}
-    text += [f'{name}: {count} messages are lost.' for name, count in sorted(lost.items())]
+    text += [f'{name}: {count.lost} messages are lost.'
+             for name, count in sorted(report.topics.items()) if count.lost]
     return text + [f'lost: {sentence}' for sentence in report.lost]
-
-
-class _Bar:
-    """Progress in seconds of the bag, with the time left; sentences go above it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar: tqdm[None] | None = None
-
-    def show(self, progress: Progress) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
-                total=progress.duration, desc=Path(self._name).name, unit='s',
-                bar_format='{desc}: {percentage:3.0f} % of {total:.1f} s |{bar}| '
-                           '{remaining} left{postfix}')
-        self._bar.set_postfix_str(f'{progress.images} images', refresh=False)
-        self._bar.update(min(progress.seconds, progress.duration) - self._bar.n)
-
-    def say(self, text: str) -> None:
-        if self._bar is None:
-            to_stderr(text)
-        else:
-            self._bar.clear()
-            to_stderr(text)
-            self._bar.refresh()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,8 +30,8 @@ from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
 from ..resources import config_path, large_images_profile
-from ..sources.bag import bag_topics, camera_topics, open_bag
-from ..sources.bag_player import qos_profile
+from ..sources.bag import Bag, camera_topics
+from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files
 from .model import given_camera, output_folder, print_untrained, settings, to_stderr
 from .recorder import INPUT, Album, Recorder
@@ -127,7 +127,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         if value is not None:
             arguments += [f'--{name.replace("_", "-")}', str(value)]
     if options.images:
-        files = picture_files(options.images, to_stderr)
+        files = picture_files(options.images)
         # One by one: every picture is answered, none is dropped for a newer one.
         arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image', '--']
         return Plan(f'{len(files)} pictures', [*arguments, *map(str, files)], options.frames,
@@ -146,21 +146,19 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
         if getattr(options, name) is not None:
             raise ConfigError(f'--{name.replace("_", "-")} does not apply to --bag: a bag brings '
                               'its own.')
-    camera = camera_topics(bag_topics(options.bag), options.image_topic, '--image-topic TOPIC')
-    topic = camera.image + '/compressed' * camera.compressed
-    if camera.camera_info is None:
+    with Bag(options.bag) as bag:
+        camera = camera_topics(bag.topics, options.image_topic, '--image-topic TOPIC')
+        offered = recorded_qos(bag.connections, camera.topic)
+    if not camera.camera_info:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
-    with closing(open_bag(options.bag)) as reader:
-        recorded = [qos for connection in reader.connections if connection.topic == topic
-                    for qos in getattr(connection.ext, 'offered_qos_profiles', [])]
     return Plan(
-        f'bag {options.bag}, {topic}',
+        f'bag {options.bag}, {camera.topic}',
         ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
          '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0),
-         '--topics', topic, *filter(None, [camera.camera_info])],
+         '--topics', camera.topic, *filter(None, [camera.camera_info])],
         options.frames, options.seconds, options.pictures or DEFAULT_PICTURES, camera.image,
         camera.camera_info or 'camera_info', camera.compressed, replay=True,
-        reliable=qos_profile(recorded).reliability == ReliabilityPolicy.RELIABLE)
+        reliable=offered.reliability == ReliabilityPolicy.RELIABLE)
 
 
 def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:

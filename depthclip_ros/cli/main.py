@@ -286,7 +286,7 @@ COMMANDS = (
             *CONVERSION,
         )),
     Command(
-        'bags', 'bags.convert_bags', 'many bags with depth, also on a cluster',
+        'bags', 'bag.convert_bags', 'many bags with depth, also on a cluster',
         'Convert every bag of a folder, or of a list of paths, as `depthclip bag` does; one that '
         'fails stops no other. OUTPUT/manifest.jsonl says what became of each. Exit code 1 if any '
         'failed.', (

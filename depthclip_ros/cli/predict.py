@@ -27,7 +27,6 @@ from .model import (
     output_folder,
     print_untrained,
     settings,
-    to_stderr,
 )
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def predict_files(options: argparse.Namespace) -> int:
 
 def _files(path: str, failures: list[str]) -> list[Path]:
     try:
-        return picture_files([path], to_stderr)
+        return picture_files([path])
     except ImageError as error:
         failures.append(str(error))
         return []

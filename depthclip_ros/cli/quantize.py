@@ -88,7 +88,7 @@ def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
         ImageError: there are too few, or one cannot be read.
 
     """
-    files = picture_files(paths, to_stderr)
+    files = picture_files(paths)
     if len(files) < FEWEST:
         raise ImageError('too few', f'--images: {len(files)} pictures; give at least {FEWEST} '
                          'that show what the camera will see, or none for rendered rooms.')

@@ -204,7 +204,7 @@ def _images(
                     yield NamedFrame(f'webcam {path}, image {number}',
                                      np.ascontiguousarray(bgr[..., ::-1])), True
             else:
-                for frame in named_frames([path], most, skip, options.topic, to_stderr):
+                for frame in named_frames([path], most, skip, options.topic):
                     yield frame, False
         except DepthClipError as error:
             skip(error)

@@ -22,7 +22,6 @@ from .model import (
     print_untrained,
     save_page,
     settings,
-    to_stderr,
 )
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def _look(
         return names, failures
     from offline_eval.report.figures import sample_of
     for name, rgb, _ in named_frames(
-            options.image, options.max_images, skip, options.topic, to_stderr):
+            options.image, options.max_images, skip, options.topic):
         for one in sets:
             estimator.reconfigure(one.config)
             prediction = estimator.predict(rgb)

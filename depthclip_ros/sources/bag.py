@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a rosbag2 bag, and which of its topics are the camera. Needs no ROS.
+"""Reading rosbag2 bags, and which of their topics are the camera. Needs `rosbags`, no ROS.
 
-rosbags reads the bags, by its `Reader`: its `AnyReader` would compile every type in the bag, and
-refuse bags for types that nobody here reads. A folder's topics need its metadata.yaml alone.
+rosbags reads by its `Reader`: its `AnyReader` would compile every type in the bag, and refuse
+bags for types that nobody here reads.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+import tempfile
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..core.errors import DepthClipError, quoted
+from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import user_path
 from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
-    from rosbags.interfaces import Connection
-    from rosbags.rosbag2 import Reader
+    from collections.abc import Collection, Iterator, Sequence
 
 NANOSECONDS = 10 ** 9
-
+STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 # Parts of topic names by which drivers mark images that are not photographs.
 NOT_PHOTOGRAPHS = ('depth', 'disparity', 'confidence', 'label', 'mask', 'segmentation')
-
-# How the launch files are told which camera of a bag is meant.
-CHOICE = 'image:=TOPIC, or several with cameras:=NAME,NAME'
 
 
 class BagError(DepthClipError):
@@ -45,143 +44,141 @@ class BagTopic:
     count: int
 
 
-@dataclass(frozen=True)
-class CameraTopics:
-    """Topics of one camera in a bag.
+class Bag(ExitStack):
+    """An open bag, to be closed by `with` or `close`.
+
+    Where a folder cannot be read as one bag (no metadata.yaml, a file is missing), its files are
+    read one by one; of an .mcap file without its end, what is whole.
 
     Attributes:
-        image: Image topic without `/compressed`.
-        camera_info: Its camera_info topic; None when the bag has none.
-        compressed: Whether only compressed images are there.
+        path: of the bag.
+        connections: its topics, as `rosbags` has them; the files of a bag repeat them.
+        topics: the same by name and type, with the number of messages.
+        begin: time of the first message [ns].
+        end: time behind the last one [ns].
+        storage: 'mcap' or 'sqlite3'.
+        compression: 'message', 'file' or 'none'; says nothing of an mcap's chunks.
+        version: of its metadata; 0 if there is none.
+        lost: sentences about what cannot be read.
 
     """
 
-    image: str
-    camera_info: str | None
-    compressed: bool
+    def __init__(self, path: str | Path, scratch: Path | None = None) -> None:
+        """Open a bag folder, or a lone .mcap or .db3 file.
+
+        Args:
+            path: of the bag.
+            scratch: folder for what is saved of an .mcap file without its end; None: a temporary
+                one.
+
+        Raises:
+            BagError: it cannot be read; says what to do.
+
+        """
+        super().__init__()
+        self.path, self.lost = checked_path(path), list[str]()
+        self.version, self.storage = 0, ''
+        self._scratch, self._readers = scratch, list[Any]()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        filled = [reader for reader in self._readers if reader.message_count]
+        self.connections = [c for reader in self._readers for c in reader.connections]
+        self.begin: int = min((reader.start_time for reader in filled), default=0)
+        self.end: int = max((reader.end_time for reader in filled), default=0)
+        self.compression: str = self._readers[0].compression_mode or 'none'
+        counts: Counter[tuple[str, str]] = Counter()
+        for connection in self.connections:
+            counts[connection.topic, connection.msgtype] += connection.msgcount
+        self.topics = [BagTopic(*key, count) for key, count in counts.items()]
+
+    def messages(
+        self, topics: Collection[str] | None = None, begin: int | None = None,
+        end: int | None = None,
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """Connection, time [ns] and content (CDR) of messages, in the order of their recording.
+
+        Args:
+            topics: to read; None: all.
+            begin: time of the first message wanted; None: from the beginning.
+            end: time behind the last one; None: to the end.
+
+        Raises:
+            BagError: the bag is damaged from here on.
+
+        """
+        for reader in self._readers:
+            wanted = [c for c in reader.connections if topics is None or c.topic in topics]
+            try:
+                yield from reader.messages(wanted, begin, end) if wanted else ()
+            except Exception as error:  # a damaged file raises whatever its decoders raise
+                raise _damaged(reader.path, error) from error
+
+    def _open(self) -> None:
+        if not self.path.is_dir():
+            files = [self.path]
+        else:
+            metadata: dict[str, Any] = {}
+            try:
+                metadata = _metadata(self.path)
+                self._enter(self.path)
+            except Exception as error:
+                files = sorted((file for file in self.path.iterdir() if file.suffix in STORAGES),
+                               key=_natural)
+                compressed = str(metadata.get('compression_mode')).lower() in ('message', 'file')
+                if not files or compressed:
+                    raise _damaged(self.path, error) from error
+                self.lost.append(f'{self.path.name} cannot be read as one ({_said(error)}); its '
+                                 'files are read one by one.')
+            else:
+                self.version, self.storage = metadata['version'], metadata['storage_identifier']
+                return
+        for file in files:
+            self._take(file)
+        self.version, self.storage = 0, STORAGES[files[0].suffix]
+
+    def _enter(self, path: Path) -> None:
+        from rosbags.rosbag2 import Reader
+        self._readers.append(self.enter_context(Reader(path)))
+
+    def _take(self, file: Path) -> None:
+        """Open one file; of an .mcap without its end, what there is."""
+        try:
+            self._enter(file)
+        except Exception as error:  # noqa: BLE001 (a damaged file raises whatever its decoders raise)
+            scratch = self._scratch or Path(self.enter_context(
+                tempfile.TemporaryDirectory()))
+            saved = scratch / f'saved_{file.name}'
+            try:
+                if file.suffix != '.mcap' or not _recover(file, saved):
+                    raise _damaged(file, error)
+                self._enter(saved)
+            except OSError:
+                raise
+            except Exception as worse:
+                raise _damaged(file, error) from worse
+            self.lost.append(
+                f'{file.name} was never finished ({_said(error)}): what is behind the last whole '
+                f'record is lost; {self._readers[-1].message_count} messages are there.')
+
+
+@functools.cache
+def typestore() -> Any:
+    """The message types of ROS 2 Humble, which later ones have alike."""
+    from rosbags.typesys import Stores, get_typestore
+    return get_typestore(Stores.ROS2_HUMBLE)
+
+
+def read(raw: bytes, kind: str) -> Any:
+    """Read a serialised message; whatever is wrong is raised as it comes."""
+    return typestore().deserialize_cdr(raw, kind)
 
 
 def is_bag(path: Path) -> bool:
     """Whether a path is to be read as a bag."""
-    return path.suffix in ('.mcap', '.db3', '.bag') or (path / 'metadata.yaml').exists()
-
-
-def open_bag(path: str | Path) -> Reader:
-    """Open a bag folder, or a lone `.mcap` or `.db3` file, for reading.
-
-    Raises:
-        BagError: what is wrong with it, and what to do.
-
-    """
-    path = checked_path(path)
-    try:
-        from rosbags.rosbag2 import Reader
-    except ImportError as error:
-        raise BagError(
-            f"Reading {path} needs the Python package rosbags: run 'pip install rosbags'."
-        ) from error
-    try:
-        reader = Reader(path)
-        reader.open()
-    except Exception as error:  # A corrupt file raises whatever its decoders raise.
-        raise _corrupt(path, error) from error
-    return reader
-
-
-def bag_messages(
-    reader: Reader, connections: Collection[Connection], start: int
-) -> Iterator[tuple[Connection, int, bytes]]:
-    """Messages of a bag in the order of their recording: connection, time (ns), CDR bytes.
-
-    Args:
-        reader: Open bag.
-        connections: Topics to read; must not be empty.
-        start: Time (ns) of the first message wanted.
-
-    Raises:
-        BagError: the bag is corrupt from here on.
-
-    """
-    messages = reader.messages(connections, start=start)
-    while True:
-        try:
-            connection, stamp, data = next(messages)
-        except StopIteration:
-            return
-        except Exception as error:  # As in open_bag.
-            raise _corrupt(reader.path, error) from error
-        yield connection, stamp, bytes(data)
-
-
-def bag_topics(path: str | Path) -> list[BagTopic]:
-    """Topics of a bag in the order of its metadata.
-
-    A bag folder is judged by its metadata.yaml alone, so that this works where ROS can play a
-    bag but rosbags is not installed.
-
-    Raises:
-        BagError: the bag or its metadata cannot be read.
-
-    """
-    path = checked_path(path)
-    if not path.is_dir():
-        reader = open_bag(path)
-        try:
-            return [BagTopic(c.topic, c.msgtype, c.msgcount) for c in reader.connections]
-        finally:
-            reader.close()
-    try:
-        return [BagTopic(entry['topic_metadata']['name'], entry['topic_metadata']['type'],
-                         int(entry['message_count']))
-                for entry in metadata_of(path / 'metadata.yaml')['topics_with_message_count']]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _corrupt(path, error) from error
-
-
-def custom_data(path: str | Path) -> dict[str, Any]:
-    """What the writer of a bag folder has said about it; nothing of a lone file.
-
-    Raises:
-        BagError: the bag or its metadata cannot be read.
-
-    """
-    path = checked_path(path)
-    said = metadata_of(path / 'metadata.yaml').get('custom_data') if path.is_dir() else None
-    return said if isinstance(said, dict) else {}
-
-
-def metadata_of(path: Path) -> dict[str, Any]:
-    """What a bag's metadata.yaml says.
-
-    Raises:
-        BagError: it is missing, or not such a file.
-
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
-        information = document['rosbag2_bagfile_information']
-        if not isinstance(information, dict):
-            raise TypeError(f'rosbag2_bagfile_information is {quoted(str(information))}')
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
-        raise _corrupt(path, error) from error
-    return information
-
-
-def existing_path(path: str | Path) -> Path:
-    """Path of something that is there, whatever it is.
-
-    Raises:
-        BagError: it is not.
-
-    """
-    try:
-        path = user_path(path)
-        path.stat()
-    except FileNotFoundError as error:
-        raise BagError(f'There is no bag at {quoted(str(Path(path).absolute()))}.') from error
-    except OSError as error:
-        raise BagError(f'{quoted(str(path))} cannot be a bag: {error.strerror}.') from error
-    return path
+    return path.suffix in (*STORAGES, '.bag') or (path / 'metadata.yaml').exists()
 
 
 def checked_path(path: str | Path) -> Path:
@@ -191,93 +188,241 @@ def checked_path(path: str | Path) -> Path:
         BagError: it does not.
 
     """
-    path = existing_path(path)
-    if path.is_dir():
-        if not (path / 'metadata.yaml').is_file():
-            raise BagError(
-                f'{path} is a folder without metadata.yaml, so not a rosbag2 bag. Give the folder '
-                'that holds metadata.yaml; after a crash of the recorder, '
-                f"'ros2 bag reindex {path}' writes it."
-            )
-        return path
-    if path.suffix == '.bag':
-        raise BagError(
-            f'{path} is a ROS 1 bag. Convert it once: '
-            f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'."
-        )
-    if path.suffix not in ('.mcap', '.db3') or not path.is_file():
+    try:
+        path = user_path(path)
+        path.stat()
+    except FileNotFoundError as error:
+        raise BagError(f'There is no bag at {quoted(str(Path(path).absolute()))}.') from error
+    except OSError as error:
+        raise BagError(f'{quoted(str(path))} cannot be a bag: {error.strerror}.') from error
+    if path.suffix == '.bag' and path.is_file():
+        raise BagError(f'{path} is a ROS 1 bag. Convert it once: '
+                       f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'.")
+    if not path.is_dir() and not (path.suffix in STORAGES and path.is_file()):
         what = '' if path.is_file() else ' but a pipe or a device'
         raise BagError(
             f'{path} is not a bag{what}: expected a rosbag2 folder, a .mcap or a .db3 file.')
     return path
 
 
-def camera_topics(
-    topics: list[BagTopic], image: str = '', choice: str = CHOICE,
-) -> CameraTopics:
+def bag_topics(path: str | Path) -> list[BagTopic]:
+    """Topics of a bag.
+
+    A folder is judged by its metadata.yaml where that can be read, so that this works where ROS
+    can play a bag but rosbags is not installed.
+
+    Raises:
+        BagError: the bag cannot be read.
+
+    """
+    path = checked_path(path)
+    try:
+        return [BagTopic(topic['topic_metadata']['name'], topic['topic_metadata']['type'],
+                         int(topic['message_count']))
+                for topic in _metadata(path)['topics_with_message_count']]
+    except (BagError, KeyError, TypeError, ValueError):
+        with Bag(path) as bag:
+            return bag.topics
+
+
+def custom_data(path: str | Path) -> dict[str, Any]:
+    """What the writer of a bag folder has said about it; nothing of a lone file.
+
+    Raises:
+        BagError: there is no such bag, or its metadata.yaml cannot be read.
+
+    """
+    path = checked_path(path)
+    said = _metadata(path).get('custom_data') if path.is_dir() else None
+    return said if isinstance(said, dict) else {}
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    path = folder / 'metadata.yaml'
+    try:
+        information = yaml.safe_load(path.read_text(encoding='utf-8'))[
+            'rosbag2_bagfile_information']
+        if not isinstance(information, dict):
+            raise TypeError(f'rosbag2_bagfile_information is {quoted(information)}')
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError) as error:
+        raise _damaged(folder, error) from error
+    return information
+
+
+def _recover(path: Path, saved: Path) -> bool:
+    """Write all whole records of an .mcap file into one that has an end, too.
+
+    Returns:
+        Whether there was any message.
+
+    """
+    from mcap import records
+    from mcap.stream_reader import StreamReader
+    from mcap.writer import Writer
+    schemas, channels, count = {0: 0}, dict[int, int](), 0
+    with path.open('rb') as source, saved.open('wb') as target:
+        writer = Writer(target)
+        writer.start('ros2', 'depthclip_ros')
+        try:
+            for record in StreamReader(source, validate_crcs=True).records:
+                if isinstance(record, records.Schema):
+                    schemas[record.id] = writer.register_schema(
+                        record.name, record.encoding, record.data)
+                elif isinstance(record, records.Channel) and record.id not in channels:
+                    channels[record.id] = writer.register_channel(
+                        record.topic, record.message_encoding, schemas[record.schema_id],
+                        record.metadata)
+                elif isinstance(record, records.Message):
+                    writer.add_message(channels[record.channel_id], record.log_time, record.data,
+                                       record.publish_time, record.sequence)
+                    count += 1
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001, S110 (here it ends, in whatever way)
+            pass
+        writer.finish()  # type: ignore[no-untyped-call]
+    return count > 0
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Order of names in which 10 comes behind 9."""
+    return [(int(part), '') if part.isdigit() else (-1, part)
+            for part in re.split(r'(\d+)', path.name)]
+
+
+def _damaged(path: Path, error: Exception) -> BagError:
+    """Tell what is wrong with a bag, and what may save it; what says that already stays."""
+    if isinstance(error, BagError):
+        return error
+    if isinstance(error, ImportError):
+        return BagError(f'Reading {path} needs the Python package rosbags ({error}): run '
+                        "'pip install rosbags'.")
+    return BagError(
+        f'{path} cannot be read as a rosbag2 bag: {_said(error)}. Save what is whole: '
+        "'mcap recover FILE -o NEW.mcap', or 'sqlite3 FILE .recover | sqlite3 NEW.db3'; "
+        "'ros2 bag reindex FOLDER' makes its metadata.yaml. Else copy or record it again.")
+
+
+def _said(error: Exception) -> str:
+    text = f'it has no {error}' if isinstance(error, KeyError) else str(error)
+    return ' '.join(text.split())[:300].rstrip('.') or type(error).__name__
+
+
+# Cameras ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CameraTopics:
+    """Topics of a camera.
+
+    Attributes:
+        image: without `/compressed`.
+        camera_info: '' where there is none.
+        compressed: whether compressed images are meant.
+        name: of the camera, where there are several.
+
+    """
+
+    image: str = ''
+    camera_info: str = ''
+    compressed: bool = False
+    name: str = ''
+
+    @property
+    def topic(self) -> str:
+        """Topic of its images, with `/compressed`."""
+        return self.image + '/compressed' * self.compressed
+
+
+def cameras_of(
+    topics: Sequence[BagTopic], names: Sequence[str], images: Sequence[str] = (),
+    camera_infos: Sequence[str] = (), *, choice: str,
+) -> list[CameraTopics]:
+    """Find several cameras in a bag: by their topics, else each below its name.
+
+    Args:
+        topics: of the bag.
+        names: of the cameras; one may be ''.
+        images: topic of each camera's images; none: they are found.
+        camera_infos: likewise.
+        choice: how the user says which they are.
+
+    Raises:
+        BagError: one is not there, or cannot be chosen.
+        ConfigError: not as many topics as cameras.
+
+    """
+    found = []
+    for name, image, info in zip(names, one_for_each(names, images),
+                                 one_for_each(names, camera_infos), strict=True):
+        there = list(topics)
+        if name and not image:
+            there = [topic for topic in topics if topic.name.startswith(f'/{name}/')]
+            if not there:
+                raise BagError(f'camera {name}: the bag has no topic under /{name}/. Choose '
+                               f'with {choice}.')
+        camera = camera_topics(there, image, choice)
+        found.append(CameraTopics(
+            camera.image, f'/{info.lstrip("/")}' if info else camera.camera_info,
+            camera.compressed, name))
+    return found
+
+
+def one_for_each(names: Sequence[str], topics: Sequence[str]) -> Sequence[str]:
+    """One topic for every camera; all empty if there are none.
+
+    Raises:
+        ConfigError: too few, or too many.
+
+    """
+    if topics and len(topics) != len(names):
+        raise ConfigError(f'{",".join(topics)}: {len(topics)} topics for {len(names)} cameras '
+                          f'({",".join(names)}); give one for each, in the same order, separated '
+                          'by commas.')
+    return topics or [''] * len(names)
+
+
+def camera_topics(topics: Sequence[BagTopic], image: str, choice: str) -> CameraTopics:
     """Find the camera among a bag's topics.
 
     Args:
         topics: Topics of the bag.
         image: Image topic to use, with or without `/compressed`; empty: the only camera there is.
-        choice: how the user says which one it is; by default that of launch files.
+        choice: how the user says which one it is, such as '--image TOPIC'.
 
     Raises:
         BagError: no camera, several, or not the one asked for; lists the candidates.
 
     """
-    with_messages = [topic for topic in topics if topic.count]
-    raw = [t.name for t in with_messages if t.type == IMAGE]
-    compressed = [
-        t.name.removesuffix('/compressed')
-        for t in with_messages
-        if t.type == COMPRESSED_IMAGE and t.name.endswith('/compressed')
-    ]
-    everything = list(dict.fromkeys([*raw, *compressed]))
+    filled = [topic for topic in topics if topic.count]
+    raw = [topic.name for topic in filled if topic.type == IMAGE]
+    everything = list(dict.fromkeys([*raw, *(
+        topic.name.removesuffix('/compressed') for topic in filled
+        if topic.type == COMPRESSED_IMAGE and topic.name.endswith('/compressed'))]))
+    listed = ', '.join(everything) or 'none'
     if image:
-        base = f'/{image.removesuffix("/compressed").removeprefix("/")}'
-        if base not in everything:
+        cameras = [f'/{image.removesuffix("/compressed").removeprefix("/")}']
+        if cameras[0] not in everything:
             raise BagError(
-                f"The bag has no images on '{base}'. Its image topics: {_listed(everything)}."
-            )
+                f"The bag has no images on '{cameras[0]}'. Its image topics: {listed}.")
     else:
-        base = _only_camera(everything, choice)
+        cameras = [name for name in everything if not any(w in name for w in NOT_PHOTOGRAPHS)]
+    if len(cameras) > 1:
+        raise BagError(
+            f'The bag has several cameras: {", ".join(cameras)}. Choose one with {choice}.')
+    if not cameras:
+        raise BagError(
+            'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
+            f'ends in /compressed). Its other image topics: {listed}; '
+            f'if it is one of them, say so with {choice.partition(",")[0]}.')
+    base, = cameras
     info = camera_info_beside(base)
-    has_info = any(t.name == info and t.type == CAMERA_INFO for t in with_messages)
-    return CameraTopics(
-        image=base,
-        camera_info=info if has_info else None,
-        compressed=base not in raw or image.endswith('/compressed'),
-    )
+    has_info = any(topic.name == info and topic.type == CAMERA_INFO for topic in filled)
+    return CameraTopics(base, info if has_info else '',
+                        base not in raw or image.endswith('/compressed'))
 
 
 def camera_info_beside(image: str) -> str:
     """Topic of an image's camera_info by image_transport's rule: the image's sibling."""
     namespace, slash, _ = image.removesuffix('/compressed').rpartition('/')
     return f'{namespace}{slash}camera_info'
-
-
-def _only_camera(names: list[str], choice: str) -> str:
-    cameras = [name for name in names if not any(word in name for word in NOT_PHOTOGRAPHS)]
-    if len(cameras) == 1:
-        return cameras[0]
-    if cameras:
-        raise BagError(
-            f'The bag has several cameras: {_listed(cameras)}. Choose one with {choice}.')
-    raise BagError(
-        'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
-        f'ends in /compressed). Its other image topics: {_listed(names)}; '
-        f'if it is one of them, say so with {choice.partition(",")[0]}.')
-
-
-def _corrupt(path: object, error: Exception) -> BagError:
-    reason = f'it has no {error}' if isinstance(error, KeyError) else \
-        ' '.join(str(error).split())[:200] or type(error).__name__
-    return BagError(
-        f'{path} cannot be read as a rosbag2 bag: {reason.rstrip(".")}. If its recorder crashed, '
-        f"try 'ros2 bag reindex {path}', for mcap 'mcap recover FILE -o NEW'; else copy or record "
-        'it again.')
-
-
-def _listed(names: list[str]) -> str:
-    return ', '.join(names) or 'none'

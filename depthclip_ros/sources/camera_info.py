@@ -62,30 +62,26 @@ class CameraCalibration:
             CameraInfoError: missing or malformed file; says which entry.
 
         """
+        def wrong(what: str) -> CameraInfoError:
+            return CameraInfoError('malformed file', f'{path} is no camera calibration: {what}.')
+
         try:
             with open_regular(user_path(path)) as file:
                 document = yaml.safe_load(file.read().decode())
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            reason = ' '.join(str(error).split())
-            raise CameraInfoError('unreadable file', f'{path}: cannot be read as a camera '
-                                  f'calibration: {reason}') from error
+            raise wrong(' '.join(str(error).split())) from error
         if not isinstance(document, dict):
-            raise CameraInfoError('malformed file', f'{path}: is no camera calibration; expected '
-                                  'image_width, image_height, camera_matrix and so on.')
-
+            raise wrong('expected image_width, image_height, camera_matrix and so on')
         for key in ('image_width', 'image_height'):
             if not isinstance(document.get(key), int) or document[key] <= 0:
-                raise CameraInfoError('malformed file', f'{path}: {key} is {document.get(key)!r}; '
-                                      'expected a positive whole number.')
+                raise wrong(f'{key} is {document.get(key)!r}; expected a positive whole number')
 
         def matrix(key: str, size: int = 0) -> tuple[float, ...]:
             entry = document.get(key)
             data = entry.get('data') if isinstance(entry, dict) else None
             if not isinstance(data, list) or not all(type(v) in (int, float) for v in data) \
-                    or (size and len(data) != size):
-                wanted = f'{size} numbers' if size else 'a list of numbers'
-                raise CameraInfoError('malformed file', f'{path}: {key}.data is {data!r}; '
-                                      f'expected {wanted}.')
+                    or len(data) != (size or len(data)):
+                raise wrong(f'{key}.data is {data!r}; expected {size or "a list of"} numbers')
             return tuple(map(float, data))
 
         return cls(

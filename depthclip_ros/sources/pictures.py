@@ -20,20 +20,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
-LONGEST_PATH = 300  # characters that a message repeats: what is missing is at its end
 
 
-def picture_files(
-    paths: Sequence[str | Path], say: Callable[[str], None] = lambda _: None,
-) -> list[Path]:
+def picture_files(paths: Sequence[str | Path]) -> list[Path]:
     """Expand folders (not their sub-folders) to the pictures in them, sorted by name.
-
-    Depth maps (PNG of one channel of 16 bits) and what `depthclip predict` has written are left
-    out of folders; a file that is named itself is always taken.
-
-    Args:
-        paths: files and folders.
-        say: told how many files of a folder were left out.
 
     Raises:
         ImageError: a path does not exist, or a folder holds no picture.
@@ -43,51 +33,18 @@ def picture_files(
     for given in paths:
         try:
             path = user_path(given)
-            is_folder = path.is_dir()
             path.stat()
-        except FileNotFoundError as error:
-            raise ImageError('missing file', 'There is no image or folder at '
-                             f'{quoted(str(Path(given).absolute()), LONGEST_PATH)}.') from error
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) \
+                if path.is_dir() else [path]
         except OSError as error:
-            raise ImageError(
-                'unreadable file',
-                f'{quoted(str(given), LONGEST_PATH)}: {error.strerror}.') from error
-        files.extend(_pictures_in(path, say) if is_folder else [path])
+            # What is missing of a long path is at its end.
+            raise ImageError('missing file', f'{quoted(str(Path(given).absolute()), 300)} is no '
+                             f'image or folder: {error.strerror}.') from error
+        if not found:
+            raise ImageError('empty folder', f'{path} holds no picture '
+                             f'({", ".join(sorted(SUFFIXES))}).')
+        files += found
     return files
-
-
-def _pictures_in(folder: Path, say: Callable[[str], None]) -> list[Path]:
-    try:
-        named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise ImageError('unreadable file', f'{folder}: {error.strerror}.') from error
-    left_out = [path for path in named if _is_result(path) or _is_depth_map(path)]
-    if left_out:
-        say(f'{folder}: {len(left_out)} of {len(named)} pictures left out: depth maps (16 bits, '
-            f'one channel) or results of depthclip predict, such as {left_out[0].name}. Name such '
-            'a file itself to have it taken.')
-    found = [path for path in named if path not in left_out]
-    if not found:
-        raise ImageError('empty folder', f'{folder} holds no picture '
-                         f'({", ".join(sorted(SUFFIXES))}).')
-    return found
-
-
-def _is_result(path: Path) -> bool:
-    """Whether `depthclip predict` has written a picture: its patches are beside it."""
-    name, _, ending = path.stem.rpartition('_')
-    return f'{ending}{path.suffix}' in ('color.png', 'patches.png', 'depth.png') \
-        and path.with_name(f'{name}_patches.npy').is_file()
-
-
-def _is_depth_map(path: Path) -> bool:
-    """Whether a PNG's header says: grey, 16 bits."""
-    try:
-        with open_regular(path) as file:
-            header = file.read(26)
-    except OSError:
-        return False
-    return header[:8] == b'\x89PNG\r\n\x1a\n' and header[24:26] == b'\x10\x00'
 
 
 def read_picture(path: Path) -> Picture:
@@ -129,8 +86,10 @@ def file_frames(
     readable = list(files)
     while readable:
         for path in tuple(readable):
-            picture = _read_or_skip(path, skip)
-            if picture is None:
+            try:
+                picture = read_picture(path)
+            except ImageError as error:  # noqa: PERF203 (one bad file stops no other)
+                skip(error)
                 readable.remove(path)
             else:
                 yield picture
@@ -146,12 +105,9 @@ def video_frames(path: str | Path, *, loop: bool = False) -> Iterator[Picture]:
         ImageError: the file is missing, or holds no frame that OpenCV can decode.
 
     """
-    try:
-        path = user_path(path)
-    except OSError as error:
-        raise ImageError('missing file', f'{quoted(str(path))}: {error.strerror}.') from error
+    path = Path(path).expanduser().absolute()
     if not path.is_file():
-        raise ImageError('missing file', f'There is no video at {path.absolute()}.')
+        raise ImageError('missing file', f'There is no video at {path}.')
     while True:
         count = 0
         for frame in _captured(cv2.VideoCapture(str(path))):
@@ -184,10 +140,10 @@ def webcam_frames(index: int) -> Iterator[Picture]:
 def builtin_frames(
     announce: Callable[[str], None], fov: float = BUILTIN_HFOV,
 ) -> Iterator[Picture]:
-    """Pictures that need no file, endlessly, always the same: rendered rooms.
+    """Rendered rooms of 640 x 480 pixels, endlessly, always the same.
 
-    They are 640 x 480. From the first one on, torch has one thread in this process, so that the
-    other cores are left to the network.
+    From the first one on, torch has one thread in this process, so that the other cores are left
+    to the network.
 
     Args:
         announce: told of every new room: its kind and seed.
@@ -200,14 +156,6 @@ def builtin_frames(
     torch.set_num_threads(1)
     for rgb in tour(SimConfig(fov=fov).camera(), announce):
         yield np.ascontiguousarray(rgb[:, :, ::-1])
-
-
-def _read_or_skip(path: Path, skip: Callable[[ImageError], None]) -> Picture | None:
-    try:
-        return read_picture(path)
-    except ImageError as error:
-        skip(error)
-        return None
 
 
 def _captured(capture: cv2.VideoCapture) -> Iterator[Picture]:

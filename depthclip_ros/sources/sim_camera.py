@@ -22,81 +22,40 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rclpy
 import torch
 from geometry_msgs.msg import TransformStamped
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ..core.errors import ConfigError
 from ..node.config import ROS_OWN
 from ..node.image_io import depth_values, image_fields
+from ..node.messages import TF, message_class
 from ..node.parameters import descriptor
-from ..node.process import StopSignals
-from ..resources import large_images_profile
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View, calibration
-from .bag_player import message_type
 from .image_source import QOS
+from .process import run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from threading import Event
 
     from numpy.typing import NDArray
+    from rclpy.publisher import Publisher
 
-    from ..sim import Frame
     from ..sim.world import Room
 
 TOPICS: dict[str, Any] = {'image': Image, 'camera_info': CameraInfo, 'depth/ground_truth': Image}
 REPORT_SECONDS = 5.0  # how long rendering may be late before it is said
 TOLERANCE = 0.1  # of the pictures that may be skipped in this time
-
-
-class CameraTopics:
-    """Publishers of one camera."""
-
-    def __init__(self, node: Node, name: str, config: SimConfig) -> None:
-        """Create the publishers; an empty name means the node's own namespace."""
-        prefix = f'{name}/' if name else ''
-        self._publishers = {
-            topic: node.create_publisher(
-                kind, prefix + topic, QOS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies())
-            for topic, kind in TOPICS.items()
-        }
-        self.frame_id = OPTICAL_FRAME.replace('camera', name) if name else OPTICAL_FRAME
-        self.room_frame_id = WORLD_FRAME if config.rig or not name else f'{name}_{WORLD_FRAME}'
-        self._info = CameraInfo()
-        calibration(config.camera()).fill(self._info)
-
-    def wanted(self, *topics: str) -> bool:
-        """Whether anyone subscribes to one of the topics."""
-        return any(self._publishers[topic].get_subscription_count() for topic in topics)
-
-    def publish_info(self, header: Header) -> None:
-        """Publish camera_info."""
-        self._info.header = header
-        self._publishers['camera_info'].publish(self._info)
-
-    def publish_frame(self, header: Header, frame: Frame) -> None:
-        """Publish the picture, and its depth while wanted."""
-        self._publishers['image'].publish(
-            Image(**image_fields(frame.rgb, 'rgb8', header)))
-        if self.wanted('depth/ground_truth'):
-            depth, _ = depth_values(frame.depth, '32FC1')
-            self._publishers['depth/ground_truth'].publish(
-                Image(**image_fields(depth, '32FC1', header)))
 
 
 class SimCameraNode(Node):
@@ -117,15 +76,15 @@ class SimCameraNode(Node):
         self.config = declare_parameters(self)
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
-        self._topics = [CameraTopics(self, name, self.config) for name in self.config.cameras]
-        self._views = [self._view(index) for index in range(len(self._topics))]
+        self._cameras = [self._camera(index) for index in range(len(self.config.cameras))]
+        self._info = CameraInfo()
+        calibration(self.config.camera()).fill(self._info)
         self._schedule = Schedule(self.config.rate)
         self._skipped = -1  # pictures by the last report; -1: before the first picture
-        self._tf_type = message_type('tf2_msgs/msg/TFMessage')
-        self._tf = None
-        if self._tf_type is not None:
-            self._tf = self.create_publisher(self._tf_type, '/tf', QoSProfile(depth=100))
-        else:
+        self._tf: Any = None
+        try:
+            self._tf = self.create_publisher(message_class(TF), '/tf', 100)
+        except ImportError:
             self.get_logger().info('tf2_msgs is not installed here: /tf is not published.')
         self.published = 0
         # Oftener than the rate: a timer that finds rendering late would miss the next beat.
@@ -138,15 +97,21 @@ class SimCameraNode(Node):
         return (f'published {self.published} pictures of each camera, skipped '
                 f'{self._schedule.skipped} that rendering was too slow for')
 
-    def _view(self, index: int) -> View:
-        name = self.config.cameras[index] or 'camera'
+    def _camera(self, index: int) -> tuple[str, View, dict[str, Publisher]]:
+        """Name of a camera, what it sees, and its publishers."""
+        name = self.config.cameras[index]
 
         def announce(elapsed: float, room: Room) -> None:
             start = self._schedule.start + round(elapsed * NANOSECONDS)
             sec, nanosec = divmod(start, NANOSECONDS)
-            self.get_logger().info(f'{name}: {room}, from stamp {sec}.{nanosec:09d} on.')
+            self.get_logger().info(
+                f'{name or "camera"}: {room}, from stamp {sec}.{nanosec:09d} on.')
 
-        return View(self.config, index, announce, self.get_logger().warning)
+        return name, View(self.config, index, announce, self.get_logger().warning), {
+            topic: self.create_publisher(
+                kind, f'{name}/{topic}'.lstrip('/'), QOS,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            for topic, kind in TOPICS.items()}
 
     def _tick(self) -> None:
         """Take the pictures that are due."""
@@ -154,19 +119,33 @@ class SimCameraNode(Node):
         number = self._schedule.due(now) if now else None  # 0: /clock has not come yet
         if number is None:
             return
-        if number == 0:
-            self._begin()
+        if number == 0:  # at the start, and whenever the clock was set back
+            if self.published:
+                self.get_logger().warning(
+                    'The time went back: starting again with the first room.')
+            for _, view, _ in self._cameras:
+                view.restart()
         stamp = self._schedule.stamp(number)
-        header = Header()
-        header.stamp.sec, header.stamp.nanosec = divmod(stamp, NANOSECONDS)
         elapsed = (stamp - self._schedule.start) / NANOSECONDS
-        for topics, view in zip(self._topics, self._views, strict=True):
-            header.frame_id = topics.frame_id
-            topics.publish_info(header)
-            if topics.wanted('image', 'depth/ground_truth'):
-                frame = view.frame(elapsed, number)
-                topics.publish_frame(header, frame)
-                self._publish_tf(header, topics.room_frame_id, frame.pose)
+        for name, view, publishers in self._cameras:
+            header = Header(frame_id=OPTICAL_FRAME.replace('camera', name or 'camera'))
+            header.stamp.sec, header.stamp.nanosec = divmod(stamp, NANOSECONDS)
+            self._info.header = header
+            publishers['camera_info'].publish(self._info)
+            wanted = {topic for topic, publisher in publishers.items()
+                      if publisher.get_subscription_count()}
+            if not wanted - {'camera_info'}:
+                continue
+            frame = view.frame(elapsed, number)
+            publishers['image'].publish(Image(**image_fields(frame.rgb, 'rgb8', header)))
+            if 'depth/ground_truth' in wanted:
+                depth, _ = depth_values(frame.depth, '32FC1')
+                publishers['depth/ground_truth'].publish(
+                    Image(**image_fields(depth, '32FC1', header)))
+            if self._tf is not None:
+                room = WORLD_FRAME if self.config.rig or not name else f'{name}_{WORLD_FRAME}'
+                self._tf.publish(self._tf.msg_type(
+                    transforms=[transform(header, room, frame.pose)]))
         self.published += 1
 
     def _report(self) -> None:
@@ -178,17 +157,6 @@ class SimCameraNode(Node):
                 f'Rendering cannot keep up with {self.config.rate:g} Hz: {new} pictures skipped '
                 f'in {REPORT_SECONDS:g} s, none queued. Lower rate, width and height '
                 'or the number of cameras, or raise num_threads. This is said once.', once=True)
-
-    def _begin(self) -> None:
-        """Start with the first room, at the start and whenever the clock was set back."""
-        if self.published:
-            self.get_logger().warning('The time went back: starting again with the first room.')
-        for view in self._views:
-            view.restart()
-
-    def _publish_tf(self, header: Header, parent: str, pose: NDArray[np.float64]) -> None:
-        if self._tf is not None and self._tf_type is not None:
-            self._tf.publish(self._tf_type(transforms=[transform(header, parent, pose)]))
 
 
 def declare_parameters(node: Node) -> SimConfig:
@@ -232,32 +200,17 @@ def transform(header: Header, parent: str, pose: NDArray[np.float64]) -> Transfo
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `sim_camera` until SIGINT or SIGTERM; returns its exit status."""
-    signals = StopSignals()
-    node: SimCameraNode | None = None
-    try:
-        os.environ.update(large_images_profile(os.environ))
-        # As in depth_node: rclpy's own handlers would close the context under the last messages.
-        rclpy.init(args=list(sys.argv if args is None else ['sim_camera', *args]),
-                   signal_handler_options=SignalHandlerOptions.NO)
+    def film(stop: Event) -> int:
         node = SimCameraNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not signals.received.is_set():
+        while not stop.is_set():
             executor.spin_once(timeout_sec=0.2)
         node.get_logger().info(node.summary())
-    except ExternalShutdownException:
-        pass
-    except (ConfigError, RuntimeError, ValueError) as error:
-        if node is not None:
-            raise
-        sys.stderr.write(f'sim_camera: {error}\n')
-        return 1
-    finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
-        signals.close()
-    return 0
+        node.destroy_node()
+        return 0
+
+    return run('sim_camera', film, sys.argv[1:] if args is None else args)
 
 
 if __name__ == '__main__':
