@@ -96,7 +96,7 @@ def test_wrong_device_and_cache_are_named():
     (['1st'], ["'1st'", 'letters, digits']),
     (['left-front'], ["'left-front'", 'letters, digits']),
     (['ok', ' '], ["' '", 'ROS namespace']),
-    (['x' * 1000], ['longer than 100', '1000 characters']),
+    (['x' * 1000], ['at most 100', '1000 characters']),
     ('front', ["'front'", 'list of texts']),
 ])
 def test_wrong_camera_names_are_named(names, words):

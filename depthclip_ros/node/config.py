@@ -147,9 +147,10 @@ def check_camera_names(names: Sequence[str]) -> None:
                           "every camera a name of its own, or a single one ''.")
     part = '[A-Za-z](_?[A-Za-z0-9])*'
     for name in names:
-        if name and not re.fullmatch(f'{part}(/{part})*', name):
+        if len(name) > 100 or (name and not re.fullmatch(f'{part}(/{part})*', name)):
             raise ConfigError(f'cameras: {quoted(name)} cannot be a ROS namespace; use letters, '
-                              'digits and single underscores, with slashes only in between.')
+                              'digits and single underscores, with slashes only in between, at '
+                              'most 100 characters.')
 
 
 def read_config(
