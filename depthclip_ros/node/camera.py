@@ -34,9 +34,9 @@ from .outputs import OUTPUT_DEPTH, OUTPUTS
 from .statistics import REJECTED, Counters, Say, Window
 
 try:  # Iron and later
-    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+    from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
 LATCHED, VOLATILE = QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSDurabilityPolicy.VOLATILE
@@ -142,20 +142,13 @@ class Input:
         if self._on_lost is not None:
             on_lost = self._on_lost
             callbacks['message_lost'] = lambda event: on_lost(event.total_count_change)
-
-        def create() -> Subscription:
-            return self._node.create_subscription(
-                messages.message_class(self._kind), self.topic, self._callback,
-                QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=self._depth,
-                           reliability=self._reliability, durability=self._durability),
-                raw=True, event_callbacks=SubscriptionEventCallbacks(**callbacks),
-                qos_overriding_options=QoSOverridingOptions(
-                    (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)))
-        try:
-            return create()
-        except UnsupportedEventTypeError:  # not every middleware reports losses
-            callbacks.pop('message_lost', None)
-            return create()
+        return self._node.create_subscription(
+            messages.message_class(self._kind), self.topic, self._callback,
+            QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=self._depth,
+                       reliability=self._reliability, durability=self._durability),
+            raw=True, event_callbacks=SubscriptionEventCallbacks(**callbacks),
+            qos_overriding_options=QoSOverridingOptions(
+                (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)))
 
 
 def topic_prefix(name: str) -> str:

@@ -188,14 +188,16 @@ class Pipeline:
         try:
             self._call(frames)
         except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
-            if not isinstance(error, DataError):
+            failed = not isinstance(error, DataError)
+            if failed:
                 self.last_error = describe(error)
                 self._say.once(self.last_error, (
                     f'{self.last_error}. Memory that nobody uses is given back, and the images '
                     'are tried once more, one by one.'))
         else:
             return frames
-        free_memory()
+        if failed:
+            free_memory()
         answered = {}
         for camera, frame in frames.items():
             with self._one(camera, 'prediction'):

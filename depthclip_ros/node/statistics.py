@@ -22,27 +22,16 @@ class Counters:
     """What became of every image of one camera.
 
     At any moment `received` = `published` + `dropped` + `idle` + `rejected` + `pending`.
-
-    Attributes:
-        received: images that arrived.
-        published: images answered with a depth image.
-        dropped: images replaced by a newer one before their turn came, or left at the end.
-        rejected: unusable images.
-        idle: images left alone because nobody subscribed to any output.
-        pending: images waiting or in work now (at most 2).
-        lost: images that the middleware reports as lost before they arrived.
-        causes: images that are rejected, or that lack something beside depth, by what and why
-            ('rejected: wrong step', 'no cloud: absent').
-
     """
 
     received: int = 0
-    published: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    idle: int = 0
-    pending: int = 0
-    lost: int = 0
+    published: int = 0  # answered with a depth image
+    dropped: int = 0  # replaced by a newer one before their turn came, or left at the end
+    rejected: int = 0  # unusable
+    idle: int = 0  # left alone because nobody subscribed to any output
+    pending: int = 0  # waiting or in work now (at most 2)
+    lost: int = 0  # before they arrived, as the middleware reports
+    # Rejected, or lacking something beside depth, by what and why ('rejected: wrong step').
     causes: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def copy(self) -> Counters:
