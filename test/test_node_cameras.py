@@ -226,16 +226,6 @@ def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, esti
             np.testing.assert_allclose(depth_array(message), expected, atol=1e-4)
 
 
-def test_quality_of_service_is_set_by_resolved_topic(peer, load):
-    def ends(camera):
-        found = [*peer.node.get_publishers_info_by_topic(f'/{camera}/depth/spread'),
-                 *peer.node.get_subscriptions_info_by_topic(f'/{camera}/camera_info')]
-        return len(found) == 2 and [end.qos_profile.reliability.name for end in found]
-
-    for camera, expected in (('side', 'BEST_EFFORT'), ('rear', 'RELIABLE')):
-        assert peer.wait(lambda camera=camera: ends(camera), 'both ends') == [expected] * 2
-
-
 def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
     def spoiled(peer, camera):
         message = picture(peer, camera)
