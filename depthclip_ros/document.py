@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages of texts, tables and pictures: as HTML, as Markdown, on a terminal, or as LaTeX tables.
 
-A page is a list of blocks, which hold plain text. Each format's template lays them out, and
-escapes everything that is put into it.
+A page is a list of blocks, which hold plain text. Each format escapes everything in its own way.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_TEMPLATES = Path(__file__).with_name('templates')
 
 
 @dataclass(frozen=True)
@@ -71,12 +64,12 @@ class Table:
     rows: Sequence[Sequence[str]]
     title: str = ''
     note: str = ''
-    texts: frozenset[int] = frozenset({0})
+    texts: frozenset[int] = field(default=frozenset({0}))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a file beside the page (of a chart, a PDF too), and its size in inches."""
+    """A figure: a file beside the page, and its size in inches."""
 
     title: str
     caption: str
@@ -84,45 +77,48 @@ class Picture:
     size: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The result in a few large numbers: (label, number, remark) each."""
-
-    numbers: Sequence[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class Details:
-    """Blocks that are folded away at first."""
-
-    summary: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Text as it is, e.g. a configuration."""
-
-    text: str
-
-
-Block = Heading | Text | Table | Picture | Headline | Details | Code
+Block = Heading | Text | Table | Picture
 
 
 def to_html(blocks: Sequence[Block], footer: str = '') -> str:
     """One page without scripts, that loads nothing but the pictures beside it."""
-    return _render('html', blocks, footer)
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name('templates')), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['kind'] = lambda block: type(block).__name__.lower()
+    environment.filters['anchor'] = lambda text: re.sub(
+        r'[^a-z0-9]+', '-', text.lower()).strip('-')
+    text: str = environment.get_template('document.html').render(
+        blocks=_numbered(blocks), title=_title(blocks), footer=footer)
+    return text
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown text (the dialect with tables)."""
-    return _render('md', blocks)
+    def escape(text: str) -> str:
+        return ' '.join(re.sub(r'([\\`*_\[\]<>|#~])', r'\\\1', text).split())
 
-
-def to_latex(blocks: Sequence[Block], footer: str = '') -> str:
-    """All tables that have a title, below the warnings, for pdflatex, xelatex or tectonic."""
-    warnings = [block for block in blocks if isinstance(block, Text) and block.warning]
-    return _render('tex', [*warnings, *_titled(blocks)], footer, _title(blocks))
+    def cell(text: str) -> str:
+        mark = '**' if isinstance(text, Strong) else '*' if isinstance(text, Quiet) else ''
+        return f'{mark}{escape(text)}{mark}' if text else ''
+    parts = []
+    for block in _numbered(blocks):
+        if isinstance(block, Heading):
+            parts.append(f'{"#" * block.level} {escape(block.text)}')
+        elif isinstance(block, Text):
+            parts.append('> **Warning:** ' * block.warning + escape(block.text))
+        elif isinstance(block, Picture):
+            parts.append(f'![{escape(block.title)}]({block.file})\n\n'
+                         f'**{escape(block.title)}.** {escape(block.caption)}')
+        else:
+            parts += [f'**{escape(block.title)}**'] if block.title else []
+            rule = ['---' if i in block.texts else '---:' for i in range(len(block.header))]
+            parts.append('\n'.join(
+                f'| {" | ".join(cells)} |' for cells in (
+                    map(escape, block.header), rule, *(map(cell, row) for row in block.rows))))
+            parts += [escape(block.note)] if block.note else []
+    return '\n\n'.join(parts) + '\n'
 
 
 def to_terminal(blocks: Sequence[Block]) -> str:
@@ -138,6 +134,55 @@ def to_terminal(blocks: Sequence[Block]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
+def to_latex(blocks: Sequence[Block]) -> str:
+    """All tables that have a title, for a paper that uses booktabs; remarks on rows stay out."""
+    parts = [f'% {" ".join(block.text.split())}' for block in blocks
+             if isinstance(block, Text) and block.warning]
+    for table in blocks:
+        if not isinstance(table, Table) or not table.title:
+            continue
+        shown = [i for i in range(len(table.header)) if i == 0 or i not in table.texts] \
+            if len(table.texts) < len(table.header) else list(range(len(table.header)))
+        lines = [' & '.join(_latex(row[i]) for i in shown) + r' \\'
+                 for row in (table.header, *table.rows)]
+        columns = ''.join('l' if i in table.texts else 'r' for i in shown)
+        parts.append('\n'.join((
+            r'\begin{table}', f'\\caption{{{_latex(table.title)}}}',
+            f'\\begin{{tabular}}{{{columns}}}', r'\toprule', lines[0], r'\midrule', *lines[1:],
+            r'\bottomrule', r'\end{tabular}', r'\end{table}')))
+    return '\n\n'.join(parts) + '\n'
+
+
+_LATEX = {
+    '\\': r'\textbackslash{}', **{c: f'\\{c}' for c in '{}$&%#_'}, '[': '{[}',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '|': '$|$',
+    '−': '$-$', '±': r'$\pm$', '×': r'$\times$', '…': '--', '–': '--', '’': "'", '²': '$^2$',
+    '³': '$^3$', '↑': r'$\uparrow$', '↓': r'$\downarrow$', 'δ': r'$\delta$'}
+
+
+def _latex(text: str) -> str:
+    """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
+    shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]')
+                    for c in ' '.join(text.split()))
+    command = {Strong: r'\textbf', Quiet: r'\textit', Small: r'{\tiny '}.get(type(text), '')
+    return shown if not command or not shown else (
+        f'{command}{shown}}}' if command[0] == '{' else f'{command}{{{shown}}}')
+
+
+def _numbered(blocks: Sequence[Block]) -> list[Block]:
+    """Titles of tables and figures with their numbers."""
+    counts: Counter[str] = Counter()
+    numbered: list[Block] = []
+    for block in blocks:
+        if isinstance(block, (Table, Picture)) and block.title:
+            what = 'Table' if isinstance(block, Table) else 'Figure'
+            counts[what] += 1
+            numbered.append(replace(block, title=f'{what} {counts[what]}. {block.title}'))
+        else:
+            numbered.append(block)
+    return numbered
+
+
 def _aligned(table: Table) -> Iterator[str]:
     lines = [table.header, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -147,75 +192,5 @@ def _aligned(table: Table) -> Iterator[str]:
             for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
 
 
-def _titled(blocks: Sequence[Block]) -> Iterator[Table]:
-    for block in blocks:
-        if isinstance(block, Table) and block.title:
-            yield block
-        elif isinstance(block, Details):
-            yield from _titled(block.blocks)
-
-
 def _title(blocks: Sequence[Block]) -> str:
     return next((block.text for block in blocks if isinstance(block, Heading)), 'Report')
-
-
-def _render(
-    suffix: str, blocks: Sequence[Block], footer: str = '', title: str = '',
-) -> str:
-    text: str = _environment(suffix).get_template(f'document.{suffix}').render(
-        blocks=blocks, title=title or _title(blocks), footer=footer)
-    return text
-
-
-@cache
-def _environment(suffix: str) -> Environment:
-    """Jinja2 with a format's own escaping of whatever is put in."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-    escapes = {'md': _escape_markdown, 'tex': _escape_latex}
-    escape: Callable[[str], str] | None = escapes.get(suffix)
-
-    def finalize(value: Any) -> Any:
-        if escape is None or isinstance(value, Markup):  # what a template has made
-            return value
-        return Markup(escape(str(value)))  # noqa: S704 - escaped the format's own way
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, finalize=finalize,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True)
-    environment.filters['anchor'] = lambda text: re.sub(
-        r'[^a-z0-9]+', '-', text.lower()).strip('-')
-    environment.filters['kind'] = lambda block: type(block).__name__.lower()
-    environment.filters['columns'] = _latex_columns
-    return environment
-
-
-def _escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, also within a table."""
-    return ' '.join(re.sub(r'([\\`*_\[\]<>|#~])', r'\\\1', text).split())
-
-
-_LATEX = {
-    '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '%': r'\%',
-    '#': r'\#', '_': r'\_', '[': '{[}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
-    '<': '$<$', '>': '$>$', '|': '$|$', '"': r'\textquotedbl{}', '−': '$-$', '±': r'$\pm$',
-    '×': r'$\times$', '·': r'$\cdot$', '…': r'\ldots{}', '–': '--', '—': '---', '’': "'",
-    '‘': '`', '“': '``', '”': "''", '²': r'$^2$', '³': r'$^3$', '°': r'$^\circ$',
-    '↑': r'$\uparrow$', '↓': r'$\downarrow$', '≤': r'$\le$', '≥': r'$\ge$', 'δ': r'$\delta$',
-    'σ': r'$\sigma$'}
-
-
-def _escape_latex(text: str) -> str:
-    """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
-    plain = ' '.join(text.split())
-    plain = re.sub(r'δ(\d)', '\0\\1', plain)  # a subscript, as in the papers
-    shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]')
-                    for c in plain)
-    return re.sub('\0(.)', r'$\\delta_\1$', shown)
-
-
-def _latex_columns(table: Table) -> str:
-    """LaTeX's letters for the columns: long texts are wrapped."""
-    longest = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    return ''.join('r' if i not in table.texts else 'X' if size > 28 else 'l'
-                   for i, size in enumerate(longest))

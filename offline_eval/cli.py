@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
 from depthclip_ros.arguments import count, positive, whole
-from depthclip_ros.core.config import DepthConfig
+from depthclip_ros.core.config import DepthConfig, read_parameters
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
-from depthclip_ros.node.config import NodeConfig, read_config, read_values, with_demo_settings
-from depthclip_ros.node.process import keep_freed_memory
 
 if TYPE_CHECKING:
-    from .runner import Options
+    from .evaluate import Options
+    from .results import Summary
 
 PROGRAM = 'offline_eval'
 TABLES = ('1', '2', '3')
 PROTOCOLS = ('depthclip', 'bts', 'kitti')
 ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see witness.ALIGNMENTS
-_PROTOCOL = 'crops (default: depthclip, the official code; KITTI: kitti)'
+#: What a parameter file says besides the method that counts here, too.
+RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'witness': (_witness, 'the same command continues.'),
     }.get(given[0] if given else '', (_evaluate, '--resume continues.'))
     try:
-        return run(given if run is _evaluate else given[1:])
+        run(given if run is _evaluate else given[1:])
     except KeyboardInterrupt:
         print(f'{PROGRAM}: interrupted; {then}', file=sys.stderr)
         return 130
@@ -52,77 +52,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DepthClipError as error:
         print(f'{PROGRAM}: {error}', file=sys.stderr)
         return 1
-
-
-def _evaluate(given: list[str]) -> int:
-    parser = _parser()
-    options = parser.parse_args(given)
-    foreign = _foreign(parser, options)
-    from .runner import Evaluation, Foreign
-    keep_freed_memory()
-    _print(Evaluation(dataclasses.replace(
-        _options(options, given), average=options.average,
-        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-        batch_size=options.batch_size,
-        mean_map=not options.no_mean_map, report=not options.no_report,
-        predictions=tuple(Foreign(*one) for one in foreign),
-        calibrations=tuple(options.calibration))).run())
     return 0
 
 
-def _options(options: argparse.Namespace, given: list[str]) -> Options:
-    """Data and model."""
-    config, node = _settings(options)
-    from .datasets import Where
-    from .runner import Options
-    return Options(
-        where=Where(options.data, options.list, options.splits, options.ground_truth,
-                    options.inpainted),
-        config=config, node=node,
-        own_input=options.own_input or (options.config is None and node.weights == DEMO),
-        protocol=options.protocol or '', limit=options.limit,
-        command=shlex.join([PROGRAM, *given]))
+def _evaluate(given: list[str]) -> None:
+    parser = _parser()
+    options = parser.parse_args(given)
+    others = _foreign(parser, options)
+    from .evaluate import Foreign, evaluate
+    folder, results = evaluate(dataclasses.replace(
+        _options(options, given), average=options.average,
+        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
+        batch_size=options.batch_size, mean_map=not options.no_mean_map,
+        report=not options.no_report, predictions=tuple(Foreign(*one) for one in others),
+        calibrations=tuple(options.calibration)))
+    print(answer(results.summary))
+    print(f'Results: {folder}')
 
 
-def _foreign(parser: argparse.ArgumentParser, options: argparse.Namespace,
-             ) -> list[tuple[str, Path, float, str]]:
-    """Other programs' predictions, each with its scale and alignment."""
-    names = [name for name, _ in options.predictions]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        parser.error(f'--predictions: {", ".join(twice)} is given twice')
-    for flag, given in (('--prediction-scale', options.prediction_scale),
-                        ('--align', options.align)):
-        for name, _ in given:
-            if name and name not in names:
-                parser.error(f'{flag}: {name!r} is none of --predictions')
-
-    def of(given: list[tuple[str, Any]], name: str, default: Any) -> Any:
-        return {**dict.fromkeys(names, dict(given).get('', default)), **dict(given)}[name]
-    return [(name, folder, of(options.prediction_scale, name, 0.0),
-             of(options.align, name, 'none')) for name, folder in options.predictions]
-
-
-def _witness(given: list[str]) -> int:
+def _witness(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} witness',
         description="Write the method's depth as 16-bit PNG, as the evaluation scripts of BTS and "
         'of what came after it read it: 1000 a metre for NYU (whole images), 256 for KITTI '
         '(benchmark crop), in FOLDER/raw.')
-    _add_data(parser)
-    parser.add_argument('--protocol', choices=PROTOCOLS, help=_PROTOCOL)
-    _add_model(parser)
+    _add_data_and_model(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
     options = parser.parse_args(given)
-    from .runner import Evaluation
-    raw = Evaluation(_options(options, ['witness', *given])).write(options.output)
+    from .evaluate import write_witness
+    raw = write_witness(_options(options, ['witness', *given]), options.output)
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
-    return 0
 
 
-def _extract(given: list[str]) -> int:
+def _extract(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f'{PROGRAM} extract',
         description='Write the official folders (JPEG images, depth in millimetres) from the .mat '
@@ -132,9 +96,11 @@ def _extract(given: list[str]) -> int:
     parser.add_argument('--splits', type=Path, metavar='FILE',
                         help='splits.mat (default: the built-in official split)')
     options = parser.parse_args(given)
-    from .extract import extract
+    from .datasets.nyu import extract
     extract(options.mat, options.folder, options.splits)
-    return 0
+
+
+# Options -----------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,57 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         'beside\nhonest baselines.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
         f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
-    _add_data(parser)
-    _add_how(parser)
-    _add_model(parser)
-    _add_others(parser)
-    _add_run(parser)
-    return parser
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group('data')
-    data.add_argument('--data', type=Path, required=True, metavar='PATH',
-                      help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's "
-                      'nyu2_test, KITTI raw data')
-    data.add_argument('--list', type=Path, metavar='FILE',
-                      help='list of the pairs (default: the one beside, else all)')
-    data.add_argument('--splits', type=Path, metavar='FILE',
-                      help='splits.mat (default: the built-in official split)')
-    data.add_argument('--ground-truth', type=Path, metavar='FOLDER',
-                      help='KITTI: folder of the annotated depth')
-    data.add_argument('--inpainted', action='store_true',
-                      help='score on the in-painted depth of the .mat (default: raw)')
-    data.add_argument('--limit', type=whole, default=0, metavar='N',
-                      help='only N images, evenly from all')
-
-
-def _add_how(parser: argparse.ArgumentParser) -> None:
+    _add_data_and_model(parser)
     how = parser.add_argument_group('how it is measured')
-    how.add_argument('--protocol', choices=PROTOCOLS, help=_PROTOCOL)
     how.add_argument('--average', choices=('image', 'pixel'), default='image',
                      help='mean over images of their metrics (default), or over all pixels')
     how.add_argument('--table', action='append', choices=TABLES,
                      help="the paper's table to make; may be repeated (default: 1)")
     how.add_argument('--no-mean-map', action='store_true',
                      help='leave out the baseline that reads the training split')
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group('model')
-    model.add_argument('--config', metavar='YAML',
-                       help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
-    model.add_argument('--own-input', action='store_true',
-                       help="resize the crop to the configuration's own input (default: the "
-                       'network sees what the protocol crops, pixel by pixel)')
-    model.add_argument('--weights', default='', metavar='W',
-                       help="official name, file, 'demo', or 'untrained'")
-    model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')
-    model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
-                       help="network's number format (default: the file's; auto means float32)")
-
-
-def _add_others(parser: argparse.ArgumentParser) -> None:
     others = parser.add_argument_group('beside it')
     others.add_argument('--predictions', action='append', default=[], type=_named_folder,
                         metavar='NAME=FOLDER',
@@ -210,34 +133,110 @@ def _add_others(parser: argparse.ArgumentParser) -> None:
     others.add_argument('--calibration', action='append', default=[], type=Path, metavar='FILE',
                         help="row of the method as 'depthclip calibrate' corrects it; may be "
                         'repeated')
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group('run')
     run.add_argument('--output', type=Path, default=Path('results'), metavar='FOLDER',
                      help='a dated folder and the link latest are made in it (default: results)')
     run.add_argument('--resume', nargs='?', const='', metavar='FOLDER',
                      help='continue an interrupted run (default: the latest)')
     run.add_argument('--batch-size', type=count, default=8, metavar='N',
-                     help='images that a GPU sees at once (default: 8); a CPU thread takes one')
+                     help='images worked on at once beside a GPU (default: 8); on a CPU there is '
+                     'one for each thread')
     run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
+    return parser
 
 
-def _settings(options: argparse.Namespace) -> tuple[DepthConfig, NodeConfig]:
-    """Settings of the file and the command line; the precision is float32 unless chosen."""
-    config, node = read_config(options.config or resources.config_path('nyu_paper'))
-    changes = {k: v for k, v in (('weights', options.weights), ('device', options.device)) if v}
-    node = node.replace(**changes)
-    config, note = with_demo_settings(
-        config, node.weights, read_values(options.config) if options.config else ())
-    if note:
-        print(note)
+def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group('data')
+    data.add_argument('--data', type=Path, required=True, metavar='PATH',
+                      help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's "
+                      'nyu2_test, KITTI raw data')
+    data.add_argument('--list', type=Path, metavar='FILE',
+                      help='list of the pairs (default: the one beside, else all)')
+    data.add_argument('--splits', type=Path, metavar='FILE',
+                      help='splits.mat (default: the built-in official split)')
+    data.add_argument('--ground-truth', type=Path, metavar='FOLDER',
+                      help='KITTI: folder of the annotated depth')
+    data.add_argument('--inpainted', action='store_true',
+                      help='score on the in-painted depth of the .mat (default: raw)')
+    data.add_argument('--limit', type=whole, default=0, metavar='N',
+                      help='only N images, evenly from all')
+    data.add_argument('--protocol', choices=PROTOCOLS, default='',
+                      help='crops (default: depthclip, the official code; KITTI: kitti)')
+    model = parser.add_argument_group('model')
+    model.add_argument('--config', metavar='YAML',
+                       help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
+    model.add_argument('--own-input', action='store_true',
+                       help="resize the crop to the configuration's own input (default: the "
+                       'network sees what the protocol crops, pixel by pixel)')
+    model.add_argument('--weights', default='', metavar='W',
+                       help="official name, file, 'demo', or 'untrained'")
+    model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')
+    model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
+                       help="network's number format (default: the file's; auto means float32)")
+
+
+def _options(options: argparse.Namespace, given: list[str]) -> Options:
+    """Data and model."""
+    config, runtime = settings(options)
+    from .datasets import Where
+    from .evaluate import Options
+    return Options(
+        where=Where(options.data, options.list, options.splits, options.ground_truth,
+                    options.inpainted),
+        config=config, runtime=runtime, protocol=options.protocol, limit=options.limit,
+        own_input=options.own_input or (
+            options.config is None and runtime.get('weights') == DEMO),
+        command=shlex.join([PROGRAM, *given]))
+
+
+def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
+    """The method's settings, and what it runs on: of the file, then of the command line.
+
+    The demo model has settings of its own, with which it works; what the file gives wins over
+    them. The precision is float32 unless it is chosen.
+
+    Raises:
+        ConfigError: the file or a setting is wrong.
+
+    """
+    path = options.config or resources.config_path('nyu_paper')
+    config, values = DepthConfig.from_yaml(path), read_parameters(path, 'depth_node')
+    runtime = {name: values[name] for name in RUNTIME if name in values} | {
+        name: value for name in ('weights', 'device') if (value := getattr(options, name))}
+    if runtime.get('weights') == DEMO:
+        chosen = set(values) & set(DepthConfig.names()) if options.config else set()
+        if chosen & {'tokens', 'bins'}:
+            chosen |= {'tokens', 'bins'}
+        config = DepthConfig.from_yaml(resources.config_path(DEMO)).replace(**{
+            name: getattr(config, name) for name in chosen})
+        print(f'weights: {DEMO} bring their own settings (config/demo.yaml)'
+              + (f'; kept as given: {", ".join(sorted(chosen))}.' if chosen else '.'))
     if config.has_scenes:
         raise ConfigError("scenes: only plain bins are evaluated here, and scenes would count for "
                           "nothing; set scenes: [''].")
     precision = options.precision or (
         'float32' if config.precision == 'auto' else config.precision)
-    return config.replace(precision=precision), node
+    return config.replace(precision=precision), runtime
+
+
+def _foreign(
+    parser: argparse.ArgumentParser, options: argparse.Namespace,
+) -> list[tuple[str, Path, float, str]]:
+    """Other programs' predictions, each with its scale and alignment."""
+    names = [name for name, _ in options.predictions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        parser.error(f'--predictions: {", ".join(twice)} is given twice')
+    for flag, given in (('--prediction-scale', options.prediction_scale),
+                        ('--align', options.align)):
+        for name, _ in given:
+            if name and name not in names:
+                parser.error(f'{flag}: {name!r} is none of --predictions')
+    scales: dict[str, float] = dict(options.prediction_scale)
+    alignments: dict[str, str] = dict(options.align)
+    return [(name, folder, scales.get(name, scales.get('', 0.0)),
+             alignments.get(name, alignments.get('', 'none')))
+            for name, folder in options.predictions]
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -259,26 +258,28 @@ def _named_alignment(text: str) -> tuple[str, str]:
     return name, how
 
 
-def _print(folder: Path) -> None:
+# The answer --------------------------------------------------------------------------------------
+
+
+def answer(summary: Summary) -> str:
     """The short answer; the long one is in the folder."""
     from .datasets.base import NYU
-    from .names import SYMBOLS
-    from .results import ALL, PAPER_METRICS, Summary
-    summary = Summary.read(folder)
-    data = summary.data
-    print(f'{summary.rows[0].name} with the weights {summary.weights.name} on '
-          f'{data.origin or "images of unknown origin"}, {data.split}')
-    print(f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS))
-    lines = [(row.name, row.metrics) for row in summary.rows if row.scene == ALL]
+    from .metrics import PAPER_METRICS, SYMBOLS
+    from .results import ALL
+    data, gate = summary.data, summary.gate
+    rows = {row.name: row.metrics for row in summary.rows if row.scene == ALL}
     if data.official:  # else no published number is of these images
-        lines += [(f'{row.name} (published)', row.metrics) for row in summary.paper
-                  if row.table not in ('2', '3') and row.name.startswith('DepthCLIP')]
-    for name, metrics in lines:
-        print(f'{name:40}' + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS))
-    print(f'\n{summary.verdict.text}\n')
+        rows |= {f'{row.name} (published)': row.metrics for row in summary.paper
+                 if row.group not in ('2', '3') and row.name.startswith('DepthCLIP')}
+    lines = [
+        (f'{summary.rows[0].name} with the weights {summary.weights.name} on '
+        f'{data.origin or "images of unknown origin"}, {data.split}'),
+        f'{"":40}' + ''.join(f'{SYMBOLS[m]:>9}' for m in PAPER_METRICS),
+        *(f'{name:40}' + ''.join(f'{metrics[m]:9.3f}' for m in PAPER_METRICS)
+          for name, metrics in rows.items()),
+        '', summary.verdict.text, '']
     if data.origin in (NYU, ''):
-        print(f"The paper's row: {summary.gate.status}."
-              + ''.join(f'\n  - {reason}' for reason in summary.gate.reasons))
+        lines += [f"The paper's row: {gate.status}.", *(f'  - {why}' for why in gate.reasons)]
     if data.skipped:
-        print(f'{len(data.skipped)} images without valid true depth were left out.')
-    print(f'Results: {folder}')
+        lines.append(f'{len(data.skipped)} images without valid true depth were left out.')
+    return '\n'.join(lines)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contenders: the method, its variants, and the baselines that say what its numbers are worth.
 
-Constants do not look at the image, and controls look past it.
+Constants do not look at the image, controls look past it, and calibrated rows are no longer
+zero-shot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,24 +17,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 
-from .metrics import MIN_DEPTH, SortedTruth, Sums
+from .errors import EvaluationError, progress
+from .metrics import MIN_DEPTH, Sums, random_pixels
 from .paper import BIN_PARTITIONS, METHOD, PROMPTS
-from .progress import progress
 
 if TYPE_CHECKING:
     from .datasets import Dataset
     from .protocol import Protocol
-    from .scorer import Seen
+    from .scoring import Seen
     from .witness import Predictions
 
 FOCAL = f'{METHOD} x focal length'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
-PARTNERS = 3  # other images whose depth is scored on each; `scorer.partners` has them
+PARTNERS = 3  # other images whose depth is scored on each; `scoring.partners` has them
 RANDOM_WORDS = 'random words'
 ALIKE = 0.999  # cosine
 NYU_CONSTANT = 2.4  # metres, the constant that explains the paper's numbers best
+_SAME_VIEW = 0.01  # focal lengths, in widths of what the network sees, that differ by less are one
 
 # Words that have nothing to do with distance or size.
 NEUTRAL_WORDS = (
@@ -45,19 +49,18 @@ NEUTRAL_WORDS = (
 
 @dataclass(frozen=True)
 class Contender:
-    """One prediction for every image, by one of `depth`, `sums` and `shift`.
+    """One answer to every image.
 
     Attributes:
         name: of the row it belongs to; several contenders of one name are averaged (repetitions).
         group: 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'.
         note: for the reader.
-        key: what else its digits depend on, so that a run is continued with the same only.
+        answer: an image as it is seen -> (h, w) metres of its patches or (H, W) of its pixels; or,
+            where they follow from the true depth alone, (11,) sums. None with `shift`.
         tokens: words that it needs the text features of.
+        key: what else its digits depend on, so that a run is continued with the same only.
         is_test: whether the method is compared with it; not where a control cannot work, or where
             another program's depth has been fitted to the truth.
-        depth: images, as they were seen -> (B, h, w) metres of their patches, or of all pixels.
-        sums: for what follows from the true depth alone: that of an image, and the greatest that
-            counts -> (11,) sums.
         shift: it is the method's depth of another image: which of an image's partners.
 
     """
@@ -65,11 +68,10 @@ class Contender:
     name: str
     group: str
     note: str = ''
-    key: str = ''
+    answer: Callable[[Seen], Tensor | Sums] | None = None
     tokens: tuple[str, ...] = ()
+    key: str = ''
     is_test: bool = True
-    depth: Callable[[Seen], Tensor] | None = None
-    sums: Callable[[SortedTruth, float], Sums] | None = None
     shift: int = 0
 
 
@@ -82,15 +84,15 @@ def _read_out(
     With `focal`, it is multiplied by the focal length of what the network sees, in its widths,
     and divided by this one.
     """
-    def depth(seen: Seen) -> Tensor:
-        found = seen.read_out(tokens, bins)
-        return found * (seen.focal / focal)[:, None, None] if focal else found
-    return Contender(name, group, note, f'{tokens} {bins} {focal}', tuple(tokens), depth=depth)
+    def answer(seen: Seen) -> Tensor:
+        depth = seen.read_out(tokens, bins)
+        return depth * (seen.focal / focal) if focal else depth
+    return Contender(name, group, note, answer, tuple(tokens), f'{tokens} {bins} {focal}')
 
 
 def _constant(name: str, metres: float, note: str) -> Contender:
-    return Contender(name, 'baseline', note, f'{metres}',
-                     sums=lambda ordered, _: ordered.score([metres])[0])
+    return Contender(name, 'baseline', note, lambda seen: seen.constants.score([metres])[0],
+                     key=f'{metres}')
 
 
 def method_and_variants(
@@ -122,12 +124,60 @@ def method_and_variants(
 
 def foreign(predictions: Predictions) -> Contender:
     """Another program's depth, from its files."""
-    def depth(seen: Seen) -> Tensor:
-        return torch.from_numpy(np.stack([
-            predictions.read(image.entry, image.size, image.truth, seen.protocol)
-            for image in seen.images])).to(seen.device)
-    return Contender(predictions.row, 'foreign', predictions.note, predictions.digest,
-                     is_test=predictions.align == 'none', depth=depth)
+    return Contender(
+        predictions.row, 'foreign', predictions.note, lambda seen: torch.from_numpy(
+            predictions.read(seen.entry, seen.size, seen.truth, seen.protocol)).to(seen.device),
+        key=predictions.digest, is_test=predictions.align == 'none')
+
+
+def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -> Contender:
+    """Depth as a calibration file corrects it.
+
+    Args:
+        path: of the calibration.
+        estimator: as it is evaluated, which knows no focal length.
+        focals: focal lengths of what the network sees in the images, in its widths, as far as
+            they are known.
+
+    Raises:
+        CalibrationError: it is damaged, or of another model or other settings.
+        EvaluationError: it was fitted to another view; or, with an answer, to that image.
+
+    """
+    reference = float(Calibration.load(path).about.config['reference_focal'])
+    calibration = estimator.read_calibration(estimator.config.replace(
+        calibration=str(path), reference_focal=reference))  # here its own focal ratio counts
+    assert calibration is not None  # noqa: S101 - a path was given
+    about = calibration.about
+    x = calibration.arrays['rays'][..., 0]
+    own = float((x.shape[1] - 1) / x.shape[1] / np.median(x[:, -1] - x[:, 0]))
+    for focal in focals if about.camera_known else ():
+        if abs(own / focal - 1) > _SAME_VIEW:
+            raise EvaluationError(
+                f'--calibration {path}: it was fitted to a view with a focal length of {own:.3f} '
+                f'widths, and the network sees one of {focal:.3f} here. Calibrate with the '
+                '--protocol that is evaluated.')
+    known = frozenset(about.images)
+
+    def answer(seen: Seen) -> Tensor:
+        if seen.image_digest in known:
+            raise EvaluationError(
+                f'--calibration {path}: it was fitted to image {seen.position} of the data set '
+                '(of those that are evaluated, counted from 0). Calibrate on a training split.')
+        ratio = seen.focal / reference if seen.focal and reference else about.focal_ratio
+        passes = len(seen.maps.features)
+        said = estimator.read_out(seen.logits[estimator.config.tokens])
+        return seen.smoothed(calibration.correct(
+            *said, seen.maps.trunk, calibration.rays([None], flip=passes > 1),
+            [ratio] * passes)[0])
+    what = 'training images' if about.split else f'images of {about.source}'
+    are_seen = 'none of them is evaluated, compared bit by bit' if known else (
+        'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
+    variant = 'no' if about.variant == 'none' else about.variant
+    return Contender(
+        f'calibrated on {about.frames} {what}', 'calibrated',
+        f'no longer zero-shot: {path.name} ({variant} correction), '
+        f'fitted to {about.split or about.source}; {are_seen}', answer, key=calibration.digest)
 
 
 # Baselines ---------------------------------------------------------------------------------------
@@ -145,13 +195,6 @@ def baselines(
         images: how many the data set has.
 
     """
-    return [*_constants(config, training, max_depth), *_controls(config, max_depth),
-            *_partners(images)]
-
-
-def _constants(
-    config: DepthConfig, training: TrainingMean | None, max_depth: float,
-) -> list[Contender]:
     bins = float(np.mean(config.bins))
     chosen = [_constant('mean of the bins', bins,
                         f'{bins:.3f} m everywhere: all words equally likely')]
@@ -159,58 +202,57 @@ def _constants(
         chosen.append(_constant(f'constant {NYU_CONSTANT:g} m', NYU_CONSTANT,
                                 'the constant that explains the numbers of the paper best'))
     if training is not None:
-        chosen.append(_constant('mean of the training split', training.mean,
-                                f'{training.mean:.3f} m everywhere'))
         whole = torch.from_numpy(training.mean_map)
-        chosen.append(Contender(
-            'mean map', 'baseline', "mean depth of every pixel's place in the training split",
-            f'{training.mean}',
-            depth=lambda seen: whole.to(seen.device).expand(len(seen.images), -1, -1)))
-    chosen.append(Contender(
-        'median of each image', 'baseline', "oracle: the image's own true median everywhere",
-        sums=lambda ordered, _: ordered.score([ordered.median()])[0]))
-    return chosen
-
-
-def _controls(config: DepthConfig, max_depth: float) -> list[Contender]:
-    rng = np.random.default_rng(0)
-    count = len(config.tokens)
-    chosen = [
+        chosen += [
+            _constant('mean of the training split', training.mean,
+                      f'{training.mean:.3f} m everywhere'),
+            Contender('mean map', 'baseline',
+                      "mean depth of every pixel's place in the training split",
+                      lambda seen: whole.to(seen.device), key=f'{training.mean}')]
+    chosen += [
+        Contender('median of each image', 'baseline',
+                  "oracle: the image's own true median everywhere",
+                  lambda seen: seen.constants.score([seen.median])[0]),
         Contender('random per pixel', 'baseline',
                   f'uniform in 0 to {max_depth:g} m: expectation in closed form',
-                  sums=SortedTruth.score_random_pixels),
+                  lambda seen: random_pixels(seen.valid, max_depth)),
         Contender('random per patch', 'baseline',
                   f"uniform in 0 to {max_depth:g} m on the patches, through the method's own "
                   "averaging and upsampling: the paper's 'Lower Bound'",
-                  depth=partial(_random_patches, max_depth))]
-    if count > 1:
-        chosen += [_read_out('shuffled words', 'baseline',
-                             [config.tokens[i] for i in order], config.bins,
-                             f'the same words given to other bins; mean of {SHUFFLES} orders')
-                   for order in _other_orders(rng, count, SHUFFLES)]
-    if count <= len(NEUTRAL_WORDS):
-        chosen += [_read_out(RANDOM_WORDS, 'baseline',
-                             [str(w) for w in rng.choice(NEUTRAL_WORDS, count, replace=False)],
-                             config.bins, 'words that have nothing to do with distance; mean of '
-                                          f'{RANDOM_WORD_SETS} sets')
-                   for _ in range(RANDOM_WORD_SETS)]
-    return chosen
+                  lambda seen: _random_patches(seen, max_depth))]
+    return [*chosen, *_other_words(config), *_partners(images)]
 
 
-def _random_patches(max_depth: float, seen: Seen) -> Tensor:
+def _random_patches(seen: Seen, max_depth: float) -> Tensor:
     """Depth drawn per patch and pass, by a generator of the image's own."""
-    drawn = np.stack([
-        np.random.default_rng([7, image.position]).uniform(
-            2 * MIN_DEPTH, max_depth, (seen.passes, *seen.grid)).mean(0)
-        for image in seen.images])
+    drawn = np.random.default_rng([7, seen.position]).uniform(
+        2 * MIN_DEPTH, max_depth, (len(seen.maps.features), *seen.estimator.grid)).mean(0)
     return torch.from_numpy(drawn.astype(np.float32)).to(seen.device)
+
+
+def _other_words(config: DepthConfig) -> list[Contender]:
+    rng = np.random.default_rng(0)
+    count = len(config.tokens)
+    chosen: list[Contender] = []
+    while count > 1 and len(chosen) < SHUFFLES:
+        order = rng.permutation(count).tolist()
+        if order != list(range(count)):
+            chosen.append(_read_out(
+                'shuffled words', 'baseline', [config.tokens[i] for i in order], config.bins,
+                f'the same words given to other bins; mean of {SHUFFLES} orders'))
+    if count <= len(NEUTRAL_WORDS):
+        chosen += [_read_out(
+            RANDOM_WORDS, 'baseline', rng.choice(NEUTRAL_WORDS, count, replace=False).tolist(),
+            config.bins, 'words that have nothing to do with distance; mean of '
+                         f'{RANDOM_WORD_SETS} sets') for _ in range(RANDOM_WORD_SETS)]
+    return chosen
 
 
 def _partners(images: int) -> list[Contender]:
     count = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
     return [Contender('shuffled images', 'baseline', (
         "the method's depth of one image scored on another: does the image matter at all? Mean of "
-        f'{count} ways'), f'{shift}', shift=shift) for shift in range(1, count + 1)]
+        f'{count} ways'), key=f'{shift}', shift=shift) for shift in range(1, count + 1)]
 
 
 def without_failed_controls(
@@ -244,16 +286,6 @@ def are_alike(features: NDArray[np.float32]) -> bool:
     return bool((features @ features.T).min() > ALIKE)
 
 
-def _other_orders(rng: np.random.Generator, count: int, wanted: int) -> list[list[int]]:
-    """Orders that are not the original one."""
-    orders: list[list[int]] = []
-    while len(orders) < wanted:
-        order = [int(i) for i in rng.permutation(count)]
-        if order != list(range(count)):
-            orders.append(order)
-    return orders
-
-
 @dataclass(frozen=True)
 class TrainingMean:
     """Mean of the valid depth of a training split.
@@ -270,8 +302,7 @@ class TrainingMean:
     @classmethod
     def compute(cls, training: Dataset, protocol: Protocol) -> TrainingMean:
         """Read all depths of a training split, one at a time."""
-        total = np.zeros(protocol.size)
-        count = np.zeros(protocol.size, np.int64)
+        total, count = np.zeros(protocol.size), np.zeros(protocol.size, np.int64)
         with progress(len(training), 'training split') as bar:
             for position in range(len(training)):
                 truth = protocol.truth(training.read_truth(position))
@@ -279,7 +310,6 @@ class TrainingMean:
                 total += np.where(valid, truth, 0)
                 count += valid
                 bar.update()
-        training.close()
         mean = float(total.sum() / max(count.sum(), 1))
         return cls(mean, np.where(
             count > 0, total / np.maximum(count, 1), mean).astype(np.float32))

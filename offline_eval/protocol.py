@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .datasets import Pair
+from .datasets.base import Metres, Pair, Rgb
 from .errors import DatasetError
 from .metrics import MIN_DEPTH
-from .results import ProtocolInfo
 
-_Box = tuple[slice, slice]  # rows, columns
+Box = tuple[slice, slice]  # rows, columns
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Protocol:
         size: (height, width) of what goes into the network and comes out of it.
         max_depth: metres; truth from here on does not count, predictions are clipped to it.
         description: in words.
+        boxes: (height, width) of an image -> what is cropped, and what is scored, of it.
 
     """
 
@@ -32,8 +32,9 @@ class Protocol:
     size: tuple[int, int]
     max_depth: float
     description: str
+    boxes: Callable[[int, int], tuple[Box, Box]]
 
-    def prepare(self, pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def prepare(self, pair: Pair) -> tuple[Rgb, Metres]:
         """Crop image and truth alike.
 
         Returns:
@@ -43,16 +44,15 @@ class Protocol:
             DatasetError: the image has another size than the protocol is made for.
 
         """
-        height, width = pair.depth.shape
-        if pair.rgb.shape != (height, width, 3):
+        if pair.rgb.shape != (*pair.depth.shape, 3):
             raise DatasetError(f'the image is {pair.rgb.shape}, its depth {pair.depth.shape}; '
                                'they must be of one size.')
-        crop, _ = self._boxes(height, width)
+        crop = self.crop_of(*pair.depth.shape)
         return np.ascontiguousarray(pair.rgb[crop]), self.truth(pair.depth)
 
-    def truth(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    def truth(self, depth: Metres) -> Metres:
         """Crop true depth: (H, W) metres, NaN where it is not scored."""
-        crop, scored = self._boxes(*depth.shape)
+        crop, scored = self.boxes(*depth.shape)
         truth = np.full(depth.shape, np.nan, np.float32)
         inside = depth[scored]
         # The official code clips to the maximum first, and compares with it strictly.
@@ -60,74 +60,47 @@ class Protocol:
         truth[scored] = np.where(valid, inside, np.float32(np.nan))
         return np.ascontiguousarray(truth[crop])
 
-    def crop_of(self, height: int, width: int) -> _Box:
+    def crop_of(self, height: int, width: int) -> Box:
         """Rows and columns that go into the network, of an image of this size.
 
         Raises:
             DatasetError: the protocol is not made for it.
 
         """
-        return self._boxes(height, width)[0]
-
-    def _boxes(self, height: int, width: int) -> tuple[_Box, _Box]:
-        """What is cropped, and what is scored, of an image of this size."""
-        raise NotImplementedError
-
-    def info(self, average: str, change: str = '') -> ProtocolInfo:
-        """For the summary; `change` says what happens to the crop before the network sees it."""
-        description = '; '.join(filter(None, (self.description, change)))
-        return ProtocolInfo(self.name, average, MIN_DEPTH, self.max_depth, description)
+        return self.boxes(height, width)[0]
 
 
-class _Nyu(Protocol):
-    crop: _Box
-    scored: _Box
-
-    def _boxes(self, height: int, width: int) -> tuple[_Box, _Box]:
+def _nyu(name: str, crop: Box, scored: Box) -> Callable[[int, int], tuple[Box, Box]]:
+    def boxes(height: int, width: int) -> tuple[Box, Box]:
         if (height, width) != (480, 640):
-            raise DatasetError(f'the image is {height} x {width}; protocol {self.name} is defined '
+            raise DatasetError(f'the image is {height} x {width}; protocol {name} is defined '
                                'for 480 x 640 only.')
-        return self.crop, self.scored
+        return crop, scored
+    return boxes
 
 
-class _DepthClip(_Nyu):
-    """The official code: prediction pasted to [56:472, 60:604], mask [45:471, 46:601].
-
-    What is not pasted is below the minimum, hence not scored.
-    """
-
-    crop = np.s_[56:472, 60:604]
-    scored = np.s_[56:471, 60:601]
-
-
-class _Bts(_Nyu):
-    """BTS, AdaBins and others: the whole image, Eigen's crop."""
-
-    crop = np.s_[0:480, 0:640]
-    scored = np.s_[45:471, 41:601]
-
-
-class _Kitti(Protocol):
+def _kitti(height: int, width: int) -> tuple[Box, Box]:
     """Eigen's split as BTS and others evaluate it: KITTI benchmark crop, Garg's crop, 80 m."""
-
-    def _boxes(self, height: int, width: int) -> tuple[_Box, _Box]:
-        top, left = height - self.size[0], (width - self.size[1]) // 2
-        if top < 0 or left < 0:
-            raise DatasetError(f'the image is {height} x {width}; the KITTI benchmark crop needs '
-                               f'at least {self.size[0]} x {self.size[1]}.')
-        crop = np.s_[top:height, left:left + self.size[1]]
-        rows = max(int(0.40810811 * height), top), int(0.99189189 * height)
-        columns = (max(int(0.03594771 * width), left),
-                   min(int(0.96405229 * width), left + self.size[1]))
-        return crop, np.s_[rows[0]:rows[1], columns[0]:columns[1]]
+    top, left = height - 352, (width - 1216) // 2
+    if top < 0 or left < 0:
+        raise DatasetError(f'the image is {height} x {width}; the KITTI benchmark crop needs '
+                           'at least 352 x 1216.')
+    rows = max(int(0.40810811 * height), top), int(0.99189189 * height)
+    columns = max(int(0.03594771 * width), left), min(int(0.96405229 * width), left + 1216)
+    return (np.s_[top:height, left:left + 1216],
+            np.s_[rows[0]:rows[1], columns[0]:columns[1]])
 
 
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
-    _DepthClip('depthclip', (416, 544), 10.0,
-               'the official code: 416 x 544 crop at row 56, column 60, of which 415 x 541 pixels '
-               'are scored; sensor depth of 0.001 to 10 m'),
-    _Bts('bts', (480, 640), 10.0,
-         "whole 480 x 640 image; Eigen's crop, rows 45 to 470, columns 41 to 600; 0.001 to 10 m"),
-    _Kitti('kitti', (352, 1216), 80.0,
-           "KITTI benchmark crop of 352 x 1216 pixels; Garg's crop; 0.001 to 80 m"),
+    # The official code: prediction pasted to [56:472, 60:604], mask [45:471, 46:601]. What is not
+    # pasted is below the minimum, hence not scored.
+    Protocol('depthclip', (416, 544), 10.0,
+             'the official code: 416 x 544 crop at row 56, column 60, of which 415 x 541 pixels '
+             'are scored; sensor depth of 0.001 to 10 m',
+             _nyu('depthclip', np.s_[56:472, 60:604], np.s_[56:471, 60:601])),
+    Protocol('bts', (480, 640), 10.0,
+             "whole 480 x 640 image; Eigen's crop, rows 45 to 470, columns 41 to 600; 0.001 to "
+             '10 m', _nyu('bts', np.s_[0:480, 0:640], np.s_[45:471, 41:601])),
+    Protocol('kitti', (352, 1216), 80.0,
+             "KITTI benchmark crop of 352 x 1216 pixels; Garg's crop; 0.001 to 80 m", _kitti),
 )}

@@ -9,30 +9,33 @@ scale repairs is a matter of calibration.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from .bootstrap import LEAST_GROUPS, draw, interval
 from .metrics import (
+    METRICS,
     MIN_DEPTH,
+    SIGNS,
     SUMS,
-    SortedRatio,
-    SortedTruth,
+    SYMBOLS,
+    Float64,
+    Multiples,
     Sums,
-    Truth,
     best_of,
     metrics_of,
     named,
+    score,
+    unit,
 )
-from .results import HIGHER_IS_BETTER, METRICS, Interval
+from .results import Interval
+from .statistics import BEST_CONSTANT, LEAST_GROUPS, draw, interval
 
 #: Metres; what is measured beyond is no measurement, unless it is asked for, up to the farthest.
 MAX_DEPTH, FARTHEST = 200.0, 1000.0
@@ -42,9 +45,13 @@ SCALES = np.geomspace(1 / 8, 8, 419)
 #: Of the error by distance, metres.
 EDGES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0,
          MAX_DEPTH, 500.0, FARTHEST)
-METHOD, SCALED, CONSTANT = 'depth', 'depth times one scale', 'best constant'
+METHOD, SCALED = 'depth', 'depth times one scale'
 FILLED = 'depth, with its median where it says nothing'
 _SAID = ('d1', 'rmse')  # what the sentence is about
+
+
+def _sums(depth: NDArray[np.float32], truth: NDArray[np.float32], max_depth: float) -> Sums:
+    return score(torch.from_numpy(truth), torch.from_numpy(depth)[None], max_depth)[0].numpy()
 
 
 @dataclass
@@ -57,8 +64,9 @@ class Scores:
         names: of every image that was scored.
         measured: pixels with measured depth.
         answered: pixels of these that depth is known for.
-        sums: (N, D, 11) of every image, by distance, where depth is known.
-        filled: (N, 11) of every image, all that is measured: where depth is not known, its median.
+        known: (11,) sums of every image, where depth is known.
+        filled: (11,) of every image, all that is measured: where depth is not known, its median.
+        by_distance: (D, 11) sums of all images where depth is known.
         constants: (500, 10) metrics of every constant on all that is measured, added up over the
             images.
         scales: (419, 10) metrics of depth times every scale, added up over the images.
@@ -71,8 +79,9 @@ class Scores:
     names: list[str] = field(default_factory=list)
     measured: int = 0
     answered: int = 0
-    sums: list[Sums] = field(default_factory=list)
+    known: list[Sums] = field(default_factory=list)
     filled: list[Sums] = field(default_factory=list)
+    by_distance: Sums = field(default_factory=lambda: np.zeros((len(EDGES) - 1, len(SUMS))))
     constants: Sums = field(default_factory=lambda: np.zeros((len(CONSTANTS), len(METRICS))))
     scales: Sums = field(default_factory=lambda: np.zeros((len(SCALES), len(METRICS))))
     left_out: Counter[str] = field(default_factory=Counter)
@@ -100,34 +109,27 @@ class Scores:
             self.left_out['depth is known nowhere where it is measured' if valid.any() else
                           'no measured depth'] += 1
             return
-        y = measured[known]
-        p = depth[known].clip(MIN_DEPTH, max_depth)
+        y, p = measured[known], depth[known].clip(MIN_DEPTH, max_depth)
         place = np.digitize(y, EDGES) - 1
-        sums = np.zeros((len(EDGES) - 1, len(SUMS)))
         for i in np.unique(place):
-            here = place == i
-            truth = Truth(torch.from_numpy(y[here]))
-            sums[i] = truth.score(torch.from_numpy(p[here])[None], max_depth)[0].numpy()
+            self.by_distance[i] += _sums(p[place == i], y[place == i], max_depth)
+        whole = np.where(known, depth, np.float32(np.median(p)))[valid]
         self.names.append(name)
-        self.sums.append(sums)
-        whole = np.where(known, depth, np.median(p))[valid].clip(MIN_DEPTH, max_depth)
-        self.filled.append(Truth(torch.from_numpy(measured[valid])).score(
-            torch.from_numpy(whole.astype(np.float32))[None], max_depth)[0].numpy())
-        self.constants += metrics_of(SortedTruth(measured[valid]).score(CONSTANTS))
-        self.scales += metrics_of(SortedRatio(p, y).score(SCALES))
+        self.known.append(_sums(p, y, max_depth))
+        self.filled.append(_sums(whole, measured[valid], max_depth))
+        self.constants += metrics_of(Multiples(1.0, measured[valid]).score(CONSTANTS))
+        self.scales += metrics_of(Multiples(p, y).score(SCALES))
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(Struct, frozen=True):
     """Metrics by name, and what an oracle chose for each."""
 
     name: str
     metrics: dict[str, float]
-    chosen: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, float] = {}
 
 
-@dataclass(frozen=True)
-class Distance:
+class Distance(Struct, frozen=True):
     """Error where the truth is from `low` to `high` metres.
 
     Attributes:
@@ -146,8 +148,7 @@ class Distance:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """How good depth is, over one recording or several.
 
     Attributes:
@@ -172,10 +173,6 @@ class Comparison:
     intervals: dict[str, Interval]
     left_out: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
 
 def compare(several: Sequence[Scores]) -> Comparison:
     """Pool recordings: means over all their images.
@@ -185,36 +182,30 @@ def compare(several: Sequence[Scores]) -> Comparison:
 
     """
     images = sum(len(scores.names) for scores in several)
-    by_distance = np.concatenate([np.stack(scores.sums) for scores in several if scores.sums])
-    total = metrics_of(by_distance.sum(axis=1)).mean(axis=0)
-    curves = {name: np.sum([getattr(s, name) for s in several], axis=0) / images
-              for name in ('constants', 'scales')}
-    best = {name: best_of(curve) for name, curve in curves.items()}
-    answered = sum(s.answered for s in several) / max(sum(s.measured for s in several), 1)
-    filled = metrics_of(np.concatenate([np.stack(s.filled) for s in several if s.filled]))
-    lines = [Line(METHOD, named(total)), Line(FILLED, named(filled.mean(axis=0))),
-             _oracle(SCALED, curves['scales'], best['scales'], SCALES),
-             _oracle(CONSTANT, curves['constants'], best['constants'], CONSTANTS)]
-    found = _intervals([s for s in several if s.sums])
+
+    def mean(sums: list[list[Sums]]) -> dict[str, float]:
+        return named(metrics_of(np.array([one for of in sums for one in of])).mean(axis=0))
+
+    def oracle(name: str, curves: list[Sums], values: Float64) -> Line:
+        curve = np.sum(curves, axis=0) / images
+        best = best_of(curve)
+        return Line(name, named(curve[best, range(len(METRICS))]), named(values[best]))
+    lines = [Line(METHOD, mean([s.known for s in several])),
+             Line(FILLED, mean([s.filled for s in several])),
+             oracle(SCALED, [s.scales for s in several], SCALES),
+             oracle(BEST_CONSTANT, [s.constants for s in several], CONSTANTS)]
+    by_distance = np.sum([scores.by_distance for scores in several], axis=0)
+    pixels = by_distance[:, 0].sum()
+    measured = sum(scores.measured for scores in several)
+    answered = sum(scores.answered for scores in several) / max(measured, 1)
+    found = _intervals([scores for scores in several if scores.names])
     left_out: Counter[str] = sum((scores.left_out for scores in several), Counter())
     return Comparison(
-        images, sum(scores.measured for scores in several), answered, lines,
-        _distances(by_distance.sum(axis=0)), _verdict(lines, found, answered), found,
-        dict(sorted(left_out.items())))
-
-
-def _oracle(name: str, curve: Sums, best: list[int], values: NDArray[np.float64]) -> Line:
-    return Line(name, named(curve[best, range(len(METRICS))]), named(values[best]))
-
-
-def _distances(sums: Sums) -> list[Distance]:
-    """From (D, 11) sums over all images."""
-    pixels = sums[:, 0].sum()
-    return [
-        Distance(low, high, float(of_one[0] / pixels),
-                 math.exp(of_one[SUMS.index('signed_log')] / of_one[0]),
-                 named(metrics_of(of_one)))
-        for low, high, of_one in zip(EDGES, EDGES[1:], sums, strict=False) if of_one[0]]
+        images, measured, answered, lines,
+        [Distance(low, high, float(sums[0] / pixels),
+                  math.exp(sums[SUMS.index('signed_log')] / sums[0]), named(metrics_of(sums)))
+         for low, high, sums in zip(EDGES, EDGES[1:], by_distance, strict=False) if sums[0]],
+        _verdict(lines, found, answered), found, dict(sorted(left_out.items())))
 
 
 def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
@@ -224,40 +215,37 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
     """
     if len(several) < LEAST_GROUPS:
         return {}
-    counts = draw(np.arange(len(several)))
-    weights = counts * [len(s.names) for s in several]
+    weights = draw(np.arange(len(several))) * [len(s.names) for s in several]
     weights /= weights.sum(axis=1, keepdims=True)
-    own = np.stack([metrics_of(np.stack(s.filled)).mean(axis=0) for s in several])
     result = {}
     for metric in _SAID:
-        i, sign = METRICS.index(metric), 1.0 if metric in HIGHER_IS_BETTER else -1.0
+        i = METRICS.index(metric)
+        own = [metrics_of(np.array(s.filled))[:, i].mean() for s in several]
         curve = np.stack([s.constants[:, i] / len(s.names) for s in several])
-        oracle = (sign * weights @ curve).max(axis=1)
-        result[metric] = interval(sign * weights @ own[:, i] - oracle, len(several))
+        best = (SIGNS[i] * weights @ curve).max(axis=1)
+        result[metric] = interval(SIGNS[i] * weights @ own - best, len(several))
     return result
 
 
 def _verdict(lines: Sequence[Line], found: dict[str, Interval], answered: float) -> str:
     depth, filled, scaled, constant = lines
     parts = []
-    for metric, name, unit in (('d1', 'δ1', ''), ('rmse', 'rmse', ' m')):
-        sign = 1 if metric in HIGHER_IS_BETTER else -1
-        gain = sign * (filled.metrics[metric] - constant.metrics[metric])
-        word = 'better' if gain >= 0 else 'worse'
-        part = (f'by {abs(gain):.3f}{unit} in {name} {word} than the best constant '
+    for metric in _SAID:
+        gain = SIGNS[METRICS.index(metric)] * (filled.metrics[metric] - constant.metrics[metric])
+        word, units = 'better' if gain >= 0 else 'worse', unit(metric)
+        part = (f'by {abs(gain):.3f}{units} in {SYMBOLS[metric]} {word} than the best constant '
                 f'({constant.chosen[metric]:.2f} m)')
         if metric in found:
             part += (f', 95 % interval of the gain {found[metric].low:+.3f} to '
-                     f'{found[metric].high:+.3f}{unit} ({found[metric].reading()})')
+                     f'{found[metric].high:+.3f}{units} ({found[metric].reading()})')
         parts.append(part)
     text = f'Depth is {", and ".join(parts)}. '
     if answered < 1:
         text += (f'It says nothing of {100 * (1 - answered):.1f} % of what is measured; there its '
                  'median counts, for the constant answers everywhere. ')
-    text += (f'One scale for all would bring δ1 from {depth.metrics["d1"]:.3f} to '
-             f'{scaled.metrics["d1"]:.3f} (times {scaled.chosen["d1"]:.2f}) and rmse from '
-             f'{depth.metrics["rmse"]:.3f} to {scaled.metrics["rmse"]:.3f} m (times '
-             f'{scaled.chosen["rmse"]:.2f}).')
+    text += 'One scale for all would bring ' + ' and '.join(
+        f'{SYMBOLS[m]} from {depth.metrics[m]:.3f} to {scaled.metrics[m]:.3f}{unit(m)} (times '
+        f'{scaled.chosen[m]:.2f})' for m in _SAID) + '.'
     if not found:
         text += (' Images of one drive are much alike: there is no interval, and another drive '
                  f'may differ (from {LEAST_GROUPS} recordings on, one is given).')

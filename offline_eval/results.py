@@ -6,8 +6,7 @@
 | `summary.json` | `Summary`: everything but pixels |
 | `config.yaml` | the effective configuration, a ROS parameter file |
 | `per_image.csv` | one line per image: metrics of the method and of the best constant |
-| `samples/NNNNN.npz` | `Sample`: images for the figures |
-| `depth_histograms.json` | `Histograms`: distribution of the true depth, and with the predicted |
+| `samples/NNNNN.npz` | images for the figures |
 | `report/` | for a browser, as Markdown and as LaTeX, with its figures |
 | `records/` | raw sums of every image, from which an interrupted run continues |
 
@@ -16,42 +15,27 @@ The folder is written under temporary names; what has its final name is complete
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from msgspec import Struct
 
 from depthclip_ros.core import files
-from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.figures import Sample
 
-_Type = TypeVar('_Type')
+from .errors import ResultsError
 
-FORMAT = 3
-SUMMARY, CONFIG, PER_IMAGE = 'summary.json', 'config.yaml', 'per_image.csv'
-SAMPLES, HISTOGRAMS = 'samples', 'depth_histograms.json'
-
-# Names of the metrics, in the paper's order, then the others.
-METRICS = ('d1', 'd2', 'd3', 'rel', 'log10', 'rmse', 'abs_diff', 'sq_rel', 'rmse_log', 'silog')
-PAPER_METRICS = METRICS[:6]
-# Of these, larger is better.
-HIGHER_IS_BETTER = frozenset({'d1', 'd2', 'd3'})
-UNITS = {'rmse': 'm', 'abs_diff': 'm', 'sq_rel': 'm', 'silog': '%'}
-# Row.scene of a row over all images.
-ALL = 'all'
+FORMAT = 4
+SUMMARY, CONFIG, PER_IMAGE, SAMPLES = 'summary.json', 'config.yaml', 'per_image.csv', 'samples'
+ROLES = ('best', 'median', 'worst')
+ALL = 'all'  # Row.scene of a row over all images
 
 
-class ResultsError(DepthClipError):
-    """A results folder cannot be read or written."""
-
-
-@dataclass(frozen=True)
-class Interval:
+class Interval(Struct, frozen=True):
     """Bootstrap interval over scenes, e.g. of 95 %."""
 
     low: float
@@ -69,16 +53,16 @@ class Interval:
         return 'worse' if self.high < 0 else 'not distinguishable'
 
 
-@dataclass(frozen=True)
-class Row:
-    """Metrics of one configuration or baseline.
+class Row(Struct, frozen=True):
+    """Metrics of one configuration or baseline, or published ones.
 
     Attributes:
         name: e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'.
-        group: 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), or 'baseline'.
+        group: 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), 'baseline',
+            'calibrated' or 'foreign'; of a published row its table '1', '2', '3', or its source.
         scene: 'all' or a scene class.
         metrics: by name, see METRICS; what is not known is absent.
-        images: how many images it is a mean of.
+        images: how many images it is a mean of; 0: not known.
         interval: per metric, where computed.
         note: what the reader must know, e.g. 'oracle: chosen on this ground truth'.
 
@@ -88,24 +72,12 @@ class Row:
     group: str
     scene: str
     metrics: dict[str, float]
-    images: int
+    images: int = 0
     interval: dict[str, Interval] | None = None
     note: str = ''
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """A published row: `table` is '1', '2', '3', or the source's name."""
-
-    table: str
-    name: str
-    scene: str
-    metrics: dict[str, float]
-    note: str = ''
-
-
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """An image that was left out, and why."""
 
     index: int
@@ -113,22 +85,16 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(Struct, frozen=True):
     """What was evaluated.
 
     Attributes:
         path: as given.
-        format: e.g. 'NYU Depth v2 labelled .mat'.
-        split: e.g. 'official test split'.
+        format, split, depth, origin, official, warnings: of the data set, see `Dataset`.
         images: number of images of the split.
         evaluated: of these, with at least one valid pixel.
-        depth: 'raw', 'in-painted' or 'sparse lidar'.
         digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
         skipped: images left out.
-        warnings: what makes the numbers incomparable.
-        origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '': unknown.
-        official: whether they are NYU's official test split with raw depth, as the paper's.
 
     """
 
@@ -139,15 +105,14 @@ class Data:
     evaluated: int
     depth: str
     digest: str
-    skipped: list[Skipped] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = []
+    warnings: list[str] = []
     origin: str = ''
     official: bool = False
 
 
-@dataclass(frozen=True)
-class ProtocolInfo:
-    """How it was measured; `average` is 'image' or 'pixel'."""
+class How(Struct, frozen=True):
+    """How it was measured: a protocol; `average` is 'image' or 'pixel'."""
 
     name: str
     average: str
@@ -156,8 +121,7 @@ class ProtocolInfo:
     description: str
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(Struct, frozen=True):
     """Whether the paper's row was reproduced.
 
     Attributes:
@@ -171,11 +135,10 @@ class Gate:
     status: str
     differences: dict[str, float]
     limits: dict[str, float]
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = []
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """How far the method is above one control, on the same images.
 
     Attributes:
@@ -191,8 +154,7 @@ class Comparison:
     intervals: dict[str, Interval]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """How far the method is above the controls.
 
     Attributes:
@@ -212,136 +174,7 @@ class Verdict:
     unit: str
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Wall time of this run in seconds, and of the network within it."""
-
-    images: int
-    seconds: float
-    network_seconds: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The content of `summary.json`.
-
-    Attributes:
-        config: settings of `DepthConfig`, as in a parameter file.
-        versions: of this package and what it builds on.
-        rows: every result; the tables are selections of it.
-        paper: the published rows beside which they stand.
-        tables: which of the paper's tables this run holds ('1', '2', '3').
-        best, median, worst: indices of images by δ1 (best first, worst first).
-
-    """
-
-    created: str
-    command: str
-    config: dict[str, Any]
-    versions: dict[str, str]
-    weights: WeightsInfo
-    data: Data
-    protocol: ProtocolInfo
-    rows: list[Row]
-    paper: list[PaperRow]
-    gate: Gate
-    verdict: Verdict
-    tables: list[str]
-    best: list[int]
-    median: list[int]
-    worst: list[int]
-    timing: Timing
-    format: int = FORMAT
-
-    def row(self, name: str, scene: str = ALL) -> Row | None:
-        """First row of that name and scene."""
-        return next((r for r in self.rows if (r.name, r.scene) == (name, scene)), None)
-
-    def to_json(self) -> str:
-        """JSON text."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Summary:
-        """Inverse of `to_json`.
-
-        Raises:
-            ResultsError: not JSON, of another format, or incomplete.
-
-        """
-        found = from_json(text, _Versioned, SUMMARY).format
-        if found != FORMAT:
-            raise ResultsError(f'{SUMMARY}: format {found}, this version reads {FORMAT}; evaluate '
-                               'again.')
-        return from_json(text, cls, SUMMARY)
-
-    @classmethod
-    def read(cls, folder: Path) -> Summary:
-        """Read `summary.json` of a results folder."""
-        return cls.from_json(read_text(folder / SUMMARY))
-
-
-@dataclass(frozen=True)
-class _Versioned:
-    format: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image for the figures, everything cropped to the network's input.
-
-    Attributes:
-        index: the image's index in the data set.
-        name, scene: its name, and class ('' where unknown).
-        role: 'best', 'median' or 'worst'.
-        rgb: (H, W, 3) uint8.
-        depth: (H, W) float32 metres, predicted.
-        ground_truth: (H, W) float32 metres, NaN where it does not count.
-        weights: (K, h, w) float32, response of every bin in every patch; patch (i, j) covers
-            pixels [i H/h, (i+1) H/h) x [j W/w, (j+1) W/w).
-        patch_depth: (h, w) float32 metres.
-        tokens, bins: (K,) the words and their depth in metres.
-        metrics: by name, of this image.
-
-    """
-
-    index: int
-    name: str
-    scene: str
-    role: str
-    rgb: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    ground_truth: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    patch_depth: NDArray[np.float32]
-    tokens: list[str]
-    bins: list[float]
-    metrics: dict[str, float]
-
-    def path(self, folder: Path) -> Path:
-        """Where it lies in a results folder."""
-        return folder / SAMPLES / f'{self.index:05d}.npz'
-
-    def write(self, folder: Path) -> None:
-        """Write to `samples/NNNNN.npz` of a results folder."""
-        arrays = {k: getattr(self, k) for k in (
-            'rgb', 'depth', 'ground_truth', 'weights', 'patch_depth')}
-        about = {k: getattr(self, k) for k in (
-            'index', 'name', 'scene', 'role', 'tokens', 'bins', 'metrics')}
-        with atomic(self.path(folder)) as file:
-            np.savez(file, about=np.array(to_json(about)), **arrays)  # noise packs badly
-
-    @classmethod
-    def read(cls, path: Path) -> Sample:
-        """Inverse of `write`."""
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {k: stored[k] for k in stored.files if k != 'about'}
-            about = msgspec.json.decode(str(stored['about']))
-        return cls(**arrays, **about)
-
-
-@dataclass(frozen=True)
-class Histograms:
+class Histograms(Struct, frozen=True):
     """Distribution of the valid true depth.
 
     Attributes:
@@ -354,69 +187,140 @@ class Histograms:
 
     edges: list[float]
     counts: dict[str, list[int]]
-    joint: list[list[int]] = field(default_factory=list)
-
-    def write(self, folder: Path) -> None:
-        """Write to a results folder."""
-        write_text(folder / HISTOGRAMS, to_json(self))
-
-    @classmethod
-    def read(cls, folder: Path) -> Histograms:
-        """Read from a results folder."""
-        return from_json(read_text(folder / HISTOGRAMS), cls, HISTOGRAMS)
+    joint: list[list[int]] = []
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that gets its name when it is complete, or not at all.
+class Timing(Struct, frozen=True):
+    """Wall time of this run in seconds, and of the network within it."""
 
-    Raises:
-        ResultsError: the file cannot be written, e.g. the disk is full.
+    images: int
+    seconds: float
+    network_seconds: float
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """The content of `summary.json`.
+
+    Attributes:
+        config: settings of `DepthConfig`, as in a parameter file.
+        versions: of this package and what it builds on.
+        rows: every result; the tables are selections of it.
+        paper: the published rows beside which they stand.
+        tables: which of the paper's tables this run holds ('1', '2', '3').
+        ranks: indices of the best, median and worst images by δ1 (best first, worst first).
 
     """
+
+    format: int = FORMAT
+    created: str
+    command: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    weights: WeightsInfo
+    data: Data
+    protocol: How
+    rows: list[Row]
+    paper: list[Row]
+    gate: Gate
+    verdict: Verdict
+    tables: list[str]
+    ranks: dict[str, list[int]]
+    histograms: Histograms
+    timing: Timing
+
+    def row(self, name: str, scene: str = ALL) -> Row | None:
+        """First row of that name and scene."""
+        return next((r for r in self.rows if (r.name, r.scene) == (name, scene)), None)
+
+
+class Results(Struct, frozen=True):
+    """All that a report is made of; without samples their figures are left out."""
+
+    summary: Summary
+    samples: list[Sample] = []
+
+    def of_role(self, role: str) -> list[Sample]:
+        """Samples of 'best', 'median' or 'worst', in the summary's order."""
+        known = {sample.index: sample for sample in self.samples if sample.role == role}
+        return [known[index] for index in self.summary.ranks[role] if index in known]
+
+
+def save(folder: Path, results: Results) -> None:
+    """Write samples and summary, which is last: a folder with a summary is complete.
+
+    Raises:
+        ResultsError: they cannot be written.
+
+    """
+    for sample in results.samples:
+        values = {name: getattr(sample, name) for name in sample.__struct_fields__}
+        arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+        about = {k: v for k, v in values.items() if k not in arrays}
+        write_arrays(folder / SAMPLES / f'{sample.index:05d}.npz',
+                     about=np.array(to_json(about)), **arrays)
+    write(folder / SUMMARY, to_json(results.summary))
+
+
+def load(folder: Path) -> Results:
+    """Inverse of `save`.
+
+    Raises:
+        ResultsError: there is no summary, one of another format, or a file is damaged.
+
+    """
+    path = folder / SUMMARY
     try:
-        with files.atomic(path) as file:
-            yield file
+        text = path.read_bytes()
+        found = msgspec.json.decode(text).get('format')
+        if found != FORMAT:
+            raise ResultsError(f'{path}: format {found}, this version reads {FORMAT}; evaluate '
+                               'again.')
+        summary = msgspec.json.decode(text, type=Summary)
     except OSError as error:
-        raise ResultsError(
-            f'{path}: cannot be written ({error.strerror or error}). Free space or choose '
-            'another --output; finished images are kept, --resume goes on from there.') from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all."""
-    with atomic(path) as file:
-        file.write(text.encode())
-
-
-def read_text(path: Path) -> str:
-    """Read a file of a results folder.
-
-    Raises:
-        ResultsError: it is not there.
-
-    """
-    try:
-        return path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f'{path}: cannot be read ({error}); is this the folder of a finished '
                            'evaluation?') from error
+    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError) as error:
+        raise ResultsError(f'{path}: not of this program ({error}); evaluate again.') from error
+    return Results(summary, [_sample(path) for path in sorted((folder / SAMPLES).glob('*.npz'))])
+
+
+def _sample(path: Path) -> Sample:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {k: stored[k] for k in stored.files if k != 'about'}
+            return Sample(**arrays, **msgspec.json.decode(str(stored['about'])))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ResultsError(f'{path}: damaged ({error}). Remove it to have the report without it, '
+                           'or evaluate again.') from error
 
 
 def to_json(value: object) -> str:
-    """JSON text of dataclasses, containers, and NumPy's numbers."""
+    """JSON text of structs, containers, and NumPy's numbers."""
     text = msgspec.json.encode(value, enc_hook=lambda number: number.item())
     return msgspec.json.format(text, indent=1).decode() + '\n'
 
 
-def from_json(text: str, kind: type[_Type], name: str) -> _Type:
-    """Inverse of `to_json`; `name` is the file's.
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that gets its name when it is complete, or not at all.
 
     Raises:
-        ResultsError: not JSON, or not of that kind; says where.
+        ResultsError: it cannot be written, e.g. the disk is full.
 
     """
+    _atomic(path, lambda file: file.write(
+        content.encode() if isinstance(content, str) else content))
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as .npz, as `write` does."""
+    _atomic(path, lambda file: np.savez(file, **arrays))  # noise packs badly
+
+
+def _atomic(path: Path, content: Any) -> None:
     try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError as error:
-        raise ResultsError(f'{name}: not of this program ({error}); evaluate again.') from error
+        with files.atomic(path) as file:
+            content(file)
+    except OSError as error:
+        raise ResultsError(
+            f'{path}: cannot be written ({error.strerror or error}). Free space or choose '
+            'another --output; finished images are kept, --resume goes on from there.') from error

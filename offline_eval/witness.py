@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,14 @@ from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 
 from .datasets import Dataset, Entry
-from .datasets.base import read_depth
-from .errors import DatasetError, EvaluationError, PredictionError, listing
+from .datasets.base import KITTI, Metres, evenly, read_depth
+from .errors import DatasetError, EvaluationError, PredictionError, listing, progress
 from .metrics import MIN_DEPTH
-from .progress import progress
 from .protocol import Protocol
-from .results import atomic, write_text
+from .results import write
 
 RAW, ABOUT = 'raw', 'witness.json'
 LARGEST = 65535  # in 16 bits
-NYU_SCALE, KITTI_SCALE = 1000.0, 256.0  # stored depth per metre
 ALIGNMENTS: Mapping[str, str] = {
     'none': 'as predicted, in metres',
     'median': "multiplied so that each image's median is the true one: no metric depth, its scale "
@@ -44,18 +42,19 @@ ALIGNMENTS: Mapping[str, str] = {
 }
 # Of these, a stored 0 is a value; of the others it says that there is no depth.
 _AFFINE = frozenset({'lstsq', 'disparity'})
-_SUFFIXES = ('.png', '.npy')
 _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
 _PROBES = 8
 _FAR_OFF = 2.5  # times the true median, from which on the scale is in doubt
-
-Metres = NDArray[np.float32]
 
 
 def _numbered(form: str) -> Callable[[Entry], str]:
     """Names by a number in the data set, which KITTI's images do not have."""
     return lambda entry: '' if _is_drive(entry) or ('{scene}' in form and not entry.scene) else \
         form.format(scene=entry.scene, number=entry.index)
+
+
+def _is_drive(entry: Entry) -> bool:
+    return '_drive_' in entry.sequence
 
 
 # How files are called, without their suffix; '' where an image has no such name.
@@ -68,12 +67,7 @@ LAYOUTS: Mapping[str, Callable[[Entry], str]] = {
     "the image's own name": lambda entry: str(Path(entry.name).with_suffix('')),
 }
 
-
-def _is_drive(entry: Entry) -> bool:
-    return '_drive_' in entry.sequence
-
-
-# Others' predictions ----------------------------------------------------------------------------
+# Others' predictions -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,13 +87,13 @@ class Predictions:
     """
 
     name: str
-    folder: str
+    folder: Path
     layout: str
     suffix: str
     scale: float
-    align: str
-    digest: str
-    size: tuple[int, int]
+    align: str = 'none'
+    digest: str = ''
+    size: tuple[int, int] = (0, 0)
 
     @property
     def row(self) -> str:
@@ -114,10 +108,11 @@ class Predictions:
 
     def path(self, entry: Entry) -> Path:
         """File of an image."""
-        return Path(self.folder) / f'{LAYOUTS[self.layout](entry)}{self.suffix}'
+        return self.folder / f'{LAYOUTS[self.layout](entry)}{self.suffix}'
 
-    def read(self, entry: Entry, size: tuple[int, int], truth: Metres, protocol: Protocol,
-             ) -> Metres:
+    def read(
+        self, entry: Entry, size: tuple[int, int], truth: Metres, protocol: Protocol,
+    ) -> Metres:
         """Read what was predicted for an image, as the protocol crops it.
 
         Args:
@@ -135,8 +130,7 @@ class Predictions:
 
         """
         path, scored = self.path(entry), ~np.isnan(truth)
-        depth = _placed(_read(path, self.scale, zero=self.align in _AFFINE), size, protocol, path)
-        values = depth[scored].astype(np.float64)
+        values = _placed(self.stored(entry), size, protocol, path)[scored].astype(np.float64)
         least = -np.inf if self.align in _AFFINE else MIN_DEPTH
         wrong = ~(np.isfinite(values) & (values > least))
         if wrong.any():
@@ -144,17 +138,38 @@ class Predictions:
                 f'{path}: {wrong.sum()} of {len(wrong)} pixels that are scored have no depth '
                 f'(0, not finite, or at most {MIN_DEPTH} m). A method is scored on every pixel of '
                 'the protocol; predict all, or choose the --protocol that it was made for.')
-        aligned = np.ones_like(truth)
+        metres = np.ones_like(truth)
         if len(values):
-            aligned[scored] = _aligned(values, truth[scored].astype(np.float64), self.align,
-                                       protocol.max_depth)
-        return aligned
+            metres[scored] = aligned(values, truth[scored].astype(np.float64), self.align,
+                                     protocol.max_depth)
+        return metres
+
+    def stored(self, entry: Entry) -> Metres:
+        """(h, w) metres of a file, NaN where there is no depth."""
+        path = self.path(entry)
+        if self.suffix == '.npy':
+            try:
+                stored = np.load(path, allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise PredictionError(f'{path}: no array of NumPy: {error}.') from error
+            if stored.ndim != 2 or stored.dtype.kind != 'f':
+                raise PredictionError(f'{path}: holds {stored.dtype} {stored.shape}; expected '
+                                      'floating point (height, width).')
+            depth = stored.astype(np.float32) / np.float32(self.scale)
+        else:
+            try:
+                depth = read_depth(path, self.scale)
+            except DatasetError as error:
+                raise PredictionError(str(error)) from error
+        metres: Metres = depth if self.align in _AFFINE else np.where(
+            depth == 0, np.float32(np.nan), depth)
+        return metres
 
 
 def open_predictions(
     name: str, folder: Path, dataset: Dataset, scale: float = 0.0, align: str = 'none',
-) -> Predictions:
-    """Find a method's files, every one of them.
+) -> tuple[Predictions, str]:
+    """Find a method's files, every one of them, and look at a few: are they metres once read?
 
     Args:
         name: of the method.
@@ -163,59 +178,56 @@ def open_predictions(
         scale: stored depth per metre; 0: as BTS has it for the data set, and 1 for .npy.
         align: see ALIGNMENTS.
 
+    Returns:
+        Them, and what to warn of; '' where nothing is odd, or the scale is taken from the truth
+        anyway.
+
     Raises:
         PredictionError: there are none, some are missing, or their unit is impossible.
 
     """
-    found = next(((place, layout, suffix) for place in (folder, folder / RAW)
-                  for suffix in _SUFFIXES for layout, call in LAYOUTS.items()
-                  if any(call(e) and (place / f'{call(e)}{suffix}').is_file()
-                         for e in dataset.entries)), None)
+    where = f'--predictions {name}={folder}'
+    every = (Predictions(name, place, layout, suffix, scale, align)
+             for place in (folder, folder / RAW) for suffix in ('.png', '.npy')
+             for layout in LAYOUTS)
+    found = next((one for one in every if any(
+        LAYOUTS[one.layout](e) and one.path(e).is_file() for e in dataset.entries)), None)
     if found is None:
         wanted = ', '.join(f'{call(dataset.entries[0])}.png' for call in LAYOUTS.values()
                            if call(dataset.entries[0]))
-        raise PredictionError(f'--predictions {name}={folder}: no file there is of this data set. '
-                              f'Its first image would be one of: {wanted}, or the same as .npy.')
-    place, layout, suffix = found
-    paths = [place / f'{LAYOUTS[layout](entry)}{suffix}' for entry in dataset.entries]
+        raise PredictionError(f'{where}: no file there is of this data set. Its first image would '
+                              f'be one of: {wanted}, or the same as .npy.')
+    paths = [found.path(entry) for entry in dataset.entries]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise PredictionError(
-            f'--predictions {name}={folder}: {len(missing)} of {len(paths)} files are missing; a '
-            f'method is scored on all images or on none:{listing(missing)}')
+            f'{where}: {len(missing)} of {len(paths)} files are missing; a method is scored on '
+            f'all images or on none:{listing(missing)}')
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())
-    scale = scale or (1.0 if suffix == '.npy' else scale_of(dataset))
-    first = _read(paths[0], scale, zero=True)
-    return Predictions(name, str(place), layout, suffix, scale, align, digest.hexdigest(),
-                       (first.shape[0], first.shape[1]))
+    found = replace(found, digest=digest.hexdigest(), scale=scale or (
+        1.0 if found.suffix == '.npy' else dataset.scale))
+    height, width = found.stored(dataset.entries[0]).shape
+    found = replace(found, size=(height, width))
+    return found, _doubt(found, dataset, where)
 
 
-def check_unit(predictions: Predictions, dataset: Dataset) -> str:
-    """Look at a few predictions: are they metres once read?
-
-    Returns:
-        What to warn of; '' where nothing is odd, or the scale is taken from the truth anyway.
-
-    Raises:
-        PredictionError: the median depth is impossible.
-
-    """
-    said, true, is_inverse = [], [], []
-    for position in np.unique(np.linspace(0, len(dataset) - 1, _PROBES).astype(int)):
-        truth = dataset.read_truth(int(position))
-        depth = _read(predictions.path(dataset.entries[position]), predictions.scale,
-                      zero=predictions.align in _AFFINE)
-        if predictions.align in _AFFINE:
-            is_inverse.append(_falls(depth, truth))
-        if (truth > 0).any() and np.isfinite(depth).any():
-            true.append(float(np.median(truth[truth > 0])))
+def _doubt(predictions: Predictions, dataset: Dataset, where: str) -> str:
+    """What to warn of; see `open_predictions`."""
+    said, true, falls = [], [], []
+    for position in evenly(len(dataset), _PROBES):
+        truth = dataset.read_truth(position)
+        depth = predictions.stored(dataset.entries[position])
+        at = np.asarray(cv2.resize(
+            truth, depth.shape[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
+        known = (at > 0) & np.isfinite(depth)
+        if known.any():
             said.append(float(np.nanmedian(depth)))
-    dataset.close()
-    where = f'--predictions {predictions.name}={predictions.folder}'
+            true.append(float(np.median(truth[truth > 0])))
+            falls.append(bool(np.cov(depth[known], at[known])[0, 1] < 0))
     if predictions.align in _AFFINE:
-        if is_inverse.count(predictions.align == 'lstsq') > len(is_inverse) / 2:
+        if falls.count(predictions.align == 'lstsq') > len(falls) / 2:
             what, other = ('falls', 'disparity') if predictions.align == 'lstsq' else (
                 'rises', 'lstsq')
             raise PredictionError(f'{where}: what is stored {what} with the true depth, which is '
@@ -226,8 +238,8 @@ def check_unit(predictions: Predictions, dataset: Dataset) -> str:
         return ''
     low, high = dataset.plausible
     median, wanted = float(np.median(said)), float(np.median(true))
-    what = (f'{where}: with {predictions.scale:g} a '
-            f'metre the median depth of {len(said)} images is {median:.4g} m')
+    what = (f'{where}: with {predictions.scale:g} a metre the median depth of {len(said)} images '
+            f'is {median:.4g} m')
     if not low <= median <= high:
         raise PredictionError(f'{what}, outside {low:g} to {high:g} m. Give --prediction-scale, '
                               'or --align where the method does not predict metres.')
@@ -235,40 +247,6 @@ def check_unit(predictions: Predictions, dataset: Dataset) -> str:
         return (f'{what}, the true one {wanted:.4g} m. If that is not what the method says, give '
                 '--prediction-scale, or --align where it does not predict metres.')
     return ''
-
-
-def _falls(stored: Metres, truth: Metres) -> bool:
-    """Whether what is stored is smaller where it is farther."""
-    if stored.shape != truth.shape:
-        truth = np.asarray(cv2.resize(
-            truth, stored.shape[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
-    known = (truth > 0) & np.isfinite(stored)
-    return bool(known.any() and np.cov(stored[known], truth[known])[0, 1] < 0)
-
-
-def scale_of(dataset: Dataset) -> float:
-    """How much stored depth is a metre in such a data set's files."""
-    return KITTI_SCALE if dataset.format.startswith('KITTI') else NYU_SCALE
-
-
-def _read(path: Path, scale: float, *, zero: bool) -> Metres:
-    """(H, W) metres, NaN where there is no depth; `zero`: 0 is a value."""
-    if path.suffix == '.npy':
-        try:
-            stored = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise PredictionError(f'{path}: no array of NumPy: {error}.') from error
-        if stored.ndim != 2 or stored.dtype.kind != 'f':
-            raise PredictionError(f'{path}: holds {stored.dtype} {stored.shape}; expected '
-                                  'floating point (height, width).')
-        depth = stored.astype(np.float32) / np.float32(scale)
-    else:
-        try:
-            depth = read_depth(path, scale)
-        except DatasetError as error:
-            raise PredictionError(str(error)) from error
-    metres: Metres = depth if zero else np.where(depth == 0, np.float32(np.nan), depth)
-    return metres
 
 
 def _placed(depth: Metres, size: tuple[int, int], protocol: Protocol, path: Path) -> Metres:
@@ -291,8 +269,9 @@ def _placed(depth: Metres, size: tuple[int, int], protocol: Protocol, path: Path
     return depth[protocol.crop_of(*size)]
 
 
-def _aligned(p: NDArray[np.float64], y: NDArray[np.float64], how: str, max_depth: float,
-             ) -> NDArray[np.float64]:
+def aligned(
+    p: NDArray[np.float64], y: NDArray[np.float64], how: str, max_depth: float,
+) -> NDArray[np.float64]:
     """Predicted values where the truth is known -> metres, as ALIGNMENTS says."""
     if how == 'none':
         return p
@@ -311,7 +290,7 @@ def _aligned(p: NDArray[np.float64], y: NDArray[np.float64], how: str, max_depth
 # One's own ---------------------------------------------------------------------------------------
 
 
-def write(
+def write_all(
     dataset: Dataset, protocol: Protocol, estimator: DepthEstimator, folder: Path,
     about: Mapping[str, Any],
 ) -> Path:
@@ -334,51 +313,48 @@ def write(
         EvaluationError: the folder has other predictions already.
 
     """
-    raw = folder / RAW
+    raw, noted = folder / RAW, folder / ABOUT
     names = [next(filter(None, (call(entry) for call in LAYOUTS.values())))
              for entry in dataset.entries]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
-    scale = scale_of(dataset)
-    said = json.dumps({**about, 'scale': scale, 'images': len(names)}, indent=1,
+    said = json.dumps({**about, 'scale': dataset.scale, 'images': len(names)}, indent=1,
                       ensure_ascii=False) + '\n'
-    noted = folder / ABOUT
     if raw.exists() and any(raw.iterdir()) and not (
             noted.is_file() and noted.read_text(encoding='utf-8') == said):
         raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '
                               'overwritten; choose another folder.')
-    write_text(noted, said)
+    write(noted, said)
     with progress(len(dataset), 'predictions') as bar:
         for position, name in enumerate(names):
-            if (raw / f'{name}.png').exists():
-                bar.update()
-                continue
-            pair = dataset.read(position)
-            rgb, _ = protocol.prepare(pair)
-            depth = estimator.predict(rgb).depth
-            if scale == NYU_SCALE:  # KITTI's evaluation puts the crop into the image itself
-                height, width = pair.depth.shape
-                whole = np.zeros((height, width), np.float32)
-                whole[protocol.crop_of(height, width)] = depth
-                stored = _stored(whole, depth, scale, name)
-            else:
-                stored = _stored(depth, depth, scale, name)
-            with atomic(raw / f'{name}.png') as file:
-                file.write(png(stored))
+            path = raw / f'{name}.png'
+            if not path.exists():
+                pair = dataset.read(position)
+                depth = in_16_bits(
+                    estimator.predict(protocol.prepare(pair)[0]).depth, dataset.scale, name)
+                if dataset.origin != KITTI:  # whose evaluation puts the crop into the image itself
+                    whole = np.zeros(pair.depth.shape, np.uint16)
+                    whole[protocol.crop_of(*pair.depth.shape)] = depth
+                    depth = whole
+                write(path, png(depth))
             bar.update()
-    dataset.close()
     return raw
 
 
-def _stored(depth: Metres, predicted: Metres, scale: float, name: str) -> NDArray[np.uint16]:
-    """Metres -> 16 bits, rounded; of what was predicted, nothing may be lost."""
-    values = predicted * np.float32(scale)
+def in_16_bits(depth: Metres, scale: float, name: str) -> NDArray[np.uint16]:
+    """Metres, rounded, of which nothing may be lost.
+
+    Raises:
+        PredictionError: something would be; `name` is the image's.
+
+    """
+    values = depth * np.float32(scale)
     if not (np.isfinite(values).all() and values.min() >= 1 and values.max() <= LARGEST):
         raise PredictionError(
-            f'{name}: depth of {np.min(predicted):.4g} to {np.max(predicted):.4g} m does not fit '
+            f'{name}: depth of {np.min(depth):.4g} to {np.max(depth):.4g} m does not fit '
             f'into 16 bits with {scale:g} a metre, which hold {1 / scale:g} to '
             f'{LARGEST / scale:g} m.')
-    rounded: NDArray[np.uint16] = np.rint(depth * np.float32(scale)).astype(np.uint16)
+    rounded: NDArray[np.uint16] = np.rint(values).astype(np.uint16)
     return rounded

@@ -3,40 +3,33 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+import cv2
+import msgspec
 import numpy as np
+import torch
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import WeightsInfo
+from depthclip_ros.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.nyu import (
-    punch_holes,
-    write_labeled_mat,
-    write_official_splits,
-    write_splits,
-)
+from depthclip_ros.sim.nyu import punch_holes, write_labeled_mat, write_splits
+from offline_eval.datasets.nyu import extract
+from offline_eval.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
 from offline_eval.paper import BIN_PARTITIONS, GATE_LIMITS, PAPER_METHOD, PAPER_ROWS, PROMPTS
 from offline_eval.results import (
     ALL,
-    METRICS,
-    PAPER_METRICS,
-    PER_IMAGE,
-    SUMMARY,
     Comparison,
     Data,
     Gate,
     Histograms,
+    How,
     Interval,
-    ProtocolInfo,
+    Results,
     Row,
-    Sample,
     Skipped,
     Summary,
     Timing,
     Verdict,
-    write_text,
 )
 
 CONFIG = DepthConfig(input_height=416, input_width=544, flip_average=True)
@@ -48,7 +41,7 @@ def write_world(folder, samples):
     """The data set in each of its forms: the .mat with its splits, and the official folders."""
     write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
     write_splits(folder / 'splits.mat', len(samples))
-    write_official_splits(folder / 'official', samples)
+    extract(folder / 'nyu_depth_v2_labeled.mat', folder / 'official', folder / 'splits.mat')
 
 
 def make_sample(number, role='best', size=(416, 544)):
@@ -66,10 +59,13 @@ def make_sample(number, role='best', size=(416, 544)):
     bins = np.array(CONFIG.bins, np.float32)
     patch_depth = np.tensordot(bins, weights, 1).astype(np.float32)
     patch_depth = 0.5 * (patch_depth + np.tensordot(bins, np.roll(weights, 1, 2), 1))
-    depth = _enlarge(patch_depth.astype(np.float32), height, width)
-    return Sample(number, f'{kind}/rgb_{number:05d}.jpg', kind, role, frame.rgb, depth, truth,
-                  weights, patch_depth.astype(np.float32), list(CONFIG.tokens),
-                  list(CONFIG.bins), measure(depth, truth))
+    depth = cv2.resize(patch_depth.astype(np.float32), (width, height),
+                       interpolation=cv2.INTER_LINEAR)
+    found = metrics_of(score(torch.from_numpy(truth), torch.from_numpy(depth)[None], 10.0).numpy())
+    return Sample(
+        index=number, name=f'{kind}/rgb_{number:05d}.jpg', scene=kind, role=role, rgb=frame.rgb,
+        depth=depth, truth=truth, weights=weights, patch_depth=patch_depth.astype(np.float32),
+        tokens=list(CONFIG.tokens), bins=list(CONFIG.bins), metrics=named(found[0]))
 
 
 def _responses(depth, seed):
@@ -83,37 +79,16 @@ def _responses(depth, seed):
     return (weights / weights.sum(0)).astype(np.float32)
 
 
-def _enlarge(coarse, height, width):
-    import cv2
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def measure(depth, truth):
-    """All metrics of one image."""
-    valid = np.isfinite(truth)
-    p, t = depth[valid].astype(float), truth[valid].astype(float)
-    ratio, log = np.maximum(p / t, t / p), np.log(p / t)
-    return dict(zip(METRICS, (float(v) for v in (
-        np.mean(ratio < 1.25), np.mean(ratio < 1.25**2), np.mean(ratio < 1.25**3),
-        np.mean(np.abs(p - t) / t), np.mean(np.abs(log)) / np.log(10),
-        np.sqrt(np.mean((p - t)**2)), np.mean(np.abs(p - t)), np.mean((p - t)**2 / t),
-        np.sqrt(np.mean(log**2)), 100 * np.std(log))), strict=True))
-
-
-def write_results(folder, count=12, size=(416, 544)):
-    """Write a whole results folder; returns its summary."""
+def make_results(count=12, size=(416, 544)):
+    """What an evaluation has in memory."""
     samples = [make_sample(number, size=size) for number in range(count)]
     order = sorted(samples, key=lambda s: -s.metrics['d1'])
-    chosen = {'best': order[:2], 'worst': order[:-3:-1],
-              'median': order[count // 2 - 1:count // 2 + 1]}
-    for role, some in chosen.items():
-        for sample in some:
-            Sample(**{**vars(sample), 'role': role}).write(folder)
-    _write_per_image(folder, samples)
-    _write_histograms(folder, samples)
-    summary = make_summary(samples, {r: [s.index for s in some] for r, some in chosen.items()})
-    write_text(folder / SUMMARY, summary.to_json())
-    return summary
+    chosen = {'best': order[:2], 'median': order[count // 2 - 1:count // 2 + 1],
+              'worst': order[:-3:-1]}
+    return Results(make_summary(samples, {r: [s.index for s in some]
+                                          for r, some in chosen.items()}), [
+        msgspec.structs.replace(sample, role=role)
+        for role, some in chosen.items() for sample in some])
 
 
 def make_summary(samples, chosen):
@@ -151,7 +126,7 @@ def make_summary(samples, chosen):
         data=Data(HOSTILE, 'rendered rooms', 'test', len(samples) + 1, len(samples), 'raw',
                   'f' * 64, [Skipped(99, 'a', 'no valid pixel')], ['Not NYU Depth v2.'],
                   origin='', official=False),
-        protocol=ProtocolInfo('depthclip', 'image', 0.001, 10.0, 'the official code'),
+        protocol=How('depthclip', 'image', 0.001, 10.0, 'the official code'),
         rows=rows, paper=list(PAPER_ROWS),
         gate=Gate('not reproduced', {
             m: mean[m] - PAPER_METHOD.metrics[m] for m in PAPER_METRICS}, dict(GATE_LIMITS),
@@ -161,7 +136,7 @@ def make_summary(samples, chosen):
                             name, gains, {m: Interval(g - 0.01, g + 0.01)
                                           for m, g in gains.items()})
                             for name in ('best constant', 'shuffled images')], 12, 'scenes'),
-        tables=['1', '2', '3'], **chosen,
+        tables=['1', '2', '3'], ranks=chosen, histograms=_histograms(samples),
         timing=Timing(len(samples), 12.5, 10.0))
 
 
@@ -169,23 +144,14 @@ def _mean(samples):
     return {m: float(np.mean([s.metrics[m] for s in samples])) for m in METRICS}
 
 
-def _write_per_image(folder, samples):
-    stream = io.StringIO()
-    table = csv.writer(stream)
-    table.writerow(['index', 'name', 'scene', *METRICS])
-    for s in samples:
-        table.writerow([s.index, s.name, s.scene, *(s.metrics[m] for m in METRICS)])
-    write_text(folder / PER_IMAGE, stream.getvalue())
-
-
-def _write_histograms(folder, samples):
+def _histograms(samples):
     edges = np.linspace(0, 10, 101)
     coarse = np.linspace(0, 10, 51)
-    joint = sum(np.histogram2d(s.ground_truth[known], s.depth[known], (coarse, coarse))[0]
-                for s in samples for known in [np.isfinite(s.ground_truth)])
+    joint = sum(np.histogram2d(s.truth[known], s.depth[known], (coarse, coarse))[0]
+                for s in samples for known in [np.isfinite(s.truth)])
     counts = {}
     for scene in {s.scene for s in samples} | {ALL}:
-        some = [s.ground_truth[np.isfinite(s.ground_truth)] for s in samples
+        some = [s.truth[np.isfinite(s.truth)] for s in samples
                 if scene in (s.scene, ALL)]
         counts[scene] = np.histogram(np.concatenate(some), edges)[0].tolist()
-    Histograms(edges.tolist(), counts, joint.astype(int).tolist()).write(folder)
+    return Histograms(edges.tolist(), counts, joint.astype(int).tolist())

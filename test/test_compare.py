@@ -24,10 +24,9 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.config import NodeConfig, with_demo_settings
 from depthclip_ros.sim.bag import NANOSECONDS
 from depthclip_ros.sim.camera import SimCamera
-from offline_eval.bootstrap import LEAST_GROUPS
-from offline_eval.metrics import SUMS, SortedRatio, Truth, metrics_of
-from offline_eval.recorded import CONSTANTS, EDGES, Scores, compare
-from offline_eval.results import METRICS
+from offline_eval.metrics import METRICS, metrics_of, score
+from offline_eval.recorded import Scores, compare
+from offline_eval.statistics import LEAST_GROUPS
 
 SAID = '/depth/image'
 
@@ -138,8 +137,8 @@ def test_the_network_is_scored_as_the_evaluation_scores_it(frames, tmp_path):
     for frame in frames:
         truth = np.where(frame.depth < 4, frame.depth, np.nan).astype(np.float32)
         said = estimator.predict(frame.rgb, intrinsics=frame.camera).depth
-        each.append(metrics_of(Truth(torch.from_numpy(truth)).score(
-            torch.from_numpy(said)[None], 4.0)[0].numpy()))
+        each.append(metrics_of(score(
+            torch.from_numpy(truth), torch.from_numpy(said)[None], 4.0)[0].numpy()))
     found = compared(tmp_path / 'out')
     # A pixel on the border of d1 to d3 may fall on either side where sums are in another order.
     pixel = 1 / (len(frames) * frames[0].depth.size)
@@ -202,8 +201,7 @@ def test_figures_of_the_paper(frames, tmp_path, capsys):
     html = (tmp_path / 'out' / 'comparison.html').read_text()
     names = {f'figures/{name}' for name in (
         'distributions.svg', 'responses_1.png', 'responses_2.png', 'predictions.png')}
-    assert {f'figures/{path.name}' for path in (tmp_path / 'out' / 'figures').iterdir()} == {
-        *names, 'figures/distributions.pdf'}
+    assert {f'figures/{path.name}' for path in (tmp_path / 'out' / 'figures').iterdir()} == names
     for name in names:
         assert f'src="{name}"' in html
     comparer = Comparer(_parser().parse_args(
@@ -212,10 +210,10 @@ def test_figures_of_the_paper(frames, tmp_path, capsys):
     known = np.concatenate([frame.depth[frame.depth < 3] for frame in frames])
     assert done.depths.sum() == known.size
     assert done.depths[DEPTHS.searchsorted(2.001) - 1] == np.sum((known >= 2) & (known < 2.1))
-    sample = done.examples[0].sample
-    assert np.isfinite(sample.ground_truth).mean() == pytest.approx(
+    sample, = done.examples
+    assert np.isfinite(sample.truth).mean() == pytest.approx(
         np.isfinite(frames[0].depth).mean(), abs=0.02)
-    assert np.nanmedian(sample.ground_truth) == pytest.approx(
+    assert np.nanmedian(sample.truth) == pytest.approx(
         np.nanmedian(frames[0].depth), rel=0.02)
     prediction = comparer.estimator.predict(frames[0].rgb, intrinsics=frames[0].camera)
     np.testing.assert_allclose(sample.weights, prediction.weights, atol=1e-5)
@@ -257,18 +255,6 @@ def test_depth_far_from_what_is_measured_is_named(frames, tmp_path, capsys):
     assert f'{len(frames)} times: no measured depth' in capsys.readouterr().err
 
 
-def test_any_scale_is_scored_as_the_pixels_are():
-    rng = np.random.default_rng(0)
-    y, p = (rng.lognormal(1, s, 5000).astype(np.float32) for s in (0.5, 0.7))
-    scales = np.geomspace(0.2, 5, 17)
-    scaled = torch.from_numpy(scales[:, None] * p.astype(np.float64)).float()
-    expected = Truth(torch.from_numpy(y)).score(scaled, 1e6).numpy()
-    found = SortedRatio(p, y).score(scales)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1.5)
-    floats = [SUMS.index(name) for name in ('rel', 'log', 'absolute', 'square', 'sq_rel')]
-    np.testing.assert_allclose(found[:, floats], expected[:, floats], rtol=1e-5)
-
-
 def test_intervals_are_of_recordings(tmp_path):
     """From 20 of them on, and where depth is good, its gain over the constant is certain."""
     rng = np.random.default_rng(1)
@@ -284,8 +270,6 @@ def test_intervals_are_of_recordings(tmp_path):
     assert {metric: i.reading() for metric, i in found.intervals.items()} == {
         'd1': 'better', 'rmse': 'better'}
     assert 'interval of the gain' in found.verdict
-    assert len(EDGES) - 1 == len(several[0].sums[0])
-    assert CONSTANTS[0] < 0.1
 
 
 def test_what_is_measured_beyond_200_metres_counts_where_it_is_asked_for():

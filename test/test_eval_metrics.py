@@ -10,31 +10,36 @@ import pytest
 import torch
 
 from depthclip_ros.core.projection import upsample
+from offline_eval import metrics
 from offline_eval.datasets import Pair
 from offline_eval.datasets.base import read_depth, read_rgb
 from offline_eval.errors import DatasetError
 from offline_eval.metrics import (
+    METRICS,
     SUMS,
-    SortedTruth,
-    Truth,
+    Multiples,
     average,
     joint_histogram,
     metrics_of,
+    random_pixels,
     resampled,
 )
 from offline_eval.protocol import PROTOCOLS
-from offline_eval.results import METRICS
 
 # Relative error of a sum of float32. At most 8192 numbers are added up in a row, with a rounding
 # of 2^-24 each time, some up and some down.
 SUMMED = math.sqrt(8192) * 2 ** -24
 
 
+def sums_of(depth, truth, max_depth=10.0):
+    """(11,) of one image."""
+    return metrics.score(torch.as_tensor(np.float32(truth)), torch.as_tensor(
+        np.float32(depth))[None], max_depth)[0].numpy()
+
+
 def score(depth, truth, max_depth=10.0):
     """Metrics by name of one image."""
-    sums = Truth(torch.tensor(truth, dtype=torch.float32)[None]).score(
-        torch.tensor(depth, dtype=torch.float32)[None], max_depth)
-    return dict(zip(METRICS, metrics_of(sums.numpy())[0], strict=True))
+    return dict(zip(METRICS, metrics_of(sums_of(depth, truth, max_depth)), strict=True))
 
 
 def nyu_like(rng, size=20000):
@@ -54,9 +59,7 @@ def test_equals_the_official_code(shared_dir):
         depth = read_depth(shared_dir / 'goldens/rgbd' / f'{name}_depth_mm.png', 1000.0)
         _, truth = protocol.prepare(Pair(read_rgb(rgb_file), depth))
         patches = torch.from_numpy(golden[f'{name}/patch_depth_flip_averaged'])[None]
-        pixels = upsample(patches, protocol.size, 'bilinear')
-        sums = Truth(torch.from_numpy(truth)[None]).score(pixels, protocol.max_depth)
-        found = dict(zip(METRICS, metrics_of(sums.numpy())[0], strict=True))
+        found = score(upsample(patches, protocol.size, 'bilinear')[0], truth, protocol.max_depth)
         rows.append([found[m] for m in order])
         np.testing.assert_allclose(rows[-1], golden[f'{name}/metrics'], rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.mean(rows, axis=0), golden['mean_metrics'], rtol=0, atol=1e-5)
@@ -95,55 +98,46 @@ def test_predictions_are_clipped_to_the_range():
 
 def test_pieces_make_no_difference():
     rng = np.random.default_rng(0)
-    truth, depth = nyu_like(rng, 70000), nyu_like(rng, 70000)
-    sums = Truth(torch.from_numpy(truth)[None, None]).score(
-        torch.from_numpy(depth)[None, None], 10)
-    y, p = truth.astype(np.float64), depth.astype(np.float64)
+    y, p = nyu_like(rng, 70000).astype(np.float64), nyu_like(rng, 70000).astype(np.float64)
+    sums = sums_of(p, y)
     expected = {'pixels': 70000, 'rel': (abs(p - y) / y).sum(), 'square': ((p - y) ** 2).sum(),
                 'log': abs(np.log(p / y)).sum(), 'd1': (np.maximum(p / y, y / p) < 1.25).sum()}
     for name, value in expected.items():
-        assert float(sums[0, SUMS.index(name)]) == pytest.approx(value, rel=SUMMED), name
+        assert sums[SUMS.index(name)] == pytest.approx(value, rel=SUMMED), name
 
 
-@pytest.mark.parametrize('constant', [0.4, 1.0, 2.4, 2.5, 9.9])
-def test_a_constant_is_scored_like_any_prediction(constant):
-    # Millimetres: ratios of exactly 1.25 occur.
-    truth = np.round(nyu_like(np.random.default_rng(1)), 3).astype(np.float32)
-    quick = SortedTruth(truth).score([constant])
-    slow = Truth(torch.from_numpy(truth)[None, None]).score(
-        torch.full((1, 1, len(truth)), constant), 10.0).numpy()
-    np.testing.assert_array_equal(quick[:, :4], slow[:, :4])
-    size = quick.copy()  # The sum of signed logarithms is less than what is added up for it.
-    size[:, SUMS.index('signed_log')] = quick[:, SUMS.index('log')]
-    assert (np.abs(quick - slow) <= SUMMED * size).all()
+def test_any_multiple_is_scored_as_the_pixels_are():
+    """In millimetres, ratios of exactly 1.25 occur; pixel by pixel they are float32's."""
+    rng = np.random.default_rng(1)
+    truth = np.round(nyu_like(rng), 3).astype(np.float32)
+    for prediction, factors in ((1.0, [0.4, 1.0, 2.4, 2.5, 9.9]),
+                                (np.round(nyu_like(rng), 3), np.geomspace(0.2, 5, 7))):
+        quick = Multiples(prediction, truth).score(factors)
+        slow = np.array([sums_of(np.float32(f) * prediction * np.ones_like(truth), truth, 1e6)
+                         for f in factors])
+        if isinstance(prediction, float):
+            np.testing.assert_array_equal(quick[:, :4], slow[:, :4])
+        np.testing.assert_allclose(quick[:, :4], slow[:, :4], atol=1.5)
+        size = quick.copy()  # The sum of signed logarithms is less than what is added up for it.
+        size[:, SUMS.index('signed_log')] = quick[:, SUMS.index('log')]
+        assert (np.abs(quick - slow)[:, 4:] <= 3 * SUMMED * size[:, 4:]).all()
 
 
 def test_best_constants_are_the_known_ones():
-    truth = np.sort(nyu_like(np.random.default_rng(2)))
-    ordered = SortedTruth(truth)
+    truth = nyu_like(np.random.default_rng(2))
     constants = np.arange(0.5, 6, 0.01)
-    metrics = metrics_of(ordered.score(constants))
-    assert constants[metrics[:, METRICS.index('rmse')].argmin()] == pytest.approx(
-        truth.mean(), abs=0.01)
-    assert constants[metrics[:, METRICS.index('abs_diff')].argmin()] == pytest.approx(
-        ordered.median(), abs=0.011)
-    assert constants[metrics[:, METRICS.index('log10')].argmin()] == pytest.approx(
-        ordered.median(), abs=0.011)
-
-
-def test_median_of_even_and_odd():
-    assert SortedTruth(np.array([4, 1, 2], np.float32)).median() == 2
-    assert SortedTruth(np.array([4, 1, 2, 3], np.float32)).median() == 2.5
+    found = metrics_of(Multiples(1.0, truth).score(constants))
+    for metric, expected in (('rmse', truth.mean()), ('abs_diff', np.median(truth)),
+                             ('log10', np.median(truth))):
+        assert constants[found[:, METRICS.index(metric)].argmin()] == pytest.approx(
+            expected, abs=0.011)
 
 
 def test_random_pixels_in_closed_form_agree_with_sampling():
     rng = np.random.default_rng(3)
     truth = nyu_like(rng, 200000)
-    closed = metrics_of(SortedTruth(truth).score_random_pixels(10.0))
-    drawn = rng.uniform(1e-3, 10, truth.shape).astype(np.float32)
-    sampled = metrics_of(Truth(torch.from_numpy(truth)[None, None]).score(
-        torch.from_numpy(drawn)[None, None], 10.0).numpy())[0]
-    np.testing.assert_allclose(closed, sampled, rtol=0.02)
+    sampled = metrics_of(sums_of(rng.uniform(1e-3, 10, truth.shape), truth))
+    np.testing.assert_allclose(metrics_of(random_pixels(truth, 10.0)), sampled, rtol=0.02)
 
 
 def test_random_patches_come_out_near_the_papers_lower_bound():
@@ -154,20 +148,18 @@ def test_random_patches_come_out_near_the_papers_lower_bound():
         # Images differ in their scale, pixels within them.
         scale = rng.lognormal(np.log(2.41), 0.25)
         truth = np.clip(scale * rng.lognormal(0, 0.33, (104, 136)), 0.3, 9.99).astype(np.float32)
-        patches = torch.from_numpy(
-            rng.uniform(2e-3, 10, (1, 2, 13, 17)).mean(1).astype(np.float32))
-        depth = upsample(patches, (104, 136), 'bilinear')
-        patch_sums.append(Truth(torch.from_numpy(truth)[None]).score(depth, 10.0).numpy()[0])
-        pixel_sums.append(SortedTruth(truth.ravel()).score_random_pixels(10.0))
+        patches = rng.uniform(2e-3, 10, (1, 2, 13, 17)).mean(1).astype(np.float32)
+        patch_sums.append(sums_of(
+            upsample(torch.from_numpy(patches), (104, 136), 'bilinear')[0], truth))
+        pixel_sums.append(random_pixels(truth.ravel(), 10.0))
     paper = [0.140, 0.297, 0.471, 1.327, 0.323, 2.934]
-    found = average(np.stack(patch_sums), 'image')[:6]
-    np.testing.assert_allclose(found, paper, rtol=0.12)
+    np.testing.assert_allclose(average(np.stack(patch_sums), 'image')[:6], paper, rtol=0.12)
     assert average(np.stack(pixel_sums), 'image')[5] > 3.5
 
 
 def test_averages_per_image_and_per_pixel():
-    small = SortedTruth(np.array([1.0], np.float32)).score([2.0])[0]
-    large = SortedTruth(np.array([4.0, 4, 4], np.float32)).score([2.0])[0]
+    small = sums_of([2.0], [1.0])
+    large = sums_of([2.0, 2, 2], [4.0, 4, 4])
     sums = np.stack([small, large])
     rmse = METRICS.index('rmse')
     assert average(sums, 'image')[rmse] == pytest.approx((1 + 2) / 2)
@@ -202,8 +194,7 @@ def test_crop_is_the_official_box():
     image = pair()
     image.rgb[56, 60], image.rgb[471, 603] = 7, 9
     rgb, _ = PROTOCOLS['depthclip'].prepare(image)
-    assert (rgb[0, 0] == 7).all()
-    assert (rgb[-1, -1] == 9).all()
+    assert ((rgb[0, 0] == 7) & (rgb[-1, -1] == 9)).all()
 
 
 def test_bts_window():

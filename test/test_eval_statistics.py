@@ -1,22 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the evaluation says about its numbers: intervals, comparisons, verdict."""
+"""What the evaluation says about its numbers: baselines, intervals, verdict, and the gate."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import ndtri
 
-from offline_eval.bootstrap import LEAST_GROUPS, draw, groups_of, interval
-from offline_eval.contenders import baselines, method_and_variants
-from offline_eval.datasets import Entry
-from offline_eval.metrics import SUMS, SortedTruth
-from offline_eval.paper import METHOD, PAPER_CONFIG
-from offline_eval.records import constants, layout
-from offline_eval.results import METRICS, Interval
-from offline_eval.summarize import Measured, reading, rows, verdict
+from depthclip_ros.core import DepthConfig
+from depthclip_ros.core.weights import RELEASES, WeightsInfo
+from depthclip_ros.resources import config_path
+from offline_eval import scoring
+from offline_eval.contenders import (
+    Contender,
+    TrainingMean,
+    are_alike,
+    baselines,
+    method_and_variants,
+    without_failed_controls,
+)
+from offline_eval.datasets import Dataset, Entry
+from offline_eval.errors import PredictionError
+from offline_eval.evaluate import scored
+from offline_eval.metrics import METRICS, SUMS, Multiples
+from offline_eval.paper import GATE_LIMITS, METHOD, PAPER_CONFIG, PAPER_METHOD, judge
+from offline_eval.protocol import PROTOCOLS
+from offline_eval.results import ALL, How, Interval, Row
+from offline_eval.scoring import constants, layout, partners
+from offline_eval.statistics import (
+    LEAST_GROUPS,
+    Measured,
+    draw,
+    groups_of,
+    interval,
+    reading,
+    rows,
+    verdict,
+)
 
 MAX_DEPTH = 10.0
 
@@ -98,10 +122,8 @@ def measured(truths, errors, sequences, how='image'):
     """Records of images whose prediction is the truth times exp(error) in every pixel."""
     records = np.zeros(len(truths), layout(len(CHOSEN), (13, 17)))
     for position, (record, truth) in enumerate(zip(records, truths, strict=True)):
-        ordered = SortedTruth(truth.astype(np.float32))
         record['position'], record['pixels'] = position, len(truth)
-        record['median'] = ordered.median()
-        record['curve'] = ordered.score(constants(MAX_DEPTH))
+        record['curve'] = Multiples(1.0, truth.astype(np.float32)).score(constants(MAX_DEPTH))
         for place, name in enumerate(NAMES):
             depth = truth * np.exp(errors(name, position))
             record['sums'][place] = score(depth, truth)
@@ -241,3 +263,124 @@ def test_the_best_constant_of_all_pixels_is_chosen_anew_in_every_sample():
     expected = interval(constant - method, 24, len(comparisons))
     found = comparisons[0].intervals['rmse']
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+# The gate ------------------------------------------------------------------------------------
+
+PAPER = {'settings': PAPER_CONFIG.to_dict(), 'weights': WeightsInfo('RN50', '', RELEASES[
+    'RN50'].sha256), 'protocol': How('depthclip', 'image', 0.001, 10.0, ''), 'official': True}
+OTHER = {
+    'tokens': ['apple', 'guitar', 'purple', 'senate', 'whisper', 'velvet', 'october'],
+    'bins': [1.0, 2.0, 2.25, 2.5, 2.75, 3.0, 4.0], 'templates': ['a photo of a {} thing'],
+    'temperature': 5.0, 'features': 'maskclip', 'input_height': 480, 'input_width': 640,
+    'flip_average': False, 'upsampling': 'centered', 'normalization': 'clip',
+    'reference_focal': 0.811, 'range_max': 2.9}
+
+
+def judged(images=654, numbers=None, settings=None, **changes):
+    run = {**PAPER, **changes}
+    run['settings'] = {**run['settings'], **(settings or {})}
+    gate = judge(Row(METHOD, 'method', ALL, {**PAPER_METHOD.metrics, **(numbers or {})}, images),
+                 **run)
+    assert gate.status == ('not reproduced' if gate.reasons else 'reproduced')
+    return gate.reasons
+
+
+def test_the_paper_s_experiment_with_its_numbers_is_reproduced():
+    assert judged() == []
+    assert judged(numbers={name: value + 0.99 * GATE_LIMITS[name]
+                           for name, value in PAPER_METHOD.metrics.items()}) == []
+    assert judged(settings={'out_of_range': 'inf'}) == []  # nothing is out of range
+    config = DepthConfig.from_yaml(config_path('nyu_paper'))
+    assert scored(config, PROTOCOLS['depthclip'], own_input=False) == (PAPER_CONFIG, [])
+
+
+@pytest.mark.parametrize('metric', GATE_LIMITS)
+@pytest.mark.parametrize('offset', [1.01, -1.01, float('nan')])
+def test_a_number_beyond_its_limit_is_not(metric, offset):
+    reason, = judged(numbers={
+        metric: PAPER_METHOD.metrics[metric] + offset * GATE_LIMITS[metric]})
+    assert 'limit' in reason
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    *(({'settings': {name: value}}, [f'{name} is ', 'in the paper'])
+      for name, value in OTHER.items()),
+    ({'settings': {'backbone': 'RN101'}}, ["backbone is 'RN101'", "'RN50'"]),
+    ({'settings': {'precision': 'bfloat16'}}, ["precision is 'bfloat16'", "'float32'"]),
+    ({'weights': WeightsInfo('mine.pt', '', '0' * 64)}, ["are mine.pt, not OpenAI's RN50"]),
+    ({'images': 653}, ['653 images', '654']), ({'images': 655}, ['655 images']),
+    ({'official': False}, ['official test split']),
+    ({'protocol': How('bts', 'image', 0.001, 10.0, '')}, ['protocol is bts']),
+    ({'protocol': How('depthclip', 'pixel', 0.001, 10.0, '')}, ['per pixel'])])
+def test_another_experiment_is_named(changes, words):
+    reason, = judged(**changes)
+    assert all(word in reason for word in words)
+
+
+# Baselines -----------------------------------------------------------------------------------
+
+
+def test_the_mean_of_the_training_split_counts_what_was_measured():
+    """Of two depth maps: 2 m, and 4 m in the left half of the image."""
+    def depth(entry):
+        whole = np.full((480, 640), 2.0, np.float32)
+        if entry.index:
+            whole[:] = 0
+            whole[:, :320] = 4.0
+        return whole
+    training = Dataset(Path(), 'two images', 'train', 'raw', [Entry(0, '0'), Entry(1, '1')],
+                       None, depth)
+    found = TrainingMean.compute(training, PROTOCOLS['bts'])
+    left, right = 320 - 41, 601 - 320  # columns that are scored, in the same rows
+    assert found.mean == pytest.approx((6 * left + 2 * right) / (2 * left + right), rel=1e-6)
+    assert (found.mean_map[45:471, 41:320] == 3.0).all()
+    assert (found.mean_map[45:471, 320:601] == 2.0).all()
+    np.testing.assert_allclose(found.mean_map[:45], found.mean, rtol=1e-6)
+
+
+def named(name, config, images=9):
+    return [c for c in baselines(config, None, 10.0, images) if c.name == name]
+
+
+def test_shuffled_words_are_in_another_order_however_few():
+    config = DepthConfig(tokens=('near', 'far'), bins=(1.0, 3.0))
+    assert [c.tokens for c in named('shuffled words', config)] == [('far', 'near')] * 5
+    config = DepthConfig()
+    shuffled = [c.tokens for c in named('shuffled words', config)]
+    assert len({*shuffled, config.tokens}) == 6
+    assert all(sorted(tokens) == sorted(config.tokens) for tokens in shuffled)
+
+
+def test_one_set_of_words_that_are_alike_makes_the_row_no_test():
+    chosen = baselines(DepthConfig(), None, 10.0, 9)
+    other = np.eye(7, dtype=np.float32)
+    text = {c.tokens: other for c in chosen if c.tokens}
+    assert without_failed_controls(chosen, text) == chosen
+    assert not are_alike(np.float32([[0.6, 0.8], [0.6, 0.8], [0.8, 0.6]]))  # not all of them
+    text[next(c.tokens for c in chosen if c.name == 'random words')] = np.tile(other[:1], (7, 1))
+    for before, after in zip(chosen, without_failed_controls(chosen, text), strict=True):
+        assert after.is_test == (after.name != 'random words')
+        assert (after == before) == after.is_test
+        assert after.is_test or '1 of 3 sets' in after.note
+
+
+@pytest.mark.parametrize('count', range(1, 40))
+def test_nobody_is_scored_on_his_own_truth(count):
+    """And on another one's every time."""
+    shifts = [c.shift for c in named('shuffled images', DepthConfig(), images=count)]
+    assert shifts == list(range(1, min(3, count - 1) + 1))
+    found = [partners(count, shift) for shift in shifts]
+    for order in found:
+        assert sorted(order) == list(range(count))
+    for others in zip(range(count), *found, strict=True):
+        assert len(set(others)) == len(found) + 1
+
+
+@pytest.mark.parametrize('value', [0.0, -1.0, 0.0005, float('nan'), float('inf')])
+def test_depth_that_cannot_be_scored_ends_the_run(value):
+    patches = torch.full((3, 4), 2.0)
+    scoring._check(patches, Contender('a row', 'method'), 5)
+    patches[2, 3] = value
+    with pytest.raises(PredictionError, match=r'depth of image 5 is .* in 1 '):
+        scoring._check(patches, Contender('a row', 'method'), 5)

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The writers, read back as third parties read the originals."""
 
-import cv2
 import numpy as np
 import pytest
 
 from depthclip_ros.sim import Scene, SimCamera, camera_pose, render, trajectory
 from depthclip_ros.sim.bag import OPTICAL_FRAME, quaternion, write_bag
 from depthclip_ros.sim.nyu import (
-    KEPT,
     NYU_CAMERA,
     make_samples,
     punch_holes,
     split,
     write_labeled_mat,
-    write_official_splits,
     write_splits,
 )
 
@@ -96,38 +93,6 @@ def test_splits_have_the_form_of_the_original(shared_dir, tmp_path):
         assert ours[name].dtype == original[name].dtype
         assert ours[name].ndim == original[name].ndim
         assert ours[name].shape[1] == original[name].shape[1]
-
-
-def test_official_splits(samples, tmp_path):
-    lines = write_official_splits(tmp_path, samples)
-    listed = (tmp_path / 'nyudepthv2_test_files_with_gt_dense.txt').read_text().splitlines()
-    assert listed == lines
-    assert len(lines) == len(split(12)[1])
-    for line in lines:
-        rgb_name, depth_name = line.split(' ')
-        number = int(rgb_name[-9:-4])
-        sample = samples[number]
-        folder = tmp_path / 'official_splits' / 'test'
-        rgb = cv2.imread(str(folder / rgb_name))[:, :, ::-1]
-        depth = cv2.imread(str(folder / depth_name), cv2.IMREAD_UNCHANGED)
-        assert depth.dtype == np.uint16
-        np.testing.assert_array_equal(depth, (sample.raw_depth * 1000).astype(np.uint16))
-        assert np.abs(rgb[KEPT].astype(int) - sample.frame.rgb[KEPT]).mean() < 6  # JPEG
-        assert rgb[:5].max() < 40
-        kind = rgb_name.split('/')[0]
-        dense = cv2.imread(str(folder / kind / 'dense' / f'sync_depth_dense_{number:05d}.png'),
-                           cv2.IMREAD_UNCHANGED)
-        assert (dense > 0).all()
-    train = list((tmp_path / 'official_splits' / 'train').rglob('rgb_*.jpg'))
-    assert len(train) == len(split(12)[0])
-
-
-def test_list_has_the_form_of_the_original(samples, shared_dir, tmp_path):
-    lines = write_official_splits(tmp_path, samples)
-    original = (shared_dir / 'nyu' / 'test_list.txt').read_text().splitlines()
-    form = r'^[a-z_]+/rgb_\d{5}\.jpg [a-z_]+/sync_depth_\d{5}\.png$'
-    import re
-    assert all(re.match(form, line.rstrip()) for line in [*original, *lines])
 
 
 def test_the_camera_is_that_of_the_data_set(samples):

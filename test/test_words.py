@@ -19,8 +19,8 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.weights import cache_folder, load
 from depthclip_ros.core.words import unknown_words
+from depthclip_ros.figures import sample_of
 from depthclip_ros.sim.bag import NANOSECONDS
-from offline_eval.report.figures import sample_of
 
 NEAR_TO_FAR = 'very close, close, far, very far'
 

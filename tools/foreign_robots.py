@@ -59,7 +59,7 @@ from depthclip_ros.sim import (  # noqa: E402
     render,
     trajectory,
 )
-from offline_eval.metrics import Truth, metrics_of, named  # noqa: E402
+from offline_eval.metrics import metrics_of, named, score  # noqa: E402
 
 Float32 = NDArray[np.float32]
 Results = Mapping[str, Any]
@@ -357,8 +357,8 @@ def scores(truth: Float32, depth: Iterable[Float32]) -> list[dict[str, float]]:
     for true, predicted in zip(truth, depth, strict=True):
         if not np.isfinite(predicted).all():
             raise ValueError('a predicted depth is not finite, and cannot be scored')
-        sums = Truth(torch.from_numpy(true)).score(
-            torch.from_numpy(np.ascontiguousarray(predicted))[None], FARTHEST)
+        sums = score(torch.from_numpy(true), torch.from_numpy(
+            np.ascontiguousarray(predicted))[None], FARTHEST)
         found.append(named(metrics_of(sums.numpy())[0]))
     return found
 

@@ -16,12 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depthclip_ros.sim import KINDS, Scene
 from depthclip_ros.sim.bag import write_bag
-from depthclip_ros.sim.nyu import (
-    make_samples,
-    write_labeled_mat,
-    write_official_splits,
-    write_splits,
-)
+from depthclip_ros.sim.nyu import make_samples, write_labeled_mat, write_splits
+from offline_eval.datasets.nyu import extract
 
 
 def main() -> None:
@@ -39,7 +35,7 @@ def main() -> None:
     samples = make_samples(arguments.images, arguments.seed)
     write_labeled_mat(out / 'nyu_depth_v2_labeled.mat', samples)
     write_splits(out / 'splits.mat', len(samples))
-    write_official_splits(out, samples)
+    extract(out / 'nyu_depth_v2_labeled.mat', out, out / 'splits.mat')
     write_bag(out / 'room_bag', Scene.generate(arguments.kind, arguments.seed),
               frames=arguments.frames, seed=arguments.seed)
     print(f'{out}: {len(samples)} images, a bag of {arguments.frames} frames')

@@ -246,7 +246,6 @@ def of_dataset(dataset: Any, options: Options = AS_IT_IS, crop: Any = None) -> R
                 continue
             yield position, Frame(
                 rgb, depth, camera, moments[position], image_digest(pair.rgb))
-        dataset.close()
 
     return Recording(str(dataset.path), described, moments, read, left_out, timed=False,
                      split=described)

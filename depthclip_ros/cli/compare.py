@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+
+from offline_eval.metrics import METRICS, SYMBOLS
 
 from ..calibrate.folders import open_recording
 from ..calibrate.recordings import Options, RecordingError, gather, resample, spread_evenly
@@ -17,6 +18,8 @@ from ..core.errors import ConfigError, quoted
 from ..core.files import user_path
 from ..core.opencv import cv2
 from ..document import Block, Heading, Picture, Strong, Table, Text, to_terminal
+from ..figures import Sample, distributions, look, predictions, require, responses, sample_of
+from ..figures import save as save_figure
 from ..fleet import cluster_of, share_out
 from ..sources.bag import BagError, is_bag
 from .calibrate import reading, with_progress
@@ -34,11 +37,11 @@ from .model import (
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from offline_eval.recorded import Comparison, Distance, Line, Scores
-    from offline_eval.results import Sample
 
     from ..calibrate.recordings import Frame, Recording
     from ..core.estimator import DepthEstimator, DepthPrediction
@@ -54,18 +57,7 @@ DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
 ENDINGS = ('json', 'md', 'html', 'png')
 _ROWS, _COLUMNS = 120, 160  # of the pictures
-_SHOWN = {'d1': 'δ1', 'd2': 'δ2', 'd3': 'δ3', 'rel': 'rel', 'log10': 'log10', 'rmse': 'rmse [m]'}
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image for the pictures: (120, 160) depths in metres."""
-
-    name: str
-    rgb: NDArray[np.uint8]
-    depth: Float32
-    measured: Float32
-    sample: Sample | None = None  # with the words' answers, where a network gave depth
+_SHOWN = {**{m: SYMBOLS[m] for m in METRICS[:5]}, 'rmse': 'rmse [m]'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +65,7 @@ class Compared:
     """One recording."""
 
     scores: Scores
-    examples: list[Example]
+    examples: list[Sample]
     refused: dict[str, int]  # of the recording's messages, by cause
     about: dict[str, Any]  # of the model; empty where depth was in the recording
     depths: NDArray[np.int64]  # measured pixels between two of `DEPTHS`
@@ -93,7 +85,6 @@ def compare(options: argparse.Namespace) -> int:
 
     """
     if options.figures:
-        from offline_eval.report.figures import require
         require()
         if not options.output:
             raise ConfigError('--figures: they need a folder; give -o, too.')
@@ -192,7 +183,7 @@ class Comparer:
             scores.add(frame.moment.name, depth, frame.depth, most)
             depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
             if position in shown:
-                examples.append(_example(position, frame, depth, prediction, self))
+                examples.append(_sample(position, frame, depth, prediction, self))
         if answered is not None:
             recording.left_out.update(answered.left_out)
         refused = dict(sorted(recording.left_out.items()))
@@ -257,19 +248,19 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
             yield position, frame, waiting.pop(place), None
 
 
-def _example(
+def _sample(
     position: int, frame: Frame, depth: Float32, prediction: DepthPrediction | None,
     comparer: Comparer,
-) -> Example:
-    rgb = cv2.resize(frame.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
-    answer = np.where(np.isfinite(depth), depth, np.float32(np.nan))
-    sample = None
-    if prediction is not None and comparer.options.figures:
-        from offline_eval.report.figures import sample_of
-        sample = sample_of(frame.rgb, prediction, comparer.estimator.config, frame.moment.name,
-                           measured=frame.depth, index=position)
-    return Example(frame.moment.name, np.asarray(rgb, np.uint8),
-                   resample(answer, _ROWS, _COLUMNS), gather(frame.depth, _ROWS, _COLUMNS), sample)
+) -> Sample:
+    """One image for the pictures; without a network's answer it has no words."""
+    name = frame.moment.name
+    if prediction is not None:
+        return sample_of(frame.rgb, prediction, comparer.estimator.config, name,
+                         measured=frame.depth, index=position)
+    depth = np.where(np.isfinite(depth), depth, np.float32(np.nan))
+    return Sample(
+        index=position, name=name, rgb=frame.rgb, depth=depth, truth=frame.depth,
+        weights=np.zeros((0, 1, 1), np.float32), patch_depth=depth[:1, :1], tokens=[], bins=[])
 
 
 def finish(
@@ -309,14 +300,14 @@ def finish(
             parts += _figures(folder, done, examples)
         save_page(_file(folder, 'html'), parts)
         numbers = {
-            'format': FORMAT, 'model': dict(about), 'pooled': pooled.to_dict(),
+            'format': FORMAT, 'model': dict(about), 'pooled': pooled,
             'recordings': [
                 {'source': one.scores.source, 'described': one.scores.described,
-                 'unreadable': one.refused, **comparison.to_dict()}
+                 'unreadable': one.refused, **msgspec.to_builtins(comparison)}
                 for one, comparison in zip(done, each, strict=True)],
             'failed': dict(failed)}
         save(_file(folder, 'json'),
-             json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+             msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b'\n')
         print(f'\nreport: {", ".join(str(_file(folder, e)) for e in ("html", "md", "json"))}')
     if about and not about['trained']:
         print_untrained()
@@ -374,46 +365,42 @@ def contents(
 
 
 def _figures(
-    folder: Path, done: Sequence[Compared], examples: Sequence[Example],
+    folder: Path, done: Sequence[Compared], examples: Sequence[Sample],
 ) -> list[Block]:
     """The paper's Figures 3 to 5 of these recordings, in `figures/`."""
-    from offline_eval.report import figures
-    from offline_eval.results import ALL, Histograms
-    samples = [example.sample for example in examples if example.sample is not None]
+    samples = [example for example in examples if example.tokens]
     shown = [samples[place] for place in spread_evenly(len(samples), FIGURES)]
-    bins = shown[0].bins if shown else []
-    counts = {ALL: np.sum([one.depths for one in done], axis=0).tolist()}
+    everything, bins = 'all recordings', shown[0].bins if shown else []
+    counts = {everything: np.sum([one.depths for one in done], axis=0).tolist()}
     if len(done) > 1:
-        counts |= {one.scores.source: one.depths.tolist() for one in done}
-    images = {one.scores.source: len(one.scores.names) for one in done}
+        counts |= {f'{one.scores.source} ({len(one.scores.names)})': one.depths.tolist()
+                   for one in done}
     parts: list[Block] = [Heading('After the paper’s figures')]
-    with figures.look():
-        parts.append(figures.save(
-            folder, 'distributions', figures.distributions(
-                Histograms(DEPTHS.tolist(), counts), bins, images),
+    with look():
+        parts.append(save_figure(
+            folder, 'distributions.svg', distributions(
+                DEPTHS.tolist(), counts, dict.fromkeys(counts, bins), 'measured depth (m)',
+                everything),
             'Distribution of measured depth',
             'All measured pixels, as in the paper’s Figure 3; a panel there is a scene class, '
             'here a recording. Dashed: the median.' + (
                 f' Orange marks below: the metres of the words in {shown[0].name}.'
-                if shown else ''), photo=False))
-        for number, sample in enumerate(shown, 1):
-            places = figures.at_quantiles(figures.patch_truth(sample)) or figures.at_quantiles(
-                sample.patch_depth)
-            parts.append(figures.save(
-                folder, f'responses_{number}', figures.responses(sample, places, sample.name),
-                f'Answers in four patches of {sample.name}',
-                'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, '
-                '35, 65 and 95 % of the measured depth, or of depth by words where too little is '
-                'measured. Bars: weight of each word, they sum to 1; dotted: the weight of a '
-                'network that knows nothing. GT: median measured depth of the patch. Pred: depth '
-                'of the patch.', photo=True))
+                if shown else '')))
+        parts += [save_figure(
+            folder, f'responses_{number}.png', responses(sample, sample.name),
+            f'Answers in four patches of {sample.name}',
+            'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, 35, '
+            '65 and 95 % of the measured depth, or of depth by words where too little is '
+            'measured. Bars: weight of each word, they sum to 1; dotted: the weight of a network '
+            'that knows nothing. GT: median measured depth of the patch. Pred: depth of the '
+            'patch.') for number, sample in enumerate(shown, 1)]
         if shown:
-            parts.append(figures.save(
-                folder, 'predictions', figures.predictions(shown), 'Depth beside measured depth',
+            parts.append(save_figure(
+                folder, 'predictions.png', predictions(shown, {}), 'Depth beside measured depth',
                 'RGB, depth by words, measured depth, and error (depth minus measured depth) of '
                 f'{len(shown)} images, evenly chosen, as in the paper’s Figure 5, cropped to what '
                 'the network sees. The colours of depth are one row’s, near is red; red error is '
-                'too far. Grey: not known.', photo=True))
+                'too far. Grey: not known.'))
     return parts
 
 
@@ -421,28 +408,29 @@ def _numbers(of: Line | Distance, metrics: Iterable[str] = _SHOWN) -> list[str]:
     return [f'{of.metrics[m]:.3f}' for m in metrics]
 
 
-def _pictures(examples: Sequence[Example]) -> bytes:
-    """One row an example, each with its own scale."""
+def _pictures(examples: Sequence[Sample]) -> bytes:
+    """One row an example, each with its own scale.
+
+    At its end white is right, red twice as far, blue half as far.
+    """
     rows = []
     for example in examples:
-        low, high = known_range(example.measured)
-        image = np.ascontiguousarray(example.rgb[..., ::-1])
+        depth = resample(example.depth, _ROWS, _COLUMNS)
+        measured = gather(example.truth, _ROWS, _COLUMNS)
+        low, high = known_range(measured)
+        small = cv2.resize(example.rgb, (_COLUMNS, _ROWS), interpolation=cv2.INTER_AREA)
+        image = np.ascontiguousarray(small[..., ::-1], np.uint8)
         write_note(image, example.name)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            octaves = np.log2(depth / measured)
+        fade = 255 * (1 - np.abs(octaves).clip(0, 1))
+        error = np.stack([np.where(octaves > 0, fade, 255), fade,
+                          np.where(octaves > 0, 255, fade)], -1)
+        error[~np.isfinite(octaves)] = 0
         rows.append(np.hstack([
-            image, colorize(example.depth, low, high), colorize(example.measured, low, high),
-            color_bar(low, high, _ROWS), _error_picture(example)]))
+            image, colorize(depth, low, high), colorize(measured, low, high),
+            color_bar(low, high, _ROWS), error.astype(np.uint8)]))
     return png(np.vstack(rows))
-
-
-def _error_picture(example: Example) -> NDArray[np.uint8]:
-    """White is right, red twice as far, blue half as far; BGR."""
-    with np.errstate(divide='ignore', invalid='ignore'):
-        octaves = np.log2(example.depth / example.measured)
-    fade = 255 * (1 - np.abs(octaves).clip(0, 1))
-    full = np.full_like(fade, 255)
-    farther = octaves > 0
-    picture = np.stack([np.where(farther, fade, full), fade, np.where(farther, full, fade)], -1)
-    return np.where(np.isfinite(octaves)[..., None], picture, 0).astype(np.uint8)
 
 
 def _file(folder: Path, ending: str) -> Path:

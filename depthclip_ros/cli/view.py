@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from offline_eval.report.view import Spot
-
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..figures import Spot
 
     Point = tuple[float, float]
     #: Shows an image; False: whoever looks at it wants no more.
@@ -79,7 +78,7 @@ class Seen(NamedTuple):
 
     def spot(self, row: int, column: int) -> Spot:
         """A patch, and what is said of it."""
-        from offline_eval.report.view import Spot
+        from ..figures import Spot
         return Spot(row, column, depth_words(self.prediction, row, column))
 
     def spots(self, points: Sequence[Point]) -> list[Spot]:
@@ -167,8 +166,8 @@ def pictures(path: str, points: Sequence[Point]) -> Show:
         DepthClipError: it cannot be written, or matplotlib is missing.
 
     """
-    from offline_eval.report import figures
-    from offline_eval.report.view import view as draw
+    from .. import figures
+    from ..figures import view as draw
     figures.require()
     folder = output_folder(path)
 

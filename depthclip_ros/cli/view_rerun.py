@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from offline_eval.report.view import Spot
-
     from ..core.camera import CameraModel
     from ..core.config import DepthConfig
+    from ..figures import Spot
     from .view import Point, Seen, Show
 
 LETTERS = 'ABCD'
@@ -102,7 +101,7 @@ def recording(
 
 
 def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
-    from offline_eval.report.figures import PATCHES, at_quantiles
+    from ..figures import PATCHES, at_quantiles
     log, prediction = stream.log, seen.prediction
     height, width = prediction.image_size
     rows, columns = prediction.patch_depth.shape

@@ -2,12 +2,12 @@
 """Rendered rooms in the file formats of NYU Depth v2, to try what reads those without having it.
 
 `nyu_depth_v2_labeled.mat` is MATLAB v7.3, that is HDF5 with reversed axes and object references;
-`splits.mat` is MATLAB v5; the folder `official_splits` is what the official extraction script
-makes of both. Needs h5py and scipy.
+`splits.mat` is MATLAB v5. Needs h5py and scipy. (`offline_eval extract` makes the folder
+`official_splits` of both.)
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from depthclip_ros.core.files import atomic
 from depthclip_ros.sim.camera import SimCamera, trajectory
 from depthclip_ros.sim.render import Frame, RenderOptions, render
 from depthclip_ros.sim.rooms import KINDS, Scene
 
 #: The colour camera of the data set.
 NYU_CAMERA = SimCamera(640, 480, 518.8579, 519.4696, 325.5824, 253.7362)
-#: What of an image the official extraction keeps; the rest is a black frame. Rows, columns.
-KEPT = (slice(7, 474), slice(7, 632))
 SENSOR_RANGE = 9.99  # metres
 HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
-#: By this a file says that it is not the data set: in the header of a .mat, or in a folder's file.
+#: By this the header says that it is not the data set.
 MARK = 'depthclip_ros, rendered rooms'
-MARK_FILE = 'ORIGIN.txt'
 
 
 @dataclass(frozen=True)
@@ -141,84 +137,3 @@ def write_splits(path: str | Path, count: int) -> None:
     train, test = split(count)
     savemat(path, {name: np.array(numbers, np.uint16)[:, None] + np.uint16(1)
                    for name, numbers in (('trainNdxs', train), ('testNdxs', test))})
-
-
-@dataclass(frozen=True)
-class OfficialPair:
-    """One entry of the official folders.
-
-    Attributes:
-        part: 'train' or 'test'.
-        scene: its class, as 'bathroom'.
-        number: in the data set, from 0.
-        rgb: (480, 640, 3) uint8.
-        raw, inpainted: (480, 640) float32 metres, 0 where missing.
-
-    """
-
-    part: str
-    scene: str
-    number: int
-    rgb: np.ndarray
-    raw: np.ndarray
-    inpainted: np.ndarray
-
-
-def write_official_splits(folder: str | Path, samples: Sequence[Sample]) -> list[str]:
-    """Write samples as `write_official_pairs` does; returns the lines of the list."""
-    def pairs() -> Iterator[OfficialPair]:
-        for part, numbers in zip(('train', 'test'), split(len(samples)), strict=True):
-            for n in numbers:
-                frame = samples[n].frame
-                yield OfficialPair(part, frame.kind, n, frame.rgb, samples[n].raw_depth,
-                                   frame.depth)
-    return write_official_pairs(folder, pairs(), rendered=True)
-
-
-def write_official_pairs(
-    folder: str | Path, pairs: Iterable[OfficialPair], *, rendered: bool,
-) -> list[str]:
-    """Write `official_splits/{train,test}/SCENE/` and the list of the test pairs.
-
-    JPEG images (OpenCV's default quality) with a black frame; depth as 16-bit PNG in millimetres,
-    truncated, 0 where missing: raw beside the image, in-painted in `dense/`. What is `rendered`
-    gets a file that says so.
-
-    Returns:
-        The lines of the list, which also goes to
-        `FOLDER/nyudepthv2_test_files_with_gt_dense.txt`.
-
-    Raises:
-        OSError: a file cannot be written.
-
-    """
-    folder = Path(folder)
-    lines = []
-    for pair in pairs:
-        scene = folder / 'official_splits' / pair.part / pair.scene
-        rgb, depth = f'rgb_{pair.number:05d}.jpg', f'sync_depth_{pair.number:05d}.png'
-        framed = np.zeros_like(pair.rgb)
-        framed[KEPT] = pair.rgb[KEPT]
-        _write_image(scene / rgb, framed[:, :, ::-1])
-        _write_image(scene / depth, _millimetres(pair.raw))
-        _write_image(scene / 'dense' / f'sync_depth_dense_{pair.number:05d}.png',
-                     _millimetres(pair.inpainted))
-        if pair.part == 'test':
-            lines.append(f'{pair.scene}/{rgb} {pair.scene}/{depth}')
-    lines.sort()
-    if rendered:
-        with atomic(folder / 'official_splits' / MARK_FILE) as file:
-            file.write(f'{MARK}\n'.encode())
-    with atomic(folder / 'nyudepthv2_test_files_with_gt_dense.txt') as file:
-        file.write(('\n'.join(lines) + '\n').encode())
-    return lines
-
-
-def _millimetres(depth: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = (depth * 1000).astype(np.uint16)
-    return scaled
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    with atomic(path) as file:
-        file.write(cv2.imencode(path.suffix, np.ascontiguousarray(image))[1].tobytes())

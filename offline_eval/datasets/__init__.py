@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
+from . import kitti, nyu
 from .base import Dataset, Entry, Pair
-from .folders import KITTI_LIST, NYU_LIST, KaggleNyu, KittiEigen, NyuFolder
-from .nyu_mat import NyuMat
 
 __all__ = ['Dataset', 'Entry', 'Pair', 'Where', 'open_dataset']
 
@@ -37,8 +36,9 @@ def open_dataset(where: Where) -> Dataset:
                         ('--splits', where.splits), ('--ground-truth', where.truth)):
         if extra is not None and not extra.exists():
             raise DatasetError(f'{name} {extra}: does not exist.')
-    if path.is_file():
-        return NyuMat(path, splits=where.splits, inpainted=where.inpainted)
+    mat = path if path.is_file() else path / nyu.MAT
+    if mat.is_file():
+        return nyu.open_mat(mat, splits=where.splits, inpainted=where.inpainted)
     dataset = _open_folder(path, where)
     if where.inpainted and dataset.depth != 'in-painted':
         raise DatasetError(f'--inpainted: {dataset.format} is evaluated on its {dataset.depth} '
@@ -47,26 +47,24 @@ def open_dataset(where: Where) -> Dataset:
 
 
 def _open_folder(path: Path, where: Where) -> Dataset:
-    if (path / 'nyu_depth_v2_labeled.mat').is_file():
-        return NyuMat(path / 'nyu_depth_v2_labeled.mat', splits=where.splits,
-                      inpainted=where.inpainted)
     for folder in (path, path / 'test', path / 'official_splits' / 'test'):
         if any(folder.glob('*/rgb_*.jpg')):
-            beside = (f / NYU_LIST for f in (folder, folder.parent, folder.parent.parent))
-            return NyuFolder(folder, where.list_file or next(filter(Path.is_file, beside), None))
+            beside = (f / nyu.LIST for f in (folder, folder.parent, folder.parent.parent))
+            return nyu.open_official(
+                folder, where.list_file or next(filter(Path.is_file, beside), None))
     for folder in (path, path / 'nyu2_test', path / 'data' / 'nyu2_test',
                    path / 'nyu_data' / 'data' / 'nyu2_test'):
         if any(folder.glob('*_colors.png')):
-            return KaggleNyu(folder)
+            return nyu.open_kaggle(folder)
     if any(path.glob('2011_*')):
-        listed = where.list_file or path / KITTI_LIST
+        listed = where.list_file or path / kitti.LIST
         if not listed.is_file():
             raise DatasetError(f'{path}: looks like KITTI raw data; give the Eigen test list with '
-                               f'--list {KITTI_LIST}.')
-        return KittiEigen(path, listed, where.truth)
+                               f'--list {kitti.LIST}.')
+        return kitti.open_kitti(path, listed, where.truth)
     if where.list_file:
-        return NyuFolder(path, where.list_file)
+        return nyu.open_official(path, where.list_file)
     raise DatasetError(
-        f'{path}: no known data set. Expected nyu_depth_v2_labeled.mat, or a folder with it, with '
+        f'{path}: no known data set. Expected {nyu.MAT}, or a folder with it, with '
         'official_splits/test/SCENE/rgb_NNNNN.jpg, with nyu2_test/NNNNN_colors.png, or with '
         "KITTI's 2011_*.")

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +17,21 @@ from ..errors import DatasetError, listing
 # Medians of true depth that are possible, in metres: indoors, and on the road.
 INDOORS, OUTDOORS = (0.3, 9.9), (1.5, 80.0)
 _PROBES = 8
-# Pixels: fx of the colour camera, camera_params.m of the data set's toolbox.
-NYU_FOCAL = 518.8579
 # Worlds that images are of.
 NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
 IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not comparable with the "
               "paper's.")
+
+Rgb = NDArray[np.uint8]
+Metres = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pair:
     """An image (H, W, 3) uint8 RGB and its true depth (H, W) float32 in metres, 0 if missing."""
 
-    rgb: NDArray[np.uint8]
-    depth: NDArray[np.float32]
+    rgb: Rgb
+    depth: Metres
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Entry:
         scene: its class, as 'kitchen'.
         sequence: the very scene or drive, of which there are several images.
         focal: the camera's focal length in pixels; 0 where the data do not say.
+        files: of image and depth, where they are files.
 
     """
 
@@ -50,21 +53,28 @@ class Entry:
     scene: str = ''
     sequence: str = ''
     focal: float = 0.0
+    files: tuple[Path, Path] = (Path(), Path())
 
 
-class Dataset(ABC):
-    """Pairs of image and depth. Can be sent to other processes.
+@dataclass
+class Dataset:
+    """Pairs of image and depth.
 
     Attributes:
         path: where it was found.
         format, split, depth: in words, for the report; depth is 'raw', 'in-painted' or
             'sparse lidar'.
+        entries: one per pair, in the data set's order.
+        rgb, truth: read an entry's image, and its depth; they raise DatasetError if it is damaged.
         origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '' where
             nothing says so.
-        entries: one per pair, in the data set's order.
         official: whether these are the 654 images of NYU's test split with raw depth.
+        unit: of the stored depth, in words.
+        scale: how much stored depth is a metre in files of such data.
         plausible: medians of the true depth that are possible, in metres.
         warnings: what makes numbers incomparable.
+        training: opens the training split, where it lies beside.
+        close: lets go of an open file.
 
     """
 
@@ -72,16 +82,21 @@ class Dataset(ABC):
     format: str
     split: str
     depth: str
-    origin = ''
     entries: list[Entry]
-    official = False
-    plausible = INDOORS
+    rgb: Callable[[Entry], Rgb]
+    truth: Callable[[Entry], Metres]
+    origin: str = ''
+    official: bool = False
+    unit: str = 'millimetres'
+    scale: float = 1000.0
+    plausible: tuple[float, float] = INDOORS
     warnings: tuple[str, ...] = ()
+    training: Callable[[], Dataset | None] = lambda: None
+    close: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    @abstractmethod
     def read(self, position: int) -> Pair:
         """Read the pair at a position of `entries`.
 
@@ -89,19 +104,13 @@ class Dataset(ABC):
             DatasetError: it is damaged.
 
         """
+        return Pair(self.rgb(self.entries[position]), self.read_truth(position))
 
-    def read_truth(self, position: int) -> NDArray[np.float32]:
+    def read_truth(self, position: int) -> Metres:
         """Read the true depth only."""
-        return self.read(position).depth
+        return self.truth(self.entries[position])
 
-    def close(self) -> None:  # noqa: B027 - most have nothing open
-        """Let go of open files, before other processes are started."""
-
-    def training(self) -> Dataset | None:
-        """The training split, where it lies beside; for the mean map."""
-        return None
-
-    def keep(self, positions: list[int]) -> None:
+    def keep(self, positions: Sequence[int]) -> None:
         """Leave out all but these."""
         self.split += f', {len(positions)} of {len(self)} images'
         self.entries = [self.entries[p] for p in positions]
@@ -119,70 +128,56 @@ class Dataset(ABC):
             DatasetError: the median depth is impossible.
 
         """
-        positions = np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int))
-        depths = [self.read_truth(int(p)) for p in positions]
+        depths = [self.read_truth(p) for p in evenly(len(self), _PROBES)]
         if self.official and all((d > 0).all() for d in depths):  # no sensor sees everything
             self.is_in_painted()
         medians = [float(np.median(d[d > 0])) for d in depths if (d > 0).any()]
-        self.close()
         if not medians:
             return  # Each such image is counted when it is met.
         low, high = self.plausible
         median = float(np.median(medians))
         if not low <= median <= high:
-            guess = ('metres or another scale was stored' if median < low
-                     else 'millimetres or another scale was stored')
+            stored = 'metres' if median < low else 'millimetres'
             raise DatasetError(
                 f'{self.path}: the median depth of {len(medians)} images is {median:.4g} m, '
-                f'outside {low:g} to {high:g} m: {guess} where this format has '
-                f'{self.unit}. Convert the depth.')
-
-    #: Unit of the stored depth.
-    unit = 'millimetres'
+                f'outside {low:g} to {high:g} m: {stored} or another scale was stored where this '
+                f'format has {self.unit}. Convert the depth.')
 
 
-class FileDataset(Dataset):
-    """Pairs of image files and 16-bit depth files.
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most so many numbers below `count`, the first and the last among them."""
+    return [int(n) for n in np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int))]
 
-    Attributes:
+
+def of_files(
+    path: Path, form: str, entries: list[Entry], *, split: str, depth: str, scale: float = 1000.0,
+) -> Dataset:
+    """Make a data set of image files and 16-bit depth files; every file must be there.
+
+    Args:
+        path: where it was found.
+        form: its format, in words.
+        entries: with their files.
+        split: in words.
+        depth: in words.
         scale: stored depth per metre.
 
+    Raises:
+        DatasetError: there are none, or some are missing: all are listed.
+
     """
-
-    scale = 1000.0
-
-    def __init__(self, path: Path, entries: list[Entry], files: list[tuple[Path, Path]]) -> None:
-        """Keep the names; every file must be there.
-
-        Raises:
-            DatasetError: there are none, or some are missing: all are listed.
-
-        """
-        self.path, self.entries, self.files = path, entries, files
-        if not entries:
-            raise DatasetError(f'{path}: no images found; expected {self.format}.')
-        missing = [str(f) for pair in files for f in pair if not f.is_file()]
-        if missing:
-            raise DatasetError(
-                f'{path}: {len(missing)} files of {2 * len(files)} are missing; complete the '
-                f'data or correct the list:{listing(missing)}')
-
-    def keep(self, positions: list[int]) -> None:
-        """Leave out all but these."""
-        super().keep(positions)
-        self.files = [self.files[p] for p in positions]
-
-    def read(self, position: int) -> Pair:
-        """Decode both files."""
-        rgb_file, depth_file = self.files[position]
-        return Pair(read_rgb(rgb_file), read_depth(depth_file, self.scale))
-
-    def read_truth(self, position: int) -> NDArray[np.float32]:
-        """Decode the depth file."""
-        return read_depth(self.files[position][1], self.scale)
+    if not entries:
+        raise DatasetError(f'{path}: no images found; expected {form}.')
+    missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]
+    if missing:
+        raise DatasetError(
+            f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
+            f'data or correct the list:{listing(missing)}')
+    return Dataset(path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
+                   lambda entry: read_depth(entry.files[1], scale), scale=scale)
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+def read_rgb(path: Path) -> Rgb:
     """(H, W, 3) RGB of an image file."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
@@ -190,7 +185,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, ::-1]).astype(np.uint8, copy=False)
 
 
-def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
+def read_depth(path: Path, scale: float) -> Metres:
     """(H, W) metres of a 16-bit image file."""
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if stored is None:
@@ -199,3 +194,33 @@ def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
         raise DatasetError(f'{path}: holds {stored.dtype} {stored.shape}; expected 16 bits, one '
                            f'channel, {scale:g} per metre.')
     return stored.astype(np.float32) / np.float32(scale)
+
+
+def read_list(path: Path) -> list[tuple[str, str, float]]:
+    """Two names of files per line, and the focal length in pixels; 0 where no number is third.
+
+    Further columns (dense depth) are ignored.
+
+    Raises:
+        DatasetError: it cannot be read, is empty, or lines have fewer columns.
+
+    """
+    try:
+        lines = path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f'{path}: the list cannot be read: {error}.') from error
+    rows = [line.split() for line in lines if line.strip()]
+    short = [f'line {i + 1}: {line!r}' for i, line in enumerate(lines)
+             if len(line.split()) == 1]
+    if short or not rows:
+        raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
+                           f'space; found{listing(short) or " no line"}')
+    return [(row[0].lstrip('/'), row[1].lstrip('/'), _focal(row[2:])) for row in sorted(rows)]
+
+
+def _focal(columns: list[str]) -> float:
+    try:
+        focal = float(columns[0])
+    except (IndexError, ValueError):
+        return 0.0
+    return focal if 0.0 < focal < math.inf else 0.0

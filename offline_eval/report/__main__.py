@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
-from offline_eval.report import HTML, LATEX, MARKDOWN, Source, write
+from offline_eval.report import HTML, LATEX, MARKDOWN, write
+from offline_eval.results import load
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
     folder = parser.parse_args(arguments).folder
     try:
-        write(folder, Source.read(folder))
+        write(folder, load(folder))
     except DepthClipError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

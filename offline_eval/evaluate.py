@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation: data → predictions → records → rows → report."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+import depthclip_ros
+from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.weights import RELEASES
+from depthclip_ros.figures import Sample
+
+from . import statistics, witness
+from .contenders import (
+    FOCAL,
+    Contender,
+    TrainingMean,
+    baselines,
+    calibrated,
+    foreign,
+    method_and_variants,
+    without_failed_controls,
+)
+from .datasets import Dataset, Where, open_dataset
+from .datasets.base import KITTI, evenly
+from .errors import EvaluationError, ResultsError, progress
+from .metrics import METRICS, MIN_DEPTH, metrics_of
+from .paper import METHOD, PAPER_ROWS, judge
+from .protocol import PROTOCOLS, Protocol
+from .results import (
+    CONFIG,
+    PER_IMAGE,
+    Data,
+    How,
+    Results,
+    Skipped,
+    Summary,
+    Timing,
+    save,
+    to_json,
+    write,
+)
+from .scoring import Scorer, digest_of, load_records, save_record
+
+LATEST, RECORDS, HEADER = 'latest', 'records', 'run.json'
+SAMPLES_PER_ROLE = 3
+
+
+class Foreign(NamedTuple):
+    """Another program's predictions; `scale` 0: as the data set's tools have it."""
+
+    name: str
+    folder: Path
+    scale: float = 0.0
+    align: str = 'none'
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; see the command line.
+
+    `runtime` has what the weights, the device, `cache_dir`, `offline` and `num_threads` are, by
+    the names of a parameter file.
+    """
+
+    where: Where
+    config: DepthConfig
+    runtime: dict[str, Any] = field(default_factory=dict)
+    own_input: bool = False  # the crop is resized to the configuration's input
+    protocol: str = ''
+    average: str = 'image'
+    tables: tuple[str, ...] = ('1',)
+    output: Path = Path('results')
+    resume: str | None = None
+    batch_size: int = 8
+    limit: int = 0
+    mean_map: bool = True
+    report: bool = True
+    command: str = ''
+    predictions: tuple[Foreign, ...] = ()
+    calibrations: tuple[Path, ...] = ()
+
+
+def evaluate(options: Options) -> tuple[Path, Results]:
+    """Evaluate; returns the results folder, and what it holds.
+
+    Raises:
+        DepthClipError: anything is not as it must be.
+
+    """
+    started = time.perf_counter()
+    dataset, protocol = open_data(options)
+    others = [_open_foreign(one, dataset) for one in options.predictions]
+    estimator, reference = load_model(options, protocol)
+    calibrations = _open_calibrations(options, dataset, protocol, estimator)
+    folder = _open_folder(options)
+    training = dataset.training() if options.mean_map else None
+    mean = None if training is None else TrainingMean.compute(training, protocol)
+    chosen = [
+        *method_and_variants(estimator.config, options.tables, _known_focal(dataset, reference)),
+        *calibrations,
+        *baselines(estimator.config, mean, protocol.max_depth, len(dataset)),
+        *others]
+    _check_names(chosen)
+    text = _encode(chosen, estimator)
+    chosen = without_failed_controls(chosen, text)
+    scorer = Scorer(dataset, protocol, estimator, chosen, text, options.batch_size)
+    _check_header(folder, _header(dataset, protocol, estimator, chosen))
+    records, done = _score(scorer, folder)
+    with progress(len(records), 'shuffled images') as bar:
+        scorer.score_partners(records, bar.update)
+    timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
+    results = _summarize(options, scorer, records, timing, folder)
+    save(folder, results)
+    if options.report:
+        from . import report
+        report.write(folder, results)
+    _link_latest(folder)
+    return folder, results
+
+
+def write_witness(options: Options, folder: Path) -> Path:
+    """Write the method's depth for other programs; see `witness.write_all`."""
+    dataset, protocol = open_data(options)
+    estimator, _ = load_model(options, protocol)
+    return witness.write_all(dataset, protocol, estimator, folder, {
+        'command': options.command, 'versions': _versions(),
+        'data': f'{dataset.format}, {dataset.split}', 'protocol': protocol.name,
+        'weights': estimator.weights.digest, 'config': estimator.config.to_dict()})
+
+
+# Data and model ----------------------------------------------------------------------------------
+
+
+def open_data(options: Options) -> tuple[Dataset, Protocol]:
+    """Open the data, and choose the protocol: the one asked for, or the data set's own."""
+    dataset = open_dataset(options.where)
+    if 0 < options.limit < len(dataset):
+        dataset.keep(evenly(len(dataset), options.limit))
+    driving = dataset.origin == KITTI
+    chosen = options.protocol or ('kitti' if driving else 'depthclip')
+    if driving != (chosen == 'kitti'):
+        raise EvaluationError(f'--protocol {chosen}: not defined for {dataset.format}; use '
+                              f'{"kitti" if driving else "depthclip or bts"}.')
+    protocol = PROTOCOLS[chosen]
+    dataset.check_unit()
+    _say(f'{dataset.path}: {dataset.format}, {dataset.split}, {len(dataset)} images, '
+         f'{dataset.depth} depth; protocol {protocol.name}: {protocol.description}')
+    for warning in dataset.warnings:
+        _say(f'WARNING: {warning}')
+    return dataset, protocol
+
+
+def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, float]:
+    """Load the model; also returns the focal length to which its words belong, in widths."""
+    # float32 means float32 on a GPU too, and the same sums in every run.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    config, notes = scored(options.config, protocol, own_input=options.own_input)
+    for note in notes:
+        _say(note)
+    runtime = options.runtime
+    if runtime.get('num_threads'):
+        torch.set_num_threads(int(runtime['num_threads']))
+    # On a CPU an image goes to a thread: prepared for several, the network is far slower.
+    with one_thread():
+        estimator = DepthEstimator(
+            config, runtime.get('weights', ''), runtime.get('device', 'auto'),
+            cache_dir=runtime.get('cache_dir'), offline=bool(runtime.get('offline')), log=_say)
+    _say(f'{estimator.weights.name} on {estimator.device}, {estimator.precision}, '
+         f'{estimator.grid[0]} x {estimator.grid[1]} patches')
+    if not estimator.weights.trained:
+        _say('WARNING: the weights are random numbers; every depth is meaningless.')
+    return estimator, options.config.reference_focal or DepthConfig().reference_focal
+
+
+def scored(
+    config: DepthConfig, protocol: Protocol, *, own_input: bool,
+) -> tuple[DepthConfig, list[str]]:
+    """The paper's method on every pixel of what the protocol crops.
+
+    Args:
+        config: as it was given.
+        protocol: whose crop the network sees pixel by pixel, unless
+        own_input: the network's own input is asked for, to which the crop is resized.
+
+    Returns:
+        Settings for it, and sentences about what was to be otherwise.
+
+    """
+    notes = []
+    if config.input_size != protocol.size:
+        size = f'{config.input_height} x {config.input_width}'
+        if own_input:
+            notes.append(f"The crop is resized to the network's own input of {size}.")
+        else:
+            height, width = protocol.size
+            config = config.replace(input_height=height, input_width=width)
+            notes.append(f"The network's input is {height} x {width}, what protocol "
+                         f'{protocol.name} crops; the configuration has {size}, which '
+                         '--own-input keeps.')
+    every_pixel = config.replace(
+        range_min=0.0, range_max=0.0, out_of_range='clamp', reference_focal=0.0)
+    ignored = [f'{name}: {getattr(config, name)}' for name in (
+        'range_min', 'range_max', 'reference_focal')
+        if getattr(config, name) != getattr(every_pixel, name)]
+    if ignored:
+        notes.append(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
+                     'pixel is scored, of the whole crop, and nothing is known but the image.')
+    return every_pixel, notes
+
+
+def _open_foreign(one: Foreign, dataset: Dataset) -> Contender:
+    found, warning = witness.open_predictions(
+        one.name, one.folder, dataset, one.scale, one.align)
+    if warning:
+        _say(f'WARNING: {warning}')
+    return foreign(found)
+
+
+def _open_calibrations(
+    options: Options, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
+) -> list[Contender]:
+    focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
+    return [calibrated(path, estimator, focals) for path in options.calibrations]
+
+
+def _known_focal(dataset: Dataset, reference: float) -> float:
+    """To which focal length the words belong; 0 if that of any image is not known."""
+    unknown = [entry.name for entry in dataset.entries if not entry.focal]
+    if not unknown:
+        return reference
+    _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of {len(dataset)} images '
+         f'is not known (such as {unknown[0]}). Give a list whose third column holds it, in '
+         'pixels.')
+    return 0.0
+
+
+def _check_names(chosen: Sequence[Contender]) -> None:
+    """Rows of other programs and of calibrations have names of their own."""
+    names = [contender.name for contender in chosen] + [statistics.BEST_CONSTANT]
+    taken = sorted({contender.name for contender in chosen
+                    if contender.group in ('foreign', 'calibrated')
+                    and names.count(contender.name) > 1})
+    if taken:
+        raise EvaluationError(f'{", ".join(taken)}: two rows would have that name; give '
+                              '--predictions another name, or one --calibration at a time.')
+
+
+def _encode(
+    chosen: Sequence[Contender], estimator: DepthEstimator,
+) -> dict[tuple[str, ...], NDArray[np.float32]]:
+    """(K, C) text features of every contender's words."""
+    config, found = estimator.config, {estimator.config.tokens: estimator.text_features}
+    with one_thread():  # sums of several threads may end in other digits
+        for tokens in dict.fromkeys(c.tokens for c in chosen if c.tokens):
+            if sorted(tokens) == sorted(config.tokens):  # the same words in another order
+                found[tokens] = estimator.text_features[[config.tokens.index(t) for t in tokens]]
+            else:
+                found[tokens] = estimator.encode(config.replace(
+                    tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))]))
+    return found
+
+
+# Folder and records ------------------------------------------------------------------------------
+
+
+def _open_folder(options: Options) -> Path:
+    """A new dated folder, or the one to be continued."""
+    if options.resume is not None:
+        folder = Path(options.resume) if options.resume else options.output / LATEST
+        if not (folder / RECORDS).is_dir():
+            raise EvaluationError(f'--resume: {folder} is no folder of an interrupted '
+                                  'evaluation; name one, or start anew without --resume.')
+        return folder.resolve()
+    stamp = datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S')
+    names = (options.output / f'{stamp}{suffix}' for suffix in (
+        '', *(f'_{n}' for n in range(2, 100))))
+    folder = next(name for name in names if not name.exists())
+    try:
+        (folder / RECORDS).mkdir(parents=True)  # from here on it can be resumed
+    except OSError as error:
+        raise ResultsError(f'--output {options.output}: the folder cannot be made '
+                           f'({error.strerror}); choose another.') from error
+    _link_latest(folder)
+    return folder
+
+
+def _link_latest(folder: Path) -> None:
+    """`latest` points at this folder."""
+    link = folder.parent / LATEST
+    part = link.with_name(f'.{LATEST}.{folder.name}')
+    try:
+        part.unlink(missing_ok=True)
+        part.symlink_to(folder.name, target_is_directory=True)
+        part.replace(link)
+    except OSError as error:
+        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
+
+
+def _header(
+    dataset: Dataset, protocol: Protocol, estimator: DepthEstimator, chosen: Sequence[Contender],
+) -> dict[str, Any]:
+    """Everything that the digits of a record depend on."""
+    names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
+    return {
+        'version': depthclip_ros.__version__, 'data': dataset.format, 'depth': dataset.depth,
+        'images': len(dataset), 'names': hashlib.sha256(names.encode()).hexdigest(),
+        'protocol': protocol.name, 'config': estimator.config.to_dict(),
+        'weights': estimator.weights.digest, 'precision': estimator.precision,
+        'device': estimator.device.type,
+        'contenders': [f'{c.name}: {c.note} {c.key}' for c in chosen]}
+
+
+def _check_header(folder: Path, header: dict[str, Any]) -> None:
+    """Keep what the digits depend on; refuse to continue a run of another kind."""
+    path = folder / RECORDS / HEADER
+    if not path.is_file():
+        write(path, to_json(header))
+    stored, ours = (msgspec.json.decode(text) for text in (path.read_bytes(), to_json(header)))
+    different = [f'{key}: {stored.get(key)} then, {ours.get(key)} now'
+                 for key in sorted({*stored, *ours}) if stored.get(key) != ours.get(key)]
+    if different:
+        raise EvaluationError(f'--resume {folder}: that run was another one ('
+                              f'{"; ".join(different)}). Give the same settings, or start anew '
+                              'without --resume.')
+    _say(f'results: {folder}')
+
+
+def _score(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:
+    """Records of all images, and how many were scored here and now: what was not yet recorded."""
+    dataset = scorer.dataset
+    done = load_records(folder / RECORDS, scorer.type)
+    for record in done:
+        position = int(record['position'])
+        if digest_of(dataset.read(position)) != record['digest'].tobytes():
+            raise EvaluationError(
+                f'--resume {folder}: {dataset.entries[position].name} is not the image that was '
+                'scored then: the data have changed. Evaluate anew, without --resume.')
+    remaining = sorted(set(range(len(dataset))) - set(done['position'].tolist()))
+    if len(done):
+        _say(f'{len(done)} images are done, {len(remaining)} remain')
+    every = [done]
+    with progress(len(remaining), 'evaluation') as bar:
+        for record in scorer.score(remaining):
+            save_record(folder / RECORDS, record)
+            every.append(record)
+            bar.update()
+    records = np.concatenate(every)
+    return records[np.argsort(records['position'])], len(remaining)
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+def _summarize(
+    options: Options, scorer: Scorer, every: NDArray[Any], timing: Timing, folder: Path,
+) -> Results:
+    dataset, protocol, estimator = scorer.dataset, scorer.protocol, scorer.estimator
+    measured = statistics.Measured(every[every['pixels'] > 0], scorer.contenders, dataset.entries,
+                                   options.average, protocol.max_depth)
+    if not len(measured.records):
+        raise EvaluationError(f'{dataset.path}: no image has a valid true depth within '
+                              f'{protocol.max_depth:g} m; is the depth right?')
+    config, weights, rows = estimator.config, estimator.weights, statistics.rows(measured)
+    blind = [dataset.entries[p] for p in every['position'][every['pixels'] == 0]]
+    for entry in blind:
+        _say(f'WARNING: image {entry.name} is left out: no valid true depth where it is scored')
+    ranks = statistics.ranking(measured, SAMPLES_PER_ROLE)
+    description = protocol.description + (
+        '' if config.input_size == protocol.size else "; resized to the network's own input of "
+        f'{config.input_height} x {config.input_width}')
+    how = How(protocol.name, options.average, MIN_DEPTH, protocol.max_depth, description)
+    backbone = next((name for name, release in RELEASES.items()
+                     if release.sha256 == weights.digest), config.backbone)
+    settings = {**config.to_dict(), 'backbone': backbone, 'precision': estimator.precision}
+    write(folder / PER_IMAGE, statistics.per_image_csv(measured))
+    write(folder / CONFIG, yaml.safe_dump(
+        {'/**': {'ros__parameters': {**config.to_dict(), **options.runtime}}}, sort_keys=False,
+        default_flow_style=None, width=99))
+    return Results(Summary(
+        created=datetime.now().astimezone().isoformat(timespec='seconds'),
+        command=options.command, config=config.to_dict(), versions=_versions(), weights=weights,
+        data=Data(
+            str(dataset.path), dataset.format, dataset.split, len(dataset),
+            len(dataset) - len(blind), dataset.depth,
+            hashlib.sha256(every['digest'].tobytes()).hexdigest(),
+            [Skipped(entry.index, entry.name, 'no valid true depth where it is scored')
+             for entry in blind],
+            list(dataset.warnings), dataset.origin, dataset.official),
+        protocol=how, rows=rows, paper=list(PAPER_ROWS),
+        gate=judge(rows[0], settings, weights, how, official=dataset.official),
+        verdict=statistics.verdict(measured), tables=list(options.tables),
+        ranks={role: [measured.of_records[i].index for i in places]
+               for role, places in ranks.items()},
+        histograms=statistics.histograms(measured), timing=timing),
+        [_sample(scorer, measured, place, role)
+         for role, places in ranks.items() for place in places])
+
+
+def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str) -> Sample:
+    """An image for the figures; they are few, and the network sees them once more."""
+    record = measured.records[place]
+    seen = scorer.see(int(record['position']))
+    config = seen.estimator.config
+    patches = seen.read_out(config.tokens, config.bins)
+    weights = seen.estimator.read_out(seen.logits[config.tokens])[0][0]
+    metrics = metrics_of(measured.sums(METHOD)[0][place])
+    return Sample(
+        index=seen.entry.index, name=seen.entry.name, scene=seen.entry.scene, role=role,
+        rgb=seen.rgb, depth=scorer.pixels(patches[None])[0].cpu().numpy(), truth=seen.truth,
+        weights=weights.cpu().numpy(), patch_depth=patches.cpu().numpy(),
+        tokens=list(config.tokens), bins=list(config.bins),
+        metrics=dict(zip(METRICS, metrics.tolist(), strict=True)))
+
+
+def _versions() -> dict[str, str]:
+    import cv2
+    return {'depthclip_ros': depthclip_ros.__version__, 'python': platform.python_version(),
+            'torch': str(torch.__version__), 'numpy': np.__version__,
+            'opencv': cv2.__version__, 'platform': platform.platform()}
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

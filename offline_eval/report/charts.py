@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's figures: charts as SVG, photographs as PNG."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from depthclip_ros.document import Picture
+from depthclip_ros.figures import (
+    PREDICTED,
+    TRUTH,
+    Sample,
+    density,
+    distributions,
+    look,
+    new_figure,
+    predictions,
+    quantile,
+    require,
+    responses,
+    save,
+)
+from offline_eval.metrics import PAPER_METRICS, SYMBOLS, heading
+from offline_eval.results import ALL, ROLES, Results, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LEAST_SHARE = 1e-3  # of the pixels, for a bin of true depth to have its error drawn
+
+
+def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
+    """Draw what there is the data for.
+
+    Args:
+        folder: of the report; the files go into `figures/` there.
+        results: what was measured.
+
+    Returns:
+        The pictures by section.
+
+    Raises:
+        FiguresMissingError: with the remedy.
+
+    """
+    require('; then `python3 -m offline_eval.report FOLDER` writes the report again')
+    summary, histograms = results.summary, results.summary.histograms
+    bins = [float(b) for b in summary.config.get('bins', [])]
+    ranks = list(zip_longest(*map(results.of_role, ROLES)))
+    with look():
+        return {
+            'standing': [save(
+                folder, 'standing.svg', standing(summary), 'Where the method stands',
+                'The method (filled) among baselines and others (hollow), all measured in this '
+                'run on the same pixels. The line through the method: bootstrap 95 % interval. An '
+                'oracle is chosen with the ground truth in hand, and cannot be had in practice.')],
+            'depths': [save(
+                folder, 'depths.svg', depths(summary), 'Predicted against true depth',
+                'All counted pixels. Left: how many there are of every pair of true and predicted '
+                'depth; the dashed line is the truth, the dotted ones are the first and the last '
+                'depth bin, beyond which no word can say anything. Right: prediction minus truth, '
+                'its median and the middle 80 % at every true depth; grey: what the one constant '
+                'of the best rmse errs by.')],
+            'distributions': [save(
+                folder, 'distributions.svg', distributions(
+                    histograms.edges, {_class(scene, summary): counts for scene, counts
+                                       in histograms.counts.items()},
+                    {_class(scene, summary): bins for scene in histograms.counts},
+                    'true depth (m)', _class(ALL, summary)),
+                'Depth distributions of the scene classes',
+                'True depth of all counted pixels, per scene class, from the nearest class to the '
+                'farthest, as in the paper’s Figure 3. In brackets: number of images. Grey '
+                'outline: all classes. Dashed: the class’s median. Orange marks below: the '
+                f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
+                'the last.')],
+            'predictions': [save(
+                folder, f'predictions_{rank}.png',
+                predictions([s for s in samples if s is not None], {
+                    m: SYMBOLS[m] for m in PAPER_METRICS}),
+                f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
+                'RGB, prediction, ground truth, and error (prediction minus ground truth) of the '
+                f'best, the median and the worst of {summary.data.evaluated} images by δ1, as in '
+                'the paper’s Figure 5, cropped to what the network sees. Prediction and ground '
+                'truth of a row share one colour scale, near is red; it spans the whole '
+                'prediction and 98 % of the ground truth. The error’s scale is symmetric and '
+                'spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
+                'beyond it. Grey: no ground truth, not counted.')
+                for rank, samples in enumerate(ranks, 1)],
+            'responses': [save(
+                folder, f'responses_{role}.png', responses(sample, sample.label),
+                f'Responses of the words, {role} image', caption(sample))
+                for role in ('median', 'best', 'worst')  # the median image is the typical one
+                for sample in results.of_role(role)[:1]]}
+
+
+def standing(summary: Summary) -> Figure:
+    """Method and baselines: three panels with the same rows, sorted by δ1."""
+    rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline', 'foreign')
+                   and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
+    figure = new_figure(0.165 * len(rows) + 0.5)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, metric in zip(panels, ('d1', 'rel', 'rmse'), strict=True):
+        for place, row in enumerate(rows):
+            method = row.group == 'method'
+            color = PREDICTED if method else TRUTH
+            value = row.metrics.get(metric, float('nan'))
+            axes.plot(value, place, 'o', ms=4.5, mec=color, mfc=color if method else 'white',
+                      mew=1)
+            interval = (row.interval or {}).get(metric)
+            if method and interval is not None:
+                axes.hlines(place, interval.low, interval.high, color=color, lw=1.2)
+            if method:
+                axes.axvline(value, color=color, lw=0.5, ls=':')
+        axes.set_xlabel(heading(metric))
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.grid(axis='y', lw=0.4, color='#dddddd')
+        axes.set_axisbelow(True)
+        axes.tick_params(axis='y', length=0)
+        axes.margins(x=0.08)
+    panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight('bold' if row.group == 'method' else 'normal')
+    return figure
+
+
+def depths(summary: Summary) -> Figure:
+    """Density of true and predicted depth, and the error at every true depth."""
+    from matplotlib.colors import LogNorm
+    histograms, constant = summary.histograms, summary.verdict.constants.get('rmse')
+    joint = np.asarray(histograms.joint, float)
+    edges = np.linspace(histograms.edges[0], histograms.edges[-1], len(joint) + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    bins = [float(b) for b in summary.config.get('bins', [])]
+    last = float(edges[1 + np.flatnonzero(joint.sum(1)).max()])
+    figure = new_figure(2.7)
+    left, right = figure.subplots(1, 2)
+    picture = left.imshow(
+        np.where(joint > 0, joint / joint.sum(), np.nan).T, origin='lower', cmap='viridis_r',
+        norm=LogNorm(vmin=1e-6), extent=(edges[0], edges[-1], edges[0], edges[-1]),
+        interpolation='none')
+    left.plot(edges[[0, -1]], edges[[0, -1]], 'k--', lw=0.8)
+    for end in ([bins[0], bins[-1]] if bins else []):
+        left.axhline(end, color='black', lw=0.8, ls=':')
+    left.set(xlim=(0, last), ylim=(0, max([last, *(1.03 * b for b in bins)])),
+             xlabel='true depth (m)', ylabel='predicted depth (m)')
+    figure.colorbar(picture, ax=left, label='share of the pixels')
+    known = np.flatnonzero(joint.sum(1) >= _LEAST_SHARE * joint.sum())
+    low, middle, high = (np.array([quantile(edges, density(edges, joint[k]), q) - middles[k]
+                                   for k in known]) for q in (0.1, 0.5, 0.9))
+    right.fill_between(middles[known], low, high, color=PREDICTED, alpha=0.25, lw=0)
+    right.plot(middles[known], middle, color=PREDICTED, label='method')
+    if constant is not None:
+        right.plot(middles[known], constant - middles[known], color='#777777', ls='--', lw=0.9,
+                   label=f'constant {constant:.2f} m')
+    right.axhline(0, color='black', lw=0.6)
+    right.set(xlim=(0, last), xlabel='true depth (m)', ylabel='prediction − truth (m)')
+    right.legend()
+    return figure
+
+
+def caption(sample: Sample) -> str:
+    """Sentences under the responses; with a mirrored pass the bars are not all of the depth."""
+    plain = np.tensordot(np.asarray(sample.bins), sample.weights, 1)
+    flipped = '' if np.abs(plain - sample.patch_depth).max() <= 1e-3 else (
+        ', mean of the plain and the mirrored pass; the bars are those of the plain pass')
+    return (
+        f'Responses of the {len(sample.bins)} words in four patches of the {sample.role} image '
+        f'({sample.label}), as in the paper’s Figure 4. The patches are not picked by hand: of '
+        'those with ground truth in at least half of their pixels, they are the ones at 5, 35, 65 '
+        'and 95 % of the true depth. Bars: weight of each word, they sum to 1; dotted: the weight '
+        'of a network that knows nothing. GT: median true depth of the patch. Pred: depth of the '
+        f'patch{flipped}.')
+
+
+def _class(scene: str, summary: Summary) -> str:
+    """Title of a scene class, with the number of its images."""
+    row = next((r for r in summary.rows if (r.group, r.scene) == ('method', scene)), None)
+    label = 'all classes' if scene == ALL else scene.replace('_', ' ') or 'no class'
+    return label if row is None or scene == ALL else f'{label} ({row.images})'

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images to records: the network once, then every contender."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.calibration import image_digest
+from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.estimator import Maps
+from depthclip_ros.core.projection import mean_of_passes, smooth, upsample
+
+from .contenders import Contender
+from .datasets import Dataset, Entry, Pair
+from .datasets.base import Metres, Rgb
+from .errors import DatasetError, PredictionError
+from .metrics import MIN_DEPTH, SUMS, Float64, Multiples, joint_histogram, score
+from .protocol import Protocol
+from .results import write_arrays
+
+CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one
+HISTOGRAM = 100  # bins from 0 to max_depth
+JOINT = 50  # the same, of true depth and again of the method's
+Text = Mapping[tuple[str, ...], Tensor]
+_Item = TypeVar('_Item')
+_Done = TypeVar('_Done')
+
+
+def constants(max_depth: float) -> Float64:
+    """(200,) metres."""
+    return np.linspace(max_depth / CONSTANTS, max_depth, CONSTANTS)
+
+
+# Records -----------------------------------------------------------------------------------------
+
+
+def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
+    """Type of a record; `position` is the place in the data set's entries.
+
+    `sums` are those of every contender, `curve` those of every constant, `digest` is the SHA-256
+    of image and depth, `joint` numbers of pixels by true depth (rows) and the method's;
+    `patches` is the method's depth in metres.
+    """
+    return np.dtype([
+        ('position', '<i8'), ('pixels', '<i8'), ('median', '<f8'), ('digest', 'u1', 32),
+        ('sums', '<f8', (contenders, len(SUMS))), ('curve', '<f8', (CONSTANTS, len(SUMS))),
+        ('histogram', '<i8', HISTOGRAM), ('joint', '<u4', (JOINT, JOINT)),
+        ('patches', '<f4', grid)])
+
+
+def save_record(folder: Path, record: NDArray[Any]) -> None:
+    """Keep the (1,) record of an image, from which an interrupted run continues.
+
+    Raises:
+        ResultsError: it cannot be written, e.g. the disk is full.
+
+    """
+    write_arrays(folder / f'{record["position"][0]:05d}.npz', records=record)
+
+
+def load_records(folder: Path, of_type: np.dtype[Any]) -> NDArray[Any]:
+    """All records of whole files, in order of position; a damaged file counts for nothing."""
+    found = [np.zeros(0, of_type)]
+    for path in folder.glob('*.npz'):
+        with suppress(OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile), \
+                np.load(path, allow_pickle=False) as stored:
+            found.append(np.asarray(stored['records'], of_type))
+    every = np.concatenate(found)
+    return every[np.argsort(every['position'])]
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image of a data set, as the protocol crops it, and what the network sees in it.
+
+    Attributes:
+        position: in the data set's entries.
+        entry: what is known of it.
+        size: (height, width) of the whole image.
+        rgb: (H, W, 3) uint8.
+        truth: (H, W) float32 metres, NaN where it is not scored.
+        digest: SHA-256 of image and depth.
+        image_digest: by what a calibration's image is known again.
+        maps: of the network.
+        estimator: that has them.
+        protocol: that cropped it.
+        text: (K, C) unit vectors of every set of words.
+
+    """
+
+    position: int
+    entry: Entry
+    size: tuple[int, int]
+    rgb: Rgb
+    truth: Metres
+    digest: bytes
+    image_digest: str
+    maps: Maps
+    estimator: DepthEstimator
+    protocol: Protocol
+    text: Text
+
+    @property
+    def device(self) -> torch.device:
+        """Where depth is wanted."""
+        return self.estimator.device
+
+    @cached_property
+    def valid(self) -> Metres:
+        """(n,) metres, true depth that is scored."""
+        return self.truth[~np.isnan(self.truth)]
+
+    @cached_property
+    def median(self) -> float:
+        """Of the true depth, in metres."""
+        return float(np.median(self.valid.astype(np.float64)))
+
+    @cached_property
+    def constants(self) -> Multiples:
+        """Score of any constant."""
+        return Multiples(1.0, self.valid)
+
+    @property
+    def focal(self) -> float:
+        """Focal length in widths of the network's input; 0 if not known."""
+        config = self.estimator.config
+        share = config.input_height / (self.protocol.size[0] * config.input_width)
+        return float(np.float32(self.entry.focal) * np.float32(share))
+
+    def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
+        """(h, w) metres that words say, in the order in which they get the bins."""
+        return self.smoothed(self.estimator.read_out(
+            self.logits[tuple(tokens)], torch.tensor(bins, device=self.device))[1])
+
+    def smoothed(self, depth: Tensor) -> Tensor:
+        """(passes, h, w) metres -> (h, w): their mean, smoothed as configured."""
+        return smooth(mean_of_passes(depth, 1), self.estimator.config.smoothing)[0]
+
+    @cached_property
+    def logits(self) -> dict[tuple[str, ...], Tensor]:
+        """(passes, K, h, w) of every set of words: features are compared with all at once."""
+        every = self.estimator.logits(self.maps.features, torch.cat(list(self.text.values())))
+        sizes = [len(words) for words in self.text.values()]
+        return dict(zip(self.text, torch.split(every, sizes, dim=1), strict=True))
+
+
+def digest_of(pair: Pair) -> bytes:
+    """SHA-256 of an image and its depth."""
+    digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
+    digest.update(np.ascontiguousarray(pair.depth).data)
+    return digest.digest()
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """Scores images, several at once, each by itself.
+
+    On a CPU a thread does everything of an image, instead of all threads one operation: less
+    waiting, and rounding does not depend on how many there are. A GPU sees one image at a time,
+    while other threads read and score.
+
+    Attributes:
+        dataset, protocol, estimator, contenders: what is scored, and by whom.
+        type: of a record.
+        network_seconds: time spent in the image encoder so far; of threads, their mean.
+
+    """
+
+    def __init__(
+        self, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
+        chosen: Sequence[Contender], text: Mapping[tuple[str, ...], NDArray[np.float32]],
+        at_once: int,
+    ) -> None:
+        """Take what is to be scored; `at_once` images are worked on beside a GPU."""
+        self.dataset, self.protocol, self.estimator = dataset, protocol, estimator
+        self.contenders = chosen
+        self._text = {words: torch.from_numpy(features).to(estimator.device)
+                      for words, features in text.items()}
+        on_cpu = estimator.device.type == 'cpu'
+        self._threads = torch.get_num_threads() if on_cpu else at_once
+        self._shared = self._threads if on_cpu else 1
+        self._gpu = nullcontext() if on_cpu else Lock()
+        self._clock = Lock()
+        self.type = layout(len(chosen), estimator.grid)
+        self.network_seconds = 0.0
+
+    def score(self, positions: Iterable[int]) -> Iterator[NDArray[Any]]:
+        """(1,) records of images, in order; but for contenders that are other images' depth.
+
+        Raises:
+            EvaluationError: an image is damaged, a depth cannot be scored, or a calibration was
+                fitted to it.
+
+        """
+        return self._each(self._score, positions)
+
+    def score_partners(self, records: NDArray[Any], done: Callable[[], Any]) -> None:
+        """Fill in the sums of contenders that are the method's depth of another image.
+
+        Args:
+            records: of all images, in order of position.
+            done: called after each image.
+
+        """
+        order = np.random.default_rng(0).permutation(len(records))
+        others = {place: dict(zip(order.tolist(), order[partners(len(order), c.shift)].tolist(),
+                                  strict=True))
+                  for place, c in enumerate(self.contenders) if c.shift}
+
+        def of_image(record: Any) -> None:
+            position = int(record['position'])
+            truth = self.protocol.truth(self.dataset.read_truth(position))
+            self._fill(record, truth, {place: torch.tensor(
+                records[partner[position]]['patches'], device=self.estimator.device)
+                for place, partner in others.items()})
+        for _ in self._each(of_image, records if others else ()):
+            done()
+
+    @torch.inference_mode()
+    def see(self, position: int) -> Seen:
+        """Read an image, and let the network see it.
+
+        Raises:
+            DatasetError: it is damaged or of another size.
+
+        """
+        pair, entry = self.dataset.read(position), self.dataset.entries[position]
+        try:
+            rgb, truth = self.protocol.prepare(pair)
+        except DatasetError as error:
+            raise DatasetError(f'{self.dataset.path}: {entry.name}: {error}') from error
+        with self._gpu:
+            start = time.perf_counter()
+            maps = self.estimator.maps([rgb])
+            if maps.features.is_cuda:
+                torch.cuda.synchronize(maps.features.device)
+            seconds = time.perf_counter() - start
+        with self._clock:
+            self.network_seconds += seconds / self._shared
+        height, width = pair.depth.shape
+        return Seen(position, entry, (height, width), rgb, truth, digest_of(pair),
+                    image_digest(pair.rgb), maps, self.estimator, self.protocol, self._text)
+
+    def pixels(self, patches: Tensor) -> Tensor:
+        """(K, h, w) metres of patches -> (K, H, W) of pixels."""
+        return upsample(patches, self.protocol.size, self.estimator.config.upsampling)
+
+    def _each(
+        self, function: Callable[[_Item], _Done], items: Iterable[_Item],
+    ) -> Iterator[_Done]:
+        with one_thread(), ThreadPoolExecutor(self._threads) as pool:
+            try:
+                yield from pool.map(function, items)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    @torch.inference_mode()
+    def _score(self, position: int) -> NDArray[Any]:
+        seen, record = self.see(position), np.zeros(1, self.type)
+        depth: dict[int, Tensor] = {}
+        of_image = record[0]
+        of_image['position'], of_image['pixels'] = position, len(seen.valid)
+        of_image['digest'] = np.frombuffer(seen.digest, np.uint8)
+        for place, contender in enumerate(self.contenders):
+            if contender.answer is None or (place and not len(seen.valid)):
+                continue  # the method's depth of a blind image is scored on its partners
+            answer = contender.answer(seen)
+            if isinstance(answer, Tensor):
+                _check(answer, contender, position)
+                depth[place] = answer
+            else:
+                of_image['sums'][place] = answer
+        of_image['patches'] = depth[0].cpu().numpy()
+        if len(seen.valid):
+            most = self.protocol.max_depth
+            of_image['median'] = seen.median
+            of_image['histogram'] = np.histogram(seen.valid, HISTOGRAM, (0, most))[0]
+            of_image['curve'] = seen.constants.score(constants(most))
+            self._fill(of_image, seen.truth, depth)
+        return record
+
+    @torch.inference_mode()
+    def _fill(self, record: Any, truth: Metres, depth: Mapping[int, Tensor]) -> None:
+        """Fill in the sums of one image's depth, by the contenders' places."""
+        true, most = torch.from_numpy(truth).to(self.estimator.device), self.protocol.max_depth
+        whole = [p for p, maps in depth.items() if maps.shape == true.shape]  # other programs'
+        for places in filter(None, ([p for p in depth if p not in whole], whole)):
+            maps = torch.stack([depth[place] for place in places])
+            maps = maps if places is whole else self.pixels(maps)
+            record['sums'][places] = score(true, maps, most).cpu().numpy()
+            if places[0] == 0:  # the method
+                record['joint'] = joint_histogram(true, maps[0], most, JOINT)
+
+
+def partners(count: int, shift: int) -> list[int]:
+    """Whose depth is scored on each image: of its own group of four, another one.
+
+    What remains beyond whole groups belongs to the last one, so that nobody is his own partner.
+    """
+    order: list[int] = []
+    for start in range(0, max(1, count - 3), 4):
+        size = 4 if start + 8 <= count else count - start
+        order += [start + (i + shift) % size for i in range(size)]
+        if len(order) == count:
+            break
+    return order
+
+
+def _check(depth: Tensor, contender: Contender, position: int) -> None:
+    """Upsampling takes means, so that what holds for the patches holds for the pixels."""
+    good = depth.isfinite() & (depth > MIN_DEPTH)
+    if not bool(good.all()):
+        values = depth[~good]
+        raise PredictionError(
+            f'{contender.name}: the predicted depth of image {position} is {float(values[0])} m '
+            f'in {len(values)} patches; depth must be finite and above {MIN_DEPTH} m. The weights '
+            'or their precision are at fault; nothing was left out of the score in silence.')

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From records to rows and the verdict: averages, and intervals by resampling scenes.
+
+Scenes, of which a data set has several images, are what is independent. `scipy.stats.bootstrap`
+draws observations, not groups of them, so that the few lines for it stand here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+from .contenders import Contender
+from .datasets import Entry
+from .metrics import (
+    METRICS,
+    PAPER_METRICS,
+    SIGNS,
+    SYMBOLS,
+    Float64,
+    Sums,
+    average,
+    best_of,
+    metrics_of,
+    named,
+    number,
+    resampled,
+    unit,
+)
+from .paper import METHOD, TABLE_2_SCENES
+from .results import ALL, ROLES, Comparison, Histograms, Interval, Row, Verdict
+from .scoring import HISTOGRAM, constants
+
+RESAMPLES, LEVEL = 10_000, 0.95
+# Below, a sample says next to nothing about the spread between scenes, and none is given.
+LEAST_GROUPS = 20
+BEST_CONSTANT = 'best constant'
+_SAID = ('d1', 'rmse')  # what the sentences are about
+# A constant's is the same whatever the constant is: none is the best.
+_OF_NO_SCALE = frozenset({'silog'})
+_EACH = range(len(METRICS))
+
+# The bootstrap -----------------------------------------------------------------------------------
+
+
+def groups_of(names: Sequence[str]) -> NDArray[np.intp]:
+    """(N,) number of each image's scene; an image without a name is a scene of its own."""
+    own = [name or f'\0{i}' for i, name in enumerate(names)]
+    return np.unique(own, return_inverse=True)[1]
+
+
+def draw(groups: NDArray[np.intp], resamples: int = RESAMPLES, seed: int = 0) -> Float64:
+    """(S, N) how often each image is in each bootstrap sample: whole groups are drawn."""
+    count = int(groups.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(
+        count, np.full(count, 1 / count), resamples)
+    return drawn[:, groups].astype(np.float64)
+
+
+def interval(samples: Float64, groups: int, comparisons: int = 1) -> Interval:
+    """Expanded percentile interval: with few groups wider by as much as Student's t.
+
+    Plain percentiles are too narrow for small samples (Hesterberg, What Teachers Should Know About
+    the Bootstrap, The American Statistician 2015, section 3.3).
+
+    Args:
+        samples: (S,) values of the bootstrap samples.
+        groups: how many groups were drawn from, at least two.
+        comparisons: of a family that is to hold together (Bonferroni): each interval is of a
+            level of 1 - 0.05 / comparisons.
+
+    """
+    level = 1 - (1 - LEVEL) / comparisons
+    wide = math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, (1 - level) / 2)
+    tail = float(ndtr(wide))
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Interval(float(low), float(high), level)
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The records of the images with valid pixels, and what they mean.
+
+    Attributes:
+        records: in order of position.
+        contenders: whose sums they hold; several of one name are averaged.
+        entries: of the data set.
+        how: averaging, 'image' or 'pixel'.
+        max_depth: metres.
+
+    """
+
+    records: NDArray[Any]
+    contenders: Sequence[Contender]
+    entries: Sequence[Entry]
+    how: str
+    max_depth: float
+
+    @property
+    def of_records(self) -> list[Entry]:
+        """What is known of every record's image."""
+        return [self.entries[p] for p in self.records['position']]
+
+    @property
+    def classes(self) -> list[str]:
+        """Scene classes of the images."""
+        return sorted({entry.scene for entry in self.of_records} - {''})
+
+    def of_scene(self, scene: str) -> Measured:
+        """Only the images of a class."""
+        if scene == ALL:
+            return self
+        return replace(self, records=self.records[
+            [entry.scene == scene for entry in self.of_records]])
+
+    @cached_property
+    def groups(self) -> NDArray[np.intp]:
+        """(N,) which images are of one scene, and so not independent."""
+        return groups_of([entry.sequence for entry in self.of_records])
+
+    @cached_property
+    def counts(self) -> Float64:
+        """(S, N) how often each image is in each bootstrap sample, the same for all rows."""
+        return draw(self.groups)
+
+    def sums(self, name: str) -> list[Sums]:
+        """(N, 11) of every contender of that name."""
+        return [self.records['sums'][:, i] for i, c in enumerate(self.contenders)
+                if c.name == name]
+
+    def value(self, name: str) -> Float64:
+        """(10,) metrics of a row."""
+        return np.mean([average(s, self.how) for s in self.sums(name)], axis=0)  # type: ignore[no-any-return]
+
+    def samples(self, name: str) -> Float64:
+        """(S, 10) metrics of a row in every bootstrap sample."""
+        return np.mean([  # type: ignore[no-any-return]
+            resampled(s, self.counts, self.how) for s in self.sums(name)], axis=0)
+
+    def intervals(self, samples: Float64, family: int = 1) -> dict[str, Interval]:
+        """Of (S, 10) samples, by metric; none of too few scenes."""
+        count = int(self.groups.max()) + 1
+        return {m: interval(samples[:, i], count, family) for i, m in enumerate(METRICS)
+                } if count >= LEAST_GROUPS else {}
+
+    def best_constants(self) -> tuple[Float64, Float64]:
+        """(10,) metrics of the constant that is best in each, and (10,) its metres."""
+        curve = average(self.records['curve'], self.how)
+        best = best_of(curve)
+        return curve[best, _EACH], constants(self.max_depth)[best]
+
+
+def rows(measured: Measured) -> list[Row]:
+    """Every row: all contenders over all images, and what the tables want per class."""
+    classes = measured.classes
+    parts = {scene: measured.of_scene(scene) for scene in (ALL, *classes)}
+    wanted = {'method': [ALL, *classes],
+              'bins': [scene for scene in TABLE_2_SCENES if scene in parts]}
+    first = {c.name: c for c in reversed(measured.contenders)}
+    result = [
+        Row(name, first[name].group, scene, named(parts[scene].value(name)),
+            len(parts[scene].records), parts[scene].intervals(parts[scene].samples(name)) or None,
+            first[name].note)
+        for name in dict.fromkeys(c.name for c in measured.contenders)
+        for scene in wanted.get(first[name].group, [ALL])]
+    for scene, some in parts.items():
+        metrics, metres = some.best_constants()
+        chosen = ', '.join(f'{SYMBOLS[m]} {chosen:.2f} m'
+                           for m, chosen in zip(PAPER_METRICS, metres, strict=False))
+        result.append(Row(
+            BEST_CONSTANT, 'baseline', scene, named(metrics), len(some.records),
+            note='oracle: for every metric the constant that is best on this ground truth '
+                 f'({chosen})'))
+    return result
+
+
+def histograms(measured: Measured) -> Histograms:
+    """Distribution of the true depth, per class and in all, and with that of the method's."""
+    edges = np.linspace(0, measured.max_depth, HISTOGRAM + 1)
+    return Histograms(edges.tolist(), {
+        scene: measured.of_scene(scene).records['histogram'].sum(0).tolist()
+        for scene in (ALL, *measured.classes)},
+        measured.records['joint'].sum(0, dtype=np.int64).tolist())
+
+
+def ranking(measured: Measured, count: int) -> dict[str, list[int]]:
+    """Places in `records` of the best, median and worst images by δ1, without repetition."""
+    d1 = metrics_of(measured.sums(METHOD)[0])[:, 0]
+    order = np.lexsort((measured.records['position'], -d1)).tolist()
+    n = len(order)
+    if n < len(ROLES):
+        return {'best': order[:1], 'median': [], 'worst': order[1:]}
+    count = max(1, min(count, n // 3))
+    middle = (n - count) // 2
+    return {'best': order[:count], 'median': order[middle:middle + count],
+            'worst': order[::-1][:count]}
+
+
+def per_image_csv(measured: Measured) -> str:
+    """One line per image: the method's metrics, and those of the best constant."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    best = best_of(average(measured.records['curve'], measured.how))
+    writer.writerow(['index', 'name', 'scene', 'pixels', 'median_depth_m', *METRICS,
+                     *(f'best_constant_{m}' for m in METRICS)])
+    method = metrics_of(measured.sums(METHOD)[0])
+    for entry, record, metrics in zip(measured.of_records, measured.records, method, strict=True):
+        writer.writerow([
+            entry.index, entry.name, entry.scene, record['pixels'], f'{record["median"]:.4f}',
+            *(f'{v:.6f}' for v in (*metrics, *metrics_of(record['curve'])[best, _EACH]))])
+    return text.getvalue()
+
+
+# The verdict -------------------------------------------------------------------------------------
+
+
+def verdict(measured: Measured) -> Verdict:
+    """How far the method is above the best constant and every other control, in every metric.
+
+    All are compared on the same images of the same bootstrap samples. The best constant is chosen
+    anew in every sample, as the oracle that it is.
+    """
+    value, samples = measured.value(METHOD), measured.samples(METHOD)
+    best, chosen = measured.best_constants()
+    oracle = np.concatenate([  # in parts, which fit into memory
+        SIGNS * (SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
+        for part in np.array_split(measured.counts, 10)])
+    controls = list(dict.fromkeys(
+        c.name for c in measured.contenders
+        if c.group in ('baseline', 'foreign') and c.is_test))
+    others = {BEST_CONSTANT: (best, oracle), **{
+        name: (measured.value(name), measured.samples(name)) for name in controls}}
+    comparisons = [Comparison(
+        name, named(SIGNS * (value - other)),
+        measured.intervals(SIGNS * (samples - other_samples), len(others)))
+        for name, (other, other_samples) in others.items()]
+    metres = {m: metre for m, metre in named(chosen).items() if m not in _OF_NO_SCALE}
+    of_scenes = any(entry.sequence for entry in measured.of_records)
+    units, what = int(measured.groups.max()) + 1, 'scenes' if of_scenes else 'images'
+    text = _text(comparisons, metres, len(measured.records), units, what)
+    return Verdict(text, metres, comparisons, units, what)
+
+
+def _text(
+    comparisons: Sequence[Comparison], metres: dict[str, float], images: int, units: int,
+    what: str,
+) -> str:
+    of, note = (f' of {units} scenes', '') if what == 'scenes' else ('', (
+        ' Nothing says which images are of one scene; they are taken for independent, and if '
+        'they are not, the intervals are too narrow.'))
+    if units < LEAST_GROUPS:
+        return (f'{METHOD} over {images} images{of}: too few for a verdict; intervals need at '
+                f'least {LEAST_GROUPS} {what}.{note}')
+    parts = []
+    for metric in _SAID:
+        gain, found = comparisons[0].gains[metric], comparisons[0].intervals[metric]
+        word = 'better' if gain >= 0 else 'worse'
+        parts.append(
+            f'in {SYMBOLS[metric]} {number(abs(gain))}{unit(metric)} {word} than the best '
+            f'constant ({metres[metric]:.2f} m; {found.name()} of the gain '
+            f'{number(found.low, signed=True)} to {number(found.high, signed=True)}'
+            f'{unit(metric)}): {reading(found)}')
+    outcomes: dict[str, list[str]] = {}
+    for comparison in comparisons[1:]:
+        words = {reading(comparison.intervals[m]) for m in _SAID}
+        outcomes.setdefault(words.pop() if len(words) == 1 else 'of mixed result', []).append(
+            comparison.name)
+    others = '; '.join(f'{outcome} against {", ".join(names)}'
+                       for outcome, names in outcomes.items())
+    return (f'{METHOD} over {images} images{of} is {"; ".join(parts)}.'
+            + (f' In δ1 and rmse it is {others}.' if others else '')
+            + f' These are {len(comparisons)} comparisons of one family: all of their intervals '
+              f'hold together with 95 %.{note}')
+
+
+def reading(found: Interval) -> str:
+    """What an interval of the gain allows to say."""
+    word = found.reading()
+    return word if word == 'not distinguishable' else f'clearly {word}'
