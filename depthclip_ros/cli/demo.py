@@ -106,7 +106,8 @@ def run_demo(options: argparse.Namespace) -> int:
     try:
         album = Album(folder, plan.pictures, plan.frames, depth.depth_span, trained=trained)
         recorder = Recorder(album, plan.image + '/compressed' * plan.compressed,
-                            compressed=plan.compressed, reliable=plan.reliable)
+                            compressed=plan.compressed, reliable=plan.reliable,
+                            replay=plan.replay)
         try:
             return _record(options, plan, folder, recorder)
         finally:
@@ -365,6 +366,7 @@ def _finish(
     rate = f'{recorder.rate:.2f} Hz'
     files = recorder.close('   '.join(filter(None, (
         f'depthclip demo   {runs}', model.get('calibration'), plan.description, rate))))
+    begin = 'arrival of the image' if plan.replay else "the image's stamp"
     latency = {f'p{percent}': recorder.latency(percent) for percent in (50, 99)}
     summary: dict[str, Any] = {
         'depthclip_ros': __version__,
@@ -373,7 +375,7 @@ def _finish(
         'source': plan.description,
         'frames': {'in': recorder.images, 'out': recorder.depths, 'clouds': recorder.clouds},
         'rate_hz': recorder.rate,
-        'latency_ms': latency,
+        'latency_ms': {**latency, 'from': begin, 'to': 'arrival of its depth at the recorder'},
         'pixels_beyond_16_bit_millimetres': album.lost_pixels,
         'model': model,
         'node_diagnostics': counts,
@@ -387,7 +389,7 @@ def _finish(
           f'dropped (the newest image wins), {counts.get("rejected", "?")} rejected')
     print(f'rate:     {rate}')
     print('latency:  ' + ', '.join(f'{name} {_milliseconds(value)}' for name, value in
-                                   latency.items()), '(arrival of an image to that of its depth)')
+                                   latency.items()), f'({begin} to arrival of its depth)')
     print(f'pictures: {len(album.numbers)} frames in {folder.absolute()}')
     if album.numbers:
         print(f'          begin with {folder.absolute() / "overview.png"}', flush=True)

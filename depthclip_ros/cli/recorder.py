@@ -41,6 +41,7 @@ class Frame:
     Attributes:
         image: its message, which came at the steady time `came`.
         depth: the message that answers it, at the steady time `answered`.
+        latency: see `Recorder`.
         number: of the depth image, from 1.
         cloud: the message with its points.
 
@@ -50,13 +51,9 @@ class Frame:
     came: float = 0.0
     depth: Image | None = None
     answered: float = 0.0
+    latency: float | None = None
     number: int = 0
     cloud: PointCloud2 | None = None
-
-    @property
-    def latency(self) -> float | None:
-        """Seconds from the arrival of the image to that of its depth."""
-        return None if self.image is None else self.answered - self.came
 
 
 class Cloud(NamedTuple):
@@ -151,9 +148,15 @@ class Album:
 
 
 class Recorder(Node):
-    """Subscribes to images, depth, clouds and diagnostics, and counts them."""
+    """Subscribes to images, depth, clouds and diagnostics, and counts them.
 
-    def __init__(self, album: Album, images: str, *, compressed: bool, reliable: bool) -> None:
+    Latency is from the image's stamp to the arrival of its depth here [s]; where stamps are those
+    of a recording (`replay`), from the arrival of the image here, which may itself be late.
+    """
+
+    def __init__(
+        self, album: Album, images: str, *, compressed: bool, reliable: bool, replay: bool,
+    ) -> None:
         """Subscribe to the topic of images that the node listens to, and to all that it sends.
 
         `reliable`: the images' publisher is; large ones are lost easily otherwise.
@@ -165,7 +168,7 @@ class Recorder(Node):
         self.model: dict[str, str] = {}  # of the node's diagnostics, like the next
         self.counts: dict[str, str] = {}
         self._album = album
-        self._topic = images
+        self._topic, self._replay = images, replay
         self._open: dict[int, Frame] = {}  # by stamp
         self._told = 0.0  # steady time of the diagnostics
         self._closing = False
@@ -212,7 +215,7 @@ class Recorder(Node):
         return (self.depths - 1) / (self.last - self.first) if self.depths > 1 else 0.0
 
     def latency(self, percent: float) -> float | None:
-        """Percentile of the time from the arrival of an image to that of its depth [ms]."""
+        """Percentile of the latencies [ms]."""
         return 1e3 * float(np.percentile(self.latencies, percent)) if self.latencies else None
 
     def _hand_over(self, before: float) -> None:
@@ -235,6 +238,10 @@ class Recorder(Node):
         self.depths += 1
         frame = self._open.pop(stamp, Frame())
         frame.depth, frame.answered, frame.number = message, self.last, self.depths
+        if not self._replay:
+            frame.latency = 1e-9 * (self.get_clock().now().nanoseconds - stamp)
+        elif frame.image is not None:
+            frame.latency = self.last - frame.came
         if frame.latency is not None:
             self.latencies.append(frame.latency)
         # Earlier images will not be answered any more.
