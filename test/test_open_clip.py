@@ -414,6 +414,8 @@ def test_weights_that_are_not_there(short, tmp_path, monkeypatch):
             (dict(short('short-vit')), 'short-average', 'RuntimeError')):
         torch.save(content, tmp_path / 'x.pt')
         refused(tmp_path / 'x.pt', model, rf'cannot make it of .*x\.pt .*{message}')
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), str(tmp_path / 'x.pt'))
+    refused(tmp_path / 'x.pt', 'short-vit', 'TorchScript archive')
 
 
 def test_weights_of_the_cache_are_found_offline(short, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from .weights import (
     TextEncoder,
     WeightsInfo,
     file_digest,
+    refuse_torchscript,
     user_file,
 )
 
@@ -94,6 +95,7 @@ def load(
             _tagged(open_clip, backbone, released, log, offline=offline)
         name, source = path.name if str(weights) else backbone, str(path)
         digest = file_digest(path)
+        refuse_torchscript(path)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -6,17 +6,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import pickle
 import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, quoted, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -303,22 +305,17 @@ def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # that TorchScript is deprecated
                 loaded = torch.jit.load(str(path), 'cpu').state_dict()  # type: ignore[no-untyped-call]
-        elif _is_torchscript(path):
-            raise WeightsError(
-                f"{path}: is a TorchScript archive and none of OpenAI's: to load it would run its "
-                'code. Where you trust it, save its tensors: '
-                'torch.save(torch.jit.load(OLD).state_dict(), NEW).')
         else:
+            refuse_torchscript(path)
             loaded = torch.load(path, map_location='cpu', weights_only=True)
     except WeightsError:
         raise
     except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
-        # Torch's own advice is to read it unsafely.
-        why = f'{type(error).__name__}: {error}'.partition('\n')[0][:200]
+        why = '' if isinstance(error, pickle.UnpicklingError) else reason(error)  # bad advice
         raise WeightsError(
             f'{path}: cannot be read as CLIP weights: truncated, corrupt, or more than tensors '
-            f'({"its pickle" if "eights" in why else why}). Get it anew, or where you trust it '
-            'save its tensors with torch.save(model.state_dict(), PATH).') from error
+            f'({why or "its pickle"}). Get it anew, or where you trust it save its tensors with '
+            'torch.save(model.state_dict(), PATH).') from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
         loaded = loaded['state_dict']
     if not isinstance(loaded, Mapping):
@@ -328,12 +325,17 @@ def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str
     return digest, {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, and not `torch.save`'s zip file."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith('/constants.pkl') for name in archive.namelist())
+def refuse_torchscript(path: Path) -> None:
+    """Refuse TorchScript, which older torch runs whatever it is told; WeightsError.
+
+    `torch.save`'s files are zip archives, too, but have no constants.
+    """
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+            raise WeightsError(
+                f"{path}: is a TorchScript archive and none of OpenAI's: to load it would run its "
+                'code. Where you trust it, save its tensors: '
+                'torch.save(torch.jit.load(OLD).state_dict(), NEW).')
 
 
 def check_tensors(state_dict: Mapping[str, Tensor], source: str) -> None:
