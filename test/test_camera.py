@@ -20,7 +20,6 @@ from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
 from depthclip_ros.core.estimator import Adjustment
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.world import calibration
 from depthclip_ros.sources.camera_info import CameraCalibration
 
 PLUMB_BOB = [-0.28, 0.07, 0.0008, -0.0004, 0.0]  # a wide-angle webcam
@@ -516,7 +515,7 @@ def test_depth_of_rendered_views_is_nearer_to_the_truth(demo_estimator, view):
     (width, height), fov, distortion, at_most = VIEWS[view]
     pinhole = CameraCalibration.from_fov(width, height, fov)
     lens = SimCamera(width, height, *(pinhole.k[i] for i in (0, 4, 2, 5)), distortion)
-    model = calibration(lens).model()
+    model = CameraCalibration.of_sim(lens).model()
     errors = []
     for seed in range(30000, 30010):
         scene = Scene.generate(KINDS[seed % 5], seed)

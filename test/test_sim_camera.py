@@ -230,6 +230,7 @@ def make_node(domain):
     ({'seed': 'x'}, "seed: 'x' is not a whole number"),
     ({'rate': -1.0}, 'rate: -1.0 Hz is outside'),
     ({'cameras': '[front, front]'}, 'cameras: .* one twice'),
+    ({'cameras': '[1st]'}, 'cannot be a ROS namespace'),
 ])
 def test_wrong_parameters_are_refused(make_node, parameters, message):
     with pytest.raises(ConfigError, match=message):

@@ -11,7 +11,8 @@ import pytest
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.sim import KINDS, Mount, RenderOptions, Scene, render, trajectory, world
-from depthclip_ros.sim.world import Schedule, SimConfig, View, calibration, room
+from depthclip_ros.sim.world import Schedule, SimConfig, View, room
+from depthclip_ros.sources.camera_info import CameraCalibration
 
 SMALL = {'width': 64, 'height': 48}
 SECOND = 1_000_000_000
@@ -32,10 +33,6 @@ def view(index=0, **settings):
     ({'seed': -1}, 'seed: -1 is outside 0'),
     ({'rate': 0.0}, 'rate: 0.0 Hz is outside'),
     ({'fov': 179.0}, 'fov: 179.0 degrees is outside'),
-    ({'cameras': ()}, 'cameras: .* holds no name'),
-    ({'cameras': ('a', 'a')}, "cameras: .*'a', 'a'.* twice"),
-    ({'cameras': ('1st',)}, "cameras: '1st' cannot be a ROS namespace"),
-    ({'cameras': ('a__b',)}, 'cannot be a ROS namespace'),
     ({'mount_height': 0.05}, 'mount_height: 0.05 m .* at least 0.1 m'),
     ({'mount_height': 3.0}, 'mount_height: 3.0 m is outside 0.0 to 2.0'),
     ({'fov': 100.0, 'distortion': True}, 'distortion: this lens cannot cover'),
@@ -60,7 +57,7 @@ def test_the_calibration_projects_as_the_camera_does(settings):
         class roi:  # noqa: N801
             x_offset = y_offset = height = width = 0
 
-    calibration(camera).fill(Info)
+    CameraCalibration.of_sim(camera).fill(Info)
     model = CameraModel.from_info(Info)
     points = np.array([[0.3, -0.2, 1.0], [0.0, 0.0, 2.0], [-0.4, 0.3, 1.5]])
     x, y = camera.distort(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])

@@ -12,8 +12,6 @@ import numpy as np
 
 from ..core.config import Settings, define
 from ..core.errors import ConfigError
-from ..node.config import check_camera_names
-from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
 from .camera import Mount, SimCamera, trajectory
 from .render import RenderOptions, render
 from .rooms import KINDS, Scene
@@ -65,7 +63,7 @@ class SimConfig(Settings):
     height: int = define(
         480, 'Height of the pictures', unit='px', minimum=16, maximum=4096, reload=False)
     fov: float = define(
-        BUILTIN_HFOV, 'Horizontal field of view, of a lens without distortion', unit='degrees',
+        63.33, 'Horizontal field of view, of a lens without distortion', unit='degrees',
         minimum=5.0, maximum=150.0, reload=False)
     distortion: bool = define(
         False, f'A lens with plumb_bob distortion {list(LENS)}', reload=False)
@@ -85,7 +83,6 @@ class SimConfig(Settings):
         reload=False)
 
     def _check(self) -> None:
-        check_camera_names(self.cameras)
         _check_lens(self.camera())
         if 0 < self.mount_height < LEAST_HEIGHT:
             raise ConfigError(f'mount_height: {self.mount_height:g} m must be 0, for the usual, '
@@ -93,23 +90,15 @@ class SimConfig(Settings):
 
     def camera(self) -> SimCamera:
         """The camera; all cameras are alike."""
-        pinhole = CameraCalibration.from_fov(self.width, self.height, self.fov)
-        return SimCamera(self.width, self.height, pinhole.k[0], pinhole.k[4], pinhole.k[2],
-                         pinhole.k[5], LENS if self.distortion else (0.0,) * 5)
+        focal = self.width / 2 / math.tan(math.radians(self.fov) / 2)
+        return SimCamera(self.width, self.height, focal, focal, (self.width - 1) / 2,
+                         (self.height - 1) / 2, LENS if self.distortion else (0.0,) * 5)
 
     def mount(self) -> Mount:
         """Where the camera stands and looks."""
         low, high = (pitch + math.radians(self.mount_pitch) for pitch in USUAL.pitch)
         height = (self.mount_height, self.mount_height) if self.mount_height else USUAL.height
         return Mount(height, (low, high))
-
-
-def calibration(camera: SimCamera) -> CameraCalibration:
-    """What `sensor_msgs/CameraInfo` says about a simulated camera."""
-    k = tuple(float(value) for value in camera.matrix.ravel())
-    return CameraCalibration(
-        camera.width, camera.height, k, camera.distortion, 'plumb_bob',
-        (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
 
 
 @dataclass(frozen=True)

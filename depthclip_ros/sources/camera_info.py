@@ -18,6 +18,8 @@ from ..core.files import open_regular, user_path
 if TYPE_CHECKING:
     from sensor_msgs.msg import CameraInfo
 
+    from ..sim import SimCamera
+
 BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 
 
@@ -53,6 +55,15 @@ class CameraCalibration:
             width, height, (focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0),
             (0.0, 0.0, 0.0, 0.0, 0.0), 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
             (focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0))
+
+    @classmethod
+    def of_sim(cls, camera: SimCamera) -> CameraCalibration:
+        """What `sensor_msgs/CameraInfo` says about a simulated camera."""
+        k = tuple(float(value) for value in camera.matrix.ravel())
+        return cls(
+            camera.width, camera.height, k, camera.distortion, 'plumb_bob',
+            (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+            (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CameraCalibration:

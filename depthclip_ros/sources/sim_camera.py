@@ -35,12 +35,13 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ..node.config import ROS_OWN
+from ..node.config import ROS_OWN, check_camera_names
 from ..node.image_io import depth_values, image_fields
 from ..node.messages import TF, message_class
 from ..node.parameters import descriptor
 from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
-from ..sim.world import NANOSECONDS, Schedule, SimConfig, View, calibration
+from ..sim.world import NANOSECONDS, Schedule, SimConfig, View
+from .camera_info import CameraCalibration
 from .image_source import QOS
 from .process import run
 
@@ -78,7 +79,7 @@ class SimCameraNode(Node):
             torch.set_num_threads(self.config.num_threads)
         self._cameras = [self._camera(index) for index in range(len(self.config.cameras))]
         self._info = CameraInfo()
-        calibration(self.config.camera()).fill(self._info)
+        CameraCalibration.of_sim(self.config.camera()).fill(self._info)
         self._schedule = Schedule(self.config.rate)
         self._skipped = -1  # pictures by the last report; -1: before the first picture
         self._tf: Any = None
@@ -170,6 +171,7 @@ def declare_parameters(node: Node) -> SimConfig:
     config = SimConfig.from_dict({
         name: list(value) if isinstance(value := parameter.value, array.array) else value
         for name, parameter in given.items() if not ROS_OWN.match(name)})
+    check_camera_names(config.cameras)
     for setting in dataclasses.fields(SimConfig):
         if node.has_parameter(setting.name):
             node.undeclare_parameter(setting.name)
