@@ -336,7 +336,7 @@ def peak_mb(node):
 def check_log(whole, later, seconds):
     """No line is long, none forges another, and the same is said at most every ten seconds.
 
-    Not counted is what decoders print past every logger, a line for a message (see compressed.py).
+    Not counted is what decoders print past every logger, a line for a message.
     """
     lines = whole.splitlines()
     assert max(map(len, lines)) < LONGEST_LINE, max(lines, key=len)[:2000]
