@@ -2,10 +2,9 @@
 """Is a recording fit to calibrate from? What is wrong is refused with its cause and its remedy.
 
 All but the unit is judged without the network: edges of depth lie on edges of the image, at the
-same time and in the same place, whatever the weights. Of every image the strength of edges across
-and down is taken in 80 x 60 cells, of every depth map whether there is a step, and what the same
-cell shows on average is taken off, so that only what moves counts. The correlation of every image
-with every depth map then says whether they belong together. A scanner's line has too few edges for
+same time and in the same place, whatever the weights. Both are taken in 80 x 60 cells without what
+the same cell shows on average, so that only what moves counts. The correlation of every image with
+every depth map then says whether they belong together. A scanner's line has too few edges for
 that: there the words' depth must fit that of its own time better than that of others.
 """
 
@@ -31,20 +30,17 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
 
-#: Fewest frames that a calibration is made of: three in each of ten blocks.
-LEAST_FRAMES = 30
+LEAST_FRAMES = 30  # three in each of ten blocks
 LEAST_VIEWS = 4
 _COLUMNS, _ROWS = 80, 60  # cells
 _FINE = 2  # pixels a cell, each way
 _STEP = 0.06  # logarithm of depth, from which it is an edge
 _GREY = 8.0  # levels below which edges are noise
-_VIEW = 20, 15  # pixels in which views are compared
-_SAME_VIEW = 0.95  # correlation
+_VIEW, _SAME_VIEW = (20, 15), 0.95  # pixels in which views are compared, and their correlation
 _BLANK = 3.0  # levels of standard deviation
 _LEAST_CELLS = 24  # with depth in a frame, of 4800; a scanner's line has up to 80
 _SPARSE = 0.05  # share of the cells below which edges of depth say nothing
-_FLAT = 0.01  # standard deviation of log depth
-_ONE_VALUE = 0.9  # share of pixels with the same depth
+_FLAT, _ONE_VALUE = 0.01, 0.9  # deviation of log depth, share of pixels with the same depth
 _PLAUSIBLE = 0.15, 100.0  # metres, of the median depth
 # Times what words say: beyond the first the unit may be wrong, beyond the second it is. Words know
 # no more than their bins, so that a hall or a table top may well be beyond the first.
@@ -60,7 +56,7 @@ _BETTER = 1.3  # times, that another place must fit better than the right one
 _ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
 _UNIT_REMEDY = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
                 '1 for metres); bags do not keep it.')
-#: Usual scales of stored depth, as what one stored millimetre would be in truth.
+# Usual scales of stored depth, as what one stored millimetre would be in truth.
 _UNITS = {
     1e3: 'metres, read as millimetres', 1e2: 'decimetres, read as millimetres',
     10.0: 'centimetres, read as millimetres',
@@ -154,13 +150,11 @@ class Comparison(NamedTuple):
         if not known.any():
             return cls(math.nan, math.nan, math.nan, trained)
         first, second = true[known], said[known]
-        ratio, varies = float(np.exp(np.median(first - second))), \
-            min(first.std(), second.std()) > 1e-6
-        if not varies:
+        ratio = float(np.exp(np.median(first - second)))
+        if min(first.std(), second.std()) <= 1e-6:
             return cls(ratio, math.nan, math.nan, trained)
         squares = np.square(true[:, None] - said[None])  # of every frame with every other's words
-        shared = np.isfinite(squares).sum(axis=2)
-        apart = np.nansum(squares, axis=2) / np.maximum(shared, 1)
+        apart = np.nansum(squares, axis=2) / np.maximum(np.isfinite(squares).sum(axis=2), 1)
         return cls(ratio, float(np.corrcoef(first, second)[0, 1]),
                    _certainty(_by_lag(-apart), 0), trained)
 
@@ -237,17 +231,10 @@ def views(thumbnails: Sequence[Thumbnail]) -> int:
     return len(kept)
 
 
-def _median(thumbnails: Sequence[Thumbnail]) -> float:
-    return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
-
-
 def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
     """A sentence on depth that is right in some places, and in a wrong unit in others; '' if not.
 
-    Args:
-        thumbnails: as in `check`.
-        comparison: as in `check`.
-
+    The arguments are those of `check`.
     """
     ratio = comparison.ratio
     if not (comparison.trained and _UNUSUAL < abs(math.log(ratio)) <= _WRONG):
@@ -261,27 +248,32 @@ def _unit(
     thumbnails: Sequence[Thumbnail], comparison: Comparison | None, *, given: bool,
 ) -> list[Refusal]:
     """Depth that is impossible in metres, or of quite another size than language says."""
-    median, trained = _median(thumbnails), comparison is not None and comparison.trained
-    ratio = comparison.ratio if comparison is not None and trained and not given else math.nan
-    if not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1] or abs(math.log(ratio)) > _WRONG:
-        said, factor = (f'{ratio:.3g} times what language says', ratio) \
-            if math.isfinite(ratio) else (
-                f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m', median / 2)
-        return [Refusal('wrong unit', (
-            f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
-            f'{_UNIT_REMEDY} Where it is right as it is, say so with the same option.'))]
-    if comparison is not None and trained and comparison.correlation < _INVERSE:
+    median = _median(thumbnails)
+    if comparison is not None and not comparison.trained:
+        comparison = None
+    if comparison is not None and not given and abs(math.log(comparison.ratio)) > _WRONG:
+        said, factor = f'{comparison.ratio:.3g} times what language says', comparison.ratio
+    elif not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]:
+        said, factor = f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m', median / 2
+    elif comparison is not None and comparison.correlation < _INVERSE:
         return [Refusal('inverse depth', (
             'The larger the recorded depth, the nearer it is by the words (correlation '
             f'{comparison.correlation:.2f}): it is a disparity or an inverse depth. Record '
             'depth in metres or millimetres (REP-118).'))]
-    return []
+    else:
+        return []
+    return [Refusal('wrong unit', (
+        f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
+        f'{_UNIT_REMEDY} Where it is right as it is, say so with the same option.'))]
+
+
+def _median(thumbnails: Sequence[Thumbnail]) -> float:
+    return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
 
 def _likely_unit(factor: float) -> str:
     """The usual mistake that makes depth so many times too large."""
-    mistaken = min(_UNITS, key=lambda unit: abs(math.log(factor * unit)))
-    return _UNITS[mistaken]
+    return _UNITS[min(_UNITS, key=lambda unit: abs(math.log(factor * unit)))]
 
 
 # Images beside depth maps ------------------------------------------------------------------
@@ -291,8 +283,7 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
     """Do images and depth belong together in time, and lie on each other?"""
     image, depth = (_moving(np.stack(values)) for values in zip(
         *((t.edges, t.steps) for t in thumbnails), strict=True))
-    pairs = _fit(image, depth)
-    by_lag = _by_lag(pairs)
+    by_lag = _by_lag(_fit(image, depth))
     step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
     near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
     shifts = _shifts(image, depth)
@@ -319,15 +310,12 @@ def _moving(edges: Float32) -> Float32:
 
 def _unit_length(values: Float32) -> Float32:
     length = np.sqrt((values * values).sum(axis=(1, 2, 3), keepdims=True))
-    unit: Float32 = values / np.maximum(length, 1e-9)
-    return unit
+    return np.asarray(values / np.maximum(length, 1e-9))
 
 
 def _fit(image: Float32, depth: Float32) -> Float64:
     """(N, N): how well every image fits every depth map."""
-    fit: Float64 = (image.reshape(len(image), -1) @ depth.reshape(len(depth), -1).T).astype(
-        np.float64)
-    return fit
+    return np.asarray(image.reshape(len(image), -1) @ depth.reshape(len(depth), -1).T, np.float64)
 
 
 def _by_lag(pairs: Float64) -> Float64:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,14 +37,13 @@ Float64 = NDArray[np.float64]
 
 VARIANTS = ('auto', 'full', 'scale', 'none')
 
-# Less held-out rmse than everything simpler has: for a scale to be taken; for a share of the
-# correction, which can lose but little; and for anything to be called an improvement.
+# Of the rmse of what is simpler: for a scale to be taken; for a share of the correction, which can
+# lose but little; and for anything to be called an improvement.
 WORTH, SHARE_WORTH, IMPROVED = 0.97, 0.995, 0.95
 # Standard errors over folds that the difference must have besides; for a share of the correction,
 # the part of the folds in which it must help.
 SURE, MOST = 1.0, 0.5
-# Of the way from what is simpler to the full correction.
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from what is simpler to the full correction
 UNKNOWN_FOCAL = (
     'The recording tells no focal length, so that this belongs to its own lens alone '
     '(reference_focal is 0).')
@@ -124,9 +123,9 @@ def fit(
     problem = Problem(estimator, frames)
     log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
         f'{problem.folds} folds of sequences.')
-    choice, predictions = held_out(problem)
+    share, predictions = held_out(problem)
     errors = {name: problem.fold_errors(values) for name, values in predictions.items()}
-    chosen, improved, verdict = judge(errors, choice.share)
+    chosen, improved, verdict = judge(errors, share)
     if variant not in ('auto', chosen):
         verdict = f'Variant {variant} was asked for. {verdict}'
         chosen, improved = variant, False
@@ -143,39 +142,24 @@ def fit(
         focal_ratio=geometric_mean(problem.ratio), config=config, split=split,
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
     calibration = Calibration.make(about, {
-        **correction_arrays(problem, chosen, choice), **problem.view, 'spread': bars.weights,
-        'knots': bars.knots})
+        **correction_arrays(problem, chosen, share, simpler(errors['scale'], errors['none'])),
+        **problem.view, 'spread': bars.weights, 'knots': bars.knots})
     return Fitted(
         calibration=calibration, variant=chosen, improved=improved, verdict=verdict,
         held_out={name: problem.metrics(values) for name, values in predictions.items()},
         folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
             ('none', 'mean map', 'scale', chosen))} for fold in range(problem.folds)],
-        share=choice.share, coverage=bars.coverage, sensor_model=bars.sensor_model)
+        share=share, coverage=bars.coverage, sensor_model=bars.sensor_model)
 
 
 # Choosing ----------------------------------------------------------------------------------
 
 
-class Choice(NamedTuple):
-    """What is chosen for the full correction.
+def held_out(problem: Problem) -> tuple[float, dict[str, Float64]]:
+    """The share to take, and (F, passes, P) log depth of every variant and control.
 
-    Attributes:
-        scaled: whether what is simpler has one scale.
-        share: of the way from there to the full correction.
-
+    Each fold is fitted on the others; of 'full', it is the share of the way from what is simpler.
     """
-
-    scaled: bool
-    share: float
-
-    def of(self, scale: Any, full: Any) -> Any:
-        """So much of the way from what is simpler to the full correction, in logarithms."""
-        simple = scale * self.scaled
-        return simple + self.share * (full - simple)
-
-
-def held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
-    """(F, passes, P) log depth of every variant and control, each fold fitted on the others."""
     results = {'none': problem.base, **{
         name: np.empty(problem.base.shape) for name in ('mean map', 'scale', 'full')}}
     for fold in range(problem.folds):
@@ -185,13 +169,16 @@ def held_out(problem: Problem) -> tuple[Choice, dict[str, Float64]]:
         results['scale'][inside] = problem.base[inside] + problem.scale(rest)
         results['full'][inside] = problem.base[inside] + Kernel.fit(problem, rest).correction(
             problem, inside)
-    scale, full = (results[name] - problem.base for name in ('scale', 'full'))
-    scaled = _worth(*(problem.fold_errors(results[name]) for name in ('scale', 'none')))
-    candidates = {choice: problem.base + choice.of(scale, full)
-                  for choice in (Choice(scaled, share) for share in SHARES)}
-    choice = min(candidates, key=lambda one: problem.fold_errors(candidates[one]).mean())
-    results['full'] = candidates[choice]
-    return choice, results
+    simple = results[simpler(*(problem.fold_errors(results[name]) for name in ('scale', 'none')))]
+    parts = {share: simple + share * (results['full'] - simple) for share in SHARES}
+    share = min(parts, key=lambda one: problem.fold_errors(parts[one]).mean())
+    results['full'] = parts[share]
+    return share, results
+
+
+def simpler(scale: Float64, none: Float64) -> str:
+    """What a share of the correction begins from, by the rmse of every fold of both."""
+    return 'scale' if _worth(scale, none) else 'none'
 
 
 def _worth(errors: Float64, simpler: Float64) -> bool:
@@ -213,10 +200,10 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
 
     """
     means = {name: float(values.mean()) for name, values in errors.items()}
-    simpler = 'scale' if _worth(errors['scale'], errors['none']) else 'none'
-    helps = float((errors['full'] < errors[simpler]).mean()) >= MOST
-    variant = 'full' if helps and means['full'] < min(
-        SHARE_WORTH * means[simpler], means['mean map']) else simpler
+    variant = simple = simpler(errors['scale'], errors['none'])
+    if float((errors['full'] < errors[simple]).mean()) >= MOST and means['full'] < min(
+            SHARE_WORTH * means[simple], means['mean map']):
+        variant = 'full'
     best = min(('none', 'scale', 'mean map'), key=lambda name: means[name])
     improved = variant == 'full' and means['full'] <= IMPROVED * means[best] and _worth(
         errors['full'], errors[best])
@@ -238,15 +225,17 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
         f'{chosen} ({numbers}).')
 
 
-def correction_arrays(problem: Problem, variant: str, choice: Choice) -> dict[str, Float32]:
-    """The numbers of a correction that is fitted to all frames."""
+def correction_arrays(
+    problem: Problem, variant: str, share: float, simple: str,
+) -> dict[str, Float32]:
+    """The numbers of a correction that is fitted to all frames: of 'full', a share from there."""
     everything = np.arange(problem.count)
     scale, arrays = problem.scale(everything), no_kernel(problem.trunk[0].shape[1])
-    bias = scale if variant == 'scale' else 0.0
+    bias = scale if variant == 'scale' or (variant == 'full' and simple == 'scale') else 0.0
     if variant == 'full':
         kernel = Kernel.fit(problem, everything)
-        bias = choice.of(scale, kernel.bias)
-        arrays = {**kernel.arrays, 'kernel': np.float32(choice.share) * kernel.arrays['kernel']}
+        bias += share * (kernel.bias - bias)
+        arrays = {**kernel.arrays, 'kernel': np.float32(share) * kernel.arrays['kernel']}
     return {'bias': np.array(bias, np.float32), **arrays}
 
 
@@ -267,13 +256,7 @@ class Kernel(NamedTuple):
 
     @classmethod
     def fit(cls, problem: Problem, frames: NDArray[np.intp]) -> Kernel:
-        """Find main directions, scales, landmarks and weights in some frames alone.
-
-        Args:
-            problem: all that was seen.
-            frames: numbers of those that count.
-
-        """
+        """Find main directions, scales, landmarks and weights in frames of these numbers alone."""
         rng = np.random.default_rng(0)
         mean, directions = _directions([problem.trunk[i] for i in frames], rng)
         language = problem.language[frames]
@@ -309,8 +292,7 @@ class Kernel(NamedTuple):
                     problem.trunk[i], problem.language[i].reshape(-1, h, w), problem.rays[i],
                     *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
                 for i in frames])
-        looks: Float32 = np.nan_to_num(found.numpy())
-        return looks
+        return np.asarray(np.nan_to_num(found.numpy()))
 
     def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
         """(F', passes, P) of some frames."""
@@ -339,14 +321,12 @@ def _ridge(
         weighted = terms * torch.from_numpy(weight[rows])[:, None]
         normal += weighted.T @ terms
         right += weighted.T @ torch.from_numpy(wish[rows])
-    solution: Float64 = torch.linalg.solve(normal, right).numpy()
-    return solution
+    return np.asarray(torch.linalg.solve(normal, right).numpy())
 
 
 def _likeness(seen: Float32, landmarks: Float32) -> Float32:
     """(N, E) and (M, E) -> (N, M) of the Gaussian kernel, as it is at run time."""
-    found: Float32 = likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy()
-    return found
+    return np.asarray(likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy())
 
 
 def _directions(

@@ -46,17 +46,7 @@ class Metrics:
 
 
 class Target(NamedTuple):
-    """Depth of one frame, as it is wanted.
-
-    Attributes:
-        patches: (P,) metres that, upsampled as configured, come nearest to the measured depth in
-            the sense of least squares; NaN where nothing was measured.
-        support: (P,) from 0 to 1, how much was measured there.
-        corners: (S, 4) patches from which a pixel's depth is upsampled.
-        share: (S, 4) their shares.
-        truth: (S,) measured there, metres.
-
-    """
+    """Depth of one frame, as it is wanted; see `wanted`."""
 
     patches: Float32
     support: Float32
@@ -88,7 +78,7 @@ class Problem:
         base: the same with the focal ratio.
         wish: (F, passes, P) log depth that is wanted.
         weight: (F, passes, P) of it.
-        corners, share, truth: (F, S, 4), (F, S, 4) and (F, S), as `Target` has them.
+        corners, share, truth: (F, S, 4), (F, S, 4) and (F, S), see `wanted`.
 
     """
 
@@ -111,21 +101,22 @@ class Problem:
                 empty += 1
                 continue
             targets.append(target)
-            maps = estimator.maps([frame.rgb])
+            maps, camera = estimator.maps([frame.rgb]), frame.camera
             weights, depth, spread = estimator.read_out(estimator.logits(maps.features))
-            ratio = focal_ratio(config.reference_focal, frame.camera,
-                                (frame.rgb.shape[0], frame.rgb.shape[1]), config.input_size)
-            for name, value in (
-                    ('depth', depth.cpu().numpy()), ('weights', weights[0].cpu().numpy()),
-                    ('spread', (spread[0] / depth[0]).cpu().numpy()),
-                    ('trunk', maps.trunk.half().cpu().numpy()),
-                    ('camera', np.full((*grid, 2), np.nan, np.float32) if frame.camera is None
-                     else frame.camera.patch_rays(*grid)[..., :2]),
-                    ('ratio', math.nan if frame.camera is None else ratio),
-                    ('sequence', frame.moment.sequence),
-                    ('digest', frame.digest or image_digest(frame.rgb))):
+            seen: dict[str, Any] = {
+                'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
+                'spread': (spread[0] / depth[0]).cpu().numpy(),
+                'trunk': maps.trunk.half().cpu().numpy(),
+                'camera': np.full((*grid, 2), np.nan, np.float32) if camera is None
+                else camera.patch_rays(*grid)[..., :2],
+                'ratio': math.nan if camera is None else focal_ratio(
+                    config.reference_focal, camera, (frame.rgb.shape[0], frame.rgb.shape[1]),
+                    config.input_size),
+                'sequence': frame.moment.sequence,
+                'digest': frame.digest or image_digest(frame.rgb)}
+            for name, value in seen.items():
                 found[name].append(value)
-            if len(targets) * found['trunk'][0].nbytes > MOST_BYTES:
+            if len(targets) * seen['trunk'].nbytes > MOST_BYTES:
                 raise CalibrationError(
                     f'{len(targets)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '
                     'the network; take fewer, spread over the recording: 200 are plenty.')
@@ -255,7 +246,10 @@ def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
         seed: of the choice of pixels, where there are more than are needed.
 
     Returns:
-        None where nothing was measured.
+        `patches` (P,) metres that, upsampled, come nearest to the measured depth in the sense of
+        least squares, NaN where nothing was measured, and `support` (P,), from 0 to 1, how much
+        was; of some measured pixels `truth` (S,) metres, and `corners` (S, 4) and `share` (S, 4),
+        patches from which their depth is upsampled. None where nothing was measured at all.
 
     """
     (h, w), (height, width) = grid, depth.shape

@@ -250,15 +250,6 @@ def unproject(depth: NDArray[np.float32], camera: CameraModel) -> NDArray[np.flo
     return points[np.isfinite(points).all(axis=1)]
 
 
-def in_metres(
-    depth: NDArray[np.float32], unit: float, *, integer: bool,
-) -> NDArray[np.float32]:
-    """Correct depth that was read as millimetres (integers) or metres.
-
-    Args:
-        depth: as it was read.
-        unit: what one stored unit is, in metres; 0: it was read as it should be.
-        integer: whether whole numbers were stored.
-
-    """
+def in_metres(depth: NDArray[np.float32], unit: float, *, integer: bool) -> NDArray[np.float32]:
+    """Depth that was read as millimetres (of integers) or metres, where a unit [m] is given."""
     return depth * np.float32(unit * (MILLIMETRES if integer else 1.0)) if unit else depth
