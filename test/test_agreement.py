@@ -192,7 +192,7 @@ def test_running_node_has_its_topics_and_what_the_policy_allows(graph):
 
 
 def test_policy_of_named_cameras_is_that_of_one_in_each_namespace(graph):
-    """As docs/security.md says to write it: camera.xml in a profile of each name."""
+    """As docs/robot.md says to write it: camera.xml in a profile of each name."""
     graph.configure_anew(cameras=['front', 'left/rear'])
     without = set(permissions(ET.parse(POLICY / 'depth_node.xml').getroot(), 'depth_node', '/'))
     without -= {('subscribe', topic) for topic in (

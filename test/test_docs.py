@@ -88,6 +88,13 @@ def test_every_page_is_in_the_navigation_or_a_note():
             and '/notes/' not in page} <= {*nav}
 
 
+def test_pages_that_the_code_names_exist():
+    for file in (file for folder in ('depthclip_ros', 'offline_eval', 'config', 'launch')
+                 for file in (ROOT / folder).rglob('*') if file.suffix in ('.py', '.yaml')):
+        for page in re.findall(r'docs/[\w/]+\.md', file.read_text(encoding='utf-8')):
+            assert page in PAGES, file
+
+
 # Commands --------------------------------------------------------------------------------------
 
 

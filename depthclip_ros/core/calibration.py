@@ -184,7 +184,7 @@ class Calibration:
         """A sentence where its error bars were found in quite other numbers; '' where not.
 
         Features in float16 and bfloat16 are those in float32 but for some thousandths, in 8 bits
-        but for 2 to 5 % (docs/int8.md).
+        but for 2 to 5 % (docs/performance.md).
 
         Args:
             precision: of the network: 'int8' or another.

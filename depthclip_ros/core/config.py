@@ -133,10 +133,10 @@ class DepthConfig(Settings):
         minimum=1e-3, maximum=1e3, reload=False)
     backbone: str = define(
         'RN50', 'CLIP architecture by its OpenAI name; auto: whatever the weights hold; or '
-                'open_clip:ARCHITECTURE/TAG (docs/backbones.md)')
+                'open_clip:ARCHITECTURE/TAG (docs/variants.md)')
     features: str = define(
         'reference', "Dense image features: the official code's, MaskCLIP's, or the attention "
-                     "pool's own (docs/readouts.md)",
+                     "pool's own (docs/variants.md)",
         choices=('reference', 'maskclip', 'attnpool'))
     input_height: int = define(
         480, "Height of the network's input, a multiple of its stride, to which images are "
@@ -202,7 +202,7 @@ class DepthConfig(Settings):
     precision: str = define(
         'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
                 'float32 on a CPU without instructions for it; int8: a ResNet on a CPU, made once '
-                'by `depthclip quantize` (docs/int8.md)',
+                'by `depthclip quantize` (docs/performance.md)',
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
 
     def _check(self) -> None:

@@ -59,7 +59,7 @@ class NodeConfig(Settings):
         False, 'The image is rectified: its rays follow P without distortion, not K and D')
     anchor: str = define(
         '', f'What fixes the scale of depth: {", ".join(ANCHORS[:-1])} (of another sensor) or '
-            f'{GROUND} (the floor below the camera); empty: nothing (docs/anchor.md)')
+            f'{GROUND} (the floor below the camera); empty: nothing (docs/scale.md)')
     anchor_timeout: float = define(
         5.0, 'Let the anchor go, and report it, when it could not be followed for this long',
         unit='s', minimum=0.1, maximum=3600.0)
