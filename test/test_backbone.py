@@ -186,8 +186,7 @@ def test_official_architectures_are_read_off_their_shapes(name):
     shape = RELEASES[name].architecture
     with torch.device('meta'):
         model = import_clip().model.CLIP(
-            *shape[:5], shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
-            shape.text_layers)
+            *shape[:5], 77, 49408, shape.text_width, shape.text_width // 64, 12)
     assert architecture(model.state_dict()) == shape
 
 

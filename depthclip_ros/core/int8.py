@@ -130,15 +130,19 @@ def _levels(weight: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return (weight / scales[:, None, None, None]).round(), scales
 
 
-def write(  # noqa: C901
-    network: nn.Module, numbers: Numbers, notes: str = '',
-) -> bytes:
+class _Map(NamedTuple):
+    """What goes from step to step of the model that is written."""
+
+    name: str
+    channels: int = 0
+    scale: float = 0.0
+
+
+def write(network: nn.Module, numbers: Numbers, notes: str = '') -> bytes:
     """Write a float32 network as an ONNX model in 8 bits; `notes`: on what it was calibrated."""
     import onnx
     ranges, top = numbers.ranges, numbers.top
     nodes, constants = [], []
-    channels: dict[str, int] = {}
-    scales_of: dict[str, float] = {}
 
     def constant(name: str, values: Any) -> str:
         constants.append(onnx.numpy_helper.from_array(np.array(values, order='C'), name))
@@ -154,54 +158,45 @@ def write(  # noqa: C901
             constant(f'{name} levels', levels), constant(f'{name} scales', scales.numpy()),
             constant(f'{name} zero', np.zeros(len(scales), levels.dtype))], name, axis=0)
 
-    def convolve(number: int, convolution: Convolution, x: str, output: str) -> str:
-        weight, bias, name = convolution.weight, numbers.biases[number], f'convolution {number}'
-        if number == 1:
-            inputs = [constant(f'{name} weight', weight.numpy()),
-                      constant(f'{name} bias', bias.numpy())]
-        else:
-            levels, scales = _levels(weight, top)
-            fine = scales * scales_of[x]
-            inputs = [
-                dequantized(f'{name} weight', levels.numpy().astype(np.int8), scales),
-                dequantized(f'{name} bias', (bias / fine).round().numpy().astype(np.int32), fine)]
-        return node('Conv', [x, *inputs], output, kernel_shape=list(weight.shape[2:]),
-                    strides=convolution.stride, pads=2 * convolution.padding)
-
-    def average(size: int, x: str, output: str) -> str:
-        """As a convolution of each channel, which ONNX Runtime does faster in 8 bits."""
-        levels = np.full((channels[x], 1, size, size), top, np.int8)
-        weight = dequantized(f'{output} weight', levels, torch.full(
-            (channels[x],), 1 / (top * size * size)))
-        return node('Conv', [x, weight], output, kernel_shape=[size] * 2, strides=[size] * 2,
-                    group=channels[x])
-
-    def do(number: int, operation: Any, given: list[str], relu: bool) -> str:
-        output = 'features' if number == len(ranges) else f'map {number}'
+    def do(number: int, operation: Any, given: list[_Map], relu: bool) -> _Map:
+        x, name = given[0], f'step {number}'
+        channels, output = x.channels, 'features' if number == len(ranges) else f'map {number}'
         raw = f'{output} before ReLU' if relu else output
-        width = channels.get(given[0], 0)
         if operation is None:
-            node('Add', given, raw)
+            node('Add', [x.name for x in given], raw)
         elif isinstance(operation, Convolution):
-            convolve(number, operation, given[0], raw)
-            width = len(operation.weight)
-        else:
-            average(operation.kernel_size, given[0], raw)
+            weight, bias = operation.weight, numbers.biases[number]
+            channels = len(weight)
+            if number == 1:
+                inputs = [constant(f'{name} weight', weight.numpy()),
+                          constant(f'{name} bias', bias.numpy())]
+            else:
+                levels, scales = _levels(weight, top)
+                fine = scales * x.scale
+                inputs = [dequantized(
+                    f'{name} weight', levels.numpy().astype(np.int8), scales), dequantized(
+                    f'{name} bias', (bias / fine).round().numpy().astype(np.int32), fine)]
+            node('Conv', [x.name, *inputs], raw, kernel_shape=list(weight.shape[2:]),
+                 strides=operation.stride, pads=2 * operation.padding)
+        else:  # as a convolution of each channel, which ONNX Runtime does faster in 8 bits
+            size = operation.kernel_size
+            weights = dequantized(
+                f'{name} weight', np.full((channels, 1, size, size), top, np.int8),
+                torch.full((channels,), 1 / (top * size * size)))
+            node('Conv', [x.name, weights], raw, kernel_shape=[size] * 2, strides=[size] * 2,
+                 group=channels)
         if relu:
             node('Relu', [raw], output)
         if number == len(ranges):
-            return output
+            return _Map(output)
         scale, zero = _affine(ranges[number - 1])
         place = [constant(f'{output} scale', np.float32(scale)),
                  constant(f'{output} zero', np.uint8(zero))]
-        rounded = node(
-            'DequantizeLinear',
-            [node('QuantizeLinear', [output, *place], f'{output} levels'), *place],
-            f'{output} rounded')
-        channels[rounded], scales_of[rounded] = width, scale
-        return rounded
+        rounded = node('QuantizeLinear', [output, *place], f'{output} levels')
+        return _Map(node('DequantizeLinear', [rounded, *place], f'{output} rounded'),
+                    channels, scale)
 
-    walk(network, 'images', do)
+    walk(network, _Map('images'), do)
     floats = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
         nodes, 'trunk',

@@ -178,14 +178,12 @@ def _tagged(
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
-    vision, text = config['vision_cfg'], config['text_cfg']
-    layers = vision.get('layers', 0)
+    vision, layers = config['vision_cfg'], config['vision_cfg'].get('layers', 0)
     is_resnet = isinstance(layers, list)
     return Architecture(
         config['embed_dim'], vision.get('image_size', 224),
         tuple(layers) if is_resnet else layers, vision.get('width', 0),
-        None if is_resnet else vision.get('patch_size', 0), text.get('width', 512),
-        text.get('context_length', 77), text.get('vocab_size', 49408), text.get('layers', 12))
+        None if is_resnet else vision.get('patch_size', 0), config['text_cfg'].get('width', 512))
 
 
 def _image_encoder(visual: Any, model: str) -> ImageEncoder:

@@ -49,9 +49,6 @@ class Architecture(NamedTuple):
     width: int
     patch: int | None
     text_width: int
-    context: int = 77
-    vocabulary: int = 49408
-    text_layers: int = 12
 
 
 class Release(NamedTuple):
@@ -411,8 +408,7 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
             positions = shape('visual.attnpool.positional_embedding')[0]
         return Architecture(
             shape('text_projection')[1], stride * round((positions - 1) ** 0.5), layers, width,
-            patch, shape('ln_final.weight')[0], shape('positional_embedding')[0],
-            shape('token_embedding.weight')[0], count('transformer.resblocks.'))
+            patch, shape('ln_final.weight')[0])
     except KeyError as error:
         raise WeightsError(f"{source}: has no {error}, so it is not a CLIP model in OpenAI's key "
                            'layout. Give other weights.') from error
@@ -445,8 +441,7 @@ def _untrained(backbone: str) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = import_clip().model.CLIP(
-            *shape[:5], shape.context, shape.vocabulary, shape.text_width, shape.text_width // 64,
-            shape.text_layers)
+            *shape[:5], 77, 49408, shape.text_width, shape.text_width // 64, 12)
     name = f'{UNTRAINED} {backbone}'
     digest = hashlib.sha256(f'{name} seed 0 torch {torch.__version__}'.encode()).hexdigest()
     return WeightsInfo(name, 'random numbers (seed 0)', digest, trained=False), model.state_dict()
