@@ -36,6 +36,7 @@ from ..sources.bag import read as read_message
 from .recordings import (
     AS_IT_IS,
     Frame,
+    LeftOut,
     Moment,
     Options,
     Recording,
@@ -119,7 +120,7 @@ class _Bag:
     pairs: list[tuple[int, int]] = field(default_factory=list)  # places of messages, by topic
     moments: list[Moment] = field(default_factory=list)
     tree: TransformTree = field(default_factory=lambda: TransformTree(most_entries=0))
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def _messages(
         self, topics: Collection[str], kind: str = '',
@@ -189,14 +190,14 @@ class _Bag:
                 try:
                     frame = self._frame(waiting.pop(position), self.moments[position])
                 except (DataError, TransformError) as error:
-                    self.left_out[str(error)] += 1
+                    self.left_out.add(position, error)
                 else:
                     yield position, frame
             elif len(waiting) > _MOST_WAITING:
                 oldest = min(waiting)
                 del waiting[oldest]
                 wanted = {message: p for message, p in wanted.items() if p != oldest}
-                self.left_out['image and depth too far apart in the bag'] += 1
+                self.left_out.add(oldest, 'image and depth too far apart in the bag')
 
     def _frame(self, parts: dict[str, tuple[Connection, bytes]], moment: Moment) -> Frame:
         image, depth = (self._decode(*parts[topic]) for topic in (self.image, self.depth))

@@ -25,6 +25,7 @@ from .recordings import (
     AS_IT_IS,
     MILLIMETRES,
     Frame,
+    LeftOut,
     Moment,
     Options,
     Recording,
@@ -107,8 +108,8 @@ def of_folder(path: Path, options: Options = AS_IT_IS) -> Recording:
             f'{path}: none of {len(images)} images in {color.name}/ has depth of the same '
             f'name (or time) among {len(depths)} files in {DEPTH_FOLDER}/ (.png, .npy); '
             'rename one of them.')
-    left_out = +Counter({'images without depth': len(images) - len(keys),
-                         'depth without an image': len(depths) - len(keys)})
+    left_out = LeftOut(+Counter({'images without depth': len(images) - len(keys),
+                         'depth without an image': len(depths) - len(keys)}))
     folders: dict[str, int] = {}
     moments = moments_in_time([_seconds(key) for key in keys], keys) if timed else [
         Moment(float(number), folders.setdefault(key.rpartition('/')[0], len(folders)),
@@ -125,7 +126,7 @@ def of_folder(path: Path, options: Options = AS_IT_IS) -> Recording:
                 if camera is not None:
                     camera.check_size(rgb.shape[1], rgb.shape[0])
             except (ImageError, CameraInfoError) as error:
-                left_out[str(error)] += 1
+                left_out.add(position, error)
                 continue
             yield position, Frame(
                 rgb, resample(depth, *rgb.shape[:2]), camera, moments[position])
@@ -227,7 +228,7 @@ def of_dataset(dataset: Any, options: Options = AS_IT_IS, crop: Any = None) -> R
     described = f'{dataset.format}, {dataset.split}'
     if crop is not None:
         described += f', cropped as by protocol {crop.name}'
-    left_out: Counter[str] = Counter()
+    left_out = LeftOut()
 
     def read(positions: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         for position in sorted(set(positions)):
@@ -242,7 +243,7 @@ def of_dataset(dataset: Any, options: Options = AS_IT_IS, crop: Any = None) -> R
                 elif focal:
                     camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
             except (DepthClipError, OSError, ValueError) as error:
-                left_out[str(error)] += 1
+                left_out.add(position, error)
                 continue
             yield position, Frame(
                 rgb, depth, camera, moments[position], image_digest(pair.rgb))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,20 @@ class Options:
 AS_IT_IS = Options()
 
 
+class LeftOut(Counter[str]):
+    """How many images or measurements could not be used, by cause."""
+
+    def __init__(self, *counts: Any) -> None:
+        super().__init__(*counts)
+        self._frames: set[int] = set()
+
+    def add(self, position: int, cause: object) -> None:
+        """Count a frame that cannot be read; once, however often it is read."""
+        if position not in self._frames:
+            self._frames.add(position)
+            self[str(cause)] += 1
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """Frames in the order of their times.
@@ -118,7 +132,7 @@ class Recording:
     described: str
     moments: list[Moment]
     read: Callable[[Iterable[int]], Iterator[tuple[int, Frame]]]
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
     timed: bool = True
     split: str = ''
     topics: tuple[str, str] = ('', '')
