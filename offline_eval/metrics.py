@@ -71,7 +71,7 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
     size = max(1, min(_MOST, _PIECE // max(count, 1)))
     for start in range(0, pixels, size):
         y = truth[start:start + size]
-        p = depth[:, valid[start:start + size]].clamp_(MIN_DEPTH, max_depth)
+        p = depth.index_select(1, valid[start:start + size]).clamp_(MIN_DEPTH, max_depth)
         ratio = p / y
         factor = torch.maximum(ratio, torch.div(y, p, out=p))
         within = [(factor < threshold).sum(1) for threshold in _THRESHOLDS]

@@ -408,20 +408,6 @@ def test_what_is_no_prediction(one):
         read(suffix='.npy')
 
 
-def test_resuming_with_other_predictions(world, rivals, tmp_path, capsys):
-    folder = tmp_path / 'half'
-    folder.mkdir()
-    for path in (rivals / 'half').iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    limited = ['--limit', 4, '--predictions', f'a={folder}']
-    evaluate(world, tmp_path / 'out', *limited)
-    write_png(min(folder.iterdir()), np.full((240, 320), 2.5))
-    message = fails(capsys, given(
-        world, '--output', tmp_path / 'out', '--no-report', '--no-mean-map',
-        *limited, '--resume'))
-    assert 'that run was another one' in message
-
-
 @pytest.mark.parametrize(('more', 'message'), [
     (['--predictions', 'nowhere'], 'NAME=FOLDER'),
     (['--predictions', 'a=x', '--align', 'b=median'], "'b' is none of --predictions"),

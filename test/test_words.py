@@ -5,22 +5,16 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip('matplotlib', reason='matplotlib, which draws the figures, is missing')
 
-from drives import IMAGE_TOPIC, START, BagWriter
 from untrained import tiny_untrained
 
-from depthclip_ros.cli.frames import named_frames
 from depthclip_ros.cli.main import main
 from depthclip_ros.cli.words import _configs
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.core.weights import cache_folder, load
-from depthclip_ros.core.words import unknown_words
 from depthclip_ros.figures import sample_of
-from depthclip_ros.sim.bag import NANOSECONDS
 
 NEAR_TO_FAR = 'very close, close, far, very far'
 
@@ -75,19 +69,6 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     assert 'not overwritten' in capsys.readouterr().err
 
 
-def test_weights_are_read_once(tmp_path, capsys, monkeypatch):
-    """Though both sets are encoded anew, and words that it does not know looked for."""
-    from depthclip_ros.core import weights
-    monkeypatch.setenv('DEPTHCLIP_CACHE', str(tmp_path))
-    read, files = weights.read_file, []
-    monkeypatch.setattr(
-        weights, 'read_file', lambda path, release: files.append(path.name) or read(path, release))
-    assert run('close, guitar', '--against', 'far, tiny', '--weights', 'demo') == 0
-    assert "never learnt 'guitar'" in capsys.readouterr().out
-    assert files == ['demo.pt']
-    assert len(list((tmp_path / 'text').iterdir())) == 2
-
-
 def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     assert run('apple, guitar', '--against', 'close, near, apple, far', '--image', picture,
                '--weights', 'demo') == 0
@@ -100,22 +81,6 @@ def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     assert 'B: this model takes' not in said
     assert rows(said, 'Depth')['A']['deviation [m]'] == '0.00'
     assert 'One of them says the same everywhere' in said
-
-
-def test_words_alike_within_a_set_are_paired(capsys):
-    """Without a picture there is no table of depth."""
-    assert run('close, apple, guitar', '--weights', 'demo') == 0
-    said = capsys.readouterr().out
-    assert "cannot tell 'apple' and 'guitar' apart" in said
-    assert 'median' not in said
-    assert 'answers' not in rows(said, 'Words A')['close']
-
-
-def test_a_model_without_a_row_for_unknown_words_knows_all():
-    state = load('demo', 'auto', cache_folder(), lambda _: None)[1]
-    assert unknown_words(['apple far', 'far'], state) == ['apple']
-    state['token_embedding.weight'] = torch.randn_like(state['token_embedding.weight'].float())
-    assert unknown_words(['apple far'], state) == []
 
 
 def test_untrained_weights_say_so_everywhere(tiny_weights, picture, tmp_path, capsys, monkeypatch):
@@ -171,19 +136,3 @@ def test_an_answer_shows_what_the_network_sees(demo_estimator):
     assert (middle[:width // 2 - 1] == 0).all()
     assert (middle[width // 2 + 1:] == 255).all()
     assert width / height == pytest.approx(200 / 60, rel=0.02)
-
-
-def test_images_of_a_bag_are_evenly_chosen(tmp_path):
-    pytest.importorskip('rosbags')
-    bag = BagWriter(tmp_path / 'bag')
-    with bag.writer:
-        for number in range(9):
-            time = START * NANOSECONDS + number * NANOSECONDS // 2
-            header = bag.messages.header(time, 'optical')
-            bag.write(IMAGE_TOPIC, bag.messages.image(
-                header, 'rgb8', np.full((4, 6, 3), number, np.uint8)), time)
-    skipped = []
-    found = list(named_frames([str(tmp_path / 'bag')], 3, skipped.append))
-    assert [(name, int(rgb[0, 0, 0])) for name, rgb, _ in found] == [
-        ('0.00 s', 0), ('2.00 s', 4), ('4.00 s', 8)]
-    assert not skipped

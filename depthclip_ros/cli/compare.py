@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from ..node.config import NodeConfig
 
     Float32 = NDArray[np.float32]
-    Answers = Iterator[tuple[int, Frame, Float32, DepthPrediction | None]]
+    Answers = Iterator[tuple[int, Frame, Float32 | DepthPrediction]]
 
 EXAMPLES = 6  # pictures of one recording, fewer where several are compared
 FIGURES = 3  # images of the paper's figures
@@ -126,9 +127,8 @@ class Comparer:
         """
         self.options = options
         self._depth, self.node = settings(options.config, options.weights, options.device)
-        self._estimator: DepthEstimator | None = None
 
-    @property
+    @cached_property
     def estimator(self) -> DepthEstimator:
         """Load it.
 
@@ -136,25 +136,21 @@ class Comparer:
             DepthClipError: as `DepthEstimator`; or the settings have an anchor.
 
         """
-        if self._estimator is None:
-            if self.node.anchor:
-                raise ConfigError(
-                    f'anchor: {quoted(self.node.anchor)} follows a recording from its beginning, '
-                    "which this command does not. Convert the bag with 'depthclip bag', and "
-                    "compare what that wrote; or set anchor: ''.")
-            self._estimator = load_estimator(self._depth, self.node)
-        return self._estimator
+        if self.node.anchor:
+            raise ConfigError(
+                f'anchor: {quoted(self.node.anchor)} follows a recording from its beginning, '
+                "which this command does not. Convert the bag with 'depthclip bag', and compare "
+                "what that wrote; or set anchor: ''.")
+        return load_estimator(self._depth, self.node)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What depth was made with; empty where the recordings held it already."""
-        if self._estimator is None:
-            return {}
-        weights = self._estimator.weights
+        """What depth is made with."""
+        estimator = self.estimator
+        weights = estimator.weights
         return {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
-                'device': str(self._estimator.device), 'precision': self._estimator.precision,
-                'calibration': self._estimator.label,
-                'settings': self._depth.to_dict()}
+                'device': str(estimator.device), 'precision': estimator.precision,
+                'calibration': estimator.label, 'settings': self._depth.to_dict()}
 
     def compare(self, source: str, pictures: int) -> Compared:
         """Score one recording, and keep so many pictures of it.
@@ -175,15 +171,16 @@ class Comparer:
         to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} '
                   'images')
         examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
-        answers = _held(recording, answered, positions) if answered is not None else \
-            _predicted(recording, positions, self.estimator)
+        answers: Answers = _held(recording, answered, positions) if answered is not None else (
+            (position, frame, self.estimator.predict(frame.rgb, intrinsics=frame.camera))
+            for position, frame in recording.read(positions))
         most = options.max_depth or MAX_DEPTH
-        for position, frame, depth, prediction in with_progress(
-                'comparing', answers, len(positions)):
+        for position, frame, answer in with_progress('comparing', answers, len(positions)):
+            depth = answer if isinstance(answer, np.ndarray) else answer.depth
             scores.add(frame.moment.name, depth, frame.depth, most)
             depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
             if position in shown:
-                examples.append(_sample(position, frame, depth, prediction, self))
+                examples.append(_sample(position, frame, answer, self))
         if answered is not None:
             recording.left_out.update(answered.left_out)
         refused = dict(sorted(recording.left_out.items()))
@@ -222,15 +219,6 @@ def _said(source: str, options: argparse.Namespace) -> str:
         return ''  # who opens it says what is wrong
 
 
-def _predicted(
-    recording: Recording, positions: Sequence[int], estimator: DepthEstimator,
-) -> Answers:
-    """Depth by the network, every image by itself."""
-    for position, frame in recording.read(positions):
-        prediction = estimator.predict(frame.rgb, intrinsics=frame.camera)
-        yield position, frame, prediction.depth, prediction
-
-
 def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -> Answers:
     """Depth that the bag holds, at the same images."""
     places = {moment.name: p for p, moment in enumerate(answered.moments)}
@@ -245,19 +233,18 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
         while place not in waiting and (other := next(others, None)) is not None:
             waiting[other[0]] = other[1].depth
         if place in waiting:
-            yield position, frame, waiting.pop(place), None
+            yield position, frame, waiting.pop(place)
 
 
 def _sample(
-    position: int, frame: Frame, depth: Float32, prediction: DepthPrediction | None,
-    comparer: Comparer,
+    position: int, frame: Frame, answer: Float32 | DepthPrediction, comparer: Comparer,
 ) -> Sample:
     """One image for the pictures; without a network's answer it has no words."""
     name = frame.moment.name
-    if prediction is not None:
-        return sample_of(frame.rgb, prediction, comparer.estimator.config, name,
+    if not isinstance(answer, np.ndarray):
+        return sample_of(frame.rgb, answer, comparer.estimator.config, name,
                          measured=frame.depth, index=position)
-    depth = np.where(np.isfinite(depth), depth, np.float32(np.nan))
+    depth = np.where(np.isfinite(answer), answer, np.float32(np.nan))
     return Sample(
         index=position, name=name, rgb=frame.rgb, depth=depth, truth=frame.depth,
         weights=np.zeros((0, 1, 1), np.float32), patch_depth=depth[:1, :1], tokens=[], bins=[])
