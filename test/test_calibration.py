@@ -67,10 +67,9 @@ def camera(scale=1.0, size=SIZE):
 def test_the_same_calibration_is_the_same_file(estimator, tmp_path):
     calibration = calibrations.calibration_for(estimator, **calibrations.random_arrays(estimator))
     path = calibration.save(tmp_path, 'robot')
-    for number in range(20):
-        again = Calibration.load(path).save(tmp_path / str(number), 'robot')
-        assert again.name == path.name
-        assert again.read_bytes() == path.read_bytes()
+    again = Calibration.load(path).save(tmp_path / 'again', 'robot')
+    assert again.name == path.name
+    assert again.read_bytes() == path.read_bytes()
     found = safetensors.numpy.load_file(path)
     for name, array in calibration.arrays.items():
         np.testing.assert_array_equal(found[name], array)
@@ -142,31 +141,15 @@ def test_numbers_of_another_precision_are_doubted(estimator, fitted, runs, doubt
     assert not doubted or f'precision: {runs}' in doubt
 
 
-def test_a_calibration_of_another_precision_is_said_once(state_dict, tmp_path):
-    lines, config = [], CONFIG.replace(precision='float32')
-    estimator = DepthEstimator(config, state_dict, 'cpu', cache_dir=tmp_path, log=lines.append)
-    for precision in ('int8', 'float32'):
-        path = calibrations.calibration_for(
-            estimator, {'precision': precision}).save(tmp_path, precision)
-        for most in (1.0, 2.0):
-            estimator.reconfigure(config.replace(calibration=str(path), max_stddev=most))
-    assert len([line for line in lines if 'was fitted in' in line]) == 1
-    assert 'fitted in int8, and the network runs in float32' in ''.join(lines)
-
-
-def test_bins_by_scene_and_a_calibration_exclude_each_other(estimator):
+def test_bins_by_scene_are_refused_and_numbers_as_ros_sends_them_are_no_difference(estimator):
     calibration = calibrations.calibration_for(estimator)
+    about = estimator.weights.digest, estimator.grid, estimator._channels
     scenes = estimator.config.replace(
         scenes=['hall', 'closet'], scene_bins=[*CONFIG.bins, *CONFIG.bins])
-    assert scenes.has_scenes
     with pytest.raises(CalibrationError, match='scenes is'):
-        calibration.check(scenes, estimator.weights.digest, estimator.grid, estimator._channels)
-
-
-def test_numbers_as_ros_sends_them_are_no_difference(estimator):
-    calibration = calibrations.calibration_for(estimator)
-    config = estimator.config.replace(reference_focal=float(np.float32(0.811)))
-    calibration.check(config, estimator.weights.digest, estimator.grid, estimator._channels)
+        calibration.check(scenes, *about)
+    calibration.check(
+        estimator.config.replace(reference_focal=float(np.float32(0.811))), *about)
 
 
 def test_a_bad_file_changes_nothing(estimator, use, tmp_path):
@@ -218,14 +201,6 @@ def test_nothing_corrected_is_nothing_changed_but_error_bars(estimator, use):
         np.testing.assert_allclose(found.patch_stddev, 0.1 * found.patch_depth, rtol=1e-5)
         np.testing.assert_allclose(found.stddev(), 0.1 * found.depth, rtol=1e-4)
         assert plain.patch_stddev is plain.stddev() is None
-
-
-def test_one_factor(estimator, use):
-    plain = estimator.predict(IMAGES[0])
-    use(calibrations.arrays_for(estimator, bias=math.log(1.5)))
-    found = estimator.predict(IMAGES[0])
-    np.testing.assert_allclose(found.depth, 1.5 * plain.depth, rtol=1e-5)
-    np.testing.assert_allclose(found.spread, 1.5 * plain.spread, rtol=1e-5)
 
 
 @pytest.mark.parametrize('sign', [1, -1])
@@ -281,11 +256,12 @@ def by_hand(estimator, arrays, image, camera_model):
     return np.exp(log_depth), np.exp(logarithm).clip(*SPREADS)
 
 
-def test_a_correction_is_what_its_formula_says(estimator, use):
+def test_a_correction_is_what_its_formula_says_also_in_a_batch(estimator, use):
     arrays = calibrations.random_arrays(estimator)
     use(arrays)
-    for image, own in zip(IMAGES, (camera(), camera(0.7), camera(1.6)), strict=True):
-        found = estimator.predict(image, intrinsics=own)
+    cameras = [camera(), camera(0.7), camera(1.6)]
+    for image, own, found in zip(
+            IMAGES, cameras, estimator.predict(IMAGES, intrinsics=cameras), strict=True):
         depth, spread = by_hand(estimator, arrays, image, own)
         np.testing.assert_allclose(found.patch_depth, depth, rtol=2e-4)
         np.testing.assert_allclose(found.patch_stddev, depth * spread, rtol=2e-4)
@@ -300,24 +276,6 @@ def test_predict_gives_what_the_stages_give_to_the_bit(estimator, use):
         *estimator.read_out(estimator.logits(maps.features)), maps.trunk,
         calibration.rays([camera()]), [1.0])
     np.testing.assert_array_equal(found.patch_depth, depth[0].numpy())
-
-
-def test_cameras_and_images_of_a_batch_are_each_its_own(estimator, use):
-    use(calibrations.random_arrays(estimator))
-    sizes = SIZE, (90, 200), (120, 100)
-    images = [clip_standin.synthetic_rgb(i, *size) for i, size in enumerate(sizes)]
-    cameras = [camera(scale, size) for scale, size in zip((1, 0.6, 1.3), sizes, strict=True)]
-    batch = estimator.predict(images, intrinsics=cameras)
-    for image, own, found in zip(images, cameras, batch, strict=True):
-        alone = estimator.predict(image, intrinsics=own)
-        for name in ('depth', 'patch_depth', 'patch_stddev'):
-            np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-4)
-        np.testing.assert_array_equal(np.isfinite(found.patch_stddev),
-                                      np.isfinite(found.patch_depth))
-        assert np.isfinite(found.depth).any()
-    assert not np.allclose(batch[0].patch_stddev / batch[0].patch_depth,
-                           estimator.predict(images[0], intrinsics=cameras[0].scaled(
-                               128, 96)).patch_depth)
 
 
 def test_rays_of_a_camera_are_found_once_whatever_batch_it_is_in(estimator, use, monkeypatch):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,38 +43,29 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, without waiting for what is none (a pipe, a device, a folder).
+    """Open a file for reading, without waiting for what is none, as a pipe.
 
     Raises:
         OSError: it is not there, no regular file, or may not be read.
 
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, 'it is a folder, a pipe or a device, not a file')
-        return os.fdopen(handle, 'rb')
-    except OSError:
-        os.close(handle)
-        raise
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, 'it is a folder, a pipe or a device, not a file')
+    return path.open('rb')
 
 
 def user_path(text: str | Path) -> Path:
     """Path as a user wrote it, with ~ expanded.
 
     Raises:
-        OSError: it cannot be the name of a file, or ~ is nobody's home.
+        OSError: ~ is nobody's home.
 
     """
-    if '\0' in str(text):
-        raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

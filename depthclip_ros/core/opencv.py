@@ -7,8 +7,6 @@ rgb8 need it; depth and points of rgb8 images do not.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __all__ = ['cv2']
@@ -16,23 +14,19 @@ __all__ = ['cv2']
 if TYPE_CHECKING:
     import cv2
 else:
-    @functools.cache
-    def _imported() -> Any:
-        try:
-            import cv2 as module
-        except ImportError as error:  # such as for a library of desktops that is not here
-            raise ImportError(f"{error}. 'depthclip doctor' says how to repair OpenCV.",
-                              name='cv2') from error
-        # It logs some findings, for every image again; our errors say them, too.
-        (module if hasattr(module, 'setLogLevel') else module.utils.logging).setLogLevel(0)
-        return module
-
     class _OpenCV:
         """Everything of cv2 under its own name."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(_imported(), name)
+            try:
+                import cv2 as module
+            except ImportError as error:  # such as for a library of desktops that is not here
+                raise ImportError(f"{error}. 'depthclip doctor' says how to repair OpenCV.",
+                                  name='cv2') from error
+            if not vars(self):
+                # It logs some findings, for every image again; our errors say them, too.
+                getattr(module, 'setLogLevel', module.utils.logging.setLogLevel)(0)
+                vars(self)['module'] = module
+            return getattr(module, name)
 
-    if importlib.util.find_spec('cv2') is None:
-        raise ModuleNotFoundError("No module named 'cv2'", name='cv2')
     cv2 = _OpenCV()
