@@ -21,6 +21,7 @@ from depthclip_ros.core import (
     ImageError,
     WeightsError,
 )
+from depthclip_ros.core import estimator as estimator_module
 from depthclip_ros.core.engine import resolve_device, resolve_precision
 
 # The paper's temperature makes random features one-hot; a warmer softmax lets changes be seen.
@@ -251,7 +252,7 @@ def test_encode_changes_nothing_and_is_done_once(build, monkeypatch):
     words = SMALL.replace(tokens=['here', 'there'], bins=[1.0, 2.0])
     features = estimator.encode(words)
     assert estimator.config == SMALL
-    monkeypatch.setattr(estimator, '_text_cache', None)
+    monkeypatch.setattr(estimator_module, 'cached_features', None)
     estimator.reconfigure(words)
     np.testing.assert_array_equal(estimator.text_features, features)
 

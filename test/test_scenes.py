@@ -197,7 +197,7 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(weights, tmp_path, monkey
     plain = estimator.predict(RGB[0])
     estimator.encode(SCENIC)
     with monkeypatch.context() as patch:  # all is at hand
-        patch.setattr(estimator_module, 'encode_tokens', None)
+        patch.setattr(estimator_module, 'cached_features', None)
         patch.setattr(estimator_module, 'build_attention_pool', None)
         estimator.reconfigure(SCENIC)
     assert pools() == before + 1

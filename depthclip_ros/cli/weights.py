@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -39,19 +38,18 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, or weights cannot be had.
 
     """
-    from ..core.words import TextFeatureCache, encode_tokens, scene_words
+    from ..core.words import cache_path, cached_features, scene_words
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
-    cache = TextFeatureCache(folder / 'text', to_stderr, depth.backbone)
-    width = core_weights.architecture(state_dict).embed_dim
+    cache = folder / 'text'
     for words in (depth, scene_words(depth))[:1 + depth.has_scenes]:
         start = time.perf_counter()
-        features, hit = cache.get(
-            words, info.digest, width, functools.partial(encode_tokens, words, state_dict))
+        features, hit = cached_features(
+            words, cache, depth.backbone, info.digest, lambda: state_dict, to_stderr)
         milliseconds = 1e3 * (time.perf_counter() - start)
-        path = cache.path(words, info.digest)
+        path = cache_path(words, cache, depth.backbone, info.digest)
         if not path.is_file():
             raise WeightsError(f'{path} could not be written, see above: a robot would have to '
                                'encode the words itself.')

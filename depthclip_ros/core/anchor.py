@@ -267,18 +267,8 @@ def compare(
 ) -> tuple[Float64, Float64, Float64 | None, NDArray[np.intp]]:
     """Find the depth of points; those without one are left out, and of many some, evenly.
 
-    Args:
-        points: None for none.
-        patch_depth: (h, w) metres.
-        patch_stddev: (h, w) metres, or None.
-        image: (height, width) of what the patches tile.
-        upsampling: how pixels get their depth from the patches.
-        lowest: part of the points that counts, see `ScaleFilter`.
-
-    Returns:
-        Of every point log(true depth / depth), depth in metres, the standard deviation of its
-        logarithm if it is known, and which patch it lies in, row by row.
-
+    Arguments are as in `ScaleFilter`. Of every point: log(true depth / depth), depth in metres,
+    the standard deviation of its logarithm if it is known, and which patch it lies in, row by row.
     """
     u, v, z = (np.empty(0),) * 3 if points is None else (
         np.asarray(values, np.float64)[::max(1, -(-len(points.z) // MOST_POINTS))]
@@ -300,13 +290,13 @@ def compare(
 def sample(
     patches: Float32, image: Size, u: Float64, v: Float64, upsampling: str = 'centered',
 ) -> Float64:
-    """Values of patches at places of the image, as `projection.upsample` gives its pixels.
+    """Values of (h, w) patches at (N,) places of the image, as `projection.upsample` gives pixels.
 
     Args:
-        patches: (h, w), which tile the image.
+        patches: which tile the image.
         image: its (height, width).
-        u: (N,) columns in pixels, whose centres are at integers.
-        v: (N,) rows.
+        u: columns in pixels, whose centres are at integers.
+        v: rows.
         upsampling: 'centered', 'bilinear' or 'patch'.
 
     Returns:
@@ -344,17 +334,9 @@ def weigh(
     mean, where they count the less the nearer to the gate they are (Tukey's biweight), and the
     more the deeper they are: what the scale is for are errors in metres.
 
-    Args:
-        log_ratios: (N,) log(true depth / depth).
-        depth: (N,) metres.
-        patches: (N,) which patch each point lies in.
-        least: so many must agree.
-
-    Returns:
-        The logarithm of the scale and its variance; the share of the points that agree; how far
-        each is from the scale, (N,) in standard deviations; and why it cannot be used, '' if it
-        can.
-
+    Arguments are as `compare` gives them. Returns the logarithm of the scale and its variance;
+    the share of the points that agree; how far each is from the scale, (N,) in standard
+    deviations; and why it cannot be used, '' if it can.
     """
     count = len(log_ratios)
     if count < max(1, least):

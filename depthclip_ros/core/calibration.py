@@ -185,10 +185,6 @@ class Calibration:
 
         Features in float16 and bfloat16 are those in float32 but for some thousandths, in 8 bits
         but for 2 to 5 % (docs/performance.md).
-
-        Args:
-            precision: of the network: 'int8' or another.
-
         """
         fitted = self.about.precision
         if not fitted or (fitted == 'int8') == (precision == 'int8'):
@@ -328,22 +324,10 @@ def look(
 ) -> Tensor:
     """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
 
-    It is the patch's vector in the trunk's map in D directions; half of them (the main ones) once
-    more of the patches above and below, as far as `NEIGHBOURS` says, and beyond the border of its
-    row; and log d, its mean over the image, and the ray's x and y. Scaled so that the kernel's
-    width is one.
-
-    Args:
-        trunk: (N, C', h, w), its map.
-        language: (N, h, w), log d.
-        rays: (N, 2, h, w).
-        projection: (D, C').
-        offset: (D,).
-        scales: (TOLD,), of what is told beside the map.
-
-    Returns:
-        (N h w, E).
-
+    It is the patch's vector in the trunk's map (N, C', h, w) in D directions; half of them (the
+    main ones) once more of the patches above and below, as far as `NEIGHBOURS` says, and beyond
+    the border of its row; and log d (N, h, w), its mean over the image, and the ray's x and y
+    (N, 2, h, w). Scaled so that the kernel's width is one: (N h w, E).
     """
     n, _, h, w = trunk.shape
     own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset

@@ -52,8 +52,7 @@ from .weights import Loaded, Log, OpenClipWeights, architecture, cache_folder, l
 from .words import (
     Phrases,
     Scene,
-    TextFeatureCache,
-    encode_tokens,
+    cached_features,
     mixed_bins,
     scene_probabilities,
     scene_words,
@@ -246,9 +245,7 @@ class DepthEstimator:
         shape = architecture(state_dict)
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
-        self._text_cache = functools.partial(
-            TextFeatureCache(self._folder / 'text', log, config.backbone).get,
-            weights_digest=self.weights.digest, width=shape.embed_dim)
+        self._backbone = config.backbone
         self._encoding = threading.Lock()
         self._text_of = functools.lru_cache(KEPT_WORDS)(self._encode)
         self._pool: AttentionPool | None = None
@@ -337,8 +334,8 @@ class DepthEstimator:
         """(K, C) unit vectors of `Phrases`, and whether they came from the cache on disk."""
         phrases = Phrases(*words)  # type: ignore[arg-type]
         with self._encoding:
-            return self._text_cache(
-                phrases, encode=lambda: encode_tokens(phrases, self._tensors()))
+            return cached_features(phrases, self._folder / 'text', self._backbone,
+                                   self.weights.digest, self._tensors, self._log)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""

@@ -20,14 +20,8 @@ def similarity_logits(
 ) -> Tensor:
     """Similarity of every patch with every token, scaled (eq. 3).
 
-    Args:
-        image_features: (B, C, h, w). Unit vectors, or half of one in the reference's mode.
-        text_features: (K, C) unit vectors.
-        temperature: of the softmax that follows.
-
-    Returns:
-        (B, K, h, w) logits, 100 / temperature x similarity.
-
+    (B, C, h, w) image features, unit vectors or half of one in the reference's mode, and (K, C)
+    unit vectors -> (B, K, h, w) logits, 100 / temperature x similarity.
     """
     similarity = torch.einsum('bchw,kc->bkhw', LOGIT_SCALE * image_features, text_features)
     return similarity / temperature
@@ -39,22 +33,12 @@ def bin_weights(logits: Tensor) -> Tensor:
 
 
 def combine_bins(weights: Tensor, bins: Tensor) -> Tensor:
-    """Depth of every patch as the weighted mean of the bins (eq. 5): (B, h, w) metres.
-
-    Args:
-        weights: (B, K, h, w), each patch sums to 1.
-        bins: (K,) metres, or (B, K) for each image's own.
-
-    """
+    """Depth of every patch as the weighted mean of the (K,) or (B, K) bins (eq. 5), in metres."""
     return torch.einsum('bkhw,k->bhw' if bins.dim() == 1 else 'bkhw,bk->bhw', weights, bins)
 
 
 def best_bins(logits: Tensor, bins: Tensor) -> Tensor:
-    """Depth of every patch as the bin of the token that it resembles most: (B, h, w) metres.
-
-    Where the logits are NaN so is the depth, as it is with `combine_bins`, which has the same
-    bins.
-    """
+    """Depth of every patch as the bin of the token that it resembles most; NaN as the logits."""
     best = logits.argmax(dim=1)
     depth = bins.expand(len(best), -1).gather(1, best.flatten(1)).view_as(best)
     return depth.masked_fill(logits.isnan().any(dim=1), math.nan)
@@ -87,13 +71,7 @@ def read_out(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, T
 
 
 def mean_of_passes(depth: Tensor, images: int) -> Tensor:
-    """Depth of so many images, of which mirrored ones may follow: averaged, as the official code.
-
-    Args:
-        depth: (B, h, w) metres, B once or twice the number of images.
-        images: how many.
-
-    """
+    """(B, h, w) depth of so many images, of which mirrored ones may follow: their mean."""
     if len(depth) == images:
         return depth
     return 0.5 * (depth[:images] + depth[images:].flip(2))
@@ -128,14 +106,13 @@ def _gaussian(count: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:
-    """Depth beyond what may be relied on, replaced as REP-117 says.
+    """Depth beyond what may be relied on, replaced as REP-117 says; NaN stays.
 
     Args:
-        patch_depth: metres, of any shape; NaN stays.
+        patch_depth: metres, of any shape.
         low: least depth [m]; 0: no limit.
         high: greatest depth [m]; 0: no limit.
-        out_of_range: 'clamp': limited to the range; 'nan': NaN, unknown; 'inf': -Inf where it is
-            too near, +Inf where it is too far.
+        out_of_range: 'clamp', 'nan', or 'inf': -Inf where it is too near, +Inf where too far.
 
     """
     if not (low or high):

@@ -139,74 +139,62 @@ def tokenizer_version(backbone: str) -> str:
     return ', '.join(versions)
 
 
-class TextFeatureCache:
-    """Text features on disk: one file per combination of words, weights and tokenizer."""
+def cache_path(
+    words: DepthConfig | Phrases, folder: Path, backbone: str, digest: str,
+) -> Path:
+    """File of text features: its name is a hash of all that changes them."""
+    key = json.dumps([digest, tokenizer_version(backbone), words.tokens, words.templates])
+    return folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
 
-    def __init__(self, folder: Path, log: Log, backbone: str) -> None:
-        """Use a folder, which is made when something is stored.
 
-        Args:
-            folder: of the files.
-            log: is told what cannot be used or stored.
-            backbone: as in `DepthConfig`; it says whose tokenizer is used.
+def cached_features(
+    words: DepthConfig | Phrases, folder: Path, backbone: str, digest: str,
+    weights: Callable[[], Mapping[str, Tensor]], log: Log,
+) -> tuple[NDArray[np.float32], bool]:
+    """Text features from the disk, else encoded and then kept there.
 
-        Raises:
-            WeightsError: the package of that tokenizer cannot be imported.
+    Args:
+        words: tokens and templates.
+        folder: of the files, one for each combination of words, weights and tokenizer.
+        backbone: as in `DepthConfig`; it says whose tokenizer is used.
+        digest: of the weights.
+        weights: gives them where they are needed.
+        log: is told what cannot be used or stored.
 
-        """
-        self.folder = folder
-        self._log = log
-        self._tokenizer = tokenizer_version(backbone)
+    Returns:
+        (K, C) unit vectors, and whether they came from the disk.
 
-    def path(self, words: DepthConfig | Phrases, weights_digest: str) -> Path:
-        """File for these words: its name is a hash of all that changes the features."""
-        key = json.dumps([weights_digest, self._tokenizer, words.tokens, words.templates])
-        return self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
+    Raises:
+        ConfigError: a sentence is longer than the model's context.
+        WeightsError: the weights give something else, or the tokenizer cannot be imported.
 
-    def get(
-        self, words: DepthConfig | Phrases, weights_digest: str, width: int,
-        encode: Callable[[], NDArray[np.float32]],
-    ) -> tuple[NDArray[np.float32], bool]:
-        """Features from the cache, else from `encode`, then kept.
-
-        Args:
-            words: tokens and templates.
-            weights_digest: of the weights that `encode` uses.
-            width: C, the dimension of the model's text features.
-            encode: gives (K, C) unit vectors.
-
-        Returns:
-            (K, C) unit vectors, and whether they came from the cache.
-
-        Raises:
-            WeightsError: `encode` gave something else.
-
-        """
-        path = self.path(words, weights_digest)
-        try:
-            features = np.load(path, allow_pickle=False)
-            if features.shape == (len(words.tokens), width) and np.isfinite(features).all():
-                return features.astype(np.float32), True
-            fault = f'they are {features.dtype} {features.shape}'
-        except FileNotFoundError:
-            fault = ''
-        except (OSError, EOFError, ValueError, TypeError) as error:  # what a damaged file raises
-            fault = str(error)
-        if fault:
-            self._log(f'WARNING: the text features in {path} cannot be used ({fault}); the words '
-                      'are encoded again.')
-        features = encode()
-        if not np.isfinite(features).all():
-            raise WeightsError("the text features of these weights are not finite; the text "
-                               "encoder's weights are damaged. Give other weights.")
-        try:
-            with files.atomic(path) as file:
-                np.save(file, features)
-        except OSError as error:
-            self._log(f'WARNING: the text features cannot be kept in {self.folder} '
-                      f'({error.strerror}); they are encoded at every start. Set cache_dir or '
-                      '$DEPTHCLIP_CACHE to a folder that can be written.')
-        return features, False
+    """
+    path = cache_path(words, folder, backbone, digest)
+    try:
+        features = np.load(path, allow_pickle=False)
+        if features.ndim == 2 and len(features) == len(words.tokens) \
+                and np.isfinite(features).all():
+            return features.astype(np.float32), True
+        fault = f'they are {features.dtype} {features.shape}'
+    except FileNotFoundError:
+        fault = ''
+    except (OSError, EOFError, ValueError, TypeError) as error:  # what a damaged file raises
+        fault = str(error)
+    if fault:
+        log(f'WARNING: the text features in {path} cannot be used ({fault}); the words are '
+            'encoded again.')
+    features = encode_tokens(words, weights())
+    if not np.isfinite(features).all():
+        raise WeightsError("the text features of these weights are not finite; the text "
+                           "encoder's weights are damaged. Give other weights.")
+    try:
+        with files.atomic(path) as file:
+            np.save(file, features)
+    except OSError as error:
+        log(f'WARNING: the text features cannot be kept in {folder} ({error.strerror}); they are '
+            'encoded at every start. Set cache_dir or $DEPTHCLIP_CACHE to a folder that can be '
+            'written.')
+    return features, False
 
 
 # By how much another scene must be more probable than the one that was named last.
@@ -246,17 +234,10 @@ class Scene:
 
 
 def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """Zero-shot classification as CLIP's own.
+    """Zero-shot classification as CLIP's own, the mean over the passes.
 
-    Args:
-        image: (passes, B, C) of the attention pool, of any length.
-        text: (S, C) unit vectors.
-        temperature: 1 is CLIP's own.
-
-    Returns:
-        (B, S), sums to 1 over S; the mean over the passes. All the same where an image has no
-        finite features.
-
+    (passes, B, C) of the attention pool, of any length, and (S, C) unit vectors -> (B, S), sums
+    to 1 over S. All the same where an image has no finite features.
     """
     cosine = normalize(image, dim=2) @ text.T
     probabilities = (LOGIT_SCALE / temperature * cosine).softmax(dim=2).mean(dim=0)
@@ -283,17 +264,9 @@ def plain_share(probabilities: Tensor, limit: float) -> Tensor:
 
 
 def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Tensor) -> Tensor:
-    """Bins of every image, which ascend as they all do.
+    """(B, K) bins of every image: the mean of (S, K) metres under (B, S) probabilities.
 
-    Args:
-        probabilities: (B, S).
-        plain: (B,) part of the plain bins.
-        of_scenes: (S, K) metres.
-        bins: (K,) metres, the plain ones.
-
-    Returns:
-        (B, K) metres.
-
+    A part (B,) of them are the plain ones, (K,) metres.
     """
     mixture = probabilities @ of_scenes
     return mixture + plain[:, None] * (bins - mixture)
