@@ -23,8 +23,7 @@ from drives import camera_of_width, drive, write_drive
 from depthclip_ros.bags.fleet import MANIFEST, BagFile, find_bags
 from depthclip_ros.cli.main import main
 from depthclip_ros.core.engine import use_threads
-from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.fleet import cluster_of, share_out
+from depthclip_ros.fleet import share_out
 from depthclip_ros.sources.bag import BagError
 
 ROOT = Path(__file__).parents[1]
@@ -139,16 +138,6 @@ def test_what_cannot_be_begun_leaves_nothing(bags, tmp_path, capsys, more, messa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_settings_or_another_source_fail(frames, tmp_path, capsys):
-    write_drive(tmp_path / 'bags' / 'a', frames[:3])
-    assert run(tmp_path / 'bags', tmp_path / 'out') == 0
-    assert run(tmp_path / 'bags', tmp_path / 'out', '--resume', '--every', '2') == 1
-    os.utime(tmp_path / 'bags' / 'a' / 'a.mcap', (1, 1))
-    assert run(tmp_path / 'bags', tmp_path / 'out', '--resume') == 1
-    assert capsys.readouterr().err.count('made of another bag or with other settings') == 2
-    assert [line['status'] for line in lines(tmp_path / 'out')] == ['done', 'failed', 'failed']
-
-
 def test_bags_of_a_folder_and_of_a_list(bags, tmp_path):
     found = find_bags(str(bags))
     assert [bag.name for bag in found] == [f'b{i}' for i in range(1, COUNT)] + ['deeper/b0']
@@ -185,13 +174,6 @@ EXPECTED = {0: (0, ''), 1: (None, 'A sentence.'), 2: (None, "ZeroDivisionError: 
 def test_whatever_a_task_raises_stops_no_other():
     outcomes = share_out(failing, [(n, (n,)) for n in range(4)], None, print)
     assert {o.key: (o.value, o.error) for o in outcomes} == EXPECTED
-
-
-def test_options_of_ray_without_it():
-    assert cluster_of(None, workers=None) is None
-    assert cluster_of('local', workers=3, gpus=None).workers == 3
-    with pytest.raises(ConfigError, match='--gpus counts with --ray only'):
-        cluster_of(None, workers=None, gpus=0.5)
 
 
 # On Ray ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import yaml
 
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.sources import pictures
-from depthclip_ros.sources.camera_info import BUILTIN_HFOV, CameraCalibration
+from depthclip_ros.sources.camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
 
 CALIBRATION = {
     'image_width': 64, 'image_height': 48, 'camera_name': 'head',
@@ -51,20 +51,18 @@ def test_folders_are_expanded_by_name_and_files_keep_their_order(folder):
     assert [path.name for path in files] == ['b.png', 'a.png', 'b.png', 'c.PNG']
 
 
-def test_missing_and_empty_are_named(tmp_path):
-    with pytest.raises(ImageError, match='nowhere') as error:
-        pictures.picture_files([tmp_path / 'nowhere'])
-    assert error.value.condition == 'missing file'
+@pytest.mark.parametrize('content', [b'', b'garbage', b'\xff\xd8\xff\xe0 cut'])
+def test_what_is_no_picture_says_so(tmp_path, content):
+    path = tmp_path / 'bad.jpg'
     with pytest.raises(ImageError, match='holds no picture'):
         pictures.picture_files([tmp_path])
-
-
-@pytest.mark.parametrize('content', [b'', b'garbage', b'\xff\xd8\xff\xe0 cut'])
-def test_a_file_that_is_no_image_says_so(tmp_path, content):
-    path = tmp_path / 'bad.jpg'
+    with pytest.raises(ImageError, match=r'bad\.jpg. is no image or folder'):
+        pictures.picture_files([path])
     path.write_bytes(content)
     with pytest.raises(ImageError, match=rf'bad\.jpg: {len(content)} bytes'):
         pictures.read_picture(path)
+    with pytest.raises(ImageError, match='None of the 1'):
+        list(pictures.file_frames([path], lambda _: None, loop=True))
 
 
 def test_gray_and_alpha_become_three_channels(tmp_path):
@@ -83,12 +81,6 @@ def test_unreadable_files_are_reported_once_and_left_out(folder):
     assert (seen[0] == picture(1)).all()  # a.png
     assert (seen[3] == seen[0]).all()
     assert (seen[6] == seen[0]).all()
-
-
-def test_nothing_readable_is_an_error_also_when_looping(tmp_path):
-    (tmp_path / 'bad.png').write_bytes(b'garbage')
-    with pytest.raises(ImageError, match='None of the 1'):
-        list(pictures.file_frames([tmp_path / 'bad.png'], lambda _: None, loop=True))
 
 
 def test_video_frames_come_in_order_and_can_loop(tmp_path):
@@ -166,31 +158,31 @@ def test_a_calibration_file_is_read(tmp_path):
     path = tmp_path / 'head.yaml'
     path.write_text(yaml.safe_dump(CALIBRATION))
     camera = CameraCalibration.from_yaml(path)
-    assert (camera.width, camera.height) == (64, 48)
-    assert camera.k[4] == 61.0
+    assert (camera.width, camera.height, camera.k[4], camera.p[0]) == (64, 48, 61.0, 59.0)
     assert camera.d == (0.1, -0.2, 0.0, 0.0, 0.05)
-    assert camera.p[0] == 59.0
+    assert calibration_of(camera, 64, 48) is camera
+    with pytest.raises(CameraInfoError, match='64 x 48 pixels, but a picture has 640 x 480'):
+        calibration_of(camera, 640, 480)
 
 
-@pytest.mark.parametrize(('key', 'value', 'message'), [
-    ('image_width', 0, 'image_width is 0'),
-    ('camera_matrix', {'data': [1, 2]}, 'expected 9 numbers'),
-    ('projection_matrix', None, r'projection_matrix\.data is None'),
-    ('distortion_coefficients', {'data': ['x']}, 'expected a list of numbers'),
-])
-def test_a_malformed_calibration_names_the_entry(tmp_path, key, value, message):
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'image_width': 0}, 'image_width is 0'),
+    ({'camera_matrix': {'data': [1, 2]}}, 'expected 9 numbers'),
+    ({'projection_matrix': None}, r'projection_matrix\.data is None'),
+    ({'distortion_coefficients': {'data': ['x']}}, 'expected a list of numbers'),
+    ('[1, 2]', 'expected image_width'), ('a: [', 'while parsing'), ('\xff', 'decode')])
+def test_what_is_no_calibration_names_the_entry(tmp_path, change, message):
     path = tmp_path / 'head.yaml'
-    path.write_text(yaml.safe_dump({**CALIBRATION, key: value}))
-    with pytest.raises(CameraInfoError, match=message):
+    path.write_text(change if isinstance(change, str) else yaml.safe_dump(CALIBRATION | change),
+                    encoding='latin-1')
+    with pytest.raises(CameraInfoError, match=rf'head\.yaml.*{message}'):
         CameraCalibration.from_yaml(path)
 
 
-@pytest.mark.parametrize('text', ['[1, 2]', 'a: [', '\xff'])
-def test_a_file_that_is_no_calibration_is_refused(tmp_path, text):
-    path = tmp_path / 'head.yaml'
-    path.write_text(text, encoding='latin-1')
-    with pytest.raises(CameraInfoError, match=r'head\.yaml'):
-        CameraCalibration.from_yaml(path)
+def test_a_guessed_camera_leaves_depth_as_it_is():
+    from depthclip_ros.core import DepthConfig
+    guess = CameraCalibration.from_fov(640, 480, BUILTIN_HFOV).model()
+    assert guess.focal_length() / DepthConfig().reference_focal == pytest.approx(1, abs=1e-3)
 
 
 # The process -------------------------------------------------------------------------------
@@ -287,41 +279,13 @@ def test_compressed_images_a_guess_that_is_called_one_and_a_clean_interrupt(fold
     assert decoded.shape == (48, 64, 3)
 
 
-def test_a_calibration_for_another_size_is_an_error(folder, tmp_path):
-    path = tmp_path / 'head.yaml'
-    path.write_text(yaml.safe_dump({**CALIBRATION, 'image_width': 640}))
-    with publishing(folder, '--camera-info', path) as (_, process):
-        output, _ = process.communicate()
-    assert process.returncode == 1
-    assert '640 x 48 pixels, but a picture has 64 x 48' in output
-    assert 'Traceback' not in output
-
-
-def test_the_rooms_own_camera_cannot_be_another(tmp_path):
-    from depthclip_ros.sources import image_source
-    options = image_source.parser().parse_args(['--camera-info', str(tmp_path / 'head.yaml')])
-    with pytest.raises(ImageError, match='a camera of their own'):
-        image_source.open_source(options, lambda _: None)
-
-
-def test_a_guessed_camera_leaves_depth_as_it_is():
-    from depthclip_ros.core import DepthConfig
-    guess = CameraCalibration.from_fov(640, 480, BUILTIN_HFOV).model()
-    assert guess.focal_length() / DepthConfig().reference_focal == pytest.approx(1, abs=1e-3)
-
-
-def test_two_sources_are_an_error(folder):
-    with publishing(folder, '--webcam', 0) as (_, process):
-        output, _ = process.communicate()
-    assert process.returncode == 1
-    assert 'Give one source' in output
-
-
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--ros-args', '-p', 'x:=['], "Couldn't parse parameter override rule"),
     (['--answer', 'no name'], 'Invalid topic name'),
+    (['--webcam', '0'], 'Give one source'),
+    (['--camera-info', 'head.yaml'], 'head.yaml'),
 ])
-def test_what_ros_refuses_is_a_sentence(folder, capsys, monkeypatch, arguments, words):
+def test_what_is_refused_is_a_sentence(folder, capsys, monkeypatch, arguments, words):
     from depthclip_ros.sources import image_source
 
     monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')  # no profile for later tests
@@ -335,21 +299,21 @@ IMPATIENT = ('import sys, depthclip_ros.sources.image_source as source; '
              'source.ANSWER_TIMEOUT = 0.5; sys.exit(source.main())')
 
 
-def test_a_late_answer_counts(folder):
-    """To what was sent first, although the picture has been sent again meanwhile."""
+def test_what_nobody_answers_is_sent_again(folder):
+    """With the same stamp, so that a late answer counts, too."""
     from sensor_msgs.msg import Image
     with publishing(folder, '--wait', '--answer', 'answer', command=('-c', IMPATIENT)) as (
             listener, process):
-        answers = listener.node.create_publisher(Image, 'answer', 5)
-        answered = 0
-        while process.poll() is None and answered < 3:
-            seen = len(listener.images)
-            listener.listen_until(
-                lambda seen=seen: len(listener.images) >= seen + 2 or process.poll() is not None)
-            if process.poll() is None:
-                answers.publish(Image(header=listener.images[seen].header))
-                answered += 1
+        answers, images = listener.node.create_publisher(Image, 'answer', 5), listener.images
+        for _ in range(3):
+            seen = len(images)
+            listener.listen_until(lambda seen=seen: len(images) >= seen + 2)
+            assert images[-1].header == images[-2].header
+            answers.publish(Image(header=images[-1].header))
+            listener.listen_until(lambda: images[-1].header != images[-2].header
+                                  or process.poll() is not None)
         listener.listen_until(lambda: process.poll() is not None)
         output = process.stdout.read()
     assert process.returncode == 0, output
-    assert len({bytes(m.data) for m in listener.images}) == 3, output
+    assert len({bytes(m.data) for m in images}) == 3, output
+    assert 'published 3 pictures' in output
