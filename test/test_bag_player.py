@@ -23,7 +23,7 @@ import rclpy
 from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from ros_harness import node_here, own_domain
 from rosbags.interfaces import (
     Qos,
@@ -110,20 +110,20 @@ def write_bag(path, storage=StoragePlugin.MCAP, compression=None, qos=(), more=(
 class Listener:
     """Collects the serialized messages of some topics."""
 
-    def __init__(self, topics, qos=100, **kwargs):
+    def __init__(self, topics, **kwargs):
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node('listener', context=self.context, **kwargs)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.received = {}
-        self.subscribe(topics, qos)
+        self.subscribe(topics)
 
-    def subscribe(self, topics, qos=100):
+    def subscribe(self, topics):
         for topic, kind in topics.items():
             got = self.received.setdefault(topic, [])
             self.node.create_subscription(
-                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)), qos,
+                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)), 100,
                 raw=True)
 
     def spin_until(self, condition, seconds=60.0):
@@ -318,24 +318,6 @@ def test_clock_follows_the_bag(tmp_path):
     assert START <= ticks[0] <= ticks[-1] <= START + (COUNT - 1) * PERIOD
     assert len(ticks) > COUNT
     assert 'the recorded /clock is left out' in output
-
-
-def test_a_late_subscriber_gets_what_was_recorded_as_transient_local(tmp_path):
-    latched = qos(durability=QosDurability.TRANSIENT_LOCAL, depth=COUNT)
-    written = write_bag(tmp_path / 'bag', qos=[latched])
-    player = start_player(tmp_path / 'bag', '--loop', '--rate', 0.0001)
-    try:
-        # From here on the first message is out, and the next is minutes away.
-        assert any('playing' in line for line in player.stdout)
-        with Listener(IMAGES, QoSProfile(
-                depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)) as listener:
-            got = listener.received['/camera/image']
-            assert listener.spin_until(lambda: got)
-        assert got[0] == written['/camera/image'][0]
-    finally:
-        player.send_signal(signal.SIGTERM)
-        assert player.wait(60) == 0
-        player.communicate()
 
 
 def test_quality_of_service_is_the_recorded_one_where_there_is_one():
