@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
@@ -31,7 +31,7 @@ BAD_FILES = {
     'wrong value': (YAML + 'temperature: -1.0', ['temperature', '-1.0', '0.001 to 1000.0']),
     'not YAML': (YAML + "weights: 'unclosed", ['not valid YAML']),
     'mixed numbers': (YAML + 'bins: [1, 1.5, 2, 2.5, 3, 3.5, 4]', ['same type', '1.0']),
-    'empty list': (YAML + 'tokens: []', ['tokens', 'no token']),
+    'empty list': (YAML + 'tokens: []', ['tokens: []', 'at least one']),
     'no camera': (YAML + 'cameras: []', ['cameras: []', 'no name', "a single one ''"]),
 }
 
@@ -121,8 +121,6 @@ def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):
 
 def test_configure_fails_with_the_reason_and_can_be_tried_again(
         domain, cache, tmp_path, tiny_weights):
-    from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-    from rcl_interfaces.srv import SetParameters
     corrupt, wrong = tmp_path / 'corrupt.pt', tmp_path / 'wrong.pt'
     corrupt.write_bytes(tiny_weights.read_bytes()[:1000])
     import torch
@@ -131,22 +129,14 @@ def test_configure_fails_with_the_reason_and_can_be_tried_again(
     node = NodeProcess(arguments, domain=domain, cache=cache)
     try:
         with Peer(domain, listen=(), node=node) as peer:
-            def transition(number):
-                request = ChangeState.Request(transition=Transition(id=number))
-                return peer.call(ChangeState, 'depth_node/change_state', request).success
-
+            configure = ChangeState.Request(
+                transition=Transition(id=Transition.TRANSITION_CONFIGURE))
             for path in (tmp_path / 'none.pt', corrupt, wrong):
-                value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(path))
-                request = SetParameters.Request(
-                    parameters=[Parameter(name='weights', value=value)])
-                answer = peer.call(SetParameters, 'depth_node/set_parameters', request)
-                assert answer.results[0].successful, answer.results[0].reason
-                assert not transition(Transition.TRANSITION_CONFIGURE)
+                assert peer.put(weights=str(path)) == ''
+                assert not peer.call(ChangeState, 'depth_node/change_state', configure).success
                 assert 'ERROR' in node.wait_for(f'Cannot configure: .*{path.name}')
-            request.parameters[0].value.string_value = str(tiny_weights)
-            peer.call(SetParameters, 'depth_node/set_parameters', request)
-            assert transition(Transition.TRANSITION_CONFIGURE), node.output
-            assert transition(Transition.TRANSITION_ACTIVATE), node.output
+            assert peer.put(weights=str(tiny_weights)) == ''
+            peer.bring(State.PRIMARY_STATE_ACTIVE)
     finally:
         status = node.stop(signal.SIGTERM)
     assert status == 0
