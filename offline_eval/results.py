@@ -77,14 +77,6 @@ class Row(Struct, frozen=True):
     note: str = ''
 
 
-class Skipped(Struct, frozen=True):
-    """An image that was left out, and why."""
-
-    index: int
-    name: str
-    reason: str
-
-
 class Data(Struct, frozen=True):
     """What was evaluated.
 
@@ -94,7 +86,7 @@ class Data(Struct, frozen=True):
         images: number of images of the split.
         evaluated: of these, with at least one valid pixel.
         digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
-        skipped: images left out.
+        skipped: names of the images without valid true depth where it is scored.
 
     """
 
@@ -105,7 +97,7 @@ class Data(Struct, frozen=True):
     evaluated: int
     depth: str
     digest: str
-    skipped: list[Skipped] = []
+    skipped: list[str] = []
     warnings: list[str] = []
     origin: str = ''
     official: bool = False

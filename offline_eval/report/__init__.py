@@ -159,8 +159,8 @@ def _settings(summary: Summary) -> list[Block]:
         Table(['', ''], list(facts.items()), 'This run', texts=texts), tables.definitions()]
     if data.skipped:
         blocks.append(Table(
-            ['index', 'name', 'reason'], [[str(s.index), s.name, s.reason] for s in data.skipped],
-            'Images left out', texts=frozenset({1, 2})))
+            ['image'], [[name] for name in data.skipped],
+            'Images left out: no valid true depth where it is scored'))
     return [*blocks, Table(['setting', 'value'], [
         [name, json.dumps(value, ensure_ascii=False)] for name, value in summary.config.items()],
         'Effective settings', texts=texts)]
