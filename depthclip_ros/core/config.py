@@ -21,6 +21,7 @@ import msgspec
 import yaml
 
 from .errors import ConfigError, quoted
+from .files import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -300,7 +301,8 @@ class DepthConfig(Settings):
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
     """Merge the sections of a ROS parameter file that match a node; nested keys joined by dots."""
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        with open_regular(Path(path)) as file:
+            document = yaml.safe_load(file.read().decode())
     except OSError as error:
         raise ConfigError(f'{quoted(str(path), 200)}: cannot read the parameter file: '
                           f'{error.strerror}.') from error

@@ -63,9 +63,11 @@ def user_path(text: str | Path) -> Path:
     """Path as a user wrote it, with ~ expanded.
 
     Raises:
-        OSError: ~ is nobody's home.
+        OSError: it cannot be the name of a file, or ~ is nobody's home.
 
     """
+    if '\0' in str(text):
+        raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
