@@ -89,8 +89,8 @@ def set_up(extras: tuple) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = read_stamp()
         there = found.pop('extras', [])
-        missing = {*extras, *(() if ros else ('ros',))} - {*there}
-        if found == wanted and not missing and PYTHON.exists():
+        needed = {*extras, *(() if ros else ('ros',))}
+        if found == wanted and needed <= {*there} and PYTHON.exists():
             return
         check_machine(ros)
         say(f'setting up {VENV} ' + (f'on ROS {ros}' if ros else 'with ROS 2 as wheels')
@@ -101,7 +101,7 @@ def set_up(extras: tuple) -> None:
             there = []
         if STAMP.exists():
             STAMP.unlink()
-        complete = sorted({*there, *missing})
+        complete = sorted({*there, *needed})
         install('{}[{}]'.format(ROOT, ','.join(complete)), ros)
         STAMP.write_text(json.dumps({**wanted, 'extras': complete}), encoding='utf-8')
     finally:

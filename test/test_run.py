@@ -126,6 +126,9 @@ def test_set_up_once_and_again_only_for_more(project):
     assert 'setting up' in call('test')[1]
     assert json.loads(stamp.read_text())['extras'] == ['ros', 'test']
     assert 'setting up' not in call()[1]
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), 'python': 'another'}))
+    assert 'setting up' in call()[1]
+    assert json.loads(stamp.read_text())['extras'] == ['ros']  # in a new environment
     (project / 'setup.py').write_text('# changed')
     (project / 'backend.py').write_text(BACKEND.replace(
         "REQUIRES = ''", "REQUIRES = 'Requires-Dist: not-to-be-had\\n'"))
