@@ -107,8 +107,10 @@ ANCHOR = (
         'scale: root mean square over the image'),
     Key('anchor inflation of stddev', 'by what the standard deviation of depth is multiplied '
         'besides, where the scale is unsure'),
-    Key('not anchored: …', 'images whose points could not be followed, by cause'),
-    Key('anchor refused: …', 'messages of the sensor or of tf that could not be read, by cause'),
+    Key('not anchored: …', 'images whose points could not be followed since the activation, by '
+        'cause'),
+    Key('anchor refused: …', 'messages of the sensor or of tf that could not be read since the '
+        'activation, by cause'),
 )
 
 SCENE = (
