@@ -26,7 +26,7 @@ def test_an_interrupt_while_it_is_imported_ends_it_without_a_traceback(tmp_path,
         [sys.executable, '-c', code, *(['/nowhere'] if name == 'bag_player' else [])],
         env={**os.environ, 'PYTHONPATH': path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,  # a shell's job in the background has interrupts ignored, and hands that on
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # noqa: PLW1509
     assert process.stdout.readline() == 'importing\n'
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
