@@ -54,12 +54,13 @@ class View:
     depth: np.ndarray
 
 
-def held_out_views(count: int) -> list[View]:
+def held_out_views(count: int, first_seed: int = 0) -> list[View]:
     """Pictures with mild noise, kinds in turn, each of a room of its own."""
     views = []
-    for seed in range(count):
-        scene = Scene.generate(KINDS[seed % len(KINDS)], seed)
-        frame = render(scene, SimCamera(), trajectory(scene, seed).pose(float(seed % 23)),
+    for number in range(count):
+        seed = first_seed + number
+        scene = Scene.generate(KINDS[number % len(KINDS)], seed)
+        frame = render(scene, SimCamera(), trajectory(scene, seed).pose(float(number % 23)),
                        RenderOptions(noise=0.01, seed=seed))
         views.append(View(frame.kind, frame.rgb, frame.depth))
     return views
