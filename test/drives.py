@@ -13,8 +13,7 @@ from rosbags.typesys import Stores, get_typestore
 from depthclip_ros.calibrate.recordings import Frame, Moment, resample, unproject
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.bag import NANOSECONDS, START, _Messages
-from depthclip_ros.sim.nyu import punch_holes
+from depthclip_ros.sim.formats import NANOSECONDS, START, _Messages, punch_holes
 
 
 def camera_of_width(width=160, degrees=None):

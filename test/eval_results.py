@@ -12,7 +12,7 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import WeightsInfo
 from depthclip_ros.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from depthclip_ros.sim.nyu import punch_holes, write_labeled_mat, write_splits
+from depthclip_ros.sim.formats import punch_holes, write_labeled_mat, write_splits
 from offline_eval.datasets.nyu import extract
 from offline_eval.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
 from offline_eval.paper import BIN_PARTITIONS, GATE_LIMITS, PAPER_METHOD, PAPER_ROWS, PROMPTS

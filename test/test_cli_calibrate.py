@@ -152,7 +152,7 @@ def test_a_calibration_is_not_begun_from_another(calibrated, folder, tmp_path, c
 def test_the_training_split_of_a_data_set(tmp_path, capsys):
     """NYU's labelled file: its 654 test images are never calibrated on."""
     pytest.importorskip('h5py')
-    from depthclip_ros.sim.nyu import make_samples, write_labeled_mat, write_splits
+    from depthclip_ros.sim.formats import make_samples, write_labeled_mat, write_splits
     file = tmp_path / 'nyu_depth_v2_labeled.mat'
     write_labeled_mat(file, make_samples(20, seed=40))
     write_splits(tmp_path / 'splits.mat', 20)

@@ -21,8 +21,8 @@ from depthclip_ros.cli.compare import DEPTHS, Comparer
 from depthclip_ros.cli.main import _parser, main
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.node.config import NodeConfig, with_demo_settings
-from depthclip_ros.sim.bag import NANOSECONDS
 from depthclip_ros.sim.camera import SimCamera
+from depthclip_ros.sim.formats import NANOSECONDS
 from offline_eval.metrics import METRICS, metrics_of, score
 from offline_eval.recorded import Scores, compare
 from offline_eval.statistics import LEAST_GROUPS

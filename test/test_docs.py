@@ -28,7 +28,7 @@ from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.words import _text_encoder
 from depthclip_ros.node.config import NodeConfig, read_config
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.bag import NANOSECONDS, START
+from depthclip_ros.sim.formats import NANOSECONDS, START
 from depthclip_ros.sources import bag_player, image_source
 from offline_eval import cli as evaluation
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from eval_results import write_world
 
-from depthclip_ros.sim.nyu import make_samples, split, write_splits
+from depthclip_ros.sim.formats import make_samples, split, write_splits
 from offline_eval.datasets import Where, nyu, open_dataset
 from offline_eval.datasets.base import NYU, RENDERED
 from offline_eval.datasets.kitti import LIST as KITTI_LIST

@@ -24,7 +24,7 @@ from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.engine import one_thread
 from depthclip_ros.node.config import read_config
 from depthclip_ros.resources import config_path
-from depthclip_ros.sim.nyu import make_samples, split
+from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, evaluate, metrics
 from offline_eval.contenders import FOCAL
 from offline_eval.datasets.kitti import LIST as KITTI_LIST

@@ -18,7 +18,7 @@ from depthclip_ros.cli.main import main as depthclip
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.node.config import read_config
-from depthclip_ros.sim.nyu import make_samples, split
+from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, witness
 from offline_eval.datasets import Where, open_dataset
 from offline_eval.datasets.kitti import LIST as KITTI_LIST

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from depthclip_ros.sim import Scene, SimCamera, camera_pose, render, trajectory
-from depthclip_ros.sim.bag import OPTICAL_FRAME, quaternion, write_bag
-from depthclip_ros.sim.nyu import (
-    NYU_CAMERA,
+from depthclip_ros.sim.formats import (
+    OPTICAL_FRAME,
     make_samples,
     punch_holes,
+    quaternion,
     split,
+    write_bag,
     write_labeled_mat,
     write_splits,
 )
@@ -82,22 +83,6 @@ def test_splits_count_from_one(samples, tmp_path):
         assert splits[name].shape == (len(numbers), 1)
         assert splits[name].dtype == np.uint16
         assert (splits[name].ravel().astype(int) - 1).tolist() == numbers
-
-
-def test_splits_have_the_form_of_the_original(shared_dir, tmp_path):
-    scipy_io = pytest.importorskip('scipy.io')
-    write_splits(tmp_path / 'splits.mat', 30)
-    original = scipy_io.loadmat(shared_dir / 'nyu' / 'splits.mat')
-    ours = scipy_io.loadmat(tmp_path / 'splits.mat')
-    for name in ('trainNdxs', 'testNdxs'):
-        assert ours[name].dtype == original[name].dtype
-        assert ours[name].ndim == original[name].ndim
-        assert ours[name].shape[1] == original[name].shape[1]
-
-
-def test_the_camera_is_that_of_the_data_set(samples):
-    assert samples[0].frame.camera == NYU_CAMERA
-    assert NYU_CAMERA.matrix[0, 0] == pytest.approx(518.8579)
 
 
 def test_bag_reads_back(tmp_path):

@@ -25,7 +25,7 @@ from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.words import Scene as SeenScene
 from depthclip_ros.node.config import with_demo_settings
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sim.bag import NANOSECONDS
+from depthclip_ros.sim.formats import NANOSECONDS
 
 CAMERA = SimCamera(160, 120, 260.0, 260.0, 79.5, 59.5)  # twice as long as NYU's
 # Of what is shown with two decimals: the commands may compute with another number of threads than

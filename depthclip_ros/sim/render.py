@@ -51,7 +51,7 @@ def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
     """The picture at `pose`, (4, 4) from optical frame to world; same arguments, same bytes."""
     rgb, depth = [], []
     for grid in ray_bands(camera):
-        hits = _trace(scene, grid, np.asarray(pose, np.float64))
+        hits = _Tracer(scene, grid, np.asarray(pose, np.float64))
         depth.append(hits.depth)
         rgb.append(torch.stack(_shade(scene, grid, hits), dim=2))
     bright = torch.cat(rgb) * (255.0 * options.exposure)
@@ -64,29 +64,7 @@ def render(scene: Scene, camera: SimCamera, pose: np.ndarray,
                  np.array(pose, np.float64), scene.kind)
 
 
-@dataclass(frozen=True)
-class _Surfaces:
-    """What each pixel's ray hit."""
-
-    depth: Tensor  # (H, W) float32, metres along the optical axis
-    surface: Tensor  # (H, W) int32: 0..5 the room's planes, 6 + i its i-th primitive
-    first: Tensor  # (H, W) texture coordinates in metres
-    second: Tensor
-    shade: Tensor  # (H, W) brightness by orientation
-    slant: Tensor  # (H, W) |normal . ray|, ray with Z = 1
-
-
-def _trace(scene: Scene, grid: RayGrid, pose: np.ndarray) -> _Surfaces:
-    """Intersect every ray."""
-    tracer = _Tracer(scene, grid, pose)
-    tracer.hit_room()
-    for index, primitive in enumerate(scene.contents):
-        tracer.hit(primitive, 6 + index)
-    return _Surfaces(tracer.depth, tracer.surface, tracer.first, tracer.second, tracer.shade,
-                     tracer.slant)
-
-
-def _shade(scene: Scene, grid: RayGrid, hits: _Surfaces) -> list[Tensor]:
+def _shade(scene: Scene, grid: RayGrid, hits: _Tracer) -> list[Tensor]:
     """Colour of every pixel before any camera effect: three (H, W) planes, R G B, 0..1."""
     materials = list(scene.walls) + [primitive.material for primitive in scene.contents]
     table = torch.tensor([_row(material) for material in materials], dtype=torch.float32)
@@ -173,7 +151,16 @@ def _cell_noise(a: Tensor, row: Tensor, surface: Tensor) -> Tensor:
 
 
 class _Tracer:
-    """The nearest hit so far; objects are tested only in the rectangle that can contain them."""
+    """What each pixel's ray hits; things are tested only in the rectangle that can contain them.
+
+    Attributes, each (H, W):
+        depth: float32, metres along the optical axis.
+        surface: int32, 0..5 the room's planes, 6 + i its i-th thing.
+        first, second: texture coordinates in metres.
+        shade: brightness by orientation.
+        slant: |normal . ray|, ray with Z = 1.
+
+    """
 
     def __init__(self, scene: Scene, grid: RayGrid, pose: np.ndarray) -> None:
         self.scene = scene
@@ -184,8 +171,11 @@ class _Tracer:
         self.direction = [_nonzero(grid.x * r[k][0] + grid.y * r[k][1] + r[k][2])
                           for k in range(3)]
         self.inverse = [1.0 / d for d in self.direction]
+        self._hit_room()
+        for index, primitive in enumerate(scene.contents):
+            self._hit(primitive, 6 + index)
 
-    def hit_room(self) -> None:
+    def _hit_room(self) -> None:
         o, size, light = self.origin, self.scene.size, self.scene.light
         distances, shades, numbers = [], [], []
         for k in range(3):
@@ -209,7 +199,7 @@ class _Tracer:
         self.first = torch.where(z_first | ~x_first, point[0], point[1])
         self.second = torch.where(z_first, point[1], point[2])
 
-    def hit(self, primitive: Primitive, number: int) -> None:
+    def _hit(self, primitive: Primitive, number: int) -> None:
         rows, columns = self._rectangle(primitive)
         if rows.stop <= rows.start or columns.stop <= columns.start:
             return

@@ -6,13 +6,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.config import Settings, define
 from ..core.errors import ConfigError
-from .camera import Mount, SimCamera, trajectory
+from .camera import SimCamera, trajectory
 from .render import RenderOptions, render
 from .rooms import KINDS, Scene
 
@@ -24,14 +24,10 @@ if TYPE_CHECKING:
     from .camera import Trajectory
     from .render import Frame
 
-    Pose = NDArray[np.float64]
-
 ALL_KINDS = 'all'
 NANOSECONDS = 1_000_000_000
 # plumb_bob numbers of an inexpensive wide-angle lens: straight lines bend outwards visibly.
 LENS = (-0.28, 0.08, 0.0005, -0.0003, 0.0)
-LEAST_HEIGHT = 0.1  # metres above the floor
-USUAL = Mount()
 LENS_TOLERANCE = 0.1  # pixels between a ray and where the renderer's inverse puts it
 TOUR_FRAMES, TOUR_STEP = 10, 0.2  # pictures of each room, seconds between them
 
@@ -67,38 +63,29 @@ class SimConfig(Settings):
         minimum=5.0, maximum=150.0, reload=False)
     distortion: bool = define(
         False, f'A lens with plumb_bob distortion {list(LENS)}', reload=False)
-    mount_height: float = define(
-        0.0, f'Height of the camera above the floor, at least {LEAST_HEIGHT}; 0: 1.3 to 1.5, '
-             'by room', unit='m', minimum=0.0, maximum=2.0, reload=False)
-    mount_pitch: float = define(
-        0.0, 'How much further up than usual the camera looks; by room, it looks 4.6 to 16 '
-             'degrees down', unit='degrees', minimum=-60.0, maximum=60.0, reload=False)
     noise: float = define(
         0.0, 'Standard deviation of the pixel noise, of full scale', minimum=0.0, maximum=1.0,
         reload=False)
-    exposure: float = define(
-        1.0, 'Gain on the light', minimum=0.01, maximum=100.0, reload=False)
     num_threads: int = define(
         1, "CPU threads of the renderer; 0: torch's choice", minimum=0, maximum=1024,
         reload=False)
 
     def _check(self) -> None:
-        _check_lens(self.camera())
-        if 0 < self.mount_height < LEAST_HEIGHT:
-            raise ConfigError(f'mount_height: {self.mount_height:g} m must be 0, for the usual, '
-                              f'or at least {LEAST_HEIGHT} m.')
+        camera = self.camera()  # in which the renderer must be able to undo the distortion
+        corners = np.array([[-0.5, -0.5], [camera.width - 0.5, camera.height - 0.5]])
+        x, y = (corners - (camera.cx, camera.cy)).T / camera.fx
+        error = np.hypot(*(a - b for a, b in zip(
+            camera.distort(*camera.undistort(x, y)), (x, y), strict=True))).max() * camera.fx
+        if not error < LENS_TOLERANCE:
+            raise ConfigError('distortion: this lens cannot cover the whole picture; give a '
+                              'smaller fov, at most 90 degrees at 640 x 480, or distortion: '
+                              'false.')
 
     def camera(self) -> SimCamera:
         """The camera; all cameras are alike."""
         focal = self.width / 2 / math.tan(math.radians(self.fov) / 2)
         return SimCamera(self.width, self.height, focal, focal, (self.width - 1) / 2,
                          (self.height - 1) / 2, LENS if self.distortion else (0.0,) * 5)
-
-    def mount(self) -> Mount:
-        """Where the camera stands and looks."""
-        low, high = (pitch + math.radians(self.mount_pitch) for pitch in USUAL.pitch)
-        height = (self.mount_height, self.mount_height) if self.mount_height else USUAL.height
-        return Mount(height, (low, high))
 
 
 @dataclass(frozen=True)
@@ -112,22 +99,19 @@ class Room:
         return f'{self.scene.kind}, seed {self.scene.seed}'
 
 
-def room(
-    kind: str, seed: int, warn: Callable[[str], None], mount: Mount = USUAL,
-) -> Room:
+def room(kind: str, seed: int, warn: Callable[[str], None]) -> Room:
     """One room; where it has no place for a camera, the next that has.
 
     Args:
         kind: of the room; 'all': the seed tells which.
         seed: of the room.
         warn: told of a room that is left out.
-        mount: of the camera.
 
     """
     while True:
         scene = Scene.generate(KINDS[seed % len(KINDS)] if kind == ALL_KINDS else kind, seed)
         try:
-            return Room(scene, trajectory(scene, seed=0, mount=mount))
+            return Room(scene, trajectory(scene, seed=0))
         except RuntimeError as error:
             warn(f'{error}: taking the next one')
             seed += len(KINDS) if kind == ALL_KINDS else 1
@@ -166,34 +150,24 @@ class View:
 
     def frame(self, elapsed: float, number: int) -> Frame:
         """Render what the camera sees `elapsed` seconds after the start, as picture `number`."""
-        config = self._config
+        config, cameras = self._config, len(self._config.cameras)
         period = config.scene_seconds
-        room_number = int(elapsed // period) if period else 0
-        self._enter(room_number)
-        time = elapsed - room_number * period
-        options = RenderOptions(
-            config.exposure, config.noise, number * len(config.cameras) + self._index)
-        return render(self._room.scene, self._camera, self._pose(time), options)
-
-    def _enter(self, number: int) -> None:
-        if number == self._number:
-            return
-        config = self._config
-        # Without a rig, the rooms go round the cameras.
-        place = number if config.rig else number * len(config.cameras) + self._index
-        self._number = number
-        self._room = room(config.kind, config.seed + place, self._warn, config.mount())
-        self._announce(number * config.scene_seconds, self._room)
-
-    def _pose(self, time: float) -> Pose:
-        pose = self._room.path.pose(time)
-        if self._config.rig:
+        number_of_room = int(elapsed // period) if period else 0
+        if number_of_room != self._number:
+            # Without a rig, the rooms go round the cameras.
+            place = number_of_room if config.rig else number_of_room * cameras + self._index
+            self._number = number_of_room
+            self._room = room(config.kind, config.seed + place, self._warn)
+            self._announce(number_of_room * period, self._room)
+        pose = self._room.path.pose(elapsed - number_of_room * period)
+        if config.rig:
             # All centres in one point: turned about the vertical, no wall comes nearer.
-            angle = 2 * math.pi * self._index / len(self._config.cameras)
+            angle = 2 * math.pi * self._index / cameras
             cosine, sine = math.cos(angle), math.sin(angle)
             turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
             pose[:3, :3] = turn @ pose[:3, :3]
-        return pose
+        return render(self._room.scene, self._camera, pose, RenderOptions(
+            noise=config.noise, seed=number * cameras + self._index))
 
 
 class Schedule:
@@ -247,14 +221,3 @@ def tour(camera: SimCamera, announce: Callable[[str], None]) -> Iterator[NDArray
         announce(str(place))
         for number in range(TOUR_FRAMES):
             yield render(place.scene, camera, place.path.pose(number * TOUR_STEP)).rgb
-
-
-def _check_lens(camera: SimCamera) -> None:
-    """Refuse a field of view in which the renderer cannot undo the distortion."""
-    corners: Any = np.array([[-0.5, -0.5], [camera.width - 0.5, camera.height - 0.5]])
-    x, y = (corners - (camera.cx, camera.cy)).T / camera.fx
-    error = np.hypot(*(a - b for a, b in zip(
-        camera.distort(*camera.undistort(x, y)), (x, y), strict=True))).max() * camera.fx
-    if not error < LENS_TOLERANCE:
-        raise ConfigError('distortion: this lens cannot cover the whole picture; give a smaller '
-                          'fov, at most 90 degrees at 640 x 480, or distortion: false.')

@@ -39,7 +39,7 @@ from ..node.config import ROS_OWN, check_camera_names
 from ..node.image_io import depth_values, image_fields
 from ..node.messages import TF, message_class
 from ..node.parameters import descriptor
-from ..sim.bag import OPTICAL_FRAME, WORLD_FRAME, quaternion
+from ..sim.formats import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View
 from .camera_info import CameraCalibration
 from .image_source import QOS
