@@ -8,18 +8,18 @@ dead one anew and repeats what it was at. Here is only what hands the work out.
 from __future__ import annotations
 
 import os
-import platform
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.errors import ConfigError, DepthClipError, quoted
+from .core.errors import ConfigError, DepthClipError, quoted, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     # Makes what works: a function that is called with the arguments of every task.
     Make = Callable[[], Callable[..., Any]]
+    Task = tuple[Any, tuple[Any, ...]]
 
 LOCAL, AUTO = 'local', 'auto'
 _STORE_BYTES = 128 << 20  # of Ray's store of objects: tasks and reports are small
@@ -30,12 +30,11 @@ class FleetError(DepthClipError):
 
 
 class Outcome(NamedTuple):
-    """What came of a task: its value, or why there is none, and the worker's host and pid."""
+    """What came of a task: its value, or why there is none."""
 
     key: Any
     value: Any
     error: str
-    worker: str
 
 
 class Cluster(NamedTuple):
@@ -44,7 +43,6 @@ class Cluster(NamedTuple):
     Attributes:
         address: 'local': Ray is started on this machine, and ended. 'auto': the cluster that this
             machine belongs to, or else as 'local'. Anything else: Ray's address of a cluster.
-        workers: how many; 0: as many as the CPUs (GPUs, if they need such) are enough for.
         cpus: of each worker.
         gpus: of each worker; parts of one are possible.
         retries: how often a task is repeated whose worker died.
@@ -52,7 +50,6 @@ class Cluster(NamedTuple):
     """
 
     address: str = LOCAL
-    workers: int = 0
     cpus: float = 1
     gpus: float = 0
     retries: int = 2
@@ -71,43 +68,36 @@ def cluster_of(address: str | None, **others: Any) -> Cluster | None:
     return None if address is None else Cluster(address, **given)
 
 
-def share_out(
-    make: Make, tasks: Iterable[tuple[Any, tuple[Any, ...]]], cluster: Cluster | None,
-    log: Callable[[str], None],
-) -> Iterator[Outcome]:
+def share_out(make: Make, tasks: Iterable[Task], cluster: Cluster | None) -> Iterator[Outcome]:
     """Do all tasks; one that fails stops no other.
 
     Args:
         make: called once in every worker; it is sent to those on Ray.
         tasks: a key, by which the outcome is known again, and the arguments of each.
         cluster: where; None: one after the other in this process.
-        log: told who works, in sentences.
 
     Yields:
         What came of each, in the order in which they end.
 
     Raises:
-        FleetError: Ray is missing, there is no such cluster, or no worker is there.
+        FleetError: Ray is missing, there is no such cluster, or it is too small for a worker.
+        DepthClipError: of `make`, in this process; on Ray it is the outcome of every task.
 
     """
     if cluster is None:
         work = make()
-        log(f'worker {_name()}')
         for key, arguments in tasks:
             yield Outcome(key, *_outcome(partial(work, *arguments)))
         return
     ray = _connected(cluster)
     try:
-        yield from _on_ray(ray, make, deque(tasks), cluster, log)
+        yield from _on_ray(ray, make, deque(tasks), cluster)
     finally:
         ray.shutdown()
 
 
-def _on_ray(
-    ray: Any, make: Make, queue: deque[tuple[Any, tuple[Any, ...]]], cluster: Cluster,
-    log: Callable[[str], None],
-) -> Iterator[Outcome]:
-    """Every worker first makes what works, and gets a task whenever it has none."""
+def _on_ray(ray: Any, make: Make, queue: deque[Task], cluster: Cluster) -> Iterator[Outcome]:
+    """As many workers as there is room for; each gets a task whenever it has none."""
     kind, each = ('GPU', cluster.gpus) if cluster.gpus else ('CPU', cluster.cpus)
     there = ray.cluster_resources().get(kind, 0)
     if there < each:
@@ -115,53 +105,36 @@ def _on_ray(
     actor = ray.remote(_Worker).options(
         num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1,
         max_task_retries=cluster.retries)
-    workers = [actor.remote(make) for _ in range(cluster.workers or int(there / each))]
-    working: dict[Any, tuple[Any, Any]] = {worker.load.remote(): (worker, _LOAD)
-                                           for worker in workers}
-    reason = ''
-    while working:
+    idle = [actor.remote(make) for _ in range(min(int(there / each), len(queue)))]
+    working: dict[Any, tuple[Any, Any]] = {}  # worker and key, by what ray.wait waits for
+    while queue or working:
+        while queue and idle:
+            worker, (key, arguments) = idle.pop(), queue.popleft()
+            working[worker.call.remote(arguments)] = worker, key
         done = ray.wait(list(working), num_returns=1)[0][0]
         worker, key = working.pop(done)
+        idle.append(worker)
         try:
-            value, error, name = ray.get(done)
+            value, error = ray.get(done)
         except ray.exceptions.RayError as failure:
-            value, name = None, 'a worker that died'
-            error = ('Its worker died more often than --retries allows (was it short of memory?): '
-                     f'{quoted(" ".join(str(failure).split()), 300)}')
-        if key is not _LOAD:
-            yield Outcome(key, value, error, name)
-        else:
-            log(f'{name} cannot work: {error}' if error else f'worker {name}')
-            if error:
-                reason = error
-                continue
-        if queue:
-            key, arguments = queue.popleft()
-            working[worker.call.remote(arguments)] = worker, key
-    if queue:
-        raise FleetError(f'No worker could be started, or none is left. {reason}')
-
-
-_LOAD = object()  # instead of a task's key
+            value, error = None, (
+                'Its worker died more often than --retries allows (was it short of memory?): '
+                f'{reason(failure)}')
+        yield Outcome(key, value, error)
 
 
 class _Worker:
-    """A process of Ray's. After a restart it makes what works anew when it is needed."""
+    """A process of Ray's. It makes what works when it is needed, after a restart anew."""
 
     def __init__(self, make: Make) -> None:
         self._make = make
         self._work: Callable[..., Any] | None = None
 
-    def load(self) -> tuple[Any, str, str]:
-        _, error, name = _outcome(self._loaded)
-        return None, error, name
-
-    def call(self, arguments: tuple[Any, ...]) -> tuple[Any, str, str]:
-        return _outcome(lambda: self._loaded()(*arguments))
-
-    def _loaded(self) -> Callable[..., Any]:
-        self._work = self._work or self._make()
-        return self._work
+    def call(self, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+        def work() -> Any:
+            self._work = self._work or self._make()
+            return self._work(*arguments)
+        return _outcome(work)
 
 
 def _connected(cluster: Cluster) -> Any:
@@ -172,17 +145,15 @@ def _connected(cluster: Cluster) -> Any:
     except ImportError as error:
         raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
                          '--ray away.') from error
-    usual: dict[str, Any] = {'log_to_driver': False, 'logging_level': 'WARNING',
-                             'configure_logging': True}
+    begin = partial(ray.init, log_to_driver=False, logging_level='WARNING')
     here = {'address': LOCAL, 'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
     try:
         try:
-            ray.init(**(here if cluster.address == LOCAL else {'address': cluster.address}),
-                     **usual)
+            begin(**(here if cluster.address == LOCAL else {'address': cluster.address}))
         except ConnectionError:
             if cluster.address != AUTO:
                 raise
-            ray.init(**here, **usual)
+            begin(**here)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise FleetError(f'--ray {quoted(cluster.address)}: Ray cannot be reached or started '
                          f'there: {quoted(str(error), 300)}. "--ray local" needs no cluster.'
@@ -190,15 +161,11 @@ def _connected(cluster: Cluster) -> Any:
     return ray
 
 
-def _outcome(work: Callable[[], Any]) -> tuple[Any, str, str]:
-    """Value, error and worker; errors of this package are sentences, others need their type."""
+def _outcome(work: Callable[[], Any]) -> tuple[Any, str]:
+    """Value and error; errors of this package are sentences, others need their type."""
     try:
-        return work(), '', _name()
+        return work(), ''
     except DepthClipError as error:
-        return None, str(error), _name()
+        return None, str(error)
     except Exception as error:  # noqa: BLE001 (one task must not stop the others)
-        return None, f'{type(error).__name__}: {quoted(str(error), 300)}', _name()
-
-
-def _name() -> str:
-    return f'{platform.node()}:{os.getpid()}'
+        return None, reason(error)

@@ -52,8 +52,6 @@ from depthclip_ros.launching import (
 from depthclip_ros.resources import large_images_profile
 
 PACKAGE = 'depthclip_ros'
-# Seconds for which bag_player waits for the node, which may have to download its weights first.
-PATIENCE = 1800
 # Seconds after which a new node has found, and has been found by, all that listen: Fast DDS
 # announces what is there every 3 s. The time in which the network is loaded counts.
 DISCOVERY = 3.5
@@ -125,8 +123,7 @@ def _actions(context: LaunchContext) -> list[Action]:
     elif value['bag']:
         actions.append(Node(
             package=PACKAGE, executable='bag_player', arguments=[
-                bag, '--clock', '--wait-for-subscribers', str(PATIENCE), '--settle',
-                str(DISCOVERY), '--wait-for', *todo.topics()], **about_player))
+                bag, '--clock', '--wait-for', *todo.topics()], **about_player))
     if boolean('rviz', value['rviz']):
         actions.append(_rviz(value, todo, namespace))
     return actions

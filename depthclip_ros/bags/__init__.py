@@ -3,7 +3,6 @@
 
 from ..sources.bag import BagError
 from .convert import convert, is_done
-from .options import BagCamera, Options, Progress, Report, TopicCount
+from .options import BagCamera, Options, Report
 
-__all__ = ['BagCamera', 'BagError', 'Options', 'Progress', 'Report', 'TopicCount', 'convert',
-           'is_done']
+__all__ = ['BagCamera', 'BagError', 'Options', 'Report', 'convert', 'is_done']

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..color import png
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
 from ..core.files import user_path
 from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
 from ..node.frame import Stream, predict
@@ -23,16 +23,7 @@ from ..node.messages import COMPRESSED_IMAGE, IMAGE
 from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
 from .messages import definition, make, output_qos, read, typestore, write
-from .options import (
-    COMPRESSED_DEPTH,
-    COMPRESSIONS,
-    Options,
-    Progress,
-    Report,
-    TopicCount,
-    anchor_topic,
-    cameras_of,
-)
+from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +33,8 @@ if TYPE_CHECKING:
     from ..core.estimator import DepthEstimator
     from ..node.frame import Frame
     from .options import BagCamera
+
+    Progress = Callable[[float, int], None]
 
 PARTIAL = '.partial'  # behind the name of a bag that is being made
 _MADE_OF = 'depthclip_made_of'  # in the output's metadata
@@ -53,8 +46,7 @@ _PROGRESS = 0.1  # seconds between two reports of it
 def convert(
     source: Path, output: Path, estimator: DepthEstimator | Callable[[], DepthEstimator],
     options: Options | None = None, *, resume: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    log: Callable[[str], None] | None = None,
+    progress: Progress | None = None, log: Callable[[str], None] | None = None,
 ) -> Report:
     """Write a bag that holds all of another one and its images' depth.
 
@@ -64,7 +56,7 @@ def convert(
         estimator: what predicts, or what gives that; it is asked before anything is written.
         options: what to convert.
         resume: whether what an earlier run has left unfinished may be made again.
-        progress: told now and then how far it is.
+        progress: told now and then which share is done, and of how many images.
         log: told what is worth a line, in sentences.
 
     Raises:
@@ -73,8 +65,7 @@ def convert(
 
     """
     started, options = time.perf_counter(), options or Options()
-    options.check()
-    source, output = checked_path(source), _user_path(output)
+    output = _user_path(output)
     partial = output.with_name(output.name + PARTIAL)
     if output.exists() or output.is_symlink():
         raise BagError(f'{output} is there already, and not overwritten. Choose another place '
@@ -82,19 +73,20 @@ def convert(
     if partial.exists() and not resume:
         raise BagError(f'{partial} is there: another run is at work there, or was stopped. If it '
                        'was stopped, make the bag again with --resume.')
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with Bag(source, partial) as bag:
-            conversion = _Conversion(bag, output, options, log or (lambda _: None))
-            loaded = estimator() if callable(estimator) else estimator
-            conversion.run(partial / output.name, loaded, progress or (lambda _: None))
-        (partial / output.name).rename(output)
-    except (OSError, sqlite3.Error) as error:
-        raise BagError(f'{output} cannot be written: {error}. Make room, or whatever it takes, or '
-                       'choose another place with -o, and run the same again.') from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with Bag(source) as bag:
+        conversion = _Conversion(bag, output, options, log or (lambda _: None))
+        loaded = estimator() if callable(estimator) else estimator
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            conversion.run(partial / output.name, loaded, progress or (lambda *_: None))
+            (partial / output.name).rename(output)
+        except (OSError, sqlite3.Error) as error:
+            raise BagError(f'{output} cannot be written: {error}. Make room, or whatever it '
+                           'takes, or choose another place with -o, and run the same again.'
+                           ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     conversion.report.seconds = time.perf_counter() - started
     return conversion.report
 
@@ -126,7 +118,7 @@ def _made_of(source: Path, config: DepthConfig, options: Options) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _user_path(path: str | Path) -> Path:
+def _user_path(path: Path) -> Path:
     try:
         return user_path(path)
     except OSError as error:
@@ -142,11 +134,6 @@ class _Camera:
     seen: int = 0
     slot: int = -1  # of the rate, in which an image had depth
 
-    @property
-    def label(self) -> str:
-        """Begins a sentence about it."""
-        return f'{self.plan.name}: ' if self.plan.name else ''
-
 
 class _Conversion:
     """One bag, from the first message to the last."""
@@ -159,9 +146,7 @@ class _Conversion:
         self._said: set[str] = set()
         plans = cameras_of(bag.topics, options)
         anchored = anchor_topic(bag.topics, plans, options)
-        self.report = Report(str(bag.path), str(output), plans, lost=bag.lost)
-        for sentence in bag.lost:
-            log(sentence)
+        self.report = Report(str(bag.path), str(output), plans)
         sensors = Sensors(options.node, anchored, read) if options.node.anchor else None
         self._cameras = {plan.image: _Camera(plan, Stream(
             read, options.node, sensors,
@@ -169,92 +154,70 @@ class _Conversion:
         self._feeds: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
         for camera in self._cameras.values():
             self._feeds.setdefault(camera.plan.camera_info, []).append(camera.stream.on_info)
-            log(f'{camera.label}Images from {camera.plan.image}, camera_info from '
+            log(f'{camera.plan.label}Images from {camera.plan.image}, camera_info from '
                 f'{camera.plan.camera_info or "nowhere: there will be no points"}.')
         if sensors is not None:
             self._feeds.setdefault(anchored, []).append(sensors.on_message)
             if needs_transforms(options.node):
                 self._feeds |= {TF: [sensors.on_transforms], TF_STATIC: [sensors.on_static]}
-        seconds = (bag.end - bag.begin) / NANOSECONDS
         self._begin = bag.begin + round(options.start * NANOSECONDS)
-        self._end = bag.begin + round(options.end * NANOSECONDS) if options.end < seconds \
-            else bag.end
+        seconds = (bag.end - bag.begin) / NANOSECONDS
+        self._end = bag.begin + round(min(options.end, seconds) * NANOSECONDS)
         if self._end <= self._begin:
             raise BagError(f'{bag.path} holds no message in the time that is asked for: it is '
                            f'{seconds:.3f} s long.')
-        self._storage = options.storage or bag.storage
-        own, possible = _compression(bag), COMPRESSIONS[self._storage]
-        self._compression = options.compression or (own if own in possible else 'none')
-        if self._compression not in possible:
-            raise ConfigError(f'compression: {self._compression} is none of '
-                              f'{", ".join(possible)}, which {self._storage} has.')
         self._batch: list[tuple[_Camera, int, Frame]] = []  # images that wait for an answer
         self._failures = 0
 
-    def run(
-        self, output: Path, estimator: DepthEstimator, progress: Callable[[Progress], None],
-    ) -> None:
+    def run(self, output: Path, estimator: DepthEstimator, progress: Progress) -> None:
         """Copy every message; behind an image goes what is made of it."""
         self._estimator, told = estimator, 0.0
         if 'depth/stddev' in self._options.outputs and estimator.calibration is None:
             self._log('There will be no depth/stddev: without a calibration nobody knows how '
                       "wrong depth is. Make one with 'depthclip calibrate'.")
         self._prepare()
-        begin, length = self._begin, (self._end - self._begin) / NANOSECONDS
         with self._writer(output) as self._target:
             self._add_topics()
-            for connection, moment, data in self._bag.messages(None, begin, self._end):
+            for connection, moment, data in self._bag.messages(None, self._begin, self._end):
                 if self._batch and moment - self._batch[0][1] > _TOGETHER:
                     self._answer()
-                self._target.write(self._copies[id(connection)], moment, data)
-                self.report.topics[connection.topic].copied += 1
-                self._feed(connection.topic, data)
+                self._write(self._copies[connection.id], moment, data)
+                for feed in self._feeds.get(connection.topic, ()):
+                    feed(data)
                 if connection.topic in self._cameras:
                     self._take(self._cameras[connection.topic], moment, data)
                 if time.monotonic() > told + _PROGRESS:
                     told = time.monotonic()
-                    progress(Progress((moment - begin) / NANOSECONDS, length,
-                                      self.report.answered))
+                    progress((moment - self._begin) / (self._end - self._begin),
+                             self.report.answered)
             self._answer()
-        progress(Progress(length, length, self.report.answered))
-        if (begin, self._end) == (self._bag.begin, self._bag.end):
-            for topic in self._bag.topics:  # what it announces and does not hold
-                count = self.report.topics[topic.name]
-                count.lost = max(0, topic.count - count.copied)
+        progress(1.0, self.report.answered)
 
     def _prepare(self) -> None:
         """Feed what counts at the beginning: all of /tf_static, and camera_info, from before.
 
         Where a camera_info comes later only, the first one counts, as if it were latched.
         """
-        bag, begin = self._bag, self._begin
         infos = {camera.plan.camera_info for camera in self._cameras.values()} - {''}
-        for connection, _, data in bag.messages(
-                infos | {TF_STATIC} & set(self._feeds), bag.begin, begin):
-            self._feed(connection.topic, data)
-        missing = {camera.plan.camera_info for camera in self._cameras.values()
-                   if camera.stream.info is None} & infos
-        for connection, _, data in bag.messages(missing, begin) if missing else ():
-            if connection.topic in missing:
-                self._feed(connection.topic, data)
-                missing.discard(connection.topic)
-            if not missing:
+        missing = set(infos)
+        for connection, moment, data in self._bag.messages(
+                infos | {TF_STATIC} & set(self._feeds)):
+            if moment >= self._begin and not missing:
                 break
-
-    def _feed(self, topic: str, data: bytes) -> None:
-        for feed in self._feeds.get(topic, ()):
-            feed(data)
+            if moment < self._begin or connection.topic in missing:
+                for feed in self._feeds[connection.topic]:
+                    feed(data)
+            missing.discard(connection.topic)
 
     def _writer(self, output: Path) -> Any:
-        """The new bag, to be opened by `with`."""
+        """The new bag, to be opened by `with`; an mcap has compressed chunks."""
         from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-        # What QoS is written as changed with version 9 of the metadata.
-        bag = Writer(output, version=9 if self._bag.version >= 9 else 8, storage_plugin={
-            'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}[self._storage])
-        bag.set_compression({
-            'zstd': CompressionMode.STORAGE, 'message': CompressionMode.MESSAGE,
-            'file': CompressionMode.FILE, 'none': CompressionMode.NONE}[self._compression],
-            CompressionFormat.ZSTD)
+        modes = {'message': CompressionMode.MESSAGE, 'file': CompressionMode.FILE,
+                 'none': CompressionMode.NONE}
+        bag = Writer(output, version=8, storage_plugin=StoragePlugin.MCAP if self._bag.is_mcap
+                     else StoragePlugin.SQLITE3)
+        bag.set_compression(CompressionMode.STORAGE if self._bag.is_mcap
+                            else modes[self._bag.compression], CompressionFormat.ZSTD)
         estimator = self._estimator
         for key, value in {
                 'depthclip_ros': __version__,
@@ -266,26 +229,25 @@ class _Conversion:
 
     def _add_topics(self) -> None:
         """The old ones as they were described, the new ones as the node's publishers would be."""
-        counts, added = self.report.topics, dict[str, Any]()
-        self._copies: dict[int, Any] = {}  # by the identity of the source's connections
+        added, self._copies = dict[str, Any](), dict[int, Any]()  # the latter by source's numbers
         for connection in self._bag.connections:
-            counts.setdefault(connection.topic, TopicCount(connection.msgtype))
             key = repr((connection.topic, connection.msgtype, connection.ext))
-            if key not in added:  # the files of a bag repeat them
+            if key not in added:  # an mcap may repeat them
                 text, digest = definition(connection)
                 added[key] = self._target.add_connection(
                     connection.topic, connection.msgtype, msgdef=text, rihs01=digest,
                     serialization_format=connection.ext.serialization_format,
                     offered_qos_profiles=connection.ext.offered_qos_profiles)
-            self._copies[id(connection)] = added[key]
-        self._new: dict[str, Any] = {}
-        for plan in self.report.cameras:
-            for relative, topic in plan.outputs.items():
-                kind = OUTPUTS.get(relative, COMPRESSED_IMAGE)
-                counts[topic] = TopicCount(kind)
-                self._new[topic] = self._target.add_connection(
-                    topic, kind, typestore=typestore(),
-                    offered_qos_profiles=[output_qos(OUTPUT_DEPTH)])
+            self._copies[connection.id] = added[key]
+        self._new = {
+            topic: self._target.add_connection(
+                topic, OUTPUTS.get(relative, COMPRESSED_IMAGE), typestore=typestore(),
+                offered_qos_profiles=[output_qos(OUTPUT_DEPTH)])
+            for plan in self.report.cameras for relative, topic in plan.outputs.items()}
+
+    def _write(self, connection: Any, moment: int, data: bytes) -> None:
+        self._target.write(connection, moment, data)
+        self.report.topics[connection.topic] = self.report.topics.get(connection.topic, 0) + 1
 
     # One image ----------------------------------------------------------------------------------
 
@@ -340,8 +302,7 @@ class _Conversion:
                 continue
             for topic, message in made.items():
                 if message is not None:
-                    self._target.write(self._new[topic], moment, message)
-                    self.report.topics[topic].written += 1
+                    self._write(self._new[topic], moment, message)
             self._account(camera, frame)
 
     def _account(self, camera: _Camera, frame: Frame) -> None:
@@ -350,26 +311,29 @@ class _Conversion:
         self.report.beyond += frame.beyond
         problem, anchor = frame.problem, camera.stream.anchor
         if problem is not None and frame.model is None:
-            _count(self.report.unprojected, camera, problem.condition)
-            self._say_once(f'{camera.label}{problem}')
+            self._count(self.report.unprojected, camera, problem.condition, str(problem))
         if problem is not None and self._estimator.config.reference_focal:
-            self._say_once(f'{camera.label}The focal length does not count (camera_info: '
+            self._say_once(f'{camera.plan.label}The focal length does not count (camera_info: '
                            f'{problem.condition}).')
         if anchor is not None and anchor.condition:
-            self._say_once(f'{camera.label}The anchor is not followed ({anchor.condition}).')
+            self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}).')
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
         cause = error.condition if isinstance(error, DataError) \
             else f'{type(error).__name__} in {stage}'
-        _count(self.report.rejected, camera, cause)
-        self._say_once(f'{camera.label}{cause}',
-                       f'{camera.label}Image rejected ({cause}): {error}')
+        self._count(self.report.rejected, camera, cause, f'Image rejected ({cause}): {error}')
 
-    def _say_once(self, key: str, sentence: str = '') -> None:
-        """Log a sentence, which may be its own key, unless that was told."""
-        if key not in self._said:
-            self._said.add(key)
-            self._log(sentence or key)
+    def _count(self, counts: dict[str, int], camera: _Camera, cause: str, sentence: str) -> None:
+        """Count a cause; the sentence is told the first time."""
+        key = camera.plan.label + cause
+        if key not in counts:
+            self._log(camera.plan.label + sentence)
+        counts[key] = counts.get(key, 0) + 1
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._log(sentence)
 
 
 def _message(relative: str, frame: Frame) -> bytes | None:
@@ -382,23 +346,3 @@ def _message(relative: str, frame: Frame) -> bytes | None:
     else:
         message = MESSAGES[relative](make, frame)
     return None if message is None else write(message)
-
-
-def _count(totals: dict[str, dict[str, int]], camera: _Camera, cause: str) -> None:
-    causes = totals.setdefault(camera.plan.name, {})
-    causes[cause] = causes.get(cause, 0) + 1
-
-
-def _compression(bag: Bag) -> str:
-    """Compression of a bag, as an output can have it; that of an mcap is its chunks'."""
-    if bag.storage != 'mcap' or bag.compression != 'none':
-        return bag.compression
-    from mcap.reader import make_reader
-    path = bag.path if bag.path.is_file() else next(bag.path.glob('*.mcap'))
-    try:
-        with path.open('rb') as file:
-            summary = make_reader(file).get_summary()
-    except Exception:  # noqa: BLE001 (what it was is not worth an error)
-        return 'none'
-    own = summary.chunk_indexes[0].compression if summary and summary.chunk_indexes else ''
-    return 'zstd' if own else 'none'

@@ -13,11 +13,11 @@ from ..core.errors import ConfigError, quoted
 from ..core.estimator import DepthEstimator
 from ..core.files import user_path
 from ..fleet import Cluster, share_out
-from ..sources.bag import BagError
+from ..sources.bag import STORAGES, BagError, is_bag
 from .convert import convert, is_done
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from ..core.config import DepthConfig
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MANIFEST = 'manifest.jsonl'
 DONE, SKIPPED, FAILED = 'done', 'skipped', 'failed'
-_SUFFIXES = ('.mcap.zstd', '.db3.zstd', '.mcap', '.db3', '.bag')
 
 
 class BagFile(NamedTuple):
@@ -63,10 +62,13 @@ def convert_all(
                           'folder with -o, or go on in it with --resume.')
     result: Counter[str] = Counter()
 
-    def note(bag: BagFile, status: str, said: str = '', **more: Any) -> None:
+    def note(bag: BagFile, status: str, error: str = '', report: Report | None = None) -> None:
         result[status] += 1
+        said = f'{report.answered} of {report.images} images have depth' if report else error
         log(f'{bag.name} {status}{": " * bool(said)}{said}')
-        line = {'bag': bag.name, 'source': str(bag.source), 'status': status, **more}
+        line: dict[str, Any] = {'bag': bag.name, 'source': str(bag.source), 'status': status}
+        line |= {'error': error} if error else {}
+        line |= {'report': dataclasses.asdict(report)} if report else {}
         output.mkdir(parents=True, exist_ok=True)
         with (output / MANIFEST).open('a', encoding='utf-8') as file:
             file.write(json.dumps(line, ensure_ascii=False) + '\n')
@@ -79,16 +81,11 @@ def convert_all(
             else:
                 tasks.append((bag, (bag.source, output / bag.name, options)))
         except (BagError, OSError) as error:  # noqa: PERF203 (a bag that fails stops no other)
-            note(bag, FAILED, str(error), error=str(error))
-    threads = max(1, int(cluster.cpus)) if cluster is not None else options.node.num_threads
+            note(bag, FAILED, str(error))
+    threads = options.node.num_threads if cluster is None else max(1, int(cluster.cpus))
     make = partial(_worker, depth, options.node, threads)
-    for bag, report, why, worker in share_out(make, tasks, cluster, log) if tasks else ():
-        if why:
-            note(bag, FAILED, why, error=why, worker=worker)
-        else:
-            said = f'{report.answered} of {report.images} images have depth' if report else ''
-            note(bag, DONE, said, worker=worker,
-                 report=dataclasses.asdict(report) if report else None)
+    for bag, report, reason in share_out(make, tasks, cluster) if tasks else ():
+        note(bag, FAILED if reason else DONE, reason, report)
     return result
 
 
@@ -109,9 +106,9 @@ def find_bags(given: str) -> list[BagFile]:
     """Bags in a folder, or named in a list.
 
     Args:
-        given: a folder, in which a bag is what holds metadata.yaml, what holds the files of one
-            bag without it (`NAME/NAME_0.mcap`), and every other .mcap, .db3 or .bag file; one
-            bag; or a text file with the path of a bag on every line (# begins a comment).
+        given: a folder, in which a bag is every folder with a metadata.yaml, and every other
+            .mcap, .db3 or .bag file; one bag; or a text file with the path of a bag on every line
+            (# begins a comment).
 
     Raises:
         BagError: there is none.
@@ -119,11 +116,12 @@ def find_bags(given: str) -> list[BagFile]:
     """
     try:
         path = user_path(given).absolute()
-        path.stat()
-        if path.is_dir() and not _is_bag(path):
-            bags, root = sorted(_inside(path)), path
-        elif path.is_dir() or path.name.endswith(_SUFFIXES):
+        if is_bag(path):
             bags, root = [path], path.parent
+        elif path.is_dir():
+            folders = {file.parent for file in path.rglob('metadata.yaml')}
+            files = (file for file in path.rglob('*') if file.suffix in (*STORAGES, '.bag'))
+            bags, root = sorted(folders | {f for f in files if f.parent not in folders}), path
         else:
             bags, root = [path.parent / line.strip() for line in path.read_text().splitlines()
                           if line.strip() and not line.startswith('#')], None
@@ -135,26 +133,8 @@ def find_bags(given: str) -> list[BagFile]:
                        'no .db3.')
     found, taken = [], Counter[str]()
     for bag in bags:
-        suffix = next((s for s in _SUFFIXES if bag.name.endswith(s)), '')
-        place = bag.with_name(bag.name.removesuffix(suffix) or bag.name)
+        place = bag.with_suffix('') if bag.suffix in (*STORAGES, '.bag') else bag
         name = place.name if root is None else str(place.relative_to(root))
         taken[name] += 1  # what has the name of another one gets a number
         found.append(BagFile(name if taken[name] == 1 else f'{name}_{taken[name]}', bag))
     return found
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    if _is_bag(folder):
-        yield folder
-        return
-    for path in folder.iterdir():
-        if path.is_dir() and not path.name.startswith('.'):
-            yield from _inside(path)
-        elif path.name.endswith(_SUFFIXES):
-            yield path
-
-
-def _is_bag(folder: Path) -> bool:
-    return (folder / 'metadata.yaml').exists() or any(
-        path.name.startswith(f'{folder.name}_') and path.name.endswith(_SUFFIXES)
-        for path in folder.iterdir())

@@ -16,8 +16,6 @@ from ..sources.bag import BagError, BagTopic
 PROJECTED = ('depth/image', 'depth/camera_info', 'points')
 ON_REQUEST = ('depth/image_color', 'depth/words', 'depth/spread', 'depth/stddev')
 COMPRESSED_DEPTH = 'depth/image/compressedDepth'
-COMPRESSIONS = {
-    'mcap': ('none', 'zstd', 'message', 'file'), 'sqlite3': ('none', 'message', 'file')}
 CHOICE = '--image TOPIC, or several with --cameras NAME,NAME'
 
 
@@ -40,8 +38,9 @@ class Options:
         every: so many images of a camera, one gets depth.
         start: seconds of the bag to leave out at its beginning.
         end: seconds of the bag at which to stop; infinite: its end.
-        storage: 'mcap' or 'sqlite3'; empty: as the source.
-        compression: 'none', 'zstd' (an mcap's chunks), 'message' or 'file'; empty: as the source.
+
+    Raises:
+        ConfigError: they make no sense, whatever the bag.
 
     """
 
@@ -56,23 +55,14 @@ class Options:
     every: int = 1
     start: float = 0.0
     end: float = float('inf')
-    storage: str = ''
-    compression: str = ''
 
-    def check(self) -> None:
-        """Refuse what makes no sense, whatever the bag.
-
-        Raises:
-            ConfigError: says which.
-
-        """
+    def __post_init__(self) -> None:
+        """Refuse what does not fit together."""
         if self.every < 1 or self.rate < 0 or (self.rate and self.every > 1):
             raise ConfigError(f'every {self.every} and rate {self.rate:g}: choose one of them; '
                               'every is at least 1, and rate not negative.')
         if not 0 <= self.start < self.end:
             raise ConfigError(f'start {self.start:g} s and end {self.end:g} s leave nothing.')
-        if self.storage not in ('', *COMPRESSIONS):
-            raise ConfigError(f'storage: {self.storage} is neither mcap nor sqlite3.')
         unknown = sorted(set(self.outputs) - {*PROJECTED, *ON_REQUEST})
         if unknown:
             raise ConfigError(f'outputs: {", ".join(unknown)}: a bag gets '
@@ -90,27 +80,10 @@ class BagCamera(NamedTuple):
     camera_info: str
     outputs: dict[str, str]
 
-
-class Progress(NamedTuple):
-    """How far a conversion is: seconds of the bag, of how many; images with depth so far."""
-
-    seconds: float
-    duration: float
-    images: int
-
-
-@dataclass
-class TopicCount:
-    """Messages of one topic of the output.
-
-    `copied` are bit for bit from the source, `written` are new, and `lost` the source announces
-    but does not hold; 0 where only a part of it was asked for.
-    """
-
-    type: str
-    copied: int = 0
-    written: int = 0
-    lost: int = 0
+    @property
+    def label(self) -> str:
+        """Begins a sentence about it."""
+        return f'{self.name}: ' if self.name else ''
 
 
 @dataclass
@@ -121,14 +94,13 @@ class Report:
         source: the bag that was read.
         output: the bag that was written.
         cameras: whose images have depth now.
-        topics: of the output, by name.
+        topics: messages of the output, by topic.
         images: of the cameras, in what was converted.
         answered: images that have depth.
         left_out: images that were not to have any, by `rate` and `every`.
-        rejected: images without depth, by camera and cause.
+        rejected: images without depth, by cause; before it the camera's name, where it has one.
         unprojected: images with depth but without camera_info and points, likewise.
         beyond: pixels whose depth 16UC1 cannot hold; 0 in it.
-        lost: sentences about what could not be read of the source.
         seconds: that the conversion took.
         network_seconds: that of them the network took.
 
@@ -137,14 +109,13 @@ class Report:
     source: str
     output: str
     cameras: list[BagCamera] = field(default_factory=list)
-    topics: dict[str, TopicCount] = field(default_factory=dict)
+    topics: dict[str, int] = field(default_factory=dict)
     images: int = 0
     answered: int = 0
     left_out: int = 0
-    rejected: dict[str, dict[str, int]] = field(default_factory=dict)
-    unprojected: dict[str, dict[str, int]] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    unprojected: dict[str, int] = field(default_factory=dict)
     beyond: int = 0
-    lost: list[str] = field(default_factory=list)
     seconds: float = 0.0
     network_seconds: float = 0.0
 
@@ -156,9 +127,8 @@ def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
         DepthClipError: one is not there, cannot be chosen, or its new topics are there already.
 
     """
-    relatives = [name for name in OUTPUTS if name in options.outputs]
-    if options.compressed_depth:
-        relatives = [COMPRESSED_DEPTH if name == 'depth/image' else name for name in relatives]
+    relatives = [COMPRESSED_DEPTH if options.compressed_depth and name == 'depth/image' else name
+                 for name in OUTPUTS if name in options.outputs]
     cameras = [
         BagCamera(found.name, found.topic, found.camera_info, {
             relative: _absolute(options.namespace, found.name, relative)
@@ -169,10 +139,9 @@ def cameras_of(topics: list[BagTopic], options: Options) -> list[BagCamera]:
     taken = sorted({topic.name for topic in topics} & set(new))
     if taken:
         raise BagError(f'The bag has {", ".join(taken)} already. Put the new topics elsewhere '
-                       'with --namespace NAME, or leave out outputs.')
-    images = [camera.image for camera in cameras]
-    if len(set(images)) < len(images):
-        raise BagError(f'Two cameras have the same images: {", ".join(sorted(images))}.')
+                       'with --namespace NAME.')
+    if len({camera.image for camera in cameras}) < len(cameras):
+        raise BagError(f'Two cameras have the same images: {cameras[0].image}.')
     return cameras
 
 

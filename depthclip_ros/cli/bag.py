@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..bags import Options, Progress, Report, convert, is_done
+from ..bags import Options, Report, convert, is_done
 from ..bags.fleet import DONE, FAILED, MANIFEST, SKIPPED, convert_all, find_bags
 from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
@@ -45,10 +45,9 @@ def convert_bag(given: argparse.Namespace) -> int:
         return 0
     with tqdm(desc=output.name, total=1, bar_format='{desc}: {percentage:3.0f} % |{bar}| '
               '{remaining} left{postfix}') as bar:
-        def show(progress: Progress) -> None:
-            bar.total = progress.duration
-            bar.set_postfix_str(f'{progress.images} images', refresh=False)
-            bar.update(min(progress.seconds, progress.duration) - bar.n)
+        def show(share: float, images: int) -> None:
+            bar.set_postfix_str(f'{images} images', refresh=False)
+            bar.update(min(share, 1) - bar.n)
 
         report = convert(
             source, output, lambda: load_estimator(depth, node), options, resume=given.resume,
@@ -72,9 +71,7 @@ def convert_bags(given: argparse.Namespace) -> int:
     """
     depth, node = settings(given.config, given.weights, given.device)
     options = _options(given, node)
-    options.check()
-    cluster = cluster_of(given.ray, workers=given.workers, cpus=given.cpus, gpus=given.gpus,
-                         retries=given.retries)
+    cluster = cluster_of(given.ray, cpus=given.cpus, gpus=given.gpus, retries=given.retries)
     bags = find_bags(given.source)
     output = Path(given.output).expanduser().absolute()
     to_stderr(f'{len(bags)} bags')
@@ -94,7 +91,7 @@ def _options(given: argparse.Namespace, node: NodeConfig) -> Options:
         node, _split(given.image), _split(given.camera_info), given.anchor_topic, given.namespace,
         (*PROJECTED, *(n for n in ON_REQUEST if getattr(given, n.rpartition('/')[2]))),
         given.depth_encoding == '16UC1-png', given.rate, given.every, given.start,
-        float('inf') if given.end is None else given.end, given.storage, given.compression)
+        float('inf') if given.end is None else given.end)
 
 
 def _account(report: Report) -> list[str]:
@@ -102,16 +99,12 @@ def _account(report: Report) -> list[str]:
     text = [f'{report.output}: {report.answered} of {report.images} images have depth'
             + (f', {report.left_out} were to have none' if report.left_out else '')
             + f' ({report.seconds:.1f} s, {report.network_seconds:.1f} s of them the network).']
-    for what, account in (('without depth', report.rejected),
-                          ('without camera_info and points', report.unprojected)):
-        for camera, causes in sorted(account.items()):
-            text += [f'{camera + ": " if camera else ""}{count} images {what}: {cause}.'
-                     for cause, count in sorted(causes.items())]
+    text += [f'{count} images {what}: {cause}.' for what, account in (
+        ('without depth', report.rejected), ('without camera_info and points', report.unprojected))
+        for cause, count in sorted(account.items())]
     if report.beyond:
         text.append(f'{report.beyond} pixels have a depth that 16UC1 cannot hold; they are 0.')
-    text += [f'{name}: {count.lost} messages are lost.'
-             for name, count in sorted(report.topics.items()) if count.lost]
-    return text + [f'lost: {sentence}' for sentence in report.lost]
+    return text
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -92,8 +92,8 @@ def compare(options: argparse.Namespace) -> int:
     folder = output_folder(options.output) if options.output else None
     if folder is not None:
         check_new(_file(folder, ending) for ending in ENDINGS)
-    cluster = cluster_of(options.ray, workers=options.workers, cpus=options.cpus,
-                         gpus=options.gpus, retries=options.retries)
+    cluster = cluster_of(options.ray, cpus=options.cpus, gpus=options.gpus,
+                         retries=options.retries)
     sources = list(dict.fromkeys(options.sources))
     pictures = max(1, EXAMPLES // len(sources))
     if cluster is None and len(sources) == 1:
@@ -104,7 +104,7 @@ def compare(options: argparse.Namespace) -> int:
     done: dict[str, Compared] = {}
     failed: dict[str, str] = {}
     tasks = [(source, (source, pictures)) for source in sources]
-    for outcome in share_out(lambda: Comparer(options).compare, tasks, cluster, to_stderr):
+    for outcome in share_out(lambda: Comparer(options).compare, tasks, cluster):
         if outcome.error:
             failed[outcome.key] = outcome.error
             to_stderr(f'{outcome.key}: not compared: {outcome.error}')

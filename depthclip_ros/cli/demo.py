@@ -155,7 +155,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
     return Plan(
         f'bag {options.bag}, {camera.topic}',
         ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
-         '--wait-for-subscribers', '30', '--rate', str(options.rate or 1.0),
+         '--wait-for', camera.topic, camera.topic, '--rate', str(options.rate or 1.0),
          '--topics', camera.topic, *filter(None, [camera.camera_info])],
         options.frames, options.seconds, options.pictures or DEFAULT_PICTURES, camera.image,
         camera.camera_info or 'camera_info', camera.compressed, replay=True,

@@ -85,8 +85,6 @@ RAY = Group('Ray (needs the Python package ray)', (
     option('--ray', nargs='?', const='auto', metavar='ADDRESS',
            help='share the work out; auto (default): on the cluster that this machine belongs to, '
            'else here; local: here; or the address of a cluster'),
-    option('--workers', type=count, metavar='N',
-           help='default: as many as CPUs or GPUs are enough for'),
     option('--cpus', type=count, metavar='N',
            help='of each worker, and its threads (default 1)'),
     option('--gpus', type=positive, metavar='N',
@@ -117,10 +115,6 @@ CONVERSION = (
         option('--start', type=not_negative, default=0.0, metavar='SECONDS',
                help='leave out so much of the bag'),
         option('--end', type=positive, metavar='SECONDS', help='and all from there on'),
-        option('--storage', default='', choices=('mcap', 'sqlite3'), help='default: as the bag'),
-        option('--compression', default='', choices=('none', 'zstd', 'message', 'file'),
-               help="zstd: of an mcap's chunks; message, file: zstd of each (default: as the "
-               'bag)'),
     )),
 )
 

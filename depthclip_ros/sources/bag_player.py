@@ -23,7 +23,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
-from ..arguments import not_negative, positive
+from ..arguments import positive
 from ..node.messages import message_class
 from .bag import NANOSECONDS, Bag, BagError
 from .process import run
@@ -62,11 +62,8 @@ class BagPlayer:
         """
         self.played = Counter[str]()
         self._node, self._bag, self._options, self._stop = node, bag, options, stop
-        self._first = bag.begin + int(options.start_offset * NANOSECONDS)
         self._log = node.get_logger()
         there = {topic.name for topic in bag.topics}
-        for sentence in bag.lost:
-            self._log.warning(sentence)
         missing = sorted(set(options.topics) - there)
         if missing:
             raise BagError(f'The bag has no topic {", ".join(missing)}. '
@@ -82,7 +79,7 @@ class BagPlayer:
                         recorded_qos(bag.connections, topic.name))
                 except (ImportError, AttributeError):
                     self._log.warning(f'{topic.name}: its {topic.count} messages are skipped, '
-                                f'because {topic.type} is not installed here')
+                                      f'because {topic.type} is not installed here')
         if not any(topic.count for topic in bag.topics if topic.name in self._publishers):
             raise BagError(f'{bag.path} holds no messages to play, or none of a type that is '
                            'installed here.')
@@ -92,10 +89,10 @@ class BagPlayer:
         """Play to the end, or until told to stop; says how much at last.
 
         Raises:
-            BagError: nothing is recorded from the offset on, or the bag is damaged.
+            BagError: the bag is damaged.
 
         """
-        wait_for_subscribers(self._node, self._publishers, self._options, self._stop)
+        self._wait_for_subscribers()
         started = time.monotonic()
         try:
             while not self._stop.is_set():
@@ -116,89 +113,58 @@ class BagPlayer:
         self._stop.wait(0.1)
 
     def _play_once(self) -> None:
-        self._start, tick, count = time.monotonic(), self._first, 0
-        for connection, stamp, data in self._bag.messages(self._publishers, self._first):
+        start, tick = time.monotonic(), self._bag.begin
+
+        def wait_until(stamp: int) -> None:
+            due = start + (stamp - self._bag.begin) / NANOSECONDS / self._options.rate
+            self._stop.wait(max(0.0, due - time.monotonic()))
+
+        for connection, stamp, data in self._bag.messages(self._publishers):
             while self._clock is not None and tick <= stamp and not self._stop.is_set():
-                self._wait_for(tick)
+                wait_until(tick)
                 message = Clock()
                 message.clock.sec, message.clock.nanosec = divmod(tick, NANOSECONDS)
                 self._clock.publish(message)
                 tick += max(1, int(NANOSECONDS * self._options.rate / self._options.clock))
-            self._wait_for(stamp)
+            wait_until(stamp)
             if self._stop.is_set():
                 return
             self._publishers[connection.topic].publish(data)
             self.played[connection.topic] += 1
-            count += 1
-        if not count:
-            raise BagError(
-                f'Nothing is recorded {self._options.start_offset:g} s after the beginning of '
-                f'{self._bag.path} or later. Give a smaller --start-offset.')
 
-    def _wait_for(self, stamp: int) -> None:
-        due = self._start + (stamp - self._first) / NANOSECONDS / self._options.rate
-        self._stop.wait(max(0.0, due - time.monotonic()))
+    def _wait_for_subscribers(self) -> None:
+        """Wait until those whom --wait-for asks for are there, and know this node's publishers.
 
-
-def wait_for_subscribers(
-    node: Node, publishers: dict[str, Any], options: argparse.Namespace, stop: Event,
-) -> None:
-    """Wait as the options say, tell what for, and let the subscribers find the player.
-
-    A node that is new on the graph finds what was there before it only with that one's next
-    announcement. So what counts as quiet is that no node has come, and not no subscription: those
-    of a node that has loaded its network for long meanwhile are known at once.
-    """
-    start = changed = time.monotonic()
-    known, told = set[tuple[str, str]](), False
-    while options.wait_for_subscribers and not stop.is_set():
-        found = {topic: publisher.get_subscription_count()
-                 for topic, publisher in publishers.items()}
-        lacking = [topic for topic in options.wait_for if not found.get(topic, 1)]
-        if not any(found.values()):
-            lacking = lacking or ['any topic']
-        now, nodes = time.monotonic(), set(node.get_node_names_and_namespaces())
-        if not known >= nodes:
-            known, changed = known | nodes, now
-        if not lacking and now - changed >= options.settle:
-            break
-        seconds, missing = options.wait_for_subscribers, ', '.join(lacking)
-        if now - start >= seconds:
-            if lacking:
-                node.get_logger().warning(f'no subscriber of {missing} within {seconds:g} s '
-                                          '(--wait-for-subscribers); playing all the same')
-            break
-        if lacking and not told:
-            told = True
-            node.get_logger().info(f'waiting for a subscriber of {missing}, at most {seconds:g} s')
-        stop.wait(0.02)
-    if options.wait_for_subscribers:
-        wait_until_known(node, [publisher.topic_name for publisher in publishers.values()], stop)
-
-
-def wait_until_known(node: Node, topics: Iterable[str], stop: Event) -> None:
-    """Wait until those who subscribe know this node's publishers, or `ANSWER_SECONDS` are over.
-
-    A node that answers a request has found whoever asks; announcements come in their order, so
-    that it has found the publishers, which are older than the request. What is asked for is
-    nothing: the values of no parameters. A node without such a service is not waited for.
-    """
-    infos = [info for topic in topics for info in node.get_subscriptions_info_by_topic(topic)]
-    wanted = {f'{info.node_namespace.rstrip("/")}/{info.node_name}/get_parameters'
-              for info in infos}
-    clients = [node.create_client(GetParameters, service)
-               for service, _ in node.get_service_names_and_types() if service in wanted]
-    futures: dict[Any, list[Any]] = {client: [] for client in clients}
-    deadline, asked = time.monotonic() + ANSWER_SECONDS, 0.0
-    while not stop.is_set() and (now := time.monotonic()) < deadline and not all(
-            any(future.done() for future in sent) for sent in futures.values()):
-        if now >= asked + ASK_SECONDS:
-            asked = now
-            for client, sent in futures.items():
-                sent.append(client.call_async(GetParameters.Request()))
-        rclpy.spin_once(node, timeout_sec=0.02)
-    for client in clients:
-        node.destroy_client(client)
+        A node that answers a request has found whoever asks; announcements come in their order,
+        so that it has found the publishers, which are older than the request. What is asked for
+        is nothing: the values of no parameters. A node without such a service is not waited for.
+        """
+        wanted = Counter(topic for topic in self._options.wait_for if topic in self._publishers)
+        told = False
+        while not self._stop.is_set() and (lacking := [
+                topic for topic, count in wanted.items()
+                if self._publishers[topic].get_subscription_count() < count]):
+            if not told:
+                told = True
+                self._log.info(f'waiting for a subscriber of {", ".join(lacking)}')
+            self._stop.wait(0.02)
+        node = self._node
+        services = {
+            f'{info.node_namespace.rstrip("/")}/{info.node_name}/get_parameters'
+            for topic in wanted for info in node.get_subscriptions_info_by_topic(
+                self._publishers[topic].topic_name)}
+        unanswered = {node.create_client(GetParameters, name): list[Any]()
+                      for name, _ in node.get_service_names_and_types() if name in services}
+        deadline, asked = time.monotonic() + ANSWER_SECONDS, 0.0
+        while not self._stop.is_set() and (now := time.monotonic()) < deadline and not all(
+                any(future.done() for future in sent) for sent in unanswered.values()):
+            if now >= asked + ASK_SECONDS:
+                asked = now
+                for client, sent in unanswered.items():
+                    sent.append(client.call_async(GetParameters.Request()))
+            rclpy.spin_once(node, timeout_sec=0.02)
+        for client in unanswered:
+            node.destroy_client(client)
 
 
 def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
@@ -233,13 +199,6 @@ def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
     return profile
 
 
-def _remapping(text: str) -> str:
-    old, separator, new = text.partition(':=')
-    if not (old and separator and new):
-        raise argparse.ArgumentTypeError(f"'{text}' is not OLD:=NEW")
-    return text
-
-
 def parser() -> argparse.ArgumentParser:
     """Command line of `bag_player`."""
     parser = argparse.ArgumentParser(
@@ -255,28 +214,17 @@ def parser() -> argparse.ArgumentParser:
     add('--clock', type=positive, nargs='?', const=40.0, default=0.0, metavar='HZ',
         help='publish the time of the bag on /clock (40 Hz unless given)')
     add('--topics', nargs='+', default=[], metavar='TOPIC', help='play these only')
-    add('-m', '--remap', nargs='+', type=_remapping, default=[], metavar='OLD:=NEW',
-        help='publish a topic under another name')
-    add('--start-offset', type=not_negative, default=0.0, metavar='SECONDS',
-        help='skip this much of the bag')
-    add('--wait-for-subscribers', type=not_negative, default=0.0, metavar='SECONDS',
-        help='wait so long for a first subscriber, and until the subscribers have found the '
-        'player, before playing')
     add('--wait-for', nargs='+', default=[], metavar='TOPIC',
-        help='with --wait-for-subscribers: these topics must each have one')
-    add('--settle', type=not_negative, default=0.5, metavar='SECONDS',
-        help='begin when no further node has come for so long (%(default)s)')
+        help='begin when each of these has a subscriber (two, where it is given twice) that has '
+        'found the player')
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the executable `bag_player`; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # rclpy's own remove_ros_args takes every OLD:=NEW away, and so the values of --remap.
     place = arguments.index('--ros-args') if '--ros-args' in arguments else len(arguments)
-    options, ros = parser().parse_args(arguments[:place]), arguments[place:]
-    for rule in options.remap:
-        ros += ['--ros-args', '-r', rule]
+    options = parser().parse_args(arguments[:place])
 
     def play(stop: Event) -> int:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
@@ -285,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         node.destroy_node()
         return 0
 
-    return run('bag_player', play, ros)
+    return run('bag_player', play, arguments[place:])
 
 
 if __name__ == '__main__':
