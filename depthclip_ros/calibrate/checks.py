@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
 
-LEAST_FRAMES = 30  # three in each of ten blocks
-LEAST_VIEWS = 4
-_COLUMNS, _ROWS = 80, 60  # cells
-_FINE = 2  # pixels a cell, each way
+LEAST_FRAMES, LEAST_VIEWS = 30, 4  # three in each of ten blocks
+_COLUMNS, _ROWS, _FINE = 80, 60, 2  # cells, and pixels of a cell each way
 _STEP = 0.06  # logarithm of depth, from which it is an edge
 _GREY = 8.0  # levels below which edges are noise
 _VIEW, _SAME_VIEW = (20, 15), 0.95  # pixels in which views are compared, and their correlation
@@ -56,15 +54,6 @@ _BETTER = 1.3  # times, that another place must fit better than the right one
 _ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
 _UNIT_REMEDY = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
                 '1 for metres); bags do not keep it.')
-# Usual scales of stored depth, as what one stored millimetre would be in truth.
-_UNITS = {
-    1e3: 'metres, read as millimetres', 1e2: 'decimetres, read as millimetres',
-    10.0: 'centimetres, read as millimetres',
-    0.1: 'tenths of a millimetre, read as millimetres (a D405)',
-    1e-3: 'millimetres, read as metres', 1e-2: 'centimetres, read as metres',
-    0.2: "fifths of a millimetre, read as millimetres (TUM's files)",
-    1000 / 256: "1/256 metres, read as millimetres (KITTI's files)",
-}
 
 
 class Refusal(NamedTuple):
@@ -129,45 +118,42 @@ class Comparison(NamedTuple):
         correlation: of the logarithms; NaN where one of them does not vary.
         certainty: standard deviations by which words fit the depth of their own frame better
             than that of others; NaN where that cannot be told.
-        trained: whether the weights are.
 
     """
 
     ratio: float
     correlation: float
     certainty: float
-    trained: bool
 
     @classmethod
-    def of(
-        cls, measured: NDArray[np.floating], language: NDArray[np.floating], *, trained: bool,
-    ) -> Comparison:
+    def of(cls, measured: NDArray[np.floating], language: NDArray[np.floating]) -> Comparison:
         """Compare depths in metres, (N, h, w) of N frames; NaN counts for nothing."""
         with np.errstate(divide='ignore', invalid='ignore'):
             true, said = (np.log(np.asarray(v, np.float64)).reshape(len(v), -1)
                           for v in (measured, language))
         known = np.isfinite(true) & np.isfinite(said)
         if not known.any():
-            return cls(math.nan, math.nan, math.nan, trained)
+            return cls(math.nan, math.nan, math.nan)
         first, second = true[known], said[known]
         ratio = float(np.exp(np.median(first - second)))
         if min(first.std(), second.std()) <= 1e-6:
-            return cls(ratio, math.nan, math.nan, trained)
+            return cls(ratio, math.nan, math.nan)
         squares = np.square(true[:, None] - said[None])  # of every frame with every other's words
         apart = np.nansum(squares, axis=2) / np.maximum(np.isfinite(squares).sum(axis=2), 1)
         return cls(ratio, float(np.corrcoef(first, second)[0, 1]),
-                   _certainty(_by_lag(-apart), 0), trained)
+                   _certainty(_by_lag(-apart), 0))
 
 
 def check(
-    thumbnails: Sequence[Thumbnail], comparison: Comparison | None = None, *, timed: bool = True,
-    unit_given: bool = False,
+    thumbnails: Sequence[Thumbnail], comparison: Comparison | None = None, *,
+    trained: bool = True, timed: bool = True, unit_given: bool = False,
 ) -> list[Refusal]:
     """Judge a recording.
 
     Args:
         thumbnails: of its frames in the order of time, at least those that are calibrated from.
         comparison: with language's depth; None: what needs it is not judged.
+        trained: whether the weights are, so that the size of what words say means something.
         timed: whether times are a clock's.
         unit_given: the user says what unit depth has, so that only the impossible is refused.
 
@@ -202,7 +188,7 @@ def check(
              'the image is of one grey. Is the lens covered, or the exposure wrong?')):
         if np.mean(found) > 0.5:
             return [Refusal(cause, f'In {np.mean(found):.0%} of the frames {message}')]
-    refused = [*_unit(thumbnails, comparison, given=unit_given), *standing]
+    refused = [*_unit(thumbnails, comparison if trained else None, given=unit_given), *standing]
     if standing:  # where nothing moves, nothing can be said of times and places
         return refused
     if np.median(cells) >= _SPARSE * _ROWS * _COLUMNS:
@@ -234,14 +220,12 @@ def views(thumbnails: Sequence[Thumbnail]) -> int:
 def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
     """A sentence on depth that is right in some places, and in a wrong unit in others; '' if not.
 
-    The arguments are those of `check`.
+    The arguments are those of `check`; the weights are trained.
     """
     ratio = comparison.ratio
-    if not (comparison.trained and _UNUSUAL < abs(math.log(ratio)) <= _WRONG):
-        return ''
-    return (f'The median depth is {_median(thumbnails):.3g} m, {ratio:.3g} times what language '
-            'says. Right where everything is that far or near; if not, it is probably '
-            f'{_likely_unit(ratio)}. {_UNIT_REMEDY}')
+    return '' if not _UNUSUAL < abs(math.log(ratio)) <= _WRONG else (
+        f'The median depth is {_median(thumbnails):.3g} m, {ratio:.3g} times what language says. '
+        f'Right where everything is that far or near; if not, its unit is wrong. {_UNIT_REMEDY}')
 
 
 def _unit(
@@ -249,12 +233,10 @@ def _unit(
 ) -> list[Refusal]:
     """Depth that is impossible in metres, or of quite another size than language says."""
     median = _median(thumbnails)
-    if comparison is not None and not comparison.trained:
-        comparison = None
     if comparison is not None and not given and abs(math.log(comparison.ratio)) > _WRONG:
-        said, factor = f'{comparison.ratio:.3g} times what language says', comparison.ratio
+        said = f'{comparison.ratio:.3g} times what language says'
     elif not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]:
-        said, factor = f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m', median / 2
+        said = f'outside {_PLAUSIBLE[0]:g} to {_PLAUSIBLE[1]:g} m'
     elif comparison is not None and comparison.correlation < _INVERSE:
         return [Refusal('inverse depth', (
             'The larger the recorded depth, the nearer it is by the words (correlation '
@@ -263,32 +245,36 @@ def _unit(
     else:
         return []
     return [Refusal('wrong unit', (
-        f'The median depth is {median:.3g} m, {said}: probably {_likely_unit(factor)}. '
-        f'{_UNIT_REMEDY} Where it is right as it is, say so with the same option.'))]
+        f'The median depth is {median:.3g} m, {said}. {_UNIT_REMEDY} Where it is right as it is, '
+        'say so with the same option.'))]
 
 
 def _median(thumbnails: Sequence[Thumbnail]) -> float:
     return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
 
-def _likely_unit(factor: float) -> str:
-    """The usual mistake that makes depth so many times too large."""
-    return _UNITS[min(_UNITS, key=lambda unit: abs(math.log(factor * unit)))]
-
-
-# Images beside depth maps ------------------------------------------------------------------
+# Images beside depth maps ------------------------------------------------------------------------
 
 
 def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
     """Do images and depth belong together in time, and lie on each other?"""
     image, depth = (_moving(np.stack(values)) for values in zip(
         *((t.edges, t.steps) for t in thumbnails), strict=True))
-    by_lag = _by_lag(_fit(image, depth))
+    fits = _fit(image, depth)
+    by_lag, shifts = _by_lag(fits), _shifts(image, depth)
     step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
+    if said := _offset(by_lag, step):
+        return [Refusal('offset stamps', (
+            f'Images fit the depth that comes {said} by its stamp: the clocks of camera and depth '
+            'sensor differ, or one driver stamps late. Synchronise them (chrony, hardware '
+            'trigger) and record again.'))]
+    if said := _changed_fits(image, depth, float(np.trace(fits)) / len(depth)) or _moved(shifts):
+        return [Refusal('wrong extrinsics', (
+            f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info '
+            'or the lens, or the registration of the depth camera is wrong. Calibrate the '
+            'mounting, or record depth that is registered to the image '
+            '(aligned_depth_to_color).'))]
     near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))
-    shifts = _shifts(image, depth)
-    if refused := _offset(by_lag, step) or _place(image, depth, shifts):
-        return refused
     if _certainty(by_lag, near) > _CERTAIN or _stands_out(shifts):
         return []
     return [Refusal('nothing in common', (
@@ -332,36 +318,29 @@ def _certainty(by_lag: Float64, lag: int) -> float:
     return float((by_lag[lag] - far.mean()) / max(far.std(), 1e-9))
 
 
-def _offset(by_lag: Float64, step: float) -> list[Refusal]:
-    """Do images fit depth of another time? `step` is that between frames [s]; 0: not known."""
+def _offset(by_lag: Float64, step: float) -> str:
+    """How far away images fit better; `step` is the time between frames [s], 0: not known."""
     count, lag = len(by_lag), int(by_lag.argmax())
     places = lag if lag <= count // 2 else lag - count
     apart = abs(places) * step
     if not places or 0 < apart <= _OFFSET or _certainty(by_lag, lag) <= _CLAIM \
             or by_lag[lag] <= _BETTER * by_lag[0]:
-        return []
-    said = f'{apart:.2g} s' if step else f'{abs(places)} places'
-    return [Refusal('offset stamps', (
-        f'Images fit the depth that comes {said} {"later" if places > 0 else "earlier"} by its '
-        'stamp: the clocks of camera and depth sensor differ, or one driver stamps late. '
-        'Synchronise them (chrony, hardware trigger) and record again.'))]
+        return ''
+    return (f'{apart:.2g} s' if step else f'{abs(places)} places') + (
+        ' later' if places > 0 else ' earlier')
 
 
-def _place(image: Float32, depth: Float32, shifts: Float64) -> list[Refusal]:
-    """Does depth fit better when it is turned, of another size, or moved?"""
-    usual = float(np.trace(_fit(image, depth))) / len(depth)
-    fits = ((said, _by_lag(_fit(image, changed))) for said, changed in _changed(depth))
-    said = next((said for said, by_lag in fits if by_lag.argmax() == 0 and _certainty(
-        by_lag, 0) > _CLAIM and by_lag[0] > _BETTER * usual), '') or _moved(shifts)
-    return [Refusal('wrong extrinsics', (
-        f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info or '
-        'the lens, or the registration of the depth camera is wrong. Calibrate the mounting, or '
-        'record depth that is registered to the image (aligned_depth_to_color).'))
-    ] if said else []
+def _changed_fits(image: Float32, depth: Float32, usual: float) -> str:
+    """How depth is to be turned or enlarged to fit better than it usually does; '' if not."""
+    for said, changed in _changed(depth):
+        by_lag = _by_lag(_fit(image, changed))
+        if by_lag.argmax() == 0 and _certainty(by_lag, 0) > _CLAIM \
+                and by_lag[0] > _BETTER * usual:
+            return said
+    return ''
 
 
 def _changed(depth: Float32) -> Iterator[tuple[str, Float32]]:
-    """Edges of depth turned, and enlarged about the middle."""
     yield 'mirrored', depth[..., ::-1]
     yield 'upside down', depth[..., ::-1, ::-1]
     yield 'mirrored top to bottom', depth[..., ::-1, :]

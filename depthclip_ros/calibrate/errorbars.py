@@ -29,37 +29,35 @@ class ErrorBars(NamedTuple):
     """A model of the relative standard deviation, calibrated on held-out depth.
 
     Attributes:
-        weights: (SPREAD_TERMS,) float32, of `Calibration`.
-        knots: (2, Q) float32, of `Calibration`.
+        arrays: `spread` and `knots` of `Calibration`, float32.
         coverage: share of the pixels of held-out sequences within 1.645 standard deviations.
         sensor_model: a, b, c, d, e of elevation_mapping: sigma = a + b (z - c)^2 + d z^e.
 
     """
 
-    weights: NDArray[np.float32]
-    knots: NDArray[np.float32]
+    arrays: dict[str, NDArray[np.float32]]
     coverage: float
-    sensor_model: tuple[float, float, float, float, float]
+    sensor_model: tuple[float, ...]
 
-    @classmethod
-    def fit(cls, problem: Problem, log_depth: Float64) -> ErrorBars:
-        """Fit to (F, passes, P) log depth that was fitted to other sequences.
 
-        The error bars of every fold are tried with what the others make of them; a last common
-        factor is what that shows to be missing, so that unseen sequences are covered, too.
-        """
-        errors = _Errors(problem, log_depth)
-        ratios = np.empty(errors.error.shape)
-        folds = [problem.fold == fold for fold in range(problem.folds)]
-        for inside in folds:
-            ratios[inside] = errors.ratio(*errors.model(~inside), inside)
-        covered = [ratios[inside] <= max(1e-6, np.quantile(ratios[~inside], COVERAGE))
-                   for inside in folds]
-        weights, knots = errors.model(np.ones(problem.count, bool))
-        knots[1] += np.log(max(1e-6, np.quantile(ratios, COVERAGE)))
-        return cls(weights.astype(np.float32), knots.astype(np.float32),
-                   float(np.concatenate(covered).mean()),
-                   _sensor_model(errors.seen.ravel(), errors.error.ravel()))
+def error_bars(problem: Problem, log_depth: Float64) -> ErrorBars:
+    """Fit to (F, passes, P) log depth that was fitted to other sequences.
+
+    The error bars of every fold are tried with what the others make of them; a last common factor
+    is what that shows to be missing, so that unseen sequences are covered, too.
+    """
+    errors = _Errors(problem, log_depth)
+    ratios = np.empty(errors.error.shape)
+    folds = [problem.fold == fold for fold in range(problem.folds)]
+    for inside in folds:
+        ratios[inside] = errors.ratio(*errors.model(~inside), inside)
+    covered = [ratios[inside] <= max(1e-6, np.quantile(ratios[~inside], COVERAGE))
+               for inside in folds]
+    weights, knots = errors.model(np.ones(problem.count, bool))
+    knots[1] += np.log(max(1e-6, np.quantile(ratios, COVERAGE)))
+    return ErrorBars({'spread': weights.astype(np.float32), 'knots': knots.astype(np.float32)},
+                     float(np.concatenate(covered).mean()),
+                     _sensor_model(errors.seen.ravel(), errors.error.ravel()))
 
 
 class _Errors:
@@ -124,7 +122,7 @@ def _parts(values: Float64, count: int) -> list[NDArray[np.bool_]]:
     return [part == i for i in np.unique(part)]
 
 
-def _sensor_model(seen: Float64, error: Float64) -> tuple[float, float, float, float, float]:
+def _sensor_model(seen: Float64, error: Float64) -> tuple[float, ...]:
     """Of errors by depth, as `elevation_mapping` wants it."""
     parts = _parts(seen, 2 * DECILES)
     z = np.array([np.median(seen[inside]) for inside in parts])
@@ -137,5 +135,4 @@ def _sensor_model(seen: Float64, error: Float64) -> tuple[float, float, float, f
     fitted = least_squares(
         off, [0.5 * sigma.min(), 1e-3, z.min(), 0.05, 1.0],
         bounds=([0, 0, 0, 0, 0], [np.inf, np.inf, z.max() + 1e-6, np.inf, 3.0]))
-    a, b, c, d, e = (float(value) for value in fitted.x)
-    return a, b, c, d, e
+    return tuple(float(value) for value in fitted.x)

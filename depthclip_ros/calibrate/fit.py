@@ -28,14 +28,12 @@ from scipy.linalg import eigh
 from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
-from .errorbars import ErrorBars
+from .errorbars import ErrorBars, error_bars
 from .problem import Metrics, Problem, geometric_mean
 from .recordings import Frame
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-
-VARIANTS = ('auto', 'full', 'scale', 'none')
 
 # Of the rmse of what is simpler: for a scale to be taken; for a share of the correction, which can
 # lose but little; and for anything to be called an improvement.
@@ -44,9 +42,6 @@ WORTH, SHARE_WORTH, IMPROVED = 0.97, 0.995, 0.95
 # the part of the folds in which it must help.
 SURE, MOST = 1.0, 0.5
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from what is simpler to the full correction
-UNKNOWN_FOCAL = (
-    'The recording tells no focal length, so that this belongs to its own lens alone '
-    '(reference_focal is 0).')
 # Main directions that are kept of the trunk's map, and patches from which they are found.
 DIMENSIONS, MOST_PATCHES = 32, 8192
 # Width of the kernel, where the trunk's directions together have a mean square of one, and the
@@ -75,8 +70,7 @@ class Fitted:
             'full' the share was chosen by these blocks.
         folds: rmse in metres of 'none', 'mean map', 'scale' and the chosen one in every fold.
         share: of the correction that is taken.
-        coverage: share of held-out pixels within 1.645 standard deviations.
-        sensor_model: a, b, c, d, e of elevation_mapping: sigma = a + b (z - c)^2 + d z^e.
+        bars: how well its error bars cover, and elevation_mapping's model of them.
 
     """
 
@@ -87,8 +81,7 @@ class Fitted:
     held_out: dict[str, Metrics]
     folds: list[dict[str, float]]
     share: float
-    coverage: float
-    sensor_model: tuple[float, float, float, float, float]
+    bars: ErrorBars
 
 
 def fit(
@@ -113,13 +106,9 @@ def fit(
         CalibrationError: no depth can be compared, or there are too few frames or sequences.
 
     """
-    if variant not in VARIANTS:
-        raise CalibrationError(f'variant: {variant!r} is none of {", ".join(VARIANTS)}.')
-    if estimator.calibration is not None:
-        raise CalibrationError("calibration: is set already; fit without one (calibration: '').")
-    if estimator.config.has_scenes:
-        raise CalibrationError('scenes: bins that depend on the scene and a calibration, which '
-                               "corrects the plain ones, exclude each other; set scenes: [''].")
+    if estimator.calibration is not None or estimator.config.has_scenes:
+        raise CalibrationError('A calibration is fitted to words alone, without scenes or another '
+                               "calibration. Set calibration: '' and scenes: [''].")
     problem = Problem(estimator, frames)
     log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
         f'{problem.folds} folds of sequences.')
@@ -133,23 +122,23 @@ def fit(
     config = {name: value for name, value in estimator.config.to_dict().items() if name in BOUND}
     if not problem.camera_known and config['reference_focal']:
         config['reference_focal'] = 0.0
-        verdict = f'{verdict} {UNKNOWN_FOCAL}'
+        verdict += (' The recording tells no focal length, so that this belongs to its own lens '
+                    'alone (reference_focal is 0).')
     log(verdict)
-    bars = ErrorBars.fit(problem, predictions[chosen])
+    bars = error_bars(problem, predictions[chosen])
     about = About(
         source=source, variant=chosen, frames=problem.count, blocks=problem.blocks,
         weights=estimator.weights.digest, weights_name=estimator.weights.name,
         focal_ratio=geometric_mean(problem.ratio), config=config, split=split,
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
-    calibration = Calibration.make(about, {
-        **correction_arrays(problem, chosen, share, simpler(errors['scale'], errors['none'])),
-        **problem.view, 'spread': bars.weights, 'knots': bars.knots})
     return Fitted(
-        calibration=calibration, variant=chosen, improved=improved, verdict=verdict,
-        held_out={name: problem.metrics(values) for name, values in predictions.items()},
-        folds=[{name: float(errors[name][fold]) for name in dict.fromkeys(
+        Calibration.make(about, {**problem.view, **bars.arrays, **correction_arrays(
+            problem, chosen, share, simpler(errors['scale'], errors['none']))}),
+        chosen, improved, verdict,
+        {name: problem.metrics(values) for name, values in predictions.items()},
+        [{name: float(errors[name][fold]) for name in dict.fromkeys(
             ('none', 'mean map', 'scale', chosen))} for fold in range(problem.folds)],
-        share=share, coverage=bars.coverage, sensor_model=bars.sensor_model)
+        share, bars)
 
 
 # Choosing ----------------------------------------------------------------------------------

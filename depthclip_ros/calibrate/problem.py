@@ -6,12 +6,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import block_diag, csr_matrix, kron
 
 from ..core.calibration import image_digest, mirrored_rays
 from ..core.camera import focal_ratio
@@ -26,7 +25,6 @@ Float64 = NDArray[np.float64]
 
 MOST_FOLDS = 10
 FEWEST_FRAMES, FEWEST_BLOCKS = 8, 3
-MOST_BYTES = 2 << 30  # of the maps of all frames
 # Pixels a patch that its depth is found from, and pixels a frame that errors are measured at.
 PIXELS_A_PATCH, PIXELS_A_FRAME = 64, 400
 # How strongly a patch's depth is drawn to the mean of its own pixels, against what the upsampled
@@ -36,11 +34,10 @@ FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the pic
 LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Means over images, on frames that the fit did not see."""
+class Metrics(NamedTuple):
+    """Means over images, on frames that the fit did not see; rmse in metres."""
 
-    rmse: float  # m
+    rmse: float
     delta1: float
     abs_rel: float
 
@@ -50,8 +47,7 @@ class Target(NamedTuple):
 
     patches: Float32
     support: Float32
-    corners: NDArray[np.int64]
-    share: Float32
+    pixels: csr_matrix
     truth: Float32
 
 
@@ -78,7 +74,8 @@ class Problem:
         base: the same with the focal ratio.
         wish: (F, passes, P) log depth that is wanted.
         weight: (F, passes, P) of it.
-        corners, share, truth: (F, S, 4), (F, S, 4) and (F, S), see `wanted`.
+        pixels: (F S, F P), of a patch in each pixel that is measured.
+        truth: (F, S) metres there.
 
     """
 
@@ -86,8 +83,7 @@ class Problem:
         """Look at every frame; nothing of its pixels is kept.
 
         Raises:
-            CalibrationError: there are too few frames with depth or too few sequences, or more
-                than fit into memory.
+            CalibrationError: there are too few frames with depth, or too few sequences.
             CameraInfoError: a camera is not for images of that size.
 
         """
@@ -103,34 +99,24 @@ class Problem:
             targets.append(target)
             maps, camera = estimator.maps([frame.rgb]), frame.camera
             weights, depth, spread = estimator.read_out(estimator.logits(maps.features))
-            seen: dict[str, Any] = {
-                'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
-                'spread': (spread[0] / depth[0]).cpu().numpy(),
-                'trunk': maps.trunk.half().cpu().numpy(),
-                'camera': np.full((*grid, 2), np.nan, np.float32) if camera is None
-                else camera.patch_rays(*grid)[..., :2],
-                'ratio': math.nan if camera is None else focal_ratio(
-                    config.reference_focal, camera, (frame.rgb.shape[0], frame.rgb.shape[1]),
-                    config.input_size),
-                'sequence': frame.moment.sequence,
-                'digest': frame.digest or image_digest(frame.rgb)}
-            for name, value in seen.items():
+            for name, value in {
+                    'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
+                    'spread': (spread[0] / depth[0]).cpu().numpy(),
+                    'trunk': maps.trunk.half().cpu().numpy(),
+                    'camera': np.full((*grid, 2), np.nan, np.float32) if camera is None
+                    else camera.patch_rays(*grid)[..., :2],
+                    'ratio': math.nan if camera is None else focal_ratio(
+                        config.reference_focal, camera, (frame.rgb.shape[0], frame.rgb.shape[1]),
+                        config.input_size),
+                    'sequence': frame.moment.sequence,
+                    'digest': frame.digest or image_digest(frame.rgb)}.items():
                 found[name].append(value)
-            if len(targets) * seen['trunk'].nbytes > MOST_BYTES:
-                raise CalibrationError(
-                    f'{len(targets)} frames need more than {MOST_BYTES >> 30} GiB for the maps of '
-                    'the network; take fewer, spread over the recording: 200 are plenty.')
         self.count, self.blocks = len(targets), len(set(found['sequence']))
-        left_out = f' ({empty} without any depth are left out)' if empty else ''
-        if self.count < FEWEST_FRAMES:
+        if self.count < FEWEST_FRAMES or self.blocks < FEWEST_BLOCKS:
             raise CalibrationError(
-                f'{self.count} frames with depth{left_out} are too few: at least {FEWEST_FRAMES} '
-                'are needed, 60 from different places are good. Record longer.')
-        if self.blocks < FEWEST_BLOCKS:
-            raise CalibrationError(
-                f'{self.blocks} sequences are too few to test on others than were fitted to: at '
-                f'least {FEWEST_BLOCKS} are needed. Record in several rooms, or cut it into '
-                'blocks.')
+                f'{self.count} frames in {self.blocks} sequences have depth ({empty} more have '
+                f'none); at least {FEWEST_FRAMES} in {FEWEST_BLOCKS} are needed, to test on '
+                'others than were fitted to. Record longer, and in several rooms; 60 are good.')
         self.folds = min(MOST_FOLDS, self.blocks)
         self.fold = _folds(found['sequence'], self.folds)
         self.digests, self.trunk = found['digest'], found['trunk']
@@ -159,12 +145,10 @@ class Problem:
 
     def _want(self, targets: Sequence[Target]) -> None:
         """Depth to be reached, and how much each patch counts."""
-        self.corners, self.share, self.truth = (
-            np.stack([getattr(target, name) for target in targets])
-            for name in ('corners', 'share', 'truth'))
-        patches, support = (
-            np.stack([getattr(target, name) for target in targets]).astype(np.float64)
-            for name in ('patches', 'support'))
+        self.pixels = block_diag([target.pixels for target in targets], format='csr')
+        self.truth = np.stack([target.truth for target in targets])
+        patches, support = (np.stack(values).astype(np.float64) for values in (
+            [target.patches for target in targets], [target.support for target in targets]))
         support[~np.isfinite(patches)] = 0.0
         scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
         patches = np.where(support > 0, patches, scale)
@@ -204,8 +188,7 @@ class Problem:
 
     def upsampled(self, patches: Float64) -> Float64:
         """(F, P) -> (F, S), at the pixels that are measured."""
-        corners = np.take_along_axis(patches, self.corners.reshape(self.count, -1), axis=1)
-        return np.asarray((corners.reshape(self.share.shape) * self.share).sum(axis=-1))
+        return np.asarray((self.pixels @ patches.ravel()).reshape(self.truth.shape))
 
     def fold_errors(self, log_depth: Float64) -> Float64:
         """Rmse in metres of every fold, mean over its frames, of (F, passes, P) log depth."""
@@ -248,27 +231,24 @@ def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
     Returns:
         `patches` (P,) metres that, upsampled, come nearest to the measured depth in the sense of
         least squares, NaN where nothing was measured, and `support` (P,), from 0 to 1, how much
-        was; of some measured pixels `truth` (S,) metres, and `corners` (S, 4) and `share` (S, 4),
-        patches from which their depth is upsampled. None where nothing was measured at all.
+        was; of S measured pixels `truth` in metres, and `pixels` (S, P), the share of each patch
+        in their upsampled depth. None where nothing was measured at all.
 
     """
-    (h, w), (height, width) = grid, depth.shape
-    row_shares, column_shares = (
-        shares(patches, pixels, mode).numpy().astype(np.float64)
-        for patches, pixels in ((h, height), (w, width)))
+    h, w = grid
+    rows, columns = (shares(patches, pixels, mode).numpy().astype(np.float64)
+                     for patches, pixels in zip(grid, depth.shape, strict=True))
     places = np.flatnonzero((depth >= LEAST_DEPTH) & (depth <= LARGEST_DEPTH))
     if not len(places):
         return None
     rng = np.random.default_rng(seed)
     if len(places) > PIXELS_A_PATCH * h * w:
         places = np.sort(rng.choice(places, PIXELS_A_PATCH * h * w, replace=False))
-    r, c = np.divmod(places, width)
     truth = depth.reshape(-1)[places].astype(np.float64)
-    index, share = _corners(row_shares[r], column_shares[c])
     count = len(places)
-    matrix = csr_matrix((share.ravel(), index.ravel(), np.arange(0, 4 * count + 1, 4)),
-                        shape=(count, h * w))
-    own = row_shares.argmax(axis=1)[r] * w + column_shares.argmax(axis=1)[c]
+    matrix = kron(csr_matrix(rows), csr_matrix(columns), 'csr')[places]
+    r, c = np.divmod(places, depth.shape[1])
+    own = rows.argmax(axis=1)[r] * w + columns.argmax(axis=1)[c]
     counts = np.bincount(own, minlength=h * w)
     means = np.bincount(own, np.log(truth), h * w) / np.maximum(counts, 1)
     measured = counts > 0
@@ -280,22 +260,8 @@ def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
     support = np.minimum(1.0, counts / (0.25 * np.median(counts[measured])))
     chosen = rng.choice(count, PIXELS_A_FRAME, replace=count < PIXELS_A_FRAME)
     return Target(np.where(measured, patches, np.nan).astype(np.float32),
-                  support.astype(np.float32), index[chosen], share[chosen].astype(np.float32),
+                  support.astype(np.float32), matrix[chosen].astype(np.float32),
                   truth[chosen].astype(np.float32))
-
-
-def _corners(rows: Float64, columns: Float64) -> tuple[NDArray[np.int64], Float64]:
-    """The four patches around every pixel, and their shares, from those of rows and columns."""
-    n = np.arange(len(rows))
-    along = []
-    for part in (rows, columns):  # of at most two neighbours each
-        first = (part > 0).argmax(axis=1)
-        second = np.minimum(first + 1, part.shape[1] - 1)
-        along.append(((first, part[n, first]),
-                      (second, np.where(second > first, part[n, second], 0.0))))
-    corners = [(i * columns.shape[1] + j, a * b) for i, a in along[0] for j, b in along[1]]
-    index, share = (np.stack(values, axis=1) for values in zip(*corners, strict=True))
-    return index, share
 
 
 def geometric_mean(values: Float64) -> float:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,14 +13,15 @@ from ..color import UNTRAINED, color_bar, colorize, known_range, png
 from ..document import Block, Heading, Picture, Strong, Table, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from .fit import Fitted
     from .recordings import Recording
 
-#: Of the variants, what they are; the controls last.
+#: Of the variants, what they are; the control last.
 ROWS = {
     'none': 'words alone (with the focal length), before',
     'scale': 'words times one fitted scale',
@@ -29,25 +30,17 @@ ROWS = {
 }
 
 
-class Example(NamedTuple):
-    """One frame for the pictures: uint8 RGB, and depth in metres of any size."""
-
-    rgb: NDArray[np.uint8]
-    truth: NDArray[np.float32]
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
-
-
 def contents(
-    fitted: Fitted, recording: Recording, about_it: Mapping[str, str], warnings: Sequence[str],
-    written: str, picture: str, *, trained: bool,
+    fitted: Fitted, recording: Recording, views: int, network: str, warnings: Sequence[str],
+    written: Path, picture: str, *, trained: bool,
 ) -> list[Block]:
     """Put the report together.
 
     Args:
         fitted: what came out.
         recording: what it was made of, read.
-        about_it: what the table of the recording says besides.
+        views: how many of it are clearly different.
+        network: which, and what it ran on.
         warnings: what is doubtful about the recording, and why it should have been refused where
             it was used all the same.
         written: the parameter file.
@@ -55,18 +48,13 @@ def contents(
         trained: whether the weights are.
 
     """
-    about = fitted.calibration.about
-    rows = []
-    for name, what in ROWS.items():
-        metrics, style = fitted.held_out[name], Strong if name == fitted.variant else str
-        rows.append([style(text) for text in (what, *(
-            _number(value) for value in (metrics.rmse, metrics.delta1, metrics.abs_rel)))])
-    names = list(fitted.folds[0])
-    parts: list[Block] = [Heading(f'Calibration on {recording.source}', 1)]
-    if not trained:
-        parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
-    parts += [
-        *(Text(warning, warning=True) for warning in warnings),
+    about, names = fitted.calibration.about, list(fitted.folds[0])
+    rows = [[(Strong if name == fitted.variant else str)(text) for text in (
+        what, *map(_number, fitted.held_out[name]))] for name, what in ROWS.items()]
+    untrained = () if trained else (f'{UNTRAINED}; so is everything below.',)
+    return [
+        Heading(f'Calibration on {recording.source}', 1),
+        *(Text(warning, warning=True) for warning in (*untrained, *warnings)),
         Text(fitted.verdict, warning=not fitted.improved),
         Text(f'Written: {written}. Depth with it is no longer zero-shot.'),
         Heading('Before and after, on blocks held out'),
@@ -78,40 +66,37 @@ def contents(
             (str(i), *(_number(fold[name]) for name in names))
             for i, fold in enumerate(fitted.folds, 1)]),
         Heading('Error bars'),
-        Text(f'{fitted.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
+        Text(f'{fitted.bars.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
              '(90 % are meant to).'),
         Text("elevation_mapping's sensor model, sigma = a + b (z - c)² + d zᵉ in metres:"),
-        Table('abcde', [[f'{v:.5g}' for v in fitted.sensor_model]]),
+        Table('abcde', [[f'{v:.5g}' for v in fitted.bars.sensor_model]]),
         Heading('The recording'),
         Table(('what', 'value'), [
-            ('images and depth', recording.described), *about_it.items(),
-            ('frames with depth', str(len(recording))),
-            ('frames calibrated from', str(about.frames))], texts=frozenset({0, 1}))]
-    if recording.left_out:
-        parts.append(Table(('left out', 'times'), [
-            (cause, str(count)) for cause, count in sorted(recording.left_out.items())]))
-    return [*parts, Heading('Pictures'), Picture(
-        'Examples',
-        'From left to right: image, depth before, after, and measured; near is red, far is '
-        'blue, no depth is black. These frames were among those fitted to, unlike the '
-        'numbers above.', picture)]
+            ('images and depth', recording.described), ('network', network),
+            ('clearly different views', str(views)), ('frames with depth', str(len(recording))),
+            *((f'left out: {cause}', str(count))
+              for cause, count in sorted(recording.left_out.items()))], texts=frozenset({0, 1})),
+        Heading('Pictures'),
+        Picture('Examples',
+                'From left to right: image, depth before, after, and measured; near is red, far '
+                'is blue, no depth is black. These frames were among those fitted to, unlike the '
+                'numbers above.', picture)]
 
 
 def _number(value: float) -> str:
     return f'{value:.3f}' if math.isfinite(value) else '–'
 
 
-def draw_examples(examples: Sequence[Example], width: int = 240) -> bytes:
-    """PNG with one row an example: image, before, after, measured, and the scale."""
-    low, high = known_range(np.concatenate([e.truth.ravel() for e in examples]))
+def draw_examples(
+    examples: Sequence[tuple[NDArray[np.uint8], Sequence[NDArray[np.float32]]]], width: int = 240,
+) -> bytes:
+    """PNG with one row an example: its image, its depths (the last is measured), and the scale."""
+    low, high = known_range(np.concatenate([depths[-1].ravel() for _, depths in examples]))
     rows = []
-    for example in examples:
-        height = max(1, round(width * example.rgb.shape[0] / example.rgb.shape[1]))
-        size = width, height
-        cells = [cv2.resize(np.ascontiguousarray(example.rgb[..., ::-1]), size,
-                            interpolation=cv2.INTER_AREA)]
-        cells += [
-            cv2.resize(colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
-            for depth in (example.before, example.after, example.truth)]
-        rows.append(np.hstack([*cells, color_bar(low, high, height)]))
+    for rgb, depths in examples:
+        size = width, max(1, round(width * rgb.shape[0] / rgb.shape[1]))
+        rows.append(np.hstack([
+            cv2.resize(np.ascontiguousarray(rgb[..., ::-1]), size, interpolation=cv2.INTER_AREA),
+            *(cv2.resize(colorize(depth, low, high), size, interpolation=cv2.INTER_NEAREST)
+              for depth in depths), color_bar(low, high, size[1])]))
     return png(np.vstack(rows))

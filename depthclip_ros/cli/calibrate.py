@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import yaml
 
+from ..calibrate.bags import open_recording
 from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
-from ..calibrate.folders import open_recording
 from ..calibrate.recordings import Options, blocks, gather, spread_evenly
-from ..calibrate.report import Example, contents, draw_examples
-from ..core.errors import ConfigError, quoted
-from ..core.files import user_path
+from ..calibrate.report import contents, draw_examples
+from ..core.errors import ConfigError
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_new,
@@ -37,18 +36,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..calibrate.checks import Refusal
-    from ..calibrate.fit import Fitted
     from ..calibrate.recordings import Frame, Recording
-    from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
     from ..node.config import NodeConfig
 
-MOST_LOOKED_AT = 600  # frames, for the checks; they need no network
+MOST_LOOKED_AT = 600  # frames, for the checks
 MOST_COMPARED = 20  # frames, of which words and measured depth are compared for the unit
 EXAMPLES = 3
-_GRID = 60, 80  # in which these are compared
-_SHOWN = 120, 160
+_GRID, _SHOWN = (60, 80), (120, 160)  # in which these are compared, and shown
 _EVERY_SECONDS = 2.0  # a line of progress
 _T = TypeVar('_T')
 
@@ -69,40 +64,44 @@ def calibrate(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, recording or output cannot be used.
 
     """
-    target, html, picture = _targets(options.output)
+    target = Path(options.output).expanduser()
+    if target.suffix not in ('.yaml', '.yml'):
+        raise ConfigError(f'-o {target}: name a parameter file, such as robot.yaml.')
+    output_folder(str(target.parent))
+    html, picture = target.with_suffix('.html'), target.with_suffix('.png')
+    check_new((target, html, target.with_suffix('.md'), picture))
     depth, node = settings(options.config, options.weights, options.device)
-    if depth.calibration:
-        raise ConfigError(f'calibration: {quoted(depth.calibration)} is set already, but a '
-                          "calibration starts from words alone. Set calibration: '' in the "
-                          'file, or leave it out.')
+    if depth.calibration or depth.has_scenes:
+        raise ConfigError('A calibration starts from words alone, without scenes or another one: '
+                          "set calibration: '' and scenes: [''], or leave them out.")
     recording = open_recording(options.source, reading(options, node))
     positions = range(0, len(recording), options.every)
     to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
+    estimator = load_estimator(depth, node)
     thumbnails, kept = _look(
         recording, [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)])
-    given = options.depth_unit > 0
-    refused = check(thumbnails, timed=recording.timed, unit_given=given)
-    if refused and not options.anyway:  # before the weights are loaded
-        return _refuse(recording, refused)
-    estimator = load_estimator(depth, node)
     comparison = Comparison.of(
         np.array([gather(frame.depth, *_GRID) for frame in kept]),
-        np.array(_depths(estimator, kept, _GRID)), trained=estimator.weights.trained)
-    refused = refused or check(
-        thumbnails, comparison, timed=recording.timed, unit_given=given)
+        np.array(_depths(estimator, kept, _GRID)))
+    trained, given = estimator.weights.trained, options.depth_unit > 0
+    refused = check(
+        thumbnails, comparison, trained=trained, timed=recording.timed, unit_given=given)
     if refused and not options.anyway:
-        return _refuse(recording, refused)
+        _print_left_out(recording)
+        print(f'{recording.source} is not calibrated from (--anyway does it all the same):',
+              *(f'  {cause}: {message}' for cause, message in refused), sep='\n', file=sys.stderr)
+        return 1
     warnings = [f'The recording should have been refused ({cause}), and is used all the same '
                 f'(--anyway). {message}' for cause, message in refused]
-    if not given and (doubt := unit_doubt(thumbnails, comparison)):
+    if trained and not given and (doubt := unit_doubt(thumbnails, comparison)):
         warnings.append(doubt)
     for warning in warnings:
         to_stderr(f'WARNING: {warning}')
-    chosen = [positions[i] for i in spread_evenly(len(positions), options.max_frames)]
     shown = [kept[i] for i in spread_evenly(len(kept), EXAMPLES)]
     before = _depths(estimator, shown, _SHOWN)
-    fitted = fit(estimator, _in_blocks(recording, chosen), options.variant,
-                 Path(recording.source).name, recording.split, to_stderr)
+    fitted = fit(estimator, _in_blocks(recording, [
+        positions[i] for i in spread_evenly(len(positions), options.max_frames)]),
+        options.variant, Path(recording.source).name, recording.split, to_stderr)
     _print_left_out(recording)
     try:
         file = fitted.calibration.save(target.parent, target.stem).absolute()
@@ -112,38 +111,29 @@ def calibrate(options: argparse.Namespace) -> int:
     depth = depth.replace(
         calibration=str(file),
         reference_focal=fitted.calibration.about.config['reference_focal'])
-    estimator.reconfigure(depth)
-    save(target, _as_yaml(fitted, recording, depth, node))
+    robot = {name: value for name, value in node.to_dict().items()
+             if name not in _NOT_THE_ROBOTS}
+    said = (f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
+            'The file that calibration names belongs to this one: move both, correct the path.')
+    save(target, ''.join(f'# {" ".join(line.split())}\n' for line in said) + yaml.safe_dump(
+        {'/**': {'ros__parameters': {**depth.to_dict(), **robot}}}, sort_keys=False,
+        allow_unicode=True))
     print(f'{target} and {file.name}')
-    network = f'{estimator.weights.name} on {estimator.device}, {estimator.precision}'
+    estimator.reconfigure(depth)
+    after = _depths(estimator, shown, _SHOWN)
+    save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
+        shown, zip(before, after, strict=True), strict=True)]))
     save_page(html, contents(
-        fitted, recording,
-        {'network': network, 'clearly different views': str(views(thumbnails))}, warnings,
-        str(target), picture.name, trained=estimator.weights.trained))
-    save(picture, draw_examples([
-        Example(frame.rgb, frame.depth, *depths) for frame, *depths in zip(
-            shown, before, _depths(estimator, shown, _SHOWN), strict=True)]))
+        fitted, recording, views(thumbnails),
+        f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,
+        target, picture.name, trained=trained))
     print(f'report: {html}, {html.with_suffix(".md")}')
     print(fitted.verdict)
-    numbers = ' '.join(f'{value:.5g}' for value in fitted.sensor_model)
+    numbers = ' '.join(f'{value:.5g}' for value in fitted.bars.sensor_model)
     print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
-    if not estimator.weights.trained:
+    if not trained:
         print_untrained()
     return 0
-
-
-def _targets(output: str) -> tuple[Path, Path, Path]:
-    """Files to write: settings, report and picture; nothing is overwritten."""
-    try:
-        path = user_path(output)
-    except OSError as error:
-        raise ConfigError(f'{quoted(output)}: {error.strerror}.') from error
-    if path.suffix not in ('.yaml', '.yml'):
-        raise ConfigError(f'-o {path}: name a parameter file, such as robot.yaml.')
-    output_folder(str(path.parent))
-    page, picture = path.with_suffix('.html'), path.with_suffix('.png')
-    check_new((path, page, page.with_suffix('.md'), picture))
-    return path, page, picture
 
 
 def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Options:
@@ -202,29 +192,6 @@ def _depths(
     return [estimator.predict(frame.rgb, size, frame.camera).depth for frame in frames]
 
 
-def _refuse(recording: Recording, refused: Sequence[Refusal]) -> int:
-    """Say why; nothing is written."""
-    _print_left_out(recording)
-    print(f'{recording.source} is not calibrated from:', file=sys.stderr)
-    for cause, message in refused:
-        print(f'  {cause}: {message}', file=sys.stderr)
-    print('(--anyway calibrates from it all the same.)', file=sys.stderr)
-    return 1
-
-
 def _print_left_out(recording: Recording) -> None:
     for cause, count in sorted(recording.left_out.items()):
         to_stderr(f'left out, {count} times: {cause}')
-
-
-def _as_yaml(
-    fitted: Fitted, recording: Recording, depth: DepthConfig, node: NodeConfig,
-) -> str:
-    """A parameter file with all settings that are the robot's."""
-    robot = {name: value for name, value in node.to_dict().items()
-             if name not in _NOT_THE_ROBOTS}
-    document = yaml.safe_dump({'/**': {'ros__parameters': {**depth.to_dict(), **robot}}},
-                              sort_keys=False, allow_unicode=True)
-    said = [f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
-            'The file that calibration names belongs to this one: move both, correct the path.']
-    return ''.join(f'# {" ".join(line.split())}\n' for line in said) + document

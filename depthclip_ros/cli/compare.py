@@ -12,7 +12,7 @@ import numpy as np
 
 from offline_eval.metrics import METRICS, SYMBOLS
 
-from ..calibrate.folders import open_recording
+from ..calibrate.bags import open_recording, written_depth
 from ..calibrate.recordings import Options, RecordingError, gather, resample, spread_evenly
 from ..color import UNTRAINED, color_bar, colorize, known_range, png, write_note
 from ..core.errors import ConfigError, quoted
@@ -211,7 +211,6 @@ def _said(source: str, options: argparse.Namespace) -> str:
     """Topic of depth to compare that is in the recording; '' for the network's."""
     if options.said:
         return f'/{options.said.lstrip("/")}'
-    from ..calibrate.bags import written_depth
     try:
         path = user_path(source)
         return written_depth(path) if is_bag(path) else ''
