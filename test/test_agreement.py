@@ -31,7 +31,7 @@ PUBLISHED = {
 ROS_OWN = {'/parameter_events', '/rosout', '/depth_node/transition_event'}
 IMAGES = {'raw': ('/image', 'Image'), 'compressed': ('/image/compressed', 'CompressedImage')}
 ANCHORS = {'scan': ('/scan', 'LaserScan'), 'points': ('/anchor/points', 'PointCloud2'),
-           'range': ('/range', 'Range'), 'depth': ('/anchor/depth', 'Image')}
+           'depth': ('/anchor/depth', 'Image')}
 # Nobody can listen to them without tf2_msgs, as on a machine without ROS.
 TF_TOPICS = ('/tf', '/tf_static')
 

@@ -139,14 +139,13 @@ def peer(node, domain):
 
 
 class Load(NamedTuple):
-    """What is known of a run beyond capacity; all but `model` by camera or by topic."""
+    """What is known of a run beyond capacity; by camera or by topic."""
 
     sent: dict  # stamps
     gained: dict  # change of the account
     after: dict  # values of diagnostics
     messages: dict
     accounts: list  # all that were told
-    model: dict  # values of diagnostics
 
 
 @pytest.fixture(scope='module')
@@ -168,7 +167,7 @@ def load(node, peer):
         for camera in CAMERAS for topic in TOPICS), 'every counted output')
     return Load(sent, gained, after, {topic: list(found) for topic, found in
                                       peer.messages.items()},
-                all_accounts(peer), peer.diagnostics('depth_node: model')[1])
+                all_accounts(peer))
 
 
 def test_silence_names_the_camera_and_its_remedy(node):
@@ -217,7 +216,6 @@ def test_outputs_are_of_their_camera(load):
 
 
 def test_a_batch_of_unlike_images_gives_the_depth_of_each_alone(peer, load, estimator):
-    assert (load.model['batch size p50'], load.model['batch size max']) == ('4', '4')
     for camera in CAMERAS:
         expected = estimator.predict(to_rgb(picture(peer, camera))).depth
         assert expected.std() > 0.01, 'the picture has no depth to tell apart'

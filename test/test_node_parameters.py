@@ -300,7 +300,7 @@ def test_a_dump_starts_the_same_node(peer, cache, tmp_path):
             status = node.stop()
     assert status == 0, node.output
     assert {'use_sim_time', 'start_type_description_service',
-            'qos_overrides./image.subscription.reliability'} <= there.keys()
+            'qos_overrides./image.subscription.depth'} <= there.keys()
 
 
 def test_what_does_not_fit_together_changes_nothing_and_is_said_once(peer):

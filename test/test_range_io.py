@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from depthclip_ros.core.errors import DataError, ImageError, RangeError
+from depthclip_ros.node.anchors import cloud_points, scan_points
 from depthclip_ros.node.image_io import to_depth
-from depthclip_ros.node.ranges import cloud_points, scan_points
 
 DEPTH = np.array([[0.5, 1.25, np.nan], [3.0, 65.0, 2.0]], np.float32)
 

@@ -17,8 +17,8 @@ from depthclip_ros.node.outputs import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}
-OF_A_CAMERA = {**OUTPUTS, 'image': 'sensor_msgs/msg/Image',
-               'camera_info': 'sensor_msgs/msg/CameraInfo'}
+OF_A_CAMERA = {**{topic: kind for topic, (kind, _) in OUTPUTS.items()},
+               'image': 'sensor_msgs/msg/Image', 'camera_info': 'sensor_msgs/msg/CameraInfo'}
 KINDS = {'rviz_default_plugins/Image': 'sensor_msgs/msg/Image',
          'rviz_default_plugins/PointCloud2': 'sensor_msgs/msg/PointCloud2'}
 

@@ -35,8 +35,11 @@ from depthclip_ros.core import projection  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.config import DepthConfig  # noqa: E402
 from depthclip_ros.launching import ARGUMENTS  # noqa: E402
+from depthclip_ros.node.anchors import SENSORS  # noqa: E402
 from depthclip_ros.node.config import NodeConfig  # noqa: E402
 from depthclip_ros.node.health import TABLES  # noqa: E402
+from depthclip_ros.node.messages import INPUTS  # noqa: E402
+from depthclip_ros.node.outputs import OUTPUTS  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
@@ -113,15 +116,14 @@ def parameters_page() -> str:
 
 
 def topics() -> Iterator[tuple[str, str, str, str]]:
-    """Direction, name, type and content of each topic, from the node's docstring."""
-    source = (ROOT / 'depthclip_ros/node/depth_node.py').read_text(encoding='utf-8')
-    text = (ast.get_docstring(ast.parse(source)) or '').partition('\nParameters:')[0]
-    direction = 'in'
-    for paragraph in re.split(r'\n(?=\S|    \S)', text):
-        direction = 'out' if paragraph.startswith('Publishers') else direction
-        entry = re.fullmatch(r' {4}(\S+) \(\w+/(\w+)\):\s*(.*)', paragraph.rstrip(), re.DOTALL)
-        if entry:
-            yield direction, f'`{entry[1]}`', entry[2], entry[3]
+    """Direction, name, type and content of each topic, from the node's tables."""
+    of_anchors = {topic: (kind, f'with `anchor: {name}`, what fixes the scale of depth')
+                  for name, (kind, topic) in SENSORS.items()}
+    for topic, (kind, content) in (INPUTS | of_anchors).items():
+        yield 'in', f'`{topic}`', kind.rpartition('/')[2], content
+    for topic, (kind, function) in OUTPUTS.items():
+        yield 'out', f'`{topic}`', kind.rpartition('/')[2], inspect.getdoc(function) or ''
+    yield 'out', '`/diagnostics`', 'DiagnosticArray', 'at 1 Hz, in every lifecycle state'
 
 
 def diagnostics_page() -> str:

@@ -19,8 +19,8 @@ from ..core.files import user_path
 from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
 from ..node.frame import Stream, predict
 from ..node.image_io import depth_values
-from ..node.messages import COMPRESSED_IMAGE, IMAGE
-from ..node.outputs import MESSAGES, OUTPUT_DEPTH, OUTPUTS
+from ..node.messages import COMPRESSED_IMAGE, IMAGE, cause_of
+from ..node.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
 from .messages import definition, make, output_qos, read, typestore, write
 from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
@@ -241,7 +241,8 @@ class _Conversion:
             self._copies[connection.id] = added[key]
         self._new = {
             topic: self._target.add_connection(
-                topic, OUTPUTS.get(relative, COMPRESSED_IMAGE), typestore=typestore(),
+                topic, OUTPUTS[relative][0] if relative in OUTPUTS else COMPRESSED_IMAGE,
+                typestore=typestore(),
                 offered_qos_profiles=[output_qos(OUTPUT_DEPTH)])
             for plan in self.report.cameras for relative, topic in plan.outputs.items()}
 
@@ -319,8 +320,7 @@ class _Conversion:
             self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}).')
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
-        cause = error.condition if isinstance(error, DataError) \
-            else f'{type(error).__name__} in {stage}'
+        cause = cause_of(error, stage)
         self._count(self.report.rejected, camera, cause, f'Image rejected ({cause}): {error}')
 
     def _count(self, counts: dict[str, int], camera: _Camera, cause: str, sentence: str) -> None:
@@ -344,5 +344,5 @@ def _message(relative: str, frame: Frame) -> bytes | None:
         message = make(COMPRESSED_IMAGE, header=frame.header, format='16UC1; compressedDepth png',
                        data=array.array('B', bytes(12) + png(pixels)))
     else:
-        message = MESSAGES[relative](make, frame)
+        message = OUTPUTS[relative][1](make, frame)
     return None if message is None else write(message)

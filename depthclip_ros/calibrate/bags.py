@@ -17,6 +17,7 @@ from ..core.camera import CameraModel
 from ..core.errors import DataError, quoted
 from ..core.files import user_path
 from ..core.transforms import TransformTree
+from ..node.anchors import cloud_points, scan_points
 from ..node.image_io import to_depth, to_rgb
 from ..node.messages import (
     CAMERA_INFO,
@@ -28,7 +29,6 @@ from ..node.messages import (
     parse,
     stamp_of,
 )
-from ..node.ranges import cloud_points, scan_points
 from ..sources.bag import (
     NANOSECONDS,
     Bag,

@@ -7,6 +7,7 @@ to an image that is to be answered. Sensors are shared; each camera has a scale 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -18,33 +19,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.anchor import (
-    CONTRADICTORY,
-    FEW_POINTS,
-    JUMP,
-    LEAST_POINTS,
-    MOST_POINTS,
-    NO_POINTS,
-    Adjustment,
-    Points,
-    ScaleFilter,
-)
+from ..core.anchor import MOST_POINTS, Adjustment, Points, ScaleFilter
 from ..core.camera import CameraModel
 from ..core.config import Size
-from ..core.errors import CameraInfoError, DataError, RangeError, quoted
+from ..core.errors import CameraInfoError, RangeError, quoted
 from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
 from .config import GROUND, NodeConfig, parse_pose
-from .image_io import to_depth
-from .messages import IMAGE, POINT_CLOUD, RANGE, SCAN, Read, parse, stamp_of
+from .image_io import data_of, to_depth
+from .messages import IMAGE, POINT_CLOUD, SCAN, Read, cause_of, parse, stamp_of
 from .messages import TF as TF_TYPE
-from .ranges import cloud_points, range_points, scan_points
 
 Float64 = NDArray[np.float64]
 
-# Of each kind of anchor: type and topic, relative to the node.
+# Of each kind of anchor: type and topic, relative to the node. Clouds have x y z in metres, depth
+# images are sparse and on the image's pixels.
 SENSORS = {
     'scan': (SCAN, 'scan'), 'points': (POINT_CLOUD, 'anchor/points'),
-    'range': (RANGE, 'range'), 'depth': (IMAGE, 'anchor/depth')}
+    'depth': (IMAGE, 'anchor/depth')}
 TF, TF_STATIC = '/tf', '/tf_static'
 # Bodies have x forward, y left, z up; cameras z forward, x right, y down (REP-103).
 BODY_TO_CAMERA = Transform(
@@ -55,33 +46,98 @@ MOST_TRANSFORMS = 5000  # messages, likewise: 400 Hz for longer than anything is
 LATE = 0.1  # seconds by which tf may be behind, and which a robot may move unnoticed
 MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
-NEAREST = 0.05  # metres
+NEAREST, FURTHEST = 0.05, 1e6  # metres
 FLOOR_HEIGHTS = 4.0  # times the camera's height, and so far away the floor is looked at
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
 FLOOR_GRID = 24, 32  # places in an image that may show floor
 _NANOSECONDS = 10 ** 9
-_SENTENCES = {
-    NO_POINTS: 'none of its points lies in the image',
-    FEW_POINTS: 'of its {0} points in the image too few agree',
-    CONTRADICTORY: 'its {0} points in the image contradict each other: only {1:.0%} agree',
-    JUMP: 'its {0} points in the image say another scale than before'}
+_FLOATS = {7: 'f4', 8: 'f8'}  # of sensor_msgs/PointField, those that a coordinate can have
 
 
 def needs_transforms(config: NodeConfig) -> bool:
     """Whether the anchor asks tf where things are."""
-    return (config.anchor in ('scan', 'points', 'range') and not config.anchor_pose) or (
-        config.anchor == GROUND and not config.camera_height)
+    return not (config.camera_height if config.anchor == GROUND else config.anchor_pose) \
+        and config.anchor not in ('', 'depth')
+
+
+# Points of messages, by rclpy or by `rosbags` ----------------------------------------------------
+
+
+def cloud_points(msg: Any, most: int = 0) -> Float64:
+    """Give the finite points of a `sensor_msgs/PointCloud2`: (N, 3) metres in its frame.
+
+    Of more than `most`, if that is not 0, every second, third, … counts.
+
+    Raises:
+        RangeError: 'wrong fields', 'truncated data'.
+
+    """
+    width, height = int(msg.width), int(msg.height)
+    step, row = int(msg.point_step), int(msg.row_step)
+    order = '>' if msg.is_bigendian else '<'
+    offsets: dict[str, tuple[str, int]] = {
+        str(field.name): (f'{order}{_FLOATS[int(field.datatype)]}', int(field.offset))
+        for field in msg.fields if int(field.datatype) in _FLOATS}
+    if not offsets.keys() >= set('xyz') or any(
+            offset + int(kind[2]) > step for kind, offset in offsets.values()):
+        raise RangeError('wrong fields', (
+            f'The cloud has fields {quoted([str(field.name) for field in msg.fields], 200)} in '
+            f'points of {step} bytes; expected x, y and z as floating point within these. Check '
+            "the lidar's driver."))
+    data = data_of(msg)
+    if row < width * step or data.size < height * row:
+        raise RangeError('truncated data', (
+            f'The cloud has {data.size} bytes, but {height} rows of {row} bytes with {width} '
+            f"points of {step} bytes each are announced. Check the lidar's driver."))
+    if not width * height:
+        return np.empty((0, 3))
+    kind = np.dtype({
+        'names': list('xyz'), 'formats': [offsets[name][0] for name in 'xyz'],
+        'offsets': [offsets[name][1] for name in 'xyz'], 'itemsize': step})
+    cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
+    if most and width * height > most:
+        every = -(-width * height // most)
+        cloud = cloud[np.divmod(np.arange(0, width * height, every), width)]
+    return _finite(*(cloud[name].ravel().astype(np.float64) for name in 'xyz'))
+
+
+def scan_points(msg: Any) -> Float64:
+    """Give the points of a `sensor_msgs/LaserScan`: (N, 3) metres in its frame, z = 0.
+
+    Ranges beyond range_min and range_max, NaN and infinite ones are left out.
+
+    Raises:
+        RangeError: 'wrong angles'.
+
+    """
+    start, step = float(msg.angle_min), float(msg.angle_increment)
+    ranges = np.asarray(msg.ranges, np.float64)
+    if not (np.isfinite(start) and np.isfinite(step) and step):
+        raise RangeError('wrong angles', (
+            f'The scan has angle_min {start} and angle_increment {step}; expected finite radians, '
+            "the increment not 0. Check the scanner's driver."))
+    angles = start + step * np.arange(ranges.size)
+    seen = np.isfinite(ranges) & (ranges > 0) & (ranges >= msg.range_min)
+    if msg.range_max > 0:
+        seen &= ranges <= msg.range_max
+    angles, ranges = angles[seen], ranges[seen]
+    return _finite(ranges * np.cos(angles), ranges * np.sin(angles), 0 * ranges)
+
+
+def _finite(*coordinates: Float64) -> Float64:
+    points = np.stack(coordinates, axis=-1)
+    return points[(np.abs(points) < FURTHEST).all(axis=1)]
+
+
+# What the anchors of all cameras have in common --------------------------------------------------
 
 
 class Sensors:
-    """What the anchors of all cameras have in common: the sensor's messages, and tf."""
+    """The sensor's messages, and tf."""
 
     def __init__(self, config: NodeConfig, topic: str, read: Read) -> None:
         """Begin without a message; `topic` is '' where there is no sensor."""
         self._config, self.topic, self._read = config, topic, read
-        self._pose = None if config.anchor == GROUND or not config.anchor_pose \
-            else _fixed_pose(config.anchor_pose)
-        self.refused: Counter[str] = Counter()  # messages that cannot be read
         self._messages: deque[tuple[int, bytes]] = deque(maxlen=MOST_MESSAGES)
         self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
         self._tree, self._lock = TransformTree(), threading.Lock()
@@ -90,9 +146,7 @@ class Sensors:
     def on_message(self, raw: bytes) -> None:
         """Keep a message of the sensor."""
         stamp = stamp_of(raw)
-        if stamp is None:
-            self.refused['unreadable message'] += 1
-        else:
+        if stamp is not None:
             self._messages.append((stamp, raw))
 
     def on_transforms(self, raw: bytes) -> None:
@@ -116,16 +170,14 @@ class Sensors:
         messages = self._messages.copy()
         if not messages:
             raise RangeError('no message', (
-                f'nothing has come on {self.topic} ({sum(self.refused.values())} messages could '
-                'not be read). Check its publisher, or remap it.'))
+                f'nothing has come on {self.topic}. Check its publisher, or remap it.'))
         found = min(messages, key=lambda message: abs(message[0] - stamp))
         apart = (found[0] - stamp) / _NANOSECONDS
         if abs(apart) > MOST_APART:
             raise RangeError('stamps apart', (
-                f'the nearest message on {self.topic} is {abs(apart):.3g} s '
-                f'{"newer" if apart > 0 else "older"} than the image, by their stamps; at most '
-                f'{MOST_APART:g} s are bridged. Does its publisher still run, and on the same '
-                'clock?'))
+                f'the stamp of the nearest message on {self.topic} is {apart:+.3g} s from that of '
+                f'the image; at most {MOST_APART:g} s are bridged. Does its publisher still run, '
+                'and on the same clock?'))
         return found
 
     def content_of(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
@@ -133,11 +185,10 @@ class Sensors:
         if self._newest[0] is not message:
             kind, _ = SENSORS[self._config.anchor]
             parsed = parse(self._read, message[1], kind, RangeError)
-            contents: dict[str, Callable[[Any], Any]] = {
-                SCAN: scan_points, RANGE: range_points,
-                POINT_CLOUD: lambda cloud: cloud_points(cloud, MOST_SEEN),
-                IMAGE: lambda image: to_depth(image, self._config.max_pixels)}
-            self._newest = message, parsed.header, contents[kind](parsed)
+            content = scan_points(parsed) if kind == SCAN else \
+                cloud_points(parsed, MOST_SEEN) if kind == POINT_CLOUD else \
+                to_depth(parsed, self._config.max_pixels)
+            self._newest = message, parsed.header, content
         return self._newest[1], self._newest[2]
 
     def transform(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
@@ -146,9 +197,9 @@ class Sensors:
         What the robot moved meanwhile counts, if tf knows a frame that it moves in (odom); if
         not, they may be LATE apart.
         """
-        if self._pose is not None:
+        if self._config.anchor_pose and self._config.anchor != GROUND:
             _check_apart(stamp, source_stamp)
-            return self._pose
+            return _fixed_pose(self._config.anchor_pose)
         while self._transforms:
             self._add(self._transforms.popleft(), static=False)
         try:
@@ -171,12 +222,11 @@ class Sensors:
         return IDENTITY if target == source else tree.lookup(target, source, stamp, LATE)
 
     def _add(self, raw: bytes, *, static: bool) -> None:
-        try:
-            message = parse(self._read, raw, TF_TYPE, RangeError)
-            with self._lock:
-                self.refused['transform'] += len(self._tree.add_message(message, static=static))
-        except RangeError:
-            self.refused['transform'] += 1
+        with contextlib.suppress(RangeError), self._lock:  # others say where things are, too
+            self._tree.add_message(parse(self._read, raw, TF_TYPE, RangeError), static=static)
+
+
+# The anchor of one camera ------------------------------------------------------------------------
 
 
 class Anchor:
@@ -192,13 +242,12 @@ class Anchor:
 
     def __init__(self, sensors: Sensors, config: NodeConfig) -> None:
         """Begin with a scale of 1."""
-        self._sensors, self._config = sensors, config
-        kind = config.anchor
+        self.sensors, self._config = sensors, config
+        # Where the floor is not seen something stands on it.
+        ground = config.anchor == GROUND
         self.filter = ScaleFilter(
-            config.anchor_timeout, least=1 if kind == 'range' else LEAST_POINTS,
-            lowest=FLOOR_SHARE if kind == GROUND else 1.0,
-            # A beam is no place, and where the floor is not seen something stands on it.
-            reach=0.0 if kind in ('range', GROUND) else config.anchor_reach)
+            config.anchor_timeout, lowest=FLOOR_SHARE if ground else 1.0,
+            reach=0.0 if ground else config.anchor_reach)
         self.conditions: Counter[str] = Counter()
         self.reason = self.condition = ''
         self._used: tuple[int, bytes] | None = None
@@ -221,11 +270,11 @@ class Anchor:
             if self._config.anchor == GROUND:
                 points = self._floor(header, stamp, model, size)
             else:
-                message = self._sensors.nearest(stamp)
+                message = self.sensors.nearest(stamp)
                 points = self._points_of(message, header, stamp, model, size)
         except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
             if message is None or message is not self._used:  # else it has had its say
-                self._note_error(error)
+                self._note(error)
 
         def adjust(
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
@@ -241,11 +290,15 @@ class Anchor:
                     stamp / _NANOSECONDS, points, patch_depth, patch_stddev, image, upsampling,
                     are_new=are_new)
             except Exception as error:  # noqa: BLE001 (likewise)
-                self._note_error(error)
+                self._note(error)
                 return Adjustment(self.filter.state.scale, self.filter.state.inflation)
             if points is not None and are_new:
-                self._used = message
-                self._judge()
+                self._used, self.condition, self.reason = message, '', ''
+                state = self.filter.state
+                if state.condition:
+                    self._note(RangeError(state.condition, (
+                        f'it has {state.points} points in the image. Check where the sensor is '
+                        '(tf, anchor_pose), and that it sees what the camera sees.')))
             return adjustment
         return adjust
 
@@ -253,32 +306,18 @@ class Anchor:
         self, message: tuple[int, bytes], header: Any, stamp: int, model: CameraModel, size: Size,
     ) -> Points:
         """Where the points of a sensor's message are in an image."""
-        other, content = self._sensors.content_of(message)
+        other, content = self.sensors.content_of(message)
         if self._config.anchor == 'depth':
             _check_apart(stamp, message[0])
             return _registered(other, header, content, size)
-        there = self._sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
+        there = self.sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
         return _project(there.apply(content), model, size)
 
-    def _judge(self) -> None:
-        """Note whether the last image's points were followed."""
-        state = self.filter.state
-        if not state.condition:
-            self.reason = self.condition = ''
-            return
-        self._note(state.condition, (
-            f'{_SENTENCES[state.condition].format(state.points, state.share)}. Check where the '
-            'sensor is (tf, anchor_pose), and that it sees what the camera sees.'))
-
-    def _note_error(self, error: Exception) -> None:
-        condition = error.condition if isinstance(error, DataError) \
-            else f'{type(error).__name__} in anchor'
+    def _note(self, error: Exception) -> None:
         camera_info = 'camera_info: ' * isinstance(error, CameraInfoError)
-        self._note(camera_info + condition, str(error)[:1000])
-
-    def _note(self, condition: str, reason: str) -> None:
-        self.conditions[condition] += 1
-        self.condition, self.reason = condition, reason
+        self.condition = camera_info + cause_of(error, 'anchor')
+        self.reason = str(error)[:1000]
+        self.conditions[self.condition] += 1
 
     @property
     def is_lost(self) -> bool:
@@ -287,28 +326,13 @@ class Anchor:
         return not self.filter.state.anchored and now - self._last < self._config.input_timeout \
             and now - self._first > self._config.anchor_timeout
 
-    def values(self) -> dict[str, Any]:
-        """For diagnostics."""
-        state = self.filter.state
-        return {
-            'anchor': self._config.anchor, 'anchored': state.anchored,
-            'anchor scale': f'{state.scale:.4f}',
-            'anchor log variance': f'{state.variance:.5f}',
-            'anchor inlier share [%]': 100 * state.share,
-            'anchor points': state.points,
-            'anchor surroundings [%]': 100 * state.around,
-            'anchor inflation of stddev': state.inflation,
-            **{f'not anchored: {k}': n for k, n in sorted(self.conditions.copy().items())},
-            **{f'anchor refused: {k}': n
-               for k, n in sorted(self._sensors.refused.copy().items()) if n}}
-
     def _floor(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
         """Points of the floor as the camera would see it if nothing stood on it."""
         height, base = self._config.camera_height, self._config.base_frame
         tilt = self._config.camera_pitch
         up = np.array([0.0, -math.cos(tilt), math.sin(tilt)])
         if not height:
-            there = self._sensors.transform(header.frame_id, stamp, base, stamp)
+            there = self.sensors.transform(header.frame_id, stamp, base, stamp)
             up = there.rotation[:, 2]
             height = -float(up @ there.translation)
             if height < NEAREST:
@@ -316,14 +340,17 @@ class Anchor:
                     f'by tf the camera {quoted(header.frame_id)} is {height:.3g} m above '
                     f'{quoted(base)}: base_frame must lie on the floor, with z up; or set '
                     'camera_height and camera_pitch.'))
-        u, v, rays = _grid(model, size)
-        down = -(rays @ up)
+        rows, columns = ((np.arange(count) + 0.5) * length / count - 0.5
+                         for count, length in zip(FLOOR_GRID, size, strict=True))
+        u, v = (places.ravel() for places in np.meshgrid(columns, rows))
+        down = -(model.rays(u, v).reshape(-1, 3) @ up)
         with np.errstate(divide='ignore'):
             z = np.where(down > 0.0, height / down, np.inf)
         seen = z < FLOOR_HEIGHTS * height  # farther away, the pitch would have to be exact
         return Points(u[seen], v[seen], z[seen])
 
 
+@functools.cache
 def _fixed_pose(text: str) -> Transform:
     """From the sensor's frame to the camera's, as `anchor_pose` says."""
     x, y, z, roll, pitch, yaw = parse_pose(text)
@@ -337,18 +364,9 @@ def _check_apart(stamp: int, other: int) -> None:
     apart = abs(stamp - other) / _NANOSECONDS
     if apart > LATE:
         raise RangeError('stamps apart', (
-            f'the message is {apart:.3g} s apart from the image, by their stamps; nothing is '
-            'known of how the robot moved meanwhile (tf has no frame that it moves in, such as '
-            f'odom, or is not asked), so that at most {LATE:g} s are bridged.'))
-
-
-@functools.lru_cache(maxsize=16)
-def _grid(model: CameraModel, size: Size) -> tuple[Float64, Float64, Float64]:
-    """Columns, rows and rays of the places in an image that may show floor."""
-    rows, columns = ((np.arange(count) + 0.5) * length / count - 0.5
-                     for count, length in zip(FLOOR_GRID, size, strict=True))
-    u, v = np.meshgrid(columns, rows)
-    return u.ravel(), v.ravel(), model.rays(u, v).reshape(-1, 3)
+            f'the message is {apart:.3g} s apart from the image, by their stamps. How the robot '
+            'moved meanwhile tf would know by a frame that it moves in, such as odom; without it '
+            f'at most {LATE:g} s are bridged.'))
 
 
 def _project(points: Float64, model: CameraModel, size: Size) -> Points:

@@ -26,7 +26,7 @@ ROS_OWN = re.compile(
     r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
 FURTHEST_POSE = 1000.0  # metres, radians
 GROUND = 'ground'
-ANCHORS = ('scan', 'points', 'range', 'depth', GROUND)
+ANCHORS = ('scan', 'points', 'depth', GROUND)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class NodeConfig(Settings):
         unit='s', minimum=0.1, maximum=3600.0)
     anchor_reach: float = define(
         ANCHOR_REACH, "How far the anchor's points correct what its scale leaves around them (not "
-                      f"those of range and {GROUND}), as part of the image's width; 0: they "
-                      'give a scale alone',
+                      f"those of {GROUND}), as part of the image's width; 0: they give a scale "
+                      'alone',
         minimum=0.0, maximum=1.0)
     anchor_pose: str = define(
         '', "Where the anchor's sensor is in the camera's body (x forward, y left, z up): six "
@@ -89,9 +89,6 @@ class NodeConfig(Settings):
     max_age: float = define(
         2.0, 'Warn when depth is older than this, an error beyond twice; 0: never', unit='s',
         minimum=0.0, maximum=3600.0)
-    max_drop_share: float = define(
-        0.0, 'Warn when a larger part of the images is dropped, an error when all are; 0: never',
-        minimum=0.0, maximum=1.0)
     max_nan_share: float = define(
         0.5, 'Warn when a larger part of the depth is NaN, an error beyond twice or when all is; '
              '0: never', minimum=0.0, maximum=1.0)

@@ -3,54 +3,9 @@
 # (rclpy's Node, of which this is one, is typed in part only)
 """The lifecycle node: images in, depth out.
 
-For each name in `cameras` once, under that name if it is not '' (front/image, front/depth/image):
-
-Subscribers (keep last 10; reliable unless a publisher of the topic is best effort):
-    image (sensor_msgs/Image): any common encoding; with `image_transport: compressed` instead
-        image/compressed (sensor_msgs/CompressedImage).
-    camera_info (sensor_msgs/CameraInfo): the latest one counts; it must be of the image's size.
-        Transient local unless a publisher is volatile: one that was sent before counts too.
-
-And for all cameras together, the parameter `anchor` decides which, if any:
-    scan (sensor_msgs/LaserScan): with `anchor: scan`, points that fix the scale of depth.
-    anchor/points (sensor_msgs/PointCloud2): with `anchor: points`, x y z in metres.
-    range (sensor_msgs/Range): with `anchor: range`, one point in the middle of the beam.
-    anchor/depth (sensor_msgs/Image): with `anchor: depth`, a sparse depth image on the image's
-        pixels.
-    /tf (tf2_msgs/TFMessage): where the sensor is; with `anchor: ground` where the floor is.
-    /tf_static (tf2_msgs/TFMessage): likewise, what never moves.
-
-Publishers (reliable, keep last 5), each with the image's header:
-    depth/image (sensor_msgs/Image): depth along the optical axis; 32FC1 in metres with NaN where
-        there is none (and -Inf or +Inf out of range, if `out_of_range` says so: REP-117), or
-        16UC1 in millimetres with 0 for all of these (REP-118).
-    depth/camera_info (sensor_msgs/CameraInfo): of depth/image, whenever camera_info is usable.
-    points (sensor_msgs/PointCloud2): organised x y z rgb in metres, one point a patch; with a
-        calibration also stddev, the standard deviation of z in metres; only while subscribed and
-        camera_info is usable.
-    depth/image_color (sensor_msgs/Image): bgr8, red at the first bin to blue at the last; only
-        while subscribed.
-    depth/words (sensor_msgs/Image): bgr8, how much each word answers, painted on the image for a
-        grid of patches, with depth and its standard deviation in metres, and the scene; only while
-        subscribed.
-    depth/spread (sensor_msgs/Image): 32FC1, standard deviation of the bins in metres, one pixel a
-        patch: how undecided the words are, no error bar; only while subscribed.
-    depth/stddev (sensor_msgs/Image): 32FC1, standard deviation of depth in metres, whatever the
-        encoding of depth/image, and of its size; large = unsure, NaN where depth is not finite;
-        only with a calibration and while subscribed.
-    scene (diagnostic_msgs/DiagnosticArray): one status, whose message is the scene ('' while it
-        is uncertain) and whose values are the probabilities of all; only with `scenes` and while
-        subscribed.
-    depth/scale (geometry_msgs/Vector3Stamped): x the anchor's scale, by which depth is multiplied,
-        y the variance of its logarithm, z the share of the anchor's points that agree (NaN before
-        there were any); only with an anchor and while subscribed.
-
-And for all cameras together:
-    /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz, in every lifecycle state.
-
-Parameters: every field of `DepthConfig` and `NodeConfig` under its own name (docs/reference), and
-qos_overrides.TOPIC.{publisher,subscription}.{history,depth,reliability} on all topics but
-/diagnostics; TOPIC is the resolved name (/image, /front/image).
+Its topics are listed in `messages.INPUTS`, `anchors.SENSORS` and `outputs.OUTPUTS`, its parameters
+in `DepthConfig` and `NodeConfig` (docs/reference has all of them). Beside these are qos_overrides
+of all topics but /diagnostics. Of every camera in `cameras` the topics exist once under its name.
 
 The newest image wins: while the network is busy an image of each camera waits, and a newer one
 replaces it. When the network is free, all that wait go through it as one batch. While nobody
@@ -77,25 +32,18 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
 
-from ..color import UNTRAINED
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import wait_shortly
 from . import messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
-from .camera import ALWAYS, Camera, Input
+from .camera import Camera, Input, summary
 from .config import NodeConfig
-from .health import ERROR, CameraHealth, ClockWatch, Finding, node_status
+from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
-from .pipeline import Pipeline, describe
-from .process import (
-    StopSignals,
-    end_process,
-    explain_arguments,
-    ignored_files,
-    keep_freed_memory,
-)
+from .pipeline import Pipeline
+from .process import StopSignals, end_process, explain, ignored_files, keep_freed_memory
 from .statistics import Say
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
@@ -165,11 +113,10 @@ class DepthNode(LifecycleNode):
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
         self._sensor_inputs: list[Input] = []
-        self._health: list[CameraHealth] = []
+        self._health, self._cameras_health = NodeHealth(self), list[CameraHealth]()
         self._settings = Parameters(self, lambda: self._pipeline)
         self._node_config = self._settings.read()[1]
         self.autostart = self._node_config.autostart
-        self._clock_watch = ClockWatch(self)
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._on_jump)
@@ -203,7 +150,7 @@ class DepthNode(LifecycleNode):
             self._check_topics(config)
             pipeline = self._pipeline = Pipeline(self, depth, self._on_crash)
             loaded = pipeline.submit(lambda: self._load(pipeline, depth, config))
-            if not self._wait_for(loaded, until=self._ending.is_set):
+            if not _wait_for(loaded, until=self._ending.is_set):
                 raise ConfigError('the process is to end.')
             loaded.result()
         except DepthClipError as error:
@@ -232,10 +179,8 @@ class DepthNode(LifecycleNode):
             self.get_logger().error(f'Cannot activate: {error}')
             self._stop()
             return FAILURE
-        self._health = [CameraHealth(self, camera, self._pipeline.times)
-                        for camera in self._cameras]
-        # A player begins when it finds the subscriptions: until now time had no reason to go on.
-        self._clock_watch = ClockWatch(self)
+        self._cameras_health = [CameraHealth(self, camera, self._pipeline)
+                                for camera in self._cameras]
         self._active = True
         for camera in self._cameras:
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
@@ -267,7 +212,7 @@ class DepthNode(LifecycleNode):
 
     def status(self) -> int:
         """Exit status of the process: 0 if the node is well, else 1."""
-        return int(self._left_behind or bool(self._worker_findings()))
+        return int(self._left_behind or self.crash is not None)
 
     def _check_topics(self, config: NodeConfig) -> None:
         """Refuse names and remappings that cannot be meant."""
@@ -318,14 +263,6 @@ class DepthNode(LifecycleNode):
         else:
             log.warning(words.lstrip(': '))
 
-    @staticmethod
-    def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
-        """Wait for a job of the worker; give whether it was done before that is so."""
-        while not wait([job], timeout=0.1).done:
-            if until():
-                return False
-        return True
-
     def _stop(self) -> bool:
         """Answer no more images, and wait for those in work with patience; give whether idle."""
         while self._sensor_inputs:
@@ -336,15 +273,15 @@ class DepthNode(LifecycleNode):
             return True
         self._pipeline.clear()
         start = time.monotonic()
-        idle = self._wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
-                              > (LAST_PATIENCE if self._ending.is_set() else PATIENCE))
+        idle = _wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
+                         > (LAST_PATIENCE if self._ending.is_set() else PATIENCE))
         if self._active:
             if not idle:
                 self.get_logger().error(
                     f'The images in work since {self._pipeline.busy_seconds():.1f} s are not '
                     'done.')
             for camera in self._cameras:
-                self._say.info(f'Stopped: {camera.label}{camera.counters()}.')
+                self._say.info(f'Stopped: {camera.label}{summary(camera.counts())}.')
         self._active = False
         return idle
 
@@ -357,7 +294,7 @@ class DepthNode(LifecycleNode):
             pipeline.end(wait=idle)
         for camera in self._cameras:
             camera.destroy()
-        self._cameras, self._health, self._sensors = [], [], None
+        self._cameras, self._cameras_health, self._sensors = [], [], None
 
     def _on_crash(self, pipeline: Pipeline, error: BaseException) -> None:
         """Take note that the worker cannot go on; `main` ends the process."""
@@ -389,7 +326,7 @@ class DepthNode(LifecycleNode):
             Input(self, messages.TF, TF, sensors.on_transforms, depth=TF_DEPTH),
             # As tf2 itself: whoever is volatile there is not heard.
             Input(self, messages.TF, TF_STATIC, sensors.on_static, depth=TF_DEPTH,
-                  latched=ALWAYS)]
+                  latched=True, yields=False)]
 
     def _on_jump(self, _jump: Any) -> None:
         """Transforms of a time that has not come yet hold no more."""
@@ -412,37 +349,23 @@ class DepthNode(LifecycleNode):
     def _report(self) -> None:
         """Watch the inputs, and publish diagnostics."""
         pipeline = self._pipeline
-        estimator = None if pipeline is None else pipeline.estimator
         depth = self._settings.read()[0] if pipeline is None else pipeline.config
-        findings = self._worker_findings()
-        if self._active:
-            findings += self._clock_watch.look(self._node_config.input_timeout)
-        for finding in findings:
+        status, wrong = self._health.look(
+            pipeline, (depth, self._node_config), self.crash, active=self._active)
+        for finding in wrong:
             finding.tell(self._say)
-        if estimator is not None and not estimator.weights.trained:
-            self._say.once('untrained', (
-                f'{UNTRAINED}. The network holds random numbers; set the parameter weights.'))
-        state = 'unconfigured' if pipeline is None else 'active' if self._active else \
-            'loading' if estimator is None else 'inactive'
-        statuses = [node_status(self, pipeline, state, (depth, self._node_config), findings)]
-        statuses += [health.look(findings, active=self._active) for health in self._health]
-        message = DiagnosticArray(status=statuses)
+        message = DiagnosticArray(status=[status, *(
+            health.look(wrong, active=self._active) for health in self._cameras_health)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
-    def _worker_findings(self) -> list[Finding]:
-        """Why no camera is answered at all."""
-        if self.crash is not None:
-            words = f'stopped by {describe(self.crash)}'
-            return [Finding('worker crash', ERROR, words, f'The worker is {words}.')]
-        seconds = 0.0 if self._pipeline is None else self._pipeline.busy_seconds()
-        if seconds <= self._node_config.worker_timeout:
-            return []
-        words = f'worker stuck for {seconds:.0f} s'
-        return [Finding('worker stuck', ERROR, words, (
-            f'{words}: one batch takes longer than worker_timeout '
-            f'({self._node_config.worker_timeout:g} s). If it does not come back, end the process '
-            'and start it anew; if the network is that slow here, make its input smaller.'))]
+
+def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
+    """Wait for a job of the worker; give whether it was done before that is so."""
+    while not wait([job], timeout=0.1).done:
+        if until():
+            return False
+    return True
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -492,7 +415,7 @@ def _run(arguments: Sequence[str], ending: threading.Event) -> int:
     except (DepthClipError, RuntimeError, ValueError) as error:
         if node is not None:
             raise
-        sys.stderr.write(f'depth_node: {explain_arguments(arguments, error)}\n')
+        sys.stderr.write(f'depth_node: {explain(error)}\n')
         return 1
     finally:
         stopped = ending.is_set()

@@ -22,10 +22,19 @@ IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
-SCAN, RANGE = 'sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/Range'
+SCAN = 'sensor_msgs/msg/LaserScan'
 TF = 'tf2_msgs/msg/TFMessage'
 DIAGNOSTICS = 'diagnostic_msgs/msg/DiagnosticArray'
 VECTOR_STAMPED = 'geometry_msgs/msg/Vector3Stamped'
+
+# What a camera listens to, beside the sensor of its anchor; for the reference.
+INPUTS = {
+    'image': (IMAGE, 'any common encoding; image/compressed with `image_transport: compressed`'),
+    'camera_info': (CAMERA_INFO, (
+        "the latest one counts, also one that was sent before; it must be of the image's size")),
+    '/tf': (TF, 'where the sensor of the anchor is; with `anchor: ground` where the floor is'),
+    '/tf_static': (TF, 'likewise, what never moves'),
+}
 
 
 @functools.cache
@@ -64,6 +73,12 @@ def parse(read: Read, raw: bytes, kind: str, error_type: type[DataError]) -> Any
         raise error_type(
             'unreadable message', f'{len(raw)} bytes are no {kind.rpartition("/")[2]} '
             f'({quoted(str(reason))}). Check what publishes on the topic.') from reason
+
+
+def cause_of(error: Exception, stage: str) -> str:
+    """What an image is counted under that failed of an error in a stage."""
+    return error.condition if isinstance(error, DataError) \
+        else f'{type(error).__name__} in {stage}'
 
 
 def stamp_of(raw: bytes) -> int | None:

@@ -26,19 +26,6 @@ from .messages import CAMERA_INFO, DIAGNOSTICS, IMAGE, POINT_CLOUD, VECTOR_STAMP
 
 Float32 = NDArray[np.float32]
 
-# Relative topics, and the types of their messages.
-OUTPUTS = {
-    'depth/image': IMAGE,
-    'depth/camera_info': CAMERA_INFO,
-    'points': POINT_CLOUD,
-    'depth/image_color': IMAGE,
-    'depth/words': IMAGE,
-    'depth/spread': IMAGE,
-    'depth/stddev': IMAGE,
-    # With a header and a number for every name, and, unlike vision_msgs, everywhere.
-    'scene': DIAGNOSTICS,
-    'depth/scale': VECTOR_STAMPED,
-}
 # Reliable, so that every subscriber can match (REP-2003), and shallow: old depth is worthless.
 OUTPUT_DEPTH = 5
 
@@ -54,14 +41,18 @@ def _image(make: Make, frame: Frame, pixels: NDArray[Any], encoding: str = '32FC
 
 
 def _depth(make: Make, frame: Frame) -> Any:
-    """In metres or millimetres, as the encoding says (REP-118); notes what it cannot hold."""
+    """Depth along the optical axis.
+
+    32FC1 in metres with NaN where there is none (and -Inf or +Inf out of range, if `out_of_range`
+    says so: REP-117), or 16UC1 in millimetres with 0 for all of these (REP-118).
+    """
     encoding = frame.stream.config.depth_encoding
     pixels, frame.beyond = depth_values(frame.prediction.depth, encoding)
     return _image(make, frame, pixels, encoding)
 
 
 def _camera_info(make: Make, frame: Frame) -> Any | None:
-    """Of the depth image: scaled, without binning; of rectified images the rectified camera's."""
+    """Of depth/image, whenever camera_info is usable."""
     if frame.model is None:
         return None
     height, width = frame.prediction.depth.shape
@@ -77,6 +68,10 @@ def _camera_info(make: Make, frame: Frame) -> Any | None:
 
 
 def _points(make: Make, frame: Frame) -> Any | None:
+    """Organised x y z rgb in metres, one point a patch; only while subscribed.
+
+    Only where camera_info is usable; with a calibration also stddev, the standard deviation of z.
+    """
     if frame.model is None:
         return None
     prediction = frame.prediction
@@ -92,6 +87,7 @@ def _rays(model: CameraModel, h: int, w: int) -> Float32:
 
 
 def _color(make: Make, frame: Frame) -> Any:
+    """Red at the first bin to blue at the last (bgr8); only while subscribed."""
     estimator = frame.estimator
     picture = colorize(frame.prediction.depth, *color_range(estimator.config.depth_span))
     if not estimator.weights.trained:
@@ -102,6 +98,10 @@ def _color(make: Make, frame: Frame) -> Any:
 
 
 def _words(make: Make, frame: Frame) -> Any:
+    """How much each word answers, painted on the image for a grid of patches (bgr8).
+
+    With depth and its standard deviation in metres, and the scene; only while subscribed.
+    """
     estimator = frame.estimator
     lines = [estimator.label] if estimator.label else []
     if frame.scale is not None:
@@ -112,16 +112,27 @@ def _words(make: Make, frame: Frame) -> Any:
 
 
 def _spread(make: Make, frame: Frame) -> Any:
+    """Standard deviation of the bins in metres (32FC1), one pixel a patch.
+
+    How undecided the words are, no error bar; only while subscribed.
+    """
     return _image(make, frame, frame.prediction.spread)
 
 
 def _stddev(make: Make, frame: Frame) -> Any | None:
-    """In metres, whatever the encoding of depth/image; nobody knows it without a calibration."""
+    """Standard deviation of depth in metres (32FC1), of depth/image's size; large = unsure.
+
+    NaN where depth is not finite; only with a calibration and while subscribed.
+    """
     stddev = frame.prediction.stddev()
     return None if stddev is None else _image(make, frame, stddev)
 
 
 def _scene(make: Make, frame: Frame) -> Any | None:
+    """One status, whose message is the scene ('' while it is uncertain).
+
+    Its values are the probabilities of all; only with `scenes` and while subscribed.
+    """
     scene = frame.prediction.scene
     if scene is None:
         return None
@@ -133,7 +144,11 @@ def _scene(make: Make, frame: Frame) -> Any | None:
 
 
 def _scale(make: Make, frame: Frame) -> Any | None:
-    """Scale, variance of its logarithm, and share of the points that agree."""
+    """The anchor's scale (x), by which depth is multiplied; only with one and while subscribed.
+
+    y is the variance of its logarithm, z the share of the anchor's points that agree (NaN before
+    there were any).
+    """
     state = frame.scale
     if state is None:
         return None
@@ -141,12 +156,15 @@ def _scale(make: Make, frame: Frame) -> Any | None:
     return make(VECTOR_STAMPED, header=frame.header, vector=vector)
 
 
-# What makes each topic's message; None: there is nothing to tell on it.
-MESSAGES: dict[str, Callable[[Make, Frame], Any | None]] = {
-    'depth/image': _depth, 'depth/camera_info': _camera_info, 'points': _points,
-    'depth/image_color': _color, 'depth/words': _words, 'depth/spread': _spread,
-    'depth/stddev': _stddev, 'scene': _scene, 'depth/scale': _scale,
-}
+# Relative topics, types of their messages, and what makes them (None: there is nothing to tell);
+# the docstrings are the reference's. A scene has a header and a number for every name in its type,
+# which, unlike vision_msgs, is everywhere.
+OUTPUTS: dict[str, tuple[str, Callable[[Make, Frame], Any | None]]] = {
+    'depth/image': (IMAGE, _depth), 'depth/camera_info': (CAMERA_INFO, _camera_info),
+    'points': (POINT_CLOUD, _points), 'depth/image_color': (IMAGE, _color),
+    'depth/words': (IMAGE, _words), 'depth/spread': (IMAGE, _spread),
+    'depth/stddev': (IMAGE, _stddev), 'scene': (DIAGNOSTICS, _scene),
+    'depth/scale': (VECTOR_STAMPED, _scale)}
 
 
 def cloud_message(

@@ -36,13 +36,7 @@ LONGEST_REASON = 500  # characters; who sets a megabyte need not get it back
 HELP = """\
 usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
 
-Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node: image and camera_info in;
-depth/image, depth/camera_info, points, depth/image_color, depth/words, depth/spread, depth/stddev,
-scene and depth/scale out. What it does is told on /diagnostics (in a terminal: depthclip stats).
-On first use it downloads the weights of the backbone (RN50: 244 MB), unless `weights` names a file
-or `offline` is true.
-
-Parameters, with their defaults:
+Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node. Parameters and defaults:
 """
 
 SETTINGS: dict[str, dataclasses.Field[Any]] = {
@@ -130,9 +124,9 @@ class Parameters:
             reason = str(error)
             if ' but ' in reason and changes.keys() & COUPLED:
                 name = self._node.get_fully_qualified_name()
-                reason = (f'{_brief(reason, 200)} Set all of them in one request: `ros2 param '
-                          f'load {name} FILE`, or the service {name}/set_parameters_atomically.')
-            return SetParametersResult(successful=False, reason=_brief(reason))
+                reason = (f'{reason[:200]} Set all of them in one request: `ros2 param load '
+                          f'{name} FILE`, or the service {name}/set_parameters_atomically.')
+            return SetParametersResult(successful=False, reason=reason[:LONGEST_REASON])
         return SetParametersResult(successful=True)
 
     def _encode(self, parameters: Sequence[Parameter]) -> None:
@@ -169,9 +163,9 @@ class Parameters:
 class _Services(ParameterService):
     """rclpy's parameter services, which set what belongs together as one, and answer always.
 
-    The settings of one request are accepted or refused as one. `ros2 param load` sends one;
-    rclpy's own service sets one parameter of it after the other, so that new metres could be
-    taken and their words refused.
+    All of one request is accepted or refused as one. `ros2 param load` sends one; rclpy's own
+    service sets one parameter of it after the other, so that new metres could be taken and their
+    words refused.
     """
 
     def __init__(self, node: Node, prepare: Callable[[Sequence[Parameter]], None]) -> None:
@@ -180,17 +174,11 @@ class _Services(ParameterService):
         super().__init__(node)
 
     async def _set_parameters_callback(self, request: Any, response: Any) -> Any:
-        own = [p for p in request.parameters if p.name in SETTINGS]
-        settings = await self._set(own)
-        for parameter in request.parameters:
-            if settings.successful and parameter.name not in SETTINGS:
-                result = await self._set([parameter])
-            elif settings.successful or parameter.name == own[0].name:
-                result = settings
-            else:
-                result = SetParametersResult(
-                    reason=f'not set, as all of this request: see {own[0].name}.')
-            response.results.append(result)
+        result, names = await self._set(request.parameters), [p.name for p in request.parameters]
+        reason = '' if result.successful else f'not set, as all of this request: see {names[0]}.'
+        other = SetParametersResult(
+            successful=result.successful, reason=reason[:LONGEST_REASON])
+        response.results = [result, *[other] * (len(names) - 1)][:len(names)]
         return response
 
     async def _set_parameters_atomically_callback(self, request: Any, response: Any) -> Any:
@@ -207,15 +195,15 @@ class _Services(ParameterService):
             wanted = [_with_doubles(Parameter.from_parameter_msg(p)) for p in parameters]
         except (KeyError, TypeError, ValueError):  # would end rclpy's own service
             told = ', '.join(f'{quoted(p.name)} of type {p.value.type}' for p in parameters)
-            return SetParametersResult(reason=_brief(
-                f'a value is of a type that ROS does not know: {told}.'))
+            return SetParametersResult(
+                reason=f'a value is of a type that ROS does not know: {told}'[:LONGEST_REASON])
         # What is read-only may well be "set" to what it is, as the file of a dump does.
         changed = [p for p in wanted if not node.describe_parameter(p.name).read_only
                    or _plain(node.get_parameter(p.name).value) != _plain(p.value)]
         if WORDS & {p.name for p in changed}:
             await self._aside(changed)
         result = node.set_parameters_atomically(changed)
-        result.reason = _brief(result.reason)
+        result.reason = result.reason[:LONGEST_REASON]
         return result
 
     def _aside(self, parameters: Sequence[Parameter]) -> Future:
@@ -236,11 +224,8 @@ class _Services(ParameterService):
 def _given(node: Node) -> dict[str, Any]:
     """Values from parameter files and the command line, without ROS's own."""
     parameters: dict[str, Any] = node.get_parameters_by_prefix('')
-    declared = {name: _plain(parameter.value) for name, parameter in parameters.items()}
-    for name in ('use_sim_time', 'start_type_description_service'):
-        if type(declared.get(name, False)) is not bool:
-            raise ConfigError(f'{name}: {quoted(declared[name])} is not true or false.')
-    given = {name: value for name, value in declared.items() if not ROS_OWN.match(name)}
+    given = {name: _plain(parameter.value) for name, parameter in parameters.items()
+             if not ROS_OWN.match(name)}
     unknown = sorted(set(given) - set(SETTINGS))
     if unknown:
         raise ConfigError(_unknown_message(unknown))
@@ -248,14 +233,12 @@ def _given(node: Node) -> dict[str, Any]:
 
 
 def _unknown_message(unknown: Sequence[str]) -> str:
-    """Say that parameters do not exist, and which do."""
-    def guess(name: str) -> str:
-        close = difflib.get_close_matches(name[:80], SETTINGS, 1)
-        return f'{quoted(name)} (did you mean {close[0]!r}?)' if close else quoted(name)
-    named = ', '.join(map(guess, unknown[:MOST_NAMED]))
-    more = f' and {len(unknown) - MOST_NAMED} more' if len(unknown) > MOST_NAMED else ''
-    return (f'unknown parameter{"s" if len(unknown) > 1 else ""} {named}{more}; `depth_node '
-            '--help` lists those that there are.')
+    """Say that parameters do not exist, and which were probably meant."""
+    meant = [near for name in unknown[:MOST_NAMED]
+             for near in difflib.get_close_matches(name[:80], SETTINGS, 1)]
+    return (f'unknown parameter {quoted(", ".join(unknown[:MOST_NAMED]))}; '
+            + f'did you mean {", ".join(meant)}? ' * bool(meant)
+            + '`depth_node --help` lists those that there are.')
 
 
 def _changes(parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -276,7 +259,3 @@ def _with_doubles(parameter: Parameter) -> Parameter:
 def _plain(value: Any) -> Any:
     """Lists for rclpy's arrays and tuples."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else list(value)
-
-
-def _brief(text: str, longest: int = LONGEST_REASON) -> str:
-    return text if len(text) <= longest else f'{text[:longest - 1]}…'

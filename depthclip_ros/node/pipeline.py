@@ -18,10 +18,10 @@ from rclpy.node import Node
 from ..core.config import DepthConfig
 from ..core.errors import DataError, quoted
 from . import messages
-from .camera import Camera
+from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera
 from .frame import Frame, predict
-from .outputs import MESSAGES, OUTPUTS
-from .statistics import NO_CLOUD, NO_PICTURES, REJECTED, Say, StageTimes, Window
+from .outputs import OUTPUTS
+from .statistics import Say, StageTimes
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
@@ -63,8 +63,6 @@ class Pipeline:
         times: milliseconds per stage. 'network' is the estimator's call, once per batch;
             'overhead' is all the rest of a batch divided by its images; every other stage is
             that of one image.
-        batch_sizes: images per call of the estimator.
-        last_error: what the model failed of last; '' for never.
 
     """
 
@@ -73,12 +71,10 @@ class Pipeline:
         on_crash: Callable[[Pipeline, BaseException], None],
     ) -> None:
         """Start; `on_crash` is called, on the thread, with what no image is answered after."""
-        self._node, self._say, self._on_crash = node, Say(node), on_crash
+        self._say, self._on_crash = Say(node), on_crash
         self.config = config
         self.estimator: DepthEstimator | None = None
-        self.times, self.batch_sizes = StageTimes(), Window()
-        self.last_error = ''
-        self._explained: set[str] = set()
+        self.times = StageTimes()
         # What libraries prepare for a thread is prepared for the one that runs the model.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='depth')
         self._lock = threading.Lock()
@@ -105,7 +101,7 @@ class Pipeline:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for camera in waiting:
-            camera.count('dropped')
+            camera.count(DROPPED)
 
     def end(self, *, wait: bool) -> None:
         """Take no more work, and maybe wait for the thread's end and give memory back."""
@@ -144,7 +140,7 @@ class Pipeline:
         for camera, raw in batch.items():
             with self._one(camera, 'decoding'):
                 if not any(map(camera.wanted, OUTPUTS)):
-                    camera.count('idle')
+                    camera.count(IDLE)
                     continue
                 with self.times.measure('decode'):
                     frames[camera] = camera.stream.decode(raw, self.config)
@@ -159,7 +155,6 @@ class Pipeline:
             self._publish_beside(camera, frames[camera])
         if published:
             overhead = time.perf_counter() - start - network
-            self.batch_sizes.add(len(frames))
             self.times['network'].add(1e3 * network)
             self.times['overhead'].add(1e3 * overhead / len(frames))
 
@@ -169,9 +164,8 @@ class Pipeline:
         try:
             yield
         except Exception as error:  # the unit of failure is the image
-            cause = error.condition if isinstance(error, DataError) \
-                else f'{type(error).__name__} in {stage}'
-            camera.count_cause(what, cause)
+            cause = messages.cause_of(error, stage)
+            camera.count(what, cause)
             if cause != 'absent':  # health reports that, after input_timeout
                 self._tell(camera, f'{LACKS[what]} ({cause})', error)
             if is_of_device(error):
@@ -190,9 +184,8 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
             failed = not isinstance(error, DataError)
             if failed:
-                self.last_error = describe(error)
-                self._say.once(self.last_error, (
-                    f'{self.last_error}. Memory that nobody uses is given back, and the images '
+                self._say.once(describe(error), (
+                    f'{describe(error)}. Memory that nobody uses is given back, and the images '
                     'are tried once more, one by one.'))
         else:
             return frames
@@ -227,11 +220,11 @@ class Pipeline:
         """Publish depth/image; False, and counted, if that fails."""
         with self._one(camera, 'publication'):
             if not camera.is_active():  # deactivated meanwhile: rclpy would publish nothing
-                camera.count('dropped')
+                camera.count(DROPPED)
                 return False
             self._publish(camera, frame, ['depth/image'])
             camera.note_published(frame)
-            camera.count('published')
+            camera.count(PUBLISHED)
             return True
         return False
 
@@ -248,26 +241,22 @@ class Pipeline:
     def _publish(self, camera: Camera, frame: Frame, topics: Iterable[str]) -> None:
         for topic in topics:
             with self.times.measure(f'publish {topic}'):
-                message = MESSAGES[topic](messages.make, frame)
+                message = OUTPUTS[topic][1](messages.make, frame)
                 if message is not None:
                     camera.publish(topic, message)
                 elif topic == 'depth/stddev':
                     camera.say.once('stddev', NO_STDDEV, 'info')
 
-    def _tell(self, camera: Camera, what: str, error: Exception) -> None:
-        """Say what is wrong with an image; of what nobody expects the first one's traceback."""
+    @staticmethod
+    def _tell(camera: Camera, what: str, error: Exception) -> None:
+        """Say what is wrong with an image; of what nobody expects the traceback."""
         camera.last_error = f'{what}: {describe(error)}'
         if isinstance(error, DataError):
             camera.say.once(what, f'{what}: {error}')
-            return
-        lines = traceback.format_exception(error)
-        text = f'{camera.label}{what}: {"".join(line[:LONGEST_LINE] for line in lines)}'
-        if what not in self._explained:
-            self._explained.add(what)
-            self._node.get_logger().error(text)
         else:
-            self._node.get_logger().debug(text)
-            camera.say.once(what, camera.last_error)
+            lines = traceback.format_exception(error)
+            camera.say.once(what, f'{what}: {"".join(line[:LONGEST_LINE] for line in lines)}',
+                            'error')
 
 
 def free_memory() -> None:

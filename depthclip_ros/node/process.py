@@ -85,20 +85,12 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)  # Fast DDS takes its shared memory along
 
 
-def explain_arguments(arguments: Sequence[str], error: Exception) -> str:
-    """Say why rclpy refused the command line, in our words where our own reader knows better."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    for reason in _refusals(arguments, 'depth_node'):
-        if 'no section' not in reason:  # a file for other nodes is no error to ROS
-            return reason
+def explain(error: Exception) -> str:
+    """Why rclpy refused the command line, in its own words without where in its source."""
     text = str(error).removeprefix('failed to initialize rcl: ').partition(', at /')[0]
-    empty = [a.partition(':=')[0] for a in arguments if a.endswith(':=[]')]
-    if 'PARAMETER_NOT_SET' in text and empty:
-        return f'{", ".join(empty)}: the list is empty; give it at least one element.'
-    if 'same type' in text:
-        text += '. ROS wants the numbers of a list all with or all without a point: [1.0, 2.5]'
-    return f'{text.rstrip(".")}.'
+    return text if isinstance(error, ConfigError) else (
+        f'{text.rstrip(".")}. Check what follows --ros-args, and the parameter files: a list has '
+        'at least one element, and numbers all with or all without a point, such as [1.0, 2.5].')
 
 
 def ignored_files(arguments: Sequence[str], node_name: str) -> list[str]:
@@ -106,16 +98,10 @@ def ignored_files(arguments: Sequence[str], node_name: str) -> list[str]:
 
     ROS takes them without a word, and the node runs with other settings than its user believes.
     """
-    return [reason for reason in _refusals(arguments, node_name) if 'no section' in reason]
-
-
-def _refusals(arguments: Sequence[str], node_name: str) -> list[str]:
-    """What our own reader finds wrong with the parameter files of a command line."""
     reasons = []
-    files = [path for flag, path in itertools.pairwise(arguments) if flag == '--params-file']
-    for path in files:
+    for path in (path for flag, path in itertools.pairwise(arguments) if flag == '--params-file'):
         try:
             read_config(path, node_name)
         except ConfigError as error:  # noqa: PERF203
             reasons.append(str(error))
-    return reasons
+    return [reason for reason in reasons if 'no section' in reason]

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and bounded windows of what a running node does, and what it says of it."""
+"""Bounded windows of what a running node does, and what it says of it."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,43 +13,13 @@ from rclpy.node import Node
 
 WINDOW = 512  # samples that a percentile looks back on
 RECENT = 5.0  # seconds that a mean looks back on
-REJECTED, NO_CLOUD, NO_PICTURES = 'rejected', 'no cloud', 'no pictures'
-
-
-@dataclasses.dataclass
-class Counters:
-    """What became of every image of one camera.
-
-    At any moment `received` = `published` + `dropped` + `idle` + `rejected` + `pending`.
-    """
-
-    received: int = 0
-    published: int = 0  # answered with a depth image
-    dropped: int = 0  # replaced by a newer one before their turn came, or left at the end
-    rejected: int = 0  # unusable
-    idle: int = 0  # left alone because nobody subscribed to any output
-    pending: int = 0  # waiting or in work now (at most 2)
-    lost: int = 0  # before they arrived, as the middleware reports
-    # Rejected, or lacking something beside depth, by what and why ('rejected: wrong step').
-    causes: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    def copy(self) -> Counters:
-        """Snapshot for reading outside the lock."""
-        return dataclasses.replace(self, causes=self.causes.copy())
-
-    def __str__(self) -> str:
-        text = (f'{self.received} received = {self.published} published + {self.dropped} dropped '
-                f'+ {self.rejected} rejected + {self.idle} idle + {self.pending} pending')
-        if self.idle:
-            text += '; idle: nobody subscribed to an output'
-        return text + ''.join(f'; {cause}: {n}' for cause, n in sorted(self.causes.items()))
 
 
 class Window:
     """The last values of a quantity."""
 
-    def __init__(self, size: int = WINDOW) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=size)
+    def __init__(self) -> None:
+        self._values: deque[tuple[float, float]] = deque(maxlen=WINDOW)
 
     def add(self, value: float) -> None:
         """Append a value; the oldest one makes room."""

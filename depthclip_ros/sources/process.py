@@ -12,7 +12,7 @@ from rclpy.exceptions import NameValidationException
 from rclpy.signals import SignalHandlerOptions
 
 from ..core.errors import DepthClipError
-from ..node.process import StopSignals, explain_arguments
+from ..node.process import StopSignals, explain
 from ..resources import large_images_profile
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> in
         try:
             rclpy.init(args=[name, *arguments], signal_handler_options=SignalHandlerOptions.NO)
         except (RuntimeError, ValueError) as error:
-            sys.stderr.write(f'{name}: {explain_arguments(arguments, error)}\n')
+            sys.stderr.write(f'{name}: {explain(error)}\n')
             return 1
         return body(signals.received)
     except (DepthClipError, NameValidationException) as error:
