@@ -531,8 +531,8 @@ def compare_with_a_node(conversions, estimator, folder, *parameters):
             assert len(after[topic]) == report.answered
             for (_, data), message in zip(after[topic], live[relative], strict=True):
                 # The middleware leaves what fills gaps between fields to chance.
-                other = STORE.deserialize_cdr(serialize_message(message), OUTPUTS[relative])
-                assert data == bytes(STORE.serialize_cdr(other, OUTPUTS[relative]))
+                other = STORE.deserialize_cdr(serialize_message(message), OUTPUTS[relative][0])
+                assert data == bytes(STORE.serialize_cdr(other, OUTPUTS[relative][0]))
     return output
 
 
