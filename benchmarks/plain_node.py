@@ -31,7 +31,7 @@ from std_msgs.msg import Header
 from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.weights import load
-from depthclip_ros.core.words import encode_tokens
+from depthclip_ros.core.words import encode, phrases_of
 
 QUEUE = 10
 
@@ -51,7 +51,7 @@ class PlainNode(Node):
         _, weights = load(get('weights', 'untrained'), get('backbone', 'RN50'), Path.home(),
                           self.get_logger().info)
         self.network = NaiveDepthClip(
-            weights, encode_tokens(config, weights), config, torch.device(device))
+            weights, encode(phrases_of(config)[0], weights), config, torch.device(device))
         self.predict(np.zeros((480, 640, 3), np.uint8))
         self.times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=200))
         self.frames = 0

@@ -25,9 +25,8 @@ from benchmarks.timing import Contender, processor, race, ratio
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, build_image_encoder
 from depthclip_ros.core.projection import (
-    best_bins,
-    bin_weights,
-    combine_bins,
+    read_out,
+    similarity_logits,
     smooth,
     upsample,
 )
@@ -74,11 +73,13 @@ class Model:
         if features == 'crops':
             self.estimator._encoder = CropFeatures(weights[1])  # noqa: SLF001
         self._bins = torch.tensor(config.bins)
+        self._text = torch.from_numpy(self.estimator.text_features)
         self.temperature = 1.0
 
     def see(self, view: rooms.View) -> Tensor:
         """(1, K, h, w) logits at temperature 1."""
-        return self.estimator.logits(self.estimator.maps([view.rgb]).features)
+        return similarity_logits(
+            self.estimator.maps([view.rgb]).features, self._text, temperature=1.0)
 
     def choose_temperature(self, views: Sequence[rooms.View]) -> None:
         """Take the temperature of the least rmse."""
@@ -91,11 +92,10 @@ class Model:
         self.temperature = TEMPERATURES[int(errors.argmin())]
 
     def depth(
-        self, logits: Tensor, read_out: str, sigma: float, upsampling: str, view: rooms.View,
+        self, logits: Tensor, mode: str, sigma: float, upsampling: str, view: rooms.View,
     ) -> Tensor:
         """(H, W) metres: the estimator's last steps."""
-        patches = best_bins(logits, self._bins) if read_out == 'argmax' else \
-            combine_bins(bin_weights(logits / self.temperature), self._bins)
+        _, patches, _ = read_out(logits / self.temperature, self._bins, mode)
         height, width = view.depth.shape
         return upsample(smooth(patches, sigma), (height, width), upsampling)[0]
 

@@ -166,7 +166,7 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
                 '(of those that are evaluated, counted from 0). Calibrate on a training split.')
         ratio = seen.focal / reference if seen.focal and reference else about.focal_ratio
         passes = len(seen.maps.features)
-        said = estimator.read_out(seen.logits[estimator.config.tokens])
+        said = seen.said(estimator.config.tokens, estimator.config.bins)
         return seen.smoothed(calibration.correct(
             *said, seen.maps.trunk, calibration.rays([None], flip=passes > 1),
             [ratio] * passes)[0])

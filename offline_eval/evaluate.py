@@ -417,7 +417,7 @@ def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str
     seen = scorer.see(int(record['position']))
     config = seen.estimator.config
     patches = seen.read_out(config.tokens, config.bins)
-    weights = seen.estimator.read_out(seen.logits[config.tokens])[0][0]
+    weights = seen.said(config.tokens, config.bins)[0][0]
     metrics = metrics_of(measured.sums(METHOD)[0][place])
     return Sample(
         index=seen.entry.index, name=seen.entry.name, scene=seen.entry.scene, role=role,

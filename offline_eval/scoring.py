@@ -24,7 +24,13 @@ from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import image_digest
 from depthclip_ros.core.engine import one_thread
 from depthclip_ros.core.estimator import Maps
-from depthclip_ros.core.projection import mean_of_passes, smooth, upsample
+from depthclip_ros.core.projection import (
+    mean_of_passes,
+    read_out,
+    similarity_logits,
+    smooth,
+    upsample,
+)
 
 from .contenders import Contender
 from .datasets import Dataset, Entry, Pair
@@ -148,8 +154,14 @@ class Seen:
 
     def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
         """(h, w) metres that words say, in the order in which they get the bins."""
-        return self.smoothed(self.estimator.read_out(
-            self.logits[tuple(tokens)], torch.tensor(bins, device=self.device))[1])
+        return self.smoothed(self.said(tokens, bins)[1])
+
+    def said(
+        self, tokens: Sequence[str], bins: Sequence[float],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, depth and spread of every pass, as `projection.read_out` gives them."""
+        return read_out(self.logits[tuple(tokens)], torch.tensor(bins, device=self.device),
+                        self.estimator.config.read_out)
 
     def smoothed(self, depth: Tensor) -> Tensor:
         """(passes, h, w) metres -> (h, w): their mean, smoothed as configured."""
@@ -158,7 +170,8 @@ class Seen:
     @cached_property
     def logits(self) -> dict[tuple[str, ...], Tensor]:
         """(passes, K, h, w) of every set of words: features are compared with all at once."""
-        every = self.estimator.logits(self.maps.features, torch.cat(list(self.text.values())))
+        every = similarity_logits(self.maps.features, torch.cat(list(self.text.values())),
+                                  self.estimator.config.temperature)
         sizes = [len(words) for words in self.text.values()]
         return dict(zip(self.text, torch.split(every, sizes, dim=1), strict=True))
 

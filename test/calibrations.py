@@ -13,7 +13,7 @@ from depthclip_ros.core.calibration import (
     TOLD,
     About,
     Calibration,
-    _look_size,
+    look_size,
     no_kernel,
 )
 from depthclip_ros.core.camera import CameraModel
@@ -45,7 +45,7 @@ def about(estimator, **changes):
 
 def calibration_for(estimator, about_changes=None, **changes):
     """A calibration that belongs to an estimator."""
-    return Calibration.make(about(estimator, **(about_changes or {})),
+    return Calibration(about(estimator, **(about_changes or {})),
                             arrays_for(estimator, **changes))
 
 
@@ -61,7 +61,7 @@ def random_arrays(estimator, seed=0):
         'bias': rng.normal(0, 0.1),
         'projection': rng.normal(0, width ** -0.5, (directions, width)),
         'offset': rng.normal(0, 0.1, directions), 'scales': rng.normal(0, 0.3, TOLD),
-        'landmarks': rng.normal(0, 0.3, (landmarks, _look_size(directions))),
+        'landmarks': rng.normal(0, 0.3, (landmarks, look_size(directions))),
         'kernel': rng.normal(0, 0.3, landmarks)}
     return {**arrays, **{name: np.float32(values) for name, values in kernel.items()},
             'spread': spread.astype(np.float32),

@@ -494,7 +494,7 @@ def test_depth_in_the_bag_is_depth_on_the_topic(transport, source, demo, tmp_pat
 
 
 def test_calibrated_and_anchored_depth_in_the_bag_is_that_on_the_topic(source, demo, tmp_path):
-    calibration = Calibration.make(about(demo), random_arrays(demo)).save(tmp_path, 'room')
+    calibration = Calibration(about(demo), random_arrays(demo)).save(tmp_path, 'room')
     calibrated = DepthEstimator(
         demo.config.replace(calibration=str(calibration)), weights='demo', device='cpu',
         num_threads=1)

@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
-from depthclip_ros.core.estimator import Adjustment
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sources.camera_info import CameraCalibration
 
@@ -26,19 +26,11 @@ PLUMB_BOB = [-0.28, 0.07, 0.0008, -0.0004, 0.0]  # a wide-angle webcam
 RATIONAL = [0.52, -2.6, 0.0003, -0.0002, 1.5, 0.40, -2.4, 1.4]  # a time-of-flight colour camera
 THIN_PRISM = [*RATIONAL, 0.001, -0.0005, 0.0008, 0.0002]
 TILTED = [*THIN_PRISM, 0.01, -0.02]
-EQUIDISTANT = [-0.04, 0.01, -0.008, 0.002]  # a fisheye
 LENSES = [
-    ('', []),
-    ('plumb_bob', []),
-    ('plumb_bob', [0.0] * 5),
-    ('plumb_bob', PLUMB_BOB[:4]),
-    ('plumb_bob', PLUMB_BOB),
-    ('rational_polynomial', RATIONAL),
-    ('rational_polynomial', THIN_PRISM),
-    ('rational_polynomial', TILTED),
-    ('equidistant', EQUIDISTANT),
-    ('equidistant', [0.0] * 4),
-]
+    ('', []), ('plumb_bob', [0.0] * 5), ('plumb_bob', PLUMB_BOB[:4]), ('plumb_bob', PLUMB_BOB),
+    ('rational_polynomial', RATIONAL), ('rational_polynomial', TILTED),
+    ('equidistant', [-0.04, 0.01, -0.008, 0.002]), ('equidistant', [0.0] * 4)]
+SIZE = 96, 128
 
 
 def roi(x, y, width, height, *, rectify=False):
@@ -47,21 +39,18 @@ def roi(x, y, width, height, *, rectify=False):
 
 
 def camera_info(model='plumb_bob', d=PLUMB_BOB, **changes):
-    info = SimpleNamespace(
-        width=640,
-        height=480,
-        distortion_model=model,
-        d=list(d),
-        k=[500.0, 0.0, 322.5, 0.0, 510.0, 236.25, 0.0, 0.0, 1.0],
-        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        p=[480.0, 0.0, 318.0, 0.0, 0.0, 490.0, 241.0, 0.0, 0.0, 0.0, 1.0, 0.0],
-        binning_x=0,
-        binning_y=0,
-        roi=roi(0, 0, 0, 0),
-    )
-    for name, value in changes.items():
-        setattr(info, name, value)
-    return info
+    return SimpleNamespace(**{
+        'width': 640, 'height': 480, 'distortion_model': model, 'd': list(d),
+        'k': [500.0, 0.0, 322.5, 0.0, 510.0, 236.25, 0.0, 0.0, 1.0],
+        'r': [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        'p': [480.0, 0.0, 318.0, 0.0, 0.0, 490.0, 241.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+        'binning_x': 0, 'binning_y': 0, 'roi': roi(0, 0, 0, 0), **changes})
+
+
+def with_lens(model, d):
+    """A camera whose lens nobody has checked."""
+    return dataclasses.replace(
+        CameraModel.from_info(camera_info()), distortion_model=model, D=np.array(d))
 
 
 def all_pixels(step=16, width=640, height=480):
@@ -71,16 +60,14 @@ def all_pixels(step=16, width=640, height=480):
 def opencv_pixels(info, points):
     """Project with OpenCV alone."""
     K, D = np.reshape(info.k, (3, 3)), np.asarray(info.d, float)
+    project = cv2.fisheye.projectPoints if info.distortion_model == 'equidistant' \
+        else cv2.projectPoints
     points = np.asarray(points, float).reshape(-1, 1, 3)
-    if info.distortion_model == 'equidistant':
-        pixels, _ = cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), K, D)
-    else:
-        pixels, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), K, D)
-    return pixels.reshape(-1, 2)
+    return project(points, np.zeros(3), np.zeros(3), K, D)[0].reshape(-1, 2)
 
 
 @pytest.mark.parametrize(('model', 'd'), LENSES)
-def test_rays_project_back_to_their_pixels(model, d):
+def test_rays_project_back_to_their_pixels_and_patches_rays_to_their_centres(model, d):
     info = camera_info(model, d)
     camera = CameraModel.from_info(info)
     u, v = all_pixels()
@@ -91,6 +78,14 @@ def test_rays_project_back_to_their_pixels(model, d):
     np.testing.assert_allclose(camera.project(rays * 3.7), expected, atol=1e-6)
     # The independent path: OpenCV alone, on every ray.
     np.testing.assert_allclose(opencv_pixels(info, rays), expected.reshape(-1, 2), atol=1e-5)
+    for h, w in ((7, 7), (13, 17), (1, 1), (120, 160)):
+        rays = camera.patch_rays(h, w)
+        assert (rays.dtype, rays.shape) == (np.float32, (h, w, 3))
+        # The middle between a patch's borders, half a pixel from the outermost centres.
+        lefts, tops = np.linspace(-0.5, 639.5, w + 1), np.linspace(-0.5, 479.5, h + 1)
+        middles = np.meshgrid((lefts[1:] + lefts[:-1]) / 2, (tops[1:] + tops[:-1]) / 2)
+        np.testing.assert_allclose(
+            camera.project(rays * 2.5), np.stack(middles, axis=-1), atol=1e-3)
 
 
 def test_random_lenses_round_trip_or_say_nan():
@@ -100,19 +95,17 @@ def test_random_lenses_round_trip_or_say_nan():
     answered = 0
     for _ in range(60):
         for model, scale in (
-            ('plumb_bob', [0.5, 0.5, 0.01, 0.01, 0.5]),
-            ('rational_polynomial', [1.0, 1.0, 0.01, 0.01, 1.0, 1.0, 1.0, 1.0]),
-            ('equidistant', [0.3, 0.2, 0.1, 0.1]),
-        ):
-            info = camera_info(model, rng.normal(0.0, 1.0, len(scale)) * scale)
-            camera = dataclasses.replace(
-                CameraModel.from_info(camera_info()), distortion_model=model, D=np.array(info.d))
-            rays = camera.rays(u, v).reshape(-1, 3)
+                ('plumb_bob', [0.5, 0.5, 0.01, 0.01, 0.5]),
+                ('rational_polynomial', [1.0, 1.0, 0.01, 0.01, 1.0, 1.0, 1.0, 1.0]),
+                ('equidistant', [0.3, 0.2, 0.1, 0.1])):
+            d = rng.normal(0.0, 1.0, len(scale)) * scale
+            rays = with_lens(model, d).rays(u, v).reshape(-1, 3)
             valid = ~np.isnan(rays).any(axis=1)
             assert np.isnan(rays[~valid]).all()
             if valid.any():
-                pixels = np.stack([u, v], axis=-1).reshape(-1, 2)[valid]
-                np.testing.assert_allclose(opencv_pixels(info, rays[valid]), pixels, atol=1e-4)
+                np.testing.assert_allclose(
+                    opencv_pixels(camera_info(model, d), rays[valid]),
+                    np.stack([u, v], axis=-1).reshape(-1, 2)[valid], atol=1e-4)
             answered += int(valid.sum())
     assert answered > 0.5 * 180 * u.size
 
@@ -122,12 +115,16 @@ def test_pixels_without_a_ray_are_nan():
     camera = CameraModel.from_info(camera_info(d=[-0.3, 0.0, 0.0, 0.0, 0.0]))
     inside, outside = 322.5 + 500 * 0.70, 322.5 + 500 * 0.71
     assert camera.rays(inside, 236.25)[0] == pytest.approx(
-        min(root for root in np.roots([-0.3, 0, 1, -0.70]).real if root > 0)
-    )
-    assert np.isnan(camera.rays(outside, 236.25)).all()
+        min(root for root in np.roots([-0.3, 0, 1, -0.70]).real if root > 0))
+    assert np.isnan(camera.rays([outside, np.nan], 236.25)).all()
     # A ray beyond the turning point must not land in the image as a ghost.
-    assert np.isnan(camera.project([1.5, 0.0, 1.0])).all()
-    assert np.isfinite(camera.project([1.0, 0.0, 1.0])).all()
+    points = [[1.5, 0, 1], [0.1, 0.1, -1], [0.1, 0.1, 0], [0.1, np.nan, 1], [1, 0, 1]]
+    assert np.isnan(camera.project(points)).any(axis=1).tolist() == [True] * 4 + [False]
+    # r = a - 0.2 a^3 turns back at a = (5 / 3)^0.5 = 1.29 from the axis.
+    fisheye = CameraModel.from_info(camera_info('equidistant', [-0.2, 0.0, 0.0, 0.0]))
+    angles = np.array([1.0, 1.28, 1.30, 1.5])
+    points = np.stack([np.tan(angles), 0 * angles, 1 + 0 * angles], axis=-1)
+    assert np.isnan(fisheye.project(points)[:, 0]).tolist() == [False, False, True, True]
 
 
 def test_no_ray_is_on_a_mirrored_branch():
@@ -135,16 +132,15 @@ def test_no_ray_is_on_a_mirrored_branch():
     d = [-0.23111228, -0.23649051, 0.59735012, -0.07556693, 0.13970812]
     info = camera_info(d=d, k=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
     u, v = np.meshgrid(np.linspace(-0.8, 0.8, 33), np.linspace(-0.6, 0.6, 25))
-    plain = CameraModel.from_info(camera_info(d=[0.0] * 5, k=info.k))
-    camera = dataclasses.replace(plain, distortion_model='plumb_bob', D=np.array(d))
-    rays = camera.rays(u, v).reshape(-1, 3)
+    plain = CameraModel.from_info(camera_info(d=[], k=info.k))
+    rays = dataclasses.replace(
+        plain, distortion_model='plumb_bob', D=np.array(d)).rays(u, v).reshape(-1, 3)
     rays = rays[np.isfinite(rays[:, 0])]
     assert len(rays) > 0.5 * u.size
     step = 1e-6
     by_x, by_y = (
         (opencv_pixels(info, rays + shift) - opencv_pixels(info, rays - shift)) / (2 * step)
-        for shift in ([step, 0, 0], [0, step, 0])
-    )
+        for shift in ([step, 0, 0], [0, step, 0]))
     assert (by_x[:, 0] * by_y[:, 1] - by_x[:, 1] * by_y[:, 0]).min() > 0.0
 
 
@@ -157,62 +153,32 @@ def test_lenses_that_there_are_pass(model, d, fx):
     CameraModel.from_info(camera_info(model, d, k=[fx, 0, 320, 0, fx, 240, 0, 0, 1]))
 
 
-def test_points_behind_the_camera_and_nan_are_nan():
-    camera = CameraModel.from_info(camera_info())
-    points = [[0.1, 0.1, -1.0], [0.1, 0.1, 0.0], [0.1, np.nan, 1.0], [0.1, 0.1, 1.0]]
-    assert np.isnan(camera.project(points)).any(axis=1).tolist() == [True, True, True, False]
-    assert np.isnan(camera.rays(np.nan, 3.0)).all()
+@pytest.mark.filterwarnings('error::RuntimeWarning')
+@pytest.mark.parametrize('d', [
+    [1e300] * 5, [-1e300] * 5, [1e-320] * 5, [1e155, -1e300, 0.0, 0.0, 1e-300],
+    [1e300] * 8, [0.0] * 7 + [1e300], [1e200] * 14, [1e300, -1e300, 1e155, -1e155]])
+def test_extreme_coefficients_give_rays_or_nan(d):
+    model = {4: 'equidistant', 5: 'plumb_bob'}.get(len(d), 'rational_polynomial')
+    camera = with_lens(model, d)
+    rays = camera.patch_rays(15, 20)
+    valid = np.isfinite(rays).all(axis=-1)
+    assert np.isnan(rays[~valid]).all()
+    assert camera.project(rays[valid]).shape == (valid.sum(), 2)
 
 
-@pytest.mark.parametrize(('model', 'd'), LENSES)
-@pytest.mark.parametrize('grid', [(7, 7), (13, 17), (15, 20), (1, 1), (120, 160)])
-def test_patch_rays_go_through_patch_centres(model, d, grid):
-    h, w = grid
-    camera = CameraModel.from_info(camera_info(model, d))
-    rays = camera.patch_rays(h, w)
-    assert rays.dtype == np.float32
-    assert rays.shape == (h, w, 3)
-    # The centre of a patch is the mean of the pixel centres in it; with fractional borders, the
-    # middle between its borders, which lie half a pixel from the outermost centres.
-    lefts, tops = np.linspace(-0.5, 639.5, w + 1), np.linspace(-0.5, 479.5, h + 1)
-    expected = np.stack(
-        np.meshgrid((lefts[1:] + lefts[:-1]) / 2, (tops[1:] + tops[:-1]) / 2), axis=-1
-    )
-    np.testing.assert_allclose(camera.project(rays * 2.5), expected, atol=1e-3)
-
-
-def test_patch_rays_of_an_invalid_corner_are_nan():
-    camera = CameraModel.from_info(camera_info(d=[-0.5, 0.0, 0.0, 0.0, 0.0]))
-    rays = camera.patch_rays(7, 7)
-    assert np.isnan(rays[0, 0]).all()
-    assert np.isfinite(rays[3, 3]).all()
-
-
-def test_rectified_uses_p_and_no_distortion():
-    camera = CameraModel.from_info(camera_info(d=[9.0, 9.0, 9.0, 9.0, 9.0]), rectified=True)
+def test_rectified_uses_p_alone_and_sees_the_same():
+    info = camera_info('some fisheye', [9.0] * 3, k=[0.0] * 9)
+    camera = CameraModel.from_info(info, rectified=True)
     np.testing.assert_allclose(camera.K, [[480, 0, 318], [0, 490, 241], [0, 0, 1]])
-    assert camera.D.size == 0
-    assert camera.distortion_model == ''
+    assert (camera.D.size, camera.distortion_model) == (0, '')
     np.testing.assert_allclose(camera.rays(318.0 + 48.0, 241.0 - 49.0), [0.1, -0.1, 1.0])
-
-
-def test_rectified_and_raw_see_the_same_point():
     info = camera_info(p=[500.0, 0.0, 322.5, 0.0, 0.0, 510.0, 236.25, 0.0, 0.0, 0.0, 1.0, 0.0])
     raw, rectified = CameraModel.from_info(info), CameraModel.from_info(info, rectified=True)
     u, v = all_pixels(step=80)
-    rays = raw.rays(u, v)
-    pixels = rectified.project(rays)
+    pixels = rectified.project(raw.rays(u, v))
     assert np.abs(pixels[..., 0] - u).max() > 5.0  # the distortion is there
-    np.testing.assert_allclose(rectified.rays(pixels[..., 0], pixels[..., 1]), rays, atol=1e-9)
-
-
-def test_a_fisheye_model_is_used_as_far_as_it_grows():
-    """r = a - 0.2 a^3 turns back at a = (5 / 3)^0.5 = 1.29 from the axis."""
-    camera = CameraModel.from_info(
-        camera_info(d=[-0.2, 0.0, 0.0, 0.0], distortion_model='equidistant'))
-    angles = np.array([1.0, 1.28, 1.30, 1.5])
-    points = np.stack([np.tan(angles), 0 * angles, 1 + 0 * angles], axis=-1)
-    assert np.isnan(camera.project(points)[:, 0]).tolist() == [False, False, True, True]
+    np.testing.assert_allclose(
+        rectified.rays(pixels[..., 0], pixels[..., 1]), raw.rays(u, v), atol=1e-9)
 
 
 def test_binning_and_roi_are_applied():
@@ -233,50 +199,33 @@ def test_scaled_follows_image_proc():
     assert (half.width, half.height) == (320, 120)
     np.testing.assert_allclose(half.K, [[250, 0, 161.25], [0, 127.5, 59.0625], [0, 0, 1]])
     np.testing.assert_allclose(half.P, [[240, 0, 159, 0], [0, 122.5, 60.25, 0], [0, 0, 1, 0]])
-    np.testing.assert_array_equal(half.D, camera.D)
-    np.testing.assert_array_equal(camera.K[0], [500, 0, 322.5])
     u, v = all_pixels(step=80)
     np.testing.assert_allclose(half.rays(u / 2, v / 4), camera.rays(u, v), atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ('condition', 'changes'),
-    [
-        ('all zeros', {'k': [0.0] * 9}),
-        ('all zeros', {'k': [0.0] * 9, 'r': [0.0] * 9, 'p': [0.0] * 12, 'd': []}),
-        ('not finite', {'k': [math.nan] * 9}),
-        ('not finite', {'d': [0.0, math.inf, 0.0, 0.0, 0.0]}),
-        ('not finite', {'p': [math.nan] * 12}),
-        ('not finite', {'r': [math.nan] * 9}),
-        ('wrong matrix', {'k': [-5.0, 0, 3, 0, 5, 3, 0, 0, 1]}),
-        ('wrong matrix', {'k': [5.0, 0, 3, 0, 0, 3, 0, 0, 1]}),
-        ('wrong matrix', {'k': [5.0, 0, 3, 0, 5, 3, 0, 0, 0]}),
-        ('wrong matrix', {'k': [5.0, 5, 3, 5, 5, 3, 0, 0, 1]}),  # singular
-        ('wrong matrix', {'k': [5.0, 0, 3, 1, 5, 3, 0, 0, 1]}),
-        ('wrong matrix', {'k': [5e-324, 0, 3, 0, 5e-324, 3, 0, 0, 1]}),
-        ('wrong matrix', {'k': [1e300, 0, 3, 0, 1e300, 3, 0, 0, 1]}),
-        ('wrong matrix', {'p': [5.0, 0, 3, 1e300, 0, 5, 3, 0, 0, 0, 1, 0]}),
-        ('unknown distortion model', {'distortion_model': 'double_sphere'}),
-        ('unknown distortion model', {'distortion_model': ''}),
-        ('wrong number of distortion coefficients', {'d': [0.1] * 3}),
-        ('wrong number of distortion coefficients', {'d': [0.1] * 8}),
-        ('wrong number of distortion coefficients',
-         {'distortion_model': 'rational_polynomial', 'd': [0.1] * 5}),
-        ('wrong number of distortion coefficients', {'distortion_model': 'equidistant', 'd': []}),
-        ('zero size', {'width': 0}),
-        ('zero size', {'height': 0}),
-        ('wrong roi', {'roi': roi(600, 0, 100, 9)}),
-        ('wrong roi', {'roi': roi(6, 0, 0, 0)}),
-        ('wrong roi', {'roi': roi(2**32 - 1, 0, 2**32 - 1, 9)}),
-        ('no rays', {'d': [1e300] * 5}),
-        ('impossible lens', {'d': [60.0, 20.0, 0.1, -0.3, 5.0]}),
-        ('impossible lens', {'distortion_model': 'rational_polynomial',
-                             'd': [90.0, -20.0, 0.1, 0.2, 40.0, 3.0, -8.0, 1.0]}),
-        ('no rays', {'k': [1e-3, 0, 1e9, 0, 1e-3, 1e9, 0, 0, 1], 'd': []}),
-        ('wrong binning', {'binning_x': 1000}),
-        ('wrong binning', {'binning_y': 2**32 - 1}),
-    ],
-)
+@pytest.mark.parametrize(('condition', 'changes'), [
+    ('all zeros', {'k': [0.0] * 9, 'r': [0.0] * 9, 'p': [0.0] * 12, 'd': []}),
+    ('not finite', {'k': [math.nan] * 9}), ('not finite', {'p': [math.nan] * 12}),
+    ('not finite', {'d': [0.0, math.inf, 0.0, 0.0, 0.0]}),
+    ('not finite', {'k': [1e300, 0, 3, 0, 1e300, 3, 0, 0, 1]}), ('not finite', {'d': [1e300] * 5}),
+    ('wrong matrix', {'k': [-5.0, 0, 3, 0, 5, 3, 0, 0, 1]}),
+    ('wrong matrix', {'k': [5.0, 0, 3, 0, 0, 3, 0, 0, 1]}),
+    ('wrong matrix', {'k': [5.0, 0, 3, 0, 5, 3, 0, 0, 0]}),
+    ('wrong matrix', {'k': [5.0, 0, 3, 1, 5, 3, 0, 0, 1]}),
+    ('wrong matrix', {'k': [5e-324, 0, 3, 0, 5e-324, 3, 0, 0, 1]}),
+    ('unknown distortion model', {'distortion_model': 'double_sphere'}),
+    ('unknown distortion model', {'distortion_model': ''}),
+    ('wrong number of distortion coefficients', {'d': [0.1] * 3}),
+    ('wrong number of distortion coefficients', {
+        'distortion_model': 'rational_polynomial', 'd': [0.1] * 5}),
+    ('wrong number of distortion coefficients', {'distortion_model': 'equidistant', 'd': []}),
+    ('zero size', {'width': 0}), ('zero size', {'height': 0}),
+    ('zero size', {'binning_x': 1000}), ('zero size', {'binning_y': 2**32 - 1}),
+    ('wrong roi', {'roi': roi(600, 0, 100, 9)}), ('wrong roi', {'roi': roi(6, 0, 0, 0)}),
+    ('wrong roi', {'roi': roi(2**32 - 1, 0, 2**32 - 1, 9)}),
+    ('impossible lens', {'d': [60.0, 20.0, 0.1, -0.3, 5.0]}),
+    ('impossible lens', {'d': [1e8] * 5}),  # no pixel shows anything
+])
 def test_bad_camera_info(condition, changes):
     with pytest.raises(CameraInfoError) as caught:
         CameraModel.from_info(camera_info(**changes))
@@ -284,42 +233,13 @@ def test_bad_camera_info(condition, changes):
     assert 40 < len(str(caught.value)) < 500  # says what to do
 
 
-@pytest.mark.filterwarnings('error::RuntimeWarning')
-@pytest.mark.parametrize('d', [
-    [1e300] * 5, [-1e300] * 5, [1e-320] * 5, [1e155, -1e300, 0.0, 0.0, 1e-300],
-    [1e300] * 8, [0.0] * 7 + [1e300], [1e200] * 14, [1e-5] * 12 + [1e300] * 2,
-    [1e300, -1e300, 1e155, -1e155]])
-def test_extreme_coefficients_give_rays_or_nan(d):
-    model = {4: 'equidistant', 5: 'plumb_bob'}.get(len(d), 'rational_polynomial')
-    camera = dataclasses.replace(
-        CameraModel.from_info(camera_info()), distortion_model=model, D=np.array(d))
-    rays = camera.patch_rays(15, 20)
-    valid = np.isfinite(rays).all(axis=-1)
-    assert np.isnan(rays[~valid]).all()
-    np.testing.assert_allclose(camera.project(rays[valid]).shape, (valid.sum(), 2))
-    camera.project(np.ones((5, 3)))
-    try:
-        CameraModel.from_info(camera_info(model, d))
-    except CameraInfoError as error:
-        assert error.condition == (  # noqa: PT017 (some have rays)
-            'impossible lens' if valid.any() else 'no rays')
-
-
-def test_rectified_needs_p_only():
-    info = camera_info('some fisheye', k=[0.0] * 9)
-    assert CameraModel.from_info(info, rectified=True).K[0, 0] == 480.0
-    info.p = [0.0] * 12
-    with pytest.raises(CameraInfoError, match=r'p\[0\] = 0') as caught:
-        CameraModel.from_info(info, rectified=True)
-    assert caught.value.condition == 'all zeros'
-
-
-def test_rectified_with_an_unknown_window():
-    window = roi(10, 10, 100, 100, rectify=True)
-    with pytest.raises(CameraInfoError, match='do_rectify') as caught:
-        CameraModel.from_info(camera_info(roi=window), rectified=True)
-    assert caught.value.condition == 'wrong roi'
-    CameraModel.from_info(camera_info(roi=window))
+def test_rectified_images_of_an_unknown_window_or_without_p():
+    window = camera_info(roi=roi(10, 10, 100, 100, rectify=True))
+    CameraModel.from_info(window)
+    with pytest.raises(CameraInfoError, match='do_rectify'):
+        CameraModel.from_info(window, rectified=True)
+    with pytest.raises(CameraInfoError, match=r'p\[0\] = 0'):
+        CameraModel.from_info(camera_info(p=[0.0] * 12), rectified=True)
 
 
 def test_size_mismatch_names_both_sizes():
@@ -341,57 +261,33 @@ def test_message_is_neither_changed_nor_kept():
         camera.K[0, 0] = 1.0
 
 
-# Focal length
-
-SIZE = 96, 128
-
-
-@pytest.fixture(scope='module')
-def estimator():
-    config = DepthConfig(backbone='auto', input_height=96, input_width=128, reference_focal=0.8)
-    return DepthEstimator(config, clip_standin.tiny_state_dict(), 'cpu')
-
-
-def of_ratio(ratio, size=SIZE):
-    return CameraModel.pinhole(size[1], size[0], 0.8 * ratio * size[1])
-
-
-def test_the_focal_length_is_in_widths_of_the_image():
-    own = CameraModel.pinhole(640, 480, 510.0, 519.0, 325.6, 253.7)
-    assert own.focal_length() == pytest.approx(519 / 640, rel=1e-9)
-    assert own.scaled(320, 240).focal_length() == pytest.approx(519 / 640, rel=1e-9)
-
-
-def lens(*distortion):
-    sim = SimCamera(distortion=distortion)
-    plain = CameraModel.pinhole(640, 480, sim.fx, sim.fy, sim.cx, sim.cy)
-    return sim, dataclasses.replace(
-        plain, D=np.array(distortion), distortion_model='plumb_bob')
+# Focal length ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('distortion', [
     (-0.25, 0.06, 0.001, -0.001, 0.0), (0.2, -0.03, 0.0, 0.0, 0.0)])
-def test_distortion_counts_as_it_moves_things_on_average(distortion):
-    sim, model = lens(*distortion)
-    u, v = np.meshgrid(np.arange(640.0), np.arange(480.0))
+def test_the_focal_length_is_in_widths_and_distortion_counts_on_average(distortion):
+    sim = SimCamera(distortion=distortion)
+    plain = CameraModel.pinhole(640, 480, sim.fx, sim.fy, sim.cx, sim.cy)
+    assert plain.focal_length() == pytest.approx(sim.fy / 640, rel=1e-9)
+    assert plain.scaled(320, 240).focal_length() == pytest.approx(sim.fy / 640, rel=1e-9)
+    lens = dataclasses.replace(plain, D=np.array(distortion), distortion_model='plumb_bob')
+    u, v = all_pixels(step=1)
     seen = (u - sim.cx) / sim.fx, (v - sim.cy) / sim.fy
     moved = np.mean(np.hypot(*seen) / np.hypot(*sim.undistort(*seen)))
-    assert model.focal_length() == pytest.approx(moved * sim.fy / 640, rel=2e-3)
+    assert lens.focal_length() == pytest.approx(moved * sim.fy / 640, rel=2e-3)
     assert abs(moved - 1) > 0.03
 
 
 # What the network sees of a camera of (width, height) with a focal length of 100 pixels, and what
 # that is in widths of its input of 128 x 96.
 @pytest.mark.parametrize(('size', 'expected'), [
-    ((160, 120), 100 / 160),
-    ((320, 120), 100 / 160),  # squeezed across, as it is down
-    ((160, 240), 50 / 160),
-])
+    ((160, 120), 100 / 160), ((320, 120), 100 / 160),  # squeezed across, as it is down
+    ((160, 240), 50 / 160)])
 def test_the_ratio_is_that_of_what_the_network_sees(size, expected):
     width, height = size
     seen = CameraModel.pinhole(width, height, 100.0)
-    assert focal_ratio(0.5, seen, (height, width), SIZE) \
-        == pytest.approx(expected / 0.5, rel=1e-9)
+    assert focal_ratio(0.5, seen, (height, width), SIZE) == pytest.approx(expected / 0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize('focal', [0.5, 40_000.0])
@@ -405,17 +301,15 @@ def test_a_focal_length_that_hardly_any_lens_has_does_not_count(focal):
 @settings(max_examples=40, deadline=None)
 @given(
     focal=st.floats(100, 2000), scale=st.sampled_from([0.25, 0.5, 2.0]),
-    reference=st.floats(0.1, 10),
-    size=st.tuples(st.integers(24, 200), st.integers(24, 200)),
+    reference=st.floats(0.1, 10), size=st.tuples(st.integers(24, 200), st.integers(24, 200)),
     k1=st.sampled_from([0.0, -0.2, 0.1]))
 def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
         focal, scale, reference, size, k1):
-    """Twice the focal length shows things twice as large; of the image's size nothing depends."""
+    """Of the image's size nothing depends."""
     width, height = 8 * size[0], 8 * size[1]
     assume(not k1 or focal > 0.7 * max(width, height))  # wider, its polynomial folds back
-    plain = CameraModel.pinhole(width, height, focal)
     model = dataclasses.replace(
-        plain, D=np.array([k1, 0, 0, 0, 0]) if k1 else plain.D,
+        CameraModel.pinhole(width, height, focal), D=np.array([k1, 0, 0, 0, 0] if k1 else []),
         distortion_model='plumb_bob' if k1 else '')
 
     def ratio(camera, reference):
@@ -429,33 +323,16 @@ def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
     small = model.scaled(round(width * scale), round(height * scale))
     assert ratio(small, reference) == pytest.approx(found, rel=0.03)
     assert ratio(model, 2 * reference) == pytest.approx(found / 2, rel=1e-9)
-    if not k1:
-        twice = CameraModel.pinhole(width, height, 2 * focal)
-        assert ratio(twice, reference) == pytest.approx(2 * found, rel=1e-9)
 
 
-def test_binning_and_region_of_interest_are_of_the_camera_that_drivers_publish():
-    """Half the pixels are half the focal length, and a third of the width is three times of it."""
-    def info(**changes):
-        return ros_info(Header(), 640, 480, k=(500.0, 500.0, 320.0, 240.0), **changes)
+def of_ratio(ratio, size=SIZE):
+    return CameraModel.pinhole(size[1], size[0], 0.8 * ratio * size[1])
 
-    def ratio(message, rectified=False):
-        seen = CameraModel.from_info(message, rectified)
-        return focal_ratio(1.0, seen, (seen.height, seen.width), (480, 640))
 
-    Header = pytest.importorskip('std_msgs.msg').Header
-    from ros_harness import camera_info as ros_info
-    message = info()
-    assert ratio(message) == pytest.approx(500 / 640)
-    message.binning_x = message.binning_y = 2
-    assert ratio(message) == pytest.approx(500 / 640)
-    message.roi.x_offset, message.roi.y_offset = 160, 120
-    message.roi.width, message.roi.height = 320, 240
-    assert ratio(message) == pytest.approx(2 * 500 / 640)
-    rectified = info()
-    rectified.p[0] = rectified.p[5] = 400.0
-    assert ratio(rectified, rectified=True) == pytest.approx(400 / 640)
-    assert ratio(rectified) == pytest.approx(500 / 640)
+@pytest.fixture(scope='module')
+def estimator():
+    config = DepthConfig(backbone='auto', input_height=96, input_width=128, reference_focal=0.8)
+    return DepthEstimator(config, clip_standin.tiny_state_dict(), 'cpu')
 
 
 def test_depth_is_in_proportion_to_the_focal_length(estimator):
@@ -468,17 +345,11 @@ def test_depth_is_in_proportion_to_the_focal_length(estimator):
             np.testing.assert_allclose(
                 getattr(after, name), ratio * getattr(before, name), rtol=1e-5)
         np.testing.assert_array_equal(after.weights, before.weights)
-    np.testing.assert_array_equal(found[1].depth, plain[1].depth)
     assert [p.focal_ratio for p in estimator.predict(images, intrinsics=of_ratio(0.5))] \
         == pytest.approx([0.5] * 3)
-    never = estimator.config.replace(reference_focal=0.0)
-    other = DepthEstimator(never, clip_standin.tiny_state_dict(), 'cpu')
-    assert other.predict(images[0], intrinsics=of_ratio(0.5)).focal_ratio == 1.0
-
-
-def test_a_camera_of_another_size_is_refused(estimator):
+    assert focal_ratio(0.0, of_ratio(0.5), SIZE, SIZE) == 1.0
     with pytest.raises(CameraInfoError, match='64x48'):
-        estimator.predict(clip_standin.synthetic_rgb(0, *SIZE), intrinsics=of_ratio(1, (48, 64)))
+        estimator.predict(images[0], intrinsics=of_ratio(1, (48, 64)))
 
 
 def test_an_anchor_sees_the_patches_and_scales_them(estimator):
@@ -496,25 +367,19 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
     np.testing.assert_array_equal(found[0].depth, plain[0].depth)
     np.testing.assert_allclose(found[1].depth, 3 * plain[1].depth, rtol=1e-6)
     assert found[1].adjustment == Adjustment(3.0, 2.0)
-    assert found[1].stddev() is None
 
 
 # Views of rooms, and by how much less their depth errs with the focal length: bounds between what
 # is found (0.50, 0.65, 0.94, 0.75) and 1, far from either beside what processors differ by.
-VIEWS = {
-    '90 degrees': ((320, 240), 90.0, (0.0,) * 5, 0.6),
-    '50 degrees': ((320, 240), 50.0, (0.0,) * 5, 0.75),
-    'barrel': ((320, 240), 63.33, (-0.35, 0.12, 0.0, 0.0, -0.018), 0.97),
-    'stretched': ((320, 180), 90.0, (0.0,) * 5, 0.9),
-}
-
-
-@pytest.mark.parametrize('view', VIEWS)
-def test_depth_of_rendered_views_is_nearer_to_the_truth(demo_estimator, view):
+@pytest.mark.parametrize(('size', 'fov', 'distortion', 'at_most'), [
+    ((320, 240), 90.0, (0.0,) * 5, 0.6), ((320, 240), 50.0, (0.0,) * 5, 0.75),
+    ((320, 240), 63.33, (-0.35, 0.12, 0.0, 0.0, -0.018), 0.97),
+    ((320, 180), 90.0, (0.0,) * 5, 0.9)])
+def test_depth_of_rendered_views_is_nearer_to_the_truth(
+        demo_estimator, size, fov, distortion, at_most):
     from depthclip_ros.sim import KINDS, Scene, render, trajectory
-    (width, height), fov, distortion, at_most = VIEWS[view]
-    pinhole = CameraCalibration.from_fov(width, height, fov)
-    lens = SimCamera(width, height, *(pinhole.k[i] for i in (0, 4, 2, 5)), distortion)
+    pinhole = CameraCalibration.from_fov(*size, fov)
+    lens = SimCamera(*size, *(pinhole.k[i] for i in (0, 4, 2, 5)), distortion)
     model = CameraCalibration.of_sim(lens).model()
     errors = []
     for seed in range(30000, 30010):

@@ -25,7 +25,7 @@ from drives import BODY_TO_OPTICAL, LIDAR_AT, BagWriter, camera_of_width, drive,
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.clip_package import import_clip
-from depthclip_ros.core.words import _text_encoder
+from depthclip_ros.core.words import text_encoder
 from depthclip_ros.node.config import NodeConfig, read_config
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS, START
@@ -240,7 +240,7 @@ def forty_lines(lines, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, 'clip', SimpleNamespace(
         load=lambda *_: (import_clip().model.build_model(dict(weights)), None),
-        tokenize=_text_encoder(weights)[0]))
+        tokenize=text_encoder(weights)[0]))
     names = {}
     exec(lines, names)
     estimator = DepthEstimator(DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml'), weights,

@@ -65,7 +65,7 @@ def calibrated(estimator, tmp_path_factory):
     about = About('a test', 'scale', 60, 10, estimator.weights.digest, estimator.weights.name, 1.0,
                   {name: config.to_dict()[name] for name in BOUND})
     arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
-    path = Calibration.make(about, arrays).save(tmp_path_factory.mktemp('calibration'), 'test')
+    path = Calibration(about, arrays).save(tmp_path_factory.mktemp('calibration'), 'test')
     return config.replace(calibration=str(path))
 
 

@@ -25,7 +25,7 @@ from depthclip_ros.core import (  # noqa: E402
 )
 from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
 from depthclip_ros.core.weights import WeightsInfo, load  # noqa: E402
-from depthclip_ros.core.words import Phrases, encode_tokens  # noqa: E402
+from depthclip_ros.core.words import Phrases, encode  # noqa: E402
 
 # Real architectures with fewer layers, so that a test takes a second: what the text tower and the
 # end of the vision tower do is theirs. Names without 'SigLIP', whose tokenizer is on the network.
@@ -228,8 +228,8 @@ def test_text_features_are_those_of_open_clip(short, name):
     with torch.inference_mode():
         expected = torch.stack([normalize(normalize(model.encode_text(tokenizer(
             [template.replace('{}', token) for template in WORDS.templates])), dim=1).mean(dim=0),
-            dim=0) for token in WORDS.tokens])
-    np.testing.assert_allclose(encode_tokens(WORDS, weights), expected, atol=2e-6)
+            dim=0) for token in WORDS.words])
+    np.testing.assert_allclose(encode(WORDS, weights), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize('name', DENSE)
@@ -320,7 +320,7 @@ def test_depth_from_a_file(short, tmp_path):
     pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 - mean) / deviation
     with torch.inference_mode():
         unit = build_image_encoder(weights, 'maskclip')(pixels[None])[0]
-    text = encode_tokens(Phrases(config.tokens, config.templates), weights)
+    text = encode(Phrases(config.tokens, config.templates), weights)
     expected = 100 / config.temperature * np.einsum('kc,chw->khw', text, unit)
     np.testing.assert_allclose(predictions[0].logits, expected, atol=0.01)
     other = config.replace(tokens=('near', 'close', 'far'))
@@ -433,9 +433,9 @@ def test_weights_of_the_cache_are_found_offline(short, tmp_path, monkeypatch):
 
 def test_long_sentences_are_refused_not_cut(short):
     fits = Phrases(('far ' * 62,), ('{}',))  # of 64, with the tokens of start and end
-    assert encode_tokens(fits, short('short-map')).shape[0] == 1
+    assert encode(fits, short('short-map')).shape[0] == 1
     with pytest.raises(ConfigError, match="model's 64 text tokens"):
-        encode_tokens(Phrases(('far ' * 63,), ('{}',)), short('short-map'))
+        encode(Phrases(('far ' * 63,), ('{}',)), short('short-map'))
 
 
 @pytest.mark.parametrize('end', [0, 1])
@@ -448,10 +448,10 @@ def test_a_tokenizer_that_marks_no_end(short, monkeypatch, end):
 
     tokenize.context_length = 64
     monkeypatch.setattr(open_clip, 'get_tokenizer', lambda _: tokenize)
-    assert encode_tokens(Phrases(('far ' * (64 - end),), ('{}',)), short('short-map')).shape == (
+    assert encode(Phrases(('far ' * (64 - end),), ('{}',)), short('short-map')).shape == (
         1, short('short-map')['text.text_projection.weight'].shape[0])
     with pytest.raises(ConfigError, match="model's 64 text tokens"):
-        encode_tokens(Phrases(('far ' * (65 - end),), ('{}',)), short('short-map'))
+        encode(Phrases(('far ' * (65 - end),), ('{}',)), short('short-map'))
 
 
 @pytest.fixture(params=['GemmaTokenizer', 'PreTrainedTokenizerFast'])
@@ -485,9 +485,9 @@ def hub_tokenizer(request, tmp_path, monkeypatch):
 def test_the_tokenizer_of_siglip_is_read_from_its_files(short, hub_tokenizer):
     """By open_clip and transformers; the features are those of its own ids."""
     weights = short('short-hub')
-    features = encode_tokens(WORDS, weights)
+    features = encode(WORDS, weights)
     model, expected = own_model('short-hub', weights), []
-    for token in WORDS.tokens:
+    for token in WORDS.words:
         ids = [hub_tokenizer.encode(template.replace('{}', token).lower()).ids
                for template in WORDS.templates]
         assert all(row[-1] == 1 for row in ids)
@@ -498,7 +498,7 @@ def test_the_tokenizer_of_siglip_is_read_from_its_files(short, hub_tokenizer):
     np.testing.assert_allclose(features, expected, atol=1e-5)
     assert np.abs(features[0] - features[2]).max() > 1e-3
     with pytest.raises(ConfigError, match="model's 64 text tokens"):
-        encode_tokens(Phrases(('far ' * 63,), ('{}',)), weights)
+        encode(Phrases(('far ' * 63,), ('{}',)), weights)
 
 
 def test_a_tokenizer_that_cannot_be_had(short, monkeypatch):
@@ -507,7 +507,7 @@ def test_a_tokenizer_that_cannot_be_had(short, monkeypatch):
 
     monkeypatch.setattr(open_clip, 'get_tokenizer', get)
     with pytest.raises(WeightsError, match=r'its tokenizer cannot be had .*no network.*SigLIP'):
-        encode_tokens(WORDS, short('short-map'))
+        encode(WORDS, short('short-map'))
 
 
 def test_without_open_clip(tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def test_what_cannot_be_brought_onto_the_image(frames, tmp_path):
     recording = bag(tmp_path / '2', frames, 'cloud', tf=False)
     assert read(recording) == []
     (reason, count), = recording.left_out.items()
-    assert "no frame 'lidar'" in reason
+    assert "does not connect 'lidar' with" in reason
     assert count == len(frames)
     without = write_drive(tmp_path / '3', frames, 'cloud', info=False)
     with pytest.raises(RecordingError, match='--camera-info'):

@@ -27,7 +27,7 @@ import demo_sentences as language  # noqa: E402
 from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.clip_package import import_clip  # noqa: E402
 from depthclip_ros.core.estimator import NORMALIZATIONS  # noqa: E402
-from depthclip_ros.core.projection import bin_weights, combine_bins, upsample  # noqa: E402
+from depthclip_ros.core.projection import read_out, upsample  # noqa: E402
 from depthclip_ros.core.weights import read_file  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,
@@ -75,7 +75,7 @@ def scores(depth: np.ndarray | float, truth: np.ndarray) -> np.ndarray:
 
 def depth_of(logits: np.ndarray, bins: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
     """The estimator's last steps: weights, bins, upsampling."""
-    patches = combine_bins(bin_weights(torch.from_numpy(logits)[None]), torch.tensor(bins))
+    _, patches, _ = read_out(torch.from_numpy(logits)[None], torch.tensor(bins), 'mean')
     depth: np.ndarray = upsample(patches, size, 'bilinear')[0].numpy()
     return depth
 

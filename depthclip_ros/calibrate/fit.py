@@ -132,7 +132,7 @@ def fit(
         focal_ratio=geometric_mean(problem.ratio), config=config, split=split,
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
     return Fitted(
-        Calibration.make(about, {**problem.view, **bars.arrays, **correction_arrays(
+        Calibration(about, {**problem.view, **bars.arrays, **correction_arrays(
             problem, chosen, share, simpler(errors['scale'], errors['none']))}),
         chosen, improved, verdict,
         {name: problem.metrics(values) for name, values in predictions.items()},

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import block_diag, csr_matrix, kron
 
@@ -17,7 +18,7 @@ from ..core.camera import focal_ratio
 from ..core.config import Size
 from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
-from ..core.projection import shares
+from ..core.projection import read_out, shares, similarity_logits
 from .recordings import Frame
 
 Float32 = NDArray[np.float32]
@@ -88,6 +89,8 @@ class Problem:
 
         """
         config, grid = estimator.config, estimator.grid
+        text = torch.from_numpy(estimator.text_features).to(estimator.device)
+        bins = torch.tensor(config.bins, device=estimator.device)
         found: dict[str, list[Any]] = defaultdict(list)
         targets: list[Target] = []
         empty = 0
@@ -98,7 +101,8 @@ class Problem:
                 continue
             targets.append(target)
             maps, camera = estimator.maps([frame.rgb]), frame.camera
-            weights, depth, spread = estimator.read_out(estimator.logits(maps.features))
+            weights, depth, spread = read_out(
+                similarity_logits(maps.features, text, config.temperature), bins, config.read_out)
             for name, value in {
                     'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
                     'spread': (spread[0] / depth[0]).cpu().numpy(),

@@ -38,24 +38,24 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, or weights cannot be had.
 
     """
-    from ..core.words import cache_path, cached_features, scene_words
+    from ..core.words import cache_path, cached_features, phrases_of
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
         node.weights, depth.backbone, folder, to_stderr, offline=node.offline)
     cache = folder / 'text'
-    for words in (depth, scene_words(depth))[:1 + depth.has_scenes]:
+    for phrases in phrases_of(depth):
         start = time.perf_counter()
         features, hit = cached_features(
-            words, cache, depth.backbone, info.digest, lambda: state_dict, to_stderr)
+            phrases, cache, depth.backbone, info.digest, lambda: state_dict, to_stderr)
         milliseconds = 1e3 * (time.perf_counter() - start)
-        path = cache_path(words, cache, depth.backbone, info.digest)
+        path = cache_path(phrases, cache, depth.backbone, info.digest)
         if not path.is_file():
             raise WeightsError(f'{path} could not be written, see above: a robot would have to '
                                'encode the words itself.')
-        kind = 'tokens' if words is depth else 'scenes'
         print(f'key:      {path.stem}')
         print(f'path:     {path}')
-        print(f'features: {len(features)} {kind} x {features.shape[1]}, weights {info.name}')
+        print(f'features: {len(features)} {phrases.setting} x {features.shape[1]}, '
+              f'weights {info.name}')
         print(f'{"hit" if hit else "encoded"} in {milliseconds:.1f} ms')
     return 0

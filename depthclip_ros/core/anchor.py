@@ -53,8 +53,7 @@ DRIFT = 0.05  # by which the logarithm of the scale wanders in one second
 MOST_STEP = 1.05  # between the scales of two images
 # Depth +- 1.645 standard deviations is to hold 90 % of the truth.
 MISSES, QUANTILE = 0.1, 1.645
-# Images that say the same of another scale than before, after which it is believed at the latest.
-PATIENCE = 10
+PATIENCE = 10  # images that say the same of another scale, after which it is believed
 # Of the logarithm of the inflation, for each image's share of misses, with many points; with
 # `LEAST_POINTS` it is half of that. Ten drives with a change of height, none of them in
 # docs/robots.md, chose it: with a quarter of it coverage takes rooms to come back, and half as
@@ -154,8 +153,8 @@ class ScaleFilter:
                 0: the scale is all.
 
         """
-        self._timeout, self._least, self._lowest = timeout, least, lowest
-        self._reach = reach
+        self._timeout, self._least = timeout, least
+        self._lowest, self._reach = lowest, reach
         # Means over points, whose ratio is the share of the surroundings that is taken.
         self._helped = np.full(2, (DEVIATION / 2) ** 2)
         self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
@@ -195,29 +194,27 @@ class ScaleFilter:
             self._variance = PRIOR_DEVIATION ** 2
         errors, depth, deviations, patches = compare(
             points, patch_depth, patch_stddev, image, upsampling, self._lowest)
-        says, variance, share, distances, condition = weigh(errors, depth, patches, self._least)
-        usable = not condition
-        condition = condition or self._follow(says, variance, are_new=are_new)
+        says, variance, share, distances, unusable = weigh(errors, depth, patches, self._least)
+        condition = unusable or self._follow(says, variance, are_new=are_new)
         if self._silent > self._timeout:
             self._log_scale *= math.exp(-passed / self._timeout)
         self._published += min(max(self._log_scale - self._published, -most), most)
         errors = errors - self._published
         around = unsure = None
-        if self._reach and not condition:
-            agree = distances <= GATE
-            found = correct_around(patches, errors, agree, patch_depth, image, self._reach)
-            if found is not None:
-                factor, unsure, said, left = found
-                part = self.share_around
-                around, unsure = factor ** np.float32(part), _blend(part, unsure)
-                if are_new:  # learn from what the points in other patches said of each point
-                    now = np.mean(errors[agree] * said[agree]), np.mean(said[agree] ** 2)
-                    self._helped += SHARE_RATE * (np.array(now) - self._helped)
-                    errors = errors - part * said
-                    deviations = None if deviations is None else deviations * _blend(part, left)
+        agree = distances <= GATE
+        if self._reach and not condition and (found := correct_around(
+                patches, errors, agree, patch_depth, image, self._reach)) is not None:
+            factor, unsure, said, left = found
+            part = self.share_around
+            around, unsure = factor ** np.float32(part), _blend(part, unsure)
+            if are_new:  # learn from what the points in other patches said of each point
+                now = np.mean(errors[agree] * said[agree]), np.mean(said[agree] ** 2)
+                self._helped += SHARE_RATE * (np.array(now) - self._helped)
+                errors = errors - part * said
+                deviations = None if deviations is None else deviations * _blend(part, left)
         adjustment = Adjustment(
             math.exp(self._published), math.exp(self._log_inflation), around, unsure)
-        if are_new and usable and deviations is not None:
+        if are_new and not unusable and deviations is not None:
             self._score(np.abs(errors), deviations, distances <= ERROR_GATE)
         self.state = State(
             adjustment.scale, adjustment.inflation, self._variance,
@@ -292,16 +289,7 @@ def sample(
 ) -> Float64:
     """Values of (h, w) patches at (N,) places of the image, as `projection.upsample` gives pixels.
 
-    Args:
-        patches: which tile the image.
-        image: its (height, width).
-        u: columns in pixels, whose centres are at integers.
-        v: rows.
-        upsampling: 'centered', 'bilinear' or 'patch'.
-
-    Returns:
-        (N,) NaN outside of the image, and where a patch that counts is NaN.
-
+    NaN outside of the image, and where a patch that counts is NaN.
     """
     inside = (u >= -0.5) & (u <= image[1] - 0.5) & (v >= -0.5) & (v <= image[0] - 0.5)
 
@@ -388,10 +376,9 @@ def correct_around(
         reach: in parts of the image's width.
 
     Returns:
-        (h, w) by which the depth of patches is multiplied, and (h, w), at most 1, by which its
-        relative standard deviation is; (N,) what the points in other patches say of
-        log(true depth / depth) at each point, and what is left of the relative standard deviation
-        there. None where no point is to be trusted.
+        (h, w) by which depth is multiplied, and (h, w), at most 1, by which its relative standard
+        deviation is; (N,) what the points in other patches say of each point, and what is left of
+        the relative standard deviation there. None where no point is to be trusted.
 
     """
     (h, w), rows_and_columns = patch_depth.shape, np.indices(patch_depth.shape)

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +104,36 @@ class Calibration:
             projection (D, C'), offset (D,), scales (TOLD,): for `look`;
             landmarks (M, E): as `look` gives them;
             kernel (M,): what looking like each landmark adds to the correction.
-        digest: SHA-256 of the file in hex; of one that is not saved, of what would be in it.
+
+    Raises:
+        CalibrationError: an array is missing, of a wrong shape, or not finite.
 
     """
 
     about: About
     arrays: Mapping[str, NDArray[np.float32]]
-    digest: str
 
-    @classmethod
-    def make(cls, about: About, arrays: Mapping[str, NDArray[np.float32]]) -> Calibration:
-        """Put together what was fitted.
-
-        Raises:
-            CalibrationError: an array is missing, of a wrong shape, or not finite.
-
-        """
-        return cls._decoded('what was fitted', _encoded(about, arrays))
+    def __post_init__(self) -> None:
+        """Check that all is there, finite, and of the shapes that follow from each other."""
+        arrays = {name: np.array(values, np.float32, order='C')
+                  for name, values in self.arrays.items()}
+        object.__setattr__(self, 'arrays', arrays)
+        try:
+            directions, landmarks = arrays['offset'].size, arrays['kernel'].size
+            shapes = {
+                'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (TOLD,),
+                'knots': (2, max(2, arrays['knots'].shape[-1])),
+                'rays': (*arrays['rays'].shape[:2], 2), 'offset': (directions,),
+                'projection': (directions, arrays['projection'].shape[-1]),
+                'kernel': (landmarks,), 'landmarks': (landmarks, look_size(directions))}
+            wrong = [f'{name} {arrays[name].shape}' for name, shape in shapes.items()
+                     if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()]
+            if set(arrays) != set(shapes) or wrong or not (np.diff(arrays['knots'][0]) > 0).all():
+                raise ValueError(f'its arrays do not fit each other: {quoted(wrong, 200)}')
+            if set(self.about.config) != set(BOUND):
+                raise ValueError('its settings are not those that it needs')
+        except (KeyError, IndexError, ValueError) as error:
+            raise _damaged('what was fitted', error) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -131,14 +143,25 @@ class Calibration:
             CalibrationError: it is missing, damaged, or something else.
 
         """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
         try:
             content = user_path(path).read_bytes()
+            arrays = load(content)
+            # Of bytes the library gives no metadata: they are in the header, after its length.
+            header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
+            values = json.loads(header['__metadata__']['about'])
+            if values.get('format') != FORMAT:
+                raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}")
+            return cls(msgspec.convert(values, About), arrays)
         except OSError as error:
             raise CalibrationError(
                 f'calibration: {quoted(str(path), 200)} cannot be read: '
                 f'{error.strerror or error}. Give the .safetensors file that `depthclip '
                 "calibrate` wrote, or '' for none.") from error
-        return cls._decoded(str(path), content)
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError,
+                msgspec.ValidationError, CalibrationError) as error:
+            raise _damaged(str(path), error) from error
 
     def save(self, folder: Path, stem: str) -> Path:
         """Write it as `stem.HASH.safetensors`, and give that path.
@@ -149,31 +172,23 @@ class Calibration:
         """
         path = folder / f'{stem}.{self.digest[:HASH_DIGITS]}{SUFFIX}'
         with atomic(path) as file:
-            file.write(_encoded(self.about, self.arrays))
+            file.write(self._content)
         return path
 
-    @classmethod
-    def _decoded(cls, name: str, content: bytes) -> Calibration:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-        try:
-            arrays = load(content)
-            # Of bytes the library gives no metadata: they are in the header, after its length.
-            header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
-            values = json.loads(header['__metadata__']['about'])
-            if values.get('format') != FORMAT:
-                raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}; "
-                                 'calibrate again')
-            about = msgspec.convert(values, About)
-            if set(about.config) != set(BOUND):
-                raise ValueError('its settings are not those that it needs')
-            _check_arrays(arrays)
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError,
-                msgspec.ValidationError) as error:
-            raise CalibrationError(
-                f'calibration: {quoted(name, 200)} is damaged or no calibration: {error}. Copy it '
-                'once more, or calibrate again.') from error
-        return cls(about, arrays, hashlib.sha256(content).hexdigest())
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its file in hex."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    @property
+    def _content(self) -> bytes:
+        """The bytes of its file; of the same calibration the same."""
+        from safetensors.numpy import save
+        content: bytes = save(
+            {name: self.arrays[name] for name in sorted(self.arrays)},
+            # One entry alone: of several the library chooses the order, and so another hash.
+            {'about': json.dumps({'format': FORMAT, **vars(self.about)}, sort_keys=True)})
+        return content
 
     @property
     def label(self) -> str:
@@ -183,8 +198,8 @@ class Calibration:
     def precision_doubt(self, precision: str) -> str:
         """A sentence where its error bars were found in quite other numbers; '' where not.
 
-        Features in float16 and bfloat16 are those in float32 but for some thousandths, in 8 bits
-        but for 2 to 5 % (docs/performance.md).
+        Features in 8 bits are those in float32 but for 2 to 5 % (docs/performance.md); those in
+        float16 and bfloat16 but for some thousandths.
         """
         fitted = self.about.precision
         if not fitted or (fitted == 'int8') == (precision == 'int8'):
@@ -208,26 +223,20 @@ class Calibration:
             CalibrationError: it does not; every difference is named.
 
         """
-        seen = config.to_dict()
-        differences = [
-            f'{name} is {quoted(seen[name])}, it was {quoted(self.about.config[name])}'
-            for name in BOUND if not _same(seen[name], self.about.config[name])]
-        if weights != self.about.weights:
-            differences.insert(0, f'the weights have SHA-256 {weights[:12]}…, they were '
-                                  f'{quoted(self.about.weights_name)} with '
-                                  f'{self.about.weights[:12]}…')
-        shapes = {'grid of patches': (grid, self.arrays['rays'].shape[:2]),
-                  'channels of the trunk': (width, self.arrays['projection'].shape[1])}
-        differences += [f'the {name}: {found}, it was {fitted}'
-                        for name, (found, fitted) in shapes.items() if found != fitted]
-        if config.has_scenes:
-            differences.append(f'scenes is {quoted(seen["scenes"])}, it was without: a '
-                               'calibration has bins of its own')
+        about, seen = self.about, config.to_dict()
+        pairs = {
+            'SHA-256 of the weights': (weights, about.weights),
+            **{name: (seen[name], about.config[name]) for name in BOUND},
+            'grid of patches': (grid, self.arrays['rays'].shape[:2]),
+            'channels of the trunk': (width, self.arrays['projection'].shape[1]),
+            'scenes': (seen['scenes'], [''])}  # it has bins of its own
+        differences = [f'{name} is {quoted(now)}, it was {quoted(then)}'
+                       for name, (now, then) in pairs.items() if now != then]
         if differences:
             raise CalibrationError(
-                f'calibration: it was fitted to another model or configuration: '
-                f'{"; ".join(differences)}. Set these back, calibrate again, or give '
-                "calibration: ''.")
+                'calibration: it was fitted to another model or configuration (weights '
+                f'{about.weights_name}): {"; ".join(differences)}. Set these back, calibrate '
+                "again, or give calibration: ''.")
 
     def rays(
         self, cameras: Sequence[CameraModel | None], *, flip: bool = False,
@@ -378,11 +387,11 @@ def spread_terms(
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
     """The arrays of a kernel that adds nothing, for a trunk's map of so many channels."""
     shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
-              'landmarks': (1, _look_size(1)), 'kernel': (1,)}
+              'landmarks': (1, look_size(1)), 'kernel': (1,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
-def _look_size(directions: int) -> int:
+def look_size(directions: int) -> int:
     """E, how long a vector `look` gives for so many directions."""
     return directions + 2 * len(NEIGHBOURS) * (directions // 2) + TOLD
 
@@ -397,42 +406,7 @@ def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
     return interpolated
 
 
-def _same(seen: Any, fitted: Any) -> bool:
-    if isinstance(seen, float) and isinstance(fitted, (int, float)):
-        return math.isclose(seen, fitted, rel_tol=1e-6)  # of ROS's doubles nothing is lost
-    if isinstance(seen, list) and isinstance(fitted, list):
-        return len(seen) == len(fitted) and all(map(_same, seen, fitted))
-    return bool(seen == fitted)
-
-
-def _encoded(about: About, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The bytes of a file; of the same calibration the same."""
-    from safetensors.numpy import save
-    content: bytes = save(
-        {name: np.array(arrays[name], np.float32, order='C') for name in sorted(arrays)},
-        # One entry alone: of several the library chooses the order, and so another hash.
-        {'about': json.dumps({'format': FORMAT, **vars(about)}, sort_keys=True)})
-    return content
-
-
-def _check_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Check the shapes that follow from each other; whatever is wrong raises ValueError."""
-    knots, rays = arrays['knots'].shape, arrays['rays'].shape
-    landmarks, directions = arrays['kernel'].size, arrays['offset'].size
-    shapes = {
-        'bias': (), 'spread': (SPREAD_TERMS,), 'bounds': (2, 2), 'scales': (TOLD,),
-        'knots': (2, max(2, knots[-1] if knots else 0)),
-        'rays': (*(max(1, side) for side in rays[:2]), 2),
-        'projection': (directions, *arrays['projection'].shape[1:2]), 'offset': (directions,),
-        'kernel': (landmarks,), 'landmarks': (landmarks, _look_size(directions)),
-    }
-    if set(arrays) != set(shapes):
-        raise ValueError(f'its arrays are {quoted(sorted(arrays), 200)}, not {sorted(shapes)}')
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
-            raise ValueError(
-                f'its array {name!r} is {arrays[name].dtype} {arrays[name].shape}, not {shape}')
-        if not np.isfinite(arrays[name]).all():
-            raise ValueError(f'its array {name!r} has numbers that are not finite')
-    if not (np.diff(arrays['knots'][0]) > 0).all():
-        raise ValueError('its knots do not ascend')
+def _damaged(name: str, error: Exception) -> CalibrationError:
+    return CalibrationError(
+        f'calibration: {quoted(name, 200)} is damaged or no calibration: {error}. Copy it once '
+        'more, or calibrate again.')

@@ -5,12 +5,12 @@ Everything is in the camera's optical frame of REP-103 (x right, y down, z forwa
 are at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the
 optical axis (REP-118).
 
-Lens distortion is OpenCV's: Brown-Conrady with its rational, thin-prism and tilted-sensor
-extensions (``plumb_bob``, ``rational_polynomial``), and Kannala-Brandt (``equidistant``). These
-are polynomials fitted inside the image: further out they fold back, and one pixel has several
-rays, or none. A model is used up to the first radius where it stops growing; beyond, the answer
-is NaN. OpenCV's ``undistortPoints`` does a fixed number of steps and loses a third of the pixels
-of a wide lens; here Newton's method goes on until the ray ends in its pixel.
+Lens distortion is OpenCV's: Brown-Conrady with its extensions (``plumb_bob``,
+``rational_polynomial``), and Kannala-Brandt (``equidistant``). These polynomials are fitted inside
+the image: further out they fold back, and one pixel has several rays, or none. A model is used up
+to the first radius where it stops growing; beyond, the answer is NaN. OpenCV's ``undistortPoints``
+does a fixed number of steps and loses a third of the pixels of a wide lens; here Newton's method
+goes on until the ray ends in its pixel.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ if TYPE_CHECKING:
 # tilted sensor) are published as rational_polynomial by some drivers.
 COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
 _CALIBRATE = 'Calibrate the camera again (ros2 run camera_calibration cameracalibrator).'
-_LEAST_FOCAL_LENGTH, _LARGEST_ENTRY = 1e-3, 1e9  # pixels; what is beyond is no camera
+_LEAST_FOCAL_LENGTH, _LARGEST_NUMBER = 1e-3, 1e9  # pixels; what is beyond is no camera
 # Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
 # still is a number in float32.
 _FURTHEST_ASIDE = 1e8
-_COLUMNS, _ROWS = 16, 12  # at which a lens is looked at
+_GRID = 12, 16  # rows and columns at which a lens is looked at
 # What a lens does to distances from the middle, in the mean over the image: a fisheye of 180
 # degrees makes them 0.6 of what they were, a telephoto lens at most 1.2.
 _LENSES = 0.25, 2.0
 _FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
-_TRIED = 5  # pixels a side that are looked at, whether any has a ray
 _TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
 _ITERATIONS = 20
 _TABLE_SIZE = 2048
@@ -93,39 +92,37 @@ class CameraModel:
         Raises:
             CameraInfoError: This is no calibrated camera. The condition is one of 'zero size',
                 'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model',
-                'wrong number of distortion coefficients', 'wrong roi', 'wrong binning',
-                'no rays', 'impossible lens'.
+                'wrong number of distortion coefficients', 'wrong roi', 'impossible lens'.
 
         """
         shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
         K, D, R, P = (np.array(getattr(msg, name), dtype=np.float64).reshape(shape)
                       for name, shape in shapes.items())
         for name, values in zip(shapes, (K, D, R, P), strict=True):
-            _check_numbers(name, values)
-        _check_intrinsics('p' if rectified else 'k', P[:, :3] if rectified else K)
+            if not (np.abs(values) <= _LARGEST_NUMBER).all():
+                raise _wrong('not finite', f'{name} = {quoted(values.reshape(-1).tolist())}, with '
+                             f'values that are no numbers, or beyond {_LARGEST_NUMBER:g}')
+        used = P[:, :3] if rectified else K
+        _check_matrix('p' if rectified else 'k', used)
         model = '' if rectified else _model_of(str(msg.distortion_model), D)
-        x_offset, y_offset, width, height = region_of_interest(msg, rectified=rectified)
-        binning_x, binning_y = binning(msg)
-        if binning_x > width or binning_y > height:
-            raise CameraInfoError('wrong binning', (
-                f'camera_info has binning {binning_x}x{binning_y} for {width}x{height} pixels. '
-                'Correct binning_x and binning_y (0 or 1: none) in the camera driver.'))
+        x, y, width, height = _region_of_interest(msg, rectified=rectified)
+        binning = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
+        width, height = width // binning[0], height // binning[1]
+        if width < 1 or height < 1:
+            raise _wrong('zero size', (
+                f'size {msg.width}x{msg.height} and binning {binning[0]}x{binning[1]}, which '
+                'leave no pixel'), 'Fill them in in the camera driver (binning 0: none).')
         for matrix in (K, P):
-            matrix[:2, 2] -= (x_offset, y_offset)
-            matrix[:2] /= [[binning_x], [binning_y]]
-        camera = cls(
-            width // binning_x, height // binning_y, _read_only(P[:, :3] if rectified else K),
-            _read_only(D if model else D[:0]), model, _read_only(R), _read_only(P))
-        if np.isnan(camera.patch_rays(_TRIED, _TRIED)).all():
-            raise CameraInfoError('no rays', (
-                f'camera_info has k = {quoted(K.tolist())} and d = {quoted(D.tolist())}, with '
-                f'which no pixel of the image shows anything. {_CALIBRATE}'))
+            matrix[:2, 2] -= (x, y)
+            matrix[:2] /= np.reshape(binning, (2, 1))
+        camera = cls(width, height, _read_only(used), _read_only(D if model else D[:0]), model,
+                     _read_only(R), _read_only(P))
         lens = camera.focal_length() * camera.width / camera.K[1, 1]
-        if model and not _LENSES[0] <= lens <= _LENSES[1]:
-            raise CameraInfoError('impossible lens', (
-                f'camera_info has d = {quoted(D.tolist())} ({model}), which makes distances from '
-                f'the middle of the image {lens:.3g} times as long; lenses make them '
-                f'{_LENSES[0]:g} to {_LENSES[1]:g} times as long. {_CALIBRATE}'))
+        if not _LENSES[0] <= lens <= _LENSES[1]:  # nor is NaN, where nothing is seen
+            raise _wrong('impossible lens', (
+                f'd = {quoted(D.tolist())} ({model}), which makes distances from the middle of '
+                f'the image {lens:.3g} times as long; lenses make them {_LENSES[0]:g} to '
+                f'{_LENSES[1]:g} times as long'))
         return camera
 
     @classmethod
@@ -144,17 +141,15 @@ class CameraModel:
             cy: row of the principal point; None: the middle.
 
         Raises:
-            CameraInfoError: a focal length is not positive, or a number is not finite.
+            CameraInfoError: a focal length is not positive.
 
         """
         cx = (width - 1) / 2 if cx is None else cx
         cy = (height - 1) / 2 if cy is None else cy
         K = np.array([[fx, 0.0, cx], [0.0, fx if fy is None else fy, cy], [0.0, 0.0, 1.0]])
-        _check_numbers('k', K)
-        _check_intrinsics('k', K)
-        P = np.column_stack([K, np.zeros(3)])
+        _check_matrix('k', K)
         return cls(width, height, _read_only(K), _read_only(np.empty(0)), '',
-                   _read_only(np.eye(3)), _read_only(P))
+                   _read_only(np.eye(3)), _read_only(np.column_stack([K, np.zeros(3)])))
 
     def check_size(self, width: int, height: int) -> None:
         """Check that images of this size are this camera's.
@@ -195,7 +190,7 @@ class CameraModel:
         y = (v - cy) / fy
         x = (u - cx - skew * y) / fx
         rays = np.ones((u.size, 3))
-        rays[:, :2] = undistort(
+        rays[:, :2] = _undistort(
             self.distortion_model, self.D, np.stack([x, y], axis=-1).reshape(-1, 2))
         rays[~(np.abs(rays).max(axis=1) < _FURTHEST_ASIDE)] = np.nan
         return rays.reshape(*u.shape, 3)
@@ -215,7 +210,7 @@ class CameraModel:
         z = np.where(points[..., 2:] > 0.0, points[..., 2:], np.nan)
         ideal = (points[..., :2] / z).reshape(-1, 2)
         pixels = np.ones((len(ideal), 3))
-        pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
+        pixels[:, :2] = _distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
     def focal_length(self) -> float:
@@ -232,16 +227,13 @@ class CameraModel:
         focal = self.K[1, 1] / self.width
         if not self.distortion_model:
             return float(focal)
-        columns = (np.arange(_COLUMNS) + 0.5) * self.width / _COLUMNS - 0.5
-        rows = (np.arange(_ROWS) + 0.5) * self.height / _ROWS - 0.5
-        ideal = self.rays(columns[None, :], rows[:, None])[..., :2]
-        plain = replace(self, D=self.D[:0], distortion_model='')
-        seen = plain.rays(columns[None, :], rows[:, None])[..., :2]
-        distances = np.linalg.norm(ideal, axis=-1)
+        distances, seen = (
+            np.linalg.norm(camera.rays(*self.centres(*_GRID))[..., :2], axis=-1)
+            for camera in (self, replace(self, D=self.D[:0], distortion_model='')))
         known = distances > 0.0  # so no NaN either
         if not known.any():
             return math.nan
-        return float(focal * np.mean(np.linalg.norm(seen, axis=-1)[known] / distances[known]))
+        return float(focal * np.mean(seen[known] / distances[known]))
 
     def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
         """Rays through the centres of `h` x `w` patches that tile the image.
@@ -254,9 +246,13 @@ class CameraModel:
             (h, w, 3) float32 with z = 1. NaN as in `rays`.
 
         """
-        u = (np.arange(w) + 0.5) * self.width / w - 0.5
-        v = (np.arange(h) + 0.5) * self.height / h - 0.5
-        return self.rays(u[None, :], v[:, None]).astype(np.float32)
+        return self.rays(*self.centres(h, w)).astype(np.float32)
+
+    def centres(self, h: int, w: int) -> tuple[Float64, Float64]:
+        """Columns (1, w) and rows (h, 1) of the centres of `h` x `w` patches, in pixels."""
+        u, v = ((np.arange(count) + 0.5) * length / count - 0.5
+                for count, length in ((w, self.width), (h, self.height)))
+        return u[None, :], v[:, None]
 
 
 @lru_cache(maxsize=64)  # with distortion it takes milliseconds, and is wanted for every image
@@ -280,8 +276,8 @@ def focal_ratio(
         The camera's focal length over the reference; 1 where one of them is missing.
 
     Raises:
-        CameraInfoError: the camera is not for images of that size, shows nothing, or has a focal
-            length that hardly any lens has.
+        CameraInfoError: the camera is not for images of that size, or has a focal length that
+            hardly any lens has.
 
     """
     if camera is None or not reference:
@@ -289,75 +285,49 @@ def focal_ratio(
     camera.check_size(image[1], image[0])
     stretch = (image[1] / image[0]) / (network[1] / network[0])
     ratio = camera.focal_length() * stretch / reference
-    if not 0.0 < ratio < math.inf:
-        raise CameraInfoError('no rays', 'camera_info leaves no ray in what the network sees of '
-                              'the image. Calibrate the camera again.')
     if not _FOCAL_RATIOS[0] <= ratio <= _FOCAL_RATIOS[1]:
-        raise CameraInfoError('unlikely focal length', (
-            f'camera_info has a focal length by which depth would be multiplied by {ratio:.3g}; '
-            f'lenses make that {_FOCAL_RATIOS[0]:g} to {_FOCAL_RATIOS[1]:g}. Check k, in pixels, '
-            'and reference_focal, in image widths.'))
+        raise _wrong('unlikely focal length', (
+            f'a focal length by which depth would be multiplied by {ratio:.3g}; lenses make that '
+            f'{_FOCAL_RATIOS[0]:g} to {_FOCAL_RATIOS[1]:g}'),
+            'Check k, in pixels, and reference_focal, in image widths.')
     return ratio
 
 
-def binning(msg: Any) -> tuple[int, int]:
-    """Binning in x and y; the message's 0 means the same as 1."""
-    return max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
+def _wrong(condition: str, found: str, remedy: str = _CALIBRATE) -> CameraInfoError:
+    return CameraInfoError(condition, f'camera_info has {found}. {remedy}')
 
 
-def region_of_interest(msg: Any, rectified: bool = False) -> tuple[int, int, int, int]:
-    """Window of the sensor that the images show, in unbinned pixels: x, y, width, height.
-
-    Raises:
-        CameraInfoError: 'zero size', or 'wrong roi' where it does not lie within the sensor or
-            cannot be known.
-
-    """
-    width, height = int(msg.width), int(msg.height)
-    if width < 1 or height < 1:
-        raise CameraInfoError('zero size', (
-            f'camera_info has size {width}x{height}. Fill width and height in the camera driver. '
-            f'{_CALIBRATE}'))
-    roi = msg.roi
+def _region_of_interest(msg: Any, *, rectified: bool) -> tuple[int, int, int, int]:
+    """Window of the sensor that the images show, in unbinned pixels: x, y, width, height."""
+    roi, width, height = msg.roi, int(msg.width), int(msg.height)
     window = int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)
     if window in ((0, 0, 0, 0), (0, 0, width, height)):
         return 0, 0, width, height
     x, y, roi_width, roi_height = window
-    if roi_width < 1 or roi_height < 1 or x + roi_width > width or y + roi_height > height:
-        raise CameraInfoError('wrong roi', (
-            f'camera_info has a region of interest of {roi_width}x{roi_height} pixels at '
-            f'({x}, {y}), which is no window of its {width}x{height} pixels. Correct roi in the '
-            'camera driver (all zeros: the whole image).'))
+    if not (0 < roi_width <= width - x and 0 < roi_height <= height - y):
+        raise _wrong('wrong roi', (
+            f'a region of interest of {roi_width}x{roi_height} pixels at ({x}, {y}), which is no '
+            f'window of its {width}x{height} pixels'),
+            'Correct roi in the camera driver (all zeros: the whole image).')
     if rectified and roi.do_rectify:
-        raise CameraInfoError('wrong roi', (
-            'camera_info has a region of interest with do_rectify, so the window that the '
-            'rectified images show is not in the message. Use the raw images with '
-            'rectified: false, or set do_rectify to false in the camera driver.'))
+        raise _wrong('wrong roi', (
+            'a region of interest with do_rectify, so the window that the rectified images show '
+            'is not in the message'), 'Use the raw images with rectified: false, or set '
+            'do_rectify to false in the camera driver.')
     return window
 
 
-def _check_numbers(name: str, values: Float64) -> None:
-    if not np.isfinite(values).all():
-        raise CameraInfoError('not finite', (
-            f'camera_info has {name} = {quoted(values.reshape(-1).tolist())}, with values that '
-            f'are not finite. {_CALIBRATE}'))
-    if name in 'kp' and np.abs(values).max() > _LARGEST_ENTRY:
-        raise CameraInfoError('wrong matrix', (
-            f'camera_info has {name} = {quoted(values.tolist())}, with values beyond '
-            f'{_LARGEST_ENTRY:g} pixels. {_CALIBRATE}'))
-
-
-def _check_intrinsics(name: str, matrix: Float64) -> None:
+def _check_matrix(name: str, matrix: Float64) -> None:
     if matrix[0, 0] == 0.0:
-        raise CameraInfoError('all zeros', (
-            f'camera_info has {name}[0] = 0: the camera is not calibrated. Calibrate it '
-            '(ros2 run camera_calibration cameracalibrator) and give the driver the file.'))
+        raise _wrong('all zeros', f'{name}[0] = 0: the camera is not calibrated', (
+            'Calibrate it (ros2 run camera_calibration cameracalibrator) and give the driver the '
+            'file.'))
     if min(matrix[0, 0], matrix[1, 1]) < _LEAST_FOCAL_LENGTH or [
             matrix[1, 0], *matrix[2]] != [0.0, 0.0, 0.0, 1.0]:
-        raise CameraInfoError('wrong matrix', (
-            f'camera_info has {name} = {quoted(matrix.tolist())}, which is no camera matrix '
+        raise _wrong('wrong matrix', (
+            f'{name} = {quoted(matrix.tolist())}, which is no camera matrix '
             f'[fx 0 cx; 0 fy cy; 0 0 1] with fx and fy of at least {_LEAST_FOCAL_LENGTH:g} '
-            'pixels. Correct the calibration file.'))
+            'pixels'), 'Correct the calibration file.')
 
 
 def _read_only(matrix: Float64) -> Float64:
@@ -372,49 +342,43 @@ def _model_of(model: str, D: Float64) -> str:
     Empty or all zero `D` mean none (many simulators say it so), but not for 'equidistant', which
     is no pinhole even with all coefficients zero.
     """
-    if model in ('', 'none') and not D.any():
+    if model != 'equidistant' and not D.any() and (model in COEFFICIENTS or model in ('', 'none')):
         return ''
     if model not in COEFFICIENTS:
-        raise CameraInfoError('unknown distortion model', (
-            f'camera_info has distortion_model {quoted(model)}; known are '
-            f'{", ".join(COEFFICIENTS)}. Calibrate with one of these, or rectify the images and '
-            'set rectified: true.'))
-    if model != 'equidistant' and D.size == 0:
-        return ''
+        raise _wrong('unknown distortion model', (
+            f'distortion_model {quoted(model)}; known are {", ".join(COEFFICIENTS)}'),
+            'Calibrate with one of these, or rectify the images and set rectified: true.')
     if D.size not in COEFFICIENTS[model]:
-        raise CameraInfoError('wrong number of distortion coefficients', (
-            f'camera_info has {D.size} coefficients in d, but {model} has '
-            f'{" or ".join(map(str, COEFFICIENTS[model]))}. Correct d or distortion_model in the '
-            'calibration file.'))
-    return model if model == 'equidistant' or D.any() else ''
+        raise _wrong('wrong number of distortion coefficients', (
+            f'{D.size} coefficients in d, but {model} has '
+            f'{" or ".join(map(str, COEFFICIENTS[model]))}'),
+            'Correct d or distortion_model in the calibration file.')
+    return model
 
 
 @np.errstate(all='ignore')  # coefficients may be any number; what overflows is no ray
-def distort(model: str, D: Float64, ideal: Float64) -> Float64:
+def _distort(model: str, D: Float64, ideal: Float64) -> Float64:
     """(N, 2) x/z, y/z of rays -> normalised coordinates of their pixels, NaN beyond the model."""
     if not model or not len(ideal):
         return ideal
     radius: Float64 = np.hypot(*ideal.T)
     if model == 'equidistant':
         angle = np.arctan(radius)
-        bent = _kannala_brandt(D)
-        inside = angle < _angle_limit(bent)
-        return ideal * np.where(inside, _ratio(bent(angle), radius), np.nan)[:, None]
-    inside = radius < _radius_limit(*_radial(D))
-    return np.where(inside[:, None], _brown_conrady(ideal, D)[0], np.nan)
+        bent, end = _kannala_brandt(D)
+        return ideal * np.where(angle < end, _ratio(bent(angle), radius), np.nan)[:, None]
+    return np.where((radius < _radial(D)[2])[:, None], _brown_conrady(ideal, D)[0], np.nan)
 
 
 @np.errstate(all='ignore')
-def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
+def _undistort(model: str, D: Float64, distorted: Float64) -> Float64:
     """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where is none."""
     if not model or not len(distorted):
         return distorted
     radius: Float64 = np.hypot(*distorted.T)
     if model != 'equidistant':
         return _undistort_brown_conrady(distorted, radius, D)
-    bent = _kannala_brandt(D)
-    end, slope = _angle_limit(bent), bent.deriv()
-    table = np.linspace(0.0, end, _TABLE_SIZE)
+    bent, end = _kannala_brandt(D)
+    slope, table = bent.deriv(), np.linspace(0.0, end, _TABLE_SIZE)
     angle: Float64 = np.interp(radius, bent(table), table)
     for _ in range(_ITERATIONS):
         angle = np.clip(angle - _ratio(bent(angle) - radius, slope(angle), 0.0), 0.0, end)
@@ -422,15 +386,14 @@ def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
     return distorted * np.where(found, _ratio(np.tan(angle), radius), np.nan)[:, None]
 
 
-def _kannala_brandt(D: Float64) -> Polynomial:
-    """Kannala and Brandt (2006), eq. 6: distance from the centre for an angle from the axis."""
+def _kannala_brandt(D: Float64) -> tuple[Polynomial, float]:
+    """Kannala and Brandt (2006), eq. 6: distance from the centre for an angle from the axis.
+
+    And the angle up to which it grows; a ray with z = 1 ends at 90 degrees anyway.
+    """
     k1, k2, k3, k4 = D
-    return Polynomial([0.0, 1.0, 0.0, k1, 0.0, k2, 0.0, k3, 0.0, k4])
-
-
-def _angle_limit(bent: Polynomial) -> float:
-    """Angle up to which the model grows; a ray with z = 1 ends at 90 degrees anyway."""
-    return min(np.pi / 2.0, math.sqrt(_first_positive_root(bent.deriv().coef[::2])))
+    bent = Polynomial([0.0, 1.0, 0.0, k1, 0.0, k2, 0.0, k3, 0.0, k4])
+    return bent, min(np.pi / 2.0, math.sqrt(_first_positive_root(bent.deriv().coef[::2])))
 
 
 def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
@@ -443,28 +406,25 @@ def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
             np.asarray(jacobian[:, 3:5], np.float64).reshape(-1, 2, 2))
 
 
-def _radial(D: Float64) -> tuple[Polynomial, Polynomial]:
-    """Numerator and denominator of the radial factor, as polynomials in the radius squared."""
+def _radial(D: Float64) -> tuple[Polynomial, Polynomial, float]:
+    """The radial factor's numerator and denominator, polynomials in the radius squared.
+
+    And the radius up to which that part of the model grows.
+    """
     k1, k2, _p1, _p2, k3, k4, k5, k6 = np.pad(D[:8], (0, 8 - len(D[:8])))
-    return Polynomial([1.0, k1, k2, k3]), Polynomial([1.0, k4, k5, k6])
-
-
-def _radius_limit(numerator: Polynomial, denominator: Polynomial) -> float:
-    """Radius up to which the radial part of the model grows."""
+    top, bottom = Polynomial([1.0, k1, k2, k3]), Polynomial([1.0, k4, k5, k6])
     s = Polynomial([0.0, 1.0])  # the radius squared
-    slope = (numerator + 2.0 * s * numerator.deriv()) * denominator \
-        - 2.0 * s * numerator * denominator.deriv()
-    return math.sqrt(min(map(_first_positive_root, (slope.coef, denominator.coef))))
+    slope = (top + 2.0 * s * top.deriv()) * bottom - 2.0 * s * top * bottom.deriv()
+    return top, bottom, math.sqrt(min(map(_first_positive_root, (slope.coef, bottom.coef))))
 
 
 def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) -> Float64:
     """Newton's method in two dimensions, started from the radial part alone."""
-    numerator, denominator = _radial(D)
+    numerator, denominator, end = _radial(D)
 
     def bent(table: Float64) -> Float64:
         return table * _ratio(numerator(table**2), denominator(table**2))
 
-    end = _radius_limit(numerator, denominator)
     if end > _FURTHEST:  # so coarse a table would lead nowhere
         end = 2.0  # twice what the radial part needs: the others may push it outwards
         furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
@@ -495,14 +455,10 @@ def _ratio(numerator: ArrayLike, denominator: Float64, at_zero: float = 1.0) -> 
 
 
 def _first_positive_root(coefficients: NDArray[Any]) -> float:
-    """Smallest real root above zero of a polynomial, infinity where there is none.
+    """Smallest real root above zero of a polynomial, its first coefficient 1; infinity for none.
 
     It is one over the largest root of the reversed polynomial: there a tiny leading coefficient
     does not drown the small roots in rounding errors.
-
-    Args:
-        coefficients: in ascending order; the first is 1. 0 is the answer if they overflowed.
-
     """
     if not np.isfinite(coefficients).all():
         return 0.0

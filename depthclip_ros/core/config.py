@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from .errors import ConfigError, quoted
+from .errors import ConfigError, quoted, reason
 from .files import open_regular
 
 if TYPE_CHECKING:
@@ -207,49 +207,48 @@ class DepthConfig(Settings):
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
 
     def _check(self) -> None:
-        _check_phrases('tokens', self.tokens)
-        if len(self.tokens) != len(self.bins):
-            raise ConfigError(
-                f'tokens and bins: {len(self.tokens)} tokens but {len(self.bins)} bins '
-                f'({quoted(list(self.tokens), 200)}; {quoted(list(self.bins), 200)}); give one '
-                'bin per token.')
-        _check_ascending('bins', self.bins, 'sort the bins, and the tokens with them')
-        _check_templates('templates', self.templates)
-        _check_templates('scene_templates', self.scene_templates)
+        for name in ('tokens', 'scenes') if self.has_scenes else ('tokens',):
+            phrases = getattr(self, name)
+            if not all(map(str.strip, phrases)) or len(set(phrases)) < max(1, len(phrases)):
+                raise ConfigError(
+                    f'{name}: {quoted(list(phrases), 200)} holds no word, an empty one, or some '
+                    'that stand twice; give at least one word or phrase, each once.')
+        for name in ('templates', 'scene_templates'):
+            templates = getattr(self, name)
+            if not templates or not all(re.fullmatch(r'[^{}]*{}[^{}]*', t) for t in templates):
+                raise ConfigError(
+                    f"{name}: {quoted(list(templates), 200)} must hold at least one sentence, "
+                    "with {} exactly once in each, the word's place, and no other brace.")
+        self._check_bins()
         if self.max_stddev and not self.calibration:
             raise ConfigError(
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
-                'wrong depth is, and nothing would be left out; set calibration to the file that '
-                '`depthclip calibrate` wrote, or max_stddev: 0.')
-        if self.has_scenes:  # else what belongs to them may stay for the next time
-            _check_phrases('scenes', self.scenes)
-            if self.scene_bins != (0.0,):
-                self._check_scene_bins()
+                'wrong depth is; set calibration to the file that `depthclip calibrate` wrote, or '
+                'max_stddev: 0.')
         if self.range_max and self.range_min >= self.range_max:
             raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
                               f'{self.range_max} m.')
-        if self.reference_focal or self.calibration:
-            return  # depth is a mean of bins, times what the camera and the calibration say
-        nearest, farthest = self.depth_span
-        if self.range_min > farthest or 0 < self.range_max < nearest:
-            raise ConfigError(
-                f'range_min, range_max: {self.range_min}, {self.range_max} m leave no depth, '
-                f'which is a mean of bins from {nearest} to {farthest} m.')
 
-    def _check_scene_bins(self) -> None:
-        if self.calibration:
-            raise ConfigError('calibration and scene_bins: a calibration corrects what bins say, '
-                              'not what those of scenes do; set scene_bins: [0.0] or no '
-                              'calibration.')
-        scenes, count = len(self.scenes), len(self.tokens)
-        if len(self.scene_bins) != scenes * count:
+    def _check_bins(self) -> None:
+        count, partitions = len(self.tokens), {'bins': self.bins}
+        if count != len(self.bins):
             raise ConfigError(
-                f'scene_bins: {len(self.scene_bins)} numbers, but {scenes} scenes of {count} '
-                f'tokens need {scenes * count}; give the bins of each scene one after the other, '
-                'or [0.0] for bins in all.')
-        for scene, bins in zip(self.scenes, self.bins_of_scenes(), strict=True):
-            _check_ascending('scene_bins', bins, f'from {LEAST_BIN} m on; sort those of '
-                                                 f'{quoted(scene)}')
+                f'tokens and bins: {count} tokens but {len(self.bins)} bins '
+                f'({quoted(list(self.tokens), 200)}; {quoted(list(self.bins), 200)}); give one '
+                'bin per token.')
+        if self.has_scenes and self.scene_bins != (0.0,):
+            wanted = len(self.scenes) * count
+            if len(self.scene_bins) != wanted:
+                raise ConfigError(
+                    f'scene_bins: {len(self.scene_bins)} numbers, but {len(self.scenes)} scenes '
+                    f'of {count} tokens need {wanted}; give the bins of each scene one after the '
+                    'other, or [0.0] for bins in all.')
+            partitions |= {f'scene_bins of {quoted(scene)}': bins for scene, bins in zip(
+                self.scenes, self.bins_of_scenes(), strict=True)}
+        for name, bins in partitions.items():
+            if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
+                raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend, from '
+                                  f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
 
     @property
     def has_scenes(self) -> bool:
@@ -299,7 +298,7 @@ class DepthConfig(Settings):
 
 
 def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
-    """Merge the sections of a ROS parameter file that match a node; nested keys joined by dots."""
+    """Merge the sections of a ROS parameter file that match a node."""
     try:
         with open_regular(Path(path)) as file:
             document = yaml.safe_load(file.read().decode())
@@ -307,37 +306,31 @@ def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
         raise ConfigError(f'{quoted(str(path), 200)}: cannot read the parameter file: '
                           f'{error.strerror}.') from error
     except (yaml.YAMLError, ValueError) as error:  # a date in the 13th month, bytes, too
-        reason = ' '.join(str(error).split())
-        raise ConfigError(f'{path}: not valid YAML: {reason[:300]}') from error
-    full_name = node_name if node_name.startswith('/') else f'/{node_name}'
-    sections = _sections(document, str(path))
+        raise ConfigError(f'{path}: not valid YAML: {reason(error)}') from error
+    full_name, values = f'/{node_name.removeprefix("/")}', {}
+    sections = list(_sections(document, path))
     matching = [parameters for name, parameters in sections if _matches(name, full_name)]
     if not matching:
         found = quoted([name for name, _ in sections], 200) if sections else 'none'
         raise ConfigError(f"{path}: no section for {full_name}; found {found}. Write the settings "
                           "under '/**:' and 'ros__parameters:'.")
-    values: dict[str, Any] = {}
     for parameters in matching:
-        values.update(_flatten(parameters))
+        values.update(parameters)
     return values
 
 
-def _sections(document: Any, where: str, prefix: str = '') -> list[tuple[str, dict[str, Any]]]:
+def _sections(
+    document: Any, path: str | Path, name: str = '',
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pairs of node pattern and parameters; namespaces may be nested or joined by slashes."""
     if not isinstance(document, dict):
-        raise ConfigError(f"{where}: {quoted(prefix or 'the file')} holds {quoted(document)}; "
-                          "expected '/**:' with 'ros__parameters:' below it.")
-    pairs: list[tuple[str, dict[str, Any]]] = []
+        raise ConfigError(f"{path}: {quoted(name or 'the file')} holds {quoted(document)}; "
+                          "expected '/**:' with 'ros__parameters:' and keys and values below it.")
     for key, value in document.items():
-        name = f'{prefix}/{str(key).lstrip("/")}'
-        if not isinstance(value, dict) or 'ros__parameters' not in value:
-            pairs += _sections(value, where, name)
-        elif not isinstance(value['ros__parameters'], dict):
-            raise ConfigError(f"{where}: 'ros__parameters' of {quoted(name)} is "
-                              f"{quoted(value['ros__parameters'])}; expected keys and values.")
+        if key == 'ros__parameters' and isinstance(value, dict):
+            yield name, value
         else:
-            pairs.append((name, value['ros__parameters']))
-    return pairs
+            yield from _sections(value, path, f'{name}/{str(key).lstrip("/")}')
 
 
 def _matches(pattern: str, full_name: str) -> bool:
@@ -346,15 +339,6 @@ def _matches(pattern: str, full_name: str) -> bool:
         {'**': '.*', '*': '[^/]+'}.get(part, re.escape(part)) for part in pattern.split('/'))
     # '/**/x' also matches '/x', and '/**' every node.
     return re.fullmatch(regex.replace('/.*/', '/(?:.*/)?'), full_name) is not None
-
-
-def _flatten(parameters: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Join nested keys by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in parameters.items():
-        flat.update(_flatten(value, f'{prefix}{key}.') if isinstance(value, dict)
-                    else {f'{prefix}{key}': value})
-    return flat
 
 
 def _nearest(name: object, known: Sequence[str]) -> list[str]:
@@ -369,31 +353,6 @@ def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
     hint = f"did you mean {', '.join(meant)}? " if meant else ''
     return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {hint}'
             f'known are: {", ".join(known)}.')
-
-
-def _check_phrases(name: str, phrases: Sequence[str]) -> None:
-    """Refuse none, empty ones, and one that stands twice."""
-    if not phrases or any(not phrase.strip() for phrase in phrases):
-        raise ConfigError(f'{name}: {quoted(list(phrases))} holds no word or an empty one; give '
-                          'at least one word or phrase for each.')
-    repeated = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
-    if repeated:
-        raise ConfigError(f'{name}: {quoted(repeated)} stand twice; every one once.')
-
-
-def _check_templates(name: str, templates: Sequence[str]) -> None:
-    """Refuse none, and those without a place for a word."""
-    if not templates:
-        raise ConfigError(f"{name}: the list is empty; give at least '{{}}'.")
-    for template in templates:
-        if '{}' not in template or template.count('{') + template.count('}') != 2:
-            raise ConfigError(f"{name}: {quoted(template)} must hold {{}} exactly once, the "
-                              "word's place, and no other brace.")
-
-
-def _check_ascending(name: str, bins: Sequence[float], remedy: str) -> None:
-    if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
-        raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend; {remedy}.')
 
 
 def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -21,12 +21,7 @@ from torch.nn.functional import interpolate
 
 from . import engine, files, int8
 from .anchor import Adjustment
-from .backbone import (
-    AttentionPool,
-    build_attention_pool,
-    build_image_encoder,
-    resnet_weights,
-)
+from .backbone import AttentionPool, build_attention_pool, build_image_encoder, resnet_weights
 from .calibration import Calibration
 from .camera import CameraModel, focal_ratio
 from .config import DepthConfig, Size
@@ -54,8 +49,8 @@ from .words import (
     Scene,
     cached_features,
     mixed_bins,
+    phrases_of,
     scene_probabilities,
-    scene_words,
     sort_into_scenes,
 )
 
@@ -70,10 +65,11 @@ KEPT_WORDS = 16  # sets of words whose text features stay in memory
 _LOGGER = logging.getLogger(__name__)
 
 NOT_ADJUSTED = Adjustment()
+Rgb = NDArray[np.uint8]
+Metres = NDArray[np.float32]
 # (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
 # the image, and `upsampling` -> what becomes of it. Called once an image, before limits.
-Anchor = Callable[
-    [NDArray[np.float32], 'NDArray[np.float32] | None', Size, str], Adjustment]
+Anchor = Callable[[Metres, 'Metres | None', Size, str], Adjustment]
 
 
 @dataclass(frozen=True)
@@ -106,19 +102,19 @@ class DepthPrediction:
     range.
     """
 
-    depth: NDArray[np.float32]
-    patch_depth: NDArray[np.float32]
+    depth: Metres
+    patch_depth: Metres
     weights: NDArray[np.float32]
     logits: NDArray[np.float32]
-    spread: NDArray[np.float32]
+    spread: Metres
     image_size: Size
     upsampling: str
     focal_ratio: float = 1.0
     adjustment: Adjustment = NOT_ADJUSTED
-    patch_stddev: NDArray[np.float32] | None = None
+    patch_stddev: Metres | None = None
     scene: Scene | None = None
 
-    def stddev(self) -> NDArray[np.float32] | None:
+    def stddev(self) -> Metres | None:
         """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
         if self.patch_stddev is None:
             return None
@@ -174,8 +170,7 @@ class Settings(NamedTuple):
     """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
 
     config: DepthConfig
-    text_features: NDArray[np.float32]  # (K, C) unit vectors
-    text: Tensor  # the same on the device
+    text: Tensor  # (K, C) unit vectors
     bins: Tensor  # (K,) metres
     calibration: Calibration | None
     pool: AttentionPool | None  # this and the following only with `scenes`
@@ -240,21 +235,17 @@ class DepthEstimator:
         self.weights, state_dict = self._load()
         self._state_dict: Mapping[str, Tensor] | None = state_dict  # until all is built
         self._encoder = build_image_encoder(state_dict, config.features)
-        self._size = config.input_size
+        self._size, self._backbone = config.input_size, config.backbone
         self.grid = _grid(config, self._encoder.stride)
         shape = architecture(state_dict)
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
-        self._backbone = config.backbone
-        self._encoding = threading.Lock()
         self._text_of = functools.lru_cache(KEPT_WORDS)(self._encode)
         self._pool: AttentionPool | None = None
         self._calibrations: dict[str, Calibration] = {}
-        self.text_cache_hit = self._text_of(config.tokens, config.templates, 'tokens')[1]
+        self.text_cache_hit = self._text_of(phrases_of(config)[0])[1]
         if dtype == torch.int8 and shape.patch is not None:
-            raise ConfigError("precision: int8 is for ResNets: a vision transformer's norms and "
-                              'softmax stay in floating point, and what it would gain nobody has '
-                              'measured; use float32 or bfloat16.')
+            raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
         self.quantized_on = ''
         with current(self.device):
             if dtype == torch.int8:
@@ -273,6 +264,8 @@ class DepthEstimator:
             mean, deviation = (np.array(values) for values in (
                 state_dict.normalization if isinstance(state_dict, OpenClipWeights)
                 else NORMALIZATIONS[config.normalization]))
+            # Whole rows at a time are normalised: their length suits a processor's vectors, three
+            # channels do not.
             self._scale, self._shift = (
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
@@ -300,7 +293,8 @@ class DepthEstimator:
     @property
     def text_features(self) -> NDArray[np.float32]:
         """(K, C) unit vectors, one per token."""
-        return self._settings.text_features
+        features: NDArray[np.float32] = self._settings.text.cpu().numpy()
+        return features
 
     # Settings that change on a loaded model -------------------------------------------------
 
@@ -322,20 +316,16 @@ class DepthEstimator:
             WeightsError: the weights are no longer where they were, or they are others now.
 
         """
-        if config.has_scenes:
-            self._text_of(*scene_words(config))
-            if self._pool is None:  # once there were scenes, it stays: of RN50 it is 59 MB
-                with current(self.device):
-                    self._pool = self._encoder.pool or build_attention_pool(
-                        self._tensors()).to(self.device)
-        return self._text_of(config.tokens, config.templates, 'tokens')[0]
+        features = [self._text_of(phrases)[0] for phrases in phrases_of(config)]
+        if config.has_scenes and self._pool is None:  # then it stays: of RN50 it is 59 MB
+            with current(self.device):
+                self._pool = self._encoder.pool or build_attention_pool(
+                    self._tensors()).to(self.device)
+        return features[0]
 
-    def _encode(self, *words: object) -> tuple[NDArray[np.float32], bool]:
-        """(K, C) unit vectors of `Phrases`, and whether they came from the cache on disk."""
-        phrases = Phrases(*words)  # type: ignore[arg-type]
-        with self._encoding:
-            return cached_features(phrases, self._folder / 'text', self._backbone,
-                                   self.weights.digest, self._tensors, self._log)
+    def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool]:
+        return cached_features(phrases, self._folder / 'text', self._backbone,
+                               self.weights.digest, self._tensors, self._log)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""
@@ -345,8 +335,8 @@ class DepthEstimator:
         if info.digest != self.weights.digest:
             raise WeightsError(
                 f'{info.source}: the weights have changed since they were loaded (SHA-256 '
-                f'{info.digest[:12]}… instead of {self.weights.digest[:12]}…), and new words '
-                'would not fit the loaded network; put the file back, or load it as a whole.')
+                f'{info.digest[:12]}… instead of {self.weights.digest[:12]}…); put the file back, '
+                'or load it as a whole.')
         return state_dict
 
     def read_calibration(self, config: DepthConfig, again: bool = False) -> Calibration | None:
@@ -404,10 +394,11 @@ class DepthEstimator:
     def _prepare(self, config: DepthConfig) -> Settings:
         on_device = functools.partial(torch.tensor, dtype=torch.float32, device=self.device)
         text, calibration = self.encode(config), self.read_calibration(config)
-        scene_text = self._text_of(*scene_words(config))[0] if config.has_scenes else np.empty(0)
+        scenic = config.has_scenes
         return Settings(
-            config, text, on_device(text), on_device(config.bins), calibration,
-            self._pool if config.has_scenes else None, on_device(scene_text),
+            config, on_device(text), on_device(config.bins), calibration,
+            self._pool if scenic else None,
+            on_device(self._text_of(phrases_of(config)[-1])[0] if scenic else ()),
             on_device(config.bins_of_scenes()))
 
     def _quantized_path(self, config: DepthConfig) -> Path:
@@ -415,7 +406,7 @@ class DepthEstimator:
         return int8.path_of(self._folder, self.weights.digest, self._size, config.normalization)
 
     @torch.inference_mode()
-    def quantize(self, pictures: Sequence[NDArray[np.uint8]], notes: str) -> Path:
+    def quantize(self, pictures: Sequence[Rgb], notes: str) -> Path:
         """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
 
         Args:
@@ -463,21 +454,21 @@ class DepthEstimator:
 
     @overload
     def predict(
-        self, rgb: NDArray[np.uint8], size: Size | None = None,
-        intrinsics: CameraModel | None = None, anchors: Anchor | None = None,
-        scenes: Scene | None = None,
+        self, rgb: Rgb, size: Size | None = None, intrinsics: CameraModel | None = None,
+        anchors: Anchor | None = None, scenes: Scene | None = None,
     ) -> DepthPrediction: ...
 
     @overload
     def predict(
-        self, rgb: Sequence[NDArray[np.uint8]], size: Size | None = None,
+        self, rgb: Sequence[Rgb], size: Size | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | None = None,
         scenes: Sequence[Scene | None] | None = None,
     ) -> list[DepthPrediction]: ...
 
+    @torch.inference_mode()
     def predict(
-        self, rgb: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], size: Size | None = None,
+        self, rgb: Rgb | Sequence[Rgb], size: Size | None = None,
         intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
         anchors: Sequence[Anchor | None] | Anchor | None = None,
         scenes: Sequence[Scene | None] | Scene | None = None,
@@ -503,33 +494,26 @@ class DepthEstimator:
             CameraInfoError: a camera is not for images of that size, or shows nothing.
 
         """
+        given: list[Any] = [intrinsics, anchors, scenes]
         if isinstance(rgb, np.ndarray):
-            return self._predict([rgb], size, [intrinsics], [anchors], [scenes])[0]  # type: ignore[list-item]
-        images = list(rgb)
-        if intrinsics is None or isinstance(intrinsics, CameraModel):
-            intrinsics = [intrinsics] * len(images)
-        nothing = [None] * len(images)
-        return self._predict(
-            images, size, intrinsics, anchors or nothing, scenes or nothing,  # type: ignore[arg-type]
-        ) if images else []
-
-    @torch.inference_mode()
-    def _predict(
-        self, images: Sequence[NDArray[np.uint8]], size: Size | None,
-        cameras: Sequence[CameraModel | None], anchors: Sequence[Anchor | None],
-        before: Sequence[Scene | None],
-    ) -> list[DepthPrediction]:
-        settings, n = self._settings, len(images)  # one read: settings change as a whole
+            return self.predict([rgb], size, *([one] for one in given))[0]
+        settings, n = self._settings, len(rgb)  # one read: settings change as a whole
+        if not n:
+            return []
         config, calibration = settings.config, settings.calibration
-        sizes = [_size_of(image) for image in images]
-        ratios = [
-            calibration.about.focal_ratio if calibration is not None and camera is None else
-            focal_ratio(config.reference_focal, camera, image, self._size)
-            for camera, image in zip(cameras, sizes, strict=True)]
+        given = [[one] * n if one is None or isinstance(one, CameraModel) else one
+                 for one in given]
+        cameras, asked, before = given
         with current(self.device):
-            features, trunk = self._see(images, flip=config.flip_average)  # section 3.1
+            batch = self._input(rgb, flip=config.flip_average)
+            sizes = [(image.shape[0], image.shape[1]) for image in rgb]
+            ratios = [
+                calibration.about.focal_ratio if calibration is not None and camera is None else
+                focal_ratio(config.reference_focal, camera, image, self._size)
+                for camera, image in zip(cameras, sizes, strict=True)]
+            features, trunk = self._encoder.maps(batch)  # section 3.1
             logits = similarity_logits(features, settings.text, config.temperature)  # eq. 3
-            scenes, bins = self._sort(settings, trunk, before)  # section 5
+            seen, bins = self._sort(settings, trunk, before)  # section 5
             weights, depth, spread = read_out(logits, bins, config.read_out)  # eqs. 4 and 5
             stddev, ratio = None, _on(depth, ratios)
             if calibration is not None:  # which counts the focal ratio itself
@@ -544,7 +528,7 @@ class DepthEstimator:
             adjustments = [
                 NOT_ADJUSTED if anchor is None else anchor(
                     depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
-                    sizes[i], config.upsampling) for i, anchor in enumerate(anchors)]
+                    sizes[i], config.upsampling) for i, anchor in enumerate(asked)]
             scale = _on(depth, [a.scale for a in adjustments], [a.around for a in adjustments])
             depth, spread = depth * scale, spread * scale
             if stddev is not None:
@@ -562,7 +546,7 @@ class DepthEstimator:
             return [DepthPrediction(
                 pixels[i].cpu().numpy(), depths[i], of_bins[i], similarities[i], spreads[i],
                 sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
-                scenes[i]) for i in range(n)]
+                seen[i]) for i in range(n)]
 
     def _sort(
         self, settings: Settings, trunk: Tensor, before: Sequence[Scene | None],
@@ -579,7 +563,7 @@ class DepthEstimator:
         return scenes, bins.repeat(len(images), 1)
 
     @torch.inference_mode()
-    def maps(self, images: Sequence[NDArray[np.uint8]]) -> Maps:
+    def maps(self, images: Sequence[Rgb]) -> Maps:
         """Run the image encoder (section 3.1 of the paper), for those who go on by themselves.
 
         Args:
@@ -590,55 +574,29 @@ class DepthEstimator:
 
         """
         with current(self.device):
-            return self._see(images, flip=self.config.flip_average)
+            return Maps(*self._encoder.maps(
+                self._input(images, flip=self.config.flip_average)))
 
-    def _see(self, images: Sequence[NDArray[np.uint8]], *, flip: bool) -> Maps:
-        return Maps(*self._encoder.maps(self._input(images, flip=flip)))
+    def _input(self, images: Sequence[Rgb], *, flip: bool) -> Tensor:
+        """Images -> (N, 3, height, width), resized in 8 bits as CLIP does it, and normalised.
 
-    @torch.inference_mode()
-    def logits(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
-        """Compare features with words (section 3.2 of the paper).
-
-        Args:
-            features: (N, C, h, w), of `maps`.
-            text_features: (K, C) unit vectors on the device; None for the configured tokens.
-
-        Returns:
-            (N, K, h, w) at the configured temperature.
-
+        Mirrored ones ride in the same batch.
         """
-        text = self._settings.text if text_features is None else text_features
-        return similarity_logits(features, text, self.config.temperature)
-
-    @torch.inference_mode()
-    def read_out(
-        self, logits: Tensor, bins: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn logits into depth (section 3.3 of the paper), as `read_out` in the settings says.
-
-        Args:
-            logits: (N, K, h, w), from `logits`.
-            bins: (K,) metres on the device; None for the configured ones, which know no scene.
-
-        Returns:
-            Weights (N, K, h, w), depth and the spread of the bins, (N, h, w) metres, of every
-            pass; `projection.mean_of_passes` averages them.
-
-        """
-        return read_out(logits, self._settings.bins if bins is None else bins,
-                        self.config.read_out)
-
-    def _input(self, images: Sequence[NDArray[np.uint8]], *, flip: bool) -> Tensor:
-        """Images -> (N, 3, height, width), normalised; mirrored ones ride in the same batch."""
         count, (height, width) = len(images), self._size
         rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
         for image, target in zip(images, rows, strict=False):
-            _size_of(image)
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 \
+                    or 0 in image.shape:
+                raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
+                                 'expected uint8 (height, width, 3), not empty.')
             pixels = torch.from_numpy(np.require(image, requirements=('C', 'W'))).to(self.device)
-            # Whole rows at a time: their length suits a processor's vectors, three channels do
-            # not.
-            torch.addcmul(self._shift, _resize(pixels, self._size).reshape(height, -1).float(),
-                          self._scale, out=target)
+            if image.shape[:2] != self._size:
+                planes = pixels.permute(2, 0, 1)[None]
+                if planes.is_cuda:  # where torch resizes in floating point only
+                    planes = planes.float()
+                planes = interpolate(planes, self._size, mode='bilinear', antialias=True)
+                pixels = planes.round()[0].permute(1, 2, 0)
+            torch.addcmul(self._shift, pixels.reshape(height, -1).float(), self._scale, out=target)
         batch = rows.view(-1, height, width, 3)
         if flip:
             batch[count:] = batch[:count].flip(2)
@@ -647,7 +605,7 @@ class DepthEstimator:
 
 def _on(
     patches: Tensor, numbers: Sequence[float],
-    factors: Sequence[NDArray[np.float32] | None] = (),
+    factors: Sequence[Metres | None] = (),
 ) -> Tensor:
     """(B, 1, 1) of one number for each image beside (B, h, w); or (B, h, w) with factors."""
     values = torch.tensor(numbers, dtype=torch.float32, device=patches.device)[:, None, None]
@@ -656,31 +614,6 @@ def _on(
     return values * torch.from_numpy(np.stack([
         np.ones(patches.shape[1:], np.float32) if factor is None else factor
         for factor in factors])).to(patches.device)
-
-
-def _resize(pixels: Tensor, size: Size) -> Tensor:
-    """(H, W, 3) -> (height, width, 3), in 8 bits as CLIP's own preprocessing does it."""
-    if pixels.shape[:2] == size:
-        return pixels
-    image = pixels.permute(2, 0, 1)[None]
-    if image.is_cuda:  # where torch resizes in floating point only
-        image = interpolate(image.float(), size, mode='bilinear', antialias=True).round_()
-    else:
-        image = interpolate(image, size, mode='bilinear', antialias=True)
-    return image[0].permute(1, 2, 0)
-
-
-def _size_of(image: NDArray[np.uint8]) -> Size:
-    """(height, width) of an image.
-
-    Raises:
-        ImageError: it is none of the kind that is expected.
-
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
-                         'expected uint8 (height, width, 3), not empty.')
-    return image.shape[0], image.shape[1]
 
 
 def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:

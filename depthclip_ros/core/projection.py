@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,47 +26,31 @@ def similarity_logits(
     return similarity / temperature
 
 
-def bin_weights(logits: Tensor) -> Tensor:
-    """Softmax over the tokens (eq. 4): (B, K, h, w), each patch sums to 1."""
-    return logits.softmax(dim=1)
-
-
-def combine_bins(weights: Tensor, bins: Tensor) -> Tensor:
-    """Depth of every patch as the weighted mean of the (K,) or (B, K) bins (eq. 5), in metres."""
-    return torch.einsum('bkhw,k->bhw' if bins.dim() == 1 else 'bkhw,bk->bhw', weights, bins)
-
-
-def best_bins(logits: Tensor, bins: Tensor) -> Tensor:
-    """Depth of every patch as the bin of the token that it resembles most; NaN as the logits."""
-    best = logits.argmax(dim=1)
-    depth = bins.expand(len(best), -1).gather(1, best.flatten(1)).view_as(best)
-    return depth.masked_fill(logits.isnan().any(dim=1), math.nan)
-
-
-def bin_spread(weights: Tensor, bins: Tensor) -> Tensor:
-    """Standard deviation of the bins under the weights: (B, h, w) metres.
-
-    Relative only: it cannot exceed half the range of the bins, whatever the true error.
-    """
-    offsets = bins.view(-1, weights.shape[1], 1, 1) - combine_bins(weights, bins)[:, None]
-    return (weights * offsets.square()).sum(dim=1).sqrt()
-
-
 def read_out(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor]:
     """What the words say (eqs. 4 and 5).
 
     Args:
         logits: (B, K, h, w).
         bins: (K,) metres, or (B, K) for each image's own.
-        mode: 'mean' of the bins under the weights, or 'argmax'.
+        mode: 'mean' of the bins under the weights, or 'argmax': the bin of the token that a patch
+            resembles most, NaN as the logits.
 
     Returns:
-        Weights (B, K, h, w), depth and the spread of the bins, (B, h, w) metres.
+        Weights (B, K, h, w), which sum to 1 in each patch; depth; and the standard deviation of
+        the bins under the weights, (B, h, w) metres. That is a relative score: it cannot exceed
+        half the range of the bins, whatever the true error.
 
     """
-    weights = bin_weights(logits)
-    depth = best_bins(logits, bins) if mode == 'argmax' else combine_bins(weights, bins)
-    return weights, depth, bin_spread(weights, bins)
+    weights = logits.softmax(dim=1)
+    depth = torch.einsum(
+        'bkhw,k->bhw' if bins.dim() == 1 else 'bkhw,bk->bhw', weights, bins)
+    offsets = bins.view(-1, weights.shape[1], 1, 1) - depth[:, None]
+    spread = (weights * offsets.square()).sum(dim=1).sqrt()
+    if mode == 'argmax':
+        best = logits.argmax(dim=1)
+        depth = bins.expand(len(best), -1).gather(1, best.flatten(1)).view_as(best)
+        depth = depth.masked_fill(logits.isnan().any(dim=1), math.nan)
+    return weights, depth, spread
 
 
 def mean_of_passes(depth: Tensor, images: int) -> Tensor:
@@ -90,19 +73,17 @@ def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
     """
     if not sigma:
         return patch_depth
-    rows, columns = (
-        _gaussian(count, sigma, patch_depth.device) for count in patch_depth.shape[1:])
+
+    def gaussian(count: int) -> Tensor:
+        """(count, count): weight of one patch in another's mean, along one axis."""
+        places = torch.arange(count, dtype=torch.float64, device=patch_depth.device)
+        return (-0.5 * ((places[:, None] - places) / sigma).square()).exp().float()
+
+    rows, columns = map(gaussian, patch_depth.shape[1:])
     known = patch_depth.isfinite()
     total = rows @ patch_depth.where(known, 0.0) @ columns
     share = rows @ known.float() @ columns
     return torch.where(known, total / share, patch_depth)
-
-
-@lru_cache(maxsize=64)
-def _gaussian(count: int, sigma: float, device: torch.device) -> Tensor:
-    """(count, count) float32: weight of one patch in another's mean, along one axis."""
-    places = torch.arange(count, dtype=torch.float64, device=device)
-    return (-0.5 * ((places[:, None] - places) / sigma).square()).exp().float()
 
 
 def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:
@@ -145,25 +126,23 @@ def upsample(patch_depth: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         (B, height, width) metres.
 
     """
+    def linear(patches: Tensor) -> Tensor:
+        return interpolate(
+            patches[:, None], size, mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
+
     nearest = interpolate(patch_depth[:, None], size, mode='nearest-exact')[:, 0]
     if mode == 'patch':
         return nearest
     known = patch_depth.isfinite()
     if known.all():
-        return _linear(patch_depth, size, mode)
+        return linear(patch_depth)
     if mode == 'bilinear':
         rows, columns = (
             torch.linspace(0, patches - 1, pixels, device=patch_depth.device).round().long()
             for patches, pixels in zip(patch_depth.shape[1:], size, strict=True))
         nearest = patch_depth[:, rows][:, :, columns]
-    linear = _linear(patch_depth.where(known, 0.0), size, mode) / _linear(
-        known.float(), size, mode)
-    return linear.where(nearest.isfinite(), nearest)
-
-
-def _linear(patches: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    return interpolate(
-        patches[:, None], size, mode='bilinear', align_corners=mode == 'bilinear')[:, 0]
+    mean = linear(patch_depth.where(known, 0.0)) / linear(known.float())
+    return mean.where(nearest.isfinite(), nearest)
 
 
 def shares(patches: int, pixels: int, mode: str) -> Tensor:

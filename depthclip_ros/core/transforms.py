@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,20 +63,15 @@ class Transform:
 IDENTITY = Transform(np.eye(3), np.zeros(3))
 
 
+@dataclass
 class _Link:
     """Pose of a frame in its parent: one for ever, or a history in the order of time."""
 
-    def __init__(self, parent: str, child: str, *, static: bool) -> None:
-        self.parent, self.child, self.static = parent, child, static
-        self.times: list[int] = []
-        self.poses: list[tuple[Float64, Float64]] = []  # translation, unit quaternion
-
-    def add(self, time: int, pose: tuple[Float64, Float64]) -> None:
-        """Put a pose in its place; one of the same time is replaced."""
-        place = bisect_left(self.times, time)
-        known = place < len(self.times) and self.times[place] == time
-        self.times[place:place + known] = [time]
-        self.poses[place:place + known] = [pose]
+    parent: str
+    child: str
+    static: bool
+    times: list[int] = field(default_factory=list)
+    poses: list[tuple[Float64, Float64]] = field(default_factory=list)  # place, unit quaternion
 
     def at(self, time: int, beyond: int) -> Transform:
         """From the frame to its parent at a time, or the nearest pose, `beyond` away at most."""
@@ -89,10 +84,10 @@ class _Link:
                              (1 - share) * start + share * end)
         place = min(place, len(self.times) - 1)
         if not self.static and abs(self.times[place] - time) > beyond:
-            start_s, end_s = (self.times[i] / _NANOSECONDS for i in (0, -1))
+            first_s, last_s = (self.times[i] / _NANOSECONDS for i in (0, -1))
             raise TransformError(
                 f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known from '
-                f'{start_s:.3f} to {end_s:.3f} s, but is asked for at '
+                f'{first_s:.3f} to {last_s:.3f} s, but is asked for at '
                 f'{time / _NANOSECONDS:.3f} s. Is its publisher running, with the same clock?')
         translation, quaternion = self.poses[place]
         return Transform(rotation_matrix(quaternion), translation)
@@ -131,19 +126,25 @@ class TransformTree:
 
         """
         parent, child = _name(parent), _name(child)
-        about = f'tf link {quoted(parent)} to {quoted(child)}'
-        if not parent or not child or parent == child:
-            raise TransformError(f'{about}: needs two different frames. Correct frame_id and '
-                                 'child_frame_id in the publisher.')
-        pose = _checked(about, translation, quaternion)
+        place, turn = (np.array(list(values), np.float64) for values in (translation, quaternion))
+        length = float(np.linalg.norm(turn))
+        if not parent or not child or parent == child or not (
+                np.isfinite([*place, *turn]).all() and np.abs(place).max() < _FURTHEST
+                and abs(length * length - 1) <= _NORM_TOLERANCE):
+            raise TransformError(
+                f'tf link {quoted(parent)} to {quoted(child)} with translation {place.tolist()} '
+                f'and quaternion {turn.tolist()}: it needs two different frames, finite metres, '
+                'and a quaternion of length 1 (no rotation is 0, 0, 0, 1). Correct its publisher.')
         with self._lock:
             link = self._links.get(child)
-            if time is None or link is None or link.static or link.parent != parent:
-                link = self._links[child] = _Link(parent, child, static=time is None)
-            elif self._most and time < link.times[-1] - _JUMP_BACK:
-                # Time has jumped back: what it was then is not what it is.
-                link = self._links[child] = _Link(parent, child, static=False)
-            link.add(time or 0, pose)
+            if time is None or link is None or link.static or link.parent != parent or (
+                    # Time has jumped back: what it was then is not what it is.
+                    self._most and time < link.times[-1] - _JUMP_BACK):
+                link = self._links[child] = _Link(parent, child, time is None)
+            at = bisect_left(link.times, time or 0)
+            known = at < len(link.times) and link.times[at] == time  # which is replaced
+            link.times[at:at + known] = [time or 0]
+            link.poses[at:at + known] = [(place, turn / length)]
             if self._most:
                 del link.times[:-self._most], link.poses[:-self._most]
 
@@ -198,7 +199,12 @@ class TransformTree:
             up_source, up_target = self._ancestors(source), self._ancestors(target)
             common = next((name for name in up_source if name in up_target), None)
             if common is None:
-                raise TransformError(self._unconnected(target, source, up_target, up_source))
+                raise TransformError(
+                    f'tf does not connect {quoted(source)} with {quoted(target)}: the first ends '
+                    f'at {quoted(up_source[-1])}, the second at {quoted(up_target[-1])}; known '
+                    f'are {quoted(sorted(self._links), 200)}. Record /tf_static and /tf too, '
+                    'publish the link between them (static_transform_publisher), or correct the '
+                    'frame_id of the message.')
             ways = [[self._links[name] for name in up[:up.index(common)]]
                     for up in (up_target, up_source)]
             if time is None:
@@ -231,40 +237,10 @@ class TransformTree:
             seen.add(link.parent)
         return names
 
-    def _unconnected(
-        self, target: str, source: str, up_target: list[str], up_source: list[str],
-    ) -> str:
-        parents = {link.parent for link in self._links.values()}
-        for name in (source, target):
-            if name not in self._links and name not in parents:
-                known = sorted({*self._links, *parents})
-                return (f'tf knows no frame {quoted(name)}; it knows '
-                        f'{quoted(known, 200) if known else "none"}. Record /tf_static and /tf '
-                        'too, or correct the frame_id of the message.')
-        return (f'tf does not connect {quoted(source)} with {quoted(target)}: the first ends at '
-                f'{quoted(up_source[-1])}, the second at {quoted(up_target[-1])}. The link '
-                'between these two is missing: record it, or publish it '
-                '(static_transform_publisher).')
-
 
 def _name(name: str) -> str:
     """Name without the leading slash of tf's first version."""
     return str(name).removeprefix('/')
-
-
-def _checked(
-    link: str, translation: Sequence[float], quaternion: Sequence[float],
-) -> tuple[Float64, Float64]:
-    """Check the numbers of a link, and make the quaternion as long as 1."""
-    place, turn = (np.array([float(v) for v in values]) for values in (translation, quaternion))
-    if not (np.isfinite([*place, *turn]).all() and np.abs(place).max() < _FURTHEST):
-        raise TransformError(f'{link}: translation {place.tolist()} and rotation {turn.tolist()} '
-                             'are not finite numbers of metres. Correct the publisher.')
-    length = float(np.linalg.norm(turn))
-    if not abs(length * length - 1) <= _NORM_TOLERANCE:
-        raise TransformError(f'{link}: quaternion {turn.tolist()} has length {length:.4g} and is '
-                             'no rotation. Correct the publisher (no rotation is 0, 0, 0, 1).')
-    return place, turn / length
 
 
 def _slerp(first: Float64, second: Float64, share: float) -> Float64:

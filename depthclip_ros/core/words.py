@@ -31,52 +31,50 @@ from .errors import ConfigError, WeightsError, quoted
 from .projection import LOGIT_SCALE
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
-SUFFIX = '.npy'
+LEAD = 0.1  # by which another scene must be more probable than the one that was named last
 
 
 class Phrases(NamedTuple):
-    """What has text features of its own; `DepthConfig` has the same two attributes."""
+    """What has text features of its own."""
 
-    tokens: tuple[str, ...]
+    words: tuple[str, ...]
     templates: tuple[str, ...]
     setting: str = 'tokens'  # which gives them, for errors
 
 
-def scene_words(config: DepthConfig) -> Phrases:
-    """Scenes in their templates, as words to encode."""
-    return Phrases(config.scenes, config.scene_templates, 'scenes')
+def phrases_of(config: DepthConfig) -> list[Phrases]:
+    """The tokens, and the scenes if there are any."""
+    scenes = Phrases(config.scenes, config.scene_templates, 'scenes')
+    return [Phrases(config.tokens, config.templates), *[scenes] * config.has_scenes]
 
 
-def encode_tokens(
-    config: DepthConfig | Phrases, state_dict: Mapping[str, Tensor],
-) -> NDArray[np.float32]:
-    """Encode every token in every template, average over templates, renormalise.
+def encode(phrases: Phrases, state_dict: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    """Encode every word in every template, average over templates, renormalise.
 
     Args:
-        config: `tokens` and `templates`.
+        phrases: words and templates.
         state_dict: CLIP weights in OpenAI's layout, or open_clip's.
 
     Returns:
-        (K, C) unit vectors, one per token.
+        (K, C) unit vectors, one per word.
 
     Raises:
         ConfigError: a sentence is longer than the model's context.
         WeightsError: tensors are missing or misshapen.
 
     """
-    tokenize, encode, context = _text_encoder(state_dict)
-    rows, setting = [], config.setting if isinstance(config, Phrases) else 'tokens'
+    tokenize, encoder, context = text_encoder(state_dict)
+    rows = []
     with torch.inference_mode():
-        for token in config.tokens:
-            sentences = [template.replace('{}', token) for template in config.templates]
+        for word in phrases.words:
             try:
-                tokenized = tokenize(sentences)
+                tokenized = tokenize([one.replace('{}', word) for one in phrases.templates])
             except RuntimeError as error:
                 raise ConfigError(
-                    f'{setting}: {quoted(token)} with templates {quoted(list(config.templates))} '
-                    f"is longer than the model's {context} text tokens; shorten "
-                    'it.') from error
-            features = encode(tokenized)
+                    f'{phrases.setting}: {quoted(word)} with templates '
+                    f"{quoted(list(phrases.templates))} is longer than the model's {context} text "
+                    'tokens; shorten it.') from error
+            features = encoder(tokenized)
             features = features / features.norm(dim=-1, keepdim=True)
             mean = features.mean(dim=0)
             rows.append(mean / mean.norm())
@@ -84,34 +82,22 @@ def encode_tokens(
     return encoded
 
 
-def unknown_words(
-    texts: Sequence[str], state_dict: Mapping[str, Tensor],
-) -> list[str]:
-    """Words of phrases that a model has never learnt, each once, in their order.
+def unknown_words(texts: Sequence[str], state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Words that a model has never learnt, each once, in their order.
 
     A model with a small vocabulary, as the demo's, keeps one and the same row for all words
     outside of it. OpenAI's models have no such row, and know something of every text; so do
     open_clip's, whose rows are not looked at.
-
-    Args:
-        texts: phrases.
-        state_dict: CLIP weights in OpenAI's layout.
-
-    Raises:
-        WeightsError: the tokenizer cannot be imported.
-
     """
     if isinstance(state_dict, OpenClipWeights):
         return []
-    rows, clip, found = state_dict['token_embedding.weight'], import_clip(), {}
-    for word in dict.fromkeys(word for text in texts for word in text.split()):
-        pieces = clip.tokenizer.encode(word)
-        found[word] = any((rows == rows[piece]).all(dim=1).sum() > len(rows) // 2
-                          for piece in pieces)
-    return [word for word, is_unknown in found.items() if is_unknown]
+    rows, clip = state_dict['token_embedding.weight'], import_clip()
+    return [word for word in dict.fromkeys(' '.join(texts).split()) if any(
+        (rows == rows[piece]).all(dim=1).sum() > len(rows) // 2
+        for piece in clip.tokenizer.encode(word))]
 
 
-def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
+def text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
     """Tokenizer, text encoder, and how many tokens a sentence may have."""
     if isinstance(state_dict, OpenClipWeights):
         return state_dict.text_encoder()
@@ -122,40 +108,33 @@ def _text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:
     return tokenize, model.encode_text, model.context_length
 
 
-def tokenizer_version(backbone: str) -> str:
-    """What changes when sentences may be cut into other tokens, with the same weights.
+def cache_path(phrases: Phrases, folder: Path, backbone: str, digest: str) -> Path:
+    """File of text features: its name is a hash of all that changes them.
 
-    Raises:
-        WeightsError: the package of that tokenizer cannot be imported.
-
+    Of the tokenizer, too: with another one the same weights see other sentences.
     """
-    if not backbone.startswith(OPEN_CLIP):
-        return tokenizer_digest()
-    from .open_clip import require
-    versions = [f'open_clip {require(backbone).__version__}']
-    for package in ('transformers', 'tokenizers'):  # of SigLIP and others; files of their hub
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f'{package} {metadata.version(package)}')
-    return ', '.join(versions)
-
-
-def cache_path(
-    words: DepthConfig | Phrases, folder: Path, backbone: str, digest: str,
-) -> Path:
-    """File of text features: its name is a hash of all that changes them."""
-    key = json.dumps([digest, tokenizer_version(backbone), words.tokens, words.templates])
-    return folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}'
+    if backbone.startswith(OPEN_CLIP):
+        from .open_clip import require
+        versions = [f'open_clip {require(backbone).__version__}']
+        for package in ('transformers', 'tokenizers'):  # of SigLIP and others; files of their hub
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions.append(f'{package} {metadata.version(package)}')
+        tokenizer = ', '.join(versions)
+    else:
+        tokenizer = tokenizer_digest()
+    key = json.dumps([digest, tokenizer, phrases.words, phrases.templates])
+    return folder / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy'
 
 
 def cached_features(
-    words: DepthConfig | Phrases, folder: Path, backbone: str, digest: str,
+    phrases: Phrases, folder: Path, backbone: str, digest: str,
     weights: Callable[[], Mapping[str, Tensor]], log: Log,
 ) -> tuple[NDArray[np.float32], bool]:
     """Text features from the disk, else encoded and then kept there.
 
     Args:
-        words: tokens and templates.
-        folder: of the files, one for each combination of words, weights and tokenizer.
+        phrases: words and templates.
+        folder: of the files, one for each combination of phrases, weights and tokenizer.
         backbone: as in `DepthConfig`; it says whose tokenizer is used.
         digest: of the weights.
         weights: gives them where they are needed.
@@ -169,10 +148,10 @@ def cached_features(
         WeightsError: the weights give something else, or the tokenizer cannot be imported.
 
     """
-    path = cache_path(words, folder, backbone, digest)
+    path = cache_path(phrases, folder, backbone, digest)
     try:
         features = np.load(path, allow_pickle=False)
-        if features.ndim == 2 and len(features) == len(words.tokens) \
+        if features.ndim == 2 and len(features) == len(phrases.words) \
                 and np.isfinite(features).all():
             return features.astype(np.float32), True
         fault = f'they are {features.dtype} {features.shape}'
@@ -183,7 +162,7 @@ def cached_features(
     if fault:
         log(f'WARNING: the text features in {path} cannot be used ({fault}); the words are '
             'encoded again.')
-    features = encode_tokens(words, weights())
+    features = encode(phrases, weights())
     if not np.isfinite(features).all():
         raise WeightsError("the text features of these weights are not finite; the text "
                            "encoder's weights are damaged. Give other weights.")
@@ -195,10 +174,6 @@ def cached_features(
             'encoded at every start. Set cache_dir or $DEPTHCLIP_CACHE to a folder that can be '
             'written.')
     return features, False
-
-
-# By how much another scene must be more probable than the one that was named last.
-LEAD = 0.1
 
 
 @dataclass(frozen=True)
@@ -219,19 +194,6 @@ class Scene:
     plain: float
     name: str
 
-    @classmethod
-    def of(
-        cls, names: tuple[str, ...], probabilities: NDArray[np.float32], plain: float,
-        before: Scene | None,
-    ) -> Scene:
-        """Name the scene, given that of the camera's image before."""
-        best = int(probabilities.argmax())
-        if before is not None and before.name in names:
-            last = names.index(before.name)
-            if probabilities[best] < probabilities[last] + LEAD:
-                best = last
-        return cls(names, probabilities, plain, names[best] if plain <= 0.5 else '')
-
 
 def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tensor:
     """Zero-shot classification as CLIP's own, the mean over the passes.
@@ -243,24 +205,6 @@ def scene_probabilities(image: Tensor, text: Tensor, temperature: float) -> Tens
     probabilities = (LOGIT_SCALE / temperature * cosine).softmax(dim=2).mean(dim=0)
     usable = probabilities.isfinite().all(dim=1, keepdim=True)
     return probabilities.where(usable, 1 / len(text))
-
-
-def plain_share(probabilities: Tensor, limit: float) -> Tensor:
-    """Part that the plain bins have, by how undecided the probabilities are.
-
-    Args:
-        probabilities: (B, S).
-        limit: entropy, as a part of the largest possible, up to which they have none; 1: never.
-
-    Returns:
-        (B,): 0 up to the limit, 1 where all are the same, linear in between; 0 for one scene.
-
-    """
-    count = probabilities.shape[1]
-    if count == 1 or limit == 1:
-        return torch.zeros_like(probabilities[:, 0])
-    entropy: Tensor = torch.special.entr(probabilities).sum(dim=1) / math.log(count)
-    return ((entropy - limit) / (1 - limit)).clamp(0, 1)
 
 
 def mixed_bins(probabilities: Tensor, plain: Tensor, of_scenes: Tensor, bins: Tensor) -> Tensor:
@@ -283,14 +227,26 @@ def sort_into_scenes(
         before: the scene of the same camera's image before; None for none.
 
     Returns:
-        The scenes, their probabilities (B, S), and the part (B,) of the plain bins.
+        The scenes, their probabilities (B, S), and the part (B,) of the plain bins: 0 up to an
+        entropy of `scene_entropy`, 1 where all are as probable as each other, linear in between.
 
     """
+    names, limit = config.scenes, config.scene_entropy
     for i, scene in enumerate(before):
-        if scene is not None and scene.names == config.scenes:
+        if scene is not None and scene.names == names:
             past = torch.from_numpy(scene.probabilities).to(probabilities.device)
             probabilities[i] += config.scene_memory * (past - probabilities[i])
-    plain = plain_share(probabilities, config.scene_entropy)
-    named = [Scene.of(config.scenes, of_one.cpu().numpy(), float(part), scene)
-             for of_one, part, scene in zip(probabilities, plain, before, strict=True)]
+    plain = torch.zeros_like(probabilities[:, 0])
+    if len(names) > 1 and limit < 1:
+        entropy = torch.special.entr(probabilities).sum(dim=1) / math.log(len(names))
+        plain = ((entropy - limit) / (1 - limit)).clamp(0, 1)
+    named = []
+    for shares, part, scene in zip(probabilities.cpu().numpy(), plain.tolist(), before,
+                                   strict=True):
+        best = int(shares.argmax())
+        if scene is not None and scene.name in names:
+            last = names.index(scene.name)
+            if shares[best] < shares[last] + LEAD:
+                best = last
+        named.append(Scene(names, shares, part, names[best] if part <= 0.5 else ''))
     return named, probabilities, plain

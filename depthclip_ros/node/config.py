@@ -23,7 +23,7 @@ from ..resources import config_path
 
 # Parameters that ROS itself, not this package, declares on a node.
 ROS_OWN = re.compile(
-    r'use_sim_time$|start_type_description_service$|qos_overrides\.|diagnostic_updater\.')
+    r'use_sim_time$|start_type_description_service$|(qos_overrides|diagnostic_updater)(\.|$)')
 FURTHEST_POSE = 1000.0  # metres, radians
 GROUND = 'ground'
 ANCHORS = ('scan', 'points', 'depth', GROUND)
