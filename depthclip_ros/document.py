@@ -134,23 +134,22 @@ def to_terminal(blocks: Sequence[Block]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def to_latex(blocks: Sequence[Block]) -> str:
-    """All tables that have a title, for a paper that uses booktabs; remarks on rows stay out."""
-    parts = [f'% {" ".join(block.text.split())}' for block in blocks
-             if isinstance(block, Text) and block.warning]
-    for table in blocks:
-        if not isinstance(table, Table) or not table.title:
-            continue
-        shown = [i for i in range(len(table.header)) if i == 0 or i not in table.texts] \
-            if len(table.texts) < len(table.header) else list(range(len(table.header)))
-        lines = [' & '.join(_latex(row[i]) for i in shown) + r' \\'
-                 for row in (table.header, *table.rows)]
-        columns = ''.join('l' if i in table.texts else 'r' for i in shown)
-        parts.append('\n'.join((
-            r'\begin{table}', f'\\caption{{{_latex(table.title)}}}',
-            f'\\begin{{tabular}}{{{columns}}}', r'\toprule', lines[0], r'\midrule', *lines[1:],
-            r'\bottomrule', r'\end{tabular}', r'\end{table}')))
-    return '\n\n'.join(parts) + '\n'
+def to_latex(table: Table, warning: str = '') -> str:
+    """One table, for a paper that uses booktabs; remarks on rows stay out.
+
+    Args:
+        table: with names in its first column.
+        warning: what a reader of the file must know first.
+
+    """
+    shown = [i for i in range(len(table.header)) if i == 0 or i not in table.texts]
+    head, *rows = (' & '.join(_latex(row[i]) for i in shown) + r' \\'
+                   for row in (table.header, *table.rows))
+    return '\n'.join((
+        *([f'% {warning}'] if warning else ()),
+        r'\begin{table}', f'\\caption{{{_latex(table.title)}}}',
+        f'\\begin{{tabular}}{{l{"r" * (len(shown) - 1)}}}', r'\toprule', head, r'\midrule', *rows,
+        r'\bottomrule', r'\end{tabular}', r'\end{table}', ''))
 
 
 _LATEX = {

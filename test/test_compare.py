@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """`depthclip compare`: planted errors are found, and what is no comparison is said."""
 
-import functools
 import json
-import pickle
 import re
-from types import SimpleNamespace
+from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip('rosbags')
-
 from drives import IMAGE_TOPIC, START, BagWriter, camera_of_width, drive, write_drive, write_folder
 from test_recordings import RGBD
 
-from depthclip_ros.cli.compare import DEPTHS, Comparer
-from depthclip_ros.cli.main import _parser, main
+from depthclip_ros.cli import compare as compare_command
+from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.node.config import NodeConfig, with_demo_settings
+from depthclip_ros.node.config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
 from offline_eval.metrics import METRICS, metrics_of, score
@@ -180,49 +174,42 @@ def test_several_are_pooled_and_a_damaged_one_stops_none(frames, tmp_path, capsy
     assert 'none of 2 recordings' in capsys.readouterr().err
 
 
-def test_figures_of_the_paper(frames, tmp_path, capsys):
-    """Each with what was measured: the page shows them, and nothing of them is of the others."""
-    bag = write_drive(tmp_path / 'bag', frames)
-    assert run(bag, '--figures', '--weights', 'demo') == 1
-    assert 'give -o' in capsys.readouterr().err
-    assert run(bag, '--figures', '--weights', 'demo', '--max-frames', '2', '-o', tmp_path / 'out',
-               '--max-depth', '3') == 0
-    html = (tmp_path / 'out' / 'comparison.html').read_text()
+def test_files(frames, tmp_path, capsys):
+    """A page that needs nothing but its pictures, which are the paper's Figures 3 to 5."""
+    folder, out = write_folder(tmp_path / 'recording', frames), tmp_path / 'out'
+    assert run(folder, '-o', out, '--weights', 'demo', '--max-frames', '2') == 0
+    html = (out / 'comparison.html').read_text()
+    assert "default-src 'none'" in html
     names = {f'figures/{name}' for name in (
         'distributions.svg', 'responses_1.png', 'responses_2.png', 'predictions.png')}
-    assert {f'figures/{path.name}' for path in (tmp_path / 'out' / 'figures').iterdir()} == names
-    for name in names:
-        assert f'src="{name}"' in html
-    comparer = Comparer(_parser().parse_args(
-        ['compare', str(bag), '--figures', '--weights', 'demo', '--max-depth', '3']))
-    done = comparer.compare(str(bag), 1)
-    known = np.concatenate([frame.depth[frame.depth < 3] for frame in frames])
-    assert done.depths.sum() == known.size
-    assert done.depths[DEPTHS.searchsorted(2.001) - 1] == np.sum((known >= 2) & (known < 2.1))
-    sample, = done.examples
-    assert np.isfinite(sample.truth).mean() == pytest.approx(
-        np.isfinite(frames[0].depth).mean(), abs=0.02)
-    assert np.nanmedian(sample.truth) == pytest.approx(
-        np.nanmedian(frames[0].depth), rel=0.02)
-    prediction = comparer.estimator.predict(frames[0].rgb, intrinsics=frames[0].camera)
-    np.testing.assert_allclose(sample.weights, prediction.weights, atol=1e-5)
-    assert sample.bins == pytest.approx(prediction.word_depths(comparer.estimator.config))
-
-
-def test_files(frames, tmp_path, capsys):
-    folder = write_folder(tmp_path / 'recording', frames)
-    assert run(folder, '-o', tmp_path / 'out', '--weights', 'demo', '--max-frames', '3') == 0
-    html = (tmp_path / 'out' / 'comparison.html').read_text()
-    assert "default-src 'none'" in html
-    assert 'src="comparison.png"' in html
-    assert not re.search(r'(src|href)="(?!data:|#|comparison.png)', html)
-    picture = cv2.imread(str(tmp_path / 'out' / 'comparison.png'))
-    assert picture.shape[0] == 3 * 120
-    before = html.encode()
+    assert {f'figures/{path.name}' for path in (out / 'figures').iterdir()} == names
+    assert set(re.findall(r'(?:src|href)="((?!data:|#)[^"]+)"', html)) == names
     capsys.readouterr()
-    assert run(folder, '-o', tmp_path / 'out', '--weights', 'demo') == 1
+    assert run(folder, '-o', out, '--weights', 'demo') == 1
     assert 'not overwritten' in capsys.readouterr().err
-    assert (tmp_path / 'out' / 'comparison.html').read_bytes() == before
+    assert (out / 'comparison.html').read_text() == html
+
+
+def test_pictures_show_what_was_measured(frames, tmp_path, monkeypatch):
+    """And nothing of them is of what lies beyond the greatest depth that counts."""
+    drawn = [mock.Mock(wraps=getattr(compare_command, name))
+             for name in ('distributions', 'save_predictions')]
+    monkeypatch.setattr(compare_command, 'distributions', drawn[0])
+    monkeypatch.setattr(compare_command, 'save_predictions', drawn[1])
+    assert run(write_drive(tmp_path / 'bag', frames), '--weights', 'demo', '--max-depth', '3',
+               '-o', tmp_path / 'out') == 0
+    (edges, counts, *_), (_, _, samples, *_) = (one.call_args.args for one in drawn)
+    known = np.concatenate([frame.depth[frame.depth < 3] for frame in frames])
+    assert sum(counts['all recordings']) == known.size
+    assert counts['all recordings'][np.searchsorted(edges, 2.001) - 1] == np.sum(
+        (known >= 2) & (known < 2.1))
+    assert len(samples) == 6
+    assert np.nanmedian(samples[0].truth) == pytest.approx(
+        np.nanmedian(frames[0].depth), rel=0.02)
+    said = DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu').predict(
+        frames[0].rgb, intrinsics=frames[0].camera)
+    np.testing.assert_allclose(samples[0].weights, said.weights, atol=1e-5)
+    assert np.median(samples[0].depth) == pytest.approx(np.median(said.depth), rel=0.02)
 
 
 @pytest.mark.parametrize(('more', 'message'), [
@@ -232,7 +219,6 @@ def test_what_cannot_be_compared(frames, tmp_path, monkeypatch, capsys, more, me
     monkeypatch.chdir(tmp_path)
     folder = write_folder(tmp_path / 'recording', frames)
     (tmp_path / 'anchor.yaml').write_text('/**: {ros__parameters: {anchor: ground}}')
-    assert NodeConfig().anchor == ''
     assert run(folder, *more) == 1
     assert message in capsys.readouterr().err
 
@@ -295,16 +281,3 @@ def test_a_real_camera(tmp_path):
     found = compared(tmp_path / 'out')
     assert found['pooled']['images'] == 9
     assert 0.5 < lines(found['pooled'])['depth']['metrics']['rmse'] < 1.5
-
-
-def test_comparers_of_a_fleet_are_sent_whole(frames, tmp_path):
-    """What Ray sends to a worker, and what comes back, survives the journey."""
-    bag = with_depth(tmp_path / 'bag', frames, lambda depth: 1.5 * depth)
-    options = SimpleNamespace(
-        config=None, weights='demo', device='cpu', said='', image='', depth='', camera_info=None,
-        protocol='', depth_unit=0.0, tolerance=0.05, every=1, max_frames=300, max_depth=0.0)
-    make = pickle.loads(pickle.dumps(functools.partial(Comparer, options)))
-    compared = pickle.loads(pickle.dumps(make().compare(str(bag), 2)))
-    assert len(compared.scores.names) == len(frames)
-    assert len(compared.examples) == 2
-    assert compared.about == {}

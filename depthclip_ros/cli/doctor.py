@@ -39,7 +39,7 @@ OPTIONAL = {
     'mcap': '`depthclip bag` cannot read and write bags',
     'h5py': 'offline_eval cannot read .mat files',
     'scipy': 'offline_eval cannot read splits.mat',
-    'matplotlib': 'reports of offline_eval have no figures',
+    'matplotlib': 'offline_eval, compare and words do not start',
     'jinja2': 'offline_eval writes no reports, numbers only',
 }
 INT8 = ('onnxruntime', 'onnx')  # only precision: int8 needs them

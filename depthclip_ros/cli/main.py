@@ -211,8 +211,7 @@ COMMANDS = (
             option('sources', nargs='+', metavar='RECORDING',
                    help='bags or folders; several are pooled, too'),
             text('-o --output', 'FOLDER',
-                 'write comparison.json, .md, .html and .png there; nothing is overwritten'),
-            switch('--figures', "with -o: the paper's Figures 3 to 5 of these recordings, too"),
+                 'write comparison.html, .md, .json and figures/ there; nothing is overwritten'),
             text('--said', 'TOPIC', "depth image in the bag to compare, instead of the network's "
                  'answer (default: what `depthclip bag` has written, where there is such)'),
             *MODEL,
@@ -220,7 +219,6 @@ COMMANDS = (
             option('--max-depth', type=to_a_kilometre, default=0.0, metavar='METRES',
                    help='what is measured from here on does not count, at most 1000 (default: '
                    '200)'),
-            RAY,
         )),
     Command(
         'words', 'words.words',

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..color import UNTRAINED
+from ..color import UNTRAINED, WARNING_HEIGHT, png
 from ..core.camera import CameraModel
-from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError
-from ..overlay import answer_words, depth_words, scene_words
+from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
+from ..core.opencv import cv2
+from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import webcam_frames
 from .frames import NamedFrame, named_frames
 from .model import (
     given_camera,
+    has_display,
     load_estimator,
     output_folder,
     print_untrained,
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..core.config import DepthConfig
+    from ..color import Picture
     from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..figures import Spot
+    from ..figures import Place
 
     Point = tuple[float, float]
     #: Shows an image; False: whoever looks at it wants no more.
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
 DPI = 130
 MOST = 50  # images of a path, where --max-images says nothing
 MOST_POINTS = 4
+TITLE = 'depthclip view'
+ELSEWHERE = ('Give -o FOLDER for pictures, or --save FILE.rrd to look at a recording elsewhere; '
+             'over ssh, ssh -X brings windows along.')
+HELP = 'left click: ask a patch; right click: all patches; any other key: next image; q: end'
 
 
 class Seen(NamedTuple):
@@ -59,16 +65,15 @@ class Seen(NamedTuple):
     live: bool
 
     @property
-    def is_trained(self) -> bool:
-        """False: its depth is meaningless."""
-        return self.estimator.weights.trained
+    def warning(self) -> str:
+        """What must be known before its depth is believed."""
+        return '' if self.estimator.weights.trained else UNTRAINED
 
     @property
     def title(self) -> str:
         """One line that stands above the picture."""
-        return ', '.join(filter(None, (
-            '' if self.is_trained else UNTRAINED, self.image.name, scene_words(self.prediction),
-            self.estimator.label)))
+        return ', '.join(filter(None, (self.warning, self.image.name,
+                                       scene_words(self.prediction), self.estimator.label)))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -76,25 +81,24 @@ class Seen(NamedTuple):
         low, high = self.estimator.config.depth_span
         return low * self.prediction.focal_ratio, high * self.prediction.focal_ratio
 
-    def spot(self, row: int, column: int) -> Spot:
-        """A patch, and what is said of it."""
-        from ..figures import Spot
-        return Spot(row, column, depth_words(self.prediction, row, column))
-
-    def spots(self, points: Sequence[Point]) -> list[Spot]:
+    def places(self, points: Sequence[Point]) -> list[Place]:
         """The patches that these pixels lie in.
 
         Raises:
             ImageError: a pixel is not in the image, or the network does not see it.
 
         """
-        return [self.spot(*self.prediction.patch_at(*point)) for point in points]
+        return [self.prediction.patch_at(*point) for point in points]
 
-    def answers(self, row: int, column: int) -> str:
+    def answers(self, place: Place) -> str:
         """Depth of a patch, and the words that answer most there, on one line."""
-        said = depth_words(self.prediction, row, column).replace('\n', ' ')
-        tokens = self.estimator.config.tokens
-        return f'{said}: {answer_words(self.prediction, row, column, tokens)}'
+        said = depth_words(self.prediction, *place).replace('\n', ' ')
+        return f'{said}: {answer_words(self.prediction, *place, self.estimator.config.tokens)}'
+
+    def painted(self, place: Place | None = None) -> Picture:
+        """The picture that the node publishes as depth/words, BGR."""
+        return draw(self.image.rgb, self.prediction, self.estimator.config, place,
+                    [*filter(None, (self.image.name, self.estimator.label))], self.warning)
 
 
 def view(options: argparse.Namespace) -> int:
@@ -107,9 +111,6 @@ def view(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, or the output cannot be used, or no image can.
 
     """
-    if len(options.points) > MOST_POINTS:
-        raise ConfigError(f'--point: {len(options.points)} points, but there are charts for '
-                          f'{MOST_POINTS} at most.')
     depth, node = settings(options.config, options.weights, options.device)
     given = given_camera(options, rectified=node.rectified)
     failures: list[str] = []
@@ -119,7 +120,7 @@ def view(options: argparse.Namespace) -> int:
         to_stderr(f'not used: {error}')
 
     with ExitStack() as stack:
-        shows = _shows(options, depth, node.weights, stack)
+        shows = _shows(options, stack)
         estimator = load_estimator(depth, node)
         shown = 0
         for image, live in _images(options, skip):
@@ -145,17 +146,19 @@ def view(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _shows(
-    options: argparse.Namespace, depth: DepthConfig, weights: str, stack: ExitStack,
-) -> list[Show]:
+def _shows(options: argparse.Namespace, stack: ExitStack) -> list[Show]:
     """What is asked for, open; a window where nothing is."""
-    shows = [pictures(options.output, options.points)] if options.output else []
+    points, in_window = options.points, not (options.output or options.rerun or options.save)
+    if len(points) > (1 if in_window else MOST_POINTS):
+        raise ConfigError(f'--point: {len(points)} points, but a window shows one at a time, and '
+                          f'pictures (-o), --save and --rerun {MOST_POINTS} at most.')
+    shows = [pictures(options.output, points)] if options.output else []
     if options.rerun or options.save:
         from .view_rerun import recording
-        shows.append(stack.enter_context(recording(options.save, options.points, depth, weights)))
-    if not shows:
-        from .view_window import Window
-        shows.append(stack.enter_context(Window(options.points)).show)
+        shows.append(stack.enter_context(recording(options.save, points)))
+    if in_window:
+        shows.append(Window(points).show)
+        stack.callback(cv2.destroyAllWindows)
     return shows
 
 
@@ -163,28 +166,87 @@ def pictures(path: str, points: Sequence[Point]) -> Show:
     """Make a folder; what is shown is written there.
 
     Raises:
-        DepthClipError: it cannot be written, or matplotlib is missing.
+        DepthClipError: it cannot be written.
 
     """
     from .. import figures
-    from ..figures import view as draw
-    figures.require()
     folder = output_folder(path)
 
     def show(seen: Seen) -> bool:
-        spots = seen.spots(points)
+        prediction, places, stream = seen.prediction, seen.places(points), io.BytesIO()
         name = re.sub(r'[^A-Za-z0-9.-]', '_', Path(seen.image.name).stem)
-        file, stream = folder / f'{seen.number:03d}_{name}.png', io.BytesIO()
-        sample = figures.sample_of(seen.image.rgb, seen.prediction, seen.estimator.config)
-        with figures.look():
-            draw(sample, seen.span, seen.title, spots, seen.prediction.patch_stddev).savefig(
-                stream, format='png', dpi=DPI)
-        save(file, stream.getvalue())
-        print(f'{file}: {seen.title}', *(
-            f'  {seen.answers(spot.row, spot.column)}' for spot in spots), sep='\n', flush=True)
+        file = folder / f'{seen.number:03d}_{name}.png'
+        if places:
+            with figures.look():
+                figures.responses(
+                    figures.sample_of(seen.image.rgb, prediction, seen.estimator.config),
+                    seen.title, {place: depth_words(prediction, *place) for place in places},
+                    seen.span).savefig(stream, format='png', dpi=DPI)
+        save(file, stream.getvalue() or png(seen.painted()))
+        print(f'{file}: {seen.title}', *(f'  {seen.answers(place)}' for place in places),
+              sep='\n', flush=True)
         return True
 
     return show
+
+
+class Window:
+    """A window of OpenCV's, painted anew for every image and every click; see `HELP`."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        """Open it; the pixel that is looked at from the start is the first, if there is one.
+
+        Raises:
+            ConfigError: there is no display, or this OpenCV has no windows.
+
+        """
+        if not has_display():
+            raise ConfigError(f'There is no display for a window. {ELSEWHERE}')
+        try:
+            cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+        except cv2.error as error:
+            raise ConfigError('This OpenCV opens no window; opencv-python-headless has none: pip '
+                              f'install opencv-python instead. {ELSEWHERE}') from error
+        self._point = points[0] if points else None
+        self._seen: Seen | None = None
+        self._is_stale = True
+        cv2.setMouseCallback(TITLE, self._on_mouse)
+        to_stderr(HELP)
+
+    def show(self, seen: Seen) -> bool:
+        """Show an image until there is a key, or a live one for a moment; False after q."""
+        self._seen, self._is_stale = seen, True
+        while True:
+            if self._is_stale:
+                self._paint(seen)
+            key = cv2.waitKey(1 if seen.live else 30)
+            is_closed = cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1
+            if is_closed or (key != -1 and key & 0xFF in (ord('q'), 27)):
+                return False
+            if seen.live or key != -1:
+                return True
+
+    def _paint(self, seen: Seen) -> None:
+        self._is_stale, place = False, None
+        try:
+            place = seen.prediction.patch_at(*self._point) if self._point else None
+        except ImageError as error:  # the image before had another size
+            to_stderr(f'{seen.image.name}: {error}')
+            self._point = None
+        if place and not seen.live:
+            print(f'{seen.image.name}: {seen.answers(place)}', flush=True)
+        cv2.imshow(TITLE, seen.painted(place))
+
+    def _on_mouse(self, event: int, x: int, y: int, _flags: int, _data: object) -> None:
+        if event == cv2.EVENT_RBUTTONDOWN:
+            self._point, self._is_stale = None, True
+        elif event == cv2.EVENT_LBUTTONDOWN and self._seen is not None:
+            height, width = self._seen.image.rgb.shape[:2]
+            down, across = photo_size(height, width)
+            row = y - WARNING_HEIGHT * bool(self._seen.warning)
+            if 0 <= row < down and 0 <= x < across:
+                self._point = (x + 0.5) * width / across - 0.5, (row + 0.5) * height / down - 0.5
+                self._is_stale = True
 
 
 def _images(

@@ -12,8 +12,8 @@ from offline_eval.contenders import ALIKE, are_alike
 
 from .. import figures
 from ..calibrate.recordings import spread_evenly
-from ..color import UNTRAINED
-from ..core.errors import ConfigError, DataError, quoted
+from ..color import UNTRAINED, color_range
+from ..core.errors import ConfigError, quoted
 from ..core.words import unknown_words
 from ..document import Block, Heading, Table, Text, to_terminal
 from .frames import named_frames
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import Tensor
 
     from ..core.config import DepthConfig
-    from ..core.estimator import DepthEstimator
 
     Float32 = NDArray[np.float32]
 
@@ -46,22 +46,13 @@ FILES = ('html', 'md')
 
 @dataclass
 class WordSet:
-    """One set of words, and what it says.
+    """One set of words, and what it says."""
 
-    Attributes:
-        name: 'A' or 'B'.
-        config: with these words and their bins.
-        origin: of the bins, in words.
-        features: (K, C) unit vectors.
-        answers: of every picture.
-
-    """
-
-    name: str
-    config: DepthConfig
-    origin: str
-    features: Float32
-    answers: list[figures.Sample] = field(default_factory=list)
+    name: str  # 'A' or 'B'
+    config: DepthConfig  # with these words and their bins
+    origin: str  # of the bins, in words
+    features: Float32  # (K, C) unit vectors
+    answers: list[figures.Sample] = field(default_factory=list)  # of every picture
 
     @property
     def label(self) -> str:
@@ -87,10 +78,8 @@ def words(options: argparse.Namespace) -> int:
         DepthClipError: settings, words, weights or output cannot be used, or no picture can.
 
     """
-    folder = None
-    if options.output:
-        figures.require()
-        folder = output_folder(options.output)
+    folder = output_folder(options.output) if options.output else None
+    if folder:
         check_new(folder / f'words.{ending}' for ending in FILES)
     depth, node = settings(options.config, options.weights, options.device)
     base = depth.replace(calibration='', max_stddev=0.0, scenes=('',), scene_bins=(0.0,))
@@ -105,25 +94,33 @@ def words(options: argparse.Namespace) -> int:
             for name, (config, origin) in zip('AB', configs, strict=False)]
     for one in sets:
         warnings += _warnings(one, loaded[1])
-    failures = _look(estimator, sets, options) if options.image else []
-    weights, count = estimator.weights, len(sets[0].answers)
-    parts: list[Block] = [Heading('What words say', 1)]
-    if not weights.trained:
+    failures: list[str] = []
+    for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
+            failures.append(str(error))), options.topic):
+        for one in sets:
+            estimator.reconfigure(one.config)
+            one.answers.append(figures.sample_of(
+                rgb, estimator.predict(rgb), one.config, name))
+    count, trained = len(sets[0].answers), estimator.weights.trained
+    if options.image and not count:
+        raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')
+    if not trained:
         warnings = [f'{UNTRAINED}; so is everything below.', *warnings]
-    parts += [Text(warning, warning=True) for warning in warnings]
     pictures = f'{count} picture{"s" if count > 1 else ""}' if count else 'no picture'
-    parts.append(Text(
-        f'{weights.name}, {pictures}. Nothing here was measured: it shows what the words do, not '
-        'how right they are. That takes measured depth (depthclip compare, offline_eval).'))
+    parts: list[Block] = [
+        Heading('What words say', 1), *(Text(warning, warning=True) for warning in warnings),
+        Text(f'{estimator.weights.name}, {pictures}. Nothing here was measured: it shows what the '
+             'words do, not how right they are. That takes measured depth (depthclip compare, '
+             'offline_eval).')]
     for one in sets:
         parts += [Heading(f'Words {one.name}'), Text(f'Bins: {one.origin}.'), _table(one)]
     parts += _depths(sets) if count else []
     parts += [Text(f'Not read: {failure}', warning=True) for failure in failures]
     print(to_terminal(parts), end='')
-    if folder is not None:
+    if folder:
         save_page(folder / 'words.html', parts + _figures(folder, sets))
         print(f'\npage: {", ".join(str(folder / f"words.{ending}") for ending in FILES)}')
-    if not weights.trained:
+    if not trained:
         print_untrained()
     return 1 if failures else 0
 
@@ -131,10 +128,8 @@ def words(options: argparse.Namespace) -> int:
 def _listed(text: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(','))
     if len(found) < 2:
-        said = 'is one word: it would be the whole answer in every patch' if found[0] else \
-            'holds no word'
-        raise ConfigError(f'{quoted(text)} {said}. Give two at least, with commas between them, '
-                          'from near to far.')
+        raise ConfigError(f'{quoted(text)} is one word: it would be the whole answer in every '
+                          'patch. Give two at least, with commas between them, from near to far.')
     return found
 
 
@@ -152,51 +147,30 @@ def _configs(
     known, origin = (given, 'given') if given is not None else (base.bins, "the settings' own")
     found = []
     for tokens in lists:
-        if len(known) == len(tokens):
-            found.append((base.replace(tokens=tokens, bins=known), origin))
-            continue
-        even = tuple(float(b) for b in np.linspace(known[0], known[-1], len(tokens)))
-        found.append((base.replace(tokens=tokens, bins=even), (
-            f'evenly spaced from {known[0]:g} to {known[-1]:g} m, since {len(known)} bins are '
-            f'{"given" if given is not None else "in the settings"} for {len(tokens)} words')))
+        bins, said = known, origin
+        if len(known) != len(tokens):
+            bins = tuple(float(b) for b in np.linspace(known[0], known[-1], len(tokens)))
+            said = (f'evenly spaced from {known[0]:g} to {known[-1]:g} m, since {len(known)} bins '
+                    f'are {"given" if given else "in the settings"} for {len(tokens)} words')
+        found.append((base.replace(tokens=tokens, bins=bins), said))
     return found
-
-
-def _look(
-    estimator: DepthEstimator, sets: Sequence[WordSet], options: argparse.Namespace,
-) -> list[str]:
-    """Show every picture to every set; returns what was wrong."""
-    failures: list[str] = []
-
-    def skip(error: DataError) -> None:
-        failures.append(str(error))
-    for name, rgb, _ in named_frames(
-            options.image, options.max_images, skip, options.topic):
-        for one in sets:
-            estimator.reconfigure(one.config)
-            one.answers.append(figures.sample_of(
-                rgb, estimator.predict(rgb), one.config, name))
-    if not sets[0].answers:
-        raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')
-    return failures
 
 
 def _warnings(one: WordSet, state_dict: Mapping[str, Tensor]) -> list[str]:
     """What must be known before anything is read into the figures."""
-    found, tokens = [], one.config.tokens
+    found, tokens, cosines = [], one.config.tokens, one.features @ one.features.T
     unknown = unknown_words(tokens, state_dict)
     if unknown:
         found.append(f'{one.name}: this model has never learnt {", ".join(map(quoted, unknown))}. '
                      'All words that it does not know are the same to it.')
-    cosines = one.features @ one.features.T
-    if are_alike(one.features):
-        return [*found, (
-            f'{one.name}: this model takes all these words for the same (all cosines above '
-            f'{ALIKE:g}): its depth is the mean of the bins, whatever is in the picture.')]
     alike = [f'{quoted(tokens[i])} and {quoted(tokens[j])}'
              for i, j in zip(*np.triu_indices(len(tokens), 1), strict=True)
              if cosines[i, j] > ALIKE]
-    if alike:
+    if are_alike(one.features):
+        found.append(f'{one.name}: this model takes all these words for the same (all cosines '
+                     f'above {ALIKE:g}): its depth is the mean of the bins, whatever is in the '
+                     'picture.')
+    elif alike:
         found.append(f'{one.name}: this model cannot tell {"; ".join(alike)} apart (cosine above '
                      f'{ALIKE:g}): which of them answers more says nothing.')
     return found
@@ -227,77 +201,72 @@ def _depths(sets: Sequence[WordSet]) -> list[Block]:
     rows = []
     for one in sets:
         known = one.said[np.isfinite(one.said)]
-        rows.append((one.name, *(f'{v:.2f}' for v in np.percentile(known, (0, 50, 100))),
-                     f'{known.std():.2f}', f'{1 - known.size / one.said.size:.0%}')
-                    if known.size else (one.name, '–', '–', '–', '–', '100%'))
+        values = [*np.percentile(known, (0, 50, 100)), known.std()] if known.size else [np.nan] * 4
+        rows.append((one.name, *(f'{value:.2f}' for value in values),
+                     f'{1 - known.size / one.said.size:.0%}'))
     parts: list[Block] = [Heading('Depth'), Table(
         ('set', 'least [m]', 'median [m]', 'greatest [m]', 'deviation [m]', 'unknown'), rows)]
-    if len(sets) == 1:
-        return parts
-    a, b = (one.said for one in sets)
+    a, b = sets[0].said, sets[-1].said
     both = np.isfinite(a) & np.isfinite(b)
-    if not both.any():
-        return [*parts, Text('There is no patch of which both sets know the depth.')]
-    apart = np.abs(a[both] - b[both])
-    text = (f'A and B differ by {np.median(apart):.2f} m (median of the patches), at most by '
-            f'{apart.max():.2f} m. ')
-    same = min(a[both].std(), b[both].std()) < 1e-4
-    return [*parts, Text(text + (
-        'One of them says the same everywhere.' if same else 'The correlation of their depths is '
-        f'{np.corrcoef(a[both], b[both])[0, 1]:.2f}.'))]
+    if len(sets) == 1 or not both.any():
+        return parts
+    a, b = a[both], b[both]
+    apart = np.abs(a - b)
+    return [*parts, Text(
+        f'A and B differ by {np.median(apart):.2f} m (median of the patches), at most by '
+        f'{apart.max():.2f} m. ' + (
+            'One of them says the same everywhere.' if min(a.std(), b.std()) < 1e-4
+            else f'The correlation of their depths is {np.corrcoef(a, b)[0, 1]:.2f}.'))]
 
 
 def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
     """Draw everything into `figures/`."""
+    parts: list[Block] = []
+
+    def add(name: str, figure: Figure, title: str, caption: str) -> None:
+        parts.append(figures.save(folder, name, figure, title, caption))
     labels = [one.label for one in sets]
     features = np.concatenate([one.features for one in sets])
     tokens = [token for one in sets for token in one.config.tokens]
     pictures = list(zip(*(one.answers for one in sets), strict=True))
     shown = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
     with figures.look():
-        parts: list[Block] = [Heading('How alike the words are'), figures.save(
-            folder, 'similarity.png',
+        parts.append(Heading('How alike the words are'))
+        add('similarity.png',
             figures.similarity(tokens, features @ features.T, len(sets[0].config.tokens)),
             'Cosines of the words’ text features',
             'In their sentences, as the model compares them with the patches: 1 is the same. '
-            'CLIP’s texts are all rather alike, so that differences count, not the level.')]
+            'CLIP’s texts are all rather alike, so that differences count, not the level.')
         if not pictures:
             return parts
-        parts += [Heading('Depth with the words'), figures.save(
-            folder, 'depth.png',
-            figures.depths(shown, labels, [one.config.depth_span for one in sets]),
+        parts.append(Heading('Depth with the words'))
+        spans = [color_range(one.config.depth_span) for one in sets]
+        add('depth.png', figures.depths(shown, labels, (min(s[0] for s in spans), max(
+                s[1] for s in spans))),
             'Depth by words, as in the paper’s Figure 5',
-            'All on one scale, near is red. Grey: no depth, or no image.')]
+            'All on one scale, near is red. Grey: no depth, or no image.')
         if len(pictures) > 1:
             said = [one.said[np.isfinite(one.said)] for one in sets]
-            every = np.concatenate([*said, *([*one.config.bins] for one in sets)])
+            every = np.concatenate([*said, *(one.config.bins for one in sets)])
             edges = np.linspace(every.min(), every.max() + 1e-3, 61)
-            parts.append(figures.save(
-                folder, 'distribution.png', figures.distributions(
+            add('distribution.png', figures.distributions(
                     edges.tolist(), {label: np.histogram(values, edges)[0].tolist()
                                      for label, values in zip(labels, said, strict=True)},
-                    {one.label: one.config.bins for one in sets}, 'depth that is said (m)'),
+                    [one.config.bins for one in sets], 'depth that is said (m)'),
                 'Distribution of the depth that is said, after the paper’s Figure 3',
                 f'All patches of {len(pictures)} pictures. The paper’s shows true depth, which '
-                'nobody has measured here. Marks below: the bins.'))
+                'nobody has measured here. Marks below: the bins.')
         parts.append(Heading('What each word answers'))
         for number, answers in enumerate(shown, 1):
             places = figures.at_quantiles(answers[0].patch_depth)
             for one, answer in zip(sets, answers, strict=True):
                 stem = f'{number}_{one.name.lower()}'
-                mirrored = (' Depth is the mean of the plain and the mirrored pass; the bars are '
-                            'those of the plain pass.') if one.config.flip_average else ''
-                parts += [
-                    figures.save(
-                        folder, f'bars_{stem}.png', figures.responses(
-                            answer, answer.name, places),
-                        f'Words {one.name} in four patches of {answer.name}, as in the paper’s '
-                        'Figure 4',
-                        'The patches are not picked by hand: they are at 5, 35, 65 and 95 % of '
-                        'the depth that words A say. Bars: weight of each word, they sum to 1; '
-                        f'dotted: the weight of a network that knows nothing.{mirrored}'),
-                    figures.save(
-                        folder, f'maps_{stem}.png', figures.maps(answer, one.label),
-                        f'Answer of each of words {one.name} on {answer.name}',
-                        'Weight of the word in every patch, all on one scale.')]
+                parts.append(figures.save_responses(
+                    folder, f'bars_{stem}.png', answer,
+                    f'Words {one.name} in {"" if one is sets[0] else "the same "}four patches of '
+                    f'{answer.name}',
+                    mirrored=one.config.flip_average, places=places))
+                add(f'maps_{stem}.png', figures.maps(answer, one.label),
+                    f'Answer of each of words {one.name} on {answer.name}',
+                    'Weight of the word in every patch, all on one scale.')
     return parts

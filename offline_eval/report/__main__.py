@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python3 -m offline_eval.report FOLDER`: write the report of a results folder again."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
-from offline_eval.report import HTML, LATEX, MARKDOWN, write
+from offline_eval.report import FILES, write
 from offline_eval.results import load
 
 
@@ -24,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DepthClipError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(*(folder / name for name in (HTML, MARKDOWN, LATEX)), sep='\n')
+    print(*(folder / name for name in FILES), sep='\n')
     return 0
 
 

@@ -12,19 +12,17 @@ import numpy as np
 from depthclip_ros.document import Picture
 from depthclip_ros.figures import (
     PREDICTED,
-    TRUTH,
-    Sample,
     density,
     distributions,
     look,
     new_figure,
-    predictions,
     quantile,
-    require,
-    responses,
     save,
+    save_predictions,
+    save_responses,
 )
-from offline_eval.metrics import PAPER_METRICS, SYMBOLS, heading
+from offline_eval.metrics import PAPER_METRICS, SYMBOLS
+from offline_eval.report.tables import class_name
 from offline_eval.results import ALL, ROLES, Results, Summary
 
 if TYPE_CHECKING:
@@ -43,21 +41,12 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
     Returns:
         The pictures by section.
 
-    Raises:
-        FiguresMissingError: with the remedy.
-
     """
-    require('; then `python3 -m offline_eval.report FOLDER` writes the report again')
     summary, histograms = results.summary, results.summary.histograms
     bins = [float(b) for b in summary.config.get('bins', [])]
     ranks = list(zip_longest(*map(results.of_role, ROLES)))
     with look():
         return {
-            'standing': [save(
-                folder, 'standing.svg', standing(summary), 'Where the method stands',
-                'The method (filled) among baselines and others (hollow), all measured in this '
-                'run on the same pixels. The line through the method: bootstrap 95 % interval. An '
-                'oracle is chosen with the ground truth in hand, and cannot be had in practice.')],
             'depths': [save(
                 folder, 'depths.svg', depths(summary), 'Predicted against true depth',
                 'All counted pixels. Left: how many there are of every pair of true and predicted '
@@ -69,62 +58,24 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
                 folder, 'distributions.svg', distributions(
                     histograms.edges, {_class(scene, summary): counts for scene, counts
                                        in histograms.counts.items()},
-                    {_class(scene, summary): bins for scene in histograms.counts},
-                    'true depth (m)', _class(ALL, summary)),
+                    [bins] * len(histograms.counts), 'true depth (m)', class_name(ALL)),
                 'Depth distributions of the scene classes',
                 'True depth of all counted pixels, per scene class, from the nearest class to the '
                 'farthest, as in the paper’s Figure 3. In brackets: number of images. Grey '
                 'outline: all classes. Dashed: the class’s median. Orange marks below: the '
                 f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
                 'the last.')],
-            'predictions': [save(
-                folder, f'predictions_{rank}.png',
-                predictions([s for s in samples if s is not None], {
-                    m: SYMBOLS[m] for m in PAPER_METRICS}),
+            'predictions': [save_predictions(
+                folder, f'predictions_{rank}.png', [s for s in samples if s is not None],
                 f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
-                'RGB, prediction, ground truth, and error (prediction minus ground truth) of the '
-                f'best, the median and the worst of {summary.data.evaluated} images by δ1, as in '
-                'the paper’s Figure 5, cropped to what the network sees. Prediction and ground '
-                'truth of a row share one colour scale, near is red; it spans the whole '
-                'prediction and 98 % of the ground truth. The error’s scale is symmetric and '
-                'spans 98 % of its sizes, red is too far. An arrow on a scale: there are values '
-                'beyond it. Grey: no ground truth, not counted.')
-                for rank, samples in enumerate(ranks, 1)],
-            'responses': [save(
-                folder, f'responses_{role}.png', responses(sample, sample.label),
-                f'Responses of the words, {role} image', caption(sample))
+                f'The best, the median and the worst of {summary.data.evaluated} images by δ1. ',
+                {m: SYMBOLS[m] for m in PAPER_METRICS}) for rank, samples in enumerate(ranks, 1)],
+            'responses': [save_responses(
+                folder, f'responses_{role}.png', sample,
+                f'Responses of the {len(sample.bins)} words, {role} image ({sample.label})',
+                mirrored=bool(summary.config.get('flip_average')))
                 for role in ('median', 'best', 'worst')  # the median image is the typical one
                 for sample in results.of_role(role)[:1]]}
-
-
-def standing(summary: Summary) -> Figure:
-    """Method and baselines: three panels with the same rows, sorted by δ1."""
-    rows = sorted((r for r in summary.rows if r.group in ('method', 'baseline', 'foreign')
-                   and r.scene == ALL), key=lambda r: np.nan_to_num(r.metrics.get('d1', 0.0)))
-    figure = new_figure(0.165 * len(rows) + 0.5)
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, metric in zip(panels, ('d1', 'rel', 'rmse'), strict=True):
-        for place, row in enumerate(rows):
-            method = row.group == 'method'
-            color = PREDICTED if method else TRUTH
-            value = row.metrics.get(metric, float('nan'))
-            axes.plot(value, place, 'o', ms=4.5, mec=color, mfc=color if method else 'white',
-                      mew=1)
-            interval = (row.interval or {}).get(metric)
-            if method and interval is not None:
-                axes.hlines(place, interval.low, interval.high, color=color, lw=1.2)
-            if method:
-                axes.axvline(value, color=color, lw=0.5, ls=':')
-        axes.set_xlabel(heading(metric))
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.grid(axis='y', lw=0.4, color='#dddddd')
-        axes.set_axisbelow(True)
-        axes.tick_params(axis='y', length=0)
-        axes.margins(x=0.08)
-    panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
-    for label, row in zip(panels[0].get_yticklabels(), rows, strict=True):
-        label.set_fontweight('bold' if row.group == 'method' else 'normal')
-    return figure
 
 
 def depths(summary: Summary) -> Figure:
@@ -162,22 +113,7 @@ def depths(summary: Summary) -> Figure:
     return figure
 
 
-def caption(sample: Sample) -> str:
-    """Sentences under the responses; with a mirrored pass the bars are not all of the depth."""
-    plain = np.tensordot(np.asarray(sample.bins), sample.weights, 1)
-    flipped = '' if np.abs(plain - sample.patch_depth).max() <= 1e-3 else (
-        ', mean of the plain and the mirrored pass; the bars are those of the plain pass')
-    return (
-        f'Responses of the {len(sample.bins)} words in four patches of the {sample.role} image '
-        f'({sample.label}), as in the paper’s Figure 4. The patches are not picked by hand: of '
-        'those with ground truth in at least half of their pixels, they are the ones at 5, 35, 65 '
-        'and 95 % of the true depth. Bars: weight of each word, they sum to 1; dotted: the weight '
-        'of a network that knows nothing. GT: median true depth of the patch. Pred: depth of the '
-        f'patch{flipped}.')
-
-
 def _class(scene: str, summary: Summary) -> str:
     """Title of a scene class, with the number of its images."""
     row = next((r for r in summary.rows if (r.group, r.scene) == ('method', scene)), None)
-    label = 'all classes' if scene == ALL else scene.replace('_', ' ') or 'no class'
-    return label if row is None or scene == ALL else f'{label} ({row.images})'
+    return class_name(scene) + ('' if row is None or scene == ALL else f' ({row.images})')

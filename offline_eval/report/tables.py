@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from depthclip_ros.core.errors import quoted
@@ -19,7 +19,7 @@ from offline_eval.metrics import (
     number,
 )
 from offline_eval.paper import other_settings
-from offline_eval.results import ALL, ROLES, Interval, Results, Row, Summary
+from offline_eval.results import ALL, ROLES, Comparison, Interval, Results, Row, Summary
 from offline_eval.statistics import BEST_CONSTANT
 
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
@@ -30,12 +30,12 @@ class Line(NamedTuple):
     """A row of metrics: `Strong` for the method, `Quiet` for what was published."""
 
     name: str
-    metrics: dict[str, float]
+    metrics: Mapping[str, float]
     style: type[str] = str
     note: str = ''
     images: int | None = None
     signed: bool = False
-    interval: dict[str, Interval] | None = None
+    interval: Mapping[str, Interval] | None = None
 
 
 def metric_table(
@@ -91,23 +91,20 @@ def _published(summary: Summary, table: str) -> list[Row]:
     return [p for p in summary.paper if p.group == table] if summary.data.official else []
 
 
-def _method(summary: Summary) -> Line:
-    row = summary.rows[0]
-    return Line(row.name, row.metrics, Strong, row.note)
-
-
 def _lines(rows: Sequence[Row], style: type[str] = str) -> list[Line]:
     return [Line(row.name, row.metrics, style, row.note) for row in rows]
 
 
-def reproduction(summary: Summary) -> Table:
-    """The method's row: this run, the paper, the difference, and what is allowed."""
+def headline(summary: Summary) -> Table:
+    """The method's row; beside the paper's, with the difference and what is allowed of it."""
     row, gate = summary.rows[0], summary.gate
-    paper = next(p for p in summary.paper if (p.group, p.name) == ('1', row.name))
+    own = Line(f'{row.name}, this run', row.metrics, Strong, interval=row.interval)
+    paper = [Line('the paper', p.metrics, Quiet) for p in _published(summary, '1')
+             if p.name == row.name]
+    if not paper:
+        return metric_table('The method', '', [own])
     table = metric_table('The method beside the paper’s Table 1', '', [
-        Line(f'{row.name}, this run', row.metrics, Strong, interval=row.interval),
-        Line('the paper', paper.metrics, Quiet),
-        Line('difference', gate.differences, signed=True)], PUBLISHED)
+        own, *paper, Line('difference', gate.differences, signed=True)], PUBLISHED)
     within = ['yes' if abs(gate.differences[m]) <= gate.limits[m] else 'no' for m in PAPER_METRICS]
     return Table(table.header, [
         *table.rows, ['allowed', *(f'± {number(gate.limits[m])}' for m in PAPER_METRICS)],
@@ -122,17 +119,17 @@ def published(summary: Summary) -> Table:
             source = 'the paper, Table 1' if paper.group == '1' else paper.group
             lines.append(Line(paper.name, paper.metrics, Quiet,
                               f'{source}; {paper.note}' if paper.note else source))
-    method = _method(summary)
-    lines.append(method._replace(
-        name=f'{method.name}, weights {summary.weights.name}', note='this run'))
+    row = summary.rows[0]
+    lines.append(Line(f'{row.name}, weights {summary.weights.name}', row.metrics, Strong,
+                      'this run'))
     return metric_table('Published rows, and this run', 'method', lines, PUBLISHED, last='source')
 
 
 def baselines(summary: Summary) -> Table:
     """Whatever needs no network, and controls of the network, on the same pixels."""
     rows = sorted(_rows(summary, 'baseline'), key=lambda r: r.name != BEST_CONSTANT)
-    return metric_table(
-        'Baselines on the same pixels', 'baseline', [_method(summary), *_lines(rows)],
+    return metric_table('Baselines on the same pixels', 'baseline', [
+        *_lines(summary.rows[:1], Strong), *_lines(rows)],
         'Bold: the method. An oracle is chosen with the ground truth in hand.')
 
 
@@ -141,7 +138,8 @@ def beside(summary: Summary, group: str, title: str) -> list[Table]:
     rows, reported = _rows(summary, group), _published(summary, group)
     note = f'Bold: the method, which knows the image alone. {PUBLISHED if reported else ""}'
     return [metric_table(title, 'method', [
-        _method(summary), *_lines(rows), *_lines(reported, Quiet)], note.strip())] if rows else []
+        *_lines(summary.rows[:1], Strong), *_lines(rows), *_lines(reported, Quiet)],
+        note.strip())] if rows else []
 
 
 def verdict(summary: Summary) -> list[Table]:
@@ -149,17 +147,20 @@ def verdict(summary: Summary) -> list[Table]:
     metrics, result = summary.rows[0].metrics, summary.verdict
     first = result.comparisons[0]
     level = next((i.name() for i in first.intervals.values()), 'interval')
+
+    def gain(comparison: Comparison, metric: str) -> list[str]:
+        interval = comparison.intervals.get(metric)
+        known = interval is not None and math.isfinite(interval.low + interval.high)
+        return [number(comparison.gains.get(metric), signed=True),
+                _between(interval, signed=True),
+                interval.reading() if interval is not None and known else '–']
     of_metrics = []
-    for metric, gain in first.gains.items():
-        own, interval = metrics.get(metric, math.nan), first.intervals.get(metric)
-        constant = own - gain if metric in HIGHER_IS_BETTER else own + gain
+    for metric, more in first.gains.items():
+        own = metrics.get(metric, math.nan)
         of_metrics.append([
-            heading(metric), number(own), number(constant), number(result.constants.get(metric)),
-            number(gain, signed=True), _between(interval, signed=True), _reading(interval)])
-    of_controls = [[comparison.name, *(text for metric in ('d1', 'rmse') for text in (
-        number(comparison.gains.get(metric), signed=True),
-        _between(comparison.intervals.get(metric), signed=True),
-        _reading(comparison.intervals.get(metric))))] for comparison in result.comparisons]
+            heading(metric), number(own),
+            number(own - more if metric in HIGHER_IS_BETTER else own + more),
+            number(result.constants.get(metric)), *gain(first, metric)])
     return [
         Table(['metric', 'method', 'best constant', 'its depth (m)', 'gain', level,
                'the method is'], of_metrics, 'The method against the best constant depth',
@@ -167,15 +168,17 @@ def verdict(summary: Summary) -> list[Table]:
               'each metric on this very ground truth; in SILog all constants are alike. Interval: '
               f'bootstrap over {result.units} {result.unit}.', frozenset({0, 6})),
         Table(['control', 'gain in δ1', level, 'the method is', 'gain in rmse (m)', level,
-               'the method is'], of_controls, 'The method against every control',
-              f'{len(of_controls)} paired comparisons of one family; the intervals of a metric '
-              'hold together with 95 %.', frozenset({0, 3, 6}))]
+               'the method is'],
+              [[c.name, *gain(c, 'd1'), *gain(c, 'rmse')] for c in result.comparisons],
+              'The method against every control',
+              f'{len(result.comparisons)} paired comparisons of one family; the intervals of a '
+              'metric hold together with 95 %.', frozenset({0, 3, 6}))]
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
     """Build the paper's Table 2: one table per scene."""
-    scenes = dict.fromkeys([p.scene for p in _published(summary, '2')]
-                           + [r.scene for r in summary.rows if r.group == 'bins'])
+    scenes = dict.fromkeys(row.scene for row in (*_published(summary, '2'), *(
+        row for row in summary.rows if row.group == 'bins')))
     return [_ablation(summary, 'bins', '2', scene, f'Depth bins, {class_name(scene)}',
                       'bin partition') for scene in sorted(scenes, key=lambda s: s == ALL)]
 
@@ -242,9 +245,10 @@ def classes(summary: Summary) -> list[Table]:
 
 def other_metrics(summary: Summary) -> Table:
     """Metrics that the paper does not report."""
-    rows = [r for r in summary.rows if r.scene == ALL and r.group in ('method', 'baseline')]
-    return metric_table('Other metrics', '', [Line(r.name, r.metrics) for r in rows],
-                        metrics=METRICS[len(PAPER_METRICS):])
+    return metric_table('Other metrics', '', [
+        Line(r.name, r.metrics) for r in summary.rows
+        if r.scene == ALL and r.group in ('method', 'baseline')],
+        metrics=METRICS[len(PAPER_METRICS):])
 
 
 def definitions() -> Table:
@@ -268,12 +272,6 @@ def _between(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None or not math.isfinite(interval.low + interval.high):
         return '–'
     return f'{number(interval.low, signed=signed)} … {number(interval.high, signed=signed)}'
-
-
-def _reading(interval: Interval | None) -> str:
-    """What the interval allows to say, and no more."""
-    known = interval is not None and math.isfinite(interval.low + interval.high)
-    return interval.reading() if interval is not None and known else '–'
 
 
 def class_name(scene: str) -> str:
