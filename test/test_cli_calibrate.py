@@ -91,20 +91,17 @@ def test_what_shows_its_depth_says_that_it_is_no_longer_zero_shot(
     assert label in capsys.readouterr().out
 
 
-def test_nothing_is_overwritten(calibrated, folder, capsys):
+def test_what_cannot_be_written(calibrated, folder, tmp_path, capsys):
     before = calibrated.read_bytes()
-    assert run(folder, calibrated) == 1
-    assert 'not overwritten' in capsys.readouterr().err
-    assert calibrated.read_bytes() == before
-    assert run(folder, calibrated.with_suffix('.yml')) == 1  # the report is there
-
-
-@pytest.mark.parametrize(('output', 'message'), [
-    ('robot.txt', 'such as robot.yaml'), ('file/robot.yaml', 'cannot be written')])
-def test_where_nothing_can_be_written(folder, tmp_path, capsys, output, message):
     (tmp_path / 'file').touch()
-    assert run(folder, tmp_path / output) == 1
-    assert message in capsys.readouterr().err
+    for output, message in (
+            (calibrated, 'not overwritten'),
+            (calibrated.with_suffix('.yml'), 'not overwritten'),  # the report is there
+            (tmp_path / 'robot.txt', 'such as robot.yaml'),
+            (tmp_path / 'file' / 'robot.yaml', 'cannot be written')):
+        assert run(folder, output) == 1
+        assert message in capsys.readouterr().err
+    assert calibrated.read_bytes() == before
 
 
 def test_a_wrong_unit_is_refused_and_its_remedy_works(frames, tmp_path, capsys):
@@ -129,15 +126,15 @@ def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys)
     assert 'should have been refused' in (tmp_path / 'robot.md').read_text()
 
 
-@pytest.mark.parametrize(('source', 'message'), [
-    ('nothing', 'there is no recording'), ('empty', 'no recording. Expected a rosbag2 bag'),
-    ('file.mcap', 'file.mcap'), ('text.txt', 'no recording')])
-def test_what_is_no_recording(tmp_path, capsys, source, message):
+def test_what_is_no_recording(tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'file.mcap').write_bytes(b'\x89MCAP0\r\n' + bytes(100))
     (tmp_path / 'text.txt').write_text('no recording at all')
-    assert run(tmp_path / source, tmp_path / 'robot.yaml') == 1
-    assert message in capsys.readouterr().err
+    for source, message in (
+            ('nothing', 'there is no recording'), ('empty', 'Expected a rosbag2 bag'),
+            ('file.mcap', 'file.mcap'), ('text.txt', 'no recording')):
+        assert run(tmp_path / source, tmp_path / 'robot.yaml') == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_calibration_is_not_begun_from_another(calibrated, folder, tmp_path, capsys):

@@ -2,12 +2,12 @@
 """Depth on robots that the model was not made for: measured, with controls, in rendered rooms.
 
     python tools/foreign_robots.py --cache build/robots               everything
-    python tools/foreign_robots.py --cache build/robots --only cost   one part anew
-    python tools/foreign_robots.py --tables                           tables and the plot alone
+    python tools/foreign_robots.py --only lenses                      one part anew
+    python tools/foreign_robots.py --only                             tables and the plot alone
 
 Results go to docs/robots.json, part by part, each with the machine that measured it, and from
 there into the marked tables of docs/robots.md and docs/notes/robots.md and into
-docs/robots/methods.png. All parts take about 13 minutes of processor time, and rendering 7.
+docs/robots/methods.png. All parts take about 8 minutes of processor time, and rendering 7.
 What is measured is what a user of the package gets: calibrations are those of `depthclip
 calibrate`, scores those of `offline_eval`, means over images of which each is of its own room.
 """
@@ -131,7 +131,6 @@ class Frames:
     depth: Float32
     rooms: NDArray[np.int64]
     camera: CameraModel
-    name: str  # of what they were made of
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -149,15 +148,9 @@ def unseen(robot: Robot, count: int) -> list[Shot]:
 
 
 def drive(robot: Robot, number: int, rooms: int, frames: int, step: float = 0.0) -> list[Shot]:
-    """A drive through rooms of its own, one after the other, as many frames in each.
+    """Drive through rooms of its own (by its number), one after the other, as many frames in each.
 
-    Args:
-        robot: that drives.
-        number: of the drive; another one goes through other rooms.
-        rooms: how many.
-        frames: of all rooms together.
-        step: seconds between two frames; 0: a loop of each room evenly.
-
+    `frames` are of all rooms; `step` is the seconds between two, 0: a loop of each room evenly.
     """
     each = math.ceil(frames / rooms)
     places = _passable(robot.mount, FIRST_DRIVE_ROOM + number * ROOMS_OF_A_DRIVE, rooms)
@@ -203,40 +196,29 @@ def rendered(shots: Sequence[Shot], folder: Path, processes: int = 1) -> Frames:
         unfinished.replace(path)
     with np.load(path) as kept:
         return Frames(kept['rgb'], kept['depth'], np.array([shot.room for shot in shots]),
-                      shots[0].robot.model(), path.stem)
+                      shots[0].robot.model())
 
 
 # What is measured with ---------------------------------------------------------------------------
 
 POINTS, POINT_NOISE, OUTLIERS = 20, 0.03, 0.1
 FARTHEST = 100.0  # metres: nothing is cut off
-RESAMPLES, LEVEL = 2000, 0.95
 QUANTILE = 1.645  # standard deviations that hold 90 %
 STEP = 0.1  # seconds between the frames of a drive that an anchor follows
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured.
+    """How much is measured; a drive to calibrate on is so many frames of so many rooms."""
 
-    Attributes:
-        rooms: unseen ones, one frame of each.
-        plan: frames, rooms, and number of drives of each kind to calibrate on.
-        usual: frames and rooms of the drive that the other parts calibrate on.
-        run: frames in each room of a drive whose frames follow each other closely.
-        changes: drives on which the mounting changes.
-
-    """
-
-    rooms: int = 300
-    plan: tuple[tuple[int, int, int], ...] = (
+    rooms: int = 300  # unseen ones, one frame of each
+    plan: tuple[tuple[int, int, int], ...] = (  # with the number of drives of each kind
         (60, 5, 2), (60, 10, 2), (200, 20, 1), (200, 200, 1))
-    usual: tuple[int, int] = (60, 10)
-    run: int = 100
-    changes: int = 18
+    usual: tuple[int, int] = (60, 10)  # of the drive that lenses and anchors calibrate on
+    run: int = 100  # frames in each room of a drive whose frames follow each other closely
 
 
-TINY = Size(rooms=3, plan=((10, 5, 1),), usual=(10, 5), run=2, changes=1)
+TINY = Size(rooms=3, plan=((10, 5, 1),), usual=(10, 5), run=2)
 
 
 def named_drive(frames: int, rooms: int) -> str:
@@ -263,37 +245,20 @@ class Bench:
         frames, rooms = self.size.usual
         return self.frames(drive(robot, 0, rooms, frames))
 
-    def calibrate(
-        self, frames: Frames, variant: str = 'auto', *, shuffled: bool = False,
-        focal: bool = True,
-    ) -> dict[str, Any]:
-        """Calibrate as `depthclip calibrate` does, and predict so from now on.
-
-        Args:
-            frames: of a drive.
-            variant: as `fit`.
-            shuffled: give each frame the depth of another room: a control.
-            focal: whether the focal length counts.
-
-        Returns:
-            What the fit said of itself.
-
-        """
-        depth = np.roll(frames.depth, len(frames) // 2, axis=0) if shuffled else frames.depth
+    def calibrate(self, frames: Frames, *, focal: bool = True) -> None:
+        """Calibrate as `depthclip calibrate` does, and predict so from now on."""
         self.use(focal=focal)
         fitted = fit(self.estimator, [
             Frame(rgb, truth, frames.camera, Moment(0.0, int(room)))
-            for rgb, truth, room in zip(frames.rgb, depth, frames.rooms, strict=True)],
-            variant, 'rendered rooms', log=lambda _: None)
+            for rgb, truth, room in zip(frames.rgb, frames.depth, frames.rooms, strict=True)],
+            source='rendered rooms', log=lambda _: None)
         self.use(str(fitted.calibration.save(self._folder, 'robot')), focal=focal)
-        return {'variant': fitted.variant, 'improved': fitted.improved}
 
-    def use(self, calibration: str = '', *, focal: bool = True) -> str:
-        """Predict with a calibration's file from now on, '': none; gives it back."""
+    def use(self, calibration: str = '', *, focal: bool = True) -> None:
+        """Predict with a calibration's file from now on, '': none."""
         self.estimator.reconfigure(self._config.replace(
             calibration=calibration,
             reference_focal=self._config.reference_focal if focal else 0.0))
-        return calibration
 
     def predict(
         self, frames: Frames, anchor: Callable[[int], Any] | None = None, *, known: bool = True,
@@ -323,27 +288,16 @@ def range_points(
 
 def anchor_of(
     frames: Frames, scale: ScaleFilter | None = None, outliers: float = OUTLIERS,
-    silent: Callable[[int], bool] = lambda _: False, begin: int = 0,
+    silent: Callable[[int], bool] = lambda _: False,
 ) -> Callable[[int], Any]:
-    """Anchors that follow the scale from image to image, or know of one image each.
+    """Anchors of frames that follow each other, by `scale`; None: every image by itself.
 
-    Args:
-        frames: that follow each other.
-        scale: what follows; None: every image by itself.
-        outliers: share of the points.
-        silent: whether there are no points in a frame.
-        begin: how many frames the scale has followed before.
-
+    `outliers`: share of the points; `silent`: whether there are none in a frame.
     """
     def anchor(number: int) -> Any:
-        points = None if silent(number) else range_points(
-            frames.depth[number], begin + number, outliers)
-        return partial(_adjusted, scale or ScaleFilter(), (begin + number) * STEP, points)
+        points = None if silent(number) else range_points(frames.depth[number], number, outliers)
+        return partial((scale or ScaleFilter()).adjust, number * STEP, points)
     return anchor
-
-
-def _adjusted(scale: ScaleFilter, time: float, points: Points | None, *about: Any) -> Any:
-    return scale.adjust(time, points, *about)
 
 
 def scores(truth: Float32, depth: Iterable[Float32]) -> list[dict[str, float]]:
@@ -368,107 +322,57 @@ def rmse_of(truth: Float32, depth: Iterable[Float32]) -> NDArray[np.float64]:
     return np.array([score['rmse'] for score in scores(truth, depth)])
 
 
-def row(truth: Float32, depth: Iterable[Float32], base: NDArray[np.float64]) -> dict[str, Any]:
-    """All that the tables say of a method; `base`: rmse of another one on the same images.
-
-    The interval of the ratio of two means is the bootstrap's over rooms, always the same draws.
-    """
+def row(truth: Float32, depth: Iterable[Float32]) -> dict[str, Any]:
+    """All that the tables say of a method: means over images."""
     found = scores(truth, depth)
-    rmse = np.array([score['rmse'] for score in found])
-    draws = np.random.default_rng(0).multinomial(
-        len(rmse), np.full(len(rmse), 1 / len(rmse)), RESAMPLES).astype(float)
-    ends = np.quantile(draws @ rmse / (draws @ base), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {'d1': np.mean([score['d1'] for score in found]), 'rmse [m]': rmse.mean(),
-            'rel': np.mean([score['rel'] for score in found]),
-            'of base': rmse.mean() / base.mean(), 'of base, 95 %': list(ends)}
-
-
-def mean_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of several rows, and the least and greatest of what is a share of base."""
-    rows = list(rows)
-    shares = [of_one['of base'] for of_one in rows]
-    return {**{key: np.mean([of_one[key] for of_one in rows], axis=0) for key in rows[0]},
-            'of base, least and most': [min(shares), max(shares)]}
-
-
-def covered(frames: Frames, predictions: Iterable[DepthPrediction]) -> NDArray[np.float64]:
-    """(N,) shares of the pixels that are within 1.645 standard deviations of the truth."""
-    return np.array([np.mean(np.abs(p.depth - true) <= QUANTILE * p.stddev())
-                     for p, true in zip(predictions, frames.depth, strict=True)])
+    return {name: np.mean([of_one[key] for of_one in found]) for name, key in (
+        ('d1', 'd1'), ('rmse [m]', 'rmse'), ('rel', 'rel'))}
 
 
 def coverage(frames: Frames, predictions: Sequence[DepthPrediction]) -> dict[str, Any]:
-    """Coverage in all, by kind of room, and by decile of depth; nothing without error bars."""
-    if predictions[0].stddev() is None:
-        return {}
-    shares, kinds = covered(frames, predictions), np.array([kind_of(r) for r in frames.rooms])
-    depth = np.stack([p.depth[::4, ::4] for p in predictions])
-    true = frames.depth[:, ::4, ::4]
-    inside = np.abs(depth - true) <= QUANTILE * np.stack(
-        [p.stddev()[::4, ::4] for p in predictions])
+    """Shares of pixels within 1.645 standard deviations: all, by kind of room, and of depth."""
+    inside = np.stack([np.abs(p.depth - true) <= QUANTILE * p.stddev()
+                       for p, true in zip(predictions, frames.depth, strict=True)])
+    shares, kinds = inside.mean((1, 2)), np.array([kind_of(r) for r in frames.rooms])
+    order = np.stack([p.depth[::4, ::4] for p in predictions]).ravel().argsort(kind='stable')
     return {
         'all': shares.mean(),
         'by kind of room': {
             str(kind): shares[kinds == kind].mean() for kind in sorted(set(kinds))},
-        **{f'by decile of {by}': [inside.ravel()[part].mean() for part in np.array_split(
-            values.ravel().argsort(kind='stable'), 10)]
-            for by, values in (('depth', depth), ('true depth', true))}}
-
-
-def best_scale(depth: Float32, truth: Float32) -> float:
-    """The scale of an image with the least rmse."""
-    flat, true = depth.ravel().astype(np.float64), truth.ravel().astype(np.float64)
-    return float(flat @ true / (flat @ flat))
-
-
-def best_scaled(depth: Sequence[Float32], truth: Float32) -> list[Float32]:
-    """Every image times the scale with the least rmse: no scale can do better."""
-    return [image * np.float32(best_scale(image, true))
-            for image, true in zip(depth, truth, strict=True)]
+        'by decile of depth': [inside[:, ::4, ::4].ravel()[part].mean()
+                               for part in np.array_split(order, 10)]}
 
 
 # The parts ---------------------------------------------------------------------------------------
 
 
 def measure_robot(bench: Bench, which: str) -> dict[str, Any]:
-    """A foreign robot: zero-shot, focal length, calibrated, anchored, and their controls."""
+    """A foreign robot: zero-shot, focal length, calibrated, anchored, and the mean map."""
     robot, size = ROBOTS[which], bench.size
     test = bench.unseen(robot)
     bench.use(focal=False)
-    zero_shot = bench.depth(test)
-    base = rmse_of(test.depth, zero_shot)
+    rows = {'zero-shot': row(test.depth, bench.depth(test))}
     bench.use()
-    own = bench.depth(test)
-    rows = {name: row(test.depth, depth, base) for name, depth in {
-        'zero-shot': zero_shot, 'focal length': own,
-        'focal length, picture of another room': np.roll(own, len(own) // 2, 0),
-        'focal length, best scale': best_scaled(own, test.depth),
-        'focal length, anchor': bench.depth(test, anchor_of(test))}.items()}
+    rows['focal length'] = row(test.depth, bench.depth(test))
+    rows['focal length, anchor'] = row(test.depth, bench.depth(test, anchor_of(test)))
     drives: dict[str, dict[str, Any]] = {}
-    verdicts, covers = defaultdict(list), defaultdict(list)
+    covers = defaultdict(list)
     for count, rooms, several in size.plan:
         name, found = named_drive(count, rooms), defaultdict(list)
         for number in range(several):
             frames = bench.frames(drive(robot, number, rooms, count))
-            verdicts[name].append(bench.calibrate(frames))
+            bench.calibrate(frames)
             predictions = list(bench.predict(test))
             covers[name].append(coverage(test, predictions))
-            depth = [prediction.depth for prediction in predictions]
-            maps = {'calibrated': depth,
-                    'calibrated, anchor': bench.depth(test, anchor_of(test))}
-            if not number:  # controls are of one drive of each kind
-                maps |= {'calibrated, best scale': best_scaled(depth, test.depth),
-                         'mean map': [frames.depth.mean(axis=0)] * len(test)}
-                if (count, rooms) == size.usual:
-                    bench.calibrate(frames, 'scale')
-                    maps['one scale'] = bench.depth(test)
-                    bench.calibrate(frames, 'full', shuffled=True)
-                    maps['calibrated on shuffled depth'] = bench.depth(test)
-            for method, of_all in maps.items():
-                found[method].append(row(test.depth, of_all, base))
-        drives[name] = {method: mean_of(of_all) for method, of_all in found.items()}
-    return {'title': robot.title, 'rows': rows, 'drives': drives, 'verdicts': verdicts,
-            'coverage': {name: [part for part in parts if part] for name, parts in covers.items()}}
+            found['calibrated'].append(row(test.depth, [p.depth for p in predictions]))
+            found['calibrated, anchor'].append(
+                row(test.depth, bench.depth(test, anchor_of(test))))
+            if not number:  # the control is of one drive of each kind
+                found['mean map'].append(
+                    row(test.depth, [frames.depth.mean(axis=0)] * len(test)))
+        drives[name] = {method: {key: np.mean([of_one[key] for of_one in of_all])
+                                 for key in of_all[0]} for method, of_all in found.items()}
+    return {'title': robot.title, 'rows': rows, 'drives': drives, 'coverage': covers}
 
 
 def lenses(bench: Bench) -> dict[str, Any]:
@@ -490,19 +394,16 @@ def lenses(bench: Bench) -> dict[str, Any]:
 
 
 def anchors(bench: Bench) -> dict[str, Any]:
-    """An anchor that follows a drive: how it steps, and what is lost against the best scale."""
+    """An anchor that follows a drive: how it steps, and what is lost against an oracle's scale."""
     result: dict[str, Any] = {}
     run = bench.size.run
     for name in 'AB':
         frames = bench.frames(drive(ROBOTS[name], 10, 4, 4 * run, STEP))
         bench.calibrate(bench.usual(ROBOTS[name]))
         plain = bench.depth(frames)
-        medians = [float(np.median(true / depth))
-                   for true, depth in zip(frames.depth, plain, strict=True)]
         oracle = rmse_of(frames.depth, [
-            depth * np.float32(scale) for depth, scale in zip(plain, medians, strict=True)])
-        least = rmse_of(frames.depth, best_scaled(plain, frames.depth)).mean()
-        settled = np.arange(len(frames)) % run >= min(10, run // 2)
+            depth * np.float32(float(np.median(true / depth)))
+            for true, depth in zip(frames.depth, plain, strict=True)]).mean()
         cases: dict[str, Any] = {}
         for dropouts in ('', ', dropouts'):  # the last 15 of 60 frames have no points
             for share in (0.0, 0.2, 0.4):
@@ -510,94 +411,24 @@ def anchors(bench: Bench) -> dict[str, Any]:
                     frames, ScaleFilter(), share,
                     lambda number, drops=bool(dropouts): drops and number % 60 >= 45)))
                 scales = np.array([p.adjustment.scale for p in predictions])
-                errors = rmse_of(frames.depth, [p.depth for p in predictions])
-                steps = np.exp(np.abs(np.diff(np.log(scales)))) - 1
+                rmse = rmse_of(frames.depth, [p.depth for p in predictions]).mean()
                 cases[f'{share:.0%} outliers{dropouts}'] = {
-                    'largest step': steps.max(), 'median step': np.median(steps),
-                    'rmse [m]': errors.mean(),
-                    'of the oracle scale': errors.mean() / oracle.mean(),
-                    'of the oracle scale, from a second after a new room on':
-                        errors[settled].mean() / oracle[settled].mean(),
-                    'of the best scale': errors.mean() / least}
+                    'largest step': (np.exp(np.abs(np.diff(np.log(scales)))) - 1).max(),
+                    'rmse [m]': rmse, 'of the oracle scale': rmse / oracle}
         result[name] = {
             'frames': len(frames), 'frames in a room': run,
             'rmse without an anchor [m]': rmse_of(frames.depth, plain).mean(),
-            'rmse with the oracle scale [m]': oracle.mean(), 'rmse with the best scale [m]': least,
-            'cases': cases}
+            'rmse with the oracle scale [m]': oracle, 'cases': cases}
     return result
-
-
-def recovery(bench: Bench) -> dict[str, Any]:
-    """Coverage before and after the camera is mounted lower than where it was calibrated."""
-    part = min(50, bench.size.run)
-    before, after = 2 * part, 6 * part
-    bench.calibrate(bench.usual(ROBOTS['A']))
-    shares: dict[str, list[NDArray[np.float64]]] = {'with an anchor': [], 'without': []}
-    for number in range(20, 20 + bench.size.changes):
-        legs = [bench.frames(drive(robot, number, count // part, count, STEP))
-                for robot, count in ((ROBOTS['A'], before), (ROBOTS['C'], after))]
-        for way, lines in shares.items():
-            scale = ScaleFilter()
-            lines.append(np.concatenate([covered(frames, bench.predict(
-                frames, anchor_of(frames, scale, begin=begin)
-                if way == 'with an anchor' else None))
-                for frames, begin in zip(legs, (0, before), strict=True)]))
-    return {'drives': bench.size.changes, 'frames before': before, 'frames after': after,
-            'frames averaged': part,
-            **{way: np.mean(lines, axis=0).reshape(-1, part).mean(axis=1)
-               for way, lines in shares.items()}}
-
-
-def cost(bench: Bench) -> dict[str, Any]:
-    """Milliseconds that a frame takes longer, on one thread, by the processor's time.
-
-    In pairs of blocks of frames that follow each other, the first two of a block do not count.
-    """
-    frames, size = bench.usual(ROBOTS['B']), bench.size
-    bench.calibrate(frames, 'full')
-    calibration = bench.estimator.config.calibration
-    points, threads = range_points(frames.depth[0], 0), torch.get_num_threads()
-
-    def predict() -> DepthPrediction:
-        return bench.estimator.predict(frames.rgb[0], intrinsics=frames.camera)
-
-    def block(file: str) -> float:
-        bench.use(file, focal=bool(file))
-        return float(np.median([_milliseconds(predict) for _ in range(10)][2:]))
-
-    torch.set_num_threads(1)
-    try:
-        plain, more = np.array([(block(''), block(calibration))
-                                for _ in range(max(1, size.rooms // 3))]).T
-        prediction, scale = predict(), ScaleFilter()
-        anchor = [_milliseconds(partial(
-            scale.adjust, i * STEP, points, prediction.patch_depth, prediction.patch_stddev,
-            prediction.image_size)) for i in range(4 * size.rooms)]
-        stddev = [_milliseconds(prediction.stddev) for _ in range(4 * size.rooms)]
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        'predict, zero-shot [ms]': np.median(plain),
-        'predict, focal length, calibration and stddev [ms]': np.median(more),
-        'focal length, calibration and stddev [ms]': np.median(more - plain),
-        'stddev of every pixel, while subscribed [ms]': np.median(stddev),
-        f'anchor of {POINTS} points [ms]': np.median(anchor)}
-
-
-def _milliseconds(work: Callable[[], Any]) -> float:
-    begin = time.process_time()
-    work()
-    return 1e3 * (time.process_time() - begin)
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     **{f'robot {name}': partial(measure_robot, which=name) for name in ROBOTS},
-    'lenses': lenses, 'anchors': anchors, 'recovery': recovery, 'cost': cost}
+    'lenses': lenses, 'anchors': anchors}
 
 # The pages ---------------------------------------------------------------------------------------
 
-PAGES = {'robots.md': ('robots', 'anchors'),
-         'notes/robots.md': ('lenses', 'coverage', 'recovery', 'cost', 'runs')}
+PAGES = 'robots.md', 'notes/robots.md'
 FIVE, TEN, ALL = '60 frames, 5 rooms', '60 frames, 10 rooms', '200 frames, 200 rooms'
 COLUMNS = {  # of the table of robots: calibrated on, and the method
     'words': ('', 'zero-shot'), 'focal length': ('', 'focal length'),
@@ -636,14 +467,6 @@ def tables(results: Results) -> dict[str, list[str]]:
                 rows[rmse('without an anchor')] / rows[rmse('with the oracle scale')],
                 *(rows['cases'][case]['of the oracle scale'] for case in cases)))]
             for name, rows in found['anchors'].items()])
-    if 'recovery' in found:
-        made['recovery'] = _table(['coverage', 'before', '', *('after' for _ in range(6))], [
-            [way, *(f'{share:.3f}' for share in found['recovery'][way])]
-            for way in ('with an anchor', 'without')])
-    if 'cost' in found:
-        made['cost'] = _table(['what', 'ms'], [
-            [name.removesuffix(' [ms]'), f'{value:.3f}'] for name, value in found['cost'].items()
-            if name.endswith('[ms]')])
     made['runs'] = _table(['part', 'machine', 'when', 'seconds'], [
         [name, f'{part["machine"]}, {part["cores"]} cores, torch {part["versions"]["torch"]}',
          part['date'][:10], f'{part["seconds"]:.0f}']
@@ -665,11 +488,9 @@ def _percent(parts: Sequence[Any], *keys: Any) -> str:
     return f'{100 * np.mean(values):.0f} %' if values else ''
 
 
-def filled(page: str, results: Results, names: Iterable[str]) -> str:
-    """A page with some tables made anew, where it has marks for them."""
-    made = tables(results)
-    for name in names:
-        rows = made.get(name, [])
+def filled(page: str, results: Results) -> str:
+    """A page with its tables made anew, where it has marks for them."""
+    for name, rows in tables(results).items():
         begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
         if begin in page:
             before, rest = page.split(begin)
@@ -708,35 +529,31 @@ def main() -> None:
     parser.add_argument('--cache', type=Path, default=Path('build/robots'),
                         help='folder of rendered frames, 4 GB; default %(default)s')
     parser.add_argument('--processes', type=int, default=2, help='that render')
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS),
-                        metavar='PART', help=f'of {", ".join(PARTS)}')
+    parser.add_argument('--only', nargs='*', choices=PARTS, default=list(PARTS), metavar='PART',
+                        help=f'of {", ".join(PARTS)}; none: tables and the plot alone')
     parser.add_argument('--tiny', action='store_true', help='a few rooms, to try the script')
-    parser.add_argument('--tables', action='store_true',
-                        help='measure nothing: write tables and plot from docs/robots.json')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs', help='instead of docs/')
     options = parser.parse_args()
     figures = options.out / 'robots.json'
     results = json.loads(figures.read_text(encoding='utf-8')) if figures.exists() else {}
-    if not options.tables:
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(options.cache, options.processes, Path(folder),
-                          TINY if options.tiny else Size())
-            for name in options.only:
-                about, begin = machine.describe(), time.perf_counter()
-                measured = PARTS[name](bench)
-                results[name] = machine.plain({
-                    **about, 'seconds': time.perf_counter() - begin, 'size': vars(bench.size),
-                    'measured': measured})
-                sys.stderr.write(f'{name}: {results[name]["seconds"]:.0f} s\n')
-                options.out.mkdir(parents=True, exist_ok=True)
-                figures.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n',
-                                   encoding='utf-8')
-    for page, names in PAGES.items():
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.cache, options.processes, Path(folder),
+                      TINY if options.tiny else Size())
+        for name in options.only:
+            about, begin = machine.describe(), time.perf_counter()
+            measured = PARTS[name](bench)
+            results[name] = machine.plain({
+                **about, 'seconds': time.perf_counter() - begin, 'size': vars(bench.size),
+                'measured': measured})
+            sys.stderr.write(f'{name}: {results[name]["seconds"]:.0f} s\n')
+            options.out.mkdir(parents=True, exist_ok=True)
+            figures.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n',
+                               encoding='utf-8')
+    for page in PAGES:
         text = next((path.read_text(encoding='utf-8') for path in (
             options.out / page, ROOT / 'docs' / page) if path.exists()), '')
-        if text:
-            (options.out / page).parent.mkdir(parents=True, exist_ok=True)
-            (options.out / page).write_text(filled(text, results, names), encoding='utf-8')
+        (options.out / page).parent.mkdir(parents=True, exist_ok=True)
+        (options.out / page).write_text(filled(text, results), encoding='utf-8')
     plot(results, options.out / 'robots' / 'methods.png')
 
 

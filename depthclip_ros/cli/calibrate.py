@@ -78,8 +78,13 @@ def calibrate(options: argparse.Namespace) -> int:
     positions = range(0, len(recording), options.every)
     to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
     estimator = load_estimator(depth, node)
-    thumbnails, kept = _look(
-        recording, [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)])
+    looked_at = [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)]
+    compared = {looked_at[i] for i in spread_evenly(len(looked_at), MOST_COMPARED)}
+    thumbnails, kept = [], []  # of all, and a few frames for comparison and pictures
+    for position, frame in with_progress('looking at', recording.read(looked_at), len(looked_at)):
+        thumbnails.append(Thumbnail.of(frame))
+        if position in compared:
+            kept.append(frame)
     comparison = Comparison.of(
         np.array([gather(frame.depth, *_GRID) for frame in kept]),
         np.array(_depths(estimator, kept, _GRID)))
@@ -127,10 +132,9 @@ def calibrate(options: argparse.Namespace) -> int:
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,
         target, picture.name, trained=trained))
-    print(f'report: {html}, {html.with_suffix(".md")}')
-    print(fitted.verdict)
-    numbers = ' '.join(f'{value:.5g}' for value in fitted.bars.sensor_model)
-    print(f"elevation_mapping's sensor model, a b c d e: {numbers}")
+    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}\n'
+          "elevation_mapping's sensor model, a b c d e:",
+          *(f'{value:.5g}' for value in fitted.bars.sensor_model))
     if not trained:
         print_untrained()
     return 0
@@ -162,19 +166,6 @@ def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:
         if time.monotonic() - said > _EVERY_SECONDS:
             said = time.monotonic()
             to_stderr(f'{doing} {number} of {count} frames')
-
-
-def _look(
-    recording: Recording, positions: Sequence[int],
-) -> tuple[list[Thumbnail], list[Frame]]:
-    """Reduce frames to thumbnails, and keep a few of them for comparison and pictures."""
-    keep = {positions[i] for i in spread_evenly(len(positions), MOST_COMPARED)}
-    thumbnails, kept = [], []
-    for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
-        thumbnails.append(Thumbnail.of(frame))
-        if position in keep:
-            kept.append(frame)
-    return thumbnails, kept
 
 
 def _in_blocks(recording: Recording, positions: Sequence[int]) -> Iterator[Frame]:
