@@ -4,27 +4,23 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
-from depthclip_ros.arguments import count, positive, whole
+from depthclip_ros.arguments import positive
 from depthclip_ros.core.config import DepthConfig, read_parameters
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
-    from .evaluate import Options
     from .results import Summary
 
 PROGRAM = 'offline_eval'
-TABLES = ('1', '2', '3')
-PROTOCOLS = ('depthclip', 'bts', 'kitti')
 ALIGNMENTS = ('none', 'median', 'lstsq', 'disparity')  # see witness.ALIGNMENTS
 #: What a parameter file says besides the method that counts here, too.
 RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
@@ -39,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         'witness': (_witness, 'the same command continues.'),
     }.get(given[0] if given else '', (_evaluate, '--resume continues.'))
     try:
-        run(given if run is _evaluate else given[1:])
+        run(given)
     except KeyboardInterrupt:
         print(f'{PROGRAM}: interrupted; {then}', file=sys.stderr)
         return 130
@@ -59,13 +55,13 @@ def _evaluate(given: list[str]) -> None:
     parser = _parser()
     options = parser.parse_args(given)
     others = _foreign(parser, options)
-    from .evaluate import Foreign, evaluate
-    folder, results = evaluate(dataclasses.replace(
-        _options(options, given), average=options.average,
+    from . import report
+    from .evaluate import Options, evaluate
+    folder, results = evaluate(Options(
+        **_data_and_model(options, given), average=options.average,
         tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-        batch_size=options.batch_size, mean_map=not options.no_mean_map,
-        report=not options.no_report, predictions=tuple(Foreign(*one) for one in others),
-        calibrations=tuple(options.calibration)))
+        predictions=others, calibrations=tuple(options.calibration)))
+    report.write(folder, results)
     print(answer(results.summary))
     print(f'Results: {folder}')
 
@@ -80,9 +76,9 @@ def _witness(given: list[str]) -> None:
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
-    options = parser.parse_args(given)
-    from .evaluate import write_witness
-    raw = write_witness(_options(options, ['witness', *given]), options.output)
+    options = parser.parse_args(given[1:])
+    from .evaluate import Options, write_witness
+    raw = write_witness(Options(**_data_and_model(options, given)), options.output)
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
 
 
@@ -93,11 +89,9 @@ def _extract(given: list[str]) -> None:
         'file, as the official script does.')
     parser.add_argument('mat', type=Path, help='nyu_depth_v2_labeled.mat')
     parser.add_argument('folder', type=Path, help='where official_splits/ is made')
-    parser.add_argument('--splits', type=Path, metavar='FILE',
-                        help='splits.mat (default: the built-in official split)')
-    options = parser.parse_args(given)
+    options = parser.parse_args(given[1:])
     from .datasets.nyu import extract
-    extract(options.mat, options.folder, options.splits)
+    extract(options.mat, options.folder)
 
 
 # Options -----------------------------------------------------------------------------------------
@@ -114,20 +108,18 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group('how it is measured')
     how.add_argument('--average', choices=('image', 'pixel'), default='image',
                      help='mean over images of their metrics (default), or over all pixels')
-    how.add_argument('--table', action='append', choices=TABLES,
+    how.add_argument('--table', action='append', choices=('1', '2', '3'),
                      help="the paper's table to make; may be repeated (default: 1)")
-    how.add_argument('--no-mean-map', action='store_true',
-                     help='leave out the baseline that reads the training split')
     others = parser.add_argument_group('beside it')
-    others.add_argument('--predictions', action='append', default=[], type=_named_folder,
-                        metavar='NAME=FOLDER',
+    others.add_argument('--predictions', action='append', default=[], metavar='NAME=FOLDER',
+                        type=_named(lambda folder: Path(folder).expanduser()),
                         help="another program's depth of the same images, as PNG of 16 bits or "
                         '.npy; may be repeated')
-    others.add_argument('--prediction-scale', action='append', default=[], type=_named_scale,
-                        metavar='[NAME=]N',
+    others.add_argument('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
+                        type=_named(positive),
                         help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
-    others.add_argument('--align', action='append', default=[], type=_named_alignment,
-                        metavar='[NAME=]HOW',
+    others.add_argument('--align', action='append', default=[], metavar='[NAME=]HOW',
+                        type=_named(_alignment),
                         help="fit a prediction to each image's true depth before it is scored: "
                         f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
     others.add_argument('--calibration', action='append', default=[], type=Path, metavar='FILE',
@@ -138,10 +130,6 @@ def _parser() -> argparse.ArgumentParser:
                      help='a dated folder and the link latest are made in it (default: results)')
     run.add_argument('--resume', nargs='?', const='', metavar='FOLDER',
                      help='continue an interrupted run (default: the latest)')
-    run.add_argument('--batch-size', type=count, default=8, metavar='N',
-                     help='images worked on at once beside a GPU (default: 8); on a CPU there is '
-                     'one for each thread')
-    run.add_argument('--no-report', action='store_true', help='numbers only, no HTML')
     return parser
 
 
@@ -152,15 +140,11 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
                       'nyu2_test, KITTI raw data')
     data.add_argument('--list', type=Path, metavar='FILE',
                       help='list of the pairs (default: the one beside, else all)')
-    data.add_argument('--splits', type=Path, metavar='FILE',
-                      help='splits.mat (default: the built-in official split)')
     data.add_argument('--ground-truth', type=Path, metavar='FOLDER',
                       help='KITTI: folder of the annotated depth')
     data.add_argument('--inpainted', action='store_true',
                       help='score on the in-painted depth of the .mat (default: raw)')
-    data.add_argument('--limit', type=whole, default=0, metavar='N',
-                      help='only N images, evenly from all')
-    data.add_argument('--protocol', choices=PROTOCOLS, default='',
+    data.add_argument('--protocol', choices=('depthclip', 'bts', 'kitti'), default='',
                       help='crops (default: depthclip, the official code; KITTI: kitti)')
     model = parser.add_argument_group('model')
     model.add_argument('--config', metavar='YAML',
@@ -175,18 +159,15 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
                        help="network's number format (default: the file's; auto means float32)")
 
 
-def _options(options: argparse.Namespace, given: list[str]) -> Options:
-    """Data and model."""
+def _data_and_model(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
+    """These fields of `evaluate.Options`."""
     config, runtime = settings(options)
-    from .datasets import Where
-    from .evaluate import Options
-    return Options(
-        where=Where(options.data, options.list, options.splits, options.ground_truth,
-                    options.inpainted),
-        config=config, runtime=runtime, protocol=options.protocol, limit=options.limit,
-        own_input=options.own_input or (
-            options.config is None and runtime.get('weights') == DEMO),
-        command=shlex.join([PROGRAM, *given]))
+    return {
+        'data': options.data, 'list_file': options.list, 'truth': options.ground_truth,
+        'inpainted': options.inpainted, 'protocol': options.protocol, 'config': config,
+        'runtime': runtime, 'command': shlex.join([PROGRAM, *given]),
+        'own_input': options.own_input or (
+            options.config is None and runtime.get('weights') == DEMO)}
 
 
 def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
@@ -219,43 +200,34 @@ def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
     return config.replace(precision=precision), runtime
 
 
+def _named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
+    """What reads '[NAME=]VALUE'."""
+    def parse(text: str) -> tuple[str, Any]:
+        name, sign, value = text.partition('=')
+        return (name.strip(), read(value)) if sign else ('', read(text))
+    return parse
+
+
+def _alignment(text: str) -> str:
+    if text not in ALIGNMENTS:
+        raise argparse.ArgumentTypeError(f'{text!r}: expected one of {", ".join(ALIGNMENTS)}')
+    return text
+
+
 def _foreign(
     parser: argparse.ArgumentParser, options: argparse.Namespace,
-) -> list[tuple[str, Path, float, str]]:
+) -> tuple[tuple[str, Path, float, str], ...]:
     """Other programs' predictions, each with its scale and alignment."""
     names = [name for name, _ in options.predictions]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        parser.error(f'--predictions: {", ".join(twice)} is given twice')
-    for flag, given in (('--prediction-scale', options.prediction_scale),
-                        ('--align', options.align)):
-        for name, _ in given:
-            if name and name not in names:
-                parser.error(f'{flag}: {name!r} is none of --predictions')
+    if '' in names or len(names) > len(set(names)):
+        parser.error('--predictions: expected NAME=FOLDER, and every NAME once')
     scales: dict[str, float] = dict(options.prediction_scale)
     alignments: dict[str, str] = dict(options.align)
-    return [(name, folder, scales.get(name, scales.get('', 0.0)),
-             alignments.get(name, alignments.get('', 'none')))
-            for name, folder in options.predictions]
-
-
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, sign, folder = text.partition('=')
-    if not (name.strip() and sign and folder):
-        raise argparse.ArgumentTypeError(f'{text!r}: expected NAME=FOLDER')
-    return name.strip(), Path(folder).expanduser()
-
-
-def _named_scale(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition('=')
-    return name, positive(value)
-
-
-def _named_alignment(text: str) -> tuple[str, str]:
-    name, _, how = text.rpartition('=')
-    if how not in ALIGNMENTS:
-        raise argparse.ArgumentTypeError(f'{how!r}: expected one of {", ".join(ALIGNMENTS)}')
-    return name, how
+    if other := sorted({*scales, *alignments} - {'', *names}):
+        parser.error(f'{", ".join(other)}: is none of --predictions')
+    return tuple((name, folder, scales.get(name, scales.get('', 0.0)),
+                  alignments.get(name, alignments.get('', 'none')))
+                 for name, folder in options.predictions)
 
 
 # The answer --------------------------------------------------------------------------------------

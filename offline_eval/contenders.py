@@ -2,7 +2,7 @@
 """Contenders: the method, its variants, and the baselines that say what its numbers are worth.
 
 Constants do not look at the image, controls look past it, and calibrated rows are no longer
-zero-shot.
+zero-shot. Other programs' rows are in `witness`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.calibration import Calibration
+from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
+from depthclip_ros.core.engine import one_thread
 
 from .errors import EvaluationError, progress
 from .metrics import MIN_DEPTH, Sums, random_pixels
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .datasets import Dataset
     from .protocol import Protocol
     from .scoring import Seen
-    from .witness import Predictions
 
 FOCAL = f'{METHOD} x focal length'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
@@ -45,6 +45,8 @@ NEUTRAL_WORDS = (
     'pepper', 'sailing', 'copper', 'tuesday', 'opera', 'honest', 'silver', 'grammar', 'lemon',
     'marriage', 'yellow', 'violin', 'january', 'wisdom', 'salty', 'election', 'bronze', 'poem',
     'sneeze', 'chess', 'banana', 'melody', 'angry')
+
+Text = Mapping[tuple[str, ...], Tensor]  # (K, C) unit vectors of every set of words
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,6 @@ def _read_out(
     return Contender(name, group, note, answer, tuple(tokens), f'{tokens} {bins} {focal}')
 
 
-def _constant(name: str, metres: float, note: str) -> Contender:
-    return Contender(name, 'baseline', note, lambda seen: seen.constants.score([metres])[0],
-                     key=f'{metres}')
-
-
 def method_and_variants(
     config: DepthConfig, tables: Sequence[str], focal: float = 0.0,
 ) -> list[Contender]:
@@ -120,14 +117,6 @@ def method_and_variants(
         chosen += [_read_out(name, 'prompts', tokens, PAPER_BINS, ', '.join(tokens))
                    for name, tokens in PROMPTS.items()]
     return chosen
-
-
-def foreign(predictions: Predictions) -> Contender:
-    """Another program's depth, from its files."""
-    return Contender(
-        predictions.row, 'foreign', predictions.note, lambda seen: torch.from_numpy(
-            predictions.read(seen.entry, seen.size, seen.truth, seen.protocol)).to(seen.device),
-        key=predictions.digest, is_test=predictions.align == 'none')
 
 
 def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -> Contender:
@@ -160,7 +149,7 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
     known = frozenset(about.images)
 
     def answer(seen: Seen) -> Tensor:
-        if seen.image_digest in known:
+        if image_digest(seen.pair.rgb) in known:
             raise EvaluationError(
                 f'--calibration {path}: it was fitted to image {seen.position} of the data set '
                 '(of those that are evaluated, counted from 0). Calibrate on a training split.')
@@ -184,31 +173,41 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
 
 
 def baselines(
-    config: DepthConfig, training: TrainingMean | None, max_depth: float, images: int,
+    config: DepthConfig, mean_map: NDArray[np.float32] | None, mean: float, max_depth: float,
+    images: int,
 ) -> list[Contender]:
     """All baselines of a run but the best constant, which needs every image.
 
     Args:
         config: the method's words and bins.
-        training: None where there is no training split.
+        mean_map: (H, W) metres, of `training_mean`; None where there is no training split.
+        mean: metres, of the same.
         max_depth: metres.
         images: how many the data set has.
 
     """
-    bins = float(np.mean(config.bins))
-    chosen = [_constant('mean of the bins', bins,
-                        f'{bins:.3f} m everywhere: all words equally likely')]
+    def constant(name: str, metres: float, note: str) -> Contender:
+        return Contender(name, 'baseline', note, lambda seen: seen.constants.score([metres])[0],
+                         key=f'{metres}')
+
+    def random_patches(seen: Seen) -> Tensor:
+        """Drawn per patch and pass, by a generator of the image's own."""
+        drawn = np.random.default_rng([7, seen.position]).uniform(
+            2 * MIN_DEPTH, max_depth, (len(seen.maps.features), *seen.estimator.grid)).mean(0)
+        return torch.from_numpy(drawn.astype(np.float32)).to(seen.device)
+    of_bins = float(np.mean(config.bins))
+    chosen = [constant('mean of the bins', of_bins,
+                       f'{of_bins:.3f} m everywhere: all words equally likely')]
     if max_depth <= 10:
-        chosen.append(_constant(f'constant {NYU_CONSTANT:g} m', NYU_CONSTANT,
-                                'the constant that explains the numbers of the paper best'))
-    if training is not None:
-        whole = torch.from_numpy(training.mean_map)
+        chosen.append(constant(f'constant {NYU_CONSTANT:g} m', NYU_CONSTANT,
+                               'the constant that explains the numbers of the paper best'))
+    if mean_map is not None:
+        whole = torch.from_numpy(mean_map)
         chosen += [
-            _constant('mean of the training split', training.mean,
-                      f'{training.mean:.3f} m everywhere'),
+            constant('mean of the training split', mean, f'{mean:.3f} m everywhere'),
             Contender('mean map', 'baseline',
                       "mean depth of every pixel's place in the training split",
-                      lambda seen: whole.to(seen.device), key=f'{training.mean}')]
+                      lambda seen: whole.to(seen.device), key=f'{mean}')]
     chosen += [
         Contender('median of each image', 'baseline',
                   "oracle: the image's own true median everywhere",
@@ -218,16 +217,12 @@ def baselines(
                   lambda seen: random_pixels(seen.valid, max_depth)),
         Contender('random per patch', 'baseline',
                   f"uniform in 0 to {max_depth:g} m on the patches, through the method's own "
-                  "averaging and upsampling: the paper's 'Lower Bound'",
-                  lambda seen: _random_patches(seen, max_depth))]
-    return [*chosen, *_other_words(config), *_partners(images)]
-
-
-def _random_patches(seen: Seen, max_depth: float) -> Tensor:
-    """Depth drawn per patch and pass, by a generator of the image's own."""
-    drawn = np.random.default_rng([7, seen.position]).uniform(
-        2 * MIN_DEPTH, max_depth, (len(seen.maps.features), *seen.estimator.grid)).mean(0)
-    return torch.from_numpy(drawn.astype(np.float32)).to(seen.device)
+                  "averaging and upsampling: the paper's 'Lower Bound'", random_patches),
+        *_other_words(config)]
+    count = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
+    return [*chosen, *(Contender('shuffled images', 'baseline', (
+        "the method's depth of one image scored on another: does the image matter at all? Mean of "
+        f'{count} ways'), key=f'{shift}', shift=shift) for shift in range(1, count + 1))]
 
 
 def _other_words(config: DepthConfig) -> list[Contender]:
@@ -248,27 +243,52 @@ def _other_words(config: DepthConfig) -> list[Contender]:
     return chosen
 
 
-def _partners(images: int) -> list[Contender]:
-    count = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
-    return [Contender('shuffled images', 'baseline', (
-        "the method's depth of one image scored on another: does the image matter at all? Mean of "
-        f'{count} ways'), key=f'{shift}', shift=shift) for shift in range(1, count + 1)]
+def training_mean(
+    training: Dataset | None, protocol: Protocol,
+) -> tuple[NDArray[np.float32] | None, float]:
+    """Mean of the valid depth of a training split.
+
+    Returns:
+        (H, W) metres, the mean of all where no image has valid depth, and that mean; None and 0
+        where there is no training split.
+
+    """
+    if training is None:
+        return None, 0.0
+    total, count = np.zeros(protocol.size), np.zeros(protocol.size, np.int64)
+    for position in progress(range(len(training)), 'training split'):
+        truth = protocol.truth(training.read_truth(position))
+        valid = ~np.isnan(truth)
+        total += np.where(valid, truth, 0)
+        count += valid
+    mean = float(total.sum() / max(count.sum(), 1))
+    return np.where(count > 0, total / np.maximum(count, 1), mean).astype(np.float32), mean
 
 
-def without_failed_controls(
-    chosen: Sequence[Contender], text: Mapping[tuple[str, ...], NDArray[np.float32]],
-) -> list[Contender]:
+# Words -------------------------------------------------------------------------------------------
+
+
+def encode(chosen: Sequence[Contender], estimator: DepthEstimator) -> Text:
+    """Text features of every contender's words, on the estimator's device."""
+    config, found = estimator.config, {estimator.config.tokens: estimator.text_features}
+    with one_thread():  # sums of several threads may end in other digits
+        for tokens in dict.fromkeys(c.tokens for c in chosen if c.tokens):
+            if sorted(tokens) == sorted(config.tokens):  # the same words in another order
+                found[tokens] = estimator.text_features[[config.tokens.index(t) for t in tokens]]
+            else:
+                found[tokens] = estimator.encode(config.replace(
+                    tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))]))
+    return {tokens: torch.from_numpy(features).to(estimator.device)
+            for tokens, features in found.items()}
+
+
+def without_failed_controls(chosen: Sequence[Contender], text: Text) -> list[Contender]:
     """The same contenders; random words are no test where a model does not tell them apart.
 
     One set of words that are all the same to the model spoils the row, which is their mean.
-
-    Args:
-        chosen: all contenders.
-        text: (K, C) unit vectors of every contender's tokens.
-
     """
     sets = [c.tokens for c in chosen if c.name == RANDOM_WORDS]
-    alike = sum(are_alike(text[tokens]) for tokens in sets)
+    alike = sum(are_alike(text[tokens].cpu().numpy()) for tokens in sets)
     if not alike:
         return list(chosen)
     note = (f'no test: this model takes all the words for the same in {alike} of {len(sets)} '
@@ -284,32 +304,3 @@ def are_alike(features: NDArray[np.float32]) -> bool:
 
     """
     return bool((features @ features.T).min() > ALIKE)
-
-
-@dataclass(frozen=True)
-class TrainingMean:
-    """Mean of the valid depth of a training split.
-
-    Attributes:
-        mean: metres.
-        mean_map: (H, W) metres; the mean where no image has valid depth.
-
-    """
-
-    mean: float
-    mean_map: NDArray[np.float32]
-
-    @classmethod
-    def compute(cls, training: Dataset, protocol: Protocol) -> TrainingMean:
-        """Read all depths of a training split, one at a time."""
-        total, count = np.zeros(protocol.size), np.zeros(protocol.size, np.int64)
-        with progress(len(training), 'training split') as bar:
-            for position in range(len(training)):
-                truth = protocol.truth(training.read_truth(position))
-                valid = ~np.isnan(truth)
-                total += np.where(valid, truth, 0)
-                count += valid
-                bar.update()
-        mean = float(total.sum() / max(count.sum(), 1))
-        return cls(mean, np.where(
-            count > 0, total / np.maximum(count, 1), mean).astype(np.float32))

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from depthclip_ros.core.errors import DepthClipError
+
+_Item = TypeVar('_Item')
 
 
 class EvaluationError(DepthClipError):
@@ -26,12 +29,13 @@ class ResultsError(DepthClipError):
     """A results folder cannot be read or written."""
 
 
-def listing(names: list[str], limit: int = 1000) -> str:
+def listing(names: list[str]) -> str:
     """All names, one a line, for the end of a message."""
-    more = [] if len(names) <= limit else [f'... and {len(names) - limit} more']
-    return ''.join(f'\n  {name}' for name in [*names[:limit], *more])
+    return ''.join(f'\n  {name}' for name in names)
 
 
-def progress(total: int, what: str) -> Any:
-    """Make a bar on stderr, in images; without a terminal a line now and then."""
-    return tqdm(total=total, desc=what, unit='image', mininterval=0.5, dynamic_ncols=True)
+def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:
+    """The items, with a bar on stderr, in images; without a terminal a line now and then."""
+    bar: Iterable[_Item] = tqdm(items, what, total, unit='image', mininterval=0.5,
+                                dynamic_ncols=True)
+    return bar

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation: data → predictions → records → rows → report."""
+"""The evaluation: data → predictions → records → rows → results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import torch
@@ -29,44 +29,24 @@ from . import statistics, witness
 from .contenders import (
     FOCAL,
     Contender,
-    TrainingMean,
     baselines,
     calibrated,
-    foreign,
+    encode,
     method_and_variants,
+    training_mean,
     without_failed_controls,
 )
-from .datasets import Dataset, Where, open_dataset
-from .datasets.base import KITTI, evenly
-from .errors import EvaluationError, ResultsError, progress
-from .metrics import METRICS, MIN_DEPTH, metrics_of
+from .datasets import Dataset, open_dataset
+from .datasets.base import KITTI
+from .errors import EvaluationError, ResultsError
+from .metrics import MIN_DEPTH, metrics_of, named
 from .paper import METHOD, PAPER_ROWS, judge
 from .protocol import PROTOCOLS, Protocol
-from .results import (
-    CONFIG,
-    PER_IMAGE,
-    Data,
-    How,
-    Results,
-    Summary,
-    Timing,
-    save,
-    to_json,
-    write,
-)
-from .scoring import Scorer, digest_of, load_records, save_record
+from .results import Data, How, Results, Summary, Timing, save, to_json, write
+from .scoring import Scorer, load_records, save_record
 
 LATEST, RECORDS, HEADER = 'latest', 'records', 'run.json'
 SAMPLES_PER_ROLE = 3
-
-
-class Foreign(NamedTuple):
-    """Another program's predictions; `scale` 0: as the data set's tools have it."""
-
-    name: str
-    folder: Path
-    scale: float = 0.0
-    align: str = 'none'
 
 
 @dataclass(frozen=True)
@@ -74,11 +54,15 @@ class Options:
     """What the user asked for; see the command line.
 
     `runtime` has what the weights, the device, `cache_dir`, `offline` and `num_threads` are, by
-    the names of a parameter file.
+    the names of a parameter file; `predictions` are name, folder, scale (0: as the data set's
+    tools have it) and alignment of other programs' depth.
     """
 
-    where: Where
+    data: Path
     config: DepthConfig
+    list_file: Path | None = None
+    truth: Path | None = None
+    inpainted: bool = False
     runtime: dict[str, Any] = field(default_factory=dict)
     own_input: bool = False  # the crop is resized to the configuration's input
     protocol: str = ''
@@ -86,12 +70,8 @@ class Options:
     tables: tuple[str, ...] = ('1',)
     output: Path = Path('results')
     resume: str | None = None
-    batch_size: int = 8
-    limit: int = 0
-    mean_map: bool = True
-    report: bool = True
     command: str = ''
-    predictions: tuple[Foreign, ...] = ()
+    predictions: tuple[tuple[str, Path, float, str], ...] = ()
     calibrations: tuple[Path, ...] = ()
 
 
@@ -104,32 +84,18 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     """
     started = time.perf_counter()
     dataset, protocol = open_data(options)
-    others = [_open_foreign(one, dataset) for one in options.predictions]
     estimator, reference = load_model(options, protocol)
-    calibrations = _open_calibrations(options, dataset, protocol, estimator)
-    folder = _open_folder(options)
-    training = dataset.training() if options.mean_map else None
-    mean = None if training is None else TrainingMean.compute(training, protocol)
-    chosen = [
-        *method_and_variants(estimator.config, options.tables, _known_focal(dataset, reference)),
-        *calibrations,
-        *baselines(estimator.config, mean, protocol.max_depth, len(dataset)),
-        *others]
-    _check_names(chosen)
-    text = _encode(chosen, estimator)
+    chosen = _contenders(options, dataset, protocol, estimator, reference)
+    text = encode(chosen, estimator)
     chosen = without_failed_controls(chosen, text)
-    scorer = Scorer(dataset, protocol, estimator, chosen, text, options.batch_size)
-    _check_header(folder, _header(dataset, protocol, estimator, chosen))
+    scorer = Scorer(dataset, protocol, estimator, chosen, text)
+    folder = _open_folder(options)
+    _check_header(folder, scorer)
     records, done = _score(scorer, folder)
-    with progress(len(records), 'shuffled images') as bar:
-        scorer.score_partners(records, bar.update)
+    scorer.score_partners(records)
     timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
     results = _summarize(options, scorer, records, timing, folder)
     save(folder, results)
-    if options.report:
-        from . import report
-        report.write(folder, results)
-    _link_latest(folder)
     return folder, results
 
 
@@ -148,9 +114,8 @@ def write_witness(options: Options, folder: Path) -> Path:
 
 def open_data(options: Options) -> tuple[Dataset, Protocol]:
     """Open the data, and choose the protocol: the one asked for, or the data set's own."""
-    dataset = open_dataset(options.where)
-    if 0 < options.limit < len(dataset):
-        dataset.keep(evenly(len(dataset), options.limit))
+    dataset = open_dataset(options.data, options.list_file, options.truth,
+                           inpainted=options.inpainted)
     driving = dataset.origin == KITTI
     chosen = options.protocol or ('kitti' if driving else 'depthclip')
     if driving != (chosen == 'kitti'):
@@ -224,116 +189,75 @@ def scored(
     return every_pixel, notes
 
 
-def _open_foreign(one: Foreign, dataset: Dataset) -> Contender:
-    found, warning = witness.open_predictions(
-        one.name, one.folder, dataset, one.scale, one.align)
-    if warning:
-        _say(f'WARNING: {warning}')
-    return foreign(found)
-
-
-def _open_calibrations(
+def _contenders(
     options: Options, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
+    reference: float,
 ) -> list[Contender]:
+    """All of them, the method first; rows that the user adds have names of their own."""
+    others = [witness.foreign(name, folder, dataset, scale, align)
+              for name, folder, scale, align in options.predictions]
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
-    return [calibrated(path, estimator, focals) for path in options.calibrations]
-
-
-def _known_focal(dataset: Dataset, reference: float) -> float:
-    """To which focal length the words belong; 0 if that of any image is not known."""
+    calibrations = [calibrated(path, estimator, focals) for path in options.calibrations]
     unknown = [entry.name for entry in dataset.entries if not entry.focal]
-    if not unknown:
-        return reference
-    _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of {len(dataset)} images '
-         f'is not known (such as {unknown[0]}). Give a list whose third column holds it, in '
-         'pixels.')
-    return 0.0
-
-
-def _check_names(chosen: Sequence[Contender]) -> None:
-    """Rows of other programs and of calibrations have names of their own."""
-    names = [contender.name for contender in chosen] + [statistics.BEST_CONSTANT]
-    taken = sorted({contender.name for contender in chosen
-                    if contender.group in ('foreign', 'calibrated')
-                    and names.count(contender.name) > 1})
-    if taken:
-        raise EvaluationError(f'{", ".join(taken)}: two rows would have that name; give '
-                              '--predictions another name, or one --calibration at a time.')
-
-
-def _encode(
-    chosen: Sequence[Contender], estimator: DepthEstimator,
-) -> dict[tuple[str, ...], NDArray[np.float32]]:
-    """(K, C) text features of every contender's words."""
-    config, found = estimator.config, {estimator.config.tokens: estimator.text_features}
-    with one_thread():  # sums of several threads may end in other digits
-        for tokens in dict.fromkeys(c.tokens for c in chosen if c.tokens):
-            if sorted(tokens) == sorted(config.tokens):  # the same words in another order
-                found[tokens] = estimator.text_features[[config.tokens.index(t) for t in tokens]]
-            else:
-                found[tokens] = estimator.encode(config.replace(
-                    tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))]))
-    return found
+    if unknown:
+        _say(f'WARNING: no row {FOCAL!r}: the focal length of {len(unknown)} of {len(dataset)} '
+             f'images is not known (such as {unknown[0]}). Give a list whose third column holds '
+             'it, in pixels.')
+    own = method_and_variants(estimator.config, options.tables, 0.0 if unknown else reference)
+    controls = baselines(estimator.config, *training_mean(dataset.training(), protocol),
+                         protocol.max_depth, len(dataset))
+    taken = [statistics.BEST_CONSTANT, *(c.name for c in (*own, *controls))]
+    for contender in (*calibrations, *others):
+        if contender.name in taken:
+            raise EvaluationError(f'{contender.name}: two rows would have that name; give '
+                                  '--predictions another name, or one --calibration at a time.')
+        taken.append(contender.name)
+    return [*own, *calibrations, *controls, *others]
 
 
 # Folder and records ------------------------------------------------------------------------------
 
 
 def _open_folder(options: Options) -> Path:
-    """A new dated folder, or the one to be continued."""
-    if options.resume is not None:
-        folder = Path(options.resume) if options.resume else options.output / LATEST
+    """A new dated folder, or the one to be continued; `latest` points at it."""
+    if options.resume is None:
+        folder = options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S')
+        try:
+            (folder / RECORDS).mkdir(parents=True)  # from here on it can be resumed
+        except OSError as error:
+            raise ResultsError(f'{folder}: cannot be made ({error.strerror}); choose another '
+                               '--output.') from error
+    else:
+        folder = Path(options.resume or options.output / LATEST).resolve()
         if not (folder / RECORDS).is_dir():
             raise EvaluationError(f'--resume: {folder} is no folder of an interrupted '
                                   'evaluation; name one, or start anew without --resume.')
-        return folder.resolve()
-    stamp = datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S')
-    names = (options.output / f'{stamp}{suffix}' for suffix in (
-        '', *(f'_{n}' for n in range(2, 100))))
-    folder = next(name for name in names if not name.exists())
+    link = folder.parent / LATEST
     try:
-        (folder / RECORDS).mkdir(parents=True)  # from here on it can be resumed
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name, target_is_directory=True)
     except OSError as error:
-        raise ResultsError(f'--output {options.output}: the folder cannot be made '
-                           f'({error.strerror}); choose another.') from error
-    _link_latest(folder)
+        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
     return folder
 
 
-def _link_latest(folder: Path) -> None:
-    """`latest` points at this folder."""
-    link = folder.parent / LATEST
-    part = link.with_name(f'.{LATEST}.{folder.name}')
-    try:
-        part.unlink(missing_ok=True)
-        part.symlink_to(folder.name, target_is_directory=True)
-        part.replace(link)
-    except OSError as error:
-        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
-
-
-def _header(
-    dataset: Dataset, protocol: Protocol, estimator: DepthEstimator, chosen: Sequence[Contender],
-) -> dict[str, Any]:
-    """Everything that the digits of a record depend on."""
+def _check_header(folder: Path, scorer: Scorer) -> None:
+    """Keep everything that digits depend on; refuse to continue a run of another kind."""
+    dataset, estimator = scorer.dataset, scorer.estimator
     names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
-    return {
+    ours = to_json({
         'version': depthclip_ros.__version__, 'data': dataset.format, 'depth': dataset.depth,
         'images': len(dataset), 'names': hashlib.sha256(names.encode()).hexdigest(),
-        'protocol': protocol.name, 'config': estimator.config.to_dict(),
+        'protocol': scorer.protocol.name, 'config': estimator.config.to_dict(),
         'weights': estimator.weights.digest, 'precision': estimator.precision,
         'device': estimator.device.type,
-        'contenders': [f'{c.name}: {c.note} {c.key}' for c in chosen]}
-
-
-def _check_header(folder: Path, header: dict[str, Any]) -> None:
-    """Keep what the digits depend on; refuse to continue a run of another kind."""
+        'contenders': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders]})
     path = folder / RECORDS / HEADER
     if not path.is_file():
-        write(path, to_json(header))
-    stored, ours = (msgspec.json.decode(text) for text in (path.read_bytes(), to_json(header)))
-    different = [f'{key}: {stored.get(key)} then, {ours.get(key)} now'
-                 for key in sorted({*stored, *ours}) if stored.get(key) != ours.get(key)]
+        write(path, ours)
+    then, now = msgspec.json.decode(path.read_bytes()), msgspec.json.decode(ours)
+    different = [f'{key}: {then.get(key)} then, {now[key]} now'
+                 for key in now if then.get(key) != now[key]]
     if different:
         raise EvaluationError(f'--resume {folder}: that run was another one ('
                               f'{"; ".join(different)}). Give the same settings, or start anew '
@@ -343,23 +267,14 @@ def _check_header(folder: Path, header: dict[str, Any]) -> None:
 
 def _score(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:
     """Records of all images, and how many were scored here and now: what was not yet recorded."""
-    dataset = scorer.dataset
     done = load_records(folder / RECORDS, scorer.type)
-    for record in done:
-        position = int(record['position'])
-        if digest_of(dataset.read(position)) != record['digest'].tobytes():
-            raise EvaluationError(
-                f'--resume {folder}: {dataset.entries[position].name} is not the image that was '
-                'scored then: the data have changed. Evaluate anew, without --resume.')
-    remaining = sorted(set(range(len(dataset))) - set(done['position'].tolist()))
+    remaining = sorted(set(range(len(scorer.dataset))) - set(done['position'].tolist()))
     if len(done):
         _say(f'{len(done)} images are done, {len(remaining)} remain')
     every = [done]
-    with progress(len(remaining), 'evaluation') as bar:
-        for record in scorer.score(remaining):
-            save_record(folder / RECORDS, record)
-            every.append(record)
-            bar.update()
+    for record in scorer.score(remaining):
+        save_record(folder / RECORDS, record)
+        every.append(record)
     records = np.concatenate(every)
     return records[np.argsort(records['position'])], len(remaining)
 
@@ -377,9 +292,9 @@ def _summarize(
         raise EvaluationError(f'{dataset.path}: no image has a valid true depth within '
                               f'{protocol.max_depth:g} m; is the depth right?')
     config, weights, rows = estimator.config, estimator.weights, statistics.rows(measured)
-    blind = [dataset.entries[p] for p in every['position'][every['pixels'] == 0]]
-    for entry in blind:
-        _say(f'WARNING: image {entry.name} is left out: no valid true depth where it is scored')
+    blind = [dataset.entries[p].name for p in every['position'][every['pixels'] == 0]]
+    for name in blind:
+        _say(f'WARNING: image {name} is left out: no valid true depth where it is scored')
     ranks = statistics.ranking(measured, SAMPLES_PER_ROLE)
     description = protocol.description + (
         '' if config.input_size == protocol.size else "; resized to the network's own input of "
@@ -388,8 +303,8 @@ def _summarize(
     backbone = next((name for name, release in RELEASES.items()
                      if release.sha256 == weights.digest), config.backbone)
     settings = {**config.to_dict(), 'backbone': backbone, 'precision': estimator.precision}
-    write(folder / PER_IMAGE, statistics.per_image_csv(measured))
-    write(folder / CONFIG, yaml.safe_dump(
+    write(folder / 'per_image.csv', statistics.per_image_csv(measured))
+    write(folder / 'config.yaml', yaml.safe_dump(
         {'/**': {'ros__parameters': {**config.to_dict(), **options.runtime}}}, sort_keys=False,
         default_flow_style=None, width=99))
     return Results(Summary(
@@ -398,9 +313,8 @@ def _summarize(
         data=Data(
             str(dataset.path), dataset.format, dataset.split, len(dataset),
             len(dataset) - len(blind), dataset.depth,
-            hashlib.sha256(every['digest'].tobytes()).hexdigest(),
-            [entry.name for entry in blind], list(dataset.warnings), dataset.origin,
-            dataset.official),
+            hashlib.sha256(every['digest'].tobytes()).hexdigest(), blind,
+            list(dataset.warnings), dataset.origin, dataset.official),
         protocol=how, rows=rows, paper=list(PAPER_ROWS),
         gate=judge(rows[0], settings, weights, how, official=dataset.official),
         verdict=statistics.verdict(measured), tables=list(options.tables),
@@ -413,22 +327,19 @@ def _summarize(
 
 def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str) -> Sample:
     """An image for the figures; they are few, and the network sees them once more."""
-    record = measured.records[place]
-    seen = scorer.see(int(record['position']))
+    seen = scorer.see(int(measured.records['position'][place]))
     config = seen.estimator.config
     patches = seen.read_out(config.tokens, config.bins)
     weights = seen.said(config.tokens, config.bins)[0][0]
-    metrics = metrics_of(measured.sums(METHOD)[0][place])
     return Sample(
         index=seen.entry.index, name=seen.entry.name, scene=seen.entry.scene, role=role,
         rgb=seen.rgb, depth=scorer.pixels(patches[None])[0].cpu().numpy(), truth=seen.truth,
         weights=weights.cpu().numpy(), patch_depth=patches.cpu().numpy(),
         tokens=list(config.tokens), bins=list(config.bins),
-        metrics=dict(zip(METRICS, metrics.tolist(), strict=True)))
+        metrics=named(metrics_of(measured.sums(METHOD)[0][place])))
 
 
 def _versions() -> dict[str, str]:
-    import cv2
     return {'depthclip_ros': depthclip_ros.__version__, 'python': platform.python_version(),
             'torch': str(torch.__version__), 'numpy': np.__version__,
             'opencv': cv2.__version__, 'platform': platform.platform()}

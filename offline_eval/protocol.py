@@ -24,7 +24,8 @@ class Protocol:
         size: (height, width) of what goes into the network and comes out of it.
         max_depth: metres; truth from here on does not count, predictions are clipped to it.
         description: in words.
-        boxes: (height, width) of an image -> what is cropped, and what is scored, of it.
+        boxes: (height, width) of an image -> rows and columns that are cropped, and that are
+            scored, of it; raises DatasetError for a size that the protocol is not made for.
 
     """
 
@@ -47,7 +48,7 @@ class Protocol:
         if pair.rgb.shape != (*pair.depth.shape, 3):
             raise DatasetError(f'the image is {pair.rgb.shape}, its depth {pair.depth.shape}; '
                                'they must be of one size.')
-        crop = self.crop_of(*pair.depth.shape)
+        crop, _ = self.boxes(*pair.depth.shape)
         return np.ascontiguousarray(pair.rgb[crop]), self.truth(pair.depth)
 
     def truth(self, depth: Metres) -> Metres:
@@ -59,15 +60,6 @@ class Protocol:
         valid = (inside > np.float32(MIN_DEPTH)) & (inside < np.float32(self.max_depth))
         truth[scored] = np.where(valid, inside, np.float32(np.nan))
         return np.ascontiguousarray(truth[crop])
-
-    def crop_of(self, height: int, width: int) -> Box:
-        """Rows and columns that go into the network, of an image of this size.
-
-        Raises:
-            DatasetError: the protocol is not made for it.
-
-        """
-        return self.boxes(height, width)[0]
 
 
 def _nyu(name: str, crop: Box, scored: Box) -> Callable[[int, int], tuple[Box, Box]]:

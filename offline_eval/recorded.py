@@ -35,7 +35,7 @@ from .metrics import (
     unit,
 )
 from .results import Interval
-from .statistics import BEST_CONSTANT, LEAST_GROUPS, draw, interval
+from .statistics import BEST_CONSTANT, LEAST_GROUPS, SAID, draw, interval
 
 #: Metres; what is measured beyond is no measurement, unless it is asked for, up to the farthest.
 MAX_DEPTH, FARTHEST = 200.0, 1000.0
@@ -47,7 +47,6 @@ EDGES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.
          MAX_DEPTH, 500.0, FARTHEST)
 METHOD, SCALED = 'depth', 'depth times one scale'
 FILLED = 'depth, with its median where it says nothing'
-_SAID = ('d1', 'rmse')  # what the sentence is about
 
 
 def _sums(depth: NDArray[np.float32], truth: NDArray[np.float32], max_depth: float) -> Sums:
@@ -130,15 +129,10 @@ class Line(Struct, frozen=True):
 
 
 class Distance(Struct, frozen=True):
-    """Error where the truth is from `low` to `high` metres.
+    """Error where the truth is from `low` to `high` metres, over all pixels together.
 
-    Attributes:
-        low: metres.
-        high: metres.
-        share: of the pixels scored.
-        ratio: geometric mean of depth over measured depth: below 1 it is said to be nearer.
-        metrics: over these pixels together.
-
+    `share` is that of the pixels scored, `ratio` the geometric mean of depth over measured depth:
+    below 1 it is said to be nearer.
     """
 
     low: float
@@ -175,37 +169,32 @@ class Comparison(Struct, frozen=True):
 
 
 def compare(several: Sequence[Scores]) -> Comparison:
-    """Pool recordings: means over all their images.
-
-    Args:
-        several: of one recording each; at least one image is scored.
-
-    """
+    """Pool recordings, of which at least one image is scored: means over all their images."""
     images = sum(len(scores.names) for scores in several)
 
-    def mean(sums: list[list[Sums]]) -> dict[str, float]:
-        return named(metrics_of(np.array([one for of in sums for one in of])).mean(axis=0))
+    def mean(name: str, sums: list[list[Sums]]) -> Line:
+        every = np.array([one for recording in sums for one in recording])
+        return Line(name, named(metrics_of(every).mean(axis=0)))
 
     def oracle(name: str, curves: list[Sums], values: Float64) -> Line:
         curve = np.sum(curves, axis=0) / images
         best = best_of(curve)
         return Line(name, named(curve[best, range(len(METRICS))]), named(values[best]))
-    lines = [Line(METHOD, mean([s.known for s in several])),
-             Line(FILLED, mean([s.filled for s in several])),
+    lines = [mean(METHOD, [s.known for s in several]), mean(FILLED, [s.filled for s in several]),
              oracle(SCALED, [s.scales for s in several], SCALES),
              oracle(BEST_CONSTANT, [s.constants for s in several], CONSTANTS)]
     by_distance = np.sum([scores.by_distance for scores in several], axis=0)
     pixels = by_distance[:, 0].sum()
+    distances = [
+        Distance(low, high, float(sums[0] / pixels),
+                 math.exp(sums[SUMS.index('signed_log')] / sums[0]), named(metrics_of(sums)))
+        for low, high, sums in zip(EDGES, EDGES[1:], by_distance, strict=False) if sums[0]]
     measured = sum(scores.measured for scores in several)
     answered = sum(scores.answered for scores in several) / max(measured, 1)
     found = _intervals([scores for scores in several if scores.names])
     left_out: Counter[str] = sum((scores.left_out for scores in several), Counter())
-    return Comparison(
-        images, measured, answered, lines,
-        [Distance(low, high, float(sums[0] / pixels),
-                  math.exp(sums[SUMS.index('signed_log')] / sums[0]), named(metrics_of(sums)))
-         for low, high, sums in zip(EDGES, EDGES[1:], by_distance, strict=False) if sums[0]],
-        _verdict(lines, found, answered), found, dict(sorted(left_out.items())))
+    return Comparison(images, measured, answered, lines, distances,
+                      _verdict(lines, found, answered), found, dict(sorted(left_out.items())))
 
 
 def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
@@ -218,7 +207,7 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
     weights = draw(np.arange(len(several))) * [len(s.names) for s in several]
     weights /= weights.sum(axis=1, keepdims=True)
     result = {}
-    for metric in _SAID:
+    for metric in SAID:
         i = METRICS.index(metric)
         own = [metrics_of(np.array(s.filled))[:, i].mean() for s in several]
         curve = np.stack([s.constants[:, i] / len(s.names) for s in several])
@@ -230,23 +219,21 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
 def _verdict(lines: Sequence[Line], found: dict[str, Interval], answered: float) -> str:
     depth, filled, scaled, constant = lines
     parts = []
-    for metric in _SAID:
+    for metric in SAID:
         gain = SIGNS[METRICS.index(metric)] * (filled.metrics[metric] - constant.metrics[metric])
         word, units = 'better' if gain >= 0 else 'worse', unit(metric)
-        part = (f'by {abs(gain):.3f}{units} in {SYMBOLS[metric]} {word} than the best constant '
-                f'({constant.chosen[metric]:.2f} m)')
+        parts.append(f'by {abs(gain):.3f}{units} in {SYMBOLS[metric]} {word} than the best '
+                     f'constant ({constant.chosen[metric]:.2f} m)')
         if metric in found:
-            part += (f', 95 % interval of the gain {found[metric].low:+.3f} to '
-                     f'{found[metric].high:+.3f}{units} ({found[metric].reading()})')
-        parts.append(part)
+            parts[-1] += (f', 95 % interval of the gain {found[metric].low:+.3f} to '
+                          f'{found[metric].high:+.3f}{units} ({found[metric].reading()})')
     text = f'Depth is {", and ".join(parts)}. '
     if answered < 1:
         text += (f'It says nothing of {100 * (1 - answered):.1f} % of what is measured; there its '
                  'median counts, for the constant answers everywhere. ')
     text += 'One scale for all would bring ' + ' and '.join(
         f'{SYMBOLS[m]} from {depth.metrics[m]:.3f} to {scaled.metrics[m]:.3f}{unit(m)} (times '
-        f'{scaled.chosen[m]:.2f})' for m in _SAID) + '.'
-    if not found:
-        text += (' Images of one drive are much alike: there is no interval, and another drive '
-                 f'may differ (from {LEAST_GROUPS} recordings on, one is given).')
-    return text
+        f'{scaled.chosen[m]:.2f})' for m in SAID) + '.'
+    return text if found else text + (
+        ' Images of one drive are much alike: there is no interval, and another drive may differ '
+        f'(from {LEAST_GROUPS} recordings on, one is given).')

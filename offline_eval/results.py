@@ -15,6 +15,7 @@ The folder is written under temporary names; what has its final name is complete
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from depthclip_ros.figures import Sample
 from .errors import ResultsError
 
 FORMAT = 4
-SUMMARY, CONFIG, PER_IMAGE, SAMPLES = 'summary.json', 'config.yaml', 'per_image.csv', 'samples'
+SUMMARY, SAMPLES = 'summary.json', 'samples'
 ROLES = ('best', 'median', 'worst')
 ALL = 'all'  # Row.scene of a row over all images
 
@@ -257,33 +258,23 @@ def load(folder: Path) -> Results:
     """Inverse of `save`.
 
     Raises:
-        ResultsError: there is no summary, one of another format, or a file is damaged.
+        ResultsError: there is no summary, or a file is damaged or of another version.
 
     """
-    path = folder / SUMMARY
     try:
-        text = path.read_bytes()
-        found = msgspec.json.decode(text).get('format')
-        if found != FORMAT:
-            raise ResultsError(f'{path}: format {found}, this version reads {FORMAT}; evaluate '
-                               'again.')
-        summary = msgspec.json.decode(text, type=Summary)
-    except OSError as error:
-        raise ResultsError(f'{path}: cannot be read ({error}); is this the folder of a finished '
-                           'evaluation?') from error
-    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError) as error:
-        raise ResultsError(f'{path}: not of this program ({error}); evaluate again.') from error
-    return Results(summary, [_sample(path) for path in sorted((folder / SAMPLES).glob('*.npz'))])
-
-
-def _sample(path: Path) -> Sample:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {k: stored[k] for k in stored.files if k != 'about'}
-            return Sample(**arrays, **msgspec.json.decode(str(stored['about'])))
+        path = folder / SUMMARY
+        summary = msgspec.json.decode(path.read_bytes(), type=Summary)
+        if summary.format != FORMAT:
+            raise ValueError(f'format {summary.format}, this version reads {FORMAT}')
+        samples = []
+        for path in sorted((folder / SAMPLES).glob('*.npz')):
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {k: stored[k] for k in stored.files if k != 'about'}
+                samples.append(Sample(**arrays, **msgspec.json.decode(str(stored['about']))))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultsError(f'{path}: damaged ({error}). Remove it to have the report without it, '
-                           'or evaluate again.') from error
+        raise ResultsError(f'{path}: is of no finished evaluation, or damaged ({error}); evaluate '
+                           'again.') from error
+    return Results(summary, samples)
 
 
 def to_json(value: object) -> str:
@@ -299,20 +290,17 @@ def write(path: Path, content: str | bytes) -> None:
         ResultsError: it cannot be written, e.g. the disk is full.
 
     """
-    _atomic(path, lambda file: file.write(
-        content.encode() if isinstance(content, str) else content))
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as .npz, as `write` does."""
-    _atomic(path, lambda file: np.savez(file, **arrays))  # noise packs badly
-
-
-def _atomic(path: Path, content: Any) -> None:
     try:
         with files.atomic(path) as file:
-            content(file)
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ResultsError(
             f'{path}: cannot be written ({error.strerror or error}). Free space or choose '
             'another --output; finished images are kept, --resume goes on from there.') from error
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as .npz, as `write` does."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # noise packs badly
+    write(path, content.getvalue())

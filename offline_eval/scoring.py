@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthclip_ros.core import DepthEstimator
-from depthclip_ros.core.calibration import image_digest
 from depthclip_ros.core.engine import one_thread
 from depthclip_ros.core.estimator import Maps
 from depthclip_ros.core.projection import (
@@ -32,10 +31,10 @@ from depthclip_ros.core.projection import (
     upsample,
 )
 
-from .contenders import Contender
+from .contenders import Contender, Text
 from .datasets import Dataset, Entry, Pair
 from .datasets.base import Metres, Rgb
-from .errors import DatasetError, PredictionError
+from .errors import DatasetError, PredictionError, progress
 from .metrics import MIN_DEPTH, SUMS, Float64, Multiples, joint_histogram, score
 from .protocol import Protocol
 from .results import write_arrays
@@ -43,8 +42,7 @@ from .results import write_arrays
 CONSTANTS = 200  # constants from max_depth / 200 to max_depth, for the best one
 HISTOGRAM = 100  # bins from 0 to max_depth
 JOINT = 50  # the same, of true depth and again of the method's
-Text = Mapping[tuple[str, ...], Tensor]
-_Item = TypeVar('_Item')
+BESIDE_GPU = 8  # threads that read and score
 _Done = TypeVar('_Done')
 
 
@@ -101,25 +99,21 @@ class Seen:
     Attributes:
         position: in the data set's entries.
         entry: what is known of it.
-        size: (height, width) of the whole image.
+        pair: the whole image and its depth.
         rgb: (H, W, 3) uint8.
         truth: (H, W) float32 metres, NaN where it is not scored.
-        digest: SHA-256 of image and depth.
-        image_digest: by what a calibration's image is known again.
         maps: of the network.
         estimator: that has them.
         protocol: that cropped it.
-        text: (K, C) unit vectors of every set of words.
+        text: of every set of words.
 
     """
 
     position: int
     entry: Entry
-    size: tuple[int, int]
+    pair: Pair
     rgb: Rgb
     truth: Metres
-    digest: bytes
-    image_digest: str
     maps: Maps
     estimator: DepthEstimator
     protocol: Protocol
@@ -176,13 +170,6 @@ class Seen:
         return dict(zip(self.text, torch.split(every, sizes, dim=1), strict=True))
 
 
-def digest_of(pair: Pair) -> bytes:
-    """SHA-256 of an image and its depth."""
-    digest = hashlib.sha256(np.ascontiguousarray(pair.rgb).data)
-    digest.update(np.ascontiguousarray(pair.depth).data)
-    return digest.digest()
-
-
 # Scores ------------------------------------------------------------------------------------------
 
 
@@ -194,7 +181,7 @@ class Scorer:
     while other threads read and score.
 
     Attributes:
-        dataset, protocol, estimator, contenders: what is scored, and by whom.
+        dataset, protocol, estimator, contenders, text: what is scored, and by whom.
         type: of a record.
         network_seconds: time spent in the image encoder so far; of threads, their mean.
 
@@ -202,23 +189,20 @@ class Scorer:
 
     def __init__(
         self, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
-        chosen: Sequence[Contender], text: Mapping[tuple[str, ...], NDArray[np.float32]],
-        at_once: int,
+        chosen: Sequence[Contender], text: Text,
     ) -> None:
-        """Take what is to be scored; `at_once` images are worked on beside a GPU."""
+        """Take what is to be scored."""
         self.dataset, self.protocol, self.estimator = dataset, protocol, estimator
-        self.contenders = chosen
-        self._text = {words: torch.from_numpy(features).to(estimator.device)
-                      for words, features in text.items()}
+        self.contenders, self.text = chosen, text
         on_cpu = estimator.device.type == 'cpu'
-        self._threads = torch.get_num_threads() if on_cpu else at_once
+        self._threads = torch.get_num_threads() if on_cpu else BESIDE_GPU
+        self._network = nullcontext() if on_cpu else Lock()
         self._shared = self._threads if on_cpu else 1
-        self._gpu = nullcontext() if on_cpu else Lock()
         self._clock = Lock()
         self.type = layout(len(chosen), estimator.grid)
         self.network_seconds = 0.0
 
-    def score(self, positions: Iterable[int]) -> Iterator[NDArray[Any]]:
+    def score(self, positions: Sequence[int]) -> Iterator[NDArray[Any]]:
         """(1,) records of images, in order; but for contenders that are other images' depth.
 
         Raises:
@@ -226,14 +210,13 @@ class Scorer:
                 fitted to it.
 
         """
-        return self._each(self._score, positions)
+        return self._each(self._score, positions, 'evaluation')
 
-    def score_partners(self, records: NDArray[Any], done: Callable[[], Any]) -> None:
+    def score_partners(self, records: NDArray[Any]) -> None:
         """Fill in the sums of contenders that are the method's depth of another image.
 
         Args:
             records: of all images, in order of position.
-            done: called after each image.
 
         """
         order = np.random.default_rng(0).permutation(len(records))
@@ -243,12 +226,11 @@ class Scorer:
 
         def of_image(record: Any) -> None:
             position = int(record['position'])
-            truth = self.protocol.truth(self.dataset.read_truth(position))
-            self._fill(record, truth, {place: torch.tensor(
-                records[partner[position]]['patches'], device=self.estimator.device)
+            self._fill(record, self.protocol.truth(self.dataset.read_truth(position)), {
+                place: torch.tensor(records[partner[position]]['patches'],
+                                    device=self.estimator.device)
                 for place, partner in others.items()})
-        for _ in self._each(of_image, records if others else ()):
-            done()
+        list(self._each(of_image, records if others else (), 'shuffled images'))
 
     @torch.inference_mode()
     def see(self, position: int) -> Seen:
@@ -263,7 +245,7 @@ class Scorer:
             rgb, truth = self.protocol.prepare(pair)
         except DatasetError as error:
             raise DatasetError(f'{self.dataset.path}: {entry.name}: {error}') from error
-        with self._gpu:
+        with self._network:
             start = time.perf_counter()
             maps = self.estimator.maps([rgb])
             if maps.features.is_cuda:
@@ -271,20 +253,19 @@ class Scorer:
             seconds = time.perf_counter() - start
         with self._clock:
             self.network_seconds += seconds / self._shared
-        height, width = pair.depth.shape
-        return Seen(position, entry, (height, width), rgb, truth, digest_of(pair),
-                    image_digest(pair.rgb), maps, self.estimator, self.protocol, self._text)
+        return Seen(position, entry, pair, rgb, truth, maps, self.estimator, self.protocol,
+                    self.text)
 
     def pixels(self, patches: Tensor) -> Tensor:
         """(K, h, w) metres of patches -> (K, H, W) of pixels."""
         return upsample(patches, self.protocol.size, self.estimator.config.upsampling)
 
     def _each(
-        self, function: Callable[[_Item], _Done], items: Iterable[_Item],
+        self, function: Callable[[Any], _Done], items: Sequence[Any] | NDArray[Any], what: str,
     ) -> Iterator[_Done]:
         with one_thread(), ThreadPoolExecutor(self._threads) as pool:
             try:
-                yield from pool.map(function, items)
+                yield from progress(pool.map(function, items), what, len(items))
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -294,7 +275,9 @@ class Scorer:
         depth: dict[int, Tensor] = {}
         of_image = record[0]
         of_image['position'], of_image['pixels'] = position, len(seen.valid)
-        of_image['digest'] = np.frombuffer(seen.digest, np.uint8)
+        digest = hashlib.sha256(np.ascontiguousarray(seen.pair.rgb).data)
+        digest.update(np.ascontiguousarray(seen.pair.depth).data)
+        of_image['digest'] = np.frombuffer(digest.digest(), np.uint8)
         for place, contender in enumerate(self.contenders):
             if contender.answer is None or (place and not len(seen.valid)):
                 continue  # the method's depth of a blind image is scored on its partners
@@ -332,11 +315,10 @@ def partners(count: int, shift: int) -> list[int]:
     What remains beyond whole groups belongs to the last one, so that nobody is his own partner.
     """
     order: list[int] = []
-    for start in range(0, max(1, count - 3), 4):
+    while len(order) < count:
+        start = len(order)
         size = 4 if start + 8 <= count else count - start
         order += [start + (i + shift) % size for i in range(size)]
-        if len(order) == count:
-            break
     return order
 
 

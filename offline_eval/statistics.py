@@ -44,9 +44,7 @@ RESAMPLES, LEVEL = 10_000, 0.95
 # Below, a sample says next to nothing about the spread between scenes, and none is given.
 LEAST_GROUPS = 20
 BEST_CONSTANT = 'best constant'
-_SAID = ('d1', 'rmse')  # what the sentences are about
-# A constant's is the same whatever the constant is: none is the best.
-_OF_NO_SCALE = frozenset({'silog'})
+SAID = ('d1', 'rmse')  # what the sentences are about
 _EACH = range(len(METRICS))
 
 # The bootstrap -----------------------------------------------------------------------------------
@@ -113,17 +111,13 @@ class Measured:
         """What is known of every record's image."""
         return [self.entries[p] for p in self.records['position']]
 
-    @property
-    def classes(self) -> list[str]:
-        """Scene classes of the images."""
-        return sorted({entry.scene for entry in self.of_records} - {''})
-
-    def of_scene(self, scene: str) -> Measured:
-        """Only the images of a class."""
-        if scene == ALL:
-            return self
-        return replace(self, records=self.records[
-            [entry.scene == scene for entry in self.of_records]])
+    @cached_property
+    def by_scene(self) -> dict[str, Measured]:
+        """All images, and those of each class."""
+        of_images = [entry.scene for entry in self.of_records]
+        return {ALL: self} | {
+            scene: replace(self, records=self.records[[one == scene for one in of_images]])
+            for scene in sorted({*of_images} - {''})}
 
     @cached_property
     def groups(self) -> NDArray[np.intp]:
@@ -164,10 +158,8 @@ class Measured:
 
 def rows(measured: Measured) -> list[Row]:
     """Every row: all contenders over all images, and what the tables want per class."""
-    classes = measured.classes
-    parts = {scene: measured.of_scene(scene) for scene in (ALL, *classes)}
-    wanted = {'method': [ALL, *classes],
-              'bins': [scene for scene in TABLE_2_SCENES if scene in parts]}
+    parts = measured.by_scene
+    wanted = {'method': list(parts), 'bins': [s for s in TABLE_2_SCENES if s in parts]}
     first = {c.name: c for c in reversed(measured.contenders)}
     result = [
         Row(name, first[name].group, scene, named(parts[scene].value(name)),
@@ -188,10 +180,10 @@ def rows(measured: Measured) -> list[Row]:
 
 def histograms(measured: Measured) -> Histograms:
     """Distribution of the true depth, per class and in all, and with that of the method's."""
-    edges = np.linspace(0, measured.max_depth, HISTOGRAM + 1)
-    return Histograms(edges.tolist(), {
-        scene: measured.of_scene(scene).records['histogram'].sum(0).tolist()
-        for scene in (ALL, *measured.classes)},
+    return Histograms(
+        np.linspace(0, measured.max_depth, HISTOGRAM + 1).tolist(),
+        {scene: some.records['histogram'].sum(0).tolist()
+         for scene, some in measured.by_scene.items()},
         measured.records['joint'].sum(0, dtype=np.int64).tolist())
 
 
@@ -237,20 +229,19 @@ def verdict(measured: Measured) -> Verdict:
     oracle = np.concatenate([  # in parts, which fit into memory
         SIGNS * (SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
         for part in np.array_split(measured.counts, 10)])
-    controls = list(dict.fromkeys(
-        c.name for c in measured.contenders
-        if c.group in ('baseline', 'foreign') and c.is_test))
-    others = {BEST_CONSTANT: (best, oracle), **{
-        name: (measured.value(name), measured.samples(name)) for name in controls}}
+    others = {BEST_CONSTANT: (best, oracle)} | {
+        c.name: (measured.value(c.name), measured.samples(c.name)) for c in measured.contenders
+        if c.group in ('baseline', 'foreign') and c.is_test}
     comparisons = [Comparison(
         name, named(SIGNS * (value - other)),
         measured.intervals(SIGNS * (samples - other_samples), len(others)))
         for name, (other, other_samples) in others.items()]
-    metres = {m: metre for m, metre in named(chosen).items() if m not in _OF_NO_SCALE}
-    of_scenes = any(entry.sequence for entry in measured.of_records)
-    units, what = int(measured.groups.max()) + 1, 'scenes' if of_scenes else 'images'
-    text = _text(comparisons, metres, len(measured.records), units, what)
-    return Verdict(text, metres, comparisons, units, what)
+    metres = named(chosen)
+    del metres['silog']  # a constant's is the same whatever the constant is: none is the best
+    units = int(measured.groups.max()) + 1
+    what = 'scenes' if any(entry.sequence for entry in measured.of_records) else 'images'
+    return Verdict(_text(comparisons, metres, len(measured.records), units, what), metres,
+                   comparisons, units, what)
 
 
 def _text(
@@ -264,28 +255,26 @@ def _text(
         return (f'{METHOD} over {images} images{of}: too few for a verdict; intervals need at '
                 f'least {LEAST_GROUPS} {what}.{note}')
     parts = []
-    for metric in _SAID:
+    for metric in SAID:
         gain, found = comparisons[0].gains[metric], comparisons[0].intervals[metric]
-        word = 'better' if gain >= 0 else 'worse'
         parts.append(
-            f'in {SYMBOLS[metric]} {number(abs(gain))}{unit(metric)} {word} than the best '
-            f'constant ({metres[metric]:.2f} m; {found.name()} of the gain '
+            f'in {SYMBOLS[metric]} {number(abs(gain))}{unit(metric)} '
+            f'{"better" if gain >= 0 else "worse"} than the best constant '
+            f'({metres[metric]:.2f} m; {found.name()} of the gain '
             f'{number(found.low, signed=True)} to {number(found.high, signed=True)}'
-            f'{unit(metric)}): {reading(found)}')
+            f'{unit(metric)}): {_clearly(found)}')
     outcomes: dict[str, list[str]] = {}
     for comparison in comparisons[1:]:
-        words = {reading(comparison.intervals[m]) for m in _SAID}
+        words = {_clearly(comparison.intervals[m]) for m in SAID}
         outcomes.setdefault(words.pop() if len(words) == 1 else 'of mixed result', []).append(
             comparison.name)
     others = '; '.join(f'{outcome} against {", ".join(names)}'
                        for outcome, names in outcomes.items())
-    return (f'{METHOD} over {images} images{of} is {"; ".join(parts)}.'
-            + (f' In δ1 and rmse it is {others}.' if others else '')
-            + f' These are {len(comparisons)} comparisons of one family: all of their intervals '
-              f'hold together with 95 %.{note}')
+    return (f'{METHOD} over {images} images{of} is {"; ".join(parts)}. In δ1 and rmse it is '
+            f'{others}. These are {len(comparisons)} comparisons of one family: all of their '
+            f'intervals hold together with 95 %.{note}')
 
 
-def reading(found: Interval) -> str:
-    """What an interval of the gain allows to say."""
+def _clearly(found: Interval) -> str:
     word = found.reading()
     return word if word == 'not distinguishable' else f'clearly {word}'

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 
+from .contenders import Contender
 from .datasets import Dataset, Entry
-from .datasets.base import KITTI, Metres, evenly, read_depth
+from .datasets.base import KITTI, Metres, read_depth
 from .errors import DatasetError, EvaluationError, PredictionError, listing, progress
 from .metrics import MIN_DEPTH
 from .protocol import Protocol
@@ -43,222 +44,160 @@ ALIGNMENTS: Mapping[str, str] = {
 # Of these, a stored 0 is a value; of the others it says that there is no depth.
 _AFFINE = frozenset({'lstsq', 'disparity'})
 _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
-_PROBES = 8
-_FAR_OFF = 2.5  # times the true median, from which on the scale is in doubt
 
 
-def _numbered(form: str) -> Callable[[Entry], str]:
-    """Names by a number in the data set, which KITTI's images do not have."""
-    return lambda entry: '' if _is_drive(entry) or ('{scene}' in form and not entry.scene) else \
-        form.format(scene=entry.scene, number=entry.index)
+def file_names(entry: Entry) -> list[str]:
+    """How an image's file may be called, without suffix; the first is what is written."""
+    own = str(Path(entry.name).with_suffix(''))
+    if '_drive_' in entry.sequence:
+        return [f'{entry.sequence}_{Path(entry.name).stem}', own]
+    rgb = f'rgb_{entry.index:05d}'
+    return [f'{entry.scene}_{rgb}'.lstrip('_'), rgb, f'{entry.index:05d}', own]
 
-
-def _is_drive(entry: Entry) -> bool:
-    return '_drive_' in entry.sequence
-
-
-# How files are called, without their suffix; '' where an image has no such name.
-LAYOUTS: Mapping[str, Callable[[Entry], str]] = {
-    'SCENE_rgb_NUMBER': _numbered('{scene}_rgb_{number:05d}'),
-    'DRIVE_FRAME': lambda e: f'{e.sequence}_{Path(e.name).stem}' if _is_drive(e) else '',
-    'SCENE/rgb_NUMBER': _numbered('{scene}/rgb_{number:05d}'),
-    'rgb_NUMBER': _numbered('rgb_{number:05d}'),
-    'NUMBER': _numbered('{number:05d}'),
-    "the image's own name": lambda entry: str(Path(entry.name).with_suffix('')),
-}
 
 # Others' predictions -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Depth that a method has predicted for a data set, in files.
-
-    Attributes:
-        name: of the method.
-        folder: where the files are.
-        layout: how they are called, see LAYOUTS.
-        suffix: '.png' (16 bits), or '.npy' (floating point).
-        scale: stored depth per metre.
-        align: what is done to a prediction before it is scored, see ALIGNMENTS.
-        digest: SHA-256 (hex) of the files, in the data set's order.
-        size: (height, width) of the first one.
-
-    """
-
-    name: str
-    folder: Path
-    layout: str
-    suffix: str
-    scale: float
-    align: str = 'none'
-    digest: str = ''
-    size: tuple[int, int] = (0, 0)
-
-    @property
-    def row(self) -> str:
-        """Name of its row."""
-        return self.name if self.align == 'none' else f'{self.name}, {self.align}-aligned'
-
-    @property
-    def note(self) -> str:
-        """What the reader of its row must know."""
-        return (f'depth of another program, in {self.folder} ({self.size[0]} x {self.size[1]}, '
-                f'{self.scale:g} a metre); {ALIGNMENTS[self.align]}')
-
-    def path(self, entry: Entry) -> Path:
-        """File of an image."""
-        return self.folder / f'{LAYOUTS[self.layout](entry)}{self.suffix}'
-
-    def read(
-        self, entry: Entry, size: tuple[int, int], truth: Metres, protocol: Protocol,
-    ) -> Metres:
-        """Read what was predicted for an image, as the protocol crops it.
-
-        Args:
-            entry: the image.
-            size: (height, width) of the image.
-            truth: (H, W) of the crop, metres, NaN where it is not scored.
-            protocol: how to crop.
-
-        Returns:
-            (H, W) metres of the crop, 1 where it is not scored.
-
-        Raises:
-            PredictionError: it is damaged, of a size that cannot be placed, or has no depth where
-                it is scored.
-
-        """
-        path, scored = self.path(entry), ~np.isnan(truth)
-        values = _placed(self.stored(entry), size, protocol, path)[scored].astype(np.float64)
-        least = -np.inf if self.align in _AFFINE else MIN_DEPTH
-        wrong = ~(np.isfinite(values) & (values > least))
-        if wrong.any():
-            raise PredictionError(
-                f'{path}: {wrong.sum()} of {len(wrong)} pixels that are scored have no depth '
-                f'(0, not finite, or at most {MIN_DEPTH} m). A method is scored on every pixel of '
-                'the protocol; predict all, or choose the --protocol that it was made for.')
-        metres = np.ones_like(truth)
-        if len(values):
-            metres[scored] = aligned(values, truth[scored].astype(np.float64), self.align,
-                                     protocol.max_depth)
-        return metres
-
-    def stored(self, entry: Entry) -> Metres:
-        """(h, w) metres of a file, NaN where there is no depth."""
-        path = self.path(entry)
-        if self.suffix == '.npy':
-            try:
-                stored = np.load(path, allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
-                raise PredictionError(f'{path}: no array of NumPy: {error}.') from error
-            if stored.ndim != 2 or stored.dtype.kind != 'f':
-                raise PredictionError(f'{path}: holds {stored.dtype} {stored.shape}; expected '
-                                      'floating point (height, width).')
-            depth = stored.astype(np.float32) / np.float32(self.scale)
-        else:
-            try:
-                depth = read_depth(path, self.scale)
-            except DatasetError as error:
-                raise PredictionError(str(error)) from error
-        metres: Metres = depth if self.align in _AFFINE else np.where(
-            depth == 0, np.float32(np.nan), depth)
-        return metres
-
-
-def open_predictions(
+def foreign(
     name: str, folder: Path, dataset: Dataset, scale: float = 0.0, align: str = 'none',
-) -> tuple[Predictions, str]:
-    """Find a method's files, every one of them, and look at a few: are they metres once read?
+) -> Contender:
+    """Another program's depth, from its files: every one must be there, and metres once read.
 
     Args:
         name: of the method.
         folder: with the files, or with a folder `raw` that has them.
         dataset: which was predicted.
         scale: stored depth per metre; 0: as BTS has it for the data set, and 1 for .npy.
-        align: see ALIGNMENTS.
-
-    Returns:
-        Them, and what to warn of; '' where nothing is odd, or the scale is taken from the truth
-        anyway.
+        align: what is done to a prediction before it is scored, see ALIGNMENTS.
 
     Raises:
-        PredictionError: there are none, some are missing, or their unit is impossible.
+        PredictionError: some are missing, their unit is impossible, or they fall where they
+            should rise; or, with an answer, see `read`.
 
     """
     where = f'--predictions {name}={folder}'
-    every = (Predictions(name, place, layout, suffix, scale, align)
+    names = [file_names(entry) for entry in dataset.entries]
+    forms = [(place, [place / f'{each}{suffix}' for each in form])
              for place in (folder, folder / RAW) for suffix in ('.png', '.npy')
-             for layout in LAYOUTS)
-    found = next((one for one in every if any(
-        LAYOUTS[one.layout](e) and one.path(e).is_file() for e in dataset.entries)), None)
-    if found is None:
-        wanted = ', '.join(f'{call(dataset.entries[0])}.png' for call in LAYOUTS.values()
-                           if call(dataset.entries[0]))
-        raise PredictionError(f'{where}: no file there is of this data set. Its first image would '
-                              f'be one of: {wanted}, or the same as .npy.')
-    paths = [found.path(entry) for entry in dataset.entries]
+             for form in zip(*names, strict=False)]
+    place, paths = max(forms, key=lambda form: sum(path.is_file() for path in form[1]))
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise PredictionError(
             f'{where}: {len(missing)} of {len(paths)} files are missing; a method is scored on '
-            f'all images or on none:{listing(missing)}')
-    digest = hashlib.sha256()
+            f'all images or on none. The first image is {", ".join(names[0])}, as .png or .npy:'
+            f'{listing(missing)}')
+    scale = scale or (1.0 if paths[0].suffix == '.npy' else dataset.scale)
+    _check_unit(paths, dataset, scale, align, where)
+    digest = hashlib.sha256()  # a run is continued with the same files only
     for path in paths:
         digest.update(path.read_bytes())
-    found = replace(found, digest=digest.hexdigest(), scale=scale or (
-        1.0 if found.suffix == '.npy' else dataset.scale))
-    height, width = found.stored(dataset.entries[0]).shape
-    found = replace(found, size=(height, width))
-    return found, _doubt(found, dataset, where)
+    height, width = _stored(paths[0], scale, align).shape
+    files = dict(zip(dataset.entries, paths, strict=True))
+    return Contender(
+        name if align == 'none' else f'{name}, {align}-aligned', 'foreign',
+        f'depth of another program, in {place} ({height} x {width}, {scale:g} a metre); '
+        f'{ALIGNMENTS[align]}',
+        lambda seen: torch.from_numpy(read(
+            files[seen.entry], scale, align, seen.pair.depth.shape, seen.truth, seen.protocol,
+        )).to(seen.device),
+        key=digest.hexdigest(), is_test=align == 'none')
 
 
-def _doubt(predictions: Predictions, dataset: Dataset, where: str) -> str:
-    """What to warn of; see `open_predictions`."""
-    said, true, falls = [], [], []
-    for position in evenly(len(dataset), _PROBES):
-        truth = dataset.read_truth(position)
-        depth = predictions.stored(dataset.entries[position])
+def read(
+    path: Path, scale: float, align: str, size: tuple[int, ...], truth: Metres,
+    protocol: Protocol,
+) -> Metres:
+    """Read what was predicted for an image, as the protocol crops it.
+
+    Args:
+        path: of the prediction.
+        scale: stored depth per metre.
+        align: see ALIGNMENTS.
+        size: (height, width) of the image.
+        truth: (H, W) of the crop, metres, NaN where it is not scored.
+        protocol: how to crop.
+
+    Returns:
+        (H, W) metres of the crop, 1 where it is not scored.
+
+    Raises:
+        PredictionError: it is damaged, of a size that cannot be placed, or has no depth where
+            it is scored.
+
+    """
+    scored = ~np.isnan(truth)
+    depth = _placed(_stored(path, scale, align), size, protocol, path)
+    values = depth[scored].astype(np.float64)
+    least = -np.inf if align in _AFFINE else MIN_DEPTH
+    wrong = ~(np.isfinite(values) & (values > least))
+    if wrong.any():
+        raise PredictionError(
+            f'{path}: {wrong.sum()} of {len(wrong)} pixels that are scored have no depth '
+            f'(0, not finite, or at most {MIN_DEPTH} m). A method is scored on every pixel of '
+            'the protocol; predict all, or choose the --protocol that it was made for.')
+    metres = np.ones_like(truth)
+    if len(values):
+        metres[scored] = aligned(values, truth[scored].astype(np.float64), align,
+                                 protocol.max_depth)
+    return metres
+
+
+def _stored(path: Path, scale: float, align: str) -> Metres:
+    """(h, w) metres of a file, NaN where there is no depth."""
+    try:
+        if path.suffix == '.npy':
+            stored = np.load(path, allow_pickle=False)
+            if stored.ndim != 2 or stored.dtype.kind != 'f':
+                raise ValueError(f'it holds {stored.dtype} {stored.shape}')
+            depth = stored.astype(np.float32) / np.float32(scale)
+        else:
+            depth = read_depth(path, scale)
+    except (ValueError, OSError, EOFError) as error:
+        raise PredictionError(f'{path}: no array of floating point (height, width): {error}.'
+                              ) from error
+    except DatasetError as error:
+        raise PredictionError(str(error)) from error
+    metres: Metres = depth if align in _AFFINE else np.where(
+        depth == 0, np.float32(np.nan), depth)
+    return metres
+
+
+def _check_unit(
+    paths: list[Path], dataset: Dataset, scale: float, align: str, where: str,
+) -> None:
+    """Look at a few: are their medians possible, and do they rise with the truth?"""
+    medians, falls = [], []
+    for position in dataset.probes():
+        truth, depth = dataset.read_truth(position), _stored(paths[position], scale, align)
         at = np.asarray(cv2.resize(
             truth, depth.shape[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
         known = (at > 0) & np.isfinite(depth)
         if known.any():
-            said.append(float(np.nanmedian(depth)))
-            true.append(float(np.median(truth[truth > 0])))
+            medians.append(float(np.nanmedian(depth)))
             falls.append(bool(np.cov(depth[known], at[known])[0, 1] < 0))
-    if predictions.align in _AFFINE:
-        if falls.count(predictions.align == 'lstsq') > len(falls) / 2:
-            what, other = ('falls', 'disparity') if predictions.align == 'lstsq' else (
-                'rises', 'lstsq')
-            raise PredictionError(f'{where}: what is stored {what} with the true depth, which is '
-                                  f'not what --align {predictions.align} takes it for. Give '
-                                  f'--align {other}.')
-        return ''
-    if not said or predictions.align != 'none':
-        return ''
+    if align in _AFFINE and falls.count(align == 'lstsq') > len(falls) / 2:
+        what, other = ('falls', 'disparity') if align == 'lstsq' else ('rises', 'lstsq')
+        raise PredictionError(f'{where}: what is stored {what} with the true depth, which is not '
+                              f'what --align {align} takes it for. Give --align {other}.')
     low, high = dataset.plausible
-    median, wanted = float(np.median(said)), float(np.median(true))
-    what = (f'{where}: with {predictions.scale:g} a metre the median depth of {len(said)} images '
-            f'is {median:.4g} m')
-    if not low <= median <= high:
-        raise PredictionError(f'{what}, outside {low:g} to {high:g} m. Give --prediction-scale, '
-                              'or --align where the method does not predict metres.')
-    if not 1 / _FAR_OFF < median / wanted < _FAR_OFF:
-        return (f'{what}, the true one {wanted:.4g} m. If that is not what the method says, give '
-                '--prediction-scale, or --align where it does not predict metres.')
-    return ''
+    if align == 'none' and medians and not low <= np.median(medians) <= high:
+        raise PredictionError(
+            f'{where}: with {scale:g} a metre the median depth of {len(medians)} images is '
+            f'{np.median(medians):.4g} m, outside {low:g} to {high:g} m. Give --prediction-scale, '
+            'or --align where the method does not predict metres.')
 
 
-def _placed(depth: Metres, size: tuple[int, int], protocol: Protocol, path: Path) -> Metres:
+def _placed(depth: Metres, size: tuple[int, ...], protocol: Protocol, path: Path) -> Metres:
     """What of a prediction is the protocol's crop.
 
     One of the image's size is cropped as the image is; one of the crop's size is the crop; one of
     the image's aspect ratio is enlarged or reduced to the image first.
     """
     height, width = depth.shape
-    if (height, width) == protocol.size and size != protocol.size:
+    if depth.shape == protocol.size != size:
         return depth
-    if (height, width) != size:
+    if depth.shape != size:
         if abs(width * size[0] / (height * size[1]) - 1) > _SAME_SHAPE:
             raise PredictionError(
                 f'{path}: is {height} x {width}; the image is {size[0]} x {size[1]}, and '
@@ -266,7 +205,7 @@ def _placed(depth: Metres, size: tuple[int, int], protocol: Protocol, path: Path
                 'Predictions must be of one of these sizes, or of the aspect ratio of the image.')
         depth = cv2.resize(depth, (size[1], size[0]),
                            interpolation=cv2.INTER_LINEAR).astype(np.float32, copy=False)
-    return depth[protocol.crop_of(*size)]
+    return depth[protocol.boxes(size[0], size[1])[0]]
 
 
 def aligned(
@@ -314,10 +253,8 @@ def write_all(
 
     """
     raw, noted = folder / RAW, folder / ABOUT
-    names = [next(filter(None, (call(entry) for call in LAYOUTS.values())))
-             for entry in dataset.entries]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    names = [file_names(entry)[0] for entry in dataset.entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
     said = json.dumps({**about, 'scale': dataset.scale, 'images': len(names)}, indent=1,
@@ -327,19 +264,17 @@ def write_all(
         raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '
                               'overwritten; choose another folder.')
     write(noted, said)
-    with progress(len(dataset), 'predictions') as bar:
-        for position, name in enumerate(names):
-            path = raw / f'{name}.png'
-            if not path.exists():
-                pair = dataset.read(position)
-                depth = in_16_bits(
-                    estimator.predict(protocol.prepare(pair)[0]).depth, dataset.scale, name)
-                if dataset.origin != KITTI:  # whose evaluation puts the crop into the image itself
-                    whole = np.zeros(pair.depth.shape, np.uint16)
-                    whole[protocol.crop_of(*pair.depth.shape)] = depth
-                    depth = whole
-                write(path, png(depth))
-            bar.update()
+    for position, name in enumerate(progress(names, 'predictions')):
+        path = raw / f'{name}.png'
+        if path.exists():
+            continue
+        pair = dataset.read(position)
+        depth = in_16_bits(estimator.predict(protocol.prepare(pair)[0]).depth, dataset.scale, name)
+        if dataset.origin != KITTI:  # whose evaluation puts the crop into the image itself
+            whole = np.zeros(pair.depth.shape, np.uint16)
+            whole[protocol.boxes(*pair.depth.shape)[0]] = depth
+            depth = whole
+        write(path, png(depth))
     return raw
 
 

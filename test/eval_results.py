@@ -40,7 +40,7 @@ def write_world(folder, samples):
     """The data set in each of its forms: the .mat with its splits, and the official folders."""
     write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
     write_splits(folder / 'splits.mat', len(samples))
-    extract(folder / 'nyu_depth_v2_labeled.mat', folder / 'official', folder / 'splits.mat')
+    extract(folder / 'nyu_depth_v2_labeled.mat', folder / 'official')
 
 
 def make_sample(number, role='best', size=(416, 544)):

@@ -34,7 +34,7 @@ def main() -> None:
     samples = make_samples(arguments.images, arguments.seed)
     write_labeled_mat(out / 'nyu_depth_v2_labeled.mat', samples)
     write_splits(out / 'splits.mat', len(samples))
-    extract(out / 'nyu_depth_v2_labeled.mat', out, out / 'splits.mat')
+    extract(out / 'nyu_depth_v2_labeled.mat', out)
     write_bag(out / 'room_bag', Scene.generate(arguments.kind, arguments.seed),
               frames=arguments.frames, seed=arguments.seed)
     print(f'{out}: {len(samples)} images, a bag of {arguments.frames} frames')

@@ -256,11 +256,11 @@ def training_split(path: Path, options: Options) -> Recording:
         RecordingError: it is none, or has no such split.
 
     """
-    from offline_eval.datasets import Where, open_dataset
+    from offline_eval.datasets import open_dataset
     from offline_eval.errors import EvaluationError
     from offline_eval.protocol import PROTOCOLS
     try:
-        data = open_dataset(Where(path)).training()
+        data = open_dataset(path).training()
     except EvaluationError as error:
         raise RecordingError(
             f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '

@@ -1,70 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets, found by what lies at a path."""
+"""Data sets, found by what lies at a path: NYU Depth v2 in its forms, and KITTI's Eigen split."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError
-from . import kitti, nyu
-from .base import Dataset, Entry, Pair
+from . import nyu
+from .base import KITTI, Dataset, Entry, Pair, of_files, read_list
 
-__all__ = ['Dataset', 'Entry', 'Pair', 'Where', 'open_dataset']
+__all__ = ['Dataset', 'Entry', 'Pair', 'open_dataset']
 
-
-@dataclass(frozen=True)
-class Where:
-    """Where the data are, as the user said; None: find out."""
-
-    data: Path
-    list_file: Path | None = None
-    splits: Path | None = None
-    truth: Path | None = None
-    inpainted: bool = False
+KITTI_LIST = 'eigen_test_files_with_gt.txt'
+_TRUTHS = ('', 'data_depth_annotated', 'data_depth_annotated/train', 'data_depth_annotated/val',
+           'train', 'val', 'gt_depth')
 
 
-def open_dataset(where: Where) -> Dataset:
+def open_dataset(
+    path: Path, list_file: Path | None = None, truth: Path | None = None, *,
+    inpainted: bool = False,
+) -> Dataset:
     """Open whatever data set lies at a path.
+
+    Args:
+        path: a file, or a folder.
+        list_file: names of the pairs; None: the one beside, else all that there are.
+        truth: folder of KITTI's annotated depth; None: looked for beside.
+        inpainted: take the in-painted depth of the .mat instead of the sensor's.
 
     Raises:
         DatasetError: nothing is there, or nothing that is known.
 
     """
-    path = where.data.expanduser()
-    for name, extra in (('--data', path), ('--list', where.list_file),
-                        ('--splits', where.splits), ('--ground-truth', where.truth)):
-        if extra is not None and not extra.exists():
-            raise DatasetError(f'{name} {extra}: does not exist.')
+    path = path.expanduser()
+    for given in (path, list_file, truth):
+        if given is not None and not given.exists():
+            raise DatasetError(f'{given}: does not exist.')
     mat = path if path.is_file() else path / nyu.MAT
     if mat.is_file():
-        return nyu.open_mat(mat, splits=where.splits, inpainted=where.inpainted)
-    dataset = _open_folder(path, where)
-    if where.inpainted and dataset.depth != 'in-painted':
+        return nyu.open_mat(mat, inpainted=inpainted)
+    dataset = _open_folder(path, list_file, truth)
+    if inpainted and dataset.depth != 'in-painted':
         raise DatasetError(f'--inpainted: {dataset.format} is evaluated on its {dataset.depth} '
                            'depth only; give the .mat file.')
     return dataset
 
 
-def _open_folder(path: Path, where: Where) -> Dataset:
+def _open_folder(path: Path, list_file: Path | None, truth: Path | None) -> Dataset:
     for folder in (path, path / 'test', path / 'official_splits' / 'test'):
         if any(folder.glob('*/rgb_*.jpg')):
             beside = (f / nyu.LIST for f in (folder, folder.parent, folder.parent.parent))
-            return nyu.open_official(
-                folder, where.list_file or next(filter(Path.is_file, beside), None))
+            return nyu.open_official(folder, list_file or next(filter(Path.is_file, beside), None))
     for folder in (path, path / 'nyu2_test', path / 'data' / 'nyu2_test',
                    path / 'nyu_data' / 'data' / 'nyu2_test'):
         if any(folder.glob('*_colors.png')):
             return nyu.open_kaggle(folder)
     if any(path.glob('2011_*')):
-        listed = where.list_file or path / kitti.LIST
-        if not listed.is_file():
-            raise DatasetError(f'{path}: looks like KITTI raw data; give the Eigen test list with '
-                               f'--list {kitti.LIST}.')
-        return kitti.open_kitti(path, listed, where.truth)
-    if where.list_file:
-        return nyu.open_official(path, where.list_file)
+        return _open_kitti(path, list_file or path / KITTI_LIST, truth)
+    if list_file:
+        return nyu.open_official(path, list_file)
     raise DatasetError(
         f'{path}: no known data set. Expected {nyu.MAT}, or a folder with it, with '
         'official_splits/test/SCENE/rgb_NNNNN.jpg, with nyu2_test/NNNNN_colors.png, or with '
         "KITTI's 2011_*.")
+
+
+def _open_kitti(path: Path, list_file: Path, truth: Path | None) -> Dataset:
+    """Of the raw data and the annotated sparse depth; a list's image without any (`None`) goes."""
+    if not list_file.is_file():
+        raise DatasetError(f'{path}: looks like KITTI raw data; give the Eigen test list with '
+                           f'--list {KITTI_LIST}.')
+    every = read_list(list_file)
+    names = [row for row in every if row[1] != 'None']
+    roots = [truth] if truth else [path / folder for folder in _TRUTHS]
+    entries = [Entry(
+        i, rgb, sequence=next((part for part in Path(rgb).parts if '_drive_' in part), ''),
+        focal=focal, files=(path / rgb, next(
+            (root / depth for root in roots if (root / depth).is_file()), roots[0] / depth)))
+        for i, (rgb, depth, focal) in enumerate(names)]
+    dataset = of_files(path, 'KITTI Eigen', entries, split='Eigen test list',
+                       depth='sparse lidar', scale=256.0)
+    dataset.origin = KITTI
+    if len(names) < len(every):
+        dataset.warnings = (
+            (f'{len(every) - len(names)} of {len(every)} images of {list_file.name} have no '
+             'annotated depth and are left out, as in the official evaluation.'),)
+    return dataset

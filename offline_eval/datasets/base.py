@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError, listing
 
-# Medians of true depth that are possible, in metres: indoors, and on the road.
-INDOORS, OUTDOORS = (0.3, 9.9), (1.5, 80.0)
 _PROBES = 8
 # Worlds that images are of.
 NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
@@ -69,12 +67,9 @@ class Dataset:
         origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '' where
             nothing says so.
         official: whether these are the 654 images of NYU's test split with raw depth.
-        unit: of the stored depth, in words.
         scale: how much stored depth is a metre in files of such data.
-        plausible: medians of the true depth that are possible, in metres.
         warnings: what makes numbers incomparable.
         training: opens the training split, where it lies beside.
-        close: lets go of an open file.
 
     """
 
@@ -87,15 +82,17 @@ class Dataset:
     truth: Callable[[Entry], Metres]
     origin: str = ''
     official: bool = False
-    unit: str = 'millimetres'
     scale: float = 1000.0
-    plausible: tuple[float, float] = INDOORS
     warnings: tuple[str, ...] = ()
     training: Callable[[], Dataset | None] = lambda: None
-    close: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    @property
+    def plausible(self) -> tuple[float, float]:
+        """Medians of true depth that are possible, in metres: on the road, and indoors."""
+        return (1.5, 80.0) if self.origin == KITTI else (0.3, 9.9)
 
     def read(self, position: int) -> Pair:
         """Read the pair at a position of `entries`.
@@ -110,16 +107,15 @@ class Dataset:
         """Read the true depth only."""
         return self.truth(self.entries[position])
 
-    def keep(self, positions: Sequence[int]) -> None:
-        """Leave out all but these."""
-        self.split += f', {len(positions)} of {len(self)} images'
-        self.entries = [self.entries[p] for p in positions]
-        self.official = False
-
     def is_in_painted(self) -> None:
         """Note that the depth is not the sensor's."""
         self.official, self.depth = False, 'in-painted'
         self.warnings += (f'{self.path}: {IN_PAINTED}',)
+
+    def probes(self) -> list[int]:
+        """A few positions, evenly from all."""
+        few = np.linspace(0, len(self) - 1, min(len(self), _PROBES)).astype(int)
+        return sorted(set(few.tolist()))
 
     def check_unit(self) -> None:
         """Look at a few ground truths: are they metres once read, and the sensor's?
@@ -128,25 +124,16 @@ class Dataset:
             DatasetError: the median depth is impossible.
 
         """
-        depths = [self.read_truth(p) for p in evenly(len(self), _PROBES)]
+        depths = [self.read_truth(p) for p in self.probes()]
         if self.official and all((d > 0).all() for d in depths):  # no sensor sees everything
             self.is_in_painted()
         medians = [float(np.median(d[d > 0])) for d in depths if (d > 0).any()]
-        if not medians:
-            return  # Each such image is counted when it is met.
         low, high = self.plausible
-        median = float(np.median(medians))
-        if not low <= median <= high:
-            stored = 'metres' if median < low else 'millimetres'
+        if medians and not low <= np.median(medians) <= high:
             raise DatasetError(
-                f'{self.path}: the median depth of {len(medians)} images is {median:.4g} m, '
-                f'outside {low:g} to {high:g} m: {stored} or another scale was stored where this '
-                f'format has {self.unit}. Convert the depth.')
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most so many numbers below `count`, the first and the last among them."""
-    return [int(n) for n in np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int))]
+                f'{self.path}: the median depth of {len(medians)} images is '
+                f'{np.median(medians):.4g} m, outside {low:g} to {high:g} m: it is stored in '
+                'another unit than this format has. Convert the depth.')
 
 
 def of_files(
@@ -166,10 +153,8 @@ def of_files(
         DatasetError: there are none, or some are missing: all are listed.
 
     """
-    if not entries:
-        raise DatasetError(f'{path}: no images found; expected {form}.')
     missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]
-    if missing:
+    if missing or not entries:
         raise DatasetError(
             f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
             f'data or correct the list:{listing(missing)}')
@@ -206,16 +191,15 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
 
     """
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
+        rows = sorted(line.split() for line in path.read_text(encoding='utf-8').splitlines()
+                      if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f'{path}: the list cannot be read: {error}.') from error
-    rows = [line.split() for line in lines if line.strip()]
-    short = [f'line {i + 1}: {line!r}' for i, line in enumerate(lines)
-             if len(line.split()) == 1]
+    short = [row[0] for row in rows if len(row) == 1]
     if short or not rows:
         raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
                            f'space; found{listing(short) or " no line"}')
-    return [(row[0].lstrip('/'), row[1].lstrip('/'), _focal(row[2:])) for row in sorted(rows)]
+    return [(row[0].lstrip('/'), row[1].lstrip('/'), _focal(row[2:])) for row in rows]
 
 
 def _focal(columns: list[str]) -> float:
