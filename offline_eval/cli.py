@@ -18,6 +18,7 @@ from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
 
 if TYPE_CHECKING:
+    from .evaluate import Options
     from .results import Summary
 
 PROGRAM = 'offline_eval'
@@ -52,15 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(given: list[str]) -> None:
-    parser = _parser()
-    options = parser.parse_args(given)
-    others = _foreign(parser, options)
+    chosen = options(given)
     from . import report
-    from .evaluate import Options, evaluate
-    folder, results = evaluate(Options(
-        **_data_and_model(options, given), average=options.average,
-        tables=tuple(options.table or ('1',)), output=options.output, resume=options.resume,
-        predictions=others, calibrations=tuple(options.calibration)))
+    from .evaluate import evaluate
+    folder, results = evaluate(chosen)
     report.write(folder, results)
     print(answer(results.summary))
     print(f'Results: {folder}')
@@ -76,9 +72,9 @@ def _witness(given: list[str]) -> None:
     parser.add_argument('-o', '--output', type=Path, required=True, metavar='FOLDER',
                         help='to write to; nothing is overwritten, and what the same command has '
                         'begun is continued')
-    options = parser.parse_args(given[1:])
+    chosen = parser.parse_args(given[1:])
     from .evaluate import Options, write_witness
-    raw = write_witness(Options(**_data_and_model(options, given)), options.output)
+    raw = write_witness(Options(**_data_and_model(chosen, given)), chosen.output)
     print(f'{sum(1 for _ in raw.iterdir())} images in {raw}')
 
 
@@ -89,9 +85,9 @@ def _extract(given: list[str]) -> None:
         'file, as the official script does.')
     parser.add_argument('mat', type=Path, help='nyu_depth_v2_labeled.mat')
     parser.add_argument('folder', type=Path, help='where official_splits/ is made')
-    options = parser.parse_args(given[1:])
+    chosen = parser.parse_args(given[1:])
     from .datasets.nyu import extract
-    extract(options.mat, options.folder)
+    extract(chosen.mat, chosen.folder)
 
 
 # Options -----------------------------------------------------------------------------------------
@@ -159,15 +155,36 @@ def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
                        help="network's number format (default: the file's; auto means float32)")
 
 
-def _data_and_model(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
+def options(given: list[str]) -> Options:
+    """What the arguments of an evaluation ask for."""
+    from .evaluate import Options
+    parser = _parser()
+    chosen = parser.parse_args(given)
+    names = [name for name, _ in chosen.predictions]
+    if '' in names or len(names) > len(set(names)):
+        parser.error('--predictions: expected NAME=FOLDER, and every NAME once')
+    scales: dict[str, float] = dict(chosen.prediction_scale)
+    alignments: dict[str, str] = dict(chosen.align)
+    if other := sorted({*scales, *alignments} - {'', *names}):
+        parser.error(f'{", ".join(other)}: is none of --predictions')
+    return Options(
+        **_data_and_model(chosen, given), average=chosen.average,
+        tables=tuple(chosen.table or ('1',)), output=chosen.output, resume=chosen.resume,
+        predictions=tuple((name, folder, scales.get(name, scales.get('', 0.0)),
+                           alignments.get(name, alignments.get('', 'none')))
+                          for name, folder in chosen.predictions),
+        calibrations=tuple(chosen.calibration))
+
+
+def _data_and_model(chosen: argparse.Namespace, given: list[str]) -> dict[str, Any]:
     """These fields of `evaluate.Options`."""
-    config, runtime = settings(options)
+    config, runtime = settings(chosen)
     return {
-        'data': options.data, 'list_file': options.list, 'truth': options.ground_truth,
-        'inpainted': options.inpainted, 'protocol': options.protocol, 'config': config,
+        'data': chosen.data, 'list_file': chosen.list, 'truth': chosen.ground_truth,
+        'inpainted': chosen.inpainted, 'protocol': chosen.protocol, 'config': config,
         'runtime': runtime, 'command': shlex.join([PROGRAM, *given]),
-        'own_input': options.own_input or (
-            options.config is None and runtime.get('weights') == DEMO)}
+        'own_input': chosen.own_input or (
+            chosen.config is None and runtime.get('weights') == DEMO)}
 
 
 def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
@@ -212,22 +229,6 @@ def _alignment(text: str) -> str:
     if text not in ALIGNMENTS:
         raise argparse.ArgumentTypeError(f'{text!r}: expected one of {", ".join(ALIGNMENTS)}')
     return text
-
-
-def _foreign(
-    parser: argparse.ArgumentParser, options: argparse.Namespace,
-) -> tuple[tuple[str, Path, float, str], ...]:
-    """Other programs' predictions, each with its scale and alignment."""
-    names = [name for name, _ in options.predictions]
-    if '' in names or len(names) > len(set(names)):
-        parser.error('--predictions: expected NAME=FOLDER, and every NAME once')
-    scales: dict[str, float] = dict(options.prediction_scale)
-    alignments: dict[str, str] = dict(options.align)
-    if other := sorted({*scales, *alignments} - {'', *names}):
-        parser.error(f'{", ".join(other)}: is none of --predictions')
-    return tuple((name, folder, scales.get(name, scales.get('', 0.0)),
-                  alignments.get(name, alignments.get('', 'none')))
-                 for name, folder in options.predictions)
 
 
 # The answer --------------------------------------------------------------------------------------

@@ -13,16 +13,10 @@ import pytest
 from eval_results import write_world
 
 from depthclip_ros.sim.formats import make_samples, split, write_splits
-from offline_eval.datasets import Where, nyu, open_dataset
+from offline_eval.datasets import KITTI_LIST, nyu
+from offline_eval.datasets import open_dataset as opened
 from offline_eval.datasets.base import NYU, RENDERED
-from offline_eval.datasets.kitti import LIST as KITTI_LIST
-from offline_eval.datasets.nyu import (
-    FOCAL,
-    KEPT,
-    MARK_FILE,
-    official_split,
-    scene_classes,
-)
+from offline_eval.datasets.nyu import FOCAL, KEPT, MARK_FILE, official_split, scene_classes
 from offline_eval.datasets.nyu import LIST as NYU_LIST
 from offline_eval.errors import DatasetError
 
@@ -55,11 +49,7 @@ def official(world, tmp_path):
     return shutil.copytree(world / 'official', tmp_path / 'official')
 
 
-def opened(path, **where):
-    return open_dataset(Where(path, **where))
-
-
-# The official split --------------------------------------------------------------------------
+# Reading -------------------------------------------------------------------------------------
 
 
 def test_official_split_is_the_published_one(shared_dir):
@@ -72,34 +62,85 @@ def test_official_split_is_the_published_one(shared_dir):
     assert scene_classes() == {int(name[-9:-4]): name.split('/')[0] for name in listed}
 
 
-def test_official_split_in_numbers():
-    train, test = official_split()
-    assert (len(train), len(test)) == (795, 654)
-    assert sorted(train + test) == list(range(1449))
-    assert test[:4] == [0, 1, 8, 13]
-    scenes = list(scene_classes().values())
-    assert (scenes.count('bathroom'), scenes.count('classroom')) == (58, 23)
-
-
-# Reading -------------------------------------------------------------------------------------
-
-
-def test_mat_is_read_directly(world, samples):
-    dataset = opened(world)
+@pytest.mark.parametrize('inpainted', [False, True])
+def test_mat_is_read_directly(world, samples, inpainted):
+    dataset = opened(world, inpainted=inpainted)
     assert [e.index for e in dataset.entries] == split(COUNT)[1]
-    assert (dataset.depth, dataset.official) == ('raw', False)
+    assert (dataset.depth, dataset.official, dataset.origin) == (
+        'in-painted' if inpainted else 'raw', False, RENDERED)
     for position in (0, len(dataset) - 1):
-        sample = samples[dataset.entries[position].index]
-        pair = dataset.read(position)
+        sample, pair = samples[dataset.entries[position].index], dataset.read(position)
         np.testing.assert_array_equal(pair.rgb, sample.frame.rgb)
-        np.testing.assert_array_equal(pair.depth, sample.raw_depth)
+        np.testing.assert_array_equal(
+            pair.depth, sample.frame.depth if inpainted else sample.raw_depth)
         assert dataset.entries[position].scene == sample.frame.kind
     assert [e.index for e in dataset.training().entries] == split(COUNT)[0]
 
 
-def test_rendered_rooms_say_that_they_are(world):
-    """As a file, and as a folder extracted from the file."""
-    assert opened(world).origin == opened(world / 'official').origin == RENDERED
+@pytest.mark.parametrize('place', ['', 'official_splits', 'official_splits/test'])
+def test_folder_is_found_with_its_list_and_without(world, official, samples, place):
+    dataset = opened(world / 'official' / place)
+    assert dataset.origin == RENDERED
+    assert 'by ' + NYU_LIST in dataset.split
+    assert sorted(e.index for e in dataset.entries) == split(COUNT)[1]
+    pair, sample = dataset.read(0), samples[dataset.entries[0].index]
+    np.testing.assert_allclose(pair.depth, sample.raw_depth, atol=1.001e-3)
+    assert np.abs(pair.rgb[20:460, 20:620].astype(int)
+                  - sample.frame.rgb[20:460, 20:620]).mean() < 6
+    assert len(dataset.training()) == len(split(COUNT)[0])
+    (official / NYU_LIST).unlink()
+    assert {(e.index, e.name, e.scene, e.sequence) for e in opened(official / place).entries} == {
+        (e.index, e.name, e.scene, e.sequence) for e in dataset.entries}
+
+
+def test_list_with_a_third_column_gives_the_same(official):
+    plain = [e.name for e in opened(official).entries]
+    text = (official / NYU_LIST).read_text()
+    for third, focal in (('518.8579', FOCAL), ('600.5', 600.5), ('dense.png', FOCAL),
+                         ('nan', FOCAL), ('-1', FOCAL)):
+        (official / 'focal.txt').write_text(text.replace('.png', f'.png {third}'))
+        entries = opened(official, official / 'focal.txt').entries
+        assert [e.name for e in entries] == plain
+        assert {e.focal for e in entries} == {focal}
+
+
+def test_kaggle(samples, tmp_path):
+    folder = tmp_path / 'data' / 'nyu2_test'
+    folder.mkdir(parents=True)
+    for number in (0, 8):
+        cv2.imwrite(str(folder / f'{number:05d}_colors.png'), samples[number].frame.rgb[..., ::-1])
+        cv2.imwrite(str(folder / f'{number:05d}_depth.png'),
+                    (samples[number].frame.depth * 1000).astype(np.uint16))
+    dataset = opened(tmp_path)
+    assert [(e.index, e.scene) for e in dataset.entries] == [
+        (n, scene_classes()[n]) for n in (0, 8)]
+    assert dataset.depth == 'in-painted'
+    assert 'not comparable' in dataset.warnings[0]
+    np.testing.assert_array_equal(dataset.read(1).rgb, samples[8].frame.rgb)
+    (folder / '00008_depth.png').unlink()
+    with pytest.raises(DatasetError, match=r'without ground truth.*\n +00008_colors.png'):
+        opened(tmp_path)
+
+
+def test_kitti(tmp_path):
+    rgb, truth = '2011_09_26/drive/image_02/data/{}.png', 'drive/image_02/{}.png'
+    lines = [f'{rgb.format(0)} None 721.5377']
+    for i in range(3):
+        for name, image in ((rgb, np.full((375, 1242, 3), 50 * i, np.uint8)),
+                            ('data_depth_annotated/val/' + truth,
+                             np.full((375, 1242), 20 * 256, np.uint16))):
+            path = tmp_path / name.format(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), image)
+        lines.append(f'{rgb.format(i)} {truth.format(i)} 721.5377')
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
+    dataset = opened(tmp_path)
+    assert (len(dataset), dataset.read(1).depth[0, 0]) == (3, 20)
+    assert '1 of 4 images' in dataset.warnings[0]
+    dataset.check_unit()
+
+
+# What a data set says of itself --------------------------------------------------------------
 
 
 def test_what_does_not_say_whose_it_is_has_no_origin(mat, official):
@@ -107,8 +148,19 @@ def test_what_does_not_say_whose_it_is_has_no_origin(mat, official):
         file.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(116))
     (official / 'official_splits' / MARK_FILE).unlink()
     for path in (mat, official):
-        dataset = opened(path)
-        assert (dataset.origin, dataset.official) == ('', False)
+        assert (opened(path).origin, opened(path).official) == ('', False)
+
+
+def test_as_many_rendered_images_are_not_the_data_set(mat, monkeypatch):
+    """Nor are others, of other classes."""
+    monkeypatch.setattr(nyu, 'LABELED', COUNT)
+    monkeypatch.setattr(nyu, 'official_split', lambda: ([0, 1], [2, 3]))
+    for classes, origin in (({}, NYU), ({2: 'bookstore'}, '')):
+        monkeypatch.setattr(nyu, 'scene_classes', lambda classes=classes: classes)
+        assert (opened(mat).origin, opened(mat).official) == (RENDERED, False)
+        other = mat.with_name('other.mat')
+        other.write_bytes(b' ' * 116 + mat.read_bytes()[116:])
+        assert (opened(other).origin, opened(other).official) == (origin, origin == NYU)
 
 
 def official_world(folder, depths='sync_depth_{:05d}.png', *, holes=True):
@@ -132,15 +184,15 @@ def official_world(folder, depths='sync_depth_{:05d}.png', *, holes=True):
 
 
 def test_in_painted_depth_does_not_pass_as_the_papers(tmp_path):
-    dataset = opened(official_world(tmp_path / 'raw'))
-    dataset.check_unit()
-    assert (dataset.official, dataset.depth) == (True, 'raw')
-    named = opened(official_world(tmp_path / 'dense', 'dense/sync_depth_dense_{:05d}.png'))
-    whole = opened(official_world(tmp_path / 'whole', holes=False))
-    for dataset in (named, whole):
+    for name, depths, holes, official in (
+            ('raw', 'sync_depth_{:05d}.png', True, True),
+            ('dense', 'dense/sync_depth_dense_{:05d}.png', True, False),
+            ('whole', 'sync_depth_{:05d}.png', False, False)):  # no sensor sees everything
+        dataset = opened(official_world(tmp_path / name, depths, holes=holes))
         dataset.check_unit()
-        assert (dataset.official, dataset.depth) == (False, 'in-painted')
-        assert 'in-painted' in ' '.join(dataset.warnings)
+        assert (dataset.official, dataset.depth) == (
+            official, 'raw' if official else 'in-painted')
+        assert ('in-painted' in ' '.join(dataset.warnings)) != official
 
 
 def test_images_of_the_official_folders_are_not_independent(tmp_path):
@@ -150,108 +202,6 @@ def test_images_of_the_official_folders_are_not_independent(tmp_path):
     assert len(set(scenes.values())) == 130
     assert '' not in scenes.values()
     assert scenes[0] == scenes[1] != scenes[8]
-
-
-def test_as_many_rendered_images_are_not_the_data_set(mat, monkeypatch):
-    """Nor are others, of other classes."""
-    monkeypatch.setattr(nyu, 'LABELED', COUNT)
-    monkeypatch.setattr(nyu, 'official_split', lambda: ([0, 1], [2, 3]))
-    for classes, origin in (({}, NYU), ({2: 'bookstore'}, '')):
-        monkeypatch.setattr(nyu, 'scene_classes', lambda classes=classes: classes)
-        assert (opened(mat).origin, opened(mat).official) == (RENDERED, False)
-        other = mat.with_name('other.mat')
-        other.write_bytes(b' ' * 116 + mat.read_bytes()[116:])
-        assert (opened(other).origin, opened(other).official) == (origin, origin == NYU)
-
-
-def test_inpainted_depth(world, samples):
-    dataset = opened(world, inpainted=True)
-    assert dataset.depth == 'in-painted'
-    np.testing.assert_array_equal(
-        dataset.read(0).depth, samples[dataset.entries[0].index].frame.depth)
-
-
-@pytest.mark.parametrize('place', ['official', 'official/official_splits',
-                                   'official/official_splits/test'])
-def test_folder_is_found(world, samples, place):
-    dataset = opened(world / place)
-    assert 'by ' + NYU_LIST in dataset.split
-    assert sorted(e.index for e in dataset.entries) == split(COUNT)[1]
-    pair, sample = dataset.read(0), samples[dataset.entries[0].index]
-    np.testing.assert_allclose(pair.depth, sample.raw_depth, atol=1.001e-3)
-    assert np.abs(pair.rgb[20:460, 20:620].astype(int)
-                  - sample.frame.rgb[20:460, 20:620]).mean() < 6
-    assert len(dataset.training()) == len(split(COUNT)[0])
-
-
-def test_folder_without_list(official):
-    (official / NYU_LIST).unlink()
-    dataset = opened(official)
-    assert sorted(e.index for e in dataset.entries) == split(COUNT)[1]
-
-
-def test_list_with_a_third_column_gives_the_same(official):
-    plain = [e.name for e in opened(official).entries]
-    text = (official / NYU_LIST).read_text()
-    for third, focal in (('518.8579', FOCAL), ('600.5', 600.5), ('dense.png', FOCAL),
-                         ('nan', FOCAL), ('-1', FOCAL)):
-        (official / 'focal.txt').write_text(text.replace('.png', f'.png {third}'))
-        entries = opened(official, list_file=official / 'focal.txt').entries
-        assert [e.name for e in entries] == plain
-        assert {e.focal for e in entries} == {focal}
-
-
-def test_a_part_of_the_official_split_is_not_it(world):
-    dataset = opened(world)
-    dataset.official = True  # as of the original file
-    dataset.keep([0, 2])
-    assert not dataset.official
-    assert '2 of ' in dataset.split
-
-
-def test_kaggle(samples, tmp_path):
-    folder = tmp_path / 'data' / 'nyu2_test'
-    folder.mkdir(parents=True)
-    for number in (0, 8):
-        cv2.imwrite(str(folder / f'{number:05d}_colors.png'), samples[number].frame.rgb[..., ::-1])
-        cv2.imwrite(str(folder / f'{number:05d}_depth.png'),
-                    (samples[number].frame.depth * 1000).astype(np.uint16))
-    dataset = opened(tmp_path)
-    assert [(e.index, e.scene) for e in dataset.entries] == [
-        (n, scene_classes()[n]) for n in (0, 8)]
-    assert dataset.depth == 'in-painted'
-    assert 'not comparable' in dataset.warnings[0]
-    np.testing.assert_array_equal(dataset.read(1).rgb, samples[8].frame.rgb)
-    (folder / '00008_depth.png').unlink()
-    with pytest.raises(DatasetError, match=r'without ground truth.*\n +00008_colors.png'):
-        opened(tmp_path)
-
-
-def kitti(folder, depth=20.0):
-    rgb, truth = ('2011_09_26/drive/image_02/data/{}.png', 'drive/image_02/{}.png')
-    lines = []
-    for i in range(3):
-        for root, name, image in (
-                ('', rgb, np.full((375, 1242, 3), 50 * i, np.uint8)),
-                ('data_depth_annotated/val', truth,
-                 np.full((375, 1242), depth * 256, np.uint16))):
-            path = folder / root / name.format(i)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), image)
-        lines.append(f'{rgb.format(i)} {truth.format(i)} 721.5377')
-    (folder / KITTI_LIST).write_text('\n'.join([*lines, f'{rgb.format(0)} None 721.5377']))
-
-
-def test_kitti(tmp_path):
-    kitti(tmp_path)
-    dataset = opened(tmp_path)
-    assert len(dataset) == 3
-    assert '1 of 4 images' in dataset.warnings[0]
-    assert dataset.read(1).depth[0, 0] == 20
-    dataset.check_unit()
-
-
-# Extraction ----------------------------------------------------------------------------------
 
 
 def test_extraction(world, samples, shared_dir):
@@ -278,50 +228,31 @@ def test_extraction(world, samples, shared_dir):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(DatasetError, match='does not exist'):
-        opened(tmp_path / 'no.mat')
-    with pytest.raises(DatasetError, match='no known data set'):
-        opened(tmp_path)
+    for path, message in ((tmp_path / 'no.mat', 'does not exist'), (tmp_path, 'no known data')):
+        with pytest.raises(DatasetError, match=message):
+            opened(path)
 
 
-def _text(path, text='<html>404</html>'):
-    path.write_text(text)
-
-
-def _in_mat(path, change):
+def _in_mat(path, key, change):
     with h5py.File(path, 'r+') as file:
-        change(file)
-
-
-def _without(*keys):
-    def change(file):
-        for key in keys:
-            del file[key]
-    return change
-
-
-def _reshaped(file):
-    del file['rawDepths']
-    file['rawDepths'] = np.zeros((COUNT, 480, 640), np.float32)
-
-
-def _thousandfold(file):
-    file['rawDepths'][...] = file['rawDepths'][...] * 1000
+        values = file[key][...]
+        del file[key]
+        if change is not None:
+            file[key] = change(values)
 
 
 @pytest.mark.parametrize(('spoil', 'message'), [
-    (_text, r'not an HDF5 file \(16 bytes\)'),
+    (lambda mat: mat.write_text('<html>404</html>'), r'\(16 bytes; .*another file'),
     *((lambda mat, part=part: mat.write_bytes(mat.read_bytes()[:int(mat.stat().st_size * part)]),
-       'truncated or damaged') for part in (0.02, 0.5, 0.95)),
-    (lambda mat: _in_mat(mat, _without('rawDepths', 'sceneTypes')),
-     r'has no rawDepths, sceneTypes; it holds .*depths'),
-    (lambda mat: _in_mat(mat, _reshaped),
+       'truncated, damaged') for part in (0.02, 0.5, 0.95)),
+    (lambda mat: _in_mat(mat, 'rawDepths', None), 'rawDepths'),
+    (lambda mat: _in_mat(mat, 'rawDepths', lambda depth: depth.swapaxes(1, 2)),
      r'rawDepths has shape \(12, 480, 640\), expected \(12, 640, 480\)'),
     (lambda mat: mat.with_name('splits.mat').unlink(),
-     r'12 images, not the original 1449.*--splits'),
+     r'12 images, not the original 1449.*splits.mat'),
     (lambda mat: write_splits(mat.with_name('splits.mat'), 100), 'belongs to another file'),
-    (lambda mat: _text(mat.with_name('splits.mat')), r'not a splits\.mat'),
-    (lambda mat: _in_mat(mat, _thousandfold), r'millimetres or another scale.*has metres')])
+    (lambda mat: mat.with_name('splits.mat').write_text('?'), r'not a splits\.mat'),
+    (lambda mat: _in_mat(mat, 'rawDepths', lambda depth: depth * 1000), 'another unit')])
 def test_a_mat_that_is_wrong(mat, spoil, message):
     spoil(mat)
     with pytest.raises(DatasetError, match=message):
@@ -335,10 +266,6 @@ def _each(pattern, change):
     return spoil
 
 
-def _in_metres(path):
-    cv2.imwrite(str(path), (cv2.imread(str(path), -1) / 1000).astype(np.uint16))
-
-
 def _without_list(official):
     (official / NYU_LIST).unlink()
     for path in sorted(official.glob('official_splits/test/*/sync_depth_0*.png'))[:2]:
@@ -346,15 +273,16 @@ def _without_list(official):
 
 
 @pytest.mark.parametrize(('spoil', 'message'), [
-    (_each('sync_depth_0*.png', _in_metres), r'metres or another scale.*has millimetres'),
+    (_each('sync_depth_0*.png', lambda path: cv2.imwrite(
+        str(path), (cv2.imread(str(path), -1) / 1000).astype(np.uint16))), 'another unit'),
     (_each('sync_depth_0*.png', lambda path: cv2.imwrite(
         str(path), np.zeros((480, 640), np.uint8))), 'expected 16 bits'),
     (_each('rgb_*.jpg', lambda path: path.write_bytes(b'no image')), 'cannot be decoded'),
     (_without_list, r'2 images are without ground truth.*(\n  .*){2}'),
     (_each('sync_depth_0*.png', lambda path: path.unlink()),
      r'10 files of 20 are missing.*(\n  .*png){10}'),
-    (lambda official: _text(official / NYU_LIST, ''), 'no line'),
-    (lambda official: _text(official / NYU_LIST, 'a.jpg\nb.jpg b.png\n'), r"line 1: 'a\.jpg'")])
+    (lambda official: (official / NYU_LIST).write_text(''), 'no line'),
+    (lambda official: (official / NYU_LIST).write_text('a.jpg\nb.jpg b.png\n'), r'\n  a\.jpg')])
 def test_a_folder_that_is_wrong(official, spoil, message):
     for path in (official / 'official_splits' / 'train').rglob('*.jpg'):
         path.unlink()  # they are not asked for

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics against the official code's numbers, and against what can be worked out by hand."""
+"""Metrics and crops against the official code's numbers, and what can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from offline_eval.protocol import PROTOCOLS
 # Relative error of a sum of float32. At most 8192 numbers are added up in a row, with a rounding
 # of 2^-24 each time, some up and some down.
 SUMMED = math.sqrt(8192) * 2 ** -24
+NAN = float('nan')
 
 
 def sums_of(depth, truth, max_depth=10.0):
@@ -52,7 +53,6 @@ def test_equals_the_official_code(shared_dir):
     names = sorted({key.split('/')[0] for key in golden if '/' in key})
     assert len(names) == 3
     protocol = PROTOCOLS['depthclip']
-    order = ('abs_diff', 'd1', 'd2', 'd3', 'rel', 'log10', 'rmse')
     rows = []
     for name in names:
         rgb_file = next((shared_dir / 'goldens/rgbd').glob(f'{name}.*'))
@@ -60,39 +60,22 @@ def test_equals_the_official_code(shared_dir):
         _, truth = protocol.prepare(Pair(read_rgb(rgb_file), depth))
         patches = torch.from_numpy(golden[f'{name}/patch_depth_flip_averaged'])[None]
         found = score(upsample(patches, protocol.size, 'bilinear')[0], truth, protocol.max_depth)
-        rows.append([found[m] for m in order])
+        rows.append([found[m] for m in ('abs_diff', 'd1', 'd2', 'd3', 'rel', 'log10', 'rmse')])
         np.testing.assert_allclose(rows[-1], golden[f'{name}/metrics'], rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.mean(rows, axis=0), golden['mean_metrics'], rtol=0, atol=1e-5)
 
 
 def test_by_hand():
-    found = score([[2.0, 3.0, 4.0]], [[1.0, 3.0, 5.0]])
-    assert found['d1'] == pytest.approx(1 / 3)  # 5 / 4 is not below 1.25
-    assert found['d2'] == pytest.approx(2 / 3)
-    assert found['d3'] == pytest.approx(2 / 3)
-    assert found['rel'] == pytest.approx((1 + 0 + 0.2) / 3)
-    assert found['rmse'] == pytest.approx(math.sqrt(2 / 3))
-    assert found['abs_diff'] == pytest.approx(2 / 3)
-    assert found['sq_rel'] == pytest.approx((1 + 0 + 0.2) / 3)
+    found = score([[2.0, 3.0, 9.0, 4.0]], [[1.0, 3.0, NAN, 5.0]])  # what is not known counts not
     logs = np.log([2.0, 1.0, 0.8])
-    assert found['log10'] == pytest.approx(np.abs(logs).mean() / math.log(10))
-    assert found['rmse_log'] == pytest.approx(np.sqrt((logs ** 2).mean()))
-    assert found['silog'] == pytest.approx(100 * logs.std())
-
-
-def test_perfect_prediction():
-    found = score([[1.5, 2.5]], [[1.5, 2.5]])
-    assert all(found[m] == (1 if m in ('d1', 'd2', 'd3') else 0) for m in METRICS)
-
-
-def test_invalid_pixels_do_not_count():
-    nan = float('nan')
-    assert score([[2.0, 9.0, 1.0, 4.0]], [[1.0, nan, nan, 5.0]]) == score(
-        [[2.0, 4.0]], [[1.0, 5.0]])
-
-
-def test_predictions_are_clipped_to_the_range():
-    assert score([[30.0]], [[8.0]])['rmse'] == pytest.approx(2)
+    assert found == pytest.approx({
+        'd1': 1 / 3, 'd2': 2 / 3, 'd3': 2 / 3,  # 5 / 4 is not below 1.25
+        'rel': (1 + 0 + 0.2) / 3, 'rmse': math.sqrt(2 / 3), 'abs_diff': 2 / 3,
+        'sq_rel': (1 + 0 + 0.2) / 3, 'log10': np.abs(logs).mean() / math.log(10),
+        'rmse_log': np.sqrt((logs ** 2).mean()), 'silog': 100 * logs.std()})
+    perfect = score([[1.5, 2.5]], [[1.5, 2.5]])
+    assert all(perfect[m] == (1 if m in ('d1', 'd2', 'd3') else 0) for m in METRICS)
+    assert score([[30.0]], [[8.0]])['rmse'] == pytest.approx(2)  # clipped to the range
     assert score([[30.0]], [[8.0]], 80.0)['rmse'] == pytest.approx(22)
 
 
@@ -123,26 +106,12 @@ def test_any_multiple_is_scored_as_the_pixels_are():
         assert (np.abs(quick - slow)[:, 4:] <= 3 * SUMMED * size[:, 4:]).all()
 
 
-def test_best_constants_are_the_known_ones():
-    truth = nyu_like(np.random.default_rng(2))
-    constants = np.arange(0.5, 6, 0.01)
-    found = metrics_of(Multiples(1.0, truth).score(constants))
-    for metric, expected in (('rmse', truth.mean()), ('abs_diff', np.median(truth)),
-                             ('log10', np.median(truth))):
-        assert constants[found[:, METRICS.index(metric)].argmin()] == pytest.approx(
-            expected, abs=0.011)
-
-
-def test_random_pixels_in_closed_form_agree_with_sampling():
+def test_random_depth_in_closed_form_and_near_the_papers_lower_bound():
+    """Per patch, on ground truth with NYU's statistics; per pixel, by contrast, is not near it."""
     rng = np.random.default_rng(3)
     truth = nyu_like(rng, 200000)
     sampled = metrics_of(sums_of(rng.uniform(1e-3, 10, truth.shape), truth))
     np.testing.assert_allclose(metrics_of(random_pixels(truth, 10.0)), sampled, rtol=0.02)
-
-
-def test_random_patches_come_out_near_the_papers_lower_bound():
-    """On ground truth with NYU's statistics; per pixel, by contrast, does not."""
-    rng = np.random.default_rng(4)
     patch_sums, pixel_sums = [], []
     for _ in range(60):
         # Images differ in their scale, pixels within them.
@@ -158,16 +127,24 @@ def test_random_patches_come_out_near_the_papers_lower_bound():
 
 
 def test_averages_per_image_and_per_pixel():
-    small = sums_of([2.0], [1.0])
-    large = sums_of([2.0, 2, 2], [4.0, 4, 4])
-    sums = np.stack([small, large])
+    sums = np.stack([sums_of([2.0], [1.0]), sums_of([2.0, 2, 2], [4.0, 4, 4])])
     rmse = METRICS.index('rmse')
     assert average(sums, 'image')[rmse] == pytest.approx((1 + 2) / 2)
     assert average(sums, 'pixel')[rmse] == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
     for how in ('image', 'pixel'):
         twice = resampled(sums, np.array([[1.0, 1.0], [0.0, 2.0]]), how)
-        np.testing.assert_allclose(twice[0], average(sums, how))
-        np.testing.assert_allclose(twice[1], average(sums[1:], how))
+        np.testing.assert_allclose(twice, [average(sums, how), average(sums[1:], how)])
+
+
+def test_joint_histogram_counts_valid_pixels_by_both_depths():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.01, 10, (40, 50)).astype(np.float32)
+    depth = rng.uniform(0.01, 12, (40, 50)).astype(np.float32)
+    truth[:5] = np.nan
+    found = joint_histogram(torch.from_numpy(truth), torch.from_numpy(depth), 10.0, 20)
+    edges = np.linspace(0, 10, 21)  # what is farther is counted in the last
+    np.testing.assert_array_equal(found, np.histogram2d(
+        truth[5:].ravel(), depth[5:].clip(max=10).ravel(), (edges, edges))[0])
 
 
 # Protocols -----------------------------------------------------------------------------------
@@ -177,32 +154,26 @@ def pair(value=2.0, shape=(480, 640)):
     return Pair(np.zeros((*shape, 3), np.uint8), np.full(shape, value, np.float32))
 
 
-def test_official_window():
-    rgb, truth = PROTOCOLS['depthclip'].prepare(pair())
-    assert rgb.shape == (416, 544, 3)
-    assert truth.shape == (416, 544)
-    # The official masks, written out as they stand there.
-    mask = np.zeros((480, 640), bool)
-    mask[45:471, 46:601] = True
-    pasted = np.zeros((480, 640), bool)
-    pasted[42 + 14:474 - 2, 40 + 20:616 - 12] = True
-    np.testing.assert_array_equal(~np.isnan(truth), (mask & pasted)[56:472, 60:604])
-    assert (~np.isnan(truth)).sum() == 415 * 541
+def box(shape, rows, columns):
+    mask = np.zeros(shape, bool)
+    mask[slice(*rows), slice(*columns)] = True
+    return mask
 
 
-def test_crop_is_the_official_box():
+def test_windows_of_nyu():
+    """The official masks, written out as they stand there, and Eigen's crop."""
+    mask = box((480, 640), (45, 471), (46, 601))
+    pasted = box((480, 640), (42 + 14, 474 - 2), (40 + 20, 616 - 12))
     image = pair()
     image.rgb[56, 60], image.rgb[471, 603] = 7, 9
-    rgb, _ = PROTOCOLS['depthclip'].prepare(image)
+    rgb, truth = PROTOCOLS['depthclip'].prepare(image)
+    assert rgb.shape == (416, 544, 3)
     assert ((rgb[0, 0] == 7) & (rgb[-1, -1] == 9)).all()
-
-
-def test_bts_window():
+    np.testing.assert_array_equal(~np.isnan(truth), (mask & pasted)[56:472, 60:604])
+    assert (~np.isnan(truth)).sum() == 415 * 541
     rgb, truth = PROTOCOLS['bts'].prepare(pair())
     assert rgb.shape == (480, 640, 3)
-    expected = np.zeros((480, 640), bool)
-    expected[45:471, 41:601] = True
-    np.testing.assert_array_equal(~np.isnan(truth), expected)
+    np.testing.assert_array_equal(~np.isnan(truth), box((480, 640), (45, 471), (41, 601)))
 
 
 @pytest.mark.parametrize(('depth', 'counts'), [
@@ -214,15 +185,13 @@ def test_range_is_open(depth, counts):
 
 @pytest.mark.parametrize('size', [(375, 1242), (370, 1226), (352, 1216)])
 def test_kitti_window(size):
+    height, width = size
     rgb, truth = PROTOCOLS['kitti'].prepare(pair(20.0, size))
     assert rgb.shape == (352, 1216, 3)
-    height, width = size
-    whole = np.zeros(size, bool)
-    whole[int(0.40810811 * height):int(0.99189189 * height),
-          int(0.03594771 * width):int(0.96405229 * width)] = True
+    whole = box(size, (int(0.40810811 * height), int(0.99189189 * height)),
+                (int(0.03594771 * width), int(0.96405229 * width)))
     top, left = height - 352, int((width - 1216) / 2)
-    np.testing.assert_array_equal(
-        ~np.isnan(truth), whole[top:top + 352, left:left + 1216])
+    np.testing.assert_array_equal(~np.isnan(truth), whole[top:top + 352, left:left + 1216])
     assert np.isnan(PROTOCOLS['kitti'].prepare(pair(80.0, size))[1]).all()
 
 
@@ -232,16 +201,3 @@ def test_other_sizes_are_refused():
     with pytest.raises(DatasetError, match='one size'):
         PROTOCOLS['bts'].prepare(Pair(np.zeros((480, 640, 3), np.uint8),
                                       np.ones((240, 320), np.float32)))
-
-
-def test_joint_histogram_counts_valid_pixels_by_both_depths():
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.01, 10, (40, 50)).astype(np.float32)
-    depth = rng.uniform(0.01, 12, (40, 50)).astype(np.float32)
-    truth[:5] = np.nan
-    found = joint_histogram(torch.from_numpy(truth), torch.from_numpy(depth), 10.0, 20)
-    edges = np.linspace(0, 10, 21)
-    expected = np.histogram2d(truth[5:].ravel(), depth[5:].clip(max=10).ravel(), (edges, edges))[0]
-    assert found.sum() == 35 * 50
-    np.testing.assert_array_equal(found, expected)
-    assert found[:, -1].sum() > found[:, 0].sum()  # what is farther is counted in the last
