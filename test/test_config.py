@@ -213,15 +213,15 @@ def test_any_value_is_valid_or_a_reason(setting, value):
 # The demo model's settings -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('given', 'kept'), [
-    ({}, []), ({'input_width': 320, 'flip_average': True}, ['input_width', 'flip_average']),
-    ({'upsampling': DepthConfig().upsampling}, ['upsampling']),  # also where it is the default
-    ({'tokens': ('near', 'far'), 'bins': (1.0, 9.0)}, ['tokens', 'bins'])])
-def test_the_demo_model_brings_its_own_settings_and_what_the_user_set_stays(given, kept):
+@pytest.mark.parametrize('given', [
+    {}, {'input_width': 320, 'flip_average': True},
+    {'upsampling': DepthConfig().upsampling},  # also where it is the default
+    {'tokens': ('near', 'far'), 'bins': (1.0, 9.0)}])
+def test_the_demo_model_brings_its_own_settings_and_what_the_user_set_stays(given):
     own, before = DepthConfig.from_yaml(CONFIG / 'demo.yaml'), DepthConfig(**given)
     assert with_demo_settings(before, '') == (before, '')
     result, said = with_demo_settings(before, 'demo', [*given, 'weights'])
     assert result == own.replace(**given) != before
     assert 'temperature' in said
-    assert said.partition('kept as given: ')[2] == (f'{", ".join(kept)}.' if kept else '')
+    assert not any(name in said for name in given)
     assert with_demo_settings(own, 'demo') == (own, '')

@@ -21,7 +21,7 @@ from depthclip_ros.node import statistics as statistics_module
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, NodeHealth
-from depthclip_ros.node.statistics import StageTimes
+from depthclip_ros.node.statistics import Window
 
 RAW = serialize_message(image(Header(), np.zeros((4, 4, 3), np.uint8), 'rgb8'))
 INFO = serialize_message(camera_info(Header(), 4, 4))
@@ -47,7 +47,8 @@ class Watched:
         self.activate(node)
 
     def activate(self, node):
-        self.health = CameraHealth(node, self.camera, types.SimpleNamespace(times=StageTimes()))
+        self.health = CameraHealth(node, self.camera, types.SimpleNamespace(
+            network=Window(), overhead=Window()))
 
     def _put(self, camera, _raw):
         if self.answered:

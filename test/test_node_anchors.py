@@ -481,7 +481,7 @@ def test_a_silent_anchor_is_said_and_let_go(robot):
     status = robot.peer.status(
         'depth_node: frames', lambda status: 'no anchor: stamps apart' in status.message)
     assert values_of(status)['anchored'] == 'False'
-    robot.peer.process.wait_for(r'depth has no anchor \(anchor: scan\)')
+    robot.peer.process.wait_for(r'depth has no anchor \(anchor: scan; stamps apart\)')
     robot.step(scan, 'scan')
     robot.status(lambda values: values['anchored'] == 'True')
 

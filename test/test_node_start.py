@@ -98,7 +98,7 @@ def test_demo_weights_bring_what_was_not_given(domain, cache):
         list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320, default.upsampling]
     lines = [line for line in node.output.splitlines() if 'bring their own' in line]
     assert len(lines) == 1
-    assert 'kept as given: input_width, upsampling.' in lines[0]
+    assert 'upsampling' not in lines[0]
 
 
 def test_missing_weights_end_the_process(domain, cache, tmp_path):

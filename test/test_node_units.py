@@ -29,7 +29,7 @@ from depthclip_ros.node import statistics
 from depthclip_ros.node.camera import ENDS, Camera, summary
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
-from depthclip_ros.node.process import explain, ignored_files
+from depthclip_ros.node.process import explain
 from depthclip_ros.node.statistics import Say, Window
 
 RGB = synthetic_rgb(3, 60, 80)
@@ -373,13 +373,3 @@ def test_reasons_of_rcl_are_shortened():
     error = RuntimeError("failed to initialize rcl: Couldn't parse params file: 'x'. Error: Bad "
                          'at line 3, at /project/src/parse.c:258')
     assert explain(error).startswith("Couldn't parse params file: 'x'. Error: Bad at line 3. ")
-
-
-def test_parameter_files_for_other_nodes_are_named(tmp_path):
-    arguments = ['depth_node', '--ros-args']
-    for name, section in (('ours', '/front/depth_node'), ('other', '/other'), ('all', '/**')):
-        (tmp_path / name).write_text(f'{section}:\n  ros__parameters:\n    offline: true\n')
-        arguments += ['--params-file', str(tmp_path / name)]
-    reason, = ignored_files(arguments, '/front/depth_node')
-    assert f'{tmp_path}/other: no section for /front/depth_node' in reason
-    assert len(ignored_files(arguments, '/depth_node')) == 2

@@ -25,7 +25,7 @@ class Options:
 
     Attributes:
         node: settings as the node's: cameras, rectified, anchor and its own, depth_encoding,
-            depth_resolution, max_pixels; what has to do with time or with ROS is not used.
+            what has to do with time or with ROS is not used.
         images: topic of the images of each of the node's cameras, with or without `/compressed`;
             empty: found as the launch file finds them.
         camera_infos: likewise.

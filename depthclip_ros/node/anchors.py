@@ -11,7 +11,6 @@ import contextlib
 import functools
 import math
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -187,7 +186,7 @@ class Sensors:
             parsed = parse(self._read, message[1], kind, RangeError)
             content = scan_points(parsed) if kind == SCAN else \
                 cloud_points(parsed, MOST_SEEN) if kind == POINT_CLOUD else \
-                to_depth(parsed, self._config.max_pixels)
+                to_depth(parsed)
             self._newest = message, parsed.header, content
         return self._newest[1], self._newest[2]
 
@@ -251,7 +250,6 @@ class Anchor:
         self.conditions: Counter[str] = Counter()
         self.reason = self.condition = ''
         self._used: tuple[int, bytes] | None = None
-        self._first, self._last = math.inf, -math.inf  # steady time of images
 
     def adjuster(
         self, header: Any, model: CameraModel | None, size: Size,
@@ -280,8 +278,6 @@ class Anchor:
             patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
             image: Size, upsampling: str,
         ) -> Adjustment:
-            self._last = time.monotonic()
-            self._first = min(self._first, self._last)
             # Of one message the points have their say once, and correct what is around them in
             # every image until the next.
             are_new = message is None or message is not self._used
@@ -318,13 +314,6 @@ class Anchor:
         self.condition = camera_info + cause_of(error, 'anchor')
         self.reason = str(error)[:1000]
         self.conditions[self.condition] += 1
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether images are answered without an anchor, and for too long."""
-        now = time.monotonic()
-        return not self.filter.state.anchored and now - self._last < self._config.input_timeout \
-            and now - self._first > self._config.anchor_timeout
 
     def _floor(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
         """Points of the floor as the camera would see it if nothing stood on it."""

@@ -43,18 +43,11 @@ class NodeConfig(Settings):
             'else ~/.cache/depthclip_ros')
     image_transport: str = define(
         'raw', 'Subscribe to image, or to image/compressed', choices=('raw', 'compressed'))
-    max_pixels: int = define(
-        7680 * 4320, 'Largest width x height of an image that is decoded, 8K by default; a larger '
-                     'one is rejected before memory is taken for it', unit='px',
-        minimum=1, maximum=2**30)
     cameras: tuple[str, ...] = define(
         ('',), "Names of the cameras, each the namespace of its topics; '': the node's own")
     depth_encoding: str = define(
         '32FC1', 'Encoding of depth/image: metres with NaN, or millimetres with 0 (REP-118)',
         choices=('32FC1', '16UC1'))
-    depth_resolution: str = define(
-        'input', "Size of depth/image: the image's or the network's",
-        choices=('input', 'network'))
     rectified: bool = define(
         False, 'The image is rectified: its rays follow P without distortion, not K and D')
     anchor: str = define(
@@ -225,9 +218,6 @@ def with_demo_settings(
     result = own.replace(**{
         name: getattr(depth, name) for name in depth.names() if name in chosen})
     taken = [name for name in depth.names() if getattr(result, name) != getattr(depth, name)]
-    kept = [name for name in depth.names() if getattr(result, name) != getattr(own, name)]
     if not taken:
         return depth, ''
-    return result, (
-        f'weights: {DEMO} bring their own {", ".join(taken)} (config/demo.yaml)'
-        + (f'; kept as given: {", ".join(kept)}.' if kept else '.'))
+    return result, f'weights: {DEMO} bring their own {", ".join(taken)} (config/demo.yaml).'

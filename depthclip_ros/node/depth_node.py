@@ -43,7 +43,7 @@ from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline
-from .process import StopSignals, end_process, explain, ignored_files, keep_freed_memory
+from .process import StopSignals, end_process, explain, keep_freed_memory
 from .statistics import Say
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
@@ -53,7 +53,6 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 TF_DEPTH = 100  # as tf2's own listeners
 PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
 LAST_PATIENCE = 1.0  # likewise, when the process is to end
-MOST_FAILURES = 100  # of callbacks in a row, after which the process ends
 
 
 def _reporting_bugs(transition: Transition) -> Transition:
@@ -215,16 +214,7 @@ class DepthNode(LifecycleNode):
         return int(self._left_behind or self.crash is not None)
 
     def _check_topics(self, config: NodeConfig) -> None:
-        """Refuse names and remappings that cannot be meant."""
-        inputs = [topic for camera in self._cameras
-                  for topic in (camera.image_topic, camera.info_topic)]
-        outputs = [topic for camera in self._cameras for topic in camera.outputs]
-        for topic in outputs:
-            if (inputs + outputs).count(topic) > 1:
-                raise ConfigError(
-                    f'cameras: {list(config.cameras)} and the remappings make {topic} an output '
-                    f'and {"an input" if topic in inputs else "another output"} at once; choose '
-                    'other names.')
+        """Refuse remappings that no camera has."""
         for topic in ('image', 'camera_info', *OUTPUTS) if '' not in config.cameras else ():
             resolved = self.resolve_topic_name(topic)
             if resolved != self.resolve_topic_name(topic, only_expand=True):
@@ -404,8 +394,6 @@ def _run(arguments: Sequence[str], ending: threading.Event) -> int:
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(ending)
-        for reason in ignored_files(arguments, node.get_fully_qualified_name()):
-            node.get_logger().warning(f'A parameter file has no effect: {reason}')
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
         if started:
@@ -431,19 +419,14 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
     # One thread: with several, rclpy loses most of a fast camera's images.
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    failures, say = 0, Say(node)
+    say = Say(node)
     while not ending.is_set() and node.crash is None:
         try:
             executor.spin_once(timeout_sec=0.2)
         except ExternalShutdownException:  # noqa: PERF203
             raise
-        except Exception:
-            failures += 1
+        except Exception:  # noqa: BLE001
             say.once('callback', f'A callback failed: {traceback.format_exc()}', 'error')
-            if failures == MOST_FAILURES:
-                raise
-        else:
-            failures = 0
     executor.shutdown(0.1)
 
 

@@ -84,7 +84,7 @@ class Stream:
 
         """
         message = parse(self._read, raw, self.kind, ImageError)
-        frame = Frame(self, message.header, to_rgb(message, self.config.max_pixels))
+        frame = Frame(self, message.header, to_rgb(message))
         height, width = frame.size
         try:
             frame.model = self.model(width, height)
@@ -120,13 +120,10 @@ class Frame:
 
 def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:
     """Predict depth of the images of several cameras, one of each, as one batch."""
-    config, size = estimator.config, None
-    if frames[0].stream.config.depth_resolution == 'network':
-        size = config.input_height, config.input_width
     anchors = [None if frame.stream.anchor is None else frame.stream.anchor.adjuster(
         frame.header, frame.model, frame.size, frame.problem) for frame in frames]
     predictions = estimator.predict(
-        [frame.rgb for frame in frames], size, [frame.intrinsics for frame in frames],
+        [frame.rgb for frame in frames], intrinsics=[frame.intrinsics for frame in frames],
         anchors=anchors, scenes=[frame.stream.scene for frame in frames])
     for frame, prediction in zip(frames, predictions, strict=True):
         frame.estimator, frame.prediction = estimator, prediction

@@ -45,11 +45,6 @@ class Key(NamedTuple):
     value: Callable[[Any], Any] | str
 
 
-def _percentile(name: str, meaning: str, stage: str, percent: int) -> Key:
-    return Key(f'{name} p{percent} [ms]', f'{meaning}: percentile {percent} of the last 512',
-               lambda h: h.pipeline.times[stage].percentile(percent))
-
-
 def _by_cause(what: str) -> Callable[[CameraHealth], Mapping[str, int]]:
     return lambda h: {cause.removeprefix(f'{what}: '): n for cause, n in sorted(h.counts.items())
                       if cause.startswith(f'{what}: ')}
@@ -59,8 +54,6 @@ def _counter(name: str, meaning: str) -> Key:
     return Key(name, meaning, lambda h: h.counts[name])
 
 
-_NETWORK = 'from the RGB of a batch to its depth, all of it: resizing, network, words, anchor'
-_OVERHEAD = 'all the rest of a batch, divided by its images: decoding and publication'
 FRAMES = (
     Key('rate in [Hz]', 'images that arrive, over the last five seconds',
         lambda h: h.rate('received')),
@@ -69,13 +62,12 @@ FRAMES = (
         "median of the last 512; a sentence where the stamps are not of the node's clock",
         lambda h: h.age(50)),
     Key('age at publish p99 [ms]', 'likewise, the 99th percentile', lambda h: h.age(99)),
-    _percentile('network', _NETWORK, 'network', 50),
-    _percentile('network', _NETWORK, 'network', 99),
-    _percentile('node overhead', _OVERHEAD, 'overhead', 50),
-    _percentile('node overhead', _OVERHEAD, 'overhead', 99),
-    Key('… p50 [ms]', 'median of one stage, for one image: decode, and publish with its topic',
-        lambda h: {stage: h.pipeline.times[stage].percentile(50) for stage in
-                   sorted(h.pipeline.times) if stage not in ('network', 'overhead')}),
+    Key('network p50 [ms]', 'from the RGB of a batch to its depth, all of it: resizing, network, '
+        'words, anchor; median of the last 512', lambda h: h.pipeline.network.percentile(50)),
+    Key('network p99 [ms]', 'likewise, the 99th percentile',
+        lambda h: h.pipeline.network.percentile(99)),
+    Key('node overhead p50 [ms]', 'all the rest of a batch, divided by its images: decoding and '
+        'publication; median of the last 512', lambda h: h.pipeline.overhead.percentile(50)),
     _counter('received', f'images that arrived: {" + ".join(ENDS)} + pending'),
     _counter('published', 'images answered with depth/image'),
     _counter('dropped', 'images replaced by a newer one before their turn came'),
@@ -126,8 +118,6 @@ MODEL = (
     Key('GPU memory [MiB]', 'that tensors hold; empty on a CPU',
         lambda h: _gpu_memory(h.estimator.device)),
     Key('precision', 'number format of the network, as it was chosen', 'estimator.precision'),
-    Key('precision because', 'why it was chosen; empty: it is what was asked for',
-        'estimator.precision_because'),
     Key('threads wait by', "settings of how OpenMP's threads wait, which matters on a busy "
         'machine; empty: its own', lambda _: waiting()),
     Key('engine', 'how the network runs, as it was chosen', 'estimator.engine'),
@@ -204,11 +194,10 @@ CAMERA_RULES = (
          '{x:.3g} % of the depth is NaN (max_nan_share: {h.config.max_nan_share:g}). Either the '
          'network overflows (set precision: float32) or its weights are damaged, or out_of_range '
          'and max_stddev leave out much of it.', lambda limit: min(2 * limit, 100.0)),
-    Rule('anchor', lambda h: h.anchor is not None and h.anchor.is_lost, lambda _: 0.5,
-         'no anchor: {h.anchor.condition}',
-         'depth has no anchor (anchor: {h.config.anchor}) since more than '
-         '{h.config.anchor_timeout:g} s ({h.anchor.condition}): its scale goes back to 1, that of '
-         'the words. {h.anchor.reason}'),
+    Rule('anchor', lambda h: h.anchor is not None and not h.anchor.filter.state.anchored
+         and bool(h.anchor.condition), lambda _: 0.5, 'no anchor: {h.anchor.condition}',
+         'depth has no anchor (anchor: {h.config.anchor}; {h.anchor.condition}): its scale is 1, '
+         'that of the words, or goes back to it. {h.anchor.reason}'),
     Rule('lost', lambda h: h.gained('lost') / max(1, h.gained('received')),
          lambda _: MAX_LOST_PART, 'images are lost before they arrive',
          '{h.camera.image_topic}: the middleware loses images before they arrive ({x:.0%} of '

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..core.errors import ImageError, quoted
 from ..core.opencv import cv2
-from .config import NodeConfig
 
 UInt8 = NDArray[np.uint8]
+
+MAX_PIXELS = 7680 * 4320  # of an image (8K); for a larger one no memory is taken
 
 _BIG_ENDIAN = int(sys.byteorder == 'big')
 _MILLIMETRES = 1000.0
@@ -68,7 +69,7 @@ ENCODINGS = {
 }
 
 
-def to_rgb(msg: Any, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
+def to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> UInt8:
     """Give the picture in a `sensor_msgs/Image` or a `sensor_msgs/CompressedImage`.
 
     rgb8 is not copied: the result looks into the message, and rows keep their padding between
@@ -103,7 +104,7 @@ def to_rgb(msg: Any, max_pixels: int = NodeConfig.max_pixels) -> UInt8:
     return _converted(_pixels(msg, layout, max_pixels), layout.to_rgb)
 
 
-def to_depth(msg: Any, max_pixels: int = NodeConfig.max_pixels) -> NDArray[np.float32]:
+def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
     """Give the depth in an image message (REP-118), or in a compressed one.
 
     Of compressed ones are known the PNG of compressed_depth_image_transport, of 16UC1 and of
@@ -235,8 +236,8 @@ def _check_pixel_count(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise ImageError(
             'too many pixels',
-            f'The image has {width}x{height} = {width * height} pixels, but max_pixels is {most}. '
-            'Let the camera publish smaller images, or raise that parameter.')
+            f'The image has {width}x{height} = {width * height} pixels, but at most {most} are '
+            'decoded. Let the camera publish smaller images.')
 
 
 # Compressed images -------------------------------------------------------------------------------

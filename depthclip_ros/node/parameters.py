@@ -53,11 +53,6 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         name=setting.name, description=describe(setting), read_only=setting.name in READ_ONLY)
     if about['reload'] and not result.read_only:
         result.additional_constraints = 'Can only change while the node is unconfigured.'
-    elif setting.name in COUPLED:
-        result.additional_constraints = (
-            'tokens and bins must be equally long, and scene_bins as long as scenes x tokens; to '
-            'change their number set them in one request: `ros2 param load`, or the service '
-            'set_parameters_atomically.')
     if about['minimum'] is not None and setting.type == 'int':
         result.integer_range = [
             IntegerRange(from_value=int(about['minimum']), to_value=int(about['maximum']))]

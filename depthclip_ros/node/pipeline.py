@@ -21,7 +21,7 @@ from . import messages
 from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera
 from .frame import Frame, predict
 from .outputs import OUTPUTS
-from .statistics import Say, StageTimes
+from .statistics import Say, Window
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
@@ -35,12 +35,13 @@ NO_STDDEV = (
     'knows how wrong depth is. Make one with `depthclip calibrate`, and set the parameter '
     'calibration to its file. (depth/spread is no substitute: it tells how undecided the words '
     'are.)')
+# What is published, one after the other; what an image lacks that fails there, and its words.
 CLOUD = ('depth/camera_info', 'points')
-PICTURES = tuple(topic for topic in OUTPUTS if topic not in ('depth/image', *CLOUD))
-# What an image lacks, as the log tells it.
-LACKS = {
-    REJECTED: 'Image rejected', NO_CLOUD: 'No points and no depth/camera_info',
-    NO_PICTURES: 'No depth/image_color, depth/spread, depth/stddev or depth/words'}
+STAGES = {
+    REJECTED: (('depth/image',), 'Image rejected'),
+    NO_CLOUD: (CLOUD, 'No points and no depth/camera_info'),
+    NO_PICTURES: (tuple(topic for topic in OUTPUTS if topic not in ('depth/image', *CLOUD)),
+                  'No depth/image_color, depth/spread, depth/stddev or depth/words')}
 
 
 class DeviceLostError(RuntimeError):
@@ -60,9 +61,8 @@ class Pipeline:
     Attributes:
         estimator: the loaded model; None while there is none.
         config: settings for the next batch; any thread may replace it.
-        times: milliseconds per stage. 'network' is the estimator's call, once per batch;
-            'overhead' is all the rest of a batch divided by its images; every other stage is
-            that of one image.
+        network: milliseconds of the estimator's call, once per batch.
+        overhead: of all the rest of a batch, divided by its images.
 
     """
 
@@ -74,7 +74,7 @@ class Pipeline:
         self._say, self._on_crash = Say(node), on_crash
         self.config = config
         self.estimator: DepthEstimator | None = None
-        self.times = StageTimes()
+        self.network, self.overhead = Window(), Window()
         # What libraries prepare for a thread is prepared for the one that runs the model.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='depth')
         self._lock = threading.Lock()
@@ -139,24 +139,21 @@ class Pipeline:
         frames: dict[Camera, Frame] = {}
         for camera, raw in batch.items():
             with self._one(camera, 'decoding'):
-                if not any(map(camera.wanted, OUTPUTS)):
-                    camera.count(IDLE)
-                    continue
-                with self.times.measure('decode'):
+                if any(map(camera.wanted, OUTPUTS)):
                     frames[camera] = camera.stream.decode(raw, self.config)
-        if not frames:
-            return
+                else:
+                    camera.count(IDLE)
         predicting = time.perf_counter()
         frames = self._predict(frames)
         network = time.perf_counter() - predicting
         # All depth first: no camera's depth grows older for the extras of another.
-        published = [camera for camera in frames if self._publish_depth(camera, frames[camera])]
-        for camera in published:
-            self._publish_beside(camera, frames[camera])
-        if published:
-            overhead = time.perf_counter() - start - network
-            self.times['network'].add(1e3 * network)
-            self.times['overhead'].add(1e3 * overhead / len(frames))
+        for what, (topics, _) in STAGES.items():
+            for camera in list(frames):
+                if not self._publish(camera, frames[camera], what, topics):
+                    del frames[camera]
+        if frames:
+            self.network.add(1e3 * network)
+            self.overhead.add(1e3 * (time.perf_counter() - start - network) / len(frames))
 
     @contextlib.contextmanager
     def _one(self, camera: Camera, stage: str, what: str = REJECTED) -> Iterator[None]:
@@ -167,7 +164,7 @@ class Pipeline:
             cause = messages.cause_of(error, stage)
             camera.count(what, cause)
             if cause != 'absent':  # health reports that, after input_timeout
-                self._tell(camera, f'{LACKS[what]} ({cause})', error)
+                self._tell(camera, f'{STAGES[what][1]} ({cause})', error)
             if is_of_device(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '
@@ -179,18 +176,19 @@ class Pipeline:
 
         Memory that was short is given back before: it may have been a batch too large.
         """
+        if not frames:
+            return frames
         try:
             self._call(frames)
+        except DataError:
+            pass
         except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
-            failed = not isinstance(error, DataError)
-            if failed:
-                self._say.once(describe(error), (
-                    f'{describe(error)}. Memory that nobody uses is given back, and the images '
-                    'are tried once more, one by one.'))
+            self._say.once(describe(error), (
+                f'{describe(error)}. Memory that nobody uses is given back, and the images are '
+                'tried once more, one by one.'))
         else:
             return frames
-        if failed:
-            free_memory()
+        free_memory()
         answered = {}
         for camera, frame in frames.items():
             with self._one(camera, 'prediction'):
@@ -216,36 +214,29 @@ class Pipeline:
             if estimator.label and config.calibration != before.calibration:
                 self._say.info(f'Depth is {estimator.label}.')
 
-    def _publish_depth(self, camera: Camera, frame: Frame) -> bool:
-        """Publish depth/image; False, and counted, if that fails."""
-        with self._one(camera, 'publication'):
-            if not camera.is_active():  # deactivated meanwhile: rclpy would publish nothing
+    def _publish(self, camera: Camera, frame: Frame, what: str, topics: Iterable[str]) -> bool:
+        """Publish what is wanted of one stage; False, and counted, if there is no depth."""
+        with self._one(camera, 'publication', what):
+            if what == REJECTED and not camera.is_active():  # rclpy would publish nothing
                 camera.count(DROPPED)
                 return False
-            self._publish(camera, frame, ['depth/image'])
-            camera.note_published(frame)
-            camera.count(PUBLISHED)
-            return True
-        return False
-
-    def _publish_beside(self, camera: Camera, frame: Frame) -> None:
-        """Publish what else is wanted; depth is published, whatever fails here."""
-        with self._one(camera, 'publication', NO_CLOUD):
-            if frame.model is None and frame.problem is not None:
+            if what == NO_CLOUD and frame.model is None and frame.problem is not None:
                 raise frame.problem
-            self._publish(camera, frame, filter(camera.wanted, CLOUD))
-        with self._one(camera, 'publication', NO_PICTURES):
-            camera.note(frame)
-            self._publish(camera, frame, filter(camera.wanted, PICTURES))
-
-    def _publish(self, camera: Camera, frame: Frame, topics: Iterable[str]) -> None:
-        for topic in topics:
-            with self.times.measure(f'publish {topic}'):
+            if what == NO_PICTURES:
+                camera.note(frame)
+            for topic in topics:
+                if what != REJECTED and not camera.wanted(topic):
+                    continue
                 message = OUTPUTS[topic][1](messages.make, frame)
                 if message is not None:
                     camera.publish(topic, message)
                 elif topic == 'depth/stddev':
                     camera.say.once('stddev', NO_STDDEV, 'info')
+            if what == REJECTED:
+                camera.note_published(frame)
+                camera.count(PUBLISHED)
+            return True
+        return what != REJECTED
 
     @staticmethod
     def _tell(camera: Camera, what: str, error: Exception) -> None:

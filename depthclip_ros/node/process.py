@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import os
 import resource
@@ -12,12 +11,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..core.errors import ConfigError
-from .config import read_config
 
 LAST_PATIENCE = 1.0  # seconds that a thread has to end with the process
 # glibc's mallopt(3), with its numbers from malloc.h.
@@ -91,17 +88,3 @@ def explain(error: Exception) -> str:
     return text if isinstance(error, ConfigError) else (
         f'{text.rstrip(".")}. Check what follows --ros-args, and the parameter files: a list has '
         'at least one element, and numbers all with or all without a point, such as [1.0, 2.5].')
-
-
-def ignored_files(arguments: Sequence[str], node_name: str) -> list[str]:
-    """Parameter files of the command line that hold nothing for the node, each with the reason.
-
-    ROS takes them without a word, and the node runs with other settings than its user believes.
-    """
-    reasons = []
-    for path in (path for flag, path in itertools.pairwise(arguments) if flag == '--params-file'):
-        try:
-            read_config(path, node_name)
-        except ConfigError as error:  # noqa: PERF203
-            reasons.append(str(error))
-    return [reason for reason in reasons if 'no section' in reason]

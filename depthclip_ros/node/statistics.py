@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 
 from rclpy.node import Node
 
@@ -37,20 +35,6 @@ class Window:
         oldest = time.monotonic() - RECENT
         values = [value for when, value in self._values.copy() if when >= oldest]
         return sum(values) / len(values) if values else math.nan
-
-
-class StageTimes(defaultdict[str, Window]):
-    """Milliseconds that each stage of a frame took, over the last frames."""
-
-    def __init__(self) -> None:
-        super().__init__(Window)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Time the block as one run of `stage`."""
-        start = time.perf_counter()
-        yield
-        self[stage].add(1e3 * (time.perf_counter() - start))
 
 
 class Say:
