@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,21 +88,7 @@ def _imported(module: str) -> ModuleType:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def depth_node() -> int:
-    """Run the lifecycle node."""
-    return run('depth_node', 'node.depth_node', 'run')
-
-
-def image_source() -> int:
-    """Run the camera without a camera."""
-    return run('image_source', 'sources.image_source')
-
-
-def bag_player() -> int:
-    """Run the player of bags."""
-    return run('bag_player', 'sources.bag_player')
-
-
-def sim_camera() -> int:
-    """Run the camera in rendered rooms."""
-    return run('sim_camera', 'sources.sim_camera')
+depth_node = partial(run, 'depth_node', 'node.depth_node', 'run')
+image_source = partial(run, 'image_source', 'sources.image_source')
+bag_player = partial(run, 'bag_player', 'sources.bag_player')
+sim_camera = partial(run, 'sim_camera', 'sources.sim_camera')

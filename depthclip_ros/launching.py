@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,15 +62,11 @@ ARGUMENTS = {
         'rosbag2 bag to replay with simulated time, once the node is active; everything ends '
         'with it. Its camera is found by itself (those of cameras: under their names), or given '
         'by image and camera_info'),
-    'player': (
-        "What plays the bag: rosbag2 (ros2 bag play), or this package's bag_player; empty: "
-        'bag_player, or rosbag2 where the Python package rosbags is missing'),
     'rviz': 'Show image, depth, words and cloud in RViz, of each camera',
     'fixed_frame': (
         "RViz's fixed frame; empty: for one camera that of rviz/depth.rviz, for several "
         'base_link'),
     'use_sim_time': 'Take the time from /clock; empty: true with a bag, else as in params_file',
-    'log_level': "Least severe messages to show; empty: ROS's default",
     'respawn': (
         'Start the node again after it ended; a replay in which it ended has failed all the same'),
     'respawn_delay': 'Seconds after which it is started again',
@@ -80,8 +75,9 @@ ARGUMENTS = {
         'empty: true with a bag'),
 }
 DEFAULTS = {'rviz': 'false', 'respawn': 'false', 'respawn_delay': '5.0'}  # others: ''
-CHOICES = {'player': ['', 'rosbag2', 'bag_player'],
-           'log_level': ['', 'debug', 'info', 'warn', 'error', 'fatal']}
+MEANINGS = {**ARGUMENTS, **{
+    name: f'{describe(setting)}; empty: as in params_file'
+    for name, setting in SETTINGS.items() if name not in ARGUMENTS}}
 BOOLEANS = {**dict.fromkeys(('true', '1', 'yes', 'y', 'on'), True),
             **dict.fromkeys(('false', '0', 'no', 'n', 'off'), False)}
 # What ROS takes as a topic; else rcl says 'error not set'.
@@ -116,15 +112,12 @@ class Plan:
 
     def remappings(self, *, below: bool = True) -> list[tuple[str, str]]:
         """Of the node's topics; with `below=False` seen from within the only camera's name."""
-        pairs = []
-        for camera in self.cameras:
-            prefix = f'{camera.name}/' if camera.name and below else ''
-            if camera.image:
-                pairs += [(f'{prefix}image', camera.image),
-                          (f'{prefix}image/compressed', f'{camera.image}/compressed')]
-            if camera.camera_info:
-                pairs.append((f'{prefix}camera_info', camera.camera_info))
-        return pairs
+        return [
+            (f'{camera.name}/{topic}' if camera.name and below else topic, other)
+            for camera in self.cameras for topic, other in (
+                ('image', camera.image),
+                ('image/compressed', camera.image and f'{camera.image}/compressed'),
+                ('camera_info', camera.camera_info)) if other]
 
     def topics(self) -> list[str]:
         """Those that the cameras use instead of their own."""
@@ -148,31 +141,25 @@ def plan(value: Mapping[str, str], namespace: str) -> Plan:
     files = [str(Path(path).expanduser())
              for path in [value['params_file'] or str(usual), *_split(value['overlay'])]]
     parameters, names = _parameters(value, files, f'{namespace.rstrip("/")}/{NODE}')
-    respawn, text = boolean('respawn', value['respawn']), value['respawn_delay']
-    required = boolean('required', value['required']) if value['required'] \
-        else bool(value['bag']) and not respawn
-    if respawn and required:
-        raise ConfigError('respawn:=true and required:=true: a node that is started again does '
-                          'not end anything; give one of them.')
-    try:
-        delay = float(text)
-    except ValueError:
-        delay = math.nan
-    if not 0 <= delay < math.inf:
-        raise ConfigError(f'respawn_delay:={text}: {quoted(text)} is no number of seconds, 0 or '
-                          'more.')
     cameras, notes = _cameras(value)
-    if value['bag']:
-        parameters['use_sim_time'] = True
-    if value['use_sim_time']:
-        parameters['use_sim_time'] = boolean('use_sim_time', value['use_sim_time'])
     if len({camera.compressed for camera in cameras}) > 1:
         raise ConfigError(
             f'image:={",".join(camera.topic for camera in cameras)}: some are compressed and some '
             'are not. The node reads one kind: give raw topics only, or compressed ones only.')
     if cameras[0].compressed and not value['image_transport']:
         parameters['image_transport'] = 'compressed'
-    return Plan(files, parameters, cameras, names, respawn, delay, required, notes)
+    if value['use_sim_time'] or value['bag']:
+        parameters['use_sim_time'] = boolean('use_sim_time', value['use_sim_time'] or 'true')
+    respawn, text = boolean('respawn', value['respawn']), value['respawn_delay']
+    required = boolean('required', value['required']) if value['required'] \
+        else bool(value['bag']) and not respawn
+    if respawn and required:
+        raise ConfigError('respawn:=true and required:=true: a node that is started again does '
+                          'not end anything; give one of them.')
+    if not re.fullmatch(r'\d+\.?\d*', text):
+        raise ConfigError(f'respawn_delay:={text}: {quoted(text)} is no number of seconds, 0 or '
+                          'more.')
+    return Plan(files, parameters, cameras, names, respawn, float(text), required, notes)
 
 
 def boolean(argument: str, text: str) -> bool:
@@ -204,17 +191,15 @@ def strangers(
 
     """
     typed = [text.partition(':=')[0] for text in argv]
-    is_included = not set(given) <= set(typed)
-    notes = []
+    is_included, notes = not set(given) <= set(typed), []
     for name in sorted(set(given) - set(known)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        said = f'{name}:= is no argument of {file}'
+        said = f'{name}:= is no argument of {file}' + (
+            f"; did you mean '{near[0]}'?" if near else ' and has no effect')
         if near and not is_included:
-            raise ConfigError(f"{said}; did you mean '{near[0]}'?")
-        if near and name not in typed:
-            notes.append(f"{said} and has no effect; did you mean '{near[0]}'?")
-        elif not is_included:
-            notes.append(f'{said} and has no effect (--show-args lists them)')
+            raise ConfigError(said)
+        if not is_included or (near and name not in typed):
+            notes.append(said)
     return notes
 
 
@@ -235,11 +220,6 @@ def report_failure(name: str, code: int, loop: asyncio.AbstractEventLoop) -> Non
     """
     if code:
         loop.call_exception_handler({'message': f'{name} has died (exit code {code})'})
-
-
-def description_of(setting: dataclasses.Field[Any]) -> str:
-    """What --show-args says of the argument that is named like a setting."""
-    return f'{describe(setting)}; empty: as in params_file'
 
 
 def rviz_file(names: Sequence[str], folder: str | Path) -> Path:
@@ -310,9 +290,9 @@ def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
     if kind == 'bool':
         return boolean(setting.name, text)
     try:
-        if not kind.startswith('tuple') or text.startswith('['):
-            return yaml.safe_load(text)
-        return [part if 'str' in kind else yaml.safe_load(part) for part in _split(text)]
+        if kind.startswith('tuple') and not text.startswith('['):
+            return [part if 'str' in kind else yaml.safe_load(part) for part in _split(text)]
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f'{setting.name}:={text}: {quoted(text)} is no value: write a list as '
                           "'[a, b]' or a,b") from error

@@ -24,7 +24,7 @@ from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from depthclip_ros.launching import ARGUMENTS, SETTINGS, boolean, report_failure, strangers
+from depthclip_ros.launching import MEANINGS, boolean, report_failure, strangers
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
@@ -51,7 +51,7 @@ def generate_launch_description() -> LaunchDescription:
         OpaqueFunction(function=_check),
         *(DeclareLaunchArgument(name, default_value='', description=meaning)
           for name, meaning in SIM_ARGUMENTS.items()),
-        *(DeclareLaunchArgument(name, default_value=default, description=ARGUMENTS[name])
+        *(DeclareLaunchArgument(name, default_value=default, description=MEANINGS[name])
           for name, default in PASSED_ON.items()),
         OpaqueFunction(function=_actions),
         IncludeLaunchDescription(
@@ -69,9 +69,8 @@ def _check(context: LaunchContext) -> list[Action]:
             raise RuntimeError(
                 f'{name}:={given[name]}: the demo shows the rooms of its own camera. For others: '
                 f'ros2 launch {PACKAGE} depth.launch.py {name}:={given[name]}')
-    notes = strangers(
-        given, context.argv, {*SIM_ARGUMENTS, *ARGUMENTS, *SETTINGS}, 'demo.launch.py')
-    return [LogInfo(msg=note) for note in notes]
+    return [LogInfo(msg=note) for note in strangers(
+        given, context.argv, {*SIM_ARGUMENTS, *MEANINGS}, 'demo.launch.py')]
 
 
 def _actions(context: LaunchContext) -> list[Action]:

@@ -48,13 +48,9 @@ def camera(name, kind=RAW):
 # The node ------------------------------------------------------------------------------------
 
 
-def test_empty_arguments_leave_the_settings_alone():
+def test_arguments_become_parameters_and_remappings():
     plan = make_plan()
     assert (plan.parameters, plan.remappings(), plan.topics(), plan.notes) == ({}, [], [], [])
-    assert (plan.respawn, plan.required) == (False, False)
-
-
-def test_arguments_become_parameters_and_remappings():
     plan = make_plan(image='/cam/image_raw', weights='demo', device='cpu', use_sim_time='true')
     assert plan.parameters == {'weights': 'demo', 'device': 'cpu', 'use_sim_time': True}
     assert dict(plan.remappings()) == {
@@ -152,20 +148,21 @@ def test_overlays_count_in_their_order_and_arguments_before_them(tmp_path):
 KNOWN = ['weights', 'image', 'cameras', 'bag']
 
 
-@pytest.mark.parametrize(('name', 'meant'), [('weigths', 'weights'), ('imge', 'image')])
-def test_a_misspelt_argument_is_refused_before_anything_starts(name, meant):
-    with pytest.raises(ConfigError, match=f"{name}:= is no argument .* did you mean '{meant}'"):
-        launching.strangers([name, 'bag'], [f'{name}:=demo', 'bag:=b'], KNOWN, 'depth.launch.py')
-    assert launching.strangers(['bag'], ['bag:=b'], KNOWN, 'depth.launch.py') == []
-    note, = launching.strangers(['robot'], ['robot:=r2'], KNOWN, 'depth.launch.py')
-    assert 'robot:= is no argument of depth.launch.py' in note
+def strangers(given, argv):
+    return launching.strangers(given, argv, KNOWN, 'depth.launch.py')
 
 
-def test_an_including_launch_file_may_have_arguments_of_its_own():
-    of_both = ['camera', 'robot', 'image']  # the last one is given to the include
-    argv = ['camera:=front', 'robot:=r2']
-    assert launching.strangers(of_both, argv, KNOWN, 'depth.launch.py') == []
-    note, = launching.strangers([*of_both, 'weigths'], argv, KNOWN, 'depth.launch.py')
+def test_a_misspelt_argument_is_refused_before_anything_starts():
+    for name, meant in (('weigths', 'weights'), ('imge', 'image')):
+        with pytest.raises(ConfigError, match=f"{name}:= is no argument .* mean '{meant}'"):
+            strangers([name, 'bag'], [f'{name}:=demo', 'bag:=b'])
+    assert strangers(['bag'], ['bag:=b']) == []
+    assert strangers(['robot'], ['robot:=r2']) == [
+        'robot:= is no argument of depth.launch.py and has no effect']
+    # A launch file that includes ours may have arguments of its own; the last is the include's.
+    of_both, argv = ['camera', 'robot', 'image'], ['camera:=front', 'robot:=r2']
+    assert strangers(of_both, argv) == []
+    note, = strangers([*of_both, 'weigths'], argv)
     assert "did you mean 'weights'" in note
 
 
@@ -205,15 +202,11 @@ def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
 
 
 def test_the_camera_of_a_bag_is_found_and_the_player_waits_for_the_node(bag):
-    path = bag(*camera('cam', COMPRESSED), *camera('depth'))
-    plan = make_plan(bag=path)
+    plan = make_plan(bag=bag(*camera('cam', COMPRESSED), *camera('depth')))
     assert plan.parameters == {'use_sim_time': True, 'image_transport': 'compressed'}
     assert plan.topics() == ['/cam/image/compressed', '/cam/camera_info']
     assert plan.notes == ['bag: images from /cam/image/compressed',
                           'bag: camera_info from /cam/camera_info']
-
-
-def test_a_bag_without_calibration_says_that_there_will_be_no_cloud(bag):
     plan = make_plan(bag=bag(('/cam/image', RAW)))
     assert 'no cloud' in plan.notes[1]
     assert plan.topics() == ['/cam/image']

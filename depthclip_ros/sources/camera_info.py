@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import yaml
 
 from ..core.camera import CameraModel
@@ -23,6 +24,28 @@ if TYPE_CHECKING:
 BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 
 
+class _Nine(msgspec.Struct):
+    data: Annotated[tuple[float, ...], msgspec.Meta(min_length=9, max_length=9)]
+
+
+class _Twelve(msgspec.Struct):
+    data: Annotated[tuple[float, ...], msgspec.Meta(min_length=12, max_length=12)]
+
+
+class _Any(msgspec.Struct):
+    data: tuple[float, ...]
+
+
+class _File(msgspec.Struct):
+    image_width: Annotated[int, msgspec.Meta(gt=0)]
+    image_height: Annotated[int, msgspec.Meta(gt=0)]
+    camera_matrix: _Nine
+    distortion_coefficients: _Any
+    rectification_matrix: _Nine
+    projection_matrix: _Twelve
+    distortion_model: str = ''
+
+
 @dataclass(frozen=True)
 class CameraCalibration:
     """The numbers of a `sensor_msgs/CameraInfo`, row by row, in pixels."""
@@ -34,6 +57,14 @@ class CameraCalibration:
     distortion_model: str
     r: tuple[float, ...]
     p: tuple[float, ...]
+
+    @classmethod
+    def pinhole(
+        cls, width: int, height: int, k: tuple[float, ...], d: tuple[float, ...] = (0.0,) * 5,
+    ) -> CameraCalibration:
+        """Camera of nine numbers of K, row by row, that turns nothing."""
+        return cls(width, height, k, d, 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+                   (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
 
     @classmethod
     def from_fov(cls, width: int, height: int, hfov: float) -> CameraCalibration:
@@ -50,20 +81,14 @@ class CameraCalibration:
                                   'is impossible for a pinhole camera; give 0 < FOV < 180.')
         focal = width / 2 / math.tan(math.radians(hfov) / 2)
         # Pixel centres are whole numbers: the picture spans -0.5 to width - 0.5.
-        cx, cy = (width - 1) / 2, (height - 1) / 2
-        return cls(
-            width, height, (focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0),
-            (0.0, 0.0, 0.0, 0.0, 0.0), 'plumb_bob', (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
-            (focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0))
+        return cls.pinhole(width, height, (
+            focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0))
 
     @classmethod
     def of_sim(cls, camera: SimCamera) -> CameraCalibration:
         """What `sensor_msgs/CameraInfo` says about a simulated camera."""
-        k = tuple(float(value) for value in camera.matrix.ravel())
-        return cls(
-            camera.width, camera.height, k, camera.distortion, 'plumb_bob',
-            (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
-            (*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0))
+        return cls.pinhole(camera.width, camera.height,
+                           tuple(map(float, camera.matrix.ravel())), camera.distortion)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> CameraCalibration:
@@ -73,32 +98,17 @@ class CameraCalibration:
             CameraInfoError: missing or malformed file; says which entry.
 
         """
-        def wrong(what: str) -> CameraInfoError:
-            return CameraInfoError('malformed file', f'{path} is no camera calibration: {what}.')
-
         try:
             with open_regular(user_path(path)) as file:
-                document = yaml.safe_load(file.read().decode())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise wrong(' '.join(str(error).split())) from error
-        if not isinstance(document, dict):
-            raise wrong('expected image_width, image_height, camera_matrix and so on')
-        for key in ('image_width', 'image_height'):
-            if not isinstance(document.get(key), int) or document[key] <= 0:
-                raise wrong(f'{key} is {document.get(key)!r}; expected a positive whole number')
-
-        def matrix(key: str, size: int = 0) -> tuple[float, ...]:
-            entry = document.get(key)
-            data = entry.get('data') if isinstance(entry, dict) else None
-            if not isinstance(data, list) or not all(type(v) in (int, float) for v in data) \
-                    or len(data) != (size or len(data)):
-                raise wrong(f'{key}.data is {data!r}; expected {size or "a list of"} numbers')
-            return tuple(map(float, data))
-
+                told = msgspec.convert(yaml.safe_load(file.read().decode()), _File)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            said = ' '.join(str(error).split())
+            raise CameraInfoError(
+                'malformed file', f'{path} is no camera calibration: {said}.') from error
         return cls(
-            document['image_width'], document['image_height'], matrix('camera_matrix', 9),
-            matrix('distortion_coefficients'), str(document.get('distortion_model', '')),
-            matrix('rectification_matrix', 9), matrix('projection_matrix', 12))
+            told.image_width, told.image_height, told.camera_matrix.data,
+            told.distortion_coefficients.data, told.distortion_model,
+            told.rectification_matrix.data, told.projection_matrix.data)
 
     def model(self, *, rectified: bool = False) -> CameraModel:
         """Give the camera, as the node reads it from a camera_info with these numbers.

@@ -4,11 +4,11 @@
 """A camera without a camera: publishes files, a video, a webcam, or built-in pictures.
 
 Publishers (relative names):
-    image (sensor_msgs/Image, bgr8), or image/compressed (sensor_msgs/CompressedImage, JPEG)
+    image (sensor_msgs/Image): bgr8
     camera_info (sensor_msgs/CameraInfo): from a calibration file, or a pinhole camera
 
 Both have the same stamp (now) and are reliable with a short history, so that reliable and
-sensor-data subscribers match; `qos_overrides` apply.
+sensor-data subscribers match.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from array import array
 from typing import TYPE_CHECKING
 
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.utilities import remove_ros_args
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from ..arguments import positive, whole
 from ..core.errors import ImageError
-from ..core.opencv import cv2
 from ..node.image_io import image_fields
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
 from .pictures import builtin_frames, file_frames, picture_files, video_frames, webcam_frames
@@ -41,9 +38,9 @@ if TYPE_CHECKING:
 
     from ..color import Picture
 
-JPEG_QUALITY = 90
 # An image can be lost while discovery is still going on: it is sent again after this time.
 ANSWER_TIMEOUT = 5.0
+FRAME = 'camera_color_optical_frame'
 QOS = QoSProfile(depth=2)  # reliable
 
 
@@ -73,13 +70,8 @@ class ImageSource(Node):
                 f'camera_info is a GUESS: {BUILTIN_HFOV:g} degrees horizontal field of view, no '
                 'distortion. Give --fov DEGREES or --camera-info FILE for depth of true scale and '
                 'a cloud of true shape.')
-        overrides = QoSOverridingOptions.with_default_policies()
-        kind, topic = (CompressedImage, 'image/compressed') if options.compressed \
-            else (Image, 'image')
-        self._images = self.create_publisher(
-            kind, topic, QOS, qos_overriding_options=overrides)
-        self._infos = self.create_publisher(
-            CameraInfo, 'camera_info', QOS, qos_overriding_options=overrides)
+        self._images = self.create_publisher(Image, 'image', QOS)
+        self._infos = self.create_publisher(CameraInfo, 'camera_info', QOS)
         self._info = CameraInfo()
         self._is_answered = False
         if options.answer:
@@ -98,14 +90,9 @@ class ImageSource(Node):
         height, width = picture.shape[:2]
         if (self._info.width, self._info.height) != (width, height):
             calibration_of(self._camera, width, height).fill(self._info)
-        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._options.frame_id)
+        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=FRAME)
         self._info.header, self._is_answered = header, False
-        if self._options.compressed:
-            _, data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            image = CompressedImage(header=header, format='bgr8; jpeg compressed bgr8',
-                                    data=array('B', data.tobytes()))
-        else:
-            image = Image(**image_fields(picture, 'bgr8', header))
+        image = Image(**image_fields(picture, 'bgr8', header))
         self.published += 1
         while True:
             self._infos.publish(self._info)
@@ -113,11 +100,9 @@ class ImageSource(Node):
             if not self._options.answer:
                 return
             end = time.monotonic() + ANSWER_TIMEOUT
-            while time.monotonic() < end and not self._stop.is_set():
+            while time.monotonic() < end and not self._is_answered and not self._stop.is_set():
                 rclpy.spin_once(self, timeout_sec=0.1)
-                if self._is_answered:
-                    return
-            if self._stop.is_set():
+            if self._is_answered or self._stop.is_set():
                 return
             self.get_logger().warning(
                 f'No answer in {ANSWER_TIMEOUT:g} s; sending the picture again.')
@@ -149,16 +134,12 @@ def parser() -> argparse.ArgumentParser:
     add('--webcam', type=whole, metavar='N', help='live pictures of /dev/videoN')
     add('--rate', type=positive, default=10.0, metavar='HZ',
         help='pictures a second, at most (default %(default)s)')
-    add('--loop', action='store_true', help='begin again at the end')
-    add('--compressed', action='store_true', help='publish JPEG on image/compressed')
     calibration = parser.add_mutually_exclusive_group()
     calibration.add_argument(
         '--fov', type=positive, metavar='DEGREES', help='horizontal field of view; without it and '
         f'without --camera-info {BUILTIN_HFOV:g} is guessed, which leaves depth as it is')
     calibration.add_argument('--camera-info', metavar='YAML',
                              help='calibration as the ROS tool camera_calibration writes it')
-    add('--frame-id', default='camera_color_optical_frame', metavar='FRAME',
-        help='frame of the headers (default %(default)s)')
     add('--wait', type=whole, nargs='?', const=1, default=0, metavar='N',
         help='send nothing before N subscribers listen (default 1)')
     add('--answer', metavar='TOPIC', help='send the next picture only after an Image with the '
@@ -180,9 +161,9 @@ def open_source(
     if len(chosen) > 1:
         raise ImageError('several sources', f'Give one source, not {" and ".join(chosen)}.')
     if options.images:
-        return file_frames(picture_files(options.images), skip, loop=options.loop)
+        return file_frames(picture_files(options.images), skip)
     if options.video:
-        return video_frames(options.video, loop=options.loop)
+        return video_frames(options.video)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
     if options.camera_info:

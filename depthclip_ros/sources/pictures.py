@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+RESULTS = ('_depth.png', '_color.png', '_patches.png')  # of `depthclip predict`, behind a name
 
 
 def picture_files(paths: Sequence[str | Path]) -> list[Path]:
     """Expand folders (not their sub-folders) to the pictures in them, sorted by name.
+
+    What `depthclip predict` has made of a picture beside it is left out, and so said on stderr.
 
     Raises:
         ImageError: a path does not exist, or a folder holds no picture.
@@ -34,8 +38,7 @@ def picture_files(paths: Sequence[str | Path]) -> list[Path]:
         try:
             path = user_path(given)
             path.stat()
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) \
-                if path.is_dir() else [path]
+            found = _pictures_in(path) if path.is_dir() else [path]
         except OSError as error:
             # What is missing of a long path is at its end.
             raise ImageError('missing file', f'{quoted(str(Path(given).absolute()), 300)} is no '
@@ -45,6 +48,16 @@ def picture_files(paths: Sequence[str | Path]) -> list[Path]:
                              f'({", ".join(sorted(SUFFIXES))}).')
         files += found
     return files
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    made = {path.stem + result for path in found for result in RESULTS}
+    pictures = [path for path in found if path.name not in made]
+    if len(pictures) < len(found):
+        count = len(found) - len(pictures)
+        sys.stderr.write(f'{folder}: {count} results of depthclip predict are left out.\n')
+    return pictures
 
 
 def read_picture(path: Path) -> Picture:
@@ -70,36 +83,34 @@ def read_picture(path: Path) -> Picture:
 
 
 def file_frames(
-    files: Sequence[Path], skip: Callable[[ImageError], None], *, loop: bool = False,
+    files: Sequence[Path], skip: Callable[[ImageError], None],
 ) -> Iterator[Picture]:
-    """Pictures of the files in order, once or endlessly; each file is read when its turn comes.
+    """Pictures of the files in order; each file is read when its turn comes.
 
     Args:
         files: what to read.
-        skip: called with the error of a file that cannot be read; it is left out from then on.
-        loop: begin again at the end.
+        skip: called with the error of a file that cannot be read; it is left out.
 
     Raises:
         ImageError: none of the files can be read.
 
     """
-    readable = list(files)
-    while readable:
-        for path in tuple(readable):
-            try:
-                picture = read_picture(path)
-            except ImageError as error:  # noqa: PERF203 (one bad file stops no other)
-                skip(error)
-                readable.remove(path)
-            else:
-                yield picture
-        if readable and not loop:
-            return
-    raise ImageError('not an image', f'None of the {len(files)} given files is a readable image.')
+    count = 0
+    for path in files:
+        try:
+            picture = read_picture(path)
+        except ImageError as error:  # noqa: PERF203 (one bad file stops no other)
+            skip(error)
+        else:
+            count += 1
+            yield picture
+    if not count:
+        raise ImageError(
+            'not an image', f'None of the {len(files)} given files is a readable image.')
 
 
-def video_frames(path: str | Path, *, loop: bool = False) -> Iterator[Picture]:
-    """Frames of a video file in order, once or endlessly.
+def video_frames(path: str | Path) -> Iterator[Picture]:
+    """Frames of a video file in order.
 
     Raises:
         ImageError: the file is missing, or holds no frame that OpenCV can decode.
@@ -108,16 +119,13 @@ def video_frames(path: str | Path, *, loop: bool = False) -> Iterator[Picture]:
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise ImageError('missing file', f'There is no video at {path}.')
-    while True:
-        count = 0
-        for frame in _captured(cv2.VideoCapture(str(path))):
-            count += 1
-            yield frame
-        if not count:
-            raise ImageError('not a video', f'{path}: OpenCV can decode no frame of it; it may be '
-                             'truncated or of a format this OpenCV lacks.')
-        if not loop:
-            return
+    count = 0
+    for frame in _captured(cv2.VideoCapture(str(path))):
+        count += 1
+        yield frame
+    if not count:
+        raise ImageError('not a video', f'{path}: OpenCV can decode no frame of it; it may be '
+                         'truncated or of a format this OpenCV lacks.')
 
 
 def webcam_frames(index: int) -> Iterator[Picture]:

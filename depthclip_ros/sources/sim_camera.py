@@ -15,7 +15,6 @@ seconds after the first. While nobody subscribes to a camera, it renders nothing
 
 Parameters:
     Every field of `SimConfig` (`depthclip_ros/sim/world.py`), read at the start.
-    qos_overrides.TOPIC.publisher.{history,depth,reliability} on the first three topics.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from geometry_msgs.msg import TransformStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -109,9 +107,7 @@ class SimCameraNode(Node):
                 f'{name or "camera"}: {room}, from stamp {sec}.{nanosec:09d} on.')
 
         return name, View(self.config, index, announce, self.get_logger().warning), {
-            topic: self.create_publisher(
-                kind, f'{name}/{topic}'.lstrip('/'), QOS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            topic: self.create_publisher(kind, f'{name}/{topic}'.lstrip('/'), QOS)
             for topic, kind in TOPICS.items()}
 
     def _tick(self) -> None:
