@@ -25,8 +25,8 @@ def vit():
     return clip_standin.state_dict(0, **clip_standin.TINY_VIT)
 
 
-def clip_model(state_dict):
-    return import_clip().model.build_model(dict(state_dict)).float()
+def visual_of(state_dict):
+    return import_clip().model.build_model(dict(state_dict)).float().visual
 
 
 def images(height=64, width=96):
@@ -40,48 +40,43 @@ def close(found, expected):
                                atol=rounding * float(expected.detach().abs().max()))
 
 
-def last_map(visual, batch):
+def unit(features):
+    return features / features.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def last_map(state_dict, batch):
+    visual = visual_of(state_dict)
     visual.attnpool = torch.nn.Identity()
-    with torch.no_grad():
-        return visual(batch)
+    return visual(batch)
 
 
-def test_reference_features_are_every_nth_channel_of_the_unit_vector(resnet):
-    features = build_image_encoder(resnet, 'reference')(images())
-    full = last_map(clip_model(resnet).visual, images())
-    full = full / full.norm(dim=1, keepdim=True)
-    assert features.shape == (2, 64, 2, 3)
-    close(features, full[:, ::4])
-
-
-def test_maskclip_fused_equals_unfused(resnet):
-    features = build_image_encoder(resnet, 'maskclip')(images())
-    model = clip_model(resnet)
-    pool = model.visual.attnpool
-    positions = last_map(model.visual, images()).permute(0, 2, 3, 1)
-    with torch.no_grad():
-        unfused = pool.c_proj(pool.v_proj(positions)).permute(0, 3, 1, 2)
-    close(features, unfused / unfused.norm(dim=1, keepdim=True))
+@torch.no_grad()
+def test_reference_and_maskclip_are_made_of_the_last_map(resnet):
+    """Every n-th channel of the unit vectors; and the pool's value and output projections."""
+    last = last_map(resnet, images())
+    found = build_image_encoder(resnet, 'reference')(images())
+    assert found.shape == (2, 64, 2, 3)
+    close(found, unit(last)[:, ::4])
+    pool = visual_of(resnet).attnpool
+    values = pool.c_proj(pool.v_proj(last.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    close(build_image_encoder(resnet, 'maskclip')(images()), unit(values))
 
 
 @pytest.mark.parametrize('features', ['reference', 'maskclip', 'attnpool'])
+@torch.no_grad()
 def test_the_pool_is_clips_own(resnet, features):
     """At the native size, and of the map that `trunk` gives."""
     encoder = build_image_encoder(resnet, features)
     pool = encoder.pool or build_attention_pool(resnet)
-    visual = clip_model(resnet).visual
-    with torch.no_grad():
-        expected = visual(images(64, 64))
-        found = pool.whole(encoder.trunk(images(64, 64)))
-    assert found.shape == (2, 64)
-    close(found, expected)
+    close(pool.whole(encoder.trunk(images(64, 64))), visual_of(resnet)(images(64, 64)))
 
 
+@torch.no_grad()
 def test_every_position_asks_as_the_mean_does(resnet):
     """CLIP's pool computes all answers, and throws away all but the mean's."""
-    pool = clip_model(resnet).visual.attnpool
-    maps = torch.randn(2, 256, 2, 2, generator=torch.Generator().manual_seed(1))
-    ours = build_attention_pool(resnet)
+    pool, ours = visual_of(resnet).attnpool, build_attention_pool(resnet)
+    maps = last_map(resnet, images(64, 64))
     tokens = maps.flatten(2).permute(2, 0, 1)
     tokens = torch.cat([tokens.mean(0, keepdim=True), tokens]) + pool.positional_embedding[:, None]
     attention = torch.nn.MultiheadAttention(256, pool.num_heads)
@@ -89,52 +84,28 @@ def test_every_position_asks_as_the_mean_does(resnet):
         'in_proj_weight': torch.cat([getattr(pool, f'{n}_proj').weight for n in 'qkv']),
         'in_proj_bias': torch.cat([getattr(pool, f'{n}_proj').bias for n in 'qkv']),
         'out_proj.weight': torch.eye(256), 'out_proj.bias': torch.zeros(256)})
-    with torch.no_grad():
-        answers = pool.c_proj(attention(tokens, tokens, tokens, need_weights=False)[0])
-        close(answers[0], pool(maps))
-        close(ours.whole(maps), pool(maps))
-        close(
-            ours.dense(maps), answers[1:].permute(1, 2, 0).reshape(2, 64, 2, 2))
+    answers = pool.c_proj(attention(tokens, tokens, tokens, need_weights=False)[0])
+    close(answers[0], pool(maps))
+    close(ours.dense(maps), dense := answers[1:].permute(1, 2, 0).reshape(2, 64, 2, 2))
+    found = build_image_encoder(resnet, 'attnpool')(images(64, 64))
+    close(found, unit(dense))
 
 
-def test_attnpool_is_the_pools_answer_to_every_position(resnet):
-    encoder = build_image_encoder(resnet, 'attnpool')
-    features = encoder(images())
-    with torch.no_grad():
-        answers = encoder.pool.dense(last_map(clip_model(resnet).visual, images()))
-    close(
-        features, answers / answers.norm(dim=1, keepdim=True))
-    assert abs(features - build_image_encoder(resnet, 'maskclip')(images())).max() > 0.01
-
-
-def test_vit_tokens_after_the_last_block(vit):
-    """Where CLIP itself takes the class token."""
-    features = build_image_encoder(vit, 'attnpool')(images(64, 64))
-    visual = clip_model(vit).visual
-    seen = []
-    visual.transformer.register_forward_hook(lambda *given: seen.append(given[2]))
-    with torch.no_grad():
-        visual(images(64, 64))
-        expected = visual.ln_post(seen[0][1:].permute(1, 0, 2)) @ visual.proj
-    expected = (expected / expected.norm(dim=2, keepdim=True)).transpose(1, 2)
-    close(features.flatten(2), expected)
-
-
-def test_vit_values_of_the_last_block(vit):
-    """At the native size, with the attention told to look at itself alone."""
-    features = build_image_encoder(vit, 'maskclip')(images(64, 64))
-    visual = clip_model(vit).visual
-    last = visual.transformer.resblocks[-1]
-    seen = []
-    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        visual(images(64, 64))
-        tokens = last.ln_1(seen[0])
-        self_only = torch.full((17, 17), float('-inf')).fill_diagonal_(0)
-        values = last.attn(tokens, tokens, tokens, attn_mask=self_only, need_weights=False)[0]
-        expected = visual.ln_post(values[1:].permute(1, 0, 2)) @ visual.proj
-    expected = (expected / expected.norm(dim=2, keepdim=True)).transpose(1, 2)
-    close(features.flatten(2), expected)
+@pytest.mark.parametrize('features', ['attnpool', 'maskclip'])
+@torch.no_grad()
+def test_a_vision_transformers_patches(vit, features):
+    """Its tokens after the last block, or with the attention told to look at itself alone."""
+    visual = visual_of(vit)
+    last, seen = visual.transformer.resblocks[-1], []
+    last.register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    visual(images(64, 64))
+    (tokens, answers), = seen
+    if features == 'maskclip':
+        tokens = last.ln_1(tokens)
+        alone = torch.full((17, 17), float('-inf')).fill_diagonal_(0)
+        answers = last.attn(tokens, tokens, tokens, attn_mask=alone, need_weights=False)[0]
+    expected = (visual.ln_post(answers[1:].permute(1, 0, 2)) @ visual.proj).transpose(1, 2)
+    close(build_image_encoder(vit, features)(images(64, 64)).flatten(2), unit(expected))
 
 
 @pytest.mark.parametrize(('along', 'size'), [(0, (8, 4)), (1, (4, 8)), (0, (4, 4))])
@@ -147,53 +118,38 @@ def test_positions_are_resized_in_two_dimensions(along, size):
     close(resized[1:].reshape(*size, 64), rows.unsqueeze(along).expand(*size, 64))
 
 
-def test_other_sizes_and_batches(vit, resnet):
+def test_other_sizes_and_batches_and_nothing_that_is_not_needed(vit, resnet):
     assert build_image_encoder(vit, 'maskclip')(images(48, 80)).shape == (2, 64, 3, 5)
-    encoder = build_image_encoder(resnet, 'reference')
-    batch = images(96, 32)
-    close(
-        encoder(batch), torch.cat([encoder(batch[:1]), encoder(batch[1:])]))
+    encoder, batch = build_image_encoder(resnet, 'reference'), images(96, 32)
+    close(encoder(batch), torch.cat([encoder(batch[:1]), encoder(batch[1:])]))
+    names = ' '.join(build_image_encoder(resnet, 'maskclip').state_dict())
+    assert 'trunk' in names
+    assert 'pool' not in names
+    assert 'transformer' not in names
 
 
-def test_what_is_not_needed_is_not_kept(resnet):
-    names = list(build_image_encoder(resnet, 'maskclip').state_dict())
-    assert names
-    assert not [name for name in names if 'pool' in name or 'transformer' in name]
-    kept = build_image_encoder(resnet, 'attnpool')
-    assert [name for name in kept.state_dict() if name.startswith('pool.')]
-
-
-def test_features_that_an_architecture_has_not(vit):
-    with pytest.raises(ConfigError, match='features: maskclip'):
-        build_image_encoder(vit, 'reference')
+def test_what_cannot_be_built(vit, resnet):
     odd = clip_standin.state_dict(0, **{**clip_standin.TINY, 'embed_dim': 96})
-    with pytest.raises(ConfigError, match=r'256 channels.*96'):
-        build_image_encoder(odd, 'reference')
-
-
-def test_missing_and_misshapen_tensors(resnet):
+    for weights in (vit, odd):
+        with pytest.raises(ConfigError, match='features: maskclip'):
+            build_image_encoder(weights, 'reference')
     without = {k: v for k, v in resnet.items() if k != 'visual.layer3.0.conv2.weight'}
     with pytest.raises(WeightsError, match=r'layer3\.0\.conv2\.weight'):
         build_image_encoder(without, 'reference')
-    misshapen = {**resnet, 'visual.conv2.weight': torch.zeros(4, 4, 5, 5)}
     with pytest.raises(WeightsError, match=r'conv2\.weight'):
-        build_image_encoder(misshapen, 'reference')
+        build_image_encoder({**resnet, 'visual.conv2.weight': torch.zeros(4, 4, 5, 5)},
+                            'reference')
 
 
-@pytest.mark.parametrize('name', RELEASES)
-def test_official_architectures_are_read_off_their_shapes(name):
-    """Shapes as OpenAI's own class makes them, without their memory."""
-    shape = RELEASES[name].architecture
-    with torch.device('meta'):
-        model = import_clip().model.CLIP(
-            *shape[:5], 77, 49408, shape.text_width, shape.text_width // 64, 12)
-    assert architecture(model.state_dict()) == shape
-
-
-def test_release_table_is_openais():
+def test_the_releases_are_openais():
+    """Architectures are read off the shapes that its own class makes, without their memory."""
+    for release in RELEASES.values():
+        shape = release.architecture
+        with torch.device('meta'):
+            model = import_clip().model.CLIP(
+                *shape[:5], 77, 49408, shape.text_width, shape.text_width // 64, 12)
+        assert architecture(model.state_dict()) == shape
     source = (import_clip().folder / 'clip.py').read_text()
-    table = re.findall(r'"(\S+)": "(https://\S+)"', source)
-    assert {name for name, _ in table} == set(RELEASES)
-    for name, url in table:
-        *_, sha256, file = url.split('/')
-        assert (RELEASES[name].sha256, RELEASES[name].file) == (sha256, file)
+    table = {name: url.split('/')[-2:] for name, url in re.findall(
+        r'"(\S+)": "(https://\S+)"', source)}
+    assert table == {name: [release.sha256, release.file] for name, release in RELEASES.items()}

@@ -32,42 +32,24 @@ IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 PICTURES = [clip_standin.synthetic_rgb(seed)[::4, ::4] for seed in range(10, 20)]
 
 
-def build(state_dict, folder, log=lambda text: None, config=INT8, **rest):
-    return DepthEstimator(config, state_dict, 'cpu', cache_dir=folder, log=log, **rest)
-
-
-def exact(state_dict, folder, **changes):
-    return build(state_dict, folder, config=SMALL.replace(**changes))
+def build(state_dict, folder, config=INT8, **rest):
+    return DepthEstimator(config, state_dict, 'cpu', cache_dir=folder, **rest)
 
 
 @pytest.fixture(scope='module')
 def kept(state_dict, tmp_path_factory):
     """A cache with the network in 8 bits, whose files nobody changes."""
     folder = tmp_path_factory.mktemp('cache')
-    path = exact(state_dict, folder).quantize(PICTURES, 'ten pictures')
-    assert path.parent == folder / 'int8'
+    assert build(state_dict, folder, SMALL).quantize(PICTURES).parent == folder / 'int8'
     return folder
-
-
-@pytest.fixture
-def own(kept, tmp_path):
-    """The same to change: the folder, and the file in it."""
-    target = tmp_path / 'int8'
-    target.mkdir()
-    file, = (kept / 'int8').iterdir()
-    (target / file.name).write_bytes(file.read_bytes())
-    return tmp_path, target / file.name
 
 
 @pytest.mark.parametrize('flip', [False, True])
 def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
-    estimator = build(state_dict, kept, log=(said := []).append,
-                      config=INT8.replace(flip_average=flip))
+    estimator = build(state_dict, kept, INT8.replace(flip_average=flip))
     assert (estimator.engine, estimator.precision) == ('ONNX Runtime', 'int8')
-    assert estimator.quantized_on == 'ten pictures'
-    assert any('made of ten pictures' in text for text in said)
     found = estimator.maps(IMAGES).features
-    expected = exact(state_dict, kept, flip_average=flip).maps(IMAGES).features
+    expected = build(state_dict, kept, SMALL.replace(flip_average=flip)).maps(IMAGES).features
     assert 0 < engine.difference(found, expected) < int8.TOLERANCE
     for image, together in zip(IMAGES, estimator.predict(IMAGES), strict=True):
         np.testing.assert_allclose(  # a value between two levels may become either
@@ -101,32 +83,27 @@ def test_weights_leave_room_where_sums_overflow(state_dict, monkeypatch):
     assert int8.greatest_weight.__wrapped__() == 63
 
 
-# The file -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('change', [
     {'input_width': 160}, {'normalization': 'clip'}, 'weights', 'weight range'])
-def test_what_changes_the_network_needs_another_file(state_dict, own, monkeypatch, change):
-    folder, path = own
-    config = INT8
-    if isinstance(change, dict):
-        config = INT8.replace(**change)
-    elif change == 'weights':
+def test_what_changes_the_network_needs_another_file(state_dict, kept, monkeypatch, change):
+    if change == 'weights':
         state_dict = clip_standin.tiny_state_dict(2)
-    else:
+    elif change == 'weight range':
         top = 190 - int8.greatest_weight()
         monkeypatch.setattr(int8, 'greatest_weight', lambda: top)
-    with pytest.raises(EngineError, match=r'is missing.*depthclip quantize') as refused:
-        build(state_dict, folder, config=config)
-    assert path.name not in str(refused.value)
+    config = INT8.replace(**change) if isinstance(change, dict) else INT8
+    with pytest.raises(EngineError, match=r'is missing.*depthclip quantize'):
+        build(state_dict, kept, config)
 
 
 @pytest.mark.parametrize('content', [b'', b'not a network', None], ids=['empty', 'text', 'cut'])
-def test_a_damaged_file_is_refused(state_dict, own, content):
-    folder, path = own
-    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+def test_a_damaged_file_is_refused(state_dict, kept, tmp_path, content):
+    file, = (kept / 'int8').iterdir()
+    (tmp_path / 'int8').mkdir()
+    (tmp_path / 'int8' / file.name).write_bytes(
+        file.read_bytes()[:-1000] if content is None else content)
     with pytest.raises(EngineError, match=r'cannot be used \(.*depthclip quantize'):
-        build(state_dict, folder)
+        build(state_dict, tmp_path)
 
 
 @pytest.mark.parametrize('times', [1 / 8, 256])
@@ -140,7 +117,7 @@ def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypa
         return numbers
     monkeypatch.setattr(int8, 'calibrate', wrong_scale)
     with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
-        exact(state_dict, tmp_path).quantize(PICTURES, 'pictures')
+        build(state_dict, tmp_path, SMALL).quantize(PICTURES)
     assert not list(tmp_path.glob('int8/*'))
 
 
@@ -155,72 +132,47 @@ def test_threads_follow_num_threads_and_do_not_spin(state_dict, kept, threads):
     assert settings.get_session_config_entry('session.intra_op.allow_spinning') == '0'
 
 
-# What is refused ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
 def test_a_missing_library_is_named(state_dict, kept, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     int8.greatest_weight.cache_clear()
     with pytest.raises(EngineError, match='pip install onnxruntime onnx'):
         build(state_dict, kept)
-    exact(state_dict, kept)  # nothing else needs it
+    build(state_dict, kept, SMALL)  # nothing else needs it
 
 
 def test_vision_transformers_and_gpus_are_refused(tmp_path):
     with pytest.raises(ConfigError, match='int8 is for ResNets'):
         build(clip_standin.state_dict(0, **clip_standin.TINY_VIT), tmp_path,
-              config=INT8.replace(features='maskclip'))
-    with pytest.raises(ConfigError, match='int8 is for a CPU, and the device is cuda:0'):
+              INT8.replace(features='maskclip'))
+    with pytest.raises(ConfigError, match='int8, but the device is cuda:0'):
         resolve_precision('int8', torch.device('cuda:0'))
 
 
-# depthclip quantize -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def camera(tmp_path, monkeypatch):
-    """A folder of pictures, and weights and settings for the command."""
-    monkeypatch.setenv('DEPTHCLIP_CACHE', str(tmp_path / 'cache'))
-    folder = tmp_path / 'pictures'
+def test_quantize_command(tmp_path, monkeypatch, capsys):
+    cache, folder, config = (tmp_path / name for name in ('cache', 'pictures', 'tiny.yaml'))
+    monkeypatch.setenv('DEPTHCLIP_CACHE', str(cache))
     folder.mkdir()
     for number, picture in enumerate(PICTURES):
         cv2.imwrite(str(folder / f'{number}.png'), picture[..., ::-1])
     clip_standin.write_tiny_weights(tmp_path / 'tiny.pt')
-    config = tmp_path / 'tiny.yaml'
     config.write_text(
         '/**:\n  ros__parameters:\n    backbone: auto\n    input_height: 96\n'
         f'    input_width: 128\n    temperature: 2.0\n    weights: {tmp_path / "tiny.pt"}\n')
-    return folder, ['quantize', '--config', str(config), '--images', str(folder)]
-
-
-def test_quantize_command(camera, capsys):
-    folder, command = camera
-    assert main(command) == 0
-    said = capsys.readouterr().out
-    first = said[said.index('10 pictures, SHA-256'):].split('\n')[0]
-    assert "differs from float32's by" in said
-    (folder / '0.png').write_bytes((folder / '1.png').read_bytes())
-    assert main(command) == 0
-    again = capsys.readouterr().out
-    assert '10 pictures, SHA-256' in again
-    assert first not in again, 'others make it anew'
-
-
-def test_what_quantize_refuses(camera, capsys):
-    folder, command = camera
-    cache = folder.parent / 'cache'
+    command = ['quantize', '--config', str(config), '--images', str(folder)]
     cache.mkdir()
     (cache / 'int8').write_text('a file where the folder should be')
     assert main(command) == 1
     assert 'cannot be kept' in capsys.readouterr().err
+    (cache / 'int8').unlink()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert 'calibrated: on 10 pictures' in said
+    assert "differs from float32's by" in said
     for path in sorted(folder.iterdir())[:3]:
         path.unlink()
     assert main(command) == 1
     assert '7 pictures; give at least 8' in capsys.readouterr().err
-
-
-# The node -----------------------------------------------------------------------------------
 
 
 def test_the_node_reads_the_file_or_says_how_to_make_it(tiny_weights, domain, tmp_path):
@@ -230,8 +182,7 @@ def test_the_node_reads_the_file_or_says_how_to_make_it(tiny_weights, domain, tm
     refused = NodeProcess(arguments, domain=domain, cache=tmp_path)
     assert refused.wait() == 1
     assert 'depthclip quantize' in refused.output
-    exact = DepthEstimator(SMALL, tiny_weights, 'cpu', cache_dir=tmp_path)
-    exact.quantize(PICTURES, 'ten pictures')
+    build(tiny_weights, tmp_path, SMALL).quantize(PICTURES)
     node = NodeProcess(arguments, domain=domain, cache=tmp_path)
     try:
         with Peer(domain, node=node) as peer:
@@ -242,4 +193,3 @@ def test_the_node_reads_the_file_or_says_how_to_make_it(tiny_weights, domain, tm
         status = node.stop()
     assert status == 0, node.output
     assert (values['precision'], values['engine']) == ('int8', 'ONNX Runtime')
-    assert values['quantised on'] == 'ten pictures'

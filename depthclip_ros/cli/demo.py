@@ -169,9 +169,7 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
     name = 'RN50' if depth.backbone == 'auto' else depth.backbone
     folder = core_weights.cache_folder(node.cache_dir)
     try:
-        if node.offline and core_weights.find(name, folder) is None:
-            raise WeightsError(f'{name} is not in the cache, and offline is set.')
-        core_weights.fetch(name, folder, to_stderr)
+        core_weights.fetch(name, folder, to_stderr, offline=node.offline)
     except WeightsError as error:
         to_stderr(f'WARNING: no trained weights: {error}\nThe demo goes on with untrained ones.')
         name = core_weights.UNTRAINED

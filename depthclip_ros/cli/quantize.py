@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,11 +40,11 @@ def quantize(options: argparse.Namespace) -> int:
     """
     depth, node = settings(options.config, options.weights, options.device)
     pictures = _pictures(options.images) if options.images else rooms()
-    notes = _label(pictures) if options.images else f'{ROOMS} rendered rooms'
+    made_of = f'{len(pictures)} {"pictures" if options.images else "rendered rooms"}'
     exact = load_estimator(depth.replace(precision='float32'), node)
-    to_stderr(f'The network is made in 8 bits, of {notes} ...')
+    to_stderr(f'The network is made in 8 bits, of {made_of} ...')
     try:
-        path = exact.quantize(pictures, notes)
+        path = exact.quantize(pictures)
     except OSError as error:
         raise EngineError(f'the network in 8 bits cannot be kept: {error}. Set cache_dir or '
                           '$DEPTHCLIP_CACHE to a folder that can be written.') from error
@@ -56,7 +55,7 @@ def quantize(options: argparse.Namespace) -> int:
         for picture in seen])
     median, most = np.nanpercentile(difference, (50, 90))
     print(f'path:       {path}')
-    print(f'calibrated: on {notes}')
+    print(f'calibrated: on {made_of}')
     print(f"depth:      differs from float32's by {median:.1f} mm (median), 90 % by less than "
           f'{most:.1f} mm, on {len(seen)} of the pictures')
     return 0
@@ -71,14 +70,6 @@ def rooms() -> list[NDArray[np.uint8]]:
             scene, SimCamera(), trajectory(scene, seed).pose(float(seed % 23)),
             RenderOptions(noise=0.01, seed=seed)).rgb)
     return pictures
-
-
-def _label(pictures: Sequence[NDArray[np.uint8]]) -> str:
-    """Number of pictures, and a hash of all."""
-    digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).data)
-    return f'{len(pictures)} pictures, SHA-256 {digest.hexdigest()[:16]}'
 
 
 def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:

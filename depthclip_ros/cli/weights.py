@@ -27,7 +27,10 @@ def fetch_weights(options: argparse.Namespace) -> int:
         for known in core_weights.RELEASES:
             print(f'  {known:16}{core_weights.find(known, folder) or "-"}')
         return 0
-    print(core_weights.fetch(options.name, folder, to_stderr))
+    path = core_weights.fetch(options.name, folder, to_stderr)
+    core_weights.file_digest(path, core_weights.RELEASES[options.name])
+    to_stderr(f'{options.name} is at {path}, checksum verified.')
+    print(path)
     return 0
 
 

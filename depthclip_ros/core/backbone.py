@@ -25,7 +25,7 @@ from torch.nn.functional import (
 from .clip_package import fitting_weights, import_clip
 from .errors import ConfigError
 from .resnet import FoldedResNet
-from .weights import Architecture, OpenClipWeights, architecture
+from .weights import OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
 _HEAD_WIDTH = 64  # of all of CLIP's attentions
@@ -48,10 +48,8 @@ class ImageEncoder(nn.Module):
         self, trunk: nn.Module, stride: int = RESNET_STRIDE, pool: AttentionPool | None = None,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
-        self.pool = pool
+        self.trunk, self.pool, self.stride = trunk, pool, stride
         self.dtype = torch.float32
-        self.stride = stride
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride) in float32."""
@@ -149,14 +147,9 @@ class ReferenceFeatures(ImageEncoder):
     attention pool's projection into it is left out.
     """
 
-    def __init__(self, trunk: nn.Module, shape: Architecture) -> None:
-        channels = 32 * shape.width
-        if channels % shape.embed_dim:
-            raise ConfigError(
-                f'features: reference keeps every n-th of {channels} channels, which does not '
-                f'fit {shape.embed_dim} text dimensions; use features: maskclip.')
+    def __init__(self, trunk: nn.Module, channel_step: int) -> None:
         super().__init__(trunk)
-        self.channel_step = channels // shape.embed_dim
+        self.channel_step = channel_step
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w): every n-th channel of the unit vectors."""
@@ -195,20 +188,32 @@ class AttentionPoolFeatures(ImageEncoder):
 
 
 class PatchTransformer(nn.Module):
-    """What a vision transformer says of every patch, in the joint space.
+    """What a vision transformer of OpenAI's says of every patch, in the joint space.
 
-    Of the transformer's last answers, which those are that `tokens` gives. The positional
-    embedding is resized in two dimensions, bicubically.
+    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
+    every patch's token where CLIP itself takes the class token. The positional embedding is
+    resized in two dimensions, bicubically.
     """
 
-    def __init__(self, vit: Any) -> None:
+    def __init__(self, vit: Any, *, mixing: bool = False) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.mixing = vit, mixing
         self._positions = Positions()
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, 1 + N, C), the class token first, -> (B, N, C): what is said of the patches."""
-        raise NotImplementedError
+        *blocks, last = self.vit.transformer.resblocks
+        x = x.transpose(0, 1)  # CLIP's blocks want the positions first
+        for block in blocks:
+            x = block(x)
+        if self.mixing:
+            mixed: Tensor = last(x).transpose(0, 1)
+            return mixed[:, 1:]
+        attention = last.attn
+        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+        values = linear(last.ln_1(x.transpose(0, 1)[:, 1:]), weight, bias)
+        projected: Tensor = attention.out_proj(values)
+        return projected
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / patch, W / patch), in the joint space."""
@@ -223,58 +228,28 @@ class PatchTransformer(nn.Module):
         return features.transpose(1, 2).reshape(len(features), -1, height, width)
 
 
-class DenseVit(PatchTransformer):
-    """OpenAI's.
-
-    MaskCLIP takes the last block's values, projected, instead of its mixing. With mixing it is
-    every patch's token where CLIP itself takes the class token.
-    """
-
-    def __init__(self, vit: Any, *, mixing: bool) -> None:
-        super().__init__(vit)
-        self.mixing = mixing
-        self.blocks = vit.transformer.resblocks[:-1]
-        self.last = vit.transformer.resblocks[-1]
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """See `PatchTransformer`; CLIP's blocks want the positions first."""
-        x = self.blocks(x.transpose(0, 1))
-        if self.mixing:
-            mixed: Tensor = self.last(x).transpose(0, 1)
-            return mixed[:, 1:]
-        attention = self.last.attn
-        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
-        values = linear(self.last.ln_1(x.transpose(0, 1)[:, 1:]), weight, bias)
-        projected: Tensor = attention.out_proj(values)
-        return projected
-
-
 def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> ImageEncoder:
-    """Dense image encoder in float32, on the CPU, from CLIP weights in OpenAI's layout.
+    """Dense image encoder in float32, on the CPU, from CLIP weights or `OpenClipWeights`.
 
-    Args:
-        state_dict: the whole model's, of open_clip's too.
-        features: 'reference', 'maskclip' or 'attnpool'.
-
-    Raises:
-        WeightsError: tensors are missing or misshapen.
-        ConfigError: this architecture has no such features.
-
+    `features` are 'reference', 'maskclip' or 'attnpool'; ConfigError if this architecture has no
+    such, WeightsError if tensors are missing or misshapen.
     """
     shape = architecture(state_dict)
+    step, rest = divmod(32 * shape.width, shape.embed_dim)
     if isinstance(state_dict, OpenClipWeights) and features != 'maskclip':
         raise ConfigError(f"features: '{features}' is for the models of OpenAI; with open_clip's "
                           'use features: maskclip, their own last attention or head.')
-    if shape.patch is not None and features == 'reference':
-        raise ConfigError(f"features: '{features}' exists for ResNets only; with a vision "
-                          'transformer use features: maskclip.')
+    if features == 'reference' and (shape.patch is not None or rest):
+        raise ConfigError(f'features: reference exists for ResNets only, and keeps every n-th of '
+                          f'their channels, here {shape.embed_dim} of {32 * shape.width}; with '
+                          'this model use features: maskclip.')
     encoder: ImageEncoder
     with torch.no_grad(), fitting_weights():
         if shape.patch is None:
             weights = resnet_weights(state_dict)
             trunk = FoldedResNet(weights)
             encoder = (
-                ReferenceFeatures(trunk, shape) if features == 'reference' else
+                ReferenceFeatures(trunk, step) if features == 'reference' else
                 MaskClipFeatures(trunk, AttentionPool(weights)) if features == 'maskclip' else
                 AttentionPoolFeatures(trunk, RESNET_STRIDE, AttentionPool(weights)))
         elif isinstance(state_dict, OpenClipWeights):
@@ -285,18 +260,13 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
                 shape.width // _HEAD_WIDTH, shape.embed_dim)
             vit.load_state_dict(_visual(state_dict), assign=True)
             import_clip().model.convert_weights(vit)  # rounds to half, as their loader
-            encoder = ImageEncoder(DenseVit(vit, mixing=features == 'attnpool'), shape.patch)
+            encoder = ImageEncoder(
+                PatchTransformer(vit, mixing=features == 'attnpool'), shape.patch)
     return encoder.float().eval().requires_grad_(False)
 
 
 def build_attention_pool(state_dict: Mapping[str, Tensor]) -> AttentionPool:
-    """Attention pool alone, in float32, on the CPU, from CLIP weights in OpenAI's layout.
-
-    Raises:
-        WeightsError: tensors are missing or misshapen.
-        ConfigError: a vision transformer has none.
-
-    """
+    """Attention pool alone, in float32, on the CPU; ConfigError if there is none."""
     if architecture(state_dict).patch is not None:
         raise ConfigError("scenes: need a ResNet's attention pool, which a vision transformer has "
                           "not; use a ResNet, or scenes: [''].")
@@ -310,11 +280,9 @@ def resnet_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     OpenAI's rounds those of convolutions and of the attention pool's projections to half
     precision, open_clip's does not.
     """
-    own = _visual(state_dict)
-    if isinstance(state_dict, OpenClipWeights):
-        return own
-    return {name: value.half() if value.dim() == 4 or '_proj.' in name else value
-            for name, value in own.items()}
+    exact = isinstance(state_dict, OpenClipWeights)
+    return {name: value if exact or not (value.dim() == 4 or '_proj.' in name) else value.half()
+            for name, value in _visual(state_dict).items()}
 
 
 def _visual(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import WeightsError
+from .errors import WeightsError, reason
 
 _HINT = "install OpenAI's package: pip install openai-clip"
 _VOCABULARY = 'bpe_simple_vocab_16e6.txt.gz'
@@ -40,19 +40,12 @@ class ClipPackage:
         return self._run('simple_tokenizer').SimpleTokenizer(str(self.folder / _VOCABULARY))
 
     def tokenize(self, texts: list[str], context_length: int = 77) -> Any:
-        """Tokens of sentences: (N, context_length) integers, as `clip.tokenize` gives them.
-
-        Raises:
-            RuntimeError: a sentence is too long.
-
-        """
+        """Tokens of sentences, (N, context_length) integers; RuntimeError if one is too long."""
         import torch
         first, last = (self.tokenizer.encoder[f'<|{name}oftext|>'] for name in ('start', 'end'))
         rows = torch.zeros(len(texts), context_length, dtype=torch.int)
         for row, text in zip(rows, texts, strict=True):
             tokens = [first, *self.tokenizer.encode(text), last]
-            if len(tokens) > context_length:
-                raise RuntimeError(f'{len(tokens)} tokens do not fit into {context_length}')
             row[:len(tokens)] = torch.tensor(tokens)
         return rows
 
@@ -70,22 +63,15 @@ class ClipPackage:
 
 @cache
 def import_clip() -> ClipPackage:
-    """Find OpenAI's `clip`.
-
-    Raises:
-        WeightsError: the package is missing, or another package of the same name is installed.
-
-    """
+    """Find OpenAI's `clip`; WeightsError if it is missing, or another of the same name is here."""
     spec = importlib.util.find_spec('clip')
-    if spec is None:
-        raise WeightsError(f"the Python package 'clip' is missing (in {sys.prefix}); {_HINT}.")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    for folder in folders:
+    for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
         if (folder / 'model.py').is_file() and (folder / _VOCABULARY).is_file():
             return ClipPackage(folder)
-    where = spec.origin or ', '.join(map(str, folders))
-    raise WeightsError(f"the package 'clip' at {where} has no {_VOCABULARY}, so it is not "
-                       f"OpenAI's; remove it (pip uninstall clip), then {_HINT}.")
+    raise WeightsError(
+        f"the Python package 'clip' is missing (in {sys.prefix}); {_HINT}." if spec is None else
+        f"the package 'clip' at {spec.origin or spec.name} has no {_VOCABULARY}, so it is not "
+        f"OpenAI's; remove it (pip uninstall clip), then {_HINT}.")
 
 
 @cache
@@ -96,16 +82,10 @@ def tokenizer_digest() -> str:
 
 @contextmanager
 def fitting_weights() -> Iterator[None]:
-    """Say so where a network cannot be built from weights.
-
-    Raises:
-        WeightsError: it cannot.
-
-    """
+    """Say it with a WeightsError where a network cannot be built from weights."""
     try:
         yield
     except (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError,
             ValueError) as error:
-        raise WeightsError(
-            'the weights do not fit their own architecture: '
-            f'{" ".join(str(error).split())[:300]}. Give other weights.') from error
+        raise WeightsError('the weights do not fit their own architecture: '
+                           f'{reason(error)}. Give other weights.') from error

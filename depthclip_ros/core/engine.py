@@ -2,14 +2,14 @@
 """Which processor, which number format on it, and how the trunk of an image encoder runs there.
 
     oneDNN graph    a ResNet in bfloat16 on a CPU with AMX: 10 to 13 % faster there
-    oneDNN          a ResNet on a CPU: oneDNN's fused convolutions (`resnet`, `winograd`)
+    oneDNN          a ResNet on a CPU: oneDNN's fused convolutions (`resnet`)
     CUDA graph      everything on a GPU, in plain operations of torch
     torch           the same without the graph; a vision transformer on a CPU
     ONNX Runtime    a ResNet in 8 bits on a CPU, from a file (`int8`)
 
 Whether something works here is found out by trying, at the real size; where it breaks, the next
-one runs, and the log says so. That each gives the features of CLIP's own modules is shown by the
-tests, and on one's own processor by `depthclip doctor`.
+one runs, and the log says so. That each gives the features of CLIP's own modules is shown by tests
+and `depthclip doctor`.
 """
 
 from __future__ import annotations
@@ -41,28 +41,19 @@ _own_threads: int | None = None
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device that exists.
-
-    Raises:
-        DeviceError: a GPU is asked for and not there; nothing falls back in silence.
-
-    """
+    """Turn auto, cpu, cuda or cuda:N into a device that exists, or raise DeviceError."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == 'auto':
-        return torch.device('cuda:0' if count else 'cpu')
-    if name == 'cpu':
-        return torch.device('cpu')
-    if name != 'cuda' and not (name.startswith('cuda:') and name[5:].isdigit()):
+        name = 'cuda' if count else 'cpu'
+    kind, _, index = name.partition(':')
+    if name != 'cpu' and (kind != 'cuda' or not (index or '0').isdigit()):
         raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
-    if not count:
+    if kind == 'cuda' and int(index or 0) >= count:
         why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
-               else f'torch {torch.__version__} sees no GPU; check the driver with nvidia-smi')
+               else f'torch {torch.__version__} sees {count} GPUs; check the driver with '
+               'nvidia-smi')
         raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
-    index = int(name[5:]) if ':' in name else 0
-    if index >= count:
-        raise DeviceError(f"device: '{name}', but there are {count} GPUs, cuda:0 to "
-                          f'cuda:{count - 1}.')
-    return torch.device(f'cuda:{index}')
+    return torch.device('cpu' if kind == 'cpu' else f'cuda:{int(index or 0)}')
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -84,13 +75,10 @@ def use_exact_float32() -> None:
 def use_threads(count: int) -> None:
     """Let torch use so many CPU threads, in the whole process; 0: as many as it chose itself."""
     global _own_threads  # noqa: PLW0603 (torch has it for the process, too)
-    if count and _own_threads is None:
-        _own_threads = torch.get_num_threads()
-    wanted = count or _own_threads
-    if wanted:
-        torch.set_num_threads(wanted)
-    if not count:
-        _own_threads = None
+    own = _own_threads or torch.get_num_threads()
+    if count or _own_threads:
+        torch.set_num_threads(count or own)
+    _own_threads = own if count else None
 
 
 @contextmanager
@@ -105,10 +93,7 @@ def one_thread() -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Give what this process has freed back to the system: after loading it is 450 MB.
-
-    glibc keeps free memory below what is still in use. Elsewhere this does nothing.
-    """
+    """Give what glibc keeps of freed memory back to the system: after loading it is 450 MB."""
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)
@@ -119,24 +104,18 @@ def resolve_precision(
 ) -> tuple[torch.dtype, str]:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
-    A CPU without instructions for bfloat16 runs float32 in its place: what was asked for is speed
-    at the price of exactness, and it would cost both, 8 to 21 times the time. That depends on the
-    processor alone, so that the numbers of a machine stay the same.
+    A CPU without instructions for bfloat16 runs float32 in its place, which is 8 to 21 times as
+    fast there. That depends on the processor alone, so that a machine's numbers stay the same.
 
     Returns:
         The format, and why it is another one than was asked for, of which `log` is warned; or ''.
 
-    Raises:
-        ConfigError: float16 on a CPU, which has no arithmetic for it, or int8 on a GPU.
-
     """
     if name == 'auto':
         name = 'float16' if device.type == 'cuda' else 'float32'
-    if name == 'float16' and device.type == 'cpu':
-        raise ConfigError('precision: float16 needs a GPU; on a CPU use float32 or bfloat16.')
-    if name == 'int8' and device.type != 'cpu':
-        raise ConfigError(f'precision: int8 is for a CPU, and the device is {device}; use float16 '
-                          'there, or device: cpu.')
+    if (name == 'float16' and device.type == 'cpu') or (name == 'int8' and device.type != 'cpu'):
+        raise ConfigError(f'precision: {name}, but the device is {device}: float16 is for GPUs, '
+                          'int8 for CPUs; use auto, bfloat16 or another device.')
     if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
         why = 'this processor has no arithmetic for it (such as AVX-512 BF16 or AMX)'
         log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster '
@@ -187,18 +166,17 @@ def install(
     not run here; `source` of the weights is for errors.
 
     Returns:
-        What runs it, as above.
-
-    Raises:
-        EngineError: nothing does, or the number format has too small a range.
-        WeightsError: these weights give no finite features.
+        What runs it, as above. EngineError if nothing does; see also `check_finite`.
 
     """
     encoder.to(device)
     encoder.dtype = dtype
     trunk = encoder.trunk.to(device, dtype)
-    if dtype != torch.float32:
-        _keep_norms_exact(trunk, dtype)
+    for module in trunk.modules():
+        if dtype != torch.float32 and isinstance(module, nn.LayerNorm):  # exact, as OpenAI's own
+            module.float()
+            module.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
+            module.register_forward_hook(lambda _, __, y: y.to(dtype))
     ways: list[tuple[str, Callable[[], nn.Module]]] = [('torch', lambda: trunk)]
     if device.type == 'cuda':
         ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk)))
@@ -224,24 +202,6 @@ def install(
     return name
 
 
-def _keep_norms_exact(trunk: nn.Module, dtype: torch.dtype) -> None:
-    """Let layer norms compute in float32, whatever comes, as OpenAI's own do."""
-    for module in trunk.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.float()
-            module.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
-            module.register_forward_hook(lambda _, __, y: y.to(dtype))
-
-
-def try_known_image(
-    encoder: ImageEncoder, size: tuple[int, int], device: torch.device, images: int = 1,
-) -> Tensor:
-    """Features of a known image on a device: (images, C, height / stride, width / stride)."""
-    with torch.inference_mode():
-        features: Tensor = encoder(known_image(size).to(device).expand(images, -1, -1, -1))
-    return features
-
-
 def known_image(size: tuple[int, int]) -> Tensor:
     """(1, 3, height, width): a fixed normalised image of smooth blobs and noise."""
     generator = torch.Generator().manual_seed(0)
@@ -250,17 +210,23 @@ def known_image(size: tuple[int, int]) -> Tensor:
     return blobs + 0.2 * torch.randn(1, 3, *size, generator=generator)
 
 
+@torch.inference_mode()
+def try_known_image(
+    encoder: ImageEncoder, size: tuple[int, int], device: torch.device, images: int = 1,
+) -> Tensor:
+    """Features of a known image on a device: (images, C, height / stride, width / stride)."""
+    features: Tensor = encoder(known_image(size).to(device).expand(images, -1, -1, -1))
+    return features
+
+
 def check_finite(features: Tensor, dtype: torch.dtype, source: str) -> None:
     """Refuse features of a known image that are not finite: WeightsError, else EngineError."""
     share = 1 - float(features.isfinite().float().mean())
-    if not share:
-        return
-    found = (f'{source}: with these weights {share:.2%} of the features of a known image are NaN '
-             f'or infinite in {str(dtype)[6:]}, and so would be the depth')
-    if dtype != torch.float32:
-        raise EngineError(f'{found}. Use precision: float32; if that fails, too, the weights are '
-                          'damaged.')
-    raise WeightsError(f'{found}; the weights are damaged. Fetch, export or convert them again.')
+    if share:
+        raise (WeightsError if dtype == torch.float32 else EngineError)(
+            f'{source}: with these weights {share:.2%} of the features of a known image are NaN '
+            f'or infinite in {str(dtype)[6:]}, and so would be the depth. Use precision: float32; '
+            'if that fails, too, the weights are damaged: give others.')
 
 
 def difference(features: Tensor, reference: Tensor) -> float:
@@ -284,7 +250,6 @@ class InParts(nn.Module):
 class GraphedTrunk(nn.Module):
     """A trunk on a GPU, captured as a CUDA graph for every shape of batch that comes.
 
-    It is launched as a whole, not one operation after the other:
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Tests give something that
     stands in for `torch.cuda`.
     """
@@ -323,10 +288,9 @@ class GraphedTrunk(nn.Module):
 class GraphedResNet(nn.Module):
     """A `FoldedResNet` on a CPU through oneDNN's graph compiler, prepared once per shape.
 
-    PyTorch's operators describe every convolution to oneDNN anew in every call; that takes 40 to
-    60 us, and 55 calls an image. Where AMX does the rest in 40 ms, it counts. TorchScript is the
-    only way from PyTorch to that compiler. It is deprecated; where it is gone, `install` goes on
-    with the operators.
+    PyTorch's operators describe every convolution to oneDNN anew in every call: 45 ms an image in
+    place of 40 where AMX does the rest. TorchScript, the only way to that compiler, is deprecated;
+    where it is gone, `install` goes on with the operators.
     """
 
     _switch = threading.Lock()  # the fusion is switched on and off for the whole process

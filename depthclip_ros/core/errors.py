@@ -3,24 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-
 
 def quoted(value: object, limit: int = 80) -> str:
-    """A value as messages repeat it: its `repr`, and of a long one the beginning and the length.
-
-    Args:
-        value: what was seen.
-        limit: characters of it to repeat.
-
-    """
+    """A value as messages repeat it: its `repr`, of a long one the beginning and the length."""
     text = repr(value)
-    if len(text) <= limit:
-        return text
-    length = len(value) if isinstance(value, Sized) else len(text)
-    unit = 'items' if isinstance(value, Sized) and not isinstance(value, (str, bytes)) else \
-        'bytes' if isinstance(value, bytes) else 'characters'
-    return f'{text[:limit - 1]}… ({length} {unit})'
+    count = len(value if isinstance(value, str) else text)
+    return text if len(text) <= limit else f'{text[:limit - 1]}… ({count} characters)'
 
 
 def reason(error: Exception) -> str:

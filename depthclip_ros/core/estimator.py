@@ -188,7 +188,6 @@ class DepthEstimator:
         precision: the backbone's number format, e.g. 'float32'.
         precision_because: why another one runs than was asked for; else ''.
         engine: what the backbone runs on, e.g. 'oneDNN' (see `engine`).
-        quantized_on: pictures of which the network in 8 bits was made; '' in another precision.
         grid: (h, w), number of patches.
         text_cache_hit: whether the text features came from the cache.
 
@@ -246,16 +245,14 @@ class DepthEstimator:
         self.text_cache_hit = self._text_of(phrases_of(config)[0])[1]
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
-        self.quantized_on = ''
         with current(self.device):
             if dtype == torch.int8:
                 path = self._quantized_path(config)
-                trunk = int8.load(path)
-                self._encoder.trunk, self.quantized_on = trunk, trunk.calibrated_on
+                self._encoder.trunk = int8.load(path)
                 self.engine = 'ONNX Runtime'
                 engine.check_finite(engine.try_known_image(
                     self._encoder, self._size, self.device), dtype, str(path))
-                log(f'precision: int8, made of {trunk.calibrated_on}, from {path}.')
+                log(f'precision: int8, from {path}.')
             else:
                 self.engine = engine.install(
                     self._encoder, dtype, self.device, self._size, log, self.weights.source,
@@ -406,13 +403,12 @@ class DepthEstimator:
         return int8.path_of(self._folder, self.weights.digest, self._size, config.normalization)
 
     @torch.inference_mode()
-    def quantize(self, pictures: Sequence[Rgb], notes: str) -> Path:
+    def quantize(self, pictures: Sequence[Rgb]) -> Path:
         """Make the network in 8 bits, and keep it where `precision: int8` looks for it.
 
         Args:
             pictures: what it is to be right on, each (H, W, 3) uint8 RGB, as the camera gives
                 them; two dozen are enough.
-            notes: what they are, in words.
 
         Returns:
             The file.
@@ -428,7 +424,7 @@ class DepthEstimator:
         network = FoldedResNet(resnet_weights(self._tensors()))
         images = [self._input([rgb], flip=False) for rgb in pictures]
         with files.atomic(path) as file:
-            file.write(int8.make(network, images, notes))
+            file.write(int8.make(network, images))
         return path
 
     def warm_up(self, largest_batch: int = 1) -> None:

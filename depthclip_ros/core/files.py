@@ -13,15 +13,10 @@ from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
-_ABANDONED = 3600.0  # seconds; nobody writes for so long without a write
-
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that gets its name when it is complete and on the disk, or never.
-
-        with atomic(path) as file:
-            file.write(...)
 
     Its folder is made. Until the end it has a temporary name beside `path`, which any error
     removes; what a killed process left goes when the same file is written an hour later.
@@ -34,7 +29,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     prefix = f'.{path.name[:40]}.'  # names are at most 255 bytes long
     for left in path.parent.glob(f'{escape(prefix)}*.part'):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
+            if time.time() - left.stat().st_mtime > 3600:  # nobody writes so long without a write
                 left.unlink()
     part = path.with_name(f'{prefix}{secrets.token_hex(8)}.part')
     try:
@@ -48,24 +43,14 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, without waiting for what is none, as a pipe.
-
-    Raises:
-        OSError: it is not there, no regular file, or may not be read.
-
-    """
+    """Open a file for reading; OSError instead of waiting where it is a pipe or a device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, 'it is a folder, a pipe or a device, not a file')
     return path.open('rb')
 
 
 def user_path(text: str | Path) -> Path:
-    """Path as a user wrote it, with ~ expanded.
-
-    Raises:
-        OSError: it cannot be the name of a file, or ~ is nobody's home.
-
-    """
+    """Path as a user wrote it, with ~ expanded; OSError where it can be the name of no file."""
     if '\0' in str(text):
         raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
     try:

@@ -30,14 +30,12 @@ from .errors import EngineError, reason
 from .resnet import Convolution, replaced
 
 _FORMAT = 3
-# On so many images, together, the means of channels are corrected.
-_CORRECTED = 8
+_CORRECTED = 8  # images on which, together, the means of channels are corrected
 _LEVELS = 255
 # Greatest difference of features, as a part of their length, that passes for rounding. Measured:
 # 0.02 to 0.05; 255 levels of a map and 63 of a weight, in 80 steps, explain half of this.
 TOLERANCE = 0.2
 _OPSET, _IR = 17, 8  # of ONNX, which every ONNX Runtime since 1.14 reads
-_CALIBRATION = 'calibrated on'
 
 # Takes a step of a network: its number, from 1; a convolution, an average, or None for a sum; what
 # goes in, of a sum two; and whether a ReLU follows.
@@ -61,11 +59,11 @@ def walk(network: nn.Module, x: Any, do: Do) -> None:
             super().__init__()
             self.operation = operation
 
-        def forward(self, x: Any) -> Any:
-            return do(next(numbers), self.operation, [x], False)
+        def forward(self, x: Any, relu: bool = False) -> Any:
+            return do(next(numbers), self.operation, [x], relu)
 
         def relu(self, x: Any) -> Any:
-            return do(next(numbers), self.operation, [x], True)
+            return self.forward(x, relu=True)
 
         def add_relu(self, x: Any, shortcut: Any) -> Any:
             y = self.forward(x)
@@ -76,7 +74,7 @@ def walk(network: nn.Module, x: Any, do: Do) -> None:
 
 def calibrate(network: nn.Module, images: Sequence[Tensor], top: int) -> Numbers:
     """Find ranges of all maps on (1, 3, H, W) images, then biases that keep channels' means."""
-    ranges: list[tuple[float, float]] = []
+    ranges: dict[int, tuple[float, float]] = {}
     means: dict[int, Tensor] = {}
     biases: dict[int, Tensor] = {}
 
@@ -85,10 +83,8 @@ def calibrate(network: nn.Module, images: Sequence[Tensor], top: int) -> Numbers
         if isinstance(operation, Convolution) and few:
             means[number] = means.get(number, 0) + y.mean((0, 2, 3))
         y = y.relu_() if relu else y
-        low, high = (float(value) for value in torch.aminmax(y))
-        if number > len(ranges):
-            ranges.append((0.0, 0.0))
-        ranges[number - 1] = min(ranges[number - 1][0], low), max(ranges[number - 1][1], high)
+        low, high = ranges.get(number, (0.0, 0.0))
+        ranges[number] = min(low, float(y.min())), max(high, float(y.max()))
         return y
 
     def correct(
@@ -107,14 +103,14 @@ def calibrate(network: nn.Module, images: Sequence[Tensor], top: int) -> Numbers
         y = y.relu_() if relu else y
         if number == len(ranges):
             return y
-        scale, zero = _affine(ranges[number - 1])
+        scale, zero = _affine(ranges[number])
         return y.div_(scale).round_().add_(zero).clamp_(0, _LEVELS).sub_(zero).mul_(scale)
 
     for i, image in enumerate(images):
         few = i < _CORRECTED
         walk(network, image, note)
     walk(network, torch.cat(list(images[:_CORRECTED])), correct)
-    return Numbers(ranges, biases, top)
+    return Numbers(list(ranges.values()), biases, top)
 
 
 def _affine(values: tuple[float, float]) -> tuple[float, int]:
@@ -138,8 +134,8 @@ class _Map(NamedTuple):
     scale: float = 0.0
 
 
-def write(network: nn.Module, numbers: Numbers, notes: str = '') -> bytes:
-    """Write a float32 network as an ONNX model in 8 bits; `notes`: on what it was calibrated."""
+def write(network: nn.Module, numbers: Numbers) -> bytes:
+    """Write a float32 network as an ONNX model in 8 bits."""
     import onnx
     ranges, top = numbers.ranges, numbers.top
     nodes, constants = [], []
@@ -204,16 +200,12 @@ def write(network: nn.Module, numbers: Numbers, notes: str = '') -> bytes:
         [onnx.helper.make_tensor_value_info('features', floats, None)], constants)
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid('', _OPSET)], ir_version=_IR)
-    onnx.helper.set_model_props(model, {_CALIBRATION: notes})
     content: bytes = model.SerializeToString()
     return content
 
 
 class OnnxTrunk(nn.Module):
-    """A network that `write` wrote on ONNX Runtime, for images of every size and number.
-
-    `calibrated_on` says what the calibration's images were.
-    """
+    """A network that `write` wrote on ONNX Runtime, for images of every size and number."""
 
     def __init__(self, content: bytes) -> None:
         import onnxruntime  # type: ignore[import-untyped]
@@ -224,8 +216,6 @@ class OnnxTrunk(nn.Module):
         settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
         self._session = onnxruntime.InferenceSession(
             content, settings, providers=['CPUExecutionProvider'])
-        notes = self._session.get_modelmeta().custom_metadata_map
-        self.calibrated_on = str(notes.get(_CALIBRATION, ''))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / 32, W / 32), in float32."""
@@ -248,17 +238,15 @@ def greatest_weight() -> int:
     return 127 if float(found[..., 8, 8].min()) > 0.9 else 63
 
 
-def make(network: nn.Module, images: Sequence[Tensor], notes: str) -> bytes:
-    """Make a float32 `FoldedResNet` in 8 bits: an ONNX model for `OnnxTrunk`.
-
-    `images` are (1, 3, H, W) each, normalised; `notes` says what they are.
+def make(network: nn.Module, images: Sequence[Tensor]) -> bytes:
+    """Make a float32 `FoldedResNet` in 8 bits, of (1, 3, H, W) images: a model for `OnnxTrunk`.
 
     Raises:
         EngineError: its features on the last image are further from float32's than rounding
             explains, or not finite.
 
     """
-    model = write(network, calibrate(network, images, greatest_weight()), notes)
+    model = write(network, calibrate(network, images, greatest_weight()))
     apart = difference(OnnxTrunk(model)(images[-1]), network(images[-1]))
     if not apart <= TOLERANCE:
         raise EngineError(
@@ -271,13 +259,9 @@ def make(network: nn.Module, images: Sequence[Tensor], notes: str) -> bytes:
 def path_of(
     folder: Path, weights_digest: str, size: tuple[int, int], normalization: str,
 ) -> Path:
-    """File in the cache of a network for inputs of `size` (height, width).
+    """File in the cache, by all that changes what it must hold; EngineError without ONNX Runtime.
 
-    Its name is a hash of all that changes what it must hold.
-
-    Raises:
-        EngineError: ONNX Runtime or onnx is missing.
-
+    `size` is that of the network's input, (height, width).
     """
     try:
         top = greatest_weight()
@@ -289,20 +273,13 @@ def path_of(
 
 
 def load(path: Path) -> OnnxTrunk:
-    """Read a network that was made.
-
-    Raises:
-        EngineError: it is not there, or cannot be used.
-
-    """
-    remedy = ('Make it with `depthclip quantize`, with the same --config and --weights, and '
-              '--images FOLDER for pictures of your camera.')
+    """Read a network that was made; EngineError where it is not there, or cannot be used."""
     try:
         return OnnxTrunk(path.read_bytes())
-    except FileNotFoundError as error:
-        raise EngineError(
-            'precision: int8: there is no network in 8 bits for these weights, input size and '
-            f'normalisation ({path} is missing). {remedy}') from error
     except Exception as error:  # ONNX Runtime raises types of its own
-        raise EngineError(f'precision: int8: {path} cannot be used ({reason(error)}). '
-                          f'{remedy}') from error
+        why = 'is missing' if isinstance(error, FileNotFoundError) else \
+            f'cannot be used ({reason(error)})'
+        raise EngineError(
+            'precision: int8: the network in 8 bits for these weights, input size and '
+            f'normalisation, {path}, {why}. Make it with `depthclip quantize`, with the same '
+            '--config and --weights, and --images FOLDER for pictures of your camera.') from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import files
 from .backbone import ImageEncoder, PatchTransformer
 from .errors import ConfigError, WeightsError, quoted, reason
 from .weights import (
@@ -33,7 +31,6 @@ from .weights import (
     TextEncoder,
     WeightsInfo,
     file_digest,
-    refuse_torchscript,
     user_file,
 )
 
@@ -58,89 +55,71 @@ def load(
 ) -> tuple[WeightsInfo, OpenClipWeights]:
     """Load weights of one of open_clip's models; see `depthclip_ros.core.weights.load`.
 
-    The digest is one of the architecture's name and of the file, since the same tensors can be
-    another model (QuickGELU).
-
-    `weights` is a file (.safetensors or state dict), 'untrained', or '' for the weights that the
-    tag of open_clip:ARCHITECTURE/TAG names.
-
-    Raises:
-        WeightsError: open_clip is missing; weights are missing, corrupt, or of another shape.
-        ConfigError: there is no such architecture or tag, or it has no dense features.
-
+    `weights` is a file (.safetensors or state dict), 'untrained', or '' for those that the tag of
+    open_clip:ARCHITECTURE/TAG names. The digest is one of the architecture's name and of the file,
+    since the same tensors can be another model (QuickGELU).
     """
     open_clip = require(backbone)
     model, _, tag = backbone.removeprefix(OPEN_CLIP).partition('/')
-    _check(open_clip, model, tag)
-    config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(model)
-    normalizations = {(tuple(each['mean']), tuple(each['std'])) for each in (
-        open_clip.get_pretrained_cfg(model, name) for name in tags)} or {
+    config, normalization, quick = _describe(open_clip, model, tag)
+    log(f"{backbone}: images are normalised by the model's own mean {normalization[0]} and "
+        f'deviation {normalization[1]}; `normalization` is for the models of OpenAI.')
+    if isinstance(weights, Mapping):
+        raise WeightsError(f'{backbone}: a state dict in memory cannot be read; save it with '
+                           'torch.save(model.state_dict(), PATH), and give weights: PATH.')
+    source, path = str(weights), None
+    try:
+        if source == UNTRAINED:
+            name, source = f'{UNTRAINED} {OPEN_CLIP}{model}', 'random numbers (seed 0)'
+            digest = f'seed 0 torch {torch.__version__} open_clip {open_clip.__version__}'
+        else:
+            path = user_file(source) if source else \
+                _tagged(open_clip.get_pretrained_cfg(model, tag), offline=offline)
+            name, source = path.name if source else backbone, str(path)
+            digest = file_digest(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = open_clip.create_model(
+                model, None if path is None else str(path), load_weights=path is not None,
+                force_quick_gelu=quick, weights_only=True).eval().requires_grad_(False)
+    except WeightsError:
+        raise
+    except Exception as error:  # what networks, disks, files, open_clip, timm and torch raise
+        raise WeightsError(
+            f'{backbone}: open_clip {open_clip.__version__} cannot make it of '
+            f'{source or "its weights"} ({reason(error)}). Give its own weights, as a state dict '
+            'or .safetensors: weights: PATH; or start once while there is a network.') from error
+    found = OpenClipWeights(network.state_dict())
+    found.architecture, found.normalization = _architecture(config), normalization
+    found.image_encoder = partial(_image_encoder, network.visual, model)
+    found.text_encoder = partial(_text_encoder, network, model)
+    kind = f'{model.removesuffix("-quickgelu")}{"-quickgelu" * quick}'
+    digest = hashlib.sha256(f'{OPEN_CLIP}{kind} {digest}'.encode()).hexdigest()
+    return WeightsInfo(name, source, digest, trained=path is not None), found
+
+
+def _describe(open_clip: Any, model: str, tag: str) -> tuple[dict[str, Any], Any, bool]:
+    """Configuration, mean and deviation of images, and whether its activation is QuickGELU."""
+    config = open_clip.get_model_config(model)
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if config is None or (tag and tag not in tags):
+        raise ConfigError(
+            f'backbone: open_clip {open_clip.__version__} has no {quoted(model)} with weights '
+            f'{quoted(tag)}, but with {tags}; see open_clip.list_pretrained() or '
+            'docs/variants.md.')
+    if 'multimodal_cfg' in config or 'hf_model_name' in config['text_cfg']:
+        raise _refusal(model, 'its image embedding is mixed from learned queries, or its text '
+                       'encoder is one of the Hugging Face hub')
+    released = [open_clip.get_pretrained_cfg(model, each) for each in ([tag] if tag else tags)]
+    normalizations = {(tuple(each['mean']), tuple(each['std'])) for each in released} or {
         (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)}
     if len(normalizations) > 1:
         raise ConfigError(
             f'backbone: {OPEN_CLIP}{model}: its weights differ in the mean and deviation of '
             f'their images; name the one that yours are like: {", ".join(tags)}.')
-    mean, deviation = normalization = normalizations.pop()
-    log(f"{backbone}: images are normalised by the model's own mean {mean} and deviation "
-        f'{deviation}; `normalization` is for the models of OpenAI.')
-    if isinstance(weights, Mapping):
-        raise WeightsError(f'{backbone}: weights cannot be a state dict in memory; save it with '
-                           'torch.save(model.state_dict(), PATH), and give weights: PATH.')
-    if str(weights) == UNTRAINED:
-        name, source = f'{UNTRAINED} {OPEN_CLIP}{model}', 'random numbers (seed 0)'
-        digest, path = f'seed 0 torch {torch.__version__} open_clip {open_clip.__version__}', None
-    else:
-        path = user_file(weights) if str(weights) else \
-            _tagged(open_clip, backbone, released, log, offline=offline)
-        name, source = path.name if str(weights) else backbone, str(path)
-        digest = file_digest(path)
-        refuse_torchscript(path)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = open_clip.create_model(
-                model, None if path is None else str(path), load_weights=path is not None,
-                weights_only=True).eval().requires_grad_(False)
-    except Exception as error:  # what files, open_clip, timm and torch raise
-        raise WeightsError(
-            f'{backbone}: open_clip {open_clip.__version__} cannot make it of {source} '
-            f'({reason(error)}). Give its own weights, as a state dict or .safetensors.'
-        ) from error
-    found = OpenClipWeights(network.state_dict())
-    found.architecture, found.normalization = _architecture(config), normalization
-    found.image_encoder = partial(_image_encoder, network.visual, model)
-    found.text_encoder = partial(_text_encoder, network, model)
-    digest = hashlib.sha256(f'{OPEN_CLIP}{model} {digest}'.encode()).hexdigest()
-    return WeightsInfo(name, source, digest, trained=path is not None), found
-
-
-def _check(open_clip: Any, model: str, tag: str) -> None:
-    """Refuse what open_clip does not have, or what has no dense features."""
-    if model not in open_clip.list_models():
-        raise ConfigError(
-            f'backbone: open_clip {open_clip.__version__} has no architecture {quoted(model)}; '
-            'see open_clip.list_models() or docs/variants.md.')
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if tag and not open_clip.is_pretrained_cfg(model, tag):
-        raise ConfigError(
-            f"backbone: open_clip's {model} has no weights with the tag {quoted(tag)}; it has "
-            f'{"these: " + ", ".join(tags) if tags else "none: give a file as weights"}.')
-    config, released = open_clip.get_model_config(model), open_clip.get_pretrained_cfg(model, tag)
-    for refused, why in (
-            ('multimodal_cfg' in config, 'its image embedding is mixed from many learned queries'),
-            ('hf_model_name' in config['text_cfg'],
-             'its text encoder is described by files of the Hugging Face hub, which are not read'),
-            (config['vision_cfg'].get('timm_pool') in ('abs_attn', 'rot_attn'),
-             'its attention pool asks with the mean of all positions')):
-        if refused:
-            raise _refusal(model, why)
     # A file that goes with a tag has that tag's activation, too.
-    quick = bool(released.get('quick_gelu'))
-    if tag and quick != bool(config.get('quick_gelu')):
-        other = model.removesuffix('-quickgelu') + '-quickgelu' * quick
-        raise ConfigError(f'backbone: {tag} was trained with another activation than {model}; '
-                          f'use {OPEN_CLIP}{other}/{tag}.')
+    quick = any(each.get('quick_gelu') for each in [config, *(released if tag else [])])
+    return config, normalizations.pop(), quick
 
 
 def _refusal(model: str, why: str) -> ConfigError:
@@ -148,33 +127,22 @@ def _refusal(model: str, why: str) -> ConfigError:
                        'docs/variants.md lists those that have.')
 
 
-def _tagged(
-    open_clip: Any, backbone: str, released: Mapping[str, Any], log: Log, *, offline: bool,
-) -> Path:
-    """File of the weights that a tag names, from open_clip's own cache or from the network."""
+def _tagged(released: Mapping[str, Any], *, offline: bool) -> Path:
+    """File of the weights that a tag names, from the Hugging Face hub or its cache."""
     if not released:
-        raise WeightsError(f'backbone: {quoted(backbone)} names an architecture and no weights; '
-                           'give it as open_clip:ARCHITECTURE/TAG, or a file as weights.')
+        raise WeightsError('backbone: names an architecture and no weights; give it as '
+                           'open_clip:ARCHITECTURE/TAG, or a file as weights.')
     if not offline:
-        log(f'{backbone}: open_clip looks for its weights, and downloads them once.')
-        try:
-            return Path(open_clip.download_pretrained(released))
-        except Exception as error:  # networks, disks, and two libraries' own
-            raise WeightsError(
-                f'{backbone}: the weights cannot be downloaded ({reason(error)}). Start once '
-                'while there is a network, or give the file as weights: PATH.') from error
+        return Path(require('').download_pretrained(released))
     from huggingface_hub import try_to_load_from_cache  # comes with open_clip
-    repository, file = os.path.split(released.get('hf_hub') or '')
-    names = (f'{file[:-4]}.safetensors', file) if file else (
-        'open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
-    found = [try_to_load_from_cache(repository, name) for name in names] if repository else []
-    if released.get('url'):
-        found.append(str(files.user_path('~/.cache/clip') / Path(released['url']).name))
-    for path in found:
-        if isinstance(path, str) and Path(path).is_file():
-            return Path(path)
-    raise WeightsError(f"{backbone}: not in open_clip's cache, and offline is set. Start once "
-                       'while there is a network, or give the file as weights: PATH.')
+    repository, _, file = released['hf_hub'].rpartition('/')
+    for name in ('open_clip_model.safetensors', file or 'open_clip_pytorch_model.bin'):
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    raise WeightsError(f"backbone: the weights of {released['hf_hub']} are not in open_clip's "
+                       'cache, and offline is set. Start once while there is a network, or give '
+                       'the file as weights: PATH.')
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
@@ -189,15 +157,13 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
 def _image_encoder(visual: Any, model: str) -> ImageEncoder:
     """Dense encoder of a vision tower that is not a ResNet of CLIP's."""
     visual = deepcopy(visual)
-    if hasattr(visual, 'trunk'):
-        kind = type(visual.trunk).__name__
-        if kind not in _KNOWN_TRUNKS:
-            raise _refusal(model, f'what {kind} does at its end is not known here')
-        trunk = DenseTimm(visual)
-        return ImageEncoder(trunk, trunk.stride)
-    if visual.attn_pool is not None:
-        raise _refusal(model, 'its image embedding is mixed from learned queries')
-    return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
+    if not hasattr(visual, 'trunk'):
+        return ImageEncoder(DenseOpenClipVit(visual), visual.patch_size[0])
+    kind = type(visual.trunk).__name__
+    if kind not in _KNOWN_TRUNKS:
+        raise _refusal(model, f'what {kind} does at its end is not known here')
+    trunk = DenseTimm(visual)
+    return ImageEncoder(trunk, trunk.stride)
 
 
 def _text_encoder(network: Any, model: str) -> TextEncoder:

@@ -6,13 +6,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import pickle
 import urllib.request
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,10 +22,8 @@ if TYPE_CHECKING:
     from .backbone import ImageEncoder
 
 UNTRAINED = 'untrained'
-# The small CLIP that comes with this package (docs/demo_model.md).
-DEMO = 'demo'
-# What a backbone begins with that is one of open_clip's models.
-OPEN_CLIP = 'open_clip:'
+DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md)
+OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
 Log = Callable[[str], None]
@@ -108,10 +102,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """Folder of weights and text features, which need not be there yet.
 
     The one given, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
-
-    Raises:
-        ConfigError: it can be no folder.
-
+    ConfigError if that can be no folder.
     """
     name, chosen, below = next(place for place in (
         ('cache_dir', cache_dir, ''),
@@ -122,8 +113,6 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         path = files.user_path(chosen or '')
         if name.startswith('$') and not path.is_absolute():
             raise NotADirectoryError(0, 'it is relative to wherever the process was started')
-        if os.path.isfile(path):  # noqa: PTH113 (which raises where it may not look)
-            raise NotADirectoryError(0, 'it is a file, not a folder')
     except OSError as error:
         raise ConfigError(
             f'{name}: {quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. '
@@ -138,52 +127,43 @@ def find(name: str, cache_dir: Path) -> Path | None:
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
-def fetch(name: str, cache_dir: Path | None = None, log: Log = print,
-          server: str = DOWNLOAD_SERVER) -> Path:
-    """Path of an official model, its SHA-256 verified, downloaded if it is not on this machine.
+def fetch(name: str, cache_dir: Path, log: Log = print, server: str = DOWNLOAD_SERVER, *,
+          offline: bool = False) -> Path:
+    """Path of an official model, downloaded and verified if it is not on this machine.
 
-    The server has it at SERVER/SHA256/FILE.
-
-    Raises:
-        WeightsError: unknown name, no network, no space, or a wrong checksum.
-        ConfigError: the default cache can be no folder.
-
+    The server has it at SERVER/SHA256/FILE. WeightsError: unknown name, offline, no network, no
+    space, or a wrong checksum.
     """
     if name not in RELEASES:
         raise WeightsError(f'{quoted(name)} is no CLIP model; there are {", ".join(RELEASES)}.')
-    cache_dir = cache_dir or cache_folder()
-    release, found = RELEASES[name], find(name, cache_dir)
-    target = found or cache_dir / 'weights' / release.file
+    found, (file_name, sha256, _) = find(name, cache_dir), RELEASES[name]
     if found:
-        _verify(found, file_digest(found), release)
-    else:
-        url = f'{server}/{release.sha256}/{release.file}'
-        log(f'Downloading {name} from {url}')
-        try:
-            _download(url, target, release.sha256)
-        except (http.client.HTTPException, OSError, ValueError) as error:
-            raise WeightsError(
-                f'{name}: cannot be fetched from {url} into {target.parent}: {error}. Try again; '
-                f"or on a machine with a network run 'depthclip fetch {name}' and copy the file "
-                'to that folder, or give weights: PATH; or set cache_dir or $DEPTHCLIP_CACHE to a '
-                'folder that can be written and has room.') from error
-    log(f'{name} is at {target}, checksum verified.')
-    return target
-
-
-def _download(url: str, target: Path, sha256: str) -> None:
-    """Write a file as a whole, with a progress bar on a terminal, or not at all."""
+        return found
+    target, url = cache_dir / 'weights' / file_name, f'{server}/{sha256}/{file_name}'
+    if offline:
+        raise WeightsError(
+            f'{name}: not in the cache ({target.parent}) and offline is set. Run '
+            f"'depthclip fetch {name}' while there is a network, or give weights: PATH.")
     from tqdm import tqdm  # only needed here; comes with clip
+    log(f'Downloading {name} from {url}')
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=30) as response, files.atomic(target) as file:  # noqa: S310 (user's server)
-        total = int(response.headers.get('Content-Length') or 0)
-        with tqdm(total=total or None, unit='B', unit_scale=True, disable=None) as bar:
-            while chunk := response.read(1 << 20):
-                digest.update(chunk)
-                bar.update(file.write(chunk))
-        if digest.hexdigest() != sha256:
-            raise ConnectionError(f'{file.tell()} of {total} bytes came, with SHA-256 '
-                                  f'{digest.hexdigest()}, expected {sha256}')
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response, files.atomic(target) as file:  # noqa: S310 (user's server)
+            total = int(response.headers.get('Content-Length') or 0)
+            with tqdm(total=total or None, unit='B', unit_scale=True, disable=None) as bar:
+                while chunk := response.read(1 << 20):
+                    digest.update(chunk)
+                    bar.update(file.write(chunk))
+            if digest.hexdigest() != sha256:
+                raise ConnectionError(f'{file.tell()} of {total} bytes came, with SHA-256 '
+                                      f'{digest.hexdigest()}, expected {sha256}')
+    except (http.client.HTTPException, OSError) as error:
+        raise WeightsError(
+            f'{name}: cannot be fetched from {url} into {target.parent}: {error}. Try again; or '
+            f"on a machine with a network run 'depthclip fetch {name}' and copy the file to that "
+            'folder, or give weights: PATH; or set cache_dir or $DEPTHCLIP_CACHE to a folder that '
+            'can be written and has room.') from error
+    return target
 
 
 def user_file(name: str | Path) -> Path:
@@ -191,32 +171,24 @@ def user_file(name: str | Path) -> Path:
     return Path(os.path.expanduser(name)).absolute()  # noqa: PTH111 (which raises)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex.
-
-    Raises:
-        WeightsError: it cannot be read.
-
-    """
+def file_digest(path: Path, release: Release | None = None) -> str:
+    """SHA-256 of a file, in hex; WeightsError if it is not the release that it should be."""
     digest = hashlib.sha256()
     try:
         with files.open_regular(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    except (OSError, ValueError) as error:
-        why = getattr(error, 'strerror', '') or error
+    except OSError as error:
         raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {why}. '
+            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. '
             f'Give weights that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its '
             f'folders), or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
-    return digest.hexdigest()
-
-
-def _verify(path: Path, digest: str, release: Release) -> None:
-    if digest != release.sha256:
-        raise WeightsError(f'{path}: SHA-256 is {digest}, expected {release.sha256}; the file is '
+    found = digest.hexdigest()
+    if release is not None and found != release.sha256:
+        raise WeightsError(f'{path}: SHA-256 is {found}, expected {release.sha256}; the file is '
                            'damaged or not the official one. Delete it and fetch it again, or '
                            'give it as weights: PATH if it is yours.')
+    return found
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
@@ -242,7 +214,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
 
     """
     if isinstance(weights, tuple):
-        return weights[0], copy(weights[1])
+        return weights
     if backbone.startswith(OPEN_CLIP):
         from . import open_clip
         return open_clip.load(weights, backbone, log, offline=offline)
@@ -254,7 +226,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         check_tensors(weights, 'the state dict')
         state_dict = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                       for name, tensor in weights.items()}
-        info = WeightsInfo('state dict', 'given in memory', state_dict_digest(state_dict))
+        info = WeightsInfo('state dict', 'given in memory', _digest(state_dict))
     elif str(weights) == UNTRAINED:
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
@@ -262,37 +234,30 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         if name == 'auto':
             raise WeightsError("backbone: 'auto' takes what the weights hold, but weights: '' "
                                f'names none; give a file, or one of {", ".join(RELEASES)}.')
-        if name in RELEASES:
-            path = find(name, cache_dir)
-            if path is None and offline:
-                raise WeightsError(
-                    f'{name}: not in the cache ({cache_dir / "weights"}) and offline is set. Run '
-                    f"'depthclip fetch {name}' while there is a network, or give weights: PATH.")
-            path = path or fetch(name, cache_dir, log)
-        else:
-            path = DEMO_FILE if name == DEMO else user_file(name)
+        path = (fetch(name, cache_dir, log, offline=offline) if name in RELEASES else
+                DEMO_FILE if name == DEMO else user_file(name))
         digest, state_dict = read_file(path, RELEASES.get(name))
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name if name in (DEMO, *RELEASES) else path.name, str(path), digest)
-    _check_backbone(state_dict, backbone, info.source)
+    found = architecture(state_dict, info.source)
+    if backbone not in ('auto', *(name for name, release in RELEASES.items()
+                                  if release.architecture == found)):
+        raise WeightsError(
+            f"{info.source}: the weights' architecture is {found}, but backbone is '{backbone}'; "
+            f'give other weights, or settings that fit (of {DEMO!r}: config/demo.yaml; backbone: '
+            'auto takes what the weights hold).')
     return info, state_dict
 
 
 def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str, Tensor]]:
-    """SHA-256 and state dict of a file; nothing in it can run code.
+    """SHA-256 and state dict of a file, read as data; WeightsError if it is something else.
 
     OpenAI's archives are TorchScript, which is a program; they are known by their SHA-256, and
     loaded as their own loader does. All else is `torch.save` of a state dict, or safetensors.
-
-    Raises:
-        WeightsError: it is not the release that is asked for, corrupt, or holds something else.
-
     """
     import torch  # this module must import without torch, for the doctor
-    digest = file_digest(path)
-    if release is not None:
-        _verify(path, digest, release)
+    digest = file_digest(path, release)
     loaded: Any
     try:
         if path.suffix == '.safetensors':
@@ -303,93 +268,59 @@ def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str
                 warnings.simplefilter('ignore')  # that TorchScript is deprecated
                 loaded = torch.jit.load(str(path), 'cpu').state_dict()  # type: ignore[no-untyped-call]
         else:
-            refuse_torchscript(path)
             loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except WeightsError:
-        raise
     except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
-        why = '' if isinstance(error, pickle.UnpicklingError) else reason(error)  # bad advice
         raise WeightsError(
             f'{path}: cannot be read as CLIP weights: truncated, corrupt, or more than tensors '
-            f'({why or "its pickle"}). Get it anew, or where you trust it save its tensors with '
+            f'({type(error).__name__}). Get it anew, or where you trust it save its tensors with '
             'torch.save(model.state_dict(), PATH).') from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
         loaded = loaded['state_dict']
-    if not isinstance(loaded, Mapping):
-        raise WeightsError(f'{path}: holds a {type(loaded).__name__}, not a state dict of '
-                           'tensors; save it with torch.save(model.state_dict(), PATH).')
     check_tensors(loaded, str(path))
     return digest, {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
 
 
-def refuse_torchscript(path: Path) -> None:
-    """Refuse TorchScript, which older torch runs whatever it is told; WeightsError.
-
-    `torch.save`'s files are zip archives, too, but have no constants.
-    """
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        if any(name.endswith('/constants.pkl') for name in archive.namelist()):
-            raise WeightsError(
-                f"{path}: is a TorchScript archive and none of OpenAI's: to load it would run its "
-                'code. Where you trust it, save its tensors: '
-                'torch.save(torch.jit.load(OLD).state_dict(), NEW).')
-
-
-def check_tensors(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse what cannot be the weights of a CLIP, whatever the architecture.
-
-    Raises:
-        WeightsError: names the tensor that is none, or that is not of finite numbers.
-
-    """
+def check_tensors(state_dict: Any, source: str) -> None:
+    """Refuse with a WeightsError what cannot be the weights of a CLIP, of any architecture."""
     import torch
+    if not isinstance(state_dict, Mapping):
+        state_dict = {'': state_dict}
     for name, tensor in state_dict.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WeightsError(
-                f'{source}: {quoted(name)} is a {type(tensor).__name__}, but a state dict has '
-                'tensors by their names; save it with torch.save(model.state_dict(), PATH).')
-        if tensor.dtype in (torch.int32, torch.int64) and tensor.numel() == 1:
+        is_tensor = isinstance(tensor, torch.Tensor)
+        if is_tensor and tensor.numel() == 1 and not tensor.is_floating_point():
             continue  # a count
-        if (tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-                or tensor.layout is not torch.strided or not tensor.numel()):
+        if not (is_tensor and tensor.numel() and tensor.is_floating_point()):
             raise WeightsError(
-                f'{source}: {quoted(name)} is {tensor.dtype} {list(tensor.shape)}, '
-                f'{tensor.layout}, not plain numbers of floating point; convert it.')
+                f'{source}: {quoted(name)} is {getattr(tensor, "dtype", type(tensor).__name__)}, '
+                'but a state dict has tensors of floating point by their names; save it with '
+                'torch.save(model.state_dict(), PATH).')
         # One pass over the memory, which NaN survives: 20 ms for RN50 where isfinite takes 200.
+        # Batch norm's statistics stay in float32; all else OpenAI's loader rounds to half. What is
+        # not finite there need not show in depth: a fused ReLU may make 0 of NaN.
         low, high = (float(number) for number in torch.aminmax(tensor.detach()))
-        # Batch norm's statistics stay in float32; all else OpenAI's loader rounds to half.
         most = torch.finfo(torch.float32 if '.running_' in name else torch.float16).max
         least = 0.0 if name.endswith('.running_var') else -most
         if not (least <= low and high <= most):
             raise WeightsError(
-                f'{source}: {quoted(name)} holds NaN or numbers beyond {least:.6g} to {most:.6g} '
-                f'({low:g} to {high:g}), from which no depth can come; the training diverged or '
-                'the file is damaged. Give other weights.')
+                f'{source}: {quoted(name)} holds NaN or numbers beyond {least:.6g} to {most:.6g}, '
+                'from which no depth can come; the training diverged or the file is damaged. Give '
+                'other weights.')
 
 
-def state_dict_digest(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, in order of names."""
+def _digest(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of contiguous tensors, in order of names."""
     import torch
     digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
+    for name, tensor in sorted(state_dict.items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict') -> Architecture:
-    """Architecture of CLIP weights, read off their shapes.
-
-    Raises:
-        WeightsError: keys are missing, so it is no CLIP model in OpenAI's layout.
-
-    """
+    """Architecture of CLIP weights, read off their shapes; WeightsError if it is none."""
     if isinstance(state_dict, OpenClipWeights):
         return state_dict.architecture
-
-    def shape(key: str) -> tuple[int, ...]:
-        return tuple(state_dict[key].shape)
 
     def count(prefix: str) -> int:
         part = prefix.count('.')
@@ -399,41 +330,23 @@ def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict
     patch: int | None
     try:
         if 'visual.proj' in state_dict:
-            width, _, _, patch = shape('visual.conv1.weight')
+            width, _, _, patch = state_dict['visual.conv1.weight'].shape
             layers, stride = count('visual.transformer.resblocks.'), patch
-            positions = shape('visual.positional_embedding')[0]
+            positions = state_dict['visual.positional_embedding'].shape[0]
         else:
-            width, patch, stride = shape('visual.layer1.0.conv1.weight')[0], None, 32
+            width, patch, stride = state_dict['visual.layer1.0.conv1.weight'].shape[0], None, 32
             layers = tuple(count(f'visual.layer{i}.') for i in (1, 2, 3, 4))
-            positions = shape('visual.attnpool.positional_embedding')[0]
+            positions = state_dict['visual.attnpool.positional_embedding'].shape[0]
         return Architecture(
-            shape('text_projection')[1], stride * round((positions - 1) ** 0.5), layers, width,
-            patch, shape('ln_final.weight')[0])
-    except KeyError as error:
-        raise WeightsError(f"{source}: has no {error}, so it is not a CLIP model in OpenAI's key "
-                           'layout. Give other weights.') from error
-    except (ValueError, IndexError) as error:
-        raise WeightsError(f"{source}: its tensors have other shapes than a CLIP model's in "
-                           f"OpenAI's key layout ({error}). Give other weights.") from error
-
-
-def _check_backbone(state_dict: Mapping[str, Tensor], backbone: str, source: str) -> None:
-    """The weights must be of the architecture that the configuration names."""
-    found = architecture(state_dict, source)
-    if backbone == 'auto' or found == RELEASES[backbone].architecture:
-        return
-    if source == str(DEMO_FILE):
-        raise WeightsError(f"weights: '{DEMO}' do not fit backbone: {backbone}; they have "
-                           'settings of their own, in config/demo.yaml: start with these.')
-    names = [name for name, release in RELEASES.items() if release.architecture == found]
-    seen = names[0] if names else f'unknown to OpenAI ({found})'
-    raise WeightsError(f"{source}: the weights' architecture is {seen}, but backbone is "
-                       f"'{backbone}'; set backbone: {names[0] if names else 'auto'}, or give "
-                       'other weights.')
+            state_dict['text_projection'].shape[1], stride * round((positions - 1) ** 0.5),
+            layers, width, patch, state_dict['ln_final.weight'].shape[0])
+    except (LookupError, ValueError) as error:
+        raise WeightsError(f"{source}: is not a CLIP model in OpenAI's key layout "
+                           f'({reason(error)}). Give other weights.') from error
 
 
 def _untrained(backbone: str) -> Loaded:
-    """Random weights of an official shape, to try the pipeline where no real ones can be had."""
+    """Random weights of an official shape, where no real ones can be had."""
     import torch
 
     from .clip_package import import_clip

@@ -121,8 +121,6 @@ MODEL = (
     Key('threads wait by', "settings of how OpenMP's threads wait, which matters on a busy "
         'machine; empty: its own', lambda _: waiting()),
     Key('engine', 'how the network runs, as it was chosen', 'estimator.engine'),
-    Key('quantised on', 'pictures of which the network in 8 bits was made; empty: not int8',
-        'estimator.quantized_on'),
     Key('weights', 'their name or file', 'estimator.weights.name'),
     Key('weights sha256', 'of their file', 'estimator.weights.digest'),
     Key('trained', 'False: the numbers are random, and depth is meaningless',
