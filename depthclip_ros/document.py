@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages of texts, tables and pictures: as HTML, as Markdown, on a terminal, or as LaTeX tables.
+"""Pages of texts, tables and pictures: as HTML, as Markdown, on a terminal; a table as LaTeX.
 
 A page is a list of blocks, which hold plain text. Each format escapes everything in its own way.
 """
@@ -7,9 +7,8 @@ A page is a list of blocks, which hold plain text. Each format escapes everythin
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -54,7 +53,7 @@ class Table:
     Attributes:
         header: one text per column.
         rows: as many cells as columns: plain, or `Strong`, `Quiet` or `Small`.
-        title: what it shows; a table without a title has no number.
+        title: what it shows.
         note: sentences below it.
         texts: columns that are aligned as texts; all others hold numbers.
 
@@ -64,7 +63,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     title: str = ''
     note: str = ''
-    texts: frozenset[int] = field(default=frozenset({0}))
+    texts: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True)
@@ -89,21 +88,18 @@ def to_html(blocks: Sequence[Block], footer: str = '') -> str:
     environment.filters['kind'] = lambda block: type(block).__name__.lower()
     environment.filters['anchor'] = lambda text: re.sub(
         r'[^a-z0-9]+', '-', text.lower()).strip('-')
-    text: str = environment.get_template('document.html').render(
-        blocks=_numbered(blocks), title=_title(blocks), footer=footer)
+    text: str = environment.get_template('document.html').render(blocks=blocks, footer=footer)
     return text
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown text (the dialect with tables)."""
     def escape(text: str) -> str:
-        return ' '.join(re.sub(r'([\\`*_\[\]<>|#~])', r'\\\1', text).split())
-
-    def cell(text: str) -> str:
-        mark = '**' if isinstance(text, Strong) else '*' if isinstance(text, Quiet) else ''
-        return f'{mark}{escape(text)}{mark}' if text else ''
+        plain = ' '.join(re.sub(r'([\\`*_\[\]<>|#~])', r'\\\1', text).split())
+        mark = {Strong: '**', Quiet: '*'}.get(type(text), '') if text else ''
+        return f'{mark}{plain}{mark}'
     parts = []
-    for block in _numbered(blocks):
+    for block in blocks:
         if isinstance(block, Heading):
             parts.append(f'{"#" * block.level} {escape(block.text)}')
         elif isinstance(block, Text):
@@ -112,12 +108,11 @@ def to_markdown(blocks: Sequence[Block]) -> str:
             parts.append(f'![{escape(block.title)}]({block.file})\n\n'
                          f'**{escape(block.title)}.** {escape(block.caption)}')
         else:
-            parts += [f'**{escape(block.title)}**'] if block.title else []
             rule = ['---' if i in block.texts else '---:' for i in range(len(block.header))]
-            parts.append('\n'.join(
-                f'| {" | ".join(cells)} |' for cells in (
-                    map(escape, block.header), rule, *(map(cell, row) for row in block.rows))))
-            parts += [escape(block.note)] if block.note else []
+            rows = (map(escape, block.header), rule, *(map(escape, row) for row in block.rows))
+            parts += filter(None, [
+                block.title and escape(Strong(block.title)),
+                '\n'.join(f'| {" | ".join(cells)} |' for cells in rows), escape(block.note)])
     return '\n\n'.join(parts) + '\n'
 
 
@@ -130,8 +125,21 @@ def to_terminal(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Text):
             parts.append(f'Warning: {block.text}' if block.warning else block.text)
         elif isinstance(block, Table):
-            parts.append('\n'.join(_aligned(block)))
+            lines = [block.header, *block.rows]
+            widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            parts.append('\n'.join('  '.join(
+                text.ljust(width) if i in block.texts else text.rjust(width)
+                for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
+                for cells in lines))
     return '\n\n'.join(parts) + '\n'
+
+
+_LATEX = {
+    '\\': r'\textbackslash{}', **{c: f'\\{c}' for c in '{}$&%#_'}, '[': '{[}',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '|': '$|$',
+    '−': '$-$', '±': r'$\pm$', '×': r'$\times$', '…': '--', '–': '--', '’': "'", '²': '$^2$',
+    '³': '$^3$', '↑': r'$\uparrow$', '↓': r'$\downarrow$', 'δ': r'$\delta$'}
+_LATEX_STYLES = {Strong: r'\textbf{%s}', Quiet: r'\textit{%s}', Small: r'{\tiny %s}'}
 
 
 def to_latex(table: Table, warning: str = '') -> str:
@@ -142,54 +150,16 @@ def to_latex(table: Table, warning: str = '') -> str:
         warning: what a reader of the file must know first.
 
     """
+    def escape(text: str) -> str:
+        """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
+        plain = ''.join(_LATEX.get(
+            c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]') for c in text)
+        return _LATEX_STYLES.get(type(text), '%s') % plain
     shown = [i for i in range(len(table.header)) if i == 0 or i not in table.texts]
-    head, *rows = (' & '.join(_latex(row[i]) for i in shown) + r' \\'
+    head, *rows = (' & '.join(escape(row[i]) for i in shown) + r' \\'
                    for row in (table.header, *table.rows))
     return '\n'.join((
         *([f'% {warning}'] if warning else ()),
-        r'\begin{table}', f'\\caption{{{_latex(table.title)}}}',
+        r'\begin{table}', f'\\caption{{{escape(table.title)}}}',
         f'\\begin{{tabular}}{{l{"r" * (len(shown) - 1)}}}', r'\toprule', head, r'\midrule', *rows,
         r'\bottomrule', r'\end{tabular}', r'\end{table}', ''))
-
-
-_LATEX = {
-    '\\': r'\textbackslash{}', **{c: f'\\{c}' for c in '{}$&%#_'}, '[': '{[}',
-    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': '$<$', '>': '$>$', '|': '$|$',
-    '−': '$-$', '±': r'$\pm$', '×': r'$\times$', '…': '--', '–': '--', '’': "'", '²': '$^2$',
-    '³': '$^3$', '↑': r'$\uparrow$', '↓': r'$\downarrow$', 'δ': r'$\delta$'}
-
-
-def _latex(text: str) -> str:
-    """Text that LaTeX shows as it is; of letters that its fonts lack, their number."""
-    shown = ''.join(_LATEX.get(c, c if c < '\x7f' or '\xa0' < c < 'ſ' else f'{{[}}U+{ord(c):04X}]')
-                    for c in ' '.join(text.split()))
-    command = {Strong: r'\textbf', Quiet: r'\textit', Small: r'{\tiny '}.get(type(text), '')
-    return shown if not command or not shown else (
-        f'{command}{shown}}}' if command[0] == '{' else f'{command}{{{shown}}}')
-
-
-def _numbered(blocks: Sequence[Block]) -> list[Block]:
-    """Titles of tables and figures with their numbers."""
-    counts: Counter[str] = Counter()
-    numbered: list[Block] = []
-    for block in blocks:
-        if isinstance(block, (Table, Picture)) and block.title:
-            what = 'Table' if isinstance(block, Table) else 'Figure'
-            counts[what] += 1
-            numbered.append(replace(block, title=f'{what} {counts[what]}. {block.title}'))
-        else:
-            numbered.append(block)
-    return numbered
-
-
-def _aligned(table: Table) -> Iterator[str]:
-    lines = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        yield '  '.join(
-            text.ljust(width) if i in table.texts else text.rjust(width)
-            for i, (text, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
-
-
-def _title(blocks: Sequence[Block]) -> str:
-    return next((block.text for block in blocks if isinstance(block, Heading)), 'Report')

@@ -43,18 +43,20 @@ TRUTH, PREDICTED = '#0072b2', '#d55e00'  # told apart by everyone
 PATCHES = ('#d55e00', '#cc3fa0', '#0072b2', '#009e73')
 LETTERS = 'ABCD'
 QUANTILES = (0.05, 0.35, 0.65, 0.95)  # of the depth, where patches are taken
-_WIDEST = 480  # pixels of a picture that is kept
-_RESPONSES = (
-    'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, 35, 65 and '
-    '95 % of the true depth, of those where half of the pixels have one, else of the predicted. '
-    'Bars: weight of each word, they sum to 1; dotted: the weight of a network that knows '
-    'nothing. GT: median true depth of the patch. Pred: its depth')
-_PREDICTIONS = (
+#: Captions of `predictions` and of `responses` at `spots_of`.
+PREDICTIONS = (
     'As in the paper’s Figure 5, cropped to what the network sees. Prediction and ground truth of '
     'a row share one colour scale, near is red; it spans the whole prediction and 98 % of the '
     'ground truth. The error is prediction minus ground truth; its scale spans 98 % of its sizes, '
     'red is too far. An arrow on a scale: there are values beyond it. Grey: not known, not '
     'counted.')
+RESPONSES = (
+    'As in the paper’s Figure 4. The patches are not picked by hand: they are at 5, 35, 65 and '
+    '95 % of the true depth, of those where half of the pixels have one, else of the predicted. '
+    'Bars: weight of each word, they sum to 1; dotted: the weight of a network that knows '
+    'nothing. GT: median true depth of the patch. Pred: its depth; with flip_average that is the '
+    'mean of the plain and the mirrored pass, and the bars are those of the plain one.')
+_WIDEST = 480  # pixels of a picture that is kept
 _COLUMNS = 5  # maps in a row
 _NUMBERS = 16  # words, beyond which cosines are colours only
 _STYLE = {
@@ -174,14 +176,6 @@ def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> P
 # Depth in colours --------------------------------------------------------------------------------
 
 
-def save_predictions(
-    folder: Path, name: str, samples: Sequence[Sample], title: str, caption: str = '',
-    symbols: Mapping[str, str] = {},
-) -> Picture:
-    """Draw `predictions`, and write them; see `save`."""
-    return save(folder, name, predictions(samples, symbols), title, caption + _PREDICTIONS)
-
-
 def predictions(samples: Sequence[Sample], symbols: Mapping[str, str]) -> Figure:
     """One row per image: RGB, prediction, ground truth, error, and its numbers above.
 
@@ -293,27 +287,6 @@ def depth_limits(sample: Sample) -> Limits:
 
 
 # Responses of the words --------------------------------------------------------------------------
-
-
-def save_responses(
-    folder: Path, name: str, sample: Sample, title: str, *, mirrored: bool,
-    places: Sequence[Place] = (),
-) -> Picture:
-    """Draw `responses` of patches that are not picked by hand, and write them; see `save`.
-
-    Args:
-        folder: see `save`.
-        name: see `save`.
-        sample: what the words say.
-        title: for the page.
-        mirrored: whether depth is the mean with a mirrored pass.
-        places: the patches; none: see `spots_of`.
-
-    """
-    figure = responses(sample, short(sample.name), spots_of(sample, places))
-    return save(folder, name, figure, title,
-                _RESPONSES + (', the mean of the plain and the mirrored pass; the bars are those '
-                              'of the plain pass.' if mirrored else '.'))
 
 
 def responses(

@@ -8,7 +8,6 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import cv2
 import numpy as np
@@ -18,7 +17,7 @@ from msgspec import structs
 
 from depthclip_ros import document, figures
 from depthclip_ros.core import DepthConfig
-from depthclip_ros.document import Quiet, Strong, Table, Text
+from depthclip_ros.document import Heading, Quiet, Strong, Table, Text
 from offline_eval import cli, report
 from offline_eval.datasets.base import KITTI, NYU, RENDERED
 from offline_eval.errors import ResultsError
@@ -60,127 +59,82 @@ def summary(source):
     return source.summary
 
 
-def changed(source, **changes):
-    """The same with another summary."""
-    return Results(structs.replace(source.summary, **changes), source.samples)
-
-
-def of(source, origin, *, official=False):
+def of(summary, origin, *, official=False):
     """The same, as if its images were others."""
-    return changed(source, data=structs.replace(
-        source.summary.data, origin=origin, official=official))
+    return structs.replace(summary, data=structs.replace(
+        summary.data, origin=origin, official=official))
 
 
 @pytest.fixture
-def nyu(source):
+def nyu(summary):
     """The same, as if it were of the paper's images."""
-    return of(source, NYU, official=True)
+    return of(summary, NYU, official=True)
 
 
-class Cell(str):  # noqa: SLOT000
-    """Text of a cell, and how it looks."""
-
-    looks = frozenset()
+def tables(summary):
+    return [block for block in contents(summary, {}) if isinstance(block, Table)]
 
 
-class Page(HTMLParser):
-    """What is in a page: tables by their captions, texts, links, balanced tags."""
-
-    VOID = frozenset({'meta', 'link', 'img', 'br'})
-
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.tables, self.texts, self.notes = [], {}, [], {}
-        self.seen = set()
-        self._open, self._rows = [], []
-        self.feed(text)
-        assert not self._open
-
-    def handle_starttag(self, tag, attributes):
-        self.seen.add(tag)
-        attributes = dict(attributes)
-        assert not any(name.startswith('on') for name in attributes), attributes
-        self.links += [attributes[k] for k in ('src', 'href', 'action', 'srcset', 'data')
-                       if k in attributes]
-        if tag not in self.VOID:
-            self._open.append((tag, attributes.get('class', '').split()))
-        if tag == 'table':
-            self._rows = self.tables[f'{len(self.tables)}'] = []
-        if tag == 'tr':
-            self._rows.append([])
-        if tag in ('td', 'th'):
-            self._put('')
-
-    def _put(self, text):
-        cell = Cell(text)
-        cell.looks = frozenset(self._open[-1][1])
-        self._rows[-1].append(cell)
-
-    def handle_endtag(self, tag):
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-        tag, looks = self._open[-1] if self._open else ('', [])
-        if tag in ('td', 'th'):
-            self._put(self._rows[-1].pop() + data)
-        if tag == 'caption':
-            title = data.partition('. ')[2]
-            self._rows = self.tables[title] = self.tables.pop(list(self.tables)[-1])
-        if 'note' in looks:
-            self.notes[list(self.tables)[-1]] = data
-
-    @property
-    def text(self):
-        return ' '.join(self.texts)
-
-    def title(self, start):
-        """The one title that starts so."""
-        found, = (title for title in self.tables if title.startswith(start))
-        return found
-
-    def table(self, start):
-        """Header and rows of the table whose title starts so."""
-        return self.tables[self.title(start)]
-
-    def row(self, start, name):
-        """Cells of the row of that name."""
-        return next(row[1:] for row in self.table(start) if row[0] == name)
+def table(summary, start):
+    """The one whose title starts so."""
+    found, = (one for one in tables(summary) if one.title.startswith(start))
+    return found
 
 
-def shown(source):
-    """The page without its figures."""
-    return Page(document.to_html(contents(source, {})))
+def row(found, name):
+    """Its numbers and notes in the row of that name."""
+    return next([*cells[1:]] for cells in found.rows if cells[0] == name)
 
 
 # The page ------------------------------------------------------------------------------------
 
 
-def test_every_result_is_in_the_tables(source, nyu):
+def test_every_result_is_in_the_tables(summary, nyu):
     """No row of the summary is left out, nor of the paper where the images are its own."""
     def digits(metrics):
         return [number(metrics.get(m)) for m in PAPER_METRICS]
-    for given in (source, nyu):
-        page = shown(given)
-        rows = [row for table in page.tables.values() for row in table]
-        assert len(page.tables) >= 10
-        for row in source.summary.rows:
-            assert any([c for c in cells if c in digits(row.metrics)] == digits(row.metrics)
-                       for cells in rows), row
+    for given in (summary, nyu):
+        rows = [cells for one in tables(given) for cells in one.rows]
+        for result in summary.rows:
+            assert any([c for c in cells if c in digits(result.metrics)] == digits(
+                result.metrics) for cells in rows), result
     for paper in PAPER_ROWS:
-        assert any([c for c in cells if 'quiet' in c.looks][1:7] == digits(paper.metrics)
+        assert any([c for c in cells if isinstance(c, Quiet)][1:7] == digits(paper.metrics)
                    for cells in rows), paper
 
 
+class Page(HTMLParser):
+    """Texts, links, tags and attributes of a page whose tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.texts, self.seen, self.names, self._open = [], [], set(), set(), []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.add(tag)
+        self.names |= {name for name, _ in attributes}
+        self.links += [value for name, value in attributes
+                       if name in ('src', 'href', 'action', 'srcset', 'data')]
+        if tag not in ('meta', 'link', 'img', 'br'):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
 def test_page_needs_nothing_but_its_folder(html):
-    parsed = Page(html)
-    for link in parsed.links:
-        assert link.startswith(('#', 'data:', 'figures/')), link[:80]
+    page = Page(html)
+    assert all(link.startswith(('#', 'data:', 'figures/')) for link in page.links)
     assert "default-src 'none'" in html
-    assert not parsed.seen & {'script', 'iframe', 'object', 'embed', 'form', 'base', 'video'}
+    assert not page.seen & {'script', 'iframe', 'object', 'embed', 'form', 'base', 'video'}
+    assert not any(name.startswith('on') for name in page.names)
     style = html.partition('<style>')[2].partition('</style>')[0]
-    assert 'url(' not in style
-    assert '@import' not in style
+    assert not re.search(r'url\(|@import', style)
     anchors = re.findall(r'href="#([^"]+)"', html)
     assert anchors
     assert all(f'id="{anchor}"' in html for anchor in anchors)
@@ -192,62 +146,66 @@ def test_hostile_names_stay_text(html, markdown):
     assert '<script' not in markdown.replace('\\<', '')
 
 
-PICTURES = {'depths.svg', 'distributions.svg', 'predictions_1.png',
-            'predictions_2.png', 'responses_best.png', 'responses_median.png',
-            'responses_worst.png'}
-
-
 def test_pictures_are_files_beside_with_alternative_text(written, html, markdown):
     pictures = re.findall(r'<img src="figures/(\w+\.(?:svg|png))" width="(\d+)" height="(\d+)" '
                           r'alt="([^"]+)"', html)
-    assert len(pictures) == html.count('<img') == 7
     assert all(int(width) > 300 and int(height) > 100 for _, width, height, _ in pictures)
-    assert {path.name for path in (written / 'figures').iterdir()} == {p[0] for p in pictures}
-    assert {picture[0] for picture in pictures} == PICTURES
-    for name in PICTURES:
+    assert len(pictures) == html.count('<img')
+    assert {path.name for path in (written / 'figures').iterdir()} == {p[0] for p in pictures} == {
+        'depths.svg', 'distributions.svg', 'predictions_1.png', 'predictions_2.png',
+        'responses_best.png', 'responses_median.png', 'responses_worst.png'}
+    for name, *_ in pictures:
         path = written / 'figures' / name
         assert f'](figures/{name})' in markdown
-        if path.suffix == '.png':
-            assert cv2.imread(str(path)).std() > 20
-        else:
-            root = ET.parse(path).getroot()
-            assert len(list(root.iter('{http://www.w3.org/2000/svg}path'))) > 20
+        assert cv2.imread(str(path)).std() > 20 if path.suffix == '.png' else \
+            path.read_text().count('<path') > 20
 
 
-def test_tables_and_figures_are_numbered(html, markdown):
-    for what in ('Table', 'Figure'):
-        numbers = [int(n) for n in re.findall(rf'(?:<caption>|<strong>){what} (\d+)\. ', html)]
-        assert numbers == list(range(1, len(numbers) + 1))
-        assert len(numbers) >= 7
-        assert [int(n) for n in re.findall(rf'\*\*{what} (\d+)\. ', markdown)] == numbers
+def test_every_cell_is_in_every_format(summary):
+    blocks = contents(summary, {})
+    html, markdown = document.to_html(blocks), document.to_markdown(blocks)
+    cells = [cell for one in tables(summary) for cells in one.rows for cell in cells]
+    assert len(cells) > 300
+    shown = re.findall(r'<t[dh] ?(?:scope="row")? class="(\w+)[^"]*">(.*?)</t[dh]>', html)
+    assert [kind for kind, _ in shown] == [type(cell).__name__.lower() for cell in cells]
+    assert ''.join(Page(''.join(text for _, text in shown)).texts) == ''.join(cells)
+    # With a header and a rule each; in cells there are escaped bars.
+    bars = re.findall(r'(?<!\\)\|', re.sub(r'(?m)^(?!\|).*', '', markdown))
+    assert len(bars) == sum((len(one.header) + 1) * (len(one.rows) + 2)
+                            for one in tables(summary))
 
 
-# Markdown ------------------------------------------------------------------------------------
+def test_formats_show_text_as_it_is():
+    """Each in its own way; on a terminal columns are plain."""
+    one = Table(['', 'x [m]'], [[Strong('a'), Quiet('1')], ['b|c', '*d*']], 't')
+    assert document.to_markdown([Text('a|b *c* _d_ <e>\nf'), one]) == (
+        'a\\|b \\*c\\* \\_d\\_ \\<e\\> f\n\n**t**\n\n'
+        '|  | x \\[m\\] |\n| --- | ---: |\n| **a** | *1* |\n| b\\|c | \\*d\\* |\n')
+    assert document.to_terminal([Heading('H', 1), Text('a_b*', warning=True), one]) == (
+        'H\n=\n\nWarning: a_b*\n\n     x [m]\na        1\nb|c    *d*\n')
+    latex = document.to_latex(Table(['x'], [
+        ['50 % of a_b & {c} #1 $2 ~'], ['\\'], ['[a]'], ['δ1 − ± 远'], [Strong('b')]], 't'))
+    for line in (r'50 \% of a\_b \& \{c\} \#1 \$2 \textasciitilde{} \\', r'\textbackslash{} \\',
+                 r'{[}a] \\',  # after a row's end, a bracket would be the height of the gap
+                 r'$\delta$1 $-$ $\pm$ {[}U+8FDC] \\', r'\textbf{b} \\'):
+        assert line in latex.splitlines()
 
 
-def test_markdown_tables_are_those_of_the_page(html, markdown):
-    plain = re.sub(r'\\\|', '¦', markdown)
-    tables = [[[re.sub(r'\\(.)|\*', r'\1', cell.strip()) for cell in line.split('|')[1:-1]]
-               for line in table.splitlines() if not re.fullmatch(r'\|( -+:? \|)+', line)]
-              for table in re.findall(r'(?:^\|.*\n)+', plain, re.MULTILINE)]
-    expected = [[[cell.replace('|', '¦') for cell in row] for row in table]
-                for table in Page(html).tables.values()]
-    assert len(tables) >= 10
-    for table, rows in zip(tables, expected, strict=True):
-        assert table[-len(rows):] == rows
-
-
-def test_markdown_shows_text_as_it_is():
-    table = Table(['', 'x'], [[Strong('a'), Quiet('1')], ['b|c', '*d*']], 't')
-    assert document.to_markdown([Text('a|b *c* _d_ <e>\nf'), table]) == (
-        'a\\|b \\*c\\* \\_d\\_ \\<e\\> f\n\n**Table 1. t**\n\n'
-        '|  | x |\n| --- | ---: |\n| **a** | *1* |\n| b\\|c | \\*d\\* |\n')
-
-
-def test_a_terminal_shows_plain_columns():
-    table = Table(['name', 'rmse [m]'], [['a_b', '1.0'], [Strong('word'), '12.25']])
-    assert document.to_terminal([document.Heading('H', 1), Text('a_b*', warning=True), table]) == (
-        'H\n=\n\nWarning: a_b*\n\nname  rmse [m]\na_b        1.0\nword     12.25\n')
+def test_latex_is_the_table_of_a_paper(written, summary, nyu):
+    """Of the method, beside baselines, or beside the published rows of the same images."""
+    text = (written / 'report.tex').read_text(encoding='utf-8')
+    assert 'meaningless' in text
+    plain = re.sub(r'\\textbf\{(.*?)\}', r'\1', text)
+    assert [line.removesuffix(r' \\').split(' & ')[1:] for line in plain.splitlines()
+            if line.endswith(r' \\')][1:] == [
+        list(cells[1:7]) for cells in table(summary, 'Baselines').rows]
+    report.write(written.parent / 'nyu', Results(nyu))
+    text = (written.parent / 'nyu' / report.LATEX).read_text(encoding='utf-8')
+    assert r'\textit{DORN}' in text
+    walker = pytest.importorskip('pylatexenc.latexwalker', reason='pylatexenc is not installed')
+    nodes, *_ = walker.LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
+    assert [n.environmentname for n in nodes
+            if n.isNodeType(walker.LatexEnvironmentNode)] == ['table']
 
 
 # Tables --------------------------------------------------------------------------------------
@@ -256,131 +214,89 @@ def test_a_terminal_shows_plain_columns():
 def test_gate_is_shown_metric_by_metric(nyu, summary):
     paper = next(p for p in PAPER_ROWS if (p.group, p.name) == ('1', 'DepthCLIP'))
     near = dict(zip(PAPER_METRICS, (0.005, -0.0051, 0.0, -0.006, 0.0021, 0.01), strict=True))
-    page = shown(changed(
+    found = table(structs.replace(
         nyu, rows=[structs.replace(summary.row('DepthCLIP'), metrics=paper.metrics)],
-        gate=structs.replace(summary.gate, differences=near)))
-    name = 'The method beside the paper’s Table 1'
-    assert page.row(name, 'within') == ['yes', 'no', 'yes', 'yes', 'no', 'yes']
-    assert page.row(name, 'difference') == ['+0.005', '−0.005', '±0.000', '−0.006', '+0.002',
-                                            '+0.010']
-    assert page.row(name, 'the paper') == ['0.394', '0.683', '0.851', '0.388', '0.156', '1.167']
-    assert page.table(name)[0] == ['', 'δ1 ↑', 'δ2 ↑', 'δ3 ↑', 'rel ↓', 'log10 ↓', 'rmse (m) ↓']
+        gate=structs.replace(summary.gate, differences=near)), 'The method beside the paper’s')
+    assert row(found, 'within') == ['yes', 'no', 'yes', 'yes', 'no', 'yes']
+    assert row(found, 'difference') == ['+0.005', '−0.005', '±0.000', '−0.006', '+0.002', '+0.010']
+    assert row(found, 'the paper') == ['0.394', '0.683', '0.851', '0.388', '0.156', '1.167']
+    assert found.header == ['', 'δ1 ↑', 'δ2 ↑', 'δ3 ↑', 'rel ↓', 'log10 ↓', 'rmse (m) ↓']
 
 
 def test_partition_gain_is_the_papers(nyu):
     """The paper's own rows give the paper's last row of Table 2."""
-    page, (bathroom, classroom, everything) = shown(nyu), (
-        f'Depth bins, {scene}' for scene in ('bathroom', 'classroom', 'all classes'))
-    gain = page.row(bathroom, 'the same, paper')
+    bathroom, classroom, everything = (table(nyu, f'Depth bins, {scene}') for scene in (
+        'bathroom', 'classroom', 'all classes'))
+    gain = row(bathroom, 'the same, paper')
     assert gain[:6] == ['+0.092', '+0.092', '+0.079', '−0.176', '−0.034', '−0.177']
     assert 'Class-dependent 3' in gain[6]
     # Only the paper's rows: there is no classroom in this run.
-    assert 'Class-dependent 4' in page.row(classroom, 'best partition’s gain')[-1]
-    assert 'No image' in page.notes[page.title(classroom)]
-    assert not any('gain' in row[0] for row in page.table(everything) if row)
-    assert 'bathroom (6 images, ' in page.title(bathroom)
+    assert 'Class-dependent 4' in row(classroom, 'best partition’s gain')[-1]
+    assert 'No image' in classroom.note
+    assert not any('gain' in cells[0] for cells in everything.rows)
+    assert 'bathroom (6 images, ' in bathroom.title
 
 
-def test_bold_is_the_best_of_this_run(source):
-    best = {column: row[0] for row in shown(source).table('Prompts, all classes') for
-            column, cell in enumerate(row) if 'strong' in cell.looks}
+def test_bold_is_the_best_of_this_run(summary):
+    best = {column: cells[0] for cells in table(summary, 'Prompts, all classes').rows
+            for column, cell in enumerate(cells) if isinstance(cell, Strong)}
     # Every prompt after the first is a little lower in everything.
     assert best == {1: 'Original prompt', 2: 'Original prompt', 3: 'Original prompt',
                     4: 'Prompt 3', 5: 'Prompt 3', 6: 'Prompt 3'}
 
 
-def test_verdict_says_only_what_the_interval_allows(source, summary):
+def test_verdict_says_only_what_the_interval_allows(summary):
     intervals = {'d1': Interval(0.001, 0.03), 'd2': Interval(-0.01, 0.01),
                  'rel': Interval(-0.03, -0.01), 'rmse': Interval(float('nan'), float('nan'))}
     gains = {'d1': 0.02, 'd2': 0.0, 'rel': -0.02, 'rmse': 0.1}
-    row = Row('DepthCLIP', 'method', ALL, {'d1': 0.4, 'd2': 0.7, 'rel': 0.4, 'rmse': 1.0}, 3)
-    page = shown(changed(source, rows=[row], verdict=structs.replace(
-        summary.verdict, comparisons=[Comparison('best constant', gains, intervals)])))
-    assert page.table('The method against the best constant depth')[1:] == [
+    method = Row('DepthCLIP', 'method', ALL, {'d1': 0.4, 'd2': 0.7, 'rel': 0.4, 'rmse': 1.0}, 3)
+    found = table(structs.replace(summary, rows=[method], verdict=structs.replace(
+        summary.verdict, comparisons=[Comparison('best constant', gains, intervals)])),
+        'The method against the best constant depth')
+    assert found.rows == [
         ['δ1 ↑', '0.400', '0.380', '2.400', '+0.020', '+0.001 … +0.030', 'better'],
         ['δ2 ↑', '0.700', '0.700', '2.400', '±0.000', '−0.010 … +0.010', 'not distinguishable'],
         ['rel ↓', '0.400', '0.380', '2.400', '−0.020', '−0.030 … −0.010', 'worse'],
         ['rmse (m) ↓', '1.000', '1.100', '2.400', '+0.100', '–', '–']]
 
 
-def test_calibrated_rows_stand_beside_published_ones_of_the_same_images_only(source, nyu):
-    row = Row('calibrated on 9 images', 'calibrated', ALL, {'d1': 0.41, 'rmse': 1.1}, 9)
-    for given, there in ((nyu, True), (source, False)):
-        page = shown(changed(given, rows=[*given.summary.rows, row]))
-        title = page.title('The method with calibrations')
-        names = [line[0] for line in page.table(title)[1:]]
-        assert names[0] == 'DepthCLIP'
-        assert 'calibrated on 9 images' in names
-        assert [line[1] for line in page.table(title) if 'quiet' in line[0].looks] == [
+def test_calibrated_rows_stand_beside_published_ones_of_the_same_images_only(summary, nyu):
+    calibrated = Row('calibrated on 9 images', 'calibrated', ALL, {'d1': 0.41, 'rmse': 1.1}, 9)
+    for given, there in ((nyu, True), (summary, False)):
+        found = table(structs.replace(given, rows=[*given.rows, calibrated]),
+                      'The method with calibrations')
+        assert found.rows[0][0] == 'DepthCLIP'
+        assert row(found, 'calibrated on 9 images')[0] == '0.410'
+        assert [cells[1] for cells in found.rows if isinstance(cells[0], Quiet)] == [
             '0.428', '0.465', '0.745'] * there
-        assert ('Italics' in page.notes[title]) == there
+        assert ('Italics' in found.note) == there
 
 
-# What the numbers are of ---------------------------------------------------------------------
+@pytest.mark.parametrize(('origin', 'judged'), [
+    (RENDERED, False), (KITTI, False), ('', True), (NYU, True)])
+def test_no_published_number_stands_beside_other_images(summary, nyu, origin, judged):
+    """Not even NYU's own, where they are not the official split; the title names the world.
 
-
-@pytest.mark.parametrize('origin', [RENDERED, KITTI, '', NYU])
-def test_no_published_number_stands_beside_other_images(source, nyu, origin):
-    """Not even NYU's own, where they are not the official split; the title names the world."""
-    def published(page):
-        cells = [cell for table in page.tables.values() for row in table for cell in row]
-        return [*(cell for cell in cells if 'quiet' in cell.looks),
-                *(text for text in page.texts if text.startswith('paper '))]
-    assert published(shown(nyu))
-    page = shown(of(source, origin))
-    assert not published(page)
-    blocks = contents(of(source, origin), {})
-    for text in (page.text, document.to_markdown(blocks)):
+    Where the images may be the paper's own, it is said that its row is not reproduced.
+    """
+    def published(given):
+        return [cell for one in tables(given) for cells in one.rows for cell in cells
+                if isinstance(cell, Quiet)]
+    assert published(nyu)
+    other = of(summary, origin)
+    assert not published(other)
+    blocks = contents(other, {})
+    for text in (document.to_html(blocks), document.to_markdown(blocks)):
         assert 'DORN' not in text
         assert 'no published number is comparable' in text
         world = origin or 'images of unknown origin'
         assert f'DepthCLIP with the weights invented on {world}' in text
-
-
-@pytest.mark.parametrize(('origin', 'judged'), [(RENDERED, False), (KITTI, False), (NYU, True),
-                                                ('', True)])
-def test_the_paper_s_row_is_judged_where_the_images_may_be_its_own(source, origin, judged):
-    other = of(source, origin)
-    assert ('reproduced' in shown(other).text) == judged
-    said = cli.answer(other.summary)
+        assert ('reproduced' in text) == judged
+    said = cli.answer(other)
     assert ("The paper's row: not reproduced" in said) == judged
     assert 'published' not in said
     assert (origin or 'unknown origin') in said
-
-
-def test_the_command_line_shows_published_rows_beside_the_paper_s_images(nyu):
-    assert 'DepthCLIP (published)                       0.394' in cli.answer(nyu.summary)
-
-
-# LaTeX ---------------------------------------------------------------------------------------
-
-
-def test_latex_is_the_table_of_a_paper(written, html, nyu, tmp_path):
-    """Of the method, beside baselines, or beside the published rows of the same images."""
-    text = (written / 'report.tex').read_text(encoding='utf-8')
-    assert 'meaningless' in text
-    rows = [line.removesuffix(r' \\').split(' & ') for line in text.splitlines()
-            if line.endswith(r' \\')]
-    table = Page(html).table('Baselines on the same pixels')
-    plain = [[re.sub(r'\\textbf\{(.*)\}', r'\1', cell) for cell in row] for row in rows]
-    assert [row[1:] for row in plain[1:]] == [
-        [cell.replace('−', '$-$').replace('–', '--') for cell in row[1:7]] for row in table[1:]]
-    report.write(tmp_path, nyu)
-    text = (tmp_path / report.LATEX).read_text(encoding='utf-8')
-    assert r'\textit{DORN}' in text
-    walker = pytest.importorskip('pylatexenc.latexwalker', reason='pylatexenc is not installed')
-    nodes, *_ = walker.LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
-    assert [n.environmentname for n in nodes
-            if n.isNodeType(walker.LatexEnvironmentNode)] == ['table']
-
-
-def test_latex_shows_text_as_it_is():
-    text = document.to_latex(Table(['x'], [
-        ['50 % of a_b & {c} #1 $2 ~'], ['\\'], ['[a]'], ['δ1 − ± 远'], [Strong('b')]], 't'))
-    for line in (r'50 \% of a\_b \& \{c\} \#1 \$2 \textasciitilde{} \\', r'\textbackslash{} \\',
-                 r'{[}a] \\',  # after a row's end, a bracket would be the height of the gap
-                 r'$\delta$1 $-$ $\pm$ {[}U+8FDC] \\', r'\textbf{b} \\'):
-        assert line in text.splitlines()
+    assert 'DepthCLIP (published)                       0.394' in cli.answer(nyu)
 
 
 def test_numbers():
@@ -403,23 +319,21 @@ def with_truth(sample, truth):
 
 
 def test_patches_are_at_quantiles_of_the_true_depth(sample):
+    """Of patches that have some in half of their pixels at least."""
     ranks = np.arange(221.0).reshape(13, 17)
     truths = figures.patch_truth(with_truth(
         sample, np.repeat(np.repeat(1 + ranks / 100, 8, 0), 8, 1)))
     places = figures.at_quantiles(truths)
     assert [row * 17 + column for row, column in places] == [11, 77, 143, 209]
     assert [truths[place] for place in places] == pytest.approx([1.11, 1.77, 2.43, 3.09])
-
-
-def test_patches_without_truth_are_not_chosen(sample):
     truth = np.full(SIZE, np.nan)
     assert figures.at_quantiles(figures.patch_truth(with_truth(sample, truth))) == []
     truth[:8, :3] = 2.0  # less than half of the first patch
     truth[8:16, 8:16] = np.linspace(3, 4, 64).reshape(8, 8)
     truth[8:11, 8:16] = np.nan
-    truths = figures.patch_truth(with_truth(sample, truth))
-    assert figures.at_quantiles(truths) == [(1, 1)]
-    assert truths[1, 1] == pytest.approx(np.nanmedian(truth[8:16, 8:16]), abs=1e-6)
+    (place, said), = figures.spots_of(with_truth(sample, truth)).items()
+    assert place == (1, 1)
+    assert f'GT {np.nanmedian(truth[8:16, 8:16]):.2f} m' in said
 
 
 @pytest.mark.parametrize('words', ['demo', 33, 'long'])
@@ -447,35 +361,31 @@ def test_nothing_of_a_figure_lies_on_another_part(sample, words):
         assert box.width > 40
 
 
-def test_error_is_red_where_too_far(sample):
-    """And grey where there is no truth."""
+def test_colours_of_depth_and_error(sample):
+    """Error is red where too far; nothing is cut off a scale without an arrow; else is grey."""
     height, width = SIZE
     truth = np.array(sample.depth)
     truth[:, :width // 2] -= 0.5
     truth[:, width // 2:] += 0.5
     truth[:height // 2] = np.nan
+    truth[-1, -1] = 90.0  # an outlier
     with figures.look():
-        axes = figures.predictions([with_truth(sample, truth)], {}).subfigs[0].axes[3]
-        image, = axes.images
+        figure = figures.predictions([with_truth(sample, truth)], {}).subfigs[0]
+        (_, said, true, error), bars = figure.axes[:4], figure.axes[4:]
+        image, = error.images
         far, near, grey = (image.to_rgba(image.get_array())[row, column] for row, column in (
-            (-1, 0), (-1, -1), (0, 0)))
+            (-1, 0), (-2, -1), (0, 0)))
     assert far[0] > far[2] + 0.2
     assert near[2] > near[0] + 0.2
     assert len(set(grey[:3])) == 1
-
-
-def test_nothing_is_cut_off_a_colour_scale_without_an_arrow(sample):
-    truth = np.full(SIZE, 2.0, np.float32)
-    truth[0, 0] = 9.0  # an outlier
-    low, high = figures.depth_limits(with_truth(sample, truth))
+    low, high = said.images[0].get_clim()
+    assert (low, high) == true.images[0].get_clim()
     assert low <= sample.depth.min()
-    assert high >= sample.depth.max()
-    assert high < 9.0
-    nothing = structs.replace(sample, truth=np.full(SIZE, np.nan, np.float32))
-    assert figures.depth_limits(nothing)[0] <= sample.depth.min()
+    assert sample.depth.max() <= high < 90.0
+    assert [axes._colorbar.extend for axes in bars] == ['both', 'min']
 
 
-# What may be missing -------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------
 
 
 def test_the_report_of_a_folder_the_same_from_the_command_line(source, tmp_path, capsys,
@@ -496,16 +406,15 @@ def test_the_report_of_a_folder_the_same_from_the_command_line(source, tmp_path,
     monkeypatch.setenv('SOURCE_DATE_EPOCH', '0')  # what matplotlib takes for the time of day
     assert command.main([str(tmp_path)]) == 0
     assert {path: path.read_bytes() for path in files} == before
-    assert capsys.readouterr().out.split() == [
-        str(tmp_path / file) for file in report.FILES]
+    assert capsys.readouterr().out.split() == [str(tmp_path / file) for file in report.FILES]
 
 
-def test_random_weights_are_called_meaningless(source, summary):
-    trained = changed(source, weights=dataclasses.replace(summary.weights, trained=True))
-    for given, said in ((source, True), (trained, False)):
-        page = shown(given)
-        assert ('meaningless' in page.text) == said
-        assert summary.data.warnings[0] in page.texts
+def test_random_weights_are_called_meaningless(summary):
+    trained = structs.replace(summary, weights=dataclasses.replace(summary.weights, trained=True))
+    for given, said in ((summary, True), (trained, False)):
+        text = document.to_markdown(contents(given, {}))
+        assert ('meaningless' in text) == said
+        assert summary.data.warnings[0] in text
 
 
 def test_results_survive_their_folder_and_what_is_damaged_is_named(source, tmp_path):

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 
 from offline_eval.metrics import METRICS, SYMBOLS
+from offline_eval.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
+from offline_eval.recorded import compare as pool
 
 from ..calibrate.bags import open_recording, written_depth
 from ..calibrate.recordings import Options, RecordingError, gather, resample, spread_evenly
@@ -19,12 +21,15 @@ from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import user_path
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..figures import (
+    PREDICTIONS,
+    RESPONSES,
     Sample,
     distributions,
     known,
     look,
-    save_predictions,
-    save_responses,
+    predictions,
+    responses,
+    spots_of,
 )
 from ..figures import save as save_figure
 from ..sources.bag import is_bag
@@ -46,8 +51,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from offline_eval.recorded import Comparison, Distance, Line, Scores
 
     from ..calibrate.recordings import Frame, Recording
     from ..core.config import DepthConfig
@@ -104,13 +107,29 @@ def compare(options: argparse.Namespace) -> int:
     if not done:
         raise RecordingError(next(iter(failed.values())) if len(failed) == 1 else
                              f'none of {len(failed)} recordings could be compared.')
-    about = {}
+    about: dict[str, Any] = {}
     if any(one.by_network for one in done):
-        estimator, weights = network(), network().weights
+        estimator = network()
+        weights = estimator.weights
         about = {'weights': weights.name, 'digest': weights.digest, 'trained': weights.trained,
                  'device': str(estimator.device), 'precision': estimator.precision,
                  'calibration': estimator.label, 'settings': depth.to_dict()}
-    _finish(done, failed, about, folder)
+    each = [pool([one.scores]) for one in done]
+    pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
+    parts = _contents(done, each, pooled, failed, about)
+    print(to_terminal(parts), end='')
+    if folder:
+        save_page(folder / 'comparison.html', parts + _figures(folder, done))
+        save(folder / 'comparison.json', msgspec.json.format(msgspec.json.encode({
+            'format': FORMAT, 'model': about, 'pooled': pooled,
+            'recordings': [
+                {'source': one.scores.source, 'described': one.scores.described,
+                 'unreadable': one.refused, **msgspec.to_builtins(comparison)}
+                for one, comparison in zip(done, each, strict=True)],
+            'failed': failed}), indent=1) + b'\n')
+        print(f'\nreport: {", ".join(str(folder / f"comparison.{e}") for e in ENDINGS)}')
+    if about and not about['trained']:
+        print_untrained()
     return 1 if failed else 0
 
 
@@ -139,7 +158,6 @@ def _compare(
     network: Callable[[], DepthEstimator],
 ) -> Compared:
     """Score one recording, and keep so many pictures of it."""
-    from offline_eval.recorded import MAX_DEPTH, Scores
     recording, answered = _open(source, options, node)
     every = range(0, len(recording), options.every)
     positions = [every[i] for i in spread_evenly(len(every), options.max_frames)]
@@ -212,54 +230,24 @@ def _held(recording: Recording, answered: Recording, positions: Sequence[int]) -
             yield position, frame, waiting.pop(place)
 
 
-def _finish(
-    done: Sequence[Compared], failed: Mapping[str, str], about: Mapping[str, Any],
-    folder: Path | None,
-) -> None:
-    """Pool what was compared, print it, and write the files."""
-    from offline_eval.recorded import compare as pool
-    each = [pool([one.scores]) for one in done]
-    pooled = pool([one.scores for one in done]) if len(done) > 1 else each[0]
-    parts = contents(done, each, pooled, failed, about)
-    print(to_terminal(parts), end='')
-    if folder:
-        save_page(folder / 'comparison.html', parts + _figures(
-            folder, done, mirrored=bool(about and about['settings']['flip_average'])))
-        save(folder / 'comparison.json', msgspec.json.format(msgspec.json.encode({
-            'format': FORMAT, 'model': about, 'pooled': pooled,
-            'recordings': [
-                {'source': one.scores.source, 'described': one.scores.described,
-                 'unreadable': one.refused, **msgspec.to_builtins(comparison)}
-                for one, comparison in zip(done, each, strict=True)],
-            'failed': failed}), indent=1) + b'\n')
-        print(f'\nreport: {", ".join(str(folder / f"comparison.{e}") for e in ENDINGS)}')
-    if about and not about['trained']:
-        print_untrained()
-
-
-def contents(
+def _contents(
     done: Sequence[Compared], each: Sequence[Comparison], pooled: Comparison,
     failed: Mapping[str, str], about: Mapping[str, Any],
 ) -> list[Block]:
-    """Put the report together; see `finish`."""
-    first = done[0].scores
-    title = first.source if len(done) == 1 else f'{len(done)} recordings'
-    parts: list[Block] = [
-        Heading(f'Depth against measured depth: {title}', 1)]
-    if about and not about['trained']:
-        parts.append(Text(f'{UNTRAINED}; so is everything below.', warning=True))
-    parts += [Text(f'{source} could not be compared: {reason}', warning=True)
-              for source, reason in failed.items()]
+    """Put the page together, but for its pictures."""
+    title = done[0].scores.source if len(done) == 1 else f'{len(done)} recordings'
+    warnings = [f'{UNTRAINED}; so is everything below.'] if about and not about['trained'] else []
+    warnings += [f'{source} could not be compared: {reason}' for source, reason in failed.items()]
     depth, filled, scaled, constant = pooled.lines
-    others = {
-        filled.name: filled,
-        f'{scaled.name} (oracle: {scaled.chosen["rmse"]:.2f} for rmse)': scaled,
-        f'{constant.name} (oracle: {constant.chosen["rmse"]:.2f} m for rmse)': constant}
-    parts += [
-        Text(pooled.verdict),
+    best = scaled.chosen['rmse'], constant.chosen['rmse']
+    parts: list[Block] = [
+        Heading(f'Depth against measured depth: {title}', 1),
+        *(Text(warning, warning=True) for warning in warnings), Text(pooled.verdict),
         Table(('what', *_SHOWN.values()), [
             [Strong(text) for text in (depth.name, *_numbers(depth))],
-            *([name, *_numbers(line)] for name, line in others.items())]),
+            [filled.name, *_numbers(filled)],
+            [f'{scaled.name} (oracle: {best[0]:.2f} for rmse)', *_numbers(scaled)],
+            [f'{constant.name} (oracle: {best[1]:.2f} m for rmse)', *_numbers(constant)]]),
         Text(f'{pooled.images} images with {pooled.pixels} measured pixels, of which depth is '
              f'known for {pooled.answered:.1%}. Metrics are means over images. The first and the '
              'third row are of these, the others of all that is measured. The two oracles see '
@@ -279,16 +267,14 @@ def contents(
              for one, comparison in zip(done, each, strict=True)])]
     network = 'none: depth was in the recording' if not about else ', '.join(filter(None, (
         f'{about["weights"]} on {about["device"]}', about['precision'], about['calibration'])))
-    parts += [Heading('What was compared'), Table(
-        ('what', 'value'), [
-            ('network', network), *((one.scores.source, one.scores.described) for one in done)],
+    return [*parts, Heading('What was compared'), Table(('what', 'value'), [
+        ('network', network), *((one.scores.source, one.scores.described) for one in done),
+        *((f'left out of {one.scores.source}: {cause}', f'{count} times') for one in done
+          for cause, count in (*one.refused.items(), *one.scores.left_out.items()))],
         texts=frozenset({0, 1}))]
-    left_out = [(f'{one.scores.source}: {cause}', str(count)) for one in done
-                for cause, count in (*one.refused.items(), *one.scores.left_out.items())]
-    return [*parts, Table(('left out', 'times'), left_out)] if left_out else parts
 
 
-def _figures(folder: Path, done: Sequence[Compared], *, mirrored: bool) -> list[Block]:
+def _figures(folder: Path, done: Sequence[Compared]) -> list[Block]:
     """The paper's Figures 3 to 5 of these recordings, in `figures/`."""
     examples = [example for one in done for example in one.examples]
     examples = [examples[place] for place in spread_evenly(len(examples), EXAMPLES)]
@@ -301,13 +287,13 @@ def _figures(folder: Path, done: Sequence[Compared], *, mirrored: bool) -> list[
     bins = worded[0].bins if worded else []
     parts: list[Block] = [Heading('Pictures')]
     with look():
-        if examples:
-            parts.append(save_predictions(
-                folder, 'predictions.png', examples, 'Depth beside measured depth',
-                f'{len(examples)} images, evenly chosen; ground truth is measured depth. '))
-        parts += [save_responses(
-            folder, f'responses_{number}.png', sample, f'Answers in four patches of {sample.name}',
-            mirrored=mirrored) for number, sample in enumerate(worded, 1)]
+        parts.append(save_figure(
+            folder, 'predictions.png', predictions(examples, {}), 'Depth beside measured depth',
+            f'{len(examples)} images; ground truth is measured depth. {PREDICTIONS}'))
+        parts += [save_figure(
+            folder, f'responses_{number}.png', responses(sample, sample.name, spots_of(sample)),
+            f'Answers in four patches of {sample.name}', RESPONSES)
+            for number, sample in enumerate(worded, 1)]
         parts.append(save_figure(
             folder, 'distributions.svg', distributions(
                 DEPTHS.tolist(), counts, [bins] * len(counts), 'measured depth (m)',

@@ -81,15 +81,6 @@ class Seen(NamedTuple):
         low, high = self.estimator.config.depth_span
         return low * self.prediction.focal_ratio, high * self.prediction.focal_ratio
 
-    def places(self, points: Sequence[Point]) -> list[Place]:
-        """The patches that these pixels lie in.
-
-        Raises:
-            ImageError: a pixel is not in the image, or the network does not see it.
-
-        """
-        return [self.prediction.patch_at(*point) for point in points]
-
     def answers(self, place: Place) -> str:
         """Depth of a patch, and the words that answer most there, on one line."""
         said = depth_words(self.prediction, *place).replace('\n', ' ')
@@ -173,7 +164,8 @@ def pictures(path: str, points: Sequence[Point]) -> Show:
     folder = output_folder(path)
 
     def show(seen: Seen) -> bool:
-        prediction, places, stream = seen.prediction, seen.places(points), io.BytesIO()
+        prediction, stream = seen.prediction, io.BytesIO()
+        places = [prediction.patch_at(*point) for point in points]
         name = re.sub(r'[^A-Za-z0-9.-]', '_', Path(seen.image.name).stem)
         file = folder / f'{seen.number:03d}_{name}.png'
         if places:

@@ -93,7 +93,7 @@ def _log(rr: Any, stream: Any, seen: Seen, points: Sequence[Point]) -> None:
     rows, columns = prediction.patch_depth.shape
     size = width / columns, height / rows
     depth = known(prediction.patch_depth)
-    places = seen.places(points) or at_quantiles(depth)
+    places = [prediction.patch_at(*point) for point in points] or at_quantiles(depth)
     # A stated guess, which the cloud's shape needs and depth does not.
     camera = seen.camera or CameraCalibration.from_fov(width, height, BUILTIN_HFOV).model()
     stream.set_time('image', sequence=seen.number)

@@ -261,11 +261,10 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
             places = figures.at_quantiles(answers[0].patch_depth)
             for one, answer in zip(sets, answers, strict=True):
                 stem = f'{number}_{one.name.lower()}'
-                parts.append(figures.save_responses(
-                    folder, f'bars_{stem}.png', answer,
+                add(f'bars_{stem}.png', figures.responses(
+                        answer, figures.short(answer.name), figures.spots_of(answer, places)),
                     f'Words {one.name} in {"" if one is sets[0] else "the same "}four patches of '
-                    f'{answer.name}',
-                    mirrored=one.config.flip_average, places=places))
+                    f'{answer.name}', figures.RESPONSES)
                 add(f'maps_{stem}.png', figures.maps(answer, one.label),
                     f'Answer of each of words {one.name} on {answer.name}',
                     'Weight of the word in every patch, all on one scale.')

@@ -33,7 +33,7 @@ def write(folder: Path, results: Results) -> None:
 
     """
     summary = results.summary
-    blocks = contents(results, charts.draw(folder / FOLDER, results))
+    blocks = contents(summary, charts.draw(folder / FOLDER, results))
     footer = (f'Written by depthclip_ros {summary.versions.get("depthclip_ros", "")} from '
               f'{results_folder.SUMMARY} and what lies beside it.')
     table = (tables.published if summary.data.official else tables.baselines)(summary)
@@ -43,15 +43,9 @@ def write(folder: Path, results: Results) -> None:
         results_folder.write(folder / name, text)
 
 
-def contents(results: Results, pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
-    """What a report says, in which order.
-
-    Args:
-        results: what was measured.
-        pictures: by section; those that are not there are left out.
-
-    """
-    summary, data = results.summary, results.summary.data
+def contents(summary: Summary, pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
+    """What a report says, in which order; pictures by section, if they are there."""
+    data = summary.data
     warnings = [*filter(None, [_untrained(summary)]), *data.warnings]
     if data.skipped:
         warnings.append(f'{len(data.skipped)} of {data.images} images were left out '
@@ -71,10 +65,9 @@ def contents(results: Results, pictures: Mapping[str, Sequence[Picture]]) -> lis
         'Other methods': tables.beside(
             summary, 'foreign', 'Other programs’ depth of the same images'),
         'Depth bins': tables.bin_partitions(summary) if '2' in summary.tables else (),
-        'Prompts': [tables.prompt_sets(summary)] if '3' in summary.tables else (),
+        'Prompts': [tables.ablation(summary, 'prompts', '3')] if '3' in summary.tables else (),
         'Scene classes': [*pictures.get('distributions', ()), *tables.classes(summary)],
-        'Images': [*pictures.get('predictions', ()), *pictures.get('responses', ()),
-                   *tables.images(results)],
+        'Images': [*pictures.get('predictions', ()), *pictures.get('responses', ())],
         'Data and settings': _settings(summary)}
     return [
         Heading(f'{summary.rows[0].name} with the weights {summary.weights.name} on '

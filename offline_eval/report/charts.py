@@ -12,14 +12,18 @@ import numpy as np
 from depthclip_ros.document import Picture
 from depthclip_ros.figures import (
     PREDICTED,
+    PREDICTIONS,
+    RESPONSES,
     density,
     distributions,
     look,
     new_figure,
+    predictions,
     quantile,
+    responses,
     save,
-    save_predictions,
-    save_responses,
+    short,
+    spots_of,
 )
 from offline_eval.metrics import PAPER_METRICS, SYMBOLS
 from offline_eval.report.tables import class_name
@@ -65,15 +69,17 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
                 'outline: all classes. Dashed: the class’s median. Orange marks below: the '
                 f'{len(bins)} depth bins; no prediction is nearer than the first or farther than '
                 'the last.')],
-            'predictions': [save_predictions(
-                folder, f'predictions_{rank}.png', [s for s in samples if s is not None],
+            'predictions': [save(
+                folder, f'predictions_{rank}.png', predictions(
+                    [s for s in samples if s is not None], {m: SYMBOLS[m] for m in PAPER_METRICS}),
                 f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
-                f'The best, the median and the worst of {summary.data.evaluated} images by δ1. ',
-                {m: SYMBOLS[m] for m in PAPER_METRICS}) for rank, samples in enumerate(ranks, 1)],
-            'responses': [save_responses(
-                folder, f'responses_{role}.png', sample,
+                f'The best, the median and the worst of {summary.data.evaluated} images by δ1. '
+                f'{PREDICTIONS}') for rank, samples in enumerate(ranks, 1)],
+            'responses': [save(
+                folder, f'responses_{role}.png', responses(
+                    sample, short(sample.name), spots_of(sample)),
                 f'Responses of the {len(sample.bins)} words, {role} image ({sample.label})',
-                mirrored=bool(summary.config.get('flip_average')))
+                RESPONSES)
                 for role in ('median', 'best', 'worst')  # the median image is the typical one
                 for sample in results.of_role(role)[:1]]}
 

@@ -19,7 +19,7 @@ from offline_eval.metrics import (
     number,
 )
 from offline_eval.paper import other_settings
-from offline_eval.results import ALL, ROLES, Comparison, Interval, Results, Row, Summary
+from offline_eval.results import ALL, Comparison, Interval, Row, Summary
 from offline_eval.statistics import BEST_CONSTANT
 
 PUBLISHED = 'Italics: published numbers, not measured in this run.'
@@ -42,17 +42,10 @@ def metric_table(
     title: str, first: str, lines: Sequence[Line], note: str = '', *,
     metrics: Sequence[str] = PAPER_METRICS, last: str = 'note', best: bool = False,
 ) -> Table:
-    """Build a table with a column per metric, and intervals below their numbers.
+    """A column per metric, and intervals below their numbers.
 
-    Args:
-        title: of the table.
-        first: heading of the names.
-        lines: the rows; numbers of images and notes have columns where any line has some.
-        note: below the table.
-        metrics: the columns.
-        last: heading of the notes.
-        best: whether to mark the best line of this run, per metric.
-
+    Numbers of images and notes (headed by `last`) have columns where any line has some; with
+    `best` the best line of this run is marked, per metric.
     """
     counted = any(line.images is not None for line in lines)
     noted = any(line.note for line in lines)
@@ -134,12 +127,12 @@ def baselines(summary: Summary) -> Table:
 
 
 def beside(summary: Summary, group: str, title: str) -> list[Table]:
-    """Build the rows of a group, if any, below the method's, which knows the image alone."""
+    """The rows of a group, if any, below the method's, which knows the image alone."""
     rows, reported = _rows(summary, group), _published(summary, group)
-    note = f'Bold: the method, which knows the image alone. {PUBLISHED if reported else ""}'
+    note = 'Bold: the method, which knows the image alone.' + f' {PUBLISHED}' * bool(reported)
     return [metric_table(title, 'method', [
         *_lines(summary.rows[:1], Strong), *_lines(rows), *_lines(reported, Quiet)],
-        note.strip())] if rows else []
+        note)] if rows else []
 
 
 def verdict(summary: Summary) -> list[Table]:
@@ -176,22 +169,16 @@ def verdict(summary: Summary) -> list[Table]:
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
-    """Build the paper's Table 2: one table per scene."""
+    """The paper's Table 2: one table per scene."""
     scenes = dict.fromkeys(row.scene for row in (*_published(summary, '2'), *(
         row for row in summary.rows if row.group == 'bins')))
-    return [_ablation(summary, 'bins', '2', scene, f'Depth bins, {class_name(scene)}',
-                      'bin partition') for scene in sorted(scenes, key=lambda s: s == ALL)]
+    return [ablation(summary, 'bins', '2', scene) for scene in sorted(
+        scenes, key=lambda scene: scene == ALL)]
 
 
-def prompt_sets(summary: Summary) -> Table:
-    """Build the paper's Table 3."""
-    return _ablation(summary, 'prompts', '3', ALL, 'Prompts, all classes', 'prompt')
-
-
-def _ablation(
-    summary: Summary, group: str, table: str, scene: str, title: str, first: str,
-) -> Table:
+def ablation(summary: Summary, group: str, table: str, scene: str = ALL) -> Table:
     """Rows of this run, each with the paper's row below it where the images are the paper's."""
+    what, first = {'2': ('Depth bins', 'bin partition'), '3': ('Prompts', 'prompt')}[table]
     measured = {r.name: r for r in _rows(summary, group, scene)}
     reported = {p.name: p for p in _published(summary, table) if p.scene == scene}
     lines = []
@@ -214,8 +201,9 @@ def _ablation(
              INTERVALS if any(row.interval for row in measured.values()) else '',
              'Words and bins are the paper’s, all other settings are this run’s: '
              f'{others}.' if others else '']
-    return metric_table(f'{title} ({count}as in the paper’s Table {table})', first, lines,
-                        ' '.join(filter(None, notes)), best=True)
+    return metric_table(
+        f'{what}, {class_name(scene)} ({count}as in the paper’s Table {table})', first, lines,
+        ' '.join(filter(None, notes)), best=True)
 
 
 def _gain(rows: dict[str, Row], style: type[str], name: str) -> list[Line]:
@@ -230,7 +218,7 @@ def _gain(rows: dict[str, Row], style: type[str], name: str) -> list[Line]:
 
 
 def classes(summary: Summary) -> list[Table]:
-    """Build the method's row of every scene class, and the best constant's."""
+    """The method's row of every scene class, and the best constant's."""
     rows = sorted((r for r in summary.rows if r.group == 'method' and r.scene != ALL),
                   key=lambda r: (-r.images, r.scene))
     lines = []
@@ -256,16 +244,6 @@ def definitions() -> Table:
     return Table(['metric', 'meaning, over the counted pixels of an image'],
                  [[SYMBOLS[m], MEANINGS[m]] for m in METRICS], 'Metrics',
                  'p: prediction, t: ground truth, metres.', frozenset({0, 1}))
-
-
-def images(results: Results) -> list[Table]:
-    """Best, median and worst images, as listed in the summary."""
-    rows = [[role, str(sample.index), sample.name, sample.scene,
-             *(number(sample.metrics.get(m)) for m in PAPER_METRICS)]
-            for role in ROLES for sample in results.of_role(role)]
-    return [Table(['', 'index', 'name', 'class', *(heading(m) for m in PAPER_METRICS)], rows,
-                  'Best, median and worst images by δ1', texts=frozenset({0, 2, 3}))
-            ] if rows else []
 
 
 def _between(interval: Interval | None, *, signed: bool = False) -> str:
