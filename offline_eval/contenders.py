@@ -134,8 +134,8 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
 
     """
     reference = float(Calibration.load(path).about.config['reference_focal'])
-    calibration = estimator.read_calibration(estimator.config.replace(
-        calibration=str(path), reference_focal=reference))  # here its own focal ratio counts
+    calibration = estimator.prepare(estimator.config.replace(
+        calibration=str(path), reference_focal=reference)).calibration  # its own ratio counts
     assert calibration is not None  # noqa: S101 - a path was given
     about = calibration.about
     x = calibration.arrays['rays'][..., 0]
@@ -270,16 +270,18 @@ def training_mean(
 
 def encode(chosen: Sequence[Contender], estimator: DepthEstimator) -> Text:
     """Text features of every contender's words, on the estimator's device."""
-    config, found = estimator.config, {estimator.config.tokens: estimator.text_features}
+    config = estimator.config
+    own = estimator.prepare(config).text
+    found = {config.tokens: own}
     with one_thread():  # sums of several threads may end in other digits
         for tokens in dict.fromkeys(c.tokens for c in chosen if c.tokens):
             if sorted(tokens) == sorted(config.tokens):  # the same words in another order
-                found[tokens] = estimator.text_features[[config.tokens.index(t) for t in tokens]]
+                found[tokens] = own[[config.tokens.index(t) for t in tokens]]
             else:
-                found[tokens] = estimator.encode(config.replace(
-                    tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))]))
-    return {tokens: torch.from_numpy(features).to(estimator.device)
-            for tokens, features in found.items()}
+                found[tokens] = estimator.prepare(config.replace(
+                    tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))],
+                    calibration='', max_stddev=0.0)).text
+    return found
 
 
 def without_failed_controls(chosen: Sequence[Contender], text: Text) -> list[Contender]:

@@ -293,9 +293,9 @@ def test_reconfigure_while_others_predict(using):
         changing.join()
 
 
-def test_encode_changes_nothing_and_is_done_once(using, monkeypatch):
+def test_prepare_changes_nothing_and_is_done_once(using, monkeypatch):
     estimator, words = using(), SMALL.replace(tokens=['here', 'there'], bins=[1.0, 2.0])
-    features = estimator.encode(words)
+    features = estimator.prepare(words).text.numpy()
     assert estimator.config == SMALL
     with monkeypatch.context() as patch:
         patch.setattr(estimator_module, 'cached_features', None)
@@ -303,13 +303,13 @@ def test_encode_changes_nothing_and_is_done_once(using, monkeypatch):
     np.testing.assert_array_equal(estimator.text_features, features)
 
 
-def test_encode_notices_other_weights(tmp_path):
+def test_prepare_notices_other_weights(tmp_path):
     path, words = tmp_path / 'weights.pt', SMALL.replace(tokens=['here', 'there'], bins=[1.0, 2.0])
     clip_standin.write_tiny_weights(path)
     estimator = DepthEstimator(SMALL, path, 'cpu', cache_dir=tmp_path)
     clip_standin.write_tiny_weights(path, seed=1)
     with pytest.raises(WeightsError, match='have changed since they were loaded'):
-        estimator.encode(words)
+        estimator.prepare(words)
     path.unlink()
     with pytest.raises(WeightsError, match=r'weights\.pt'):
         estimator.reconfigure(words)

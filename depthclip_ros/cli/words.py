@@ -90,7 +90,7 @@ def words(options: argparse.Namespace) -> int:
     configs = _configs(base, [_listed(text) for text in texts], options.bins)
     loaded = load_weights(configs[0][0], node)
     estimator = load_estimator(configs[0][0], node, loaded)
-    sets = [WordSet(name, config, origin, estimator.encode(config))
+    sets = [WordSet(name, config, origin, estimator.prepare(config).text.cpu().numpy())
             for name, (config, origin) in zip('AB', configs, strict=False)]
     for one in sets:
         warnings += _warnings(one, loaded[1])

@@ -60,7 +60,7 @@ NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-KEPT_WORDS = 16  # sets of words whose text features stay in memory
+KEPT = 16  # sets of words and calibrations that stay in memory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -239,9 +239,9 @@ class DepthEstimator:
         shape = architecture(state_dict)
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
-        self._text_of = functools.lru_cache(KEPT_WORDS)(self._encode)
+        self._text_of = functools.lru_cache(KEPT)(self._encode)
+        self._calibration_of = functools.lru_cache(KEPT)(self._read_calibration)
         self._pool: AttentionPool | None = None
-        self._calibrations: dict[str, Calibration] = {}
         self.text_cache_hit = self._text_of(phrases_of(config)[0])[1]
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
@@ -267,7 +267,7 @@ class DepthEstimator:
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._settings = self._prepare(config)
+        self._settings = self.prepare(config)
         self._state_dict = None
         del state_dict
         release_freed_memory()
@@ -295,34 +295,48 @@ class DepthEstimator:
 
     # Settings that change on a loaded model -------------------------------------------------
 
-    def encode(self, config: DepthConfig) -> NDArray[np.float32]:
-        """Text features of other words, for `reconfigure`; nothing changes by it.
+    def prepare(self, config: DepthConfig) -> Settings:
+        """Gather what `reconfigure` needs, so that it costs no time; nothing changes by it.
 
-        Any thread may call it, also while another one predicts. The last few are kept. For words
-        that are not in the cache on disk either, the weights are read once more from where they
-        came: to keep the text encoder would cost more memory than all the rest.
+        Any thread may call it, also while another one predicts. The last words and calibrations
+        are kept. For words that are not in the cache on disk either, the weights are read once
+        more from where they came: to keep the text encoder would cost more memory than all the
+        rest.
 
         Args:
-            config: its tokens, scenes, and the templates of both.
-
-        Returns:
-            (K, C) unit vectors, one per token.
+            config: its words, scenes and calibration.
 
         Raises:
             ConfigError: a sentence is longer than the model's context.
             WeightsError: the weights are no longer where they were, or they are others now.
+            CalibrationError: the calibration is unusable, or belongs to another model or
+                configuration.
 
         """
-        features = [self._text_of(phrases)[0] for phrases in phrases_of(config)]
-        if config.has_scenes and self._pool is None:  # then it stays: of RN50 it is 59 MB
+        on_device = functools.partial(torch.tensor, dtype=torch.float32, device=self.device)
+        text = [on_device(self._text_of(phrases)[0]) for phrases in phrases_of(config)]
+        scenic, calibration = config.has_scenes, None
+        if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
             with current(self.device):
                 self._pool = self._encoder.pool or build_attention_pool(
                     self._tensors()).to(self.device)
-        return features[0]
+        if config.calibration:
+            calibration = self._calibration_of(config.calibration)
+            calibration.check(config, self.weights.digest, self.grid, self._channels)
+        return Settings(config, text[0], on_device(config.bins), calibration,
+                        self._pool if scenic else None, text[-1],
+                        on_device(config.bins_of_scenes()))
 
     def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool]:
         return cached_features(phrases, self._folder / 'text', self._backbone,
                                self.weights.digest, self._tensors, self._log)
+
+    def _read_calibration(self, path: str) -> Calibration:
+        calibration = Calibration.load(path)
+        doubt = calibration.precision_doubt(self.precision)
+        if doubt:
+            self._log(f'WARNING: {doubt}')
+        return calibration
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""
@@ -336,49 +350,18 @@ class DepthEstimator:
                 'or load it as a whole.')
         return state_dict
 
-    def read_calibration(self, config: DepthConfig, again: bool = False) -> Calibration | None:
-        """Calibration of a configuration, for `reconfigure`; nothing changes by it.
-
-        Any thread may call it, also while another one predicts.
-
-        Args:
-            config: its `calibration`, and what that must belong to.
-            again: read the file even if it was read before.
-
-        Returns:
-            The calibration, checked; None where there is to be none.
-
-        Raises:
-            CalibrationError: it is unusable, or belongs to another model or configuration.
-
-        """
-        path = config.calibration
-        if not path:
-            return None
-        calibration = None if again else self._calibrations.get(path)
-        if calibration is None:
-            calibration = Calibration.load(path)
-        calibration.check(config, self.weights.digest, self.grid, self._channels)
-        doubt = calibration.precision_doubt(self.precision)
-        if doubt and path not in self._calibrations:
-            self._log(f'WARNING: {doubt}')
-        self._calibrations[path] = calibration
-        return calibration
-
     def reconfigure(self, config: DepthConfig) -> None:
         """Change what needs no loading: all settings without `reload` in their metadata.
 
         What is being predicted meanwhile, on another thread, keeps the settings it began with.
-        New words and a new calibration cost no time if `encode` and `read_calibration` were called
-        before.
 
         Args:
             config: the new settings.
 
         Raises:
             ConfigError: a setting differs that needs a new estimator, or a sentence is too long.
-            WeightsError: as `encode`.
-            CalibrationError: as `read_calibration`.
+            WeightsError: as `prepare`.
+            CalibrationError: as `prepare`.
 
         """
         changed = [f.name for f in fields(config) if f.metadata['reload']
@@ -386,17 +369,7 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        self._settings = self._prepare(config)
-
-    def _prepare(self, config: DepthConfig) -> Settings:
-        on_device = functools.partial(torch.tensor, dtype=torch.float32, device=self.device)
-        text, calibration = self.encode(config), self.read_calibration(config)
-        scenic = config.has_scenes
-        return Settings(
-            config, on_device(text), on_device(config.bins), calibration,
-            self._pool if scenic else None,
-            on_device(self._text_of(phrases_of(config)[-1])[0] if scenic else ()),
-            on_device(config.bins_of_scenes()))
+        self._settings = self.prepare(config)
 
     def _quantized_path(self, config: DepthConfig) -> Path:
         """Where the network in 8 bits is kept."""

@@ -31,8 +31,6 @@ from .errors import ConfigError, WeightsError, quoted
 from .projection import LOGIT_SCALE
 from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
 
-LEAD = 0.1  # by which another scene must be more probable than the one that was named last
-
 
 class Phrases(NamedTuple):
     """What has text features of its own."""
@@ -184,8 +182,7 @@ class Scene:
         names: the S kinds that there are.
         probabilities: (S,) float32, with what the camera's images before have left in them.
         plain: part that `bins` have in the image's bins, since the scene is uncertain: 0 to 1.
-        name: the most probable scene; of two of nearly equal probability the one that the image
-            before had. '' while `plain` is more than a half.
+        name: the most probable scene; '' while `plain` is more than a half.
 
     """
 
@@ -240,13 +237,6 @@ def sort_into_scenes(
     if len(names) > 1 and limit < 1:
         entropy = torch.special.entr(probabilities).sum(dim=1) / math.log(len(names))
         plain = ((entropy - limit) / (1 - limit)).clamp(0, 1)
-    named = []
-    for shares, part, scene in zip(probabilities.cpu().numpy(), plain.tolist(), before,
-                                   strict=True):
-        best = int(shares.argmax())
-        if scene is not None and scene.name in names:
-            last = names.index(scene.name)
-            if shares[best] < shares[last] + LEAD:
-                best = last
-        named.append(Scene(names, shares, part, names[best] if part <= 0.5 else ''))
+    named = [Scene(names, shares, part, names[int(shares.argmax())] if part <= 0.5 else '')
+             for shares, part in zip(probabilities.cpu().numpy(), plain.tolist(), strict=True)]
     return named, probabilities, plain

@@ -128,7 +128,7 @@ class Parameters:
         """Encode the words that parameters will make, if they can be set at all."""
         pipeline = self._pipeline()
         if pipeline is not None and pipeline.estimator is not None:
-            pipeline.estimator.encode(self.read(_changes(parameters))[0])
+            pipeline.estimator.prepare(self.read(_changes(parameters))[0])
 
     def _check_fixed(self, wanted: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         """Refuse changes that a loaded model cannot follow."""
@@ -147,9 +147,7 @@ class Parameters:
         """Encode new words, which the services have done before, and read a new calibration."""
         late = (WORDS | {'calibration'}) & changes.keys()
         if pipeline.estimator is not None:
-            if late:
-                pipeline.estimator.encode(config)
-            pipeline.estimator.read_calibration(config, again='calibration' in changes)
+            pipeline.estimator.prepare(config)
         elif late:
             raise ConfigError(f'{", ".join(sorted(late))}: cannot change while the model is being '
                               'loaded; try again in a while.')
