@@ -19,7 +19,7 @@ import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_camera import camera_info
-from test_image_io import BAYER, DIRECT, PACKED_YUV, chunk, image, planar, png
+from test_image_io import BAYER, DIRECT, PACKED_YUV, image, planar
 
 from depthclip_ros.core import camera as distortion
 from depthclip_ros.core.camera import CameraModel
@@ -203,17 +203,6 @@ def test_any_file_gives_a_picture_or_a_reason(data, form, changes, cut, repaired
         assert rgb.dtype == np.uint8
         assert rgb.shape[2:] == (3,)
         assert rgb.shape[0] * rgb.shape[1] <= MAX_PIXELS
-
-
-@given(width=small | hostile, height=small | hostile, depth=st.sampled_from([1, 2, 4, 8, 16, 3]),
-       colour=st.integers(0, 6), interlace=st.integers(0, 2), rows=st.binary(max_size=300),
-       palette=st.binary(max_size=800))
-def test_any_png_header_gives_a_picture_or_a_reason(
-        width, height, depth, colour, interlace, rows, palette):
-    data = png(width, height, rows, depth=depth, colour=colour, interlace=interlace,
-               before=chunk(b'PLTE', palette) if palette else b'')
-    rgb = picture_or_reason(image_io.to_rgb, SimpleNamespace(format='', data=data))
-    assert rgb is None or rgb.shape == (height, width, 3)
 
 
 BOUNDED = """

@@ -17,11 +17,9 @@ from std_msgs.msg import Header
 
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import health as health_module
-from depthclip_ros.node import statistics as statistics_module
-from depthclip_ros.node.camera import Camera
+from depthclip_ros.node.camera import Camera, Window
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, NodeHealth
-from depthclip_ros.node.statistics import Window
 
 RAW = serialize_message(image(Header(), np.zeros((4, 4, 3), np.uint8), 'rgb8'))
 INFO = serialize_message(camera_info(Header(), 4, 4))
@@ -31,7 +29,7 @@ INFO = serialize_message(camera_info(Header(), 4, 4))
 def clock(monkeypatch):
     """Steady time that the test moves."""
     clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    for module in (camera_module, statistics_module, health_module):
+    for module in (camera_module, health_module):
         monkeypatch.setattr(module, 'time', clock)
     return clock
 

@@ -32,9 +32,9 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.core.errors import CameraInfoError, ConfigError, RangeError
+from depthclip_ros.core.errors import ConfigError, RangeError
 from depthclip_ros.node import messages
-from depthclip_ros.node.anchors import MOST_MESSAGES, MOST_TRANSFORMS, Anchor, Sensors
+from depthclip_ros.node.anchors import Anchor, Sensors
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
@@ -238,31 +238,6 @@ def test_what_cannot_be_used_is_counted_and_named(name):
     assert anchor.reason
     assert len(anchor.reason) < 1000
     assert not anchor.filter.state.anchored
-
-
-def test_nothing_has_come():
-    _, anchor = listening(anchor='scan', anchor_pose=POSE)
-    assert ask(anchor, 5.0) == Adjustment()
-    assert anchor.condition == 'no message'
-    assert '/the/topic' in anchor.reason
-    error = CameraInfoError('size mismatch', 'other')
-    anchor.adjuster(header(5.0), None, (HEIGHT, WIDTH), error)
-    assert (anchor.condition, anchor.reason) == ('camera_info: size mismatch', 'other')
-
-
-def test_what_waits_is_bounded_and_what_never_moves_is_known_however_much_moves():
-    """It is told once; while nobody asks, what moves fills the queue many times over."""
-    told = {b'static': transforms(('base', FRAME, None)), b'any': transforms()}
-    shared = Sensors(NodeConfig(anchor='points'), '/the/topic', lambda raw, _kind: told[raw])
-    for second in range(10 * MOST_MESSAGES):
-        shared.on_message(serialize_message(cloud(second, seen_points(WALL))))
-    assert len(shared._messages) == MOST_MESSAGES
-    shared.on_static(b'static')
-    for _ in range(MOST_TRANSFORMS + 7):
-        shared.on_transforms(b'any')
-    assert len(shared._transforms) == MOST_TRANSFORMS
-    shared.transform('base', 0, FRAME, 0)
-    assert not shared._transforms
 
 
 def test_tf_says_where_the_sensor_is_also_when_it_comes_late():

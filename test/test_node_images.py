@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 pytest.importorskip('rclpy')
@@ -30,7 +28,7 @@ from ros_harness import (
     tiny_arguments,
     values_of,
 )
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
@@ -200,20 +198,6 @@ def test_the_focal_length_counts_as_soon_as_camera_info_fits(
     assert peer.put(together=True, reference_focal=0.811) == ''
 
 
-def test_camera_info_of_the_depth_has_the_images_header_and_calibration(peer, anew_afterwards):
-    header = peer.header()
-    info = camera_info(peer.header('another frame'), WIDTH, HEIGHT, d=(0.1, 0.01, 0, 0, 0))
-    peer.send(info)
-    peer.ask(image(peer.header(), RGB, 'rgb8'))
-    peer.send(image(header, RGB, 'rgb8'))
-    out = peer.wait_stamp('depth/camera_info', header.stamp)
-    assert out.header == header
-    assert (out.width, out.height) == (WIDTH, HEIGHT)
-    for field in ('k', 'd', 'r', 'p'):
-        np.testing.assert_allclose(getattr(out, field), getattr(info, field), rtol=1e-12)
-    assert (out.distortion_model, out.binning_x, out.roi.width) == ('plumb_bob', 0, 0)
-
-
 def test_pictures_come_while_someone_listens(peer, anew_afterwards):
     info = camera_info(peer.header(), WIDTH, HEIGHT)
     peer.send(info)
@@ -319,42 +303,3 @@ def test_words_are_drawn_while_somebody_looks(peer, estimator, anew_afterwards):
     assert picture.shape == expected.shape
     # Equal but for a bar that is rounded otherwise.
     assert (np.abs(picture.astype(int) - expected).max(axis=2) > 8).mean() < 0.01
-
-
-def test_every_frame_of_a_bag_is_answered_with_its_own_stamp(
-        shared_dir, domain, cache, tiny_weights):
-    rosbags = pytest.importorskip('rosbags.highlevel')
-    topics = {'/camera/color/image_raw': Image, '/camera/color/camera_info': CameraInfo}
-    arguments = [*tiny_arguments(tiny_weights), '-r', '__ns:=/replay',
-                 '-r', 'image:=/camera/color/image_raw',
-                 '-r', 'camera_info:=/camera/color/camera_info']
-    with running(arguments, domain=domain, cache=cache) as node, \
-            Peer(domain, listen=('/replay/depth/image', '/replay/points'), node=node) as peer, \
-            rosbags.AnyReader([shared_dir / 'bags' / 'rgbd_raw']) as reader:
-        connections = [c for c in reader.connections if c.topic in topics]
-        messages = list(reader.messages(connections))
-        first = {c.topic: raw for c, _, raw in reversed(messages)}
-
-        def points():  # until both sides have found each other
-            for topic in reversed(topics):
-                peer.publisher(topic, topics[topic]).publish(first[topic])
-            time.sleep(0.2)
-            return peer.messages['/replay/points']
-        peer.wait(points, 'first points')
-        peer.quiet('replay/depth_node: frames')
-        depths, stamps = peer.messages['/replay/depth/image'], []
-        depths.clear()
-        for connection, _, raw in messages:
-            peer.publisher(connection.topic, topics[connection.topic]).publish(raw)
-            if connection.topic.endswith('image_raw'):
-                stamp = reader.deserialize(raw, connection.msgtype).header.stamp
-                stamps.append((stamp.sec, stamp.nanosec))
-                peer.wait(lambda: len(depths) >= len(stamps), 'its answer')
-        assert len(stamps) == 9
-        assert [(m.header.stamp.sec, m.header.stamp.nanosec) for m in depths] == stamps
-        assert depths[-1].header.frame_id == 'camera_color_optical_frame'
-        assert (depths[-1].width, depths[-1].height) == (640, 480)
-        _, values = peer.diagnostics('replay/depth_node: frames')
-        assert values['age at publish p50 [ms]'].startswith('unknown')
-        assert 'replay' in values['age at publish p50 [ms]']
-        assert adds_up(values)

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip('rclpy')
 
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -18,8 +17,7 @@ from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from depthclip_ros.node.camera import Camera, Input
-from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.node.camera import Input
 from depthclip_ros.node.messages import CAMERA_INFO
 
 BURST = 10  # messages that a player begins with
@@ -88,16 +86,6 @@ def test_a_best_effort_publisher_is_heard_whoever_comes_first(first, node):
     spin_until(node, lambda: publishers[0].publish(camera_info(Header(), 11, 48)) or received)
 
 
-def test_old_images_are_not_asked_for(node):
-    publisher = node.create_publisher(CameraInfo, 'unlatched', LATCHED)
-    publisher.publish(camera_info(Header(), 11, 48))
-    received = []
-    Input(node, CAMERA_INFO, '/unlatched', received.append)
-    spin_until(node, publisher.get_subscription_count)
-    spin_until(node, lambda: publisher.publish(camera_info(Header(), 22, 48)) or received)
-    assert widths(received)[0] == 22
-
-
 def test_a_burst_arrives_whole(node):
     """What is overwritten before it is taken would be counted by nobody."""
     publisher = node.create_publisher(CameraInfo, 'burst', BURST)
@@ -108,13 +96,3 @@ def test_a_burst_arrives_whole(node):
         publisher.publish(camera_info(Header(), width, 48))
     spin_until(node, lambda: widths(received)[-1:] == [BURST - 1])
     assert widths(received) == list(range(BURST))
-
-
-def test_a_camera_takes_the_latched_camera_info(domain):
-    with node_here(domain, LifecycleNode, 'camera') as node:
-        publisher = node.create_publisher(CameraInfo, 'late/camera_info', LATCHED)
-        publisher.publish(camera_info(Header(), 11, 48))
-        camera = Camera(node, NodeConfig(), 'late')
-        camera.subscribe(None, None)
-        spin_until(node, lambda: camera.stream.info)
-        camera.destroy()

@@ -101,12 +101,6 @@ def test_demo_weights_bring_what_was_not_given(domain, cache):
     assert 'upsampling' not in lines[0]
 
 
-def test_missing_weights_end_the_process(domain, cache, tmp_path):
-    message = refused(tiny_arguments(tmp_path / 'none.pt'), domain, cache)
-    assert 'Cannot configure' in message
-    assert str(tmp_path / 'none.pt') in message
-
-
 def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):
     """The cache saves time; the node works without it, and says so."""
     blocked = tmp_path / 'file'

@@ -24,13 +24,10 @@ from rclpy.serialization import serialize_message
 from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
 from std_msgs.msg import Header
 
-from depthclip_ros.core.errors import ImageError
-from depthclip_ros.node import statistics
-from depthclip_ros.node.camera import ENDS, Camera, summary
+from depthclip_ros.node import camera as camera_module
+from depthclip_ros.node.camera import ENDS, Camera, Say, Window, summary
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
-from depthclip_ros.node.process import explain
-from depthclip_ros.node.statistics import Say, Window
 
 RGB = synthetic_rgb(3, 60, 80)
 MARK = 7  # of all pixels of an image that the model fails on
@@ -183,14 +180,6 @@ def test_depth_that_nobody_can_get_is_not_counted_as_published(make, monkeypatch
     assert not setup.published
 
 
-def test_images_that_the_model_refuses_are_no_failures_of_it(make):
-    setup = make('')
-    setup.error = ImageError('not an RGB image', 'it is not.')
-    setup.send(BAD)
-    assert setup.causes() == [{'rejected: not an RGB image': 1}]
-    assert not setup.said('tried once more')
-
-
 @pytest.mark.parametrize('error', [
     MemoryError(), RuntimeError('CUDA out of memory. Tried to allocate'),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
@@ -280,8 +269,8 @@ def test_the_worker_hands_over_what_an_answer_raises_and_goes_on(make, monkeypat
 
 def test_values_fade_and_percentiles_are_nearest_rank_over_a_bounded_window(monkeypatch):
     clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(statistics, 'time', clock)
-    monkeypatch.setattr(statistics, 'WINDOW', 100)
+    monkeypatch.setattr(camera_module, 'time', clock)
+    monkeypatch.setattr(camera_module, 'WINDOW', 100)
     window = Window()
     assert math.isnan(window.percentile(50))
     assert math.isnan(window.recent())
@@ -367,9 +356,3 @@ def test_memory_of_images_is_used_again():
     kept, given_back = (int(python(FAULTS_OF_TEN_IMAGES, how, env=own).stdout)
                         for how in ('keep', ''))
     assert kept < 0.1 * given_back
-
-
-def test_reasons_of_rcl_are_shortened():
-    error = RuntimeError("failed to initialize rcl: Couldn't parse params file: 'x'. Error: Bad "
-                         'at line 3, at /project/src/parse.c:258')
-    assert explain(error).startswith("Couldn't parse params file: 'x'. Error: Bad at line 3. ")

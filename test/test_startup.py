@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -115,14 +114,6 @@ def test_executables_let_threads_wait_shortly_unless_the_user_chose(chosen, expe
     assert done.stdout.strip() == expected
 
 
-def test_where_torch_is_imported_already_it_would_be_too_late(monkeypatch):
-    for name in executables.WAITING_BY_USER:
-        monkeypatch.delenv(name, raising=False)
-    assert 'torch' in sys.modules
-    executables.wait_shortly()
-    assert executables.waiting() == ''
-
-
 # Memory -----------------------------------------------------------------------------------------
 
 
@@ -151,30 +142,3 @@ def test_what_only_loading_needs_is_freed_at_once(tmp_path, monkeypatch):
     assert made.engine in ('oneDNN', 'torch')
     assert len(held) > 10
     assert [reference() for reference in held if reference() is not None] == []
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='for glibc')
-def test_what_was_freed_goes_back_to_the_system():
-    """Also below what is still in use, and where the node keeps freed memory.
-
-    Of 200 blocks of 1 MiB each; a quarter is left for what else the process does.
-    """
-    code = """
-from depthclip_ros.core.engine import release_freed_memory
-from depthclip_ros.node.process import keep_freed_memory, memory_mb
-import torch
-keep_freed_memory()
-blocks = [torch.ones(1 << 18) for _ in range(200)]
-last = torch.ones(1 << 10)
-before = memory_mb()
-del blocks
-kept = before - memory_mb()
-release_freed_memory()
-print(kept, before - memory_mb())
-"""
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=ROOT, check=True, text=True, capture_output=True,
-        env={k: v for k, v in os.environ.items() if 'MALLOC' not in k and 'GLIBC' not in k})
-    kept, released = map(float, done.stdout.split())
-    assert kept < 50
-    assert released > 150

@@ -37,14 +37,13 @@ from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import wait_shortly
 from . import messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
-from .camera import Camera, Input, summary
+from .camera import Camera, Input, Say, summary
 from .config import NodeConfig
 from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
-from .parameters import Parameters, help_text
+from .parameters import Parameters
 from .pipeline import Pipeline
 from .process import StopSignals, end_process, explain, keep_freed_memory
-from .statistics import Say
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
@@ -362,7 +361,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal and after --help, 1 if the node could not start or was not
+        Exit status: 0 after a signal, 1 if the node could not start or was not
         well at the end, 2 if it does not know an argument.
 
     """
@@ -384,12 +383,10 @@ def _run(arguments: Sequence[str], ending: threading.Event) -> int:
     started = False
     try:
         others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
-        if not {'-h', '--help'}.isdisjoint(others):
-            sys.stdout.write(help_text())
-            return 0
         if others:
-            sys.stderr.write(f'depth_node: {quoted(" ".join(others))} is no argument of it; '
-                             'settings follow after --ros-args, see --help.\n')
+            sys.stderr.write(
+                f'depth_node: {quoted(" ".join(others))} is no argument of it; settings follow '
+                'after --ros-args, such as -p weights:=demo (config/depth.yaml has all).\n')
             return 2
         # Our own signal handlers: rclpy's would close the context under the last messages.
         rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)

@@ -19,11 +19,10 @@ from rclpy.node import Node
 from ..color import UNTRAINED
 from ..core.config import Settings
 from ..executables import waiting
-from .camera import ENDS, Camera, topic_prefix
+from .camera import ENDS, Camera, Say, topic_prefix
 from .config import NodeConfig
 from .pipeline import Pipeline, describe
 from .process import memory_mb
-from .statistics import Say
 
 OK: bytes = DiagnosticStatus.OK
 WARN: bytes = DiagnosticStatus.WARN
@@ -181,7 +180,7 @@ CAMERA_RULES = (
          '(publishers: {h.publishers[1]}): depth is published, points and depth/camera_info are '
          "not, and the camera's focal length does not count. Publish the calibration there, or "
          'remap with: --ros-args -r {h.prefix}camera_info:=/your/camera_info.'),
-    Rule('age', lambda h: abs(h.camera.ages.recent()), lambda h: h.config.max_age,
+    Rule('age', lambda h: abs(h.recent_age), lambda h: h.config.max_age,
          'depth is {h.recent_age:.1f} s old', 'depth is {h.recent_age:.1f} s old when it is '
          'published (max_age: {h.config.max_age:g}). Compare age and network in /diagnostics: if '
          'the network takes that long, make its input smaller; if not, the stamps or the '
@@ -292,6 +291,7 @@ class CameraHealth:
         before, camera = self.counts, self.camera
         self._readings.append((time.monotonic(), camera.counts()))
         self.anchor, self.scene = camera.stream.anchor, camera.stream.scene
+        self._look_at_inputs()
         wrong = findings(CAMERA_RULES, self) if active else []
         for finding in wrong:
             finding.tell(camera.say)
@@ -305,6 +305,15 @@ class CameraHealth:
         of = f' of {camera.name}' if camera.name else ''
         return _status(f'{_name(self._node)}: frames{of}', [*others, *wrong], more,
                        _values(keys, self), least=WARN if new else OK)
+
+    def _look_at_inputs(self) -> None:
+        """For what the rules ask."""
+        camera, now = self.camera, time.monotonic()
+        self.silent, self.recent_age = now - camera.last_image, camera.ages.recent()
+        has_info = camera.stream.info is not None or self.silent > self.config.input_timeout
+        self.seconds_without_info = 0.0 if has_info else now - camera.first_image
+        self.publishers = [self._node.count_publishers(topic)
+                           for topic in (camera.image_topic, camera.info_topic)]
 
     @property
     def counts(self) -> Counter[str]:
@@ -326,31 +335,6 @@ class CameraHealth:
         if math.isnan(age) and self.counts['published']:
             return "unknown: the stamps are not of this node's clock (replay? set use_sim_time)"
         return 1e3 * age
-
-    # What the rules ask ----------------------------------------------------------------------
-
-    @property
-    def silent(self) -> float:
-        """Seconds since the last image."""
-        return time.monotonic() - self.camera.last_image
-
-    @property
-    def seconds_without_info(self) -> float:
-        """For how long images have come, but never a camera_info."""
-        if self.camera.stream.info is not None or self.silent > self.config.input_timeout:
-            return 0.0
-        return time.monotonic() - self.camera.first_image
-
-    @property
-    def recent_age(self) -> float:
-        """Mean age of depth, in seconds."""
-        return self.camera.ages.recent()
-
-    @property
-    def publishers(self) -> tuple[int, int]:
-        """Of images and of camera_info."""
-        return (self._node.count_publishers(self.camera.image_topic),
-                self._node.count_publishers(self.camera.info_topic))
 
 
 def _focal(ratio: float, reason: str) -> str:
@@ -390,5 +374,4 @@ def _status(
     return DiagnosticStatus(
         name=name, level=max([least, *(finding.level for finding in wrong)]),
         message=', '.join([*(finding.words for finding in wrong), *more]),
-        hardware_id=str(values.get('device', '')),
         values=[KeyValue(key=key, value=text(value)) for key, value in values.items()])

@@ -33,12 +33,6 @@ READ_ONLY = ('autostart',)  # read once, when the process starts
 MOST_NAMED = 3  # of unknown parameters in a message
 LONGEST_REASON = 500  # characters; who sets a megabyte need not get it back
 
-HELP = """\
-usage: depth_node [-h] [--ros-args [-p NAME:=VALUE ...] [--params-file FILE] [-r FROM:=TO ...]]
-
-Depth from images by language (DepthCLIP), as a ROS 2 lifecycle node. Parameters and defaults:
-"""
-
 SETTINGS: dict[str, dataclasses.Field[Any]] = {
     setting.name: setting
     for config in (DepthConfig, NodeConfig) for setting in dataclasses.fields(config)}
@@ -60,14 +54,6 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
         result.floating_point_range = [FloatingPointRange(
             from_value=float(about['minimum']), to_value=float(about['maximum']))]
     return result
-
-
-def help_text() -> str:
-    """What `depth_node --help` says: usage, and every parameter with its default."""
-    lines = [HELP]
-    for name, setting in SETTINGS.items():
-        lines += [f'  {name}: {_plain(setting.default)!r}', f'      {describe(setting)}']
-    return '\n'.join(lines) + '\n'
 
 
 class Parameters:
@@ -231,7 +217,7 @@ def _unknown_message(unknown: Sequence[str]) -> str:
              for near in difflib.get_close_matches(name[:80], SETTINGS, 1)]
     return (f'unknown parameter {quoted(", ".join(unknown[:MOST_NAMED]))}; '
             + f'did you mean {", ".join(meant)}? ' * bool(meant)
-            + '`depth_node --help` lists those that there are.')
+            + 'config/depth.yaml has those that there are.')
 
 
 def _changes(parameters: Sequence[Parameter]) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from rclpy.node import Node
 from ..core.config import DepthConfig
 from ..core.errors import DataError, quoted
 from . import messages
-from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera
+from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera, Say, Window
 from .frame import Frame, predict
 from .outputs import OUTPUTS
-from .statistics import Say, Window
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator
@@ -30,11 +29,6 @@ Result = TypeVar('Result')
 
 LONGEST_LINE = 1000  # characters of a traceback's line; a message may quote its input
 
-NO_STDDEV = (
-    'depth/stddev is subscribed to, but nothing is published on it: without a calibration nobody '
-    'knows how wrong depth is. Make one with `depthclip calibrate`, and set the parameter '
-    'calibration to its file. (depth/spread is no substitute: it tells how undecided the words '
-    'are.)')
 # What is published, one after the other; what an image lacks that fails there, and its words.
 CLOUD = ('depth/camera_info', 'points')
 STAGES = {
@@ -230,8 +224,6 @@ class Pipeline:
                 message = OUTPUTS[topic][1](messages.make, frame)
                 if message is not None:
                     camera.publish(topic, message)
-                elif topic == 'depth/stddev':
-                    camera.say.once('stddev', NO_STDDEV, 'info')
             if what == REJECTED:
                 camera.note_published(frame)
                 camera.count(PUBLISHED)
