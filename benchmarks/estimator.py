@@ -34,7 +34,7 @@ def precisions(kind: torch.device) -> list[str]:
     """
     wanted = ('float32', 'float16' if kind.type == 'cuda' else 'bfloat16')
     return [name for name in wanted
-            if not engine.resolve_precision(name, kind, lambda _: None)[1]]
+            if engine.resolve_precision(name, kind, lambda _: None) == getattr(torch, name)]
 
 
 def measure(*, quick: bool) -> list[dict[str, Any]]:

@@ -349,8 +349,8 @@ def test_devices_and_precisions():
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match='device: auto'):
             resolve_device('cuda:1')
-    assert resolve_precision('auto', cpu) == (torch.float32, '')
-    assert resolve_precision('auto', gpu) == (torch.float16, '')
+    assert resolve_precision('auto', cpu) == torch.float32
+    assert resolve_precision('auto', gpu) == torch.float16
     with pytest.raises(ConfigError, match='bfloat16'):
         resolve_precision('float16', cpu)
 

@@ -37,7 +37,7 @@ def prove() -> list[dict[str, Any]]:
     reference = engine.try_known_image(exact, _SIZE, torch.device('cpu'))
     found = []
     for precision in ('float32', 'float16' if device.type == 'cuda' else 'bfloat16'):
-        dtype = engine.resolve_precision(precision, device, lambda _: None)[0]
+        dtype = engine.resolve_precision(precision, device, lambda _: None)
         if dtype != getattr(torch, precision):
             continue
         encoder = build_image_encoder(weights, 'maskclip')

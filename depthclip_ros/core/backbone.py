@@ -9,7 +9,7 @@ pool) is not in memory. A ResNet is made of its tensors, a vision transformer is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,21 +34,28 @@ _HEAD_WIDTH = 64  # of all of CLIP's attentions
 class ImageEncoder(nn.Module):
     """A trunk in any number format, and a head in float32 that makes its map comparable to text.
 
-    The head is `normalize`, all there is to do for most trunks, unless a subclass says otherwise.
+    Without a `pool`, `projection` or `channel_step` the head is `normalize`: the trunk's map is in
+    CLIP's joint space already, in which the paper's equation 3 speaks of a cosine.
 
     Attributes:
         trunk: normalised images (B, 3, H, W) -> (B, C', H / stride, W / stride).
         dtype: number format of the trunk's input.
         stride: pixels a patch is wide and high.
-        pool: a ResNet's attention pool, for features that need it.
+        pool: a ResNet's attention pool, which answers to every position: CLIP's own mixing.
+        projection: into the joint space, weight and bias (MaskCLIP).
+        channel_step: what the official code does: unit vectors over all channels of the last map,
+            then every n-th channel so that as many remain as the text has. These are not
+            renormalised, and not in the joint space: the pool's projection into it is left out.
 
     """
 
     def __init__(
         self, trunk: nn.Module, stride: int = RESNET_STRIDE, pool: AttentionPool | None = None,
+        projection: Sequence[Tensor] = (), channel_step: int = 0,
     ) -> None:
         super().__init__()
         self.trunk, self.pool, self.stride = trunk, pool, stride
+        self.projection, self.channel_step = nn.ParameterList(projection), channel_step
         self.dtype = torch.float32
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,6 +69,13 @@ class ImageEncoder(nn.Module):
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, C, h, w)."""
+        if self.channel_step:
+            features = features / features.norm(dim=1, keepdim=True)
+            return features[:, ::self.channel_step]
+        if self.projection:
+            features = conv2d(features, *self.projection)
+        elif self.pool is not None:
+            features = self.pool.dense(features)
         return normalize(features, dim=1)
 
 
@@ -132,59 +146,16 @@ class AttentionPool(nn.Module):
         answers = linear(mixed, *self.output).transpose(1, 2)
         return answers.reshape(*answers.shape[:2], *features.shape[2:])
 
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of values and output, which are linear: one convolution."""
+        return ((self.output[0] @ self.value[0])[:, :, None, None],
+                self.output[0] @ self.value[1] + self.output[1])
+
     def _tokens(self, features: Tensor) -> Tensor:
         """(B, C', h, w) -> (B, 1 + h x w, C'): the mean first."""
         x = features.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x + self._positions.resized(self.learned, *features.shape[2:])
-
-
-class ReferenceFeatures(ImageEncoder):
-    """What the official code compares with the text.
-
-    The last layer's map, as unit vectors over all its channels, then every n-th channel so that
-    as many remain as the text has. These are not renormalised, and not in CLIP's joint space: the
-    attention pool's projection into it is left out.
-    """
-
-    def __init__(self, trunk: nn.Module, channel_step: int) -> None:
-        super().__init__(trunk)
-        self.channel_step = channel_step
-
-    def head(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w): every n-th channel of the unit vectors."""
-        features = features / features.norm(dim=1, keepdim=True)
-        return features[:, ::self.channel_step]
-
-
-class MaskClipFeatures(ImageEncoder):
-    """Every position through the attention pool's value and output projections (MaskCLIP).
-
-    Both are linear, so that they are one matrix here. The result lies in the joint space in which
-    the paper's equation 3 speaks of a cosine.
-    """
-
-    projection: Tensor
-    offset: Tensor
-
-    def __init__(self, trunk: nn.Module, pool: AttentionPool) -> None:
-        super().__init__(trunk)
-        self.register_buffer('projection', (pool.output[0] @ pool.value[0])[:, :, None, None])
-        self.register_buffer('offset', pool.output[0] @ pool.value[1] + pool.output[1])
-
-    def head(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
-        return super().head(conv2d(features, self.projection, self.offset))
-
-
-class AttentionPoolFeatures(ImageEncoder):
-    """What the attention pool answers to every position: CLIP's own mixing, unlike MaskCLIP."""
-
-    pool: AttentionPool
-
-    def head(self, features: Tensor) -> Tensor:
-        """(B, C', h, w) -> (B, C, h, w): unit vectors in the joint space."""
-        return super().head(self.pool.dense(features))
 
 
 class PatchTransformer(nn.Module):
@@ -248,10 +219,12 @@ def build_image_encoder(state_dict: Mapping[str, Tensor], features: str) -> Imag
         if shape.patch is None:
             weights = resnet_weights(state_dict)
             trunk = FoldedResNet(weights)
-            encoder = (
-                ReferenceFeatures(trunk, step) if features == 'reference' else
-                MaskClipFeatures(trunk, AttentionPool(weights)) if features == 'maskclip' else
-                AttentionPoolFeatures(trunk, RESNET_STRIDE, AttentionPool(weights)))
+            if features == 'reference':
+                encoder = ImageEncoder(trunk, channel_step=step)
+            else:
+                pool = AttentionPool(weights)
+                encoder = ImageEncoder(trunk, pool=pool) if features == 'attnpool' else \
+                    ImageEncoder(trunk, projection=pool.projection())
         elif isinstance(state_dict, OpenClipWeights):
             encoder = state_dict.image_encoder()
         else:

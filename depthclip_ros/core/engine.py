@@ -101,28 +101,24 @@ def release_freed_memory() -> None:
 
 def resolve_precision(
     name: str, device: torch.device, log: Callable[[str], None] = _LOGGER.info,
-) -> tuple[torch.dtype, str]:
+) -> torch.dtype:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
     A CPU without instructions for bfloat16 runs float32 in its place, which is 8 to 21 times as
-    fast there. That depends on the processor alone, so that a machine's numbers stay the same.
-
-    Returns:
-        The format, and why it is another one than was asked for, of which `log` is warned; or ''.
-
+    fast there, and `log` is told. That depends on the processor alone, so that a machine's numbers
+    stay the same. ConfigError for float16 on a CPU, and for int8 on a GPU.
     """
     if name == 'auto':
         name = 'float16' if device.type == 'cuda' else 'float32'
-    if (name == 'float16' and device.type == 'cpu') or (name == 'int8' and device.type != 'cpu'):
+    if name == ('float16' if device.type == 'cpu' else 'int8'):
         raise ConfigError(f'precision: {name}, but the device is {device}: float16 is for GPUs, '
                           'int8 for CPUs; use auto, bfloat16 or another device.')
     if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
-        why = 'this processor has no arithmetic for it (such as AVX-512 BF16 or AMX)'
-        log(f'WARNING: precision: bfloat16, but {why}: float32 runs instead, which is faster '
-            'here, and more exact.')
-        return torch.float32, f'instead of bfloat16: {why}'
+        log('WARNING: precision: bfloat16, but this processor has no arithmetic for it (such as '
+            'AVX-512 BF16 or AMX): float32 runs instead, which is faster here, and more exact.')
+        name = 'float32'
     dtype: torch.dtype = getattr(torch, name)
-    return dtype, ''
+    return dtype
 
 
 def cpu_has_bfloat16() -> bool:

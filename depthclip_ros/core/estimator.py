@@ -186,7 +186,6 @@ class DepthEstimator:
             whose depth is meaningless.
         device: where the network runs.
         precision: the backbone's number format, e.g. 'float32'.
-        precision_because: why another one runs than was asked for; else ''.
         engine: what the backbone runs on, e.g. 'oneDNN' (see `engine`).
         grid: (h, w), number of patches.
         text_cache_hit: whether the text features came from the cache.
@@ -226,7 +225,7 @@ class DepthEstimator:
         self.device = resolve_device(device)
         if self.device.type == 'cuda':
             use_exact_float32()
-        dtype, self.precision_because = resolve_precision(config.precision, self.device, log)
+        dtype = resolve_precision(config.precision, self.device, log)
         self._log, self._folder = log, cache_folder(cache_dir)
         self._load = functools.partial(
             load, '' if weights is None else weights, config.backbone, self._folder, log,

@@ -104,20 +104,17 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     The one given, else $DEPTHCLIP_CACHE, else depthclip_ros in $XDG_CACHE_HOME or in ~/.cache.
     ConfigError if that can be no folder.
     """
-    name, chosen, below = next(place for place in (
-        ('cache_dir', cache_dir, ''),
-        ('$DEPTHCLIP_CACHE', os.environ.get('DEPTHCLIP_CACHE'), ''),
-        ('$XDG_CACHE_HOME', os.environ.get('XDG_CACHE_HOME'), 'depthclip_ros'),
-        ('the home folder', '~/.cache', 'depthclip_ros')) if place[1])
+    chosen = cache_dir or os.environ.get('DEPTHCLIP_CACHE') or (
+        f'{os.environ.get("XDG_CACHE_HOME") or "~/.cache"}/depthclip_ros')
     try:
-        path = files.user_path(chosen or '')
-        if name.startswith('$') and not path.is_absolute():
+        path = files.user_path(chosen)
+        if not (cache_dir or path.is_absolute()):
             raise NotADirectoryError(0, 'it is relative to wherever the process was started')
     except OSError as error:
         raise ConfigError(
-            f'{name}: {quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. '
-            'Set cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder.') from error
-    return path.absolute() / below
+            f'{quoted(str(chosen))} cannot be the folder of the cache: {error.strerror}. Set '
+            'cache_dir or $DEPTHCLIP_CACHE to the whole path of a folder.') from error
+    return path.absolute()
 
 
 def find(name: str, cache_dir: Path) -> Path | None:
