@@ -40,14 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'{PROGRAM}: interrupted; {then}', file=sys.stderr)
         return 130
-    except ImportError as error:
-        reason = missing_package(error)
+    except (ImportError, DepthClipError) as error:
+        reason = missing_package(error) if isinstance(error, ImportError) else str(error)
         if not reason:
             raise
         print(f'{PROGRAM}: {reason}', file=sys.stderr)
-        return 1
-    except DepthClipError as error:
-        print(f'{PROGRAM}: {error}', file=sys.stderr)
         return 1
     return 0
 
@@ -101,58 +98,55 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
         f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
     _add_data_and_model(parser)
-    how = parser.add_argument_group('how it is measured')
-    how.add_argument('--average', choices=('image', 'pixel'), default='image',
-                     help='mean over images of their metrics (default), or over all pixels')
-    how.add_argument('--table', action='append', choices=('1', '2', '3'),
-                     help="the paper's table to make; may be repeated (default: 1)")
-    others = parser.add_argument_group('beside it')
-    others.add_argument('--predictions', action='append', default=[], metavar='NAME=FOLDER',
-                        type=_named(lambda folder: Path(folder).expanduser()),
-                        help="another program's depth of the same images, as PNG of 16 bits or "
-                        '.npy; may be repeated')
-    others.add_argument('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
-                        type=_named(positive),
-                        help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
-    others.add_argument('--align', action='append', default=[], metavar='[NAME=]HOW',
-                        type=_named(_alignment),
-                        help="fit a prediction to each image's true depth before it is scored: "
-                        f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
-    others.add_argument('--calibration', action='append', default=[], type=Path, metavar='FILE',
-                        help="row of the method as 'depthclip calibrate' corrects it; may be "
-                        'repeated')
-    run = parser.add_argument_group('run')
-    run.add_argument('--output', type=Path, default=Path('results'), metavar='FOLDER',
-                     help='a dated folder and the link latest are made in it (default: results)')
-    run.add_argument('--resume', nargs='?', const='', metavar='FOLDER',
-                     help='continue an interrupted run (default: the latest)')
+    add = parser.add_argument_group('how it is measured').add_argument
+    add('--average', choices=('image', 'pixel'), default='image',
+        help='mean over images of their metrics (default), or over all pixels')
+    add('--table', action='append', choices=('1', '2', '3'),
+        help="the paper's table to make; may be repeated (default: 1)")
+    add = parser.add_argument_group('beside it').add_argument
+    add('--predictions', action='append', default=[], metavar='NAME=FOLDER',
+        type=_named(lambda folder: Path(folder).expanduser()),
+        help="another program's depth of the same images, as PNG of 16 bits or .npy; may be "
+        'repeated')
+    add('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
+        type=_named(positive),
+        help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
+    add('--align', action='append', default=[], metavar='[NAME=]HOW', type=_named(_alignment),
+        help="fit a prediction to each image's true depth before it is scored: "
+        f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
+    add('--calibration', action='append', default=[], type=Path, metavar='FILE',
+        help="row of the method as 'depthclip calibrate' corrects it; may be repeated")
+    add = parser.add_argument_group('run').add_argument
+    add('--output', type=Path, default=Path('results'), metavar='FOLDER',
+        help='a dated folder and the link latest are made in it (default: results)')
+    add('--resume', nargs='?', const='', metavar='FOLDER',
+        help='continue an interrupted run (default: the latest)')
     return parser
 
 
 def _add_data_and_model(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group('data')
-    data.add_argument('--data', type=Path, required=True, metavar='PATH',
-                      help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's "
-                      'nyu2_test, KITTI raw data')
-    data.add_argument('--list', type=Path, metavar='FILE',
-                      help='list of the pairs (default: the one beside, else all)')
-    data.add_argument('--ground-truth', type=Path, metavar='FOLDER',
-                      help='KITTI: folder of the annotated depth')
-    data.add_argument('--inpainted', action='store_true',
-                      help='score on the in-painted depth of the .mat (default: raw)')
-    data.add_argument('--protocol', choices=('depthclip', 'bts', 'kitti'), default='',
-                      help='crops (default: depthclip, the official code; KITTI: kitti)')
-    model = parser.add_argument_group('model')
-    model.add_argument('--config', metavar='YAML',
-                       help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
-    model.add_argument('--own-input', action='store_true',
-                       help="resize the crop to the configuration's own input (default: the "
-                       'network sees what the protocol crops, pixel by pixel)')
-    model.add_argument('--weights', default='', metavar='W',
-                       help="official name, file, 'demo', or 'untrained'")
-    model.add_argument('--device', default='', help='auto, cpu, cuda, or cuda:N')
-    model.add_argument('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
-                       help="network's number format (default: the file's; auto means float32)")
+    add = parser.add_argument_group('data').add_argument
+    add('--data', type=Path, required=True, metavar='PATH',
+        help="nyu_depth_v2_labeled.mat, or a folder: official_splits, Kaggle's nyu2_test, KITTI "
+        'raw data')
+    add('--list', type=Path, metavar='FILE',
+        help='list of the pairs (default: the one beside, else all)')
+    add('--ground-truth', type=Path, metavar='FOLDER',
+        help='KITTI: folder of the annotated depth')
+    add('--inpainted', action='store_true',
+        help='score on the in-painted depth of the .mat (default: raw)')
+    add('--protocol', choices=('depthclip', 'bts', 'kitti'), default='',
+        help='crops (default: depthclip, the official code; KITTI: kitti)')
+    add = parser.add_argument_group('model').add_argument
+    add('--config', metavar='YAML',
+        help="ROS parameter file (default: the paper's, nyu_paper.yaml)")
+    add('--own-input', action='store_true',
+        help="resize the crop to the configuration's own input (default: the network sees what "
+        'the protocol crops, pixel by pixel)')
+    add('--weights', default='', metavar='W', help="official name, file, 'demo', or 'untrained'")
+    add('--device', default='', help='auto, cpu, cuda, or cuda:N')
+    add('--precision', choices=('float32', 'float16', 'bfloat16', 'int8'),
+        help="network's number format (default: the file's; auto means float32)")
 
 
 def options(given: list[str]) -> Options:

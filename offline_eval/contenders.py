@@ -51,30 +51,20 @@ Text = Mapping[tuple[str, ...], Tensor]  # (K, C) unit vectors of every set of w
 
 @dataclass(frozen=True)
 class Contender:
-    """One answer to every image.
+    """One answer to every image."""
 
-    Attributes:
-        name: of the row it belongs to; several contenders of one name are averaged (repetitions).
-        group: 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'.
-        note: for the reader.
-        answer: an image as it is seen -> (h, w) metres of its patches or (H, W) of its pixels; or,
-            where they follow from the true depth alone, (11,) sums. None with `shift`.
-        tokens: words that it needs the text features of.
-        key: what else its digits depend on, so that a run is continued with the same only.
-        is_test: whether the method is compared with it; not where a control cannot work, or where
-            another program's depth has been fitted to the truth.
-        shift: it is the method's depth of another image: which of an image's partners.
-
-    """
-
-    name: str
-    group: str
-    note: str = ''
+    name: str  # of the row it belongs to; several contenders of one name are averaged
+    group: str  # 'method', 'camera', 'bins', 'prompts', 'baseline', 'calibrated' or 'foreign'
+    note: str = ''  # for the reader
+    # An image as it is seen -> (h, w) metres of its patches or (H, W) of its pixels; or, where
+    # they follow from the true depth alone, (11,) sums. None with `shift`.
     answer: Callable[[Seen], Tensor | Sums] | None = None
-    tokens: tuple[str, ...] = ()
-    key: str = ''
+    tokens: tuple[str, ...] = ()  # words that it needs the text features of
+    key: str = ''  # what else its digits depend on, so that a run is continued with the same only
+    # Whether the method is compared with it; not where a control cannot work, or where another
+    # program's depth has been fitted to the truth.
     is_test: bool = True
-    shift: int = 0
+    shift: int = 0  # it is the method's depth of another image: which of an image's partners
 
 
 def _read_out(
@@ -97,12 +87,8 @@ def method_and_variants(
 ) -> list[Contender]:
     """The method, which is the first, and the rows of the paper's tables.
 
-    Args:
-        config: the method's words and bins.
-        tables: of the paper.
-        focal: the focal length, in widths of the network's input, to which the words belong; 0:
-            no row with that of each image's camera.
-
+    With `focal`, the focal length to which the words belong, in widths of the network's input,
+    there is a row with that of each image's camera.
     """
     chosen = [_read_out(METHOD, 'method', config.tokens, config.bins, 'as configured')]
     if focal:
@@ -120,13 +106,7 @@ def method_and_variants(
 
 
 def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -> Contender:
-    """Depth as a calibration file corrects it.
-
-    Args:
-        path: of the calibration.
-        estimator: as it is evaluated, which knows no focal length.
-        focals: focal lengths of what the network sees in the images, in its widths, as far as
-            they are known.
+    """Depth as a calibration file corrects it; `focals` are those known, in the crop's widths.
 
     Raises:
         CalibrationError: it is damaged, or of another model or other settings.
@@ -178,13 +158,7 @@ def baselines(
 ) -> list[Contender]:
     """All baselines of a run but the best constant, which needs every image.
 
-    Args:
-        config: the method's words and bins.
-        mean_map: (H, W) metres, of `training_mean`; None where there is no training split.
-        mean: metres, of the same.
-        max_depth: metres.
-        images: how many the data set has.
-
+    `mean_map` and `mean` are those of `training_mean`, `images` is the size of the data set.
     """
     def constant(name: str, metres: float, note: str) -> Contender:
         return Contender(name, 'baseline', note, lambda seen: seen.constants.score([metres])[0],
@@ -194,7 +168,7 @@ def baselines(
         """Drawn per patch and pass, by a generator of the image's own."""
         drawn = np.random.default_rng([7, seen.position]).uniform(
             2 * MIN_DEPTH, max_depth, (len(seen.maps.features), *seen.estimator.grid)).mean(0)
-        return torch.from_numpy(drawn.astype(np.float32)).to(seen.device)
+        return torch.from_numpy(drawn.astype(np.float32)).to(seen.estimator.device)
     of_bins = float(np.mean(config.bins))
     chosen = [constant('mean of the bins', of_bins,
                        f'{of_bins:.3f} m everywhere: all words equally likely')]
@@ -207,7 +181,7 @@ def baselines(
             constant('mean of the training split', mean, f'{mean:.3f} m everywhere'),
             Contender('mean map', 'baseline',
                       "mean depth of every pixel's place in the training split",
-                      lambda seen: whole.to(seen.device), key=f'{mean}')]
+                      lambda seen: whole.to(seen.estimator.device), key=f'{mean}')]
     chosen += [
         Contender('median of each image', 'baseline',
                   "oracle: the image's own true median everywhere",
@@ -246,12 +220,9 @@ def _other_words(config: DepthConfig) -> list[Contender]:
 def training_mean(
     training: Dataset | None, protocol: Protocol,
 ) -> tuple[NDArray[np.float32] | None, float]:
-    """Mean of the valid depth of a training split.
+    """Means of the valid depth of a training split, if there is one: (H, W) metres, and of all.
 
-    Returns:
-        (H, W) metres, the mean of all where no image has valid depth, and that mean; None and 0
-        where there is no training split.
-
+    Where no image has valid depth, the map has the mean of all.
     """
     if training is None:
         return None, 0.0
@@ -299,10 +270,5 @@ def without_failed_controls(chosen: Sequence[Contender], text: Text) -> list[Con
 
 
 def are_alike(features: NDArray[np.float32]) -> bool:
-    """Whether a model takes all these words for the same, as words that it does not know.
-
-    Args:
-        features: (K, C) unit vectors of the words.
-
-    """
+    """Whether (K, C) unit vectors of words are all the same, as of words that it does not know."""
     return bool((features @ features.T).min() > ALIKE)

@@ -156,16 +156,9 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
 def scored(
     config: DepthConfig, protocol: Protocol, *, own_input: bool,
 ) -> tuple[DepthConfig, list[str]]:
-    """The paper's method on every pixel of what the protocol crops.
+    """Settings for every pixel of a crop, and sentences about what was given otherwise.
 
-    Args:
-        config: as it was given.
-        protocol: whose crop the network sees pixel by pixel, unless
-        own_input: the network's own input is asked for, to which the crop is resized.
-
-    Returns:
-        Settings for it, and sentences about what was to be otherwise.
-
+    The network sees the crop pixel by pixel, unless it is resized to the network's own input.
     """
     notes = []
     if config.input_size != protocol.size:
@@ -326,16 +319,16 @@ def _summarize(
 
 
 def _sample(scorer: Scorer, measured: statistics.Measured, place: int, role: str) -> Sample:
-    """An image for the figures; they are few, and the network sees them once more."""
-    seen = scorer.see(int(measured.records['position'][place]))
-    config = seen.estimator.config
-    patches = seen.read_out(config.tokens, config.bins)
-    weights = seen.said(config.tokens, config.bins)[0][0]
+    """An image for the figures; they are few, and are predicted once more."""
+    position, estimator = int(measured.records['position'][place]), scorer.estimator
+    entry = scorer.dataset.entries[position]
+    rgb, truth = scorer.protocol.prepare(scorer.dataset.read(position))
+    prediction = estimator.predict(rgb)
     return Sample(
-        index=seen.entry.index, name=seen.entry.name, scene=seen.entry.scene, role=role,
-        rgb=seen.rgb, depth=scorer.pixels(patches[None])[0].cpu().numpy(), truth=seen.truth,
-        weights=weights.cpu().numpy(), patch_depth=patches.cpu().numpy(),
-        tokens=list(config.tokens), bins=list(config.bins),
+        index=entry.index, name=entry.name, scene=entry.scene, role=role, rgb=rgb,
+        depth=prediction.depth, truth=truth, weights=prediction.weights,
+        patch_depth=prediction.patch_depth, tokens=list(estimator.config.tokens),
+        bins=list(estimator.config.bins),
         metrics=named(metrics_of(measured.sums(METHOD)[0][place])))
 
 

@@ -52,15 +52,12 @@ Sums = NDArray[np.float64]
 
 
 def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
-    """Sums over the valid pixels.
+    """(K, 11) float64 sums over the valid pixels, in the order of SUMS.
 
     Args:
         truth: metres of any shape, NaN where invalid.
-        depth: (K, ...) metres, predictions of any number, finite and positive.
+        depth: (K, ...) metres, K predictions, finite and positive.
         max_depth: larger predictions count as this.
-
-    Returns:
-        (K, 11) float64 in the order of SUMS.
 
     """
     valid = torch.nonzero(~truth.flatten().isnan())[:, 0]
@@ -87,17 +84,9 @@ def score(truth: Tensor, depth: Tensor, max_depth: float) -> Tensor:
 def joint_histogram(
     truth: Tensor, depth: Tensor, max_depth: float, bins: int,
 ) -> NDArray[np.int64]:
-    """Count the valid pixels by true depth and by predicted depth, in even bins up to a maximum.
+    """(bins, bins) numbers of valid pixels, rows by true depth, columns by predicted depth.
 
-    Args:
-        truth: (H, W) metres, NaN where invalid.
-        depth: (H, W) metres; larger than the maximum counts as that.
-        max_depth: metres.
-        bins: of either depth.
-
-    Returns:
-        (bins, bins), rows by true depth.
-
+    Both are (H, W) metres, the true one NaN where invalid; larger than the maximum counts as that.
     """
     valid = ~truth.isnan()
     rows, columns = (
@@ -131,15 +120,7 @@ class Multiples:
                        'pp/y': (np.square(p) / y).sum(), 'll': np.square(log).sum()}
 
     def score(self, scales: Sequence[float] | Float64) -> Sums:
-        """Sums of the prediction times each scale.
-
-        Args:
-            scales: (C,) positive.
-
-        Returns:
-            (C, 11) in the order of SUMS.
-
-        """
+        """(C, 11) sums of the prediction times each of (C,) positive scales."""
         s = np.asarray(scales, np.float32).astype(np.float64)
         n, log_s, whole = len(self.ratio), np.log(s), self._whole
         k = np.searchsorted(self.ratio, 1 / s, side='right')  # so many come out too small
@@ -199,11 +180,7 @@ def metrics_of(sums: Sums) -> Sums:
 def average(sums: Sums, how: str) -> Sums:
     """(N, ..., 11) sums of N images to (..., 10) metrics.
 
-    Args:
-        sums: of every image.
-        how: 'image': mean over images of each one's metrics (the paper's); 'pixel': metrics over
-            all pixels together.
-
+    By 'image': mean over images of each one's (the paper's); by 'pixel': of all pixels together.
     """
     if how == 'image':
         mean: Sums = metrics_of(sums).mean(axis=0)
@@ -212,17 +189,7 @@ def average(sums: Sums, how: str) -> Sums:
 
 
 def resampled(sums: Sums, counts: Float64, how: str) -> Sums:
-    """`average` of bootstrap samples.
-
-    Args:
-        sums: (N, ..., 11).
-        counts: (S, N), how often each image is drawn.
-        how: as in `average`.
-
-    Returns:
-        (S, ..., 10).
-
-    """
+    """`average` of bootstrap samples, (S, ..., 10); `counts` (S, N): how often each is drawn."""
     if how == 'pixel':
         return metrics_of(np.tensordot(counts, sums, 1))
     shares = counts / counts.sum(1, keepdims=True)

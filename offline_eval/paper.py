@@ -52,8 +52,9 @@ def _row(table: str, name: str, scene: str, *values: float | None, note: str = '
         if value is not None}, note=note)
 
 
-
-_TABLE_1 = (
+PAPER_METHOD = _row('1', METHOD, ALL, .394, .683, .851, .388, .156, 1.167,
+                    note='zero-shot from CLIP')
+PAPER_ROWS = (
     _row('1', 'Make3D', ALL, .447, .745, .897, .349, None, 1.214, note='supervised'),
     _row('1', 'DORN', ALL, .828, .965, .992, .115, .051, .509, note='supervised'),
     _row('1', 'ASTransformer', ALL, .902, .985, .997, .103, .044, .374, note='supervised'),
@@ -64,23 +65,17 @@ _TABLE_1 = (
          note='zero-shot from KITTI video'),
     _row('1', 'Zhang et al.', ALL, .350, .617, .799, .513, .529, 1.457,
          note='zero-shot from KITTI video'),
-    _row('1', METHOD, ALL, .394, .683, .851, .388, .156, 1.167, note='zero-shot from CLIP'),
-)
-_RERUN = (
+    PAPER_METHOD,
     _row('AdaDepthCLIP', 'DepthCLIP, independent re-run', ALL, .390, .680, .848, .393, .158, 1.176,
          note='by the authors of AdaDepthCLIP'),
-)
-# Trained on NYU's training split: what a calibrated row is to be compared with. As published;
-# Hu et al. as others quote them.
-_CALIBRATED = (
+    # Trained on NYU's training split: what a calibrated row is to be compared with. As published;
+    # Hu et al. as others quote them.
     _row('calibrated', 'Hu et al. 2024: learned prompts, bins by scene', ALL, .428, .732, .898,
          .347, None, 1.049, note='one training image a scene class'),
     _row('calibrated', 'Auty and Mikolajczyk 2023: seven learned tokens', ALL, .465, .776, .922,
          .319, .128, .970, note='24,000 training images'),
     _row('calibrated', 'MoA-DepthCLIP: adapters, ViT-B/32', ALL, .745, None, None, None, None,
          .520, note='trained'),
-)
-_TABLE_2 = (
     _row('2', ORIGINAL_BINS, 'bathroom', .333, .631, .814, .549, .175, .922),
     _row('2', 'Class-dependent 1', 'bathroom', .248, .490, .699, .754, .219, 1.237),
     _row('2', 'Class-dependent 2', 'bathroom', .236, .460, .675, .801, .229, 1.308),
@@ -96,15 +91,11 @@ _TABLE_2 = (
     _row('2', 'Class-dependent 2', ALL, .366, .641, .819, .496, .170, 1.248),
     _row('2', 'Class-dependent 3', ALL, .333, .621, .818, .353, .176, 1.290),
     _row('2', 'Class-dependent 4', ALL, .288, .548, .752, .663, .201, 1.439),
-)
-_TABLE_3 = (
     _row('3', ORIGINAL_PROMPT, ALL, .394, .683, .851, .388, .156, 1.167),
     _row('3', 'Prompt 1', ALL, .341, .623, .816, .379, .175, 1.274),
     _row('3', 'Prompt 2', ALL, .377, .667, .845, .385, .161, 1.196),
     _row('3', 'Prompt 3', ALL, .380, .670, .846, .375, .160, 1.196),
 )
-PAPER_ROWS = (*_TABLE_1, *_RERUN, *_CALIBRATED, *_TABLE_2, *_TABLE_3)
-PAPER_METHOD = _TABLE_1[-1]
 
 # Differences from the paper's row that count as reproduced. The independent re-run is within them.
 GATE_LIMITS = {'d1': .005, 'd2': .005, 'd3': .005, 'rel': .006, 'log10': .002, 'rmse': .01}
@@ -130,13 +121,8 @@ def judge(
 ) -> Gate:
     """Whether the paper's headline row was reproduced: the same experiment, the same numbers.
 
-    Args:
-        row: the method's, over all images.
-        settings: as it was computed with; backbone and precision are what ran.
-        weights: that ran.
-        protocol: how it was measured.
-        official: whether the data are NYU's official test split with raw depth.
-
+    `row` is the method's, over all images; of the settings backbone and precision are what ran;
+    `official` says whether the data are NYU's official test split with raw depth.
     """
     reasons = []
     if not official:

@@ -17,34 +17,18 @@ Box = tuple[slice, slice]  # rows, columns
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of evaluating.
+    """One way of evaluating."""
 
-    Attributes:
-        name: for the command line.
-        size: (height, width) of what goes into the network and comes out of it.
-        max_depth: metres; truth from here on does not count, predictions are clipped to it.
-        description: in words.
-        boxes: (height, width) of an image -> rows and columns that are cropped, and that are
-            scored, of it; raises DatasetError for a size that the protocol is not made for.
-
-    """
-
-    name: str
-    size: tuple[int, int]
-    max_depth: float
+    name: str  # for the command line
+    size: tuple[int, int]  # (height, width) of what goes into the network and comes out of it
+    max_depth: float  # metres; truth from here on does not count, predictions are clipped to it
     description: str
+    # (height, width) of an image -> what is cropped, and what is scored, of it; raises
+    # DatasetError for a size that the protocol is not made for
     boxes: Callable[[int, int], tuple[Box, Box]]
 
     def prepare(self, pair: Pair) -> tuple[Rgb, Metres]:
-        """Crop image and truth alike.
-
-        Returns:
-            (H, W, 3) RGB for the network, and (H, W) metres, NaN where it is not scored.
-
-        Raises:
-            DatasetError: the image has another size than the protocol is made for.
-
-        """
+        """Crop image and truth alike: (H, W, 3) and (H, W), NaN where it is not scored."""
         if pair.rgb.shape != (*pair.depth.shape, 3):
             raise DatasetError(f'the image is {pair.rgb.shape}, its depth {pair.depth.shape}; '
                                'they must be of one size.')

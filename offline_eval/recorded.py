@@ -55,35 +55,23 @@ def _sums(depth: NDArray[np.float32], truth: NDArray[np.float32], max_depth: flo
 
 @dataclass
 class Scores:
-    """What is kept of one recording: sums, no pixels.
+    """What is kept of one recording: sums, no pixels."""
 
-    Attributes:
-        source: the recording.
-        described: what image and depths are, in words.
-        names: of every image that was scored.
-        measured: pixels with measured depth.
-        answered: pixels of these that depth is known for.
-        known: (11,) sums of every image, where depth is known.
-        filled: (11,) of every image, all that is measured: where depth is not known, its median.
-        by_distance: (D, 11) sums of all images where depth is known.
-        constants: (500, 10) metrics of every constant on all that is measured, added up over the
-            images.
-        scales: (419, 10) metrics of depth times every scale, added up over the images.
-        left_out: images that were not scored, by cause.
-
-    """
-
-    source: str
-    described: str
-    names: list[str] = field(default_factory=list)
-    measured: int = 0
-    answered: int = 0
+    source: str  # the recording
+    described: str  # what image and depths are, in words
+    names: list[str] = field(default_factory=list)  # of every image that was scored
+    measured: int = 0  # pixels with measured depth
+    answered: int = 0  # pixels of these that depth is known for
+    # (11,) sums of every image, where depth is known; and of all that is measured: where depth is
+    # not known, its median.
     known: list[Sums] = field(default_factory=list)
     filled: list[Sums] = field(default_factory=list)
+    # (D, 11) sums of all images where depth is known; (500, 10) metrics of every constant on all
+    # that is measured, and (419, 10) of depth times every scale, added up over the images.
     by_distance: Sums = field(default_factory=lambda: np.zeros((len(EDGES) - 1, len(SUMS))))
     constants: Sums = field(default_factory=lambda: np.zeros((len(CONSTANTS), len(METRICS))))
     scales: Sums = field(default_factory=lambda: np.zeros((len(SCALES), len(METRICS))))
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)  # images not scored, by cause
 
     def add(
         self, name: str, depth: NDArray[np.float32], measured: NDArray[np.float32],
@@ -95,8 +83,7 @@ class Scores:
             name: of the image.
             depth: (H, W) metres; where it is not finite, or not positive, it is not known.
             measured: (H, W) metres, NaN where there is none.
-            max_depth: what is measured from here on does not count; larger depth counts as this.
-                At most FARTHEST.
+            max_depth: from here on nothing measured counts; larger depth is this. Up to FARTHEST.
 
         """
         with np.errstate(invalid='ignore'):
@@ -143,29 +130,18 @@ class Distance(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """How good depth is, over one recording or several.
+    """How good depth is, over one recording or several."""
 
-    Attributes:
-        images: scored.
-        pixels: with measured depth, in all.
-        answered: share of these that depth is known for.
-        lines: depth where it is known, and with its median elsewhere, and the two oracles; the
-            constant is scored on all that is measured.
-        distances: those that occur.
-        verdict: one sentence.
-        intervals: of the gain over the best constant, where recordings are enough for it.
-        left_out: images that were not scored, by cause.
-
-    """
-
-    images: int
-    pixels: int
-    answered: float
+    images: int  # scored
+    pixels: int  # with measured depth, in all
+    answered: float  # share of these that depth is known for
+    # Depth where it is known, and with its median elsewhere, and the two oracles; the constant is
+    # scored on all that is measured.
     lines: list[Line]
-    distances: list[Distance]
+    distances: list[Distance]  # those that occur
     verdict: str
-    intervals: dict[str, Interval]
-    left_out: dict[str, int]
+    intervals: dict[str, Interval]  # of the gain over the constant, of recordings enough for it
+    left_out: dict[str, int]  # images that were not scored, by cause
 
 
 def compare(several: Sequence[Scores]) -> Comparison:

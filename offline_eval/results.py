@@ -55,50 +55,30 @@ class Interval(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """Metrics of one configuration or baseline, or published ones.
+    """Metrics of one configuration or baseline, or published ones."""
 
-    Attributes:
-        name: e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'.
-        group: 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), 'baseline',
-            'calibrated' or 'foreign'; of a published row its table '1', '2', '3', or its source.
-        scene: 'all' or a scene class.
-        metrics: by name, see METRICS; what is not known is absent.
-        images: how many images it is a mean of; 0: not known.
-        interval: per metric, where computed.
-        note: what the reader must know, e.g. 'oracle: chosen on this ground truth'.
-
-    """
-
-    name: str
+    name: str  # e.g. 'DepthCLIP', 'Class-dependent 2', 'best constant'
+    # 'method', 'camera', 'bins' (Table 2), 'prompts' (Table 3), 'baseline', 'calibrated' or
+    # 'foreign'; of a published row its table '1', '2', '3', or its source
     group: str
-    scene: str
-    metrics: dict[str, float]
-    images: int = 0
-    interval: dict[str, Interval] | None = None
-    note: str = ''
+    scene: str  # ALL or a scene class
+    metrics: dict[str, float]  # by name, see METRICS; what is not known is absent
+    images: int = 0  # how many images it is a mean of; 0: not known
+    interval: dict[str, Interval] | None = None  # per metric, where computed
+    note: str = ''  # what the reader must know, e.g. 'oracle: chosen on this ground truth'
 
 
 class Data(Struct, frozen=True):
-    """What was evaluated.
-
-    Attributes:
-        path: as given.
-        format, split, depth, origin, official, warnings: of the data set, see `Dataset`.
-        images: number of images of the split.
-        evaluated: of these, with at least one valid pixel.
-        digest: SHA-256 (hex) over the SHA-256 of every image and depth as read, in order.
-        skipped: names of the images without valid true depth where it is scored.
-
-    """
+    """What was evaluated; what is not explained is a `Dataset`'s."""
 
     path: str
     format: str
     split: str
-    images: int
-    evaluated: int
+    images: int  # of the split
+    evaluated: int  # of these, with at least one valid pixel
     depth: str
-    digest: str
-    skipped: list[str] = []
+    digest: str  # SHA-256 (hex) over the SHA-256 of every image and depth as read, in order
+    skipped: list[str] = []  # names of the images without valid true depth where it is scored
     warnings: list[str] = []
     origin: str = ''
     official: bool = False
@@ -115,71 +95,41 @@ class How(Struct, frozen=True):
 
 
 class Gate(Struct, frozen=True):
-    """Whether the paper's row was reproduced.
+    """Whether the paper's row was reproduced."""
 
-    Attributes:
-        status: 'reproduced' or 'not reproduced'; never anything else.
-        differences: measured minus paper, per metric of the paper.
-        limits: largest absolute difference that counts as reproduced.
-        reasons: why not, in sentences: metrics beyond their limit, other data, other weights.
-
-    """
-
-    status: str
-    differences: dict[str, float]
-    limits: dict[str, float]
-    reasons: list[str] = []
+    status: str  # 'reproduced' or 'not reproduced'; never anything else
+    differences: dict[str, float]  # measured minus paper, per metric of the paper
+    limits: dict[str, float]  # largest absolute difference that counts as reproduced
+    reasons: list[str] = []  # why not, in sentences
 
 
 class Comparison(Struct, frozen=True):
-    """How far the method is above one control, on the same images.
+    """How far the method is above one control, on the same images."""
 
-    Attributes:
-        name: of the control's row.
-        gains: per metric: method minus control, positive is better for the method.
-        intervals: bootstrap interval of the gain, per metric; those of all comparisons of one
-            metric hold together with 95 %. Empty with too few scenes.
-
-    """
-
-    name: str
-    gains: dict[str, float]
+    name: str  # of the control's row
+    gains: dict[str, float]  # per metric: positive is better for the method
+    # Of the gain, per metric; those of all comparisons of one metric hold together with 95 %.
+    # Empty with too few scenes.
     intervals: dict[str, Interval]
 
 
 class Verdict(Struct, frozen=True):
-    """How far the method is above the controls.
+    """How far the method is above the controls."""
 
-    Attributes:
-        text: in sentences.
-        constants: the best constant depth in metres, per metric.
-        comparisons: the family of comparisons, the best constant first.
-        units: number of scenes (or images, where the data do not say which scene) that are taken
-            for independent.
-        unit: 'scenes' or 'images'.
-
-    """
-
-    text: str
-    constants: dict[str, float]
-    comparisons: list[Comparison]
-    units: int
-    unit: str
+    text: str  # in sentences
+    constants: dict[str, float]  # the best constant depth in metres, per metric
+    comparisons: list[Comparison]  # a family, the best constant first
+    units: int  # number of scenes (or images) that are taken for independent
+    unit: str  # 'scenes', or 'images' where the data do not say which scene
 
 
 class Histograms(Struct, frozen=True):
-    """Distribution of the valid true depth.
+    """Distribution of the valid true depth."""
 
-    Attributes:
-        edges: n + 1 bin edges in metres.
-        counts: n numbers of pixels, per scene class; 'all' for all images.
-        joint: numbers of pixels, a row per bin of true depth, in it one per bin of predicted
-            depth; both of even width from the first edge to the last.
-
-    """
-
-    edges: list[float]
-    counts: dict[str, list[int]]
+    edges: list[float]  # n + 1 of bins, in metres
+    counts: dict[str, list[int]]  # n numbers of pixels, per scene class, and of ALL
+    # Numbers of pixels, a row per bin of true depth, in it one per bin of predicted depth; both of
+    # even width from the first edge to the last.
     joint: list[list[int]] = []
 
 
@@ -192,32 +142,22 @@ class Timing(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True, kw_only=True):
-    """The content of `summary.json`.
-
-    Attributes:
-        config: settings of `DepthConfig`, as in a parameter file.
-        versions: of this package and what it builds on.
-        rows: every result; the tables are selections of it.
-        paper: the published rows beside which they stand.
-        tables: which of the paper's tables this run holds ('1', '2', '3').
-        ranks: indices of the best, median and worst images by δ1 (best first, worst first).
-
-    """
+    """The content of `summary.json`."""
 
     format: int = FORMAT
     created: str
     command: str
-    config: dict[str, Any]
-    versions: dict[str, str]
+    config: dict[str, Any]  # settings of `DepthConfig`, as in a parameter file
+    versions: dict[str, str]  # of this package and what it builds on
     weights: WeightsInfo
     data: Data
     protocol: How
-    rows: list[Row]
-    paper: list[Row]
+    rows: list[Row]  # every result; the tables are selections of it
+    paper: list[Row]  # the published rows beside which they stand
     gate: Gate
     verdict: Verdict
-    tables: list[str]
-    ranks: dict[str, list[int]]
+    tables: list[str]  # which of the paper's tables this run holds ('1', '2', '3')
+    ranks: dict[str, list[int]]  # indices of the best, median and worst images by δ1
     histograms: Histograms
     timing: Timing
 

@@ -69,12 +69,7 @@ def layout(contenders: int, grid: tuple[int, int]) -> np.dtype[Any]:
 
 
 def save_record(folder: Path, record: NDArray[Any]) -> None:
-    """Keep the (1,) record of an image, from which an interrupted run continues.
-
-    Raises:
-        ResultsError: it cannot be written, e.g. the disk is full.
-
-    """
+    """Keep the (1,) record of an image, from which an interrupted run continues."""
     write_arrays(folder / f'{record["position"][0]:05d}.npz', records=record)
 
 
@@ -94,35 +89,17 @@ def load_records(folder: Path, of_type: np.dtype[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """One image of a data set, as the protocol crops it, and what the network sees in it.
+    """One image of a data set, as the protocol crops it, and what the network sees in it."""
 
-    Attributes:
-        position: in the data set's entries.
-        entry: what is known of it.
-        pair: the whole image and its depth.
-        rgb: (H, W, 3) uint8.
-        truth: (H, W) float32 metres, NaN where it is not scored.
-        maps: of the network.
-        estimator: that has them.
-        protocol: that cropped it.
-        text: of every set of words.
-
-    """
-
-    position: int
+    position: int  # in the data set's entries
     entry: Entry
-    pair: Pair
-    rgb: Rgb
-    truth: Metres
+    pair: Pair  # the whole image and its depth
+    rgb: Rgb  # (H, W, 3)
+    truth: Metres  # (H, W), NaN where it is not scored
     maps: Maps
     estimator: DepthEstimator
     protocol: Protocol
     text: Text
-
-    @property
-    def device(self) -> torch.device:
-        """Where depth is wanted."""
-        return self.estimator.device
 
     @cached_property
     def valid(self) -> Metres:
@@ -154,8 +131,9 @@ class Seen:
         self, tokens: Sequence[str], bins: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, depth and spread of every pass, as `projection.read_out` gives them."""
-        return read_out(self.logits[tuple(tokens)], torch.tensor(bins, device=self.device),
-                        self.estimator.config.read_out)
+        estimator = self.estimator
+        return read_out(self.logits[tuple(tokens)], torch.tensor(bins, device=estimator.device),
+                        estimator.config.read_out)
 
     def smoothed(self, depth: Tensor) -> Tensor:
         """(passes, h, w) metres -> (h, w): their mean, smoothed as configured."""
@@ -178,13 +156,8 @@ class Scorer:
 
     On a CPU a thread does everything of an image, instead of all threads one operation: less
     waiting, and rounding does not depend on how many there are. A GPU sees one image at a time,
-    while other threads read and score.
-
-    Attributes:
-        dataset, protocol, estimator, contenders, text: what is scored, and by whom.
-        type: of a record.
-        network_seconds: time spent in the image encoder so far; of threads, their mean.
-
+    while other threads read and score. `network_seconds` counts the time spent in the image
+    encoder; of threads, their mean.
     """
 
     def __init__(
@@ -203,22 +176,11 @@ class Scorer:
         self.network_seconds = 0.0
 
     def score(self, positions: Sequence[int]) -> Iterator[NDArray[Any]]:
-        """(1,) records of images, in order; but for contenders that are other images' depth.
-
-        Raises:
-            EvaluationError: an image is damaged, a depth cannot be scored, or a calibration was
-                fitted to it.
-
-        """
+        """(1,) records of images, in order; but for contenders that are other images' depth."""
         return self._each(self._score, positions, 'evaluation')
 
     def score_partners(self, records: NDArray[Any]) -> None:
-        """Fill in the sums of contenders that are the method's depth of another image.
-
-        Args:
-            records: of all images, in order of position.
-
-        """
+        """Fill in the sums of contenders that are the method's depth of another image."""
         order = np.random.default_rng(0).permutation(len(records))
         others = {place: dict(zip(order.tolist(), order[partners(len(order), c.shift)].tolist(),
                                   strict=True))
@@ -234,12 +196,7 @@ class Scorer:
 
     @torch.inference_mode()
     def see(self, position: int) -> Seen:
-        """Read an image, and let the network see it.
-
-        Raises:
-            DatasetError: it is damaged or of another size.
-
-        """
+        """Read an image, and let the network see it."""
         pair, entry = self.dataset.read(position), self.dataset.entries[position]
         try:
             rgb, truth = self.protocol.prepare(pair)
@@ -255,10 +212,6 @@ class Scorer:
             self.network_seconds += seconds / self._shared
         return Seen(position, entry, pair, rgb, truth, maps, self.estimator, self.protocol,
                     self.text)
-
-    def pixels(self, patches: Tensor) -> Tensor:
-        """(K, h, w) metres of patches -> (K, H, W) of pixels."""
-        return upsample(patches, self.protocol.size, self.estimator.config.upsampling)
 
     def _each(
         self, function: Callable[[Any], _Done], items: Sequence[Any] | NDArray[Any], what: str,
@@ -303,7 +256,8 @@ class Scorer:
         whole = [p for p, maps in depth.items() if maps.shape == true.shape]  # other programs'
         for places in filter(None, ([p for p in depth if p not in whole], whole)):
             maps = torch.stack([depth[place] for place in places])
-            maps = maps if places is whole else self.pixels(maps)
+            if places is not whole:
+                maps = upsample(maps, self.protocol.size, self.estimator.config.upsampling)
             record['sums'][places] = score(true, maps, most).cpu().numpy()
             if places[0] == 0:  # the method
                 record['joint'] = joint_histogram(true, maps[0], most, JOINT)

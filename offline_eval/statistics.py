@@ -68,14 +68,9 @@ def interval(samples: Float64, groups: int, comparisons: int = 1) -> Interval:
     """Expanded percentile interval: with few groups wider by as much as Student's t.
 
     Plain percentiles are too narrow for small samples (Hesterberg, What Teachers Should Know About
-    the Bootstrap, The American Statistician 2015, section 3.3).
-
-    Args:
-        samples: (S,) values of the bootstrap samples.
-        groups: how many groups were drawn from, at least two.
-        comparisons: of a family that is to hold together (Bonferroni): each interval is of a
-            level of 1 - 0.05 / comparisons.
-
+    the Bootstrap, The American Statistician 2015, section 3.3). `samples` are (S,) values of
+    bootstrap samples, drawn from so many groups, at least two. So many comparisons hold together
+    (Bonferroni): each interval is of a level of 1 - 0.05 / comparisons.
     """
     level = 1 - (1 - LEVEL) / comparisons
     wide = math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, (1 - level) / 2)
@@ -89,22 +84,13 @@ def interval(samples: Float64, groups: int, comparisons: int = 1) -> Interval:
 
 @dataclass(frozen=True)
 class Measured:
-    """The records of the images with valid pixels, and what they mean.
+    """The records of the images with valid pixels, and what they mean."""
 
-    Attributes:
-        records: in order of position.
-        contenders: whose sums they hold; several of one name are averaged.
-        entries: of the data set.
-        how: averaging, 'image' or 'pixel'.
-        max_depth: metres.
-
-    """
-
-    records: NDArray[Any]
-    contenders: Sequence[Contender]
-    entries: Sequence[Entry]
-    how: str
-    max_depth: float
+    records: NDArray[Any]  # in order of position
+    contenders: Sequence[Contender]  # whose sums they hold; several of one name are averaged
+    entries: Sequence[Entry]  # of the data set
+    how: str  # averaging, 'image' or 'pixel'
+    max_depth: float  # metres
 
     @property
     def of_records(self) -> list[Entry]:

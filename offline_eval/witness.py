@@ -61,11 +61,11 @@ def file_names(entry: Entry) -> list[str]:
 def foreign(
     name: str, folder: Path, dataset: Dataset, scale: float = 0.0, align: str = 'none',
 ) -> Contender:
-    """Another program's depth, from its files: every one must be there, and metres once read.
+    """Another program's depth, from its files in a folder or the folder `raw` in it.
 
     Args:
         name: of the method.
-        folder: with the files, or with a folder `raw` that has them.
+        folder: with a file of every image, all called in one way of `file_names`.
         dataset: which was predicted.
         scale: stored depth per metre; 0: as BTS has it for the data set, and 1 for .npy.
         align: what is done to a prediction before it is scored, see ALIGNMENTS.
@@ -100,7 +100,7 @@ def foreign(
         f'{ALIGNMENTS[align]}',
         lambda seen: torch.from_numpy(read(
             files[seen.entry], scale, align, seen.pair.depth.shape, seen.truth, seen.protocol,
-        )).to(seen.device),
+        )).to(seen.estimator.device),
         key=digest.hexdigest(), is_test=align == 'none')
 
 
@@ -108,18 +108,9 @@ def read(
     path: Path, scale: float, align: str, size: tuple[int, ...], truth: Metres,
     protocol: Protocol,
 ) -> Metres:
-    """Read what was predicted for an image, as the protocol crops it.
+    """Read what was predicted for an image of a size, as the protocol crops it.
 
-    Args:
-        path: of the prediction.
-        scale: stored depth per metre.
-        align: see ALIGNMENTS.
-        size: (height, width) of the image.
-        truth: (H, W) of the crop, metres, NaN where it is not scored.
-        protocol: how to crop.
-
-    Returns:
-        (H, W) metres of the crop, 1 where it is not scored.
+    Returns (H, W) metres, 1 where the truth, of the same size, is NaN and nothing is scored.
 
     Raises:
         PredictionError: it is damaged, of a size that cannot be placed, or has no depth where
@@ -149,15 +140,13 @@ def _stored(path: Path, scale: float, align: str) -> Metres:
         if path.suffix == '.npy':
             stored = np.load(path, allow_pickle=False)
             if stored.ndim != 2 or stored.dtype.kind != 'f':
-                raise ValueError(f'it holds {stored.dtype} {stored.shape}')
+                raise ValueError(f'{path}: holds {stored.dtype} {stored.shape}')
             depth = stored.astype(np.float32) / np.float32(scale)
         else:
             depth = read_depth(path, scale)
-    except (ValueError, OSError, EOFError) as error:
-        raise PredictionError(f'{path}: no array of floating point (height, width): {error}.'
-                              ) from error
-    except DatasetError as error:
-        raise PredictionError(str(error)) from error
+    except (DatasetError, ValueError, OSError, EOFError) as error:
+        raise PredictionError(f'{path}: no depth as PNG of 16 bits or .npy of floating point, '
+                              f'(height, width): {error}') from error
     metres: Metres = depth if align in _AFFINE else np.where(
         depth == 0, np.float32(np.nan), depth)
     return metres
@@ -235,16 +224,8 @@ def write_all(
 ) -> Path:
     """Predict every image, and write what other programs evaluate.
 
-    Args:
-        dataset: what to predict.
-        protocol: what of an image the network sees.
-        estimator: that predicts.
-        folder: to write to: `raw/` with the predictions, and `witness.json`. Predictions that
-            are there already stay, if that file says that they came about in the same way.
-        about: how they come about, for that file.
-
-    Returns:
-        The folder `raw`.
+    Returns the folder `raw` in the given one, beside which `witness.json` says `about` them how
+    they came about. Predictions that are there already stay, if they did so in the same way.
 
     Raises:
         PredictionError: a depth does not fit into the files.

@@ -34,57 +34,32 @@ class Pair:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a pair without reading it; '' where the data do not say.
+    """What is known of a pair without reading it; '' where the data do not say."""
 
-    Attributes:
-        index: its number in the data set.
-        name: of the image.
-        scene: its class, as 'kitchen'.
-        sequence: the very scene or drive, of which there are several images.
-        focal: the camera's focal length in pixels; 0 where the data do not say.
-        files: of image and depth, where they are files.
-
-    """
-
-    index: int
-    name: str
-    scene: str = ''
-    sequence: str = ''
-    focal: float = 0.0
-    files: tuple[Path, Path] = (Path(), Path())
+    index: int  # its number in the data set
+    name: str  # of the image
+    scene: str = ''  # its class, as 'kitchen'
+    sequence: str = ''  # the very scene or drive, of which there are several images
+    focal: float = 0.0  # the camera's focal length in pixels; 0 where the data do not say
+    files: tuple[Path, Path] = (Path(), Path())  # of image and depth, where they are files
 
 
 @dataclass
 class Dataset:
-    """Pairs of image and depth.
+    """Pairs of image and depth."""
 
-    Attributes:
-        path: where it was found.
-        format, split, depth: in words, for the report; depth is 'raw', 'in-painted' or
-            'sparse lidar'.
-        entries: one per pair, in the data set's order.
-        rgb, truth: read an entry's image, and its depth; they raise DatasetError if it is damaged.
-        origin: what world the images are of, e.g. 'NYU Depth v2' or 'rendered rooms'; '' where
-            nothing says so.
-        official: whether these are the 654 images of NYU's test split with raw depth.
-        scale: how much stored depth is a metre in files of such data.
-        warnings: what makes numbers incomparable.
-        training: opens the training split, where it lies beside.
-
-    """
-
-    path: Path
-    format: str
+    path: Path  # where it was found
+    format: str  # in words, for the report, as the following
     split: str
-    depth: str
+    depth: str  # 'raw', 'in-painted' or 'sparse lidar'
     entries: list[Entry]
-    rgb: Callable[[Entry], Rgb]
-    truth: Callable[[Entry], Metres]
-    origin: str = ''
-    official: bool = False
-    scale: float = 1000.0
-    warnings: tuple[str, ...] = ()
-    training: Callable[[], Dataset | None] = lambda: None
+    rgb: Callable[[Entry], Rgb]  # reads an image; raises DatasetError if it is damaged
+    truth: Callable[[Entry], Metres]  # the same of its depth
+    origin: str = ''  # what world the images are of, as NYU; '' where nothing says so
+    official: bool = False  # whether these are the 654 images of NYU's test split with raw depth
+    scale: float = 1000.0  # how much stored depth is a metre in files of such data
+    warnings: tuple[str, ...] = ()  # what makes numbers incomparable
+    training: Callable[[], Dataset | None] = lambda: None  # opens the training split
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -95,12 +70,7 @@ class Dataset:
         return (1.5, 80.0) if self.origin == KITTI else (0.3, 9.9)
 
     def read(self, position: int) -> Pair:
-        """Read the pair at a position of `entries`.
-
-        Raises:
-            DatasetError: it is damaged.
-
-        """
+        """Read the pair at a position of `entries`."""
         return Pair(self.rgb(self.entries[position]), self.read_truth(position))
 
     def read_truth(self, position: int) -> Metres:
@@ -139,15 +109,7 @@ class Dataset:
 def of_files(
     path: Path, form: str, entries: list[Entry], *, split: str, depth: str, scale: float = 1000.0,
 ) -> Dataset:
-    """Make a data set of image files and 16-bit depth files; every file must be there.
-
-    Args:
-        path: where it was found.
-        form: its format, in words.
-        entries: with their files.
-        split: in words.
-        depth: in words.
-        scale: stored depth per metre.
+    """Make a data set of image files and 16-bit depth files.
 
     Raises:
         DatasetError: there are none, or some are missing: all are listed.
@@ -185,10 +147,6 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
     """Two names of files per line, and the focal length in pixels; 0 where no number is third.
 
     Further columns (dense depth) are ignored.
-
-    Raises:
-        DatasetError: it cannot be read, is empty, or lines have fewer columns.
-
     """
     try:
         rows = sorted(line.split() for line in path.read_text(encoding='utf-8').splitlines()

@@ -81,14 +81,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Dataset:
-    """Open the labelled .mat: the official split, or of a smaller one the `splits.mat` beside.
+    """Open the labelled .mat; `part` is 'test' or 'train'. Threads may share it.
 
-    Threads may share it.
-
-    Args:
-        path: the .mat.
-        part: 'test' or 'train'.
-        inpainted: take the in-painted depth instead of the sensor's.
+    The split is the official one, or that of the `splits.mat` beside a smaller file.
 
     Raises:
         DatasetError: the file or the split is wrong.
@@ -140,12 +135,7 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
 
 
 def open_official(path: Path, list_file: Path | None = None, part: str = 'test') -> Dataset:
-    """Open `official_splits/test`: JPEG images and raw depth in millimetres, by list or by name.
-
-    Raises:
-        DatasetError: files are missing, or images are without depth.
-
-    """
+    """Open `official_splits/test`: JPEG images, raw depth in millimetres; by list or by name."""
     names = read_list(list_file) if list_file else [
         (f'{image.parent.name}/{image.name}', f'{image.parent.name}/{depth.name}', 0.0)
         for image, depth in _paired(path, '*/rgb_*.jpg', lambda name: (
@@ -171,12 +161,7 @@ def open_official(path: Path, list_file: Path | None = None, part: str = 'test')
 
 
 def open_kaggle(path: Path) -> Dataset:
-    """Open `nyu2_test`: PNG images NNNNN_colors.png and depth in millimetres.
-
-    Raises:
-        DatasetError: images are without depth.
-
-    """
+    """Open `nyu2_test`: PNG images NNNNN_colors.png and depth in millimetres."""
     scenes = scene_classes()
     pairs = _paired(path, '*_colors.png', lambda name: name.replace('_colors', '_depth'))
     numbers = [_number(image.name[:5], i) for i, (image, _) in enumerate(pairs)]
@@ -229,14 +214,7 @@ def extract(mat: Path, folder: Path) -> Path:
 
     JPEG images (OpenCV's default quality) with a black frame; depth as 16-bit PNG in millimetres,
     truncated, 0 where missing: raw beside the image, in-painted in `dense/`. Beside the folder is
-    the list of the test pairs.
-
-    Args:
-        mat: nyu_depth_v2_labeled.mat.
-        folder: where `official_splits` and the list go.
-
-    Returns:
-        The folder of the test split.
+    the list of the test pairs. Returns the folder of the test split.
 
     Raises:
         DatasetError: the .mat is wrong.
