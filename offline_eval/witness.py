@@ -140,13 +140,15 @@ def _stored(path: Path, scale: float, align: str) -> Metres:
         if path.suffix == '.npy':
             stored = np.load(path, allow_pickle=False)
             if stored.ndim != 2 or stored.dtype.kind != 'f':
-                raise ValueError(f'{path}: holds {stored.dtype} {stored.shape}')
+                raise ValueError(f'it holds {stored.dtype} {stored.shape}')
             depth = stored.astype(np.float32) / np.float32(scale)
         else:
             depth = read_depth(path, scale)
-    except (DatasetError, ValueError, OSError, EOFError) as error:
-        raise PredictionError(f'{path}: no depth as PNG of 16 bits or .npy of floating point, '
-                              f'(height, width): {error}') from error
+    except DatasetError as error:
+        raise PredictionError(str(error)) from error
+    except (ValueError, OSError, EOFError) as error:
+        raise PredictionError(f'{path}: no array of floating point (height, width): {error}'
+                              ) from error
     metres: Metres = depth if align in _AFFINE else np.where(
         depth == 0, np.float32(np.nan), depth)
     return metres

@@ -13,6 +13,7 @@ from depthclip_ros.core.weights import WeightsInfo
 from depthclip_ros.figures import Sample
 from depthclip_ros.sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
 from depthclip_ros.sim.formats import punch_holes, write_labeled_mat, write_splits
+from offline_eval.datasets import KITTI_LIST
 from offline_eval.datasets.nyu import extract
 from offline_eval.metrics import METRICS, PAPER_METRICS, metrics_of, named, score
 from offline_eval.paper import BIN_PARTITIONS, GATE_LIMITS, PAPER_METHOD, PAPER_ROWS, PROMPTS
@@ -41,6 +42,20 @@ def write_world(folder, samples):
     write_labeled_mat(folder / 'nyu_depth_v2_labeled.mat', samples)
     write_splits(folder / 'splits.mat', len(samples))
     extract(folder / 'nyu_depth_v2_labeled.mat', folder / 'official')
+
+
+def write_kitti(folder, sizes, depth, drive='2011_09_26_drive_0002_sync'):
+    """KITTI's Eigen split: images of noise of these sizes, true depth as a function says."""
+    rng, lines = np.random.default_rng(0), []
+    for number, size in enumerate(sizes):
+        names = (f'2011_09_26/{drive}/image_02/data/{number:010d}.png',
+                 f'{drive}/image_02/{number:010d}.png')
+        for name, image in zip(names, (rng.integers(0, 255, (*size, 3), np.uint8),
+                                       (depth(size) * 256).astype(np.uint16)), strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / name), image)
+        lines.append(' '.join((*names, '721.5377')))
+    (folder / KITTI_LIST).write_text('\n'.join(lines))
 
 
 def make_sample(number, role='best', size=(416, 544)):

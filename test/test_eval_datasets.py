@@ -10,7 +10,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from eval_results import write_world
+from eval_results import write_kitti, write_world
 
 from depthclip_ros.sim.formats import make_samples, split, write_splits
 from offline_eval.datasets import KITTI_LIST, nyu
@@ -123,19 +123,15 @@ def test_kaggle(samples, tmp_path):
 
 
 def test_kitti(tmp_path):
-    rgb, truth = '2011_09_26/drive/image_02/data/{}.png', 'drive/image_02/{}.png'
-    lines = [f'{rgb.format(0)} None 721.5377']
-    for i in range(3):
-        for name, image in ((rgb, np.full((375, 1242, 3), 50 * i, np.uint8)),
-                            ('data_depth_annotated/val/' + truth,
-                             np.full((375, 1242), 20 * 256, np.uint16))):
-            path = tmp_path / name.format(i)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), image)
-        lines.append(f'{rgb.format(i)} {truth.format(i)} 721.5377')
-    (tmp_path / KITTI_LIST).write_text('\n'.join(lines))
+    write_kitti(tmp_path, [(375, 1242)] * 3, lambda size: np.full(size, 20))
+    annotated = tmp_path / 'data_depth_annotated' / 'val'
+    annotated.mkdir(parents=True)
+    next(tmp_path.glob('*_drive_*')).rename(annotated / '2011_09_26_drive_0002_sync')
+    with (tmp_path / KITTI_LIST).open('a') as file:
+        file.write('\n2011_09_26/a_drive_b/1.png None 721.5377')
     dataset = opened(tmp_path)
     assert (len(dataset), dataset.read(1).depth[0, 0]) == (3, 20)
+    assert {e.sequence for e in dataset.entries} == {'2011_09_26_drive_0002_sync'}
     assert '1 of 4 images' in dataset.warnings[0]
     dataset.check_unit()
 
