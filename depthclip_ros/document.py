@@ -68,12 +68,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a file beside the page, and its size in inches."""
+    """A figure: a file beside the page."""
 
     title: str
     caption: str
     file: str
-    size: tuple[float, float] | None = None
 
 
 Block = Heading | Text | Table | Picture

@@ -169,8 +169,7 @@ def save(folder: Path, name: str, figure: Figure, title: str, caption: str) -> P
     except OSError as error:
         raise DepthClipError(f'{path}: cannot be written ({error.strerror or error}). Free space '
                              'or choose another folder.') from error
-    width, height = figure.get_size_inches()
-    return Picture(title, caption, f'figures/{name}', (float(width), float(height)))
+    return Picture(title, caption, f'figures/{name}')
 
 
 # Depth in colours --------------------------------------------------------------------------------
@@ -200,25 +199,6 @@ def predictions(samples: Sequence[Sample], symbols: Mapping[str, str]) -> Figure
         numbers = '   '.join(f'{symbol} {sample.metrics[m]:.3f}'
                              for m, symbol in symbols.items() if m in sample.metrics)
         part.suptitle(f'{sample.role}: {sample.label}    {numbers}', x=0.01, ha='left')
-    return figure
-
-
-def depths(
-    pictures: Sequence[Sequence[Sample]], labels: Sequence[str], limits: Limits,
-) -> Figure:
-    """One row a picture: the picture, and its depth by every set of words on one scale."""
-    panel = (WIDTH - 0.7) / (1 + len(labels))
-    heights = [panel * answers[0].rgb.shape[0] / answers[0].rgb.shape[1] + 0.08
-               for answers in pictures]
-    figure = new_figure(sum(heights) + 0.35)
-    panels = figure.subplots(len(pictures), 1 + len(labels), squeeze=False,
-                             gridspec_kw={'height_ratios': heights})
-    for place, (row, answers) in enumerate(zip(panels, pictures, strict=True)):
-        _photo(row[0], answers[0], short(answers[0].name))
-        for axes, answer, label in zip(row[1:], answers, labels, strict=True):
-            image = _map(axes, answer.depth, 'turbo_r', limits, '' if place else label)
-    _scale(figure, image, panels.flat, 'depth (m)', np.concatenate([
-        answer.patch_depth.ravel() for answers in pictures for answer in answers]))
     return figure
 
 
@@ -298,7 +278,7 @@ def responses(
         sample: what the words say.
         title: above the picture.
         spots: up to four patches, and what stands above their bars.
-        limits: of the colours, metres; None: `depth_limits`.
+        limits: of the colours of depth, metres; None: `depth_limits`.
 
     """
     count, rows, columns = sample.weights.shape

@@ -6,7 +6,7 @@ Quick enough for every image of a stream. `depthclip view` draws the same for pr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -81,17 +81,6 @@ def scene_words(prediction: DepthPrediction) -> str:
     return f'scene: {scene.name or "uncertain"} ({float(np.max(scene.probabilities)):.0%})'
 
 
-class _Look(NamedTuple):
-    """What all parts of the picture have in common."""
-
-    prediction: DepthPrediction
-    tokens: Sequence[str]
-    metres: Sequence[float]  # of each word in this image
-    colors: NDArray[np.uint8]  # (K, 3)
-    span: tuple[float, float]  # metres of the colours
-    spot: tuple[int, int] | None
-
-
 def draw(
     rgb: NDArray[np.uint8], prediction: DepthPrediction, config: DepthConfig,
     spot: tuple[int, int] | None = None, lines: Sequence[str] = (), warning: str = '',
@@ -117,9 +106,19 @@ def draw(
     scale = prediction.focal_ratio * prediction.adjustment.scale
     span = color_range([scale * end for end in config.depth_span])
     colors = colorize(np.array([metres], np.float32), *span)[0]
-    look = _Look(prediction, config.tokens, metres, colors, span, spot)
-    photo = _photo(rgb, look)
-    panel = _panel(look, [*filter(None, [scene_words(prediction)]), *lines])
+    photo = _photo(rgb, prediction, colors)
+    across = _PANEL - 2 * GAP - BAR_WIDTH
+    height, width = prediction.image_size
+    size = across, max(24, min(across, round(across * height / width)))
+    depth = colorize(np.asarray(cv2.resize(
+        prediction.depth, size, interpolation=cv2.INTER_NEAREST), np.float32), *span)
+    if spot:
+        _mark(photo, prediction.patch_depth.shape, *spot)
+        _mark(depth, prediction.patch_depth.shape, *spot)
+    words = [(token, f'{value:.2f} m', color) for token, value, color in zip(
+        config.tokens, metres, colors, strict=True)]
+    panel = _panel(prediction, words, spot, [*filter(None, [scene_words(prediction)]), *lines],
+                   np.hstack([depth, color_bar(*span, size[1])]))
     result = canvas(max(len(photo), len(panel)), photo.shape[1] + _PANEL)
     result[:len(photo), :photo.shape[1]] = photo
     result[:len(panel), photo.shape[1]:] = panel
@@ -132,112 +131,87 @@ def photo_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
-def _photo(rgb: NDArray[np.uint8], look: _Look) -> Picture:
+def _photo(
+    rgb: NDArray[np.uint8], prediction: DepthPrediction, colors: NDArray[np.uint8],
+) -> Picture:
     """The image with charts on it."""
     size = photo_size(*rgb.shape[:2])
-    smaller = size[0] < len(rgb)
     photo = np.asarray(cv2.cvtColor(cv2.resize(
-        rgb, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR,
+        rgb, size[::-1],
+        interpolation=cv2.INTER_AREA if size[0] < len(rgb) else cv2.INTER_LINEAR,
     ), cv2.COLOR_RGB2BGR), np.uint8)
-    grid = look.prediction.patch_depth.shape
-    height, width = size[0] / grid[0], size[1] / grid[1]
-    box = [round(min(max(0.84 * patch, _LEAST_CHART), 0.6 * length / min(count, most)))
-           for patch, length, count, most in zip(
-               (height, width), size, grid, MOST_CHARTS, strict=True)]
-    for row, column in chart_patches(*grid):
-        if np.isfinite(look.prediction.spread[row, column]):
-            _chart(photo, look, (row, column), box, (
-                round((row + 0.5) * height), round((column + 0.5) * width)))
-    _mark(photo, look)
+    grid = prediction.patch_depth.shape
+    high, wide = (round(min(max(0.84 * length / count, _LEAST_CHART),
+                            0.6 * length / min(count, most)))
+                  for length, count, most in zip(size, grid, MOST_CHARTS, strict=True))
+    for patch in chart_patches(*grid):
+        y, x = (round((place + 0.5) * length / count)
+                for place, length, count in zip(patch, size, grid, strict=True))
+        top, left = max(0, y - high // 2), max(0, x - wide // 2)
+        under = photo[top:top + high, left:left + wide]
+        if not np.isfinite(prediction.spread[patch]) or not high * wide \
+                or under.shape[:2] != (high, wide):
+            continue
+        under[:] = (0.25 * under + 0.75 * 255).astype(np.uint8)
+        weights = prediction.weights[(slice(None), *patch)]
+        edges = np.arange(len(weights) + 1) * wide // len(weights)
+        for k, tall in enumerate(np.rint(weights * high).astype(int)):
+            under[high - tall:, edges[k]:max(edges[k + 1], edges[k] + 1)] = colors[k]
+        cv2.rectangle(photo, (left - 1, top - 1), (left + wide, top + high), BACKGROUND, 1)
+        depth = prediction.patch_depth[patch]
+        text = '-' if np.isnan(depth) else f'{depth:.1f}'
+        if prediction.patch_stddev is not None:
+            text += f'+-{prediction.patch_stddev[patch]:.1f}'
+        across = text_width(text, _TINY, 1)
+        x, y = x - across // 2, top + high + 11
+        photo[max(0, y - 9):y + 3, max(0, x - 2):x + across + 2] = BACKGROUND
+        put_text(photo, text, (x, y), _TINY)
     return photo
 
 
-def _chart(
-    photo: Picture, look: _Look, patch: tuple[int, int], box: Sequence[int],
-    middle: tuple[int, int],
-) -> None:
-    """One patch's answer, and its depth below."""
-    height, width = box
-    top, left = (max(0, place - length // 2) for place, length in zip(middle, box, strict=True))
-    under = photo[top:top + height, left:left + width]
-    if not height or not width or under.shape[:2] != (height, width):
-        return
-    under[:] = (0.25 * under + 0.75 * 255).astype(np.uint8)
-    weights = look.prediction.weights[:, patch[0], patch[1]]
-    edges = np.arange(len(weights) + 1) * width // len(weights)
-    for k, tall in enumerate(np.rint(weights * height).astype(int)):
-        under[height - tall:, edges[k]:max(edges[k + 1], edges[k] + 1)] = look.colors[k]
-    cv2.rectangle(photo, (left - 1, top - 1), (left + width, top + height), BACKGROUND, 1)
-    depth, stddev = look.prediction.patch_depth[patch], look.prediction.patch_stddev
-    text = '-' if np.isnan(depth) else f'{depth:.1f}'
-    if stddev is not None:
-        text += f'+-{stddev[patch]:.1f}'
-    wide = text_width(text, _TINY, 1)
-    x, y = middle[1] - wide // 2, top + height + 11
-    photo[max(0, y - 9):y + 3, max(0, x - 2):x + wide + 2] = BACKGROUND
-    put_text(photo, text, (x, y), _TINY)
-
-
-def _mark(picture: Picture, look: _Look) -> None:
-    """Frame the patch that is looked at in a picture of the whole image."""
-    if look.spot is None:
-        return
-    rows, columns = look.prediction.patch_depth.shape
-    height, width = picture.shape[0] / rows, picture.shape[1] / columns
-    (y, x) = look.spot
+def _mark(picture: Picture, grid: tuple[int, ...], row: int, column: int) -> None:
+    """Frame a patch in a picture of the whole image."""
+    height, width = picture.shape[0] / grid[0], picture.shape[1] / grid[1]
     for color, thickness in ((FOREGROUND, 4), (_FRAME, 2)):
-        cv2.rectangle(picture, (round(x * width), round(y * height)), (
-            round((x + 1) * width) - 1, round((y + 1) * height) - 1), color, thickness)
+        cv2.rectangle(picture, (round(column * width), round(row * height)), (
+            round((column + 1) * width) - 1, round((row + 1) * height) - 1), color, thickness)
 
 
-def _panel(look: _Look, lines: Sequence[str]) -> Picture:
+def _panel(
+    prediction: DepthPrediction, words: Sequence[tuple[str, str, NDArray[np.uint8]]],
+    spot: tuple[int, int] | None, lines: Sequence[str], depth: Picture,
+) -> Picture:
     """What stands beside the image: one line a word, what is known, and depth in colours."""
-    prediction, spot = look.prediction, look.spot
     if spot is None:
         seen = np.isfinite(prediction.spread)
         weights = prediction.weights[:, seen].mean(axis=1) if seen.any() \
-            else np.zeros(len(look.tokens), np.float32)
+            else np.zeros(len(words), np.float32)
         said = ['mean of all patches']
     else:
-        weights = prediction.weights[:, spot[0], spot[1]]
+        weights = prediction.weights[(slice(None), *spot)]
         said = [f'clicked: row {spot[0]}, column {spot[1]}', *depth_words(
             prediction, *spot).replace('±', '+-').split('\n')]
     listed = np.sort(np.argsort(-weights, kind='stable')[:MOST_WORDS])
-    left_out = len(look.tokens) - len(listed)
-    behind = [*([f'and {left_out} words that answer less'] if left_out else []), *lines]
-    depth = _depth(look)
-    rows: list[str | int] = [*said, *map(int, listed), *behind]
+    left_out = len(words) - len(listed)
+    rows: list[str | int] = [
+        *said, *map(int, listed),
+        *([f'and {left_out} words that answer less'] if left_out else []), *lines]
     high = (len(rows) + 1) * _LINE + GAP
     panel = canvas(high + len(depth) + GAP, _PANEL)
     panel[high:high + len(depth), GAP:GAP + depth.shape[1]] = depth
     for number, row in enumerate(rows, 1):
+        y = number * _LINE
         if isinstance(row, str):
-            _write(panel, row, number * _LINE, _PANEL - 2 * GAP)
-        else:
-            _bar(panel, number * _LINE, look, row, float(weights[row]))
+            _write(panel, row, y, _PANEL - 2 * GAP)
+            continue
+        word, metres, color = words[row]
+        _write(panel, word, y, 118)
+        put_text(panel, metres, (188 - text_width(metres, _SMALL, 1), y), _SMALL)
+        if np.isfinite(weights[row]):
+            panel[y - 10:y + 3, 195:195 + 93] = (70, 70, 70)
+            panel[y - 9:y + 2, 196:196 + round(91 * min(1.0, float(weights[row])))] = color
+            put_text(panel, f'{weights[row]:.0%}', (293, y), _SMALL)
     return panel
-
-
-def _bar(panel: Picture, y: int, look: _Look, k: int, weight: float) -> None:
-    """One word: itself, its metres, its weight."""
-    _write(panel, look.tokens[k], y, 118)
-    metres = f'{look.metres[k]:.2f} m'
-    put_text(panel, metres, (188 - text_width(metres, _SMALL, 1), y), _SMALL)
-    if np.isfinite(weight):
-        panel[y - 10:y + 3, 195:195 + 93] = (70, 70, 70)
-        panel[y - 9:y + 2, 196:196 + round(91 * min(1.0, weight))] = look.colors[k]
-        put_text(panel, f'{weight:.0%}', (293, y), _SMALL)
-
-
-def _depth(look: _Look) -> Picture:
-    """Depth of the whole image in colours, small, with their scale."""
-    height, width = look.prediction.image_size
-    across = _PANEL - 2 * GAP - BAR_WIDTH
-    size = across, max(24, min(across, round(across * height / width)))
-    small = cv2.resize(look.prediction.depth, size, interpolation=cv2.INTER_NEAREST)
-    picture = colorize(np.asarray(small, np.float32), *look.span)
-    _mark(picture, look)
-    return np.hstack([picture, color_bar(*look.span, size[1])])
 
 
 def _write(panel: Picture, text: str, y: int, room: int) -> None:

@@ -147,14 +147,12 @@ def test_hostile_names_stay_text(html, markdown):
 
 
 def test_pictures_are_files_beside_with_alternative_text(written, html, markdown):
-    pictures = re.findall(r'<img src="figures/(\w+\.(?:svg|png))" width="(\d+)" height="(\d+)" '
-                          r'alt="([^"]+)"', html)
-    assert all(int(width) > 300 and int(height) > 100 for _, width, height, _ in pictures)
+    pictures = re.findall(r'<img src="figures/(\w+\.(?:svg|png))" alt="[^"]+"', html)
     assert len(pictures) == html.count('<img')
-    assert {path.name for path in (written / 'figures').iterdir()} == {p[0] for p in pictures} == {
+    assert {path.name for path in (written / 'figures').iterdir()} == set(pictures) == {
         'depths.svg', 'distributions.svg', 'predictions_1.png', 'predictions_2.png',
         'responses_best.png', 'responses_median.png', 'responses_worst.png'}
-    for name, *_ in pictures:
+    for name in pictures:
         path = written / 'figures' / name
         assert f'](figures/{name})' in markdown
         assert cv2.imread(str(path)).std() > 20 if path.suffix == '.png' else \

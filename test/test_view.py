@@ -46,26 +46,8 @@ def bag(rgb, tmp_path):
 
 
 @pytest.fixture
-def untrained(monkeypatch, tiny_weights, tmp_path):
-    """Parameter file with `weights: untrained`, which are those of a smaller network."""
-    return tiny_untrained(monkeypatch, tiny_weights, tmp_path)
-
-
-@pytest.fixture
 def rerun():
     return pytest.importorskip('rerun.chunk', reason='rerun-sdk is not installed (extra rerun)')
-
-
-@pytest.fixture
-def calibrated(tmp_path):
-    """An estimator with a calibration, and the parameter file that names it."""
-    estimator = DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu')
-    written = calibration_for(estimator).save(tmp_path, 'robot')
-    estimator.reconfigure(estimator.config.replace(calibration=str(written)))
-    settings = tmp_path / 'robot.yaml'
-    settings.write_text('/**:\n  ros__parameters:\n    weights: demo\n'
-                        f'    calibration: {written}\n')
-    return estimator, settings
 
 
 def view(*arguments):
@@ -93,16 +75,6 @@ def pixels(row):
     form = row['format'][0]
     return np.asarray(row['buffer'][0], np.uint8).view(np.float32).reshape(
         form['height'], form['width'])
-
-
-def says_the_deviation(text, prediction):
-    """It is that of the image's point 130,100."""
-    rows, columns = prediction.patch_depth.shape
-    place = 100 * rows // 120, 130 * columns // 160
-    said = re.search(r'([\d.]+) m ± ([\d.]+) m', text)
-    assert [float(number) for number in said.groups()] == pytest.approx(
-        [prediction.patch_depth[place], prediction.patch_stddev[place]], **ROUNDED)
-    assert 'calibrated on a test, no longer zero-shot' in text
 
 
 def test_view_says_what_the_patch_of_a_point_says(picture, rgb, demo_estimator, tmp_path, capsys):
@@ -159,21 +131,39 @@ def test_view_counts_the_scene(tmp_path, picture, rgb, demo_estimator, capsys):
     assert 'scene: ' in capsys.readouterr().out
 
 
-def test_the_standard_deviation_of_a_calibration(calibrated, picture, rgb, tmp_path, capsys):
-    estimator, settings = calibrated
-    assert view(picture, '--config', settings, '--point', '130,100', '-o', tmp_path / 'out') == 0
-    says_the_deviation(capsys.readouterr().out, estimator.predict(rgb))
+def calibrated(folder):
+    """An estimator with a calibration, and the parameter file that names it."""
+    estimator = DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu')
+    written = calibration_for(estimator).save(folder, 'robot')
+    estimator.reconfigure(estimator.config.replace(calibration=str(written)))
+    settings = folder / 'robot.yaml'
+    settings.write_text('/**:\n  ros__parameters:\n    weights: demo\n'
+                        f'    calibration: {written}\n')
+    return estimator, settings
 
 
-def test_a_recording_has_the_standard_deviation_whole(
-        rerun, calibrated, picture, rgb, tmp_path):
-    estimator, settings = calibrated
+@pytest.mark.parametrize('output', ['-o', '--save'])
+def test_the_standard_deviation_of_a_calibration(
+        output, request, picture, rgb, tmp_path, capsys):
+    """As text, and in a recording whole."""
+    if output == '--save':
+        request.getfixturevalue('rerun')
+    estimator, settings = calibrated(tmp_path)
     prediction = estimator.predict(rgb)
     assert view(picture, '--config', settings, '--point', '130,100',
-                '--save', tmp_path / 'out.rrd') == 0
-    recording = recorded(tmp_path / 'out.rrd')
-    np.testing.assert_allclose(pixels(recording['/stddev'][0]), prediction.stddev(), rtol=1e-4)
-    says_the_deviation(recording['/said'][0]['text'][0], prediction)
+                output, tmp_path / 'out.rrd') == 0
+    text = capsys.readouterr().out
+    if output == '--save':
+        rows = recorded(tmp_path / 'out.rrd')
+        np.testing.assert_allclose(pixels(rows['/stddev'][0]), prediction.stddev(), rtol=1e-4)
+        text = rows['/said'][0]['text'][0]
+        assert 'degrees wide' in text  # the camera is not known: another is assumed
+    rows, columns = prediction.patch_depth.shape
+    place = 100 * rows // 120, 130 * columns // 160
+    said = re.search(r'([\d.]+) m ± ([\d.]+) m', text)
+    assert [float(number) for number in said.groups()] == pytest.approx(
+        [prediction.patch_depth[place], prediction.patch_stddev[place]], **ROUNDED)
+    assert 'calibrated on a test, no longer zero-shot' in text
 
 
 def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys):
@@ -218,21 +208,21 @@ def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys)
     assert 'not overwritten' in capsys.readouterr().err
 
 
-def test_untrained_weights_say_so(untrained, picture, tmp_path, capsys):
-    assert view(picture, '--config', untrained, '-o', tmp_path / 'out') == 0
+@pytest.mark.parametrize('output', ['-o', '--save'])
+def test_untrained_weights_say_so(
+        output, request, picture, tmp_path, capsys, monkeypatch, tiny_weights):
+    if output == '--save':
+        request.getfixturevalue('rerun')
+    settings = tiny_untrained(monkeypatch, tiny_weights, tmp_path)
+    assert view(picture, '--config', settings, output, tmp_path / 'out.rrd') == 0
     out, err = capsys.readouterr()
-    assert f'.png: {UNTRAINED}, room.png' in out
     assert UNTRAINED in err
-    written = cv2.imread(str(tmp_path / 'out/001_room.png'))
-    assert (written[0, 5] == (40, 40, 200)).all()  # the stripe above the charts
-
-
-def test_a_recording_says_what_is_not_known(rerun, untrained, picture, tmp_path):
-    """Weights are untrained, and the camera is another than the picture's."""
-    assert view(picture, '--config', untrained, '--save', tmp_path / 'out.rrd') == 0
-    said = recorded(tmp_path / 'out.rrd')['/said'][0]['text'][0]
-    assert f'**{UNTRAINED}**' in said
-    assert 'degrees wide' in said
+    if output == '--save':
+        out = recorded(tmp_path / 'out.rrd')['/said'][0]['text'][0]
+    else:
+        stripe = cv2.imread(str(tmp_path / 'out.rrd/001_room.png'))[0, 5]  # above the charts
+        assert (stripe == (40, 40, 200)).all()
+    assert UNTRAINED in out
 
 
 def test_a_recording_of_nothing_is_none(rerun, picture, tmp_path, capsys):
@@ -324,54 +314,42 @@ def test_a_click_asks_its_patch(picture, rgb, demo_estimator, monkeypatch, capsy
         assert (shown != drawn).mean() < 1e-4
 
 
-def test_a_click_below_the_warning(untrained, picture, monkeypatch, capsys):
+def test_a_click_below_the_warning(tiny_weights, picture, tmp_path, monkeypatch, capsys):
     """The same pixel of the image, which is lower in the window."""
     screen = Screen(monkeypatch, (cv2.EVENT_LBUTTONDOWN, 10, 20),
                     (cv2.EVENT_LBUTTONDOWN, 10, WARNING_HEIGHT + 575), 'n')
-    assert view(picture, '--config', untrained) == 0
+    assert view(picture, '--config', tiny_untrained(monkeypatch, tiny_weights, tmp_path)) == 0
     assert len(screen.shown) == 2
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize('end', ['q', None])
-def test_a_window_ends(picture, monkeypatch, tmp_path, end):
-    """By a key, or closed; the images after are not looked at."""
+@pytest.mark.parametrize(('events', 'shown'), [('q', 1), ([None], 1), ('nn', 2)])
+def test_a_window_ends(picture, monkeypatch, tmp_path, capsys, events, shown):
+    """By a key, or closed, or after the last image; a point outside of it is let go."""
     cv2.imwrite(str(tmp_path / 'zoom.png'), np.zeros((60, 80, 3), np.uint8))
-    screen = Screen(monkeypatch, end)
-    assert view(tmp_path, '--weights', 'demo') == 0
-    assert len(screen.shown) == 1
-
-
-def test_points_outside_of_the_next_image_are_let_go(picture, monkeypatch, tmp_path, capsys):
-    cv2.imwrite(str(tmp_path / 'zoom.png'), np.zeros((60, 80, 3), np.uint8))
-    screen = Screen(monkeypatch, 'n', 'n')
+    screen = Screen(monkeypatch, *events)
     assert view(tmp_path, '--point', '150,100', '--weights', 'demo') == 0
-    assert 'zoom.png: the point 150,100 is outside of its 80 x 60' in capsys.readouterr().err
-    assert len(screen.shown) == 2
+    assert len(screen.shown) == shown
+    assert ('zoom.png: the point 150,100 is outside of its 80 x 60' in capsys.readouterr().err
+            ) == (shown == 2)
 
 
 def test_where_there_is_no_screen(picture, monkeypatch, capsys):
-    """None that is known of, or an OpenCV that has no windows."""
+    """None that is known of, or an OpenCV that has no windows, or no Rerun."""
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
     assert view(picture, '--weights', 'demo') == 1
-    said = capsys.readouterr().err
-    assert 'no display' in said
-    assert '-o FOLDER' in said
+    assert 'no display for a window. Give -o FOLDER' in capsys.readouterr().err
     assert view(picture, *(['--point', '1,1'] * 2), '--weights', 'demo') == 1
     assert 'one at a time' in capsys.readouterr().err
     Screen(monkeypatch)
     monkeypatch.setattr(cv2, 'namedWindow', mock.Mock(side_effect=cv2.error('not implemented')))
     assert view(picture, '--weights', 'demo') == 1
     assert 'opencv-python-headless' in capsys.readouterr().err
-
-
-def test_where_rerun_is_missing_or_has_no_screen(picture, monkeypatch, capsys, tmp_path):
-    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, 'rerun', mock.Mock())
+    monkeypatch.delenv('DISPLAY')
     assert view(picture, '--weights', 'demo', '--rerun') == 1
     assert 'no display. Give --save FILE.rrd' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'rerun', None)
-    assert view(picture, '--weights', 'demo', '--save', tmp_path / 'out.rrd') == 1
+    assert view(picture, '--weights', 'demo', '--rerun') == 1
     assert 'pip install rerun-sdk' in capsys.readouterr().err

@@ -49,12 +49,11 @@ def main() -> int:
 
 def _embedded(path: Path) -> str:
     """A picture as an address that holds it; photographs with 256 colours, for their size."""
-    data = path.read_bytes()
+    data, kind = path.read_bytes(), 'svg+xml'
     if path.suffix == '.png':
-        small = io.BytesIO()
+        small, kind = io.BytesIO(), 'png'
         Image.open(path).convert('RGB').quantize(256).save(small, 'png', optimize=True)
         data = small.getvalue()
-    kind = 'svg+xml' if path.suffix == '.svg' else 'png'
     return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 

@@ -197,26 +197,15 @@ def _table(one: WordSet) -> Block:
 
 
 def _depths(sets: Sequence[WordSet]) -> list[Block]:
-    """What each set says, and how far apart they are."""
+    """What each set says."""
     rows = []
     for one in sets:
         known = one.said[np.isfinite(one.said)]
         values = [*np.percentile(known, (0, 50, 100)), known.std()] if known.size else [np.nan] * 4
         rows.append((one.name, *(f'{value:.2f}' for value in values),
                      f'{1 - known.size / one.said.size:.0%}'))
-    parts: list[Block] = [Heading('Depth'), Table(
+    return [Heading('Depth'), Table(
         ('set', 'least [m]', 'median [m]', 'greatest [m]', 'deviation [m]', 'unknown'), rows)]
-    a, b = sets[0].said, sets[-1].said
-    both = np.isfinite(a) & np.isfinite(b)
-    if len(sets) == 1 or not both.any():
-        return parts
-    a, b = a[both], b[both]
-    apart = np.abs(a - b)
-    return [*parts, Text(
-        f'A and B differ by {np.median(apart):.2f} m (median of the patches), at most by '
-        f'{apart.max():.2f} m. ' + (
-            'One of them says the same everywhere.' if min(a.std(), b.std()) < 1e-4
-            else f'The correlation of their depths is {np.corrcoef(a, b)[0, 1]:.2f}.'))]
 
 
 def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
@@ -241,10 +230,7 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
             return parts
         parts.append(Heading('Depth with the words'))
         spans = [color_range(one.config.depth_span) for one in sets]
-        add('depth.png', figures.depths(shown, labels, (min(s[0] for s in spans), max(
-                s[1] for s in spans))),
-            'Depth by words, as in the paper’s Figure 5',
-            'All on one scale, near is red. Grey: no depth, or no image.')
+        limits = min(span[0] for span in spans), max(span[1] for span in spans)
         if len(pictures) > 1:
             said = [one.said[np.isfinite(one.said)] for one in sets]
             every = np.concatenate([*said, *(one.config.bins for one in sets)])
@@ -256,15 +242,15 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
                 'Distribution of the depth that is said, after the paper’s Figure 3',
                 f'All patches of {len(pictures)} pictures. The paper’s shows true depth, which '
                 'nobody has measured here. Marks below: the bins.')
-        parts.append(Heading('What each word answers'))
         for number, answers in enumerate(shown, 1):
             places = figures.at_quantiles(answers[0].patch_depth)
             for one, answer in zip(sets, answers, strict=True):
                 stem = f'{number}_{one.name.lower()}'
                 add(f'bars_{stem}.png', figures.responses(
-                        answer, figures.short(answer.name), figures.spots_of(answer, places)),
+                        answer, figures.short(answer.name), figures.spots_of(answer, places),
+                        limits),
                     f'Words {one.name} in {"" if one is sets[0] else "the same "}four patches of '
-                    f'{answer.name}', figures.RESPONSES)
+                    f'{answer.name}', f'Depth by all sets is on one scale. {figures.RESPONSES}')
                 add(f'maps_{stem}.png', figures.maps(answer, one.label),
                     f'Answer of each of words {one.name} on {answer.name}',
                     'Weight of the word in every patch, all on one scale.')
