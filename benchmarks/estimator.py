@@ -64,7 +64,7 @@ class Models:
         found = precisions(self.device)
         if self.device.type == 'cpu':
             try:
-                self.build().quantize(rooms(), 'rendered rooms')
+                self.build().quantize(rooms())
                 found.append('int8')
             except EngineError as error:
                 print(f'int8 is not measured: {error}', file=sys.stderr)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -97,7 +98,7 @@ def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
         cv2.imread(str(photo))[..., ::-1].copy())
     np.testing.assert_allclose(
         np.load(out / 'photo_patches.npy'), expected.patch_depth, atol=1e-5)
-    with pytest.raises(WeightsError, match=r'backbone: RN50.*config/demo\.yaml'):
+    with pytest.raises(WeightsError, match=r"backbone is 'RN50'.*config/demo\.yaml"):
         DepthEstimator(DepthConfig(), 'demo', 'cpu')
 
 
@@ -230,21 +231,21 @@ def test_help_and_messages_need_the_standard_library_alone():
 # fetch, encode-text ------------------------------------------------------------------------
 
 
-def test_fetch_lists_what_there_is_and_prints_where_weights_are(
-        own_cache, monkeypatch, tmp_path, capsys):
-    (own_cache / 'weights').mkdir()
-    (own_cache / 'weights' / 'RN50.pt').touch()
+def test_fetch_lists_what_there_is_and_verifies_it(own_cache, monkeypatch, capsys):
+    path = own_cache / 'weights' / 'RN50.pt'
+    path.parent.mkdir()
+    path.touch()
     assert main(['fetch']) == 0
     lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
     assert set(lines) == set(weights.RELEASES)
-    assert lines['RN50'] == str(own_cache / 'weights' / 'RN50.pt')
+    assert lines['RN50'] == str(path)
     assert lines['RN101'] == '-'
-    asked = []
-    monkeypatch.setattr(weights, 'fetch', lambda name, folder, log: asked.append(
-        (name, folder)) or folder / 'RN50.pt')
-    assert main(['fetch', 'RN50', '--cache-dir', str(tmp_path)]) == 0
-    assert asked == [('RN50', tmp_path)]
-    assert capsys.readouterr().out.strip() == str(tmp_path / 'RN50.pt')
+    assert main(['fetch', 'RN50']) == 1
+    assert 'Delete it and fetch it again' in capsys.readouterr().err
+    release = weights.RELEASES['RN50']._replace(sha256=hashlib.sha256(b'').hexdigest())
+    monkeypatch.setattr(weights, 'RELEASES', {'RN50': release})
+    assert main(['fetch', 'RN50']) == 0
+    assert capsys.readouterr().out.strip() == str(path)
 
 
 def test_encode_text_encodes_once_and_hits_afterwards(config, tiny_weights, own_cache, capsys):
