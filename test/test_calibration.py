@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import calibrations
 import clip_standin
@@ -114,13 +115,15 @@ def test_every_difference_is_named(estimator, tmp_path):
     assert 'templates is' not in str(caught.value)
 
 
-@pytest.mark.parametrize(('fitted', 'runs', 'doubted'), [
-    ('int8', 'float32', True), ('float32', 'int8', True), ('bfloat16', 'float32', False),
-    ('int8', 'int8', False), ('', 'int8', False)])
-def test_numbers_of_another_precision_are_doubted(estimator, fitted, runs, doubted):
-    doubt = calibrations.calibration_for(estimator, {'precision': fitted}).precision_doubt(runs)
-    assert bool(doubt) == doubted
-    assert not doubted or f'precision: {runs}' in doubt
+@pytest.mark.parametrize(('fitted', 'runs', 'fits'), [
+    ('int8', 'float32', False), ('float32', 'int8', False), ('bfloat16', 'float32', True),
+    ('int8', 'int8', True), ('', 'int8', True)])
+def test_what_was_fitted_in_8_bits_is_for_8_bits_alone(estimator, fitted, runs, fits):
+    calibration = calibrations.calibration_for(estimator, {'precision': fitted})
+    refused = pytest.raises(CalibrationError, match=f'precision is {runs!r}')
+    with nullcontext() if fits else refused:
+        calibration.check(CONFIG, estimator.weights.digest, runs, estimator.grid,
+                          estimator._channels)
 
 
 def test_a_bad_file_changes_nothing(estimator, use, tmp_path):

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scale of depth at run time, from a few points whose true depth is known.
 
-What a network gets wrong about a place it gets wrong mostly by one factor. A laser scanner, a
-sonar or the floor say what it is: the middle of log(true depth / depth by language) over the
-points that agree. A Kalman filter follows its logarithm, so that it neither follows every image's
-noise nor jumps. It is a factor alone: points that span little depth, as those of one laser scan,
-could not tell a shift from it. What it leaves, they correct around them.
+What a network gets wrong about a place it gets wrong mostly by one factor: the middle of
+log(true depth / depth by language) over the points that agree. A Kalman filter follows its
+logarithm, so that it neither follows every image's noise nor jumps. It is a factor alone: points
+that span little depth, as those of one laser scan, could not tell a shift from it. What it leaves,
+they correct around them.
 
 The same points tell whether the standard deviation that goes along is right. Its inflation is
-raised when more of them miss than should, and lowered when fewer do (quantile tracking, that is
-adaptive conformal inference, Gibbs and Candès 2021): in the long run the share is right whatever
-the errors' distribution, and whenever it changes. Of the points that is: elsewhere in the image it
-is as right as they stand for it.
+raised when more of them miss than should, and lowered when fewer do (adaptive conformal
+inference, Gibbs and Candès 2021): in the long run the share is right at the points, whatever the
+errors' distribution. Elsewhere in the image it is as right as they stand for it.
 """
 
 from __future__ import annotations
@@ -314,17 +313,15 @@ def sample(
 def weigh(
     log_ratios: Float64, depth: Float64, patches: NDArray[np.intp], least: int = LEAST_POINTS,
 ) -> tuple[float, float, float, Float64, str]:
-    """The scale that most of the points of an image agree on.
+    """The scale that most of the points of an image agree on, which are as `compare` gives them.
 
     The search begins in the middle of the shortest interval that holds half of the points, where
     outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
-    the median of those that agree by the median absolute deviation, and at last to their weighted
-    mean, where they count the less the nearer to the gate they are (Tukey's biweight), and the
-    more the deeper they are: what the scale is for are errors in metres.
+    the median of those that agree, and at last to their weighted mean, where they count the less
+    the nearer to the gate they are (Tukey's biweight), and the more the deeper they are.
 
-    Arguments are as `compare` gives them. Returns the logarithm of the scale and its variance;
-    the share of the points that agree; how far each is from the scale, (N,) in standard
-    deviations; and why it cannot be used, '' if it can.
+    Returns the logarithm of the scale and its variance; the share of the points that agree; how
+    far each is from the scale, in standard deviations; and why it cannot be used, '' if it can.
     """
     count = len(log_ratios)
     if count < max(1, least):
@@ -360,12 +357,11 @@ def correct_around(
 ) -> tuple[Float32, Float32, Float64, Float64] | None:
     """Find what points say of the patches around them, beyond one scale of the whole image.
 
-    What is wrong with depth is alike in neighbouring patches of like depth: a wall is too near as
-    a whole, the floor too far. What one scale leaves of log(true depth / depth) is taken as a
-    Gaussian process over place and log depth (Rasmussen and Williams, Gaussian Processes for
-    Machine Learning, 2006, eqs. 2.25 and 2.26), which is nothing far from every point. What it
-    would say of a point without that one (their eq. 5.12) tells which points are wrong, and how
-    large errors are between the points.
+    What one scale leaves of log(true depth / depth) is taken as a Gaussian process over place and
+    log depth (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, eqs. 2.25 and
+    2.26): a wall is too near as a whole. It is nothing far from every point. What it would say of
+    a point without that one (their eq. 5.12) tells which points are wrong, and how large errors
+    are between the points.
 
     Args:
         patches: (N,) which patch each point lies in, row by row.
@@ -376,9 +372,9 @@ def correct_around(
         reach: in parts of the image's width.
 
     Returns:
-        (h, w) by which depth is multiplied, and (h, w), at most 1, by which its relative standard
-        deviation is; (N,) what the points in other patches say of each point, and what is left of
-        the relative standard deviation there. None where no point is to be trusted.
+        (h, w) factors of depth and of its relative standard deviation; (N,) what the points in
+        other patches say of each, and the factor of its standard deviation there. None where no
+        point is to be trusted.
 
     """
     (h, w), rows_and_columns = patch_depth.shape, np.indices(patch_depth.shape)

@@ -195,27 +195,16 @@ class Calibration:
         """What everything that shows its depth has to say."""
         return f'calibrated on {self.about.source}, no longer zero-shot'
 
-    def precision_doubt(self, precision: str) -> str:
-        """A sentence where its error bars were found in quite other numbers; '' where not.
-
-        Features in 8 bits are those in float32 but for 2 to 5 % (docs/performance.md); those in
-        float16 and bfloat16 but for some thousandths.
-        """
-        fitted = self.about.precision
-        if not fitted or (fitted == 'int8') == (precision == 'int8'):
-            return ''
-        return (f'the calibration was fitted in {fitted}, and the network runs in {precision}: '
-                'neither its depth nor its error bars were validated so. Calibrate with '
-                f'precision: {precision}, or set precision: {fitted}.')
-
     def check(
-        self, config: DepthConfig, weights: str, grid: Size, width: int,
+        self, config: DepthConfig, weights: str, precision: str, grid: Size, width: int,
     ) -> None:
         """Check that it belongs to a model and a configuration.
 
         Args:
             config: in force.
             weights: SHA-256 of the weights.
+            precision: in which the network runs. Features in 8 bits are those in float32 but for
+                2 to 5 %, those in other formats but for some thousandths, which do no harm.
             grid: (h, w), number of patches.
             width: C' of the trunk's map.
 
@@ -230,6 +219,8 @@ class Calibration:
             'grid of patches': (grid, self.arrays['rays'].shape[:2]),
             'channels of the trunk': (width, self.arrays['projection'].shape[1]),
             'scenes': (seen['scenes'], [''])}  # it has bins of its own
+        if about.precision and (precision == 'int8') != (about.precision == 'int8'):
+            pairs['precision'] = precision, about.precision
         differences = [f'{name} is {quoted(now)}, it was {quoted(then)}'
                        for name, (now, then) in pairs.items() if now != then]
         if differences:
@@ -338,24 +329,14 @@ def look(
     the border of its row; and log d (N, h, w), its mean over the image, and the ray's x and y
     (N, 2, h, w). Scaled so that the kernel's width is one: (N h w, E).
     """
-    n, _, h, w = trunk.shape
     own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
-    rows, weights = _neighbours(h, trunk.device)
-    near = own[..., len(offset) - len(offset) // 2:][:, rows] * weights
-    near = near.view(n, -1, h, w, near.shape[-1]).permute(0, 2, 3, 1, 4).flatten(3)
+    h, main = trunk.shape[2], own[..., len(offset) - len(offset) // 2:]
+    rows = torch.arange(h, device=trunk.device)
+    near = [weight * main[:, (rows + way * far).clamp(0, h - 1)]
+            for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
     mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
     told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([own, near, told], dim=-1).flatten(0, 2)
-
-
-@lru_cache(maxsize=8)
-def _neighbours(h: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of `h` rows the numbers of those above and below, (2 R h,), and their weights."""
-    rows = torch.arange(h, device=device)
-    ways = [(way * far, weight) for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
-    found = torch.cat([(rows + apart).clamp(0, h - 1) for apart, _ in ways])
-    weights = torch.tensor([weight for _, weight in ways], device=device)
-    return found, weights.repeat_interleave(h)[:, None, None]
+    return torch.cat([own, *near, told], dim=-1).flatten(0, 2)
 
 
 def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:

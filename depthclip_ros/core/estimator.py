@@ -239,7 +239,7 @@ class DepthEstimator:
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
         self._text_of = functools.lru_cache(KEPT)(self._encode)
-        self._calibration_of = functools.lru_cache(KEPT)(self._read_calibration)
+        self._calibration_of = functools.lru_cache(KEPT)(Calibration.load)
         self._pool: AttentionPool | None = None
         self.text_cache_hit = self._text_of(phrases_of(config)[0])[1]
         if dtype == torch.int8 and shape.patch is not None:
@@ -321,7 +321,8 @@ class DepthEstimator:
                     self._tensors()).to(self.device)
         if config.calibration:
             calibration = self._calibration_of(config.calibration)
-            calibration.check(config, self.weights.digest, self.grid, self._channels)
+            calibration.check(config, self.weights.digest, self.precision, self.grid,
+                              self._channels)
         return Settings(config, text[0], on_device(config.bins), calibration,
                         self._pool if scenic else None, text[-1],
                         on_device(config.bins_of_scenes()))
@@ -329,13 +330,6 @@ class DepthEstimator:
     def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool]:
         return cached_features(phrases, self._folder / 'text', self._backbone,
                                self.weights.digest, self._tensors, self._log)
-
-    def _read_calibration(self, path: str) -> Calibration:
-        calibration = Calibration.load(path)
-        doubt = calibration.precision_doubt(self.precision)
-        if doubt:
-            self._log(f'WARNING: {doubt}')
-        return calibration
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""
@@ -572,8 +566,7 @@ class DepthEstimator:
 
 
 def _on(
-    patches: Tensor, numbers: Sequence[float],
-    factors: Sequence[Metres | None] = (),
+    patches: Tensor, numbers: Sequence[float], factors: Sequence[Metres | None] = (),
 ) -> Tensor:
     """(B, 1, 1) of one number for each image beside (B, h, w); or (B, h, w) with factors."""
     values = torch.tensor(numbers, dtype=torch.float32, device=patches.device)[:, None, None]

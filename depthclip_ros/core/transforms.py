@@ -121,8 +121,7 @@ class TransformTree:
             time: when that was, in nanoseconds; None: it holds for ever.
 
         Raises:
-            TransformError: an empty name, numbers that are not finite, or a quaternion that is no
-                rotation.
+            TransformError: names or numbers are no link.
 
         """
         parent, child = _name(parent), _name(child)
@@ -190,8 +189,8 @@ class TransformTree:
                 which then counts.
 
         Raises:
-            TransformError: a frame is unknown, the two are not connected, or a link has no entry
-                at that time; names the frame or link, and what is known instead.
+            TransformError: the two are not connected, or a link has no entry at that time; names
+                the frame or link, and what is known instead.
 
         """
         target, source = _name(target), _name(source)
