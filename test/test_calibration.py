@@ -230,20 +230,6 @@ def test_a_correction_is_what_its_formula_says_also_in_a_batch(estimator, use):
         assert np.ptp(found.patch_stddev / found.patch_depth) > 1e-3
 
 
-def test_rays_of_a_camera_are_found_once_whatever_batch_it_is_in(estimator, use, monkeypatch):
-    """Through a lens with distortion they take milliseconds."""
-    use(calibrations.random_arrays(estimator))
-    asked = []
-    patch_rays = CameraModel.patch_rays
-    monkeypatch.setattr(CameraModel, 'patch_rays', lambda self, *of_one: (
-        asked.append(self), patch_rays(self, *of_one))[1])
-    left, right = camera(0.7), camera(0.8)
-    for cameras in ([left], [left, right], [right, left], [right]):
-        estimator.predict([clip_standin.synthetic_rgb(0, *SIZE)] * len(cameras),
-                          intrinsics=cameras)
-    assert asked == [left, right]
-
-
 def test_without_a_camera_it_is_the_one_that_was_calibrated(estimator, use):
     own = camera(0.6)
     arrays = calibrations.random_arrays(estimator)

@@ -12,8 +12,6 @@ import clip_standin
 import cv2
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
@@ -153,19 +151,6 @@ def test_lenses_that_there_are_pass(model, d, fx):
     CameraModel.from_info(camera_info(model, d, k=[fx, 0, 320, 0, fx, 240, 0, 0, 1]))
 
 
-@pytest.mark.filterwarnings('error::RuntimeWarning')
-@pytest.mark.parametrize('d', [
-    [1e300] * 5, [-1e300] * 5, [1e-320] * 5, [1e155, -1e300, 0.0, 0.0, 1e-300],
-    [1e300] * 8, [0.0] * 7 + [1e300], [1e200] * 14, [1e300, -1e300, 1e155, -1e155]])
-def test_extreme_coefficients_give_rays_or_nan(d):
-    model = {4: 'equidistant', 5: 'plumb_bob'}.get(len(d), 'rational_polynomial')
-    camera = with_lens(model, d)
-    rays = camera.patch_rays(15, 20)
-    valid = np.isfinite(rays).all(axis=-1)
-    assert np.isnan(rays[~valid]).all()
-    assert camera.project(rays[valid]).shape == (valid.sum(), 2)
-
-
 def test_rectified_uses_p_alone_and_sees_the_same():
     info = camera_info('some fisheye', [9.0] * 3, k=[0.0] * 9)
     camera = CameraModel.from_info(info, rectified=True)
@@ -276,6 +261,7 @@ def test_the_focal_length_is_in_widths_and_distortion_counts_on_average(distorti
     seen = (u - sim.cx) / sim.fx, (v - sim.cy) / sim.fy
     moved = np.mean(np.hypot(*seen) / np.hypot(*sim.undistort(*seen)))
     assert lens.focal_length() == pytest.approx(moved * sim.fy / 640, rel=2e-3)
+    assert lens.scaled(320, 240).focal_length() == pytest.approx(lens.focal_length(), rel=2e-3)
     assert abs(moved - 1) > 0.03
 
 
@@ -296,33 +282,6 @@ def test_a_focal_length_that_hardly_any_lens_has_does_not_count(focal):
     with pytest.raises(CameraInfoError, match='reference_focal') as error:
         focal_ratio(0.5, camera, (120, 160), SIZE)
     assert error.value.condition == 'unlikely focal length'
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    focal=st.floats(100, 2000), scale=st.sampled_from([0.25, 0.5, 2.0]),
-    reference=st.floats(0.1, 10), size=st.tuples(st.integers(24, 200), st.integers(24, 200)),
-    k1=st.sampled_from([0.0, -0.2, 0.1]))
-def test_resizing_changes_nothing_and_the_ratio_is_in_proportion(
-        focal, scale, reference, size, k1):
-    """Of the image's size nothing depends."""
-    width, height = 8 * size[0], 8 * size[1]
-    assume(not k1 or focal > 0.7 * max(width, height))  # wider, its polynomial folds back
-    model = dataclasses.replace(
-        CameraModel.pinhole(width, height, focal), D=np.array([k1, 0, 0, 0, 0] if k1 else []),
-        distortion_model='plumb_bob' if k1 else '')
-
-    def ratio(camera, reference):
-        return focal_ratio(reference, camera, (camera.height, camera.width), SIZE)
-
-    try:
-        found = ratio(model, reference)
-    except CameraInfoError:  # a lens of no ray, or too long a one
-        assume(False)
-    assume(0.1 < found < 10.0)
-    small = model.scaled(round(width * scale), round(height * scale))
-    assert ratio(small, reference) == pytest.approx(found, rel=0.03)
-    assert ratio(model, 2 * reference) == pytest.approx(found / 2, rel=1e-9)
 
 
 def of_ratio(ratio, size=SIZE):

@@ -176,7 +176,7 @@ class TransformTree:
             self._links = {name: link for name, link in self._links.items() if link.static}
 
     def lookup(
-        self, target: str, source: str, time: int | None = None, tolerance: float = 0.0,
+        self, target: str, source: str, time: int, tolerance: float = 0.0,
     ) -> Transform:
         """Give the transform that takes points of `source` into `target`.
 
@@ -184,7 +184,7 @@ class TransformTree:
             target: name of a frame.
             source: name of a frame.
             time: in nanoseconds; moving links are interpolated (translation linearly, rotation
-                along the shortest arc). None: the latest for which all of them are known.
+                along the shortest arc).
             tolerance: seconds by which `time` may lie beyond a link's entries, the nearest of
                 which then counts.
 
@@ -204,16 +204,11 @@ class TransformTree:
                     f'are {quoted(sorted(self._links), 200)}. Record /tf_static and /tf too, '
                     'publish the link between them (static_transform_publisher), or correct the '
                     'frame_id of the message.')
-            ways = [[self._links[name] for name in up[:up.index(common)]]
-                    for up in (up_target, up_source)]
-            if time is None:
-                time = min((link.times[-1] for way in ways for link in way if not link.static),
-                           default=0)
             to_common = []  # from the target, from the source
-            for way in ways:
+            for up in (up_target, up_source):
                 result = IDENTITY
-                for link in way:
-                    result = link.at(time, round(tolerance * _NANOSECONDS)) @ result
+                for name in up[:up.index(common)]:
+                    result = self._links[name].at(time, round(tolerance * _NANOSECONDS)) @ result
                 to_common.append(result)
         return to_common[0].inverse() @ to_common[1]
 
@@ -226,14 +221,13 @@ class TransformTree:
 
     def _ancestors(self, name: str) -> list[str]:
         """The frame itself, its parent, and so on to the root."""
-        names, seen = [name], {name}
+        names = [name]
         while (link := self._links.get(names[-1])) is not None:
-            if link.parent in seen:
+            if link.parent in names:
                 raise TransformError(
                     f'tf goes round in a circle: {" is in ".join([*names[-3:], link.parent])}. '
                     'Stop the publisher of one of these links.')
             names.append(link.parent)
-            seen.add(link.parent)
         return names
 
 
