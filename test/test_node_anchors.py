@@ -208,9 +208,9 @@ HOSTILE = {
     'cut off': ('points', raw(GOOD)[:40], 'unreadable message'),
     'a few bytes': ('points', b'\x00\x01', 'no message'),
     'another type': ('points', raw(camera_info(header(5.0), 8, 8)), 'unreadable message'),
-    'wrong fields': ('points', raw(cloud(5.0, seen_points(WALL), fields=[])), 'wrong fields'),
+    'wrong fields': ('points', raw(cloud(5.0, seen_points(WALL), fields=[])), 'wrong layout'),
     'giant cloud': ('points', raw(cloud(5.0, seen_points(WALL), width=2**31, height=2**31,
-                                        row_step=2**32 - 1)), 'truncated data'),
+                                        row_step=2**32 - 1)), 'wrong layout'),
     'wrong frame': ('points', raw(cloud(5.0, seen_points(WALL), frame='nowhere')),
                     'no transform'),
     'NaN cloud': ('points', raw(cloud(5.0, np.full((50, 3), np.nan))), 'no points'),
@@ -223,7 +223,7 @@ HOSTILE = {
                 'unknown encoding'),
     'depth of another frame': ('depth', raw(sparse(5.0, WALL, frame='other')), 'wrong frame'),
     'empty depth': ('depth', raw(sparse(5.0, np.zeros_like(WALL))), 'no points'),
-    'no depth at all': ('depth', raw(Image(header=header(5.0))), 'empty image'),
+    'no depth at all': ('depth', raw(Image(header=header(5.0), encoding='32FC1')), 'empty image'),
 }
 
 

@@ -68,32 +68,28 @@ def cloud_points(msg: Any, most: int = 0) -> Float64:
     Of more than `most`, if that is not 0, every second, third, … counts.
 
     Raises:
-        RangeError: 'wrong fields', 'truncated data'.
+        RangeError: 'wrong layout'.
 
     """
     width, height = int(msg.width), int(msg.height)
-    step, row = int(msg.point_step), int(msg.row_step)
-    order = '>' if msg.is_bigendian else '<'
-    offsets: dict[str, tuple[str, int]] = {
-        str(field.name): (f'{order}{_FLOATS[int(field.datatype)]}', int(field.offset))
-        for field in msg.fields if int(field.datatype) in _FLOATS}
-    if not offsets.keys() >= set('xyz') or any(
-            offset + int(kind[2]) > step for kind, offset in offsets.values()):
-        raise RangeError('wrong fields', (
-            f'The cloud has fields {quoted([str(field.name) for field in msg.fields], 200)} in '
-            f'points of {step} bytes; expected x, y and z as floating point within these. Check '
-            "the lidar's driver."))
-    data = data_of(msg)
-    if row < width * step or data.size < height * row:
-        raise RangeError('truncated data', (
-            f'The cloud has {data.size} bytes, but {height} rows of {row} bytes with {width} '
-            f"points of {step} bytes each are announced. Check the lidar's driver."))
+    step, row, data = int(msg.point_step), int(msg.row_step), data_of(msg)
     if not width * height:
         return np.empty((0, 3))
-    kind = np.dtype({
-        'names': list('xyz'), 'formats': [offsets[name][0] for name in 'xyz'],
-        'offsets': [offsets[name][1] for name in 'xyz'], 'itemsize': step})
-    cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
+    fields = {str(field.name): field for field in msg.fields}
+    order = '>' if msg.is_bigendian else '<'
+    try:
+        kind = np.dtype({
+            'names': list('xyz'), 'itemsize': step,
+            'formats': [order + _FLOATS[int(fields[name].datatype)] for name in 'xyz'],
+            'offsets': [int(fields[name].offset) for name in 'xyz']})
+        if row < width * step:
+            raise ValueError(f'row_step is {row}')
+        cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RangeError('wrong layout', (
+            f'The cloud, {width}x{height} points of {step} bytes in {data.size} bytes of data, '
+            f'does not hold x, y and z as floating point ({quoted(str(error))}). Check the '
+            "lidar's driver.")) from error
     if most and width * height > most:
         every = -(-width * height // most)
         cloud = cloud[np.divmod(np.arange(0, width * height, every), width)]
@@ -353,9 +349,8 @@ def _check_apart(stamp: int, other: int) -> None:
     apart = abs(stamp - other) / _NANOSECONDS
     if apart > LATE:
         raise RangeError('stamps apart', (
-            f'the message is {apart:.3g} s apart from the image, by their stamps. How the robot '
-            'moved meanwhile tf would know by a frame that it moves in, such as odom; without it '
-            f'at most {LATE:g} s are bridged.'))
+            f'the stamps of message and image are {apart:.3g} s apart; without a frame of tf that '
+            f'the robot moves in, such as odom, at most {LATE:g} s are bridged.'))
 
 
 def _project(points: Float64, model: CameraModel, size: Size) -> Points:

@@ -67,6 +67,9 @@ ENCODINGS = {
     # V4L2 has it: `height` is the picture's, `step` that of Y.
     'nv12': _Layout(1, 'YUV2RGB_NV12', shared=2), 'nv21': _Layout(1, 'YUV2RGB_NV21', shared=2),
 }
+# 16UC1 and mono16 are millimetres, 32FC1 metres.
+_DEPTHS = {'16UC1': _Layout(1, None, 16), 'mono16': _Layout(1, None, 16),
+           '32FC1': _Layout(1, None, 32)}
 
 
 def to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> UInt8:
@@ -85,22 +88,14 @@ def to_rgb(msg: Any, max_pixels: int = MAX_PIXELS) -> UInt8:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        ImageError: 'empty image', 'zero size', 'unknown encoding', 'odd size', 'wrong step',
-            'truncated data', 'excess data', 'too many pixels' (more than `max_pixels`); of a
-            compressed one also 'compressed depth', 'truncated jpeg', 'truncated png',
-            'undecodable'.
+        ImageError: 'empty image', 'unknown encoding', 'odd size', 'wrong step', 'truncated data',
+            'excess data', 'too many pixels' (more than `max_pixels`); of a compressed one also
+            'compressed depth', 'truncated jpeg', 'truncated png', 'undecodable'.
 
     """
     if not hasattr(msg, 'encoding'):
         return _compressed_to_rgb(msg, max_pixels)
-    encoding = str(msg.encoding)
-    layout = ENCODINGS.get(encoding)
-    if layout is None:
-        _check_present(msg)
-        raise ImageError(
-            'unknown encoding',
-            f'The image has encoding {quoted(encoding)}; known are {", ".join(ENCODINGS)}. Set '
-            'the camera driver to one of these.')
+    layout = _layout(msg, ENCODINGS)
     return _converted(_pixels(msg, layout, max_pixels), layout.to_rgb)
 
 
@@ -121,17 +116,9 @@ def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
     """
     if not hasattr(msg, 'encoding'):
         return _compressed_to_depth(msg, max_pixels)
-    encoding = str(msg.encoding)
-    if encoding in ('16UC1', 'mono16'):
-        pixels = _pixels(msg, _Layout(1, None, 16), max_pixels)
+    pixels = _pixels(msg, _layout(msg, _DEPTHS), max_pixels)
+    if pixels.itemsize == 2:
         return _known(pixels.astype(np.float32) / np.float32(_MILLIMETRES))
-    if encoding != '32FC1':
-        _check_present(msg)
-        raise ImageError(
-            'unknown encoding',
-            f'The depth image has encoding {quoted(encoding)}; known are 32FC1 (metres) and '
-            '16UC1 (millimetres). Use the topic of the depth image itself, not a picture of it.')
-    pixels = _pixels(msg, _Layout(1, None, 32), max_pixels)
     return _known(pixels.view(f'{pixels.dtype.byteorder}f4').astype(np.float32))
 
 
@@ -185,10 +172,23 @@ def data_of(msg: Any) -> UInt8:
 # Raw images --------------------------------------------------------------------------------------
 
 
+def _layout(msg: Any, known: dict[str, _Layout]) -> _Layout:
+    layout = known.get(str(msg.encoding))
+    if layout is None:
+        raise ImageError(
+            'unknown encoding',
+            f'The image has encoding {quoted(str(msg.encoding))}; known are {", ".join(known)}. '
+            'Set the camera driver to one of these, or use another topic.')
+    return layout
+
+
 def _pixels(msg: Any, layout: _Layout, max_pixels: int) -> NDArray[Any]:
     """(H, W[, channels]) view of the data in the message's byte order; of nv12 (H * 3 / 2, W)."""
-    data = _check_present(msg)
+    data = data_of(msg)
     width, height, step = int(msg.width), int(msg.height), int(msg.step)
+    if not (data.size and width and height):
+        raise ImageError('empty image', f'The image ({width}x{height}, encoding {msg.encoding}) '
+                                        f'has {data.size} bytes of data. {_DRIVER}')
     planes = (layout.to_rgb or '')[-4:-2] == 'NV'
     for name, size in (('width', width), ('height', height if planes else 0)):
         if size % layout.shared:
@@ -220,16 +220,6 @@ def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
     if code is None:
         return pixels
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
-
-
-def _check_present(msg: Any) -> UInt8:
-    data = data_of(msg)
-    if not data.size or not msg.width or not msg.height:
-        raise ImageError(
-            'zero size' if data.size else 'empty image',
-            f'The image ({msg.width}x{msg.height}, encoding {quoted(str(msg.encoding))}) has '
-            f'{data.size} bytes of data. {_DRIVER}')
-    return data
 
 
 def _check_pixel_count(width: int, height: int, most: int) -> None:

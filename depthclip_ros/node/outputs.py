@@ -171,22 +171,17 @@ def cloud_message(
     make: Make, header: Any, rays: Float32, patch_depth: Float32, colors: NDArray[np.uint8],
     patch_stddev: Float32 | None = None,
 ) -> Any:
-    """Put points at `patch_depth` along `rays`.
+    """Put h x w points at `patch_depth` along `rays`, with the fields x, y, z, rgb.
 
     Args:
         make: makes the message.
-        header: Of the image, in whose frame the rays are.
+        header: of the image, in whose frame the rays are.
         rays: (h, w, 3) with z = 1, NaN where a patch has none.
-        patch_depth: (h, w) metres along the optical axis.
+        patch_depth: (h, w) metres along the optical axis; where it is not a positive number, or
+            there is no ray, the point is a hole of NaN.
         colors: (h, w, 3) RGB.
-        patch_stddev: (h, w) metres, standard deviation of `patch_depth`: that of z, not of the
-            distance. None if it is unknown: there is no such field then, since a field of NaN
-            would be filtered as if every point were unsure.
-
-    Returns:
-        h x w points with the fields x, y, z, rgb and maybe stddev. A patch without a ray, or whose
-        depth is not a positive number, is a hole: its x, y, z and stddev are NaN, and the cloud is
-        not dense.
+        patch_stddev: (h, w) metres, standard deviation of z, a field more. None if it is unknown:
+            a field of NaN would be filtered as if every point were unsure.
 
     """
     h, w = patch_depth.shape

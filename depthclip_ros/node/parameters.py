@@ -72,7 +72,12 @@ class Parameters:
 
         """
         self._node, self._pipeline = node, pipeline
-        given = _given(node)
+        parameters: dict[str, Any] = node.get_parameters_by_prefix('')
+        given = {name: _plain(parameter.value) for name, parameter in parameters.items()
+                 if not ROS_OWN.match(name)}
+        unknown = sorted(set(given) - set(SETTINGS))
+        if unknown:
+            raise ConfigError(_unknown_message(unknown))
         depth, config = split(given)
         depth, note = with_demo_settings(depth, config.weights, given)
         if note:
@@ -92,51 +97,50 @@ class Parameters:
 
     def _on_set(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         """Accept or refuse a set of changes as a whole, with the reason."""
-        changes, pipeline = _changes(parameters), self._pipeline()
+        try:
+            self._accept({p.name: _plain(p.value) for p in parameters if p.name in SETTINGS})
+        except DepthClipError as error:
+            return SetParametersResult(successful=False, reason=str(error)[:LONGEST_REASON])
+        return SetParametersResult(successful=True)
+
+    def _accept(self, changes: Mapping[str, Any]) -> None:
+        """Let changes count from the next batch on; raise what is wrong with them."""
+        pipeline, name = self._pipeline(), self._node.get_fully_qualified_name()
         if not changes:
-            return SetParametersResult(successful=True)
+            return
         try:
             depth, node = self.read(changes)
-            if pipeline is not None:
-                self._check_fixed({**depth.to_dict(), **node.to_dict()}, changes)
-                self._prepare(pipeline, depth, changes)
-                pipeline.config = depth  # between two batches
-        except DepthClipError as error:
-            reason = str(error)
-            if ' but ' in reason and changes.keys() & COUPLED:
-                name = self._node.get_fully_qualified_name()
-                reason = (f'{reason[:200]} Set all of them in one request: `ros2 param load '
-                          f'{name} FILE`, or the service {name}/set_parameters_atomically.')
-            return SetParametersResult(successful=False, reason=reason[:LONGEST_REASON])
-        return SetParametersResult(successful=True)
+        except ConfigError as error:
+            if ' but ' not in str(error) or not changes.keys() & COUPLED:
+                raise
+            raise ConfigError(
+                f'{str(error)[:200]} Set all of them in one request: `ros2 param load {name} '
+                f'FILE`, or the service {name}/set_parameters_atomically.') from error
+        if pipeline is None:
+            return
+        wanted = {**depth.to_dict(), **node.to_dict()}
+        now = {name: value for config in self.read() for name, value in config.to_dict().items()}
+        fixed = [setting for setting in changes
+                 if SETTINGS[setting].metadata['reload'] and wanted[setting] != now[setting]]
+        if fixed:
+            raise ConfigError(
+                f'{", ".join(fixed)}: cannot change while the model is loaded. First: ros2 '
+                f'lifecycle set {name} deactivate (if active) and cleanup; set it; then configure '
+                'and activate.')
+        late = sorted((WORDS | {'calibration'}) & changes.keys())
+        if pipeline.estimator is not None:
+            pipeline.estimator.prepare(depth)  # new words, which the services have done before
+        elif late:
+            raise ConfigError(f'{", ".join(late)}: cannot change while the model is being loaded; '
+                              'try again in a while.')
+        pipeline.config = depth  # between two batches
 
     def _encode(self, parameters: Sequence[Parameter]) -> None:
         """Encode the words that parameters will make, if they can be set at all."""
         pipeline = self._pipeline()
         if pipeline is not None and pipeline.estimator is not None:
-            pipeline.estimator.prepare(self.read(_changes(parameters))[0])
-
-    def _check_fixed(self, wanted: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-        """Refuse changes that a loaded model cannot follow."""
-        now = {name: value for config in self.read() for name, value in config.to_dict().items()}
-        fixed = [name for name in changes
-                 if SETTINGS[name].metadata['reload'] and wanted[name] != now[name]]
-        if fixed:
-            name = self._node.get_fully_qualified_name()
-            raise ConfigError(
-                f'{", ".join(fixed)}: cannot change while the model is loaded. First: ros2 '
-                f'lifecycle set {name} deactivate (if active) and cleanup; set it; then configure '
-                'and activate.')
-
-    @staticmethod
-    def _prepare(pipeline: Pipeline, config: DepthConfig, changes: Mapping[str, Any]) -> None:
-        """Encode new words, which the services have done before, and read a new calibration."""
-        late = (WORDS | {'calibration'}) & changes.keys()
-        if pipeline.estimator is not None:
-            pipeline.estimator.prepare(config)
-        elif late:
-            raise ConfigError(f'{", ".join(sorted(late))}: cannot change while the model is being '
-                              'loaded; try again in a while.')
+            pipeline.estimator.prepare(self.read(
+                {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS})[0])
 
 
 class _Services(ParameterService):
@@ -200,17 +204,6 @@ class _Services(ParameterService):
         return done
 
 
-def _given(node: Node) -> dict[str, Any]:
-    """Values from parameter files and the command line, without ROS's own."""
-    parameters: dict[str, Any] = node.get_parameters_by_prefix('')
-    given = {name: _plain(parameter.value) for name, parameter in parameters.items()
-             if not ROS_OWN.match(name)}
-    unknown = sorted(set(given) - set(SETTINGS))
-    if unknown:
-        raise ConfigError(_unknown_message(unknown))
-    return given
-
-
 def _unknown_message(unknown: Sequence[str]) -> str:
     """Say that parameters do not exist, and which were probably meant."""
     meant = [near for name in unknown[:MOST_NAMED]
@@ -218,10 +211,6 @@ def _unknown_message(unknown: Sequence[str]) -> str:
     return (f'unknown parameter {quoted(", ".join(unknown[:MOST_NAMED]))}; '
             + f'did you mean {", ".join(meant)}? ' * bool(meant)
             + 'config/depth.yaml has those that there are.')
-
-
-def _changes(parameters: Sequence[Parameter]) -> dict[str, Any]:
-    return {p.name: _plain(p.value) for p in parameters if p.name in SETTINGS}
 
 
 def _with_doubles(parameter: Parameter) -> Parameter:
