@@ -348,7 +348,6 @@ def test_between_two_messages_the_last_one_corrects_around_its_points():
     ({'anchor_pose': '1 2 3 4 5 nan'}, 'six numbers'),
     ({'anchor_pose': '1 2 3 4 5 1e300'}, 'six numbers'),
     ({'anchor_pose': POSE, 'cameras': ['a', 'b']}, 'tf'),
-    ({'anchor': 'ground', 'base_frame': ''}, 'camera_height'),
 ])
 def test_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):

@@ -52,7 +52,8 @@ class NodeConfig(Settings):
         False, 'The image is rectified: its rays follow P without distortion, not K and D')
     anchor: str = define(
         '', f'What fixes the scale of depth: {", ".join(ANCHORS[:-1])} (of another sensor) or '
-            f'{GROUND} (the floor below the camera); empty: nothing (docs/scale.md)')
+            f'{GROUND} (the floor below the camera); empty: nothing (docs/scale.md)',
+        choices=('', *ANCHORS))
     anchor_timeout: float = define(
         5.0, 'Let the anchor go, and report it, when it could not be followed for this long',
         unit='s', minimum=0.1, maximum=3600.0)
@@ -97,20 +98,11 @@ class NodeConfig(Settings):
             raise ConfigError(f'cache_dir: {quoted(self.cache_dir)} is relative to wherever the '
                               'node was started; give the whole path.')
         check_camera_names(self.cameras)
-        self._check_anchor()
-
-    def _check_anchor(self) -> None:
-        if self.anchor and self.anchor not in ANCHORS:
-            raise ConfigError(f'anchor: {quoted(self.anchor)} is none of {", ".join(ANCHORS)}; '
-                              "'' for none.")
         if self.anchor_pose:
             parse_pose(self.anchor_pose)
         if self.anchor_pose and len(self.cameras) > 1:
             raise ConfigError(f'anchor_pose: cannot hold for {len(self.cameras)} cameras at once; '
                               'leave it empty, and publish tf.')
-        if self.anchor == GROUND and not self.camera_height and not self.base_frame:
-            raise ConfigError(f'base_frame: is empty; anchor: {GROUND} needs it, or camera_height '
-                              'and camera_pitch.')
 
 
 def parse_pose(text: str) -> tuple[float, ...]:

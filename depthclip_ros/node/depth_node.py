@@ -357,39 +357,33 @@ def _wait_for(job: Future[Any], until: Callable[[], bool]) -> bool:
     return True
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM.
-
-    Returns:
-        Exit status: 0 after a signal, 1 if the node could not start or was not
-        well at the end, 2 if it does not know an argument.
-
-    """
-    signals = StopSignals()
-    try:
-        return _run(list(sys.argv if args is None else args), signals.received)
-    finally:
-        signals.close()
-
-
 def run() -> NoReturn:
     """Run the node as the process's program, which ends with it."""
     end_process(main())
 
 
-def _run(arguments: Sequence[str], ending: threading.Event) -> int:
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM.
+
+    Returns:
+        Exit status: 0 after a signal, 1 if the node could not start or was not well at the end, 2
+        if it does not know an argument.
+
+    """
+    signals = StopSignals()
+    arguments, ending = list(sys.argv if args is None else args), signals.received
     keep_freed_memory()
     node: DepthNode | None = None
     started = False
     try:
-        others = rclpy.utilities.remove_ros_args(list(arguments))[1:]
+        others = rclpy.utilities.remove_ros_args(arguments)[1:]
         if others:
             sys.stderr.write(
                 f'depth_node: {quoted(" ".join(others))} is no argument of it; settings follow '
                 'after --ros-args, such as -p weights:=demo (config/depth.yaml has all).\n')
             return 2
         # Our own signal handlers: rclpy's would close the context under the last messages.
-        rclpy.init(args=list(arguments), signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode(ending)
         started = not node.autostart or (
             node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS)
@@ -408,6 +402,7 @@ def _run(arguments: Sequence[str], ending: threading.Event) -> int:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
+        signals.close()
     return node.status() if node is not None and (started or stopped) else 1
 
 
