@@ -8,8 +8,7 @@ import pytest
 
 from depthclip_ros import color
 
-NEAR_AND_FAR = np.array([[1.0, 3.0]], np.float32)
-NEAR, FAR = color.colorize(NEAR_AND_FAR, 1.0, 3.0)[0]
+NEAR, FAR = color.colorize(np.array([[1.0, 3.0]], np.float32), 1.0, 3.0)[0]
 IMAGE = np.full((120, 160, 3), (10, 200, 30), np.uint8)
 
 
@@ -27,15 +26,9 @@ def test_near_is_red_far_is_blue_and_no_depth_is_black():
         assert picture[0, 4, 1] > 200  # turbo's middle is green
     assert int(NEAR[2]) > int(NEAR[0]) + 50
     assert FAR[0] > FAR[2]
-
-
-@pytest.mark.parametrize(('depth', 'low', 'high', 'message'), [
-    (NEAR_AND_FAR, 3.0, 1.0, 'low < high'), (NEAR_AND_FAR, 2.0, 2.0, 'low < high'),
-    (NEAR_AND_FAR, float('nan'), 2.0, 'low < high'),
-    (NEAR_AND_FAR[..., None], 1.0, 3.0, r'\(1, 2, 1\)')])
-def test_what_cannot_be_painted_is_refused(depth, low, high, message):
-    with pytest.raises(ValueError, match=message):
-        color.colorize(depth, low, high)
+    for low, high in ((3.0, 1.0), (2.0, 2.0), (float('nan'), 2.0)):
+        with pytest.raises(ValueError, match='low < high'):
+            color.colorize(depth, low, high)
 
 
 @pytest.mark.parametrize(('low', 'high', 'height', 'ticks'), [
@@ -66,21 +59,18 @@ def test_image_and_depth_stand_side_by_side_and_nothing_hides_them():
     assert (full[0, 5] == color.WARNING).all()
     assert (full[:top].min(axis=-1) > 150).any()  # letters
     assert full[top + 120:].max() > 150
-    alone = color.side_by_side(depth, 1.0, 3.0)
-    assert (alone[:, :16] == NEAR).all()
 
 
 def test_what_is_written_in_place_covers_only_an_edge():
     picture = np.zeros((100, 300, 3), np.uint8)
     color.write_warning(picture, color.UNTRAINED)
-    assert (picture[0, 5] == color.WARNING).all()
-    assert (picture[color.WARNING_HEIGHT:] == 0).all()
     color.write_note(picture, 'note')
+    assert (picture[0, 5] == color.WARNING).all()
     assert (picture[-1, 250] == color.BACKGROUND).all()
     assert (picture[color.WARNING_HEIGHT:80] == 0).all()
 
 
-@pytest.mark.parametrize('count', [1, 2, 5])
+@pytest.mark.parametrize('count', [1, 5])
 def test_a_contact_sheet_holds_every_picture(count):
     pictures = [np.full((60, 140, 3), 40 * (i + 1), np.uint8) for i in range(count)]
     sheet = color.contact_sheet(pictures, 'title', width=400)

@@ -13,7 +13,7 @@ from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.estimator import DepthPrediction
 from depthclip_ros.core.words import Scene
-from depthclip_ros.overlay import answer_words, chart_patches, depth_words, draw, scene_words
+from depthclip_ros.overlay import answer_words, depth_words, draw, scene_words
 
 CONFIG = DepthConfig(tokens=('near', 'middle', 'far'), bins=(1.0, 2.0, 4.0))
 COLORS = colorize(np.array([CONFIG.bins]), *color_range(CONFIG.bins))[0]
@@ -33,8 +33,8 @@ def answer(height=480, width=640, grid=(6, 8), *, words=3):
         (height, width), 'centered')
 
 
-def black(prediction):
-    return np.zeros((*prediction.image_size, 3), np.uint8)
+def drawn(prediction, *given, config=CONFIG):
+    return draw(np.zeros((*prediction.image_size, 3), np.uint8), prediction, config, *given)
 
 
 def painted(picture, color):
@@ -43,13 +43,12 @@ def painted(picture, color):
 
 
 def test_each_chart_has_the_bars_of_its_own_patch():
-    prediction = answer()
-    photo = draw(black(prediction), prediction, CONFIG)[:576, :768]
+    photo = drawn(answer())[:576, :768]
     far = painted(photo, COLORS[2])
     patch = 96  # pixels
     assert {tuple(p) for p in far // patch} == {(2, 3)}
     near = {tuple(p) for p in painted(photo, COLORS[0]) // patch}
-    assert near == {*chart_patches(6, 8)} - {(2, 3)}
+    assert near == set(np.ndindex(6, 8)) - {(2, 3)}
     # The last of three columns, from the chart's lower edge to its upper.
     assert np.ptp(far[:, 0]) > 0.5 * patch
     assert (far[:, 1] % patch).min() > 0.5 * patch
@@ -57,8 +56,7 @@ def test_each_chart_has_the_bars_of_its_own_patch():
 
 
 def test_a_patch_that_is_looked_at_is_marked_and_its_words_are_listed():
-    prediction = answer()
-    plain, looked = (draw(black(prediction), prediction, CONFIG, spot) for spot in (None, (2, 3)))
+    plain, looked = (drawn(answer(), spot) for spot in (None, (2, 3)))
     changed = np.argwhere((plain[:576, :768] != looked[:576, :768]).any(axis=2))
     assert changed.min(axis=0) == pytest.approx([2 * 96, 3 * 96], abs=4)
     assert changed.max(axis=0) == pytest.approx([3 * 96, 4 * 96], abs=4)
@@ -66,14 +64,16 @@ def test_a_patch_that_is_looked_at_is_marked_and_its_words_are_listed():
     bars = [len(painted(looked[:, 768:], color)) for color in COLORS]
     assert max(bars[:2]) < 50  # that much is in the scale
     assert bars[2] > 500
+    warned = drawn(answer(), (2, 3), (), 'untrained')  # which covers nothing
+    np.testing.assert_array_equal(warned[-len(looked):], looked)
+    assert len(painted(warned[:-len(looked)], (40, 40, 200)))
 
 
 def test_metres_are_those_of_the_image():
     """The focal length is in the colours and in the words."""
     prediction = replace(answer(), focal_ratio=2.0, patch_stddev=np.full((6, 8), 0.5, np.float32))
     assert prediction.word_depths(CONFIG) == [2.0, 4.0, 8.0]
-    looked = draw(black(prediction), prediction, CONFIG, (2, 3))[:, 768:]
-    assert len(painted(looked, COLORS[2])) > 500  # the bar, and not the scale alone
+    assert len(painted(drawn(prediction, (2, 3))[:, 768:], COLORS[2])) > 500  # the bar
     assert depth_words(prediction, 2, 3) == '4.00 m ± 0.50 m\n(spread 0.25 m)'
     assert answer_words(prediction, 2, 3, CONFIG.tokens) == 'far 100%, near 0%, middle 0%'
     assert scene_words(prediction) == ''
@@ -81,14 +81,6 @@ def test_metres_are_those_of_the_image():
     assert scene_words(replace(prediction, scene=seen)) == 'scene: office (80%)'
     prediction.patch_depth[2, 3] = np.nan
     assert depth_words(prediction, 2, 3).startswith('no depth ± ')
-
-
-def test_a_warning_covers_nothing():
-    prediction = answer()
-    plain, warned = (draw(black(prediction), prediction, CONFIG, None, (), text)
-                     for text in ('', 'untrained'))
-    np.testing.assert_array_equal(warned[-len(plain):], plain)
-    assert len(painted(warned[:-len(plain)], (40, 40, 200)))
 
 
 @pytest.mark.parametrize(('size', 'grid', 'words'), [
@@ -104,17 +96,16 @@ def test_any_shape_and_number_of_words(size, grid, words):
     prediction.patch_depth[:] = np.resize([np.nan, np.inf, 1.0], grid)
     prediction.depth[:] = np.nan
     for spot in (None, (0, 0)):
-        picture = draw(black(prediction), prediction, config, spot, ['line'] * 3, 'warning')
+        picture = drawn(prediction, spot, ['line'] * 3, 'warning', config=config)
         assert picture.dtype == np.uint8
         assert 200 < picture.shape[0] < 1500
 
 
 def test_patch_of_a_place():
     whole = answer()
-    assert whole.patch_at(-0.5, -0.5) == (0, 0)
-    assert whole.patch_at(79.49, 0) == (0, 0)
-    assert whole.patch_at(79.5, 0) == (0, 1)
-    assert whole.patch_at(639.49, 479.49) == (5, 7)
+    for place, patch in (((-0.5, -0.5), (0, 0)), ((79.49, 0), (0, 0)), ((79.5, 0), (0, 1)),
+                         ((639.49, 479.49), (5, 7))):
+        assert whole.patch_at(*place) == patch
     for place in ((639.5, 0), (-0.6, 0), (0, 480), (float('nan'), 0)):
         with pytest.raises(ImageError, match='outside') as error:
             whole.patch_at(*place)

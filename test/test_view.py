@@ -116,7 +116,7 @@ def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
 
 
 def test_view_counts_the_scene(tmp_path, picture, rgb, demo_estimator, capsys):
-    """The words' metres are those of the image's scene."""
+    """The words' metres are those of the image's scene, and of its focal length."""
     config = DepthConfig(tokens=('a', 'b'), bins=(1.0, 2.0), scenes=('s', 't'),
                          scene_bins=(2.0, 4.0, 6.0, 8.0))
     seen = SeenScene(('s', 't'), np.array([0.25, 0.75], np.float32), 0.5, 't')
@@ -125,9 +125,9 @@ def test_view_counts_the_scene(tmp_path, picture, rgb, demo_estimator, capsys):
     twice = replace(prediction, scene=None, focal_ratio=2.0, adjustment=Adjustment(3.0))
     assert twice.word_depths(config) == pytest.approx([6.0, 12.0])
     settings = tmp_path / 'depth.yaml'
-    settings.write_text('/**:\n  ros__parameters:\n    scenes: [office, bathroom]\n'
-                        '    scene_templates: ["this room is a {}"]\n    weights: demo\n')
-    assert main(['view', str(picture), '--config', str(settings), '-o', str(tmp_path / 'o')]) == 0
+    settings.write_text('/**: {ros__parameters: {scenes: [office, bathroom], weights: demo, '
+                        'scene_templates: ["this room is a {}"]}}')
+    assert view(picture, '--config', settings, '-o', tmp_path / 'o') == 0
     assert 'scene: ' in capsys.readouterr().out
 
 
@@ -176,34 +176,30 @@ def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys)
     recording = recorded(path)
     camera = CameraModel.pinhole(160, 120, 260.0)
     for number, image in enumerate((rgb, np.ascontiguousarray(rgb[:, ::-1]))):
-        of = {entity: rows[number] for entity, rows in recording.items()
-              if len(rows) == 2}
+        of = {entity: rows[number] for entity, rows in recording.items() if len(rows) == 2}
         prediction = demo_estimator.predict(image, intrinsics=camera)
+        depth, weights = prediction.patch_depth, prediction.weights
         assert prediction.focal_ratio > 1.9
-        np.testing.assert_allclose(pixels(of['/depth']), prediction.depth, rtol=1e-4)
-        rows, columns = prediction.patch_depth.shape
-        points = camera.patch_rays(rows, columns) * prediction.patch_depth[..., None]
-        np.testing.assert_allclose(
-            of['/points']['positions'], points.reshape(-1, 3), rtol=1e-4)
-        assert of['/camera']['resolution'] == [[160, 120]]
-        np.testing.assert_allclose(  # columns first
-            np.reshape(of['/camera']['image_from_camera'][0], (3, 3)).T, camera.K)
+        for shown, expected in (
+                (pixels(of['/depth']), prediction.depth),
+                (of['/points']['positions'], (
+                    camera.patch_rays(*depth.shape) * depth[..., None]).reshape(-1, 3)),
+                (np.reshape(of['/camera']['image_from_camera'][0], (3, 3)).T, camera.K),
+                (np.reshape(of['/words']['data'][0]['buffer'], weights.shape), weights)):
+            np.testing.assert_allclose(shown, expected, rtol=1e-4, atol=1e-5)
         jpeg = cv2.imdecode(np.asarray(of['/camera/image']['blob'][0], np.uint8), cv2.IMREAD_COLOR)
         assert np.abs(jpeg[..., ::-1].astype(float) - image).mean() < 12
-        near, far = (np.asarray(of['/camera/patches']['centers'][i]) for i in (0, 3))
-        for letter, (u, v) in (('A', near), ('D', far)):
-            place = int(v * rows / 120), int(u * columns / 160)
+        text = of['/said']['text'][0]
+        for letter, which in (('A', 0), ('D', 3)):  # the nearest and the farthest
+            u, v = of['/camera/patches']['centers'][which]
+            place = int(v * depth.shape[0] / 120), int(u * depth.shape[1] / 160)
             np.testing.assert_allclose(of[f'/answers/{letter}']['values'][0]['buffer'],
-                                       prediction.weights[:, place[0], place[1]], atol=1e-5)
-            metres = re.search(rf'{letter}: ([\d.]+) m', of['/said']['text'][0])[1]
-            assert float(metres) == pytest.approx(prediction.patch_depth[place], **ROUNDED)
-        metres = re.search(rf'\| {demo_estimator.config.tokens[0]} \| ([\d.]+) \|',
-                           of['/said']['text'][0])[1]
-        assert float(metres) == pytest.approx(
-            demo_estimator.config.bins[0] * prediction.focal_ratio, **ROUNDED)
-        np.testing.assert_allclose(
-            np.reshape(of['/words']['data'][0]['buffer'], prediction.weights.shape),
-            prediction.weights, atol=1e-5)
+                                       weights[:, place[0], place[1]], atol=1e-5)
+            metres = re.search(rf'{letter}: ([\d.]+) m', text)[1]
+            assert float(metres) == pytest.approx(depth[place], **ROUNDED)
+        metres = re.search(rf'\| {demo_estimator.config.tokens[0]} \| ([\d.]+) \|', text)[1]
+        assert float(metres) == pytest.approx(prediction.word_depths(
+            demo_estimator.config)[0], **ROUNDED)
     assert view(bag, '--weights', 'demo', '--save', path) == 1
     assert 'not overwritten' in capsys.readouterr().err
 
@@ -258,22 +254,16 @@ class Screen:
 
     def __init__(self, monkeypatch, *events):
         self.events, self.shown, self.open = list(events), [], False
-        for name in ('namedWindow', 'setMouseCallback', 'imshow', 'waitKey', 'getWindowProperty',
-                     'destroyAllWindows'):
-            monkeypatch.setattr(cv2, name, getattr(self, name))
+        for name, stand_in in {
+                'namedWindow': lambda *_: setattr(self, 'open', True),
+                'setMouseCallback': lambda _, callback: setattr(self, 'callback', callback),
+                'imshow': lambda _, picture: self.shown.append(picture.copy()),
+                'waitKey': self.wait, 'getWindowProperty': lambda *_: float(self.open),
+                'destroyAllWindows': lambda: setattr(self, 'open', False)}.items():
+            monkeypatch.setattr(cv2, name, stand_in)
         monkeypatch.setenv('DISPLAY', ':0')
 
-    def namedWindow(self, _, flags):  # noqa: N802
-        self.open = True
-
-    def setMouseCallback(self, _, callback):  # noqa: N802
-        self.callback = callback
-
-    def imshow(self, _, picture):
-        assert picture.dtype == np.uint8
-        self.shown.append(picture.copy())
-
-    def waitKey(self, _):  # noqa: N802
+    def wait(self, _):
         event = self.events.pop(0)
         if isinstance(event, str):
             return ord(event)
@@ -282,12 +272,6 @@ class Screen:
         else:
             self.callback(*event, 0, None)
         return -1
-
-    def getWindowProperty(self, *_):  # noqa: N802
-        return float(self.open)
-
-    def destroyAllWindows(self):  # noqa: N802
-        self.open = False
 
 
 def test_a_click_asks_its_patch(picture, rgb, demo_estimator, monkeypatch, capsys):

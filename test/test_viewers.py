@@ -56,7 +56,11 @@ def test_rviz_shows_what_the_node_has(name):
 
 
 def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
-    one = ROOT / 'rviz/depth.rviz'
+    one, file = ROOT / 'rviz/depth.rviz', tmp_path / 'my.yaml'
+    file.write_text('/**:\n  ros__parameters:\n    cameras: [left, right]\n')
+    assert make_plan().names == ['']
+    assert make_plan(params_file=str(file)).names == ['left', 'right']
+    assert make_plan(overlay=str(file), cameras='front').names == ['front']
     assert rviz_file([''], tmp_path) == rviz_file(['front'], tmp_path) == one
     assert rviz(rviz_file(['front', 'rear'], tmp_path)) == rviz(ROOT / 'rviz/cameras.rviz')
     written = rviz_file(['left/front', 'side', 'back'], tmp_path)
@@ -67,15 +71,6 @@ def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
         ('left/front', True), ('side', False), ('back', False)]
     for group, start in zip(groups, ('left/front/', 'side/', 'back/'), strict=True):
         assert all(part['Topic']['Value'].startswith(start) for part in displays(group))
-
-
-def test_cameras_of_the_files_count_too(tmp_path):
-    file = tmp_path / 'my.yaml'
-    file.write_text('/**:\n  ros__parameters:\n    cameras: [left, right]\n')
-    assert make_plan().names == ['']
-    assert make_plan(params_file=str(file)).names == ['left', 'right']
-    assert make_plan(overlay=str(file)).names == ['left', 'right']
-    assert make_plan(overlay=str(file), cameras='front').names == ['front']
 
 
 def topics_of(panel, config):
