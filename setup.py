@@ -92,7 +92,7 @@ setup(
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
         # Many bags on several cores, GPUs or machines.
         'ray': ['ray>=2.60'],
-        # precision: int8, and engine: onnxruntime.
+        # precision: int8.
         'int8': ['onnx>=1.14', 'onnxruntime>=1.16'],
         # backbone: open_clip:…; transformers has SigLIP's tokenizers.
         'open_clip': ['open_clip_torch>=3.0', 'transformers>=4.40'],

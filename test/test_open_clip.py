@@ -71,9 +71,6 @@ def short(tmp_path_factory):
         (folder / f'{other}.json').write_text(json.dumps(config))
         if other == 'short-vit':
             (folder / 'short-other.json').write_text(json.dumps({**config, 'quick_gelu': True}))
-        if other == 'short-map':  # with a tokenizer as SigLIP's; see `hub_tokenizer`
-            text.update(hf_tokenizer_name='timm/short', tokenizer_kwargs={'clean': 'canonicalize'})
-            (folder / 'short-hub.json').write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, 'create_model', create)
@@ -446,63 +443,14 @@ def test_long_sentences_are_refused_not_cut(short, monkeypatch, end):
         monkeypatch.setattr(open_clip, 'get_tokenizer', lambda _: tokenize)
 
 
-@pytest.fixture(params=['GemmaTokenizer', 'PreTrainedTokenizerFast'])
-def hub_tokenizer(request, tmp_path, monkeypatch):
-    """A small tokenizer in SigLIP 2's files, where a name of the hub is looked for first."""
-    import json
-    pytest.importorskip('transformers', reason='transformers, which SigLIP needs, is missing')
-    import tokenizers
-    whole = tokenizers.Tokenizer(tokenizers.models.BPE(
-        unk_token='<unk>', byte_fallback=True, fuse_unk=True))
-    whole.normalizer = tokenizers.normalizers.Replace(' ', '▁')
-    whole.pre_tokenizer = tokenizers.pre_tokenizers.Split(' ', 'merged_with_previous')
-    whole.train_from_iterator(
-        ['this object is far', 'a giant thing not in distance'] * 9,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=300, special_tokens=['<pad>', '<eos>', '<bos>', '<unk>'],
-            show_progress=False))
-    whole.post_processor = tokenizers.processors.TemplateProcessing(
-        single='$A <eos>', special_tokens=[('<eos>', 1)])
-    folder = tmp_path / 'timm' / 'short'
-    folder.mkdir(parents=True)
-    whole.save(str(folder / 'tokenizer.json'))
-    (folder / 'tokenizer_config.json').write_text(json.dumps({
-        'tokenizer_class': request.param, 'pad_token': '<pad>', 'eos_token': '<eos>',
-        'bos_token': '<bos>', 'unk_token': '<unk>', 'add_bos_token': False, 'add_eos_token': True,
-        'padding_side': 'right', 'model_max_length': 64}))
-    monkeypatch.chdir(tmp_path)
-    return whole
-
-
-def test_the_tokenizer_of_siglip_is_read_from_its_files(short, hub_tokenizer):
-    """By open_clip and transformers; the features are those of its own ids."""
-    weights = short('short-hub')
-    features = encode(WORDS, weights)
-    model, expected = own_model('short-hub', weights), []
-    for token in WORDS.words:
-        ids = [hub_tokenizer.encode(template.replace('{}', token).lower()).ids
-               for template in WORDS.templates]
-        assert all(row[-1] == 1 for row in ids)
-        with torch.inference_mode():
-            mean = normalize(model.encode_text(torch.tensor(
-                [row + [0] * (64 - len(row)) for row in ids])), dim=1).mean(dim=0)
-        expected.append(normalize(mean, dim=0).numpy())
-    np.testing.assert_allclose(features, expected, atol=1e-5)
-    assert np.abs(features[0] - features[2]).max() > 1e-3
-    with pytest.raises(ConfigError, match="model's 64 text tokens"):
-        encode(Phrases(('far ' * 63,), ('{}',)), weights)
-
-
-def test_a_tokenizer_that_cannot_be_had(short, monkeypatch):
+def test_packages_that_cannot_be_had(short, tmp_path, monkeypatch):
     def get(_):
         raise OSError('no network')
 
-    monkeypatch.setattr(open_clip, 'get_tokenizer', get)
-    with pytest.raises(WeightsError, match=r'its tokenizer cannot be had .*no network.*SigLIP'):
-        encode(WORDS, short('short-map'))
-
-
-def test_without_open_clip(tmp_path, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(open_clip, 'get_tokenizer', get)
+        with pytest.raises(WeightsError, match=r'tokenizer cannot be had .*no network.*SigLIP'):
+            encode(WORDS, short('short-map'))
     monkeypatch.setitem(sys.modules, 'open_clip', None)
     with pytest.raises(WeightsError, match='pip install open_clip_torch'):
         load('', 'open_clip:ViT-B-16/laion2b_s34b_b88k', tmp_path, print)

@@ -90,7 +90,13 @@ def load(
             f'{source or "its weights"} ({reason(error)}). Give its own weights, as a state dict '
             'or .safetensors: weights: PATH; or start once while there is a network.') from error
     found = OpenClipWeights(network.state_dict())
-    found.architecture, found.normalization = _architecture(config), normalization
+    vision, found.normalization = config['vision_cfg'], normalization
+    layers = vision.get('layers', 0)
+    found.architecture = Architecture(
+        config['embed_dim'], vision.get('image_size', 224),
+        tuple(layers) if isinstance(layers, list) else layers, vision.get('width', 0),
+        None if isinstance(layers, list) else vision.get('patch_size', 0),
+        config['text_cfg'].get('width', 512))
     found.image_encoder = partial(_image_encoder, network.visual, model)
     found.text_encoder = partial(_text_encoder, network, model)
     kind = f'{model.removesuffix("-quickgelu")}{"-quickgelu" * quick}'
@@ -143,15 +149,6 @@ def _tagged(released: Mapping[str, Any], *, offline: bool) -> Path:
     raise WeightsError(f"backbone: the weights of {released['hf_hub']} are not in open_clip's "
                        'cache, and offline is set. Start once while there is a network, or give '
                        'the file as weights: PATH.')
-
-
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    vision, layers = config['vision_cfg'], config['vision_cfg'].get('layers', 0)
-    is_resnet = isinstance(layers, list)
-    return Architecture(
-        config['embed_dim'], vision.get('image_size', 224),
-        tuple(layers) if is_resnet else layers, vision.get('width', 0),
-        None if is_resnet else vision.get('patch_size', 0), config['text_cfg'].get('width', 512))
 
 
 def _image_encoder(visual: Any, model: str) -> ImageEncoder:

@@ -261,7 +261,8 @@ class WinogradConvolution(nn.Module):
         result = x.new_empty(batch, down * _OUT, across * _OUT, self._out)
         step = min(down, max(1, self._count // across))
         # The packed weights are for `count` tiles at a time, and very slow for fewer.
-        tiles = x.new_zeros(max(self._count, step * across), _POSITIONS, channels)
+        count = max(self._count, step * across)
+        tiles = x.new_zeros(count, _POSITIONS, channels)
         for image, of_image in zip(x.permute(0, 2, 3, 1), result, strict=True):
             padded[1:height + 1, 1:width + 1] = image
             for start in range(0, down, step):
@@ -270,18 +271,14 @@ class WinogradConvolution(nn.Module):
                 tiles[:rows * across].view(rows, across, _IN, _IN, -1).copy_(part.as_strided(
                     (rows, across, _IN, _IN, channels),
                     (_OUT * row, _OUT * column, row, column, 1), part.storage_offset()))
+                transformed = torch.bmm(self._to_tile.expand(count, -1, -1), tiles)
+                products = _ONEDNN._convolution_pointwise(  # noqa: SLF001
+                    transformed.view(1, count, 1, -1).permute(0, 3, 1, 2), self._weight,
+                    self._bias, *self._place, 'none', [], None).permute(0, 2, 3, 1)
+                found = torch.bmm(self._from_tile.expand(count, -1, -1),
+                                  products.view(count, _POSITIONS, -1))
                 torch.clamp_min(
-                    self._convolve(tiles)[:rows * across].view(rows, across, _OUT, _OUT, -1), 0,
+                    found[:rows * across].view(rows, across, _OUT, _OUT, -1), 0,
                     out=of_image[start * _OUT:(start + rows) * _OUT].view(
                         rows, _OUT, across, _OUT, -1).transpose(1, 2))
         return result[:, :height, :width].permute(0, 3, 1, 2)
-
-    def _convolve(self, tiles: Tensor) -> Tensor:
-        """(N, 36, in) -> (N, 16, out)."""
-        count = len(tiles)
-        transformed = torch.bmm(self._to_tile.expand(count, -1, -1), tiles)
-        products = _ONEDNN._convolution_pointwise(  # noqa: SLF001
-            transformed.view(1, count, 1, -1).permute(0, 3, 1, 2), self._weight, self._bias,
-            *self._place, 'none', [], None)
-        products = products.permute(0, 2, 3, 1).view(count, _POSITIONS, -1)
-        return torch.bmm(self._from_tile.expand(count, -1, -1), products)
