@@ -58,7 +58,6 @@ RESPONSES = (
     'mean of the plain and the mirrored pass, and the bars are those of the plain one.')
 _WIDEST = 480  # pixels of a picture that is kept
 _COLUMNS = 5  # maps in a row
-_NUMBERS = 16  # words, beyond which cosines are colours only
 _STYLE = {
     'font.family': 'DejaVu Sans', 'font.size': 7.5, 'axes.titlesize': 7.5, 'axes.labelsize': 7.5,
     'axes.linewidth': 0.6, 'xtick.labelsize': 6.5, 'ytick.labelsize': 6.5, 'legend.fontsize': 6.5,
@@ -369,36 +368,6 @@ def maps(sample: Sample, label: str) -> Figure:
                      extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     figure.suptitle(label, x=0.01, ha='left')
     _scale(figure, image, panels.flat, 'weight', weights_)
-    return figure
-
-
-def similarity(words: Sequence[str], cosines: Float32, first: int) -> Figure:
-    """Cosines of all words with all.
-
-    Args:
-        words: of all sets.
-        cosines: (K, K).
-        first: words of the first set, behind which there is a line.
-
-    """
-    count, labels = len(words), [short(word) for word in words]
-    side = min(WIDTH - 1, 1 + 0.3 * count)
-    figure = new_figure(side)
-    figure.set_size_inches(min(WIDTH, side + 0.4 + 0.07 * max(map(len, labels))), side)
-    axes = figure.subplots()
-    low = min(float(cosines.min()), 0.999)
-    picture = axes.imshow(cosines, cmap='viridis', vmin=low, vmax=1)
-    axes.set_xticks(range(count), labels, rotation=40, ha='right', rotation_mode='anchor')
-    axes.set_yticks(range(count), labels)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if first < count:
-        for line in (axes.axhline, axes.axvline):
-            line(first - 0.5, color='white', lw=2)
-    for i, j in np.ndindex(count, count) if count <= _NUMBERS else ():
-        axes.text(j, i, f'{cosines[i, j]:.3f}', ha='center', va='center', size=5.5,
-                  color='black' if cosines[i, j] > (low + 1) / 2 else 'white')
-    figure.colorbar(picture, ax=axes, label='cosine')
     return figure
 
 

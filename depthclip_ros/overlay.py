@@ -6,6 +6,7 @@ Quick enough for every image of a stream. `depthclip view` draws the same for pr
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,13 +47,6 @@ _LEAST_CHART = 26  # pixels a side
 _LINE = 19  # pixels
 _SMALL, _TINY = 0.42, 0.32  # sizes of letters
 _FRAME = (220, 40, 220)  # of the patch that is looked at
-
-
-def chart_patches(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Some patches, evenly spread over a grid of them, as (row, column)."""
-    down, across = min(rows, MOST_CHARTS[0]), min(columns, MOST_CHARTS[1])
-    return [((2 * i + 1) * rows // (2 * down), (2 * j + 1) * columns // (2 * across))
-            for i in range(down) for j in range(across)]
 
 
 def depth_words(prediction: DepthPrediction, row: int, column: int) -> str:
@@ -144,7 +138,10 @@ def _photo(
     high, wide = (round(min(max(0.84 * length / count, _LEAST_CHART),
                             0.6 * length / min(count, most)))
                   for length, count, most in zip(size, grid, MOST_CHARTS, strict=True))
-    for patch in chart_patches(*grid):
+    # Of some patches, evenly spread.
+    rows, columns = ([(2 * i + 1) * count // (2 * shown) for i in range(shown)]
+                     for count, shown in zip(grid, map(min, grid, MOST_CHARTS), strict=True))
+    for patch in product(rows, columns):
         y, x = (round((place + 0.5) * length / count)
                 for place, length, count in zip(patch, size, grid, strict=True))
         top, left = max(0, y - high // 2), max(0, x - wide // 2)

@@ -53,10 +53,10 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     assert 'Nothing here was measured' in said
     page = (output / 'words.html').read_text(encoding='utf-8')
     drawn = {path.name for path in (output / 'figures').iterdir()}
-    assert drawn == {'similarity.png', *(
-        f'{kind}_1_{one}.png' for kind in ('bars', 'maps') for one in 'ab')}
-    for name in drawn:
-        assert f'src="figures/{name}"' in page
+    assert drawn == {f'{kind}_1_{one}.png' for kind in ('bars', 'maps') for one in 'ab'}
+    assert {*re.findall(r'src="figures/(.*?)"', page)} == drawn
+    features = demo_estimator.text_features
+    assert f'>{features[0] @ features[2]:.3f}<' in page
     assert run(NEAR_TO_FAR, '--weights', 'demo', '-o', output) == 1
     assert 'not overwritten' in capsys.readouterr().err
 

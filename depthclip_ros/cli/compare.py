@@ -84,9 +84,6 @@ class Compared:
 def compare(options: argparse.Namespace) -> int:
     """Compare depth with recordings, and write or print what came out.
 
-    Args:
-        options: of the command line, see `depthclip_ros.cli.main`.
-
     Returns:
         Exit code: 1 if a recording could not be compared; the others are all the same.
 

@@ -33,14 +33,6 @@ _GUESS = (f'The camera is not known: the cloud is drawn as of one that is {BUILT
 def recording(path: str, points: Sequence[Point]) -> Iterator[Show]:
     """Images of one run, for Rerun's viewer or for a file that it opens.
 
-    On the timeline `image` (their number) there are
-
-    - `camera` (Pinhole), `camera/image`, `camera/patches` (frames of those that are looked at),
-    - `depth` and, with a calibration, `stddev` (DepthImage, float32 metres, NaN unknown),
-    - `points` (Points3D: one a patch, in the patch's colour, discs as large as it),
-    - `answers/A` … `answers/D` (BarChart: weights of the words), `words` (Tensor: in every patch),
-    - `said` (TextDocument: words, metres and weights as a table; the scene).
-
     Args:
         path: of the file, new, which is not left without an image; '' for the viewer.
         points: pixels whose patches are looked at; none: four patches from near to far.

@@ -15,7 +15,7 @@ from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
 from ..core.errors import ConfigError, quoted
 from ..core.words import unknown_words
-from ..document import Block, Heading, Table, Text, to_terminal
+from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from .frames import named_frames
 from .model import (
     check_new,
@@ -68,9 +68,6 @@ class WordSet:
 def words(options: argparse.Namespace) -> int:
     """Show what words mean to a model, and what they say of pictures.
 
-    Args:
-        options: of the command line, see `depthclip_ros.cli.main`.
-
     Returns:
         Exit code: 1 if any picture could not be read; the others count all the same.
 
@@ -118,7 +115,8 @@ def words(options: argparse.Namespace) -> int:
     parts += [Text(f'Not read: {failure}', warning=True) for failure in failures]
     print(to_terminal(parts), end='')
     if folder:
-        save_page(folder / 'words.html', parts + _figures(folder, sets))
+        save_page(folder / 'words.html', [
+            *parts, *_similarity(sets), *(_figures(folder, sets) if count else ())])
         print(f'\npage: {", ".join(str(folder / f"words.{ending}") for ending in FILES)}')
     if not trained:
         print_untrained()
@@ -208,6 +206,19 @@ def _depths(sets: Sequence[WordSet]) -> list[Block]:
         ('set', 'least [m]', 'median [m]', 'greatest [m]', 'deviation [m]', 'unknown'), rows)]
 
 
+def _similarity(sets: Sequence[WordSet]) -> list[Block]:
+    """Cosines of all words with all; what the model cannot tell apart is bold."""
+    features = np.concatenate([one.features for one in sets])
+    tokens = [token for one in sets for token in one.config.tokens]
+    return [Heading('How alike the words are'), Table(
+        ('', *tokens), [
+            [token, *((Strong if cosine > ALIKE else str)(f'{cosine:.3f}') for cosine in row)]
+            for token, row in zip(tokens, features @ features.T, strict=True)],
+        'Cosines of the words’ text features',
+        'In their sentences, as the model compares them with the patches: 1 is the same. CLIP’s '
+        'texts are all rather alike, so that differences count, not the level.')]
+
+
 def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
     """Draw everything into `figures/`."""
     parts: list[Block] = []
@@ -215,19 +226,9 @@ def _figures(folder: Path, sets: Sequence[WordSet]) -> list[Block]:
     def add(name: str, figure: Figure, title: str, caption: str) -> None:
         parts.append(figures.save(folder, name, figure, title, caption))
     labels = [one.label for one in sets]
-    features = np.concatenate([one.features for one in sets])
-    tokens = [token for one in sets for token in one.config.tokens]
     pictures = list(zip(*(one.answers for one in sets), strict=True))
     shown = [pictures[i] for i in spread_evenly(len(pictures), PICTURES)]
     with figures.look():
-        parts.append(Heading('How alike the words are'))
-        add('similarity.png',
-            figures.similarity(tokens, features @ features.T, len(sets[0].config.tokens)),
-            'Cosines of the words’ text features',
-            'In their sentences, as the model compares them with the patches: 1 is the same. '
-            'CLIP’s texts are all rather alike, so that differences count, not the level.')
-        if not pictures:
-            return parts
         parts.append(Heading('Depth with the words'))
         spans = [color_range(one.config.depth_span) for one in sets]
         limits = min(span[0] for span in spans), max(span[1] for span in spans)
