@@ -69,35 +69,23 @@ _STYLE = {
 
 
 class Sample(Struct, frozen=True, eq=False, kw_only=True):
-    """One image for the figures.
+    """One image for the figures; depth is in metres, NaN where there is none.
 
-    Attributes:
-        index: the image's index in its data set.
-        name, scene: its name, and class ('' where unknown).
-        role: what it is an example of, as 'best', 'median' or 'worst'.
-        rgb: (H, W, 3) uint8.
-        depth: (H, W) float32 metres, predicted, NaN where there is none.
-        truth: (H, W) float32 metres, NaN where it does not count.
-        weights: (K, h, w) float32, response of every bin in every patch; patch (i, j) covers
-            pixels [i H/h, (i+1) H/h) x [j W/w, (j+1) W/w).
-        patch_depth: (h, w) float32 metres.
-        tokens, bins: (K,) the words and their depth in metres.
-        metrics: by name, of this image.
-
+    Patch (i, j) of (h, w) covers the pixels [i H/h, (i+1) H/h) x [j W/w, (j+1) W/w).
     """
 
-    index: int = 0
+    index: int = 0  # of the image in its data set
     name: str
-    scene: str = ''
-    role: str = 'example'
-    rgb: NDArray[np.uint8]
-    depth: Float32
-    truth: Float32
-    weights: Float32 = np.zeros((0, 1, 1), np.float32)
-    patch_depth: Float32 = np.full((1, 1), np.nan, np.float32)
-    tokens: list[str] = []
-    bins: list[float] = []
-    metrics: dict[str, float] = {}
+    scene: str = ''  # its class, where it is known
+    role: str = 'example'  # what it is an example of, as 'best', 'median' or 'worst'
+    rgb: NDArray[np.uint8]  # (H, W, 3)
+    depth: Float32  # (H, W), predicted
+    truth: Float32  # (H, W), NaN where it does not count
+    weights: Float32 = np.zeros((0, 1, 1), np.float32)  # (K, h, w), of every word
+    patch_depth: Float32 = np.full((1, 1), np.nan, np.float32)  # (h, w)
+    tokens: list[str] = []  # the K words
+    bins: list[float] = []  # and their depth
+    metrics: dict[str, float] = {}  # of this image, by name
 
     @property
     def label(self) -> str:

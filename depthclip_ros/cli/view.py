@@ -52,17 +52,14 @@ HELP = 'left click: ask a patch; right click: all patches; any other key: next i
 
 
 class Seen(NamedTuple):
-    """One image, from number 1 on, and what the words say of it.
+    """One image, and what the words say of it."""
 
-    Its camera is None if it is not known; a live one is replaced as soon as there is another.
-    """
-
-    number: int
+    number: int  # from 1 on
     image: NamedFrame
     prediction: DepthPrediction
     estimator: DepthEstimator
-    camera: CameraModel | None
-    live: bool
+    camera: CameraModel | None  # if it is known
+    live: bool  # replaced as soon as there is another
 
     @property
     def warning(self) -> str:
@@ -143,7 +140,7 @@ def _shows(options: argparse.Namespace, stack: ExitStack) -> list[Show]:
     if len(points) > (1 if in_window else MOST_POINTS):
         raise ConfigError(f'--point: {len(points)} points, but a window shows one at a time, and '
                           f'pictures (-o), --save and --rerun {MOST_POINTS} at most.')
-    shows = [pictures(options.output, points)] if options.output else []
+    shows = [_pictures(options.output, points)] if options.output else []
     if options.rerun or options.save:
         from .view_rerun import recording
         shows.append(stack.enter_context(recording(options.save, points)))
@@ -153,13 +150,8 @@ def _shows(options: argparse.Namespace, stack: ExitStack) -> list[Show]:
     return shows
 
 
-def pictures(path: str, points: Sequence[Point]) -> Show:
-    """Make a folder; what is shown is written there.
-
-    Raises:
-        DepthClipError: it cannot be written.
-
-    """
+def _pictures(path: str, points: Sequence[Point]) -> Show:
+    """Make a folder; what is shown is written there."""
     from .. import figures
     folder = output_folder(path)
 
@@ -186,12 +178,7 @@ class Window:
     """A window of OpenCV's, painted anew for every image and every click; see `HELP`."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        """Open it; the pixel that is looked at from the start is the first, if there is one.
-
-        Raises:
-            ConfigError: there is no display, or this OpenCV has no windows.
-
-        """
+        """Open it; the first pixel, if there is one, is looked at from the start."""
         if not has_display():
             raise ConfigError(f'There is no display for a window. {ELSEWHERE}')
         try:
