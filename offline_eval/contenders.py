@@ -191,30 +191,24 @@ def baselines(
                   lambda seen: random_pixels(seen.valid, max_depth)),
         Contender('random per patch', 'baseline',
                   f"uniform in 0 to {max_depth:g} m on the patches, through the method's own "
-                  "averaging and upsampling: the paper's 'Lower Bound'", random_patches),
-        *_other_words(config)]
-    count = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
-    return [*chosen, *(Contender('shuffled images', 'baseline', (
-        "the method's depth of one image scored on another: does the image matter at all? Mean of "
-        f'{count} ways'), key=f'{shift}', shift=shift) for shift in range(1, count + 1))]
-
-
-def _other_words(config: DepthConfig) -> list[Contender]:
-    rng = np.random.default_rng(0)
-    count = len(config.tokens)
-    chosen: list[Contender] = []
-    while count > 1 and len(chosen) < SHUFFLES:
+                  "averaging and upsampling: the paper's 'Lower Bound'", random_patches)]
+    rng, count = np.random.default_rng(0), len(config.tokens)
+    orders: list[list[int]] = []
+    while count > 1 and len(orders) < SHUFFLES:
         order = rng.permutation(count).tolist()
-        if order != list(range(count)):
-            chosen.append(_read_out(
-                'shuffled words', 'baseline', [config.tokens[i] for i in order], config.bins,
-                f'the same words given to other bins; mean of {SHUFFLES} orders'))
+        orders += [order] if order != list(range(count)) else []
+    chosen += [_read_out(
+        'shuffled words', 'baseline', [config.tokens[i] for i in order], config.bins,
+        f'the same words given to other bins; mean of {SHUFFLES} orders') for order in orders]
     if count <= len(NEUTRAL_WORDS):
         chosen += [_read_out(
             RANDOM_WORDS, 'baseline', rng.choice(NEUTRAL_WORDS, count, replace=False).tolist(),
             config.bins, 'words that have nothing to do with distance; mean of '
                          f'{RANDOM_WORD_SETS} sets') for _ in range(RANDOM_WORD_SETS)]
-    return chosen
+    ways = min(PARTNERS, images - 1)  # one image alone has nobody to change places with
+    return [*chosen, *(Contender('shuffled images', 'baseline', (
+        "the method's depth of one image scored on another: does the image matter at all? Mean of "
+        f'{ways} ways'), key=f'{shift}', shift=shift) for shift in range(1, ways + 1))]
 
 
 def training_mean(

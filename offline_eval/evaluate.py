@@ -135,9 +135,10 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
     # float32 means float32 on a GPU too, and the same sums in every run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-    config, notes = scored(options.config, protocol, own_input=options.own_input)
-    for note in notes:
-        _say(note)
+    config, others = scored(options.config, protocol, own_input=options.own_input)
+    if others:
+        _say(f"WARNING: the method's row is of every pixel of protocol {protocol.name}'s crop, "
+             f'with {", ".join(others)} as configured (--own-input keeps the input).')
     runtime = options.runtime
     if runtime.get('num_threads'):
         torch.set_num_threads(int(runtime['num_threads']))
@@ -156,30 +157,16 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
 def scored(
     config: DepthConfig, protocol: Protocol, *, own_input: bool,
 ) -> tuple[DepthConfig, list[str]]:
-    """Settings for every pixel of a crop, and sentences about what was given otherwise.
+    """Settings for every pixel of a crop, and what is otherwise than it was given.
 
     The network sees the crop pixel by pixel, unless it is resized to the network's own input.
     """
-    notes = []
-    if config.input_size != protocol.size:
-        size = f'{config.input_height} x {config.input_width}'
-        if own_input:
-            notes.append(f"The crop is resized to the network's own input of {size}.")
-        else:
-            height, width = protocol.size
-            config = config.replace(input_height=height, input_width=width)
-            notes.append(f"The network's input is {height} x {width}, what protocol "
-                         f'{protocol.name} crops; the configuration has {size}, which '
-                         '--own-input keeps.')
-    every_pixel = config.replace(
-        range_min=0.0, range_max=0.0, out_of_range='clamp', reference_focal=0.0)
-    ignored = [f'{name}: {getattr(config, name)}' for name in (
-        'range_min', 'range_max', 'reference_focal')
-        if getattr(config, name) != getattr(every_pixel, name)]
-    if ignored:
-        notes.append(f'WARNING: {", ".join(ignored)} does not count in the method\'s row: every '
-                     'pixel is scored, of the whole crop, and nothing is known but the image.')
-    return every_pixel, notes
+    height, width = config.input_size if own_input else protocol.size
+    used = config.replace(input_height=height, input_width=width, range_min=0.0, range_max=0.0,
+                          out_of_range='clamp', reference_focal=0.0)
+    return used, [f'{name} {getattr(used, name)} for {getattr(config, name)}' for name in (
+        'input_height', 'input_width', 'range_min', 'range_max', 'reference_focal')
+        if getattr(used, name) != getattr(config, name)]
 
 
 def _contenders(

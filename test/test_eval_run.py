@@ -263,23 +263,17 @@ def test_bts_protocol_and_pixel_average(world, summary, tmp_path):
     assert 'protocol is bts, averaged per pixel' in ' '.join(other.gate.reasons)
 
 
-@pytest.mark.parametrize('name', PROTOCOLS)
-def test_the_protocol_decides_what_the_network_sees(name):
-    for given in ('nyu_paper', 'depth'):
-        config, protocol = DepthConfig.from_yaml(config_path(given)), PROTOCOLS[name]
-        for own_input, size in ((False, protocol.size), (True, config.input_size)):
-            found, notes = scored(config, protocol, own_input=own_input)
-            assert found.input_size == size
-            assert any('resized' in note if own_input else name in note for note in notes) == (
-                config.input_size != protocol.size)
-
-
-def test_every_pixel_is_scored_in_spite_of_a_range():
-    paper, protocol = DepthConfig.from_yaml(config_path('nyu_paper')), PROTOCOLS['depthclip']
+@pytest.mark.parametrize('protocol', PROTOCOLS.values(), ids=PROTOCOLS)
+def test_every_pixel_of_the_crop_is_scored_whatever_is_configured(protocol):
+    paper = DepthConfig.from_yaml(config_path('nyu_paper'))
     robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', reference_focal=0.811)
-    found, (note,) = scored(robot, protocol, own_input=False)
-    assert found == paper
-    assert 'range_min: 1.5, range_max: 2.5, reference_focal: 0.811 does not count' in note
+    said = ['range_min 0.0 for 1.5', 'range_max 0.0 for 2.5', 'reference_focal 0.0 for 0.811']
+    height, width = protocol.size
+    assert scored(robot, protocol, own_input=True) == (paper, said)
+    found, others = scored(robot, protocol, own_input=False)
+    assert found == paper.replace(input_height=height, input_width=width)
+    assert others[-3:] == said
+    assert (f'input_height {height} for 416' in others) == (height != 416)
 
 
 def test_number_of_threads_makes_no_difference(samples, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,12 +157,6 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
     if short or not rows:
         raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
                            f'space; found{listing(short) or " no line"}')
-    return [(row[0].lstrip('/'), row[1].lstrip('/'), _focal(row[2:])) for row in rows]
-
-
-def _focal(columns: list[str]) -> float:
-    try:
-        focal = float(columns[0])
-    except (IndexError, ValueError):
-        return 0.0
-    return focal if 0.0 < focal < math.inf else 0.0
+    return [(row[0].lstrip('/'), row[1].lstrip('/'),
+             float(row[2]) if re.fullmatch(r'\d+\.?\d*', ''.join(row[2:3])) else 0.0)
+            for row in rows]
