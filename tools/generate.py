@@ -102,7 +102,7 @@ def parameters_page() -> str:
             about = setting.metadata
             allowed = str(setting.type).replace('tuple[', 'list of ').replace(', ...]', '')
             if about['choices']:
-                allowed = ', '.join(f'`{choice}`' for choice in about['choices'])
+                allowed = ', '.join(f'`{choice}`' for choice in about['choices'] if choice)
             if about['minimum'] is not None:
                 allowed += f', {about["minimum"]:g} to {about["maximum"]:g} {about["unit"]}'
             rows.append([f'`{setting.name}`', shown(settings, setting), allowed,

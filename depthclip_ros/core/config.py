@@ -366,7 +366,8 @@ def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
     except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.') from error
     if choices and value not in choices:
-        raise ConfigError(f'{setting.name}: {quoted(value)} is none of {", ".join(choices)}.')
+        named = ', '.join(filter(None, choices))
+        raise ConfigError(f'{setting.name}: {quoted(value)} is none of {named}.')
     numbers = value if isinstance(value, tuple) else (value,)
     if low is not None and not all(low <= number <= high for number in numbers):  # nor is NaN
         unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''
