@@ -21,7 +21,7 @@ import numpy as np
 from clip_standin import synthetic_rgb
 from rclpy.serialization import serialize_message
 from ros_harness import camera_info, image
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 RAW, JPEG, INFO = 'image', 'image/compressed', 'camera_info'
 REJECTED, ANSWERED, EITHER = 'rejected', 'answered', 'either'
@@ -122,32 +122,21 @@ IMAGES = {
     'data cut off': Kind(RAW, with_data(lambda random, size: random.randint(2, size - 1))),
     'data too long': Kind(RAW, with_data(lambda random, size: size + random.randint(1, 5000))),
     'width and height 0': raw(width=0, height=0, step=0),
-    'both 2^32-1': raw(width=TOP, height=TOP, step=TOP),
     'size that wraps at 32 bits': raw(height=2**31, step=2**31),
-    'another height': raw(height=lambda r, m: r.choice([*range(1, 60), 61])),
     'step too small': raw(step=lambda r, m: r.randint(1, m.step - 1)),
-    'step too large': raw(step=lambda r, m: r.randint(m.step + 1, 10**6)),
     'encoding of 1 MB': raw(encoding='x' * MEGABYTE),
     'encoding with control characters': raw(encoding=ESCAPES),
-    'encoding of a depth image': raw(encoding='32FC1'),
     'encoding of fewer channels': raw(EITHER, encoding='mono8'),
-    'byte order 255': raw(ANSWERED, is_bigendian=255),
     'size changes: rgb8': pixels_of('rgb8', 3),
     'encoding changes: rgb16': pixels_of('rgb16', 3, np.uint16),
-    'encoding changes: bayer_grbg16': pixels_of('bayer_grbg16', 1, np.uint16),
     'encoding changes: yuyv': pixels_of('yuyv', 2),
     'one pixel': strip(1, 1),
-    'one row of 4000': strip(1, 4000),
-    'one column of 4000': strip(4000, 1),
     'stamp below zero': Kind(RAW, with_header(sec=lambda r: -r.randint(1, 2**31)), EITHER),
     'nanoseconds above a second': Kind(RAW, with_header(
         nanosec=lambda r: r.randint(10**9, TOP)), EITHER),
-    'stamp goes back': Kind(RAW, with_header(
-        sec=lambda r: r.randint(0, 900), nanosec=lambda r: r.randrange(10**9)), ANSWERED),
     'stamp jumps ahead': Kind(RAW, with_header(
         sec=lambda r: r.randint(10**9, 2 * 10**9)), ANSWERED),
     'no frame_id': Kind(RAW, with_header(frame_id=''), ANSWERED),
-    'frame_id of 100 kB': Kind(RAW, with_header(frame_id='f' * 100_000), EITHER),
     'frame_id with control characters': Kind(RAW, with_header(frame_id=ESCAPES), EITHER),
 }
 
@@ -197,15 +186,12 @@ GARBAGE = {
        for topic, make in ((RAW, good_image), (JPEG, good_jpeg), (INFO, good_info))
        for spoil in (cut, noise, flipped, filled)},
     'image message longer': garbage(RAW, good_image, longer),
-    'image message of another encapsulation': garbage(
-        RAW, good_image, lambda _, raw: b'\x00\x07\x00\x00' + raw[4:]),
     'image message in big endian that is little': garbage(
         RAW, good_image, lambda _, raw: bytes(4) + raw[4:], REJECTED),
     'image message of 4 bytes': Kind(RAW, lambda *_: b'\x00\x01\x00\x00'),
     'image message with an encoding that is no text': garbage(
         RAW, good_image, lambda _, raw: raw.replace(b'rgb8', b'\xff\xfe\xc3\x28'), REJECTED),
     'a camera_info as image': garbage(RAW, good_info, as_it_is, REJECTED),
-    'an Imu as image': Kind(RAW, lambda _, header: serialize_message(Imu(header=header))),
     'an image as camera_info': garbage(INFO, good_image, as_it_is, REJECTED),
 }
 
@@ -255,20 +241,16 @@ COMPRESSED = {
     'no compressed data': packed(b''),
     'jpeg cut off': packed(shorter('.jpg')),
     'png cut off': packed(shorter('.png')),
-    'jpeg with a damaged header': packed(damaged('.jpg', 0.0, 0.2), outcome=EITHER),
     'jpeg with damaged data': packed(damaged('.jpg', 0.5, 0.9), outcome=EITHER),
     'png with damaged data': packed(damaged('.png', 0.0, 0.9), outcome=EITHER),
     'noise as compressed data': packed(lambda r: r.randbytes(r.randint(1, 5000))),
     'jpeg that claims 60000x17000': packed(claiming('.jpg', 60000, 17000)),
     'png that claims 2^31-1 squared': packed(claiming('.png', 2**31 - 1, 2**31 - 1)),
-    'pgm that claims 50000x50000': packed(b'P5\n50000 50000\n255\n' + bytes(100)),
     'floats in a tiff': packed(encoded('.tiff', RGB.astype(np.float32))),
-    'format of 1 MB': packed(b'nothing', 'x' * MEGABYTE),
     'format with control characters': packed(b'nothing', ESCAPES),
     'format says nothing': packed(encoded('.jpg', RGB), '', ANSWERED),
     'format changes: png': packed(encoded('.png', RGB), 'rgb8; png compressed bgr8', ANSWERED),
     'format changes: grey jpeg': packed(encoded('.jpg', RGB[..., 0]), 'mono8; jpeg', ANSWERED),
-    'size changes: jpeg of one pixel': packed(encoded('.jpg', RGB[:1, :1]), outcome=ANSWERED),
 }
 
 
@@ -285,20 +267,14 @@ def matrix(fx, cx=40.0, fy=60.0, cy=30.0):
 CAMERA_INFOS = {
     'K of zeros': info(k=[0.0] * 9),
     'K with NaN': info(k=matrix(math.nan)),
-    'K of 1e308': info(EITHER, k=matrix(1e308, 1e308, 1e308, 1e308)),
     'D with infinity': info(d=[0.0, math.inf, 0.0, 0.0, 0.0]),
     'D of 100,000 coefficients': info(d=[0.1] * 100_000),
     'D at random, rational': info(
         EITHER, distortion_model='rational_polynomial',
         d=lambda r, _: [r.gauss(0, 10.0 ** r.randint(-3, 40)) for _ in range(8)]),
-    'D at random, equidistant': info(
-        EITHER, distortion_model='equidistant',
-        d=lambda r, _: [r.gauss(0, 10.0 ** r.randint(-3, 40)) for _ in range(4)]),
-    'lens of 1 MB': info(distortion_model='x' * MEGABYTE, d=[0.1] * 5),
     'lens with control characters': info(distortion_model=ESCAPES, d=[0.1] * 5),
     'camera_info of another size': info(width=lambda r, _: r.randint(81, 4000)),
     'camera_info of size 2^32-1': info(width=TOP, height=TOP),
-    'P of 1e308': info(EITHER, p=[1e308] * 12),
     'binning 2^32-1': info(binning_x=TOP, binning_y=TOP),
 }
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import subprocess
 import sys
 import threading
@@ -322,23 +320,6 @@ if 'stuck' in sys.argv:
 print('said', end='')
 process.end_process(3)
 """
-FAULTS_OF_TEN_IMAGES = """
-import resource, sys
-from depthclip_ros.node.process import keep_freed_memory
-
-def pass_images():
-    [bytearray(900_000) for _ in range(8)]
-
-if 'keep' in sys.argv:
-    keep_freed_memory()
-pass_images()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    pass_images()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
 def python(code, *arguments, **options):
     return subprocess.run([sys.executable, '-c', code, *arguments], cwd=ROOT, check=False,
                           capture_output=True, text=True, timeout=PATIENCE, **options)
@@ -348,11 +329,3 @@ def python(code, *arguments, **options):
 def test_a_process_ends_with_or_without_its_threads(arguments):
     done = python(STUCK, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (3, 'said', '')
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='mallopt is of glibc')
-def test_memory_of_images_is_used_again():
-    own = {k: v for k, v in os.environ.items() if 'MALLOC' not in k and 'GLIBC' not in k}
-    kept, given_back = (int(python(FAULTS_OF_TEN_IMAGES, how, env=own).stdout)
-                        for how in ('keep', ''))
-    assert kept < 0.1 * given_back
