@@ -123,6 +123,15 @@ def test_why_points_cannot_be_used():
     assert weigh(None, patches, least=1)[4] == anchor.NO_POINTS
 
 
+def test_of_the_floor_what_lies_lowest_counts():
+    """Where things stand on it, it would be farther than what is seen."""
+    world = World(noise=0.02)
+    points, *patches = world.look()
+    points.z[:12] *= world.rng.uniform(1.5, 3.0, 12)
+    found = ScaleFilter(lowest=0.25).adjust(0.0, points, *patches, WHOLE)
+    assert found.scale == pytest.approx(1.5, rel=0.1)
+
+
 def test_points_in_one_patch_count_as_one():
     """A thousand beams on one patch know no more than that patch."""
     world = World()
@@ -377,13 +386,16 @@ def test_points_that_had_their_say_correct_but_are_not_counted_again():
 @pytest.mark.parametrize(('alike', 'most', 'least'), [(True, 1.0, 0.8), (False, 0.45, 0.0)])
 def test_as_much_is_taken_as_helped_points_that_it_did_not_know(alike, most, least):
     rng = np.random.default_rng(2)
-    scales = ScaleFilter()
+    scales, found = ScaleFilter(), []
     for i in range(100):
         seen = two_walls()
         if not alike:  # what a point says is that of its own place alone
             seen.z[:] = 2.4 * np.exp(0.2 * rng.standard_normal(len(seen.z)))
-        scales.adjust(i / 10, seen, FLAT, None, WHOLE)
+        found.append(scales.adjust(i / 10, seen, FLAT, None, WHOLE))
     assert least <= scales.share_around <= most
+    said = [np.log(adjustment.around).std() for adjustment in found]
+    assert (np.mean(said[-20:]) < 0.7 * np.mean(said[:3])) != alike
+    assert (found[-1].unsure.min() > found[0].unsure.min() + 0.05) != alike
 
 
 def test_points_that_are_not_followed_correct_nothing():

@@ -200,10 +200,10 @@ def test_scaled_follows_image_proc():
     ('wrong matrix', {'k': [5e-324, 0, 3, 0, 5e-324, 3, 0, 0, 1]}),
     ('unknown distortion model', {'distortion_model': 'double_sphere'}),
     ('unknown distortion model', {'distortion_model': ''}),
-    ('wrong number of distortion coefficients', {'d': [0.1] * 3}),
-    ('wrong number of distortion coefficients', {
+    ('unknown distortion model', {'d': [0.1] * 3}),
+    ('unknown distortion model', {
         'distortion_model': 'rational_polynomial', 'd': [0.1] * 5}),
-    ('wrong number of distortion coefficients', {'distortion_model': 'equidistant', 'd': []}),
+    ('unknown distortion model', {'distortion_model': 'equidistant', 'd': []}),
     ('zero size', {'width': 0}), ('zero size', {'height': 0}),
     ('zero size', {'binning_x': 1000}), ('zero size', {'binning_y': 2**32 - 1}),
     ('wrong roi', {'roi': roi(600, 0, 100, 9)}), ('wrong roi', {'roi': roi(6, 0, 0, 0)}),

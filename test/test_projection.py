@@ -33,10 +33,10 @@ def test_logits_are_scaled_dot_products():
 
 def test_weights_depth_spread_and_the_best_bin_by_hand():
     logits = torch.tensor([0.0, math.log(3.0)])[None, :, None, None]
-    weights, depth, spread = read_out(logits, torch.tensor([1.0, 3.0]), 'mean')
+    weights, depth, spread = read_out(logits, torch.tensor([1.0, 5.0]), 'mean')
     torch.testing.assert_close(weights.flatten(), torch.tensor([0.25, 0.75]))
-    assert depth.item() == pytest.approx(2.5)
-    assert spread.item() == pytest.approx(math.sqrt(0.25 * 0.75) * 2)
+    assert depth.item() == pytest.approx(4.0)
+    assert spread.item() == pytest.approx(math.sqrt(0.25 * 0.75) * 4)
     logits = torch.tensor([[[0.0, 5.0, -1.0, 1.0]], [[2.0, -1.0, -2.0, NAN]],
                            [[1.0, 4.0, -0.5, 0.0]]])[None]
     torch.testing.assert_close(

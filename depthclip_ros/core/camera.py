@@ -91,8 +91,8 @@ class CameraModel:
 
         Raises:
             CameraInfoError: This is no calibrated camera. The condition is one of 'zero size',
-                'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model',
-                'wrong number of distortion coefficients', 'wrong roi', 'impossible lens'.
+                'all zeros', 'not finite', 'wrong matrix', 'unknown distortion model', 'wrong roi',
+                'impossible lens'.
 
         """
         shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
@@ -344,15 +344,12 @@ def _model_of(model: str, D: Float64) -> str:
     """
     if model != 'equidistant' and not D.any() and (model in COEFFICIENTS or model in ('', 'none')):
         return ''
-    if model not in COEFFICIENTS:
+    if D.size not in COEFFICIENTS.get(model, ()):
+        known = ', '.join(f'{name} with {" or ".join(map(str, counts))}'
+                          for name, counts in COEFFICIENTS.items())
         raise _wrong('unknown distortion model', (
-            f'distortion_model {quoted(model)}; known are {", ".join(COEFFICIENTS)}'),
+            f'distortion_model {quoted(model)} with {D.size} coefficients; known are {known}'),
             'Calibrate with one of these, or rectify the images and set rectified: true.')
-    if D.size not in COEFFICIENTS[model]:
-        raise _wrong('wrong number of distortion coefficients', (
-            f'{D.size} coefficients in d, but {model} has '
-            f'{" or ".join(map(str, COEFFICIENTS[model]))}'),
-            'Correct d or distortion_model in the calibration file.')
     return model
 
 
