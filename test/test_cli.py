@@ -339,6 +339,9 @@ def test_doctor_finds_what_is_wrong_with_the_cache(own_cache, monkeypatch):
     found = by_name(doctor.check_caches())
     assert found['weights'].status == 'FAIL'
     assert 'fetch RN50' in found['weights'].fix
+    (own_cache / 'text').mkdir()
+    np.save(own_cache / 'text' / 'words.npy', np.zeros(1))
+    assert 'text features for 1 settings' in by_name(doctor.check_caches())['cache'].detail
     monkeypatch.setenv('DEPTHCLIP_CACHE', 'relative/folder')
     found = by_name(doctor.check_caches())
     assert found['cache'].status == 'FAIL'

@@ -352,7 +352,7 @@ def check_caches() -> Iterator[Check]:
                     'Make room, or export DEPTHCLIP_CACHE=FOLDER on another disk.')
     else:
         texts, networks = (len(list(folder.glob(files))) for files in (
-            'text/*.npz', 'int8/*.onnx'))
+            'text/*.npy', 'int8/*.onnx'))
         yield Check('cache', OK, f'{folder}, text features for {texts} settings, {networks} '
                     'networks in 8 bits')
 
