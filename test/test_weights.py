@@ -123,7 +123,7 @@ def test_names_and_files_that_are_none(release, tmp_path, tiny):
     (tmp_path / 'weights' / release.file).write_bytes(b'not it')
     for weights, backbone, message in (
             ({}, 'RN51', "backbone: 'RN51'"), ('', 'RN101', r'offline.*depthclip fetch RN101'),
-            ('', 'auto', "weights: ''"), ('', 'RN50', 'damaged'),
+            ('', 'auto', r'auto.*Give weights: .*RN50'), ('', 'RN50', 'damaged'),
             (tiny, 'RN101', r"backbone is 'RN101'.*backbone: auto"),
             ('demo', 'RN101', r'config/demo\.yaml'), ('x' * 300, 'auto', 'File name too long'),
             ('missing.pt', 'auto', 'No such file.*RN50'), ('/dev/zero', 'auto', 'not a file'),

@@ -34,8 +34,6 @@ from .weights import (
     user_file,
 )
 
-# Sequences that go through an attention at once: a GPU's kernels have room for 65535.
-MOST_ALONE = 32768
 # Vision towers of timm's whose last attention or head can look at one position alone.
 _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
 
@@ -191,8 +189,7 @@ def _text_encoder(network: Any, model: str) -> TextEncoder:
 
 def _alone(look: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
     """(B, N, C) -> (B, N, C'): `look`, which takes (sequences, 1, C), at every position alone."""
-    seen = [look(part[:, None]) for part in torch.split(positions.flatten(0, 1), MOST_ALONE)]
-    return torch.cat(seen).view(*positions.shape[:2], -1)
+    return look(positions.flatten(0, 1)[:, None]).view(*positions.shape[:2], -1)
 
 
 class LastAttention(nn.Module):
@@ -208,17 +205,10 @@ class LastAttention(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C); nothing is masked in an image."""
         del attn_mask
-        return _alone(self._attend, x)
-
-    def _attend(self, x: Tensor) -> Tensor:
         block = self.block
         if hasattr(block, 'norm1'):  # timm
-            attended: Tensor = block.ls1(block.attn(block.norm1(x)))
-        elif hasattr(block, 'ln_attn'):
-            attended = block.ls_1(block.ln_attn(block.attn(block.ln_1(x))))
-        else:
-            attended = block.ls_1(block.attention(block.ln_1(x)))
-        return attended
+            return _alone(lambda x: block.ls1(block.attn(block.norm1(x))), x)
+        return _alone(lambda x: block.ls_1(block.attention(block.ln_1(x))), x)
 
 
 class DenseOpenClipVit(PatchTransformer):

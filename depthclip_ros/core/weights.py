@@ -178,7 +178,7 @@ def file_digest(path: Path, release: Release | None = None) -> str:
     except OSError as error:
         raise WeightsError(
             f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. '
-            f'Give weights that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its '
+            f'Give weights: a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its '
             f'folders), or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
     found = digest.hexdigest()
     if release is not None and found != release.sha256:
@@ -228,9 +228,6 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
         name = str(weights) or backbone
-        if name == 'auto':
-            raise WeightsError("backbone: 'auto' takes what the weights hold, but weights: '' "
-                               f'names none; give a file, or one of {", ".join(RELEASES)}.')
         path = (fetch(name, cache_dir, log, offline=offline) if name in RELEASES else
                 DEMO_FILE if name == DEMO else user_file(name))
         digest, state_dict = read_file(path, RELEASES.get(name))
