@@ -12,9 +12,10 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.errors import ConfigError, DepthClipError, quoted, reason
+from .core.errors import DepthClipError, quoted, reason
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator
 
     # Makes what works: a function that is called with the arguments of every task.
@@ -55,17 +56,10 @@ class Cluster(NamedTuple):
     retries: int = 2
 
 
-def cluster_of(address: str | None, **others: Any) -> Cluster | None:
-    """Cluster of the command line; None without --ray.
-
-    Raises:
-        ConfigError: an option makes no sense without it.
-
-    """
-    given = {name: value for name, value in others.items() if value is not None}
-    if address is None and given:
-        raise ConfigError(f'--{next(iter(given))} counts with --ray only.')
-    return None if address is None else Cluster(address, **given)
+def cluster_of(options: argparse.Namespace) -> Cluster | None:
+    """Cluster of the command line; None without --ray."""
+    return None if options.ray is None else Cluster(
+        options.ray, options.cpus, options.gpus, options.retries)
 
 
 def share_out(make: Make, tasks: Iterable[Task], cluster: Cluster | None) -> Iterator[Outcome]:
@@ -145,15 +139,10 @@ def _connected(cluster: Cluster) -> Any:
     except ImportError as error:
         raise FleetError("--ray needs the Python package ray: run 'pip install ray', or leave "
                          '--ray away.') from error
-    begin = partial(ray.init, log_to_driver=False, logging_level='WARNING')
-    here = {'address': LOCAL, 'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
+    here = {'include_dashboard': False, 'object_store_memory': _STORE_BYTES}
     try:
-        try:
-            begin(**(here if cluster.address == LOCAL else {'address': cluster.address}))
-        except ConnectionError:
-            if cluster.address != AUTO:
-                raise
-            begin(**here)
+        ray.init(None if cluster.address == AUTO else cluster.address, log_to_driver=False,
+                 logging_level='WARNING', **(here if cluster.address == LOCAL else {}))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise FleetError(f'--ray {quoted(cluster.address)}: Ray cannot be reached or started '
                          f'there: {quoted(str(error), 300)}. "--ray local" needs no cluster.'

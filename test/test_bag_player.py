@@ -251,7 +251,7 @@ def test_messages_go_out_at_their_time(tmp_path, monkeypatch, domain, rate, loop
             monkeypatch.context() as patch:
         patch.setattr(node, 'create_publisher', Publisher)
         options = parser().parse_args(['bag', '--rate', str(rate), *['--loop'] * loop])
-        bag_player.BagPlayer(node, bag, options, watch).play()
+        bag_player.play(node, bag, options, watch)
     assert [topic for topic, _ in sent] == list(BOTH) * (len(sent) // 2)
     assert len(sent) == (2 * COUNT + 6 if loop else 2 * COUNT)
     images = [when for topic, when in sent if topic == '/camera/image']
@@ -280,9 +280,9 @@ def test_quality_of_service_is_the_recorded_one_where_there_is_one():
     latched = qos(durability=QosDurability.TRANSIENT_LOCAL, depth=1)
     reliable, volatile = ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE
     for recorded, expected in (
-            ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 3)),
+            ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 100)),
             ([latched], (reliable, DurabilityPolicy.TRANSIENT_LOCAL, 1)),
-            # Nothing but loss is seen of the depth of what is reliable and not latched.
+            # Nothing but loss is seen of the depth of what is not latched.
             ([qos(depth=1)], (reliable, volatile, 100)),
             ([], (reliable, volatile, 100)), ([best_effort, latched], (reliable, volatile, 100))):
         connection = SimpleNamespace(topic='/a', ext=SimpleNamespace(

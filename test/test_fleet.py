@@ -119,7 +119,6 @@ def test_what_is_done_is_skipped_and_the_rest_made(plain, bags, tmp_path, monkey
 
 
 @pytest.mark.parametrize(('more', 'message'), [
-    (['--cpus', '2'], '--cpus counts with --ray only'),
     (['--every', '2', '--rate', '1'], 'choose one of them'),
     (['--weights', 'nothing.pt'], 'nothing.pt')])
 def test_what_cannot_be_begun_leaves_nothing(bags, tmp_path, capsys, more, message):

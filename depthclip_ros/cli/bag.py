@@ -71,11 +71,11 @@ def convert_bags(given: argparse.Namespace) -> int:
     """
     depth, node = settings(given.config, given.weights, given.device)
     options = _options(given, node)
-    cluster = cluster_of(given.ray, cpus=given.cpus, gpus=given.gpus, retries=given.retries)
     bags = find_bags(given.source)
     output = Path(given.output).expanduser().absolute()
     to_stderr(f'{len(bags)} bags')
-    result = convert_all(bags, output, depth, options, cluster, resume=given.resume, log=to_stderr)
+    result = convert_all(
+        bags, output, depth, options, cluster_of(given), resume=given.resume, log=to_stderr)
     print(f'{result[DONE]} bags converted, {result[SKIPPED]} were before, {result[FAILED]} failed:'
           f' {output / MANIFEST}')
     return 1 if result[FAILED] else 0

@@ -85,11 +85,11 @@ RAY = Group('Ray (needs the Python package ray)', (
     option('--ray', nargs='?', const='auto', metavar='ADDRESS',
            help='share the work out; auto (default): on the cluster that this machine belongs to, '
            'else here; local: here; or the address of a cluster'),
-    option('--cpus', type=count, metavar='N',
+    option('--cpus', type=count, default=1, metavar='N',
            help='of each worker, and its threads (default 1)'),
-    option('--gpus', type=positive, metavar='N',
+    option('--gpus', type=positive, default=0, metavar='N',
            help='of each worker; 0.5 puts two on one (default 0)'),
-    option('--retries', type=count, metavar='N',
+    option('--retries', type=count, default=2, metavar='N',
            help='how often a task is repeated whose worker died (default 2)'),
 ))
 CONVERSION = (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import rclpy
 from rcl_interfaces.srv import GetParameters
 from rclpy.duration import Duration
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
 from ..arguments import positive
@@ -35,168 +35,145 @@ if TYPE_CHECKING:
     from rclpy.node import Node
 
 CLOCK_TOPIC = '/clock'
-LEAST_DEPTH = 100  # of what is reliable and not latched
+LEAST_DEPTH = 100  # of what is not latched
 # Fast DDS repeats an announcement that was lost after 3 s. A subscriber that has not got the
 # player's does not know it yet, although the player knows the subscriber.
 ANSWER_SECONDS, ASK_SECONDS = 4.0, 0.25
 ACKNOWLEDGE_SECONDS = 2.0
 
 
-class BagPlayer:
-    """Publishes the messages of one bag through one node."""
+def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None:
+    """Play a bag to its end, or until told to stop; says how much at last.
 
-    def __init__(
-        self, node: Node, bag: Bag, options: argparse.Namespace, stop: Event,
-    ) -> None:
-        """Create the publishers.
+    Args:
+        node: that publishes.
+        bag: what to play.
+        options: of `parser()`.
+        stop: ends this soon when it is set, by a signal handler or another thread.
 
-        Args:
-            node: Node that publishes.
-            bag: what to play.
-            options: of `parser()`.
-            stop: Ends `play` soon when it is set, by a signal handler or another thread.
+    Raises:
+        BagError: the bag is damaged, lacks a topic that is asked for, or holds nothing to play.
 
-        Raises:
-            BagError: the bag lacks a topic that is asked for, or holds nothing to play.
+    """
+    publishers, say = _publishers(node, bag, options), node.get_logger().info
+    played = Counter[str]()
+    clock = node.create_publisher(Clock, CLOCK_TOPIC, 1) if options.clock else None
+    _wait_for_subscribers(node, publishers, options.wait_for, stop)
+    started = start = time.monotonic()
 
-        """
-        self.played = Counter[str]()
-        self._node, self._bag, self._options, self._stop = node, bag, options, stop
-        self._log = node.get_logger()
-        there = {topic.name for topic in bag.topics}
-        missing = sorted(set(options.topics) - there)
-        if missing:
-            raise BagError(f'The bag has no topic {", ".join(missing)}. '
-                           f'It has: {", ".join(sorted(there)) or "none"}.')
-        self._publishers: dict[str, Any] = {}
-        for topic in bag.topics:
-            if topic.name == CLOCK_TOPIC and options.clock:
-                self._log.info('the recorded /clock is left out: --clock publishes a new one')
-            elif topic.name in (options.topics or there):
-                try:
-                    self._publishers[topic.name] = node.create_publisher(
-                        message_class(topic.type), topic.name,
-                        recorded_qos(bag.connections, topic.name))
-                except (ImportError, AttributeError):
-                    self._log.warning(f'{topic.name}: its {topic.count} messages are skipped, '
-                                      f'because {topic.type} is not installed here')
-        if not any(topic.count for topic in bag.topics if topic.name in self._publishers):
-            raise BagError(f'{bag.path} holds no messages to play, or none of a type that is '
-                           'installed here.')
-        self._clock = node.create_publisher(Clock, CLOCK_TOPIC, 1) if options.clock else None
+    def wait_until(stamp: int) -> None:
+        due = start + (stamp - bag.begin) / NANOSECONDS / options.rate
+        stop.wait(max(0.0, due - time.monotonic()))
 
-    def play(self) -> None:
-        """Play to the end, or until told to stop; says how much at last.
-
-        Raises:
-            BagError: the bag is damaged.
-
-        """
-        self._wait_for_subscribers()
-        started = time.monotonic()
-        try:
-            while not self._stop.is_set():
-                self._log.info(f'playing {self._bag.path}')
-                self._play_once()
-                if not self._options.loop:
+    try:
+        while not stop.is_set():
+            say(f'playing {bag.path}')
+            start, tick = time.monotonic(), bag.begin
+            for connection, stamp, data in bag.messages(publishers):
+                while clock is not None and tick <= stamp and not stop.is_set():
+                    wait_until(tick)
+                    message = Clock()
+                    message.clock.sec, message.clock.nanosec = divmod(tick, NANOSECONDS)
+                    clock.publish(message)
+                    tick += max(1, int(NANOSECONDS * options.rate / options.clock))
+                wait_until(stamp)
+                if stop.is_set():
                     break
-        finally:
-            self._log.info('\n  '.join([
-                f'played {self.played.total()} messages in {time.monotonic() - started:.2f} s',
-                *(f'{topic}: {count}' for topic, count in sorted(self.played.items()))]))
-        # Reliable readers get what was sent to them.
-        deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
-        for publisher in self._publishers.values():
-            if hasattr(publisher, 'wait_for_all_acked') and not self._stop.is_set():
-                publisher.wait_for_all_acked(
-                    Duration(seconds=max(0.0, deadline - time.monotonic())))
-        self._stop.wait(0.1)
+                publishers[connection.topic].publish(data)
+                played[connection.topic] += 1
+            if not options.loop:
+                break
+    finally:
+        say('\n  '.join([
+            f'played {played.total()} messages in {time.monotonic() - started:.2f} s',
+            *(f'{topic}: {count}' for topic, count in sorted(played.items()))]))
+    # Reliable readers get what was sent to them.
+    deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
+    for publisher in publishers.values():
+        if hasattr(publisher, 'wait_for_all_acked') and not stop.is_set():
+            publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
+    stop.wait(0.1)
 
-    def _play_once(self) -> None:
-        start, tick = time.monotonic(), self._bag.begin
 
-        def wait_until(stamp: int) -> None:
-            due = start + (stamp - self._bag.begin) / NANOSECONDS / self._options.rate
-            self._stop.wait(max(0.0, due - time.monotonic()))
+def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, Any]:
+    """Of the topics that are to be played, and whose types are installed."""
+    there = {topic.name: topic for topic in bag.topics}
+    missing = sorted(set(options.topics) - set(there))
+    if missing:
+        raise BagError(f'The bag has no topic {", ".join(missing)}. '
+                       f'It has: {", ".join(sorted(there)) or "none"}.')
+    publishers = {}
+    for name in options.topics or there:
+        if name == CLOCK_TOPIC and options.clock:
+            node.get_logger().info(
+                'the recorded /clock is left out: --clock publishes a new one')
+            continue
+        try:
+            publishers[name] = node.create_publisher(
+                message_class(there[name].type), name, recorded_qos(bag.connections, name))
+        except (ImportError, AttributeError):
+            node.get_logger().warning(f'{name}: its {there[name].count} messages are skipped, '
+                                      f'because {there[name].type} is not installed here')
+    if not any(there[name].count for name in publishers):
+        raise BagError(f'{bag.path} holds no messages to play, or none of a type that is '
+                       'installed here.')
+    return publishers
 
-        for connection, stamp, data in self._bag.messages(self._publishers):
-            while self._clock is not None and tick <= stamp and not self._stop.is_set():
-                wait_until(tick)
-                message = Clock()
-                message.clock.sec, message.clock.nanosec = divmod(tick, NANOSECONDS)
-                self._clock.publish(message)
-                tick += max(1, int(NANOSECONDS * self._options.rate / self._options.clock))
-            wait_until(stamp)
-            if self._stop.is_set():
-                return
-            self._publishers[connection.topic].publish(data)
-            self.played[connection.topic] += 1
 
-    def _wait_for_subscribers(self) -> None:
-        """Wait until those whom --wait-for asks for are there, and know this node's publishers.
+def _wait_for_subscribers(
+    node: Node, publishers: dict[str, Any], topics: Sequence[str], stop: Event,
+) -> None:
+    """Wait until those of --wait-for are there, and know this node's publishers.
 
-        A node that answers a request has found whoever asks; announcements come in their order,
-        so that it has found the publishers, which are older than the request. What is asked for
-        is nothing: the values of no parameters. A node without such a service is not waited for.
-        """
-        wanted = Counter(topic for topic in self._options.wait_for if topic in self._publishers)
-        told = False
-        while not self._stop.is_set() and (lacking := [
-                topic for topic, count in wanted.items()
-                if self._publishers[topic].get_subscription_count() < count]):
-            if not told:
-                told = True
-                self._log.info(f'waiting for a subscriber of {", ".join(lacking)}')
-            self._stop.wait(0.02)
-        node = self._node
-        services = {
-            f'{info.node_namespace.rstrip("/")}/{info.node_name}/get_parameters'
-            for topic in wanted for info in node.get_subscriptions_info_by_topic(
-                self._publishers[topic].topic_name)}
-        unanswered = {node.create_client(GetParameters, name): list[Any]()
-                      for name, _ in node.get_service_names_and_types() if name in services}
-        deadline, asked = time.monotonic() + ANSWER_SECONDS, 0.0
-        while not self._stop.is_set() and (now := time.monotonic()) < deadline and not all(
-                any(future.done() for future in sent) for sent in unanswered.values()):
-            if now >= asked + ASK_SECONDS:
-                asked = now
-                for client, sent in unanswered.items():
-                    sent.append(client.call_async(GetParameters.Request()))
-            rclpy.spin_once(node, timeout_sec=0.02)
-        for client in unanswered:
-            node.destroy_client(client)
+    A node that answers a request has found whoever asks; announcements come in their order, so
+    that it has found the publishers, which are older than the request. What is asked for is
+    nothing: the values of no parameters. A node without such a service is not waited for.
+    """
+    wanted, told = Counter(topic for topic in topics if topic in publishers), False
+    while not stop.is_set() and (lacking := [
+            topic for topic, count in wanted.items()
+            if publishers[topic].get_subscription_count() < count]):
+        if not told:
+            told = True
+            node.get_logger().info(f'waiting for a subscriber of {", ".join(lacking)}')
+        stop.wait(0.02)
+    services = {
+        f'{info.node_namespace.rstrip("/")}/{info.node_name}/get_parameters' for topic in wanted
+        for info in node.get_subscriptions_info_by_topic(publishers[topic].topic_name)}
+    unanswered = {node.create_client(GetParameters, name): list[Any]()
+                  for name, _ in node.get_service_names_and_types() if name in services}
+    deadline, asked = time.monotonic() + ANSWER_SECONDS, 0.0
+    while not stop.is_set() and (now := time.monotonic()) < deadline and not all(
+            any(future.done() for future in sent) for sent in unanswered.values()):
+        if now >= asked + ASK_SECONDS:
+            asked = now
+            for client, sent in unanswered.items():
+                sent.append(client.call_async(GetParameters.Request()))
+        rclpy.spin_once(node, timeout_sec=0.02)
+    for client in unanswered:
+        node.destroy_client(client)
 
 
 def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
     """Quality of service to publish a topic with.
 
-    The recorded one where the bag knows a single one, not shallower than `LEAST_DEPTH` where it
-    is reliable and volatile, since to subscribers the depth is nothing but what a busy one of them
-    may lose; else reliable and volatile, which every subscriber with the usual settings can
-    receive.
+    Best effort or latched where all recorded publishers were, and else as every subscriber with
+    the usual settings can receive it. To subscribers the depth is nothing but what a busy one of
+    them may lose; of a latched topic it is the recorded one.
 
     Args:
         connections: of the bag.
         topic: of the bag.
 
     """
-    recorded = {(qos.reliability.name, qos.durability.name, qos.history.name): qos.depth
-                for c in connections if c.topic == topic
-                for qos in getattr(c.ext, 'offered_qos_profiles', ())}
-    profile = QoSProfile(depth=LEAST_DEPTH)  # reliable and volatile
-    if len(recorded) != 1:
-        return profile
-    (reliability, durability, history), depth = recorded.popitem()
-    if reliability == 'BEST_EFFORT':
-        profile.reliability = ReliabilityPolicy.BEST_EFFORT
-    if durability == 'TRANSIENT_LOCAL':
-        profile.durability = DurabilityPolicy.TRANSIENT_LOCAL
-    if history == 'KEEP_ALL':
-        profile.history = HistoryPolicy.KEEP_ALL
-    elif history == 'KEEP_LAST' and depth:
-        is_plain = (reliability, durability) == ('RELIABLE', 'VOLATILE')
-        profile.depth = max(depth, LEAST_DEPTH) if is_plain else depth
-    return profile
+    recorded = [qos for connection in connections if connection.topic == topic
+                for qos in connection.ext.offered_qos_profiles]
+    best_effort = recorded and all(q.reliability.name == 'BEST_EFFORT' for q in recorded)
+    latched = recorded and all(q.durability.name == 'TRANSIENT_LOCAL' for q in recorded)
+    return QoSProfile(
+        depth=max(1, *(qos.depth for qos in recorded)) if latched else LEAST_DEPTH,
+        reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -226,14 +203,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     place = arguments.index('--ros-args') if '--ros-args' in arguments else len(arguments)
     options = parser().parse_args(arguments[:place])
 
-    def play(stop: Event) -> int:
+    def body(stop: Event) -> int:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
         with Bag(options.bag) as bag:
-            BagPlayer(node, bag, options, stop).play()
+            play(node, bag, options, stop)
         node.destroy_node()
         return 0
 
-    return run('bag_player', play, arguments[place:])
+    return run('bag_player', body, arguments[place:])
 
 
 if __name__ == '__main__':

@@ -123,10 +123,8 @@ class CameraCalibration:
 
     def fill(self, message: CameraInfo) -> None:
         """Copy into a `sensor_msgs/CameraInfo`; its header is left alone."""
-        message.width, message.height = self.width, self.height
-        message.k, message.d = list(self.k), list(self.d)
-        message.r, message.p = list(self.r), list(self.p)
-        message.distortion_model = self.distortion_model
+        for name, value in vars(self).items():
+            setattr(message, name, value)
 
 
 def calibration_of(
