@@ -336,19 +336,21 @@ def test_patches_are_at_quantiles_of_the_true_depth(sample):
 
 @pytest.mark.parametrize('words', ['demo', 33, 'long'])
 def test_nothing_of_a_figure_lies_on_another_part(sample, words):
-    """With the demo's own ten words, many, and long ones."""
+    """With the demo's own ten words, many, and long ones; the bars are those of the patches."""
     tokens = {'demo': DepthConfig.from_yaml(ROOT / 'config/demo.yaml').tokens,
               33: [f'about {n} metres from here' for n in range(33)],
               'long': ['a very long description of how far away something may be ' * 2] * 7}[words]
     count = len(tokens)
-    weights = np.full((count, 13, 17), 1 / count, np.float32)
+    weights = np.random.default_rng(0).random((count, 13, 17), np.float32)
+    spots = figures.spots_of(sample)
     with figures.look():
         figure = figures.responses(structs.replace(
-            sample, tokens=list(tokens), bins=[1.0] * count, weights=weights), sample.name,
-            figures.spots_of(sample))
+            sample, tokens=list(tokens), bins=[1.0] * count, weights=weights), sample.name, spots)
         figure.draw_without_rendering()
         photograph, depth, *charts = [axes.get_tightbbox() for axes in (
             *figure.subfigs[0].axes[:2], *figure.subfigs[1].axes)]
+    for (row, column), axes in zip(spots, figure.subfigs[1].axes, strict=True):
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(weights[:, row, column])
     assert len(charts) == 4
     assert photograph.x1 <= depth.x0 + 1
     for left, right in pairwise(charts):

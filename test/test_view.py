@@ -300,8 +300,8 @@ def test_a_click_asks_its_patch(picture, rgb, demo_estimator, monkeypatch, capsy
 
 def test_a_click_below_the_warning(tiny_weights, picture, tmp_path, monkeypatch, capsys):
     """The same pixel of the image, which is lower in the window."""
-    screen = Screen(monkeypatch, (cv2.EVENT_LBUTTONDOWN, 10, 20),
-                    (cv2.EVENT_LBUTTONDOWN, 10, WARNING_HEIGHT + 575), 'n')
+    screen = Screen(monkeypatch, *((cv2.EVENT_LBUTTONDOWN, 10, y) for y in (
+        20, 25, WARNING_HEIGHT + 575, WARNING_HEIGHT + 576)), 'n')
     assert view(picture, '--config', tiny_untrained(monkeypatch, tiny_weights, tmp_path)) == 0
     assert len(screen.shown) == 2
     assert len(capsys.readouterr().out.splitlines()) == 1

@@ -56,7 +56,8 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     assert drawn == {f'{kind}_1_{one}.png' for kind in ('bars', 'maps') for one in 'ab'}
     assert {*re.findall(r'src="figures/(.*?)"', page)} == drawn
     features = demo_estimator.text_features
-    assert f'>{features[0] @ features[2]:.3f}<' in page
+    assert [f'{cosine:.3f}' for cosine in features[0] @ features.T] == re.findall(
+        r'<td [^>]*>(.*?)</td>', page.partition('Cosines of')[2])[:4]
     assert run(NEAR_TO_FAR, '--weights', 'demo', '-o', output) == 1
     assert 'not overwritten' in capsys.readouterr().err
 
