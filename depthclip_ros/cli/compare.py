@@ -66,7 +66,7 @@ FIGURES = 3  # of them, whose words are shown
 DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
 ENDINGS = ('html', 'md', 'json')
-_COLUMNS = 240  # of depth in the pictures
+_COLUMNS = 160  # of depth in the pictures
 _SHOWN = {**{m: SYMBOLS[m] for m in METRICS[:5]}, 'rmse': 'rmse [m]'}
 
 
