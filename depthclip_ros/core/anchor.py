@@ -104,7 +104,6 @@ class State:
         share: of the points that agree, in the last image that had enough; NaN before.
         points: in the image.
         condition: why that image's points are not followed; '' if they are.
-        silent: seconds since points were last followed; infinite if they never were.
         anchored: whether the scale rests on points, that is they were followed not longer ago
             than the filter's timeout.
         around: root mean square, over all patches, of the logarithm of what was corrected beside
@@ -118,7 +117,6 @@ class State:
     share: float = math.nan
     points: int = 0
     condition: str = NO_POINTS
-    silent: float = math.inf
     anchored: bool = False
     around: float = 0.0
 
@@ -218,7 +216,7 @@ class ScaleFilter:
         self.state = State(
             adjustment.scale, adjustment.inflation, self._variance,
             self.state.share if math.isnan(share) else share, len(distances), condition,
-            self._silent, self._silent <= self._timeout,
+            self._silent <= self._timeout,
             0.0 if around is None else math.sqrt(np.mean(np.log(around) ** 2)))
         return adjustment
 

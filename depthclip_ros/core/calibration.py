@@ -290,11 +290,9 @@ class Calibration:
 
 @lru_cache(maxsize=8)
 def _on(calibration: Calibration, device: torch.device) -> dict[str, Tensor]:
-    """Its arrays on a device, without a kernel that adds nothing."""
-    arrays = dict(calibration.arrays)
-    if not arrays['kernel'].any():
-        arrays.update(kernel=arrays['kernel'][:0], landmarks=arrays['landmarks'][:0])
-    return {name: torch.tensor(values, device=device) for name, values in arrays.items()}
+    """Its arrays on a device."""
+    return {name: torch.tensor(values, device=device)
+            for name, values in calibration.arrays.items()}
 
 
 @lru_cache(maxsize=64)  # rays through a lens take milliseconds
@@ -366,9 +364,9 @@ def spread_terms(
 
 
 def no_kernel(width: int) -> dict[str, NDArray[np.float32]]:
-    """The arrays of a kernel that adds nothing, for a trunk's map of so many channels."""
-    shapes = {'projection': (1, width), 'offset': (1,), 'scales': (TOLD,),
-              'landmarks': (1, look_size(1)), 'kernel': (1,)}
+    """The arrays of no kernel, for a trunk's map of so many channels."""
+    shapes = {'projection': (0, width), 'offset': (0,), 'scales': (TOLD,),
+              'landmarks': (0, look_size(0)), 'kernel': (0,)}
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
