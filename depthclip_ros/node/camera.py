@@ -203,7 +203,6 @@ class Camera:
 
     Attributes:
         stream: what its images have in common, since the activation.
-        outputs: resolved names of everything that is published.
         ages: seconds from stamp to publication, where the clocks allow to tell.
         nan_shares: of every depth image.
         focal: by what depth was multiplied last for the focal length, and why not ('' else).
@@ -231,7 +230,7 @@ class Camera:
                        reliability=RELIABLE),
             qos_overriding_options=QoSOverridingOptions.with_default_policies())
             for topic, (kind, _) in OUTPUTS.items()}
-        self.outputs = [publisher.topic_name for publisher in self._publishers.values()]
+        self.depth_topic = self._publishers['depth/image'].topic_name
         self.ages, self.nan_shares = Window(), Window()
         self.focal, self.last_error = (1.0, OFF), ''
 

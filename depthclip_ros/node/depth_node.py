@@ -182,7 +182,7 @@ class DepthNode(LifecycleNode):
         self._active = True
         for camera in self._cameras:
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
-                           f'{camera.outputs[0]} out.')
+                           f'{camera.depth_topic} out.')
         return result
 
     @_reporting_bugs

@@ -89,7 +89,6 @@ class Stream:
         try:
             frame.model = self.model(width, height)
             focal_ratio(config.reference_focal, frame.model, frame.size, config.input_size)
-            frame.intrinsics = frame.model
         except CameraInfoError as error:
             frame.problem = error
         return frame
@@ -105,8 +104,7 @@ class Frame:
     # The camera that took it; where its camera_info is absent or unusable, there is depth, but
     # neither points nor depth/camera_info.
     model: CameraModel | None = None
-    intrinsics: CameraModel | None = None  # the same, where its focal length counts
-    problem: CameraInfoError | None = None  # why there is no `model`, or no `intrinsics`
+    problem: CameraInfoError | None = None  # why there is none, or its focal length does not count
     prediction: DepthPrediction = field(init=False)
     estimator: DepthEstimator = field(init=False)  # that predicted it
     scale: State | None = None  # of the anchor, after this image
@@ -123,7 +121,8 @@ def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:
     anchors = [None if frame.stream.anchor is None else frame.stream.anchor.adjuster(
         frame.header, frame.model, frame.size, frame.problem) for frame in frames]
     predictions = estimator.predict(
-        [frame.rgb for frame in frames], intrinsics=[frame.intrinsics for frame in frames],
+        [frame.rgb for frame in frames], intrinsics=[
+            frame.model if frame.problem is None else None for frame in frames],
         anchors=anchors, scenes=[frame.stream.scene for frame in frames])
     for frame, prediction in zip(frames, predictions, strict=True):
         frame.estimator, frame.prediction = estimator, prediction
