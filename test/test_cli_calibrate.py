@@ -163,4 +163,4 @@ def test_a_real_bag_of_one_view_is_refused_and_nothing_is_claimed(tmp_path, caps
     assert 'too few frames: 9' in said
     assert 'one standing view: 9 frames show 1' in said
     assert run(RGBD, tmp_path / 'robot.yaml', '--anyway') == 0
-    assert 'No improvement is claimed' in capsys.readouterr().out
+    assert 'no improvement is claimed' in capsys.readouterr().out

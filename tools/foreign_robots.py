@@ -237,11 +237,11 @@ class Bench:
         self.estimator = DepthEstimator(self._config, 'demo', 'cpu')
 
     def unseen(self, robot: Robot) -> Frames:
-        """Frames to be measured on."""
+        """To be measured on."""
         return self.frames(unseen(robot, self.size.rooms))
 
     def usual(self, robot: Robot) -> Frames:
-        """Frames that all but the robots' own parts calibrate on."""
+        """That all but the robots' own parts calibrate on."""
         frames, rooms = self.size.usual
         return self.frames(drive(robot, 0, rooms, frames))
 
@@ -300,8 +300,8 @@ def anchor_of(
     return anchor
 
 
-def scores(truth: Float32, depth: Iterable[Float32]) -> list[dict[str, float]]:
-    """Metrics of every image.
+def scores(truth: Float32, depth: Iterable[Float32]) -> dict[str, NDArray[np.float64]]:
+    """(N,) of every image, by metric.
 
     Raises:
         ValueError: a depth is not finite; a score would hide it.
@@ -314,19 +314,13 @@ def scores(truth: Float32, depth: Iterable[Float32]) -> list[dict[str, float]]:
         sums = score(torch.from_numpy(true), torch.from_numpy(
             np.ascontiguousarray(predicted))[None], FARTHEST)
         found.append(named(metrics_of(sums.numpy())[0]))
-    return found
-
-
-def rmse_of(truth: Float32, depth: Iterable[Float32]) -> NDArray[np.float64]:
-    """(N,) metres, of every image."""
-    return np.array([score['rmse'] for score in scores(truth, depth)])
+    return {name: np.array([of_one[name] for of_one in found]) for name in ('d1', 'rmse', 'rel')}
 
 
 def row(truth: Float32, depth: Iterable[Float32]) -> dict[str, Any]:
     """All that the tables say of a method: means over images."""
-    found = scores(truth, depth)
-    return {name: np.mean([of_one[key] for of_one in found]) for name, key in (
-        ('d1', 'd1'), ('rmse [m]', 'rmse'), ('rel', 'rel'))}
+    return {name + ' [m]' * (name == 'rmse'): values.mean()
+            for name, values in scores(truth, depth).items()}
 
 
 def coverage(frames: Frames, predictions: Sequence[DepthPrediction]) -> dict[str, Any]:
@@ -387,8 +381,8 @@ def lenses(bench: Bench) -> dict[str, Any]:
                 bench.use(focal=focal)
             else:
                 bench.calibrate(frames, focal=focal)
-            rows.update({f'{degrees} degrees, {way}': rmse_of(
-                test.depth, bench.depth(test, known=known)).mean()
+            rows.update({f'{degrees} degrees, {way}': row(
+                test.depth, bench.depth(test, known=known))['rmse [m]']
                 for degrees, test in tests.items()})
     return result
 
@@ -401,9 +395,9 @@ def anchors(bench: Bench) -> dict[str, Any]:
         frames = bench.frames(drive(ROBOTS[name], 10, 4, 4 * run, STEP))
         bench.calibrate(bench.usual(ROBOTS[name]))
         plain = bench.depth(frames)
-        oracle = rmse_of(frames.depth, [
+        oracle = row(frames.depth, [
             depth * np.float32(float(np.median(true / depth)))
-            for true, depth in zip(frames.depth, plain, strict=True)]).mean()
+            for true, depth in zip(frames.depth, plain, strict=True)])['rmse [m]']
         cases: dict[str, Any] = {}
         for dropouts in ('', ', dropouts'):  # the last 15 of 60 frames have no points
             for share in (0.0, 0.2, 0.4):
@@ -411,13 +405,13 @@ def anchors(bench: Bench) -> dict[str, Any]:
                     frames, ScaleFilter(), share,
                     lambda number, drops=bool(dropouts): drops and number % 60 >= 45)))
                 scales = np.array([p.adjustment.scale for p in predictions])
-                rmse = rmse_of(frames.depth, [p.depth for p in predictions]).mean()
+                rmse = row(frames.depth, [p.depth for p in predictions])['rmse [m]']
                 cases[f'{share:.0%} outliers{dropouts}'] = {
                     'largest step': (np.exp(np.abs(np.diff(np.log(scales)))) - 1).max(),
                     'rmse [m]': rmse, 'of the oracle scale': rmse / oracle}
         result[name] = {
             'frames': len(frames), 'frames in a room': run,
-            'rmse without an anchor [m]': rmse_of(frames.depth, plain).mean(),
+            'rmse without an anchor [m]': row(frames.depth, plain)['rmse [m]'],
             'rmse with the oracle scale [m]': oracle, 'cases': cases}
     return result
 

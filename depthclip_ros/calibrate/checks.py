@@ -170,6 +170,7 @@ def check(
         return [Refusal('too few frames', (
             f'{count} frames have depth, and at least {LEAST_FRAMES} are needed. Record '
             'a minute of driving, through several rooms if you can.')), *standing]
+    known = [t.depth[np.isfinite(t.depth)] for t in thumbnails]
     cells = np.array([np.isfinite(t.steps).any(axis=0).sum() for t in thumbnails])
     frozen = [False] if standing else [
         np.array_equal(a.depth, b.depth, equal_nan=True)
@@ -178,7 +179,8 @@ def check(
             ('empty depth', cells < _LEAST_CELLS,
              ('there is (almost) no depth in the image. Is it the right topic, is the sensor '
               'within its range, and does it look where the camera looks (tf)?')),
-            ('constant depth', [_is_flat(t.depth[np.isfinite(t.depth)]) for t in thumbnails],
+            ('constant depth', [depth.size and (depth.std() < _FLAT or np.mean(
+                np.abs(depth - np.median(depth)) < 1e-3) > _ONE_VALUE) for depth in known],
              ('depth is the same everywhere: the sensor reports no measurement. Check its '
               'driver and its range.')),
             ('frozen depth', frozen,
@@ -201,11 +203,6 @@ def check(
         f'(certainty {comparison.certainty:.1f} of {_BY_WORDS:g} standard deviations): the stamps '
         'or the mounting in tf are wrong, the weights are not trained, or it is too little. '
         'Record a denser sensor, or several rooms.'))]
-
-
-def _is_flat(depth: Float32) -> bool:
-    return bool(depth.size) and bool(depth.std() < _FLAT or np.mean(
-        np.abs(depth - np.median(depth)) < 1e-3) > _ONE_VALUE)
 
 
 def views(thumbnails: Sequence[Thumbnail]) -> int:
@@ -260,15 +257,15 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
     """Do images and depth belong together in time, and lie on each other?"""
     image, depth = (_moving(np.stack(values)) for values in zip(
         *((t.edges, t.steps) for t in thumbnails), strict=True))
-    fits = _fit(image, depth)
-    by_lag, shifts = _by_lag(fits), _shifts(image, depth)
+    by_lag, shifts = _fit(image, depth), _shifts(image, depth)
     step = float(np.median(np.diff([t.time for t in thumbnails]))) if timed else 0.0
     if said := _offset(by_lag, step):
         return [Refusal('offset stamps', (
             f'Images fit the depth that comes {said} by its stamp: the clocks of camera and depth '
             'sensor differ, or one driver stamps late. Synchronise them (chrony, hardware '
             'trigger) and record again.'))]
-    if said := _changed_fits(image, depth, float(np.trace(fits)) / len(depth)) or _moved(shifts):
+    if said := next((said for said, changed in _changed(depth) if _fits_better(
+            _fit(image, changed), float(by_lag[0]))), '') or _moved(shifts):
         return [Refusal('wrong extrinsics', (
             f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info '
             'or the lens, or the registration of the depth camera is wrong. Calibrate the '
@@ -300,8 +297,9 @@ def _unit_length(values: Float32) -> Float32:
 
 
 def _fit(image: Float32, depth: Float32) -> Float64:
-    """(N, N): how well every image fits every depth map."""
-    return np.asarray(image.reshape(len(image), -1) @ depth.reshape(len(depth), -1).T, np.float64)
+    """How well images fit depth, by lag; see `_by_lag`."""
+    return _by_lag(np.asarray(
+        image.reshape(len(image), -1) @ depth.reshape(len(depth), -1).T, np.float64))
 
 
 def _by_lag(pairs: Float64) -> Float64:
@@ -330,17 +328,13 @@ def _offset(by_lag: Float64, step: float) -> str:
         ' later' if places > 0 else ' earlier')
 
 
-def _changed_fits(image: Float32, depth: Float32, usual: float) -> str:
-    """How depth is to be turned or enlarged to fit better than it usually does; '' if not."""
-    for said, changed in _changed(depth):
-        by_lag = _by_lag(_fit(image, changed))
-        if by_lag.argmax() == 0 and _certainty(by_lag, 0) > _CLAIM \
-                and by_lag[0] > _BETTER * usual:
-            return said
-    return ''
+def _fits_better(by_lag: Float64, usual: float) -> bool:
+    return bool(by_lag.argmax() == 0 and _certainty(by_lag, 0) > _CLAIM
+                and by_lag[0] > _BETTER * usual)
 
 
 def _changed(depth: Float32) -> Iterator[tuple[str, Float32]]:
+    """How depth may have been turned or enlarged about the middle, and that undone."""
     yield 'mirrored', depth[..., ::-1]
     yield 'upside down', depth[..., ::-1, ::-1]
     yield 'mirrored top to bottom', depth[..., ::-1, :]

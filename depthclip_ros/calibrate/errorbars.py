@@ -46,74 +46,69 @@ def error_bars(problem: Problem, log_depth: Float64) -> ErrorBars:
     The error bars of every fold are tried with what the others make of them; a last common factor
     is what that shows to be missing, so that unseen sequences are covered, too.
     """
-    errors = _Errors(problem, log_depth)
-    ratios = np.empty(errors.error.shape)
-    folds = [problem.fold == fold for fold in range(problem.folds)]
-    for inside in folds:
-        ratios[inside] = errors.ratio(*errors.model(~inside), inside)
-    covered = [ratios[inside] <= max(1e-6, np.quantile(ratios[~inside], COVERAGE))
-               for inside in folds]
-    weights, knots = errors.model(np.ones(problem.count, bool))
-    knots[1] += np.log(max(1e-6, np.quantile(ratios, COVERAGE)))
-    return ErrorBars({'spread': weights.astype(np.float32), 'knots': knots.astype(np.float32)},
-                     float(np.concatenate(covered).mean()),
-                     _sensor_model(errors.seen.ravel(), errors.error.ravel()))
+    own, depth = log_depth[:, 0], problem.depth(log_depth)
+    in_view = (problem.count, *problem.grid)
+    with torch.inference_mode():
+        found = spread_terms(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
+            own.reshape(in_view), (own - problem.base[:, 0]).reshape(in_view), problem.weights,
+            problem.spread, problem.rays[:, 0])))
+    terms = np.nan_to_num(found.flatten(2).numpy().astype(np.float64))  # (F, T, P)
+    seen = problem.upsampled(depth)
+    error = np.abs(seen - problem.truth)
+    pixel_terms = np.stack([
+        problem.upsampled(terms[:, i]) for i in range(terms.shape[1])], axis=-1)
 
+    def ratios(weights: Float64, knots: Float64) -> Float64:
+        """(F, S) error over what the error bars of a model reach."""
+        logarithm = np.einsum('t,ftp->fp', weights, terms) + factor(
+            torch.from_numpy(knots), torch.from_numpy(own)).numpy()
+        return np.asarray(error / (
+            REACH * problem.upsampled(depth * np.exp(logarithm).clip(*SPREADS))))
 
-class _Errors:
-    """Terms and errors of all frames, at the patches and at the measured pixels."""
-
-    def __init__(self, problem: Problem, log_depth: Float64) -> None:
-        self.log_depth, self.upsampled = log_depth[:, 0], problem.upsampled
-        in_view = (len(log_depth), *problem.grid)
-        with torch.inference_mode():
-            terms = spread_terms(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
-                self.log_depth.reshape(in_view),
-                (self.log_depth - problem.base[:, 0]).reshape(in_view),
-                problem.weights, problem.spread, problem.rays[:, 0])))
-        self.terms = np.nan_to_num(terms.flatten(2).numpy().astype(np.float64))  # (F, T, P)
-        self.depth = problem.depth(log_depth)
-        self.seen = self.upsampled(self.depth)
-        self.error = np.abs(self.seen - problem.truth)
-        self.pixel_terms = np.stack([
-            self.upsampled(self.terms[:, i]) for i in range(self.terms.shape[1])], axis=-1)
-
-    def ratio(self, weights: Float64, knots: Float64, frames: NDArray[np.bool_]) -> Float64:
-        """(F', S) error over what the error bars of a model reach, of some frames."""
-        logarithm = np.einsum('t,ftp->fp', weights, self.terms) + factor(
-            torch.from_numpy(knots), torch.from_numpy(self.log_depth)).numpy()
-        stddev = self.upsampled(self.depth * np.exp(logarithm).clip(*SPREADS))
-        return np.asarray((self.error / (REACH * stddev))[frames])
-
-    def model(self, frames: NDArray[np.bool_]) -> tuple[Float64, Float64]:
-        """Fit to some frames: the logarithm of the error, then the factors of the deciles.
-
-        Returns:
-            Weights of the terms (SPREAD_TERMS,), and knots (2, Q) of log depth and log factor.
-
-        """
-        seen = self.seen[frames].ravel()
-        terms = self.pixel_terms[frames].reshape(len(seen), -1)
-        wish = np.log(self.error[frames].ravel() / seen + LEAST_ERROR)
-        mean, deviation = terms.mean(axis=0), terms.std(axis=0)
-        scale = np.where(deviation > 1e-6, deviation, np.inf)
-        scaled = (terms - mean) / scale
-        solved = np.linalg.solve(
-            scaled.T @ scaled + RIDGE * len(seen) * np.eye(terms.shape[1]),
-            scaled.T @ (wish - wish.mean()))
-        weights = solved / scale
-        weights[0] += wish.mean() - mean @ weights  # the first term is one
-        places = np.log([np.median(seen[part]) for part in _parts(seen, DECILES)])
+    def model(frames: NDArray[np.bool_]) -> tuple[Float64, Float64]:
+        """Fit to some frames: the logarithm of the error, then the factors of the deciles."""
+        said = seen[frames].ravel()
+        weights = _linear(pixel_terms[frames].reshape(len(said), -1),
+                          np.log(error[frames].ravel() / said + LEAST_ERROR))
+        places = np.log([np.median(said[part]) for part in _parts(said, DECILES)])
         places = np.maximum.accumulate(places) + LEAST_STEP * np.arange(len(places))
         if len(places) < 2:  # depth is the same everywhere
             places = np.array([places[0], places[0] + 1.0])
-        nearest = np.abs(np.log(seen)[:, None] - places).argmin(axis=1)
+        nearest = np.abs(np.log(said)[:, None] - places).argmin(axis=1)
         knots = np.stack([places, np.zeros(len(places))])
         for _ in range(ROUNDS):
-            ratio = self.ratio(weights, knots, frames).ravel()
+            ratio = ratios(weights, knots)[frames].ravel()
             for i in np.unique(nearest):
-                knots[1, i] += np.log(max(1e-6, np.quantile(ratio[nearest == i], COVERAGE)))
+                knots[1, i] += np.log(_reach(ratio[nearest == i]))
         return weights, knots
+
+    missing = np.empty(error.shape)
+    folds = [problem.fold == fold for fold in range(problem.folds)]
+    for inside in folds:
+        missing[inside] = ratios(*model(~inside))[inside]
+    covered = [missing[inside] <= _reach(missing[~inside]) for inside in folds]
+    weights, knots = model(np.ones(problem.count, bool))
+    knots[1] += np.log(_reach(missing))
+    return ErrorBars({'spread': weights.astype(np.float32), 'knots': knots.astype(np.float32)},
+                     float(np.concatenate(covered).mean()),
+                     _sensor_model(seen.ravel(), error.ravel()))
+
+
+def _reach(values: Float64) -> float:
+    """Below what nine of ten are."""
+    return float(max(1e-6, np.quantile(values, COVERAGE)))
+
+
+def _linear(terms: Float64, wish: Float64) -> Float64:
+    """Weights of the terms, of which the first is one."""
+    mean, deviation = terms.mean(axis=0), terms.std(axis=0)
+    scale = np.where(deviation > 1e-6, deviation, np.inf)
+    scaled = (terms - mean) / scale
+    weights: Float64 = np.linalg.solve(
+        scaled.T @ scaled + RIDGE * len(wish) * np.eye(terms.shape[1]),
+        scaled.T @ (wish - wish.mean())) / scale
+    weights[0] += wish.mean() - mean @ weights
+    return weights
 
 
 def _parts(values: Float64, count: int) -> list[NDArray[np.bool_]]:
@@ -126,7 +121,7 @@ def _sensor_model(seen: Float64, error: Float64) -> tuple[float, ...]:
     """Of errors by depth, as `elevation_mapping` wants it."""
     parts = _parts(seen, 2 * DECILES)
     z = np.array([np.median(seen[inside]) for inside in parts])
-    sigma = np.array([max(1e-6, np.quantile(error[inside], COVERAGE) / REACH) for inside in parts])
+    sigma = np.array([_reach(error[inside]) / REACH for inside in parts])
 
     def off(p: Float64) -> Float64:
         a, b, c, d, e = p

@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel
-from ..core.errors import CalibrationError
 from ..core.estimator import DepthEstimator
 from .errorbars import ErrorBars, error_bars
-from .problem import Metrics, Problem, geometric_mean
+from .problem import Problem, geometric_mean
 from .recordings import Frame
 
 Float32 = NDArray[np.float32]
@@ -65,9 +64,9 @@ class Fitted:
         improved: whether held-out blocks show at least 5 % less rmse than both the one fitted
             scale and the mean map.
         verdict: all of that in a sentence or two.
-        held_out: by variant ('none': what is there without calibration, focal length counted;
-            'mean map', 'scale', 'full'), each on frames of blocks that it was not fitted to; of
-            'full' the share was chosen by these blocks.
+        held_out: mean rmse [m], delta 1 and rel by variant ('none': what is there without
+            calibration, focal length counted; 'mean map', 'scale', 'full'), on frames of blocks
+            that it was not fitted to; of 'full' the share was chosen by these blocks.
         folds: rmse in metres of 'none', 'mean map', 'scale' and the chosen one in every fold.
         share: of the correction that is taken.
         bars: how well its error bars cover, and elevation_mapping's model of them.
@@ -78,7 +77,7 @@ class Fitted:
     variant: str
     improved: bool
     verdict: str
-    held_out: dict[str, Metrics]
+    held_out: dict[str, Float64]
     folds: list[dict[str, float]]
     share: float
     bars: ErrorBars
@@ -91,7 +90,7 @@ def fit(
     """Fit a correction of the language depth, and say whether it is worth having.
 
     Args:
-        estimator: as configured without a calibration.
+        estimator: as configured, without scenes or a calibration.
         frames: of several sequences; read once, in order.
         variant: 'auto' for the one that the held-out frames show to be worth it, or 'full' (the
             share of the correction that is best for them), 'scale' (one factor), 'none'.
@@ -103,12 +102,9 @@ def fit(
         The calibration, and what is known of it from frames that it was not fitted to.
 
     Raises:
-        CalibrationError: no depth can be compared, or there are too few frames or sequences.
+        CalibrationError: there are too few frames with depth or too few sequences.
 
     """
-    if estimator.calibration is not None or estimator.config.has_scenes:
-        raise CalibrationError('A calibration is fitted to words alone, without scenes or another '
-                               "calibration. Set calibration: '' and scenes: [''].")
     problem = Problem(estimator, frames)
     log(f'{problem.count} frames in {problem.blocks} sequences; what is chosen is chosen by '
         f'{problem.folds} folds of sequences.')
@@ -135,7 +131,7 @@ def fit(
         Calibration(about, {**problem.view, **bars.arrays, **correction_arrays(
             problem, chosen, share, simpler(errors['scale'], errors['none']))}),
         chosen, improved, verdict,
-        {name: problem.metrics(values) for name, values in predictions.items()},
+        {name: problem.scores(values).mean(axis=0) for name, values in predictions.items()},
         [{name: float(errors[name][fold]) for name in dict.fromkeys(
             ('none', 'mean map', 'scale', chosen))} for fold in range(problem.folds)],
         share, bars)
@@ -196,22 +192,17 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
     best = min(('none', 'scale', 'mean map'), key=lambda name: means[name])
     improved = variant == 'full' and means['full'] <= IMPROVED * means[best] and _worth(
         errors['full'], errors[best])
-    numbers = (f'held-out rmse {means[variant]:.3f} m, of words alone {means["none"]:.3f} m, '
-               f'with one scale {means["scale"]:.3f} m, of the mean map {means["mean map"]:.3f} m')
-    part = '' if share == 1 else f', {share:.0%} of it'
+    taken = {'none': 'Depth is left as the words say it', 'scale': 'One scale is taken',
+             'full': f'The full correction, {share:.0%} of it, is taken'}[variant]
+    why = f'no improvement by {1 - IMPROVED:.0%} over both one scale and the mean map is seen'
     if improved:
-        return variant, True, (
-            f'The correction ({variant}{part}) helps: {numbers}: '
-            f'{1 - means["full"] / means[best]:.0%} less than the best of these.')
-    if means['mean map'] < means[variant]:
-        return variant, False, (
-            'No improvement is claimed: a picture that is always the same is better than this '
-            f'model here ({numbers}).')
-    chosen = {'none': 'depth is left as the words say it', 'scale': 'one scale is taken',
-              'full': f'the full correction{part} is taken'}[variant]
-    return variant, False, (
-        f'No improvement by {1 - IMPROVED:.0%} over both one scale and the mean map is seen; '
-        f'{chosen} ({numbers}).')
+        why = f'it helps, by {1 - means["full"] / means[best]:.0%} over the best of the others'
+    elif means['mean map'] < means[variant]:
+        why = 'no improvement is claimed: a picture that is always the same is better here'
+    return variant, improved, (
+        f'{taken}; {why} (held-out rmse {means[variant]:.3f} m, of words '
+        f'alone {means["none"]:.3f} m, with one scale {means["scale"]:.3f} m, of the mean map '
+        f'{means["mean map"]:.3f} m).')
 
 
 def correction_arrays(
@@ -299,17 +290,17 @@ def _ridge(
 
     In torch, since products of NumPy in turns with its own would wait for each other's threads.
     """
-    size = 1 + len(landmarks)
+    size, white = 1 + len(landmarks), torch.from_numpy(whitening)
     normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * (size - 1)]).double())
-    right, white = torch.zeros(size, dtype=torch.float64), torch.from_numpy(whitening)
-    for start in range(0, len(looks), _ROWS):
-        rows = slice(start, start + _ROWS)
-        terms = torch.ones(len(looks[rows]), size, dtype=torch.float64)
-        terms[:, 1:] = likeness(
-            torch.from_numpy(looks[rows]), torch.from_numpy(landmarks)).double() @ white
-        weighted = terms * torch.from_numpy(weight[rows])[:, None]
+    right = torch.zeros(size, dtype=torch.float64)
+    for seen, wished, weighs in zip(*(
+            torch.split(torch.from_numpy(values), _ROWS) for values in (looks, wish, weight)),
+            strict=True):
+        terms = torch.ones(len(seen), size, dtype=torch.float64)
+        terms[:, 1:] = likeness(seen, torch.from_numpy(landmarks)).double() @ white
+        weighted = terms * weighs[:, None]
         normal += weighted.T @ terms
-        right += weighted.T @ torch.from_numpy(wish[rows])
+        right += weighted.T @ wished
     return np.asarray(torch.linalg.solve(normal, right).numpy())
 
 

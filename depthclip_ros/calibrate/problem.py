@@ -35,14 +35,6 @@ FARTHEST = 2.0  # times its own mean that a patch's depth may be off for the pic
 LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
 
 
-class Metrics(NamedTuple):
-    """Means over images, on frames that the fit did not see; rmse in metres."""
-
-    rmse: float
-    delta1: float
-    abs_rel: float
-
-
 class Target(NamedTuple):
     """Depth of one frame, as it is wanted; see `wanted`."""
 
@@ -194,19 +186,18 @@ class Problem:
         """(F, P) -> (F, S), at the pixels that are measured."""
         return np.asarray((self.pixels @ patches.ravel()).reshape(self.truth.shape))
 
-    def fold_errors(self, log_depth: Float64) -> Float64:
-        """Rmse in metres of every fold, mean over its frames, of (F, passes, P) log depth."""
-        depth = self.upsampled(self.depth(log_depth))
-        errors = np.sqrt(((depth - self.truth) ** 2).mean(axis=1))
-        return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)])
+    def scores(self, log_depth: Float64) -> Float64:
+        """(F, 3) rmse in metres, delta 1 and rel of every frame, of (F, passes, P) log depth."""
+        depth, truth = self.upsampled(self.depth(log_depth)), self.truth
+        ratio = np.maximum(depth / truth, truth / depth)
+        return np.stack([
+            np.sqrt(((depth - truth) ** 2).mean(axis=1)), (ratio < 1.25).mean(axis=1),
+            (np.abs(depth - truth) / truth).mean(axis=1)], axis=1)
 
-    def metrics(self, log_depth: Float64) -> Metrics:
-        """Means over frames, of (F, passes, P) log depth."""
-        depth = self.upsampled(self.depth(log_depth))
-        ratio = np.maximum(depth / self.truth, self.truth / depth)
-        return Metrics(
-            float(np.sqrt(((depth - self.truth) ** 2).mean(axis=1)).mean()),
-            float((ratio < 1.25).mean()), float((np.abs(depth - self.truth) / self.truth).mean()))
+    def fold_errors(self, log_depth: Float64) -> Float64:
+        """Rmse in metres of every fold, mean over its frames."""
+        errors = self.scores(log_depth)[:, 0]
+        return np.array([errors[self.fold == fold].mean() for fold in range(self.folds)])
 
 
 def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
