@@ -23,7 +23,7 @@ from depthclip_ros.core import (  # noqa: E402
     engine,
     words,
 )
-from depthclip_ros.core.backbone import build_image_encoder  # noqa: E402
+from depthclip_ros.core.backbone import build_attention_pool, build_image_encoder  # noqa: E402
 from depthclip_ros.core.weights import WeightsInfo, load  # noqa: E402
 from depthclip_ros.core.words import Phrases, encode  # noqa: E402
 
@@ -62,7 +62,7 @@ def short(tmp_path_factory):
         if 'layers' in vision:
             vision['layers'] = [1, 1, 1, 1] if isinstance(vision['layers'], list) else 2
         if other == 'short-resnet':
-            vision.update(width=16, head_width=16)
+            vision.update(width=16)
         if other == 'short-average':
             vision.update(width=128, head_width=64, patch_size=32)
         text.update(layers=1, width=64, heads=2, vocab_size=49408)
@@ -252,15 +252,10 @@ def test_a_resnet_of_open_clip_is_as_one_of_openai(short):
     model, encoder = own_model('short-resnet', weights), build_image_encoder(weights, 'maskclip')
     pixels, pool = images(model), model.visual.attnpool
     x, own = seen(pool, lambda: model.visual(pixels))
-    tokens = x.flatten(2).transpose(1, 2)
-    values = pool.c_proj(pool.v_proj(tokens)).transpose(1, 2).reshape(2, -1, *x.shape[2:])
+    values = pool.c_proj(pool.v_proj(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     torch.testing.assert_close(encoder(pixels), normalize(values, dim=1), atol=1e-5, rtol=1e-3)
-    tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], 1) + pool.positional_embedding
-    q, k, v = (heads(part(tokens), pool.num_heads)
-               for part in (pool.q_proj, pool.k_proj, pool.v_proj))
-    attention = (q[:, :, :1] @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=3)
-    mixed = pool.c_proj((attention @ v).transpose(1, 2).flatten(2))[:, 0]
-    torch.testing.assert_close(mixed, own, atol=1e-4, rtol=1e-3)
+    found = build_attention_pool(weights).whole(encoder.trunk(pixels))
+    torch.testing.assert_close(found, own, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize('name', ['short-vit', 'short-map', 'short-token'])
