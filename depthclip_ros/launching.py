@@ -54,10 +54,6 @@ ARGUMENTS = {
     'camera_info': (
         'camera_info topic to use instead of "camera_info"; empty: the one beside image, if that'
         ' is given. With cameras: one for each, separated by commas'),
-    'weights': (
-        'CLIP weights: an official name such as RN50, a file, demo or untrained; empty: as in '
-        'params_file'),
-    'device': 'auto, cpu, cuda or cuda:N; empty: as in params_file',
     'bag': (
         'rosbag2 bag to replay with simulated time, once the node is active; everything ends '
         'with it. Its camera is found by itself (those of cameras: under their names), or given '
@@ -110,10 +106,10 @@ class Plan:
     required: bool
     notes: list[str]
 
-    def remappings(self, *, below: bool = True) -> list[tuple[str, str]]:
-        """Of the node's topics; with `below=False` seen from within the only camera's name."""
+    def remappings(self) -> list[tuple[str, str]]:
+        """Of the node's topics."""
         return [
-            (f'{camera.name}/{topic}' if camera.name and below else topic, other)
+            (f'{camera.name}/{topic}' if camera.name else topic, other)
             for camera in self.cameras for topic, other in (
                 ('image', camera.image),
                 ('image/compressed', camera.image and f'{camera.image}/compressed'),
@@ -225,16 +221,16 @@ def report_failure(name: str, code: int, loop: asyncio.AbstractEventLoop) -> Non
 def rviz_file(names: Sequence[str], folder: str | Path) -> Path:
     """RViz's configuration for the cameras of these names.
 
-    RViz cannot repeat displays, so that for several cameras a file is made of rviz/depth.rviz: a
+    RViz cannot repeat displays, so that for named cameras a file is made of rviz/depth.rviz: a
     group of displays for each, of which the first is switched on.
 
     Args:
-        names: of the cameras.
+        names: of the cameras; one without a name has that file itself.
         folder: where to write it: that of the launch's logs.
 
     """
     one = share_dir() / 'rviz' / 'depth.rviz'
-    if len(names) == 1:
+    if list(names) == ['']:
         return one
     config = yaml.safe_load(one.read_text(encoding='utf-8'))
     manager = config['Visualization Manager']
@@ -247,10 +243,10 @@ def rviz_file(names: Sequence[str], folder: str | Path) -> Path:
             display['Topic']['Value'] = f'{name}/{display["Topic"]["Value"]}'
         manager['Displays'].append({'Class': 'rviz_common/Group', 'Name': name,
                                     'Enabled': name == names[0], 'Displays': group})
-    # Cameras look into several directions: only the robot's own frame (REP-105) is all of theirs.
-    manager['Global Options']['Fixed Frame'] = 'base_link'
-    manager['Views']['Current'].update(Distance=6, Pitch=0.6, Yaw=3.1416)
-    manager['Views']['Current']['Focal Point'] = {'X': 0, 'Y': 0, 'Z': 0.5}
+    if len(names) > 1:  # which look into several directions: the robot's frame is all of theirs
+        manager['Global Options']['Fixed Frame'] = 'base_link'
+        manager['Views']['Current'].update(Distance=6, Pitch=0.6, Yaw=3.1416)
+        manager['Views']['Current']['Focal Point'] = {'X': 0, 'Y': 0, 'Z': 0.5}
     path = Path(folder, 'cameras.rviz')
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
     return path

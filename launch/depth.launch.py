@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros does not know list[str])
 
-from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
@@ -110,12 +109,11 @@ def _after_node(
         return []
     if bag or not todo.respawn:  # images that were played meanwhile are lost
         report_failure(NODE, event.returncode, context.asyncio_loop)
-    if todo.respawn:
-        return [LogInfo(msg=f'{NODE} has ended; it is started again in {todo.respawn_delay:g} s')]
-    if not todo.required:
-        return [LogInfo(msg=f'{NODE} has ended; all else goes on (required:=true ends it, '
-                        'respawn:=true starts the node again)')]
-    return [LogInfo(msg=f'{NODE} has ended: stopping'), Shutdown(reason=f'{NODE} has ended')]
+    if todo.required:
+        return [LogInfo(msg=f'{NODE} has ended: stopping'), Shutdown(reason=f'{NODE} has ended')]
+    return [LogInfo(msg=f'{NODE} has ended; ' + (
+        f'it is started again in {todo.respawn_delay:g} s' if todo.respawn else
+        'all else goes on (required:=true ends it, respawn:=true starts the node again)'))]
 
 
 def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
@@ -129,17 +127,10 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
 
 
 def _rviz(value: dict[str, str], todo: Plan, namespace: str) -> Action:
-    """RViz in the namespace in which the relative topics of its configuration fit."""
-    if 'rviz2' not in get_packages_with_prefixes():
-        raise RuntimeError(
-            'rviz:=true, but rviz2 is not installed here. Install it '
-            '(sudo apt install ros-$ROS_DISTRO-rviz2), or leave rviz:=true out and look at '
-            'depth/image_color with any viewer.')
+    """RViz in the node's namespace, in which the topics of its configuration are relative."""
     sim_time = {key: todo.parameters[key] for key in ('use_sim_time',) if key in todo.parameters}
-    alone = todo.names[0] if len(todo.names) == 1 else ''
     frame = ['-f', value['fixed_frame']] if value['fixed_frame'] else []
     return Node(
-        package='rviz2', executable='rviz2', name='rviz', output='screen',
-        namespace=f'{namespace}/{alone}'.replace('//', '/').rstrip('/'),
+        package='rviz2', executable='rviz2', name='rviz', output='screen', namespace=namespace,
         arguments=['-d', str(rviz_file(todo.names, launch_config.log_dir)), *frame],
-        parameters=[sim_time] if sim_time else [], remappings=todo.remappings(below=not alone))
+        parameters=[sim_time] if sim_time else [], remappings=todo.remappings())

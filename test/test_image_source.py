@@ -271,7 +271,6 @@ def test_a_guess_is_called_one_and_an_interrupt_is_clean(folder):
 @pytest.mark.parametrize(('arguments', 'words'), [
     (['--ros-args', '-p', 'x:=['], "Couldn't parse parameter override rule"),
     (['--answer', 'no name'], 'Invalid topic name'),
-    (['--webcam', '0'], 'Give one source'),
     (['--camera-info', 'head.yaml'], 'head.yaml'),
 ])
 def test_what_is_refused_is_a_sentence(folder, capsys, monkeypatch, arguments, words):

@@ -61,7 +61,10 @@ def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
     assert make_plan().names == ['']
     assert make_plan(params_file=str(file)).names == ['left', 'right']
     assert make_plan(overlay=str(file), cameras='front').names == ['front']
-    assert rviz_file([''], tmp_path) == rviz_file(['front'], tmp_path) == one
+    assert rviz_file([''], tmp_path) == one
+    manager = rviz(rviz_file(['front'], tmp_path))['Visualization Manager']
+    assert manager['Global Options'] == rviz(one)['Visualization Manager']['Global Options']
+    assert all(part['Topic']['Value'].startswith('front/') for part in displays(manager))
     assert rviz(rviz_file(['front', 'rear'], tmp_path)) == rviz(ROOT / 'rviz/cameras.rviz')
     written = rviz_file(['left/front', 'side', 'back'], tmp_path)
     assert written.parent == tmp_path

@@ -248,7 +248,7 @@ class _Conversion:
 
     def _write(self, connection: Any, moment: int, data: bytes) -> None:
         self._target.write(connection, moment, data)
-        self.report.topics[connection.topic] = self.report.topics.get(connection.topic, 0) + 1
+        _count(self.report.topics, connection.topic)
 
     # One image ----------------------------------------------------------------------------------
 
@@ -311,29 +311,28 @@ class _Conversion:
         self.report.answered += 1
         self.report.beyond += frame.beyond
         problem, anchor = frame.problem, camera.stream.anchor
-        if problem is not None and frame.model is None:
-            self._count(self.report.unprojected, camera, problem.condition, str(problem))
-        if problem is not None and self._estimator.config.reference_focal:
-            self._say_once(f'{camera.plan.label}The focal length does not count (camera_info: '
-                           f'{problem.condition}).')
+        if problem is not None:
+            self._say_once(f'{camera.plan.label}{problem}')
+            if frame.model is None:
+                _count(self.report.unprojected, camera.plan.label + problem.condition)
         if anchor is not None and anchor.condition:
             self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}).')
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
         cause = cause_of(error, stage)
-        self._count(self.report.rejected, camera, cause, f'Image rejected ({cause}): {error}')
-
-    def _count(self, counts: dict[str, int], camera: _Camera, cause: str, sentence: str) -> None:
-        """Count a cause; the sentence is told the first time."""
-        key = camera.plan.label + cause
-        if key not in counts:
-            self._log(camera.plan.label + sentence)
-        counts[key] = counts.get(key, 0) + 1
+        if not _count(self.report.rejected, camera.plan.label + cause):
+            self._log(f'{camera.plan.label}Image rejected ({cause}): {error}')
 
     def _say_once(self, sentence: str) -> None:
         if sentence not in self._said:
             self._said.add(sentence)
             self._log(sentence)
+
+
+def _count(counts: dict[str, int], key: str) -> int:
+    """Count, and give what was counted before."""
+    counts[key] = counts.get(key, 0) + 1
+    return counts[key] - 1
 
 
 def _message(relative: str, frame: Frame) -> bytes | None:

@@ -127,11 +127,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='image_source', description='Publish pictures as a camera would, on image and '
         'camera_info. Without a source: rendered rooms, endlessly.')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument('images', nargs='*', default=[], metavar='FILE_OR_FOLDER',
+                        help='pictures, in this order; folders by name')
+    source.add_argument('--video', metavar='FILE', help='frames of a video')
+    source.add_argument('--webcam', type=whole, metavar='N', help='live pictures of /dev/videoN')
     add = parser.add_argument
-    add('images', nargs='*', metavar='FILE_OR_FOLDER',
-        help='pictures, in this order; folders by name')
-    add('--video', metavar='FILE', help='frames of a video')
-    add('--webcam', type=whole, metavar='N', help='live pictures of /dev/videoN')
     add('--rate', type=positive, default=10.0, metavar='HZ',
         help='pictures a second, at most (default %(default)s)')
     calibration = parser.add_mutually_exclusive_group()
@@ -153,22 +154,15 @@ def open_source(
     """Pictures that the command line asks for; `skip` is told of unreadable files.
 
     Raises:
-        ImageError: more than one source, or a missing one.
+        ImageError: it is missing.
 
     """
-    chosen = [name for name in ('images', 'video', 'webcam')
-              if getattr(options, name) not in (None, [])]
-    if len(chosen) > 1:
-        raise ImageError('several sources', f'Give one source, not {" and ".join(chosen)}.')
     if options.images:
         return file_frames(picture_files(options.images), skip)
     if options.video:
         return video_frames(options.video)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
-    if options.camera_info:
-        raise ImageError('several sources', 'The built-in rooms have a camera of their own: leave '
-                         '--camera-info away, or give pictures.')
     return builtin_frames(lambda text: print(f'image_source: {text}', flush=True),
                           BUILTIN_HFOV if options.fov is None else options.fov)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from geometry_msgs.msg import TransformStamped
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -187,13 +187,11 @@ def transform(header: Header, parent: str, pose: NDArray[np.float64]) -> Transfo
         pose: (4, 4), optical frame to room.
 
     """
-    result = TransformStamped()
-    result.header.stamp, result.header.frame_id = header.stamp, parent
-    result.child_frame_id = header.frame_id
-    place, rotation = result.transform.translation, result.transform.rotation
-    place.x, place.y, place.z = (float(value) for value in pose[:3, 3])
-    rotation.x, rotation.y, rotation.z, rotation.w = quaternion(pose[:3, :3])
-    return result
+    place = dict(zip('xyz', map(float, pose[:3, 3]), strict=True))
+    turn = dict(zip('xyzw', quaternion(pose[:3, :3]), strict=True))
+    return TransformStamped(
+        header=Header(stamp=header.stamp, frame_id=parent), child_frame_id=header.frame_id,
+        transform=Transform(translation=Vector3(**place), rotation=Quaternion(**turn)))
 
 
 def main(args: Sequence[str] | None = None) -> int:
