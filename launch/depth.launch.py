@@ -44,6 +44,9 @@ from depthclip_ros.launching import (
 from depthclip_ros.resources import large_images_profile
 
 PACKAGE = 'depthclip_ros'
+# Seconds after which a new node has found, and has been found by, all that listen: Fast DDS
+# announces what is there every 3 s. The time in which the network is loaded counts.
+DISCOVERY = 3.5
 LAST_IMAGE = 2.0  # seconds for the last image of a bag to become depth
 
 
@@ -84,8 +87,8 @@ def _actions(context: LaunchContext) -> list[Action]:
     if value['bag']:
         actions.append(Node(
             package=PACKAGE, executable='bag_player', additional_env=profile, output='screen',
-            arguments=[str(Path(value['bag']).expanduser()), '--clock', '--wait-for',
-                       *todo.topics()],
+            arguments=[str(Path(value['bag']).expanduser()), '--clock', '--settle',
+                       str(DISCOVERY), '--wait-for', *todo.topics()],
             on_exit=_after_player))
     if boolean('rviz', value['rviz']):
         actions.append(_rviz(value, todo, namespace))

@@ -179,7 +179,9 @@ def test_it_begins_when_its_listeners_have_found_it(tmp_path):
         # First, as every node's own: others hear of a node's parts in their order.
         listener.node.create_service(GetParameters, 'listener/get_parameters', answer)
         listener.subscribe(IMAGES)
-        player = start_player(tmp_path / 'bag', '--wait-for', '/camera/image', '/camera/image')
+        started = time.monotonic()
+        player = start_player(tmp_path / 'bag', '--settle', 4, '--wait-for', '/camera/image',
+                              '/camera/image')
         try:
             told = []
             while 'waiting for a subscriber of /camera/image' not in ''.join(told):
@@ -189,6 +191,8 @@ def test_it_begins_when_its_listeners_have_found_it(tmp_path):
             assert not before  # one is there, and two are asked for
             listener.subscribe(IMAGES)
             got = listener.received['/camera/image']
+            assert listener.spin_until(lambda: got)
+            assert time.monotonic() > started + 4
             assert listener.spin_until(lambda: len(got) == 2 * COUNT)
         finally:
             player.kill()

@@ -23,7 +23,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
-from ..arguments import positive
+from ..arguments import not_negative, positive
 from ..node.messages import message_class
 from .bag import NANOSECONDS, Bag, BagError
 from .process import run
@@ -58,7 +58,7 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
     publishers, say = _publishers(node, bag, options), node.get_logger().info
     played = Counter[str]()
     clock = node.create_publisher(Clock, CLOCK_TOPIC, 1) if options.clock else None
-    _wait_for_subscribers(node, publishers, options.wait_for, stop)
+    _wait_for_subscribers(node, publishers, options, stop)
     started = start = time.monotonic()
 
     def wait_until(stamp: int) -> None:
@@ -121,19 +121,27 @@ def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, 
 
 
 def _wait_for_subscribers(
-    node: Node, publishers: dict[str, Any], topics: Sequence[str], stop: Event,
+    node: Node, publishers: dict[str, Any], options: argparse.Namespace, stop: Event,
 ) -> None:
     """Wait until those of --wait-for are there, and know this node's publishers.
 
+    What counts as quiet is that no node has come, and not no subscription: those of a node that
+    has loaded its network for long meanwhile are known at once.
     A node that answers a request has found whoever asks; announcements come in their order, so
     that it has found the publishers, which are older than the request. What is asked for is
     nothing: the values of no parameters. A node without such a service is not waited for.
     """
-    wanted, told = Counter(topic for topic in topics if topic in publishers), False
-    while not stop.is_set() and (lacking := [
-            topic for topic, count in wanted.items()
-            if publishers[topic].get_subscription_count() < count]):
-        if not told:
+    wanted = Counter(topic for topic in options.wait_for if topic in publishers)
+    known, changed, told = set[tuple[str, str]](), time.monotonic(), False
+    while not stop.is_set():
+        lacking = [topic for topic, count in wanted.items()
+                   if publishers[topic].get_subscription_count() < count]
+        nodes = set(node.get_node_names_and_namespaces())
+        if not nodes <= known:
+            known, changed = known | nodes, time.monotonic()
+        if not lacking and time.monotonic() - changed >= options.settle:
+            break
+        if lacking and not told:
             told = True
             node.get_logger().info(f'waiting for a subscriber of {", ".join(lacking)}')
         stop.wait(0.02)
@@ -194,6 +202,8 @@ def parser() -> argparse.ArgumentParser:
     add('--wait-for', nargs='+', default=[], metavar='TOPIC',
         help='begin when each of these has a subscriber (two, where it is given twice) that has '
         'found the player')
+    add('--settle', type=not_negative, default=0.0, metavar='SECONDS',
+        help='and when no further node has come for so long: they have found one another, too')
     return parser
 
 
