@@ -20,6 +20,7 @@ from ros_harness import NodeProcess, Peer, running, tiny_arguments
 
 from depthclip_ros import executables
 from depthclip_ros.core import DepthConfig
+from depthclip_ros.node.config import NodeConfig
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
@@ -68,6 +69,13 @@ def test_an_unknown_quality_of_service_is_refused(domain, cache, tiny_weights):
     assert f'Cannot activate: {name.rpartition(".")[0]}: ' in node.output
     assert 'sometimes' in node.output
     assert 'Traceback' not in node.output
+
+
+def test_help_has_every_parameter(domain, cache):
+    node = NodeProcess(['--help'], domain=domain, cache=cache)
+    assert node.wait() == 0
+    for name in DepthConfig.names() + NodeConfig.names():
+        assert f'  {name}: ' in node.output
 
 
 def test_missing_parameter_file(domain, cache):

@@ -137,6 +137,20 @@ def test_impossible_stamps_are_foreign_stamps(stamp, make):
     assert math.isnan(camera.ages.percentile(50))
 
 
+def test_what_is_odd_about_images_is_said_once_and_lost_pixels_are_counted(make):
+    setup = make('')
+    camera = setup.cameras[0]
+    camera.stream.config = NodeConfig(depth_encoding='16UC1')
+    setup.pipeline.config = setup.estimator.config.replace(
+        bins=[70.0 + metres for metres in setup.estimator.config.bins])
+    for picture in (RGB, RGB, RGB[:40]):
+        setup.send(picture)
+    assert camera.counts()['beyond'] == 2 * RGB[..., 0].size + RGB[:40, :, 0].size
+    for words in ('that 16UC1 cannot hold', 'frame_id is empty', 'images of 80x40 are stretched'):
+        assert len(setup.said(words)) == 1, words
+    assert len(setup.said('are stretched')) == 1
+
+
 class BrokenError(Exception):
     """Nothing that anybody expects."""
 

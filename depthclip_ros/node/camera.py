@@ -46,6 +46,7 @@ RECENT = 5.0  # seconds that a mean looks back on
 INPUT_DEPTH = 10
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
+MAX_STRETCH = 0.02  # part by which an image may be stretched without a word
 FOCAL_JUMP = 0.01  # part by which the focal factor may change without a word
 OFF = 'reference_focal is 0'
 # What becomes of an image: answered with depth; replaced by a newer one before its turn, or left
@@ -309,6 +310,12 @@ class Camera:
         age = (now - stamp.sec * 10 ** 9 - stamp.nanosec) / 10 ** 9
         if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < 10 ** 9:
             self.ages.add(age)
+        if frame.beyond:
+            with self._lock:
+                self._counts['beyond'] += frame.beyond
+            self.say.once('beyond', (
+                f'{frame.beyond} pixels have a depth that 16UC1 cannot hold (above 65.535 m), and '
+                'are published as unknown. Use depth_encoding: 32FC1.'))
 
     def note(self, frame: Frame) -> None:
         """Note what an answered image says about its camera."""
@@ -316,6 +323,17 @@ class Camera:
         # Mostly there is none, and the maximum tells that quicker.
         self.nan_shares.add(
             np.count_nonzero(np.isnan(depth)) / depth.size if np.isnan(depth.max()) else 0.0)
+        (height, width), (rows, columns) = frame.size, frame.estimator.config.input_size
+        stretch = width * rows / (height * columns)
+        if abs(math.log(stretch)) > MAX_STRETCH:
+            self.say.once('aspect', (
+                f"images of {width}x{height} are stretched to the network's {columns}x{rows}, "
+                'which sees everything narrower or lower than it is. Set input_height and '
+                'input_width to the shape of the image.'))
+        if not frame.header.frame_id:
+            self.say.once('frame_id', (
+                f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
+                'RViz and tf cannot place them. Set an optical frame in the camera driver.'))
         self._note_focal_length(frame)
         anchor = self.stream.anchor
         if anchor is None:

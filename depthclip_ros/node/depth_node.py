@@ -41,7 +41,7 @@ from .camera import Camera, Input, Say, summary
 from .config import NodeConfig
 from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
-from .parameters import Parameters
+from .parameters import Parameters, help_text
 from .pipeline import Pipeline
 from .process import StopSignals, end_process, explain, keep_freed_memory
 
@@ -366,8 +366,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the node could not start or was not well at the end, 2
-        if it does not know an argument.
+        Exit status: 0 after a signal or --help, 1 if the node could not start or was not well at
+        the end, 2 if it does not know an argument.
 
     """
     signals = StopSignals()
@@ -377,6 +377,9 @@ def main(args: Sequence[str] | None = None) -> int:
     started = False
     try:
         others = rclpy.utilities.remove_ros_args(arguments)[1:]
+        if {'-h', '--help'} & set(others):
+            sys.stdout.write(help_text())
+            return 0
         if others:
             sys.stderr.write(
                 f'depth_node: {quoted(" ".join(others))} is no argument of it; settings follow '

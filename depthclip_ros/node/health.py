@@ -78,6 +78,7 @@ FRAMES = (
         '`absent`: no camera_info has come', _by_cause('no cloud')),
     Key('no pictures: …', 'images with depth, but without any other of the outputs, by cause',
         _by_cause('no pictures')),
+    _counter('beyond', 'pixels whose depth 16UC1 cannot hold: they are unknown in depth/image'),
     Key('last error', 'what an image failed of last; empty: none did', 'camera.last_error'),
     Key('focal ratio', 'by what depth is multiplied for the focal length of the camera, or why '
         'it does not count', lambda h: _focal(*h.camera.focal)),

@@ -56,6 +56,15 @@ def descriptor(setting: dataclasses.Field[Any]) -> ParameterDescriptor:
     return result
 
 
+def help_text() -> str:
+    """What `depth_node --help` says: usage, and every parameter with its default."""
+    return '\n'.join([
+        'usage: depth_node --ros-args [--params-file FILE] [-p NAME:=VALUE] [-r TOPIC:=TOPIC]', '',
+        'DepthCLIP: images in, depth out. Parameters:',
+        *(f'  {name}: {setting.default!r}\n      {describe(setting)}'
+          for name, setting in SETTINGS.items()), ''])
+
+
 class Parameters:
     """Declares the settings on a node, and keeps them valid as a whole.
 
