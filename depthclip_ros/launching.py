@@ -63,6 +63,7 @@ ARGUMENTS = {
         "RViz's fixed frame; empty: for one camera that of rviz/depth.rviz, for several "
         'base_link'),
     'use_sim_time': 'Take the time from /clock; empty: true with a bag, else as in params_file',
+    'log_level': "Least severe messages of the node to show, such as debug; empty: ROS's default",
     'respawn': (
         'Start the node again after it ended; a replay in which it ended has failed all the same'),
     'respawn_delay': 'Seconds after which it is started again',

@@ -81,6 +81,7 @@ def _actions(context: LaunchContext) -> list[Action]:
     actions: list[Action] = [*(LogInfo(msg=note) for note in todo.notes), Node(
         package=PACKAGE, executable=NODE, name=NODE, namespace=namespace,
         parameters=[*todo.params_files, *([parameters] if parameters else [])],
+        ros_arguments=['--log-level', value['log_level']] if value['log_level'] else [],
         remappings=todo.remappings(), additional_env=profile, respawn=todo.respawn,
         respawn_delay=todo.respawn_delay, output='screen',
         on_exit=lambda event, context: _after_node(todo, value['bag'], event, context))]
