@@ -7,6 +7,9 @@ A page is a list of blocks, which hold plain text. Each format escapes everythin
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +120,14 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def to_terminal(blocks: Sequence[Block]) -> str:
     """Plain text: no markup, columns aligned; pictures are left out."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
             parts.append(f'{block.text}\n{("=" if block.level == 1 else "-") * len(block.text)}')
         elif isinstance(block, Text):
-            parts.append(f'Warning: {block.text}' if block.warning else block.text)
+            text = f'Warning: {block.text}' if block.warning else block.text
+            parts.append(textwrap.fill(text, width) if width else text)
         elif isinstance(block, Table):
             lines = [block.header, *block.rows]
             widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

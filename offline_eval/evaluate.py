@@ -138,7 +138,7 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
     config, others = scored(options.config, protocol, own_input=options.own_input)
     if others:
         _say(f"WARNING: the method's row is of every pixel of protocol {protocol.name}'s crop, "
-             f'with {", ".join(others)} as configured (--own-input keeps the input).')
+             f'and so with {", ".join(others)} (--own-input keeps the input).')
     runtime = options.runtime
     if runtime.get('num_threads'):
         torch.set_num_threads(int(runtime['num_threads']))
@@ -164,7 +164,7 @@ def scored(
     height, width = config.input_size if own_input else protocol.size
     used = config.replace(input_height=height, input_width=width, range_min=0.0, range_max=0.0,
                           out_of_range='clamp', reference_focal=0.0)
-    return used, [f'{name} {getattr(used, name)} for {getattr(config, name)}' for name in (
+    return used, [f'{name} {getattr(used, name)} instead of {getattr(config, name)}' for name in (
         'input_height', 'input_width', 'range_min', 'range_max', 'reference_focal')
         if getattr(used, name) != getattr(config, name)]
 

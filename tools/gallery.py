@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of docs/words.md: what the node publishes of rendered rooms, without a screen or RViz.
+"""Pictures of the documents: what the node and the commands show of rendered rooms.
 
     python tools/gallery.py
 
-The cloud is built as the node builds it, as a message, and read back from it.
+Without a screen or RViz. The cloud is built as the node builds it, as a message, and read back
+from it; terminals are drawn from what the commands write to one.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import shutil
+import struct
+import subprocess
 import sys
 import tempfile
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +35,12 @@ from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
 DPI = 80
 ROOM, SEED, SECONDS = 'office', 3, 1.5
 POINTS = '100,400', '430,300', '500,180'  # of view.png
+COLUMNS = 110  # of a terminal
+COMMANDS = {  # what each terminal shows, in a folder with tools/write_demo_data.py's files
+    'terminal_help': 'depthclip --help',
+    'terminal_compare': 'depthclip compare room_bag --weights demo',
+    'terminal_evaluation': 'offline_eval --data nyu_depth_v2_labeled.mat --weights demo',
+}
 
 
 def main() -> int:
@@ -46,7 +59,44 @@ def main() -> int:
     figure.savefig(out / 'cloud.png', dpi=DPI, pil_kwargs={'optimize': True})
     prediction = estimator.predict(frame.rgb)
     cv2.imwrite(str(out / 'words_live.png'), draw(frame.rgb, prediction, config))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, ROOT / 'tools/write_demo_data.py', '--out', folder,
+                        '--images', '80'], check=True)
+        for name, command in COMMANDS.items():
+            _draw_terminal(out / f'{name}.png', command, folder)
     return _view(out, frame)
+
+
+def _draw_terminal(path: Path, command: str, folder: str) -> None:
+    """Run a command in a terminal, and draw what stands there at its end."""
+    import matplotlib as mpl
+    from PIL import Image, ImageDraw, ImageFont
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 50, COLUMNS, 0, 0))
+    name, *arguments = command.split()
+    module = 'depthclip_ros.cli.main' if name == 'depthclip' else 'offline_eval.cli'
+    process = subprocess.Popen(
+        [sys.executable, '-c', f'from {module} import main; main()', *arguments], cwd=folder,
+        stdout=theirs, stderr=theirs,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'COLUMNS': str(COLUMNS)})
+    os.close(theirs)
+    written = b''
+    try:
+        while part := os.read(ours, 65536):
+            written += part
+    except OSError:  # its end, as Linux tells it
+        process.wait()
+    # What a carriage return has overwritten is gone.
+    lines = [f'$ {command}', *(line.rstrip('\r').rpartition('\r')[2] for line in
+                               written.decode().replace('\r\n', '\n').rstrip().split('\n'))]
+    lines = [line[i:i + COLUMNS] for line in lines for i in range(0, max(1, len(line)), COLUMNS)]
+    font = ImageFont.truetype(
+        Path(mpl.get_data_path(), 'fonts/ttf/DejaVuSansMono.ttf'), 13)
+    width = int(max(map(font.getlength, lines)))
+    picture = Image.new('L', (width + 24, 17 * len(lines) + 20), 250)
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((12, 10 + 17 * row), line, 30, font=font)
+    picture.quantize(16).save(path, optimize=True)
 
 
 def _view(out: Path, frame: Any) -> int:
