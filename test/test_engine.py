@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -219,8 +218,7 @@ def test_the_doctor_finds_wrong_features(monkeypatch, lie, status):
         encoder.trunk.register_forward_hook(lambda _, __, y: lie(y))
         return name
     monkeypatch.setattr(engine, 'install', lying)
-    monkeypatch.setattr(doctor, 'run_probe', lambda _: doctor.Probe(
-        0, json.dumps(proof.prove()), ''))
+    monkeypatch.setattr(doctor, 'run_probe', lambda _: (proof.prove(), ''))
     exact, *_ = doctor.check_network()
     assert exact.status == status, exact
     assert 'float32' in exact.detail
@@ -228,9 +226,9 @@ def test_the_doctor_finds_wrong_features(monkeypatch, lie, status):
 
 def test_the_doctor_says_where_a_precision_is_slower(monkeypatch):
     way = {'engine': 'oneDNN', 'difference': 1e-3, 'rounding': 0.05}
-    monkeypatch.setattr(doctor, 'run_probe', lambda _: doctor.Probe(0, json.dumps([
+    monkeypatch.setattr(doctor, 'run_probe', lambda _: ([
         {**way, 'precision': 'float32', 'seconds': 0.2, 'rounding': 1e-2},
-        {**way, 'precision': 'bfloat16', 'seconds': 0.4}]), ''))
+        {**way, 'precision': 'bfloat16', 'seconds': 0.4}], ''))
     fast, slow = doctor.check_network()
     assert (fast.status, slow.status) == (doctor.OK, doctor.WARN)
     assert slow.fix == 'precision: float32'

@@ -134,8 +134,7 @@ def test_colours_are_those_of_rosbags_and_of_cv_bridge(encoding):
     np.testing.assert_array_equal(found, rosbags_image.message_to_cvimage(whole, 'rgb8'))
     if importlib.util.find_spec('cv_bridge') is None or encoding.startswith('nv'):
         return
-    check, = (check for check in doctor.check_numpy() if check.name == 'cv_bridge')
-    if check.status == doctor.OK:
+    if all(check.name != 'cv_bridge' for check in doctor.check_arrays()):
         from cv_bridge import CvBridge
         np.testing.assert_array_equal(found, CvBridge().imgmsg_to_cv2(msg, 'rgb8'))
 

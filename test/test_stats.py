@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import threading
 import time
 from types import SimpleNamespace
@@ -46,7 +45,8 @@ FOREIGN = status('lidar: model', 0, 'spinning', rate='10')
 
 def test_the_table_shows_everything_of_a_node():
     known = {}
-    assert collect([MODEL, LEFT, RIGHT, FOREIGN], '', known) == {'front/depth_node'}
+    assert collect([MODEL, LEFT, RIGHT, FOREIGN], '', known)
+    assert [*known] == ['front/depth_node']
     text = table(known)
     assert text.startswith('front/depth_node: OK active\n')
     for part in ('device cpu', 'engine torch', 'weights RN50', 'configuration sha256 c0ffeec0ffee',
@@ -63,10 +63,10 @@ def test_the_table_shows_everything_of_a_node():
 
 def test_one_node_of_several_and_cameras_that_are_gone():
     known = {}
-    assert collect([MODEL, LEFT], 'rear/depth_node', known) == set()
+    assert not collect([MODEL, LEFT], 'rear/depth_node', known)
     collect([MODEL, LEFT, RIGHT], 'front/depth_node', known)
     collect([MODEL, RIGHT], 'front/depth_node', known)
-    assert list(known['front/depth_node'].cameras) == ['right']
+    assert [*known['front/depth_node']] == ['model', 'frames of right']
 
 
 @pytest.fixture
@@ -87,14 +87,9 @@ def publishing(domain, monkeypatch):
         thread.join()
 
 
-def test_once_and_as_json(publishing, capsys):
-    assert main(['stats', '--once', '--timeout', str(PATIENCE)]) == 0
+def test_once(publishing, capsys):
+    assert main(['stats', '--once', '--timeout', str(PATIENCE), '/front/depth_node']) == 0
     assert 'front/depth_node: OK active' in capsys.readouterr().out
-    assert main(['stats', '--once', '--timeout', str(PATIENCE), '--json',
-                 '/front/depth_node']) == 0
-    told = json.loads(capsys.readouterr().out)['front/depth_node']
-    assert told['cameras']['left']['level'] == 'WARN'
-    assert told['model']['values']['reloads'] == '1'
 
 
 def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
@@ -109,15 +104,12 @@ def test_lines_come_until_the_node_is_gone(publishing, monkeypatch, capsys):
     monkeypatch.setattr(stats, 'time', SimpleNamespace(monotonic=monotonic))
     with contextlib.redirect_stdout(shown):
         assert main(['stats', '--timeout', str(PATIENCE)]) == 1
-    assert 'has told nothing for 60 s' in capsys.readouterr().err
+    assert 'It has ended.' in capsys.readouterr().err
 
 
 def test_silence_is_a_sentence(publishing, domain, capsys):
-    for timeout in ('0.5', '5', '60'):  # until it has found the other node
-        assert main(['stats', 'nobody', '--timeout', timeout]) == 1
-        error = capsys.readouterr().err
-        if '/teller' in error:
-            break
-    assert f'nobody told nothing on /diagnostics in {timeout} s' in error
+    assert main(['stats', 'nobody', '--timeout', '0.5']) == 1
+    error = capsys.readouterr().err
+    assert 'nobody told nothing on /diagnostics in 0.5 s' in error
     assert f'ROS_DOMAIN_ID {domain}' in error
-    assert '/teller' in error
+    assert 'ros2 node list' in error

@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from depthclip_ros import __version__
 from depthclip_ros.executables import waiting
 
 if TYPE_CHECKING:
@@ -42,10 +41,9 @@ OPTIONAL = {
     'matplotlib': 'offline_eval, compare and words do not start',
     'jinja2': 'offline_eval writes no reports, numbers only',
 }
-INT8 = ('onnxruntime', 'onnx')  # only precision: int8 needs them
 DISCOVERY = ('ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_STATIC_PEERS',
-             'ROS_LOCALHOST_ONLY', 'FASTDDS_BUILTIN_TRANSPORTS', 'ROS_DISCOVERY_SERVER')
-PROFILES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+             'ROS_LOCALHOST_ONLY', 'RMW_IMPLEMENTATION', 'FASTDDS_BUILTIN_TRANSPORTS',
+             'FASTRTPS_DEFAULT_PROFILES_FILE', 'ROS_DISCOVERY_SERVER')
 
 
 class Check(NamedTuple):
@@ -57,48 +55,22 @@ class Check(NamedTuple):
     fix: str = ''
 
 
-class Probe(NamedTuple):
-    """What a short program in another process printed, and how it ended."""
-
-    code: int
-    output: str
-    error: str
-
-    @property
-    def reason(self) -> str:
-        """Why it failed, in a line."""
-        if self.code < 0:
-            return f'the interpreter crashed with signal {-self.code}'
-        lines = [line for line in self.error.strip().splitlines() if line.strip()]
-        return lines[-1] if lines else f'exit code {self.code}'
-
-    @property
-    def found(self) -> Any:
-        """The JSON that is the last line of the output."""
-        return json.loads(self.output.strip().splitlines()[-1])
-
-
-def examine(options: argparse.Namespace) -> int:
+def examine(_: argparse.Namespace) -> int:
     """Run every check and print the report; returns 1 if anything fails, else 0."""
     checks = []
     for check in (result for find in CHECKS for result in find()):
         checks.append(check)
-        if not options.json:
-            fix = f'\n     fix: {check.fix}' if check.fix else ''
-            print(f'{check.status:5}{check.name}: {check.detail}{fix}', flush=True)
+        fix = f'\n     fix: {check.fix}' if check.fix else ''
+        print(f'{check.status:5}{check.name}: {check.detail}{fix}', flush=True)
     failed = [check.name for check in checks if check.status == FAIL]
-    if options.json:
-        print(json.dumps({'ok': not failed, 'version': __version__,
-                          'checks': [check._asdict() for check in checks]}, indent=2))
-    else:
-        warned = sum(check.status == WARN for check in checks)
-        print(f'\n{len(checks)} checks: {len(failed)} failed, {warned} warnings.'
-              + (f' Repair first: {failed[0]}.' if failed else ''))
+    warned = sum(check.status == WARN for check in checks)
+    print(f'\n{len(checks)} checks: {len(failed)} failed, {warned} warnings.'
+          + (f' Repair first: {failed[0]}.' if failed else ''))
     return 1 if failed else 0
 
 
-def run_probe(code: str) -> Probe:
-    """Run Python code with this interpreter in a process of its own; it leaves JSON in `found`."""
+def run_probe(code: str) -> tuple[Any, str]:
+    """What Python code leaves in `found`, in a process of its own; and why it failed, or ''."""
     try:
         done = subprocess.run(
             [sys.executable, *(['-S'] if sys.flags.no_site else []), '-c',
@@ -106,123 +78,75 @@ def run_probe(code: str) -> Probe:
             capture_output=True, text=True, errors='replace', timeout=PROBE_SECONDS,
             stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
-        return Probe(1, '', f'no answer within {PROBE_SECONDS} s')
-    return Probe(done.returncode, done.stdout, done.stderr)
-
-
-def check_interpreter() -> Iterator[Check]:
-    """Python's version and where it is."""
-    kind = 'virtual environment' if sys.prefix != sys.base_prefix else 'system interpreter'
-    detail = f'{platform.python_version()}, {kind} {sys.executable}'
-    if sys.version_info < (3, 10):  # noqa: UP036 (a source tree runs without its installer)
-        yield Check('python', FAIL, detail, 'Use Python 3.10 or newer.')
-    else:
-        yield Check('python', OK, detail)
+        return None, f'no answer within {PROBE_SECONDS} s'
+    if done.returncode < 0:
+        return None, f'the interpreter crashed with signal {-done.returncode}'
+    if done.returncode:
+        return None, (done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]
+    return json.loads(done.stdout.strip().splitlines()[-1]), ''
 
 
 def check_ros() -> Iterator[Check]:
-    """ROS distribution, rclpy, middleware."""
+    """Python, the ROS distribution, rclpy and its middleware."""
+    yield Check('python', OK, f'{platform.python_version()} at {sys.executable}')
     distro = os.environ.get('ROS_DISTRO', '')
-    probe = run_probe('import rclpy\n'
-                      'from sensor_msgs.msg import Image\n'
-                      'from diagnostic_msgs.msg import DiagnosticArray\n'
-                      'found = rclpy.__file__, rclpy.get_rmw_implementation_identifier()')
-    if probe.code:
-        fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
-               'its setup.bash)')
-        installed = sorted(path.parent.name for path in Path('/opt/ros').glob('*/setup.bash'))
-        if distro and 'rclpy._rclpy_pybind11' in probe.error:
-            fix = (f'ROS {distro} was built for another Python than {platform.python_version()}. '
-                   'Make the virtual environment with the system interpreter: '
-                   '/usr/bin/python3 -m venv --system-site-packages .venv')
-        elif installed and not distro:
-            fix = f'source /opt/ros/{installed[-1]}/setup.bash'
-        yield Check('ros', FAIL, f'{distro or "no ROS_DISTRO"}; rclpy: {probe.reason}', fix)
+    found, reason = run_probe(
+        'import rclpy\n'
+        'from sensor_msgs.msg import Image\n'
+        'from diagnostic_msgs.msg import DiagnosticArray\n'
+        'found = rclpy.__file__, rclpy.get_rmw_implementation_identifier()')
+    if not reason:
+        yield Check('ros', OK, (f'ROS {distro}' if distro else 'wheels (no ROS sourced)')
+                    + f', rclpy at {Path(found[0]).parent}, {found[1]}')
         return
-    file, middleware = probe.found
-    source = f'ROS {distro}' if distro else 'wheels (no ROS environment sourced)'
-    yield Check('ros', OK, f'{source}, rclpy {_version("ros-rclpy", "rclpy")} at '
-                f'{Path(file).parent}')
-    wanted = os.environ.get('RMW_IMPLEMENTATION')
-    if wanted and wanted != middleware:
-        yield Check('middleware', WARN, f'{middleware}, although RMW_IMPLEMENTATION is {wanted}',
-                    f'sudo apt install ros-{distro or "$ROS_DISTRO"}-{wanted.replace("_", "-")}, '
-                    'or unset RMW_IMPLEMENTATION')
-    else:
-        yield Check('middleware', OK, middleware)
+    fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
+           'its setup.bash)')
+    installed = sorted(path.parent.name for path in Path('/opt/ros').glob('*/setup.bash'))
+    if distro and 'rclpy._rclpy_pybind11' in reason:
+        fix = (f'ROS {distro} was built for another Python than {platform.python_version()}. '
+               'Make the virtual environment with the system interpreter: '
+               '/usr/bin/python3 -m venv --system-site-packages .venv')
+    elif installed and not distro:
+        fix = f'source /opt/ros/{installed[-1]}/setup.bash'
+    yield Check('ros', FAIL, f'{distro or "no ROS_DISTRO"}; rclpy: {reason}', fix)
 
 
 def check_discovery() -> Iterator[Check]:
     """Settings that decide which machines and processes see each other."""
-    detail = ', '.join(f'{name}={os.environ[name]}' for name in DISCOVERY if os.environ.get(name)
-                       ) or 'defaults: domain 0, every machine of the subnet'
-    domain = os.environ.get('ROS_DOMAIN_ID') or '0'
-    if not domain.isdecimal() or int(domain) > 232:
-        yield Check('discovery', FAIL, detail, 'export ROS_DOMAIN_ID=0   (0 to 232; best up to '
-                    '101)')
-    elif int(domain) > 101:
-        yield Check('discovery', WARN, f'{detail}: the ports of domains above 101 collide with '
-                    'those of other programs', 'export ROS_DOMAIN_ID=42   (0 to 101)')
-    elif os.environ.get('ROS_LOCALHOST_ONLY') and os.environ.get('ROS_DISTRO') != 'humble':
-        yield Check('discovery', WARN, f'{detail}: ROS_LOCALHOST_ONLY overrides the newer '
-                    'ROS_AUTOMATIC_DISCOVERY_RANGE', 'unset ROS_LOCALHOST_ONLY; export '
-                    'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST')
+    given = {name: os.environ[name] for name in DISCOVERY if os.environ.get(name)}
+    domain, profiles = (given.get(name, '') for name in (
+        'ROS_DOMAIN_ID', 'FASTRTPS_DEFAULT_PROFILES_FILE'))
+    number = int(domain or '0') if (domain or '0').isdecimal() else 1000
+    status, fix = OK, ''
+    if number > 101:  # the ports of higher domains collide with those of other programs
+        status, fix = FAIL if number > 232 else WARN, 'export ROS_DOMAIN_ID=42   (0 to 101)'
+    elif profiles and not Path(profiles).is_file():
+        status, fix = FAIL, 'unset FASTRTPS_DEFAULT_PROFILES_FILE, or name a file that is there'
+    elif 'ROS_LOCALHOST_ONLY' in given and os.environ.get('ROS_DISTRO') != 'humble':
+        status, fix = WARN, ('unset ROS_LOCALHOST_ONLY, which overrides the newer export '
+                             'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST')
+    yield Check('discovery', status, ', '.join(map('='.join, given.items()))
+                or 'defaults: domain 0, every machine of the subnet', fix)
+
+
+def check_tools() -> Iterator[Check]:
+    """Whether the ROS command line, where there is one, finds this package."""
+    marker = Path('share/ament_index/resource_index/packages/depthclip_ros')
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+    if shutil.which('ros2') is None:
+        yield Check('ros2 command', OK, 'not installed; depth_node and depthclip run without')
+    elif any((Path(prefix) / marker).is_file() for prefix in prefixes if prefix):
+        yield Check('ros2 command', OK, 'finds depthclip_ros')
     else:
-        yield Check('discovery', OK, detail)
-    for name in PROFILES:
-        path = os.environ.get(name)
-        if path and not Path(path).is_file():
-            yield Check('discovery', FAIL, f'{name}={path}: no such file',
-                        f'unset {name}, or correct the path')
-
-
-def check_numpy() -> Iterator[Check]:
-    """NumPy, and whether a cv_bridge beside it survives it."""
-    probe = run_probe('import numpy; found = numpy.__version__')
-    if probe.code:
-        yield Check('numpy', FAIL, probe.reason, f"{PIP} 'numpy>=1.21'")
-        return
-    yield Check('numpy', OK, probe.found)
-    bridge = run_probe(
-        'import importlib.util\n'
-        'found = "not installed; not needed"\n'
-        'if importlib.util.find_spec("cv_bridge"):\n'
-        '    import numpy\n'
-        '    from cv_bridge import CvBridge\n'
-        '    picture = numpy.zeros((4, 4, 3), numpy.uint8)\n'
-        '    CvBridge().imgmsg_to_cv2(CvBridge().cv2_to_imgmsg(picture, "rgb8"), "bgr8")\n'
-        '    found = "works"')
-    if bridge.code:
-        fix = 'The node does not need cv_bridge and goes on without it.'
-        if not probe.found.startswith('1.'):
-            fix += f" To use cv_bridge of Humble or Jazzy elsewhere: {PIP} 'numpy<2'"
-        yield Check('cv_bridge', WARN, f'unusable with NumPy {probe.found}: {bridge.reason}', fix)
-    else:
-        yield Check('cv_bridge', OK, bridge.found)
-
-
-def check_opencv() -> Iterator[Check]:
-    """OpenCV, and whether several wheels of it overwrite each other."""
-    probe = run_probe('import cv2; found = cv2.__version__')
-    wheels = [name for name in (
-        'opencv-python', 'opencv-python-headless', 'opencv-contrib-python',
-        'opencv-contrib-python-headless') if _version(name) != '?']
-    if probe.code:
-        needs_system = any(f'lib{name}' in probe.error for name in ('GL', 'gthread', 'glib'))
-        yield Check('opencv', FAIL, probe.reason, (
-            'sudo apt install libgl1 libglib2.0-0   (or: pip install opencv-python-headless)'
-            if needs_system else f"{PIP} 'opencv-python>=4.5'"))
-    elif len(wheels) > 1:
-        yield Check('opencv', WARN, f'{", ".join(wheels)} overwrite each other',
-                    f'{sys.executable} -m pip uninstall -y {" ".join(wheels)} && {PIP} '
-                    f'{wheels[0]}')
-    else:
-        yield Check('opencv', OK, probe.found)
+        yield Check('ros2 command', WARN, 'does not find depthclip_ros', (
+            f'export AMENT_PREFIX_PATH={sys.prefix}:$AMENT_PREFIX_PATH'
+            if (Path(sys.prefix) / marker).is_file() else
+            'source install/setup.bash of the workspace, or install with pip (not -e)'))
 
 
 def check_torch() -> Iterator[Check]:
     """PyTorch, torchvision, and the GPU or why there is none."""
-    probe = run_probe(
+    found, reason = run_probe(
         'import torch, torchvision\n'
         'found = {"torch": torch.__version__, "torchvision": torchvision.__version__,\n'
         '         "version": torch.version.cuda or torch.version.hip, "why": "", "gpus": [],\n'
@@ -233,13 +157,11 @@ def check_torch() -> Iterator[Check]:
         '                     for i in range(torch.cuda.device_count())]\n'
         'except Exception as error:\n'
         '    found["why"] = (str(error).strip() or type(error).__name__).splitlines()[0]')
-    if probe.code:
-        yield Check('torch', FAIL, probe.reason, f'{PIP} torch torchvision')
+    if reason:
+        yield Check('torch', FAIL, reason, f'{PIP} torch torchvision')
         return
-    found = probe.found
-    yield Check('torch', OK, f'{found["torch"]}, torchvision {found["torchvision"]}')
-    yield Check('threads', OK, f'{found["threads"]} for the network on a CPU; how they wait for '
-                f"work: {waiting() or 'as their library does by default'}")
+    yield Check('torch', OK, f'{found["torch"]}, torchvision {found["torchvision"]}, '
+                f'{found["threads"]} threads on a CPU, {waiting() or "which wait as ever"}')
     if found['gpus']:
         yield Check('gpu', OK, f'{", ".join(found["gpus"])} (CUDA {found["version"]})')
     elif shutil.which('nvidia-smi') is None and not Path('/dev/nvidia0').exists():
@@ -253,62 +175,84 @@ def check_torch() -> Iterator[Check]:
                     f'{found["version"]}; in a container start with --gpus all.')
 
 
+def check_arrays() -> Iterator[Check]:
+    """NumPy and OpenCV, and whether a cv_bridge survives them."""
+    numpy, reason = run_probe('import numpy; found = numpy.__version__')
+    if reason:
+        yield Check('numpy', FAIL, reason, f"{PIP} 'numpy>=1.21'")
+    else:
+        yield Check('numpy', OK, numpy)
+    opencv, reason = run_probe('import cv2; found = cv2.__version__')
+    if reason:
+        needs_system = any(f'lib{name}' in reason for name in ('GL', 'gthread', 'glib'))
+        yield Check('opencv', FAIL, reason, (
+            'sudo apt install libgl1 libglib2.0-0   (or: pip install opencv-python-headless)'
+            if needs_system else f"{PIP} 'opencv-python>=4.5'"))
+    else:
+        yield Check('opencv', OK, opencv)
+    _, reason = run_probe(
+        'import importlib.util, numpy\n'
+        'found = ""\n'
+        'if importlib.util.find_spec("cv_bridge"):\n'
+        '    from cv_bridge import CvBridge\n'
+        '    picture = numpy.zeros((4, 4, 3), numpy.uint8)\n'
+        '    CvBridge().imgmsg_to_cv2(CvBridge().cv2_to_imgmsg(picture, "rgb8"), "bgr8")')
+    if reason and numpy:
+        yield Check('cv_bridge', WARN, f'unusable with NumPy {numpy}: {reason}',
+                    'The node does not need it. For programs that do, on Humble or Jazzy: '
+                    f"{PIP} 'numpy<2'")
+
+
 def check_clip() -> Iterator[Check]:
     """OpenAI's clip package, which shares its name with others."""
-    probe = run_probe(
+    found, reason = run_probe(
         'from depthclip_ros.core.clip_package import import_clip, tokenizer_digest\n'
         'clip = import_clip(); clip.model, clip.tokenizer, tokenizer_digest()\n'
         'found = str(clip.folder)')
-    if not probe.code:
-        yield Check('clip', OK, f'{_version("openai-clip", "clip")} at {probe.found}')
+    if not reason:
+        yield Check('clip', OK, found)
     elif 'clip' in metadata.packages_distributions().get('clip', []):
         yield Check('clip', FAIL, "the package 'clip' is not OpenAI's",
                     f'{sys.executable} -m pip uninstall -y clip && {PIP} openai-clip')
     else:
-        yield Check('clip', FAIL, probe.reason.partition(': ')[2] or probe.reason,
-                    f'{PIP} openai-clip')
+        yield Check('clip', FAIL, reason.partition(': ')[2] or reason, f'{PIP} openai-clip')
 
 
 def check_network() -> Iterator[Check]:
     """Features of the demo model's network beside CLIP's own modules, and its time."""
-    probe = run_probe('from depthclip_ros.cli.proof import prove\nfound = prove()')
-    if probe.code:
-        yield Check('network', FAIL, f'the demo model does not run: {probe.reason}',
+    ways, reason = run_probe('from depthclip_ros.cli.proof import prove\nfound = prove()')
+    if reason:
+        yield Check('network', FAIL, f'the demo model does not run: {reason}',
                     f'{PIP} torch torchvision openai-clip')
         return
-    first = probe.found[0]
-    for way in probe.found:
+    for way in ways:
         seen = (f'{way["precision"]} by {way["engine"]}, {1e3 * way["seconds"]:.0f} ms an image '
                 f'of the demo model, features {way["difference"]:.1g} off those of CLIP\'s own '
                 'modules')
         if not way['difference'] <= way['rounding']:
             yield Check('network', FAIL, f'{seen}, where rounding explains {way["rounding"]:g}',
                         f'Use another precision than {way["precision"]}, and please report it.')
-        elif way['seconds'] > 1.2 * first['seconds']:
-            yield Check('network', WARN, f'{seen}: slower than {first["precision"]}',
-                        f'precision: {first["precision"]}')
+        elif way['seconds'] > 1.2 * ways[0]['seconds']:
+            yield Check('network', WARN, f'{seen}: slower than {ways[0]["precision"]}',
+                        f'precision: {ways[0]["precision"]}')
         else:
             yield Check('network', OK, seen)
 
 
 def check_optional() -> Iterator[Check]:
     """Packages without which only a part of this one works."""
+    there = {name: next((d.version for d in metadata.distributions(name=name)), '')
+             for name in (*OPTIONAL, 'onnxruntime', 'onnx')}
     for package, loss in OPTIONAL.items():
-        version = _version(package)
-        if version == '?':
+        if not there[package]:
             yield Check(package, WARN, f'not installed: {loss}', f'{PIP} {package}')
-        else:
-            yield Check(package, OK, version)
-    missing = [package for package in INT8 if _version(package) == '?']
-    yield Check('int8', OK, (
-        f'precision: int8 is not possible without {" and ".join(missing)}: '
-        f'{PIP} {" ".join(missing)}' if missing else
-        ', '.join(f'{package} {_version(package)}' for package in INT8)))
+    yield Check('packages', OK, ', '.join(f'{name} {version or "-"}'
+                                          for name, version in there.items()))
 
 
 def check_caches() -> Iterator[Check]:
     """Weights and text features on this machine."""
-    probe = run_probe(
+    found, reason = run_probe(
         'from depthclip_ros.core import weights\n'
         'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
         'found = {"folder": "", "fault": "", "damaged": "", "here": []}\n'
@@ -322,11 +266,10 @@ def check_caches() -> Iterator[Check]:
         '        found["here"] += [name] if path else []\n'
         'except (ConfigError, WeightsError) as error:\n'
         '    found["fault"] = str(error)')
-    if probe.code:
-        yield Check('weights', FAIL, f'the core cannot be imported: {probe.reason}',
+    if reason:
+        yield Check('weights', FAIL, f'the core cannot be imported: {reason}',
                     f'{PIP} PyYAML typing_extensions')
         return
-    found = probe.found
     if not found['folder']:
         yield Check('cache', FAIL, found['fault'], 'export DEPTHCLIP_CACHE=/FOLDER')
         return
@@ -344,43 +287,16 @@ def check_caches() -> Iterator[Check]:
                     'depthclip fetch RN50')
     # Unlike Path.exists, this takes what may not be looked into for absent.
     existing = next(p for p in (folder, *folder.parents) if os.path.exists(p))  # noqa: PTH110
-    if not os.access(existing, os.W_OK | os.X_OK):
-        yield Check('cache', WARN, f'{folder} cannot be written: nothing is kept there',
-                    'export DEPTHCLIP_CACHE=FOLDER   (one that can be written)')
-    elif shutil.disk_usage(existing).free < 1 << 30:
-        yield Check('cache', WARN, f'{folder}: less than 1 GB free',
-                    'Make room, or export DEPTHCLIP_CACHE=FOLDER on another disk.')
+    writable = os.access(existing, os.W_OK | os.X_OK)
+    if not writable or shutil.disk_usage(existing).free < 1 << 30:
+        yield Check('cache', WARN, f'{folder} ' + (
+            'has less than 1 GB free' if writable else 'cannot be written: nothing is kept there'),
+            'export DEPTHCLIP_CACHE=/FOLDER   (one that can be written, on a disk with room)')
     else:
-        texts, networks = (len(list(folder.glob(files))) for files in (
-            'text/*.npy', 'int8/*.onnx'))
-        yield Check('cache', OK, f'{folder}, text features for {texts} settings, {networks} '
-                    'networks in 8 bits')
-
-
-def check_tools() -> Iterator[Check]:
-    """Whether the ROS command line, where there is one, finds this package."""
-    marker = Path('share/ament_index/resource_index/packages/depthclip_ros')
-    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
-    if shutil.which('ros2') is None:
-        yield Check('ros2 command', OK, 'not installed; depth_node and depthclip run without')
-    elif any((Path(prefix) / marker).is_file() for prefix in prefixes if prefix):
-        yield Check('ros2 command', OK, 'finds depthclip_ros')
-    elif (Path(sys.prefix) / marker).is_file():
-        yield Check('ros2 command', WARN, 'does not find depthclip_ros: its prefix is not in '
-                    'AMENT_PREFIX_PATH',
-                    f'export AMENT_PREFIX_PATH={sys.prefix}:$AMENT_PREFIX_PATH')
-    else:
-        yield Check('ros2 command', WARN, 'does not find depthclip_ros',
-                    'source install/setup.bash of the workspace, or install with pip (not -e)')
+        texts = len(list(folder.glob('text/*.npy')))
+        yield Check('cache', OK, f'{folder}, text features for {texts} settings')
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
-    check_interpreter, check_ros, check_discovery, check_tools, check_torch, check_numpy,
-    check_opencv, check_clip, check_network, check_optional, check_caches)
-
-
-def _version(*distributions: str) -> str:
-    """Version of the first of these that is installed; '?' if none is."""
-    installed = {d.metadata['Name']: d.version for name in distributions
-                 for d in metadata.distributions(name=name)}
-    return next(iter(installed.values()), '?')
+    check_ros, check_discovery, check_tools, check_torch, check_arrays, check_clip, check_network,
+    check_optional, check_caches)

@@ -29,19 +29,15 @@ from depthclip_ros.executables import missing_package, wait_shortly
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-class Option(NamedTuple):
-    """One argument: its names, and what `add_argument` of argparse is told of it."""
-
-    names: str
-    about: dict[str, Any]
+    #: Its names as one text, and what `add_argument` of argparse is told of it.
+    Argument = tuple[str, dict[str, Any]]
 
 
 class Group(NamedTuple):
     """Arguments that are listed under a title; without one, of which one may be given."""
 
     title: str
-    options: tuple[Option | Group, ...]
+    options: tuple[Argument | Group, ...]
 
 
 class Command(NamedTuple):
@@ -51,22 +47,22 @@ class Command(NamedTuple):
     run: str
     help: str
     description: str
-    options: tuple[Option | Group, ...]
+    options: tuple[Argument | Group, ...]
 
 
-def option(names: str, **about: Any) -> Option:
+def option(names: str, **about: Any) -> Argument:
     """Write an argument as argparse does, but for the names, which are one text."""
-    return Option(names, about)
+    return names, about
 
 
-def switch(names: str, meaning: str) -> Option:
-    """An option that is there or is not."""
-    return Option(names, {'action': 'store_true', 'help': meaning})
-
-
-def text(names: str, metavar: str, meaning: str | None = None) -> Option:
+def text(names: str, metavar: str, meaning: str | None = None) -> Argument:
     """An option that is a text, '' where it is not given."""
-    return Option(names, {'default': '', 'metavar': metavar, 'help': meaning})
+    return names, {'default': '', 'metavar': metavar, 'help': meaning}
+
+
+def switch(names: str, meaning: str) -> Argument:
+    """An option that is there or is not."""
+    return names, {'action': 'store_true', 'help': meaning}
 
 
 MODEL = (
@@ -294,16 +290,13 @@ COMMANDS = (
     Command(
         'doctor', 'doctor.examine', 'check this machine, and say how to repair it',
         'Check interpreter, ROS, PyTorch, CLIP, weights and caches. Exit code 1 if anything '
-        'fails.', (
-            switch('--json', 'machine-readable'),
-        )),
+        'fails.', ()),
     Command(
         'fetch', 'weights.fetch_weights', 'download CLIP weights ahead of time',
-        'Download official CLIP weights into the cache and verify their SHA-256. Without a name: '
-        'list the names, and which of them are here.', (
+        'Download official CLIP weights into the cache ($DEPTHCLIP_CACHE, else '
+        '~/.cache/depthclip_ros) and verify their SHA-256. Without a name: list the names, and '
+        'which of them are here.', (
             option('name', nargs='?', help="such as RN50, or 'ViT-B/32'"),
-            option('--cache-dir', metavar='FOLDER',
-                   help='default: $DEPTHCLIP_CACHE, else ~/.cache/depthclip_ros'),
         )),
     Command(
         'encode-text', 'weights.encode_text', 'fill the cache of text features',
@@ -329,7 +322,6 @@ COMMANDS = (
             option('node', nargs='?', default='', metavar='NODE',
                    help='such as /front/depth_node (default: all)'),
             switch('--once', 'print once and end'),
-            switch('--json', 'one JSON object a line'),
             option('--timeout', type=positive, default=5.0, metavar='SECONDS',
                    help='give up when nothing is told for this long (default %(default)g)'),
         )),
@@ -355,18 +347,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not reason:
             raise
         print(f'depthclip {options.command}: {reason}', file=sys.stderr)
-    except _library_errors() as error:
+    except Exception as error:
+        # Messages of our own errors are complete; none occurs where the core cannot be imported.
+        errors = sys.modules.get('depthclip_ros.core.errors')
+        if errors is None or not isinstance(error, errors.DepthClipError):
+            raise
         print(f'depthclip {options.command}: {error}', file=sys.stderr)
     return 1
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is complete; none occurs where the core cannot be imported."""
-    try:
-        from depthclip_ros.core.errors import DepthClipError
-    except ImportError:
-        return ()
-    return (DepthClipError,)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -382,11 +369,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(parser: Any, options: Sequence[Option | Group]) -> None:
+def _add(parser: Any, options: Sequence[Argument | Group]) -> None:
     """Add arguments to a parser, or to a group of it."""
     for part in options:
-        if isinstance(part, Option):
-            parser.add_argument(*part.names.split(), **part.about)
+        if not isinstance(part, Group):
+            parser.add_argument(*part[0].split(), **part[1])
         elif part.title:
             _add(parser.add_argument_group(part.title), part.options)
         else:

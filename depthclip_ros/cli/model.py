@@ -15,7 +15,6 @@ from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
 from ..core.files import atomic
-from ..core.weights import Loaded, cache_folder, load
 from ..document import Block, to_html, to_markdown
 from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ..core.camera import CameraModel
+    from ..core.weights import Loaded
 
 
 def settings(
@@ -37,34 +37,18 @@ def settings(
     """
     depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
     given = read_values(config) if config else ()
-    changes = {key: value for key, value in (('weights', weights), ('device', device)) if value}
-    node = node.replace(**changes)
+    node = node.replace(**{key: value for key, value in (
+        ('weights', weights), ('device', device)) if value})
     depth, note = with_demo_settings(depth, node.weights, given)
     if note:
         to_stderr(note)
     return depth, node
 
 
-def load_weights(depth: DepthConfig, node: NodeConfig) -> Loaded:
-    """Read the weights that the node would read, for `load_estimator` and for more.
-
-    Raises:
-        DepthClipError: as `depthclip_ros.core.weights.load`.
-
-    """
-    return load(node.weights, depth.backbone, cache_folder(node.cache_dir), to_stderr,
-                offline=node.offline)
-
-
 def load_estimator(
     depth: DepthConfig, node: NodeConfig, weights: Loaded | None = None,
 ) -> DepthEstimator:
     """Build the estimator that the node would build, and say what it runs on.
-
-    Args:
-        depth: what to compute.
-        node: device, threads, and which weights.
-        weights: that have been read already.
 
     Raises:
         DepthClipError: as `DepthEstimator`.

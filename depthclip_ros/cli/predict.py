@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`depthclip predict`: depth of image files, without ROS."""
+"""`depthclip predict`: depth of image files; and named images of files, folders and bags."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..calibrate.recordings import spread_evenly
 from ..color import (
     UNTRAINED,
     color_range,
@@ -18,19 +20,17 @@ from ..color import (
     write_picture,
     write_warning,
 )
-from ..core.errors import DataError, ImageError
-from ..node.image_io import depth_values
+from ..core.errors import ConfigError, DataError, ImageError
+from ..core.files import user_path
+from ..node.image_io import depth_values, to_rgb
+from ..node.messages import parse
+from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
 from ..sources.pictures import picture_files, read_picture
-from .model import (
-    given_camera,
-    load_estimator,
-    output_folder,
-    print_untrained,
-    settings,
-)
+from .model import given_camera, load_estimator, output_folder, print_untrained, settings
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -51,29 +51,38 @@ def predict_files(options: argparse.Namespace) -> int:
     depth_config, node_config = settings(options.config, options.weights, options.device)
     camera = given_camera(options, rectified=node_config.rectified)
     failures: list[str] = []
-    files = [file for path in options.paths for file in _files(path, failures)]
+    files: list[Path] = []
+    for path in options.paths:
+        try:
+            found = picture_files([path])
+        except ImageError as error:
+            failures.append(str(error))
+            continue
+        files += found
     folder = output_folder(options.output)
     estimator = load_estimator(depth_config, node_config)
     begin, names = time.perf_counter(), set[str]()
-    for path in files:
+    for file in files:
         try:
-            rgb = np.ascontiguousarray(read_picture(path)[..., ::-1])
+            rgb = _read_rgb(file)
             start = time.perf_counter()
             intrinsics = camera(rgb.shape[1], rgb.shape[0])
             prediction = estimator.predict(rgb, intrinsics=intrinsics)
             milliseconds = 1e3 * (time.perf_counter() - start)
         except DataError as error:
-            failures.append(str(error) if str(path) in str(error) else f'{path}: {error}')
+            failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
             continue
-        name, number = path.stem, 2
+        name, number = file.stem, 2
         while name in names:  # of another folder
-            name, number = f'{path.stem}_{number}', number + 1
+            name, number = f'{file.stem}_{number}', number + 1
         names.add(name)
         lost = _write(estimator, prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
-        print(f'{path} -> {name}_*: {milliseconds:.0f} ms, {_in_words(prediction.depth)}{note}',
-              flush=True)
+        known = prediction.depth[np.isfinite(prediction.depth)]
+        low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else [np.nan] * 3
+        print(f'{file} -> {name}_*: {milliseconds:.0f} ms, depth {low:.2f} to {high:.2f} m, '
+              f'median {middle:.2f} m{note}', flush=True)
     print(f'{len(names)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
     if not estimator.weights.trained:
@@ -84,24 +93,6 @@ def predict_files(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _files(path: str, failures: list[str]) -> list[Path]:
-    try:
-        return picture_files([path])
-    except ImageError as error:
-        failures.append(str(error))
-        return []
-
-
-def _in_words(depth: NDArray[np.float32]) -> str:
-    known = depth[np.isfinite(depth)]
-    if not known.size:
-        return 'no depth'
-    low, middle, high = np.percentile(known, (0, 50, 100))
-    text = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m'
-    missing = 100 * (1 - known.size / depth.size)
-    return f'{text}, none in {missing:.0f} % of the picture' if missing else text
-
-
 def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:
     """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
     low, high = color_range(estimator.config.depth_span)
@@ -109,8 +100,7 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     millimetres, lost = depth_values(prediction.depth, '16UC1')
     patches = prediction.patch_depth
     side = max(1, 640 // patches.shape[1])
-    patch_picture = np.kron(
-        colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
+    patch_picture = np.kron(colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
     if warning:
         write_warning(patch_picture, warning)
     if estimator.label:
@@ -121,3 +111,70 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     write_picture(f'{target}_patches.png', patch_picture)
     np.save(f'{target}_patches.npy', patches)
     return lost
+
+
+class NamedFrame(NamedTuple):
+    """One image: a name to show, uint8 (H, W, 3) RGB, and its sensor_msgs/CameraInfo or None."""
+
+    name: str
+    rgb: NDArray[np.uint8]
+    info: Any = None
+
+
+def named_frames(
+    paths: Sequence[str], most: int, skip: Callable[[DataError], None], topic: str = '',
+) -> Iterator[NamedFrame]:
+    """Images in the order of their paths; those of a bag have the bag's first camera_info.
+
+    Args:
+        paths: files, folders and bags.
+        most: images of each path, evenly chosen from the first to the last.
+        skip: called with the error of an image that cannot be read.
+        topic: of the images, where a bag has several cameras.
+
+    Raises:
+        DepthClipError: a path is missing, a folder has no picture, or a bag no camera.
+
+    """
+    for path in paths:
+        if is_bag(user_path(path)):
+            yield from _of_bag(path, most, skip, topic)
+            continue
+        files = picture_files([path])
+        for place in spread_evenly(len(files), most):
+            try:
+                rgb = _read_rgb(files[place])
+            except ImageError as error:
+                skip(error)
+                continue
+            yield NamedFrame(files[place].name, rgb)
+
+
+def _read_rgb(path: Path) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(read_picture(path)[..., ::-1])
+
+
+def _of_bag(
+    path: str, most: int, skip: Callable[[DataError], None], topic: str,
+) -> Iterator[NamedFrame]:
+    with Bag(path) as bag:
+        camera = camera_topics(bag.topics, topic, '--topic TOPIC')
+        info = None
+        for connection, _, data in bag.messages({camera.camera_info}):
+            with suppress(DataError):  # the next one is as good
+                info = parse(read, data, connection.msgtype, DataError)
+                break
+        count = sum(topic.count for topic in bag.topics if topic.name == camera.topic)
+        wanted = set(spread_evenly(count, most))
+        if not wanted:
+            raise ConfigError(f'{path}: no image on {camera.topic}.')
+        for number, (connection, time_, data) in enumerate(bag.messages({camera.topic})):
+            if number not in wanted:
+                continue
+            try:
+                rgb = to_rgb(parse(read, data, connection.msgtype, ImageError))
+            except DataError as error:
+                skip(error)
+                continue
+            yield NamedFrame(f'{(time_ - bag.begin) / NANOSECONDS:.2f} s',
+                             np.ascontiguousarray(rgb), info)

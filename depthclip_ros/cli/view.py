@@ -18,7 +18,6 @@ from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipErro
 from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import webcam_frames
-from .frames import NamedFrame, named_frames
 from .model import (
     given_camera,
     has_display,
@@ -29,6 +28,7 @@ from .model import (
     settings,
     to_stderr,
 )
+from .predict import NamedFrame, named_frames
 
 if TYPE_CHECKING:
     import argparse

@@ -21,7 +21,7 @@ def fetch_weights(options: argparse.Namespace) -> int:
         DepthClipError: unknown name, no network, no space, a wrong checksum, or no cache.
 
     """
-    folder = core_weights.cache_folder(options.cache_dir)
+    folder = core_weights.cache_folder()
     if options.name is None:
         print(f'Official CLIP weights (cache: {folder}):')
         for known in core_weights.RELEASES:

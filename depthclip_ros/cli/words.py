@@ -14,18 +14,19 @@ from .. import figures
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
 from ..core.errors import ConfigError, quoted
+from ..core.weights import cache_folder, load
 from ..core.words import unknown_words
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
-from .frames import named_frames
 from .model import (
     check_new,
     load_estimator,
-    load_weights,
     output_folder,
     print_untrained,
     save_page,
     settings,
+    to_stderr,
 )
+from .predict import named_frames
 
 if TYPE_CHECKING:
     import argparse
@@ -85,7 +86,8 @@ def words(options: argparse.Namespace) -> int:
                                        ('scenes', depth.has_scenes)) if is_there]
     texts = [options.words, *([options.against] if options.against else [])]
     configs = _configs(base, [_listed(text) for text in texts], options.bins)
-    loaded = load_weights(configs[0][0], node)
+    loaded = load(node.weights, base.backbone, cache_folder(node.cache_dir), to_stderr,
+                  offline=node.offline)
     estimator = load_estimator(configs[0][0], node, loaded)
     sets = [WordSet(name, config, origin, estimator.prepare(config).text.cpu().numpy())
             for name, (config, origin) in zip('AB', configs, strict=False)]
