@@ -37,21 +37,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in waiting)  # stable: within a file nothing changes
 
 
-@pytest.fixture
-def make_no_file():
-    """Put something at a path that is no regular file; of other kinds there is nothing."""
-    def make(path, kind):
-        if kind == 'folder':
-            path.mkdir()
-        elif kind == 'pipe':
-            os.mkfifo(path)
-        elif kind == 'device':
-            path.symlink_to('/dev/zero')
-        elif kind == 'dangling link':
-            path.symlink_to(path.parent / 'nowhere')
-    return make
-
-
 @pytest.fixture(scope='session', autouse=True)
 def _apart_from_the_user(tmp_path_factory):
     """What a module's fixtures run sees no file of the user either.

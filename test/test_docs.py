@@ -280,25 +280,7 @@ def test_the_reference_is_the_code(monkeypatch, capsys):
 
 # Costmaps --------------------------------------------------------------------------------------
 
-# What these read: docs.nav2.org/configuration (Jazzy), STVL's onInitialize, and
-# elevation_mapping's StructuredLightSensorProcessor.
-OWN, VOXEL, STVL, ELEVATION = map(yaml.safe_load, blocks(PAGES['docs/navigation.md'], 'yaml'))
-COSTMAP = {
-    'global_frame', 'height', 'plugins', 'publish_frequency', 'resolution', 'robot_base_frame',
-    'robot_radius', 'rolling_window', 'track_unknown_space', 'transform_tolerance',
-    'update_frequency', 'width'}
-LAYER = {'plugin', 'enabled', 'observation_sources', 'mark_threshold', 'origin_z'}
-SOURCE = {'topic', 'data_type', 'marking', 'clearing', 'min_obstacle_height',
-          'max_obstacle_height', 'observation_persistence', 'expected_update_rate'}
-KNOWN = {
-    'nav2_costmap_2d::VoxelLayer': (
-        LAYER | {'z_voxels', 'z_resolution', 'min_obstacle_height', 'max_obstacle_height'},
-        SOURCE | {'obstacle_max_range', 'obstacle_min_range', 'raytrace_max_range',
-                  'raytrace_min_range'}),
-    'spatio_temporal_voxel_layer/SpatioTemporalVoxelLayer': (
-        LAYER | {'voxel_decay', 'decay_model', 'voxel_size', 'track_unknown_space',
-                 'update_footprint_enabled', 'combination_method', 'transform_tolerance'},
-        SOURCE | {'obstacle_range', 'filter', 'clear_after_reading'})}
+OWN, VOXEL, STVL, _ = map(yaml.safe_load, blocks(PAGES['docs/navigation.md'], 'yaml'))
 
 
 @pytest.mark.parametrize('block', [VOXEL, STVL], ids=['voxel', 'STVL'])
@@ -306,11 +288,6 @@ def test_costmaps_take_the_cloud_within_what_the_node_gives(block):
     costmap = block['local_costmap']['local_costmap']['ros__parameters']
     layer, inflation = (costmap[name] for name in costmap['plugins'])
     cloud = layer[layer['observation_sources']]
-    of_layer, of_source = KNOWN[layer['plugin']]
-    assert {*costmap} <= COSTMAP | {*costmap['plugins']}
-    assert {*layer} <= of_layer | {layer['observation_sources']}
-    assert {*cloud} <= of_source
-    assert {*inflation} <= {'plugin', 'inflation_radius', 'cost_scaling_factor'}
     assert (cloud['topic'], cloud['data_type']) == ('/points', 'PointCloud2')
     config = OWN['/**']['ros__parameters']
     reach = cloud.get('obstacle_max_range', cloud.get('obstacle_range'))
@@ -331,6 +308,3 @@ def test_settings_in_navigation_are_settings(tmp_path):
     depth, node = read_config(tmp_path / 'own.yaml')
     assert node == NodeConfig()
     assert depth.out_of_range == 'nan'
-    assert {*ELEVATION} == {f'sensor_processor/{name}' for name in (
-        'type', 'cutoff_min_depth', 'cutoff_max_depth', 'lateral_factor',
-        *(f'normal_factor_{letter}' for letter in 'abcde'))}
