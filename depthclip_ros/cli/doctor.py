@@ -177,30 +177,23 @@ def check_torch() -> Iterator[Check]:
 
 def check_arrays() -> Iterator[Check]:
     """NumPy and OpenCV, and whether a cv_bridge survives them."""
-    numpy, reason = run_probe('import numpy; found = numpy.__version__')
-    if reason:
-        yield Check('numpy', FAIL, reason, f"{PIP} 'numpy>=1.21'")
-    else:
-        yield Check('numpy', OK, numpy)
-    opencv, reason = run_probe('import cv2; found = cv2.__version__')
-    if reason:
-        needs_system = any(f'lib{name}' in reason for name in ('GL', 'gthread', 'glib'))
-        yield Check('opencv', FAIL, reason, (
-            'sudo apt install libgl1 libglib2.0-0   (or: pip install opencv-python-headless)'
-            if needs_system else f"{PIP} 'opencv-python>=4.5'"))
-    else:
-        yield Check('opencv', OK, opencv)
+    for name, module, fix in (
+            ('numpy', 'numpy', f"{PIP} 'numpy>=1.21'"),
+            ('opencv', 'cv2', (f"{PIP} 'opencv-python>=4.5'   (for libGL or libgthread: sudo "
+             'apt install libgl1 libglib2.0-0)'))):
+        found, reason = run_probe(f'import {module}; found = {module}.__version__')
+        yield Check(name, FAIL, reason, fix) if reason else Check(name, OK, found)
     _, reason = run_probe(
-        'import importlib.util, numpy\n'
+        'import importlib.util\n'
         'found = ""\n'
         'if importlib.util.find_spec("cv_bridge"):\n'
+        '    import numpy\n'
         '    from cv_bridge import CvBridge\n'
         '    picture = numpy.zeros((4, 4, 3), numpy.uint8)\n'
         '    CvBridge().imgmsg_to_cv2(CvBridge().cv2_to_imgmsg(picture, "rgb8"), "bgr8")')
-    if reason and numpy:
-        yield Check('cv_bridge', WARN, f'unusable with NumPy {numpy}: {reason}',
-                    'The node does not need it. For programs that do, on Humble or Jazzy: '
-                    f"{PIP} 'numpy<2'")
+    if reason:
+        yield Check('cv_bridge', WARN, f'unusable: {reason}', 'The node does not need it. For '
+                    f"programs that do, on Humble or Jazzy: {PIP} 'numpy<2'")
 
 
 def check_clip() -> Iterator[Check]:
@@ -255,15 +248,15 @@ def check_caches() -> Iterator[Check]:
     found, reason = run_probe(
         'from depthclip_ros.core import weights\n'
         'from depthclip_ros.core.errors import ConfigError, WeightsError\n'
-        'found = {"folder": "", "fault": "", "damaged": "", "here": []}\n'
+        'found = {"folder": "", "fault": "", "here": []}\n'
         'try:\n'
         '    folder = weights.cache_folder()\n'
         '    found["folder"] = str(folder)\n'
         '    for name, release in weights.RELEASES.items():\n'
         '        path = weights.find(name, folder)\n'
-        '        if path and weights.file_digest(path) != release.sha256:\n'
-        '            found["damaged"] = str(path)\n'
-        '        found["here"] += [name] if path else []\n'
+        '        if path:\n'
+        '            weights.file_digest(path, release)\n'
+        '            found["here"].append(name)\n'
         'except (ConfigError, WeightsError) as error:\n'
         '    found["fault"] = str(error)')
     if reason:
@@ -276,10 +269,8 @@ def check_caches() -> Iterator[Check]:
     folder = Path(found['folder'])
     if found['fault']:
         yield Check('weights', FAIL, found['fault'],
-                    f'sudo chmod -R a+rX {folder}   (or DEPTHCLIP_CACHE=/FOLDER)')
-    elif found['damaged']:
-        yield Check('weights', FAIL, f'{found["damaged"]}: wrong SHA-256',
-                    f'rm {found["damaged"]}; depthclip fetch RN50')
+                    f'sudo chmod -R a+rX {folder}   (what is damaged: delete it, and depthclip '
+                    'fetch RN50)')
     elif found['here']:
         yield Check('weights', OK, f'{", ".join(found["here"])}, checksums verified')
     else:

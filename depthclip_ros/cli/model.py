@@ -149,15 +149,11 @@ def given_camera(
             raises CameraInfoError if the calibration is of another size.
 
     """
-    given: CameraCalibration | float | None = options.fov
-    if options.camera_info:
-        given = CameraCalibration.from_yaml(options.camera_info)
+    given = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
+        else options.fov
+    if isinstance(given, CameraCalibration):
         given.model(rectified=rectified)
-    elif options.fov is not None:
-        CameraCalibration.from_fov(640, 480, options.fov)
-
-    def camera(width: int, height: int) -> CameraModel | None:
-        return given if given is None else \
-            calibration_of(given, width, height).model(rectified=rectified)
-
-    return camera
+    elif given is not None:
+        CameraCalibration.from_fov(640, 480, given)
+    return lambda width, height: None if given is None else calibration_of(
+        given, width, height).model(rectified=rectified)
