@@ -223,6 +223,32 @@ def test_an_interrupt_and_errors_are_a_line(monkeypatch, capsys, raised, code, s
     assert capsys.readouterr().err.strip() == said
 
 
+@pytest.mark.parametrize(('command', 'given'), [
+    ('demo', '--images FILE -o OUT'), ('predict', 'FILE -o OUT'),
+    ('calibrate', 'FILE -o OUT.yaml'),
+    ('compare', 'FILE'), ('words', 'near,far --image FILE'), ('view', 'FILE -o OUT'),
+    ('bag', 'FILE -o OUT'), ('bags', 'FILE -o OUT'), ('fetch', 'FILE'), ('encode-text', 'FILE'),
+    ('quantize', '--images FILE'), ('stats', '--timeout 0.1 FILE'), ('doctor', 'FILE')])
+def test_every_command_answers_every_call_in_words(command, given, tmp_path, config, capsys):
+    """Help, a wrong option, a missing file, and an empty folder in its place."""
+    (tmp_path / 'empty').mkdir()
+    for arguments, codes in (
+            ('--help', {0}), ('--no-such-option', {2}),
+            (given.replace('FILE', str(tmp_path / 'missing')), {1, 2}),
+            (given.replace('FILE', str(tmp_path / 'empty')), {1, 2})):
+        words = [command, *arguments.replace('OUT', str(tmp_path / 'out')).split()]
+        if command in ('demo', 'predict', 'view', 'compare', 'calibrate', 'words', 'quantize') \
+                and len(codes) == 2:
+            words += ['--weights', 'demo', '--device', 'cpu']
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        assert code in codes, (words, said)
+        assert (said.err if code else said.out).strip(), words
+
+
 def without_packages(*arguments):
     """`depthclip` in an interpreter that has the standard library only."""
     return subprocess.run(
