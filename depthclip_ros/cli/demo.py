@@ -43,14 +43,13 @@ if TYPE_CHECKING:
     from ..core.config import DepthConfig
     from ..node.config import NodeConfig
 
-# Where the source never ends by itself.
-DEFAULT_FRAMES = 50
-DEFAULT_SECONDS = 60.0
+DEFAULT_FRAMES = 50  # where the source never ends by itself
 DEFAULT_RATE = 10.0
 DEFAULT_PICTURES = 10
 STEP = 0.1
 PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
+TIMEOUT = 120.0  # seconds without depth
 STOP_SECONDS = 10.0
 DOMAINS = 101  # beyond, the ports of a domain overlap those that Linux gives to any program
 DISCOVERY = ('ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_LOCALHOST_ONLY')
@@ -67,7 +66,6 @@ class Plan(NamedTuple):
     description: str
     source: list[str]
     frames: int | None
-    seconds: float | None
     pictures: int | None = DEFAULT_PICTURES
     image: str = 'image'
     camera_info: str = 'camera_info'
@@ -132,14 +130,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         # One by one: every picture is answered, none is dropped for a newer one.
         arguments += ['--rate', str(options.rate or 1000.0), '--answer', 'depth/image', '--']
         return Plan(f'{len(files)} pictures', [*arguments, *map(str, files)], options.frames,
-                    options.seconds, options.pictures)
-    frames, seconds = options.frames, options.seconds
-    if not frames and not seconds:
-        frames, seconds = DEFAULT_FRAMES, DEFAULT_SECONDS
+                    pictures=None)
     description = 'rendered rooms' if built_in else f'video {options.video}' if options.video \
         else f'webcam {options.webcam}'
-    return Plan(description, [*arguments, '--rate', str(options.rate or DEFAULT_RATE)], frames,
-                seconds, options.pictures or DEFAULT_PICTURES, built_in=built_in)
+    return Plan(description, [*arguments, '--rate', str(options.rate or DEFAULT_RATE)],
+                options.frames or DEFAULT_FRAMES, built_in=built_in)
 
 
 def _bag_plan(options: argparse.Namespace) -> Plan:
@@ -157,8 +152,8 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
         ['-m', 'depthclip_ros.sources.bag_player', options.bag, '--clock',
          '--wait-for', camera.topic, camera.topic, '--rate', str(options.rate or 1.0),
          '--topics', camera.topic, *filter(None, [camera.camera_info])],
-        options.frames, options.seconds, options.pictures or DEFAULT_PICTURES, camera.image,
-        camera.camera_info or 'camera_info', camera.compressed, replay=True,
+        options.frames, image=camera.image, camera_info=camera.camera_info or 'camera_info',
+        compressed=camera.compressed, replay=True,
         reliable=offered.reliability == ReliabilityPolicy.RELIABLE)
 
 
@@ -286,16 +281,16 @@ def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Rec
                          folder / 'depth_node.log')
             children.append(node)
             to_stderr(f'Starting depth_node (log: {node.log}) …')
-            end = time.monotonic() + options.timeout
+            end = time.monotonic() + TIMEOUT
             while not recorder.hears_the_node():
                 if time.monotonic() > end:
-                    raise DemoError(f'depth_node did not become active in {options.timeout:g} s. '
+                    raise DemoError(f'depth_node did not become active in {TIMEOUT:g} s. '
                                     f'Its log ends:\n{node.tail()}')
                 step()
             source = Child('source', plan.source, folder / 'source.log')
             children.append(source)
             to_stderr(f'Feeding {plan.description} (log: {source.log}) …')
-            _listen(plan, recorder, node, source, options.timeout, step)
+            _listen(plan, recorder, node, source, step)
             recorder.finish(step)
         finally:
             for child in reversed(children):
@@ -310,13 +305,12 @@ def _record(options: argparse.Namespace, plan: Plan, folder: Path, recorder: Rec
 
 
 def _listen(
-    plan: Plan, recorder: Recorder, node: Child, source: Child, timeout: float,
-    step: Callable[[], None],
+    plan: Plan, recorder: Recorder, node: Child, source: Child, step: Callable[[], None],
 ) -> None:
     """Take steps until the plan is fulfilled or the source has ended.
 
     Raises:
-        DemoError: no depth came for `timeout` seconds, or none at all.
+        DemoError: no depth came for `TIMEOUT` seconds, or none at all.
 
     """
     changed = time.monotonic()  # of the newest depth, or of the end of the source
@@ -324,13 +318,11 @@ def _listen(
     while plan.frames is None or recorder.depths < plan.frames:
         step()
         now = time.monotonic()
-        if plan.seconds and recorder.depths and now > recorder.first + plan.seconds:
-            return
         if source.exit_code is not None and not is_over:
             is_over, changed = True, now
         silent = now - max(changed, recorder.last)
         if not (is_over and not recorder.waiting) \
-                and silent <= (DRAIN_SECONDS if is_over else timeout):
+                and silent <= (DRAIN_SECONDS if is_over else TIMEOUT):
             continue
         if is_over and recorder.depths:
             return

@@ -161,13 +161,6 @@ COMMANDS = (
             *MODEL,
             option('--frames', type=count, metavar='N',
                    help='stop after N depth images (default 50; --images and --bag: all)'),
-            option('--seconds', type=positive, metavar='S',
-                   help='stop S seconds after the first depth image (default 60; --images and '
-                   '--bag: no limit)'),
-            option('--pictures', type=count, metavar='N',
-                   help='how many frames to leave as pictures (default 10; --images: all)'),
-            option('--timeout', type=positive, default=120.0, metavar='SECONDS',
-                   help='fail when no depth arrives for this long (default %(default)g)'),
             option('-o --output', default='demo_output', metavar='FOLDER',
                    help='default %(default)s/'),
         )),
