@@ -90,6 +90,16 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
     assert 'UNTRAINED' not in text.err
 
 
+def test_predict_says_how_much_of_a_picture_has_no_depth(predict, photo, tmp_path, capsys):
+    plain = np.load(predict(photo)[1] / 'photo_patches.npy')
+    capsys.readouterr()
+    for limit, words in ((float(np.median(plain)), ' % of the picture'), (0.1, ', no depth')):
+        path = tmp_path / 'near.yaml'
+        path.write_text(SETTINGS + f'    range_max: {limit}\n')
+        assert predict(photo, config=str(path))[0] == 0
+        assert words in capsys.readouterr().out
+
+
 def test_demo_weights_bring_their_own_settings(photo, tmp_path, capsys):
     out = tmp_path / 'out'
     assert main(['predict', str(photo), '-o', str(out), '--weights', 'demo',

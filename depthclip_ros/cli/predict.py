@@ -80,9 +80,13 @@ def predict_files(options: argparse.Namespace) -> int:
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
         known = prediction.depth[np.isfinite(prediction.depth)]
-        low, middle, high = np.percentile(known, (0, 50, 100)) if known.size else [np.nan] * 3
-        print(f'{file} -> {name}_*: {milliseconds:.0f} ms, depth {low:.2f} to {high:.2f} m, '
-              f'median {middle:.2f} m{note}', flush=True)
+        said = 'no depth'
+        if known.size:
+            low, middle, high = np.percentile(known, (0, 50, 100))
+            missing = 100 * (1 - known.size / prediction.depth.size)
+            said = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
+                f', none in {missing:.0f} % of the picture' if missing else '')
+        print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
     print(f'{len(names)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
     if not estimator.weights.trained:
