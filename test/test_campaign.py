@@ -291,7 +291,7 @@ class Campaign:
         return self.nodes[topic].output
 
 
-@pytest.mark.parametrize('times', [2, pytest.param(12, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize('times', [2, pytest.param(36, marks=pytest.mark.nightly)])
 def test_a_campaign_of_hostile_messages(campaign, times):
     random = Random(SEED)
     order = []
