@@ -91,11 +91,12 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
 
 
 def test_predict_says_how_much_of_a_picture_has_no_depth(predict, photo, tmp_path, capsys):
-    plain = np.load(predict(photo)[1] / 'photo_patches.npy')
+    path = tmp_path / 'near.yaml'
+    path.write_text(SETTINGS + '    temperature: 3.0\n')
+    plain = np.load(predict(photo, config=str(path))[1] / 'photo_patches.npy')
     capsys.readouterr()
     for limit, words in ((float(np.median(plain)), ' % of the picture'), (0.1, ', no depth')):
-        path = tmp_path / 'near.yaml'
-        path.write_text(SETTINGS + f'    range_max: {limit}\n')
+        path.write_text(SETTINGS + f'    temperature: 3.0\n    range_max: {limit}\n')
         assert predict(photo, config=str(path))[0] == 0
         assert words in capsys.readouterr().out
 
