@@ -258,13 +258,14 @@ def test_bts_protocol_and_pixel_average(world, summary, tmp_path):
 def test_every_pixel_of_the_crop_is_scored_whatever_is_configured(protocol):
     paper = DepthConfig.from_yaml(config_path('nyu_paper'))
     robot = paper.replace(range_min=1.5, range_max=2.5, out_of_range='inf', reference_focal=0.811)
-    said = ['range_min 0.0 for 1.5', 'range_max 0.0 for 2.5', 'reference_focal 0.0 for 0.811']
+    said = ['range_min 0.0 instead of 1.5', 'range_max 0.0 instead of 2.5',
+            'reference_focal 0.0 instead of 0.811']
     height, width = protocol.size
     assert scored(robot, protocol, own_input=True) == (paper, said)
     found, others = scored(robot, protocol, own_input=False)
     assert found == paper.replace(input_height=height, input_width=width)
     assert others[-3:] == said
-    assert (f'input_height {height} for 416' in others) == (height != 416)
+    assert (f'input_height {height} instead of 416' in others) == (height != 416)
 
 
 def test_number_of_threads_makes_no_difference(samples, tmp_path, monkeypatch):
