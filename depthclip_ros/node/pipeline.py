@@ -172,17 +172,20 @@ class Pipeline:
         """
         if not frames:
             return frames
+        failed = False
         try:
             self._call(frames)
         except DataError:
             pass
         except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
+            failed = True
             self._say.once(describe(error), (
                 f'{describe(error)}. Memory that nobody uses is given back, and the images are '
                 'tried once more, one by one.'))
         else:
             return frames
-        free_memory()
+        if failed:  # here the error is gone, and with it what it held
+            free_memory()
         answered = {}
         for camera, frame in frames.items():
             with self._one(camera, 'prediction'):
