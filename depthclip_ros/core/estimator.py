@@ -557,7 +557,9 @@ class DepthEstimator:
                 if planes.is_cuda:  # where torch resizes in floating point only
                     planes = planes.float()
                 planes = interpolate(planes, self._size, mode='bilinear', antialias=True)
-                pixels = planes.round()[0].permute(1, 2, 0)
+                if planes.is_cuda:
+                    planes.round_()
+                pixels = planes[0].permute(1, 2, 0)
             torch.addcmul(self._shift, pixels.reshape(height, -1).float(), self._scale, out=target)
         batch = rows.view(-1, height, width, 3)
         if flip:
