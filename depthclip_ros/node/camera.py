@@ -243,6 +243,7 @@ class Camera:
         self._put = put
         self.stream = Stream(messages.read, self.config, sensors)
         self._answered = self._anchored = False
+        self._shape: tuple[Any, Any] | None = None  # of the last image, and of the network's input
         self.first_image = math.inf  # steady time, as the next: simulated time may stand still
         self.last_image = time.monotonic()
         self._inputs.append(Input(
@@ -323,13 +324,15 @@ class Camera:
         # Mostly there is none, and the maximum tells that quicker.
         self.nan_shares.add(
             np.count_nonzero(np.isnan(depth)) / depth.size if np.isnan(depth.max()) else 0.0)
-        (height, width), (rows, columns) = frame.size, frame.estimator.config.input_size
-        stretch = width * rows / (height * columns)
-        if abs(math.log(stretch)) > MAX_STRETCH:
-            self.say.once('aspect', (
-                f"images of {width}x{height} are stretched to the network's {columns}x{rows}, "
-                'which sees everything narrower or lower than it is. Set input_height and '
-                'input_width to the shape of the image.'))
+        shape = frame.size, frame.estimator.config.input_size
+        if shape != self._shape:  # else it was said: it may be meant to stay so
+            self._shape = shape
+            (height, width), (rows, columns) = shape
+            if abs(math.log(width * rows / (height * columns))) > MAX_STRETCH:
+                self.say.once('aspect', (
+                    f"images of {width}x{height} are stretched to the network's "
+                    f'{columns}x{rows}, which sees everything narrower or lower than it is. Set '
+                    'input_height and input_width to the shape of the image.'))
         if not frame.header.frame_id:
             self.say.once('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
