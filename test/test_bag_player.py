@@ -29,7 +29,7 @@ from ros_harness import node_here, own_domain
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
-from depthclip_ros.node.messages import message_class
+from depthclip_ros.messages.types import message_class
 from depthclip_ros.resources import PROFILE_VARIABLES, config_path
 from depthclip_ros.sources import bag_player
 from depthclip_ros.sources.bag import Bag

@@ -32,7 +32,8 @@ from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.config import PAPER_BINS
 from depthclip_ros.core.engine import use_threads
 from depthclip_ros.core.errors import ConfigError
-from depthclip_ros.node import image_io
+from depthclip_ros.messages import image_io
+from depthclip_ros.messages.depth import to_depth
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.outputs import OUTPUTS
 from depthclip_ros.resources import config_path
@@ -169,7 +170,7 @@ def test_depth_as_png_is_millimetres(source, estimator, converted, tmp_path):
     for (_, png), (_, exact) in zip(read(tmp_path / 'png', topic), read(converted[1], NEW[0]),
                                     strict=True):
         assert png.format == '16UC1; compressedDepth png'
-        assert np.abs(image_io.to_depth(png) - metres(exact)).max() <= 0.501e-3
+        assert np.abs(to_depth(png) - metres(exact)).max() <= 0.501e-3
 
 
 def test_what_cannot_be_used_is_counted_with_its_cause(source, estimator, tmp_path):

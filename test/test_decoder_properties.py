@@ -24,7 +24,7 @@ from test_image_io import BAYER, DIRECT, PACKED_YUV, image, planar
 from depthclip_ros.core import camera as distortion
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import CameraInfoError, ImageError
-from depthclip_ros.node import image_io
+from depthclip_ros.messages import image_io
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG_START = b'\x89PNG\r\n\x1a\n'
@@ -215,7 +215,7 @@ from types import SimpleNamespace
 import numpy as np
 from test_image_io import image, jpeg, picture, png
 from depthclip_ros.core.errors import ImageError
-from depthclip_ros.node import image_io
+from depthclip_ros.messages import image_io
 read = image_io.to_rgb
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), -1))

@@ -26,8 +26,8 @@ from depthclip_ros.cli import demo as demo_command
 from depthclip_ros.cli import main as cli
 from depthclip_ros.cli.recorder import Album, Frame
 from depthclip_ros.color import UNTRAINED
-from depthclip_ros.node.image_io import image_fields
-from depthclip_ros.node.messages import make
+from depthclip_ros.messages.image_io import image_fields
+from depthclip_ros.messages.types import make
 from depthclip_ros.node.outputs import cloud_message
 
 ROOT = Path(__file__).resolve().parents[1]

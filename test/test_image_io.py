@@ -15,7 +15,8 @@ import pytest
 
 from depthclip_ros.cli import doctor
 from depthclip_ros.core.errors import ImageError
-from depthclip_ros.node import image_io
+from depthclip_ros.messages import image_io
+from depthclip_ros.messages.depth import depth_values, to_depth
 
 msgs = pytest.importorskip('sensor_msgs.msg', reason='sensor_msgs is not installed')
 Header = pytest.importorskip('std_msgs.msg').Header
@@ -171,7 +172,8 @@ def test_data_of_other_message_classes(kind):
 # Compressed -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('form', ['rgb8; jpeg compressed bgr8', 'jpeg', ''])
+@pytest.mark.parametrize('form', [
+    'rgb8; jpeg compressed bgr8', 'jpeg', '', 'rgb8; jpeg compressed rgb8'])
 def test_jpeg(form):
     rgb = picture()
     msg = compressed(rgb[..., ::-1], '.jpg', form)
@@ -187,6 +189,7 @@ def test_png():
     for pixels, form, expected in (
         (rgb[..., ::-1], 'rgb8; png compressed bgr8', rgb),
         (rgb[..., ::-1], '', rgb),
+        (rgb[..., ::-1], 'rgb8; png compressed rgb8', rgb),
         (grey, 'mono8; png compressed ', np.dstack([grey] * 3)),
         (deep, 'mono16; png compressed ', np.dstack([deep >> 8] * 3)),
         (bgra, 'bgra8; png compressed bgr8', bgra[..., 2::-1]),
@@ -356,23 +359,23 @@ def header():
 def test_depth_in_metres():
     depth = RNG.uniform(0.5, 9.0, (96, 64)).astype(np.float32)[::2]
     depth[3, 4] = np.nan
-    values, beyond = image_io.depth_values(depth, '32FC1')
+    values, beyond = depth_values(depth, '32FC1')
     msg = msgs.Image(**image_io.image_fields(values, '32FC1', header()))
     assert beyond == 0
     assert (msg.height, msg.width, msg.step, msg.encoding) == (48, 64, 256, '32FC1')
     assert msg.header == header()
     np.testing.assert_array_equal(rosbags_image.message_to_cvimage(msg), depth)
-    np.testing.assert_array_equal(image_io.to_depth(msg), depth)
+    np.testing.assert_array_equal(to_depth(msg), depth)
     serialization = pytest.importorskip('rclpy.serialization')
     again = serialization.deserialize_message(serialization.serialize_message(msg), msgs.Image)
     assert again == msg
 
 
 def test_depth_in_millimetres():
-    depth = [[0.0005001, 0.0004999, 1.2344, 1.2346], [65.535, 65.536, 100.0, 3.0]]
-    bad = [[np.nan, np.inf, -np.inf, -1.0], [0.0, 1e30, np.nan, 65.5355]]
-    values, beyond = image_io.depth_values(np.float32([*depth, *bad]), '16UC1')
-    assert values[:2].tolist() == [[1, 0, 1234, 1235], [65535, 0, 0, 3000]]
+    depth = [[0.0005001, 0.0004999, 1.2344, 1.2346], [65.534, 65.536, 100.0, 3.0]]
+    bad = [[np.nan, np.inf, -np.inf, -1.0], [0.0, 1e30, np.nan, 65.535]]
+    values, beyond = depth_values(np.float32([*depth, *bad]), '16UC1')
+    assert values[:2].tolist() == [[1, 0, 1234, 1235], [65534, 0, 0, 3000]]
     assert not values[2:].any()
     assert beyond == 3 + 4  # all but NaN and infinity, which are no depth to lose
     fields = image_io.image_fields(values, '16UC1', header())

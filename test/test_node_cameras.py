@@ -28,7 +28,7 @@ from ros_harness import (
     values_of,
 )
 
-from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.messages.image_io import to_rgb
 
 CAMERAS = ('', 'left/front', 'rear', 'side')
 TOPICS = ('depth/image', 'depth/camera_info', 'points')

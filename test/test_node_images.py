@@ -32,7 +32,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
-from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.messages.image_io import to_rgb
 from depthclip_ros.overlay import draw
 
 HEIGHT, WIDTH = 120, 200

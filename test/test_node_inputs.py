@@ -17,8 +17,8 @@ from ros_harness import PATIENCE, camera_info, node_here
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
+from depthclip_ros.messages.types import CAMERA_INFO
 from depthclip_ros.node.camera import Input
-from depthclip_ros.node.messages import CAMERA_INFO
 
 BURST = 10  # messages that a player begins with
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)

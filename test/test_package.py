@@ -141,10 +141,11 @@ def rooms(file):
 
 # What each room may import of the others; all may import the files beside the rooms.
 ARROWS = {
-    'core': set(), 'sim': {'core'}, 'node': {'core'}, 'sources': {'core', 'sim', 'node'},
-    'bags': {'core', 'node', 'sources'}, 'offline_eval': {'core'},
-    'calibrate': {'core', 'node', 'sources', 'offline_eval'},
-    'cli': {'core', 'sim', 'node', 'sources', 'bags', 'offline_eval', 'calibrate'},
+    'core': set(), 'sim': {'core'}, 'messages': {'core'}, 'node': {'core', 'messages'},
+    'sources': {'core', 'sim', 'messages', 'node'},
+    'bags': {'core', 'messages', 'node', 'sources'}, 'offline_eval': {'core'},
+    'calibrate': {'core', 'messages', 'sources', 'offline_eval'},
+    'cli': {'core', 'sim', 'messages', 'node', 'sources', 'bags', 'offline_eval', 'calibrate'},
 }
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from depthclip_ros.core.errors import DataError, ImageError, RangeError
-from depthclip_ros.node.anchors import cloud_points, scan_points
-from depthclip_ros.node.image_io import to_depth
+from depthclip_ros.messages.depth import to_depth
+from depthclip_ros.messages.ranges import cloud_points, scan_points
 
 DEPTH = np.array([[0.5, 1.25, np.nan], [3.0, 65.0, 2.0]], np.float32)
 
@@ -40,6 +40,17 @@ def test_what_is_no_depth_is_nan():
     np.testing.assert_array_equal(found, [[np.nan] * 5 + [1]])
 
 
+def test_65535_says_that_nothing_was_measured():
+    """By drivers that have 16 bits for millimetres; none means 65.535 m exactly by it."""
+    pixels = np.array([[65535, 65534, 1]], np.uint16)
+    expected = np.float32([[np.nan, 65.534, 0.001]])
+    for message in (image(pixels, '16UC1'), image(pixels, 'mono16'),
+                    packed('16UC1; png compressed', png(pixels)),
+                    packed('16UC1; compressedDepth png', bytes(12) + png(pixels)),
+                    packed('16UC1; compressedDepth rvl', bytes(12) + rvl(pixels))):
+        np.testing.assert_allclose(to_depth(message), expected)
+
+
 def test_depth_images_that_are_none():
     with pytest.raises(ImageError, match='known are'):
         to_depth(image(np.zeros((2, 3), np.uint8), 'rgb8'))
@@ -67,6 +78,69 @@ def test_compressed_millimetres():
         np.testing.assert_allclose(to_depth(message), DEPTH, rtol=1e-6)
 
 
+@pytest.mark.parametrize('described', [
+    '16UC1; compressedDepth png', '16UC1; png compressed ', '16UC1', 'png', ''])
+@pytest.mark.parametrize('header', [0, 12])
+def test_the_signature_of_the_png_says_whether_there_is_a_header(described, header):
+    data = bytes(header) + png(np.nan_to_num(1000 * DEPTH).astype(np.uint16))
+    np.testing.assert_allclose(to_depth(packed(described, data)), DEPTH, rtol=1e-6)
+
+
+def rvl(pixels):
+    """As compressed_depth_image_transport writes it: a size, runs of zeros and of others."""
+    nibbles, last = [], 0
+
+    def number(value):
+        while True:
+            nibbles.append(value & 7 | 8 * (value > 7))
+            value >>= 3
+            if not value:
+                return
+
+    values = [int(value) for value in pixels.ravel()]
+    while values:
+        for zero in True, False:
+            run = next((i for i, value in enumerate(values) if (value == 0) != zero), len(values))
+            number(run)
+            for value in () if zero else values[:run]:
+                difference, last = value - last, value
+                number(2 * difference if difference >= 0 else -2 * difference - 1)
+            del values[:run]
+    nibbles += [0] * (-len(nibbles) % 8)
+    words = np.reshape(nibbles, (-1, 8)) @ 16 ** np.arange(7, -1, -1)
+    return struct.pack('<ii', *pixels.shape[::-1]) + words.astype('<u4').tobytes()
+
+
+def test_run_length_coded_depth():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 65535, (48, 64), dtype=np.uint16) * (rng.random((48, 64)) < 0.7)
+    for case in (pixels, np.zeros_like(pixels), np.full_like(pixels, 1234), pixels[:1, :1]):
+        data = rvl(case.astype(np.uint16))
+        found = to_depth(packed('16UC1; compressedDepth rvl', bytes(12) + data))
+        np.testing.assert_allclose(np.nan_to_num(found), case / 1000, rtol=1e-6)
+        for cut in range(len(data)):
+            with pytest.raises(ImageError):
+                to_depth(packed('16UC1; compressedDepth rvl', bytes(12) + data[:cut]))
+            if cut > 100:
+                break
+
+
+def test_run_length_coded_inverse_depth():
+    quantised = np.uint16([[0, 1010, 10100]])
+    header = struct.pack('<iff', 0, 10100.0, 0.0)
+    found = to_depth(packed('32FC1; compressedDepth rvl', header + rvl(quantised)))
+    np.testing.assert_allclose(found, [[np.nan, 10, 1]])
+
+
+@pytest.mark.parametrize('numbers', [
+    b'', b'\xff' * 64, b'\x00' * 64, b'\x88' * 400, b'\x11' * 4, b'\x7f' * 4000])
+@pytest.mark.parametrize('size', [(3, 2), (-1, 5), (0, 0), (2 ** 31 - 1, 2 ** 31 - 1), (640, 480)])
+def test_hostile_run_lengths(size, numbers):
+    with pytest.raises(ImageError):
+        to_depth(packed('16UC1; compressedDepth rvl',
+                        bytes(12) + struct.pack('<ii', *size) + numbers))
+
+
 def test_compressed_inverse_depth():
     # As compressed_depth_image_transport writes it: codec.cpp, depth_quantization 100, max 10.
     a = 100 * 101.0
@@ -85,6 +159,7 @@ def test_compressed_inverse_depth():
     ('16UC1; compressedDepth png', bytes(12)),
     ('32FC1; compressedDepth png', bytes(3)),
     ('16UC1; compressedDepth rvl', bytes(100)),
+    ('16UC1; compressedDepth rvl', bytes(3)),
     ('16UC1; compressedDepth png', bytes(100)),
     ('rgb8; jpeg compressed bgr8', png(np.zeros((4, 4, 3), np.uint8))),
 ])
@@ -115,8 +190,24 @@ def test_clouds(options):
     np.testing.assert_array_equal(cloud_points(cloud(points, **options)), points[[0, 1, 3]])
 
 
+@pytest.mark.parametrize(('height', 'row_step'), [
+    (1, 0), (1, 2), (1, 10 ** 6), (2, 0), (2, 64), (2, 10 ** 6)])
+def test_row_step_counts_only_where_the_data_agree(height, row_step):
+    points = np.arange(1, 13.0).reshape(4, 3)
+    message = cloud(points, height=height)
+    message.row_step = row_step
+    np.testing.assert_array_equal(cloud_points(message), points)
+
+
+@pytest.mark.parametrize('lidar', [np.zeros(3), np.array([0.003, -0.004, 0.005])])
+def test_a_point_in_the_sensors_own_origin_is_no_measurement(lidar):
+    points = np.array([lidar, [0.02, 0, 0], lidar, [1, 2, 3]])
+    np.testing.assert_allclose(cloud_points(cloud(points)), points[[1, 3]], rtol=1e-6)
+
+
 @pytest.mark.parametrize('change', [
-    {'fields': []}, {'point_step': 8}, {'row_step': 2}, {'height': 1000}, {'width': 2**31}])
+    {'fields': []}, {'point_step': 8}, {'height': 3}, {'height': 1000}, {'width': 2**31},
+    {'height': 2, 'width': 2, 'row_step': 2}])
 def test_hostile_clouds(change):
     message = cloud([[1, 2, 3], [4, 5, 6]])
     vars(message).update(change)
@@ -135,6 +226,14 @@ def test_scans():
         scan_points(scan([1, 2, 3])), [[0, -1, 0], [2, 0, 0], [0, 3, 0]], atol=1e-12)
     assert len(scan_points(scan([0.05, np.nan, np.inf, 11, -1, 0]))) == 0
     assert len(scan_points(scan([5, 20], range_max=0.0))) == 2  # not filled in by its driver
+    assert len(scan_points(scan([5, 2], range_min=np.nan, range_max=np.nan))) == 2
+
+
+def test_range_max_says_that_nothing_returned():
+    """REP-117 wants +Inf for it; Gazebo says slightly less than range_max."""
+    ranges = np.float32([10.0, 9.9999, 9.99, 3.0])
+    np.testing.assert_allclose(
+        np.linalg.norm(scan_points(scan(ranges, range_max=np.float32(10.0))), axis=1), ranges[2:])
 
 
 @pytest.mark.parametrize('change', [

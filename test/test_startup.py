@@ -37,7 +37,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.node import messages
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.frame import Stream
-from depthclip_ros.node.image_io import to_rgb
+from depthclip_ros.messages.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
 stream = Stream(messages.read, NodeConfig())
 stream.on_info(serialize_message(CameraInfo(

@@ -16,10 +16,10 @@ from .. import __version__
 from ..color import png
 from ..core.errors import DataError
 from ..core.files import user_path
+from ..messages.depth import depth_values
+from ..messages.types import COMPRESSED_IMAGE, IMAGE, cause_of
 from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
 from ..node.frame import Stream, predict
-from ..node.image_io import depth_values
-from ..node.messages import COMPRESSED_IMAGE, IMAGE, cause_of
 from ..node.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
 from .messages import definition, make, output_qos, read, typestore, write

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages without ROS: `make` and `read` as node/messages.py has them, by `rosbags`."""
+"""Messages without ROS: `make` and `read` as messages/types.py has them, by `rosbags`."""
 
 from __future__ import annotations
 

@@ -17,9 +17,10 @@ from ..core.camera import CameraModel
 from ..core.errors import DataError, quoted
 from ..core.files import user_path
 from ..core.transforms import TransformTree
-from ..node.anchors import cloud_points, scan_points
-from ..node.image_io import to_depth, to_rgb
-from ..node.messages import (
+from ..messages.depth import to_depth
+from ..messages.image_io import to_rgb
+from ..messages.ranges import cloud_points, scan_points
+from ..messages.types import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
     IMAGE,

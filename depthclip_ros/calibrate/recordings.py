@@ -23,6 +23,7 @@ from ..core.calibration import image_digest
 from ..core.camera import CameraModel
 from ..core.errors import DataError, DepthClipError, ImageError, reason
 from ..core.transforms import TransformError
+from ..messages.depth import MILLIMETRES, measured
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import SUFFIXES, read_picture
 
@@ -32,7 +33,6 @@ Float32 = NDArray[np.float32]
 LONGEST_STEP, USUAL_STEPS = 2.0, 10
 #: So many sequences are blocks themselves; fewer are cut in time.
 FEW_SEQUENCES, BLOCKS = 5, 10
-MILLIMETRES = 1000.0
 _CLOCK = 1e6  # names that are numbers above this are seconds since 1970, not counts
 
 
@@ -242,11 +242,7 @@ def read_depth(path: Path) -> Float32:
         raise ImageError('not depth', f'{path}: holds {getattr(values, "dtype", "no")} '
                          f'{getattr(values, "shape", "image")}; expected one channel of floating '
                          'point in metres (.npy), or of 16 bits in millimetres (PNG).')
-    metres = values.astype(np.float32)
-    if not is_array:
-        metres /= np.float32(MILLIMETRES)
-    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
-    return metres
+    return measured(values)
 
 
 def training_split(path: Path, options: Options) -> Recording:

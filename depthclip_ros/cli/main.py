@@ -104,7 +104,7 @@ CONVERSION = (
         switch('--stddev', 'depth/stddev, too; needs a calibration'),
         option('--depth-encoding', default='', choices=('32FC1', '16UC1', '16UC1-png'),
                help="of depth (default: the parameter file's); 16UC1 are whole millimetres up to "
-               '65.535 m, -png compressed on depth/image/compressedDepth'),
+               '65.534 m, -png compressed on depth/image/compressedDepth'),
         option('--rate', type=positive, default=0.0, metavar='HZ',
                help='depth of at most so many images a second'),
         option('--every', type=count, default=1, metavar='N', help='depth of every Nth image'),

@@ -22,8 +22,9 @@ from ..color import (
 )
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import user_path
-from ..node.image_io import depth_values, to_rgb
-from ..node.messages import parse
+from ..messages.depth import depth_values
+from ..messages.image_io import to_rgb
+from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
 from ..sources.pictures import picture_files, read_picture
 from .model import given_camera, load_estimator, output_folder, print_untrained, settings

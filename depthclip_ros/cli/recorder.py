@@ -17,7 +17,8 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from ..color import UNTRAINED, color_range, contact_sheet, side_by_side, write_picture
 from ..core.opencv import cv2
-from ..node.image_io import depth_values, to_depth, to_rgb
+from ..messages.depth import depth_values, to_depth
+from ..messages.image_io import to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

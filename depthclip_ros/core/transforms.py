@@ -124,7 +124,7 @@ class TransformTree:
             TransformError: names or numbers are no link.
 
         """
-        parent, child = _name(parent), _name(child)
+        parent, child = frame_name(parent), frame_name(child)
         place, turn = (np.array(list(values), np.float64) for values in (translation, quaternion))
         length = float(np.linalg.norm(turn))
         if not parent or not child or parent == child or not (
@@ -193,7 +193,7 @@ class TransformTree:
                 the frame or link, and what is known instead.
 
         """
-        target, source = _name(target), _name(source)
+        target, source = frame_name(target), frame_name(source)
         with self._lock:
             up_source, up_target = self._ancestors(source), self._ancestors(target)
             common = next((name for name in up_source if name in up_target), None)
@@ -215,7 +215,7 @@ class TransformTree:
     def fixed_frame(self, name: str) -> str | None:
         """The frame that a frame moves in, the root of its tree; None if it never moves."""
         with self._lock:
-            names = self._ancestors(_name(name))
+            names = self._ancestors(frame_name(name))
             moves = any(not self._links[moving].static for moving in names[:-1])
         return names[-1] if moves else None
 
@@ -231,8 +231,8 @@ class TransformTree:
         return names
 
 
-def _name(name: str) -> str:
-    """Name without the leading slash of tf's first version."""
+def frame_name(name: str) -> str:
+    """A frame's name without the leading slash of tf's first version: the same frame."""
     return str(name).removeprefix('/')
 
 

@@ -23,10 +23,11 @@ from ..core.camera import CameraModel
 from ..core.config import Size
 from ..core.errors import CameraInfoError, RangeError, quoted
 from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
+from ..messages.depth import to_depth
+from ..messages.ranges import cloud_points, scan_points
+from ..messages.types import IMAGE, POINT_CLOUD, SCAN, Read, cause_of, parse, stamp_of
+from ..messages.types import TF as TF_TYPE
 from .config import GROUND, NodeConfig, parse_pose
-from .image_io import data_of, to_depth
-from .messages import IMAGE, POINT_CLOUD, SCAN, Read, cause_of, parse, stamp_of
-from .messages import TF as TF_TYPE
 
 Float64 = NDArray[np.float64]
 
@@ -45,83 +46,17 @@ MOST_TRANSFORMS = 5000  # messages, likewise: 400 Hz for longer than anything is
 LATE = 0.1  # seconds by which tf may be behind, and which a robot may move unnoticed
 MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
-NEAREST, FURTHEST = 0.05, 1e6  # metres
+NEAREST = 0.05  # metres
 FLOOR_HEIGHTS = 4.0  # times the camera's height, and so far away the floor is looked at
 FLOOR_SHARE = 0.25  # of the places that may show floor; on the others something stands
 FLOOR_GRID = 24, 32  # places in an image that may show floor
 _NANOSECONDS = 10 ** 9
-_FLOATS = {7: 'f4', 8: 'f8'}  # of sensor_msgs/PointField, those that a coordinate can have
 
 
 def needs_transforms(config: NodeConfig) -> bool:
     """Whether the anchor asks tf where things are."""
     return not (config.camera_height if config.anchor == GROUND else config.anchor_pose) \
         and config.anchor not in ('', 'depth')
-
-
-# Points of messages, by rclpy or by `rosbags` ----------------------------------------------------
-
-
-def cloud_points(msg: Any, most: int = 0) -> Float64:
-    """Give the finite points of a `sensor_msgs/PointCloud2`: (N, 3) metres in its frame.
-
-    Of more than `most`, if that is not 0, every second, third, … counts.
-
-    Raises:
-        RangeError: 'wrong layout'.
-
-    """
-    width, height = int(msg.width), int(msg.height)
-    step, row, data = int(msg.point_step), int(msg.row_step), data_of(msg)
-    if not width * height:
-        return np.empty((0, 3))
-    fields = {str(field.name): field for field in msg.fields}
-    order = '>' if msg.is_bigendian else '<'
-    try:
-        kind = np.dtype({
-            'names': list('xyz'), 'itemsize': step,
-            'formats': [order + _FLOATS[int(fields[name].datatype)] for name in 'xyz'],
-            'offsets': [int(fields[name].offset) for name in 'xyz']})
-        if row < width * step:
-            raise ValueError(f'row_step is {row}')
-        cloud = np.ndarray((height, width), kind, data.data, strides=(row, step))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RangeError('wrong layout', (
-            f'The cloud, {width}x{height} points of {step} bytes in {data.size} bytes of data, '
-            f'does not hold x, y and z as floating point ({quoted(str(error))}). Check the '
-            "lidar's driver.")) from error
-    if most and width * height > most:
-        every = -(-width * height // most)
-        cloud = cloud[np.divmod(np.arange(0, width * height, every), width)]
-    return _finite(*(cloud[name].ravel().astype(np.float64) for name in 'xyz'))
-
-
-def scan_points(msg: Any) -> Float64:
-    """Give the points of a `sensor_msgs/LaserScan`: (N, 3) metres in its frame, z = 0.
-
-    Ranges beyond range_min and range_max, NaN and infinite ones are left out.
-
-    Raises:
-        RangeError: 'wrong angles'.
-
-    """
-    start, step = float(msg.angle_min), float(msg.angle_increment)
-    ranges = np.asarray(msg.ranges, np.float64)
-    if not (np.isfinite(start) and np.isfinite(step) and step):
-        raise RangeError('wrong angles', (
-            f'The scan has angle_min {start} and angle_increment {step}; expected finite radians, '
-            "the increment not 0. Check the scanner's driver."))
-    angles = start + step * np.arange(ranges.size)
-    seen = np.isfinite(ranges) & (ranges > 0) & (ranges >= msg.range_min)
-    if msg.range_max > 0:
-        seen &= ranges <= msg.range_max
-    angles, ranges = angles[seen], ranges[seen]
-    return _finite(ranges * np.cos(angles), ranges * np.sin(angles), 0 * ranges)
-
-
-def _finite(*coordinates: Float64) -> Float64:
-    points = np.stack(coordinates, axis=-1)
-    return points[(np.abs(points) < FURTHEST).all(axis=1)]
 
 
 # What the anchors of all cameras have in common --------------------------------------------------

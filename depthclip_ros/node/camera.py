@@ -26,7 +26,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
 from ..core.errors import ConfigError
-from . import messages
+from ..messages import types as messages
 from .anchors import Sensors
 from .config import NodeConfig
 from .frame import Frame, Stream
@@ -315,7 +315,7 @@ class Camera:
             with self._lock:
                 self._counts['beyond'] += frame.beyond
             self.say.once('beyond', (
-                f'{frame.beyond} pixels have a depth that 16UC1 cannot hold (above 65.535 m), and '
+                f'{frame.beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
                 'are published as unknown. Use depth_encoding: 32FC1.'))
 
     def note(self, frame: Frame) -> None:

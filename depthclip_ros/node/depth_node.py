@@ -35,7 +35,7 @@ from rclpy.signals import SignalHandlerOptions
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import wait_shortly
-from . import messages
+from ..messages import types as messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
 from .camera import Camera, Input, Say, summary
 from .config import NodeConfig

@@ -17,7 +17,7 @@ from rclpy.node import Node
 
 from ..core.config import DepthConfig
 from ..core.errors import DataError, quoted
-from . import messages
+from ..messages import types as messages
 from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera, Say, Window
 from .frame import Frame, predict
 from .outputs import OUTPUTS

@@ -18,7 +18,7 @@ import yaml
 
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import user_path
-from ..node.messages import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
+from ..messages.types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence

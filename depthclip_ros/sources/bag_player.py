@@ -24,7 +24,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
 from ..arguments import not_negative, positive
-from ..node.messages import message_class
+from ..messages.types import message_class
 from .bag import NANOSECONDS, Bag, BagError
 from .process import run
 

@@ -27,7 +27,7 @@ from std_msgs.msg import Header
 
 from ..arguments import positive, whole
 from ..core.errors import ImageError
-from ..node.image_io import image_fields
+from ..messages.image_io import image_fields
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
 from .pictures import builtin_frames, file_frames, picture_files, video_frames, webcam_frames
 from .process import run

@@ -33,9 +33,10 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from ..messages.depth import depth_values
+from ..messages.image_io import image_fields
+from ..messages.types import TF, message_class
 from ..node.config import ROS_OWN, check_camera_names
-from ..node.image_io import depth_values, image_fields
-from ..node.messages import TF, message_class
 from ..node.parameters import descriptor
 from ..sim.formats import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View

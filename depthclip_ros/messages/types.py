@@ -60,6 +60,17 @@ def read(raw: bytes, kind: str) -> Any:
     return deserialize_message(raw, message_class(kind))
 
 
+def topic_name(name: str) -> str:
+    """A topic's full name; some programs write it without the leading slash."""
+    return f'/{name.removeprefix("/")}'
+
+
+def type_name(name: str) -> str:
+    """A type's name in ROS 2's spelling; some programs write it as ROS 1 does, without /msg/."""
+    package, slash, kind = name.partition('/')
+    return f'{package}/msg/{kind}' if slash and '/' not in kind else name
+
+
 def parse(read: Read, raw: bytes, kind: str, error_type: type[DataError]) -> Any:
     """Read a message of whoever sent it.
 
