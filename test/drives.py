@@ -145,15 +145,21 @@ LIDAR_AT = np.array([0.0, 0.1, 0.05])  # metres, in the body frame of the camera
 
 
 class BagWriter:
-    """Messages into a bag."""
+    """Messages into a bag; `edit` gives what is written of a topic's message, None for nothing."""
 
-    def __init__(self, path):
+    def __init__(self, path, edit=None, rename=None):
+        self.rename = rename or {}
+        self.edit = edit or (lambda _, message: message)
         self.store = get_typestore(Stores.ROS2_HUMBLE)
         self.messages = _Messages(self.store.types)
         self.writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
         self.connections = {}
 
     def write(self, topic, message, received):
+        message = self.edit(topic, message)
+        if message is None:
+            return
+        topic = self.rename.get(topic, topic)
         kind = message.__msgtype__
         if topic not in self.connections:
             self.connections[topic] = self.writer.add_connection(
@@ -190,15 +196,15 @@ class BagWriter:
 
 
 def write_drive(path, frames, depth='32FC1', *, late=0.0, tf=True, info=True, own_info=None,
-                compressed=False, stamped=True, turned=0.0, depth_every=1):
-    """Write a drive as a bag.
+                compressed=False, stamped=True, turned=0.0, depth_every=1, edit=None, rename=None):
+    """Write a drive as a bag, with every message as `edit` changes it, see `BagWriter`.
 
     depth: '32FC1', '16UC1', 'compressedDepth', 'cloud', 'scan' or '' for none.
     late: seconds that the depth's stamps are behind. turned: degrees that the lidar's mounting in
     tf is wrong. own_info: camera of the depth image, 10 cm to the right of the other.
-    depth_every: images from one depth to the next.
+    depth_every: images from one depth to the next. rename: topics, by what they are here.
     """
-    bag = BagWriter(path)
+    bag = BagWriter(path, edit, rename)
     with bag.writer:
         start = START * NANOSECONDS
         c, s = np.cos(np.radians(turned)), np.sin(np.radians(turned))

@@ -84,6 +84,18 @@ def test_depth_that_may_be_right_elsewhere_is_doubted_and_used(good, factor):
     assert unit_doubt(thumbnails, compared(good, good)) == ''
 
 
+@pytest.mark.parametrize('unit', [5000, 4000, 6553.5, 256, 10000, 100])
+@pytest.mark.parametrize('off', [0.9, 1, 1.1])
+def test_files_of_another_usual_unit_are_refused_with_the_option(good, unit, off):
+    """16 bits of TUM's, of Replica, of KITTI, read as millimetres; words are 10 % off, too."""
+    other = scaled(good, off * unit / 1000)
+    refusal, = judged(other, good, integers=True)
+    assert refusal.cause == 'wrong unit'
+    assert f'--depth-unit {1 / unit:.6g}' in refusal.message
+    assert judged(other, good, integers=True, unit_given=True) == []
+    assert judged(scaled(good, off), good, integers=True) == []
+
+
 def test_a_given_unit_is_believed_where_it_is_possible(good):
     far = scaled(good, 10)
     assert causes(far, good) == ['wrong unit']

@@ -126,6 +126,51 @@ def test_too_few_frames_are_refused_unless_one_insists(frames, tmp_path, capsys)
     assert 'should have been refused' in (tmp_path / 'robot.md').read_text()
 
 
+def _as_bgra(_, message):
+    return replace(message, encoding='bgra8') if hasattr(message, 'encoding') else message
+
+
+def _cut(_, message):
+    return replace(message, data=message.data[:-1]) if hasattr(message, 'point_step') or (
+        hasattr(message, 'format') and 'Depth' in message.format) else message
+
+
+def _no_angles(_, message):
+    return replace(message, angle_increment=0.0) if hasattr(message, 'ranges') else message
+
+
+@pytest.mark.parametrize(('form', 'more', 'cause'), [
+    ('cloud', {'tf': False}, 'tf does not connect'),
+    ('cloud', {'rename': {'/tf_static': '/tf'}}, 'tf'),  # once on /tf, with the stamp 0
+    ('cloud', {'edit': _cut}, 'The cloud'),
+    ('scan', {'edit': _no_angles}, 'angle_increment'),
+    ('32FC1', {'edit': _as_bgra}, 'bgra8'),
+    ('compressedDepth', {'edit': _cut}, 'PNG'),
+    ('aspect', {}, '160x72'), ('npy', {}, '(120, 160, 2)'), ('png', {}, 'uint8'),
+])
+def test_where_nothing_can_be_read_the_causes_are_named_with_their_counts(
+        frames, tmp_path, capsys, form, more, cause):
+    """One cause, whatever numbers each sentence has, and no model is loaded."""
+    source = tmp_path / 'source'
+    if form in ('npy', 'png', 'aspect'):
+        write_folder(source, frames, npy=form == 'npy')
+        for file in (source / 'depth').iterdir():
+            if form == 'npy':
+                np.save(file, np.load(file)[..., None].repeat(2, axis=-1))
+            else:
+                pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+                cv2.imwrite(str(file), pixels[:72] if form == 'aspect' else pixels.astype('u1'))
+    else:
+        write_drive(source, frames, form, **more)
+    assert main(['calibrate', str(source), '-o', str(tmp_path / 'robot.yaml'), '--weights',
+                 str(tmp_path / 'no_weights')]) == 1
+    said = capsys.readouterr().err
+    assert 'none of 32 frames can be read' in said
+    assert '32 times: ' in said
+    assert cause in said
+    assert not list(tmp_path.glob('robot*'))
+
+
 def test_what_is_no_recording(tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'file.mcap').write_bytes(b'\x89MCAP0\r\n' + bytes(100))

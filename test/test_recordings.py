@@ -227,6 +227,168 @@ def test_a_folder_of_times_and_another_unit(frames, tmp_path):
         same(read(open_recording(path, Options(unit=0.0001))), tenths, 1e-3)
 
 
+def layout(path, frames, image, depth, scale=1000):
+    """Pictures and depth maps under the names that `image` and `depth` give for a number."""
+    for number, frame in enumerate(frames):
+        stored = np.nan_to_num(scale * frame.depth).astype(np.uint16)
+        for name, pixels in (image(number), frame.rgb[..., ::-1]), (depth(number), stored):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path / name), pixels)
+    return path
+
+
+@pytest.mark.parametrize(('image', 'depth', 'timed'), [
+    ('color/{0}.png', 'depth/{0}.png', False),  # ScanNet
+    ('images/{0}.png', 'depth/{0}.tif', False),  # Polycam
+    ('seq-01/frame-{0:06}.color.png', 'seq-01/frame-{0:06}.depth.png', False),  # 7-Scenes
+    ('results/frame{0:06}.png', 'results/depth{0:06}.png', False),  # Replica
+    ('rgb/rgb_{0:05}.png', 'depth/depth_{0:05}.png', False),
+    ('rgb/{0}-{1:012}.png', 'depth/{0}-{2:012}.png', False),  # Redwood
+    ('rgb/{0}.png', 'depth/{0:04}.png', False),
+    ('rgb/14036365{1:011}.png', 'depth/14036365{2:011}.png', True),  # EuRoC: nanoseconds
+    ('rgb/14036365{3:05}.png', 'depth/14036365{3:05}.png', True),  # milliseconds
+])
+def test_names_that_data_sets_and_phones_give(frames, tmp_path, image, depth, timed):
+    """Beside them is what other programs leave: an archive's shadows, poses."""
+    def name(form):
+        return lambda n: form.format(n, 20_000_000 * n, 20_000_000 * n + 4_000_000, 200 * n)
+    layout(tmp_path, frames, name(image), name(depth))
+    first = tmp_path / name(image)(0)
+    first.with_name(f'._{first.name}').write_bytes(b'\0\5\x16\7')
+    first.with_suffix('.pose.txt').write_text('1 0 0 0')
+    recording = open_recording(tmp_path)
+    assert recording.timed is timed
+    for frame, expected in zip(read(recording), frames, strict=True):
+        np.testing.assert_array_equal(frame.rgb, expected.rgb)
+        np.testing.assert_allclose(frame.depth, expected.depth, atol=1e-3)
+    assert not recording.left_out
+
+
+def test_two_files_of_one_frame_are_refused(frames, tmp_path):
+    write_folder(tmp_path, frames)
+    (tmp_path / 'rgb' / '0.jpg').write_bytes((tmp_path / 'rgb' / '0.png').read_bytes())
+    with pytest.raises(RecordingError, match=r"0\.jpg.*0\.png.*'0'|0\.png.*0\.jpg.*'0'"):
+        open_recording(tmp_path)
+
+
+def turned_jpeg(rgb, orientation):
+    """A JPEG whose EXIF asks for a turn."""
+    data = cv2.imencode('.jpg', rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    exif = (b'Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0' + bytes([orientation])
+            + bytes(7))
+    return data[:2] + b'\xff\xe1' + (len(exif) + 2).to_bytes(2, 'big') + exif + data[2:]
+
+
+@pytest.mark.parametrize('orientation', [3, 6])
+def test_pictures_lie_as_they_are_stored_like_their_depth(frames, tmp_path, orientation):
+    write_folder(tmp_path, frames[:2])
+    for number, frame in enumerate(frames[:2]):
+        (tmp_path / 'rgb' / f'{number}.png').unlink()
+        (tmp_path / 'rgb' / f'{number}.jpg').write_bytes(turned_jpeg(frame.rgb, orientation))
+    for frame, expected in zip(read(open_recording(tmp_path)), frames[:2], strict=True):
+        assert np.abs(frame.rgb.astype(int) - expected.rgb).mean() < 10
+
+
+def clipped(frames, share, value):
+    """The farthest pixels of every frame at the sensor's largest value, or told so by 65535."""
+    limit = np.quantile(np.stack([frame.depth for frame in frames]), 1 - share)
+    return [replace(f, depth=np.where(f.depth > limit, np.float32(value), f.depth))
+            for f in frames], limit
+
+
+@pytest.mark.parametrize('form', ['32FC1', '16UC1', 'compressedDepth', 'npy', 'png'])
+@pytest.mark.parametrize(('share', 'value'), [(0.35, 10.0), (0.08, 12.0), (0.3, 65.535)])
+def test_where_a_sensor_clips_is_no_measurement(frames, tmp_path, form, share, value):
+    changed, limit = clipped(frames, share, value)
+    path = write_folder(tmp_path / 'r', changed, npy=form == 'npy') if form in ('npy', 'png') \
+        else write_drive(tmp_path / 'r', changed, form)
+    recording = open_recording(path)
+    for frame, expected in zip(read(recording), frames, strict=True):
+        near = expected.depth <= limit
+        np.testing.assert_array_equal(np.isfinite(frame.depth), near)
+        np.testing.assert_allclose(frame.depth[near], expected.depth[near], atol=1.1e-3)
+    said = value != 65.535 or form in ('32FC1', 'npy')  # by 16 bits 65535 says it without a rule
+    assert len(recording.notes) == said
+    assert all(f'{value:g} m' in note for note in recording.notes)
+
+
+def test_a_few_pixels_at_the_largest_value_stay(frames, tmp_path):
+    changed, _ = clipped(frames, 0.005, 10.0)
+    recording = bag(tmp_path, changed)
+    same(read(recording), changed)
+    assert recording.notes == []
+
+
+@pytest.mark.parametrize('form', ['bag', 'folder'])
+def test_depth_of_another_shape_is_not_stretched(frames, tmp_path, form):
+    """Colour of 16:9 beside depth of 4:3, and a picture that lies on its side."""
+    wide = [replace(f, rgb=np.ascontiguousarray(f.rgb[9:63])) for f in frames]
+    tall = [replace(f, rgb=np.ascontiguousarray(f.rgb.transpose(1, 0, 2))) for f in frames]
+    slightly = [replace(f, depth=f.depth[:70]) for f in frames]  # 53 of 40 pixels, for 4:3
+    for name, changed, count, word in (('wide', wide, 0, '96x54'), ('tall', tall, 0, 'side'),
+                                       ('slightly', slightly, len(frames), '')):
+        path = tmp_path / name
+        recording = bag(path, changed, info=False) if form == 'bag' else \
+            open_recording(layout(path, changed, 'rgb/{}.png'.format, 'depth/{}.png'.format))
+        assert len(read(recording)) == count
+        assert all(word in reason and '96x72' in reason for reason in recording.left_out)
+        assert sum(recording.left_out.values()) == len(frames) - count
+
+
+def test_a_lens_of_one_camera_alone_is_seen_in_where_depth_lies(frames, tmp_path):
+    """The colour image has a lens, the registered depth beside it has none, and the same K."""
+    def lens(topic, message):
+        return replace(message, d=np.array([-0.3, 0.09, 0, 0, 0])) \
+            if topic == '/camera/color/camera_info' else message
+    own = camera_of_width(96)
+    ramp = np.broadcast_to(1 + 0.05 * np.arange(96, dtype=np.float32), (72, 96))
+    frame = replace(frames[0], depth=np.ascontiguousarray(ramp))
+    path = write_drive(tmp_path / 'bag', [frame], own_info=own, edit=lambda topic, message: (
+        replace(message, header=replace(message.header, frame_id='optical'))
+        if topic.startswith('/camera/depth') else lens(topic, message)))
+    found, = read(open_recording(path))
+    u, v = np.meshgrid(np.arange(8, 96, 8), np.arange(8, 72, 8))
+    columns = frame.camera.project(found.camera.rays(u, v))[..., 0]
+    assert np.isfinite(found.depth[v, u]).mean() > 0.5
+    assert np.nanmax(np.abs(found.depth[v, u] - (1 + 0.05 * columns))) < 0.06
+    assert np.nanmax(np.abs(columns - u)) > 5  # where it would lie if it was left as it is
+
+
+@pytest.mark.parametrize(('topic', 'option', 'matrix'), [
+    ('/stereo/image_rect', None, 'p'), ('/stereo/rectified/depth', None, 'p'),
+    ('/camera/depth/image_raw', None, 'k'), ('/camera/depth/image_raw', True, 'p'),
+    ('/stereo/depth_rect', False, 'k'), ('/direct/depth', None, 'k')])
+def test_each_camera_is_rectified_or_not_by_itself(frames, tmp_path, topic, option, matrix):
+    """A stereo camera's camera_info has the raw K, and the P of its rectified depth."""
+    own, names = camera_of_width(96), []
+
+    def stereo(name, message):
+        if not name.startswith('/camera/depth'):
+            return message
+        if name.endswith('camera_info'):
+            P = message.p.copy()
+            P[[0, 5]] *= 0.5
+            message = replace(message, p=P)
+        names.append(name)
+        return message
+    writer_topic = {'/camera/depth/image_raw': topic,
+                    '/camera/depth/camera_info': topic.rpartition('/')[0] + '/camera_info'}
+    path = write_drive(tmp_path / 'bag', frames[:1], own_info=own, edit=stereo,
+                       rename=writer_topic)
+    found, = read(open_recording(path, Options(depth=topic, image='/camera/color/image_raw',
+                                               depth_rectified=option)))
+    # By P it is a wider lens, whose pixels are a quarter of those of the colour image.
+    known = np.isfinite(found.depth).mean()
+    assert (known < 0.4) == (matrix == 'p'), known
+
+
+def test_frame_ids_with_a_slash_are_the_same_frames(frames, tmp_path):
+    def slash(topic, message):
+        return replace(message, header=replace(message.header, frame_id='/optical')) \
+            if topic == '/camera/depth/image_raw' else message
+    same(read(open_recording(write_drive(tmp_path / 'bag', frames, edit=slash))), frames)
+
+
 def test_what_is_wrong_with_files_is_counted(frames, tmp_path):
     write_folder(tmp_path, frames, npy=True)
     (tmp_path / 'rgb' / '0.png').write_bytes(b'\x89PNG and no more')
@@ -246,6 +408,9 @@ def test_what_is_wrong_with_files_is_counted(frames, tmp_path):
 
 def test_folders_that_are_none(tmp_path):
     (tmp_path / 'rgb').mkdir()
+    with pytest.raises(RecordingError, match='in rgb/ and depth maps of the same names in depth/'):
+        open_recording(tmp_path)
+    (tmp_path / 'depth').mkdir()
     with pytest.raises(RecordingError, match='none of 0 images'):
         open_recording(tmp_path)
     (tmp_path / 'camera.yaml').write_text('image_width: many')

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import numpy as np
 from ..core.camera import CameraModel
 from ..core.errors import DataError, quoted
 from ..core.files import user_path
-from ..core.transforms import TransformTree
+from ..core.transforms import TransformTree, frame_name
 from ..messages.depth import to_depth
 from ..messages.image_io import to_rgb
 from ..messages.ranges import cloud_points, scan_points
@@ -41,19 +43,21 @@ from ..sources.bag import (
     is_bag,
 )
 from ..sources.bag import read as read_message
+from .folders import files_beside, of_folder, training_split
 from .recordings import (
     AS_IT_IS,
+    LIMIT_FRAMES,
+    Clipping,
     Frame,
+    LeftOut,
     Moment,
     Options,
     Recording,
     RecordingError,
     moments_in_time,
     nearest_pairs,
-    of_folder,
+    of_same_view,
     rasterize,
-    resample,
-    training_split,
     unproject,
 )
 
@@ -61,9 +65,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from .recordings import Float32
 
-_SAME_FOCAL_LENGTH = 0.02  # of images that show the same view
+_GRID = 12, 16  # rows and columns at which two cameras are compared
+_SAME_VIEW = 0.01  # of the image's width, by which their pixels may lie apart
 _LATE_TRANSFORM = 0.1  # seconds that the last transform may be older than a message
 
 
@@ -84,8 +89,10 @@ def open_recording(source: str | Path, options: Options = AS_IT_IS) -> Recording
     except OSError as error:
         raise RecordingError(f'{quoted(str(source), 200)}: there is no recording: '
                              f'{error.strerror}.') from error
-    return (of_bag if is_bag(path) else of_folder if (path / 'rgb').is_dir() else training_split)(
-        path, options)
+    if is_bag(path):
+        return of_bag(path, options)
+    files = files_beside(path) if path.is_dir() else None
+    return of_folder(path, files, options) if files else training_split(path, options)
 
 
 def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
@@ -102,7 +109,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     images = camera_topics(topics, options.image, '--image TOPIC')
     depth = depth_topic(topics, images.image, options.depth)
     bag = _Bag(path, images.topic, depth, options)
-    bag.survey(images.camera_info, camera_info_beside(depth.name.removesuffix('/compressedDepth')))
+    bag.survey()
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
     times = [[found[place] for place in places]
@@ -115,8 +122,9 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
             f'{path}: no image of {bag.image} ({first}) has depth of {depth.name} ({second}) '
             f'within {options.tolerance:g} s of its stamp. Give both drivers the same clock and '
             'record again; where stamps differ by little, --tolerance allows more.')
-    bag.left_out += Counter({'images without depth at their time': len(times[0]) - len(pairs),
-                             'depth without an image at its time': len(times[1]) - len(pairs)})
+    bag.left_out.update(LeftOut({
+        'images without depth at their time': len(times[0]) - len(pairs),
+        'depth without an image at its time': len(times[1]) - len(pairs)}))
     bag.pairs = [(order[0][i], order[1][j]) for i, j in pairs]
     start = times[0][pairs[0][0]]
     bag.moments = moments_in_time(
@@ -124,7 +132,8 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
         [f'{times[0][i] / NANOSECONDS:.3f}' for i, _ in pairs])
     return Recording(
         str(path), f'{bag.image} with depth of {depth.name} ({depth.type.rpartition("/")[2]})',
-        bag.moments, bag.find, bag.left_out, topics=(bag.image, depth.name))
+        bag.moments, bag.find, bag.left_out, topics=(bag.image, depth.name),
+        notes=bag.clipping.notes)
 
 
 @dataclass(eq=False)
@@ -135,38 +144,75 @@ class _Bag:
     image: str  # its topic
     depth: BagTopic
     options: Options
-    camera: CameraModel | None = None
-    depth_camera: CameraModel | None = None
+    cameras: dict[str, CameraModel] = field(default_factory=dict)  # by topic of camera_info
     stamps: dict[str, list[int]] = field(default_factory=dict)  # ns, of both topics
     pairs: list[tuple[int, int]] = field(default_factory=list)  # places of messages, by topic
     moments: list[Moment] = field(default_factory=list)
     tree: TransformTree = field(default_factory=lambda: TransformTree(most_entries=0))
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    clipping: Clipping = field(default_factory=Clipping)
 
-    def survey(self, info: str, depth_info: str) -> None:
-        """First pass: the first calibration of both cameras, transforms, and stamps."""
+    @property
+    def camera(self) -> CameraModel | None:
+        """That of the images."""
+        return self.options.camera or self.cameras.get(self.image_info)
+
+    @property
+    def depth_camera(self) -> CameraModel | None:
+        """That of depth images."""
+        return self.cameras.get(self.depth_info)
+
+    @property
+    def image_info(self) -> str:
+        """Topic of the images' camera_info."""
+        return camera_info_beside(self.image)
+
+    @property
+    def depth_info(self) -> str:
+        """Topic of the depth images' camera_info."""
+        return camera_info_beside(self.depth.name.removesuffix('/compressedDepth'))
+
+    @property
+    def is_image(self) -> bool:
+        """Whether depth comes as images."""
+        return self.depth.type in (IMAGE, COMPRESSED_IMAGE)
+
+    def survey(self) -> None:
+        """First pass: calibrations of both cameras, transforms, stamps, and where depth clips."""
         self.stamps = {self.image: [], self.depth.name: []}
-        cameras: dict[str, CameraModel] = {}
         with Bag(self.path) as bag:
-            wanted = {topic.name for topic in bag.topics if topic.type == TF or (
-                topic.type == CAMERA_INFO and topic.name in (info, depth_info))}
-            for connection, received, data in bag.messages({*self.stamps, *wanted}):
+            types = {topic.name: topic.type for topic in bag.topics if topic.type == TF or (
+                topic.type == CAMERA_INFO and topic.name in (self.image_info, self.depth_info))}
+            for connection, received, data in bag.messages({*self.stamps, *types}):
                 topic = connection.topic
                 if topic in self.stamps:  # without a stamp the time of recording is as good
+                    if topic == self.depth.name:
+                        self._look_for_clipping(data)
                     self.stamps[topic].append(stamp_of(data) or received)
-                    continue
-                try:
-                    message = parse(read_message, data, connection.msgtype, DataError)
-                    if connection.msgtype == TF:
-                        self.left_out.update(f'transform: {problem}' for problem in
-                                             self.tree.add_message(
-                                                 message, static=topic.endswith('tf_static')))
-                    elif topic not in cameras:
-                        cameras[topic] = CameraModel.from_info(message, self.options.rectified)
-                except (DataError, ValueError) as error:
-                    self.left_out[f'{topic}: {error}'] += 1
-        self.camera = self.options.camera or cameras.get(info)
-        self.depth_camera = cameras.get(depth_info)
+                elif types[topic] == TF or topic not in self.cameras:
+                    try:
+                        self._take(topic, parse(read_message, data, types[topic], DataError))
+                    except (DataError, ValueError) as error:
+                        self.left_out[self.left_out.cause(error, topic)] += 1
+
+    def _look_for_clipping(self, data: bytes) -> None:
+        """At every so many depth images."""
+        every = max(1, self.depth.count // LIMIT_FRAMES)
+        if self.is_image and len(self.stamps[self.depth.name]) % every == 0:
+            with suppress(DataError):  # it is counted when its frame is read
+                self.clipping.look(self._metres(
+                    parse(read_message, data, self.depth.type, DataError)))
+
+    def _take(self, topic: str, message: Any) -> None:
+        """Keep a camera_info, or transforms."""
+        if hasattr(message, 'transforms'):
+            for problem in self.tree.add_message(message, static=topic.endswith('tf_static')):
+                self.left_out[f'transform: {problem}'] += 1
+            return
+        named = bool({'rect', 'rectified'} & {*re.split(r'[/_]', self.depth.name)})
+        rectified = self.options.rectified if topic != self.depth_info else \
+            named if self.options.depth_rectified is None else self.options.depth_rectified
+        self.cameras[topic] = CameraModel.from_info(message, rectified)
 
     def find(self, positions: Sequence[int]) -> Iterator[tuple[int, Callable[[], Frame]]]:
         """Second pass; only what still waits for its partner is held, and not decoded."""
@@ -194,44 +240,55 @@ class _Bag:
         return Frame(rgb, self._measured(depth, image, *rgb.shape[:2]), self.camera,
                      self.moments[position])
 
-    def _measured(
-        self, message: Any, image: Any, height: int, width: int,
-    ) -> NDArray[np.float32]:
+    def _metres(self, message: Any) -> Float32:
+        """Depth of a depth image, on its own pixels."""
+        stored = str(getattr(message, 'encoding', getattr(message, 'format', '')))
+        return self.options.metres(to_depth(message), integer='32FC1' not in stored)
+
+    def _measured(self, message: Any, image: Any, height: int, width: int) -> Float32:
         """Depth on the image's pixels."""
-        frame, target = str(message.header.frame_id), str(image.header.frame_id)
-        is_image = self.depth.type in (IMAGE, COMPRESSED_IMAGE)
-        if is_image:
-            stored = str(getattr(message, 'encoding', getattr(message, 'format', '')))
-            depth = self.options.metres(to_depth(message), integer='32FC1' not in stored)
+        frame, target = (frame_name(m.header.frame_id) for m in (message, image))
+        camera, depth_camera = self.camera, self.depth_camera
+        if self.is_image:
+            depth = self.clipping.removed(self._metres(message))
             same_frame = frame == target or not (frame and target)
-            if same_frame and _same_view(self.depth_camera, self.camera):
-                return resample(depth, height, width)
-        if self.camera is None or (is_image and self.depth_camera is None):
+            if same_frame and _same_view(depth_camera, camera):
+                return of_same_view(depth, height, width)
+        if camera is None or (self.is_image and depth_camera is None):
             raise RecordingError(
                 f'{self.path}: depth of {self.depth.name} is in the frame {frame!r}, the image in '
                 f'{target!r}, and a camera_info is missing or unusable, so that it cannot be '
                 'brought onto the image. Record camera_info beside each of them, and /tf_static; '
                 "or give the image's with --camera-info, or record depth that is registered to "
                 'the image (aligned_depth_to_color).')
-        if is_image and self.depth_camera is not None:
-            self.depth_camera.check_size(depth.shape[1], depth.shape[0])
-            points = unproject(depth, self.depth_camera)
+        if self.is_image and depth_camera is not None:
+            depth_camera.check_size(depth.shape[1], depth.shape[0])
+            points = unproject(depth, depth_camera)
         else:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
-        stamp = message.header.stamp
         transform = self.tree.lookup(
-            target, frame, stamp.sec * NANOSECONDS + stamp.nanosec, tolerance=_LATE_TRANSFORM)
-        return rasterize(transform.apply(points), self.camera)
+            target, frame, _stamp(message), tolerance=_LATE_TRANSFORM)
+        return rasterize(transform.apply(points), camera)
+
+
+def _stamp(message: Any) -> int:
+    """Nanoseconds."""
+    stamp = message.header.stamp
+    return int(stamp.sec * NANOSECONDS + stamp.nanosec)
 
 
 def _same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
-    """Whether two cameras in one place see the same, if in another number of pixels."""
+    """Whether two cameras in one place see the same, if in another number of pixels.
+
+    The rays of the image's pixels end in the same places of the depth image, lenses and all. Of a
+    camera that is unknown that is taken for granted.
+    """
     if depth is None or image is None:
         return True
-    scaled = depth.scaled(image.width, image.height)
-    shift = np.abs(scaled.K[:2, 2] - image.K[:2, 2]) / (image.width, image.height)
-    focal = np.abs(np.diag(scaled.K)[:2] / np.diag(image.K)[:2] - 1)
-    return bool(max(shift.max(), focal.max()) <= _SAME_FOCAL_LENGTH)
+    u, v = image.centres(*_GRID)
+    places = depth.scaled(image.width, image.height).project(image.rays(u, v))
+    apart = np.abs(places - np.stack(np.broadcast_arrays(u, v), axis=-1)) / image.width
+    return bool(np.isfinite(apart).any() and np.nanmax(apart) <= _SAME_VIEW)
 
 
 def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> BagTopic:

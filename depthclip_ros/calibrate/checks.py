@@ -52,6 +52,10 @@ _SHIFT = 3  # cells; 4 % of the image
 _BETTER = 1.3  # times, that another place must fit better than the right one
 # What depth is enlarged by to see whether it fits better; 6 % are as good as none.
 _ZOOMS = tuple(float(z) for z in np.geomspace(0.5, 2.0, 25) if abs(z - 1) > 0.06)
+# Units of 16-bit files that are usual beside millimetres, in parts of a metre: TUM's, others of
+# SLAM, Replica's, KITTI's, tenths of millimetres, centimetres. Depth that is larger or smaller
+# than what words say by one of these factors, within 15 %, is taken for that.
+_USUAL_UNITS, _LIKE_A_UNIT = (5000.0, 4000.0, 6553.5, 256.0, 10000.0, 100.0), math.log(1.15)
 _UNIT_REMEDY = ('Say what one stored unit is with --depth-unit (in metres: 0.001 for millimetres, '
                 '1 for metres); bags do not keep it.')
 
@@ -146,7 +150,7 @@ class Comparison(NamedTuple):
 
 def check(
     thumbnails: Sequence[Thumbnail], comparison: Comparison | None = None, *,
-    trained: bool = True, timed: bool = True, unit_given: bool = False,
+    trained: bool = True, timed: bool = True, unit_given: bool = False, integers: bool = False,
 ) -> list[Refusal]:
     """Judge a recording.
 
@@ -156,6 +160,7 @@ def check(
         trained: whether the weights are, so that the size of what words say means something.
         timed: whether times are a clock's.
         unit_given: the user says what unit depth has, so that only the impossible is refused.
+        integers: depth was stored in whole numbers, and no file says of which unit.
 
     Returns:
         What is wrong, the most likely cause first; nothing if the recording may be used.
@@ -190,7 +195,10 @@ def check(
              'the image is of one grey. Is the lens covered, or the exposure wrong?')):
         if np.mean(found) > 0.5:
             return [Refusal(cause, f'In {np.mean(found):.0%} of the frames {message}')]
-    refused = [*_unit(thumbnails, comparison if trained else None, given=unit_given), *standing]
+    believed = comparison if trained else None
+    unit = _usual_unit(believed, given=unit_given or not integers) or _unit(
+        thumbnails, believed, given=unit_given)
+    refused = [*unit, *standing]
     if standing:  # where nothing moves, nothing can be said of times and places
         return refused
     if np.median(cells) >= _SPARSE * _ROWS * _COLUMNS:
@@ -246,6 +254,19 @@ def _unit(
         'say so with the same option.'))]
 
 
+def _usual_unit(comparison: Comparison | None, *, given: bool) -> list[Refusal]:
+    """Depth that is as much too large or too small as another usual unit would make it."""
+    if given or comparison is None or not comparison.ratio > 0:
+        return []
+    apart, unit = min((abs(math.log(comparison.ratio * 1000 / unit)), unit)
+                      for unit in _USUAL_UNITS)
+    return [Refusal('wrong unit', (
+        f'Read as millimetres, depth is {comparison.ratio:.3g} times what language says, and '
+        f'{unit / 1000:.4g} times would be {unit:g} to a metre, as some data sets have it: then '
+        f'calibrate with --depth-unit {1 / unit:.6g}. If it is millimetres, say so with '
+        '--depth-unit 0.001.'))] if apart <= _LIKE_A_UNIT else []
+
+
 def _median(thumbnails: Sequence[Thumbnail]) -> float:
     return math.exp(float(np.nanmedian(np.stack([t.depth for t in thumbnails]))))
 
@@ -268,7 +289,8 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
             _fit(image, changed), float(by_lag[0]))), '') or _moved(shifts):
         return [Refusal('wrong extrinsics', (
             f'Depth fits the image better when it is {said}: the mounting in tf, the camera_info '
-            'or the lens, or the registration of the depth camera is wrong. Calibrate the '
+            'or the lens, or the registration of the depth camera is wrong (a rectified depth '
+            'image whose topic does not say so needs --depth-rectified yes). Calibrate the '
             'mounting, or record depth that is registered to the image '
             '(aligned_depth_to_color).'))]
     near = max((0, 1, -1), key=lambda lag: float(by_lag[lag]))

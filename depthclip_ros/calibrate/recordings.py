@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings: images, and depth that was measured, on the same pixels.
 
-Of folders and of the data sets of `offline_eval`; of bags in `bags`.
+Of folders and of the data sets of `offline_eval` in `folders`; of bags in `bags`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.calibration import image_digest
 from ..core.camera import CameraModel
-from ..core.errors import DataError, DepthClipError, ImageError, reason
+from ..core.errors import DataError, DepthClipError, ImageError
 from ..core.transforms import TransformError
-from ..messages.depth import MILLIMETRES, measured
-from ..sources.camera_info import CameraCalibration
-from ..sources.pictures import SUFFIXES, read_picture
+from ..messages.depth import MILLIMETRES
 
 Float32 = NDArray[np.float32]
 
@@ -33,7 +28,12 @@ Float32 = NDArray[np.float32]
 LONGEST_STEP, USUAL_STEPS = 2.0, 10
 #: So many sequences are blocks themselves; fewer are cut in time.
 FEW_SEQUENCES, BLOCKS = 5, 10
-_CLOCK = 1e6  # names that are numbers above this are seconds since 1970, not counts
+#: Depth maps of a recording that are looked at for the value at which its sensor clips.
+LIMIT_FRAMES = 64
+# Shares of the measured pixels that have exactly the largest value of all: of a sensor that clips
+# there 10 % and more, of others a millionth; where nearly all have it, nothing else was measured.
+_CLIPPED = 0.01, 0.9
+_ASPECT = 0.03  # by which aspect ratios of one view may differ: sizes are whole pixels
 
 
 class RecordingError(DepthClipError):
@@ -80,6 +80,7 @@ class Options:
         tolerance: largest difference of the times of an image and its depth [s].
         camera: of the images, instead of the recording's own.
         rectified: the images are rectified.
+        depth_rectified: depth images are; None: those are whose topic says so (`rect`).
         unit: what a stored unit of depth is, in metres; 0: as its encoding or file says.
         protocol: of a data set: what of its images is seen; '': all.
         said: topic of depth that was not measured, which is passed over.
@@ -91,6 +92,7 @@ class Options:
     tolerance: float = 0.05
     camera: CameraModel | None = None
     rectified: bool = False
+    depth_rectified: bool | None = None
     unit: float = 0.0
     protocol: str = ''
     said: str = ''
@@ -102,6 +104,30 @@ class Options:
 
 
 AS_IT_IS = Options()
+
+
+class LeftOut(Counter[str]):
+    """How often something could not be used, by cause: a sentence, of each kind the first one."""
+
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        """Begin with causes that are counted already; those with 0 are none."""
+        super().__init__({cause: count for cause, count in (counts or {}).items() if count})
+        self._first: dict[str, str] = {}
+
+    def cause(self, error: Exception, what: str = '') -> str:
+        """The sentence that a failure is counted under.
+
+        Failures are of one kind where they have one condition, or one text but for its numbers:
+        a sentence that names a time or a file would be another one for every frame.
+        """
+        kind = error.condition if isinstance(error, DataError) else re.sub(
+            r'\d+', '#', f'{type(error).__name__}: {error}')
+        text = f'{what}: {error}' if what else str(error)
+        return self._first.setdefault(f'{what}: {kind}', text)
+
+    def __str__(self) -> str:
+        """All of it in one line."""
+        return '; '.join(f'{count} times: {cause}' for cause, count in self.most_common())
 
 
 @dataclass(eq=False)
@@ -118,6 +144,8 @@ class Recording:
         timed: whether the moments' times are a clock's.
         split: the training split of a data set that this is, in words; '' for anything else.
         topics: of a bag, those of the images and of their depth.
+        notes: what was assumed of all of it, a sentence each.
+        integers: whether depth was stored in whole numbers, of a unit that no file tells.
 
     """
 
@@ -125,10 +153,12 @@ class Recording:
     described: str
     moments: list[Moment]
     find: Callable[[list[int]], Iterable[tuple[int, Callable[[], Frame]]]]
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
     timed: bool = True
     split: str = ''
     topics: tuple[str, str] = ('', '')
+    notes: list[str] = field(default_factory=list)
+    integers: bool = False
     _unusable: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
@@ -137,7 +167,8 @@ class Recording:
     def read(self, positions: Iterable[int]) -> Iterator[tuple[int, Frame]]:
         """Give the frames at some positions of `moments`, ascending, each with its position.
 
-        What cannot be decoded is counted, once however often it is read, and not given.
+        What cannot be decoded is counted, once however often it is read, and not given. Causes
+        are counted by their kind, see `LeftOut`.
 
         Raises:
             DepthClipError: the source itself is damaged.
@@ -147,146 +178,11 @@ class Recording:
             try:
                 frame = decode()
             except (DataError, TransformError, OSError, ValueError) as error:
-                self.left_out[str(error)] += position not in self._unusable
+                self.left_out[self.left_out.cause(error)] += position not in self._unusable
                 self._unusable.add(position)
                 continue
             yield position, frame
 
-
-# Folders -----------------------------------------------------------------------------------------
-
-
-def of_folder(path: Path, options: Options) -> Recording:
-    """`rgb/` and `depth/` with files of the same names, and `camera.yaml`.
-
-    Folders below `rgb/` are sequences. Names that are times in seconds, as in TUM's data, are
-    paired by time.
-
-    Raises:
-        DepthClipError: no pairs, or a wrong camera.yaml.
-
-    """
-    camera = options.camera
-    if camera is None and (path / 'camera.yaml').exists():
-        camera = CameraCalibration.from_yaml(path / 'camera.yaml').model(
-            rectified=options.rectified)
-    images, depths = _files(path / 'rgb', SUFFIXES), _files(path / 'depth', ('.png', '.npy'))
-    timed = all(map(_is_time, (*images, *depths)))
-    pairs = [(name, name) for name in images if name in depths]
-    if timed:
-        first, second = (sorted(files, key=float) for files in (images, depths))
-        pairs = [(first[i], second[j]) for i, j in nearest_pairs(
-            [float(name) for name in first], [float(name) for name in second], options.tolerance)]
-    if not pairs:
-        raise RecordingError(
-            f'{path}: none of {len(images)} images in rgb/ has depth of the same name (or time) '
-            f'among {len(depths)} files in depth/ (PNG of 16 bits in millimetres, or .npy in '
-            'metres); rename one of them.')
-    names = [name for name, _ in pairs]
-    folders = {folder: number for number, folder in enumerate(
-        dict.fromkeys(name.rpartition('/')[0] for name in names))}
-    moments = moments_in_time([float(name) for name in names], names) if timed else [
-        Moment(float(number), folders[name.rpartition('/')[0]], name)
-        for number, name in enumerate(names)]
-
-    def frame(position: int) -> Frame:
-        image, measured = images[pairs[position][0]], depths[pairs[position][1]]
-        rgb = np.ascontiguousarray(read_picture(image)[..., ::-1])
-        depth = options.metres(read_depth(measured), integer=measured.suffix.lower() == '.png')
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
-        return Frame(rgb, resample(depth, *rgb.shape[:2]), camera, moments[position])
-
-    return Recording(str(path), 'rgb/ with depth/', moments, partial(_each, frame), +Counter({
-        'images without depth': len(images) - len(pairs),
-        'depth without an image': len(depths) - len(pairs)}), timed)
-
-
-def _each(
-    frame: Callable[[int], Frame], positions: list[int],
-) -> Iterator[tuple[int, Callable[[], Frame]]]:
-    return ((position, partial(frame, position)) for position in positions)
-
-
-def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Files below a folder by their names without the ending; numbers in their order."""
-    found = {path.relative_to(folder).with_suffix('').as_posix(): path
-             for path in folder.rglob('*') if path.suffix.lower() in suffixes}
-    return {name: found[name] for name in sorted(found, key=lambda name: re.sub(
-        r'\d+', lambda digits: digits[0].zfill(20), name))}
-
-
-def _is_time(name: str) -> bool:
-    return bool(re.fullmatch(r'\d+(\.\d*)?', name)) and float(name) > _CLOCK
-
-
-def read_depth(path: Path) -> Float32:
-    """Read one depth map.
-
-    Returns:
-        (H, W) float32 metres, NaN where there is none.
-
-    Raises:
-        ImageError: it is neither PNG of 16 bits (millimetres) nor a .npy of numbers (metres).
-
-    """
-    is_array = path.suffix.lower() == '.npy'
-    try:
-        values = np.load(path, allow_pickle=False) if is_array else cv2.imread(
-            str(path), cv2.IMREAD_UNCHANGED)
-    except Exception as error:  # whatever a damaged file makes their decoders raise
-        raise ImageError(
-            'not depth', f'{path}: cannot be read as depth: {reason(error)}.') from error
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size or (
-            values.dtype.kind != 'f' if is_array else values.dtype != np.uint16):
-        raise ImageError('not depth', f'{path}: holds {getattr(values, "dtype", "no")} '
-                         f'{getattr(values, "shape", "image")}; expected one channel of floating '
-                         'point in metres (.npy), or of 16 bits in millimetres (PNG).')
-    return measured(values)
-
-
-def training_split(path: Path, options: Options) -> Recording:
-    """Of a data set that `offline_eval` knows, one sequence a scene.
-
-    Raises:
-        RecordingError: it is none, or has no such split.
-
-    """
-    from offline_eval.datasets import open_dataset
-    from offline_eval.errors import EvaluationError
-    from offline_eval.protocol import PROTOCOLS
-    try:
-        data = open_dataset(path).training()
-    except EvaluationError as error:
-        raise RecordingError(
-            f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
-            f'.db3), a folder with rgb/ and depth/, or a data set: {error}') from error
-    if data is None:
-        raise RecordingError(f'{path}: this data set has no training split here, and the test '
-                             'split must not be calibrated on.')
-    crop = PROTOCOLS.get(options.protocol)
-    described = f'{data.format}, {data.split}' + (
-        f', cropped as by protocol {crop.name}' if crop else '')
-    scenes = {entry.scene: number for number, entry in enumerate(data.entries)}
-    moments = [Moment(float(number), scenes[entry.scene], entry.name)
-               for number, entry in enumerate(data.entries)]
-
-    def frame(position: int) -> Frame:
-        try:
-            pair = data.read(position)
-            rgb, depth = crop.prepare(pair) if crop else (
-                pair.rgb, np.where(pair.depth > 0, pair.depth, np.float32(np.nan)))
-        except EvaluationError as error:
-            raise ImageError('damaged', str(error)) from error
-        camera, focal = options.camera, data.entries[position].focal
-        if camera is not None:
-            camera.check_size(rgb.shape[1], rgb.shape[0])
-        elif focal:
-            camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
-        return Frame(rgb, depth, camera, moments[position], image_digest(pair.rgb))
-
-    return Recording(str(data.path), described, moments, partial(_each, frame), timed=False,
-                     split=described)
 
 
 # Times -------------------------------------------------------------------------------------------
@@ -359,6 +255,70 @@ def spread_evenly(count: int, most: int) -> list[int]:
 
 
 # Pixels ------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Clipping:
+    """The value at which a sensor clips its depth, where it should say that there is none.
+
+    Attributes:
+        largest: metres, of all depth that was looked at.
+        count: of the pixels that have it.
+        total: of all pixels that were looked at and have depth.
+
+    """
+
+    largest: float = -math.inf
+    count: int = 0
+    total: int = 0
+
+    def look(self, depth: Float32) -> None:
+        """Take in one depth map (H, W) in metres, NaN where there is none."""
+        known = depth[np.isfinite(depth)]
+        top = float(known.max(initial=-math.inf))
+        if top > self.largest:
+            self.largest, self.count = top, 0
+        self.count += int((known == self.largest).sum())
+        self.total += known.size
+
+    @property
+    def share(self) -> float:
+        """Of the pixels, those that are clipped; 0 where the sensor does not clip."""
+        share = self.count / max(self.total, 1)
+        return share if _CLIPPED[0] < share < _CLIPPED[1] else 0.0
+
+    def removed(self, depth: Float32) -> Float32:
+        """Depth without what is clipped, NaN there."""
+        return np.where(depth < self.largest, depth, np.float32(np.nan)) if self.share else depth
+
+    @property
+    def notes(self) -> list[str]:
+        """That there is some, in a sentence."""
+        note = (f'{self.share:.1%} of the measured pixels have exactly the largest depth of all, '
+                f'{self.largest:.6g} m: the sensor clips there, and they count as not measured. '
+                'Let its driver say NaN or 0 instead (REP-118).')
+        return [note] if self.share else []
+
+
+def of_same_view(depth: Float32, height: int, width: int) -> Float32:
+    """Depth in an image's number of pixels, if it can be of the same view.
+
+    Raises:
+        ImageError: 'aspect ratio': it would have to be stretched.
+
+    """
+    ratio = (depth.shape[1] / depth.shape[0]) / (width / height)
+    if abs(math.log(ratio)) <= _ASPECT:
+        return resample(depth, height, width)
+    turned = (depth.shape[1] > depth.shape[0] and width < height) or (
+        depth.shape[1] < depth.shape[0] and width > height)
+    raise ImageError('aspect ratio', (
+        f'the image has {width}x{height} pixels (width over height {width / height:.3f}), its '
+        f'depth {depth.shape[1]}x{depth.shape[0]} ({depth.shape[1] / depth.shape[0]:.3f}): '
+        + ('one of them lies on its side; turn it.' if turned else (
+            'they do not show the same view. Record depth that is registered to the image '
+            '(aligned_depth_to_color), or in a bag a camera_info for both; or cut them to the '
+            'same view.'))))
 
 
 def resample(depth: Float32, height: int, width: int) -> Float32:

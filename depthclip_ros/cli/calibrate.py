@@ -15,7 +15,7 @@ import yaml
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
-from ..calibrate.recordings import Options, blocks, gather, spread_evenly
+from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
 from ..sources.camera_info import CameraCalibration
@@ -32,7 +32,7 @@ from .model import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -77,27 +77,25 @@ def calibrate(options: argparse.Namespace) -> int:
     recording = open_recording(options.source, reading(options, node))
     positions = range(0, len(recording), options.every)
     to_stderr(f'{recording.source}: {recording.described}, {len(recording)} frames')
-    estimator = load_estimator(depth, node)
     looked_at = [positions[i] for i in spread_evenly(len(positions), MOST_LOOKED_AT)]
     compared = {looked_at[i] for i in spread_evenly(len(looked_at), MOST_COMPARED)}
-    thumbnails, kept = [], []  # of all, and a few frames for comparison and pictures
-    for position, frame in with_progress('looking at', recording.read(looked_at), len(looked_at)):
-        thumbnails.append(Thumbnail.of(frame))
-        if position in compared:
-            kept.append(frame)
+    thumbnails, kept = _look(recording, looked_at, compared)
+    estimator = load_estimator(depth, node)
     comparison = Comparison.of(
         np.array([gather(frame.depth, *_GRID) for frame in kept]),
         np.array(_depths(estimator, kept, _GRID)))
     trained, given = estimator.weights.trained, options.depth_unit > 0
     refused = check(
-        thumbnails, comparison, trained=trained, timed=recording.timed, unit_given=given)
+        thumbnails, comparison, trained=trained, timed=recording.timed, unit_given=given,
+        integers=recording.integers)
     if refused and not options.anyway:
         _print_left_out(recording)
         print(f'{recording.source} is not calibrated from (--anyway does it all the same):',
               *(f'  {cause}: {message}' for cause, message in refused), sep='\n', file=sys.stderr)
         return 1
-    warnings = [f'The recording should have been refused ({cause}), and is used all the same '
-                f'(--anyway). {message}' for cause, message in refused]
+    warnings = recording.notes + [
+        f'The recording should have been refused ({cause}), and is used all the same (--anyway). '
+        f'{message}' for cause, message in refused]
     if trained and not given and (doubt := unit_doubt(thumbnails, comparison)):
         warnings.append(doubt)
     for warning in warnings:
@@ -140,12 +138,32 @@ def calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _look(
+    recording: Recording, positions: Sequence[int], compared: Collection[int],
+) -> tuple[list[Thumbnail], list[Frame]]:
+    """Thumbnails of frames, and the frames that are compared with words and shown.
+
+    Raises:
+        RecordingError: none can be read; says why.
+
+    """
+    thumbnails, kept = [], []
+    for position, frame in with_progress('looking at', recording.read(positions), len(positions)):
+        thumbnails.append(Thumbnail.of(frame))
+        if position in compared:
+            kept.append(frame)
+    if not thumbnails:
+        raise RecordingError(f'{recording.source}: none of {len(positions)} frames can be read. '
+                             f'Left out: {recording.left_out}.')
+    return thumbnails, kept
+
+
 def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Options:
     """How a recording is to be read, by the options of the command line.
 
     Args:
         options: `image`, `depth`, `camera_info`, `depth_unit`, `tolerance` and `protocol`.
-        node: for `rectified`.
+        node: for `rectified`, of the images.
         said: topic of depth that was not measured.
 
     Raises:
@@ -154,8 +172,9 @@ def reading(options: argparse.Namespace, node: NodeConfig, said: str = '') -> Op
     """
     camera = CameraCalibration.from_yaml(options.camera_info).model(
         rectified=node.rectified) if options.camera_info else None
+    depth_rectified = {'yes': True, 'no': False}.get(options.depth_rectified)
     return Options(options.image, options.depth, options.tolerance, camera, node.rectified,
-                   options.depth_unit, options.protocol, said)
+                   depth_rectified, options.depth_unit, options.protocol, said)
 
 
 def with_progress(doing: str, frames: Iterator[_T], count: int) -> Iterator[_T]:

@@ -15,7 +15,14 @@ from offline_eval.recorded import MAX_DEPTH, Comparison, Distance, Line, Scores
 from offline_eval.recorded import compare as pool
 
 from ..calibrate.bags import open_recording, written_depth
-from ..calibrate.recordings import Options, RecordingError, gather, resample, spread_evenly
+from ..calibrate.recordings import (
+    LeftOut,
+    Options,
+    RecordingError,
+    gather,
+    resample,
+    spread_evenly,
+)
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import user_path
@@ -77,6 +84,7 @@ class Compared:
     scores: Scores
     examples: list[Sample]
     refused: dict[str, int]  # of the recording's messages, by cause
+    notes: list[str]  # what was assumed of all of it
     by_network: bool  # else depth was in the recording
     depths: NDArray[np.int64]  # measured pixels between two of `DEPTHS`
 
@@ -163,6 +171,8 @@ def _compare(
         f'; {answered.topics[1]} is compared with it' if answered else '')
     scores = Scores(recording.source, described)
     to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
+    for note in recording.notes:
+        to_stderr(f'WARNING: {note}')
     examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
     answers: Answers = _held(recording, answered, positions) if answered else (
         (position, frame, network().predict(frame.rgb, intrinsics=frame.camera))
@@ -187,9 +197,9 @@ def _compare(
     refused = dict(sorted(recording.left_out.items()))
     if not scores.names:
         causes = {**refused, **scores.left_out}
-        said = '; '.join(f'{n} times: {cause}' for cause, n in causes.items()) or 'none'
-        raise RecordingError(f'{source}: no image could be compared. Left out: {said}.')
-    return Compared(scores, examples, refused, answered is None, depths)
+        raise RecordingError(f'{source}: no image could be compared. Left out: '
+                             f'{LeftOut(causes)}.')
+    return Compared(scores, examples, refused, recording.notes, answered is None, depths)
 
 
 def _open(
@@ -234,6 +244,7 @@ def _contents(
     """Put the page together, but for its pictures."""
     title = done[0].scores.source if len(done) == 1 else f'{len(done)} recordings'
     warnings = [f'{UNTRAINED}; so is everything below.'] if about and not about['trained'] else []
+    warnings += [f'{one.scores.source}: {note}' for one in done for note in one.notes]
     warnings += [f'{source} could not be compared: {reason}' for source, reason in failed.items()]
     depth, filled, scaled, constant = pooled.lines
     best = scaled.chosen['rmse'], constant.chosen['rmse']

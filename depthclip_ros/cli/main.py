@@ -122,6 +122,9 @@ def recording(most: int) -> Group:
         text('--depth', 'TOPIC', 'depth image, PointCloud2 or LaserScan (default: what is there)'),
         option('--camera-info', metavar='YAML',
                help="calibration of the camera, instead of the recording's own"),
+        option('--depth-rectified', choices=('auto', 'yes', 'no'), default='auto',
+               help="whether a bag's depth images are rectified, so that P of their camera_info "
+               'counts, not K and D (auto: where the topic says rect)'),
         option('--depth-unit', type=positive, default=0.0, metavar='METRES',
                help='what a stored unit of depth is (default: millimetres in 16 bits, metres in '
                '32)'),

@@ -60,8 +60,12 @@ def _pictures_in(folder: Path) -> list[Path]:
     return pictures
 
 
-def read_picture(path: Path) -> Picture:
-    """Read one picture as uint8 (H, W, 3) BGR, turned upright as its EXIF says.
+def read_picture(path: Path, *, upright: bool = True) -> Picture:
+    """Read one picture as uint8 (H, W, 3) BGR.
+
+    Args:
+        path: of the file.
+        upright: turn it as its EXIF says; else it is as it is stored.
 
     Raises:
         ImageError: the file cannot be read or decoded.
@@ -73,7 +77,8 @@ def read_picture(path: Path) -> Picture:
     except OSError as error:
         raise ImageError('unreadable file', f'{path}: {error.strerror}.') from error
     try:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | (
+            0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)) if data.size else None
     except cv2.error:  # some decoders throw where others return nothing
         picture = None
     if picture is None:

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders and data sets as recordings."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ..core.calibration import image_digest
+from ..core.camera import CameraModel
+from ..core.errors import DataError, ImageError, reason
+from ..core.files import open_regular
+from ..messages.depth import measured
+from ..sources.camera_info import CameraCalibration
+from ..sources.pictures import SUFFIXES, read_picture
+from .recordings import (
+    LIMIT_FRAMES,
+    Clipping,
+    Frame,
+    LeftOut,
+    Moment,
+    Options,
+    Recording,
+    RecordingError,
+    moments_in_time,
+    nearest_pairs,
+    of_same_view,
+    spread_evenly,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from .recordings import Float32
+
+# Names of folders beside each other, as data sets and phones have them.
+IMAGE_FOLDERS, DEPTH_FOLDERS = ('rgb', 'color', 'colour', 'images', 'image'), ('depth', 'depths')
+DEPTH_SUFFIXES = ('.png', '.npy', '.tif', '.tiff', '.pgm')
+# What names have around that which image and depth have in common.
+_WORDS = re.compile(r'(?i)rgb|colou?r|depth|image|img|frame')
+# Names that are numbers above the first are times since 1970, in seconds, and above the others in
+# milli-, micro- and nanoseconds; below it they are counts.
+_CLOCKS = (1e6, 1.0), (1e11, 1e-3), (1e14, 1e-6), (1e17, 1e-9)
+
+
+class Files(NamedTuple):
+    """Images and depth maps of a folder.
+
+    Attributes:
+        images: by what their names have beside words as `rgb`.
+        depths: likewise.
+        described: where they lie, in words.
+
+    """
+
+    images: dict[str, Path]
+    depths: dict[str, Path]
+    described: str
+
+
+def files_beside(path: Path) -> Files | None:
+    """Images and depth maps in two folders of usual names, `rgb/` and `depth/` and the like.
+
+    Raises:
+        RecordingError: two files are of one frame.
+
+    """
+    images, depths = (next((name for name in names if (path / name).is_dir()), '')
+                      for names in (IMAGE_FOLDERS, DEPTH_FOLDERS))
+    if not (images and depths):
+        return None
+    return Files(_by_name(path / images, (path / images).rglob('*'), SUFFIXES),
+                 _by_name(path / depths, (path / depths).rglob('*'), DEPTH_SUFFIXES),
+                 f'{images}/ with {depths}/')
+
+
+def files_mixed(path: Path) -> Files | None:
+    """Images and depth maps in one folder, or in its folders; these have `depth` in their names.
+
+    Raises:
+        RecordingError: two files are of one frame.
+
+    """
+    files = [*path.glob('*'), *path.glob('*/*')] if path.is_dir() else []
+    images, depths = (
+        _by_name(path, (file for file in files if ('depth' in file.stem.lower()) is depth), kinds)
+        for kinds, depth in ((SUFFIXES, False), (DEPTH_SUFFIXES, True)))
+    return Files(images, depths, 'images with depth beside them') if images and depths else None
+
+
+def of_folder(path: Path, files: Files, options: Options) -> Recording:
+    """Images and depth maps of the same names, and `camera.yaml`.
+
+    Folders below are sequences. Names that are times, as in TUM's data, are paired by time; where
+    no name is the same, but the first number in it is, as in Redwood's data, that counts.
+
+    Raises:
+        DepthClipError: no pairs, or a wrong camera.yaml.
+
+    """
+    camera = options.camera
+    if camera is None and (path / 'camera.yaml').exists():
+        camera = CameraCalibration.from_yaml(path / 'camera.yaml').model(
+            rectified=options.rectified)
+    images, depths, described = files
+    times = {name: time for name in (*images, *depths) if (time := _seconds(name)) is not None}
+    timed = all(name in times for name in (*images, *depths))
+    pairs = _pairs_in_time(images, depths, times, options.tolerance) if timed else \
+        _pairs_by_name(images, depths)
+    if not pairs:
+        raise RecordingError(
+            f'{path}: none of {len(images)} images ({_examples(images)}) has depth of the same '
+            f'name, or time within {options.tolerance:g} s, among {len(depths)} files '
+            f'({_examples(depths)}; PNG of 16 bits in millimetres, or .npy in metres). Rename one '
+            'of them.')
+    names = [name for name, _ in pairs]
+    folders = {folder: number for number, folder in enumerate(
+        dict.fromkeys(name.rpartition('/')[0] for name in names))}
+    moments = moments_in_time([times[name] for name in names], names) if timed else [
+        Moment(float(number), folders[name.rpartition('/')[0]], name)
+        for number, name in enumerate(names)]
+
+    def metres(position: int) -> Float32:
+        file = depths[pairs[position][1]]
+        values = _stored(file)
+        return options.metres(measured(values), integer=values.dtype.kind == 'u')
+
+    clipping = Clipping()
+    for position in spread_evenly(len(pairs), LIMIT_FRAMES):
+        with contextlib.suppress(DataError):  # it is counted when its frame is read
+            clipping.look(metres(position))
+
+    def frame(position: int) -> Frame:
+        # As it is stored: what its EXIF says of turning, was not done to the depth.
+        rgb = np.ascontiguousarray(
+            read_picture(images[pairs[position][0]], upright=False)[..., ::-1])
+        depth = clipping.removed(metres(position))
+        if camera is not None:
+            camera.check_size(rgb.shape[1], rgb.shape[0])
+        return Frame(rgb, of_same_view(depth, *rgb.shape[:2]), camera, moments[position])
+
+    return Recording(
+        str(path), described, moments, partial(_each, frame), LeftOut({
+            'images without depth': len(images) - len(pairs),
+            'depth without an image': len(depths) - len(pairs)}), timed, notes=clipping.notes,
+        integers=any(depths[name].suffix.lower() != '.npy' for _, name in pairs))
+
+
+def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> dict[str, Path]:
+    """Files below a folder by what their names have in common; numbers in their order."""
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix.lower() not in suffixes or path.name.startswith('.'):
+            continue
+        parent = path.relative_to(folder).parent
+        name = (parent / (_WORDS.sub('', path.stem).strip('._- ') or path.stem)).as_posix()
+        if name in files:
+            raise RecordingError(f'{files[name]} and {path.name} beside it are of one frame, '
+                                 f'{name!r}. Take one of them away.')
+        files[name] = path
+    return {name: files[name] for name in sorted(files, key=lambda name: re.sub(
+        r'\d+', lambda digits: digits[0].zfill(20), name))}
+
+
+def _examples(files: dict[str, Path]) -> str:
+    names = [path.name for path in files.values()]
+    return f'{names[0]} to {names[-1]}' if names else 'none'
+
+
+def _seconds(name: str) -> float | None:
+    """The time since 1970 that a name is; None for any other name."""
+    if not re.fullmatch(r'\d+(\.\d*)?', name):
+        return None
+    return next((float(name) * unit for least, unit in reversed(_CLOCKS) if float(name) > least),
+                None)
+
+
+def _pairs_in_time(
+    images: Iterable[str], depths: Iterable[str], times: dict[str, float], tolerance: float,
+) -> list[tuple[str, str]]:
+    first, second = (sorted(names, key=times.__getitem__) for names in (images, depths))
+    return [(first[i], second[j]) for i, j in nearest_pairs(
+        [times[name] for name in first], [times[name] for name in second], tolerance)]
+
+
+def _pairs_by_name(images: Collection[str], depths: Collection[str]) -> list[tuple[str, str]]:
+    """The same name; where there is none the same first number, if no two have it in a folder."""
+    for key in (str, _first_number):
+        first, second = ({key(name): name for name in names} for names in (images, depths))
+        pairs = [(first[name], second[name]) for name in first if name in second]
+        if pairs and len(first) == len(images) and len(second) == len(depths):
+            return pairs
+    return []
+
+
+def _first_number(name: str) -> str:
+    folder, _, last = name.rpartition('/')
+    digits = re.search(r'\d+', last)
+    return f'{folder}/{int(digits[0])}' if digits else name
+
+
+def _each(
+    frame: Callable[[int], Frame], positions: list[int],
+) -> Iterator[tuple[int, Callable[[], Frame]]]:
+    return ((position, partial(frame, position)) for position in positions)
+
+
+def _stored(path: Path) -> NDArray[Any]:
+    """Numbers (H, W) of a depth map: floating point, or 16 bits.
+
+    Raises:
+        ImageError: 'not depth'.
+
+    """
+    is_array = path.suffix.lower() == '.npy'
+    try:
+        with open_regular(path) as file:
+            values = np.load(file, allow_pickle=False) if is_array else cv2.imdecode(
+                np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except Exception as error:  # whatever a damaged file makes their decoders raise
+        raise ImageError(
+            'not depth', f'{path}: cannot be read as depth: {reason(error)}.') from error
+    if isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size or not (
+            values.dtype.kind == 'f' or (not is_array and values.dtype == np.uint16)):
+        raise ImageError('not depth', f'{path}: holds {getattr(values, "dtype", "no")} '
+                         f'{getattr(values, "shape", "image")}; expected one channel of floating '
+                         'point in metres (.npy, .tif), or of 16 bits in millimetres (PNG).')
+    return values
+
+
+def training_split(path: Path, options: Options) -> Recording:
+    """Of a data set that `offline_eval` knows, one sequence a scene.
+
+    Raises:
+        RecordingError: it is none, or has no such split.
+
+    """
+    from offline_eval.datasets import open_dataset
+    from offline_eval.errors import EvaluationError
+    from offline_eval.protocol import PROTOCOLS
+    try:
+        data = open_dataset(path).training()
+    except EvaluationError as error:
+        if files := files_mixed(path):
+            return of_folder(path, files, options)
+        raise RecordingError(
+            f'{path}: no recording. Expected a rosbag2 bag (a folder with metadata.yaml, .mcap, '
+            '.db3), a folder with images in rgb/ and depth maps of the same names in depth/, or '
+            f'depth in their names, or a data set: {error}') from error
+    if data is None:
+        raise RecordingError(f'{path}: this data set has no training split here, and the test '
+                             'split must not be calibrated on.')
+    crop = PROTOCOLS.get(options.protocol)
+    described = f'{data.format}, {data.split}' + (
+        f', cropped as by protocol {crop.name}' if crop else '')
+    scenes = {entry.scene: number for number, entry in enumerate(data.entries)}
+    moments = [Moment(float(number), scenes[entry.scene], entry.name)
+               for number, entry in enumerate(data.entries)]
+
+    def frame(position: int) -> Frame:
+        try:
+            pair = data.read(position)
+            rgb, depth = crop.prepare(pair) if crop else (
+                pair.rgb, np.where(pair.depth > 0, pair.depth, np.float32(np.nan)))
+        except EvaluationError as error:
+            raise ImageError('damaged', str(error)) from error
+        camera, focal = options.camera, data.entries[position].focal
+        if camera is not None:
+            camera.check_size(rgb.shape[1], rgb.shape[0])
+        elif focal:
+            camera = CameraModel.pinhole(rgb.shape[1], rgb.shape[0], focal)
+        return Frame(rgb, depth, camera, moments[position], image_digest(pair.rgb))
+
+    return Recording(str(data.path), described, moments, partial(_each, frame), timed=False,
+                     split=described)
