@@ -67,9 +67,11 @@ def test_views_are_counted(good):
 
 def test_offset_and_unit_are_told(good):
     late = SABOTAGE['0.4 s late'][0](good)  # by two frames, which are 0.3 s apart here
-    for timed, said in ((True, '0.6 s later'), (False, '2 places later')):
+    for timed, said, remedy in ((True, '0.6 s later', 'clocks'),
+                                (False, '2 places later', 'Name them by their times')):
         refusal, = judged(late, good, timed=timed)
         assert said in refusal.message
+        assert remedy in refusal.message
     refusal, = judged(scaled(good, 0.1), good)
     assert '--depth-unit' in refusal.message
 

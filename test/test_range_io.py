@@ -35,6 +35,25 @@ def test_depth_images(big, padding):
         np.testing.assert_allclose(found, DEPTH, rtol=1e-6)
 
 
+def test_depth_of_double_precision():
+    np.testing.assert_array_equal(to_depth(image(DEPTH.astype(float), '64FC1')), DEPTH)
+
+
+def test_depth_that_image_transport_has_compressed_as_tiff():
+    """compressed_image_transport makes a TIFF of 32FC1."""
+    data = cv2.imencode('.tiff', DEPTH)[1].tobytes()
+    np.testing.assert_array_equal(to_depth(packed('32FC1; tiff compressed ', data)), DEPTH)
+    for cut in range(len(data) // 2):
+        with pytest.raises(ImageError):
+            to_depth(packed('32FC1; tiff compressed ', data[:cut]))
+    width = data.rindex(struct.pack('<HHI', 256, 3, 1)) + 8
+    huge = data[:width] + struct.pack('<H', 65000) + data[width + 2:]
+    with pytest.raises(ImageError):
+        to_depth(packed('32FC1; tiff compressed ', huge))
+    with pytest.raises(ImageError, match='at most 5'):
+        to_depth(packed('32FC1; tiff compressed ', data), max_pixels=5)
+
+
 def test_what_is_no_depth_is_nan():
     found = to_depth(image(np.array([[0, -1, np.inf, -np.inf, np.nan, 1]], np.float32), '32FC1'))
     np.testing.assert_array_equal(found, [[np.nan] * 5 + [1]])
@@ -217,7 +236,8 @@ def test_hostile_clouds(change):
 
 def scan(ranges, **changes):
     return SimpleNamespace(**{
-        'angle_min': -np.pi / 2, 'angle_increment': np.pi / 2, 'range_min': 0.1, 'range_max': 10.0,
+        'angle_min': -np.pi / 2, 'angle_max': 0.0, 'angle_increment': np.pi / 2, 'range_min': 0.1,
+        'range_max': 10.0,
         'ranges': np.array(ranges, np.float32), **changes})
 
 
@@ -241,3 +261,23 @@ def test_range_max_says_that_nothing_returned():
 def test_hostile_scans(change):
     with pytest.raises(DataError, match='angle'):
         scan_points(scan([1, 2], **change))
+
+
+@pytest.mark.parametrize(('start', 'end', 'step', 'count', 'agree'), [
+    (-1.5, 1.5, 0.03, 101, True), (-1.5, 1.5, 0.03, 100, True), (-1.5, 1.5, 3 / 101, 101, True),
+    (1.5, -1.5, -0.03, 101, True), (-3.14, 3.14, -0.0628, 101, True),  # the other way round
+    (-1.5, 0.0, 0.03, 101, True),  # angle_max was not filled in
+    (-1.5, 1.5, -0.03, 101, False), (-1.5, 1.5, 0.06, 101, False), (-1.5, 1.5, 0.03, 50, False)])
+def test_angles_of_a_scan_agree(start, end, step, count, agree):
+    message = scan(np.full(count, 2), angle_min=start, angle_max=end, angle_increment=step)
+    if agree:
+        assert len(scan_points(message)) == count
+    else:
+        with pytest.raises(RangeError, match=f'angle_max {end:.4g}'):
+            scan_points(message)
+
+
+def test_a_scan_in_millimetres_is_named():
+    with pytest.raises(RangeError, match='millimetres'):
+        scan_points(scan([2000, np.inf, 5000]))
+    assert len(scan_points(scan([10, 10, np.inf]))) == 0  # nothing returned

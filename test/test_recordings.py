@@ -382,6 +382,36 @@ def test_each_camera_is_rectified_or_not_by_itself(frames, tmp_path, topic, opti
     assert (known < 0.4) == (matrix == 'p'), known
 
 
+@pytest.mark.parametrize(('depth', 'size'), [((36, 48), None), ((36, 47), '47x36')])
+def test_depth_that_its_driver_has_decimated(frames, tmp_path, depth, size):
+    """Its camera_info is still that of the full size."""
+    def decimated(topic, message):
+        if topic != '/camera/depth/image_raw':
+            return message
+        pixels = message.data.view(np.float32).reshape(72, 96)[::2, ::2][:depth[0], :depth[1]]
+        return replace(message, height=depth[0], width=depth[1], step=4 * depth[1],
+                       data=np.ascontiguousarray(pixels).reshape(-1).view(np.uint8))
+    recording = bag(tmp_path, frames[:1], own_info=camera_of_width(96), edit=decimated)
+    found = read(recording)
+    assert len(found) == (size is None)
+    if size is None:
+        # 10 cm to the right, so that a part is beyond the image; else as many as before.
+        assert np.isfinite(found[0].depth).sum() > 0.6 * 36 * 48
+        assert '48x36' in recording.notes[0]
+    else:
+        (reason, _), = recording.left_out.items()
+        assert '/camera/depth/camera_info' in reason
+        assert size in reason
+
+
+@pytest.mark.parametrize('kind', ['cloud', 'scan'])
+def test_a_unit_counts_for_points_as_for_pixels(frames, tmp_path, kind):
+    path = write_drive(tmp_path / 'bag', frames[:1], kind)
+    metres, = read(open_recording(path))
+    halves, = read(open_recording(path, Options(unit=0.5)))
+    assert np.nanmedian(halves.depth) == pytest.approx(0.5 * np.nanmedian(metres.depth), rel=0.1)
+
+
 def test_frame_ids_with_a_slash_are_the_same_frames(frames, tmp_path):
     def slash(topic, message):
         return replace(message, header=replace(message.header, frame_id='/optical')) \

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.camera import CameraModel
-from ..core.errors import DataError, quoted
+from ..core.errors import CameraInfoError, DataError, quoted
 from ..core.files import user_path
 from ..core.transforms import TransformTree, frame_name
 from ..messages.depth import to_depth
@@ -110,6 +110,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     depth = depth_topic(topics, images.image, options.depth)
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
+    bag.notes += bag.clipping.notes
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
     times = [[found[place] for place in places]
@@ -133,7 +134,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     return Recording(
         str(path), f'{bag.image} with depth of {depth.name} ({depth.type.rpartition("/")[2]})',
         bag.moments, bag.find, bag.left_out, topics=(bag.image, depth.name),
-        notes=bag.clipping.notes)
+        notes=bag.notes)
 
 
 @dataclass(eq=False)
@@ -151,6 +152,7 @@ class _Bag:
     tree: TransformTree = field(default_factory=lambda: TransformTree(most_entries=0))
     left_out: LeftOut = field(default_factory=LeftOut)
     clipping: Clipping = field(default_factory=Clipping)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def camera(self) -> CameraModel | None:
@@ -262,13 +264,30 @@ class _Bag:
                 "or give the image's with --camera-info, or record depth that is registered to "
                 'the image (aligned_depth_to_color).')
         if self.is_image and depth_camera is not None:
-            depth_camera.check_size(depth.shape[1], depth.shape[0])
-            points = unproject(depth, depth_camera)
+            points = unproject(depth, self._of_size(depth_camera, depth))
         else:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
+            points *= self.options.unit or 1.0
         transform = self.tree.lookup(
             target, frame, _stamp(message), tolerance=_LATE_TRANSFORM)
         return rasterize(transform.apply(points), camera)
+
+
+    def _of_size(self, camera: CameraModel, depth: Float32) -> CameraModel:
+        """The camera of a depth image; where its driver has made that smaller, it is scaled."""
+        (height, width), note = depth.shape, ''
+        if (width, height) != (camera.width, camera.height) and (
+                camera.width * height == camera.height * width):
+            note = (f'{self.depth_info} is for {camera.width}x{camera.height} pixels, the depth '
+                    f'images have {width}x{height}: it is scaled to that. Let the driver do it.')
+            camera = camera.scaled(width, height)
+        elif (width, height) != (camera.width, camera.height):
+            raise CameraInfoError('size mismatch', (
+                f'{self.depth_info} is for {camera.width}x{camera.height} pixels, but the depth '
+                f'images have {width}x{height}. Record the camera_info that belongs to them.'))
+        if note and note not in self.notes:
+            self.notes.append(note)
+        return camera
 
 
 def _stamp(message: Any) -> int:

@@ -284,7 +284,9 @@ def _together(thumbnails: Sequence[Thumbnail], *, timed: bool) -> list[Refusal]:
         return [Refusal('offset stamps', (
             f'Images fit the depth that comes {said} by its stamp: the clocks of camera and depth '
             'sensor differ, or one driver stamps late. Synchronise them (chrony, hardware '
-            'trigger) and record again.'))]
+            'trigger) and record again.' if timed else
+            f'Images fit the depth that comes {said}: files of one name are not of one time, as '
+            'where each sensor counts its own frames. Name them by their times.'))]
     if said := next((said for said, changed in _changed(depth) if _fits_better(
             _fit(image, changed), float(by_lag[0]))), '') or _moved(shifts):
         return [Refusal('wrong extrinsics', (

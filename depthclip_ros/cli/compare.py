@@ -171,8 +171,6 @@ def _compare(
         f'; {answered.topics[1]} is compared with it' if answered else '')
     scores = Scores(recording.source, described)
     to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
-    for note in recording.notes:
-        to_stderr(f'WARNING: {note}')
     examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
     answers: Answers = _held(recording, answered, positions) if answered else (
         (position, frame, network().predict(frame.rgb, intrinsics=frame.camera))
@@ -192,6 +190,8 @@ def _compare(
             examples.append(Sample(
                 index=position, name=frame.moment.name, role=recording.source, rgb=frame.rgb,
                 depth=small, truth=gather(frame.depth, *size), **words))
+    for note in recording.notes:
+        to_stderr(f'WARNING: {note}')
     if answered:
         recording.left_out.update(answered.left_out)
     refused = dict(sorted(recording.left_out.items()))

@@ -26,9 +26,9 @@ Float32 = NDArray[np.float32]
 
 MILLIMETRES = 1000.0
 UINT16_MAX = 65535
-# 16UC1 and mono16 are millimetres, 32FC1 metres.
+# 16UC1 and mono16 are millimetres, 32FC1 and 64FC1 metres.
 _DEPTHS = {'16UC1': Layout(1, None, 16), 'mono16': Layout(1, None, 16),
-           '32FC1': Layout(1, None, 32)}
+           '32FC1': Layout(1, None, 32), '64FC1': Layout(1, None, 64)}
 # Before what compressed_depth_image_transport has compressed: its kind (int32), and of quantised
 # inverse depth two numbers (float32).
 _HEADER = 12
@@ -38,10 +38,11 @@ _LONGEST_NUMBER = 11  # nibbles of 3 bits, more than any number of 32 bits has
 def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> Float32:
     """Give the depth in an image message (REP-118), or in a compressed one.
 
-    Raw ones are 32FC1 in metres, or 16UC1 (also mono16) in millimetres. Compressed ones are PNG or
-    RVL behind the header of compressed_depth_image_transport, of 16UC1 and of 32FC1 (whose 16 bits
-    hold quantised inverse depth), and a bare PNG of 16 bits in millimetres. Whether there is a
-    header, the place of the PNG's signature says, not the format.
+    Raw ones are 32FC1 or 64FC1 in metres, or 16UC1 (also mono16) in millimetres. Compressed ones
+    are PNG or RVL behind the header of compressed_depth_image_transport, of 16UC1 and of 32FC1
+    (whose 16 bits hold quantised inverse depth); a bare PNG of 16 bits in millimetres; and a TIFF
+    of floating point, as compressed_image_transport makes it of 32FC1. Whether there is a header,
+    the place of the PNG's signature says, not the format.
 
     Returns:
         float32 (H, W) metres; NaN where nothing was measured, see `measured`.
@@ -53,8 +54,8 @@ def to_depth(msg: Any, max_pixels: int = MAX_PIXELS) -> Float32:
     if not hasattr(msg, 'encoding'):
         return _compressed_to_depth(msg, max_pixels)
     pixels = pixels_of(msg, layout_of(msg, _DEPTHS), max_pixels)
-    return measured(
-        pixels if pixels.itemsize == 2 else pixels.view(f'{pixels.dtype.byteorder}f4'))
+    return measured(pixels if pixels.itemsize == 2 else pixels.view(
+        f'{pixels.dtype.byteorder}f{pixels.itemsize}'))
 
 
 def measured(pixels: NDArray[Any]) -> Float32:
@@ -108,13 +109,14 @@ def _compressed_to_depth(msg: Any, max_pixels: int) -> Float32:
     is_rvl = COMPRESSED_DEPTH in described.lower() and 'rvl' in described.lower()
     has_header = is_rvl or data.startswith(PNG_START, _HEADER)
     header, data = (data[:_HEADER], data[_HEADER:]) if has_header else (b'', data)
-    pixels = _rvl(data, max_pixels) if is_rvl else decoded(data, described, max_pixels)
-    if pixels.ndim != 2 or pixels.dtype != np.uint16:
+    pixels = _rvl(data, max_pixels) if is_rvl else decoded(
+        data, described, max_pixels, tiff=True)
+    if pixels.ndim != 2 or pixels.dtype not in (np.uint16, np.float32):
         raise ImageError(
             'no depth',
             f'The compressed depth image (format {quoted(described)}) holds {pixels.dtype} pixels '
-            f'of shape {pixels.shape}, but depth is one channel of 16 bits. Use the topic of the '
-            'depth image itself, not a picture of it.')
+            f'of shape {pixels.shape}, but depth is one channel of 16 bits or of floating point. '
+            'Use the topic of the depth image itself, not a picture of it.')
     if len(header) < _HEADER or not described.lstrip().startswith('32FC1'):
         return measured(pixels)
     near, far = np.frombuffer(header, '<f4', offset=4)

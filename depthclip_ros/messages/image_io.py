@@ -27,8 +27,12 @@ _BIG_ENDIAN = int(sys.byteorder == 'big')
 COMPRESSED_DEPTH = 'compresseddepth'  # in a message's format, whatever its capitals
 PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
+_TIFF_STARTS = b'II*\0', b'MM\0*'
 # Every kind of compression has its own start of frame, with the size in the same place.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_CODECS = 'h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4'
+_VIDEO = ('It is a video stream, and no picture of it can be read by itself: decode it first '
+          '(ffmpeg_image_transport, or ros2 run image_transport republish).')
 _DRIVER = 'Check the camera driver.'
 _NETWORK = 'Check the sender and the network (lost fragments, a size limit of the middleware).'
 
@@ -126,7 +130,8 @@ def layout_of(msg: Any, known: dict[str, Layout]) -> Layout:
         raise ImageError(
             'unknown encoding',
             f'The image has encoding {quoted(str(msg.encoding))}; known are {", ".join(known)}. '
-            'Set the camera driver to one of these, or use another topic.')
+            + (_VIDEO if is_video(str(msg.encoding)) else
+               'Set the camera driver to one of these, or use another topic.'))
     return layout
 
 
@@ -145,6 +150,8 @@ def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
                 f'{name}, because neighbours share their colour. {_DRIVER}')
     size = layout.bits // 8
     row, rows = width * layout.channels * size, height * 3 // 2 if planes else height
+    if data.size == rows * row:
+        step = row  # rows are dense, whatever their step is said to be
     if step < row:
         raise ImageError(
             'wrong step', f'The image has step {step}, but a row of {width} pixels in '
@@ -153,7 +160,8 @@ def pixels_of(msg: Any, layout: Layout, max_pixels: int) -> NDArray[Any]:
         raise ImageError(
             'truncated data' if data.size < rows * step else 'excess data',
             f'The image has {data.size} bytes of data, but {rows} rows of {step} bytes (step) in '
-            f'{msg.encoding} take {rows * step}. {_DRIVER} {_NETWORK}')
+            f'{msg.encoding} take {rows * step}. {_DRIVER}'
+            + (f' {_NETWORK}' if data.size < rows * step else ''))
     check_pixel_count(width, height, max_pixels)
     order = '>' if msg.is_bigendian else '<'
     shape = (rows, width) if layout.channels == 1 else (rows, width, layout.channels)
@@ -168,6 +176,11 @@ def _converted(pixels: NDArray[Any], code: str | None) -> UInt8:
     if code is None:
         return pixels
     return np.asarray(cv2.cvtColor(pixels, getattr(cv2, f'COLOR_{code}')), np.uint8)
+
+
+def is_video(described: str) -> bool:
+    """Whether a format or an encoding names a video codec, whose images need those before them."""
+    return any(codec in described.lower() for codec in _CODECS)
 
 
 def check_pixel_count(width: int, height: int, most: int) -> None:
@@ -202,33 +215,38 @@ def _compressed_to_rgb(msg: Any, max_pixels: int) -> UInt8:
     return _converted(pixels, 'BGRA2RGB' if pixels.shape[2] == 4 else 'BGR2RGB')
 
 
-def decoded(data: bytes, described: str, max_pixels: int) -> NDArray[Any]:
-    """Decode a JPEG or PNG that is whole and not too large.
+def decoded(
+    data: bytes, described: str, max_pixels: int, *, tiff: bool = False,
+) -> NDArray[Any]:
+    """Decode a JPEG or PNG, or if `tiff` a TIFF, that is whole and not too large.
 
     A decoder does not tell: OpenCV fills the missing part of a JPEG with grey, and takes memory
     for whatever size a file claims. Other files that it reads are refused.
 
     Returns:
-        (H, W), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16.
+        (H, W), (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16; of a TIFF also float32.
 
     """
     if not data:
         raise ImageError('empty image', f'The compressed image (format {quoted(described)}) has '
                                         f'no data. {_DRIVER}')
     size = _jpeg_size(data) if data.startswith(_JPEG_START) else \
-        _png_size(data) if data.startswith(PNG_START) else None
+        _png_size(data) if data.startswith(PNG_START) else \
+        _tiff_size(data) if tiff and data.startswith(_TIFF_STARTS) else None
     pixels = None
     if size is not None and all(size):
         check_pixel_count(*size, max_pixels)
         with contextlib.suppress(cv2.error):
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.shape[1::-1] != size or pixels.dtype not in (np.uint8, np.uint16) \
+    if pixels is None or pixels.shape[1::-1] != size \
+            or pixels.dtype not in (np.uint8, np.uint16, np.float32) \
             or (1 if pixels.ndim == 2 else pixels.shape[2]) not in (1, 3, 4):
         raise ImageError(
             'undecodable',
             f'The compressed image (format {quoted(described)}, {len(data)} bytes that begin with '
-            f'{data[:8].hex(" ")}) is no JPEG or PNG that can be decoded. For another transport '
-            'subscribe to the raw image (image_transport: raw).')
+            f'{data[:8].hex(" ")}) is no JPEG or PNG that can be decoded. '
+            + (_VIDEO if is_video(described) else 'For another transport subscribe to the raw '
+               'image (image_transport: raw); in a bag, republish it (image_transport).'))
     return pixels
 
 
@@ -261,6 +279,20 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
         if kind == b'IEND' and position <= len(data):
             return struct.unpack_from('>II', data, 16) if data[12:16] == b'IHDR' else None
     raise _truncated('PNG', data)
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a TIFF, by its first directory (TIFF 6.0, section 2)."""
+    order = '<' if data.startswith(b'II') else '>'
+    found = {}
+    with contextlib.suppress(struct.error):
+        start, = struct.unpack_from(f'{order}I', data, 4)
+        count, = struct.unpack_from(f'{order}H', data, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _ = struct.unpack_from(f'{order}HHI', data, place)
+            number = 'H' if kind == 3 else 'I'  # of 16 bits or of 32
+            found[tag], = struct.unpack_from(f'{order}{number}', data, place + 8)
+    return (found[256], found[257]) if {256, 257} <= found.keys() else None
 
 
 def _truncated(kind: str, data: bytes) -> ImageError:

@@ -18,6 +18,7 @@ Float64 = NDArray[np.float64]
 NEAREST, FURTHEST = 0.01, 1e6  # metres from there
 # A scanner says range_max where nothing returned (REP-117 wants +Inf), some say a little less.
 _SHORT_OF_MAX = 0.005  # metres
+_FAR_BEYOND = 1.5  # times range_max, of ranges that are in another unit
 _FLOATS = {7: 'f4', 8: 'f8'}  # of sensor_msgs/PointField, those that a coordinate can have
 
 
@@ -72,21 +73,38 @@ def scan_points(msg: Any) -> Float64:
     (REP-117). A limit that its driver has not filled in (0, or NaN) is none.
 
     Raises:
-        RangeError: 'wrong angles'.
+        RangeError: 'wrong angles', 'beyond range_max'.
 
     """
-    start, step = float(msg.angle_min), float(msg.angle_increment)
     ranges = np.asarray(msg.ranges, np.float64)
-    if not (np.isfinite(start) and np.isfinite(step) and step):
-        raise RangeError('wrong angles', (
-            f'The scan has angle_min {start} and angle_increment {step}; expected finite radians, '
-            "the increment not 0. Check the scanner's driver."))
-    angles = start + step * np.arange(ranges.size)
+    angles = _angles(msg, ranges.size)
     measured = np.isfinite(ranges) & (ranges > 0) & ~(ranges < msg.range_min)
     if msg.range_max > 0:
+        least = np.min(ranges, where=measured, initial=np.inf)
+        if measured.any() and least > _FAR_BEYOND * msg.range_max:
+            raise RangeError('beyond range_max', (
+                f'All ranges of the scan are beyond range_max: {least:.4g} m and more, of '
+                f"{msg.range_max:.4g} m. Are they millimetres? Check the scanner's driver."))
         measured &= ranges < msg.range_max - _SHORT_OF_MAX
     angles, ranges = angles[measured], ranges[measured]
     return _measured(ranges * np.cos(angles), ranges * np.sin(angles), 0 * ranges)
+
+
+def _angles(msg: Any, count: int) -> Float64:
+    """Radians of a scan's beams. Where angle_max contradicts the others, who knows which is right.
+
+    A full circle may go either way round; and some drivers leave angle_max at 0.
+    """
+    start, end, step = (float(v) for v in (msg.angle_min, msg.angle_max, msg.angle_increment))
+    sweep = step * (count - 1)
+    if not (np.isfinite(start) and np.isfinite(step) and step) or not (
+            end == 0 or abs(start + sweep - end) <= max(2 * abs(step), 0.1 * abs(sweep))
+            or abs(sweep) >= 2 * np.pi - 2 * abs(step) or count < 2):
+        raise RangeError('wrong angles', (
+            f'The scan has angle_min {start:.4g}, angle_max {end:.4g} and {count} beams with an '
+            f'angle_increment of {step:.4g}; expected finite radians, the increment not 0, that '
+            "agree with each other. Check the scanner's driver."))
+    return start + step * np.arange(count, dtype=np.float64)
 
 
 def _measured(*coordinates: Float64) -> Float64:
