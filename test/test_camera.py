@@ -6,17 +6,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
+import sys
 from types import SimpleNamespace
 
 import clip_standin
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
+from depthclip_ros.core.opencv import _OpenCV, undistort_points
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sources.camera_info import CameraCalibration
 
@@ -201,15 +205,18 @@ def test_scaled_follows_image_proc():
     ('unknown distortion model', {'distortion_model': 'double_sphere'}),
     ('unknown distortion model', {'distortion_model': ''}),
     ('unknown distortion model', {'d': [0.1] * 3}),
-    ('unknown distortion model', {
-        'distortion_model': 'rational_polynomial', 'd': [0.1] * 5}),
+    ('unknown distortion model', {'distortion_model': 'rational_polynomial', 'd': [0.1] * 6}),
+    ('unknown distortion model', {'distortion_model': 'inverse_brown_conrady'}),
     ('unknown distortion model', {'distortion_model': 'equidistant', 'd': []}),
+    # k3 and k4 where Brown-Conrady has its k3 and k4: a fisheye in the other's order.
+    ('unknown distortion model', {'distortion_model': 'fisheye', 'd': [.1, .1, 0, 0, .1, .1]}),
     ('zero size', {'width': 0}), ('zero size', {'height': 0}),
     ('zero size', {'binning_x': 1000}), ('zero size', {'binning_y': 2**32 - 1}),
     ('wrong roi', {'roi': roi(600, 0, 100, 9)}), ('wrong roi', {'roi': roi(6, 0, 0, 0)}),
     ('wrong roi', {'roi': roi(2**32 - 1, 0, 2**32 - 1, 9)}),
     ('impossible lens', {'d': [60.0, 20.0, 0.1, -0.3, 5.0]}),
     ('impossible lens', {'d': [1e8] * 5}),  # no pixel shows anything
+    ('impossible lens', {'d': [-50.0, 0.0, 0.0, 0.0, 0.0]}),  # 0.7 % do
 ])
 def test_bad_camera_info(condition, changes):
     with pytest.raises(CameraInfoError) as caught:
@@ -224,7 +231,193 @@ def test_rectified_images_of_an_unknown_window_or_without_p():
     with pytest.raises(CameraInfoError, match='do_rectify'):
         CameraModel.from_info(window, rectified=True)
     with pytest.raises(CameraInfoError, match=r'p\[0\] = 0'):
-        CameraModel.from_info(camera_info(p=[0.0] * 12), rectified=True)
+        CameraModel.from_info(camera_info(p=[0.0] * 12, k=[0.0] * 9), rectified=True)
+
+
+# Distortion as others say it -----------------------------------------------------------------
+
+FISHEYE = [-0.04, 0.01, -0.008, 0.002]
+TAIL = [0.0] * 3
+
+
+@pytest.mark.parametrize(('name', 'd', 'expected'), [
+    ('plumb_bob', [*PLUMB_BOB, *TAIL], ('plumb_bob', PLUMB_BOB)),
+    ('plumb_bob', RATIONAL, ('rational_polynomial', RATIONAL)),
+    ('plumb_bob', [*PLUMB_BOB[:4], 0.0, 0.0], ('plumb_bob', PLUMB_BOB)),
+    ('plumb_bob', [0.0] * 3, ('', [])),
+    ('rational_polynomial', PLUMB_BOB, ('plumb_bob', PLUMB_BOB)),
+    ('rational_polynomial', PLUMB_BOB[:4], ('plumb_bob', PLUMB_BOB)),
+    ('rational_polynomial', [*TILTED, 0.0, 0.0], ('rational_polynomial', TILTED)),
+    ('Plumb Bob', PLUMB_BOB, ('plumb_bob', PLUMB_BOB)),
+    ('radtan', PLUMB_BOB[:4], ('plumb_bob', PLUMB_BOB)),
+    ('brown-conrady', PLUMB_BOB, ('plumb_bob', PLUMB_BOB)),
+    ('pinhole', PLUMB_BOB, ('plumb_bob', PLUMB_BOB)),
+    ('none', [0.0] * 5, ('', [])), ('', [0.0] * 4, ('', [])),
+    ('Inverse Brown Conrady', [0.0] * 5, ('', [])),
+    ('fisheye', FISHEYE, ('equidistant', FISHEYE)),
+    ('Kannala_Brandt4', [*FISHEYE, 0.0], ('equidistant', FISHEYE)),  # librealsense has five
+    ('equidistant', [*FISHEYE, *TAIL, 0.0], ('equidistant', FISHEYE)),
+])
+def test_other_names_and_counts_are_the_same_lenses(tmp_path, name, d, expected):
+    """In a message and in a file; what goes out has the names and counts that ROS knows."""
+    model, coefficients = expected
+    of_message = CameraModel.from_info(camera_info(name, d))
+    path = tmp_path / 'camera.yaml'
+    path.write_text(yaml.safe_dump({
+        'image_width': 640, 'image_height': 480, 'distortion_model': name,
+        'camera_matrix': {'data': camera_info().k}, 'distortion_coefficients': {'data': d}}))
+    u, v = all_pixels(step=40)
+    rays = with_lens(model, coefficients).rays(u, v)
+    for camera in (of_message, CameraCalibration.from_yaml(path).model()):
+        assert camera.distortion_model == model
+        assert not camera.notices
+        np.testing.assert_array_equal(camera.rays(u, v), rays)
+    assert len(of_message.D) in {
+        '': (0,), 'plumb_bob': (4, 5), 'equidistant': (4,)}.get(model, (8, 12, 14))
+
+
+def test_r_and_p_of_zeros_are_the_identity_and_k():
+    info = camera_info(r=[0.0] * 9, p=[0.0] * 12)
+    raw, rectified = CameraModel.from_info(info), CameraModel.from_info(info, rectified=True)
+    for camera in (raw, rectified):
+        np.testing.assert_array_equal(camera.R, np.eye(3))
+        np.testing.assert_array_equal(camera.P[:, :3], np.reshape(info.k, (3, 3)))
+        np.testing.assert_array_equal(camera.K, np.reshape(info.k, (3, 3)))
+        (condition, sentence), = camera.notices
+        assert condition == 'zeros'
+        assert 'r and p' in sentence
+    assert 'p all zeros' in CameraModel.from_info(camera_info(p=[0.0] * 12)).notices[0].sentence
+    assert raw.D.size == 5
+    assert not CameraModel.from_info(camera_info()).notices
+
+
+def of_size(width, height, **changes):
+    """An undistorted camera_info for one size, whose K is of another."""
+    focal = 0.8 * width
+    return camera_info(d=[], **{
+        'k': [focal, 0, (width - 1) / 2, 0, focal, (height - 1) / 2, 0, 0, 1], 'p': [0.0] * 12,
+        **changes})
+
+
+@pytest.mark.parametrize(('k_of', 'changes', 'size'), [
+    ((160, 120), {'binning_x': 4, 'binning_y': 4}, (160, 120)),
+    ((640, 240), {'binning_y': 2}, (640, 240)),
+    ((200, 160), {'roi': roi(400, 100, 200, 160)}, (200, 160)),
+    ((100, 80), {'roi': roi(400, 100, 200, 160), 'binning_x': 2, 'binning_y': 2}, (100, 80))])
+def test_k_of_the_published_images_is_not_binned_or_cropped_again(k_of, changes, size):
+    camera = CameraModel.from_info(of_size(*k_of, **changes))
+    assert (camera.width, camera.height) == size
+    assert camera.K[0].tolist() == [0.8 * size[0], 0, (size[0] - 1) / 2]
+    np.testing.assert_array_equal(camera.P[:, :3], camera.K)
+    assert focal_ratio(0.8, camera, size[::-1], size[::-1]) == pytest.approx(1.0)
+    assert 'binning or roi applied before' in dict(camera.notices)
+
+
+@pytest.mark.parametrize(('k_of', 'changes', 'noticed'), [
+    ((640, 480), {}, False), ((640, 480), {'binning_x': 4, 'binning_y': 4}, False),
+    ((640, 480), {'roi': roi(0, 240, 640, 240)}, True),  # the lower half, whose K is right
+    ((640, 480), {'roi': roi(100, 80, 440, 320)}, False),
+    ((398, 310), {}, True), ((320, 240), {}, True), ((1280, 960), {}, True),
+    ((848, 480), {}, True)])
+def test_k_of_another_image_size_is_used_and_noticed(k_of, changes, noticed):
+    info = of_size(*k_of, **changes)
+    camera = CameraModel.from_info(info)
+    assert camera.K[0, 0] == info.k[0] / max(1, info.binning_x)
+    notices = dict(camera.notices)
+    assert ('principal point' in notices) == noticed
+    assert 'binning or roi applied before' not in notices
+
+
+def test_the_share_of_pixels_without_a_ray_is_noticed():
+    """r = a - 0.3 a^3 ends at 0.703 from the middle, in a square image of 2 x 2."""
+    camera = CameraModel.from_info(camera_info(
+        'plumb_bob', [-0.3, 0.0, 0.0, 0.0], width=500, height=500,
+        k=[250, 0, 249.5, 0, 250, 249.5, 0, 0, 1]))
+    (condition, sentence), = camera.notices
+    assert condition == 'pixels without a ray'
+    assert f'{100 * (1 - math.pi * 0.703**2 / 4):.0f} %' in sentence
+    folds = CameraModel.from_info(camera_info(
+        'equidistant', [-1.15, 2.91, -2.48, 0.18], k=[378, 0, 320, 0, 451, 240, 0, 0, 1]))
+    holes = np.isnan(folds.rays(*all_pixels(step=4))[..., 0]).mean()
+    assert 0.2 < holes < 0.4
+    share = re.search(r'(\d+) % of the pixels', folds.notices[0].sentence)
+    assert int(share[1]) == pytest.approx(100 * holes, abs=1.5)
+
+
+# OpenCV's iteration ---------------------------------------------------------------------------
+
+
+def opencv_of(version):
+    """The calls of one version of OpenCV, made by the one that is installed."""
+    def iterate(points, K, D, R, P, criteria):
+        return undistort_points(points[:, 0], D)[:, None]
+
+    def undistort(points, K, D, criteria=None):
+        assert criteria is not None, 'five iterations only'
+        return iterate(points, K, D, None, None, criteria)
+
+    def undistort_without_criteria(points, K, D, dst=None, R=None, P=None):
+        raise AssertionError('five iterations only')
+    return SimpleNamespace(undistortPoints=undistort) if version == 5 else SimpleNamespace(
+        undistortPoints=undistort_without_criteria, undistortPointsIter=iterate)
+
+
+@pytest.mark.parametrize('version', [4, 5])
+def test_either_opencv_is_asked_until_it_converges(version):
+    distorted = np.array([[0.6, -0.4], [0.0, 0.0], [-0.5, 0.5]])
+    D = np.array(PLUMB_BOB)
+    ideal = undistort_points(distorted, D, opencv_of(version))
+    info = camera_info(d=PLUMB_BOB, k=[1.0, 0, 0, 0, 1, 0, 0, 0, 1])
+    back = opencv_pixels(info, np.column_stack([ideal, np.ones(3)]))
+    np.testing.assert_allclose(back, distorted, atol=1e-9)
+
+
+@pytest.mark.parametrize('has_utils', [False, True])
+def test_either_opencv_is_told_to_log_nothing(monkeypatch, has_utils):
+    """OpenCV 4 has no utils.logging, and OpenCV 5 no function at the top."""
+    levels = []
+    monkeypatch.setitem(sys.modules, 'cv2', SimpleNamespace(
+        size=3, **{'utils': SimpleNamespace(logging=SimpleNamespace(setLogLevel=levels.append))}
+        if has_utils else {'setLogLevel': levels.append}))
+    assert _OpenCV().size == 3
+    assert levels == [0]
+
+
+# Of a robot's camera, as it publishes it: the radial factor's numerator and denominator have zeros
+# at 0.4539 and 0.4538, at a radius of 0.67 in an image that reaches to 0.9.
+NEARLY_CANCELLED = [-4.860828876495361, 17.2819766998291, 0.00020376102474983782,
+                    0.0010251018684357405, -25.172250747680664, -4.943647384643555,
+                    17.51442527770996, -25.290760040283203]
+
+
+def poles(zero, pole):
+    """A rational lens with k1 = -0.1, and these besides, in the radius squared."""
+    return [-1 / zero - 0.1, 0.1 / zero, 0.0, 0.0, 0.0, -1 / pole, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(('d', 'known'), [
+    (NEARLY_CANCELLED, 0.99), (poles(0.2, 0.2001), 0.95), (poles(0.2001, 0.2), 0.95),
+    (poles(0.21, 0.2), 0.2)])  # too far apart to cancel: known up to the pole
+def test_a_pole_of_the_lens_within_the_image_squeezes_no_rays(d, known):
+    info = camera_info(
+        'rational_polynomial', d, width=250, height=250,
+        k=[196.5, 0, 124.5, 0, 196.5, 124.5, 0, 0, 1])
+    camera = CameraModel.from_info(info)
+    u, v = all_pixels(step=5, width=250, height=250)
+    rays = camera.rays(u, v)[..., :2].reshape(-1, 2)
+    has_ray = np.isfinite(rays[:, 0])
+    assert has_ray.mean() > known
+    if not has_ray.all():
+        assert 'pixels without a ray' in dict(camera.notices)
+    pixels = np.stack([u, v], axis=-1).reshape(-1, 2)
+    expected = undistort_points((pixels - 124.5) / 196.5, np.array(d))
+    np.testing.assert_allclose(rays[has_ray], expected[has_ray], atol=1e-3)
+    # The lens itself does little: a ray is as far from the middle as its pixel, but for k1.
+    if known > 0.5:
+        distorted = np.hypot(*((pixels - 124.5) / 196.5)[has_ray].T)
+        ratio = np.hypot(*rays[has_ray].T) / np.maximum(distorted, 1e-6)
+        assert np.percentile(ratio, 99.5) < 1.15
+        assert np.percentile(ratio, 0.5) > 0.85
 
 
 def test_size_mismatch_names_both_sizes():

@@ -163,15 +163,41 @@ def test_a_calibration_file_is_read(tmp_path):
 
 @pytest.mark.parametrize(('change', 'message'), [
     ({'image_width': 0}, 'image_width'), ({'camera_matrix': {'data': [1, 2]}}, 'camera_matrix'),
-    ({'projection_matrix': None}, 'projection_matrix'),
+    ({'projection_matrix': {'data': [1]}}, 'projection_matrix'),
     ({'distortion_coefficients': {'data': ['x']}}, 'distortion_coefficients'),
-    ('[1, 2]', 'Expected `object`'), ('a: [', 'while parsing'), ('\xff', 'decode')])
+    ({'image_height': 48.5}, 'image_height'), ({'camera_matrix': None}, 'no camera_matrix'),
+    ('[1, 2]', 'image_width'), ('', 'image_width'), ('a: [', r'no YAML \(line 1\)'),
+    ('\xff', 'no text'),
+    ('# Camera intrinsics\n\n[image]\n\nwidth\n64\n', 'camera_calibration_parsers convert'),
+    ('%YAML:1.0\n---\ncamera_matrix: !!opencv-matrix\n   rows: 3\n', 'FileStorage'),
+    ('<opencv_storage><K type_id="opencv-matrix">', 'FileStorage'),
+    ({'cam0': {'camera_model': 'pinhole', 'intrinsics': [1, 1, 1, 1]}}, 'Kalibr')])
 def test_what_is_no_calibration_names_the_entry(tmp_path, change, message):
     path = tmp_path / 'head.yaml'
     path.write_text(change if isinstance(change, str) else yaml.safe_dump(CALIBRATION | change),
                     encoding='latin-1')
     with pytest.raises(CameraInfoError, match=rf'head\.yaml.*{message}'):
         CameraCalibration.from_yaml(path)
+
+
+def test_what_a_calibration_may_leave_out_and_call_otherwise(tmp_path):
+    path = tmp_path / 'head.yaml'
+    others = {key: value for key, value in CALIBRATION.items() if key in (
+        'image_width', 'image_height', 'camera_matrix')}
+
+    def read(**more):
+        path.write_text(yaml.safe_dump(others | more))
+        return CameraCalibration.from_yaml(path)
+
+    bare = read()
+    assert (bare.distortion_model, set(bare.d)) == ('plumb_bob', {0.0})
+    assert (bare.r[::4], bare.p[:3], bare.p[5]) == ((1.0, 1.0, 1.0), bare.k[:3], bare.k[4])
+    assert not bare.model().notices
+    assert read(distortion_coefficients=[0.1, -0.2, 0.0, 0.0]).model().D.tolist() == [
+        0.1, -0.2, 0.0, 0.0]  # a list alone, and no name
+    named = read(camera_model='fisheye', distortion_coefficients={'data': [0.02, 0.01, 0, 0]})
+    assert named.model().distortion_model == 'equidistant'
+    assert read(camera_matrix=[[60, 0, 31.5], [0, 61, 23.5], [0, 0, 1]]).k == bare.k
 
 
 def test_a_guessed_camera_leaves_depth_as_it_is():

@@ -311,6 +311,8 @@ class _Conversion:
         self.report.answered += 1
         self.report.beyond += frame.beyond
         problem, anchor = frame.problem, camera.stream.anchor
+        for notice in frame.notices:
+            self._say_once(f'{camera.plan.label}{notice.sentence}')
         if problem is not None:
             self._say_once(f'{camera.plan.label}{problem}')
             if frame.model is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.camera import CameraModel
+from ..core.camera import CameraModel, notices_of
 from ..core.errors import CameraInfoError, DataError, quoted
 from ..core.files import user_path
 from ..core.transforms import TransformTree, frame_name
@@ -110,7 +110,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     depth = depth_topic(topics, images.image, options.depth)
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
-    bag.notes += bag.clipping.notes
+    bag.notes += bag.clipping.notes + notices_of(bag.camera, bag.depth_camera)
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
     times = [[found[place] for place in places]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..core.calibration import image_digest
-from ..core.camera import CameraModel
+from ..core.camera import CameraModel, notices_of
 from ..core.errors import DataError, ImageError, reason
 from ..core.files import open_regular
 from ..messages.depth import measured
@@ -150,7 +150,8 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
     return Recording(
         str(path), described, moments, partial(_each, frame), LeftOut({
             'images without depth': len(images) - len(pairs),
-            'depth without an image': len(depths) - len(pairs)}), timed, notes=clipping.notes,
+            'depth without an image': len(depths) - len(pairs)}), timed,
+        notes=clipping.notes + notices_of(camera),
         integers=any(depths[name].suffix.lower() != '.npy' for _, name in pairs))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..color import UNTRAINED
+from ..core.camera import notices_of
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
@@ -139,6 +140,12 @@ def save_page(path: Path, blocks: Sequence[Block]) -> None:
     save(path.with_suffix('.md'), to_markdown(blocks))
 
 
+def print_notices(*cameras: CameraModel | None) -> None:
+    """Print what is peculiar about cameras to stderr."""
+    for sentence in notices_of(*cameras):
+        to_stderr(f'WARNING: {sentence}')
+
+
 def given_camera(
     options: argparse.Namespace, *, rectified: bool,
 ) -> Callable[[int, int], CameraModel | None]:
@@ -152,7 +159,7 @@ def given_camera(
     given = CameraCalibration.from_yaml(options.camera_info) if options.camera_info \
         else options.fov
     if isinstance(given, CameraCalibration):
-        given.model(rectified=rectified)
+        print_notices(given.model(rectified=rectified))
     elif given is not None:
         CameraCalibration.from_fov(640, 480, given)
     return lambda width, height: None if given is None else calibration_of(

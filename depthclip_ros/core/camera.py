@@ -4,13 +4,6 @@
 Everything is in the camera's optical frame of REP-103 (x right, y down, z forward). Pixel centres
 are at integer coordinates. A ray has z = 1, so that a point is its ray times its depth along the
 optical axis (REP-118).
-
-Lens distortion is OpenCV's: Brown-Conrady with its extensions (``plumb_bob``,
-``rational_polynomial``), and Kannala-Brandt (``equidistant``). These polynomials are fitted inside
-the image: further out they fold back, and one pixel has several rays, or none. A model is used up
-to the first radius where it stops growing; beyond, the answer is NaN. OpenCV's ``undistortPoints``
-does a fixed number of steps and loses a third of the pixels of a wide lens; here Newton's method
-goes on until the ray ends in its pixel.
 """
 
 from __future__ import annotations
@@ -18,13 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
 from .errors import CameraInfoError, quoted
-from .opencv import cv2
+from .lens import distort, lens_of, undistort
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -33,23 +25,36 @@ if TYPE_CHECKING:
 
     Float64 = NDArray[np.float64]
 
-# Numbers of coefficients that each model may have. OpenCV's longer forms (12: thin prism, 14:
-# tilted sensor) are published as rational_polynomial by some drivers.
-COEFFICIENTS = {'plumb_bob': (4, 5), 'rational_polynomial': (8, 12, 14), 'equidistant': (4,)}
 _CALIBRATE = 'Calibrate the camera again (ros2 run camera_calibration cameracalibrator).'
 _LEAST_FOCAL_LENGTH, _LARGEST_NUMBER = 1e-3, 1e9  # pixels; what is beyond is no camera
 # Rays further aside count as none: a millionth of a degree from 90, and a product with any depth
 # still is a number in float32.
 _FURTHEST_ASIDE = 1e8
 _GRID = 12, 16  # rows and columns at which a lens is looked at
+_FINE_GRID = 48, 64  # and at which its pixels without a ray are counted
+# Of a fisheye whose 180 degrees are a circle in an image of 16:9, it is 0.56.
+_MOST_WITHOUT_RAY = 0.8
+# Distance of the principal point from the middle, in image widths and heights. Lenses are mounted
+# to 0.05, and stereo rectification moves it to 0.1; K of another image size, of 640x480 for
+# 848x480 already, is beyond.
+_OFF_MIDDLE = 0.12
 # What a lens does to distances from the middle, in the mean over the image: a fisheye of 180
 # degrees makes them 0.6 of what they were, a telephoto lens at most 1.2.
 _LENSES = 0.25, 2.0
 _FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
-_TOLERANCE = 1e-10  # in normalised coordinates: far below a millionth of a pixel
-_ITERATIONS = 20
-_TABLE_SIZE = 2048
-_FURTHEST = 1e6  # radius of a ray, in normalised coordinates: a millionth off the image plane
+
+
+class Notice(NamedTuple):
+    """What is peculiar about a camera that is used all the same; to be said once.
+
+    Attributes:
+        condition: short stable key, for throttling.
+        sentence: what was noticed, with numbers, and what to do.
+
+    """
+
+    condition: str
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +66,14 @@ class CameraModel:
         height: Image height in pixels.
         K: (3, 3) intrinsic matrix in pixels.
         D: Distortion coefficients, empty where there is no distortion.
-        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none.
+        distortion_model: 'plumb_bob', 'rational_polynomial', 'equidistant', or '' for none; of
+            the names that ROS knows the one that fits `D`.
         R: (3, 3) rectification rotation. Carried along and not applied: rays are in the frame of
             the camera that took the image, as ``CameraInfo`` defines K (raw) and P (rectified
             images).
         P: (3, 4) projection matrix of the rectified image. Its fourth column (the baseline of a
             right stereo camera) is not used: rays start at this camera's own centre.
+        notices: What is peculiar about the ``CameraInfo`` that it was read from.
 
     """
 
@@ -77,13 +84,16 @@ class CameraModel:
     distortion_model: str
     R: Float64
     P: Float64
+    notices: tuple[Notice, ...] = ()
 
     @classmethod
     def from_info(cls, msg: Any, rectified: bool = False) -> CameraModel:
         """Read a ``sensor_msgs/CameraInfo``, or anything with its fields.
 
         Binning and region of interest are applied as in ``image_geometry``: the result is the
-        camera of the images that the driver publishes, not of the whole sensor.
+        camera of the images that the driver publishes, not of the whole sensor. They are not
+        where K is of the published images already, which its principal point tells. R that is all
+        zero is the identity, and P that is all zero is K. `notices` say so.
 
         Args:
             msg: The message. It is not changed, and nothing of it is kept.
@@ -95,35 +105,28 @@ class CameraModel:
                 'impossible lens'.
 
         """
-        shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
-        K, D, R, P = (np.array(getattr(msg, name), dtype=np.float64).reshape(shape)
-                      for name, shape in shapes.items())
-        for name, values in zip(shapes, (K, D, R, P), strict=True):
-            if not (np.abs(values) <= _LARGEST_NUMBER).all():
-                raise _wrong('not finite', f'{name} = {quoted(values.reshape(-1).tolist())}, with '
-                             f'values that are no numbers, or beyond {_LARGEST_NUMBER:g}')
+        K, D, R, P = _numbers(msg)
+        notices = _fill_in(K, R, P)
         used = P[:, :3] if rectified else K
         _check_matrix('p' if rectified else 'k', used)
-        model = '' if rectified else _model_of(str(msg.distortion_model), D)
-        x, y, width, height = _region_of_interest(msg, rectified=rectified)
+        model, D = ('', D[:0]) if rectified else lens_of(str(msg.distortion_model), D)
+        window = _region_of_interest(msg, rectified=rectified)
         binning = max(1, int(msg.binning_x)), max(1, int(msg.binning_y))
-        width, height = width // binning[0], height // binning[1]
-        if width < 1 or height < 1:
+        size = window[2] // binning[0], window[3] // binning[1]
+        if min(size) < 1:
             raise _wrong('zero size', (
                 f'size {msg.width}x{msg.height} and binning {binning[0]}x{binning[1]}, which '
                 'leave no pixel'), 'Fill them in in the camera driver (binning 0: none).')
-        for matrix in (K, P):
-            matrix[:2, 2] -= (x, y)
-            matrix[:2] /= np.reshape(binning, (2, 1))
-        camera = cls(width, height, _read_only(used), _read_only(D if model else D[:0]), model,
-                     _read_only(R), _read_only(P))
-        lens = camera.focal_length() * camera.width / camera.K[1, 1]
-        if not _LENSES[0] <= lens <= _LENSES[1]:  # nor is NaN, where nothing is seen
-            raise _wrong('impossible lens', (
-                f'd = {quoted(D.tolist())} ({model}), which makes distances from the middle of '
-                f'the image {lens:.3g} times as long; lenses make them {_LENSES[0]:g} to '
-                f'{_LENSES[1]:g} times as long'))
-        return camera
+        shown = _of_window(used, window, binning)
+        if _off_middle(shown, size) > _OFF_MIDDLE:
+            is_shown = _off_middle(used, size) <= _OFF_MIDDLE
+            notices.append(_off_middle_notice(used if is_shown else shown, size, is_shown))
+            if is_shown:
+                window, binning = (0, 0, *window[2:]), (1, 1)
+        K, P = (_of_window(matrix, window, binning) for matrix in (K, P))
+        used = P[:, :3] if rectified else K
+        camera = cls(*size, _read_only(used), _read_only(D), model, _read_only(R), _read_only(P))
+        return replace(camera, notices=(*notices, *camera._look_at_lens()))
 
     @classmethod
     def pinhole(
@@ -161,8 +164,11 @@ class CameraModel:
         if (width, height) != (self.width, self.height):
             raise CameraInfoError('size mismatch', (
                 f'camera_info is for images of {self.width}x{self.height} pixels (binning and '
-                f'roi applied), but the image has {width}x{height}. Remap camera_info to the '
-                "image topic's own, or resize both together (image_proc does)."))
+                f'roi applied), but the image has {width}x{height}. '
+                + ('Its width and height are exchanged: correct them in the camera driver.'
+                   if (height, width) == (self.width, self.height) else
+                   "Remap camera_info to the image topic's own, or resize both together "
+                   '(image_proc does).')))
 
     def scaled(self, width: int, height: int) -> CameraModel:
         """Give the camera of the same view resized to `width` x `height` pixels.
@@ -190,7 +196,7 @@ class CameraModel:
         y = (v - cy) / fy
         x = (u - cx - skew * y) / fx
         rays = np.ones((u.size, 3))
-        rays[:, :2] = _undistort(
+        rays[:, :2] = undistort(
             self.distortion_model, self.D, np.stack([x, y], axis=-1).reshape(-1, 2))
         rays[~(np.abs(rays).max(axis=1) < _FURTHEST_ASIDE)] = np.nan
         return rays.reshape(*u.shape, 3)
@@ -210,7 +216,7 @@ class CameraModel:
         z = np.where(points[..., 2:] > 0.0, points[..., 2:], np.nan)
         ideal = (points[..., :2] / z).reshape(-1, 2)
         pixels = np.ones((len(ideal), 3))
-        pixels[:, :2] = _distort(self.distortion_model, self.D, ideal)
+        pixels[:, :2] = distort(self.distortion_model, self.D, ideal)
         return (pixels @ self.K.T)[:, :2].reshape(*points.shape[:-1], 2)
 
     def focal_length(self) -> float:
@@ -235,6 +241,30 @@ class CameraModel:
             return math.nan
         return float(focal * np.mean(seen[known] / distances[known]))
 
+    def _look_at_lens(self) -> list[Notice]:
+        """Say which share of the pixels has no ray.
+
+        Raises:
+            CameraInfoError: no lens does that ('impossible lens').
+
+        """
+        factor = self.focal_length() * self.width / self.K[1, 1]
+        share = float(np.mean(np.isnan(self.rays(*self.centres(*_FINE_GRID))[..., 0]))) \
+            if self.distortion_model else 0.0
+        does = f'd = {quoted(self.D.tolist())} ({self.distortion_model}), which'
+        if share > _MOST_WITHOUT_RAY:
+            raise _wrong('impossible lens', (
+                f'{does} leaves {100 * share:.3g} % of the pixels without a ray; that of a lens '
+                f'leaves at most {100 * _MOST_WITHOUT_RAY:g} %'))
+        if not _LENSES[0] <= factor <= _LENSES[1]:  # nor is NaN, where nothing is seen
+            raise _wrong('impossible lens', (
+                f'{does} makes distances from the middle of the image {factor:.3g} times as long; '
+                f'lenses make them {_LENSES[0]:g} to {_LENSES[1]:g} times as long'))
+        return [Notice('pixels without a ray', (
+            f'camera_info has {does} ends or folds back inside the image: {100 * share:.2g} % of '
+            'the pixels have no ray, and points have holes there. If the image shows something '
+            'there, calibrate with the board near its borders, too.'))] if share else []
+
     def patch_rays(self, h: int, w: int) -> NDArray[np.float32]:
         """Rays through the centres of `h` x `w` patches that tile the image.
 
@@ -253,6 +283,12 @@ class CameraModel:
         u, v = ((np.arange(count) + 0.5) * length / count - 0.5
                 for count, length in ((w, self.width), (h, self.height)))
         return u[None, :], v[:, None]
+
+
+def notices_of(*cameras: CameraModel | None) -> list[str]:
+    """What is peculiar about cameras, a sentence each; once where several share it."""
+    return list(dict.fromkeys(
+        notice.sentence for camera in cameras if camera for notice in camera.notices))
 
 
 @lru_cache(maxsize=64)  # with distortion it takes milliseconds, and is wanted for every image
@@ -317,6 +353,64 @@ def _region_of_interest(msg: Any, *, rectified: bool) -> tuple[int, int, int, in
     return window
 
 
+def _numbers(msg: Any) -> list[Float64]:
+    """Arrays K (3, 3), D, R (3, 3) and P (3, 4) of a message."""
+    shapes = {'k': (3, 3), 'd': (-1,), 'r': (3, 3), 'p': (3, 4)}
+    arrays = [np.array(getattr(msg, name), dtype=np.float64).reshape(shape)
+              for name, shape in shapes.items()]
+    for name, values in zip(shapes, arrays, strict=True):
+        if not (np.abs(values) <= _LARGEST_NUMBER).all():
+            raise _wrong('not finite', f'{name} = {quoted(values.reshape(-1).tolist())}, with '
+                         f'values that are no numbers, or beyond {_LARGEST_NUMBER:g}')
+    return arrays
+
+
+def _fill_in(K: Float64, R: Float64, P: Float64) -> list[Notice]:
+    """Write the identity into an R, and K into a P, that are all zero; many drivers leave them."""
+    filled = []
+    if not R.any():
+        R[:] = np.eye(3)
+        filled.append('r')
+    if not P[:2].any() and K[0, 0]:
+        P[:, :3] = K
+        filled.append('p')
+    return [Notice('zeros', (
+        f'camera_info has {" and ".join(filled)} all zeros: taken are r = the identity and p = '
+        '[k | 0], which is right for a camera that is not rectified. Fill them in in the camera '
+        'driver.'))] if filled else []
+
+
+def _of_window(
+    matrix: Float64, window: tuple[int, int, int, int], binning: tuple[int, int],
+) -> Float64:
+    """K or P of images that show a window of the sensor, binned."""
+    matrix = matrix.copy()
+    matrix[:2, 2] -= window[:2]
+    matrix[:2] /= np.reshape(binning, (2, 1))
+    return matrix
+
+
+def _off_middle(matrix: Float64, size: tuple[int, int]) -> float:
+    """Distance of the principal point from the middle, in image widths and heights."""
+    return math.hypot(*((matrix[:2, 2] + 0.5) / size - 0.5))
+
+
+def _off_middle_notice(matrix: Float64, size: tuple[int, int], is_shown: bool) -> Notice:
+    (cx, cy), (width, height) = matrix[:2, 2], size
+    point = f'The principal point of camera_info, ({cx:.1f}, {cy:.1f}),'
+    if is_shown:
+        return Notice('binning or roi applied before', (
+            f'{point} is in the middle of the images of {width}x{height} pixels as it is, and '
+            'would be far from it with binning and roi applied: they are taken as applied to k '
+            'and p already. Set them to zero in the camera driver, or let it publish k and p of '
+            'the whole sensor.'))
+    return Notice('principal point', (
+        f'{point} is far from the middle of the images of {width}x{height} pixels. It is near '
+        f'that of images of {2 * cx:.0f}x{2 * cy:.0f}: if k is of another size, focal length, '
+        'depth and points are wrong by as much, and the camera has to be calibrated at the size '
+        'that it publishes. If the images are cropped, let the driver fill in roi.'))
+
+
 def _check_matrix(name: str, matrix: Float64) -> None:
     if matrix[0, 0] == 0.0:
         raise _wrong('all zeros', f'{name}[0] = 0: the camera is not calibrated', (
@@ -334,132 +428,3 @@ def _read_only(matrix: Float64) -> Float64:
     matrix = np.array(matrix, dtype=np.float64)
     matrix.flags.writeable = False
     return matrix
-
-
-def _model_of(model: str, D: Float64) -> str:
-    """The distortion model to use, '' for none.
-
-    Empty or all zero `D` mean none (many simulators say it so), but not for 'equidistant', which
-    is no pinhole even with all coefficients zero.
-    """
-    if model != 'equidistant' and not D.any() and (model in COEFFICIENTS or model in ('', 'none')):
-        return ''
-    if D.size not in COEFFICIENTS.get(model, ()):
-        known = ', '.join(f'{name} with {" or ".join(map(str, counts))}'
-                          for name, counts in COEFFICIENTS.items())
-        raise _wrong('unknown distortion model', (
-            f'distortion_model {quoted(model)} with {D.size} coefficients; known are {known}'),
-            'Calibrate with one of these, or rectify the images and set rectified: true.')
-    return model
-
-
-@np.errstate(all='ignore')  # coefficients may be any number; what overflows is no ray
-def _distort(model: str, D: Float64, ideal: Float64) -> Float64:
-    """(N, 2) x/z, y/z of rays -> normalised coordinates of their pixels, NaN beyond the model."""
-    if not model or not len(ideal):
-        return ideal
-    radius: Float64 = np.hypot(*ideal.T)
-    if model == 'equidistant':
-        angle = np.arctan(radius)
-        bent, end = _kannala_brandt(D)
-        return ideal * np.where(angle < end, _ratio(bent(angle), radius), np.nan)[:, None]
-    return np.where((radius < _radial(D)[2])[:, None], _brown_conrady(ideal, D)[0], np.nan)
-
-
-@np.errstate(all='ignore')
-def _undistort(model: str, D: Float64, distorted: Float64) -> Float64:
-    """(N, 2) normalised coordinates of pixels -> x/z, y/z of their rays, NaN where is none."""
-    if not model or not len(distorted):
-        return distorted
-    radius: Float64 = np.hypot(*distorted.T)
-    if model != 'equidistant':
-        return _undistort_brown_conrady(distorted, radius, D)
-    bent, end = _kannala_brandt(D)
-    slope, table = bent.deriv(), np.linspace(0.0, end, _TABLE_SIZE)
-    angle: Float64 = np.interp(radius, bent(table), table)
-    for _ in range(_ITERATIONS):
-        angle = np.clip(angle - _ratio(bent(angle) - radius, slope(angle), 0.0), 0.0, end)
-    found = (np.abs(bent(angle) - radius) < _TOLERANCE) & (angle < end)
-    return distorted * np.where(found, _ratio(np.tan(angle), radius), np.nan)[:, None]
-
-
-def _kannala_brandt(D: Float64) -> tuple[Polynomial, float]:
-    """Kannala and Brandt (2006), eq. 6: distance from the centre for an angle from the axis.
-
-    And the angle up to which it grows; a ray with z = 1 ends at 90 degrees anyway.
-    """
-    k1, k2, k3, k4 = D
-    bent = Polynomial([0.0, 1.0, 0.0, k1, 0.0, k2, 0.0, k3, 0.0, k4])
-    return bent, min(np.pi / 2.0, math.sqrt(_first_positive_root(bent.deriv().coef[::2])))
-
-
-def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
-    """Distorted (N, 2) coordinates and their (N, 2, 2) derivative by `ideal`."""
-    points = np.column_stack([ideal, np.ones(len(ideal))])
-    pixels, jacobian = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), D)
-    # Columns 3 and 4 are the derivatives by a shift of the point along x and y, which at z = 1 are
-    # those by the normalised coordinates.
-    return (np.asarray(pixels, np.float64).reshape(-1, 2),
-            np.asarray(jacobian[:, 3:5], np.float64).reshape(-1, 2, 2))
-
-
-def _radial(D: Float64) -> tuple[Polynomial, Polynomial, float]:
-    """The radial factor's numerator and denominator, polynomials in the radius squared.
-
-    And the radius up to which that part of the model grows.
-    """
-    k1, k2, _p1, _p2, k3, k4, k5, k6 = np.pad(D[:8], (0, 8 - len(D[:8])))
-    top, bottom = Polynomial([1.0, k1, k2, k3]), Polynomial([1.0, k4, k5, k6])
-    s = Polynomial([0.0, 1.0])  # the radius squared
-    slope = (top + 2.0 * s * top.deriv()) * bottom - 2.0 * s * top * bottom.deriv()
-    return top, bottom, math.sqrt(min(map(_first_positive_root, (slope.coef, bottom.coef))))
-
-
-def _undistort_brown_conrady(distorted: Float64, radius: Float64, D: Float64) -> Float64:
-    """Newton's method in two dimensions, started from the radial part alone."""
-    numerator, denominator, end = _radial(D)
-
-    def bent(table: Float64) -> Float64:
-        return table * _ratio(numerator(table**2), denominator(table**2))
-
-    if end > _FURTHEST:  # so coarse a table would lead nowhere
-        end = 2.0  # twice what the radial part needs: the others may push it outwards
-        furthest = np.max(radius[np.isfinite(radius)], initial=0.0)
-        while bent(np.array([end / 2.0]))[0] < furthest and end < _FURTHEST:
-            end *= 2.0
-    table = np.linspace(0.0, end, _TABLE_SIZE)[:-1]  # without the end: the pole of some models
-    ideal = distorted * _ratio(np.interp(radius, bent(table), table), radius)[:, None]
-    for _ in range(_ITERATIONS):
-        value, slope = _brown_conrady(ideal, D)
-        error = value - distorted
-        if not (np.abs(error) > _TOLERANCE * 1e-3).any():
-            break
-        (a, b), (c, d) = slope[:, 0].T, slope[:, 1].T
-        x, y = error.T  # Newton stands still where the system of equations is singular
-        step = np.column_stack([d * x - b * y, a * y - c * x])
-        ideal = ideal - _ratio(step, (a * d - b * c)[:, None], 0.0)
-        ideal = ideal * np.minimum(1.0, _ratio(end, np.hypot(*ideal.T)))[:, None]
-    value, slope = _brown_conrady(ideal, D)
-    found = np.abs(value - distorted).max(axis=1) < _TOLERANCE
-    found &= np.hypot(*ideal.T) < end
-    found &= np.linalg.det(slope) > 0.0  # not mirrored: on the branch that holds the centre
-    return np.where(found[:, None], ideal, np.nan)
-
-
-def _ratio(numerator: ArrayLike, denominator: Float64, at_zero: float = 1.0) -> Float64:
-    """Divide, with the given value where the denominator is zero (1: the limit at the centre)."""
-    return np.where(denominator == 0.0, at_zero, np.divide(numerator, denominator))
-
-
-def _first_positive_root(coefficients: NDArray[Any]) -> float:
-    """Smallest real root above zero of a polynomial, its first coefficient 1; infinity for none.
-
-    It is one over the largest root of the reversed polynomial: there a tiny leading coefficient
-    does not drown the small roots in rounding errors.
-    """
-    if not np.isfinite(coefficients).all():
-        return 0.0
-    inverse = np.roots(coefficients)
-    real = inverse.real[np.abs(inverse.imag) <= 1e-9 * np.abs(inverse)]
-    largest = float(np.max(real, initial=0.0))
-    return 1.0 / largest if largest > 0.0 else math.inf

@@ -25,6 +25,7 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
+from ..core.camera import Notice
 from ..core.errors import ConfigError
 from ..messages import types as messages
 from .anchors import Sensors
@@ -208,6 +209,7 @@ class Camera:
         nan_shares: of every depth image.
         focal: by what depth was multiplied last for the focal length, and why not ('' else).
         last_error: what an image failed of last.
+        notices: what is peculiar about the camera_info of the last image.
 
     """
 
@@ -243,6 +245,7 @@ class Camera:
         self._put = put
         self.stream = Stream(messages.read, self.config, sensors)
         self._answered = self._anchored = False
+        self.notices: tuple[Notice, ...] = ()
         self._shape: tuple[Any, Any] | None = None  # of the last image, and of the network's input
         self.first_image = math.inf  # steady time, as the next: simulated time may stand still
         self.last_image = time.monotonic()
@@ -337,6 +340,10 @@ class Camera:
             self.say.once('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
                 'RViz and tf cannot place them. Set an optical frame in the camera driver.'))
+        if frame.notices != self.notices:
+            self.notices = frame.notices
+            for condition, sentence in self.notices:
+                self.say.once(condition, f'{self.info_topic}: {sentence}')
         self._note_focal_length(frame)
         anchor = self.stream.anchor
         if anchor is None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.anchor import State
-from ..core.camera import CameraModel, focal_ratio
+from ..core.camera import CameraModel, Notice, focal_ratio
 from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
 from ..messages.image_io import to_rgb
@@ -114,6 +114,11 @@ class Frame:
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.rgb.shape[0], self.rgb.shape[1]
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What is peculiar about its camera_info, which is used all the same."""
+        return () if self.model is None else self.model.notices
 
 
 def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:

@@ -82,6 +82,9 @@ FRAMES = (
     Key('last error', 'what an image failed of last; empty: none did', 'camera.last_error'),
     Key('focal ratio', 'by what depth is multiplied for the focal length of the camera, or why '
         'it does not count', lambda h: _focal(*h.camera.focal)),
+    Key('camera_info', 'what is peculiar about that of the last image, in keywords; the log says '
+        'it in sentences', lambda h: ', '.join(
+            condition for condition, _ in h.camera.notices)),
     Key('NaN share [%]', 'of the pixels of depth/image, mean of the last 5 s',
         lambda h: 100 * h.camera.nan_shares.recent()),
     Key('lost by the middleware', 'images that it says were sent and never arrived',
@@ -192,6 +195,8 @@ CAMERA_RULES = (
          '{x:.3g} % of the depth is NaN (max_nan_share: {h.config.max_nan_share:g}). Either the '
          'network overflows (set precision: float32) or its weights are damaged, or out_of_range '
          'and max_stddev leave out much of it.', lambda limit: min(2 * limit, 100.0)),
+    Rule('principal point', lambda h: bool(h.off_middle), lambda _: 0.5,
+         'principal point far from the middle', '{h.camera.info_topic}: {h.off_middle}'),
     Rule('anchor', lambda h: h.anchor is not None and not h.anchor.filter.state.anchored
          and bool(h.anchor.condition), lambda _: 0.5, 'no anchor: {h.anchor.condition}',
          'depth has no anchor (anchor: {h.config.anchor}; {h.anchor.condition}): its scale is 1, '
@@ -292,6 +297,7 @@ class CameraHealth:
         before, camera = self.counts, self.camera
         self._readings.append((time.monotonic(), camera.counts()))
         self.anchor, self.scene = camera.stream.anchor, camera.stream.scene
+        self.off_middle = dict(camera.notices).get('principal point', '')
         self._look_at_inputs()
         wrong = findings(CAMERA_RULES, self) if active else []
         for finding in wrong:

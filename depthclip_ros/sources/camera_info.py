@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+import numpy as np
 import yaml
 
 from ..core.camera import CameraModel
-from ..core.errors import CameraInfoError
+from ..core.errors import CameraInfoError, quoted
 from ..core.files import open_regular, user_path
 
 if TYPE_CHECKING:
@@ -24,26 +24,10 @@ if TYPE_CHECKING:
 BUILTIN_HFOV = 63.33  # degrees; that of the NYU v2 colour camera
 
 
-class _Nine(msgspec.Struct):
-    data: Annotated[tuple[float, ...], msgspec.Meta(min_length=9, max_length=9)]
-
-
-class _Twelve(msgspec.Struct):
-    data: Annotated[tuple[float, ...], msgspec.Meta(min_length=12, max_length=12)]
-
-
-class _Any(msgspec.Struct):
-    data: tuple[float, ...]
-
-
-class _File(msgspec.Struct):
-    image_width: Annotated[int, msgspec.Meta(gt=0)]
-    image_height: Annotated[int, msgspec.Meta(gt=0)]
-    camera_matrix: _Nine
-    distortion_coefficients: _Any
-    rectification_matrix: _Nine
-    projection_matrix: _Twelve
-    distortion_model: str = ''
+_EXPECTED = (
+    'Needed is a file as camera_calibration writes it: image_width, image_height, camera_matrix: '
+    '{data: [fx, 0, cx, 0, fy, cy, 0, 0, 1]}, distortion_model and distortion_coefficients: '
+    '{data: […]}')
 
 
 @dataclass(frozen=True)
@@ -94,21 +78,24 @@ class CameraCalibration:
     def from_yaml(cls, path: str | Path) -> CameraCalibration:
         """Read a file as the ROS tools `camera_calibration` and `camera_info_manager` write it.
 
+        As those of other programs it may call the model `camera_model` (without either name it is
+        plumb_bob), leave out distortion, rectification and projection (none, the identity, and
+        the camera matrix), and have numbers without `data`.
+
         Raises:
-            CameraInfoError: missing or malformed file; says which entry.
+            CameraInfoError: missing or malformed file; says which entry, or which program's.
 
         """
-        try:
-            with open_regular(user_path(path)) as file:
-                told = msgspec.convert(yaml.safe_load(file.read().decode()), _File)
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            said = ' '.join(str(error).split())
-            raise CameraInfoError(
-                'malformed file', f'{path} is no camera calibration: {said}.') from error
-        return cls(
-            told.image_width, told.image_height, told.camera_matrix.data,
-            told.distortion_coefficients.data, told.distortion_model,
-            told.rectification_matrix.data, told.projection_matrix.data)
+        entries = _entries(path)
+        plain = cls.pinhole(
+            _pixels(path, entries, 'image_width'), _pixels(path, entries, 'image_height'),
+            _numbers(path, entries, 'camera_matrix', 9))
+        model = entries.get('distortion_model') or entries.get('camera_model')
+        return replace(
+            plain, distortion_model=str(model or plain.distortion_model),
+            d=_numbers(path, entries, 'distortion_coefficients', missing=plain.d),
+            r=_numbers(path, entries, 'rectification_matrix', 9, plain.r),
+            p=_numbers(path, entries, 'projection_matrix', 12, plain.p))
 
     def model(self, *, rectified: bool = False) -> CameraModel:
         """Give the camera, as the node reads it from a camera_info with these numbers.
@@ -149,3 +136,65 @@ def calibration_of(
             'another size', f'The calibration is for {given.width} x {given.height} pixels, but a '
             f'picture has {width} x {height}; resize the pictures or leave --camera-info away.')
     return given
+
+
+def _malformed(path: str | Path, what: str) -> CameraInfoError:
+    return CameraInfoError('malformed file', f'{path} is no camera calibration: {what}.')
+
+
+def _entries(path: str | Path) -> dict[Any, Any]:
+    """What a YAML file says; programs whose files are others are named."""
+    try:
+        with open_regular(user_path(path)) as file:
+            text = file.read().decode()
+    except OSError as error:
+        raise _malformed(path, str(error.strerror or error)) from error
+    except UnicodeDecodeError as error:
+        raise _malformed(path, f'it is no text. {_EXPECTED}') from error
+    if '[image]' in text.split():
+        raise _malformed(path, 'it is an .ini file, as Videre and older tools write it. Convert '
+                         f'it: ros2 run camera_calibration_parsers convert {path} camera.yaml')
+    if 'opencv-matrix' in text or text.startswith('%YAML:1.0'):
+        raise _malformed(path, "it is of OpenCV's FileStorage. Print its matrices with "
+                         "cv2.FileStorage(path, cv2.FILE_STORAGE_READ).getNode('camera_matrix')"
+                         f'.mat(), and write them anew. {_EXPECTED}')
+    try:
+        entries = next(yaml.safe_load_all(text), None)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, 'problem_mark', None)
+        raise _malformed(path, 'it is no YAML' + (
+            '' if mark is None else f' (line {mark.line + 1})')) from error
+    if not isinstance(entries, dict):
+        raise _malformed(path, f'it holds {quoted(entries)}. {_EXPECTED}')
+    if any(isinstance(entry, dict) and 'intrinsics' in entry for entry in entries.values()):
+        raise _malformed(path, "it is Kalibr's camchain. Write of each camera a file: intrinsics "
+                         'are fx, fy, cx, cy, resolution the size, distortion_coeffs stay, and '
+                         f'radtan is plumb_bob, equi equidistant. {_EXPECTED}')
+    return entries
+
+
+def _pixels(path: str | Path, entries: dict[Any, Any], name: str) -> int:
+    value, = _numbers(path, entries, name, 1)
+    if value < 1 or value != int(value):
+        raise _malformed(path, f'{name} is {value:g}, and should be a number of pixels')
+    return int(value)
+
+
+def _numbers(
+    path: str | Path, entries: dict[Any, Any], name: str, count: int = 0,
+    missing: tuple[float, ...] = (),
+) -> tuple[float, ...]:
+    """Numbers of an entry, row by row, with or without `data`; `count` 0: any number of them."""
+    entry = entries.get(name)
+    if entry is None:
+        if missing:
+            return missing
+        raise _malformed(path, f'it has no {name}. {_EXPECTED}')
+    try:
+        values = np.array(entry['data'] if isinstance(entry, dict) else entry, float).ravel()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        values = np.full(1, np.nan)
+    if not np.isfinite(values).all() or values.size != (count or values.size):
+        raise _malformed(path, f'{name} is {quoted(entry)}, and should be '
+                         f'{count or "a list of"} numbers')
+    return tuple(values.tolist())
