@@ -15,8 +15,11 @@ from rclpy.serialization import serialize_message
 from ros_harness import camera_info, image, node_here, values_of
 from std_msgs.msg import Header
 
+from depthclip_ros.core.anchor import State
+from depthclip_ros.messages import types as messages
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import health as health_module
+from depthclip_ros.node.anchors import Anchor, Sensors
 from depthclip_ros.node.camera import Camera, Window
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, NodeHealth
@@ -98,6 +101,21 @@ def test_images_that_the_middleware_loses_are_told(watch):
     status = watched.pass_seconds(1, images=10)
     assert (status.level, status.message) == (WARN, 'images are lost before they arrive')
     assert watched.pass_seconds(6, images=10).level == OK
+
+
+@pytest.mark.parametrize(('scale', 'level'), [(0.06, WARN), (1.3, OK), (11.0, WARN)])
+def test_a_scale_that_nobody_expects_is_a_warning_with_its_numbers(scale, level, watch):
+    watched = watch(anchor='points')
+    anchor = Anchor(Sensors(watched.camera.config, '/points', messages.read),
+                    watched.camera.config)
+    anchor.filter.state = State(scale=scale, share=0.6, points=960, patches=30, condition='',
+                                anchored=True)
+    watched.camera.stream.anchor = anchor
+    status = watched.pass_seconds(1)
+    assert status.level == level
+    if level == WARN:
+        for number in (f'{scale:.3g}', '60 %', '960', '30'):
+            assert number in status.message
 
 
 @pytest.mark.parametrize(('age', 'words', 'level'), [

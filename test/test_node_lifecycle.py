@@ -143,7 +143,7 @@ def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypa
 def test_transforms_are_forgotten_when_time_jumps_back(node, monkeypatch):
     """As when a bag begins anew: else nothing that moves would be found again."""
     cleared = []
-    monkeypatch.setattr(Sensors, 'clear_transforms', lambda _sensors: cleared.append(1))
+    monkeypatch.setattr(Sensors, 'clear', lambda _sensors: cleared.append(1))
     node.set_parameters([Parameter('anchor', value='scan')])
     assert node.trigger_configure() == SUCCESS
     assert node.trigger_activate() == SUCCESS

@@ -34,7 +34,7 @@ ready = list(sys.modules)
 
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
-from depthclip_ros.node import messages
+from depthclip_ros.messages import types as messages
 from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.frame import Stream
 from depthclip_ros.messages.image_io import to_rgb

@@ -119,17 +119,71 @@ def test_a_time_that_jumps_back_unnoticed_begins_anew(known):
         place(tree, 50 * SECOND)
 
 
-def test_a_frame_may_change_its_parent_and_moves_in_the_root_of_its_tree():
+def test_a_frame_may_change_its_parent():
     tree = TransformTree()
     tree.add('base', 'camera', (0, 0, 0), STRAIGHT, None)
-    assert tree.fixed_frame('camera') is None
     tree.add('map', 'base', (1, 0, 0), STRAIGHT, 5)
-    assert tree.fixed_frame('/camera') == 'map'
     tree.add('odom', 'base', (2, 0, 0), STRAIGHT, 6)
-    assert tree.fixed_frame('/camera') == 'odom'
     assert place(tree, 6) == 2
     with pytest.raises(TransformError, match='map'):
         tree.lookup('map', 'base', 6)
+
+
+def robot(odometry, *, map_times=()):
+    """A lidar and a camera on a robot, 1 m/s along x in odom, which jumps by 2 m in map."""
+    tree = TransformTree()
+    tree.add('base', 'camera', (0, 0, 0), STRAIGHT, None)
+    tree.add('base', 'lidar', (0, 0, 1), STRAIGHT, None)
+    for time in range(11) if odometry else ():
+        tree.add(odometry, 'base', (0.1 * time, 0, 0), STRAIGHT, time * SECOND // 10)
+    for time in map_times:
+        tree.add('map', odometry, (2.0 * (time % 2), 0, 0), STRAIGHT, time * SECOND // 10)
+    return tree
+
+
+@pytest.mark.parametrize('odometry', ['odom', 'robot/odom_combined', 'camera_init'])
+@pytest.mark.parametrize('map_times', [(), (0,), range(11)])
+def test_what_moves_between_two_times_counts_by_odometry_and_not_by_map(odometry, map_times):
+    """Whether localisation jumps, was said once, or is not there."""
+    tree = robot(odometry, map_times=map_times)
+    found, age = tree.lookup_between('/camera', 5 * SECOND // 10, 'lidar', 4 * SECOND // 10)
+    np.testing.assert_allclose(found.translation, [-0.1, 0, 1], atol=1e-9)
+    assert age == 0
+
+
+def test_without_odometry_two_times_may_be_so_far_apart():
+    tree = robot('')
+    found, age = tree.lookup_between('camera', SECOND, 'lidar', 8 * SECOND // 10, still=0.25)
+    np.testing.assert_allclose(found.translation, [0, 0, 1])
+    assert age == pytest.approx(0.2)
+    with pytest.raises(TransformError, match=r'0\.3 s apart.*odom.*0\.25 s') as caught:
+        tree.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25)
+    assert caught.value.condition == 'stamps apart'
+    late = robot('odom')  # which ends at 1 s
+    found, age = late.lookup_between(
+        'camera', 13 * SECOND // 10, 'lidar', 12 * SECOND // 10, still=0.25)
+    assert age == pytest.approx(0.1)
+    with pytest.raises(TransformError, match='asked for'):
+        late.lookup_between('camera', 14 * SECOND // 10, 'lidar', SECOND, still=0.25)
+
+
+def test_a_refused_link_is_named_where_it_is_missed():
+    tree = TransformTree()
+    tree.add('base', 'lidar', (0, 0, 0), STRAIGHT, None)
+    with pytest.raises(TransformError):
+        tree.add('base', 'camera', (0, 0, 0), (0.49, -0.49, 0.49, 0.49), None)
+    with pytest.raises(TransformError, match=r"'base' to 'camera'.*length 0\.98") as caught:
+        tree.lookup('camera', 'lidar', 0)
+    assert caught.value.condition == 'no transform'
+    tree.add('base', 'camera', (0, 0, 0), STRAIGHT, None)
+    tree.lookup('camera', 'lidar', 0)
+
+
+def test_a_link_that_came_once_is_said_to_belong_on_tf_static():
+    tree = TransformTree()
+    tree.add('base', 'camera', (0, 0, 0), STRAIGHT, SECOND)
+    with pytest.raises(TransformError, match=r'only once.*/tf_static'):
+        tree.lookup('base', 'camera', 5 * SECOND)
 
 
 def test_missing_links_and_circles_are_named():

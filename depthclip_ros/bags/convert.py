@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.files import user_path
 from ..messages.depth import depth_values
 from ..messages.types import COMPRESSED_IMAGE, IMAGE, cause_of
-from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms
+from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
 from ..node.frame import Stream, predict
 from ..node.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
@@ -317,17 +317,24 @@ class _Conversion:
             self._say_once(f'{camera.plan.label}{problem}')
             if frame.model is None:
                 _count(self.report.unprojected, camera.plan.label + problem.condition)
-        if anchor is not None and anchor.condition:
-            self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}).')
+        if anchor is None:
+            return
+        if anchor.condition:
+            self._say_once(f'{camera.plan.label}The anchor is not followed ({anchor.condition}): '
+                           f'{anchor.reason}', camera.plan.label + anchor.condition)
+        if anchor.filter.state.unusual:
+            self._say_once(camera.plan.label + unusual_scale(
+                self._options.node.anchor, anchor.filter.state), f'{camera.plan.label}unusual')
 
     def _reject(self, camera: _Camera, stage: str, error: Exception) -> None:
         cause = cause_of(error, stage)
         if not _count(self.report.rejected, camera.plan.label + cause):
             self._log(f'{camera.plan.label}Image rejected ({cause}): {error}')
 
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
+    def _say_once(self, sentence: str, kind: str = '') -> None:
+        """Say it, of several sentences of one kind the first."""
+        if (kind or sentence) not in self._said:
+            self._said.add(kind or sentence)
             self._log(sentence)
 
 

@@ -268,8 +268,8 @@ class _Bag:
         else:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
             points *= self.options.unit or 1.0
-        transform = self.tree.lookup(
-            target, frame, _stamp(message), tolerance=_LATE_TRANSFORM)
+        transform, _ = self.tree.lookup_between(
+            target, _stamp(image), frame, _stamp(message), tolerance=_LATE_TRANSFORM)
         return rasterize(transform.apply(points), camera)
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..core.camera import CameraModel
 from ..core.errors import DataError, DepthClipError, ImageError
-from ..core.transforms import TransformError
 from ..messages.depth import MILLIMETRES
 
 Float32 = NDArray[np.float32]
@@ -177,7 +176,7 @@ class Recording:
         for position, decode in self.find(sorted(set(positions))):
             try:
                 frame = decode()
-            except (DataError, TransformError, OSError, ValueError) as error:
+            except (DataError, OSError, ValueError) as error:
                 self.left_out[self.left_out.cause(error)] += position not in self._unusable
                 self._unusable.add(position)
                 continue

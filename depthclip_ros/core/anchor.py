@@ -2,7 +2,9 @@
 """The scale of depth at run time, from a few points whose true depth is known.
 
 What a network gets wrong about a place it gets wrong mostly by one factor: the middle of
-log(true depth / depth by language) over the points that agree. A Kalman filter follows its
+log(true depth / depth by language) over the patches whose points agree. Every patch has one vote,
+which its points share: a thousand points in one patch know no more of the image than one of them,
+and may all be wrong, as on a part of the robot. A Kalman filter follows the scale's
 logarithm, so that it neither follows every image's noise nor jumps. It is a factor alone: points
 that span little depth, as those of one laser scan, could not tell a shift from it. What it leaves,
 they correct around them.
@@ -38,7 +40,7 @@ JUMP = 'scale jumped'
 
 LEAST_POINTS = 5
 MOST_POINTS = 1000  # looked at in an image, evenly taken
-LEAST_SHARE = 0.5  # of the points that must agree
+LEAST_SHARE = 0.5  # of the votes that must agree
 GATE = 3.0  # standard deviations, for points and for what an image says
 # Likewise for the points that tell how large errors are: large errors must not be taken for
 # outliers, or the error bars come out too short.
@@ -48,6 +50,7 @@ ERROR_GATE = 4.0
 POINT_DEVIATION, LEAST_DEVIATION = 0.25, 0.02
 PRIOR_DEVIATION = 0.5  # of the logarithm of a scale of which nothing is known
 MOST_SCALE = 100.0  # or one over it: beyond, points and depth have nothing to do with each other
+UNUSUAL_SCALE = 3.0  # or one over it: beyond, the sensor's unit or place may be wrong
 DRIFT = 0.05  # by which the logarithm of the scale wanders in one second
 MOST_STEP = 1.05  # between the scales of two images
 # Depth +- 1.645 standard deviations is to hold 90 % of the truth.
@@ -68,8 +71,14 @@ SHARE_RATE = 0.05
 # with and without calibrations; half as much again of any changes rmse by at most 2 %.
 DEVIATION, OWN_DEVIATION = 0.2, 0.12
 DEPTH_REACH = 0.4  # of log depth, likewise: what stands before a wall is kept apart from it
+# Seconds in which what points have said around them falls to a third without new ones, and the
+# part of it below which there is none: a sensor of 2 Hz leaves little to see of its rhythm.
+HELD, LEAST_LEFT = 1.0, 0.01
 MOST_PATCHES = 100  # with points that are looked at, evenly taken: the time grows with their cube
 _ROUNDS = 3
+
+
+_Around = tuple['Float32', 'Float32']  # as of an `Adjustment`: `around` and `unsure`
 
 
 class Adjustment(NamedTuple):
@@ -101,8 +110,10 @@ class State:
         scale: by which depth was multiplied.
         inflation: of the standard deviation.
         variance: of the scale's logarithm.
-        share: of the points that agree, in the last image that had enough; NaN before.
+        share: of the votes that agree, in the last image that had enough points; NaN before. Each
+            patch with points has one, and its points have equal parts of it.
         points: in the image.
+        patches: in which they are.
         condition: why that image's points are not followed; '' if they are.
         anchored: whether the scale rests on points, that is they were followed not longer ago
             than the filter's timeout.
@@ -116,9 +127,21 @@ class State:
     variance: float = PRIOR_DEVIATION ** 2
     share: float = math.nan
     points: int = 0
+    patches: int = 0
     condition: str = NO_POINTS
     anchored: bool = False
     around: float = 0.0
+
+    @property
+    def agreement(self) -> str:
+        """What the points say, in numbers."""
+        return (f'scale {self.scale:.3g}, {100 * self.share:.0f} % of {self.points} points in '
+                f'{self.patches} patches agree')
+
+    @property
+    def unusual(self) -> bool:
+        """Whether the scale rests on points, but is larger or smaller than one expects."""
+        return self.anchored and abs(math.log(self.scale)) > math.log(UNUSUAL_SCALE)
 
 
 class ScaleFilter:
@@ -128,7 +151,8 @@ class ScaleFilter:
     let go: the scale returns to 1, with the timeout as its time constant, until points can be
     followed again, whatever scale up to `MOST_SCALE` they say. The inflation stays. So may the
     first image take any such scale; from then on none has more than `MOST_STEP` times that of the
-    image before, or less than 1 / `MOST_STEP` of it.
+    image before, or less than 1 / `MOST_STEP` of it. What points have said of the patches around
+    them is held, too, and fades.
 
     Attributes:
         state: after the last image.
@@ -155,6 +179,7 @@ class ScaleFilter:
         # Means over points, whose ratio is the share of the surroundings that is taken.
         self._helped = np.full(2, (DEVIATION / 2) ** 2)
         self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
+        self._around: _Around | None = None  # of the last image
         self._published = 0.0  # logarithm of the last image's scale
         self._time: float | None = None  # of the last image
         self._silent = math.inf
@@ -163,7 +188,7 @@ class ScaleFilter:
     def adjust(
         self, time: float, points: Points | None, patch_depth: Float32,
         patch_stddev: Float32 | None, image: Size, upsampling: str = 'centered',
-        *, are_new: bool = True,
+        *, are_new: bool = True, age: float = 0.0,
     ) -> Adjustment:
         """Take in one image with its points.
 
@@ -176,6 +201,7 @@ class ScaleFilter:
             upsampling: how pixels get their depth from the patches.
             are_new: whether the points were not given with an image before. Those that were have
                 had their part in the scale, and only correct what is around them.
+            age: seconds between points and image in which the camera may have moved unnoticed.
 
         Returns:
             What to multiply with. These points have their part in the scale; of the inflation,
@@ -192,32 +218,33 @@ class ScaleFilter:
         errors, depth, deviations, patches = compare(
             points, patch_depth, patch_stddev, image, upsampling, self._lowest)
         says, variance, share, distances, unusable = weigh(errors, depth, patches, self._least)
-        condition = unusable or self._follow(says, variance, are_new=are_new)
+        condition = unusable or self._follow(says, variance + DRIFT ** 2 * age, are_new=are_new)
         if self._silent > self._timeout:
             self._log_scale *= math.exp(-passed / self._timeout)
         self._published += min(max(self._log_scale - self._published, -most), most)
-        errors = errors - self._published
-        around = unsure = None
-        agree = distances <= GATE
+        errors, votes, agree = errors - self._published, votes_of(patches), distances <= GATE
+        self._around = _faded(self._around, passed, patch_depth.shape)
         if self._reach and not condition and (found := correct_around(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
             factor, unsure, said, left = found
             part = self.share_around
-            around, unsure = factor ** np.float32(part), _blend(part, unsure)
+            self._around = _faded(
+                (factor ** np.float32(part), _blend(part, unsure)), age, factor.shape)
             if are_new:  # learn from what the points in other patches said of each point
-                now = np.mean(errors[agree] * said[agree]), np.mean(said[agree] ** 2)
+                now = [np.average(values[agree], weights=votes[agree])
+                       for values in (errors * said, said ** 2)]
                 self._helped += SHARE_RATE * (np.array(now) - self._helped)
                 errors = errors - part * said
                 deviations = None if deviations is None else deviations * _blend(part, left)
-        adjustment = Adjustment(
-            math.exp(self._published), math.exp(self._log_inflation), around, unsure)
+        adjustment = Adjustment(math.exp(self._published), math.exp(self._log_inflation),
+                                *(self._around or (None, None)))
         if are_new and not unusable and deviations is not None:
-            self._score(np.abs(errors), deviations, distances <= ERROR_GATE)
+            self._score(np.abs(errors), deviations, np.where(distances <= ERROR_GATE, votes, 0.0))
         self.state = State(
             adjustment.scale, adjustment.inflation, self._variance,
-            self.state.share if math.isnan(share) else share, len(distances), condition,
-            self._silent <= self._timeout,
-            0.0 if around is None else math.sqrt(np.mean(np.log(around) ** 2)))
+            self.state.share if math.isnan(share) else share, len(distances),
+            round(votes.sum()), condition, self._silent <= self._timeout,
+            0.0 if self._around is None else math.sqrt(np.mean(np.log(self._around[0]) ** 2)))
         return adjustment
 
     def _follow(self, says: float, variance: float, *, are_new: bool) -> str:
@@ -244,12 +271,13 @@ class ScaleFilter:
         right, said = self._helped
         return float(min(max(right / said, 0.0), 1.0))
 
-    def _score(self, errors: Float64, deviations: Float64, counted: NDArray[np.bool_]) -> None:
+    def _score(self, errors: Float64, deviations: Float64, votes: Float64) -> None:
         """Follow the share of errors beyond what the standard deviations say."""
-        known = counted & (deviations > 0.0)
-        if known.any():
-            limit = QUANTILE * math.exp(self._log_inflation) * deviations[known]
-            missed, count = float(np.mean(errors[known] > limit)), int(known.sum())
+        votes = np.where(deviations > 0.0, votes, 0.0)
+        count = float(votes.sum())
+        if count:
+            limit = QUANTILE * math.exp(self._log_inflation) * deviations
+            missed = float(votes @ (errors > limit)) / count
             most, rate = math.log(MOST_INFLATION), INFLATION_RATE * count / (count + LEAST_POINTS)
             self._log_inflation = min(max(
                 self._log_inflation + rate * (missed - MISSES), -most), most)
@@ -311,42 +339,64 @@ def sample(
 def weigh(
     log_ratios: Float64, depth: Float64, patches: NDArray[np.intp], least: int = LEAST_POINTS,
 ) -> tuple[float, float, float, Float64, str]:
-    """The scale that most of the points of an image agree on, which are as `compare` gives them.
+    """The scale that most of an image's patches with points agree on.
 
-    The search begins in the middle of the shortest interval that holds half of the points, where
+    The search begins in the middle of the shortest interval that holds half of the votes, where
     outliers on one side, as those behind what the camera sees, do no harm; from there it goes to
     the median of those that agree, and at last to their weighted mean, where they count the less
     the nearer to the gate they are (Tukey's biweight), and the more the deeper they are.
 
-    Returns the logarithm of the scale and its variance; the share of the points that agree; how
+    Returns the logarithm of the scale and its variance; the share of the votes that agree; how
     far each is from the scale, in standard deviations; and why it cannot be used, '' if it can.
     """
-    count = len(log_ratios)
+    count, votes = len(log_ratios), votes_of(patches)
     if count < max(1, least):
         return 0.0, math.inf, math.nan, np.zeros(count), FEW_POINTS if count else NO_POINTS
-    ordered = np.sort(log_ratios)
-    half = count // 2 + 1
-    start = int(np.argmin(ordered[half - 1:] - ordered[:count - half + 1]))
-    near, places = ordered[start:start + half], len(np.unique(patches))
+    agree = np.zeros(count, bool)
+    agree[_shortest_half(log_ratios, votes)] = True
     for _ in range(_ROUNDS):
-        center = float(np.median(near))
-        scatter = (1.4826 * float(np.median(np.abs(near - center)))) ** 2
-        independent = min(places, len(near))
+        center = _median(log_ratios[agree], votes[agree])
+        scatter = (1.4826 * _median(np.abs(log_ratios[agree] - center), votes[agree])) ** 2
+        independent = float(votes[agree].sum())
         deviation = math.sqrt((independent * scatter + LEAST_POINTS * POINT_DEVIATION ** 2)
                               / (independent + LEAST_POINTS))
         distances = np.abs(log_ratios - center) / deviation
         agree = distances <= GATE
-        near = log_ratios[agree]
-    share = len(near) / count
-    if len(near) < least or share < LEAST_SHARE:
+    share = float(votes[agree].sum() / votes.sum())
+    if agree.sum() < least or share < LEAST_SHARE:
         return (center, math.inf, share, distances,
                 CONTRADICTORY if share < LEAST_SHARE else FEW_POINTS)
-    shares = depth[agree] * (1.0 - (distances[agree] / GATE) ** 2) ** 2
+    shares = votes * depth * np.maximum(1.0 - (distances / GATE) ** 2, 0.0) ** 2
     shares /= shares.sum()
     # What errs in a patch errs for all of its points.
-    alike = len(near) / len(np.unique(patches[agree]))
-    variance = float(shares @ shares) * alike * deviation ** 2 + LEAST_DEVIATION ** 2
-    return float(shares @ near), variance, share, distances, ''
+    variance = np.sum(np.bincount(patches, shares) ** 2) * deviation ** 2 + LEAST_DEVIATION ** 2
+    return float(shares @ log_ratios), float(variance), share, distances, ''
+
+
+def votes_of(patches: NDArray[np.intp]) -> Float64:
+    """(N,) part that each point has in the one vote of its patch."""
+    _, of, counts = np.unique(patches, return_inverse=True, return_counts=True)
+    return 1.0 / counts[of]
+
+
+def _shortest_half(values: Float64, votes: Float64) -> NDArray[np.intp]:
+    """Which values are in the shortest interval that has more than half of the votes."""
+    order = np.argsort(values)
+    total = np.cumsum(votes[order])
+    ends = np.searchsorted(total, total - votes[order] + total[-1] / 2, side='right')
+    starts = np.flatnonzero(ends < len(order))
+    lengths = values[order[ends[starts]]] - values[order[starts]]
+    start = starts[np.argmin(lengths)]
+    return order[start:ends[start] + 1]
+
+
+def _median(values: Float64, votes: Float64) -> float:
+    """The value with half of the votes on each side; between two the mean."""
+    order = np.argsort(values)
+    total = np.cumsum(votes[order])
+    middle = [min(np.searchsorted(total, total[-1] / 2, side=side), len(order) - 1)
+              for side in ('left', 'right')]
+    return float(values[order[middle]].mean())
 
 
 def correct_around(
@@ -412,6 +462,20 @@ def correct_around(
                 / (OWN_DEVIATION ** 2 + DEVIATION ** 2)) for values in (unknown, unknown_there))
     return (np.exp(log_factor).reshape(h, w).astype(np.float32),
             left.reshape(h, w).astype(np.float32), said[of], left_there[of])
+
+
+def _faded(around: _Around | None, seconds: float, shape: Size) -> _Around | None:
+    """What is left of what points have said of the patches around them; None if that is nothing.
+
+    In time, too, it is a Gaussian process, whose correlation falls exponentially: what a robot
+    that stands still sees stays, and what one sees that moves goes by.
+    """
+    if around is None or around[0].shape != shape:
+        return None
+    left = math.exp(-seconds / HELD)
+    factor, unsure = around
+    return None if left < LEAST_LEFT else (
+        factor ** np.float32(left), np.sqrt(1.0 - (1.0 - unsure ** 2) * np.float32(left ** 2)))
 
 
 def _blend(part: float, left: NDArray[np.floating]) -> NDArray[np.floating]:

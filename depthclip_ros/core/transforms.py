@@ -7,6 +7,7 @@ Times are whole nanoseconds, as the stamps of ROS.
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DepthClipError, quoted
+from .errors import DataError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +29,15 @@ _NORM_TOLERANCE = 0.01  # of a quaternion's squared length, as tf2
 _FURTHEST = 1e9  # metres
 _SAME_ROTATION = 1e-9  # sine of an angle below which quaternions are mixed straight
 _JUMP_BACK = 10 * _NANOSECONDS  # as much as tf2 keeps; what is older is of another time
+_ODOM = 'odom'  # part of the name of the frame that a robot moves in without jumps (REP-105)
+WRONG_LINK, NO_TRANSFORM, APART = 'wrong link', 'no transform', 'stamps apart'
 
 
-class TransformError(DepthClipError):
-    """A transform cannot be used, or two frames are not connected; says which link is missing."""
+class TransformError(DataError):
+    """A transform cannot be used, or two frames are not connected; says which link is missing.
+
+    Its condition is WRONG_LINK, NO_TRANSFORM or APART.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +91,13 @@ class _Link:
         place = min(place, len(self.times) - 1)
         if not self.static and abs(self.times[place] - time) > beyond:
             first_s, last_s = (self.times[i] / _NANOSECONDS for i in (0, -1))
-            raise TransformError(
-                f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known from '
-                f'{first_s:.3f} to {last_s:.3f} s, but is asked for at '
-                f'{time / _NANOSECONDS:.3f} s. Is its publisher running, with the same clock?')
+            known, remedy = (f'from {first_s:.3f} to {last_s:.3f} s', '') \
+                if len(self.times) > 1 else (f'only once, at {first_s:.3f} s', (
+                    'If it never moves, publish it on /tf_static, and record that. '))
+            raise TransformError(NO_TRANSFORM, (
+                f'The tf link {quoted(self.parent)} to {quoted(self.child)} is known {known}, but '
+                f'is asked for at {time / _NANOSECONDS:.3f} s. {remedy}Is its publisher running, '
+                'with the same clock?'))
         translation, quaternion = self.poses[place]
         return Transform(rotation_matrix(quaternion), translation)
 
@@ -105,6 +114,7 @@ class TransformTree:
         """
         self._most = most_entries
         self._links: dict[str, _Link] = {}
+        self._refused: dict[str, str] = {}  # why, by the child of a link that was not taken last
         self._lock = threading.Lock()
 
     def add(
@@ -130,11 +140,16 @@ class TransformTree:
         if not parent or not child or parent == child or not (
                 np.isfinite([*place, *turn]).all() and np.abs(place).max() < _FURTHEST
                 and abs(length * length - 1) <= _NORM_TOLERANCE):
-            raise TransformError(
-                f'tf link {quoted(parent)} to {quoted(child)} with translation {place.tolist()} '
-                f'and quaternion {turn.tolist()}: it needs two different frames, finite metres, '
-                'and a quaternion of length 1 (no rotation is 0, 0, 0, 1). Correct its publisher.')
+            problem = (
+                f'The tf link {quoted(parent)} to {quoted(child)} with translation '
+                f'{place.tolist()} and quaternion {turn.tolist()} of length {length:.4g} does not '
+                'count: it needs two different frames, finite metres, and a quaternion of length '
+                '1 (no rotation is 0, 0, 0, 1). Correct its publisher.')
+            with self._lock:
+                self._refused[child] = problem
+            raise TransformError(WRONG_LINK, problem)
         with self._lock:
+            self._refused.pop(child, None)
             link = self._links.get(child)
             if time is None or link is None or link.static or link.parent != parent or (
                     # Time has jumped back: what it was then is not what it is.
@@ -193,40 +208,94 @@ class TransformTree:
                 the frame or link, and what is known instead.
 
         """
-        target, source = frame_name(target), frame_name(source)
-        with self._lock:
-            up_source, up_target = self._ancestors(source), self._ancestors(target)
-            common = next((name for name in up_source if name in up_target), None)
-            if common is None:
-                raise TransformError(
-                    f'tf does not connect {quoted(source)} with {quoted(target)}: the first ends '
-                    f'at {quoted(up_source[-1])}, the second at {quoted(up_target[-1])}; known '
-                    f'are {quoted(sorted(self._links), 200)}. Record /tf_static and /tf too, '
-                    'publish the link between them (static_transform_publisher), or correct the '
-                    'frame_id of the message.')
-            to_common = []  # from the target, from the source
-            for up in (up_target, up_source):
-                result = IDENTITY
-                for name in up[:up.index(common)]:
-                    result = self._links[name].at(time, round(tolerance * _NANOSECONDS)) @ result
-                to_common.append(result)
-        return to_common[0].inverse() @ to_common[1]
+        return self.lookup_between(target, time, source, time, tolerance)[0]
 
-    def fixed_frame(self, name: str) -> str | None:
-        """The frame that a frame moves in, the root of its tree; None if it never moves."""
+    def lookup_between(
+        self, target: str, time: int, source: str, source_time: int, tolerance: float = 0.0,
+        still: float = math.inf,
+    ) -> tuple[Transform, float]:
+        """Give the transform that takes points of `source` at its time into `target` at another.
+
+        What moved between the two times counts by way of the nearest frame that both move in,
+        odom, and not of map above it, which jumps (REP-105). Where there is none, or tf does not
+        know it at these times, the nearest frame above both is taken for one.
+
+        Args:
+            target: name of a frame.
+            time: of the target, in nanoseconds.
+            source: name of a frame.
+            source_time: of the source, likewise.
+            tolerance: seconds, as in `lookup`.
+            still: seconds that the two times may be apart without a frame that both move in.
+
+        Returns:
+            The transform, and the seconds in which nobody knows what moved: 0 with such a frame.
+
+        Raises:
+            TransformError: as of `lookup`; or the times are farther apart than `still`.
+
+        """
+        apart, beyond = abs(time - source_time) / _NANOSECONDS, round(tolerance * _NANOSECONDS)
+        target, source = frame_name(target), frame_name(source)
+
+        def by(frame: str) -> Transform:
+            return self._to(frame, target, time, beyond).inverse() \
+                @ self._to(frame, source, source_time, beyond)
+
         with self._lock:
-            names = self._ancestors(frame_name(name))
-            moves = any(not self._links[moving].static for moving in names[:-1])
-        return names[-1] if moves else None
+            common, fixed = self._above(target, source)
+            if fixed and apart:
+                try:
+                    return by(fixed), 0.0
+                except TransformError:  # it is late, and may not be needed
+                    if apart > still:
+                        raise
+            if apart > still:
+                raise TransformError(APART, (
+                    f'the stamps of message and image are {apart:.3g} s apart; without a frame of '
+                    f'tf that the robot moves in, such as odom, at most {still:g} s are bridged.'))
+            return by(common), apart
+
+    def _above(self, target: str, source: str) -> tuple[str, str]:
+        """The nearest frame above both, and the one that both move in with it, '' for none."""
+        up_source, up_target = self._ancestors(source), self._ancestors(target)
+        shared = [name for name in up_source if name in up_target]
+        if not shared:
+            ends = up_source[-1], up_target[-1]
+            refused = ' '.join(self._refused[name] for name in ends if name in self._refused)
+            raise TransformError(NO_TRANSFORM, (
+                f'tf does not connect {quoted(source)} with {quoted(target)}: the first ends '
+                f'at {quoted(ends[0])}, the second at {quoted(ends[1])}; known are '
+                f'{quoted(sorted(self._links), 200)}. ') + (refused or (
+                    'Record /tf_static and /tf too, publish the link between them '
+                    '(static_transform_publisher), or correct the frame_id of the message.')))
+        moved_in = [self._links[name].parent for name in shared[:-1]
+                    if not self._links[name].static]
+        odom = [name for name in moved_in if _ODOM in name.lower()]
+        return shared[0], [*odom, *moved_in, ''][0]
+
+    def _to(self, ancestor: str, name: str, time: int, beyond: int) -> Transform:
+        """From a frame to one above it."""
+        result = IDENTITY
+        while name != ancestor:
+            link = self._links[name]
+            try:
+                result = link.at(time, beyond) @ result
+            except TransformError as error:
+                if name not in self._refused:
+                    raise
+                raise TransformError(error.condition, f'{error} {self._refused[name]}') from None
+            name = link.parent
+        return result
 
     def _ancestors(self, name: str) -> list[str]:
         """The frame itself, its parent, and so on to the root."""
         names = [name]
         while (link := self._links.get(names[-1])) is not None:
             if link.parent in names:
-                raise TransformError(
+                raise TransformError(NO_TRANSFORM, (
                     f'tf goes round in a circle: {" is in ".join([*names[-3:], link.parent])}. '
-                    'Stop the publisher of one of these links.')
+                    'Stop the publisher of one of these links.'))
             names.append(link.parent)
         return names
 

@@ -18,11 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.anchor import MOST_POINTS, Adjustment, Points, ScaleFilter
+from ..core.anchor import (
+    MOST_POINTS,
+    UNUSUAL_SCALE,
+    Adjustment,
+    Points,
+    ScaleFilter,
+    State,
+)
 from ..core.camera import CameraModel
 from ..core.config import Size
 from ..core.errors import CameraInfoError, RangeError, quoted
-from ..core.transforms import IDENTITY, Transform, TransformError, TransformTree, rotation_matrix
+from ..core.transforms import APART, Transform, TransformTree, frame_name, rotation_matrix
 from ..messages.depth import to_depth
 from ..messages.ranges import cloud_points, scan_points
 from ..messages.types import IMAGE, POINT_CLOUD, SCAN, Read, cause_of, parse, stamp_of
@@ -43,7 +50,10 @@ BODY_TO_CAMERA = Transform(
 
 MOST_MESSAGES = 16  # of the sensor, that wait for an image
 MOST_TRANSFORMS = 5000  # messages, likewise: 400 Hz for longer than anything is looked up
-LATE = 0.1  # seconds by which tf may be behind, and which a robot may move unnoticed
+LATE = 0.1  # seconds by which tf may be behind
+# Seconds that a robot may move unnoticed: a sweep of a lidar of 10 Hz, stamped at its beginning
+# and published at its end, and the time until the next one is there.
+STILL = 0.25
 MOST_APART = 0.5  # seconds between the stamps of an image and of what anchors it
 MOST_SEEN = 10 * MOST_POINTS  # points of a cloud that are looked at; most are behind the camera
 NEAREST = 0.05  # metres
@@ -65,9 +75,14 @@ def needs_transforms(config: NodeConfig) -> bool:
 class Sensors:
     """The sensor's messages, and tf."""
 
-    def __init__(self, config: NodeConfig, topic: str, read: Read) -> None:
-        """Begin without a message; `topic` is '' where there is no sensor."""
+    def __init__(self, config: NodeConfig, topic: str, read: Read, kind: str = '') -> None:
+        """Begin without a message.
+
+        `topic` is '' where there is no sensor; `kind` is the type of its messages, '' for the
+        anchor's own.
+        """
         self._config, self.topic, self._read = config, topic, read
+        self._kind = kind or SENSORS.get(config.anchor, ('', ''))[0]
         self._messages: deque[tuple[int, bytes]] = deque(maxlen=MOST_MESSAGES)
         self._transforms: deque[bytes] = deque(maxlen=MOST_TRANSFORMS)
         self._tree, self._lock = TransformTree(), threading.Lock()
@@ -87,9 +102,10 @@ class Sensors:
         """Read a message of /tf_static: there are few, and none comes again."""
         self._add(raw, static=True)
 
-    def clear_transforms(self) -> None:
-        """Forget what moves, as when time jumps back."""
+    def clear(self) -> None:
+        """Forget what has a stamp, as when time jumps back."""
         self._transforms.clear()
+        self._messages.clear()
         with self._lock:
             self._tree.clear()
 
@@ -113,43 +129,27 @@ class Sensors:
     def content_of(self, message: tuple[int, bytes]) -> tuple[Any, Any]:
         """Header and content: (N, 3) metres in the message's frame; of 'depth' (h, w) metres."""
         if self._newest[0] is not message:
-            kind, _ = SENSORS[self._config.anchor]
-            parsed = parse(self._read, message[1], kind, RangeError)
-            content = scan_points(parsed) if kind == SCAN else \
-                cloud_points(parsed, MOST_SEEN) if kind == POINT_CLOUD else \
+            parsed = parse(self._read, message[1], self._kind, RangeError)
+            content = scan_points(parsed) if self._kind == SCAN else \
+                cloud_points(parsed, MOST_SEEN) if self._kind == POINT_CLOUD else \
                 to_depth(parsed)
             self._newest = message, parsed.header, content
         return self._newest[1], self._newest[2]
 
-    def transform(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
+    def transform(
+        self, target: str, stamp: int, source: str, source_stamp: int,
+    ) -> tuple[Transform, float]:
         """From where a sensor was at its time to a camera at its own, in nanoseconds.
 
         What the robot moved meanwhile counts, if tf knows a frame that it moves in (odom); if
-        not, they may be LATE apart.
+        not, they may be STILL apart. The second value is the seconds that nobody knows it for.
         """
         if self._config.anchor_pose and self._config.anchor != GROUND:
-            _check_apart(stamp, source_stamp)
-            return _fixed_pose(self._config.anchor_pose)
+            return _fixed_pose(self._config.anchor_pose), seconds_apart(stamp, source_stamp)
         while self._transforms:
             self._add(self._transforms.popleft(), static=False)
-        try:
-            with self._lock:
-                return self._lookup(target, stamp, source, source_stamp)
-        except TransformError as error:
-            raise RangeError('no transform', str(error)) from error
-
-    def _lookup(self, target: str, stamp: int, source: str, source_stamp: int) -> Transform:
-        tree = self._tree
-        fixed = tree.fixed_frame(target) or tree.fixed_frame(source)
-        if fixed is not None:
-            try:
-                return tree.lookup(target, fixed, stamp, LATE) \
-                    @ tree.lookup(fixed, source, source_stamp, LATE)
-            except TransformError:  # odometry is late, and may not be needed
-                if abs(stamp - source_stamp) > LATE * _NANOSECONDS:
-                    raise
-        _check_apart(stamp, source_stamp)
-        return IDENTITY if target == source else tree.lookup(target, source, stamp, LATE)
+        with self._lock:
+            return self._tree.lookup_between(target, stamp, source, source_stamp, LATE, STILL)
 
     def _add(self, raw: bytes, *, static: bool) -> None:
         with contextlib.suppress(RangeError), self._lock:  # others say where things are, too
@@ -193,6 +193,7 @@ class Anchor:
         """
         stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
         points = message = None
+        age = 0.0
         try:
             if model is None:
                 raise problem or CameraInfoError('absent', 'there is no camera_info.')
@@ -200,7 +201,7 @@ class Anchor:
                 points = self._floor(header, stamp, model, size)
             else:
                 message = self.sensors.nearest(stamp)
-                points = self._points_of(message, header, stamp, model, size)
+                points, age = self._points_of(message, header, stamp, model, size)
         except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
             if message is None or message is not self._used:  # else it has had its say
                 self._note(error)
@@ -215,7 +216,7 @@ class Anchor:
             try:
                 adjustment = self.filter.adjust(
                     stamp / _NANOSECONDS, points, patch_depth, patch_stddev, image, upsampling,
-                    are_new=are_new)
+                    are_new=are_new, age=age)
             except Exception as error:  # noqa: BLE001 (likewise)
                 self._note(error)
                 return Adjustment(self.filter.state.scale, self.filter.state.inflation)
@@ -231,14 +232,14 @@ class Anchor:
 
     def _points_of(
         self, message: tuple[int, bytes], header: Any, stamp: int, model: CameraModel, size: Size,
-    ) -> Points:
-        """Where the points of a sensor's message are in an image."""
+    ) -> tuple[Points, float]:
+        """Where the points of a sensor's message are in an image, and their age in seconds."""
         other, content = self.sensors.content_of(message)
         if self._config.anchor == 'depth':
-            _check_apart(stamp, message[0])
-            return _registered(other, header, content, size)
-        there = self.sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
-        return _project(there.apply(content), model, size)
+            age = seconds_apart(stamp, message[0])
+            return _registered(other, header, content, size), age
+        there, age = self.sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
+        return _project(there.apply(content), model, size), age
 
     def _note(self, error: Exception) -> None:
         camera_info = 'camera_info: ' * isinstance(error, CameraInfoError)
@@ -252,7 +253,7 @@ class Anchor:
         tilt = self._config.camera_pitch
         up = np.array([0.0, -math.cos(tilt), math.sin(tilt)])
         if not height:
-            there = self.sensors.transform(header.frame_id, stamp, base, stamp)
+            there, _ = self.sensors.transform(header.frame_id, stamp, base, stamp)
             up = there.rotation[:, 2]
             height = -float(up @ there.translation)
             if height < NEAREST:
@@ -270,6 +271,14 @@ class Anchor:
         return Points(u[seen], v[seen], z[seen])
 
 
+def unusual_scale(anchor: str, state: State) -> str:
+    """What is said of a scale that one does not expect."""
+    return (f'anchor: {anchor} makes depth {state.scale:.3g} times what the words say '
+            f'({state.agreement}): beyond {UNUSUAL_SCALE:g} times, or one over it, the '
+            "sensor's unit or its place (tf, anchor_pose) is wrong, or the words are for another "
+            'kind of place. Compare depth/scale with what you can measure.')
+
+
 @functools.cache
 def _fixed_pose(text: str) -> Transform:
     """From the sensor's frame to the camera's, as `anchor_pose` says."""
@@ -279,13 +288,19 @@ def _fixed_pose(text: str) -> Transform:
     return BODY_TO_CAMERA @ Transform(turns[0] @ turns[1] @ turns[2], np.array([x, y, z]))
 
 
-def _check_apart(stamp: int, other: int) -> None:
-    """Refuse what is too old where nothing is known of how the robot has moved meanwhile."""
+def seconds_apart(stamp: int, other: int) -> float:
+    """Seconds in which nobody knows how the robot has moved.
+
+    Raises:
+        RangeError: 'stamps apart', too many.
+
+    """
     apart = abs(stamp - other) / _NANOSECONDS
-    if apart > LATE:
-        raise RangeError('stamps apart', (
-            f'the stamps of message and image are {apart:.3g} s apart; without a frame of tf that '
-            f'the robot moves in, such as odom, at most {LATE:g} s are bridged.'))
+    if apart > STILL:
+        raise RangeError(APART, (
+            f'the stamps of message and image are {apart:.3g} s apart; where nothing says how the '
+            f'robot moves meanwhile, at most {STILL:g} s are bridged.'))
+    return apart
 
 
 def _project(points: Float64, model: CameraModel, size: Size) -> Points:
@@ -303,7 +318,7 @@ def _project(points: Float64, model: CameraModel, size: Size) -> Points:
 
 def _registered(header: Any, image: Any, depth: NDArray[np.float32], size: Size) -> Points:
     """A depth image's pixels as places in the image that it is registered to."""
-    if header.frame_id != image.frame_id:
+    if frame_name(header.frame_id) != frame_name(image.frame_id):
         raise RangeError('wrong frame', (
             f'the depth image is in frame {quoted(header.frame_id)}, the image in '
             f'{quoted(image.frame_id)}: it must be registered to the camera '

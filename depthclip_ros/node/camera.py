@@ -349,9 +349,8 @@ class Camera:
         if anchor is None:
             return
         state = anchor.filter.state
-        if state.anchored and not self._anchored:
-            self.say.info(f'Anchored by {self.config.anchor}: scale {state.scale:.3g}, '
-                          f'{100 * state.share:.0f} % of {state.points} points agree.')
+        if state.anchored and not (self._anchored or state.unusual):  # /diagnostics warns of that
+            self.say.info(f'Anchored by {self.config.anchor}: {state.agreement}.')
         self._anchored = state.anchored
         if anchor.condition:
             self.say.once(f'anchor: {anchor.condition}', (

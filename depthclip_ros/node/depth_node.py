@@ -320,7 +320,7 @@ class DepthNode(LifecycleNode):
     def _on_jump(self, _jump: Any) -> None:
         """Transforms of a time that has not come yet hold no more."""
         if self._sensors is not None:
-            self._sensors.clear_transforms()
+            self._sensors.clear()
 
     # Once a second -------------------------------------------------------------------------
 

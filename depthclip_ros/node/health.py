@@ -19,6 +19,7 @@ from rclpy.node import Node
 from ..color import UNTRAINED
 from ..core.config import Settings
 from ..executables import waiting
+from .anchors import unusual_scale
 from .camera import ENDS, Camera, Say, topic_prefix
 from .config import NodeConfig
 from .pipeline import Pipeline, describe
@@ -201,6 +202,8 @@ CAMERA_RULES = (
          and bool(h.anchor.condition), lambda _: 0.5, 'no anchor: {h.anchor.condition}',
          'depth has no anchor (anchor: {h.config.anchor}; {h.anchor.condition}): its scale is 1, '
          'that of the words, or goes back to it. {h.anchor.reason}'),
+    Rule('anchor scale', lambda h: h.anchor is not None and h.anchor.filter.state.unusual,
+         lambda _: 0.5, 'unusual scale: {h.anchor.filter.state.agreement}', '{h.unusual_scale}'),
     Rule('lost', lambda h: h.gained('lost') / max(1, h.gained('received')),
          lambda _: MAX_LOST_PART, 'images are lost before they arrive',
          '{h.camera.image_topic}: the middleware loses images before they arrive ({x:.0%} of '
@@ -321,6 +324,12 @@ class CameraHealth:
         self.seconds_without_info = 0.0 if has_info else now - camera.first_image
         self.publishers = [self._node.count_publishers(topic)
                            for topic in (camera.image_topic, camera.info_topic)]
+
+    @property
+    def unusual_scale(self) -> str:
+        """What is said of a scale that nobody expects."""
+        return '' if self.anchor is None else unusual_scale(
+            self.config.anchor, self.anchor.filter.state)
 
     @property
     def counts(self) -> Counter[str]:
