@@ -113,7 +113,8 @@ class Plan:
             (f'{camera.name}/{topic}' if camera.name else topic, other)
             for camera in self.cameras for topic, other in (
                 ('image', camera.image),
-                ('image/compressed', camera.image and f'{camera.image}/compressed'),
+                ('image/compressed', camera.topic if camera.compressed else
+                 camera.image and f'{camera.image}/compressed'),
                 ('camera_info', camera.camera_info)) if other]
 
     def topics(self) -> list[str]:
@@ -309,8 +310,7 @@ def _cameras(value: Mapping[str, str]) -> tuple[list[CameraTopics], list[str]]:
             'the camera_info is on another topic, say so with camera_info:=TOPIC')]
         return cameras, notes
     cameras = [
-        CameraTopics(image.removesuffix('/compressed'),
-                     info or (camera_info_beside(image) if image else ''),
+        CameraTopics(image, info or (camera_info_beside(image) if image else ''),
                      image.endswith('/compressed'), name)
         for name, image, info in zip(names, one_for_each(names, images),
                                      one_for_each(names, infos), strict=True)]

@@ -289,9 +289,7 @@ def test_quality_of_service_is_the_recorded_one_where_there_is_one():
             # Nothing but loss is seen of the depth of what is not latched.
             ([qos(depth=1)], (reliable, volatile, 100)),
             ([], (reliable, volatile, 100)), ([best_effort, latched], (reliable, volatile, 100))):
-        connection = SimpleNamespace(topic='/a', ext=SimpleNamespace(
-            offered_qos_profiles=recorded))
-        profile = recorded_qos([connection], '/a')
+        profile = recorded_qos([SimpleNamespace(topic='/a', qos=recorded)], '/a')
         assert (profile.reliability, profile.durability, profile.depth) == expected
 
 
@@ -304,7 +302,7 @@ def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):
     output = player.communicate()[0]
     assert player.returncode == 1
     assert 'played 8 messages' in output
-    assert 'cannot be read as a rosbag2 bag' in output
+    assert 'is damaged' in output
     assert 'Traceback' not in output
 
 

@@ -178,7 +178,7 @@ def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypat
     ('encode-text /no.yaml', ['/no.yaml']),
     ('demo --bag /no/bag -o OUT', ['/no/bag']),
     ('demo --bag TMP/pipe -o OUT', ['pipe is not a bag']),
-    ('demo --bag TMP -o OUT', ["'rosbag2_bagfile_information'"]),
+    ('demo --bag TMP -o OUT', ['metadata.yaml does not describe a bag']),
     ('demo --images /no/picture -o OUT', ['/no/picture']),
     ('demo --fov 500 -o OUT', ['0 < FOV < 180']),
     ('demo --camera-info TMP/tiny.yaml -o OUT', ['tiny.yaml']),

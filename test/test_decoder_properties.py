@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_camera import camera_info
 from test_image_io import BAYER, DIRECT, PACKED_YUV, image, planar
 
-from depthclip_ros.core import camera as distortion
+from depthclip_ros.core import lens
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import CameraInfoError, ImageError
 from depthclip_ros.messages import image_io
@@ -247,7 +247,7 @@ def test_memory_is_bounded():
 
 numbers = (st.floats(-1e4, 1e4) | st.sampled_from([0.0, 1.0, 1e-320, 1e155, 1e300, -1e300])
            | st.floats(allow_nan=True, allow_infinity=True))
-models = st.sampled_from([*distortion.COEFFICIENTS, '', 'none']) | texts
+models = st.sampled_from([*lens.LENSES, '', 'none']) | texts
 
 
 @pytest.mark.filterwarnings('error::RuntimeWarning')

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from depthclip_ros import launching, resources
-from depthclip_ros.core.errors import ConfigError, DepthClipError
-from depthclip_ros.sources.bag import BagError
+from depthclip_ros.core.errors import BagError, ConfigError, DepthClipError
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'

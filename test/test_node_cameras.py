@@ -228,7 +228,7 @@ def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
     def spoiled(peer, camera):
         message = picture(peer, camera)
         if camera == 'rear':
-            message.step = 1
+            message.width += 1
         return message
     before = quiet(peer)
     good = [camera for camera in CAMERAS if camera != 'rear']

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip('rosbags')
 
-from drives import camera_of_width, drive, write_drive, write_folder
+from drives import BagWriter, camera_of_width, drive, write_drive, write_folder
 
-from depthclip_ros.calibrate.bags import depth_topic, open_recording
+from depthclip_ros.calibrate.bags import depth_topic, open_recording, written_depth
 from depthclip_ros.calibrate.recordings import (
     Moment,
     Options,
@@ -27,7 +27,7 @@ from depthclip_ros.calibrate.recordings import (
 )
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.sim import SimCamera
-from depthclip_ros.sources.bag import BagTopic
+from depthclip_ros.sources.bag import BagTopic, camera_topics
 
 RGBD = Path(__file__).parents[1] / '..' / 'shared' / 'bags' / 'rgbd_raw'
 
@@ -144,6 +144,54 @@ def test_slower_depth_goes_to_one_image_each_and_no_frame_is_held_back(tmp_path,
 def test_pairs_are_the_nearest_and_each_is_one_of_its_kind(depths, pairs):
     assert nearest_pairs([0, 10, 20], depths, 6) == pairs
     assert nearest_pairs(depths, [0, 10, 20], 6) == [(j, i) for i, j in pairs]
+
+
+@pytest.mark.parametrize('mark', ['', 'noted', 'words'])
+def test_the_packages_own_depth_is_known_by_its_mark_and_not_by_its_name(frames, tmp_path, mark):
+    """A sensor's /depth/image is read; what this package has written measures nothing."""
+    path = tmp_path / 'bag'
+    writer = BagWriter(path)
+    with writer.writer:
+        if mark == 'noted':
+            writer.writer.set_custom_data('depthclip_topics', '/depth/image /points')
+        for frame in frames:
+            time = round(frame.moment.time * 1e9) + 10 ** 18
+            header = writer.messages.header(time, 'optical')
+            K = frame.camera.K
+            info = writer.messages.camera_info(header, SimCamera(
+                96, 72, K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+            for topic, message in (
+                    ('/camera/camera_info', info), ('/depth/camera_info', info),
+                    ('/camera/image_raw', writer.messages.image(header, 'rgb8', frame.rgb)),
+                    ('/depth/image', writer.messages.image(header, '32FC1', 2 * frame.depth)),
+                    *([('/depth/words', writer.messages.image(header, 'rgb8', frame.rgb))]
+                      if mark == 'words' else []),
+                    ('/points', writer.cloud(header, np.ones((5, 3)))),
+                    ('/camera/stereo', writer.messages.image(header, '32FC1', frame.depth))):
+                writer.write(topic, message, time)
+    assert written_depth(path) == ('/depth/image' if mark else '')
+    if mark:
+        same(read(open_recording(path)), frames)
+    else:  # the one that is named so
+        same(read(open_recording(path)), [replace(f, depth=2 * f.depth) for f in frames])
+    asked = open_recording(path, Options(depth='/depth/image', image='/camera/image_raw'))
+    assert asked.topics == ('/camera/image_raw', '/depth/image')
+
+
+def test_what_an_image_topic_holds_its_first_message_says(frames, tmp_path):
+    """Depth of a stereo camera that is not called so, and colour of a camera that is."""
+    path = write_drive(tmp_path / 'bag', frames, rename={
+        '/camera/depth/image_raw': '/oak/stereo/image_raw',
+        '/camera/color/image_raw': '/depth_camera/image_raw',
+        '/camera/color/camera_info': '/depth_camera/camera_info'})
+    same(read(open_recording(path)), frames)
+
+
+def test_sensors_of_types_that_are_not_read_are_named():
+    for ask in (lambda topics: depth_topic(topics, '/image'),
+                lambda topics: camera_topics(topics, '', '--image TOPIC')):
+        with pytest.raises(DepthClipError, match=r'/livox \(livox_ros_driver2/msg/CustomMsg\)'):
+            ask([BagTopic('/livox', 'livox_ros_driver2/msg/CustomMsg', 5)])
 
 
 def test_which_topic_measures_depth(frames, tmp_path):

@@ -110,8 +110,8 @@ def test_view_names_what_it_cannot_use(picture, tmp_path, capsys):
     (tmp_path / 'broken.mcap').write_bytes(b'no bag')
     assert view(tmp_path / 'missing.png', tmp_path / 'broken.mcap', tmp_path, '99', *out) == 1
     said = capsys.readouterr().err
-    for text in ('no image or folder', 'broken.mcap cannot be read', 'broken.png', 'Webcam 99',
-                 '1 image shown, 4 not used'):
+    for text in ('no image or folder', 'broken.mcap is no file of a bag', 'broken.png',
+                 'Webcam 99', '1 image shown, 4 not used'):
         assert text in said
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags in, bags with depth out. Needs no ROS."""
 
-from ..sources.bag import BagError
+from ..core.errors import BagError
 from .convert import convert, is_done
 from .options import BagCamera, Options, Report
 

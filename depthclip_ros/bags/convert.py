@@ -10,20 +10,28 @@ import json
 import shutil
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..color import png
-from ..core.errors import DataError
+from ..core.errors import BagError, DataError
 from ..core.files import user_path
 from ..messages.depth import depth_values
-from ..messages.types import COMPRESSED_IMAGE, IMAGE, cause_of
+from ..messages.types import COMPRESSED_IMAGE, cause_of
 from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
 from ..node.frame import Stream, predict
 from ..node.outputs import OUTPUT_DEPTH, OUTPUTS
-from ..sources.bag import NANOSECONDS, Bag, BagError, checked_path, custom_data
-from .messages import definition, make, output_qos, read, typestore, write
+from ..sources.bag import (
+    NANOSECONDS,
+    TOPICS_KEY,
+    Bag,
+    checked_path,
+    custom_data,
+    language_depth_topics,
+)
+from .messages import make, output_channel, read, write
 from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
+from .writer import BagWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
     from ..node.frame import Frame
+    from ..sources.metadata import Channel
+    from ..sources.storage import Message
     from .options import BagCamera
 
     Progress = Callable[[float, int], None]
@@ -145,12 +155,14 @@ class _Conversion:
         self._bag, self._options, self._log = bag, options, log
         self._said: set[str] = set()
         plans = cameras_of(bag.topics, options)
-        anchored = anchor_topic(bag.topics, plans, options)
+        self._written = language_depth_topics(bag)  # by an earlier run, or the node
+        anchored = anchor_topic(
+            [topic for topic in bag.topics if topic.name not in self._written], plans, options)
+        kinds = {topic.name: topic.type for topic in bag.topics}
         self.report = Report(str(bag.path), str(output), plans)
         sensors = Sensors(options.node, anchored, read) if options.node.anchor else None
         self._cameras = {plan.image: _Camera(plan, Stream(
-            read, options.node, sensors,
-            COMPRESSED_IMAGE if plan.image.endswith('/compressed') else IMAGE)) for plan in plans}
+            read, options.node, sensors, kinds[plan.image])) for plan in plans}
         self._feeds: dict[str, list[Callable[[bytes], None]]] = {}  # by topic
         for camera in self._cameras.values():
             self._feeds.setdefault(camera.plan.camera_info, []).append(camera.stream.on_info)
@@ -163,10 +175,13 @@ class _Conversion:
         self._begin = bag.begin + round(options.start * NANOSECONDS)
         seconds = (bag.end - bag.begin) / NANOSECONDS
         self._end = bag.begin + round(min(options.end, seconds) * NANOSECONDS)
-        if self._end <= self._begin:
-            raise BagError(f'{bag.path} holds no message in the time that is asked for: it is '
-                           f'{seconds:.3f} s long.')
-        self._batch: list[tuple[_Camera, int, Frame]] = []  # images that wait for an answer
+        # Without limits the bag checks that it gives all that it counts.
+        self._limits = (self._begin if options.start else None,
+                        self._end if options.end < seconds else None)
+        if next(bag.messages(self._cameras, *self._limits), None) is None:
+            raise BagError(f'{bag.path} holds no image of {", ".join(self._cameras)} in the time '
+                           f'that is asked for: it is {seconds:.3f} s long.')
+        self._batch: list[tuple[_Camera, Message, Frame]] = []  # images that wait for an answer
         self._failures = 0
 
     def run(self, output: Path, estimator: DepthEstimator, progress: Progress) -> None:
@@ -178,19 +193,25 @@ class _Conversion:
         self._prepare()
         with self._writer(output) as self._target:
             self._add_topics()
-            for connection, moment, data in self._bag.messages(None, self._begin, self._end):
-                if self._batch and moment - self._batch[0][1] > _TOGETHER:
+            for channel, message in self._bag.records(None, *self._limits):
+                topic, data = channel.topic, message.data
+                if self._batch and message.time - self._batch[0][1].time > _TOGETHER:
                     self._answer()
-                self._write(self._copies[connection.id], moment, data)
-                for feed in self._feeds.get(connection.topic, ()):
+                self._write(channel, message)
+                for feed in self._feeds.get(topic, ()):
                     feed(data)
-                if connection.topic in self._cameras:
-                    self._take(self._cameras[connection.topic], moment, data)
+                if topic in self._cameras:
+                    self._take(self._cameras[topic], message)
                 if time.monotonic() > told + _PROGRESS:
                     told = time.monotonic()
-                    progress((moment - self._begin) / (self._end - self._begin),
+                    progress((message.time - self._begin) / (self._end - self._begin),
                              self.report.answered)
             self._answer()
+            for channel in self._target.finish():
+                self._log(f'metadata.yaml does not name {channel.topic} '
+                          f"({channel.msgtype or 'of no type'}): 'ros2 bag' would refuse all of "
+                          'the bag for it. Its '
+                          f'{self.report.topics.get(channel.topic, 0)} messages are copied.')
         progress(1.0, self.report.answered)
 
     def _prepare(self) -> None:
@@ -209,66 +230,50 @@ class _Conversion:
                     feed(data)
             missing.discard(connection.topic)
 
-    def _writer(self, output: Path) -> Any:
-        """The new bag, to be opened by `with`; an mcap has compressed chunks."""
-        from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-        modes = {'message': CompressionMode.MESSAGE, 'file': CompressionMode.FILE,
-                 'none': CompressionMode.NONE}
-        bag = Writer(output, version=8, storage_plugin=StoragePlugin.MCAP if self._bag.is_mcap
-                     else StoragePlugin.SQLITE3)
-        bag.set_compression(CompressionMode.STORAGE if self._bag.is_mcap
-                            else modes[self._bag.compression], CompressionFormat.ZSTD)
+    def _writer(self, output: Path) -> BagWriter:
+        """The new bag, to be opened by `with`, with what it was made of."""
         estimator = self._estimator
-        for key, value in {
-                'depthclip_ros': __version__,
-                'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
-                'depthclip_calibration': estimator.label,
-                _MADE_OF: _made_of(self._bag.path, estimator.config, self._options)}.items():
-            bag.set_custom_data(key, value)
-        return bag
+        topics = {topic for plan in self.report.cameras for topic in plan.outputs.values()}
+        return BagWriter(output, self._bag, {
+            'depthclip_ros': __version__,
+            'depthclip_weights': f'{estimator.weights.name} {estimator.weights.digest}',
+            'depthclip_calibration': estimator.label,
+            TOPICS_KEY: ' '.join(sorted(topics | self._written)),
+            _MADE_OF: _made_of(self._bag.path, estimator.config, self._options)})
 
     def _add_topics(self) -> None:
         """The old ones as they were described, the new ones as the node's publishers would be."""
-        added, self._copies = dict[str, Any](), dict[int, Any]()  # the latter by source's numbers
-        for connection in self._bag.connections:
-            key = repr((connection.topic, connection.msgtype, connection.ext))
-            if key not in added:  # an mcap may repeat them
-                text, digest = definition(connection)
-                added[key] = self._target.add_connection(
-                    connection.topic, connection.msgtype, msgdef=text, rihs01=digest,
-                    serialization_format=connection.ext.serialization_format,
-                    offered_qos_profiles=connection.ext.offered_qos_profiles)
-            self._copies[connection.id] = added[key]
         self._new = {
-            topic: self._target.add_connection(
+            topic: output_channel(
                 topic, OUTPUTS[relative][0] if relative in OUTPUTS else COMPRESSED_IMAGE,
-                typestore=typestore(),
-                offered_qos_profiles=[output_qos(OUTPUT_DEPTH)])
+                OUTPUT_DEPTH)
             for plan in self.report.cameras for relative, topic in plan.outputs.items()}
+        for channel in (*self._bag.connections, *self._new.values()):
+            self._target.add(channel)
 
-    def _write(self, connection: Any, moment: int, data: bytes) -> None:
-        self._target.write(connection, moment, data)
-        _count(self.report.topics, connection.topic)
+    def _write(self, channel: Channel, message: Message) -> None:
+        self._target.write(channel, message)
+        _count(self.report.topics, channel.topic)
 
     # One image ----------------------------------------------------------------------------------
 
-    def _take(self, camera: _Camera, moment: int, data: bytes) -> None:
+    def _take(self, camera: _Camera, message: Message) -> None:
         """Decode an image that is to have depth; answer it when nothing belongs to it."""
         self.report.images += 1
         before, number = camera.slot, camera.seen
         camera.seen += 1
-        camera.slot = int((moment - self._begin) * self._options.rate // NANOSECONDS)
+        camera.slot = int((message.time - self._begin) * self._options.rate // NANOSECONDS)
         if camera.slot == before if self._options.rate else number % self._options.every:
             self.report.left_out += 1
             return
         if any(other is camera for other, *_ in self._batch):
             self._answer()
         try:
-            frame = camera.stream.decode(data, self._estimator.config)
+            frame = camera.stream.decode(message.data, self._estimator.config)
         except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
             self._reject(camera, 'decoding', error)
             return
-        self._batch.append((camera, moment, frame))
+        self._batch.append((camera, message, frame))
         if len(self._batch) == len(self._cameras):
             self._answer()
 
@@ -294,16 +299,16 @@ class _Conversion:
         finally:
             self.report.network_seconds += time.perf_counter() - start
         self._failures = 0
-        for camera, moment, frame in batch:
+        for camera, message, frame in batch:
             try:
                 made = {topic: _message(relative, frame)
                         for relative, topic in camera.plan.outputs.items()}
             except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
                 self._reject(camera, 'publication', error)
                 continue
-            for topic, message in made.items():
-                if message is not None:
-                    self._write(self._new[topic], moment, message)
+            for topic, data in made.items():
+                if data is not None:
+                    self._write(self._new[topic], message._replace(data=data, sequence=0))
             self._account(camera, frame)
 
     def _account(self, camera: _Camera, frame: Frame) -> None:

@@ -9,11 +9,11 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.errors import ConfigError, quoted
+from ..core.errors import BagError, ConfigError, DepthClipError, quoted
 from ..core.estimator import DepthEstimator
 from ..core.files import user_path
 from ..fleet import Cluster, share_out
-from ..sources.bag import STORAGES, BagError, is_bag
+from ..sources.bag import SUFFIXES, is_bag
 from .convert import convert, is_done
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST = 'manifest.jsonl'
 DONE, SKIPPED, FAILED = 'done', 'skipped', 'failed'
+_FILES = (*SUFFIXES, '.bag')
 
 
 class BagFile(NamedTuple):
@@ -80,7 +81,7 @@ def convert_all(
                 note(bag, SKIPPED)
             else:
                 tasks.append((bag, (bag.source, output / bag.name, options)))
-        except (BagError, OSError) as error:  # noqa: PERF203 (a bag that fails stops no other)
+        except (DepthClipError, OSError) as error:  # noqa: PERF203 (one that fails stops none)
             note(bag, FAILED, str(error))
     threads = options.node.num_threads if cluster is None else max(1, int(cluster.cpus))
     make = partial(_worker, depth, options.node, threads)
@@ -107,8 +108,8 @@ def find_bags(given: str) -> list[BagFile]:
 
     Args:
         given: a folder, in which a bag is every folder with a metadata.yaml, and every other
-            .mcap, .db3 or .bag file; one bag; or a text file with the path of a bag on every line
-            (# begins a comment).
+            .mcap, .db3 (also with .zstd) or .bag file; one bag; or a text file with the path of a
+            bag on every line (# begins a comment).
 
     Raises:
         BagError: there is none.
@@ -120,7 +121,7 @@ def find_bags(given: str) -> list[BagFile]:
             bags, root = [path], path.parent
         elif path.is_dir():
             folders = {file.parent for file in path.rglob('metadata.yaml')}
-            files = (file for file in path.rglob('*') if file.suffix in (*STORAGES, '.bag'))
+            files = (file for file in path.rglob('*') if file.name.endswith(_FILES))
             bags, root = sorted(folders | {f for f in files if f.parent not in folders}), path
         else:
             bags, root = [path.parent / line.strip() for line in path.read_text().splitlines()
@@ -133,8 +134,8 @@ def find_bags(given: str) -> list[BagFile]:
                        'no .db3.')
     found, taken = [], Counter[str]()
     for bag in bags:
-        place = bag.with_suffix('') if bag.suffix in (*STORAGES, '.bag') else bag
-        name = place.name if root is None else str(place.relative_to(root))
+        name = bag.name if root is None else str(bag.relative_to(root))
+        name = name.removesuffix(next((end for end in _FILES if name.endswith(end)), ''))
         taken[name] += 1  # what has the name of another one gets a number
         found.append(BagFile(name if taken[name] == 1 else f'{name}_{taken[name]}', bag))
     return found

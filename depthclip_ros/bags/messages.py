@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..sources.bag import read, typestore
+from ..sources.metadata import QOS, Channel
 
-__all__ = ['definition', 'make', 'output_qos', 'read', 'typestore', 'write']
+__all__ = ['make', 'output_channel', 'read', 'typestore', 'write']
 
 
 def make(kind: str, **fields: Any) -> Any:
@@ -32,26 +33,14 @@ def write(message: Any) -> bytes:
     return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
-def output_qos(depth: int) -> Any:
-    """QoS of the node's publishers: reliable, volatile, the last few kept."""
+def output_channel(topic: str, kind: str, depth: int) -> Channel:
+    """A new topic as the node's publishers have it: reliable, volatile, the last few kept."""
     from rosbags import interfaces as of
+    from rosbags.rosbag2.metadata import dump_qos_v8
     never = of.QosTime(9223372036, 854775807)  # as ROS writes an infinite time
-    return of.Qos(
+    qos = dump_qos_v8([of.Qos(
         of.QosHistory.KEEP_LAST, depth, of.QosReliability.RELIABLE, of.QosDurability.VOLATILE,
-        never, never, of.QosLiveliness.AUTOMATIC, never, avoid_ros_namespace_conventions=False)
-
-
-def definition(connection: Any) -> tuple[str, str]:
-    """Text and hash of a recorded topic's type: what the bag says, else what follows from it.
-
-    A type that neither the bag nor ROS describes has an empty text.
-    """
-    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-    kind, text, digest = connection.msgtype, connection.msgdef.data, connection.digest
-    if not text and kind in typestore().fielddefs:
-        text, _ = typestore().generate_msgdef(kind, ros_version=2)
-    if not digest:
-        own = get_typestore(Stores.EMPTY)
-        own.register(get_types_from_msg(text, kind))
-        digest = own.hash_rihs01(kind)
-    return text, digest
+        never, never, of.QosLiveliness.AUTOMATIC, never, avoid_ros_namespace_conventions=False)])
+    text, _ = typestore().generate_msgdef(kind, ros_version=2)
+    return Channel(topic, kind, 'cdr', 'ros2msg', text.encode(), ((QOS, qos),),
+                   typestore().hash_rihs01(kind))

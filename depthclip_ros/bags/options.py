@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..core.errors import ConfigError
+from ..core.errors import BagError, ConfigError
 from ..node.anchors import SENSORS
 from ..node.config import NodeConfig
 from ..node.outputs import OUTPUTS
 from ..sources import bag
-from ..sources.bag import BagError, BagTopic
+from ..sources.bag import PICTURE, BagTopic
 
 PROJECTED = ('depth/image', 'depth/camera_info', 'points')
 ON_REQUEST = ('depth/image_color', 'depth/words', 'depth/spread', 'depth/stddev')
@@ -156,7 +156,7 @@ def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Opti
         return ''
     kind, usual = SENSORS[options.node.anchor]
     there = [topic.name for topic in topics if topic.type == kind and topic.count
-             and topic.name not in {camera.image for camera in cameras}]
+             and topic.content != PICTURE and topic.name not in {c.image for c in cameras}]
     wanted = [_absolute(options.anchor_topic)] if options.anchor_topic else \
         [f'/{usual}'] if f'/{usual}' in there else there
     if len(wanted) == 1 and wanted[0] in there:

@@ -31,16 +31,21 @@ from ..messages.types import (
     TF,
     parse,
     stamp_of,
+    topic_name,
 )
 from ..sources.bag import (
+    DEPTH,
     NANOSECONDS,
+    NOT_PHOTOGRAPHS,
+    PICTURE,
     Bag,
     BagTopic,
-    bag_topics,
+    CameraTopics,
     camera_info_beside,
     camera_topics,
-    custom_data,
     is_bag,
+    language_depth_topics,
+    unread_sensors,
 )
 from ..sources.bag import read as read_message
 from .folders import files_beside, of_folder, training_split
@@ -105,9 +110,7 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
         DepthClipError: the bag cannot be read, or has no images with depth.
 
     """
-    topics = [topic for topic in bag_topics(path) if topic.name != options.said]
-    images = camera_topics(topics, options.image, '--image TOPIC')
-    depth = depth_topic(topics, images.image, options.depth)
+    images, depth = _topics_of(path, options)
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
     bag.notes += bag.clipping.notes + notices_of(bag.camera, bag.depth_camera)
@@ -310,14 +313,26 @@ def _same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
     return bool(np.isfinite(apart).any() and np.nanmax(apart) <= _SAME_VIEW)
 
 
+def _topics_of(path: str | Path, options: Options) -> tuple[CameraTopics, BagTopic]:
+    """The camera and what measures depth; what this package has written measures nothing."""
+    with Bag(path) as bag:
+        topics, written = bag.topics, language_depth_topics(bag)
+    asked = topic_name(options.depth) if options.depth else ''
+    passed_over = {*written, options.said} - {asked}
+    topics = [topic for topic in topics if topic.name not in passed_over]
+    images = camera_topics([t for t in topics if t.name != asked], options.image, '--image TOPIC')
+    return images, depth_topic(topics, images.image, options.depth)
+
+
 def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> BagTopic:
     """Find what measures depth in a bag.
 
     Args:
         topics: of the bag.
         image: the camera's topic, which is none.
-        wanted: topic to use; empty: the only depth image, else the only cloud, else the only
-            scan; of several depth images the one that is registered by its name.
+        wanted: topic to use, `/compressedDepth` may lack; empty: the only depth image, else the
+            only cloud, else the only scan; of several depth images the one that is registered by
+            its name.
 
     Raises:
         RecordingError: none, several, or not the one asked for.
@@ -326,11 +341,16 @@ def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> Bag
     kinds = IMAGE, COMPRESSED_IMAGE, POINT_CLOUD, SCAN
     known = [t for t in topics if t.count and t.name.removesuffix('/compressed') != image
              and t.type in kinds]
-    found = [t for t in known if t.name == f'/{wanted.removeprefix("/")}'] if wanted else next(
-        filter(None, ([t for t in known if t.type == kind and (
-            'depth' in t.name or kind in (POINT_CLOUD, SCAN))] for kind in kinds)), [])
+    found = [t for t in known if t.name.removesuffix('/compressedDepth') == topic_name(wanted)] \
+        if wanted else next(filter(None, (
+            *([t for t in known if t.type in (IMAGE, COMPRESSED_IMAGE) and is_depth(t)]
+              for is_depth in (_named_depth, _holds_depth)),
+            *([t for t in known if t.type == kind] for kind in (POINT_CLOUD, SCAN)),
+            # Nothing but a picture: its frames say why they cannot be read.
+            [t for t in known if 'depth' in t.name])), [])
+    raw = [t for t in found if t.type == IMAGE]
     registered = [t for t in found if 'aligned' in t.name or 'regist' in t.name]
-    for candidates in (registered, found):
+    for candidates in (registered, raw, found):
         if len(candidates) == 1:
             return candidates[0]
     if found:
@@ -340,24 +360,30 @@ def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> Bag
     raise RecordingError(
         f"The bag has no depth{f' on {wanted!r}' if wanted else ''}: record a depth image (its "
         'topic named depth), PointCloud2 or LaserScan beside the camera, or name it with --depth '
-        f'TOPIC. It has: {", ".join(topic.name for topic in known) or "none"}.')
+        f'TOPIC. It has: {", ".join(topic.name for topic in known) or "none"}'
+        f'{unread_sensors(topics)}.')
+
+
+def _named_depth(topic: BagTopic) -> bool:
+    return 'depth' in topic.name and topic.content != PICTURE
+
+
+def _holds_depth(topic: BagTopic) -> bool:
+    """By its encoding: other maps of numbers are called so."""
+    return topic.content == DEPTH and not any(word in topic.name for word in NOT_PHOTOGRAPHS)
 
 
 def written_depth(path: str | Path) -> str:
-    """Topic of depth by the node or by `depthclip bag` in a bag; '' where there is none.
-
-    A bag that `depthclip bag` has written says so, and has it on depth/image in any namespace;
-    of others only /depth/image with /depth/camera_info beside it is taken for the node's.
+    """Topic of depth that this package has written into a bag; '' where there is none.
 
     Raises:
         DepthClipError: the bag cannot be read, or there is depth of several cameras.
 
     """
-    kinds = {topic.name: topic.type for topic in bag_topics(path) if topic.count}
-    is_ours = 'depthclip_ros' in custom_data(path)
-    found = [name for name in kinds if (image := name.removesuffix('/compressedDepth'))
-             and (image == '/depth/image' or (is_ours and image.endswith('/depth/image')))
-             and kinds.get(camera_info_beside(image)) == CAMERA_INFO]
+    with Bag(path) as bag:
+        counts = {topic.name: topic.count for topic in bag.topics}
+        found = sorted(name for name in language_depth_topics(bag) if counts[name]
+                       and name.removesuffix('/compressedDepth').endswith('depth/image'))
     if len(found) > 1:
         raise RecordingError(f'{path} holds depth of several cameras: {", ".join(found)}. Choose '
                              'one with --said TOPIC, and its camera with --image TOPIC.')

@@ -337,6 +337,8 @@ def _certainty(by_lag: Float64, lag: int) -> float:
     count = len(by_lag)
     away = np.abs((np.arange(count) - lag + count // 2) % count - count // 2)
     far = by_lag[away > max(2, count // 6)]
+    if not len(far):
+        return math.nan
     return float((by_lag[lag] - far.mean()) / max(far.std(), 1e-9))
 
 

@@ -126,7 +126,8 @@ class LeftOut(Counter[str]):
 
     def __str__(self) -> str:
         """All of it in one line."""
-        return '; '.join(f'{count} times: {cause}' for cause, count in self.most_common())
+        return '; '.join(f'{count} times: {cause.rstrip(".")}'
+                         for cause, count in self.most_common())
 
 
 @dataclass(eq=False)

@@ -36,6 +36,10 @@ class EngineError(DepthClipError):
     """An engine does not run here, or its features differ from the reference."""
 
 
+class BagError(DepthClipError):
+    """A bag is missing, corrupt, of another format, or does not hold what is asked of it."""
+
+
 class DataError(DepthClipError):
     """One input message cannot be used.
 

@@ -1,45 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading rosbag2 bags, and which of their topics are the camera. Needs `rosbags`, no ROS.
+"""Reading rosbag2 bags, and which of their topics are the camera.
 
-rosbags reads by its `Reader`: its `AnyReader` would compile every type in the bag, and refuse
-bags for types that nobody here reads.
+Needs `mcap`, `zstandard` and `rosbags`, but no ROS; a folder's topics are known without them.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from ..core.errors import ConfigError, DepthClipError, quoted
+from ..core.errors import BagError, ConfigError, quoted
 from ..core.files import user_path
-from ..messages.types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
+from ..messages.types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, topic_name
+from .metadata import METADATA, About, Channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
+
+    from .storage import McapFile, Message, SqliteFile
 
 NANOSECONDS = 10 ** 9
-STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
+# Of a bag's files; behind them '.zstd' says that all of the file is compressed.
+SUFFIXES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
+TOPICS_KEY = 'depthclip_topics'  # in a bag's metadata: the topics that `depthclip bag` wrote
+# What the node publishes, relative to its namespace; only this package has the last one.
+LANGUAGE_TOPICS = (
+    'depth/image', 'depth/image/compressedDepth', 'depth/camera_info', 'points',
+    'depth/image_color', 'depth/spread', 'depth/stddev', 'depth/scale', 'scene', 'depth/words')
+PICTURE, DEPTH = 'picture', 'depth'
 # Parts of topic names by which drivers mark images that are not photographs.
 NOT_PHOTOGRAPHS = ('depth', 'disparity', 'confidence', 'label', 'mask', 'segmentation')
 
 
-class BagError(DepthClipError):
-    """A bag is missing, corrupt, of another format, or does not hold what is asked of it."""
-
-
 @dataclass(frozen=True)
 class BagTopic:
-    """One topic of a bag."""
+    """One topic of a bag.
+
+    Attributes:
+        name: with its leading slash.
+        type: as ROS 2 spells it; of what is not CDR it names the encoding, too.
+        count: of its messages.
+        content: of an image topic what its first message holds, by its encoding: 'picture' or
+            'depth'; '' where either is possible, or nothing was looked at.
+
+    """
 
     name: str
     type: str
     count: int
+    content: str = ''
 
 
 class Bag(ExitStack):
@@ -47,45 +61,95 @@ class Bag(ExitStack):
 
     Attributes:
         path: of the bag.
-        connections: its topics, as `rosbags` has them.
-        topics: the same by name and type, with the number of messages.
+        counts: of the messages of its topics, as these were recorded.
         begin: time of the first message [ns].
         end: time behind the last one [ns].
         is_mcap: whether its files are; else they are SQLite databases.
-        compression: 'message', 'file' or 'none'; says nothing of an mcap's chunks.
+        about: what is said of it in its metadata.yaml, or else in a file.
 
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a bag folder, or a lone .mcap or .db3 file.
+        """Open a bag folder, or a lone file.
 
         Raises:
-            BagError: it cannot be read; says what to do.
+            BagError: it cannot be read, or lacks some of what its metadata.yaml counts; says what
+                to do.
 
         """
         super().__init__()
         self.path = checked_path(path)
         try:
-            from rosbags.rosbag2 import Reader
-            self._reader = self.enter_context(Reader(self.path))
-        except Exception as error:  # a damaged file raises whatever its decoders raise
-            raise _damaged(self.path, error) from error
-        self.connections: list[Any] = self._reader.connections
-        is_empty = not self._reader.message_count
-        self.begin: int = 0 if is_empty else self._reader.start_time
-        self.end: int = 0 if is_empty else self._reader.end_time
-        self.is_mcap = self.path.suffix == '.mcap' or any(self.path.glob('*.mcap*'))
-        self.compression: str = self._reader.compression_mode or 'none'
-        counts: Counter[tuple[str, str]] = Counter()
-        for connection in self.connections:
-            counts[connection.topic, connection.msgtype] += connection.msgcount
-        self.topics = [BagTopic(*key, count) for key, count in counts.items()]
+            import rosbags.typesys  # noqa: F401 (by which messages are read)
+
+            from .storage import open_file
+        except ImportError as error:
+            raise BagError(f'Reading {self.path} needs the Python packages mcap and rosbags '
+                           f"({error}): run 'pip install mcap rosbags'.") from error
+        is_described = (self.path / METADATA).exists()
+        about = _about(self.path) if is_described else About()
+        paths = _files(self.path, about.files if is_described else None)
+        with ExitStack() as stack:
+            files = [open_file(file, stack) for file in paths]
+            self.push(stack.pop_all())
+        self.is_mcap, self.about = files[0].is_mcap, about
+        if not is_described:
+            self.about = _about_of(files[0].about)
+            self.about.compression = 'file' if paths[0].suffix == '.zstd' else 'none'
+        filled = [file for file in files if file.counts.total()]
+        self.begin = min((file.begin for file in filled), default=0)
+        self.end = max((file.end + 1 for file in filled), default=0)
+        self.counts = Counter[Channel]()
+        self._files = [(*pair, self._channels(pair[1]))
+                       for pair in zip(paths, files, strict=True)]
+        if is_described:
+            self._compare_counts()
+
+    def _channels(self, file: McapFile | SqliteFile) -> dict[int, Channel]:
+        """Topics of a file, counted; the hash of a type may be in metadata.yaml only."""
+        digests = {(said.name, said.type): said.digest for said, _ in self.about.topics}
+        channels = {
+            number: replace(channel, digest=channel.digest or digests.get(
+                (channel.name, channel.type), '')) for number, channel in file.channels.items()}
+        for number, channel in channels.items():
+            self.counts[channel] += file.counts[number]
+        return channels
+
+    def _compare_counts(self) -> None:
+        """Refuse a bag with less than its metadata.yaml says, and add its topics without any."""
+        said, there = sum(count for _, count in self.about.topics), self.counts.total()
+        if there < said:
+            raise BagError(
+                f'{self.path}: its metadata.yaml counts {said} messages, its files hold {there}. '
+                f"Copy it again; if the others are lost, 'ros2 bag reindex {self.path}' counts "
+                'what is there.')
+        known = {(channel.name, channel.type) for channel in self.counts}
+        self.counts.update({channel: 0 for channel, _ in self.about.topics
+                            if (channel.name, channel.type) not in known})
+
+    @property
+    def connections(self) -> list[Channel]:
+        """Topics as they were recorded; a topic may have several."""
+        return list(self.counts)
+
+    @functools.cached_property
+    def topics(self) -> list[BagTopic]:
+        """Topics by name and type; the first message of each image topic is looked at."""
+        counts = Counter[tuple[str, str]]()
+        for channel, count in self.counts.items():
+            counts[channel.topic, channel.msgtype] += count
+        return [BagTopic(name, kind, count, self._content(name, kind) if count else '')
+                for (name, kind), count in counts.items()]
+
+    def _content(self, topic: str, kind: str) -> str:
+        return next((content_of(data, kind) for channel, _, data in self.messages({topic})
+                     if channel.msgtype == kind), '') if kind in (IMAGE, COMPRESSED_IMAGE) else ''
 
     def messages(
         self, topics: Collection[str] | None = None, begin: int | None = None,
         end: int | None = None,
-    ) -> Iterator[tuple[Any, int, bytes]]:
-        """Connection, time [ns] and content (CDR) of messages, in the order of their recording.
+    ) -> Iterator[tuple[Channel, int, bytes]]:
+        """Topic, time [ns] and content (CDR) of messages, in the order of their recording.
 
         Args:
             topics: to read; None: all.
@@ -93,14 +157,36 @@ class Bag(ExitStack):
             end: time behind the last one; None: to the end.
 
         Raises:
-            BagError: the bag is damaged from here on.
+            BagError: the bag is damaged from here on, or fewer messages are read than it counts.
 
         """
-        wanted = [c for c in self.connections if topics is None or c.topic in topics]
-        try:
-            yield from self._reader.messages(wanted, begin, end) if wanted else ()
-        except Exception as error:
-            raise _damaged(self.path, error) from error
+        return ((channel, message.time, message.data)
+                for channel, message in self.records(topics, begin, end))
+
+    def records(
+        self, topics: Collection[str] | None = None, begin: int | None = None,
+        end: int | None = None,
+    ) -> Iterator[tuple[Channel, Message]]:
+        """Messages as `messages` gives them, with all that is known of each."""
+        from .storage import remedy, translated, unpacked
+        for path, file, channels in self._files:
+            wanted = {number: channel for number, channel in channels.items()
+                      if topics is None or channel.topic in topics}
+            count, counted = 0, sum(file.counts[number] for number in wanted)
+            with translated(path, is_mcap=file.is_mcap):
+                for number, message in file.messages(wanted, begin, end) if counted else ():
+                    count += 1
+                    yield wanted[number], unpacked(
+                        message, path, is_packed=self.about.compression == 'message',
+                        encoding=wanted[number].encoding)
+            if begin is None and end is None and count < counted:
+                raise BagError(f'{path} counts {counted} messages, but holds {count}: it is '
+                               f'damaged. {remedy(path, is_mcap=file.is_mcap)}')
+
+    def beside(self) -> Iterator[Any]:
+        """What an mcap holds beside messages: notes, but rosbag2's own, and files."""
+        for _, file, _ in self._files:
+            yield from file.beside()
 
 
 @functools.cache
@@ -117,7 +203,7 @@ def read(raw: bytes, kind: str) -> Any:
 
 def is_bag(path: Path) -> bool:
     """Whether a path is to be read as a bag."""
-    return path.suffix in (*STORAGES, '.bag') or (path / 'metadata.yaml').exists()
+    return path.name.endswith((*SUFFIXES, '.bag')) or (path / METADATA).exists()
 
 
 def checked_path(path: str | Path) -> Path:
@@ -136,66 +222,131 @@ def checked_path(path: str | Path) -> Path:
     if path.suffix == '.bag' and path.is_file():
         raise BagError(f'{path} is a ROS 1 bag. Convert it once: '
                        f"'rosbags-convert --src {path} --dst {path.with_suffix('')}'.")
-    if not path.is_dir() and not (path.suffix in STORAGES and path.is_file()):
-        raise BagError(f'{path} is not a bag: expected a rosbag2 folder, a .mcap or a .db3 file.')
+    if not path.is_dir() and not (path.name.endswith(SUFFIXES) and path.is_file()):
+        raise BagError(f'{path} is not a bag: expected a rosbag2 folder, or a file that is named '
+                       f'{", ".join(SUFFIXES)}.')
     return path
 
 
+def _files(path: Path, named: list[str] | None) -> list[Path]:
+    """Files of a bag in their order: those that metadata.yaml names, else the only one."""
+    if named is not None:
+        missing = [name for name in named if not (path / name).is_file()]
+        if missing or not named:
+            raise BagError(
+                f'{path} lacks {", ".join(missing) or "files"}, which its metadata.yaml names. '
+                f"Copy the rest, or let 'ros2 bag reindex {path}' describe what is there, or give "
+                'a file by itself.')
+        return [path / name for name in named]
+    there = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES)) \
+        if path.is_dir() else [path]
+    if len(there) != 1:
+        raise BagError(
+            f'{path} has no metadata.yaml, and {len(there)} files of bags'
+            f'{": " * bool(there)}{", ".join(file.name for file in there)}. '
+            f"'ros2 bag reindex {path}' makes one if they belong together; each file can be "
+            'given by itself.')
+    return there
+
+
 def bag_topics(path: str | Path) -> list[BagTopic]:
-    """Topics of a bag; those of a folder are read without rosbags, for launch files.
+    """Topics of a bag.
+
+    Where its files cannot be read, those that a folder's metadata.yaml names: launch files run in
+    the system's Python, without the packages that read bags.
 
     Raises:
         BagError: the bag cannot be read.
 
     """
     path = checked_path(path)
-    if path.is_dir():
-        found: list[BagTopic] = _of_metadata(path, lambda about: [
-            BagTopic(topic['topic_metadata']['name'], topic['topic_metadata']['type'],
-                     int(topic['message_count']))
-            for topic in about['topics_with_message_count']])
-        return found
-    with Bag(path) as bag:
-        return bag.topics
+    try:
+        with Bag(path) as bag:
+            return bag.topics
+    except BagError:
+        if not (path / METADATA).exists():
+            raise
+        return [BagTopic(channel.topic, channel.msgtype, count)
+                for channel, count in _about(path).topics]
 
 
-def custom_data(path: str | Path) -> dict[str, Any]:
-    """What the writer of a bag folder has said about it; nothing of a lone file.
+def custom_data(path: str | Path) -> dict[str, str]:
+    """What the writer of a bag has said about it.
 
     Raises:
-        BagError: there is no such bag, or its metadata.yaml cannot be read.
+        BagError: there is no such bag, or it cannot be read.
 
     """
     path = checked_path(path)
-    if not path.is_dir():
-        return {}
-    found: dict[str, Any] = _of_metadata(path, lambda about: dict(about.get('custom_data') or {}))
-    return found
+    if (path / METADATA).exists():
+        return _about(path).custom
+    with Bag(path) as bag:
+        return bag.about.custom
 
 
-def _of_metadata(folder: Path, pick: Callable[[dict[str, Any]], Any]) -> Any:
+def _about(folder: Path) -> About:
     try:
-        text = (folder / 'metadata.yaml').read_text(encoding='utf-8')
-        return pick(yaml.safe_load(text)['rosbag2_bagfile_information'])
+        return About.of((folder / METADATA).read_text(encoding='utf-8'))
     except Exception as error:  # whatever is there instead of metadata
-        raise _damaged(folder, error) from error
+        raise BagError(
+            f'{folder / METADATA} does not describe a bag of rosbag2. '
+            f"'ros2 bag reindex {folder}' makes it anew; each file can be given by itself."
+            ) from error
 
 
-def _damaged(path: Path, error: Exception) -> BagError:
-    """What is wrong with a bag, and what may save it."""
-    if isinstance(error, ImportError):
-        return BagError(f'Reading {path} needs the Python package rosbags ({error}): run '
-                        "'pip install rosbags'.")
-    said = f'it has no {error}' if isinstance(error, KeyError) else str(error)
-    said = ' '.join(said.split())[:300].rstrip('.') or type(error).__name__
-    return BagError(
-        f'{path} cannot be read as a rosbag2 bag: {said}. Save what is whole: '
-        "'mcap recover FILE -o NEW.mcap', or 'sqlite3 FILE .recover | sqlite3 NEW.db3'; such a "
-        "file can be given by itself; 'ros2 bag reindex FOLDER' makes a metadata.yaml. Else copy "
-        'or record it again.')
+def _about_of(text: str) -> About:
+    """What a file says of its bag: nothing that is needed to read it."""
+    try:
+        return About.of(text)
+    except Exception:  # noqa: BLE001 (others write what they like)
+        return About()
 
 
-# Cameras ----------------------------------------------------------------------------------------
+# Which topics are what ---------------------------------------------------------------------------
+
+
+def content_of(raw: bytes, kind: str) -> str:
+    """What an image message holds by its encoding: 'picture', 'depth', or '' for either or none.
+
+    mono16 is an infrared picture of one driver and the depth of another.
+    """
+    from ..messages.image_io import COMPRESSED_DEPTH, ENCODINGS, PNG_START
+    try:
+        message = read(raw, kind)
+    except Exception:  # noqa: BLE001 (whoever needs the message says so)
+        return ''
+    if kind == IMAGE:
+        return DEPTH if message.encoding in ('16UC1', '32FC1') else \
+            PICTURE if message.encoding in ENCODINGS and message.encoding != 'mono16' else ''
+    start, described = bytes(message.data[:40]), message.format.lower()
+    is_depth = COMPRESSED_DEPTH in described or start.startswith(PNG_START, 12)
+    if start.startswith(PNG_START) and start[24:26] == b'\x10\0':  # 16 bits of grey
+        return '' if 'mono16' in described and not is_depth else DEPTH
+    return DEPTH if is_depth else \
+        PICTURE if start.startswith((PNG_START, b'\xff\xd8')) else ''
+
+
+def language_depth_topics(bag: Bag) -> set[str]:
+    """Topics of a bag that this package wrote, so that they are no sensor's.
+
+    Those that `depthclip bag` has noted in the bag's metadata; and of a recording beside the node
+    those in a namespace with depth/words, which nobody else publishes. Who records depth/image of
+    the node alone has a topic that looks like a sensor's.
+    """
+    kinds = {topic.name: topic.type for topic in bag.topics}
+    noted = bag.about.custom.get(TOPICS_KEY, '').split()
+    spaces = [name.removesuffix(LANGUAGE_TOPICS[-1]) for name, kind in kinds.items()
+              if kind == IMAGE and name.endswith(f'/{LANGUAGE_TOPICS[-1]}')]
+    return kinds.keys() & {*noted, *(space + topic for space in spaces
+                                     for topic in LANGUAGE_TOPICS)}
+
+
+def unread_sensors(topics: Sequence[BagTopic]) -> str:
+    """Topics of cameras and sensors whose types are not read here, as the end of a sentence."""
+    names = [f'{topic.name} ({topic.type})' for topic in topics if topic.count and re.search(
+        r'Video|FFMPEG|Disparity|CustomMsg|PointCloud$|Packet|Theora',
+        topic.type.rpartition('/')[2])]
+    return f'; not read here: {", ".join(names)}; decode or convert them first' if names else ''
 
 
 @dataclass(frozen=True)
@@ -203,22 +354,22 @@ class CameraTopics:
     """Topics of a camera.
 
     Attributes:
-        image: without `/compressed`.
+        topic: of its images.
         camera_info: '' where there is none.
-        compressed: whether compressed images are meant.
+        compressed: whether they are compressed.
         name: of the camera, where there are several.
 
     """
 
-    image: str = ''
+    topic: str = ''
     camera_info: str = ''
     compressed: bool = False
     name: str = ''
 
     @property
-    def topic(self) -> str:
-        """Topic of its images, with `/compressed`."""
-        return self.image + '/compressed' * self.compressed
+    def image(self) -> str:
+        """Topic of its images, without `/compressed`."""
+        return self.topic.removesuffix('/compressed')
 
 
 def cameras_of(
@@ -248,9 +399,8 @@ def cameras_of(
             raise BagError(f'camera {name}: the bag has no topic under /{name}/. Choose '
                            f'with {choice}.')
         camera = camera_topics(there, image, choice)
-        found.append(CameraTopics(
-            camera.image, f'/{info.lstrip("/")}' if info else camera.camera_info,
-            camera.compressed, name))
+        found.append(replace(
+            camera, camera_info=topic_name(info) if info else camera.camera_info, name=name))
     return found
 
 
@@ -273,7 +423,7 @@ def camera_topics(topics: Sequence[BagTopic], image: str, choice: str) -> Camera
 
     Args:
         topics: Topics of the bag.
-        image: Image topic to use, with or without `/compressed`; empty: the only camera there is.
+        image: Image topic to use; `/compressed` may lack; empty: the only camera there is.
         choice: how the user says which one it is, such as '--image TOPIC'.
 
     Raises:
@@ -281,26 +431,45 @@ def camera_topics(topics: Sequence[BagTopic], image: str, choice: str) -> Camera
 
     """
     filled = [topic for topic in topics if topic.count]
-    raw = [topic.name for topic in filled if topic.type == IMAGE]
-    everything = list(dict.fromkeys([*raw, *(
-        topic.name.removesuffix('/compressed') for topic in filled
-        if topic.type == COMPRESSED_IMAGE and topic.name.endswith('/compressed'))]))
-    asked = image and f'/{image.removesuffix("/compressed").removeprefix("/")}'
-    cameras = [name for name in everything if name == asked] if asked else \
-        [name for name in everything if not any(word in name for word in NOT_PHOTOGRAPHS)]
+    images = [topic for topic in filled if topic.type in (IMAGE, COMPRESSED_IMAGE)]
+    if image:
+        asked = topic_name(image)
+        wanted = next(filter(None, ([t for t in images if t.name == name]
+                                    for name in (asked, f'{asked}/compressed'))), [])
+    else:
+        wanted = [topic for topic in images if _is_photograph(topic)]
+    bases = {f'{topic.name}/' for topic in wanted}  # what is below an image, is another transport
+    cameras = [topic for topic in wanted
+               if not any(topic.name.startswith(base) for base in bases)]
     if len(cameras) != 1:
-        listed = ', '.join(cameras or everything) or 'none'
+        listed = ', '.join(dict.fromkeys(
+            topic.name.removesuffix('/compressed') for topic in cameras or images)) or 'none'
         raise BagError(
             f'The bag has several cameras: {listed}. Choose one with {choice}.' if cameras else
-            f'The bag has no images on {asked!r}. Its image topics: {listed}.' if asked else
-            'The bag has no camera image (sensor_msgs Image, or CompressedImage on a topic that '
-            f'ends in /compressed). Its other image topics: {listed}; if it is one of them, say '
-            f'so with {choice.partition(",")[0]}.')
-    base, = cameras
-    info = camera_info_beside(base)
+            f'The bag has no images on {asked!r}. Its image topics: {listed}'
+            f'{unread_sensors(topics)}.' if image else
+            'The bag has no camera image (sensor_msgs Image or CompressedImage that is neither '
+            f'depth nor called so). Its other image topics: {listed}{unread_sensors(topics)}.'
+            + (f' If it is one of them, say so with {choice.partition(",")[0]}.' if images else
+               ''))
+    camera, = cameras
+    info = camera_info_beside(camera.name)
     has_info = any(topic.name == info and topic.type == CAMERA_INFO for topic in filled)
-    return CameraTopics(base, info if has_info else '',
-                        base not in raw or image.endswith('/compressed'))
+    return CameraTopics(
+        camera.name, info if has_info else '', camera.type == COMPRESSED_IMAGE)
+
+
+def _is_photograph(topic: BagTopic) -> bool:
+    """Whether a topic of images is a camera's: by its content, and then by the end of its name.
+
+    Of a picture its last part counts, and the one before if it is nothing but such a word: depth
+    in colours is a picture, too. Where the content leaves it open, the word may be anywhere there.
+    """
+    *_, space, last = topic.name.removesuffix('/compressed').lower().split('/')
+    if topic.content == PICTURE and space not in NOT_PHOTOGRAPHS:
+        space = ''
+    return topic.content != DEPTH and not any(
+        word in f'{space}/{last}' for word in NOT_PHOTOGRAPHS)
 
 
 def camera_info_beside(image: str) -> str:

@@ -24,8 +24,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
 from ..arguments import not_negative, positive
-from ..messages.types import message_class
-from .bag import NANOSECONDS, Bag, BagError
+from ..core.errors import BagError
+from ..messages.types import message_class, topic_name
+from .bag import NANOSECONDS, Bag
 from .process import run
 
 if TYPE_CHECKING:
@@ -98,12 +99,13 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
 def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, Any]:
     """Of the topics that are to be played, and whose types are installed."""
     there = {topic.name: topic for topic in bag.topics}
-    missing = sorted(set(options.topics) - set(there))
+    asked = [topic_name(name) for name in options.topics]
+    missing = sorted(set(asked) - set(there))
     if missing:
         raise BagError(f'The bag has no topic {", ".join(missing)}. '
                        f'It has: {", ".join(sorted(there)) or "none"}.')
     publishers = {}
-    for name in options.topics or there:
+    for name in asked or there:
         if name == CLOCK_TOPIC and options.clock:
             node.get_logger().info(
                 'the recorded /clock is left out: --clock publishes a new one')
@@ -111,7 +113,7 @@ def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, 
         try:
             publishers[name] = node.create_publisher(
                 message_class(there[name].type), name, recorded_qos(bag.connections, name))
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError, ValueError):  # the last of what is no name in ROS
             node.get_logger().warning(f'{name}: its {there[name].count} messages are skipped, '
                                       f'because {there[name].type} is not installed here')
     if not any(there[name].count for name in publishers):
@@ -131,7 +133,7 @@ def _wait_for_subscribers(
     that it has found the publishers, which are older than the request. What is asked for is
     nothing: the values of no parameters. A node without such a service is not waited for.
     """
-    wanted = Counter(topic for topic in options.wait_for if topic in publishers)
+    wanted = Counter(topic for topic in map(topic_name, options.wait_for) if topic in publishers)
     known, changed, told = set[tuple[str, str]](), time.monotonic(), False
     while not stop.is_set():
         lacking = [topic for topic, count in wanted.items()
@@ -175,7 +177,7 @@ def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
 
     """
     recorded = [qos for connection in connections if connection.topic == topic
-                for qos in connection.ext.offered_qos_profiles]
+                for qos in connection.qos]
     best_effort = recorded and all(q.reliability.name == 'BEST_EFFORT' for q in recorded)
     latched = recorded and all(q.durability.name == 'TRANSIENT_LOCAL' for q in recorded)
     return QoSProfile(

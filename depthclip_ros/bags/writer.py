@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A new bag in the storage of another one, whose topics are described there as they were.
+
+rosbags' writer describes types in one way only, and has to understand each of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from mcap import records
+from mcap.writer import Writer
+
+from ..sources.bag import Bag
+from ..sources.metadata import METADATA, QOS, About, Channel
+from ..sources.storage import ABOUT, ROSBAG2, Message
+
+# As rosbag2 makes them since Iron.
+_TABLES = """
+CREATE TABLE schema(schema_version INTEGER PRIMARY KEY, ros_distro TEXT NOT NULL);
+CREATE TABLE metadata(id INTEGER PRIMARY KEY, metadata_version INTEGER NOT NULL,
+    metadata TEXT NOT NULL);
+CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL,
+    serialization_format TEXT NOT NULL, offered_qos_profiles TEXT NOT NULL,
+    type_description_hash TEXT NOT NULL);
+CREATE TABLE message_definitions(id INTEGER PRIMARY KEY, topic_type TEXT NOT NULL,
+    encoding TEXT NOT NULL, encoded_message_definition TEXT NOT NULL,
+    type_description_hash TEXT NOT NULL);
+CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL,
+    timestamp INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX timestamp_idx ON messages (timestamp ASC);
+INSERT INTO schema VALUES(4, 'rosbag2');
+"""
+
+
+class BagWriter(ExitStack):
+    """A bag folder that is complete when `finish` has been called; to be opened by `with`."""
+
+    def __init__(self, folder: Path, source: Bag, custom: dict[str, str]) -> None:
+        """Begin with a file; `custom` is noted beside what the source's writer had noted.
+
+        Raises:
+            OSError: it cannot be written.
+            sqlite3.Error: likewise.
+
+        """
+        super().__init__()
+        folder.mkdir()
+        self._folder, self._numbers = folder, dict[Channel, int]()
+        self._counts, self._times = Counter[Channel](), list[int]()
+        compression = 'none' if source.is_mcap else source.about.compression
+        self._about = About(compression=compression, custom={**source.about.custom, **custom},
+                            distro=source.about.distro)
+        self._path = folder / (folder.name + ('.mcap' if source.is_mcap else '.db3'))
+        self._file: _McapWriter | _SqliteWriter = \
+            (_McapWriter if source.is_mcap else _SqliteWriter)(self._path, self)
+        for record in source.beside():
+            self._file.add_beside(record)
+
+    def add(self, channel: Channel) -> None:
+        """Describe a topic; again is nothing."""
+        if channel not in self._numbers:
+            self._numbers[channel] = self._file.add(channel)
+
+    def write(self, channel: Channel, message: Message) -> None:
+        """Write a message of a topic that is described."""
+        if self._about.compression == 'message':
+            message = message._replace(data=zstandard.compress(message.data))
+        self._file.write(self._numbers[channel], message)
+        self._counts[channel] += 1
+        self._times = [min(message.time, *self._times), max(message.time, *self._times)] \
+            if self._times else [message.time] * 2
+
+    def finish(self) -> list[Channel]:
+        """Complete the bag.
+
+        Returns:
+            Topics that metadata.yaml cannot name, because `ros2 bag` would refuse the whole bag:
+            those without a type or not in CDR. The file has them.
+
+        """
+        about, is_packed = self._about, self._about.compression == 'file'
+        about.topics = [(channel, self._counts[channel]) for channel in self._numbers
+                        if channel.type and channel.encoding == 'cdr']
+        about.files = [self._path.name + '.zstd' * is_packed]
+        text, within = about.dump('mcap' if self._path.suffix == '.mcap' else 'sqlite3',
+                                  *self._times or (0, 0))
+        self._file.finish(within)
+        self.close()
+        if is_packed:
+            packed = self._folder / about.files[0]
+            with self._path.open('rb') as plain, packed.open('wb') as file:
+                zstandard.ZstdCompressor().copy_stream(plain, file)
+            self._path.unlink()
+        (self._folder / METADATA).write_text(text, encoding='utf-8')
+        described = {channel for channel, _ in about.topics}
+        return [channel for channel in self._numbers if channel not in described]
+
+
+class _McapWriter:
+    """An mcap file with compressed chunks."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._writer: Any = Writer(stack.enter_context(path.open('wb')))
+        self._writer.start(profile='ros2', library='depthclip_ros')
+        self._schemas = dict[tuple[str, str, bytes], int]()
+
+    def add(self, channel: Channel) -> int:
+        schema = channel.type, channel.schema_encoding, channel.schema
+        if channel.type and schema not in self._schemas:
+            self._schemas[schema] = self._writer.register_schema(*schema)
+        return int(self._writer.register_channel(
+            channel.name, channel.encoding, self._schemas.get(schema, 0), dict(channel.metadata)))
+
+    def add_beside(self, record: records.Metadata | records.Attachment) -> None:
+        if isinstance(record, records.Metadata):
+            self._writer.add_metadata(record.name, record.metadata)
+        else:
+            self._writer.add_attachment(record.create_time, record.log_time, record.name,
+                                        record.media_type, record.data)
+
+    def write(self, number: int, message: Message) -> None:
+        self._writer.add_message(
+            number, message.time, message.data, message.published, message.sequence)
+
+    def finish(self, about: str) -> None:
+        self._writer.add_metadata(ROSBAG2, {ABOUT: about})
+        self._writer.finish()
+
+
+class _SqliteWriter:
+    """A database of rosbag2."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._database = stack.enter_context(closing(sqlite3.connect(path)))
+        self._database.executescript(_TABLES)
+        self._types = set[str]()
+
+    def add(self, channel: Channel) -> int:
+        if channel.schema_encoding and channel.type not in self._types:
+            self._types.add(channel.type)
+            self._insert('INSERT INTO message_definitions VALUES(NULL, ?, ?, ?, ?)', channel.type,
+                         channel.schema_encoding, channel.schema.decode(), channel.digest)
+        return self._insert(
+            'INSERT INTO topics VALUES(NULL, ?, ?, ?, ?, ?)', channel.name, channel.type,
+            channel.encoding, dict(channel.metadata).get(QOS, ''), channel.digest)
+
+    def add_beside(self, record: records.Metadata | records.Attachment) -> None:
+        raise NotImplementedError
+
+    def write(self, number: int, message: Message) -> None:
+        self._insert('INSERT INTO messages VALUES(NULL, ?, ?, ?)', number, message.time,
+                     message.data)
+
+    def finish(self, about: str) -> None:
+        self._insert('INSERT INTO metadata VALUES(NULL, 8, ?)', about)
+        self._database.commit()
+
+    def _insert(self, statement: str, *values: str | int | bytes) -> int:
+        return int(self._database.execute(statement, values).lastrowid or 0)

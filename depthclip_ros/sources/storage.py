@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of rosbag2 bags, told by their first bytes: mcap, SQLite, or either within zstd.
+
+Topics are described as they were recorded, and nobody here understands their types: the readers
+of rosbags refuse whole files for schemas that need not be read. Needs `mcap` and `zstandard`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import zstandard
+from mcap import records
+from mcap.data_stream import ReadDataStream
+from mcap.reader import McapReader, NonSeekingReader, SeekingReader
+from mcap.stream_reader import StreamReader, breakup_chunk
+from mcap.summary import Summary
+
+from ..core.errors import BagError
+from .metadata import QOS, Channel
+
+MCAP, SQLITE, ZSTD = b'\x89MCAP0\r\n', b'SQLite format 3\0', b'\x28\xb5\x2f\xfd'  # begin files
+# What else is met under the names of bags.
+_STRANGERS = {
+    b'#ROSBAG': "a ROS 1 bag. Convert it once: 'rosbags-convert --src {0} --dst FOLDER'.",
+    b'version https://git-lfs': "a pointer of Git LFS, not the file itself. Run 'git lfs pull'."}
+_EMPTY = 'empty (0 bytes): nothing in it can be saved, copy or record it again.'
+_UNFINISHED = ('-wal', '-journal')  # beside a database: what a killed recorder had not moved in
+_DIGEST = 'topic_type_hash'  # in the metadata of an mcap's channel
+ROSBAG2, ABOUT = 'rosbag2', 'serialized_metadata'  # its note in an mcap, and that note's key
+_EARLIEST, _LATEST = -2 ** 63, 2 ** 63 - 1  # ns
+
+
+class Message(NamedTuple):
+    """A message as it was recorded; times in ns. SQLite knows one time, and no sequence."""
+
+    time: int
+    data: bytes
+    published: int
+    sequence: int = 0
+
+
+def open_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
+    """Open a file of a bag until the stack is closed.
+
+    Raises:
+        BagError: it is none, cut, or damaged.
+
+    """
+    with translated(path), path.open('rb') as file:
+        start = file.read(64)
+    if start.startswith(ZSTD):
+        return _unpacked_file(path, stack)
+    for begin, kind in ((MCAP, McapFile), (SQLITE, SqliteFile)):
+        if start.startswith(begin):
+            with translated(path, is_mcap=begin == MCAP):
+                return kind(path, stack)
+    what = next((what for stranger, what in _STRANGERS.items() if start.startswith(stranger)),
+                f'no file of a bag: it begins with {start[:8].hex(" ")}, neither as an mcap nor '
+                'as a SQLite database: copy or record it again.') if start else _EMPTY
+    raise BagError(f'{path} is {what.format(path)}')
+
+
+def _unpacked_file(path: Path, stack: ExitStack) -> McapFile | SqliteFile:
+    plain = Path(stack.enter_context(TemporaryDirectory())) / path.stem
+    try:
+        with path.open('rb') as packed, plain.open('wb') as file, \
+                zstandard.ZstdDecompressor().stream_reader(
+                    packed, read_across_frames=True) as content:
+            shutil.copyfileobj(content, file)
+        return open_file(plain, stack)
+    except (zstandard.ZstdError, BagError) as error:
+        raise BagError(
+            f'{path} is compressed by zstd, and cut or damaged. Copy it again, or save what is '
+            f"whole: 'zstd -d {path}' makes {path.with_suffix('')}, which can be given by itself."
+            ) from error
+    except OSError as error:
+        raise BagError(f'{path} cannot be unpacked to {plain}: {error.strerror}.') from error
+
+
+def unpacked(message: Message, path: Path, *, is_packed: bool, encoding: str) -> Message:
+    """A message whose content may be compressed by itself.
+
+    Where the bag does not say so its first bytes do: no message in CDR begins as zstd does.
+    """
+    begins_so = message.data.startswith(ZSTD)
+    if is_packed and not begins_so:
+        raise BagError(f'{path} is damaged, or compressed otherwise than by zstd: its messages '
+                       'are compressed by themselves, and one does not begin as zstd does. Copy '
+                       "it again, or record it with '--compression-format zstd'.")
+    if not is_packed and not (begins_so and encoding == 'cdr'):
+        return message
+    plain = zstandard.ZstdDecompressor().decompressobj()
+    data = plain.decompress(message.data)
+    if not plain.eof:
+        raise zstandard.ZstdError('it is cut')
+    return message._replace(data=data)
+
+
+@contextmanager
+def translated(path: Path, *, is_mcap: bool = True) -> Iterator[None]:
+    """Raise what decoders raise as BagError, which says what the file is."""
+    try:
+        yield
+    except BagError:
+        raise
+    except OSError as error:
+        raise BagError(f'{error.filename or path} cannot be read: {error.strerror}.') from error
+    except Exception as error:
+        kind = 'mcap' if is_mcap else 'SQLite database'
+        raise BagError(f'{path} is a damaged {kind}. {remedy(path, is_mcap=is_mcap)}') from error
+
+
+def remedy(path: Path, *, is_mcap: bool) -> str:
+    """What saves the whole part of a damaged file."""
+    tool = f'mcap recover {path} -o NEW.mcap' if is_mcap else \
+        f'sqlite3 {path} .recover | sqlite3 NEW.db3'
+    return (f"'{tool}' saves what is whole, and its file can be given by itself. Else copy or "
+            'record it again.')
+
+
+# mcap --------------------------------------------------------------------------------------------
+
+
+class McapFile:
+    """An mcap file, read by its index; one without a whole index from end to end.
+
+    Attributes:
+        channels: by their numbers.
+        counts: of their messages, as the file says.
+        begin: time of the first message [ns]; `end` that of the last one.
+        about: how rosbag2 describes the bag (YAML); '' where it does not.
+
+    """
+
+    is_mcap = True
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        """Open a file until the stack is closed."""
+        self._file = stack.enter_context(path.open('rb'))
+        self._file.seek(max(len(MCAP), path.stat().st_size - len(MCAP)))
+        if self._file.read() != MCAP:
+            raise BagError(f'{path} is an mcap without its end: its recorder was killed, or the '
+                           f'copy is not complete. {remedy(path, is_mcap=True)}')
+        self._has_index = True
+        index = self._reader().get_summary()
+        self._has_index = index is not None and _is_whole(index, path.stat().st_size)
+        self._summary = index if index and self._has_index else self._survey()
+        told, chunks = self._summary.statistics, self._summary.chunk_indexes
+        self.counts = Counter(told.channel_message_counts if told else {})
+        self.begin = min((at.message_start_time for at in chunks),
+                         default=told.message_start_time if told else 0)
+        self.end = max((at.message_end_time for at in chunks),
+                       default=told.message_end_time if told else 0)
+        self.channels = {number: _channel(channel, self._summary.schemas.get(channel.schema_id))
+                         for number, channel in self._summary.channels.items()}
+        self.about = next((note.metadata.get(ABOUT, '') for note in self._reader().iter_metadata()
+                           if note.name == ROSBAG2), '')
+
+    def messages(
+        self, channels: Collection[int], begin: int | None, end: int | None,
+    ) -> Iterator[tuple[int, Message]]:
+        """Messages with the number of their channel, in the order of time.
+
+        Those of a file without an index come in the order in which they lie in it.
+        """
+        first, last = begin or 0, _LATEST if end is None else end
+        found = self._by_index(channels, first, last) if self._has_index else self._scan()
+        for record in found:
+            if isinstance(record, records.Message) and record.channel_id in channels \
+                    and first <= record.log_time < last:
+                yield record.channel_id, Message(
+                    record.log_time, record.data, record.publish_time, record.sequence)
+
+    def beside(self) -> Iterator[records.Metadata | records.Attachment]:
+        """What the file holds beside messages: notes, but rosbag2's own, and files."""
+        yield from (note for note in self._reader().iter_metadata() if note.name != ROSBAG2)
+        yield from self._reader().iter_attachments()
+
+    def _reader(self) -> McapReader:
+        self._file.seek(0)
+        return (SeekingReader if self._has_index else NonSeekingReader)(self._file)
+
+    def _scan(self) -> Iterator[records.McapRecord]:
+        self._file.seek(0)
+        return StreamReader(self._file, validate_crcs=True).records
+
+    def _by_index(
+        self, channels: Collection[int], first: int, last: int,
+    ) -> Iterator[records.Message]:
+        """Messages of the chunks that may hold some that are wanted, which may overlap."""
+        waiting: list[tuple[int, int, records.Message]] = []
+        place = 0
+        for at in sorted(self._summary.chunk_indexes, key=lambda at: (
+                at.message_start_time, at.chunk_start_offset)):
+            if at.message_end_time < first or at.message_start_time >= last or (
+                    at.message_index_offsets
+                    and at.message_index_offsets.keys().isdisjoint(channels)):
+                continue
+            while waiting and waiting[0][0] < at.message_start_time:
+                yield heapq.heappop(waiting)[-1]
+            self._file.seek(at.chunk_start_offset + 9)  # behind the record's kind and length
+            chunk = records.Chunk.read(ReadDataStream(self._file))
+            for record in breakup_chunk(chunk, validate_crc=True):
+                if isinstance(record, records.Message):
+                    heapq.heappush(waiting, (record.log_time, place, record))
+                    place += 1
+        while waiting:
+            yield heapq.heappop(waiting)[-1]
+
+    def _survey(self) -> Summary:
+        """Topics and counts of a file that does not sum them up, by reading all of it."""
+        summary, counts, times = Summary(), Counter[int](), (_LATEST, 0)
+        for record in self._scan():
+            if isinstance(record, records.Schema):
+                summary.schemas[record.id] = record
+            elif isinstance(record, records.Channel):
+                summary.channels[record.id] = record
+            elif isinstance(record, records.Message):
+                counts[record.channel_id] += 1
+                times = min(times[0], record.log_time), max(times[1], record.log_time)
+        summary.statistics = records.Statistics(
+            0, 0, counts, 0, counts.total(), times[1], times[0], 0, 0)
+        return summary
+
+
+def _is_whole(index: Summary, size: int) -> bool:
+    """Whether an mcap can be read by its index, whose parts are all optional."""
+    told = index.statistics
+    return told is not None \
+        and told.message_count == sum(told.channel_message_counts.values()) \
+        and 0 < told.chunk_count == len(index.chunk_indexes) \
+        and told.channel_count == len(index.channels) \
+        and told.metadata_count == len(index.metadata_indexes) \
+        and told.attachment_count == len(index.attachment_indexes) \
+        and {channel.schema_id for channel in index.channels.values()} <= {0, *index.schemas} \
+        and all(at.chunk_start_offset + at.chunk_length <= size for at in index.chunk_indexes)
+
+
+def _channel(channel: records.Channel, schema: records.Schema | None) -> Channel:
+    said = channel.metadata
+    return Channel(
+        channel.topic, schema.name if schema else '', channel.message_encoding,
+        schema.encoding if schema else '', schema.data if schema else b'',
+        tuple(said.items()), said.get(_DIGEST, ''))
+
+
+# SQLite ------------------------------------------------------------------------------------------
+
+
+class SqliteFile:
+    """A SQLite database of rosbag2, of any version of its schema; attributes as `McapFile`."""
+
+    is_mcap = False
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        """Open a file until the stack is closed, and leave it and its folder as they are."""
+        left = [path.with_name(path.name + end) for end in _UNFINISHED]
+        if left := [file for file in left if file.exists() and file.stat().st_size]:
+            copies = Path(stack.enter_context(TemporaryDirectory()))
+            for file in (path, *left):  # SQLite moves in what was left, in a copy
+                shutil.copy(file, copies)
+            self._database = sqlite3.connect(copies / path.name)
+        else:
+            self._database = sqlite3.connect(
+                f'file:{quote(str(path.absolute()))}?immutable=1', uri=True)
+        stack.enter_context(closing(self._database))
+        self._database.row_factory = sqlite3.Row
+        self._tables = {row['name'] for row in self._rows(
+            "SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {'topics', 'messages'} <= self._tables:
+            raise BagError(f'{path} is a SQLite database, but not of rosbag2: it has no tables '
+                           'topics and messages. Copy or record it again.')
+        texts = {row['topic_type']: row for row in self._rows(
+            'SELECT * FROM message_definitions', 'message_definitions')}
+        self.channels = {row['id']: _channel_of(row, texts.get(row['type'], {}))
+                         for row in self._rows('SELECT * FROM topics')}
+        found = self._rows('SELECT topic_id, COUNT(*) AS count, MIN(timestamp) AS first, '
+                           'MAX(timestamp) AS last FROM messages GROUP BY topic_id')
+        found = [row for row in found if row['topic_id'] in self.channels]
+        self.counts = Counter({row['topic_id']: row['count'] for row in found})
+        self.begin = min((row['first'] for row in found), default=0)
+        self.end = max((row['last'] for row in found), default=0)
+        self.about = next((str(row['metadata']) for row in self._rows(
+            'SELECT metadata FROM metadata ORDER BY id DESC', 'metadata')), '')
+
+    def messages(
+        self, channels: Collection[int], begin: int | None, end: int | None,
+    ) -> Iterator[tuple[int, Message]]:
+        """Messages with the number of their channel, in the order of time."""
+        found = self._database.execute(
+            'SELECT topic_id, timestamp, data FROM messages WHERE timestamp >= ? AND timestamp < '
+            '? AND topic_id IN (SELECT value FROM json_each(?)) ORDER BY timestamp, id', (
+                _EARLIEST if begin is None else begin, _LATEST if end is None else end,
+                json.dumps(list(channels))))
+        for number, time, data in found:
+            yield number, Message(time, data, time)
+
+    def beside(self) -> Iterator[records.Metadata | records.Attachment]:
+        """Nothing: there is no place for it."""
+        return iter(())
+
+    def _rows(self, query: str, table: str = '') -> list[dict[str, Any]]:
+        """Rows by the names of their columns; none where there is no such table."""
+        if table and table not in self._tables:
+            return []
+        return [dict(row) for row in self._database.execute(query)]
+
+
+def _channel_of(topic: dict[str, Any], text: dict[str, Any]) -> Channel:
+    return Channel(
+        topic['name'], topic['type'], topic['serialization_format'], text.get('encoding', ''),
+        text.get('encoded_message_definition', '').encode(),
+        ((QOS, topic.get('offered_qos_profiles', '')),),
+        topic.get('type_description_hash', '') or text.get('type_description_hash', ''))
