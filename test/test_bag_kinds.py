@@ -224,6 +224,21 @@ def cut(path, share):
     return path
 
 
+def damaged(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2:len(data) // 2 + 50] = bytes(50)
+    path.write_bytes(data)
+    return path
+
+
+def of_nothing(path):
+    with path.open('wb') as file:
+        writer = Writer(file)
+        writer.start(profile='ros2')
+        writer.finish()
+    return path
+
+
 def without_images(path):
     write_mcap(path)
     with path.open('rb') as stream:
@@ -254,6 +269,8 @@ def of_bytes(path, data):
 
 UNREADABLE = {
     'cut at a third': (lambda at: cut(write_mcap(at / 'bag.mcap'), 0.3), 'mcap recover'),
+    'damage within': (lambda at: damaged(write_mcap(at / 'bag.mcap')), 'damaged'),
+    'no topic': (lambda at: of_nothing(at / 'bag.mcap'), 'no camera image'),
     'cut near its end': (lambda at: cut(write_mcap(at / 'bag.mcap'), 0.95), 'mcap recover'),
     'an empty file': (lambda at: of_bytes(at / 'bag.db3', b''), '0 bytes'),
     'a pointer of Git LFS': (lambda at: of_bytes(

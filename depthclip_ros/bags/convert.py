@@ -178,7 +178,9 @@ class _Conversion:
         # Without limits the bag checks that it gives all that it counts.
         self._limits = (self._begin if options.start else None,
                         self._end if options.end < seconds else None)
-        if next(bag.messages(self._cameras, *self._limits), None) is None:
+        # All is read once, so that damage is found before a model is loaded, and hours of work.
+        topics = {channel.topic for channel, _ in bag.records(None, *self._limits)}
+        if topics.isdisjoint(self._cameras):
             raise BagError(f'{bag.path} holds no image of {", ".join(self._cameras)} in the time '
                            f'that is asked for: it is {seconds:.3f} s long.')
         self._batch: list[tuple[_Camera, Message, Frame]] = []  # images that wait for an answer

@@ -395,7 +395,7 @@ def cameras_of(
                                  one_for_each(names, camera_infos), strict=True):
         there = [topic for topic in topics
                  if image or not name or topic.name.startswith(f'/{name}/')]
-        if not there:
+        if name and not there:
             raise BagError(f'camera {name}: the bag has no topic under /{name}/. Choose '
                            f'with {choice}.')
         camera = camera_topics(there, image, choice)
