@@ -256,6 +256,25 @@ def test_the_camera_info_that_counts(source, estimator, converted, tmp_path, cho
     assert found == bags.messages(converted[1])['/points'][-count:]
 
 
+def test_a_peculiar_camera_info_is_used_and_said_once(source, estimator, converted, tmp_path):
+    """Without R and P, and with binning that K has already."""
+    kinds = {IMAGE: 'sensor_msgs/msg/Image', INFO: 'sensor_msgs/msg/CameraInfo'}
+    said, recorded = [], [(topic, *message) for topic in (IMAGE, INFO)
+                          for message in bags.messages(source)[topic]]
+    for number, (topic, time, data) in enumerate(recorded):
+        if topic == INFO:
+            info = STORE.deserialize_cdr(data, kinds[INFO])
+            info.width, info.height, info.binning_x, info.binning_y = 256, 192, 4, 4
+            info.r, info.p = np.zeros(9), np.zeros(12)
+            recorded[number] = topic, time, bytes(STORE.serialize_cdr(info, kinds[INFO]))
+    bags.write(tmp_path / 'binned', sorted(recorded, key=lambda one: one[1]), kinds)
+    convert(tmp_path / 'binned', tmp_path / 'out', estimator, ALL, log=said.append)
+    after, before = bags.messages(tmp_path / 'out'), bags.messages(converted[1])
+    assert after['/points'] == before['/points']
+    assert after['/depth/camera_info'] == before['/depth/camera_info']
+    assert sum('binning' in line for line in said) == sum('zeros' in line for line in said) == 1
+
+
 def test_an_anchor_of_the_bag_fixes_the_scale(source, estimator, converted, tmp_path):
     options = dataclasses.replace(ALL, node=NODE.replace(anchor='depth'), anchor_topic=DEPTH)
     convert(source, tmp_path / 'anchored', estimator, options)

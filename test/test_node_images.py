@@ -198,6 +198,16 @@ def test_the_focal_length_counts_as_soon_as_camera_info_fits(
     assert peer.put(together=True, reference_focal=0.811) == ''
 
 
+def test_a_principal_point_far_from_the_middle_is_a_warning(node, peer, anew_afterwards):
+    """K of another image size; depth follows it all the same."""
+    peer.send(camera_info(peer.header(), WIDTH, HEIGHT, k=(WIDTH, WIDTH, WIDTH / 4, HEIGHT / 4)))
+    status = peer.status('depth_node: frames', lambda status: peer.ask(image(
+        peer.header(), RGB, 'rgb8')) and 'principal point' in status.message)
+    assert status.level == status.WARN
+    assert values_of(status)['camera_info'] == 'principal point'
+    node.wait_for(f'WARN.* /camera_info: .*images of {WIDTH}x{HEIGHT} pixels')
+
+
 def test_pictures_come_while_someone_listens(peer, anew_afterwards):
     info = camera_info(peer.header(), WIDTH, HEIGHT)
     peer.send(info)

@@ -82,7 +82,7 @@ def distort(model: str, D: Float64, ideal: Float64) -> Float64:
         angle = np.arctan(radius)
         bent, end = _kannala_brandt(D)
         return ideal * np.where(angle < end, _ratio(bent(angle), radius), np.nan)[:, None]
-    return np.where((radius < _radial_end(D))[:, None], _brown_conrady(ideal, D)[0], np.nan)
+    return np.where((radius < _radial_end(D))[:, None], _brown_conrady(ideal, D), np.nan)
 
 
 @np.errstate(all='ignore')
@@ -103,11 +103,10 @@ def undistort(model: str, D: Float64, distorted: Float64) -> Float64:
 
 
 def _undistort_brown_conrady(distorted: Float64, D: Float64) -> Float64:
+    # OpenCV's iteration does not converge where the model is mirrored, but may beyond its fold.
     ideal = undistort_points(distorted, D)
-    pixels, slope = _brown_conrady(ideal, D)
-    known = np.abs(pixels - distorted).max(axis=1) < _TOLERANCE
+    known = np.abs(_brown_conrady(ideal, D) - distorted).max(axis=1) < _TOLERANCE
     known &= np.hypot(*ideal.T) < _radial_end(D)
-    known &= np.linalg.det(slope) > 0.0  # not mirrored: on the branch that holds the centre
     return np.where(known[:, None], ideal, np.nan)
 
 
@@ -121,14 +120,11 @@ def _kannala_brandt(D: Float64) -> tuple[Polynomial, float]:
     return bent, min(np.pi / 2.0, math.sqrt(_first_positive_root(bent.deriv().coef[::2])))
 
 
-def _brown_conrady(ideal: Float64, D: Float64) -> tuple[Float64, Float64]:
-    """Distorted (N, 2) coordinates and their (N, 2, 2) derivative by `ideal`."""
+def _brown_conrady(ideal: Float64, D: Float64) -> Float64:
+    """Distorted (N, 2) coordinates."""
     points = np.column_stack([ideal, np.ones(len(ideal))])
-    pixels, jacobian = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), D)
-    # Columns 3 and 4 are the derivatives by a shift of the point along x and y, which at z = 1 are
-    # those by the normalised coordinates.
-    return (np.asarray(pixels, np.float64).reshape(-1, 2),
-            np.asarray(jacobian[:, 3:5], np.float64).reshape(-1, 2, 2))
+    pixels, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), np.eye(3), D)
+    return np.asarray(pixels, np.float64).reshape(-1, 2)
 
 
 def _radial_end(D: Float64) -> float:
