@@ -160,7 +160,8 @@ class _Conversion:
             [topic for topic in bag.topics if topic.name not in self._written], plans, options)
         kinds = {topic.name: topic.type for topic in bag.topics}
         self.report = Report(str(bag.path), str(output), plans)
-        sensors = Sensors(options.node, anchored, read) if options.node.anchor else None
+        sensors = Sensors(options.node, anchored, read, kinds.get(anchored, '')) \
+            if options.node.anchor else None
         self._cameras = {plan.image: _Camera(plan, Stream(
             read, options.node, sensors, kinds[plan.image])) for plan in plans}
         self._feeds: dict[str, list[Callable[[bytes], None]]] = {}  # by topic

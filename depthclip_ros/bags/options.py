@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..core.errors import BagError, ConfigError
+from ..messages.types import COMPRESSED_IMAGE, IMAGE
 from ..node.anchors import SENSORS
 from ..node.config import NodeConfig
 from ..node.outputs import OUTPUTS
@@ -155,10 +156,12 @@ def anchor_topic(topics: list[BagTopic], cameras: list[BagCamera], options: Opti
     if options.node.anchor not in SENSORS:
         return ''
     kind, usual = SENSORS[options.node.anchor]
-    there = [topic.name for topic in topics if topic.type == kind and topic.count
+    kinds = (IMAGE, COMPRESSED_IMAGE) if kind == IMAGE else (kind,)
+    there = [topic.name for topic in topics if topic.type in kinds and topic.count
              and topic.content != PICTURE and topic.name not in {c.image for c in cameras}]
+    raw = [name for name in there if not any(name.startswith(f'{other}/') for other in there)]
     wanted = [_absolute(options.anchor_topic)] if options.anchor_topic else \
-        [f'/{usual}'] if f'/{usual}' in there else there
+        [f'/{usual}'] if f'/{usual}' in there else raw
     if len(wanted) == 1 and wanted[0] in there:
         return wanted[0]
     raise BagError(
