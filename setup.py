@@ -57,7 +57,7 @@ if BUILT_BY_PIP:
         'jinja2>=3.0',
         'matplotlib>=3.5',
         'msgspec>=0.18.5',
-        'mcap>=1.1',
+        'mcap>=1.6',
         'numpy>=1.21',
         'openai-clip>=1.0.1',
         'opencv-python>=4.5',

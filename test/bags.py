@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import yaml
+from mcap.writer import Writer as McapWriter
 from rosbags import interfaces as of
 from rosbags.rosbag2 import CompressionFormat, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -68,6 +69,31 @@ def changed(source, path, change, kinds=None, **options):
                 recorded.append((topic, when, bytes(data)))
             counts[connection.topic] += 1
     return write(path, recorded, known, **options)
+
+
+def lone_mcap(source, path, extra=(), beside=lambda _: None, **options):
+    """A bag's camera and its camera_info in an mcap file as other programs write it.
+
+    `extra`: (topic, encoding, type, encoding and text of the schema, data) of more messages.
+    """
+    with path.open('wb') as file:
+        writer = McapWriter(file, **options)
+        writer.start('ros2')
+
+        def channel(topic, encoding, *schema):
+            number = writer.register_schema(*schema) if schema[0] else 0
+            return writer.register_channel(topic, encoding, number, {'by': 'a test'})
+        with Reader(source) as reader:
+            made = {c.topic: channel(c.topic, 'cdr', c.msgtype, 'ros2msg', c.msgdef.data.encode())
+                    for c in reader.connections if c.topic in (IMAGE, INFO)}
+            for topic, *about, data in extra:
+                writer.add_message(channel(topic, *about), reader.start_time, data, 12, 3)
+            for c, time, data in reader.messages():
+                if c.topic in made:
+                    writer.add_message(made[c.topic], time, bytes(data), time + 5, 7)
+        beside(writer)
+        writer.finish()
+    return path
 
 
 def edit_metadata(path, **changes):

@@ -157,6 +157,28 @@ def test_plays_every_byte_in_order_and_skips_unknown_types(tmp_path, storage, co
     assert output.count(f'/thing: its {COUNT} messages are skipped') == 1
 
 
+def test_what_others_write_is_played_or_named(tmp_path):
+    written = write_bag(tmp_path / 'bag')
+    path = tmp_path / 'others.mcap'
+    with path.open('wb') as file:
+        writer = bags.McapWriter(file)
+        writer.start('')
+        for topic, encoding, kind in (('camera/image', 'cdr', 'sensor_msgs/Image'),
+                                      ('/json', 'json', 'demo.Battery'), ('/none', 'cdr', '')):
+            schema = writer.register_schema(kind, 'ros2msg', b'') if kind else 0
+            channel = writer.register_channel(topic, encoding, schema)
+            for number, data in enumerate(written['/camera/image']):
+                writer.add_message(channel, START + number * PERIOD, data, 0)
+        writer.finish()
+    received, output = play(IMAGES, path, '--wait-for', 'camera/image')
+    assert received['/camera/image'] == written['/camera/image']
+    assert all(output.count(f'{topic}: its {COUNT} messages are skipped') == 1
+               for topic in ('/json', '/none'))
+    received, output = play(IMAGES, path, '--topics', 'camera/image', '--wait-for', *IMAGES)
+    assert received['/camera/image'] == written['/camera/image']
+    assert 'skipped' not in output
+
+
 def test_topics_and_names(tmp_path):
     written = write_bag(tmp_path / 'bag')
     received, output = play(

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import zstandard
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 import bags
 import clip_standin
 from bags import DEPTH, FRAMES, IMAGE, INFO, STORE, STRANGE
 from calibrations import about, random_arrays
+from mcap.reader import make_reader
+from mcap.stream_reader import breakup_chunk
+from mcap.writer import IndexType
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
 
@@ -44,6 +49,7 @@ from depthclip_ros.sources.bag import (
     bag_topics,
     camera_topics,
     custom_data,
+    language_depth_topics,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -481,6 +487,212 @@ def test_what_is_no_bag(tmp_path, kind, words):
     for ask in (Bag, bag_topics, custom_data):
         with pytest.raises(BagError, match=words):
             ask(path)
+
+
+# As others write them ----------------------------------------------------------------------------
+
+# Topics with encoding, type, encoding and text of the schema, and a message.
+FOREIGN = [
+    ('/unknown', 'cdr', 'demo_msgs/msg/Unknown', 'unknown', b'', b'\0\1\0\0\7'),
+    ('/none', 'cdr', '', '', b'', b'\0\1\0\0'),
+    ('/protobuf', 'protobuf', 'demo.A', 'protobuf', b'\x0a\xff', b'\x28\xb5\x2f\xfd as zstd')]
+
+
+def whole_mcap(path):
+    """All that lies in an mcap file, but what rosbag2 notes."""
+    found = []
+    with path.open('rb') as file:
+        reader = make_reader(file)
+        for schema, channel, message in reader.iter_messages():
+            about = (schema.name, schema.encoding, schema.data) if schema else ()
+            found.append((channel.topic, channel.message_encoding, channel.metadata, about,
+                          message.log_time, message.publish_time, message.sequence, message.data))
+        found += reader.iter_attachments()
+        found += [note for note in reader.iter_metadata() if note.name != 'rosbag2']
+    return found
+
+
+def test_all_of_an_mcap_is_in_the_new_one(source, estimator, tmp_path):
+    def beside(writer):
+        writer.add_metadata('note', {'driver': 'me'})
+        writer.add_attachment(1, 2, 'calibration.yaml', 'text/yaml', b'k: 1')
+    path = bags.lone_mcap(source, tmp_path / 'in.mcap', extra=FOREIGN, beside=beside)
+    convert(path, tmp_path / 'out', estimator, ALL)
+    before, after = whole_mcap(path), whole_mcap(tmp_path / 'out' / 'out.mcap')
+    assert [entry for entry in after if not (
+        isinstance(entry, tuple) and entry[0] in NEW)] == before
+    assert {topic.name for topic in bag_topics(tmp_path / 'out')} \
+        == {IMAGE, INFO, *NEW, *(topic for topic, *_ in FOREIGN)}
+
+
+def test_types_of_a_database_may_be_unknown(source, estimator, tmp_path):
+    own = bags.changed(source, tmp_path / 'own', lambda topic, _, time: [
+        (topic, time), *[('/thing', time)] * (topic == DEPTH)], kinds={'/thing': STRANGE},
+        storage=StoragePlugin.SQLITE3)
+    with sqlite3.connect(own / 'own.db3') as database:
+        database.execute("UPDATE message_definitions SET encoding = 'unknown', "
+                         "encoded_message_definition = '' WHERE topic_type = ?", (STRANGE,))
+    convert(own, tmp_path / 'out', estimator, ALL)
+    query = 'SELECT topic_type, encoding, encoded_message_definition FROM message_definitions'
+    before, after = (set(sqlite3.connect(path).execute(query)) for path in (
+        own / 'own.db3', tmp_path / 'out' / 'out.db3'))
+    assert (STRANGE, 'unknown', '') in before
+    assert before < after
+
+
+NO_INDEX = {'index_types': IndexType.NONE, 'use_statistics': False, 'repeat_channels': False,
+            'repeat_schemas': False, 'use_summary_offsets': False}
+OPTIONS = {
+    'whole index': {}, 'no index': NO_INDEX, 'no chunks, no index': {
+        'use_chunking': False, **NO_INDEX},
+    'topics not repeated': {'repeat_channels': False, 'repeat_schemas': False},
+    'no statistics': {'use_statistics': False}}
+
+
+def as_others_write(kind, source, folder):
+    """A bag of the kind; gives what to open."""
+    folder.mkdir()
+    if kind not in OPTIONS:
+        own = bags.changed(source, folder / 'own', lambda topic, _, time: [(topic, time)],
+                           storage=StoragePlugin.SQLITE3)
+        bags.edit_metadata(own, storage_identifier='', version=12, files=None)
+        if kind == 'database in zstd':
+            file, packed = own / 'own.db3', folder / 'own.db3.zstd'
+            packed.write_bytes(zstandard.compress(file.read_bytes()))
+            return packed
+        return own.rename(folder / '50%41?x#') if kind == 'strange path' else own
+    return bags.lone_mcap(source, folder / 'in.mcap', **OPTIONS[kind])
+
+
+@pytest.mark.parametrize('kind', [
+    *OPTIONS, 'metadata of a later version', 'database in zstd', 'strange path'])
+def test_a_whole_bag_is_read_however_it_is_stored(source, tmp_path, kind):
+    path = as_others_write(kind, source, tmp_path / 'in')
+    expected = bags.messages(source)
+    with Bag(path) as bag:
+        for topic in (IMAGE, INFO):
+            found = [(time, data) for _, time, data in bag.messages({topic})]
+            assert found == expected[topic]
+        middle = expected[IMAGE][5][0]
+        assert [time for _, time, _ in bag.messages({IMAGE}, middle, middle + 1)] == [middle]
+        assert (bag.begin, bag.end) == (expected[IMAGE][0][0], expected[IMAGE][-1][0] + 1)
+        counts = {topic.name: topic.count for topic in bag.topics}
+        assert (counts[IMAGE], counts[INFO]) == (FRAMES, FRAMES)
+
+
+@pytest.mark.parametrize(('kind', 'words'), [
+    ('start only', 'without its end'), ('ros1', 'rosbags-convert'), ('cut zstd', 'zstd -d'),
+    ('damaged at the end', 'damaged mcap'), ('fewer', 'messages, but holds'),
+    ('no topic', 'no camera image')])
+def test_what_is_wrong_with_a_file_is_found_before_a_model_is_asked_for(
+        source, tmp_path, monkeypatch, kind, words):
+    path = bags.lone_mcap(source, tmp_path / 'in.mcap', chunk_size=20_000)
+    whole = bytearray(path.read_bytes())
+    with path.open('rb') as file:
+        last = make_reader(file).get_summary().chunk_indexes[-1]
+    if kind == 'damaged at the end':
+        whole[last.chunk_start_offset + 100:last.chunk_start_offset + 200] = bytes(100)
+    elif kind == 'cut zstd':
+        path = tmp_path / 'in.mcap.zstd'
+    elif kind == 'fewer':
+        monkeypatch.setattr('mcap.reader.breakup_chunk',
+                            lambda chunk, validate_crc: breakup_chunk(chunk, validate_crc)[:-1])
+    path.write_bytes({'start only': whole[:8], 'ros1': b'#ROSBAG V2.0\n',
+                      'cut zstd': zstandard.compress(whole)[:2000]}.get(kind, whole))
+    if kind == 'no topic':
+        with path.open('wb') as file:
+            writer = bags.McapWriter(file)
+            writer.start('ros2')
+            writer.finish()
+    with pytest.raises(BagError, match=words):
+        convert(path, tmp_path / 'out', lambda: pytest.fail('a model was loaded in vain'), ALL)
+    assert not (tmp_path / 'out').exists()
+
+
+def image_message(kind, encoding, data=bytes(64 * 48 * 3)):
+    types = STORE.types
+    header = types['std_msgs/msg/Header'](types['builtin_interfaces/msg/Time'](1, 0), 'camera')
+    data = np.frombuffer(data, np.uint8)
+    message = types[kind](header, 48, 64, encoding, 0, len(data) // 48, data) \
+        if kind.endswith('/Image') else types[kind](header, encoding, data)
+    return bytes(STORE.serialize_cdr(message, kind))
+
+
+def png(pixels):
+    return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize(('topics', 'camera'), [
+    ({'/depth_camera/image_raw': 'rgb8'}, '/depth_camera/image_raw'),
+    ({'/oak/stereo/image_raw': '16UC1', '/oak/rgb/image_raw': 'rgb8'}, '/oak/rgb/image_raw'),
+    ({'/a/image': '32FC1', '/masked_robot/image_raw': 'bayer_rggb8'}, '/masked_robot/image_raw'),
+    ({'/c/image_jpeg': 'jpeg', '/c/info': 'rgb8; compressedDepth png'}, '/c/image_jpeg'),
+    ({'/c/rect': '16UC1; png compressed', '/c/image/compressed': 'jpeg'}, '/c/image/compressed'),
+    ({'/c/image': 'mono16', '/depth/image_raw': 'mono16'}, '/c/image'),
+    ({'/c/image': 'rgb8', '/depth/image_color': 'bgr8', '/c/labels_map': 'mono8'}, '/c/image'),
+    ({'/c/image': 'rgb8', '/c/image/zstd': 'zstd', '/c/image/compressed': 'jpeg'}, '/c/image')])
+def test_pictures_and_depth_are_told_apart_by_their_encoding_first(tmp_path, topics, camera):
+    raw, packed = (f'sensor_msgs/msg/{name}' for name in ('Image', 'CompressedImage'))
+    grey = png(np.ones((48, 64), np.uint16))
+    kinds, recorded = {}, []
+    for time, (topic, encoding) in enumerate(topics.items(), 1):
+        kinds[topic] = packed if any(word in encoding for word in ('jp', 'png', 'zs')) else raw
+        data = {'jpeg': b'\xff\xd8\xff', 'zstd': b'\x28\xb5\x2f\xfd',
+                '16UC1; png compressed': grey, 'rgb8; compressedDepth png': bytes(12) + grey}
+        recorded.append((topic, time, image_message(
+            kinds[topic], encoding, data.get(encoding, bytes(64 * 48 * 3)))))
+    bags.write(tmp_path / 'bag', recorded, kinds)
+    assert camera_topics(bag_topics(tmp_path / 'bag'), '', '--one').topic == camera
+
+
+def test_topics_of_this_package_are_known_by_its_mark(source, converted, tmp_path):
+    again = tmp_path / 'node'
+    names = {topic: f'/robot{topic}' for topic in NEW}
+    bags.changed(converted[1], again, lambda topic, _, time: [
+        (names.get(topic, topic), time),
+        *[('/robot/depth/words', time)] * (topic == IMAGE)])
+    sensor = bags.changed(source, tmp_path / 'sensor', lambda topic, _, time: [
+        (topic.replace('/camera/depth/image_raw', '/depth/image').replace(
+            '/camera/depth', '/depth'), time)])
+    file, = converted[1].glob('*.mcap')
+    for path, expected in (
+            (converted[1], {*NEW}), (file, {*NEW}), (sensor, set()),
+            (again, {*names.values(), '/robot/depth/words'})):
+        with Bag(path) as bag:
+            assert language_depth_topics(bag) == expected
+
+
+def test_a_compressed_depth_image_anchors_as_the_raw_one(source, estimator, converted, tmp_path):
+    kind, topic = 'sensor_msgs/msg/CompressedImage', f'{DEPTH}/compressedDepth'
+    recorded = [(IMAGE, time, data) for time, data in bags.messages(source)[IMAGE]]
+    recorded += [(INFO, time, data) for time, data in bags.messages(source)[INFO]]
+    for time, depth in read(source, DEPTH):
+        pixels = np.round(metres(depth) * 1000).astype(np.uint16)
+        message = STORE.types[kind](depth.header, '16UC1; compressedDepth png', np.frombuffer(
+            bytes(12) + png(pixels), np.uint8))
+        recorded.append((topic, time - 1, bytes(STORE.serialize_cdr(message, kind))))
+    path = bags.write(tmp_path / 'bag', sorted(recorded, key=lambda entry: entry[1]), {
+        IMAGE: 'sensor_msgs/msg/Image', INFO: 'sensor_msgs/msg/CameraInfo', topic: kind})
+    anchored = dataclasses.replace(ALL, node=NODE.replace(anchor='depth'))
+    convert(path, tmp_path / 'packed', estimator, anchored)
+    early = bags.changed(source, tmp_path / 'early', lambda topic, _, time: [
+        (topic, time - (topic == DEPTH))])
+    convert(early, tmp_path / 'raw', estimator, anchored)
+    packed, raw, unanchored = (
+        np.array([metres(message) for _, message in read(folder, NEW[0])])
+        for folder in (tmp_path / 'packed', tmp_path / 'raw', converted[1]))
+    np.testing.assert_allclose(packed, raw, rtol=0.01)
+    assert np.median(np.abs(unanchored / raw - 1)) > 0.05
+
+
+def test_an_anchor_that_is_not_followed_says_why(source, estimator, tmp_path):
+    said = []
+    late = bags.changed(source, tmp_path / 'late', lambda topic, number, time: [
+        (topic, time)] * (topic != DEPTH or number == 0))
+    convert(late, tmp_path / 'out', estimator, dataclasses.replace(
+        ALL, node=NODE.replace(anchor='depth'), anchor_topic=DEPTH), log=said.append)
+    line, = (line for line in said if 'stamps apart' in line)
+    assert ' s ' in line.partition('stamps apart')[2]  # how far, and not its name alone
 
 
 # Real bags, and the node -----------------------------------------------------------

@@ -133,6 +133,10 @@ def test_bags_of_a_folder_and_of_a_list(bags, tmp_path):
         f'# two of the same name\n{bags / "b1"}\n\n{tmp_path}/other/b1.mcap\n')
     assert find_bags(str(tmp_path / 'list.txt')) == [
         BagFile('b1', bags / 'b1'), BagFile('b1_2', tmp_path / 'other' / 'b1.mcap')]
+    (tmp_path / 'packed').mkdir()
+    for name in ('a.db3.zstd', 'b.mcap.zstd'):
+        (tmp_path / 'packed' / name).touch()
+    assert [bag.name for bag in find_bags(str(tmp_path / 'packed'))] == ['a', 'b']
     (tmp_path / 'none').mkdir()
     (tmp_path / 'empty.txt').write_text('# nothing\n')
     for given in ('none', 'empty.txt', 'missing'):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,8 @@ class BagWriter(ExitStack):
         self._about = About(compression=compression, custom={**source.about.custom, **custom},
                             distro=source.about.distro)
         self._path = folder / (folder.name + ('.mcap' if source.is_mcap else '.db3'))
-        self._file: _McapWriter | _SqliteWriter = \
-            (_McapWriter if source.is_mcap else _SqliteWriter)(self._path, self)
-        for record in source.beside():
-            self._file.add_beside(record)
+        self._file = _McapWriter(self._path, self, source.beside()) if source.is_mcap else \
+            _SqliteWriter(self._path, self)
 
     def add(self, channel: Channel) -> None:
         """Describe a topic; again is nothing."""
@@ -103,12 +102,18 @@ class BagWriter(ExitStack):
 
 
 class _McapWriter:
-    """An mcap file with compressed chunks."""
+    """An mcap file with compressed chunks, and with what lies beside messages in another one."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, beside: Iterator[Any]) -> None:
         self._writer: Any = Writer(stack.enter_context(path.open('wb')))
         self._writer.start(profile='ros2', library='depthclip_ros')
         self._schemas = dict[tuple[str, str, bytes], int]()
+        for record in beside:
+            if isinstance(record, records.Metadata):
+                self._writer.add_metadata(record.name, record.metadata)
+            else:
+                self._writer.add_attachment(record.create_time, record.log_time, record.name,
+                                            record.media_type, record.data)
 
     def add(self, channel: Channel) -> int:
         schema = channel.type, channel.schema_encoding, channel.schema
@@ -116,13 +121,6 @@ class _McapWriter:
             self._schemas[schema] = self._writer.register_schema(*schema)
         return int(self._writer.register_channel(
             channel.name, channel.encoding, self._schemas.get(schema, 0), dict(channel.metadata)))
-
-    def add_beside(self, record: records.Metadata | records.Attachment) -> None:
-        if isinstance(record, records.Metadata):
-            self._writer.add_metadata(record.name, record.metadata)
-        else:
-            self._writer.add_attachment(record.create_time, record.log_time, record.name,
-                                        record.media_type, record.data)
 
     def write(self, number: int, message: Message) -> None:
         self._writer.add_message(
@@ -149,9 +147,6 @@ class _SqliteWriter:
         return self._insert(
             'INSERT INTO topics VALUES(NULL, ?, ?, ?, ?, ?)', channel.name, channel.type,
             channel.encoding, dict(channel.metadata).get(QOS, ''), channel.digest)
-
-    def add_beside(self, record: records.Metadata | records.Attachment) -> None:
-        raise NotImplementedError
 
     def write(self, number: int, message: Message) -> None:
         self._insert('INSERT INTO messages VALUES(NULL, ?, ?, ?)', number, message.time,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -29,6 +30,7 @@ from ..messages.types import (
     POINT_CLOUD,
     SCAN,
     TF,
+    nanoseconds,
     parse,
     stamp_of,
     topic_name,
@@ -177,6 +179,11 @@ class _Bag:
         """Topic of the depth images' camera_info."""
         return camera_info_beside(self.depth.name.removesuffix('/compressedDepth'))
 
+    @functools.cached_property
+    def same_view(self) -> bool:
+        """Whether both cameras see the same, if they are in one place; asked after the survey."""
+        return _same_view(self.depth_camera, self.camera)
+
     @property
     def is_image(self) -> bool:
         """Whether depth comes as images."""
@@ -186,8 +193,10 @@ class _Bag:
         """First pass: calibrations of both cameras, transforms, stamps, and where depth clips."""
         self.stamps = {self.image: [], self.depth.name: []}
         with Bag(self.path) as bag:
-            types = {topic.name: topic.type for topic in bag.topics if topic.type == TF or (
-                topic.type == CAMERA_INFO and topic.name in (self.image_info, self.depth_info))}
+            infos = self.image_info, self.depth_info
+            types = {topic.topic: topic.msgtype for topic in bag.connections
+                     if topic.msgtype == TF or (
+                         topic.msgtype == CAMERA_INFO and topic.topic in infos)}
             for connection, received, data in bag.messages({*self.stamps, *types}):
                 topic = connection.topic
                 if topic in self.stamps:  # without a stamp the time of recording is as good
@@ -257,7 +266,7 @@ class _Bag:
         if self.is_image:
             depth = self.clipping.removed(self._metres(message))
             same_frame = frame == target or not (frame and target)
-            if same_frame and _same_view(depth_camera, camera):
+            if same_frame and self.same_view:
                 return of_same_view(depth, height, width)
         if camera is None or (self.is_image and depth_camera is None):
             raise RecordingError(
@@ -272,31 +281,24 @@ class _Bag:
             points = (cloud_points if self.depth.type == POINT_CLOUD else scan_points)(message)
             points *= self.options.unit or 1.0
         transform, _ = self.tree.lookup_between(
-            target, _stamp(image), frame, _stamp(message), tolerance=_LATE_TRANSFORM)
+            target, nanoseconds(image.header.stamp), frame, nanoseconds(message.header.stamp),
+            tolerance=_LATE_TRANSFORM)
         return rasterize(transform.apply(points), camera)
-
 
     def _of_size(self, camera: CameraModel, depth: Float32) -> CameraModel:
         """The camera of a depth image; where its driver has made that smaller, it is scaled."""
-        (height, width), note = depth.shape, ''
-        if (width, height) != (camera.width, camera.height) and (
-                camera.width * height == camera.height * width):
-            note = (f'{self.depth_info} is for {camera.width}x{camera.height} pixels, the depth '
-                    f'images have {width}x{height}: it is scaled to that. Let the driver do it.')
-            camera = camera.scaled(width, height)
-        elif (width, height) != (camera.width, camera.height):
+        height, width = depth.shape
+        if (width, height) == (camera.width, camera.height):
+            return camera
+        sizes = (f'{self.depth_info} is for {camera.width}x{camera.height} pixels, the depth '
+                 f'images have {width}x{height}')
+        if camera.width * height != camera.height * width:
             raise CameraInfoError('size mismatch', (
-                f'{self.depth_info} is for {camera.width}x{camera.height} pixels, but the depth '
-                f'images have {width}x{height}. Record the camera_info that belongs to them.'))
-        if note and note not in self.notes:
+                f'{sizes}. Record the camera_info that belongs to them.'))
+        note = f'{sizes}: it is scaled to that. Let the driver do it.'
+        if note not in self.notes:
             self.notes.append(note)
-        return camera
-
-
-def _stamp(message: Any) -> int:
-    """Nanoseconds."""
-    stamp = message.header.stamp
-    return int(stamp.sec * NANOSECONDS + stamp.nanosec)
+        return camera.scaled(width, height)
 
 
 def _same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:

@@ -19,6 +19,7 @@ from ..color import UNTRAINED, color_range, contact_sheet, side_by_side, write_p
 from ..core.opencv import cv2
 from ..messages.depth import depth_values, to_depth
 from ..messages.image_io import to_rgb
+from ..messages.types import nanoseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,7 +127,8 @@ class Album:
             self._path(name, number).unlink(missing_ok=True)
 
     def _write(self, frame: Frame) -> None:
-        depth, stamp = to_depth(frame.depth), _stamp(frame.depth)
+        message: Any = frame.depth
+        depth, stamp = to_depth(message), nanoseconds(message.header.stamp)
         millimetres, lost = depth_values(depth, '16UC1')
         self.lost_pixels += lost
         write_picture(self._path('depth', frame.number), millimetres)
@@ -228,13 +230,13 @@ class Recorder(Node):
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self.images += 1
-        frame = self._open.setdefault(_stamp(message), Frame())
+        frame = self._open.setdefault(nanoseconds(message.header.stamp), Frame())
         frame.image, frame.came = message, time.monotonic()
         if len(self._open) > KEPT:
             del self._open[min(self._open)]
 
     def _on_depth(self, message: Image) -> None:
-        self.last, stamp = time.monotonic(), _stamp(message)
+        self.last, stamp = time.monotonic(), nanoseconds(message.header.stamp)
         self.first = self.first or self.last
         self.depths += 1
         frame = self._open.pop(stamp, Frame())
@@ -253,7 +255,7 @@ class Recorder(Node):
 
     def _on_cloud(self, message: PointCloud2) -> None:
         self.clouds += 1
-        if frame := self._open.get(_stamp(message)):
+        if frame := self._open.get(nanoseconds(message.header.stamp)):
             frame.cloud = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -292,8 +294,3 @@ def ply(cloud: Cloud, *, trained: bool = True) -> bytes:
         *(f'property float {name}' for name in 'xyz'),
         *(f'property uchar {name}' for name in ('red', 'green', 'blue')), 'end_header\n'))
     return header.encode() + vertices.tobytes()
-
-
-def _stamp(message: Any) -> int:
-    stamp = message.header.stamp
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)

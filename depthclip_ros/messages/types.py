@@ -92,6 +92,11 @@ def cause_of(error: Exception, stage: str) -> str:
         else f'{type(error).__name__} in {stage}'
 
 
+def nanoseconds(stamp: Any) -> int:
+    """Nanoseconds of a `builtin_interfaces/Time`."""
+    return int(stamp.sec) * 10 ** 9 + int(stamp.nanosec)
+
+
 def stamp_of(raw: bytes) -> int | None:
     """Nanoseconds of the header that a serialised message begins with; None if it is too short.
 

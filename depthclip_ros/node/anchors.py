@@ -32,7 +32,16 @@ from ..core.errors import CameraInfoError, RangeError, quoted
 from ..core.transforms import APART, Transform, TransformTree, frame_name, rotation_matrix
 from ..messages.depth import to_depth
 from ..messages.ranges import cloud_points, scan_points
-from ..messages.types import IMAGE, POINT_CLOUD, SCAN, Read, cause_of, parse, stamp_of
+from ..messages.types import (
+    IMAGE,
+    POINT_CLOUD,
+    SCAN,
+    Read,
+    cause_of,
+    nanoseconds,
+    parse,
+    stamp_of,
+)
 from ..messages.types import TF as TF_TYPE
 from .config import GROUND, NodeConfig, parse_pose
 
@@ -191,7 +200,7 @@ class Anchor:
         Whatever fails, there is depth: without points the scale is held. A message counts as used
         only when the network has answered. `problem` is why there is no model of the camera.
         """
-        stamp = header.stamp.sec * _NANOSECONDS + header.stamp.nanosec
+        stamp = nanoseconds(header.stamp)
         points = message = None
         age = 0.0
         try:

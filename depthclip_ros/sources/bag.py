@@ -185,8 +185,7 @@ class Bag(ExitStack):
 
     def beside(self) -> Iterator[Any]:
         """What an mcap holds beside messages: notes, but rosbag2's own, and files."""
-        for _, file, _ in self._files:
-            yield from file.beside()
+        return (record for _, file, _ in self._files if file.is_mcap for record in file.beside())
 
 
 @functools.cache

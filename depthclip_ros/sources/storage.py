@@ -7,23 +7,22 @@ of rosbags refuse whole files for schemas that need not be read. Needs `mcap` an
 
 from __future__ import annotations
 
-import heapq
 import json
 import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import zstandard
 from mcap import records
-from mcap.data_stream import ReadDataStream
 from mcap.reader import McapReader, NonSeekingReader, SeekingReader
-from mcap.stream_reader import StreamReader, breakup_chunk
+from mcap.stream_reader import StreamReader
 from mcap.summary import Summary
 
 from ..core.errors import BagError
@@ -39,6 +38,7 @@ _UNFINISHED = ('-wal', '-journal')  # beside a database: what a killed recorder 
 _DIGEST = 'topic_type_hash'  # in the metadata of an mcap's channel
 ROSBAG2, ABOUT = 'rosbag2', 'serialized_metadata'  # its note in an mcap, and that note's key
 _EARLIEST, _LATEST = -2 ** 63, 2 ** 63 - 1  # ns
+_NOTHING = records.Statistics(0, 0, {}, 0, 0, 0, 0, 0, 0)
 
 
 class Message(NamedTuple):
@@ -95,9 +95,9 @@ def unpacked(message: Message, path: Path, *, is_packed: bool, encoding: str) ->
     """
     begins_so = message.data.startswith(ZSTD)
     if is_packed and not begins_so:
-        raise BagError(f'{path} is damaged, or compressed otherwise than by zstd: its messages '
-                       'are compressed by themselves, and one does not begin as zstd does. Copy '
-                       "it again, or record it with '--compression-format zstd'.")
+        raise BagError(f'{path} is damaged, or compressed otherwise than by zstd: a message does '
+                       'not begin as zstd does. Copy it again, or record it with '
+                       "'--compression-format zstd'.")
     if not is_packed and not (begins_so and encoding == 'cdr'):
         return message
     plain = zstandard.ZstdDecompressor().decompressobj()
@@ -143,27 +143,24 @@ class McapFile:
 
     """
 
-    is_mcap = True
+    is_mcap: Literal[True] = True
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         """Open a file until the stack is closed."""
-        self._file = stack.enter_context(path.open('rb'))
-        self._file.seek(max(len(MCAP), path.stat().st_size - len(MCAP)))
+        self._file, size = stack.enter_context(path.open('rb')), path.stat().st_size
+        self._file.seek(max(len(MCAP), size - len(MCAP)))
         if self._file.read() != MCAP:
             raise BagError(f'{path} is an mcap without its end: its recorder was killed, or the '
                            f'copy is not complete. {remedy(path, is_mcap=True)}')
         self._has_index = True
         index = self._reader().get_summary()
-        self._has_index = index is not None and _is_whole(index, path.stat().st_size)
-        self._summary = index if index and self._has_index else self._survey()
-        told, chunks = self._summary.statistics, self._summary.chunk_indexes
-        self.counts = Counter(told.channel_message_counts if told else {})
-        self.begin = min((at.message_start_time for at in chunks),
-                         default=told.message_start_time if told else 0)
-        self.end = max((at.message_end_time for at in chunks),
-                       default=told.message_end_time if told else 0)
-        self.channels = {number: _channel(channel, self._summary.schemas.get(channel.schema_id))
-                         for number, channel in self._summary.channels.items()}
+        self._has_index = index is not None and _is_whole(index, size)
+        summary = index if index and self._has_index else self._survey()
+        told = summary.statistics or _NOTHING
+        self.counts, self.begin, self.end = Counter(
+            told.channel_message_counts), told.message_start_time, told.message_end_time
+        self.channels = {number: _channel(channel, summary.schemas.get(channel.schema_id))
+                         for number, channel in summary.channels.items()}
         self.about = next((note.metadata.get(ABOUT, '') for note in self._reader().iter_metadata()
                            if note.name == ROSBAG2), '')
 
@@ -174,13 +171,12 @@ class McapFile:
 
         Those of a file without an index come in the order in which they lie in it.
         """
-        first, last = begin or 0, _LATEST if end is None else end
-        found = self._by_index(channels, first, last) if self._has_index else self._scan()
-        for record in found:
-            if isinstance(record, records.Message) and record.channel_id in channels \
-                    and first <= record.log_time < last:
-                yield record.channel_id, Message(
-                    record.log_time, record.data, record.publish_time, record.sequence)
+        names = {self.channels[number].name for number in channels}
+        for _, channel, found in self._reader().iter_messages(
+                names, log_time_order=self._has_index, starting_at=begin, ending_before=end):
+            if channel.id in channels:
+                yield channel.id, Message(
+                    found.log_time, found.data, found.publish_time, found.sequence)
 
     def beside(self) -> Iterator[records.Metadata | records.Attachment]:
         """What the file holds beside messages: notes, but rosbag2's own, and files."""
@@ -189,39 +185,14 @@ class McapFile:
 
     def _reader(self) -> McapReader:
         self._file.seek(0)
-        return (SeekingReader if self._has_index else NonSeekingReader)(self._file)
-
-    def _scan(self) -> Iterator[records.McapRecord]:
-        self._file.seek(0)
-        return StreamReader(self._file, validate_crcs=True).records
-
-    def _by_index(
-        self, channels: Collection[int], first: int, last: int,
-    ) -> Iterator[records.Message]:
-        """Messages of the chunks that may hold some that are wanted, which may overlap."""
-        waiting: list[tuple[int, int, records.Message]] = []
-        place = 0
-        for at in sorted(self._summary.chunk_indexes, key=lambda at: (
-                at.message_start_time, at.chunk_start_offset)):
-            if at.message_end_time < first or at.message_start_time >= last or (
-                    at.message_index_offsets
-                    and at.message_index_offsets.keys().isdisjoint(channels)):
-                continue
-            while waiting and waiting[0][0] < at.message_start_time:
-                yield heapq.heappop(waiting)[-1]
-            self._file.seek(at.chunk_start_offset + 9)  # behind the record's kind and length
-            chunk = records.Chunk.read(ReadDataStream(self._file))
-            for record in breakup_chunk(chunk, validate_crc=True):
-                if isinstance(record, records.Message):
-                    heapq.heappush(waiting, (record.log_time, place, record))
-                    place += 1
-        while waiting:
-            yield heapq.heappop(waiting)[-1]
+        return (SeekingReader if self._has_index else NonSeekingReader)(
+            self._file, validate_crcs=True)
 
     def _survey(self) -> Summary:
         """Topics and counts of a file that does not sum them up, by reading all of it."""
         summary, counts, times = Summary(), Counter[int](), (_LATEST, 0)
-        for record in self._scan():
+        self._file.seek(0)
+        for record in StreamReader(self._file, validate_crcs=True).records:
             if isinstance(record, records.Schema):
                 summary.schemas[record.id] = record
             elif isinstance(record, records.Channel):
@@ -229,8 +200,9 @@ class McapFile:
             elif isinstance(record, records.Message):
                 counts[record.channel_id] += 1
                 times = min(times[0], record.log_time), max(times[1], record.log_time)
-        summary.statistics = records.Statistics(
-            0, 0, counts, 0, counts.total(), times[1], times[0], 0, 0)
+        summary.statistics = replace(
+            _NOTHING, channel_message_counts=counts, message_start_time=times[0],
+            message_end_time=times[1])
         return summary
 
 
@@ -261,7 +233,7 @@ def _channel(channel: records.Channel, schema: records.Schema | None) -> Channel
 class SqliteFile:
     """A SQLite database of rosbag2, of any version of its schema; attributes as `McapFile`."""
 
-    is_mcap = False
+    is_mcap: Literal[False] = False
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         """Open a file until the stack is closed, and leave it and its folder as they are."""
@@ -305,10 +277,6 @@ class SqliteFile:
                 json.dumps(list(channels))))
         for number, time, data in found:
             yield number, Message(time, data, time)
-
-    def beside(self) -> Iterator[records.Metadata | records.Attachment]:
-        """Nothing: there is no place for it."""
-        return iter(())
 
     def _rows(self, query: str, table: str = '') -> list[dict[str, Any]]:
         """Rows by the names of their columns; none where there is no such table."""
