@@ -150,7 +150,7 @@ def test_predict_does_the_others_and_lists_every_unreadable_input(
               for name in ('photo', 'photo_2')]
     assert shapes == [(50, 70), (20, 30)]
     error = capsys.readouterr().err
-    for text in ('6 of the inputs could not be used', 'bad.jpg: 7 bytes', 'nowhere.png',
+    for text in ('6 of the inputs could not be used', 'bad.jpg: is no picture', 'nowhere.png',
                  'a folder, a pipe or a device'):
         assert text in error
     assert len(error) < 2000

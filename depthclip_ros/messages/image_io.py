@@ -230,9 +230,7 @@ def decoded(
     if not data:
         raise ImageError('empty image', f'The compressed image (format {quoted(described)}) has '
                                         f'no data. {_DRIVER}')
-    size = _jpeg_size(data) if data.startswith(_JPEG_START) else \
-        _png_size(data) if data.startswith(PNG_START) else \
-        _tiff_size(data) if tiff and data.startswith(_TIFF_STARTS) else None
+    size = size_of(data) if tiff or not data.startswith(_TIFF_STARTS) else None
     pixels = None
     if size is not None and all(size):
         check_pixel_count(*size, max_pixels)
@@ -248,6 +246,18 @@ def decoded(
             + (_VIDEO if is_video(described) else 'For another transport subscribe to the raw '
                'image (image_transport: raw); in a bag, republish it (image_transport).'))
     return pixels
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that a JPEG, PNG or TIFF claims; None of others, or where it has none.
+
+    Raises:
+        ImageError: 'truncated jpeg', 'truncated png'.
+
+    """
+    return _jpeg_size(data) if data.startswith(_JPEG_START) else \
+        _png_size(data) if data.startswith(PNG_START) else \
+        _tiff_size(data) if data.startswith(_TIFF_STARTS) else None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -4,23 +4,30 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import ImageError, quoted
 from ..core.files import open_regular, user_path
+from ..core.formats import kind_of
 from ..core.opencv import cv2
+from ..messages.image_io import size_of
 from .camera_info import BUILTIN_HFOV
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from ..color import Picture
 
 SUFFIXES = frozenset(
     ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'))
+MAX_PIXELS = 100_000_000  # of a picture in a file
+_DECODED = frozenset(('png', 'jpeg', 'gif', 'webp', 'tiff', 'jpeg 2000', 'pnm', 'bmp', 'pfm'))
 RESULTS = ('_depth.png', '_color.png', '_patches.png')  # of `depthclip predict`, behind a name
 
 
@@ -68,23 +75,54 @@ def read_picture(path: Path, *, upright: bool = True) -> Picture:
         upright: turn it as its EXIF says; else it is as it is stored.
 
     Raises:
-        ImageError: the file cannot be read or decoded.
+        ImageError: as `read_pixels`.
+
+    """
+    return np.asarray(read_pixels(path, cv2.IMREAD_COLOR | (
+        0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)), np.uint8)
+
+
+def read_pixels(path: Path, flags: int) -> NDArray[Any]:
+    """Decode an image file of any name; OpenCV's own `imread` ends the process for some names.
+
+    Args:
+        path: of the file.
+        flags: OpenCV's, as `cv2.IMREAD_UNCHANGED`.
+
+    Returns:
+        What OpenCV makes of it.
+
+    Raises:
+        ImageError: 'unreadable file', 'too many pixels' (more than MAX_PIXELS), or 'not an
+            image', with what it is instead.
 
     """
     try:
         with open_regular(path) as file:
-            data = np.frombuffer(file.read(), np.uint8)
+            data = file.read()
     except OSError as error:
         raise ImageError('unreadable file', f'{path}: {error.strerror}.') from error
+    size = None
+    with suppress(ImageError):  # of a truncated one the decoder decides
+        size = size_of(data)
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(
+            'too many pixels', f'{path}: has {size[0]} x {size[1]} pixels, and at most '
+            f'{MAX_PIXELS:,} are read. Reduce it: convert {path.name} -resize 25% OUT.png')
     try:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | (
-            0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)) if data.size else None
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:  # some decoders throw where others return nothing
-        picture = None
-    if picture is None:
-        raise ImageError('not an image', f'{path}: {data.size} bytes that are no image OpenCV '
-                         'can decode; it may be truncated or of another format.')
-    return np.asarray(picture, np.uint8)
+        pixels = None
+    if pixels is None:
+        raise ImageError('not an image', f'{path}: {_undecodable(data)}.')
+    return np.asarray(pixels)
+
+
+def _undecodable(data: bytes) -> str:
+    kind = kind_of(data)
+    if kind.name in _DECODED:
+        return f'is {kind.sentence} that cannot be decoded: truncated or damaged, so copy it again'
+    return f'is no picture but {kind.sentence}'
 
 
 def file_frames(
