@@ -30,7 +30,8 @@ from depthclip_ros.core.projection import (
     smooth,
     upsample,
 )
-from depthclip_ros.core.weights import architecture, cache_folder, load
+from depthclip_ros.core.state_dict import architecture
+from depthclip_ros.core.weights import cache_folder, load
 
 FEATURES = ('maskclip', 'reference', 'attnpool', 'crops')
 READ_OUTS = ('mean', 'argmax')

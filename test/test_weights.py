@@ -164,12 +164,18 @@ def damaged(tiny):
     numbers = tiny[name]
     one = torch.where(torch.arange(numbers.numel()).view_as(numbers) == 77, torch.nan, numbers)
     return {
-        'a class': ({**tiny, 'x': Evil('ran')}, 'more than tensors'),
-        'a list': ([1, 2], 'is list'),
+        'a class': ({**tiny, 'x': Evil('ran')}, r'asks for _?io\.open, which is a program'),
+        'a list': ([1, 2], 'holds list, no state dict'),
+        'one tensor': (numbers, r'holds one tensor of \(4, 3, 3, 3\), no state dict'),
         'another model': ({'weight': torch.zeros(2)}, 'not a CLIP model'),
         'whole numbers': ({**tiny, name: numbers.to(torch.int8)}, f"{name}' is torch.int8"),
         'empty tensor': ({**tiny, name: torch.zeros(0, 3, 3, 3)}, f"{name}' is torch.float32"),
-        'nested': ({'model': {'weights': tiny}}, "'model' is dict"),
+        'two models': ({f'{name}.{key}': value for name in ('student', 'teacher')
+                        for key, value in tiny.items()}, r'2 models, student\., teacher\.'),
+        'meta': ({key: value.to('meta') for key, value in tiny.items()}, 'holds no numbers'),
+        'sparse': ({**tiny, name: numbers.to_sparse()}, 'is sparse'),
+        'float8': ({**tiny, name: numbers.to(torch.float8_e4m3fn)}, 'is torch.float8'),
+        'expanded': ({**tiny, name: torch.zeros(1).expand(100000, 50000)}, 'repeats numbers'),
         'infinity': ({**tiny, 'ln_final.bias': torch.full((64,), -torch.inf)},
                      "'ln_final.bias' holds"),
         'one NaN': ({**tiny, name: one.half()}, f"{name}' holds NaN"),
@@ -186,7 +192,8 @@ def test_damaged_weights_are_named(kind, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, words = damaged(tiny)[kind]
     torch.save(content, 'damaged.pt')
-    for weights in ['damaged.pt'] if kind in ('a class', 'a list') else ['damaged.pt', content]:
+    for weights in ['damaged.pt', *([content] if isinstance(content, dict) and kind != 'a class'
+                                    else [])]:
         with pytest.raises(WeightsError, match=words) as error:
             DepthEstimator(CONFIG, weights, 'cpu', cache_dir=tmp_path)
         assert 'weights_only' not in str(error.value), "torch's advice would run what is in it"
@@ -194,17 +201,114 @@ def test_damaged_weights_are_named(kind, tiny, tmp_path, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
-@pytest.mark.parametrize('kind', [
-    'empty', 'noise', 'truncated', 'truncated archive', 'a whole archive', 'safetensors'])
-def test_damaged_files_end_in_a_reason(kind, archive, tiny, tmp_path):
+@pytest.mark.parametrize(('kind', 'reason'), [
+    ('empty', 'empty'), ('noise', 'no format that is known'), ('truncated', 'truncated'),
+    ('truncated archive', 'truncated'), ('a whole archive', 'TorchScript'),
+    ('safetensors', 'truncated'), ('one page', r'checksum of damaged/data/\d+ in it is wrong')])
+def test_damaged_files_end_in_a_reason(kind, reason, archive, tiny, tmp_path):
     """An archive of TorchScript, which is a program, is only read if it is OpenAI's."""
-    path = tmp_path / f'damaged.{"safetensors" if kind == "safetensors" else "pt"}'
+    path = tmp_path / 'damaged.pt'
     torch.save(tiny, path)
+    if kind == 'safetensors':
+        safetensors.torch.save_file(tiny, path)
     whole = (archive if 'archive' in kind else path).read_bytes()
-    path.write_bytes({'empty': b'', 'noise': b'\x01' * 5000, 'a whole archive': whole}.get(
+    page = whole.find(tiny['ln_final.weight'].numpy().tobytes())
+    path.write_bytes({'empty': b'', 'noise': b'\x01' * 5000, 'a whole archive': whole,
+                      'one page': whole[:page] + b'\0' * 64 + whole[page + 64:]}.get(
         kind, whole[:len(whole) // 2]))
-    with pytest.raises(WeightsError, match=rf'{path}: (cannot be read as CLIP|.* state dict)'):
+    with pytest.raises(WeightsError, match=rf'{path}: .*{reason}'):
         load(path, 'auto', tmp_path, print)
+
+
+def others(tiny):
+    """State dicts as training programs save them, and what the log names of each."""
+    module = {f'module.{key}': value for key, value in tiny.items()}
+    return {
+        'module': (module, ''),
+        'compiled': ({f'_orig_mod.{key}': value for key, value in tiny.items()}, ''),
+        'open_clip_train': ({'epoch': 3, 'name': 'x', 'state_dict': module, 'optimizer': {}}, ''),
+        'lightning': ({'state_dict': {'loss.weight': torch.ones(1), **{
+            f'model.clip.{key}': value for key, value in tiny.items()}}}, 'loss.weight'),
+        'model': ({'model': tiny, 'args': {'lr': 0.1}}, ''),
+        'model_state_dict': ({'model_state_dict': {'state_dict': tiny}, 'loss': 0.1}, ''),
+        'a number of NumPy': ({'state_dict': tiny, 'best': np.float64(0.7),
+                               'epoch': np.int64(3)}, ''),
+        'foreign keys': ({**tiny, 'attn_mask': torch.full((77, 77), -torch.inf),
+                          'logit_bias': torch.tensor(-10.0), 'visual.head.weight': torch.ones(2),
+                          'prompt_learner.ctx': torch.ones(2)},
+                         'attn_mask, logit_bias, visual.head.weight, prompt_learner.ctx'),
+        'a part of a storage': ({**tiny, 'ln_final.bias': torch.zeros(1000)[10:74]}, ''),
+        'as float64': ({key: value.double() if value.is_floating_point() else value
+                        for key, value in tiny.items()}, ''),
+    }
+
+
+@pytest.mark.parametrize('kind', others({}))
+def test_weights_as_others_save_them(kind, tiny, tmp_path):
+    """In every format and under any name; what is no part of CLIP is left out and named."""
+    content, left_out = others(tiny)[kind]
+    lines = []
+    torch.save(content, tmp_path / 'x.safetensors')  # a name that says something else
+    name = os.fsdecode(b'caf\xe9.bin')  # no UTF-8
+    torch.save(content, tmp_path / 'legacy', _use_new_zipfile_serialization=False)
+    (tmp_path / name).write_bytes((tmp_path / 'legacy').read_bytes())
+    part = {'ln_final.bias': torch.zeros(64)} if kind == 'a part of a storage' else {}
+    for weights in (tmp_path / 'x.safetensors', tmp_path / name, content):
+        state_dict = load(weights, 'auto', tmp_path, lines.append)[1]
+        assert state_dict.keys() == tiny.keys()
+        for key, tensor in state_dict.items():
+            assert torch.equal(tensor.double(), {**tiny, **part}[key].double())
+    assert sum('left out' in line and left_out in line for line in lines) == (3 if left_out else 0)
+    safetensors.torch.save_file(tiny, tmp_path / 'y.pt')
+    assert load(tmp_path / 'y.pt', 'auto', tmp_path, lines.append)[1].keys() == tiny.keys()
+
+
+@pytest.mark.parametrize(('keys', 'reason'), [
+    (('text_model.embeddings.token_embedding.weight', 'vision_model.x'), 'Hugging Face'),
+    (('visual.trunk.patch_embed.proj.weight', 'text.x'), 'backbone: open_clip:'),
+    (('image_encoder.model.x', 'text_encoder.x'), 'MobileCLIP'), (('ctx',), 'learned prompts'),
+    (('base_model.model.lora_A.weight',), 'LoRA'), (('visual.conv1.weight',), 'text encoder'),
+    (('fc.0.weight',), 'Its keys are fc.0.weight')])
+def test_weights_of_another_model_are_named(keys, reason, tmp_path):
+    shard = tmp_path / 'x-00001-of-00003.bin'
+    torch.save({key: torch.ones(2) for key in keys}, shard)
+    with pytest.raises(WeightsError, match=rf'{reason}') as error:
+        load(shard, 'auto', tmp_path, print)
+    assert 'one of 3 shards' in str(error.value)
+
+
+@pytest.mark.parametrize(('content', 'reason'), [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 605143316\n',
+     'git-lfs pointer, not the file of 605,143,316 bytes'),
+    (b'\n<!DOCTYPE html><html><title>Virus scan warning</title></html>', 'web page'),
+    (b'{"error": "Invalid username"}', 'Invalid username'), (b'\0' * 5000, 'zeros'),
+    (b'\x08\x08\x12\x07pytorch\x1a\x052.0.0:' + b'\xf0' * 99, 'ONNX'),
+    (b'ftrt' + b'\xf0' * 99, 'TensorRT'), (b'GGUF' + b'\xf0' * 99, 'llama.cpp'),
+    (b'\x1f\x8b\x08' + b'\xf0' * 99, 'gzip'), (b'\x89HDF\r\n\x1a\n', 'HDF5'),
+    (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', 'list of the shards')])
+def test_files_that_are_no_weights_are_named(content, reason, tmp_path):
+    path = tmp_path / 'x.safetensors'
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=reason) as error:
+        load(path, 'auto', tmp_path, print)
+    assert 'damaged' not in str(error.value)
+    with pytest.raises(WeightsError, match=r'Give weights: one of the files in it \(x\.safetens'):
+        load(tmp_path, 'auto', tmp_path, print)
+
+
+def test_what_a_state_dict_does_not_say_is_said(tmp_path, release, archive):
+    """Heads and activation: refused where a head of another width is likely, else named."""
+    lines = []
+    vit = clip_standin.TINY_VIT
+    load(clip_standin.state_dict(2, **vit), 'auto', tmp_path, lines.append)
+    assert sum('QuickGELU' in line and 'open_clip:' in line for line in lines) == 1
+    for width in (320, 1280, 1408, 1664):
+        with pytest.raises(WeightsError, match=rf'{width} wide.*backbone: open_clip:ARCHITECTURE'):
+            load(clip_standin.state_dict(2, **{**vit, 'width': width, 'vit_layers': 1}), 'auto',
+                 tmp_path, print)
+    load(archive, 'RN50', tmp_path, lines.append)
+    load('demo', 'auto', tmp_path, lines.append)
+    assert sum('QuickGELU' in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(('name', 'value', 'reason'), [

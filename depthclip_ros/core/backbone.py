@@ -25,7 +25,7 @@ from torch.nn.functional import (
 from .clip_package import fitting_weights, import_clip
 from .errors import ConfigError
 from .resnet import FoldedResNet
-from .weights import OpenClipWeights, architecture
+from .state_dict import OpenClipWeights, architecture
 
 RESNET_STRIDE = 32
 _HEAD_WIDTH = 64  # of all of CLIP's attentions

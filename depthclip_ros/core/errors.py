@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
+
 
 def quoted(value: object, limit: int = 80) -> str:
     """A value as messages repeat it: its `repr`, of a long one the beginning and the length."""
     text = repr(value)
     count = len(value if isinstance(value, str) else text)
     return text if len(text) <= limit else f'{text[:limit - 1]}… ({count} characters)'
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'did you mean X? ', whatever the capitals and signs; '' where nothing known is near."""
+    plain = {re.sub(r'\W', '', one).lower(): one for one in known}
+    near = difflib.get_close_matches(re.sub(r'\W', '', name).lower(), plain, n=1, cutoff=0.8)
+    return f'did you mean {plain[near[0]]}? ' if near else ''
 
 
 def reason(error: Exception) -> str:

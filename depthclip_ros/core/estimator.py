@@ -43,7 +43,8 @@ from .projection import (
     upsample,
 )
 from .resnet import FoldedResNet
-from .weights import Loaded, Log, OpenClipWeights, architecture, cache_folder, load
+from .state_dict import Log, OpenClipWeights, architecture
+from .weights import Loaded, cache_folder, load
 from .words import (
     Phrases,
     Scene,

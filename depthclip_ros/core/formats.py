@@ -123,10 +123,13 @@ def _text_kind(head: bytes, size: int) -> FileKind:
         text = head[:HEAD - 4].decode('utf-8-sig', 'strict' if size < HEAD else 'ignore').lstrip()
     except UnicodeDecodeError:
         text = ''
-    if not text or '\0' in text or len(text.encode()) < len(head) // 2:
+    if not text or re.search(r'[\0-\x08\x0e-\x1f]', text) or len(text) < len(head) // 4:
         return FileKind('', f'{size:,} bytes of no format that is known here, beginning with '
                         f'{head[:8]!r}')
     line = json.dumps(text.splitlines()[0][:60], ensure_ascii=False)
+    if '"weight_map"' in text:
+        return FileKind('json', 'the list of the shards of a model: save all their tensors as one '
+                        'state dict')
     return FileKind('json' if text[0] in '{[' else 'text', f'text that begins with {line}')
 
 
@@ -144,6 +147,6 @@ def _zip_kind(file: BinaryIO) -> FileKind:
     if 'data.pkl' in ends:
         return FileKind('torch', "an archive of PyTorch's")
     if names and all(name.endswith('.npy') for name in names):
-        return FileKind('npz', f"arrays of NumPy's (.npz): {_ARRAYS}")
+        return FileKind('npz', f"a file of NumPy's arrays (.npz): {_ARRAYS}")
     listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
     return FileKind('zip', f'a zip archive of {listed or "nothing"}: {_UNPACK}')

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -21,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, PatchTransformer
-from .errors import ConfigError, WeightsError, quoted, reason
-from .weights import (
-    OPEN_CLIP,
-    UNTRAINED,
+from .errors import ConfigError, WeightsError, did_you_mean, quoted, reason
+from .state_dict import (
     Architecture,
     Log,
     OpenClipWeights,
     TextEncoder,
-    WeightsInfo,
-    file_digest,
-    user_file,
+    check_tensors,
+    read_data,
+    say_left_out,
+    tensors_of,
 )
+from .weights import OPEN_CLIP, UNTRAINED, WeightsInfo, file_digest, user_file
 
 # Vision towers of timm's whose last attention or head can look at one position alone.
 _KNOWN_TRUNKS = ('VisionTransformer', 'ConvNeXt', 'FastVit')
@@ -60,8 +61,9 @@ def load(
     open_clip = require(backbone)
     model, _, tag = backbone.removeprefix(OPEN_CLIP).partition('/')
     config, normalization, quick = _describe(open_clip, model, tag)
-    log(f"{backbone}: images are normalised by the model's own mean {normalization[0]} and "
-        f'deviation {normalization[1]}; `normalization` is for the models of OpenAI.')
+    log(f"{backbone}: its activation is {'QuickGELU' if quick else 'GELU'}; images are normalised "
+        f"by the model's own mean {normalization[0]} and deviation {normalization[1]}; "
+        '`normalization` is for the models of OpenAI.')
     if isinstance(weights, Mapping):
         raise WeightsError(f'{backbone}: a state dict in memory cannot be read; save it with '
                            'torch.save(model.state_dict(), PATH), and give weights: PATH.')
@@ -75,11 +77,9 @@ def load(
                 _tagged(open_clip.get_pretrained_cfg(model, tag), offline=offline)
             name, source = path.name if source else backbone, str(path)
             digest = file_digest(path)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = open_clip.create_model(
-                model, None if path is None else str(path), load_weights=path is not None,
-                force_quick_gelu=quick, weights_only=True).eval().requires_grad_(False)
+        network = _random_network(open_clip, model, quick_gelu=quick)
+        if path is not None:
+            _fill(open_clip, network, read_data(path), source, log)
     except WeightsError:
         raise
     except Exception as error:  # what networks, disks, files, open_clip, timm and torch raise
@@ -102,6 +102,57 @@ def load(
     return WeightsInfo(name, source, digest, trained=path is not None), found
 
 
+def _random_network(open_clip: Any, model: str, *, quick_gelu: bool) -> Any:
+    """Make a model of random numbers, always the same, without open_clip's warning that it is."""
+    def is_other(record: logging.LogRecord) -> bool:
+        return 'initialized randomly' not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(is_other)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return open_clip.create_model(
+                model, load_weights=False, force_quick_gelu=quick_gelu
+            ).eval().requires_grad_(requires_grad=False)
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _fill(open_clip: Any, network: nn.Module, loaded: Any, source: str, log: Log) -> None:
+    """Give a network its weights, of any layout that open_clip knows; WeightsError if they differ.
+
+    open_clip's own functions convert names and positions. What images and texts are compared by
+    (`logit_scale`) is not used here.
+    """
+    names = [name for name in network.state_dict() if not name.startswith('logit_')]
+    tensors = open_clip.convert.convert_state_dict(network, tensors_of(
+        loaded, source, log, next(name for name in names if name.startswith('visual.'))))
+    if 'positional_embedding' in tensors and not hasattr(network, 'positional_embedding'):
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    missing = [name for name in names if name not in tensors]
+    kept = {name: tensors[name] for name in names if name in tensors}
+    check_tensors(kept, source, half=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sizes = [f'{name} is {tuple(tensor.shape)} instead of {shapes[name]}'
+             for name, tensor in kept.items()
+             if tuple(tensor.shape) != shapes[name] and not name.endswith('positional_embedding')]
+    if missing or sizes:
+        raise WeightsError(
+            f'{source}: is another model: of {len(names)} tensors {len(missing)} are missing '
+            f'({", ".join(missing[:3]) or "none"}), and {len(sizes)} have another size '
+            f'({"; ".join(sizes[:2]) or "none"}). Give the ARCHITECTURE that it was trained as.')
+    say_left_out([name for name in tensors if name not in shapes and not name.startswith(
+        ('logit_', 'attn_mask'))], source, log)
+    open_clip.model.resize_pos_embed(kept, network)
+    open_clip.model.resize_text_pos_embed(kept, network)
+    for name, tensor in kept.items():
+        if tensor.shape != tensors[name].shape:
+            log(f'{source}: {name} is resized from {len(tensors[name])} positions to '
+                f'{len(tensor)}.')
+    network.load_state_dict(kept, strict=False)
+
+
 def _describe(open_clip: Any, model: str, tag: str) -> tuple[dict[str, Any], Any, bool]:
     """Configuration, mean and deviation of images, and whether its activation is QuickGELU."""
     config = open_clip.get_model_config(model)
@@ -109,8 +160,8 @@ def _describe(open_clip: Any, model: str, tag: str) -> tuple[dict[str, Any], Any
     if config is None or (tag and tag not in tags):
         raise ConfigError(
             f'backbone: open_clip {open_clip.__version__} has no {quoted(model)} with weights '
-            f'{quoted(tag)}, but with {tags}; see open_clip.list_pretrained() or '
-            'docs/variants.md.')
+            f'{quoted(tag)}, but with {tags}; {did_you_mean(model, open_clip.list_models())}see '
+            'open_clip.list_pretrained() or docs/variants.md.')
     if 'multimodal_cfg' in config or 'hf_model_name' in config['text_cfg']:
         raise _refusal(model, 'its image embedding is mixed from learned queries, or its text '
                        'encoder is one of the Hugging Face hub')

@@ -7,42 +7,33 @@ import hashlib
 import http.client
 import os
 import urllib.request
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import files
-from .errors import ConfigError, WeightsError, quoted, reason
+from .errors import ConfigError, WeightsError, quoted
+from .state_dict import (
+    Architecture,
+    Log,
+    architecture,
+    digest_of,
+    openai_tensors,
+    read_data,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .backbone import ImageEncoder
 
 UNTRAINED = 'untrained'
 DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md)
 OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
-Log = Callable[[str], None]
-TextEncoder = tuple[
-    Callable[[list[str]], 'Tensor'], Callable[['Tensor'], 'Tensor'], int]
-
-
-class Architecture(NamedTuple):
-    """Shape of a CLIP model.
-
-    `patch` is None for a ResNet, whose `layers` are four numbers; 0 where only the network knows.
-    """
-
-    embed_dim: int
-    resolution: int
-    layers: tuple[int, ...] | int
-    width: int
-    patch: int | None
-    text_width: int
+# Widths of the attention heads of models that are not OpenAI's: ViT-H, ViT-g, ViT-bigG, So400m.
+_OTHER_HEADS = 72, 80, 88, 104
+_SUFFIXES = '.pt', '.pth', '.bin', '.ckpt', '.safetensors'
 
 
 class Release(NamedTuple):
@@ -87,15 +78,6 @@ class WeightsInfo:
 
 
 Loaded = tuple[WeightsInfo, dict[str, 'Tensor']]
-
-
-class OpenClipWeights(dict[str, 'Tensor']):
-    """State dict of one of open_clip's models, and what its tensors do not tell."""
-
-    architecture: Architecture  # of timm's networks width and patch are not known (0)
-    normalization: tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation of RGB in [0, 1]
-    image_encoder: Callable[[], ImageEncoder]  # dense, of a vision tower that is no ResNet
-    text_encoder: Callable[[], TextEncoder]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -176,10 +158,13 @@ def file_digest(path: Path, release: Release | None = None) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
+        listed = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES)  # noqa: PTH208
+                        ) if os.path.isdir(path) else []  # noqa: PTH112 (which raises)
+        remedy = f'one of the files in it ({", ".join(listed)})' if listed else (
+            f'a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its folders)')
         raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. '
-            f'Give weights: a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its '
-            f'folders), or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
+            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. Give weights: {remedy}, '
+            f'or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
     found = digest.hexdigest()
     if release is not None and found != release.sha256:
         raise WeightsError(f'{path}: SHA-256 is {found}, expected {release.sha256}; the file is '
@@ -220,17 +205,16 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
                            f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
-        check_tensors(weights, 'the state dict')
-        state_dict = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                      for name, tensor in weights.items()}
-        info = WeightsInfo('state dict', 'given in memory', _digest(state_dict))
+        state_dict = {name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+                      for name, tensor in openai_tensors(weights, 'the state dict', log).items()}
+        info = WeightsInfo('state dict', 'given in memory', digest_of(state_dict))
     elif str(weights) == UNTRAINED:
         info, state_dict = _untrained('RN50' if backbone == 'auto' else backbone)
     else:
         name = str(weights) or backbone
         path = (fetch(name, cache_dir, log, offline=offline) if name in RELEASES else
                 DEMO_FILE if name == DEMO else user_file(name))
-        digest, state_dict = read_file(path, RELEASES.get(name))
+        digest, state_dict = read_file(path, RELEASES.get(name), log)
         if name in RELEASES:
             log(f'{name} is read from {path}, checksum verified.')
         info = WeightsInfo(name if name in (DEMO, *RELEASES) else path.name, str(path), digest)
@@ -241,102 +225,42 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
             f"{info.source}: the weights' architecture is {found}, but backbone is '{backbone}'; "
             f'give other weights, or settings that fit (of {DEMO!r}: config/demo.yaml; backbone: '
             'auto takes what the weights hold).')
+    if info.name != DEMO and info.trained and info.digest not in {
+            release.sha256 for release in RELEASES.values()}:
+        _check_guesses(found, info.source, log)
     return info, state_dict
 
 
-def read_file(path: Path, release: Release | None = None) -> tuple[str, dict[str, Tensor]]:
-    """SHA-256 and state dict of a file, read as data; WeightsError if it is something else.
+def read_file(
+    path: Path, release: Release | None = None, log: Log = print,
+) -> tuple[str, dict[str, Tensor]]:
+    """SHA-256 and state dict of a file in OpenAI's layout; WeightsError if it is something else.
 
-    OpenAI's archives are TorchScript, which is a program; they are known by their SHA-256, and
-    loaded as their own loader does. All else is `torch.save` of a state dict, or safetensors.
+    `log` is told what is left out.
     """
-    import torch  # this module must import without torch, for the doctor
     digest = file_digest(path, release)
-    loaded: Any
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            loaded = load_file(path)
-        elif digest in {release.sha256 for release in RELEASES.values()}:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # that TorchScript is deprecated
-                loaded = torch.jit.load(str(path), 'cpu').state_dict()  # type: ignore[no-untyped-call]
-        else:
-            loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what a damaged file makes torch, pickle and zipfile raise
+    is_release = digest in {release.sha256 for release in RELEASES.values()}
+    tensors = openai_tensors(read_data(path, is_release=is_release), str(path), log)
+    return digest, {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _check_guesses(shape: Architecture, source: str, log: Log) -> None:
+    """Say what is taken for granted of weights that are no release; refuse what is likely wrong.
+
+    The width of an attention's heads and the activation are not in a state dict. All of OpenAI's
+    models have heads of 64 channels and QuickGELU, which open_clip's have only in part.
+    """
+    if shape.patch and shape.width not in {
+            each.architecture.width for each in RELEASES.values()} and any(
+            shape.width % head == 0 for head in _OTHER_HEADS):
         raise WeightsError(
-            f'{path}: cannot be read as CLIP weights: truncated, corrupt, or more than tensors '
-            f'({type(error).__name__}). Get it anew, or where you trust it save its tensors with '
-            'torch.save(model.state_dict(), PATH).') from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get('state_dict'), Mapping):
-        loaded = loaded['state_dict']
-    check_tensors(loaded, str(path))
-    return digest, {name: tensor.detach().contiguous() for name, tensor in loaded.items()}
-
-
-def check_tensors(state_dict: Any, source: str) -> None:
-    """Refuse with a WeightsError what cannot be the weights of a CLIP, of any architecture."""
-    import torch
-    if not isinstance(state_dict, Mapping):
-        state_dict = {'': state_dict}
-    for name, tensor in state_dict.items():
-        is_tensor = isinstance(tensor, torch.Tensor)
-        if is_tensor and tensor.numel() == 1 and not tensor.is_floating_point():
-            continue  # a count
-        if not (is_tensor and tensor.numel() and tensor.is_floating_point()):
-            raise WeightsError(
-                f'{source}: {quoted(name)} is {getattr(tensor, "dtype", type(tensor).__name__)}, '
-                'but a state dict has tensors of floating point by their names; save it with '
-                'torch.save(model.state_dict(), PATH).')
-        # One pass over the memory, which NaN survives: 20 ms for RN50 where isfinite takes 200.
-        # Batch norm's statistics stay in float32; all else OpenAI's loader rounds to half. What is
-        # not finite there need not show in depth: a fused ReLU may make 0 of NaN.
-        low, high = (float(number) for number in torch.aminmax(tensor.detach()))
-        most = torch.finfo(torch.float32 if '.running_' in name else torch.float16).max
-        least = 0.0 if name.endswith('.running_var') else -most
-        if not (least <= low and high <= most):
-            raise WeightsError(
-                f'{source}: {quoted(name)} holds NaN or numbers beyond {least:.6g} to {most:.6g}, '
-                'from which no depth can come; the training diverged or the file is damaged. Give '
-                'other weights.')
-
-
-def _digest(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of contiguous tensors, in order of names."""
-    import torch
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def architecture(state_dict: Mapping[str, Tensor], source: str = 'the state dict') -> Architecture:
-    """Architecture of CLIP weights, read off their shapes; WeightsError if it is none."""
-    if isinstance(state_dict, OpenClipWeights):
-        return state_dict.architecture
-
-    def count(prefix: str) -> int:
-        part = prefix.count('.')
-        return len({key.split('.')[part] for key in state_dict if key.startswith(prefix)})
-
-    layers: tuple[int, ...] | int
-    patch: int | None
-    try:
-        if 'visual.proj' in state_dict:
-            width, _, _, patch = state_dict['visual.conv1.weight'].shape
-            layers, stride = count('visual.transformer.resblocks.'), patch
-            positions = state_dict['visual.positional_embedding'].shape[0]
-        else:
-            width, patch, stride = state_dict['visual.layer1.0.conv1.weight'].shape[0], None, 32
-            layers = tuple(count(f'visual.layer{i}.') for i in (1, 2, 3, 4))
-            positions = state_dict['visual.attnpool.positional_embedding'].shape[0]
-        return Architecture(
-            state_dict['text_projection'].shape[1], stride * round((positions - 1) ** 0.5),
-            layers, width, patch, state_dict['ln_final.weight'].shape[0])
-    except (LookupError, ValueError) as error:
-        raise WeightsError(f"{source}: is not a CLIP model in OpenAI's key layout "
-                           f'({reason(error)}). Give other weights.') from error
+            f"{source}: its vision transformer is {shape.width} wide, which none of OpenAI's is, "
+            'and the width of its attention heads is not in the file: 64, or '
+            f'{", ".join(map(str, _OTHER_HEADS))} as in larger models. Give backbone: '
+            f'{OPEN_CLIP}ARCHITECTURE/TAG, the model of open_clip that it is (docs/variants.md).')
+    log(f"{source}: heads and activation are not in a state dict, and are taken to be OpenAI's: "
+        'heads of 64 channels, QuickGELU. If open_clip trained these weights, give backbone: '
+        f'{OPEN_CLIP}ARCHITECTURE/TAG instead.')
 
 
 def _untrained(backbone: str) -> Loaded:

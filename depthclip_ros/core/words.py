@@ -29,7 +29,8 @@ from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
 from .errors import ConfigError, WeightsError, quoted
 from .projection import LOGIT_SCALE
-from .weights import OPEN_CLIP, Log, OpenClipWeights, TextEncoder
+from .state_dict import Log, OpenClipWeights, TextEncoder
+from .weights import OPEN_CLIP
 
 
 class Phrases(NamedTuple):
