@@ -6,10 +6,12 @@ A real HTTP server stands in for OpenAI's.
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import clip_standin
 import numpy as np
@@ -233,6 +235,9 @@ def others(tiny):
         'model_state_dict': ({'model_state_dict': {'state_dict': tiny}, 'loss': 0.1}, ''),
         'a number of NumPy': ({'state_dict': tiny, 'best': np.float64(0.7),
                                'epoch': np.int64(3)}, ''),
+        'options and a path': ({'model': tiny, 'args': argparse.Namespace(lr=0.1),
+                                'output': Path('a/b'), 'best': np.float32(0.7)}, ''),
+        'a second model': ({'model': tiny, 'model_ema': tiny}, 'model_ema'),
         'foreign keys': ({**tiny, 'attn_mask': torch.full((77, 77), -torch.inf),
                           'logit_bias': torch.tensor(-10.0), 'visual.head.weight': torch.ones(2),
                           'prompt_learner.ctx': torch.ones(2)},

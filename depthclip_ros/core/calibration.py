@@ -31,7 +31,8 @@ from torch.nn.functional import max_pool2d
 from .camera import CameraModel
 from .config import DepthConfig, Size
 from .errors import CalibrationError, quoted
-from .files import atomic, user_path
+from .files import atomic, open_regular, user_path
+from .formats import kind_of
 
 FORMAT = 'depthclip_ros calibration 3'
 SUFFIX = '.safetensors'
@@ -146,7 +147,11 @@ class Calibration:
         from safetensors import SafetensorError
         from safetensors.numpy import load
         try:
-            content = user_path(path).read_bytes()
+            with open_regular(user_path(path)) as file:
+                content = file.read()
+            kind = kind_of(content)
+            if kind.name != 'safetensors':
+                raise ValueError(f'it is {kind.sentence}')
             arrays = load(content)
             # Of bytes the library gives no metadata: they are in the header, after its length.
             header = json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])

@@ -7,13 +7,14 @@ architecture that is read off its shapes has OpenAI's (`Architecture`).
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .errors import WeightsError, quoted, reason
@@ -111,7 +112,7 @@ def read_data(path: Path, *, is_release: bool = False) -> Any:
                 _check_archive(file, path)
             elif kind.name != 'pickle':
                 raise WeightsError(f'{path}: is {kind.sentence}.')
-            with _numpy_scalars():
+            with _allowed():
                 return torch.load(file, map_location='cpu', weights_only=True)
     except WeightsError:
         raise
@@ -133,14 +134,15 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
     file.seek(0)
 
 
-def _numpy_scalars() -> Any:
-    """Allow NumPy's numbers beside tensors, as training programs keep their best score."""
+def _allowed() -> Any:
+    """Allow what training programs keep beside tensors and does nothing: scores and options."""
     import numpy as np
     import torch
     if not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):  # before 2.6
         return contextlib.nullcontext()
     scalar = np.float64(0).__reduce__()[0]
     kinds: list[Any] = [type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', '?')]
+    kinds += [argparse.Namespace, PosixPath]
     kinds += [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
     return torch.serialization.safe_globals([np.dtype, *kinds])
 
@@ -184,6 +186,9 @@ def tensors_of(loaded: Any, source: str, log: Log, anchor: str = _ANCHOR) -> dic
                  and isinstance(loaded.get(name), Mapping)]
         if not inner:
             break
+        say_left_out([name for name, other in loaded.items() if name != inner[0]
+                      and isinstance(other, Mapping) and anchor in ' '.join(map(str, other))],
+                     source, log)
         loaded = loaded[inner[0]]
     if not isinstance(loaded, Mapping):
         what = f'one tensor of {tuple(loaded.shape)}' if isinstance(loaded, torch.Tensor) else \
