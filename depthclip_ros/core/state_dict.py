@@ -212,7 +212,7 @@ def say_left_out(keys: list[Any], source: str, log: Log) -> None:
     """Name what is no part of the model."""
     if keys:
         more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
-        log(f'{source}: {", ".join(map(str, keys[:5]))}{more} are no part of CLIP, and left out.')
+        log(f'{source}: left out, as no part of the model: {", ".join(map(str, keys[:5]))}{more}.')
 
 
 def openai_tensors(loaded: Any, source: str, log: Log) -> dict[str, Tensor]:
