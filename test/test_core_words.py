@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import importlib
 import math
+import os
 import sys
 import types
 
@@ -97,11 +98,19 @@ def test_a_hit_runs_no_text_encoder_and_equals_the_miss(state_dict, tmp_path, mo
 
 @pytest.mark.parametrize('damage', [
     lambda content: content[:-100], lambda _: b'', lambda _: b'hello',
-    lambda content: content[:-4] + np.float32(np.nan).tobytes()])
+    lambda content: content[:-4] + np.float32(np.nan).tobytes(), 'archive', 'pipe'])
 def test_a_damaged_file_is_rebuilt_with_a_warning(state_dict, tmp_path, damage):
     right = build(state_dict, tmp_path).text_features
     path, = (tmp_path / 'text').iterdir()
-    path.write_bytes(damage(path.read_bytes()))
+    content = path.read_bytes()
+    path.unlink()
+    if damage == 'pipe':
+        os.mkfifo(path)
+    elif damage == 'archive':
+        with path.open('wb') as file:
+            np.savez(file, right)
+    else:
+        path.write_bytes(damage(content))
     lines = []
     again = build(state_dict, tmp_path, log=lines.append)
     assert not again.text_cache_hit

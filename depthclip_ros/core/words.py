@@ -149,7 +149,8 @@ def cached_features(
     """
     path = cache_path(phrases, folder, backbone, digest)
     try:
-        features = np.load(path, allow_pickle=False)
+        with files.open_regular(path) as file:
+            features = np.lib.format.read_array(file, allow_pickle=False)
         if features.ndim == 2 and len(features) == len(phrases.words) \
                 and np.isfinite(features).all():
             return features.astype(np.float32), True
