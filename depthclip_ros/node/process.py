@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,6 +82,15 @@ def end_process(status: int) -> NoReturn:
     if any(thread.is_alive() for thread in others):
         os._exit(status)
     sys.exit(status)  # Fast DDS takes its shared memory along
+
+
+def parameter_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Files that the arguments of ROS name; without pipes, which only one can read."""
+    of_ros = False
+    for argument, following in pairwise([*arguments, '--']):
+        of_ros = argument == '--ros-args' or (of_ros and argument != '--')
+        if of_ros and argument == '--params-file' and not Path(following).is_fifo():
+            yield following
 
 
 def explain(error: Exception) -> str:
