@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig
-from depthclip_ros.core.parameter_file import to_yaml
+from depthclip_ros.core.parameter_file import read_parameters, to_yaml
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -248,6 +248,14 @@ def test_any_value_is_valid_or_a_reason(setting, value):
     text = to_yaml(config.to_dict())
     with tempfile.TemporaryDirectory() as folder:
         assert config in read_config(write(Path(folder) / 'again.yaml', text))
+
+
+def test_texts_that_ros_takes_for_numbers_are_texts_in_a_written_file(tmp_path):
+    tokens = ['1e5', '08', 'y', 'inf', '0x1p3', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc', '']
+    path = write(tmp_path / 'p.yaml', to_yaml({'x': tokens, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'}))
+    read = read_parameters(path, 'depth_node')
+    assert repr(read) == repr({'x': tokens, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'})
+    assert 'ros__parameters:\n    x:' in path.read_text()  # keys without quotes
 
 
 # The demo model's settings -----------------------------------------------------------------------

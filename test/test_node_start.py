@@ -26,6 +26,7 @@ from depthclip_ros import executables
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.node.config import ROS_OWN, NodeConfig, read_config
+from depthclip_ros.node.process import parameter_files
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
@@ -126,6 +127,15 @@ def test_node_and_tools_read_one_file_alike(encoding, tmp_path, domain, cache):
     given = [list(v) if isinstance(v, (array, list)) else v
              for v in map(parameter_value_to_python, values)]
     assert dict(zip(wanted, given, strict=True)) == wanted
+
+
+def test_which_files_the_arguments_name(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    given = ['depth_node', '--params-file', 'a', '--ros-args', '--params-file', 'b', '-p', 'x:=1',
+             '--params-file', str(tmp_path / 'pipe'), '--', '--params-file', 'c', '--ros-args',
+             '--params-file', 'd']
+    assert list(parameter_files(given)) == ['b', 'd']
+    assert list(parameter_files(['depth_node', '--ros-args'])) == []
 
 
 def by_rcl(path):

@@ -138,7 +138,8 @@ def _list(events: Iterator[Any], start: Any) -> list[Any]:
     values = []
     while not isinstance(event := next(events), yaml.SequenceEndEvent):
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            raise _fault(event, 'a list holds no lists or mappings, but values: [1.0, 2.5].')
+            raise _fault(event, 'a list holds values alone, no lists: [1.0, 2.5]. Quote '
+                                "a text that holds ': '.")
         values.append(_value(events, event))
     if len(set(map(type, values))) > 1:
         raise _fault(start, f'{quoted(values)}: all of a list are of the same type; quote texts, '
