@@ -251,10 +251,10 @@ def test_any_value_is_valid_or_a_reason(setting, value):
 
 
 def test_texts_that_ros_takes_for_numbers_are_texts_in_a_written_file(tmp_path):
-    tokens = ['1e5', '08', 'y', 'inf', '0x1p3', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc', '']
-    path = write(tmp_path / 'p.yaml', to_yaml({'x': tokens, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'}))
-    read = read_parameters(path, 'depth_node')
-    assert repr(read) == repr({'x': tokens, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'})
+    texts = ['1e5', '08', 'y', 'inf', '0x1p3', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc', '']
+    values = {'x': texts, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'}
+    path = write(tmp_path / 'p.yaml', to_yaml(values))
+    assert repr(read_parameters(path, 'depth_node')) == repr(values)
     assert 'ros__parameters:\n    x:' in path.read_text()  # keys without quotes
 
 

@@ -308,7 +308,7 @@ class DepthEstimator:
             config: its words, scenes and calibration.
 
         Raises:
-            ConfigError: a sentence is longer than the model's context.
+            ConfigError: a sentence is longer than the model's context, or two words are one to it.
             WeightsError: the weights are no longer where they were, or they are others now.
             CalibrationError: the calibration is unusable, or belongs to another model or
                 configuration.

@@ -134,9 +134,10 @@ def doubts(
         sentences.append(f'this model has never learnt {_some(map(quoted, unknown))}. All '
                          'words that it does not know are the same to it.')
     if are_alike(features) and len(words) > 1:
+        answer = ('its depth is the mean of the bins' if phrases.setting == 'tokens' else
+                  'all scenes are as probable as each other')
         sentences.append(f'this model takes all these words for the same (all cosines above '
-                         f'{ALIKE:g}): its depth is the mean of the bins, whatever is in the '
-                         'picture.')
+                         f'{ALIKE:g}): {answer}, whatever is in the picture.')
     elif alike:
         pairs = _some(f'{quoted(one)} from {quoted(other)}' for one, other in alike)
         sentences.append(f'this model cannot tell {pairs} (cosine above {ALIKE:g}): which of them '
