@@ -181,10 +181,10 @@ front:
     (b'- 1', ["'/**:'", 'line 1']), (b'', ["'/**:'", 'none']), (b'# nothing', ["'/**:'"]),
     (b'tokens: [a]', ["'tokens'", "['a']", "'/**:'"]),
     (b'/**: {ros_parameters: {bins: [1.0]}}', ["'ros_parameters'", "write 'ros__parameters'"]),
-    (b'ros__parameters: {bins: [1.0]}', ["'/**:'", 'at the top']),
-    (b'a b: {ros__parameters: {bins: [1.0]}}', ["'a b'", 'no name of a node']),
+    (b'ros__parameters: {bins: [1.0]}', ["'/**'", "''"]),
+    (b'a b: {ros__parameters: {bins: [1.0]}}', ["'a b'", 'name of a node']),
     (b'/**:\n  ros__parameters:\n  bins: [1.0]', ['line 2', 'missing']),
-    (b'/**: {ros__parameters: {bins: [1.0]}, bins: [1.0]}', ["'/**'", 'holds more']),
+    (b'/**: {ros__parameters: {bins: [1.0]}, bins: [1.0]}', ["'/**'", 'nothing beside']),
     (b'/**:\n  ros__parameters: {bins: [1.0]}\n/**:\n  ros__parameters: {bins: [2.0]}',
      ["'/**'", 'line 3', 'line 1']),
     (b'/**:\n  ros__parameters:\n    bins: [1.0]\n    bins: [2.0]',
@@ -194,7 +194,7 @@ front:
     (b'a: &a {ros__parameters: {}}\n/**:\n  <<: *a', ['line 3', '& * <<']),
     (b'/**: {ros__parameters: {weights: !ENV x}}', ['!ENV']),
     (b'/**: {ros__parameters: {bins: [1, 2.5]}}', ['[1, 2.5]', 'same type']),
-    (b'/**: {ros__parameters: {bins: [[1.0], [2.0]]}}', ['no lists']),
+    (b'/**: {ros__parameters: {bins: [[1.0], [2.0]]}}', ['a list in a list']),
     (b'/**: {ros__parameters: {weights: }}', ["''"]),
     (b'/**: {ros__parameters: {weights: "a\\0b"}}', ['NUL']),
     (b'/**: {ros__parameters: {weights: $(find x)/w.pt}}', ['$(find x)/w.pt', 'not replaced']),
@@ -251,7 +251,7 @@ def test_any_value_is_valid_or_a_reason(setting, value):
 
 
 def test_texts_that_ros_takes_for_numbers_are_texts_in_a_written_file(tmp_path):
-    texts = ['1e5', '08', 'y', 'inf', '0x1p3', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc', '']
+    texts = ['1e5', '08', 'y', 'inf', '.5', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc']
     values = {'x': texts, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'}
     path = write(tmp_path / 'p.yaml', to_yaml(values))
     assert repr(read_parameters(path, 'depth_node')) == repr(values)

@@ -26,7 +26,7 @@ from depthclip_ros import executables
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.node.config import ROS_OWN, NodeConfig, read_config
-from depthclip_ros.node.process import parameter_files
+from depthclip_ros.node.process import check_files
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
@@ -44,7 +44,7 @@ UNREADABLE_FILES = [YAML + text for text in (
     'temperature: 1.0\n/**:\n  ros__parameters: {temperature: 2.0}')]
 SEVERAL_SECTIONS = """
 front:
-  '*': {ros__parameters: {temperature: 0x1p1, tokens: [~, '010', no_, 1_0], range_min: 1e-1}}
+  '*': {ros__parameters: {temperature: 2e0, tokens: [~, '010', no_, 1_0], range_min: 1e-1}}
 /front/other: {ros__parameters: {temperature: 9.0, plugins: []}}
 /**/depth_node:
   ros__parameters:
@@ -63,11 +63,11 @@ front:
 # The rest of a line of a parameter file, as people write it, and what rcl and YAML differ in.
 VALUES = [
     *"""1e0 1e-1 .5 5. +1 -1 010 08 0x1F 0X1f -0x10 +010 0o17 1_000 1:30 2024-01-01 inf INF
-    Infinity -inf nan NaN .inf +.inf -.Inf .nan .NAN +.nan ..nan a.inf 1e400 1e-400 4e-320
-    2.3e-308 0e5 00 -0 0.0e0 9223372036854775807 9223372036854775808 -9223372036854775808
-    -9223372036854775809 1e5 0x1p3 0x.8 0x 1e 1.5f 1d0 1.2.3 0x1.8.1 y Y yes yEs on Off n TRUE
-    tRUE ~ null Null '1' "1" a#c it's [yes,true] [~,a] [1,] [a,'1'] "" '' \u0661 a:b http://x
-    \u8fd1 "\\u0041" -.5 .5e3 +.5 . + - e5 infinit""".split(),  # noqa: SIM905
+    Infinity -inf nan NaN .inf +.inf -.Inf .nan .NAN +.nan ..nan a.inf 1e400 2.3e-308 0e5 00
+    -0 0.0e0 9223372036854775807 9223372036854775808 -9223372036854775808 -9223372036854775809
+    1e5 0x 1e 1.5f 1d0 1.2.3 0x1.8.1 y Y yes yEs on Off n TRUE tRUE ~ null Null '1' "1" a#c
+    it's [yes,true] [~,a] [1,] [a,'1'] "" '' \u0661 a:b http://x \u8fd1 "\\u0041" -.5 .5e3 +.5
+    . + - e5 infinit""".split(),  # noqa: SIM905
     '!!str 1', '!!int "1"', '!!bool yes', '!!float 1', '! 1', '!!binary aGk=', 'a # c',
     '&a [1, 2]', '|-\n      5', '|\n      5', '>\n      yes\n      no', 'x\n      y',
     '!!python/tuple [1, 2]', "'it''s'", '"a: b"', '\t1', '9' * 400, '']
@@ -129,13 +129,20 @@ def test_node_and_tools_read_one_file_alike(encoding, tmp_path, domain, cache):
     assert dict(zip(wanted, given, strict=True)) == wanted
 
 
-def test_which_files_the_arguments_name(tmp_path):
+def test_the_files_of_the_arguments_are_checked(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
-    given = ['depth_node', '--params-file', 'a', '--ros-args', '--params-file', 'b', '-p', 'x:=1',
-             '--params-file', str(tmp_path / 'pipe'), '--', '--params-file', 'c', '--ros-args',
-             '--params-file', 'd']
-    assert list(parameter_files(given)) == ['b', 'd']
-    assert list(parameter_files(['depth_node', '--ros-args'])) == []
+    good, bad = tmp_path / 'good.yaml', tmp_path / 'bad.yaml'
+    good.write_text(YAML + 'temperature: 1.0')
+    bad.write_text('[')
+    of_ros = ['--ros-args', '--params-file', str(good), '-p', 'x:=1', '--params-file',
+              str(tmp_path / 'pipe')]
+    check_files(['depth_node', '--params-file', str(bad), *of_ros])
+    check_files([*of_ros, '--', '--params-file', str(bad)])
+    check_files([*of_ros, '--params-file'])  # which rcl refuses
+    for arguments in ([*of_ros, '--params-file', str(bad)],
+                      [*of_ros, '--', '--ros-args', '--params-file', str(bad)]):
+        with pytest.raises(ConfigError, match=r'bad\.yaml'):
+            check_files(arguments)
 
 
 def by_rcl(path):

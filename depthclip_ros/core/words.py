@@ -111,38 +111,33 @@ def doubts(
     phrases: Phrases, features: NDArray[np.float32], weights: Callable[[], Mapping[str, Tensor]],
     *, thorough: bool,
 ) -> list[str]:
-    """What must be known of words before depth by them is believed, in sentences.
+    """What must be known of words and their (K, C) features before depth is believed: sentences.
 
-    Args:
-        phrases: the words, with their templates.
-        features: (K, C) unit vectors, one per word.
-        weights: gives the tensors where they are needed.
-        thorough: ask for unknown words also where no two words are alike; that takes the
-            tokenizer, which else is not even loaded.
+    `weights` gives the tensors. Unless `thorough`, unknown words are not looked for where no two
+    words are alike, so that no tokenizer is loaded.
 
     Raises:
         ConfigError: two words are one and the same to the tokenizer.
         WeightsError: the tokenizer cannot be imported.
 
     """
-    words, sentences = phrases.words, []
-    alike = [(words[i], words[j])
-             for i, j in np.argwhere(np.triu(features @ features.T, 1) > ALIKE)]
-    if alike:
+    words, said = phrases.words, []
+    alike = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
+    if len(alike):
         _check_tokens(phrases, text_encoder(weights())[0])
-    if unknown := unknown_words(words, weights()) if alike or thorough else []:
-        sentences.append(f'this model has never learnt {_some(map(quoted, unknown))}. All '
-                         'words that it does not know are the same to it.')
+    if unknown := unknown_words(words, weights()) if thorough or len(alike) else []:
+        said.append(f'this model has never learnt {_some(map(quoted, unknown))}. All words that '
+                    'it does not know are the same to it.')
     if are_alike(features) and len(words) > 1:
         answer = ('its depth is the mean of the bins' if phrases.setting == 'tokens' else
                   'all scenes are as probable as each other')
-        sentences.append(f'this model takes all these words for the same (all cosines above '
-                         f'{ALIKE:g}): {answer}, whatever is in the picture.')
-    elif alike:
-        pairs = _some(f'{quoted(one)} from {quoted(other)}' for one, other in alike)
-        sentences.append(f'this model cannot tell {pairs} (cosine above {ALIKE:g}): which of them '
-                         'answers more says nothing.')
-    return sentences
+        said.append(f'this model takes all these words for the same (all cosines above {ALIKE:g}):'
+                    f' {answer}, whatever is in the picture.')
+    elif len(alike):
+        pairs = _some(f'{quoted(words[i])} from {quoted(words[j])}' for i, j in alike)
+        said.append(f'this model cannot tell {pairs} (cosine above {ALIKE:g}): which of them '
+                    'answers more says nothing.')
+    return said
 
 
 def _some(texts: Iterable[str]) -> str:

@@ -34,7 +34,6 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..core.parameter_file import sections
 from ..executables import wait_shortly
 from ..messages import types as messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
@@ -44,13 +43,7 @@ from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline
-from .process import (
-    StopSignals,
-    end_process,
-    explain,
-    keep_freed_memory,
-    parameter_files,
-)
+from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
@@ -383,8 +376,7 @@ def main(args: Sequence[str] | None = None) -> int:
     node: DepthNode | None = None
     started = False
     try:
-        for path in parameter_files(arguments):
-            sections(path)  # what the tools refuse, the node does
+        check_files(arguments)
         others = rclpy.utilities.remove_ros_args(arguments)[1:]
         if {'-h', '--help'} & set(others):
             sys.stdout.write(help_text())

@@ -11,12 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..core.errors import ConfigError
+from ..core.parameter_file import sections
 
 LAST_PATIENCE = 1.0  # seconds that a thread has to end with the process
 # glibc's mallopt(3), with its numbers from malloc.h.
@@ -84,13 +85,13 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)  # Fast DDS takes its shared memory along
 
 
-def parameter_files(arguments: Sequence[str]) -> Iterator[str]:
-    """Files that the arguments of ROS name; without pipes, which only one can read."""
+def check_files(arguments: Sequence[str]) -> None:
+    """Refuse parameter files that the tools refuse (ConfigError), but pipes, to be read once."""
     of_ros = False
-    for argument, following in pairwise([*arguments, '--']):
+    for argument, following in pairwise(arguments):
         of_ros = argument == '--ros-args' or (of_ros and argument != '--')
         if of_ros and argument == '--params-file' and not Path(following).is_fifo():
-            yield following
+            sections(following)
 
 
 def explain(error: Exception) -> str:
