@@ -18,6 +18,7 @@ import yaml
 
 from .core.config import DepthConfig, describe
 from .core.errors import ConfigError, quoted
+from .core.parameter_file import read_value
 from .node.config import NodeConfig, read_config, read_values
 from .resources import config_path, share_dir
 from .sources.bag import (
@@ -289,11 +290,11 @@ def _from_text(setting: dataclasses.Field[Any], text: str) -> Any:
         return boolean(setting.name, text)
     try:
         if kind.startswith('tuple') and not text.startswith('['):
-            return [part if 'str' in kind else yaml.safe_load(part) for part in _split(text)]
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f'{setting.name}:={text}: {quoted(text)} is no value: write a list as '
-                          "'[a, b]' or a,b") from error
+            return [part if 'str' in kind else read_value(part) for part in _split(text)]
+        return read_value(text)
+    except ConfigError as error:
+        raise ConfigError(f"{setting.name}:={text}: {error} Write a list as '[a, b]' or "
+                          'a,b') from error
 
 
 def _cameras(value: Mapping[str, str]) -> tuple[list[CameraTopics], list[str]]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from depthclip_ros import resources
 from depthclip_ros.arguments import positive
-from depthclip_ros.core.config import DepthConfig, read_parameters
+from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
+from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
 

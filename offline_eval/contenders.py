@@ -21,6 +21,7 @@ from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.words import are_alike
 
 from .errors import EvaluationError, progress
 from .metrics import MIN_DEPTH, Sums, random_pixels
@@ -35,7 +36,6 @@ FOCAL = f'{METHOD} x focal length'
 SHUFFLES, RANDOM_WORD_SETS = 5, 3
 PARTNERS = 3  # other images whose depth is scored on each; `scoring.partners` has them
 RANDOM_WORDS = 'random words'
-ALIKE = 0.999  # cosine
 NYU_CONSTANT = 2.4  # metres, the constant that explains the paper's numbers best
 _SAME_VIEW = 0.01  # focal lengths, in widths of what the network sees, that differ by less are one
 
@@ -261,8 +261,3 @@ def without_failed_controls(chosen: Sequence[Contender], text: Text) -> list[Con
     note = (f'no test: this model takes all the words for the same in {alike} of {len(sets)} '
             'sets, and so gives the mean of the bins there')
     return [replace(c, is_test=False, note=note) if c.name == RANDOM_WORDS else c for c in chosen]
-
-
-def are_alike(features: NDArray[np.float32]) -> bool:
-    """Whether (K, C) unit vectors of words are all the same, as of words that it does not know."""
-    return bool((features @ features.T).min() > ALIKE)

@@ -16,12 +16,12 @@ import cv2
 import msgspec
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.parameter_file import to_yaml
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.figures import Sample
 
@@ -284,9 +284,7 @@ def _summarize(
                      if release.sha256 == weights.digest), config.backbone)
     settings = {**config.to_dict(), 'backbone': backbone, 'precision': estimator.precision}
     write(folder / 'per_image.csv', statistics.per_image_csv(measured))
-    write(folder / 'config.yaml', yaml.safe_dump(
-        {'/**': {'ros__parameters': {**config.to_dict(), **options.runtime}}}, sort_keys=False,
-        default_flow_style=None, width=99))
+    write(folder / 'config.yaml', to_yaml({**config.to_dict(), **options.runtime}))
     return Results(Summary(
         created=datetime.now().astimezone().isoformat(timespec='seconds'),
         command=options.command, config=config.to_dict(), versions=_versions(), weights=weights,

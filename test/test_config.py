@@ -6,12 +6,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig
+from depthclip_ros.core.parameter_file import read_parameters, to_yaml
 from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
@@ -53,14 +55,14 @@ def test_scenes_file_is_table_2():
     ({'tokens': ['near', 'far'], 'bins': [0.0, 1.0]}, ['bins', '[0.0, 1.0] m', '0.001 to 10000']),
     ({'tokens': ['near', 'far'], 'bins': [1.0, float('nan')]}, ['bins', 'nan', '10000.0 m']),
     ({'tokens': ['far', 'far'], 'bins': [1.0, 2.0]}, ['tokens', "'far'", 'twice']),
-    ({'tokens': [], 'bins': []}, ['tokens', 'no word']),
+    ({'tokens': [], 'bins': []}, ['tokens', '[]', 'one at least']),
     ({'tokens': ['near', ' '], 'bins': [1.0, 2.0]}, ['tokens', 'empty']),
     ({'tokens': 'near'}, ['tokens', "'near'", 'list of texts']),
     ({'bins': ['1', '2']}, ['bins', 'list of numbers']),
     ({'temperature': 0}, ['temperature', '0.0', '0.001 to 1000.0']),
     ({'temperature': float('nan')}, ['temperature', 'nan']),
     ({'temperature': True}, ['temperature', 'True', 'a number']),
-    ({'templates': []}, ['templates', 'at least one']),
+    ({'templates': []}, ['templates', 'one at least']),
     ({'scene_templates': ['a photo']}, ['scene_templates', "'a photo'", '{}']),
     ({'templates': ['{} is {}']}, ['templates', 'exactly once']),
     ({'templates': ['{{}}']}, ['templates', 'no other brace']),
@@ -74,7 +76,7 @@ def test_scenes_file_is_table_2():
     ({'upsampling': float('nan')}, ['upsampling', 'a text']),
     ({'temprature': 0.1}, ["unknown setting 'temprature'", 'did you mean temperature?']),
     ({'x' * 100_000: 1, 7: 2}, ['unknown settings', '… (100003 characters)']),
-    ({'scenes': []}, ['scenes', 'no word']),
+    ({'scenes': []}, ['scenes', 'one at least']), ({'scene_bins': []}, ['one at least']),
     ({**SCENES, 'scenes': ['hall', 'hall']}, ['scenes', "'hall'", 'twice']),
     ({**SCENES, 'scene_bins': [1.0, 2.0, 3.0]}, ['scene_bins: 3 numbers', '2 scenes of 2 tokens']),
     ({**SCENES, 'scene_bins': [1.0, 2.0, 4.0, 3.0]}, ['scene_bins', "'closet'", 'ascend']),
@@ -92,7 +94,7 @@ def test_wrong_setting_is_named(values, words):
     ({'device': 'gpu'}, ["device: 'gpu'"]),
     ({'cache_dir': 'my/cache'}, ["cache_dir: 'my/cache' is relative"]),
     *(({'cameras': names}, ['cameras', *words]) for names, words in (
-        ([], ['[]', 'holds no name', "''"]), (['front', 'rear', 'front'], ['one twice']),
+        ([], ['[]', 'one at least']), (['front', 'rear', 'front'], ['one name twice', "''"]),
         (['/front'], ["'/front'", 'slashes only in between']),
         (['left//front'], ["'left//front'", 'ROS namespace']),
         (['left-front'], ["'left-front'", 'letters, digits']),
@@ -114,6 +116,21 @@ def test_what_may_be():
     assert scenic.depth_span == (0.5, 4.0)
     off = scenic.replace(scenes=[''], tokens=['a', 'b', 'c'], bins=[1, 2, 3])  # the rest may stay
     assert (off.has_scenes, off.depth_span) == (False, (1.0, 3.0))
+
+
+@pytest.mark.parametrize('take', [np.array, np.float32, torch.tensor, list, lambda values: [
+    np.float64(value) for value in values]])
+def test_numbers_and_paths_of_other_libraries_become_pythons(take):
+    config = DepthConfig(tokens=['a', 'b'], bins=take([1.5, 2.0]), temperature=np.float32(0.5),
+                         input_height=np.int64(64), flip_average=np.bool_(1),
+                         calibration=Path('/a/b'), read_out=np.str_('argmax'))
+    plain = DepthConfig(tokens=['a', 'b'], bins=[1.5, 2.0], temperature=0.5, input_height=64,
+                        flip_average=True, calibration='/a/b', read_out='argmax')
+    assert repr(config) == repr(plain)
+    assert NodeConfig(num_threads=torch.tensor(2)) == NodeConfig(num_threads=2)
+    for wrong in (np.ones((2, 2)), np.array(['1.5', '2.0']), np.float64(1.5), [np.ones(2)] * 2):
+        with pytest.raises(ConfigError, match='list of numbers'):
+            config.replace(bins=wrong)
 
 
 def test_replace_validates_and_keeps_the_rest():
@@ -158,12 +175,35 @@ front:
 
 
 @pytest.mark.parametrize(('text', 'words'), [
-    (b'a: [1', ['not valid YAML']), (b'\xff\xfe\x00', ['not valid YAML', 'utf-8']),
-    (b'- 1', ["'/**:'", '[1]']), (b'', ["'/**:'", 'None']),
+    (b'a: [1', ['not valid YAML']), (b'\xff\xfe\x00', ['not valid YAML']),
+    (b'\xe9: 1', ['not valid YAML']), (b'[' * 3000, ['not valid YAML', 'nest']),
+    (b'{a: ' * 3000, ['not valid YAML']), (b'"\\UFFFFFFFF": 1', ['not valid YAML']),
+    (b'- 1', ["'/**:'", 'line 1']), (b'', ["'/**:'", 'none']), (b'# nothing', ["'/**:'"]),
+    (b'tokens: [a]', ["'tokens'", "['a']", "'/**:'"]),
+    (b'/**: {ros_parameters: {bins: [1.0]}}', ["'ros_parameters'", "write 'ros__parameters'"]),
+    (b'ros__parameters: {bins: [1.0]}', ["'/**'", "''"]),
+    (b'a b: {ros__parameters: {bins: [1.0]}}', ["'a b'", 'name of a node']),
+    (b'/**:\n  ros__parameters:\n  bins: [1.0]', ['line 2', 'missing']),
+    (b'/**: {ros__parameters: {bins: [1.0]}, bins: [1.0]}', ["'/**'", 'nothing beside']),
+    (b'/**:\n  ros__parameters: {bins: [1.0]}\n/**:\n  ros__parameters: {bins: [2.0]}',
+     ["'/**'", 'line 3', 'line 1']),
+    (b'/**:\n  ros__parameters:\n    bins: [1.0]\n    bins: [2.0]',
+     ["'bins'", 'line 4', 'line 3']),
+    (b'/**: {ros__parameters: {bins: [1.0]}}\n---\n/**: {}', ['line 2', 'second document']),
+    (b'/**: {ros__parameters: {bins: &b [1.0], scene_bins: *b}}', ['line 1', '& * <<']),
+    (b'a: &a {ros__parameters: {}}\n/**:\n  <<: *a', ['line 3', '& * <<']),
+    (b'/**: {ros__parameters: {weights: !ENV x}}', ['!ENV']),
+    (b'/**: {ros__parameters: {bins: [1, 2.5]}}', ['[1, 2.5]', 'same type']),
+    (b'/**: {ros__parameters: {bins: [[1.0], [2.0]]}}', ['a list in a list']),
+    (b'/**: {ros__parameters: {weights: }}', ["''"]),
+    (b'/**: {ros__parameters: {weights: "a\\0b"}}', ['NUL']),
+    (b'/**: {ros__parameters: {weights: $(find x)/w.pt}}', ['$(find x)/w.pt', 'not replaced']),
+    (b'/**: {ros__parameters: {weights: https://a.b/c.pt}}', ['https://a.b/c.pt', 'download']),
+    (b'/**: {ros__parameters: {calibration: package://a/b}}', ['package://a/b', 'its path']),
     (b'/**: 3', ['/**', '3', 'ros__parameters']),
     (b'/**: {ros__parameters: 3}', ['ros__parameters', '3']),
     (b'/**: {ros__parameters: {colour: red}}', ["unknown setting 'colour'"]),
-    (b'/**: {ros__parameters: {temperature: 2001-13-99}}', ['not valid YAML', 'month']),
+    (b'/**: {ros__parameters: {temperature: 2001-13-99}}', ["'2001-13-99'", 'a number']),
     (b'/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['7 tokens', '3 bins']),
     (None, ['No such file'])])
 def test_wrong_file_is_explained(tmp_path, text, words):
@@ -205,9 +245,17 @@ def test_any_value_is_valid_or_a_reason(setting, value):
         assert name in refused
         assert len(refused) < 1000
         return
-    text = yaml.safe_dump({'/**': {'ros__parameters': config.to_dict()}})
+    text = to_yaml(config.to_dict())
     with tempfile.TemporaryDirectory() as folder:
         assert config in read_config(write(Path(folder) / 'again.yaml', text))
+
+
+def test_texts_that_ros_takes_for_numbers_are_texts_in_a_written_file(tmp_path):
+    texts = ['1e5', '08', 'y', 'inf', '.5', '1_0', '2024-01-01', '~', 'null', "it's", '\u8fdc']
+    values = {'x': texts, 'y': 1e-5, 'z': [1e22, -0.0], 'n': '1'}
+    path = write(tmp_path / 'p.yaml', to_yaml(values))
+    assert repr(read_parameters(path, 'depth_node')) == repr(values)
+    assert 'ros__parameters:\n    x:' in path.read_text()  # keys without quotes
 
 
 # The demo model's settings -----------------------------------------------------------------------

@@ -31,6 +31,7 @@ from depthclip_ros.core.words import (
     scene_probabilities,
     sort_into_scenes,
 )
+from depthclip_ros.resources import config_path
 
 WORDS = DepthConfig(
     tokens=('near', 'far'), bins=(1.0, 3.0), templates=('This object is {}', 'a {} thing'),
@@ -72,6 +73,62 @@ def test_too_long_a_sentence(state_dict):
     for words, name in ((tokens, 'tokens'), (scenes, 'scenes')):
         with pytest.raises(ConfigError, match=rf"{name}: 'far far.*77 text tokens"):
             encode(words, state_dict)
+
+
+@pytest.mark.parametrize(('one', 'other'), [
+    ('close', 'Close'), ('close', ' close '), ('very close', 'very  close'),
+    ('very close', 'very\N{NO-BREAK SPACE}close'),
+    ('pr\N{LATIN SMALL LETTER E WITH GRAVE}s', 'pre\N{COMBINING GRAVE ACCENT}s'),
+    ('a&b', 'a&amp;b')])
+def test_words_that_the_tokenizer_takes_for_one_stand_twice(one, other, state_dict, tmp_path):
+    """Also where their features are in the cache already."""
+    config = WORDS.replace(tokens=[one, 'far', other], bins=[1.0, 2.0, 3.0])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r'tokens: .* stand twice'):
+            build(state_dict, tmp_path, config)
+    assert list((tmp_path / 'text').iterdir())
+    scenic = SCENIC.replace(scenes=[one, 'hall', other], scene_temperature=1.0)
+    with pytest.raises(ConfigError, match=r'scenes: .* stand twice'):
+        build(state_dict, tmp_path, scenic)
+
+
+@pytest.mark.parametrize(('tokens', 'said'), [
+    (['close', 'far'], []),
+    (['\u8fd1', '\u8fdc'], ["never learnt '\u8fd1', '\u8fdc'", 'all these words for the same']),
+    (['close', 'large', 'small'], ["'large', 'small'", "cannot tell 'large' from 'small'"]),
+    ([f'word {i}' for i in range(100)], ["never learnt 'word'", ' more (cosine above'])])
+def test_what_is_to_be_doubted_of_words_is_said_once_wherever_they_are_used(
+        tokens, said, tmp_path):
+    own = DepthConfig.from_yaml(config_path('demo'))
+    config = own.replace(tokens=tokens, bins=[float(i + 1) for i in range(len(tokens))])
+
+    def warnings(lines):
+        found = [line for line in lines if line.startswith('WARNING: tokens: ')]
+        assert len(found) == len(said)
+        assert all(part in line for part, line in zip(said, found, strict=True))
+        lines.clear()
+    for _ in range(2):  # with features that are encoded, and with those of the cache
+        lines = []
+        estimator = DepthEstimator(
+            config, 'demo', 'cpu', cache_dir=tmp_path, num_threads=1, log=lines.append)
+        warnings(lines)
+        estimator.reconfigure(own)
+        estimator.reconfigure(config)
+        assert not lines
+    estimator = DepthEstimator(own, 'demo', 'cpu', cache_dir=tmp_path, num_threads=1,
+                               log=lines.append)
+    lines.clear()
+    estimator.prepare(config)  # as for a row of a table, which is no answer's
+    assert not lines
+    estimator.reconfigure(config)
+    warnings(lines)
+
+
+def test_words_that_are_not_alike_load_no_tokenizer(state_dict, tmp_path, monkeypatch):
+    build(state_dict, tmp_path)
+    monkeypatch.setattr(words_module, 'unknown_words', None)
+    monkeypatch.setattr(words_module, 'text_encoder', None)
+    assert build(state_dict, tmp_path).text_cache_hit
 
 
 # The cache ---------------------------------------------------------------------------------------

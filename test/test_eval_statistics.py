@@ -13,11 +13,11 @@ from scipy.special import ndtri
 
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.weights import RELEASES, WeightsInfo
+from depthclip_ros.core.words import are_alike
 from depthclip_ros.resources import config_path
 from offline_eval import scoring
 from offline_eval.contenders import (
     Contender,
-    are_alike,
     baselines,
     method_and_variants,
     training_mean,

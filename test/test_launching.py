@@ -85,7 +85,8 @@ def test_compressed_images_of_several_cameras():
     ({'temperature': 'hot'}, "temperature: 'hot' is not a number"),
     ({'temperature': '-1'}, 'is outside'), ({'flip_average': '2'}, 'not true or false'),
     ({'bins': '[1, 2'}, 'is no value'), ({'tokens': 'near,far'}, 'the arguments of the launch'),
-    ({'tokens': '[no, yes, far, a, b, 1, c, d, e, f]'}, 'not a list of texts'),
+    ({'tokens': '[no, yes, far, a, b, 1, c, d, e, f]'}, 'same type; quote texts'),
+    ({'tokens': '[1, 2, 3, 4, 5, 6, 7]'}, 'not a list of texts'),
 ])
 def test_arguments_that_do_not_fit_are_refused_before_anything_starts(arguments, words):
     with pytest.raises(DepthClipError, match=words):

@@ -247,6 +247,7 @@ def test_words_that_cannot_be_encoded_change_nothing(peer, estimator, tiny_weigh
     before = get(peer, *SETTINGS)
     reason = peer.put(together=True, tokens=['near', 'far ' * 100], bins=[1.0, 2.0])
     assert '77 text tokens' in reason
+    assert 'stand twice' in peer.put(together=True, tokens=['far', 'Far '], bins=[1.0, 2.0])
     away = tmp_path / 'away.pt'
     tiny_weights.rename(away)
     try:

@@ -6,21 +6,27 @@ from __future__ import annotations
 import os
 import signal
 from array import array
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip('rclpy')
 
+import rclpy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import GetParameters
+from rclpy._rclpy_pybind11 import RCLInvalidROSArgsError
+from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 from ros_harness import NodeProcess, Peer, running, tiny_arguments
 
 from depthclip_ros import executables
-from depthclip_ros.core import DepthConfig
-from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.core import ConfigError, DepthConfig
+from depthclip_ros.core.parameter_file import read_parameters
+from depthclip_ros.node.config import ROS_OWN, NodeConfig, read_config
+from depthclip_ros.node.process import check_files
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 
@@ -30,10 +36,41 @@ YAML = '/**:\n  ros__parameters:\n    '
 BAD_FILES = {
     'unknown key': (YAML + 'tempature: 1.0', ['tempature', 'did you mean temperature?']),
     'wrong value': (YAML + 'temperature: -1.0', ['temperature', '-1.0', '0.001 to 1000.0']),
-    'not YAML': (YAML + "weights: 'unclosed", ['bad.yaml', '--ros-args']),
-    'mixed numbers': (YAML + 'bins: [1, 1.5, 2, 2.5, 3, 3.5, 4]', ['same type', '1.0']),
     'empty list': (YAML + 'tokens: []', ['at least one element', '[1.0, 2.5]']),
 }
+# What the tools refuse in the same words.
+UNREADABLE_FILES = [YAML + text for text in (
+    "weights: 'unclosed", 'bins: [1, 2.5]', 'bins: [1.0]\n    bins: [2.0]',
+    'temperature: 1.0\n/**:\n  ros__parameters: {temperature: 2.0}')]
+SEVERAL_SECTIONS = """
+front:
+  '*': {ros__parameters: {temperature: 2e0, tokens: [~, '010', no_, 1_0], range_min: 1e-1}}
+/front/other: {ros__parameters: {temperature: 9.0, plugins: []}}
+/**/depth_node:
+  ros__parameters:
+    bins: [1e0, 2., 3.5e+0, 08]
+    smoothing: .5
+    input_height: +0x60
+    input_width: 0200
+    out_of_range: inf
+    scenes: ["1e0", 'y', !!str 0x1, "2024-01-01"]
+    scene_templates: ['a {} 1:30']
+    flip_average: On
+    offline: y
+    weights: untrained
+    cache_dir: ~
+"""
+# The rest of a line of a parameter file, as people write it, and what rcl and YAML differ in.
+VALUES = [
+    *"""1e0 1e-1 .5 5. +1 -1 010 08 0x1F 0X1f -0x10 +010 0o17 1_000 1:30 2024-01-01 inf INF
+    Infinity -inf nan NaN .inf +.inf -.Inf .nan .NAN +.nan ..nan a.inf 1e400 2.3e-308 0e5 00
+    -0 0.0e0 9223372036854775807 9223372036854775808 -9223372036854775808 -9223372036854775809
+    1e5 0x 1e 1.5f 1d0 1.2.3 0x1.8.1 y Y yes yEs on Off n TRUE tRUE ~ null Null '1' "1" a#c
+    it's [yes,true] [~,a] [1,] [a,'1'] "" '' \u0661 a:b http://x \u8fd1 "\\u0041" -.5 .5e3 +.5
+    . + - e5 infinit""".split(),  # noqa: SIM905
+    '!!str 1', '!!int "1"', '!!bool yes', '!!float 1', '! 1', '!!binary aGk=', 'a # c',
+    '&a [1, 2]', '|-\n      5', '|\n      5', '>\n      yes\n      no', 'x\n      y',
+    '!!python/tuple [1, 2]', "'it''s'", '"a: b"', '\t1', '9' * 400, '']
 
 
 def refused(arguments, domain, cache):
@@ -59,6 +96,107 @@ def test_bad_parameter_file(fault, tmp_path, domain, cache):
     message = refused(['--ros-args', '--params-file', str(path)], domain, cache)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize('text', UNREADABLE_FILES)
+def test_what_the_tools_cannot_read_the_node_refuses_in_their_words(text, tmp_path, domain, cache):
+    path = tmp_path / 'bad.yaml'
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        DepthConfig.from_yaml(path)
+    message = refused(['--ros-args', '--params-file', str(path)], domain, cache)
+    assert message == f'depth_node: {error.value}'
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+def test_node_and_tools_read_one_file_alike(encoding, tmp_path, domain, cache):
+    path = tmp_path / 'several.yaml'
+    path.write_text(SEVERAL_SECTIONS.replace('\n', '\r\n'), encoding=encoding)
+    depth, node = read_config(path, '/front/depth_node')
+    assert (depth.temperature, depth.tokens[0], depth.bins) == (2.0, '~', (1.0, 2.0, 3.5, 8.0))
+    arguments = ['-r', '__ns:=/front', '--params-file', str(path), '-p', 'autostart:=false']
+    process = NodeProcess(['--ros-args', *arguments], domain=domain, cache=cache)
+    try:
+        with Peer(domain, listen=(), node=process) as peer:
+            wanted = {**depth.to_dict(), **node.replace(autostart=False).to_dict()}
+            values = peer.call(GetParameters, '/front/depth_node/get_parameters',
+                               GetParameters.Request(names=list(wanted))).values
+    finally:
+        process.stop()
+    assert 'Traceback' not in process.output, process.output
+    given = [list(v) if isinstance(v, (array, list)) else v
+             for v in map(parameter_value_to_python, values)]
+    assert dict(zip(wanted, given, strict=True)) == wanted
+
+
+def test_the_files_of_the_arguments_are_checked(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    good, bad = tmp_path / 'good.yaml', tmp_path / 'bad.yaml'
+    good.write_text(YAML + 'temperature: 1.0')
+    bad.write_text('[')
+    of_ros = ['--ros-args', '--params-file', str(good), '-p', 'x:=1', '--params-file',
+              str(tmp_path / 'pipe')]
+    check_files(['depth_node', '--params-file', str(bad), *of_ros])
+    check_files([*of_ros, '--', '--params-file', str(bad)])
+    check_files([*of_ros, '--params-file'])  # which rcl refuses
+    for arguments in ([*of_ros, '--params-file', str(bad)],
+                      [*of_ros, '--', '--ros-args', '--params-file', str(bad)]):
+        with pytest.raises(ConfigError, match=r'bad\.yaml'):
+            check_files(arguments)
+
+
+def by_rcl(path, namespace=''):
+    """What rcl reads for a depth_node; '' where it refuses the file."""
+    try:
+        node = Node('depth_node', namespace=namespace, cli_args=[
+            '--ros-args', '--params-file', str(path)],
+                    automatically_declare_parameters_from_overrides=True,
+                    start_parameter_services=False, enable_rosout=False)
+    except RCLInvalidROSArgsError:
+        return ''
+    try:
+        return {name: list(p.value) if isinstance(p.value, array) else p.value
+                for name, p in node.get_parameters_by_prefix('').items()
+                if not ROS_OWN.match(name)}
+    finally:
+        node.destroy_node()
+
+
+def test_values_are_what_rcl_takes_them_for(domain, tmp_path):
+    path = tmp_path / 'p.yaml'
+    rclpy.init(domain_id=domain)
+    try:
+        for text in VALUES:
+            path.write_text(f'/**:\n  ros__parameters:\n    x: {text}\n', encoding='utf-8')
+            try:
+                read = read_parameters(path, 'depth_node')
+            except ConfigError:
+                read = ''
+            assert repr(read) == repr(by_rcl(path)), text  # as 1 == 1.0 == True, and NaN is none
+    finally:
+        rclpy.try_shutdown()
+
+
+def test_sections_are_what_rcl_takes_them_for(domain, tmp_path):
+    path = tmp_path / 'p.yaml'
+    names = ['/**', '/*', 'depth_node', '/depth_node', '/**/depth_node', '/*/depth_node',
+             '/front/*', 'depth_node/', '//depth_node', '/', '*', '/**/*', 'other', 'a b']
+    path.write_text("front: {depth_node: {ros__parameters: {x: 1, z: 1}}}\n'**': {ros__parameters: "
+                    "{x: 2}}\nfront/depth_node: {ros__parameters: {x: 3, y: 4}}\n")
+    twice = read_parameters(path, '/front/depth_node')
+    inner = [f"'{name}': {{ros__parameters: {{x: {i}}}}}" for i, name in enumerate(names)]
+    rclpy.init(domain_id=domain)
+    try:
+        assert twice == by_rcl(path, 'front') == {'x': 2, 'y': 4, 'z': 1}
+        for first, second in permutations(range(len(names)), 2):
+            path.write_text(f'{inner[first]}\n{inner[second]}\n')
+            try:
+                read = read_parameters(path, 'depth_node')
+            except ConfigError as error:
+                read = {} if 'no section' in str(error) else ''
+            assert read == by_rcl(path), (names[first], names[second])
+    finally:
+        rclpy.try_shutdown()
 
 
 def test_an_unknown_quality_of_service_is_refused(domain, cache, tiny_weights):

@@ -120,6 +120,17 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(server, tmp_pa
     assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()] == []
 
 
+@pytest.mark.parametrize(('spelt', 'meant'), [
+    ('ViT-B-32', 'ViT-B/32'), ('vit_b_16', 'ViT-B/16'), ('rn50', 'RN50'), ('RN50X4', 'RN50x4'),
+    ('openai/clip-vit-base-patch32', 'ViT-B/32'),
+    ('openai/clip-vit-large-patch14-336', 'ViT-L/14@336px'), ('ViT-H-14', ''), ('50', '')])
+def test_a_backbone_in_the_spelling_of_others_is_recognized(spelt, meant, tmp_path):
+    with pytest.raises(WeightsError) as error:
+        load('', spelt, tmp_path, print, offline=True)
+    hint = f'did you mean {meant}?'
+    assert hint in str(error.value) if meant else 'did you' not in str(error.value)
+
+
 def test_names_and_files_that_are_none(release, tmp_path, tiny):
     (tmp_path / 'weights').mkdir()
     (tmp_path / 'weights' / release.file).write_bytes(b'not it')

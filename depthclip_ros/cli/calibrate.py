@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import yaml
 
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
@@ -18,6 +17,7 @@ from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
+from ..core.parameter_file import to_yaml
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_new,
@@ -118,9 +118,8 @@ def calibrate(options: argparse.Namespace) -> int:
              if name not in _NOT_THE_ROBOTS}
     said = (f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.')
-    save(target, ''.join(f'# {" ".join(line.split())}\n' for line in said) + yaml.safe_dump(
-        {'/**': {'ros__parameters': {**depth.to_dict(), **robot}}}, sort_keys=False,
-        allow_unicode=True))
+    save(target, ''.join(f'# {" ".join(line.split())}\n' for line in said)
+         + to_yaml({**depth.to_dict(), **robot}))
     print(f'{target} and {file.name}')
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)

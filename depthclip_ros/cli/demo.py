@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rclpy
-import yaml
 from rclpy.qos import ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
@@ -29,6 +28,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
+from ..core.parameter_file import to_yaml
 from ..resources import config_path, large_images_profile
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
@@ -173,11 +173,9 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
 
 def _write_parameters(path: Path, depth: DepthConfig, node: NodeConfig) -> None:
     """Leave the effective settings beside the results; the node starts from this file."""
-    parameters = {**depth.to_dict(), **node.to_dict()}
     path.write_text('# Settings of this demo. To run the node with them:\n'
                     f'#   depth_node --ros-args --params-file {path.name}\n'
-                    + yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False),
-                    encoding='utf-8')
+                    + to_yaml({**depth.to_dict(), **node.to_dict()}), encoding='utf-8')
 
 
 def isolate() -> None:

@@ -41,7 +41,7 @@ def encode_text(options: argparse.Namespace) -> int:
         DepthClipError: the file is wrong, or weights cannot be had.
 
     """
-    from ..core.words import cache_path, cached_features, phrases_of
+    from ..core.words import cache_path, cached_features, doubts, phrases_of
     depth, node = settings(options.config, options.weights)
     folder = core_weights.cache_folder(node.cache_dir)
     info, state_dict = core_weights.load(
@@ -52,6 +52,8 @@ def encode_text(options: argparse.Namespace) -> int:
         features, hit = cached_features(
             phrases, cache, depth.backbone, info.digest, lambda: state_dict, to_stderr)
         milliseconds = 1e3 * (time.perf_counter() - start)
+        for doubt in doubts(phrases, features, lambda: state_dict, thorough=True):
+            to_stderr(f'WARNING: {phrases.setting}: {doubt}')
         path = cache_path(phrases, cache, depth.backbone, info.digest)
         if not path.is_file():
             raise WeightsError(f'{path} could not be written, see above: a robot would have to '

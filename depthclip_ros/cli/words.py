@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offline_eval.contenders import ALIKE, are_alike
-
 from .. import figures
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
 from ..core.errors import ConfigError, quoted
 from ..core.weights import cache_folder, load
-from ..core.words import unknown_words
+from ..core.words import ALIKE, doubts, phrases_of
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from .model import (
     check_new,
@@ -30,12 +28,11 @@ from .predict import named_frames
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from ..core.config import DepthConfig
 
@@ -91,8 +88,8 @@ def words(options: argparse.Namespace) -> int:
     estimator = load_estimator(configs[0][0], node, loaded)
     sets = [WordSet(name, config, origin, estimator.prepare(config).text.cpu().numpy())
             for name, (config, origin) in zip('AB', configs, strict=False)]
-    for one in sets:
-        warnings += _warnings(one, loaded[1])
+    warnings += [f'{one.name}: {doubt}' for one in sets for doubt in doubts(
+        phrases_of(one.config)[0], one.features, lambda: loaded[1], thorough=True)]
     failures: list[str] = []
     for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
             failures.append(str(error))), options.topic):
@@ -153,26 +150,6 @@ def _configs(
             said = (f'evenly spaced from {known[0]:g} to {known[-1]:g} m, since {len(known)} bins '
                     f'are {"given" if given else "in the settings"} for {len(tokens)} words')
         found.append((base.replace(tokens=tokens, bins=bins), said))
-    return found
-
-
-def _warnings(one: WordSet, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """What must be known before anything is read into the figures."""
-    found, tokens, cosines = [], one.config.tokens, one.features @ one.features.T
-    unknown = unknown_words(tokens, state_dict)
-    if unknown:
-        found.append(f'{one.name}: this model has never learnt {", ".join(map(quoted, unknown))}. '
-                     'All words that it does not know are the same to it.')
-    alike = [f'{quoted(tokens[i])} and {quoted(tokens[j])}'
-             for i, j in zip(*np.triu_indices(len(tokens), 1), strict=True)
-             if cosines[i, j] > ALIKE]
-    if are_alike(one.features):
-        found.append(f'{one.name}: this model takes all these words for the same (all cosines '
-                     f'above {ALIKE:g}): its depth is the mean of the bins, whatever is in the '
-                     'picture.')
-    elif alike:
-        found.append(f'{one.name}: this model cannot tell {"; ".join(alike)} apart (cosine above '
-                     f'{ALIKE:g}): which of them answers more says nothing.')
     return found
 
 

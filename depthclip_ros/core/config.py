@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import yaml
 
-from .errors import ConfigError, quoted, reason
-from .files import open_regular
+from .errors import ConfigError, quoted
+from .parameter_file import read_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,12 +36,19 @@ Size = tuple[int, int]
 ANCHOR_REACH = 0.15
 LEAST_BIN = 1e-3  # metres
 
+_SOME = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
 # Types of settings, by their annotations, and what a value must be.
 _TYPES: dict[str, tuple[Any, str]] = {
     'float': (float, 'a number'), 'int': (int, 'a whole number'), 'bool': (bool, 'true or false'),
     'str': (str, 'a text (quote it)'),
-    'tuple[str, ...]': (tuple[str, ...], 'a list of texts (quote them)'),
-    'tuple[float, ...]': (tuple[float, ...], 'a list of numbers')}
+    'tuple[str, ...]': (
+        Annotated[tuple[str, ...], _SOME], 'a list of texts (quote them), one at least'),
+    'tuple[float, ...]': (
+        Annotated[tuple[float, ...], _SOME], 'a list of numbers, one at least')}
+# Paths as other programs take them, and what to do about each.
+_NO_PATHS = (
+    (r'\$[({]', 'was not replaced, as nothing in a parameter file is; write the path itself'),
+    (r'(hf-hub|\w+:/)[:/]', 'is an address, no path; download the file, and give its path'))
 
 
 def define(
@@ -209,16 +216,16 @@ class DepthConfig(Settings):
     def _check(self) -> None:
         for name in ('tokens', 'scenes') if self.has_scenes else ('tokens',):
             phrases = getattr(self, name)
-            if not all(map(str.strip, phrases)) or len(set(phrases)) < max(1, len(phrases)):
+            if not all(map(str.strip, phrases)) or len(set(phrases)) < len(phrases):
                 raise ConfigError(
-                    f'{name}: {quoted(list(phrases), 200)} holds no word, an empty one, or some '
-                    'that stand twice; give at least one word or phrase, each once.')
+                    f'{name}: {quoted(list(phrases), 200)} holds an empty word, or some that '
+                    'stand twice; give each word or phrase once.')
         for name in ('templates', 'scene_templates'):
             templates = getattr(self, name)
-            if not templates or not all(re.fullmatch(r'[^{}]*{}[^{}]*', t) for t in templates):
+            if not all(re.fullmatch(r'[^{}]*{}[^{}]*', t) for t in templates):
                 raise ConfigError(
-                    f"{name}: {quoted(list(templates), 200)} must hold at least one sentence, "
-                    "with {} exactly once in each, the word's place, and no other brace.")
+                    f'{name}: {quoted(list(templates), 200)} must hold {{}} exactly once in each '
+                    "sentence, the word's place, and no other brace.")
         self._check_bins()
         if self.max_stddev and not self.calibration:
             raise ConfigError(
@@ -297,50 +304,6 @@ class DepthConfig(Settings):
             raise ConfigError(f'{path}: {error}') from error
 
 
-def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
-    """Merge the sections of a ROS parameter file that match a node."""
-    try:
-        with open_regular(Path(path)) as file:
-            document = yaml.safe_load(file.read().decode())
-    except OSError as error:
-        raise ConfigError(f'{quoted(str(path), 200)}: cannot read the parameter file: '
-                          f'{error.strerror}.') from error
-    except (yaml.YAMLError, ValueError) as error:  # a date in the 13th month, bytes, too
-        raise ConfigError(f'{path}: not valid YAML: {reason(error)}') from error
-    full_name, values = f'/{node_name.removeprefix("/")}', {}
-    sections = list(_sections(document, path))
-    matching = [parameters for name, parameters in sections if _matches(name, full_name)]
-    if not matching:
-        found = quoted([name for name, _ in sections], 200) if sections else 'none'
-        raise ConfigError(f"{path}: no section for {full_name}; found {found}. Write the settings "
-                          "under '/**:' and 'ros__parameters:'.")
-    for parameters in matching:
-        values.update(parameters)
-    return values
-
-
-def _sections(
-    document: Any, path: str | Path, name: str = '',
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs of node pattern and parameters; namespaces may be nested or joined by slashes."""
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: {quoted(name or 'the file')} holds {quoted(document)}; "
-                          "expected '/**:' with 'ros__parameters:' and keys and values below it.")
-    for key, value in document.items():
-        if key == 'ros__parameters' and isinstance(value, dict):
-            yield name, value
-        else:
-            yield from _sections(value, path, f'{name}/{str(key).lstrip("/")}')
-
-
-def _matches(pattern: str, full_name: str) -> bool:
-    """ROS wildcards: `*` stands for one name, `**` for any number of them."""
-    regex = '/'.join(
-        {'**': '.*', '*': '[^/]+'}.get(part, re.escape(part)) for part in pattern.split('/'))
-    # '/**/x' also matches '/x', and '/**' every node.
-    return re.fullmatch(regex.replace('/.*/', '/(?:.*/)?'), full_name) is not None
-
-
 def _nearest(name: object, known: Sequence[str]) -> list[str]:
     """The name that was probably meant, if there is one."""
     return difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
@@ -355,6 +318,15 @@ def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
             f'known are: {", ".join(known)}.')
 
 
+def _plain(value: Any) -> Any:
+    """Python's own numbers, texts and lists for NumPy's, PyTorch's, and paths."""
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
     """Give a value its field's type; refuse what would have to be guessed, or is out of range."""
     kind, wanted = _TYPES[str(setting.type)]
@@ -362,12 +334,15 @@ def _checked(setting: dataclasses.Field[Any], value: Any) -> Any:
     if isinstance(value, float) and str(value) in (choices or ()):
         value = str(value)  # ROS takes a nan or inf without quotes for a number
     try:
-        value = msgspec.convert(value, kind)
+        value = msgspec.convert(_plain(value), kind)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ConfigError(f'{setting.name}: {quoted(value)} is not {wanted}.') from error
     if choices and value not in choices:
         named = ', '.join(filter(None, choices))
         raise ConfigError(f'{setting.name}: {quoted(value)} is none of {named}.')
+    for pattern, wrong in _NO_PATHS if kind is str else ():
+        if re.match(pattern, value):
+            raise ConfigError(f'{setting.name}: {quoted(value)} {wrong}.')
     numbers = value if isinstance(value, tuple) else (value,)
     if low is not None and not all(low <= number <= high for number in numbers):  # nor is NaN
         unit = f' {setting.metadata["unit"]}' if setting.metadata['unit'] else ''

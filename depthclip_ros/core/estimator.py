@@ -49,6 +49,7 @@ from .words import (
     Phrases,
     Scene,
     cached_features,
+    doubts,
     mixed_bins,
     phrases_of,
     scene_probabilities,
@@ -267,7 +268,8 @@ class DepthEstimator:
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._settings = self.prepare(config)
+        self._told: set[Phrases] = set()
+        self._put_in_force(self.prepare(config))
         self._state_dict = None
         del state_dict
         release_freed_memory()
@@ -307,7 +309,7 @@ class DepthEstimator:
             config: its words, scenes and calibration.
 
         Raises:
-            ConfigError: a sentence is longer than the model's context.
+            ConfigError: a sentence is longer than the model's context, or two words are one to it.
             WeightsError: the weights are no longer where they were, or they are others now.
             CalibrationError: the calibration is unusable, or belongs to another model or
                 configuration.
@@ -328,9 +330,18 @@ class DepthEstimator:
                         self._pool if scenic else None, text[-1],
                         on_device(config.bins_of_scenes()))
 
-    def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool]:
-        return cached_features(phrases, self._folder / 'text', self._backbone,
-                               self.weights.digest, self._tensors, self._log)
+    def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool, list[str]]:
+        features, hit = cached_features(phrases, self._folder / 'text', self._backbone,
+                                        self.weights.digest, self._tensors, self._log)
+        return features, hit, doubts(phrases, features, self._tensors, thorough=not hit)
+
+    def _put_in_force(self, settings: Settings) -> None:
+        """Let settings count from now on, and say once what is to be doubted of their words."""
+        self._settings = settings
+        for phrases in phrases_of(settings.config):
+            for doubt in () if phrases in self._told else self._text_of(phrases)[2]:
+                self._log(f'WARNING: {phrases.setting}: {doubt}')
+            self._told.add(phrases)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""
@@ -363,7 +374,7 @@ class DepthEstimator:
         if changed:
             raise ConfigError(f'{", ".join(changed)}: cannot change on a loaded model; build a '
                               'new estimator.')
-        self._settings = self.prepare(config)
+        self._put_in_force(self.prepare(config))
 
     def _quantized_path(self, config: DepthConfig) -> Path:
         """Where the network in 8 bits is kept."""

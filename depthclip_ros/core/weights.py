@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import http.client
 import os
@@ -173,6 +174,15 @@ def file_digest(path: Path, release: Release | None = None) -> str:
     return found
 
 
+def _meant(backbone: str) -> str:
+    """The release whose name is spelt in another way, as open_clip and Hugging Face do it."""
+    spelt, names = backbone.lower().rpartition('clip-')[2], {one.lower(): one for one in RELEASES}
+    for other, own in (('_', '-'), ('base-patch', 'b/'), ('large-patch', 'l/')):
+        spelt = spelt.replace(other, own)
+    near = difflib.get_close_matches(spelt, names, 1, cutoff=0.84)
+    return f'did you mean {names[near[0]]}? ' if near else ''
+
+
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
          log: Log = print, *, offline: bool = False) -> Loaded:
     """Load CLIP weights from wherever they are.
@@ -201,8 +211,8 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         from . import open_clip
         return open_clip.load(weights, backbone, log, offline=offline)
     if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; use auto, one of '
-                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {_meant(backbone)}use '
+                           f'auto, one of {", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
         state_dict = {name: tensor.cpu().clone(memory_format=torch.contiguous_format)

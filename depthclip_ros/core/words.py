@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,9 @@ from .errors import ConfigError, WeightsError, quoted
 from .projection import LOGIT_SCALE
 from .state_dict import Log, OpenClipWeights, TextEncoder
 from .weights import OPEN_CLIP
+
+ALIKE = 0.999  # cosine of words that a model cannot tell apart
+MOST_NAMED = 10  # words, or pairs of them, in a sentence
 
 
 class Phrases(NamedTuple):
@@ -90,10 +93,67 @@ def unknown_words(texts: Sequence[str], state_dict: Mapping[str, Tensor]) -> lis
     """
     if isinstance(state_dict, OpenClipWeights):
         return []
-    rows, clip = state_dict['token_embedding.weight'], import_clip()
-    return [word for word in dict.fromkeys(' '.join(texts).split()) if any(
-        (rows == rows[piece]).all(dim=1).sum() > len(rows) // 2
-        for piece in clip.tokenizer.encode(word))]
+    rows = state_dict['token_embedding.weight']
+    # A row that more than half of all are has the commonest first number.
+    unknown = (rows == rows[rows[:, 0].mode().indices]).all(dim=1)
+    if unknown.sum() <= len(rows) // 2:
+        return []
+    tokenizer = import_clip().tokenizer
+    return [word for word in dict.fromkeys(' '.join(texts).split())
+            if unknown[tokenizer.encode(word)].any()]
+
+
+def are_alike(features: NDArray[np.float32]) -> bool:
+    """Whether (K, C) unit vectors of words are all the same, as of words that it does not know."""
+    return bool((features @ features.T).min() > ALIKE)
+
+
+def doubts(
+    phrases: Phrases, features: NDArray[np.float32], weights: Callable[[], Mapping[str, Tensor]],
+    *, thorough: bool,
+) -> list[str]:
+    """What must be known of words and their (K, C) features before depth is believed: sentences.
+
+    `weights` gives the tensors. Unless `thorough`, unknown words are not looked for where no two
+    words are alike, so that no tokenizer is loaded.
+
+    Raises:
+        ConfigError: two words are one and the same to the tokenizer.
+        WeightsError: the tokenizer cannot be imported.
+
+    """
+    words, said = phrases.words, []
+    alike = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
+    if len(alike):
+        _check_tokens(phrases, text_encoder(weights())[0])
+    if unknown := unknown_words(words, weights()) if thorough or len(alike) else []:
+        said.append(f'this model has never learnt {_some(map(quoted, unknown))}. All words that '
+                    'it does not know are the same to it.')
+    if are_alike(features) and len(words) > 1:
+        answer = ('its depth is the mean of the bins' if phrases.setting == 'tokens' else
+                  'all scenes are as probable as each other')
+        said.append(f'this model takes all these words for the same (all cosines above {ALIKE:g}):'
+                    f' {answer}, whatever is in the picture.')
+    elif len(alike):
+        pairs = _some(f'{quoted(words[i])} from {quoted(words[j])}' for i, j in alike)
+        said.append(f'this model cannot tell {pairs} (cosine above {ALIKE:g}): which of them '
+                    'answers more says nothing.')
+    return said
+
+
+def _some(texts: Iterable[str]) -> str:
+    first, more = (every := list(texts))[:MOST_NAMED], len(every) - MOST_NAMED
+    return ', '.join(first) + f' and {more} more' * (more > 0)
+
+
+def _check_tokens(phrases: Phrases, tokenize: Callable[[list[str]], Tensor]) -> None:
+    """Refuse words that the tokenizer, which cleans and lowers text, gives as the same."""
+    words: dict[str, str] = {}
+    for word in phrases.words:
+        tokens = tokenize([one.replace('{}', word) for one in phrases.templates])
+        if (other := words.setdefault(str(tokens.tolist()), word)) != word:
+            raise ConfigError(f'{phrases.setting}: {quoted(other)} and {quoted(word)} are one and '
+                              'the same to the model, and so stand twice; give each word once.')
 
 
 def text_encoder(state_dict: Mapping[str, Tensor]) -> TextEncoder:

@@ -14,10 +14,10 @@ from ..core.config import (
     DepthConfig,
     Settings,
     define,
-    read_parameters,
     unknown_message,
 )
 from ..core.errors import ConfigError, quoted
+from ..core.parameter_file import read_parameters
 from ..core.weights import DEMO
 from ..resources import config_path
 
@@ -124,8 +124,8 @@ def parse_pose(text: str) -> tuple[float, ...]:
 
 def check_camera_names(names: Sequence[str]) -> None:
     """Refuse names that cannot be namespaces of topics, none at all, and one given twice."""
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f'cameras: {quoted(list(names))} holds no name or one twice; give '
+    if len(set(names)) < len(names):
+        raise ConfigError(f'cameras: {quoted(list(names))} holds one name twice; give '
                           "every camera a name of its own, or a single one ''.")
     part = '[A-Za-z](_?[A-Za-z0-9])*'
     for name in names:

@@ -43,7 +43,7 @@ from .health import CameraHealth, NodeHealth
 from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline
-from .process import StopSignals, end_process, explain, keep_freed_memory
+from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 
@@ -376,6 +376,7 @@ def main(args: Sequence[str] | None = None) -> int:
     node: DepthNode | None = None
     started = False
     try:
+        check_files(arguments)
         others = rclpy.utilities.remove_ros_args(arguments)[1:]
         if {'-h', '--help'} & set(others):
             sys.stdout.write(help_text())

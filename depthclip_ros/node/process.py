@@ -11,10 +11,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..core.errors import ConfigError
+from ..core.parameter_file import sections
 
 LAST_PATIENCE = 1.0  # seconds that a thread has to end with the process
 # glibc's mallopt(3), with its numbers from malloc.h.
@@ -80,6 +83,15 @@ def end_process(status: int) -> NoReturn:
     if any(thread.is_alive() for thread in others):
         os._exit(status)
     sys.exit(status)  # Fast DDS takes its shared memory along
+
+
+def check_files(arguments: Sequence[str]) -> None:
+    """Refuse parameter files that the tools refuse (ConfigError), but pipes, to be read once."""
+    of_ros = False
+    for argument, following in pairwise(arguments):
+        of_ros = argument == '--ros-args' or (of_ros and argument != '--')
+        if of_ros and argument == '--params-file' and not Path(following).is_fifo():
+            sections(following)
 
 
 def explain(error: Exception) -> str:
