@@ -174,8 +174,11 @@ def _contenders(
     reference: float,
 ) -> list[Contender]:
     """All of them, the method first; rows that the user adds have names of their own."""
-    others = [witness.foreign(name, folder, dataset, scale, align)
-              for name, folder, scale, align in options.predictions]
+    known = len(dataset.warnings)
+    others = [witness.foreign(name, path, dataset, protocol, scale, align)
+              for name, path, scale, align in options.predictions]
+    for warning in dataset.warnings[known:]:
+        _say(f'WARNING: {warning}')
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
     calibrations = [calibrated(path, estimator, focals) for path in options.calibrations]
     unknown = [entry.name for entry in dataset.entries if not entry.focal]
