@@ -17,6 +17,8 @@ from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
 
+from .errors import print_any_name
+
 if TYPE_CHECKING:
     from .evaluate import Options
     from .results import Summary
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wait_shortly()
+    print_any_name()
     run, then = {
         'extract': (_extract, 'the same command begins anew.'),
         'witness': (_witness, 'the same command continues.'),

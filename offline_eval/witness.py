@@ -9,7 +9,6 @@ was made after it: 16-bit PNG, 1000 a metre, `raw/SCENE_rgb_NUMBER.png` of the w
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from .datasets.base import KITTI, Metres, nearest_scale
 from .errors import EvaluationError, PredictionError, contents, listing, progress
 from .metrics import MIN_DEPTH
 from .protocol import Protocol
-from .results import write
+from .results import to_json, write
 
 RAW, ABOUT = 'raw', 'witness.json'
 LARGEST = 65535  # in 16 bits
@@ -134,26 +133,27 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
     forms = [form for form in zip(*map(file_names, dataset.entries), strict=False)
              if len(set(form)) == len(form)]
     partial: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
-    exact: list[list[Path]] = []
-    whole: list[list[Path]] = []
+    whole: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
     for place, pattern in ((folder, '*'), (folder / RAW, '*'), (folder, '**/*')):
         files = [file for file in sorted(place.glob(pattern)) if file.is_file()
                  and file.suffix.lower() in SUFFIXES and not file.name.startswith('.')]
         if len(files) == len(dataset) and {file.stem.lstrip('0') for file in files} == {
                 str(position or '') for position in range(len(files))}:
-            whole.insert(0, sorted(files, key=lambda file: int(file.stem)))
+            whole.setdefault(tuple(sorted(files, key=lambda file: int(file.stem))), False)
         for form in forms:
             for around, found in _around(place, files, form).items():
                 if len(found) == len(form):
-                    (whole if any(around[:2]) else exact).append([
-                        found[position] for position in range(len(form))])
+                    whole.setdefault(tuple(found[position] for position in range(len(form))),
+                                     not any(around[:2]))
                 elif len(found) > len(partial[0]):
                     partial = found, form
-    if exact or (whole and all(files == whole[0] for files in whole)):
-        return (exact or whole)[0]
-    if whole:
+    sets = sorted(whole, key=whole.__getitem__, reverse=True)
+    sets = [files for files in sets if len(sets) == 1 or _is_depth(files[0])] or sets
+    if sets and (len(sets) == 1 or whole[sets[0]]):
+        return list(sets[0])
+    if sets:
         raise PredictionError(f'{where}: several files may be of the first image; give a folder '
-                              f'with one of each:{listing([str(files[0]) for files in whole])}')
+                              f'with one of each:{listing([str(files[0]) for files in sets])}')
     missing = [name for position, name in enumerate(partial[1]) if position not in partial[0]]
     raise PredictionError(
         f'{where}: {len(missing)} of {len(dataset)} files are missing; a method is scored on all '
@@ -175,6 +175,13 @@ def _around(
             around = before, after, file.suffix.lower()
             found.setdefault(around, {})[positions[matches[0]]] = file
     return dict(sorted(found.items(), key=lambda item: SUFFIXES.index(item[0][2])))
+
+
+def _is_depth(path: Path) -> bool:
+    try:  # beside depth many programs write pictures of it
+        return numbers_of(path, 1.0).size > 0
+    except PredictionError:
+        return False
 
 
 def numbers_of(path: Path, scale: float, dimensions: int = 2) -> NDArray[Any]:
@@ -350,8 +357,7 @@ def write_all(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
-    said = json.dumps({**about, 'scale': dataset.scale, 'images': len(names)}, indent=1,
-                      ensure_ascii=False) + '\n'
+    said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
     if raw.exists() and any(raw.iterdir()) and not (
             noted.is_file() and noted.read_text(encoding='utf-8') == said):
         raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '

@@ -27,10 +27,9 @@ IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not co
               "paper's.")
 LISTS = ("A list names an image and its annotated depth on each line, as BTS's "
          'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do.')
-# Stored depth per metre, as others have it: depth / 80, / 10, monodepth2's of a stereo pair,
-# metres, feet, deci- and centimetres, KITTI's, millimetres and others, TUM's, 16 bits for 10 m.
-SCALES = (1 / 80, 0.1, 1 / 5.4, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0,
-          6553.5)
+# Stored depth per metre, as others have it: depth / 80, / 10, metres, feet, deci- and centimetres,
+# KITTI's, millimetres and others, TUM's, 16 bits for 10 m.
+SCALES = (1 / 80, 0.1, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 6553.5)
 
 Rgb = NDArray[np.uint8]
 Metres = NDArray[np.float32]
@@ -195,7 +194,7 @@ def read_depth(path: Path, scale: float) -> Metres:
     try:
         stored = read_depth_map(path)
     except ImageError as error:
-        raise DatasetError(f'{error} Whole numbers are taken for {scale:g} a metre.') from error
+        raise DatasetError(str(error)) from error
     metres = stored.astype(np.float32)
     if stored.dtype.kind != 'f':
         return metres / np.float32(scale)
