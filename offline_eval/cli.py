@@ -107,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     add('--table', action='append', choices=('1', '2', '3'),
         help="the paper's table to make; may be repeated (default: 1)")
     add = parser.add_argument_group('beside it').add_argument
-    add('--predictions', action='append', default=[], metavar='NAME=FOLDER',
-        type=_named(lambda folder: Path(folder).expanduser()),
-        help="another program's depth of the same images, as PNG of 16 bits or .npy; may be "
-        'repeated')
+    add('--predictions', action='append', default=[], metavar='NAME=PATH',
+        type=_named(lambda path: Path(path).expanduser()),
+        help="another program's depth of the same images: a folder of PNG of 16 bits, .npy, .npz, "
+        '.pfm or TIFF, or one array of all; may be repeated')
     add('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
         type=_named(positive),
-        help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
+        help='stored depth per metre (default: 1000; KITTI: 256; floating point: 1)')
     add('--align', action='append', default=[], metavar='[NAME=]HOW', type=_named(_alignment),
         help="fit a prediction to each image's true depth before it is scored: "
         f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
@@ -159,7 +159,7 @@ def options(given: list[str]) -> Options:
     chosen = parser.parse_args(given)
     names = [name for name, _ in chosen.predictions]
     if '' in names or len(names) > len(set(names)):
-        parser.error('--predictions: expected NAME=FOLDER, and every NAME once')
+        parser.error('--predictions: expected NAME=PATH, and every NAME once')
     scales: dict[str, float] = dict(chosen.prediction_scale)
     alignments: dict[str, str] = dict(chosen.align)
     if other := sorted({*scales, *alignments} - {'', *names}):

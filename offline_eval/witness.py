@@ -83,38 +83,36 @@ def foreign(
 
     """
     where = f'--predictions {name}={path}'
-    is_file = path.is_file()
-    files = [path] if is_file else _files(path, dataset, where)
-    first = numbers = numbers_of(files[0], scale, 3 if is_file else 2)
-    if is_file:
-        first = numbers[0]
-        if len(numbers) != len(dataset):
-            raise PredictionError(f'{where}: holds depth of {len(numbers)} images, and the data '
-                                  f'set has {len(dataset)}; a method is scored on all or on none.')
+    stack = numbers_of(path, scale, 3) if path.is_file() else None
+    if stack is not None and len(stack) != len(dataset):
+        raise PredictionError(f'{where}: holds depth of {len(stack)} images, and the data set has '
+                              f'{len(dataset)}; a method is scored on all or on none.')
+    files = _files(path, dataset, where) if stack is None else [path] * len(dataset)
+    first = numbers_of(files[0], scale) if stack is None else stack[0]
     per_metre = scale or (1.0 if first.dtype.kind == 'f' else dataset.scale)
 
     def depth(position: int) -> Metres:
-        return metres_of(numbers[position] if is_file else numbers_of(files[position], scale),
-                       per_metre, align)
+        return metres_of(numbers_of(files[position], scale) if stack is None else stack[position],
+                         per_metre, align)
     pairs = []
     for position in dataset.probes():
-        whole, predicted = dataset.read_truth(position), depth(position)
+        whole = dataset.read_truth(position)
         truth = protocol.truth(whole)
-        predicted = _placed(predicted, whole.shape, protocol, files[not is_file and position])
+        predicted = _placed(depth(position), whole.shape, protocol, files[position])
         known = ~np.isnan(truth) & np.isfinite(predicted) & ((predicted > 0) | (align in _AFFINE))
         if known.any():
             pairs.append((predicted[known].astype(np.float64), truth[known].astype(np.float64)))
     dataset.warnings += _doubts(pairs, where, per_metre, align, dataset, is_given=scale > 0)
     digest = hashlib.sha256()  # a run is continued with the same files only
-    for file in files:
+    for file in dict.fromkeys(files):
         digest.update(file.read_bytes())
     positions = {entry: position for position, entry in enumerate(dataset.entries)}
     return Contender(
         name if align == 'none' else f'{name}, {align}-aligned', 'foreign',
-        f'depth of another program, in {path if is_file else files[0].parent} '
+        f'depth of another program, in {files[0].parent} as {files[0].name} '
         f'({first.shape[0]} x {first.shape[1]}, {per_metre:g} a metre); {ALIGNMENTS[align]}',
         lambda seen: torch.from_numpy(read(
-            depth(positions[seen.entry]), files[not is_file and positions[seen.entry]], align,
+            depth(positions[seen.entry]), files[positions[seen.entry]], align,
             seen.pair.depth.shape, seen.truth, seen.protocol)).to(seen.estimator.device),
         key=digest.hexdigest(), is_test=align == 'none')
 

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +31,7 @@ from offline_eval.errors import PredictionError
 from offline_eval.metrics import METRICS, PAPER_METRICS
 from offline_eval.paper import METHOD, PAPER_METHOD
 from offline_eval.protocol import PROTOCOLS
+from offline_eval.report import __main__ as report
 
 pytest.importorskip('h5py', reason='h5py, which reads the .mat, is missing')
 
@@ -299,6 +305,176 @@ def test_predictions_that_are_refused(dataset, rivals, name, how, message):
         witness.foreign('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
 
 
+def predicted(folder, dataset, change, name='rgb_{:05d}.npy', scale=1000):
+    """Write the truth, changed, for every image; PNG with so much a metre. Returns the folder."""
+    rng = np.random.default_rng(0)
+    for position, entry in enumerate(dataset.entries):
+        path = folder / name.format(entry.index, position=position)
+        depth = change(np.where((true := dataset.read_truth(position)) > 0, true, 2.0), rng)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == '.npy':
+            np.save(path, depth.astype(np.float32))
+        elif path.suffix == '.npz':
+            np.savez(path, depth.astype(np.float32))
+        elif path.suffix == '.png':
+            write_png(path, depth, scale)
+        else:
+            cv2.imwrite(str(path), depth.astype(np.float32))
+    return folder
+
+
+def as_it_is(true, _):
+    return true
+
+
+def doubts(dataset, path, scale=0.0, align='none'):
+    """Warnings that the report would have of predictions."""
+    fresh = replace(dataset, warnings=())
+    witness.foreign('a', path, fresh, PROTOCOLS['bts'], scale, align)
+    return ' '.join(fresh.warnings)
+
+
+@pytest.mark.parametrize(('stored', 'name', 'taken', 'option'), [
+    (256, '{:05d}.png', 0, '256'), (500, '{:05d}.png', 0, '500'), (2000, '{:05d}.png', 0, '2000'),
+    (5000, '{:05d}.png', 0, '5000'), (100, '{:05d}.png', 0, '100'), (10, '{:05d}.png', 1000, '10'),
+    (0.1, '{:05d}.npy', 0, '0.1'), (1000, '{:05d}.npy', 0, '1000'), (10, '{:05d}.npy', 0, '10'),
+    (3.28084, '{:05d}.npy', 0, '3.28084'), (256, '{:05d}.npy', 1000, '256')])
+def test_a_unit_that_is_none_is_named(dataset, tmp_path, stored, name, taken, option):
+    """Even of a method that is off by 10 %; where the user said so, if nobody can be so wrong."""
+    factor = 1.1 if name.endswith('png') else 1.1 * stored
+    predicted(tmp_path, dataset, lambda true, _: factor * true, name, stored)
+    with pytest.raises(PredictionError, match=rf'--prediction-scale {re.escape(option)}[.,]'):
+        doubts(dataset, tmp_path, taken)
+    assert not doubts(dataset, tmp_path, stored)
+
+
+@pytest.mark.parametrize(('change', 'scale', 'doubt'), [
+    (as_it_is, 0, ''), (lambda true, _: 1.4 * true, 0, ''), (lambda true, _: 0.7 * true, 0, ''),
+    (lambda true, _: 0.3 * true + 1.5, 0, ''),  # hardly more than a constant
+    (lambda true, rng: true * rng.lognormal(0, 0.4, true.shape), 0, ''),
+    (lambda true, _: 2.4 + 0 * true, 0, 'correlates with the true depth by 0.00'),
+    (lambda true, rng: rng.uniform(1, 4, true.shape), 0, 'correlates .* by -?0.0'),
+    (lambda true, _: 1.8 * true, 0, '1.8 times the true one'),
+    (lambda true, _: 3.3 * true, 1, '3.3 times .* looks like 3.28084'),  # the user says it is so
+    (lambda true, rng: 0.256 * true * rng.lognormal(0, 0.9, true.shape), 0, 'times the true one'),
+    (lambda true, _: (true - true.min() + 0.01) / np.ptp(true), 0, 'is it metric depth')])
+def test_a_poor_method_is_not_refused(dataset, tmp_path, change, scale, doubt):
+    """It may be wrong by some factor, or relative: that is said where it is much."""
+    found = doubts(dataset, predicted(tmp_path, dataset, change), scale)
+    assert re.search(doubt, found) if doubt else not found
+
+
+@pytest.mark.parametrize('align', ['none', 'median', 'lstsq'])
+def test_inverse_depth_is_named(dataset, tmp_path, align):
+    predicted(tmp_path, dataset, lambda true, _: 6 / true)
+    with pytest.raises(PredictionError, match=r'falls with .* Give --align disparity'):
+        doubts(dataset, tmp_path, align=align)
+    assert not doubts(dataset, tmp_path, align='disparity')
+
+
+def test_what_is_doubtful_stands_in_the_report(world, dataset, tmp_path, capsys):
+    predicted(tmp_path / 'p', dataset, lambda true, _: 1.8 * true)
+    found = evaluate(world, tmp_path / 'o', '--predictions', f'a={tmp_path / "p"}')
+    assert '1.8 times the true one' in found.data.warnings[-1]
+    assert '1.8 times the true one' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', [
+    '{:05d}.npz', 'rgb_{:05d}.pfm', 'rgb_{:05d}.tiff', 'RGB_{:05d}.NPY', '{position}.npy',
+    '{position:06d}.npy', 'sync_depth_{:05d}.png', 'rgb_{:05d}.jpg.png', 'raw/rgb_{:05d}_pred.npy',
+    'rgb_{:05d}_raw_depth_meter.npy', 'a/rgb_{:05d}.npy', 'rgb_{:05d}/depth.npy'])
+def test_names_that_other_programs_give(dataset, tmp_path, name):
+    """A picture of depth beside depth, and what macOS writes beside files, are no predictions."""
+    predicted(tmp_path, dataset, as_it_is, name)
+    place = (tmp_path / name).parent if '{' not in Path(name).parent.name else tmp_path
+    for entry in dataset.entries:
+        (place / f'._rgb_{entry.index:05d}.npy').write_bytes(b'\0\5\x16\7')
+        if name.startswith('rgb') and 'npy' in name:
+            cv2.imwrite(str(place / f'rgb_{entry.index:05d}.png'), np.zeros((9, 9, 3), np.uint8))
+    for position in (0, 7):
+        truth = PROTOCOLS['bts'].truth(dataset.read_truth(position))
+        found = answer(dataset, position, tmp_path)
+        np.testing.assert_allclose(found[truth > 0], truth[truth > 0], atol=6e-4)
+
+
+def test_frames_of_one_drive_need_no_drive_in_their_names(tmp_path):
+    write_kitti(tmp_path, [(375, 1242)] * 2, lambda size: np.full(size, 9))
+    dataset = open_dataset(tmp_path)
+    for name in ('{:010d}.npy', '2011_09_26_drive_0002_sync/{:010d}.npy', '{:010d}_image_02.npy'):
+        folder = tmp_path / str(len(name))
+        for number in range(2):
+            path = folder / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.full((375, 1242), 9.0 + number))
+        assert answer(dataset, 1, folder, 'kitti').max() == 10
+
+
+def test_files_that_could_be_several_methods_are_refused(dataset, tmp_path):
+    for name in ('rgb_{:05d}_pred.npy', 'rgb_{:05d}_confidence.npy'):
+        predicted(tmp_path, dataset, as_it_is, name)
+    with pytest.raises(PredictionError, match=r'several files(.|\n)*confidence(.|\n)*pred.npy'):
+        doubts(dataset, tmp_path)
+
+
+def test_files_of_other_names_are_listed(dataset, tmp_path):
+    for number in range(1, 11):
+        np.save(tmp_path / f'{number}.npy', np.ones((2, 2)))
+    with pytest.raises(PredictionError, match=r'holds 1.npy, 10.npy, 2.npy \(10 files; the first '
+                                              r'is an array'):
+        doubts(dataset, tmp_path)
+
+
+def test_one_array_of_all_images(dataset, tmp_path):
+    stack = np.stack([dataset.read_truth(i) + 1 for i in range(len(dataset))])
+    for position, (name, save) in enumerate((
+            ('a.npy', lambda path: np.save(path, stack)),
+            ('a.npz', lambda path: np.savez(path, stack[:, None])),
+            ('b.npy', lambda path: np.save(path, np.rint(stack * 1000).astype(np.uint16))))):
+        save(tmp_path / name)
+        truth = PROTOCOLS['bts'].truth(dataset.read_truth(position))
+        found = answer(dataset, position, tmp_path / name, scale=1000.0 * (name == 'b.npy'))
+        np.testing.assert_allclose(found[truth > 0], truth[truth > 0] + 1, atol=6e-4)
+    np.savez(tmp_path / 'two.npz', stack, stack)
+    np.save(tmp_path / 'less.npy', stack[:7])
+    (tmp_path / 'page.npy').write_text('<html>login</html>')
+    for name, message in (('less.npy', 'of 7 images, and the data set has 10'),
+                          ('b.npy', r'whole numbers \(uint16\); give --prediction-scale'),
+                          ('two.npz', '2 arrays'), ('page.npy', 'a web page')):
+        with pytest.raises(PredictionError, match=message):
+            doubts(dataset, tmp_path / name)
+
+
+@pytest.mark.parametrize('spread', [(1, 480, 640), (1, 1, 480, 640), (480, 640, 1)])
+def test_axes_of_one_are_none(one, spread):
+    path, read = one
+    np.save(path.with_suffix('.npy'), np.full(spread, 2.0))
+    assert read(path=path.with_suffix('.npy')).shape == (480, 640)
+
+
+def test_names_that_are_no_utf8(world, dataset, tmp_path):
+    """Of the data, the results and a method: the run ends as any other, and goes on."""
+    data, output, rival = (tmp_path / os.fsdecode(name) for name in (
+        b'ny\xe9', b'out\xe9', b'riv\xe9'))
+    shutil.copytree(world / 'official', data)
+    scene = next((data / 'official_splits/test').iterdir())
+    for list_file in data.glob('*.txt'):
+        list_file.unlink()
+    scene.rename(scene.with_name(os.fsdecode(b'caf\xe9')))
+    predicted(rival, dataset, lambda true, _: 1.8 * true)
+    arguments = given(world, '--output', output, '--predictions', f'a\udce9={rival}', data=data)
+    command = [sys.executable, '-c', 'import sys, offline_eval.cli as cli; sys.exit(cli.main())']
+    for more in ([], ['--resume']):
+        done = subprocess.run([*command, *arguments, *more], capture_output=True, timeout=120,
+                              check=False, env={**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'})
+        assert done.returncode == 0, done.stderr.decode(errors='replace')
+    results = output / 'latest'
+    assert 'ny\ufffd' in (results / 'report/report.html').read_text(encoding='utf-8')
+    assert 'a\ufffd' in (results / 'report/report.md').read_text(encoding='utf-8')
+    assert report.main([str(results)]) == 0
+    assert cli.main(['witness', *given(world, '-o', output / 'w', data=data)]) == 0
+    assert len(list((output / 'w/raw').iterdir())) == 10
+
+
 @pytest.fixture
 def one(dataset, tmp_path):
     """A method's file of one image, to be spoilt; how to read it."""
@@ -328,14 +504,15 @@ def test_every_scored_pixel_must_have_depth(one):
 
 @pytest.mark.parametrize(('size', 'protocol', 'good'), [
     ((480, 640), 'depthclip', True), ((416, 544), 'depthclip', True), ((240, 320), 'bts', True),
-    ((416, 544), 'bts', False), ((480, 480), 'bts', False), ((352, 1216), 'depthclip', False)])
+    ((416, 544), 'bts', False), ((480, 480), 'bts', False), ((352, 1216), 'depthclip', False),
+    ((228, 304), 'bts', False), ((228, 304), 'depthclip', False)])
 def test_sizes(one, size, protocol, good):
     path, read = one
     depth = np.full(size, 2.0)
     depth[:, size[1] // 2:] = 4.0
     write_png(path, depth)
     if not good:
-        with pytest.raises(PredictionError, match=f'is {size[0]} x {size[1]}; the image is'):
+        with pytest.raises(PredictionError, match=f'is {size[0]} x {size[1]}[;,] (the image|as)'):
             read(protocol)
         return
     found = read(protocol)
@@ -362,7 +539,7 @@ def test_what_is_no_prediction(one):
 
 
 @pytest.mark.parametrize(('more', 'message'), [
-    (['--predictions', 'nowhere'], 'NAME=FOLDER'),
+    (['--predictions', 'nowhere'], 'NAME=PATH'),
     (['--predictions', 'a=x', '--align', 'b=median'], 'b: is none of --predictions'),
     (['--predictions', 'a=x', '--align', 'most'], 'none, median'),
     (['--predictions', 'a=x', '--prediction-scale', '-1'], 'greater than 0'),
