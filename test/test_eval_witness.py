@@ -26,7 +26,7 @@ from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, witness
 from offline_eval import evaluate as evaluation
-from offline_eval.datasets import open_dataset
+from offline_eval.datasets import KITTI_LIST, open_dataset
 from offline_eval.errors import PredictionError
 from offline_eval.metrics import METRICS, PAPER_METRICS
 from offline_eval.paper import METHOD, PAPER_METHOD
@@ -356,7 +356,13 @@ def test_a_unit_that_is_none_is_named(dataset, tmp_path, stored, name, taken, op
     (lambda true, rng: rng.uniform(1, 4, true.shape), 0, 'correlates .* by -?0.0'),
     (lambda true, _: 1.8 * true, 0, '1.8 times the true one'),
     (lambda true, _: 3.3 * true, 1, '3.3 times .* looks like 3.28084'),  # the user says it is so
-    (lambda true, rng: 0.256 * true * rng.lognormal(0, 0.9, true.shape), 0, 'times the true one'),
+    # About 3.28 times, and not to be told from feet: noisy, without the nearest or the farthest,
+    # of a factor of its own in each image.
+    (lambda true, rng: 3.28 * true * rng.lognormal(0, 0.9, true.shape), 0, 'looks like 3.28084'),
+    (lambda true, _: 3.28 * (true - 0.9 * true.min()) / (1 - 0.9 * true.min() / np.median(true)),
+     0, 'looks like 3.28084'),
+    (lambda true, _: 3.28 * (0.3 * true + 0.7 * np.median(true)), 0, 'looks like 3.28084'),
+    (lambda true, rng: 3.28 * rng.lognormal(0, 0.3) * true, 0, 'looks like 3.28084'),
     (lambda true, _: (true - true.min() + 0.01) / np.ptp(true), 0, 'is it metric depth')])
 def test_a_poor_method_is_not_refused(dataset, tmp_path, change, scale, doubt):
     """It may be wrong by some factor, or relative: that is said where it is much."""
@@ -397,22 +403,39 @@ def test_names_that_other_programs_give(dataset, tmp_path, name):
         np.testing.assert_allclose(found[truth > 0], truth[truth > 0], atol=6e-4)
 
 
-def test_frames_of_one_drive_need_no_drive_in_their_names(tmp_path):
-    write_kitti(tmp_path, [(375, 1242)] * 2, lambda size: np.full(size, 9))
+@pytest.mark.parametrize(('name', 'drives'), [
+    ('{frame:010d}.npy', 1), ('{frame:010d}_image_02.npy', 1), ('{frame:010d}.npy', 2),
+    ('{drive}/{frame:010d}.npy', 2), ('{drive}_{frame:010d}_image_02.npy', 2)])
+def test_frames_of_one_drive_need_no_drive_in_their_names(tmp_path, name, drives):
+    """Of several they do, unless their folders have it."""
+    lists = []
+    for drive in ('2011_09_26_drive_0002_sync', '2011_09_26_drive_0009_sync')[:drives]:
+        write_kitti(tmp_path, [(375, 1242)] * 2, lambda size: np.full(size, 9), drive)
+        lists.append((tmp_path / KITTI_LIST).read_text())
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lists))
     dataset = open_dataset(tmp_path)
-    for name in ('{:010d}.npy', '2011_09_26_drive_0002_sync/{:010d}.npy', '{:010d}_image_02.npy'):
-        folder = tmp_path / str(len(name))
-        for number in range(2):
-            path = folder / name.format(number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.full((375, 1242), 9.0 + number))
-        assert answer(dataset, 1, folder, 'kitti').max() == 10
+    for position, entry in enumerate(dataset.entries):
+        path = tmp_path / 'p' / name.format(drive=entry.sequence, frame=position % 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((375, 1242), 9.0 + position))
+    if drives == 2 and 'drive' not in name:
+        with pytest.raises(PredictionError, match='files are missing'):
+            answer(dataset, 1, tmp_path / 'p', 'kitti')
+        return
+    last = len(dataset) - 1
+    assert answer(dataset, last, tmp_path / 'p', 'kitti').max() == 9 + last
 
 
 def test_files_that_could_be_several_methods_are_refused(dataset, tmp_path):
     for name in ('rgb_{:05d}_pred.npy', 'rgb_{:05d}_confidence.npy'):
         predicted(tmp_path, dataset, as_it_is, name)
     with pytest.raises(PredictionError, match=r'several files(.|\n)*confidence(.|\n)*pred.npy'):
+        doubts(dataset, tmp_path)
+
+
+def test_a_number_within_a_number_is_none(dataset, tmp_path):
+    predicted(tmp_path, dataset, as_it_is, '16{:05d}.npy')
+    with pytest.raises(PredictionError, match='10 of 10 files are missing'):
         doubts(dataset, tmp_path)
 
 
