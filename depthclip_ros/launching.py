@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .core.config import DepthConfig, describe
-from .core.errors import ConfigError, quoted
+from .core.errors import ConfigError, nearest, quoted
 from .core.parameter_file import read_value
 from .node.config import NodeConfig, read_config, read_values
 from .resources import config_path, share_dir
@@ -192,9 +191,9 @@ def strangers(
     typed = [text.partition(':=')[0] for text in argv]
     is_included, notes = not set(given) <= set(typed), []
     for name in sorted(set(given) - set(known)):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        near = nearest(name, known)
         said = f'{name}:= is no argument of {file}' + (
-            f"; did you mean '{near[0]}'?" if near else ' and has no effect')
+            f"; did you mean '{near}'?" if near else ' and has no effect')
         if near and not is_included:
             raise ConfigError(said)
         if not is_included or (near and name not in typed):

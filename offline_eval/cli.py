@@ -18,6 +18,8 @@ from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.core.weights import DEMO
 from depthclip_ros.executables import missing_package, wait_shortly
 
+from .errors import print_any_name
+
 if TYPE_CHECKING:
     from .evaluate import Options
     from .results import Summary
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     wait_shortly()
+    print_any_name()
     run, then = {
         'extract': (_extract, 'the same command begins anew.'),
         'witness': (_witness, 'the same command continues.'),
@@ -105,13 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     add('--table', action='append', choices=('1', '2', '3'),
         help="the paper's table to make; may be repeated (default: 1)")
     add = parser.add_argument_group('beside it').add_argument
-    add('--predictions', action='append', default=[], metavar='NAME=FOLDER',
-        type=_named(lambda folder: Path(folder).expanduser()),
-        help="another program's depth of the same images, as PNG of 16 bits or .npy; may be "
-        'repeated')
+    add('--predictions', action='append', default=[], metavar='NAME=PATH',
+        type=_named(lambda path: Path(path).expanduser()),
+        help="another program's depth of the same images: a folder of PNG of 16 bits, .npy, .npz, "
+        '.pfm or TIFF, or one array of all; may be repeated')
     add('--prediction-scale', action='append', default=[], metavar='[NAME=]N',
         type=_named(positive),
-        help='stored depth per metre (default: 1000; KITTI: 256; .npy: 1)')
+        help='stored depth per metre (default: 1000; KITTI: 256; floating point: 1)')
     add('--align', action='append', default=[], metavar='[NAME=]HOW', type=_named(_alignment),
         help="fit a prediction to each image's true depth before it is scored: "
         f'{", ".join(ALIGNMENTS)} (default: none); its row says so')
@@ -157,7 +160,7 @@ def options(given: list[str]) -> Options:
     chosen = parser.parse_args(given)
     names = [name for name, _ in chosen.predictions]
     if '' in names or len(names) > len(set(names)):
-        parser.error('--predictions: expected NAME=FOLDER, and every NAME once')
+        parser.error('--predictions: expected NAME=PATH, and every NAME once')
     scales: dict[str, float] = dict(chosen.prediction_scale)
     alignments: dict[str, str] = dict(chosen.align)
     if other := sorted({*scales, *alignments} - {'', *names}):

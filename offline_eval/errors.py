@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.core.formats import kind_of
 
 _Item = TypeVar('_Item')
 
@@ -32,6 +36,24 @@ class ResultsError(DepthClipError):
 def listing(names: list[str]) -> str:
     """All names, one a line, for the end of a message."""
     return ''.join(f'\n  {name}' for name in names)
+
+
+def print_any_name() -> None:
+    """Let print() say names of files that are no UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def contents(folder: Path) -> str:
+    """What a folder holds, and what its first file is, for the end of a message."""
+    files = sorted(file for file in folder.rglob('*')
+                   if file.is_file() and not file.name.startswith('.'))
+    if not files:
+        return f'{folder} holds no file.'
+    with files[0].open('rb') as file:
+        kind = kind_of(file)
+    names = ', '.join(str(file.relative_to(folder)) for file in files[:3])
+    return f'The folder holds {names} ({len(files)} files; the first is {kind.sentence}).'
 
 
 def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:

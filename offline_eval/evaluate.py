@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 import time
@@ -42,7 +43,7 @@ from .errors import EvaluationError, ResultsError
 from .metrics import MIN_DEPTH, metrics_of, named
 from .paper import METHOD, PAPER_ROWS, judge
 from .protocol import PROTOCOLS, Protocol
-from .results import Data, How, Results, Summary, Timing, save, to_json, write
+from .results import Data, How, Results, Summary, Timing, load, save, to_json, write
 from .scoring import Scorer, load_records, save_record
 
 LATEST, RECORDS, HEADER = 'latest', 'records', 'run.json'
@@ -96,7 +97,7 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
     results = _summarize(options, scorer, records, timing, folder)
     save(folder, results)
-    return folder, results
+    return folder, load(folder)  # what is said of it is what it holds
 
 
 def write_witness(options: Options, folder: Path) -> Path:
@@ -174,8 +175,11 @@ def _contenders(
     reference: float,
 ) -> list[Contender]:
     """All of them, the method first; rows that the user adds have names of their own."""
-    others = [witness.foreign(name, folder, dataset, scale, align)
-              for name, folder, scale, align in options.predictions]
+    known = len(dataset.warnings)
+    others = [witness.foreign(name, path, dataset, protocol, scale, align)
+              for name, path, scale, align in options.predictions]
+    for warning in dataset.warnings[known:]:
+        _say(f'WARNING: {warning}')
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
     calibrations = [calibrated(path, estimator, focals) for path in options.calibrations]
     unknown = [entry.name for entry in dataset.entries if not entry.focal]
@@ -227,7 +231,7 @@ def _check_header(folder: Path, scorer: Scorer) -> None:
     names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
     ours = to_json({
         'version': depthclip_ros.__version__, 'data': dataset.format, 'depth': dataset.depth,
-        'images': len(dataset), 'names': hashlib.sha256(names.encode()).hexdigest(),
+        'images': len(dataset), 'names': hashlib.sha256(os.fsencode(names)).hexdigest(),
         'protocol': scorer.protocol.name, 'config': estimator.config.to_dict(),
         'weights': estimator.weights.digest, 'precision': estimator.precision,
         'device': estimator.device.type,

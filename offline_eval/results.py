@@ -16,6 +16,7 @@ The folder is written under temporary names; what has its final name is complete
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -218,13 +219,19 @@ def load(folder: Path) -> Results:
 
 
 def to_json(value: object) -> str:
-    """JSON text of structs, containers, and NumPy's numbers."""
-    text = msgspec.json.encode(value, enc_hook=lambda number: number.item())
+    """JSON text of structs, containers, and NumPy's numbers; names of files are `printable`."""
+    def number(value: Any) -> Any:
+        return value.item()
+    try:
+        text = msgspec.json.encode(value, enc_hook=number)
+    except UnicodeEncodeError:
+        plain = msgspec.to_builtins(value, enc_hook=number)
+        text = files.printable(json.dumps(plain, ensure_ascii=False)).encode()
     return msgspec.json.format(text, indent=1).decode() + '\n'
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that gets its name when it is complete, or not at all.
+    """Write a file that gets its name when it is complete, or not at all; text as `printable`.
 
     Raises:
         ResultsError: it cannot be written, e.g. the disk is full.
@@ -232,7 +239,7 @@ def write(path: Path, content: str | bytes) -> None:
     """
     try:
         with files.atomic(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(files.printable(content).encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ResultsError(
             f'{path}: cannot be written ({error.strerror or error}). Free space or choose '

@@ -9,8 +9,8 @@ was made after it: 16-bit PNG, 1000 a metre, `raw/SCENE_rgb_NUMBER.png` of the w
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core.errors import ImageError
+from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
 from .contenders import Contender
 from .datasets import Dataset, Entry
-from .datasets.base import KITTI, Metres, read_depth
-from .errors import DatasetError, EvaluationError, PredictionError, listing, progress
+from .datasets.base import KITTI, Metres, nearest_scale
+from .errors import EvaluationError, PredictionError, contents, listing, progress
 from .metrics import MIN_DEPTH
 from .protocol import Protocol
-from .results import write
+from .results import to_json, write
 
 RAW, ABOUT = 'raw', 'witness.json'
 LARGEST = 65535  # in 16 bits
@@ -44,13 +46,16 @@ ALIGNMENTS: Mapping[str, str] = {
 # Of these, a stored 0 is a value; of the others it says that there is no depth.
 _AFFINE = frozenset({'lstsq', 'disparity'})
 _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
+# Of the image's aspect ratio, and yet a part of it: FCRN's and CSPN's crop, and at full size.
+_PARTS = ((228, 304), (456, 608))
 
 
 def file_names(entry: Entry) -> list[str]:
     """How an image's file may be called, without suffix; the first is what is written."""
     own = str(Path(entry.name).with_suffix(''))
     if '_drive_' in entry.sequence:
-        return [f'{entry.sequence}_{Path(entry.name).stem}', own]
+        frame = Path(entry.name).stem
+        return [f'{entry.sequence}_{frame}', own, frame]
     rgb = f'rgb_{entry.index:05d}'
     return [f'{entry.scene}_{rgb}'.lstrip('_'), rgb, f'{entry.index:05d}', own]
 
@@ -59,67 +64,217 @@ def file_names(entry: Entry) -> list[str]:
 
 
 def foreign(
-    name: str, folder: Path, dataset: Dataset, scale: float = 0.0, align: str = 'none',
+    name: str, path: Path, dataset: Dataset, protocol: Protocol, scale: float = 0.0,
+    align: str = 'none',
 ) -> Contender:
-    """Another program's depth, from its files in a folder or the folder `raw` in it.
+    """Another program's depth, from its files in a folder, or from one array of all images.
 
     Args:
         name: of the method.
-        folder: with a file of every image, all called in one way of `file_names`.
-        dataset: which was predicted.
-        scale: stored depth per metre; 0: as BTS has it for the data set, and 1 for .npy.
+        path: a folder with a file of every image, see `_files`; or a file of (N, H, W).
+        dataset: which was predicted; it gets a warning of what is only doubtful.
+        protocol: by which it is scored.
+        scale: stored depth per metre; 0: as BTS has it for the data set, and 1 for floating point.
         align: what is done to a prediction before it is scored, see ALIGNMENTS.
 
     Raises:
-        PredictionError: some are missing, their unit is impossible, or they fall where they
-            should rise; or, with an answer, see `read`.
+        PredictionError: some are missing, their unit is wrong, or they fall where they should
+            rise; or, with an answer, see `read`.
 
     """
-    where = f'--predictions {name}={folder}'
-    names = [file_names(entry) for entry in dataset.entries]
-    forms = [(place, [place / f'{each}{suffix}' for each in form])
-             for place in (folder, folder / RAW) for suffix in ('.png', '.npy')
-             for form in zip(*names, strict=False)]
-    place, paths = max(forms, key=lambda form: sum(path.is_file() for path in form[1]))
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise PredictionError(
-            f'{where}: {len(missing)} of {len(paths)} files are missing; a method is scored on '
-            f'all images or on none. The first image is {", ".join(names[0])}, as .png or .npy:'
-            f'{listing(missing)}')
-    scale = scale or (1.0 if paths[0].suffix == '.npy' else dataset.scale)
-    _check_unit(paths, dataset, scale, align, where)
+    where = f'--predictions {name}={path}'
+    stack = numbers_of(path, scale, 3) if path.is_file() else None
+    if stack is not None and len(stack) != len(dataset):
+        raise PredictionError(f'{where}: holds depth of {len(stack)} images, and the data set has '
+                              f'{len(dataset)}; a method is scored on all or on none.')
+    files = _files(path, dataset, where) if stack is None else [path] * len(dataset)
+    first = numbers_of(files[0], scale) if stack is None else stack[0]
+    per_metre = scale or (1.0 if first.dtype.kind == 'f' else dataset.scale)
+
+    def depth(position: int) -> Metres:
+        return metres_of(numbers_of(files[position], scale) if stack is None else stack[position],
+                         per_metre, align)
+    pairs = []
+    for position in dataset.probes():
+        whole = dataset.read_truth(position)
+        truth = protocol.truth(whole)
+        predicted = _placed(depth(position), whole.shape, protocol, files[position])
+        known = ~np.isnan(truth) & np.isfinite(predicted) & ((predicted > 0) | (align in _AFFINE))
+        if known.any():
+            pairs.append((predicted[known].astype(np.float64), truth[known].astype(np.float64)))
+    dataset.warnings += _doubts(pairs, where, per_metre, align, dataset, is_given=scale > 0)
     digest = hashlib.sha256()  # a run is continued with the same files only
-    for path in paths:
-        digest.update(path.read_bytes())
-    height, width = _stored(paths[0], scale, align).shape
-    files = dict(zip(dataset.entries, paths, strict=True))
+    for file in dict.fromkeys(files):
+        digest.update(file.read_bytes())
+    positions = {entry: position for position, entry in enumerate(dataset.entries)}
     return Contender(
         name if align == 'none' else f'{name}, {align}-aligned', 'foreign',
-        f'depth of another program, in {place} ({height} x {width}, {scale:g} a metre); '
-        f'{ALIGNMENTS[align]}',
+        f'depth of another program, in {files[0].parent} as {files[0].name} '
+        f'({first.shape[0]} x {first.shape[1]}, {per_metre:g} a metre); {ALIGNMENTS[align]}',
         lambda seen: torch.from_numpy(read(
-            files[seen.entry], scale, align, seen.pair.depth.shape, seen.truth, seen.protocol,
-        )).to(seen.estimator.device),
+            depth(positions[seen.entry]), files[positions[seen.entry]], align,
+            seen.pair.depth.shape, seen.truth, seen.protocol)).to(seen.estimator.device),
         key=digest.hexdigest(), is_test=align == 'none')
 
 
+def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
+    """A file of every image in a folder, in `raw` in it, or in the folders below.
+
+    They are called in one of the ways of `file_names`, or all have the same around that; capitals
+    do not matter, and folders count as parts of a name. Or they are numbers from 0 on, as many as
+    there are images.
+
+    Raises:
+        PredictionError: there is no such set of files, or there are several.
+
+    """
+    forms = [form for form in zip(*map(file_names, dataset.entries), strict=False)
+             if len(set(form)) == len(form)]
+    partial: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
+    whole: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
+    for place, pattern in ((folder, '*'), (folder / RAW, '*'), (folder, '**/*')):
+        files = [file for file in sorted(place.glob(pattern)) if file.is_file()
+                 and file.suffix.lower() in SUFFIXES and not file.name.startswith('.')]
+        if len(files) == len(dataset) and {file.stem.lstrip('0') for file in files} == {
+                str(position or '') for position in range(len(files))}:
+            whole.setdefault(tuple(sorted(files, key=lambda file: int(file.stem))), False)
+        for form in forms:
+            for around, found in _around(place, files, form).items():
+                if len(found) == len(form):
+                    whole.setdefault(tuple(found[position] for position in range(len(form))),
+                                     not any(around[:2]))
+                elif len(found) > len(partial[0]):
+                    partial = found, form
+    sets = sorted(whole, key=whole.__getitem__, reverse=True)
+    sets = [files for files in sets if len(sets) == 1 or _is_depth(files[0])] or sets
+    if sets and (len(sets) == 1 or whole[sets[0]]):
+        return list(sets[0])
+    if sets:
+        raise PredictionError(f'{where}: several files may be of the first image; give a folder '
+                              f'with one of each:{listing([str(files[0]) for files in sets])}')
+    missing = [name for position, name in enumerate(partial[1]) if position not in partial[0]]
+    raise PredictionError(
+        f'{where}: {len(missing)} of {len(dataset)} files are missing; a method is scored on all '
+        f'images or on none. The first image is {", ".join(file_names(dataset.entries[0]))}, as '
+        f'{", ".join(SUFFIXES)}. {contents(folder)} Missing are:{listing(missing)}')
+
+
+def _around(
+    place: Path, files: Sequence[Path], names: Sequence[str],
+) -> dict[tuple[str, str, str], dict[int, Path]]:
+    """Files by position of the one image whose name is in theirs, of all that is around it."""
+    positions = {re.sub(r'[\\/]', '_', name).lower(): i for i, name in enumerate(names)}
+    pattern = re.compile(rf'(?<!\d)(?:{"|".join(map(re.escape, positions))})(?!\d)')
+    found: dict[tuple[str, str, str], dict[int, Path]] = {}
+    for file in files:
+        key = '_'.join(file.relative_to(place).with_suffix('').parts).lower()
+        if len(matches := pattern.findall(key)) == 1:
+            before, _, after = key.partition(matches[0])
+            around = before, after, file.suffix.lower()
+            found.setdefault(around, {})[positions[matches[0]]] = file
+    return dict(sorted(found.items(), key=lambda item: SUFFIXES.index(item[0][2])))
+
+
+def _is_depth(path: Path) -> bool:
+    try:  # beside depth many programs write pictures of it
+        return numbers_of(path, 1.0).size > 0
+    except PredictionError:
+        return False
+
+
+def numbers_of(path: Path, scale: float, dimensions: int = 2) -> NDArray[Any]:
+    """(h, w) or (N, h, w) of what a file of predictions stores; whole numbers want a scale.
+
+    Raises:
+        PredictionError: it is no depth map, or its scale is not known.
+
+    """
+    try:
+        numbers = read_depth_map(path, dimensions=dimensions, integers=True)
+    except ImageError as error:
+        raise PredictionError(str(error)) from error
+    if numbers.dtype.kind != 'f' and not scale and path.suffix.lower() in ARRAYS:
+        raise PredictionError(f'{path}: holds whole numbers ({numbers.dtype}); give '
+                              '--prediction-scale, how many of them are a metre.')
+    return numbers
+
+
+def metres_of(numbers: NDArray[Any], scale: float, align: str) -> Metres:
+    """(h, w) metres of what is stored, NaN where there is no depth."""
+    depth = numbers.astype(np.float32) / np.float32(scale)
+    metres: Metres = depth if align in _AFFINE else np.where(
+        depth == 0, np.float32(np.nan), depth)
+    return metres
+
+
+def _doubts(
+    pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], where: str, scale: float,
+    align: str, dataset: Dataset, *, is_given: bool,
+) -> tuple[str, ...]:
+    """What is doubtful of predicted and true depth (n,) of a few images, in sentences.
+
+    A wrong unit multiplies every depth by the ratio of two scales in use, but a poor method may
+    do so, too. So it is an error only where the depth hardly errs otherwise (correlation 0.8 or
+    more, proportional to a power of 0.7 to 1.25 of the truth, images' ratios within a factor of
+    1.6) and the ratio is within 1.25 that of another scale, and beyond 1.5. Where the user says
+    what a metre is, it must be so wrong as no method is, beyond 3.5. Any other ratio beyond 1.5
+    is a doubt.
+
+    Raises:
+        PredictionError: they fall where they should rise, or are of another unit.
+
+    """
+    if not pairs:
+        return ()
+    sign = -1 if align == 'disparity' else 1
+    correlations = sign * np.array([
+        np.corrcoef(p, y)[0, 1] if p.std() * y.std() else 0.0 for p, y in pairs])
+    correlation = float(np.median(correlations))
+    if np.mean(correlations < (0.0 if align in _AFFINE else -0.5)) > 0.5:
+        what, other = ('rises', 'lstsq') if sign < 0 else ('falls', 'disparity')
+        raise PredictionError(f'{where}: what is stored {what} with the true depth, which is not '
+                              f'what --align {align} takes it for. Give --align {other}.')
+    if align == 'none':
+        ratios = [float(np.median(p / y)) for p, y in pairs]
+        ratio = float(np.median(ratios))
+        other_scale, factor = nearest_scale(scale * ratio), max(ratio, 1 / ratio)
+        is_near = other_scale != scale and 1 / 1.25 < scale * ratio / other_scale < 1.25
+        what = (f'{where}: with {scale:g} a metre the predicted depth is {ratio:.3g} times the '
+                f'true one (median of {len(pairs)} images, correlation {correlation:.2f})') + (
+            f'; it looks like {other_scale:.6g} a metre: --prediction-scale {other_scale:.6g}'
+            if is_near else '')
+        if (is_near and correlation >= 0.8 and factor > (3.5 if is_given else 1.5)
+                and max(ratios) < 1.6 * min(ratios) and 0.7 < np.median([
+                    np.polyfit(np.log(y), np.log(p), 1)[0] for p, y in pairs]) < 1.25):
+            raise PredictionError(f'{what}, or --prediction-scale {scale:g} if it is that wrong.'
+                                  if factor <= 3.5 else f'{what}.')
+        low, high = dataset.world[0]
+        if not low <= (median := float(np.median([np.median(p) for p, _ in pairs]))) <= high:
+            raise PredictionError(
+                f'{what}; its median of {median:.4g} m is outside {low:g} to {high:g} m. Give '
+                '--prediction-scale, or --align where the method does not predict metres.')
+        if factor > 1.5:
+            return (f'{what}. Is that its unit, and is it metric depth (else: --align)?',)
+    unlike = (f'{where}: correlates with the true depth by {correlation:.2f} only. Are the images '
+              'upright, and in this order?')
+    return (unlike,) if correlation < 0.2 else ()
+
+
 def read(
-    path: Path, scale: float, align: str, size: tuple[int, ...], truth: Metres,
+    depth: Metres, path: Path, align: str, size: tuple[int, ...], truth: Metres,
     protocol: Protocol,
 ) -> Metres:
-    """Read what was predicted for an image of a size, as the protocol crops it.
+    """What of (h, w) predicted metres of an image of a size the protocol crops.
 
     Returns (H, W) metres, 1 where the truth, of the same size, is NaN and nothing is scored.
 
     Raises:
-        PredictionError: it is damaged, of a size that cannot be placed, or has no depth where
-            it is scored.
+        PredictionError: it is of a size that cannot be placed, or has no depth where it is scored;
+            `path` is of its file.
 
     """
     scored = ~np.isnan(truth)
-    depth = _placed(_stored(path, scale, align), size, protocol, path)
-    values = depth[scored].astype(np.float64)
+    values = _placed(depth, size, protocol, path)[scored].astype(np.float64)
     least = -np.inf if align in _AFFINE else MIN_DEPTH
     wrong = ~(np.isfinite(values) & (values > least))
     if wrong.any():
@@ -134,51 +289,6 @@ def read(
     return metres
 
 
-def _stored(path: Path, scale: float, align: str) -> Metres:
-    """(h, w) metres of a file, NaN where there is no depth."""
-    try:
-        if path.suffix == '.npy':
-            stored = np.load(path, allow_pickle=False)
-            if stored.ndim != 2 or stored.dtype.kind != 'f':
-                raise ValueError(f'it holds {stored.dtype} {stored.shape}')
-            depth = stored.astype(np.float32) / np.float32(scale)
-        else:
-            depth = read_depth(path, scale)
-    except DatasetError as error:
-        raise PredictionError(str(error)) from error
-    except (ValueError, OSError, EOFError) as error:
-        raise PredictionError(f'{path}: no array of floating point (height, width): {error}'
-                              ) from error
-    metres: Metres = depth if align in _AFFINE else np.where(
-        depth == 0, np.float32(np.nan), depth)
-    return metres
-
-
-def _check_unit(
-    paths: list[Path], dataset: Dataset, scale: float, align: str, where: str,
-) -> None:
-    """Look at a few: are their medians possible, and do they rise with the truth?"""
-    medians, falls = [], []
-    for position in dataset.probes():
-        truth, depth = dataset.read_truth(position), _stored(paths[position], scale, align)
-        at = np.asarray(cv2.resize(
-            truth, depth.shape[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
-        known = (at > 0) & np.isfinite(depth)
-        if known.any():
-            medians.append(float(np.nanmedian(depth)))
-            falls.append(bool(np.cov(depth[known], at[known])[0, 1] < 0))
-    if align in _AFFINE and falls.count(align == 'lstsq') > len(falls) / 2:
-        what, other = ('falls', 'disparity') if align == 'lstsq' else ('rises', 'lstsq')
-        raise PredictionError(f'{where}: what is stored {what} with the true depth, which is not '
-                              f'what --align {align} takes it for. Give --align {other}.')
-    low, high = dataset.plausible
-    if align == 'none' and medians and not low <= np.median(medians) <= high:
-        raise PredictionError(
-            f'{where}: with {scale:g} a metre the median depth of {len(medians)} images is '
-            f'{np.median(medians):.4g} m, outside {low:g} to {high:g} m. Give --prediction-scale, '
-            'or --align where the method does not predict metres.')
-
-
 def _placed(depth: Metres, size: tuple[int, ...], protocol: Protocol, path: Path) -> Metres:
     """What of a prediction is the protocol's crop.
 
@@ -186,6 +296,11 @@ def _placed(depth: Metres, size: tuple[int, ...], protocol: Protocol, path: Path
     the image's aspect ratio is enlarged or reduced to the image first.
     """
     height, width = depth.shape
+    if depth.shape in _PARTS and size == (480, 640):
+        raise PredictionError(
+            f'{path}: is {height} x {width}, as those who halve the image and keep its middle '
+            f'have it: rows 12 to 467 and columns 16 to 623, fewer than protocol {protocol.name} '
+            'scores. Predict the whole image.')
     if depth.shape == protocol.size != size:
         return depth
     if depth.shape != size:
@@ -240,8 +355,7 @@ def write_all(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
-    said = json.dumps({**about, 'scale': dataset.scale, 'images': len(names)}, indent=1,
-                      ensure_ascii=False) + '\n'
+    said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
     if raw.exists() and any(raw.iterdir()) and not (
             noted.is_file() and noted.read_text(encoding='utf-8') == said):
         raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '

@@ -238,7 +238,7 @@ def _in_mat(path, key, change):
 
 
 @pytest.mark.parametrize(('spoil', 'message'), [
-    (lambda mat: mat.write_text('<html>404</html>'), r'\(16 bytes; .*another file'),
+    (lambda mat: mat.write_text('<html>404</html>'), r'is a web page(.|\n)*Expected is nyu'),
     *((lambda mat, part=part: mat.write_bytes(mat.read_bytes()[:int(mat.stat().st_size * part)]),
        'truncated, damaged') for part in (0.02, 0.5, 0.95)),
     (lambda mat: _in_mat(mat, 'rawDepths', None), 'rawDepths'),
@@ -272,8 +272,8 @@ def _without_list(official):
     (_each('sync_depth_0*.png', lambda path: cv2.imwrite(
         str(path), (cv2.imread(str(path), -1) / 1000).astype(np.uint16))), 'another unit'),
     (_each('sync_depth_0*.png', lambda path: cv2.imwrite(
-        str(path), np.zeros((480, 640), np.uint8))), 'expected 16 bits'),
-    (_each('rgb_*.jpg', lambda path: path.write_bytes(b'no image')), 'cannot be decoded'),
+        str(path), np.zeros((480, 640), np.uint8))), 'holds uint8.*expected one channel'),
+    (_each('rgb_*.jpg', lambda path: path.write_bytes(b'no image')), 'is no picture but text'),
     (_without_list, r'2 images are without ground truth.*(\n  .*){2}'),
     (_each('sync_depth_0*.png', lambda path: path.unlink()),
      r'10 files of 20 are missing.*(\n  .*png){10}'),
@@ -291,3 +291,170 @@ def look_at(folder):
     dataset = opened(folder)
     dataset.check_unit()
     dataset.read(0)
+
+
+# As others have them ---------------------------------------------------------------------------
+
+
+def _stored(change):
+    """Change the stored depth of every image of the test folder."""
+    return _each('test/*/sync_depth_0*.png', lambda path: cv2.imwrite(
+        str(path), change(cv2.imread(str(path), -1).astype(float)).astype(np.uint16)))
+
+
+def _to_its_limit(factor):
+    """As of a sensor that ends at 10 m, and so in every large data set."""
+    def change(depth):
+        depth[100, 100] = 9999
+        return depth * factor
+    return _stored(change)
+
+
+@pytest.mark.parametrize(('spoil', 'says', 'refused'), [
+    (_stored(lambda depth: depth), '', False),
+    (_to_its_limit(0.1), 'looks like 100 a metre', True),
+    (_to_its_limit(0.256), 'looks like 256 a metre', True),
+    (_stored(lambda depth: depth * 0.256), 'looks like 256 a metre', False),
+    (_stored(lambda depth: depth * 5), 'looks like 5000 a metre', True),
+    (_stored(lambda depth: depth * 0.3), 'another unit', False)])
+def test_a_unit_of_the_truth_is_named_where_it_is_unusual(official, spoil, says, refused):
+    """It is refused only where the largest depth says so, too: there are small places."""
+    spoil(official)
+    dataset = opened(official)
+    if refused:
+        with pytest.raises(DatasetError, match=says):
+            dataset.check_unit()
+        return
+    dataset.check_unit()
+    assert says in ' '.join(dataset.warnings)
+    assert bool(says) == bool(dataset.warnings)
+
+
+def test_floating_point_is_metres(official):
+    before = opened(official).read_truth(3)
+
+    def to_tiff(path):
+        depth = cv2.imread(str(path), -1).astype(np.float32) / 1000
+        depth[depth == 0] = np.nan
+        path.write_bytes(cv2.imencode('.tiff', depth)[1].tobytes())
+    _each('test/*/sync_depth_0*.png', to_tiff)(official)
+    np.testing.assert_allclose(opened(official).read_truth(3), before, atol=1e-6)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.JPG', '.jpeg'])
+def test_pictures_of_another_suffix(official, suffix):
+    """Under the list there is a warning; without one they are what is there."""
+    _each('test/*/rgb_*.jpg', lambda path: path.write_bytes(cv2.imencode(
+        suffix.lower(), cv2.imread(str(path)))[1].tobytes()))(official)
+    _each('test/*/rgb_*.jpg', lambda path: path.rename(path.with_suffix(suffix)))(official)
+    assert f'{suffix} for rgb_00' in opened(official).warnings[0]
+    assert 'JPEG changes pixels' in opened(official).warnings[0]
+    (official / NYU_LIST).unlink()
+    image = next(official.glob(f'official_splits/test/*/rgb_*{suffix}'))
+    image.with_name(f'._{image.name}').write_bytes(b'\0\5\x16\7')
+    dataset = opened(official)
+    assert (len(dataset), dataset.warnings) == (len(split(COUNT)[1]), ())
+    assert ('(PNG)' if suffix == '.png' else '(JPEG)') in dataset.format
+    assert dataset.read(0).rgb.shape == (480, 640, 3)
+    shutil.copy(image, image.with_suffix('.bmp'))
+    with pytest.raises(DatasetError, match=r'several pictures are of one depth map(.|\n)*bmp'):
+        opened(official)
+
+
+def test_what_macos_writes_beside_pictures_is_none(samples, tmp_path):
+    cv2.imwrite(str(tmp_path / '00000_colors.png'), samples[0].frame.rgb)
+    cv2.imwrite(str(tmp_path / '00000_depth.png'), np.full((480, 640), 2000, np.uint16))
+    (tmp_path / '._00000_colors.png').write_bytes(b'\0\5\x16\7')
+    assert len(opened(tmp_path)) == 1
+
+
+@pytest.fixture
+def kitti(tmp_path):
+    """A data set, and what writes its list anew; a list as it is."""
+    write_kitti(tmp_path, [(375, 1242)] * 3, lambda size: np.full(size, 20))
+    return tmp_path, tmp_path / KITTI_LIST, (tmp_path / KITTI_LIST).read_text()
+
+
+def test_jpeg_in_place_of_png_is_told(kitti):
+    folder, _, _ = kitti
+    for path in folder.glob('2011_09_26/*/image_02/data/*.png'):
+        cv2.imwrite(str(path.with_suffix('.jpg')), cv2.imread(str(path)))
+        path.unlink()
+    dataset = opened(folder)
+    assert '3 images' in dataset.warnings[0]
+    assert '0000000000.jpg for 0000000000.png' in dataset.warnings[0]
+    dataset.read(2)
+
+
+@pytest.mark.parametrize('change', [
+    lambda text: text.encode('utf-8-sig'), lambda text: text.replace('/', '\\').encode(),
+    lambda text: ('# Eigen\n' + text + '\n\n # end\n').encode(),
+    lambda text: text.replace('\n', '\r\n').encode()])
+def test_lists_of_other_editors(kitti, change):
+    folder, file, text = kitti
+    names = [e.name for e in opened(folder).entries]
+    file.write_bytes(change(text))
+    assert [e.name for e in opened(folder).entries] == names
+
+
+def test_a_list_is_read_in_its_order(kitti):
+    """Others' predictions of all images in one array have it."""
+    folder, file, text = kitti
+    file.write_text('\n'.join(reversed(text.splitlines())))
+    assert [e.name[-5] for e in opened(folder).entries] == ['2', '1', '0']
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda text: '\n'.join([text, text.splitlines()[1]]).encode(), r'line 4 names .*001\.png'),
+    (lambda _: b'2011_09_26/2011_09_26_drive_0002_sync 0000000069 l\n',
+     r"line 1 is of monodepth2's list(.|\n)*eigen_test_files_with_gt"),
+    (lambda _: b'<!DOCTYPE html><html>login', 'no list but a web page'),
+    (lambda _: b'version https://git-lfs.github.com/spec/v1\nsize 4\n', 'git-lfs pointer'),
+    (lambda _: b'PK\3\4' + bytes(300), 'no list but a zip'),
+    (lambda text: text.encode('utf-16'), 'no list but')])
+def test_what_is_no_list(kitti, change, message):
+    folder, file, text = kitti
+    file.write_bytes(change(text))
+    with pytest.raises(DatasetError, match=message):
+        opened(folder)
+
+
+def test_ground_truth_of_monodepth2_is_none(kitti):
+    folder, _, _ = kitti
+    np.savez(folder / 'gt_depths.npz', np.zeros((3, 3)))
+    with pytest.raises(DatasetError, match="as monodepth2's of the raw lidar"):
+        opened(folder, truth=folder / 'gt_depths.npz')
+
+
+def test_data_sets_of_other_programs_are_named(tmp_path):
+    with h5py.File(tmp_path / '00000.h5', 'w') as file:
+        file['rgb'] = np.zeros((3, 4, 4))
+        file['depth'] = np.zeros((4, 4))
+    np.save(tmp_path / 'eigen_test_rgb.npy', np.zeros((2, 4, 4, 3)))
+    for path, message in (
+            (tmp_path, r'holds 00000.h5, eigen_test_rgb.npy \(2 files; the first is an HDF5 file'),
+            (tmp_path / '00000.h5', 'it holds depth, rgb, as other data sets do'),
+            (tmp_path / 'eigen_test_rgb.npy', "is an array of NumPy's")):
+        with pytest.raises(DatasetError, match=message):
+            opened(path)
+
+
+@pytest.mark.parametrize(('pattern', 'content', 'message'), [
+    ('rgb_*.jpg', b'version https://git-lfs.github.com/spec/v1\nsize 614400\n',
+     'git-lfs pointer, not the file of 614,400 bytes'),
+    ('sync_depth_0*.png', b'<!DOCTYPE html><html>login', 'a web page')])
+def test_files_that_are_something_else_are_named(official, pattern, content, message):
+    _each(pattern, lambda path: path.write_bytes(content))(official)
+    with pytest.raises(DatasetError, match=message):
+        look_at(official)
+
+
+def test_names_that_are_no_utf8(official):
+    scene = next((official / 'official_splits/test').iterdir())
+    (official / NYU_LIST).unlink()
+    scene.rename(scene.with_name(os.fsdecode(b'caf\xe9')))
+    dataset = opened(official.rename(official.with_name(os.fsdecode(b'ny\xe9'))))
+    assert 'caf\udce9' in {entry.scene for entry in dataset.entries}
+    dataset.check_unit()
+    for position in range(len(dataset)):
+        dataset.read(position)

@@ -4,8 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,11 +26,12 @@ from depthclip_ros.node.config import read_config
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, witness
 from offline_eval import evaluate as evaluation
-from offline_eval.datasets import open_dataset
+from offline_eval.datasets import KITTI_LIST, open_dataset
 from offline_eval.errors import PredictionError
 from offline_eval.metrics import METRICS, PAPER_METRICS
 from offline_eval.paper import METHOD, PAPER_METHOD
 from offline_eval.protocol import PROTOCOLS
+from offline_eval.report import __main__ as report
 
 pytest.importorskip('h5py', reason='h5py, which reads the .mat, is missing')
 
@@ -68,6 +75,14 @@ def fails(capsys, arguments):
     message = capsys.readouterr().err
     assert 'Traceback' not in message
     return message
+
+
+def answer(dataset, position, path, protocol='bts', scale=0.0, align='none'):
+    """Depth of one image of other predictions, as it is scored."""
+    pair, chosen = dataset.read(position), PROTOCOLS[protocol]
+    return witness.foreign('a', path, dataset, chosen, scale, align).answer(SimpleNamespace(
+        entry=dataset.entries[position], pair=pair, truth=chosen.truth(pair.depth),
+        protocol=chosen, estimator=SimpleNamespace(device='cpu'))).numpy()
 
 
 @pytest.fixture(scope='module')
@@ -189,12 +204,14 @@ def test_kitti_is_written_as_its_tools_read_it(tmp_path):
     assert cli.main(['witness', '--data', str(tmp_path), '--weights', 'demo', '--device', 'cpu',
                      '-o', str(tmp_path / 'out')]) == 0
     dataset = open_dataset(tmp_path)
-    assert '(352 x 1216, 256 a metre)' in witness.foreign(
-        'a', tmp_path / 'out', dataset, align='median').note
+    found = witness.foreign('a', tmp_path / 'out', dataset, PROTOCOLS['kitti'], align='median')
+    assert '(352 x 1216, 256 a metre)' in found.note
     path = tmp_path / 'out' / 'raw' / '2011_09_26_drive_0002_sync_0000000001.png'
-    read = witness.read(path, dataset.scale, 'none', (375, 1242),
-                        np.full((352, 1216), 9, np.float32), PROTOCOLS['kitti'])
-    np.testing.assert_array_equal(read, (cv2.imread(str(path), -1) / 256).astype(np.float32))
+    read = answer(dataset, 1, tmp_path / 'out', scale=256.0, protocol='kitti')
+    depth = (cv2.imread(str(path), -1) / 256).astype(np.float32)
+    scored = read != 1
+    np.testing.assert_array_equal(read[scored], depth[scored])
+    assert scored.mean() > 0.5
 
 
 def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overwritten(
@@ -277,15 +294,208 @@ def test_alignments():
 
 
 @pytest.mark.parametrize(('name', 'how', 'message'), [
-    ('less', {}, r'1 of 10 files are missing(.|\n)*  \d{5}.png'),
+    ('less', {}, r'1 of 10 files are missing(.|\n)*\(9 files(.|\n)*\n  0{5}$'),
     ('nowhere', {}, '10 of 10 files are missing'),
-    ('oracle', {'scale': 1.0}, r'outside 0.3 to 9.9 m. Give --prediction-scale'),
+    ('oracle', {'scale': 1.0}, '1e.03 times the true one.*--prediction-scale 1000'),
     ('affine', {'align': 'disparity'}, r'rises with the true depth(.|\n)*--align lstsq'),
     ('inverse', {'align': 'lstsq'}, r'falls with the true depth(.|\n)*--align disparity')])
 def test_predictions_that_are_refused(dataset, rivals, name, how, message):
     """Files that are missing, of a wrong unit, or of a wrong sign."""
     with pytest.raises(PredictionError, match=message):
-        witness.foreign('a', rivals / name, dataset, **how)
+        witness.foreign('a', rivals / name, dataset, PROTOCOLS['bts'], **how)
+
+
+def predicted(folder, dataset, change, name='rgb_{:05d}.npy', scale=1000):
+    """Write the truth, changed, for every image; PNG with so much a metre. Returns the folder."""
+    rng = np.random.default_rng(0)
+    for position, entry in enumerate(dataset.entries):
+        path = folder / name.format(entry.index, position=position)
+        depth = change(np.where((true := dataset.read_truth(position)) > 0, true, 2.0), rng)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == '.npy':
+            np.save(path, depth.astype(np.float32))
+        elif path.suffix == '.npz':
+            np.savez(path, depth.astype(np.float32))
+        elif path.suffix == '.png':
+            write_png(path, depth, scale)
+        else:
+            cv2.imwrite(str(path), depth.astype(np.float32))
+    return folder
+
+
+def as_it_is(true, _):
+    return true
+
+
+def doubts(dataset, path, scale=0.0, align='none'):
+    """Warnings that the report would have of predictions."""
+    fresh = replace(dataset, warnings=())
+    witness.foreign('a', path, fresh, PROTOCOLS['bts'], scale, align)
+    return ' '.join(fresh.warnings)
+
+
+@pytest.mark.parametrize(('stored', 'name', 'taken', 'option'), [
+    (256, '{:05d}.png', 0, '256'), (500, '{:05d}.png', 0, '500'), (2000, '{:05d}.png', 0, '2000'),
+    (5000, '{:05d}.png', 0, '5000'), (100, '{:05d}.png', 0, '100'), (10, '{:05d}.png', 1000, '10'),
+    (0.1, '{:05d}.npy', 0, '0.1'), (1000, '{:05d}.npy', 0, '1000'), (10, '{:05d}.npy', 0, '10'),
+    (3.28084, '{:05d}.npy', 0, '3.28084'), (256, '{:05d}.npy', 1000, '256')])
+def test_a_unit_that_is_none_is_named(dataset, tmp_path, stored, name, taken, option):
+    """Even of a method that is off by 10 %; where the user said so, if nobody can be so wrong."""
+    factor = 1.1 if name.endswith('png') else 1.1 * stored
+    predicted(tmp_path, dataset, lambda true, _: factor * true, name, stored)
+    with pytest.raises(PredictionError, match=rf'--prediction-scale {re.escape(option)}[.,]'):
+        doubts(dataset, tmp_path, taken)
+    assert not doubts(dataset, tmp_path, stored)
+
+
+@pytest.mark.parametrize(('change', 'scale', 'doubt'), [
+    (as_it_is, 0, ''), (lambda true, _: 1.4 * true, 0, ''), (lambda true, _: 0.7 * true, 0, ''),
+    (lambda true, _: 0.3 * true + 1.5, 0, ''),  # hardly more than a constant
+    (lambda true, rng: true * rng.lognormal(0, 0.4, true.shape), 0, ''),
+    (lambda true, _: 2.4 + 0 * true, 0, 'correlates with the true depth by 0.00'),
+    (lambda true, rng: rng.uniform(1, 4, true.shape), 0, 'correlates .* by -?0.0'),
+    (lambda true, _: 1.8 * true, 0, '1.8 times the true one'),
+    (lambda true, _: 3.3 * true, 1, '3.3 times .* looks like 3.28084'),  # the user says it is so
+    # About 3.28 times, and not to be told from feet: noisy, without the nearest or the farthest,
+    # of a factor of its own in each image.
+    (lambda true, rng: 3.28 * true * rng.lognormal(0, 0.9, true.shape), 0, 'looks like 3.28084'),
+    (lambda true, _: 3.28 * (true - 0.9 * true.min()) / (1 - 0.9 * true.min() / np.median(true)),
+     0, 'looks like 3.28084'),
+    (lambda true, _: 3.28 * (0.3 * true + 0.7 * np.median(true)), 0, 'looks like 3.28084'),
+    (lambda true, rng: 3.28 * rng.lognormal(0, 0.3) * true, 0, 'looks like 3.28084'),
+    (lambda true, _: (true - true.min() + 0.01) / np.ptp(true), 0, 'is it metric depth')])
+def test_a_poor_method_is_not_refused(dataset, tmp_path, change, scale, doubt):
+    """It may be wrong by some factor, or relative: that is said where it is much."""
+    found = doubts(dataset, predicted(tmp_path, dataset, change), scale)
+    assert re.search(doubt, found) if doubt else not found
+
+
+@pytest.mark.parametrize('align', ['none', 'median', 'lstsq'])
+def test_inverse_depth_is_named(dataset, tmp_path, align):
+    predicted(tmp_path, dataset, lambda true, _: 6 / true)
+    with pytest.raises(PredictionError, match=r'falls with .* Give --align disparity'):
+        doubts(dataset, tmp_path, align=align)
+    assert not doubts(dataset, tmp_path, align='disparity')
+
+
+def test_what_is_doubtful_stands_in_the_report(world, dataset, tmp_path, capsys):
+    predicted(tmp_path / 'p', dataset, lambda true, _: 1.8 * true)
+    found = evaluate(world, tmp_path / 'o', '--predictions', f'a={tmp_path / "p"}')
+    assert '1.8 times the true one' in found.data.warnings[-1]
+    assert '1.8 times the true one' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', [
+    '{:05d}.npz', 'rgb_{:05d}.pfm', 'rgb_{:05d}.tiff', 'RGB_{:05d}.NPY', '{position}.npy',
+    '{position:06d}.npy', 'sync_depth_{:05d}.png', 'rgb_{:05d}.jpg.png', 'raw/rgb_{:05d}_pred.npy',
+    'rgb_{:05d}_raw_depth_meter.npy', 'a/rgb_{:05d}.npy', 'rgb_{:05d}/depth.npy'])
+def test_names_that_other_programs_give(dataset, tmp_path, name):
+    """A picture of depth beside depth, and what macOS writes beside files, are no predictions."""
+    predicted(tmp_path, dataset, as_it_is, name)
+    place = (tmp_path / name).parent if '{' not in Path(name).parent.name else tmp_path
+    for entry in dataset.entries:
+        (place / f'._rgb_{entry.index:05d}.npy').write_bytes(b'\0\5\x16\7')
+        if name.startswith('rgb') and 'npy' in name:
+            cv2.imwrite(str(place / f'rgb_{entry.index:05d}.png'), np.zeros((9, 9, 3), np.uint8))
+    for position in (0, 7):
+        truth = PROTOCOLS['bts'].truth(dataset.read_truth(position))
+        found = answer(dataset, position, tmp_path)
+        np.testing.assert_allclose(found[truth > 0], truth[truth > 0], atol=6e-4)
+
+
+@pytest.mark.parametrize(('name', 'drives'), [
+    ('{frame:010d}.npy', 1), ('{frame:010d}_image_02.npy', 1), ('{frame:010d}.npy', 2),
+    ('{drive}/{frame:010d}.npy', 2), ('{drive}_{frame:010d}_image_02.npy', 2)])
+def test_frames_of_one_drive_need_no_drive_in_their_names(tmp_path, name, drives):
+    """Of several they do, unless their folders have it."""
+    lists = []
+    for drive in ('2011_09_26_drive_0002_sync', '2011_09_26_drive_0009_sync')[:drives]:
+        write_kitti(tmp_path, [(375, 1242)] * 2, lambda size: np.full(size, 9), drive)
+        lists.append((tmp_path / KITTI_LIST).read_text())
+    (tmp_path / KITTI_LIST).write_text('\n'.join(lists))
+    dataset = open_dataset(tmp_path)
+    for position, entry in enumerate(dataset.entries):
+        path = tmp_path / 'p' / name.format(drive=entry.sequence, frame=position % 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((375, 1242), 9.0 + position))
+    if drives == 2 and 'drive' not in name:
+        with pytest.raises(PredictionError, match='files are missing'):
+            answer(dataset, 1, tmp_path / 'p', 'kitti')
+        return
+    last = len(dataset) - 1
+    assert answer(dataset, last, tmp_path / 'p', 'kitti').max() == 9 + last
+
+
+def test_files_that_could_be_several_methods_are_refused(dataset, tmp_path):
+    for name in ('rgb_{:05d}_pred.npy', 'rgb_{:05d}_confidence.npy'):
+        predicted(tmp_path, dataset, as_it_is, name)
+    with pytest.raises(PredictionError, match=r'several files(.|\n)*confidence(.|\n)*pred.npy'):
+        doubts(dataset, tmp_path)
+
+
+def test_a_number_within_a_number_is_none(dataset, tmp_path):
+    predicted(tmp_path, dataset, as_it_is, '16{:05d}.npy')
+    with pytest.raises(PredictionError, match='10 of 10 files are missing'):
+        doubts(dataset, tmp_path)
+
+
+def test_files_of_other_names_are_listed(dataset, tmp_path):
+    for number in range(1, 11):
+        np.save(tmp_path / f'{number}.npy', np.ones((2, 2)))
+    with pytest.raises(PredictionError, match=r'holds 1.npy, 10.npy, 2.npy \(10 files; the first '
+                                              r'is an array'):
+        doubts(dataset, tmp_path)
+
+
+def test_one_array_of_all_images(dataset, tmp_path):
+    stack = np.stack([dataset.read_truth(i) + 1 for i in range(len(dataset))])
+    for position, (name, save) in enumerate((
+            ('a.npy', lambda path: np.save(path, stack)),
+            ('a.npz', lambda path: np.savez(path, stack[:, None])),
+            ('b.npy', lambda path: np.save(path, np.rint(stack * 1000).astype(np.uint16))))):
+        save(tmp_path / name)
+        truth = PROTOCOLS['bts'].truth(dataset.read_truth(position))
+        found = answer(dataset, position, tmp_path / name, scale=1000.0 * (name == 'b.npy'))
+        np.testing.assert_allclose(found[truth > 0], truth[truth > 0] + 1, atol=6e-4)
+    np.savez(tmp_path / 'two.npz', stack, stack)
+    np.save(tmp_path / 'less.npy', stack[:7])
+    (tmp_path / 'page.npy').write_text('<html>login</html>')
+    for name, message in (('less.npy', 'of 7 images, and the data set has 10'),
+                          ('b.npy', r'whole numbers \(uint16\); give --prediction-scale'),
+                          ('two.npz', '2 arrays'), ('page.npy', 'a web page')):
+        with pytest.raises(PredictionError, match=message):
+            doubts(dataset, tmp_path / name)
+
+
+@pytest.mark.parametrize('spread', [(1, 480, 640), (1, 1, 480, 640), (480, 640, 1)])
+def test_axes_of_one_are_none(one, spread):
+    path, read = one
+    np.save(path.with_suffix('.npy'), np.full(spread, 2.0))
+    assert read(path=path.with_suffix('.npy')).shape == (480, 640)
+
+
+def test_names_that_are_no_utf8(world, dataset, tmp_path):
+    """Of the data, the results and a method: the run ends as any other, and goes on."""
+    data, output, rival = (tmp_path / os.fsdecode(name) for name in (
+        b'ny\xe9', b'out\xe9', b'riv\xe9'))
+    shutil.copytree(world / 'official', data)
+    scene = next((data / 'official_splits/test').iterdir())
+    for list_file in data.glob('*.txt'):
+        list_file.unlink()
+    scene.rename(scene.with_name(os.fsdecode(b'caf\xe9')))
+    predicted(rival, dataset, lambda true, _: 1.8 * true)
+    arguments = given(world, '--output', output, '--predictions', f'a\udce9={rival}', data=data)
+    command = [sys.executable, '-c', 'import sys, offline_eval.cli as cli; sys.exit(cli.main())']
+    for more in ([], ['--resume']):
+        done = subprocess.run([*command, *arguments, *more], capture_output=True, timeout=120,
+                              check=False, env={**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'})
+        assert done.returncode == 0, done.stderr.decode(errors='replace')
+    results = output / 'latest'
+    assert 'ny\ufffd' in (results / 'report/report.html').read_text(encoding='utf-8')
+    assert 'a\ufffd' in (results / 'report/report.md').read_text(encoding='utf-8')
+    assert report.main([str(results)]) == 0
+    assert cli.main(['witness', *given(world, '-o', output / 'w', data=data)]) == 0
+    assert len(list((output / 'w/raw').iterdir())) == 10
 
 
 @pytest.fixture
@@ -295,7 +505,8 @@ def one(dataset, tmp_path):
     write_png(path, np.full((480, 640), 2.0))
 
     def read(protocol='bts', align='none', path=path):
-        return witness.read(path, 1000.0, align, (480, 640), PROTOCOLS[protocol].truth(truth),
+        depth = witness.metres_of(witness.numbers_of(path, 0.0), 1000.0, align)
+        return witness.read(depth, path, align, (480, 640), PROTOCOLS[protocol].truth(truth),
                             PROTOCOLS[protocol])
     return path, read
 
@@ -316,14 +527,15 @@ def test_every_scored_pixel_must_have_depth(one):
 
 @pytest.mark.parametrize(('size', 'protocol', 'good'), [
     ((480, 640), 'depthclip', True), ((416, 544), 'depthclip', True), ((240, 320), 'bts', True),
-    ((416, 544), 'bts', False), ((480, 480), 'bts', False), ((352, 1216), 'depthclip', False)])
+    ((416, 544), 'bts', False), ((480, 480), 'bts', False), ((352, 1216), 'depthclip', False),
+    ((228, 304), 'bts', False), ((228, 304), 'depthclip', False)])
 def test_sizes(one, size, protocol, good):
     path, read = one
     depth = np.full(size, 2.0)
     depth[:, size[1] // 2:] = 4.0
     write_png(path, depth)
     if not good:
-        with pytest.raises(PredictionError, match=f'is {size[0]} x {size[1]}; the image is'):
+        with pytest.raises(PredictionError, match=f'is {size[0]} x {size[1]}[;,] (the image|as)'):
             read(protocol)
         return
     found = read(protocol)
@@ -337,17 +549,20 @@ def test_what_is_no_prediction(one):
     path, read = one
     array = path.with_suffix('.npy')
     for spoil, message in (
-            (lambda: cv2.imwrite(str(path), np.full((480, 640), 200, np.uint8)), 'expected 16 bi'),
-            (lambda: path.write_bytes(b'no picture'), 'damaged'),
-            (lambda: np.save(array, np.ones((480, 640), int)), 'of floating point.*it holds int'),
-            (lambda: array.write_bytes(b'\x93NUMPY'), 'no array of floating point')):
+            (lambda: cv2.imwrite(str(path), np.full((480, 640), 200, np.uint8)),
+             r'holds uint8 \(480, 640\); expected'),
+            (lambda: path.write_bytes(b'no picture'), 'no picture but text'),
+            (lambda: np.save(array, np.ones((480, 640), int)), 'int64.*--prediction-scale'),
+            (lambda: np.save(array, np.ones((480, 640, 3), 'f')), r'holds float32 \(480, 640, 3'),
+            (lambda: np.save(array, np.ones((480, 640), object)), 'cannot be read as depth'),
+            (lambda: array.write_bytes(b'\x93NUMPY'), 'cannot be read as depth')):
         spoil()
         with pytest.raises(PredictionError, match=message):
             read(path=array if array.is_file() else path)
 
 
 @pytest.mark.parametrize(('more', 'message'), [
-    (['--predictions', 'nowhere'], 'NAME=FOLDER'),
+    (['--predictions', 'nowhere'], 'NAME=PATH'),
     (['--predictions', 'a=x', '--align', 'b=median'], 'b: is none of --predictions'),
     (['--predictions', 'a=x', '--align', 'most'], 'none, median'),
     (['--predictions', 'a=x', '--prediction-scale', '-1'], 'greater than 0'),

@@ -2,6 +2,7 @@
 """Recordings to calibrate from: what is read of bags and folders, and what is wrong with them."""
 
 import gc
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -482,6 +483,41 @@ def test_what_is_wrong_with_files_is_counted(frames, tmp_path):
         assert len(read(recording)) == 1
     assert sum(recording.left_out.values()) == 7
     assert recording.left_out['images without depth'] == 1
+
+
+def test_what_a_file_is_instead_is_said(frames, tmp_path):
+    """What macOS writes beside files counts for nothing."""
+    write_folder(tmp_path, frames)
+    (tmp_path / 'depth' / '._0.png').write_bytes(b'\0\5\x16\7')
+    (tmp_path / 'rgb' / '._0.png').write_bytes(b'\0\5\x16\7')
+    (tmp_path / 'depth' / '1.png').write_bytes(b'version https://git-lfs.github.com/spec/v1\n')
+    (tmp_path / 'rgb' / '2.png').write_bytes(b'<!DOCTYPE html><html>login')
+    recording = open_recording(tmp_path)
+    assert len(read(recording)) == len(frames) - 2
+    said = ' '.join(recording.left_out)
+    assert 'a git-lfs pointer' in said
+    assert 'a web page' in said
+    assert sum(recording.left_out.values()) == 2
+
+
+@pytest.mark.parametrize(('suffix', 'write'), [
+    ('.npz', lambda path, depth: np.savez(path, depth[None])),
+    ('.npy', lambda path, depth: np.save(path, depth[..., None])),
+    ('.pfm', lambda path, depth: cv2.imwrite(str(path), depth)),
+    ('.tiff', lambda path, depth: cv2.imwrite(str(path), depth))])
+def test_forms_of_floating_point(frames, tmp_path, suffix, write):
+    write_folder(tmp_path, frames)
+    for number, frame in enumerate(frames):
+        (tmp_path / 'depth' / f'{number}.png').unlink()
+        write(tmp_path / 'depth' / f'{number}{suffix}', frame.depth.astype(np.float32))
+    same(read(open_recording(tmp_path)), frames)
+
+
+def test_names_that_are_no_utf8(frames, tmp_path):
+    folder = write_folder(tmp_path / 'a', frames).rename(tmp_path / os.fsdecode(b'caf\xe9'))
+    for path in [*folder.glob('*/*.png')]:
+        path.rename(path.with_name(os.fsdecode(b'gar\xe7on_') + path.name))
+    same(read(open_recording(folder)), frames, 1e-3)
 
 
 def test_folders_that_are_none(tmp_path):

@@ -7,16 +7,15 @@ import contextlib
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 
 from ..core.calibration import image_digest
 from ..core.camera import CameraModel, notices_of
-from ..core.errors import DataError, ImageError, reason
-from ..core.files import open_regular
+from ..core.errors import DataError, ImageError
 from ..messages.depth import measured
+from ..sources import depth_maps
 from ..sources.camera_info import CameraCalibration
 from ..sources.pictures import SUFFIXES, read_picture
 from .recordings import (
@@ -37,13 +36,10 @@ from .recordings import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from numpy.typing import NDArray
-
     from .recordings import Float32
 
 # Names of folders beside each other, as data sets and phones have them.
 IMAGE_FOLDERS, DEPTH_FOLDERS = ('rgb', 'color', 'colour', 'images', 'image'), ('depth', 'depths')
-DEPTH_SUFFIXES = ('.png', '.npy', '.tif', '.tiff', '.pgm')
 # What names have around that which image and depth have in common.
 _WORDS = re.compile(r'(?i)rgb|colou?r|depth|image|img|frame')
 # Names that are numbers above the first are times since 1970, in seconds, and above the others in
@@ -78,7 +74,7 @@ def files_beside(path: Path) -> Files | None:
     if not (images and depths):
         return None
     return Files(_by_name(path / images, (path / images).rglob('*'), SUFFIXES),
-                 _by_name(path / depths, (path / depths).rglob('*'), DEPTH_SUFFIXES),
+                 _by_name(path / depths, (path / depths).rglob('*'), depth_maps.SUFFIXES),
                  f'{images}/ with {depths}/')
 
 
@@ -92,7 +88,7 @@ def files_mixed(path: Path) -> Files | None:
     files = [*path.glob('*'), *path.glob('*/*')] if path.is_dir() else []
     images, depths = (
         _by_name(path, (file for file in files if ('depth' in file.stem.lower()) is depth), kinds)
-        for kinds, depth in ((SUFFIXES, False), (DEPTH_SUFFIXES, True)))
+        for kinds, depth in ((SUFFIXES, False), (depth_maps.SUFFIXES, True)))
     return Files(images, depths, 'images with depth beside them') if images and depths else None
 
 
@@ -130,7 +126,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
 
     def metres(position: int) -> Float32:
         file = depths[pairs[position][1]]
-        values = _stored(file)
+        values = depth_maps.read_depth_map(file)
         return options.metres(measured(values), integer=values.dtype.kind == 'u')
 
     clipping = Clipping()
@@ -152,7 +148,7 @@ def of_folder(path: Path, files: Files, options: Options) -> Recording:
             'images without depth': len(images) - len(pairs),
             'depth without an image': len(depths) - len(pairs)}), timed,
         notes=clipping.notes + notices_of(camera),
-        integers=any(depths[name].suffix.lower() != '.npy' for _, name in pairs))
+        integers=any(depths[name].suffix.lower() not in depth_maps.ARRAYS for _, name in pairs))
 
 
 def _by_name(folder: Path, paths: Iterable[Path], suffixes: Iterable[str]) -> dict[str, Path]:
@@ -212,31 +208,6 @@ def _each(
     frame: Callable[[int], Frame], positions: list[int],
 ) -> Iterator[tuple[int, Callable[[], Frame]]]:
     return ((position, partial(frame, position)) for position in positions)
-
-
-def _stored(path: Path) -> NDArray[Any]:
-    """Numbers (H, W) of a depth map: floating point, or 16 bits.
-
-    Raises:
-        ImageError: 'not depth'.
-
-    """
-    is_array = path.suffix.lower() == '.npy'
-    try:
-        with open_regular(path) as file:
-            values = np.load(file, allow_pickle=False) if is_array else cv2.imdecode(
-                np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except Exception as error:  # whatever a damaged file makes their decoders raise
-        raise ImageError(
-            'not depth', f'{path}: cannot be read as depth: {reason(error)}.') from error
-    if isinstance(values, np.ndarray) and values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size or not (
-            values.dtype.kind == 'f' or (not is_array and values.dtype == np.uint16)):
-        raise ImageError('not depth', f'{path}: holds {getattr(values, "dtype", "no")} '
-                         f'{getattr(values, "shape", "image")}; expected one channel of floating '
-                         'point in metres (.npy, .tif), or of 16 bits in millimetres (PNG).')
-    return values
 
 
 def training_split(path: Path, options: Options) -> Recording:

@@ -8,7 +8,6 @@ parameter file, by the node and by the offline tools alike.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from .errors import ConfigError, quoted
+from .errors import ConfigError, did_you_mean, nearest, quoted
 from .parameter_file import read_parameters
 
 if TYPE_CHECKING:
@@ -297,25 +296,18 @@ class DepthConfig(Settings):
         """
         values = read_parameters(path, node_name)
         own = {name: value for name, value in values.items()
-               if name in cls.names() or _nearest(name, cls.names())}
+               if name in cls.names() or nearest(name, cls.names())}
         try:
             return cls.from_dict(own)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
 
 
-def _nearest(name: object, known: Sequence[str]) -> list[str]:
-    """The name that was probably meant, if there is one."""
-    return difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
-
-
 def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
     """Say that settings do not exist, what was probably meant, and which there are."""
     names = sorted(map(str, unknown))
-    meant = [near for name in names for near in _nearest(name, known)]
-    hint = f"did you mean {', '.join(meant)}? " if meant else ''
-    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {hint}'
-            f'known are: {", ".join(known)}.')
+    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; '
+            f'{did_you_mean(names, known)}known are: {", ".join(known)}.')
 
 
 def _plain(value: Any) -> Any:

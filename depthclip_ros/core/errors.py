@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def quoted(value: object, limit: int = 80) -> str:
@@ -15,11 +15,21 @@ def quoted(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f'{text[:limit - 1]}… ({count} characters)'
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'did you mean X? ', whatever the capitals and signs; '' where nothing known is near."""
-    plain = {re.sub(r'\W', '', one).lower(): one for one in known}
-    near = difflib.get_close_matches(re.sub(r'\W', '', name).lower(), plain, n=1, cutoff=0.8)
-    return f'did you mean {plain[near[0]]}? ' if near else ''
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The known name that is near to one, whatever its capitals and signs; '' where none is."""
+    plain = {_letters(one): one for one in known}
+    near = difflib.get_close_matches(_letters(str(name)[:80]), plain, n=1, cutoff=0.84)
+    return plain[near[0]] if near else ''
+
+
+def did_you_mean(names: Iterable[object], known: Sequence[str]) -> str:
+    """'did you mean X, Y? ', or '' where no known name is near to any of these."""
+    near = dict.fromkeys(filter(None, (nearest(name, known) for name in names)))
+    return f'did you mean {", ".join(near)}? ' if near else ''
+
+
+def _letters(name: str) -> str:
+    return re.sub(r'[\W_]', '', name).lower()
 
 
 def reason(error: Exception) -> str:

@@ -57,3 +57,8 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise OSError(errno.ENOENT, 'no home folder is known for that user') from error
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes in the names of files that are none become U+FFFD."""
+    return os.fsencode(text).decode(errors='replace')

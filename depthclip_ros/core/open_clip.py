@@ -160,7 +160,7 @@ def _describe(open_clip: Any, model: str, tag: str) -> tuple[dict[str, Any], Any
     if config is None or (tag and tag not in tags):
         raise ConfigError(
             f'backbone: open_clip {open_clip.__version__} has no {quoted(model)} with weights '
-            f'{quoted(tag)}, but with {tags}; {did_you_mean(model, open_clip.list_models())}see '
+            f'{quoted(tag)}, but with {tags}; {did_you_mean([model], open_clip.list_models())}see '
             'open_clip.list_pretrained() or docs/variants.md.')
     if 'multimodal_cfg' in config or 'hf_model_name' in config['text_cfg']:
         raise _refusal(model, 'its image embedding is mixed from learned queries, or its text '

@@ -6,7 +6,6 @@ What rcl cannot read, or reads into something that nobody wrote, is refused.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError, quoted, reason
+from .errors import ConfigError, nearest, quoted, reason
 from .files import open_regular
 
 _PARAMETERS = 'ros__parameters'
@@ -182,9 +181,9 @@ def _sections(document: dict[str, Any], name: str = '') -> Iterator[tuple[str, d
     for key, value in document.items():
         inner = f'{name}/{key}' if name else key
         if not isinstance(value, dict):
-            near = difflib.get_close_matches(_PARAMETERS, {*inner.split('/')} - {_PARAMETERS}, 1)
-            raise _fault(f'{quoted(inner)} holds {quoted(value)}; {_EXPECTED}' + ''.join(
-                f" Instead of '{one}', write '{_PARAMETERS}'." for one in near))
+            near = nearest(_PARAMETERS, {*inner.split('/')} - {_PARAMETERS})
+            raise _fault(f'{quoted(inner)} holds {quoted(value)}; {_EXPECTED}'
+                         + f" Instead of '{near}', write '{_PARAMETERS}'." * bool(near))
         if key != _PARAMETERS:
             yield from _sections(value, inner)
         elif len(document) > 1 or not _NODE.fullmatch(name):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import files
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, did_you_mean, quoted
 from .state_dict import (
     Architecture,
     Log,
@@ -174,13 +173,10 @@ def file_digest(path: Path, release: Release | None = None) -> str:
     return found
 
 
-def _meant(backbone: str) -> str:
-    """The release whose name is spelt in another way, as open_clip and Hugging Face do it."""
-    spelt, names = backbone.lower().rpartition('clip-')[2], {one.lower(): one for one in RELEASES}
-    for other, own in (('_', '-'), ('base-patch', 'b/'), ('large-patch', 'l/')):
-        spelt = spelt.replace(other, own)
-    near = difflib.get_close_matches(spelt, names, 1, cutoff=0.84)
-    return f'did you mean {names[near[0]]}? ' if near else ''
+def _openai_name(backbone: str) -> str:
+    """A name as open_clip and Hugging Face spell it, as OpenAI does."""
+    spelt = backbone.lower().rpartition('clip-')[2]
+    return spelt.replace('base-patch', 'b/').replace('large-patch', 'l/')
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,
@@ -211,8 +207,9 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
         from . import open_clip
         return open_clip.load(weights, backbone, log, offline=offline)
     if backbone != 'auto' and backbone not in RELEASES:
-        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {_meant(backbone)}use '
-                           f'auto, one of {", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
+        near = did_you_mean([_openai_name(backbone)], list(RELEASES))
+        raise WeightsError(f'backbone: {quoted(backbone)} is unknown; {near}use auto, one of '
+                           f'{", ".join(RELEASES)}, or {OPEN_CLIP}ARCHITECTURE/TAG.')
     if isinstance(weights, Mapping):
         import torch
         state_dict = {name: tensor.cpu().clone(memory_format=torch.contiguous_format)

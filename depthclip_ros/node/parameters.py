@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from rclpy.parameter_service import ParameterService
 from rclpy.task import Future
 
 from ..core.config import DepthConfig, describe
-from ..core.errors import ConfigError, DepthClipError, quoted
+from ..core.errors import ConfigError, DepthClipError, did_you_mean, quoted
 from .config import ROS_OWN, NodeConfig, split, with_demo_settings
 from .pipeline import Pipeline
 
@@ -215,11 +214,9 @@ class _Services(ParameterService):
 
 def _unknown_message(unknown: Sequence[str]) -> str:
     """Say that parameters do not exist, and which were probably meant."""
-    meant = [near for name in unknown[:MOST_NAMED]
-             for near in difflib.get_close_matches(name[:80], SETTINGS, 1)]
-    return (f'unknown parameter {quoted(", ".join(unknown[:MOST_NAMED]))}; '
-            + f'did you mean {", ".join(meant)}? ' * bool(meant)
-            + 'config/depth.yaml has those that there are.')
+    names = unknown[:MOST_NAMED]
+    return (f'unknown parameter {quoted(", ".join(names))}; {did_you_mean(names, list(SETTINGS))}'
+            'config/depth.yaml has those that there are.')
 
 
 def _with_doubles(parameter: Parameter) -> Parameter:

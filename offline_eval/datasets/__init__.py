@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import DatasetError
+from ..errors import DatasetError, contents
 from . import nyu
-from .base import KITTI, Dataset, Entry, Pair, of_files, read_list
+from .base import KITTI, LISTS, Dataset, Entry, Pair, of_files, read_list
 
 __all__ = ['Dataset', 'Entry', 'Pair', 'open_dataset']
 
@@ -36,6 +36,9 @@ def open_dataset(
     for given in (path, list_file, truth):
         if given is not None and not given.exists():
             raise DatasetError(f'{given}: does not exist.')
+    if truth is not None and not truth.is_dir():  # monodepth2's gt_depths.npz, for one
+        raise DatasetError(f"--ground-truth {truth}: is a file, as monodepth2's of the raw lidar. "
+                           f'The folder of the annotated depth is needed. {LISTS}')
     mat = path if path.is_file() else path / nyu.MAT
     if mat.is_file():
         return nyu.open_mat(mat, inpainted=inpainted)
@@ -48,12 +51,12 @@ def open_dataset(
 
 def _open_folder(path: Path, list_file: Path | None, truth: Path | None) -> Dataset:
     for folder in (path, path / 'test', path / 'official_splits' / 'test'):
-        if any(folder.glob('*/rgb_*.jpg')):
+        if nyu.official_images(folder):
             beside = (f / nyu.LIST for f in (folder, folder.parent, folder.parent.parent))
             return nyu.open_official(folder, list_file or next(filter(Path.is_file, beside), None))
     for folder in (path, path / 'nyu2_test', path / 'data' / 'nyu2_test',
                    path / 'nyu_data' / 'data' / 'nyu2_test'):
-        if any(folder.glob('*_colors.png')):
+        if any(folder.glob(nyu.KAGGLE)):
             return nyu.open_kaggle(folder)
     if any(path.glob('2011_*')):
         return _open_kitti(path, list_file or path / KITTI_LIST, truth)
@@ -62,7 +65,7 @@ def _open_folder(path: Path, list_file: Path | None, truth: Path | None) -> Data
     raise DatasetError(
         f'{path}: no known data set. Expected {nyu.MAT}, or a folder with it, with '
         'official_splits/test/SCENE/rgb_NNNNN.jpg, with nyu2_test/NNNNN_colors.png, or with '
-        "KITTI's 2011_*.")
+        f"KITTI's 2011_*. {contents(path)}")
 
 
 def _open_kitti(path: Path, list_file: Path, truth: Path | None) -> Dataset:

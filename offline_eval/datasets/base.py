@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import codecs
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from depthclip_ros.core.errors import ImageError
+from depthclip_ros.core.formats import kind_of
+from depthclip_ros.sources.depth_maps import read_depth_map
+from depthclip_ros.sources.pictures import SUFFIXES, read_picture
 
 from ..errors import DatasetError, listing
 
@@ -19,6 +25,11 @@ _PROBES = 8
 NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
 IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not comparable with the "
               "paper's.")
+LISTS = ("A list names an image and its annotated depth on each line, as BTS's "
+         'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do.')
+# Stored depth per metre, as others have it: depth / 80, / 10, metres, feet, deci- and centimetres,
+# KITTI's, millimetres and others, TUM's, 16 bits for 10 m.
+SCALES = (1 / 80, 0.1, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 6553.5)
 
 Rgb = NDArray[np.uint8]
 Metres = NDArray[np.float32]
@@ -65,9 +76,10 @@ class Dataset:
         return len(self.entries)
 
     @property
-    def plausible(self) -> tuple[float, float]:
-        """Medians of true depth that are possible, in metres: on the road, and indoors."""
-        return (1.5, 80.0) if self.origin == KITTI else (0.3, 9.9)
+    def world(self) -> tuple[tuple[float, float], ...]:
+        """Metres on the road or indoors: possible and usual medians, and where a sensor ends."""
+        return ((1.5, 80.0), (5.0, 40.0), (70.0, 95.0)) if self.origin == KITTI else (
+            (0.3, 9.9), (1.0, 6.0), (9.5, 10.05))
 
     def read(self, position: int) -> Pair:
         """Read the pair at a position of `entries`."""
@@ -90,73 +102,141 @@ class Dataset:
     def check_unit(self) -> None:
         """Look at a few ground truths: are they metres once read, and the sensor's?
 
+        A median that is impossible is an error. One that is only unusual is an error where in
+        another usual unit it were usual and the largest depth were the sensor's limit; else a
+        warning, for there may be such places.
+
         Raises:
-            DatasetError: the median depth is impossible.
+            DatasetError: the depth is of another unit.
 
         """
         depths = [self.read_truth(p) for p in self.probes()]
         if self.official and all((d > 0).all() for d in depths):  # no sensor sees everything
             self.is_in_painted()
-        medians = [float(np.median(d[d > 0])) for d in depths if (d > 0).any()]
-        low, high = self.plausible
-        if medians and not low <= np.median(medians) <= high:
-            raise DatasetError(
-                f'{self.path}: the median depth of {len(medians)} images is '
-                f'{np.median(medians):.4g} m, outside {low:g} to {high:g} m: it is stored in '
-                'another unit than this format has. Convert the depth.')
+        depths = [d[d > 0] for d in depths if (d > 0).any()]
+        if not depths:
+            return
+        median, most = float(np.median([np.median(d) for d in depths])), max(
+            float(d.max()) for d in depths)
+        (low, high), (least, greatest), (near, far) = self.world
+        if least <= median <= greatest:
+            return
+        what = (f'{self.path}: the median depth of {len(depths)} images is {median:.4g} m, the '
+                f'largest {most:.4g} m; {low:g} to {high:g} m is possible for the median, '
+                f'{least:g} to {greatest:g} m is usual')
+        factors = [factor for factor in (self.scale / scale for scale in SCALES)
+                   if least <= factor * median <= greatest and factor * most <= far]
+        factor = max(factors, default=0.0)
+        if factor:
+            what += f', and it would be so times {factor:.4g}' + (
+                f': it looks like {self.scale / factor:.6g} a metre, not {self.scale:g}'
+                if self.path.is_dir() else '')
+        if not low <= median <= high or near <= factor * most:
+            raise DatasetError(f'{what}. It is stored in another unit than this format has; '
+                               'convert the depth.')
+        self.warnings += (f'{what}. Is it stored in another unit than this format has?',)
+
+
+def nearest_scale(per_metre: float) -> float:
+    """Of the usual scales that which is nearest."""
+    return min(SCALES, key=lambda scale: abs(math.log(scale / per_metre)))
 
 
 def of_files(
     path: Path, form: str, entries: list[Entry], *, split: str, depth: str, scale: float = 1000.0,
 ) -> Dataset:
-    """Make a data set of image files and 16-bit depth files.
+    """Make a data set of image files and depth files.
+
+    An image that is there with another suffix only is taken, with a warning.
 
     Raises:
         DatasetError: there are none, or some are missing: all are listed.
 
     """
+    named = [entry.files[0] for entry in entries]
+    entries = [replace(entry, files=(_with_any_suffix(entry.files[0]), entry.files[1]))
+               for entry in entries]
     missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]
     if missing or not entries:
         raise DatasetError(
             f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
             f'data or correct the list:{listing(missing)}')
-    return Dataset(path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
-                   lambda entry: read_depth(entry.files[1], scale), scale=scale)
+    others = [(name, entry.files[0]) for name, entry in zip(named, entries, strict=True)
+              if name != entry.files[0]]
+    return Dataset(
+        path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
+        lambda entry: read_depth(entry.files[1], scale), scale=scale,
+        warnings=tuple(
+            f'{len(others)} images are of another format than the list says (as {file.name} for '
+            f'{name.name}): JPEG changes pixels, and so digits.' for name, file in others[:1]))
+
+
+def _with_any_suffix(image: Path) -> Path:
+    """That file, or where it is missing the one picture of that name with another suffix."""
+    if image.is_file():
+        return image
+    others = [file for suffix in SUFFIXES for file in (
+        image.with_suffix(suffix), image.with_suffix(suffix.upper())) if file.is_file()]
+    return others[0] if len(others) == 1 else image
 
 
 def read_rgb(path: Path) -> Rgb:
     """(H, W, 3) RGB of an image file."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise DatasetError(f'{path}: cannot be decoded; the file is damaged. Copy it again.')
-    return np.ascontiguousarray(image[:, :, ::-1]).astype(np.uint8, copy=False)
+    try:
+        image = read_picture(path, upright=False)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
+    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def read_depth(path: Path, scale: float) -> Metres:
-    """(H, W) metres of a 16-bit image file."""
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if stored is None:
-        raise DatasetError(f'{path}: cannot be decoded; the file is damaged. Copy it again.')
-    if stored.dtype != np.uint16 or stored.ndim != 2:
-        raise DatasetError(f'{path}: holds {stored.dtype} {stored.shape}; expected 16 bits, one '
-                           f'channel, {scale:g} per metre.')
-    return stored.astype(np.float32) / np.float32(scale)
+    """(H, W) metres of a depth map, 0 where there is none; whole numbers have a scale."""
+    try:
+        stored = read_depth_map(path)
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
+    metres = stored.astype(np.float32)
+    if stored.dtype.kind != 'f':
+        return metres / np.float32(scale)
+    return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
 
 def read_list(path: Path) -> list[tuple[str, str, float]]:
     """Two names of files per line, and the focal length in pixels; 0 where no number is third.
 
-    Further columns (dense depth) are ignored.
+    Further columns (dense depth) and lines that begin with # are ignored; the order is the file's.
+
+    Raises:
+        DatasetError: it is no text, another list, or names an image twice.
+
     """
     try:
-        rows = sorted(line.split() for line in path.read_text(encoding='utf-8').splitlines()
-                      if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f'{path}: the list cannot be read: {error}.') from error
-    short = [row[0] for row in rows if len(row) == 1]
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f'{path}: the list cannot be read: {error.strerror}.') from error
+    kind = kind_of(content)
+    if kind.name not in ('', 'text', 'json', 'empty') or b'\0' in content:
+        raise DatasetError(f'{path}: is no list but {kind.sentence}. {LISTS}')
+    text = content.removeprefix(codecs.BOM_UTF8).decode('utf-8', 'surrogateescape')
+    rows: dict[str, tuple[str, str, float]] = {}
+    short = []
+    for number, line in enumerate(text.splitlines(), 1):
+        row = line.replace('\\', '/').split()
+        if not row or row[0].startswith('#'):
+            continue
+        if len(row) == 1:
+            short.append(row[0])
+            continue
+        if row[1].isdigit():
+            raise DatasetError(f"{path}: line {number} is of monodepth2's list (FOLDER FRAME l: "
+                               f'697 images, scored on the raw lidar). {LISTS}')
+        rgb, depth = (name.lstrip('/') for name in row[:2])
+        if rgb in rows:
+            raise DatasetError(f'{path}: line {number} names {rgb} again, which would be scored '
+                               'twice; remove one of the lines.')
+        rows[rgb] = (rgb, depth, float(row[2]) if re.fullmatch(
+            r'\d+\.?\d*', ''.join(row[2:3])) else 0.0)
     if short or not rows:
         raise DatasetError(f'{path}: every line must name an image and its depth, separated by a '
                            f'space; found{listing(short) or " no line"}')
-    return [(row[0].lstrip('/'), row[1].lstrip('/'),
-             float(row[2]) if re.fullmatch(r'\d+\.?\d*', ''.join(row[2:3])) else 0.0)
-            for row in rows]
+    return list(rows.values())

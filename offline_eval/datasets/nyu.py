@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,8 @@ import cv2
 import numpy as np
 
 from depthclip_ros.core.files import atomic
+from depthclip_ros.core.formats import kind_of
+from depthclip_ros.sources.pictures import SUFFIXES
 
 from ..errors import DatasetError, ResultsError, listing, progress
 from .base import IN_PAINTED, NYU, RENDERED, Dataset, Entry, of_files, read_list
@@ -27,6 +30,7 @@ LABELED = 1449
 FOCAL = 518.8579  # pixels: fx of the colour camera, camera_params.m of the data set's toolbox
 MAT, LIST = 'nyu_depth_v2_labeled.mat', 'nyudepthv2_test_files_with_gt_dense.txt'
 HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
+KAGGLE = '[!.]*_colors.png'
 MARK_FILE = 'ORIGIN.txt'  # in a folder: that it holds rendered rooms
 # What of an image the official extraction keeps; the rest is a black frame. Rows, columns.
 KEPT = np.s_[7:474, 7:632]
@@ -74,6 +78,11 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        with path.open('rb') as file:
+            kind = kind_of(file)
+        if kind.name not in ('matlab', 'hdf5', ''):
+            raise DatasetError(f'{path}: is {kind.sentence}. Expected is {MAT} as MATLAB v7.3 '
+                               'stores it, of 2,972,037,809 bytes.') from error
         raise DatasetError(
             f'{path}: not {MAT} as MATLAB v7.3 stores it ({path.stat().st_size:,} bytes; {error})'
             '. It is truncated, damaged or another file: compare its size with the original '
@@ -93,6 +102,8 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
     key = 'depths' if inpainted else 'rawDepths'
     with _reading(path):
         mat = h5py.File(path, 'r')
+        if 'images' not in mat:
+            raise ValueError(f'it holds {", ".join(mat)}, as other data sets do')
         count = len(mat['images'])
         for name, wanted in (('images', (count, 3, 640, 480)), (key, (count, 640, 480))):
             if mat[name].shape != wanted:
@@ -138,13 +149,14 @@ def open_official(path: Path, list_file: Path | None = None, part: str = 'test')
     """Open `official_splits/test`: JPEG images, raw depth in millimetres; by list or by name."""
     names = read_list(list_file) if list_file else [
         (f'{image.parent.name}/{image.name}', f'{image.parent.name}/{depth.name}', 0.0)
-        for image, depth in _paired(path, '*/rgb_*.jpg', lambda name: (
-            f'sync_depth_{name[4:-4]}.png'))]
+        for image, depth in _paired(path, official_images(path), lambda name: (
+            f'sync_depth_{Path(name).stem[4:]}.png'))]
     entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name, focal=focal or FOCAL,
                      files=(path / rgb, path / depth)) for i, (rgb, depth, focal)
                in enumerate(names)]
+    forms = sorted({Path(rgb).suffix[1:].upper().replace('JPG', 'JPEG') for rgb, _, _ in names})
     dataset = of_files(
-        path, "folder in the layout of NYU Depth v2's official_splits (JPEG)",
+        path, f"folder in the layout of NYU Depth v2's official_splits ({', '.join(forms)})",
         with_sequences(entries), depth='raw',
         split=f'{part} folder' + (f' by {list_file.name}' if list_file else ''))
     dataset.official = {e.index: e.scene for e in entries} == scene_classes()
@@ -155,7 +167,7 @@ def open_official(path: Path, list_file: Path | None = None, part: str = 'test')
             path / MARK_FILE, path.parent / MARK_FILE) if f.is_file()):
         dataset.origin, dataset.official = RENDERED, False
     beside = path.parent / 'train'
-    if part == 'test' and any(beside.glob('*/rgb_*.jpg')):
+    if part == 'test' and official_images(beside):
         dataset.training = lambda: open_official(beside, part='train')
     return dataset
 
@@ -163,7 +175,8 @@ def open_official(path: Path, list_file: Path | None = None, part: str = 'test')
 def open_kaggle(path: Path) -> Dataset:
     """Open `nyu2_test`: PNG images NNNNN_colors.png and depth in millimetres."""
     scenes = scene_classes()
-    pairs = _paired(path, '*_colors.png', lambda name: name.replace('_colors', '_depth'))
+    pairs = _paired(path, sorted(path.glob(KAGGLE)),
+                    lambda name: name.replace('_colors', '_depth'))
     numbers = [_number(image.name[:5], i) for i, (image, _) in enumerate(pairs)]
     entries = [Entry(number, pair[0].name, scenes.get(number, ''), focal=FOCAL, files=pair)
                for number, pair in zip(numbers, pairs, strict=True)]
@@ -188,16 +201,26 @@ def with_sequences(entries: list[Entry]) -> list[Entry]:
     return [replace(entry, sequence=found[entry.index]) for entry in entries]
 
 
+def official_images(folder: Path) -> list[Path]:
+    """Pictures rgb_N of any format in a folder's folders of scenes, sorted."""
+    return sorted(image for image in folder.glob('*/rgb_*')
+                  if image.suffix.lower() in SUFFIXES and re.fullmatch(r'rgb_\d+', image.stem))
+
+
 def _paired(
-    folder: Path, images: str, name_of: Callable[[str], str],
+    folder: Path, images: list[Path], name_of: Callable[[str], str],
 ) -> list[tuple[Path, Path]]:
-    """Images and the depth beside each, which must be there."""
-    pairs = [(image, image.with_name(name_of(image.name)))
-             for image in sorted(folder.glob(images))]
+    """Images and the depth beside each, which must be there, and of no other image."""
+    pairs = [(image, image.with_name(name_of(image.name))) for image in images]
     bare = [str(image.relative_to(folder)) for image, depth in pairs if not depth.is_file()]
     if bare:
-        raise DatasetError(f'{folder}: {len(bare)} images are without ground truth; remove them '
-                           f'or extract again:{listing(bare)}')
+        raise DatasetError(f'{folder}: {len(bare)} images are without ground truth (as '
+                           f'{name_of(Path(bare[0]).name)}); remove them or extract again:'
+                           f'{listing(bare)}')
+    counts = Counter(depth for _, depth in pairs)
+    if twice := [str(image.relative_to(folder)) for image, depth in pairs if counts[depth] > 1]:
+        raise DatasetError(f'{folder}: several pictures are of one depth map; remove all but one '
+                           f'of them:{listing(twice)}')
     return pairs
 
 

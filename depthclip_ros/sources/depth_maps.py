@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depth maps from files, as data sets, calibration and evaluation read them. Needs no ROS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.errors import ImageError, reason
+from ..core.files import open_regular
+from ..core.formats import kind_of
+from ..core.opencv import cv2
+from .pictures import read_pixels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+ARRAYS = ('.npy', '.npz')
+SUFFIXES = (*ARRAYS, '.pfm', '.tif', '.tiff', '.png', '.pgm')
+
+
+def read_depth_map(
+    path: Path, *, dimensions: int = 2, integers: bool = False,
+) -> NDArray[Any]:
+    """Read the numbers of a depth map, whatever its file is called, and as they are stored.
+
+    Args:
+        path: of a picture of 16 bits or floating point, of a .npy, or of a .npz of one array.
+        dimensions: 2, or 3 for the depth of several images in one array; axes of one are dropped.
+        integers: whether an array may hold whole numbers, because it is known what a metre is.
+
+    Returns:
+        (H, W) or (N, H, W) of floating point or whole numbers.
+
+    Raises:
+        ImageError: 'not depth', with what it is instead.
+
+    """
+    try:
+        with open_regular(path) as file:
+            is_array = kind_of(file).name in ('npy', 'npz')
+        values = _array(path) if is_array else read_pixels(path, cv2.IMREAD_UNCHANGED)
+    except ImageError as error:
+        raise ImageError('not depth', str(error)) from error
+    except Exception as error:  # whatever a damaged file makes NumPy raise
+        raise ImageError(
+            'not depth', f'{path}: cannot be read as depth: {reason(error)}.') from error
+    numbers = values
+    if values.ndim > dimensions:
+        numbers = values.reshape([length for length in values.shape if length > 1])
+    if numbers.ndim == 2 < dimensions:
+        numbers = numbers[np.newaxis]
+    is_whole = values.dtype == np.uint16 or (
+        is_array and values.dtype.kind in 'iu' and values.dtype.itemsize > 1)
+    if numbers.ndim != dimensions or not numbers.size or not (
+            numbers.dtype.kind == 'f' or (is_whole and (integers or not is_array))):
+        raise ImageError(
+            'not depth', f'{path}: holds {values.dtype} {values.shape}; expected one channel of '
+            'floating point in metres (.npy, .npz, .tif, .pfm), or of 16 bits (PNG, TIFF).')
+    return numbers
+
+
+def _array(path: Path) -> NDArray[Any]:
+    stored = np.load(path, mmap_mode='r', allow_pickle=False)
+    if isinstance(stored, np.ndarray):
+        return np.asarray(stored)
+    with stored:
+        if len(stored.files) != 1:
+            raise ValueError(f'it holds {len(stored.files)} arrays ({", ".join(stored.files)}), '
+                             'and one is read')
+        return np.asarray(stored[stored.files[0]])
