@@ -182,7 +182,8 @@ def test_sections_are_what_rcl_takes_them_for(domain, tmp_path):
     names = ['/**', '/*', 'depth_node', '/depth_node', '/**/depth_node', '/*/depth_node',
              '/front/*', 'depth_node/', '//depth_node', '/', '*', '/**/*', 'other', 'a b']
     path.write_text("front: {depth_node: {ros__parameters: {x: 1, z: 1}}}\n"
-                    "'**': {ros__parameters: {x: 2}}\nfront/depth_node: {ros__parameters: {x: 3, y: 4}}\n")
+                    "'**': {ros__parameters: {x: 2}}\n"
+                    "front/depth_node: {ros__parameters: {x: 3, y: 4}}\n")
     twice = read_parameters(path, '/front/depth_node')
     inner = [f"'{name}': {{ros__parameters: {{x: {i}}}}}" for i, name in enumerate(names)]
     rclpy.init(domain_id=domain)
