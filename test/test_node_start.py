@@ -148,8 +148,8 @@ def test_the_files_of_the_arguments_are_checked(tmp_path):
 def by_rcl(path, namespace=''):
     """What rcl reads for a depth_node; '' where it refuses the file."""
     try:
-        node = Node('depth_node', namespace=namespace, cli_args=[
-            '--ros-args', '--params-file', str(path)],
+        node = Node('depth_node', namespace=namespace,
+                    cli_args=['--ros-args', '--params-file', str(path)],
                     automatically_declare_parameters_from_overrides=True,
                     start_parameter_services=False, enable_rosout=False)
     except RCLInvalidROSArgsError:
@@ -181,9 +181,9 @@ def test_sections_are_what_rcl_takes_them_for(domain, tmp_path):
     path = tmp_path / 'p.yaml'
     names = ['/**', '/*', 'depth_node', '/depth_node', '/**/depth_node', '/*/depth_node',
              '/front/*', 'depth_node/', '//depth_node', '/', '*', '/**/*', 'other', 'a b']
-    path.write_text("front: {depth_node: {ros__parameters: {x: 1, z: 1}}}\n'**': "
-                    "{ros__parameters: {x: 2}}\nfront/depth_node: {ros__parameters: "
-                    "{x: 3, y: 4}}\n")
+    path.write_text("front: {depth_node: {ros__parameters: {x: 1, z: 1}}}\n"
+                    "'**': {ros__parameters: {x: 2}}\n"
+                    "front/depth_node: {ros__parameters: {x: 3, y: 4}}\n")
     twice = read_parameters(path, '/front/depth_node')
     inner = [f"'{name}': {{ros__parameters: {{x: {i}}}}}" for i, name in enumerate(names)]
     rclpy.init(domain_id=domain)
