@@ -111,7 +111,7 @@ def read_data(path: Path, *, is_release: bool = False) -> Any:
             if kind.name == 'torch':
                 _check_archive(file, path)
             elif kind.name != 'pickle':
-                raise WeightsError(f'{path}: is {kind.sentence}.')
+                raise WeightsError(f'{path}: is no file of weights but {kind.sentence}.')
             with _allowed():
                 return torch.load(file, map_location='cpu', weights_only=True)
     except WeightsError:
