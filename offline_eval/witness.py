@@ -146,7 +146,8 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
                 elif len(found) > len(partial[0]):
                     partial = found, form
     sets = sorted(whole, key=whole.__getitem__, reverse=True)
-    sets = [files for files in sets if len(sets) == 1 or _is_depth(files[0])] or sets
+    if len(sets) > 1:  # beside depth many programs write pictures of it
+        sets = [files for files in sets if _is_depth(files[0])] or sets
     if sets and (len(sets) == 1 or whole[sets[0]]):
         return list(sets[0])
     if sets:
@@ -166,17 +167,17 @@ def _around(
     positions = {re.sub(r'[\\/]', '_', name).lower(): i for i, name in enumerate(names)}
     pattern = re.compile(rf'(?<!\d)(?:{"|".join(map(re.escape, positions))})(?!\d)')
     found: dict[tuple[str, str, str], dict[int, Path]] = {}
-    for file in files:
+    for file in sorted(files, key=lambda file: SUFFIXES.index(file.suffix.lower())):
         key = '_'.join(file.relative_to(place).with_suffix('').parts).lower()
         if len(matches := pattern.findall(key)) == 1:
             before, _, after = key.partition(matches[0])
             around = before, after, file.suffix.lower()
             found.setdefault(around, {})[positions[matches[0]]] = file
-    return dict(sorted(found.items(), key=lambda item: SUFFIXES.index(item[0][2])))
+    return found
 
 
 def _is_depth(path: Path) -> bool:
-    try:  # beside depth many programs write pictures of it
+    try:
         return numbers_of(path, 1.0).size > 0
     except PredictionError:
         return False

@@ -143,7 +143,7 @@ def rooms(file):
 ARROWS = {
     'core': set(), 'sim': {'core'}, 'messages': {'core'}, 'node': {'core', 'messages'},
     'sources': {'core', 'sim', 'messages', 'node'},
-    'bags': {'core', 'messages', 'node', 'sources'}, 'offline_eval': {'core'},
+    'bags': {'core', 'messages', 'node', 'sources'}, 'offline_eval': {'core', 'sources'},
     'calibrate': {'core', 'messages', 'sources', 'offline_eval'},
     'cli': {'core', 'sim', 'messages', 'node', 'sources', 'bags', 'offline_eval', 'calibrate'},
 }

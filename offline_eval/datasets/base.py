@@ -116,17 +116,16 @@ class Dataset:
         depths = [d[d > 0] for d in depths if (d > 0).any()]
         if not depths:
             return
-        median, most = float(np.median([np.median(d) for d in depths])), max(
-            float(d.max()) for d in depths)
+        median = float(np.median([np.median(d) for d in depths]))
+        most = max(float(d.max()) for d in depths)
         (low, high), (least, greatest), (near, far) = self.world
         if least <= median <= greatest:
             return
         what = (f'{self.path}: the median depth of {len(depths)} images is {median:.4g} m, the '
                 f'largest {most:.4g} m; {low:g} to {high:g} m is possible for the median, '
                 f'{least:g} to {greatest:g} m is usual')
-        factors = [factor for factor in (self.scale / scale for scale in SCALES)
-                   if least <= factor * median <= greatest and factor * most <= far]
-        factor = max(factors, default=0.0)
+        factor = max((factor for factor in (self.scale / scale for scale in SCALES)
+                      if least <= factor * median <= greatest and factor * most <= far), default=0)
         if factor:
             what += f', and it would be so times {factor:.4g}' + (
                 f': it looks like {self.scale / factor:.6g} a metre, not {self.scale:g}'
@@ -161,23 +160,21 @@ def of_files(
         raise DatasetError(
             f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
             f'data or correct the list:{listing(missing)}')
-    others = [(name, entry.files[0]) for name, entry in zip(named, entries, strict=True)
+    others = [(name.name, entry.files[0].name) for name, entry in zip(named, entries, strict=True)
               if name != entry.files[0]]
     return Dataset(
         path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
         lambda entry: read_depth(entry.files[1], scale), scale=scale,
         warnings=tuple(
-            f'{len(others)} images are of another format than the list says (as {file.name} for '
-            f'{name.name}): JPEG changes pixels, and so digits.' for name, file in others[:1]))
+            f'{len(others)} images are of another format than the list says ({file} for {name}): '
+            'JPEG changes pixels, and so digits.' for name, file in others[:1]))
 
 
 def _with_any_suffix(image: Path) -> Path:
-    """That file, or where it is missing the one picture of that name with another suffix."""
-    if image.is_file():
-        return image
-    others = [file for suffix in SUFFIXES for file in (
-        image.with_suffix(suffix), image.with_suffix(suffix.upper())) if file.is_file()]
-    return others[0] if len(others) == 1 else image
+    """That file, or where it is missing a picture of that name with another suffix."""
+    others = (image.with_suffix(end) for suffix in sorted(SUFFIXES)
+              for end in (suffix, suffix.upper()))
+    return next((file for file in (image, *others) if file.is_file()), image)
 
 
 def read_rgb(path: Path) -> Rgb:
