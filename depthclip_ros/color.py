@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .core.errors import ConfigError
 from .core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 Picture = NDArray[np.uint8]
 
@@ -162,17 +160,6 @@ def write_note(picture: Picture, text: str) -> None:
 def png(picture: NDArray[Any]) -> bytes:
     """PNG of a picture, or of one channel of 8 or 16 bits."""
     return bytes(cv2.imencode('.png', picture)[1].tobytes())
-
-
-def write_picture(path: Path | str, picture: NDArray[Any]) -> None:
-    """Write a picture, or one channel of 8 or 16 bits.
-
-    Raises:
-        ConfigError: it cannot be written.
-
-    """
-    if not cv2.imwrite(str(path), picture):
-        raise ConfigError(f'{path}: cannot be written; is the disk full?')
 
 
 def canvas(height: int, width: int) -> Picture:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import yaml
 
 from ..calibrate.bags import open_recording
 from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
@@ -18,11 +17,13 @@ from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
+from ..core.files import printable
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_new,
     load_estimator,
     output_folder,
+    parameter_file,
     print_untrained,
     save,
     save_page,
@@ -104,13 +105,12 @@ def calibrate(options: argparse.Namespace) -> int:
     before = _depths(estimator, shown, _SHOWN)
     fitted = fit(estimator, _in_blocks(recording, [
         positions[i] for i in spread_evenly(len(positions), options.max_frames)]),
-        options.variant, Path(recording.source).name, recording.split, to_stderr)
+        options.variant, printable(Path(recording.source).name), recording.split, to_stderr)
     _print_left_out(recording)
     try:
         file = fitted.calibration.save(target.parent, target.stem).absolute()
     except OSError as error:
-        raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}; is '
-                          'the disk full?') from error
+        raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}.') from error
     depth = depth.replace(
         calibration=str(file),
         reference_focal=fitted.calibration.about.config['reference_focal'])
@@ -118,9 +118,8 @@ def calibrate(options: argparse.Namespace) -> int:
              if name not in _NOT_THE_ROBOTS}
     said = (f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.')
-    save(target, ''.join(f'# {" ".join(line.split())}\n' for line in said) + yaml.safe_dump(
-        {'/**': {'ros__parameters': {**depth.to_dict(), **robot}}}, sort_keys=False,
-        allow_unicode=True))
+    save(target, parameter_file(
+        ''.join(f'# {" ".join(line.split())}\n' for line in said), {**depth.to_dict(), **robot}))
     print(f'{target} and {file.name}')
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)

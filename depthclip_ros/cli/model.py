@@ -8,14 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
-from ..core.files import atomic
+from ..core.files import atomic, printable
 from ..document import Block, to_html, to_markdown
 from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
@@ -81,6 +83,11 @@ def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def warn(message: str) -> None:
+    """What should not be missed among the progress."""
+    to_stderr(f'WARNING: {message}')
+
+
 def has_display() -> bool:
     """Whether a window can be opened. Without a display, Qt would end the process that tries."""
     return sys.platform != 'linux' or bool(
@@ -128,10 +135,24 @@ def save(path: Path, content: str | bytes) -> None:
     """
     try:
         with atomic(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(printable(content).encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise ConfigError(f'{path.parent}: cannot be written: {error.strerror}; is the disk '
-                          'full?') from error
+        raise ConfigError(f'{path}: cannot be written: {error.strerror}.') from error
+
+
+def parameter_file(comment: str, parameters: dict[str, Any]) -> str:
+    """A ROS parameter file for every node; lines of the comment begin with a hash.
+
+    Raises:
+        ConfigError: a value, such as a path, is no UTF-8, which ROS does not take.
+
+    """
+    for name, value in parameters.items():
+        if printable(str(value)) != str(value):
+            raise ConfigError(f'{name}: {value} is no UTF-8, and so no parameter of ROS. Rename '
+                              'the file or folder, or choose another one.')
+    return comment + yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False,
+                                    allow_unicode=True)
 
 
 def save_page(path: Path, blocks: Sequence[Block]) -> None:
@@ -143,7 +164,7 @@ def save_page(path: Path, blocks: Sequence[Block]) -> None:
 def print_notices(*cameras: CameraModel | None) -> None:
     """Print what is peculiar about cameras to stderr."""
     for sentence in notices_of(*cameras):
-        to_stderr(f'WARNING: {sentence}')
+        warn(sentence)
 
 
 def given_camera(

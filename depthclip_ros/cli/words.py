@@ -17,6 +17,7 @@ from ..core.errors import ConfigError, quoted
 from ..core.weights import cache_folder, load
 from ..core.words import unknown_words
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
+from ..sources.pictures import Notes
 from .model import (
     check_new,
     load_estimator,
@@ -26,7 +27,7 @@ from .model import (
     settings,
     to_stderr,
 )
-from .predict import named_frames
+from .predict import named_frames, note_stretch
 
 if TYPE_CHECKING:
     import argparse
@@ -94,12 +95,15 @@ def words(options: argparse.Namespace) -> int:
     for one in sets:
         warnings += _warnings(one, loaded[1])
     failures: list[str] = []
+    notes = Notes(warnings.append)
     for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
-            failures.append(str(error))), options.topic):
+            failures.append(str(error))), notes, options.topic):
+        note_stretch(notes, name, rgb, base)
         for one in sets:
             estimator.reconfigure(one.config)
             one.answers.append(figures.sample_of(
                 rgb, estimator.predict(rgb), one.config, name))
+    notes.close()
     count, trained = len(sets[0].answers), estimator.weights.trained
     if options.image and not count:
         raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')

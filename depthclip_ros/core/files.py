@@ -13,6 +13,8 @@ from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
+_LONGEST = 255  # bytes of a file's name, on nearly all file systems
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
@@ -40,6 +42,18 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def printable(path: str | Path) -> str:
+    """A path, or a text with one, that can be written anywhere: what is no UTF-8 is escaped."""
+    return str(path).encode(errors='backslashreplace').decode()
+
+
+def shortened(name: str, room: int) -> str:
+    """The beginning of a file's name that leaves `room` bytes of what a name may have."""
+    while len(os.fsencode(name)) > _LONGEST - room:
+        name = name[:-1]
+    return name
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -25,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 
 from ..arguments import not_negative, positive
 from ..core.errors import BagError
+from ..core.files import printable
 from ..messages.types import message_class, topic_name
 from .bag import NANOSECONDS, Bag
 from .process import run
@@ -68,7 +69,7 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
 
     try:
         while not stop.is_set():
-            say(f'playing {bag.path}')
+            say(f'playing {printable(bag.path)}')
             start, tick = time.monotonic(), bag.begin
             for connection, stamp, data in bag.messages(publishers):
                 while clock is not None and tick <= stamp and not stop.is_set():

@@ -12,12 +12,28 @@ from rclpy.exceptions import NameValidationException
 from rclpy.signals import SignalHandlerOptions
 
 from ..core.errors import DepthClipError
+from ..core.files import printable
+from ..executables import begin
 from ..node.process import StopSignals, explain
 from ..resources import large_images_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import Event
+
+
+def without_ros(arguments: Sequence[str]) -> list[str]:
+    """What is not ROS's of a command line: all but from each --ros-args on to the next --.
+
+    rclpy's own function ends at names of files that are no UTF-8.
+    """
+    rest, is_ros = [], False
+    for argument in arguments:
+        if argument == '--ros-args' or (is_ros and argument == '--'):
+            is_ros = not is_ros or argument == '--ros-args'
+        elif not is_ros:
+            rest.append(argument)
+    return rest
 
 
 def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> int:
@@ -30,11 +46,13 @@ def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> in
         arguments: of the command line, with those of ROS.
 
     """
+    begin()
     signals = StopSignals()
     os.environ.update(large_images_profile(os.environ))
     try:
         try:
-            rclpy.init(args=[name, *arguments], signal_handler_options=SignalHandlerOptions.NO)
+            rclpy.init(args=[name, *map(printable, arguments)],
+                       signal_handler_options=SignalHandlerOptions.NO)
         except (RuntimeError, ValueError) as error:
             sys.stderr.write(f'{name}: {explain(error)}\n')
             return 1
