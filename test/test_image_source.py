@@ -65,7 +65,7 @@ def test_results_of_predict_beside_their_pictures_are_no_pictures(folder, capsys
     (b'', r'is no picture but empty \(0 bytes\)'),
     (b'garbage', 'is no picture but text that begins with "garbage"'),
     (b'\xff\xd8\xff\xe0 cut', 'is a JPEG picture that OpenCV .* cannot decode'),
-    (b'\0\0\0\x18ftypmp42', 'depthclip demo --video')])
+    (b'\0\0\0\x18ftypmp42', 'is no picture but a video: depthclip demo --video')])
 def test_what_is_no_picture_says_so(tmp_path, content, said):
     path = tmp_path / 'bad.jpg'
     with pytest.raises(ImageError, match='holds no picture'):

@@ -22,6 +22,7 @@ from ..sources.camera_info import CameraCalibration
 from .model import (
     check_new,
     load_estimator,
+    named_path,
     output_folder,
     parameter_file,
     print_untrained,
@@ -65,7 +66,7 @@ def calibrate(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, recording or output cannot be used.
 
     """
-    target = Path(options.output).expanduser()
+    target = named_path(options.output)
     if target.suffix not in ('.yaml', '.yml'):
         raise ConfigError(f'-o {target}: name a parameter file, such as robot.yaml.')
     output_folder(str(target.parent))

@@ -15,9 +15,9 @@ import yaml
 from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, quoted
 from ..core.estimator import DepthEstimator
-from ..core.files import atomic, printable
+from ..core.files import atomic, printable, user_path
 from ..document import Block, to_html, to_markdown
 from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
@@ -94,6 +94,19 @@ def has_display() -> bool:
         os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
 
 
+def named_path(path: str, option: str = '-o') -> Path:
+    """A path that `option` of the command line gives.
+
+    Raises:
+        ConfigError: that can be the name of no file.
+
+    """
+    try:
+        return user_path(path)
+    except OSError as error:
+        raise ConfigError(f'{option}: {quoted(path)}: {error.strerror}.') from error
+
+
 def output_folder(path: str, option: str = '-o') -> Path:
     """Make the folder for results, which `option` of the command line chooses.
 
@@ -101,7 +114,7 @@ def output_folder(path: str, option: str = '-o') -> Path:
         ConfigError: it cannot be written.
 
     """
-    folder = Path(path).expanduser()
+    folder = named_path(path, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = '' if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)

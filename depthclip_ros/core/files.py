@@ -67,7 +67,10 @@ def user_path(text: str | Path) -> Path:
     """Path as a user wrote it, with ~ expanded; OSError where it can be the name of no file."""
     if '\0' in str(text):
         raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
+    path = Path(text)
+    if not str(text).startswith('~'):
+        return path.absolute() if str(path).startswith('~') else path  # of ./~, where ~ is a name
     try:
-        return Path(text).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
         raise OSError(errno.ENOENT, 'no home folder is known for that user') from error
