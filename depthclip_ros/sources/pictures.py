@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 import sys
@@ -112,7 +113,7 @@ def _kind_by_name(path: Path) -> str:
     if path.name.startswith('._'):
         return '._* of macOS'
     if path.is_dir():
-        return 'sub-folder'
+        return 'sub-folder(s)'
     suffix = path.suffix.lower()
     return '' if suffix in SUFFIXES else suffix or 'without a suffix'
 
@@ -143,8 +144,8 @@ def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None
         least, most = int(pixels.min()), int(pixels.max())
         bits = next((bits for bits in (8, 10, 12, 14) if most < 1 << bits), 16)
         if bits < 16:
-            notes.add(path, f'{bits} of 16 bits', f'has 16 bits a channel, of which {bits} are '
-                      f'used (values to {most}): read as a picture of {bits} bits.')
+            notes.add(path, f'{bits} bits', f'has {bits} bits a channel in use (values to '
+                      f'{most}): read as a picture of {bits} bits, not of 16.')
         if (pixels == pixels[..., :1]).all():
             notes.add(path, 'grey of 16 bits', f'is grey of 16 bits ({least} to {most}): a depth '
                       'or thermal picture? Depth by words is of photographs.')
@@ -242,7 +243,7 @@ def _undecodable(data: bytes) -> str:
         return (f'is {kind.sentence.partition(":")[0]} that OpenCV {cv2.__version__} cannot '
                 'decode: truncated, damaged, or of a kind that it lacks. Copy it again, or '
                 'convert it to PNG')
-    return f'is no picture but {kind.sentence}'
+    return f'is no picture that can be read but {kind.sentence}'
 
 
 def file_frames(
@@ -289,7 +290,7 @@ def video_file(given: str | Path) -> Path:
         open_regular(path).close()
     except OSError as error:
         sequence = ' For pictures, such as a sequence: --images FOLDER.' if re.search(
-            r'%\d*d', str(given)) or Path(given).is_dir() else ''
+            r'%\d*d', str(given)) or error.errno == errno.EINVAL else ''
         raise ImageError('missing file', f'There is no video at {quoted(str(given), 300)}: '
                          f'{error.strerror}.{sequence}') from error
     return path
@@ -310,7 +311,7 @@ def video_frames(given: str | Path, notes: Notes | None = None) -> Iterator[Pict
     with _name_for_opencv(path) as name:
         capture = cv2.VideoCapture(name)
         claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little', signed=True)
+        codec = int(capture.get(cv2.CAP_PROP_FOURCC)) if capture.isOpened() else 0
         for frame in _captured(capture):
             count += 1
             yield frame
@@ -321,15 +322,15 @@ def video_frames(given: str | Path, notes: Notes | None = None) -> Iterator[Pict
                   'header: truncated, or its rate varies.')
 
 
-def _undecodable_video(path: Path, codec: bytes) -> str:
+def _undecodable_video(path: Path, codec: int) -> str:
     with path.open('rb') as file:
         kind = kind_of(file)
     if kind.name not in ('video', ''):
         return f'is no video but {kind.sentence}'
-    named = codec.decode('ascii', 'replace')
-    what = f'its frames ({"AV1" if named.lower() == "av01" else named})' if any(
-        codec) else 'any frame of it: truncated, no video, or of a format that it lacks'
-    return f'OpenCV cannot decode {what}. Convert it: ffmpeg -i IN -c:v libx264 OUT.mp4'
+    name = codec.to_bytes(4, 'little', signed=True).decode('ascii', 'replace').strip('\0')
+    name = {'av01': 'AV1'}.get(name.lower(), name)
+    return (f'OpenCV can decode no frame of it{f" ({name})" * bool(name)}: it is truncated, or of '
+            'a kind that this OpenCV lacks. ffmpeg -i IN -c:v libx264 OUT.mp4 converts it')
 
 
 @contextmanager
