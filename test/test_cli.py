@@ -181,6 +181,10 @@ def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypat
     ('demo --bag TMP -o OUT', ['metadata.yaml does not describe a bag']),
     ('demo --images /no/picture -o OUT', ['/no/picture']),
     ('demo --fov 500 -o OUT', ['0 < FOV < 180']),
+    ('demo --video rtsp://nowhere/live -o OUT', ['is a stream']),
+    ('demo --video PHOTO/%04d.png -o OUT', ['--images FOLDER']),
+    ('demo --images PHOTO -o TMP/\udce9', ['-o: TMP/\\udce9 is no UTF-8']),
+    ('calibrate bag -o TMP/\udce9/x.yaml', ['-o: TMP/\\udce9/x.yaml is no UTF-8']),
     ('demo --camera-info TMP/tiny.yaml -o OUT', ['tiny.yaml']),
     ('demo --images PHOTO --camera-info TMP/pipe -o OUT', ['a pipe or a']),
     ('demo --images PHOTO --config TMP/pipe -o OUT', ['a pipe or a']),
@@ -299,7 +303,7 @@ def test_no_command_minds_a_name(photo, config, tiny_weights, tmp_path):
     process = subprocess.run(
         [sys.executable, '-c', ANY_NAME, config, str(tiny_weights), *names], cwd=tmp_path,
         capture_output=True, check=False, env={**os.environ, 'PYTHONPATH': os.pathsep.join(
-            [str(ROOT), os.environ.get('PYTHONPATH', '')]), 'PYTHONUTF8': '1'})
+            [str(ROOT), os.environ.get('PYTHONPATH', '')]), 'PYTHONIOENCODING': 'utf-8:strict'})
     said = process.stderr.decode(errors='replace')
     assert process.returncode == 0, said[-3000:]
     assert 'Traceback' not in said

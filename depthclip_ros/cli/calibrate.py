@@ -20,6 +20,7 @@ from ..core.errors import ConfigError
 from ..core.files import printable
 from ..sources.camera_info import CameraCalibration
 from .model import (
+    check_for_ros,
     check_new,
     load_estimator,
     named_path,
@@ -69,6 +70,7 @@ def calibrate(options: argparse.Namespace) -> int:
     target = named_path(options.output)
     if target.suffix not in ('.yaml', '.yml'):
         raise ConfigError(f'-o {target}: name a parameter file, such as robot.yaml.')
+    check_for_ros('-o', target.absolute())  # which the parameter calibration is to name
     output_folder(str(target.parent))
     html, picture = target.with_suffix('.html'), target.with_suffix('.png')
     check_new((target, html, target.with_suffix('.md'), picture))

@@ -28,12 +28,12 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..core.files import printable
 from ..resources import config_path, large_images_profile
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files, video_file
 from .model import (
+    check_for_ros,
     given_camera,
     output_folder,
     parameter_file,
@@ -97,10 +97,8 @@ def run_demo(options: argparse.Namespace) -> int:
     if plan.built_in and not (options.config or options.weights):
         options.config = str(config_path('demo'))
     depth, node = settings(options.config, options.weights, options.device)
-    for name, path in ('--config', options.config or ''), ('-o', options.output):
-        if printable(path) != path:
-            raise ConfigError(f'{name}: {path} is no UTF-8, and the node is told of it, which ROS '
-                              'does not do. Choose another name.')
+    for name, path in ('--config', options.config), ('-o', options.output):
+        check_for_ros(name, path)
     folder = output_folder(options.output)
     node = _with_weights(depth, node)
     if node.weights == core_weights.DEMO:

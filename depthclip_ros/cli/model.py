@@ -153,17 +153,27 @@ def save(path: Path, content: str | bytes) -> None:
         raise ConfigError(f'{path}: cannot be written: {error.strerror}.') from error
 
 
+def check_for_ros(name: str, value: object) -> None:
+    """Refuse what ROS takes as no value of a parameter, nor of its command line.
+
+    Raises:
+        ConfigError: it is no UTF-8, as some names of files.
+
+    """
+    if printable(str(value)) != str(value):
+        raise ConfigError(f'{name}: {value} is no UTF-8, and ROS takes nothing else. Rename the '
+                          'file or folder, or choose another one.')
+
+
 def parameter_file(comment: str, parameters: dict[str, Any]) -> str:
     """A ROS parameter file for every node; lines of the comment begin with a hash.
 
     Raises:
-        ConfigError: a value, such as a path, is no UTF-8, which ROS does not take.
+        ConfigError: as `check_for_ros`.
 
     """
     for name, value in parameters.items():
-        if printable(str(value)) != str(value):
-            raise ConfigError(f'{name}: {value} is no UTF-8, and so no parameter of ROS. Rename '
-                              'the file or folder, or choose another one.')
+        check_for_ros(name, value)
     return comment + yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False,
                                     allow_unicode=True)
 
