@@ -458,13 +458,6 @@ def test_what_is_refused_is_a_sentence(folder, capsys, monkeypatch, arguments, w
     assert words in error
 
 
-def test_what_is_not_ros_s_keeps_its_bytes():
-    from depthclip_ros.sources.process import without_ros
-    assert without_ros(['a\udce9', '--ros-args', '-r', 'a:=b', '--', 'c', '--', '-o']) == [
-        'a\udce9', 'c', '--', '-o']
-    assert without_ros(['a', '--ros-args', '-p', 'x:=1']) == ['a']
-
-
 IMPATIENT = ('import sys, depthclip_ros.sources.image_source as source; '
              'source.ANSWER_TIMEOUT = 0.5; sys.exit(source.main())')
 

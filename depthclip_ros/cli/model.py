@@ -83,11 +83,6 @@ def to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def warn(message: str) -> None:
-    """What should not be missed among the progress."""
-    to_stderr(f'WARNING: {message}')
-
-
 def has_display() -> bool:
     """Whether a window can be opened. Without a display, Qt would end the process that tries."""
     return sys.platform != 'linux' or bool(
@@ -95,12 +90,7 @@ def has_display() -> bool:
 
 
 def named_path(path: str, option: str = '-o') -> Path:
-    """A path that `option` of the command line gives.
-
-    Raises:
-        ConfigError: that can be the name of no file.
-
-    """
+    """A path that `option` gives; ConfigError where it can be the name of no file."""
     try:
         return user_path(path)
     except OSError as error:
@@ -154,12 +144,7 @@ def save(path: Path, content: str | bytes) -> None:
 
 
 def check_for_ros(name: str, value: object) -> None:
-    """Refuse what ROS takes as no value of a parameter, nor of its command line.
-
-    Raises:
-        ConfigError: it is no UTF-8, as some names of files.
-
-    """
+    """Refuse by ConfigError what ROS takes as no value, as names of files that are no UTF-8."""
     if printable(str(value)) != str(value):
         raise ConfigError(f'{name}: {value} is no UTF-8, and ROS takes nothing else. Rename the '
                           'file or folder, or choose another one.')
@@ -187,7 +172,7 @@ def save_page(path: Path, blocks: Sequence[Block]) -> None:
 def print_notices(*cameras: CameraModel | None) -> None:
     """Print what is peculiar about cameras to stderr."""
     for sentence in notices_of(*cameras):
-        warn(sentence)
+        to_stderr(f'WARNING: {sentence}')
 
 
 def given_camera(

@@ -36,7 +36,7 @@ from .model import (
     print_untrained,
     save,
     settings,
-    warn,
+    to_stderr,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
 
 
@@ -76,11 +75,11 @@ def predict_files(options: argparse.Namespace) -> int:
         files += found
     folder = output_folder(options.output)
     estimator = load_estimator(depth_config, node_config)
-    begin, names, notes = time.perf_counter(), set[str](), Notes(warn)
+    begin, names, notes = time.perf_counter(), set[str](), Notes(to_stderr)
     for file in files:
         try:
             rgb = _read_rgb(file, notes)
-            note_stretch(notes, file, rgb, depth_config)
+            notes.add(file, 'stretched', stretch_notice(rgb.shape, depth_config.input_size))
             start = time.perf_counter()
             intrinsics = camera(rgb.shape[1], rgb.shape[0])
             prediction = estimator.predict(rgb, intrinsics=intrinsics)
@@ -176,14 +175,6 @@ def named_frames(
 
 def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
     return np.ascontiguousarray(read_picture(path, notes=notes)[..., ::-1])
-
-
-def note_stretch(
-    notes: Notes, name: str | Path, rgb: NDArray[np.uint8], config: DepthConfig,
-) -> None:
-    """Note it where an image has another shape than the network's input."""
-    if notice := stretch_notice((rgb.shape[0], rgb.shape[1]), config.input_size):
-        notes.add(name, 'stretched', notice)
 
 
 def _of_bag(

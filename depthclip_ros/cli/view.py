@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..color import UNTRAINED, WARNING_HEIGHT, png
-from ..core.camera import CameraModel
+from ..core.camera import CameraModel, stretch_notice
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
 from ..core.files import shortened
 from ..core.opencv import cv2
@@ -28,9 +28,8 @@ from .model import (
     save,
     settings,
     to_stderr,
-    warn,
 )
-from .predict import NamedFrame, named_frames, note_stretch
+from .predict import NamedFrame, named_frames
 
 if TYPE_CHECKING:
     import argparse
@@ -104,7 +103,7 @@ def view(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     given = given_camera(options, rectified=node.rectified)
     failures: list[str] = []
-    notes = Notes(warn)
+    notes = Notes(to_stderr)
 
     def skip(error: Exception) -> None:
         failures.append(str(error))
@@ -117,7 +116,8 @@ def view(options: argparse.Namespace) -> int:
         for image, live in _images(options, skip, notes):
             try:
                 height, width = image.rgb.shape[:2]
-                note_stretch(notes, image.name, image.rgb, depth)
+                notes.add(image.name, 'stretched', stretch_notice(
+                    image.rgb.shape, depth.input_size))
                 camera = given(width, height) or _own_camera(image, rectified=node.rectified)
                 prediction = estimator.predict(image.rgb, intrinsics=camera)
                 seen = Seen(shown + 1, image, prediction, estimator, camera, live)

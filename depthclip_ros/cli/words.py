@@ -13,6 +13,7 @@ from offline_eval.contenders import ALIKE, are_alike
 from .. import figures
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
+from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
 from ..core.weights import cache_folder, load
 from ..core.words import unknown_words
@@ -27,7 +28,7 @@ from .model import (
     settings,
     to_stderr,
 )
-from .predict import named_frames, note_stretch
+from .predict import named_frames
 
 if TYPE_CHECKING:
     import argparse
@@ -98,7 +99,7 @@ def words(options: argparse.Namespace) -> int:
     notes = Notes(warnings.append)
     for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
             failures.append(str(error))), notes, options.topic):
-        note_stretch(notes, name, rgb, base)
+        notes.add(name, 'stretched', stretch_notice(rgb.shape, base.input_size))
         for one in sets:
             estimator.reconfigure(one.config)
             one.answers.append(figures.sample_of(

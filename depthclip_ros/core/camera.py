@@ -19,6 +19,8 @@ from .errors import CameraInfoError, quoted
 from .lens import distort, lens_of, undistort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
     from .config import Size
@@ -330,15 +332,9 @@ def focal_ratio(
     return ratio
 
 
-def stretch_notice(image: Size, network: Size) -> str:
-    """What to say of images of another shape than the network's input; '' where it is the same.
-
-    Args:
-        image: (height, width) of the images.
-        network: (height, width) of the input, to which they are stretched.
-
-    """
-    (height, width), (rows, columns) = image, network
+def stretch_notice(image: Sequence[int], network: Size) -> str:
+    """What to say of images (height, width, …) of another shape than the network; or ''."""
+    (height, width), (rows, columns) = image[:2], network
     if abs(math.log(width * rows / (height * columns))) <= _MAX_STRETCH:
         return ''
     return (f"images of {width}x{height} are stretched to the network's {columns}x{rows}, which "

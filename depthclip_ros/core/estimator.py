@@ -567,9 +567,8 @@ class DepthEstimator:
 
 
 def _not_an_image(given: Any) -> ImageError:
-    shape, kind = getattr(given, 'shape', None), type(given)
-    said = f'{kind.__module__}.{kind.__qualname__}' if shape is None else \
-        f'{given.dtype} {tuple(shape)}' + ', no array' * (not isinstance(given, np.ndarray))
+    kind = '' if isinstance(given, np.ndarray) else f'{type(given).__name__} '
+    said = f'{kind}{getattr(given, "dtype", "")} {tuple(getattr(given, "shape", ()))}'
     return ImageError('not an RGB image', (
         f'the image is {said}; expected uint8 (height, width, 3), not empty. Of a file: '
         "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "

@@ -38,7 +38,7 @@ from .pictures import (
     video_frames,
     webcam_frames,
 )
-from .process import run, without_ros
+from .process import run, split_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -179,14 +179,14 @@ def open_source(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `image_source`; returns its exit code."""
-    arguments = list(sys.argv[1:] if args is None else args)
+    given, of_ros = split_arguments(sys.argv[1:] if args is None else args)
     # FFmpeg says of a damaged frame what nobody understands; of a video that is none, we do.
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
-    return run('image_source', lambda stop: _publish(arguments, stop), arguments)
+    return run('image_source', lambda stop: _publish(given, stop), of_ros)
 
 
 def _publish(arguments: list[str], stop: Event) -> int:
-    options = parser().parse_args(without_ros(arguments))
+    options = parser().parse_args(arguments)
     skipped: list[ImageError] = []
 
     def skip(error: ImageError) -> None:

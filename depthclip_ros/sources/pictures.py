@@ -33,15 +33,16 @@ SUFFIXES = frozenset((
     '.avif', '.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png',
     '.pnm', '.ppm', '.tif', '.tiff', '.webp'))
 MAX_PIXELS = 100_000_000  # of a picture in a file
+_NUMBERS = ('holds {}: a depth map, or a picture in linear light? Give a photograph of 8 or 16 '
+            'bits a channel')
 _DECODED = frozenset(('png', 'jpeg', 'gif', 'webp', 'tiff', 'jpeg 2000', 'pnm', 'bmp', 'avif'))
 # Of `depthclip predict`, behind a name.
 RESULTS = ('_depth.png', '_color.png', '_patches.png', '_patches.npy')
 # Where files that are no JPEG, PNG or TIFF have two numbers whose product is that of their pixels.
 _SIZES = tuple((re.compile(start, re.DOTALL), numbers) for start, numbers in (
     (rb'GIF8[79]a(.{4})', '<HH'), (rb'BM.{12}\x0c\0\0\0(.{4})', '<HH'), (rb'BM.{16}(.{8})', '<ii'),
-    (rb'\0\0\0\x0cjP.{,512}ihdr(.{8})', '>II'), (rb'\xff\x4f\xff\x51.{4}(.{8})', '>II')))
-_NUMBER = rb'\s+(?:#[^\n]*\n\s*)*(\d+)'
-_PNM_SIZE = re.compile(rb'P[1-6]' + 2 * _NUMBER)
+    (rb'\0\0\0\x0cjP.{,512}ihdr(.{8})', '>II'), (rb'\xff\x4f\xff\x51.{4}(.{8})', '>II'),
+    (rb'P[1-6]' + 2 * rb'\s+(?:#[^\n]*\n\s*)*(\d{1,9})', '')))
 
 
 class Notes:
@@ -53,9 +54,9 @@ class Notes:
         self._counts = Counter[str]()
 
     def add(self, name: str | Path, condition: str, sentence: str) -> None:
-        """Note of a picture what a short key stands for, and the whole sentence."""
-        self._counts[condition] += 1
-        if self._counts[condition] == 1:
+        """Note of a picture what a short key stands for, by a sentence; '' where it is not so."""
+        self._counts[condition] += bool(sentence)
+        if sentence and self._counts[condition] == 1:
             self._say(f'{name}: {sentence}')
 
     def close(self) -> None:
@@ -121,8 +122,8 @@ def _kind_by_name(path: Path) -> str:
 def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None) -> Picture:
     """Read one picture as uint8 (H, W, 3) BGR.
 
-    Of 16 bits a channel the upper 8 count of those that are used, 10, 12, 14 or 16 by the largest
-    value. (Those of a camera's messages, which are one film, are always taken as 16.)
+    Of 16 bits a channel the upper 8 count of those that are used, 8, 10, 12, 14 or 16 by the
+    largest value. (Those of a camera's messages, which are one film, are always taken as 16.)
 
     Args:
         path: of the file.
@@ -134,8 +135,8 @@ def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None
 
     """
     data = _read(path)
-    pixels = _decoded(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (
-        0 if upright else cv2.IMREAD_IGNORE_ORIENTATION))
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    pixels = _decoded(path, data, flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
     notes = notes or Notes(lambda _: None)
     if _has_pages(data):
         notes.add(path, 'several pages', 'has several pages or pictures, of which the first is '
@@ -151,7 +152,7 @@ def read_picture(path: Path, *, upright: bool = True, notes: Notes | None = None
                       'or thermal picture? Depth by words is of photographs.')
         pixels = (pixels >> bits - 8).astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise ImageError('not 8 or 16 bits', f'{path}: {_unlike_a_photograph(pixels)}.')
+        raise ImageError('not 8 or 16 bits', f'{path}: {_NUMBERS.format(pixels.dtype)}.')
     return np.asarray(pixels, np.uint8)
 
 
@@ -205,12 +206,10 @@ def _pixel_count(data: bytes) -> int:
     with suppress(ImageError):  # of a truncated one the decoder decides
         if size := size_of(data):
             return size[0] * size[1]
-    if text := _PNM_SIZE.match(data):
-        return int(text[1]) * int(text[2])
     for start, numbers in _SIZES:
         if place := start.match(data):
-            first, second = struct.unpack(numbers, place[1])
-            return int(abs(first * second))
+            first, second = struct.unpack(numbers, place[1]) if numbers else place.groups()
+            return abs(int(first) * int(second))
     return 0
 
 
@@ -227,18 +226,13 @@ def _has_pages(data: bytes) -> bool:
     return False
 
 
-def _unlike_a_photograph(pixels: NDArray[Any]) -> str:
-    return (f'holds {pixels.dtype}: a depth map, or a picture in linear light? Give a photograph '
-            'of 8 or 16 bits a channel')
-
-
 def _undecodable(data: bytes) -> str:
     kind = kind_of(data)
     if kind.name == 'tiff':
         with suppress(cv2.error):
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             if pixels is not None:
-                return _unlike_a_photograph(pixels)
+                return _NUMBERS.format(pixels.dtype)
     if kind.name in _DECODED:
         return (f'is {kind.sentence.partition(":")[0]} that OpenCV {cv2.__version__} cannot '
                 'decode: truncated, damaged, or of a kind that it lacks. Copy it again, or '
@@ -327,7 +321,7 @@ def _undecodable_video(path: Path, codec: int) -> str:
         kind = kind_of(file)
     if kind.name not in ('video', ''):
         return f'is no video but {kind.sentence}'
-    name = codec.to_bytes(4, 'little', signed=True).decode('ascii', 'replace').strip('\0')
+    name = (codec & 0xFFFFFFFF).to_bytes(4, 'little').decode('ascii', 'replace').strip('\0')
     name = {'av01': 'AV1'}.get(name.lower(), name)
     return (f'OpenCV can decode no frame of it{f" ({name})" * bool(name)}: it is truncated, or of '
             'a kind that this OpenCV lacks. ffmpeg -i IN -c:v libx264 OUT.mp4 converts it')

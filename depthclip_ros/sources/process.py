@@ -22,18 +22,11 @@ if TYPE_CHECKING:
     from threading import Event
 
 
-def without_ros(arguments: Sequence[str]) -> list[str]:
-    """What is not ROS's of a command line: all but from each --ros-args on to the next --.
-
-    rclpy's own function ends at names of files that are no UTF-8.
-    """
-    rest, is_ros = [], False
-    for argument in arguments:
-        if argument == '--ros-args' or (is_ros and argument == '--'):
-            is_ros = not is_ros or argument == '--ros-args'
-        elif not is_ros:
-            rest.append(argument)
-    return rest
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line before --ros-args, and the rest. rclpy's function takes UTF-8 alone."""
+    given = list(arguments)
+    place = given.index('--ros-args') if '--ros-args' in given else len(given)
+    return given[:place], given[place:]
 
 
 def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> int:
