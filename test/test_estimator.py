@@ -245,8 +245,8 @@ class Tensor:
 
 
 @pytest.mark.parametrize(('image', 'said'), [
-    ('a.png', 'str '), (Path('a.png'), 'PosixPath'), (None, 'NoneType '),
-    (['a.png', 'b.png'], 'str '), (Tensor(), r'Tensor torch.uint8 \(3, 96, 128\)'),
+    ('a.png', 'str;'), (Path('a.png'), 'PosixPath;'), (None, 'NoneType;'),
+    (['a.png', 'b.png'], 'str;'), (Tensor(), r'Tensor torch.uint8 \(3, 96, 128\)'),
     ([torch.zeros(3, 96, 128)], r'Tensor torch.float32 \(3, 96, 128\)'),
     (torch.zeros(3, 96, 128), r'Tensor torch.float32 \(3, 96, 128\)'),
     (np.zeros((96, 128, 3)), r'float64 \(96, 128, 3\)'),

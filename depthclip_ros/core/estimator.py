@@ -567,8 +567,9 @@ class DepthEstimator:
 
 
 def _not_an_image(given: Any) -> ImageError:
-    kind = '' if isinstance(given, np.ndarray) else f'{type(given).__name__} '
-    said = f'{kind}{getattr(given, "dtype", "")} {tuple(getattr(given, "shape", ()))}'
+    said = '' if isinstance(given, np.ndarray) else type(given).__name__
+    if hasattr(given, 'shape') and hasattr(given, 'dtype'):
+        said = f'{said} {given.dtype} {tuple(given.shape)}'.strip()
     return ImageError('not an RGB image', (
         f'the image is {said}; expected uint8 (height, width, 3), not empty. Of a file: '
         "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "
