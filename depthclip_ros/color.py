@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .core.errors import ConfigError
+from .core.files import printable
 from .core.opencv import cv2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 Picture = NDArray[np.uint8]
 
@@ -164,17 +163,6 @@ def png(picture: NDArray[Any]) -> bytes:
     return bytes(cv2.imencode('.png', picture)[1].tobytes())
 
 
-def write_picture(path: Path | str, picture: NDArray[Any]) -> None:
-    """Write a picture, or one channel of 8 or 16 bits.
-
-    Raises:
-        ConfigError: it cannot be written.
-
-    """
-    if not cv2.imwrite(str(path), picture):
-        raise ConfigError(f'{path}: cannot be written; is the disk full?')
-
-
 def canvas(height: int, width: int) -> Picture:
     """Make an empty picture."""
     picture = np.empty((height, width, 3), np.uint8)
@@ -184,15 +172,15 @@ def canvas(height: int, width: int) -> Picture:
 
 def text_width(text: str, scale: float, thickness: int) -> int:
     """Width in pixels of what `put_text` writes."""
-    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
+    return int(cv2.getTextSize(printable(text), cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
 
 def put_text(
     picture: Picture, text: str, origin: tuple[int, int], scale: float, thickness: int = 1,
 ) -> None:
     """Write a line, from the left end of its base."""
-    cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, FOREGROUND, thickness,
-                cv2.LINE_AA)
+    cv2.putText(picture, printable(text), origin, cv2.FONT_HERSHEY_SIMPLEX, scale, FOREGROUND,
+                thickness, cv2.LINE_AA)
 
 
 def _fitting(text: str, scale: float, thickness: int, width: int) -> float:

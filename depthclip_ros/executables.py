@@ -37,6 +37,17 @@ def wait_shortly() -> None:
         os.environ.update(WAITING)
 
 
+def begin() -> None:
+    """What every executable begins with: how it waits, and that it can print any file's name.
+
+    Bytes of a name that are no UTF-8 are escaped.
+    """
+    wait_shortly()
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+
+
 def waiting() -> str:
     """What is chosen of it, such as 'GOMP_SPINCOUNT=10000'; '' for OpenMP's default."""
     return ' '.join(f'{name}={os.environ[name]}' for name in WAITING_BY_USER
@@ -60,7 +71,7 @@ def run(name: str, module: str, function: str = 'main') -> int:
         function: without arguments, gives the exit code or ends the process.
 
     """
-    wait_shortly()
+    begin()
     try:
         return int(getattr(_imported(module), function)())
     except KeyboardInterrupt:  # before the function's own handlers were there

@@ -12,14 +12,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps, style
+from matplotlib import colormaps, rcParams, style
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from msgspec import Struct
 
 from .core.errors import DepthClipError
-from .core.files import atomic
+from .core.files import atomic, printable
 from .core.opencv import cv2
 from .document import Picture
 
@@ -65,7 +65,9 @@ _STYLE = {
     'ytick.major.size': 2.5, 'axes.spines.top': False, 'axes.spines.right': False,
     'axes.titlepad': 3, 'axes.titlelocation': 'left', 'legend.frameon': False,
     'lines.linewidth': 1.2, 'figure.titlesize': 7.5, 'figure.titleweight': 'bold',
-    'svg.fonttype': 'path', 'svg.hashsalt': 'depthclip_ros', 'savefig.dpi': 170}
+    'svg.fonttype': 'path', 'svg.hashsalt': 'depthclip_ros', 'savefig.dpi': 170,
+    # Names of files and words are no formulas (matplotlib 3.5 always takes $…$ for one).
+    **({'text.parse_math': False} if 'text.parse_math' in rcParams else {})}
 
 
 class Sample(Struct, frozen=True, eq=False, kw_only=True):
@@ -360,7 +362,8 @@ def maps(sample: Sample, label: str) -> Figure:
 
 
 def short(text: str, most: int = 30) -> str:
-    """As much of a text as a label has room for."""
+    """As much of a text as a label has room for, of what can be drawn."""
+    text = printable(text)
     return text if len(text) <= most else text[:most - 1] + '…'
 
 

@@ -16,9 +16,7 @@ from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError, DepthClipError
 from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.core.weights import DEMO
-from depthclip_ros.executables import missing_package, wait_shortly
-
-from .errors import print_any_name
+from depthclip_ros.executables import begin, missing_package
 
 if TYPE_CHECKING:
     from .evaluate import Options
@@ -33,8 +31,7 @@ RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    wait_shortly()
-    print_any_name()
+    begin()
     run, then = {
         'extract': (_extract, 'the same command begins anew.'),
         'witness': (_witness, 'the same command continues.'),

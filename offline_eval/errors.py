@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -36,12 +34,6 @@ class ResultsError(DepthClipError):
 def listing(names: list[str]) -> str:
     """All names, one a line, for the end of a message."""
     return ''.join(f'\n  {name}' for name in names)
-
-
-def print_any_name() -> None:
-    """Let print() say names of files that are no UTF-8."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def contents(folder: Path) -> str:

@@ -181,6 +181,10 @@ def test_predict_is_loud_when_untrained(photo, tiny_weights, tmp_path, monkeypat
     ('demo --bag TMP -o OUT', ['metadata.yaml does not describe a bag']),
     ('demo --images /no/picture -o OUT', ['/no/picture']),
     ('demo --fov 500 -o OUT', ['0 < FOV < 180']),
+    ('demo --video rtsp://nowhere/live -o OUT', ['is a stream']),
+    ('demo --video PHOTO/%04d.png -o OUT', ['--images FOLDER']),
+    ('demo --images PHOTO -o TMP/\udce9', ['-o: TMP/\\udce9 is no UTF-8']),
+    ('calibrate bag -o TMP/\udce9/x.yaml', ['-o: TMP/\\udce9/x.yaml is no UTF-8']),
     ('demo --camera-info TMP/tiny.yaml -o OUT', ['tiny.yaml']),
     ('demo --images PHOTO --camera-info TMP/pipe -o OUT', ['a pipe or a']),
     ('demo --images PHOTO --config TMP/pipe -o OUT', ['a pipe or a']),
@@ -258,6 +262,77 @@ def test_every_command_answers_every_call_in_words(command, given, tmp_path, con
         said = capsys.readouterr()
         assert code in codes, (words, said)
         assert (said.err if code else said.out).strip(), words
+
+
+# Bytes of names come through arguments as Python has them; a process, because OpenCV ended it.
+ANY_NAME = """
+import os, sys
+from pathlib import Path
+from depthclip_ros.cli.main import main
+model = ['--config', sys.argv[1], '--weights', sys.argv[2], '--device', 'cpu']
+picture, codes = Path('photo.png').read_bytes(), []
+for number, name in enumerate(sys.argv[3:]):
+    file, folder = f'./{name}.png', f'./{name}'
+    Path(file).write_bytes(picture)
+    Path(folder).mkdir()
+    Path(folder, f'{name[:200]}.png').write_bytes(picture)
+    Path(f'./{name}.yaml').write_bytes(Path(sys.argv[1]).read_bytes())
+    for arguments in (
+            ['predict', file, folder, '-o', f'./{name}_', *model],
+            ['predict', 'photo.png', '-o', 'out', '--config', f'./{name}.yaml', *model[2:]],
+            ['view', file, '-o', f'./{name}v', *model],
+            ['encode-text', f'./{name}.yaml', *model[2:4]],
+            *(([['view', file, '-o', f'./{name}p', '--point', '30,30', *model],
+                ['words', f'{name},far', '--image', file, '-o', f'./{name}w', *model]])
+              if number < 3 else ())):
+        codes.append((arguments, main(arguments)))
+    for command in (
+            ['predict', '-o', 'out'], ['view', '-o', 'out'], ['compare'], ['bags', '-o', 'out'],
+            ['calibrate', '-o', f'./{name[:200]}k.yaml'], ['bag', '-o', f'./{name[:200]}b'],
+            ['quantize', '--images'], ['words', 'near,far', '--image'],
+            *(['demo', '-o', 'out', f'--{kind}'] for kind in ('video', 'images', 'bag'))):
+        codes.append((command, 1 - main([command[0], *command[1:], f'./no{name[:240]}', *(
+            ['--weights', 'demo'] if command[0] == 'words' else [])])))
+print(*(wrong for wrong in codes if wrong[1]), sep='\\n', end='')
+"""
+
+
+def test_no_command_minds_a_name(photo, config, tiny_weights, tmp_path):
+    names = ['latin\udce9', 'new\nline', '$x^{$', '-o', '%d %s', 'L' * 249 + '\udce9', '~', '[*]',
+             "'\"`\\", '\x1b[31m\t', '  ', '\N{GRINNING FACE}']
+    process = subprocess.run(
+        [sys.executable, '-c', ANY_NAME, config, str(tiny_weights), *names], cwd=tmp_path,
+        capture_output=True, check=False, env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+            [str(ROOT), os.environ.get('PYTHONPATH', '')]), 'PYTHONIOENCODING': 'utf-8:strict'})
+    said = process.stderr.decode(errors='replace')
+    assert process.returncode == 0, said[-3000:]
+    assert 'Traceback' not in said
+    results = [path.name for path in (tmp_path / 'latin\udce9_').iterdir()]
+    assert {'latin\udce9_depth.png', 'latin\udce9_2_patches.npy'} < set(results)
+    page = (tmp_path / 'latin\udce9w' / 'words.html').read_text(encoding='utf-8')
+    assert 'latin\ufffd' in page
+    assert not process.stdout.decode().splitlines()[-1].startswith('(['), process.stdout.decode()
+
+
+def test_a_long_name_leaves_room_for_the_endings(predict, photo):
+    path = photo.with_name('é' * 125 + '.png')
+    path.write_bytes(photo.read_bytes())
+    code, out = predict(path)
+    assert code == 0
+    assert sorted(name.name.lstrip('é') for name in out.iterdir()) == [
+        '_color.png', '_depth.png', '_patches.npy', '_patches.png']
+
+
+def test_predict_says_what_is_peculiar_about_pictures(predict, photo, tmp_path, capsys):
+    for name in 'abc':
+        cv2.imwrite(str(tmp_path / f'{name}.png'), np.zeros((70, 50, 3), np.uint16) + 1000)
+    assert predict(*(tmp_path / f'{name}.png' for name in 'abc'))[0] == 0
+    said = capsys.readouterr().err
+    assert said.count("are stretched to the network's 96x64") == 1
+    assert 'images of 50x70' in said
+    assert 'stretched: 3 pictures' in said
+    assert said.count('picture of 10 bits') == 1
+    assert '10 bits: 3 pictures' in said
 
 
 def without_packages(*arguments):

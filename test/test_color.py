@@ -61,6 +61,12 @@ def test_image_and_depth_stand_side_by_side_and_nothing_hides_them():
     assert full[top + 120:].max() > 150
 
 
+def test_any_text_can_be_written():
+    for text in ('latin\udce9', '\ud800', 'new\nline'):
+        sheet = color.contact_sheet([np.zeros((48, 64, 3), np.uint8)], text)
+        assert (sheet[:36] == color.FOREGROUND).all(axis=2).any()
+
+
 def test_what_is_written_in_place_covers_only_an_edge():
     picture = np.zeros((100, 300, 3), np.uint8)
     color.write_warning(picture, color.UNTRAINED)

@@ -7,6 +7,7 @@ import itertools
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import clip_standin
 import numpy as np
@@ -234,6 +235,24 @@ def test_resizing_brings_in_no_borders(using):
     np.zeros((96, 128, 3), np.float32), np.zeros((0, 128, 3), np.uint8)])
 def test_not_an_image(using, image):
     with pytest.raises(ImageError, match=r'expected uint8 \(height, width, 3\)'):
+        using().predict(image)
+
+
+class Tensor:
+    """A tensor of whoever's."""
+
+    shape, dtype = (3, 96, 128), 'torch.uint8'
+
+
+@pytest.mark.parametrize(('image', 'said'), [
+    ('a.png', 'str;'), (Path('a.png'), 'PosixPath;'), (None, 'NoneType;'),
+    (['a.png', 'b.png'], 'str;'), (Tensor(), r'Tensor torch.uint8 \(3, 96, 128\)'),
+    ([torch.zeros(3, 96, 128)], r'Tensor torch.float32 \(3, 96, 128\)'),
+    (torch.zeros(3, 96, 128), r'Tensor torch.float32 \(3, 96, 128\)'),
+    (np.zeros((96, 128, 3)), r'float64 \(96, 128, 3\)'),
+    (np.zeros((2, 96, 128, 3), np.uint8), r'uint8 \(2, 96, 128, 3\)')])
+def test_what_is_no_image_is_told_what_makes_it_one(using, image, said):
+    with pytest.raises(ImageError, match=rf'the image is .*{said}.*convert\(.RGB.\)'):
         using().predict(image)
 
 

@@ -551,7 +551,7 @@ def test_what_is_no_prediction(one):
     for spoil, message in (
             (lambda: cv2.imwrite(str(path), np.full((480, 640), 200, np.uint8)),
              r'holds uint8 \(480, 640\); expected'),
-            (lambda: path.write_bytes(b'no picture'), 'no picture but text'),
+            (lambda: path.write_bytes(b'no picture'), 'no picture that can be read but text'),
             (lambda: np.save(array, np.ones((480, 640), int)), 'int64.*--prediction-scale'),
             (lambda: np.save(array, np.ones((480, 640, 3), 'f')), r'holds float32 \(480, 640, 3'),
             (lambda: np.save(array, np.ones((480, 640), object)), 'cannot be read as depth'),

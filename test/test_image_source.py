@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -56,20 +57,24 @@ def test_results_of_predict_beside_their_pictures_are_no_pictures(folder, capsys
         (folder / f'{name}.png').touch()
     files = pictures.picture_files([folder])
     assert [path.stem for path in files] == ['a', 'b', 'b_color_new', 'c', 'd_depth']
-    assert capsys.readouterr().err == \
-        f'{folder}: 3 results of depthclip predict are left out.\n'
+    assert capsys.readouterr().err.splitlines()[0] == \
+        f'{folder}: 3 results of depthclip predict are left out.'
     assert pictures.picture_files([folder / 'a_depth.png']) == [folder / 'a_depth.png']
 
 
-@pytest.mark.parametrize('content', [b'', b'garbage', b'\xff\xd8\xff\xe0 cut'])
-def test_what_is_no_picture_says_so(tmp_path, content):
+@pytest.mark.parametrize(('content', 'said'), [
+    (b'', r'is no picture that can be read but empty \(0 bytes\)'),
+    (b'garbage', 'is no picture that can be read but text that begins with "garbage"'),
+    (b'\xff\xd8\xff\xe0 cut', 'is a JPEG picture that OpenCV .* cannot decode'),
+    (b'\0\0\0\x18ftypmp42', 'is no picture that can be read but a video: depthclip demo --video')])
+def test_what_is_no_picture_says_so(tmp_path, content, said):
     path = tmp_path / 'bad.jpg'
     with pytest.raises(ImageError, match='holds no picture'):
         pictures.picture_files([tmp_path])
     with pytest.raises(ImageError, match=r'bad\.jpg. is no image or folder'):
         pictures.picture_files([path])
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=rf'bad\.jpg: {len(content)} bytes'):
+    with pytest.raises(ImageError, match=rf'bad\.jpg: {said}'):
         pictures.read_picture(path)
     with pytest.raises(ImageError, match='None of the 1'):
         list(pictures.file_frames([path], lambda _: None))
@@ -82,19 +87,163 @@ def test_gray_and_alpha_become_three_channels(tmp_path):
         assert pictures.read_picture(tmp_path / f'{name}.png').shape == (48, 64, 3)
 
 
-def test_video_frames_come_in_order(tmp_path):
-    path = str(tmp_path / 'film.avi')
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
-    for level in (20, 120, 220):
+NAMES = ('latin\udce9', 'new\nline', '-o', '%04d 100%', "quote'$(x)`", 'tab\t\x1b[31m', 'L' * 251,
+         '$^{$')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_pictures_and_videos_have_any_name(tmp_path, name):
+    (tmp_path / f'{name}.png').write_bytes(png(picture(1)))
+    film(tmp_path / 'film.avi', (20, 120)).rename(tmp_path / f'{name}.avi')
+    np.testing.assert_array_equal(pictures.read_picture(tmp_path / f'{name}.png'), picture(1))
+    assert len(list(pictures.video_frames(tmp_path / f'{name}.avi'))) == 2
+
+
+def png(values):
+    return cv2.imencode('.png', values)[1].tobytes()
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+def test_of_sixteen_bits_those_count_that_are_used(tmp_path, suffix, bits):
+    plain, path, said = picture(1), tmp_path / f'x{suffix}', []
+    values = plain.astype(np.uint16) << bits - 8
+    path.write_bytes(cv2.imencode(suffix, values)[1].tobytes())
+    found = pictures.read_picture(path, notes=pictures.Notes(said.append))
+    np.testing.assert_array_equal(found, plain)
+    assert len(said) == (bits < 16)
+    assert all(f'as a picture of {bits} bits' in text and str(values.max()) in text
+               for text in said)
+
+
+def test_grey_of_sixteen_bits_may_be_no_photograph(tmp_path):
+    said = []
+    (tmp_path / 'a.png').write_bytes(png(7000 + picture(1)[..., 0].astype(np.uint16)))
+    (tmp_path / 'b.png').write_bytes(png(picture(1)[..., 0]))
+    for name in 'aab':
+        pictures.read_picture(tmp_path / f'{name}.png', notes=(notes := pictures.Notes(
+            said.append)))
+        notes.close()
+    assert sum('depth or thermal picture?' in text for text in said) == 2
+    assert any('7000 to 7255' in text for text in said)
+
+
+def test_what_is_true_of_many_pictures_is_said_once_and_counted():
+    said = []
+    notes = pictures.Notes(said.append)
+    for name in 'abc':
+        notes.add(name, 'too dark', 'is too dark.')
+    notes.add('c', 'too large', 'is too large.')
+    assert said == ['a: is too dark.', 'c: is too large.']
+    notes.close()
+    assert said[2:] == ['too dark: 3 pictures in all']
+
+
+@pytest.mark.parametrize('values', [
+    picture(1).astype(np.float32) / 255, picture(1)[..., 0].astype(np.float32) / 50,
+    picture(1)[..., 0].astype(np.float64)])
+def test_floating_point_is_no_photograph(tmp_path, values):
+    (tmp_path / 'a.tif').write_bytes(cv2.imencode('.tif', values)[1].tobytes())
+    with pytest.raises(ImageError, match=f'holds {values.dtype}: a depth map'):
+        pictures.read_picture(tmp_path / 'a.tif')
+
+
+def test_of_several_pages_the_first_is_read_and_said(tmp_path):
+    said = []
+    assert cv2.imwritemulti(str(tmp_path / 'a.tif'), [picture(1, 12, 16), picture(2)])
+    found = pictures.read_picture(tmp_path / 'a.tif', notes=pictures.Notes(said.append))
+    np.testing.assert_array_equal(found, picture(1, 12, 16))
+    assert ['several pages' in text and '16 x 12' in text for text in said] == [True]
+
+
+@pytest.mark.parametrize('head', [
+    b'GIF89a' + struct.pack('<HH', 60000, 60000), b'P5\n# by hand\n60000 60000\n255\n',
+    b'BM' + bytes(12) + struct.pack('<Iii', 40, 50000, -50000),
+    b'BM' + bytes(12) + struct.pack('<IHH', 12, 50000, 50000),
+    b'\0\0\0\x0cjP  ' + bytes(30) + b'ihdr' + struct.pack('>II', 20000, 20000),
+    b'\xff\x4f\xff\x51' + bytes(4) + struct.pack('>II', 20000, 20000)])
+def test_no_memory_is_taken_for_what_a_file_claims(tmp_path, monkeypatch, head):
+    (tmp_path / 'a.png').write_bytes(head + bytes(200))
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('decoded'))
+    with pytest.raises(ImageError, match='pixels, and at most 100,000,000'):
+        pictures.read_picture(tmp_path / 'a.png')
+
+
+def test_too_many_pixels_of_any_format_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, 'MAX_PIXELS', 48 * 64 - 1)
+    for suffix in ('.png', '.jpg', '.webp', '.bmp', '.tif', '.ppm', '.jp2'):
+        path = tmp_path / f'a{suffix}'
+        path.write_bytes(cv2.imencode(suffix, picture(1))[1].tobytes())
+        with pytest.raises(ImageError, match='has 3,072 pixels'):
+            pictures.read_picture(path)
+
+
+def test_what_a_folder_holds_beside_pictures_is_counted(folder, capsys):
+    for name in ('x.heic', 'y.HEIC', 'film.mp4', '._a.png', 'none'):
+        (folder / name).touch()
+    (folder / 'more.png').mkdir()
+    assert [path.name for path in pictures.picture_files([folder])] == [
+        'a.png', 'b.png', 'c.PNG']
+    said = capsys.readouterr().err
+    for text in ('2 .heic', '1 .mp4', '1 .txt', '1 ._* of macOS', '1 sub-folder',
+                 '1 without a suffix'):
+        assert text in said
+    for name in ('a.png', 'b.png', 'c.PNG'):
+        (folder / name).unlink()
+    with pytest.raises(ImageError, match=r'holds no picture .* but .*2 \.heic'):
+        pictures.picture_files([folder])
+
+
+def film(path, levels):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64, 48))
+    for level in levels:
         writer.write(np.full((48, 64, 3), level, np.uint8))
     writer.release()
+    return path
+
+
+def test_a_video_that_ends_before_its_header_says_is_read_and_said(tmp_path):
+    path, said = film(tmp_path / 'film.avi', range(0, 250, 5)), []
+    whole = path.read_bytes()
+    notes = pictures.Notes(said.append)
+    assert len(list(pictures.video_frames(path, notes))) == 50
+    assert not said
+    path.write_bytes(whole[:len(whole) // 2])
+    count = len(list(pictures.video_frames(path, notes)))
+    assert 0 < count < 45
+    assert [f'ends after {count} frames, of about 50' in text for text in said] == [True]
+
+
+@pytest.mark.parametrize(('given', 'words'), [
+    ('rtsp://192.0.2.1/live', 'is a stream'), ('http://192.0.2.1/a.mp4', 'is a stream'),
+    ('frame_%04d.png', '--images FOLDER'), ('.', '--images FOLDER'), ('x' * 300, 'too long'),
+    ('~nobody/film.mp4', 'no video at')])
+def test_what_is_no_file_of_a_video_is_named(given, words):
+    with pytest.raises(ImageError, match=words):
+        next(pictures.video_frames(given))
+
+
+def test_a_codec_that_opencv_lacks_is_named(tmp_path):
+    path = str(tmp_path / 'film.mp4')
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), 10, (64, 48))
+    writer.write(picture(1))
+    writer.release()
+    data = (tmp_path / 'film.mp4').read_bytes()
+    assert data.count(b'mp4v') == data.count(b'esds') == 1
+    (tmp_path / 'film.mp4').write_bytes(data.replace(b'mp4v', b'av01').replace(b'esds', b'free'))
+    with pytest.raises(ImageError, match=r'no frame of it \(AV1\).*libx264'):
+        next(pictures.video_frames(path))
+
+
+def test_video_frames_come_in_order(tmp_path):
+    path = film(tmp_path / 'film.avi', (20, 120, 220))
     levels = [int(frame.mean()) for frame in pictures.video_frames(path)]
     assert levels == pytest.approx([20, 120, 220], abs=6)
 
 
 def test_a_broken_video_and_an_absent_webcam_are_errors(tmp_path):
     (tmp_path / 'film.mp4').write_bytes(b'garbage' * 100)
-    for frames, words in ((pictures.video_frames(tmp_path / 'film.mp4'), 'can decode no frame'),
+    for frames, words in ((pictures.video_frames(tmp_path / 'film.mp4'), 'is no video but text'),
                           (pictures.video_frames(tmp_path / 'none.mp4'), 'no video at'),
                           (pictures.webcam_frames(97), 'Webcam 97 cannot be opened')):
         with pytest.raises(ImageError, match=words):
@@ -266,7 +415,7 @@ def test_every_file_is_published_once_in_order_with_its_camera_info(folder):
             min(len(listener.images), len(listener.infos)) >= 3 or process.returncode != 1))
         output = process.stdout.read()
     assert process.returncode == 1, output  # one file was no image
-    assert 'bad.png: 7 bytes' in output
+    assert 'bad.png: is no picture' in output
     assert 'published 3 pictures' in output
     assert 'Traceback' not in output
     assert 'GUESS' not in output
@@ -305,7 +454,7 @@ def test_what_is_refused_is_a_sentence(folder, capsys, monkeypatch, arguments, w
     monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')  # no profile for later tests
     assert image_source.main([str(folder), *arguments]) == 1
     error = capsys.readouterr().err
-    assert error.startswith('image_source: ')
+    assert '\nimage_source: ' in f'\n{error}'
     assert words in error
 
 

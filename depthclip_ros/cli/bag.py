@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
 from ..fleet import cluster_of
 from ..node.process import keep_freed_memory
-from .model import load_estimator, settings, to_stderr
+from .model import load_estimator, named_path, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +38,7 @@ def convert_bag(given: argparse.Namespace) -> int:
     keep_freed_memory()
     depth, node = settings(given.config, given.weights, given.device)
     options = _options(given, node)
-    source, output = Path(given.bag), Path(given.output)
+    source, output = named_path(given.bag, given.bag), named_path(given.output)
     if given.resume and is_done(source, output, depth, options):
         print(f'{output} is done already.')
         return 0
@@ -72,7 +71,7 @@ def convert_bags(given: argparse.Namespace) -> int:
     depth, node = settings(given.config, given.weights, given.device)
     options = _options(given, node)
     bags = find_bags(given.source)
-    output = Path(given.output).expanduser().absolute()
+    output = named_path(given.output).absolute()
     to_stderr(f'{len(bags)} bags')
     result = convert_all(
         bags, output, depth, options, cluster_of(given), resume=given.resume, log=to_stderr)

@@ -17,12 +17,15 @@ from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
-from ..core.parameter_file import to_yaml
+from ..core.files import printable
 from ..sources.camera_info import CameraCalibration
 from .model import (
+    check_for_ros,
     check_new,
     load_estimator,
+    named_path,
     output_folder,
+    parameter_file,
     print_untrained,
     save,
     save_page,
@@ -64,9 +67,10 @@ def calibrate(options: argparse.Namespace) -> int:
         DepthClipError: settings, weights, recording or output cannot be used.
 
     """
-    target = Path(options.output).expanduser()
+    target = named_path(options.output)
     if target.suffix not in ('.yaml', '.yml'):
         raise ConfigError(f'-o {target}: name a parameter file, such as robot.yaml.')
+    check_for_ros('-o', target.absolute())  # which the parameter calibration is to name
     output_folder(str(target.parent))
     html, picture = target.with_suffix('.html'), target.with_suffix('.png')
     check_new((target, html, target.with_suffix('.md'), picture))
@@ -104,13 +108,12 @@ def calibrate(options: argparse.Namespace) -> int:
     before = _depths(estimator, shown, _SHOWN)
     fitted = fit(estimator, _in_blocks(recording, [
         positions[i] for i in spread_evenly(len(positions), options.max_frames)]),
-        options.variant, Path(recording.source).name, recording.split, to_stderr)
+        options.variant, printable(Path(recording.source).name), recording.split, to_stderr)
     _print_left_out(recording)
     try:
         file = fitted.calibration.save(target.parent, target.stem).absolute()
     except OSError as error:
-        raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}; is '
-                          'the disk full?') from error
+        raise ConfigError(f'{target.parent}: cannot be written: {error.strerror}.') from error
     depth = depth.replace(
         calibration=str(file),
         reference_focal=fitted.calibration.about.config['reference_focal'])
@@ -118,8 +121,8 @@ def calibrate(options: argparse.Namespace) -> int:
              if name not in _NOT_THE_ROBOTS}
     said = (f'Calibrated on {recording.source}: no longer zero-shot.', fitted.verdict,
             'The file that calibration names belongs to this one: move both, correct the path.')
-    save(target, ''.join(f'# {" ".join(line.split())}\n' for line in said)
-         + to_yaml({**depth.to_dict(), **robot}))
+    save(target, parameter_file(
+        ''.join(f'# {" ".join(line.split())}\n' for line in said), {**depth.to_dict(), **robot}))
     print(f'{target} and {file.name}')
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)

@@ -25,7 +25,7 @@ from ..calibrate.recordings import (
 )
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..core.files import user_path
+from ..core.files import printable, user_path
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..figures import (
     PREDICTIONS,
@@ -108,7 +108,7 @@ def compare(options: argparse.Namespace) -> int:
     found = {source: _outcome(source, max(1, EXAMPLES // len(sources)), options, node, network)
              for source in sources}
     done = [one for one in found.values() if isinstance(one, Compared)]
-    failed = {source: one for source, one in found.items() if isinstance(one, str)}
+    failed = {printable(source): one for source, one in found.items() if isinstance(one, str)}
     if not done:
         raise RecordingError(next(iter(failed.values())) if len(failed) == 1 else
                              f'none of {len(failed)} recordings could be compared.')
@@ -155,7 +155,7 @@ def _outcome(source: str, *about: Any) -> Compared | str:
         raise
     except DepthClipError as error:
         to_stderr(f'{source}: not compared: {error}')
-        return str(error)
+        return printable(str(error))
 
 
 def _compare(
@@ -169,8 +169,9 @@ def _compare(
     shown = {positions[i] for i in spread_evenly(len(positions), pictures)}
     described = recording.described + (
         f'; {answered.topics[1]} is compared with it' if answered else '')
-    scores = Scores(recording.source, described)
-    to_stderr(f'{recording.source}: {described}, {len(positions)} of {len(recording)} images')
+    source = printable(recording.source)
+    scores = Scores(source, printable(described))
+    to_stderr(f'{source}: {described}, {len(positions)} of {len(recording)} images')
     examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
     answers: Answers = _held(recording, answered, positions) if answered else (
         (position, frame, network().predict(frame.rgb, intrinsics=frame.camera))
@@ -178,7 +179,8 @@ def _compare(
     most = options.max_depth or MAX_DEPTH
     for position, frame, answer in with_progress('comparing', answers, len(positions)):
         depth = answer if isinstance(answer, np.ndarray) else answer.depth
-        scores.add(frame.moment.name, depth, frame.depth, most)
+        name = printable(frame.moment.name)
+        scores.add(name, depth, frame.depth, most)
         depths += np.histogram(frame.depth[frame.depth < most], DEPTHS)[0]
         if position in shown:
             size = round(_COLUMNS * frame.rgb.shape[0] / frame.rgb.shape[1]), _COLUMNS
@@ -188,7 +190,7 @@ def _compare(
                 'tokens': list(network().config.tokens),
                 'bins': answer.word_depths(network().config)}
             examples.append(Sample(
-                index=position, name=frame.moment.name, role=recording.source, rgb=frame.rgb,
+                index=position, name=name, role=source, rgb=frame.rgb,
                 depth=small, truth=gather(frame.depth, *size), **words))
     for note in recording.notes:
         to_stderr(f'WARNING: {note}')

@@ -28,12 +28,20 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..core.parameter_file import to_yaml
 from ..resources import config_path, large_images_profile
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
-from ..sources.pictures import picture_files
-from .model import given_camera, output_folder, print_untrained, settings, to_stderr
+from ..sources.pictures import picture_files, video_file
+from .model import (
+    check_for_ros,
+    given_camera,
+    output_folder,
+    parameter_file,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 from .recorder import INPUT, Album, Recorder
 
 if TYPE_CHECKING:
@@ -89,6 +97,8 @@ def run_demo(options: argparse.Namespace) -> int:
     if plan.built_in and not (options.config or options.weights):
         options.config = str(config_path('demo'))
     depth, node = settings(options.config, options.weights, options.device)
+    for name, path in ('--config', options.config), ('-o', options.output):
+        check_for_ros(name, path)
     folder = output_folder(options.output)
     node = _with_weights(depth, node)
     if node.weights == core_weights.DEMO:
@@ -118,6 +128,8 @@ def run_demo(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> Plan:
     given_camera(options, rectified=False)  # refused before anything is downloaded or started
     built_in = not options.images and options.video is None and options.webcam is None
+    if options.video is not None:
+        video_file(options.video)  # likewise
     if built_in and options.camera_info:
         raise ConfigError('--camera-info does not apply to rendered rooms: give them --fov.')
     arguments = ['-m', 'depthclip_ros.sources.image_source', '--wait', '2']
@@ -173,9 +185,10 @@ def _with_weights(depth: DepthConfig, node: NodeConfig) -> NodeConfig:
 
 def _write_parameters(path: Path, depth: DepthConfig, node: NodeConfig) -> None:
     """Leave the effective settings beside the results; the node starts from this file."""
-    path.write_text('# Settings of this demo. To run the node with them:\n'
-                    f'#   depth_node --ros-args --params-file {path.name}\n'
-                    + to_yaml({**depth.to_dict(), **node.to_dict()}), encoding='utf-8')
+    parameters = {**depth.to_dict(), **node.to_dict()}
+    save(path, parameter_file(
+        '# Settings of this demo. To run the node with them:\n'
+        f'#   depth_node --ros-args --params-file {path.name}\n', parameters))
 
 
 def isolate() -> None:
@@ -369,7 +382,7 @@ def _finish(
         'node_diagnostics': counts,
         'files': files,
     }
-    (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n', encoding='utf-8')
+    save(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
     if not (recorder.images or recorder.depths):
         return
     print(f'weights:  {runs} ({model.get("precision", "?")})')

@@ -24,7 +24,7 @@ from depthclip_ros.arguments import (
     to_a_kilometre,
     whole,
 )
-from depthclip_ros.executables import missing_package, wait_shortly
+from depthclip_ros.executables import begin, missing_package
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -326,8 +326,8 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `depthclip`; returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    begin()
     options = _parser().parse_args(arguments)
-    wait_shortly()
     try:
         module, _, function = options.run.partition('.')
         run = getattr(importlib.import_module(f'depthclip_ros.cli.{module}'), function)

@@ -8,14 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, quoted
 from ..core.estimator import DepthEstimator
-from ..core.files import atomic
+from ..core.files import atomic, printable, user_path
+from ..core.parameter_file import to_yaml
 from ..document import Block, to_html, to_markdown
 from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
@@ -87,6 +88,14 @@ def has_display() -> bool:
         os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
 
 
+def named_path(path: str, option: str = '-o') -> Path:
+    """A path that `option` gives; ConfigError where it can be the name of no file."""
+    try:
+        return user_path(path)
+    except OSError as error:
+        raise ConfigError(f'{option}: {quoted(path)}: {error.strerror}.') from error
+
+
 def output_folder(path: str, option: str = '-o') -> Path:
     """Make the folder for results, which `option` of the command line chooses.
 
@@ -94,7 +103,7 @@ def output_folder(path: str, option: str = '-o') -> Path:
         ConfigError: it cannot be written.
 
     """
-    folder = Path(path).expanduser()
+    folder = named_path(path, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = '' if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
@@ -128,10 +137,28 @@ def save(path: Path, content: str | bytes) -> None:
     """
     try:
         with atomic(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(printable(content).encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise ConfigError(f'{path.parent}: cannot be written: {error.strerror}; is the disk '
-                          'full?') from error
+        raise ConfigError(f'{path}: cannot be written: {error.strerror}.') from error
+
+
+def check_for_ros(name: str, value: object) -> None:
+    """Refuse by ConfigError what ROS takes as no value, as names of files that are no UTF-8."""
+    if printable(str(value)) != str(value):
+        raise ConfigError(f'{name}: {value} is no UTF-8, and ROS takes nothing else. Rename the '
+                          'file or folder, or choose another one.')
+
+
+def parameter_file(comment: str, parameters: dict[str, Any]) -> str:
+    """A ROS parameter file for every node; lines of the comment begin with a hash.
+
+    Raises:
+        ConfigError: as `check_for_ros`.
+
+    """
+    for name, value in parameters.items():
+        check_for_ros(name, value)
+    return comment + to_yaml(parameters)
 
 
 def save_page(path: Path, blocks: Sequence[Block]) -> None:

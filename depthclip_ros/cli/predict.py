@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from contextlib import suppress
@@ -15,19 +16,28 @@ from ..color import (
     UNTRAINED,
     color_range,
     colorize,
+    png,
     side_by_side,
     write_note,
-    write_picture,
     write_warning,
 )
+from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
-from ..core.files import user_path
+from ..core.files import printable, shortened, user_path
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
-from ..sources.pictures import picture_files, read_picture
-from .model import given_camera, load_estimator, output_folder, print_untrained, settings
+from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
+from .model import (
+    given_camera,
+    load_estimator,
+    output_folder,
+    print_untrained,
+    save,
+    settings,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +47,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..core.estimator import DepthEstimator, DepthPrediction
+
+
+_ROOM = max(map(len, RESULTS)) + len('_9999')  # behind a picture's name
 
 
 def predict_files(options: argparse.Namespace) -> int:
@@ -62,10 +75,11 @@ def predict_files(options: argparse.Namespace) -> int:
         files += found
     folder = output_folder(options.output)
     estimator = load_estimator(depth_config, node_config)
-    begin, names = time.perf_counter(), set[str]()
+    begin, names, notes = time.perf_counter(), set[str](), Notes(to_stderr)
     for file in files:
         try:
-            rgb = _read_rgb(file)
+            rgb = _read_rgb(file, notes)
+            notes.add(file, 'stretched', stretch_notice(rgb.shape, depth_config.input_size))
             start = time.perf_counter()
             intrinsics = camera(rgb.shape[1], rgb.shape[0])
             prediction = estimator.predict(rgb, intrinsics=intrinsics)
@@ -73,9 +87,9 @@ def predict_files(options: argparse.Namespace) -> int:
         except DataError as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
             continue
-        name, number = file.stem, 2
+        name, number = (stem := shortened(file.stem, _ROOM)), 2
         while name in names:  # of another folder
-            name, number = f'{file.stem}_{number}', number + 1
+            name, number = f'{stem}_{number}', number + 1
         names.add(name)
         lost = _write(estimator, prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
@@ -90,6 +104,7 @@ def predict_files(options: argparse.Namespace) -> int:
         print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
     print(f'{len(names)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
+    notes.close()
     if not estimator.weights.trained:
         print_untrained()
     if failures:
@@ -110,11 +125,12 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
         write_warning(patch_picture, warning)
     if estimator.label:
         write_note(patch_picture, estimator.label)
-    write_picture(f'{target}_depth.png', millimetres)
-    write_picture(f'{target}_color.png', side_by_side(
-        prediction.depth, low, high, caption=estimator.label, warning=warning))
-    write_picture(f'{target}_patches.png', patch_picture)
-    np.save(f'{target}_patches.npy', patches)
+    np.save(array := io.BytesIO(), patches)
+    for ending, content in zip(RESULTS, (
+            png(millimetres), png(side_by_side(
+                prediction.depth, low, high, caption=estimator.label, warning=warning)),
+            png(patch_picture), array.getvalue()), strict=True):
+        save(target.with_name(target.name + ending), content)
     return lost
 
 
@@ -127,7 +143,8 @@ class NamedFrame(NamedTuple):
 
 
 def named_frames(
-    paths: Sequence[str], most: int, skip: Callable[[DataError], None], topic: str = '',
+    paths: Sequence[str], most: int, skip: Callable[[DataError], None], notes: Notes,
+    topic: str = '',
 ) -> Iterator[NamedFrame]:
     """Images in the order of their paths; those of a bag have the bag's first camera_info.
 
@@ -135,6 +152,7 @@ def named_frames(
         paths: files, folders and bags.
         most: images of each path, evenly chosen from the first to the last.
         skip: called with the error of an image that cannot be read.
+        notes: see `read_picture`.
         topic: of the images, where a bag has several cameras.
 
     Raises:
@@ -148,15 +166,15 @@ def named_frames(
         files = picture_files([path])
         for place in spread_evenly(len(files), most):
             try:
-                rgb = _read_rgb(files[place])
+                rgb = _read_rgb(files[place], notes)
             except ImageError as error:
                 skip(error)
                 continue
-            yield NamedFrame(files[place].name, rgb)
+            yield NamedFrame(printable(files[place].name), rgb)
 
 
-def _read_rgb(path: Path) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(read_picture(path)[..., ::-1])
+def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(read_picture(path, notes=notes)[..., ::-1])
 
 
 def _of_bag(

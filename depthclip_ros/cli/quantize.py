@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.errors import EngineError, ImageError
 from ..sim import KINDS, RenderOptions, Scene, SimCamera, render, trajectory
-from ..sources.pictures import picture_files, read_picture
+from ..sources.pictures import Notes, picture_files, read_picture
 from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -85,4 +85,7 @@ def _pictures(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
                          'that show what the camera will see, or none for rendered rooms.')
     if len(files) > MOST:
         files = [files[i * len(files) // MOST] for i in range(MOST)]
-    return [np.ascontiguousarray(read_picture(file)[..., ::-1]) for file in files]
+    notes = Notes(to_stderr)
+    pictures = [np.ascontiguousarray(read_picture(file, notes=notes)[..., ::-1]) for file in files]
+    notes.close()
+    return pictures

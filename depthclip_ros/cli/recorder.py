@@ -15,11 +15,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from ..color import UNTRAINED, color_range, contact_sheet, side_by_side, write_picture
-from ..core.opencv import cv2
+from ..color import UNTRAINED, color_range, contact_sheet, png, side_by_side
 from ..messages.depth import depth_values, to_depth
 from ..messages.image_io import to_rgb
 from ..messages.types import nanoseconds
+from ..sources.pictures import read_picture
+from .model import save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,9 +118,9 @@ class Album:
             write.result()
         self.numbers.sort()  # a frame whose cloud was late came after its successors
         shown = self.numbers[::-(-len(self.numbers) // OVERVIEW_PICTURES) or 1]
-        pictures = [np.asarray(cv2.imread(str(self._path('color', n))), np.uint8) for n in shown]
+        pictures = [read_picture(self._path('color', n)) for n in shown]
         if pictures:
-            write_picture(self._folder / 'overview.png', contact_sheet(pictures, title))
+            save(self._folder / 'overview.png', png(contact_sheet(pictures, title)))
         return sorted(path.name for pattern in PATTERNS for path in self._folder.glob(pattern))
 
     def _remove(self, number: int) -> None:
@@ -131,20 +132,20 @@ class Album:
         depth, stamp = to_depth(message), nanoseconds(message.header.stamp)
         millimetres, lost = depth_values(depth, '16UC1')
         self.lost_pixels += lost
-        write_picture(self._path('depth', frame.number), millimetres)
+        save(self._path('depth', frame.number), png(millimetres))
         picture = np.zeros((*depth.shape, 3), np.uint8)
         if frame.image is not None:
             picture = np.ascontiguousarray(to_rgb(frame.image)[..., ::-1])
             if not (self._folder / INPUT).exists():
-                write_picture(self._folder / INPUT, picture)
+                save(self._folder / INPUT, png(picture))
         caption = f'frame {frame.number}   stamp {1e-9 * stamp:.3f} s'
         if frame.latency is not None:
             caption += f'   latency {1e3 * frame.latency:.0f} ms'
-        write_picture(self._path('color', frame.number), side_by_side(
-            depth, *self._range, picture, caption, '' if self._trained else UNTRAINED))
+        save(self._path('color', frame.number), png(side_by_side(
+            depth, *self._range, picture, caption, '' if self._trained else UNTRAINED)))
         if frame.cloud is not None:
-            self._path('cloud', frame.number).write_bytes(
-                ply(cloud_points(frame.cloud), trained=self._trained))
+            save(self._path('cloud', frame.number),
+                 ply(cloud_points(frame.cloud), trained=self._trained))
 
     def _path(self, name: str, number: int) -> Path:
         return self._folder / f'{name}_{number:03d}.{"ply" if name == "cloud" else "png"}'

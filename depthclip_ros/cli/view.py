@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..color import UNTRAINED, WARNING_HEIGHT, png
-from ..core.camera import CameraModel
+from ..core.camera import CameraModel, stretch_notice
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
+from ..core.files import shortened
 from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
-from ..sources.pictures import webcam_frames
+from ..sources.pictures import Notes, webcam_frames
 from .model import (
     given_camera,
     has_display,
@@ -102,6 +103,7 @@ def view(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     given = given_camera(options, rectified=node.rectified)
     failures: list[str] = []
+    notes = Notes(to_stderr)
 
     def skip(error: Exception) -> None:
         failures.append(str(error))
@@ -111,9 +113,11 @@ def view(options: argparse.Namespace) -> int:
         shows = _shows(options, stack)
         estimator = load_estimator(depth, node)
         shown = 0
-        for image, live in _images(options, skip):
+        for image, live in _images(options, skip, notes):
             try:
                 height, width = image.rgb.shape[:2]
+                notes.add(image.name, 'stretched', stretch_notice(
+                    image.rgb.shape, depth.input_size))
                 camera = given(width, height) or _own_camera(image, rectified=node.rectified)
                 prediction = estimator.predict(image.rgb, intrinsics=camera)
                 seen = Seen(shown + 1, image, prediction, estimator, camera, live)
@@ -125,6 +129,7 @@ def view(options: argparse.Namespace) -> int:
                 shown += 1
             if not all(wanted):
                 break
+    notes.close()
     if not shown:
         raise ConfigError(f'no image could be used: {"; ".join(failures[:3])}')
     if not estimator.weights.trained:
@@ -159,7 +164,7 @@ def _pictures(path: str, points: Sequence[Point]) -> Show:
         prediction, stream = seen.prediction, io.BytesIO()
         places = [prediction.patch_at(*point) for point in points]
         name = re.sub(r'[^A-Za-z0-9.-]', '_', Path(seen.image.name).stem)
-        file = folder / f'{seen.number:03d}_{name}.png'
+        file = folder / f'{shortened(f"{seen.number:03d}_{name}", len(".png"))}.png'
         if places:
             with figures.look():
                 figures.responses(
@@ -229,7 +234,7 @@ class Window:
 
 
 def _images(
-    options: argparse.Namespace, skip: Callable[[Exception], None],
+    options: argparse.Namespace, skip: Callable[[Exception], None], notes: Notes,
 ) -> Iterator[tuple[NamedFrame, bool]]:
     """Images of all paths, and whether they are a webcam's; one that is wrong stops no other."""
     most = options.max_images or MOST
@@ -244,7 +249,7 @@ def _images(
                     yield NamedFrame(f'webcam {path}, image {number}',
                                      np.ascontiguousarray(bgr[..., ::-1])), True
             else:
-                for frame in named_frames([path], most, skip, options.topic):
+                for frame in named_frames([path], most, skip, notes, options.topic):
                     yield frame, False
         except DepthClipError as error:
             skip(error)

@@ -11,10 +11,12 @@ import numpy as np
 from .. import figures
 from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
+from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
 from ..core.weights import cache_folder, load
 from ..core.words import ALIKE, doubts, phrases_of
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
+from ..sources.pictures import Notes
 from .model import (
     check_new,
     load_estimator,
@@ -91,12 +93,15 @@ def words(options: argparse.Namespace) -> int:
     warnings += [f'{one.name}: {doubt}' for one in sets for doubt in doubts(
         phrases_of(one.config)[0], one.features, lambda: loaded[1], thorough=True)]
     failures: list[str] = []
+    notes = Notes(warnings.append)
     for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
-            failures.append(str(error))), options.topic):
+            failures.append(str(error))), notes, options.topic):
+        notes.add(name, 'stretched', stretch_notice(rgb.shape, base.input_size))
         for one in sets:
             estimator.reconfigure(one.config)
             one.answers.append(figures.sample_of(
                 rgb, estimator.predict(rgb), one.config, name))
+    notes.close()
     count, trained = len(sets[0].answers), estimator.weights.trained
     if options.image and not count:
         raise ConfigError(f'no picture could be read: {"; ".join(failures[:3])}')

@@ -19,6 +19,8 @@ from .errors import CameraInfoError, quoted
 from .lens import distort, lens_of, undistort
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
     from .config import Size
@@ -42,6 +44,7 @@ _OFF_MIDDLE = 0.12
 # degrees makes them 0.6 of what they were, a telephoto lens at most 1.2.
 _LENSES = 0.25, 2.0
 _FOCAL_RATIOS = 0.05, 20.0  # of a camera's focal length to that of the words
+_MAX_STRETCH = 0.02  # part by which an image may be stretched without a word
 
 
 class Notice(NamedTuple):
@@ -327,6 +330,16 @@ def focal_ratio(
             f'{_FOCAL_RATIOS[0]:g} to {_FOCAL_RATIOS[1]:g}'),
             'Check k, in pixels, and reference_focal, in image widths.')
     return ratio
+
+
+def stretch_notice(image: Sequence[int], network: Size) -> str:
+    """What to say of images (height, width, …) of another shape than the network; or ''."""
+    (height, width), (rows, columns) = image[:2], network
+    if abs(math.log(width * rows / (height * columns))) <= _MAX_STRETCH:
+        return ''
+    return (f"images of {width}x{height} are stretched to the network's {columns}x{rows}, which "
+            'sees everything narrower or lower than it is. Set input_height and input_width to '
+            'the shape of the image.')
 
 
 def _wrong(condition: str, found: str, remedy: str = _CALIBRATE) -> CameraInfoError:

@@ -469,7 +469,7 @@ class DepthEstimator:
 
         """
         given: list[Any] = [intrinsics, anchors, scenes]
-        if isinstance(rgb, np.ndarray):
+        if isinstance(rgb, (np.ndarray, str)) or not isinstance(rgb, Sequence):
             return self.predict([rgb], size, *([one] for one in given))[0]
         settings, n = self._settings, len(rgb)  # one read: settings change as a whole
         if not n:
@@ -559,10 +559,9 @@ class DepthEstimator:
         count, (height, width) = len(images), self._size
         rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
         for image, target in zip(images, rows, strict=False):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 \
-                    or 0 in image.shape:
-                raise ImageError('not an RGB image', f'the image is {image.dtype} {image.shape}; '
-                                 'expected uint8 (height, width, 3), not empty.')
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
+                    or image.shape[2] != 3 or 0 in image.shape:
+                raise _not_an_image(image)
             pixels = torch.from_numpy(np.require(image, requirements=('C', 'W'))).to(self.device)
             if image.shape[:2] != self._size:
                 planes = pixels.permute(2, 0, 1)[None]
@@ -577,6 +576,17 @@ class DepthEstimator:
         if flip:
             batch[count:] = batch[:count].flip(2)
         return batch.permute(0, 3, 1, 2)
+
+
+def _not_an_image(given: Any) -> ImageError:
+    said = '' if isinstance(given, np.ndarray) else type(given).__name__
+    if hasattr(given, 'shape') and hasattr(given, 'dtype'):
+        said = f'{said} {given.dtype} {tuple(given.shape)}'.strip()
+    return ImageError('not an RGB image', (
+        f'the image is {said}; expected uint8 (height, width, 3), not empty. Of a file: '
+        "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "
+        'image.permute(1, 2, 0).cpu().numpy(); of numbers from 0 to 1: (255 * '
+        'image).round().astype(np.uint8).'))
 
 
 def _on(

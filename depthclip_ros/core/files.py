@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import BinaryIO
+
+_LONGEST = 255  # bytes of a file's name, on nearly all file systems
 
 
 @contextmanager
@@ -42,6 +45,18 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def printable(path: str | Path) -> str:
+    """A path, or a text with one, that can be written anywhere: U+FFFD stands for no UTF-8."""
+    return re.sub('[\ud800-\udfff]', '\ufffd', str(path))
+
+
+def shortened(name: str, room: int) -> str:
+    """The beginning of a file's name that leaves `room` bytes of what a name may have."""
+    while len(os.fsencode(name)) > _LONGEST - room:
+        name = name[:-1]
+    return name
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading; OSError instead of waiting where it is a pipe or a device."""
     if path.exists() and not path.is_file():
@@ -53,12 +68,10 @@ def user_path(text: str | Path) -> Path:
     """Path as a user wrote it, with ~ expanded; OSError where it can be the name of no file."""
     if '\0' in str(text):
         raise OSError(errno.EINVAL, 'a path cannot hold a NUL character')
+    path = Path(text)
+    if not str(text).startswith('~'):
+        return path.absolute() if str(path).startswith('~') else path  # of ./~, where ~ is a name
     try:
-        return Path(text).expanduser()
+        return path.expanduser()
     except RuntimeError as error:
         raise OSError(errno.ENOENT, 'no home folder is known for that user') from error
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes in the names of files that are none become U+FFFD."""
-    return os.fsencode(text).decode(errors='replace')

@@ -25,7 +25,7 @@ from rclpy.qos import (
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
-from ..core.camera import Notice
+from ..core.camera import Notice, stretch_notice
 from ..core.errors import ConfigError
 from ..messages import types as messages
 from .anchors import Sensors
@@ -47,7 +47,6 @@ RECENT = 5.0  # seconds that a mean looks back on
 INPUT_DEPTH = 10
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
-MAX_STRETCH = 0.02  # part by which an image may be stretched without a word
 FOCAL_JUMP = 0.01  # part by which the focal factor may change without a word
 OFF = 'reference_focal is 0'
 # What becomes of an image: answered with depth; replaced by a newer one before its turn, or left
@@ -330,12 +329,8 @@ class Camera:
         shape = frame.size, frame.estimator.config.input_size
         if shape != self._shape:  # else it was said: it may be meant to stay so
             self._shape = shape
-            (height, width), (rows, columns) = shape
-            if abs(math.log(width * rows / (height * columns))) > MAX_STRETCH:
-                self.say.once('aspect', (
-                    f"images of {width}x{height} are stretched to the network's "
-                    f'{columns}x{rows}, which sees everything narrower or lower than it is. Set '
-                    'input_height and input_width to the shape of the image.'))
+            if notice := stretch_notice(*shape):
+                self.say.once('aspect', notice)
         if not frame.header.frame_id:
             self.say.once('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '

@@ -34,7 +34,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..executables import wait_shortly
+from ..executables import begin
 from ..messages import types as messages
 from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
 from .camera import Camera, Input, Say, summary
@@ -427,5 +427,5 @@ def _spin(node: DepthNode, ending: threading.Event) -> None:
 
 
 if __name__ == '__main__':  # as the executable
-    wait_shortly()
+    begin()
     run()

@@ -25,9 +25,10 @@ from rosgraph_msgs.msg import Clock
 
 from ..arguments import not_negative, positive
 from ..core.errors import BagError
+from ..core.files import printable
 from ..messages.types import message_class, topic_name
 from .bag import NANOSECONDS, Bag
-from .process import run
+from .process import run, split_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +69,7 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
 
     try:
         while not stop.is_set():
-            say(f'playing {bag.path}')
+            say(f'playing {printable(bag.path)}')
             start, tick = time.monotonic(), bag.begin
             for connection, stamp, data in bag.messages(publishers):
                 while clock is not None and tick <= stamp and not stop.is_set():
@@ -211,9 +212,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the executable `bag_player`; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    place = arguments.index('--ros-args') if '--ros-args' in arguments else len(arguments)
-    options = parser().parse_args(arguments[:place])
+    given, of_ros = split_arguments(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(given)
 
     def body(stop: Event) -> int:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         node.destroy_node()
         return 0
 
-    return run('bag_player', body, arguments[place:])
+    return run('bag_player', body, of_ros)
 
 
 if __name__ == '__main__':

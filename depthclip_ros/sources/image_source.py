@@ -14,6 +14,7 @@ sensor-data subscribers match.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -21,16 +22,23 @@ from typing import TYPE_CHECKING
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from ..arguments import positive, whole
 from ..core.errors import ImageError
+from ..core.files import printable
 from ..messages.image_io import image_fields
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
-from .pictures import builtin_frames, file_frames, picture_files, video_frames, webcam_frames
-from .process import run
+from .pictures import (
+    Notes,
+    builtin_frames,
+    file_frames,
+    picture_files,
+    video_frames,
+    webcam_frames,
+)
+from .process import run, split_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,18 +157,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def open_source(
-    options: argparse.Namespace, skip: Callable[[ImageError], None],
+    options: argparse.Namespace, skip: Callable[[ImageError], None], notes: Notes,
 ) -> Iterator[Picture]:
     """Pictures that the command line asks for; `skip` is told of unreadable files.
+
+    `notes` is told of what is peculiar.
 
     Raises:
         ImageError: it is missing.
 
     """
     if options.images:
-        return file_frames(picture_files(options.images), skip)
+        return file_frames(picture_files(options.images), skip, notes)
     if options.video:
-        return video_frames(options.video)
+        return video_frames(options.video, notes)
     if options.webcam is not None:
         return webcam_frames(options.webcam)
     return builtin_frames(lambda text: print(f'image_source: {text}', flush=True),
@@ -169,19 +179,22 @@ def open_source(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the executable `image_source`; returns its exit code."""
-    arguments = list(sys.argv[1:] if args is None else args)
-    return run('image_source', lambda stop: _publish(arguments, stop), arguments)
+    given, of_ros = split_arguments(sys.argv[1:] if args is None else args)
+    # FFmpeg says of a damaged frame what nobody understands; of a video that is none, we do.
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    return run('image_source', lambda stop: _publish(given, stop), of_ros)
 
 
 def _publish(arguments: list[str], stop: Event) -> int:
-    options = parser().parse_args(remove_ros_args(['image_source', *arguments])[1:])
+    options = parser().parse_args(arguments)
     skipped: list[ImageError] = []
 
     def skip(error: ImageError) -> None:
         skipped.append(error)
         print(f'image_source: left out: {error}', file=sys.stderr)
 
-    frames, source = open_source(options, skip), ImageSource(options, stop)
+    notes = Notes(lambda text: source.get_logger().warning(printable(text)))
+    frames, source = open_source(options, skip, notes), ImageSource(options, stop)
     start = time.monotonic()
     try:
         source.wait_for_subscribers(options.wait)
@@ -195,6 +208,7 @@ def _publish(arguments: list[str], stop: Event) -> int:
             due = max(due + 1 / options.rate, time.monotonic())
         # What was sent last is still on its way to slow subscribers.
         source.spin_for(0.5)
+        notes.close()
     finally:
         source.destroy_node()
         seconds = max(time.monotonic() - start, 1e-9)

@@ -12,12 +12,21 @@ from rclpy.exceptions import NameValidationException
 from rclpy.signals import SignalHandlerOptions
 
 from ..core.errors import DepthClipError
+from ..core.files import printable
+from ..executables import begin
 from ..node.process import StopSignals, explain
 from ..resources import large_images_profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from threading import Event
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line before --ros-args, and the rest. rclpy's function takes UTF-8 alone."""
+    given = list(arguments)
+    place = given.index('--ros-args') if '--ros-args' in given else len(given)
+    return given[:place], given[place:]
 
 
 def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> int:
@@ -30,11 +39,13 @@ def run(name: str, body: Callable[[Event], int], arguments: Sequence[str]) -> in
         arguments: of the command line, with those of ROS.
 
     """
+    begin()
     signals = StopSignals()
     os.environ.update(large_images_profile(os.environ))
     try:
         try:
-            rclpy.init(args=[name, *arguments], signal_handler_options=SignalHandlerOptions.NO)
+            rclpy.init(args=[name, *map(printable, arguments)],
+                       signal_handler_options=SignalHandlerOptions.NO)
         except (RuntimeError, ValueError) as error:
             sys.stderr.write(f'{name}: {explain(error)}\n')
             return 1

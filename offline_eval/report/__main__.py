@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
-from offline_eval.errors import print_any_name
+from depthclip_ros.executables import begin
 from offline_eval.report import FILES, write
 from offline_eval.results import load
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog='python3 -m offline_eval.report', description='Write the report of a finished '
         'evaluation again, from its results folder alone.')
     parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
-    print_any_name()
+    begin()
     folder = parser.parse_args(arguments).folder
     try:
         write(folder, load(folder))
