@@ -189,7 +189,7 @@ def make_node(domain):
     ({'sede': 1}, "unknown setting 'sede'"),
     ({'kind': 'kitchen'}, "kind: 'kitchen' is none of all, bathroom"),
     ({'rate': -1.0}, 'rate: -1.0 Hz is outside'),
-    ({'cameras': '[front, front]'}, 'cameras: .* one twice'),
+    ({'cameras': '[front, front]'}, 'cameras: .* one name twice'),
     ({'cameras': '[1st]'}, 'cannot be a ROS namespace'),
 ])
 def test_wrong_parameters_are_refused(make_node, parameters, message):

@@ -38,11 +38,6 @@ _NUMBERS = ('holds {}: a depth map, or a picture in linear light? Give a photogr
 _DECODED = frozenset(('png', 'jpeg', 'gif', 'webp', 'tiff', 'jpeg 2000', 'pnm', 'bmp', 'avif'))
 # Of `depthclip predict`, behind a name.
 RESULTS = ('_depth.png', '_color.png', '_patches.png', '_patches.npy')
-# Where files that are no JPEG, PNG or TIFF have two numbers whose product is that of their pixels.
-_SIZES = tuple((re.compile(start, re.DOTALL), numbers) for start, numbers in (
-    (rb'GIF8[79]a(.{4})', '<HH'), (rb'BM.{12}\x0c\0\0\0(.{4})', '<HH'), (rb'BM.{16}(.{8})', '<ii'),
-    (rb'\0\0\0\x0cjP.{,512}ihdr(.{8})', '>II'), (rb'\xff\x4f\xff\x51.{4}(.{8})', '>II'),
-    (rb'P[1-6]' + 2 * rb'\s+(?:#[^\n]*\n\s*)*(\d{1,9})', '')))
 
 
 class Notes:
@@ -183,34 +178,25 @@ def _read(path: Path) -> bytes:
 
 
 def _decoded(path: Path, data: bytes, flags: int) -> NDArray[Any]:
-    _check_count(path, _pixel_count(data))
+    size = None  # of other formats than JPEG, PNG and TIFF it is known when they are decoded
+    with suppress(ImageError):  # of a truncated one the decoder decides
+        size = size_of(data)
+    _check_size(path, *(size or (0, 0)))
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:  # some decoders throw where others return nothing
         pixels = None
     if pixels is None:
         raise ImageError('not an image', f'{path}: {_undecodable(data)}.')
-    _check_count(path, pixels.shape[0] * pixels.shape[1])
+    _check_size(path, *pixels.shape[1::-1])
     return np.asarray(pixels)
 
 
-def _check_count(path: Path, count: int) -> None:
-    if count > MAX_PIXELS:
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
         raise ImageError(
-            'too many pixels', f'{path}: has {count:,} pixels, and at most {MAX_PIXELS:,} are '
-            f'read. Reduce it: convert {path.name} -resize 25% OUT.png')
-
-
-def _pixel_count(data: bytes) -> int:
-    """How many pixels a file claims to have; 0 where its format bounds them, or it has none."""
-    with suppress(ImageError):  # of a truncated one the decoder decides
-        if size := size_of(data):
-            return size[0] * size[1]
-    for start, numbers in _SIZES:
-        if place := start.match(data):
-            first, second = struct.unpack(numbers, place[1]) if numbers else place.groups()
-            return abs(int(first) * int(second))
-    return 0
+            'too many pixels', f'{path}: has {width} x {height} pixels, and at most '
+            f'{MAX_PIXELS:,} are read. Reduce it: convert {path.name} -resize 25% OUT.png')
 
 
 def _has_pages(data: bytes) -> bool:
