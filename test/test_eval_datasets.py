@@ -273,7 +273,8 @@ def _without_list(official):
         str(path), (cv2.imread(str(path), -1) / 1000).astype(np.uint16))), 'another unit'),
     (_each('sync_depth_0*.png', lambda path: cv2.imwrite(
         str(path), np.zeros((480, 640), np.uint8))), 'holds uint8.*expected one channel'),
-    (_each('rgb_*.jpg', lambda path: path.write_bytes(b'no image')), 'is no picture that .* but text'),
+    (_each('rgb_*.jpg', lambda path: path.write_bytes(b'no image')),
+     'is no picture that can be read but text'),
     (_without_list, r'2 images are without ground truth.*(\n  .*){2}'),
     (_each('sync_depth_0*.png', lambda path: path.unlink()),
      r'10 files of 20 are missing.*(\n  .*png){10}'),
