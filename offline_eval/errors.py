@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from depthclip_ros.core.errors import DepthClipError
+from depthclip_ros.core.errors import DepthClipError, first_of
 from depthclip_ros.core.formats import kind_of
 
 _Item = TypeVar('_Item')
@@ -44,8 +44,8 @@ def contents(folder: Path) -> str:
         return f'{folder} holds no file.'
     with files[0].open('rb') as file:
         kind = kind_of(file)
-    names = ', '.join(str(file.relative_to(folder)) for file in files[:3])
-    return f'The folder holds {names} ({len(files)} files; the first is {kind.sentence}).'
+    names = first_of(file.relative_to(folder) for file in files)
+    return f'The folder holds {names}; the first is {kind.sentence}.'
 
 
 def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:

@@ -433,7 +433,7 @@ def test_data_sets_of_other_programs_are_named(tmp_path):
         file['depth'] = np.zeros((4, 4))
     np.save(tmp_path / 'eigen_test_rgb.npy', np.zeros((2, 4, 4, 3)))
     for path, message in (
-            (tmp_path, r'holds 00000.h5, eigen_test_rgb.npy \(2 files; the first is an HDF5 file'),
+            (tmp_path, r'holds 00000.h5, eigen_test_rgb.npy; the first is an HDF5 file'),
             (tmp_path / '00000.h5', 'it holds depth, rgb, as other data sets do'),
             (tmp_path / 'eigen_test_rgb.npy', "is an array of NumPy's")):
         with pytest.raises(DatasetError, match=message):

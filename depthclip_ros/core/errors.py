@@ -15,6 +15,12 @@ def quoted(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f'{text[:limit - 1]}… ({count} characters)'
 
 
+def first_of(texts: Iterable[object], most: int = 3) -> str:
+    """The first of some texts, and how many more there are: 'a, b, c and 4 more'."""
+    every = list(map(str, texts))
+    return ', '.join(every[:most]) + (f' and {len(every) - most} more' if every[most:] else '')
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """The known name that is near to one, whatever its capitals and signs; '' where none is."""
     plain = {_letters(one): one for one in known}

@@ -579,11 +579,11 @@ class DepthEstimator:
 
 
 def _not_an_image(given: Any) -> ImageError:
-    said = '' if isinstance(given, np.ndarray) else type(given).__name__
+    kind = '' if isinstance(given, np.ndarray) else type(given).__name__
     if hasattr(given, 'shape') and hasattr(given, 'dtype'):
-        said = f'{said} {given.dtype} {tuple(given.shape)}'.strip()
+        kind = f'{kind} {given.dtype} {tuple(given.shape)}'.strip()
     return ImageError('not an RGB image', (
-        f'the image is {said}; expected uint8 (height, width, 3), not empty. Of a file: '
+        f'the image is {kind}; expected uint8 (height, width, 3), not empty. Of a file: '
         "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "
         'image.permute(1, 2, 0).cpu().numpy(); of numbers from 0 to 1: (255 * '
         'image).round().astype(np.uint8).'))

@@ -13,6 +13,8 @@ import re
 import zipfile
 from typing import BinaryIO, NamedTuple
 
+from .errors import first_of
+
 HEAD = 4096  # bytes that are looked at
 
 
@@ -148,5 +150,4 @@ def _zip_kind(file: BinaryIO) -> FileKind:
         return FileKind('torch', "an archive of PyTorch's")
     if names and all(name.endswith('.npy') for name in names):
         return FileKind('npz', f"a file of NumPy's arrays (.npz): {_ARRAYS}")
-    listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-    return FileKind('zip', f'a zip archive of {listed or "nothing"}: {_UNPACK}')
+    return FileKind('zip', f'a zip archive of {first_of(names) or "nothing"}: {_UNPACK}')

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageEncoder, PatchTransformer
-from .errors import ConfigError, WeightsError, did_you_mean, quoted, reason
+from .errors import ConfigError, WeightsError, did_you_mean, first_of, quoted, reason
 from .state_dict import (
     Architecture,
     Log,
@@ -131,26 +131,26 @@ def _fill(open_clip: Any, network: nn.Module, loaded: Any, source: str, log: Log
     if 'positional_embedding' in tensors and not hasattr(network, 'positional_embedding'):
         tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
     missing = [name for name in names if name not in tensors]
-    kept = {name: tensors[name] for name in names if name in tensors}
-    check_tensors(kept, source, half=False)
+    weights = {name: tensors[name] for name in names if name in tensors}
+    check_tensors(weights, source, half=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     sizes = [f'{name} is {tuple(tensor.shape)} instead of {shapes[name]}'
-             for name, tensor in kept.items()
+             for name, tensor in weights.items()
              if tuple(tensor.shape) != shapes[name] and not name.endswith('positional_embedding')]
     if missing or sizes:
         raise WeightsError(
             f'{source}: is another model: of {len(names)} tensors {len(missing)} are missing '
-            f'({", ".join(missing[:3]) or "none"}), and {len(sizes)} have another size '
-            f'({"; ".join(sizes[:2]) or "none"}). Give the ARCHITECTURE that it was trained as.')
+            f'({first_of(missing) or "none"}), and {len(sizes)} have another size '
+            f'({first_of(sizes, 2) or "none"}). Give the ARCHITECTURE that it was trained as.')
     say_left_out([name for name in tensors if name not in shapes and not name.startswith(
         ('logit_', 'attn_mask'))], source, log)
-    open_clip.model.resize_pos_embed(kept, network)
-    open_clip.model.resize_text_pos_embed(kept, network)
-    for name, tensor in kept.items():
+    open_clip.model.resize_pos_embed(weights, network)
+    open_clip.model.resize_text_pos_embed(weights, network)
+    for name, tensor in weights.items():
         if tensor.shape != tensors[name].shape:
             log(f'{source}: {name} is resized from {len(tensors[name])} positions to '
                 f'{len(tensor)}.')
-    network.load_state_dict(kept, strict=False)
+    network.load_state_dict(weights, strict=False)
 
 
 def _describe(open_clip: Any, model: str, tag: str) -> tuple[dict[str, Any], Any, bool]:

@@ -41,11 +41,11 @@ def read_parameters(path: str | Path, node_name: str) -> dict[str, Any]:
         ConfigError: as `sections`; or none matches.
 
     """
-    full_name, found = f'/{node_name.removeprefix("/")}', sections(path)
-    matching = [parameters for name, parameters in found.items() if _matches(
+    full_name, patterns = f'/{node_name.removeprefix("/")}', sections(path)
+    matching = [parameters for name, parameters in patterns.items() if _matches(
         f'/{name.removeprefix("/")}', full_name)]
     if not matching:
-        names = quoted(list(found), 200) if found else 'none'
+        names = quoted(list(patterns), 200) if patterns else 'none'
         raise ConfigError(f"{path}: no section for {full_name}; found {names}. Write the settings "
                           f"under '/**:' and '{_PARAMETERS}:'.")
     return {name: value for parameters in matching for name, value in parameters.items()}
@@ -58,18 +58,18 @@ def sections(path: str | Path) -> dict[str, dict[str, Any]]:
         ConfigError: the file cannot be read, or is not what rcl takes.
 
     """
-    found: dict[str, dict[str, Any]] = {}
+    patterns: dict[str, dict[str, Any]] = {}
     try:
         with open_regular(Path(path)) as file:
             events = yaml.parse(file.read(), Loader=_LOADER)
             for name, parameters in _sections(_document(events)):
-                found.setdefault(name, {}).update(parameters)
+                patterns.setdefault(name, {}).update(parameters)
     except OSError as error:
         raise ConfigError(f'{quoted(str(path), 200)}: cannot read the parameter file: '
                           f'{error.strerror}.') from error
     except _ERRORS as error:
         raise ConfigError(f'{path}: not valid YAML for ROS: {_problem(error)}') from error
-    return found
+    return patterns
 
 
 def read_value(text: str) -> Any:

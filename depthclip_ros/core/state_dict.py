@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from .errors import WeightsError, quoted, reason
+from .errors import WeightsError, first_of, quoted, reason
 from .files import open_regular
 from .formats import FileKind, kind_of
 
@@ -149,8 +149,8 @@ def _allowed() -> Any:
 
 def _unreadable(error: Exception, kind: FileKind) -> str:
     """The reason of an exception of torch or safetensors, without its advice to programmers."""
-    other = re.search(r'GLOBAL ([\w.]+)|Unsupported class ([\w.]+)', str(error))
-    name = (other[1] or other[2]) if other else ''
+    match = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
+    name = match[1] if match else ''
     if name.startswith('numpy'):
         return ('holds arrays of NumPy: where you trust it, save tensors: torch.save({name: '
                 'torch.from_numpy(array) for name, array in …}, OTHER)')
@@ -202,8 +202,7 @@ def tensors_of(loaded: Any, source: str, log: Log, anchor: str = _ANCHOR) -> dic
                            'the tensors of one, without that prefix.')
     prefix = prefixes[0] if prefixes else ''
     if prefix:
-        left = [key for key in loaded if not str(key).startswith(prefix)]
-        say_left_out(left, source, log)
+        say_left_out([key for key in loaded if not str(key).startswith(prefix)], source, log)
     return {str(key)[len(prefix):]: value for key, value in loaded.items()
             if str(key).startswith(prefix)}
 
@@ -211,8 +210,7 @@ def tensors_of(loaded: Any, source: str, log: Log, anchor: str = _ANCHOR) -> dic
 def say_left_out(keys: list[Any], source: str, log: Log) -> None:
     """Name what is no part of the model."""
     if keys:
-        more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
-        log(f'{source}: left out, as no part of the model: {", ".join(map(str, keys[:5]))}{more}.')
+        log(f'{source}: left out, as no part of the model: {first_of(keys, 5)}.')
 
 
 def openai_tensors(loaded: Any, source: str, log: Log) -> dict[str, Tensor]:
@@ -223,23 +221,21 @@ def openai_tensors(loaded: Any, source: str, log: Log) -> dict[str, Tensor]:
 
     """
     tensors = tensors_of(loaded, source, log)
-    say_left_out([key for key in tensors if not _CLIP_KEY.fullmatch(key)], source, log)
-    kept = {key: value for key, value in tensors.items() if _CLIP_KEY.fullmatch(key)}
-    if _ANCHOR not in kept or 'ln_final.weight' not in kept:
+    if not {_ANCHOR, 'ln_final.weight'} <= tensors.keys():
         raise _another_model(list(tensors), source)
-    check_tensors(kept, source)
-    return {key: value.detach() for key, value in kept.items()}
+    say_left_out([key for key in tensors if not _CLIP_KEY.fullmatch(key)], source, log)
+    tensors = {key: value for key, value in tensors.items() if _CLIP_KEY.fullmatch(key)}
+    check_tensors(tensors, source)
+    return {key: value.detach() for key, value in tensors.items()}
 
 
 def _another_model(keys: list[str], source: str) -> WeightsError:
-    listed = ', '.join(keys[:3]) + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
     shards = re.search(r'-\d+-of-0*(\d+)\.', source)
-    if shards:
-        listed += f' (it is one of {shards[1]} shards, by its name)'
+    shard = f' (it is one of {shards[1]} shards, by its name)' if shards else ''
     what = next((sentence for start, sentence in _OTHERS if any(
         re.match(start, key) for key in keys)), 'Give other weights')
     return WeightsError(f"{source}: is not a CLIP model in OpenAI's key layout. Its "
-                        f'{"keys are" if keys else "state dict is empty"} {listed}: {what}.')
+                        f'keys are {first_of(keys) or "none"}{shard}: {what}.')
 
 
 def check_tensors(tensors: Mapping[str, Any], source: str, *, half: bool = True) -> None:

@@ -175,8 +175,8 @@ def file_digest(path: Path, release: Release | None = None) -> str:
 
 def _openai_name(backbone: str) -> str:
     """A name as open_clip and Hugging Face spell it, as OpenAI does."""
-    spelt = backbone.lower().rpartition('clip-')[2]
-    return spelt.replace('base-patch', 'b/').replace('large-patch', 'l/')
+    name = backbone.lower().rpartition('clip-')[2]
+    return name.replace('base-patch', 'b/').replace('large-patch', 'l/')
 
 
 def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cache_dir: Path,

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 from . import files
 from .clip_package import fitting_weights, import_clip, tokenizer_digest
 from .config import DepthConfig
-from .errors import ConfigError, WeightsError, quoted
+from .errors import ConfigError, WeightsError, first_of, quoted
 from .projection import LOGIT_SCALE
 from .state_dict import Log, OpenClipWeights, TextEncoder
 from .weights import OPEN_CLIP
@@ -122,28 +122,25 @@ def doubts(
         WeightsError: the tokenizer cannot be imported.
 
     """
-    words, said = phrases.words, []
-    alike = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
-    if len(alike):
+    words, sentences = phrases.words, []
+    pairs = np.argwhere(np.triu(features @ features.T, 1) > ALIKE)
+    if len(pairs):
         _check_tokens(phrases, text_encoder(weights())[0])
-    if unknown := unknown_words(words, weights()) if thorough or len(alike) else []:
-        said.append(f'this model has never learnt {_some(map(quoted, unknown))}. All words that '
-                    'it does not know are the same to it.')
+    if unknown := unknown_words(words, weights()) if thorough or len(pairs) else []:
+        names = first_of(map(quoted, unknown), MOST_NAMED)
+        sentences.append(f'this model has never learnt {names}. All words that it does not know '
+                         'are the same to it.')
     if are_alike(features) and len(words) > 1:
         answer = ('its depth is the mean of the bins' if phrases.setting == 'tokens' else
                   'all scenes are as probable as each other')
-        said.append(f'this model takes all these words for the same (all cosines above {ALIKE:g}):'
-                    f' {answer}, whatever is in the picture.')
-    elif len(alike):
-        pairs = _some(f'{quoted(words[i])} from {quoted(words[j])}' for i, j in alike)
-        said.append(f'this model cannot tell {pairs} (cosine above {ALIKE:g}): which of them '
-                    'answers more says nothing.')
-    return said
-
-
-def _some(texts: Iterable[str]) -> str:
-    first, more = (every := list(texts))[:MOST_NAMED], len(every) - MOST_NAMED
-    return ', '.join(first) + f' and {more} more' * (more > 0)
+        sentences.append('this model takes all these words for the same (all cosines above '
+                         f'{ALIKE:g}): {answer}, whatever is in the picture.')
+    elif len(pairs):
+        names = first_of(
+            (f'{quoted(words[i])} from {quoted(words[j])}' for i, j in pairs), MOST_NAMED)
+        sentences.append(f'this model cannot tell {names} (cosine above {ALIKE:g}): which of them '
+                         'answers more says nothing.')
+    return sentences
 
 
 def _check_tokens(phrases: Phrases, tokenize: Callable[[list[str]], Tensor]) -> None:

@@ -76,15 +76,15 @@ def picture_files(paths: Sequence[str | Path]) -> list[Path]:
         try:
             path = user_path(given)
             path.stat()
-            found, others = _pictures_in(path) if path.is_dir() else ([path], '')
+            pictures, rest = _pictures_in(path) if path.is_dir() else ([path], '')
         except OSError as error:
             # What is missing of a long path is at its end.
             raise ImageError('missing file', f'{quoted(str(Path(given).absolute()), 300)} is no '
                              f'image or folder: {error.strerror}.') from error
-        if not found:
+        if not pictures:
             raise ImageError('empty folder', f'{path} holds no picture '
-                             f'({", ".join(sorted(SUFFIXES))}) but {others or "nothing"}.')
-        files += found
+                             f'({", ".join(sorted(SUFFIXES))}) but {rest or "nothing"}.')
+        files += pictures
     return files
 
 
@@ -92,16 +92,15 @@ def _pictures_in(folder: Path) -> tuple[list[Path], str]:
     """Pictures of a folder by name, and what else is there, by number and kind."""
     entries = sorted(folder.iterdir())
     kinds = {path: _kind_by_name(path) for path in entries}
-    found = [path for path in entries if not kinds[path]]
-    made = {path.stem + result for path in found for result in RESULTS}
-    pictures = [path for path in found if path.name not in made]
-    others = Counter(kinds[path] for path in entries if kinds[path] and path.name not in made)
-    listed = ', '.join(f'{count} {kind}' for kind, count in sorted(others.items()))
-    if results := len(made.intersection(path.name for path in entries)):
-        sys.stderr.write(f'{folder}: {results} results of depthclip predict are left out.\n')
-    if pictures and others:
-        sys.stderr.write(f'{folder}: passed over: {listed}.\n')
-    return pictures, listed
+    results = {path.stem + result for path in entries if not kinds[path] for result in RESULTS}
+    pictures = [path for path in entries if not kinds[path] and path.name not in results]
+    counts = Counter(kind for path, kind in kinds.items() if kind and path.name not in results)
+    rest = ', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))
+    if count := len(results.intersection(path.name for path in entries)):
+        sys.stderr.write(f'{folder}: {count} results of depthclip predict are left out.\n')
+    if pictures and rest:
+        sys.stderr.write(f'{folder}: passed over: {rest}.\n')
+    return pictures, rest
 
 
 def _kind_by_name(path: Path) -> str:
@@ -290,16 +289,16 @@ def video_frames(given: str | Path, notes: Notes | None = None) -> Iterator[Pict
     path, count = video_file(given), 0
     with _name_for_opencv(path) as name:
         capture = cv2.VideoCapture(name)
-        claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        in_header = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         codec = int(capture.get(cv2.CAP_PROP_FOURCC)) if capture.isOpened() else 0
         for frame in _captured(capture):
             count += 1
             yield frame
     if not count:
         raise ImageError('not a video', f'{path}: {_undecodable_video(path, codec)}.')
-    if notes and count < 0.95 * claimed - 1:
-        notes.add(path, 'short video', f'ends after {count} frames, of about {claimed:.0f} by its '
-                  'header: truncated, or its rate varies.')
+    if notes and count < 0.95 * in_header - 1:
+        notes.add(path, 'short video', f'ends after {count} frames, of about {in_header:.0f} by '
+                  'its header: truncated, or its rate varies.')
 
 
 def _undecodable_video(path: Path, codec: int) -> str:
