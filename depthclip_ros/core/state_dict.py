@@ -98,16 +98,17 @@ def read_data(path: Path, *, is_release: bool = False) -> Any:
     import torch  # this module must import without torch, for the doctor
     kind = FileKind('', '')
     try:
-        # Open files, since torch takes names for formats, and some libraries know no other names
-        # than UTF-8.
+        # Open files, since torch takes names for formats, and safetensors knows UTF-8 alone.
         with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that TorchScript is deprecated
             kind = kind_of(file)
             if is_release:
                 return torch.jit.load(file, 'cpu').state_dict()  # type: ignore[no-untyped-call]
             if kind.name == 'safetensors':
-                from safetensors.torch import load
-                return load(file.read())
+                from safetensors.torch import load_file
+                # The open file under a name that is UTF-8; it is mapped, not read as a whole.
+                mapped = Path(f'/proc/self/fd/{file.fileno()}')
+                return load_file(mapped if mapped.exists() else path)
             if kind.name == 'torch':
                 _check_archive(file, path)
             elif kind.name != 'pickle':
