@@ -268,7 +268,7 @@ class DepthEstimator:
                 torch.tensor(np.tile(values, config.input_width), dtype=torch.float32)
                 .to(self.device) for values in (1 / (255 * deviation), -mean / deviation))
         self._checked_on = threading.get_ident()  # the check's run was this thread's first
-        self._told: set[Phrases] = set()
+        self._words_in_log: set[Phrases] = set()
         self._put_in_force(self.prepare(config))
         self._state_dict = None
         del state_dict
@@ -339,9 +339,9 @@ class DepthEstimator:
         """Let settings count from now on, and say once what is to be doubted of their words."""
         self._settings = settings
         for phrases in phrases_of(settings.config):
-            for doubt in () if phrases in self._told else self._text_of(phrases)[2]:
+            for doubt in () if phrases in self._words_in_log else self._text_of(phrases)[2]:
                 self._log(f'WARNING: {phrases.setting}: {doubt}')
-            self._told.add(phrases)
+            self._words_in_log.add(phrases)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The weights, read again if they are here no more."""
