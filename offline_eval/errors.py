@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from depthclip_ros.core.errors import DepthClipError, first_of
 from depthclip_ros.core.formats import kind_of
 
 _Item = TypeVar('_Item')
+_MOST_ENTRIES = 10_000
 
 
 class EvaluationError(DepthClipError):
@@ -38,14 +40,13 @@ def listing(names: list[str]) -> str:
 
 def contents(folder: Path) -> str:
     """What a folder holds, and what its first file is, for the end of a message."""
-    files = sorted(file for file in folder.rglob('*')
+    entries = islice(folder.rglob('*'), _MOST_ENTRIES)  # it may be somebody's home
+    files = sorted(file for file in entries
                    if file.is_file() and not file.name.startswith('.'))
     if not files:
         return f'{folder} holds no file.'
-    with files[0].open('rb') as file:
-        kind = kind_of(file)
     names = first_of(file.relative_to(folder) for file in files)
-    return f'The folder holds {names}; the first is {kind.sentence}.'
+    return f'The folder holds {names}; the first is {kind_of(files[0]).sentence}.'
 
 
 def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:

@@ -23,6 +23,7 @@ from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, Weights
 from depthclip_ros.core import weights as weights_module
 from depthclip_ros.core.errors import quoted
 from depthclip_ros.core.files import atomic, open_regular, user_path
+from depthclip_ros.core.formats import kind_of
 from depthclip_ros.core.weights import (
     RELEASES,
     architecture,
@@ -311,6 +312,12 @@ def test_files_that_are_no_weights_are_named(content, reason, tmp_path):
     assert 'damaged' not in str(error.value)
     with pytest.raises(WeightsError, match=r'Give weights: one of the files in it \(x\.safetens'):
         load(tmp_path, 'auto', tmp_path, print)
+
+
+def test_what_cannot_be_opened_has_a_kind_too(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    assert [kind_of(path).name for path in (tmp_path, tmp_path / 'none', tmp_path / 'pipe')] == \
+        ['unreadable'] * 3
 
 
 def test_what_a_state_dict_does_not_say_is_said(tmp_path, release, archive):

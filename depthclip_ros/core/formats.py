@@ -11,9 +11,11 @@ import io
 import json
 import re
 import zipfile
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .errors import first_of
+from .files import open_regular
 
 HEAD = 4096  # bytes that are looked at
 
@@ -94,13 +96,20 @@ _STARTS = tuple((re.compile(start, re.DOTALL | re.IGNORECASE), name, f'{called}:
     ': ')) for name, called, remedy, start in _KINDS)
 
 
-def kind_of(file: BinaryIO | bytes) -> FileKind:
+def kind_of(file: BinaryIO | bytes | Path) -> FileKind:
     """Look at the first bytes of a file, and at the list of contents of a zip.
 
     Args:
-        file: its bytes, or open for reading, and then left at its beginning.
+        file: its path; its bytes; or open for reading, and then left at its beginning. One that
+            cannot be opened is 'unreadable'.
 
     """
+    if isinstance(file, Path):
+        try:
+            with open_regular(file) as opened:
+                return kind_of(opened)
+        except OSError as error:
+            return FileKind('unreadable', f'unreadable: {error.strerror}')
     if isinstance(file, bytes):
         file = io.BytesIO(file)
     size = file.seek(0, io.SEEK_END)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ImageError, reason
-from ..core.files import open_regular
 from ..core.formats import kind_of
 from ..core.opencv import cv2
 from .pictures import read_pixels
@@ -40,8 +39,7 @@ def read_depth_map(
 
     """
     try:
-        with open_regular(path) as file:
-            is_array = kind_of(file).name in ('npy', 'npz')
+        is_array = kind_of(path).name in ('npy', 'npz')
         values = _array(path) if is_array else read_pixels(path, cv2.IMREAD_UNCHANGED)
     except ImageError as error:
         raise ImageError('not depth', str(error)) from error

@@ -302,8 +302,7 @@ def video_frames(given: str | Path, notes: Notes | None = None) -> Iterator[Pict
 
 
 def _undecodable_video(path: Path, codec: int) -> str:
-    with path.open('rb') as file:
-        kind = kind_of(file)
+    kind = kind_of(path)
     if kind.name not in ('video', ''):
         return f'is no video but {kind.sentence}'
     name = (codec & 0xFFFFFFFF).to_bytes(4, 'little').decode('ascii', 'replace').strip('\0')

@@ -78,8 +78,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        with path.open('rb') as file:
-            kind = kind_of(file)
+        kind = kind_of(path)
         if kind.name not in ('matlab', 'hdf5', ''):
             raise DatasetError(f'{path}: is {kind.sentence}. Expected is {MAT} as MATLAB v7.3 '
                                'stores it, of 2,972,037,809 bytes.') from error
