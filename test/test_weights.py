@@ -326,7 +326,7 @@ def test_what_a_state_dict_does_not_say_is_said(tmp_path, release, archive):
     vit = clip_standin.TINY_VIT
     load(clip_standin.state_dict(2, **vit), 'auto', tmp_path, lines.append)
     assert sum('QuickGELU' in line and 'open_clip:' in line for line in lines) == 1
-    for width in (320, 1280, 1408, 1664):
+    for width in (320, 1152, 1280, 1408, 1664, 1792):
         with pytest.raises(WeightsError, match=rf'{width} wide.*backbone: open_clip:ARCHITECTURE'):
             load(clip_standin.state_dict(2, **{**vit, 'width': width, 'vit_layers': 1}), 'auto',
                  tmp_path, print)

@@ -31,8 +31,8 @@ DEMO = 'demo'  # the small CLIP that comes with this package (docs/demo_model.md
 OPEN_CLIP = 'open_clip:'  # what a backbone begins with that is one of open_clip's models
 DEMO_FILE = Path(__file__).parents[1] / 'models' / 'demo.pt'
 DOWNLOAD_SERVER = 'https://openaipublic.azureedge.net/clip/models'
-# Widths of the attention heads of models that are not OpenAI's: ViT-H, ViT-g, ViT-bigG, So400m.
-_OTHER_HEADS = 72, 80, 88, 104
+# Widths of the attention heads of models that are not OpenAI's: So400m, ViT-H, -g, -bigG, -e.
+_OTHER_HEADS = 72, 80, 88, 104, 112
 _SUFFIXES = '.pt', '.pth', '.bin', '.ckpt', '.safetensors'
 
 
