@@ -273,8 +273,7 @@ class Peer:
             if value:
                 return value
             assert time.monotonic() < end, f'{what} never came'
-            assert self.process is None or self.process.process.poll() is None, \
-                f'the node has ended:\n{self.process.output}'
+            assert not self.process_has_ended(), f'the node has ended:\n{self.process.output}'
             with self._changed:
                 self._changed.wait_for(lambda seen=seen: self._received != seen, 0.05)
 
@@ -332,16 +331,30 @@ class Peer:
         raise AssertionError(f'{topic}: no answer to {message.header.stamp}')
 
     def call(self, kind, name, request, timeout=PATIENCE):
-        """Call a service of the node and give the response."""
-        # One client for all calls: an answer is lost if the node has not found the client yet.
+        """Call a service of the node and give the response.
+
+        An answer is lost if the node has not found the client yet: so there is one for all calls,
+        and what changes nothing is asked again.
+        """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
-        client = self._clients[name]
+        client, end = self._clients[name], time.monotonic() + timeout
+        is_question = kind.__name__.startswith(('Get', 'List', 'Describe'))
         assert client.wait_for_service(timeout), f'{name} is not there'
-        future = client.call_async(request)
-        future.add_done_callback(self._notify)
-        self.wait(future.done, f'the answer of {name}', timeout)
-        return future.result()
+        while True:
+            future = client.call_async(request)
+            future.add_done_callback(self._notify)
+            try:
+                self.wait(future.done, f'the answer of {name}', 3.0 if is_question else timeout)
+            except AssertionError:
+                if time.monotonic() > end or self.process_has_ended():
+                    raise
+            else:
+                return future.result()
+
+    def process_has_ended(self):
+        """Whether the node's process, if it is known, runs no more."""
+        return self.process is not None and self.process.process.poll() is not None
 
     def _notify(self, _future):
         with self._changed:
