@@ -130,50 +130,50 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
     """
     forms = [form for form in zip(*map(file_names, dataset.entries), strict=False)
              if len(set(form)) == len(form)]
-    partial: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
-    whole: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
+    best: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
+    complete: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
     for place, pattern in ((folder, '*'), (folder / RAW, '*'), (folder, '**/*')):
         files = [file for file in sorted(place.glob(pattern)) if file.is_file()
                  and file.suffix.lower() in SUFFIXES and not file.name.startswith('.')]
         if len(files) == len(dataset) and {file.stem.lstrip('0') for file in files} == {
                 str(position or '') for position in range(len(files))}:
-            whole.setdefault(tuple(sorted(files, key=lambda file: int(file.stem))), False)
+            complete.setdefault(tuple(sorted(files, key=lambda file: int(file.stem))), False)
         for form in forms:
-            for around, found in _around(place, files, form).items():
-                if len(found) == len(form):
-                    whole.setdefault(tuple(found[position] for position in range(len(form))),
-                                     not any(around[:2]))
-                elif len(found) > len(partial[0]):
-                    partial = found, form
-    sets = sorted(whole, key=whole.__getitem__, reverse=True)
+            for affixes, matches in _by_affixes(place, files, form).items():
+                if len(matches) == len(form):
+                    complete.setdefault(tuple(matches[position] for position in range(len(form))),
+                                        not any(affixes[:2]))
+                elif len(matches) > len(best[0]):
+                    best = matches, form
+    sets = sorted(complete, key=complete.__getitem__, reverse=True)
     if len(sets) > 1:  # beside depth many programs write pictures of it
         sets = [files for files in sets if _is_depth(files[0])] or sets
-    if sets and (len(sets) == 1 or whole[sets[0]]):
+    if sets and (len(sets) == 1 or complete[sets[0]]):
         return list(sets[0])
     if sets:
         raise PredictionError(f'{where}: several files may be of the first image; give a folder '
                               f'with one of each:{listing([str(files[0]) for files in sets])}')
-    missing = [name for position, name in enumerate(partial[1]) if position not in partial[0]]
+    missing = [name for position, name in enumerate(best[1]) if position not in best[0]]
     raise PredictionError(
         f'{where}: {len(missing)} of {len(dataset)} files are missing; a method is scored on all '
         f'images or on none. The first image is {", ".join(file_names(dataset.entries[0]))}, as '
         f'{", ".join(SUFFIXES)}. {contents(folder)} Missing are:{listing(missing)}')
 
 
-def _around(
+def _by_affixes(
     place: Path, files: Sequence[Path], names: Sequence[str],
 ) -> dict[tuple[str, str, str], dict[int, Path]]:
     """Files by position of the one image whose name is in theirs, of all that is around it."""
     positions = {re.sub(r'[\\/]', '_', name).lower(): i for i, name in enumerate(names)}
     pattern = re.compile(rf'(?<!\d)(?:{"|".join(map(re.escape, positions))})(?!\d)')
-    found: dict[tuple[str, str, str], dict[int, Path]] = {}
+    groups: dict[tuple[str, str, str], dict[int, Path]] = {}
     for file in sorted(files, key=lambda file: SUFFIXES.index(file.suffix.lower())):
         key = '_'.join(file.relative_to(place).with_suffix('').parts).lower()
         if len(matches := pattern.findall(key)) == 1:
             before, _, after = key.partition(matches[0])
-            around = before, after, file.suffix.lower()
-            found.setdefault(around, {})[positions[matches[0]]] = file
-    return found
+            affixes = before, after, file.suffix.lower()
+            groups.setdefault(affixes, {})[positions[matches[0]]] = file
+    return groups
 
 
 def _is_depth(path: Path) -> bool:

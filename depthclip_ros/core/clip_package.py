@@ -88,4 +88,4 @@ def fitting_weights() -> Iterator[None]:
     except (RuntimeError, ArithmeticError, AssertionError, LookupError, TypeError,
             ValueError) as error:
         raise WeightsError('the weights do not fit their own architecture: '
-                           f'{reason(error).rstrip(".")}. Give other weights.') from error
+                           f'{reason(error)}. Give other weights.') from error

@@ -39,8 +39,8 @@ def _letters(name: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong in other people's code, in one line."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+    """What went wrong in other people's code, in one line without a point at its end."""
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'.rstrip('.')
 
 
 class DepthClipError(Exception):

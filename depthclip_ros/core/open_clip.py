@@ -125,7 +125,8 @@ def _fill(open_clip: Any, network: nn.Module, loaded: Any, source: str, log: Log
     open_clip's own functions convert names and positions. What images and texts are compared by
     (`logit_scale`) is not used here.
     """
-    names = [name for name in network.state_dict() if not name.startswith('logit_')]
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    names = [name for name in shapes if not name.startswith('logit_')]
     tensors = open_clip.convert.convert_state_dict(network, tensors_of(
         loaded, source, log, next(name for name in names if name.startswith('visual.'))))
     if 'positional_embedding' in tensors and not hasattr(network, 'positional_embedding'):
@@ -133,7 +134,6 @@ def _fill(open_clip: Any, network: nn.Module, loaded: Any, source: str, log: Log
     missing = [name for name in names if name not in tensors]
     weights = {name: tensors[name] for name in names if name in tensors}
     check_tensors(weights, source, half=False)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     sizes = [f'{name} is {tuple(tensor.shape)} instead of {shapes[name]}'
              for name, tensor in weights.items()
              if tuple(tensor.shape) != shapes[name] and not name.endswith('positional_embedding')]

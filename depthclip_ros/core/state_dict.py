@@ -113,7 +113,7 @@ def read_data(path: Path, *, is_release: bool = False) -> Any:
                 _check_archive(file, path)
             elif kind.name != 'pickle':
                 raise WeightsError(f'{path}: is no file of weights but {kind.sentence}.')
-            with _allowed():
+            with _safe_globals():
                 return torch.load(file, map_location='cpu', weights_only=True)
     except WeightsError:
         raise
@@ -135,7 +135,7 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
     file.seek(0)
 
 
-def _allowed() -> Any:
+def _safe_globals() -> Any:
     """Allow what training programs keep beside tensors and does nothing: scores and options."""
     import numpy as np
     import torch
@@ -252,21 +252,13 @@ def check_tensors(tensors: Mapping[str, Any], source: str, *, half: bool = True)
 
     """
     import torch
-    dense = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     for name, tensor in tensors.items():
-        is_tensor = isinstance(tensor, torch.Tensor)
-        if is_tensor and tensor.numel() == 1 and not tensor.dtype.is_floating_point:
+        if isinstance(tensor, torch.Tensor) and tensor.numel() == 1 \
+                and not tensor.dtype.is_floating_point:
             continue  # a count
-        wrong = f'is {getattr(tensor, "dtype", type(tensor).__name__)}' if not (
-            is_tensor and tensor.numel() and tensor.dtype in dense) else \
-            'is sparse or quantised (call .to_dense() or .dequantize() of it)' if \
-            tensor.layout is not torch.strided or tensor.is_quantized else \
-            'is on the meta device, and so holds no numbers' if tensor.is_meta else \
-            'repeats numbers of its memory (call .clone() of it)' if \
-            tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() else ''
-        if wrong:
+        if fault := _fault_of(tensor):
             raise WeightsError(
-                f'{source}: {quoted(name)} {wrong}, but a state dict has dense tensors of 16, 32 '
+                f'{source}: {quoted(name)} {fault}, but a state dict has dense tensors of 16, 32 '
                 'or 64 bits of floating point by their names; save such with '
                 'torch.save(model.state_dict(), PATH).')
         # One pass over the memory, which NaN survives: 20 ms for RN50 where isfinite takes 200.
@@ -281,6 +273,23 @@ def check_tensors(tensors: Mapping[str, Any], source: str, *, half: bool = True)
                 f'{source}: {quoted(name)} holds NaN or numbers beyond {least:.6g} to {most:.6g}, '
                 'from which no depth can come; the training diverged or the file is damaged. Give '
                 'other weights.')
+
+
+def _fault_of(tensor: Any) -> str:
+    """Why something holds no dense numbers of floating point, before they are looked at; or ''."""
+    import torch
+    if not isinstance(tensor, torch.Tensor):
+        return f'is {type(tensor).__name__}'
+    if not tensor.numel() or tensor.dtype not in (
+            torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f'is {tensor.dtype}'
+    if tensor.layout is not torch.strided:
+        return 'is sparse (call .to_dense() of it)'
+    if tensor.is_meta:
+        return 'is on the meta device, and so holds no numbers'
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return 'repeats numbers of its memory (call .clone() of it)'
+    return ''
 
 
 def digest_of(state_dict: Mapping[str, Tensor]) -> str:

@@ -232,8 +232,7 @@ def load(weights: str | Path | Mapping[str, Tensor] | Loaded, backbone: str, cac
             f"{info.source}: the weights' architecture is {found}, but backbone is '{backbone}'; "
             f'give other weights, or settings that fit (of {DEMO!r}: config/demo.yaml; backbone: '
             'auto takes what the weights hold).')
-    if info.name != DEMO and info.trained and info.digest not in {
-            release.sha256 for release in RELEASES.values()}:
+    if info.name != DEMO and info.trained and not _is_release(info.digest):
         _check_guesses(found, info.source, log)
     return info, state_dict
 
@@ -246,9 +245,13 @@ def read_file(
     `log` is told what is left out.
     """
     digest = file_digest(path, release)
-    is_release = digest in {release.sha256 for release in RELEASES.values()}
-    tensors = openai_tensors(read_data(path, is_release=is_release), str(path), log)
+    data = read_data(path, is_release=_is_release(digest))
+    tensors = openai_tensors(data, str(path), log)
     return digest, {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _is_release(digest: str) -> bool:
+    return any(digest == release.sha256 for release in RELEASES.values())
 
 
 def _check_guesses(shape: Architecture, source: str, log: Log) -> None:

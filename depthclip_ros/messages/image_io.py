@@ -27,7 +27,7 @@ _BIG_ENDIAN = int(sys.byteorder == 'big')
 COMPRESSED_DEPTH = 'compresseddepth'  # in a message's format, whatever its capitals
 PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
-_TIFF_STARTS = b'II*\0', b'MM\0*'
+TIFF_STARTS = b'II*\0', b'MM\0*'
 # Every kind of compression has its own start of frame, with the size in the same place.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _CODECS = 'h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'mpeg4'
@@ -230,7 +230,7 @@ def decoded(
     if not data:
         raise ImageError('empty image', f'The compressed image (format {quoted(described)}) has '
                                         f'no data. {_DRIVER}')
-    size = size_of(data) if tiff or not data.startswith(_TIFF_STARTS) else None
+    size = size_of(data) if tiff or not data.startswith(TIFF_STARTS) else None
     pixels = None
     if size is not None and all(size):
         check_pixel_count(*size, max_pixels)
@@ -257,7 +257,7 @@ def size_of(data: bytes) -> tuple[int, int] | None:
     """
     return _jpeg_size(data) if data.startswith(_JPEG_START) else \
         _png_size(data) if data.startswith(PNG_START) else \
-        _tiff_size(data) if data.startswith(_TIFF_STARTS) else None
+        _tiff_size(data) if data.startswith(TIFF_STARTS) else None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -292,17 +292,27 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a TIFF, by its first directory (TIFF 6.0, section 2)."""
-    order = '<' if data.startswith(b'II') else '>'
-    found = {}
+    """(width, height) of a TIFF, by its first directory."""
+    tags, _ = tiff_directory(data)
+    return (tags[256], tags[257]) if {256, 257} <= tags.keys() else None
+
+
+def tiff_directory(data: bytes) -> tuple[dict[int, int], int]:
+    """Values by tag of a TIFF's first directory, and where the next one is; 0: there is none.
+
+    TIFF 6.0, section 2. What the data end before is missing.
+    """
+    order, tags = '<' if data.startswith(b'II') else '>', dict[int, int]()
     with contextlib.suppress(struct.error):
         start, = struct.unpack_from(f'{order}I', data, 4)
         count, = struct.unpack_from(f'{order}H', data, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
+        end = start + 2 + 12 * count
+        for place in range(start + 2, end, 12):
             tag, kind, _ = struct.unpack_from(f'{order}HHI', data, place)
             number = 'H' if kind == 3 else 'I'  # of 16 bits or of 32
-            found[tag], = struct.unpack_from(f'{order}{number}', data, place + 8)
-    return (found[256], found[257]) if {256, 257} <= found.keys() else None
+            tags[tag], = struct.unpack_from(f'{order}{number}', data, place + 8)
+        return tags, int(struct.unpack_from(f'{order}I', data, end)[0])
+    return tags, 0
 
 
 def _truncated(kind: str, data: bytes) -> ImageError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import re
-import struct
 import sys
 import tempfile
 from collections import Counter
@@ -19,7 +18,7 @@ from ..core.errors import ImageError, quoted
 from ..core.files import open_regular, user_path
 from ..core.formats import kind_of
 from ..core.opencv import cv2
-from ..messages.image_io import size_of
+from ..messages.image_io import TIFF_STARTS, size_of, tiff_directory
 from .camera_info import BUILTIN_HFOV
 
 if TYPE_CHECKING:
@@ -200,15 +199,10 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _has_pages(data: bytes) -> bool:
     """Whether a TIFF has a second page, or pictures within its first (tag 330), as raw ones do."""
-    if not data.startswith((b'II*\0', b'MM\0*')):
+    if not data.startswith(TIFF_STARTS):
         return False
-    order = '<' if data.startswith(b'II') else '>'
-    with suppress(struct.error):
-        start, = struct.unpack_from(f'{order}I', data, 4)
-        count, = struct.unpack_from(f'{order}H', data, start)
-        tags = {struct.unpack_from(f'{order}H', data, start + 2 + 12 * i)[0] for i in range(count)}
-        return struct.unpack_from(f'{order}I', data, start + 2 + 12 * count)[0] > 0 or 330 in tags
-    return False
+    tags, following = tiff_directory(data)
+    return following > 0 or 330 in tags
 
 
 def _undecodable(data: bytes) -> str:

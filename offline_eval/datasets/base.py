@@ -152,7 +152,7 @@ def of_files(
         DatasetError: there are none, or some are missing: all are listed.
 
     """
-    named = [entry.files[0] for entry in entries]
+    names = [entry.files[0] for entry in entries]
     entries = [replace(entry, files=(_with_any_suffix(entry.files[0]), entry.files[1]))
                for entry in entries]
     missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]
@@ -160,14 +160,14 @@ def of_files(
         raise DatasetError(
             f'{path}: {len(missing)} files of {2 * len(entries)} are missing; complete the '
             f'data or correct the list:{listing(missing)}')
-    others = [(name.name, entry.files[0].name) for name, entry in zip(named, entries, strict=True)
-              if name != entry.files[0]]
+    renames = [(name.name, entry.files[0].name)
+               for name, entry in zip(names, entries, strict=True) if name != entry.files[0]]
     return Dataset(
         path, form, split, depth, entries, lambda entry: read_rgb(entry.files[0]),
         lambda entry: read_depth(entry.files[1], scale), scale=scale,
         warnings=tuple(
-            f'{len(others)} images are of another format than the list says ({file} for {name}): '
-            'JPEG changes pixels, and so digits.' for name, file in others[:1]))
+            f'{len(renames)} images are of another format than the list says ({file} for {name}): '
+            'JPEG changes pixels, and so digits.' for name, file in renames[:1]))
 
 
 def _with_any_suffix(image: Path) -> Path:
