@@ -18,7 +18,7 @@ import yaml
 from .core.config import DepthConfig, describe
 from .core.errors import ConfigError, nearest, quoted
 from .core.parameter_file import read_value
-from .node.config import NodeConfig, read_config, read_values
+from .messages.config import NodeConfig, read_config, read_values
 from .resources import config_path, share_dir
 from .sources.bag import (
     CameraTopics,

@@ -47,10 +47,10 @@ from ros_harness import (
 
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.errors import CameraInfoError, ImageError
+from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.frame import Stream
 from depthclip_ros.messages.image_io import to_rgb
 from depthclip_ros.messages.types import COMPRESSED_IMAGE, IMAGE, parse, read
-from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.frame import Stream
 
 MESSAGES = int(os.environ.get('CAMPAIGN_MESSAGES', '0'))
 SEED = int(os.environ.get('CAMPAIGN_SEED', '0'))

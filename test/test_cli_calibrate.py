@@ -19,7 +19,7 @@ from depthclip_ros.cli.main import main
 from depthclip_ros.color import BACKGROUND
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration
-from depthclip_ros.node.config import read_config
+from depthclip_ros.messages.config import read_config
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from test_recordings import RGBD
 from depthclip_ros.cli import compare as compare_command
 from depthclip_ros.cli.main import main
 from depthclip_ros.core import DepthConfig, DepthEstimator
-from depthclip_ros.node.config import with_demo_settings
+from depthclip_ros.messages.config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
 from offline_eval.metrics import METRICS, metrics_of, score

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters, to_yaml
-from depthclip_ros.node.config import NodeConfig, read_config, with_demo_settings
+from depthclip_ros.messages.config import NodeConfig, read_config, with_demo_settings
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 SCENES = {'scenes': ['hall', 'closet'], 'tokens': ['near', 'far'], 'bins': [1.0, 2.0]}

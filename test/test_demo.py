@@ -27,8 +27,8 @@ from depthclip_ros.cli import main as cli
 from depthclip_ros.cli.recorder import Album, Frame
 from depthclip_ros.color import UNTRAINED
 from depthclip_ros.messages.image_io import image_fields
+from depthclip_ros.messages.outputs import cloud_message
 from depthclip_ros.messages.types import make
-from depthclip_ros.node.outputs import cloud_message
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = """

@@ -26,7 +26,7 @@ from depthclip_ros.cli import main as cli
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.clip_package import import_clip
 from depthclip_ros.core.words import text_encoder
-from depthclip_ros.node.config import NodeConfig, read_config
+from depthclip_ros.messages.config import NodeConfig, read_config
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS, START
 from depthclip_ros.sources import bag_player, image_source

@@ -21,7 +21,7 @@ from eval_results import plain_metrics, write_kitti, write_world
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.engine import one_thread
-from depthclip_ros.node.config import read_config
+from depthclip_ros.messages.config import read_config
 from depthclip_ros.resources import config_path
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, evaluate, metrics

@@ -22,7 +22,7 @@ from eval_results import plain_metrics, write_kitti, write_world
 from depthclip_ros.cli.main import main as depthclip
 from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
-from depthclip_ros.node.config import read_config
+from depthclip_ros.messages.config import read_config
 from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli, witness
 from offline_eval import evaluate as evaluation

@@ -17,11 +17,11 @@ from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import State
 from depthclip_ros.messages import types as messages
+from depthclip_ros.messages.anchors import Anchor, Sensors
+from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node import health as health_module
-from depthclip_ros.node.anchors import Anchor, Sensors
 from depthclip_ros.node.camera import Camera, Window
-from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, NodeHealth
 
 RAW = serialize_message(image(Header(), np.zeros((4, 4, 3), np.uint8), 'rgb8'))

@@ -35,8 +35,8 @@ from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError, DataError, RangeError
 from depthclip_ros.messages import types as messages
-from depthclip_ros.node.anchors import Anchor, Sensors
-from depthclip_ros.node.config import NodeConfig
+from depthclip_ros.messages.anchors import Anchor, Sensors
+from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240

@@ -16,11 +16,11 @@ from rclpy.parameter import Parameter
 from rclpy.time import Time
 from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, node_here
 
+from depthclip_ros.messages.anchors import Sensors
+from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import depth_node
-from depthclip_ros.node.anchors import Sensors
 from depthclip_ros.node.camera import Camera
 from depthclip_ros.node.depth_node import DepthNode
-from depthclip_ros.node.outputs import OUTPUTS
 from depthclip_ros.node.pipeline import DeviceLostError
 
 TRIPS = 6

@@ -22,9 +22,9 @@ from rclpy.serialization import serialize_message
 from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
 from std_msgs.msg import Header
 
+from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node.camera import ENDS, Camera, Say, Window, summary
-from depthclip_ros.node.config import NodeConfig
 from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
 
 RGB = synthetic_rgb(3, 60, 80)

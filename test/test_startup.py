@@ -35,8 +35,8 @@ ready = list(sys.modules)
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 from depthclip_ros.messages import types as messages
-from depthclip_ros.node.config import NodeConfig
-from depthclip_ros.node.frame import Stream
+from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.frame import Stream
 from depthclip_ros.messages.image_io import to_rgb
 rgb = to_rgb(Image(height=64, width=64, step=192, encoding='rgb8', data=bytes(64 * 192)), 1 << 20)
 stream = Stream(messages.read, NodeConfig())

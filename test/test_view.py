@@ -20,7 +20,7 @@ from depthclip_ros.core import DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.words import Scene as SeenScene
-from depthclip_ros.node.config import with_demo_settings
+from depthclip_ros.messages.config import with_demo_settings
 from depthclip_ros.sim import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
 

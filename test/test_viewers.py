@@ -12,8 +12,8 @@ import yaml
 from test_launching import make_plan
 
 from depthclip_ros.launching import rviz_file
+from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node.health import FRAMES
-from depthclip_ros.node.outputs import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}

@@ -116,8 +116,8 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from std_msgs.msg import Header
 
     from depthclip_ros.cli.recorder import cloud_points
+    from depthclip_ros.messages.outputs import cloud_message
     from depthclip_ros.messages.types import make
-    from depthclip_ros.node.outputs import cloud_message
     model = CameraModel.pinhole(camera.width, camera.height, camera.fx)
     prediction = estimator.predict(frame.rgb, intrinsics=model)
     depth = prediction.patch_depth

@@ -35,11 +35,11 @@ from depthclip_ros.core import projection  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.config import DepthConfig  # noqa: E402
 from depthclip_ros.launching import ARGUMENTS  # noqa: E402
+from depthclip_ros.messages.anchors import SENSORS  # noqa: E402
+from depthclip_ros.messages.config import NodeConfig  # noqa: E402
+from depthclip_ros.messages.outputs import OUTPUTS  # noqa: E402
 from depthclip_ros.messages.types import INPUTS  # noqa: E402
-from depthclip_ros.node.anchors import SENSORS  # noqa: E402
-from depthclip_ros.node.config import NodeConfig  # noqa: E402
 from depthclip_ros.node.health import TABLES  # noqa: E402
-from depthclip_ros.node.outputs import OUTPUTS  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402

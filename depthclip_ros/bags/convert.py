@@ -16,11 +16,11 @@ from .. import __version__
 from ..color import png
 from ..core.errors import BagError, DataError
 from ..core.files import user_path
+from ..messages.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
 from ..messages.depth import depth_values
+from ..messages.frame import Stream, predict
+from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..messages.types import COMPRESSED_IMAGE, cause_of
-from ..node.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
-from ..node.frame import Stream, predict
-from ..node.outputs import OUTPUT_DEPTH, OUTPUTS
 from ..sources.bag import (
     NANOSECONDS,
     TOPICS_KEY,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..node.frame import Frame
+    from ..messages.frame import Frame
     from ..sources.metadata import Channel
     from ..sources.storage import Message
     from .options import BagCamera

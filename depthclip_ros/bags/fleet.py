@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..core.config import DepthConfig
-    from ..node.config import NodeConfig
+    from ..messages.config import NodeConfig
     from .options import Options, Report
 
 MANIFEST = 'manifest.jsonl'

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..core.errors import BagError, ConfigError
+from ..messages.anchors import SENSORS
+from ..messages.config import NodeConfig
+from ..messages.outputs import OUTPUTS
 from ..messages.types import COMPRESSED_IMAGE, IMAGE
-from ..node.anchors import SENSORS
-from ..node.config import NodeConfig
-from ..node.outputs import OUTPUTS
 from ..sources import bag
 from ..sources.bag import PICTURE, BagTopic
 

@@ -19,7 +19,7 @@ from .model import load_estimator, named_path, settings, to_stderr
 if TYPE_CHECKING:
     import argparse
 
-    from ..node.config import NodeConfig
+    from ..messages.config import NodeConfig
 
 
 def convert_bag(given: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ..calibrate.recordings import Frame, Recording
     from ..core.estimator import DepthEstimator
-    from ..node.config import NodeConfig
+    from ..messages.config import NodeConfig
 
 MOST_LOOKED_AT = 600  # frames, for the checks
 MOST_COMPARED = 20  # frames, of which words and measured depth are compared for the unit

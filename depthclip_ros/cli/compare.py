@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ..calibrate.recordings import Frame, Recording
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator, DepthPrediction
-    from ..node.config import NodeConfig
+    from ..messages.config import NodeConfig
 
     Float32 = NDArray[np.float32]
     Answers = Iterator[tuple[int, Frame, Float32 | DepthPrediction]]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..core.config import DepthConfig
-    from ..node.config import NodeConfig
+    from ..messages.config import NodeConfig
 
 DEFAULT_FRAMES = 50  # where the source never ends by itself
 DEFAULT_RATE = 10.0

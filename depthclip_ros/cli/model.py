@@ -18,7 +18,7 @@ from ..core.estimator import DepthEstimator
 from ..core.files import atomic, printable, user_path
 from ..core.parameter_file import to_yaml
 from ..document import Block, to_html, to_markdown
-from ..node.config import NodeConfig, read_config, read_values, with_demo_settings
+from ..messages.config import NodeConfig, read_config, read_values, with_demo_settings
 from ..sources.camera_info import CameraCalibration, calibration_of
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What DepthCLIP computes: every setting and its default, once.
 
-How the node is fed and what it sends is `depthclip_ros.node.config`; both are read from one ROS
-parameter file, by the node and by the offline tools alike.
+How the node is fed and what it sends is `depthclip_ros.messages.config`; both are read from one
+ROS parameter file, by the node and by the offline tools alike.
 """
 
 from __future__ import annotations
@@ -290,8 +290,8 @@ class DepthConfig(Settings):
 
         Raises:
             ConfigError: the file is missing or malformed, a setting in it is wrong, or one that
-                is not the core's is named almost as if it were. (`depthclip_ros.node.config` knows
-                all settings, and refuses any other.)
+                is not the core's is named almost as if it were. (All
+                settings are known to `depthclip_ros.messages.config`, which refuses any other.)
 
         """
         values = read_parameters(path, node_name)

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door for messages: what node, bags, calibrations and anchors read alike. Needs no ROS."""
+"""The door for messages: what node, bags, calibrations and anchors read and answer alike.
+
+Settings, frames, anchors and answers are here, too: nothing of it needs ROS.
+"""

@@ -28,10 +28,10 @@ from rclpy.subscription import Subscription
 from ..core.camera import Notice, stretch_notice
 from ..core.errors import ConfigError
 from ..messages import types as messages
-from .anchors import Sensors
-from .config import NodeConfig
-from .frame import Frame, Stream
-from .outputs import OUTPUT_DEPTH, OUTPUTS
+from ..messages.anchors import Sensors
+from ..messages.config import NodeConfig
+from ..messages.frame import Frame, Stream
+from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
 
 try:  # Iron and later
     from rclpy.event_handler import SubscriptionEventCallbacks

@@ -36,11 +36,11 @@ from ..core.config import DepthConfig
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..executables import begin
 from ..messages import types as messages
-from .anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
+from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
+from ..messages.config import NodeConfig
+from ..messages.outputs import OUTPUTS
 from .camera import Camera, Input, Say, summary
-from .config import NodeConfig
 from .health import CameraHealth, NodeHealth
-from .outputs import OUTPUTS
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory

@@ -19,9 +19,9 @@ from rclpy.node import Node
 from ..color import UNTRAINED
 from ..core.config import Settings
 from ..executables import waiting
-from .anchors import unusual_scale
+from ..messages.anchors import unusual_scale
+from ..messages.config import NodeConfig
 from .camera import ENDS, Camera, Say, topic_prefix
-from .config import NodeConfig
 from .pipeline import Pipeline, describe
 from .process import memory_mb
 

@@ -25,7 +25,7 @@ from rclpy.task import Future
 
 from ..core.config import DepthConfig, describe
 from ..core.errors import ConfigError, DepthClipError, did_you_mean, quoted
-from .config import ROS_OWN, NodeConfig, split, with_demo_settings
+from ..messages.config import ROS_OWN, NodeConfig, split, with_demo_settings
 from .pipeline import Pipeline
 
 READ_ONLY = ('autostart',)  # read once, when the process starts

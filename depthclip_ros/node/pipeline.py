@@ -18,9 +18,9 @@ from rclpy.node import Node
 from ..core.config import DepthConfig
 from ..core.errors import DataError, quoted
 from ..messages import types as messages
+from ..messages.frame import Frame, predict
+from ..messages.outputs import OUTPUTS
 from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera, Say, Window
-from .frame import Frame, predict
-from .outputs import OUTPUTS
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator

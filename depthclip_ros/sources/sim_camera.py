@@ -33,10 +33,10 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from ..messages.config import ROS_OWN, check_camera_names
 from ..messages.depth import depth_values
 from ..messages.image_io import image_fields
 from ..messages.types import TF, message_class
-from ..node.config import ROS_OWN, check_camera_names
 from ..node.parameters import descriptor
 from ..sim.formats import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View

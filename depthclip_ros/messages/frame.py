@@ -14,10 +14,10 @@ from ..core.anchor import State
 from ..core.camera import CameraModel, Notice, focal_ratio
 from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
-from ..messages.image_io import to_rgb
-from ..messages.types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Read, parse
 from .anchors import Anchor, Sensors
 from .config import NodeConfig
+from .image_io import to_rgb
+from .types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Read, parse
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from ..core.estimator import DepthEstimator, DepthPrediction

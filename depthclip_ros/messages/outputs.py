@@ -20,10 +20,10 @@ from .. import overlay
 from ..color import UNTRAINED, color_range, colorize, write_note, write_warning
 from ..core.camera import CameraModel
 from ..core.opencv import cv2
-from ..messages.depth import depth_values
-from ..messages.image_io import image_fields
-from ..messages.types import CAMERA_INFO, DIAGNOSTICS, IMAGE, POINT_CLOUD, VECTOR_STAMPED, Make
+from .depth import depth_values
 from .frame import Frame
+from .image_io import image_fields
+from .types import CAMERA_INFO, DIAGNOSTICS, IMAGE, POINT_CLOUD, VECTOR_STAMPED, Make
 
 Float32 = NDArray[np.float32]
 

@@ -30,9 +30,10 @@ from ..core.camera import CameraModel
 from ..core.config import Size
 from ..core.errors import CameraInfoError, RangeError, quoted
 from ..core.transforms import APART, Transform, TransformTree, frame_name, rotation_matrix
-from ..messages.depth import to_depth
-from ..messages.ranges import cloud_points, scan_points
-from ..messages.types import (
+from .config import GROUND, NodeConfig, parse_pose
+from .depth import to_depth
+from .ranges import cloud_points, scan_points
+from .types import (
     IMAGE,
     POINT_CLOUD,
     SCAN,
@@ -42,8 +43,7 @@ from ..messages.types import (
     parse,
     stamp_of,
 )
-from ..messages.types import TF as TF_TYPE
-from .config import GROUND, NodeConfig, parse_pose
+from .types import TF as TF_TYPE
 
 Float64 = NDArray[np.float64]
 
