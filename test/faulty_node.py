@@ -4,7 +4,7 @@
 An image all of whose pixels have the same value, a mark, brings the fault of that mark; all
 others are answered as usual. By the environment: with FAULT_AT_LOAD the loading of the model
 never returns; with FAULT_SLOW every batch takes so many seconds longer: then images come faster
-than they are answered on any machine.
+than they are answered on any machine; with FAULT_SLOW_WORDS the encoding of new words does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from depthclip_ros.core import estimator
 from depthclip_ros.node import depth_node, parameters
 
 RAISES, DEVICE_FAILS, LOOPS, SLEEPS, GIVES_NAN, OUT_OF_MEMORY = 7, 8, 9, 10, 11, 12
+ENCODES = 'encodes words'
 HANGS = 'hangs at a parameter'  # what it prints when it does
 
 
@@ -48,6 +49,13 @@ class FaultyEstimator(estimator.DepthEstimator):
         if os.environ.get('FAULT_AT_LOAD'):
             _endless_loop()
         super().__init__(*args, **kwargs)
+
+    def prepare(self, config):
+        if 'FAULT_SLOW_WORDS' in os.environ and hasattr(self, '_settings') \
+                and config.tokens != self.config.tokens:
+            print(ENCODES, flush=True)
+            time.sleep(float(os.environ['FAULT_SLOW_WORDS']))
+        return super().prepare(config)
 
     def predict(self, rgb, *args, **kwargs):
         marks = {_mark(picture) for picture in rgb} if isinstance(rgb, list) else set()

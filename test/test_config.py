@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from depthclip_ros.core import ConfigError, DepthConfig
 from depthclip_ros.core.parameter_file import read_parameters, to_yaml
-from depthclip_ros.messages.config import NodeConfig, read_config, with_demo_settings
+from depthclip_ros.messages.config import (
+    NodeConfig,
+    read_config,
+    read_values,
+    with_demo_settings,
+)
 
 CONFIG = Path(__file__).resolve().parents[1] / 'config'
 SCENES = {'scenes': ['hall', 'closet'], 'tokens': ['near', 'far'], 'bins': [1.0, 2.0]}
@@ -202,9 +207,10 @@ front:
     (b'/**: {ros__parameters: {calibration: package://a/b}}', ['package://a/b', 'its path']),
     (b'/**: 3', ['/**', '3', 'ros__parameters']),
     (b'/**: {ros__parameters: 3}', ['ros__parameters', '3']),
-    (b'/**: {ros__parameters: {colour: red}}', ["unknown setting 'colour'"]),
+    (b'/**: {ros__parameters: {token: [a]}}', ["unknown setting 'token'", 'mean tokens?']),
     (b'/**: {ros__parameters: {temperature: 2001-13-99}}', ["'2001-13-99'", 'a number']),
-    (b'/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['7 tokens', '3 bins']),
+    (b'/**: {ros__parameters: {bins: [1.0, 2.0, 3.0]}}', ['7 tokens', '3 bins']),
+    (b'/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['[3.0, 2.0, 1.0]', 'ascend']),
     (None, ['No such file'])])
 def test_wrong_file_is_explained(tmp_path, text, words):
     path = tmp_path / 'p.yaml'
@@ -220,6 +226,16 @@ def test_a_slip_of_the_core_s_names_is_refused_by_the_core_alone(tmp_path):
     path = write(tmp_path / 'p.yaml', '/**: {ros__parameters: {tempature: 1.0, device: cpu}}')
     with pytest.raises(ConfigError, match='did you mean temperature'):
         DepthConfig.from_yaml(path)
+
+
+def test_parameters_of_a_whole_robot_are_said_and_left_out(tmp_path):
+    path = write(tmp_path / 'p.yaml', '/**: {ros__parameters: {use_sim_time: true, temperature: '
+                 '2.0, robot_name: marvin, update_rate: 20.0, a: {b: [1]}}}')
+    said = []
+    assert read_values(path, log=said.append) == {'temperature': 2.0}
+    assert read_config(path)[0].temperature == 2.0
+    line, = said
+    assert all(name in line for name in ('WARNING', str(path), 'a, robot_name, update_rate'))
 
 
 ANYTHING = st.recursive(

@@ -271,3 +271,20 @@ def test_a_remapping_that_no_camera_has_is_refused(domain, cache):
     assert 'image is remapped to /cam/image_raw' in line
     assert 'remap front/image' in line
     assert 'Traceback' not in node.output
+
+
+def test_swapped_cameras_answer_for_one_another(domain, cache, tiny_weights):
+    """ROS applies a remapping once; twice would swap them back."""
+    swap = ['-r', 'front/image:=/rear/image', '-r', 'rear/image:=/front/image']
+    with running([*tiny_arguments(tiny_weights, cameras='[front,rear]'), *swap], domain=domain,
+                 cache=cache) as node, \
+            Peer(domain, listen=('front/depth/image', 'rear/depth/image'), node=node) as peer:
+        node.wait_for('Active: /rear/image .*/front/depth/image out')
+        for camera, other in (('front', 'rear'), ('rear', 'front')):
+            message = image(peer.header(frame(camera)), *PICTURES['side'])
+            message.header.frame_id = f'of {camera}'
+
+            def answered(message=message, camera=camera, other=other):
+                peer.send(message, f'/{camera}/image')
+                return peer.messages[f'{other}/depth/image']
+            assert peer.wait(answered, 'depth')[0].header.frame_id == f'of {camera}'

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+from rclpy import event_handler
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
@@ -71,6 +72,33 @@ def test_what_must_be_latched_stays_so_beside_a_volatile_publisher(node):
     Input(node, CAMERA_INFO, '/static', received.append, latched=True, yields=False)
     spin_until(node, lambda: received)
     assert widths(received) == [11]
+
+
+def test_a_latched_publisher_that_comes_later_is_asked_for_what_it_sent(node):
+    """The subscription begins volatile, as drivers publish: they would warn of any other."""
+    received = []
+    Input(node, CAMERA_INFO, '/later', received.append, latched=True)
+    assert [info.qos_profile.durability for info in node.get_subscriptions_info_by_topic(
+        '/later')] == [QoSDurabilityPolicy.VOLATILE]
+    with node_here(node.context.get_domain_id(), Node, 'camera') as camera:
+        publisher = camera.create_publisher(CameraInfo, 'later', LATCHED)
+        publisher.publish(camera_info(Header(), 11, 48))
+        spin_until(node, lambda: received)
+    assert widths(received) == [11]
+
+
+@pytest.mark.parametrize('missing', ['MESSAGE_LOST', 'MATCHED', 'MESSAGE_LOST MATCHED'])
+def test_a_middleware_without_an_event_is_good_enough(node, missing, monkeypatch):
+    original = event_handler.EventHandler.__init__
+
+    def create(self, *args, event_type, **kwargs):
+        if any(event_type.name.endswith(name) for name in missing.split()):
+            raise event_handler.UnsupportedEventTypeError('on purpose')
+        original(self, *args, event_type=event_type, **kwargs)
+    monkeypatch.setattr(event_handler.EventHandler, '__init__', create)
+    publisher, received = node.create_publisher(CameraInfo, 'events', 1), []
+    Input(node, CAMERA_INFO, 'events', received.append, lambda _count: None, latched=True)
+    spin_until(node, lambda: publisher.publish(camera_info(Header(), 11, 48)) or received)
 
 
 @pytest.mark.parametrize('first', [True, False])

@@ -12,10 +12,12 @@ pytest.importorskip('rclpy')
 
 from rclpy.clock import ClockType
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.time import Time
 from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, node_here
 
+from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.messages.anchors import Sensors
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import depth_node
@@ -115,6 +117,42 @@ def test_a_camera_that_cannot_be_made_leaves_nothing_of_the_others(node, monkeyp
     # The failed one itself is known to nobody; all others are gone.
     assert possessions(node)['publishers'] <= before['publishers'] + len(OUTPUTS)
     round_trip(node)
+
+
+def test_a_refused_activation_leaves_nothing_active(node):
+    node._overrides = ('/image.subscribtion.depth',)
+    assert node.trigger_configure() == SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
+    assert not any(camera.is_active() for camera in node._cameras)
+    assert not list(filter(lambda one: one.topic_name == '/image', node.subscriptions))
+    node._overrides = ()
+    assert node.trigger_activate() == SUCCESS
+    assert all(camera.is_active() for camera in node._cameras)
+
+
+def test_a_node_with_a_wrong_parameter_is_not_left_in_the_graph(domain):
+    """Nor does its destruction fail: later distributions destroy what is left themselves."""
+    with node_here(domain, Node, 'watcher') as watcher:
+        with pytest.raises(ConfigError, match='temperature'):
+            DepthNode(context=watcher.context, parameter_overrides=[
+                Parameter('temperature', value=-1.0)])
+        assert 'depth_node' not in watcher.get_node_names()
+
+
+def test_reports_do_not_mind_parameters_that_are_being_set(node, monkeypatch):
+    """rclpy stores them one after the other; a report looks between any two."""
+    reports, store = [], node._parameters
+
+    class Parameters(dict):
+        def __setitem__(self, name, value):
+            super().__setitem__(name, value)
+            node._report()
+            reports.append(name)
+    monkeypatch.setattr(node, '_parameters', Parameters(store))
+    changes = {'tokens': ['near', 'far'], 'bins': [1.0, 2.0]}
+    assert node.set_parameters_atomically(
+        [Parameter(name, value=value) for name, value in changes.items()]).successful
+    assert set(reports) >= changes.keys()
 
 
 def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypatch):

@@ -20,6 +20,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy._rclpy_pybind11 import RCLInvalidROSArgsError
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
+from rclpy.qos import QoSDurabilityPolicy
 from ros_harness import NodeProcess, Peer, running, tiny_arguments
 
 from depthclip_ros import executables
@@ -208,6 +209,33 @@ def test_an_unknown_quality_of_service_is_refused(domain, cache, tiny_weights):
     assert f'Cannot activate: {name.rpartition(".")[0]}: ' in node.output
     assert 'sometimes' in node.output
     assert 'Traceback' not in node.output
+
+
+@pytest.mark.parametrize(('name', 'words'), [
+    ('/image.subscribtion.depth', 'did you mean /image.subscription.depth'),
+    ('/imge.subscription.depth', '/image.subscription.depth'),
+    ('/depth/image.publisher.deadline', 'history, depth, reliability, durability')])
+def test_a_misspelt_override_is_refused(name, words, domain, cache, tiny_weights):
+    node = NodeProcess(tiny_arguments(tiny_weights, **{f'qos_overrides.{name}': 1}),
+                       domain=domain, cache=cache)
+    assert node.wait() == 1
+    assert words in node.wait_for(f'Cannot activate: .*{name}')
+
+
+def test_a_file_of_the_whole_robot_starts_the_node(tmp_path, domain, cache, tiny_weights):
+    """What is of others has no effect, and is said; overrides take effect."""
+    durability = 'qos_overrides./camera_info.subscription.durability'
+    path = tmp_path / 'robot.yaml'
+    path.write_text(YAML + 'robot_name: marvin\n    update_rate: 20.0\n    qos_overrides:\n'
+                    '      /scan: {subscription: {depth: 3}}\n')
+    arguments = tiny_arguments(tiny_weights, **{durability: 'transient_local'})
+    with running([*arguments, '--params-file', str(path)], domain=domain, cache=cache) as node, \
+            Peer(domain, listen=(), node=node) as peer:
+        assert 'WARN' in node.wait_for('robot_name, update_rate')
+        assert 'WARN' in node.wait_for('no topic ./scan')
+        offer, = peer.wait(lambda: peer.node.get_subscriptions_info_by_topic('/camera_info'),
+                           'the subscription')
+        assert offer.qos_profile.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
 
 
 def test_help_has_every_parameter(domain, cache):

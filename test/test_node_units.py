@@ -194,6 +194,9 @@ def test_depth_that_nobody_can_get_is_not_counted_as_published(make, monkeypatch
 
 @pytest.mark.parametrize('error', [
     MemoryError(), RuntimeError('CUDA out of memory. Tried to allocate'),
+    RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
+    RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'),
+    RuntimeError('cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED'),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_is_short_once_costs_nothing(error, make):
     setup = make('', 'rear')

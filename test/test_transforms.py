@@ -163,6 +163,15 @@ def test_without_odometry_two_times_may_be_so_far_apart():
     found, age = late.lookup_between(
         'camera', 13 * SECOND // 10, 'lidar', 12 * SECOND // 10, still=0.25)
     assert age == pytest.approx(0.1)
+    # map jumps whenever the robot is located anew; what the user names does not.
+    mapped = robot('map')
+    with pytest.raises(TransformError, match=r'and not map.*odom_frame'):
+        mapped.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25)
+    found, age = mapped.lookup_between(
+        'camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25, odom='/map')
+    np.testing.assert_allclose(found.translation, [-0.3, 0, 1], atol=1e-9)
+    with pytest.raises(TransformError, match='t265'):
+        late.lookup_between('camera', SECOND, 'lidar', 7 * SECOND // 10, still=0.25, odom='t265')
     with pytest.raises(TransformError, match='asked for'):
         late.lookup_between('camera', 14 * SECOND // 10, 'lidar', SECOND, still=0.25)
 

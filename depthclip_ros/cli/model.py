@@ -38,7 +38,7 @@ def settings(
 
     """
     depth, node = read_config(config) if config else (DepthConfig(), NodeConfig())
-    given = read_values(config) if config else ()
+    given = read_values(config, log=to_stderr) if config else ()
     node = node.replace(**{key: value for key, value in (
         ('weights', weights), ('device', device)) if value})
     depth, note = with_demo_settings(depth, node.weights, given)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from .errors import ConfigError, did_you_mean, nearest, quoted
+from .errors import ConfigError, MismatchError, did_you_mean, nearest, quoted
 from .parameter_file import read_parameters
 
 if TYPE_CHECKING:
@@ -225,36 +225,34 @@ class DepthConfig(Settings):
                 raise ConfigError(
                     f'{name}: {quoted(list(templates), 200)} must hold {{}} exactly once in each '
                     "sentence, the word's place, and no other brace.")
-        self._check_bins()
+        _check_ascending('bins', self.bins)
+        self._check_counts()
         if self.max_stddev and not self.calibration:
-            raise ConfigError(
+            raise MismatchError(
                 f'max_stddev: {self.max_stddev} m, but without a calibration nobody knows how '
                 'wrong depth is; set calibration to the file that `depthclip calibrate` wrote, or '
                 'max_stddev: 0.')
         if self.range_max and self.range_min >= self.range_max:
-            raise ConfigError(f'range_min: {self.range_min} m is not below range_max: '
-                              f'{self.range_max} m.')
+            raise MismatchError(f'range_min: {self.range_min} m is not below range_max: '
+                                f'{self.range_max} m.')
 
-    def _check_bins(self) -> None:
-        count, partitions = len(self.tokens), {'bins': self.bins}
+    def _check_counts(self) -> None:
+        count = len(self.tokens)
         if count != len(self.bins):
-            raise ConfigError(
+            raise MismatchError(
                 f'tokens and bins: {count} tokens but {len(self.bins)} bins '
                 f'({quoted(list(self.tokens), 200)}; {quoted(list(self.bins), 200)}); give one '
                 'bin per token.')
-        if self.has_scenes and self.scene_bins != (0.0,):
-            wanted = len(self.scenes) * count
-            if len(self.scene_bins) != wanted:
-                raise ConfigError(
-                    f'scene_bins: {len(self.scene_bins)} numbers, but {len(self.scenes)} scenes '
-                    f'of {count} tokens need {wanted}; give the bins of each scene one after the '
-                    'other, or [0.0] for bins in all.')
-            partitions |= {f'scene_bins of {quoted(scene)}': bins for scene, bins in zip(
-                self.scenes, self.bins_of_scenes(), strict=True)}
-        for name, bins in partitions.items():
-            if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
-                raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend, from '
-                                  f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
+        if not self.has_scenes or self.scene_bins == (0.0,):
+            return
+        wanted = len(self.scenes) * count
+        if len(self.scene_bins) != wanted:
+            raise MismatchError(
+                f'scene_bins: {len(self.scene_bins)} numbers, but {len(self.scenes)} scenes '
+                f'of {count} tokens need {wanted}; give the bins of each scene one after the '
+                'other, or [0.0] for bins in all.')
+        for scene, bins in zip(self.scenes, self.bins_of_scenes(), strict=True):
+            _check_ascending(f'scene_bins of {quoted(scene)}', bins)
 
     @property
     def has_scenes(self) -> bool:
@@ -301,6 +299,12 @@ class DepthConfig(Settings):
             return cls.from_dict(own)
         except ConfigError as error:
             raise ConfigError(f'{path}: {error}') from error
+
+
+def _check_ascending(name: str, bins: Sequence[float]) -> None:
+    if bins[0] < LEAST_BIN or any(later <= earlier for earlier, later in pairwise(bins)):
+        raise ConfigError(f'{name}: {quoted(list(bins), 200)} must ascend, from '
+                          f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
 
 
 def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:

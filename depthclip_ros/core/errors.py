@@ -51,6 +51,10 @@ class ConfigError(DepthClipError):
     """A setting is unknown, of the wrong type, or out of its range."""
 
 
+class MismatchError(ConfigError):
+    """Settings that are right each by itself do not fit together."""
+
+
 class WeightsError(DepthClipError):
     """CLIP weights are missing, corrupt, of another architecture, or fail their checksum."""
 

@@ -29,7 +29,9 @@ _NORM_TOLERANCE = 0.01  # of a quaternion's squared length, as tf2
 _FURTHEST = 1e9  # metres
 _SAME_ROTATION = 1e-9  # sine of an angle below which quaternions are mixed straight
 _JUMP_BACK = 10 * _NANOSECONDS  # as much as tf2 keeps; what is older is of another time
-_ODOM = 'odom'  # part of the name of the frame that a robot moves in without jumps (REP-105)
+# Part of the name of the frame that a robot moves in without jumps, and frames that jump whenever
+# a robot is located anew (REP-105).
+_ODOM, _JUMPING = 'odom', ('map', 'earth')
 WRONG_LINK, NO_TRANSFORM, APART = 'wrong link', 'no transform', 'stamps apart'
 
 
@@ -212,13 +214,13 @@ class TransformTree:
 
     def lookup_between(
         self, target: str, time: int, source: str, source_time: int, tolerance: float = 0.0,
-        still: float = math.inf,
+        still: float = math.inf, odom: str = '',
     ) -> tuple[Transform, float]:
         """Give the transform that takes points of `source` at its time into `target` at another.
 
-        What moved between the two times counts by way of the nearest frame that both move in,
-        odom, and not of map above it, which jumps (REP-105). Where there is none, or tf does not
-        know it at these times, the nearest frame above both is taken for one.
+        What moved between the two times counts by way of odom, the frame that both move in
+        without jumps (REP-105), and never of map. Where there is none, or tf does not know it at
+        these times, the nearest frame above both is taken for one.
 
         Args:
             target: name of a frame.
@@ -227,6 +229,8 @@ class TransformTree:
             source_time: of the source, likewise.
             tolerance: seconds, as in `lookup`.
             still: seconds that the two times may be apart without a frame that both move in.
+            odom: name of that frame; '': the one with odom in its name, else the nearest that
+                both move in but map and earth.
 
         Returns:
             The transform, and the seconds in which nobody knows what moved: 0 with such a frame.
@@ -243,7 +247,7 @@ class TransformTree:
                 @ self._to(frame, source, source_time, beyond)
 
         with self._lock:
-            common, fixed = self._above(target, source)
+            common, fixed = self._above(target, source, frame_name(odom))
             if fixed and apart:
                 try:
                     return by(fixed), 0.0
@@ -253,11 +257,12 @@ class TransformTree:
             if apart > still:
                 raise TransformError(APART, (
                     f'the stamps of message and image are {apart:.3g} s apart; without a frame of '
-                    f'tf that the robot moves in, such as odom, at most {still:g} s are bridged.'))
+                    f'tf that the robot moves in without jumps, {odom or "such as odom"} and not '
+                    f'map, at most {still:g} s are bridged (odom_frame).'))
             return by(common), apart
 
-    def _above(self, target: str, source: str) -> tuple[str, str]:
-        """The nearest frame above both, and the one that both move in with it, '' for none."""
+    def _above(self, target: str, source: str, odom: str) -> tuple[str, str]:
+        """The nearest frame above both, and odom, which both move in with it, '' for none."""
         up_source, up_target = self._ancestors(source), self._ancestors(target)
         shared = [name for name in up_source if name in up_target]
         if not shared:
@@ -271,8 +276,11 @@ class TransformTree:
                     '(static_transform_publisher), or correct the frame_id of the message.')))
         moved_in = [self._links[name].parent for name in shared[:-1]
                     if not self._links[name].static]
-        odom = [name for name in moved_in if _ODOM in name.lower()]
-        return shared[0], [*odom, *moved_in, ''][0]
+        if odom:
+            return shared[0], odom if odom in moved_in else ''
+        by_name = [name for name in moved_in if _ODOM in name.lower()]
+        others = [name for name in moved_in if name.rpartition('/')[2] not in _JUMPING]
+        return shared[0], [*by_name, *others, ''][0]
 
     def _to(self, ancestor: str, name: str, time: int, beyond: int) -> Transform:
         """From a frame to one above it."""

@@ -155,10 +155,12 @@ class Sensors:
         """
         if self._config.anchor_pose and self._config.anchor != GROUND:
             return _fixed_pose(self._config.anchor_pose), seconds_apart(stamp, source_stamp)
-        while self._transforms:
-            self._add(self._transforms.popleft(), static=False)
+        with contextlib.suppress(IndexError):  # none is left; another thread may clear them, too
+            while True:
+                self._add(self._transforms.popleft(), static=False)
         with self._lock:
-            return self._tree.lookup_between(target, stamp, source, source_stamp, LATE, STILL)
+            return self._tree.lookup_between(
+                target, stamp, source, source_stamp, LATE, STILL, self._config.odom_frame)
 
     def _add(self, raw: bytes, *, static: bool) -> None:
         with contextlib.suppress(RangeError), self._lock:  # others say where things are, too

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..core.config import (
     define,
     unknown_message,
 )
-from ..core.errors import ConfigError, quoted
+from ..core.errors import ConfigError, first_of, nearest, quoted
 from ..core.parameter_file import read_parameters
 from ..core.weights import DEMO
 from ..resources import config_path
@@ -65,6 +65,10 @@ class NodeConfig(Settings):
     anchor_pose: str = define(
         '', "Where the anchor's sensor is in the camera's body (x forward, y left, z up): six "
             "numbers, 'x y z roll pitch yaw' in metres and radians; empty: tf tells")
+    odom_frame: str = define(
+        '', 'Frame that the robot moves in without jumps (REP-105), by which the anchor bridges '
+            'the time between sensor and image; empty: the one with odom in its name, else the '
+            'nearest but map')
     camera_height: float = define(
         0.0, f'Height of the camera above the floor, for anchor: {GROUND}; 0: tf tells', unit='m',
         minimum=0.0, maximum=100.0)
@@ -135,6 +139,26 @@ def check_camera_names(names: Sequence[str]) -> None:
                               'most 100 characters.')
 
 
+def foreign_names(names: Iterable[str]) -> list[str]:
+    """Names of parameters that are neither this node's nor ROS's own: a robot's, in one file.
+
+    Raises:
+        ConfigError: one is almost the name of a setting, and so misspelt.
+
+    """
+    known = DepthConfig.names() + NodeConfig.names()
+    foreign = sorted(name for name in names if name not in known and not ROS_OWN.match(name))
+    if misspelt := [name for name in foreign if nearest(name, known)]:
+        raise ConfigError(unknown_message(misspelt, known))
+    return foreign
+
+
+def foreign_notice(names: Sequence[str]) -> str:
+    """What is said of parameters of others."""
+    return (f'{quoted(first_of(names))}: no setting of depth_node, and without effect on it '
+            '(config/depth.yaml has all).')
+
+
 def read_config(
     path: str | Path, node_name: str = 'depth_node',
 ) -> tuple[DepthConfig, NodeConfig]:
@@ -148,7 +172,7 @@ def read_config(
         The core's and the node's settings; what the file leaves out keeps its default.
 
     Raises:
-        ConfigError: missing or malformed file, no section for the node, unknown or wrong setting.
+        ConfigError: missing or malformed file, no section for the node, misspelt or wrong setting.
 
     """
     values = read_values(path, node_name)
@@ -162,27 +186,34 @@ def split(values: Mapping[str, Any]) -> tuple[DepthConfig, NodeConfig]:
     """Build both configurations from one set of values; what is missing keeps its default.
 
     Raises:
-        ConfigError: a value is wrong, or values do not fit each other.
+        ConfigError: a value is wrong.
+        MismatchError: values of the core are right, but do not fit each other.
 
     """
-    return (
-        DepthConfig.from_dict({k: v for k, v in values.items() if k in DepthConfig.names()}),
-        NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()}),
-    )
+    node = NodeConfig.from_dict({k: v for k, v in values.items() if k in NodeConfig.names()})
+    return DepthConfig.from_dict(
+        {k: v for k, v in values.items() if k in DepthConfig.names()}), node
 
 
-def read_values(path: str | Path, node_name: str = 'depth_node') -> dict[str, Any]:
+def read_values(
+    path: str | Path, node_name: str = 'depth_node', log: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Read what a ROS parameter file sets, as `read_config`; values are not checked.
 
+    `log` is told which parameters in it are of others.
+
     Raises:
-        ConfigError: missing or malformed file, no section for the node, unknown setting.
+        ConfigError: missing or malformed file, no section for the node, misspelt setting.
 
     """
     values = read_parameters(path, node_name)
+    try:
+        foreign = foreign_names(values)
+    except ConfigError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    if foreign and log is not None:
+        log(f'WARNING: {path}: {foreign_notice(foreign)}')
     known = DepthConfig.names() + NodeConfig.names()
-    unknown = [key for key in values if key not in known and not ROS_OWN.match(key)]
-    if unknown:
-        raise ConfigError(f'{path}: {unknown_message(unknown, known)}')
     return {key: value for key, value in values.items() if key in known}
 
 

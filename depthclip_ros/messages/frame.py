@@ -63,14 +63,15 @@ class Stream:
             CameraInfoError: there is no camera_info, it is unusable, or it is for another size.
 
         """
-        if self.info is None:
+        raw = self.info  # one read: another thread replaces it
+        if raw is None:
             raise CameraInfoError(
                 'absent', 'no camera_info has arrived: points and depth/camera_info are not '
                 'published, and the focal length does not count.')
-        content = self.info[_STAMPED:]
+        content = raw[_STAMPED:]
         if self._known is None or self._known[0] != content:
             self._known = None
-            message = parse(self._read, self.info, CAMERA_INFO, CameraInfoError)
+            message = parse(self._read, raw, CAMERA_INFO, CameraInfoError)
             self._known = content, CameraModel.from_info(message, self.config.rectified)
         model = self._known[1]
         model.check_size(width, height)

@@ -14,37 +14,18 @@ from typing import Any
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
-from rclpy.qos import (
-    QoSDurabilityPolicy,
-    QoSHistoryPolicy,
-    QoSPolicyKind,
-    QoSProfile,
-    QoSReliabilityPolicy,
-    qos_policy_name_from_kind,
-)
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.subscription import Subscription
+from rclpy.qos import QoSHistoryPolicy, QoSProfile
 
 from ..core.camera import Notice, stretch_notice
-from ..core.errors import ConfigError
 from ..messages import types as messages
 from ..messages.anchors import Sensors
 from ..messages.config import NodeConfig
 from ..messages.frame import Frame, Stream
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
+from .inputs import RELIABLE, Input, overriding
 
-try:  # Iron and later
-    from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
-
-RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
-LATCHED, VOLATILE = QoSDurabilityPolicy.TRANSIENT_LOCAL, QoSDurabilityPolicy.VOLATILE
 WINDOW = 512  # samples that a percentile looks back on
 RECENT = 5.0  # seconds that a mean looks back on
-# Deep enough for the burst that a player or a stalled network begins with: the middleware says
-# nothing of what it overwrites, the node counts what it drops.
-INPUT_DEPTH = 10
 # Beyond this an image's age says that its stamp is of another clock (a replay, for example).
 MAX_AGE = 3600.0  # seconds
 FOCAL_JUMP = 0.01  # part by which the focal factor may change without a word
@@ -109,88 +90,6 @@ class Say:
         self._node.get_logger().info(self._label + text)
 
 
-class Input:
-    """A subscription that every publisher of its topic reaches; it takes messages serialised.
-
-    It is reliable unless a publisher is best effort, when it begins or later. Best effort alone
-    matches every publisher, but the middleware then loses most images that are larger than its
-    buffers (Fast DDS by default: 0.5 MB, a 640x480 image has 0.9); reliable alone gets nothing
-    from a best-effort camera. `qos_overrides.TOPIC.subscription.reliability` decides otherwise.
-    """
-
-    def __init__(
-        self, node: Node, kind: str, topic: str, callback: Callable[[bytes], None],
-        on_lost: Callable[[int], None] | None = None, *, latched: bool = False,
-        yields: bool = True, depth: int = INPUT_DEPTH,
-    ) -> None:
-        """Subscribe to a resolved topic.
-
-        `on_lost` is told how many more messages the middleware has lost. `latched` is for what
-        transient-local publishers sent last, too; with `yields` unless a publisher is volatile.
-
-        Raises:
-            ConfigError: a parameter of qos_overrides has a wrong value.
-
-        """
-        self._node, self._kind, self.topic, self._callback = node, kind, topic, callback
-        self._on_lost, self._yields = on_lost, yields
-        # Of what was not given there is no parameter: rclpy's own would hold for ever.
-        self._is_chosen = node.has_parameter(f'qos_overrides.{topic}.subscription.reliability')
-        offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
-        best_effort = any(qos.reliability == BEST_EFFORT for qos in offers)
-        volatile = yields and any(qos.durability == VOLATILE for qos in offers)
-        self._qos: dict[str, Any] = {
-            'history': QoSHistoryPolicy.KEEP_LAST, 'depth': depth,
-            'reliability': BEST_EFFORT if best_effort else RELIABLE,
-            'durability': LATCHED if latched and not volatile else VOLATILE}
-        self._subscription: Subscription | None = self._subscribe()
-
-    def destroy(self) -> None:
-        """Unsubscribe."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-        self._subscription = None
-
-    def _on_incompatible(self, event: Any) -> None:
-        """Ask for less, as a publisher offers; not here, where the subscription is in use."""
-        policy = qos_policy_name_from_kind(event.last_policy_kind).lower()
-        may = {'reliability': not self._is_chosen, 'durability': self._yields}.get(policy, False)
-        less = {'reliability': BEST_EFFORT, 'durability': VOLATILE}.get(policy)
-        executor = self._node.executor
-        if may and executor is not None and self._qos[policy] != less:
-            self._qos[policy] = less
-            executor.create_task(self._subscribe_anew)
-            return
-        self._node.get_logger().warning(
-            f'{self.topic}: a publisher offers another {policy}; nothing will arrive from it. '
-            f'`ros2 topic info -v {self.topic}` lists both sides, and the parameters '
-            f'qos_overrides.{self.topic}.subscription.* change this one.')
-
-    def _subscribe_anew(self) -> None:
-        if self._subscription is not None:  # else destroyed meanwhile
-            self._node.get_logger().info(
-                f'{self.topic}: listening {self._qos["reliability"].name.lower()}, '
-                f'{self._qos["durability"].name.lower()}, as it is published.')
-            self.destroy()
-            self._subscription = self._subscribe()
-
-    def _subscribe(self) -> Subscription:
-        callbacks: dict[str, Any] = {'incompatible_qos': self._on_incompatible}
-        if self._on_lost is not None:
-            on_lost = self._on_lost
-            callbacks['message_lost'] = lambda event: on_lost(event.total_count_change)
-        kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH]
-        try:
-            return self._node.create_subscription(
-                messages.message_class(self._kind), self.topic, self._callback,
-                QoSProfile(**self._qos), raw=True,
-                event_callbacks=SubscriptionEventCallbacks(**callbacks),
-                qos_overriding_options=QoSOverridingOptions(
-                    [*kinds, QoSPolicyKind.RELIABILITY] if self._is_chosen else kinds))
-        except RuntimeError as error:
-            raise ConfigError(f'qos_overrides.{self.topic}.subscription: {error}.') from error
-
-
 def topic_prefix(name: str) -> str:
     """What a camera's name puts before the relative names of its topics."""
     return f'{name}/' if name else ''
@@ -217,12 +116,10 @@ class Camera:
         self._node, self.config, self.name = node, config, name
         self.label = f'{name}: ' if name else ''  # begins a line in the log
         self.say = Say(node, self.label)
-        # Compressed images are beside the raw ones, as image_transport has it: remapping `image`
-        # moves `image/compressed` along.
-        self.image_topic = node.resolve_topic_name(topic_prefix(name) + 'image')
-        if config.image_transport == 'compressed':
-            self.image_topic += '/compressed'
-        self.info_topic = node.resolve_topic_name(topic_prefix(name) + 'camera_info')
+        self._image = _image_name(node, config, topic_prefix(name) + 'image')
+        self._info = topic_prefix(name) + 'camera_info'
+        self.image_topic = node.resolve_topic_name(self._image)
+        self.info_topic = node.resolve_topic_name(self._info)
         self._lock, self._counts = threading.Lock(), Counter[str]()
         self._inputs: list[Input] = []
         # A profile of its own for each, in which rclpy writes what overrides it.
@@ -230,7 +127,7 @@ class Camera:
             messages.message_class(kind), topic_prefix(name) + topic,
             QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=OUTPUT_DEPTH,
                        reliability=RELIABLE),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            qos_overriding_options=overriding(node, topic_prefix(name) + topic, 'publisher'))
             for topic, (kind, _) in OUTPUTS.items()}
         self.depth_topic = self._publishers['depth/image'].topic_name
         self.ages, self.nan_shares = Window(), Window()
@@ -249,9 +146,9 @@ class Camera:
         self.first_image = math.inf  # steady time, as the next: simulated time may stand still
         self.last_image = time.monotonic()
         self._inputs.append(Input(
-            self._node, self.stream.kind, self.image_topic, self._on_image, self._on_lost))
+            self._node, self.stream.kind, self._image, self._on_image, self._on_lost))
         self._inputs.append(Input(
-            self._node, messages.CAMERA_INFO, self.info_topic, self.stream.on_info, latched=True))
+            self._node, messages.CAMERA_INFO, self._info, self.stream.on_info, latched=True))
 
     def unsubscribe(self) -> None:
         """Stop listening."""
@@ -371,6 +268,20 @@ class Camera:
                           f'{text}; its scale is {ratio / before:.3g} times that of before.')
         else:
             self.say.info(f'{text}.')
+
+
+def _image_name(node: Node, config: NodeConfig, image: str) -> str:
+    """Name of the topic of images, to which remappings have yet to be applied.
+
+    Compressed images are beside the raw ones, as image_transport has it: remapping `image` moves
+    `image/compressed` along, unless that is remapped itself.
+    """
+    if config.image_transport != 'compressed':
+        return image
+    compressed = f'{image}/compressed'
+    plain = node.resolve_topic_name(compressed, only_expand=True)
+    return compressed if node.resolve_topic_name(compressed) != plain else \
+        f'{node.resolve_topic_name(image)}/compressed'
 
 
 def summary(counts: Counter[str]) -> str:

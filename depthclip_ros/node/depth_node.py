@@ -39,8 +39,9 @@ from ..messages import types as messages
 from ..messages.anchors import SENSORS, TF, TF_STATIC, Sensors, needs_transforms
 from ..messages.config import NodeConfig
 from ..messages.outputs import OUTPUTS
-from .camera import Camera, Input, Say, summary
+from .camera import Camera, Say, summary
 from .health import CameraHealth, NodeHealth
+from .inputs import OVERRIDES, Input, check_overrides
 from .parameters import Parameters, help_text
 from .pipeline import Pipeline
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
@@ -50,7 +51,7 @@ Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 TF_DEPTH = 100  # as tf2's own listeners
-PATIENCE = 10.0  # seconds for the images in work, when the node is to stop
+PATIENCE = 10.0  # seconds at least for the images in work, when the node is to stop
 LAST_PATIENCE = 1.0  # likewise, when the process is to end
 
 
@@ -102,19 +103,24 @@ class DepthNode(LifecycleNode):
 
         """
         super().__init__('depth_node', automatically_declare_parameters_from_overrides=True,
-                         start_parameter_services=False, **kwargs)  # `Parameters` has its own
+                         **kwargs)
+        self._overrides = tuple(self.get_parameters_by_prefix(OVERRIDES))
+        self._pipeline: Pipeline | None = None
+        try:
+            self._settings = Parameters(self, lambda: self._pipeline)
+        except ConfigError:  # what is half made is in the graph already
+            super().destroy_node()
+            self._state_machine.destroy_when_not_in_use()
+            raise
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
         self._say = Say(self)
-        self._pipeline: Pipeline | None = None
         self._active = self._left_behind = False
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
         self._sensor_inputs: list[Input] = []
         self._health, self._cameras_health = NodeHealth(self), list[CameraHealth]()
-        self._settings = Parameters(self, lambda: self._pipeline)
-        self._node_config = self._settings.read()[1]
-        self.autostart = self._node_config.autostart
+        self.autostart = self._settings.node.autostart
         self._jump = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._on_jump)
@@ -139,9 +145,8 @@ class DepthNode(LifecycleNode):
     @_reporting_bugs
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
-        depth, config = self._settings.read()
-        self._node_config = config
         try:
+            depth, config = self._settings.read()
             # Before loading, which takes seconds: who subscribes has then found the topics.
             for name in config.cameras:
                 self._cameras.append(Camera(self, config, name))
@@ -166,13 +171,13 @@ class DepthNode(LifecycleNode):
     @_reporting_bugs
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to listen and to answer."""
-        result = super().on_activate(state)
         if self._pipeline is None:
             raise RuntimeError('no model is loaded')
         try:
-            self._listen_to_sensors(self._node_config)
+            self._listen_to_sensors(self._settings.node)
             for camera in self._cameras:
                 camera.subscribe(self._pipeline.put, self._sensors)
+            check_overrides(self, self._overrides)
         except ConfigError as error:
             self.get_logger().error(f'Cannot activate: {error}')
             self._stop()
@@ -183,7 +188,7 @@ class DepthNode(LifecycleNode):
         for camera in self._cameras:
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                            f'{camera.depth_topic} out.')
-        return result
+        return super().on_activate(state)
 
     @_reporting_bugs
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -261,9 +266,11 @@ class DepthNode(LifecycleNode):
         if self._pipeline is None:
             return True
         self._pipeline.clear()
-        start = time.monotonic()
+        # A batch of many cameras may take long here, and the next one as long as any before.
+        patience, start = max(PATIENCE, self._settings.node.worker_timeout,
+                              2e-3 * self._pipeline.network.percentile(100)), time.monotonic()
         idle = _wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
-                         > (LAST_PATIENCE if self._ending.is_set() else PATIENCE))
+                         > (LAST_PATIENCE if self._ending.is_set() else patience))
         if self._active:
             if not idle:
                 self.get_logger().error(
@@ -297,11 +304,11 @@ class DepthNode(LifecycleNode):
         """Subscribe to what the anchor rests on."""
         if not config.anchor:
             return
-        kind, relative = SENSORS.get(config.anchor, ('', ''))
-        topic = self.resolve_topic_name(relative) if relative else ''
+        kind, name = SENSORS.get(config.anchor, ('', ''))
+        topic = self.resolve_topic_name(name) if name else ''
         sensors = self._sensors = Sensors(config, topic, messages.read)
-        if topic:
-            self._sensor_inputs.append(Input(self, kind, topic, sensors.on_message))
+        if name:
+            self._sensor_inputs.append(Input(self, kind, name, sensors.on_message))
         if not needs_transforms(config):
             return
         try:
@@ -338,9 +345,9 @@ class DepthNode(LifecycleNode):
     def _report(self) -> None:
         """Watch the inputs, and publish diagnostics."""
         pipeline = self._pipeline
-        depth = self._settings.read()[0] if pipeline is None else pipeline.config
+        depth = self._settings.depth if pipeline is None else pipeline.config
         status, wrong = self._health.look(
-            pipeline, (depth, self._node_config), self.crash, active=self._active)
+            pipeline, (depth, self._settings.node), self.crash, active=self._active)
         for finding in wrong:
             finding.tell(self._say)
         message = DiagnosticArray(status=[status, *(

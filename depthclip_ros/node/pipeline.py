@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import sys
 import threading
 import time
@@ -255,10 +256,14 @@ def free_memory() -> None:
 
 
 def is_of_device(error: Exception) -> bool:
-    """Whether an error leaves the device in doubt: its context is dead until the process ends."""
+    """Whether an error leaves the device in doubt: its context is dead until the process ends.
+
+    Memory that was short, as the driver, cuBLAS or cuDNN call it, leaves it whole.
+    """
     text = f'{type(error).__name__}: {error}'
-    return isinstance(error, RuntimeError) and 'out of memory' not in text.lower() and any(
-        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError'))
+    return isinstance(error, RuntimeError) and any(
+        part in text for part in ('CUDA', 'cuDNN', 'CUBLAS', 'AcceleratorError')) \
+        and not re.search('out of memory|ALLOC_FAILED|ALLOCATION_FAILED', text, re.IGNORECASE)
 
 
 def describe(error: BaseException) -> str:
