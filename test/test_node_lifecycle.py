@@ -150,8 +150,8 @@ def test_reports_do_not_mind_parameters_that_are_being_set(node, monkeypatch):
             reports.append(name)
     monkeypatch.setattr(node, '_parameters', Parameters(store))
     changes = {'tokens': ['near', 'far'], 'bins': [1.0, 2.0]}
-    assert node.set_parameters_atomically(
-        [Parameter(name, value=value) for name, value in changes.items()]).successful
+    assert all(result.successful for result in node.set_parameters(
+        [Parameter(name, value=value) for name, value in changes.items()]))
     assert set(reports) >= changes.keys()
 
 
