@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ..core.config import DepthConfig
     from ..core.estimator import DepthEstimator
-    from ..messages.frame import Frame
+    from ..messages.frame import Answer, Frame
     from ..sources.metadata import Channel
     from ..sources.storage import Message
     from .options import BagCamera
@@ -287,7 +287,7 @@ class _Conversion:
             return
         start = time.perf_counter()
         try:
-            predict(self._estimator, [frame for *_, frame in batch])
+            answers = predict(self._estimator, [frame for *_, frame in batch])
         except Exception as error:
             for entry in batch if len(batch) > 1 else ():
                 self._batch = [entry]
@@ -302,9 +302,9 @@ class _Conversion:
         finally:
             self.report.network_seconds += time.perf_counter() - start
         self._failures = 0
-        for camera, message, frame in batch:
+        for (camera, message, _), answer in zip(batch, answers, strict=True):
             try:
-                made = {topic: _message(relative, frame)
+                made = {topic: _message(relative, answer)
                         for relative, topic in camera.plan.outputs.items()}
             except Exception as error:  # noqa: BLE001 (the unit of failure is the image)
                 self._reject(camera, 'publication', error)
@@ -312,12 +312,16 @@ class _Conversion:
             for topic, data in made.items():
                 if data is not None:
                     self._write(self._new[topic], message._replace(data=data, sequence=0))
-            self._account(camera, frame)
+            self._account(camera, answer)
 
-    def _account(self, camera: _Camera, frame: Frame) -> None:
+    def _account(self, camera: _Camera, answer: Answer) -> None:
         """Count an image that is answered, and say what is wrong with its camera or anchor."""
         self.report.answered += 1
-        self.report.beyond += frame.beyond
+        frame, outputs = answer.frame, camera.plan.outputs
+        if COMPRESSED_DEPTH in outputs:
+            self.report.beyond += depth_values(answer.prediction.depth, '16UC1')[1]
+        elif 'depth/image' in outputs:
+            self.report.beyond += answer.pixels[1]
         problem, anchor = frame.problem, camera.stream.anchor
         for notice in frame.notices:
             self._say_once(f'{camera.plan.label}{notice.sentence}')
@@ -352,13 +356,14 @@ def _count(counts: dict[str, int], key: str) -> int:
     return counts[key] - 1
 
 
-def _message(relative: str, frame: Frame) -> bytes | None:
+def _message(relative: str, answer: Answer) -> bytes | None:
     """What is written of an image on a new topic; None for nothing."""
     if relative == COMPRESSED_DEPTH:
         # As compressed_depth_image_transport makes it of 16UC1: nothing in its header counts.
-        pixels, frame.beyond = depth_values(frame.prediction.depth, '16UC1')
-        message = make(COMPRESSED_IMAGE, header=frame.header, format='16UC1; compressedDepth png',
+        pixels, _ = depth_values(answer.prediction.depth, '16UC1')
+        message = make(COMPRESSED_IMAGE, header=answer.frame.header,
+                       format='16UC1; compressedDepth png',
                        data=array.array('B', bytes(12) + png(pixels)))
     else:
-        message = OUTPUTS[relative][1](make, frame)
+        message = OUTPUTS[relative][1](make, answer)
     return None if message is None else write(message)

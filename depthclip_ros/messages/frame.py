@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
 from .anchors import Anchor, Sensors
 from .config import NodeConfig
+from .depth import depth_values
 from .image_io import to_rgb
 from .types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Read, parse
 
@@ -85,19 +87,19 @@ class Stream:
 
         """
         message = parse(self._read, raw, self.kind, ImageError)
-        frame = Frame(self, message.header, to_rgb(message))
-        height, width = frame.size
+        rgb, model, problem = to_rgb(message), None, None
+        height, width = rgb.shape[:2]
         try:
-            frame.model = self.model(width, height)
-            focal_ratio(config.reference_focal, frame.model, frame.size, config.input_size)
+            model = self.model(width, height)
+            focal_ratio(config.reference_focal, model, (height, width), config.input_size)
         except CameraInfoError as error:
-            frame.problem = error
-        return frame
+            problem = error
+        return Frame(self, message.header, rgb, model, problem)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Frame:
-    """One image on its way from its message to its answer."""
+    """One image, decoded, and the camera that took it."""
 
     stream: Stream
     header: Any  # of its message; every message of the answer has it
@@ -106,10 +108,6 @@ class Frame:
     # neither points nor depth/camera_info.
     model: CameraModel | None = None
     problem: CameraInfoError | None = None  # why there is none, or its focal length does not count
-    prediction: DepthPrediction = field(init=False)
-    estimator: DepthEstimator = field(init=False)  # that predicted it
-    scale: State | None = None  # of the anchor, after this image
-    beyond: int = 0  # pixels of depth/image whose depth its encoding cannot hold
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,7 +120,22 @@ class Frame:
         return () if self.model is None else self.model.notices
 
 
-def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The depth of one image; every topic is a function of it."""
+
+    frame: Frame
+    prediction: DepthPrediction
+    estimator: DepthEstimator  # that predicted it
+    scale: State | None  # of the anchor, after this image
+
+    @functools.cached_property
+    def pixels(self) -> tuple[NDArray[Any], int]:
+        """Pixels of depth/image, and how many have a depth that its encoding cannot hold."""
+        return depth_values(self.prediction.depth, self.frame.stream.config.depth_encoding)
+
+
+def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[Answer]:
     """Predict depth of the images of several cameras, one of each, as one batch."""
     anchors = [None if frame.stream.anchor is None else frame.stream.anchor.adjuster(
         frame.header, frame.model, frame.size, frame.problem) for frame in frames]
@@ -130,8 +143,10 @@ def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> None:
         [frame.rgb for frame in frames], intrinsics=[
             frame.model if frame.problem is None else None for frame in frames],
         anchors=anchors, scenes=[frame.stream.scene for frame in frames])
+    answers = []
     for frame, prediction in zip(frames, predictions, strict=True):
-        frame.estimator, frame.prediction = estimator, prediction
-        frame.stream.scene = prediction.scene
-        if frame.stream.anchor is not None:
-            frame.scale = frame.stream.anchor.filter.state
+        stream = frame.stream
+        stream.scene = prediction.scene
+        answers.append(Answer(frame, prediction, estimator, None if stream.anchor is None else
+                              stream.anchor.filter.state))
+    return answers

@@ -20,8 +20,7 @@ from .. import overlay
 from ..color import UNTRAINED, color_range, colorize, write_note, write_warning
 from ..core.camera import CameraModel
 from ..core.opencv import cv2
-from .depth import depth_values
-from .frame import Frame
+from .frame import Answer
 from .image_io import image_fields
 from .types import CAMERA_INFO, DIAGNOSTICS, IMAGE, POINT_CLOUD, VECTOR_STAMPED, Make
 
@@ -37,49 +36,48 @@ _PLACES = np.array([1 << 16, 1 << 8, 1], np.uint32)  # of red, green and blue
 _FLOAT32 = 7  # sensor_msgs/PointField
 
 
-def _image(make: Make, frame: Frame, pixels: NDArray[Any], encoding: str = '32FC1') -> Any:
-    return make(IMAGE, **image_fields(pixels, encoding, frame.header))
+def _image(make: Make, answer: Answer, pixels: NDArray[Any], encoding: str = '32FC1') -> Any:
+    return make(IMAGE, **image_fields(pixels, encoding, answer.frame.header))
 
 
-def _depth(make: Make, frame: Frame) -> Any:
+def _depth(make: Make, answer: Answer) -> Any:
     """Depth along the optical axis.
 
     32FC1 in metres with NaN where there is none (and -Inf or +Inf out of range, if `out_of_range`
     says so: REP-117), or 16UC1 in millimetres with 0 for all of these (REP-118).
     """
-    encoding = frame.stream.config.depth_encoding
-    pixels, frame.beyond = depth_values(frame.prediction.depth, encoding)
-    return _image(make, frame, pixels, encoding)
+    return _image(make, answer, answer.pixels[0], answer.frame.stream.config.depth_encoding)
 
 
-def _camera_info(make: Make, frame: Frame) -> Any | None:
+def _camera_info(make: Make, answer: Answer) -> Any | None:
     """Of depth/image, whenever camera_info is usable."""
-    if frame.model is None:
+    if answer.frame.model is None:
         return None
-    height, width = frame.prediction.depth.shape
-    model, rectified = frame.model.scaled(width, height), frame.stream.config.rectified
+    height, width = answer.prediction.depth.shape
+    model = answer.frame.model.scaled(width, height)
+    rectified = answer.frame.stream.config.rectified
     region = make('sensor_msgs/msg/RegionOfInterest', x_offset=0, y_offset=0, height=0, width=0,
                   do_rectify=False)
     return make(
-        CAMERA_INFO, header=frame.header, width=width, height=height,
+        CAMERA_INFO, header=answer.frame.header, width=width, height=height,
         distortion_model=model.distortion_model or 'plumb_bob',
         d=model.D.tolist() if model.distortion_model else [0.0] * 5,
         k=model.K.ravel().tolist(), r=(np.eye(3) if rectified else model.R).ravel().tolist(),
         p=model.P.ravel().tolist(), binning_x=0, binning_y=0, roi=region)
 
 
-def _points(make: Make, frame: Frame) -> Any | None:
+def _points(make: Make, answer: Answer) -> Any | None:
     """Organised x y z rgb in metres, one point a patch; only while subscribed.
 
     Only where camera_info is usable; with a calibration also stddev, the standard deviation of z.
     """
-    if frame.model is None:
+    if answer.frame.model is None:
         return None
-    prediction = frame.prediction
+    prediction = answer.prediction
     h, w = prediction.patch_depth.shape
     return cloud_message(
-        make, frame.header, _rays(frame.model, h, w), prediction.patch_depth,
-        patch_colors(frame.rgb, h, w), prediction.patch_stddev)
+        make, answer.frame.header, _rays(answer.frame.model, h, w), prediction.patch_depth,
+        patch_colors(answer.frame.rgb, h, w), prediction.patch_stddev)
 
 
 @functools.lru_cache(maxsize=16)
@@ -87,80 +85,80 @@ def _rays(model: CameraModel, h: int, w: int) -> Float32:
     return model.patch_rays(h, w)
 
 
-def _color(make: Make, frame: Frame) -> Any:
+def _color(make: Make, answer: Answer) -> Any:
     """Red at the first bin to blue at the last (bgr8); only while subscribed."""
-    estimator = frame.estimator
-    picture = colorize(frame.prediction.depth, *color_range(estimator.config.depth_span))
+    estimator = answer.estimator
+    picture = colorize(answer.prediction.depth, *color_range(estimator.config.depth_span))
     if not estimator.weights.trained:
         write_warning(picture, UNTRAINED)
     if estimator.label:
         write_note(picture, estimator.label)
-    return _image(make, frame, picture, 'bgr8')
+    return _image(make, answer, picture, 'bgr8')
 
 
-def _words(make: Make, frame: Frame) -> Any:
+def _words(make: Make, answer: Answer) -> Any:
     """How much each word answers, painted on the image for a grid of patches (bgr8).
 
     With depth and its standard deviation in metres, and the scene; only while subscribed.
     """
-    estimator = frame.estimator
+    estimator = answer.estimator
     lines = [estimator.label] if estimator.label else []
-    if frame.scale is not None:
-        lines.append(f'anchor: scale {frame.prediction.adjustment.scale:.3g}')
-    picture = overlay.draw(frame.rgb, frame.prediction, estimator.config, lines=lines,
+    if answer.scale is not None:
+        lines.append(f'anchor: scale {answer.prediction.adjustment.scale:.3g}')
+    picture = overlay.draw(answer.frame.rgb, answer.prediction, estimator.config, lines=lines,
                            warning='' if estimator.weights.trained else UNTRAINED)
-    return _image(make, frame, picture, 'bgr8')
+    return _image(make, answer, picture, 'bgr8')
 
 
-def _spread(make: Make, frame: Frame) -> Any:
+def _spread(make: Make, answer: Answer) -> Any:
     """Standard deviation of the bins in metres (32FC1), one pixel a patch.
 
     How undecided the words are, no error bar; only while subscribed.
     """
-    return _image(make, frame, frame.prediction.spread)
+    return _image(make, answer, answer.prediction.spread)
 
 
-def _stddev(make: Make, frame: Frame) -> Any | None:
+def _stddev(make: Make, answer: Answer) -> Any | None:
     """Standard deviation of depth in metres (32FC1), of depth/image's size; large = unsure.
 
     NaN where depth is not finite; only with a calibration and while subscribed.
     """
-    stddev = frame.prediction.stddev()
-    return None if stddev is None else _image(make, frame, stddev)
+    stddev = answer.prediction.stddev()
+    return None if stddev is None else _image(make, answer, stddev)
 
 
-def _scene(make: Make, frame: Frame) -> Any | None:
+def _scene(make: Make, answer: Answer) -> Any | None:
     """One status, whose message is the scene ('' while it is uncertain).
 
     Its values are the probabilities of all; only with `scenes` and while subscribed.
     """
-    scene = frame.prediction.scene
+    scene = answer.prediction.scene
     if scene is None:
         return None
     values = [make('diagnostic_msgs/msg/KeyValue', key=name, value=f'{probability:.3f}')
               for name, probability in zip(scene.names, scene.probabilities, strict=True)]
     status = make('diagnostic_msgs/msg/DiagnosticStatus', name='scene', message=scene.name,
                   values=values)
-    return make(DIAGNOSTICS, header=frame.header, status=[status])
+    return make(DIAGNOSTICS, header=answer.frame.header, status=[status])
 
 
-def _scale(make: Make, frame: Frame) -> Any | None:
+def _scale(make: Make, answer: Answer) -> Any | None:
     """The anchor's scale (x), by which depth is multiplied; only with one and while subscribed.
 
     y is the variance of its logarithm, z the share of the anchor's points that agree (NaN before
     there were any).
     """
-    state = frame.scale
+    state = answer.scale
     if state is None:
         return None
     vector = make('geometry_msgs/msg/Vector3', x=state.scale, y=state.variance, z=state.share)
-    return make(VECTOR_STAMPED, header=frame.header, vector=vector)
+    return make(VECTOR_STAMPED, header=answer.frame.header, vector=vector)
 
 
 # Relative topics, types of their messages, and what makes them (None: there is nothing to tell);
 # the docstrings are the reference's. A scene has a header and a number for every name in its type,
 # which, unlike vision_msgs, is everywhere.
-OUTPUTS: dict[str, tuple[str, Callable[[Make, Frame], Any | None]]] = {
+OUTPUTS: dict[str, tuple[str, Callable[[Make, Answer], Any | None]]] = {
     'depth/image': (IMAGE, _depth), 'depth/camera_info': (CAMERA_INFO, _camera_info),
     'points': (POINT_CLOUD, _points), 'depth/image_color': (IMAGE, _color),
     'depth/words': (IMAGE, _words), 'depth/spread': (IMAGE, _spread),

@@ -20,7 +20,7 @@ from ..core.camera import Notice, stretch_notice
 from ..messages import types as messages
 from ..messages.anchors import Sensors
 from ..messages.config import NodeConfig
-from ..messages.frame import Frame, Stream
+from ..messages.frame import Answer, Stream
 from ..messages.outputs import OUTPUT_DEPTH, OUTPUTS
 from .inputs import RELIABLE, Input, overriding
 
@@ -203,40 +203,40 @@ class Camera:
         with self._lock:
             return self._counts.copy()
 
-    def note_published(self, frame: Frame) -> None:
+    def note_published(self, answer: Answer) -> None:
         """Note how old depth is, if the stamp can be of this node's clock at all."""
-        stamp = frame.header.stamp
+        stamp = answer.frame.header.stamp
         now = self._node.get_clock().now().nanoseconds
         age = (now - stamp.sec * 10 ** 9 - stamp.nanosec) / 10 ** 9
         if abs(age) < MAX_AGE and stamp.sec >= 0 and stamp.nanosec < 10 ** 9:
             self.ages.add(age)
-        if frame.beyond:
+        if beyond := answer.pixels[1]:
             with self._lock:
-                self._counts['beyond'] += frame.beyond
+                self._counts['beyond'] += beyond
             self.say.once('beyond', (
-                f'{frame.beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
+                f'{beyond} pixels have a depth that 16UC1 cannot hold (above 65.534 m), and '
                 'are published as unknown. Use depth_encoding: 32FC1.'))
 
-    def note(self, frame: Frame) -> None:
+    def note(self, answer: Answer) -> None:
         """Note what an answered image says about its camera."""
-        depth = frame.prediction.depth
+        depth = answer.prediction.depth
         # Mostly there is none, and the maximum tells that quicker.
         self.nan_shares.add(
             np.count_nonzero(np.isnan(depth)) / depth.size if np.isnan(depth.max()) else 0.0)
-        shape = frame.size, frame.estimator.config.input_size
+        shape = answer.frame.size, answer.estimator.config.input_size
         if shape != self._shape:  # else it was said: it may be meant to stay so
             self._shape = shape
             if notice := stretch_notice(*shape):
                 self.say.once('aspect', notice)
-        if not frame.header.frame_id:
+        if not answer.frame.header.frame_id:
             self.say.once('frame_id', (
                 f'{self.image_topic}: header.frame_id is empty, and so it is in every output: '
                 'RViz and tf cannot place them. Set an optical frame in the camera driver.'))
-        if frame.notices != self.notices:
-            self.notices = frame.notices
+        if answer.frame.notices != self.notices:
+            self.notices = answer.frame.notices
             for condition, sentence in self.notices:
                 self.say.once(condition, f'{self.info_topic}: {sentence}')
-        self._note_focal_length(frame)
+        self._note_focal_length(answer)
         anchor = self.stream.anchor
         if anchor is None:
             return
@@ -249,17 +249,18 @@ class Camera:
                 f'anchor: {self.config.anchor} is not followed ({anchor.condition}): '
                 f'{anchor.reason}'))
 
-    def _note_focal_length(self, frame: Frame) -> None:
+    def _note_focal_length(self, answer: Answer) -> None:
         """Say when the focal length begins or ceases to count, and when it changes."""
-        ratio, (before, old) = frame.prediction.focal_ratio, self.focal
-        reason = OFF if not frame.estimator.config.reference_focal else \
-            '' if frame.problem is None else f'camera_info: {frame.problem.condition}'
+        ratio, (before, old) = answer.prediction.focal_ratio, self.focal
+        reason = OFF if not answer.estimator.config.reference_focal else \
+            '' if (problem := answer.frame.problem) is None else \
+            f'camera_info: {problem.condition}'
         jumped = abs(math.log(ratio / before)) > FOCAL_JUMP
         self.focal = ratio, reason
         first, self._answered = not self._answered, True
         if not jumped and reason == old:
             return
-        stamp = frame.header.stamp
+        stamp = answer.frame.header.stamp
         how = 'not multiplied' if reason and ratio == 1.0 else f'multiplied by {ratio:.3f}'
         text = (f'From the image with stamp {stamp.sec}.{stamp.nanosec:09} on, depth is {how} for '
                 'the focal length' + f' ({reason})' * bool(reason))

@@ -10,16 +10,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rclpy.node import Node
 
 from ..core.config import DepthConfig
 from ..core.errors import DataError, quoted
 from ..messages import types as messages
-from ..messages.frame import Frame, predict
+from ..messages.frame import Answer, Frame, predict
 from ..messages.outputs import OUTPUTS
 from .camera import DROPPED, IDLE, NO_CLOUD, NO_PICTURES, PUBLISHED, REJECTED, Camera, Say, Window
 
@@ -133,49 +133,58 @@ class Pipeline:
         start = time.perf_counter()
         frames: dict[Camera, Frame] = {}
         for camera, raw in batch.items():
-            with self._one(camera, 'decoding'):
-                if any(map(camera.wanted, OUTPUTS)):
-                    frames[camera] = camera.stream.decode(raw, self.config)
-                else:
-                    camera.count(IDLE)
+            frame = self._attempt(camera, 'decoding', REJECTED, self._decode, camera, raw)
+            if frame is not None:
+                frames[camera] = frame
         predicting = time.perf_counter()
-        frames = self._predict(frames)
+        answers = self._predict(frames)
         network = time.perf_counter() - predicting
         # All depth first: no camera's depth grows older for the extras of another.
-        for what, (topics, _) in STAGES.items():
-            for camera in list(frames):
-                if not self._publish(camera, frames[camera], what, topics):
-                    del frames[camera]
-        if frames:
+        for part, (topics, _) in STAGES.items():
+            for camera, answer in list(answers.items()):
+                is_published = self._attempt(
+                    camera, 'publication', part, self._publish, camera, answer, part, topics)
+                if part == REJECTED and not is_published:
+                    del answers[camera]
+        if answers:
             self.network.add(1e3 * network)
-            self.overhead.add(1e3 * (time.perf_counter() - start - network) / len(frames))
+            self.overhead.add(1e3 * (time.perf_counter() - start - network) / len(answers))
 
-    @contextlib.contextmanager
-    def _one(self, camera: Camera, stage: str, what: str = REJECTED) -> Iterator[None]:
-        """Whatever fails in the block costs this camera's image, or a part of its answer."""
+    def _attempt(
+        self, camera: Camera, stage: str, part: str, work: Callable[..., Result], *arguments: Any,
+    ) -> Result | None:
+        """Do some work; what it raises costs this camera's image, or a part of its answer."""
         try:
-            yield
+            return work(*arguments)
         except Exception as error:  # the unit of failure is the image
             cause = messages.cause_of(error, stage)
-            camera.count(what, cause)
+            camera.count(part, cause)
             if cause != 'absent':  # health reports that, after input_timeout
-                self._tell(camera, f'{STAGES[what][1]} ({cause})', error)
+                self._tell(camera, f'{STAGES[part][1]} ({cause})', error)
             if is_of_device(error):
                 raise DeviceLostError(
                     f'The device has failed ({describe(error)}), and nothing but a new process '
                     'can use it again: start the node anew. respawn:=true of the launch file does '
                     'that.') from error
+            return None
 
-    def _predict(self, frames: dict[Camera, Frame]) -> dict[Camera, Frame]:
-        """The frames that can be answered; those of a batch that fails go once more, one by one.
+    def _decode(self, camera: Camera, raw: bytes) -> Frame | None:
+        """Decode an image that somebody wants depth of."""
+        if any(map(camera.wanted, OUTPUTS)):
+            return camera.stream.decode(raw, self.config)
+        camera.count(IDLE)
+        return None
+
+    def _predict(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
+        """Answer the frames that can be; those of a batch that fails go once more, one by one.
 
         Memory that was short is given back before: it may have been a batch too large.
         """
         if not frames:
-            return frames
+            return {}
         failed = False
         try:
-            self._call(frames)
+            return self._call(frames)
         except DataError:
             pass
         except Exception as error:  # noqa: BLE001 (told by the second attempt, and here)
@@ -183,25 +192,22 @@ class Pipeline:
             self._say.once(describe(error), (
                 f'{describe(error)}. Memory that nobody uses is given back, and the images are '
                 'tried once more, one by one.'))
-        else:
-            return frames
         if failed:  # here the error is gone, and with it what it held
             free_memory()
-        answered = {}
+        answers: dict[Camera, Answer] = {}
         for camera, frame in frames.items():
-            with self._one(camera, 'prediction'):
-                self._call({camera: frame})
-                answered[camera] = frame
-        return answered
+            answers |= self._attempt(
+                camera, 'prediction', REJECTED, self._call, {camera: frame}) or {}
+        return answers
 
-    def _call(self, frames: Mapping[Camera, Frame]) -> None:
+    def _call(self, frames: Mapping[Camera, Frame]) -> dict[Camera, Answer]:
         estimator, config = self.estimator, self.config
         if estimator is None:
             raise RuntimeError('no model is loaded')
         before = estimator.config
         if config != before:
             estimator.reconfigure(config)
-        predict(estimator, list(frames.values()))
+        answers = predict(estimator, list(frames.values()))
         if config != before:
             camera, frame = next(iter(frames.items()))
             stamp, old = frame.header.stamp, before.to_dict()
@@ -211,28 +217,28 @@ class Pipeline:
                             f'{stamp.sec}.{stamp.nanosec:09}: {new}.')
             if estimator.label and config.calibration != before.calibration:
                 self._say.info(f'Depth is {estimator.label}.')
+        return dict(zip(frames, answers, strict=True))
 
-    def _publish(self, camera: Camera, frame: Frame, what: str, topics: Iterable[str]) -> bool:
-        """Publish what is wanted of one stage; False, and counted, if there is no depth."""
-        with self._one(camera, 'publication', what):
-            if what == REJECTED and not camera.is_active():  # rclpy would publish nothing
-                camera.count(DROPPED)
-                return False
-            if what == NO_CLOUD and frame.model is None and frame.problem is not None:
-                raise frame.problem
-            if what == NO_PICTURES:
-                camera.note(frame)
-            for topic in topics:
-                if what != REJECTED and not camera.wanted(topic):
-                    continue
-                message = OUTPUTS[topic][1](messages.make, frame)
-                if message is not None:
-                    camera.publish(topic, message)
-            if what == REJECTED:
-                camera.note_published(frame)
-                camera.count(PUBLISHED)
-            return True
-        return what != REJECTED
+    @staticmethod
+    def _publish(camera: Camera, answer: Answer, part: str, topics: Iterable[str]) -> bool:
+        """Publish what is wanted of one part; False if there is nobody to publish depth to."""
+        if part == REJECTED and not camera.is_active():  # rclpy would publish nothing
+            camera.count(DROPPED)
+            return False
+        if part == NO_CLOUD and answer.frame.model is None and answer.frame.problem is not None:
+            raise answer.frame.problem
+        if part == NO_PICTURES:
+            camera.note(answer)
+        for topic in topics:
+            if part != REJECTED and not camera.wanted(topic):
+                continue
+            message = OUTPUTS[topic][1](messages.make, answer)
+            if message is not None:
+                camera.publish(topic, message)
+        if part == REJECTED:
+            camera.note_published(answer)
+            camera.count(PUBLISHED)
+        return True
 
     @staticmethod
     def _tell(camera: Camera, what: str, error: Exception) -> None:
