@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +19,11 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 
 import bags
 import rclpy
-from bags import STORE, STRANGE, qos
+from bags import LATCHED, STORE, STRANGE, qos
 from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import node_here, own_domain
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
@@ -93,12 +92,12 @@ class Listener:
         self.received = {}
         self.subscribe(topics)
 
-    def subscribe(self, topics):
+    def subscribe(self, topics, durability=DurabilityPolicy.VOLATILE):
         for topic, kind in topics.items():
             got = self.received.setdefault(topic, [])
             self.node.create_subscription(
-                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)), 100,
-                raw=True)
+                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)),
+                QoSProfile(depth=100, durability=durability), raw=True)
 
     def spin_until(self, condition, seconds=60.0):
         deadline = time.monotonic() + seconds
@@ -301,18 +300,46 @@ def test_clock_follows_the_bag(tmp_path):
     assert 'the recorded /clock is left out' in output
 
 
-def test_quality_of_service_is_the_recorded_one_where_there_is_one():
+def test_a_late_subscriber_gets_all_that_was_latched(tmp_path):
+    """The recorded depth is 0: who records is told of none."""
+    static = {'/tf_static': BOTH['/temperature']}  # whichever type
+    written = write_bag(tmp_path / 'images')['/temperature']
+    recorded = [('/tf_static', START + index, data) for index, data in enumerate(written)]
+    recorded += [('/temperature', START + seconds * 10**9, written[0]) for seconds in (1, 100)]
+    bags.write(tmp_path / 'bag', recorded, {**static, '/temperature': BOTH['/temperature']},
+               qos={'/tf_static': [LATCHED] * 2})
+    with Listener({'/temperature': BOTH['/temperature']}) as listener:
+        player = start_player(tmp_path / 'bag', '--wait-for', '/temperature')
+        try:
+            assert listener.spin_until(lambda: listener.received['/temperature'])
+            listener.subscribe(static, DurabilityPolicy.TRANSIENT_LOCAL)
+            got = listener.received['/tf_static']
+            assert listener.spin_until(lambda: len(got) >= COUNT)
+        finally:
+            player.kill()
+            player.communicate()
+    assert got == written
+
+
+def test_quality_of_service_is_the_recorded_one_where_there_is_one(tmp_path):
     best_effort = qos(QosReliability.BEST_EFFORT, depth=3)
     latched = qos(durability=QosDurability.TRANSIENT_LOCAL, depth=1)
     reliable, volatile = ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE
-    for recorded, expected in (
-            ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 100)),
-            ([latched], (reliable, DurabilityPolicy.TRANSIENT_LOCAL, 1)),
-            # Nothing but loss is seen of the depth of what is not latched.
-            ([qos(depth=1)], (reliable, volatile, 100)),
-            ([], (reliable, volatile, 100)), ([best_effort, latched], (reliable, volatile, 100))):
-        profile = recorded_qos([SimpleNamespace(topic='/a', qos=recorded)], '/a')
-        assert (profile.reliability, profile.durability, profile.depth) == expected
+    kept = (reliable, DurabilityPolicy.TRANSIENT_LOCAL, 3)
+    cases = {
+        '/best': ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 100)),
+        '/latched': ([LATCHED, latched], kept), '/tf_static': ([], kept),
+        # Nothing but loss is seen of the depth of what is not latched.
+        '/short': ([qos(depth=1)], (reliable, volatile, 100)),
+        '/unknown': ([], (reliable, volatile, 100)),
+        '/both': ([best_effort, latched], (reliable, volatile, 100))}
+    bags.write(tmp_path / 'bag', [(topic, START, b'\0' * 8) for topic in cases for _ in range(3)],
+               dict.fromkeys(cases, STRANGE),
+               qos={topic: offers for topic, (offers, _) in cases.items()})
+    with Bag(tmp_path / 'bag') as bag:
+        for topic, (_, expected) in cases.items():
+            profile = recorded_qos(bag, topic)
+            assert (profile.reliability, profile.durability, profile.depth) == expected, topic
 
 
 def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):

@@ -156,7 +156,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
                               'its own.')
     with Bag(options.bag) as bag:
         camera = camera_topics(bag.topics, options.image_topic, '--image-topic TOPIC')
-        offered = recorded_qos(bag.connections, camera.topic)
+        offered = recorded_qos(bag, camera.topic)
     if not camera.camera_info:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
     return Plan(

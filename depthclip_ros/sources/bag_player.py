@@ -28,16 +28,17 @@ from ..core.errors import BagError
 from ..core.files import printable
 from ..messages.types import message_class, topic_name
 from .bag import NANOSECONDS, Bag
+from .metadata import is_latched
 from .process import run, split_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from threading import Event
 
     from rclpy.node import Node
 
 CLOCK_TOPIC = '/clock'
-LEAST_DEPTH = 100  # of what is not latched
+LEAST_DEPTH = 100  # to subscribers it is nothing but what a busy one of them may lose
 # Fast DDS repeats an announcement that was lost after 3 s. A subscriber that has not got the
 # player's does not know it yet, although the player knows the subscriber.
 ANSWER_SECONDS, ASK_SECONDS = 4.0, 0.25
@@ -113,7 +114,7 @@ def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, 
             continue
         try:
             publishers[name] = node.create_publisher(
-                message_class(there[name].type), name, recorded_qos(bag.connections, name))
+                message_class(there[name].type), name, recorded_qos(bag, name))
         except (ImportError, AttributeError, ValueError):  # the last of what is no name in ROS
             node.get_logger().warning(f'{name}: its {there[name].count} messages are skipped, '
                                       f'because {there[name].type} is not installed here')
@@ -165,24 +166,24 @@ def _wait_for_subscribers(
         node.destroy_client(client)
 
 
-def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
+def recorded_qos(bag: Bag, topic: str) -> QoSProfile:
     """Quality of service to publish a topic with.
 
     Best effort or latched where all recorded publishers were, and else as every subscriber with
-    the usual settings can receive it. To subscribers the depth is nothing but what a busy one of
-    them may lose; of a latched topic it is the recorded one.
+    the usual settings can receive it. What is latched is kept whole: the recorded depth is 0,
+    because no middleware tells it, and the messages may be of several publishers.
 
     Args:
-        connections: of the bag.
-        topic: of the bag.
+        bag: with the topic.
+        topic: by its name.
 
     """
-    recorded = [qos for connection in connections if connection.topic == topic
-                for qos in connection.qos]
-    best_effort = recorded and all(q.reliability.name == 'BEST_EFFORT' for q in recorded)
-    latched = recorded and all(q.durability.name == 'TRANSIENT_LOCAL' for q in recorded)
+    offers = bag.offers(topic)
+    count = sum(count for channel, count in bag.counts.items() if channel.topic == topic)
+    best_effort = offers and all(offer.reliability.name == 'BEST_EFFORT' for offer in offers)
+    latched = is_latched(topic, offers)
     return QoSProfile(
-        depth=max(1, *(qos.depth for qos in recorded)) if latched else LEAST_DEPTH,
+        depth=max(1, count) if latched else LEAST_DEPTH,
         reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
 

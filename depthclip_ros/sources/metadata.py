@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -13,6 +14,7 @@ from ..messages.types import topic_name, type_name
 
 METADATA = 'metadata.yaml'
 QOS = 'offered_qos_profiles'
+TF_STATIC = '/tf_static'
 _KEY = 'rosbag2_bagfile_information'
 
 
@@ -58,6 +60,18 @@ class Channel:
             return list(parse_qos(dict(self.metadata).get(QOS, '')))
         except Exception:  # noqa: BLE001 (others write what they like)
             return []
+
+
+def is_latched(topic: str, offers: Sequence[Any]) -> bool:
+    """Whether late subscribers get what was published before.
+
+    Args:
+        topic: whose transforms hold for ever where it is /tf_static, whatever is recorded of it.
+        offers: quality of service of all its recorded publishers.
+
+    """
+    return topic == TF_STATIC or (
+        bool(offers) and all(offer.durability.name == 'TRANSIENT_LOCAL' for offer in offers))
 
 
 @dataclass
