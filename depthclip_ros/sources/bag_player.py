@@ -28,7 +28,7 @@ from ..core.errors import BagError
 from ..core.files import printable
 from ..messages.types import message_class, topic_name
 from .bag import NANOSECONDS, Bag
-from .metadata import is_latched
+from .metadata import latched_history
 from .process import run, split_arguments
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def recorded_qos(bag: Bag, topic: str) -> QoSProfile:
     offers = bag.offers(topic)
     count = sum(count for channel, count in bag.counts.items() if channel.topic == topic)
     best_effort = offers and all(offer.reliability.name == 'BEST_EFFORT' for offer in offers)
-    latched = is_latched(topic, offers)
+    latched = latched_history(topic, offers) != 0
     return QoSProfile(
         depth=max(1, count) if latched else LEAST_DEPTH,
         reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,

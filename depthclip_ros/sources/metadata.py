@@ -14,7 +14,6 @@ from ..messages.types import topic_name, type_name
 
 METADATA = 'metadata.yaml'
 QOS = 'offered_qos_profiles'
-TF_STATIC = '/tf_static'
 _KEY = 'rosbag2_bagfile_information'
 
 
@@ -62,16 +61,24 @@ class Channel:
             return []
 
 
-def is_latched(topic: str, offers: Sequence[Any]) -> bool:
-    """Whether late subscribers get what was published before.
+def latched_history(topic: str, offers: Sequence[Any]) -> int | None:
+    """How many messages late subscribers get: 0 of what is not latched; None: all.
+
+    The recorded depth is mostly 0, because no middleware tells it: then it is one message of each
+    publisher. Transforms on /tf_static hold for ever, whatever is recorded of it.
 
     Args:
-        topic: whose transforms hold for ever where it is /tf_static, whatever is recorded of it.
-        offers: quality of service of all its recorded publishers.
+        topic: by its name.
+        offers: quality of service of its recorded publishers.
 
     """
-    return topic == TF_STATIC or (
-        bool(offers) and all(offer.durability.name == 'TRANSIENT_LOCAL' for offer in offers))
+    if topic == '/tf_static':
+        return None
+    if not all(offer.durability.name == 'TRANSIENT_LOCAL' for offer in offers):
+        return 0
+    if any(offer.history.name == 'KEEP_ALL' for offer in offers):
+        return None
+    return sum(max(1, int(offer.depth)) for offer in offers)
 
 
 @dataclass
