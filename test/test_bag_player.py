@@ -24,7 +24,7 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_harness import node_here, own_domain
+from ros_harness import NodeProcess, node_here, own_domain, tiny_arguments
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
@@ -219,6 +219,47 @@ def test_it_begins_when_its_listeners_have_found_it(tmp_path):
             player.kill()
             player.communicate()
     assert before[0] == 0
+
+
+def test_a_replay_is_for_the_node_and_not_for_whoever_else_listens(
+        tmp_path, domain, cache, tiny_weights):
+    """Whoever listened first; and a replay of which the node makes nothing has failed."""
+    write_bag(tmp_path / 'good')
+    with Bag(tmp_path / 'good') as bag:
+        recorded = [(channel.topic, time, data.replace(b'rgb8', b'rgb0'))
+                    for channel, time, data in bag.messages()]
+    bags.write(tmp_path / 'bad', recorded, BOTH)
+
+    def player(bag):
+        return start_player(tmp_path / bag, '--rate', 0.5, '--wait-for', *IMAGES,
+                            '--wait-for-node', '/robot/depth_node')
+
+    with Listener(IMAGES) as listener:
+        first = player('good')
+        told = iter(first.stdout.readline, '')
+        assert any('waiting for /robot/depth_node as a subscriber of /camera/image' in line
+                   for line in told)
+        node = NodeProcess([*tiny_arguments(tiny_weights), '-r', '__ns:=/robot', '-r',
+                            'image:=/camera/image'], domain=domain, cache=cache)
+        try:
+            assert listener.spin_until(lambda: first.poll() is not None)
+            assert len(listener.received['/camera/image']) == COUNT
+            # Nobody wanted depth, which is no fault of the node.
+            output = ''.join(told)
+            assert first.returncode == 0, output
+            assert f'answered 0 of {COUNT} images: received {COUNT}, ' in output
+            assert f'idle {COUNT}' in output
+            depth = '/robot/depth/image'
+            listener.subscribe({depth: IMAGES['/camera/image']})
+            for bag, status in (('bad', 1), ('good', 0)):
+                process = player(bag)
+                assert listener.spin_until(lambda p=process: p.poll() is not None)
+                output = process.communicate()[0]
+                assert process.returncode == status, output
+            assert f'received {COUNT}, published {len(listener.received[depth])}, ' in output
+        finally:
+            first.kill()
+            node.stop()
 
 
 def test_loops_until_interrupted(tmp_path):
