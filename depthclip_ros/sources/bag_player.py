@@ -35,6 +35,7 @@ from ..arguments import not_negative, positive
 from ..core.errors import BagError, DepthClipError
 from ..core.files import printable
 from ..messages.types import COMPRESSED_IMAGE, IMAGE, message_class, topic_name
+from ..node.process import end_process
 from .bag import NANOSECONDS, Bag
 from .metadata import latched_history
 from .process import run, split_arguments
@@ -329,4 +330,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_process(main())
