@@ -24,12 +24,12 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_harness import NodeProcess, node_here, own_domain, tiny_arguments
+from ros_harness import NodeProcess, node_here, own_domain, segments, tiny_arguments
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from depthclip_ros.messages.types import message_class
-from depthclip_ros.resources import PROFILE_VARIABLES, config_path
+from depthclip_ros.resources import PROFILE_VARIABLES, config_path, large_images_profile
 from depthclip_ros.sources import bag_player
 from depthclip_ros.sources.bag import Bag
 from depthclip_ros.sources.bag_player import main, parser, recorded_qos
@@ -53,7 +53,7 @@ def domain(tmp_path_factory):
     profile.write_text(own.replace('</profiles>', f'{HEARTBEATS}</profiles>'))
     with own_domain() as number, pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', str(number))
-        for name in PROFILE_VARIABLES:
+        for name in large_images_profile({}):
             patch.setenv(name, str(profile))
         yield number
 
@@ -278,6 +278,25 @@ def test_loops_until_interrupted(tmp_path):
     assert 'Traceback' not in output
     assert 'played' in output
     assert got[:COUNT + 3] == [*written, *written[:3]]
+
+
+def test_large_images_have_room_in_shared_memory_and_no_variable_is_complained_of(
+        tmp_path, monkeypatch):
+    for name in PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if not large_images_profile(os.environ):
+        pytest.skip('/dev/shm has less than 128 MiB, or the middleware is not Fast DDS')
+    write_bag(tmp_path / 'bag')
+    player = start_player(tmp_path / 'bag', '--loop')
+    try:
+        said = player.stdout.readline()
+        while 'playing' not in said:
+            said += player.stdout.readline()
+        assert max(path.stat().st_size for path in segments(player)) > 2**25
+    finally:
+        player.kill()
+        player.communicate()
+    assert 'DEFAULT_PROFILES_FILE' not in said
 
 
 class Watch:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,7 @@ pytest.importorskip('rclpy')
 import faulty_node
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from ros_harness import ROOT, NodeProcess, Peer
+from ros_harness import ROOT, NodeProcess, Peer, segments
 from sensor_msgs.msg import Image
 from test_node_health import FRAMES, MODEL, faulty, good, marked
 
@@ -130,12 +128,6 @@ def test_a_second_signal_ends_what_never_returns(start, domain):
         node.process.send_signal(signal.SIGINT)
         peer.wait(lambda: node.process.poll() is not None
                   or node.process.send_signal(signal.SIGTERM), 'its end')
-
-
-def segments(process):
-    """Shared memory of Fast DDS that a process has mapped; ports are everybody's."""
-    maps = Path(f'/proc/{process.pid}/maps').read_text(encoding='utf-8')
-    return {Path(name) for name in re.findall(r'/dev/shm/fast(?:rtps|dds)_[0-9a-f]{16}', maps)}
 
 
 @pytest.mark.parametrize(('number', 'times', 'profile'), [

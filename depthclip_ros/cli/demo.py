@@ -28,7 +28,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..resources import config_path, large_images_profile
+from ..resources import config_path, large_images_profile, ros_distribution
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files, video_file
@@ -198,7 +198,7 @@ def isolate() -> None:
     """
     if not any(name in os.environ for name in DISCOVERY):
         # Humble knows only the older of the two, and later ones warn about it.
-        older = os.environ.get('ROS_DISTRO') == 'humble'
+        older = ros_distribution(os.environ) == 'humble'
         os.environ[DISCOVERY[older]] = '1' if older else 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % DOMAINS))
     os.environ.update(large_images_profile(os.environ))
