@@ -90,6 +90,8 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
+        # The same of Kilted; one of the two.
+        'kilted': ['ros-rclpy[fastrtps]==9.1.2', 'ros-common-interfaces==5.5.1'],
         # Many bags on several cores, GPUs or machines.
         'ray': ['ray>=2.60'],
         # precision: int8.
