@@ -106,7 +106,7 @@ setup(
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
                  'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
                  'types-PyYAML'],
-        'nightly': ['pylatexenc', 'pytest-cov>=7'],
+        'nightly': ['colcon-core', 'colcon-ros', 'pylatexenc', 'pytest-cov>=7'],
     },
     zip_safe=False,
     entry_points={
