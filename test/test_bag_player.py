@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 import bags
 import rclpy
 from bags import LATCHED, STORE, STRANGE, qos
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -28,6 +30,7 @@ from ros_harness import NodeProcess, node_here, own_domain, segments, tiny_argum
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
+from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.messages.types import message_class
 from depthclip_ros.resources import PROFILE_VARIABLES, config_path, large_images_profile
 from depthclip_ros.sources import bag_player
@@ -260,6 +263,19 @@ def test_a_replay_is_for_the_node_and_not_for_whoever_else_listens(
         finally:
             first.kill()
             node.stop()
+
+
+def test_a_node_that_reports_no_more_has_ended(domain, monkeypatch):
+    monkeypatch.setattr(bag_player, 'ACCOUNT_SECONDS', 0.0)
+    monkeypatch.setattr(bag_player.rclpy, 'spin_once', lambda *_, **__: None)
+    report = DiagnosticArray(status=[DiagnosticStatus(name='robot/depth_node: frames', values=[
+        KeyValue(key=key, value='0') for key in bag_player.ACCOUNT])])
+    with node_here(domain, Node, 'player', start_parameter_services=False) as node:
+        consumer = bag_player.Consumer(node, '/robot/depth_node')
+        consumer.check(3, Event())  # it has never reported: its topic may be remapped
+        consumer._on_report(report)
+        with pytest.raises(DepthClipError, match='has ended'):
+            consumer.check(3, Event())
 
 
 def test_loops_until_interrupted(tmp_path):

@@ -96,36 +96,33 @@ class Consumer:
             stop: ends this soon.
 
         Raises:
-            DepthClipError: none, although somebody wanted depth.
+            DepthClipError: none, although somebody wanted depth; or the node has ended.
 
         """
-        say, first = self._node.get_logger().info, Counter(*self.accounts[-1:])
-        del self.accounts[:]
-        deadline = time.monotonic() + ACCOUNT_SECONDS
-        while not stop.is_set() and time.monotonic() < deadline:
+        say, warn = self._node.get_logger().info, self._node.get_logger().warning
+        if not self.accounts:
+            warn(f'{self.name} does not report on {DIAGNOSTICS_TOPIC}: how many of the {images} '
+                 'images it has answered is unknown.')
+            return
+        first, self.accounts = self.accounts[-1], []
+        deadline, is_done = time.monotonic() + ACCOUNT_SECONDS, False
+        while not (is_done or stop.is_set() or time.monotonic() > deadline):
             rclpy.spin_once(self._node, timeout_sec=0.1)
-            # The first may be of before the end, unless it tells of all images.
-            if self.accounts and not self.accounts[-1]['pending'] and (
-                    self.accounts[-1]['received'] - first['received'] >= images
-                    or self.accounts[-1] in self.accounts[1:-1]):
-                break
+            if self.accounts and not self.accounts[-1]['pending']:
+                # The first may be of before the end, unless it tells of all images.
+                is_done = self.accounts[-1]['received'] - first['received'] >= images \
+                    or self.accounts[-1] in self.accounts[1:-1]
         if stop.is_set():
             return
-        if not self.accounts:
-            if first:
-                raise DepthClipError(f'{self.name} has ended, or hangs: it reports no more on '
-                                     f'{DIAGNOSTICS_TOPIC}.')
-            say(f'{self.name} does not report on {DIAGNOSTICS_TOPIC}: how many of the {images} '
-                'images it has answered is unknown.')
-            return
+        if not is_done and len(self.accounts) < 2:
+            raise DepthClipError(f'{self.name} has ended, or hangs: it reports no more on '
+                                 f'{DIAGNOSTICS_TOPIC}.')
         account = {key: self.accounts[-1][key] - first[key] for key in ACCOUNT}
         text = f'{self.name} has answered {account["published"]} of {images} images: ' \
             + ', '.join(f'{key} {count}' for key, count in account.items())
         if not account['published'] and not account['idle']:
             raise DepthClipError(f'{text}. Its log and {DIAGNOSTICS_TOPIC} say why.')
-        if account['received'] < images:
-            say = self._node.get_logger().warning
-        say(text)
+        (say if account['received'] >= images else warn)(text)
 
 
 def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None:
@@ -139,7 +136,7 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
 
     Raises:
         BagError: the bag is damaged, lacks a topic that is asked for, or holds nothing to play.
-        DepthClipError: the node that was waited for has answered no image.
+        DepthClipError: the node that was waited for has ended, or answered no image.
 
     """
     publishers, say = _publishers(node, bag, options), node.get_logger().info
