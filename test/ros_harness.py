@@ -76,12 +76,22 @@ def own_domain():
 
 
 def middleware_threads():
-    """Threads of Fast DDS in this process by name, without the one that is never ended."""
+    """Threads of Fast DDS in this process by name, without those that are never ended.
+
+    Of shared memory, and of Fast DDS 3's log.
+    """
     names = []
     for thread in Path('/proc/self/task').iterdir():
         with contextlib.suppress(OSError):  # it has just ended
             names.append((thread / 'comm').read_text().strip())
-    return Counter(name for name in names if name.startswith('dds.') and name != 'dds.shm.wdog')
+    return Counter(name for name in names if name.startswith('dds.')
+                   and name not in ('dds.shm.wdog', 'dds.log'))
+
+
+def segments(process):
+    """Shared memory of Fast DDS that a process has mapped; ports are everybody's."""
+    maps = Path(f'/proc/{process.pid}/maps').read_text(encoding='utf-8')
+    return {Path(name) for name in re.findall(r'/dev/shm/fast(?:rtps|dds)_[0-9a-f]{16}', maps)}
 
 
 @contextlib.contextmanager

@@ -445,7 +445,8 @@ def test_doctor_survives_packages_that_do_not_work(
 @pytest.mark.parametrize(('name', 'value', 'status'), [
     ('ROS_DOMAIN_ID', '42', 'OK'), ('ROS_DOMAIN_ID', '150', 'WARN'),
     ('ROS_DOMAIN_ID', 'robot', 'FAIL'), ('ROS_DOMAIN_ID', '233', 'FAIL'),
-    ('ROS_LOCALHOST_ONLY', '1', 'WARN'), ('FASTRTPS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL')])
+    ('ROS_LOCALHOST_ONLY', '1', 'WARN'), ('FASTRTPS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL'),
+    ('FASTDDS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL')])
 def test_doctor_judges_the_discovery_settings(monkeypatch, name, value, status):
     for known in (*doctor.DISCOVERY, 'ROS_DISTRO'):
         monkeypatch.delenv(known, raising=False)
