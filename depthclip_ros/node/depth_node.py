@@ -108,6 +108,7 @@ class DepthNode(LifecycleNode):
         self._say = Say(self)
         self._pipeline: Pipeline | None = None
         self._active = self._left_behind = False
+        self._state = 'unconfigured'  # of the lifecycle, or 'loading'
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
         self._sensor_inputs: list[Input] = []
@@ -140,7 +141,7 @@ class DepthNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
         depth, config = self._settings.read()
-        self._node_config = config
+        self._node_config, self._state = config, 'loading'
         try:
             # Before loading, which takes seconds: who subscribes has then found the topics.
             for name in config.cameras:
@@ -157,10 +158,12 @@ class DepthNode(LifecycleNode):
             else:
                 self.get_logger().error(f'Cannot configure: {error}')
             self._release()
+            self._state = 'unconfigured'
             return FAILURE
         except Exception:
             self._release()
             raise
+        self._state = 'inactive'
         return super().on_configure(state)
 
     @_reporting_bugs
@@ -179,7 +182,7 @@ class DepthNode(LifecycleNode):
             return FAILURE
         self._cameras_health = [CameraHealth(self, camera, self._pipeline)
                                 for camera in self._cameras]
-        self._active = True
+        self._active, self._state = True, 'active'
         for camera in self._cameras:
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                            f'{camera.depth_topic} out.')
@@ -189,16 +192,24 @@ class DepthNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop listening; the images in work are still answered."""
         self._stop()
+        self._state = 'inactive'
         return super().on_deactivate(state)
 
     @_reporting_bugs
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; also at shutdown from any state, and after an error."""
+        """Release everything; also after an error."""
         self._release()
+        self._state = 'unconfigured'
         return super().on_cleanup(state)
 
-    on_shutdown = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
-    on_error = on_cleanup  # type: ignore[assignment]
+    on_error = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
+
+    @_reporting_bugs
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, for good; from any state."""
+        self._release()
+        self._state = 'finalized'
+        return super().on_shutdown(state)
 
     def close(self) -> None:
         """Shut down and release everything, whatever the state."""
@@ -337,14 +348,13 @@ class DepthNode(LifecycleNode):
 
     def _report(self) -> None:
         """Watch the inputs, and publish diagnostics."""
-        pipeline = self._pipeline
-        depth = self._settings.read()[0] if pipeline is None else pipeline.config
-        status, wrong = self._health.look(
-            pipeline, (depth, self._node_config), self.crash, active=self._active)
+        configs = self._settings.read()
+        status, wrong = self._health.look(self._pipeline, configs, self.crash, self._state)
         for finding in wrong:
             finding.tell(self._say)
         message = DiagnosticArray(status=[status, *(
-            health.look(wrong, active=self._active) for health in self._cameras_health)])
+            health.look(configs[1], wrong, active=self._active)
+            for health in self._cameras_health)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
