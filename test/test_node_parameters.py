@@ -14,6 +14,7 @@ pytest.importorskip('rclpy')
 
 import numpy as np
 from clip_standin import synthetic_rgb
+from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
@@ -22,6 +23,7 @@ from rcl_interfaces.srv import (
     ListParameters,
     SetParameters,
 )
+from rclpy.duration import Duration
 from rclpy.parameter import Parameter, parameter_value_to_python
 from ros_harness import (
     INPUT_HEIGHT,
@@ -158,6 +160,23 @@ def test_a_loaded_model_takes_what_needs_no_reload(node, peer, estimator):
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
     np.testing.assert_allclose(depth, predict(estimator, **words), atol=1e-4)
+
+
+def test_thresholds_of_health_change_while_the_node_is_active(peer):
+    """A warning comes and goes with the limit, of images that are always a second old."""
+    peer.bring(State.PRIMARY_STATE_ACTIVE)
+
+    def is_told(status):
+        header = peer.header()
+        header.stamp = (peer.node.get_clock().now() - Duration(seconds=1)).to_msg()
+        peer.send(image(header, RGB, 'rgb8'))
+        return 's old' in status.message
+    for _ in range(2):
+        assert peer.put(max_age=0.7) == ''
+        assert peer.status('depth_node: frames', is_told).level != DiagnosticStatus.OK
+        assert peer.put(max_age=0.0) == ''
+        peer.status('depth_node: frames', lambda status: not is_told(status))
+    assert peer.put(input_timeout=30.0, max_nan_share=0.9, worker_timeout=60.0) == ''
 
 
 def test_words_and_bins_change_in_the_middle_of_a_stream(node, peer, estimator):
