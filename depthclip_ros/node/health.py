@@ -89,6 +89,7 @@ def anchor_values(name: str, anchor: Anchor) -> Values:
         'anchor': (name, 'the parameter anchor'),
         'anchored': (state.anchored, 'True while the scale rests on the sensor'),
         'anchor scale': (f'{state.scale:.4f}', 'by what depth is multiplied'),
+        'anchor share [%]': (100 * state.share, 'of the points that agree; empty before any came'),
         'anchor points': (state.points, 'in the image, of the last message'),
         'not anchored: …': (dict(sorted(anchor.conditions.copy().items())), (
             'images whose points could not be followed since the activation, by cause'))}
