@@ -108,7 +108,8 @@ def _images_lost(health: CameraHealth) -> Finding | None:
         'lost', WARN, 'images are lost before they arrive',
         f'{health.camera.image_topic}: the middleware loses images before they arrive ({part:.0%} '
         "of them). Make the publisher's reliability reliable, or enlarge its middleware's "
-        'buffers: config/fastdds_large_images.xml of this package says how for Fast DDS.')
+        'buffers: config/fastdds_large_images.xml of this package does so for Fast DDS, `sysctl '
+        'net.core.rmem_max` for CycloneDDS.')
 
 
 def _crashed(health: NodeHealth) -> Finding | None:
