@@ -48,7 +48,6 @@ OUTPUTS = {
     'depth/image': Image, 'depth/camera_info': CameraInfo, 'points': PointCloud2,
     'depth/image_color': Image, 'depth/spread': Image, 'depth/stddev': Image,
     'depth/words': Image,
-    'scene': DiagnosticArray,
 }
 
 

@@ -100,8 +100,10 @@ def check_ros() -> Iterator[Check]:
         yield Check('ros', OK, (f'ROS {distro}' if distro else 'wheels (no ROS sourced)')
                     + f', rclpy at {Path(found[0]).parent}, {found[1]}')
         return
-    fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
-           'its setup.bash)')
+    fix = 'Install ROS 2, and source its setup.bash.'
+    if platform.machine() in ('x86_64', 'AMD64') and (3, 10) <= sys.version_info[:2] <= (3, 13):
+        fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
+               'its setup.bash)')
     installed = sorted(path.parent.name for path in Path('/opt/ros').glob('*/setup.bash'))
     if distro and 'rclpy._rclpy_pybind11' in reason:
         fix = (f'ROS {distro} was built for another Python than {platform.python_version()}. '
