@@ -343,18 +343,18 @@ class Peer:
         """Call a service of the node and give the response.
 
         An answer is lost if the node has not found the client yet: so there is one for all calls,
-        and what changes nothing is asked again.
+        and what may be done twice is asked again.
         """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client, end = self._clients[name], time.monotonic() + timeout
-        is_question = kind.__name__.startswith(('Get', 'List', 'Describe'))
+        may_repeat = kind.__name__.startswith(('Get', 'List', 'Describe', 'SetParameters'))
         assert client.wait_for_service(timeout), f'{name} is not there'
         while True:
             future = client.call_async(request)
             future.add_done_callback(self._notify)
             try:
-                self.wait(future.done, f'the answer of {name}', 3.0 if is_question else timeout)
+                self.wait(future.done, f'the answer of {name}', 3.0 if may_repeat else timeout)
             except AssertionError:
                 if time.monotonic() > end or self.process_has_ended():
                     raise

@@ -43,7 +43,7 @@ from .camera import Camera, Say, summary
 from .health import CameraHealth, NodeHealth
 from .inputs import OVERRIDES, Input, check_overrides
 from .parameters import Parameters, help_text
-from .pipeline import Pipeline
+from .pipeline import Pipeline, free_memory
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
@@ -299,6 +299,8 @@ class DepthNode(LifecycleNode):
             # What never comes back keeps its thread and its model; the node goes on without.
             self._left_behind |= pipeline.busy_seconds() > 0
             pipeline.end(wait=idle)
+            if idle and not self._ending.is_set():  # a process that ends gives all back at once
+                free_memory()
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._cameras_health, self._sensors = [], [], None
