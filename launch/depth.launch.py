@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import List  # noqa: UP035 (launch_ros does not know list[str])
 
+from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescription
 from launch.action import Action
 from launch.actions import (
@@ -131,7 +132,15 @@ def _after_player(event: ProcessExited, context: LaunchContext) -> list[Action]:
 
 
 def _rviz(value: dict[str, str], todo: Plan, namespace: str) -> Action:
-    """RViz in the node's namespace, in which the topics of its configuration are relative."""
+    """RViz in the node's namespace, in which the topics of its configuration are relative.
+
+    Launch itself looks for it when the node runs already, which it would leave behind.
+    """
+    if 'rviz2' not in get_packages_with_prefixes():
+        raise RuntimeError(
+            'rviz:=true: rviz2 is not installed here. Install it, with '
+            f"'sudo apt install ros-{os.environ.get('ROS_DISTRO', '$ROS_DISTRO')}-rviz2' or as "
+            'your ROS came, or look at depth/image_color with any other viewer.')
     sim_time = {key: todo.parameters[key] for key in ('use_sim_time',) if key in todo.parameters}
     frame = ['-f', value['fixed_frame']] if value['fixed_frame'] else []
     return Node(

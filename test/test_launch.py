@@ -298,10 +298,13 @@ def without_rviz():
         pytest.skip('rviz2 is installed')
 
 
-def test_rviz_that_is_not_installed(without_rviz):
-    with Launched('rviz:=true') as launched:
-        assert 'rviz2' in launched.output_at_end()
+def test_without_rviz_nothing_starts(without_rviz):
+    with Launched('rviz:=true', 'weights:=demo') as launched:
+        output = launched.output_at_end()
         assert launched.process.returncode == 1
+    assert re.search(r'apt install ros-\w+-rviz2', output)
+    assert 'process started' not in output
+    assert 'Traceback' not in output
 
 
 @pytest.fixture
