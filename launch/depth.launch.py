@@ -19,7 +19,6 @@ from launch.actions import (
     PopLaunchConfigurations,
     PushLaunchConfigurations,
     Shutdown,
-    TimerAction,
 )
 from launch.logging import launch_config
 from launch.substitutions import LaunchConfiguration, TextSubstitution
@@ -37,7 +36,6 @@ PACKAGE = 'depthclip_ros'
 # Seconds after which a new node has found, and has been found by, all that listen: Fast DDS
 # announces what is there every 3 s. The time in which the network is loaded counts.
 DISCOVERY = 3.5
-LAST_IMAGE = 2.0  # seconds for the last image of a bag to become depth
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -85,10 +83,9 @@ def _actions(context: LaunchContext) -> list[Action]:
         actions.append(Node(
             package=PACKAGE, executable='bag_player', **common, arguments=[
                 str(user_path(todo.launch.bag)), '--clock', '--settle', str(DISCOVERY),
-                '--wait-for', *todo.topics],
+                '--wait-for', *todo.topics, '--wait-for-node', f'{namespace.rstrip("/")}/{NODE}'],
             on_exit=lambda event, context: after('the player', event, context, [
-                LogInfo(msg='the bag has ended: stopping'), TimerAction(
-                    period=LAST_IMAGE, actions=[Shutdown(reason='the bag has ended')])])))
+                LogInfo(msg='the bag has ended: stopping'), Shutdown(reason='the bag has ended')])))
     if todo.launch.rviz:
         actions.append(Node(
             package='rviz2', executable='rviz2', name='rviz', **common, arguments=_rviz(todo),
