@@ -20,15 +20,14 @@ from launch.actions import (
     SetLaunchConfiguration,
     Shutdown,
 )
-from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from depthclip_ros.launching import MEANINGS, boolean, report_failure, strangers
+from depthclip_ros.launching import MEANINGS, after, strangers
 from depthclip_ros.resources import config_path, share_dir
 
 PACKAGE = 'depthclip_ros'
-
+HAS_RVIZ = 'rviz2' in get_packages_with_prefixes()  # a demo without it is better than none
 # Parameters of sim_camera.
 SIM_ARGUMENTS = {
     'kind': 'Kind of room, e.g. office; all: one kind after the other',
@@ -36,27 +35,24 @@ SIM_ARGUMENTS = {
     'scene_seconds': 'Move on to the next room after this time in seconds; 0: stay',
     'cameras': 'Names of several cameras, separated by commas, e.g. front,left,rear,right',
     'rate': 'Images a second',
-    'distortion': 'A lens with distortion',
+    'distortion': 'A lens with distortion, true or false',
     'noise': 'Noise of the images, 0.01 is 1 % of full scale',
 }
-# Arguments of depth.launch.py that have other defaults here.
-PASSED_ON = {'params_file': str(config_path('demo')), 'namespace': '', 'rviz': 'true',
-             'required': 'true'}
 
 
 def generate_launch_description() -> LaunchDescription:
     """sim_camera, and depth.launch.py with what is given to this file."""
+    passed_on = {'params_file': str(config_path('demo')), 'namespace': '', 'required': 'true',
+                 'rviz': str(HAS_RVIZ).lower()}
     return LaunchDescription([
         PushLaunchConfigurations(),
         OpaqueFunction(function=_check),
         *(DeclareLaunchArgument(name, default_value='', description=meaning)
           for name, meaning in SIM_ARGUMENTS.items()),
         *(DeclareLaunchArgument(name, default_value=default, description=MEANINGS[name])
-          for name, default in PASSED_ON.items()),
-        OpaqueFunction(function=_actions),
-        IncludeLaunchDescription(
-            str(share_dir() / 'launch' / 'depth.launch.py'),
-            launch_arguments=[(name, LaunchConfiguration(name)) for name in PASSED_ON]),
+          for name, default in passed_on.items()),
+        OpaqueFunction(function=_camera),
+        IncludeLaunchDescription(str(share_dir() / 'launch' / 'depth.launch.py')),
         PopLaunchConfigurations(),
     ])
 
@@ -69,35 +65,24 @@ def _check(context: LaunchContext) -> list[Action]:
             raise RuntimeError(
                 f'{name}:={given[name]}: the demo shows the rooms of its own camera. For others: '
                 f'ros2 launch {PACKAGE} depth.launch.py {name}:={given[name]}')
-    return [LogInfo(msg=note) for note in strangers(
-        given, context.argv, {*SIM_ARGUMENTS, *MEANINGS}, 'demo.launch.py')]
+    typed = [text.partition(':=')[0] for text in context.argv]
+    notes = strangers(given, typed, {*SIM_ARGUMENTS, *MEANINGS}, 'demo.launch.py')
+    if not HAS_RVIZ and 'rviz' not in given:
+        notes.append('rviz2 is not installed here: look at depth/image_color in another viewer')
+    return [LogInfo(msg=note) for note in notes]
 
 
-def _actions(context: LaunchContext) -> list[Action]:
-    """The camera, and RViz's frame; a demo without RViz is better than none."""
-    given, actions = context.launch_configurations, list[Action]()
-    if not boolean('rviz', given['rviz']):
-        pass
-    elif 'rviz2' not in get_packages_with_prefixes():
-        actions += [LogInfo(msg='rviz2 is not installed here: look at depth/image_color with any '
-                            'other viewer'), SetLaunchConfiguration('rviz', 'false')]
-    elif given['cameras'] and not given.get('fixed_frame'):
-        actions.append(SetLaunchConfiguration('fixed_frame', 'world'))  # all are in the room
+def _camera(context: LaunchContext) -> list[Action]:
+    """The camera, without which nothing is left to see; all of several are in the frame world."""
+    given = context.launch_configurations
     # Substitutions, not their texts: launch_ros gives these a number's type.
     parameters = {name: LaunchConfiguration(name) for name in SIM_ARGUMENTS if given[name]}
     if 'cameras' in parameters:
         parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
-    if 'distortion' in parameters:
-        parameters['distortion'] = boolean('distortion', given['distortion'])
-    return [*actions, Node(
+    frame = given.get('fixed_frame') or ('world' if given['cameras'] else '')
+    return [SetLaunchConfiguration('fixed_frame', frame), Node(
         package=PACKAGE, executable='sim_camera', name='sim_camera',
         namespace=LaunchConfiguration('namespace'),
-        parameters=[parameters] if parameters else [], output='screen', on_exit=_end)]
-
-
-def _end(event: ProcessExited, context: LaunchContext) -> list[Action]:
-    """Nothing is left to see without the camera, unless everything ends already."""
-    if context.is_shutdown:
-        return []
-    report_failure('sim_camera', event.returncode, context.asyncio_loop)
-    return [Shutdown(reason='sim_camera has ended')]
+        parameters=[parameters] if parameters else [], output='screen',
+        on_exit=lambda event, context: after(
+            'sim_camera', event, context, [Shutdown(reason='sim_camera has ended')]))]

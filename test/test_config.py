@@ -279,7 +279,7 @@ def test_texts_that_ros_takes_for_numbers_are_texts_in_a_written_file(tmp_path):
 
 @pytest.mark.parametrize('given', [
     {}, {'input_width': 320, 'flip_average': True},
-    {'upsampling': DepthConfig().upsampling},  # also where it is the default
+    {'features': DepthConfig().features},  # also where it is the default
     {'tokens': ('near', 'far'), 'bins': (1.0, 9.0)}])
 def test_the_demo_model_brings_its_own_settings_and_what_the_user_set_stays(given):
     own, before = DepthConfig.from_yaml(CONFIG / 'demo.yaml'), DepthConfig(**given)

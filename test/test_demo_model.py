@@ -72,6 +72,19 @@ def test_depth_of_unseen_rooms(depths, views):
     assert relative_error(depth, views) < 0.18
 
 
+def test_the_image_has_the_depth_of_the_cloud_where_its_points_are(config, views):
+    """A point is at the centre of its patch, which is between four pixels."""
+    estimator = DepthEstimator(config, WEIGHTS, 'cpu')
+    for view in views:
+        prediction = estimator.predict(view.rgb)
+        points = prediction.patch_depth
+        height, width = (of_image // of_points for of_image, of_points in zip(
+            prediction.depth.shape, points.shape, strict=True))
+        around = [prediction.depth[height // 2 - up::height, width // 2 - left::width]
+                  for up in (0, 1) for left in (0, 1)]
+        assert np.abs(np.mean(around, axis=0) - points).max() < 0.03  # 1.3 m by aligned corners
+
+
 def test_bfloat16_costs_next_to_no_accuracy(depths, views):
     """Where it runs: not on a processor that is slower in it.
 

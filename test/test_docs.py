@@ -273,7 +273,7 @@ def test_the_parameter_file_holds_the_defaults():
 def test_the_reference_is_the_code(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['generate.py', '--check'])
     assert generate.main() == 0, capsys.readouterr().out
-    monkeypatch.setitem(generate.ARGUMENTS, 'image', 'something else')
+    monkeypatch.setitem(generate.MEANINGS, 'image', 'something else')
     assert generate.main() == 1
     assert capsys.readouterr().out.split()[0] == 'docs/reference/launch.md'
 

@@ -18,8 +18,7 @@ from depthclip_ros.core.errors import BagError, ConfigError, DepthClipError
 ROOT = Path(__file__).resolve().parents[1]
 RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 INFO = 'sensor_msgs/msg/CameraInfo'
-ARGUMENTS = {**dict.fromkeys(launching.SETTINGS, ''),
-             **dict.fromkeys(launching.ARGUMENTS, ''), **launching.DEFAULTS,
+ARGUMENTS = {**dict.fromkeys(launching.ARGUMENTS, ''),
              'params_file': str(ROOT / 'config/demo.yaml')}
 
 
@@ -49,39 +48,37 @@ def camera(name, kind=RAW):
 
 def test_arguments_become_parameters_and_remappings():
     plan = make_plan()
-    assert (plan.parameters, plan.remappings(), plan.topics(), plan.notes) == ({}, [], [], [])
+    assert (plan.parameters, plan.remappings, plan.topics, plan.notes) == ({}, [], [], [])
     plan = make_plan(image='/cam/image_raw', weights='demo', device='cpu', use_sim_time='true')
     assert plan.parameters == {'weights': 'demo', 'device': 'cpu', 'use_sim_time': True}
-    assert dict(plan.remappings()) == {
+    assert dict(plan.remappings) == {
         'image': '/cam/image_raw', 'image/compressed': '/cam/image_raw/compressed',
         'camera_info': '/cam/camera_info'}
-    assert plan.notes == ['camera_info from /cam/camera_info']
 
 
 def test_compressed_images_of_several_cameras():
     plan = make_plan(cameras='left, right', image='/l/image/compressed,/r/image/compressed',
                      camera_info='/l/info,/r/info')
     assert plan.parameters == {'cameras': ['left', 'right'], 'image_transport': 'compressed'}
-    assert dict(plan.remappings())['right/camera_info'] == '/r/info'
-    assert dict(plan.remappings())['left/image/compressed'] == '/l/image/compressed'
+    assert dict(plan.remappings)['right/camera_info'] == '/r/info'
+    assert dict(plan.remappings)['left/image/compressed'] == '/l/image/compressed'
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
     ({'cameras': 'left,right', 'image': '/left/image_raw'}, '1 topics for 2 cameras'),
     ({'image': '/a/image,/b/image'}, '2 topics for 1 cameras'),
     ({'cameras': 'left,right', 'image': '/a,/b/compressed'}, 'some are compressed'),
-    ({'image': '/image/'}, "image:=/image/: '/image/' is no name of a topic"),
-    ({'image': '/cam//image'}, "'/cam//image' is no name of a topic"),
-    ({'image': '/cam/4/image'}, "'/cam/4/image' is no name of a topic"),
-    ({'cameras': 'a,b', 'image': '/a,'}, "'' is no name of a topic"),
-    ({'camera_info': 'b c'}, "camera_info:=b c: 'b c' is no name of a topic"),
+    ({'weights': '/nowhere.pt'}, "weights: '/nowhere.pt' cannot be read: No such file"),
+    ({'weights': str(ROOT)}, f"weights: '{ROOT}' cannot be read: it is a folder"),
+    ({'weights': 'RN5'}, "weights: 'RN5' cannot be read"),
+    ({'calibration': '/nowhere'}, "calibration: '/nowhere' cannot be read"),
     ({'respawn': 'true', 'required': 'true'}, 'give one of them'),
     ({'params_file': '/nowhere.yaml'}, 'cannot read the parameter file'),
     ({'bag': '/nowhere'}, 'There is no bag at ./nowhere'),
-    *(({name: 'maybe'}, f"{name}:=maybe: 'maybe' is not true or false")
-      for name in ('use_sim_time', 'respawn', 'required', 'offline')),
-    *(({'respawn_delay': text}, 'respawn_delay:=.* is no number of seconds')
-      for text in ('soon', '-1', 'inf', '')),
+    *(({name: 'maybe'}, f"{name}: 'maybe' is not true or false")
+      for name in ('use_sim_time', 'respawn', 'required', 'rviz', 'offline')),
+    *(({'respawn_delay': text}, f'respawn_delay: .*{words}') for text, words in (
+        ('soon', 'not a number'), ('-1', 'outside'), ('inf', 'outside'))),
     ({'temperature': 'hot'}, "temperature: 'hot' is not a number"),
     ({'temperature': '-1'}, 'is outside'), ({'flip_average': '2'}, 'not true or false'),
     ({'bins': '[1, 2'}, 'is no value'), ({'tokens': 'near,far'}, 'the arguments of the launch'),
@@ -148,29 +145,28 @@ def test_overlays_count_in_their_order_and_arguments_before_them(tmp_path):
 KNOWN = ['weights', 'image', 'cameras', 'bag']
 
 
-def strangers(given, argv):
-    return launching.strangers(given, argv, KNOWN, 'depth.launch.py')
+def strangers(given, typed):
+    return launching.strangers(given, typed, KNOWN, 'depth.launch.py')
 
 
 def test_a_misspelt_argument_is_refused_before_anything_starts():
     for name, meant in (('weigths', 'weights'), ('imge', 'image')):
         with pytest.raises(ConfigError, match=f"{name}:= is no argument .* mean '{meant}'"):
-            strangers([name, 'bag'], [f'{name}:=demo', 'bag:=b'])
-    assert strangers(['bag'], ['bag:=b']) == []
-    assert strangers(['robot'], ['robot:=r2']) == [
+            strangers([name, 'bag'], [name, 'bag'])
+    assert strangers(['bag'], ['bag']) == []
+    assert strangers(['robot'], ['robot']) == [
         'robot:= is no argument of depth.launch.py and has no effect']
     # A launch file that includes ours may have arguments of its own; the last is the include's.
-    of_both, argv = ['camera', 'robot', 'image'], ['camera:=front', 'robot:=r2']
-    assert strangers(of_both, argv) == []
-    note, = strangers([*of_both, 'weigths'], argv)
+    of_both, typed = ['camera', 'robot', 'image'], ['camera', 'robot']
+    assert strangers(of_both, typed) == []
+    note, = strangers([*of_both, 'weigths'], typed)
     assert "did you mean 'weights'" in note
 
 
-@pytest.mark.parametrize(('around', 'given', 'full'), [
-    ('', '', '/'), ('', 'front', '/front'), ('/robot', '', '/robot'),
-    ('/robot', 'front', '/robot/front'), ('/robot', '/front/', '/front')])
-def test_namespaces(around, given, full):
-    assert launching.full_namespace(around, given) == full
+def test_what_stands_around_an_include_is_no_argument():
+    for name in ('ros_namespace', 'ros_remaps', 'global_params'):
+        assert launching.strangers(
+            ['bag', name], ['bag'], launching.ARGUMENTS, 'depth.launch.py') == []
 
 
 # How it ends ---------------------------------------------------------------------------------
@@ -184,16 +180,18 @@ def test_the_node_ends_its_neighbours_only_when_asked_and_with_a_replay(bag):
             ({'bag': path, 'required': 'false'}, (False, False)),
             ({'bag': path, 'respawn': 'true'}, (True, False))):
         plan = make_plan(**arguments)
-        assert (plan.respawn, plan.required) == ending, arguments
-    assert make_plan(respawn='true').respawn_delay == 5.0
-    assert make_plan(respawn='true', respawn_delay='0').respawn_delay == 0.0
+        assert (plan.launch.respawn, plan.launch.required) == ending, arguments
+    assert make_plan(respawn='true').launch.respawn_delay == 5.0
+    assert make_plan(respawn='true', respawn_delay='0').launch.respawn_delay == 0.0
 
 
 def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
     loop, told = asyncio.new_event_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context['message']))
-    launching.report_failure('depth_node', 0, loop)
-    launching.report_failure('depth_node', -9, loop)
+    for code, is_shutdown, actions in ((0, False, ['end']), (-9, False, ['end']), (-9, True, [])):
+        assert launching.after(
+            'depth_node', SimpleNamespace(returncode=code),
+            SimpleNamespace(is_shutdown=is_shutdown, asyncio_loop=loop), ['end']) == actions
     loop.close()
     assert told == ['depth_node has died (exit code -9)']
 
@@ -204,17 +202,16 @@ def test_a_failure_is_told_to_the_loop_of_the_launch_and_ends_nothing():
 def test_the_camera_of_a_bag_is_found_and_the_player_waits_for_the_node(bag):
     plan = make_plan(bag=bag(*camera('cam', COMPRESSED), *camera('depth')))
     assert plan.parameters == {'use_sim_time': True, 'image_transport': 'compressed'}
-    assert plan.topics() == ['/cam/image/compressed', '/cam/camera_info']
-    assert plan.notes == ['bag: images from /cam/image/compressed',
-                          'bag: camera_info from /cam/camera_info']
+    assert plan.topics == ['/cam/image/compressed', '/cam/camera_info']
+    assert plan.notes == []
     plan = make_plan(bag=bag(('/cam/image', RAW)))
-    assert 'no cloud' in plan.notes[1]
-    assert plan.topics() == ['/cam/image']
+    assert 'no cloud' in plan.notes[0]
+    assert plan.topics == ['/cam/image']
 
 
 def test_several_cameras_of_a_bag(bag):
     path = bag(*camera('left'), *camera('right'))
-    assert dict(make_plan(bag=path, cameras='left,right').remappings())['right/image'] \
+    assert dict(make_plan(bag=path, cameras='left,right').remappings)['right/image'] \
         == '/right/image'
     with pytest.raises(BagError, match='several cameras: /left/image, /right/image'):
         make_plan(bag=path)
@@ -229,7 +226,7 @@ def test_nothing_of_pip_is_needed(bag):
             'for name in ("torch", "numpy", "cv2", "clip", "rosbags", "rclpy"):\n'
             '    sys.modules[name] = None\n'
             'from depthclip_ros.launching import plan\n'
-            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/").topics())')
+            f'print(plan({({**ARGUMENTS, "bag": path})!r}, "/").topics)')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=False,
                           capture_output=True, text=True)
     assert '/cam/image' in done.stdout, done.stderr

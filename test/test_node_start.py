@@ -253,16 +253,16 @@ def test_missing_parameter_file(domain, cache):
 def test_demo_weights_bring_what_was_not_given(domain, cache):
     """What was given counts, also where it is the default; parameters tell what is in force."""
     own, default = DepthConfig.from_yaml(CONFIG / 'demo.yaml'), DepthConfig()
-    assert own.upsampling != default.upsampling
+    assert own.features != default.features
     node = NodeProcess(
         ['--ros-args', '-p', 'weights:=demo', '-p', 'input_width:=320',
-         '-p', f'upsampling:={default.upsampling}', '-p', 'device:=cpu'],
+         '-p', f'features:={default.features}', '-p', 'device:=cpu'],
         domain=domain, cache=cache)
     try:
         with Peer(domain, node=node) as peer:
             node.wait_for('Active: ')
             names = ['tokens', 'bins', 'temperature', 'backbone', 'input_height', 'input_width',
-                     'upsampling']
+                     'features']
             values = peer.call(GetParameters, 'depth_node/get_parameters',
                                GetParameters.Request(names=names)).values
     finally:
@@ -270,10 +270,10 @@ def test_demo_weights_bring_what_was_not_given(domain, cache):
     assert status == 0, node.output
     assert [list(v) if isinstance(v, (array, list)) else v
             for v in map(parameter_value_to_python, values)] == [
-        list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320, default.upsampling]
+        list(own.tokens), list(own.bins), own.temperature, 'auto', 192, 320, default.features]
     lines = [line for line in node.output.splitlines() if 'bring their own' in line]
     assert len(lines) == 1
-    assert 'upsampling' not in lines[0]
+    assert 'features' not in lines[0]
 
 
 def test_unwritable_cache_is_no_reason_to_stop(domain, tmp_path, tiny_weights):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from test_launching import make_plan
 
-from depthclip_ros.launching import rviz_file
 from depthclip_ros.messages.outputs import OUTPUTS
+from depthclip_ros.rviz import rviz_file
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}
@@ -73,6 +73,30 @@ def test_launch_chooses_the_configuration_of_the_cameras(tmp_path):
         ('left/front', True), ('side', False), ('back', False)]
     for group, start in zip(groups, ('left/front/', 'side/', 'back/'), strict=True):
         assert all(part['Topic']['Value'].startswith(start) for part in displays(group))
+
+
+@pytest.mark.parametrize('names', [[''], ['front'], ['left/front', 'side', 'back']])
+def test_the_window_of_rviz_has_every_dock_once_and_those_of_one_camera_are_shown(names, tmp_path):
+    config = rviz(rviz_file(names, tmp_path))
+    docks = {text.decode('utf-16-be'): bool(shown[0]) for _, text, shown in dock_entries(
+        bytes.fromhex(config['Window Geometry']['QMainWindow State']))}
+    images = {part['Name']: part['Enabled'] and part['Topic']['Value'].startswith(names[0])
+              for part in displays(config['Visualization Manager'])
+              if part['Class'] == 'rviz_default_plugins/Image'}
+    assert docks == {'Displays': True, 'Views': False, 'Time': False, **images}
+    assert {panel['Name'] for panel in config['Panels']} == {'Displays', 'Views', 'Time'}
+    assert {'Hide Left Dock', 'Hide Right Dock'} <= config['Window Geometry'].keys()
+
+
+def dock_entries(state):
+    """Length, name and flag of every dock in what Qt's QMainWindow::saveState has written."""
+    start = 0
+    while (start := state.find(b'\xfb', start) + 1) > 0:
+        length = int.from_bytes(state[start:start + 4], 'big')
+        name, flag = state[start + 4:start + 4 + length], state[start + 4 + length:][:1]
+        if 0 < length < 200 and flag in (b'\0', b'\1'):
+            yield length, name, flag
+            start += 4 + length
 
 
 def topics_of(panel, config):

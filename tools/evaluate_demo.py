@@ -73,10 +73,10 @@ def scores(depth: np.ndarray | float, truth: np.ndarray) -> np.ndarray:
     return np.array([near.mean(), (error / truth).mean(), np.sqrt(np.square(error).mean())])
 
 
-def depth_of(logits: np.ndarray, bins: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
+def depth_of(logits: np.ndarray, config: DepthConfig, size: tuple[int, int]) -> np.ndarray:
     """The estimator's last steps: weights, bins, upsampling."""
-    _, patches, _ = read_out(torch.from_numpy(logits)[None], torch.tensor(bins), 'mean')
-    depth: np.ndarray = upsample(patches, size, 'bilinear')[0].numpy()
+    _, patches, _ = read_out(torch.from_numpy(logits)[None], torch.tensor(config.bins), 'mean')
+    depth: np.ndarray = upsample(patches, size, config.upsampling)[0].numpy()
     return depth
 
 
@@ -95,7 +95,7 @@ def evaluate(config: DepthConfig, weights: Path, views: list[View]) -> dict[str,
         rows.setdefault('model', []).append(scores(prediction.depth, view.depth))
         rows.setdefault('mean of the bins', []).append(
             scores(float(np.mean(config.bins)), view.depth))
-        shuffled = [scores(depth_of(prediction.logits[order], config.bins, size), view.depth)
+        shuffled = [scores(depth_of(prediction.logits[order], config, size), view.depth)
                     for order in orders]
         rows.setdefault('shuffled words', []).append(np.mean(shuffled, axis=0))
         rows.setdefault('random words', []).append(

@@ -34,7 +34,7 @@ from depthclip_ros.cli import main as cli  # noqa: E402
 from depthclip_ros.core import projection  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.config import DepthConfig  # noqa: E402
-from depthclip_ros.launching import ARGUMENTS  # noqa: E402
+from depthclip_ros.launching import MEANINGS, LaunchConfig  # noqa: E402
 from depthclip_ros.messages.anchors import SENSORS  # noqa: E402
 from depthclip_ros.messages.config import NodeConfig  # noqa: E402
 from depthclip_ros.messages.outputs import OUTPUTS  # noqa: E402
@@ -67,7 +67,9 @@ def wanted() -> dict[Path, str]:
         'topics': '# Topics of depth_node\n\n' + table(
             ['direction', 'topic', 'type', 'content'], [list(row) for row in topics()]),
         'launch': '# Launch arguments\n\n' + table(
-            ['argument', 'meaning'], [[f'`{name}`', text] for name, text in ARGUMENTS.items()]),
+            ['argument', 'meaning'], [
+                *([f'`{name}`', MEANINGS[name]] for name in LaunchConfig.names()),
+                ['any [parameter](parameters.md)', 'by its name; empty: as in params_file']]),
         'diagnostics': diagnostics_page(),
         'commands': commands_page(),
         'api': python_page()}.items()}
