@@ -7,11 +7,13 @@
     python3 run.py test --all           with those for a night; what they need is installed, too
     python3 run.py doctor | predict …   any other command of `depthclip`
     python3 run.py depth_node | offline_eval | …   any other executable: one file each in scripts/
+    python3 run.py … --kilted           the same on ROS 2 Kilted; of the tests those of the node
 
 The packages go into the folder .venv beside this file; nothing else on the machine is changed.
 Where a ROS 2 environment is sourced, its rclpy and its NumPy are used, and pip installs the rest;
 elsewhere ROS 2 comes as wheels, which are for x86-64 and Python 3.10 to 3.13 only, and uv installs
-them: PyTorch without CUDA where there is no NVIDIA GPU. A second run begins at once.
+them: PyTorch without CUDA where there is no NVIDIA GPU. A second run begins at once. These are
+Jazzy's; --kilted puts Kilted's into .venv/kilted, which has all else from .venv.
 """
 
 # Old interpreters must get as far as the message in check_machine: nothing newer than Python 3.6.
@@ -31,6 +33,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / '.venv'
 PYTHON = VENV / 'bin' / 'python'
 STAMP = VENV / 'depthclip_ros-setup.json'
+KILTED = VENV / 'kilted'
 SETUP_FILES = ('setup.py', 'setup.cfg', 'pyproject.toml', 'run.py')
 TESTS = ('test',)
 NIGHTLY = ('test', 'docs', 'nightly', 'ray', 'rerun')
@@ -46,18 +49,20 @@ def main(arguments: list) -> int:
     if not arguments or arguments[0] in ('-h', '--help'):
         print(__doc__.strip())
         return 0 if arguments else 2
-    name, *others = arguments
-    extras = ()
+    name, *others = [word for word in arguments if word != '--kilted']
+    is_kilted, python, extras = '--kilted' in arguments, PYTHON, ()
     try:
         if name == 'test':
             extras = NIGHTLY if '--all' in others else TESTS
-            command = [str(ROOT / 'tools/run_tests.py')]
+            command = [str(ROOT / 'tools/run_tests.py'), *['--kilted'] * is_kilted]
         elif '/' not in name and (ROOT / 'scripts' / name).is_file():
             command = [str(PYTHON.parent / name)]
         else:
-            check_arguments(arguments)
+            check_arguments([name, *others])
             command = ['-m', 'depthclip_ros.cli.main', name]
         set_up(extras)
+        if is_kilted:
+            python = set_up_kilted()
     except SetupError as error:
         print(f'run.py: {error}', file=sys.stderr)
         return 1
@@ -65,7 +70,7 @@ def main(arguments: list) -> int:
         os.environ['DEPTHCLIP_COMMAND'] = 'python3 ' + sys.argv[0]
     # One process from here on, so that signals and the exit code are the command's own.
     sys.stdout.flush()
-    os.execv(str(PYTHON), [str(PYTHON), *command, *others])
+    os.execv(str(python), [str(python), *command, *others])
     return 0
 
 
@@ -97,16 +102,39 @@ def set_up(extras: tuple) -> None:
             + ' (a few minutes the first time)')
         if not PYTHON.exists() or any(found.get(key) != wanted[key]
                                       for key in ('python', 'folder', 'ros')):
-            make_venv(ros)
+            make_venv(VENV, *(['--system-site-packages'] if ros else []))
             there = []
         if STAMP.exists():
             STAMP.unlink()
         complete = sorted({*there, *needed})
-        install('{}[{}]'.format(ROOT, ','.join(complete)), ros)
+        install(['-e', '{}[{}]'.format(ROOT, ','.join(complete))], ros)
         STAMP.write_text(json.dumps({**wanted, 'extras': complete}), encoding='utf-8')
     finally:
         os.close(lock)
     say(f'set-up complete. Begin so each time, or type once: source {VENV}/bin/activate')
+
+
+def set_up_kilted() -> Path:
+    """Have .venv/kilted hold Kilted's packages before those of .venv; gives its Python."""
+    if sourced_ros():
+        raise SetupError('--kilted is for terminals in which no ROS is sourced: in others the '
+                         'sourced one is used.')
+    # NumPy as beside: torch and OpenCV have been built for that one.
+    code, output = output_of(str(PYTHON), '-c', (
+        'from importlib.metadata import requires, version; print("numpy==" + version("numpy"), '
+        '*(r.partition(";")[0] for r in requires("depthclip_ros") if "kilted" in r))'))
+    if code:
+        raise SetupError(output)
+    python, stamp = KILTED / 'bin' / 'python', KILTED / 'requirements.txt'
+    if not stamp.exists() or stamp.read_text(encoding='utf-8') != output:
+        say(f'setting up {KILTED}')
+        make_venv(KILTED)
+        install(output.split(), '', python)
+        packages, = KILTED.glob('lib/python*/site-packages')
+        beside, = VENV.glob('lib/python*/site-packages')
+        (packages / 'beside.pth').write_text(f'{ROOT}\n{beside}\n', encoding='utf-8')
+        stamp.write_text(output, encoding='utf-8')
+    return python
 
 
 def read_stamp() -> dict:
@@ -163,30 +191,29 @@ def check_disk() -> None:
             'and as much for downloads where UV_CACHE_DIR or PIP_CACHE_DIR is on another disk.')
 
 
-def make_venv(ros: str) -> None:
-    """Make .venv anew; with ROS it sees the system's packages."""
-    shutil.rmtree(str(VENV), ignore_errors=True)
-    code, output = output_of(sys.executable, '-m', 'venv', str(VENV),
-                             *(['--system-site-packages'] if ros else []))
+def make_venv(folder: Path, *options: str) -> None:
+    """Make an environment anew; with ROS it is to see the system's packages."""
+    shutil.rmtree(str(folder), ignore_errors=True)
+    code, output = output_of(sys.executable, '-m', 'venv', str(folder), *options)
     if code:
-        shutil.rmtree(str(VENV), ignore_errors=True)
+        shutil.rmtree(str(folder), ignore_errors=True)
         check_disk()
         raise SetupError(
             f'{sys.executable} cannot make a virtual environment:\n{output.strip()}\nOn Debian '
             'and Ubuntu: sudo apt install python{}.{}-venv'.format(*sys.version_info))
 
 
-def install(package: str, ros: str) -> None:
-    """Install a package, editable: by uv, which is quicker, else by pip."""
-    pip = [str(PYTHON), '-m', 'pip', '--disable-pip-version-check', 'install']
+def install(packages: list, ros: str, python: Path = PYTHON) -> None:
+    """Install packages for a Python: by uv of .venv, which is quicker, else by its own pip."""
+    pip = [str(python), '-m', 'pip', '--disable-pip-version-check', 'install']
     # Compiled here once: where Python is told to write no bytecode, each start would do it anew.
-    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(PYTHON),
-          '--compile-bytecode', '-e', package]
-    ways = [[*uv, '--torch-backend=auto'], uv, [*pip, '-e', package]]
+    uv = [str(PYTHON), '-m', 'uv', 'pip', 'install', '--python', str(python),
+          '--compile-bytecode', *packages]
+    ways = [[*uv, '--torch-backend=auto'], uv, [*pip, *packages]]
     if ros:  # only pip sees the system's packages, whose messages and cv_bridge want their NumPy
         _, numpy = output_of(sys.executable, '-c', 'import numpy; print(numpy.__version__)')
-        ways = [[*pip, '-e', package, *(['numpy<2'] if numpy.startswith('1.') else [])]]
-    elif output_of(*pip, 'uv')[0] != 0:
+        ways = [[*pip, *packages, *(['numpy<2'] if numpy.startswith('1.') else [])]]
+    elif output_of(str(PYTHON), *pip[1:], 'uv')[0] != 0:
         del ways[:2]
     for number, way in enumerate(ways):
         say(('that failed; another way: ' if number else '') + ' '.join(way[2:]))

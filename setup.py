@@ -90,6 +90,8 @@ setup(
     extras_require={
         # ROS 2 Jazzy's rclpy and messages as wheels, for machines without a ROS installation.
         'ros': ['ros-rclpy[fastrtps]==7.1.6', 'ros-common-interfaces==5.3.6'],
+        # The same of Kilted; one of the two.
+        'kilted': ['ros-rclpy[fastrtps]==9.1.2', 'ros-common-interfaces==5.5.1'],
         # Many bags on several cores, GPUs or machines.
         'ray': ['ray>=2.60'],
         # precision: int8.
@@ -104,7 +106,7 @@ setup(
         'test': ['hypothesis', 'mypy', 'onnx>=1.14', 'onnxruntime>=1.16', 'open_clip_torch>=3.0',
                  'pytest>=8', 'pytest-randomly', 'pytest-xdist>=3.7', 'rosbags-image', 'ruff',
                  'types-PyYAML'],
-        'nightly': ['pylatexenc', 'pytest-cov>=7'],
+        'nightly': ['colcon-core', 'colcon-ros', 'pylatexenc', 'pytest-cov>=7'],
     },
     zip_safe=False,
     entry_points={

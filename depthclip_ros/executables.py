@@ -63,7 +63,7 @@ def missing_package(error: ImportError) -> str:
 
 
 def run(name: str, module: str, function: str = 'main') -> int:
-    """Run a function of a module of this package; gives the exit code of the executable.
+    """Run a function of a module of this package and end the process; gives the exit code.
 
     Args:
         name: of the executable.
@@ -73,7 +73,7 @@ def run(name: str, module: str, function: str = 'main') -> int:
     """
     begin()
     try:
-        return int(getattr(_imported(module), function)())
+        status = int(getattr(_imported(module), function)())
     except KeyboardInterrupt:  # before the function's own handlers were there
         return INTERRUPTED
     except ImportError as error:
@@ -82,6 +82,8 @@ def run(name: str, module: str, function: str = 'main') -> int:
             raise
         sys.stderr.write(f'{name}: {reason}\n')
         return 1
+    _imported('node.process').end_process(status)
+    return status
 
 
 def _imported(module: str) -> ModuleType:

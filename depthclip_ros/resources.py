@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 PACKAGE = 'depthclip_ros'
 
-# Where Fast DDS looks for a profile, by its older and its newer name, ...
+# By rclpy's major version, where no sourced ROS says it; later ones need no treatment of theirs.
+DISTRIBUTIONS = {'3': 'humble', '4': 'iron', '7': 'jazzy'}
+# Where Fast DDS looks for a profile: in these distributions, and in later ones, ...
 PROFILE_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 # ... and what else tells that the user has chosen its transports.
 OTHER_CHOICES = ('FASTDDS_BUILTIN_TRANSPORTS', 'SKIP_DEFAULT_XML')
@@ -62,8 +65,17 @@ def config_path(name: str = 'depth.yaml') -> Path:
     return path
 
 
+def ros_distribution(environ: Mapping[str, str]) -> str:
+    """Name of the ROS distribution that processes use; '' where it is a later one or unknown."""
+    try:
+        version = metadata.version('rclpy')
+    except metadata.PackageNotFoundError:
+        version = ''
+    return environ.get('ROS_DISTRO') or DISTRIBUTIONS.get(version.partition('.')[0], '')
+
+
 def large_images_profile(environ: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables by which Fast DDS takes config/fastdds_large_images.xml.
+    """Environment variable by which Fast DDS takes config/fastdds_large_images.xml.
 
     With its defaults, a camera_info sent just before a large image is lost behind it, and comes
     only 3 s later: images without clouds.
@@ -86,5 +98,6 @@ def large_images_profile(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     if room < ROOM_FOR_PROFILE:
         return {}
-    return dict.fromkeys(
-        PROFILE_VARIABLES, str(share_dir() / 'config' / 'fastdds_large_images.xml'))
+    older, newer = PROFILE_VARIABLES  # of which later distributions warn, and others know nothing
+    variable = older if ros_distribution(environ) in DISTRIBUTIONS.values() else newer
+    return {variable: str(share_dir() / 'config' / 'fastdds_large_images.xml')}

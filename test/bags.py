@@ -39,20 +39,26 @@ def messages(path):
     return dict(found)
 
 
-def qos(reliability=of.QosReliability.RELIABLE, durability=of.QosDurability.VOLATILE, depth=5):
+def qos(reliability=of.QosReliability.RELIABLE, durability=of.QosDurability.VOLATILE, depth=5,
+        history=of.QosHistory.KEEP_LAST):
     zero = of.QosTime(0, 0)
-    return of.Qos(of.QosHistory.KEEP_LAST, depth, reliability, durability, zero, zero,
+    return of.Qos(history, depth, reliability, durability, zero, zero,
                   of.QosLiveliness.AUTOMATIC, zero, False)
 
 
+# A latched topic as rosbag2 records it: the middleware tells nobody its history and depth.
+LATCHED = qos(durability=of.QosDurability.TRANSIENT_LOCAL, depth=0, history=of.QosHistory.UNKNOWN)
+
+
 def write(path, recorded, kinds, storage=StoragePlugin.MCAP, compression=None, qos=(), version=8):
-    """Make a bag of (topic, time, bytes), of these types; `qos` are all topics'."""
+    """Make a bag of (topic, time, bytes), of these types; `qos` are all topics', or by topic."""
     writer = Writer(path, version=version, storage_plugin=storage)
     if compression is not None:
         writer.set_compression(compression, CompressionFormat.ZSTD)
     with writer:
         made = {topic: writer.add_connection(
-            topic, kind, typestore=STORE, offered_qos_profiles=qos)
+            topic, kind, typestore=STORE,
+            offered_qos_profiles=qos.get(topic, ()) if isinstance(qos, dict) else qos)
             for topic, kind in kinds.items()}
         for topic, time, data in recorded:
             writer.write(made[topic], time, data)

@@ -48,7 +48,6 @@ OUTPUTS = {
     'depth/image': Image, 'depth/camera_info': CameraInfo, 'points': PointCloud2,
     'depth/image_color': Image, 'depth/spread': Image, 'depth/stddev': Image,
     'depth/words': Image,
-    'scene': DiagnosticArray,
 }
 
 
@@ -76,12 +75,22 @@ def own_domain():
 
 
 def middleware_threads():
-    """Threads of Fast DDS in this process by name, without the one that is never ended."""
+    """Threads of Fast DDS in this process by name, without those that are never ended.
+
+    Of shared memory, and of Fast DDS 3's log.
+    """
     names = []
     for thread in Path('/proc/self/task').iterdir():
         with contextlib.suppress(OSError):  # it has just ended
             names.append((thread / 'comm').read_text().strip())
-    return Counter(name for name in names if name.startswith('dds.') and name != 'dds.shm.wdog')
+    return Counter(name for name in names if name.startswith('dds.')
+                   and name not in ('dds.shm.wdog', 'dds.log'))
+
+
+def segments(process):
+    """Shared memory of Fast DDS that a process has mapped; ports are everybody's."""
+    maps = Path(f'/proc/{process.pid}/maps').read_text(encoding='utf-8')
+    return {Path(name) for name in re.findall(r'/dev/shm/fast(?:rtps|dds)_[0-9a-f]{16}', maps)}
 
 
 @contextlib.contextmanager
@@ -334,18 +343,18 @@ class Peer:
         """Call a service of the node and give the response.
 
         An answer is lost if the node has not found the client yet: so there is one for all calls,
-        and what changes nothing is asked again.
+        and what may be done twice is asked again.
         """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client, end = self._clients[name], time.monotonic() + timeout
-        is_question = kind.__name__.startswith(('Get', 'List', 'Describe'))
+        may_repeat = kind.__name__.startswith(('Get', 'List', 'Describe', 'SetParameters'))
         assert client.wait_for_service(timeout), f'{name} is not there'
         while True:
             future = client.call_async(request)
             future.add_done_callback(self._notify)
             try:
-                self.wait(future.done, f'the answer of {name}', 3.0 if is_question else timeout)
+                self.wait(future.done, f'the answer of {name}', 3.0 if may_repeat else timeout)
             except AssertionError:
                 if time.monotonic() > end or self.process_has_ended():
                     raise

@@ -25,8 +25,7 @@ ROS_PARAMETERS = {'use_sim_time', 'start_type_description_service'}
 PUBLISHED = {
     '/depth/image': 'Image', '/depth/camera_info': 'CameraInfo', '/points': 'PointCloud2',
     '/depth/image_color': 'Image', '/depth/words': 'Image', '/depth/spread': 'Image',
-    '/depth/stddev': 'Image', '/scene': 'DiagnosticArray', '/depth/scale': 'Vector3Stamped',
-    '/diagnostics': 'DiagnosticArray',
+    '/depth/stddev': 'Image', '/diagnostics': 'DiagnosticArray',
 }
 ROS_OWN = {'/parameter_events', '/rosout', '/depth_node/transition_event'}
 IMAGES = {'raw': ('/image', 'Image'), 'compressed': ('/image/compressed', 'CompressedImage')}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from threading import Event
 
 import numpy as np
 import pytest
@@ -20,17 +20,19 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 
 import bags
 import rclpy
-from bags import STORE, STRANGE, qos
+from bags import LATCHED, STORE, STRANGE, qos
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
-from ros_harness import node_here, own_domain
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros_harness import NodeProcess, node_here, own_domain, segments, tiny_arguments
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
+from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.messages.types import message_class
-from depthclip_ros.resources import PROFILE_VARIABLES, config_path
+from depthclip_ros.resources import PROFILE_VARIABLES, config_path, large_images_profile
 from depthclip_ros.sources import bag_player
 from depthclip_ros.sources.bag import Bag
 from depthclip_ros.sources.bag_player import main, parser, recorded_qos
@@ -54,7 +56,7 @@ def domain(tmp_path_factory):
     profile.write_text(own.replace('</profiles>', f'{HEARTBEATS}</profiles>'))
     with own_domain() as number, pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', str(number))
-        for name in PROFILE_VARIABLES:
+        for name in large_images_profile({}):
             patch.setenv(name, str(profile))
         yield number
 
@@ -93,12 +95,12 @@ class Listener:
         self.received = {}
         self.subscribe(topics)
 
-    def subscribe(self, topics):
+    def subscribe(self, topics, durability=DurabilityPolicy.VOLATILE):
         for topic, kind in topics.items():
             got = self.received.setdefault(topic, [])
             self.node.create_subscription(
-                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)), 100,
-                raw=True)
+                message_class(kind), topic, lambda data, got=got: got.append(bytes(data)),
+                QoSProfile(depth=100, durability=durability), raw=True)
 
     def spin_until(self, condition, seconds=60.0):
         deadline = time.monotonic() + seconds
@@ -222,6 +224,60 @@ def test_it_begins_when_its_listeners_have_found_it(tmp_path):
     assert before[0] == 0
 
 
+def test_a_replay_is_for_the_node_and_not_for_whoever_else_listens(
+        tmp_path, domain, cache, tiny_weights):
+    """Whoever listened first; and a replay of which the node makes nothing has failed."""
+    write_bag(tmp_path / 'good')
+    with Bag(tmp_path / 'good') as bag:
+        recorded = [(channel.topic, time, data.replace(b'rgb8', b'rgb0'))
+                    for channel, time, data in bag.messages()]
+    bags.write(tmp_path / 'bad', recorded, BOTH)
+
+    def player(bag):
+        return start_player(tmp_path / bag, '--rate', 0.5, '--wait-for', *IMAGES,
+                            '--wait-for-node', '/robot/depth_node')
+
+    with Listener(IMAGES) as listener:
+        first = player('good')
+        told = iter(first.stdout.readline, '')
+        assert any('waiting for /robot/depth_node as a subscriber of /camera/image' in line
+                   for line in told)
+        node = NodeProcess([*tiny_arguments(tiny_weights), '-r', '__ns:=/robot', '-r',
+                            'image:=/camera/image'], domain=domain, cache=cache)
+        try:
+            assert listener.spin_until(lambda: first.poll() is not None)
+            assert len(listener.received['/camera/image']) == COUNT
+            # Nobody wanted depth, which is no fault of the node.
+            output = ''.join(told)
+            assert first.returncode == 0, output
+            assert f'answered 0 of {COUNT} images: received {COUNT}, ' in output
+            assert f'idle {COUNT}' in output
+            depth = '/robot/depth/image'
+            listener.subscribe({depth: IMAGES['/camera/image']})
+            for bag, status in (('bad', 1), ('good', 0)):
+                process = player(bag)
+                assert listener.spin_until(lambda p=process: p.poll() is not None)
+                output = process.communicate()[0]
+                assert process.returncode == status, output
+            assert f'received {COUNT}, published {len(listener.received[depth])}, ' in output
+        finally:
+            first.kill()
+            node.stop()
+
+
+def test_a_node_that_reports_no_more_has_ended(domain, monkeypatch):
+    monkeypatch.setattr(bag_player, 'ACCOUNT_SECONDS', 0.0)
+    monkeypatch.setattr(bag_player.rclpy, 'spin_once', lambda *_, **__: None)
+    report = DiagnosticArray(status=[DiagnosticStatus(name='robot/depth_node: frames', values=[
+        KeyValue(key=key, value='0') for key in bag_player.ACCOUNT])])
+    with node_here(domain, Node, 'player', start_parameter_services=False) as node:
+        consumer = bag_player.Consumer(node, '/robot/depth_node')
+        consumer.check(3, Event())  # it has never reported: its topic may be remapped
+        consumer._on_report(report)
+        with pytest.raises(DepthClipError, match='has ended'):
+            consumer.check(3, Event())
+
+
 def test_loops_until_interrupted(tmp_path):
     written = write_bag(tmp_path / 'bag')['/camera/image']
     with Listener(IMAGES) as listener:
@@ -238,6 +294,25 @@ def test_loops_until_interrupted(tmp_path):
     assert 'Traceback' not in output
     assert 'played' in output
     assert got[:COUNT + 3] == [*written, *written[:3]]
+
+
+def test_large_images_have_room_in_shared_memory_and_no_variable_is_complained_of(
+        tmp_path, monkeypatch):
+    for name in PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if not large_images_profile(os.environ):
+        pytest.skip('/dev/shm has less than 128 MiB, or the middleware is not Fast DDS')
+    write_bag(tmp_path / 'bag')
+    player = start_player(tmp_path / 'bag', '--loop')
+    try:
+        said = player.stdout.readline()
+        while 'playing' not in said:
+            said += player.stdout.readline()
+        assert max(path.stat().st_size for path in segments(player)) > 2**25
+    finally:
+        player.kill()
+        player.communicate()
+    assert 'DEFAULT_PROFILES_FILE' not in said
 
 
 class Watch:
@@ -301,18 +376,46 @@ def test_clock_follows_the_bag(tmp_path):
     assert 'the recorded /clock is left out' in output
 
 
-def test_quality_of_service_is_the_recorded_one_where_there_is_one():
+def test_a_late_subscriber_gets_all_that_was_latched(tmp_path):
+    """The recorded depth is 0: who records is told of none."""
+    static = {'/tf_static': BOTH['/temperature']}  # whichever type
+    written = write_bag(tmp_path / 'images')['/temperature']
+    recorded = [('/tf_static', START + index, data) for index, data in enumerate(written)]
+    recorded += [('/temperature', START + seconds * 10**9, written[0]) for seconds in (1, 100)]
+    bags.write(tmp_path / 'bag', recorded, {**static, '/temperature': BOTH['/temperature']},
+               qos={'/tf_static': [LATCHED] * 2})
+    with Listener({'/temperature': BOTH['/temperature']}) as listener:
+        player = start_player(tmp_path / 'bag', '--wait-for', '/temperature')
+        try:
+            assert listener.spin_until(lambda: listener.received['/temperature'])
+            listener.subscribe(static, DurabilityPolicy.TRANSIENT_LOCAL)
+            got = listener.received['/tf_static']
+            assert listener.spin_until(lambda: len(got) >= COUNT)
+        finally:
+            player.kill()
+            player.communicate()
+    assert got == written
+
+
+def test_quality_of_service_is_the_recorded_one_where_there_is_one(tmp_path):
     best_effort = qos(QosReliability.BEST_EFFORT, depth=3)
     latched = qos(durability=QosDurability.TRANSIENT_LOCAL, depth=1)
     reliable, volatile = ReliabilityPolicy.RELIABLE, DurabilityPolicy.VOLATILE
-    for recorded, expected in (
-            ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 100)),
-            ([latched], (reliable, DurabilityPolicy.TRANSIENT_LOCAL, 1)),
-            # Nothing but loss is seen of the depth of what is not latched.
-            ([qos(depth=1)], (reliable, volatile, 100)),
-            ([], (reliable, volatile, 100)), ([best_effort, latched], (reliable, volatile, 100))):
-        profile = recorded_qos([SimpleNamespace(topic='/a', qos=recorded)], '/a')
-        assert (profile.reliability, profile.durability, profile.depth) == expected
+    kept = (reliable, DurabilityPolicy.TRANSIENT_LOCAL, 3)
+    cases = {
+        '/best': ([best_effort], (ReliabilityPolicy.BEST_EFFORT, volatile, 100)),
+        '/latched': ([LATCHED, latched], kept), '/tf_static': ([], kept),
+        # Nothing but loss is seen of the depth of what is not latched.
+        '/short': ([qos(depth=1)], (reliable, volatile, 100)),
+        '/unknown': ([], (reliable, volatile, 100)),
+        '/both': ([best_effort, latched], (reliable, volatile, 100))}
+    bags.write(tmp_path / 'bag', [(topic, START, b'\0' * 8) for topic in cases for _ in range(3)],
+               dict.fromkeys(cases, STRANGE),
+               qos={topic: offers for topic, (offers, _) in cases.items()})
+    with Bag(tmp_path / 'bag') as bag:
+        for topic, (_, expected) in cases.items():
+            profile = recorded_qos(bag, topic)
+            assert (profile.reliability, profile.durability, profile.depth) == expected, topic
 
 
 def test_corruption_in_the_middle_is_said_when_it_is_reached(tmp_path):

@@ -27,6 +27,7 @@ from mcap.reader import make_reader
 from mcap.stream_reader import breakup_chunk
 from mcap.writer import IndexType
 from rosbags.highlevel import AnyReader
+from rosbags.interfaces import QosHistory
 from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
 
 from depthclip_ros.bags import Options, convert, is_done
@@ -249,6 +250,34 @@ def test_some_images_get_depth(source, estimator, converted, tmp_path, chosen, n
     kept = range(3, 9) if 'start' in chosen else range(FRAMES)
     assert after[IMAGE] == [before[IMAGE][n] for n in kept]
     assert report.left_out == len(kept) - len(numbers)
+
+
+@pytest.mark.parametrize('storage', [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_a_part_begins_with_what_was_latched_before(source, estimator, tmp_path, storage):
+    """As a late subscriber gets it: of each publisher the last one, but transforms all."""
+    with Reader(source) as reader:
+        recorded = [(c.topic, time, bytes(data), c.msgtype) for c, time, data in reader.messages()]
+    begin = recorded[0][1]
+    numbers = {'/tf_static': range(3), '/one': [2], '/two': [1, 2], '/all': range(3),
+               '/volatile': [], '/mixed': []}
+    recorded += [(topic, begin + n, bytes([0, 1, 0, 0, n]), STRANGE)
+                 for topic in numbers for n in range(3)]
+    recorded.append(('/one', begin + 10**9, bytes([0, 1, 0, 0, 9]), STRANGE))
+    latched, volatile = bags.LATCHED, bags.qos()
+    every = latched._replace(history=QosHistory.KEEP_ALL)
+    whole = bags.write(
+        tmp_path / 'whole', [message[:3] for message in sorted(recorded, key=lambda m: m[1])],
+        {topic: kind for topic, _, _, kind in recorded}, storage=storage, qos={
+            '/tf_static': [latched], '/one': [latched], '/two': [latched] * 2, '/all': [every],
+            '/volatile': [volatile], '/mixed': [latched, volatile], IMAGE: [latched]})
+    report = convert(whole, tmp_path / 'out', estimator, dataclasses.replace(ALL, start=0.5))
+    before, after = bags.messages(whole), bags.messages(tmp_path / 'out')
+    start = begin + 5 * 10**8
+    for topic in {topic for topic, *_ in recorded}:
+        kept = [(start, before[topic][n][1]) for n in numbers.get(topic, ())]
+        assert after.get(topic, []) == kept + [m for m in before[topic] if m[0] >= start], topic
+    assert report.topics == {topic: len(found) for topic, found in after.items()}
+    assert report.answered == len(after[IMAGE]) == len(after[NEW[0]])
 
 
 @pytest.mark.parametrize(('chosen', 'count'), [({}, FRAMES), ({'start': 0.75}, 4)])

@@ -442,10 +442,26 @@ def test_doctor_survives_packages_that_do_not_work(
     assert any(one.status == status and word in one.detail + one.fix for one in check())
 
 
+@pytest.mark.parametrize(('machine', 'version', 'there_are_wheels'), [
+    ('x86_64', (3, 10, 1), True), ('x86_64', (3, 13, 0), True), ('x86_64', (3, 14, 0), False),
+    ('aarch64', (3, 12, 3), False)])
+def test_doctor_offers_wheels_of_rclpy_where_there_are_such(
+        tmp_path, monkeypatch, machine, version, there_are_wheels):
+    (tmp_path / 'rclpy.py').write_text('raise ImportError("none")')
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{ROOT}')
+    monkeypatch.delenv('ROS_DISTRO', raising=False)
+    monkeypatch.setattr(doctor.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(doctor.sys, 'version_info', version)
+    fix = by_name(doctor.check_ros())['ros'].fix
+    assert ('pip install' in fix) == there_are_wheels
+    assert 'source its setup.bash' in fix
+
+
 @pytest.mark.parametrize(('name', 'value', 'status'), [
     ('ROS_DOMAIN_ID', '42', 'OK'), ('ROS_DOMAIN_ID', '150', 'WARN'),
     ('ROS_DOMAIN_ID', 'robot', 'FAIL'), ('ROS_DOMAIN_ID', '233', 'FAIL'),
-    ('ROS_LOCALHOST_ONLY', '1', 'WARN'), ('FASTRTPS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL')])
+    ('ROS_LOCALHOST_ONLY', '1', 'WARN'), ('FASTRTPS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL'),
+    ('FASTDDS_DEFAULT_PROFILES_FILE', '/no.xml', 'FAIL')])
 def test_doctor_judges_the_discovery_settings(monkeypatch, name, value, status):
     for known in (*doctor.DISCOVERY, 'ROS_DISTRO'):
         monkeypatch.delenv(known, raising=False)

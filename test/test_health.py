@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip('rclpy')
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import serialize_message
-from ros_harness import camera_info, image, node_here, values_of
+from ros_harness import ROOT, camera_info, image, node_here, values_of
 from std_msgs.msg import Header
 
 from depthclip_ros.core.anchor import State
@@ -20,9 +21,11 @@ from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.anchors import Anchor, Sensors
 from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.node import camera as camera_module
+from depthclip_ros.node import findings as findings_module
 from depthclip_ros.node import health as health_module
 from depthclip_ros.node.camera import Camera, Window
-from depthclip_ros.node.health import ERROR, OK, WARN, CameraHealth, NodeHealth
+from depthclip_ros.node.findings import ERROR, WARN
+from depthclip_ros.node.health import OK, CameraHealth, NodeHealth
 
 RAW = serialize_message(image(Header(), np.zeros((4, 4, 3), np.uint8), 'rgb8'))
 INFO = serialize_message(camera_info(Header(), 4, 4))
@@ -32,7 +35,7 @@ INFO = serialize_message(camera_info(Header(), 4, 4))
 def clock(monkeypatch):
     """Steady time that the test moves."""
     clock = types.SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    for module in (camera_module, health_module):
+    for module in (camera_module, findings_module, health_module):
         monkeypatch.setattr(module, 'time', clock)
     return clock
 
@@ -63,7 +66,7 @@ class Watched:
                 self.camera._on_image(RAW)
             if info:
                 self.camera.stream.on_info(INFO)
-            status = self.health.look()
+            status = self.health.look(self.camera.config)
         return status
 
 
@@ -154,14 +157,38 @@ def test_what_was_before_the_activation_is_not_news(watch, domain):
     assert values_of(status)['received'] == '1010'
 
 
+def test_every_key_is_in_the_reference_and_the_other_way_round(watch, estimator):
+    """Of a node with a model, and of a camera with an anchor, scenes and one of each cause."""
+    watched = watch(anchor='points')
+    camera, pipeline = watched.camera, types.SimpleNamespace(
+        estimator=estimator, busy_seconds=lambda: 0.0)
+    camera.stream.anchor = Anchor(
+        Sensors(camera.config, '/points', messages.read), camera.config)
+    camera.stream.anchor.conditions['stamps apart'] += 1
+    estimator.reconfigure(estimator.config.replace(scenes=['room', 'hall']))
+    camera.stream.scene = estimator.predict(np.zeros((60, 80, 3), np.uint8)).scene
+    for cause in ('rejected', 'no cloud', 'no pictures'):
+        camera.count(cause, 'all zeros')
+    status, _ = NodeHealth(camera._node).look(
+        pipeline, (estimator.config, camera.config), None, 'active')
+    keys = [pair.key for part in (status, watched.pass_seconds(1)) for pair in part.values]
+    page = (ROOT / 'docs/reference/diagnostics.md').read_text(encoding='utf-8')
+    patterns = [re.escape(key).replace('…', '.+') for key in re.findall(r'(?m)^\| `(.+?)`', page)]
+    assert patterns
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, key) for key in keys), pattern
+    for key in keys:
+        assert any(re.fullmatch(pattern, key) for pattern in patterns), key
+
+
 def test_simulated_time_may_not_stand_still(clock):
     ros = types.SimpleNamespace(nanoseconds=1, ros_time_is_active=True)
     ros.now = lambda: ros
     health = NodeHealth(types.SimpleNamespace(
         get_clock=lambda: ros, get_fully_qualified_name=lambda: '/eye'))
 
-    def look(*, active=True):
-        status, found = health.look(None, (NodeConfig(), NodeConfig()), None, active=active)
+    def look(state='active'):
+        status, found = health.look(None, (NodeConfig(), NodeConfig()), None, state)
         assert status.name == 'eye: model'
         return found
     assert look() == []
@@ -169,7 +196,7 @@ def test_simulated_time_may_not_stand_still(clock):
     finding, = look()
     assert finding.words == 'simulated time stands still for 6 s'
     assert '--clock' in finding.sentence
-    assert look(active=False) == []
+    assert look('inactive') == []
     clock.now += 6.0
     ros.nanoseconds += 1
     assert look() == []

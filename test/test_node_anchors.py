@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,13 +13,12 @@ pytest.importorskip('rclpy')
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3, Vector3Stamped
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from lifecycle_msgs.msg import State
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rclpy.serialization import serialize_message
 from ros_harness import (
     FRAME,
-    PATIENCE,
     NodeProcess,
     Peer,
     camera_info,
@@ -380,7 +378,7 @@ class Robot:
         self.peer, self.drive, self.time, self.count = peer, drive, 100.0, 0
 
     def step(self, make=None, topic='', kind=LaserScan, factor=1.0):
-        """One picture with its message; gives the published scale and depth."""
+        """One picture with its message; gives the published depth, the words' and the true one."""
         rgb, depth, alone = self.drive[self.count % len(self.drive)]
         self.time, self.count = self.time + 0.1, self.count + 1
         head = header(self.time)
@@ -390,8 +388,7 @@ class Robot:
         answer = self.peer.ask(image(head, rgb, 'rgb8'),
                                info=camera_info(head, WIDTH, HEIGHT, k=(
                                    CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy)))
-        scale = self.peer.wait_stamp('depth/scale', head.stamp)
-        return scale.vector, depth_array(answer), alone, depth
+        return depth_array(answer), alone, depth
 
     def configure(self, anchor='scan', anchor_pose=POSE, **values):
         """Other parameters, for which the node is configured anew; nothing is anchored then."""
@@ -399,8 +396,13 @@ class Robot:
         assert self.peer.put(anchor=anchor, anchor_pose=anchor_pose, **values) == ''
         self.peer.bring(State.PRIMARY_STATE_ACTIVE)
 
-    def status(self, condition):
-        return self.peer.diagnostics('depth_node: frames', condition)
+    def values(self, condition=lambda _: True):
+        """What is told after the last step."""
+        self.peer.diagnostics('depth_node: frames', condition)
+        return self.peer.quiet('depth_node: frames')['depth_node: frames']
+
+    def scale(self):
+        return float(self.values()['anchor scale'])
 
 
 @pytest.fixture(scope='module')
@@ -413,7 +415,6 @@ def robot(domain, cache, drive):
     try:
         process.wait_for(r'\]: Active: ')
         with Peer(domain, listen=('depth/image',), node=process) as peer:
-            peer.listen('depth/scale', Vector3Stamped, matched=True)
             yield Robot(peer, drive)
     finally:
         status = process.stop()
@@ -428,38 +429,38 @@ def spread(ratio):
 
 def test_a_scan_scales_the_depth_that_is_published(robot):
     robot.configure()
-    until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
+    until_anchored(robot, lambda: robot.step(scan, 'scan'))
     for _ in range(10):  # images that came before the first scan had a scale of 1
-        vector, published, alone, depth = robot.step(scan, 'scan')
+        published, alone, depth = robot.step(scan, 'scan')
     row = slice(80, 120)  # what the lidar sees
     # Around its points depth errs less than with any one scale.
     assert spread(depth[row] / published[row]) < 0.9 * spread(depth[row] / alone[row])
-    assert vector.x == pytest.approx(
-        math.exp(np.median(np.log(depth[row] / alone[row]))), rel=0.12)
-    assert 0.0 < vector.y < 0.05
-    assert 0.5 < vector.z <= 1.0
-    _, values = robot.status(lambda values: values['anchored'] == 'True')
+    values = robot.values(lambda values: values['anchored'] == 'True')
     assert values['anchor'] == 'scan'
-    assert float(values['anchor scale']) == pytest.approx(vector.x, rel=0.1)
+    assert 50.0 < float(values['anchor share [%]']) <= 100.0
+    assert float(values['anchor scale']) == pytest.approx(
+        math.exp(np.median(np.log(depth[row] / alone[row]))), rel=0.12)
     robot.peer.process.wait_for('Anchored by scan: scale')
 
 
 def test_a_silent_anchor_is_said_and_let_go(robot):
     robot.configure()
-    until_anchored(robot, lambda: robot.step(scan, 'scan', factor=1.6)[0])
+    until_anchored(robot, lambda: robot.step(scan, 'scan', factor=1.6))
     for _ in range(25):
-        anchored = robot.step(scan, 'scan', factor=1.6)[0].x
+        robot.step(scan, 'scan', factor=1.6)
+    anchored = robot.scale()
     robot.time += 0.9
-    assert robot.step()[0].x == pytest.approx(anchored, rel=0.02)
+    robot.step()
+    assert robot.scale() == pytest.approx(anchored, rel=0.02)
     for _ in range(60):
-        last = robot.step()[0].x
-    assert abs(math.log(last)) < abs(math.log(anchored)) / 10
+        robot.step()
+    assert abs(math.log(robot.scale())) < abs(math.log(anchored)) / 10
     status = robot.peer.status(
         'depth_node: frames', lambda status: 'no anchor: stamps apart' in status.message)
     assert values_of(status)['anchored'] == 'False'
     robot.peer.process.wait_for(r'depth has no anchor \(anchor: scan; stamps apart\)')
     robot.step(scan, 'scan')
-    robot.status(lambda values: values['anchored'] == 'True')
+    robot.values(lambda values: values['anchored'] == 'True')
 
 
 @pytest.mark.parametrize(('kind', 'topic', 'make'), [
@@ -471,29 +472,30 @@ def test_a_silent_anchor_is_said_and_let_go(robot):
 def test_other_anchors_in_the_running_node(robot, kind, topic, make):
     name = topic.rpartition('/')[2] or 'ground'
     robot.configure(anchor=name, anchor_pose='', camera_height=1.4, camera_pitch=-0.2)
-    until_anchored(robot, lambda: robot.step(make, topic, kind)[0])
+    until_anchored(robot, lambda: robot.step(make, topic, kind))
     for _ in range(10):
-        vector, published, alone, depth = robot.step(make, topic, kind)
+        published, alone, depth = robot.step(make, topic, kind)
+    scale = robot.scale()
     if kind is None:
-        np.testing.assert_allclose(published / alone, vector.x, rtol=2e-3)
+        np.testing.assert_allclose(published / alone, scale, rtol=2e-3)
     else:
         assert spread(depth / published) < 0.95 * spread(depth / alone)
-        assert vector.x == pytest.approx(
-            math.exp(np.median(np.log(depth / alone))), rel=0.08)
-        robot.status(lambda values: values['anchored'] == 'True')
+        assert scale == pytest.approx(math.exp(np.median(np.log(depth / alone))), rel=0.08)
+        robot.values(lambda values: values['anchored'] == 'True')
 
 
 def test_tf_says_where_the_lidar_is_as_soon_as_it_is_there(robot):
     tf2_msgs = pytest.importorskip('tf2_msgs.msg')
     robot.configure(anchor_pose='')
-    assert robot.step(scan, 'scan')[0].x == 1.0
+    published, alone, _ = robot.step(scan, 'scan')
+    np.testing.assert_allclose(published, alone, rtol=1e-4)
     camera = link('base', FRAME, (0.2, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5))
     latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
     publisher = robot.peer.node.create_publisher(tf2_msgs.TFMessage, '/tf_static', latched)
     publisher.publish(tf2_msgs.TFMessage(transforms=[
         camera, link('base', 'laser', (0.25, 0.0, 0.6)),
         link('base', 'broken', (math.nan, 0.0, 0.0))]))
-    until_anchored(robot, lambda: robot.step(scan, 'scan')[0])
+    until_anchored(robot, lambda: robot.step(scan, 'scan'))
 
     # A lidar on a mast that goes up and down: where it was at the image's time.
     robot.configure(anchor_pose='')
@@ -504,8 +506,8 @@ def test_tf_says_where_the_lidar_is_as_soon_as_it_is_there(robot):
             tf.publish(tf2_msgs.TFMessage(transforms=[
                 link('base', 'mast', (0.25, 0.0, height), at=when)]))
         return scan(at, depth, factor, 'mast')
-    vector = until_anchored(robot, lambda: robot.step(moving, 'scan')[0])
-    assert vector.z > 0.5
+    until_anchored(robot, lambda: robot.step(moving, 'scan'))
+    assert float(robot.values()['anchor share [%]']) > 50.0
     robot.peer.on_executor(robot.peer.node.destroy_publisher, publisher)
 
 
@@ -516,8 +518,6 @@ def link(parent, child, place, turn=(0.0, 0.0, 0.0, 1.0), at=0.0):
 
 
 def until_anchored(robot, step):
-    """Steps until the transforms have come; the second scale that is not 1."""
-    end = time.monotonic() + PATIENCE
-    while step().x == 1.0:
-        assert time.monotonic() < end, robot.peer.process.output
-    return step()
+    """Steps until the transforms have come and the node says so."""
+    robot.peer.diagnostics(
+        'depth_node: frames', lambda values: step() and values['anchored'] == 'True')

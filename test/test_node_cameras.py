@@ -246,10 +246,12 @@ def test_a_broken_camera_does_not_disturb_the_others(node, peer, load):
 def test_silent_and_unwanted_cameras_do_not_hold_up_the_others(node, peer, load):
     for topic in TOPICS:
         peer.forget(f'side/{topic}')
-    before = quiet(peer)
-    while not int(before['side']['idle']):  # until the node has noticed that we left
+
+    def side_is_idle():
         overload(peer, 1, ['rear'], ['side', 'rear'])
-        before = quiet(peer)
+        account = quiet(peer)
+        return int(account['side']['idle']) and account
+    before = peer.wait(side_is_idle, 'an image that is left alone since nobody listens')
     overload(peer, 5, ['left/front', 'rear'], ['side', 'left/front', 'rear'])
     gained = gain(before, quiet(peer))
     assert not any(gained[''].values()), 'the silent one'

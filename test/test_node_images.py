@@ -87,12 +87,20 @@ def test_one_depth_per_image_and_it_is_the_estimators(peer, estimator, encoding,
     assert counters(values)['dropped'] == 0
 
 
+def turned(info):
+    """The camera_info of the left one of a stereo pair: R turns it, and P is another than K."""
+    info.r = cv2.Rodrigues(np.array([0.02, -0.1, 0.01]))[0].ravel()
+    info.p[2] += 2.0
+    info.p[6] -= 3.0
+    return info
+
+
 @pytest.mark.parametrize('distortion', DISTORTIONS)
 def test_points_reproject_to_their_patch_centres(
         peer, estimator, distortion, anew_afterwards):
     d, model = DISTORTIONS[distortion]
     header = peer.header()
-    info = camera_info(header, WIDTH, HEIGHT, d=d, model=model)
+    info = turned(camera_info(header, WIDTH, HEIGHT, d=d, model=model))
     expected = estimator.predict(RGB, intrinsics=CameraModel.from_info(info)).patch_depth
     project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
     k = np.array(info.k).reshape(3, 3)
@@ -113,6 +121,9 @@ def test_points_reproject_to_their_patch_centres(
     for _ in range(2):
         cloud = peer.wait(points_of_this_camera, 'points with the new camera_info')
     assert cloud.header == header
+    of_depth, = peer.find('depth/camera_info', header.stamp)
+    for part in 'dkrp':
+        assert list(getattr(of_depth, part)) == list(getattr(info, part)), part
     points = cloud_array(cloud)
     h, w = estimator.grid
     assert points.shape == (h, w, 3)
@@ -261,7 +272,7 @@ def test_compressed_images_and_16uc1(domain, cache, tiny_weights, estimator):
         peer.listen('/cam/depth/camera_info', OUTPUTS['depth/camera_info'], matched=True)
         depths = peer.messages['depths']
         peer.node.create_subscription(Image, '/cam/depth/image', depths.append, qos_best_effort())
-        info = camera_info(peer.header(), WIDTH, HEIGHT, d=(0.5, 0.1, 0, 0, 0))
+        info = turned(camera_info(peer.header(), WIDTH, HEIGHT, d=(0.5, 0.1, 0, 0, 0)))
         ok, data = cv2.imencode('.jpg', RGB[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         assert ok
         message = CompressedImage(header=peer.header(), format='rgb8; jpeg compressed bgr8')
@@ -281,9 +292,11 @@ def test_compressed_images_and_16uc1(domain, cache, tiny_weights, estimator):
         np.testing.assert_allclose(
             depth_array(depth), np.nan_to_num(1000 * expected), atol=0.51)
 
-        info = peer.messages['/cam/depth/camera_info'][-1]
-        assert (info.width, info.height) == (WIDTH, HEIGHT)
-        assert not any(info.d), 'a rectified image has no distortion'
+        of_depth = peer.messages['/cam/depth/camera_info'][-1]
+        assert (of_depth.width, of_depth.height) == (WIDTH, HEIGHT)
+        assert not any(of_depth.d), 'a rectified image has no distortion'
+        assert of_depth.r.reshape(3, 3).tolist() == np.eye(3).tolist(), 'and is turned already'
+        assert of_depth.p.tolist() == info.p.tolist()
 
         # Which node an endpoint belongs to is told on a topic of its own, maybe later.
         qos = peer.wait(lambda: {

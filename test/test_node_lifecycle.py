@@ -15,7 +15,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.time import Time
-from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, node_here
+from ros_harness import INPUT_HEIGHT, INPUT_WIDTH, PATIENCE, Peer, node_here
 
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.messages.anchors import Sensors
@@ -176,6 +176,19 @@ def test_a_worker_that_was_left_behind_does_not_end_its_successor(node, monkeypa
     go_on.set()
     stuck._pool.shutdown(wait=True)
     assert node.crash is None
+
+
+def test_every_state_is_told(node, domain):
+    """Who is told `unconfigured` tries to configure; a finalized node never will be."""
+    with Peer(domain, listen=()) as peer:
+        for transition, state in (
+                (None, 'unconfigured'), ('configure', 'inactive'), ('activate', 'active'),
+                ('deactivate', 'inactive'), ('cleanup', 'unconfigured'),
+                ('shutdown', 'finalized')):
+            if transition:
+                getattr(node, f'trigger_{transition}')()
+            peer.diagnostics(
+                'depth_node: model', lambda v, state=state: v['lifecycle state'] == state)
 
 
 def test_transforms_are_forgotten_when_time_jumps_back(node, monkeypatch):

@@ -23,6 +23,7 @@ from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
 from std_msgs.msg import Header
 
 from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node.camera import ENDS, Camera, Say, Window, summary
 from depthclip_ros.node.pipeline import DeviceLostError, Pipeline
@@ -114,6 +115,19 @@ def test_all_depth_goes_before_the_slower_outputs_of_any(make):
     assert setup.published[:2] == [('a', 'depth/image'), ('b', 'depth/image')]
     assert ('b', 'depth/image_color') in setup.published[2:]
     assert setup.batches == [2]
+
+
+def test_nothing_is_made_that_nobody_wants(make, monkeypatch):
+    setup, made = make(''), []
+    monkeypatch.setattr(Camera, 'wanted', lambda _camera, topic: topic == 'depth/image')
+    for topic, (kind, function) in OUTPUTS.items():
+        monkeypatch.setitem(OUTPUTS, topic, (
+            kind, lambda *inputs, topic=topic, function=function:
+            made.append(topic) or function(*inputs)))
+    setup.cameras[0].stream.on_info(serialize_message(camera_info(Header(), 80, 60)))
+    setup.send(RGB)
+    assert made == ['depth/image']
+    assert setup.published == [('', 'depth/image')]
 
 
 def test_the_traceback_comes_once_a_cause_and_is_bounded(make):

@@ -245,6 +245,35 @@ def test_a_release_runs_and_has_every_file_in_its_place(installed, setup_py):
     assert all((code / file).exists() for file in ('py.typed', 'models', 'templates'))
 
 
+def test_a_workspace_is_built_by_colcon_and_runs(tmp_path, setup_py):
+    if any(importlib.util.find_spec(name) is None for name in ('colcon_core', 'colcon_ros')):
+        pytest.skip('colcon is not installed (extra nightly)')
+    (tmp_path / 'src').mkdir()
+    (tmp_path / 'src' / PACKAGE).symlink_to(ROOT)
+
+    def run(*words):
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False,
+                              env={**os.environ, 'PYTHONPATH': ''})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(sys.executable, '-m', 'colcon', 'build')
+    prefix = tmp_path / 'install' / PACKAGE
+    # As a package of ROS, and not as one of plain Python.
+    assert (prefix / 'share' / PACKAGE / 'hook/ament_prefix_path.sh').is_file()
+    assert (prefix / 'share/ament_index/resource_index/packages' / PACKAGE).is_file()
+    for name in executables(setup_py('install')):
+        assert (prefix / 'lib' / PACKAGE / name).stat().st_mode & stat.S_IXUSR, name
+    for folder, files in setup_py('install')['data_files']:
+        for file in files:
+            assert (prefix / folder / Path(file).name).is_file(), file
+    version, code = run('sh', '-c', (
+        '. ./install/setup.sh && depthclip --version && '
+        f'"{sys.executable}" -c "import {PACKAGE}; print({PACKAGE}.__file__)"')).splitlines()
+    assert version.split()[-1] == __version__
+    assert Path(code).is_relative_to(prefix)
+
+
 @pytest.mark.parametrize('name', ['depth_node', 'bag_player'])
 def test_script_hands_over_arguments_and_status(tmp_path, name):
     prefix = tmp_path / 'a prefix'

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,36 @@ def test_set_up_once_and_again_only_for_more(project):
     assert 'not-to-be-had' in said
     assert 'check the network' in said
     assert not stamp.exists()
+
+
+def test_kilted_has_its_own_ros_and_all_else_from_beside(project):
+    wheels = project / 'wheels'
+    wheels.mkdir()
+    for version in '1.0', '2.0':
+        for name in 'numpy', 'rclpy':
+            info = f'{name}-{version}.dist-info/'
+            with zipfile.ZipFile(wheels / f'{name}-{version}-py3-none-any.whl', 'w') as wheel:
+                wheel.writestr(f'{name}.py', f'version = "{version}"')
+                wheel.writestr(info + 'METADATA', (
+                    f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'))
+                wheel.writestr(info + 'WHEEL', (
+                    'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n'))
+                wheel.writestr(info + 'RECORD', '')
+    requires = ('Provides-Extra: kilted\nRequires-Dist: numpy==1.0\nRequires-Dist: rclpy==1.0; '
+                'extra == "ros"\nRequires-Dist: rclpy==2.0; extra == "kilted"\n')
+    (project / 'backend.py').write_text(BACKEND.replace('tiny', 'depthclip_ros').replace(
+        "REQUIRES = ''", f'REQUIRES = {requires!r}'))
+
+    def call(*words):
+        done = python(project, 'run.py', 'say', *words, PIP_FIND_LINKS=str(wheels))
+        return done.stdout + done.stderr
+
+    assert 'set-up complete' in call()
+    (project / '.venv/bin/say').write_text(
+        'import numpy, rclpy, sys; print(numpy.version, rclpy.version, *sys.argv[1:])')
+    assert 'kilted' in call('hello', '--kilted')
+    assert call('hello', '--kilted') == '1.0 2.0 hello\n'
+    assert call('hello') == '1.0 1.0 hello\n'
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(project):

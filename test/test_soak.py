@@ -105,5 +105,5 @@ def test_nothing_grows_and_nothing_is_lost(domain, cache, tiny_weights):
                                    (body.reconfigurations, 4, 12)):
             part(first)
             assert body.grows_by(part, count) < LIMIT, part.__name__
-        # Without a calibration, and without scenes.
-        assert {topic for topic in OUTPUTS if not body._counts[topic]} == {'depth/stddev', 'scene'}
+        # Without a calibration.
+        assert {topic for topic in OUTPUTS if not body._counts[topic]} == {'depth/stddev'}

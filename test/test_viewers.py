@@ -13,7 +13,6 @@ from test_launching import make_plan
 
 from depthclip_ros.launching import rviz_file
 from depthclip_ros.messages.outputs import OUTPUTS
-from depthclip_ros.node.health import FRAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = {'depth': [''], 'cameras': ['front/', 'rear/']}
@@ -100,6 +99,8 @@ def test_foxglove_shows_what_the_node_has(name):
     for topic, kind in shown:
         assert known[topic] == kind
     paths = [path['value'] for config in panels.values() for path in config.get('paths', ())]
+    keys = (ROOT / 'docs/reference/diagnostics.md').read_text(encoding='utf-8')
     assert paths
     for path in paths:
-        assert re.search(r'key=="(.+)"', path)[1] in [key.name for key in FRAMES]
+        key = re.search(r'key=="(.+)"', path)[1]
+        assert f'| `{key}` |' in keys

@@ -20,7 +20,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from depthclip_ros.messages.anchors import SENSORS  # noqa: E402
 from depthclip_ros.messages.config import NodeConfig  # noqa: E402
 from depthclip_ros.messages.outputs import OUTPUTS  # noqa: E402
 from depthclip_ros.messages.types import INPUTS  # noqa: E402
-from depthclip_ros.node.health import TABLES  # noqa: E402
+from depthclip_ros.node import health  # noqa: E402
 from depthclip_ros.sim.world import SimConfig  # noqa: E402
 from depthclip_ros.sources import bag_player, image_source  # noqa: E402
 from offline_eval import cli as evaluation  # noqa: E402
@@ -131,10 +131,24 @@ def diagnostics_page() -> str:
     parts = [('# Diagnostics\n\nOn `/diagnostics` at 1 Hz in every state. `…` stands for a cause, '
               'a stage or a name. Counts begin when the node is configured. Empty: not known yet. '
               '`depthclip stats` shows them live.\n')]
-    parts += [f'## {title}\n\n' + table(['key', 'meaning'], [
-        [f'`{key.name}`', key.meaning] for key in keys])
-        for title, keys in TABLES.items()]
+    for title, functions in (
+            ('Status "…: frames", one for each camera', [health.frame_values]),
+            ('With an anchor', [health.anchor_values]), ('With scenes', [health.scene_values]),
+            ('Status "…: model"', [health.state_values, health.model_values])):
+        parts.append(f'## {title}\n\n' + table(['key', 'meaning'], [
+            [f'`{key}`', text] for function in functions for key, text in meanings(function)]))
     return '\n'.join(parts)
+
+
+def meanings(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Keys and their meanings, of the literal that a function returns with their values."""
+    tree = ast.parse(inspect.getsource(function))
+    literal = next(node.value for node in ast.walk(tree) if isinstance(node, ast.Return))
+    assert isinstance(literal, ast.Dict)
+    for key, pair in zip(literal.keys, literal.values, strict=True):
+        assert key is not None
+        assert isinstance(pair, ast.Tuple)
+        yield ast.literal_eval(key), ast.literal_eval(pair.elts[1])
 
 
 # Commands ----------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Style, types, generated documents, tests: what `python3 run.py test` runs in .venv.
 
-    python tools/run_tests.py [--all] [PYTEST ARGS]
+    python tools/run_tests.py [--all | --kilted] [PYTEST ARGS]
 
 Everything runs, and any failure counts. A test that fails is run once more by itself at the end;
 if it passes then, it is named in the last lines, `flaky: NAME`, and the run is green. --all adds
-the tests for a night, and coverage.
+the tests for a night, and coverage; --kilted runs what hangs on the ROS distribution, and no more.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ PYTEST = ['-m', 'pytest', '-n', '2', '--dist', 'loadfile', '--no-loadscope-reord
           '--max-worker-restart', '1', '-o', 'faulthandler_timeout=600',
           '-o', 'faulthandler_exit_on_timeout=true']
 ALL = ['-m', '', '--cov=depthclip_ros', '--cov=offline_eval']
+# Where another ROS is likely to show, without what takes long and tells little more.
+KILTED = [*(f'test/test_{name}.py' for name in (
+    'bag_player', 'node_anchors', 'node_cameras', 'node_exit', 'node_health', 'node_images',
+    'node_inputs', 'node_lifecycle', 'node_parameters', 'node_start')),
+    '-k', ('not (begins_when or clock_follows or corruption or demo_weights or diagnostics_go_on '
+           'or left_behind or lost_device or second_signal or stuck or topics_and_names '
+           'or unwritable or untrained or what_others_write)')]
 SOME_FAILED = 1  # pytest's exit code; others are for what no second run mends
 # More failures than this are no accident, and are not tried again.
 MOST_AGAIN = 10
@@ -39,9 +46,11 @@ def main(arguments: list[str]) -> int:
     """Run all; returns the exit code."""
     if '--all' in arguments:
         os.environ.setdefault('HYPOTHESIS_PROFILE', 'nightly')  # more examples, and new ones
-    failed = [name for name, command in STEPS.items() if run(command) != 0]
-    given = [word for word in arguments if word != '--all']
-    broken, flaky = run_twice((ALL if '--all' in arguments else []) + given)
+    is_short = '--kilted' in arguments
+    failed = [name for name, command in STEPS.items() if not is_short and run(command) != 0]
+    given = [word for word in arguments if word not in ('--all', '--kilted')]
+    broken, flaky = run_twice(
+        (ALL if '--all' in arguments else []) + (given or KILTED if is_short else given))
     print()  # pytest may have ended amid a line
     for name in [*failed, *broken]:
         print(f'failed: {name}')

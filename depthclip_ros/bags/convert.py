@@ -10,6 +10,9 @@ import json
 import shutil
 import sqlite3
 import time
+from collections import deque
+from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from .. import __version__
@@ -29,6 +32,7 @@ from ..sources.bag import (
     custom_data,
     language_depth_topics,
 )
+from ..sources.metadata import latched_history
 from .messages import make, output_channel, read, write
 from .options import COMPRESSED_DEPTH, Options, Report, anchor_topic, cameras_of
 from .writer import BagWriter
@@ -196,6 +200,7 @@ class _Conversion:
         self._prepare()
         with self._writer(output) as self._target:
             self._add_topics()
+            self._write_latched()
             for channel, message in self._bag.records(None, *self._limits):
                 topic, data = channel.topic, message.data
                 if self._batch and message.time - self._batch[0][1].time > _TOGETHER:
@@ -253,6 +258,18 @@ class _Conversion:
             for plan in self.report.cameras for relative, topic in plan.outputs.items()}
         for channel in (*self._bag.connections, *self._new.values()):
             self._target.add(channel)
+
+    def _write_latched(self) -> None:
+        """Write at the beginning what was latched before it, but images, which had no depth."""
+        histories = {topic: latched_history(topic, self._bag.offers(topic)) for topic in {
+            channel.topic for channel in self._bag.counts} - self._cameras.keys()}
+        kept: dict[str, deque[tuple[int, Channel, Message]]] = {
+            topic: deque(maxlen=history) for topic, history in histories.items() if history != 0}
+        before = self._bag.records(kept, None, self._begin) if self._limits[0] else ()
+        for number, (channel, message) in enumerate(before):
+            kept[channel.topic].append((number, channel, message))
+        for _, channel, message in sorted(chain(*kept.values()), key=itemgetter(0)):
+            self._write(channel, message._replace(time=self._begin))
 
     def _write(self, channel: Channel, message: Message) -> None:
         self._target.write(channel, message)

@@ -28,7 +28,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
-from ..resources import config_path, large_images_profile
+from ..resources import config_path, large_images_profile, ros_distribution
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
 from ..sources.pictures import picture_files, video_file
@@ -156,7 +156,7 @@ def _bag_plan(options: argparse.Namespace) -> Plan:
                               'its own.')
     with Bag(options.bag) as bag:
         camera = camera_topics(bag.topics, options.image_topic, '--image-topic TOPIC')
-        offered = recorded_qos(bag.connections, camera.topic)
+        offered = recorded_qos(bag, camera.topic)
     if not camera.camera_info:
         to_stderr(f'WARNING: the bag has no camera_info beside {camera.image}: no clouds.')
     return Plan(
@@ -198,7 +198,7 @@ def isolate() -> None:
     """
     if not any(name in os.environ for name in DISCOVERY):
         # Humble knows only the older of the two, and later ones warn about it.
-        older = os.environ.get('ROS_DISTRO') == 'humble'
+        older = ros_distribution(os.environ) == 'humble'
         os.environ[DISCOVERY[older]] = '1' if older else 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % DOMAINS))
     os.environ.update(large_images_profile(os.environ))

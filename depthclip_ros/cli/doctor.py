@@ -43,7 +43,8 @@ OPTIONAL = {
 }
 DISCOVERY = ('ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE', 'ROS_STATIC_PEERS',
              'ROS_LOCALHOST_ONLY', 'RMW_IMPLEMENTATION', 'FASTDDS_BUILTIN_TRANSPORTS',
-             'FASTRTPS_DEFAULT_PROFILES_FILE', 'ROS_DISCOVERY_SERVER')
+             'FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE',
+             'ROS_DISCOVERY_SERVER')
 
 
 class Check(NamedTuple):
@@ -99,8 +100,10 @@ def check_ros() -> Iterator[Check]:
         yield Check('ros', OK, (f'ROS {distro}' if distro else 'wheels (no ROS sourced)')
                     + f', rclpy at {Path(found[0]).parent}, {found[1]}')
         return
-    fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
-           'its setup.bash)')
+    fix = 'Install ROS 2, and source its setup.bash.'
+    if platform.machine() in ('x86_64', 'AMD64') and (3, 10) <= sys.version_info[:2] <= (3, 13):
+        fix = (f"{PIP} 'ros-rclpy[fastrtps]' ros-common-interfaces   (or install ROS 2 and source "
+               'its setup.bash)')
     installed = sorted(path.parent.name for path in Path('/opt/ros').glob('*/setup.bash'))
     if distro and 'rclpy._rclpy_pybind11' in reason:
         fix = (f'ROS {distro} was built for another Python than {platform.python_version()}. '
@@ -114,14 +117,15 @@ def check_ros() -> Iterator[Check]:
 def check_discovery() -> Iterator[Check]:
     """Settings that decide which machines and processes see each other."""
     given = {name: os.environ[name] for name in DISCOVERY if os.environ.get(name)}
-    domain, profiles = (given.get(name, '') for name in (
-        'ROS_DOMAIN_ID', 'FASTRTPS_DEFAULT_PROFILES_FILE'))
+    domain = given.get('ROS_DOMAIN_ID', '')
+    missing = [name for name in given
+               if name.endswith('PROFILES_FILE') and not Path(given[name]).is_file()]
     number = int(domain or '0') if (domain or '0').isdecimal() else 1000
     status, fix = OK, ''
     if number > 101:  # the ports of higher domains collide with those of other programs
         status, fix = FAIL if number > 232 else WARN, 'export ROS_DOMAIN_ID=42   (0 to 101)'
-    elif profiles and not Path(profiles).is_file():
-        status, fix = FAIL, 'unset FASTRTPS_DEFAULT_PROFILES_FILE, or name a file that is there'
+    elif missing:
+        status, fix = FAIL, f'unset {missing[0]}, or name a file that is there'
     elif 'ROS_LOCALHOST_ONLY' in given and os.environ.get('ROS_DISTRO') != 'humble':
         status, fix = WARN, ('unset ROS_LOCALHOST_ONLY, which overrides the newer export '
                              'ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST')

@@ -287,7 +287,7 @@ def unusual_scale(anchor: str, state: State) -> str:
     return (f'anchor: {anchor} makes depth {state.scale:.3g} times what the words say '
             f'({state.agreement}): beyond {UNUSUAL_SCALE:g} times, or one over it, the '
             "sensor's unit or its place (tf, anchor_pose) is wrong, or the words are for another "
-            'kind of place. Compare depth/scale with what you can measure.')
+            'kind of place. Compare anchor scale in /diagnostics with what you can measure.')
 
 
 @functools.cache

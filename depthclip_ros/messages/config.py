@@ -80,16 +80,16 @@ class NodeConfig(Settings):
                           'camera_height')
     input_timeout: float = define(
         5.0, 'Warn when no image or camera_info came for this long', unit='s', minimum=0.1,
-        maximum=3600.0)
+        maximum=3600.0, reload=False)
     worker_timeout: float = define(
         10.0, 'Report the worker as stuck when one batch takes this long', unit='s', minimum=0.5,
-        maximum=3600.0)
+        maximum=3600.0, reload=False)
     max_age: float = define(
         2.0, 'Warn when depth is older than this, an error beyond twice; 0: never', unit='s',
-        minimum=0.0, maximum=3600.0)
+        minimum=0.0, maximum=3600.0, reload=False)
     max_nan_share: float = define(
         0.5, 'Warn when a larger part of the depth is NaN, an error beyond twice or when all is; '
-             '0: never', minimum=0.0, maximum=1.0)
+             '0: never', minimum=0.0, maximum=1.0, reload=False)
     autostart: bool = define(True, 'Configure and activate at start, without a manager')
     num_threads: int = define(
         0, "CPU threads of the network; 0: torch's choice", minimum=0, maximum=1024)

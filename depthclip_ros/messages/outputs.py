@@ -22,7 +22,7 @@ from ..core.camera import CameraModel
 from ..core.opencv import cv2
 from .frame import Answer
 from .image_io import image_fields
-from .types import CAMERA_INFO, DIAGNOSTICS, IMAGE, POINT_CLOUD, VECTOR_STAMPED, Make
+from .types import CAMERA_INFO, IMAGE, POINT_CLOUD, Make
 
 Float32 = NDArray[np.float32]
 
@@ -53,9 +53,8 @@ def _camera_info(make: Make, answer: Answer) -> Any | None:
     """Of depth/image, whenever camera_info is usable."""
     if answer.frame.model is None:
         return None
+    model, rectified = answer.frame.model, answer.frame.stream.config.rectified
     height, width = answer.prediction.depth.shape
-    model = answer.frame.model.scaled(width, height)
-    rectified = answer.frame.stream.config.rectified
     region = make('sensor_msgs/msg/RegionOfInterest', x_offset=0, y_offset=0, height=0, width=0,
                   do_rectify=False)
     return make(
@@ -127,43 +126,13 @@ def _stddev(make: Make, answer: Answer) -> Any | None:
     return None if stddev is None else _image(make, answer, stddev)
 
 
-def _scene(make: Make, answer: Answer) -> Any | None:
-    """One status, whose message is the scene ('' while it is uncertain).
-
-    Its values are the probabilities of all; only with `scenes` and while subscribed.
-    """
-    scene = answer.prediction.scene
-    if scene is None:
-        return None
-    values = [make('diagnostic_msgs/msg/KeyValue', key=name, value=f'{probability:.3f}')
-              for name, probability in zip(scene.names, scene.probabilities, strict=True)]
-    status = make('diagnostic_msgs/msg/DiagnosticStatus', name='scene', message=scene.name,
-                  values=values)
-    return make(DIAGNOSTICS, header=answer.frame.header, status=[status])
-
-
-def _scale(make: Make, answer: Answer) -> Any | None:
-    """The anchor's scale (x), by which depth is multiplied; only with one and while subscribed.
-
-    y is the variance of its logarithm, z the share of the anchor's points that agree (NaN before
-    there were any).
-    """
-    state = answer.scale
-    if state is None:
-        return None
-    vector = make('geometry_msgs/msg/Vector3', x=state.scale, y=state.variance, z=state.share)
-    return make(VECTOR_STAMPED, header=answer.frame.header, vector=vector)
-
-
 # Relative topics, types of their messages, and what makes them (None: there is nothing to tell);
-# the docstrings are the reference's. A scene has a header and a number for every name in its type,
-# which, unlike vision_msgs, is everywhere.
+# the docstrings are the reference's.
 OUTPUTS: dict[str, tuple[str, Callable[[Make, Answer], Any | None]]] = {
     'depth/image': (IMAGE, _depth), 'depth/camera_info': (CAMERA_INFO, _camera_info),
     'points': (POINT_CLOUD, _points), 'depth/image_color': (IMAGE, _color),
     'depth/words': (IMAGE, _words), 'depth/spread': (IMAGE, _spread),
-    'depth/stddev': (IMAGE, _stddev), 'scene': (DIAGNOSTICS, _scene),
-    'depth/scale': (VECTOR_STAMPED, _scale)}
+    'depth/stddev': (IMAGE, _stddev)}
 
 
 def cloud_message(

@@ -24,8 +24,6 @@ CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 POINT_CLOUD = 'sensor_msgs/msg/PointCloud2'
 SCAN = 'sensor_msgs/msg/LaserScan'
 TF = 'tf2_msgs/msg/TFMessage'
-DIAGNOSTICS = 'diagnostic_msgs/msg/DiagnosticArray'
-VECTOR_STAMPED = 'geometry_msgs/msg/Vector3Stamped'
 
 # What a camera listens to, beside the sensor of its anchor; for the reference.
 INPUTS = {

@@ -43,7 +43,7 @@ from .camera import Camera, Say, summary
 from .health import CameraHealth, NodeHealth
 from .inputs import OVERRIDES, Input, check_overrides
 from .parameters import Parameters, help_text
-from .pipeline import Pipeline
+from .pipeline import Pipeline, free_memory
 from .process import StopSignals, check_files, end_process, explain, keep_freed_memory
 
 Transition = Callable[['DepthNode', LifecycleState], TransitionCallbackReturn]
@@ -115,7 +115,8 @@ class DepthNode(LifecycleNode):
         self.crash: BaseException | None = None
         self._ending = ending or threading.Event()
         self._say = Say(self)
-        self._active = self._left_behind = False
+        self._left_behind = False
+        self._state = 'unconfigured'  # of the lifecycle, or 'loading'
         self._cameras: list[Camera] = []
         self._sensors: Sensors | None = None
         self._sensor_inputs: list[Input] = []
@@ -145,6 +146,7 @@ class DepthNode(LifecycleNode):
     @_reporting_bugs
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model; FAILURE, with the reason in the log, if that is not possible."""
+        self._state = 'loading'
         try:
             depth, config = self._settings.read()
             # Before loading, which takes seconds: who subscribes has then found the topics.
@@ -162,10 +164,12 @@ class DepthNode(LifecycleNode):
             else:
                 self.get_logger().error(f'Cannot configure: {error}')
             self._release()
+            self._state = 'unconfigured'
             return FAILURE
         except Exception:
             self._release()
             raise
+        self._state = 'inactive'
         return super().on_configure(state)
 
     @_reporting_bugs
@@ -184,7 +188,7 @@ class DepthNode(LifecycleNode):
             return FAILURE
         self._cameras_health = [CameraHealth(self, camera, self._pipeline)
                                 for camera in self._cameras]
-        self._active = True
+        self._state = 'active'
         for camera in self._cameras:
             self._say.info(f'Active: {camera.image_topic} and {camera.info_topic} in, '
                            f'{camera.depth_topic} out.')
@@ -198,12 +202,19 @@ class DepthNode(LifecycleNode):
 
     @_reporting_bugs
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; also at shutdown from any state, and after an error."""
+        """Release everything; also after an error."""
         self._release()
+        self._state = 'unconfigured'
         return super().on_cleanup(state)
 
-    on_shutdown = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
-    on_error = on_cleanup  # type: ignore[assignment]
+    on_error = on_cleanup  # type: ignore[assignment]  # (of rclpy's, typed in part)
+
+    @_reporting_bugs
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, for good; from any state."""
+        self._release()
+        self._state = 'finalized'
+        return super().on_shutdown(state)
 
     def close(self) -> None:
         """Shut down and release everything, whatever the state."""
@@ -271,14 +282,14 @@ class DepthNode(LifecycleNode):
                               2e-3 * self._pipeline.network.percentile(100)), time.monotonic()
         idle = _wait_for(self._pipeline.submit(bool), until=lambda: time.monotonic() - start
                          > (LAST_PATIENCE if self._ending.is_set() else patience))
-        if self._active:
+        if self._state == 'active':
+            self._state = 'inactive'
             if not idle:
                 self.get_logger().error(
                     f'The images in work since {self._pipeline.busy_seconds():.1f} s are not '
                     'done.')
             for camera in self._cameras:
                 self._say.info(f'Stopped: {camera.label}{summary(camera.counts())}.')
-        self._active = False
         return idle
 
     def _release(self) -> None:
@@ -288,6 +299,8 @@ class DepthNode(LifecycleNode):
             # What never comes back keeps its thread and its model; the node goes on without.
             self._left_behind |= pipeline.busy_seconds() > 0
             pipeline.end(wait=idle)
+            if idle and not self._ending.is_set():  # a process that ends gives all back at once
+                free_memory()
         for camera in self._cameras:
             camera.destroy()
         self._cameras, self._cameras_health, self._sensors = [], [], None
@@ -346,12 +359,14 @@ class DepthNode(LifecycleNode):
         """Watch the inputs, and publish diagnostics."""
         pipeline = self._pipeline
         depth = self._settings.depth if pipeline is None else pipeline.config
+        config = self._settings.node
         status, wrong = self._health.look(
-            pipeline, (depth, self._settings.node), self.crash, active=self._active)
+            pipeline, (depth, config), self.crash, self._state, self._settings.conflict)
         for finding in wrong:
             finding.tell(self._say)
         message = DiagnosticArray(status=[status, *(
-            health.look(wrong, active=self._active) for health in self._cameras_health)])
+            health.look(config, wrong, active=self._state == 'active')
+            for health in self._cameras_health)])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 

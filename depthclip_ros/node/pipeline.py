@@ -99,11 +99,10 @@ class Pipeline:
             camera.count(DROPPED)
 
     def end(self, *, wait: bool) -> None:
-        """Take no more work, and maybe wait for the thread's end and give memory back."""
+        """Take no more work, and maybe wait for the thread's end and let the model go."""
         self._pool.shutdown(wait=wait, cancel_futures=True)
         if wait:
             self.estimator = None
-            free_memory()
 
     def busy_seconds(self) -> float:
         """For how long the thread has been at one batch; 0 while it waits."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import resource
@@ -20,6 +21,7 @@ from ..core.errors import ConfigError
 from ..core.parameter_file import sections
 
 LAST_PATIENCE = 1.0  # seconds that a thread has to end with the process
+REPEATED = 1.0  # seconds after a signal, from which on the next one is another
 # glibc's mallopt(3), with its numbers from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_BLOCK = 32 * 2**20  # bytes; the most that glibc before 2.35 accepts
@@ -51,28 +53,38 @@ def memory_mb() -> float:
 class StopSignals:
     """Handles SIGINT and SIGTERM, also where a shell started the process with SIGINT ignored.
 
-    The first one sets `received`, at which the main loop looks; the second one ends the process.
+    The first one sets `received`, at which the main loop looks. One that comes `REPEATED` later
+    ends the process; sooner it is the same one: launch passes on what the whole group has got.
     """
 
     def __init__(self) -> None:
         """Install the handlers; this must be done in the main thread."""
         self.received = threading.Event()
+        self._repeated = threading.Timer(REPEATED, self._let_end)
+        self._repeated.daemon = True
         self._before = {number: signal.signal(number, self._handle)
                         for number in (signal.SIGINT, signal.SIGTERM)}
 
     def close(self) -> None:
         """Give the signals back to who had them before."""
+        self._repeated.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: Any) -> None:
-        self.received.set()
+        if not self.received.is_set():
+            self.received.set()
+            self._repeated.start()
+
+    def _let_end(self) -> None:
+        """By libc: Python's function is for the main thread, which may hang in a library."""
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            ctypes.CDLL(None).signal(number, None)  # SIG_DFL
 
 
 def end_process(status: int) -> NoReturn:
     """End the process, with or without the threads that never come back from a library."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a repeated one would interrupt the end
     end = time.monotonic() + LAST_PATIENCE
     others = [thread for thread in threading.enumerate()
               if thread is not threading.current_thread() and not thread.daemon]
@@ -82,6 +94,7 @@ def end_process(status: int) -> NoReturn:
     sys.stderr.flush()
     if any(thread.is_alive() for thread in others):
         os._exit(status)
+    gc.freeze()  # collecting torch and what refers to it costs more than half of the end
     sys.exit(status)  # Fast DDS takes its shared memory along
 
 

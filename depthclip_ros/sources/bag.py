@@ -132,6 +132,11 @@ class Bag(ExitStack):
         """Topics as they were recorded; a topic may have several."""
         return list(self.counts)
 
+    def offers(self, topic: str) -> list[Any]:
+        """Quality of service of a topic's recorded publishers; [] where it is unknown."""
+        return [offer for channel in self.counts if channel.topic == topic
+                for offer in channel.qos]
+
     @functools.cached_property
     def topics(self) -> list[BagTopic]:
         """Topics by name and type; the first message of each image topic is looked at."""

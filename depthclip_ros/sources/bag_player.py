@@ -12,36 +12,117 @@ Publishers: one per topic of the bag, with the recorded reliability and durabili
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.srv import GetParameters
 from rclpy.duration import Duration
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 from rosgraph_msgs.msg import Clock
 
 from ..arguments import not_negative, positive
-from ..core.errors import BagError
+from ..core.errors import BagError, DepthClipError
 from ..core.files import printable
-from ..messages.types import message_class, topic_name
+from ..messages.types import COMPRESSED_IMAGE, IMAGE, message_class, topic_name
+from ..node.process import end_process
 from .bag import NANOSECONDS, Bag
+from .metadata import latched_history
 from .process import run, split_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from threading import Event
 
     from rclpy.node import Node
+    from rclpy.publisher import Publisher
 
-CLOCK_TOPIC = '/clock'
-LEAST_DEPTH = 100  # of what is not latched
+CLOCK_TOPIC, DIAGNOSTICS_TOPIC = '/clock', '/diagnostics'
+LEAST_DEPTH = 100  # to subscribers it is nothing but what a busy one of them may lose
 # Fast DDS repeats an announcement that was lost after 3 s. A subscriber that has not got the
 # player's does not know it yet, although the player knows the subscriber.
 ANSWER_SECONDS, ASK_SECONDS = 4.0, 0.25
 ACKNOWLEDGE_SECONDS = 2.0
+ACCOUNT_SECONDS = 10.0  # for the last images of a node, which reports every second
+ACCOUNT = ('received', 'published', 'dropped', 'rejected', 'idle', 'pending')
+
+
+class Consumer:
+    """The depth_node that is played for: what it subscribes to, and its account of images."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        """Listen to the reports of the node with this fully qualified name."""
+        self._node, self.name = node, f'/{name.strip("/")}'
+        self.accounts = list[Counter[str]]()  # of all its cameras together
+        # Of those that come while nobody takes them only the newest counts.
+        node.create_subscription(DiagnosticArray, DIAGNOSTICS_TOPIC, self._on_report, 1)
+
+    def subscriptions(self, publisher: Publisher) -> int:
+        """How many it has that can receive what a publisher sends."""
+        count = 0
+        for info in self._node.get_subscriptions_info_by_topic(publisher.topic_name):
+            asked = QoSProfile(depth=1, reliability=info.qos_profile.reliability,
+                               durability=info.qos_profile.durability)
+            is_heard, _ = qos_check_compatible(publisher.qos_profile, asked)
+            name = f'{info.node_namespace.rstrip("/")}/{info.node_name}'
+            count += name == self.name and is_heard != QoSCompatibility.ERROR
+        return count
+
+    def _on_report(self, report: DiagnosticArray) -> None:
+        account, known = Counter[str](), False
+        for status in report.status:
+            values = {pair.key: pair.value for pair in status.values}
+            if status.name.startswith(f'{self.name[1:]}: frames'):
+                known = True
+                account.update({key: int(values[key]) for key in ACCOUNT})
+        if known:
+            self.accounts.append(account)
+
+    def check(self, images: int, stop: Event) -> None:
+        """Wait until the node has done with the images, and say how many have got depth.
+
+        Args:
+            images: that were played.
+            stop: ends this soon.
+
+        Raises:
+            DepthClipError: none, although somebody wanted depth; or the node has ended.
+
+        """
+        say, warn = self._node.get_logger().info, self._node.get_logger().warning
+        if not self.accounts:
+            warn(f'{self.name} does not report on {DIAGNOSTICS_TOPIC}: how many of the {images} '
+                 'images it has answered is unknown.')
+            return
+        first, self.accounts = self.accounts[-1], []
+        deadline, is_done = time.monotonic() + ACCOUNT_SECONDS, False
+        while not (is_done or stop.is_set() or time.monotonic() > deadline):
+            rclpy.spin_once(self._node, timeout_sec=0.1)
+            if self.accounts and not self.accounts[-1]['pending']:
+                # The first may be of before the end, unless it tells of all images.
+                is_done = self.accounts[-1]['received'] - first['received'] >= images \
+                    or self.accounts[-1] in self.accounts[1:-1]
+        if stop.is_set():
+            return
+        if not is_done and len(self.accounts) < 2:
+            raise DepthClipError(f'{self.name} has ended, or hangs: it reports no more on '
+                                 f'{DIAGNOSTICS_TOPIC}.')
+        account = {key: self.accounts[-1][key] - first[key] for key in ACCOUNT}
+        text = f'{self.name} has answered {account["published"]} of {images} images: ' \
+            + ', '.join(f'{key} {count}' for key, count in account.items())
+        if not account['published'] and not account['idle']:
+            raise DepthClipError(f'{text}. Its log and {DIAGNOSTICS_TOPIC} say why.')
+        (say if account['received'] >= images else warn)(text)
 
 
 def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None:
@@ -55,12 +136,14 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
 
     Raises:
         BagError: the bag is damaged, lacks a topic that is asked for, or holds nothing to play.
+        DepthClipError: the node that was waited for has ended, or answered no image.
 
     """
     publishers, say = _publishers(node, bag, options), node.get_logger().info
     played = Counter[str]()
     clock = node.create_publisher(Clock, CLOCK_TOPIC, 1) if options.clock else None
-    _wait_for_subscribers(node, publishers, options, stop)
+    consumer = Consumer(node, options.wait_for_node) if options.wait_for_node else None
+    _wait_for_subscribers(node, publishers, options, stop, consumer)
     started = start = time.monotonic()
 
     def wait_until(stamp: int) -> None:
@@ -94,6 +177,10 @@ def play(node: Node, bag: Bag, options: argparse.Namespace, stop: Event) -> None
     for publisher in publishers.values():
         if hasattr(publisher, 'wait_for_all_acked') and not stop.is_set():
             publisher.wait_for_all_acked(Duration(seconds=max(0.0, deadline - time.monotonic())))
+    images = {topic.name for topic in bag.topics if topic.type in (IMAGE, COMPRESSED_IMAGE)}
+    count = sum(played[topic] for topic in images & {*map(topic_name, options.wait_for)})
+    if consumer is not None and count:
+        consumer.check(count, stop)
     stop.wait(0.1)
 
 
@@ -113,7 +200,7 @@ def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, 
             continue
         try:
             publishers[name] = node.create_publisher(
-                message_class(there[name].type), name, recorded_qos(bag.connections, name))
+                message_class(there[name].type), name, recorded_qos(bag, name))
         except (ImportError, AttributeError, ValueError):  # the last of what is no name in ROS
             node.get_logger().warning(f'{name}: its {there[name].count} messages are skipped, '
                                       f'because {there[name].type} is not installed here')
@@ -125,6 +212,7 @@ def _publishers(node: Node, bag: Bag, options: argparse.Namespace) -> dict[str, 
 
 def _wait_for_subscribers(
     node: Node, publishers: dict[str, Any], options: argparse.Namespace, stop: Event,
+    consumer: Consumer | None,
 ) -> None:
     """Wait until those of --wait-for are there, and know this node's publishers.
 
@@ -136,18 +224,26 @@ def _wait_for_subscribers(
     """
     wanted = Counter(topic for topic in map(topic_name, options.wait_for) if topic in publishers)
     known, changed, told = set[tuple[str, str]](), time.monotonic(), False
+    complete = math.inf  # when the last subscriber was there
     while not stop.is_set():
         lacking = [topic for topic, count in wanted.items()
-                   if publishers[topic].get_subscription_count() < count]
+                   if (publishers[topic].get_subscription_count() if consumer is None else
+                       consumer.subscriptions(publishers[topic])) < count]
+        complete = math.inf if lacking else min(complete, time.monotonic())
         nodes = set(node.get_node_names_and_namespaces())
         if not nodes <= known:
             known, changed = known | nodes, time.monotonic()
-        if not lacking and time.monotonic() - changed >= options.settle:
+        if time.monotonic() >= max(changed + options.settle, complete + (
+                ANSWER_SECONDS if consumer is not None and not consumer.accounts else 0)):
             break
         if lacking and not told:
             told = True
-            node.get_logger().info(f'waiting for a subscriber of {", ".join(lacking)}')
-        stop.wait(0.02)
+            who = f'{consumer.name} as ' if consumer else ''
+            node.get_logger().info(f'waiting for {who}a subscriber of {", ".join(lacking)}')
+        if consumer is None:
+            stop.wait(0.02)
+        else:
+            rclpy.spin_once(node, timeout_sec=0.02)
     services = {
         f'{info.node_namespace.rstrip("/")}/{info.node_name}/get_parameters' for topic in wanted
         for info in node.get_subscriptions_info_by_topic(publishers[topic].topic_name)}
@@ -165,24 +261,24 @@ def _wait_for_subscribers(
         node.destroy_client(client)
 
 
-def recorded_qos(connections: Iterable[Any], topic: str) -> QoSProfile:
+def recorded_qos(bag: Bag, topic: str) -> QoSProfile:
     """Quality of service to publish a topic with.
 
     Best effort or latched where all recorded publishers were, and else as every subscriber with
-    the usual settings can receive it. To subscribers the depth is nothing but what a busy one of
-    them may lose; of a latched topic it is the recorded one.
+    the usual settings can receive it. What is latched is kept whole: the recorded depth is 0,
+    because no middleware tells it, and the messages may be of several publishers.
 
     Args:
-        connections: of the bag.
-        topic: of the bag.
+        bag: with the topic.
+        topic: by its name.
 
     """
-    recorded = [qos for connection in connections if connection.topic == topic
-                for qos in connection.qos]
-    best_effort = recorded and all(q.reliability.name == 'BEST_EFFORT' for q in recorded)
-    latched = recorded and all(q.durability.name == 'TRANSIENT_LOCAL' for q in recorded)
+    offers = bag.offers(topic)
+    count = sum(count for channel, count in bag.counts.items() if channel.topic == topic)
+    best_effort = offers and all(offer.reliability.name == 'BEST_EFFORT' for offer in offers)
+    latched = latched_history(topic, offers) != 0
     return QoSProfile(
-        depth=max(1, *(qos.depth for qos in recorded)) if latched else LEAST_DEPTH,
+        depth=max(1, count) if latched else LEAST_DEPTH,
         reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
 
@@ -205,6 +301,9 @@ def parser() -> argparse.ArgumentParser:
     add('--wait-for', nargs='+', default=[], metavar='TOPIC',
         help='begin when each of these has a subscriber (two, where it is given twice) that has '
         'found the player')
+    add('--wait-for-node', default='', metavar='NAME',
+        help='of --wait-for count the subscriptions of this depth_node only, such as '
+        '/robot/depth_node; a replay of which it answers no image ends with exit code 1')
     add('--settle', type=not_negative, default=0.0, metavar='SECONDS',
         help='and when no further node has come for so long: they have found one another, too')
     return parser
@@ -214,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the executable `bag_player`; returns the exit status."""
     given, of_ros = split_arguments(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(given)
+    if options.wait_for_node and not options.wait_for:
+        parser().error('--wait-for-node needs --wait-for TOPIC')
 
     def body(stop: Event) -> int:
         node = rclpy.create_node('bag_player', start_parameter_services=False)
@@ -226,4 +327,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_process(main())

@@ -29,6 +29,7 @@ from ..arguments import positive, whole
 from ..core.errors import ImageError
 from ..core.files import printable
 from ..messages.image_io import image_fields
+from ..node.process import end_process
 from .camera_info import BUILTIN_HFOV, CameraCalibration, calibration_of
 from .pictures import (
     Notes,
@@ -218,4 +219,4 @@ def _publish(arguments: list[str], stop: Event) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_process(main())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -58,6 +59,26 @@ class Channel:
             return list(parse_qos(dict(self.metadata).get(QOS, '')))
         except Exception:  # noqa: BLE001 (others write what they like)
             return []
+
+
+def latched_history(topic: str, offers: Sequence[Any]) -> int | None:
+    """How many messages late subscribers get: 0 of what is not latched; None: all.
+
+    The recorded depth is mostly 0, because no middleware tells it: then it is one message of each
+    publisher. Transforms on /tf_static hold for ever, whatever is recorded of it.
+
+    Args:
+        topic: by its name.
+        offers: quality of service of its recorded publishers.
+
+    """
+    if topic == '/tf_static':
+        return None
+    if not all(offer.durability.name == 'TRANSIENT_LOCAL' for offer in offers):
+        return 0
+    if any(offer.history.name == 'KEEP_ALL' for offer in offers):
+        return None
+    return sum(max(1, int(offer.depth)) for offer in offers)
 
 
 @dataclass

@@ -38,6 +38,7 @@ from ..messages.depth import depth_values
 from ..messages.image_io import image_fields
 from ..messages.types import TF, message_class
 from ..node.parameters import descriptor
+from ..node.process import end_process
 from ..sim.formats import OPTICAL_FRAME, WORLD_FRAME, quaternion
 from ..sim.world import NANOSECONDS, Schedule, SimConfig, View
 from .camera_info import CameraCalibration
@@ -211,4 +212,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_process(main())
