@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .core.config import DepthConfig
-    from .core.estimator import DepthPrediction
+    from .core.prediction import DepthPrediction
 
     Float32 = NDArray[np.float32]
 

@@ -75,6 +75,7 @@ def test_points_see_the_depth_that_the_image_shows(upsampling):
     import torch
     rng = np.random.default_rng(3)
     patches = rng.uniform(1, 3, (6, 8)).astype(np.float32)
+    patches[2, 3] = patches[5, 7] = np.nan
     u, v = np.meshgrid(np.arange(320.0), np.arange(240.0))
     shown = upsample(torch.from_numpy(patches)[None], WHOLE, upsampling)[0].numpy()
     found = sample(patches, WHOLE, u.ravel(), v.ravel(), upsampling)
@@ -84,9 +85,9 @@ def test_points_see_the_depth_that_the_image_shows(upsampling):
 def test_what_is_no_depth_or_outside_is_left_out():
     patches = np.full((6, 8), 2.0, np.float32)
     patches[:, 4:] = np.nan
-    u = np.array([10.0, 300.0, -1.0, 320.0, math.nan, 10.0, 10.0, 10.0, math.inf, 10.0])
-    v = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 240.0, 10.0, 10.0, 10.0, math.nan])
-    z = np.array([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, math.nan, -1.0, 4.0, 4.0])
+    u = np.array([10.0, 300.0, -1.0, 320.0, math.nan, 10.0, 10.0, 10.0, math.inf, 10.0, 10.0])
+    v = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 240.0, 10.0, 10.0, 10.0, math.nan, 239.5])
+    z = np.array([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, math.nan, -1.0, 4.0, 4.0, 4.0])
     log_ratios = compare(Points(u, v, z), patches, None, WHOLE)[0]
     np.testing.assert_allclose(log_ratios, [math.log(2.0)])
     assert len(compare(None, patches, patches, WHOLE)[0]) == 0

@@ -11,6 +11,7 @@ import clip_standin
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from depthclip_ros.core import CalibrationError, ConfigError, DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
@@ -27,6 +28,14 @@ from depthclip_ros.core.camera import CameraModel
 SIZE = 96, 128
 CONFIG = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(3)]
+
+
+class Work(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
 
 
 @pytest.fixture(scope='module')
@@ -71,8 +80,11 @@ def test_the_same_calibration_is_the_same_file(estimator, tmp_path):
 
 
 def test_damaged_and_foreign_files_are_refused(estimator, tmp_path):
-    path = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
-    content = path.read_bytes()
+    named = calibrations.calibration_for(estimator).save(tmp_path, 'robot')
+    content, path = named.read_bytes(), tmp_path / 'robot.safetensors'
+    named.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of a number, which has no sum
+    with pytest.raises(CalibrationError, match='SHA-256'):
+        Calibration.load(named)
     for damaged in (b'', b'x', content[:40], content[:-1], content[1:],
                     content.replace(b'calibration 3', b'calibration 2'),
                     content.replace(b'"blocks\\": 10', b'"blocks\\": ""'),
@@ -151,7 +163,38 @@ def test_a_file_in_use_may_go(estimator, use, tmp_path):
     assert estimator.calibration.digest == calibration.digest
 
 
+def test_a_file_that_is_made_anew_under_its_name_counts(estimator, tmp_path):
+    path = tmp_path / 'robot.safetensors'
+    depths = []
+    for bias in (0.1, 0.7):
+        made = calibrations.calibration_for(estimator, bias=bias).save(tmp_path / 'new', 'own')
+        made.replace(path)
+        for calibration in ('', str(path)):
+            estimator.reconfigure(CONFIG.replace(calibration=calibration))
+        depths.append(estimator.predict(IMAGES[0]).depth)
+    np.testing.assert_allclose(depths[1], math.exp(0.6) * depths[0], rtol=1e-5)
+
+
 # What it does -------------------------------------------------------------------------------
+
+
+def test_a_patch_without_features_costs_no_other_its_depth(estimator, use):
+    use(calibrations.random_arrays(estimator))
+    expected, trunk = estimator.predict(IMAGES[0]), estimator._encoder.trunk
+
+    def hole(images):
+        features = trunk(images).clone()
+        features[:, :, 0, 0] = 0.0
+        return features
+    estimator._encoder.trunk = Work(hole)
+    try:
+        found = estimator.predict(IMAGES[0])
+    finally:
+        estimator._encoder.trunk = trunk
+    for values, before in ((found.patch_depth, expected.patch_depth),
+                           (found.patch_stddev, expected.patch_stddev)):
+        assert np.flatnonzero(np.isnan(values)).tolist() == [0]
+        np.testing.assert_allclose(values[2:, 2:], before[2:, 2:], rtol=0.1)
 
 
 def test_nothing_corrected_is_nothing_changed_but_error_bars(estimator, use):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-import copy
+import subprocess
+import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import clip_standin
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from depthclip_ros.cli import doctor, proof
 from depthclip_ros.cli.proof import clips_own_trunk
@@ -27,8 +30,12 @@ from depthclip_ros.core import (
     resnet,
 )
 from depthclip_ros.core.backbone import build_image_encoder
-from depthclip_ros.core.engine import GraphedResNet, GraphedTrunk, can_fuse, cpu_has_bfloat16
+from depthclip_ros.core.engine import GraphedTrunk, can_fuse, cpu_has_bfloat16
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128, temperature=2.0)
 IMAGES = [clip_standin.synthetic_rgb(seed)[:96, :128] for seed in range(3)]
 CPU = torch.device('cpu')
@@ -38,21 +45,8 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def can_compile(dtype):
-    """Whether TorchScript makes oneDNN graphs here in a number format."""
-    weight = torch.zeros(8, 8, 1, 1, dtype=dtype)
-    network = nn.Sequential(resnet.Convolution(weight, weight[0, :, 0, 0]), nn.ReLU())
-    try:
-        GraphedResNet(network)(torch.zeros(1, 8, 4, 4, dtype=dtype))
-    except (RuntimeError, AttributeError):
-        return False
-    return True
-
-
 needs_fused = pytest.mark.skipif(
     not can_fuse(torch.float32), reason="torch lacks oneDNN's operators")
-needs_graphs = pytest.mark.skipif(
-    not can_compile(torch.float32), reason='TorchScript makes no oneDNN graphs')
 needs_bfloat16 = pytest.mark.skipif(
     not (cpu_has_bfloat16() and can_fuse(torch.bfloat16)),
     reason='this processor has no arithmetic for bfloat16')
@@ -158,30 +152,6 @@ def test_winograds_algorithm_equals_the_direct_sum(batch, size):
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-@needs_graphs
-@pytest.mark.parametrize('dtype', [
-    torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
-def test_onednn_graphs_give_the_features_and_leave_torchscript_as_it_was(state_dict, dtype):
-    if not can_compile(dtype):
-        pytest.skip('TorchScript makes no oneDNN graphs in this format')
-    encoder = build_image_encoder(state_dict, 'reference')
-    images = [engine.known_image((96, 128)).repeat(count, 1, 1, 1) for count in (1, 2, 3)]
-    with torch.inference_mode():
-        expected = [encoder(batch) for batch in images]
-    encoder.trunk, encoder.dtype = GraphedResNet(encoder.trunk.to(dtype)), dtype
-    before = torch._C._jit_llga_enabled()
-    torch.jit.enable_onednn_fusion(not before)
-    try:
-        with ThreadPoolExecutor(4) as pool:  # no number of images is prepared
-            order = [0, 1, 2, 2, 1, 0]
-            see = torch.inference_mode()(lambda i: encoder(images[i]))
-            for i, found in zip(order, pool.map(see, order), strict=True):
-                assert engine.difference(found, expected[i]) <= engine.TOLERANCES[dtype]
-        assert torch._C._jit_llga_enabled() != before
-    finally:
-        torch.jit.enable_onednn_fusion(before)
-
-
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_weights_that_give_no_finite_features_are_named(state_dict, value):
     broken = {**state_dict, 'visual.layer4.0.conv3.weight':
@@ -262,83 +232,179 @@ def test_operators_that_are_missing_or_break_leave_the_plain_steps(
     np.testing.assert_allclose(estimator.predict(IMAGES[0]).depth, expected, rtol=0, atol=1e-4)
 
 
-@needs_fused
-@needs_graphs
-def test_torchscript_that_is_gone_leaves_the_operators(state_dict, monkeypatch):
-    monkeypatch.setattr(engine, 'cpu_has_amx', lambda: True)
-    monkeypatch.delattr('torch.jit.freeze')
-    encoder, said = build_image_encoder(state_dict, 'reference'), []
-    ran = engine.install(encoder, torch.bfloat16, CPU, (96, 128), said.append)
-    assert ran in ('oneDNN', 'torch')  # as far as this processor has bfloat16
-    assert said[0].startswith('WARNING: oneDNN graph does not run')
-    assert 'freeze' in said[0]
-
-
 # CUDA graphs, on a stand-in for `torch.cuda` that can replay --------------------------------
 
 
-class Graph(TorchDispatchMode):
-    """Notes operations, and does them again."""
+HOST = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default
 
-    def __init__(self, counts):
-        super().__init__()
-        self.counts, self.operations = counts, []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        assert isinstance(result, torch.Tensor), f'{function} gives the host something'
-        self.operations.append((function, args, kwargs or {}, result))
-        return result
+class Kernel(NamedTuple):
+    """An operation, whose result goes to a place; None where it changes an argument."""
+
+    place: torch.Tensor | None
+    function: Callable
+    args: tuple
+    options: dict
+
+    def reads(self):
+        return {memory(given) for given in tree_leaves([self.args, self.options])
+                if isinstance(given, torch.Tensor)}
+
+    def writes(self):
+        return {memory(self.args[0] if self.place is None else self.place)}
+
+
+def memory(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class Stream:
+    """Kernels in their order, which run when somebody waits for them."""
+
+    def __init__(self, machine, device):
+        self.machine, self.device, self.kernels, self.graph = machine, device, [], None
+
+    def run(self):
+        kernels, self.kernels = self.kernels, []
+        with _disable_current_modes():
+            for place, function, args, options in kernels:
+                result = function(*args, **options)
+                if place is not None:
+                    place.copy_(result)
+
+    def wait_stream(self, other):
+        assert other is not self
+        other.run()
+
+    def wait_event(self, event):
+        if event.stream is not None:  # else it was never recorded
+            event.stream.run()
+
+
+class Event:
+    stream = None
+
+    def record(self, stream):
+        self.stream = stream
+
+
+class Graph:
+    def __init__(self, machine):
+        self.machine, self.kernels = machine, []
 
     def replay(self):
-        self.counts['replay'] += 1
-        for function, args, kwargs, place in self.operations:
-            again = function(*args, **kwargs)
-            if again.data_ptr() != place.data_ptr():
-                place.copy_(again)
+        self.machine.counts['replay'] += 1
+        for kernel in self.kernels:
+            self.machine.launch(kernel)
+
+    def pool(self):
+        return 'pool'
 
 
-class Cuda:
-    """Stands in for `torch.cuda`."""
+class Machine(TorchDispatchMode):
+    """Stands in for `torch.cuda`: devices, streams, captures, and the order of kernels.
 
-    class Stream:
-        def wait_stream(self, other):
-            assert other is not self
+    All tensors are on GPU `home`. A kernel is queued on that GPU's current stream, and its result
+    is NaN until it has run; while the stream captures, it becomes part of the graph instead. What
+    another stream has not done yet may be neither read nor overwritten.
+    """
 
-    def __init__(self):
-        self.counts, self.default = Counter(), self.Stream()
-        self.current = self.default
+    default_capture_stream = None  # as torch's: of whichever GPU was current first
 
-    def current_stream(self):
-        return self.current
+    def __init__(self, home=0):
+        super().__init__()
+        self.counts, self.home, self.device = Counter(), home, 0
+        self.current = {device: Stream(self, device) for device in (0, 1)}
+        self.streams, self.known, self.pools = [*self.current.values()], set(), []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        options, stream = kwargs or {}, self.current[self.home]
+        if function in HOST:  # which waits for a number
+            assert stream.graph is None
+            stream.run()
+            return function(*args)
+        if function._schema.is_mutable:
+            kernel = Kernel(None, function, args, options)
+        else:
+            kernel = Kernel(function(*args, **options), function, args, options)
+            assert isinstance(kernel.place, torch.Tensor), f'{function} gives the host something'
+            if kernel.reads() & kernel.writes():
+                return kernel.place  # a view
+            kernel.place.fill_(float('nan'))
+        if stream.graph is None:
+            self.known.add(function)
+        elif function not in self.known:
+            raise RuntimeError('operation not permitted when stream is capturing')
+        self.launch(kernel)
+        return args[0] if kernel.place is None else kernel.place
+
+    def launch(self, kernel):
+        stream = self.current[self.home]
+        if stream.graph is not None:
+            stream.graph.kernels.append(kernel)
+            return
+        for other in self.streams:
+            for pending in other.kernels if other is not stream else ():
+                assert not (kernel.reads() | kernel.writes()) & pending.writes(), 'a race'
+                assert not kernel.writes() & pending.reads(), 'a race'
+        stream.kernels.append(kernel)
+
+    def synchronize(self):
+        for stream in self.streams:
+            stream.run()
+
+    # What `torch.cuda` has -----------------------------------------------------------------
+
+    Event = Event
+
+    def Stream(self, device=None):  # noqa: N802
+        index = self.device if device is None else self.home  # that of the tensors
+        self.streams.append(Stream(self, index))
+        return self.streams[-1]
+
+    def CUDAGraph(self):  # noqa: N802
+        return Graph(self)
+
+    def current_stream(self, device=None):
+        return self.current[self.device if device is None else self.home]
 
     @contextmanager
     def stream(self, stream):
-        self.current = stream
+        before, device = self.current[stream.device], self.device
+        self.current[stream.device], self.device = stream, stream.device
         yield
-        self.current = self.default
+        self.current[stream.device], self.device = before, device
 
     @contextmanager
-    def graph(self, graph, capture_error_mode):
-        self.counts['capture'] += 1
-        assert self.current is self.default, 'a stream of its own is for the runs before'
+    def graph(self, graph, pool=None, stream=None, capture_error_mode='global'):
         assert capture_error_mode == 'thread_local'
-        with graph:
-            yield
+        self.counts['capture'] += 1
+        self.pools.append(pool)
+        if stream is None:
+            if Machine.default_capture_stream is None:
+                Machine.default_capture_stream = Stream(self, self.device)
+            stream = Machine.default_capture_stream
+        assert not any(one.graph for one in self.streams), 'two captures at a time'
+        with self.stream(stream):
+            stream.graph = graph
+            try:
+                yield
+            finally:
+                stream.graph = None
 
-    def CUDAGraph(self):  # noqa: N802
-        return Graph(self.counts)
 
+class OnMachine(nn.Module):
+    """A trunk whose kernels run on a `Machine`, and have run when its result is looked at."""
 
-@pytest.fixture
-def graphed(plain):
-    """An estimator with graphs, and what counts its calls."""
-    def make(**changes):
-        estimator, cuda = plain(**changes), Cuda()
-        estimator._encoder.trunk = GraphedTrunk(estimator._encoder.trunk, cuda)
-        estimator.engine = 'CUDA graph'
-        return estimator, cuda.counts
-    return make
+    def __init__(self, trunk, machine):
+        super().__init__()
+        self.trunk, self.machine = trunk, machine
+
+    def forward(self, images):
+        with self.machine:
+            features = self.trunk(images)
+        self.machine.synchronize()
+        return features
 
 
 def assert_same(found, expected):
@@ -347,44 +413,120 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+@pytest.fixture
+def graphed(plain):
+    """An estimator with graphs on a GPU, and what counts its calls."""
+    def make(home=0, **changes):
+        estimator, machine = plain(**changes), Machine(home)
+        trunk, example = estimator._encoder.trunk, engine.known_image((96, 128))
+        with machine:
+            graphed = GraphedTrunk(trunk, example, 1 + estimator.config.flip_average, machine)
+        estimator._encoder.trunk = OnMachine(graphed, machine)
+        return estimator, graphed, machine
+    return make
+
+
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('features', ['reference', 'attnpool'])
 def test_graphs_give_what_the_same_work_gives_without(plain, graphed, features, flip):
+    """Numbers of images that were not asked for run without one."""
     changes = {'features': features, 'flip_average': flip}
-    expected, (estimator, counts) = plain(**changes), graphed(**changes)
+    expected, (estimator, _, machine) = plain(**changes), graphed(**changes)
+    before = machine.counts['replay']
     for images in (IMAGES[:1], IMAGES, IMAGES[::-1], IMAGES[1:2]):
         assert_same(estimator.predict(images), expected.predict(images))
-    assert counts == {'capture': 2, 'replay': 4}
+    assert machine.counts['capture'] == 1
+    assert machine.counts['replay'] == before + 2
 
 
-def test_settings_and_sizes_of_images_capture_nothing_new(plain, graphed):
-    estimator, counts = graphed()
+@pytest.mark.parametrize('device', [0, 1])
+def test_a_graph_is_of_the_gpu_that_its_trunk_is_on(plain, graphed, device):
+    """Whichever GPU is the current one, and of several in one process."""
+    expected, estimators = plain(), [graphed(device), graphed(1 - device)]
+    for estimator, trunk, machine in estimators:
+        with machine:
+            trunk.capture(2)
+        for images in (IMAGES[:2], IMAGES[1:], IMAGES[:1], IMAGES[2:]):
+            assert_same(estimator.predict(images), expected.predict(images))
+        assert machine.pools == [None, 'pool']
+
+
+def test_a_graph_that_holds_nothing_is_refused(plain):
+    """As one is that was captured on another GPU's stream: it gives the first image for ever."""
+    class Elsewhere(Machine):
+        @contextmanager
+        def graph(self, graph, **options):
+            with super().graph(graph, **options):
+                yield
+            graph.kernels.clear()
+    trunk = plain()._encoder.trunk
+    with pytest.raises(EngineError, match='other features'), Elsewhere() as machine:
+        GraphedTrunk(trunk, engine.known_image((96, 128)), 1, machine)
+
+
+def test_warm_up_prepares_every_number_of_cameras(build, monkeypatch):
+    """What cannot be captured runs without, and is said."""
+    estimator, counts, said = build(flip_average=True), [], []
+
+    class Trunk(GraphedTrunk):
+        def __init__(self, trunk):
+            nn.Module.__init__(self)
+            self.trunk = trunk
+
+        def forward(self, images):
+            return self.trunk(images)
+
+        def capture(self, count):
+            counts.append(count)
+            if count > 4:
+                raise RuntimeError('CUDA out of memory')
+    estimator._encoder.trunk, estimator._log = Trunk(estimator._encoder.trunk), said.append
     estimator.warm_up(3)
-    assert counts['capture'] == 3
-    values = {'temperature': 0.5, 'tokens': ['near', 'far'], 'bins': [1.0, 2.0],
-              'read_out': 'argmax', 'scenes': ['hall', 'room']}
-    estimator.reconfigure(estimator.config.replace(**values))
-    expected = plain(**values)
-    for size in ((96, 128), (333, 517)):
-        image = clip_standin.synthetic_rgb(1)[:size[0], :size[1]]
-        assert_same([estimator.predict(image)], [expected.predict(image)])
-    assert counts['capture'] == 3
+    assert counts == [2, 4, 6]
+    assert [('6 images' in text, 'out of memory' in text) for text in said] == [(True, True)]
 
 
-def test_callers_own_their_arrays_and_threads_wait_for_each_other(graphed):
-    estimator, _ = graphed()
-    first = estimator.predict(IMAGES)
-    kept = copy.deepcopy(first)
-    estimator.predict(IMAGES[::-1])
-    assert_same(first, kept)
-    trunk = estimator._encoder.trunk
-    batches = [torch.full((1, 3, 96, 128), float(i)) for i in range(8)]
+def test_streams_and_callers_do_not_disturb_each_other(graphed):
+    _, trunk, machine = graphed()
+    batches = [torch.full((1, 3, 96, 128), float(i)) for i in range(3)]
     with torch.inference_mode():
-        expected = [trunk._trunk(batch) for batch in batches]
-    with ThreadPoolExecutor(4) as pool:
-        for found, wanted in zip(
-                pool.map(torch.inference_mode()(trunk), batches), expected, strict=True):
-            assert torch.equal(found, wanted)
+        expected, found = [trunk._trunk(batch) for batch in batches], []
+        with machine:
+            for batch in batches:
+                with machine.stream(machine.Stream()):
+                    found.append(trunk(batch))
+        machine.synchronize()
+    for one, wanted in zip(found, expected, strict=True):
+        assert torch.equal(one, wanted)
+
+
+def test_a_process_keeps_what_it_has_chosen(build):
+    """TF32 by either interface, and autocast, which would round eq. 3."""
+    code = """
+import torch, sys
+from depthclip_ros.core.engine import exact_float32
+cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+if 'new' in sys.argv:
+    matmul.fp32_precision = cudnn.conv.fp32_precision = 'tf32'
+else:
+    torch.set_float32_matmul_precision('high')
+def state():
+    return cudnn.benchmark, cudnn.allow_tf32, 'new' in sys.argv or matmul.allow_tf32
+before = state()
+with exact_float32():
+    print(getattr(matmul, 'fp32_precision', 'ieee'), cudnn.benchmark)
+assert state() == before
+with cudnn.flags(enabled=True): pass
+"""
+    newer = hasattr(torch.backends.cudnn, 'conv')
+    for interface in ('old', 'new') if newer else ('old',):
+        done = subprocess.run([sys.executable, '-c', code, interface], cwd=ROOT, check=False,
+                              capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, 'ieee True\n'), done.stderr
+    estimator = build()
+    expected = estimator.predict(IMAGES)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert_same(estimator.predict(IMAGES), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -352,6 +354,26 @@ def test_threads_of_torch_come_back(build):
         torch.set_num_threads(before)
 
 
+def test_an_estimator_that_nobody_needs_is_gone_at_once(build):
+    """On a GPU two models would stand beside each other until garbage is collected."""
+    estimator = build()
+    estimator.predict(IMAGE)
+    gone = weakref.ref(estimator)
+    gc.disable()
+    try:
+        del estimator
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_prediction_that_is_kept_keeps_no_other(using):
+    first = using().predict([IMAGE] * 4)[0]
+    for name in ('depth', 'patch_depth', 'weights', 'logits', 'spread'):
+        values = getattr(first, name)
+        assert values.base is None or values.base.nbytes <= values.nbytes, name
+
+
 def test_vision_transformer(tmp_path):
     estimator = DepthEstimator(SMALL.replace(features='maskclip'), clip_standin.state_dict(
         0, **clip_standin.TINY_VIT), 'cpu', cache_dir=tmp_path)
@@ -363,8 +385,9 @@ def test_devices_and_precisions():
     cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
     assert resolve_device('cpu') == cpu
     assert resolve_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
-    with pytest.raises(DeviceError, match="device: 'tpu'"):
-        resolve_device('tpu')
+    for name in ('tpu', 'cuda:²', 'cuda:-1', 'cpu:0'):
+        with pytest.raises(DeviceError, match=name):
+            resolve_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match='device: auto'):
             resolve_device('cuda:1')

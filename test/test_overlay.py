@@ -11,7 +11,7 @@ import pytest
 from depthclip_ros.color import color_range, colorize
 from depthclip_ros.core import DepthConfig
 from depthclip_ros.core.errors import ImageError
-from depthclip_ros.core.estimator import DepthPrediction
+from depthclip_ros.core.prediction import DepthPrediction
 from depthclip_ros.core.words import Scene
 from depthclip_ros.overlay import answer_words, depth_words, draw, scene_words
 

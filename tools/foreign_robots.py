@@ -48,7 +48,7 @@ from depthclip_ros.calibrate.recordings import Frame, Moment  # noqa: E402
 from depthclip_ros.core import DepthEstimator  # noqa: E402
 from depthclip_ros.core.anchor import Points, ScaleFilter  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
-from depthclip_ros.core.estimator import DepthPrediction  # noqa: E402
+from depthclip_ros.core.prediction import DepthPrediction  # noqa: E402
 from depthclip_ros.messages.config import read_config  # noqa: E402
 from depthclip_ros.sim import (  # noqa: E402
     KINDS,

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel
+from ..core.calibration import BOUND, About, Calibration, likeness, look, no_kernel, project
 from ..core.estimator import DepthEstimator
 from .errorbars import ErrorBars, error_bars
 from .problem import Problem, geometric_mean
@@ -266,12 +266,13 @@ class Kernel(NamedTuple):
     def looks(self, problem: Problem, frames: NDArray[np.intp]) -> Float32:
         """(F' passes P, E) what the patches of some frames look like."""
         h, w = problem.grid
+        projection, offset, scales = (
+            _tensor(self.arrays[name]) for name in ('projection', 'offset', 'scales'))
         with torch.inference_mode():
             found = torch.cat([
-                look(*(torch.from_numpy(np.asarray(values, np.float32)) for values in (
-                    problem.trunk[i], problem.language[i].reshape(-1, h, w), problem.rays[i],
-                    *(self.arrays[name] for name in ('projection', 'offset', 'scales')))))
-                for i in frames])
+                look(project(_tensor(problem.trunk[i]), projection, offset),
+                     _tensor(problem.language[i].reshape(-1, h, w)), _tensor(problem.rays[i]),
+                     scales) for i in frames])
         return np.asarray(np.nan_to_num(found.numpy()))
 
     def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
@@ -302,6 +303,10 @@ def _ridge(
         normal += weighted.T @ terms
         right += weighted.T @ wished
     return np.asarray(torch.linalg.solve(normal, right).numpy())
+
+
+def _tensor(values: NDArray[np.floating]) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def _likeness(seen: Float32, landmarks: Float32) -> Float32:

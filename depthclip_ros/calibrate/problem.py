@@ -157,7 +157,7 @@ class Problem:
             for values in (np.log(patches), weight))
         usable = np.isfinite(self.base)
         self.weight[~usable] = 0.0
-        self.base[~usable] = self.language[~usable] = 0.0
+        self.base[~usable] = 0.0
 
     def mirrored(self, values: Float64) -> Float64:
         """(F, P) of an image -> of its mirror image."""

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 
     from ..calibrate.recordings import Frame, Recording
     from ..core.config import DepthConfig
-    from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..core.estimator import DepthEstimator
+    from ..core.prediction import DepthPrediction
     from ..messages.config import NodeConfig
 
     Float32 = NDArray[np.float32]

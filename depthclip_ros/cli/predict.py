@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..core.estimator import DepthEstimator
+    from ..core.prediction import DepthPrediction
 
 
 _ROOM = max(map(len, RESULTS)) + len('_9999')  # behind a picture's name

@@ -41,6 +41,7 @@ def quantize(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     pictures = _pictures(options.images) if options.images else rooms()
     made_of = f'{len(pictures)} {"pictures" if options.images else "rendered rooms"}'
+    node = node.replace(device='cpu')  # which is what 8 bits are for
     exact = load_estimator(depth.replace(precision='float32'), node)
     to_stderr(f'The network is made in 8 bits, of {made_of} ...')
     try:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..color import Picture
-    from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..core.estimator import DepthEstimator
+    from ..core.prediction import DepthPrediction
     from ..figures import Place
 
     Point = tuple[float, float]

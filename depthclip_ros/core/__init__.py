@@ -23,7 +23,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .estimator import DepthEstimator, DepthPrediction
+    from .estimator import DepthEstimator
+    from .prediction import DepthPrediction
 
 __all__ = [
     'CalibrationError', 'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError',

@@ -314,9 +314,9 @@ def sample(
 ) -> Float64:
     """Values of (h, w) patches at (N,) places of the image, as `projection.upsample` gives pixels.
 
-    NaN outside of the image, and where a patch that counts is NaN.
+    NaN outside of the image, and where the nearest patch is; elsewhere such a patch has no part.
     """
-    inside = (u >= -0.5) & (u <= image[1] - 0.5) & (v >= -0.5) & (v <= image[0] - 0.5)
+    inside = (u >= -0.5) & (u < image[1] - 0.5) & (v >= -0.5) & (v < image[0] - 0.5)
 
     def places(pixels: Float64, length: int, count: int) -> tuple[Float64, NDArray[np.intp]]:
         """Where in a row of patches pixels are, and the patch before; patch 0 is at 0."""
@@ -331,9 +331,13 @@ def sample(
     (x, left), (y, top) = places(u, image[1], w), places(v, image[0], h)
     right, below = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
     x, y = x - left, y - top
-    upper = patches[top, left] * (1.0 - x) + patches[top, right] * x
-    lower = patches[below, left] * (1.0 - x) + patches[below, right] * x
-    return np.where(inside, upper * (1.0 - y) + lower * y, np.nan)
+    nearest = patches[np.where(y < 0.5, top, below), np.where(x < 0.5, left, right)]
+    corners = patches[[top, top, below, below], [left, right, left, right]]
+    known = np.isfinite(corners)
+    weights = known * [(1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y]
+    with np.errstate(invalid='ignore'):
+        mean = (weights * np.where(known, corners, 0.0)).sum(axis=0) / weights.sum(axis=0)
+    return np.where(inside & np.isfinite(nearest), mean, np.nan)
 
 
 def weigh(

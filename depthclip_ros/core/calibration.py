@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -158,6 +160,7 @@ class Calibration:
             values = json.loads(header['__metadata__']['about'])
             if values.get('format') != FORMAT:
                 raise ValueError(f"its format is {quoted(values.get('format'))}, not {FORMAT!r}")
+            _check_digest(Path(path), content)
             return cls(msgspec.convert(values, About), arrays)
         except OSError as error:
             raise CalibrationError(
@@ -254,8 +257,15 @@ class Calibration:
             rays = np.concatenate([rays, mirrored_rays(rays)])
         return np.moveaxis(rays, -1, 1)
 
+    def view(self, trunk: Tensor) -> Tensor | None:
+        """(N, C', h, w) of the trunk -> (N, h, w, D) in the directions that count, if any does."""
+        if not self.arrays['kernel'].size:
+            return None
+        own = _on(self, trunk.device)
+        return project(trunk, own['projection'], own['offset'])
+
     def correct(
-        self, weights: Tensor, depth: Tensor, spread: Tensor, trunk: Tensor,
+        self, weights: Tensor, depth: Tensor, spread: Tensor, view: Tensor | None,
         rays: NDArray[np.float32], ratios: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Correct the depth of patches.
@@ -264,7 +274,7 @@ class Calibration:
             weights: (N, K, h, w), eq. 4.
             depth: (N, h, w) metres by words, eq. 5, without the focal ratio.
             spread: (N, h, w) metres, standard deviation of the bins, likewise.
-            trunk: (N, C', h, w), the trunk's map.
+            view: (N, h, w, D), as `view` gives it.
             rays: (N, 2, h, w), as `rays` gives them.
             ratios: the N focal ratios.
 
@@ -273,14 +283,12 @@ class Calibration:
             deviation of depth in shares of it.
 
         """
-        own = _on(self, depth.device)
-        directions = torch.from_numpy(rays).to(depth.device)
-        ratio = torch.tensor(ratios, dtype=torch.float32, device=depth.device)[:, None, None]
+        own, directions = _on(self, depth.device), torch.from_numpy(rays)
+        ratio = torch.tensor(ratios, dtype=torch.float32)[:, None, None]
         language = depth.log()
         correction = own['bias'].expand_as(depth)
-        if len(own['kernel']):
-            seen = look(trunk, language, directions, own['projection'], own['offset'],
-                        own['scales'])
+        if view is not None:
+            seen = look(view, language, directions, own['scales'])
             correction = correction + (
                 likeness(seen, own['landmarks']) @ own['kernel']).view_as(depth)
         correction = correction.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
@@ -321,25 +329,27 @@ def mirrored_rays(rays: NDArray[np.float32]) -> NDArray[np.float32]:
     return rays[..., ::-1, :] * np.array([-1, 1], np.float32)
 
 
-def look(
-    trunk: Tensor, language: Tensor, rays: Tensor, projection: Tensor, offset: Tensor,
-    scales: Tensor,
-) -> Tensor:
+def project(trunk: Tensor, projection: Tensor, offset: Tensor) -> Tensor:
+    """(N, C', h, w) of the trunk -> (N, h, w, D), its vectors in D directions."""
+    return torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
+
+
+def look(view: Tensor, language: Tensor, rays: Tensor, scales: Tensor) -> Tensor:
     """What patches look like: a vector for each, whose distances a Gaussian kernel compares.
 
-    It is the patch's vector in the trunk's map (N, C', h, w) in D directions; half of them (the
+    It is the patch's view (N, h, w, D), as `project` gives it; half of its directions (the
     main ones) once more of the patches above and below, as far as `NEIGHBOURS` says, and beyond
     the border of its row; and log d (N, h, w), its mean over the image, and the ray's x and y
     (N, 2, h, w). Scaled so that the kernel's width is one: (N h w, E).
     """
-    own = torch.einsum('nchw,dc->nhwd', trunk, projection) + offset
-    h, main = trunk.shape[2], own[..., len(offset) - len(offset) // 2:]
-    rows = torch.arange(h, device=trunk.device)
+    h, directions = view.shape[1], view.shape[3]
+    main, rows = view[..., directions - directions // 2:], torch.arange(h)
     near = [weight * main[:, (rows + way * far).clamp(0, h - 1)]
             for far, weight in NEIGHBOURS.items() for way in (-1, 1)]
-    mean = language.mean(dim=(1, 2), keepdim=True).expand_as(language)
+    # A patch without features has no depth, and costs no other patch its own.
+    mean = language.nanmean(dim=(1, 2), keepdim=True).expand_as(language)
     told = torch.stack([language, mean, rays[:, 0], rays[:, 1]], dim=-1) * scales
-    return torch.cat([own, *near, told], dim=-1).flatten(0, 2)
+    return torch.cat([view, *near, told], dim=-1).flatten(0, 2)
 
 
 def likeness(seen: Tensor, landmarks: Tensor) -> Tensor:
@@ -361,7 +371,9 @@ def spread_terms(
     """
     entropy = torch.special.entr(weights).sum(dim=1)
     depths = log_depth[:, None]
-    edges = max_pool2d(depths, 3, 1, 1) + max_pool2d(-depths, 3, 1, 1)
+    highest, lowest = (max_pool2d(side.nan_to_num(-math.inf), 3, 1, 1)
+                       for side in (depths, -depths))
+    edges = highest + lowest
     x, y = rays[:, 0], rays[:, 1]
     return torch.stack([
         torch.ones_like(log_depth), log_depth, log_depth.square(), spread, entropy, edges[:, 0],
@@ -388,6 +400,14 @@ def factor(knots: Tensor, log_depth: Tensor) -> Tensor:
     inside = torch.minimum((log_depth[..., None] - places[:-1]).clamp_min(0), widths)
     interpolated: Tensor = values[0] + torch.matmul(inside, slopes)
     return interpolated
+
+
+def _check_digest(path: Path, content: bytes) -> None:
+    """Compare what a file holds with the SHA-256 in its name, if there is one."""
+    named = re.search(rf'\.([0-9a-f]{{{HASH_DIGITS}}})$', path.stem)
+    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    if named is not None and digest != named[1]:
+        raise ValueError(f'its SHA-256 begins with {digest}, its name says {named[1]}')
 
 
 def _damaged(name: str, error: Exception) -> CalibrationError:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which processor, which number format on it, and how the trunk of an image encoder runs there.
 
-    oneDNN graph    a ResNet in bfloat16 on a CPU with AMX: 10 to 13 % faster there
     oneDNN          a ResNet on a CPU: oneDNN's fused convolutions (`resnet`)
     CUDA graph      everything on a GPU, in plain operations of torch
     torch           the same without the graph; a vision transformer on a CPU
@@ -19,9 +18,8 @@ import functools
 import logging
 import platform
 import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +33,6 @@ from .resnet import Convolution, FoldedResNet, OneDnnConvolution, fused
 # tests. Measured: 1e-6 in float32, 0.001 in float16, 0.006 in bfloat16.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 _LOGGER = logging.getLogger(__name__)
-_JIT: Any = torch.jit
 # What torch itself chose, while it is overridden.
 _own_threads: int | None = None
 
@@ -46,7 +43,7 @@ def resolve_device(name: str) -> torch.device:
     if name == 'auto':
         name = 'cuda' if count else 'cpu'
     kind, _, index = name.partition(':')
-    if name != 'cpu' and (kind != 'cuda' or not (index or '0').isdigit()):
+    if name != 'cpu' and (kind != 'cuda' or not (index or '0').isdecimal()):
         raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
     if kind == 'cuda' and int(index or 0) >= count:
         why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
@@ -56,20 +53,57 @@ def resolve_device(name: str) -> torch.device:
     return torch.device('cpu' if kind == 'cpu' else f'cuda:{int(index or 0)}')
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Let a GPU be the current one meanwhile, so that nothing is allocated on another."""
-    return torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Compute on a device as it is meant here, whatever the process around it has chosen.
+
+    A GPU is the current one, so that nothing is allocated on another, and multiplies float32
+    without TF32, which rounds factors to 10 bits. Nothing is autocast: eq. 3 is float32. What the
+    process had chosen counts again afterwards.
+    """
+    with torch.autocast('cpu', enabled=False):
+        if device.type != 'cuda':
+            yield
+            return
+        with torch.autocast('cuda', enabled=False), torch.cuda.device(device), exact_float32():
+            yield
 
 
-def use_exact_float32() -> None:
-    """Let this process's GPUs multiply float32 without TF32, which rounds factors to 10 bits."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    # Since 2.9 there are two interfaces; once the user has taken the new one, the old one raises.
-    if hasattr(cudnn, 'conv') and hasattr(matmul, 'fp32_precision'):
-        cudnn.conv.fp32_precision = matmul.fp32_precision = 'ieee'
-    else:
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-    cudnn.benchmark = True
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let this process's GPUs multiply float32 without TF32 meanwhile."""
+    cudnn: Any = torch.backends.cudnn  # not all of it is typed
+    matmul = torch.backends.cuda.matmul
+    try:
+        chosen: list[tuple[Any, str, Any]] = [
+            (one, 'allow_tf32', one.allow_tf32) for one in (cudnn, matmul)]
+        exact: Any = False
+    except RuntimeError:  # the process has taken the newer interface: beside it the older raises
+        chosen = [(one, 'fp32_precision', one.fp32_precision) for one in (cudnn.conv, matmul)]
+        exact = 'ieee'
+    chosen.append((cudnn, 'benchmark', cudnn.benchmark))
+    try:
+        for backend, name, _ in chosen:
+            setattr(backend, name, True if name == 'benchmark' else exact)
+        yield
+    finally:
+        for backend, name, before in chosen:
+            setattr(backend, name, before)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a GPU, without waiting for that."""
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Copy tensors to the host, and wait for the GPU once, where they are on one."""
+    copies = tuple(None if tensor is None else tensor.to('cpu', non_blocking=True)
+                   for tensor in tensors)
+    devices = {tensor.device for tensor in tensors if tensor is not None and tensor.is_cuda}
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def use_threads(count: int) -> None:
@@ -175,14 +209,13 @@ def install(
             module.register_forward_hook(lambda _, __, y: y.to(dtype))
     ways: list[tuple[str, Callable[[], nn.Module]]] = [('torch', lambda: trunk)]
     if device.type == 'cuda':
-        ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk)))
+        example = known_image(size).to(device, dtype)
+        ways.insert(0, ('CUDA graph', lambda: GraphedTrunk(trunk, example, images)))
     elif isinstance(trunk, FoldedResNet):
         # More images at once push each other's maps out of the caches: 2 to 7 % slower. But with
         # AMX the calls' fixed cost counts, and a pair is 7 to 9 % faster.
         fast = dtype == torch.bfloat16 and cpu_has_amx()
         ways.insert(0, ('oneDNN', lambda: InParts(fused(trunk, size), 1 + fast)))
-        if fast:
-            ways.insert(0, ('oneDNN graph', lambda: InParts(GraphedResNet(trunk), 2)))
     for i, (name, build) in enumerate(ways):
         try:
             encoder.trunk = build()
@@ -244,78 +277,82 @@ class InParts(nn.Module):
 
 
 class GraphedTrunk(nn.Module):
-    """A trunk on a GPU, captured as a CUDA graph for every shape of batch that comes.
+    """A trunk on a GPU, captured as a CUDA graph for those numbers of images that are asked for.
 
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Tests give something that
-    stands in for `torch.cuda`.
+    Others run without. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Tests
+    give something that stands in for `torch.cuda`.
     """
 
-    def __init__(self, trunk: nn.Module, cuda: Any = torch.cuda) -> None:
+    _capturing = threading.Lock()  # CUDA takes one capture at a time of a process
+
+    def __init__(
+        self, trunk: nn.Module, example: Tensor, images: int = 1, cuda: Any = torch.cuda,
+    ) -> None:
+        """Capture batches of so many images of the example's size.
+
+        `example` is (1, 3, H, W), on the trunk's device and in its number format.
+
+        Raises:
+            EngineError: what is replayed is not what the trunk gives.
+
+        """
         super().__init__()
-        self._trunk, self._cuda = trunk, cuda
+        self._trunk, self._example, self._cuda = trunk, example, cuda
+        # Of its own, on its device: torch's stream for captures belongs to the GPU that was the
+        # first, and a graph that is captured on another GPU's is empty.
+        self._stream = cuda.Stream(example.device)
+        self._done = cuda.Event()  # of the last replay, whose input and output are at fixed places
+        self._pool: Any = None  # of memory, which all graphs share: one is replayed at a time
         self._graphs: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
-        self._busy = threading.Lock()  # a graph's input and output are at fixed places
+        self._busy = threading.Lock()
+        self.capture(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H / stride, W / stride), in memory of the caller's own."""
-        with self._busy:
-            if images.shape not in self._graphs:
-                self._graphs[images.shape] = self._capture(images)
-            graph, given, found = self._graphs[images.shape]
+        if images.shape not in self._graphs:
+            features: Tensor = self._trunk(images)
+            return features
+        with self._busy:  # which orders threads; the event orders their streams
+            graph, given, features = self._graphs[images.shape]
+            stream = self._cuda.current_stream(self._example.device)
+            stream.wait_event(self._done)
             given.copy_(images)
             graph.replay()
-            return found.clone()
+            features = features.clone()
+            self._done.record(stream)
+            return features
 
-    def _capture(self, images: Tensor) -> tuple[Any, Tensor, Tensor]:
-        cuda, given = self._cuda, images.clone()
-        stream = cuda.Stream()
-        stream.wait_stream(cuda.current_stream())
-        with cuda.stream(stream):
-            for _ in range(3):  # libraries choose their algorithms and allocate
-                self._trunk(given)
-        cuda.current_stream().wait_stream(stream)
-        graph = cuda.CUDAGraph()
-        # Other threads may ask CUDA for something meanwhile, such as its memory's size.
-        with cuda.graph(graph, capture_error_mode='thread_local'):
-            found: Tensor = self._trunk(given)
-        return graph, given, found
+    @torch.inference_mode()
+    def capture(self, count: int) -> None:
+        """Prepare for batches of so many images; whatever it raises, they run without.
 
+        Raises:
+            EngineError: what is replayed is not what the trunk gives.
 
-class GraphedResNet(nn.Module):
-    """A `FoldedResNet` on a CPU through oneDNN's graph compiler, prepared once per shape.
-
-    PyTorch's operators describe every convolution to oneDNN anew in every call: 45 ms an image in
-    place of 40 where AMX does the rest. TorchScript, the only way to that compiler, is deprecated;
-    where it is gone, `install` goes on with the operators.
-    """
-
-    _switch = threading.Lock()  # the fusion is switched on and off for the whole process
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._network = network.eval()
-        self._compiled: dict[torch.Size, Any] = {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / 32, W / 32), in the weights' number format."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        if images.shape not in self._compiled:
-            with self._switch:
-                self._compiled[images.shape] = self._compile(images)
-        features: Tensor = self._compiled[images.shape](images)
-        return features
-
-    def _compile(self, images: Tensor) -> Any:
-        before = torch._C._jit_llga_enabled()  # noqa: SLF001
-        _JIT.enable_onednn_fusion(True)
-        try:
-            with torch.inference_mode(), warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # that TorchScript is deprecated
-                compiled = _JIT.freeze(_JIT.trace(self._network, images, check_trace=False))
-                for _ in range(2):  # it looks at the first run, and compiles in the second
-                    compiled(images)
-        finally:
-            _JIT.enable_onednn_fusion(before)
-        if 'oneDNNFusionGroup' not in str(_JIT.last_executed_optimized_graph()):
-            raise RuntimeError('TorchScript made no oneDNN graph of the network')
-        return compiled
+        """
+        cuda, stream, shape = self._cuda, self._stream, (count, *self._example.shape[1:])
+        if torch.Size(shape) in self._graphs:
+            return
+        with self._capturing, self._busy:
+            given = torch.empty(shape, dtype=self._example.dtype, device=self._example.device,
+                                memory_format=torch.channels_last)
+            given.copy_(self._example.expand(shape))
+            stream.wait_stream(cuda.current_stream(self._example.device))
+            with cuda.stream(stream):
+                for _ in range(3):  # libraries choose their algorithms and allocate
+                    self._trunk(given)
+            graph = cuda.CUDAGraph()
+            # Other threads may ask CUDA for something meanwhile, such as its memory's size.
+            with cuda.graph(graph, pool=self._pool, stream=stream,
+                            capture_error_mode='thread_local'):
+                features: Tensor = self._trunk(given)
+            cuda.current_stream(self._example.device).wait_stream(stream)
+            self._pool = graph.pool()
+            self._graphs[given.shape] = graph, given, features
+        # A graph that holds nothing would give the features of the example for ever.
+        other = given.flip(3)
+        wrong = difference(self(other), self._trunk(other))
+        if not wrong <= TOLERANCES[given.dtype]:
+            del self._graphs[given.shape]
+            raise EngineError(f'the CUDA graph of {count} images gives other features than the '
+                              f'network: {wrong:.3g} apart.')

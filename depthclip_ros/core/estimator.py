@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -20,30 +19,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import engine, files, int8
-from .anchor import Adjustment
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder, resnet_weights
 from .calibration import Calibration
-from .camera import CameraModel, focal_ratio
+from .camera import CameraModel
 from .config import DepthConfig, Size
 from .engine import (
     current,
     release_freed_memory,
     resolve_device,
     resolve_precision,
-    use_exact_float32,
     use_threads,
 )
-from .errors import ConfigError, ImageError, WeightsError
-from .projection import (
-    limit_range,
-    mean_of_passes,
-    read_out,
-    similarity_logits,
-    smooth,
-    upsample,
-)
+from .errors import ConfigError, EngineError, ImageError, WeightsError, reason
+from .prediction import DepthPrediction, Rgb
+from .projection import read_out, similarity_logits
 from .resnet import FoldedResNet
 from .state_dict import Log, OpenClipWeights, architecture
+from .steps import Anchor, Answer, anchor, correct, finish, focal_ratios
 from .weights import Loaded, cache_folder, load
 from .words import (
     Phrases,
@@ -62,103 +54,9 @@ NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-KEPT = 16  # sets of words and calibrations that stay in memory
+KEPT = 16  # sets of words that stay in memory
 
 _LOGGER = logging.getLogger(__name__)
-
-NOT_ADJUSTED = Adjustment()
-Rgb = NDArray[np.uint8]
-Metres = NDArray[np.float32]
-# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
-# the image, and `upsampling` -> what becomes of it. Called once an image, before limits.
-Anchor = Callable[[Metres, 'Metres | None', Size, str], Adjustment]
-
-
-@dataclass(frozen=True)
-class DepthPrediction:
-    """Depth of one image, as NumPy arrays in float32.
-
-    Attributes:
-        depth: (H, W) metres along the optical axis, for the whole image. NaN where the network's
-            features vanish, and where its answer is beyond `range_min` or `range_max`; there also
-            -Inf and +Inf, as `out_of_range` says. `upsampling` says where a patch's depth stands.
-        patch_depth: (h, w) metres, one per patch (eq. 5, or as `read_out` says), smoothed if
-            `smoothing` says so, before upsampling; NaN and infinite as `depth`. The patches tile
-            the image; their depth is that at their centres.
-        weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
-        logits: (K, h, w) scaled similarity with every token (eq. 3).
-        spread: (h, w) metres, standard deviation of the bins under the weights: a relative score
-            of how undecided a patch is, not an error bar.
-        image_size: (H, W) of the image.
-        upsampling: from patches to pixels.
-        focal_ratio: the camera's focal length over `reference_focal`, by which depth and spread
-            are multiplied. Where the camera is unknown, that of the calibration; 1 without one.
-        adjustment: what the anchor made of depth; nothing without one.
-        patch_stddev: (h, w) metres, standard deviation of `patch_depth`, whatever the range and
-            `max_stddev`: in the calibration's own scenes the truth is within 1.645 of `stddev` for
-            90 % of the pixels. None without a calibration.
-        scene: what kind of scene it is, on which the bins depend; None without `scenes`.
-
-    With `flip_average`, `depth` and `patch_depth` are the mean of both passes; the others are
-    those of the plain pass. `weights` and `logits` are the network's own answer, whatever the
-    range.
-    """
-
-    depth: Metres
-    patch_depth: Metres
-    weights: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    spread: Metres
-    image_size: Size
-    upsampling: str
-    focal_ratio: float = 1.0
-    adjustment: Adjustment = NOT_ADJUSTED
-    patch_stddev: Metres | None = None
-    scene: Scene | None = None
-
-    def stddev(self) -> Metres | None:
-        """Standard deviation of `depth`: (H, W) metres, NaN where that has none; or None."""
-        if self.patch_stddev is None:
-            return None
-        # The patches that take part in a pixel's depth take part in this, with the same shares.
-        known = np.where(np.isfinite(self.patch_depth), self.patch_stddev, np.float32(np.nan))
-        height, width = self.depth.shape
-        return upsample(torch.from_numpy(known)[None], (height, width), self.upsampling)[0].numpy()
-
-    def patch_at(self, x: float, y: float) -> tuple[int, int]:
-        """Row and column of the patch that shows a place in the image.
-
-        Args:
-            x: column of the image in pixels, whose centres are at integers.
-            y: row, likewise.
-
-        Raises:
-            ImageError: none does.
-
-        """
-        height, width = self.image_size
-        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
-            raise ImageError('outside the image', f'the point {x:g},{y:g} is outside of its '
-                             f'{width} x {height} pixels.')
-        rows, columns = self.patch_depth.shape
-        return math.floor((y + 0.5) / height * rows), math.floor((x + 0.5) / width * columns)
-
-    def word_depths(self, config: DepthConfig) -> list[float]:
-        """Metres that each of the K words stands for in this image, by its scene and camera.
-
-        A calibration corrects what follows from them, not them.
-
-        Args:
-            config: with which the image was answered.
-
-        """
-        bins, scene = torch.tensor(config.bins), self.scene
-        if scene is not None:
-            bins = mixed_bins(
-                torch.from_numpy(scene.probabilities)[None], torch.tensor([scene.plain]),
-                torch.tensor(config.bins_of_scenes()), bins)[0]
-        factor = self.focal_ratio * self.adjustment.scale
-        return [factor * float(metres) for metres in bins]
 
 
 class Maps(NamedTuple):
@@ -168,11 +66,19 @@ class Maps(NamedTuple):
     trunk: Tensor  # (N, C', h, w), what they are made of
 
 
+class _Text(NamedTuple):
+    """Text features of some words."""
+
+    features: NDArray[np.float32]  # (K, C)
+    is_cached: bool  # read from the disk
+    doubts: list[str]  # whether the words are known to the model, and apart
+
+
 class Settings(NamedTuple):
     """What can be exchanged on a loaded model: always as a whole, so that it fits together."""
 
     config: DepthConfig
-    text: Tensor  # (K, C) unit vectors
+    text: Tensor  # (K, C) unit vectors, where the network runs; all else is on the CPU
     bins: Tensor  # (K,) metres
     calibration: Calibration | None
     pool: AttentionPool | None  # this and the following only with `scenes`
@@ -225,8 +131,6 @@ class DepthEstimator:
         """
         use_threads(num_threads)
         self.device = resolve_device(device)
-        if self.device.type == 'cuda':
-            use_exact_float32()
         dtype = resolve_precision(config.precision, self.device, log)
         self._log, self._folder = log, cache_folder(cache_dir)
         self._load = functools.partial(
@@ -240,10 +144,10 @@ class DepthEstimator:
         shape = architecture(state_dict)
         # C' of the trunk's map.
         self._channels = shape.embed_dim if shape.patch is not None else 32 * shape.width
-        self._text_of = functools.lru_cache(KEPT)(self._encode)
-        self._calibration_of = functools.lru_cache(KEPT)(Calibration.load)
+        self._texts: dict[Phrases, _Text] = {}  # the last ones
+        self._calibrations: dict[str, tuple[Any, Calibration]] = {}  # and which file each was
         self._pool: AttentionPool | None = None
-        self.text_cache_hit = self._text_of(phrases_of(config)[0])[1]
+        self.text_cache_hit = self._text_of(phrases_of(config)[0]).is_cached
         if dtype == torch.int8 and shape.patch is not None:
             raise ConfigError('precision: int8 is for ResNets; use float32 or bfloat16.')
         with current(self.device):
@@ -315,8 +219,8 @@ class DepthEstimator:
                 configuration.
 
         """
-        on_device = functools.partial(torch.tensor, dtype=torch.float32, device=self.device)
-        text = [on_device(self._text_of(phrases)[0]) for phrases in phrases_of(config)]
+        text = [torch.tensor(self._text_of(phrases).features, dtype=torch.float32)
+                for phrases in phrases_of(config)]
         scenic, calibration = config.has_scenes, None
         if scenic and self._pool is None:  # then it stays: of RN50 it is 59 MB
             with current(self.device):
@@ -326,20 +230,40 @@ class DepthEstimator:
             calibration = self._calibration_of(config.calibration)
             calibration.check(config, self.weights.digest, self.precision, self.grid,
                               self._channels)
-        return Settings(config, text[0], on_device(config.bins), calibration,
+        return Settings(config, text[0].to(self.device), torch.tensor(config.bins), calibration,
                         self._pool if scenic else None, text[-1],
-                        on_device(config.bins_of_scenes()))
+                        torch.tensor(config.bins_of_scenes()))
 
-    def _encode(self, phrases: Phrases) -> tuple[NDArray[np.float32], bool, list[str]]:
-        features, hit = cached_features(phrases, self._folder / 'text', self._backbone,
-                                        self.weights.digest, self._tensors, self._log)
-        return features, hit, doubts(phrases, features, self._tensors, thorough=not hit)
+    def _calibration_of(self, path: str) -> Calibration:
+        """Read a calibration; one that is in use may be removed, and one that is new counts."""
+        try:
+            status = files.user_path(path).stat()
+            file = status.st_ino, status.st_mtime_ns, status.st_size
+        except OSError:
+            file = None
+        known = self._calibrations.get(path)
+        if known is None or file not in (None, known[0]):
+            known = self._calibrations[path] = file, Calibration.load(path)
+        return known[1]
+
+    def _text_of(self, phrases: Phrases) -> _Text:
+        text = self._texts.get(phrases)
+        if text is None:
+            features, is_cached = cached_features(
+                phrases, self._folder / 'text', self._backbone, self.weights.digest,
+                self._tensors, self._log)
+            text = _Text(features, is_cached, doubts(
+                phrases, features, self._tensors, thorough=not is_cached))
+        # The last ones are at the end. A dict is replaced as a whole, for any thread to read.
+        others = [pair for pair in self._texts.items() if pair[0] != phrases]
+        self._texts = dict([*others[1 - KEPT:], (phrases, text)])
+        return text
 
     def _put_in_force(self, settings: Settings) -> None:
         """Let settings count from now on, and say once what is to be doubted of their words."""
         self._settings = settings
         for phrases in phrases_of(settings.config):
-            for doubt in () if phrases in self._words_in_log else self._text_of(phrases)[2]:
+            for doubt in () if phrases in self._words_in_log else self._text_of(phrases).doubts:
                 self._log(f'WARNING: {phrases.setting}: {doubt}')
             self._words_in_log.add(phrases)
 
@@ -393,14 +317,16 @@ class DepthEstimator:
 
         Raises:
             EngineError: its features are wrong, or ONNX Runtime is missing.
-            ImageError: a picture has another shape or type.
+            ImageError: a picture has another shape or type, or there is none.
             WeightsError: the weights are no longer where they were, or they are others now.
             OSError: the file cannot be written.
 
         """
+        if not pictures:
+            raise ImageError('no picture', 'there is no picture to be right on; give two dozen.')
         path = self._quantized_path(self.config)
         network = FoldedResNet(resnet_weights(self._tensors()))
-        images = [self._input([rgb], flip=False) for rgb in pictures]
+        images = [self._input([rgb], flip=False).cpu() for rgb in pictures]
         with files.atomic(path) as file:
             file.write(int8.make(network, images))
         return path
@@ -416,13 +342,24 @@ class DepthEstimator:
                 for each: a graph on a GPU, or oneDNN's.
 
         """
-        prepared = self.engine in ('CUDA graph', 'oneDNN graph')
-        if not prepared and threading.get_ident() == self._checked_on:
+        trunk = self._encoder.trunk
+        graphed = trunk if isinstance(trunk, engine.GraphedTrunk) else None
+        if graphed is None and threading.get_ident() == self._checked_on:
             return
         image = (50 * engine.known_image(self._size)[0] + 128).clamp_(0, 255).byte()
         known = image.permute(1, 2, 0).numpy()
-        for count in range(1, (largest_batch if prepared else 1) + 1):
+        for count in range(1, (1 if graphed is None else largest_batch) + 1):
+            if graphed is not None:
+                self._capture(graphed, count * (1 + self.config.flip_average))
             self.predict([known] * count)
+
+    def _capture(self, trunk: engine.GraphedTrunk, count: int) -> None:
+        try:
+            with current(self.device):
+                trunk.capture(count)
+        except (RuntimeError, EngineError) as error:
+            self._log(f'WARNING: no CUDA graph of {count} images here ({reason(error)}); such '
+                      'batches run without one, which is slower.')
 
     # From images to depth -------------------------------------------------------------------
 
@@ -478,58 +415,40 @@ class DepthEstimator:
         given = [[one] * n if one is None or isinstance(one, CameraModel) else one
                  for one in given]
         cameras, asked, before = given
+        sizes = [(image.shape[0], image.shape[1]) for image in map(_checked, rgb)]
+        ratios = focal_ratios(config, calibration, cameras, sizes)
         with current(self.device):
-            batch = self._input(rgb, flip=config.flip_average)
-            sizes = [(image.shape[0], image.shape[1]) for image in rgb]
-            ratios = [
-                calibration.about.focal_ratio if calibration is not None and camera is None else
-                focal_ratio(config.reference_focal, camera, image, self._size)
-                for camera, image in zip(cameras, sizes, strict=True)]
-            features, trunk = self._encoder.maps(batch)  # section 3.1
-            logits = similarity_logits(features, settings.text, config.temperature)  # eq. 3
-            seen, bins = self._sort(settings, trunk, before)  # section 5
-            weights, depth, spread = read_out(logits, bins, config.read_out)  # eqs. 4 and 5
-            stddev, ratio = None, _on(depth, ratios)
-            if calibration is not None:  # which counts the focal ratio itself
-                rays = calibration.rays(cameras, flip=config.flip_average)
-                depth, spread, unsure = calibration.correct(
-                    weights, depth, spread, trunk, rays, ratios * (len(trunk) // n))
-            depth, spread = mean_of_passes(depth, n), spread[:n]
-            if calibration is None:
-                depth, spread = depth * ratio, spread * ratio
-            else:
-                stddev = unsure[:n] * depth
-            adjustments = [
-                NOT_ADJUSTED if anchor is None else anchor(
-                    depth[i].cpu().numpy(), None if stddev is None else stddev[i].cpu().numpy(),
-                    sizes[i], config.upsampling) for i, anchor in enumerate(asked)]
-            scale = _on(depth, [a.scale for a in adjustments], [a.around for a in adjustments])
-            depth, spread = depth * scale, spread * scale
-            if stddev is not None:
-                stddev = stddev * scale * _on(
-                    depth, [a.inflation for a in adjustments], [a.unsure for a in adjustments])
-            depth = limit_range(depth, config.range_min, config.range_max, config.out_of_range)
-            if stddev is not None and config.max_stddev:
-                depth = depth.masked_fill(stddev > config.max_stddev, math.nan)
-            depth = smooth(depth, config.smoothing)
-            pixels = [upsample(depth[i, None], size or sizes[i], config.upsampling)[0]
-                      for i in range(n)]
-            depths, of_bins, similarities, spreads = (
-                values[:n].cpu().numpy() for values in (depth, weights, logits, spread))
-            stddevs = [None] * n if stddev is None else stddev.cpu().numpy()
-            return [DepthPrediction(
-                pixels[i].cpu().numpy(), depths[i], of_bins[i], similarities[i], spreads[i],
-                sizes[i], config.upsampling, ratios[i], adjustments[i], stddevs[i],
-                seen[i]) for i in range(n)]
+            answer = self._answer(settings, rgb, before)
+            depth, adjustments = anchor(
+                correct(answer, calibration, cameras, ratios), asked, sizes, config.upsampling)
+            return finish(config, answer, depth, adjustments, ratios, sizes, size)
+
+    def _answer(
+        self, settings: Settings, images: Sequence[Rgb], before: Sequence[Scene | None],
+    ) -> Answer:
+        """What the words say (section 3 of the paper).
+
+        What is as large as the trunk's map stays where the network runs; a few numbers of each
+        patch leave it.
+        """
+        config, calibration = settings.config, settings.calibration
+        features, trunk = self._encoder.maps(
+            self._input(images, flip=config.flip_average))  # section 3.1
+        logits, whole, view = engine.download(
+            similarity_logits(features, settings.text, config.temperature),  # eq. 3
+            None if settings.pool is None else settings.pool.whole(trunk),
+            None if calibration is None else calibration.view(trunk))
+        scenes, bins = self._sort(settings, whole, before)  # section 5
+        weights, depth, spread = read_out(logits, bins, config.read_out)  # eqs. 4 and 5
+        return Answer(logits, weights, depth, spread, scenes, view)
 
     def _sort(
-        self, settings: Settings, trunk: Tensor, before: Sequence[Scene | None],
+        self, settings: Settings, whole: Tensor | None, before: Sequence[Scene | None],
     ) -> tuple[Sequence[Scene | None], Tensor]:
         """Scene of every image, if there are any, and its bins: (N, K) metres, or (K,) for all."""
-        if settings.pool is None:
+        if whole is None:
             return [None] * len(before), settings.bins
-        images = settings.pool.whole(trunk)
-        images = images.view(-1, len(before), images.shape[1])
+        images = whole.view(-1, len(before), whole.shape[1])
         scenes, probabilities, plain = sort_into_scenes(
             settings.config, scene_probabilities(
                 images, settings.scene_text, settings.config.scene_temperature), before)
@@ -557,25 +476,33 @@ class DepthEstimator:
         Mirrored ones ride in the same batch.
         """
         count, (height, width) = len(images), self._size
+        pixels: Sequence[Tensor] | Tensor = [
+            _resized(_checked(image), self._size) for image in images]
+        if self.device.type == 'cuda':
+            pixels = engine.upload(torch.stack(list(pixels)), self.device)
         rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
-        for image, target in zip(images, rows, strict=False):
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
-                    or image.shape[2] != 3 or 0 in image.shape:
-                raise _not_an_image(image)
-            pixels = torch.from_numpy(np.require(image, requirements=('C', 'W'))).to(self.device)
-            if image.shape[:2] != self._size:
-                planes = pixels.permute(2, 0, 1)[None]
-                if planes.is_cuda:  # where torch resizes in floating point only
-                    planes = planes.float()
-                planes = interpolate(planes, self._size, mode='bilinear', antialias=True)
-                if planes.is_cuda:
-                    planes.round_()
-                pixels = planes[0].permute(1, 2, 0)
-            torch.addcmul(self._shift, pixels.reshape(height, -1).float(), self._scale, out=target)
+        for image, target in zip(pixels, rows, strict=False):
+            torch.addcmul(self._shift, image.reshape(height, -1).float(), self._scale, out=target)
         batch = rows.view(-1, height, width, 3)
         if flip:
             batch[count:] = batch[:count].flip(2)
         return batch.permute(0, 3, 1, 2)
+
+
+def _checked(image: Rgb) -> Rgb:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
+            or image.shape[2] != 3 or 0 in image.shape:
+        raise _not_an_image(image)
+    return image
+
+
+def _resized(image: Rgb, size: Size) -> Tensor:
+    """(height, width, 3) uint8 on the CPU, where torch resizes in 8 bits: the same everywhere."""
+    pixels = torch.from_numpy(np.require(image, requirements=('C', 'W')))
+    if image.shape[:2] == size:
+        return pixels
+    return interpolate(pixels.permute(2, 0, 1)[None], size, mode='bilinear',
+                       antialias=True)[0].permute(1, 2, 0)
 
 
 def _not_an_image(given: Any) -> ImageError:
@@ -587,18 +514,6 @@ def _not_an_image(given: Any) -> ImageError:
         "np.asarray(PIL.Image.open(path).convert('RGB')); of a tensor (3, height, width): "
         'image.permute(1, 2, 0).cpu().numpy(); of numbers from 0 to 1: (255 * '
         'image).round().astype(np.uint8).'))
-
-
-def _on(
-    patches: Tensor, numbers: Sequence[float], factors: Sequence[Metres | None] = (),
-) -> Tensor:
-    """(B, 1, 1) of one number for each image beside (B, h, w); or (B, h, w) with factors."""
-    values = torch.tensor(numbers, dtype=torch.float32, device=patches.device)[:, None, None]
-    if all(factor is None for factor in factors):
-        return values
-    return values * torch.from_numpy(np.stack([
-        np.ones(patches.shape[1:], np.float32) if factor is None else factor
-        for factor in factors])).to(patches.device)
 
 
 def _grid(config: DepthConfig, stride: int) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from .image_io import to_rgb
 from .types import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, Read, parse
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from ..core.estimator import DepthEstimator, DepthPrediction
+    from ..core.estimator import DepthEstimator
+    from ..core.prediction import DepthPrediction
     from ..core.words import Scene
 
 _STAMPED = 12  # bytes of a serialised message to the end of its stamp

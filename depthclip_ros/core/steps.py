@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what the words say of images to their depth: correct, anchor, finish.
+
+All of it is on a grid of patches, in float32 on the CPU: so it is the same whatever the network
+runs on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .anchor import Adjustment
+from .calibration import Calibration
+from .camera import CameraModel, focal_ratio
+from .config import DepthConfig, Size
+from .prediction import NOT_ADJUSTED, DepthPrediction, Metres
+from .projection import limit_range, mean_of_passes, smooth, upsample
+from .words import Scene
+
+# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
+# the image, and `upsampling` -> what becomes of it. Called once an image, before limits.
+Anchor = Callable[[Metres, 'Metres | None', Size, str], Adjustment]
+
+
+class Answer(NamedTuple):
+    """What the words say of N images; of mirrored ones, too, with `flip_average` (B = 2 N)."""
+
+    logits: Tensor  # (B, K, h, w), eq. 3
+    weights: Tensor  # (B, K, h, w), eq. 4
+    depth: Tensor  # (B, h, w) metres, eq. 5
+    spread: Tensor  # (B, h, w) metres, standard deviation of the bins under the weights
+    scenes: Sequence[Scene | None]  # N
+    view: Tensor | None  # (B, h, w, D), as `Calibration.view` gives it; None without one
+
+
+class Depth(NamedTuple):
+    """Depth of the patches of N images: (N, h, w) metres each."""
+
+    metres: Tensor
+    spread: Tensor
+    stddev: Tensor | None  # of a calibration
+
+
+def focal_ratios(
+    config: DepthConfig, calibration: Calibration | None, cameras: Sequence[CameraModel | None],
+    sizes: Sequence[Size],
+) -> list[float]:
+    """By what depth of each image is multiplied for its focal length.
+
+    Raises:
+        CameraInfoError: a camera is not for images of that size, or shows nothing.
+
+    """
+    return [calibration.about.focal_ratio if calibration is not None and camera is None else
+            focal_ratio(config.reference_focal, camera, size, config.input_size)
+            for camera, size in zip(cameras, sizes, strict=True)]
+
+
+def correct(
+    answer: Answer, calibration: Calibration | None, cameras: Sequence[CameraModel | None],
+    ratios: Sequence[float],
+) -> Depth:
+    """Multiply by the focal ratios, or let a calibration correct; the mean of both passes."""
+    count = len(ratios)
+    if calibration is None:
+        ratio = _of_images(ratios)
+        return Depth(mean_of_passes(answer.depth, count) * ratio, answer.spread[:count] * ratio,
+                     None)
+    passes = len(answer.depth) // count
+    depth, spread, relative = calibration.correct(
+        answer.weights, answer.depth, answer.spread, answer.view,
+        calibration.rays(cameras, flip=passes == 2), [*ratios] * passes)
+    metres = mean_of_passes(depth, count)
+    return Depth(metres, spread[:count], relative[:count] * metres)
+
+
+def anchor(
+    depth: Depth, anchors: Sequence[Anchor | None], sizes: Sequence[Size], upsampling: str,
+) -> tuple[Depth, list[Adjustment]]:
+    """Let those who know the scale of an image adjust its depth."""
+    adjustments = [
+        NOT_ADJUSTED if ask is None else ask(
+            depth.metres[i].numpy(), None if depth.stddev is None else depth.stddev[i].numpy(),
+            sizes[i], upsampling) for i, ask in enumerate(anchors)]
+    if all(adjustment is NOT_ADJUSTED for adjustment in adjustments):
+        return depth, adjustments
+    shape = depth.metres.shape[1], depth.metres.shape[2]
+    scale = _of_images([a.scale for a in adjustments]) * _of_patches(
+        [a.around for a in adjustments], shape)
+    inflation = _of_images([a.inflation for a in adjustments]) * _of_patches(
+        [a.unsure for a in adjustments], shape)
+    stddev = None if depth.stddev is None else depth.stddev * scale * inflation
+    return Depth(depth.metres * scale, depth.spread * scale, stddev), adjustments
+
+
+def finish(
+    config: DepthConfig, answer: Answer, depth: Depth, adjustments: Sequence[Adjustment],
+    ratios: Sequence[float], sizes: Sequence[Size], size: Size | None,
+) -> list[DepthPrediction]:
+    """Leave out what is beyond the limits, and bring the patches' depth onto the pixels.
+
+    `size` is that of the pixels; None for each image's own, of `sizes`.
+    """
+    metres = limit_range(depth.metres, config.range_min, config.range_max, config.out_of_range)
+    if depth.stddev is not None and config.max_stddev:
+        metres = metres.masked_fill(depth.stddev > config.max_stddev, math.nan)
+    metres = smooth(metres, config.smoothing)
+    pixels = [upsample(metres[i, None], size or image, config.upsampling)[0].numpy()
+              for i, image in enumerate(sizes)]
+    # Of each image its own: one that is kept keeps no other.
+    depths, weights, logits, spreads = (
+        [values[i].numpy().copy() for i in range(len(sizes))]
+        for values in (metres, answer.weights, answer.logits, depth.spread))
+    stddevs = [None if depth.stddev is None else depth.stddev[i].numpy().copy()
+               for i in range(len(sizes))]
+    return [DepthPrediction(
+        pixels[i], depths[i], weights[i], logits[i], spreads[i], image, config.upsampling,
+        ratios[i], adjustments[i], stddevs[i], answer.scenes[i])
+        for i, image in enumerate(sizes)]
+
+
+def _of_images(numbers: Sequence[float]) -> Tensor:
+    """(N, 1, 1) of a number for each image."""
+    return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+
+
+def _of_patches(factors: Sequence[Metres | None], shape: Size) -> Tensor:
+    """(N, h, w) of factors, 1 where there are none."""
+    return torch.from_numpy(np.stack([
+        np.ones(shape, np.float32) if factor is None else factor for factor in factors]))
