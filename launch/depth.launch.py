@@ -85,7 +85,8 @@ def _actions(context: LaunchContext) -> list[Action]:
                 str(user_path(todo.launch.bag)), '--clock', '--settle', str(DISCOVERY),
                 '--wait-for', *todo.topics, '--wait-for-node', f'{namespace.rstrip("/")}/{NODE}'],
             on_exit=lambda event, context: after('the player', event, context, [
-                LogInfo(msg='the bag has ended: stopping'), Shutdown(reason='the bag has ended')])))
+                LogInfo(msg='the bag has ended: stopping'),
+                Shutdown(reason='the bag has ended')])))
     if todo.launch.rviz:
         actions.append(Node(
             package='rviz2', executable='rviz2', name='rviz', **common, arguments=_rviz(todo),

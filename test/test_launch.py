@@ -273,7 +273,7 @@ def test_a_replay_in_which_the_node_died_has_failed_although_it_came_back(bag, s
         depths = launched.listen(Image, '/depth/image')
         assert launched.spin_until(lambda: depths)
         pid = int(subprocess.run(
-            ['pgrep', '-n', '-g', str(launched.process.pid), '-f', '/depth_node .*--ros-args'],
+            ['pgrep', '-n', '-g', str(launched.process.pid), '-f', 'depthclip_ros/depth_node '],
             capture_output=True, check=True).stdout)
         os.kill(pid, signal.SIGKILL)
         output = launched.output_at_end()
