@@ -20,9 +20,9 @@ from launch.actions import (
     SetLaunchConfiguration,
     Shutdown,
 )
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from depthclip_ros.core.parameter_file import read_value
 from depthclip_ros.launching import MEANINGS, after, strangers
 from depthclip_ros.resources import config_path, share_dir
 
@@ -51,8 +51,7 @@ def generate_launch_description() -> LaunchDescription:
           for name, meaning in SIM_ARGUMENTS.items()),
         *(DeclareLaunchArgument(name, default_value=default, description=MEANINGS[name])
           for name, default in passed_on.items()),
-        OpaqueFunction(function=_camera),
-        IncludeLaunchDescription(str(share_dir() / 'launch' / 'depth.launch.py')),
+        OpaqueFunction(function=_actions),
         PopLaunchConfigurations(),
     ])
 
@@ -72,17 +71,21 @@ def _check(context: LaunchContext) -> list[Action]:
     return [LogInfo(msg=note) for note in notes]
 
 
-def _camera(context: LaunchContext) -> list[Action]:
-    """The camera, without which nothing is left to see; all of several are in the frame world."""
+def _actions(context: LaunchContext) -> list[Action]:
+    """Node and camera; all of several cameras are in the frame world.
+
+    The camera comes last, when nothing can be refused: at an error launch ends at once, and leaves
+    behind what it has begun to start.
+    """
     given = context.launch_configurations
-    # Substitutions, not their texts: launch_ros gives these a number's type.
-    parameters = {name: LaunchConfiguration(name) for name in SIM_ARGUMENTS if given[name]}
+    parameters = {name: read_value(given[name]) for name in SIM_ARGUMENTS if given[name]}
     if 'cameras' in parameters:
         parameters['cameras'] = [name.strip() for name in given['cameras'].split(',')]
     frame = given.get('fixed_frame') or ('world' if given['cameras'] else '')
-    return [SetLaunchConfiguration('fixed_frame', frame), Node(
+    camera = Node(
         package=PACKAGE, executable='sim_camera', name='sim_camera',
-        namespace=LaunchConfiguration('namespace'),
-        parameters=[parameters] if parameters else [], output='screen',
-        on_exit=lambda event, context: after(
-            'sim_camera', event, context, [Shutdown(reason='sim_camera has ended')]))]
+        namespace=given['namespace'], parameters=[parameters] if parameters else [],
+        output='screen', on_exit=lambda event, context: after(
+            'sim_camera', event, context, [Shutdown(reason='sim_camera has ended')]))
+    return [SetLaunchConfiguration('fixed_frame', frame), IncludeLaunchDescription(
+        str(share_dir() / 'launch' / 'depth.launch.py')), camera]

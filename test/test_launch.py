@@ -273,7 +273,7 @@ def test_a_replay_in_which_the_node_died_has_failed_although_it_came_back(bag, s
         depths = launched.listen(Image, '/depth/image')
         assert launched.spin_until(lambda: depths)
         pid = int(subprocess.run(
-            ['pgrep', '-n', '-g', str(launched.process.pid), '-f', '/depth_node .*--ros-args'],
+            ['pgrep', '-n', '-g', str(launched.process.pid), '-f', 'depthclip_ros/depth_node '],
             capture_output=True, check=True).stdout)
         os.kill(pid, signal.SIGKILL)
         output = launched.output_at_end()
@@ -418,10 +418,14 @@ def test_the_demo_shows_several_cameras_to_one_node(settings):
 
 
 @pytest.mark.parametrize(('wrong', 'words'), [
-    ('kind:=kitchen', "kind: 'kitchen' is none of"),
+    ('kind:=kitchen', "kind: 'kitchen' is none of"), ('rate:=[1', "'[1' is no value"),
     ('device:=none', "device: 'none' is none of auto")])  # which depth.launch.py refuses
 def test_the_demo_ends_when_something_cannot_start(settings, wrong, words):
     with Launched(f'params_file:={settings}', wrong, 'rviz:=false', file=DEMO_FILE) as launched:
         output = launched.output_at_end()
     assert words in output
     assert 'rviz2' not in output
+    # A process that launch has begun to start when it stops at an error is left behind.
+    assert ('process started' in output) == wrong.startswith('kind')
+    assert not subprocess.run(['pgrep', '-g', str(launched.process.pid)], check=False,
+                              capture_output=True).stdout
