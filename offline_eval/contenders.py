@@ -136,9 +136,10 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
         ratio = seen.focal / reference if seen.focal and reference else about.focal_ratio
         passes = len(seen.maps.features)
         said = seen.said(estimator.config.tokens, estimator.config.bins)
+        weights, depth, spread, view = download(*said, calibration.view(seen.maps.trunk))
         return seen.smoothed(calibration.correct(
-            *download(*said, calibration.view(seen.maps.trunk)),
-            calibration.rays([None], flip=passes > 1), [ratio] * passes)[0])
+            weights, depth, spread, view, calibration.rays([None], flip=passes > 1),
+            [ratio] * passes)[0])
     what = 'training images' if about.split else f'images of {about.source}'
     are_seen = 'none of them is evaluated, compared bit by bit' if known else (
         'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')
