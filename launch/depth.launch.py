@@ -90,8 +90,9 @@ def _actions(context: LaunchContext) -> list[Action]:
     if todo.launch.rviz:
         actions.append(Node(
             package='rviz2', executable='rviz2', name='rviz', **common, arguments=_rviz(todo),
-            remappings=todo.remappings,
-            parameters=[{'use_sim_time': todo.parameters.get('use_sim_time', False)}]))
+            remappings=todo.remappings, parameters=[
+                {name: value} for name, value in todo.parameters.items() if name == 'use_sim_time'
+            ]))
     return actions
 
 

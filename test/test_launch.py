@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -358,6 +359,28 @@ def stand_in(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         path.touch(mode=0o755)
     program.write_text('#!/bin/sh\necho "called: $@"\n')
+
+
+SIM_TIME = """
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch_ros.actions import SetParameter
+def generate_launch_description():
+    return LaunchDescription([SetParameter('use_sim_time', True), IncludeLaunchDescription(DEPTH)])
+"""
+
+
+@pytest.mark.usefixtures('stand_in')
+def test_a_parameter_that_is_set_around_an_include_reaches_rviz(tmp_path, settings):
+    outer = tmp_path / 'outer.launch.py'
+    outer.write_text(SIM_TIME.replace('DEPTH', repr(str(LAUNCH_FILE))))
+    with Launched(f'params_file:={settings}', 'rviz:=true', file=outer) as launched:
+        words = launched.read_until('called:').splitlines()[-1].split()
+        given = [Path(path).read_text() for flag, path in itertools.pairwise(words)
+                 if flag == '--params-file']
+        launched.interrupt()
+    assert '-p use_sim_time:=True' in ' '.join(words) or 'use_sim_time: true' in ''.join(given)
+    assert 'use_sim_time: false' not in ''.join(given)
 
 
 @pytest.mark.parametrize(('arguments', 'frame'), [
