@@ -23,6 +23,7 @@ from ros_harness import (
     counters,
     depth_array,
     image,
+    own_domain,
     running,
     tiny_arguments,
     values_of,
@@ -275,11 +276,11 @@ def test_a_remapping_that_no_camera_has_is_refused(domain, cache):
     assert 'Traceback' not in node.output
 
 
-def test_swapped_cameras_answer_for_one_another(domain, cache, tiny_weights):
+def test_swapped_cameras_answer_for_one_another(cache, tiny_weights):
     """ROS applies a remapping once; twice would swap them back."""
     swap = ['-r', 'front/image:=/rear/image', '-r', 'rear/image:=/front/image']
-    with running([*tiny_arguments(tiny_weights, cameras='[front,rear]'), *swap], domain=domain,
-                 cache=cache) as node, \
+    arguments = tiny_arguments(tiny_weights, cameras='[front,rear]') + swap
+    with own_domain() as domain, running(arguments, domain=domain, cache=cache) as node, \
             Peer(domain, listen=('front/depth/image', 'rear/depth/image'), node=node) as peer:
         node.wait_for('Active: /rear/image .*/front/depth/image out')
         for camera, other in (('front', 'rear'), ('rear', 'front')):

@@ -26,7 +26,6 @@ from rclpy.parameter import Parameter, parameter_value_to_python
 from ros_harness import (
     INPUT_HEIGHT,
     INPUT_WIDTH,
-    ROOT,
     TEMPERATURE,
     NodeProcess,
     Peer,
@@ -336,11 +335,11 @@ def test_a_dump_can_be_loaded_into_its_own_node(peer):
     assert 'read-only' in peer.put(**{'qos_overrides./image.subscription.depth': 7})
 
 
-def test_images_and_services_go_on_while_words_are_encoded(domain, cache, tiny_weights):
+def test_images_and_services_go_on_while_words_are_encoded(cache, tiny_weights):
     """Encoding is slow here, and not over before everything else was answered."""
-    with running(tiny_arguments(tiny_weights), domain=domain, cache=cache,
-                 module=ROOT / 'test' / 'faulty_node.py',
-                 environment={'FAULT_SLOW_WORDS': '3600'}) as node, \
+    faults = {'module': faulty_node.__file__, 'environment': {'FAULT_SLOW_WORDS': '3600'}}
+    with own_domain() as domain, \
+            running(tiny_arguments(tiny_weights), domain=domain, cache=cache, **faults) as node, \
             Peer(domain, node=node) as peer:
         peer.ask(image(peer.header(), RGB, 'rgb8'))
         assert peer.put(tokens=list('abcdefg')) == ''
