@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from rclpy.serialization import serialize_message
 from ros_harness import PATIENCE, ROOT, camera_info, image, node_here
 from std_msgs.msg import Header
 
+from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.frame import Stream
 from depthclip_ros.messages.outputs import OUTPUTS
 from depthclip_ros.node import camera as camera_module
 from depthclip_ros.node.camera import ENDS, Camera, Say, Window, summary
@@ -230,6 +233,20 @@ def test_a_device_that_fails_ends_it_with_the_reason(text, make):
     setup.error = RuntimeError(text)
     with pytest.raises(DeviceLostError, match=f'{text}.*start the node anew'):
         setup.send(BAD)
+
+
+def test_a_camera_info_that_is_replaced_meanwhile_is_read_once(monkeypatch):
+    """Else the content of one message would stand for the camera of another."""
+    wide, narrow = (serialize_message(camera_info(Header(), 80, 60, k=(focal, focal, 40.0, 30.0)))
+                    for focal in (60.0, 90.0))
+    stream = Stream(messages.read, NodeConfig())
+    with monkeypatch.context() as patch:
+        reads = itertools.cycle([wide, narrow])
+        patch.setattr(Stream, 'info', property(lambda _stream: next(reads)), raising=False)
+        stream.model(80, 60)
+    for info, focal in ((narrow, 90.0), (wide, 60.0)):
+        stream.on_info(info)
+        assert stream.model(80, 60).K[0, 0] == focal
 
 
 # The worker's thread -----------------------------------------------------------------------------
