@@ -516,6 +516,13 @@ before = state()
 with exact_float32():
     print(getattr(matmul, 'fp32_precision', 'ieee'), cudnn.benchmark)
 assert state() == before
+first, second = exact_float32(), exact_float32()  # as of two threads
+first.__enter__()
+second.__enter__()
+first.__exit__(None, None, None)
+assert cudnn.benchmark
+second.__exit__(None, None, None)
+assert state() == before
 with cudnn.flags(enabled=True): pass
 """
     newer = hasattr(torch.backends.cudnn, 'conv')

@@ -288,8 +288,7 @@ class DepthConfig(Settings):
 
         Raises:
             ConfigError: the file is missing or malformed, a setting in it is wrong, or one that
-                is not the core's is named almost as if it were. (All
-                settings are known to `depthclip_ros.messages.config`, which refuses any other.)
+                is not the core's is named almost as if it were.
 
         """
         values = read_parameters(path, node_name)

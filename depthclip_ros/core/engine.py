@@ -35,6 +35,9 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 _LOGGER = logging.getLogger(__name__)
 # What torch itself chose, while it is overridden.
 _own_threads: int | None = None
+# What the process has chosen of its GPUs' arithmetic, and how many threads override it now.
+_process_choice: list[tuple[Any, str, Any]] = []
+_exact_users, _exact_lock = 0, threading.Lock()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -71,24 +74,39 @@ def current(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let this process's GPUs multiply float32 without TF32 meanwhile."""
-    cudnn: Any = torch.backends.cudnn  # not all of it is typed
-    matmul = torch.backends.cuda.matmul
+    """Let this process's GPUs multiply float32 without TF32 meanwhile.
+
+    What the process had chosen counts again when the last of several threads is done.
+    """
+    global _process_choice, _exact_users  # noqa: PLW0603 (torch has it for the process, too)
+    with _exact_lock:
+        if not _exact_users:
+            _process_choice = _choose_exact_float32()
+        _exact_users += 1
     try:
-        chosen: list[tuple[Any, str, Any]] = [
-            (one, 'allow_tf32', one.allow_tf32) for one in (cudnn, matmul)]
-        exact: Any = False
-    except RuntimeError:  # the process has taken the newer interface: beside it the older raises
-        chosen = [(one, 'fp32_precision', one.fp32_precision) for one in (cudnn.conv, matmul)]
-        exact = 'ieee'
-    chosen.append((cudnn, 'benchmark', cudnn.benchmark))
-    try:
-        for backend, name, _ in chosen:
-            setattr(backend, name, True if name == 'benchmark' else exact)
         yield
     finally:
-        for backend, name, before in chosen:
-            setattr(backend, name, before)
+        with _exact_lock:
+            _exact_users -= 1
+            for backend, name, value in () if _exact_users else _process_choice:
+                setattr(backend, name, value)
+
+
+def _choose_exact_float32() -> list[tuple[Any, str, Any]]:
+    """Choose it for the process; gives what was chosen: backend, name of the setting, value."""
+    cudnn: Any = torch.backends.cudnn  # not all of it is typed
+    matmul = torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [
+        (cudnn, 'allow_tf32', False), (matmul, 'allow_tf32', False)]
+    try:
+        before = [(backend, name, getattr(backend, name)) for backend, name, _ in settings]
+    except RuntimeError:  # the process has taken the newer interface: beside it the older raises
+        settings = [(cudnn.conv, 'fp32_precision', 'ieee'), (matmul, 'fp32_precision', 'ieee')]
+        before = [(backend, name, getattr(backend, name)) for backend, name, _ in settings]
+    before.append((cudnn, 'benchmark', cudnn.benchmark))
+    for backend, name, value in (*settings, (cudnn, 'benchmark', True)):
+        setattr(backend, name, value)
+    return before
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -415,25 +415,25 @@ class DepthEstimator:
         given = [[one] * n if one is None or isinstance(one, CameraModel) else one
                  for one in given]
         cameras, asked, before = given
-        sizes = [(image.shape[0], image.shape[1]) for image in map(_checked, rgb)]
-        ratios = focal_ratios(config, calibration, cameras, sizes)
         with current(self.device):
-            answer = self._answer(settings, rgb, before)
+            batch = self._input(rgb, flip=config.flip_average)
+            sizes = [(image.shape[0], image.shape[1]) for image in rgb]
+            ratios = focal_ratios(config, calibration, cameras, sizes)
+            answer = self._answer(settings, batch, before)
             depth, adjustments = anchor(
                 correct(answer, calibration, cameras, ratios), asked, sizes, config.upsampling)
             return finish(config, answer, depth, adjustments, ratios, sizes, size)
 
     def _answer(
-        self, settings: Settings, images: Sequence[Rgb], before: Sequence[Scene | None],
+        self, settings: Settings, batch: Tensor, before: Sequence[Scene | None],
     ) -> Answer:
-        """What the words say (section 3 of the paper).
+        """What the words say (section 3 of the paper) of a batch, as `_input` gives it.
 
         What is as large as the trunk's map stays where the network runs; a few numbers of each
         patch leave it.
         """
         config, calibration = settings.config, settings.calibration
-        features, trunk = self._encoder.maps(
-            self._input(images, flip=config.flip_average))  # section 3.1
+        features, trunk = self._encoder.maps(batch)  # section 3.1
         logits, whole, view = engine.download(
             similarity_logits(features, settings.text, config.temperature),  # eq. 3
             None if settings.pool is None else settings.pool.whole(trunk),
@@ -476,8 +476,7 @@ class DepthEstimator:
         Mirrored ones ride in the same batch.
         """
         count, (height, width) = len(images), self._size
-        pixels: Sequence[Tensor] | Tensor = [
-            _resized(_checked(image), self._size) for image in images]
+        pixels: Sequence[Tensor] | Tensor = [_resized(image, self._size) for image in images]
         if self.device.type == 'cuda':
             pixels = engine.upload(torch.stack(list(pixels)), self.device)
         rows = torch.empty((1 + flip) * count, height, 3 * width, device=self.device)
@@ -489,15 +488,11 @@ class DepthEstimator:
         return batch.permute(0, 3, 1, 2)
 
 
-def _checked(image: Rgb) -> Rgb:
+def _resized(image: Rgb, size: Size) -> Tensor:
+    """(height, width, 3) uint8 on the CPU, where torch resizes in 8 bits: the same everywhere."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 \
             or image.shape[2] != 3 or 0 in image.shape:
         raise _not_an_image(image)
-    return image
-
-
-def _resized(image: Rgb, size: Size) -> Tensor:
-    """(height, width, 3) uint8 on the CPU, where torch resizes in 8 bits: the same everywhere."""
     pixels = torch.from_numpy(np.require(image, requirements=('C', 'W')))
     if image.shape[:2] == size:
         return pixels
