@@ -66,8 +66,8 @@ if BUILT_BY_PIP:
         'rosbags>=0.11',
         'safetensors>=0.4',
         'scipy>=1.8',
-        'torch>=2.0',
-        'torchvision>=0.15',
+        'torch>=2.1',
+        'torchvision>=0.16',
         'tqdm>=4.60',
     ]
 else:
