@@ -385,7 +385,7 @@ def test_devices_and_precisions():
     cpu, gpu = torch.device('cpu'), torch.device('cuda', 0)
     assert resolve_device('cpu') == cpu
     assert resolve_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
-    for name in ('tpu', 'cuda:²', 'cuda:-1', 'cpu:0'):
+    for name in ('tpu', 'cuda:²', 'cuda:-1', 'cpu:0', 'auto:1'):
         with pytest.raises(DeviceError, match=name):
             resolve_device(name)
     if not torch.cuda.is_available():
@@ -395,6 +395,18 @@ def test_devices_and_precisions():
     assert resolve_precision('auto', gpu) == torch.float16
     with pytest.raises(ConfigError, match='bfloat16'):
         resolve_precision('float16', cpu)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the GPU of this machine works')
+def test_a_gpu_that_torch_has_no_kernels_for_is_no_gpu(monkeypatch):
+    """As of cards that are newer or older than torch's build: it counts them all the same."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    log: list[str] = []
+    assert resolve_device('auto', log.append) == torch.device('cpu')
+    assert any('WARNING' in line and 'cuda:0' in line for line in log)
+    with pytest.raises(DeviceError, match=r'cuda:0 .*device: cpu'):
+        resolve_device('cuda')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')

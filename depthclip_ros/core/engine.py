@@ -40,20 +40,35 @@ _process_choice: list[tuple[Any, str, Any]] = []
 _exact_users, _exact_lock = 0, threading.Lock()
 
 
-def resolve_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device that exists, or raise DeviceError."""
+def resolve_device(name: str, log: Callable[[str], None] = _LOGGER.info) -> torch.device:
+    """Turn auto, cpu, cuda or cuda:N into a device that computes, or raise DeviceError.
+
+    A GPU that torch counts need not compute: its build may be without kernels for that one. Then
+    auto is the CPU, and `log` is told.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == 'auto':
-        name = 'cuda' if count else 'cpu'
-    kind, _, index = name.partition(':')
-    if name != 'cpu' and (kind != 'cuda' or not (index or '0').isdecimal()):
+    kind, _, index = ('cuda' if name == 'auto' and count else name).partition(':')
+    if name in ('cpu', 'auto') and kind != 'cuda':
+        return torch.device('cpu')
+    if kind != 'cuda' or not (index or '0').isdecimal():
         raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
-    if kind == 'cuda' and int(index or 0) >= count:
+    device = torch.device('cuda', int(index or 0))
+    if device.index >= count:
         why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
                else f'torch {torch.__version__} sees {count} GPUs; check the driver with '
                'nvidia-smi')
         raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
-    return torch.device('cpu' if kind == 'cpu' else f'cuda:{int(index or 0)}')
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except Exception as error:
+        why = (f'{device} does not compute with torch {torch.__version__}, built for CUDA '
+               f'{torch.version.cuda} ({reason(error)}): install a torch that is built for this '
+               'GPU and its driver')
+        if name != 'auto':
+            raise DeviceError(f"device: '{name}', but {why}, or use device: cpu.") from error
+        log(f'WARNING: device: auto: {why}. The CPU computes instead, which is slower.')
+        return torch.device('cpu')
+    return device
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class DepthEstimator:
 
         """
         use_threads(num_threads)
-        self.device = resolve_device(device)
+        self.device = resolve_device(device, log)
         dtype = resolve_precision(config.precision, self.device, log)
         self._log, self._folder = log, cache_folder(cache_dir)
         self._load = functools.partial(
