@@ -212,7 +212,8 @@ def load(folder: Path) -> Results:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {k: stored[k] for k in stored.files if k != 'about'}
                 samples.append(Sample(**arrays, **msgspec.json.decode(str(stored['about']))))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
+            msgspec.MsgspecError) as error:
         raise ResultsError(f'{path}: is of no finished evaluation, or damaged ({error}); evaluate '
                            'again.') from error
     return Results(summary, samples)
