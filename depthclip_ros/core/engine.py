@@ -54,9 +54,9 @@ def resolve_device(name: str, log: Callable[[str], None] = _LOGGER.info) -> torc
         raise DeviceError(f"device: '{name}' is none of auto, cpu, cuda, cuda:N.")
     device = torch.device('cuda', int(index or 0))
     if device.index >= count:
-        why = ('this torch is a CPU-only build; install a CUDA build' if not torch.version.cuda
-               else f'torch {torch.__version__} sees {count} GPUs; check the driver with '
-               'nvidia-smi')
+        why = ('this torch is a CPU-only build; install a CUDA build'
+               if not torch.backends.cuda.is_built() else
+               f'torch {torch.__version__} sees {count} GPUs; check the driver with nvidia-smi')
         raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
     try:
         torch.ones(1, device=device).add_(1).item()
