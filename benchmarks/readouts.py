@@ -27,7 +27,6 @@ from depthclip_ros.core.backbone import ImageEncoder, build_attention_pool, buil
 from depthclip_ros.core.projection import (
     read_out,
     similarity_logits,
-    smooth,
     upsample,
 )
 from depthclip_ros.core.state_dict import architecture
@@ -95,10 +94,20 @@ class Model:
     def depth(
         self, logits: Tensor, mode: str, sigma: float, upsampling: str, view: rooms.View,
     ) -> Tensor:
-        """(H, W) metres: the estimator's last steps."""
-        _, patches, _ = read_out(logits / self.temperature, self._bins, mode)
+        """(H, W) metres: the estimator's last steps, and what they might be."""
+        patches = read_out(logits / self.temperature, self._bins)[1] if mode == 'mean' else \
+            self._bins[logits.argmax(dim=1)]
         height, width = view.depth.shape
         return upsample(smooth(patches, sigma), (height, width), upsampling)[0]
+
+
+def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
+    """Gaussian mean of (B, h, w) patches, a sigma of patches wide; 0: nothing changes."""
+    for _ in range(2 * bool(sigma)):  # along one axis, then along the other
+        places = torch.arange(patch_depth.shape[-1], dtype=torch.float64)
+        gaussian = (-0.5 * ((places[:, None] - places) / sigma).square()).softmax(dim=0).float()
+        patch_depth = (patch_depth @ gaussian).mT
+    return patch_depth
 
 
 def _errors(models: Sequence[Model], views: Sequence[rooms.View]) -> Errors:

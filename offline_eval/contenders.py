@@ -21,6 +21,7 @@ from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.calibration import Calibration, image_digest
 from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 from depthclip_ros.core.engine import download, one_thread
+from depthclip_ros.core.projection import mean_of_passes
 from depthclip_ros.core.words import are_alike
 
 from .errors import EvaluationError, progress
@@ -137,9 +138,9 @@ def calibrated(path: Path, estimator: DepthEstimator, focals: Sequence[float]) -
         passes = len(seen.maps.features)
         said = seen.said(estimator.config.tokens, estimator.config.bins)
         weights, depth, spread, view = download(*said, calibration.view(seen.maps.trunk))
-        return seen.smoothed(calibration.correct(
+        return mean_of_passes(calibration.correct(
             weights, depth, spread, view, calibration.rays([None], flip=passes > 1),
-            [ratio] * passes)[0])
+            [ratio] * passes)[0], 1)[0]
     what = 'training images' if about.split else f'images of {about.source}'
     are_seen = 'none of them is evaluated, compared bit by bit' if known else (
         'which ones the file does not say, so that evaluated images MAY BE AMONG THEM')

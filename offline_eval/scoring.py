@@ -27,7 +27,6 @@ from depthclip_ros.core.projection import (
     mean_of_passes,
     read_out,
     similarity_logits,
-    smooth,
     upsample,
 )
 
@@ -125,19 +124,14 @@ class Seen:
 
     def read_out(self, tokens: Sequence[str], bins: Sequence[float]) -> Tensor:
         """(h, w) metres that words say, in the order in which they get the bins."""
-        return self.smoothed(self.said(tokens, bins)[1])
+        return mean_of_passes(self.said(tokens, bins)[1], 1)[0]
 
     def said(
         self, tokens: Sequence[str], bins: Sequence[float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, depth and spread of every pass, as `projection.read_out` gives them."""
-        estimator = self.estimator
-        return read_out(self.logits[tuple(tokens)], torch.tensor(bins, device=estimator.device),
-                        estimator.config.read_out)
-
-    def smoothed(self, depth: Tensor) -> Tensor:
-        """(passes, h, w) metres -> (h, w): their mean, smoothed as configured."""
-        return smooth(mean_of_passes(depth, 1), self.estimator.config.smoothing)[0]
+        return read_out(self.logits[tuple(tokens)],
+                        torch.tensor(bins, device=self.estimator.device))
 
     @cached_property
     def logits(self) -> dict[tuple[str, ...], Tensor]:

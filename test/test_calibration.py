@@ -127,6 +127,18 @@ def test_every_difference_is_named(estimator, tmp_path):
     assert 'templates is' not in str(caught.value)
 
 
+@pytest.mark.parametrize(('read_out', 'smoothing', 'refused'), [
+    ('mean', 0.0, ''), ('argmax', 0.0, "read_out, .* any more, is 'mean', it was 'argmax'"),
+    ('mean', 0.5, 'smoothing, .* any more, is 0.0, it was 0.5')])
+def test_a_file_of_a_version_with_more_settings(estimator, tmp_path, read_out, smoothing, refused):
+    config = {**calibrations.about(estimator).config, 'read_out': read_out, 'smoothing': smoothing}
+    path = calibrations.calibration_for(estimator, {'config': config}).save(tmp_path, 'old')
+    expected = estimator.predict(IMAGES[0]).depth
+    with pytest.raises(CalibrationError, match=refused) if refused else nullcontext():
+        estimator.reconfigure(CONFIG.replace(calibration=str(path)))
+        np.testing.assert_allclose(estimator.predict(IMAGES[0]).depth, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(('fitted', 'runs', 'fits'), [
     ('int8', 'float32', False), ('float32', 'int8', False), ('bfloat16', 'float32', True),
     ('int8', 'int8', True), ('', 'int8', True)])

@@ -128,9 +128,9 @@ def test_what_may_be():
 def test_numbers_and_paths_of_other_libraries_become_pythons(take):
     config = DepthConfig(tokens=['a', 'b'], bins=take([1.5, 2.0]), temperature=np.float32(0.5),
                          input_height=np.int64(64), flip_average=np.bool_(1),
-                         calibration=Path('/a/b'), read_out=np.str_('argmax'))
+                         calibration=Path('/a/b'), upsampling=np.str_('patch'))
     plain = DepthConfig(tokens=['a', 'b'], bins=[1.5, 2.0], temperature=0.5, input_height=64,
-                        flip_average=True, calibration='/a/b', read_out='argmax')
+                        flip_average=True, calibration='/a/b', upsampling='patch')
     assert repr(config) == repr(plain)
     assert NodeConfig(num_threads=torch.tensor(2)) == NodeConfig(num_threads=2)
     for wrong in (np.ones((2, 2)), np.array(['1.5', '2.0']), np.float64(1.5), [np.ones(2)] * 2):
@@ -208,6 +208,8 @@ front:
     (b'/**: 3', ['/**', '3', 'ros__parameters']),
     (b'/**: {ros__parameters: 3}', ['ros__parameters', '3']),
     (b'/**: {ros__parameters: {token: [a]}}', ["unknown setting 'token'", 'mean tokens?']),
+    (b'/**: {ros__parameters: {read_out: argmax, smoothing: 0.0}}',
+     ['read_out is no setting any more', "remove it, and depth is as with 'mean'"]),
     (b'/**: {ros__parameters: {temperature: 2001-13-99}}', ["'2001-13-99'", 'a number']),
     (b'/**: {ros__parameters: {bins: [1.0, 2.0, 3.0]}}', ['7 tokens', '3 bins']),
     (b'/**: {ros__parameters: {bins: [3.0, 2.0, 1.0]}}', ['[3.0, 2.0, 1.0]', 'ascend']),
@@ -223,19 +225,20 @@ def test_wrong_file_is_explained(tmp_path, text, words):
 
 
 def test_a_slip_of_the_core_s_names_is_refused_by_the_core_alone(tmp_path):
-    path = write(tmp_path / 'p.yaml', '/**: {ros__parameters: {tempature: 1.0, device: cpu}}')
-    with pytest.raises(ConfigError, match='did you mean temperature'):
-        DepthConfig.from_yaml(path)
+    for slip, reason in (('tempature', 'did you mean temperature'), ('smoothing', 'any more')):
+        path = write(tmp_path / 'p.yaml', f'/**: {{ros__parameters: {{{slip}: 1, device: cpu}}}}')
+        with pytest.raises(ConfigError, match=reason):
+            DepthConfig.from_yaml(path)
 
 
 def test_parameters_of_a_whole_robot_are_said_and_left_out(tmp_path):
     path = write(tmp_path / 'p.yaml', '/**: {ros__parameters: {use_sim_time: true, temperature: '
-                 '2.0, robot_name: marvin, update_rate: 20.0, a: {b: [1]}}}')
+                 '2.0, robot_name: marvin, smoothing: 0.0, a: {b: [1]}}}')
     said = []
     assert read_values(path, log=said.append) == {'temperature': 2.0}
     assert read_config(path)[0].temperature == 2.0
     line, = said
-    assert all(name in line for name in ('WARNING', str(path), 'a, robot_name, update_rate'))
+    assert all(name in line for name in ('WARNING', str(path), 'a, robot_name, smoothing'))
 
 
 ANYTHING = st.recursive(

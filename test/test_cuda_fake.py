@@ -107,7 +107,7 @@ def test_nothing_mixes_devices(build, features, flip, upsampling, state_dict, fa
             continue
         with torch._subclasses.fake_tensor.unset_fake_temporarily():
             made = build(features=features, flip_average=flip, upsampling=upsampling,
-                         scenes=scenes, smoothing=float(anchored), range_min=1.5, range_max=2.5,
+                         scenes=scenes, range_min=1.5, range_max=2.5,
                          out_of_range='inf' if anchored else 'clamp')
             fitted = Calibration(calibrations.about(made), calibrations.random_arrays(made)) \
                 if corrected else None

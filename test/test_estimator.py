@@ -101,29 +101,13 @@ def test_batch_of_n_equals_n_singles(using):
     assert estimator.predict([]) == []
 
 
-@pytest.mark.parametrize('how', ['mean', 'argmax'])
-def test_flip_average_equals_the_explicit_two_passes(using, how):
-    first, mirrored = using(read_out=how).predict([IMAGE, MIRRORED])
-    both = using(read_out=how, flip_average=True).predict(IMAGE)
+def test_flip_average_equals_the_explicit_two_passes(using):
+    first, mirrored = using().predict([IMAGE, MIRRORED])
+    both = using(flip_average=True).predict(IMAGE)
     np.testing.assert_allclose(
         both.patch_depth, (first.patch_depth + mirrored.patch_depth[:, ::-1]) / 2, atol=1e-5)
     np.testing.assert_allclose(both.logits, first.logits, atol=2e-3)
     np.testing.assert_allclose(both.weights, first.weights, **ROUNDING)
-
-
-def test_the_best_bin_and_smoothing(using):
-    plain = using().predict(IMAGE)
-    best = using(read_out='argmax').predict(IMAGE)
-    np.testing.assert_array_equal(
-        best.patch_depth, np.float32(SMALL.bins)[plain.logits.argmax(0)])
-    smoothed = using(smoothing=0.8).predict(IMAGE)
-    apart = np.add.outer(*(np.square(np.subtract.outer(np.arange(n), np.arange(n)))
-                           for n in (3, 4)))
-    weights = np.exp(-0.5 * apart / 0.8 ** 2)  # (row, row, column, column)
-    np.testing.assert_allclose(
-        smoothed.patch_depth,
-        np.einsum('ijkl,jl->ik', weights, plain.patch_depth) / weights.sum((1, 3)), atol=1e-5)
-    assert np.ptp(smoothed.depth) < np.ptp(plain.depth)
 
 
 # Where depth stands ------------------------------------------------------------------------------

@@ -145,20 +145,6 @@ def test_rows_are_the_node_s_own_predictions(world, samples, summary):
         assert summary.row(name).metrics == summary.row(METHOD).metrics
 
 
-def test_read_out_and_smoothing_are_the_node_s_own(world, samples, tmp_path):
-    other = tmp_path / 'other.yaml'
-    other.write_text((world / 'tiny.yaml').read_text().replace(
-        'flip_average:', "read_out: 'argmax'\n    smoothing: 0.7\n    flip_average:"))
-    config = DepthConfig.from_yaml(other)
-    assert (config.read_out, config.smoothing) == ('argmax', 0.7)
-    summary = run(world, tmp_path / 'results', '--config', other)
-    found = [summary.rows[0].metrics[m] for m in METRICS[:6]]
-    np.testing.assert_allclose(found, headline(config, world, samples), atol=ROUNDING)
-    for changed in ({'read_out': 'mean'}, {'smoothing': 0.0}):
-        other_depth = headline(config.replace(**changed), world, samples)
-        assert abs(other_depth - found).max() > 1e-3, changed
-
-
 def test_every_row_is_there_and_says_what_its_name_says(summary, samples):
     rows = {row.name: row.metrics for row in summary.rows if row.scene == 'all'}
     assert set(rows) == {

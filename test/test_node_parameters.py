@@ -303,7 +303,7 @@ def test_what_does_not_fit_yet_waits_and_is_said_once(node, peer, estimator):
     """The way of `ros2 param load`: one parameter after the other, in the file's order."""
     peer.bring(State.PRIMARY_STATE_ACTIVE)
     before, waiting = node.output.count('stay in force'), '3 tokens but 7 bins'
-    for part in ({'tokens': ['a', 'b', 'c']}, {'smoothing': 1.0}):
+    for part in ({'tokens': ['a', 'b', 'c']}, {'flip_average': True}):
         assert peer.put(**part) == ''
         depth = depth_array(peer.ask(image(peer.header(), RGB, 'rgb8')))
         np.testing.assert_allclose(depth, predict(estimator), atol=1e-4)
@@ -312,7 +312,7 @@ def test_what_does_not_fit_yet_waits_and_is_said_once(node, peer, estimator):
     peer.status('depth_node: model', lambda status: waiting in status.message)
     assert peer.put(range_max=5.0, range_min=4.0, bins=[1.0, 2.0, 3.0]) == ''
     assert peer.put(range_min=7.0) == '', 'of two limits one is the first'
-    words = {'tokens': ['a', 'b', 'c'], 'bins': [1.0, 2.0, 3.0], 'smoothing': 1.0}
+    words = {'tokens': ['a', 'b', 'c'], 'bins': [1.0, 2.0, 3.0], 'flip_average': True}
     assert peer.put(range_max=9.0, range_min=0.0) == ''
     wait_for_depth(peer, predict(estimator, range_max=9.0, **words))
 

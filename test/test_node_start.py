@@ -50,7 +50,7 @@ front:
 /**/depth_node:
   ros__parameters:
     bins: [1e0, 2., 3.5e+0, 08]
-    smoothing: .5
+    scene_memory: .5
     input_height: +0x60
     input_width: 0200
     out_of_range: inf

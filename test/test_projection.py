@@ -17,7 +17,6 @@ from depthclip_ros.core.projection import (
     read_out,
     shares,
     similarity_logits,
-    smooth,
     upsample,
 )
 
@@ -31,38 +30,12 @@ def test_logits_are_scaled_dot_products():
     torch.testing.assert_close(logits[0, :, 0], torch.tensor([[1000.0, 0.0], [0.0, 800.0]]))
 
 
-def test_weights_depth_spread_and_the_best_bin_by_hand():
+def test_weights_depth_and_spread_by_hand():
     logits = torch.tensor([0.0, math.log(3.0)])[None, :, None, None]
-    weights, depth, spread = read_out(logits, torch.tensor([1.0, 5.0]), 'mean')
+    weights, depth, spread = read_out(logits, torch.tensor([1.0, 5.0]))
     torch.testing.assert_close(weights.flatten(), torch.tensor([0.25, 0.75]))
     assert depth.item() == pytest.approx(4.0)
     assert spread.item() == pytest.approx(math.sqrt(0.25 * 0.75) * 4)
-    logits = torch.tensor([[[0.0, 5.0, -1.0, 1.0]], [[2.0, -1.0, -2.0, NAN]],
-                           [[1.0, 4.0, -0.5, 0.0]]])[None]
-    torch.testing.assert_close(
-        read_out(logits, torch.tensor([1.0, 2.0, 4.0]), 'argmax')[1],
-        torch.tensor([[[2.0, 1.0, 4.0, NAN]]]), equal_nan=True)
-
-
-def test_smoothing_by_hand():
-    """With a sigma such that a neighbour counts half, and the next 1/16; holes stay holes."""
-    sigma = 1 / math.sqrt(2 * math.log(2))
-    row = torch.tensor([[[1.0, NAN, 10.0, INF, -INF, 2.0]]])
-    known = [0, 2, 5]
-    weights = torch.tensor([[2.0 ** -(i - j) ** 2 for j in known] for i in known])
-    expected = row.clone()
-    expected[0, 0, known] = (weights @ row[0, 0, known]) / weights.sum(1)
-    torch.testing.assert_close(smooth(row, sigma), expected, equal_nan=True)
-    torch.testing.assert_close(smooth(row.mT, sigma), expected.mT, equal_nan=True)
-    assert torch.isnan(smooth(torch.full((1, 2, 2), NAN), 1.0)).all()
-
-
-@pytest.mark.parametrize('sigma', [5e-324, 1e-6, 100.0])
-def test_extreme_smoothing(sigma):
-    depth = 1 + torch.rand(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    expected = depth.mean().expand(1, 6, 8) if sigma > 1 else depth
-    torch.testing.assert_close(smooth(depth, sigma), expected, rtol=1e-3, atol=0)
-    assert smooth(depth, 0.0) is depth
 
 
 def test_centered_is_linear_between_the_patches_centres():

@@ -75,7 +75,7 @@ def scores(depth: np.ndarray | float, truth: np.ndarray) -> np.ndarray:
 
 def depth_of(logits: np.ndarray, config: DepthConfig, size: tuple[int, int]) -> np.ndarray:
     """The estimator's last steps: weights, bins, upsampling."""
-    _, patches, _ = read_out(torch.from_numpy(logits)[None], torch.tensor(config.bins), 'mean')
+    _, patches, _ = read_out(torch.from_numpy(logits)[None], torch.tensor(config.bins))
     depth: np.ndarray = upsample(patches, size, config.upsampling)[0].numpy()
     return depth
 

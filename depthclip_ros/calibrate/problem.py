@@ -94,7 +94,7 @@ class Problem:
             targets.append(target)
             maps, camera = estimator.maps([frame.rgb]), frame.camera
             weights, depth, spread = read_out(
-                similarity_logits(maps.features, text, config.temperature), bins, config.read_out)
+                similarity_logits(maps.features, text, config.temperature), bins)
             for name, value in {
                     'depth': depth.cpu().numpy(), 'weights': weights[0].cpu().numpy(),
                     'spread': (spread[0] / depth[0]).cpu().numpy(),

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from .camera import CameraModel
-from .config import DepthConfig, Size
+from .config import FORMER, DepthConfig, Size
 from .errors import CalibrationError, quoted
 from .files import atomic, open_regular, user_path
 from .formats import kind_of
@@ -43,8 +43,7 @@ HASH_DIGITS = 16  # of the SHA-256 that stand in the file's name, before the suf
 # The settings that the correction belongs to: with others the network's answers mean other things.
 BOUND = (
     'tokens', 'bins', 'templates', 'temperature', 'features', 'input_height', 'input_width',
-    'flip_average', 'read_out', 'smoothing', 'upsampling', 'normalization',
-    'reference_focal',
+    'flip_average', 'upsampling', 'normalization', 'reference_focal',
 )
 SPREAD_TERMS = 9
 # Corrections of log depth beyond it are none; relative standard deviations end at these.
@@ -69,7 +68,7 @@ class About:
         weights: SHA-256 of the network's weights.
         weights_name: as `WeightsInfo.name`.
         focal_ratio: of its camera, by which depth was multiplied before.
-        config: the settings in `BOUND`, as plain values.
+        config: the settings in `BOUND`, as plain values; of an older file, `FORMER` ones, too.
         split: the training split of a data set that it was fitted to, in words; '' for any other
             recording.
         images: `image_digest` of every image that it was fitted to.
@@ -133,7 +132,7 @@ class Calibration:
                      if arrays[name].shape != shape or not np.isfinite(arrays[name]).all()]
             if set(arrays) != set(shapes) or wrong or not (np.diff(arrays['knots'][0]) > 0).all():
                 raise ValueError(f'its arrays do not fit each other: {quoted(wrong, 200)}')
-            if set(self.about.config) != set(BOUND):
+            if set(self.about.config) - set(FORMER) != set(BOUND):
                 raise ValueError('its settings are not those that it needs')
         except (KeyError, IndexError, ValueError) as error:
             raise _damaged('what was fitted', error) from error
@@ -224,6 +223,8 @@ class Calibration:
         pairs = {
             'SHA-256 of the weights': (weights, about.weights),
             **{name: (seen[name], about.config[name]) for name in BOUND},
+            **{f'{name}, which is no setting any more,': (value, about.config.get(name, value))
+               for name, value in FORMER.items()},
             'grid of patches': (grid, self.arrays['rays'].shape[:2]),
             'channels of the trunk': (width, self.arrays['projection'].shape[1]),
             'scenes': (seen['scenes'], [''])}  # it has bins of its own

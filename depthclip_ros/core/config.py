@@ -34,6 +34,8 @@ Size = tuple[int, int]
 # Parts of the image's width, after which errors of depth around a point are alike by exp(-1/2).
 ANCHOR_REACH = 0.15
 LEAST_BIN = 1e-3  # metres
+# Settings of earlier versions, and the one value of each that is left.
+FORMER = {'read_out': 'mean', 'smoothing': 0.0}
 
 _SOME = msgspec.Meta(min_length=1)  # ROS knows no type for a list without elements
 # Types of settings, by their annotations, and what a value must be.
@@ -153,12 +155,6 @@ class DepthConfig(Settings):
         maximum=4096)
     flip_average: bool = define(
         False, 'Average with the pass over the mirrored image: twice the work', reload=False)
-    read_out: str = define(
-        'mean', "Depth of a patch: the bins' mean under the softmax (paper eq. 5), or the bin of "
-                'the token that it resembles most', choices=('mean', 'argmax'), reload=False)
-    smoothing: float = define(
-        0.0, 'Gaussian smoothing of the depth of the patches, its sigma in patches; 0: none',
-        minimum=0.0, maximum=100.0, reload=False)
     upsampling: str = define(
         'centered', "From patches to pixels: linear between the patches' true centres, bilinear "
                     'with aligned corners as the official code, or patch as the paper',
@@ -293,7 +289,7 @@ class DepthConfig(Settings):
         """
         values = read_parameters(path, node_name)
         own = {name: value for name, value in values.items()
-               if name in cls.names() or nearest(name, cls.names())}
+               if name in cls.names() or is_mistaken(name, value, cls.names())}
         try:
             return cls.from_dict(own)
         except ConfigError as error:
@@ -306,10 +302,19 @@ def _check_ascending(name: str, bins: Sequence[float]) -> None:
                           f'{LEAST_BIN} m on; sort the bins, and the tokens with them.')
 
 
+def is_mistaken(name: str, value: object, known: Sequence[str]) -> bool:
+    """Whether what is no setting was meant as one: it is misspelt, or had an effect formerly."""
+    return bool(nearest(name, known)) or (name in FORMER and value != FORMER[name])
+
+
 def unknown_message(unknown: Iterable[object], known: Sequence[str]) -> str:
     """Say that settings do not exist, what was probably meant, and which there are."""
     names = sorted(map(str, unknown))
-    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; '
+    former = ''.join(
+        f'{name} is no setting any more, since it made depth no better (docs/variants.md): '
+        f'remove it, and depth is as with {quoted(FORMER[name])}; '
+        for name in names if name in FORMER)
+    return (f'unknown setting{"s" if len(names) > 1 else ""} {quoted(", ".join(names))}; {former}'
             f'{did_you_mean(names, known)}known are: {", ".join(known)}.')
 
 

@@ -439,7 +439,7 @@ class DepthEstimator:
             None if settings.pool is None else settings.pool.whole(trunk),
             None if calibration is None else calibration.view(trunk))
         scenes, bins = self._sort(settings, whole, before)  # section 5
-        weights, depth, spread = read_out(logits, bins, config.read_out)  # eqs. 4 and 5
+        weights, depth, spread = read_out(logits, bins)  # eqs. 4 and 5
         return Answer(logits, weights, depth, spread, scenes, view)
 
     def _sort(

@@ -30,9 +30,8 @@ class DepthPrediction:
             features vanish (with `features: reference`), and where its answer is beyond
             `range_min` or `range_max`; there also -Inf and +Inf, as `out_of_range` says.
             `upsampling` says where a patch's depth stands.
-        patch_depth: (h, w) metres, one per patch (eq. 5, or as `read_out` says), smoothed if
-            `smoothing` says so, before upsampling; NaN and infinite as `depth`. The patches tile
-            the image; their depth is that at their centres.
+        patch_depth: (h, w) metres, one per patch (eq. 5), before upsampling; NaN and infinite as
+            `depth`. The patches tile the image; their depth is that at their centres.
         weights: (K, h, w) weight of every bin (eq. 4), sums to 1 over K.
         logits: (K, h, w) scaled similarity with every token (eq. 3).
         spread: (h, w) metres, standard deviation of the bins under the weights: a relative score

@@ -26,14 +26,12 @@ def similarity_logits(
     return similarity / temperature
 
 
-def read_out(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+def read_out(logits: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the words say (eqs. 4 and 5).
 
     Args:
         logits: (B, K, h, w).
         bins: (K,) metres, or (B, K) for each image's own.
-        mode: 'mean' of the bins under the weights, or 'argmax': the bin of the token that a patch
-            resembles most, NaN as the logits.
 
     Returns:
         Weights (B, K, h, w), which sum to 1 in each patch; depth; and the standard deviation of
@@ -46,10 +44,6 @@ def read_out(logits: Tensor, bins: Tensor, mode: str) -> tuple[Tensor, Tensor, T
         'bkhw,k->bhw' if bins.dim() == 1 else 'bkhw,bk->bhw', weights, bins)
     offsets = bins.view(-1, weights.shape[1], 1, 1) - depth[:, None]
     spread = (weights * offsets.square()).sum(dim=1).sqrt()
-    if mode == 'argmax':
-        best = logits.argmax(dim=1)
-        depth = bins.expand(len(best), -1).gather(1, best.flatten(1)).view_as(best)
-        depth = depth.masked_fill(logits.isnan().any(dim=1), math.nan)
     return weights, depth, spread
 
 
@@ -58,32 +52,6 @@ def mean_of_passes(depth: Tensor, images: int) -> Tensor:
     if len(depth) == images:
         return depth
     return 0.5 * (depth[:images] + depth[images:].flip(2))
-
-
-def smooth(patch_depth: Tensor, sigma: float) -> Tensor:
-    """Gaussian mean over the patches around each (a normalised convolution).
-
-    Patches without depth, or with an infinite one, stay as they are, and take no part in the
-    others' means; neither does what is beyond the border.
-
-    Args:
-        patch_depth: (B, h, w) metres.
-        sigma: of the Gaussian, in patches; 0: nothing changes.
-
-    """
-    if not sigma:
-        return patch_depth
-
-    def gaussian(count: int) -> Tensor:
-        """(count, count): weight of one patch in another's mean, along one axis."""
-        places = torch.arange(count, dtype=torch.float64, device=patch_depth.device)
-        return (-0.5 * ((places[:, None] - places) / sigma).square()).exp().float()
-
-    rows, columns = map(gaussian, patch_depth.shape[1:])
-    known = patch_depth.isfinite()
-    total = rows @ patch_depth.where(known, 0.0) @ columns
-    share = rows @ known.float() @ columns
-    return torch.where(known, total / share, patch_depth)
 
 
 def limit_range(patch_depth: Tensor, low: float, high: float, out_of_range: str) -> Tensor:

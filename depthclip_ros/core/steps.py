@@ -20,7 +20,7 @@ from .calibration import Calibration
 from .camera import CameraModel, focal_ratio
 from .config import DepthConfig, Size
 from .prediction import NOT_ADJUSTED, DepthPrediction, Metres
-from .projection import limit_range, mean_of_passes, smooth, upsample
+from .projection import limit_range, mean_of_passes, upsample
 from .words import Scene
 
 # (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
@@ -110,7 +110,6 @@ def finish(
     metres = limit_range(depth.metres, config.range_min, config.range_max, config.out_of_range)
     if depth.stddev is not None and config.max_stddev:
         metres = metres.masked_fill(depth.stddev > config.max_stddev, math.nan)
-    metres = smooth(metres, config.smoothing)
     pixels = [upsample(metres[i, None], size or image, config.upsampling)[0].numpy()
               for i, image in enumerate(sizes)]
     # Of each image its own: one that is kept keeps no other.

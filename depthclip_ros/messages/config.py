@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from ..core.config import (
     DepthConfig,
     Settings,
     define,
+    is_mistaken,
     unknown_message,
 )
-from ..core.errors import ConfigError, first_of, nearest, quoted
+from ..core.errors import ConfigError, first_of, quoted
 from ..core.parameter_file import read_parameters
 from ..core.weights import DEMO
 from ..resources import config_path
@@ -139,17 +140,18 @@ def check_camera_names(names: Sequence[str]) -> None:
                               'most 100 characters.')
 
 
-def foreign_names(names: Iterable[str]) -> list[str]:
+def foreign_names(values: Mapping[str, Any]) -> list[str]:
     """Names of parameters that are neither this node's nor ROS's own: a robot's, in one file.
 
     Raises:
-        ConfigError: one is almost the name of a setting, and so misspelt.
+        ConfigError: one is almost the name of a setting, and so misspelt; or it was a setting, and
+            had an effect.
 
     """
     known = DepthConfig.names() + NodeConfig.names()
-    foreign = sorted(name for name in names if name not in known and not ROS_OWN.match(name))
-    if misspelt := [name for name in foreign if nearest(name, known)]:
-        raise ConfigError(unknown_message(misspelt, known))
+    foreign = sorted(name for name in values if name not in known and not ROS_OWN.match(name))
+    if mistaken := [name for name in foreign if is_mistaken(name, values[name], known)]:
+        raise ConfigError(unknown_message(mistaken, known))
     return foreign
 
 
