@@ -132,9 +132,7 @@ def calibrate(options: argparse.Namespace) -> int:
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,
         target, picture.name, trained=trained))
-    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}\n'
-          "elevation_mapping's sensor model, a b c d e:",
-          *(f'{value:.5g}' for value in fitted.bars.sensor_model))
+    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}')
     if not trained:
         print_untrained()
     return 0
