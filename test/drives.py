@@ -62,13 +62,6 @@ def _sensed(depth, sensor, rng):
     return np.where(known, noisy, np.float32(np.nan))
 
 
-def shifted(depth, right, down):
-    """Depth moved by pixels; none where nothing comes from."""
-    moved = np.full_like(depth, np.nan)
-    moved[down:, right:] = depth[:len(depth) - down, :depth.shape[1] - right]
-    return moved
-
-
 def _each(change):
     return lambda frames: [replace(f, depth=np.ascontiguousarray(change(f.depth)))
                            for f in frames]
@@ -97,20 +90,12 @@ SABOTAGE = {
     'millimetres, read as metres': (_each(lambda d: 1000 * d), 'wrong unit'),
     'tenths of a millimetre (D405)': (_each(lambda d: 10 * d), 'wrong unit'),
     'disparity': (_each(lambda d: 6 / d), 'inverse depth'),
-    'shuffled': (_order(lambda n: np.random.default_rng(0).permutation(n)), 'nothing in common'),
-    'backwards': (_order(lambda n: range(n)[::-1]), 'nothing in common'),
     '0.4 s late': (_order(lambda n: (np.arange(n) - 2).clip(0)), 'offset stamps'),
     '1 s early': (_order(lambda n: (np.arange(n) + 5).clip(0, n - 1)), 'offset stamps'),
-    'turned by 5 degrees to the side': (_each(lambda d: shifted(d, 13, 0)), 'wrong extrinsics'),
-    'turned by 5 degrees down': (_each(lambda d: shifted(d, 0, 13)), 'wrong extrinsics'),
-    'mirrored': (_each(lambda d: d[:, ::-1]), 'wrong extrinsics'),
-    'upside down': (_each(lambda d: d[::-1, ::-1]), 'wrong extrinsics'),
-    'of a wider lens': (_each(_enlarged), 'wrong extrinsics'),
+    'of a longer lens': (_each(_enlarged), 'not registered'),
     'constant': (_each(lambda d: np.full_like(d, 2.5)), 'constant depth'),
     'empty': (_each(lambda d: np.full_like(d, np.nan)), 'empty depth'),
     'frozen': (_order(lambda n: [0] * n), 'frozen depth'),
-    'dark': (lambda frames: [replace(f, rgb=np.full_like(f.rgb, 3)) for f in frames],
-             'blank images'),
     'too few frames': (lambda frames: frames[:12], 'too few frames'),
     'one standing view': (_standing, 'one standing view'),
 }

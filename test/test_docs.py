@@ -280,7 +280,7 @@ def test_the_reference_is_the_code(monkeypatch, capsys):
 
 # Costmaps --------------------------------------------------------------------------------------
 
-OWN, VOXEL, STVL, _ = map(yaml.safe_load, blocks(PAGES['docs/navigation.md'], 'yaml'))
+OWN, VOXEL, STVL = map(yaml.safe_load, blocks(PAGES['docs/navigation.md'], 'yaml'))
 
 
 @pytest.mark.parametrize('block', [VOXEL, STVL], ids=['voxel', 'STVL'])

@@ -6,6 +6,7 @@ release installs.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import os
@@ -133,40 +134,35 @@ def imported(file):
         nodes += ast.iter_child_nodes(node)
 
 
-def rooms(file):
-    """Rooms of this project, and other packages, that a file imports."""
-    names = {tuple(name.split('.')) for name in imported(file)}
-    return {'.'.join(name[:2]) if name[0] == PACKAGE else name[0] for name in names}
+@functools.cache
+def rows():
+    """The table of docs/architecture.md: room, places, what it may import, and whether ROS."""
+    page = (ROOT / 'docs/architecture.md').read_text(encoding='utf-8')
+    return [(name, re.findall(r'`(.+?)(?:/|\.py)`', places), set(re.findall(r'\w+', may)), ros)
+            for name, places, may, ros in re.findall(
+                r'^\| (\w+) \| (`.*`) \|.*\| ?(.*?) \| (yes|no) \|$', page, re.MULTILINE)]
 
 
-# What each room may import of the others; all may import the files beside the rooms.
-ARROWS = {
-    'core': set(), 'sim': {'core'}, 'messages': {'core'}, 'node': {'core', 'messages'},
-    'sources': {'core', 'sim', 'messages', 'node'},
-    'bags': {'core', 'messages', 'node', 'sources'}, 'offline_eval': {'core', 'sources'},
-    'calibrate': {'core', 'messages', 'sources', 'offline_eval'},
-    'cli': {'core', 'sim', 'messages', 'node', 'sources', 'bags', 'offline_eval', 'calibrate'},
-}
+def room_of(path):
+    """The room of a file or module, by the most particular place; '' of other packages."""
+    return max(((place, name) for name, places, _, _ in rows() for place in places
+                if f'{path}/'.startswith(f'{place}/')), default=('', ''))[1]
 
 
-def test_arrows_between_rooms_go_one_way_and_what_is_below_the_node_knows_no_ros():
-    ros = {'rclpy', 'sensor_msgs', 'std_msgs', 'builtin_interfaces'}
-    rooms_seen = set()
+def test_every_room_imports_what_the_table_of_the_architecture_allows():
+    ros = {depend.text for depend in MANIFEST.findall('exec_depend')
+           if not depend.text.startswith('python3-')}
+    allowed = {name: (may | {name}, ros if knows_ros == 'yes' else set())
+               for name, _, may, knows_ros in rows()}
     for file in SOURCES:
-        parts = file.relative_to(ROOT).parts
-        room = parts[0] if parts[0] == 'offline_eval' else parts[1]
-        if room not in ARROWS:
-            continue
-        rooms_seen.add(room)
-        found = {name.removeprefix(f'{PACKAGE}.') for name in rooms(file)}
-        assert found & ARROWS.keys() <= ARROWS[room] | {room}, file
-        if room in ('core', 'sim'):
-            assert not found & ros, file
-    assert rooms_seen == ARROWS.keys()
-    core = [file for file in SOURCES if file.is_relative_to(ROOT / PACKAGE / 'core')]
-    for file in core:  # nor what lies beside the rooms
-        assert {name for name in rooms(file) if name.startswith(PACKAGE)} \
-            <= {PACKAGE, f'{PACKAGE}.core'}, file
+        path = file.relative_to(ROOT).with_suffix('').as_posix()
+        others, packages = allowed[room_of(path)]
+        modules = set(imported(file))
+        assert {room_of(module.replace('.', '/')) for module in modules
+                if module.startswith((PACKAGE, 'offline_eval'))} <= others, file
+        assert {module.partition('.')[0] for module in modules} & ros <= packages, file
+    assert {room_of(file.relative_to(ROOT).with_suffix('').as_posix())
+            for file in SOURCES} == allowed.keys()
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -69,7 +69,7 @@ class Fitted:
             that it was not fitted to; of 'full' the share was chosen by these blocks.
         folds: rmse in metres of 'none', 'mean map', 'scale' and the chosen one in every fold.
         share: of the correction that is taken.
-        bars: how well its error bars cover, and elevation_mapping's model of them.
+        bars: and how well they cover.
 
     """
 

@@ -68,8 +68,6 @@ def contents(
         Heading('Error bars'),
         Text(f'{fitted.bars.coverage:.1%} of held-out depths lie within 1.645 standard deviations '
              '(90 % are meant to).'),
-        Text("elevation_mapping's sensor model, sigma = a + b (z - c)² + d zᵉ in metres:"),
-        Table('abcde', [[f'{v:.5g}' for v in fitted.bars.sensor_model]]),
         Heading('The recording'),
         Table(('what', 'value'), [
             ('images and depth', recording.described), ('network', network),

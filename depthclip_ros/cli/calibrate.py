@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from ..calibrate.bags import open_recording
-from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
+from ..calibrate.checks import NOT_COMPARED, Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
@@ -85,13 +85,13 @@ def calibrate(options: argparse.Namespace) -> int:
     compared = {looked_at[i] for i in spread_evenly(len(looked_at), MOST_COMPARED)}
     thumbnails, kept = _look(recording, looked_at, compared)
     estimator = load_estimator(depth, node)
+    trained, given = estimator.weights.trained, options.depth_unit > 0
+    # What untrained weights say is no measure of depth.
     comparison = Comparison.of(
         np.array([gather(frame.depth, *_GRID) for frame in kept]),
-        np.array(_depths(estimator, kept, _GRID)))
-    trained, given = estimator.weights.trained, options.depth_unit > 0
-    refused = check(
-        thumbnails, comparison, trained=trained, timed=recording.timed, unit_given=given,
-        integers=recording.integers)
+        np.array(_depths(estimator, kept, _GRID))) if trained else NOT_COMPARED
+    refused = check(thumbnails, comparison, timed=recording.timed, unit_given=given,
+                    integers=recording.integers)
     if refused and not options.anyway:
         _print_left_out(recording)
         print(f'{recording.source} is not calibrated from (--anyway does it all the same):',
@@ -100,7 +100,7 @@ def calibrate(options: argparse.Namespace) -> int:
     warnings = recording.notes + [
         f'The recording should have been refused ({cause}), and is used all the same (--anyway). '
         f'{message}' for cause, message in refused]
-    if trained and not given and (doubt := unit_doubt(thumbnails, comparison)):
+    if not given and (doubt := unit_doubt(thumbnails, comparison)):
         warnings.append(doubt)
     for warning in warnings:
         to_stderr(f'WARNING: {warning}')
@@ -132,9 +132,7 @@ def calibrate(options: argparse.Namespace) -> int:
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,
         target, picture.name, trained=trained))
-    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}\n'
-          "elevation_mapping's sensor model, a b c d e:",
-          *(f'{value:.5g}' for value in fitted.bars.sensor_model))
+    print(f'report: {html}, {html.with_suffix(".md")}\n{fitted.verdict}')
     if not trained:
         print_untrained()
     return 0
