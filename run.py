@@ -4,6 +4,7 @@
 
     python3 run.py demo [OPTIONS]       run the node on images and leave pictures to look at
     python3 run.py test [PYTEST ARGS]   check style and types, and run the tests
+    python3 run.py test --gpu           what needs a GPU, and its benchmark; 77 where there is none
     python3 run.py test --all           with those for a night; what they need is installed, too
     python3 run.py doctor | predict …   any other command of `depthclip`
     python3 run.py depth_node | offline_eval | …   any other executable: one file each in scripts/

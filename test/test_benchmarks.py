@@ -59,6 +59,7 @@ def test_what_the_package_would_replace_is_not_measured(monkeypatch):
     for known, wanted in ((True, ['float32', 'bfloat16']), (False, ['float32'])):
         monkeypatch.setattr(engine, 'cpu_has_bfloat16', lambda known=known: known)
         assert estimator.precisions(torch.device('cpu')) == wanted
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _: (8, 0))
     assert estimator.precisions(torch.device('cuda')) == ['float32', 'float16']
 
 

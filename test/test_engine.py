@@ -166,12 +166,39 @@ def test_weights_that_give_no_finite_features_are_named(state_dict, value):
 def test_bfloat16_runs_where_the_processor_has_it(build, monkeypatch, has):
     """However fast it is: the numbers of a machine stay the same."""
     monkeypatch.setattr(engine, 'cpu_has_bfloat16', lambda: has)
-    dtype = engine.resolve_precision('bfloat16', CPU, (said := []).append)
+    monkeypatch.setattr(engine, 'cpu_is_intel', lambda: False)
+    dtype = engine.resolve_precision('bfloat16', CPU, (log := []).append)
     assert dtype == (torch.bfloat16 if has else torch.float32)
-    assert bool(said) == (not has)
+    assert bool(log) == (not has)
     if not has:
-        assert 'WARNING: precision: bfloat16, but this processor has no arithmetic' in said[0]
+        assert 'WARNING: precision: bfloat16, but this processor has no arithmetic' in log[0]
         assert build(precision='bfloat16').precision == 'float32'
+
+
+@pytest.mark.parametrize(('intel', 'amx', 'slower'), [
+    (True, False, True), (True, True, False), (False, False, False)])
+def test_bfloat16_that_is_slower_is_a_warning(monkeypatch, intel, amx, slower):
+    for name, value in (('bfloat16', True), ('amx', amx)):
+        monkeypatch.setattr(engine, f'cpu_has_{name}', lambda value=value: value)
+    monkeypatch.setattr(engine, 'cpu_is_intel', lambda: intel)
+    assert engine.resolve_precision('bfloat16', CPU, (log := []).append) == torch.bfloat16
+    assert any('WARNING' in text and 'longer than float32' in text for text in log) == slower
+
+
+@pytest.mark.parametrize(('capability', 'auto', 'float16', 'bfloat16'), [
+    ((5, 2), 'float32', 'float32', 'float32'), ((6, 0), 'float16', 'float16', 'float32'),
+    ((6, 1), 'float32', 'float32', 'float32'), ((7, 5), 'float16', 'float16', 'float32'),
+    ((8, 0), 'float16', 'float16', 'bfloat16'), ((12, 1), 'float16', 'float16', 'bfloat16')])
+def test_a_gpu_runs_what_it_has_arithmetic_for(monkeypatch, capability, auto, float16, bfloat16):
+    """Maxwell, two of Pascal, Turing, Ampere, Blackwell."""
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: {
+        1: capability}[device.index])
+    for asked, expected in (('auto', auto), ('float16', float16), ('bfloat16', bfloat16),
+                            ('float32', 'float32')):
+        dtype = engine.resolve_precision(asked, torch.device('cuda', 1), (log := []).append)
+        assert dtype == getattr(torch, expected), asked
+        assert [text.startswith(f'WARNING: precision: {asked}, but') for text in log] == (
+            [True] if asked not in ('auto', expected) else [])
 
 
 # `depthclip doctor` -------------------------------------------------------------------------
@@ -534,17 +561,3 @@ with cudnn.flags(enabled=True): pass
     expected = estimator.predict(IMAGES)
     with torch.autocast('cpu', torch.bfloat16):
         assert_same(estimator.predict(IMAGES), expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU on this machine')
-@pytest.mark.parametrize('precision', ['float32', 'float16'])
-def test_a_gpu_gives_the_depth_of_a_cpu(state_dict, tmp_path, precision):
-    estimator = DepthEstimator(
-        SMALL.replace(precision=precision), state_dict, 'cuda', cache_dir=tmp_path)
-    reference = DepthEstimator(SMALL, state_dict, 'cpu', cache_dir=tmp_path)
-    assert estimator.engine == 'CUDA graph'
-    tolerance = 1e-4 if precision == 'float32' else 0.05
-    for _ in range(2):
-        for found, image in zip(estimator.predict(IMAGES), IMAGES, strict=True):
-            np.testing.assert_allclose(
-                found.depth, reference.predict(image).depth, rtol=0, atol=tolerance)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official code's numbers, float32 on the CPU."""
+"""The official code's numbers, float32 on the CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import clip_standin
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES, gpu
 
 from benchmarks.naive import NaiveDepthClip
 from depthclip_ros.core import DepthConfig, DepthEstimator
@@ -19,11 +20,11 @@ CROP = np.s_[56:472, 60:604]
 LOGITS, DEPTH = 2e-3, 1e-4  # metres for the depth: rounding of another machine's float32
 
 
-@pytest.fixture(scope='module')
-def estimator(tmp_path_factory):
-    return DepthEstimator(
-        DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml'), clip_standin.state_dict(0), 'cpu',
-        cache_dir=tmp_path_factory.mktemp('cache'))
+@pytest.fixture(scope='module', params=DEVICES)
+def estimator(request, tmp_path_factory):
+    config = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml').replace(precision='float32')
+    return DepthEstimator(config, clip_standin.state_dict(0), request.param,
+                          cache_dir=tmp_path_factory.mktemp('cache'))
 
 
 def check(golden, name, prediction, config):
@@ -70,18 +71,22 @@ def test_real_images(estimator, shared_dir):
         check(golden, name, estimator.predict(image[CROP]), estimator.config)
 
 
-@pytest.mark.skipif(
-    not (cpu_has_bfloat16() and can_fuse(torch.bfloat16)),
-    reason='this processor has no arithmetic for bfloat16')
-def test_bfloat16_stays_near_the_official_numbers(estimator, tmp_path):
-    """Without flip averaging, as the node runs: half a step of bfloat16 at the furthest bin."""
+@pytest.mark.parametrize(('device', 'precision'), [
+    pytest.param('cpu', 'bfloat16', marks=pytest.mark.skipif(
+        not (cpu_has_bfloat16() and can_fuse(torch.bfloat16)),
+        reason='this processor has no arithmetic for bfloat16')),
+    gpu('cuda', 'float16')])
+def test_half_formats_stay_near_the_official_numbers(device, precision, tmp_path):
+    """Without flip averaging, as the node runs: half a step of the format at the furthest bin."""
     golden = np.load(ROOT / 'test/data/reference_synthetic.npz')
-    config = estimator.config.replace(precision='bfloat16', flip_average=False)
-    rough = DepthEstimator(config, clip_standin.state_dict(0), 'cpu', cache_dir=tmp_path)
+    config = DepthConfig.from_yaml(ROOT / 'config/nyu_paper.yaml').replace(
+        precision=precision, flip_average=False)
+    rough = DepthEstimator(config, clip_standin.state_dict(0), device, cache_dir=tmp_path)
+    step = torch.finfo(getattr(torch, precision)).eps
     for seed in range(3):
         found = rough.predict(clip_standin.synthetic_rgb(seed)[CROP]).patch_depth
         difference = abs(found - golden[f'synthetic_{seed}/patch_depth'])
-        assert 0 < np.median(difference) <= torch.finfo(torch.bfloat16).eps / 2 * max(config.bins)
+        assert 0 < np.median(difference) <= step / 2 * max(config.bins)
 
 
 def test_golden_files_agree_with_the_reference_material(shared_dir):

@@ -229,6 +229,23 @@ def test_what_is_simply_broken_is_not_run_again(tmp_path):
     assert not any('Once more' in line for line in lines)
 
 
+@pytest.mark.parametrize('has', [False, True])
+def test_what_needs_a_gpu_runs_alone_or_says_that_nothing_ran(tmp_path, has):
+    (tmp_path / 'benchmarks').mkdir()
+    code, lines, _ = run_tests(tmp_path, {
+        'tools/torch.py': f'class cuda: is_available = staticmethod(lambda: {has})',
+        'benchmarks/run.py': 'import sys; print("measured", *sys.argv[1:]); raise SystemExit(1)',
+        'test_some.py': 'import pytest\n@pytest.mark.gpu\ndef test_gpu(): assert False\n'
+                        'def test_other(): assert False\n'}, '--gpu')
+    if not has:
+        assert (code, lines) == (77, ['Nothing was run: PyTorch sees no GPU on this machine.'])
+        return
+    assert code == 1
+    assert lines[-2:] == ['failed: benchmark', 'failed: test_some.py::test_gpu']
+    assert 'measured gpu --out benchmarks/results' in lines
+    assert not any('test_other' in line for line in lines)
+
+
 @pytest.mark.nightly
 def test_a_test_that_hangs_fails_and_the_others_run(tmp_path):
     """As code in C hangs that keeps Python's lock: no signal and no other thread is heard."""

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Style, types, generated documents, tests: what `python3 run.py test` runs in .venv.
 
-    python tools/run_tests.py [--all | --kilted] [PYTEST ARGS]
+    python tools/run_tests.py [--all | --gpu | --kilted] [PYTEST ARGS]
 
 Everything runs, and any failure counts. A test that fails is run once more by itself at the end;
 if it passes then, it is named in the last lines, `flaky: NAME`, and the run is green. --all adds
 the tests for a night, and coverage; --kilted runs what hangs on the ROS distribution, and no more.
+--gpu runs the tests that need a GPU, then its benchmark, and no more; without one it ends with 77.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ KILTED = [*(f'test/test_{name}.py' for name in (
     '-k', ('not (begins_when or clock_follows or corruption or demo_weights or diagnostics_go_on '
            'or left_behind or lost_device or second_signal or stuck or topics_and_names '
            'or unwritable or untrained or what_others_write)')]
+GPU = ['benchmarks/run.py', 'gpu', '--out', 'benchmarks/results']
+NOT_RUN = 77  # exit code, as other test programs' for what was skipped
 SOME_FAILED = 1  # pytest's exit code; others are for what no second run mends
 # More failures than this are no accident, and are not tried again.
 MOST_AGAIN = 10
@@ -46,17 +49,31 @@ def main(arguments: list[str]) -> int:
     """Run all; returns the exit code."""
     if '--all' in arguments:
         os.environ.setdefault('HYPOTHESIS_PROFILE', 'nightly')  # more examples, and new ones
-    is_short = '--kilted' in arguments
+    for_gpu = '--gpu' in arguments
+    if for_gpu and not has_gpu():
+        print('Nothing was run: PyTorch sees no GPU on this machine.')
+        return NOT_RUN
+    is_short = for_gpu or '--kilted' in arguments
     failed = [name for name, command in STEPS.items() if not is_short and run(command) != 0]
-    given = [word for word in arguments if word not in ('--all', '--kilted')]
+    given = [word for word in arguments if word not in ('--all', '--gpu', '--kilted')]
+    if for_gpu:
+        given = ['-m', 'gpu', *given]
     broken, flaky = run_twice(
         (ALL if '--all' in arguments else []) + (given or KILTED if is_short else given))
+    if for_gpu and run(GPU) != 0:
+        failed.append('benchmark')
     print()  # pytest may have ended amid a line
     for name in [*failed, *broken]:
         print(f'failed: {name}')
     for name in flaky:
         print(f'flaky: {name}')
     return 1 if failed or broken else 0
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU."""
+    import torch
+    return torch.cuda.is_available()
 
 
 def run_twice(arguments: list[str]) -> tuple[list[str], list[str]]:

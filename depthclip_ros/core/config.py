@@ -203,9 +203,9 @@ class DepthConfig(Settings):
                     "open_clip's models have their own",
         choices=('imagenet', 'clip'))
     precision: str = define(
-        'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; bfloat16 is "
-                'float32 on a CPU without instructions for it; int8: a ResNet on a CPU, made once '
-                'by `depthclip quantize` (docs/performance.md)',
+        'auto', "Backbone's number format; auto: float32 on a CPU, float16 on CUDA; float16 and "
+                'bfloat16 are float32 on a processor without instructions for them; int8: a '
+                'ResNet on a CPU, made once by `depthclip quantize` (docs/performance.md)',
         choices=('auto', 'float32', 'float16', 'bfloat16', 'int8'))
 
     def _check(self) -> None:

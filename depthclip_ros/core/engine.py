@@ -20,6 +20,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def resolve_device(name: str, log: Callable[[str], None] = _LOGGER.info) -> torc
     device = torch.device('cuda', int(index or 0))
     if device.index >= count:
         why = ('this torch is a CPU-only build; install a CUDA build'
-               if not torch.backends.cuda.is_built() else
+               if not torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+               else
                f'torch {torch.__version__} sees {count} GPUs; check the driver with nvidia-smi')
         raise DeviceError(f"device: '{name}', but {why}, or use device: auto.")
     try:
@@ -171,21 +173,40 @@ def resolve_precision(
 ) -> torch.dtype:
     """Number format of the backbone; auto is float32 on a CPU and float16 on CUDA.
 
-    A CPU without instructions for bfloat16 runs float32 in its place, which is 8 to 21 times as
-    fast there, and `log` is told. That depends on the processor alone, so that a machine's numbers
-    stay the same. ConfigError for float16 on a CPU, and for int8 on a GPU.
+    A processor without instructions for a format runs float32 in its place, which is 8 to 21 times
+    as fast on a CPU, and `log` is told. That depends on the processor alone, so that a machine's
+    numbers stay the same. ConfigError for float16 on a CPU, and for int8 on a GPU.
     """
     if name == 'auto':
-        name = 'float16' if device.type == 'cuda' else 'float32'
+        name = 'float16' if device.type == 'cuda' and _gpu_has(device, 'float16') else 'float32'
     if name == ('float16' if device.type == 'cpu' else 'int8'):
         raise ConfigError(f'precision: {name}, but the device is {device}: float16 is for GPUs, '
                           'int8 for CPUs; use auto, bfloat16 or another device.')
-    if name == 'bfloat16' and device.type == 'cpu' and not cpu_has_bfloat16():
-        log('WARNING: precision: bfloat16, but this processor has no arithmetic for it (such as '
-            'AVX-512 BF16 or AMX): float32 runs instead, which is faster here, and more exact.')
-        name = 'float32'
+    if name in ('float16', 'bfloat16'):
+        if not (cpu_has_bfloat16() if device.type == 'cpu' else _gpu_has(device, name)):
+            log(f'WARNING: precision: {name}, but this processor has no arithmetic for it (such '
+                'as AVX-512 BF16 or AMX, or a newer GPU): float32 runs instead, which is faster '
+                'here, and more exact.')
+            name = 'float32'
+        elif device.type == 'cpu' and cpu_is_intel() and not cpu_has_amx():
+            log("WARNING: precision: bfloat16 takes longer than float32 on Intel's processors "
+                'without AMX (twice the time where it was measured). `depthclip doctor` measures '
+                'this one; use float32.')
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _gpu_has(device: torch.device, name: str) -> bool:
+    """Whether a GPU computes in a format: before Volta few do in float16, since Ampere in both."""
+    capability = torch.cuda.get_device_capability(device)
+    return capability >= (7 + (name == 'bfloat16'), 0) or (
+        name == 'float16' and capability in ((5, 3), (6, 0), (6, 2)))
+
+
+def cpu_is_intel() -> bool:
+    """Whether this processor is Intel's; False where the system does not tell."""
+    path = Path('/proc/cpuinfo')
+    return path.exists() and 'GenuineIntel' in path.read_text(encoding='utf-8')
 
 
 def cpu_has_bfloat16() -> bool:
