@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.errors import ImageError
+from depthclip_ros.core.files import check_new
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
 from .contenders import Contender
@@ -348,7 +350,8 @@ def write_all(
     Raises:
         PredictionError: a depth does not fit into the files.
         ResultsError: they cannot be written.
-        EvaluationError: the folder has other predictions already.
+        ConfigError: the folder has other predictions already.
+        EvaluationError: two images would have one name.
 
     """
     raw, noted = folder / RAW, folder / ABOUT
@@ -357,10 +360,8 @@ def write_all(
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
     said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
-    if raw.exists() and any(raw.iterdir()) and not (
-            noted.is_file() and noted.read_text(encoding='utf-8') == said):
-        raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '
-                              'overwritten; choose another folder.')
+    if not (noted.is_file() and noted.read_bytes() == said.encode()):
+        check_new((noted, *islice(raw.glob('*'), 1)))
     write(noted, said)
     for position, name in enumerate(progress(names, 'predictions')):
         path = raw / f'{name}.png'

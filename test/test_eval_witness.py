@@ -230,7 +230,7 @@ def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overw
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
     assert len(first) == 3
     monkeypatch.undo()
-    assert 'nothing is overwritten' in fails(capsys, [*command, '--protocol', 'bts'])
+    assert 'not overwritten' in fails(capsys, [*command, '--protocol', 'bts'])
     assert cli.main(command) == 0
     every = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
     assert len(every) == 10

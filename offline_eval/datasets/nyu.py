@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from depthclip_ros.core.files import atomic
+from depthclip_ros.core.files import atomic, check_new
 from depthclip_ros.core.formats import kind_of
 from depthclip_ros.sources.pictures import SUFFIXES
 
@@ -240,6 +240,7 @@ def extract(mat: Path, folder: Path) -> Path:
 
     Raises:
         DatasetError: the .mat is wrong.
+        ConfigError: a file is there already, of other content.
         ResultsError: a file cannot be written.
 
     """
@@ -279,5 +280,9 @@ def extract(mat: Path, folder: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a new file, or leave one that is so already: an interrupted extraction goes on."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    check_new((path,), 'another FOLDER')
     with atomic(path) as file:
         file.write(content)
