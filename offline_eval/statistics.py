@@ -225,7 +225,7 @@ def verdict(measured: Measured) -> Verdict:
     metres = named(chosen)
     del metres['silog']  # a constant's is the same whatever the constant is: none is the best
     units = int(measured.groups.max()) + 1
-    what = 'scenes' if any(entry.sequence for entry in measured.of_records) else 'images'
+    what = 'scenes' if all(entry.sequence for entry in measured.of_records) else 'images'
     return Verdict(_text(comparisons, metres, len(measured.records), units, what), metres,
                    comparisons, units, what)
 

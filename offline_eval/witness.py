@@ -52,14 +52,24 @@ _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
 _PARTS = ((228, 304), (456, 608))
 
 
-def file_names(entry: Entry) -> list[str]:
-    """How an image's file may be called, without suffix; the first is what is written."""
-    own = str(Path(entry.name).with_suffix(''))
-    if '_drive_' in entry.sequence:
-        frame = Path(entry.name).stem
-        return [f'{entry.sequence}_{frame}', own, frame]
-    rgb = f'rgb_{entry.index:05d}'
-    return [f'{entry.scene}_{rgb}'.lstrip('_'), rgb, f'{entry.index:05d}', own]
+def file_names(entries: Sequence[Entry]) -> list[list[str]]:
+    """How each image's file may be called, without suffix; the first is what is written.
+
+    Numbers are names only where they are the images' own, and not their places.
+    """
+    numbers = [re.search(r'(\d+)\D*$', Path(entry.name).stem) for entry in entries]
+    are_own = all(number and int(number[1]) == entry.index
+                  for number, entry in zip(numbers, entries, strict=True))
+
+    def names(entry: Entry) -> list[str]:
+        own = Path(entry.name).with_suffix('')
+        if '_drive_' in entry.sequence:
+            return [f'{entry.sequence}_{own.stem}', str(own), own.stem]
+        if not are_own:
+            return ['_'.join(own.parts)]
+        number, scene = f'{entry.index:05d}', entry.scene.replace('/', '_')
+        return [f'{scene}_rgb_{number}'.lstrip('_'), f'rgb_{number}', number, str(own)]
+    return list(map(names, entries))
 
 
 # Others' predictions -----------------------------------------------------------------------------
@@ -130,7 +140,7 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
         PredictionError: there is no such set of files, or there are several.
 
     """
-    forms = [form for form in zip(*map(file_names, dataset.entries), strict=False)
+    forms = [form for form in zip(*file_names(dataset.entries), strict=False)
              if len(set(form)) == len(form)]
     best: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
     complete: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
@@ -158,7 +168,7 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
     missing = [name for position, name in enumerate(best[1]) if position not in best[0]]
     raise PredictionError(
         f'{where}: {len(missing)} of {len(dataset)} files are missing; a method is scored on all '
-        f'images or on none. The first image is {", ".join(file_names(dataset.entries[0]))}, as '
+        f'images or on none. The first image is {", ".join(file_names(dataset.entries)[0])}, as '
         f'{", ".join(SUFFIXES)}. {contents(folder)} Missing are:{listing(missing)}')
 
 
@@ -355,7 +365,7 @@ def write_all(
 
     """
     raw, noted = folder / RAW, folder / ABOUT
-    names = [file_names(entry)[0] for entry in dataset.entries]
+    names = [first for first, *_ in file_names(dataset.entries)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
