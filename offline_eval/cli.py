@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, then = {
         'extract': (_extract, 'the same command begins anew.'),
         'witness': (_witness, 'the same command continues.'),
-    }.get(given[0] if given else '', (_evaluate, '--resume continues.'))
+    }.get(given[0] if given else '', (_evaluate, 'nothing is left of it.'))
     try:
         run(given)
-    except KeyboardInterrupt:
-        print(f'{PROGRAM}: interrupted; {then}', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f'{PROGRAM}: interrupted; {str(error) or then}', file=sys.stderr)
         return 130
     except (ImportError, DepthClipError) as error:
         reason = missing_package(error) if isinstance(error, ImportError) else str(error)

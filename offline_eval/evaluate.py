@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 import depthclip_ros
 from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.engine import one_thread
+from depthclip_ros.core.files import numbered_folder, output_folder
 from depthclip_ros.core.parameter_file import to_yaml
 from depthclip_ros.core.weights import RELEASES
 from depthclip_ros.figures import Sample
@@ -39,7 +42,7 @@ from .contenders import (
 )
 from .datasets import Dataset, open_dataset
 from .datasets.base import KITTI
-from .errors import EvaluationError, ResultsError
+from .errors import EvaluationError
 from .metrics import MIN_DEPTH, metrics_of, named
 from .paper import METHOD, PAPER_ROWS, judge
 from .protocol import PROTOCOLS, Protocol
@@ -85,15 +88,19 @@ def evaluate(options: Options) -> tuple[Path, Results]:
     """
     started = time.perf_counter()
     dataset, protocol = open_data(options)
+    continued = _continued(options)
+    others = _others(options, dataset, protocol)
     estimator, reference = load_model(options, protocol)
-    chosen = _contenders(options, dataset, protocol, estimator, reference)
+    chosen = _contenders(options, dataset, protocol, estimator, reference, others)
     text = encode(chosen, estimator)
     chosen = without_failed_controls(chosen, text)
     scorer = Scorer(dataset, protocol, estimator, chosen, text)
-    folder = _open_folder(options)
-    _check_header(folder, scorer)
-    records, done = _score(scorer, folder)
-    scorer.score_partners(records)
+    folder = _open_folder(options, continued, scorer)
+    try:
+        records, done = _score(scorer, folder)
+        scorer.score_partners(records)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'--resume {folder} continues.') from None
     timing = Timing(done, time.perf_counter() - started, scorer.network_seconds)
     results = _summarize(options, scorer, records, timing, folder)
     save(folder, results)
@@ -170,16 +177,23 @@ def scored(
         if getattr(used, name) != getattr(config, name)]
 
 
-def _contenders(
-    options: Options, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
-    reference: float,
-) -> list[Contender]:
-    """All of them, the method first; rows that the user adds have names of their own."""
+def _others(options: Options, dataset: Dataset, protocol: Protocol) -> list[Contender]:
+    """Rows of other programs' depth; calibrations are tried, too: before a model is loaded."""
     known = len(dataset.warnings)
     others = [witness.foreign(name, path, dataset, protocol, scale, align)
               for name, path, scale, align in options.predictions]
     for warning in dataset.warnings[known:]:
         _say(f'WARNING: {warning}')
+    for path in options.calibrations:
+        Calibration.load(path)
+    return others
+
+
+def _contenders(
+    options: Options, dataset: Dataset, protocol: Protocol, estimator: DepthEstimator,
+    reference: float, others: Sequence[Contender],
+) -> list[Contender]:
+    """All of them, the method first; rows that the user adds have names of their own."""
     focals = sorted({entry.focal / protocol.size[1] for entry in dataset.entries if entry.focal})
     calibrations = [calibrated(path, estimator, focals) for path in options.calibrations]
     unknown = [entry.name for entry in dataset.entries if not entry.focal]
@@ -202,51 +216,60 @@ def _contenders(
 # Folder and records ------------------------------------------------------------------------------
 
 
-def _open_folder(options: Options) -> Path:
-    """A new dated folder, or the one to be continued; `latest` points at it."""
+def _continued(options: Options) -> Path | None:
+    """Folder of the run that is to be continued; None, and checked, where a new one is to be made.
+
+    Raises:
+        ConfigError: nothing can be written.
+        EvaluationError: there is no such run.
+
+    """
     if options.resume is None:
-        folder = options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S')
-        try:
-            (folder / RECORDS).mkdir(parents=True)  # from here on it can be resumed
-        except OSError as error:
-            raise ResultsError(f'{folder}: cannot be made ({error.strerror}); choose another '
-                               '--output.') from error
-    else:
-        folder = Path(options.resume or options.output / LATEST).resolve()
-        if not (folder / RECORDS).is_dir():
-            raise EvaluationError(f'--resume: {folder} is no folder of an interrupted '
-                                  'evaluation; name one, or start anew without --resume.')
-    link = folder.parent / LATEST
-    try:
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.name, target_is_directory=True)
-    except OSError as error:
-        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
+        output_folder(str(options.output), '--output')
+        return None
+    folder = Path(options.resume or options.output / LATEST).resolve()
+    if not (folder / RECORDS / HEADER).is_file():
+        raise EvaluationError(f'--resume: {folder} is no folder of an interrupted evaluation; '
+                              'name one, or start anew without --resume.')
     return folder
 
 
-def _check_header(folder: Path, scorer: Scorer) -> None:
-    """Keep everything that digits depend on; refuse to continue a run of another kind."""
+def _open_folder(options: Options, folder: Path | None, scorer: Scorer) -> Path:
+    """Make a dated folder, or continue one of the very same run; `latest` points at it."""
     dataset, estimator = scorer.dataset, scorer.estimator
     names = '\n'.join(f'{e.index} {e.name} {e.scene}' for e in dataset.entries)
-    ours = to_json({
-        'version': depthclip_ros.__version__, 'data': dataset.format, 'depth': dataset.depth,
-        'images': len(dataset), 'names': hashlib.sha256(os.fsencode(names)).hexdigest(),
-        'protocol': scorer.protocol.name, 'config': estimator.config.to_dict(),
-        'weights': estimator.weights.digest, 'precision': estimator.precision,
-        'device': estimator.device.type,
-        'contenders': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders]})
-    path = folder / RECORDS / HEADER
-    if not path.is_file():
-        write(path, ours)
-    then, now = msgspec.json.decode(path.read_bytes()), msgspec.json.decode(ours)
-    different = [f'{key}: {then.get(key)} then, {now[key]} now'
+    digest = hashlib.sha256(os.fsencode(names))
+    for position in dataset.probes():  # of all it would take as long as the network
+        pair = dataset.read(position)
+        digest.update(pair.rgb.tobytes() + pair.depth.tobytes())
+    header = {
+        'version': depthclip_ros.__version__, 'format': dataset.format, 'depth': dataset.depth,
+        'images': len(dataset), 'data': digest.hexdigest(), 'protocol': scorer.protocol.name,
+        'config': estimator.config.to_dict(), 'weights': estimator.weights.digest,
+        'precision': estimator.precision, 'device': estimator.device.type,
+        'rows': [f'{c.name}: {c.note} {c.key}' for c in scorer.contenders]}
+    if folder is None:
+        folder = numbered_folder(
+            options.output / datetime.now().astimezone().strftime('%Y-%m-%d_%H-%M-%S'))
+        write(folder / RECORDS / HEADER, to_json(header))  # from here on it can be resumed
+    then = msgspec.json.decode((folder / RECORDS / HEADER).read_bytes())
+    now = msgspec.json.decode(to_json(header))
+    different = [f'other {key}' if key in ('data', 'weights', 'rows') else
+                 f'{key}: {then.get(key)} then, {now[key]} now'
                  for key in now if then.get(key) != now[key]]
     if different:
         raise EvaluationError(f'--resume {folder}: that run was another one ('
                               f'{"; ".join(different)}). Give the same settings, or start anew '
                               'without --resume.')
+    link = folder.parent / LATEST
+    try:
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(folder.name, target_is_directory=True)
+    except OSError as error:
+        _say(f'WARNING: {link}: the link cannot be made ({error.strerror}).')
     _say(f'results: {folder}')
+    return folder
 
 
 def _score(scorer: Scorer, folder: Path) -> tuple[NDArray[Any], int]:

@@ -10,7 +10,8 @@ added up in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ SIGNS = np.array([1.0 if m in HIGHER_IS_BETTER else -1.0 for m in METRICS])
 MIN_DEPTH = 1e-3  # metres; what is below does not count as measured
 _THRESHOLDS = (1.25, 1.25 ** 2, 1.25 ** 3)
 _MOST = 1 << 13  # numbers in a float32 sum: more are off by 1e-6
+_PART = 1 << 22  # metrics of bootstrap samples at once
 _PIECE = 1 << 17  # pixels of all maps at once, which stay in the cache: several times faster
 
 Float32 = NDArray[np.float32]
@@ -188,13 +190,25 @@ def average(sums: Sums, how: str) -> Sums:
     return metrics_of(sums.sum(axis=0))
 
 
-def resampled(sums: Sums, counts: Float64, how: str) -> Sums:
-    """`average` of bootstrap samples, (S, ..., 10); `counts` (S, N): how often each is drawn."""
-    if how == 'pixel':
-        return metrics_of(np.tensordot(counts, sums, 1))
-    shares = counts / counts.sum(1, keepdims=True)
-    means: Sums = np.tensordot(shares, metrics_of(sums), 1)
-    return means
+def resampled(
+    sums: Sums, groups: NDArray[np.intp], counts: NDArray[Any], how: str,
+    of: Callable[[Sums], Sums] = lambda metrics: metrics,
+) -> Sums:
+    """`average` of bootstrap samples of (N, ..., 11) sums, (S, ..., 10), or what `of` makes of it.
+
+    `groups` (N,) are the groups of the images, `counts` (S, G) how often each group is drawn.
+    """
+    values = sums if how == 'pixel' else metrics_of(sums)
+    whole = np.zeros((counts.shape[1], *values.shape[1:]))
+    np.add.at(whole, groups, values)
+    sizes = np.bincount(groups).reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
+
+    def metrics(drawn: NDArray[Any]) -> Sums:
+        total: Sums = np.tensordot(drawn, whole, 1)
+        return metrics_of(total) if how == 'pixel' else total / np.tensordot(drawn, sizes, 1)
+    parts = 1 + len(counts) * whole[0].size // _PART  # which fit into memory
+    return np.concatenate([of(metrics(part.astype(np.float64)))
+                           for part in np.array_split(counts, parts)])
 
 
 def best_of(curve: Sums) -> list[int]:

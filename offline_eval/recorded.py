@@ -180,7 +180,7 @@ def _intervals(several: Sequence[Scores]) -> dict[str, Interval]:
     """
     if len(several) < LEAST_GROUPS:
         return {}
-    weights = draw(np.arange(len(several))) * [len(s.names) for s in several]
+    weights = draw(len(several)) * np.array([len(s.names) for s in several], float)
     weights /= weights.sum(axis=1, keepdims=True)
     result = {}
     for metric in SAID:

@@ -109,7 +109,7 @@ class Comparison(Struct, frozen=True):
 
     name: str  # of the control's row
     gains: dict[str, float]  # per metric: positive is better for the method
-    # Of the gain, per metric; those of all comparisons of one metric hold together with 95 %.
+    # Of the gain, per metric; those of δ1 and rmse of all comparisons hold together with 95 %.
     # Empty with too few scenes.
     intervals: dict[str, Interval]
 

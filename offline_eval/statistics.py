@@ -41,6 +41,7 @@ from .results import ALL, ROLES, Comparison, Histograms, Interval, Row, Verdict
 from .scoring import HISTOGRAM, constants
 
 RESAMPLES, LEVEL = 10_000, 0.95
+LEAST_BEYOND = 20  # bootstrap samples beyond each end of an interval: of few, chance is the end
 # Below, a sample says next to nothing about the spread between scenes, and none is given.
 LEAST_GROUPS = 20
 BEST_CONSTANT = 'best constant'
@@ -56,12 +57,21 @@ def groups_of(names: Sequence[str]) -> NDArray[np.intp]:
     return np.unique(own, return_inverse=True)[1]
 
 
-def draw(groups: NDArray[np.intp], resamples: int = RESAMPLES, seed: int = 0) -> Float64:
-    """(S, N) how often each image is in each bootstrap sample: whole groups are drawn."""
-    count = int(groups.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(
-        count, np.full(count, 1 / count), resamples)
-    return drawn[:, groups].astype(np.float64)
+def draw(groups: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.uint16]:
+    """(S, G) how often each group is in each bootstrap sample."""
+    return np.random.default_rng(seed).multinomial(
+        groups, np.full(groups, 1 / groups), resamples).astype(np.uint16)
+
+
+def resamples(groups: int, comparisons: int) -> int:
+    """How many bootstrap samples an interval of so many comparisons takes."""
+    return max(RESAMPLES, math.ceil(LEAST_BEYOND / _tail(groups, comparisons)))
+
+
+def _tail(groups: int, comparisons: int) -> float:
+    """Share of the bootstrap samples beyond each end of an interval."""
+    beyond = (1 - LEVEL) / comparisons / 2
+    return float(ndtr(math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, beyond)))
 
 
 def interval(samples: Float64, groups: int, comparisons: int = 1) -> Interval:
@@ -72,11 +82,9 @@ def interval(samples: Float64, groups: int, comparisons: int = 1) -> Interval:
     bootstrap samples, drawn from so many groups, at least two. So many comparisons hold together
     (Bonferroni): each interval is of a level of 1 - 0.05 / comparisons.
     """
-    level = 1 - (1 - LEVEL) / comparisons
-    wide = math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, (1 - level) / 2)
-    tail = float(ndtr(wide))
+    tail = _tail(groups, comparisons)
     low, high = np.quantile(samples, [tail, 1 - tail])
-    return Interval(float(low), float(high), level)
+    return Interval(float(low), float(high), 1 - (1 - LEVEL) / comparisons)
 
 
 # Rows --------------------------------------------------------------------------------------------
@@ -111,9 +119,14 @@ class Measured:
         return groups_of([entry.sequence for entry in self.of_records])
 
     @cached_property
-    def counts(self) -> Float64:
-        """(S, N) how often each image is in each bootstrap sample, the same for all rows."""
-        return draw(self.groups)
+    def units(self) -> int:
+        """Number of scenes; an image of which none is known is one of its own."""
+        return int(self.groups.max()) + 1
+
+    @cached_property
+    def counts(self) -> NDArray[np.uint16]:
+        """(S, G) how often each scene is in each bootstrap sample, the same for all rows."""
+        return draw(self.units)
 
     def sums(self, name: str) -> list[Sums]:
         """(N, 11) of every contender of that name."""
@@ -124,16 +137,16 @@ class Measured:
         """(10,) metrics of a row."""
         return np.mean([average(s, self.how) for s in self.sums(name)], axis=0)  # type: ignore[no-any-return]
 
-    def samples(self, name: str) -> Float64:
+    def samples(self, name: str, counts: NDArray[np.uint16] | None = None) -> Float64:
         """(S, 10) metrics of a row in every bootstrap sample."""
+        drawn = self.counts if counts is None else counts
         return np.mean([  # type: ignore[no-any-return]
-            resampled(s, self.counts, self.how) for s in self.sums(name)], axis=0)
+            resampled(s, self.groups, drawn, self.how) for s in self.sums(name)], axis=0)
 
     def intervals(self, samples: Float64, family: int = 1) -> dict[str, Interval]:
         """Of (S, 10) samples, by metric; none of too few scenes."""
-        count = int(self.groups.max()) + 1
-        return {m: interval(samples[:, i], count, family) for i, m in enumerate(METRICS)
-                } if count >= LEAST_GROUPS else {}
+        return {m: interval(samples[:, i], self.units, family) for i, m in enumerate(METRICS)
+                } if self.units >= LEAST_GROUPS else {}
 
     def best_constants(self) -> tuple[Float64, Float64]:
         """(10,) metrics of the constant that is best in each, and (10,) its metres."""
@@ -210,22 +223,27 @@ def verdict(measured: Measured) -> Verdict:
     All are compared on the same images of the same bootstrap samples. The best constant is chosen
     anew in every sample, as the oracle that it is.
     """
-    value, samples = measured.value(METHOD), measured.samples(METHOD)
+    others = list(dict.fromkeys(c.name for c in measured.contenders if c.is_test
+                                and c.group in ('baseline', 'foreign')))
+    family = len(SAID) * (1 + len(others))  # what the sentences say
+    counts = draw(measured.units, resamples(measured.units, family)
+                  if measured.units >= LEAST_GROUPS else 1)
+    value, samples = measured.value(METHOD), measured.samples(METHOD, counts)
     best, chosen = measured.best_constants()
-    oracle = np.concatenate([  # in parts, which fit into memory
-        SIGNS * (SIGNS * resampled(measured.records['curve'], part, measured.how)).max(axis=1)
-        for part in np.array_split(measured.counts, 10)])
-    others = {BEST_CONSTANT: (best, oracle)} | {
-        c.name: (measured.value(c.name), measured.samples(c.name)) for c in measured.contenders
-        if c.group in ('baseline', 'foreign') and c.is_test}
-    comparisons = [Comparison(
-        name, named(SIGNS * (value - other)),
-        measured.intervals(SIGNS * (samples - other_samples), len(others)))
-        for name, (other, other_samples) in others.items()]
+
+    def comparison(name: str, other: Float64, of_other: Float64) -> Comparison:
+        return Comparison(name, named(SIGNS * (value - other)),
+                          measured.intervals(SIGNS * (samples - of_other), family))
+    comparisons = [
+        comparison(BEST_CONSTANT, best, resampled(
+            measured.records['curve'], measured.groups, counts, measured.how,
+            lambda curves: SIGNS * (SIGNS * curves).max(axis=1))),
+        *(comparison(name, measured.value(name), measured.samples(name, counts))
+          for name in others)]
     metres = named(chosen)
     del metres['silog']  # a constant's is the same whatever the constant is: none is the best
-    units = int(measured.groups.max()) + 1
-    what = 'scenes' if any(entry.sequence for entry in measured.of_records) else 'images'
+    units = measured.units
+    what = 'scenes' if all(entry.sequence for entry in measured.of_records) else 'images'
     return Verdict(_text(comparisons, metres, len(measured.records), units, what), metres,
                    comparisons, units, what)
 
@@ -258,7 +276,7 @@ def _text(
                        for outcome, names in outcomes.items())
     return (f'{METHOD} over {images} images{of} is {"; ".join(parts)}. In δ1 and rmse it is '
             f'{others}. These are {len(comparisons)} comparisons of one family: all of their '
-            f'intervals hold together with 95 %.{note}')
+            f'{len(SAID) * len(comparisons)} intervals hold together with 95 %.{note}')
 
 
 def _clearly(found: Interval) -> str:

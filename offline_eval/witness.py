@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.errors import ImageError
+from depthclip_ros.core.files import check_new
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
 from .contenders import Contender
@@ -50,14 +52,24 @@ _SAME_SHAPE = 0.01  # aspect ratios that differ by less are one
 _PARTS = ((228, 304), (456, 608))
 
 
-def file_names(entry: Entry) -> list[str]:
-    """How an image's file may be called, without suffix; the first is what is written."""
-    own = str(Path(entry.name).with_suffix(''))
-    if '_drive_' in entry.sequence:
-        frame = Path(entry.name).stem
-        return [f'{entry.sequence}_{frame}', own, frame]
-    rgb = f'rgb_{entry.index:05d}'
-    return [f'{entry.scene}_{rgb}'.lstrip('_'), rgb, f'{entry.index:05d}', own]
+def file_names(entries: Sequence[Entry]) -> list[list[str]]:
+    """How each image's file may be called, without suffix; the first is what is written.
+
+    Numbers are names only where they are the images' own, and not their places.
+    """
+    numbers = [re.search(r'(\d+)\D*$', Path(entry.name).stem) for entry in entries]
+    are_own = all(number and int(number[1]) == entry.index
+                  for number, entry in zip(numbers, entries, strict=True))
+
+    def names(entry: Entry) -> list[str]:
+        own = Path(entry.name).with_suffix('')
+        if '_drive_' in entry.sequence:
+            return [f'{entry.sequence}_{own.stem}', str(own), own.stem]
+        if not are_own:
+            return ['_'.join(own.parts)]
+        number, scene = f'{entry.index:05d}', entry.scene.replace('/', '_')
+        return [f'{scene}_rgb_{number}'.lstrip('_'), f'rgb_{number}', number, str(own)]
+    return list(map(names, entries))
 
 
 # Others' predictions -----------------------------------------------------------------------------
@@ -128,7 +140,7 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
         PredictionError: there is no such set of files, or there are several.
 
     """
-    forms = [form for form in zip(*map(file_names, dataset.entries), strict=False)
+    forms = [form for form in zip(*file_names(dataset.entries), strict=False)
              if len(set(form)) == len(form)]
     best: tuple[dict[int, Path], Sequence[str]] = {}, forms[0]
     complete: dict[tuple[Path, ...], bool] = {}  # whether they have just the images' names
@@ -156,7 +168,7 @@ def _files(folder: Path, dataset: Dataset, where: str) -> list[Path]:
     missing = [name for position, name in enumerate(best[1]) if position not in best[0]]
     raise PredictionError(
         f'{where}: {len(missing)} of {len(dataset)} files are missing; a method is scored on all '
-        f'images or on none. The first image is {", ".join(file_names(dataset.entries[0]))}, as '
+        f'images or on none. The first image is {", ".join(file_names(dataset.entries)[0])}, as '
         f'{", ".join(SUFFIXES)}. {contents(folder)} Missing are:{listing(missing)}')
 
 
@@ -348,19 +360,18 @@ def write_all(
     Raises:
         PredictionError: a depth does not fit into the files.
         ResultsError: they cannot be written.
-        EvaluationError: the folder has other predictions already.
+        ConfigError: the folder has other predictions already.
+        EvaluationError: two images would have one name.
 
     """
     raw, noted = folder / RAW, folder / ABOUT
-    names = [file_names(entry)[0] for entry in dataset.entries]
+    names = [first for first, *_ in file_names(dataset.entries)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError(f'{dataset.path}: several images would have one name:'
                               f'{listing(twice)}')
     said = to_json({**about, 'scale': dataset.scale, 'images': len(names)})
-    if raw.exists() and any(raw.iterdir()) and not (
-            noted.is_file() and noted.read_text(encoding='utf-8') == said):
-        raise EvaluationError(f'{raw}: has files already, of another command, and nothing is '
-                              'overwritten; choose another folder.')
+    if not (noted.is_file() and noted.read_bytes() == said.encode()):
+        check_new((noted, *islice(raw.glob('*'), 1)))
     write(noted, said)
     for position, name in enumerate(progress(names, 'predictions')):
         path = raw / f'{name}.png'

@@ -20,6 +20,7 @@ from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED
 from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, weights
+from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.resources import config_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,9 +59,9 @@ def photo(tmp_path):
 
 @pytest.fixture
 def predict(config, tiny_weights, tmp_path):
-    """Run `depthclip predict` with the tiny network; gives exit code and output folder."""
+    """Run `depthclip predict` with the tiny network; gives exit code and a new output folder."""
     def run(*images, config=config, camera=()):
-        out = tmp_path / 'out'
+        out = numbered_folder(tmp_path / 'out')
         code = main(['predict', *map(str, images), '-o', str(out), '--config', config,
                      '--weights', str(tiny_weights), '--device', 'cpu', *map(str, camera)])
         return code, out
@@ -279,7 +280,8 @@ for number, name in enumerate(sys.argv[3:]):
     Path(f'./{name}.yaml').write_bytes(Path(sys.argv[1]).read_bytes())
     for arguments in (
             ['predict', file, folder, '-o', f'./{name}_', *model],
-            ['predict', 'photo.png', '-o', 'out', '--config', f'./{name}.yaml', *model[2:]],
+            ['predict', 'photo.png', '-o', f'out{number}', '--config', f'./{name}.yaml',
+             *model[2:]],
             ['view', file, '-o', f'./{name}v', *model],
             ['encode-text', f'./{name}.yaml', *model[2:4]],
             *(([['view', file, '-o', f'./{name}p', '--point', '30,30', *model],

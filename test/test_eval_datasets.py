@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -112,8 +113,15 @@ def test_kaggle(samples, tmp_path):
         cv2.imwrite(str(folder / f'{number:05d}_depth.png'),
                     (samples[number].frame.depth * 1000).astype(np.uint16))
     dataset = opened(tmp_path)
-    assert [(e.index, e.scene) for e in dataset.entries] == [
-        (n, scene_classes()[n]) for n in (0, 8)]
+    # Two of somebody else's could have these numbers.
+    assert [(e.index, e.scene, e.sequence, e.focal) for e in dataset.entries] == [
+        (n, '', '', 0.0) for n in (0, 8)]
+    for number, kind in itertools.product(list(scene_classes())[4:16], ('colors', 'depth')):
+        os.link(folder / f'00008_{kind}.png', folder / f'{number:05d}_{kind}.png')
+    more = opened(tmp_path)
+    assert {e.index: e.scene for e in more.entries}.items() <= scene_classes().items()
+    assert '' not in {e.sequence for e in more.entries}
+    assert {e.focal for e in more.entries} == {FOCAL}
     assert dataset.depth == 'in-painted'
     assert 'not comparable' in dataset.warnings[0]
     np.testing.assert_array_equal(dataset.read(1).rgb, samples[8].frame.rgb)
@@ -198,6 +206,61 @@ def test_images_of_the_official_folders_are_not_independent(tmp_path):
     assert len(set(scenes.values())) == 130
     assert '' not in scenes.values()
     assert scenes[0] == scenes[1] != scenes[8]
+
+
+def own(folder, names, text='{} {}'):
+    """A list of links to one image and one depth, neither of which is anybody's."""
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(folder / 'rgb.png'), rng.integers(0, 255, (48, 64, 3), np.uint8))
+    cv2.imwrite(str(folder / 'depth.png'), np.full((48, 64), 2000, np.uint16))
+    lines = []
+    for name in names:
+        pair = f'{name}.png', f'{name}_depth.png'
+        for target, source in zip(pair, ('rgb.png', 'depth.png'), strict=True):
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / source, folder / target)
+        lines.append(text.format(*pair))
+    (folder / 'list.txt').write_text('\n'.join(lines))
+    return opened(folder, folder / 'list.txt')
+
+
+@pytest.mark.parametrize('form', ['seq{}/{:06d}', 'seq{}/rgb/{}', 'seq{}/frame'])
+def test_a_folder_of_a_list_is_a_scene_whatever_its_numbers(form, tmp_path):
+    """Numbers that begin anew in every folder, as those of most recordings."""
+    names = list(dict.fromkeys(form.format(f, n) for f in 'abc' for n in range(0, 40, 10)))
+    dataset = own(tmp_path, names)
+    assert [e.sequence for e in dataset.entries] == [name.rpartition('/')[0] for name in names]
+    assert len({e.index for e in dataset.entries}) == len(names)
+    assert {e.focal for e in dataset.entries} == {0.0}  # nobody said it
+    assert (dataset.origin, dataset.depth) == ('', 'unspecified')
+    assert 'NYU' not in dataset.format
+
+
+def test_images_in_no_folder_are_of_unknown_scenes(tmp_path):
+    dataset = own(tmp_path, ['1', '2', '3'], '{} {} 525.5')
+    assert [(e.index, e.scene, e.sequence, e.focal) for e in dataset.entries] == [
+        (n, '', '', 525.5) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(('count', 'known'), [(3, False), (40, True)])
+def test_some_of_the_official_images_are_known_where_it_is_no_chance(count, known, tmp_path):
+    names = [f'{scene}/rgb_{n:05d}' for n, scene in list(scene_classes().items())[:count]]
+    dataset = own(tmp_path, names)
+    assert (dataset.origin, dataset.official) == (NYU if known else '', False)
+    assert {e.focal for e in dataset.entries} == {FOCAL if known else 0.0}
+    assert (len({e.sequence for e in dataset.entries}) > len({
+        e.scene for e in dataset.entries})) == known
+
+
+def test_equal_numbers_in_two_folders_of_rendered_rooms(official):
+    """Of two data sets that somebody has put into one."""
+    scene = next((official / 'official_splits/test').iterdir())
+    shutil.copytree(scene, scene.with_name('others'))
+    (official / NYU_LIST).unlink()
+    entries = opened(official).entries
+    assert len({e.index for e in entries}) == len(entries)
+    scenes = {e.scene: e.sequence for e in entries if e.scene in (scene.name, 'others')}
+    assert len({*scenes.values()}) == 2
 
 
 def test_extraction(world, samples, shared_dir):

@@ -109,7 +109,7 @@ def test_averages_per_image_and_per_pixel():
     assert average(sums, 'image')[rmse] == pytest.approx((1 + 2) / 2)
     assert average(sums, 'pixel')[rmse] == pytest.approx(math.sqrt((1 + 3 * 4) / 4))
     for how in ('image', 'pixel'):
-        twice = resampled(sums, np.array([[1.0, 1.0], [0.0, 2.0]]), how)
+        twice = resampled(sums, np.arange(2), np.array([[1, 1], [0, 2]]), how)
         np.testing.assert_allclose(twice, [average(sums, how), average(sums[1:], how)])
 
 

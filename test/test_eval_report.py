@@ -41,7 +41,7 @@ def written(source, tmp_path_factory):
     """Folder of the report."""
     path = tmp_path_factory.mktemp('written')
     report.write(path, source)
-    return path / report.FOLDER
+    return path / 'report'
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_latex_is_the_table_of_a_paper(written, summary, nyu):
             if line.endswith(r' \\')][1:] == [
         list(cells[1:7]) for cells in table(summary, 'Baselines').rows]
     report.write(written.parent / 'nyu', Results(nyu))
-    text = (written.parent / 'nyu' / report.LATEX).read_text(encoding='utf-8')
+    text = (written.parent / 'nyu/report/report.tex').read_text(encoding='utf-8')
     assert r'\textit{DORN}' in text
     walker = pytest.importorskip('pylatexenc.latexwalker', reason='pylatexenc is not installed')
     nodes, *_ = walker.LatexWalker(text, tolerant_parsing=False).get_latex_nodes()
@@ -395,18 +395,18 @@ def test_the_report_of_a_folder_the_same_from_the_command_line(source, tmp_path,
             and r.scene == ALL]
     alone = Results(structs.replace(source.summary, rows=rows, tables=['1']))
     save(tmp_path, alone)
-    report.write(tmp_path, alone)
-    text = (tmp_path / report.HTML).read_text(encoding='utf-8')
+    files = report.write(tmp_path, alone)
+    text = files[0].read_text(encoding='utf-8')
     assert text.count('<img') == 2
     assert 'Depth bins' not in text
-    files = [path for path in (tmp_path / report.FOLDER).rglob('*') if path.is_file()]
-    before = {path: path.read_bytes() for path in files}
-    for path in files:
-        path.unlink()
+    before = {path.relative_to(tmp_path / 'report'): path.read_bytes()
+              for path in (tmp_path / 'report').rglob('*') if path.is_file()}
     monkeypatch.setenv('SOURCE_DATE_EPOCH', '0')  # what matplotlib takes for the time of day
     assert command.main([str(tmp_path)]) == 0
-    assert {path: path.read_bytes() for path in files} == before
-    assert capsys.readouterr().out.split() == [str(tmp_path / file) for file in report.FILES]
+    again = tmp_path / 'report_2'
+    assert {path.relative_to(again): path.read_bytes() for path in again.rglob('*')
+            if path.is_file()} == before
+    assert capsys.readouterr().out.split() == [str(again / file.name) for file in files]
 
 
 def test_random_weights_are_called_meaningless(summary):

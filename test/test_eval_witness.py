@@ -230,7 +230,7 @@ def test_what_was_interrupted_is_continued_by_the_same_command_and_nothing_overw
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
     assert len(first) == 3
     monkeypatch.undo()
-    assert 'nothing is overwritten' in fails(capsys, [*command, '--protocol', 'bts'])
+    assert 'not overwritten' in fails(capsys, [*command, '--protocol', 'bts'])
     assert cli.main(command) == 0
     every = {path: path.stat().st_mtime_ns for path in (tmp_path / 'raw').iterdir()}
     assert len(every) == 10
@@ -496,6 +496,57 @@ def test_names_that_are_no_utf8(world, dataset, tmp_path):
     assert report.main([str(results)]) == 0
     assert cli.main(['witness', *given(world, '-o', output / 'w', data=data)]) == 0
     assert len(list((output / 'w/raw').iterdir())) == 10
+
+
+@pytest.fixture(scope='module')
+def recordings(samples, tmp_path_factory):
+    """Four of somebody's own, of three images each, whose numbers are the same in each."""
+    folder, lines = tmp_path_factory.mktemp('recordings'), []
+    for place, sample in enumerate(samples[:12]):
+        name = f'seq{place // 3}/{10 * (place % 3):06d}'
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f'{name}.png'), sample.frame.rgb[..., ::-1])
+        write_png(folder / f'{name}_depth.png', sample.raw_depth)
+        lines.append(f'{name}.png {name}_depth.png')
+    (folder / 'list.txt').write_text('\n'.join(lines))
+    return folder, ('--list', folder / 'list.txt')
+
+
+def test_recordings_with_equal_numbers_are_kept_apart(recordings, tmp_path):
+    """Their scenes, the images that are shown, and what others predicted of them."""
+    folder, more = recordings
+    dataset = open_dataset(folder, more[1])
+    rival = tmp_path / 'rival'
+    for place, entry in enumerate(dataset.entries):
+        write_png(rival / f'{entry.name[:-4]}_pred.png', np.where(
+            (truth := dataset.read_truth(place)) > 0, truth, 2))
+    folder, results = evaluation.evaluate(cli.options(given(
+        None, '--output', tmp_path / 'out', '--predictions', f'a={rival}', *more, data=folder)))
+    assert (results.summary.verdict.units, results.summary.verdict.unit) == (4, 'scenes')
+    assert len(list((folder / 'samples').iterdir())) == sum(
+        len(indices) for indices in results.summary.ranks.values()) == 9
+    assert results.summary.row('a').metrics['rmse'] == pytest.approx(0, abs=1e-3)
+    assert results.summary.row('DepthCLIP x focal length') is None
+
+
+def test_few_files_stand_for_no_more_images(recordings, tmp_path, capsys):
+    folder, more = recordings
+    for number in (0, 10, 20):
+        for name in (f'rgb_{number:05d}', f'{number:06d}'):
+            write_png(tmp_path / f'{name}.png', np.full((480, 640), 2.0))
+    assert 'files are missing' in fails(capsys, given(
+        None, '--output', tmp_path / 'out', '--predictions', f'a={tmp_path}', *more, data=folder))
+
+
+def test_exported_depth_of_recordings_is_read_again(recordings, tmp_path):
+    folder, more = recordings
+    assert cli.main(['witness', *given(None, '-o', tmp_path / 'own', *more, data=folder)]) == 0
+    assert {path.name for path in (tmp_path / 'own/raw').iterdir()} == {
+        f'seq{i}_{10 * j:06d}.png' for i in range(4) for j in range(3)}
+    summary = evaluate(None, tmp_path / 'out', '--predictions', f'a={tmp_path / "own"}', *more,
+                       data=folder)
+    assert summary.row('a').metrics['rmse'] == pytest.approx(
+        summary.row(METHOD).metrics['rmse'], abs=1e-3)
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_view_says_what_the_patch_of_a_point_says(picture, rgb, demo_estimator, 
         assert word == demo_estimator.config.tokens[int(weights.argmax())]
         assert int(share) == pytest.approx(100 * weights.max(), abs=0.51)
     assert cv2.imread(str(tmp_path / 'out/001_room.png')).shape[0] > 300
+    out[-1] = tmp_path / 'narrow'
     assert view(picture, '--point', '130,100', '--fov', '30', *out) == 0
     narrow, = told.findall(capsys.readouterr().out)
     assert float(narrow[0]) > 1.9 * float(said[0][0])
@@ -245,6 +246,7 @@ def test_a_webcam(rgb, tmp_path, capsys, monkeypatch):
     assert view('0', '--max-images', '2', *out) == 0
     assert len(list((tmp_path / 'out').iterdir())) == 2
     assert opened == [0]
+    out[-1] = tmp_path / 'more'
     assert view('0', '--point', '500,500', *out) == 1
     assert capsys.readouterr().err.count('outside of its 160 x 120') == 2  # said, and the error
 

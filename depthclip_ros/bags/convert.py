@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..color import png
-from ..core.errors import BagError, DataError
+from ..core.errors import BagError, DataError, first_of
 from ..core.files import user_path
 from ..messages.anchors import TF, TF_STATIC, Sensors, needs_transforms, unusual_scale
 from ..messages.depth import depth_values
@@ -84,6 +84,9 @@ def convert(
     if output.exists() or output.is_symlink():
         raise BagError(f'{output} is there already, and not overwritten. Choose another place '
                        'with -o.')
+    if others := sorted({path.name for path in partial.glob('*')} - {output.name}):
+        raise BagError(f'{partial} holds {first_of(others)}, which is no unfinished bag. Move it, '
+                       'or choose another place with -o.')
     if partial.exists() and not resume:
         raise BagError(f'{partial} is there: another run is at work there, or was stopped. If it '
                        'was stopped, make the bag again with --resume.')

@@ -12,9 +12,10 @@ from ..bags import Options, Report, convert, is_done
 from ..bags.fleet import DONE, FAILED, MANIFEST, SKIPPED, convert_all, find_bags
 from ..bags.options import ON_REQUEST, PROJECTED
 from ..core.errors import ConfigError
+from ..core.files import named_path
 from ..fleet import cluster_of
 from ..node.process import keep_freed_memory
-from .model import load_estimator, named_path, settings, to_stderr
+from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse

@@ -17,14 +17,11 @@ from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
-from ..core.files import printable
+from ..core.files import check_new, named_path, output_folder, printable
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
-    check_new,
     load_estimator,
-    named_path,
-    output_folder,
     parameter_file,
     print_untrained,
     save,

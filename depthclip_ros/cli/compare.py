@@ -25,7 +25,7 @@ from ..calibrate.recordings import (
 )
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
-from ..core.files import printable, user_path
+from ..core.files import check_new, output_folder, printable, user_path
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..figures import (
     PREDICTIONS,
@@ -41,16 +41,7 @@ from ..figures import (
 from ..figures import save as save_figure
 from ..sources.bag import is_bag
 from .calibrate import reading, with_progress
-from .model import (
-    check_new,
-    load_estimator,
-    output_folder,
-    print_untrained,
-    save,
-    save_page,
-    settings,
-    to_stderr,
-)
+from .model import load_estimator, print_untrained, save, save_page, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +64,7 @@ FIGURES = 3  # of them, whose words are shown
 # Of the distribution of measured depth, metres.
 DEPTHS = np.concatenate([np.arange(0, 20, 0.1), np.geomspace(20, 200, 47)])
 FORMAT = 1
-ENDINGS = ('html', 'md', 'json')
+FILES = ('comparison.html', 'comparison.md', 'comparison.json')
 _COLUMNS = 160  # of depth in the pictures
 _SHOWN = {**{m: SYMBOLS[m] for m in METRICS[:5]}, 'rmse': 'rmse [m]'}
 
@@ -102,7 +93,7 @@ def compare(options: argparse.Namespace) -> int:
     """
     folder = output_folder(options.output) if options.output else None
     if folder:
-        check_new(folder / f'comparison.{ending}' for ending in ENDINGS)
+        check_new(folder / name for name in (*FILES, 'figures'))
     depth, node = settings(options.config, options.weights, options.device)
     network = cache(lambda: _network(depth, node))
     sources = dict.fromkeys(options.sources)
@@ -133,7 +124,7 @@ def compare(options: argparse.Namespace) -> int:
                  'unreadable': one.refused, **msgspec.to_builtins(comparison)}
                 for one, comparison in zip(done, each, strict=True)],
             'failed': failed}), indent=1) + b'\n')
-        print(f'\nreport: {", ".join(str(folder / f"comparison.{e}") for e in ENDINGS)}')
+        print(f'\nreport: {", ".join(str(folder / name) for name in FILES)}')
     if about and not about['trained']:
         print_untrained()
     return 1 if failed else 0

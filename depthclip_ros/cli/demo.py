@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from .. import __version__
 from ..color import UNTRAINED
 from ..core import weights as core_weights
 from ..core.errors import ConfigError, DepthClipError, WeightsError
+from ..core.files import check_new, numbered_folder, output_folder
 from ..resources import config_path, large_images_profile, ros_distribution
 from ..sources.bag import Bag, camera_topics
 from ..sources.bag_player import recorded_qos
@@ -35,14 +36,13 @@ from ..sources.pictures import picture_files, video_file
 from .model import (
     check_for_ros,
     given_camera,
-    output_folder,
     parameter_file,
     print_untrained,
     save,
     settings,
     to_stderr,
 )
-from .recorder import INPUT, Album, Recorder
+from .recorder import INPUT, PATTERNS, SUMMARY, Album, Recorder
 
 if TYPE_CHECKING:
     import argparse
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 DEFAULT_FRAMES = 50  # where the source never ends by itself
 DEFAULT_RATE = 10.0
 DEFAULT_PICTURES = 10
+FILES = (*PATTERNS, 'depth_node.yaml', 'depth_node.log', 'source.log')
 STEP = 0.1
 PROGRESS_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
@@ -99,7 +100,7 @@ def run_demo(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     for name, path in ('--config', options.config), ('-o', options.output):
         check_for_ros(name, path)
-    folder = output_folder(options.output)
+    folder = _folder(options.output)
     node = _with_weights(depth, node)
     if node.weights == core_weights.DEMO:
         to_stderr('Weights: the small demo model, which knows rendered rooms and nothing else '
@@ -123,6 +124,27 @@ def run_demo(options: argparse.Namespace) -> int:
             recorder.destroy_node()  # type: ignore[no-untyped-call]
     finally:
         rclpy.try_shutdown()
+
+
+def _folder(path: str) -> Path:
+    """The folder for results; beside one with an earlier demo another, with a number.
+
+    Raises:
+        ConfigError: it cannot be written, or has such files and no summary of a demo.
+
+    """
+    folder = output_folder(path)
+    there = [file for pattern in FILES for file in sorted(folder.glob(pattern))]
+    if not there:
+        return folder
+    summary: Any = {}
+    with suppress(OSError, ValueError):  # of what is no JSON
+        summary = json.loads((folder / SUMMARY).read_bytes())
+    if not (isinstance(summary, dict) and {'depthclip_ros', 'node_diagnostics'} <= {*summary}):
+        check_new(there)
+    folder = numbered_folder(folder.resolve())
+    to_stderr(f'{path} holds an earlier demo, which stays: this one is in {folder}.')
+    return folder
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -382,7 +404,7 @@ def _finish(
         'node_diagnostics': counts,
         'files': files,
     }
-    save(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
+    save(folder / SUMMARY, json.dumps(summary, indent=2) + '\n')
     if not (recorder.images or recorder.depths):
         return
     print(f'weights:  {runs} ({model.get("precision", "?")})')

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..color import UNTRAINED
 from ..core.camera import notices_of
 from ..core.config import DepthConfig
-from ..core.errors import ConfigError, quoted
+from ..core.errors import ConfigError
 from ..core.estimator import DepthEstimator
-from ..core.files import atomic, printable, user_path
+from ..core.files import atomic, check_new, printable
 from ..core.parameter_file import to_yaml
 from ..document import Block, to_html, to_markdown
 from ..messages.config import NodeConfig, read_config, read_values, with_demo_settings
@@ -88,53 +87,14 @@ def has_display() -> bool:
         os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'))
 
 
-def named_path(path: str, option: str = '-o') -> Path:
-    """A path that `option` gives; ConfigError where it can be the name of no file."""
-    try:
-        return user_path(path)
-    except OSError as error:
-        raise ConfigError(f'{option}: {quoted(path)}: {error.strerror}.') from error
-
-
-def output_folder(path: str, option: str = '-o') -> Path:
-    """Make the folder for results, which `option` of the command line chooses.
-
-    Raises:
-        ConfigError: it cannot be written.
-
-    """
-    folder = named_path(path, option)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = '' if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
-    except OSError as error:
-        reason = str(error.strerror)
-    if reason:
-        raise ConfigError(f'{folder}: results cannot be written there: {reason}. Choose another '
-                          f'folder with {option}.')
-    return folder
-
-
-def check_new(files: Iterable[Path], option: str = '-o') -> None:
-    """Refuse to overwrite; `option` of the command line chooses another place.
-
-    Raises:
-        ConfigError: a file is there already; all are named.
-
-    """
-    there = [str(file) for file in files if file.exists() or file.is_symlink()]
-    if there:
-        raise ConfigError(f'{", ".join(there)}: there already, and not overwritten. Remove what '
-                          f'is no longer needed, or choose another place with {option}.')
-
-
 def save(path: Path, content: str | bytes) -> None:
-    """Write a file that is whole or not there.
+    """Write a new file that is whole or not there.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: it is there already, or cannot be written.
 
     """
+    check_new((path,))
     try:
         with atomic(path) as file:
             file.write(printable(content).encode() if isinstance(content, str) else content)

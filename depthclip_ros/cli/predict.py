@@ -23,21 +23,13 @@ from ..color import (
 )
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
-from ..core.files import printable, shortened, user_path
+from ..core.files import check_new, output_folder, printable, shortened, user_path
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
-from .model import (
-    given_camera,
-    load_estimator,
-    output_folder,
-    print_untrained,
-    save,
-    settings,
-    to_stderr,
-)
+from .model import given_camera, load_estimator, print_untrained, save, settings, to_stderr
 
 if TYPE_CHECKING:
     import argparse
@@ -75,9 +67,13 @@ def predict_files(options: argparse.Namespace) -> int:
             continue
         files += found
     folder = output_folder(options.output)
+    names = _names(files)
+    check_new(folder / f'{name}{ending}' for name in names for ending in RESULTS)
+    if not files:
+        raise ConfigError('\n  '.join(['none of the inputs can be used:', *failures]))
     estimator = load_estimator(depth_config, node_config)
-    begin, names, notes = time.perf_counter(), set[str](), Notes(to_stderr)
-    for file in files:
+    begin, done, notes = time.perf_counter(), 0, Notes(to_stderr)
+    for file, name in zip(files, names, strict=True):
         try:
             rgb = _read_rgb(file, notes)
             notes.add(file, 'stretched', stretch_notice(rgb.shape, depth_config.input_size))
@@ -88,10 +84,7 @@ def predict_files(options: argparse.Namespace) -> int:
         except DataError as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
             continue
-        name, number = (stem := shortened(file.stem, _ROOM)), 2
-        while name in names:  # of another folder
-            name, number = f'{stem}_{number}', number + 1
-        names.add(name)
+        done += 1
         lost = _write(estimator, prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
@@ -103,7 +96,7 @@ def predict_files(options: argparse.Namespace) -> int:
             said = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
                 f', none in {missing:.0f} % of the picture' if missing else '')
         print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
-    print(f'{len(names)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
+    print(f'{done} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
     notes.close()
     if not estimator.weights.trained:
@@ -112,6 +105,17 @@ def predict_files(options: argparse.Namespace) -> int:
         print(f'{len(failures)} of the inputs could not be used:', *failures, sep='\n  ',
               file=sys.stderr)
     return 1 if failures else 0
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What the results of each file are called; of files of one name with a number: photo_2."""
+    names: dict[str, None] = {}
+    for file in files:
+        name, number = (stem := shortened(file.stem, _ROOM)), 2
+        while name in names:
+            name, number = f'{stem}_{number}', number + 1
+        names[name] = None
+    return list(names)
 
 
 def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INPUT = 'input.png'  # the first image that was answered, as it came
-PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', INPUT, 'summary.json')
+SUMMARY = 'summary.json'
+PATTERNS = ('depth_*.png', 'color_*.png', 'cloud_*.ply', 'overview.png', INPUT, SUMMARY)
 OVERVIEW_PICTURES = 12
 CLOUD_SECONDS = 1.0  # that a frame waits for its cloud and its image
 DIAGNOSTICS_SECONDS = 2.0  # they come every second
@@ -73,7 +74,7 @@ class Album:
         self, folder: Path, limit: int | None, frames: int | None, bins: Sequence[float], *,
         trained: bool,
     ) -> None:
-        """Begin in a folder; files of an earlier run are removed.
+        """Begin in a folder that holds nothing of PATTERNS.
 
         `limit` frames are left at most, of `frames` that come (None: all, and who knows). The
         ascending `bins` give the colours their scale.
@@ -86,9 +87,6 @@ class Album:
         self._stride = max(1, -(-frames // limit)) if frames and limit else 1
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._writes: list[Future[None]] = []
-        for pattern in PATTERNS:
-            for path in folder.glob(pattern):
-                path.unlink()
 
     def wants(self, number: int) -> bool:
         """Whether a frame would be kept, as far as one can tell by now."""

@@ -15,7 +15,7 @@ import numpy as np
 from ..color import UNTRAINED, WARNING_HEIGHT, png
 from ..core.camera import CameraModel, stretch_notice
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
-from ..core.files import shortened
+from ..core.files import check_new, output_folder, shortened
 from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import Notes, webcam_frames
@@ -23,7 +23,6 @@ from .model import (
     given_camera,
     has_display,
     load_estimator,
-    output_folder,
     print_untrained,
     save,
     settings,
@@ -160,6 +159,7 @@ def _pictures(path: str, points: Sequence[Point]) -> Show:
     """Make a folder; what is shown is written there."""
     from .. import figures
     folder = output_folder(path)
+    check_new(sorted(folder.glob('[0-9][0-9][0-9]*_*.png')))
 
     def show(seen: Seen) -> bool:
         prediction, stream = seen.prediction, io.BytesIO()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import ConfigError, reason
-from ..core.files import user_path
+from ..core.files import check_new, output_folder, user_path
 from ..core.opencv import cv2
 from ..figures import LETTERS, PATCHES, at_quantiles, known
 from ..overlay import depth_words, scene_words
 from ..sources.camera_info import BUILTIN_HFOV, CameraCalibration
-from .model import check_new, has_display, output_folder
+from .model import has_display
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,19 +13,12 @@ from ..calibrate.recordings import spread_evenly
 from ..color import UNTRAINED, color_range
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, quoted
+from ..core.files import check_new, output_folder
 from ..core.weights import cache_folder, load
 from ..core.words import ALIKE, doubts, phrases_of
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..sources.pictures import Notes
-from .model import (
-    check_new,
-    load_estimator,
-    output_folder,
-    print_untrained,
-    save_page,
-    settings,
-    to_stderr,
-)
+from .model import load_estimator, print_untrained, save_page, settings, to_stderr
 from .predict import named_frames
 
 if TYPE_CHECKING:
@@ -41,7 +34,7 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 PICTURES = 3  # that figures are drawn of, and the rest counts in the tables
-FILES = ('html', 'md')
+FILES = ('words.html', 'words.md')
 
 
 @dataclass
@@ -77,7 +70,7 @@ def words(options: argparse.Namespace) -> int:
     """
     folder = output_folder(options.output) if options.output else None
     if folder:
-        check_new(folder / f'words.{ending}' for ending in FILES)
+        check_new(folder / name for name in (*FILES, 'figures'))
     depth, node = settings(options.config, options.weights, options.device)
     base = depth.replace(calibration='', max_stddev=0.0, scenes=('',), scene_bins=(0.0,))
     warnings = [f'The {what} of the settings belong to their own words, and are left out.'
@@ -121,7 +114,7 @@ def words(options: argparse.Namespace) -> int:
     if folder:
         save_page(folder / 'words.html', [
             *parts, *_similarity(sets), *(_figures(folder, sets) if count else ())])
-        print(f'\npage: {", ".join(str(folder / f"words.{ending}") for ending in FILES)}')
+        print(f'\npage: {", ".join(str(folder / name) for name in FILES)}')
     if not trained:
         print_untrained()
     return 1 if failures else 0

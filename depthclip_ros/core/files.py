@@ -8,11 +8,14 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import ConfigError, first_of, quoted
 
 _LONGEST = 255  # bytes of a file's name, on nearly all file systems
 
@@ -45,6 +48,37 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def check_new(files: Iterable[Path], option: str = '-o') -> None:
+    """Refuse to write what is there already; `option` of the command line chooses another place.
+
+    Raises:
+        ConfigError: a file or a folder is there, or a link to nothing; says which.
+
+    """
+    there = [file for file in files if file.exists() or file.is_symlink()]
+    if there:
+        raise ConfigError(f'{first_of(there)}: there already, and not overwritten. Remove what is '
+                          f'no longer needed, or choose another place with {option}.')
+
+
+def numbered_folder(folder: Path) -> Path:
+    """Make a folder; where one of that name is there, with the first free number: NAME_2.
+
+    Raises:
+        ConfigError: it cannot be made.
+
+    """
+    names = chain([folder.name], (f'{folder.name}_{number}' for number in count(2)))
+    path = next(path for path in map(folder.with_name, names)
+                if not (path.exists() or path.is_symlink()))
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f'{path}: cannot be made: {error.strerror}. Choose another folder.'
+                          ) from error
+    return path
+
+
 def printable(path: str | Path) -> str:
     """A path, or a text with one, that can be written anywhere: U+FFFD stands for no UTF-8."""
     return re.sub('[\ud800-\udfff]', '\ufffd', str(path))
@@ -75,3 +109,30 @@ def user_path(text: str | Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise OSError(errno.ENOENT, 'no home folder is known for that user') from error
+
+
+def named_path(path: str, option: str = '-o') -> Path:
+    """A path that `option` gives; ConfigError where it can be the name of no file."""
+    try:
+        return user_path(path)
+    except OSError as error:
+        raise ConfigError(f'{option}: {quoted(path)}: {error.strerror}.') from error
+
+
+def output_folder(path: str, option: str = '-o') -> Path:
+    """Make the folder for results, which `option` of the command line chooses.
+
+    Raises:
+        ConfigError: it cannot be written.
+
+    """
+    folder = named_path(path, option)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = '' if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise ConfigError(f'{folder}: results cannot be written there: {reason}. Choose another '
+                          f'folder with {option}.')
+    return folder

@@ -146,13 +146,16 @@ def of_files(
 ) -> Dataset:
     """Make a data set of image files and depth files.
 
-    An image that is there with another suffix only is taken, with a warning.
+    An image that is there with another suffix only is taken, with a warning. Where numbers of
+    images are not unique, as of several recordings, their places count instead.
 
     Raises:
         DatasetError: there are none, or some are missing: all are listed.
 
     """
     names = [entry.files[0] for entry in entries]
+    if len({entry.index for entry in entries}) < len(entries):
+        entries = [replace(entry, index=place) for place, entry in enumerate(entries)]
     entries = [replace(entry, files=(_with_any_suffix(entry.files[0]), entry.files[1]))
                for entry in entries]
     missing = [str(f) for entry in entries for f in entry.files if not f.is_file()]

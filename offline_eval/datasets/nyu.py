@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from depthclip_ros.core.files import atomic
+from depthclip_ros.core.files import atomic, check_new
 from depthclip_ros.core.formats import kind_of
 from depthclip_ros.sources.pictures import SUFFIXES
 
@@ -31,6 +31,7 @@ FOCAL = 518.8579  # pixels: fx of the colour camera, camera_params.m of the data
 MAT, LIST = 'nyu_depth_v2_labeled.mat', 'nyudepthv2_test_files_with_gt_dense.txt'
 HEADER_SIZE = 512  # bytes before the HDF5 part, in which MATLAB introduces itself
 KAGGLE = '[!.]*_colors.png'
+LEAST = 10  # images that have the data set's numbers and classes not by chance
 MARK_FILE = 'ORIGIN.txt'  # in a folder: that it holds rendered rooms
 # What of an image the official extraction keeps; the rest is a black frame. Rows, columns.
 KEPT = np.s_[7:474, 7:632]
@@ -134,7 +135,8 @@ def open_mat(path: Path, *, part: str = 'test', inpainted: bool = False) -> Data
     return Dataset(
         path, ".mat in NYU Depth v2's labelled layout", split,
         'in-painted' if inpainted else 'raw',
-        [Entry(n, f'{n:05d}', scenes[n], sequences[n], FOCAL) for n in parts[part == 'test']],
+        [Entry(n, f'{n:05d}', scenes[n], sequences[n], FOCAL if rendered or is_nyu else 0.0)
+         for n in parts[part == 'test']],
         lambda entry: plane('images', entry.index),
         lambda entry: plane(key, entry.index).astype(np.float32, copy=False),
         RENDERED if rendered else NYU if is_nyu else '',
@@ -150,21 +152,26 @@ def open_official(path: Path, list_file: Path | None = None, part: str = 'test')
         (f'{image.parent.name}/{image.name}', f'{image.parent.name}/{depth.name}', 0.0)
         for image, depth in _paired(path, official_images(path), lambda name: (
             f'sync_depth_{Path(name).stem[4:]}.png'))]
-    entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name, focal=focal or FOCAL,
+    rendered = any(RENDERED in f.read_text(encoding='utf-8', errors='replace') for f in (
+        path / MARK_FILE, path.parent / MARK_FILE) if f.is_file())
+    entries = [Entry(_number(rgb, i), rgb, Path(rgb).parent.name, focal=focal,
                      files=(path / rgb, path / depth)) for i, (rgb, depth, focal)
                in enumerate(names)]
-    forms = sorted({Path(rgb).suffix[1:].upper().replace('JPG', 'JPEG') for rgb, _, _ in names})
+    is_nyu = not rendered and _is_nyu(entries, part)
+    forms = ', '.join(sorted({
+        Path(rgb).suffix[1:].upper().replace('JPG', 'JPEG') for rgb, _, _ in names}))
+    in_layout = all(re.fullmatch(r'rgb_\d+', Path(rgb).stem) for rgb, _, _ in names)
     dataset = of_files(
-        path, f"folder in the layout of NYU Depth v2's official_splits ({', '.join(forms)})",
-        with_sequences(entries), depth='raw',
-        split=f'{part} folder' + (f' by {list_file.name}' if list_file else ''))
-    dataset.official = {e.index: e.scene for e in entries} == scene_classes()
-    dataset.origin = NYU if dataset.official else ''
+        path, "folder in the layout of NYU Depth v2's official_splits "
+        f'({forms})' if in_layout else f'folder ({forms})',
+        _in_their_order(entries) if rendered or is_nyu else _by_folder(entries),
+        depth='raw' if rendered or is_nyu else 'unspecified',
+        split=(f'{part} folder' if rendered or is_nyu else 'all images') + (
+            f' by {list_file.name}' if list_file else ''))
+    dataset.official = is_nyu and part == 'test' and len(entries) == len(scene_classes())
+    dataset.origin = RENDERED if rendered else NYU if is_nyu else ''
     if any('dense' in Path(depth).parts for _, depth, _ in names):
         dataset.is_in_painted()
-    if any(RENDERED in f.read_text(encoding='utf-8', errors='replace') for f in (
-            path / MARK_FILE, path.parent / MARK_FILE) if f.is_file()):
-        dataset.origin, dataset.official = RENDERED, False
     beside = path.parent / 'train'
     if part == 'test' and official_images(beside):
         dataset.training = lambda: open_official(beside, part='train')
@@ -177,27 +184,46 @@ def open_kaggle(path: Path) -> Dataset:
     pairs = _paired(path, sorted(path.glob(KAGGLE)),
                     lambda name: name.replace('_colors', '_depth'))
     numbers = [_number(image.name[:5], i) for i, (image, _) in enumerate(pairs)]
-    entries = [Entry(number, pair[0].name, scenes.get(number, ''), focal=FOCAL, files=pair)
+    entries = [Entry(number, pair[0].name, scenes.get(number, ''), files=pair)
                for number, pair in zip(numbers, pairs, strict=True)]
-    dataset = of_files(path, "Kaggle's nyu2_test", with_sequences(entries), split='test folder',
-                       depth='in-painted')
-    dataset.origin = NYU if set(numbers) == set(scenes) else ''
+    is_nyu = _is_nyu(entries)
+    dataset = of_files(
+        path, "Kaggle's nyu2_test", _in_their_order(entries) if is_nyu else _by_folder(entries),
+        split='test folder', depth='in-painted')
+    dataset.origin = NYU if is_nyu else ''
     dataset.warnings = (f"Kaggle's nyu2_test: {IN_PAINTED}",)
     return dataset
 
 
-def with_sequences(entries: list[Entry]) -> list[Entry]:
-    """Take neighbouring numbers of one class for one scene, where no name says which it is.
+def _is_nyu(entries: list[Entry], part: str = 'test') -> bool:
+    """Whether numbers and classes are the data set's: of all its images, or of some from the test.
+
+    A few of somebody else's pictures may have its numbers and classes by chance.
+    """
+    numbers = {entry.index: entry.scene for entry in entries}
+    if part == 'train':
+        return sorted(numbers) == official_split()[0]
+    return len(numbers) == len(entries) >= LEAST and numbers.items() <= scene_classes().items()
+
+
+def _in_their_order(entries: list[Entry]) -> list[Entry]:
+    """Take neighbouring numbers of one class for one scene: no name says which it is.
 
     The data set's images are in the order of its scenes. Two scenes that follow each other may
     count as one: intervals are rather too wide than too narrow.
     """
-    classes = {entry.index: entry.scene for entry in entries}
-    found: dict[int, str] = {}
-    for index, scene in sorted(classes.items()):
-        follows = scene and classes.get(index - 1) == scene
-        found[index] = found[index - 1] if follows else f'{scene} from {index}'
-    return [replace(entry, sequence=found[entry.index]) for entry in entries]
+    found: dict[tuple[str, int], str] = {}
+    for scene, index in sorted({(entry.scene, entry.index) for entry in entries}):
+        found[scene, index] = found.get((scene, index - 1), f'{scene} from {index}')
+    return [replace(entry, sequence=found[entry.scene, entry.index], focal=entry.focal or FOCAL)
+            for entry in entries]
+
+
+def _by_folder(entries: list[Entry]) -> list[Entry]:
+    """Take the images of a folder for one scene, and its class; those in none are of unknown."""
+    folders = [Path(entry.name).parent.as_posix() for entry in entries]
+    return [replace(entry, scene=scene, sequence=scene) for entry, scene in zip(
+        entries, ('' if folder == '.' else folder for folder in folders), strict=True)]
 
 
 def official_images(folder: Path) -> list[Path]:
@@ -240,6 +266,7 @@ def extract(mat: Path, folder: Path) -> Path:
 
     Raises:
         DatasetError: the .mat is wrong.
+        ConfigError: a file is there already, of other content.
         ResultsError: a file cannot be written.
 
     """
@@ -279,5 +306,9 @@ def extract(mat: Path, folder: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
+    """Write a new file, or leave one that is so already: an interrupted extraction goes on."""
+    if path.is_file() and path.read_bytes() == content:
+        return
+    check_new((path,), 'another FOLDER')
     with atomic(path) as file:
         file.write(content)

@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from depthclip_ros import document
+from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.document import Block, Heading, Picture, Table, Text
 from offline_eval import results as results_folder
 from offline_eval.datasets.base import NYU
 from offline_eval.report import charts, tables
 from offline_eval.results import Results, Summary
 
-FOLDER = 'report'
-FILES = HTML, MARKDOWN, LATEX = tuple(f'{FOLDER}/report.{s}' for s in ('html', 'md', 'tex'))
+FOLDER, FILES = 'report', ('report.html', 'report.md', 'report.tex')
 UNTRAINED = (
     'The weights are random: every depth in this report is meaningless. It shows only that the '
     'evaluation runs.')
 
 
-def write(folder: Path, results: Results) -> None:
-    """Write the report into the results folder.
+def write(folder: Path, results: Results) -> list[Path]:
+    """Write the report into a new folder in the results folder, and give its files.
 
     Args:
         folder: of the results.
@@ -32,15 +32,16 @@ def write(folder: Path, results: Results) -> None:
         DepthClipError: the folder cannot be written to.
 
     """
-    summary = results.summary
-    blocks = contents(summary, charts.draw(folder / FOLDER, results))
+    summary, place = results.summary, numbered_folder(folder / FOLDER)
+    blocks = contents(summary, charts.draw(place, results))
     footer = (f'Written by depthclip_ros {summary.versions.get("depthclip_ros", "")} from '
               f'{results_folder.SUMMARY} and what lies beside it.')
     table = (tables.published if summary.data.official else tables.baselines)(summary)
     for name, text in zip(FILES, (
             document.to_html(blocks, footer), document.to_markdown(blocks),
             document.to_latex(table, _untrained(summary))), strict=True):
-        results_folder.write(folder / name, text)
+        results_folder.write(place / name, text)
+    return [place / name for name in FILES]
 
 
 def contents(summary: Summary, pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from depthclip_ros.core.errors import DepthClipError
 from depthclip_ros.executables import begin
-from offline_eval.report import FILES, write
+from offline_eval.report import write
 from offline_eval.results import load
 
 
@@ -20,11 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     begin()
     folder = parser.parse_args(arguments).folder
     try:
-        write(folder, load(folder))
+        print(*write(folder, load(folder)), sep='\n')
     except DepthClipError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(*(folder / name for name in FILES), sep='\n')
     return 0
 
 

@@ -164,8 +164,8 @@ def verdict(summary: Summary) -> list[Table]:
                'the method is'],
               [[c.name, *gain(c, 'd1'), *gain(c, 'rmse')] for c in result.comparisons],
               'The method against every control',
-              f'{len(result.comparisons)} paired comparisons of one family; the intervals of a '
-              'metric hold together with 95 %.', frozenset({0, 3, 6}))]
+              f'{len(result.comparisons)} paired comparisons of one family; all intervals of '
+              'this table hold together with 95 %.', frozenset({0, 3, 6}))]
 
 
 def bin_partitions(summary: Summary) -> list[Table]:
