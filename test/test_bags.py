@@ -32,7 +32,7 @@ from rosbags.rosbag2 import CompressionMode, Reader, StoragePlugin
 
 from depthclip_ros.bags import Options, convert, is_done
 from depthclip_ros.cli.main import main
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.config import PAPER_BINS
@@ -337,7 +337,7 @@ def test_scenes_remember_the_images_of_their_own_camera(source, tmp_path):
                 read(tmp_path / 'out', '/rear/depth/image'), strict=True)
     for (_, image), (_, front), (_, rear) in pairs:
         rgb = image_io.to_rgb(image)
-        expected, _ = scenic.predict([rgb, rgb], intrinsics=[camera] * 2, scenes=[scene] * 2)
+        expected, _ = scenic.predict([CameraImage(rgb, camera, scene=scene)] * 2)
         np.testing.assert_array_equal(metres(front), expected.depth)
         np.testing.assert_array_equal(metres(rear), expected.depth)
         scene = expected.scene

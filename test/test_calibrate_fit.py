@@ -21,7 +21,7 @@ from depthclip_ros.calibrate.errorbars import error_bars
 from depthclip_ros.calibrate.fit import fit, judge
 from depthclip_ros.calibrate.problem import Problem, wanted
 from depthclip_ros.calibrate.recordings import Frame, Moment
-from depthclip_ros.core import CalibrationError, DepthConfig, DepthEstimator
+from depthclip_ros.core import CalibrationError, CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.projection import upsample
@@ -55,7 +55,7 @@ def samples(estimator, pictures, truth, sequences=8, camera=CAMERA):
     """Frames whose depth is what `truth` makes of the language depth (h, w) and its number."""
     found = []
     for i, rgb in enumerate(pictures):
-        depth = truth(i, estimator.predict(rgb, intrinsics=camera).patch_depth)
+        depth = truth(i, estimator.predict(CameraImage(rgb, camera)).patch_depth)
         pixels = np.repeat(np.repeat(depth, 32, axis=0), 32, axis=1).astype(np.float32)
         found.append(Frame(rgb, pixels, camera, Moment(float(i), i * sequences // len(pictures))))
     return found
@@ -85,7 +85,7 @@ def test_a_planted_correction_is_found_and_holds_for_other_images(estimator, pic
     assert fitted.held_out['full'][0] < 0.3 * fitted.held_out['scale'][0]
     use(estimator, fitted, tmp_path)
     for sample in every[32:]:
-        found = estimator.predict(sample.rgb, intrinsics=CAMERA)
+        found = estimator.predict(CameraImage(sample.rgb, CAMERA))
         np.testing.assert_allclose(found.depth, sample.depth, rtol=0.2)
         # Without a camera it counts as the one that was calibrated.
         np.testing.assert_allclose(estimator.predict(sample.rgb).depth, found.depth, rtol=1e-5)
@@ -97,7 +97,7 @@ def test_a_planted_scale_is_found_and_no_more(estimator, pictures, tmp_path):
     assert (fitted.variant, fitted.improved) == ('scale', False)
     assert 'no improvement' in fitted.verdict
     use(estimator, fitted, tmp_path)
-    found = [estimator.predict(s.rgb, intrinsics=CAMERA) for s in every]
+    found = [estimator.predict(CameraImage(s.rgb, CAMERA)) for s in every]
     assert np.median([p.depth / s.depth for p, s in zip(found, every, strict=True)]) == \
         pytest.approx(1.0, abs=0.01)
     # Error bars: relative, as large as the noise, and they cover what they promise.
@@ -111,11 +111,11 @@ def test_a_planted_scale_is_found_and_no_more(estimator, pictures, tmp_path):
 
 def test_where_nothing_is_to_be_learned_depth_stays_as_it_is(estimator, pictures, tmp_path):
     every = samples(estimator, pictures, noisy(3, 0.1))
-    before = estimator.predict(pictures[0], intrinsics=CAMERA)
+    before = estimator.predict(CameraImage(pictures[0], CAMERA))
     fitted = fit(estimator, every, **QUIET)
     assert (fitted.variant, fitted.improved) == ('none', False)
     use(estimator, fitted, tmp_path)
-    after = estimator.predict(pictures[0], intrinsics=CAMERA)
+    after = estimator.predict(CameraImage(pictures[0], CAMERA))
     np.testing.assert_allclose(after.depth, before.depth, rtol=1e-5)
     assert after.patch_stddev is not None
 
@@ -148,7 +148,7 @@ def test_where_no_camera_is_known_none_counts_afterwards(estimator, pictures, tm
         estimator.reconfigure(CONFIG.replace(calibration=str(path)))
     estimator.reconfigure(CONFIG.replace(calibration=str(path), reference_focal=0.0))
     for camera in (None, CAMERA):
-        found = estimator.predict(every[0].rgb, intrinsics=camera).depth
+        found = estimator.predict(CameraImage(every[0].rgb, camera)).depth
         np.testing.assert_allclose(found, every[0].depth, rtol=0.02)
     own, other = (Calibration.load(path).rays([camera]) for camera in (None, CAMERA))
     np.testing.assert_array_equal(own, other)  # that is of an assumed camera
@@ -230,7 +230,7 @@ def test_of_a_correction_that_holds_in_part_a_part_is_taken_and_ships(
         fitting.Kernel.fit(problem, everything).correction(problem, everything))
     use(estimator, fitted, tmp_path)
     for i, rgb in enumerate(pictures):
-        found = np.log(estimator.predict(rgb, intrinsics=CAMERA).patch_depth)
+        found = np.log(estimator.predict(CameraImage(rgb, CAMERA)).patch_depth)
         np.testing.assert_allclose(found.ravel(), expected[i, 0], atol=2e-3)
 
 

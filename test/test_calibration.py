@@ -13,7 +13,13 @@ import pytest
 import safetensors.numpy
 import torch
 
-from depthclip_ros.core import CalibrationError, ConfigError, DepthConfig, DepthEstimator
+from depthclip_ros.core import (
+    CalibrationError,
+    CameraImage,
+    ConfigError,
+    DepthConfig,
+    DepthEstimator,
+)
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.calibration import (
     LARGEST_CORRECTION,
@@ -226,7 +232,7 @@ def test_a_correction_ends_at_its_bound_whatever_the_focal_length(estimator, use
     spread = np.zeros(SPREAD_TERMS)
     spread[[0, 6]] = math.log(0.1), 0.2
     use(calibrations.arrays_for(estimator, bias=sign * 5.0, spread=spread))
-    found = estimator.predict(IMAGES[0], intrinsics=own)
+    found = estimator.predict(CameraImage(IMAGES[0], own))
     assert found.focal_ratio != 1.0
     bound = math.exp(sign * LARGEST_CORRECTION)
     np.testing.assert_allclose(
@@ -278,7 +284,8 @@ def test_a_correction_is_what_its_formula_says_also_in_a_batch(estimator, use):
     use(arrays)
     cameras = [camera(), camera(0.7), camera(1.6)]
     for image, own, found in zip(
-            IMAGES, cameras, estimator.predict(IMAGES, intrinsics=cameras), strict=True):
+            IMAGES, cameras, estimator.predict(list(map(CameraImage, IMAGES, cameras))),
+            strict=True):
         depth, spread = by_hand(estimator, arrays, image, own)
         np.testing.assert_allclose(found.patch_depth, depth, rtol=2e-4)
         np.testing.assert_allclose(found.patch_stddev, depth * spread, rtol=2e-4)
@@ -291,7 +298,7 @@ def test_without_a_camera_it_is_the_one_that_was_calibrated(estimator, use):
     arrays['rays'] = rays = own.patch_rays(*estimator.grid)[..., :2].astype(np.float32)
     arrays['bounds'] = np.stack([rays.min((0, 1)), rays.max((0, 1))])
     use(arrays, focal_ratio=0.6)
-    known, unknown = estimator.predict(IMAGES[:2], intrinsics=[own, None])
+    known, unknown = estimator.predict([CameraImage(IMAGES[0], own), IMAGES[1]])
     assert unknown.focal_ratio == pytest.approx(known.focal_ratio)
     np.testing.assert_allclose(
         estimator.predict(IMAGES[0]).depth, known.depth, rtol=1e-5)
@@ -300,9 +307,9 @@ def test_without_a_camera_it_is_the_one_that_was_calibrated(estimator, use):
 def test_flip_average_is_the_mean_of_both_views(estimator, use):
     arrays = calibrations.random_arrays(estimator)
     use(arrays, config=CONFIG.replace(flip_average=True))
-    both = estimator.predict(IMAGES[0], intrinsics=camera()).patch_depth
+    both = estimator.predict(CameraImage(IMAGES[0], camera())).patch_depth
     use(arrays)
-    views = [estimator.predict(np.ascontiguousarray(image), intrinsics=camera()).patch_depth
+    views = [estimator.predict(CameraImage(np.ascontiguousarray(image), camera())).patch_depth
              for image in (IMAGES[0], IMAGES[0][:, ::-1])]
     np.testing.assert_allclose(both, 0.5 * (views[0] + views[1][:, ::-1]), rtol=1e-4)
 
@@ -313,8 +320,8 @@ def test_a_view_mirrored_off_its_axis_is_that_of_the_mirrored_camera(estimator, 
     left, right = (CameraModel.pinhole(128, 96, 100, cx=cx) for cx in (53.5, 73.5))
     mirrored = np.ascontiguousarray(IMAGES[0][:, ::-1])
     use(arrays, config=CONFIG.replace(flip_average=True))
-    of_left, of_right, other = estimator.predict(
-        [IMAGES[0], mirrored, mirrored], intrinsics=[left, right, left])
+    of_left, of_right, other = estimator.predict([
+        CameraImage(IMAGES[0], left), CameraImage(mirrored, right), CameraImage(mirrored, left)])
     np.testing.assert_allclose(
         of_left.patch_depth, of_right.patch_depth[:, ::-1], rtol=1e-4)
     assert abs(of_left.patch_depth / other.patch_depth[:, ::-1] - 1).max() > 1e-3
@@ -336,7 +343,7 @@ def test_depth_that_is_too_unsure_is_none_and_anchors_know_how_sure(estimator, u
         return Adjustment(0.5, 3.0)
 
     estimator.reconfigure(estimator.config.replace(max_stddev=0.0))
-    found = estimator.predict(IMAGES[0], anchors=anchor)
+    found = estimator.predict(CameraImage(IMAGES[0], anchor=anchor))
     np.testing.assert_array_equal(seen[0][1], plain.patch_stddev)
     np.testing.assert_allclose(found.patch_depth, 0.5 * plain.patch_depth)
     np.testing.assert_allclose(found.patch_stddev, 1.5 * plain.patch_stddev)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel, focal_ratio
 from depthclip_ros.core.errors import CameraInfoError
@@ -496,18 +496,17 @@ def estimator():
 def test_depth_is_in_proportion_to_the_focal_length(estimator):
     images = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(3)]
     plain = estimator.predict(images)
-    found = estimator.predict(images, intrinsics=[of_ratio(0.5), None, of_ratio(2.0)])
+    found = estimator.predict([CameraImage(images[0], of_ratio(0.5)), images[1],
+                               CameraImage(images[2], of_ratio(2.0))])
     for before, after, ratio in zip(plain, found, (0.5, 1.0, 2.0), strict=True):
         assert (before.focal_ratio, after.focal_ratio) == (1.0, pytest.approx(ratio))
         for name in ('depth', 'patch_depth', 'spread'):
             np.testing.assert_allclose(
                 getattr(after, name), ratio * getattr(before, name), rtol=1e-5)
         np.testing.assert_array_equal(after.weights, before.weights)
-    assert [p.focal_ratio for p in estimator.predict(images, intrinsics=of_ratio(0.5))] \
-        == pytest.approx([0.5] * 3)
     assert focal_ratio(0.0, of_ratio(0.5), SIZE, SIZE) == 1.0
     with pytest.raises(CameraInfoError, match='64x48'):
-        estimator.predict(images[0], intrinsics=of_ratio(1, (48, 64)))
+        estimator.predict(CameraImage(images[0], of_ratio(1, (48, 64))))
 
 
 def test_an_anchor_sees_the_patches_and_scales_them(estimator):
@@ -517,8 +516,9 @@ def test_an_anchor_sees_the_patches_and_scales_them(estimator):
         seen.append(values)
         return Adjustment(3.0, 2.0)
     images = [clip_standin.synthetic_rgb(i, *SIZE) for i in range(2)]
-    plain = estimator.predict(images, intrinsics=of_ratio(0.5))
-    found = estimator.predict(images, intrinsics=of_ratio(0.5), anchors=[None, anchor])
+    plain = estimator.predict([CameraImage(rgb, of_ratio(0.5)) for rgb in images])
+    found = estimator.predict([CameraImage(images[0], of_ratio(0.5)),
+                               CameraImage(images[1], of_ratio(0.5), anchor)])
     (patches, stddev, image, upsampling), = seen
     np.testing.assert_array_equal(patches, plain[1].patch_depth)
     assert (stddev, image, upsampling) == (None, (96, 128), 'centered')
@@ -543,7 +543,7 @@ def test_depth_of_rendered_views_is_nearer_to_the_truth(
     for seed in range(30000, 30010):
         scene = Scene.generate(KINDS[seed % 5], seed)
         frame = render(scene, lens, trajectory(scene, seed).pose(float(seed % 23)))
-        found = demo_estimator.predict(frame.rgb, intrinsics=model)
+        found = demo_estimator.predict(CameraImage(frame.rgb, model))
         errors.append([np.sqrt(((found.depth / ratio - frame.depth) ** 2).mean())
                        for ratio in (found.focal_ratio, 1.0)])
     without, counted = np.mean(errors, axis=0)

@@ -17,7 +17,7 @@ from test_recordings import RGBD
 
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import BACKGROUND
-from depthclip_ros.core import DepthEstimator
+from depthclip_ros.core import CameraImage, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
 from depthclip_ros.messages.config import read_config
 
@@ -58,7 +58,7 @@ def test_what_is_written_is_whole_and_better(calibrated, frames):
     assert calibration.about.precision == estimator.precision
     plain = DepthEstimator(depth.replace(calibration=''), node.weights)
     before, after = (np.mean([np.sqrt(np.nanmean((
-        model.predict(f.rgb, intrinsics=f.camera).depth - f.depth) ** 2)) for f in frames[::4]])
+        model.predict(CameraImage(f.rgb, f.camera)).depth - f.depth) ** 2)) for f in frames[::4]])
         for model in (plain, estimator))
     assert after < 0.9 * before
 

@@ -13,7 +13,7 @@ from test_recordings import RGBD
 
 from depthclip_ros.cli import compare as compare_command
 from depthclip_ros.cli.main import main
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.messages.config import with_demo_settings
 from depthclip_ros.sim.camera import SimCamera
 from depthclip_ros.sim.formats import NANOSECONDS
@@ -117,7 +117,7 @@ def test_the_network_is_scored_as_the_evaluation_scores_it(frames, tmp_path):
     each = []
     for frame in frames:
         truth = np.where(frame.depth < 4, frame.depth, np.nan).astype(np.float32)
-        said = estimator.predict(frame.rgb, intrinsics=frame.camera).depth
+        said = estimator.predict(CameraImage(frame.rgb, frame.camera)).depth
         each.append(metrics_of(score(
             torch.from_numpy(truth), torch.from_numpy(said)[None], 4.0)[0].numpy()))
     found = compared(tmp_path / 'out')
@@ -197,7 +197,7 @@ def test_page_and_pictures(frames, tmp_path, monkeypatch, capsys):
     assert np.nanmedian(samples[0].truth) == pytest.approx(
         np.nanmedian(frames[0].depth), rel=0.02)
     said = DepthEstimator(with_demo_settings(DepthConfig(), 'demo')[0], 'demo', 'cpu').predict(
-        frames[0].rgb, intrinsics=frames[0].camera)
+        CameraImage(frames[0].rgb, frames[0].camera))
     np.testing.assert_allclose(samples[0].weights, said.weights, atol=1e-5)
     assert np.median(samples[0].depth) == pytest.approx(np.median(said.depth), rel=0.02)
 

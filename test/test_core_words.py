@@ -17,7 +17,7 @@ import pytest
 import torch
 from clip_standin import synthetic_rgb
 
-from depthclip_ros.core import ConfigError, DepthConfig, DepthEstimator, WeightsError
+from depthclip_ros.core import CameraImage, ConfigError, DepthConfig, DepthEstimator, WeightsError
 from depthclip_ros.core import estimator as estimator_module
 from depthclip_ros.core import words as words_module
 from depthclip_ros.core.backbone import AttentionPool
@@ -286,7 +286,8 @@ def test_what_the_image_before_showed_counts(estimator):
     alone = [prediction.scene.probabilities for prediction in estimator.predict(RGB)]
     sure = Scene(NAMES, np.array([0, 0, 1], np.float32), 0.0, 'corridor')
     other = Scene(('near', 'far', 'else'), sure.probabilities, 0.0, 'else')
-    found = estimator.predict(RGB, scenes=[None, sure, other])
+    found = estimator.predict([RGB[0], CameraImage(RGB[1], scene=sure),
+                               CameraImage(RGB[2], scene=other)])
     memory = SCENIC.scene_memory
     for prediction, expected in zip(found, [
             alone[0], memory * sure.probabilities + (1 - memory) * alone[1], alone[2]],
@@ -316,7 +317,8 @@ def test_on_and_off_and_other_scenes_on_a_loaded_model(state_dict, tmp_path, mon
     np.testing.assert_array_equal(found.depth, fresh.depth)
     estimator.reconfigure(
         SCENIC.replace(scenes=['kitchen', 'hall'], scene_bins=[*NEAR, *FAR]))
-    assert estimator.predict(RGB[0], scenes=found.scene).scene.names == ('kitchen', 'hall')
+    seen = CameraImage(RGB[0], scene=found.scene)
+    assert estimator.predict(seen).scene.names == ('kitchen', 'hall')
     estimator.reconfigure(PLAIN)
     assert pools() == before + 1  # another thread may just have been about to use it
     again = estimator.predict(RGB[0])

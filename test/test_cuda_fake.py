@@ -21,7 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from depthclip_ros.core import DepthConfig, DepthEstimator, calibration, estimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator, calibration, estimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.backbone import build_image_encoder
 from depthclip_ros.core.calibration import Calibration
@@ -30,7 +30,7 @@ from depthclip_ros.core.camera import CameraModel
 SMALL = DepthConfig(backbone='auto', input_height=96, input_width=128)
 GPU = torch.device('cuda', 0)
 IMAGES = [clip_standin.synthetic_rgb(1)[:96, :128], clip_standin.synthetic_rgb(2)]
-CAMERAS = [CameraModel.pinhole(128, 96, 100.0), None]
+CAMERA = CameraModel.pinhole(128, 96, 100.0)
 WAITS = []  # of the host for the GPU
 AROUND = np.ones((3, 4), np.float32)
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64,
@@ -112,12 +112,11 @@ def test_nothing_mixes_devices(build, features, flip, upsampling, state_dict, fa
             fitted = Calibration(calibrations.about(made), calibrations.random_arrays(made)) \
                 if corrected else None
         move(made, fake, state_dict, fitted)
-        anchors = [lambda *_: Adjustment(1.2, 1.1, AROUND, AROUND), None] if anchored else None
-        found = made.predict(IMAGES, intrinsics=CAMERAS, anchors=anchors)
+        adjust = (lambda *_: Adjustment(1.2, 1.1, AROUND, AROUND)) if anchored else None
+        scene = made.predict(IMAGES[0]).scene
         WAITS.clear()
         with Copies() as copies:
-            found = made.predict(IMAGES, intrinsics=CAMERAS, anchors=anchors,
-                                 scenes=[one.scene for one in found])
+            found = made.predict([CameraImage(IMAGES[0], CAMERA, adjust, scene), IMAGES[1]])
         assert len(WAITS) == copies.counts['cuda'] == 1
         assert copies.counts['cpu'] == 1 + corrected + (scenes != [''])
         assert [one.depth.shape for one in found] == [image.shape[:2] for image in IMAGES]

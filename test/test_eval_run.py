@@ -18,7 +18,7 @@ import pytest
 import torch
 from eval_results import plain_metrics, write_kitti, write_world
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.engine import one_thread
 from depthclip_ros.messages.config import read_config
@@ -121,8 +121,8 @@ def records(folder):
 def headline(config, world, samples, camera=None):
     """The method's row, worked out here once more, by `predict` and plain NumPy."""
     estimator = DepthEstimator(config, world / 'tiny.pt', 'cpu')
-    return np.mean([plain_metrics(estimator.predict(
-        np.ascontiguousarray(samples[number].frame.rgb[56:472, 60:604]), intrinsics=camera,
+    return np.mean([plain_metrics(estimator.predict(CameraImage(
+        np.ascontiguousarray(samples[number].frame.rgb[56:472, 60:604]), camera),
     ).depth[:415, :541], samples[number].raw_depth[56:471, 60:601])
         for number in split(COUNT)[1] if number != BLIND], axis=0)
 

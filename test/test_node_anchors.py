@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+import calibrations
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -29,12 +30,14 @@ from ros_harness import (
 from sensor_msgs.msg import CompressedImage, Image, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from depthclip_ros.core import CameraImage, steps
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.errors import ConfigError, DataError, RangeError
 from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.anchors import Anchor, Sensors
 from depthclip_ros.messages.config import NodeConfig
+from depthclip_ros.messages.frame import Frame, Stream, predict
 from depthclip_ros.sim import RenderOptions, Scene, SimCamera, render, trajectory
 
 WIDTH, HEIGHT = 320, 240
@@ -108,8 +111,10 @@ def listening(**settings):
 def ask(anchor, at, patches=None, model=MODEL, frame=FRAME, deviation=None):
     """Adjustment of an image whose patches are all 2 m deep, or as given."""
     patches = np.full((6, 8), 2.0, np.float32) if patches is None else patches
-    hook = anchor.adjuster(header(at, frame), model, (HEIGHT, WIDTH))
-    return hook(patches, deviation, (HEIGHT, WIDTH), 'centered')
+    look = anchor.look(header(at, frame), model, (HEIGHT, WIDTH))
+    adjustment = look.adjust(patches, deviation, (HEIGHT, WIDTH), 'centered')
+    anchor.take(look)
+    return adjustment
 
 
 WALL = np.full((HEIGHT, WIDTH), 3.0, np.float32)
@@ -202,16 +207,37 @@ def test_tf_says_where_the_sensor_is_also_when_it_comes_late():
     ask(anchor, 5.05)
     assert anchor.condition == ''
     assert anchor.filter.state.points > 10
-    assert anchor.filter._log_scale == pytest.approx(math.log(1.5), abs=0.02)
+    assert anchor.filter.state.log_scale == pytest.approx(math.log(1.5), abs=0.02)
 
 
-def test_a_message_of_a_batch_that_failed_counts_in_the_next():
-    """The network has failed between the question for points and their use."""
-    shared, anchor = listening(anchor='points')
-    shared.on_message(serialize_message(GOOD))
-    for _ in range(2):
-        anchor.adjuster(header(5.0), MODEL, (HEIGHT, WIDTH))
-    assert ask(anchor, 5.0).scale == pytest.approx(1.5, rel=0.02)
+@pytest.mark.parametrize('kind', ['points', 'ground'])
+def test_what_is_tried_again_counts_its_points_once(kind, estimator, monkeypatch, tmp_path):
+    """An attempt fails at its end, when the anchors have been asked."""
+    config = NodeConfig(anchor=kind, camera_height=1.0, camera_pitch=-0.5)
+    calibration = calibrations.calibration_for(estimator).save(tmp_path, 'own')
+    estimator.reconfigure(estimator.config.replace(calibration=str(calibration)))
+
+    def drive(failures):
+        shared = Sensors(config, '/the/topic', messages.read)
+        stream = Stream(messages.read, config, shared)
+        for at in (5.0, 5.1, 7.0):  # the last one without a message
+            if at < 7.0:
+                shared.on_message(raw(cloud(at, seen_points(WALL))))
+            frame = Frame(stream, header(at), np.zeros((HEIGHT, WIDTH, 3), np.uint8), MODEL)
+            for _ in range(failures):
+                with monkeypatch.context() as patch:
+                    patch.setattr(steps, 'upsample', lambda *_: 1 / 0)
+                    with pytest.raises(ZeroDivisionError):
+                        predict(estimator, [frame])
+            predict(estimator, [frame])
+        state = stream.anchor.filter.state
+        return state.scale, state.variance, state.inflation, state.around, stream.anchor.conditions
+    try:
+        expected = drive(0)
+        assert expected[2] != 1.0
+        assert drive(1) == expected
+    finally:
+        estimator.reconfigure(estimator.config.replace(calibration=''))
 
 
 @pytest.mark.parametrize('moves', [True, False])
@@ -367,7 +393,7 @@ def drive():
     frames = [render(scene, CAMERA, path.pose(i / 10), RenderOptions(seed=i)) for i in range(6)]
     config = DepthConfig.from_yaml(config_path('demo')).replace(precision='float32')
     estimator = DepthEstimator(config, 'demo', 'cpu')
-    alone = [estimator.predict(frame.rgb, intrinsics=MODEL).depth for frame in frames]
+    alone = [estimator.predict(CameraImage(frame.rgb, MODEL)).depth for frame in frames]
     return [(frame.rgb, frame.depth, depth) for frame, depth in zip(frames, alone, strict=True)]
 
 

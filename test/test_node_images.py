@@ -30,7 +30,7 @@ from ros_harness import (
 )
 from sensor_msgs.msg import CompressedImage, Image
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.messages.image_io import to_rgb
 from depthclip_ros.overlay import draw
@@ -101,7 +101,7 @@ def test_points_reproject_to_their_patch_centres(
     d, model = DISTORTIONS[distortion]
     header = peer.header()
     info = turned(camera_info(header, WIDTH, HEIGHT, d=d, model=model))
-    expected = estimator.predict(RGB, intrinsics=CameraModel.from_info(info)).patch_depth
+    expected = estimator.predict(CameraImage(RGB, CameraModel.from_info(info))).patch_depth
     project = cv2.fisheye.projectPoints if model == 'equidistant' else cv2.projectPoints
     k = np.array(info.k).reshape(3, 3)
 
@@ -148,10 +148,10 @@ def test_depth_and_points_are_within_range(peer, tiny_weights, cache, anew_after
     info = camera_info(peer.header(), WIDTH, height, k=(150.0, 145.0, 0.5 * WIDTH, 20.0))
     seen = CameraModel.from_info(info)
     low, high = np.nanquantile(
-        estimator.predict(rgb, intrinsics=seen).patch_depth, (0.3, 0.7)).tolist()
+        estimator.predict(CameraImage(rgb, seen)).patch_depth, (0.3, 0.7)).tolist()
     changes = {'range_min': low, 'range_max': high, 'out_of_range': 'inf'}
     estimator.reconfigure(config.replace(**changes))
-    expected = estimator.predict(rgb, intrinsics=seen)
+    expected = estimator.predict(CameraImage(rgb, seen))
     assert abs(expected.focal_ratio - 1) > 0.05
     values = [expected.depth, expected.patch_depth]
     assert all(np.isposinf(v).any() and np.isneginf(v).any() for v in values)
@@ -316,7 +316,7 @@ def qos_best_effort():
 
 def test_words_are_drawn_while_somebody_looks(peer, estimator, anew_afterwards):
     model = CameraModel.from_info(camera_info(peer.header(), WIDTH, HEIGHT))
-    expected = draw(RGB, estimator.predict(RGB, intrinsics=model), estimator.config)
+    expected = draw(RGB, estimator.predict(CameraImage(RGB, model)), estimator.config)
     peer.listen('depth/words', matched=True)
     words = peer.ask(image(peer.header(), RGB, 'rgb8'), 'depth/words',
                      info=camera_info(peer.header(), WIDTH, HEIGHT))

@@ -37,7 +37,7 @@ from ros_harness import (
     tiny_arguments,
 )
 
-from depthclip_ros.core import DepthConfig
+from depthclip_ros.core import CameraImage, DepthConfig
 from depthclip_ros.messages.config import NodeConfig
 
 RGB = synthetic_rgb(7, 90, 120)
@@ -225,7 +225,8 @@ def test_scenes_come_and_go_on_a_loaded_model(peer, estimator):
     expected = None
     predict(estimator, **scenes)
     for rgb in (RGB, synthetic_rgb(8, 90, 120)):
-        expected = estimator.predict(rgb, scenes=None if expected is None else expected.scene)
+        expected = estimator.predict(
+            CameraImage(rgb, scene=None if expected is None else expected.scene))
         reply = peer.ask(image(peer.header(), rgb, 'rgb8'))
         np.testing.assert_allclose(depth_array(reply), expected.depth, atol=1e-3)
     alone = estimator.predict(rgb)

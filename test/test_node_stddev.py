@@ -26,7 +26,7 @@ from ros_harness import (
 )
 from std_msgs.msg import Header
 
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import (
     BOUND,
     SPREAD_TERMS,
@@ -119,7 +119,7 @@ def test_standard_deviation_is_in_metres_and_known_where_depth_is(peer_of_calibr
     stddev = peer.wait_stamp('depth/stddev', depth.header.stamp)
     assert (stddev.header, stddev.encoding) == (depth.header, '32FC1')
     found, metres = depth_array(stddev), depth_array(depth)
-    expected = estimator.predict(RGB, intrinsics=CAMERA)
+    expected = estimator.predict(CameraImage(RGB, CAMERA))
     np.testing.assert_array_equal(found, expected.stddev())
     known = np.isfinite(metres)
     assert 0.2 < known.mean() < 0.8
@@ -154,7 +154,7 @@ def test_a_calibration_is_said_and_a_bad_one_refused_with_nothing_changed(
 
 def test_depth_that_is_not_sure_enough_is_unknown_everywhere(peer_of_calibrated, estimator):
     peer = peer_of_calibrated
-    stddev = estimator.predict(RGB, intrinsics=CAMERA).patch_stddev
+    stddev = estimator.predict(CameraImage(RGB, CAMERA)).patch_stddev
     limit = round(float(np.quantile(stddev, 0.6)), 3)
     assert peer.put(max_stddev=limit) == ''
     depth, cloud = ask(peer)

@@ -58,7 +58,7 @@ class Setup:
 
         def predict(images, *more, **options):
             self.batches.append(len(images))
-            if self.times and any((picture == MARK).all() for picture in images):
+            if self.times and any((picture.rgb == MARK).all() for picture in images):
                 self.times -= 1
                 raise self.error
             return original(images, *more, **options)

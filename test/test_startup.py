@@ -34,6 +34,7 @@ ready = list(sys.modules)
 
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
+from depthclip_ros.core import CameraImage
 from depthclip_ros.messages import types as messages
 from depthclip_ros.messages.config import NodeConfig
 from depthclip_ros.messages.frame import Stream
@@ -44,7 +45,7 @@ stream.on_info(serialize_message(CameraInfo(
     height=64, width=64, distortion_model='plumb_bob', d=[0.0] * 5,
     k=[50.0, 0.0, 32.0, 0.0, 50.0, 32.0, 0.0, 0.0, 1.0])))
 model = stream.model(64, 64)
-prediction = estimator.predict(rgb, intrinsics=model)
+prediction = estimator.predict(CameraImage(rgb, model))
 model.patch_rays(*prediction.patch_depth.shape)
 print(json.dumps([before, ready, list(sys.modules)]))
 """

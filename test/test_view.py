@@ -16,7 +16,7 @@ from untrained import tiny_untrained
 from depthclip_ros import overlay
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED, WARNING_HEIGHT
-from depthclip_ros.core import DepthConfig, DepthEstimator
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.anchor import Adjustment
 from depthclip_ros.core.camera import CameraModel
 from depthclip_ros.core.words import Scene as SeenScene
@@ -178,7 +178,7 @@ def test_a_recording_of_a_bag(rerun, bag, rgb, demo_estimator, tmp_path, capsys)
     camera = CameraModel.pinhole(160, 120, 260.0)
     for number, image in enumerate((rgb, np.ascontiguousarray(rgb[:, ::-1]))):
         of = {entity: rows[number] for entity, rows in recording.items() if len(rows) == 2}
-        prediction = demo_estimator.predict(image, intrinsics=camera)
+        prediction = demo_estimator.predict(CameraImage(image, camera))
         depth, weights = prediction.patch_depth, prediction.weights
         assert prediction.focal_ratio > 1.9
         for shown, expected in (

@@ -45,8 +45,8 @@ from benchmarks import machine  # noqa: E402
 from depthclip_ros import sim  # noqa: E402
 from depthclip_ros.calibrate.fit import fit  # noqa: E402
 from depthclip_ros.calibrate.recordings import Frame, Moment  # noqa: E402
-from depthclip_ros.core import DepthEstimator  # noqa: E402
-from depthclip_ros.core.anchor import Points, ScaleFilter  # noqa: E402
+from depthclip_ros.core import CameraImage, DepthEstimator  # noqa: E402
+from depthclip_ros.core.anchor import Adjustment, Points, ScaleFilter  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.core.prediction import DepthPrediction  # noqa: E402
 from depthclip_ros.messages.config import read_config  # noqa: E402
@@ -265,9 +265,9 @@ class Bench:
     ) -> Iterator[DepthPrediction]:
         """Predict frame by frame; `anchor` gives a frame's, `known`: the camera is."""
         for number, rgb in enumerate(frames.rgb):
-            yield self.estimator.predict(
-                rgb, intrinsics=frames.camera if known else None,
-                anchors=None if anchor is None else anchor(number))
+            yield self.estimator.predict(CameraImage(
+                rgb, frames.camera if known else None,
+                None if anchor is None else anchor(number)))
 
     def depth(self, *about: Any, **more: Any) -> list[Float32]:
         """Depth of `predict`."""
@@ -296,7 +296,12 @@ def anchor_of(
     """
     def anchor(number: int) -> Any:
         points = None if silent(number) else range_points(frames.depth[number], number, outliers)
-        return partial((scale or ScaleFilter()).adjust, number * STEP, points)
+        follower = scale or ScaleFilter()
+
+        def adjust(*about: Any) -> Adjustment:
+            adjustment, follower.state = follower.adjust(number * STEP, points, *about)
+            return adjustment
+        return adjust
     return anchor
 
 

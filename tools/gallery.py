@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from depthclip_ros.core import DepthConfig, DepthEstimator  # noqa: E402
+from depthclip_ros.core import CameraImage, DepthConfig, DepthEstimator  # noqa: E402
 from depthclip_ros.core.camera import CameraModel  # noqa: E402
 from depthclip_ros.overlay import draw  # noqa: E402
 from depthclip_ros.sim import Scene, SimCamera, render, trajectory  # noqa: E402
@@ -119,7 +119,7 @@ def _cloud(plt: Any, estimator: DepthEstimator, camera: SimCamera, frame: Any) -
     from depthclip_ros.messages.outputs import cloud_message
     from depthclip_ros.messages.types import make
     model = CameraModel.pinhole(camera.width, camera.height, camera.fx)
-    prediction = estimator.predict(frame.rgb, intrinsics=model)
+    prediction = estimator.predict(CameraImage(frame.rgb, model))
     depth = prediction.patch_depth
     rows, columns = depth.shape
     rays = model.patch_rays(rows, columns)

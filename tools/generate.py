@@ -190,9 +190,9 @@ def python_page() -> str:
     estimator = core.DepthEstimator
     parts = ['# Python\n\nFrom RGB to depth. None of this needs ROS.\n']
     for title, things in (
-            ('Depth', [estimator, estimator.predict, estimator.reconfigure, estimator.quantize,
-                       core.DepthPrediction, core.DepthConfig, core.DepthConfig.from_yaml,
-                       CameraModel, CameraModel.pinhole]),
+            ('Depth', [estimator, estimator.predict, core.CameraImage, estimator.reconfigure,
+                       estimator.quantize, core.DepthPrediction, core.DepthConfig,
+                       core.DepthConfig.from_yaml, CameraModel, CameraModel.pinhole]),
             ('Functions of the projection', [
                 thing for name, thing in vars(projection).items() if name[0] != '_'
                 and getattr(thing, '__module__', '') == projection.__name__]),

@@ -18,6 +18,7 @@ from ..calibrate.recordings import Options, RecordingError, blocks, gather, spre
 from ..calibrate.report import contents, draw_examples
 from ..core.errors import ConfigError
 from ..core.files import check_new, named_path, output_folder, printable
+from ..core.image import CameraImage
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
@@ -196,7 +197,8 @@ def _in_blocks(recording: Recording, positions: Sequence[int]) -> Iterator[Frame
 def _depths(
     estimator: DepthEstimator, frames: Sequence[Frame], size: tuple[int, int],
 ) -> list[NDArray[np.float32]]:
-    return [estimator.predict(frame.rgb, size, frame.camera).depth for frame in frames]
+    return [estimator.predict(CameraImage(frame.rgb, frame.camera), size).depth
+            for frame in frames]
 
 
 def _print_left_out(recording: Recording) -> None:

@@ -26,6 +26,7 @@ from ..calibrate.recordings import (
 from ..color import UNTRAINED
 from ..core.errors import ConfigError, DepthClipError, quoted
 from ..core.files import check_new, output_folder, printable, user_path
+from ..core.image import CameraImage
 from ..document import Block, Heading, Strong, Table, Text, to_terminal
 from ..figures import (
     PREDICTIONS,
@@ -166,7 +167,7 @@ def _compare(
     to_stderr(f'{source}: {described}, {len(positions)} of {len(recording)} images')
     examples, depths = [], np.zeros(len(DEPTHS) - 1, np.int64)
     answers: Answers = _held(recording, answered, positions) if answered else (
-        (position, frame, network().predict(frame.rgb, intrinsics=frame.camera))
+        (position, frame, network().predict(CameraImage(frame.rgb, frame.camera)))
         for position, frame in recording.read(positions))
     most = options.max_depth or MAX_DEPTH
     for position, frame, answer in with_progress('comparing', answers, len(positions)):

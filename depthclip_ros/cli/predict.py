@@ -24,6 +24,7 @@ from ..color import (
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import check_new, output_folder, printable, shortened, user_path
+from ..core.image import CameraImage
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
@@ -79,7 +80,7 @@ def predict_files(options: argparse.Namespace) -> int:
             notes.add(file, 'stretched', stretch_notice(rgb.shape, depth_config.input_size))
             start = time.perf_counter()
             intrinsics = camera(rgb.shape[1], rgb.shape[0])
-            prediction = estimator.predict(rgb, intrinsics=intrinsics)
+            prediction = estimator.predict(CameraImage(rgb, intrinsics))
             milliseconds = 1e3 * (time.perf_counter() - start)
         except DataError as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')

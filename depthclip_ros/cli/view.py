@@ -16,6 +16,7 @@ from ..color import UNTRAINED, WARNING_HEIGHT, png
 from ..core.camera import CameraModel, stretch_notice
 from ..core.errors import CameraInfoError, ConfigError, DataError, DepthClipError, ImageError
 from ..core.files import check_new, output_folder, shortened
+from ..core.image import CameraImage
 from ..core.opencv import cv2
 from ..overlay import answer_words, depth_words, draw, photo_size, scene_words
 from ..sources.pictures import Notes, webcam_frames
@@ -119,7 +120,7 @@ def view(options: argparse.Namespace) -> int:
                 notes.add(image.name, 'stretched', stretch_notice(
                     image.rgb.shape, depth.input_size))
                 camera = given(width, height) or _own_camera(image, rectified=node.rectified)
-                prediction = estimator.predict(image.rgb, intrinsics=camera)
+                prediction = estimator.predict(CameraImage(image.rgb, camera))
                 seen = Seen(shown + 1, image, prediction, estimator, camera, live)
                 wanted = [show(seen) for show in shows]
             except DataError as error:

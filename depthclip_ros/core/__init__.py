@@ -21,15 +21,16 @@ from .errors import (
     ImageError,
     WeightsError,
 )
+from .image import CameraImage
 
 if TYPE_CHECKING:
     from .estimator import DepthEstimator
     from .prediction import DepthPrediction
 
 __all__ = [
-    'CalibrationError', 'CameraInfoError', 'ConfigError', 'DataError', 'DepthClipError',
-    'DepthConfig', 'DepthEstimator', 'DepthPrediction', 'DeviceError', 'EngineError',
-    'ImageError', 'WeightsError', 'describe',
+    'CalibrationError', 'CameraImage', 'CameraInfoError', 'ConfigError', 'DataError',
+    'DepthClipError', 'DepthConfig', 'DepthEstimator', 'DepthPrediction', 'DeviceError',
+    'EngineError', 'ImageError', 'WeightsError', 'describe',
 ]
 
 

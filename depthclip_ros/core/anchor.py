@@ -18,7 +18,7 @@ errors' distribution. Elsewhere in the image it is as right as they stand for it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -119,6 +119,12 @@ class State:
             than the filter's timeout.
         around: root mean square, over all patches, of the logarithm of what was corrected beside
             the scale; 0 if nothing was.
+        time: of the image, in seconds; None before the first.
+        silence: seconds since points were followed.
+        log_scale: logarithm of the scale that points say, which `scale` follows in small steps.
+        log_inflation: logarithm of the next image's inflation.
+        correction: `around` and `unsure` of the image's `Adjustment`.
+        helped: means over points, whose ratio is the share of the surroundings that is taken.
 
     """
 
@@ -131,6 +137,12 @@ class State:
     condition: str = NO_POINTS
     anchored: bool = False
     around: float = 0.0
+    time: float | None = None
+    silence: float = math.inf
+    log_scale: float = 0.0
+    log_inflation: float = 0.0
+    correction: _Around | None = None
+    helped: tuple[float, float] = ((DEVIATION / 2) ** 2, (DEVIATION / 2) ** 2)
 
     @property
     def agreement(self) -> str:
@@ -142,6 +154,12 @@ class State:
     def unusual(self) -> bool:
         """Whether the scale rests on points, but is larger or smaller than one expects."""
         return self.anchored and abs(math.log(self.scale)) > math.log(UNUSUAL_SCALE)
+
+    @property
+    def share_around(self) -> float:
+        """Of the surroundings, what would have been best for points that they did not know."""
+        right, said = self.helped
+        return min(max(right / said, 0.0), 1.0)
 
 
 class ScaleFilter:
@@ -155,7 +173,7 @@ class ScaleFilter:
     them is held, too, and fades.
 
     Attributes:
-        state: after the last image.
+        state: after the last image that was answered; whoever answers images replaces it.
 
     """
 
@@ -176,21 +194,14 @@ class ScaleFilter:
         """
         self._timeout, self._least = timeout, least
         self._lowest, self._reach = lowest, reach
-        # Means over points, whose ratio is the share of the surroundings that is taken.
-        self._helped = np.full(2, (DEVIATION / 2) ** 2)
-        self._log_scale, self._variance, self._log_inflation = 0.0, PRIOR_DEVIATION ** 2, 0.0
-        self._around: _Around | None = None  # of the last image
-        self._published = 0.0  # logarithm of the last image's scale
-        self._time: float | None = None  # of the last image
-        self._silent = math.inf
         self.state = State()
 
     def adjust(
         self, time: float, points: Points | None, patch_depth: Float32,
         patch_stddev: Float32 | None, image: Size, upsampling: str = 'centered',
         *, are_new: bool = True, age: float = 0.0,
-    ) -> Adjustment:
-        """Take in one image with its points.
+    ) -> tuple[Adjustment, State]:
+        """Weigh one image's points; nothing changes, so that an image may be tried again.
 
         Args:
             time: of the image, in seconds; one before the last image's counts as that.
@@ -204,83 +215,83 @@ class ScaleFilter:
             age: seconds between points and image in which the camera may have moved unnoticed.
 
         Returns:
-            What to multiply with. These points have their part in the scale; of the inflation,
-            they have it in the next image's.
+            What to multiply with, and the state for when the image is answered. These points have
+            their part in the scale; of the inflation, they have it in the next image's.
 
         """
-        most = math.inf if self._time is None else math.log(MOST_STEP)
-        passed = 0.0 if self._time is None else max(0.0, time - self._time)
-        self._time = time
-        self._silent += passed
-        self._variance = min(self._variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2)
-        if self._silent > self._timeout:
-            self._variance = PRIOR_DEVIATION ** 2
+        last = self.state
+        most = math.inf if last.time is None else math.log(MOST_STEP)
+        passed = 0.0 if last.time is None else max(0.0, time - last.time)
+        silence = last.silence + passed
+        state = replace(
+            last, time=time, silence=silence, inflation=math.exp(last.log_inflation),
+            variance=PRIOR_DEVIATION ** 2 if silence > self._timeout else
+            min(last.variance + DRIFT ** 2 * passed, PRIOR_DEVIATION ** 2))
         errors, depth, deviations, patches = compare(
             points, patch_depth, patch_stddev, image, upsampling, self._lowest)
         says, variance, share, distances, unusable = weigh(errors, depth, patches, self._least)
-        condition = unusable or self._follow(says, variance + DRIFT ** 2 * age, are_new=are_new)
-        if self._silent > self._timeout:
-            self._log_scale *= math.exp(-passed / self._timeout)
-        self._published += min(max(self._log_scale - self._published, -most), most)
-        errors, votes, agree = errors - self._published, votes_of(patches), distances <= GATE
-        self._around = _faded(self._around, passed, patch_depth.shape)
-        if self._reach and not condition and (found := correct_around(
+        state = replace(state, condition=unusable) if unusable else self._follow(
+            state, says, variance + DRIFT ** 2 * age, are_new=are_new)
+        log_scale = state.log_scale
+        if state.silence > self._timeout:
+            log_scale *= math.exp(-passed / self._timeout)
+        before = math.log(last.scale)
+        published = before + min(max(log_scale - before, -most), most)
+        errors, votes, agree = errors - published, votes_of(patches), distances <= GATE
+        correction, helped = _faded(last.correction, passed, patch_depth.shape), last.helped
+        if self._reach and not state.condition and (found := correct_around(
                 patches, errors, agree, patch_depth, image, self._reach)) is not None:
             factor, unsure, said, left = found
-            part = self.share_around
-            self._around = _faded(
+            part = last.share_around
+            correction = _faded(
                 (factor ** np.float32(part), _blend(part, unsure)), age, factor.shape)
             if are_new:  # learn from what the points in other patches said of each point
-                now = [np.average(values[agree], weights=votes[agree])
-                       for values in (errors * said, said ** 2)]
-                self._helped += SHARE_RATE * (np.array(now) - self._helped)
+                right, square = (
+                    mean + SHARE_RATE * (np.average(values[agree], weights=votes[agree]) - mean)
+                    for values, mean in zip((errors * said, said ** 2), helped, strict=True))
+                helped = float(right), float(square)
                 errors = errors - part * said
                 deviations = None if deviations is None else deviations * _blend(part, left)
-        adjustment = Adjustment(math.exp(self._published), math.exp(self._log_inflation),
-                                *(self._around or (None, None)))
-        if are_new and not unusable and deviations is not None:
-            self._score(np.abs(errors), deviations, np.where(distances <= ERROR_GATE, votes, 0.0))
-        self.state = State(
-            adjustment.scale, adjustment.inflation, self._variance,
-            self.state.share if math.isnan(share) else share, len(distances),
-            round(votes.sum()), condition, self._silent <= self._timeout,
-            0.0 if self._around is None else math.sqrt(np.mean(np.log(self._around[0]) ** 2)))
-        return adjustment
+        state = replace(
+            state, scale=math.exp(published), log_scale=log_scale, correction=correction,
+            helped=helped, share=last.share if math.isnan(share) else share,
+            points=len(distances), patches=round(votes.sum()),
+            anchored=state.silence <= self._timeout, log_inflation=last.log_inflation if (
+                not are_new or unusable or deviations is None) else _scored(
+                    last.log_inflation, np.abs(errors), deviations,
+                    np.where(distances <= ERROR_GATE, votes, 0.0)),
+            around=0.0 if correction is None else math.sqrt(np.mean(np.log(correction[0]) ** 2)))
+        return Adjustment(state.scale, state.inflation, *(correction or (None, None))), state
 
-    def _follow(self, says: float, variance: float, *, are_new: bool) -> str:
-        """One step of the Kalman filter, if it is new; why it is not made, '' if it may be."""
-        surprise, variance = says - self._log_scale, self._variance + variance
+    def _follow(self, state: State, says: float, variance: float, *, are_new: bool) -> State:
+        """One step of the Kalman filter, if it is new; the condition is why it is not made."""
+        surprise, variance = says - state.log_scale, state.variance + variance
         if abs(says) > math.log(MOST_SCALE):
-            return JUMP
+            return replace(state, condition=JUMP)
         # To an anchor that was let go, or never was, no scale is a surprise.
-        if self._silent <= self._timeout and surprise ** 2 > GATE ** 2 * variance:
-            if are_new:
-                self._variance = min(self._variance + (surprise / GATE) ** 2 / PATIENCE,
-                                     PRIOR_DEVIATION ** 2)
-            return JUMP
-        if are_new:
-            gain = self._variance / variance
-            self._log_scale += gain * surprise
-            self._variance *= 1.0 - gain
-            self._silent = 0.0
-        return ''
+        if state.silence <= self._timeout and surprise ** 2 > GATE ** 2 * variance:
+            doubt = (surprise / GATE) ** 2 / PATIENCE if are_new else 0.0
+            return replace(state, condition=JUMP,
+                           variance=min(state.variance + doubt, PRIOR_DEVIATION ** 2))
+        if not are_new:
+            return replace(state, condition='')
+        gain = state.variance / variance
+        return replace(state, condition='', silence=0.0, variance=state.variance * (1.0 - gain),
+                       log_scale=state.log_scale + gain * surprise)
 
-    @property
-    def share_around(self) -> float:
-        """Of the surroundings, what would have been best for points that they did not know."""
-        right, said = self._helped
-        return float(min(max(right / said, 0.0), 1.0))
 
-    def _score(self, errors: Float64, deviations: Float64, votes: Float64) -> None:
-        """Follow the share of errors beyond what the standard deviations say."""
-        votes = np.where(deviations > 0.0, votes, 0.0)
-        count = float(votes.sum())
-        if count:
-            limit = QUANTILE * math.exp(self._log_inflation) * deviations
-            missed = float(votes @ (errors > limit)) / count
-            most, rate = math.log(MOST_INFLATION), INFLATION_RATE * count / (count + LEAST_POINTS)
-            self._log_inflation = min(max(
-                self._log_inflation + rate * (missed - MISSES), -most), most)
+def _scored(
+    log_inflation: float, errors: Float64, deviations: Float64, votes: Float64,
+) -> float:
+    """Follow the share of errors beyond what the standard deviations say."""
+    votes = np.where(deviations > 0.0, votes, 0.0)
+    count = float(votes.sum())
+    if not count:
+        return log_inflation
+    limit = QUANTILE * math.exp(log_inflation) * deviations
+    missed = float(votes @ (errors > limit)) / count
+    most, rate = math.log(MOST_INFLATION), INFLATION_RATE * count / (count + LEAST_POINTS)
+    return min(max(log_inflation + rate * (missed - MISSES), -most), most)
 
 
 def compare(

@@ -21,7 +21,6 @@ from torch.nn.functional import interpolate
 from . import engine, files, int8
 from .backbone import AttentionPool, build_attention_pool, build_image_encoder, resnet_weights
 from .calibration import Calibration
-from .camera import CameraModel
 from .config import DepthConfig, Size
 from .engine import (
     current,
@@ -31,11 +30,12 @@ from .engine import (
     use_threads,
 )
 from .errors import ConfigError, EngineError, ImageError, WeightsError, reason
-from .prediction import DepthPrediction, Rgb
+from .image import CameraImage, Rgb
+from .prediction import DepthPrediction
 from .projection import read_out, similarity_logits
 from .resnet import FoldedResNet
 from .state_dict import Log, OpenClipWeights, architecture
-from .steps import Anchor, Answer, anchor, correct, finish, focal_ratios
+from .steps import Answer, anchor, correct, finish, focal_ratios
 from .weights import Loaded, cache_folder, load
 from .words import (
     Phrases,
@@ -364,38 +364,23 @@ class DepthEstimator:
     # From images to depth -------------------------------------------------------------------
 
     @overload
-    def predict(
-        self, rgb: Rgb, size: Size | None = None, intrinsics: CameraModel | None = None,
-        anchors: Anchor | None = None, scenes: Scene | None = None,
-    ) -> DepthPrediction: ...
+    def predict(self, images: CameraImage | Rgb, size: Size | None = None) -> DepthPrediction: ...
 
     @overload
     def predict(
-        self, rgb: Sequence[Rgb], size: Size | None = None,
-        intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
-        anchors: Sequence[Anchor | None] | None = None,
-        scenes: Sequence[Scene | None] | None = None,
+        self, images: Sequence[CameraImage | Rgb], size: Size | None = None,
     ) -> list[DepthPrediction]: ...
 
     @torch.inference_mode()
     def predict(
-        self, rgb: Rgb | Sequence[Rgb], size: Size | None = None,
-        intrinsics: Sequence[CameraModel | None] | CameraModel | None = None,
-        anchors: Sequence[Anchor | None] | Anchor | None = None,
-        scenes: Sequence[Scene | None] | Scene | None = None,
+        self, images: CameraImage | Rgb | Sequence[CameraImage | Rgb], size: Size | None = None,
     ) -> DepthPrediction | list[DepthPrediction]:
         """Estimate depth.
 
         Args:
-            rgb: (H, W, 3) uint8, or several of any sizes, which go through the network as one
-                batch. An image that is not of the network's size is resized to it, whatever its
-                aspect ratio.
+            images: (H, W, 3) uint8 RGB, or a `CameraImage` with what else is known of it; or
+                several of any sizes, which go through the network as one batch.
             size: (height, width) of `depth`; None for each image's own.
-            intrinsics: the camera that took the image, or one or None for every image: its focal
-                length counts as `reference_focal` says.
-            anchors: what knows the scale of the image, of each image, or None.
-            scenes: the scene of the same camera's image before, of which `scene_memory` keeps a
-                part, of each image, or None: the image by itself.
 
         Returns:
             One prediction, or a list in the order of the images.
@@ -405,24 +390,20 @@ class DepthEstimator:
             CameraInfoError: a camera is not for images of that size, or shows nothing.
 
         """
-        given: list[Any] = [intrinsics, anchors, scenes]
-        if isinstance(rgb, (np.ndarray, str)) or not isinstance(rgb, Sequence):
-            return self.predict([rgb], size, *([one] for one in given))[0]
-        settings, n = self._settings, len(rgb)  # one read: settings change as a whole
-        if not n:
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            return self.predict([images], size)[0]
+        if not images:
             return []
+        given = [one if isinstance(one, CameraImage) else CameraImage(one) for one in images]
+        settings = self._settings  # one read: they change as a whole
         config, calibration = settings.config, settings.calibration
-        given = [[one] * n if one is None or isinstance(one, CameraModel) else one
-                 for one in given]
-        cameras, asked, before = given
         with current(self.device):
-            batch = self._input(rgb, flip=config.flip_average)
-            sizes = [(image.shape[0], image.shape[1]) for image in rgb]
-            ratios = focal_ratios(config, calibration, cameras, sizes)
-            answer = self._answer(settings, batch, before)
+            batch = self._input([image.rgb for image in given], flip=config.flip_average)
+            ratios = focal_ratios(config, calibration, given)
+            answer = self._answer(settings, batch, [image.scene for image in given])
             depth, adjustments = anchor(
-                correct(answer, calibration, cameras, ratios), asked, sizes, config.upsampling)
-            return finish(config, answer, depth, adjustments, ratios, sizes, size)
+                correct(answer, calibration, given, ratios), given, config.upsampling)
+            return finish(config, answer, depth, adjustments, ratios, given, size)
 
     def _answer(
         self, settings: Settings, batch: Tensor, before: Sequence[Scene | None],

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from .anchor import Adjustment
 from .config import DepthConfig, Size
 from .errors import ImageError
+from .image import Metres
 from .projection import upsample
 from .words import Scene, mixed_bins
 
-Rgb = NDArray[np.uint8]
-Metres = NDArray[np.float32]
 NOT_ADJUSTED = Adjustment()
 
 

@@ -8,7 +8,7 @@ runs on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,12 @@ from torch import Tensor
 
 from .anchor import Adjustment
 from .calibration import Calibration
-from .camera import CameraModel, focal_ratio
+from .camera import focal_ratio
 from .config import DepthConfig, Size
-from .prediction import NOT_ADJUSTED, DepthPrediction, Metres
+from .image import CameraImage, Metres
+from .prediction import NOT_ADJUSTED, DepthPrediction
 from .projection import limit_range, mean_of_passes, upsample
 from .words import Scene
-
-# (h, w) depth of the patches in metres, (h, w) its standard deviation in metres or None, (H, W) of
-# the image, and `upsampling` -> what becomes of it. Called once an image, before limits.
-Anchor = Callable[[Metres, 'Metres | None', Size, str], Adjustment]
 
 
 class Answer(NamedTuple):
@@ -48,8 +45,7 @@ class Depth(NamedTuple):
 
 
 def focal_ratios(
-    config: DepthConfig, calibration: Calibration | None, cameras: Sequence[CameraModel | None],
-    sizes: Sequence[Size],
+    config: DepthConfig, calibration: Calibration | None, images: Sequence[CameraImage],
 ) -> list[float]:
     """By what depth of each image is multiplied for its focal length.
 
@@ -57,17 +53,17 @@ def focal_ratios(
         CameraInfoError: a camera is not for images of that size, or shows nothing.
 
     """
-    return [calibration.about.focal_ratio if calibration is not None and camera is None else
-            focal_ratio(config.reference_focal, camera, size, config.input_size)
-            for camera, size in zip(cameras, sizes, strict=True)]
+    return [calibration.about.focal_ratio if calibration is not None and image.camera is None else
+            focal_ratio(config.reference_focal, image.camera, image.size, config.input_size)
+            for image in images]
 
 
 def correct(
-    answer: Answer, calibration: Calibration | None, cameras: Sequence[CameraModel | None],
+    answer: Answer, calibration: Calibration | None, images: Sequence[CameraImage],
     ratios: Sequence[float],
 ) -> Depth:
     """Multiply by the focal ratios, or let a calibration correct; the mean of both passes."""
-    count = len(ratios)
+    count = len(images)
     if calibration is None:
         ratio = _of_images(ratios)
         return Depth(mean_of_passes(answer.depth, count) * ratio, answer.spread[:count] * ratio,
@@ -75,19 +71,20 @@ def correct(
     passes = len(answer.depth) // count
     depth, spread, relative = calibration.correct(
         answer.weights, answer.depth, answer.spread, answer.view,
-        calibration.rays(cameras, flip=passes == 2), [*ratios] * passes)
+        calibration.rays([image.camera for image in images], flip=passes == 2),
+        [*ratios] * passes)
     metres = mean_of_passes(depth, count)
     return Depth(metres, spread[:count], relative[:count] * metres)
 
 
 def anchor(
-    depth: Depth, anchors: Sequence[Anchor | None], sizes: Sequence[Size], upsampling: str,
+    depth: Depth, images: Sequence[CameraImage], upsampling: str,
 ) -> tuple[Depth, list[Adjustment]]:
     """Let those who know the scale of an image adjust its depth."""
     adjustments = [
-        NOT_ADJUSTED if ask is None else ask(
+        NOT_ADJUSTED if image.anchor is None else image.anchor(
             depth.metres[i].numpy(), None if depth.stddev is None else depth.stddev[i].numpy(),
-            sizes[i], upsampling) for i, ask in enumerate(anchors)]
+            image.size, upsampling) for i, image in enumerate(images)]
     if all(adjustment is NOT_ADJUSTED for adjustment in adjustments):
         return depth, adjustments
     shape = depth.metres.shape[1], depth.metres.shape[2]
@@ -101,27 +98,27 @@ def anchor(
 
 def finish(
     config: DepthConfig, answer: Answer, depth: Depth, adjustments: Sequence[Adjustment],
-    ratios: Sequence[float], sizes: Sequence[Size], size: Size | None,
+    ratios: Sequence[float], images: Sequence[CameraImage], size: Size | None,
 ) -> list[DepthPrediction]:
     """Leave out what is beyond the limits, and bring the patches' depth onto the pixels.
 
-    `size` is that of the pixels; None for each image's own, of `sizes`.
+    `size` is that of the pixels; None for each image's own.
     """
     metres = limit_range(depth.metres, config.range_min, config.range_max, config.out_of_range)
     if depth.stddev is not None and config.max_stddev:
         metres = metres.masked_fill(depth.stddev > config.max_stddev, math.nan)
-    pixels = [upsample(metres[i, None], size or image, config.upsampling)[0].numpy()
-              for i, image in enumerate(sizes)]
+    pixels = [upsample(metres[i, None], size or image.size, config.upsampling)[0].numpy()
+              for i, image in enumerate(images)]
     # Of each image its own: one that is kept keeps no other.
     depths, weights, logits, spreads = (
-        [values[i].numpy().copy() for i in range(len(sizes))]
+        [values[i].numpy().copy() for i in range(len(images))]
         for values in (metres, answer.weights, answer.logits, depth.spread))
     stddevs = [None if depth.stddev is None else depth.stddev[i].numpy().copy()
-               for i in range(len(sizes))]
+               for i in range(len(images))]
     return [DepthPrediction(
-        pixels[i], depths[i], weights[i], logits[i], spreads[i], image, config.upsampling,
+        pixels[i], depths[i], weights[i], logits[i], spreads[i], image.size, config.upsampling,
         ratios[i], adjustments[i], stddevs[i], answer.scenes[i])
-        for i, image in enumerate(sizes)]
+        for i, image in enumerate(images)]
 
 
 def _of_images(numbers: Sequence[float]) -> Tensor:

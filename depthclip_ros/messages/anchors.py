@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -193,53 +193,45 @@ class Anchor:
         self.reason = self.condition = ''
         self._used: tuple[int, bytes] | None = None
 
-    def adjuster(
+    def look(
         self, header: Any, model: CameraModel | None, size: Size,
         problem: CameraInfoError | None = None,
-    ) -> Callable[..., Adjustment]:
-        """What the estimator asks about one image; its points are gathered now.
+    ) -> Look:
+        """Gather the points of an image; nothing changes by it.
 
-        Whatever fails, there is depth: without points the scale is held. A message counts as used
-        only when the network has answered. `problem` is why there is no model of the camera.
+        Whatever fails, there is depth: without points the scale is held. `problem` is why there is
+        no model of the camera.
         """
-        stamp = nanoseconds(header.stamp)
-        points = message = None
-        age = 0.0
+        look = Look(self.filter, nanoseconds(header.stamp), self.filter.state)
         try:
             if model is None:
                 raise problem or CameraInfoError('absent', 'there is no camera_info.')
             if self._config.anchor == GROUND:
-                points = self._floor(header, stamp, model, size)
+                look.points = self._floor(header, look.stamp, model, size)
             else:
-                message = self.sensors.nearest(stamp)
-                points, age = self._points_of(message, header, stamp, model, size)
+                look.message = self.sensors.nearest(look.stamp)
+                look.is_new = look.message is not self._used
+                look.points, look.age = self._points_of(
+                    look.message, header, look.stamp, model, size)
         except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
-            if message is None or message is not self._used:  # else it has had its say
-                self._note(error)
+            look.error = error if look.is_new else None
+        return look
 
-        def adjust(
-            patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
-            image: Size, upsampling: str,
-        ) -> Adjustment:
-            # Of one message the points have their say once, and correct what is around them in
-            # every image until the next.
-            are_new = message is None or message is not self._used
-            try:
-                adjustment = self.filter.adjust(
-                    stamp / _NANOSECONDS, points, patch_depth, patch_stddev, image, upsampling,
-                    are_new=are_new, age=age)
-            except Exception as error:  # noqa: BLE001 (likewise)
-                self._note(error)
-                return Adjustment(self.filter.state.scale, self.filter.state.inflation)
-            if points is not None and are_new:
-                self._used, self.condition, self.reason = message, '', ''
-                state = self.filter.state
-                if state.condition:
-                    self._note(RangeError(state.condition, (
-                        f'it has {state.points} points in the image. Check where the sensor is '
-                        '(tf, anchor_pose), and that it sees what the camera sees.')))
-            return adjustment
-        return adjust
+    def take(self, look: Look) -> None:
+        """Let what an image's points say come into force, once the image is answered."""
+        state = self.filter.state = look.state
+        error = look.error
+        if error is None and look.points is not None and look.is_new:
+            self._used, self.condition, self.reason = look.message, '', ''
+            if state.condition:
+                error = RangeError(state.condition, (
+                    f'it has {state.points} points in the image. Check where the sensor is (tf, '
+                    'anchor_pose), and that it sees what the camera sees.'))
+        if error is not None:
+            camera_info = 'camera_info: ' * isinstance(error, CameraInfoError)
+            self.condition = camera_info + cause_of(error, 'anchor')
+            self.reason = str(error)[:1000]
+            self.conditions[self.condition] += 1
 
     def _points_of(
         self, message: tuple[int, bytes], header: Any, stamp: int, model: CameraModel, size: Size,
@@ -251,12 +243,6 @@ class Anchor:
             return _registered(other, header, content, size), age
         there, age = self.sensors.transform(header.frame_id, stamp, other.frame_id, message[0])
         return _project(there.apply(content), model, size), age
-
-    def _note(self, error: Exception) -> None:
-        camera_info = 'camera_info: ' * isinstance(error, CameraInfoError)
-        self.condition = camera_info + cause_of(error, 'anchor')
-        self.reason = str(error)[:1000]
-        self.conditions[self.condition] += 1
 
     def _floor(self, header: Any, stamp: int, model: CameraModel, size: Size) -> Points:
         """Points of the floor as the camera would see it if nothing stood on it."""
@@ -280,6 +266,36 @@ class Anchor:
             z = np.where(down > 0.0, height / down, np.inf)
         seen = z < FLOOR_HEIGHTS * height  # farther away, the pitch would have to be exact
         return Points(u[seen], v[seen], z[seen])
+
+
+@dataclass(eq=False)
+class Look:
+    """The points of one image, for what the estimator asks of its anchor."""
+
+    filter: ScaleFilter
+    stamp: int  # of the image, in nanoseconds
+    state: State  # of the filter, after this image
+    message: tuple[int, bytes] | None = None  # that the points are of; None of the floor
+    points: Points | None = None
+    age: float = 0.0  # seconds between points and image that nothing bridges
+    # Of one message the points have their part in the scale once, and correct what is around them
+    # in every image until the next.
+    is_new: bool = True
+    error: Exception | None = None  # why there are no points, or none could be weighed
+
+    def adjust(
+        self, patch_depth: NDArray[np.float32], patch_stddev: NDArray[np.float32] | None,
+        image: Size, upsampling: str,
+    ) -> Adjustment:
+        """Weigh the points; what fails costs no depth."""
+        try:
+            adjustment, self.state = self.filter.adjust(
+                self.stamp / _NANOSECONDS, self.points, patch_depth, patch_stddev, image,
+                upsampling, are_new=self.is_new, age=self.age)
+        except Exception as error:  # noqa: BLE001 (depth does not depend on its anchor)
+            self.error = error
+            return Adjustment(self.state.scale, self.state.inflation)
+        return adjustment
 
 
 def unusual_scale(anchor: str, state: State) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.anchor import State
 from ..core.camera import CameraModel, Notice, focal_ratio
 from ..core.config import DepthConfig
 from ..core.errors import CameraInfoError, ImageError
+from ..core.image import CameraImage
 from .anchors import Anchor, Sensors
 from .config import NodeConfig
 from .depth import depth_values
@@ -128,7 +128,6 @@ class Answer:
     frame: Frame
     prediction: DepthPrediction
     estimator: DepthEstimator  # that predicted it
-    scale: State | None  # of the anchor, after this image
 
     @functools.cached_property
     def pixels(self) -> tuple[NDArray[Any], int]:
@@ -137,17 +136,20 @@ class Answer:
 
 
 def predict(estimator: DepthEstimator, frames: Sequence[Frame]) -> list[Answer]:
-    """Predict depth of the images of several cameras, one of each, as one batch."""
-    anchors = [None if frame.stream.anchor is None else frame.stream.anchor.adjuster(
+    """Predict depth of the images of several cameras, one of each, as one batch.
+
+    If it fails, nothing of the cameras has changed: they may be tried again.
+    """
+    looks = [None if frame.stream.anchor is None else frame.stream.anchor.look(
         frame.header, frame.model, frame.size, frame.problem) for frame in frames]
-    predictions = estimator.predict(
-        [frame.rgb for frame in frames], intrinsics=[
-            frame.model if frame.problem is None else None for frame in frames],
-        anchors=anchors, scenes=[frame.stream.scene for frame in frames])
-    answers = []
-    for frame, prediction in zip(frames, predictions, strict=True):
-        stream = frame.stream
-        stream.scene = prediction.scene
-        answers.append(Answer(frame, prediction, estimator, None if stream.anchor is None else
-                              stream.anchor.filter.state))
-    return answers
+    predictions = estimator.predict([
+        CameraImage(frame.rgb, frame.model if frame.problem is None else None,
+                    None if look is None else look.adjust, frame.stream.scene)
+        for frame, look in zip(frames, looks, strict=True)])
+    # All are answered: from here on nothing is tried again.
+    for frame, look, prediction in zip(frames, looks, predictions, strict=True):
+        frame.stream.scene = prediction.scene
+        if frame.stream.anchor is not None and look is not None:
+            frame.stream.anchor.take(look)
+    return [Answer(frame, prediction, estimator)
+            for frame, prediction in zip(frames, predictions, strict=True)]

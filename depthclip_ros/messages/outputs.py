@@ -102,7 +102,7 @@ def _words(make: Make, answer: Answer) -> Any:
     """
     estimator = answer.estimator
     lines = [estimator.label] if estimator.label else []
-    if answer.scale is not None:
+    if answer.frame.stream.anchor is not None:
         lines.append(f'anchor: scale {answer.prediction.adjustment.scale:.3g}')
     picture = overlay.draw(answer.frame.rgb, answer.prediction, estimator.config, lines=lines,
                            warning='' if estimator.weights.trained else UNTRAINED)
