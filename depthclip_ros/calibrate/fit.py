@@ -129,7 +129,7 @@ def fit(
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
     return Fitted(
         Calibration(about, {**problem.view, **bars.arrays, **correction_arrays(
-            problem, chosen, share, simpler(errors['scale'], errors['none']))}),
+            problem, chosen, share, simpler(errors))}),
         chosen, improved, verdict,
         {name: problem.scores(values).mean(axis=0) for name, values in predictions.items()},
         [{name: float(errors[name][fold]) for name in dict.fromkeys(
@@ -154,23 +154,24 @@ def held_out(problem: Problem) -> tuple[float, dict[str, Float64]]:
         results['scale'][inside] = problem.base[inside] + problem.scale(rest)
         results['full'][inside] = problem.base[inside] + Kernel.fit(problem, rest).correction(
             problem, inside)
-    simple = results[simpler(*(problem.fold_errors(results[name]) for name in ('scale', 'none')))]
+    simple = results[simpler({name: problem.fold_errors(results[name])
+                              for name in ('scale', 'none')})]
     parts = {share: simple + share * (results['full'] - simple) for share in SHARES}
     share = min(parts, key=lambda one: problem.fold_errors(parts[one]).mean())
     results['full'] = parts[share]
     return share, results
 
 
-def simpler(scale: Float64, none: Float64) -> str:
-    """What a share of the correction begins from, by the rmse of every fold of both."""
-    return 'scale' if _worth(scale, none) else 'none'
+def simpler(errors: Mapping[str, Float64]) -> str:
+    """What a share of the correction begins from, by the rmse of every fold."""
+    return 'scale' if _worth(errors['scale'], errors['none']) else 'none'
 
 
-def _worth(errors: Float64, simpler: Float64) -> bool:
+def _worth(errors: Float64, others: Float64) -> bool:
     """Whether something is surely worth having, by the rmse of every fold."""
-    gain = simpler - errors
-    error = gain.std(ddof=1) / math.sqrt(len(gain))
-    return bool(errors.mean() <= WORTH * simpler.mean() and gain.mean() >= SURE * error)
+    gain = others - errors
+    standard_error = gain.std(ddof=1) / math.sqrt(len(gain))
+    return bool(errors.mean() <= WORTH * others.mean() and gain.mean() >= SURE * standard_error)
 
 
 def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool, str]:
@@ -185,7 +186,7 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
 
     """
     means = {name: float(values.mean()) for name, values in errors.items()}
-    variant = simple = simpler(errors['scale'], errors['none'])
+    variant = simple = simpler(errors)
     if float((errors['full'] < errors[simple]).mean()) >= MOST and means['full'] < min(
             SHARE_WORTH * means[simple], means['mean map']):
         variant = 'full'
@@ -254,7 +255,7 @@ class Kernel(NamedTuple):
         normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * len(landmarks)]).double())
         right = torch.zeros(len(normal), dtype=torch.float64)
         for rows, target, weight in zip(*(torch.split(values, _ROWS) for values in (
-                features, torch.from_numpy((problem.wish - problem.base)[frames].ravel()),
+                features, torch.from_numpy((problem.target - problem.base)[frames].ravel()),
                 torch.from_numpy(unit * problem.weight[frames].ravel()))), strict=True):
             terms = torch.ones(len(rows), len(normal), dtype=torch.float64)
             terms[:, 1:] = likeness(rows, landmarks).double() @ whitening
