@@ -19,7 +19,7 @@ import torch
 from depthclip_ros.calibrate import fit as fitting
 from depthclip_ros.calibrate.errorbars import error_bars
 from depthclip_ros.calibrate.fit import fit, judge
-from depthclip_ros.calibrate.problem import Problem, wanted
+from depthclip_ros.calibrate.problem import Problem, target_of
 from depthclip_ros.calibrate.recordings import Frame, Moment
 from depthclip_ros.core import CalibrationError, CameraImage, DepthConfig, DepthEstimator
 from depthclip_ros.core.calibration import Calibration
@@ -174,13 +174,13 @@ def test_what_is_not_enough_is_refused(estimator, pictures):
 
 
 @pytest.mark.parametrize('mode', ['centered', 'bilinear', 'patch'])
-def test_the_wanted_depth_is_that_of_the_upsampled_picture(mode):
+def test_the_target_is_that_of_the_upsampled_picture(mode):
     patches = 2 + np.random.default_rng(0).random((1, 3, 4)).astype(np.float32)
     depth = upsample(torch.from_numpy(patches), (96, 128), mode)[0].numpy()
-    target = wanted(depth, (3, 4), mode, 0)
+    target = target_of(depth, (3, 4), mode, 0)
     np.testing.assert_allclose(target.patches, patches.ravel(), rtol=0.05)
     np.testing.assert_allclose(target.pixels @ patches.ravel(), target.truth, rtol=1e-4)
-    assert wanted(np.full_like(depth, np.nan), (3, 4), mode, 0) is None
+    assert target_of(np.full_like(depth, np.nan), (3, 4), mode, 0) is None
 
 
 def errors(**rmse):
@@ -246,7 +246,7 @@ def test_held_out_frames_shape_nothing_of_what_is_tested_on_them(
     inside, rest = (np.flatnonzero(part) for part in (problem.fold == 0, problem.fold != 0))
     monkeypatch.setattr(fitting, 'SHARES', (1.0,))  # all folds choose it
     _, before = fitting.held_out(problem)
-    problem.wish[inside] += 0.1  # what is said of them is the same
+    problem.target[inside] += 0.1  # what is said of them is the same
     _, after = fitting.held_out(problem)
     for name in ('mean map', 'scale', 'full'):
         np.testing.assert_allclose(after[name][inside], before[name][inside], atol=1e-9)

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +113,8 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
     images, depth = _topics_of(path, options)
     bag = _Bag(path, images.topic, depth, options)
     bag.survey()
-    bag.notes += bag.clipping.notes + notices_of(bag.camera, bag.depth_camera)
+    bag.notes += bag.clipping.notes + notices_of(
+        bag.camera, bag.cameras.get(bag.depth_info))
     # In the order of their stamps; a message is known by its place among those of its topic.
     order = [sorted(range(len(found)), key=found.__getitem__) for found in bag.stamps.values()]
     times = [[found[place] for place in places]
@@ -142,61 +141,33 @@ def of_bag(path: str | Path, options: Options = AS_IT_IS) -> Recording:
         notes=bag.notes)
 
 
-@dataclass(eq=False)
 class _Bag:
     """What its messages are read with."""
 
-    path: str | Path
-    image: str  # its topic
-    depth: BagTopic
-    options: Options
-    cameras: dict[str, CameraModel] = field(default_factory=dict)  # by topic of camera_info
-    stamps: dict[str, list[int]] = field(default_factory=dict)  # ns, of both topics
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # places of messages, by topic
-    moments: list[Moment] = field(default_factory=list)
-    tree: TransformTree = field(default_factory=lambda: TransformTree(most_entries=0))
-    left_out: LeftOut = field(default_factory=LeftOut)
-    clipping: Clipping = field(default_factory=Clipping)
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, path: str | Path, image: str, depth: BagTopic, options: Options) -> None:
+        self.path, self.image, self.depth, self.options = path, image, depth, options
+        self.image_info = camera_info_beside(image)
+        self.depth_info = camera_info_beside(depth.name.removesuffix('/compressedDepth'))
+        self.is_image = depth.type in (IMAGE, COMPRESSED_IMAGE)
+        self.cameras: dict[str, CameraModel] = {}  # by topic of camera_info
+        self.stamps: dict[str, list[int]] = {image: [], depth.name: []}  # ns
+        self.pairs: list[tuple[int, int]] = []  # places of messages, by topic
+        self.moments: list[Moment] = []
+        self.tree = TransformTree(most_entries=0)
+        self.left_out, self.clipping = LeftOut(), Clipping()
+        self.notes: list[str] = []
 
     @property
     def camera(self) -> CameraModel | None:
         """That of the images."""
         return self.options.camera or self.cameras.get(self.image_info)
 
-    @property
-    def depth_camera(self) -> CameraModel | None:
-        """That of depth images."""
-        return self.cameras.get(self.depth_info)
-
-    @property
-    def image_info(self) -> str:
-        """Topic of the images' camera_info."""
-        return camera_info_beside(self.image)
-
-    @property
-    def depth_info(self) -> str:
-        """Topic of the depth images' camera_info."""
-        return camera_info_beside(self.depth.name.removesuffix('/compressedDepth'))
-
-    @functools.cached_property
-    def same_view(self) -> bool:
-        """Whether both cameras see the same, if they are in one place; asked after the survey."""
-        return _same_view(self.depth_camera, self.camera)
-
-    @property
-    def is_image(self) -> bool:
-        """Whether depth comes as images."""
-        return self.depth.type in (IMAGE, COMPRESSED_IMAGE)
-
     def survey(self) -> None:
         """First pass: calibrations of both cameras, transforms, stamps, and where depth clips."""
-        self.stamps = {self.image: [], self.depth.name: []}
         with Bag(self.path) as bag:
-            infos = self.image_info, self.depth_info
             types = {topic.topic: topic.msgtype for topic in bag.connections
-                     if topic.msgtype == TF or (
-                         topic.msgtype == CAMERA_INFO and topic.topic in infos)}
+                     if topic.msgtype == TF or (topic.msgtype == CAMERA_INFO and topic.topic in (
+                         self.image_info, self.depth_info))}
             for connection, received, data in bag.messages({*self.stamps, *types}):
                 topic = connection.topic
                 if topic in self.stamps:  # without a stamp the time of recording is as good
@@ -262,11 +233,11 @@ class _Bag:
     def _measured(self, message: Any, image: Any, height: int, width: int) -> Float32:
         """Depth on the image's pixels."""
         frame, target = (frame_name(m.header.frame_id) for m in (message, image))
-        camera, depth_camera = self.camera, self.depth_camera
+        camera, depth_camera = self.camera, self.cameras.get(self.depth_info)
         if self.is_image:
             depth = self.clipping.removed(self._metres(message))
             same_frame = frame == target or not (frame and target)
-            if same_frame and self.same_view:
+            if same_frame and _same_view(depth_camera, camera):
                 return of_same_view(depth, height, width)
         if camera is None or (self.is_image and depth_camera is None):
             raise RecordingError(
@@ -301,6 +272,7 @@ class _Bag:
         return camera.scaled(width, height)
 
 
+@lru_cache(maxsize=1)
 def _same_view(depth: CameraModel | None, image: CameraModel | None) -> bool:
     """Whether two cameras in one place see the same, if in another number of pixels.
 
@@ -340,19 +312,20 @@ def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> Bag
         RecordingError: none, several, or not the one asked for.
 
     """
-    kinds = IMAGE, COMPRESSED_IMAGE, POINT_CLOUD, SCAN
     known = [t for t in topics if t.count and t.name.removesuffix('/compressed') != image
-             and t.type in kinds]
+             and t.type in (IMAGE, COMPRESSED_IMAGE, POINT_CLOUD, SCAN)]
+    images = [t for t in known if t.type in (IMAGE, COMPRESSED_IMAGE)]
     found = [t for t in known if t.name.removesuffix('/compressedDepth') == topic_name(wanted)] \
         if wanted else next(filter(None, (
-            *([t for t in known if t.type in (IMAGE, COMPRESSED_IMAGE) and is_depth(t)]
-              for is_depth in (_named_depth, _holds_depth)),
+            [t for t in images if 'depth' in t.name and t.content != PICTURE],
+            # By its encoding: other maps of numbers are called so.
+            [t for t in images if t.content == DEPTH
+             and not any(word in t.name for word in NOT_PHOTOGRAPHS)],
             *([t for t in known if t.type == kind] for kind in (POINT_CLOUD, SCAN)),
             # Nothing but a picture: its frames say why they cannot be read.
             [t for t in known if 'depth' in t.name])), [])
-    raw = [t for t in found if t.type == IMAGE]
     registered = [t for t in found if 'aligned' in t.name or 'regist' in t.name]
-    for candidates in (registered, raw, found):
+    for candidates in (registered, [t for t in found if t.type == IMAGE], found):
         if len(candidates) == 1:
             return candidates[0]
     if found:
@@ -364,15 +337,6 @@ def depth_topic(topics: Sequence[BagTopic], image: str, wanted: str = '') -> Bag
         'topic named depth), PointCloud2 or LaserScan beside the camera, or name it with --depth '
         f'TOPIC. It has: {", ".join(topic.name for topic in known) or "none"}'
         f'{unread_sensors(topics)}.')
-
-
-def _named_depth(topic: BagTopic) -> bool:
-    return 'depth' in topic.name and topic.content != PICTURE
-
-
-def _holds_depth(topic: BagTopic) -> bool:
-    """By its encoding: other maps of numbers are called so."""
-    return topic.content == DEPTH and not any(word in topic.name for word in NOT_PHOTOGRAPHS)
 
 
 def written_depth(path: str | Path) -> str:

@@ -160,8 +160,8 @@ def check(
             'a minute of driving, through several rooms if you can.')), *standing]
     if refusal := _no_measurement(thumbnails, moving=not standing):
         return [refusal]
-    ratio = math.nan if unit_given else comparison.ratio
-    unit = (integers and _usual_unit(ratio)) or _unit(thumbnails, ratio) or _inverse(comparison)
+    unit = _unit(thumbnails, math.nan if unit_given else comparison.ratio,
+                 integers=integers) or _inverse(comparison)
     # Where nothing moves, nothing can be said of times and places.
     fault = None if standing else _misfit(thumbnails, timed=timed)
     return [*([unit] if unit else []), *standing, *([fault] if fault else [])]
@@ -212,9 +212,16 @@ def unit_doubt(thumbnails: Sequence[Thumbnail], comparison: Comparison) -> str:
         f'Right where everything is that far or near; if not, its unit is wrong. {_UNIT_REMEDY}')
 
 
-def _unit(thumbnails: Sequence[Thumbnail], ratio: float) -> Refusal | None:
-    """Depth that is impossible in metres, or of quite another size than language says."""
+def _unit(thumbnails: Sequence[Thumbnail], ratio: float, *, integers: bool) -> Refusal | None:
+    """Depth of the size that another usual unit would make, impossible, or far from the words'."""
     median = _median(thumbnails)
+    apart, unit = min((abs(math.log(ratio * 1000 / unit)), unit) for unit in _USUAL_UNITS)
+    if integers and apart <= _LIKE_A_UNIT:
+        return Refusal('wrong unit', (
+            f'Read as millimetres, depth is {ratio:.3g} times what language says, and '
+            f'{unit / 1000:.4g} times would be {unit:g} to a metre, as some data sets have it: '
+            f'then calibrate with --depth-unit {1 / unit:.6g}. If it is millimetres, say so with '
+            '--depth-unit 0.001.'))
     if abs(math.log(ratio)) > _WRONG:
         reason = f'{ratio:.3g} times what language says'
     elif not _PLAUSIBLE[0] <= median <= _PLAUSIBLE[1]:
@@ -224,16 +231,6 @@ def _unit(thumbnails: Sequence[Thumbnail], ratio: float) -> Refusal | None:
     return Refusal('wrong unit', (
         f'The median depth is {median:.3g} m, {reason}. {_UNIT_REMEDY} Where it is right as it '
         'is, say so with the same option.'))
-
-
-def _usual_unit(ratio: float) -> Refusal | None:
-    """Depth that is as much too large or too small as another usual unit would make it."""
-    apart, unit = min((abs(math.log(ratio * 1000 / unit)), unit) for unit in _USUAL_UNITS)
-    return Refusal('wrong unit', (
-        f'Read as millimetres, depth is {ratio:.3g} times what language says, and '
-        f'{unit / 1000:.4g} times would be {unit:g} to a metre, as some data sets have it: then '
-        f'calibrate with --depth-unit {1 / unit:.6g}. If it is millimetres, say so with '
-        '--depth-unit 0.001.')) if apart <= _LIKE_A_UNIT else None
 
 
 def _inverse(comparison: Comparison) -> Refusal | None:

@@ -129,7 +129,7 @@ def fit(
         images=problem.digests, camera_known=problem.camera_known, precision=estimator.precision)
     return Fitted(
         Calibration(about, {**problem.view, **bars.arrays, **correction_arrays(
-            problem, chosen, share, simpler(errors['scale'], errors['none']))}),
+            problem, chosen, share, simpler(errors))}),
         chosen, improved, verdict,
         {name: problem.scores(values).mean(axis=0) for name, values in predictions.items()},
         [{name: float(errors[name][fold]) for name in dict.fromkeys(
@@ -154,23 +154,24 @@ def held_out(problem: Problem) -> tuple[float, dict[str, Float64]]:
         results['scale'][inside] = problem.base[inside] + problem.scale(rest)
         results['full'][inside] = problem.base[inside] + Kernel.fit(problem, rest).correction(
             problem, inside)
-    simple = results[simpler(*(problem.fold_errors(results[name]) for name in ('scale', 'none')))]
+    simple = results[simpler({name: problem.fold_errors(results[name])
+                              for name in ('scale', 'none')})]
     parts = {share: simple + share * (results['full'] - simple) for share in SHARES}
     share = min(parts, key=lambda one: problem.fold_errors(parts[one]).mean())
     results['full'] = parts[share]
     return share, results
 
 
-def simpler(scale: Float64, none: Float64) -> str:
-    """What a share of the correction begins from, by the rmse of every fold of both."""
-    return 'scale' if _worth(scale, none) else 'none'
+def simpler(errors: Mapping[str, Float64]) -> str:
+    """What a share of the correction begins from, by the rmse of every fold."""
+    return 'scale' if _worth(errors['scale'], errors['none']) else 'none'
 
 
-def _worth(errors: Float64, simpler: Float64) -> bool:
+def _worth(errors: Float64, others: Float64) -> bool:
     """Whether something is surely worth having, by the rmse of every fold."""
-    gain = simpler - errors
-    error = gain.std(ddof=1) / math.sqrt(len(gain))
-    return bool(errors.mean() <= WORTH * simpler.mean() and gain.mean() >= SURE * error)
+    gain = others - errors
+    standard_error = gain.std(ddof=1) / math.sqrt(len(gain))
+    return bool(errors.mean() <= WORTH * others.mean() and gain.mean() >= SURE * standard_error)
 
 
 def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool, str]:
@@ -185,7 +186,7 @@ def judge(errors: Mapping[str, Float64], share: float = 1.0) -> tuple[str, bool,
 
     """
     means = {name: float(values.mean()) for name, values in errors.items()}
-    variant = simple = simpler(errors['scale'], errors['none'])
+    variant = simple = simpler(errors)
     if float((errors['full'] < errors[simple]).mean()) >= MOST and means['full'] < min(
             SHARE_WORTH * means[simple], means['mean map']):
         variant = 'full'
@@ -215,7 +216,8 @@ def correction_arrays(
     if variant == 'full':
         kernel = Kernel.fit(problem, everything)
         bias += share * (kernel.bias - bias)
-        arrays = {**kernel.arrays, 'kernel': np.float32(share) * kernel.arrays['kernel']}
+        arrays = {name: values.numpy() for name, values in kernel.arrays.items()}
+        arrays['kernel'] = np.float32(share) * arrays['kernel']
     return {'bias': np.array(bias, np.float32), **arrays}
 
 
@@ -223,115 +225,100 @@ def correction_arrays(
 
 
 class Kernel(NamedTuple):
-    """The full correction, fitted to some frames: a scale, and a Gaussian kernel's weights.
+    """The full correction: a scale, and kernel ridge regression by Nystroem's approximation.
 
     Attributes:
-        bias: the scale's logarithm, where nothing looks like what was seen.
-        arrays: of a `Calibration`, all that belong to the kernel.
+        bias: the scale's logarithm, where nothing looks like a landmark.
+        arrays: of a `Calibration`, all that belong to the kernel, float32.
 
     """
 
     bias: float
-    arrays: dict[str, Float32]
+    arrays: dict[str, torch.Tensor]
 
     @classmethod
     def fit(cls, problem: Problem, frames: NDArray[np.intp]) -> Kernel:
-        """Find main directions, scales, landmarks and weights in frames of these numbers alone."""
+        """Fit directions, scales, landmarks and weights to frames of these numbers alone."""
         rng = np.random.default_rng(0)
-        mean, directions = _directions([problem.trunk[i] for i in frames], rng)
-        language = problem.language[frames]
-        told = np.stack([
-            language, np.broadcast_to(language.mean(axis=2, keepdims=True), language.shape),
-            *(problem.rays[frames][:, :, axis].reshape(language.shape) for axis in (0, 1))])
-        deviation = told.reshape(len(told), -1).std(axis=1)
-        arrays = {name: values.astype(np.float32) for name, values in {
-            'projection': directions.T / WIDTH, 'offset': -(mean @ directions) / WIDTH,
-            'scales': TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf),
-        }.items()}
-        looks = cls(0.0, arrays).looks(problem, frames)
-        own, a_frame = looks.reshape(len(frames), -1, looks.shape[1]), -(-LANDMARKS // len(frames))
-        candidates = np.concatenate([rng.permutation(found)[:a_frame] for found in own])
+        arrays = {name: _tensor(values) for name, values in {
+            **_directions([problem.trunk[i] for i in frames], rng),
+            'scales': _scales(problem, frames)}.items()}
+        features = _features(problem, frames, arrays)
+        a_frame = -(-LANDMARKS // len(frames))
+        candidates = torch.cat([rows[rng.permutation(len(rows))[:a_frame]]
+                                for rows in features.chunk(len(frames))])
         landmarks = candidates[rng.permutation(len(candidates))[:LANDMARKS]]
-        values, vectors = eigh(_likeness(landmarks, landmarks).astype(np.float64))
-        whitening = vectors / np.sqrt(values.clip(0.0) + JITTER)
+        values, vectors = torch.linalg.eigh(likeness(landmarks, landmarks).double())
+        whitening = vectors / (values.clamp_min(0.0) + JITTER).sqrt()
         # Of a patch, as if there were as many as in the smallest grid: neighbours agree.
         unit = INDEPENDENT / (problem.passes * problem.base.shape[-1])
-        solution = _ridge(looks, landmarks, whitening,
-                          (problem.wish - problem.base)[frames].ravel(),
-                          unit * problem.weight[frames].ravel())
+        normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * len(landmarks)]).double())
+        right = torch.zeros(len(normal), dtype=torch.float64)
+        for rows, target, weight in zip(*(torch.split(values, _ROWS) for values in (
+                features, torch.from_numpy((problem.target - problem.base)[frames].ravel()),
+                torch.from_numpy(unit * problem.weight[frames].ravel()))), strict=True):
+            terms = torch.ones(len(rows), len(normal), dtype=torch.float64)
+            terms[:, 1:] = likeness(rows, landmarks).double() @ whitening
+            weighted = terms * weight[:, None]
+            normal += weighted.T @ terms
+            right += weighted.T @ target
+        solution = torch.linalg.solve(normal, right)
         return cls(float(solution[0]), {
-            **arrays, 'landmarks': landmarks,
-            'kernel': (whitening @ solution[1:]).astype(np.float32)})
-
-    def looks(self, problem: Problem, frames: NDArray[np.intp]) -> Float32:
-        """(F' passes P, E) what the patches of some frames look like."""
-        h, w = problem.grid
-        projection, offset, scales = (
-            _tensor(self.arrays[name]) for name in ('projection', 'offset', 'scales'))
-        with torch.inference_mode():
-            found = torch.cat([
-                look(project(_tensor(problem.trunk[i]), projection, offset),
-                     _tensor(problem.language[i].reshape(-1, h, w)), _tensor(problem.rays[i]),
-                     scales) for i in frames])
-        return np.asarray(np.nan_to_num(found.numpy()))
+            **arrays, 'landmarks': landmarks, 'kernel': (whitening @ solution[1:]).float()})
 
     def correction(self, problem: Problem, frames: NDArray[np.intp]) -> Float64:
         """(F', passes, P) of some frames."""
-        looks = self.looks(problem, frames)
-        found = np.concatenate([
-            _likeness(part, self.arrays['landmarks']) @ self.arrays['kernel']
-            for part in np.array_split(looks, -(-len(looks) // _ROWS))])
-        return self.bias + found.reshape(len(frames), *problem.base.shape[1:]).astype(np.float64)
-
-
-def _ridge(
-    looks: Float32, landmarks: Float32, whitening: Float64, wish: Float64, weight: Float64,
-) -> Float64:
-    """(1 + M,) weights of one and of the whitened likeness to each landmark.
-
-    In torch, since products of NumPy in turns with its own would wait for each other's threads.
-    """
-    size, white = 1 + len(landmarks), torch.from_numpy(whitening)
-    normal = torch.diag(torch.tensor([SCALE_PENALTY, *[PENALTY] * (size - 1)]).double())
-    right = torch.zeros(size, dtype=torch.float64)
-    for seen, wished, weighs in zip(*(
-            torch.split(torch.from_numpy(values), _ROWS) for values in (looks, wish, weight)),
-            strict=True):
-        terms = torch.ones(len(seen), size, dtype=torch.float64)
-        terms[:, 1:] = likeness(seen, torch.from_numpy(landmarks)).double() @ white
-        weighted = terms * weighs[:, None]
-        normal += weighted.T @ terms
-        right += weighted.T @ wished
-    return np.asarray(torch.linalg.solve(normal, right).numpy())
+        correction = torch.cat([
+            likeness(rows, self.arrays['landmarks']) @ self.arrays['kernel']
+            for rows in torch.split(_features(problem, frames, self.arrays), _ROWS)])
+        return self.bias + correction.double().numpy().reshape(
+            len(frames), *problem.base.shape[1:])
 
 
 def _tensor(values: NDArray[np.floating]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _likeness(seen: Float32, landmarks: Float32) -> Float32:
-    """(N, E) and (M, E) -> (N, M) of the Gaussian kernel, as it is at run time."""
-    return np.asarray(likeness(torch.from_numpy(seen), torch.from_numpy(landmarks)).numpy())
+def _features(
+    problem: Problem, frames: NDArray[np.intp], arrays: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """(F' passes P, E) what the patches of some frames look like."""
+    return torch.cat([
+        look(project(_tensor(problem.trunk[i]), arrays['projection'], arrays['offset']),
+             _tensor(problem.language[i].reshape(-1, *problem.grid)), _tensor(problem.rays[i]),
+             arrays['scales']) for i in frames]).nan_to_num()
+
+
+def _scales(problem: Problem, frames: NDArray[np.intp]) -> Float64:
+    """(4,) of log depth, its mean over the image, and the ray's x and y."""
+    language = problem.language[frames]
+    deviation = np.array([language.std(), language.mean(axis=2).std(),
+                          *problem.rays[frames].swapaxes(0, 2).reshape(2, -1).std(axis=1)])
+    scales: Float64 = TOLD_DEVIATION / WIDTH / np.where(deviation > 1e-6, deviation, np.inf)
+    return scales
 
 
 def _directions(
     trunks: Sequence[NDArray[np.float16]], rng: np.random.Generator,
-) -> tuple[Float64, Float64]:
-    """Standardise the trunk's map, and find its main directions, the first of them last.
+) -> dict[str, Float64]:
+    """Principal components of the trunk's standardised map, the first of them last.
 
     Returns:
-        Mean (C',) and directions (C', D); (map - mean) @ directions has a mean square of one.
+        `projection` (D, C') and `offset` (D,); projected, a map has a mean square of one over all
+        directions, divided by the kernel's width.
 
     """
     rows = np.concatenate([
         terms[rng.permutation(len(terms))[:max(1, MOST_PATCHES // len(trunks))]]
-        for terms in (maps.reshape(*maps.shape[:2], -1).swapaxes(1, 2).reshape(-1, maps.shape[1])
+        for terms in (np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1])
                       for maps in trunks)]).astype(np.float64)
     rows = rows[np.isfinite(rows).all(axis=1)]
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     deviation = np.where(deviation > 1e-9 * (1 + np.abs(mean)), deviation, np.inf)
     rows = (rows - mean) / deviation
     size = rows.shape[1]
-    _, directions = eigh(rows.T @ rows, subset_by_index=(max(0, size - DIMENSIONS), size - 1))
-    length = math.sqrt(float(((rows @ directions) ** 2).sum(axis=1).mean()))
-    return mean, directions / deviation[:, None] / max(1e-12, length)
+    variances, directions = eigh(
+        rows.T @ rows, subset_by_index=(max(0, size - DIMENSIONS), size - 1))
+    length = math.sqrt(max(1e-24, float(variances.sum()) / len(rows)))
+    projection = (directions / deviation[:, None]).T / length / WIDTH
+    return {'projection': projection, 'offset': -projection @ mean}

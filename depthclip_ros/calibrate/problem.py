@@ -36,16 +36,23 @@ LEAST_DEPTH, LARGEST_DEPTH = 0.05, 200.0  # m; what is beyond is no measurement
 
 
 class Target(NamedTuple):
-    """Depth of one frame, as it is wanted; see `wanted`."""
+    """Depth of one frame that a fit is to reach.
+
+    Attributes:
+        patches: (P,) metres that, upsampled, come nearest to the measured depth by least squares;
+            NaN where nothing is measured.
+        pixels: (S, P), the share of each patch in the upsampled depth of S measured pixels.
+        truth: (S,) metres there.
+
+    """
 
     patches: Float32
-    support: Float32
     pixels: csr_matrix
     truth: Float32
 
 
 class Problem:
-    """Everything that was seen, as one regression whose folds are groups of sequences.
+    """All frames as one regression, whose folds are groups of sequences.
 
     Frames are F, passes beside each other (the second mirrored), patches P = h w.
 
@@ -65,7 +72,7 @@ class Problem:
         ratio: (F,) focal ratio; of an unknown camera the geometric mean of the others'.
         language: (F, passes, P) log depth by words.
         base: the same with the focal ratio.
-        wish: (F, passes, P) log depth that is wanted.
+        target: (F, passes, P) log depth to be reached.
         weight: (F, passes, P) of it.
         pixels: (F S, F P), of a patch in each pixel that is measured.
         truth: (F, S) metres there.
@@ -87,7 +94,7 @@ class Problem:
         targets: list[Target] = []
         empty = 0
         for frame in frames:
-            target = wanted(frame.depth, grid, config.upsampling, len(targets))
+            target = target_of(frame.depth, grid, config.upsampling, len(targets))
             if target is None:
                 empty += 1
                 continue
@@ -119,40 +126,38 @@ class Problem:
         self.weights, self.spread = np.stack(found['weights']), np.stack(found['spread'])
         said = np.stack(found['depth']).astype(np.float64)
         self.passes, self.grid = said.shape[1], said.shape[2:]
-        self._look_where(np.stack(found['camera']), np.array(found['ratio']))
+        self._set_cameras(np.stack(found['camera']), np.array(found['ratio']))
         self.language = np.log(said).reshape(*said.shape[:2], -1)
         self.base = self.language + np.log(self.ratio)[:, None, None]
-        self._want(targets)
+        self._set_targets(targets)
 
-    def _look_where(self, cameras: Float32, ratio: Float64) -> None:
+    def _set_cameras(self, cameras: Float32, ratio: Float64) -> None:
         """Rays and focal ratios, from (F, h, w, 2) and (F,) with NaN where a camera is unknown."""
         known = np.isfinite(cameras)
         self.camera_known = bool(known.any())
-        usual = (np.where(known, cameras, 0).sum(axis=0)
-                 / np.maximum(known.sum(axis=0), 1)).astype(np.float32)
-        seen = cameras[known.all(axis=-1)]
-        bounds = [seen.min(axis=0), seen.max(axis=0)] if len(seen) else np.zeros((2, 2))
-        self.view = {'rays': usual, 'bounds': np.array(bounds, np.float32)}
-        rays = np.where(known, cameras, usual)
+        mean = (np.where(known, cameras, 0).sum(axis=0)
+                / np.maximum(known.sum(axis=0), 1)).astype(np.float32)
+        finite = cameras[known.all(axis=-1)]
+        bounds = [finite.min(axis=0), finite.max(axis=0)] if len(finite) else np.zeros((2, 2))
+        self.view = {'rays': mean, 'bounds': np.array(bounds, np.float32)}
+        rays = np.where(known, cameras, mean)
         self.rays = np.moveaxis(
             np.stack([rays, mirrored_rays(rays)][:self.passes], axis=1), -1, 2)
-        usual_ratio = geometric_mean(ratio[~np.isnan(ratio)])
-        self.ratio = np.where(np.isnan(ratio), usual_ratio, ratio)
+        self.ratio = np.where(np.isnan(ratio), geometric_mean(ratio[~np.isnan(ratio)]), ratio)
 
-    def _want(self, targets: Sequence[Target]) -> None:
+    def _set_targets(self, targets: Sequence[Target]) -> None:
         """Depth to be reached, and how much each patch counts."""
         self.pixels = block_diag([target.pixels for target in targets], format='csr')
         self.truth = np.stack([target.truth for target in targets])
-        patches, support = (np.stack(values).astype(np.float64) for values in (
-            [target.patches for target in targets], [target.support for target in targets]))
-        support[~np.isfinite(patches)] = 0.0
+        patches = np.stack([target.patches for target in targets]).astype(np.float64)
+        known = np.isfinite(patches)
         scale = np.sqrt(np.nanmean(patches ** 2, axis=1, keepdims=True))
-        patches = np.where(support > 0, patches, scale)
+        patches = np.where(known, patches, scale)
         # Squared errors of log depth times squared depth are those of depth. Half of that, in
         # the logarithm, is the compromise between the metrics; and no image counts for more.
-        weight = support * patches / scale
-        weight *= patches.shape[1] / np.maximum(weight.sum(axis=1, keepdims=True), 1e-9)
-        self.wish, self.weight = (
+        weight = known * patches / scale
+        weight *= patches.shape[1] / weight.sum(axis=1, keepdims=True)
+        self.target, self.weight = (
             np.stack([values, self.mirrored(values)][:self.passes], axis=1)
             for values in (np.log(patches), weight))
         usable = np.isfinite(self.base)
@@ -166,14 +171,14 @@ class Problem:
     def scale(self, frames: NDArray[np.intp]) -> float:
         """The one factor that fits some frames best, as a logarithm."""
         weight = self.weight[frames]
-        return float((weight * (self.wish - self.base)[frames]).sum() / weight.sum())
+        return float((weight * (self.target - self.base)[frames]).sum() / weight.sum())
 
     def mean_map(self, frames: NDArray[np.intp]) -> Float64:
         """(passes, P): mean log depth of every patch in some frames, whatever the image."""
-        weight, wish = self.weight[frames], self.wish[frames]
-        total = float((weight * wish).sum() / weight.sum())
-        mean: Float64 = ((weight * wish).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3)
-        return mean
+        weight, target = self.weight[frames], self.target[frames]
+        total = float((weight * target).sum() / weight.sum())
+        return np.asarray(
+            ((weight * target).sum(axis=0) + 1e-3 * total) / (weight.sum(axis=0) + 1e-3))
 
     def depth(self, log_depth: Float64) -> Float64:
         """(F, passes, P) -> (F, P) metres, the mean of the passes, the second mirrored back."""
@@ -202,20 +207,17 @@ class Problem:
 
 def _folds(sequence: Sequence[int], folds: int) -> NDArray[np.int64]:
     """Deal the sequences out to folds of about as many frames."""
-    names, counts = np.unique(sequence, return_counts=True)
+    names, owner, counts = np.unique(sequence, return_inverse=True, return_counts=True)
     order = np.random.default_rng(0).permutation(len(names))
-    order = order[np.argsort(-counts[order], kind='stable')]
-    load = np.zeros(folds)
-    of_name = {}
-    for position in order:
-        fold = int(load.argmin())
-        of_name[int(names[position])] = fold
-        load[fold] += counts[position]
-    return np.array([of_name[int(name)] for name in sequence])
+    load, fold = np.zeros(folds), np.empty(len(names), np.int64)
+    for position in order[np.argsort(-counts[order], kind='stable')]:
+        fold[position] = load.argmin()
+        load[fold[position]] += counts[position]
+    return np.asarray(fold[owner])
 
 
-def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
-    """Find the depth of patches that is best after upsampling.
+def target_of(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
+    """The depth of patches that is best after upsampling.
 
     Args:
         depth: (H, W) metres, NaN where unknown.
@@ -224,10 +226,7 @@ def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
         seed: of the choice of pixels, where there are more than are needed.
 
     Returns:
-        `patches` (P,) metres that, upsampled, come nearest to the measured depth in the sense of
-        least squares, NaN where nothing was measured, and `support` (P,), from 0 to 1, how much
-        was; of S measured pixels `truth` in metres, and `pixels` (S, P), the share of each patch
-        in their upsampled depth. None where nothing was measured at all.
+        None where nothing is measured at all.
 
     """
     h, w = grid
@@ -240,23 +239,20 @@ def wanted(depth: Float32, grid: Size, mode: str, seed: int) -> Target | None:
     if len(places) > PIXELS_A_PATCH * h * w:
         places = np.sort(rng.choice(places, PIXELS_A_PATCH * h * w, replace=False))
     truth = depth.reshape(-1)[places].astype(np.float64)
-    count = len(places)
     matrix = kron(csr_matrix(rows), csr_matrix(columns), 'csr')[places]
     r, c = np.divmod(places, depth.shape[1])
-    own = rows.argmax(axis=1)[r] * w + columns.argmax(axis=1)[c]
-    counts = np.bincount(own, minlength=h * w)
-    means = np.bincount(own, np.log(truth), h * w) / np.maximum(counts, 1)
+    nearest = rows.argmax(axis=1)[r] * w + columns.argmax(axis=1)[c]
+    counts = np.bincount(nearest, minlength=h * w)
     measured = counts > 0
+    means = np.bincount(nearest, np.log(truth), h * w) / np.maximum(counts, 1)
     means = np.exp(np.where(measured, means, np.median(means[measured])))
-    normal = (matrix.T @ matrix).toarray()
-    drawn = DRAWN * count / measured.sum()
-    patches = np.linalg.solve(normal + drawn * np.eye(h * w), matrix.T @ truth + drawn * means)
+    drawn = DRAWN * len(places) / measured.sum()
+    patches = np.linalg.solve((matrix.T @ matrix).toarray() + drawn * np.eye(h * w),
+                              matrix.T @ truth + drawn * means)
     patches = patches.clip(means / FARTHEST, means * FARTHEST)
-    support = np.minimum(1.0, counts / (0.25 * np.median(counts[measured])))
-    chosen = rng.choice(count, PIXELS_A_FRAME, replace=count < PIXELS_A_FRAME)
+    chosen = rng.choice(len(places), PIXELS_A_FRAME, replace=len(places) < PIXELS_A_FRAME)
     return Target(np.where(measured, patches, np.nan).astype(np.float32),
-                  support.astype(np.float32), matrix[chosen].astype(np.float32),
-                  truth[chosen].astype(np.float32))
+                  matrix[chosen].astype(np.float32), truth[chosen].astype(np.float32))
 
 
 def geometric_mean(values: Float64) -> float:

@@ -184,7 +184,6 @@ class Recording:
             yield position, frame
 
 
-
 # Times -------------------------------------------------------------------------------------------
 
 
@@ -235,16 +234,16 @@ def blocks(moments: Sequence[Moment]) -> list[int]:
         The block of every moment, counted from 0.
 
     """
-    names, owner, counts = np.unique(
+    _, owner, counts = np.unique(
         [moment.sequence for moment in moments], return_inverse=True, return_counts=True)
-    result = owner
-    if len(names) < FEW_SEQUENCES:
-        result, begun = np.empty_like(owner), 0
-        for number, count in enumerate(counts):
-            pieces = min(int(count), max(1, round(BLOCKS * count / len(owner))))
-            result[owner == number] = begun + np.arange(count) * pieces // count
-            begun += pieces
-    return [int(block) for block in result]
+    if len(counts) >= FEW_SEQUENCES:
+        return [int(sequence) for sequence in owner]
+    block, begun = np.empty_like(owner), 0
+    for number, count in enumerate(counts):
+        pieces = min(int(count), max(1, round(BLOCKS * count / len(owner))))
+        block[owner == number] = begun + np.arange(count) * pieces // count
+        begun += pieces
+    return [int(number) for number in block]
 
 
 def spread_evenly(count: int, most: int) -> list[int]:
@@ -307,14 +306,13 @@ def of_same_view(depth: Float32, height: int, width: int) -> Float32:
         ImageError: 'aspect ratio': it would have to be stretched.
 
     """
-    ratio = (depth.shape[1] / depth.shape[0]) / (width / height)
-    if abs(math.log(ratio)) <= _ASPECT:
+    image_ratio, depth_ratio = width / height, depth.shape[1] / depth.shape[0]
+    if abs(math.log(depth_ratio / image_ratio)) <= _ASPECT:
         return resample(depth, height, width)
-    turned = (depth.shape[1] > depth.shape[0] and width < height) or (
-        depth.shape[1] < depth.shape[0] and width > height)
+    turned = (depth_ratio - 1) * (image_ratio - 1) < 0
     raise ImageError('aspect ratio', (
-        f'the image has {width}x{height} pixels (width over height {width / height:.3f}), its '
-        f'depth {depth.shape[1]}x{depth.shape[0]} ({depth.shape[1] / depth.shape[0]:.3f}): '
+        f'the image has {width}x{height} pixels (width over height {image_ratio:.3f}), its '
+        f'depth {depth.shape[1]}x{depth.shape[0]} ({depth_ratio:.3f}): '
         + ('one of them lies on its side; turn it.' if turned else (
             'they do not show the same view. Record depth that is registered to the image '
             '(aligned_depth_to_color), or in a bag a camera_info for both; or cut them to the '
@@ -355,9 +353,9 @@ def rasterize(points: NDArray[np.float64], camera: CameraModel) -> Float32:
 
     """
     columns, rows = np.rint(camera.project(points)).T
-    seen = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
-    return _nearest(rows[seen].astype(np.intp), columns[seen].astype(np.intp),
-                    points[seen, 2].astype(np.float32), camera.height, camera.width)
+    inside = (columns >= 0) & (columns < camera.width) & (rows >= 0) & (rows < camera.height)
+    return _nearest(rows[inside].astype(np.intp), columns[inside].astype(np.intp),
+                    points[inside, 2].astype(np.float32), camera.height, camera.width)
 
 
 def _nearest(
