@@ -56,31 +56,38 @@ def test_int8_is_near_float32_alone_and_in_batches(state_dict, kept, flip):
             estimator.predict(image).depth, together.depth, rtol=1 / 255)
 
 
-def test_biases_bring_the_means_back(state_dict):
+@pytest.fixture(scope='module')
+def network(state_dict):
+    return build_image_encoder(state_dict, 'reference').trunk
+
+
+INPUTS = [torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 64 - 2
+          for picture in PICTURES[:8]]
+
+
+@torch.inference_mode()
+def test_biases_bring_the_means_back(network):
     """And without their correction the means are off."""
-    network = build_image_encoder(state_dict, 'reference').trunk
-    images = [torch.from_numpy(picture[:96, :128].copy()).permute(2, 0, 1)[None] / 64 - 2
-              for picture in PICTURES[:8]]
-    own = iter([module.bias for module in network.modules() if hasattr(module, 'bias')])
-    with torch.inference_mode():
-        corrected = int8.calibrate(network, images, 63)
-        plain = corrected._replace(biases={number: next(own) for number in corrected.biases})
-        expected = network(torch.cat(images))
-        error = [float((int8.OnnxTrunk(int8.write(network, numbers))(torch.cat(images)) - expected)
-                       .mean((0, 2, 3)).norm()) for numbers in (corrected, plain)]
-    assert error[0] < 0.3 * error[1]
+    together = torch.cat(INPUTS)
+    model, expected = int8.quantized(network, INPUTS), network(together)
+
+    def error(content):
+        return float((int8.OnnxTrunk(content)(together) - expected).mean((0, 2, 3)).norm())
+    plain = error(model.SerializeToString())
+    assert error(int8.corrected(network, model, together)) < 0.3 * plain
 
 
-def test_weights_leave_room_where_sums_overflow(state_dict, monkeypatch):
-    network = build_image_encoder(state_dict, 'reference').trunk
-    numbers = int8.calibrate(network, [torch.zeros(1, 3, 64, 64)], 63)
-    model = onnx.load_from_string(int8.write(network, numbers))
-    levels = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-              if tensor.name.endswith('weight levels')]
+@pytest.mark.parametrize(('machine', 'vnni', 'greatest'), [
+    ('x86_64', True, 127), ('x86_64', False, 64), ('aarch64', False, 127)])
+def test_weights_leave_room_where_sums_overflow(network, monkeypatch, machine, vnni, greatest):
+    """255 levels of a map by 64 of a weight, twice, are less than 2 ** 15."""
+    monkeypatch.setattr(int8.platform, 'machine', lambda: machine)
+    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: vnni, raising=False)
+    levels = [onnx.numpy_helper.to_array(tensor)
+              for tensor in int8.quantized(network, INPUTS[:1]).graph.initializer
+              if tensor.name.endswith('weight_quantized')]
     assert len(levels) == 18 + 7, 'all convolutions but the first, and the averages'
-    assert {abs(values).max() for values in levels} == {63}
-    monkeypatch.setattr(int8.OnnxTrunk, 'forward', lambda self, images: 0.5 * images)
-    assert int8.greatest_weight.__wrapped__() == 63
+    assert {abs(values.astype(int)).max() for values in levels} == {greatest}
 
 
 @pytest.mark.parametrize('change', [
@@ -89,8 +96,8 @@ def test_what_changes_the_network_needs_another_file(state_dict, kept, monkeypat
     if change == 'weights':
         state_dict = clip_standin.tiny_state_dict(2)
     elif change == 'weight range':
-        top = 190 - int8.greatest_weight()
-        monkeypatch.setattr(int8, 'greatest_weight', lambda: top)
+        other = not int8.has_vnni()
+        monkeypatch.setattr(int8, 'has_vnni', lambda: other)
     config = INT8.replace(**change) if isinstance(change, dict) else INT8
     with pytest.raises(EngineError, match=r'is missing.*depthclip quantize'):
         build(state_dict, kept, config)
@@ -109,13 +116,16 @@ def test_a_damaged_file_is_refused(state_dict, kept, tmp_path, content):
 @pytest.mark.parametrize('times', [1 / 8, 256])
 def test_a_network_with_a_wrong_scale_is_not_kept(state_dict, tmp_path, monkeypatch, times):
     """Off by more than rounding explains."""
-    calibrate = int8.calibrate
+    corrected = int8.corrected
 
-    def wrong_scale(*given):
-        numbers = calibrate(*given)
-        numbers.ranges[4] = tuple(times * bound for bound in numbers.ranges[4])
-        return numbers
-    monkeypatch.setattr(int8, 'calibrate', wrong_scale)
+    def wrong_scale(network, model, images):
+        corrected(network, model, images)
+        scale = next(tensor for tensor in model.graph.initializer
+                     if tensor.name == 'relu__4_scale')
+        scale.CopyFrom(onnx.numpy_helper.from_array(
+            times * onnx.numpy_helper.to_array(scale), scale.name))
+        return model.SerializeToString()
+    monkeypatch.setattr(int8, 'corrected', wrong_scale)
     with pytest.raises(EngineError, match=r'8 bits differ .* nothing was kept'):
         build(state_dict, tmp_path, SMALL).quantize(PICTURES)
     assert not list(tmp_path.glob('int8/*'))
@@ -135,7 +145,6 @@ def test_threads_follow_num_threads_and_do_not_spin(state_dict, kept, threads):
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
 def test_a_missing_library_is_named(state_dict, kept, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    int8.greatest_weight.cache_clear()
     with pytest.raises(EngineError, match='pip install onnxruntime onnx'):
         build(state_dict, kept)
     build(state_dict, kept, SMALL)  # nothing else needs it
