@@ -97,13 +97,14 @@ def compare(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     network = cache(lambda: _network(depth, node))
     sources = dict.fromkeys(options.sources)
-    found = {source: _outcome(source, max(1, EXAMPLES // len(sources)), options, node, network)
-             for source in sources}
+    given = max(1, EXAMPLES // len(sources)), options, node, network
+    found: dict[str, Compared | str] = {
+        source: _outcome(source, *given) if len(sources) > 1 else _compare(source, *given)
+        for source in sources}
     done = [one for one in found.values() if isinstance(one, Compared)]
     failed = {printable(source): one for source, one in found.items() if isinstance(one, str)}
     if not done:
-        raise RecordingError(next(iter(failed.values())) if len(failed) == 1 else
-                             f'none of {len(failed)} recordings could be compared.')
+        raise RecordingError(f'none of {len(failed)} recordings could be compared.')
     about: dict[str, Any] = {}
     if any(one.by_network for one in done):
         estimator = network()

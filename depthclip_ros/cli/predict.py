@@ -7,6 +7,7 @@ import io
 import sys
 import time
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..core.files import check_new, output_folder, printable, shortened, user_pa
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
-from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
+from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
 from .model import given_camera, load_estimator, print_untrained, save, settings, to_stderr
 
@@ -153,6 +154,8 @@ def named_frames(
 ) -> Iterator[NamedFrame]:
     """Images in the order of their paths; those of a bag have the bag's first camera_info.
 
+    Paths are looked at at once, images are read one by one.
+
     Args:
         paths: files, folders and bags.
         most: images of each path, evenly chosen from the first to the last.
@@ -164,18 +167,25 @@ def named_frames(
         DepthClipError: a path is missing, a folder has no picture, or a bag no camera.
 
     """
-    for path in paths:
-        if is_bag(user_path(path)):
-            yield from _of_bag(path, most, skip, topic)
+    def of(path: str) -> Iterator[NamedFrame]:
+        if not is_bag(user_path(path)):
+            return _of_files(picture_files([path]), most, skip, notes)
+        with Bag(path) as bag:
+            camera = camera_topics(bag.topics, topic, '--topic TOPIC')
+        return _of_bag(path, most, skip, camera)
+    return chain.from_iterable([of(path) for path in paths])
+
+
+def _of_files(
+    files: Sequence[Path], most: int, skip: Callable[[DataError], None], notes: Notes,
+) -> Iterator[NamedFrame]:
+    for place in spread_evenly(len(files), most):
+        try:
+            rgb = _read_rgb(files[place], notes)
+        except ImageError as error:
+            skip(error)
             continue
-        files = picture_files([path])
-        for place in spread_evenly(len(files), most):
-            try:
-                rgb = _read_rgb(files[place], notes)
-            except ImageError as error:
-                skip(error)
-                continue
-            yield NamedFrame(printable(files[place].name), rgb)
+        yield NamedFrame(printable(files[place].name), rgb)
 
 
 def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
@@ -183,10 +193,9 @@ def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
 
 
 def _of_bag(
-    path: str, most: int, skip: Callable[[DataError], None], topic: str,
+    path: str, most: int, skip: Callable[[DataError], None], camera: CameraTopics,
 ) -> Iterator[NamedFrame]:
     with Bag(path) as bag:
-        camera = camera_topics(bag.topics, topic, '--topic TOPIC')
         info = None
         for connection, _, data in bag.messages({camera.camera_info}):
             with suppress(DataError):  # the next one is as good
