@@ -30,11 +30,12 @@ from depthclip_ros.core.projection import (
     smooth,
     upsample,
 )
+from depthclip_ros.progress import progress
 
 from .contenders import Contender, Text
 from .datasets import Dataset, Entry, Pair
 from .datasets.base import Metres, Rgb
-from .errors import DatasetError, PredictionError, progress
+from .errors import DatasetError, PredictionError
 from .metrics import MIN_DEPTH, SUMS, Float64, Multiples, joint_histogram, score
 from .protocol import Protocol
 from .results import write_arrays

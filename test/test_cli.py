@@ -229,7 +229,7 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value(command, message, capsys
 
 
 @pytest.mark.parametrize(('raised', 'code', 'said'), [
-    (KeyboardInterrupt, 130, 'depthclip: interrupted'),
+    (KeyboardInterrupt, 130, 'depthclip fetch: interrupted'),
     (WeightsError('cut off'), 1, 'depthclip fetch: cut off')])
 def test_an_interrupt_and_errors_are_a_line(monkeypatch, capsys, raised, code, said):
     def fails(*_):

@@ -404,7 +404,7 @@ def test_demo_weights_bring_their_own_settings(capsys):
     chosen = cli.options(given)
     assert (chosen.config, chosen.runtime['weights']) == (
         own.replace(precision='float32'), 'demo')
-    assert 'bring their own' in capsys.readouterr().out
+    assert 'bring their own' in capsys.readouterr().err
     assert cli.options([*given, '--config', str(config_path('nyu_paper'))]).config.flip_average
 
 

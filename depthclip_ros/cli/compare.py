@@ -39,8 +39,9 @@ from ..figures import (
     spots_of,
 )
 from ..figures import save as save_figure
+from ..progress import progress
 from ..sources.bag import is_bag
-from .calibrate import reading, with_progress
+from .calibrate import reading
 from .model import load_estimator, print_untrained, save, save_page, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def _compare(
         (position, frame, network().predict(frame.rgb, intrinsics=frame.camera))
         for position, frame in recording.read(positions))
     most = options.max_depth or MAX_DEPTH
-    for position, frame, answer in with_progress('comparing', answers, len(positions)):
+    for position, frame, answer in progress(
+            answers, 'comparing', len(positions), 'frame'):
         depth = answer if isinstance(answer, np.ndarray) else answer.depth
         name = printable(frame.moment.name)
         scores.add(name, depth, frame.depth, most)
