@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthclip_ros import resources
-from depthclip_ros.arguments import positive
+from depthclip_ros import __version__, resources
+from depthclip_ros.arguments import check_command, positive
 from depthclip_ros.core.config import DepthConfig
 from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.parameter_file import read_parameters
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     commands = {'extract': _extract, 'witness': _witness}
     name = given[0] if given else ''
+    check_command(_parser(), given, list(commands))
     try:
         commands.get(name, _evaluate)(given)
     except KeyboardInterrupt as error:
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         'beside\nhonest baselines.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
         f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
+    parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     _add_data_and_model(parser)
     add = parser.add_argument_group('how it is measured').add_argument
     add('--average', choices=('image', 'pixel'), default='image',

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from depthclip_ros import __version__
 from depthclip_ros.arguments import (
+    check_command,
     count,
     not_negative,
     numbers,
@@ -66,7 +67,8 @@ def switch(names: str, meaning: str) -> Argument:
 
 MODEL = (
     option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
-    text('--weights', 'NAME_OR_FILE', "official name, file, or 'untrained' (meaningless depth)"),
+    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (knows rendered rooms only), or "
+         "'untrained' (meaningless depth)"),
     text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
 )
 CAMERA = Group('', (
@@ -329,7 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    check_command(parser, arguments, [command.name for command in COMMANDS])
+    options = parser.parse_args(arguments)
     module, _, function = options.run.partition('.')
     return int(getattr(importlib.import_module(f'depthclip_ros.cli.{module}'), function)(options))
 

@@ -25,6 +25,7 @@ from ..color import (
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import check_new, output_folder, printable, shortened, user_path
+from ..core.opencv import cv2
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
@@ -62,11 +63,11 @@ def predict_files(options: argparse.Namespace) -> int:
     files: list[Path] = []
     for path in options.paths:
         try:
-            found = picture_files([path])
-        except ImageError as error:
-            failures.append(str(error))
-            continue
-        files += found
+            files += picture_files([path])
+        except ImageError as error:  # noqa: PERF203 (one that is wrong stops no other)
+            failures.append(f"{path} is a bag: 'depthclip bag' writes depth of all its images, "
+                            "'depthclip view' shows some."
+                            if _is_bag(path) else str(error))
     folder = output_folder(options.output)
     names = _names(files)
     check_new(folder / f'{name}{ending}' for name in names for ending in RESULTS)
@@ -108,6 +109,12 @@ def predict_files(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _is_bag(path: str) -> bool:
+    with suppress(OSError):
+        return is_bag(user_path(path))
+    return False
+
+
 def _names(files: Sequence[Path]) -> list[str]:
     """What the results of each file are called; of files of one name with a number: photo_2."""
     names: dict[str, None] = {}
@@ -125,8 +132,11 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     warning = '' if estimator.weights.trained else UNTRAINED
     millimetres, lost = depth_values(prediction.depth, '16UC1')
     patches = prediction.patch_depth
-    side = max(1, 640 // patches.shape[1])
-    patch_picture = np.kron(colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
+    height, width = prediction.depth.shape
+    side = 640 / max(height, width)
+    patch_picture = np.asarray(cv2.resize(
+        colorize(patches, low, high), (max(1, round(side * width)), max(1, round(side * height))),
+        interpolation=cv2.INTER_NEAREST), np.uint8)
     if warning:
         write_warning(patch_picture, warning)
     if estimator.label:

@@ -126,6 +126,10 @@ def _listed(text: str) -> tuple[str, ...]:
     if len(found) < 2:
         raise ConfigError(f'{quoted(text)} is one word: it would be the whole answer in every '
                           'patch. Give two at least, with commas between them, from near to far.')
+    if '' in found:
+        raise ConfigError(f'{quoted(text)} holds an empty word: commas stand between words only.')
+    if twice := [word for word in dict.fromkeys(found) if found.count(word) > 1]:
+        raise ConfigError(f'{quoted(text)}: {", ".join(twice)} stands twice; give each word once.')
     return found
 
 
