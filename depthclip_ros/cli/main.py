@@ -67,7 +67,7 @@ def switch(names: str, meaning: str) -> Argument:
 
 MODEL = (
     option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
-    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (knows rendered rooms only), or "
+    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (for rendered rooms), or "
          "'untrained' (meaningless depth)"),
     text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
 )
