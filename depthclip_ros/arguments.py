@@ -7,11 +7,12 @@ The standard library only: `depthclip doctor` must work where nothing else does.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 def _reader(kind: type, low: float, high: float, what: str) -> Callable[[str], Any]:
@@ -32,6 +33,13 @@ not_negative = _reader(float, 0, 1e9, 'a number from 0 to a billion')
 to_a_kilometre = _reader(float, 0.1, 1000, 'a number of metres from 0.1 to 1000')
 whole = _reader(int, 0, math.inf, 'a whole number, 0 or more')
 count = _reader(int, 1, math.inf, 'a whole number, 1 or more')
+
+
+def check_command(parser: argparse.ArgumentParser, given: list[str], known: Sequence[str]) -> None:
+    """End the process, as for any wrong usage, where the first word is no command."""
+    if given and not given[0].startswith('-') and given[0] not in known:
+        near = difflib.get_close_matches(given[0], known, 1) or [', '.join(known)]
+        parser.error(f'{given[0]!r} is no command; did you mean {near[0]}?')
 
 
 def numbers(text: str) -> tuple[float, ...]:

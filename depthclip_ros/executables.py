@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
 PACKAGE = __package__ or 'depthclip_ros'
-INTERRUPTED = 130  # what shells say of a process that an interrupt has ended
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what shells say of a process that either has ended
 # How the threads of OpenMP, torch's on a CPU, wait for their next piece of work: spinning for a
 # thirtieth of the time that is libgomp's default. On cores that other processes want, spinning
 # costs half of the speed; not to spin at all costs a tenth on an idle one (docs/performance.md).
@@ -83,6 +84,50 @@ def run(name: str, module: str, function: str = 'main') -> int:
         sys.stderr.write(f'{name}: {reason}\n')
         return 1
     _imported('node.process').end_process(status)
+    return status
+
+
+def command(
+    program: str, run: Callable[[list[str]], int], arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a command line, and say in a sentence what stops it.
+
+    Args:
+        program: its name.
+        run: is given the arguments, gives the exit code.
+        arguments: None: the process's own.
+
+    Returns:
+        Exit code: of `run`; 1: an error of this package; 130: interrupted; 141: whoever read the
+        output, such as head, wants no more of it.
+
+    """
+    begin()
+    given, status = list(sys.argv[1:] if arguments is None else arguments), 1
+    name = ' '.join([program, *(word for word in given[:1] if word[:1] not in '-./~')])
+    try:
+        try:
+            return run(given)
+        finally:
+            if sys.stdout:  # None where it was closed from the start
+                sys.stdout.flush()  # else a closed pipe is noticed when the process ends
+    except KeyboardInterrupt as error:
+        reason, status = '; '.join(filter(None, ('interrupted', str(error)))), INTERRUPTED
+    except BrokenPipeError:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return BROKEN_PIPE
+    except ImportError as error:
+        reason = missing_package(error)
+        if not reason:
+            raise
+    except Exception as error:
+        # Messages of our own errors are complete; none occurs where the core cannot be imported.
+        errors = sys.modules.get(f'{PACKAGE}.core.errors')
+        if errors is None or not isinstance(error, errors.DepthClipError):
+            raise
+        reason = str(error)
+    sys.stderr.write(f'{name}: {reason}\n')
     return status
 
 

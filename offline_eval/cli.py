@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthclip_ros import resources
-from depthclip_ros.arguments import positive
+from depthclip_ros import __version__, resources
+from depthclip_ros.arguments import check_command, positive
 from depthclip_ros.core.config import DepthConfig
-from depthclip_ros.core.errors import ConfigError, DepthClipError
+from depthclip_ros.core.errors import ConfigError
 from depthclip_ros.core.parameter_file import read_parameters
 from depthclip_ros.core.weights import DEMO
-from depthclip_ros.executables import begin, missing_package
+from depthclip_ros.executables import command
 
 if TYPE_CHECKING:
     from .evaluate import Options
@@ -29,24 +29,19 @@ RUNTIME = ('weights', 'device', 'cache_dir', 'offline', 'num_threads')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    begin()
-    run, then = {
-        'extract': (_extract, 'the same command begins anew.'),
-        'witness': (_witness, 'the same command continues.'),
-    }.get(given[0] if given else '', (_evaluate, 'nothing is left of it.'))
+    """Run; returns the exit code, see `executables.command`; 2: wrong usage."""
+    return command(PROGRAM, _run, arguments)
+
+
+def _run(given: list[str]) -> int:
+    commands = {'extract': _extract, 'witness': _witness}
+    name = given[0] if given else ''
+    check_command(_parser(), given, list(commands))
     try:
-        run(given)
+        commands.get(name, _evaluate)(given)
     except KeyboardInterrupt as error:
-        print(f'{PROGRAM}: interrupted; {str(error) or then}', file=sys.stderr)
-        return 130
-    except (ImportError, DepthClipError) as error:
-        reason = missing_package(error) if isinstance(error, ImportError) else str(error)
-        if not reason:
-            raise
-        print(f'{PROGRAM}: {reason}', file=sys.stderr)
-        return 1
+        raise KeyboardInterrupt(
+            'the same command continues.' if name in commands else error) from None
     return 0
 
 
@@ -98,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         'beside\nhonest baselines.',
         epilog=f"'{PROGRAM} extract MAT FOLDER' writes the official folders from the .mat file.\n"
         f"'{PROGRAM} witness --data PATH -o FOLDER' writes the method's depth for other programs.")
+    parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     _add_data_and_model(parser)
     add = parser.add_argument_group('how it is measured').add_argument
     add('--average', choices=('image', 'pixel'), default='image',
@@ -203,7 +199,8 @@ def settings(options: argparse.Namespace) -> tuple[DepthConfig, dict[str, Any]]:
         config = DepthConfig.from_yaml(resources.config_path(DEMO)).replace(**{
             name: getattr(config, name) for name in chosen})
         print(f'weights: {DEMO} bring their own settings (config/demo.yaml)'
-              + (f'; kept as given: {", ".join(sorted(chosen))}.' if chosen else '.'))
+              + (f'; kept as given: {", ".join(sorted(chosen))}.' if chosen else '.'),
+              file=sys.stderr)
     if config.has_scenes:
         raise ConfigError("scenes: only plain bins are evaluated here, and scenes would count for "
                           "nothing; set scenes: [''].")

@@ -23,8 +23,9 @@ from depthclip_ros.core.config import PAPER_BINS, PAPER_TOKENS, DepthConfig
 from depthclip_ros.core.engine import download, one_thread
 from depthclip_ros.core.projection import mean_of_passes
 from depthclip_ros.core.words import are_alike
+from depthclip_ros.progress import progress
 
-from .errors import EvaluationError, progress
+from .errors import EvaluationError
 from .metrics import MIN_DEPTH, Sums, random_pixels
 from .paper import BIN_PARTITIONS, METHOD, PROMPTS
 
@@ -223,7 +224,7 @@ def training_mean(
     if training is None:
         return None, 0.0
     total, count = np.zeros(protocol.size), np.zeros(protocol.size, np.int64)
-    for position in progress(range(len(training)), 'training split'):
+    for position in progress(range(len(training)), 'training split', len(training)):
         truth = protocol.truth(training.read_truth(position))
         valid = ~np.isnan(truth)
         total += np.where(valid, truth, 0)

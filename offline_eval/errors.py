@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of the evaluation, each message complete for a user, and its progress bar."""
+"""Errors of the evaluation, each message complete for a user."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
-
-from tqdm import tqdm
 
 from depthclip_ros.core.errors import DepthClipError, first_of
 from depthclip_ros.core.formats import kind_of
 
-_Item = TypeVar('_Item')
 _MOST_ENTRIES = 10_000
 
 
@@ -47,10 +42,3 @@ def contents(folder: Path) -> str:
         return f'{folder} holds no file.'
     names = first_of(file.relative_to(folder) for file in files)
     return f'The folder holds {names}; the first is {kind_of(files[0]).sentence}.'
-
-
-def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Iterable[_Item]:
-    """The items, with a bar on stderr, in images; without a terminal a line now and then."""
-    bar: Iterable[_Item] = tqdm(items, what, total, unit='image', mininterval=0.5,
-                                dynamic_ncols=True)
-    return bar

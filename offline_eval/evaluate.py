@@ -144,9 +144,12 @@ def load_model(options: Options, protocol: Protocol) -> tuple[DepthEstimator, fl
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     config, others = scored(options.config, protocol, own_input=options.own_input)
-    if others:
-        _say(f"WARNING: the method's row is of every pixel of protocol {protocol.name}'s crop, "
-             f'and so with {", ".join(others)} (--own-input keeps the input).')
+    if sizes := [text for text in others if text.startswith('input_')]:
+        _say(f'WARNING: the network sees the crop of protocol {protocol.name} pixel by pixel, '
+             f'with {" and ".join(sizes)} (--own-input keeps the input).')
+    if rest := [text for text in others if text not in sizes]:
+        _say(f'{METHOD} is scored on every pixel and without a camera, with {", ".join(rest)}; '
+             f'where focal lengths are known, the row {FOCAL!r} counts them.')
     runtime = options.runtime
     if runtime.get('num_threads'):
         torch.set_num_threads(int(runtime['num_threads']))

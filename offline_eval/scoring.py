@@ -29,11 +29,12 @@ from depthclip_ros.core.projection import (
     similarity_logits,
     upsample,
 )
+from depthclip_ros.progress import progress
 
 from .contenders import Contender, Text
 from .datasets import Dataset, Entry, Pair
 from .datasets.base import Metres, Rgb
-from .errors import DatasetError, PredictionError, progress
+from .errors import DatasetError, PredictionError
 from .metrics import MIN_DEPTH, SUMS, Float64, Multiples, joint_histogram, score
 from .protocol import Protocol
 from .results import write_arrays

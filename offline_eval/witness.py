@@ -24,12 +24,13 @@ from depthclip_ros.color import png
 from depthclip_ros.core import DepthEstimator
 from depthclip_ros.core.errors import ImageError
 from depthclip_ros.core.files import check_new
+from depthclip_ros.progress import progress
 from depthclip_ros.sources.depth_maps import ARRAYS, SUFFIXES, read_depth_map
 
 from .contenders import Contender
 from .datasets import Dataset, Entry
 from .datasets.base import KITTI, Metres, nearest_scale
-from .errors import EvaluationError, PredictionError, contents, listing, progress
+from .errors import EvaluationError, PredictionError, contents, listing
 from .metrics import MIN_DEPTH
 from .protocol import Protocol
 from .results import to_json, write
@@ -373,7 +374,7 @@ def write_all(
     if not (noted.is_file() and noted.read_bytes() == said.encode()):
         check_new((noted, *islice(raw.glob('*'), 1)))
     write(noted, said)
-    for position, name in enumerate(progress(names, 'predictions')):
+    for position, name in enumerate(progress(names, 'predictions', len(names))):
         path = raw / f'{name}.png'
         if path.exists():
             continue

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from untrained import tiny_untrained
 
+from depthclip_ros import __version__
 from depthclip_ros.cli import doctor
 from depthclip_ros.cli.main import main
 from depthclip_ros.color import UNTRAINED
 from depthclip_ros.core import DepthConfig, DepthEstimator, WeightsError, weights
 from depthclip_ros.core.files import numbered_folder
 from depthclip_ros.resources import config_path
+from offline_eval.cli import main as evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = """
@@ -85,7 +87,7 @@ def test_predict_writes_what_the_estimator_computes(predict, photo, tiny_weights
     patches = np.load(out / 'photo_patches.npy')
     assert patches.shape == (2, 3)
     np.testing.assert_allclose(patches, expected.patch_depth, atol=1e-5)
-    assert cv2.imread(str(out / 'photo_patches.png')).shape == (2 * 213, 3 * 213, 3)
+    assert cv2.imread(str(out / 'photo_patches.png')).shape == (457, 640, 3)
     text = capsys.readouterr()
     assert ' ms' in text.out
     assert 'UNTRAINED' not in text.err
@@ -228,8 +230,49 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value(command, message, capsys
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(('program', 'command', 'near'), [
+    (main, 'predct a.png -o out', 'predict'), (main, 'zzz', 'demo, predict'),
+    (evaluation, 'extrct a b', 'extract'), (evaluation, 'witnes --data a', 'witness')])
+def test_a_command_that_is_none_is_named_and_the_nearest(program, command, near, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program(command.split())
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert repr(command.split()[0]) in last
+    assert near in last
+
+
+def test_both_programs_have_a_version(capsys):
+    for program in main, evaluation:
+        with pytest.raises(SystemExit) as ended:
+            program(['--version'])
+        assert ended.value.code == 0
+        assert __version__ in capsys.readouterr().out
+
+
+def test_what_was_meant_is_named(photo, tmp_path, capsys, monkeypatch):
+    """Weights by another spelling, and a bag in a picture's place."""
+    monkeypatch.chdir(tmp_path)
+    assert main(['predict', str(photo), '-o', 'out', '--weights', 'rn50']) == 1
+    error = capsys.readouterr().err
+    assert 'Did you mean RN50?' in error
+    assert 'chmod' not in error  # there is no such file
+    (tmp_path / 'bag').mkdir()
+    (tmp_path / 'bag' / 'metadata.yaml').touch()
+    assert main(['predict', 'bag', '-o', 'out']) == 1
+    assert "'depthclip bag'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('shape', [(90, 60), (40, 640), (640, 40), (48, 64)])
+def test_patches_have_the_shape_of_their_picture(predict, photo, shape):
+    cv2.imwrite(str(photo), np.full((*shape, 3), 99, np.uint8))
+    height, width = cv2.imread(str(predict(photo)[1] / 'photo_patches.png')).shape[:2]
+    assert max(height, width) == 640
+    assert height / width == pytest.approx(shape[0] / shape[1], rel=0.02)
+
+
 @pytest.mark.parametrize(('raised', 'code', 'said'), [
-    (KeyboardInterrupt, 130, 'depthclip: interrupted'),
+    (KeyboardInterrupt, 130, 'depthclip fetch: interrupted'),
     (WeightsError('cut off'), 1, 'depthclip fetch: cut off')])
 def test_an_interrupt_and_errors_are_a_line(monkeypatch, capsys, raised, code, said):
     def fails(*_):

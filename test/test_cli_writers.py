@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
+import cv2
 import pytest
 from drives import camera_of_width, drive, write_folder
 from eval_results import write_world
@@ -14,9 +17,11 @@ from ros_harness import own_domain
 from depthclip_ros.cli import demo as demo_command
 from depthclip_ros.cli import main as cli
 from depthclip_ros.core.files import numbered_folder
-from depthclip_ros.sim.formats import make_samples
+from depthclip_ros.sim import KINDS
+from depthclip_ros.sim.formats import make_samples, split
 from offline_eval import cli as evaluation
 from offline_eval.report import __main__ as report
+from offline_eval.statistics import LEAST_GROUPS
 
 DEMO = ('--weights', 'demo', '--device', 'cpu')
 
@@ -193,3 +198,90 @@ def test_an_unfinished_bag_is_made_again_and_nothing_else_removed(tmp_path, caps
     assert 'thesis.txt' in capsys.readouterr().err
     mine.rename(tmp_path / 'thesis.txt')
     assert depthclip(*command, '--resume') == 0
+
+
+# Before a model is loaded --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('command', [
+    ('predict', 'no.png', '-o', 'OUT'), ('predict', 'BAG', '-o', 'OUT'),
+    ('view', 'no.png', 'nor.png', '-o', 'OUT'), ('view', 'EMPTY', '-o', 'OUT'),
+    ('words', 'close, far', '--image', 'no.png'), ('words', 'close, far', '--image', 'EMPTY'),
+    ('compare', 'no_bag'), ('calibrate', 'no_bag', '-o', 'OUT/robot.yaml'),
+    ('bag', 'no_bag', '-o', 'OUT'), ('quantize', '--images', 'no.png'),
+    ('predict', 'PICTURE', '-o', 'PICTURE/x'), ('words', 'close, far', '-o', 'PICTURE/x'),
+    ('view', 'PICTURE', '-o', 'PICTURE/x'), ('predict', 'PICTURE', '-o', 'OUT', '--fov', '180')])
+def test_what_is_wrong_is_found_before_a_model_is_loaded(command, picture, tmp_path, monkeypatch,
+                                                         capsys):
+    (tmp_path / 'empty').mkdir()
+    places = {'PICTURE': picture, 'OUT': tmp_path / 'out', 'EMPTY': tmp_path / 'empty',
+              'BAG': tmp_path / 'empty'}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('depthclip_ros.core.weights.load', None)
+    monkeypatch.setattr('depthclip_ros.core.estimator.load', None, raising=False)
+    monkeypatch.setattr('depthclip_ros.cli.words.load', None)
+    monkeypatch.setattr('depthclip_ros.cli.model.DepthEstimator', None)
+    words = [places.get(word, places.get(word.partition('/')[0], tmp_path) / word.partition(
+        '/')[2] if '/' in word else word) for word in command]
+    assert depthclip(*words, *DEMO) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f'depthclip {command[0]}: ') or f'\ndepthclip {command[0]}: ' in error
+
+
+@pytest.mark.parametrize(('more', 'words'), [
+    (('--output', 'room.png/x'), 'room.png/x'), (('--resume', 'nosuch'), 'nosuch'),
+    (('--predictions', 'a=empty'), 'files are missing'),
+    (('--calibration', 'nosuch'), 'nosuch')])
+def test_options_of_an_evaluation_are_looked_at_first(
+        more, words, world, picture, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('offline_eval.evaluate.DepthEstimator', None)
+    assert evaluation.main(['--data', str(world), *DEMO, *more]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('place', 'goes_on'), [('load_model', False), ('_score', True)])
+def test_resume_is_promised_where_there_is_a_run(place, goes_on, world, tmp_path, monkeypatch,
+                                                 capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    command = ['--data', str(world), *DEMO, '--output', str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(f'offline_eval.evaluate.{place}', interrupt)
+        assert evaluation.main(command) == 130
+    assert ('--resume' in capsys.readouterr().err) == goes_on
+    assert evaluation.main([*command, '--resume']) == (0 if goes_on else 1)
+
+
+def test_latest_stays_where_a_run_is_not_continued(world, tmp_path, capsys):
+    command = ['--data', str(world), *DEMO, '--output', str(tmp_path)]
+    for _ in range(2):
+        assert evaluation.main(command) == 0
+    latest = (tmp_path / 'latest').resolve()
+    other, = (path for path in tmp_path.iterdir() if path.is_dir() and path.resolve() != latest)
+    capsys.readouterr()
+    assert evaluation.main([*command, '--resume', str(other), '--protocol', 'bts']) == 1
+    assert 'depthclip then, bts now' in capsys.readouterr().err
+    assert (tmp_path / 'latest').resolve() == latest
+
+
+def test_other_data_under_the_same_names_are_not_continued(world, tmp_path, capsys):
+    """As of a data set that was extracted again: the numbers would be of two."""
+    data = shutil.copytree(world / 'official', tmp_path / 'data')
+    command = ['--data', str(data), *DEMO, '--output', str(tmp_path / 'out')]
+    assert evaluation.main(command) == 0
+    for image in data.rglob('test/**/rgb_*.jpg'):
+        cv2.imwrite(str(image), cv2.imread(str(image)), [cv2.IMWRITE_JPEG_QUALITY, 70])
+    capsys.readouterr()
+    assert evaluation.main([*command, '--resume']) == 1
+    error = capsys.readouterr().err
+    assert 'other data' in error
+    assert len(error.splitlines()[-1]) < 400  # no digests
+
+
+def test_the_example_of_the_document_has_scenes_enough_for_a_verdict():
+    text = (Path(__file__).resolve().parents[1] / 'docs/evaluation.md').read_text()
+    count = int(re.search(r'write_demo_data\.py .*--images (\d+)', text)[1])
+    rooms = {(number // (2 * len(KINDS)), number % len(KINDS)) for number in split(count)[1]}
+    assert len(rooms) >= LEAST_GROUPS

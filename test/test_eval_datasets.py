@@ -236,6 +236,14 @@ def test_a_folder_of_a_list_is_a_scene_whatever_its_numbers(form, tmp_path):
     assert 'NYU' not in dataset.format
 
 
+def test_names_with_spaces_stand_in_quotation_marks(tmp_path):
+    names = ['my room/1', "it's a hall/1", 'plain/1']
+    dataset = own(tmp_path, names, '"{}"  "{}" 525.5')
+    assert [e.sequence for e in dataset.entries] == ['my room', "it's a hall", 'plain']
+    assert {e.focal for e in dataset.entries} == {525.5}
+    assert dataset.read(0).rgb.shape == (48, 64, 3)
+
+
 def test_images_in_no_folder_are_of_unknown_scenes(tmp_path):
     dataset = own(tmp_path, ['1', '2', '3'], '{} {} 525.5')
     assert [(e.index, e.scene, e.sequence, e.focal) for e in dataset.entries] == [

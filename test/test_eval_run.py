@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import resource
 import shutil
@@ -390,8 +391,23 @@ def test_demo_weights_bring_their_own_settings(capsys):
     chosen = cli.options(given)
     assert (chosen.config, chosen.runtime['weights']) == (
         own.replace(precision='float32'), 'demo')
-    assert 'bring their own' in capsys.readouterr().out
+    assert 'bring their own' in capsys.readouterr().err
     assert cli.options([*given, '--config', str(config_path('nyu_paper'))]).config.flip_average
+
+
+@pytest.mark.parametrize(('own_input', 'hints'), [(True, 0), (False, 1)])
+def test_what_is_otherwise_is_said_each_by_itself(world, own_input, hints, capsys):
+    """The input's size has a remedy; the focal length has a row, and is no warning."""
+    chosen = cli.options(['--data', str(world), '--weights', 'demo', '--device', 'cpu'])
+    evaluate.load_model(dataclasses.replace(chosen, own_input=own_input),
+                        PROTOCOLS['depthclip'])
+    lines = capsys.readouterr().err.splitlines()
+    of_input = [line for line in lines if '--own-input' in line]
+    of_focal = [line for line in lines if 'reference_focal' in line]
+    assert len(of_input) == hints
+    assert len(of_focal) == 1
+    assert 'WARNING' not in of_focal[0]
+    assert not {*of_input} & {*of_focal}
 
 
 def test_no_valid_depth_at_all(world, tmp_path, capsys):

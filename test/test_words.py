@@ -62,6 +62,16 @@ def test_two_sets_side_by_side(picture, rgb, demo_estimator, tmp_path, capsys):
     assert 'not overwritten' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('words', 'cause', 'other'), [
+    ('close,far,close', 'close stands twice', 'empty'), ('a,,b', 'an empty word', 'twice'),
+    ('close,', 'an empty word', 'one word')])
+def test_the_one_cause_is_named(words, cause, other, capsys):
+    assert run(words, '--weights', 'demo') == 1
+    error = capsys.readouterr().err
+    assert cause in error
+    assert other not in error
+
+
 def test_words_that_the_model_does_not_know_are_named(picture, capsys):
     assert run('apple, guitar', '--against', 'close, near, apple, far', '--image', picture,
                '--weights', 'demo') == 0

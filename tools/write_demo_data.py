@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write rendered rooms in the formats of real data: NYU Depth v2's files, and a rosbag2 bag.
 
-    python tools/write_demo_data.py --out build/data --images 40
+    python tools/write_demo_data.py --out build/data --images 80
 
 leaves nyu_depth_v2_labeled.mat, splits.mat, official_splits/, the test list, and room_bag/.
 """

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError
 from ..core.files import named_path
 from ..fleet import cluster_of
 from ..node.process import keep_freed_memory
+from ..progress import now_and_then
 from .model import load_estimator, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -44,8 +45,13 @@ def convert_bag(given: argparse.Namespace) -> int:
         print(f'{output} is done already.')
         return 0
     with tqdm(desc=output.name, total=1, bar_format='{desc}: {percentage:3.0f} % |{bar}| '
-              '{remaining} left{postfix}') as bar:
+              '{remaining} left{postfix}', disable=None) as bar:
+        say = now_and_then()
+
         def show(share: float, images: int) -> None:
+            if bar.disable:  # there is no terminal
+                say(f'{output.name}: {share:.0%}, {images} images')
+                return
             bar.set_postfix_str(f'{images} images', refresh=False)
             bar.update(min(share, 1) - bar.n)
 

@@ -40,8 +40,9 @@ from ..figures import (
     spots_of,
 )
 from ..figures import save as save_figure
+from ..progress import progress
 from ..sources.bag import is_bag
-from .calibrate import reading, with_progress
+from .calibrate import reading
 from .model import load_estimator, print_untrained, save, save_page, settings, to_stderr
 
 if TYPE_CHECKING:
@@ -98,13 +99,14 @@ def compare(options: argparse.Namespace) -> int:
     depth, node = settings(options.config, options.weights, options.device)
     network = cache(lambda: _network(depth, node))
     sources = dict.fromkeys(options.sources)
-    found = {source: _outcome(source, max(1, EXAMPLES // len(sources)), options, node, network)
-             for source in sources}
+    given = max(1, EXAMPLES // len(sources)), options, node, network
+    found: dict[str, Compared | str] = {
+        source: _outcome(source, *given) if len(sources) > 1 else _compare(source, *given)
+        for source in sources}
     done = [one for one in found.values() if isinstance(one, Compared)]
     failed = {printable(source): one for source, one in found.items() if isinstance(one, str)}
     if not done:
-        raise RecordingError(next(iter(failed.values())) if len(failed) == 1 else
-                             f'none of {len(failed)} recordings could be compared.')
+        raise RecordingError(f'none of {len(failed)} recordings could be compared.')
     about: dict[str, Any] = {}
     if any(one.by_network for one in done):
         estimator = network()
@@ -170,7 +172,8 @@ def _compare(
         (position, frame, network().predict(CameraImage(frame.rgb, frame.camera)))
         for position, frame in recording.read(positions))
     most = options.max_depth or MAX_DEPTH
-    for position, frame, answer in with_progress('comparing', answers, len(positions)):
+    for position, frame, answer in progress(
+            answers, 'comparing', len(positions), 'frame'):
         depth = answer if isinstance(answer, np.ndarray) else answer.depth
         name = printable(frame.moment.name)
         scores.add(name, depth, frame.depth, most)

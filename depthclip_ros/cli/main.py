@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from depthclip_ros import __version__
 from depthclip_ros.arguments import (
+    check_command,
     count,
     not_negative,
     numbers,
@@ -24,7 +24,7 @@ from depthclip_ros.arguments import (
     to_a_kilometre,
     whole,
 )
-from depthclip_ros.executables import begin, missing_package
+from depthclip_ros.executables import command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,8 @@ def switch(names: str, meaning: str) -> Argument:
 
 MODEL = (
     option('--config', metavar='YAML', help='ROS parameter file (default: built in)'),
-    text('--weights', 'NAME_OR_FILE', "official name, file, or 'untrained' (meaningless depth)"),
+    text('--weights', 'NAME_OR_FILE', "official name, file, 'demo' (for rendered rooms), or "
+         "'untrained' (meaningless depth)"),
     text('--device', 'DEVICE', 'auto, cpu, cuda or cuda:N'),
 )
 CAMERA = Group('', (
@@ -325,31 +326,16 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `depthclip`; returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    begin()
-    options = _parser().parse_args(arguments)
-    try:
-        module, _, function = options.run.partition('.')
-        run = getattr(importlib.import_module(f'depthclip_ros.cli.{module}'), function)
-        return int(run(options))
-    except KeyboardInterrupt:
-        print('depthclip: interrupted', file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # such as: depthclip fetch | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except ImportError as error:
-        reason = missing_package(error)
-        if not reason:
-            raise
-        print(f'depthclip {options.command}: {reason}', file=sys.stderr)
-    except Exception as error:
-        # Messages of our own errors are complete; none occurs where the core cannot be imported.
-        errors = sys.modules.get('depthclip_ros.core.errors')
-        if errors is None or not isinstance(error, errors.DepthClipError):
-            raise
-        print(f'depthclip {options.command}: {error}', file=sys.stderr)
-    return 1
+    """Run `depthclip`; returns its exit code, see `executables.command`; 2: wrong usage."""
+    return command('depthclip', _run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    check_command(parser, arguments, [command.name for command in COMMANDS])
+    options = parser.parse_args(arguments)
+    module, _, function = options.run.partition('.')
+    return int(getattr(importlib.import_module(f'depthclip_ros.cli.{module}'), function)(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -357,11 +343,10 @@ def _parser() -> argparse.ArgumentParser:
         prog='depthclip', description='Depth from a plain camera by language (DepthCLIP).')
     parser.add_argument('--version', action='version', version=f'depthclip_ros {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for command in COMMANDS:
-        one = commands.add_parser(
-            command.name, help=command.help, description=command.description)
-        one.set_defaults(run=command.run)
-        _add(one, command.options)
+    for entry in COMMANDS:
+        one = commands.add_parser(entry.name, help=entry.help, description=entry.description)
+        one.set_defaults(run=entry.run)
+        _add(one, entry.options)
     return parser
 
 

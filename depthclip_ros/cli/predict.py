@@ -7,6 +7,7 @@ import io
 import sys
 import time
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import check_new, output_folder, printable, shortened, user_path
 from ..core.image import CameraImage
+from ..core.opencv import cv2
 from ..messages.depth import depth_values
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
-from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
+from ..sources.bag import NANOSECONDS, Bag, CameraTopics, camera_topics, is_bag, read
 from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
 from .model import given_camera, load_estimator, print_untrained, save, settings, to_stderr
 
@@ -62,11 +64,11 @@ def predict_files(options: argparse.Namespace) -> int:
     files: list[Path] = []
     for path in options.paths:
         try:
-            found = picture_files([path])
-        except ImageError as error:
-            failures.append(str(error))
-            continue
-        files += found
+            files += picture_files([path])
+        except ImageError as error:  # noqa: PERF203 (one that is wrong stops no other)
+            failures.append(f"{path} is a bag: 'depthclip bag' writes depth of all its images, "
+                            "'depthclip view' shows some."
+                            if _is_bag(path) else str(error))
     folder = output_folder(options.output)
     names = _names(files)
     check_new(folder / f'{name}{ending}' for name in names for ending in RESULTS)
@@ -108,6 +110,12 @@ def predict_files(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _is_bag(path: str) -> bool:
+    with suppress(OSError):
+        return is_bag(user_path(path))
+    return False
+
+
 def _names(files: Sequence[Path]) -> list[str]:
     """What the results of each file are called; of files of one name with a number: photo_2."""
     names: dict[str, None] = {}
@@ -125,8 +133,11 @@ def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path)
     warning = '' if estimator.weights.trained else UNTRAINED
     millimetres, lost = depth_values(prediction.depth, '16UC1')
     patches = prediction.patch_depth
-    side = max(1, 640 // patches.shape[1])
-    patch_picture = np.kron(colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
+    height, width = prediction.depth.shape
+    side = 640 / max(height, width)
+    patch_picture = np.asarray(cv2.resize(
+        colorize(patches, low, high), (max(1, round(side * width)), max(1, round(side * height))),
+        interpolation=cv2.INTER_NEAREST), np.uint8)
     if warning:
         write_warning(patch_picture, warning)
     if estimator.label:
@@ -154,6 +165,8 @@ def named_frames(
 ) -> Iterator[NamedFrame]:
     """Images in the order of their paths; those of a bag have the bag's first camera_info.
 
+    Paths are looked at at once, images are read one by one.
+
     Args:
         paths: files, folders and bags.
         most: images of each path, evenly chosen from the first to the last.
@@ -165,18 +178,25 @@ def named_frames(
         DepthClipError: a path is missing, a folder has no picture, or a bag no camera.
 
     """
-    for path in paths:
-        if is_bag(user_path(path)):
-            yield from _of_bag(path, most, skip, topic)
+    def of(path: str) -> Iterator[NamedFrame]:
+        if not is_bag(user_path(path)):
+            return _of_files(picture_files([path]), most, skip, notes)
+        with Bag(path) as bag:
+            camera = camera_topics(bag.topics, topic, '--topic TOPIC')
+        return _of_bag(path, most, skip, camera)
+    return chain.from_iterable([of(path) for path in paths])
+
+
+def _of_files(
+    files: Sequence[Path], most: int, skip: Callable[[DataError], None], notes: Notes,
+) -> Iterator[NamedFrame]:
+    for place in spread_evenly(len(files), most):
+        try:
+            rgb = _read_rgb(files[place], notes)
+        except ImageError as error:
+            skip(error)
             continue
-        files = picture_files([path])
-        for place in spread_evenly(len(files), most):
-            try:
-                rgb = _read_rgb(files[place], notes)
-            except ImageError as error:
-                skip(error)
-                continue
-            yield NamedFrame(printable(files[place].name), rgb)
+        yield NamedFrame(printable(files[place].name), rgb)
 
 
 def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
@@ -184,10 +204,9 @@ def _read_rgb(path: Path, notes: Notes) -> NDArray[np.uint8]:
 
 
 def _of_bag(
-    path: str, most: int, skip: Callable[[DataError], None], topic: str,
+    path: str, most: int, skip: Callable[[DataError], None], camera: CameraTopics,
 ) -> Iterator[NamedFrame]:
     with Bag(path) as bag:
-        camera = camera_topics(bag.topics, topic, '--topic TOPIC')
         info = None
         for connection, _, data in bag.messages({camera.camera_info}):
             with suppress(DataError):  # the next one is as good

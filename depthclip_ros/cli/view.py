@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import ExitStack
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,11 +110,13 @@ def view(options: argparse.Namespace) -> int:
         failures.append(str(error))
         to_stderr(f'not used: {error}')
 
+    images, shown = _images(options, skip, notes), 0
+    if len(failures) == len(options.images):
+        raise ConfigError('no image could be used.')
     with ExitStack() as stack:
         shows = _shows(options, stack)
         estimator = load_estimator(depth, node)
-        shown = 0
-        for image, live in _images(options, skip, notes):
+        for image, live in images:
             try:
                 height, width = image.rgb.shape[:2]
                 notes.add(image.name, 'stretched', stretch_notice(
@@ -132,7 +134,7 @@ def view(options: argparse.Namespace) -> int:
                 break
     notes.close()
     if not shown:
-        raise ConfigError(f'no image could be used: {"; ".join(failures[:3])}')
+        raise ConfigError('no image could be used.')
     if not estimator.weights.trained:
         print_untrained()
     if failures:
@@ -238,25 +240,36 @@ class Window:
 def _images(
     options: argparse.Namespace, skip: Callable[[Exception], None], notes: Notes,
 ) -> Iterator[tuple[NamedFrame, bool]]:
-    """Images of all paths, and whether they are a webcam's; one that is wrong stops no other."""
-    most = options.max_images or MOST
+    """Images of all paths, and whether they are a webcam's; one that is wrong stops no other.
 
-    def of(path: str) -> Iterator[tuple[NamedFrame, bool]]:
+    Paths are looked at at once, images are read one by one.
+    """
+    most, every = options.max_images or MOST, []
+    for path in options.images:
+        is_webcam = path.isdecimal() and not Path(path).exists()
         try:
-            if path.isdecimal() and not Path(path).exists():
-                # In a window, as long as somebody looks.
-                endless = not (options.output or options.save or options.max_images)
-                frames = islice(webcam_frames(int(path)), None if endless else most)
-                for number, bgr in enumerate(frames, 1):
-                    yield NamedFrame(f'webcam {path}, image {number}',
-                                     np.ascontiguousarray(bgr[..., ::-1])), True
-            else:
-                for frame in named_frames([path], most, skip, notes, options.topic):
-                    yield frame, False
+            frames = _of_webcam(path) if is_webcam else named_frames(
+                [path], most, skip, notes, options.topic)
         except DepthClipError as error:
             skip(error)
+            continue
+        # In a window, as long as somebody looks.
+        endless = not (options.output or options.save or options.max_images)
+        every.append((islice(frames, most) if is_webcam and not endless else frames, is_webcam))
 
-    return chain.from_iterable(map(of, options.images))
+    def read() -> Iterator[tuple[NamedFrame, bool]]:
+        for frames, is_webcam in every:
+            try:
+                for frame in frames:
+                    yield frame, is_webcam
+            except DepthClipError as error:  # noqa: PERF203 (one that is wrong stops no other)
+                skip(error)
+    return read()
+
+
+def _of_webcam(path: str) -> Iterator[NamedFrame]:
+    for number, bgr in enumerate(webcam_frames(int(path)), 1):
+        yield NamedFrame(f'webcam {path}, image {number}', np.ascontiguousarray(bgr[..., ::-1]))
 
 
 def _own_camera(image: NamedFrame, *, rectified: bool) -> CameraModel | None:

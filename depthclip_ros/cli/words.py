@@ -78,6 +78,10 @@ def words(options: argparse.Namespace) -> int:
                                        ('scenes', depth.has_scenes)) if is_there]
     texts = [options.words, *([options.against] if options.against else [])]
     configs = _configs(base, [_listed(text) for text in texts], options.bins)
+    failures: list[str] = []
+    notes = Notes(warnings.append)
+    frames = named_frames(options.image, options.max_images, lambda error: (
+        failures.append(str(error))), notes, options.topic)
     loaded = load(node.weights, base.backbone, cache_folder(node.cache_dir), to_stderr,
                   offline=node.offline)
     estimator = load_estimator(configs[0][0], node, loaded)
@@ -85,10 +89,7 @@ def words(options: argparse.Namespace) -> int:
             for name, (config, origin) in zip('AB', configs, strict=False)]
     warnings += [f'{one.name}: {doubt}' for one in sets for doubt in doubts(
         phrases_of(one.config)[0], one.features, lambda: loaded[1], thorough=True)]
-    failures: list[str] = []
-    notes = Notes(warnings.append)
-    for name, rgb, _ in named_frames(options.image, options.max_images, lambda error: (
-            failures.append(str(error))), notes, options.topic):
+    for name, rgb, _ in frames:
         notes.add(name, 'stretched', stretch_notice(rgb.shape, base.input_size))
         for one in sets:
             estimator.reconfigure(one.config)
@@ -125,6 +126,10 @@ def _listed(text: str) -> tuple[str, ...]:
     if len(found) < 2:
         raise ConfigError(f'{quoted(text)} is one word: it would be the whole answer in every '
                           'patch. Give two at least, with commas between them, from near to far.')
+    if '' in found:
+        raise ConfigError(f'{quoted(text)} holds an empty word: commas stand between words only.')
+    if twice := [word for word in dict.fromkeys(found) if found.count(word) > 1]:
+        raise ConfigError(f'{quoted(text)}: {", ".join(twice)} stands twice; give each word once.')
     return found
 
 

@@ -160,11 +160,13 @@ def file_digest(path: Path, release: Release | None = None) -> str:
     except OSError as error:
         listed = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES)  # noqa: PTH208
                         ) if os.path.isdir(path) else []  # noqa: PTH112 (which raises)
+        near = did_you_mean([path.name], list(RELEASES)).replace('did', 'Did')
         remedy = f'one of the files in it ({", ".join(listed)})' if listed else (
-            f'a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its folders)')
+            f'a file that user {os.geteuid()} can read (chmod a+r FILE, a+rx on its folders)'
+            if os.path.exists(path) else 'a file')  # noqa: PTH110 (which raises)
         raise WeightsError(
-            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. Give weights: {remedy}, '
-            f'or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
+            f'{quoted(str(path), 200)}: cannot be read: {error.strerror}. {near}Give weights: '
+            f'{remedy}, or one of {", ".join(RELEASES)}, {DEMO!r} or {UNTRAINED!r}.') from error
     found = digest.hexdigest()
     if release is not None and found != release.sha256:
         raise WeightsError(f'{path}: SHA-256 is {found}, expected {release.sha256}; the file is '

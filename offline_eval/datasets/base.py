@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import math
 import re
 from collections.abc import Callable
@@ -26,7 +27,8 @@ NYU, KITTI, RENDERED = 'NYU Depth v2', 'KITTI', 'rendered rooms'
 IN_PAINTED = ("the depth is in-painted, not the sensor's: its numbers are not comparable with the "
               "paper's.")
 LISTS = ("A list names an image and its annotated depth on each line, as BTS's "
-         'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do.')
+         'eigen_test_files_with_gt.txt (652 images) and nyudepthv2_test_files_with_gt.txt do; a '
+         'name with spaces stands in quotation marks.')
 # Stored depth per metre, as others have it: depth / 80, / 10, metres, feet, deci- and centimetres,
 # KITTI's, millimetres and others, TUM's, 16 bits for 10 m.
 SCALES = (1 / 80, 0.1, 1.0, 3.28084, 10.0, 100.0, 256.0, 500.0, 1000.0, 2000.0, 5000.0, 6553.5)
@@ -204,6 +206,8 @@ def read_depth(path: Path, scale: float) -> Metres:
 def read_list(path: Path) -> list[tuple[str, str, float]]:
     """Two names of files per line, and the focal length in pixels; 0 where no number is third.
 
+    A name with spaces stands in quotation marks.
+
     Further columns (dense depth) and lines that begin with # are ignored; the order is the file's.
 
     Raises:
@@ -221,7 +225,9 @@ def read_list(path: Path) -> list[tuple[str, str, float]]:
     rows: dict[str, tuple[str, str, float]] = {}
     short = []
     for number, line in enumerate(text.splitlines(), 1):
-        row = line.replace('\\', '/').split()
+        plain = line.replace('\\', '/')
+        row = plain.split() if '"' not in plain else [*filter(None, next(csv.reader(
+            [plain.replace('\t', ' ')], delimiter=' ', skipinitialspace=True)))]
         if not row or row[0].startswith('#'):
             continue
         if len(row) == 1:

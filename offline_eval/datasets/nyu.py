@@ -21,9 +21,10 @@ import numpy as np
 
 from depthclip_ros.core.files import atomic, check_new
 from depthclip_ros.core.formats import kind_of
+from depthclip_ros.progress import progress
 from depthclip_ros.sources.pictures import SUFFIXES
 
-from ..errors import DatasetError, ResultsError, listing, progress
+from ..errors import DatasetError, ResultsError, listing
 from .base import IN_PAINTED, NYU, RENDERED, Dataset, Entry, of_files, read_list
 
 LABELED = 1449
@@ -281,7 +282,7 @@ def extract(mat: Path, folder: Path) -> Path:
     every = [(part, dataset, entry) for part, dataset in parts.items()
              for entry in dataset.entries]
     try:
-        for part, dataset, entry in progress(every, 'extraction'):
+        for part, dataset, entry in progress(every, 'extraction', len(every)):
             names = f'rgb_{entry.index:05d}.jpg', f'sync_depth_{entry.index:05d}.png'
             place, rgb = root / part / entry.scene, dataset.rgb(entry)
             framed = np.zeros_like(rgb)

@@ -5,25 +5,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from depthclip_ros.core.errors import DepthClipError
-from depthclip_ros.executables import begin
+from depthclip_ros.executables import command
 from offline_eval.report import write
 from offline_eval.results import load
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0, or 1 with the reason on stderr."""
+    """Run the command; returns the exit code, see `executables.command`."""
+    return command('python3 -m offline_eval.report', _run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog='python3 -m offline_eval.report', description='Write the report of a finished '
         'evaluation again, from its results folder alone.')
     parser.add_argument('folder', type=Path, help='results folder, e.g. results/latest')
-    begin()
     folder = parser.parse_args(arguments).folder
-    try:
-        print(*write(folder, load(folder)), sep='\n')
-    except DepthClipError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    print(*write(folder, load(folder)), sep='\n')
     return 0
 
 
