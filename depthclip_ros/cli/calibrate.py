@@ -16,12 +16,14 @@ from ..calibrate.checks import Comparison, Thumbnail, check, unit_doubt, views
 from ..calibrate.fit import fit
 from ..calibrate.recordings import Options, RecordingError, blocks, gather, spread_evenly
 from ..calibrate.report import contents, draw_examples
+from ..color import depth_scale
 from ..core.errors import ConfigError
 from ..core.files import printable
 from ..sources.camera_info import CameraCalibration
 from .model import (
     check_for_ros,
     check_new,
+    chosen_scale,
     load_estimator,
     named_path,
     output_folder,
@@ -127,7 +129,8 @@ def calibrate(options: argparse.Namespace) -> int:
     estimator.reconfigure(depth)
     after = _depths(estimator, shown, _SHOWN)
     save(picture, draw_examples([(frame.rgb, (*depths, frame.depth)) for frame, depths in zip(
-        shown, zip(before, after, strict=True), strict=True)]))
+        shown, zip(before, after, strict=True), strict=True)], chosen_scale(
+            options, depth_scale(np.concatenate([frame.depth.ravel() for frame in shown])))))
     save_page(html, contents(
         fitted, recording, views(thumbnails),
         f'{estimator.weights.name} on {estimator.device}, {estimator.precision}', warnings,

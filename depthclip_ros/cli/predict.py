@@ -14,8 +14,8 @@ import numpy as np
 from ..calibrate.recordings import spread_evenly
 from ..color import (
     UNTRAINED,
-    color_range,
     colorize,
+    depth_scale,
     png,
     side_by_side,
     write_note,
@@ -24,12 +24,14 @@ from ..color import (
 from ..core.camera import stretch_notice
 from ..core.errors import ConfigError, DataError, ImageError
 from ..core.files import printable, shortened, user_path
-from ..messages.depth import depth_values
+from ..core.opencv import cv2
+from ..messages.depth import depth_values, measured
 from ..messages.image_io import to_rgb
 from ..messages.types import parse
 from ..sources.bag import NANOSECONDS, Bag, camera_topics, is_bag, read
-from ..sources.pictures import RESULTS, Notes, picture_files, read_picture
+from ..sources.pictures import RESULTS, Notes, picture_files, read_picture, read_pixels
 from .model import (
+    chosen_scale,
     given_camera,
     load_estimator,
     output_folder,
@@ -41,7 +43,7 @@ from .model import (
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -76,6 +78,7 @@ def predict_files(options: argparse.Namespace) -> int:
         files += found
     folder = output_folder(options.output)
     estimator = load_estimator(depth_config, node_config)
+    answers: dict[str, tuple[NDArray[np.float32], str]] = {}
     begin, names, notes = time.perf_counter(), set[str](), Notes(to_stderr)
     for file in files:
         try:
@@ -92,7 +95,7 @@ def predict_files(options: argparse.Namespace) -> int:
         while name in names:  # of another folder
             name, number = f'{stem}_{number}', number + 1
         names.add(name)
-        lost = _write(estimator, prediction, folder / name)
+        lost = _write(prediction, folder / name)
         note = f', x {prediction.focal_ratio:.3f} for the focal length' if intrinsics else ''
         note += f'; {lost} pixels do not fit 16 bits' if lost else ''
         known = prediction.depth[np.isfinite(prediction.depth)]
@@ -103,6 +106,8 @@ def predict_files(options: argparse.Namespace) -> int:
             said = f'depth {low:.2f} to {high:.2f} m, median {middle:.2f} m' + (
                 f', none in {missing:.0f} % of the picture' if missing else '')
         print(f'{file} -> {name}_*: {milliseconds:.0f} ms, {said}{note}', flush=True)
+        answers[name] = prediction.patch_depth, f'{file.name}: {said}'
+    _paint(estimator, folder, answers, options)
     print(f'{len(names)} of {len(files)} images in {1e3 * (time.perf_counter() - begin):.0f} ms '
           f'with reading and writing, in {folder}')
     notes.close()
@@ -114,25 +119,43 @@ def predict_files(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _write(estimator: DepthEstimator, prediction: DepthPrediction, target: Path) -> int:
-    """Write the four files of one image; returns the number of pixels 16 bits cannot hold."""
-    low, high = color_range(estimator.config.depth_span)
-    warning = '' if estimator.weights.trained else UNTRAINED
+def _write(prediction: DepthPrediction, target: Path) -> int:
+    """Write the numbers of one image; returns how many pixels 16 bits cannot hold."""
     millimetres, lost = depth_values(prediction.depth, '16UC1')
-    patches = prediction.patch_depth
-    side = max(1, 640 // patches.shape[1])
-    patch_picture = np.kron(colorize(patches, low, high), np.ones((side, side, 1), np.uint8))
-    if warning:
-        write_warning(patch_picture, warning)
-    if estimator.label:
-        write_note(patch_picture, estimator.label)
-    np.save(array := io.BytesIO(), patches)
-    for ending, content in zip(RESULTS, (
-            png(millimetres), png(side_by_side(
-                prediction.depth, low, high, caption=estimator.label, warning=warning)),
-            png(patch_picture), array.getvalue()), strict=True):
+    np.save(array := io.BytesIO(), prediction.patch_depth)
+    for ending, content in (RESULTS[0], png(millimetres)), (RESULTS[3], array.getvalue()):
         save(target.with_name(target.name + ending), content)
     return lost
+
+
+def _paint(
+    estimator: DepthEstimator, folder: Path,
+    answers: Mapping[str, tuple[NDArray[np.float32], str]], options: argparse.Namespace,
+) -> None:
+    """Write the pictures of all images in the same colours, by the depth in their files.
+
+    Args:
+        estimator: that predicted.
+        folder: with the files of `_write`.
+        answers: by name, the depth of the patches and a caption.
+        options: with --range and --colormap.
+
+    """
+    warning = '' if estimator.weights.trained else UNTRAINED
+    scale = chosen_scale(options, depth_scale(np.concatenate(
+        [np.empty(0), *(patches.ravel() for patches, _ in answers.values())])))
+    for name, (patches, caption) in answers.items():
+        depth = measured(read_pixels(
+            folder / f'{name}{RESULTS[0]}', cv2.IMREAD_UNCHANGED))
+        patch_picture = np.asarray(cv2.resize(colorize(patches, scale), depth.shape[::-1],
+                                              interpolation=cv2.INTER_NEAREST), np.uint8)
+        if warning:
+            write_warning(patch_picture, warning)
+        if estimator.label:
+            write_note(patch_picture, estimator.label)
+        save(folder / f'{name}{RESULTS[1]}', png(side_by_side(
+            depth, scale, caption=f'{caption}\n{estimator.label}', warning=warning)))
+        save(folder / f'{name}{RESULTS[2]}', png(patch_picture))
 
 
 class NamedFrame(NamedTuple):

@@ -22,10 +22,11 @@ from depthclip_ros.figures import (
     quantile,
     responses,
     save,
+    scale_of,
     short,
     spots_of,
 )
-from offline_eval.metrics import PAPER_METRICS, SYMBOLS
+from offline_eval.metrics import PAPER_METRICS, SYMBOLS, unit
 from offline_eval.report.tables import class_name
 from offline_eval.results import ALL, ROLES, Results, Summary
 
@@ -48,6 +49,7 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
     """
     summary, histograms = results.summary, results.summary.histograms
     bins = [float(b) for b in summary.config.get('bins', [])]
+    scale = scale_of(results.samples)
     ranks = list(zip_longest(*map(results.of_role, ROLES)))
     with look():
         return {
@@ -71,13 +73,14 @@ def draw(folder: Path, results: Results) -> dict[str, list[Picture]]:
                 'the last.')],
             'predictions': [save(
                 folder, f'predictions_{rank}.png', predictions(
-                    [s for s in samples if s is not None], {m: SYMBOLS[m] for m in PAPER_METRICS}),
+                    [s for s in samples if s is not None], {
+                        m: f'{SYMBOLS[m]} {{:.3f}}{unit(m)}' for m in PAPER_METRICS}, scale),
                 f'Predictions beside the ground truth{f", continued ({rank})" * (rank > 1)}',
                 f'The best, the median and the worst of {summary.data.evaluated} images by δ1. '
                 f'{PREDICTIONS}') for rank, samples in enumerate(ranks, 1)],
             'responses': [save(
                 folder, f'responses_{role}.png', responses(
-                    sample, short(sample.name), spots_of(sample)),
+                    sample, short(sample.name), spots_of(sample), scale),
                 f'Responses of the {len(sample.bins)} words, {role} image ({sample.label})',
                 RESPONSES)
                 for role in ('median', 'best', 'worst')  # the median image is the typical one
