@@ -219,23 +219,29 @@ def distributions(
                     key=lambda t: quantile(edges_, drawn[t][0], 0.5)) or list(drawn)
     high = max(float(values.max()) for values, _ in drawn.values())
     columns = min(len(titles), 4)
-    rows = -(-len(titles) // columns)
-    figure = new_figure(1.15 * rows + 0.3 + 0.4 * (rows == 1))
+    rows = -(-len(titles) // columns)  # the legend goes where a panel is missing, or above
+    is_full = len(titles) == rows * columns
+    figure = new_figure(1.15 * rows + 0.3 + 0.4 * (rows == 1) + 0.2 * is_full)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(panels.flat, titles, strict=False):
         values, marks = drawn[title]
-        axes.stairs(values, edges_, fill=True, color=TRUTH, alpha=0.55, lw=0)
+        axes.stairs(values, edges_, fill=True, color=TRUTH, alpha=0.55, lw=0, label='this one')
         if everything in drawn:
-            axes.stairs(drawn[everything][0], edges_, color='#555555', lw=0.7)
+            axes.stairs(drawn[everything][0], edges_, color='#555555', lw=0.7, label=everything)
         axes.axhline(0, color='black', lw=0.5)
-        axes.axvline(quantile(edges_, values, 0.5), color=TRUTH, lw=0.9, ls='--')
-        axes.vlines(marks, -0.075 * high, 0, color=PREDICTED, lw=0.9)
+        axes.axvline(quantile(edges_, values, 0.5), color=TRUTH, lw=0.9, ls='--', label='median')
+        axes.vlines(marks, -0.075 * high, 0, color=PREDICTED, lw=0.9, label='bins')
         axes.set_title(title)
     panels[0, 0].set(xlim=(0, max(quantile(edges_, d, 0.995) for d, _ in drawn.values())),
                      ylim=(-0.09 * high, 1.05 * high))
     for place, axes in enumerate(panels.flat[len(titles):], len(titles) - columns):
-        axes.set_visible(False)
+        axes.set_axis_off()
         panels.flat[place].tick_params(labelbottom=True)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    if is_full:
+        figure.legend(handles, names, loc='outside upper right', ncols=4)
+    else:
+        panels.flat[-1].legend(handles, names, loc='center')
     figure.supxlabel(label, size=7.5)
     figure.supylabel('density (1/m)', size=7.5)
     return figure
@@ -256,11 +262,12 @@ def quantile(edges: NDArray[np.float64], values: NDArray[np.float64], share: flo
 
 def scale_of(samples: Sequence[Sample]) -> Scale:
     """One colour scale of a run's images: all predictions and 98 % of the ground truth."""
-    predicted, truth = (
-        np.concatenate([depth[np.isfinite(depth) & (depth > 0)] for depth in depths])
-        for depths in zip(*((s.depth, s.truth) for s in samples), strict=True))
-    ends = [float(end) for values, shares in ((predicted, (0, 100)), (truth, (1, 99)))
-            if values.size for end in np.percentile(values, shares)] or [1.0, 2.0]
+    ends = []
+    for depths, shares in (([s.depth for s in samples], (0, 100)),
+                           ([s.truth for s in samples], (1, 99))):
+        known_ = np.concatenate([np.empty(0), *(d[np.isfinite(d) & (d > 0)] for d in depths)])
+        ends += [float(end) for end in np.percentile(known_, shares)] if known_.size else []
+    ends = ends or [1.0, 2.0]
     low = min(ends)
     return Scale(low, max(*ends, 1.05 * low))
 
